@@ -1,0 +1,275 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""The compiled half of :mod:`inferd.fastpath`. Its readable twin, ``_purepath``, says what each function does.
+
+Memory of a :class:`LineSplitter`: bytes live in a block that never moves and that is freed only when the last
+memoryview over it is gone. Memory that a memoryview can see is never written again: where it would be, the
+splitter goes on in a new block. So a line that its caller keeps stays what it was, and costs only memory.
+
+Cost: each byte is searched for the newline once. Bytes are moved only when at least as many were handed out
+before them, when the block doubles, or once for a line that meets the end of the largest block.
+"""
+
+from cpython.buffer cimport PyBUF_ND, PyBUF_SIMPLE, PyBUF_STRIDES, PyBUF_WRITABLE
+from cpython.buffer cimport PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE, PyByteArray_Resize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.memoryview cimport PyMemoryView_FromObject
+from libc.stdlib cimport free, malloc
+from libc.string cimport memchr, memcpy, memmove
+
+cimport cython
+
+from inferd._json cimport json_escape_into
+
+from inferd.errors import FrameTooLarge
+
+cdef extern from "Python.h":
+    const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
+
+cdef enum:
+    # The block of a fresh connection: a short conversation fits, and 1,024 idle connections cost 4 MiB.
+    FIRST_BLOCK = 4096
+    # How far a block may reach beyond the cap: room for the newline and for what the same read brings after it.
+    READ_CHUNK = 4096
+    # With less room at its end a block is rearranged, so that no read asks for a handful of bytes.
+    LEAST_READ = 1024
+    # Texts up to this size are escaped on the stack; a token is a few bytes.
+    STACK_TEXT = 512
+    # Keys are compared over at least this length, whatever theirs is: no auth line may be longer.
+    KEY_BOUND = 4096
+
+
+@cython.final
+cdef class _Block:
+    """Memory of a fixed place and size; counts the memoryviews over it, each of which sees only its own part."""
+
+    cdef char* data
+    cdef Py_ssize_t size
+    cdef Py_ssize_t views
+    cdef Py_ssize_t low
+    cdef Py_ssize_t high
+    cdef bint writable
+
+    def __cinit__(self, Py_ssize_t size):
+        self.data = <char*>malloc(size)
+        if self.data == NULL:
+            raise MemoryError()
+        self.size = size
+
+    def __dealloc__(self):
+        free(self.data)
+
+    def __getbuffer__(self, Py_buffer* buffer, int flags):
+        if flags & PyBUF_WRITABLE and not self.writable:
+            raise BufferError("a line is read-only")
+        buffer.obj = self
+        buffer.buf = self.data + self.low
+        buffer.len = self.high - self.low
+        buffer.readonly = not self.writable
+        buffer.itemsize = 1
+        buffer.format = NULL
+        buffer.ndim = 1
+        buffer.shape = &buffer.len if flags & PyBUF_ND else NULL
+        buffer.strides = &buffer.itemsize if flags & PyBUF_STRIDES == PyBUF_STRIDES else NULL
+        buffer.suboffsets = NULL
+        buffer.internal = NULL
+        self.views += 1
+
+    def __releasebuffer__(self, Py_buffer* buffer):
+        self.views -= 1
+
+    cdef object view(self, Py_ssize_t low, Py_ssize_t high, bint writable):
+        self.low = low
+        self.high = high
+        self.writable = writable
+        cdef object result = PyMemoryView_FromObject(self)
+        self.writable = False
+        return result
+
+
+@cython.final
+cdef class LineSplitter:
+    """Splits a byte stream into lines of at most ``cap`` bytes; see :class:`inferd._purepath.LineSplitter`."""
+
+    cdef readonly Py_ssize_t cap
+    cdef readonly bint oversized
+    cdef _Block block
+    cdef Py_ssize_t start      # first byte not handed out
+    cdef Py_ssize_t end        # one past the last byte read
+    cdef Py_ssize_t newline    # the first newline in start..end, -1 when there is none
+
+    def __init__(self, Py_ssize_t cap):
+        if cap < 1:
+            raise ValueError("cap must be at least 1 byte")
+        self.cap = cap
+        self.oversized = False
+        self._empty()
+
+    @property
+    def buffered(self):
+        return self.end - self.start
+
+    @property
+    def has_line(self):
+        return self.oversized or self.newline >= 0
+
+    def get_buffer(self, Py_ssize_t sizehint=-1):
+        self._make_room(LEAST_READ, READ_CHUNK)
+        return self.block.view(self.end, self.block.size, True)
+
+    def buffer_updated(self, Py_ssize_t nbytes):
+        if nbytes < 0 or nbytes > self.block.size - self.end:
+            raise ValueError("nbytes does not fit the buffer that get_buffer gave")
+        self._received(nbytes)
+
+    def feed(self, data):
+        cdef Py_buffer source
+        PyObject_GetBuffer(data, &source, PyBUF_SIMPLE)
+        try:
+            self._make_room(source.len, source.len)
+            memmove(self.block.data + self.end, source.buf, source.len)
+            self._received(source.len)
+        finally:
+            PyBuffer_Release(&source)
+
+    def next_line(self):
+        if self.oversized:
+            raise FrameTooLarge(self.cap)
+        if self.newline < 0:
+            return None
+        cdef object line = self._view_line(self.start, self.newline)
+        self.start = self.newline + 1
+        self._search(self.start)
+        return line
+
+    def take_tail(self):
+        cdef object line = self.next_line()
+        if line is None and self.start < self.end:
+            line = self._view_line(self.start, self.end)
+            self.start = self.end
+        return line
+
+    cdef object _view_line(self, Py_ssize_t low, Py_ssize_t high):
+        if high > low and self.block.data[high - 1] == b'\r':
+            high -= 1
+        return self.block.view(low, high, False)
+
+    cdef int _received(self, Py_ssize_t nbytes) except -1:
+        cdef Py_ssize_t unseen = self.end
+        if not self.oversized:
+            self.end += nbytes
+            if self.newline < 0:
+                self._search(unseen)
+        return 0
+
+    cdef int _search(self, Py_ssize_t unseen) except -1:
+        cdef char* found = <char*>memchr(self.block.data + unseen, b'\n', self.end - unseen)
+        self.newline = -1 if found == NULL else found - self.block.data
+        if (self.end if found == NULL else self.newline) - self.start > self.cap:
+            self.oversized = True
+            self._empty()
+        return 0
+
+    cdef int _empty(self) except -1:
+        self.block = _Block(FIRST_BLOCK)
+        self.start = self.end = 0
+        self.newline = -1
+        return 0
+
+    cdef int _make_room(self, Py_ssize_t need, Py_ssize_t chunk) except -1:
+        """Leaves ``need`` bytes free at the end of a block of at most ``cap + chunk`` bytes."""
+        cdef Py_ssize_t held = self.end - self.start
+        cdef Py_ssize_t size = self.block.size
+        if self.newline >= 0 and held > self.cap // 2:
+            raise BufferError("take the lines that wait before reading on")
+        if size - self.end >= need and (held > 0 or self.start == 0):
+            return 0
+        if held + need <= FIRST_BLOCK:
+            size = FIRST_BLOCK
+        elif held > self.start or held + need > size:
+            size = min(self.cap + chunk, max(2 * size, held + need))
+        cdef _Block old = self.block
+        if size == old.size and old.views == 0:
+            memmove(old.data, old.data + self.start, held)
+        else:
+            self.block = _Block(size)
+            memcpy(self.block.data, old.data + self.start, held)
+        if self.newline >= 0:
+            self.newline -= self.start
+        self.start = 0
+        self.end = held
+        return 0
+
+
+cdef char* _escape(str text, char* stack, size_t* size) except NULL:
+    """The escaped text: in ``stack`` when it is small, else in memory that the caller frees."""
+    cdef Py_ssize_t n
+    cdef const char* source = PyUnicode_AsUTF8AndSize(text, &n)
+    cdef char* out = stack
+    if n > STACK_TEXT:
+        out = <char*>malloc(6 * n)
+        if out == NULL:
+            raise MemoryError()
+    size[0] = json_escape_into(out, source, n)
+    return out
+
+
+def escape_json(str text not None):
+    cdef char[6 * STACK_TEXT] stack
+    cdef size_t size
+    cdef char* escaped = _escape(text, stack, &size)
+    try:
+        return PyBytes_FromStringAndSize(escaped, size)
+    finally:
+        if escaped != stack:
+            free(escaped)
+
+
+def token_frame(bytes prefix not None, str text not None, bytes suffix not None):
+    cdef char[6 * STACK_TEXT] stack
+    cdef size_t size
+    cdef char* escaped = _escape(text, stack, &size)
+    cdef bytes frame
+    try:
+        frame = PyBytes_FromStringAndSize(NULL, PyBytes_GET_SIZE(prefix) + size + PyBytes_GET_SIZE(suffix))
+        _join(PyBytes_AS_STRING(frame), prefix, escaped, size, suffix)
+        return frame
+    finally:
+        if escaped != stack:
+            free(escaped)
+
+
+def append_token_frame(bytearray buf not None, bytes prefix not None, str text not None, bytes suffix not None):
+    cdef char[6 * STACK_TEXT] stack
+    cdef size_t size
+    cdef char* escaped = _escape(text, stack, &size)
+    cdef Py_ssize_t before = PyByteArray_GET_SIZE(buf)
+    try:
+        PyByteArray_Resize(buf, before + PyBytes_GET_SIZE(prefix) + size + PyBytes_GET_SIZE(suffix))
+        _join(PyByteArray_AS_STRING(buf) + before, prefix, escaped, size, suffix)
+    finally:
+        if escaped != stack:
+            free(escaped)
+
+
+cdef void _join(char* out, bytes prefix, const char* escaped, size_t size, bytes suffix) noexcept:
+    memcpy(out, PyBytes_AS_STRING(prefix), PyBytes_GET_SIZE(prefix))
+    out += PyBytes_GET_SIZE(prefix)
+    memcpy(out, escaped, size)
+    memcpy(out + size, PyBytes_AS_STRING(suffix), PyBytes_GET_SIZE(suffix))
+
+
+def keys_equal(bytes a not None, bytes b not None):
+    # Every pass of the loop does the same work wherever the keys end or differ: past its end a key reads as its
+    # first byte and is masked to zero. `volatile` keeps the compiler from ending the loop early.
+    cdef Py_ssize_t a_size = PyBytes_GET_SIZE(a)
+    cdef Py_ssize_t b_size = PyBytes_GET_SIZE(b)
+    cdef const unsigned char* a_data = <const unsigned char*>PyBytes_AS_STRING(a)
+    cdef const unsigned char* b_data = <const unsigned char*>PyBytes_AS_STRING(b)
+    cdef volatile unsigned char difference = a_size != b_size
+    cdef Py_ssize_t i, a_inside, b_inside
+    for i in range(max(KEY_BOUND, a_size, b_size)):
+        a_inside = -<Py_ssize_t>(i < a_size)
+        b_inside = -<Py_ssize_t>(i < b_size)
+        difference |= (a_data[i & a_inside] & a_inside) ^ (b_data[i & b_inside] & b_inside)
+    return difference == 0

@@ -1,0 +1,144 @@
+"""The readable half of :mod:`inferd.fastpath`, and the oracle of its tests: plain Python, no compiled code.
+
+Every function here says what its compiled twin does too. The two differ in speed and in one thing that a caller
+can see only by its memory: here a line is a copy.
+"""
+
+from __future__ import annotations
+
+import hmac
+from typing import TYPE_CHECKING
+
+from inferd.errors import FrameTooLarge
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+_READ_CHUNK = 4096
+
+# Keys are padded to at least this length before they are compared: no auth line may be longer.
+_KEY_BOUND = 4096
+
+_SHORT_ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r", "\b": "\\b", "\f": "\\f"}
+_ESCAPES = str.maketrans({chr(c): f"\\u{c:04x}" for c in range(0x20)} | _SHORT_ESCAPES)
+
+
+class LineSplitter:
+    """Splits a byte stream into lines of at most ``cap`` bytes, for one connection and one thread.
+
+    Bytes come in through ``get_buffer`` and ``buffer_updated``, which are those of an
+    ``asyncio.BufferedProtocol``: the socket reads in place. Lines go out through ``next_line``, in order.
+
+    * A line ends with ``\\n``, which is not part of it; one ``\\r`` before that is not part of it either, but counts
+      towards the cap, which no other byte but the ``\\n`` escapes.
+    * ``has_line`` says that ``next_line`` has something to say: a line, or that one is too long. As soon as the
+      line to come is known to exceed the cap, everything held is dropped, ``oversized`` is set, ``next_line``
+      raises ``FrameTooLarge`` now and ever after, and what is still read is dropped.
+    * Never more than the cap and one read chunk is held, and once a long line is taken its memory is given back.
+      To that end reading on is refused with ``BufferError`` when lines wait that together fill more than half
+      the cap: pause the transport while ``has_line``.
+    * A line is a read-only memoryview, to be dropped before more bytes come. One that is kept longer still shows
+      the same bytes, and costs memory of its own.
+    """
+
+    def __init__(self, cap: int) -> None:
+        if cap < 1:
+            raise ValueError("cap must be at least 1 byte")
+        self.cap = cap
+        self.oversized = False
+        self._held = bytearray()
+        self._newline = -1
+        self._chunk = bytearray(_READ_CHUNK)
+
+    @property
+    def buffered(self) -> int:
+        """Bytes held, those of whole lines included."""
+        return len(self._held)
+
+    @property
+    def has_line(self) -> bool:
+        """Whether ``next_line`` would return a line or raise."""
+        return self.oversized or self._newline >= 0
+
+    def get_buffer(self, sizehint: int = -1) -> memoryview:
+        """Writable memory of at least one byte for the next read; the hint is not needed."""
+        self._check_room()
+        return memoryview(self._chunk)
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Takes the first ``nbytes`` bytes of what ``get_buffer`` gave."""
+        if not 0 <= nbytes <= len(self._chunk):
+            raise ValueError("nbytes does not fit the buffer that get_buffer gave")
+        self._receive(memoryview(self._chunk)[:nbytes])
+
+    def feed(self, data: Buffer) -> None:
+        """Takes a copy of ``data``, which counts as one read chunk."""
+        self._check_room()
+        self._receive(data)
+
+    def next_line(self) -> memoryview | None:
+        """The next line, ``None`` when no whole line is held; ``FrameTooLarge`` when it exceeds the cap."""
+        if self.oversized:
+            raise FrameTooLarge(self.cap)
+        if self._newline < 0:
+            return None
+        return self._take(self._newline, self._newline + 1)
+
+    def take_tail(self) -> memoryview | None:
+        """After the end of the stream: the next line, then what followed the last newline, then ``None``."""
+        line = self.next_line()
+        if line is None and self._held:
+            return self._take(len(self._held), len(self._held))
+        return line
+
+    def _check_room(self) -> None:
+        if self._newline >= 0 and len(self._held) > self.cap // 2:
+            raise BufferError("take the lines that wait before reading on")
+
+    def _receive(self, data: Buffer) -> None:
+        if not self.oversized:
+            unseen = len(self._held)
+            self._held += data
+            if self._newline < 0:
+                self._search(unseen)
+
+    def _search(self, unseen: int) -> None:
+        self._newline = self._held.find(b"\n", unseen)
+        if (len(self._held) if self._newline < 0 else self._newline) > self.cap:
+            self.oversized = True
+            self._held.clear()
+            self._newline = -1
+
+    def _take(self, size: int, consumed: int) -> memoryview:
+        line = bytes(self._held[:size]).removesuffix(b"\r")
+        del self._held[:consumed]
+        self._search(0)
+        return memoryview(line)
+
+
+def escape_json(text: str) -> bytes:
+    """The inside of the JSON string that stands for ``text``, as UTF-8, without quotes.
+
+    Only what JSON requires is escaped, in its short form where there is one. Raises ``ValueError`` for a lone
+    surrogate, which UTF-8 cannot carry.
+    """
+    return text.translate(_ESCAPES).encode()
+
+
+def token_frame(prefix: bytes, text: str, suffix: bytes) -> bytes:
+    """``text`` escaped by :func:`escape_json` between the bytes that make it a frame."""
+    return prefix + escape_json(text) + suffix
+
+
+def append_token_frame(buf: bytearray, prefix: bytes, text: str, suffix: bytes) -> None:
+    """Appends what :func:`token_frame` returns; on an error ``buf`` is as it was."""
+    buf += token_frame(prefix, text, suffix)
+
+
+def keys_equal(a: bytes, b: bytes) -> bool:
+    """Whether two keys are the same, in a time that tells nothing of either key or of its length.
+
+    That holds for keys up to 4,096 bytes, the most that an auth line can carry.
+    """
+    size = max(_KEY_BOUND, len(a), len(b))
+    return hmac.compare_digest(a.ljust(size, b"\0"), b.ljust(size, b"\0")) & (len(a) == len(b))
