@@ -1,0 +1,64 @@
+# llama.cpp: sources, options, and the targets llama, llama-common and mtmd.
+
+set(LLAMA_DIR ${CMAKE_SOURCE_DIR}/vendor/llama.cpp)
+
+execute_process(
+    COMMAND ${Python_EXECUTABLE} ${LLAMA_DIR}/fetch.py
+    RESULT_VARIABLE fetched)
+if(NOT fetched EQUAL 0)
+    message(FATAL_ERROR
+        "llama.cpp's sources are missing and could not be brought; the reason is printed above. Run\n"
+        "    ${Python_EXECUTABLE} ${LLAMA_DIR}/fetch.py\n"
+        "where a package index can be reached, or give that command the path of the source distribution "
+        "named in vendor/llama.cpp/pin.json; then install again.")
+endif()
+set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${LLAMA_DIR}/pin.json)
+if(SKBUILD_STATE STREQUAL "sdist")
+    return()
+endif()
+
+file(READ ${LLAMA_DIR}/pin.json pin)
+string(JSON commit GET ${pin} commit)
+string(SUBSTRING ${commit} 0 9 LLAMA_BUILD_COMMIT)
+set(LLAMA_BUILD_NUMBER 0) # upstream's number of a build is its count of commits, which the pin does not know
+set(GIT_EXE OFF CACHE INTERNAL "ggml would ask git, and get the commit of this repository")
+
+set(BUILD_SHARED_LIBS OFF)
+set(LLAMA_BUILD_COMMON ON)
+set(LLAMA_BUILD_MTMD ON)
+foreach(part TESTS EXAMPLES TOOLS SERVER APP UI)
+    set(LLAMA_BUILD_${part} OFF)
+endforeach()
+set(LLAMA_OPENSSL OFF)
+set(MTMD_VIDEO OFF CACHE BOOL "llama.cpp: decode video by running ffmpeg")
+# ggml's own thread pool is as fast, and the wheel needs no OpenMP library.
+option(GGML_OPENMP "ggml: use OpenMP" OFF)
+set(GGML_CCACHE OFF) # compiler.cmake has set the launcher
+
+add_subdirectory(${LLAMA_DIR} llama.cpp EXCLUDE_FROM_ALL)
+
+set(native "")
+if(GGML_NATIVE AND NOT CMAKE_HOST_WIN32)
+    # `-march=native` stands for another instruction set on another CPU, but neither ninja nor ccache can see
+    # that. The macros that it stands for are made a part of the command, so that objects of one CPU are
+    # never taken for those of another.
+    execute_process(
+        COMMAND ${CMAKE_C_COMPILER} -march=native -dM -E -x c /dev/null
+        OUTPUT_VARIABLE macros RESULT_VARIABLE failed ERROR_QUIET)
+    if(NOT failed)
+        string(MD5 native "${macros}")
+        string(SUBSTRING ${native} 0 12 native)
+    endif()
+endif()
+foreach(backend IN LISTS GGML_AVAILABLE_BACKENDS)
+    if(NOT backend MATCHES "^ggml-cpu")
+        continue()
+    endif()
+    if(native)
+        target_compile_definitions(${backend} PRIVATE INFERD_NATIVE_${native})
+    endif()
+    if(CMAKE_C_COMPILER_ID STREQUAL "GNU")
+        target_compile_options(${backend} PRIVATE
+            "$<$<COMPILE_LANGUAGE:C,CXX>:SHELL:-include \"${CMAKE_SOURCE_DIR}/cmake/amx_loadconfig.h\">")
+    endif()
+endforeach()

@@ -1,0 +1,156 @@
+"""Brings llama.cpp's sources, as `pin.json` names them, into the folder of this file.
+
+CMake runs it at every configure; it returns at once when the sources are already those of the pin. By hand:
+
+    python vendor/llama.cpp/fetch.py [SDIST]
+
+Without SDIST the source distribution that carries the sources comes from the user's cache, or by pip from
+the package index that pip is configured for. Nothing is unpacked before its SHA-256 matches the pin. The
+stamp, written last, is what makes an unpacked tree complete: an interrupted run leaves none, and a changed
+pin makes the old one void.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path, PurePosixPath
+
+HERE = Path(__file__).resolve().parent
+PIN = HERE / "pin.json"
+STAMP = HERE / ".complete"
+
+
+class FetchFailed(Exception):
+    """The sources could not be brought; the text says why."""
+
+
+def cache_dir() -> Path:
+    """The folder of the user's cache that holds the downloaded source distribution."""
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA", "~/AppData/Local")
+    elif sys.platform == "darwin":
+        base = "~/Library/Caches"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "inferd" / "build"
+
+
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def verify(path: Path, pin: dict[str, str]) -> None:
+    actual = sha256(path)
+    if actual != pin["sha256"]:
+        raise FetchFailed(f"{path} has SHA-256 {actual}, but the pin wants {pin['sha256']}")
+
+
+def download(pin: dict[str, str], target: Path) -> None:
+    """Downloads the pinned source distribution to ``target``, which appears only when it is verified.
+
+    pip asks the package's build backend for its metadata before it keeps the file. Where that backend is
+    installed, as it is while inferd is built, pip is told to use it instead of bringing it once more.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        requirements = Path(scratch) / "requirements.txt"
+        requirements.write_text(f"{pin['package']}=={pin['version']} --hash=sha256:{pin['sha256']}\n")
+        command = [sys.executable, "-m", "pip", "download", "--require-hashes", "--no-deps"]
+        command += ["--no-binary", pin["package"], "--dest", scratch, "-r", str(requirements)]
+        if importlib.util.find_spec("scikit_build_core"):
+            command.append("--no-build-isolation")
+        if subprocess.run(command, check=False).returncode != 0:
+            raise FetchFailed(f"`{' '.join(command[1:6])} …` failed; its output above says why")
+        archive = Path(scratch) / pin["sdist"]
+        if not archive.is_file():
+            raise FetchFailed(f"pip brought no {pin['sdist']}")
+        verify(archive, pin)
+        os.replace(archive, target)
+
+
+def wanted(name: str, pin: dict[str, list[str]]) -> bool:
+    return any(name.startswith(path) if path.endswith("/") else name == path for path in pin["paths"])
+
+
+def unpack(archive: Path, pin: dict[str, str | list[str]]) -> None:
+    """Replaces what an earlier run unpacked. Files get the present time, so that a build sees them change."""
+    STAMP.unlink(missing_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=".unpack-", dir=HERE))
+    try:
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                name = PurePosixPath(member.name)
+                if not member.isfile() or ".." in name.parts or not name.is_relative_to(pin["root"]):
+                    continue
+                inner = name.relative_to(pin["root"]).as_posix()
+                if not wanted(inner, pin):
+                    continue
+                target = fresh / inner
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with tar.extractfile(member) as source, target.open("wb") as sink:
+                    shutil.copyfileobj(source, sink)
+        for path in pin["paths"]:
+            if not (fresh / path).exists():
+                raise FetchFailed(f"{archive} holds no {path}")
+        keep = {PIN.name, Path(__file__).name, fresh.name}
+        for old in HERE.iterdir():
+            if old.name not in keep:
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
+        for new in fresh.iterdir():
+            os.replace(new, HERE / new.name)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    scratch = STAMP.with_suffix(".new")
+    scratch.write_text(stamp_text())
+    os.replace(scratch, STAMP)
+
+
+def stamp_text() -> str:
+    return sha256(PIN) + "\n"
+
+
+def complete() -> bool:
+    return STAMP.is_file() and STAMP.read_text() == stamp_text()
+
+
+def bring(sdist: Path | None) -> None:
+    if sdist is None and complete():
+        return
+    pin = json.loads(PIN.read_text())
+    if sdist is None:
+        sdist = cache_dir() / pin["sdist"]
+        if sdist.is_file() and sha256(sdist) == pin["sha256"]:
+            print(f"llama.cpp: unpacking {sdist}", flush=True)
+        else:
+            print(f"llama.cpp: downloading {pin['package']} {pin['version']} (77 MB)", flush=True)
+            download(pin, sdist)
+    verify(sdist, pin)
+    unpack(sdist, pin)
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) > 1:
+        print("usage: fetch.py [SDIST]", file=sys.stderr)
+        return 2
+    try:
+        bring(Path(arguments[0]) if arguments else None)
+    except (FetchFailed, OSError, tarfile.TarError) as error:
+        print(f"llama.cpp's sources could not be brought: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
