@@ -1,0 +1,231 @@
+"""The config file: its shape, and the reading of one.
+
+The shape is made from the option table for the single values and from the tables here for the backends;
+msgspec checks the types and bounds, the kinds the form of strings. A file that cannot be read, parsed or
+validated raises ConfigError with file, key and reason; a key that the shape does not know is a warning,
+since a newer inferd may have written it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn, Union
+
+import msgspec
+
+from inferd.config.kinds import FilePath, HttpsUrl, Integer, Kind, Name, Sha256, Text
+from inferd.config.settings import OPTIONS, ModelSpec
+from inferd.errors import ConfigError
+
+MAX_FILE_BYTES = 1024 * 1024
+"""Far above any real config, so that a wrong path (a model, a device) fails at once."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of an object in the file."""
+
+    name: str
+    kind: Kind
+    doc: str
+    required: bool = False
+
+
+_KINDS = {option.name: option.kind for option in OPTIONS}
+
+MODEL_KEYS = (
+    Key("name", Name(), "The model's name in the store or the catalogue.", required=True),
+    Key("sha256", Sha256(), "The hash of the file; without it the name is looked up in store and catalogue."),
+    Key("source_url", HttpsUrl(), "Where the file comes from; empty when it is in the store."),
+    Key("size_bytes", Integer(1, 2**63 - 1), "The size of the file."),
+    Key("license", Text(), "The licence, kept beside the file."),
+)
+
+BACKEND_KEYS: dict[str, tuple[Key, ...]] = {
+    "llamacpp": (
+        Key("name", Name(), "The entry's own name, unlike every other entry's.", required=True),
+        Key("model_path", FilePath(), "A GGUF file; excludes `model`."),
+        Key("n_ctx", _KINDS["n_ctx"], "Context of one request; the top-level `n_ctx` when absent."),
+        Key("n_gpu_layers", _KINDS["n_gpu_layers"], "The top-level `n_gpu_layers` when absent."),
+    ),
+    "mock": (Key("name", Name(), "The entry's own name, unlike every other entry's.", required=True),),
+}
+
+TAKES_MODEL = frozenset({"llamacpp"})
+"""The kinds of backend that have a ``model`` object."""
+
+
+@dataclass(frozen=True)
+class ConfigFile:
+    """What a file says: option name → (key, value), the backends' fields in order, and warnings."""
+
+    values: Mapping[str, tuple[str, Any]] = field(default_factory=dict)
+    backends: tuple[dict[str, Any], ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def _struct(name: str, fields: list[tuple[str, Any, bool]], **options: Any) -> Any:
+    """A msgspec struct of (name, type, required) fields."""
+    rows = [(key, kind) if needed else (key, Union[kind, None], None) for key, kind, needed in fields]  # noqa: UP007
+    return msgspec.defstruct(name, rows, kw_only=True, **options)
+
+
+def _rows(keys: tuple[Key, ...]) -> list[tuple[str, Any, bool]]:
+    return [(key.name, key.kind.file_type, key.required) for key in keys]
+
+
+def _shape() -> tuple[Any, dict[str, Any]]:
+    """The whole file as a msgspec type, and its known keys as nested dictionaries."""
+    model = _struct("Model", _rows(MODEL_KEYS))
+    entries = [
+        _struct(
+            f"Backend_{kind}",
+            _rows(keys) + ([("model", model, False)] if kind in TAKES_MODEL else []),
+            tag_field="kind",
+            tag=kind,
+        )
+        for kind, keys in BACKEND_KEYS.items()
+    ]
+    top: list[tuple[str, Any, bool]] = [
+        ("model", model, False),
+        ("backends", list[Union[tuple(entries)]], False),  # type: ignore[misc]  # noqa: UP007
+    ]
+    known: dict[str, Any] = {"model": None, "backends": None}
+    sections: dict[str, list[tuple[str, Any, bool]]] = {}
+    for option in OPTIONS:
+        if option.key is not None:
+            section, _, leaf = option.key.rpartition(".")
+            rows = sections.setdefault(section, []) if section else top
+            rows.append((leaf, option.kind.file_type, False))
+            (known.setdefault(section, {}) if section else known)[leaf] = None
+    top.extend((name, _struct(name.capitalize(), rows), False) for name, rows in sections.items())
+    return _struct("Config", top), known
+
+
+FILE_TYPE, _KNOWN = _shape()
+
+
+def read_file(path: Path, *, required: bool) -> ConfigFile:
+    """Reads and checks the file at ``path``; an absent one is empty unless it is ``required``."""
+
+    def fail(reason: str) -> NoReturn:
+        raise ConfigError(f"config file {path}: {reason}")
+
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(MAX_FILE_BYTES + 1)
+    except FileNotFoundError:
+        if required:
+            fail("there is no such file")
+        return ConfigFile()
+    except OSError as error:
+        fail(f"cannot be read: {error.strerror}")
+    if len(data) > MAX_FILE_BYTES:
+        fail(f"is larger than {MAX_FILE_BYTES} bytes, so it is no config file")
+    try:
+        raw = json.loads(data.decode(), object_pairs_hook=_unique)
+        checked = msgspec.convert(raw, FILE_TYPE)
+        warnings = tuple(f"config file {path}: {text}" for text in _unknown(raw))
+        return ConfigFile(_values(checked), _backends(checked), warnings)
+    except UnicodeDecodeError:
+        fail("is not UTF-8 text")
+    except RecursionError:
+        fail("is nested too deeply")
+    except json.JSONDecodeError as error:
+        fail(f"is not JSON: {error.msg} in line {error.lineno}, column {error.colno}")
+    except (msgspec.ValidationError, ValueError) as error:
+        fail(str(error))
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"`{next(name for name in names if names.count(name) > 1)}` is given twice")
+    return result
+
+
+def _unknown(raw: Mapping[str, Any]) -> Iterator[str]:
+    yield from _unknown_in(raw, _KNOWN, "")
+    model = dict.fromkeys(key.name for key in MODEL_KEYS)
+    yield from _unknown_in(raw.get("model") or {}, model, "model.")
+    for position, entry in enumerate(raw.get("backends") or []):
+        where = f"backends[{position}]."
+        known: dict[str, Any] = dict.fromkeys(["kind", *(key.name for key in BACKEND_KEYS[entry["kind"]])])
+        if entry["kind"] in TAKES_MODEL:
+            known["model"] = model
+        yield from _unknown_in(entry, known, where)
+
+
+def _unknown_in(raw: Mapping[str, Any], known: Mapping[str, Any], where: str) -> Iterator[str]:
+    for key, value in raw.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+            yield f"unknown key `{where}{key}` is ignored; the nearest known key is `{where}{near}`"
+        elif known[key] is not None and value is not None:
+            yield from _unknown_in(value, known[key], f"{where}{key}.")
+
+
+def _parse(kind: Kind, value: Any, key: str) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return kind.parse(value)
+    except ValueError as reason:
+        raise ValueError(f"`{key}` must be {reason}") from None
+
+
+def _values(checked: Any) -> dict[str, tuple[str, Any]]:
+    values: dict[str, tuple[str, Any]] = {}
+    for option in OPTIONS:
+        if option.key is None:
+            continue
+        node = checked
+        for part in option.key.split("."):
+            node = getattr(node, part) if node is not None else None
+        if node is not None:
+            values[option.name] = (option.key, _parse(option.kind, node, option.key))
+    return values
+
+
+def _fields(node: Any, keys: tuple[Key, ...], where: str) -> dict[str, Any]:
+    given = ((key, getattr(node, key.name)) for key in keys)
+    return {key.name: _parse(key.kind, value, where + key.name) for key, value in given if value is not None}
+
+
+def _backends(checked: Any) -> tuple[dict[str, Any], ...]:
+    if checked.model is not None and checked.backends is not None:
+        raise ValueError("`model` and `backends` exclude each other; keep one of them")
+    if checked.model is not None:
+        spec = ModelSpec(**_fields(checked.model, MODEL_KEYS, "model."))
+        return ({"kind": "llamacpp", "name": "llamacpp", "model": _checked_model(spec, "model")},)
+    if not checked.backends:
+        raise ValueError("`backends` must list at least one backend")
+    entries = [_entry(node, f"backends[{position}]") for position, node in enumerate(checked.backends)]
+    names = [entry["name"] for entry in entries]
+    for position, name in enumerate(names):
+        if name in names[:position]:
+            raise ValueError(f"`backends[{position}].name` {name!r} is taken by an entry before it")
+    return tuple(entries)
+
+
+def _entry(node: Any, where: str) -> dict[str, Any]:
+    kind: str = node.__struct_config__.tag
+    entry = {"kind": kind, **_fields(node, BACKEND_KEYS[kind], f"{where}.")}
+    if kind in TAKES_MODEL:
+        if (node.model is None) == (node.model_path is None):
+            raise ValueError(f"`{where}` needs one of `model` and `model_path`")
+        if node.model is not None:
+            spec = ModelSpec(**_fields(node.model, MODEL_KEYS, f"{where}.model."))
+            entry["model"] = _checked_model(spec, f"{where}.model")
+    return entry
+
+
+def _checked_model(spec: ModelSpec, where: str) -> ModelSpec:
+    if spec.source_url and spec.sha256 is None:
+        raise ValueError(f"`{where}.sha256` is missing; a file that is fetched must be checked against it")
+    return spec

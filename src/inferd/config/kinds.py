@@ -1,0 +1,308 @@
+"""The types that an option can have.
+
+A kind turns text (a flag, a variable, a string of the config file) into a value, or raises ``ValueError``
+whose text completes "… must be"; it also gives the msgspec type that the config file is checked against, so
+that a bound is written once.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
+
+
+class Secret:
+    """A value that must not be seen: only :meth:`reveal` shows it."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        return self._value
+
+    def __repr__(self) -> str:
+        return "Secret(…)"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self._value == other._value
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Kind(ABC):
+    """What an option's value may be."""
+
+    @property
+    @abstractmethod
+    def metavar(self) -> str:
+        """The placeholder in ``--help``."""
+
+    @property
+    @abstractmethod
+    def description(self) -> str:
+        """What a value must be, as a noun phrase."""
+
+    @property
+    def file_type(self) -> Any:
+        """The msgspec type of the value in the config file."""
+        return Annotated[str, Meta(min_length=1)]
+
+    @abstractmethod
+    def parse(self, text: str) -> object:
+        """The value of ``text``; ``ValueError`` says what it must be instead."""
+
+
+@dataclass(frozen=True)
+class Integer(Kind):
+    """A whole number from ``minimum`` to ``maximum``."""
+
+    minimum: int
+    maximum: int = 2**31 - 1
+
+    @property
+    def metavar(self) -> str:
+        return "N"
+
+    @property
+    def description(self) -> str:
+        return f"a whole number from {self.minimum} to {self.maximum}"
+
+    @property
+    def file_type(self) -> Any:
+        return Annotated[int, Meta(ge=self.minimum, le=self.maximum)]
+
+    def parse(self, text: str) -> int:
+        if not re.fullmatch(r"[+-]?[0-9]{1,19}", text) or not self.minimum <= int(text) <= self.maximum:
+            raise ValueError(self.description)
+        return int(text)
+
+
+@dataclass(frozen=True)
+class Seconds(Kind):
+    """A span of time; zero is allowed unless ``positive``."""
+
+    positive: bool = False
+    maximum: float = 86400.0 * 365
+
+    @property
+    def metavar(self) -> str:
+        return "SECONDS"
+
+    @property
+    def description(self) -> str:
+        return f"a number of seconds {'above 0' if self.positive else 'of 0 or more'}, at most a year"
+
+    @property
+    def file_type(self) -> Any:
+        if self.positive:
+            return Annotated[float, Meta(gt=0, le=self.maximum)]
+        return Annotated[float, Meta(ge=0, le=self.maximum)]
+
+    def parse(self, text: str) -> float:
+        if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text):
+            raise ValueError(self.description)
+        value = float(text)
+        if value > self.maximum or (self.positive and value == 0):
+            raise ValueError(self.description)
+        return value
+
+
+@dataclass(frozen=True)
+class Choice(Kind):
+    """One of a few words."""
+
+    values: tuple[str, ...]
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def metavar(self) -> str:
+        return "|".join(self.values)
+
+    @property
+    def description(self) -> str:
+        return "one of " + ", ".join(self.values)
+
+    @property
+    def file_type(self) -> Any:
+        return Literal[self.values]
+
+    def parse(self, text: str) -> str:
+        value = self.aliases.get(text, text)
+        if value not in self.values:
+            raise ValueError(self.description)
+        return value
+
+
+@dataclass(frozen=True)
+class Boolean(Kind):
+    """A switch; in a variable ``1``/``true``/``yes``/``on`` or ``0``/``false``/``no``/``off``."""
+
+    @property
+    def metavar(self) -> str:
+        return ""
+
+    @property
+    def description(self) -> str:
+        return "true or false"
+
+    @property
+    def file_type(self) -> Any:
+        return bool
+
+    def parse(self, text: str) -> bool:
+        word = text.lower()
+        if word in ("1", "true", "yes", "on"):
+            return True
+        if word in ("0", "false", "no", "off"):
+            return False
+        raise ValueError(self.description)
+
+
+@dataclass(frozen=True)
+class FilePath(Kind):
+    """A path of the file system; a leading ``~/`` is the home directory."""
+
+    @property
+    def metavar(self) -> str:
+        return "PATH"
+
+    @property
+    def description(self) -> str:
+        return "a path"
+
+    def parse(self, text: str) -> Path:
+        if not text or "\0" in text:
+            raise ValueError(self.description)
+        try:
+            return Path(text).expanduser()
+        except RuntimeError:
+            raise ValueError("a path; the home directory of a leading ~ is not known") from None
+
+
+@dataclass(frozen=True)
+class Name(Kind):
+    """A name that is safe to show and to use as a file name: no path separators, no control characters."""
+
+    what: str = "NAME"
+
+    @property
+    def metavar(self) -> str:
+        return self.what
+
+    @property
+    def description(self) -> str:
+        return "a name without path separators and control characters"
+
+    def parse(self, text: str) -> str:
+        if not text.strip() or text in (".", "..") or not text.isprintable() or set(text) & set("/\\"):
+            raise ValueError(self.description)
+        return text
+
+
+@dataclass(frozen=True)
+class Text(Kind):
+    """Any printable text."""
+
+    @property
+    def metavar(self) -> str:
+        return "TEXT"
+
+    @property
+    def description(self) -> str:
+        return "printable text"
+
+    def parse(self, text: str) -> str:
+        if not text.isprintable():
+            raise ValueError(self.description)
+        return text
+
+
+@dataclass(frozen=True)
+class HttpsUrl(Kind):
+    """An https address, or nothing."""
+
+    @property
+    def metavar(self) -> str:
+        return "URL"
+
+    @property
+    def description(self) -> str:
+        return "an https:// address or empty"
+
+    @property
+    def file_type(self) -> Any:
+        return str
+
+    def parse(self, text: str) -> str:
+        if text and not re.fullmatch(r"https://[^/\s]+/\S+", text):
+            raise ValueError(self.description)
+        return text
+
+
+@dataclass(frozen=True)
+class Sha256(Kind):
+    """A SHA-256 in hexadecimal, kept in lower case."""
+
+    @property
+    def metavar(self) -> str:
+        return "HEX"
+
+    @property
+    def description(self) -> str:
+        return "64 hexadecimal digits"
+
+    def parse(self, text: str) -> str:
+        if not re.fullmatch(r"[0-9a-fA-F]{64}", text):
+            raise ValueError(self.description)
+        return text.lower()
+
+
+@dataclass(frozen=True)
+class TcpAddress(Kind):
+    """A literal ``IP:port``; IPv6 in brackets. Names are refused, since a resolver could move them."""
+
+    @property
+    def metavar(self) -> str:
+        return "IP:PORT"
+
+    @property
+    def description(self) -> str:
+        return "a literal IP:port such as 127.0.0.1:47321 or [::1]:47321"
+
+    def parse(self, text: str) -> str:
+        host, _, port = text.rpartition(":")
+        bracketed = host.startswith("[") and host.endswith("]")
+        try:
+            address = ipaddress.ip_address(host[1:-1] if bracketed else host)
+        except ValueError:
+            raise ValueError(self.description) from None
+        if bracketed != (address.version == 6) or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
+            raise ValueError(self.description)
+        return text
+
+
+@dataclass(frozen=True)
+class SecretText(Kind):
+    """A secret; an empty one counts as none."""
+
+    @property
+    def metavar(self) -> str:
+        return "KEY"
+
+    @property
+    def description(self) -> str:
+        return "a key of printable characters"
+
+    def parse(self, text: str) -> Secret:
+        if not text or not text.isprintable():
+            raise ValueError(self.description)
+        return Secret(text)
