@@ -1,0 +1,119 @@
+"""Writes docs/config.md and docs/config.schema.json from the option table.
+
+``python -m inferd.config.docs`` writes both below the current directory, ``--check`` only compares and exits
+1 when one is stale.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from inferd.config.file import BACKEND_KEYS, FILE_TYPE, MODEL_KEYS, TAKES_MODEL, Key
+from inferd.config.settings import OPTIONS, Option
+
+_HEAD = """\
+# Configuration
+
+<!-- Made by `python -m inferd.config.docs` from the option table; edit src/inferd/config/settings.py. -->
+
+Each option is taken from the first place that gives it: a flag of `inferd serve`, the environment, the
+config file, the default. An empty variable counts as not set. A flag or a variable that overrides the config
+file is noted in the log. An option's value is never shown in `--help`, in logs or in errors when it is a
+secret.
+
+The *runtime directory* is `$XDG_RUNTIME_DIR/inferd`, else `~/.inferd/run`, else `/tmp/inferd-UID`; on macOS
+it is `$TMPDIR/inferd`. The config file is `~/.inferd/config.json`, or the one that `--config` or
+`INFERD_CONFIG` names; the default one may be absent, a named one may not.
+"""
+
+_FILE_HEAD = """\
+## The config file
+
+One JSON object. An error names the file, the key and the reason, and the daemon does not start; a key that
+inferd does not know is a warning that names the nearest known one. A file has either `backends`, a list in
+order of priority, or `model`, a model object that stands for a list of one `llamacpp` entry. Secrets never
+stand in the file, only the names of the variables that hold them. The keys of single options are given
+above; a dot means an object inside an object. docs/config.schema.json is the same as a JSON Schema.
+
+```json
+{
+  "backends": [{"kind": "llamacpp", "name": "chat", "model": {"name": "smollm2-135m-instruct"}, "n_ctx": 4096}],
+  "engine": {"active_permits": 2},
+  "limits": {"max_connections": 64}
+}
+```
+"""
+
+
+def markdown() -> str:
+    """The whole of docs/config.md."""
+    return "\n".join([_HEAD, *_options(), _FILE_HEAD, *_backends()]) + "\n"
+
+
+def schema() -> str:
+    """The config file's JSON Schema."""
+    return json.dumps(msgspec.json.schema(FILE_TYPE), indent=2, sort_keys=True) + "\n"
+
+
+def _options() -> Iterator[str]:
+    for group in dict.fromkeys(option.group for option in OPTIONS):
+        yield f"## {group}\n"
+        for option in OPTIONS:
+            if option.group == group:
+                yield _option(option)
+
+
+def _option(option: Option) -> str:
+    names = [f"`{name}`" for name in (option.flag, option.env) if name is not None]
+    if option.key is not None:
+        names.append(f"config `{option.key}`")
+    return (
+        f"### {option.name}\n\n{option.doc}\n\n"
+        f"- {' · '.join(names)}\n- {option.kind.description}; default {_default(option)}\n"
+    )
+
+
+def _default(option: Option) -> str:
+    if option.default_doc:
+        return option.default_doc
+    if option.default is None:
+        return "none"
+    return f"`{json.dumps(option.default)}`" if isinstance(option.default, bool) else f"`{option.default}`"
+
+
+def _backends() -> Iterator[str]:
+    for kind, keys in BACKEND_KEYS.items():
+        yield f'### backends[] of `"kind": "{kind}"`\n\n{_keys(keys)}'
+        if kind in TAKES_MODEL:
+            yield "- `model`: a model object; excludes `model_path`.\n"
+        else:
+            yield ""
+    yield f"### a model object\n\n{_keys(MODEL_KEYS)}"
+
+
+def _keys(keys: tuple[Key, ...]) -> str:
+    return "\n".join(
+        f"- `{key.name}`{' (required)' if key.required else ''}: {key.kind.description}. {key.doc}"
+        for key in keys
+    )
+
+
+def main(arguments: list[str]) -> int:
+    """Writes or checks the files; returns the exit code."""
+    status = 0
+    for path, text in ((Path("docs/config.md"), markdown()), (Path("docs/config.schema.json"), schema())):
+        if arguments != ["--check"]:
+            path.write_text(text, encoding="utf-8")
+        elif not path.is_file() or path.read_text(encoding="utf-8") != text:
+            print(f"{path} is stale; run: python -m inferd.config.docs", file=sys.stderr)  # noqa: T201
+            status = 1
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,455 @@
+"""The option table, and the way from flags, environment and file to Settings."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inferd.config import docs, sources
+from inferd.config.kinds import (
+    Boolean,
+    Choice,
+    FilePath,
+    HttpsUrl,
+    Integer,
+    Kind,
+    Name,
+    Seconds,
+    Secret,
+    SecretText,
+    Sha256,
+    TcpAddress,
+)
+from inferd.config.settings import DEFAULT_MODEL, OPTIONS, BackendEntry, ModelSpec, Option
+from inferd.errors import ConfigError, UsageError
+
+ENV = {"HOME": "/home/ada"}
+SHA = "ab" * 32
+MOCK = {"backends": [{"kind": "mock", "name": "m"}]}
+
+TEXTS: dict[type[Kind], tuple[str, str, str]] = {
+    Boolean: ("true", "false", "true"),
+    FilePath: ("/a/1", "/a/2", "/a/3"),
+    Integer: ("1025", "1026", "1027"),
+    Name: ("one", "two", "three"),
+    Seconds: ("1.5", "2.5", "3.5"),
+    SecretText: ("k1", "k2", "k3"),
+    Sha256: ("11" * 32, "22" * 32, "33" * 32),
+    TcpAddress: ("127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"),
+}
+"""Three valid texts of a kind: for the flag, the variable and the file."""
+
+
+def texts(option: Option) -> tuple[str, str, str]:
+    if isinstance(option.kind, Choice):
+        return option.kind.values[-1], option.kind.values[0], option.kind.values[-1]
+    if isinstance(option.kind, Integer) and option.kind.maximum < 1027:
+        return "1", "2", "3"
+    return TEXTS[type(option.kind)]
+
+
+def write(tmp_path: Path, content: object) -> Path:
+    path = tmp_path / "config.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def with_key(option: Option, value: object) -> dict[str, Any]:
+    assert option.key is not None
+    content: dict[str, Any] = dict(MOCK)
+    *sections, leaf = option.key.split(".")
+    node = content
+    for section in sections:
+        node = node.setdefault(section, {})
+    node[leaf] = value
+    return content
+
+
+def problem(tmp_path: Path, content: object) -> str:
+    path = write(tmp_path, content)
+    with pytest.raises(ConfigError) as caught:
+        sources.load({"config": path}, ENV)
+    assert str(caught.value).startswith(f"config file {path}: ")
+    return str(caught.value).removeprefix(f"config file {path}: ")
+
+
+BY_NAME = {option.name: option for option in OPTIONS}
+every_option = pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
+
+
+# The table itself.
+
+
+@every_option
+def test_a_row_is_complete(option: Option) -> None:
+    assert option.doc.endswith(".")
+    assert option.flag in (None, "--" + option.name.replace("_", "-"))
+    assert option.env in (None, f"INFERD_{option.name.upper()}", "MODELS_HOME", "INFERD_LOG")
+    assert option.flag or option.key
+    default = option.default_for(ENV)
+    if isinstance(default, bool | int | float) or isinstance(option.kind, Choice):
+        assert option.kind.parse(str(default)) == default
+
+
+@every_option
+def test_a_variable_is_read(option: Option) -> None:
+    if option.env is None or option.name == "api_key_file":
+        return
+    text = texts(option)[1]
+    settings, notes = sources.load({}, {**ENV, option.env: text})
+    assert getattr(settings, option.name) == option.kind.parse(text)
+    assert getattr(sources.load({}, {**ENV, option.env: ""})[0], option.name) == option.default_for(ENV)
+    assert notes == []
+
+
+def test_the_key_file_variable_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text("first\nsecond\n")
+    settings, _ = sources.load({}, {**ENV, "INFERD_API_KEY_FILE": str(file)})
+    assert settings.api_key == Secret("first")
+
+
+@every_option
+def test_a_flag_is_above_the_variable_and_the_variable_above_the_file(
+    option: Option, tmp_path: Path
+) -> None:
+    if option.name in ("api_key_file", "api_key_env"):
+        return
+    by_flag, by_env, by_file = (option.kind.parse(text) for text in texts(option))
+    flags: dict[str, object] = {option.name: by_flag, "config": write(tmp_path, MOCK)}
+    env = dict(ENV)
+    if option.env is not None:
+        env[option.env] = texts(option)[1]
+    settings, notes = sources.load(flags, env)
+    assert getattr(settings, option.name) == by_flag
+    if option.key is None:
+        return
+    in_file = by_file if isinstance(by_file, bool | int | float) else str(by_file)
+    path = write(tmp_path, with_key(option, in_file))
+    assert getattr(sources.load({"config": path}, ENV)[0], option.name) == by_file
+    settings, notes = sources.load({"config": path}, env)
+    assert getattr(settings, option.name) == by_env
+    assert f"{option.env} overrides `{option.key}` of the config file" in notes
+    settings, notes = sources.load({**flags, "config": path}, env)
+    assert getattr(settings, option.name) == by_flag
+    assert f"{option.flag} overrides `{option.key}` of the config file" in notes
+
+
+@every_option
+def test_a_bad_variable_is_named(option: Option) -> None:
+    if option.env is None or isinstance(option.kind, FilePath):
+        return
+    with pytest.raises(ConfigError, match=option.env):
+        sources.load({}, {**ENV, option.env: "\x07/\x07"})
+
+
+@every_option
+def test_a_bound_holds_in_the_file_too(option: Option, tmp_path: Path) -> None:
+    if option.key is None or not isinstance(option.kind, Integer):
+        return
+    for beyond in (option.kind.minimum - 1, option.kind.maximum + 1, "4"):
+        assert option.key in problem(tmp_path, with_key(option, beyond))
+
+
+@every_option
+def test_docs_and_schema_show_the_option(option: Option) -> None:
+    assert f"### {option.name}\n\n{option.doc}\n" in docs.markdown()
+    if option.key is not None:
+        assert f'"{option.key.rpartition(".")[2]}"' in docs.schema()
+
+
+# Kinds.
+
+
+@pytest.mark.parametrize(
+    ("kind", "good", "bad"),
+    [
+        (Integer(0, 9), ["0", "9", "+3", "007"], ["-1", "10", "", "1.0", "1e0", "٣", "9" * 30]),
+        (Seconds(), ["0", "1", "0.25"], ["-1", "inf", "nan", "1e3", "", ".5", "99999999"]),
+        (Seconds(positive=True), ["0.001"], ["0", "0.0"]),
+        (Choice(("a", "b"), {"0": "a"}), ["a", "0"], ["A", "", "c"]),
+        (Boolean(), ["1", "TRUE", "yes", "on", "0", "no"], ["", "2", "maybe"]),
+        (Name(), ["smollm2-135m", "a b"], ["", " ", "a/b", "a\\b", ".", "..", "a\nb", "\x1b[0m"]),
+        (Sha256(), [SHA, SHA.upper()], [SHA[1:], SHA + "0", "g" * 64, SHA + "\n"]),
+        (
+            TcpAddress(),
+            ["127.0.0.1:0", "[::1]:47321", "0.0.0.0:65535"],
+            ["localhost:1", "127.0.0.1", "::1:47321", "[127.0.0.1]:1", "127.0.0.1:65536", "127.0.0.1:", ":1"],
+        ),
+        (HttpsUrl(), ["", "https://a.example/m.gguf"], ["http://a.example/m", "https:///m", "https://a/ b"]),
+        (SecretText(), ["k"], ["", "a\nb"]),
+        (FilePath(), ["/a", "b"], ["", "a\0b"]),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Kind) else "",
+)
+def test_kinds(kind: Kind, good: list[str], bad: list[str]) -> None:
+    for text in good:
+        kind.parse(text)
+    for text in bad:
+        with pytest.raises(ValueError, match=r"."):
+            kind.parse(text)
+
+
+def test_zero_turns_the_log_off() -> None:
+    assert sources.load({}, {**ENV, "INFERD_LOG": "0"})[0].log_level == "off"
+
+
+def test_home_is_expanded_in_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert sources.load({}, {**ENV, "INFERD_UDS": "~/s"})[0].uds == Path("/home/ada/s")
+
+
+# What is read without any file.
+
+
+def test_nothing_given_serves_the_default_model_on_llamacpp_over_the_default_socket() -> None:
+    settings, notes = sources.load({}, ENV)
+    assert settings.backends == (
+        BackendEntry(kind="llamacpp", name="llamacpp", model=ModelSpec(name=DEFAULT_MODEL)),
+    )
+    assert settings.tcp is None
+    assert settings.uds is not None
+    assert notes == []
+
+
+def test_options_make_the_one_entry() -> None:
+    flags = {"model_path": Path("/m.gguf"), "model_sha256": SHA, "n_ctx": 512, "n_gpu_layers": 3}
+    settings, _ = sources.load(flags, ENV)
+    assert settings.backends == (
+        BackendEntry(
+            kind="llamacpp",
+            name="llamacpp",
+            model_path=Path("/m.gguf"),
+            model_sha256=SHA,
+            n_ctx=512,
+            n_gpu_layers=3,
+        ),
+    )
+    settings, notes = sources.load({"backend": "mock", "n_ctx": 512}, ENV)
+    assert settings.backends == (BackendEntry(kind="mock", name="mock"),)
+    assert notes == ["--n-ctx has no effect without a llamacpp backend"]
+
+
+def test_tcp_takes_the_place_of_the_unix_socket() -> None:
+    settings, _ = sources.load({"tcp": "127.0.0.1:47321"}, ENV)
+    assert (settings.tcp, settings.uds) == ("127.0.0.1:47321", None)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("tcp", "uds"), ("model", "model_path"), ("api_key", "api_key_file")]
+)
+def test_options_that_exclude_each_other(first: str, second: str) -> None:
+    values = {name: BY_NAME[name].kind.parse(texts(BY_NAME[name])[0]) for name in (first, second)}
+    with pytest.raises(UsageError, match=f"{BY_NAME[first].flag} and {BY_NAME[second].flag} exclude") as caught:
+        sources.load(values, ENV)
+    assert caught.value.exit_code == 2
+    env = {str(BY_NAME[name].env): texts(BY_NAME[name])[0] for name in (first, second)}
+    with pytest.raises(ConfigError, match=f"{BY_NAME[first].env} and {BY_NAME[second].env} exclude") as caught:
+        sources.load({}, {**ENV, **env})
+    assert caught.value.exit_code == 1
+
+
+def test_a_flag_displaces_what_it_excludes_further_down() -> None:
+    settings, _ = sources.load({"tcp": "127.0.0.1:1"}, {**ENV, "INFERD_UDS": "/s"})
+    assert (settings.tcp, settings.uds) == ("127.0.0.1:1", None)
+    settings, _ = sources.load({"model": "a"}, {**ENV, "INFERD_MODEL_PATH": "/m.gguf"})
+    assert settings.backends[0].model == ModelSpec(name="a")
+
+
+# Secrets.
+
+
+def test_a_secret_is_shown_by_nothing(tmp_path: Path) -> None:
+    result = sources.read({"api_key": Secret("hunter22")}, ENV)
+    assert result.settings.api_key is not None
+    assert result.settings.api_key.reveal() == "hunter22"
+    assert "hunter22" not in repr(result)
+    assert "hunter22" not in f"{result.settings.api_key}"
+    assert any("--api-key-file" in note for note in result.notes)
+    with pytest.raises(ConfigError) as caught:
+        sources.load({}, {**ENV, "INFERD_API_KEY": "hunter22\x00"})
+    assert "hunter22" not in str(caught.value)
+
+
+def test_the_key_file_must_be_readable_and_not_empty(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        sources.load({"api_key_file": tmp_path / "none"}, ENV)
+    (tmp_path / "empty").write_text("\n")
+    with pytest.raises(ConfigError, match="is empty"):
+        sources.load({"api_key_file": tmp_path / "empty"}, ENV)
+
+
+def test_the_file_names_the_variable_of_the_key(tmp_path: Path) -> None:
+    path = write(tmp_path, {**MOCK, "listen": {"tcp": "127.0.0.1:1", "api_key_env": "MY_KEY"}})
+    settings, _ = sources.load({"config": path}, {**ENV, "MY_KEY": "k"})
+    assert settings.api_key == Secret("k")
+    with pytest.raises(ConfigError, match="MY_KEY, which is not set"):
+        sources.load({"config": path}, ENV)
+    settings, _ = sources.load({"config": path}, {**ENV, "INFERD_API_KEY": "other"})
+    assert settings.api_key == Secret("other")
+
+
+# The file.
+
+
+def test_an_absent_default_file_is_fine_and_a_named_one_is_not(tmp_path: Path) -> None:
+    assert sources.load({}, {"HOME": str(tmp_path)})[1] == []
+    with pytest.raises(ConfigError, match="there is no such file"):
+        sources.load({"config": tmp_path / "none.json"}, ENV)
+    with pytest.raises(ConfigError, match="there is no such file"):
+        sources.load({}, {**ENV, "INFERD_CONFIG": str(tmp_path / "none.json")})
+
+
+def test_the_default_file_is_read(tmp_path: Path) -> None:
+    (tmp_path / ".inferd").mkdir()
+    (tmp_path / ".inferd" / "config.json").write_text(json.dumps({**MOCK, "limits": {"max_connections": 7}}))
+    assert sources.load({}, {"HOME": str(tmp_path)})[0].max_connections == 7
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{", "is not JSON: .* line 1, column 2"),
+        ("[]", "Expected `object`"),
+        ('{"n_ctx": 1, "n_ctx": 2}', "`n_ctx` is given twice"),
+        ("[" * 100_000, "is nested too deeply"),
+        ({}, "`backends` must list at least one backend"),
+        ({"backends": []}, "`backends` must list at least one backend"),
+        ({**MOCK, "model": {"name": "x"}}, "`model` and `backends` exclude each other"),
+        ({"backends": [{"kind": "mock"}]}, r"`name`.*backends\[0\]"),
+        ({"backends": [{"kind": "none", "name": "m"}]}, r"none.*backends\[0\].kind"),
+        ({"backends": [{"kind": "mock", "name": ""}]}, r"backends\[0\].name"),
+        ({"backends": [{"kind": "mock", "name": "a/b"}]}, r"`backends\[0\].name` must be a name without"),
+        ({"backends": MOCK["backends"] * 2}, r"`backends\[1\].name` 'm' is taken"),
+        ({"backends": [{"kind": "llamacpp", "name": "m"}]}, r"`backends\[0\]` needs one of"),
+        (
+            {"backends": [{"kind": "llamacpp", "name": "m", "model": {"name": "x"}, "model_path": "/m"}]},
+            r"`backends\[0\]` needs one of",
+        ),
+        ({"model": {"name": "x", "sha256": "abc"}}, r"`model.sha256` must be 64 hexadecimal digits"),
+        ({"model": {"name": "x", "source_url": "http://a/m"}}, r"`model.source_url` must be an https"),
+        ({"model": {"name": "x", "source_url": "https://a/m"}}, r"`model.sha256` is missing"),
+        ({"model": {"name": "../x"}}, r"`model.name` must be"),
+        ({**MOCK, "n_ctx": 0}, r"n_ctx"),
+        ({**MOCK, "listen": {"tcp": "example.org:1"}}, r"`listen.tcp` must be a literal IP:port"),
+        ({**MOCK, "limits": {"write_timeout_secs": -1}}, r"limits.write_timeout_secs"),
+    ],
+)
+def test_an_unusable_file_names_file_key_and_reason(content: object, reason: str, tmp_path: Path) -> None:
+    assert re.search(reason, problem(tmp_path, content))
+
+
+def test_a_file_that_is_no_text_or_too_large(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="is not UTF-8 text"):
+        sources.load({"config": path}, ENV)
+    path.write_bytes(b" " * (1024 * 1024 + 1))
+    with pytest.raises(ConfigError, match="is larger than"):
+        sources.load({"config": path}, ENV)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        sources.load({"config": tmp_path}, ENV)
+
+
+def test_an_unknown_key_is_a_warning_with_the_nearest_known_one(tmp_path: Path) -> None:
+    model = {"name": "x", "sha265": SHA}
+    entries = [{"kind": "mock", "name": "m", "nmae": 1}, {"kind": "llamacpp", "name": "l", "model": model}]
+    path = write(tmp_path, {"backends": entries, "limit": {}, "limits": {"max_connection": 3}})
+    settings, notes = sources.load({"config": path}, ENV)
+    assert len(settings.backends) == 2
+    for unknown, near in [
+        ("limit", "limits"),
+        ("limits.max_connection", "limits.max_connections"),
+        ("backends[0].nmae", "backends[0].name"),
+        ("backends[1].model.sha265", "backends[1].model.sha256"),
+    ]:
+        assert (
+            f"config file {path}: unknown key `{unknown}` is ignored; the nearest known key is `{near}`" in notes
+        )
+
+
+def test_a_problem_of_the_file_leaves_what_flags_and_environment_say(tmp_path: Path) -> None:
+    path = write(tmp_path, "{")
+    result = sources.read({"config": path, "lock": Path("/l")}, {**ENV, "INFERD_ADMIN_ADDR": "/a"})
+    assert result.problem is not None
+    assert (result.settings.lock, result.settings.admin_addr) == (Path("/l"), Path("/a"))
+    assert result.settings.backends
+
+
+# Entries of the file.
+
+
+def test_the_legacy_model_is_one_llamacpp_entry(tmp_path: Path) -> None:
+    model = {"name": "x", "sha256": SHA, "source_url": "https://a/m", "size_bytes": 5, "license": "MIT"}
+    path = write(tmp_path, {"model": model, "n_ctx": 100, "n_gpu_layers": 0})
+    settings, _ = sources.load({"config": path}, ENV)
+    spec = ModelSpec(name="x", sha256=SHA, source_url="https://a/m", size_bytes=5, license="MIT")
+    assert settings.backends == (
+        BackendEntry(kind="llamacpp", name="llamacpp", model=spec, n_ctx=100, n_gpu_layers=0),
+    )
+
+
+def entries(tmp_path: Path, flags: dict[str, object]) -> tuple[tuple[BackendEntry, ...], list[str]]:
+    listed = [
+        {"kind": "mock", "name": "m"},
+        {"kind": "llamacpp", "name": "big", "model_path": "/big.gguf", "n_ctx": 64},
+        {"kind": "llamacpp", "name": "small", "model": {"name": "s"}},
+    ]
+    path = write(tmp_path, {"backends": listed, "n_ctx": 32})
+    settings, notes = sources.load({"config": path, **flags}, ENV)
+    return settings.backends, notes
+
+
+def test_entries_keep_their_order_and_fall_back_to_the_top_level(tmp_path: Path) -> None:
+    backends, notes = entries(tmp_path, {})
+    assert [entry.name for entry in backends] == ["m", "big", "small"]
+    assert [entry.n_ctx for entry in backends[1:]] == [64, 32]
+    assert backends[1].model_path == Path("/big.gguf")
+    assert notes == []
+
+
+def test_an_explicit_option_is_laid_over_the_first_llamacpp_entry(tmp_path: Path) -> None:
+    backends, notes = entries(tmp_path, {"model": "other", "n_ctx": 16})
+    assert backends[1] == BackendEntry(
+        kind="llamacpp", name="big", model=ModelSpec(name="other"), n_ctx=16, n_gpu_layers=-1
+    )
+    assert backends[2].model == ModelSpec(name="s")
+    assert "--model, --n-ctx overrides the entry 'big' of the config file" in notes
+    backends, _ = entries(tmp_path, {"model_sha256": SHA})
+    assert (backends[1].model_path, backends[1].model_sha256) == (Path("/big.gguf"), SHA)
+    backends, _ = entries(tmp_path, {"model_path": Path("/p"), "model_sha256": SHA})
+    assert (backends[1].model_path, backends[1].model_sha256) == (Path("/p"), SHA)
+
+
+def test_an_explicit_kind_keeps_only_its_entries(tmp_path: Path) -> None:
+    backends, notes = entries(tmp_path, {"backend": "mock"})
+    assert [entry.name for entry in backends] == ["m"]
+    assert "--backend overrides `backends` of the config file" in notes
+    path = write(tmp_path, {"model": {"name": "x"}})
+    settings, _ = sources.load({"config": path, "backend": "mock"}, ENV)
+    assert settings.backends == (BackendEntry(kind="mock", name="mock"),)
+
+
+# The generated documents.
+
+
+def test_the_committed_documents_are_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])
+    assert docs.main(["--check"]) == 0
+
+
+def test_a_stale_document_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").mkdir()
+    assert docs.main([]) == 0
+    assert docs.main(["--check"]) == 0
+    with (tmp_path / "docs" / "config.md").open("a") as file:
+        file.write("more\n")
+    assert docs.main(["--check"]) == 1
+    assert "docs/config.md is stale" in capsys.readouterr().err
