@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-"""The compiled half of :mod:`inferd.fastpath`. Its readable twin, ``_purepath``, says what each function does.
+"""The compiled half of :mod:`inferd.fastpath`; its twin, ``_purepath``, says what each function does.
 
 Memory of a :class:`LineSplitter`: bytes live in a block that never moves and that is freed only when the last
 memoryview over it is gone. Memory that a memoryview can see is never written again: where it would be, the
@@ -13,8 +13,8 @@ from cpython.buffer cimport PyBUF_ND, PyBUF_SIMPLE, PyBUF_STRIDES, PyBUF_WRITABL
 from cpython.buffer cimport PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE, PyByteArray_Resize
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.memoryview cimport PyMemoryView_FromObject
-from libc.stdlib cimport free, malloc
 from libc.string cimport memchr, memcpy, memmove
 
 cimport cython
@@ -29,7 +29,7 @@ cdef extern from "Python.h":
 cdef enum:
     # The block of a fresh connection: a short conversation fits, and 1,024 idle connections cost 4 MiB.
     FIRST_BLOCK = 4096
-    # How far a block may reach beyond the cap: room for the newline and for what the same read brings after it.
+    # How far a block may reach beyond the cap: the newline, and what the same read brings after it.
     READ_CHUNK = 4096
     # With less room at its end a block is rearranged, so that no read asks for a handful of bytes.
     LEAST_READ = 1024
@@ -41,7 +41,7 @@ cdef enum:
 
 @cython.final
 cdef class _Block:
-    """Memory of a fixed place and size; counts the memoryviews over it, each of which sees only its own part."""
+    """Memory of a fixed place and size, which counts the memoryviews over parts of it."""
 
     cdef char* data
     cdef Py_ssize_t size
@@ -51,13 +51,13 @@ cdef class _Block:
     cdef bint writable
 
     def __cinit__(self, Py_ssize_t size):
-        self.data = <char*>malloc(size)
+        self.data = <char*>PyMem_Malloc(size)
         if self.data == NULL:
             raise MemoryError()
         self.size = size
 
     def __dealloc__(self):
-        free(self.data)
+        PyMem_Free(self.data)
 
     def __getbuffer__(self, Py_buffer* buffer, int flags):
         if flags & PyBUF_WRITABLE and not self.writable:
@@ -89,7 +89,7 @@ cdef class _Block:
 
 @cython.final
 cdef class LineSplitter:
-    """Splits a byte stream into lines of at most ``cap`` bytes; see :class:`inferd._purepath.LineSplitter`."""
+    """Splits a stream into lines of at most ``cap`` bytes; see :class:`inferd._purepath.LineSplitter`."""
 
     cdef readonly Py_ssize_t cap
     cdef readonly bint oversized
@@ -207,7 +207,7 @@ cdef char* _escape(str text, char* stack, size_t* size) except NULL:
     cdef const char* source = PyUnicode_AsUTF8AndSize(text, &n)
     cdef char* out = stack
     if n > STACK_TEXT:
-        out = <char*>malloc(6 * n)
+        out = <char*>PyMem_Malloc(6 * n)
         if out == NULL:
             raise MemoryError()
     size[0] = json_escape_into(out, source, n)
@@ -222,7 +222,7 @@ def escape_json(str text not None):
         return PyBytes_FromStringAndSize(escaped, size)
     finally:
         if escaped != stack:
-            free(escaped)
+            PyMem_Free(escaped)
 
 
 def token_frame(bytes prefix not None, str text not None, bytes suffix not None):
@@ -236,10 +236,12 @@ def token_frame(bytes prefix not None, str text not None, bytes suffix not None)
         return frame
     finally:
         if escaped != stack:
-            free(escaped)
+            PyMem_Free(escaped)
 
 
-def append_token_frame(bytearray buf not None, bytes prefix not None, str text not None, bytes suffix not None):
+def append_token_frame(
+    bytearray buf not None, bytes prefix not None, str text not None, bytes suffix not None
+):
     cdef char[6 * STACK_TEXT] stack
     cdef size_t size
     cdef char* escaped = _escape(text, stack, &size)
@@ -249,7 +251,7 @@ def append_token_frame(bytearray buf not None, bytes prefix not None, str text n
         _join(PyByteArray_AS_STRING(buf) + before, prefix, escaped, size, suffix)
     finally:
         if escaped != stack:
-            free(escaped)
+            PyMem_Free(escaped)
 
 
 cdef void _join(char* out, bytes prefix, const char* escaped, size_t size, bytes suffix) noexcept:
@@ -260,8 +262,8 @@ cdef void _join(char* out, bytes prefix, const char* escaped, size_t size, bytes
 
 
 def keys_equal(bytes a not None, bytes b not None):
-    # Every pass of the loop does the same work wherever the keys end or differ: past its end a key reads as its
-    # first byte and is masked to zero. `volatile` keeps the compiler from ending the loop early.
+    # Every pass of the loop does the same work wherever the keys end or differ: past its end a key is read at
+    # its first byte and masked to zero. `volatile` keeps the compiler from ending the loop early.
     cdef Py_ssize_t a_size = PyBytes_GET_SIZE(a)
     cdef Py_ssize_t b_size = PyBytes_GET_SIZE(b)
     cdef const unsigned char* a_data = <const unsigned char*>PyBytes_AS_STRING(a)

@@ -1,9 +1,9 @@
-# The JSON string escape that every byte of model text passes through, inline for the extensions that cimport it;
-# there is nothing here to import at run time.
+# The JSON string escape that every byte of model text passes through, inline for the extensions that cimport
+# it; there is nothing here to import at run time.
 #
-# Shared contract: UTF-8 in, the inside of a JSON string out (no quotes); the input is trusted to be valid UTF-8.
-# The quote, the backslash and the bytes below 0x20 are escaped (\n \t \r \b \f where JSON has a short form, \u00XX
-# in lower-case hex otherwise); every other byte is copied as it is, DEL and non-ASCII included.
+# Shared contract: UTF-8 in, the inside of a JSON string out (no quotes); the input is trusted to be valid.
+# The quote, the backslash and the bytes below 0x20 are escaped (\n \t \r \b \f where JSON has a short form,
+# \u00XX in lower-case hex otherwise); every other byte is copied as it is, DEL and non-ASCII included.
 
 from libc.stdint cimport uint64_t
 from libc.string cimport memcpy
@@ -51,7 +51,7 @@ cdef inline size_t _json_escape_byte(char* dst, unsigned char c) noexcept nogil:
 
 
 cdef inline size_t json_escape_into(char* dst, const char* src, size_t n) noexcept nogil:
-    """Writes the escaped form of ``src[:n]`` to ``dst``, which has room for 6 * n bytes; returns its length."""
+    """Writes the escaped ``src[:n]`` to ``dst``, which has room for 6 * n bytes; returns its length."""
     cdef size_t i = 0
     cdef size_t k = 0
     cdef size_t stop

@@ -1,7 +1,7 @@
-"""The readable half of :mod:`inferd.fastpath`, and the oracle of its tests: plain Python, no compiled code.
+"""The readable half of :mod:`inferd.fastpath`, and the oracle of its tests: plain Python.
 
-Every function here says what its compiled twin does too. The two differ in speed and in one thing that a caller
-can see only by its memory: here a line is a copy.
+Every function here says what its compiled twin does too. The two differ in speed, and in that a line is a copy
+of the bytes here.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ class LineSplitter:
     Bytes come in through ``get_buffer`` and ``buffer_updated``, which are those of an
     ``asyncio.BufferedProtocol``: the socket reads in place. Lines go out through ``next_line``, in order.
 
-    * A line ends with ``\\n``, which is not part of it; one ``\\r`` before that is not part of it either, but counts
-      towards the cap, which no other byte but the ``\\n`` escapes.
-    * ``has_line`` says that ``next_line`` has something to say: a line, or that one is too long. As soon as the
-      line to come is known to exceed the cap, everything held is dropped, ``oversized`` is set, ``next_line``
-      raises ``FrameTooLarge`` now and ever after, and what is still read is dropped.
-    * Never more than the cap and one read chunk is held, and once a long line is taken its memory is given back.
-      To that end reading on is refused with ``BufferError`` when lines wait that together fill more than half
-      the cap: pause the transport while ``has_line``.
-    * A line is a read-only memoryview, to be dropped before more bytes come. One that is kept longer still shows
-      the same bytes, and costs memory of its own.
+    * A line ends with ``\\n``, which is not part of it. One ``\\r`` before that is not part of it either, but
+      it counts towards the cap; only the ``\\n`` does not.
+    * ``has_line`` says that ``next_line`` has something to say: a line, or that one is too long. As soon as
+      the line to come is known to exceed the cap, everything held is dropped, ``oversized`` is set,
+      ``next_line`` raises ``FrameTooLarge`` now and ever after, and what is still read is dropped.
+    * Never more than the cap and one read chunk is held, and the memory of a long line is given back once it
+      is taken. To that end reading on is refused with ``BufferError`` when lines wait that together fill more
+      than half the cap: pause the transport while ``has_line``.
+    * A line is a read-only memoryview, to be dropped before more bytes come. One that is kept longer still
+      shows the same bytes, and costs memory of its own.
     """
 
     def __init__(self, cap: int) -> None:
