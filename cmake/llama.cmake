@@ -30,6 +30,7 @@ foreach(part TESTS EXAMPLES TOOLS SERVER APP UI)
     set(LLAMA_BUILD_${part} OFF)
 endforeach()
 set(LLAMA_OPENSSL OFF)
+set(LLAMA_ALL_WARNINGS OFF) # of somebody else's code
 set(MTMD_VIDEO OFF CACHE BOOL "llama.cpp: decode video by running ffmpeg")
 # ggml's own thread pool is as fast, and the wheel needs no OpenMP library.
 option(GGML_OPENMP "ggml: use OpenMP" OFF)

@@ -1,0 +1,139 @@
+"""Imports point one way: each part of the package imports only parts of the layers below it.
+
+The table says, for every part of `inferd` (a module or a package directly under it), which others it may
+import. What an `if TYPE_CHECKING` block, a function body or a `cimport` names counts like any other import.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[2] / "src" / "inferd"
+PYTHON = {".py", ".pyi"}
+CYTHON = {".pyx", ".pxd", ".pxi"}
+FILES = sorted(file for file in SOURCE.rglob("*") if file.suffix in PYTHON | CYTHON)
+
+GROUND = {"errors", "log"}
+FAST = {"fastpath", "_fastpath", "_purepath", "_json"}
+BELOW_WIRE = GROUND | FAST | {"config"}
+BELOW_SERVE = BELOW_WIRE | {"wire", "engine", "store"}
+BELOW_CLI = BELOW_SERVE | {"serve", "daemon", "client"}
+
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "log": {"errors"},
+    "config": GROUND,
+    **{part: GROUND | FAST for part in FAST},
+    "wire": BELOW_WIRE,
+    "engine": BELOW_WIRE,
+    "store": BELOW_WIRE,
+    "serve": BELOW_SERVE,
+    "daemon": BELOW_SERVE | {"serve"},
+    "client": {"errors", "wire", "config.paths"},
+    "cli": BELOW_CLI,
+    "__init__": BELOW_CLI,
+    "__main__": {"cli"},
+}
+
+
+def part_of(file: Path) -> str:
+    """The row of the table that speaks of a file."""
+    first = file.relative_to(SOURCE).parts[0]
+    return first.split(".")[0]
+
+
+def package_of(file: Path) -> list[str]:
+    """The names that make up the dotted name of a file's package."""
+    return ["inferd", *file.relative_to(SOURCE).parent.parts]
+
+
+def names_in_python(source: str, package: list[str]) -> Iterator[str]:
+    """Each absolute dotted name that the source imports; for `from a import b` both `a` and `a.b`."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *filter(None, [node.module])])
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def names_in_cython(source: str) -> Iterator[str]:
+    """The same for a Cython file, where only absolute names at the start of a line are found."""
+    for module, names in re.findall(r"^\s*from\s+([\w.]+)\s+c?import\s+(.+)$", source, re.MULTILINE):
+        yield module
+        yield from (f"{module}.{name}" for name in re.findall(r"\w+", names))
+    yield from re.findall(r"^\s*c?import\s+([\w.]+)", source, re.MULTILINE)
+
+
+def upward(file: Path, source: str) -> list[str]:
+    """The imports of a file that its row of the table does not allow."""
+    part = part_of(file)
+    python = file.suffix in PYTHON
+    names = names_in_python(source, package_of(file)) if python else names_in_cython(source)
+    bad = []
+    for name in names:
+        root, _, inner = name.partition(".")
+        imported = inner.split(".")[0]
+        if root != "inferd" or imported == part or imported not in ALLOWED:
+            continue
+        allowed = ALLOWED[part]
+        if imported not in allowed and not any(inner == a or inner.startswith(f"{a}.") for a in allowed):
+            bad.append(name)
+    return bad
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(SOURCE).as_posix())
+def test_imports_only_what_lies_below(file: Path) -> None:
+    assert part_of(file) in ALLOWED, "a new part of the package needs its row in the table"
+    assert upward(file, file.read_text("utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("wire/v1.py", "from inferd.engine import backend"),
+        ("wire/v1.py", "from inferd import engine"),
+        ("wire/v1.py", "from ..engine.backend import Message"),
+        ("wire/v1.py", "from .. import store"),
+        ("store/models.py", "def f():\n    import inferd.serve.session"),
+        ("engine/_llama.pyx", "from inferd.wire.v1 cimport Frame"),
+        ("engine/_llama.pyx", "    import inferd.serve"),
+        ("client/blocking.py", "from inferd.config import settings"),
+        ("errors.py", "import inferd.log"),
+        ("serve/session.py", "if TYPE_CHECKING:\n    from inferd.daemon import run"),
+    ],
+)
+def test_an_upward_import_is_found(file: str, source: str) -> None:
+    assert upward(SOURCE / file, source)
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("client/blocking.py", "from inferd.config.paths import socket_path"),
+        ("client/blocking.py", "from inferd.wire import v1"),
+        ("wire/v1.py", "from . import frames"),
+        ("wire/v1.py", "from inferd.errors import DecodeError"),
+        ("engine/_llama.pyx", "from inferd._json cimport json_escape_into"),
+        ("cli/__init__.py", "from inferd import daemon"),
+    ],
+)
+def test_a_downward_import_is_not(file: str, source: str) -> None:
+    assert upward(SOURCE / file, source) == []
+
+
+@pytest.mark.parametrize("module", ["inferd", "inferd.client", "inferd.cli", "inferd.daemon"])
+def test_import_loads_no_llama_cpp(module: str) -> None:
+    """The package, its client and its command line start without the 10 MB of the engine."""
+    code = f"import {module}, sys; print('inferd.engine._llama' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

@@ -1,0 +1,96 @@
+"""What a wheel of this tree holds: the package, its two extensions, the licences, and nothing else.
+
+The wheel is built in the build directory of the tree, which makes it a matter of seconds wherever inferd was
+installed from the tree, and without build isolation, so that no package index is needed.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import zipfile
+from email.message import Message
+from email.parser import Parser
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "src"
+EXTENSIONS = ("inferd/_fastpath", "inferd/engine/_llama")
+
+# Without a build directory llama.cpp is compiled first.
+pytestmark = pytest.mark.timeout(1800)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    for tool in ("scikit_build_core", "Cython", "cmake", "ninja", "pip"):
+        pytest.importorskip(tool, reason=f"building a wheel without isolation needs {tool}: install inferd[test]")
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--no-index", "--no-deps", "--no-build-isolation"]
+    done = subprocess.run(
+        [*command, "--wheel-dir", str(folder), str(ROOT)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-5000:]
+    (path,) = folder.iterdir()
+    return zipfile.ZipFile(path)
+
+
+@pytest.fixture(scope="module")
+def info(wheel: zipfile.ZipFile) -> str:
+    """The name of the metadata folder."""
+    (name,) = {part for name in wheel.namelist() if (part := name.split("/")[0]) != "inferd"}
+    return name
+
+
+def metadata(wheel: zipfile.ZipFile, info: str) -> Message:
+    return Parser().parsestr(wheel.read(f"{info}/METADATA").decode())
+
+
+def test_the_package_is_whole_and_alone(wheel: zipfile.ZipFile, info: str) -> None:
+    sources = (file for file in SOURCE.rglob("*") if file.suffix in (".py", ".pyi") or file.name == "py.typed")
+    extensions = [f"{name}{EXTENSION_SUFFIXES[0]}" for name in EXTENSIONS]
+    expected = {file.relative_to(SOURCE).as_posix() for file in sources} | set(extensions)
+    assert {name for name in wheel.namelist() if not name.startswith(f"{info}/")} == expected
+
+
+def test_the_metadata_folder_holds_only_its_own(wheel: zipfile.ZipFile, info: str) -> None:
+    assert re.fullmatch(r"inferd-[\d.]+\.dist-info", info)
+    licences = ["LICENSE", *(f"vendor/licenses/{file.name}" for file in (ROOT / "vendor/licenses").iterdir())]
+    expected = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", *(f"licenses/{name}" for name in licences)}
+    inside = {name.removeprefix(f"{info}/") for name in wheel.namelist() if name.startswith(f"{info}/")}
+    assert inside == expected
+
+
+def test_each_licence_is_named_in_the_metadata(wheel: zipfile.ZipFile, info: str) -> None:
+    named = set(metadata(wheel, info).get_all("License-File", []))
+    assert {name for name in wheel.namelist() if "/licenses/" in name} == {
+        f"{info}/licenses/{name}" for name in named
+    }
+
+
+def test_the_commands_are_there(wheel: zipfile.ZipFile, info: str) -> None:
+    lines = wheel.read(f"{info}/entry_points.txt").decode().splitlines()
+    assert "inferd = inferd.cli:main" in lines
+    assert "inferd-daemon = inferd.cli:daemon_main" in lines
+
+
+@pytest.mark.parametrize("name", EXTENSIONS)
+def test_an_extension_shows_its_entry_point_and_no_other_symbol(
+    wheel: zipfile.ZipFile, name: str, tmp_path: Path
+) -> None:
+    """Another package of the process may carry a llama.cpp or ggml of another version."""
+    library = wheel.extract(f"{name}{EXTENSION_SUFFIXES[0]}", tmp_path)
+    symbols = [f"PyInit_{name.split('/')[-1]}", "llama_decode", "ggml_init", "mtmd_tokenize", "gguf_init_empty"]
+    code = "import ctypes, sys; lib = ctypes.CDLL(sys.argv[1]); print(*[hasattr(lib, s) for s in sys.argv[2:]])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, library, *symbols], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["True", "False", "False", "False", "False"]
