@@ -114,9 +114,7 @@ def test_the_key_file_variable_is_read(tmp_path: Path) -> None:
 
 
 @every_option
-def test_a_flag_is_above_the_variable_and_the_variable_above_the_file(
-    option: Option, tmp_path: Path
-) -> None:
+def test_a_flag_is_above_the_variable_and_the_variable_above_the_file(option: Option, tmp_path: Path) -> None:
     if option.name in ("api_key_file", "api_key_env"):
         return
     by_flag, by_env, by_file = (option.kind.parse(text) for text in texts(option))
@@ -244,11 +242,15 @@ def test_tcp_takes_the_place_of_the_unix_socket() -> None:
 )
 def test_options_that_exclude_each_other(first: str, second: str) -> None:
     values = {name: BY_NAME[name].kind.parse(texts(BY_NAME[name])[0]) for name in (first, second)}
-    with pytest.raises(UsageError, match=f"{BY_NAME[first].flag} and {BY_NAME[second].flag} exclude") as caught:
+    with pytest.raises(
+        UsageError, match=f"{BY_NAME[first].flag} and {BY_NAME[second].flag} exclude"
+    ) as caught:
         sources.load(values, ENV)
     assert caught.value.exit_code == 2
     env = {str(BY_NAME[name].env): texts(BY_NAME[name])[0] for name in (first, second)}
-    with pytest.raises(ConfigError, match=f"{BY_NAME[first].env} and {BY_NAME[second].env} exclude") as caught:
+    with pytest.raises(
+        ConfigError, match=f"{BY_NAME[first].env} and {BY_NAME[second].env} exclude"
+    ) as caught:
         sources.load({}, {**ENV, **env})
     assert caught.value.exit_code == 1
 
@@ -368,7 +370,8 @@ def test_an_unknown_key_is_a_warning_with_the_nearest_known_one(tmp_path: Path) 
         ("backends[1].model.sha265", "backends[1].model.sha256"),
     ]:
         assert (
-            f"config file {path}: unknown key `{unknown}` is ignored; the nearest known key is `{near}`" in notes
+            f"config file {path}: unknown key `{unknown}` is ignored; the nearest known key is `{near}`"
+            in notes
         )
 
 

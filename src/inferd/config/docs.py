@@ -42,7 +42,7 @@ above; a dot means an object inside an object. docs/config.schema.json is the sa
 
 ```json
 {
-  "backends": [{"kind": "llamacpp", "name": "chat", "model": {"name": "smollm2-135m-instruct"}, "n_ctx": 4096}],
+  "backends": [{"kind": "llamacpp", "name": "chat", "model": {"name": "smollm2-135m-instruct"}}],
   "engine": {"active_permits": 2},
   "limits": {"max_connections": 64}
 }

@@ -1,0 +1,76 @@
+"""The admin client: what a daemon says about itself.
+
+The admin socket is there before the models are, so it is also how one waits for a daemon that boots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from inferd.client.connection import Address, Connection
+from inferd.config import paths
+from inferd.errors import BootFailed
+from inferd.wire import admin
+
+Frame = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The state on connecting: one capabilities frame for each backend so far, and the lifecycle frame."""
+
+    capabilities: tuple[Frame, ...]
+    lifecycle: Frame
+
+
+class AdminClient:
+    """A subscription to the admin socket at ``address`` (default: the default one).
+
+    ``timeout`` bounds, in seconds, connecting and each wait for a frame; a quiet daemon sends none, so it is
+    ``None`` for a subscription that is to last.
+    """
+
+    def __init__(self, address: Address | None = None, timeout: float | None = None) -> None:
+        self.address: Address = paths.socket_path("admin") if address is None else address
+        self._connection = Connection(self.address, timeout=timeout, connect_timeout=timeout)
+
+    def events(self) -> Iterator[Frame]:
+        """The frames as they come, the snapshot first; raises ConnectionLost when the daemon ends."""
+        while True:
+            yield admin.parse(self._connection.line())
+
+    def snapshot(self) -> Snapshot:
+        """The state of the daemon; to be called first."""
+        capabilities: list[Frame] = []
+        for frame in self.events():
+            if frame["status"] != "capabilities":
+                return Snapshot(tuple(capabilities), frame)
+            capabilities.append(frame)
+        raise AssertionError("events() ends by an error only")
+
+    def wait_ready(self, on_event: Callable[[Frame], None] = lambda frame: None) -> None:
+        """Returns when the daemon is ready, having shown every frame to ``on_event``.
+
+        Raises BootFailed with the daemon's own words when it cannot start, and ConnectionLost when it ends.
+        """
+        for frame in self.events():
+            on_event(frame)
+            if frame["status"] == "ready":
+                return
+            if frame["status"] == "failed":
+                raise BootFailed(str(frame.get("message", "the daemon could not start")))
+
+    def close(self) -> None:
+        """Ends the subscription. Idempotent."""
+        self._connection.close()
+
+    def __enter__(self) -> AdminClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

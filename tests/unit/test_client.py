@@ -1,0 +1,463 @@
+"""The blocking clients, against a scripted peer on a real socket."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import orjson
+import pytest
+
+from inferd import errors
+from inferd.client import AdminClient, Client, Done, Token, blocking, dial_and_wait_ready
+from inferd.client import connection as connection_module
+from inferd.config import paths
+
+DONE = {
+    "type": "done",
+    "content": "Hello",
+    "usage": {"prompt_tokens": 9, "completion_tokens": 2},
+    "stop_reason": "end",
+    "backend": "mock",
+}
+
+Script = Callable[[socket.socket, bytes], None]
+
+
+class Peer:
+    """Answers each connection on ``path`` with a script; remembers what it read."""
+
+    def __init__(self, path: Path, script: Script) -> None:
+        self.path = path
+        self.script = script
+        self.lines: list[bytes] = []
+        self.accepted = 0
+        self.closed_by_client = threading.Event()
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path))
+        self._listener.listen()
+        self._connections: list[socket.socket] = []
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        threads = []
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                break
+            self.accepted += 1
+            self._connections.append(connection)
+            threads.append(threading.Thread(target=self._answer, args=[connection]))
+            threads[-1].start()
+        for thread in threads:
+            thread.join()
+
+    def _answer(self, connection: socket.socket) -> None:
+        with connection, connection.makefile("rb") as reader:
+            try:
+                for line in reader:
+                    self.lines.append(line)
+                    self.script(connection, line)
+            except OSError:
+                pass
+            self.closed_by_client.set()
+
+    def stop(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for connection in self._connections:
+            try:
+                connection.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                continue
+        self._thread.join()
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """A directory whose paths fit into a socket address."""
+    path = Path(tempfile.mkdtemp(prefix="ic-"))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def peer(directory: Path) -> Iterator[Callable[[Script], Peer]]:
+    started: list[Peer] = []
+
+    def start(script: Script) -> Peer:
+        started.append(Peer(directory / f"s{len(started)}", script))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.stop()
+
+
+def frames(*bodies: dict[str, object]) -> Script:
+    """A script that sends the frames with the request's id."""
+
+    def script(connection: socket.socket, line: bytes) -> None:
+        request_id = orjson.loads(line)["id"]
+        connection.sendall(b"".join(orjson.dumps({"id": request_id, **body}) + b"\n" for body in bodies))
+
+    return script
+
+
+def token(text: str) -> dict[str, object]:
+    return {"type": "token", "content": text}
+
+
+def test_tokens_then_done(peer: Callable[[Script], Peer]) -> None:
+    server = peer(frames(token("Hel"), token("lo"), DONE))
+    with Client(server.path) as client, client.generate("Hi", seed=7, stop=["x"]) as answer:
+        events = list(answer)
+    assert events == [
+        Token("Hel"),
+        Token("lo"),
+        Done(content="Hello", stop_reason="end", prompt_tokens=9, completion_tokens=2, backend="mock"),
+    ]
+    sent = orjson.loads(server.lines[0])
+    assert sent == {"id": "c1", "messages": [{"role": "user", "content": "Hi"}], "seed": 7, "stop": ["x"]}
+
+
+def test_a_finished_generation_leaves_its_connection_to_the_next(peer: Callable[[Script], Peer]) -> None:
+    server = peer(frames(DONE))
+    with Client(server.path) as client:
+        for _ in range(3):
+            assert len(list(client.generate("Hi"))) == 1
+    assert server.accepted == 1
+    assert [orjson.loads(line)["id"] for line in server.lines] == ["c1", "c2", "c3"]
+
+
+def test_generations_side_by_side_have_a_connection_each(peer: Callable[[Script], Peer]) -> None:
+    server = peer(frames(token("a"), DONE))
+    with Client(server.path) as client:
+        first, second = client.generate("1"), client.generate("2")
+        assert len(list(second)) == len(list(first)) == 2
+    assert server.accepted == 2
+
+
+def test_closing_a_generation_closes_its_connection(peer: Callable[[Script], Peer]) -> None:
+    server = peer(frames(token("a")))
+    with Client(server.path) as client:
+        with client.generate("Hi") as answer:
+            assert next(answer) == Token("a")
+        assert server.closed_by_client.wait(10)
+        assert list(answer) == []
+
+
+def test_an_abandoned_generation_is_cancelled(peer: Callable[[Script], Peer]) -> None:
+    server = peer(frames(token("a")))
+    with Client(server.path) as client:
+        for _ in client.generate("Hi"):
+            break
+        assert server.closed_by_client.wait(10)
+
+
+def test_a_connection_that_the_daemon_closed_meanwhile_is_not_used(peer: Callable[[Script], Peer]) -> None:
+    def once(connection: socket.socket, line: bytes) -> None:
+        frames(DONE)(connection, line)
+        connection.shutdown(socket.SHUT_RDWR)
+
+    server = peer(once)
+    with Client(server.path) as client:
+        for _ in range(2):
+            assert len(list(client.generate("Hi"))) == 1
+            assert server.closed_by_client.wait(10)
+            server.closed_by_client.clear()
+    assert server.accepted == 2
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code", "retryable"),
+    [
+        ("queue_full", 4, True),
+        ("backend_unavailable", 4, True),
+        ("deadline_exceeded", 4, True),
+        ("invalid_request", 5, False),
+        ("frame_too_large", 5, False),
+        ("internal", 4, False),
+        ("of a later version", 4, False),
+    ],
+)
+def test_an_error_frame_is_a_typed_error(
+    code: str, exit_code: int, retryable: bool, peer: Callable[[Script], Peer]
+) -> None:
+    server = peer(frames({"type": "error", "code": code, "message": "why"}))
+    with Client(server.path) as client, pytest.raises(errors.RequestFailed, match="why") as caught:
+        next(client.generate("Hi"))
+    assert caught.value.wire_code == code
+    assert (caught.value.exit_code, caught.value.retryable) == (exit_code, retryable)
+
+
+def test_an_error_frame_of_an_unreadable_request_has_no_id(peer: Callable[[Script], Peer]) -> None:
+    server = peer(frames({"id": "", "type": "error", "code": "frame_too_large", "message": "cap"}))
+    with Client(server.path) as client, pytest.raises(errors.RequestFailed, match="cap"):
+        next(client.generate("Hi"))
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b'{"id":"c1","type":"tok', b'{"id":"c1","type":"token","content":"a"}\n']
+)
+def test_an_end_before_the_terminal_frame_is_a_lost_connection(
+    sent: bytes, peer: Callable[[Script], Peer]
+) -> None:
+    def cut(connection: socket.socket, line: bytes) -> None:
+        connection.sendall(sent)
+        connection.shutdown(socket.SHUT_RDWR)
+
+    server = peer(cut)
+    with Client(server.path) as client, pytest.raises(errors.ConnectionLost):
+        list(client.generate("Hi"))
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"garbage\n",
+        b"[]\n",
+        b'{"type":"token"}\n',
+        b'{"id":"c1","type":"other"}\n',
+        b'{"id":"c9","type":"token","content":"a"}\n',
+        b'{"id":"c1","type":"done","content":"","stop_reason":"end"}\n',
+    ],
+)
+def test_what_is_no_response_is_a_protocol_error(sent: bytes, peer: Callable[[Script], Peer]) -> None:
+    server = peer(lambda connection, line: connection.sendall(sent))
+    with Client(server.path) as client, pytest.raises(errors.ProtocolError):
+        next(client.generate("Hi"))
+    assert server.closed_by_client.wait(10)
+
+
+def test_a_response_is_read_to_its_limit_and_no_further(
+    peer: Callable[[Script], Peer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection_module, "MAX_RESPONSE_BYTES", 1000)
+    frame = orjson.dumps({"id": "c1", **DONE, "content": ""})
+
+    def padded(content: int) -> Script:
+        body = frame.replace(b'"content":""', b'"content":"' + b"x" * content + b'"') + b"\n"
+        return lambda connection, line: connection.sendall(body)
+
+    fits = 1000 - len(frame)
+    with Client(peer(padded(fits)).path) as client:
+        assert next(client.generate("Hi")).content == "x" * fits
+    with Client(peer(padded(fits + 1)).path) as client, pytest.raises(errors.ProtocolError):
+        next(client.generate("Hi"))
+
+
+def test_a_silent_daemon_is_given_up_after_the_timeout(peer: Callable[[Script], Peer]) -> None:
+    server = peer(lambda connection, line: None)
+    with Client(server.path, timeout=0.05) as client, pytest.raises(errors.ConnectionLost, match="in time"):
+        next(client.generate("Hi"))
+
+
+def test_the_error_frame_of_a_daemon_that_stopped_reading_is_read(peer: Callable[[Script], Peer]) -> None:
+    """A request over the cap is refused while it is still being sent."""
+    refusal = b'{"type":"error","id":"","code":"frame_too_large","message":"cap"}\n'
+    listener = peer(lambda connection, line: None)._listener
+
+    path = Path(listener.getsockname()).with_name("deaf")
+    deaf = socket.socket(socket.AF_UNIX)
+    deaf.bind(str(path))
+    deaf.listen()
+
+    def refuse() -> None:
+        connection, _ = deaf.accept()
+        with connection:
+            connection.recv(1000)
+            connection.sendall(refusal)
+
+    thread = threading.Thread(target=refuse)
+    thread.start()
+    with Client(path) as client, pytest.raises(errors.RequestFailed, match="cap"):
+        next(client.generate("x" * 10_000_000))
+    thread.join()
+    deaf.close()
+
+
+# TCP.
+
+
+def test_the_key_goes_ahead_on_tcp_only(peer: Callable[[Script], Peer]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        seen: list[bytes] = []
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection, connection.makefile("rb") as reader:
+                seen.extend([reader.readline(), reader.readline()])
+                frames(DONE)(connection, seen[1])
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with Client(f"tcp://127.0.0.1:{listener.getsockname()[1]}", api_key="k") as client:
+            assert len(list(client.generate("Hi"))) == 1
+        thread.join()
+    assert orjson.loads(seen[0]) == {"type": "auth", "key": "k"}
+    server = peer(frames(DONE))
+    with Client(server.path, api_key="k") as client:
+        assert len(list(client.generate("Hi"))) == 1
+    assert b"auth" not in b"".join(server.lines)
+
+
+def test_a_refused_key_is_explained() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection, connection.makefile("rb") as reader:
+                reader.readline()
+                reader.readline()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        client = Client(f"tcp://127.0.0.1:{listener.getsockname()[1]}", api_key="wrong")
+        with pytest.raises(errors.ConnectionLost, match="check the API key"):
+            list(client.generate("Hi"))
+        thread.join()
+
+
+@pytest.mark.parametrize("address", ["tcp://", "tcp://127.0.0.1", "tcp://127.0.0.1:x"])
+def test_a_malformed_address_is_a_usage_error(address: str) -> None:
+    with pytest.raises(errors.UsageError):
+        Client(address).connect()
+
+
+# Dialling.
+
+
+def test_nobody_there(directory: Path) -> None:
+    with pytest.raises(errors.DaemonUnreachable, match="no daemon is running") as caught:
+        Client(directory / "none").connect()
+    assert caught.value.exit_code == 3
+    stale = socket.socket(socket.AF_UNIX)
+    stale.bind(str(directory / "stale"))
+    stale.close()
+    with pytest.raises(errors.DaemonUnreachable, match="no daemon answers"):
+        Client(directory / "stale").connect()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with pytest.raises(errors.DaemonUnreachable, match="no daemon answers"):
+        Client(f"tcp://127.0.0.1:{port}").connect()
+
+
+class Clock:
+    """A clock that only sleeping moves."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.pauses: list[float] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        self.now += seconds
+
+
+def test_dialling_backs_off_and_never_overshoots_its_limit(directory: Path) -> None:
+    clock = Clock()
+    with pytest.raises(errors.DaemonUnreachable):
+        dial_and_wait_ready(directory / "none", limit_secs=20, clock=clock, sleep=clock.sleep)
+    assert clock.pauses[:7] == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0])
+    assert max(clock.pauses) == blocking.LONGEST_PAUSE_SECS
+    assert clock.now == pytest.approx(20)
+
+
+def test_dialling_ends_as_soon_as_the_daemon_is_there(
+    directory: Path, peer: Callable[[Script], Peer]
+) -> None:
+    clock = Clock()
+
+    def sleep(seconds: float) -> None:
+        clock.sleep(seconds)
+        if len(clock.pauses) == 3:
+            peer(frames(DONE))
+
+    with dial_and_wait_ready(directory / "s0", limit_secs=60, clock=clock, sleep=sleep) as client:
+        assert len(list(client.generate("Hi"))) == 1
+    assert len(clock.pauses) == 3
+
+
+def test_the_default_addresses_are_those_of_the_daemon(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(directory))
+    assert Client().address == paths.socket_path("v1")
+    with pytest.raises(errors.DaemonUnreachable, match="admin.sock"):
+        AdminClient()
+
+
+# The admin socket.
+
+
+class AdminPeer:
+    """Sends frames to the first who connects, then keeps the connection until it is stopped."""
+
+    def __init__(self, path: Path, *frames: dict[str, object], hang_up: bool = False) -> None:
+        self.path = path
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path))
+        self._listener.listen()
+        self._data = b"".join(
+            orjson.dumps({"id": "admin", "type": "status", **frame}) + b"\n" for frame in frames
+        )
+        self._hang_up = hang_up
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        connection, _ = self._listener.accept()
+        with connection:
+            connection.sendall(self._data)
+            if not self._hang_up:
+                connection.recv(1)
+
+    def stop(self) -> None:
+        self._thread.join()
+        self._listener.close()
+
+
+CAPABILITIES: dict[str, object] = {"status": "capabilities", "backend": "mock", "v2": False}
+
+
+def test_a_snapshot_is_the_capabilities_and_the_lifecycle(directory: Path) -> None:
+    server = AdminPeer(directory / "a", CAPABILITIES, {"status": "ready"}, {"status": "draining"})
+    with AdminClient(server.path) as admin:
+        state = admin.snapshot()
+    server.stop()
+    assert [frame["backend"] for frame in state.capabilities] == ["mock"]
+    assert state.lifecycle["status"] == "ready"
+
+
+def test_waiting_shows_every_frame_up_to_ready(directory: Path) -> None:
+    loading = {"status": "loading_model", "phase": "kv_cache", "n_ctx": 8}
+    server = AdminPeer(directory / "a", {"status": "starting"}, loading, CAPABILITIES, {"status": "ready"})
+    seen: list[str] = []
+    with AdminClient(server.path) as admin:
+        admin.wait_ready(lambda frame: seen.append(frame["status"]))
+    server.stop()
+    assert seen == ["starting", "loading_model", "capabilities", "ready"]
+
+
+def test_a_failed_boot_is_told_in_the_daemons_words(directory: Path) -> None:
+    server = AdminPeer(directory / "a", {"status": "failed", "message": "no such model"}, hang_up=True)
+    with AdminClient(server.path) as admin, pytest.raises(errors.BootFailed, match="no such model"):
+        admin.wait_ready()
+    server.stop()
+
+
+def test_a_daemon_that_ends_is_a_lost_connection(directory: Path) -> None:
+    server = AdminPeer(directory / "a", {"status": "starting"}, hang_up=True)
+    with AdminClient(server.path) as admin, pytest.raises(errors.ConnectionLost):
+        admin.wait_ready()
+    server.stop()
