@@ -38,6 +38,16 @@ set(GGML_CCACHE OFF) # compiler.cmake has set the launcher
 
 add_subdirectory(${LLAMA_DIR} llama.cpp EXCLUDE_FROM_ALL)
 
+# Its unity sources lie in the build directory and would hold absolute paths, which ccache can share with no
+# other checkout. (CMake before 4.0 does not know the property.)
+set_target_properties(llama PROPERTIES UNITY_BUILD_RELOCATABLE ON)
+
+# Grammars come from clients: see the header.
+set(guard ${CMAKE_SOURCE_DIR}/src/inferd/engine/grammar_guard.h)
+set_source_files_properties(${LLAMA_DIR}/src/llama-grammar.cpp DIRECTORY ${LLAMA_DIR}/src PROPERTIES
+    COMPILE_OPTIONS "$<IF:$<BOOL:${MSVC}>,/FI,SHELL:-include >${guard}"
+    OBJECT_DEPENDS "${guard};${CMAKE_SOURCE_DIR}/src/inferd/engine/grammar_guard_state.h")
+
 set(native "")
 if(GGML_NATIVE AND NOT CMAKE_HOST_WIN32)
     # `-march=native` stands for another instruction set on another CPU, but neither ninja nor ccache can see

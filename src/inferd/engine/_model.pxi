@@ -1,0 +1,202 @@
+# What there is to know and do before a token is made: devices, log, model, prompt. Part of _llama.pyx.
+
+cdef extern from "unistd.h" nogil:
+    int dup(int fd)
+
+
+cdef extern from "stdio.h" nogil:
+    FILE* fdopen(int fd, const char* mode)
+
+
+FINISH_NAMES = ("running", "end", "stop", "length", "cancelled", "refused", "unavailable", "broken")
+
+
+def devices():
+    """The devices llama.cpp can compute on: (kind, name, description, bytes of memory), kind as in ggml."""
+    return [
+        (d.kind.decode(), d.name.decode(), d.description.decode("utf-8", "replace"), d.memory_total)
+        for d in c_devices()
+    ]
+
+
+def system_info() -> str:
+    """The instruction sets that this build uses on this machine, in llama.cpp's words."""
+    return llama_print_system_info().decode()
+
+
+def useful_threads() -> int:
+    """Threads worth using here: performance cores that this process may run on."""
+    return c_useful_threads()
+
+
+def drain_log():
+    """llama.cpp's log lines since the last call: (ggml log level, text), oldest first, at most 1,000."""
+    return [(line.first, line.second.decode("utf-8", "replace").rstrip()) for line in c_drain_log()]
+
+
+def schema_to_grammar(bytes schema) -> bytes:
+    """GBNF for a JSON Schema given as JSON text; ``InvalidRequest`` when it cannot be expressed."""
+    cdef string text = schema, grammar, error
+    cdef cbool ok
+    with nogil:
+        ok = c_schema_to_grammar(text, grammar, error)
+    if not ok:
+        raise InvalidRequest(f"json_schema cannot be made into a grammar: {error.decode('utf-8', 'replace')}")
+    return grammar
+
+
+cdef class TextStream:
+    """Text of a stream of tokens: whole characters only, cut before the first stop string."""
+
+    cdef CTextStream stream
+
+    def __cinit__(self, stops=()):
+        cdef vector[string] c_stops = stops
+        self.stream.set_stops(c_stops)
+
+    def push(self, bytes piece):
+        """Takes a token's bytes; returns (text that may be shown, whether a stop string was completed)."""
+        cdef string out
+        stopped = self.stream.push(piece, len(piece), out)
+        return <bytes>out, stopped
+
+    def finish(self) -> bytes:
+        """The text that was held back because a stop string might have begun."""
+        cdef string out
+        self.stream.finish(out)
+        return out
+
+
+cdef class ThreadGovernor:
+    """The choice of threads for a decode step; times in microseconds of a monotonic clock."""
+
+    cdef CThreadGovernor* governor
+
+    def __cinit__(self, int threads, bint fixed, int max_sequences):
+        self.governor = new CThreadGovernor(threads, fixed, max_sequences)
+
+    def __dealloc__(self):
+        del self.governor
+
+    @property
+    def threads(self):
+        return self.governor.threads()
+
+    def deadline(self, int64_t now, int sequences):
+        return self.governor.deadline(now, sequences)
+
+    def measured(self, int64_t now, int sequences, int64_t elapsed):
+        self.governor.measured(now, sequences, elapsed)
+
+    def stalled(self, int64_t now):
+        self.governor.stalled(now)
+
+
+cdef struct Loading:
+    void* report
+    float last
+    cbool go_on
+
+
+cdef cbool on_progress(float progress, void* data) noexcept nogil:
+    # llama.cpp calls this for every tensor; a hundred reports are enough.
+    cdef Loading* loading = <Loading*>data
+    if progress - loading.last < 0.01 and progress < 1.0:
+        return True
+    loading.last = progress
+    with gil:
+        try:
+            loading.go_on = (<object>loading.report)(progress)
+        except BaseException:
+            loading.go_on = False
+    return loading.go_on
+
+
+cdef class Model:
+    """A model loaded from an open file.
+
+    ``report(progress)`` is called with 0 to 1 while it loads and ends the load by returning false.
+    Raises ``ModelError`` for a file that llama.cpp cannot load and ``BootCancelled`` when ended.
+    """
+
+    cdef llama_model* model
+    cdef const llama_vocab* vocab
+    cdef unique_ptr[Prompts] prompts
+
+    def __cinit__(self, int fd, *, str path, int n_gpu_layers, report):
+        cdef llama_model_params params = llama_model_default_params()
+        cdef Loading loading
+        cdef string error
+        cdef FILE* file
+        loading.report = <void*>report
+        loading.last = -1
+        loading.go_on = True
+        params.n_gpu_layers = n_gpu_layers
+        params.progress_callback = on_progress
+        params.progress_callback_user_data = &loading
+        file = fdopen(dup(fd), "rb")
+        if file == NULL:
+            raise ModelError(f"cannot read the model file {path}")
+        with nogil:
+            rewind(file)
+            self.model = llama_model_load_from_file_ptr(file, params)
+            fclose(file)
+        if self.model == NULL:
+            if not loading.go_on:
+                raise BootCancelled("the load was cancelled")
+            raise ModelError(f"llama.cpp cannot load {path}: it is no GGUF model, is truncated, or is of an "
+                             f"architecture that this version does not know (see the log)")
+        if llama_model_has_encoder(self.model) or llama_model_is_diffusion(self.model):
+            raise ModelError(f"{path} is not a decoder-only text model; inferd cannot generate with it")
+        self.vocab = llama_model_get_vocab(self.model)
+        with nogil:
+            self.prompts = Prompts.make(self.model, error)
+        if not self.prompts:
+            raise ModelError(f"the chat template of {path} cannot be parsed: {error.decode('utf-8', 'replace')}")
+
+    def __dealloc__(self):
+        self.prompts.reset()
+        if self.model != NULL:
+            llama_model_free(self.model)
+
+    @property
+    def n_ctx_train(self) -> int:
+        """Tokens of context the model was trained for."""
+        return llama_model_n_ctx_train(self.model)
+
+    @property
+    def n_layer(self) -> int:
+        return llama_model_n_layer(self.model)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all tensors."""
+        return llama_model_size(self.model)
+
+    @property
+    def description(self) -> str:
+        """Architecture, size and quantisation, as llama.cpp puts it."""
+        cdef char text[256]
+        llama_model_desc(self.model, text, sizeof(text))
+        return text.decode("utf-8", "replace")
+
+    @property
+    def has_chat_template(self) -> bool:
+        return llama_model_chat_template(self.model, NULL) != NULL
+
+    def prompt(self, bytes messages):
+        """Renders a JSON array of ``{role, content}`` with the model's template.
+
+        Returns (token ids as int32 in native byte order, stop strings of the family). ``InvalidRequest`` when
+        the template refuses the messages.
+        """
+        cdef string text = messages, error
+        cdef vector[llama_token] tokens
+        cdef vector[string] stops
+        cdef cbool ok
+        with nogil:
+            ok = self.prompts.get().render(text, tokens, stops, error)
+        if not ok:
+            raise InvalidRequest(
+                f"the model's chat template refuses these messages: {error.decode('utf-8', 'replace')}")
+        return PyBytes_FromStringAndSize(<char*>tokens.data(), tokens.size() * sizeof(llama_token)), stops

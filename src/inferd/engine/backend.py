@@ -1,0 +1,184 @@
+"""The interface between the daemon and whatever produces text.
+
+``generate`` is the one entry: it raises a typed error before anything was produced, or returns a
+:class:`Stream` of events which ends with exactly one :class:`Done`. A stream that ends without ``Done`` is a
+failure of the backend. Every wire surface is a view of the same events, so a backend knows no wire format;
+a :class:`FrameTemplate` lets a backend with its own fast path wrap its text in the bytes of a frame without
+knowing what they mean.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Literal
+
+StopReason = Literal["end", "stop", "length", "cancelled", "error"]
+"""``end``: the model closed its turn; ``stop``: a stop string; ``length``: budget or context ran out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of the conversation; ``role`` is ``system``, ``user`` or ``assistant``."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class FrameTemplate:
+    """The bytes before and after the JSON-escaped text of a token frame."""
+
+    prefix: bytes
+    suffix: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateRequest:
+    """What a backend needs to know of a request; already validated.
+
+    ``temperature`` 0 is greedy, ``top_k`` 0 is off, ``repeat_penalty`` 1 is off. ``json_schema`` is the
+    schema as JSON text and excludes ``grammar`` (GBNF). ``frame`` is ``None`` when the client wants no
+    token frames.
+    """
+
+    messages: tuple[Message, ...]
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float = 0.0
+    repeat_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    grammar: str = ""
+    json_schema: str = ""
+    session: str = ""
+    frame: FrameTemplate | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts; ``cached_tokens`` of the prompt were served from the KV cache."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Milliseconds from the moment the backend took the request; tokens per second of decoding."""
+
+    prefill_ms: float
+    decode_ms: float
+    ttft_ms: float
+    tokens_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A piece of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """One or more finished token frames, built from the request's :class:`FrameTemplate`."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The end of a stream.
+
+    ``content`` is the whole answer as the inside of a JSON string (escaped, UTF-8, no quotes), or ``None``
+    from a backend that sent :class:`Text` events, whose concatenation it then is.
+    """
+
+    stop_reason: StopReason
+    usage: Usage
+    timings: Timings | None = None
+    content: bytes | None = None
+
+
+Event = Text | Frames | Done
+
+
+class Stream(ABC, AsyncIterator[Event]):
+    """The events of one request, pulled by the session.
+
+    A backend stops producing for a stream that is not pulled (a slow client) without slowing the others.
+    A failure after the start is raised by ``__anext__`` as one of ``generate``'s errors and ends the stream.
+    """
+
+    @abstractmethod
+    def cancel(self) -> None:
+        """Ends the request soon: the events already made, then ``Done("cancelled")``, still arrive."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Drops the request and all it has produced. Idempotent; never blocks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accelerator:
+    """Where the model runs: ``kind`` is ``cpu``, ``cuda``, ``metal``, ``vulkan``, ``remote`` …"""
+
+    kind: str = "cpu"
+    gpu_layers: int = 0
+    device_name: str = ""
+    vram_total_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What a backend can do, as the admin socket publishes it."""
+
+    v2: bool = False
+    vision: bool = False
+    audio: bool = False
+    tools: bool = False
+    thinking: bool = False
+    embed: bool = False
+    rerank: bool = False
+    accelerator: Accelerator = Accelerator()
+    n_ctx: int = 0
+    n_parallel: int = 0
+
+
+class Backend(ABC):
+    """One configured source of text: ``name`` of its config entry, ``kind``, ``model``."""
+
+    name: str
+    kind: str
+    model: str
+
+    @abstractmethod
+    def ready(self) -> bool:
+        """Whether ``generate`` would be served now."""
+
+    @abstractmethod
+    def capabilities(self) -> Capabilities:
+        """What this backend can do; constant once it is ready."""
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Attaches the backend to the running event loop; called once, before the first ``generate``."""
+
+    @abstractmethod
+    async def generate(self, request: GenerateRequest) -> Stream:
+        """Starts a request.
+
+        Raises ``InvalidRequest`` for what the client has to change, and ``NotReady``, ``Unavailable`` or
+        ``BackendInternal`` for what it cannot.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Ends every stream and frees the model. Idempotent."""

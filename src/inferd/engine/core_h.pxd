@@ -1,0 +1,116 @@
+# The C++ pieces of the token loop, as its Cython part sees them. The contracts are in the headers.
+
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libcpp cimport bool as cbool
+from libcpp.memory cimport unique_ptr
+from libcpp.pair cimport pair
+from libcpp.string cimport string
+from libcpp.vector cimport vector
+
+from inferd.engine.llama_h cimport llama_batch, llama_context, llama_model, llama_token, llama_vocab
+
+
+cdef extern from "host.h" namespace "inferd" nogil:
+    cdef cppclass Device:
+        string kind
+        string name
+        string description
+        size_t memory_total
+    vector[Device] c_devices "inferd::devices"()
+    int c_useful_threads "inferd::useful_threads"()
+    void capture_log()
+    vector[pair[int, string]] c_drain_log "inferd::drain_log"()
+    void* attach_pool(llama_context* ctx, int threads)
+    void free_pool(void* pool)
+    int decode(llama_context* ctx, const llama_batch& batch)
+
+
+cdef extern from "prompt.h" namespace "inferd" nogil:
+    cdef cppclass Prompts:
+        @staticmethod
+        unique_ptr[Prompts] make(const llama_model* model, string& error)
+        cbool render(const string& messages, vector[llama_token]& tokens, vector[string]& stops, string& error)
+    cbool c_schema_to_grammar "inferd::schema_to_grammar"(const string& schema, string& grammar, string& error)
+
+
+cdef extern from "sampling.h" namespace "inferd" nogil:
+    cdef cppclass SamplingParams:
+        float temperature
+        float top_p
+        float min_p
+        float repeat_penalty
+        float presence_penalty
+        float frequency_penalty
+        int32_t top_k
+        uint32_t seed
+    cdef cppclass Sampler:
+        @staticmethod
+        unique_ptr[Sampler] make(
+            const llama_vocab* vocab, const SamplingParams& params, const string& grammar, string& error)
+        llama_token sample(const float* logits)
+
+
+cdef extern from "text.h" namespace "inferd" nogil:
+    cdef cppclass CTextStream "inferd::TextStream":
+        void set_stops(const vector[string]& stops)
+        cbool push(const char* data, size_t n, string& out)
+        void finish(string& out)
+
+
+cdef extern from "threads.h" namespace "inferd" nogil:
+    cdef cppclass CThreadGovernor "inferd::ThreadGovernor":
+        CThreadGovernor(int threads, cbool fixed, int max_sequences)
+        int threads()
+        int64_t deadline(int64_t now, int sequences)
+        void measured(int64_t now, int sequences, int64_t elapsed)
+        void stalled(int64_t now)
+
+
+cdef extern from "exchange.h" namespace "inferd" nogil:
+    cdef enum class Finish(int):
+        running
+        end
+        stop
+        length
+        cancelled
+        refused
+        unavailable
+        broken
+
+    cdef cppclass Job:
+        uint64_t id
+        size_t n_prompt
+        uint32_t max_tokens
+        cbool wants_frames
+        string prefix
+        string suffix
+        unique_ptr[Sampler] sampler
+        CTextStream text
+        vector[llama_token] tokens
+        size_t n_past
+        int slot
+        int logits_row
+        size_t in_step
+        string staged
+        string content
+        Finish finish
+        const char* error
+        int64_t submitted_us
+        int64_t seated_us
+        int64_t prefilled_us
+        int64_t first_us
+        int64_t finished_us
+        size_t n_completion()
+        cbool prefilling()
+
+    cdef cppclass Exchange:
+        int fd()
+        uint64_t submit(unique_ptr[Job] job)
+        void cancel(uint64_t id, cbool drop)
+        void stop()
+        vector[uint64_t] ready()
+        unique_ptr[Job] collect(uint64_t id, string& out)
+        cbool intake(vector[Job*]& waiting, vector[Job*]& running, vector[Job*]& active, size_t slots)
+        cbool begin_step(const vector[Job*]& step)
+        cbool interrupted()
+        void publish(const vector[Job*]& jobs)

@@ -1,0 +1,243 @@
+// Where the event loop and the engine thread meet.
+//
+// A `Job` belongs to the exchange from `submit` until it is both finished by the engine and collected (or
+// dropped) by the other side. One mutex guards everything both sides touch; the engine thread takes it twice
+// a step (`intake`, `publish`), holds it for moves of strings only, and never touches Python. Each publish
+// that has something for the event loop signals the wake-up descriptor once.
+#pragma once
+
+#include <sys/types.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "sampling.h"
+#include "text.h"
+
+#ifdef __linux__
+#include <sys/eventfd.h>
+#endif
+#include <fcntl.h>
+#include <unistd.h>
+
+namespace inferd {
+
+// `refused`, `unavailable` and `broken` are failures: the client's, of the moment, and ours.
+enum class Finish : int { running = 0, end, stop, length, cancelled, refused, unavailable, broken };
+
+struct Job {
+    // What was asked.
+    uint64_t id = 0;
+    size_t n_prompt = 0;
+    uint32_t max_tokens = 0;
+    bool wants_frames = false;
+    std::string prefix, suffix;
+    std::unique_ptr<Sampler> sampler;
+    TextStream text;
+
+    // The engine thread's own.
+    std::vector<llama_token> tokens;  // the prompt and what came after it
+    size_t n_past = 0;                // how many of them are in the KV cache
+    int slot = -1;
+    int logits_row = -1;   // row of this job's logits in the step, -1 = none
+    size_t in_step = 0;    // how many of its tokens the step holds
+    std::string staged;    // frames made since the last publish
+    std::string content;   // the whole answer, JSON-escaped
+    Finish finish = Finish::running;
+    const char *error = "";
+    int64_t submitted_us = 0, seated_us = 0, prefilled_us = 0, first_us = 0, finished_us = 0;
+
+    // Guarded by the exchange's mutex.
+    bool cancel = false;
+    bool dropped = false;   // nobody will collect it
+    bool finished = false;
+    bool announced = false; // in `ready_`, not collected since
+    std::string out;        // frames not yet collected
+
+    size_t n_completion() const { return tokens.size() - n_prompt; }
+    bool prefilling() const { return tokens.size() - n_past > 1 || tokens.size() == n_prompt; }
+};
+
+class Exchange {
+  public:
+    // Frames a reader may leave uncollected before its sequence rests: about 1,000 tokens.
+    static constexpr size_t kHighWater = 64 * 1024;
+
+    Exchange() {
+#ifdef __linux__
+        fds_[0] = fds_[1] = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+#else
+        if (pipe(fds_) == 0) {
+            for (int fd : fds_) {
+                fcntl(fd, F_SETFL, O_NONBLOCK);
+                fcntl(fd, F_SETFD, FD_CLOEXEC);
+            }
+        }
+#endif
+    }
+    ~Exchange() {
+        if (fds_[0] >= 0) close(fds_[0]);
+        if (fds_[1] >= 0 && fds_[1] != fds_[0]) close(fds_[1]);
+    }
+    Exchange(const Exchange &) = delete;
+    Exchange &operator=(const Exchange &) = delete;
+
+    // The event loop's side.
+
+    int fd() const { return fds_[0]; }
+
+    uint64_t submit(std::unique_ptr<Job> job) {
+        std::lock_guard<std::mutex> lock(mutex_);
+        job->id = ++last_id_;
+        const uint64_t id = job->id;
+        inbox_.push_back(job.get());
+        jobs_.emplace(id, std::move(job));
+        work_.notify_one();
+        return id;
+    }
+
+    // Ends a job soon. `drop`: and throws away what it made; its id is then no longer valid.
+    void cancel(uint64_t id, bool drop) {
+        std::lock_guard<std::mutex> lock(mutex_);
+        auto found = jobs_.find(id);
+        if (found == jobs_.end()) return;
+        Job *job = found->second.get();
+        if (drop && job->finished) {
+            jobs_.erase(found);
+            return;
+        }
+        job->cancel = true;
+        job->dropped = job->dropped || drop;
+        if (job->in_step > 1 && stepping_) interrupt_.store(true, std::memory_order_relaxed);
+        work_.notify_one();
+    }
+
+    void stop() {
+        std::lock_guard<std::mutex> lock(mutex_);
+        stopping_ = true;
+        interrupt_.store(true, std::memory_order_relaxed);
+        work_.notify_one();
+    }
+
+    // The ids that have something new, each once until it is collected. Resets the wake-up descriptor.
+    std::vector<uint64_t> ready() {
+        uint64_t buffer[8];
+        while (read(fds_[0], buffer, sizeof buffer) == static_cast<ssize_t>(sizeof buffer)) {
+        }
+        std::lock_guard<std::mutex> lock(mutex_);
+        return std::exchange(ready_, {});
+    }
+
+    // Moves a job's frames into `out`. When it is finished, also hands the job itself over.
+    std::unique_ptr<Job> collect(uint64_t id, std::string &out) {
+        out.clear();
+        std::lock_guard<std::mutex> lock(mutex_);
+        auto found = jobs_.find(id);
+        if (found == jobs_.end()) return nullptr;
+        Job *job = found->second.get();
+        const bool rested = job->out.size() >= kHighWater;
+        out.swap(job->out);
+        job->announced = false;
+        if (rested) work_.notify_one();
+        if (!job->finished) return nullptr;
+        std::unique_ptr<Job> whole = std::move(found->second);
+        jobs_.erase(found);
+        return whole;
+    }
+
+    // The engine thread's side.
+
+    // Moves new jobs to the end of `waiting`, marks cancelled ones in both lists as finished, and lists in
+    // `active` the running ones whose reader keeps up. Sleeps while there is nothing to do. False: stop.
+    bool intake(std::vector<Job *> &waiting, std::vector<Job *> &running, std::vector<Job *> &active,
+                size_t slots) {
+        std::unique_lock<std::mutex> lock(mutex_);
+        while (!stopping_) {
+            waiting.insert(waiting.end(), inbox_.begin(), inbox_.end());
+            inbox_.clear();
+            active.clear();
+            bool cancelled = false;
+            for (auto *list : {&waiting, &running}) {
+                for (Job *job : *list) {
+                    if (job->cancel && job->finish == Finish::running) {
+                        job->finish = Finish::cancelled;
+                        cancelled = true;
+                    }
+                }
+            }
+            for (Job *job : running) {
+                if (job->finish == Finish::running && job->out.size() < kHighWater) active.push_back(job);
+            }
+            if (cancelled || !active.empty() || (!waiting.empty() && running.size() < slots)) return true;
+            work_.wait(lock);
+        }
+        return false;
+    }
+
+    // From here to `publish` a cancel of a job that has a prompt chunk in the step interrupts the step. False:
+    // one of them is already cancelled, so the step is not worth beginning.
+    bool begin_step(const std::vector<Job *> &step) {
+        std::lock_guard<std::mutex> lock(mutex_);
+        if (stopping_) return false;
+        for (const Job *job : step) {
+            if (job->cancel && job->in_step > 1) return false;
+        }
+        stepping_ = true;
+        interrupt_.store(false, std::memory_order_relaxed);
+        return true;
+    }
+
+    bool interrupted() const { return interrupt_.load(std::memory_order_relaxed); }
+
+    // Hands what a step made to the event loop; finished jobs are no longer the engine's after this.
+    void publish(const std::vector<Job *> &jobs) {
+        bool wake = false;
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+            stepping_ = false;
+            for (Job *job : jobs) {
+                const bool finished = job->finish != Finish::running;
+                if (job->dropped) {
+                    if (finished) jobs_.erase(job->id);
+                    job->staged.clear();
+                    continue;
+                }
+                if (job->staged.empty() && !finished) continue;
+                job->out += job->staged;
+                job->staged.clear();
+                job->finished = finished;
+                if (!job->announced) {
+                    job->announced = true;
+                    ready_.push_back(job->id);
+                    wake = true;
+                }
+            }
+        }
+        if (wake) {
+            const uint64_t one = 1;
+            // A full pipe or counter means that a wake-up is already under way.
+            if (write(fds_[1], &one, sizeof one) < 0) return;
+        }
+    }
+
+  private:
+    std::mutex mutex_;
+    std::condition_variable work_;
+    std::unordered_map<uint64_t, std::unique_ptr<Job>> jobs_;
+    std::vector<Job *> inbox_;
+    std::vector<uint64_t> ready_;
+    uint64_t last_id_ = 0;
+    bool stopping_ = false;
+    bool stepping_ = false;
+    std::atomic<bool> interrupt_{false};
+    int fds_[2] = {-1, -1};
+};
+
+}  // namespace inferd

@@ -1,0 +1,97 @@
+#include "host.h"
+
+#include <algorithm>
+#include <deque>
+#include <mutex>
+#include <thread>
+
+#include "common.h"
+#include "ggml-backend.h"
+#include "ggml-cpu.h"
+
+#ifdef __linux__
+#include <sched.h>
+#endif
+
+namespace inferd {
+
+std::vector<Device> devices() {
+    std::vector<Device> found;
+    for (size_t i = 0; i < ggml_backend_dev_count(); i++) {
+        ggml_backend_dev_t device = ggml_backend_dev_get(i);
+        Device one;
+        switch (ggml_backend_dev_type(device)) {
+            case GGML_BACKEND_DEVICE_TYPE_CPU: one.kind = "cpu"; break;
+            case GGML_BACKEND_DEVICE_TYPE_GPU: one.kind = "gpu"; break;
+            case GGML_BACKEND_DEVICE_TYPE_IGPU: one.kind = "igpu"; break;
+            default: one.kind = "accel"; break;
+        }
+        one.name = ggml_backend_dev_name(device);
+        one.description = ggml_backend_dev_description(device);
+        size_t free = 0;
+        ggml_backend_dev_memory(device, &free, &one.memory_total);
+        found.push_back(std::move(one));
+    }
+    return found;
+}
+
+int useful_threads() {
+    int allowed = static_cast<int>(std::thread::hardware_concurrency());
+#ifdef __linux__
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0) allowed = CPU_COUNT(&set);
+#endif
+    return std::max(1, std::min(allowed, static_cast<int>(common_cpu_get_num_math())));
+}
+
+namespace {
+
+constexpr size_t kMaxLines = 1000;  // a broken model can log without end
+std::mutex log_mutex;
+std::deque<std::pair<int, std::string>> log_lines;
+
+void keep_line(ggml_log_level level, const char *text, void *) {
+    if (level == GGML_LOG_LEVEL_DEBUG) return;
+    std::lock_guard<std::mutex> lock(log_mutex);
+    if (level == GGML_LOG_LEVEL_CONT && !log_lines.empty()) {
+        log_lines.back().second += text;
+        return;
+    }
+    if (log_lines.size() == kMaxLines) log_lines.pop_front();
+    log_lines.emplace_back(level, text);
+}
+
+}  // namespace
+
+void capture_log() { llama_log_set(keep_line, nullptr); }
+
+std::vector<std::pair<int, std::string>> drain_log() {
+    std::lock_guard<std::mutex> lock(log_mutex);
+    std::vector<std::pair<int, std::string>> lines(log_lines.begin(), log_lines.end());
+    log_lines.clear();
+    return lines;
+}
+
+void *attach_pool(llama_context *ctx, int threads) {
+    ggml_threadpool_params params = ggml_threadpool_params_default(threads);
+    // Between two steps of a running answer the threads wait by spinning for about a millisecond and then
+    // sleep; ggml's default spins a hundred times longer, which is a busy core on an idle machine.
+    params.poll = 1;
+    ggml_threadpool *pool = ggml_threadpool_new(&params);
+    if (pool) llama_attach_threadpool(ctx, pool, pool);
+    return pool;
+}
+
+void free_pool(void *pool) {
+    if (pool) ggml_threadpool_free(static_cast<ggml_threadpool *>(pool));
+}
+
+int decode(llama_context *ctx, const llama_batch &batch) noexcept {
+    try {
+        return llama_decode(ctx, batch);
+    } catch (...) {
+        return kDecodeThrew;
+    }
+}
+
+}  // namespace inferd

@@ -1,0 +1,339 @@
+"""The llama.cpp backend: the token loop as a :class:`~inferd.engine.backend.Backend`.
+
+Three kinds of threads meet here. The event loop's thread owns the streams. A small pool renders, tokenises
+and parses grammars, so that no request can hold the event loop. One engine thread decodes; it signals a
+descriptor once a step, and :meth:`LlamaCpp._wake` passes that on to the streams that have something to
+collect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import orjson
+
+from inferd import log
+from inferd.engine import _llama
+from inferd.engine.backend import (
+    Accelerator,
+    Backend,
+    Capabilities,
+    Done,
+    Event,
+    Frames,
+    GenerateRequest,
+    StopReason,
+    Stream,
+    Timings,
+    Usage,
+)
+from inferd.errors import (
+    BackendInternal,
+    BootCancelled,
+    InferdError,
+    InvalidRequest,
+    ModelError,
+    NotReady,
+    Unavailable,
+)
+
+_log = log.get("llamacpp")
+
+Progress = Callable[[str, dict[str, object]], None]
+
+_FAILURES: dict[str, type[InferdError]] = {
+    "refused": InvalidRequest,
+    "unavailable": Unavailable,
+    "broken": BackendInternal,
+}
+_GGML_WARN, _GGML_ERROR = 3, 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LlamaCppConfig:
+    """What to load and how to serve it.
+
+    ``name`` is the config entry's, ``model`` the model's. ``fd`` is the open, verified file, which is what
+    gets loaded; ``path`` is only shown. ``n_ctx`` is the room of one request in tokens, ``n_parallel`` how
+    many run at once. ``n_gpu_layers`` -1 is all; ``threads`` 0 lets the loop choose; ``flash_attention`` is
+    ``auto``, ``on`` or ``off``.
+    """
+
+    name: str
+    model: str
+    path: Path
+    fd: int
+    n_ctx: int = 8192
+    n_parallel: int = 4
+    n_gpu_layers: int = -1
+    require_gpu: bool = False
+    threads: int = 0
+    n_batch: int = 512
+    flash_attention: str = "auto"
+    kv_cache_type: str = "f16"
+    kv_unified: bool = False
+
+
+def _pass_on_log(at_least: int = 0) -> str:
+    """Moves llama.cpp's log lines to ours; returns the last error among them, or ``""``."""
+    last_error = ""
+    for level, text in _llama.drain_log():
+        if level == _GGML_ERROR:
+            last_error = text
+        if level >= at_least and level >= _GGML_WARN:
+            _log.warn("llama.cpp", line=text)
+        else:
+            _log.debug("llama.cpp", line=text)
+    return last_error
+
+
+def _accelerator(config: LlamaCppConfig, n_layer: int) -> Accelerator:
+    devices = _llama.devices()
+    gpu = next((d for d in devices if d[0] in ("gpu", "igpu")), None)
+    if gpu is None or config.n_gpu_layers == 0:
+        cpu = next((d for d in devices if d[0] == "cpu"), ("cpu", "CPU", "", 0))
+        return Accelerator(kind="cpu", device_name=cpu[2])
+    layers = n_layer + 1 if config.n_gpu_layers < 0 else min(config.n_gpu_layers, n_layer + 1)
+    return Accelerator(
+        kind=gpu[1].rstrip("0123456789").lower(),
+        gpu_layers=layers,
+        device_name=gpu[2],
+        vram_total_bytes=gpu[3],
+    )
+
+
+class LlamaCpp(Backend):
+    """One loaded model, its context, and the thread that decodes. Made by :meth:`load`."""
+
+    kind = "llamacpp"
+
+    def __init__(self, config: LlamaCppConfig, model: _llama.Model, engine: _llama.Engine) -> None:
+        self.name = config.name
+        self.model = config.model
+        self._model = model
+        self._engine = engine
+        self._capabilities = Capabilities(
+            accelerator=_accelerator(config, model.n_layer), n_ctx=engine.n_ctx, n_parallel=engine.n_seq
+        )
+        self._streams: dict[int, _LlamaStream] = {}
+        # Rendering and grammars take milliseconds; two threads keep one bad grammar from holding the others.
+        self._preparing = ThreadPoolExecutor(2, thread_name_prefix="inferd-prepare")
+        self._thread = threading.Thread(target=engine.run, name="inferd-engine", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @classmethod
+    def load(cls, config: LlamaCppConfig, *, progress: Progress, cancelled: threading.Event) -> LlamaCpp:
+        """Loads the model and makes its context; blocks for as long as that takes.
+
+        ``progress`` gets the phases ``mmap`` (``path``, ``progress`` 0 to 1) and ``kv_cache`` (``n_ctx``).
+        Raises ``ModelError`` with llama.cpp's reason, and ``BootCancelled`` soon after ``cancelled`` is set.
+        """
+
+        def report(fraction: float) -> bool:
+            progress("mmap", {"path": str(config.path), "progress": round(fraction, 2)})
+            return not cancelled.is_set()
+
+        on_gpu = _accelerator(config, 0).kind != "cpu"
+        if config.require_gpu and not on_gpu:
+            raise ModelError(
+                "no GPU can be used: this build or this machine has none, or --n-gpu-layers is 0; "
+                "install a build for your GPU or drop --require-gpu"
+            )
+        try:
+            model = _llama.Model(
+                config.fd, path=str(config.path), n_gpu_layers=config.n_gpu_layers, report=report
+            )
+            n_ctx = min(config.n_ctx, model.n_ctx_train)
+            progress("kv_cache", {"n_ctx": n_ctx})
+            # On a CPU flash attention helps prompts and hurts answers; answers are what people wait for.
+            flash = config.flash_attention
+            engine = _llama.Engine(
+                model,
+                n_ctx=n_ctx,
+                n_seq=config.n_parallel,
+                n_batch=config.n_batch,
+                threads=config.threads,
+                flash_attention="off" if flash == "auto" and not on_gpu else flash,
+                kv_type=config.kv_cache_type,
+                unified=config.kv_unified,
+            )
+        except ModelError as error:
+            reason = _pass_on_log(_GGML_ERROR)
+            raise ModelError(f"{error}: {reason}" if reason else str(error)) from None
+        if cancelled.is_set():
+            raise BootCancelled("the load was cancelled")
+        _pass_on_log(_GGML_ERROR)
+        if n_ctx < config.n_ctx:
+            _log.info("context limited to what the model was trained for", asked=config.n_ctx, n_ctx=n_ctx)
+        if not model.has_chat_template:
+            _log.warn("the model has no chat template; it is prompted as ChatML", model=config.model)
+        _log.info("model loaded", model=config.model, description=model.description, bytes=model.size)
+        return cls(config, model, engine)
+
+    def ready(self) -> bool:
+        return self._thread.is_alive()
+
+    def capabilities(self) -> Capabilities:
+        return self._capabilities
+
+    async def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._engine.fileno(), self._wake)
+        self._thread.start()
+
+    async def generate(self, request: GenerateRequest) -> Stream:
+        if not self.ready() or self._loop is None:
+            raise NotReady
+        submitted = self._loop.run_in_executor(self._preparing, self._submit, request)
+        try:
+            answer = await asyncio.shield(submitted)
+        except asyncio.CancelledError:
+            submitted.add_done_callback(self._drop)
+            raise
+        if isinstance(answer, Done):
+            return _Finished(answer)
+        stream = self._streams[answer] = _LlamaStream(self, self._engine, answer)
+        return stream
+
+    def _submit(self, request: GenerateRequest) -> int | Done:
+        """Renders and tokenises the prompt, parses the grammar, and queues the job; runs in the pool."""
+        messages = [{"role": m.role, "content": m.content} for m in request.messages]
+        tokens, stops = self._model.prompt(orjson.dumps(messages))
+        grammar = request.grammar.encode()
+        if request.json_schema:
+            grammar = _llama.schema_to_grammar(request.json_schema.encode())
+        seed = secrets.randbits(32) if request.seed is None else request.seed
+        _log.debug("sampling", seed=seed)
+        if request.max_tokens == 0:
+            return Done("length", Usage(len(tokens) // 4, 0), content=b"")
+        return self._engine.submit(
+            tokens,
+            max_tokens=min(request.max_tokens, 2**31 - 1),
+            temperature=request.temperature,
+            top_p=request.top_p,
+            top_k=min(request.top_k, 2**31 - 1),
+            min_p=request.min_p,
+            repeat_penalty=request.repeat_penalty,
+            presence_penalty=request.presence_penalty,
+            frequency_penalty=request.frequency_penalty,
+            seed=seed,
+            grammar=grammar,
+            stops=[*stops, *(text.encode() for text in request.stop)],
+            frame=(request.frame.prefix, request.frame.suffix) if request.frame else None,
+        )
+
+    def _drop(self, submitted: asyncio.Future[int | Done]) -> None:
+        """The client left while its request was being prepared."""
+        if not submitted.cancelled() and submitted.exception() is None:
+            job = submitted.result()
+            if isinstance(job, int):
+                self._engine.cancel(job, True)
+
+    def _wake(self) -> None:
+        for job in self._engine.ready():
+            stream = self._streams.get(job)
+            if stream is not None:
+                stream.wake()
+
+    def _forget(self, job: int) -> None:
+        self._streams.pop(job, None)
+
+    def _finish(self, result: _llama.Result) -> Done:
+        finish, reason, content, n_prompt, n_completion, prefill_ms, decode_ms, ttft_ms = result
+        failure = _FAILURES.get(finish)
+        if failure is not None:
+            _pass_on_log(_GGML_ERROR if finish == "broken" else _GGML_ERROR + 1)
+            raise failure(reason)
+        # The first token comes out of the prompt's last step, so n tokens take n - 1 steps of decoding.
+        rate = (n_completion - 1) / decode_ms * 1000 if n_completion > 1 and decode_ms > 0 else 0.0
+        return Done(
+            cast("StopReason", finish),
+            Usage(n_prompt, n_completion),
+            Timings(prefill_ms, decode_ms, ttft_ms, rate),
+            content,
+        )
+
+    async def close(self) -> None:
+        if self._loop is None:
+            return
+        self._loop.remove_reader(self._engine.fileno())
+        self._engine.stop()
+        await self._loop.run_in_executor(None, self._thread.join)
+        self._preparing.shutdown(wait=False)
+        for stream in list(self._streams.values()):
+            stream.close()
+        self._loop = None
+
+
+class _Finished(Stream):
+    """The stream of a request that needs no decoding."""
+
+    def __init__(self, done: Done) -> None:
+        self._done: Done | None = done
+
+    async def __anext__(self) -> Event:
+        done, self._done = self._done, None
+        if done is None:
+            raise StopAsyncIteration
+        return done
+
+    def cancel(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self._done = None
+
+
+class _LlamaStream(Stream):
+    """One job's events. What is not pulled stays with the loop, which then rests this job and no other."""
+
+    def __init__(self, backend: LlamaCpp, engine: _llama.Engine, job: int) -> None:
+        self._backend = backend
+        self._engine = engine
+        self._job = job
+        # A wake-up may have come before this stream was known: look once without one.
+        self._something_new = True
+        self._waiter: asyncio.Future[None] | None = None
+        self._result: _llama.Result | None = None
+        self._open = True
+
+    def wake(self) -> None:
+        self._something_new = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def __anext__(self) -> Event:
+        while self._open:
+            if self._result is not None:
+                self._open = False
+                return self._backend._finish(self._result)
+            if not self._something_new:
+                self._waiter = asyncio.get_running_loop().create_future()
+                await self._waiter
+                continue
+            self._something_new = False
+            data, self._result = self._engine.collect(self._job)
+            if self._result is not None:
+                self._backend._forget(self._job)
+            if data:
+                return Frames(data)
+        raise StopAsyncIteration
+
+    def cancel(self) -> None:
+        if self._open and self._result is None:
+            self._engine.cancel(self._job, False)
+
+    def close(self) -> None:
+        if self._open:
+            self._open = False
+            self._backend._forget(self._job)
+            if self._result is None:
+                self._engine.cancel(self._job, True)
+            self.wake()

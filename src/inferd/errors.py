@@ -1,0 +1,235 @@
+"""The one exception tree.
+
+Each class carries, as data, what the layers above need to know about it, so that nothing ever
+recognises an error by its text:
+
+* ``code``       the wire code of the error frame that a client sees (``serve.session`` alone writes it);
+* ``exit_code``  the exit status of a command that ends with it (``cli`` alone uses it);
+* ``fault``      who has to change something: ``"client"``, ``"backend"``, ``"daemon"`` or ``"operator"``;
+* ``retryable``  whether the same request may succeed later without a change.
+
+The message of an error is one sentence that names what was wrong and, where it can be known, what to do.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+Fault = Literal["client", "backend", "daemon", "operator"]
+
+
+class InferdError(Exception):
+    """Base of every error that inferd raises on purpose."""
+
+    code: ClassVar[str] = "internal"
+    exit_code: int = 1
+    fault: Fault = "daemon"
+    retryable: bool = False
+
+
+# What a client did.
+
+
+class InvalidRequest(InferdError):
+    """A well-formed request that cannot be served as it is: an empty list, a number out of range."""
+
+    code = "invalid_request"
+    exit_code = 5
+    fault = "client"
+
+
+class DecodeError(InvalidRequest):
+    """A line that is not a request at all; the connection is closed after the error frame.
+
+    ``request_id`` is the line's ``id`` when the line was an object with a string there, else ``""``.
+    """
+
+    def __init__(self, message: str, request_id: str = "") -> None:
+        super().__init__(f"decode: {message}")
+        self.request_id = request_id
+
+
+class FrameTooLarge(InferdError):
+    """A line longer than the cap of ``cap`` bytes."""
+
+    code = "frame_too_large"
+    exit_code = 5
+    fault = "client"
+
+    def __init__(self, cap: int) -> None:
+        super().__init__(f"frame exceeds {cap} byte cap")
+        self.cap = cap
+
+
+# What the daemon cannot do just now.
+
+
+class QueueFull(InferdError):
+    """Every place of the admission queue is taken."""
+
+    code = "queue_full"
+    exit_code = 4
+    retryable = True
+
+    def __init__(self) -> None:
+        super().__init__("queue full")
+
+
+class AdmissionClosed(InferdError):
+    """The daemon is draining; the connection is closed after the error frame."""
+
+    code = "backend_unavailable"
+    exit_code = 4
+    retryable = True
+
+    def __init__(self) -> None:
+        super().__init__("admission closed")
+
+
+class DeadlineExceeded(InferdError):
+    """The request's ``deadline_ms`` passed while it waited for a place."""
+
+    code = "deadline_exceeded"
+    exit_code = 4
+    fault = "client"
+    retryable = True
+
+
+# What a backend did. ``counts`` says whether the circuit breaker takes it as a failure of the backend.
+
+
+class BackendError(InferdError):
+    """Base of the errors that a backend raises before or in the stream."""
+
+    code = "backend_unavailable"
+    exit_code = 4
+    fault = "backend"
+    retryable = True
+    counts: ClassVar[bool] = True
+
+
+class NoBackend(BackendError):
+    """No configured backend is ready, capable and not shut off by its breaker."""
+
+    counts = False
+
+    def __init__(self) -> None:
+        super().__init__("no backend available")
+
+
+class NotReady(BackendError):
+    """The backend has not finished loading."""
+
+    def __init__(self) -> None:
+        super().__init__("backend not ready")
+
+
+class Unavailable(BackendError):
+    """The backend cannot serve now; the text says why."""
+
+
+class BackendInternal(BackendError):
+    """The backend failed in a way that is its own fault."""
+
+    code = "internal"
+    retryable = False
+
+
+# What the operator has to mend.
+
+
+class OperatorError(InferdError):
+    """Base of the errors that end a command or a boot with one line on stderr."""
+
+    fault = "operator"
+
+
+class ConfigError(OperatorError):
+    """A flag, an environment variable or the config file holds something unusable."""
+
+
+class UsageError(ConfigError):
+    """A command line that cannot be followed."""
+
+    exit_code = 2
+
+
+class LockHeld(OperatorError):
+    """Another daemon already holds the single-instance lock."""
+
+
+class AddressError(OperatorError):
+    """A socket path or TCP address cannot be bound."""
+
+
+class ModelError(OperatorError):
+    """A model file cannot be loaded."""
+
+
+class StoreError(OperatorError):
+    """The model store cannot be read or written."""
+
+
+class FetchError(StoreError):
+    """A model could not be brought from any of its sources."""
+
+    retryable = True
+
+
+class HashMismatch(StoreError):
+    """A model file is not the one that was asked for; it was moved to quarantine."""
+
+
+class BootCancelled(OperatorError):
+    """A signal ended the boot."""
+
+    exit_code = 0
+
+
+# What a client of the daemon meets.
+
+
+class DaemonUnreachable(OperatorError):
+    """Nothing answers on the daemon's socket."""
+
+    exit_code = 3
+    retryable = True
+
+
+class ConnectionLost(OperatorError):
+    """The daemon closed the connection before the request's terminal frame."""
+
+    exit_code = 3
+    retryable = True
+
+
+class BootFailed(OperatorError):
+    """The daemon that was waited for could not start; the text is the daemon's own."""
+
+
+class ProtocolError(InferdError):
+    """The peer sent something that is not the wire protocol."""
+
+    exit_code = 3
+
+
+_MEANING: dict[str, type[InferdError]] = {
+    kind.code: kind
+    for kind in (InvalidRequest, FrameTooLarge, QueueFull, Unavailable, BackendInternal, DeadlineExceeded)
+}
+
+
+class RequestFailed(InferdError):
+    """An error frame, as a client sees it: ``wire_code`` and the daemon's message.
+
+    Exit code, fault and whether a retry may help are those of the class that the code stands for; a code
+    that this version does not know means ``internal``.
+    """
+
+    def __init__(self, wire_code: str, message: str) -> None:
+        super().__init__(message)
+        meaning = _MEANING.get(wire_code, BackendInternal)
+        self.wire_code = wire_code
+        self.exit_code = meaning.exit_code
+        self.fault = meaning.fault
+        self.retryable = meaning.retryable
