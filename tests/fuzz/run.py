@@ -1,0 +1,29 @@
+"""The fuzz tests as a longer run, guided by coverage: ``python tests/fuzz/run.py TARGET [OPTIONS]``.
+
+Needs ``pip install atheris``; OPTIONS are libFuzzer's. For ten minutes with a corpus that is kept:
+``python tests/fuzz/run.py v1_request -max_total_time=600 CORPUS_DIR``. It ends at the first finding, which
+Hypothesis keeps: the test of that name then fails with it, shrunk, under pytest.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import atheris
+
+TARGETS = {
+    "splitter": ("test_splitter", "test_any_order_of_calls"),
+    "v1_request": ("test_v1_request", "test_damaged_requests"),
+    "v1_bytes": ("test_v1_request", "test_arbitrary_bytes"),
+}
+
+if len(sys.argv) < 2 or sys.argv[1] not in TARGETS:
+    sys.exit(f"usage: {sys.argv[0]} {{{','.join(TARGETS)}}} [OPTIONS]")
+
+module, test = TARGETS[sys.argv.pop(1)]
+with atheris.instrument_imports(include=["inferd"]):
+    entry = getattr(importlib.import_module(module), test).hypothesis.fuzz_one_input
+
+atheris.Setup(sys.argv, entry)
+atheris.Fuzz()
