@@ -1,26 +1,26 @@
 # add_cython_module(<dotted module name> <file.pyx> [<C++ source>…])
 #
 # Compiles the .pyx in C++ mode and links it with the further sources into an extension module; the target is
-# named by the last part of the module's name. Every .pxd and .pxi of the tree counts as a dependency. Cython is
-# started as a module of the interpreter, whose path stays the same when build isolation moves Cython itself.
-
-file(GLOB_RECURSE CYTHON_INCLUDES CONFIGURE_DEPENDS
-    ${CMAKE_SOURCE_DIR}/src/*.pxd ${CMAKE_SOURCE_DIR}/src/*.pxi)
+# named by the last part of the module's name. Packages are looked up in the current source directory, and every
+# .pxd and .pxi below it counts as a dependency. Cython is started as a module of the interpreter, whose path
+# stays the same when build isolation moves Cython itself.
 
 function(add_cython_module module pyx)
     string(REGEX REPLACE "^.*\\." "" target ${module})
+    get_filename_component(pyx ${pyx} ABSOLUTE)
     set(cpp ${CMAKE_CURRENT_BINARY_DIR}/${module}.cpp)
+    file(GLOB_RECURSE included CONFIGURE_DEPENDS *.pxd *.pxi)
     add_custom_command(
         OUTPUT ${cpp}
         COMMAND ${Python_EXECUTABLE} -m cython --cplus -3 --module-name ${module}
-            -I ${CMAKE_SOURCE_DIR}/src -o ${cpp} ${CMAKE_SOURCE_DIR}/${pyx}
-        DEPENDS ${CMAKE_SOURCE_DIR}/${pyx} ${CYTHON_INCLUDES}
-        COMMENT "Cythonizing ${pyx}"
+            -I ${CMAKE_CURRENT_SOURCE_DIR} -o ${cpp} ${pyx}
+        DEPENDS ${pyx} ${included}
+        COMMENT "Cythonizing ${module}"
         VERBATIM)
     python_add_library(${target} MODULE WITH_SOABI ${cpp} ${ARGN})
 
     # The headers beside the .pyx are for "" alone: some share their name with one of the system or of llama.cpp.
-    get_filename_component(headers ${CMAKE_SOURCE_DIR}/${pyx} DIRECTORY)
+    get_filename_component(headers ${pyx} DIRECTORY)
     if(MSVC)
         target_include_directories(${target} BEFORE PRIVATE ${headers})
         target_compile_options(${target} PRIVATE /utf-8 /bigobj)

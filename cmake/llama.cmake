@@ -42,10 +42,16 @@ add_subdirectory(${LLAMA_DIR} llama.cpp EXCLUDE_FROM_ALL)
 # other checkout. (CMake before 4.0 does not know the property.)
 set_target_properties(llama PROPERTIES UNITY_BUILD_RELOCATABLE ON)
 
+if(MSVC)
+    set(force_include /FI)
+else()
+    set(force_include -include)
+endif()
+
 # Grammars come from clients: see the header.
 set(guard ${CMAKE_SOURCE_DIR}/src/inferd/engine/grammar_guard.h)
 set_source_files_properties(${LLAMA_DIR}/src/llama-grammar.cpp DIRECTORY ${LLAMA_DIR}/src PROPERTIES
-    COMPILE_OPTIONS "$<IF:$<BOOL:${MSVC}>,/FI,SHELL:-include >${guard}"
+    COMPILE_OPTIONS "${force_include};${guard}"
     OBJECT_DEPENDS "${guard};${CMAKE_SOURCE_DIR}/src/inferd/engine/grammar_guard_state.h")
 
 set(native "")
