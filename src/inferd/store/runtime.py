@@ -1,0 +1,147 @@
+"""Directories and locks that several processes and users can meet in.
+
+A lock is ``flock`` on a file that stays where it is: unlinking it would let two processes hold "the" lock on
+two files. The lock ends with its process, however that ends; the pid inside is for people only.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from inferd.errors import BootCancelled, LockHeld, StoreError
+
+POLL_SECS = 0.1  # how late a waiter may notice that it was cancelled
+
+
+@contextmanager
+def explained(what: str, advice: str = "") -> Iterator[None]:
+    """Turn an OSError of the body into a StoreError: ``cannot WHAT: REASON``, then what to do."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise StoreError(f"cannot {what}: {reason}{f'; {advice}' if advice else ''}") from error
+
+
+def make_private_dir(path: Path) -> None:
+    """Create ``path`` and its missing parents with mode 0700; an existing one is left as it is."""
+    with explained(f"make the directory {path}"):
+        missing = [parent for parent in (path, *path.parents) if not parent.exists()]
+        for directory in reversed(missing):
+            directory.mkdir(mode=0o700, exist_ok=True)
+        if not path.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "it exists and is not a directory")
+
+
+def ensure_private_dir(path: Path) -> None:
+    """As :func:`make_private_dir`, and refuse a directory that another user made or can point elsewhere.
+
+    For the places that inferd chooses itself: one of them is in a directory where everybody may write.
+    """
+    make_private_dir(path)
+    with explained(f"use the directory {path}"):
+        for found in (path.lstat(), path.stat()):
+            if found.st_uid not in (0, os.getuid()):
+                raise StoreError(
+                    f"the directory {path} belongs to another user; remove it or choose another one"
+                )
+
+
+class Lock:
+    """A held lock; :meth:`release` or the end of the process gives it back."""
+
+    def __init__(self, path: Path, fd: int) -> None:
+        self.path = path
+        self._fd = fd
+
+    @classmethod
+    def acquire(cls, path: Path) -> Lock:
+        """Take the lock or raise LockHeld at once. StoreError: the path is no place for a lock."""
+        make_private_dir(path.parent)
+        while True:
+            fd = _open(path)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                current = _is_current(path, fd)
+            except BlockingIOError:
+                os.close(fd)
+                raise LockHeld(f"another inferd-daemon already holds the lock at {path}") from None
+            except OSError as error:
+                os.close(fd)
+                raise StoreError(f"cannot lock {path}: {error.strerror}") from error
+            if current:
+                break
+            os.close(fd)  # somebody deleted the file between our open and our lock
+        lock = cls(path, fd)
+        lock._write_pid(f"{os.getpid()}\n".encode())
+        return lock
+
+    @classmethod
+    def wait(cls, path: Path, cancelled: threading.Event, held: Callable[[], None]) -> Lock:
+        """Take the lock when it is free. ``held`` is called at each look at a lock that is not.
+
+        Raises BootCancelled within POLL_SECS of ``cancelled``.
+        """
+        while not cancelled.is_set():
+            with suppress(LockHeld):
+                return cls.acquire(path)
+            held()
+            cancelled.wait(POLL_SECS)
+        raise BootCancelled(f"the wait for the lock at {path} was cancelled")
+
+    def release(self) -> None:
+        """Idempotent."""
+        if self._fd >= 0:
+            self._write_pid(b"")
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def _write_pid(self, text: bytes) -> None:
+        # A lock path given by mistake may be somebody's document: only a pid or nothing is overwritten.
+        with suppress(OSError):
+            if os.pread(self._fd, 32, 0).strip().isdigit() or os.fstat(self._fd).st_size == 0:
+                os.ftruncate(self._fd, 0)
+                os.pwrite(self._fd, text, 0)
+
+
+def holder(path: Path) -> int | None:
+    """The pid that the holder of the lock wrote down, for people; ``None`` when it is not known."""
+    with suppress(OSError, ValueError), path.open("rb") as file:
+        return int(file.read(32)) or None
+    return None
+
+
+def _open(path: Path) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        fd = os.open(path, flags, 0o600)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise StoreError(f"the lock {path} is a symbolic link; remove it") from error
+        raise StoreError(f"cannot open the lock {path}: {error.strerror}") from error
+    found = os.fstat(fd)
+    # A second name of the file means that the pid would be written into a file from somewhere else.
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        os.close(fd)
+        raise StoreError(f"the lock {path} is not a plain file of its own; remove it")
+    return fd
+
+
+def _is_current(path: Path, fd: int) -> bool:
+    try:
+        return os.path.samestat(path.lstat(), os.fstat(fd))
+    except FileNotFoundError:
+        return False
