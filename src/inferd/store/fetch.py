@@ -116,8 +116,8 @@ def ensure_model(
 ) -> OpenModel:
     """The model, from the store or, with ``auto_pull``, from its sources.
 
-    ``verify`` is ``auto`` (hash unless the stamp of the last time still fits) or ``always``. Raises StoreError,
-    FetchError with every source's reason, HashMismatch, BootCancelled.
+    ``verify`` is ``auto`` (hash unless the stamp of the last time still fits) or ``always``. Raises
+    StoreError, FetchError with every source's reason, HashMismatch, BootCancelled.
     """
     model = spec if isinstance(spec, CatalogueModel) else resolve(store, spec)
     path = store.blob_path(model.sha256)

