@@ -86,7 +86,6 @@ cdef class Engine:
     cdef vector[Job*] waiting, running, active, touched
     cdef vector[cbool] seats
     cdef int decoding, prompt_tokens
-    cdef double us_per_prompt_token
     cdef cbool hold_prompts
 
     def __cinit__(self, Model model, *, int n_ctx, int n_seq, int n_batch, int threads, str flash_attention,
@@ -143,6 +142,26 @@ cdef class Engine:
         free_pool(self.pool)
         self.ctx = NULL
         self.pool = NULL
+
+    def warm_up(self) -> bool:
+        """Decodes one token twice on one thread, so that the weights are in memory and the loop knows what a
+        token costs without help. False when llama.cpp cannot decode at all."""
+        cdef int code = 0, turn
+        cdef int64_t started
+        cdef Job job
+        job.slot = 0
+        job.tokens.push_back(0)
+        with nogil:
+            llama_set_n_threads(self.ctx, 1, 1)
+            for turn in range(2):
+                self.batch.n_tokens = 0
+                self.add_tokens(&job, 1)
+                started = llama_time_us()
+                code = decode(self.ctx, self.batch)
+                llama_synchronize(self.ctx)
+                self.governor.set_yardstick(llama_time_us() - started)
+                llama_memory_seq_rm(self.memory, 0, -1, -1)
+        return code == 0
 
     # The event loop's side.
 
@@ -288,14 +307,13 @@ cdef class Engine:
             return
         started = llama_time_us()
         threads = self.governor.threads()
-        # Only steps of a known kind have a usual time: a prompt chunk can be of any length.
-        self.guard.deadline_us = self.governor.deadline(started, self.decoding) if self.prompt_tokens == 0 else 0
+        self.guard.deadline_us = self.governor.deadline(started, self.decoding, self.prompt_tokens)
         llama_set_n_threads(self.ctx, threads, threads)
         code = decode(self.ctx, self.batch)
         llama_synchronize(self.ctx)
         elapsed = llama_time_us() - started
         if code == 0:
-            self.measure(started + elapsed, elapsed)
+            self.governor.measured(started + elapsed, self.decoding, self.prompt_tokens, elapsed)
             for job in self.active:
                 if job.in_step > 0:
                     job.n_past += job.in_step
@@ -314,15 +332,6 @@ cdef class Engine:
         else:
             self.lose_context()
 
-    cdef void measure(self, int64_t now, int64_t elapsed) noexcept nogil:
-        cdef double cost
-        if self.prompt_tokens == 0:
-            self.governor.measured(now, self.decoding, elapsed)
-        else:
-            cost = <double>elapsed / self.batch.n_tokens
-            self.us_per_prompt_token = (
-                cost if self.us_per_prompt_token == 0 else 0.75 * self.us_per_prompt_token + 0.25 * cost)
-
     cdef void fill_batch(self) noexcept nogil:
         """The next token of every active sequence, then prompt chunks, the shortest rest first."""
         cdef Job* job
@@ -337,8 +346,8 @@ cdef class Engine:
                 self.add_tokens(job, 1)
         self.decoding = self.batch.n_tokens
         room = self.n_batch - self.decoding
-        if self.decoding > 0 and self.us_per_prompt_token > 0:
-            room = min(room, max(<size_t>(PROMPT_SHARE_US / self.us_per_prompt_token), <size_t>MIN_CHUNK))
+        if self.decoding > 0 and self.governor.prompt_pace() > 0:
+            room = min(room, max(<size_t>(PROMPT_SHARE_US / self.governor.prompt_pace()), <size_t>MIN_CHUNK))
         while room > 0 and not (self.hold_prompts and self.decoding > 0):
             next = NULL
             for job in self.active:

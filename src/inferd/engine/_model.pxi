@@ -82,11 +82,14 @@ cdef class ThreadGovernor:
     def threads(self):
         return self.governor.threads()
 
-    def deadline(self, int64_t now, int sequences):
-        return self.governor.deadline(now, sequences)
+    def set_yardstick(self, int64_t one_token):
+        self.governor.set_yardstick(one_token)
 
-    def measured(self, int64_t now, int sequences, int64_t elapsed):
-        self.governor.measured(now, sequences, elapsed)
+    def deadline(self, int64_t now, int sequences, int prompt):
+        return self.governor.deadline(now, sequences, prompt)
+
+    def measured(self, int64_t now, int sequences, int prompt, int64_t elapsed):
+        self.governor.measured(now, sequences, prompt, elapsed)
 
     def stalled(self, int64_t now):
         self.governor.stalled(now)

@@ -61,8 +61,10 @@ cdef extern from "threads.h" namespace "inferd" nogil:
     cdef cppclass CThreadGovernor "inferd::ThreadGovernor":
         CThreadGovernor(int threads, cbool fixed, int max_sequences)
         int threads()
-        int64_t deadline(int64_t now, int sequences)
-        void measured(int64_t now, int sequences, int64_t elapsed)
+        void set_yardstick(int64_t one_token)
+        double prompt_pace()
+        int64_t deadline(int64_t now, int sequences, int prompt)
+        void measured(int64_t now, int sequences, int prompt, int64_t elapsed)
         void stalled(int64_t now)
 
 

@@ -164,6 +164,8 @@ class LlamaCpp(Backend):
                 kv_type=config.kv_cache_type,
                 unified=config.kv_unified,
             )
+            if not engine.warm_up():
+                raise ModelError(f"llama.cpp cannot decode with {config.path}")
         except ModelError as error:
             reason = _pass_on_log(_GGML_ERROR)
             raise ModelError(f"{error}: {reason}" if reason else str(error)) from None

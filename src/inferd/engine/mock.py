@@ -1,0 +1,107 @@
+"""A backend without a model: it answers every request with its tape.
+
+It obeys the whole interface, so that everything above it can be tried without weights. Its knobs are the ways
+in which a backend can behave: how fast (``pace`` is awaited before each event), how long, how badly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+
+from inferd.engine.backend import (
+    Backend,
+    Capabilities,
+    Done,
+    Event,
+    GenerateRequest,
+    StopReason,
+    Stream,
+    Text,
+    Usage,
+)
+from inferd.errors import InferdError, NotReady
+
+Pace = Callable[[], Awaitable[None]]
+
+
+class Mock(Backend):
+    """Serves ``tape``, one token a string.
+
+    ``drop_after`` ends each stream without ``Done`` after so many tokens; ``error`` is raised by every
+    ``generate``; ``is_ready`` may be changed at any time.
+    """
+
+    kind = "mock"
+    model = "mock"
+
+    def __init__(
+        self,
+        name: str = "mock",
+        *,
+        tape: Sequence[str] = ("mock-response",),
+        pace: Pace | None = None,
+        drop_after: int | None = None,
+        error: InferdError | None = None,
+        is_ready: bool = True,
+    ) -> None:
+        self.name = name
+        self.tape = tape
+        self.pace = pace
+        self.drop_after = drop_after
+        self.error = error
+        self.is_ready = is_ready
+        self.open_streams: set[MockStream] = set()
+
+    def ready(self) -> bool:
+        return self.is_ready
+
+    def capabilities(self) -> Capabilities:
+        return Capabilities()
+
+    async def start(self) -> None:
+        """Nothing to attach."""
+
+    async def generate(self, request: GenerateRequest) -> Stream:
+        if not self.is_ready:
+            raise NotReady
+        if self.error is not None:
+            raise self.error
+        stream = MockStream(self, request.max_tokens)
+        self.open_streams.add(stream)
+        return stream
+
+    async def close(self) -> None:
+        for stream in tuple(self.open_streams):
+            stream.close()
+
+
+class MockStream(Stream):
+    """One reading of the tape; a cancel or a close takes effect with the next event."""
+
+    def __init__(self, backend: Mock, max_tokens: int) -> None:
+        self._backend = backend
+        self._pace = backend.pace
+        self._ended = False
+        self._cancelled = False
+        self._sent = 0
+        self._tokens = backend.tape[:max_tokens]
+        self._last: StopReason = "end" if len(self._tokens) == len(backend.tape) else "length"
+
+    async def __anext__(self) -> Event:
+        if self._pace is not None and not (self._cancelled or self._ended):
+            await self._pace()
+        if self._ended or self._sent == self._backend.drop_after:
+            self.close()
+            raise StopAsyncIteration
+        if self._cancelled or self._sent == len(self._tokens):
+            self.close()
+            return Done("cancelled" if self._cancelled else self._last, Usage(0, self._sent))
+        self._sent += 1
+        return Text(self._tokens[self._sent - 1])
+
+    def cancel(self) -> None:
+        self._cancelled = True
+
+    def close(self) -> None:
+        self._ended = True
+        self._backend.open_streams.discard(self)
