@@ -1,0 +1,48 @@
+"""The API key of TCP connections: one line, once, before anything else.
+
+The first line of the connection must be ``{"type":"auth","key":"…"}``. Whoever sends something else is closed
+without a byte, so that a prober does not learn what listens here.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from inferd import fastpath
+
+MAX_LINE_BYTES = 4096  # no key is longer; a stranger may not make us hold more
+TIMEOUT_SECS = 10.0  # a client has its key at hand; a silent connection is not one of ours
+
+
+class _AuthLine(msgspec.Struct):
+    type: Literal["auth"]
+    key: str
+
+
+_decoder = msgspec.json.Decoder(_AuthLine)
+
+
+def _read(line: bytes) -> _AuthLine | None:
+    try:
+        return _decoder.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def is_auth_line(line: bytes) -> bool:
+    """Whether ``line`` is an auth line, whatever its key."""
+    return len(line) <= MAX_LINE_BYTES and _read(line) is not None
+
+
+class ApiKey:
+    """The key that the operator configured; not empty."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key.encode()
+
+    def opens_with(self, line: bytes) -> bool:
+        """Whether ``line`` is an auth line with this key. The time that takes tells nothing about the key."""
+        given = _read(line) if len(line) <= MAX_LINE_BYTES else None
+        return given is not None and fastpath.keys_equal(given.key.encode(), self._key)

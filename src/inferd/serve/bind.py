@@ -1,0 +1,132 @@
+"""Binding the addresses that the daemon serves on.
+
+Each function returns a :class:`Bound`, whose socket listens and does not block, or raises AddressError with
+what to do about it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import grp
+import ipaddress
+import os
+import socket
+import stat
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from inferd.errors import AddressError
+
+BACKLOG = 512  # a burst of clients connects without being refused while one of them is being accepted
+MAX_UNIX_PATH_BYTES = 103 if sys.platform == "darwin" else 107  # sun_path less its NUL
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A listening socket; ``address`` is how people call it, ``file`` what it left in the file system."""
+
+    sock: socket.socket
+    address: str
+    file: tuple[Path, int, int] | None = None
+
+    def close(self) -> None:
+        """Stops listening and removes the socket's file, unless another socket has taken its place."""
+        self.sock.close()
+        if self.file is not None:
+            path, device, inode = self.file
+            with contextlib.suppress(OSError):
+                found = path.lstat()
+                if (found.st_dev, found.st_ino) == (device, inode):
+                    path.unlink()
+
+
+def bind_unix(path: Path, mode: int, group: str | None = None) -> Bound:
+    """A Unix socket at ``path`` with file mode ``mode``, owned by ``group`` when one is given."""
+    if len(os.fsencode(path)) > MAX_UNIX_PATH_BYTES:
+        raise AddressError(
+            f"socket path {path} is longer than the {MAX_UNIX_PATH_BYTES} bytes that the system allows;"
+            " choose a shorter one"
+        )
+    gid = -1 if group is None else _group_id(group)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    # Under this umask neither a missing directory nor the socket is ever open to others. chmod lets in whom
+    # it should, and only then does the socket listen.
+    umask = os.umask(0o077)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_way(path)
+        sock.bind(str(path))
+        os.chown(path, -1, gid, follow_symlinks=False)
+        path.chmod(mode)
+        made = path.lstat()
+        sock.listen(BACKLOG)
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        raise AddressError(f"cannot make the socket {path}: {error.strerror or error}") from error
+    except AddressError:
+        sock.close()
+        raise
+    finally:
+        os.umask(umask)
+    return Bound(sock, str(path), (path, made.st_dev, made.st_ino))
+
+
+def _group_id(group: str) -> int:
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise AddressError(f"there is no group {group!r} here; create it or name another") from None
+
+
+def _make_way(path: Path) -> None:
+    """Removes a socket that nothing answers on; refuses to touch anything else at ``path``."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return
+    if stat.S_ISLNK(found.st_mode):
+        raise AddressError(f"{path} is a symbolic link; remove it or choose another socket path")
+    if not stat.S_ISSOCK(found.st_mode):
+        raise AddressError(f"{path} exists and is not a socket; remove it or choose another socket path")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        outcome = probe.connect_ex(str(path))
+    if outcome != errno.ECONNREFUSED:
+        raise AddressError(f"another process serves on {path}; stop it or choose another socket path")
+    path.unlink()
+
+
+def parse_tcp(address: str) -> tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, int]:
+    """The two halves of a literal ``IP:port``; an IPv6 address stands in brackets."""
+    host, _, port = address.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    with contextlib.suppress(ValueError):
+        ip = ipaddress.ip_address(host[1:-1] if bracketed else host)
+        if bracketed == (ip.version == 6) and port.isascii() and port.isdecimal() and int(port) < 65536:
+            return ip, int(port)
+    raise AddressError(f"{address!r} is not a TCP address; write a literal IP:port such as 127.0.0.1:47321")
+
+
+def bind_tcp(address: str, *, has_key: bool) -> Bound:
+    """A TCP socket on a literal ``IP:port``. Only a loopback address may be bound without an API key."""
+    ip, port = parse_tcp(address)
+    if not has_key and not ip.is_loopback:
+        raise AddressError(
+            f"refusing to serve on {address} without an API key, anyone who reaches it could use the model;"
+            " set INFERD_API_KEY or bind a loopback address"
+        )
+    family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((str(ip), port))
+        sock.listen(BACKLOG)
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        raise AddressError(f"cannot serve on {address}: {error.strerror or error}") from error
+    bound_port = sock.getsockname()[1]
+    return Bound(sock, f"{ip}:{bound_port}" if ip.version == 4 else f"[{ip}]:{bound_port}")

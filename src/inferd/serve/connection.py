@@ -1,0 +1,202 @@
+"""One accepted socket of an inference surface: lines in, bytes out, and how it ends.
+
+* Bytes are read into the splitter in place. While nobody waits for a line, reading goes on only until one
+  frame is held; then it pauses, so a connection holds at most one frame and one read.
+* ``write`` never waits; ``writable`` does, once the client has left more unread than the high-water mark. A
+  client that keeps it waiting longer than the write timeout is dropped.
+* ``on_gone`` is called once when nobody reads the answers any more: the client closed its socket, the
+  connection was reset, or the write timeout passed. One that only shut down its sending side is not gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import cast
+
+from inferd.errors import FrameTooLarge
+from inferd.fastpath import LineSplitter
+from inferd.serve.hangup import HangupWatch
+
+# An answer of a thousand tokens fits, so that a slow reader seldom keeps a place from the others.
+HIGH_WATER_BYTES = 64 * 1024
+# How long what a client still sends is read and dropped after an error frame, so that closing with unread
+# bytes does not reset the connection and take the frame with it.
+LINGER_SECS = 1.0
+
+_DROPPED = bytearray(16 * 1024)
+
+
+class Connection(asyncio.BufferedProtocol):
+    """``max_line`` is the cap of a line in bytes; ``write_timeout`` is in seconds, 0 waits for ever."""
+
+    _transport: asyncio.Transport
+
+    def __init__(self, max_line: int, write_timeout: float, hangups: HangupWatch) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._splitter = LineSplitter(max_line)
+        self._write_timeout = write_timeout
+        self._hangups = hangups
+        self._fd = -1
+        self._on_gone: Callable[[], object] | None = None
+        self._line_waiter: asyncio.Future[bytes | None] | None = None
+        self._at_most: int | None = None
+        self._write_waiter: asyncio.Future[None] | None = None
+        self._write_alarm: asyncio.TimerHandle | None = None
+        self._reading = True
+        self._dropping = False
+        self._closing = False
+        self._eof = False
+        self.blocked = False
+        """Whether the client has more unread than the high-water mark."""
+        self.gone_because = ""
+        self.closed: asyncio.Future[None] = self._loop.create_future()
+
+    async def open(self, sock: socket.socket, on_gone: Callable[[], object]) -> None:
+        """Takes the accepted socket over. Raises OSError when it cannot be used."""
+        fd = sock.fileno()
+        try:
+            await self._loop.connect_accepted_socket(lambda: self, sock)
+        except OSError:
+            sock.close()
+            raise
+        self._on_gone = on_gone
+        if self.closed.done():
+            self._gone("closed")
+        else:
+            self._fd = fd
+            self._hangups.watch(fd, self._hung_up)
+
+    # Reading.
+
+    async def next_line(self, at_most: int | None = None) -> bytes | None:
+        """The next line, ``None`` at the end of the input.
+
+        Raises FrameTooLarge for a line beyond the cap, and for bytes beyond ``at_most`` without a newline.
+        """
+        line = self._take_line()
+        if line is not None or self._eof:
+            return line
+        self._at_most = at_most
+        self._line_waiter = self._loop.create_future()
+        if not self._reading:
+            self._reading = True
+            self._transport.resume_reading()
+        try:
+            return await self._line_waiter
+        finally:
+            self._line_waiter = None
+
+    def _take_line(self) -> bytes | None:
+        view = self._splitter.take_tail() if self._eof else self._splitter.next_line()
+        return None if view is None else bytes(view)
+
+    def _hand_over(self) -> None:
+        waiter = self._line_waiter
+        if waiter is not None and not waiter.done():
+            if self._splitter.has_line or self._eof:
+                try:
+                    waiter.set_result(self._take_line())
+                except FrameTooLarge as error:
+                    waiter.set_exception(error)
+            elif self._at_most is not None and self._splitter.buffered > self._at_most:
+                waiter.set_exception(FrameTooLarge(self._at_most))
+        if self._splitter.has_line and self._reading and not self._eof:
+            self._reading = False
+            self._transport.pause_reading()
+
+    def get_buffer(self, sizehint: int) -> memoryview | bytearray:
+        return _DROPPED if self._dropping else self._splitter.get_buffer(sizehint)
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if not self._dropping:
+            self._splitter.buffer_updated(nbytes)
+            self._hand_over()
+
+    def eof_received(self) -> bool:
+        self._eof = True
+        if self._dropping:
+            self._transport.close()
+        else:
+            self._hand_over()
+        return True
+
+    # Writing.
+
+    def write(self, data: bytes) -> None:
+        """Sends ``data``, now or as soon as the client reads."""
+        self._transport.write(data)
+
+    async def writable(self) -> None:
+        """Waits until the client has read on."""
+        if self.blocked:
+            self._write_waiter = self._loop.create_future()
+            try:
+                await self._write_waiter
+            finally:
+                self._write_waiter = None
+
+    def pause_writing(self) -> None:
+        self.blocked = True
+        self._arm_write_alarm()
+
+    def resume_writing(self) -> None:
+        self.blocked = False
+        if self._write_alarm is not None:
+            self._write_alarm.cancel()
+            self._write_alarm = None
+        if self._write_waiter is not None and not self._write_waiter.done():
+            self._write_waiter.set_result(None)
+
+    def _arm_write_alarm(self) -> None:
+        if self._write_timeout and self._write_alarm is None:
+            self._write_alarm = self._loop.call_later(self._write_timeout, self._gone, "write timeout")
+
+    # The end.
+
+    async def linger(self) -> None:
+        """Ends the output behind what was written, then reads and drops what still comes, for a second."""
+        self._dropping = True
+        if not self._transport.is_closing() and not self._eof:
+            self._transport.write_eof()
+            if not self._reading:
+                self._reading = True
+                self._transport.resume_reading()
+            await asyncio.wait((self.closed,), timeout=LINGER_SECS)
+
+    async def close(self) -> None:
+        """Closes the connection behind what was written, or now when the client is gone; returns when it is
+        closed. A cancel during it closes now, too."""
+        self._closing = True
+        if self.gone_because:
+            self._transport.abort()
+        else:
+            self._arm_write_alarm()
+            self._transport.close()
+        try:
+            await asyncio.wait((self.closed,))
+        except asyncio.CancelledError:
+            self._transport.abort()
+            await asyncio.wait((self.closed,))
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._hangups.forget(self._fd, self._hung_up)
+        self.resume_writing()
+        if not self.closed.done():
+            self.closed.set_result(None)
+        if not self._closing:
+            self._gone("reset" if exc is not None else "closed")
+
+    def _hung_up(self) -> None:
+        self._gone("hang-up")
+
+    def _gone(self, why: str) -> None:
+        on_gone, self._on_gone = self._on_gone, None
+        if on_gone is not None:
+            self.gone_because = why
+            on_gone()

@@ -1,0 +1,61 @@
+"""Who is at the other end of a connection, as far as the system tells.
+
+Recorded with every connection and request, and used to be fair between callers; never to let anyone in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import sys
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+_UCRED = struct.Struct("3i")  # Linux: pid, uid, gid
+_XUCRED = struct.Struct("IIh2x16I")  # macOS: version, uid, number of groups, groups
+_SOL_LOCAL, _LOCAL_PEERCRED, _LOCAL_PEERPID = 0, 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """``address`` is set for TCP alone, the ids for a Unix socket alone; ``None`` is unknown."""
+
+    transport: str
+    uid: int | None = None
+    gid: int | None = None
+    pid: int | None = None
+    address: str | None = None
+
+    @property
+    def caller(self) -> Hashable:
+        """The same for all connections of one process, or over TCP of one host."""
+        return self.address if self.address is not None else (self.uid, self.pid)
+
+    def fields(self) -> dict[str, object]:
+        """What a log record says about the peer."""
+        if self.address is not None:
+            return {"peer": f"tcp:{self.address}"}
+        return {"peer": self.transport, "peer_uid": self.uid, "peer_gid": self.gid, "peer_pid": self.pid}
+
+
+def of(sock: socket.socket) -> Peer:
+    """The peer of a connected socket. Never fails: what the system does not tell stays unknown."""
+    if sock.family != socket.AF_UNIX:
+        with contextlib.suppress(OSError):
+            return Peer("tcp", address=sock.getpeername()[0])
+        return Peer("tcp", address="unknown")
+    with contextlib.suppress(OSError):
+        if sys.platform == "darwin":
+            uid, gid = parse_xucred(sock.getsockopt(_SOL_LOCAL, _LOCAL_PEERCRED, _XUCRED.size))
+            pid = sock.getsockopt(_SOL_LOCAL, _LOCAL_PEERPID)
+        else:
+            pid, uid, gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        return Peer("unix", uid=uid, gid=gid, pid=pid)
+    return Peer("unix")
+
+
+def parse_xucred(data: bytes) -> tuple[int, int]:
+    """uid and gid out of a ``struct xucred``."""
+    _, uid, _, *groups = _XUCRED.unpack(data)
+    return uid, groups[0]

@@ -1,0 +1,47 @@
+"""The admin surface: status frames, encoded for subscribers and parsed for the client.
+
+Every frame is ``{"id":"admin","type":"status","status":…}`` with its details beside these keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from inferd.errors import ProtocolError
+from inferd.wire.frames import encode
+
+
+def encode_status(status: str, details: Mapping[str, Any] | None = None) -> bytes:
+    """A status frame as a line; ``details`` keep their order and may not name the three fixed keys."""
+    return encode({"id": "admin", "type": "status", "status": status, **(details or {})})
+
+
+STARTING = encode_status("starting")
+READY = encode_status("ready")
+DRAINING = encode_status("draining")
+
+
+def loading_model(phase: str, details: Mapping[str, Any]) -> bytes:
+    """A step of making a model ready: ``checking_local``, ``download``, ``verify``, ``mmap`` …"""
+    return encode_status("loading_model", {"phase": phase, **details})
+
+
+def failed(message: str) -> bytes:
+    """The boot failed; ``message`` says why and what to do."""
+    return encode_status("failed", {"message": message.encode("utf-8", "backslashreplace").decode()})
+
+
+def parse(line: bytes | memoryview) -> dict[str, Any]:
+    """The status frame on a line, as it stands there; raises ProtocolError for anything else."""
+    try:
+        frame = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        frame = None
+    known = isinstance(frame, dict) and frame.get("type") == "status" and isinstance(frame.get("status"), str)
+    if not known:
+        raise ProtocolError("the admin socket sent something that is not a status frame")
+    status: dict[str, Any] = frame
+    return status

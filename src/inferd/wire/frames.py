@@ -1,0 +1,94 @@
+"""What the frames of every surface share: one JSON object a line, strict going in, compact coming out.
+
+A line goes through three gates: it is UTF-8 as a whole, it is one JSON object with the types that the surface
+declares, and no key that the surface knows stands in it twice. Whatever fails is a ``DecodeError`` that says
+which field and what was expected; it carries the line's ``id`` when the line was an object with a string
+there. A ``DecodeError`` never quotes more of the line than a key.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+import orjson
+
+from inferd.errors import DecodeError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+
+# The letters of our keys as \u escapes. Accented text escapes to \u00a0 and above, and is not looked at.
+_ESCAPED_KEY_LETTER = re.compile(rb"\\u00[567]")
+
+
+def decode(decoder: msgspec.json.Decoder[T], raw: bytes) -> T:
+    """The object on the line ``raw``; raises DecodeError."""
+    try:
+        if not raw.isascii():
+            raw.decode()  # msgspec looks only at the strings that it keeps
+        return decoder.decode(raw)
+    except UnicodeDecodeError as error:
+        raise DecodeError(f"the line is not valid UTF-8 at byte {error.start}") from None
+    except msgspec.ValidationError as error:
+        raise DecodeError(str(error), _id_of(raw)) from None
+    except msgspec.DecodeError as error:
+        reason = str(error) if raw.strip() else "the line is blank"
+        raise DecodeError(f"expected one JSON object on the line: {reason}") from None
+    except RecursionError:
+        raise DecodeError("the line is nested too deeply") from None
+
+
+def _id_of(raw: bytes) -> str:
+    try:
+        found = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return ""
+    name = found.get("id") if isinstance(found, dict) else None
+    return name if isinstance(name, str) else ""
+
+
+class Pairs(list["tuple[str, Any]"]):
+    """A JSON object as it stands on the line: its keys in order, doubles included."""
+
+    def get(self, key: str) -> Any:
+        return next((value for name, value in self if name == key), None)
+
+    def require_unique(self, keys: frozenset[str], where: str) -> None:
+        """Raises DecodeError when one of ``keys`` stands in this object twice."""
+        seen = [name for name, _ in self if name in keys]
+        for name in seen:
+            if seen.count(name) > 1:
+                raise DecodeError(f"key `{name}` is given twice - at `{where}`")
+
+
+def has_escaped_key_letter(raw: bytes) -> bool:
+    """Whether a key of ours could be hidden behind ``\\u`` escapes on this line."""
+    return b"\\u00" in raw and _ESCAPED_KEY_LETTER.search(raw) is not None
+
+
+def pairs(raw: bytes) -> Pairs:
+    """The line, already known to be one valid JSON object, with every key that it gives."""
+    hook: Callable[[list[tuple[str, Any]]], Pairs] = Pairs
+    try:
+        # Numbers stay text: their values do not matter here, and Python refuses to convert very long ones.
+        found: Pairs = json.loads(raw, object_pairs_hook=hook, parse_int=str, parse_float=str)
+    except RecursionError:
+        raise DecodeError("the line is nested too deeply") from None
+    return found
+
+
+def encode(frame: dict[str, Any]) -> bytes:
+    """One frame as a line."""
+    return orjson.dumps(frame, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def encode_error(request_id: str, code: str, message: str) -> bytes:
+    """The ``error`` frame of every surface."""
+    # A message may quote a file name of the system, whose bytes need not be UTF-8.
+    message = message.encode("utf-8", "backslashreplace").decode()
+    return encode({"type": "error", "id": request_id, "code": code, "message": message})
