@@ -162,7 +162,7 @@ class Generation(Iterator["Token | Done"]):
         self._give_back = give_back
 
     def __next__(self) -> Token | Done:
-        """The next event; raises RequestFailed for an error frame, ConnectionLost when the answer breaks off."""
+        """The next event; RequestFailed for an error frame, ConnectionLost when the answer breaks off."""
         connection = self._connection
         if connection is None:
             raise StopIteration
@@ -235,8 +235,8 @@ def dial_and_wait_ready(
 ) -> Client:
     """A connected client, as soon as the daemon is ready: its socket does not exist before that.
 
-    Tries again after 100 ms, doubling up to 5 s, and raises DaemonUnreachable when ``limit_secs`` have passed;
-    the last pause is cut so that the limit is not overshot.
+    Tries again after 100 ms, doubling up to 5 s, and raises DaemonUnreachable when ``limit_secs`` have
+    passed; the last pause is cut so that the limit is not overshot.
     """
     client = Client(address, api_key, timeout)
     end = clock() + limit_secs

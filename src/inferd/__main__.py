@@ -1,0 +1,7 @@
+"""``python -m inferd`` is the command ``inferd``."""
+
+import sys
+
+from inferd.cli import main
+
+sys.exit(main())

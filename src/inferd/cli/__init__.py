@@ -1,0 +1,60 @@
+"""The commands: ``inferd`` and ``inferd-daemon``, which is ``inferd serve``.
+
+Each command lives in a module of its own that is loaded when it is called, so that ``inferd status`` is
+quick. Only this package turns an error into an exit code: that of the error's class, 2 for a command line
+that cannot be followed, 130 after Ctrl-C, and 141 when the reader of our output has left.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from inferd.cli.app import app
+from inferd.errors import InferdError
+
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs ``inferd`` with ``arguments`` (default: the process's own); returns the exit code."""
+    return _run(app, "inferd", sys.argv[1:] if arguments is None else arguments)
+
+
+def daemon_main(arguments: Sequence[str] | None = None) -> int:
+    """Runs ``inferd-daemon`` likewise."""
+    from inferd.cli.serve import serve_command
+
+    return _run(serve_command, "inferd-daemon", sys.argv[1:] if arguments is None else arguments)
+
+
+def _run(command: click.Command, program: str, arguments: Sequence[str]) -> int:
+    try:
+        with command.make_context(program, list(arguments)) as context:
+            result = command.invoke(context)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except click.exceptions.Exit as exit_:
+        return exit_.exit_code
+    except InferdError as error:
+        return _fail(program, str(error), error.exit_code)
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx is not None else program
+        return _fail(program, f"{error.format_message().rstrip('.')}; see `{path} --help`", error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        if sys.stderr.isatty():
+            click.echo(err=True)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # What Python would still write at exit has nobody to read it either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+
+
+def _fail(program: str, sentence: str, exit_code: int) -> int:
+    click.echo(f"{program}: {sentence}", err=True)
+    return exit_code

@@ -1,0 +1,48 @@
+"""The group of commands; a command's module is loaded when the command is asked for."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import click
+
+from inferd import __version__
+
+COMMANDS = {
+    "serve": "serve",
+    "run": "run",
+    "chat": "chat",
+    "status": "status",
+    "watch": "status",
+    "stop": "status",
+    "pull": "models",
+    "list": "models",
+    "doctor": "doctor",
+}
+"""Command → module; the command is the attribute ``NAME_command`` of it."""
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = import_module(f"inferd.cli.{COMMANDS[cmd_name]}")
+        command: click.Command = getattr(module, f"{cmd_name}_command")
+        return command
+
+
+@click.group(
+    cls=_Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]}
+)
+@click.option("--version", is_flag=True, help="Show the version.")
+@click.pass_context
+def app(context: click.Context, version: bool) -> None:
+    """Local inference: text from a model on this machine."""
+    if version:
+        click.echo(f"inferd {__version__}")
+    elif context.invoked_subcommand is None:
+        click.echo(context.get_help(), err=True)
+        context.exit(2)

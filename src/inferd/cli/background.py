@@ -1,0 +1,138 @@
+"""Reaching a daemon, starting one in the background when none runs.
+
+Starters take turns by a lock of their own, so that two commands at the same moment share one daemon. What
+decides whether one runs is the daemon's lock, never a pid or a socket file that may be left over.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from inferd.cli.options import Target
+from inferd.client import AdminClient, Client
+from inferd.client.admin import Frame
+from inferd.config.kinds import FilePath
+from inferd.config.settings import OPTIONS, Settings
+from inferd.errors import BootFailed, ConnectionLost, DaemonUnreachable, LockHeld
+from inferd.store.runtime import Lock, ensure_private_dir
+
+IDLE_EXIT_SECS = 900
+"""A daemon that nobody started by hand leaves by itself."""
+
+POLL_SECS = 0.05
+ROUNDS = 3
+"""Daemons that may end by themselves under our hands (one that was just stopping) before we give up."""
+
+
+def connect(client: Client, target: Target, show: Callable[[Frame], None]) -> None:
+    """Connects the client; a daemon that boots, or has to be started first, is shown to ``show``."""
+    for _ in range(ROUNDS):
+        try:
+            client.connect()
+            return
+        except DaemonUnreachable:
+            if not target.startable:
+                raise
+        _wait_for_boot(target.settings, show)
+    client.connect()
+
+
+def is_held(lock: Path) -> bool:
+    """Whether a running process holds the lock; makes nothing."""
+    if not lock.exists():
+        return False
+    try:
+        Lock.acquire(lock).release()
+    except LockHeld:
+        return True
+    return False
+
+
+def log_path(settings: Settings) -> Path:
+    """Where a background daemon's stdout and stderr go."""
+    return settings.log_dir / "background.log"
+
+
+def _wait_for_boot(settings: Settings, show: Callable[[Frame], None]) -> None:
+    ensure_private_dir(settings.lock.parent)
+    with Lock.wait(settings.lock.with_name("start.lock"), threading.Event(), lambda: None):
+        admin = _booting_daemon(settings)
+    draining = False
+
+    def watch(frame: Frame) -> None:
+        nonlocal draining
+        draining = frame["status"] == "draining"
+        show(frame)
+
+    with admin:
+        try:
+            admin.wait_ready(watch)
+        except ConnectionLost:
+            if not draining:
+                raise BootFailed(
+                    f"the daemon ended while it was starting; the logs in {settings.log_dir} may say why"
+                ) from None
+
+
+def _booting_daemon(settings: Settings) -> AdminClient:
+    child: subprocess.Popen[bytes] | None = None
+    while True:
+        try:
+            return AdminClient(settings.admin_addr)
+        except DaemonUnreachable:
+            pass
+        held = is_held(settings.lock)
+        if child is not None and child.poll() is not None:
+            if not held:
+                raise BootFailed(_last_words(settings))
+            child = None
+        if child is None and not held:
+            child = _start(settings)
+        time.sleep(POLL_SECS)
+
+
+def _start(settings: Settings) -> subprocess.Popen[bytes]:
+    path = log_path(settings)
+    ensure_private_dir(path.parent)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    output = os.open(path, flags, 0o600)
+    command = [sys.executable, "-m", "inferd", "serve"]
+    if "INFERD_IDLE_EXIT_SECS" not in os.environ:
+        command += ["--idle-exit-secs", str(IDLE_EXIT_SECS)]
+    try:
+        return subprocess.Popen(  # noqa: S603
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            cwd="/",
+            env=_absolute(os.environ),
+            start_new_session=True,
+        )
+    finally:
+        os.close(output)
+
+
+def _absolute(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment for a process in another directory."""
+    names = ["INFERD_CONFIG", *(option.env for option in OPTIONS if isinstance(option.kind, FilePath))]
+    given = {name: Path(environment[name]).expanduser() for name in names if name and environment.get(name)}
+    return {**environment, **{name: str(Path.cwd() / path) for name, path in given.items()}}
+
+
+def _last_words(settings: Settings) -> str:
+    """What a daemon that ended at once said: the last line of its stderr."""
+    try:
+        lines = log_path(settings).read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError:
+        lines = []
+    said = [line for line in lines if line.strip()]
+    if not said:
+        return f"the daemon ended at once and said nothing; see {log_path(settings)}"
+    return said[-1].removeprefix("inferd: ")

@@ -1,0 +1,163 @@
+"""Options that several commands share, and what they mean together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from inferd.config import sources
+from inferd.config.kinds import Kind
+from inferd.config.settings import Settings
+from inferd.errors import UsageError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+if TYPE_CHECKING:
+    ParamType = click.ParamType[Any]
+else:
+    ParamType = click.ParamType  # generic only in newer releases of click
+
+
+class KindType(ParamType):
+    """A kind of the option table as the type of a click option."""
+
+    def __init__(self, kind: Kind) -> None:
+        self.kind = kind
+        self.name = kind.metavar
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return self.kind.parse(value)
+        except ValueError as reason:
+            self.fail(f"it must be {reason}", param, ctx)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The daemon to talk to; one at an address that was named is never started for the user."""
+
+    settings: Settings
+    address: str
+    startable: bool
+
+    @property
+    def api_key(self) -> str | None:
+        key = self.settings.api_key
+        return key.reveal() if key is not None else None
+
+
+def target(address: str | None, api_key_file: Path | None) -> Target:
+    """The daemon that ``--address`` names, else the one of the configuration."""
+    settings, _ = sources.load({"api_key_file": api_key_file})
+    if address is not None:
+        return Target(settings, address, startable=False)
+    own = f"tcp://{settings.tcp}" if settings.tcp is not None else str(settings.uds)
+    return Target(settings, own, startable=True)
+
+
+def connection_options(command: F) -> F:
+    """``--address`` and ``--api-key-file``."""
+    for option in (
+        click.option(
+            "--api-key-file",
+            type=click.Path(path_type=Path, dir_okay=False),
+            help="File with the key for a TCP address; else INFERD_API_KEY is used.",
+        ),
+        click.option(
+            "--address",
+            metavar="PATH|tcp://IP:PORT",
+            help="Talk to the daemon at this address, and start none.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def sampling_options(command: F) -> F:
+    """The options of a generation; the daemon checks their bounds, and has their defaults."""
+    for option in reversed(
+        (
+            click.option("--system", metavar="TEXT", help="A system message ahead of the conversation."),
+            click.option("--max-tokens", type=int, metavar="N", help="Most tokens of an answer."),
+            click.option(
+                "--temperature", type=float, metavar="X", help="0 always takes the likeliest token."
+            ),
+            click.option(
+                "--top-p", type=float, metavar="X", help="Sample from the likeliest X of the probability."
+            ),
+            click.option(
+                "--top-k", type=int, metavar="N", help="Sample from the N likeliest tokens; 0 is off."
+            ),
+            click.option("--seed", type=int, metavar="N", help="The same seed gives the same answer."),
+            click.option(
+                "--stop", multiple=True, metavar="TEXT", help="End before this text; may be repeated."
+            ),
+            click.option(
+                "--grammar",
+                type=click.Path(path_type=Path, dir_okay=False),
+                metavar="FILE",
+                help="GBNF grammar that the answer must follow.",
+            ),
+            click.option(
+                "--json-schema",
+                type=click.Path(path_type=Path, dir_okay=False),
+                metavar="FILE",
+                help="JSON Schema that the answer must follow.",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def sampling(
+    *,
+    max_tokens: int | None,
+    temperature: float | None,
+    top_p: float | None,
+    top_k: int | None,
+    seed: int | None,
+    stop: tuple[str, ...],
+    grammar: Path | None,
+    json_schema: Path | None,
+) -> dict[str, Any]:
+    """The keyword arguments of ``Client.generate`` for the sampling options."""
+    if grammar is not None and json_schema is not None:
+        raise UsageError("--grammar and --json-schema exclude each other; give one of them")
+    return {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "seed": seed,
+        "stop": stop or None,
+        "grammar": None if grammar is None else _read(grammar),
+        "json_schema": None if json_schema is None else _schema(json_schema),
+    }
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not UTF-8 text") from None
+
+
+def _schema(path: Path) -> dict[str, Any]:
+    try:
+        schema = json.loads(_read(path))
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{path} is not JSON: {error.msg} in line {error.lineno}") from None
+    if not isinstance(schema, dict):
+        raise UsageError(f"{path} must hold a JSON object")
+    return schema

@@ -1,0 +1,60 @@
+"""Writing for people and pipes."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, TextIO
+
+import click
+
+from inferd.client import Done
+from inferd.errors import Unavailable
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_PIPE_COLUMNS = 10_000
+"""A pipe has no width, so nothing is wrapped or cut in it."""
+
+_CONTROLS = {
+    code: "\N{REPLACEMENT CHARACTER}" for code in (*range(0x20), *range(0x7F, 0xA0)) if code not in (9, 10)
+}
+"""A model's text must not be able to drive the user's terminal."""
+
+
+class Answer:
+    """Text as it comes, flushed; control characters are made harmless on a terminal and kept elsewhere."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._terminal = stream.isatty()
+        self._last = ""
+
+    def write(self, text: str) -> None:
+        self._stream.write(text.translate(_CONTROLS) if self._terminal else text)
+        self._stream.flush()
+        self._last = text[-1:] or self._last
+
+    def end(self) -> None:
+        """The answer is over: the next thing begins on a line of its own."""
+        if self._last not in ("", "\n"):
+            self._stream.write("\n")
+        self._stream.flush()
+
+
+def check_done(done: Done) -> None:
+    """Says on stderr when the answer is not whole; raises Unavailable when the daemon ended it."""
+    if done.stop_reason == "length":
+        click.echo(
+            f"(cut after {done.completion_tokens} tokens, by --max-tokens or the model's context)",
+            err=True,
+        )
+    elif done.stop_reason in ("cancelled", "error"):
+        raise Unavailable(f"the daemon ended the answer early ({done.stop_reason}); ask again")
+
+
+def print_table(table: Table) -> None:
+    """A table without frames; coloured and wrapped only on a terminal."""
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else _PIPE_COLUMNS, highlight=False).print(table)

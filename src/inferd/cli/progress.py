@@ -1,0 +1,93 @@
+"""The steps of making a model ready, shown on stderr.
+
+On a terminal each step is a bar that goes when it is done; elsewhere it is one line when it begins.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
+
+_TITLES = {
+    "checking_local": "Looking for the model",
+    "download": "Downloading the model",
+    "verify": "Verifying the model",
+    "quarantine": "Setting a damaged file aside",
+    "mmap": "Loading the model",
+    "kv_cache": "Making room for the context",
+}
+
+
+class Progress:
+    """Takes status frames or (phase, details) pairs; to be used in a ``with``."""
+
+    def __init__(self) -> None:
+        self._bars: Bars | None = None
+        self._task: TaskID | None = None
+        self._title = ""
+
+    def frame(self, frame: Mapping[str, Any]) -> None:
+        """Shows a frame of the admin socket, where it is about loading."""
+        if frame["status"] == "loading_model":
+            self.phase(str(frame.get("phase", "")), frame)
+
+    def phase(self, name: str, details: Mapping[str, Any]) -> None:
+        """Shows a step; bytes done and in all, or a fraction, where ``details`` have them."""
+        title = _TITLES.get(name, name)
+        if not sys.stderr.isatty():
+            if title != self._title:
+                click.echo(f"{title} …", err=True)
+        else:
+            self._draw(title, details)
+        self._title = title
+
+    def _draw(self, title: str, details: Mapping[str, Any]) -> None:
+        bars = self._bars or self._start()
+        if title != self._title or self._task is None:
+            if self._task is not None:
+                bars.remove_task(self._task)
+            self._task = bars.add_task(title, total=None, amount="")
+        if "downloaded_bytes" in details:
+            done, total = details["downloaded_bytes"], details.get("total_bytes")
+            bars.update(self._task, completed=done, total=total, amount=_amount(done, total))
+        elif "progress" in details:
+            bars.update(self._task, completed=details["progress"], total=1.0)
+
+    def _start(self) -> Bars:
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bars
+
+        self._bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[amount]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._bars.start()
+        return self._bars
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
+
+
+def _amount(done: int, total: int | None) -> str:
+    whole = "?" if total is None else f"{total / 1e6:.0f}"
+    return f"{done / 1e6:.0f}/{whole} MB"

@@ -1,0 +1,50 @@
+"""``inferd serve``: its flags are those of the option table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from inferd.cli.options import KindType
+from inferd.config import sources
+from inferd.config.kinds import Boolean, FilePath
+from inferd.config.settings import OPTIONS, Option
+
+
+def _flag(option: Option) -> click.Option:
+    notes = [note for note in (option.env, f"default {option.default}") if note]
+    if option.default is None or option.default_doc or isinstance(option.kind, Boolean):
+        notes = notes[:1]
+    described = f"{option.doc} [{'; '.join(notes)}]"
+    flag = str(option.flag)
+    if isinstance(option.kind, Boolean):
+        names = f"{flag}/{flag.replace('--', '--no-', 1)}"
+        return click.Option([names], default=None, help=described)
+    return click.Option(
+        [flag], type=KindType(option.kind), metavar=option.kind.metavar, default=None, help=described
+    )
+
+
+_CONFIG = click.Option(
+    ["--config"],
+    type=KindType(FilePath()),
+    metavar="PATH",
+    help="The config file; without it ~/.inferd/config.json where there is one. [INFERD_CONFIG]",
+)
+
+
+def _serve(**flags: Any) -> int:
+    """Run the daemon until it is told to stop."""
+    given = sources.read(flags)
+    from inferd import daemon
+
+    return daemon.run(given.settings, notes=given.notes, problem=given.problem)
+
+
+serve_command = click.Command(
+    "serve",
+    callback=_serve,
+    params=[_CONFIG, *(_flag(option) for option in OPTIONS if option.flag is not None)],
+    help=_serve.__doc__,
+)
