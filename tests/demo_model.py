@@ -1,0 +1,26 @@
+"""The real model of the tests: the catalogue's default, from the user's own store (brought there if missing)."""
+
+from __future__ import annotations
+
+import threading
+from functools import cache
+from pathlib import Path
+
+from inferd.config import paths
+from inferd.store.catalogue import CATALOGUE, DEFAULT_MODEL
+from inferd.store.fetch import ensure_model
+from inferd.store.models import ModelStore
+
+
+@cache
+def demo_model() -> Path:
+    """The path of the verified file in the store."""
+    with ensure_model(
+        ModelStore(paths.models_home()),
+        CATALOGUE[DEFAULT_MODEL],
+        auto_pull=True,
+        verify="auto",
+        progress=lambda phase, details: None,
+        cancelled=threading.Event(),
+    ) as opened:
+        return opened.path

@@ -1,0 +1,110 @@
+"""The choice of threads, on a made-up machine: time passes only as the test says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from inferd.engine._llama import ThreadGovernor
+
+MS = 1000  # µs
+
+
+class Machine:
+    """Runs decode steps of one sequence that take what ``cost(threads)`` says, in ms."""
+
+    def __init__(self, threads: int, cost: Callable[[int], float], fixed: bool = False) -> None:
+        self.governor = ThreadGovernor(threads, fixed, 4)
+        self.governor.set_yardstick(50 * MS)
+        self.cost = cost
+        self.now = 0
+        self.cut_off = 0
+        self.steps = 0
+
+    def run(self, seconds: float) -> None:
+        end = self.now + seconds * 1000 * MS
+        while self.now < end:
+            deadline = self.governor.deadline(self.now, 1, 0)
+            elapsed = int(self.cost(self.governor.threads) * MS)
+            if deadline and self.now + elapsed > deadline:
+                self.now = deadline
+                self.cut_off += 1
+                self.governor.stalled(self.now)
+            else:
+                self.now += elapsed
+                self.steps += 1
+                self.governor.measured(self.now, 1, 0, elapsed)
+
+
+def quiet(threads: int) -> float:
+    return 40 / threads
+
+
+def crowded(threads: int) -> float:
+    """Another program computes on every core: threads that wait for each other hardly get on."""
+    return 1200 if threads > 1 else 50
+
+
+def test_a_quiet_machine_uses_all_its_threads() -> None:
+    machine = Machine(4, quiet)
+    machine.run(60)
+    assert machine.governor.threads == 4
+    assert machine.cut_off == 0
+
+
+def test_a_stalled_step_is_cut_off_and_the_loop_goes_down_to_what_works() -> None:
+    machine = Machine(4, quiet)
+    machine.run(1)
+    machine.cost = crowded
+    machine.run(2)
+    assert machine.governor.threads == 1
+    assert 0 < machine.cut_off < 6
+
+
+def test_looking_up_again_costs_little_while_the_machine_stays_crowded() -> None:
+    machine = Machine(2, quiet)
+    machine.run(1)
+    machine.cost = crowded
+    machine.run(1)
+    before = machine.steps
+    machine.run(100)
+    assert machine.steps - before > 0.95 * 100_000 / crowded(1)
+
+
+def test_the_threads_come_back_when_the_machine_is_quiet_again() -> None:
+    machine = Machine(4, quiet)
+    machine.run(1)
+    machine.cost = crowded
+    machine.run(5)
+    machine.cost = quiet
+    machine.run(130)
+    assert machine.governor.threads == 4
+
+
+def test_fewer_threads_are_kept_where_they_are_faster() -> None:
+    machine = Machine(8, lambda threads: 10 if threads == 4 else 20)
+    machine.run(300)
+    assert machine.governor.threads == 4
+
+
+def test_a_count_that_the_operator_named_is_never_changed() -> None:
+    machine = Machine(4, quiet, fixed=True)
+    machine.run(1)
+    machine.cost = crowded
+    machine.run(20)
+    assert machine.governor.threads == 4
+    assert machine.cut_off == 0
+
+
+def test_a_first_prompt_may_take_what_one_thread_would_and_no_longer() -> None:
+    governor = ThreadGovernor(2, False, 4)
+    assert governor.deadline(0, 0, 36) == 0  # nothing to compare with
+    governor.set_yardstick(20 * MS)
+    assert governor.deadline(1000, 0, 36) == 1000 + 36 * 20 * MS
+    governor.measured(0, 0, 100, 200 * MS)
+    assert governor.deadline(1000, 0, 36) == 1000 + 8 * 36 * 2 * MS
+
+
+def test_one_thread_is_never_cut_off() -> None:
+    governor = ThreadGovernor(1, False, 4)
+    governor.set_yardstick(1)
+    assert governor.deadline(0, 1, 512) == 0
