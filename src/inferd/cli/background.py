@@ -6,6 +6,7 @@ decides whether one runs is the daemon's lock, never a pid or a socket file that
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -100,7 +101,9 @@ def _booting_daemon(settings: Settings) -> AdminClient:
 def _start(settings: Settings) -> subprocess.Popen[bytes]:
     path = log_path(settings)
     ensure_private_dir(path.parent)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    with contextlib.suppress(FileNotFoundError):
+        path.replace(path.with_suffix(".log.1"))  # it may say why the last daemon is gone
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     output = os.open(path, flags, 0o600)
     command = [sys.executable, "-m", "inferd", "serve"]
     if "INFERD_IDLE_EXIT_SECS" not in os.environ:
