@@ -224,7 +224,8 @@ def _bring(
             _check_room(store, model, source)
         sink = sources.Sink(store, data, model.size_bytes, cancelled)
         try:
-            source.copy(sink, scratch, progress)
+            with store.writing():
+                source.copy(sink, scratch, progress)
             actual = sink.finish()
         finally:
             sink.close()

