@@ -153,7 +153,7 @@ def _fetch(store: ModelStore, model: CatalogueModel, progress: Progress, cancell
     name_lock, blob_lock = store.name_lock(model.name), store.blob_lock(model.sha256)
     with store.writing():
         make_dirs(name_lock.parent)
-        if not os.access(name_lock.parent, os.W_OK):
+        if not os.access(name_lock.parent, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
             raise PermissionError(errno.EACCES, "it is read-only")
     with (
         Lock.wait(name_lock, cancelled, _waiting(store, model, name_lock, progress)),

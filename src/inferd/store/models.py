@@ -191,7 +191,8 @@ class ModelStore:
     def blob_size(self, sha256: str) -> int | None:
         """The size of the blob's file, ``None`` when there is none."""
         path = self.blob_path(sha256)
-        with explained(f"look into the model store at {self.home}"), suppress(FileNotFoundError):
+        absent = suppress(FileNotFoundError, NotADirectoryError)
+        with explained(f"look into the model store at {self.home}"), absent:
             return path.lstat().st_size
         return None
 
