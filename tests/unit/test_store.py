@@ -186,6 +186,7 @@ class TestDurability:
         load(store, tiny(f"file:{tmp_path}/in.gguf"), auto_pull=True).close()
         order = ["sync data.tmp", "rename data.tmp data", f"sync {DIGEST}", "rename .tiny.json.tmp tiny.json"]
         assert sorted(order, key=steps.index) == order
+        assert steps[steps.index(order[1]) + 1] == order[2]
 
 
 def test_a_file_replaced_under_a_reader_is_whole_either_way(tmp_path: Path) -> None:
