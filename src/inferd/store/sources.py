@@ -251,12 +251,12 @@ class Wheel(Source):
 
 
 def _reason(output: str, status: int) -> str:
-    """What to show of pip's output: its last warning, which holds the cause, and its first error."""
+    """What to show of pip's output: its first error and its last warning, which often holds the cause."""
     lines = output.splitlines()
-    warnings = [line for line in lines if line.startswith("WARNING: ")][-1:]
-    errors = [line for line in lines if line.startswith("ERROR: ")][:1]
-    text = " / ".join(warnings + errors) or " ".join(lines[-1:]) or "no output"
-    return f"pip ended with status {status}: {text[:REASON_CHARS]}"
+    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")][:1]
+    warnings = [line.removeprefix("WARNING: ") for line in lines if line.startswith("WARNING: ")][-1:]
+    found = errors + warnings or lines[-1:] or ["no output"]
+    return f"pip ended with status {status}: {' / '.join(line[:REASON_CHARS] for line in found)}"
 
 
 def largest_file(directory: Path) -> int:
