@@ -1,0 +1,141 @@
+"""One stream: tokens per second and time to first token, through each server and in bare loops.
+
+Every contestant runs the same model, threads, prompt, context size, greedy sampling and flash attention off
+(on a CPU it slows decoding; llama-server runs once more with its own default). In each round every contestant
+answers the same new prompt once, in an order that turns from round to round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import random
+import time
+from collections.abc import Callable
+
+from bench import prompts, servers
+from bench.clients import Stream, ask
+from bench.report import Report, main
+
+N_CTX = 2048
+N_PREDICT = 128
+# Threads of one contestant may still spin when the next one starts.
+REST_SECS = 0.5
+
+
+class Contest:
+    """The contestants that came up, and what each measured."""
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+        self.turns: dict[str, Callable[[list[dict[str, str]]], str | None]] = {}
+        self.texts: dict[str, list[str | None]] = {}
+
+    def through(self, server: servers.Server) -> None:
+        """Adds a server; what it measures is what its client sees."""
+
+        def turn(messages: list[dict[str, str]]) -> str:
+            stream: Stream = ask(server.stream(messages, N_PREDICT))
+            add = self.report.add
+            add(server.name, "decode", "tokens/s", stream.tokens_per_second)
+            add(server.name, "time to first token", "ms", stream.ttft_ms)
+            if stream.prefill_ms is not None:
+                add(server.name, "prefill", "ms", stream.prefill_ms)
+                add(server.name, "time to first token less prefill", "ms", stream.ttft_ms - stream.prefill_ms)
+            return "".join(stream.text)
+
+        self.turns[server.name] = turn
+
+    def loop(self, loop: servers.Loop, line: Callable[[list[dict[str, str]]], str]) -> None:
+        """Adds a bare loop; ``line`` makes what it reads."""
+
+        def turn(messages: list[dict[str, str]]) -> None:
+            answer = loop.ask(line(messages))
+            times = answer["times"]
+            assert isinstance(times, list)
+            assert isinstance(answer["prefill_ms"], float)
+            self.report.add(loop.name, "decode", "tokens/s", (len(times) - 1) / (times[-1] - times[0]))
+            self.report.add(loop.name, "prefill", "ms", answer["prefill_ms"])
+
+        self.turns[loop.name] = turn
+
+    def round(self, messages: list[dict[str, str]], first: int) -> None:
+        names = list(self.turns)
+        for name in names[first % len(names) :] + names[: first % len(names)]:
+            self.texts.setdefault(name, []).append(self.turns[name](messages))
+            time.sleep(REST_SECS)
+
+
+def run(options: argparse.Namespace, report: Report) -> None:
+    model = servers.model_file(options)
+    threads, python = options.threads, options.peer_python
+    report.settings |= {"model": model.name, "n_ctx": N_CTX, "n_predict": N_PREDICT, "flash_attention": "off"}
+    contest = Contest(report)
+    with contextlib.ExitStack() as stack:
+        engine = stack.enter_context(servers.engine_loop(model, threads, N_CTX))
+
+        def own(messages: list[dict[str, str]]) -> str:
+            return json.dumps({"messages": messages, "n_predict": N_PREDICT})
+
+        def ids(messages: list[dict[str, str]]) -> str:
+            prompt = engine.ask(json.dumps({"messages": messages, "n_predict": 1}))["prompt"]
+            assert isinstance(prompt, list)
+            return f"{N_PREDICT} {' '.join(map(str, prompt))}"
+
+        contest.loop(engine, own)
+        loops = {
+            "bare loop (C++)": lambda: servers.bare_loop(model, threads, N_CTX),
+            "llama-cpp-python loop": lambda: servers.low_level_loop(python, model, threads, N_CTX),
+        }
+        for name, make in loops.items():
+            try:
+                contest.loop(stack.enter_context(make()), ids)
+            except servers.Unavailable as reason:
+                report.missing[name] = str(reason)
+
+        running: list[servers.Server] = []
+        contestants: dict[str, Callable[[], servers.Server]] = {
+            "inferd": lambda: servers.Inferd(model, threads=threads, n_ctx=N_CTX),
+            "llama-server": lambda: servers.LlamaServer(python, model, threads=threads, n_ctx=N_CTX),
+            "llama-server, its flash attention": lambda: servers.LlamaServer(
+                python,
+                model,
+                threads=threads,
+                n_ctx=N_CTX,
+                flash_attention="auto",
+                name="llama-server, its flash attention",
+            ),
+            "llama-cpp-python": lambda: servers.LlamaCppPython(python, model, threads=threads, n_ctx=N_CTX),
+        }
+        for name, start in contestants.items():
+            try:
+                server = stack.enter_context(start())
+            except servers.Unavailable as reason:
+                report.missing[name] = str(reason)
+                continue
+            running.append(server)
+            contest.through(server)
+
+        rng = random.Random(options.seed)
+        contest.round(prompts.story(rng), 0)  # warms caches and is not counted
+        report.samples.clear()
+        contest.texts.clear()
+        for number in range(options.repeats):
+            contest.round(prompts.story(rng), number)
+        for server in running:
+            for metric, mebibytes in server.memory().items():
+                report.add(server.name, metric, "MiB", mebibytes)
+
+    for to in contest.turns:
+        for metric in ("decode", "time to first token", "time to first token less prefill", "resident"):
+            report.ratio(metric, "inferd", to)
+    ours = contest.texts.get("inferd", [])
+    for name, texts in contest.texts.items():
+        if name != "inferd" and texts and texts[0] is not None:
+            same = sum(a == b for a, b in zip(ours, texts, strict=False))
+            report.notes.append(f"{name} gave the same text as inferd in {same} of {len(texts)} rounds")
+
+
+if __name__ == "__main__":
+    main("decode", __doc__ or "", run)

@@ -1,0 +1,117 @@
+"""The daemon's own share: requests to the mock backend, beside echoes that do nothing.
+
+One connection, one request after the other, blocking: the round trip. Sixteen connections with one request
+under way on each, from one process: requests per second. The answer of the mock is one token and ``done``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import selectors
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from bench import servers
+from bench.clients import Address
+from bench.report import Report, main, quantile
+
+REQUEST = b'{"id":"b","messages":[{"role":"user","content":"Say hello, please."}]}\n'
+ROUND_TRIPS = 3000
+CONNECTIONS = 16
+REQUESTS = 10_000
+
+
+class Echo(servers.Server):
+    """An echo on a Unix socket; see ``peers/echo.py``."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.name = f"{kind} echo, Unix"
+        self.address = Address.unix(self.home / "e.sock")
+        self._kind = kind
+
+    def command(self) -> list[str | Path]:
+        return [sys.executable, servers.PEERS / "echo.py", self._kind, self.address.path]
+
+
+def answered(data: bytes) -> bool:
+    """Whether the last line is whole and ends the answer: ``done``, or the echo of the request."""
+    return data.endswith(b"\n") and (b'"type":"done"' in data or data == REQUEST)
+
+
+def round_trip(sock: socket.socket) -> None:
+    sock.sendall(REQUEST)
+    data = b""
+    while not answered(data):
+        data += sock.recv(65536)
+
+
+def round_trips(address: Address, count: int) -> list[float]:
+    """Microseconds of each."""
+    clock = time.perf_counter
+    times = []
+    with address.connect() as sock:
+        for _ in range(count):
+            start = clock()
+            round_trip(sock)
+            times.append((clock() - start) * 1e6)
+    return times
+
+
+def throughput(address: Address, count: int) -> float:
+    """Requests per second over all connections."""
+    with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
+        partial: dict[socket.socket, bytes] = {}
+        for _ in range(CONNECTIONS):
+            sock = stack.enter_context(address.connect())
+            selector.register(sock, selectors.EVENT_READ)
+            partial[sock] = b""
+        start = time.perf_counter()
+        for sock in partial:
+            sock.sendall(REQUEST)
+        finished = 0
+        while finished < count:
+            for key, _ in selector.select():
+                sock = key.fileobj  # type: ignore[assignment]
+                partial[sock] += sock.recv(65536)
+                if answered(partial[sock]):
+                    partial[sock] = b""
+                    finished += 1
+                    sock.sendall(REQUEST)
+        return finished / (time.perf_counter() - start)
+
+
+def run(options: argparse.Namespace, report: Report) -> None:
+    report.settings |= {"round_trips": ROUND_TRIPS, "connections": CONNECTIONS, "requests": REQUESTS}
+    contestants: list[Callable[[], servers.Server]] = [
+        lambda: servers.Inferd(slots=CONNECTIONS, name="inferd, Unix"),
+        lambda: servers.Inferd(slots=CONNECTIONS, tcp=True, name="inferd, TCP"),
+        lambda: Echo("uvloop"),
+        lambda: Echo("blocking"),
+    ]
+    with contextlib.ExitStack() as stack:
+        running = [stack.enter_context(start()) for start in contestants]
+        for server in running:
+            round_trips(server.address, 500)
+        for number in range(options.repeats):
+            for server in running[number % len(running) :] + running[: number % len(running)]:
+                times = round_trips(server.address, ROUND_TRIPS)
+                report.add(server.name, "round trip, p50", "µs", quantile(times, 0.5))
+                report.add(server.name, "round trip, p99", "µs", quantile(times, 0.99))
+                if not server.name.startswith("blocking"):
+                    report.add(server.name, "requests", "1/s", throughput(server.address, REQUESTS))
+        for server in running[:2]:
+            for metric, mebibytes in server.memory().items():
+                report.add(server.name, metric, "MiB", mebibytes)
+    for metric in ("round trip, p50", "round trip, p99", "requests"):
+        report.ratio(metric, "inferd, Unix", "inferd, TCP")
+        report.ratio(metric, "inferd, Unix", "uvloop echo, Unix")
+        report.ratio(metric, "inferd, Unix", "blocking echo, Unix")
+
+
+if __name__ == "__main__":
+    main("round_trip", __doc__ or "", run)

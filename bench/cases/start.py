@@ -1,0 +1,65 @@
+"""Cold start: from the command to a socket that answers, on the mock backend, beside an empty Python."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+from bench import servers
+from bench.report import Report, main
+
+
+def command(code: list[str]) -> float:
+    """Milliseconds from the start of a command to its end."""
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, *code],
+        env=servers.environment_of(sys.executable),
+        stdout=subprocess.DEVNULL,
+        check=False,
+    )
+    took = (time.perf_counter() - start) * 1e3
+    if done.returncode != 0:
+        raise RuntimeError(f"{code} ended with {done.returncode}")
+    return took
+
+
+def to_socket() -> float:
+    """Milliseconds from the start of the daemon to the first connection that it takes."""
+    server = servers.Inferd()
+    start = time.perf_counter()
+    server.start(server.command())
+    try:
+        while not server.listens():
+            if server.popen.poll() is not None:
+                raise server.failed()
+            time.sleep(0.0005)
+        return (time.perf_counter() - start) * 1e3
+    finally:
+        server.stop()
+
+
+def run(options: argparse.Namespace, report: Report) -> None:
+    contestants: dict[str, Callable[[], float]] = {
+        "python -c pass": lambda: command(["-c", "pass"]),
+        "python -c 'import inferd'": lambda: command(["-c", "import inferd"]),
+        "inferd --version": lambda: command(["-m", "inferd", "--version"]),
+        "inferd serve --backend mock": to_socket,
+    }
+    for contestant in contestants.values():
+        contestant()
+    for _ in range(2 * options.repeats):
+        for name, contestant in contestants.items():
+            report.add(name, "start", "ms", contestant())
+    empty = report.median("python -c pass", "start")
+    for name in contestants:
+        took = report.median(name, "start")
+        if empty is not None and took is not None and name != "python -c pass":
+            report.add(name, "beyond an empty Python", "ms", took - empty)
+
+
+if __name__ == "__main__":
+    main("start", __doc__ or "", run)

@@ -1,0 +1,34 @@
+"""llama-server as the xllamacpp wheel carries it, in a process of its own; run by the peers' Python.
+
+Arguments: one JSON object with ``model``, ``port``, ``threads``, ``n_ctx`` (of one slot), ``slots``,
+``flash_attention`` (``auto``, ``on`` or ``off``). Prints one line once it listens, and ends on SIGTERM.
+"""
+
+import json
+import signal
+import sys
+
+import xllamacpp
+
+settings = json.loads(sys.argv[1])
+flash = xllamacpp.llama_flash_attn_type
+params = xllamacpp.CommonParams()
+params.model.path = settings["model"]
+params.port = settings["port"]
+params.cpuparams.n_threads = settings["threads"]
+params.cpuparams_batch.n_threads = settings["threads"]
+params.n_parallel = settings["slots"]
+params.n_ctx = settings["n_ctx"] * settings["slots"]
+params.kv_unified = False
+params.flash_attn_type = {
+    "auto": flash.LLAMA_FLASH_ATTN_TYPE_AUTO,
+    "on": flash.LLAMA_FLASH_ATTN_TYPE_ENABLED,
+    "off": flash.LLAMA_FLASH_ATTN_TYPE_DISABLED,
+}[settings["flash_attention"]]
+params.ui = False
+params.verbosity = 0
+
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+server = xllamacpp.Server(params)
+print(server.listening_address, flush=True)
+signal.pause()

@@ -1,0 +1,48 @@
+"""A bare token loop on llama-cpp-python's low-level API; run by the peers' Python.
+
+Arguments: model, threads, n_ctx. Each line of stdin is ``n_predict id id …``; each line of stdout is a JSON
+object with ``prefill_ms``, ``times`` (seconds of the clock at each token) and ``tokens``.
+"""
+
+import ctypes
+import json
+import sys
+import time
+
+import llama_cpp as ll
+
+path, threads, n_ctx = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+quiet = ll.llama_log_callback(lambda level, text, data: None)
+ll.llama_log_set(quiet, ctypes.c_void_p(0))
+ll.llama_backend_init()
+model = ll.llama_model_load_from_file(path.encode(), ll.llama_model_default_params())
+params = ll.llama_context_default_params()
+params.n_ctx = n_ctx
+params.n_batch = 512
+params.n_threads = params.n_threads_batch = threads
+params.flash_attn_type = 0
+ctx = ll.llama_init_from_model(model, params)
+vocab = ll.llama_model_get_vocab(model)
+memory = ll.llama_get_memory(ctx)
+sampler = ll.llama_sampler_init_greedy()
+piece = ctypes.create_string_buffer(256)
+print("ready", flush=True)
+
+for line in sys.stdin:
+    n_predict, *prompt = map(int, line.split())
+    ll.llama_memory_clear(memory, True)
+    start = time.perf_counter()
+    for at in range(0, len(prompt), 512):
+        chunk = (ll.llama_token * len(prompt[at : at + 512]))(*prompt[at : at + 512])
+        assert ll.llama_decode(ctx, ll.llama_batch_get_one(chunk, len(chunk))) == 0
+    token = ll.llama_sampler_sample(sampler, ctx, -1)
+    times, tokens = [time.perf_counter()], [token]
+    one = (ll.llama_token * 1)(token)
+    while len(tokens) < n_predict and not ll.llama_vocab_is_eog(vocab, token):
+        ll.llama_token_to_piece(vocab, token, piece, 256, 0, False)
+        one[0] = token
+        assert ll.llama_decode(ctx, ll.llama_batch_get_one(one, 1)) == 0
+        token = ll.llama_sampler_sample(sampler, ctx, -1)
+        times.append(time.perf_counter())
+        tokens.append(token)
+    print(json.dumps({"prefill_ms": (times[0] - start) * 1e3, "times": times, "tokens": tokens}), flush=True)

@@ -1,0 +1,119 @@
+"""What a case hands back: samples by contestant and metric, ratios of medians, and what was missing.
+
+A sample is a list of numbers in one unit. Nothing here judges a number: a bench reports, it never asserts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+
+@dataclass
+class Sample:
+    contestant: str
+    metric: str
+    unit: str
+    values: list[float]
+
+
+@dataclass
+class Ratio:
+    """``of`` over ``to``, medians of one metric."""
+
+    metric: str
+    of: str
+    to: str
+    value: float
+
+
+@dataclass
+class Report:
+    case: str
+    about: str
+    settings: dict[str, object] = field(default_factory=dict)
+    samples: list[Sample] = field(default_factory=list)
+    ratios: list[Ratio] = field(default_factory=list)
+    missing: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    machine: dict[str, object] = field(default_factory=dict)
+
+    def add(self, contestant: str, metric: str, unit: str, values: Sequence[float] | float) -> None:
+        """Adds values to the sample of that contestant and metric."""
+        numbers = [values] if isinstance(values, (int, float)) else list(values)
+        for sample in self.samples:
+            if (sample.contestant, sample.metric) == (contestant, metric):
+                sample.values += numbers
+                return
+        self.samples.append(Sample(contestant, metric, unit, numbers))
+
+    def median(self, contestant: str, metric: str) -> float | None:
+        for sample in self.samples:
+            if (sample.contestant, sample.metric) == (contestant, metric) and sample.values:
+                return statistics.median(sample.values)
+        return None
+
+    def ratio(self, metric: str, of: str, to: str) -> None:
+        """Notes the ratio of two medians, when two contestants have them."""
+        above, below = self.median(of, metric), self.median(to, metric)
+        if of != to and above is not None and below:
+            self.ratios.append(Ratio(metric, of, to, above / below))
+
+
+def quantile(values: Sequence[float], q: float) -> float:
+    """The value below which a share ``q`` of the values lies."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(q * len(ordered)))]
+
+
+def machine() -> dict[str, object]:
+    """The machine in words that fit any: no names, no addresses."""
+    cpu, flags = platform.machine(), ""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text().splitlines()
+        cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
+        flags = next((line for line in lines if line.startswith("flags")), "")
+    wanted = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8")
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "features": [name for name in wanted if f" {name}" in flags],
+        "system": f"{platform.system()} {platform.release().split('-')[0]}",
+        "python": platform.python_version(),
+        "load_average": round(os.getloadavg()[0], 2),
+    }
+
+
+def options(about: str) -> argparse.ArgumentParser:
+    """The options that every case takes; ``run.py`` passes them on."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--seed", type=int, default=1, help="of prompts and orders")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds; each contestant runs once in each")
+    parser.add_argument(
+        "--threads", type=int, default=min(2, os.cpu_count() or 1), help="of every contestant"
+    )
+    parser.add_argument("--model", type=Path, help="a GGUF file; default: the store's default model")
+    parser.add_argument("--peer-python", type=Path, default=Path(sys.executable), help="that has the peers")
+    parser.add_argument("--out", type=Path, help="write the report here as JSON instead of to stdout")
+    return parser
+
+
+def main(case: str, about: str, run: Callable[[argparse.Namespace, Report], None]) -> None:
+    """Runs one case in this process and writes its report."""
+    chosen = options(about).parse_args()
+    report = Report(case, about, machine=machine())
+    report.settings = {"seed": chosen.seed, "repeats": chosen.repeats, "threads": chosen.threads}
+    run(chosen, report)
+    text = json.dumps(asdict(report), indent=1)
+    if chosen.out is None:
+        sys.stdout.write(text + "\n")
+    else:
+        chosen.out.write_text(text)

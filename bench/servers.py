@@ -1,0 +1,317 @@
+"""The servers under comparison, each a process of its own, all configured alike.
+
+A server is started by its context manager, which returns when it takes requests and ends the process on the
+way out; what it wrote to stderr is shown only when it did not come up. ``Unavailable`` says why a contestant
+cannot take part and what to install.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from bench.clients import Address, NdjsonStream, SseStream, Stream
+
+ROOT = Path(__file__).resolve().parents[1]
+PEERS = ROOT / "bench" / "peers"
+START_SECS = 120
+
+
+class Unavailable(Exception):
+    """A contestant that cannot take part; the text says why and what to do."""
+
+
+class Process:
+    """One process in a directory of its own, which is gone afterwards with all it wrote."""
+
+    def __init__(self) -> None:
+        self.home = Path(tempfile.mkdtemp(prefix="ifd-", dir="/tmp"))
+
+    def start(self, command: Sequence[str | Path], **streams: int) -> subprocess.Popen[str]:
+        self.log = (self.home / "log").open("w+")
+        home = str(self.home)
+        environment = environment_of(command[0])
+        environment |= {"HOME": home, "XDG_RUNTIME_DIR": home, "INFERD_LOG_DIR": home}
+        self.popen = subprocess.Popen(
+            [str(part) for part in command],
+            env=environment,
+            text=True,
+            stderr=self.log,
+            **({"stdout": self.log} | streams),
+        )
+        return self.popen
+
+    def stop(self) -> None:
+        died = self.popen.poll()
+        if died is not None:
+            self.log.seek(0)
+            print(f"{self.popen.args} ended with {died}: {self.log.read()[-4000:]}", file=sys.stderr)
+        else:
+            self.popen.send_signal(signal.SIGTERM)
+            try:
+                self.popen.wait(15)
+            except subprocess.TimeoutExpired:
+                self.popen.kill()
+                self.popen.wait()
+        self.log.close()
+        shutil.rmtree(self.home, ignore_errors=True)
+
+    def failed(self) -> Unavailable:
+        self.log.seek(0)
+        return Unavailable(f"did not start: {self.log.read().strip()[-800:]}")
+
+    def memory(self) -> dict[str, float]:
+        """Resident MiB: all of it, and what is not backed by a file, as mapped weights are."""
+        names = {"VmRSS": "resident", "RssAnon": "resident, not mapped"}
+        status = Path(f"/proc/{self.popen.pid}/status")
+        if not status.exists():
+            return {}
+        lines = [line.split() for line in status.read_text().splitlines()]
+        return {names[line[0][:-1]]: int(line[1]) / 1024 for line in lines if line[0][:-1] in names}
+
+
+class Server(Process):
+    """A server that streams answers; ``stream`` makes the client's side of one request."""
+
+    name: str
+    address: Address
+
+    def command(self) -> Sequence[str | Path]:
+        raise NotImplementedError
+
+    def stream(self, messages: list[dict[str, str]], max_tokens: int) -> Stream:
+        raise NotImplementedError
+
+    def __enter__(self) -> Server:
+        self.start(self.command())
+        deadline = time.monotonic() + START_SECS
+        while not self.listens():
+            if self.popen.poll() is not None or time.monotonic() > deadline:
+                problem = self.failed()
+                self.stop()
+                raise problem
+            time.sleep(0.02)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def listens(self) -> bool:
+        try:
+            self.address.connect().close()
+        except OSError:
+            return False
+        return True
+
+
+class Inferd(Server):
+    """``inferd serve`` on a Unix socket, or on TCP when a port is given; ``model`` ``None`` is the mock."""
+
+    def __init__(
+        self,
+        model: Path | None = None,
+        *,
+        threads: int = 0,
+        n_ctx: int = 2048,
+        slots: int = 1,
+        queue: int = 64,
+        tcp: bool = False,
+        name: str = "inferd",
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.address = Address.tcp(free_port()) if tcp else Address.unix(self.home / "i.sock")
+        backend = ["--backend", "mock"]
+        if model is not None:
+            backend = ["--model-path", model, "--threads", threads, "--n-ctx", n_ctx]
+        self._arguments = [*backend, "--active-permits", slots, "--queue-depth", queue]
+
+    def command(self) -> list[str | Path]:
+        where = ["--tcp", str(self.address)] if self.address.port else ["--uds", self.address.path]
+        arguments = [str(argument) for argument in self._arguments]
+        return [sys.executable, "-m", "inferd", "serve", *where, *arguments]
+
+    def stream(self, messages: list[dict[str, str]], max_tokens: int) -> Stream:
+        return NdjsonStream(self.address, messages, max_tokens)
+
+
+class LlamaServer(Server):
+    """llama-server as the xllamacpp wheel carries it, with as many slots as inferd has."""
+
+    def __init__(
+        self,
+        python: Path,
+        model: Path,
+        *,
+        threads: int,
+        n_ctx: int = 2048,
+        slots: int = 1,
+        flash_attention: str = "off",
+        name: str = "llama-server",
+    ) -> None:
+        super().__init__()
+        require_module(python, "xllamacpp", "xllamacpp")
+        self.name = name
+        self.address = Address.tcp(free_port())
+        self._python = python
+        self._settings = {
+            "model": str(model),
+            "port": self.address.port,
+            "threads": threads,
+            "n_ctx": n_ctx,
+            "slots": slots,
+            "flash_attention": flash_attention,
+        }
+
+    def command(self) -> list[str | Path]:
+        return [self._python, PEERS / "llama_server.py", json.dumps(self._settings)]
+
+    def stream(self, messages: list[dict[str, str]], max_tokens: int) -> Stream:
+        # Prefix reuse off: every contestant computes the whole prompt every time.
+        return SseStream(self.address, messages, max_tokens, {"cache_prompt": False})
+
+
+class LlamaCppPython(Server):
+    """llama-cpp-python's own server."""
+
+    def __init__(self, python: Path, model: Path, *, threads: int, n_ctx: int = 2048) -> None:
+        super().__init__()
+        require_module(python, "llama_cpp.server.app", "'llama-cpp-python[server]'")
+        self.name = "llama-cpp-python"
+        self.address = Address.tcp(free_port())
+        self._command: list[str | Path] = [python, "-m", "llama_cpp.server", "--model", model]
+        self._command += ["--host", "127.0.0.1", "--port", str(self.address.port), "--n_ctx", str(n_ctx)]
+        self._command += ["--n_threads", str(threads), "--n_threads_batch", str(threads)]
+        self._command += ["--flash_attn", "false", "--verbose", "false"]
+
+    def command(self) -> list[str | Path]:
+        return self._command
+
+    def stream(self, messages: list[dict[str, str]], max_tokens: int) -> Stream:
+        return SseStream(self.address, messages, max_tokens, {})
+
+
+class Loop(Process):
+    """A bare token loop: prompts go in on stdin, the times of the tokens come back on stdout."""
+
+    def __init__(self, name: str, command: Sequence[str | Path]) -> None:
+        super().__init__()
+        self.name = name
+        self._command = command
+
+    def __enter__(self) -> Loop:
+        process = self.start(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        if process.stdout.readline().strip() != "ready":
+            problem = self.failed()
+            self.stop()
+            raise problem
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def ask(self, line: str) -> dict[str, object]:
+        assert self.popen.stdin is not None
+        assert self.popen.stdout is not None
+        self.popen.stdin.write(line + "\n")
+        self.popen.stdin.flush()
+        answer = self.popen.stdout.readline()
+        if not answer:
+            raise self.failed()
+        return json.loads(answer)  # type: ignore[no-any-return]
+
+
+def bare_loop(model: Path, threads: int, n_ctx: int) -> Loop:
+    """The C++ loop, compiled against the static libraries of the checkout's own build."""
+    built = ROOT / "build" / "llama.cpp"
+    names = ("libllama.a", "libggml.a", "libggml-cpu.a", "libggml-base.a")
+    libraries = [next(built.rglob(name), None) for name in names]
+    compiler = os.environ.get("CXX") or shutil.which("c++")
+    if None in libraries or compiler is None:
+        raise Unavailable(
+            "needs a C++ compiler and the build/ of an install from this checkout (pip install .)"
+        )
+    program = Path(tempfile.gettempdir()) / f"inferd-bare-loop-{os.getuid()}"
+    headers = [f"-I{ROOT / 'vendor/llama.cpp' / part}" for part in ("include", "ggml/include")]
+    source = PEERS / "bare_loop.cpp"
+    command = [
+        compiler,
+        "-O2",
+        "-std=c++17",
+        *headers,
+        source,
+        "-o",
+        program,
+        *libraries,
+        "-lpthread",
+        "-ldl",
+    ]
+    compiled = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    if compiled.returncode != 0:
+        raise Unavailable(f"does not compile: {compiled.stderr[-800:]}")
+    return Loop("bare loop (C++)", [program, model, str(threads), str(n_ctx)])
+
+
+def engine_loop(model: Path, threads: int, n_ctx: int) -> Loop:
+    """inferd's own engine with no daemon around it; also tokenises the prompts of the other loops."""
+    return Loop("inferd engine", [sys.executable, PEERS / "engine_loop.py", model, str(threads), str(n_ctx)])
+
+
+def low_level_loop(python: Path, model: Path, threads: int, n_ctx: int) -> Loop:
+    """llama-cpp-python's low-level API."""
+    require_module(python, "llama_cpp", "llama-cpp-python")
+    return Loop("llama-cpp-python loop", [python, PEERS / "low_level.py", model, str(threads), str(n_ctx)])
+
+
+def require_module(python: Path, module: str, package: str) -> None:
+    """Raises Unavailable when the peers' Python cannot import ``module``."""
+    command = [python, "-c", f"import {module}"]
+    found = subprocess.run(command, env=environment_of(python), capture_output=True, check=False)
+    if found.returncode != 0:
+        raise Unavailable(f"not installed: {python} -m pip install {package}, or point --peer-python at one")
+
+
+def environment_of(python: str | Path) -> dict[str, str]:
+    """The environment for a command: compiled modules are kept, as an installed package has them, and our own
+    import path is not for the peers' Python."""
+    environment = dict(os.environ)
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    if str(python) != sys.executable:
+        environment.pop("PYTHONPATH", None)
+    return environment
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+def model_file(options: Namespace) -> Path:
+    """The GGUF file to run: ``--model``, else the default model of the store."""
+    if options.model is not None:
+        return Path(options.model)
+    from inferd.config import sources
+    from inferd.store.catalogue import CATALOGUE, DEFAULT_MODEL
+    from inferd.store.models import ModelStore
+
+    store = ModelStore(sources.read({}).settings.models_home)
+    path = store.blob_path(CATALOGUE[DEFAULT_MODEL].sha256)
+    if not path.exists():
+        raise SystemExit(f"the model {DEFAULT_MODEL} is not in the store: run `inferd pull {DEFAULT_MODEL}`")
+    return path
