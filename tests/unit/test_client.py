@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +14,7 @@ from inferd import errors
 from inferd.client import AdminClient, Client, Done, Token, blocking, dial_and_wait_ready
 from inferd.client import connection as connection_module
 from inferd.config import paths
+from tests.scripted_peer import AdminPeer, Peer, Script
 
 DONE = {
     "type": "done",
@@ -25,74 +24,13 @@ DONE = {
     "backend": "mock",
 }
 
-Script = Callable[[socket.socket, bytes], None]
-
-
-class Peer:
-    """Answers each connection on ``path`` with a script; remembers what it read."""
-
-    def __init__(self, path: Path, script: Script) -> None:
-        self.path = path
-        self.script = script
-        self.lines: list[bytes] = []
-        self.accepted = 0
-        self.closed_by_client = threading.Event()
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(path))
-        self._listener.listen()
-        self._connections: list[socket.socket] = []
-        self._thread = threading.Thread(target=self._serve)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        threads = []
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                break
-            self.accepted += 1
-            self._connections.append(connection)
-            threads.append(threading.Thread(target=self._answer, args=[connection]))
-            threads[-1].start()
-        for thread in threads:
-            thread.join()
-
-    def _answer(self, connection: socket.socket) -> None:
-        with connection, connection.makefile("rb") as reader:
-            try:
-                for line in reader:
-                    self.lines.append(line)
-                    self.script(connection, line)
-            except OSError:
-                pass
-            self.closed_by_client.set()
-
-    def stop(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for connection in self._connections:
-            try:
-                connection.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                continue
-        self._thread.join()
-
 
 @pytest.fixture
-def directory() -> Iterator[Path]:
-    """A directory whose paths fit into a socket address."""
-    path = Path(tempfile.mkdtemp(prefix="ic-"))
-    yield path
-    shutil.rmtree(path)
-
-
-@pytest.fixture
-def peer(directory: Path) -> Iterator[Callable[[Script], Peer]]:
+def peer(short_dir: Path) -> Iterator[Callable[[Script], Peer]]:
     started: list[Peer] = []
 
     def start(script: Script) -> Peer:
-        started.append(Peer(directory / f"s{len(started)}", script))
+        started.append(Peer(short_dir / f"s{len(started)}", script))
         return started[-1]
 
     yield start
@@ -334,15 +272,15 @@ def test_a_malformed_address_is_a_usage_error(address: str) -> None:
 # Dialling.
 
 
-def test_nobody_there(directory: Path) -> None:
+def test_nobody_there(short_dir: Path) -> None:
     with pytest.raises(errors.DaemonUnreachable, match="no daemon is running") as caught:
-        Client(directory / "none").connect()
+        Client(short_dir / "none").connect()
     assert caught.value.exit_code == 3
     stale = socket.socket(socket.AF_UNIX)
-    stale.bind(str(directory / "stale"))
+    stale.bind(str(short_dir / "stale"))
     stale.close()
     with pytest.raises(errors.DaemonUnreachable, match="no daemon answers"):
-        Client(directory / "stale").connect()
+        Client(short_dir / "stale").connect()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     with pytest.raises(errors.DaemonUnreachable, match="no daemon answers"):
@@ -364,17 +302,17 @@ class Clock:
         self.now += seconds
 
 
-def test_dialling_backs_off_and_never_overshoots_its_limit(directory: Path) -> None:
+def test_dialling_backs_off_and_never_overshoots_its_limit(short_dir: Path) -> None:
     clock = Clock()
     with pytest.raises(errors.DaemonUnreachable):
-        dial_and_wait_ready(directory / "none", limit_secs=20, clock=clock, sleep=clock.sleep)
+        dial_and_wait_ready(short_dir / "none", limit_secs=20, clock=clock, sleep=clock.sleep)
     assert clock.pauses[:7] == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0])
     assert max(clock.pauses) == blocking.LONGEST_PAUSE_SECS
     assert clock.now == pytest.approx(20)
 
 
 def test_dialling_ends_as_soon_as_the_daemon_is_there(
-    directory: Path, peer: Callable[[Script], Peer]
+    short_dir: Path, peer: Callable[[Script], Peer]
 ) -> None:
     clock = Clock()
 
@@ -383,55 +321,28 @@ def test_dialling_ends_as_soon_as_the_daemon_is_there(
         if len(clock.pauses) == 3:
             peer(frames(DONE))
 
-    with dial_and_wait_ready(directory / "s0", limit_secs=60, clock=clock, sleep=sleep) as client:
+    with dial_and_wait_ready(short_dir / "s0", limit_secs=60, clock=clock, sleep=sleep) as client:
         assert len(list(client.generate("Hi"))) == 1
     assert len(clock.pauses) == 3
 
 
 def test_the_default_addresses_are_those_of_the_daemon(
-    directory: Path, monkeypatch: pytest.MonkeyPatch
+    short_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(directory))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(short_dir))
     assert Client().address == paths.socket_path("v1")
-    with pytest.raises(errors.DaemonUnreachable, match="admin.sock"):
+    with pytest.raises(errors.DaemonUnreachable, match=r"admin\.sock"):
         AdminClient()
 
 
 # The admin socket.
 
 
-class AdminPeer:
-    """Sends frames to the first who connects, then keeps the connection until it is stopped."""
-
-    def __init__(self, path: Path, *frames: dict[str, object], hang_up: bool = False) -> None:
-        self.path = path
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(path))
-        self._listener.listen()
-        self._data = b"".join(
-            orjson.dumps({"id": "admin", "type": "status", **frame}) + b"\n" for frame in frames
-        )
-        self._hang_up = hang_up
-        self._thread = threading.Thread(target=self._serve)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        connection, _ = self._listener.accept()
-        with connection:
-            connection.sendall(self._data)
-            if not self._hang_up:
-                connection.recv(1)
-
-    def stop(self) -> None:
-        self._thread.join()
-        self._listener.close()
-
-
 CAPABILITIES: dict[str, object] = {"status": "capabilities", "backend": "mock", "v2": False}
 
 
-def test_a_snapshot_is_the_capabilities_and_the_lifecycle(directory: Path) -> None:
-    server = AdminPeer(directory / "a", CAPABILITIES, {"status": "ready"}, {"status": "draining"})
+def test_a_snapshot_is_the_capabilities_and_the_lifecycle(short_dir: Path) -> None:
+    server = AdminPeer(short_dir / "a", CAPABILITIES, {"status": "ready"}, {"status": "draining"})
     with AdminClient(server.path) as admin:
         state = admin.snapshot()
     server.stop()
@@ -439,9 +350,9 @@ def test_a_snapshot_is_the_capabilities_and_the_lifecycle(directory: Path) -> No
     assert state.lifecycle["status"] == "ready"
 
 
-def test_waiting_shows_every_frame_up_to_ready(directory: Path) -> None:
+def test_waiting_shows_every_frame_up_to_ready(short_dir: Path) -> None:
     loading = {"status": "loading_model", "phase": "kv_cache", "n_ctx": 8}
-    server = AdminPeer(directory / "a", {"status": "starting"}, loading, CAPABILITIES, {"status": "ready"})
+    server = AdminPeer(short_dir / "a", {"status": "starting"}, loading, CAPABILITIES, {"status": "ready"})
     seen: list[str] = []
     with AdminClient(server.path) as admin:
         admin.wait_ready(lambda frame: seen.append(frame["status"]))
@@ -449,15 +360,15 @@ def test_waiting_shows_every_frame_up_to_ready(directory: Path) -> None:
     assert seen == ["starting", "loading_model", "capabilities", "ready"]
 
 
-def test_a_failed_boot_is_told_in_the_daemons_words(directory: Path) -> None:
-    server = AdminPeer(directory / "a", {"status": "failed", "message": "no such model"}, hang_up=True)
+def test_a_failed_boot_is_told_in_the_daemons_words(short_dir: Path) -> None:
+    server = AdminPeer(short_dir / "a", {"status": "failed", "message": "no such model"}, hang_up=True)
     with AdminClient(server.path) as admin, pytest.raises(errors.BootFailed, match="no such model"):
         admin.wait_ready()
     server.stop()
 
 
-def test_a_daemon_that_ends_is_a_lost_connection(directory: Path) -> None:
-    server = AdminPeer(directory / "a", {"status": "starting"}, hang_up=True)
+def test_a_daemon_that_ends_is_a_lost_connection(short_dir: Path) -> None:
+    server = AdminPeer(short_dir / "a", {"status": "starting"}, hang_up=True)
     with AdminClient(server.path) as admin, pytest.raises(errors.ConnectionLost):
         admin.wait_ready()
     server.stop()

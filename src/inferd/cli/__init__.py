@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import click
 
-from inferd.cli.app import app
+from inferd.cli.commands import app
 from inferd.errors import InferdError
 
 INTERRUPTED = 130

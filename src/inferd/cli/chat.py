@@ -54,7 +54,7 @@ class Chat:
             background.connect(self._client, self._daemon, progress.frame)
 
     def ask(self, text: str) -> None:
-        """Writes the answer to ``text`` as it comes; Ctrl-C ends it."""
+        """Writes the answer to ``text`` as it comes; Ctrl-C ends it, and an error is told: the chat goes on."""
         question = {"role": "user", "content": text}
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
         said: list[str] = []
@@ -72,9 +72,11 @@ class Chat:
         except KeyboardInterrupt:
             answer.end()
             click.echo("(ended)", err=True)
-        finally:
-            if said:
-                self.turns += [question, {"role": "assistant", "content": "".join(said)}]
+        except InferdError as error:
+            answer.end()
+            click.echo(f"inferd: {error}", err=True)
+        if said:
+            self.turns += [question, {"role": "assistant", "content": "".join(said)}]
 
     def command(self, line: str) -> bool:
         """Obeys a line that starts with a slash; ``False`` ends the chat."""
@@ -105,25 +107,17 @@ def _converse(chat: Chat) -> None:
         while True:
             try:
                 line = prompt.prompt("> ").strip()
+                if line.startswith("/"):
+                    if not chat.command(line):
+                        return
+                elif line:
+                    chat.ask(line)
             except KeyboardInterrupt:
                 continue
             except EOFError:
                 return
-            if line.startswith("/"):
-                if not chat.command(line):
-                    return
-            elif line:
-                _answer(chat, line)
     finally:
         chat.close()
-
-
-def _answer(chat: Chat, line: str) -> None:
-    """A turn that fails does not end the chat."""
-    try:
-        chat.ask(line)
-    except InferdError as error:
-        click.echo(f"inferd: {error}", err=True)
 
 
 def _history_file() -> Path:

@@ -1,0 +1,393 @@
+"""The real commands as processes of their own, against a real daemon; the model is real where it matters."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from inferd.config import paths
+from inferd.store.runtime import Lock
+from tests.daemon_process import DaemonProcess, until
+from tests.demo_model import demo_model
+from tests.shell import INFERD, PATIENCE_SECS, Shell, Terminal
+
+Daemon = Callable[..., DaemonProcess]
+
+
+@pytest.fixture
+def shell(short_dir: Path) -> Iterator[Shell]:
+    """A user with the mock backend and no daemon yet; one that was started is gone afterwards."""
+    user = Shell(short_dir, INFERD_BACKEND="mock")
+    yield user
+    stopped = user("stop")
+    assert (stopped.returncode, stopped.stderr) == (0, "")
+    assert not user.is_running()
+
+
+def beside(daemon: DaemonProcess, **env: str) -> Shell:
+    """The user whose daemon it is."""
+    return Shell(daemon.dir, **env)
+
+
+def finish(process: subprocess.Popen[bytes]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=PATIENCE_SECS)
+    return process.returncode, out.decode(), err.decode()
+
+
+def read_exactly(process: subprocess.Popen[bytes], size: int) -> bytes:
+    assert process.stdout is not None
+    return process.stdout.read(size)
+
+
+# A daemon in the background.
+
+
+def test_run_starts_a_daemon_that_the_next_run_finds(shell: Shell) -> None:
+    first = shell("run", "hi")
+    assert (first.returncode, first.stdout) == (0, "mock-response\n")
+    pid = shell.pid()
+    assert os.getpgid(pid) == os.getsid(pid) == pid
+    assert Path(f"/proc/{pid}/cwd").readlink() == Path("/")
+    second = shell("run", "-", stdin="hi")
+    assert (second.returncode, second.stdout, second.stderr) == (0, "mock-response\n", "")
+    assert shell.pid() == pid
+    status = json.loads(shell("status", "--json").stdout)
+    assert (status["running"], status["pid"], status["status"]) == (True, pid, "ready")
+    assert [backend["backend"] for backend in status["backends"]] == ["mock"]
+    assert "ready" in shell("status").stdout
+    stopped = shell("stop")
+    assert stopped.stdout == f"the daemon, process {pid}, has stopped\n"
+    gone = shell("status")
+    assert (gone.returncode, gone.stdout) == (3, "")
+    assert gone.stderr.startswith("inferd: no daemon is running")
+    assert gone.stderr.count("\n") == 1
+
+
+def test_runs_at_the_same_moment_share_one_daemon(shell: Shell) -> None:
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        done = list(pool.map(lambda _: shell("run", "hi"), range(4)))
+    assert [(each.returncode, each.stdout) for each in done] == [(0, "mock-response\n")] * 4
+    assert len(shell.events("starting")) == 1
+
+
+def test_run_waits_for_a_daemon_that_is_just_ending(shell: Shell) -> None:
+    """Its lock is held and nothing answers; a new daemon can start only when it has gone."""
+    shell.runtime.mkdir(mode=0o700)
+    lock = Lock.acquire(shell.runtime / "inferd.lock")
+    process = shell.start("run", "hi")
+    until(lambda: (shell.runtime / "start.lock").exists())
+    assert process.poll() is None
+    lock.release()
+    assert finish(process)[:2] == (0, "mock-response\n")
+
+
+@pytest.mark.parametrize(
+    ("env", "reason"),
+    [
+        ({"INFERD_BACKEND": "llamacpp", "INFERD_MODEL": "nonsense"}, "no model 'nonsense'"),
+        ({"INFERD_BACKEND": "llamacpp", "INFERD_MODEL_PATH": "/nowhere"}, "/nowhere"),
+        ({"INFERD_GROUP": "no such group"}, "no such group"),
+    ],
+)
+def test_a_daemon_that_cannot_start_says_why(env: dict[str, str], reason: str, shell: Shell) -> None:
+    failed = shell("run", "hi", **env)
+    assert (failed.returncode, failed.stdout) == (1, "")
+    last = failed.stderr.splitlines()[-1]
+    assert last.startswith("inferd: ")
+    assert reason in last
+    assert not shell.is_running()
+
+
+def test_the_background_daemon_leaves_when_nobody_comes(shell: Shell) -> None:
+    assert shell("run", "hi", INFERD_IDLE_EXIT_SECS="0.2").returncode == 0
+    until(lambda: not shell.is_running())
+    assert shell.events("stopping")[0]["idle_secs"] == 0.2
+
+
+def test_relative_paths_mean_the_same_in_the_background(shell: Shell) -> None:
+    env = {"INFERD_UDS": "here.sock", "INFERD_ADMIN_ADDR": "there.sock"}
+    done = subprocess.run(
+        [*INFERD, "run", "hi"], env={**shell.env, **env}, cwd=shell.home, capture_output=True, check=True
+    )
+    assert done.stdout == b"mock-response\n"
+    assert (shell.home / "here.sock").is_socket()
+
+
+# One answer.
+
+
+def test_text_is_written_as_it_comes(daemon: Daemon) -> None:
+    served = daemon(mock={"tape": ["one ", "two ", "three"], "gate": True}).wait_ready()
+    process = beside(served).start("run", "hi")
+    served.release()
+    assert read_exactly(process, 4) == b"one "
+    served.release()
+    assert read_exactly(process, 4) == b"two "
+    served.release(10)
+    assert finish(process) == (0, "three\n", "")
+
+
+def test_ctrl_c_cancels_the_generation_and_not_the_daemon(daemon: Daemon) -> None:
+    served = daemon(mock={"tape": ["one ", "two "], "gate": True}, active_permits=1).wait_ready()
+    process = beside(served).start("run", "hi")
+    served.release()
+    assert read_exactly(process, 4) == b"one "
+    process.send_signal(signal.SIGINT)
+    assert finish(process) == (130, "", "")
+    served.wait_event("request_cancelled")
+    served.release(10)
+    assert beside(served)("run", "hi").stdout == "one two \n"
+
+
+def test_a_reader_that_leaves_ends_the_run_quietly(daemon: Daemon) -> None:
+    served = daemon(mock={"tape": ["word "] * 10_000}).wait_ready()
+    process = beside(served).start("run", "hi")
+    assert read_exactly(process, 5) == b"word "
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(PATIENCE_SECS) == 141
+
+
+def test_json_is_one_object(daemon: Daemon) -> None:
+    served = daemon(mock={"tape": ["grü", "ße"]}).wait_ready()
+    done = beside(served)("run", "--json", "hi")
+    answer = json.loads(done.stdout)
+    assert (answer["content"], answer["stop_reason"], answer["backend"]) == ("grüße", "end", "mock")
+    assert done.stdout.count("\n") == 1
+
+
+def test_errors_have_their_exit_codes(daemon: Daemon) -> None:
+    served = daemon(mock={"gate": True}, active_permits=1, queue_depth=0).wait_ready()
+    user = beside(served)
+    running = user.start("run", "hi")
+    served.wait_event("connection_accepted")
+    full = user("run", "hi")
+    while full.returncode == 0:
+        full = user("run", "hi")
+    assert (full.returncode, full.stderr) == (4, "inferd: queue full\n")
+    served.release(10)
+    assert finish(running)[0] == 0
+    bad = user("run", "hi", "--temperature", "1000")
+    assert (bad.returncode, bad.stdout) == (5, "")
+    assert "temperature" in bad.stderr
+    away = user("run", "hi", "--address", str(served.dir / "none"))
+    assert away.returncode == 3
+
+
+def test_a_daemon_that_breaks_off_is_told(daemon: Daemon) -> None:
+    served = daemon(mock={"tape": ["one ", "two "], "drop_after": 1}).wait_ready()
+    broken = beside(served)("run", "hi")
+    assert (broken.returncode, broken.stdout) == (4, "one ")
+    assert broken.stderr == "inferd: backend ended stream without terminal frame\n"
+
+
+def test_a_daemon_that_crashes_is_told(daemon: Daemon) -> None:
+    served = daemon(mock={"tape": ["one ", "two "], "gate": True}).wait_ready()
+    process = beside(served).start("run", "hi")
+    served.release()
+    assert read_exactly(process, 4) == b"one "
+    served.signal(signal.SIGKILL)
+    code, _, err = finish(process)
+    assert code == 3
+    assert "before the answer was complete" in err
+
+
+def test_over_tcp_with_a_key(daemon: Daemon, tmp_path: Path) -> None:
+    served = daemon(tcp="127.0.0.1:0", api_key="right").wait_ready()
+    address = f"tcp://{served.wait_event('ready')[0]['address']}"
+    user = beside(served)
+    done = user("run", "hi", "--address", address, INFERD_API_KEY="right")
+    assert (done.returncode, done.stdout) == (0, "mock-response\n")
+    (tmp_path / "key").write_text("right\n")
+    done = user("run", "hi", "--address", address, "--api-key-file", str(tmp_path / "key"))
+    assert done.returncode == 0
+    refused = user("run", "hi", "--address", address, INFERD_API_KEY="wrong")
+    assert refused.returncode == 3
+    assert "check the API key" in refused.stderr
+
+
+# A daemon on its way up and down.
+
+
+def test_run_shows_the_loading_and_then_answers(daemon: Daemon) -> None:
+    served = daemon(mock={"hold": "build"})
+    served.wait_for("loading_model")
+    process = beside(served).start("run", "hi")
+    assert process.stderr is not None
+    assert process.stderr.readline() == "Looking for the model …\n".encode()
+    served.release()
+    assert finish(process)[:2] == (0, "mock-response\n")
+
+
+def test_stop_lets_a_running_answer_finish(daemon: Daemon) -> None:
+    served = daemon(mock={"tape": ["one ", "two"], "gate": True}).wait_ready()
+    user = beside(served)
+    answer = user.start("run", "hi")
+    served.release()
+    assert read_exactly(answer, 4) == b"one "
+    stopping = user.start("stop")
+    served.wait_for("draining")
+    assert stopping.poll() is None
+    served.release(10)
+    assert finish(answer) == (0, "two\n", "")
+    assert finish(stopping)[0] == 0
+    assert served.wait() == 0
+
+
+def test_watch_follows_a_daemon_to_its_end(daemon: Daemon) -> None:
+    served = daemon(mock={"hold": "ready"})
+    served.wait_for("capabilities")
+    watching = beside(served).start("watch", "--json")
+    assert watching.stdout is not None
+    seen = [json.loads(watching.stdout.readline())["status"]]
+    served.release()
+    while seen[-1] != "ready":
+        seen.append(json.loads(watching.stdout.readline())["status"])
+    served.signal(signal.SIGTERM)
+    assert served.wait() == 0
+    code, out, err = finish(watching)
+    seen += [json.loads(line)["status"] for line in out.splitlines()]
+    assert (seen[0], seen[-2:], code, err) == ("capabilities", ["ready", "draining"], 0, "")
+
+
+def test_serve_and_doctor(daemon: Daemon) -> None:
+    served = daemon().wait_ready()
+    checks = json.loads(beside(served, INFERD_BACKEND="mock")("doctor", "--json").stdout)["checks"]
+    found = {check["name"]: check for check in checks}
+    assert {check["state"] for check in checks} == {"ok"}, checks
+    assert found["daemon"]["detail"] == "runs: ready"
+    assert found["inference socket"]["detail"].endswith("infer.sock answers")
+    assert found["lock"]["detail"].endswith(f"held by process {served.process.pid}")
+
+
+def test_a_second_daemon_is_refused(daemon: Daemon) -> None:
+    served = daemon().wait_ready()
+    second = beside(served)("serve", INFERD_LOG="off")
+    lock = served.dir / "inferd" / "inferd.lock"
+    assert second.returncode == 1
+    assert second.stderr == f"inferd: another inferd-daemon already holds the lock at {lock}\n"
+
+
+# A conversation.
+
+
+def test_chat(daemon: Daemon) -> None:
+    served = daemon(mock={"tape": ["one ", "two."], "gate": True}, active_permits=1).wait_ready()
+    user = beside(served)
+    with Terminal(user, "chat") as terminal:
+        terminal.expect("Ctrl-D leaves.")
+        terminal.expect(">")
+        served.release(3)
+        terminal.type("hello\r")
+        terminal.expect("one two.")
+        terminal.expect(">")
+        terminal.type("/help\r")
+        terminal.expect("Ctrl-C ends an answer early")
+        terminal.expect(">")
+        terminal.type("/nonsense\r")
+        terminal.expect("/nonsense is no command")
+        terminal.expect(">")
+        terminal.type("again\r")
+        served.release()
+        terminal.expect("one ")
+        terminal.type("\x03")
+        terminal.expect("(ended)")
+        served.wait_event("request_cancelled")
+        terminal.expect(">")
+        terminal.type("\x03")
+        terminal.expect(">")
+        served.release(3)
+        terminal.type("third\r")
+        terminal.expect("one two.")
+        terminal.expect(">")
+        terminal.type("\x04")
+        assert terminal.wait() == 0
+    history = user.home / ".inferd" / "history"
+    assert history.stat().st_mode & 0o777 == 0o600
+    typed = [line for line in history.read_text().splitlines() if line.startswith("+")]
+    assert typed == ["+hello", "+/help", "+/nonsense", "+again", "+third"]
+
+
+def test_chat_starts_a_daemon_again_that_has_left(shell: Shell) -> None:
+    with Terminal(shell, "chat") as terminal:
+        terminal.expect(">")
+        terminal.type("hello\r")
+        terminal.expect("mock-response")
+        terminal.expect(">")
+        pid = shell.pid()
+        assert shell("stop").returncode == 0
+        terminal.type("hello again\r")
+        terminal.expect("mock-response")
+        terminal.expect(">")
+        assert shell.pid() != pid
+        terminal.type("/exit\r")
+        assert terminal.wait() == 0
+
+
+# The real model.
+
+
+@pytest.fixture(scope="module")
+def models_home() -> Path:
+    """The user's own store, with the default model in it."""
+    demo_model()
+    return paths.models_home()
+
+
+@pytest.fixture
+def real(short_dir: Path, models_home: Path) -> Iterator[Shell]:
+    """A user with one thread, a small context and the default model."""
+    user = Shell(short_dir, MODELS_HOME=str(models_home), INFERD_N_CTX="512", INFERD_THREADS="1")
+    yield user
+    assert user("stop").returncode == 0
+
+
+GREEDY: Sequence[str] = ("--temperature", "0", "--max-tokens", "16")
+
+
+def test_run_with_the_default_model(real: Shell, tmp_path: Path) -> None:
+    first = real("run", "Say hello.", *GREEDY)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.strip()
+    assert "Loading the model …" in first.stderr
+    assert real("run", "Say hello.", *GREEDY).stdout == first.stdout
+
+    schema = tmp_path / "schema.json"
+    schema.write_text(json.dumps({"enum": ["yes", "no"]}))
+    answer = real("run", "Is water wet?", "--json-schema", str(schema), *GREEDY).stdout
+    assert json.loads(answer) in ("yes", "no")
+
+    grammar = tmp_path / "grammar"
+    grammar.write_text('root ::= [0-9] [0-9] [0-9] "."')
+    answer = real("run", "A number?", "--grammar", str(grammar), "--json", *GREEDY).stdout
+    assert re.fullmatch(r"[0-9]{3}\.", json.loads(answer)["content"])
+
+    cut = real(
+        "run", "Count.", "--json", "--stop", first.stdout.split()[0], "--seed", "1", "--max-tokens", "3"
+    )
+    assert json.loads(cut.stdout)["completion_tokens"] <= 3
+
+    too_long = real("run", "word " * 1000)
+    assert too_long.returncode == 5
+    assert "512" in too_long.stderr
+
+
+def test_pull_verifies_what_is_there(models_home: Path, short_dir: Path) -> None:
+    user = Shell(short_dir, MODELS_HOME=str(models_home))
+    done = user("pull", "smollm2-135m-instruct")
+    assert done.returncode == 0
+    assert done.stdout.startswith("smollm2-135m-instruct is in the store and verified: ")
+    assert "Verifying the model …" in done.stderr
+    listed = json.loads(user("list", "--json").stdout)["models"]
+    assert [model["stored"] for model in listed if model["name"] == "smollm2-135m-instruct"] == [True]

@@ -1,0 +1,112 @@
+"""A conversation: what of it is sent with the next question."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from inferd.cli.chat import Chat
+from inferd.cli.options import Target
+from inferd.config import sources
+from tests.scripted_peer import Peer
+
+DONE: dict[str, Any] = {
+    "type": "done",
+    "usage": {"prompt_tokens": 1, "completion_tokens": 1},
+    "stop_reason": "end",
+}
+    "type": "done",
+    "usage": {"prompt_tokens": 1, "completion_tokens": 1},
+    "stop_reason": "end",
+}
+
+
+class Replies:
+    """Answers each question with the next of its lists of frames; the id and ``done.content`` are filled in."""
+
+    def __init__(self) -> None:
+        self.frames: list[list[dict[str, Any]]] = []
+
+    def __call__(self, connection: socket.socket, line: bytes) -> None:
+        request_id = orjson.loads(line)["id"]
+        for frame in self.frames.pop(0):
+            connection.sendall(orjson.dumps({"content": "", **frame, "id": request_id}) + b"\n")
+
+
+@pytest.fixture
+def peer(short_dir: Path) -> Iterator[Peer]:
+    server = Peer(short_dir / "s", Replies())
+    yield server
+    server.stop()
+
+
+def chat_with(peer: Peer, *replies: list[dict[str, Any]], system: str | None = None) -> Chat:
+    assert isinstance(peer.script, Replies)
+    peer.script.frames += replies
+    settings, _ = sources.load({}, {"HOME": str(peer.path.parent)})
+    return Chat(Target(settings, str(peer.path), startable=False), system, {"seed": 7})
+
+
+def says(text: str) -> list[dict[str, Any]]:
+    return [{"type": "token", "content": text}, DONE]
+
+
+def sent(peer: Peer) -> list[list[tuple[str, str]]]:
+    return [
+        [(turn["role"], turn["content"]) for turn in orjson.loads(line)["messages"]] for line in peer.lines
+    ]
+
+
+def test_a_question_carries_the_conversation_so_far(peer: Peer) -> None:
+    chat = chat_with(peer, says("1"), says("2"), says("3"), says("4"), system="be brief")
+    chat.ask("a")
+    chat.ask("b")
+    assert chat.command("/reset")
+    chat.ask("c")
+    assert chat.command("/system be kind")
+    chat.ask("d")
+    chat.close()
+    assert sent(peer) == [
+        [("system", "be brief"), ("user", "a")],
+        [("system", "be brief"), ("user", "a"), ("assistant", "1"), ("user", "b")],
+        [("system", "be brief"), ("user", "c")],
+        [("system", "be kind"), ("user", "d")],
+    ]
+    assert all(orjson.loads(line)["seed"] == 7 for line in peer.lines)
+
+
+def test_the_system_message_can_be_removed_and_exit_ends(peer: Peer) -> None:
+    chat = chat_with(peer, says("1"), system="be brief")
+    assert chat.command("/system")
+    chat.ask("a")
+    assert not chat.command("/exit")
+    chat.close()
+    assert sent(peer) == [[("user", "a")]]
+
+
+def test_an_answer_that_broke_off_is_kept_and_an_empty_one_is_not(
+    peer: Peer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failure = {"type": "error", "code": "backend_unavailable", "message": "no more"}
+    chat = chat_with(peer, [{"type": "token", "content": "half"}, failure], [failure], says("ok"))
+    for question in ("a", "b", "c"):
+        chat.ask(question)
+    chat.close()
+    assert sent(peer)[2] == [("user", "a"), ("assistant", "half"), ("user", "c")]
+    out, err = capsys.readouterr()
+    assert (out, err) == ("half\nok\n", "inferd: no more\n" * 2)
+
+
+def test_a_daemon_that_cannot_be_reached_does_not_end_the_chat(
+    short_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings, _ = sources.load({}, {"HOME": str(short_dir)})
+    chat = Chat(Target(settings, str(short_dir / "none"), startable=False), None, {})
+    chat.ask("a")
+    assert "no daemon is running" in capsys.readouterr().err
+    assert chat.turns == []

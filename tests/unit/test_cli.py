@@ -1,0 +1,330 @@
+"""The commands, in this process: flags, exit codes, output, and what they do without a daemon."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from inferd import cli, errors
+from inferd.cli import commands, options, output, progress, run, serve
+from inferd.client import Done
+from inferd.config.kinds import Boolean, Integer
+from inferd.config.settings import OPTIONS, Option
+
+DONE = Done(content="Hello", stop_reason="end", prompt_tokens=1, completion_tokens=2)
+FLAGGED = [option for option in OPTIONS if option.flag is not None]
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def command_raising(error: BaseException) -> click.Command:
+    def fail() -> None:
+        raise error
+
+    return click.Command("fail", callback=fail)
+
+
+def subclasses(kind: type[errors.InferdError]) -> list[type[errors.InferdError]]:
+    return [kind, *(each for sub in kind.__subclasses__() for each in subclasses(sub))]
+
+
+# From errors to exit codes.
+
+
+@pytest.mark.parametrize("kind", subclasses(errors.InferdError), ids=lambda kind: kind.__name__)
+def test_every_error_ends_a_command_with_its_sentence_and_its_exit_code(
+    kind: type[errors.InferdError], capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = kind.__new__(kind)
+    Exception.__init__(made, "what was wrong and what to do")
+    assert cli._run(command_raising(made), "inferd", []) == made.exit_code
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "inferd: what was wrong and what to do\n")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), click.Abort()])
+def test_ctrl_c_ends_a_command_with_130(error: BaseException) -> None:
+    assert cli._run(command_raising(error), "inferd", []) == 130
+
+
+@pytest.mark.parametrize(
+    ("line", "part"),
+    [
+        (["nonsense"], "No such command 'nonsense'; see `inferd --help`"),
+        (["run", "--nonsense"], "see `inferd run --help`"),
+        (["run", "--max-tokens", "many", "hi"], "--max-tokens"),
+        (["serve", "--n-ctx", "0"], "it must be a whole number from 1 to"),
+        (["serve", "--tcp", "127.0.0.1:1", "--uds", "/s"], "--tcp and --uds exclude each other"),
+        (["pull"], "see `inferd pull --help`"),
+        (["run", "--grammar", "g", "--json-schema", "s", "hi"], "exclude each other"),
+        (["run", "--grammar", "/nowhere", "hi"], "/nowhere cannot be read"),
+        (["run", "--json-schema", __file__, "hi"], "is not JSON"),
+        (["chat"], "a chat needs a terminal"),
+    ],
+)
+def test_a_command_line_that_cannot_be_followed_ends_with_2_and_one_line(
+    line: list[str], part: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(line) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("inferd: ")
+    assert part in err
+    assert err.count("\n") == 1
+
+
+def test_help_and_version(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for flag in ("-h", "--help"):
+        assert cli.main([flag]) == 0
+        shown = capsys.readouterr().out
+        assert all(f"\n  {name} " in shown for name in commands.COMMANDS)
+    assert cli.main(["--version"]) == 0
+    assert re.fullmatch(r"inferd \d+\.\d+\.\d+\n", capsys.readouterr().out)
+    assert cli.main([]) == 2
+    assert cli.daemon_main(["--help"]) == 0
+    assert "Usage: inferd-daemon " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", commands.COMMANDS)
+def test_every_command_has_help(name: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([name, "-h"]) == 0
+    assert f"Usage: inferd {name} " in capsys.readouterr().out
+
+
+def test_help_shows_no_secret(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("INFERD_API_KEY", "hunter22")
+    for name in ("serve", "run", "chat"):
+        cli.main([name, "-h"])
+    out, err = capsys.readouterr()
+    assert "hunter22" not in out + err
+
+
+def test_a_quick_command_loads_little(home: Path) -> None:
+    code = "import sys; from inferd import cli; cli.main(['status']); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "inferd.client" in loaded
+    assert not loaded & {"inferd.engine", "inferd.daemon", "asyncio", "rich", "prompt_toolkit", "hashlib"}
+
+
+# The flags of serve.
+
+
+@pytest.mark.parametrize("option", FLAGGED, ids=lambda option: option.name)
+def test_an_option_is_a_flag_of_serve(option: Option) -> None:
+    (parameter,) = [each for each in serve.serve_command.params if each.name == option.name]
+    assert isinstance(parameter, click.Option)
+    assert option.flag in parameter.opts
+    assert option.doc in str(parameter.help)
+    assert str(option.env) in str(parameter.help)
+    assert parameter.default is None or "unset" in str(parameter.default).lower()
+
+
+def test_serve_hands_its_flags_to_the_daemon(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from inferd import daemon
+
+    seen: list[Any] = []
+
+    def note(settings: object, notes: object, problem: object) -> int:
+        seen.append((settings, notes, problem))
+        return 0
+
+    monkeypatch.setattr(daemon, "run", note)
+    line = ["--backend", "mock", "--no-auto-pull", "--require-gpu", "--drain-timeout-secs", "0.5"]
+    assert cli.daemon_main(line) == 0
+    settings, notes, problem = seen[0]
+    assert (settings.backend, settings.auto_pull, settings.require_gpu) == ("mock", False, True)
+    assert settings.drain_timeout_secs == 0.5
+    assert (notes, problem) == ((), None)
+    (home / "bad.json").write_text("{")
+    assert cli.main(["serve", "--config", str(home / "bad.json"), "--lock", "/l"]) == 0
+    settings, notes, problem = seen[1]
+    assert isinstance(problem, errors.ConfigError)
+    assert settings.lock == Path("/l")
+
+
+def test_a_flag_is_checked_by_the_kind_of_its_option() -> None:
+    for option in FLAGGED:
+        if isinstance(option.kind, Integer):
+            with pytest.raises(click.BadParameter, match="whole number"):
+                options.KindType(option.kind).convert("x", None, None)
+        if not isinstance(option.kind, Boolean):
+            assert options.KindType(option.kind).name == option.kind.metavar
+
+
+# Where to connect.
+
+
+def test_the_target_is_the_configured_daemon_unless_an_address_is_given(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = options.target(None, None)
+    assert (own.address, own.startable, own.api_key) == (str(home / "inferd" / "infer.sock"), True, None)
+    monkeypatch.setenv("INFERD_TCP", "127.0.0.1:47321")
+    monkeypatch.setenv("INFERD_API_KEY", "k")
+    own = options.target(None, None)
+    assert (own.address, own.startable, own.api_key) == ("tcp://127.0.0.1:47321", True, "k")
+    (home / "key").write_text("other\n")
+    other = options.target("/s", home / "key")
+    assert (other.address, other.startable, other.api_key) == ("/s", False, "other")
+
+
+def test_a_named_address_starts_no_daemon(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "hi", "--address", str(home / "s")]) == 3
+    assert "no daemon is running" in capsys.readouterr().err
+    assert not (home / "inferd").exists()
+
+
+# Prompts and answers.
+
+
+def test_the_prompt_is_the_argument_or_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stdin(data: bytes) -> None:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+
+    assert run._prompt("hi") == "hi"
+    stdin("grüß\n".encode())
+    assert run._prompt(None) == "grüß"
+    stdin(b"dash\n")
+    assert run._prompt("-") == "dash"
+    for data in (b"", b" \n", b"\xff"):
+        stdin(data)
+        with pytest.raises(errors.UsageError):
+            run._prompt("-")
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    with pytest.raises(errors.UsageError, match="no prompt"):
+        run._prompt(None)
+
+
+def test_sampling_options_become_arguments_of_generate(tmp_path: Path) -> None:
+    (tmp_path / "g").write_text('root ::= "é"')
+    (tmp_path / "s").write_text('{"type": "object"}')
+    nothing: dict[str, Any] = dict.fromkeys(("max_tokens", "temperature", "top_p", "top_k", "seed"))
+    both = options.sampling(**nothing, stop=(), grammar=tmp_path / "g", json_schema=None)
+    assert both["grammar"] == 'root ::= "é"'
+    assert both["stop"] is None
+    both = options.sampling(**nothing, stop=("a", "b"), grammar=None, json_schema=tmp_path / "s")
+    assert both["json_schema"] == {"type": "object"}
+    assert both["stop"] == ("a", "b")
+    (tmp_path / "s").write_text("[]")
+    with pytest.raises(errors.UsageError, match="JSON object"):
+        options.sampling(**nothing, stop=(), grammar=None, json_schema=tmp_path / "s")
+
+
+@pytest.mark.parametrize(
+    ("pieces", "written"),
+    [(["Hel", "lo"], "Hello\n"), (["Hello\n"], "Hello\n"), ([], ""), (["a", ""], "a\n")],
+)
+def test_an_answer_ends_its_line_once(pieces: list[str], written: str) -> None:
+    stream = io.StringIO()
+    answer = output.Answer(stream)
+    for piece in pieces:
+        answer.write(piece)
+    answer.end()
+    assert stream.getvalue() == written
+
+
+def test_an_answer_cannot_drive_the_terminal() -> None:
+    text = "\x1b[2J\x07\x9b1mtab\there\nünïcode 🙂\x7f"
+    terminal, pipe = Terminal(), io.StringIO()
+    output.Answer(terminal).write(text)
+    output.Answer(pipe).write(text)
+    assert terminal.getvalue() == "\ufffd[2J\ufffd\ufffd1mtab\there\nünïcode 🙂\ufffd"
+    assert pipe.getvalue() == text
+
+
+def test_an_answer_that_is_not_whole_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    output.check_done(DONE)
+    assert capsys.readouterr().err == ""
+    output.check_done(Done(content="", stop_reason="length", prompt_tokens=1, completion_tokens=7))
+    assert "cut after 7 tokens" in capsys.readouterr().err
+    for reason in ("cancelled", "error"):
+        with pytest.raises(errors.Unavailable):
+            output.check_done(Done(content="", stop_reason=reason, prompt_tokens=1, completion_tokens=7))
+
+
+# Progress.
+
+STEPS: list[dict[str, Any]] = [
+    {"status": "starting"},
+    {"status": "loading_model", "phase": "download", "downloaded_bytes": 0, "total_bytes": None},
+    {
+        "status": "loading_model",
+        "phase": "download",
+        "downloaded_bytes": 50_000_000,
+        "total_bytes": 98_000_000,
+    },
+    {"status": "loading_model", "phase": "verify", "path": "/p"},
+    {"status": "loading_model", "phase": "mmap", "path": "/p", "progress": 0.5},
+    {"status": "loading_model", "phase": "of a later version"},
+    {"status": "ready"},
+]
+
+
+def test_progress_off_a_terminal_is_a_line_for_each_step(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.Progress() as shown:
+        for step in STEPS:
+            shown.frame(step)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == [
+        "Downloading the model …",
+        "Verifying the model …",
+        "Loading the model …",
+        "of a later version …",
+    ]
+
+
+def test_progress_on_a_terminal_is_a_bar(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    with progress.Progress() as shown:
+        for step in STEPS:
+            shown.frame(step)
+            if shown._bars is not None:
+                shown._bars.refresh()
+    drawn = terminal.getvalue()
+    assert "Downloading the model" in drawn
+    assert "50/98 MB" in drawn
+    assert "Loading the model" in drawn
+    assert capsys.readouterr().out == ""
+
+
+# Models.
+
+
+def test_list_shows_catalogue_and_store(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list"]) == 0
+    assert re.search(r"smollm2-135m-instruct +no +98\.4 MB +Apache-2\.0", capsys.readouterr().out)
+    assert cli.main(["list", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["models_home"] == str(home)
+    assert [model["stored"] for model in report["models"]] == [False]
+
+
+def test_pull_of_an_unknown_model_names_the_known_ones(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["pull", "smollm2-135m-instrct"]) == 1
+    assert "smollm2-135m-instruct" in capsys.readouterr().err

@@ -1,0 +1,208 @@
+"""``status``, ``watch`` and ``stop``, and the starting of a background daemon."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inferd import cli
+from inferd.cli import background
+from inferd.config import sources
+from tests.scripted_peer import AdminPeer
+
+# Seen from outside.
+
+
+def test_status_without_a_daemon_is_a_sentence_and_3(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["status"]) == 3
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("inferd: no daemon is running")
+    assert cli.main(["status", "--json"]) == 3
+    assert json.loads(capsys.readouterr().out) == {"running": False}
+    assert not (home / "inferd").exists()
+
+
+CAPABILITIES: dict[str, object] = {
+    "status": "capabilities",
+    "backend": "llamacpp",
+    "v2": False,
+    "n_ctx": 512,
+    "model": "[red]m[/]",
+}
+
+
+@pytest.fixture
+def admin(home: Path) -> Any:
+    """Starts a scripted daemon on the default admin socket."""
+    started: list[AdminPeer] = []
+
+    def start(*frames: dict[str, object], hang_up: bool = False) -> None:
+        (home / "inferd").mkdir()
+        started.append(AdminPeer(home / "inferd" / "admin.sock", *frames, hang_up=hang_up))
+
+    yield start
+    for each in started:
+        each.stop()
+
+
+def test_status_shows_what_the_admin_socket_says(
+    admin: Callable[..., None], home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    admin(CAPABILITIES, {"status": "loading_model", "phase": "verify", "path": "/p"})
+    (home / "inferd" / "inferd.lock").write_text("4711\n")
+    assert cli.main(["status"]) == 0
+    out = capsys.readouterr().out
+    for part in ("loading_model", "verify", "4711", "llamacpp", "512", "[red]m[/]"):
+        assert part in out
+    assert "v2" not in out
+
+
+def test_status_as_json(admin: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    admin(CAPABILITIES, {"status": "ready"})
+    assert cli.main(["status", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "running": True,
+        "pid": None,
+        "status": "ready",
+        "backends": [{key: value for key, value in CAPABILITIES.items() if key != "status"}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("last", "exit_code", "message"),
+    [
+        ({"status": "draining"}, 0, ""),
+        ({"status": "failed", "message": "no such model"}, 1, "no such model"),
+        ({"status": "ready"}, 3, "closed the connection"),
+    ],
+)
+def test_watch_ends_as_the_daemon_ends(
+    last: dict[str, object],
+    exit_code: int,
+    message: str,
+    admin: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    admin({"status": "starting"}, last, hang_up=True)
+    assert cli.main(["watch", "--json"]) == exit_code
+    out, err = capsys.readouterr()
+    assert [json.loads(line)["status"] for line in out.splitlines()] == ["starting", last["status"]]
+    assert message in err
+
+
+def test_watch_for_people(admin: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    admin({"status": "loading_model", "phase": "verify"}, {"status": "draining"}, hang_up=True)
+    assert cli.main(["watch"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r'\d\d:\d\d:\d\d  loading_model  phase="verify"', first)
+    assert re.fullmatch(r"\d\d:\d\d:\d\d  draining", second)
+
+
+# Stopping.
+
+HOLDER = """
+import signal, sys
+from pathlib import Path
+from inferd.store.runtime import Lock
+lock = Lock.acquire(Path(sys.argv[1]))
+print("held", flush=True)
+signal.sigwait([signal.SIGTERM])
+"""
+
+
+def test_stop_without_a_daemon_says_so(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["stop"]) == 0
+    assert capsys.readouterr().out == "no daemon is running\n"
+    assert not (home / "inferd").exists()
+
+
+def test_stop_signals_no_process_whose_lock_is_not_held(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pid that a crashed daemon left in the file may be anybody's by now."""
+    (home / "inferd").mkdir(mode=0o700)
+    (home / "inferd" / "inferd.lock").write_text(f"{os.getpid()}\n")
+    monkeypatch.setattr(os, "kill", lambda pid, number: pytest.fail("signalled a stranger"))
+    assert cli.main(["stop"]) == 0
+    assert capsys.readouterr().out == "no daemon is running\n"
+
+
+def test_stop_waits_until_the_holder_of_the_lock_has_gone(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lock = home / "inferd" / "inferd.lock"
+    block = "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n"
+    with subprocess.Popen(
+        [sys.executable, "-c", block + HOLDER, str(lock)], stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        assert background.is_held(lock)
+        assert cli.main(["stop"]) == 0
+        assert not background.is_held(lock)
+        assert holder.wait() == 0
+    assert capsys.readouterr().out == f"the daemon, process {holder.pid}, has stopped\n"
+
+
+# The background daemon.
+
+
+def test_looking_at_a_lock_makes_nothing(home: Path) -> None:
+    assert not background.is_held(home / "a" / "lock")
+    assert not (home / "a").exists()
+
+
+def test_a_daemon_in_another_directory_gets_absolute_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = {
+        "INFERD_UDS": "s",
+        "INFERD_CONFIG": "c.json",
+        "MODELS_HOME": "/m",
+        "INFERD_LOCK": "",
+        "OTHER": "o",
+    }
+    assert background._absolute(given) == {
+        **given,
+        "INFERD_UDS": str(tmp_path / "s"),
+        "INFERD_CONFIG": str(tmp_path / "c.json"),
+    }
+
+
+@pytest.mark.parametrize(("given", "flags"), [("", ["--idle-exit-secs", "900"]), ("5", [])])
+def test_a_background_daemon_is_detached_and_leaves_by_itself(
+    given: str, flags: list[str], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if given:
+        monkeypatch.setenv("INFERD_IDLE_EXIT_SECS", given)
+    seen: list[tuple[list[str], dict[str, Any]]] = []
+    monkeypatch.setattr(background.subprocess, "Popen", lambda command, **how: seen.append((command, how)))
+    settings, _ = sources.load({})
+    background._start(settings)
+    command, how = seen[0]
+    assert command == [sys.executable, "-m", "inferd", "serve", *flags]
+    assert (how["start_new_session"], how["cwd"], how["stdin"]) == (True, "/", subprocess.DEVNULL)
+    assert how["stdout"] == how["stderr"]
+    assert background.log_path(settings).stat().st_mode & 0o777 == 0o600
+
+
+def test_the_log_of_the_background_daemon_before_is_kept(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background.subprocess, "Popen", lambda command, **how: None)
+    settings, _ = sources.load({})
+    log = background.log_path(settings)
+    background._start(settings)
+    log.write_text("last words\n\n")
+    assert background._last_words(settings) == "last words"
+    background._start(settings)
+    assert log.with_suffix(".log.1").read_text() == "last words\n\n"
+    assert "said nothing" in background._last_words(settings)

@@ -1,0 +1,173 @@
+"""Reading config.json: what is refused and why, and how its entries become backends."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from inferd.config import sources
+from inferd.config.settings import BackendEntry, ModelSpec
+from inferd.errors import ConfigError
+
+ENV = {"HOME": "/home/ada"}
+SHA = "ab" * 32
+MOCK = {"backends": [{"kind": "mock", "name": "m"}]}
+
+
+def write(tmp_path: Path, content: object) -> Path:
+    path = tmp_path / "config.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def problem(tmp_path: Path, content: object) -> str:
+    path = write(tmp_path, content)
+    with pytest.raises(ConfigError) as caught:
+        sources.load({"config": path}, ENV)
+    assert str(caught.value).startswith(f"config file {path}: ")
+    return str(caught.value).removeprefix(f"config file {path}: ")
+
+
+# The file.
+
+
+def test_an_absent_default_file_is_fine_and_a_named_one_is_not(tmp_path: Path) -> None:
+    assert sources.load({}, {"HOME": str(tmp_path)})[1] == []
+    with pytest.raises(ConfigError, match="there is no such file"):
+        sources.load({"config": tmp_path / "none.json"}, ENV)
+    with pytest.raises(ConfigError, match="there is no such file"):
+        sources.load({}, {**ENV, "INFERD_CONFIG": str(tmp_path / "none.json")})
+
+
+def test_the_default_file_is_read(tmp_path: Path) -> None:
+    (tmp_path / ".inferd").mkdir()
+    (tmp_path / ".inferd" / "config.json").write_text(json.dumps({**MOCK, "limits": {"max_connections": 7}}))
+    assert sources.load({}, {"HOME": str(tmp_path)})[0].max_connections == 7
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{", "is not JSON: .* line 1, column 2"),
+        ("[]", "Expected `object`"),
+        ('{"n_ctx": 1, "n_ctx": 2}', "`n_ctx` is given twice"),
+        ("[" * 100_000, "is nested too deeply"),
+        ({}, "`backends` must list at least one backend"),
+        ({"backends": []}, "`backends` must list at least one backend"),
+        ({**MOCK, "model": {"name": "x"}}, "`model` and `backends` exclude each other"),
+        ({"backends": [{"kind": "mock"}]}, r"`name`.*backends\[0\]"),
+        ({"backends": [{"kind": "none", "name": "m"}]}, r"none.*backends\[0\].kind"),
+        ({"backends": [{"kind": "mock", "name": ""}]}, r"backends\[0\].name"),
+        ({"backends": [{"kind": "mock", "name": "a/b"}]}, r"`backends\[0\].name` must be a name without"),
+        ({"backends": MOCK["backends"] * 2}, r"`backends\[1\].name` 'm' is taken"),
+        ({"backends": [{"kind": "llamacpp", "name": "m"}]}, r"`backends\[0\]` needs one of"),
+        (
+            {"backends": [{"kind": "llamacpp", "name": "m", "model": {"name": "x"}, "model_path": "/m"}]},
+            r"`backends\[0\]` needs one of",
+        ),
+        ({"model": {"name": "x", "sha256": "abc"}}, r"`model.sha256` must be 64 hexadecimal digits"),
+        ({"model": {"name": "x", "source_url": "http://a/m"}}, r"`model.source_url` must be an https"),
+        ({"model": {"name": "x", "source_url": "https://a/m"}}, r"`model.sha256` is missing"),
+        ({"model": {"name": "../x"}}, r"`model.name` must be"),
+        ({**MOCK, "n_ctx": 0}, r"n_ctx"),
+        ({**MOCK, "listen": {"tcp": "example.org:1"}}, r"`listen.tcp` must be a literal IP:port"),
+        ({**MOCK, "limits": {"write_timeout_secs": -1}}, r"limits.write_timeout_secs"),
+    ],
+)
+def test_an_unusable_file_names_file_key_and_reason(content: object, reason: str, tmp_path: Path) -> None:
+    assert re.search(reason, problem(tmp_path, content))
+
+
+def test_a_file_that_is_no_text_or_too_large(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="is not UTF-8 text"):
+        sources.load({"config": path}, ENV)
+    path.write_bytes(b" " * (1024 * 1024 + 1))
+    with pytest.raises(ConfigError, match="is larger than"):
+        sources.load({"config": path}, ENV)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        sources.load({"config": tmp_path}, ENV)
+
+
+def test_an_unknown_key_is_a_warning_with_the_nearest_known_one(tmp_path: Path) -> None:
+    model = {"name": "x", "sha265": SHA}
+    entries = [{"kind": "mock", "name": "m", "nmae": 1}, {"kind": "llamacpp", "name": "l", "model": model}]
+    path = write(tmp_path, {"backends": entries, "limit": {}, "limits": {"max_connection": 3}})
+    settings, notes = sources.load({"config": path}, ENV)
+    assert len(settings.backends) == 2
+    for unknown, near in [
+        ("limit", "limits"),
+        ("limits.max_connection", "limits.max_connections"),
+        ("backends[0].nmae", "backends[0].name"),
+        ("backends[1].model.sha265", "backends[1].model.sha256"),
+    ]:
+        assert (
+            f"config file {path}: unknown key `{unknown}` is ignored; the nearest known key is `{near}`"
+            in notes
+        )
+
+
+def test_a_problem_of_the_file_leaves_what_flags_and_environment_say(tmp_path: Path) -> None:
+    path = write(tmp_path, "{")
+    result = sources.read({"config": path, "lock": Path("/l")}, {**ENV, "INFERD_ADMIN_ADDR": "/a"})
+    assert result.problem is not None
+    assert (result.settings.lock, result.settings.admin_addr) == (Path("/l"), Path("/a"))
+    assert result.settings.backends
+
+
+# Entries of the file.
+
+
+def test_the_legacy_model_is_one_llamacpp_entry(tmp_path: Path) -> None:
+    model = {"name": "x", "sha256": SHA, "source_url": "https://a/m", "size_bytes": 5, "license": "MIT"}
+    path = write(tmp_path, {"model": model, "n_ctx": 100, "n_gpu_layers": 0})
+    settings, _ = sources.load({"config": path}, ENV)
+    spec = ModelSpec(name="x", sha256=SHA, source_url="https://a/m", size_bytes=5, license="MIT")
+    assert settings.backends == (
+        BackendEntry(kind="llamacpp", name="llamacpp", model=spec, n_ctx=100, n_gpu_layers=0),
+    )
+
+
+def entries(tmp_path: Path, flags: dict[str, object]) -> tuple[tuple[BackendEntry, ...], list[str]]:
+    listed = [
+        {"kind": "mock", "name": "m"},
+        {"kind": "llamacpp", "name": "big", "model_path": "/big.gguf", "n_ctx": 64},
+        {"kind": "llamacpp", "name": "small", "model": {"name": "s"}},
+    ]
+    path = write(tmp_path, {"backends": listed, "n_ctx": 32})
+    settings, notes = sources.load({"config": path, **flags}, ENV)
+    return settings.backends, notes
+
+
+def test_entries_keep_their_order_and_fall_back_to_the_top_level(tmp_path: Path) -> None:
+    backends, notes = entries(tmp_path, {})
+    assert [entry.name for entry in backends] == ["m", "big", "small"]
+    assert [entry.n_ctx for entry in backends[1:]] == [64, 32]
+    assert backends[1].model_path == Path("/big.gguf")
+    assert notes == []
+
+
+def test_an_explicit_option_is_laid_over_the_first_llamacpp_entry(tmp_path: Path) -> None:
+    backends, notes = entries(tmp_path, {"model": "other", "n_ctx": 16})
+    assert backends[1] == BackendEntry(
+        kind="llamacpp", name="big", model=ModelSpec(name="other"), n_ctx=16, n_gpu_layers=-1
+    )
+    assert backends[2].model == ModelSpec(name="s")
+    assert "--model, --n-ctx overrides the entry 'big' of the config file" in notes
+    backends, _ = entries(tmp_path, {"model_sha256": SHA})
+    assert (backends[1].model_path, backends[1].model_sha256) == (Path("/big.gguf"), SHA)
+    backends, _ = entries(tmp_path, {"model_path": Path("/p"), "model_sha256": SHA})
+    assert (backends[1].model_path, backends[1].model_sha256) == (Path("/p"), SHA)
+
+
+def test_an_explicit_kind_keeps_only_its_entries(tmp_path: Path) -> None:
+    backends, notes = entries(tmp_path, {"backend": "mock"})
+    assert [entry.name for entry in backends] == ["m"]
+    assert "--backend overrides `backends` of the config file" in notes
+    path = write(tmp_path, {"model": {"name": "x"}})
+    settings, _ = sources.load({"config": path, "backend": "mock"}, ENV)
+    assert settings.backends == (BackendEntry(kind="mock", name="mock"),)
