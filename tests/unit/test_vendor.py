@@ -181,7 +181,7 @@ def words(text: str) -> str:
 
 
 def test_every_licence_is_that_of_the_sources() -> None:
-    """A licence that changes upstream is changed here with the pin; yarn.txt is a notice in a comment there."""
+    """A licence that changes with the pin is changed here; yarn.txt is a notice in a comment there."""
     ours = {file.name: file for file in (VENDOR / "licenses").iterdir()}
     assert set(ours) == {*LICENCES, "yarn.txt"}
     for name, source in LICENCES.items():
@@ -192,7 +192,7 @@ def test_every_licence_is_that_of_the_sources() -> None:
 
 
 def test_the_compiler_keeps_the_whole_amx_configuration(tmp_path: Path) -> None:
-    """The byte at offset 48 must be stored before `ldtilecfg`; a faulty compiler drops it without the header."""
+    """The byte at offset 48 is stored before `ldtilecfg`; without the header a faulty compiler drops it."""
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None:
         pytest.skip("no C compiler here")

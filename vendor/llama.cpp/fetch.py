@@ -77,7 +77,7 @@ def download(pin: dict[str, str], target: Path) -> None:
         if not archive.is_file():
             raise FetchFailed(f"pip brought no {pin['sdist']}")
         verify(archive, pin)
-        os.replace(archive, target)
+        archive.replace(target)
 
 
 def wanted(name: str, pin: dict[str, list[str]]) -> bool:
@@ -109,12 +109,12 @@ def unpack(archive: Path, pin: dict[str, str | list[str]]) -> None:
             if old.name not in keep:
                 shutil.rmtree(old) if old.is_dir() else old.unlink()
         for new in fresh.iterdir():
-            os.replace(new, HERE / new.name)
+            new.replace(HERE / new.name)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     scratch = STAMP.with_suffix(".new")
     scratch.write_text(stamp_text())
-    os.replace(scratch, STAMP)
+    scratch.replace(STAMP)
 
 
 def stamp_text() -> str:
