@@ -72,7 +72,7 @@ def download(pin: dict[str, str], target: Path) -> None:
         if importlib.util.find_spec("scikit_build_core"):
             command.append("--no-build-isolation")
         if subprocess.run(command, check=False).returncode != 0:
-            raise FetchFailed(f"`{' '.join(command[1:6])} …` failed; its output above says why")
+            raise FetchFailed("pip could not download them; its output above says why")
         archive = Path(scratch) / pin["sdist"]
         if not archive.is_file():
             raise FetchFailed(f"pip brought no {pin['sdist']}")
