@@ -20,14 +20,10 @@ DONE: dict[str, Any] = {
     "usage": {"prompt_tokens": 1, "completion_tokens": 1},
     "stop_reason": "end",
 }
-    "type": "done",
-    "usage": {"prompt_tokens": 1, "completion_tokens": 1},
-    "stop_reason": "end",
-}
 
 
 class Replies:
-    """Answers each question with the next of its lists of frames; the id and ``done.content`` are filled in."""
+    """Answers each question with the next of its lists of frames, whose ids are filled in."""
 
     def __init__(self) -> None:
         self.frames: list[list[dict[str, Any]]] = []

@@ -109,7 +109,7 @@ def _start(settings: Settings) -> subprocess.Popen[bytes]:
     if "INFERD_IDLE_EXIT_SECS" not in os.environ:
         command += ["--idle-exit-secs", str(IDLE_EXIT_SECS)]
     try:
-        return subprocess.Popen(
+        return subprocess.Popen(  # noqa: S603
             command,
             stdin=subprocess.DEVNULL,
             stdout=output,

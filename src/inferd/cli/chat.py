@@ -54,7 +54,7 @@ class Chat:
             background.connect(self._client, self._daemon, progress.frame)
 
     def ask(self, text: str) -> None:
-        """Writes the answer to ``text`` as it comes; Ctrl-C ends it, and an error is told: the chat goes on."""
+        """Writes the answer to ``text`` as it comes. Ctrl-C ends it, an error is told: the chat goes on."""
         question = {"role": "user", "content": text}
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
         said: list[str] = []

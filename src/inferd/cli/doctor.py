@@ -125,7 +125,7 @@ def _fastpath(_: Settings) -> Findings:
 
 def _event_loop(_: Settings) -> Findings:
     try:
-        import uvloop
+        import uvloop  # noqa: F401
     except ImportError:
         yield Finding(
             "event loop", "warn", "asyncio's own", "install uvloop for full speed: pip install uvloop"
@@ -136,7 +136,7 @@ def _event_loop(_: Settings) -> Findings:
 
 def _engine(settings: Settings) -> Findings:
     try:
-        child = subprocess.run(
+        child = subprocess.run(  # noqa: S603
             [sys.executable, "-c", _ENGINE_CODE],
             cwd="/",
             stdin=subprocess.DEVNULL,

@@ -110,7 +110,7 @@ def main(arguments: list[str]) -> int:
         if arguments != ["--check"]:
             path.write_text(text, encoding="utf-8")
         elif not path.is_file() or path.read_text(encoding="utf-8") != text:
-            print(f"{path} is stale; run: python -m inferd.config.docs", file=sys.stderr)
+            print(f"{path} is stale; run: python -m inferd.config.docs", file=sys.stderr)  # noqa: T201
             status = 1
     return status
 

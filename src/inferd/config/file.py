@@ -70,7 +70,7 @@ class ConfigFile:
 
 def _struct(name: str, fields: list[tuple[str, Any, bool]], **options: Any) -> Any:
     """A msgspec struct of (name, type, required) fields."""
-    rows = [(key, kind) if needed else (key, Union[kind, None], None) for key, kind, needed in fields]
+    rows = [(key, kind) if needed else (key, Union[kind, None], None) for key, kind, needed in fields]  # noqa: UP007
     return msgspec.defstruct(name, rows, kw_only=True, **options)
 
 
@@ -92,7 +92,7 @@ def _shape() -> tuple[Any, dict[str, Any]]:
     ]
     top: list[tuple[str, Any, bool]] = [
         ("model", model, False),
-        ("backends", list[Union[tuple(entries)]], False),  # type: ignore[misc]
+        ("backends", list[Union[tuple(entries)]], False),  # type: ignore[misc]  # noqa: UP007
     ]
     known: dict[str, Any] = {"model": None, "backends": None}
     sections: dict[str, list[tuple[str, Any, bool]]] = {}

@@ -6,6 +6,7 @@ environment variable, its key in ``config.json``, whether it is secret, and a se
 file, and docs/config.md are made from it, and nothing else knows a default or a bound.
 """
 
+# ruff: noqa: RUF009 - a field is made by a function here, so that its row of the table stands beside it
 from __future__ import annotations
 
 import dataclasses
