@@ -43,7 +43,8 @@ class Step:
             "paths": paths,
         }
         (self.folder / "pin.json").write_text(json.dumps(pin | changes))
-        cached = self.cache / "inferd" / "build" / NAME
+        base = self.cache / "Library" / "Caches" if sys.platform == "darwin" else self.cache
+        cached = base / "inferd" / "build" / NAME
         cached.parent.mkdir(parents=True, exist_ok=True)
         cached.write_bytes(archive)
 
