@@ -9,11 +9,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from inferd import cli
+from inferd import cli, errors
 from inferd.cli import background
 from inferd.config import sources
 from tests.scripted_peer import AdminPeer
@@ -206,3 +207,57 @@ def test_the_log_of_the_background_daemon_before_is_kept(home: Path, monkeypatch
     background._start(settings)
     assert log.with_suffix(".log.1").read_text() == "last words\n\n"
     assert "said nothing" in background._last_words(settings)
+
+
+class World:
+    """What a starter sees at each look: whether the lock is held, and when the admin socket answers."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, held: list[bool], *, child_lives: bool) -> None:
+        self.held = held
+        self.started_at: list[int] = []
+        self.looks = 0
+        self.child = SimpleNamespace(poll=lambda: None if child_lives else 1)
+        monkeypatch.setattr(background, "AdminClient", self.dial)
+        monkeypatch.setattr(background, "is_held", lambda lock: self.held[self.looks - 1])
+        monkeypatch.setattr(background, "_start", self.start)
+        monkeypatch.setattr(background.time, "sleep", lambda seconds: None)
+
+    def dial(self, address: Path) -> str:
+        self.looks += 1
+        if self.looks > len(self.held):
+            return "admin"
+        raise errors.DaemonUnreachable("nobody")
+
+    def start(self, settings: object) -> SimpleNamespace:
+        self.started_at.append(self.looks)
+        return self.child
+
+
+def booting(home: Path) -> object:
+    return background._booting_daemon(sources.load({})[0])
+
+
+def test_a_daemon_is_started_once_and_only_when_the_lock_is_free(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(monkeypatch, [True, True, False, True, True], child_lives=True)
+    assert booting(home) == "admin"
+    assert world.started_at == [3]
+
+
+def test_a_daemon_that_another_one_forestalled_is_not_started_again(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(monkeypatch, [False, True, True, True], child_lives=False)
+    assert booting(home) == "admin"
+    assert world.started_at == [1]
+
+
+def test_a_daemon_that_ends_at_once_is_not_started_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch, [False] * 9, child_lives=False)
+    log = background.log_path(sources.load({})[0])
+    log.parent.mkdir(parents=True)
+    log.write_text("INFO starting\ninferd: the disk is full; free some space\n")
+    with pytest.raises(errors.BootFailed, match=r"^the disk is full; free some space$"):
+        booting(home)
+    assert world.started_at == [1]
