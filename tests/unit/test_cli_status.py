@@ -253,6 +253,14 @@ def test_a_daemon_that_another_one_forestalled_is_not_started_again(
     assert world.started_at == [1]
 
 
+def test_a_daemon_is_started_when_the_one_that_forestalled_it_has_gone(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(monkeypatch, [False, True, False, True], child_lives=False)
+    assert booting(home) == "admin"
+    assert world.started_at == [1, 3]
+
+
 def test_a_daemon_that_ends_at_once_is_not_started_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(monkeypatch, [False] * 9, child_lives=False)
     log = background.log_path(sources.load({})[0])
