@@ -18,10 +18,8 @@ decoding and repair after an interrupted step are the same thing: feed what is m
 beside it.)
 """
 
-from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdio cimport FILE, fclose, rewind
-from libc.string cimport memcpy
 from libcpp cimport bool as cbool
 from libcpp.memory cimport unique_ptr
 from libcpp.string cimport string
@@ -169,26 +167,37 @@ cdef class Engine:
         """Readable when ``ready`` has something."""
         return self.exchange.fd()
 
-    def submit(self, bytes tokens, *, int max_tokens, float temperature, float top_p, int top_k, float min_p,
+    def submit(self, Prompt prompt, *, int max_tokens, float temperature, float top_p, int top_k, float min_p,
                float repeat_penalty, float presence_penalty, float frequency_penalty, uint32_t seed,
                bytes grammar, stops, frame) -> int:
         """Queues a job and returns its id.
 
-        ``tokens`` is what ``Model.prompt`` gave; ``stops`` UTF-8 byte strings; ``frame`` the (prefix, suffix)
-        of a token frame or ``None`` for no frames. ``InvalidRequest`` for a grammar that does not parse and
-        for a prompt that does not fit.
+        ``grammar`` is GBNF in place of the prompt's own; ``stops`` UTF-8 byte strings beside the prompt's;
+        ``frame`` the (prefix, suffix) of a token frame or ``None`` for no frames. ``InvalidRequest`` for a
+        grammar that does not parse and for a prompt that does not fit.
         """
         cdef SamplingParams params
-        cdef string c_grammar = grammar, error
-        cdef vector[string] c_stops = stops
+        cdef Grammar c_grammar
+        cdef string error, stop
+        cdef vector[string] c_stops = prompt.rendered.stops
         cdef unique_ptr[Job] job
         cdef uint64_t id
-        cdef size_t n = len(tokens) // sizeof(llama_token)
+        cdef size_t n = prompt.rendered.tokens.size()
         if n == 0:
             raise InvalidRequest("the prompt has no tokens")
         if n > <size_t>self.n_ctx:
             raise InvalidRequest(f"the prompt is {n} tokens long and the context is {self.n_ctx}: shorten it or "
                                  f"serve with a larger --n-ctx")
+        for stop in stops:
+            c_stops.push_back(stop)
+        if grammar:
+            c_grammar.text = grammar
+        else:
+            c_grammar.text = prompt.rendered.grammar
+            c_grammar.lazy = prompt.rendered.lazy
+            c_grammar.triggers = prompt.rendered.triggers
+            c_grammar.trigger_tokens = prompt.rendered.trigger_tokens
+            c_grammar.prefill = prompt.rendered.prefill
         params.temperature = temperature
         params.top_p = top_p
         params.top_k = top_k
@@ -202,8 +211,8 @@ cdef class Engine:
             job.get().sampler = Sampler.make(self.model.vocab, params, c_grammar, error)
         if not job.get().sampler:
             raise InvalidRequest(f"the grammar cannot be used: {error.decode('utf-8', 'replace')}")
-        job.get().tokens.resize(n)
-        memcpy(job.get().tokens.data(), <char*>tokens, n * sizeof(llama_token))
+        job.get().tokens = prompt.rendered.tokens
+        job.get().preserved = prompt.rendered.preserved
         job.get().n_prompt = n
         job.get().max_tokens = max_tokens
         job.get().text.set_stops(c_stops)
@@ -384,6 +393,7 @@ cdef class Engine:
         cdef char small[256]
         cdef string piece, text
         cdef int n
+        cdef cbool shown
         if job.prefilled_us == 0:
             job.prefilled_us = llama_time_us()
         if logits != NULL:
@@ -394,12 +404,13 @@ cdef class Engine:
             job.finish = Finish.end
         else:
             job.tokens.push_back(token)
-            n = llama_token_to_piece(self.model.vocab, token, small, sizeof(small), 0, False)
+            shown = job.shows(token)
+            n = llama_token_to_piece(self.model.vocab, token, small, sizeof(small), 0, shown)
             if n >= 0:
                 piece.assign(small, n)
             else:
                 piece.resize(-n)
-                llama_token_to_piece(self.model.vocab, token, &piece[0], -n, 0, False)
+                llama_token_to_piece(self.model.vocab, token, &piece[0], -n, 0, shown)
             if job.text.push(piece.data(), piece.size(), text):
                 job.finish = Finish.stop
             elif job.n_completion() >= job.max_tokens or job.tokens.size() > <size_t>self.n_ctx:
@@ -490,4 +501,5 @@ cdef class Engine:
 
 
 capture_log()
+silence_common()
 llama_backend_init()

@@ -124,12 +124,10 @@ cdef class Model:
 
     cdef llama_model* model
     cdef const llama_vocab* vocab
-    cdef unique_ptr[Prompts] prompts
 
     def __cinit__(self, int fd, *, str path, int n_gpu_layers, report):
         cdef llama_model_params params = llama_model_default_params()
         cdef Loading loading
-        cdef string error
         cdef FILE* file
         loading.report = <void*>report
         loading.last = -1
@@ -152,13 +150,8 @@ cdef class Model:
         if llama_model_has_encoder(self.model) or llama_model_is_diffusion(self.model):
             raise ModelError(f"{path} is not a decoder-only text model; inferd cannot generate with it")
         self.vocab = llama_model_get_vocab(self.model)
-        with nogil:
-            self.prompts = Prompts.make(self.model, error)
-        if not self.prompts:
-            raise ModelError(f"the chat template of {path} cannot be parsed: {error.decode('utf-8', 'replace')}")
 
     def __dealloc__(self):
-        self.prompts.reset()
         if self.model != NULL:
             llama_model_free(self.model)
 
@@ -187,19 +180,87 @@ cdef class Model:
     def has_chat_template(self) -> bool:
         return llama_model_chat_template(self.model, NULL) != NULL
 
-    def prompt(self, bytes messages):
-        """Renders a JSON array of ``{role, content}`` with the model's template.
 
-        Returns (token ids as int32 in native byte order, stop strings of the family). ``InvalidRequest`` when
-        the template refuses the messages.
+cdef class Templates:
+    """How the model's family writes conversations: its own templates, or ``source`` (Jinja) in their place."""
+
+    cdef Model model
+    cdef unique_ptr[Prompts] prompts
+
+    def __cinit__(self, Model model, str source=""):
+        cdef string error
+        cdef string c_source = source.encode()
+        self.model = model
+        with nogil:
+            self.prompts = Prompts.make(model.model, c_source, error)
+        if not self.prompts:
+            raise ModelError(f"the model's chat template cannot be parsed: {error.decode('utf-8', 'replace')}")
+
+    @property
+    def thinking(self) -> bool:
+        """Whether the template can ask the model to think first, or not to."""
+        return self.prompts.get().supports_thinking()
+
+    @property
+    def tools(self) -> bool:
+        """Whether the template itself describes tools to the model."""
+        return self.prompts.get().supports_tools()
+
+    def render(self, bytes request) -> Prompt:
+        """Renders and tokenises a conversation, given as JSON with the keys that prompt.h lists.
+
+        ``InvalidRequest`` when the template refuses it.
         """
-        cdef string text = messages, error
-        cdef vector[llama_token] tokens
-        cdef vector[string] stops
+        cdef string text = request, error
+        cdef Prompt prompt = Prompt()
         cdef cbool ok
         with nogil:
-            ok = self.prompts.get().render(text, tokens, stops, error)
+            ok = self.prompts.get().render(text, prompt.rendered, error)
         if not ok:
             raise InvalidRequest(
                 f"the model's chat template refuses these messages: {error.decode('utf-8', 'replace')}")
-        return PyBytes_FromStringAndSize(<char*>tokens.data(), tokens.size() * sizeof(llama_token)), stops
+        return prompt
+
+
+cdef class Prompt:
+    """A rendered conversation: its token ids, and what is needed to constrain and to read the answer."""
+
+    cdef Rendered rendered
+
+    def __len__(self):
+        return self.rendered.tokens.size()
+
+    @property
+    def tokens(self):
+        """The token ids, as a list."""
+        return self.rendered.tokens
+
+    @property
+    def grammar(self) -> bytes:
+        """GBNF of the family's tool calls or output format; empty when nothing constrains the answer."""
+        return self.rendered.grammar
+
+    @property
+    def syntax(self) -> bytes:
+        """How to parse the answer, for ``Reply``."""
+        return self.rendered.syntax
+
+
+cdef class Reply:
+    """An answer in its family's format, taken apart into text, thinking and tool calls while it grows."""
+
+    cdef unique_ptr[CReply] reply
+
+    def __cinit__(self, bytes syntax):
+        cdef string error
+        self.reply = CReply.make(syntax, error)
+        if not self.reply:
+            raise ValueError(error.decode("utf-8", "replace"))
+
+    def feed(self, bytes text, *, bint last):
+        """What is new after more text, as JSON (see prompt.h), or ``None`` when the answer does not parse."""
+        cdef string c_text = text, news, error
+        cdef cbool ok
+        with nogil:
+            ok = self.reply.get().feed(c_text, last, news, error)
+        return <bytes>news if ok else None

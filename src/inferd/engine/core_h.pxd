@@ -26,11 +26,28 @@ cdef extern from "host.h" namespace "inferd" nogil:
 
 
 cdef extern from "prompt.h" namespace "inferd" nogil:
+    cdef cppclass Rendered:
+        vector[llama_token] tokens
+        vector[string] stops
+        string grammar
+        cbool lazy
+        vector[string] triggers
+        vector[llama_token] trigger_tokens
+        vector[llama_token] prefill
+        vector[llama_token] preserved
+        string syntax
     cdef cppclass Prompts:
         @staticmethod
-        unique_ptr[Prompts] make(const llama_model* model, string& error)
-        cbool render(const string& messages, vector[llama_token]& tokens, vector[string]& stops, string& error)
+        unique_ptr[Prompts] make(const llama_model* model, const string& source, string& error)
+        cbool render(const string& request, Rendered& out, string& error)
+        cbool supports_thinking()
+        cbool supports_tools()
+    cdef cppclass CReply "inferd::Reply":
+        @staticmethod
+        unique_ptr[CReply] make(const string& syntax, string& error)
+        cbool feed(const string& text, cbool last, string& news, string& error)
     cbool c_schema_to_grammar "inferd::schema_to_grammar"(const string& schema, string& grammar, string& error)
+    void silence_common()
 
 
 cdef extern from "sampling.h" namespace "inferd" nogil:
@@ -43,10 +60,16 @@ cdef extern from "sampling.h" namespace "inferd" nogil:
         float frequency_penalty
         int32_t top_k
         uint32_t seed
+    cdef cppclass Grammar:
+        string text
+        cbool lazy
+        vector[string] triggers
+        vector[llama_token] trigger_tokens
+        vector[llama_token] prefill
     cdef cppclass Sampler:
         @staticmethod
         unique_ptr[Sampler] make(
-            const llama_vocab* vocab, const SamplingParams& params, const string& grammar, string& error)
+            const llama_vocab* vocab, const SamplingParams& params, const Grammar& grammar, string& error)
         llama_token sample(const float* logits)
 
 
@@ -88,6 +111,7 @@ cdef extern from "exchange.h" namespace "inferd" nogil:
         string suffix
         unique_ptr[Sampler] sampler
         CTextStream text
+        vector[llama_token] preserved
         vector[llama_token] tokens
         size_t n_past
         int slot
@@ -102,6 +126,7 @@ cdef extern from "exchange.h" namespace "inferd" nogil:
         int64_t prefilled_us
         int64_t first_us
         int64_t finished_us
+        cbool shows(llama_token token)
         size_t n_completion()
         cbool prefilling()
 

@@ -8,6 +8,7 @@
 
 #include <sys/types.h>
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
@@ -41,6 +42,7 @@ struct Job {
     std::string prefix, suffix;
     std::unique_ptr<Sampler> sampler;
     TextStream text;
+    std::vector<llama_token> preserved;  // control tokens that are shown as text
 
     // The engine thread's own.
     std::vector<llama_token> tokens;  // the prompt and what came after it
@@ -61,6 +63,9 @@ struct Job {
     bool announced = false; // in `ready_`, not collected since
     std::string out;        // frames not yet collected
 
+    bool shows(llama_token token) const {
+        return std::find(preserved.begin(), preserved.end(), token) != preserved.end();
+    }
     size_t n_completion() const { return tokens.size() - n_prompt; }
     bool prefilling() const { return tokens.size() - n_past > 1 || tokens.size() == n_prompt; }
 };

@@ -114,10 +114,12 @@ class LlamaCpp(Backend):
 
     kind = "llamacpp"
 
-    def __init__(self, config: LlamaCppConfig, model: _llama.Model, engine: _llama.Engine) -> None:
+    def __init__(
+        self, config: LlamaCppConfig, model: _llama.Model, templates: _llama.Templates, engine: _llama.Engine
+    ) -> None:
         self.name = config.name
         self.model = config.model
-        self._model = model
+        self._templates = templates
         self._engine = engine
         self._capabilities = Capabilities(
             accelerator=_accelerator(config, model.n_layer), n_ctx=engine.n_ctx, n_parallel=engine.n_seq
@@ -150,6 +152,7 @@ class LlamaCpp(Backend):
             model = _llama.Model(
                 config.fd, path=str(config.path), n_gpu_layers=config.n_gpu_layers, report=report
             )
+            templates = _llama.Templates(model)
             n_ctx = min(config.n_ctx, model.n_ctx_train)
             progress("kv_cache", {"n_ctx": n_ctx})
             # On a CPU flash attention helps prompts and hurts answers; answers are what people wait for.
@@ -177,7 +180,7 @@ class LlamaCpp(Backend):
         if not model.has_chat_template:
             _log.warn("the model has no chat template; it is prompted as ChatML", model=config.model)
         _log.info("model loaded", model=config.model, description=model.description, bytes=model.size)
-        return cls(config, model, engine)
+        return cls(config, model, templates, engine)
 
     def ready(self) -> bool:
         return self._thread.is_alive()
@@ -207,16 +210,17 @@ class LlamaCpp(Backend):
     def _submit(self, request: GenerateRequest) -> int | Done:
         """Renders and tokenises the prompt, parses the grammar, and queues the job; runs in the pool."""
         messages = [{"role": m.role, "content": m.content} for m in request.messages]
-        tokens, stops = self._model.prompt(orjson.dumps(messages))
+        # A text-only answer has no place to show what the model thinks.
+        prompt = self._templates.render(orjson.dumps({"messages": messages, "thinking": False}))
         grammar = request.grammar.encode()
         if request.json_schema:
             grammar = _llama.schema_to_grammar(request.json_schema.encode())
         seed = secrets.randbits(32) if request.seed is None else request.seed
         _log.debug("sampling", seed=seed)
         if request.max_tokens == 0:
-            return Done("length", Usage(len(tokens) // 4, 0), content=b"")
+            return Done("length", Usage(len(prompt), 0), content=b"")
         return self._engine.submit(
-            tokens,
+            prompt,
             max_tokens=min(request.max_tokens, 2**31 - 1),
             temperature=request.temperature,
             top_p=request.top_p,
@@ -227,7 +231,7 @@ class LlamaCpp(Backend):
             frequency_penalty=request.frequency_penalty,
             seed=seed,
             grammar=grammar,
-            stops=[*stops, *(text.encode() for text in request.stop)],
+            stops=[text.encode() for text in request.stop],
             frame=(request.frame.prefix, request.frame.suffix) if request.frame else None,
         )
 

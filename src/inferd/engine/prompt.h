@@ -1,7 +1,8 @@
-// Prompts and grammars through llama.cpp's `common`, which knows every family's own template.
+// Prompts, grammars and the parsing of answers through llama.cpp's `common`, which knows every family's own
+// template and formats.
 //
-// Nothing here throws: a false return leaves the reason in `error`. Everything is safe to call from several
-// threads at once. What a client wrote never becomes a control token: see `disarm` in prompt.cpp.
+// Nothing here throws: a false return leaves the reason in `error`. Everything but a `Reply` is safe to call
+// from several threads at once. What a client wrote never becomes a control token: see `disarm` in prompt.cpp.
 #pragma once
 
 #include <memory>
@@ -11,19 +12,38 @@
 #include "llama.h"
 
 struct common_chat_templates;
+struct common_chat_parser_params;
 
 namespace inferd {
 
+// A request as the model gets it, and what is needed to follow its answer.
+struct Rendered {
+    std::vector<llama_token> tokens;
+    std::vector<std::string> stops;         // further strings at which the family's turn ends
+    std::string grammar;                    // of the family's tool or output format, or empty
+    bool lazy = false;                      // the grammar holds only from a trigger on
+    std::vector<std::string> triggers;      // patterns
+    std::vector<llama_token> trigger_tokens;
+    std::vector<llama_token> prefill;       // what of the answer already stands in the prompt, for the grammar
+    std::vector<llama_token> preserved;     // control tokens that the answer's parser needs to see
+    std::string syntax;                     // how to parse the answer, for `Reply`
+};
+
 class Prompts {
   public:
-    // The templates of `model`; null with `error` set when its template cannot be parsed.
-    static std::unique_ptr<Prompts> make(const llama_model *model, std::string &error) noexcept;
+    // The templates of `model`, or `source` as a Jinja template if it is not empty; null with `error` set when
+    // it cannot be parsed.
+    static std::unique_ptr<Prompts> make(const llama_model *model, const std::string &source,
+                                         std::string &error) noexcept;
     ~Prompts();
 
-    // Renders `messages` (a JSON array of {role, content}) up to the point where the assistant speaks, and
-    // tokenises it. `stops` are further strings at which the family's turn ends.
-    bool render(const std::string &messages, std::vector<llama_token> &tokens, std::vector<std::string> &stops,
-                std::string &error) const noexcept;
+    // Renders `request`, a JSON object, up to the point where the assistant speaks. Its keys: `messages` and
+    // `tools` as in OpenAI's chat completions, `tool_choice` ("auto", "none", "required"), `json_schema`, and
+    // `thinking`: false asks the template to let the model answer at once.
+    bool render(const std::string &request, Rendered &out, std::string &error) const noexcept;
+
+    bool supports_thinking() const noexcept;
+    bool supports_tools() const noexcept;
 
   private:
     Prompts() = default;
@@ -34,7 +54,30 @@ class Prompts {
     std::vector<std::vector<std::string>> control_;  // control token texts by their first byte
 };
 
+// An answer, parsed while it grows.
+class Reply {
+  public:
+    // `syntax` is what `render` gave.
+    static std::unique_ptr<Reply> make(const std::string &syntax, std::string &error) noexcept;
+    ~Reply();
+
+    // Takes more text of the answer, `last` with the end of it; `news` becomes a JSON object of what is new:
+    // `thinking` and `text` (strings to append), `tools` (whole calls: id, name, arguments as JSON text).
+    // False: the answer as a whole does not fit the family's format.
+    bool feed(const std::string &text, bool last, std::string &news, std::string &error) noexcept;
+
+  private:
+    Reply() = default;
+
+    std::unique_ptr<common_chat_parser_params> params_;
+    std::string text_;
+    size_t shown_text_ = 0, shown_thinking_ = 0, shown_tools_ = 0;
+};
+
 // GBNF for a JSON Schema (as JSON text).
 bool schema_to_grammar(const std::string &schema, std::string &grammar, std::string &error) noexcept;
+
+// `common` has a log of its own, which quotes prompts and answers: turns it off.
+void silence_common();
 
 }  // namespace inferd

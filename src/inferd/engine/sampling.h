@@ -32,14 +32,22 @@ struct SamplingParams {
     uint32_t seed;
 };
 
+struct Grammar {
+    std::string text;                         // GBNF with a rule `root`; empty: none
+    bool lazy = false;                        // holds only from the first trigger on
+    std::vector<std::string> triggers;        // regular expressions on the text of the answer
+    std::vector<llama_token> trigger_tokens;
+    std::vector<llama_token> prefill;         // what of the text already stands in the prompt
+};
+
 class Sampler {
   public:
-    // Null, with the reason in `error`, for a grammar that cannot be used. `grammar` may be empty.
+    // Null, with the reason in `error`, for a grammar that cannot be used.
     static std::unique_ptr<Sampler> make(const llama_vocab *vocab, const SamplingParams &params,
-                                         const std::string &grammar, std::string &error) noexcept {
+                                         const Grammar &grammar, std::string &error) noexcept {
         try {
             std::unique_ptr<Sampler> sampler(new Sampler(llama_vocab_n_tokens(vocab)));
-            if (!grammar.empty()) sampler->parse_grammar(vocab, grammar);
+            if (!grammar.text.empty()) sampler->parse_grammar(vocab, grammar);
             sampler->build_chain(params);
             return sampler;
         } catch (const std::exception &e) {
@@ -77,15 +85,27 @@ class Sampler {
 
     explicit Sampler(int32_t n_vocab) : n_vocab_(n_vocab) {}
 
-    void parse_grammar(const llama_vocab *vocab, const std::string &grammar) {
-        if (nesting(grammar) > kMaxNesting) throw std::runtime_error("parentheses are nested too deeply");
-        if (grammar.find('\0') != std::string::npos) throw std::runtime_error("it contains a NUL character");
+    void parse_grammar(const llama_vocab *vocab, const Grammar &grammar) {
+        if (nesting(grammar.text) > kMaxNesting) throw std::runtime_error("parentheses are nested too deeply");
+        if (grammar.text.find('\0') != std::string::npos) throw std::runtime_error("it contains a NUL character");
         grammar_message.clear();
         grammar_deadline = thread_time() + kGrammarTime;
-        grammar_.reset(llama_sampler_init_grammar(vocab, grammar.c_str(), "root"));
-        if (grammar_) return;
-        throw std::runtime_error(grammar_message.empty() ? "it has no rule `root`, or a rule that begins with itself"
-                                                         : grammar_message);
+        if (grammar.lazy) {
+            std::vector<const char *> triggers;
+            for (const auto &trigger : grammar.triggers) triggers.push_back(trigger.c_str());
+            grammar_.reset(llama_sampler_init_grammar_lazy_patterns(
+                vocab, grammar.text.c_str(), "root", triggers.data(), triggers.size(),
+                grammar.trigger_tokens.data(), grammar.trigger_tokens.size()));
+        } else {
+            grammar_.reset(llama_sampler_init_grammar(vocab, grammar.text.c_str(), "root"));
+        }
+        if (!grammar_) {
+            throw std::runtime_error(grammar_message.empty()
+                                         ? "it has no rule `root`, or a rule that begins with itself"
+                                         : grammar_message);
+        }
+        if (grammar.lazy) return;
+        for (llama_token token : grammar.prefill) llama_sampler_accept(grammar_.get(), token);
     }
 
     // How deep parentheses are nested, outside of literals, character classes and comments.
