@@ -53,17 +53,22 @@ T = TypeVar("T")
 _log = log.get("daemon")
 
 
-def run(settings: Settings, notes: Sequence[str] = (), problem: ConfigError | None = None) -> int:
+def run(
+    settings: Settings,
+    notes: Sequence[str] = (),
+    problem: ConfigError | None = None,
+    build: Build | None = None,
+) -> int:
     """Serves until it is told to stop; 0. Raises the InferdError that kept the daemon from starting.
 
     ``notes`` are logged and ``problem`` is raised in its turn: what was found in the config file is reported
-    when the admin socket is there to report it.
+    when the admin socket is there to report it. ``build`` makes a backend, :func:`build_backend` by default.
     """
     faulthandler.enable()
     activity = log.setup(settings.log_level, settings.log_dir)
     loop = new_event_loop()
     try:
-        loop.run_until_complete(Daemon(settings, notes, problem).run())
+        loop.run_until_complete(Daemon(settings, notes, problem, build or build_backend).run())
     finally:
         loop.run_until_complete(loop.shutdown_default_executor())
         loop.close()
@@ -132,9 +137,9 @@ class Daemon:
     def __init__(
         self,
         settings: Settings,
-        notes: Sequence[str] = (),
-        problem: ConfigError | None = None,
-        build: Build = build_backend,
+        notes: Sequence[str],
+        problem: ConfigError | None,
+        build: Build,
     ) -> None:
         self._settings = settings
         self._notes = notes
@@ -229,9 +234,7 @@ class Daemon:
         def progress(phase: str, details: Mapping[str, object]) -> None:
             self._loop.call_soon_threadsafe(self._show_progress, phase, details)
 
-        backend = await self._in_thread(
-            lambda: self._build(self._settings, entry, progress, self._cancelled)
-        )
+        backend = await self._in_thread(lambda: self._build(self._settings, entry, progress, self._cancelled))
         await backend.start()
         held.push_async_callback(backend.close)
         return backend

@@ -76,17 +76,23 @@ class Connection(asyncio.BufferedProtocol):
         Raises FrameTooLarge for a line beyond the cap, and for bytes beyond ``at_most`` without a newline.
         """
         line = self._take_line()
+        if not self._splitter.has_line:
+            self._read_on()
         if line is not None or self._eof:
             return line
+        if at_most is not None and self._splitter.buffered > at_most:
+            raise FrameTooLarge(at_most)
         self._at_most = at_most
         self._line_waiter = self._loop.create_future()
-        if not self._reading:
-            self._reading = True
-            self._transport.resume_reading()
         try:
             return await self._line_waiter
         finally:
             self._line_waiter = None
+
+    def _read_on(self) -> None:
+        if not self._reading:
+            self._reading = True
+            self._transport.resume_reading()
 
     def _take_line(self) -> bytes | None:
         view = self._splitter.take_tail() if self._eof else self._splitter.next_line()
@@ -160,9 +166,7 @@ class Connection(asyncio.BufferedProtocol):
         self._dropping = True
         if not self._transport.is_closing() and not self._eof:
             self._transport.write_eof()
-            if not self._reading:
-                self._reading = True
-                self._transport.resume_reading()
+            self._read_on()
             await asyncio.wait((self.closed,), timeout=LINGER_SECS)
 
     async def close(self) -> None:

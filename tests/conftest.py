@@ -1,0 +1,86 @@
+"""What all tests share: short socket paths, both event loops, daemons, and the check for what is left."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import uvloop
+
+from tests.daemon_process import DaemonProcess
+
+LoopFactory = Callable[[], asyncio.AbstractEventLoop]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "both_loops: run on uvloop and on asyncio's own event loop")
+
+
+def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> Mapping[str, LoopFactory]:
+    if item.get_closest_marker("both_loops") is None:
+        return {"asyncio": asyncio.new_event_loop}
+    return {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
+
+
+@pytest.fixture
+def short_dir() -> Iterator[Path]:
+    """A private directory whose path leaves room for a socket's name."""
+    path = Path(tempfile.mkdtemp(prefix="i", dir="/tmp"))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _what_libuv_keeps() -> None:
+    """The first loop of a process opens the pipe that carries signals to all of them, for good."""
+    uvloop.new_event_loop().close()
+
+
+@pytest.fixture(autouse=True)
+def no_leaks(_what_libuv_keeps: None) -> Iterator[None]:
+    """A descriptor or a thread that outlives its test fails it."""
+    threads, descriptors = set(threading.enumerate()), _descriptors()
+    yield
+    leaked = {
+        thread for thread in threading.enumerate() if thread not in threads and not _is_pooled(thread)
+    }
+    assert not leaked, f"threads left behind: {leaked}"
+    if _descriptors() - descriptors:
+        gc.collect()
+    left = _descriptors() - descriptors
+    assert not left, f"descriptors left behind: {left}"
+
+
+def _is_pooled(thread: threading.Thread) -> bool:
+    """Threads of the event loop's own pool end with the loop's fixture, which may be torn down after us."""
+    return thread.name.startswith("asyncio_")
+
+
+def _descriptors() -> set[tuple[str, str]]:
+    found = set()
+    for fd in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the listing's own
+            found.add((fd.name, str(fd.readlink())))
+    return found
+
+
+@pytest.fixture
+def daemon(short_dir: Path) -> Iterator[Callable[..., DaemonProcess]]:
+    """Starts real daemons, ``daemon(queue_depth=0, mock={…})``; each must end cleanly with the test."""
+    started: list[DaemonProcess] = []
+
+    def start(mock: Mapping[str, object] | None = None, **options: object) -> DaemonProcess:
+        process = DaemonProcess(short_dir / str(len(started)), options, mock or {})
+        started.append(process)
+        return process
+
+    yield start
+    problems = [problem for process in started for problem in process.end()]
+    assert not problems, problems

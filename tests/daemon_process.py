@@ -1,0 +1,284 @@
+"""A real daemon process on real sockets, and a plain socket client to talk to it.
+
+Options are given by name and reach the daemon as its environment variables. With ``mock`` knobs this file is
+the daemon's main program: the same daemon, whose mock backend has a tape, a fault, or a gate that opens one
+event for each byte written by :meth:`DaemonProcess.release`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from inferd import daemon
+from inferd.config import sources
+from inferd.config.settings import BackendEntry, Settings
+from inferd.daemon import Progress
+from inferd.engine.mock import Mock
+from inferd.errors import BootCancelled
+
+PATIENCE_SECS = 30.0
+
+
+class Wire:
+    """A connected socket that reads whole lines; every wait fails after PATIENCE_SECS."""
+
+    def __init__(self, address: Path | tuple[str, int]) -> None:
+        tcp = isinstance(address, tuple)
+        self.sock = socket.socket(socket.AF_INET if tcp else socket.AF_UNIX)
+        self.sock.settimeout(PATIENCE_SECS)
+        try:
+            self.sock.connect(address if tcp else str(address))
+        except BaseException:
+            self.sock.close()
+            raise
+        self._received = b""
+
+    def send(self, *data: bytes | dict[str, Any]) -> None:
+        for item in data:
+            self.sock.sendall(item if isinstance(item, bytes) else json.dumps(item).encode() + b"\n")
+
+    def line(self) -> bytes:
+        """The next line with its newline; what there was before the end of the stream, at the end."""
+        while b"\n" not in self._received:
+            chunk = self.sock.recv(65536)
+            if not chunk:
+                break
+            self._received += chunk
+        line, newline, self._received = self._received.partition(b"\n")
+        return line + newline
+
+    def frame(self) -> dict[str, Any]:
+        frame: dict[str, Any] = json.loads(self.line())
+        return frame
+
+    def frames(self) -> Iterator[dict[str, Any]]:
+        """The frames of one request, the terminal one last."""
+        while True:
+            frame = self.frame()
+            yield frame
+            if frame["type"] in ("done", "error"):
+                return
+
+    def rest(self) -> bytes:
+        """Everything up to the end of the stream."""
+        while chunk := self.sock.recv(65536):
+            self._received += chunk
+        rest, self._received = self._received, b""
+        return rest
+
+    def finish_sending(self) -> None:
+        self.sock.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        self.sock.close()
+
+    def __enter__(self) -> Wire:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class DaemonProcess:
+    """``mock`` knobs: ``tape``, ``gate``, ``drop_after``, ``hold`` (``build`` or ``ready``)."""
+
+    def __init__(self, directory: Path, options: Mapping[str, object], mock: Mapping[str, object]) -> None:
+        directory.mkdir()
+        self.dir = directory
+        self.uds = directory / "inferd" / "infer.sock"
+        self.admin = directory / "inferd" / "admin.sock"
+        self.log_file = directory / "logs" / "inferd.ndjson"
+        env = {
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "HOME": str(directory),
+            "XDG_RUNTIME_DIR": str(directory),
+            "INFERD_BACKEND": "mock",
+            "INFERD_LOG_DIR": str(self.log_file.parent),
+        }
+        for name, value in options.items():
+            env[name if name.isupper() else f"INFERD_{name.upper()}"] = str(value)
+        program = [__file__, json.dumps(mock)] if mock else ["-m", "inferd", "serve"]
+        self._errors = (directory / "stderr").open("w+b")
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "error", *program],
+            env=env,
+            stdin=subprocess.PIPE,
+            stderr=self._errors,
+            start_new_session=True,
+        )
+        self._at_ready: set[str] | None = None
+
+    # Watching.
+
+    def subscribe(self) -> Wire:
+        """A connection to the admin socket, as soon as there is one."""
+        deadline = time.monotonic() + PATIENCE_SECS
+        while True:
+            try:
+                return Wire(self.admin)
+            except (FileNotFoundError, ConnectionRefusedError):
+                assert self.process.poll() is None, f"the daemon ended: {self.stderr}"
+                assert time.monotonic() < deadline, "no admin socket"
+                time.sleep(0.005)
+
+    def wait_for(self, status: str) -> list[dict[str, Any]]:
+        """The status frames up to one with ``status``."""
+        with self.subscribe() as admin:
+            seen = [admin.frame()]
+            while seen[-1]["status"] != status:
+                seen.append(admin.frame())
+        return seen
+
+    def wait_ready(self) -> DaemonProcess:
+        self.wait_for("ready")
+        self._at_ready = self._resources()
+        return self
+
+    def connect(self) -> Wire:
+        return Wire(self.uds)
+
+    @property
+    def stderr(self) -> str:
+        return (self.dir / "stderr").read_text()
+
+    def events(self, msg: str | None = None) -> list[dict[str, Any]]:
+        """The activity log, as far as it is written."""
+        lines = self.log_file.read_text().splitlines() if self.log_file.exists() else []
+        return [event for event in map(json.loads, lines) if msg is None or event["msg"] == msg]
+
+    def wait_event(self, msg: str, count: int = 1) -> list[dict[str, Any]]:
+        until(lambda: len(self.events(msg)) >= count)
+        return self.events(msg)
+
+    # Acting.
+
+    def release(self, events: int = 1) -> None:
+        """Opens the gate for so many events of the mock."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(b"x" * events)
+        self.process.stdin.flush()
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def wait(self) -> int:
+        """The exit status."""
+        return self.process.wait(PATIENCE_SECS)
+
+    def end(self) -> list[str]:
+        """Stops the daemon if the test has not; what it did wrong, leaks included."""
+        problems = []
+        if self.process.poll() is None:
+            if self._at_ready is not None:
+                settled = until(lambda: not self._left_over(), fail=False)
+                problems += [] if settled else [f"left open in the daemon: {self._left_over()}"]
+            self.signal(signal.SIGTERM)
+            try:
+                code = self.wait()
+                problems += [] if code == 0 else [f"exit status {code} after SIGTERM"]
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+                problems.append("did not stop on SIGTERM")
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self._errors.close()
+        for sign in ("Traceback", "was never retrieved", "was destroyed", "Exception ignored", "Warning"):
+            if sign in self.stderr:
+                problems.append(self.stderr)
+                break
+        return problems
+
+    def _left_over(self) -> set[str]:
+        return self._resources() - (self._at_ready or set())
+
+    def _resources(self) -> set[str]:
+        """The daemon's threads and what its descriptors mean."""
+        proc = Path(f"/proc/{self.process.pid}")
+        found = {f"thread {task.name}" for task in (proc / "task").iterdir()}
+        for fd in (proc / "fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                found.add(str(fd.readlink()))
+        return found
+
+
+def until(condition: Callable[[], bool], fail: bool = True) -> bool:
+    """Waits for a state that tells nobody when it comes."""
+    deadline = time.monotonic() + PATIENCE_SECS
+    while not condition():
+        if time.monotonic() >= deadline:
+            assert not fail, "waited in vain"
+            return False
+        time.sleep(0.005)
+    return True
+
+
+# From here on: the main program of a daemon with a mock that obeys.
+
+
+class _Gate:
+    """Lets one event pass for each byte on stdin."""
+
+    def __init__(self) -> None:
+        self._passes = asyncio.Semaphore(0)
+        asyncio.get_running_loop().add_reader(0, self._read)
+
+    def _read(self) -> None:
+        data = os.read(0, 4096)
+        for _ in data:
+            self._passes.release()
+        if not data:
+            asyncio.get_running_loop().remove_reader(0)
+
+    async def __call__(self) -> None:
+        await self._passes.acquire()
+
+
+class _GatedMock(Mock):
+    def __init__(self, name: str, *, gate: bool, hold: str, **knobs: Any) -> None:
+        super().__init__(name, **knobs)
+        self._gated, self._held = gate, hold == "ready"
+        self.is_ready = not self._held
+
+    async def start(self) -> None:
+        if self._gated:
+            self.pace = _Gate()
+        if self._held:
+            asyncio.get_running_loop().add_reader(0, self._become_ready)
+
+    def _become_ready(self) -> None:
+        os.read(0, 1)
+        asyncio.get_running_loop().remove_reader(0)
+        self.is_ready = True
+
+
+def _serve(knobs: dict[str, Any]) -> int:
+    gate, hold = knobs.pop("gate", False), knobs.pop("hold", "")
+
+    def build(_: Settings, entry: BackendEntry, progress: Progress, cancelled: threading.Event) -> Mock:
+        progress("checking_local", {"path": "(mock)"})
+        while hold == "build" and not select.select([0], [], [], 0.01)[0]:
+            if cancelled.is_set():
+                raise BootCancelled("cancelled")
+        return _GatedMock(entry.name, gate=gate, hold=hold, **knobs)
+
+    given = sources.read({})
+    return daemon.run(given.settings, given.notes, given.problem, build)
+
+
+if __name__ == "__main__":
+    sys.exit(_serve(json.loads(sys.argv[1])))

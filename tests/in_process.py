@@ -1,0 +1,168 @@
+"""The serving half of the daemon on the test's own event loop, and a client that shares it.
+
+What a test of one layer needs and a whole process would hide: the mock's gate, the admission's counters, the
+exact moment of things.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+from inferd.engine.backend import Backend
+from inferd.engine.mock import Mock
+from inferd.serve import auth, bind
+from inferd.serve.admission import Admission
+from inferd.serve.hangup import HangupWatch
+from inferd.serve.listener import Listener
+from inferd.serve.router import Router
+from inferd.serve.session import Service
+from inferd.serve.surface import V1
+from inferd.wire import v1
+
+PATIENCE_SECS = 10.0
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Waits for a state that tells nobody when it comes."""
+    deadline = time.monotonic() + PATIENCE_SECS
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        await asyncio.sleep(0.001)
+
+
+class Gate:
+    """A mock's pace: an event passes for each ``open``; ``waiting`` counts those that stand before it."""
+
+    def __init__(self) -> None:
+        self.waiting = 0
+        self._passes = asyncio.Semaphore(0)
+
+    async def __call__(self) -> None:
+        self.waiting += 1
+        try:
+            await self._passes.acquire()
+        finally:
+            self.waiting -= 1
+
+    def open(self, events: int = 1) -> None:
+        for _ in range(events):
+            self._passes.release()
+
+
+class Client:
+    """A raw connection; every wait fails after PATIENCE_SECS."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self._received = b""
+
+    async def send(self, *data: bytes | dict[str, Any]) -> None:
+        for item in data:
+            raw = item if isinstance(item, bytes) else json.dumps(item).encode() + b"\n"
+            await asyncio.wait_for(asyncio.get_running_loop().sock_sendall(self.sock, raw), PATIENCE_SECS)
+
+    async def receive(self) -> bytes:
+        loop = asyncio.get_running_loop()
+        return await asyncio.wait_for(loop.sock_recv(self.sock, 65536), PATIENCE_SECS)
+
+    async def line(self) -> bytes:
+        """The next line with its newline; what there was before the end of the stream, at the end."""
+        while b"\n" not in self._received:
+            chunk = await self.receive()
+            if not chunk:
+                break
+            self._received += chunk
+        line, newline, self._received = self._received.partition(b"\n")
+        return line + newline
+
+    async def frame(self) -> dict[str, Any]:
+        frame: dict[str, Any] = json.loads(await self.line())
+        return frame
+
+    async def rest(self) -> bytes:
+        """Everything up to the end of the stream."""
+        while chunk := await self.receive():
+            self._received += chunk
+        rest, self._received = self._received, b""
+        return rest
+
+    def finish_sending(self) -> None:
+        self.sock.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+class Server:
+    """A listener with its service; ``clients`` are closed with it."""
+
+    def __init__(self, service: Service[v1.Request], listener: Listener, hangups: HangupWatch) -> None:
+        self.service = service
+        self.listener = listener
+        self.admission = service.admission
+        self._hangups = hangups
+        self._clients: list[Client] = []
+
+    async def connect(self) -> Client:
+        address = self.listener.address
+        host, _, port = address.rpartition(":")
+        tcp = not address.startswith("/")
+        sock = socket.socket(socket.AF_INET if tcp else socket.AF_UNIX)
+        sock.setblocking(False)
+        client = Client(sock)
+        self._clients.append(client)
+        await asyncio.get_running_loop().sock_connect(sock, (host, int(port)) if tcp else address)
+        return client
+
+    async def close(self) -> None:
+        for client in self._clients:
+            client.close()
+        await self.listener.close(PATIENCE_SECS)
+        self._hangups.close()
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    address: Path | str,
+    *backends: Backend,
+    active_permits: int = 1,
+    queue_depth: int = 10,
+    api_key: str | None = None,
+    max_frame_bytes: int = 65536,
+    write_timeout_secs: float = 60.0,
+    max_connections: int = 100,
+    clock: Callable[[], float] = time.monotonic,
+) -> AsyncIterator[Server]:
+    """Serves ``backends``, one plain mock by default, on a Unix path or a TCP address."""
+    hangups = HangupWatch(asyncio.get_running_loop())
+    service = Service(
+        surface=V1,
+        admission=Admission(active_permits, queue_depth),
+        router=Router(backends or (Mock(),), clock),
+        hangups=hangups,
+        api_key=None if api_key is None else auth.ApiKey(api_key),
+        max_frame_bytes=max_frame_bytes,
+        write_timeout_secs=write_timeout_secs,
+    )
+    if isinstance(address, Path):
+        bound = bind.bind_unix(address, 0o660)
+    else:
+        bound = bind.bind_tcp(address, has_key=api_key is not None)
+    server = Server(service, Listener(bound, service.serve, max_connections), hangups)
+    before = asyncio.all_tasks()
+    try:
+        yield server
+    finally:
+        await server.close()
+    left = asyncio.all_tasks() - before
+    assert not left, f"tasks left behind: {left}"
+    assert not service.sessions
+    assert service.admission.running == service.admission.waiting == 0
+    assert not any(backend.open_streams for backend in backends if isinstance(backend, Mock))

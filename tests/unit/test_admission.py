@@ -1,0 +1,228 @@
+"""The queue: how many, in which order, and how one leaves it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Hashable
+
+import pytest
+
+from inferd.errors import AdmissionClosed, DeadlineExceeded, QueueFull
+from inferd.serve.admission import Admission
+from tests.in_process import until
+
+
+class Queue:
+    """Runs requests through an admission; each runs until it is told to finish."""
+
+    def __init__(self, active_permits: int = 1, queue_depth: int = 10) -> None:
+        self.admission = Admission(active_permits, queue_depth)
+        self.started: list[str] = []
+        self.tasks: dict[str, asyncio.Task[None]] = {}
+        self._ends: dict[str, asyncio.Event] = {}
+
+    async def come(
+        self,
+        name: str,
+        caller: Hashable = "caller",
+        priority: str = "interactive",
+        deadline: float | None = None,
+    ) -> None:
+        """A request arrives and has taken its place when this returns."""
+        self._ends[name] = asyncio.Event()
+
+        async def request() -> None:
+            with await self.admission.admit(caller, priority, deadline):
+                self.started.append(name)
+                await self._ends[name].wait()
+
+        self.tasks[name] = asyncio.ensure_future(request())
+        await asyncio.sleep(0)
+
+    async def finish(self, name: str) -> None:
+        self._ends[name].set()
+        await self.tasks[name]
+        await asyncio.sleep(0)
+
+    async def finish_all(self) -> list[str]:
+        """Finishes what runs until nothing is left; the order in which it was served."""
+        finished = 0
+        while finished < len(self.started):
+            await self.finish(self.started[finished])
+            finished += 1
+        assert self.admission.running == self.admission.waiting == 0
+        return self.started
+
+
+async def test_capacity_is_what_runs_and_what_waits() -> None:
+    queue = Queue(active_permits=2, queue_depth=1)
+    for name in ("a", "b", "c"):
+        await queue.come(name)
+    assert (queue.admission.running, queue.admission.waiting) == (2, 1)
+    with pytest.raises(QueueFull):
+        await queue.admission.admit("caller")
+    assert await queue.finish_all() == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("permits", [0, 1])
+async def test_no_permits_count_as_one(permits: int) -> None:
+    queue = Queue(active_permits=permits, queue_depth=0)
+    await queue.come("a")
+    with pytest.raises(QueueFull):
+        await queue.admission.admit("caller")
+    assert await queue.finish_all() == ["a"]
+
+
+async def test_a_free_place_is_taken_without_waiting() -> None:
+    admission = Admission(1, 0)
+    step = admission.admit("caller")
+    with pytest.raises(StopIteration) as returned:
+        step.send(None)
+    with returned.value.value:
+        assert admission.running == 1
+    assert admission.running == 0
+
+
+async def test_first_come_first_served() -> None:
+    queue = Queue()
+    for name in "abcdef":
+        await queue.come(name)
+    assert await queue.finish_all() == list("abcdef")
+
+
+async def test_interactive_before_batch() -> None:
+    queue = Queue()
+    await queue.come("running", priority="batch")
+    await queue.come("batch 1", priority="batch")
+    await queue.come("interactive 1")
+    await queue.come("batch 2", priority="batch")
+    await queue.come("interactive 2")
+    assert (await queue.finish_all())[1:] == ["interactive 1", "interactive 2", "batch 1", "batch 2"]
+
+
+async def test_callers_take_turns() -> None:
+    queue = Queue()
+    await queue.come("running", caller="a")
+    for name in ("a1", "a2", "a3", "a4", "b1", "b2", "c1"):
+        await queue.come(name, caller=name[0])
+    assert (await queue.finish_all())[1:] == ["a1", "b1", "c1", "a2", "b2", "a3", "a4"]
+
+
+async def test_a_newcomer_among_callers_is_not_starved() -> None:
+    queue = Queue()
+    await queue.come("a0", caller="a")
+    await queue.come("a1", caller="a")
+    await queue.come("a2", caller="a")
+    await queue.finish("a0")
+    await queue.come("b1", caller="b")
+    await queue.finish("a1")
+    await queue.come("a3", caller="a")
+    await queue.finish("a2")
+    assert queue.started == ["a0", "a1", "a2", "b1"]
+    await queue.finish("b1")
+    await queue.finish("a3")
+
+
+async def test_whoever_is_cancelled_while_waiting_leaves_the_queue() -> None:
+    queue = Queue(queue_depth=2)
+    for name in ("a", "b", "c"):
+        await queue.come(name)
+    queue.tasks["b"].cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await queue.tasks["b"]
+    assert queue.admission.waiting == 1
+    await queue.come("d")
+    assert await queue.finish_all() == ["a", "c", "d"]
+
+
+async def test_a_cancellation_in_the_moment_of_the_turn_passes_the_turn_on() -> None:
+    queue = Queue()
+    for name in ("a", "b", "c"):
+        await queue.come(name)
+    queue._ends["a"].set()
+    await until(lambda: queue.tasks["a"].done())  # b's turn has come, and b may not have run yet
+    queue.tasks["b"].cancel()
+    await until(lambda: queue.tasks["b"].done())
+    assert queue.started[-1] == "c"
+    await queue.finish("c")
+    assert queue.admission.running == 0
+
+
+async def test_a_turn_is_not_given_to_whoever_is_just_leaving() -> None:
+    queue = Queue()
+    for name in ("a", "b", "c"):
+        await queue.come(name)
+    queue.tasks["b"].cancel()  # the task has not seen it yet
+    queue._ends["a"].set()
+    await until(lambda: "c" in queue.started)
+    assert queue.admission.waiting == 0
+    await queue.finish("c")
+    assert (queue.admission.running, queue.admission.waiting) == (0, 0)
+
+
+async def test_a_deadline_ends_the_waiting() -> None:
+    queue = Queue(queue_depth=1)
+    await queue.come("a")
+    await queue.come("b", deadline=asyncio.get_running_loop().time() + 0.01)
+    with pytest.raises(DeadlineExceeded):
+        await queue.tasks["b"]
+    assert queue.admission.waiting == 0
+    assert await queue.finish_all() == ["a"]
+
+
+async def test_a_deadline_that_is_met_leaves_no_alarm() -> None:
+    queue = Queue()
+    await queue.come("a")
+    await queue.come("b", deadline=asyncio.get_running_loop().time() + 0.02)
+    await queue.finish("a")
+    await asyncio.sleep(0.04)
+    assert not queue.tasks["b"].done()
+    await queue.finish("b")
+
+
+async def test_a_free_place_is_given_whatever_the_deadline() -> None:
+    queue = Queue()
+    await queue.come("a", deadline=asyncio.get_running_loop().time() - 1)
+    assert await queue.finish_all() == ["a"]
+
+
+async def test_closing_refuses_newcomers_alone() -> None:
+    queue = Queue()
+    await queue.come("a")
+    await queue.come("b")
+    queue.admission.close()
+    with pytest.raises(AdmissionClosed):
+        await queue.admission.admit("caller")
+    assert await queue.finish_all() == ["a", "b"]
+
+
+async def test_letting_all_through() -> None:
+    queue = Queue()
+    for name in ("a", "b", "c"):
+        await queue.come(name)
+    queue.admission.let_all_through()
+    await until(lambda: queue.started == ["a", "b", "c"])
+    assert (queue.admission.running, queue.admission.waiting) == (3, 0)
+    assert await queue.finish_all() == ["a", "b", "c"]
+
+
+async def test_idle_waits_for_the_last_to_end() -> None:
+    queue = Queue()
+    await queue.admission.idle()
+    await queue.come("a")
+    await queue.come("b")
+    idle = asyncio.ensure_future(queue.admission.idle())
+    await queue.finish("a")
+    assert not idle.done()
+    await queue.finish("b")
+    await idle
+
+
+async def test_idle_sees_the_last_one_leave_the_queue() -> None:
+    queue = Queue()
+    await queue.come("a")
+    await queue.come("b")
+    idle = asyncio.ensure_future(queue.admission.idle())
+    queue.tasks["b"].cancel()
+    await queue.finish("a")
+    await idle

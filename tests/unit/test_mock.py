@@ -1,0 +1,93 @@
+"""The mock backend keeps the contract of the interface, knob by knob."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from inferd.engine.backend import Done, Event, GenerateRequest, Message, Text, Usage
+from inferd.engine.mock import Mock
+from inferd.errors import NotReady, Unavailable
+from tests.in_process import Gate, until
+
+
+def request(max_tokens: int = 1000) -> GenerateRequest:
+    return GenerateRequest(
+        messages=(Message("user", "hi"),), max_tokens=max_tokens, temperature=1.0, top_p=0.95, top_k=64
+    )
+
+
+async def events(mock: Mock, max_tokens: int = 1000) -> list[Event]:
+    return [event async for event in await mock.generate(request(max_tokens))]
+
+
+async def test_the_tape_and_its_end() -> None:
+    mock = Mock()
+    assert (mock.name, mock.kind, mock.model, mock.ready()) == ("mock", "mock", "mock", True)
+    assert await events(mock) == [Text("mock-response"), Done("end", Usage(0, 1))]
+    assert not mock.open_streams
+
+
+async def test_max_tokens_cuts_the_tape() -> None:
+    mock = Mock(tape=("a", "b", "c"))
+    assert await events(mock, 2) == [Text("a"), Text("b"), Done("length", Usage(0, 2))]
+    assert await events(mock, 0) == [Done("length", Usage(0, 0))]
+    assert await events(mock, 3) == [Text("a"), Text("b"), Text("c"), Done("end", Usage(0, 3))]
+
+
+async def test_drop_after_ends_without_done() -> None:
+    assert await events(Mock(tape=("a", "b"), drop_after=1)) == [Text("a")]
+    assert await events(Mock(drop_after=0)) == []
+
+
+async def test_errors_before_the_stream() -> None:
+    with pytest.raises(Unavailable, match="down"):
+        await events(Mock(error=Unavailable("down")))
+    with pytest.raises(NotReady):
+        await events(Mock(is_ready=False))
+
+
+async def test_the_pace_is_awaited_before_each_event() -> None:
+    gate = Gate()
+    stream = await Mock(pace=gate).generate(request())
+    first = asyncio.ensure_future(anext(stream))
+    await until(lambda: gate.waiting == 1)
+    assert not first.done()
+    gate.open()
+    assert await first == Text("mock-response")
+    last = asyncio.ensure_future(anext(stream))
+    await until(lambda: gate.waiting == 1)
+    gate.open()
+    assert await last == Done("end", Usage(0, 1))
+
+
+async def test_a_cancelled_stream_says_so() -> None:
+    mock = Mock(tape=("a", "b"))
+    stream = await mock.generate(request())
+    assert await anext(stream) == Text("a")
+    stream.cancel()
+    assert await anext(stream) == Done("cancelled", Usage(0, 1))
+    with pytest.raises(StopAsyncIteration):
+        await anext(stream)
+
+
+async def test_a_closed_stream_is_over() -> None:
+    mock = Mock()
+    stream = await mock.generate(request())
+    assert mock.open_streams == {stream}
+    stream.close()
+    stream.close()
+    assert not mock.open_streams
+    with pytest.raises(StopAsyncIteration):
+        await anext(stream)
+
+
+async def test_closing_the_backend_closes_its_streams() -> None:
+    mock = Mock()
+    stream = await mock.generate(request())
+    await mock.close()
+    await mock.close()
+    assert not mock.open_streams
+    with pytest.raises(StopAsyncIteration):
+        await anext(stream)

@@ -1,0 +1,232 @@
+"""Which backend serves, and when a breaker opens and closes; time is the test's own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+
+from inferd.engine.backend import FrameTemplate, GenerateRequest, Message
+from inferd.engine.mock import Mock
+from inferd.errors import (
+    BackendInternal,
+    InvalidRequest,
+    NoBackend,
+    NotReady,
+    QueueFull,
+    Unavailable,
+)
+from inferd.serve.router import FAILURES, OPEN_SECS, WINDOW_SECS, Router, generate_request
+from inferd.wire import v1
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@contextlib.contextmanager
+def dispatched(router: Router, name: str) -> Iterator[None]:
+    with router.dispatch() as backend:
+        assert backend.name == name
+        yield
+
+
+def fail(router: Router, error: BaseException | None = None, times: int = 1) -> None:
+    raised = Unavailable("down") if error is None else error
+    for _ in range(times):
+        with pytest.raises(type(raised)), router.dispatch():
+            raise raised
+
+
+def succeed(router: Router) -> str:
+    with router.dispatch() as backend:
+        return backend.name
+
+
+def refused(router: Router) -> bool:
+    try:
+        router.dispatch()
+    except NoBackend:
+        return True
+    return False
+
+
+def test_the_first_ready_backend_serves(clock: Clock) -> None:
+    first, second = Mock("first"), Mock("second")
+    router = Router([first, second], clock)
+    assert succeed(router) == "first"
+    first.is_ready = False
+    assert succeed(router) == "second"
+    second.is_ready = False
+    assert refused(router)
+
+
+def test_three_failures_open_the_breaker(clock: Clock) -> None:
+    router = Router([Mock()], clock)
+    fail(router, times=FAILURES - 1)
+    assert not refused(router)
+    fail(router)
+    assert refused(router)
+
+
+@pytest.mark.parametrize(
+    "error", [NotReady(), Unavailable("down"), BackendInternal("broken"), ZeroDivisionError()]
+)
+def test_what_counts(clock: Clock, error: Exception) -> None:
+    router = Router([Mock()], clock)
+    fail(router, error, FAILURES)
+    assert refused(router)
+
+
+@pytest.mark.parametrize("error", [InvalidRequest("no"), QueueFull(), NoBackend(), asyncio.CancelledError()])
+def test_what_does_not_count(clock: Clock, error: BaseException) -> None:
+    router = Router([Mock()], clock)
+    fail(router, error, 10)
+    assert not refused(router)
+
+
+def test_failures_are_counted_within_a_minute(clock: Clock) -> None:
+    router = Router([Mock()], clock)
+    fail(router)
+    clock.now += WINDOW_SECS / 2
+    fail(router)
+    clock.now += WINDOW_SECS / 2 + 1
+    fail(router)
+    assert not refused(router)
+    clock.now += WINDOW_SECS / 2 - 2
+    fail(router)
+    assert refused(router)
+
+
+def test_successes_in_between_do_not_hide_failures(clock: Clock) -> None:
+    router = Router([Mock()], clock)
+    for _ in range(FAILURES):
+        fail(router)
+        if not refused(router):
+            succeed(router)
+    assert refused(router)
+
+
+def test_an_open_breaker_sends_requests_to_the_next_backend(clock: Clock) -> None:
+    router = Router([Mock("first"), Mock("second")], clock)
+    fail(router, times=FAILURES)
+    assert succeed(router) == "second"
+    clock.now += OPEN_SECS
+    assert succeed(router) == "first"
+
+
+def test_breakers_are_kept_by_entry_and_not_by_kind(clock: Clock) -> None:
+    router = Router([Mock("first"), Mock("second")], clock)
+    fail(router, times=FAILURES * 2)
+    assert refused(router)
+
+
+def test_half_open_lets_one_request_probe_at_a_time(clock: Clock) -> None:
+    router = Router([Mock()], clock)
+    fail(router, times=FAILURES)
+    clock.now += OPEN_SECS - 0.1
+    assert refused(router)
+    clock.now += 0.1
+    with dispatched(router, "mock"):
+        assert refused(router)
+    assert not refused(router)
+
+
+def test_a_probe_that_succeeds_closes_and_forgets(clock: Clock) -> None:
+    router = Router([Mock()], clock)
+    fail(router, times=FAILURES)
+    clock.now += OPEN_SECS
+    succeed(router)
+    fail(router, times=FAILURES - 1)
+    assert not refused(router)
+
+
+def test_a_probe_that_fails_opens_again(clock: Clock) -> None:
+    router = Router([Mock()], clock)
+    fail(router, times=FAILURES)
+    clock.now += OPEN_SECS
+    fail(router)
+    assert refused(router)
+    clock.now += OPEN_SECS - 0.1
+    assert refused(router)
+    clock.now += 0.1
+    assert not refused(router)
+
+
+@pytest.mark.parametrize("error", [InvalidRequest("no"), asyncio.CancelledError()])
+def test_a_probe_that_tells_nothing_leaves_room_for_another(clock: Clock, error: BaseException) -> None:
+    router = Router([Mock()], clock)
+    fail(router, times=FAILURES)
+    clock.now += OPEN_SECS
+    fail(router, error)
+    with router.dispatch():
+        assert refused(router)  # it is a probe again: the breaker was neither closed nor opened
+
+
+def test_requests_from_before_the_opening_say_nothing_new(clock: Clock) -> None:
+    router = Router([Mock()], clock)
+    early, late = router.dispatch(), router.dispatch()
+    fail(router, times=FAILURES)
+    clock.now += OPEN_SECS - 1
+    early.__exit__(Unavailable, Unavailable("down"), None)
+    late.__exit__(None, None, None)
+    assert refused(router)
+    clock.now += 1
+    assert not refused(router)
+
+
+def test_defaults_of_v1() -> None:
+    request = v1.parse(b'{"messages":[{"role":"user","content":"hi"}]}')
+    assert generate_request(request, None) == GenerateRequest(
+        messages=(Message("user", "hi"),), max_tokens=1000, temperature=1.0, top_p=0.95, top_k=64
+    )
+
+
+def test_null_means_the_default_and_zero_does_not() -> None:
+    line = (
+        b'{"messages":[{"role":"user","content":""}],"temperature":%s,"top_k":%s,"max_tokens":%s,"min_p":%s,'
+        b'"repeat_penalty":%s}'
+    )
+    nulls = generate_request(v1.parse(line % ((b"null",) * 5)), None)
+    assert (nulls.temperature, nulls.top_k, nulls.max_tokens, nulls.repeat_penalty) == (1.0, 64, 1000, 1.0)
+    zeros = generate_request(v1.parse(line % ((b"0",) * 4 + (b"1.5",))), None)
+    assert (zeros.temperature, zeros.top_k, zeros.max_tokens, zeros.repeat_penalty) == (0.0, 0, 0, 1.5)
+
+
+def test_every_field_arrives() -> None:
+    line = (
+        b'{"messages":[{"role":"system","content":"a"},{"role":"assistant","content":"b"}],"temperature":0.5,'
+        b'"top_p":0.5,"top_k":5,"max_tokens":7,"min_p":0.25,"repeat_penalty":1.25,"presence_penalty":-1,'
+        b'"frequency_penalty":2,"seed":9,"stop":["x","y"],"json_schema":{"type":"object"},"session":"s"}'
+    )
+    frame = FrameTemplate(b"<", b">")
+    assert generate_request(v1.parse(line), frame) == GenerateRequest(
+        messages=(Message("system", "a"), Message("assistant", "b")),
+        max_tokens=7,
+        temperature=0.5,
+        top_p=0.5,
+        top_k=5,
+        min_p=0.25,
+        repeat_penalty=1.25,
+        presence_penalty=-1.0,
+        frequency_penalty=2.0,
+        seed=9,
+        stop=("x", "y"),
+        json_schema='{"type":"object"}',
+        session="s",
+        frame=frame,
+    )
+    assert generate_request(v1.parse(b'{"messages":[],"grammar":"root ::= \\"a\\""}'), None).grammar == (
+        'root ::= "a"'
+    )

@@ -1,0 +1,149 @@
+"""The admin socket: a snapshot on connecting, every event afterwards, and nobody who can block it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from inferd.serve import bind
+from inferd.serve.listener import Listener
+from inferd.serve.status import MAX_UNREAD_EVENTS, StatusBoard
+from inferd.wire import admin
+from tests.in_process import Client, until
+
+pytestmark = pytest.mark.both_loops
+
+CAPABILITIES = admin.encode_status("capabilities", {"backend": "mock"})
+
+
+class Admin:
+    def __init__(self, board: StatusBoard, listener: Listener) -> None:
+        self.board = board
+        self.listener = listener
+        self._clients: list[Client] = []
+
+    async def subscribe(self) -> Client:
+        sock = socket.socket(socket.AF_UNIX)
+        sock.setblocking(False)
+        client = Client(sock)
+        self._clients.append(client)
+        before = len(self.board._subscribers)
+        await asyncio.get_running_loop().sock_connect(sock, self.listener.address)
+        await until(lambda: len(self.board._subscribers) > before)
+        return client
+
+    async def close(self) -> None:
+        await self.listener.close(5)
+        for client in self._clients:
+            client.close()
+
+
+@contextlib.asynccontextmanager
+async def board_at(path: Path) -> AsyncIterator[Admin]:
+    board = StatusBoard()
+    listener = Listener(bind.bind_unix(path, 0o600), lambda sock, number: board.serve(sock), 100)
+    admin_socket = Admin(board, listener)
+    try:
+        yield admin_socket
+    finally:
+        await admin_socket.close()
+    assert not board._subscribers
+
+
+async def test_the_snapshot_is_capabilities_and_then_the_lifecycle(short_dir: Path) -> None:
+    async with board_at(short_dir / "a") as admin_socket:
+        first = await admin_socket.subscribe()
+        assert await first.line() == admin.STARTING
+        admin_socket.board.publish(admin.loading_model("mmap", {"path": "m"}))
+        admin_socket.board.publish_capabilities(CAPABILITIES)
+        admin_socket.board.publish(admin.READY)
+        second = await admin_socket.subscribe()
+        assert await second.line() + await second.line() == CAPABILITIES + admin.READY
+        live = [await first.line() for _ in range(3)]
+        assert live == [admin.loading_model("mmap", {"path": "m"}), CAPABILITIES, admin.READY]
+
+
+async def test_everyone_gets_every_event_in_order(short_dir: Path) -> None:
+    async with board_at(short_dir / "a") as admin_socket:
+        clients = [await admin_socket.subscribe() for _ in range(5)]
+        frames = [admin.loading_model("verify", {"n": n}) for n in range(200)]
+        for frame in frames:
+            admin_socket.board.publish(frame)
+        for client in clients:
+            assert [await client.line() for _ in range(201)] == [admin.STARTING, *frames]
+
+
+async def test_what_a_subscriber_sends_is_ignored(short_dir: Path) -> None:
+    async with board_at(short_dir / "a") as admin_socket:
+        client = await admin_socket.subscribe()
+        await client.send(b"x" * 100_000 + b'\n{"type":"shutdown"}\n')
+        admin_socket.board.publish(admin.READY)
+        assert await client.line() + await client.line() == admin.STARTING + admin.READY
+
+
+async def test_a_subscriber_that_leaves_is_forgotten(short_dir: Path) -> None:
+    async with board_at(short_dir / "a") as admin_socket:
+        leaving, closing, staying = [await admin_socket.subscribe() for _ in range(3)]
+        leaving.close()
+        closing.finish_sending()
+        await until(lambda: len(admin_socket.board._subscribers) == 1)
+        admin_socket.board.publish(admin.READY)
+        assert await staying.line() + await staying.line() == admin.STARTING + admin.READY
+
+
+async def test_a_subscriber_too_far_behind_is_disconnected_and_no_other(short_dir: Path) -> None:
+    frame = admin.loading_model("verify", {"path": "x" * 4000})
+    async with board_at(short_dir / "a") as admin_socket:
+        slow, quick = await admin_socket.subscribe(), await admin_socket.subscribe()
+        assert await quick.line() == admin.STARTING
+        published = 0
+        while len(admin_socket.board._subscribers) == 2:
+            admin_socket.board.publish(frame)
+            published += 1
+            assert await quick.line() == frame
+        received = (await slow.rest()).count(b"\n") - 1
+        # One that the transport held, those that we held, and the one that was too many.
+        assert published - received == 1 + MAX_UNREAD_EVENTS + 1
+        admin_socket.board.publish(admin.READY)
+        assert await quick.line() == admin.READY
+
+
+async def test_a_subscriber_at_the_bound_loses_nothing(short_dir: Path) -> None:
+    frame = admin.loading_model("verify", {"path": "x" * 4000})
+    async with board_at(short_dir / "a") as admin_socket:
+        slow = await admin_socket.subscribe()
+        (subscriber,) = admin_socket.board._subscribers
+        published = 0
+        while len(subscriber._unread) < MAX_UNREAD_EVENTS:
+            admin_socket.board.publish(frame)
+            published += 1
+            await asyncio.sleep(0)
+        assert await slow.line() == admin.STARTING
+        assert [await slow.line() for _ in range(published)] == [frame] * published
+        assert not subscriber._unread
+
+
+async def test_the_last_event_arrives_before_the_end(short_dir: Path) -> None:
+    async with board_at(short_dir / "a") as admin_socket:
+        clients = [await admin_socket.subscribe() for _ in range(3)]
+        admin_socket.board.publish(admin.DRAINING)
+        await admin_socket.listener.close(5)
+        for client in clients:
+            assert await client.rest() == admin.STARTING + admin.DRAINING
+
+
+async def test_who_never_reads_does_not_keep_the_daemon_from_ending(short_dir: Path) -> None:
+    frame = admin.loading_model("verify", {"path": "x" * 4000})
+    async with board_at(short_dir / "a") as admin_socket:
+        await admin_socket.subscribe()
+        (subscriber,) = admin_socket.board._subscribers
+        while not subscriber._unread:
+            admin_socket.board.publish(frame)
+            await asyncio.sleep(0)
+        await admin_socket.listener.close(grace=0.05)
+        assert not admin_socket.board._subscribers
