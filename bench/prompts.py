@@ -104,3 +104,8 @@ def story(rng: random.Random, extra_words: int = 0) -> list[dict[str, str]]:
         {"role": "system", "content": f"{words(rng, 6)}. You are a storyteller. {words(rng, extra_words)}"},
         {"role": "user", "content": f"Write a very long story about the {words(rng, 2)} with many details."},
     ]
+
+
+def short(rng: random.Random) -> list[dict[str, str]]:
+    """A prompt of about twenty tokens."""
+    return [{"role": "system", "content": words(rng, 2)}, {"role": "user", "content": words(rng, 2)}]

@@ -20,7 +20,7 @@ from bench.clients import Stream, drive
 from bench.report import Report, main
 
 N_CTX = 4096
-NEIGHBOUR_TOKENS = 2500
+NEIGHBOUR_TOKENS = 1500
 VICTIM_TOKENS = 400
 PROMPT_WORDS = 1600
 # How far into its prompt the victim leaves; the prompt takes seconds.
@@ -34,43 +34,56 @@ class Scene:
     def __init__(self, server: servers.Server, rng: random.Random) -> None:
         self.server = server
         self.rng = rng
-        self.neighbour = self.request(NEIGHBOUR_TOKENS)
+        self.gaps: list[float] = []
+        self.start_neighbour()
+
+    def start_neighbour(self) -> None:
+        self.neighbour = self.request(prompts.story(self.rng), NEIGHBOUR_TOKENS)
         drive([self.neighbour], until=lambda: len(self.neighbour.arrivals) >= 5)
 
-    def request(self, max_tokens: int, extra_words: int = 0) -> Stream:
-        stream = self.server.stream(prompts.story(self.rng, extra_words), max_tokens)
+    def request(self, messages: list[dict[str, str]], max_tokens: int) -> Stream:
+        stream = self.server.stream(messages, max_tokens)
         stream.send()
         return stream
 
-    def first_token(self, stream: Stream) -> float:
+    def first_token_since(self, start: float, stream: Stream) -> float:
+        """Milliseconds; the neighbour ran all the while, or RuntimeError says that it did not."""
         drive([self.neighbour, stream], until=lambda: bool(stream.arrivals) or stream.done)
-        if not stream.arrivals:
-            raise RuntimeError(f"{self.server.name} answered: {stream.failed}")
-        return stream.arrivals[0]
+        if not stream.arrivals or self.neighbour.done:
+            raise RuntimeError(f"{self.server.name} ended early: {stream.failed or self.neighbour.failed}")
+        first = stream.arrivals[0]
+        drive([stream])
+        return (first - start) * 1e3
 
     def with_a_free_slot(self) -> float:
-        stream = self.request(2)
-        took = self.first_token(stream) - stream.sent_at
-        drive([stream])
-        return took * 1e3
+        stream = self.request(prompts.short(self.rng), 2)
+        return self.first_token_since(stream.sent_at, stream)
 
-    def after_a_victim_left(self, *, in_prompt: bool) -> float:
-        victim = self.request(VICTIM_TOKENS, PROMPT_WORDS if in_prompt else 0)
-        if in_prompt:
-            self.watch_for(LEAVE_AFTER_SECS)
-        else:
-            drive([self.neighbour, victim], until=lambda: len(victim.arrivals) >= 10)
-        waiting = self.request(2)
+    def after_the_victim_left(self, victim: Stream) -> float:
+        waiting = self.request(prompts.short(self.rng), 2)
         self.watch_for(0.1)
-        left_at = victim.leave()
-        took = self.first_token(waiting) - left_at
-        drive([waiting])
-        return took * 1e3
+        return self.first_token_since(victim.leave(), waiting)
+
+    def after_leaving_the_answer(self) -> float:
+        victim = self.request(prompts.story(self.rng), VICTIM_TOKENS)
+        drive([self.neighbour, victim], until=lambda: len(victim.arrivals) >= 10)
+        return self.after_the_victim_left(victim)
+
+    def after_leaving_the_prompt(self) -> float:
+        victim = self.request(prompts.story(self.rng, PROMPT_WORDS), VICTIM_TOKENS)
+        self.watch_for(LEAVE_AFTER_SECS)
+        return self.after_the_victim_left(victim)
 
     def watch_for(self, seconds: float) -> None:
         """Reads the neighbour's tokens for a while."""
         until = time.perf_counter() + seconds
         drive([self.neighbour], until=lambda: time.perf_counter() >= until)
+
+    def renew(self) -> None:
+        """A new neighbour and two free slots, for the next measurement."""
+        self.gaps += self.neighbour.gaps_ms()
+        self.end()
+        self.start_neighbour()
 
     def end(self) -> None:
         self.neighbour.leave()
@@ -79,21 +92,18 @@ class Scene:
 
 def measure(server: servers.Server, rng: random.Random, report: Report) -> None:
     scene = Scene(server, rng)
-    add = report.add
-    add(server.name, "first token with a free slot", "ms", scene.with_a_free_slot())
-    add(
-        server.name,
-        "first token after the victim left its answer",
-        "ms",
-        scene.after_a_victim_left(in_prompt=False),
-    )
-    add(
-        server.name,
-        "first token after the victim left its prompt",
-        "ms",
-        scene.after_a_victim_left(in_prompt=True),
-    )
-    add(server.name, "step of the neighbour", "ms", statistics.median(scene.neighbour.gaps_ms()))
+    free = scene.with_a_free_slot()
+    report.add(server.name, "first token with a free slot", "ms", free)
+    for where, turn in (
+        ("answer", scene.after_leaving_the_answer),
+        ("prompt", scene.after_leaving_the_prompt),
+    ):
+        scene.renew()
+        took = turn()
+        report.add(server.name, f"first token after leaving the {where}", "ms", took)
+        report.add(server.name, f"slot free after leaving the {where}", "ms", took - free)
+    scene.renew()
+    report.add(server.name, "step of the neighbour", "ms", statistics.median(scene.gaps))
     scene.end()
 
 
@@ -116,12 +126,6 @@ def run(options: argparse.Namespace, report: Report) -> None:
         for number in range(options.repeats):
             for server in running if number % 2 == 0 else running[::-1]:
                 measure(server, rng, report)
-    for server in running:
-        free = report.median(server.name, "first token with a free slot")
-        for where in ("answer", "prompt"):
-            freed = report.median(server.name, f"first token after the victim left its {where}")
-            if free is not None and freed is not None:
-                report.add(server.name, f"slot free after leaving the {where}", "ms", freed - free)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,59 @@
+"""Framing: what a token frame and the splitting of lines cost, from the micro-benchmarks of ``bench/micro``.
+
+A contestant's copy of the bytes into its buffer counts; reading from a socket in place does without it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from bench.report import Report, main
+from bench.servers import ROOT
+
+
+def run(options: argparse.Namespace, report: Report) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        results = Path(scratch) / "results.json"
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "bench/micro"]
+        # One process for each round: a layout of memory that favours one contestant does not stay.
+        for _ in range(options.repeats):
+            done = subprocess.run(
+                [*command, f"--benchmark-json={results}"],
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if done.returncode != 0:
+                raise RuntimeError(done.stdout[-2000:] + done.stderr[-2000:])
+            for bench in json.loads(results.read_text())["benchmarks"]:
+                collect(bench, report)
+    for sample in list(report.samples):
+        if sample.contestant != "inferd":
+            report.ratio(sample.metric, "inferd", sample.contestant)
+    report.ratios.sort(key=lambda ratio: ratio.metric)
+
+
+def collect(bench: dict[str, object], report: Report) -> None:
+    """One micro-benchmark's median: time for a frame, bandwidth for splitting."""
+    found = re.search(r"\[(.*)\]", str(bench["name"]))
+    extra, stats = bench["extra_info"], bench["stats"]
+    assert found is not None
+    assert isinstance(extra, dict)
+    assert isinstance(stats, dict)
+    contestant = str(extra["contestant"])
+    what = found[1].removeprefix(f"{contestant}-")
+    if bench["group"] == "split":
+        report.add(contestant, f"split {what}", "GB/s", extra["bytes"] / stats["median"] / 1e9)
+    else:
+        report.add(contestant, f"frame of {what}", "ns", stats["median"] * 1e9)
+
+
+if __name__ == "__main__":
+    main("framing", __doc__ or "", run)
