@@ -53,6 +53,7 @@ def read_exactly(process: subprocess.Popen[bytes], size: int) -> bytes:
 def test_run_starts_a_daemon_that_the_next_run_finds(shell: Shell) -> None:
     first = shell("run", "hi")
     assert (first.returncode, first.stdout) == (0, "mock-response\n")
+    assert first.stderr in ("", "Looking for the model …\n")
     pid = shell.pid()
     assert os.getpgid(pid) == os.getsid(pid) == pid
     assert Path(f"/proc/{pid}/cwd").readlink() == Path("/")

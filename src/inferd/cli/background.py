@@ -84,10 +84,13 @@ def _wait_for_boot(settings: Settings, show: Callable[[Frame], None]) -> None:
 def _booting_daemon(settings: Settings) -> AdminClient:
     child: subprocess.Popen[bytes] | None = None
     while True:
-        try:
-            return AdminClient(settings.admin_addr)
-        except DaemonUnreachable:
-            pass
+        with contextlib.suppress(DaemonUnreachable):
+            admin = AdminClient(settings.admin_addr)
+            if child is not None:
+                child.returncode = (
+                    0  # it is meant to outlive us; Popen would complain that nobody waited for it
+                )
+            return admin
         held = is_held(settings.lock)
         if child is not None and child.poll() is not None:
             if not held:
