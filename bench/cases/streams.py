@@ -34,22 +34,18 @@ def start(server: servers.Server, rng: random.Random, count: int, n_predict: int
     return streams
 
 
-def together(streams: list[Stream]) -> float:
-    """Tokens per second over all, in the time in which every stream was answering."""
-    since = max(stream.arrivals[0] for stream in streams)
-    until = min(stream.arrivals[-1] for stream in streams)
-    tokens = sum(since < at <= until for stream in streams for at in stream.arrivals)
-    return tokens / (until - since)
-
-
 def alone(server: servers.Server, rng: random.Random, count: int, report: Report) -> None:
+    """What counts is the time in which every stream was answering."""
     streams = start(server, rng, count, N_PREDICT)
     drive(streams)
     for stream in streams:
         if stream.failed:
             raise RuntimeError(f"{server.name} answered: {stream.failed}")
-    report.add(server.name, f"{count} streams, in total", "tokens/s", together(streams))
-    gaps = [gap for stream in streams for gap in stream.gaps_ms()]
+    since = max(stream.arrivals[0] for stream in streams)
+    until = min(stream.arrivals[-1] for stream in streams)
+    tokens = sum(since < at <= until for stream in streams for at in stream.arrivals)
+    report.add(server.name, f"{count} streams, in total", "tokens/s", tokens / (until - since))
+    gaps = [gap for stream in streams for gap in stream.gaps_ms(since, until)]
     report.add(server.name, f"{count} streams, gap p99", "ms", quantile(gaps, 0.99))
 
 
