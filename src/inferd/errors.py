@@ -177,7 +177,7 @@ class FetchError(StoreError):
 
 
 class HashMismatch(StoreError):
-    """A model file is not the one that was asked for; it was moved to quarantine."""
+    """A model file is not the one that was asked for; if it lay in the store, it was moved to quarantine."""
 
 
 class BootCancelled(OperatorError):
