@@ -15,9 +15,10 @@ from typing import Any
 import msgspec
 import orjson
 import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
 from inferd import _fastpath, _purepath
 from inferd.wire import v1
-from pytest_benchmark.fixture import BenchmarkFixture
 
 IMPLEMENTATIONS = {"inferd": _fastpath, "inferd, plain Python": _purepath}
 

@@ -1,7 +1,7 @@
 """The readable half of :mod:`inferd.fastpath`, and the oracle of its tests: plain Python.
 
-Every function here says what its compiled twin does too. The two differ in speed, and in that a line is a copy
-of the bytes here.
+Every function here says what its compiled twin does too. The two differ in speed, and in that a line is a
+copy here.
 """
 
 from __future__ import annotations
