@@ -7,9 +7,10 @@ of it with a fixed number of sequences; one thread spends its life in ``Engine.r
 there. Everything that enters the loop is numbers and bytes, everything that leaves it is bytes: no pointer and
 no Python object crosses, so the loop could as well run in a process of its own.
 
-A step of the loop: take in new jobs and cancels; give free slots to waiting jobs; fill one batch, the next
-token of every running sequence first and then chunks of prompts; decode; sample a token for each row of
-logits; append the finished frames; publish them and wake the event loop once.
+A step of the loop: take in new jobs and cancels; give free slots to waiting jobs; fill one batch; decode; sample
+a token for each row of logits; append the finished frames; publish them and wake the event loop once. A batch
+is either the next token of every running sequence or a chunk of one prompt, in turns. llama.cpp would split a
+mixed one in the same way, and as it is, what is computed for a prompt never depends on who runs beside it.
 
 A job is the list of its tokens (prompt and answer) and ``n_past``, how many of them the KV cache holds. Prefill,
 decoding and repair after an interrupted step are the same thing: feed what is missing.
@@ -53,9 +54,9 @@ cdef cbool give_up(void* data) noexcept nogil:
 
 
 cdef enum:
-    # While others decode, prompt chunks are only so long that a step takes about this much longer ...
+    # While others decode, a prompt chunk takes about this long ...
     PROMPT_SHARE_US = 50000
-    # ... but never shorter than this, so that a prompt always gets on.
+    # ... but is never shorter than this, so that a prompt always gets on.
     MIN_CHUNK = 16
 
 
@@ -81,10 +82,9 @@ cdef class Engine:
     cdef StepGuard guard
     cdef Exchange exchange
     cdef CThreadGovernor* governor
-    cdef vector[Job*] waiting, running, active, touched
+    cdef vector[Job*] waiting, running, active, batched, touched
     cdef vector[cbool] seats
-    cdef int decoding, prompt_tokens
-    cdef cbool hold_prompts
+    cdef cbool prompt_is_next, hold_prompts
 
     def __cinit__(self, Model model, *, int n_ctx, int n_seq, int n_batch, int threads, str flash_attention,
                   str kv_type, bint unified):
@@ -153,6 +153,7 @@ cdef class Engine:
             llama_set_n_threads(self.ctx, 1, 1)
             for turn in range(2):
                 self.batch.n_tokens = 0
+                self.batched.clear()
                 self.add_tokens(&job, 1)
                 started = llama_time_us()
                 code = decode(self.ctx, self.batch)
@@ -309,66 +310,70 @@ cdef class Engine:
 
     cdef void step(self) noexcept nogil:
         cdef int64_t started, elapsed
-        cdef int threads, code
+        cdef int threads, code, sequences = 0, prompt = 0
         cdef Job* job
-        self.fill_batch()
-        if self.batch.n_tokens == 0 or not self.exchange.begin_step(self.active):
+        if self.fill_batch():
+            prompt = self.batch.n_tokens
+        else:
+            sequences = self.batch.n_tokens
+        if self.batch.n_tokens == 0:
+            return
+        if not self.exchange.begin_step(self.batched[0] if prompt > 0 else NULL):
             return
         started = llama_time_us()
         threads = self.governor.threads()
-        self.guard.deadline_us = self.governor.deadline(started, self.decoding, self.prompt_tokens)
+        self.guard.deadline_us = self.governor.deadline(started, sequences, prompt)
         llama_set_n_threads(self.ctx, threads, threads)
         code = decode(self.ctx, self.batch)
         llama_synchronize(self.ctx)
         elapsed = llama_time_us() - started
         if code == 0:
-            self.governor.measured(started + elapsed, self.decoding, self.prompt_tokens, elapsed)
-            for job in self.active:
-                if job.in_step > 0:
-                    job.n_past += job.in_step
-                    self.touched.push_back(job)
-            for job in self.active:
+            self.governor.measured(started + elapsed, sequences, prompt, elapsed)
+            for job in self.batched:
+                job.n_past += job.in_step
+                self.touched.push_back(job)
+            for job in self.batched:
                 if job.logits_row >= 0:
                     self.advance(job)
         elif code == 2:
             if not self.exchange.interrupted():
                 self.governor.stalled(started + elapsed)
-            for job in self.active:
-                if job.in_step > 0:
-                    self.rewind(job)
+            for job in self.batched:
+                self.rewind(job)
         elif code == 1:
-            self.make_room()
+            self.make_room(prompt > 0)
         else:
             self.lose_context()
 
-    cdef void fill_batch(self) noexcept nogil:
-        """The next token of every active sequence, then prompt chunks, the shortest rest first."""
+    cdef cbool fill_batch(self) noexcept nogil:
+        """Puts the tokens of the next step into the batch; whether they are a prompt's."""
         cdef Job* job
-        cdef Job* next
+        cdef Job* prompt = NULL
+        cdef cbool decoders = False
         cdef size_t rest, room
         self.batch.n_tokens = 0
-        for job in self.active:
-            job.in_step = 0
-            job.logits_row = -1
+        self.batched.clear()
         for job in self.active:
             if not job.prefilling():
-                self.add_tokens(job, 1)
-        self.decoding = self.batch.n_tokens
-        room = self.n_batch - self.decoding
-        if self.decoding > 0 and self.governor.prompt_pace() > 0:
-            room = min(room, max(<size_t>(PROMPT_SHARE_US / self.governor.prompt_pace()), <size_t>MIN_CHUNK))
-        while room > 0 and not (self.hold_prompts and self.decoding > 0):
-            next = NULL
+                decoders = True
+            elif prompt == NULL or job.tokens.size() - job.n_past < prompt.tokens.size() - prompt.n_past:
+                prompt = job  # the shortest rest first
+        self.prompt_is_next = not self.prompt_is_next
+        if prompt == NULL or (decoders and (self.hold_prompts or not self.prompt_is_next)):
             for job in self.active:
-                rest = job.tokens.size() - job.n_past
-                if job.in_step == 0 and job.prefilling() and (next == NULL or rest < next.tokens.size() - next.n_past):
-                    next = job
-            if next == NULL:
-                break
-            rest = min(room, next.tokens.size() - next.n_past)
-            self.add_tokens(next, rest)
-            room -= rest
-        self.prompt_tokens = self.batch.n_tokens - self.decoding
+                if not job.prefilling():
+                    self.add_tokens(job, 1)
+            return False
+        rest = prompt.tokens.size() - prompt.n_past
+        room = self.n_batch
+        if decoders and self.governor.prompt_pace() > 0:
+            room = min(room, max(<size_t>(PROMPT_SHARE_US / self.governor.prompt_pace()), <size_t>MIN_CHUNK))
+        if rest == room + 1 and room > 2:
+            # ggml computes a single token by other kernels than several: a lone last one would come out a
+            # little differently from the same token in a longer chunk.
+            room -= 1
+        self.add_tokens(prompt, min(rest, room))
+        return True
 
     cdef void add_tokens(self, Job* job, size_t n) noexcept nogil:
         cdef size_t i
@@ -382,6 +387,8 @@ cdef class Engine:
             self.batch.logits[row] = False
             self.batch.n_tokens += 1
         job.in_step = n
+        job.logits_row = -1
+        self.batched.push_back(job)
         if job.n_past + n == job.tokens.size():
             job.logits_row = self.batch.n_tokens - 1
             self.batch.logits[job.logits_row] = True
@@ -471,22 +478,25 @@ cdef class Engine:
             llama_memory_seq_rm(self.memory, job.slot, -1, -1)
             job.n_past = 0
 
-    cdef void make_room(self) noexcept nogil:
-        """The shared cache is full: prompts wait for those who decode; if nobody does, the youngest gives way."""
-        if self.decoding > 0 and self.prompt_tokens > 0:
-            self.hold_prompts = True
-            return
+    cdef void make_room(self, cbool for_prompt) noexcept nogil:
+        """The shared cache is full: a prompt waits for those who decode; else the youngest gives way."""
+        cdef Job* job
         cdef Job* youngest = self.active[self.active.size() - 1]
-        self.fail(youngest, Finish.unavailable, b"the KV cache shared by all requests is full; try again, or serve with a larger --n-ctx")
+        if for_prompt:
+            for job in self.active:
+                if not job.prefilling():
+                    self.hold_prompts = True
+                    return
+        self.fail(youngest, Finish.unavailable,
+                  b"the KV cache shared by all requests is full; try again, or serve with a larger --n-ctx")
         self.leave(youngest)
 
     cdef void lose_context(self) noexcept nogil:
         """llama.cpp failed: the requests of this step end, the context is made anew, the others start over."""
         cdef size_t i = 0
         cdef Job* job
-        for job in self.active:
-            if job.in_step > 0:
-                self.fail(job, Finish.broken, b"llama.cpp failed while it computed this request; the daemon's log has the reason")
+        for job in self.batched:
+            self.fail(job, Finish.broken, b"llama.cpp failed while it computed this request; the daemon's log has the reason")
         self.close_context()
         self.open_context()
         while i < self.running.size():

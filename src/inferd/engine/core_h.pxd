@@ -138,6 +138,6 @@ cdef extern from "exchange.h" namespace "inferd" nogil:
         vector[uint64_t] ready()
         unique_ptr[Job] collect(uint64_t id, string& out)
         cbool intake(vector[Job*]& waiting, vector[Job*]& running, vector[Job*]& active, size_t slots)
-        cbool begin_step(const vector[Job*]& step)
+        cbool begin_step(const Job* prompt)
         cbool interrupted()
         void publish(const vector[Job*]& jobs)

@@ -120,7 +120,7 @@ class Exchange {
         }
         job->cancel = true;
         job->dropped = job->dropped || drop;
-        if (job->in_step > 1 && stepping_) interrupt_.store(true, std::memory_order_relaxed);
+        if (job == interruptible_) interrupt_.store(true, std::memory_order_relaxed);
         work_.notify_one();
     }
 
@@ -186,15 +186,12 @@ class Exchange {
         return false;
     }
 
-    // From here to `publish` a cancel of a job that has a prompt chunk in the step interrupts the step. False:
-    // one of them is already cancelled, so the step is not worth beginning.
-    bool begin_step(const std::vector<Job *> &step) {
+    // A step begins, with a chunk of the prompt of `prompt` if that is not null; from here to `publish` a cancel
+    // of that job interrupts the step. False: it is already cancelled, so the step is not worth beginning.
+    bool begin_step(const Job *prompt) {
         std::lock_guard<std::mutex> lock(mutex_);
-        if (stopping_) return false;
-        for (const Job *job : step) {
-            if (job->cancel && job->in_step > 1) return false;
-        }
-        stepping_ = true;
+        if (stopping_ || (prompt && prompt->cancel)) return false;
+        interruptible_ = prompt;
         interrupt_.store(false, std::memory_order_relaxed);
         return true;
     }
@@ -206,7 +203,7 @@ class Exchange {
         bool wake = false;
         {
             std::lock_guard<std::mutex> lock(mutex_);
-            stepping_ = false;
+            interruptible_ = nullptr;
             for (Job *job : jobs) {
                 const bool finished = job->finish != Finish::running;
                 if (job->dropped) {
@@ -240,7 +237,7 @@ class Exchange {
     std::vector<uint64_t> ready_;
     uint64_t last_id_ = 0;
     bool stopping_ = false;
-    bool stepping_ = false;
+    const Job *interruptible_ = nullptr;
     std::atomic<bool> interrupt_{false};
     int fds_[2] = {-1, -1};
 };

@@ -272,7 +272,7 @@ class LlamaCpp(Backend):
         self._loop.remove_reader(self._engine.fileno())
         self._engine.stop()
         await self._loop.run_in_executor(None, self._thread.join)
-        self._preparing.shutdown(wait=False)
+        await self._loop.run_in_executor(None, lambda: self._preparing.shutdown(cancel_futures=True))
         for stream in list(self._streams.values()):
             stream.close()
         self._loop = None

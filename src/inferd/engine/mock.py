@@ -6,7 +6,9 @@ in which a backend can behave: how fast (``pace`` is awaited before each event),
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 from inferd.engine.backend import (
     Backend,
@@ -21,7 +23,7 @@ from inferd.engine.backend import (
 )
 from inferd.errors import InferdError, NotReady
 
-Pace = Callable[[], Awaitable[None]]
+Pace = Callable[[], Coroutine[Any, Any, None]]
 
 
 class Mock(Backend):
@@ -76,11 +78,12 @@ class Mock(Backend):
 
 
 class MockStream(Stream):
-    """One reading of the tape; a cancel or a close takes effect with the next event."""
+    """One reading of the tape."""
 
     def __init__(self, backend: Mock, max_tokens: int) -> None:
         self._backend = backend
         self._pace = backend.pace
+        self._pacing: asyncio.Future[None] | None = None
         self._ended = False
         self._cancelled = False
         self._sent = 0
@@ -89,7 +92,7 @@ class MockStream(Stream):
 
     async def __anext__(self) -> Event:
         if self._pace is not None and not (self._cancelled or self._ended):
-            await self._pace()
+            await self._keep_pace(self._pace)
         if self._ended or self._sent == self._backend.drop_after:
             self.close()
             raise StopAsyncIteration
@@ -99,8 +102,17 @@ class MockStream(Stream):
         self._sent += 1
         return Text(self._tokens[self._sent - 1])
 
+    async def _keep_pace(self, pace: Pace) -> None:
+        self._pacing = asyncio.ensure_future(pace())
+        try:
+            await asyncio.wait((self._pacing,))
+        finally:
+            self._pacing.cancel()
+
     def cancel(self) -> None:
         self._cancelled = True
+        if self._pacing is not None:
+            self._pacing.cancel()
 
     def close(self) -> None:
         self._ended = True
