@@ -134,7 +134,7 @@ class Inferd(Server):
         super().__init__()
         self.name = name
         self.address = Address.tcp(free_port()) if tcp else Address.unix(self.home / "i.sock")
-        backend = ["--backend", "mock"]
+        backend: list[object] = ["--backend", "mock"]
         if model is not None:
             backend = ["--model-path", model, "--threads", threads, "--n-ctx", n_ctx]
         self._arguments = [*backend, "--active-permits", slots, "--queue-depth", queue]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import random
 import time
@@ -84,9 +85,9 @@ def run(options: argparse.Namespace, report: Report) -> None:
             return f"{N_PREDICT} {' '.join(map(str, prompt))}"
 
         contest.loop(engine, own)
-        loops = {
-            "bare loop (C++)": lambda: servers.bare_loop(model, threads, N_CTX),
-            "llama-cpp-python loop": lambda: servers.low_level_loop(python, model, threads, N_CTX),
+        loops: dict[str, Callable[[], servers.Loop]] = {
+            "bare loop (C++)": functools.partial(servers.bare_loop, model, threads, N_CTX),
+            "llama-cpp-python loop": functools.partial(servers.low_level_loop, python, model, threads, N_CTX),
         }
         for name, make in loops.items():
             try:
@@ -95,18 +96,13 @@ def run(options: argparse.Namespace, report: Report) -> None:
                 report.missing[name] = str(reason)
 
         running: list[servers.Server] = []
+        same = {"threads": threads, "n_ctx": N_CTX}
+        own_flash = {"flash_attention": "auto", "name": "llama-server, its flash attention"}
         contestants: dict[str, Callable[[], servers.Server]] = {
-            "inferd": lambda: servers.Inferd(model, threads=threads, n_ctx=N_CTX),
-            "llama-server": lambda: servers.LlamaServer(python, model, threads=threads, n_ctx=N_CTX),
-            "llama-server, its flash attention": lambda: servers.LlamaServer(
-                python,
-                model,
-                threads=threads,
-                n_ctx=N_CTX,
-                flash_attention="auto",
-                name="llama-server, its flash attention",
-            ),
-            "llama-cpp-python": lambda: servers.LlamaCppPython(python, model, threads=threads, n_ctx=N_CTX),
+            "inferd": functools.partial(servers.Inferd, model, **same),
+            "llama-server": functools.partial(servers.LlamaServer, python, model, **same),
+            own_flash["name"]: functools.partial(servers.LlamaServer, python, model, **same, **own_flash),
+            "llama-cpp-python": functools.partial(servers.LlamaCppPython, python, model, **same),
         }
         for name, start in contestants.items():
             try:

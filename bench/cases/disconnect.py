@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import random
 import statistics
 import time
@@ -112,8 +113,8 @@ def run(options: argparse.Namespace, report: Report) -> None:
     report.settings |= {"model": model.name, "n_ctx": N_CTX, "slots": 2, "victim_tokens": VICTIM_TOKENS}
     room = {"threads": threads, "n_ctx": N_CTX, "slots": 2}
     contestants: dict[str, Callable[[], servers.Server]] = {
-        "inferd": lambda: servers.Inferd(model, **room),
-        "llama-server": lambda: servers.LlamaServer(python, model, **room),
+        "inferd": functools.partial(servers.Inferd, model, **room),
+        "llama-server": functools.partial(servers.LlamaServer, python, model, **room),
     }
     rng = random.Random(options.seed)
     with contextlib.ExitStack() as stack:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import random
 import time
 from collections.abc import Callable
@@ -78,8 +79,8 @@ def run(options: argparse.Namespace, report: Report) -> None:
     for count in STREAMS:
         room = {"threads": threads, "n_ctx": N_CTX, "slots": count + 1}
         contestants: dict[str, Callable[[], servers.Server]] = {
-            "inferd": lambda room=room: servers.Inferd(model, **room),
-            "llama-server": lambda room=room: servers.LlamaServer(python, model, **room),
+            "inferd": functools.partial(servers.Inferd, model, **room),
+            "llama-server": functools.partial(servers.LlamaServer, python, model, **room),
         }
         with contextlib.ExitStack() as stack:
             running = []
