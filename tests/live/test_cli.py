@@ -231,6 +231,18 @@ def test_run_shows_the_loading_and_then_answers(daemon: Daemon) -> None:
     assert finish(process)[:2] == (0, "mock-response\n")
 
 
+def test_ctrl_c_while_the_model_loads_ends_the_waiting_and_not_the_daemon(daemon: Daemon) -> None:
+    served = daemon(mock={"hold": "build"})
+    served.wait_for("loading_model")
+    process = beside(served).start("run", "hi")
+    assert process.stderr is not None
+    process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    assert finish(process) == (130, "", "")
+    served.release()
+    served.wait_ready()
+
+
 def test_stop_lets_a_running_answer_finish(daemon: Daemon) -> None:
     served = daemon(mock={"tape": ["one ", "two"], "gate": True}).wait_ready()
     user = beside(served)

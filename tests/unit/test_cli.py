@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import threading
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +23,7 @@ from inferd.cli import commands, options, output, progress, run, serve
 from inferd.client import Done
 from inferd.config.kinds import Boolean, Integer
 from inferd.config.settings import OPTIONS, Option
+from tests.daemon_process import until
 
 DONE = Done(content="Hello", stop_reason="end", prompt_tokens=1, completion_tokens=2)
 FLAGGED = [option for option in OPTIONS if option.flag is not None]
@@ -321,6 +327,42 @@ def test_list_shows_catalogue_and_store(home: Path, capsys: pytest.CaptureFixtur
     report = json.loads(capsys.readouterr().out)
     assert report["models_home"] == str(home)
     assert [model["stored"] for model in report["models"]] == [False]
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """A command that handles signals leaves our process as it was."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_an_interrupted_pull_cleans_up_behind_itself(
+    home: Path, handlers: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from inferd.store import fetch
+
+    ended: list[str] = []
+    returned = threading.Event()
+
+    def main_waits() -> bool:
+        frame = sys._current_frames()[threading.main_thread().ident or 0]
+        return "result" in [each.f_code.co_name for each, _ in traceback.walk_stack(frame)]
+
+    def ensure_model(*_: object, cancelled: threading.Event, **__: object) -> None:
+        until(main_waits)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert cancelled.wait(30)
+        os.kill(os.getpid(), signal.SIGINT)
+        ended.append("cut short" if returned.wait(0.2) else "cleaned up")
+        raise errors.BootCancelled("cancelled")
+
+    monkeypatch.setattr(fetch, "ensure_model", ensure_model)
+    assert cli.main(["pull", "smollm2-135m-instruct"]) == 130
+    returned.set()
+    until(lambda: bool(ended))
+    assert ended == ["cleaned up"]
 
 
 def test_pull_of_an_unknown_model_names_the_known_ones(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import click
@@ -18,20 +21,32 @@ from inferd.config.settings import ModelSpec
 @click.argument("name")
 def pull_command(name: str) -> None:
     """Fetch and verify the model NAME. It is looked up in the catalogue."""
-    from inferd.store.fetch import ensure_model
+    from inferd.store.fetch import OpenModel, ensure_model
     from inferd.store.models import ModelStore
 
     settings, _ = sources.load({})
     cancelled = threading.Event()
-    with Progress() as progress:
-        model = ensure_model(
+
+    def fetch(show: Callable[[str, dict[str, object]], None]) -> OpenModel:
+        return ensure_model(
             ModelStore(settings.models_home),
             ModelSpec(name=name),
             auto_pull=True,
             verify="always",
-            progress=progress.phase,
+            progress=show,
             cancelled=cancelled,
         )
+
+    # In a thread, which an interruption cannot tear apart: it is asked to end, and cleans up behind itself.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with Progress() as progress, ThreadPoolExecutor(1) as thread:
+        try:
+            model = thread.submit(fetch, progress.phase).result()
+        except KeyboardInterrupt:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)  # the end is near, and a second one would cut it short
+            cancelled.set()
+            raise
     with model:
         click.echo(f"{model.name} is in the store and verified: {model.path}")
 

@@ -300,7 +300,7 @@ class Settings:
         _LIMITS,
         Seconds(),
         0.0,
-        "Stop after this long without a request or a connection; 0 never stops.",
+        "Stop when nobody has been connected for this long; 0 never stops.",
     )
     max_frame_bytes: int = _option(
         _LIMITS,
