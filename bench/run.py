@@ -100,6 +100,9 @@ def main() -> int:
     )
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "bench", help="directory of the results")
+    parser.add_argument(
+        "--label", default="", help="added to the names of the results, to keep other runs' beside"
+    )
     parser.add_argument("--no-plot", action="store_true", help="do without matplotlib")
     chosen, passed_on = parser.parse_known_args()
     unknown = set(chosen.cases) - set(CASES)
@@ -116,11 +119,12 @@ def main() -> int:
             failed.append(case)
             console.print(f"{case} failed; what it said stands above", style="red")
             continue
-        reports[case] = report
+        name = f"{case} {chosen.label}".strip()
+        reports[name] = report
         results.write_text(json.dumps(reports, indent=1))
         show(report, console)
         if not chosen.no_plot:
-            draw(report, chosen.out / f"{case}.svg")
+            draw(report, chosen.out / f"{name.replace(' ', '-')}.svg")
     console.print(f"results: {chosen.out}")
     return 1 if failed else 0
 

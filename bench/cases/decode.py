@@ -1,8 +1,9 @@
 """One stream: tokens per second and time to first token, through each server and in bare loops.
 
 Every contestant runs the same model, threads, prompt, context size, greedy sampling and flash attention off
-(on a CPU it slows decoding; llama-server runs once more with its own default). In each round every contestant
-answers the same new prompt once, in an order that turns from round to round.
+(on a CPU it slows decoding). llama-server runs once more with its own default of that, inferd with its own
+choice of threads. In each round every contestant answers the same new prompt once, in an order that turns from
+round to round.
 """
 
 from __future__ import annotations
@@ -97,9 +98,11 @@ def run(options: argparse.Namespace, report: Report) -> None:
 
         running: list[servers.Server] = []
         same = {"threads": threads, "n_ctx": N_CTX}
+        own_threads = {"threads": 0, "n_ctx": N_CTX, "name": "inferd, its own threads"}
         own_flash = {"flash_attention": "auto", "name": "llama-server, its flash attention"}
         contestants: dict[str, Callable[[], servers.Server]] = {
             "inferd": functools.partial(servers.Inferd, model, **same),
+            own_threads["name"]: functools.partial(servers.Inferd, model, **own_threads),
             "llama-server": functools.partial(servers.LlamaServer, python, model, **same),
             own_flash["name"]: functools.partial(servers.LlamaServer, python, model, **same, **own_flash),
             "llama-cpp-python": functools.partial(servers.LlamaCppPython, python, model, **same),
