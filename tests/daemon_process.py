@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -16,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +29,7 @@ from inferd.config import sources
 from inferd.config.settings import BackendEntry, Settings
 from inferd.daemon import Progress
 from inferd.engine.mock import Mock
-from inferd.errors import BootCancelled
+from inferd.errors import BootCancelled, InferdError, ModelError
 
 PATIENCE_SECS = 30.0
 
@@ -49,6 +51,10 @@ class Wire:
     def send(self, *data: bytes | dict[str, Any]) -> None:
         for item in data:
             self.sock.sendall(item if isinstance(item, bytes) else json.dumps(item).encode() + b"\n")
+
+    def wait_until_read(self) -> None:
+        """Returns when the daemon has taken everything that was sent."""
+        until(lambda: fcntl.ioctl(self.sock, termios.TIOCOUTQ, b"\0\0\0\0") == b"\0\0\0\0")
 
     def line(self) -> bytes:
         """The next line with its newline; what there was before the end of the stream, at the end."""
@@ -93,7 +99,8 @@ class Wire:
 
 
 class DaemonProcess:
-    """``mock`` knobs: ``tape``, ``gate``, ``drop_after``, ``hold`` (``build`` or ``ready``)."""
+    """``mock`` knobs: ``tape`` and ``repeat``, ``drop_after``, ``gate``, and ``hold``, which keeps the boot
+    at ``build`` or ``ready`` until :meth:`release`, or lets it ``fail`` then."""
 
     def __init__(self, directory: Path, options: Mapping[str, object], mock: Mapping[str, object]) -> None:
         directory.mkdir()
@@ -268,16 +275,26 @@ class _GatedMock(Mock):
 
 def _serve(knobs: dict[str, Any]) -> int:
     gate, hold = knobs.pop("gate", False), knobs.pop("hold", "")
+    if "repeat" in knobs:
+        knobs["tape"] = knobs["tape"] * knobs.pop("repeat")
 
     def build(_: Settings, entry: BackendEntry, progress: Progress, cancelled: threading.Event) -> Mock:
         progress("checking_local", {"path": "(mock)"})
-        while hold == "build" and not select.select([0], [], [], 0.01)[0]:
+        while hold in ("build", "fail") and not select.select([0], [], [], 0.01)[0]:
             if cancelled.is_set():
                 raise BootCancelled("cancelled")
+        if hold == "fail":
+            raise ModelError("the model is of stone; choose another")
+        if hold == "build":
+            os.read(0, 1)
         return _GatedMock(entry.name, gate=gate, hold=hold, **knobs)
 
-    given = sources.read({})
-    return daemon.run(given.settings, given.notes, given.problem, build)
+    try:
+        given = sources.read({})
+        return daemon.run(given.settings, given.notes, given.problem, build)
+    except InferdError as error:
+        sys.stderr.write(f"inferd: {error}\n")
+        return error.exit_code
 
 
 if __name__ == "__main__":

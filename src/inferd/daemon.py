@@ -93,6 +93,7 @@ def build_backend(
     if entry.kind == "mock":
         progress("checking_local", {"path": "(mock)"})
         return Mock(entry.name)
+    # Only a daemon with a model of its own pays for loading the engine.
     from inferd.engine.llamacpp import LlamaCpp, LlamaCppConfig
 
     with _open_model(settings, entry, progress, cancelled) as model:
@@ -247,6 +248,7 @@ class Daemon:
         except asyncio.CancelledError:
             self._cancelled.set()
             await asyncio.wait((running,))
+            running.exception()  # nobody is left to hear it
             raise
 
     def _show_progress(self, phase: str, details: Mapping[str, object]) -> None:
@@ -311,11 +313,11 @@ class Daemon:
 
     async def _drain(self, service: Service[v1.Request]) -> None:
         """Lets requests finish, then ends them, then closes the connections behind what was written."""
-        self._board.publish(admin.DRAINING)
-        _notify("STOPPING=1")
         inference = self._listeners[-1]
         inference.stop()
         self._admission.close()
+        self._board.publish(admin.DRAINING)
+        _notify("STOPPING=1")
         idle = self._loop.create_task(self._admission.idle())
         await asyncio.wait((idle,), timeout=self._settings.drain_timeout_secs)
         if not idle.done():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,11 +22,293 @@ DONE = (
     b'{"type":"done","id":"q","content":"mock-response","usage":{"prompt_tokens":0,"completion_tokens":1},'
     b'"stop_reason":"end","backend":"mock","model":"mock"}\n'
 )
+CANCELLED = DONE.replace(b"mock-response", b"").replace(b'"end"', b'"cancelled"').replace(b":1}", b":0}")
+CAPABILITIES = (
+    b'{"id":"admin","type":"status","status":"capabilities","backend":"mock","v2":false,"vision":false,'
+    b'"audio":false,"tools":false,"thinking":false,"embed":false,"accelerator":"cpu","gpu_layers":0,'
+    b'"device_name":"","vram_total_bytes":0,"rerank":false,"n_ctx":0,"n_parallel":0,"name":"mock",'
+    b'"model":"mock"}\n'
+)
+
+
+def status(name: str, details: str = "") -> bytes:
+    return f'{{"id":"admin","type":"status","status":"{name}"{details}}}\n'.encode()
+
+
+LOADING = status("loading_model", ',"phase":"checking_local","path":"(mock)"')
+
+
+def ended_cleanly(process: DaemonProcess) -> bool:
+    """Exit status 0, and nothing of it left in the file system but the lock file."""
+    assert process.wait() == 0, process.stderr
+    return [path.name for path in process.uds.parent.iterdir()] == ["inferd.lock"]
+
+
+# Boot.
 
 
 def test_a_request_is_answered(daemon: Start) -> None:
     process = daemon().wait_ready()
     with process.connect() as wire:
         wire.send(ASK)
+        assert wire.line() + wire.line() == TOKEN + DONE
+
+
+def test_the_boot_is_told_in_order_and_the_socket_is_there_with_ready(daemon: Start) -> None:
+    process = daemon(mock={"hold": "build"})
+    with process.subscribe() as admin:
+        first = admin.line()
+        if first == status("starting"):
+            first = admin.line()
+        assert first == LOADING
+        assert not process.uds.exists()
+        process.release()
+        assert admin.line() == CAPABILITIES
+        assert admin.line() == status("ready")
+        assert process.uds.exists()
+    with process.subscribe() as admin, process.connect() as wire:
+        assert admin.line() + admin.line() == CAPABILITIES + status("ready")
+        wire.send(ASK)
         assert wire.line() == TOKEN
-        assert wire.line() == DONE
+
+
+def test_no_inference_socket_before_ready(daemon: Start) -> None:
+    process = daemon(mock={"hold": "ready"})
+    with process.subscribe() as admin:
+        while admin.line() != CAPABILITIES:
+            pass
+        time.sleep(0.2)  # several polls of the backend
+        assert not process.uds.exists()
+        process.release()
+        while admin.line() != status("ready"):
+            pass
+        assert process.uds.exists()
+
+
+def test_a_backend_that_does_not_become_ready_ends_the_boot(daemon: Start) -> None:
+    process = daemon(mock={"hold": "ready"}, ready_timeout_secs=0.3)
+    with process.subscribe() as admin:
+        *_, last = admin.rest().splitlines()
+    message = "backend 'mock' was not ready within 0.3 s; look into the log or raise --ready-timeout-secs"
+    assert json.loads(last)["message"] == message
+    assert process.wait() == 1
+    assert process.stderr.splitlines()[-1].endswith(message)
+    assert not process.uds.exists()
+
+
+def test_a_failed_boot_says_why_on_the_admin_socket_and_on_stderr(daemon: Start) -> None:
+    process = daemon(mock={"hold": "fail"})
+    with process.subscribe() as admin:
+        while admin.line() != LOADING:
+            pass
+        process.release()
+        message = "the model is of stone; choose another"
+        assert admin.rest() == status("failed", f',"message":"{message}"')
+    assert process.wait() == 1
+    assert process.stderr.splitlines()[-1].endswith(message)
+    assert [event["error"] for event in process.events("boot_failed")] == [message]
+
+
+def test_the_modes_of_what_is_made(daemon: Start) -> None:
+    process = daemon().wait_ready()
+    modes = {path.name: stat.S_IMODE(path.lstat().st_mode) for path in process.uds.parent.iterdir()}
+    assert modes == {"infer.sock": 0o660, "admin.sock": 0o600, "inferd.lock": 0o600}
+    assert stat.S_IMODE(process.uds.parent.stat().st_mode) == 0o700
+    assert stat.S_IMODE(process.log_file.stat().st_mode) == 0o600
+
+
+def test_a_second_daemon_is_refused_before_any_socket(daemon: Start) -> None:
+    first = daemon().wait_ready()
+    before = first.uds.lstat()
+    second = daemon(XDG_RUNTIME_DIR=first.dir)
+    assert second.wait() == 1
+    lock = first.uds.parent / "inferd.lock"
+    assert f"another inferd-daemon already holds the lock at {lock}" in second.stderr.splitlines()[-1]
+    assert first.uds.lstat() == before
+    with first.connect() as wire:
+        wire.send(ASK)
+        assert wire.line() == TOKEN
+
+
+def test_after_a_kill_the_next_daemon_takes_over(daemon: Start) -> None:
+    first = daemon().wait_ready()
+    first.process.kill()
+    first.wait()
+    assert first.uds.exists()
+    second = daemon(XDG_RUNTIME_DIR=first.dir, uds=first.uds, admin_addr=first.admin)
+    second.admin = first.admin
+    second.wait_ready()
+    with first.connect() as wire:
+        wire.send(ASK)
+        assert wire.line() == TOKEN
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"uds": "{dir}/file"}, "exists and is not a socket"),
+        ({"uds": "/" + "x" * 200}, "is longer than the 107 bytes"),
+        ({"group": "no-such-group"}, "there is no group 'no-such-group'"),
+        ({"tcp": "0.0.0.0:47399"}, "without an API key"),
+        ({"admin_addr": "{dir}/file"}, "exists and is not a socket"),
+    ],
+)
+def test_an_address_that_cannot_be_served_ends_the_boot(
+    daemon: Start, short_dir: Path, options: dict[str, str], message: str
+) -> None:
+    (short_dir / "file").touch()
+    process = daemon(**{name: value.format(dir=short_dir) for name, value in options.items()})
+    assert process.wait() == 1
+    assert message in process.stderr.splitlines()[-1]
+    assert (short_dir / "file").exists()
+
+
+def test_tcp_with_a_key(daemon: Start) -> None:
+    process = daemon(tcp="127.0.0.1:0", api_key="k3y-of-the-test").wait_ready()
+    (ready,) = process.wait_event("ready")
+    port = int(ready["address"].rpartition(":")[2])
+    with Wire(("127.0.0.1", port)) as wire:
+        wire.send({"type": "auth", "key": "k3y-of-the-test"}, ASK)
+        assert wire.line() + wire.line() == TOKEN + DONE
+    with Wire(("127.0.0.1", port)) as wire:
+        wire.send({"type": "auth", "key": "wrong"})
+        assert wire.rest() == b""
+    process.wait_event("tcp_auth_rejected")
+    assert not process.uds.exists()
+    assert "k3y-of-the-test" not in process.log_file.read_text() + process.stderr
+
+
+def test_systemd_is_told(daemon: Start, short_dir: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify.settimeout(30)
+        notify.bind(str(short_dir / "notify"))
+        process = daemon(NOTIFY_SOCKET=short_dir / "notify")
+        assert notify.recv(100) == b"READY=1"
+        assert process.uds.exists()
+        process.signal(signal.SIGTERM)
+        assert notify.recv(100) == b"STOPPING=1"
+        assert ended_cleanly(process)
+
+
+def test_systemd_is_told_on_an_abstract_socket(daemon: Start) -> None:
+    name = f"inferd-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify.settimeout(30)
+        notify.bind(f"\0{name}")
+        daemon(NOTIFY_SOCKET=f"@{name}")
+        assert notify.recv(100) == b"READY=1"
+
+
+# Signals and the end.
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("hold", ["build", "ready"])
+def test_a_signal_during_the_boot_ends_it_cleanly(daemon: Start, number: int, hold: str) -> None:
+    process = daemon(mock={"hold": hold})
+    with process.subscribe() as admin:
+        while admin.line() not in (LOADING, CAPABILITIES):
+            pass
+        process.signal(number)
+        assert b"failed" not in admin.rest()
+    assert ended_cleanly(process)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_an_idle_daemon_and_subscribers_hear_of_it(daemon: Start, number: int) -> None:
+    process = daemon().wait_ready()
+    with process.subscribe() as admin, process.connect() as idle:
+        assert admin.line() + admin.line() == CAPABILITIES + status("ready")
+        idle.send(ASK)
+        assert idle.line() + idle.line() == TOKEN + DONE
+        process.signal(number)
+        assert admin.rest() == status("draining")
+        assert idle.rest() == b""
+    assert ended_cleanly(process)
+
+
+def test_running_and_waiting_requests_finish_before_the_end(daemon: Start) -> None:
+    process = daemon(mock={"gate": True}, active_permits=1).wait_ready()
+    with process.subscribe() as admin, process.connect() as running, process.connect() as waiting:
+        running.send(ASK)
+        process.release()
+        assert running.line() == TOKEN
+        waiting.send(ASK)
+        waiting.wait_until_read()
+        process.signal(signal.SIGTERM)
+        while admin.line() != status("draining"):
+            pass
+        with pytest.raises(FileNotFoundError):
+            process.connect()
+        running.send(ASK)
+        process.release(1)
+        refused = b'{"type":"error","id":"q","code":"backend_unavailable","message":"admission closed"}\n'
+        assert running.line() + running.line() == DONE + refused
+        process.release(2)
+        assert waiting.rest() == TOKEN + DONE
+    assert ended_cleanly(process)
+
+
+def test_what_does_not_finish_in_time_is_cancelled(daemon: Start) -> None:
+    process = daemon(mock={"gate": True}, active_permits=1, drain_timeout_secs=0.2).wait_ready()
+    with process.connect() as running, process.connect() as waiting:
+        running.send(ASK)
+        process.release()
+        assert running.line() == TOKEN
+        waiting.send(ASK)
+        waiting.wait_until_read()
+        process.signal(signal.SIGTERM)
+        assert running.rest() == DONE.replace(b'"end"', b'"cancelled"')
+        assert waiting.rest() == CANCELLED
+    assert ended_cleanly(process)
+
+
+def test_a_second_signal_ends_it_at_once(daemon: Start) -> None:
+    process = daemon(mock={"gate": True}, drain_timeout_secs=3600).wait_ready()
+    with process.subscribe() as admin, process.connect() as wire:
+        wire.send(ASK)
+        process.release()
+        assert wire.line() == TOKEN
+        process.signal(signal.SIGTERM)
+        while admin.line() != status("draining"):
+            pass
+        process.signal(signal.SIGTERM)
+        assert process.wait() == 128 + signal.SIGTERM
+    assert not process.uds.exists()
+    assert not process.admin.exists()
+
+
+def test_a_client_that_does_not_read_cannot_hold_the_end(daemon: Start) -> None:
+    process = daemon(mock={"tape": ["x" * 50_000], "repeat": 100}, drain_timeout_secs=0.2).wait_ready()
+    with process.connect() as slow:
+        slow.send(ASK)
+        slow.sock.recv(1)
+        process.signal(signal.SIGTERM)
+        assert ended_cleanly(process)
+
+
+def test_sighup_changes_nothing(daemon: Start) -> None:
+    process = daemon().wait_ready()
+    process.signal(signal.SIGHUP)
+    until(lambda: any("SIGHUP" in event["msg"] for event in process.events()))
+    with process.connect() as wire:
+        wire.send(ASK)
+        assert wire.line() == TOKEN
+
+
+def test_an_idle_daemon_stops_by_itself(daemon: Start) -> None:
+    process = daemon(idle_exit_secs=0.2)
+    with process.subscribe() as admin:
+        *_, last = admin.rest().splitlines(keepends=True)
+        assert last == status("draining")
+    assert ended_cleanly(process)
+
+
+def test_a_connection_keeps_a_daemon_from_idling(daemon: Start) -> None:
+    process = daemon(idle_exit_secs=0.3)
+    process.wait_for("ready")
+    with process.connect() as wire:
+        time.sleep(0.6)
+        wire.send(ASK)
+        assert wire.line() + wire.line() == TOKEN + DONE
+    assert ended_cleanly(process)

@@ -72,6 +72,25 @@ async def test_a_cancelled_stream_says_so() -> None:
         await anext(stream)
 
 
+async def test_a_cancel_does_not_wait_for_the_pace() -> None:
+    gate = Gate()
+    stream = await Mock(pace=gate).generate(request())
+    first = asyncio.ensure_future(anext(stream))
+    await until(lambda: gate.waiting == 1)
+    stream.cancel()
+    assert await first == Done("cancelled", Usage(0, 0))
+    assert gate.waiting == 0
+
+
+async def test_a_reader_that_is_cancelled_leaves_nothing_behind() -> None:
+    gate = Gate()
+    stream = await Mock(pace=gate).generate(request())
+    first = asyncio.ensure_future(anext(stream))
+    await until(lambda: gate.waiting == 1)
+    first.cancel()
+    await until(lambda: first.done() and gate.waiting == 0)
+
+
 async def test_a_closed_stream_is_over() -> None:
     mock = Mock()
     stream = await mock.generate(request())

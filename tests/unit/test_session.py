@@ -640,8 +640,6 @@ async def test_a_running_request_is_cancelled_at_its_deadline(path: Path) -> Non
         await client.send(ask(deadline_ms=20))
         gate.open()
         assert (await client.frame())["content"] == "a"
-        await until(lambda: all(stream._cancelled for stream in mock.open_streams))
-        gate.open()
         frame = await client.frame()
         assert (frame["content"], frame["stop_reason"]) == ("a", "cancelled")
 
@@ -795,7 +793,6 @@ async def test_an_interrupt_ends_running_and_waiting_requests_as_cancelled(path:
         server.service.interrupt()
         cancelled = await waiting.frame()
         assert (cancelled["content"], cancelled["stop_reason"]) == ("", "cancelled")
-        gate.open()
         cancelled = await running.frame()
         assert (cancelled["content"], cancelled["stop_reason"]) == ("a", "cancelled")
         assert await asyncio.wait_for(server.admission.idle(), 5) is None

@@ -96,6 +96,16 @@ async def test_a_subscriber_that_leaves_is_forgotten(short_dir: Path) -> None:
         assert await staying.line() + await staying.line() == admin.STARTING + admin.READY
 
 
+async def test_an_event_in_the_moment_of_the_leaving_harms_nobody(short_dir: Path) -> None:
+    async with board_at(short_dir / "a") as admin_socket:
+        client = await admin_socket.subscribe()
+        (subscriber,) = admin_socket.board._subscribers
+        client.close()
+        await asyncio.wait_for(asyncio.shield(subscriber.closed), 10)
+        for _ in range(3):
+            subscriber.send(admin.READY)
+
+
 async def test_a_subscriber_too_far_behind_is_disconnected_and_no_other(short_dir: Path) -> None:
     frame = admin.loading_model("verify", {"path": "x" * 4000})
     async with board_at(short_dir / "a") as admin_socket:

@@ -256,7 +256,7 @@ class Session(Generic[R]):
                     texts.append(event.text)
                     if frame is not None:
                         conn.write(token_frame(frame.prefix, event.text, frame.suffix))
-                else:
+                elif isinstance(event, Done):
                     return event, "".join(texts) if event.content is None else event.content
                 if conn.blocked:
                     await conn.writable()

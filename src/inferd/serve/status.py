@@ -70,7 +70,9 @@ class Subscriber(asyncio.BufferedProtocol):
         self._finishing = False
 
     def send(self, frame: bytes) -> None:
-        """Sends ``frame`` now or as soon as the subscriber reads."""
+        """Sends ``frame`` now or as soon as the subscriber reads; one that has left misses it."""
+        if self._transport.is_closing():
+            return
         if not self._blocked:
             self._transport.write(frame)
         elif len(self._unread) < MAX_UNREAD_EVENTS:

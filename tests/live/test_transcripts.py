@@ -1,0 +1,102 @@
+"""The transcripts: each conversation sent whole, byte by byte, cut at every point, and with a tail.
+
+A transcript is NDJSON: what it is about and whether the connection is ``open`` or ``closed`` at its end, then
+what goes ``in`` (``in_hex`` for what is not text) and the lines that come ``out``. Of a message in the words
+of the JSON parser only the start is ours, and given as ``out_start``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.daemon_process import DaemonProcess, Wire
+
+TRANSCRIPTS = Path(__file__).parents[1] / "transcripts"
+TAIL = b'{"id":"tail","messages":[{"role":"user","content":"hi"}],"stream":false}\n'
+TAIL_ANSWER = (
+    b'{"type":"done","id":"tail","content":"mock-response","usage":{"prompt_tokens":0,"completion_tokens":1},'
+    b'"stop_reason":"end","backend":"mock","model":"mock"}\n'
+)
+
+
+@dataclass(frozen=True)
+class Transcript:
+    sent: bytes
+    answer: re.Pattern[bytes]
+    stays_open: bool
+
+    @classmethod
+    def read(cls, name: str) -> Transcript:
+        lines = (TRANSCRIPTS / f"{name}.ndjson").read_text(encoding="utf-8").splitlines()
+        head, *rows = map(json.loads, lines)
+        sent, answer = b"", b""
+        for row in rows:
+            ((kind, text),) = row.items()
+            if kind in ("in", "in_hex"):
+                sent += text.encode() if kind == "in" else bytes.fromhex(text)
+            else:
+                answer += re.escape(text.encode()) + {"out": b"", "out_start": rb"[^\n]*"}[kind] + rb"\n"
+        return cls(sent, re.compile(answer), head["end"] == "open")
+
+    def is_answered_by(self, received: bytes, more: bytes = b"") -> bool:
+        return received.endswith(more) and self.answer.fullmatch(received.removesuffix(more)) is not None
+
+
+NAMES = sorted(path.stem for path in TRANSCRIPTS.glob("*.ndjson"))
+
+
+@pytest.fixture(params=NAMES)
+def transcript(request: pytest.FixtureRequest) -> Transcript:
+    return Transcript.read(request.param)
+
+
+@pytest.fixture
+def connect(daemon: Callable[..., DaemonProcess]) -> Callable[[], Wire]:
+    return daemon(log="error").wait_ready().connect
+
+
+def play(wire: Wire, transcript: Transcript, pieces: list[bytes]) -> None:
+    """Sends the pieces, each read before the next is sent, and checks everything that comes back."""
+    with wire:
+        for piece in pieces:
+            wire.send(piece)
+            wire.wait_until_read()
+        wire.finish_sending()
+        received = wire.rest()
+        assert transcript.is_answered_by(received), received
+
+
+def test_there_are_transcripts_of_both_ends() -> None:
+    assert {Transcript.read(name).stays_open for name in NAMES} == {True, False}
+
+
+def test_whole_and_byte_by_byte(connect: Callable[[], Wire], transcript: Transcript) -> None:
+    play(connect(), transcript, [transcript.sent])
+    play(connect(), transcript, [bytes([byte]) for byte in transcript.sent])
+
+
+def test_cut_at_every_point(connect: Callable[[], Wire], transcript: Transcript) -> None:
+    for cut in range(1, len(transcript.sent)):
+        play(connect(), transcript, [transcript.sent[:cut], transcript.sent[cut:]])
+
+
+def test_without_its_last_newline(connect: Callable[[], Wire], transcript: Transcript) -> None:
+    play(connect(), transcript, [transcript.sent.removesuffix(b"\n")])
+
+
+def test_with_a_tail(connect: Callable[[], Wire], transcript: Transcript) -> None:
+    """What follows is served on an open connection and dropped on one that is being closed."""
+    tail = TAIL_ANSWER if transcript.stays_open else b""
+    for pieces in ([transcript.sent + TAIL], [transcript.sent, TAIL], [transcript.sent + TAIL[:7], TAIL[7:]]):
+        with connect() as wire:
+            for piece in pieces:
+                wire.send(piece)
+            wire.finish_sending()
+            received = wire.rest()
+            assert transcript.is_answered_by(received, tail), received
