@@ -135,6 +135,39 @@ class BackendInternal(BackendError):
     retryable = False
 
 
+class Unsupported(BackendError):
+    """No backend that could serve has the capability that the request needs; not the backend's failure."""
+
+    code = "internal"
+    retryable = False
+    counts = False
+
+
+class EmbedUnsupported(Unsupported):
+    """No backend can embed."""
+
+    code = "embed_unsupported"
+
+
+class RerankUnsupported(Unsupported):
+    """No backend can rank documents."""
+
+    code = "rerank_unsupported"
+
+
+class AttachmentUnsupported(Unsupported):
+    """The model cannot take this kind of attachment."""
+
+    code = "attachment_unsupported"
+
+
+class ToolCallMalformed(BackendError):
+    """The model wrote a tool call that cannot be read; its text is not in the message."""
+
+    code = "tool_call_malformed"
+    counts = False
+
+
 # What the operator has to mend.
 
 

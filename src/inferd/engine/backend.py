@@ -14,16 +14,60 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Literal
 
-StopReason = Literal["end", "stop", "length", "cancelled", "error"]
+from inferd.errors import EmbedUnsupported, RerankUnsupported
+
+StopReason = Literal["end", "stop", "length", "tool_use", "cancelled", "error"]
 """``end``: the model closed its turn; ``stop``: a stop string; ``length``: budget or context ran out."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Media:
+    """An image or a sound in a message.
+
+    ``kind`` is ``image`` or ``audio``. With a ``mime`` type ``data`` is an encoded file; without one it is
+    ``width`` x ``height`` interleaved RGB bytes, or little-endian float32 mono samples at ``sample_rate`` Hz.
+    """
+
+    kind: Literal["image", "audio"]
+    data: bytes | memoryview
+    mime: str = ""
+    width: int = 0
+    height: int = 0
+    sample_rate: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that the model made; ``arguments`` is a JSON object as text."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function the model may call; ``schema`` is the JSON Schema of its arguments as JSON text."""
+
+    name: str
+    description: str
+    schema: str
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of the conversation; ``role`` is ``system``, ``user`` or ``assistant``."""
+    """One turn of the conversation.
+
+    ``role`` is ``system``, ``user``, ``assistant``, or ``tool`` for the result of the call ``tool_call_id``.
+    ``content`` is text, or texts and media in their order. An assistant's turn may carry its ``thinking`` and
+    the ``tool_calls`` it made.
+    """
 
     role: str
-    content: str
+    content: str | tuple[str | Media, ...]
+    thinking: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +85,10 @@ class GenerateRequest:
     ``temperature`` 0 is greedy, ``top_k`` 0 is off, ``repeat_penalty`` 1 is off. ``json_schema`` is the
     schema as JSON text and excludes ``grammar`` (GBNF). ``frame`` is ``None`` when the client wants no
     token frames.
+
+    ``typed``: thinking and tool calls are wanted as events of their own; without it the model is asked to
+    answer at once, in text. ``thinking`` ``None`` leaves that to the model. ``tool_choice`` is ``auto``,
+    ``none`` or ``required``; with a ``tool_name`` that one is required.
     """
 
     messages: tuple[Message, ...]
@@ -58,6 +106,11 @@ class GenerateRequest:
     json_schema: str = ""
     session: str = ""
     frame: FrameTemplate | None = None
+    typed: bool = False
+    thinking: bool | None = None
+    tools: tuple[Tool, ...] = ()
+    tool_choice: Literal["auto", "none", "required"] = "auto"
+    tool_name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +140,20 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
+class Thinking:
+    """A piece of what the model thinks before it answers."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolUse:
+    """A whole tool call."""
+
+    call: ToolCall
+
+
+@dataclass(frozen=True, slots=True)
 class Frames:
     """One or more finished token frames, built from the request's :class:`FrameTemplate`."""
 
@@ -98,16 +165,18 @@ class Done:
     """The end of a stream.
 
     ``content`` is the whole answer as the inside of a JSON string (escaped, UTF-8, no quotes), or ``None``
-    from a backend that sent :class:`Text` events, whose concatenation it then is.
+    from a backend that sent :class:`Text` events, whose concatenation it then is. ``tool_missing``: a tool
+    call was required and the budget ended before there was one.
     """
 
     stop_reason: StopReason
     usage: Usage
     timings: Timings | None = None
     content: bytes | None = None
+    tool_missing: bool = False
 
 
-Event = Text | Frames | Done
+Event = Text | Thinking | ToolUse | Frames | Done
 
 
 class Stream(ABC, AsyncIterator[Event]):
@@ -124,6 +193,40 @@ class Stream(ABC, AsyncIterator[Event]):
     @abstractmethod
     def close(self) -> None:
         """Drops the request and all it has produced. Idempotent; never blocks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedRequest:
+    """Texts to embed, none empty; ``dimensions`` truncates the vectors, ``task`` picks the family's prefix."""
+
+    inputs: tuple[str, ...]
+    dimensions: int | None = None
+    task: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """One vector for each input: rows of ``width`` little-endian float32 in one buffer."""
+
+    vectors: bytes
+    width: int
+    input_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class RankRequest:
+    """Documents, none empty, to be scored against a query."""
+
+    query: str
+    documents: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """One score for each document, in their order; more is better."""
+
+    scores: tuple[float, ...]
+    input_tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +253,7 @@ class Capabilities:
     accelerator: Accelerator = Accelerator()
     n_ctx: int = 0
     n_parallel: int = 0
+    audio_sample_rate: int = 0
 
 
 class Backend(ABC):
@@ -178,6 +282,14 @@ class Backend(ABC):
         Raises ``InvalidRequest`` for what the client has to change, and ``NotReady``, ``Unavailable`` or
         ``BackendInternal`` for what it cannot.
         """
+
+    async def embed(self, request: EmbedRequest) -> Embeddings:
+        """The vectors of some texts; errors as for ``generate``, and ``EmbedUnsupported``."""
+        raise EmbedUnsupported(f"backend {self.name!r} cannot embed")
+
+    async def rank(self, request: RankRequest) -> Ranking:
+        """The scores of some documents; errors as for ``generate``, and ``RerankUnsupported``."""
+        raise RerankUnsupported(f"backend {self.name!r} cannot rerank")
 
     @abstractmethod
     async def close(self) -> None:
