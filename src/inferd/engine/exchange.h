@@ -207,8 +207,9 @@ class Exchange {
             for (Job *job : jobs) {
                 const bool finished = job->finish != Finish::running;
                 if (job->dropped) {
-                    if (finished) jobs_.erase(job->id);
                     job->staged.clear();
+                    const uint64_t id = job->id;
+                    if (finished) jobs_.erase(id);  // and with it the job
                     continue;
                 }
                 if (job->staged.empty() && !finished) continue;
