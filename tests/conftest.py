@@ -48,9 +48,7 @@ def no_leaks(_what_libuv_keeps: None) -> Iterator[None]:
     """A descriptor or a thread that outlives its test fails it."""
     threads, descriptors = set(threading.enumerate()), _descriptors()
     yield
-    leaked = {
-        thread for thread in threading.enumerate() if thread not in threads and not _is_pooled(thread)
-    }
+    leaked = {thread for thread in threading.enumerate() if thread not in threads and not _is_pooled(thread)}
     assert not leaked, f"threads left behind: {leaked}"
     if _descriptors() - descriptors:
         gc.collect()

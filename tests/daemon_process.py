@@ -230,7 +230,7 @@ def until(condition: Callable[[], bool], fail: bool = True) -> bool:
         if time.monotonic() >= deadline:
             assert not fail, "waited in vain"
             return False
-        time.sleep(0.005)
+        time.sleep(0.0005)
     return True
 
 

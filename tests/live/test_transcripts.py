@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,9 +57,12 @@ def transcript(request: pytest.FixtureRequest) -> Transcript:
     return Transcript.read(request.param)
 
 
-@pytest.fixture
-def connect(daemon: Callable[..., DaemonProcess]) -> Callable[[], Wire]:
-    return daemon(log="error").wait_ready().connect
+@pytest.fixture(scope="module")
+def connect() -> Iterator[Callable[[], Wire]]:
+    with tempfile.TemporaryDirectory(prefix="i", dir="/tmp") as directory:
+        process = DaemonProcess(Path(directory) / "0", {"log": "error"}, {}).wait_ready()
+        yield process.connect
+        assert process.end() == []
 
 
 def play(wire: Wire, transcript: Transcript, pieces: list[bytes]) -> None:

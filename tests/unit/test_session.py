@@ -42,9 +42,12 @@ def ask(request_id: str = "q", **more: Any) -> dict[str, Any]:
 
 
 def error(code: str, message: str, request_id: str = "") -> bytes:
-    return json.dumps(
-        {"type": "error", "id": request_id, "code": code, "message": message}, separators=(",", ":")
-    ).encode() + b"\n"
+    return (
+        json.dumps(
+            {"type": "error", "id": request_id, "code": code, "message": message}, separators=(",", ":")
+        ).encode()
+        + b"\n"
+    )
 
 
 @pytest.fixture
@@ -79,7 +82,10 @@ async def test_what_is_no_request_is_answered_once_and_closed(path: Path, name: 
         frame = await client.frame()
         assert frame["message"].startswith("decode: ")
         assert frame == {
-            "type": "error", "id": request_id, "code": "invalid_request", "message": frame["message"],
+            "type": "error",
+            "id": request_id,
+            "code": "invalid_request",
+            "message": frame["message"],
         }
         assert await client.rest() == b""
 

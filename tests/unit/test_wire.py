@@ -40,7 +40,9 @@ def test_a_request_with_everything() -> None:
         b'"frequency_penalty":2,"priority":"batch","deadline_ms":1,"session":"s"}'
     )
     assert [(turn.role, turn.content) for turn in request.messages] == [
-        ("system", ""), ("user", "é"), ("assistant", "🌍"),
+        ("system", ""),
+        ("user", "é"),
+        ("assistant", "🌍"),
     ]
     assert (request.id, request.temperature, request.top_p, request.top_k) == ("q7", 0.0, 1.0, 0)
     assert (request.max_tokens, request.stream, request.image_token_budget) == (2**32 - 1, False, 280)
@@ -323,9 +325,13 @@ def done(content: str | bytes, cached: int = 0, timings: dict[str, float] | None
 
 
 def test_done_byte_for_byte() -> None:
-    assert done("Hel\nlo") == done(b"Hel\\nlo") == (
-        b'{"type":"done","id":"q7","content":"Hel\\nlo","usage":{"prompt_tokens":9,"completion_tokens":2},'
-        b'"stop_reason":"end","backend":"llamacpp","model":"m"}\n'
+    assert (
+        done("Hel\nlo")
+        == done(b"Hel\\nlo")
+        == (
+            b'{"type":"done","id":"q7","content":"Hel\\nlo","usage":{"prompt_tokens":9,"completion_tokens":2},'
+            b'"stop_reason":"end","backend":"llamacpp","model":"m"}\n'
+        )
     )
     assert done("", cached=3, timings={"queue_ms": 0.5, "ttft_ms": 2.0}) == (
         b'{"type":"done","id":"q7","content":"","usage":{"prompt_tokens":9,"completion_tokens":2,'

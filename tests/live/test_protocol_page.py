@@ -1,0 +1,137 @@
+"""docs/protocol.md: every example is sent to a daemon, and every table is held against the code."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inferd.wire import admin, v1
+from tests.daemon_process import DaemonProcess, Wire
+
+PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
+BLOCKS = [(kind, text) for kind, text in re.findall(r"^```(\w[\w ]*)\n(.*?)^```$", PAGE, re.M | re.S)]
+
+
+@dataclass(frozen=True)
+class Example:
+    sent: str
+    answer: str
+    with_key: bool
+
+
+def examples() -> Iterator[Example]:
+    for (kind, text), (next_kind, answer) in itertools.pairwise(BLOCKS):
+        if kind.startswith("json in"):
+            assert next_kind == "json out"
+            yield Example(text, answer, kind.endswith("auth"))
+
+
+EXAMPLES = list(examples())
+
+
+@pytest.fixture
+def hello(daemon: Callable[..., DaemonProcess]) -> Callable[..., DaemonProcess]:
+    def start(**options: object) -> DaemonProcess:
+        return daemon(mock={"tape": ["Hel", "lo"]}, **options).wait_ready()
+
+    return start
+
+
+def same(shown: dict[str, Any], received: dict[str, Any]) -> bool:
+    """The frames agree but for what depends on the backend; the keys agree in their order, too."""
+    for frame in (shown, received):
+        for key in ("backend", "model", "usage"):
+            if key in frame:
+                frame[key] = sorted(frame[key]) if isinstance(frame[key], dict) else type(frame[key])
+        frame.pop("timings", None)
+    return list(shown.items()) == list(received.items())
+
+
+def name(example: Example) -> str:
+    return str(json.loads(example.sent.splitlines()[-1])["id"])
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=name)
+def test_what_is_shown_is_what_happens(hello: Callable[..., DaemonProcess], example: Example) -> None:
+    if example.with_key:
+        process = hello(tcp="127.0.0.1:0", api_key="the-key")
+        port = int(process.wait_event("ready")[0]["address"].rpartition(":")[2])
+        wire = Wire(("127.0.0.1", port))
+    else:
+        wire = hello().connect()
+    with wire:
+        wire.send(example.sent.encode())
+        for line in example.answer.splitlines():
+            received = wire.frame()
+            assert same(json.loads(line), received), received
+
+
+def test_the_python_example_prints_the_answer(hello: Callable[..., DaemonProcess]) -> None:
+    (program,) = [text for kind, text in BLOCKS if kind == "python"]
+    process = hello()
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"PATH": os.environ["PATH"], "XDG_RUNTIME_DIR": str(process.dir)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert ran.stdout == "Hello"
+
+
+@pytest.mark.skipif(shutil.which("socat") is None, reason="socat is not installed")
+def test_the_shell_example_prints_the_answer(hello: Callable[..., DaemonProcess]) -> None:
+    (script,) = [text for kind, text in BLOCKS if kind == "sh"]
+    process = hello()
+    ran = subprocess.run(
+        ["sh", "-c", script],
+        env={"PATH": os.environ["PATH"], "XDG_RUNTIME_DIR": str(process.dir)},
+        capture_output=True,
+        timeout=60,
+        check=True,
+    )
+    frames = [json.loads(line) for line in ran.stdout.splitlines()]
+    assert [frame["content"] for frame in frames] == ["Hel", "lo", "Hello"]
+
+
+def test_status_frames_are_shown_as_they_are_sent(hello: Callable[..., DaemonProcess]) -> None:
+    (text,) = [text for kind, text in BLOCKS if kind == "json admin"]
+    shown = {}
+    for line in text.splitlines():
+        frame = admin.parse(line.encode())
+        details = {key: value for key, value in frame.items() if key not in ("id", "type", "status")}
+        assert admin.encode_status(frame["status"], details) == line.encode() + b"\n"
+        shown[frame["status"]] = frame
+    frames = hello().wait_for("ready")
+    for frame in frames:
+        if frame["status"] == "capabilities":
+            assert list(frame) == list(shown["capabilities"])
+        else:
+            assert frame == shown[frame["status"]]
+
+
+def test_every_field_of_a_request_is_described() -> None:
+    types = "string|array|integer|number|boolean|object"
+    described = re.findall(rf"^\| (`\w+`(?:, `\w+`)*) \| (?:{types})", PAGE, re.M)
+    names = {name for cell in described for name in re.findall(r"`(\w+)`", cell)}
+    assert names == set(v1.Request.__struct_fields__)
+
+
+def test_the_defaults_are_those_of_the_code() -> None:
+    shown = dict(re.findall(r"^\| `(\w+)` \| \w+ \| ([\d.]+) \|", PAGE, re.M))
+    assert float(shown["temperature"]) == v1.TEMPERATURE
+    assert float(shown["top_p"]) == v1.TOP_P
+    assert int(shown["top_k"]) == v1.TOP_K
+    assert int(shown["max_tokens"]) == v1.MAX_TOKENS
