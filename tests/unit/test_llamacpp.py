@@ -1,6 +1,7 @@
 """The token loop on the real model: what it promises about text, slots, refusals and repair.
 
-Wording is never pinned, only properties. One thread, so that a busy machine makes these slow but not different.
+Wording is never pinned, only properties. One thread, so that a busy machine makes these slow but not
+different.
 """
 
 from __future__ import annotations
@@ -100,7 +101,8 @@ async def test_top_k_of_one_is_greedy_whatever_the_temperature() -> None:
 
 async def test_a_grammar_holds_however_much_the_model_would_say_otherwise() -> None:
     async with backend() as engine:
-        text, done = await answer(engine, "Tell me a long story.", grammar='root ::= [0-9]{3} "-" ("yes" | "no")')
+        grammar = 'root ::= [0-9]{3} "-" ("yes" | "no")'
+        text, done = await answer(engine, "Tell me a long story.", grammar=grammar)
         assert re.fullmatch(r"[0-9]{3}-(yes|no)", text)
         assert done.stop_reason == "end"
 
@@ -108,7 +110,10 @@ async def test_a_grammar_holds_however_much_the_model_would_say_otherwise() -> N
 async def test_a_schema_gives_json_that_fits_it() -> None:
     schema = {
         "type": "object",
-        "properties": {"name": {"enum": ["Ada", "Bob"]}, "age": {"type": "integer", "maximum": 99, "minimum": 0}},
+        "properties": {
+            "name": {"enum": ["Ada", "Bob"]},
+            "age": {"type": "integer", "maximum": 99, "minimum": 0},
+        },
         "required": ["name", "age"],
         "additionalProperties": False,
     }
@@ -187,7 +192,7 @@ async def test_what_a_client_writes_never_becomes_a_control_token() -> None:
 
 
 def load_model() -> _llama.Model:
-    with open(demo_model(), "rb") as file:
+    with demo_model().open("rb") as file:
         return _llama.Model(file.fileno(), path="test", n_gpu_layers=0, report=lambda progress: True)
 
 
@@ -300,27 +305,26 @@ async def test_an_engine_that_is_closed_takes_nothing_more() -> None:
 @pytest.mark.parametrize("damage", ["text", "cut", "empty"])
 def test_a_file_that_is_no_model_is_refused_with_a_reason(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "broken.gguf"
-    with open(demo_model(), "rb") as good:
+    with demo_model().open("rb") as good:
         path.write_bytes({"text": b"hello" * 100, "cut": good.read(1 << 20), "empty": b""}[damage])
-    with pytest.raises(ModelError, match="broken.gguf"):
+    with pytest.raises(ModelError, match=r"broken\.gguf"):
         load(path)
 
 
 def test_a_load_ends_when_it_is_cancelled() -> None:
     cancelled = threading.Event()
     cancelled.set()
-    with open(demo_model(), "rb") as file, pytest.raises(BootCancelled):
+    with demo_model().open("rb") as file:
         config = LlamaCppConfig(name="t", model="t", path=demo_model(), fd=file.fileno(), n_ctx=256)
-        LlamaCpp.load(config, progress=lambda phase, details: None, cancelled=cancelled)
+        with pytest.raises(BootCancelled):
+            LlamaCpp.load(config, progress=lambda phase, details: None, cancelled=cancelled)
 
 
 def test_loading_tells_how_far_it_is() -> None:
     phases: list[tuple[str, dict[str, object]]] = []
-    with open(demo_model(), "rb") as file:
+    with demo_model().open("rb") as file:
         config = LlamaCppConfig(name="t", model="t", path=demo_model(), fd=file.fileno(), n_ctx=256)
-        LlamaCpp.load(
-            config, progress=lambda *report: phases.append(report), cancelled=threading.Event()
-        )
+        LlamaCpp.load(config, progress=lambda *report: phases.append(report), cancelled=threading.Event())
     fractions = [details["progress"] for phase, details in phases if phase == "mmap"]
     assert fractions == sorted(fractions)  # type: ignore[type-var]
     assert fractions[-1] == 1.0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +12,7 @@ from hypothesis import strategies as st
 from inferd.engine._llama import TextStream
 
 
-def shown(pieces: list[bytes], stops: list[bytes] = []) -> tuple[list[bytes], bool]:
+def shown(pieces: list[bytes], stops: Sequence[bytes] = ()) -> tuple[list[bytes], bool]:
     """What each push shows, then the end; and whether a stop string was met."""
     stream = TextStream(stops)
     out = []
@@ -26,7 +29,7 @@ def shown(pieces: list[bytes], stops: list[bytes] = []) -> tuple[list[bytes], bo
 def test_text_is_the_same_however_it_is_cut(text: str, cuts: list[int]) -> None:
     data = text.encode()
     at = sorted({0, *(cut for cut in cuts if cut < len(data)), len(data)})
-    pieces = [data[i:j] for i, j in zip(at, at[1:], strict=False)]
+    pieces = [data[i:j] for i, j in pairwise(at)]
     out, _ = shown(pieces)
     assert b"".join(out) == data
     for part in out:

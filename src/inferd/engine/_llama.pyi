@@ -87,6 +87,7 @@ class Engine:
         frequency_penalty: float,
         seed: int,
         grammar: bytes,
+        triggers: tuple[bytes, ...],
         stops: list[bytes],
         frame: tuple[bytes, bytes] | None,
     ) -> int: ...

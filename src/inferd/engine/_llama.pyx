@@ -170,10 +170,11 @@ cdef class Engine:
 
     def submit(self, Prompt prompt, *, int max_tokens, float temperature, float top_p, int top_k, float min_p,
                float repeat_penalty, float presence_penalty, float frequency_penalty, uint32_t seed,
-               bytes grammar, stops, frame) -> int:
+               bytes grammar, triggers, stops, frame) -> int:
         """Queues a job and returns its id.
 
-        ``grammar`` is GBNF in place of the prompt's own; ``stops`` UTF-8 byte strings beside the prompt's;
+        ``grammar`` is GBNF in place of the prompt's own; with ``triggers``, regular expressions on the answer's
+        text, it holds only from the first match on. ``stops`` are UTF-8 byte strings beside the prompt's;
         ``frame`` the (prefix, suffix) of a token frame or ``None`` for no frames. ``InvalidRequest`` for a
         grammar that does not parse and for a prompt that does not fit.
         """
@@ -193,6 +194,8 @@ cdef class Engine:
             c_stops.push_back(stop)
         if grammar:
             c_grammar.text = grammar
+            c_grammar.triggers = triggers
+            c_grammar.lazy = not c_grammar.triggers.empty()
         else:
             c_grammar.text = prompt.rendered.grammar
             c_grammar.lazy = prompt.rendered.lazy

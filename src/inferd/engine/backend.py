@@ -197,7 +197,7 @@ class Stream(ABC, AsyncIterator[Event]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbedRequest:
-    """Texts to embed, none empty; ``dimensions`` truncates the vectors, ``task`` picks the family's prefix."""
+    """Texts to embed, none empty; ``dimensions`` truncates vectors, ``task`` picks the family's prefix."""
 
     inputs: tuple[str, ...]
     dimensions: int | None = None

@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-import orjson
-
 from inferd import log
 from inferd.engine import _llama
 from inferd.engine.backend import (
@@ -34,6 +32,8 @@ from inferd.engine.backend import (
     Timings,
     Usage,
 )
+from inferd.engine.conversation import Reader, prepare
+from inferd.engine.typed_stream import RAW, TypedStream
 from inferd.errors import (
     BackendInternal,
     BootCancelled,
@@ -122,7 +122,12 @@ class LlamaCpp(Backend):
         self._templates = templates
         self._engine = engine
         self._capabilities = Capabilities(
-            accelerator=_accelerator(config, model.n_layer), n_ctx=engine.n_ctx, n_parallel=engine.n_seq
+            v2=True,
+            tools=True,
+            thinking=templates.thinking,
+            accelerator=_accelerator(config, model.n_layer),
+            n_ctx=engine.n_ctx,
+            n_parallel=engine.n_seq,
         )
         self._streams: dict[int, _LlamaStream] = {}
         # Rendering and grammars take milliseconds; two threads keep one bad grammar from holding the others.
@@ -204,23 +209,23 @@ class LlamaCpp(Backend):
             raise
         if isinstance(answer, Done):
             return _Finished(answer)
-        stream = self._streams[answer] = _LlamaStream(self, self._engine, answer)
-        return stream
+        job, reader = answer
+        stream = self._streams[job] = _LlamaStream(self, self._engine, job)
+        if reader is None:
+            return stream
+        required = request.tool_choice == "required" or bool(request.tool_name)
+        return TypedStream(stream, reader, self._preparing, tool_required=required)
 
-    def _submit(self, request: GenerateRequest) -> int | Done:
+    def _submit(self, request: GenerateRequest) -> tuple[int, Reader | None] | Done:
         """Renders and tokenises the prompt, parses the grammar, and queues the job; runs in the pool."""
-        messages = [{"role": m.role, "content": m.content} for m in request.messages]
-        # A text-only answer has no place to show what the model thinks.
-        prompt = self._templates.render(orjson.dumps({"messages": messages, "thinking": False}))
-        grammar = request.grammar.encode()
-        if request.json_schema:
-            grammar = _llama.schema_to_grammar(request.json_schema.encode())
+        prepared = prepare(self._templates, request)
+        frame = request.frame if prepared.reader is None else RAW
         seed = secrets.randbits(32) if request.seed is None else request.seed
         _log.debug("sampling", seed=seed)
         if request.max_tokens == 0:
-            return Done("length", Usage(len(prompt), 0), content=b"")
-        return self._engine.submit(
-            prompt,
+            return Done("length", Usage(len(prepared.prompt), 0), content=b"")
+        job = self._engine.submit(
+            prepared.prompt,
             max_tokens=min(request.max_tokens, 2**31 - 1),
             temperature=request.temperature,
             top_p=request.top_p,
@@ -230,17 +235,19 @@ class LlamaCpp(Backend):
             presence_penalty=request.presence_penalty,
             frequency_penalty=request.frequency_penalty,
             seed=seed,
-            grammar=grammar,
+            grammar=prepared.grammar,
+            triggers=prepared.triggers,
             stops=[text.encode() for text in request.stop],
-            frame=(request.frame.prefix, request.frame.suffix) if request.frame else None,
+            frame=(frame.prefix, frame.suffix) if frame else None,
         )
+        return job, prepared.reader
 
-    def _drop(self, submitted: asyncio.Future[int | Done]) -> None:
+    def _drop(self, submitted: asyncio.Future[tuple[int, Reader | None] | Done]) -> None:
         """The client left while its request was being prepared."""
         if not submitted.cancelled() and submitted.exception() is None:
-            job = submitted.result()
-            if isinstance(job, int):
-                self._engine.cancel(job, True)
+            answer = submitted.result()
+            if not isinstance(answer, Done):
+                self._engine.cancel(answer[0], True)
 
     def _wake(self) -> None:
         for job in self._engine.ready():

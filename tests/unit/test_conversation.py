@@ -1,0 +1,269 @@
+"""Conversations of many families: rendered with tools, and their answers taken apart, whole and bit by bit.
+
+The templates are those that come with llama.cpp's sources; the vocabulary is the demo model's, which is
+enough for text. Only the demo model's own family also runs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from inferd.engine import _llama, generic_tools
+from inferd.engine.backend import (
+    Done,
+    Event,
+    Frames,
+    FrameTemplate,
+    GenerateRequest,
+    Message,
+    Text,
+    Thinking,
+    Tool,
+    ToolCall,
+    ToolUse,
+)
+from inferd.engine.conversation import Reader, prepare
+from inferd.engine.typed_stream import TypedStream
+from inferd.errors import InvalidRequest, ToolCallMalformed
+from tests.unit.test_llamacpp import backend, load_model
+
+TEMPLATES = Path(__file__).parents[2] / "vendor/llama.cpp/models/templates"
+
+WEATHER = Tool(
+    "get_weather",
+    "The weather of a city",
+    '{"type":"object","properties":{"city":{"type":"string"}},"required":["city"],'
+    '"additionalProperties":false}',
+)
+CALL = '{"name": "get_weather", "arguments": {"city": "Paris"}}'
+HERMES = f"<tool_call>\n{CALL}\n</tool_call>"
+
+# Family → an answer of its shape that calls the tool for Paris, after the thought "hmm" where it thinks.
+ANSWERS = {
+    "Qwen-Qwen2.5-7B-Instruct": HERMES,
+    "Qwen-Qwen3-0.6B": f"<think>\nhmm\n</think>\n\n{HERMES}",
+    "Qwen3-Coder": "<tool_call>\n<function=get_weather>\n<parameter=city>\nParis\n</parameter>"
+    "\n</function>\n</tool_call>",
+    "NousResearch-Hermes-3-Llama-3.1-8B-tool_use": HERMES,
+    "meta-llama-Llama-3.1-8B-Instruct": CALL.replace("arguments", "parameters"),
+    "mistralai-Mistral-Nemo-Instruct-2407": f'[TOOL_CALLS][{CALL[:-1]}, "id": "123456789"}}]',
+    "ibm-granite-granite-4.0": HERMES,
+    "openai-gpt-oss-120b": "<|channel|>analysis<|message|>hmm<|end|><|start|>assistant<|channel|>commentary"
+    ' to=functions.get_weather <|constrain|>json<|message|>{"city": "Paris"}',
+    "moonshotai-Kimi-K2": "<|tool_calls_section_begin|><|tool_call_begin|>functions.get_weather:0"
+    '<|tool_call_argument_begin|>{"city": "Paris"}<|tool_call_end|><|tool_calls_section_end|>',
+    "GLM-4.6": "<think>hmm</think>\n<tool_call>get_weather\n<arg_key>city</arg_key>"
+    "\n<arg_value>Paris</arg_value>\n</tool_call>",
+    "MiniMax-M2": 'hmm\n</think>\n\n<minimax:tool_call>\n<invoke name="get_weather">\n'
+    '<parameter name="city">Paris'
+    "</parameter>\n</invoke>\n</minimax:tool_call>",
+    "CohereForAI-c4ai-command-r7b-12-2024-tool_use": "<|START_THINKING|>hmm<|END_THINKING|><|START_ACTION|>"
+    '[{"tool_call_id": "0", "tool_name": "get_weather", "parameters": {"city": "Paris"}}]<|END_ACTION|>',
+    "ByteDance-Seed-OSS": "<seed:think>hmm</seed:think><seed:tool_call>\n<function=get_weather>\n"
+    "<parameter=city>Paris</parameter>\n</function>\n</seed:tool_call>",
+    "google-gemma-4-31B-it": "<|channel>thought\nhmm<channel|><|tool_call>call:get_weather"
+    '{city:<|"|>Paris<|"|>}<tool_call|>',
+    "HuggingFaceTB-SmolLM2-135M-Instruct": f"<tool_call>{CALL}",
+}
+
+
+@pytest.fixture(scope="module")
+def model() -> _llama.Model:
+    return load_model()
+
+
+def templates(model: _llama.Model, family: str) -> _llama.Templates:
+    path = TEMPLATES / f"{family}.jinja"
+    return _llama.Templates(model, path.read_text("utf-8") if path.exists() else "")
+
+
+def request(*messages: Message, **options: Any) -> GenerateRequest:
+    sampling = {"max_tokens": 120, "temperature": 0.0, "top_p": 0.95, "top_k": 64, "typed": True}
+    turns = messages or (Message("user", "What is the weather in Paris?"),)
+    return GenerateRequest(messages=turns, **{**sampling, **options})
+
+
+def read(reader: Reader, pieces: Sequence[str]) -> list[Event]:
+    events: list[Event] = []
+    for i, piece in enumerate(pieces):
+        found = reader.feed(piece, last=i == len(pieces) - 1)
+        assert found is not None
+        events += found
+    return events
+
+
+def summary(events: list[Event]) -> tuple[str, str, list[tuple[str, Any]]]:
+    thinking = "".join(event.text for event in events if isinstance(event, Thinking))
+    text = "".join(event.text for event in events if isinstance(event, Text))
+    calls = [
+        (event.call.name, orjson.loads(event.call.arguments))
+        for event in events
+        if isinstance(event, ToolUse)
+    ]
+    return thinking.strip(), text.strip(), calls
+
+
+@pytest.mark.parametrize("family", ANSWERS)
+def test_a_family_gets_its_tools_and_its_call_is_read_back(model: _llama.Model, family: str) -> None:
+    of_family = templates(model, family)
+    answer = ANSWERS[family]
+    expected = ("hmm" if "hmm" in answer else "", "", [("get_weather", {"city": "Paris"})])
+    prepared = prepare(of_family, request(tools=(WEATHER,)))
+    assert prepared.reader is not None
+    plain = prepare(of_family, request(thinking=False))
+    assert len(prepared.prompt) > len(plain.prompt) + 20  # the tool is in the prompt
+    assert summary(read(prepared.reader, [answer])) == expected
+    bit_by_bit = prepare(of_family, request(tools=(WEATHER,))).reader
+    assert bit_by_bit is not None
+    assert summary(read(bit_by_bit, list(answer))) == expected
+
+
+@pytest.mark.parametrize("family", sorted(set(ANSWERS) - {"mistralai-Mistral-Nemo-Instruct-2407"}))
+def test_a_family_takes_back_what_was_called_and_what_came_of_it(model: _llama.Model, family: str) -> None:
+    call = ToolCall("abcdefghi", "get_weather", '{"city":"Paris"}')
+    history = (
+        Message("user", "What is the weather in Paris?"),
+        Message("assistant", "", tool_calls=(call,)),
+        Message("tool", "sunny as in Cairo", tool_call_id=call.id),
+        Message("user", "And tomorrow?"),
+    )
+    of_family = templates(model, family)
+    with_call = prepare(of_family, request(*history, tools=(WEATHER,)))
+    without = prepare(of_family, request(history[0], history[3], tools=(WEATHER,)))
+    assert len(with_call.prompt) > len(without.prompt) + 8
+
+
+@pytest.mark.parametrize("family", ["Qwen-Qwen3-0.6B", "deepseek-ai-DeepSeek-V3.1", "GLM-4.6"])
+def test_a_schema_lets_a_family_think_first(model: _llama.Model, family: str) -> None:
+    schema = '{"type":"object","properties":{"n":{"type":"integer"}},"required":["n"]}'
+    prepared = prepare(templates(model, family), request(json_schema=schema))
+    assert prepared.reader is not None
+    assert prepared.grammar == b""
+    assert b"think" in prepared.prompt.grammar
+    thought = "hmm</think>" if family.startswith("deepseek") else "<think>hmm</think>"
+    assert summary(read(prepared.reader, [thought + '{"n": 3}'])) == ("hmm", '{"n": 3}', [])
+
+
+def test_no_tool_is_offered_when_none_is_to_be_called(model: _llama.Model) -> None:
+    qwen = templates(model, "Qwen-Qwen2.5-7B-Instruct")
+    none = prepare(qwen, request(tools=(WEATHER,), tool_choice="none"))
+    assert none.prompt.tokens == prepare(qwen, request()).prompt.tokens
+
+
+def test_only_the_named_tool_is_offered(model: _llama.Model) -> None:
+    other = Tool("get_time", "The time", '{"type":"object","properties":{}}')
+    for family in ("Qwen-Qwen2.5-7B-Instruct", "its own"):
+        prepared = prepare(templates(model, family), request(tools=(WEATHER, other), tool_name="get_time"))
+        grammar = prepared.grammar or prepared.prompt.grammar
+        assert b"get_time" in grammar
+        assert b"get_weather" not in grammar
+
+
+def test_text_before_a_generic_call_is_shown_as_it_comes() -> None:
+    reader = generic_tools.Reader(required=False)
+    assert reader.feed("I will look <too", last=False) == [Text("I will look ")]
+    assert reader.feed(" <tool", last=False) == [Text("<too ")]
+    assert reader.feed("_call>" + CALL, last=False) == []
+    assert reader.feed("", last=True) == [ToolUse(ToolCall("", "get_weather", '{"city":"Paris"}'))]
+    undecided = generic_tools.Reader(required=False)
+    assert undecided.feed("a <tool_", last=False) == [Text("a ")]
+    assert undecided.feed("", last=True) == [Text("<tool_")]
+
+
+def test_a_generic_call_may_refer_within_its_own_schema() -> None:
+    schema = '{"$defs":{"c":{"enum":["Rome"]}},"type":"object","properties":{"city":{"$ref":"#/$defs/c"}}}'
+    assert b"Rome" in generic_tools.grammar((Tool("f", "", schema),))
+
+
+# On the real model.
+
+
+async def collect(engine: Any, asked: GenerateRequest) -> tuple[list[Event], Done]:
+    events: list[Event] = []
+    async for event in await engine.generate(asked):
+        if isinstance(event, Done):
+            return events, event
+        events.append(event)
+    raise AssertionError("the stream ended without Done")
+
+
+async def test_a_required_call_is_made_and_fits_its_schema() -> None:
+    async with backend() as engine:
+        events, done = await collect(engine, request(tools=(WEATHER,), tool_choice="required"))
+        [use] = events
+        assert isinstance(use, ToolUse)
+        assert use.call.id.startswith("tc-")
+        assert use.call.name == "get_weather"
+        arguments = json.loads(use.call.arguments)
+        assert list(arguments) == ["city"]
+        assert isinstance(arguments["city"], str)
+        assert done.stop_reason == "tool_use"
+        assert not done.tool_missing
+
+
+async def test_a_required_call_that_finds_no_room_is_said_to_be_missing() -> None:
+    async with backend() as engine:
+        asked = request(tools=(WEATHER,), tool_choice="required", max_tokens=3)
+        events, done = await collect(engine, asked)
+        assert (events, done.stop_reason, done.tool_missing) == ([], "length", True)
+
+
+async def test_an_answer_beside_tools_is_text() -> None:
+    async with backend() as engine:
+        events, done = await collect(engine, request(tools=(WEATHER,), max_tokens=20, stop=("\n",)))
+        assert summary(events)[1]
+        assert all(isinstance(event, Text | ToolUse) for event in events)
+        assert done.content is None
+
+
+async def test_the_grammar_takes_over_where_the_marker_ends() -> None:
+    async with backend() as engine:
+        # The model is led to the marker by its own first turn; what follows is the grammar's.
+        asked = request(
+            Message("user", f"Repeat exactly: {generic_tools.MARKER}"), tools=(WEATHER,), max_tokens=200
+        )
+        events, done = await collect(engine, asked)
+        thinking, text, calls = summary(events)
+        assert thinking == ""
+        assert generic_tools.MARKER not in text
+        assert [name for name, _ in calls] in ([], ["get_weather"])
+        assert done.stop_reason in ("tool_use", "end", "length")
+
+
+async def test_a_typed_request_without_tools_keeps_the_frames_of_the_loop() -> None:
+    async with backend() as engine:
+        asked = request(max_tokens=5, frame=FrameTemplate(b"<", b">"))
+        events, _ = await collect(engine, asked)
+        assert events
+        assert all(isinstance(event, Frames) for event in events)
+
+
+async def test_a_schema_that_no_grammar_can_express_is_refused() -> None:
+    async with backend() as engine:
+        with pytest.raises(InvalidRequest):
+            await engine.generate(
+                request(tools=(Tool("f", "", '{"$ref":"#/nowhere"}'),), tool_choice="required")
+            )
+
+
+async def test_a_call_that_cannot_be_read_is_an_error_without_its_text() -> None:
+    class Broken:
+        def feed(self, text: str, *, last: bool) -> list[Event] | None:
+            return None if last else []
+
+    async with backend() as engine:
+        source = await engine.generate(
+            request(max_tokens=50, frame=FrameTemplate(b"", b"\n"), grammar='root ::= "no"')
+        )
+        with ThreadPoolExecutor(1) as pool:
+            stream = TypedStream(source, Broken(), pool, tool_required=False)
+            with pytest.raises(ToolCallMalformed) as raised:
+                await anext(stream)
+        assert "no" not in str(raised.value).split()
