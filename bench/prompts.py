@@ -109,3 +109,9 @@ def story(rng: random.Random, extra_words: int = 0) -> list[dict[str, str]]:
 def short(rng: random.Random) -> list[dict[str, str]]:
     """A prompt of about twenty tokens."""
     return [{"role": "system", "content": words(rng, 2)}, {"role": "user", "content": words(rng, 2)}]
+
+
+def chatml(messages: list[dict[str, str]]) -> str:
+    """The text of a prompt, as a chat model of the ChatML family reads it."""
+    turns = "".join(f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n" for turn in messages)
+    return f"{turns}<|im_start|>assistant\n"

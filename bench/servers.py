@@ -69,7 +69,7 @@ class Process:
 
     def failed(self) -> Unavailable:
         self.log.seek(0)
-        return Unavailable(f"did not start: {self.log.read().strip()[-800:]}")
+        return Unavailable(f"does not run: {self.log.read().strip()[-800:]}")
 
     def memory(self) -> dict[str, float]:
         """Resident MiB: all of it, and what is not backed by a file, as mapped weights are."""
@@ -233,7 +233,7 @@ class Loop(Process):
         self.popen.stdin.flush()
         answer = self.popen.stdout.readline()
         if not answer:
-            raise self.failed()
+            raise RuntimeError(f"{self.name} ended: {self.failed()}")
         return json.loads(answer)  # type: ignore[no-any-return]
 
 
@@ -269,7 +269,7 @@ def bare_loop(model: Path, threads: int, n_ctx: int) -> Loop:
 
 
 def engine_loop(model: Path, threads: int, n_ctx: int) -> Loop:
-    """inferd's own engine with no daemon around it; also tokenises the prompts of the other loops."""
+    """inferd's own backend with no daemon around it."""
     return Loop("inferd engine", [sys.executable, PEERS / "engine_loop.py", model, str(threads), str(n_ctx)])
 
 

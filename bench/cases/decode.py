@@ -26,6 +26,14 @@ N_PREDICT = 128
 REST_SECS = 0.5
 
 
+def as_messages(messages: list[dict[str, str]]) -> str:
+    return json.dumps({"messages": messages, "n_predict": N_PREDICT})
+
+
+def as_text(messages: list[dict[str, str]]) -> str:
+    return f"{N_PREDICT} {prompts.chatml(messages).encode().hex()}"
+
+
 class Contest:
     """The contestants that came up, and what each measured."""
 
@@ -75,37 +83,27 @@ def run(options: argparse.Namespace, report: Report) -> None:
     report.settings |= {"model": model.name, "n_ctx": N_CTX, "n_predict": N_PREDICT, "flash_attention": "off"}
     contest = Contest(report)
     with contextlib.ExitStack() as stack:
-        engine = stack.enter_context(servers.engine_loop(model, threads, N_CTX))
-
-        def own(messages: list[dict[str, str]]) -> str:
-            return json.dumps({"messages": messages, "n_predict": N_PREDICT})
-
-        def ids(messages: list[dict[str, str]]) -> str:
-            prompt = engine.ask(json.dumps({"messages": messages, "n_predict": 1}))["prompt"]
-            assert isinstance(prompt, list)
-            return f"{N_PREDICT} {' '.join(map(str, prompt))}"
-
-        contest.loop(engine, own)
         loops: dict[str, Callable[[], servers.Loop]] = {
+            "inferd engine": functools.partial(servers.engine_loop, model, threads, N_CTX),
             "bare loop (C++)": functools.partial(servers.bare_loop, model, threads, N_CTX),
             "llama-cpp-python loop": functools.partial(servers.low_level_loop, python, model, threads, N_CTX),
         }
         for name, make in loops.items():
             try:
-                contest.loop(stack.enter_context(make()), ids)
+                contest.loop(stack.enter_context(make()), as_messages if name == "inferd engine" else as_text)
             except servers.Unavailable as reason:
                 report.missing[name] = str(reason)
 
         running: list[servers.Server] = []
-        same = {"threads": threads, "n_ctx": N_CTX}
+        room = {"threads": threads, "n_ctx": N_CTX}
         own_threads = {"threads": 0, "n_ctx": N_CTX, "name": "inferd, its own threads"}
         own_flash = {"flash_attention": "auto", "name": "llama-server, its flash attention"}
         contestants: dict[str, Callable[[], servers.Server]] = {
-            "inferd": functools.partial(servers.Inferd, model, **same),
+            "inferd": functools.partial(servers.Inferd, model, **room),
             own_threads["name"]: functools.partial(servers.Inferd, model, **own_threads),
-            "llama-server": functools.partial(servers.LlamaServer, python, model, **same),
-            own_flash["name"]: functools.partial(servers.LlamaServer, python, model, **same, **own_flash),
-            "llama-cpp-python": functools.partial(servers.LlamaCppPython, python, model, **same),
+            "llama-server": functools.partial(servers.LlamaServer, python, model, **room),
+            own_flash["name"]: functools.partial(servers.LlamaServer, python, model, **room, **own_flash),
+            "llama-cpp-python": functools.partial(servers.LlamaCppPython, python, model, **room),
         }
         for name, start in contestants.items():
             try:

@@ -1,7 +1,7 @@
 // A bare token loop in C++ on the very libraries that the engine links: what decoding costs with nothing around it.
 //
-// Arguments: model, threads, n_ctx. Each line of stdin is "n_predict id id …"; each line of stdout is a JSON object
-// with prefill_ms, times (seconds of the clock at each token) and tokens.
+// Arguments: model, threads, n_ctx. Each line of stdin is "n_predict HEX", the prompt's text in hex; each line of
+// stdout is a JSON object with prefill_ms and times (seconds of the clock at each token).
 
 #include <algorithm>
 #include <chrono>
@@ -47,36 +47,34 @@ int main(int argc, char ** argv) {
     std::string line;
     while (std::getline(std::cin, line)) {
         std::istringstream in(line);
-        size_t n_predict = 0;
-        in >> n_predict;
-        std::vector<llama_token> prompt;
-        for (llama_token id; in >> id;) {
-            prompt.push_back(id);
+        size_t      n_predict = 0;
+        std::string hex, text;
+        in >> n_predict >> hex;
+        for (size_t at = 0; at + 1 < hex.size(); at += 2) {
+            text.push_back(static_cast<char>(std::stoi(hex.substr(at, 2), nullptr, 16)));
         }
+        std::vector<llama_token> prompt(params.n_ctx);
+        const int n_prompt = llama_tokenize(vocab, text.data(), text.size(), prompt.data(), prompt.size(), true, true);
+        require(n_prompt > 0, "tokenising the prompt");
+        prompt.resize(n_prompt);
         llama_memory_clear(llama_get_memory(ctx), true);
         const double start = now();
         for (size_t at = 0; at < prompt.size(); at += 512) {
             const int n = static_cast<int>(std::min<size_t>(512, prompt.size() - at));
             require(llama_decode(ctx, llama_batch_get_one(prompt.data() + at, n)) == 0, "the prompt");
         }
-        llama_token              token = llama_sampler_sample(sampler, ctx, -1);
-        std::vector<double>      times{ now() };
-        std::vector<llama_token> tokens{ token };
-        char                     piece[256];
-        while (tokens.size() < n_predict && !llama_vocab_is_eog(vocab, token)) {
+        llama_token         token = llama_sampler_sample(sampler, ctx, -1);
+        std::vector<double> times{ now() };
+        char                piece[256];
+        while (times.size() < n_predict && !llama_vocab_is_eog(vocab, token)) {
             llama_token_to_piece(vocab, token, piece, sizeof piece, 0, false);
             require(llama_decode(ctx, llama_batch_get_one(&token, 1)) == 0, "a token");
             token = llama_sampler_sample(sampler, ctx, -1);
             times.push_back(now());
-            tokens.push_back(token);
         }
         std::printf("{\"prefill_ms\":%.3f,\"times\":[", (times.front() - start) * 1e3);
         for (size_t i = 0; i < times.size(); i++) {
             std::printf("%s%.6f", i ? "," : "", times[i]);
-        }
-        std::printf("],\"tokens\":[");
-        for (size_t i = 0; i < tokens.size(); i++) {
-            std::printf("%s%d", i ? "," : "", tokens[i]);
         }
         std::puts("]}");
         std::fflush(stdout);

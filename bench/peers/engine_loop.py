@@ -1,64 +1,60 @@
-"""inferd's own engine with no daemon and no socket around it.
+"""inferd's own backend with no daemon and no socket around it.
 
 Arguments: model, threads, n_ctx. Each line of stdin is a JSON object with ``messages`` and ``n_predict``;
-each line of stdout is one with ``prompt`` (token ids), ``times`` (seconds of the clock at each token) and
-``prefill_ms``.
+each line of stdout is one with ``prefill_ms`` and ``times`` (seconds of the clock at each token).
 """
 
 from __future__ import annotations
 
-import array
+import asyncio
 import json
 import os
-import select
 import sys
 import threading
 import time
+from pathlib import Path
 
-from inferd.engine import _llama
+import uvloop
 
-path, threads, n_ctx = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-model = _llama.Model(os.open(path, os.O_RDONLY), path=path, n_gpu_layers=0, report=lambda fraction: True)
-engine = _llama.Engine(
-    model,
-    n_ctx=n_ctx,
-    n_seq=1,
-    n_batch=512,
-    threads=threads,
-    flash_attention="off",
-    kv_type="f16",
-    unified=False,
-)
-engine.warm_up()
-threading.Thread(target=engine.run, daemon=True).start()
-print("ready", flush=True)
+from inferd.engine.backend import Done, Frames, FrameTemplate, GenerateRequest, Message
+from inferd.engine.llamacpp import LlamaCpp, LlamaCppConfig
 
-for line in sys.stdin:
-    request = json.loads(line)
-    tokens, stops = model.prompt(json.dumps(request["messages"]).encode())
-    job = engine.submit(
-        tokens,
-        max_tokens=request["n_predict"],
+FRAME = FrameTemplate(b'{"type":"token","id":"b","content":"', b'"}\n')
+
+
+async def answer(backend: LlamaCpp, line: str) -> str:
+    asked = json.loads(line)
+    request = GenerateRequest(
+        messages=tuple(Message(message["role"], message["content"]) for message in asked["messages"]),
+        max_tokens=asked["n_predict"],
         temperature=0.0,
         top_p=1.0,
         top_k=0,
-        min_p=0.0,
-        repeat_penalty=1.0,
-        presence_penalty=0.0,
-        frequency_penalty=0.0,
-        seed=0,
-        grammar=b"",
-        stops=stops,
-        frame=(b'{"type":"token","id":"b","content":"', b'"}\n'),
+        frame=FRAME,
     )
     times: list[float] = []
-    result = None
-    while result is None:
-        select.select([engine.fileno()], [], [])
-        engine.ready()
-        data, result = engine.collect(job)
-        times += [time.perf_counter()] * data.count(b"\n")
-    _, _, _, _, completion_tokens, prefill_ms, _, _ = result
-    answer = {"prompt": list(array.array("i", tokens)), "prefill_ms": prefill_ms, "times": times}
-    print(json.dumps(answer | {"completion_tokens": completion_tokens}), flush=True)
-os._exit(0)
+    async for event in await backend.generate(request):
+        if isinstance(event, Frames):
+            times += [time.perf_counter()] * event.data.count(b"\n")
+        elif isinstance(event, Done):
+            assert event.timings is not None
+            return json.dumps({"prefill_ms": event.timings.prefill_ms, "times": times})
+    raise AssertionError("a stream ends with Done")
+
+
+async def main(path: Path, threads: int, n_ctx: int) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    config = LlamaCppConfig(
+        name="bench", model=path.name, path=path, fd=fd, n_ctx=n_ctx, n_parallel=1, threads=threads
+    )
+    backend = LlamaCpp.load(config, progress=lambda phase, details: None, cancelled=threading.Event())
+    await backend.start()
+    print("ready", flush=True)
+    loop = asyncio.get_running_loop()
+    while line := await loop.run_in_executor(None, sys.stdin.readline):
+        print(await answer(backend, line), flush=True)
+    await backend.close()
+
+
+if __name__ == "__main__":
+    uvloop.run(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))

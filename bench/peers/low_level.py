@@ -1,7 +1,7 @@
 """A bare token loop on llama-cpp-python's low-level API; run by the peers' Python.
 
-Arguments: model, threads, n_ctx. Each line of stdin is ``n_predict id id …``; each line of stdout is a JSON
-object with ``prefill_ms``, ``times`` (seconds of the clock at each token) and ``tokens``.
+Arguments: model, threads, n_ctx. Each line of stdin is ``n_predict HEX``, the prompt's text in hex; each line
+of stdout is a JSON object with ``prefill_ms`` and ``times`` (seconds of the clock at each token).
 """
 
 import ctypes
@@ -29,20 +29,21 @@ piece = ctypes.create_string_buffer(256)
 print("ready", flush=True)
 
 for line in sys.stdin:
-    n_predict, *prompt = map(int, line.split())
+    n_predict, text = int(line.split()[0]), bytes.fromhex(line.split()[1])
+    ids = (ll.llama_token * n_ctx)()
+    prompt = ids[: ll.llama_tokenize(vocab, text, len(text), ids, n_ctx, True, True)]
     ll.llama_memory_clear(memory, True)
     start = time.perf_counter()
     for at in range(0, len(prompt), 512):
         chunk = (ll.llama_token * len(prompt[at : at + 512]))(*prompt[at : at + 512])
         assert ll.llama_decode(ctx, ll.llama_batch_get_one(chunk, len(chunk))) == 0
     token = ll.llama_sampler_sample(sampler, ctx, -1)
-    times, tokens = [time.perf_counter()], [token]
+    times = [time.perf_counter()]
     one = (ll.llama_token * 1)(token)
-    while len(tokens) < n_predict and not ll.llama_vocab_is_eog(vocab, token):
+    while len(times) < n_predict and not ll.llama_vocab_is_eog(vocab, token):
         ll.llama_token_to_piece(vocab, token, piece, 256, 0, False)
         one[0] = token
         assert ll.llama_decode(ctx, ll.llama_batch_get_one(one, 1)) == 0
         token = ll.llama_sampler_sample(sampler, ctx, -1)
         times.append(time.perf_counter())
-        tokens.append(token)
-    print(json.dumps({"prefill_ms": (times[0] - start) * 1e3, "times": times, "tokens": tokens}), flush=True)
+    print(json.dumps({"prefill_ms": (times[0] - start) * 1e3, "times": times}), flush=True)
