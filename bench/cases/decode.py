@@ -2,8 +2,8 @@
 
 Every contestant runs the same model, threads, prompt, context size, greedy sampling and flash attention off
 (on a CPU it slows decoding). llama-server runs once more with its own default of that, inferd with its own
-choice of threads. In each round every contestant answers the same new prompt once, in an order that turns from
-round to round.
+choice of threads. In each round every contestant answers the same new prompt once; the order turns from round
+to round.
 """
 
 from __future__ import annotations
