@@ -116,6 +116,8 @@ class DaemonProcess:
             "INFERD_BACKEND": "mock",
             "INFERD_LOG_DIR": str(self.log_file.parent),
         }
+        if "INFERD_IMPL" in os.environ:
+            env["INFERD_IMPL"] = os.environ["INFERD_IMPL"]
         for name, value in options.items():
             env[name if name.isupper() else f"INFERD_{name.upper()}"] = str(value)
         program = [__file__, json.dumps(mock)] if mock else ["-m", "inferd", "serve"]

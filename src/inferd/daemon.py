@@ -329,23 +329,13 @@ class Daemon:
 
 
 def _capabilities_frame(backend: Backend) -> bytes:
-    able = backend.capabilities()
-    fields = dataclasses.asdict(able)
-    accelerator = fields.pop("accelerator")
-    flags = {name: fields[name] for name in ("v2", "vision", "audio", "tools", "thinking", "embed")}
+    able = dataclasses.asdict(backend.capabilities())
+    accelerator = able.pop("accelerator")
+    kind = accelerator.pop("kind")
+    first = {name: able.pop(name) for name in ("v2", "vision", "audio", "tools", "thinking", "embed")}
+    ours = {**accelerator, **able, "name": backend.name, "model": backend.model}
     return admin.encode_status(
-        "capabilities",
-        {
-            "backend": backend.kind,
-            **flags,
-            "accelerator": accelerator.pop("kind"),
-            **accelerator,
-            "rerank": able.rerank,
-            "n_ctx": able.n_ctx,
-            "n_parallel": able.n_parallel,
-            "name": backend.name,
-            "model": backend.model,
-        },
+        "capabilities", {"backend": backend.kind, **first, "accelerator": kind, **ours}
     )
 
 

@@ -26,8 +26,8 @@ CANCELLED = DONE.replace(b"mock-response", b"").replace(b'"end"', b'"cancelled"'
 CAPABILITIES = (
     b'{"id":"admin","type":"status","status":"capabilities","backend":"mock","v2":false,"vision":false,'
     b'"audio":false,"tools":false,"thinking":false,"embed":false,"accelerator":"cpu","gpu_layers":0,'
-    b'"device_name":"","vram_total_bytes":0,"rerank":false,"n_ctx":0,"n_parallel":0,"name":"mock",'
-    b'"model":"mock"}\n'
+    b'"device_name":"","vram_total_bytes":0,"rerank":false,"n_ctx":0,"n_parallel":0,'
+    b'"audio_sample_rate":0,"name":"mock","model":"mock"}\n'
 )
 
 

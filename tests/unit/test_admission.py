@@ -137,25 +137,25 @@ async def test_whoever_is_cancelled_while_waiting_leaves_the_queue() -> None:
 
 async def test_a_cancellation_in_the_moment_of_the_turn_passes_the_turn_on() -> None:
     queue = Queue()
-    for name in ("a", "b", "c"):
-        await queue.come(name)
-    queue._ends["a"].set()
-    await until(lambda: queue.tasks["a"].done())  # b's turn has come, and b may not have run yet
-    queue.tasks["b"].cancel()
-    await until(lambda: queue.tasks["b"].done())
-    assert queue.started[-1] == "c"
+    running = await queue.admission.admit("caller")
+    await queue.come("b")
+    await queue.come("c")
+    running.__exit__()
+    queue.tasks["b"].cancel()  # its turn has come, and it has not seen it yet
+    await until(lambda: queue.started == ["c"])
+    assert queue.tasks["b"].cancelled()
     await queue.finish("c")
-    assert queue.admission.running == 0
+    assert (queue.admission.running, queue.admission.waiting) == (0, 0)
 
 
 async def test_a_turn_is_not_given_to_whoever_is_just_leaving() -> None:
     queue = Queue()
-    for name in ("a", "b", "c"):
-        await queue.come(name)
-    queue.tasks["b"].cancel()  # the task has not seen it yet
-    queue._ends["a"].set()
-    await until(lambda: "c" in queue.started)
-    assert queue.admission.waiting == 0
+    running = await queue.admission.admit("caller")
+    await queue.come("b")
+    await queue.come("c")
+    queue.tasks["b"].cancel()  # it has not seen that yet
+    running.__exit__()
+    await until(lambda: queue.started == ["c"])
     await queue.finish("c")
     assert (queue.admission.running, queue.admission.waiting) == (0, 0)
 
