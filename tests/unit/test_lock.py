@@ -73,8 +73,13 @@ class TestLock:
     def test_a_child_does_not_inherit_it(self, path: Path) -> None:
         lock = Lock.acquire(path)
         with subprocess.Popen(
-            [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, close_fds=False
+            [sys.executable, "-c", "input('running')"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            close_fds=False,
         ) as process:
+            assert process.stdout is not None
+            process.stdout.read(1)  # only now it surely is the new program, with nothing of ours open
             lock.release()
             Lock.acquire(path).release()
             process.communicate(b"\n")
