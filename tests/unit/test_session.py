@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from inferd import log
 from inferd.engine.backend import (
     Backend,
     Capabilities,
@@ -357,11 +358,16 @@ async def test_an_error_in_the_stream_is_its_terminal_frame(path: Path) -> None:
 
 
 async def test_an_error_that_nobody_foresaw_says_nothing_of_itself(path: Path) -> None:
+    activity = log.setup("trace", path.parent, stderr=False)
     async with serving(path, Scripted(ZeroDivisionError("the user's words"))) as server:
         client = await server.connect()
         await client.send(ask())
         client.finish_sending()
         assert await client.rest() == error("internal", "internal error; the daemon's log says more", "q")
+    activity.close()
+    said = (path.parent / log.FILE_NAME).read_text()
+    assert "ZeroDivisionError at test_session.py:" in said
+    assert "the user's words" not in said
 
 
 # Answers.
@@ -432,6 +438,15 @@ async def test_ready_frames_are_not_held_back(path: Path) -> None:
 
 
 # Leaving.
+
+
+async def test_a_client_that_ends_both_sides_after_an_error_still_gets_it(path: Path) -> None:
+    async with serving(path) as server:
+        client = await server.connect()
+        await client.send(b"nonsense\n" + b"x" * 100_000)
+        client.finish_sending()
+        await until(lambda: not server.service.sessions)
+        assert (await client.rest()).count(b"\n") == 1
 
 
 @pytest.mark.parametrize("state", ["running", "queued", "with more lines waiting", "after a half-close"])

@@ -53,20 +53,21 @@ class Connection(asyncio.BufferedProtocol):
         self.gone_because = ""
         self.closed: asyncio.Future[None] = self._loop.create_future()
 
-    async def open(self, sock: socket.socket, on_gone: Callable[[], object]) -> None:
-        """Takes the accepted socket over. Raises OSError when it cannot be used."""
+    async def open(self, sock: socket.socket, on_gone: Callable[[], object]) -> bool:
+        """Takes the accepted socket over; False when its client has left already."""
         fd = sock.fileno()
         try:
             await self._loop.connect_accepted_socket(lambda: self, sock)
         except OSError:
             sock.close()
-            raise
+            return False
         self._on_gone = on_gone
         if self.closed.done():
             self._gone("closed")
         else:
             self._fd = fd
             self._hangups.watch(fd, self._hung_up)
+        return True
 
     # Reading.
 
@@ -197,7 +198,8 @@ class Connection(asyncio.BufferedProtocol):
             self._gone("reset" if exc is not None else "closed")
 
     def _hung_up(self) -> None:
-        self._gone("hang-up")
+        if not self._dropping:  # then both sides have shut down, and the end of the input comes
+            self._gone("hang-up")
 
     def _gone(self, why: str) -> None:
         on_gone, self._on_gone = self._on_gone, None

@@ -35,7 +35,8 @@ class HangupWatch:
         """Watches ``fd`` until it hangs up, is closed, or :meth:`forget` is called."""
         if self._epoll is not None:
             self._callbacks[fd] = gone
-            self._epoll.register(fd, select.EPOLLET)
+            with contextlib.suppress(OSError):  # too many watches: the first failed write will tell
+                self._epoll.register(fd, select.EPOLLET)
 
     def forget(self, fd: int, gone: Callable[[], None]) -> None:
         """Ends the watch that was begun with these arguments; a descriptor that was reused is left alone."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from inferd import log
+from inferd.serve import faults
 from inferd.serve.bind import Bound
 
 # How long accepting rests when the system cannot give us a connection.
@@ -103,5 +104,5 @@ class Listener:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._connections.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("connection_failed", address=self.address, error=error)
+            _log.error("connection_failed", address=self.address, error=faults.describe(error))
         self._on_change()

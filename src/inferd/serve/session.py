@@ -28,7 +28,7 @@ from inferd.errors import (
     Unavailable,
 )
 from inferd.fastpath import token_frame
-from inferd.serve import auth, peer
+from inferd.serve import auth, faults, peer
 from inferd.serve.admission import Admission
 from inferd.serve.connection import Connection
 from inferd.serve.hangup import HangupWatch
@@ -79,7 +79,7 @@ class _Course(Generic[R]):
         self.request = request
         self.arrived = arrived
         self.queue_ms = 0.0
-        self.backend = ""
+        self.backend: str | None = None
         self.streaming = False
 
     def timings(self, done: Done) -> dict[str, float] | None:
@@ -126,12 +126,10 @@ class Session(Generic[R]):
         _log.info("connection_accepted", **self._log_fields)
         conn = self._conn
         try:
-            await conn.open(self._sock, _this_task().cancel)
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._converse()
-            await conn.close()
-        except OSError:
-            pass  # the client left before it could be served
+            if await conn.open(self._sock, _this_task().cancel):
+                with contextlib.suppress(asyncio.CancelledError):
+                    await self._converse()
+                await conn.close()
         finally:
             _log.info("connection_closed", reason=conn.gone_because or "end", **self._log_fields)
 
@@ -199,7 +197,8 @@ class Session(Generic[R]):
             _log.info("request_cancelled", reason=reason, **course.fields(), **self._log_fields)
             raise
         except Exception as error:
-            _log.error("request_error", code="internal", error=error, **course.fields(), **self._log_fields)
+            what = faults.describe(error)
+            _log.error("request_error", code="internal", error=what, **course.fields(), **self._log_fields)
             self._write_error(request.id, BackendInternal("internal error; the daemon's log says more"))
         return True
 

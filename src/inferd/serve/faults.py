@@ -1,0 +1,13 @@
+"""What the log may say of an error that nobody foresaw."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+
+
+def describe(error: BaseException) -> str:
+    """Its class and where it was raised. Its text may hold anything, words of a prompt included."""
+    place = traceback.extract_tb(error.__traceback__)
+    where = f" at {Path(place[-1].filename).name}:{place[-1].lineno}" if place else ""
+    return f"{type(error).__name__}{where}"
