@@ -102,6 +102,7 @@ def options(about: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--model", type=Path, help="a GGUF file; default: the store's default model")
     parser.add_argument("--peer-python", type=Path, default=Path(sys.executable), help="that has the peers")
+    parser.add_argument("--patience", type=float, default=120, help="seconds to wait for others to be quiet")
     parser.add_argument("--out", type=Path, help="write the report here as JSON instead of to stdout")
     return parser
 

@@ -1,8 +1,8 @@
 """Runs the cases, each in a process of its own: ``python bench/run.py [CASE …] [OPTIONS]``.
 
 Without a name all cases run, one after the other. Options that are not named here go to the cases
-(``--model``, ``--threads``, ``--repeats``, ``--seed``, ``--peer-python``). The reports are written to
-``--out`` as one JSON file with one SVG for each case, and their medians and ratios are printed.
+(``--model``, ``--threads``, ``--repeats``, ``--seed``, ``--patience``, ``--peer-python``). The reports are
+written to ``--out`` as one JSON file with one SVG for each case, and their medians and ratios are printed.
 """
 
 from __future__ import annotations
@@ -54,6 +54,11 @@ def show(report: dict[str, Any], console: Console) -> None:
     for ratio in report["ratios"]:
         console.print(
             f"  {ratio['metric']}: {ratio['of']} / {ratio['to']} = {ratio['value']:.3f}", highlight=False
+        )
+    disturbed = report["settings"].get("turns_disturbed", 0)
+    if disturbed:
+        console.print(
+            f"  {disturbed} turns were disturbed by other programs", style="yellow", highlight=False
         )
     for name, reason in report["missing"].items():
         console.print(f"  {name} did not take part: {reason}", style="yellow", highlight=False)

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
+from bench import quiet
 from bench.clients import Address, NdjsonStream, SseStream, Stream
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,9 +51,11 @@ class Process:
             stderr=self.log,
             **({"stdout": self.log} | streams),
         )
+        quiet.SERVERS.add(self.popen.pid)
         return self.popen
 
     def stop(self) -> None:
+        quiet.SERVERS.discard(self.popen.pid)
         died = self.popen.poll()
         if died is not None:
             self.log.seek(0)

@@ -16,7 +16,7 @@ import random
 import time
 from collections.abc import Callable
 
-from bench import prompts, servers
+from bench import prompts, quiet, servers
 from bench.clients import Stream, ask
 from bench.report import Report, main
 
@@ -37,8 +37,9 @@ def as_text(messages: list[dict[str, str]]) -> str:
 class Contest:
     """The contestants that came up, and what each measured."""
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self, report: Report, patience: float) -> None:
         self.report = report
+        self.watch = quiet.Watch(report, patience)
         self.turns: dict[str, Callable[[list[dict[str, str]]], str | None]] = {}
         self.texts: dict[str, list[str | None]] = {}
 
@@ -73,7 +74,8 @@ class Contest:
     def round(self, messages: list[dict[str, str]], first: int) -> None:
         names = list(self.turns)
         for name in names[first % len(names) :] + names[: first % len(names)]:
-            self.texts.setdefault(name, []).append(self.turns[name](messages))
+            text = self.watch.undisturbed(functools.partial(self.turns[name], messages))
+            self.texts.setdefault(name, []).append(text)
             time.sleep(REST_SECS)
 
 
@@ -81,7 +83,7 @@ def run(options: argparse.Namespace, report: Report) -> None:
     model = servers.model_file(options)
     threads, python = options.threads, options.peer_python
     report.settings |= {"model": model.name, "n_ctx": N_CTX, "n_predict": N_PREDICT, "flash_attention": "off"}
-    contest = Contest(report)
+    contest = Contest(report, options.patience)
     with contextlib.ExitStack() as stack:
         loops: dict[str, Callable[[], servers.Loop]] = {
             "inferd engine": functools.partial(servers.engine_loop, model, threads, N_CTX),

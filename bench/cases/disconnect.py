@@ -16,7 +16,7 @@ import statistics
 import time
 from collections.abc import Callable
 
-from bench import prompts, servers
+from bench import prompts, quiet, servers
 from bench.clients import Stream, drive
 from bench.report import Report, main
 
@@ -117,6 +117,7 @@ def run(options: argparse.Namespace, report: Report) -> None:
         "llama-server": functools.partial(servers.LlamaServer, python, model, **room),
     }
     rng = random.Random(options.seed)
+    watch = quiet.Watch(report, options.patience)
     with contextlib.ExitStack() as stack:
         running = []
         for name, start in contestants.items():
@@ -126,7 +127,7 @@ def run(options: argparse.Namespace, report: Report) -> None:
                 report.missing[name] = str(reason)
         for number in range(options.repeats):
             for server in running if number % 2 == 0 else running[::-1]:
-                measure(server, rng, report)
+                watch.undisturbed(functools.partial(measure, server, rng, report))
 
 
 if __name__ == "__main__":

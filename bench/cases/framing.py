@@ -13,31 +13,33 @@ import sys
 import tempfile
 from pathlib import Path
 
+from bench import quiet
 from bench.report import Report, main
 from bench.servers import ROOT
 
 
 def run(options: argparse.Namespace, report: Report) -> None:
-    with tempfile.TemporaryDirectory() as scratch:
-        results = Path(scratch) / "results.json"
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "bench/micro"]
-        # One process for each round: a layout of memory that favours one contestant does not stay.
-        for _ in range(options.repeats):
-            done = subprocess.run(
-                [*command, f"--benchmark-json={results}"],
-                cwd=ROOT,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if done.returncode != 0:
-                raise RuntimeError(done.stdout[-2000:] + done.stderr[-2000:])
-            for bench in json.loads(results.read_text())["benchmarks"]:
-                collect(bench, report)
+    watch = quiet.Watch(report, options.patience)
+    # One process for each round: a layout of memory that favours one contestant does not stay.
+    for _ in range(options.repeats):
+        watch.undisturbed(lambda: measure(report))
     for sample in list(report.samples):
         if sample.contestant != "inferd":
             report.ratio(sample.metric, "inferd", sample.contestant)
     report.ratios.sort(key=lambda ratio: ratio.metric)
+
+
+def measure(report: Report) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        results = Path(scratch) / "results.json"
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "bench/micro"]
+        done = subprocess.run(
+            [*command, f"--benchmark-json={results}"], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        if done.returncode != 0:
+            raise RuntimeError(done.stdout[-2000:] + done.stderr[-2000:])
+        for bench in json.loads(results.read_text())["benchmarks"]:
+            collect(bench, report)
 
 
 def collect(bench: dict[str, object], report: Report) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import selectors
 import socket
 import sys
@@ -15,7 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import servers
+from bench import quiet, servers
 from bench.clients import Address
 from bench.report import Report, main, quantile
 
@@ -85,6 +86,14 @@ def throughput(address: Address, count: int) -> float:
         return finished / (time.perf_counter() - start)
 
 
+def measure(server: servers.Server, report: Report) -> None:
+    times = round_trips(server.address, ROUND_TRIPS)
+    report.add(server.name, "round trip, p50", "µs", quantile(times, 0.5))
+    report.add(server.name, "round trip, p99", "µs", quantile(times, 0.99))
+    if not server.name.startswith("blocking"):
+        report.add(server.name, "requests", "1/s", throughput(server.address, REQUESTS))
+
+
 def run(options: argparse.Namespace, report: Report) -> None:
     report.settings |= {"round_trips": ROUND_TRIPS, "connections": CONNECTIONS, "requests": REQUESTS}
     contestants: list[Callable[[], servers.Server]] = [
@@ -93,17 +102,14 @@ def run(options: argparse.Namespace, report: Report) -> None:
         lambda: Echo("uvloop"),
         lambda: Echo("blocking"),
     ]
+    watch = quiet.Watch(report, options.patience)
     with contextlib.ExitStack() as stack:
         running = [stack.enter_context(start()) for start in contestants]
         for server in running:
             round_trips(server.address, 500)
         for number in range(options.repeats):
             for server in running[number % len(running) :] + running[: number % len(running)]:
-                times = round_trips(server.address, ROUND_TRIPS)
-                report.add(server.name, "round trip, p50", "µs", quantile(times, 0.5))
-                report.add(server.name, "round trip, p99", "µs", quantile(times, 0.99))
-                if not server.name.startswith("blocking"):
-                    report.add(server.name, "requests", "1/s", throughput(server.address, REQUESTS))
+                watch.undisturbed(functools.partial(measure, server, report))
         for server in running[:2]:
             for metric, mebibytes in server.memory().items():
                 report.add(server.name, metric, "MiB", mebibytes)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 
-from bench import servers
+from bench import quiet, servers
 from bench.report import Report, main
 
 
@@ -42,6 +43,10 @@ def to_socket() -> float:
         server.stop()
 
 
+def measure(name: str, contestant: Callable[[], float], report: Report) -> None:
+    report.add(name, "start", "ms", contestant())
+
+
 def run(options: argparse.Namespace, report: Report) -> None:
     contestants: dict[str, Callable[[], float]] = {
         "python -c pass": lambda: command(["-c", "pass"]),
@@ -49,11 +54,12 @@ def run(options: argparse.Namespace, report: Report) -> None:
         "inferd --version": lambda: command(["-m", "inferd", "--version"]),
         "inferd serve --backend mock": to_socket,
     }
+    watch = quiet.Watch(report, options.patience)
     for contestant in contestants.values():
         contestant()
     for _ in range(2 * options.repeats):
         for name, contestant in contestants.items():
-            report.add(name, "start", "ms", contestant())
+            watch.undisturbed(functools.partial(measure, name, contestant, report))
     empty = report.median("python -c pass", "start")
     for name in contestants:
         took = report.median(name, "start")

@@ -14,7 +14,7 @@ import random
 import time
 from collections.abc import Callable
 
-from bench import prompts, servers
+from bench import prompts, quiet, servers
 from bench.clients import Stream, drive
 from bench.report import Report, main, quantile
 
@@ -76,6 +76,7 @@ def run(options: argparse.Namespace, report: Report) -> None:
     model, python, threads = servers.model_file(options), options.peer_python, options.threads
     report.settings |= {"model": model.name, "n_ctx": N_CTX, "n_predict": N_PREDICT, "flash_attention": "off"}
     rng = random.Random(options.seed)
+    watch = quiet.Watch(report, options.patience)
     for count in STREAMS:
         room = {"threads": threads, "n_ctx": N_CTX, "slots": count + 1}
         contestants: dict[str, Callable[[], servers.Server]] = {
@@ -93,8 +94,8 @@ def run(options: argparse.Namespace, report: Report) -> None:
                 drive(start(server, rng, count, 8))
             for number in range(options.repeats):
                 for server in running if number % 2 == 0 else running[::-1]:
-                    alone(server, rng, count, report)
-                    beside_a_long_prompt(server, rng, count, report)
+                    for turn in (alone, beside_a_long_prompt):
+                        watch.undisturbed(functools.partial(turn, server, rng, count, report))
             for server in running:
                 for metric, mebibytes in server.memory().items():
                     report.add(server.name, f"{count} streams, {metric}", "MiB", mebibytes)

@@ -1,0 +1,79 @@
+"""Measuring on a machine that others use too.
+
+A turn counts only when hardly anything else ran meanwhile: the time that all processors were busy, less what
+the bench and its servers used, tells what the rest of the machine did. A turn that was disturbed is taken again
+once the machine is quiet; when patience is at its end it counts all the same, and the report says so.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from bench.report import Report
+
+T = TypeVar("T")
+
+# Processors that the rest of the machine may keep busy during a turn. The counters tick at 10 ms.
+TOLERATED = 0.1
+RESOLUTION_SECS = 0.04
+LOOK_SECS = 0.5
+
+SERVERS: set[int] = set()
+"""The processes that take part."""
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def _foreign_seconds() -> float:
+    """Processor time that went to neither us nor our servers, since the start of the machine."""
+    user, nice, system, _, _, irq, softirq, steal = map(
+        int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+    )
+    own = os.times()
+    ours = own.user + own.system + own.children_user + own.children_system
+    for pid in SERVERS:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        ours += (int(fields[11]) + int(fields[12])) / _TICKS
+    return (user + nice + system + irq + softirq + steal) / _TICKS - ours
+
+
+def _look() -> None:
+    time.sleep(LOOK_SECS)
+
+
+class Watch:
+    """``patience`` is the seconds that one case may spend on waiting and on turns that do not count."""
+
+    def __init__(self, report: Report, patience: float) -> None:
+        self._report = report
+        self._patience = patience
+        self._disturbed = 0
+        self._repeated = 0
+
+    def undisturbed(self, turn: Callable[[], T]) -> T:
+        """Runs a turn, which adds its samples to the report, until one counts."""
+        while True:
+            samples = copy.deepcopy(self._report.samples)
+            began = time.monotonic()
+            quiet, result = self._watched(turn)
+            if quiet or self._patience <= 0:
+                break
+            self._report.samples = samples
+            self._repeated += 1
+            while time.monotonic() - began < self._patience and not self._watched(_look)[0]:
+                pass
+            self._patience -= time.monotonic() - began
+        self._disturbed += not quiet
+        self._report.settings |= {"turns_repeated": self._repeated, "turns_disturbed": self._disturbed}
+        return result
+
+    def _watched(self, turn: Callable[[], T]) -> tuple[bool, T]:
+        start, before = time.monotonic(), _foreign_seconds()
+        result = turn()
+        foreign = _foreign_seconds() - before
+        return foreign <= TOLERATED * (time.monotonic() - start) + RESOLUTION_SECS, result
