@@ -29,6 +29,26 @@ from inferd.wire import v1
 PATIENCE_SECS = 10.0
 
 
+TOKEN = b'{"type":"token","id":"q","content":"mock-response"}\n'
+DONE = (
+    b'{"type":"done","id":"q","content":"mock-response","usage":{"prompt_tokens":0,"completion_tokens":1},'
+    b'"stop_reason":"end","backend":"mock","model":"mock"}\n'
+)
+
+
+def ask(request_id: str = "q", **more: Any) -> dict[str, Any]:
+    return {"id": request_id, "messages": [{"role": "user", "content": "hi"}], **more}
+
+
+def error(code: str, message: str, request_id: str = "") -> bytes:
+    return (
+        json.dumps(
+            {"type": "error", "id": request_id, "code": code, "message": message}, separators=(",", ":")
+        ).encode()
+        + b"\n"
+    )
+
+
 async def until(condition: Callable[[], bool]) -> None:
     """Waits for a state that tells nobody when it comes."""
     deadline = time.monotonic() + PATIENCE_SECS
