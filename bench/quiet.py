@@ -1,8 +1,8 @@
 """Measuring on a machine that others use too.
 
 A turn counts only when hardly anything else ran meanwhile: the time that all processors were busy, less what
-the bench and its servers used, tells what the rest of the machine did. A turn that was disturbed is taken again
-once the machine is quiet; when patience is at its end it counts all the same, and the report says so.
+the bench and its servers used, tells what the rest of the machine did. A disturbed turn is taken again once
+the machine is quiet; when patience is at its end it counts all the same, and the report says so.
 """
 
 from __future__ import annotations

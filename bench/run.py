@@ -52,9 +52,8 @@ def show(report: dict[str, Any], console: Console) -> None:
         table.add_row(sample["metric"], sample["contestant"], *numbers, sample["unit"])
     console.print(table)
     for ratio in report["ratios"]:
-        console.print(
-            f"  {ratio['metric']}: {ratio['of']} / {ratio['to']} = {ratio['value']:.3f}", highlight=False
-        )
+        value = number_of(ratio["value"])
+        console.print(f"  {ratio['metric']}: {ratio['of']} / {ratio['to']} = {value}", highlight=False)
     disturbed = report["settings"].get("turns_disturbed", 0)
     if disturbed:
         console.print(
