@@ -29,7 +29,7 @@ from inferd.engine.backend import (
     ToolCall,
     ToolUse,
 )
-from inferd.engine.conversation import Reader, prepare
+from inferd.engine.conversation import Family, Reader, prepare
 from inferd.engine.typed_stream import TypedStream
 from inferd.errors import InvalidRequest, ToolCallMalformed
 from tests.unit.test_llamacpp import backend, load_model
@@ -79,9 +79,9 @@ def model() -> _llama.Model:
     return load_model()
 
 
-def templates(model: _llama.Model, family: str) -> _llama.Templates:
+def templates(model: _llama.Model, family: str) -> Family:
     path = TEMPLATES / f"{family}.jinja"
-    return _llama.Templates(model, path.read_text("utf-8") if path.exists() else "")
+    return Family(_llama.Templates(model, path.read_text("utf-8") if path.exists() else ""))
 
 
 def request(*messages: Message, **options: Any) -> GenerateRequest:

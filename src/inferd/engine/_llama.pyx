@@ -77,21 +77,24 @@ cdef class Engine:
     cdef int pool_threads
     cdef readonly int n_ctx
     cdef readonly int n_seq
-    cdef int n_batch
+    cdef readonly int n_batch
     cdef int n_swa
+    cdef Projector projector
     cdef StepGuard guard
     cdef Exchange exchange
     cdef CThreadGovernor* governor
     cdef vector[Job*] waiting, running, active, batched, touched
     cdef vector[cbool] seats
+    cdef const MediaSpan* media
     cdef cbool prompt_is_next, hold_prompts
 
     def __cinit__(self, Model model, *, int n_ctx, int n_seq, int n_batch, int threads, str flash_attention,
-                  str kv_type, bint unified):
+                  str kv_type, bint unified, Projector projector=None):
         flash = {"on": LLAMA_FLASH_ATTN_TYPE_ENABLED, "off": LLAMA_FLASH_ATTN_TYPE_DISABLED,
                  "auto": LLAMA_FLASH_ATTN_TYPE_AUTO}
         types = {"f16": GGML_TYPE_F16, "q8_0": GGML_TYPE_Q8_0}
         self.model = model
+        self.projector = projector
         self.pool_threads = threads or useful_threads()
         self.governor = new CThreadGovernor(self.pool_threads, threads != 0, n_seq)
         self.guard.exchange = &self.exchange
@@ -187,6 +190,12 @@ cdef class Engine:
         cdef size_t n = prompt.rendered.tokens.size()
         if n == 0:
             raise InvalidRequest("the prompt has no tokens")
+        if prompt.rendered.tokens[n - 1] == MEDIA_TOKEN:
+            raise InvalidRequest("the model's chat template ends the prompt with an image or a sound, not with a turn")
+        job.reset(new Job())
+        job.get().tokens = prompt.rendered.tokens
+        job.get().media = prompt.rendered.media
+        n += job.get().extra_cells()
         if n > <size_t>self.n_ctx:
             raise InvalidRequest(f"the prompt is {n} tokens long and the context is {self.n_ctx}: shorten it or "
                                  f"serve with a larger --n-ctx")
@@ -210,14 +219,12 @@ cdef class Engine:
         params.presence_penalty = presence_penalty
         params.frequency_penalty = frequency_penalty
         params.seed = seed
-        job.reset(new Job())
         with nogil:
             job.get().sampler = Sampler.make(self.model.vocab, params, c_grammar, error)
         if not job.get().sampler:
             raise InvalidRequest(f"the grammar cannot be used: {error.decode('utf-8', 'replace')}")
-        job.get().tokens = prompt.rendered.tokens
         job.get().preserved = prompt.rendered.preserved
-        job.get().n_prompt = n
+        job.get().n_prompt = prompt.rendered.tokens.size()
         job.get().max_tokens = max_tokens
         job.get().text.set_stops(c_stops)
         job.get().wants_frames = frame is not None
@@ -253,7 +260,7 @@ cdef class Engine:
             return <bytes>out, None
         cdef int64_t prefilled = job.prefilled_us or job.finished_us
         return <bytes>out, (
-            FINISH_NAMES[<int>job.finish], job.error.decode(), <bytes>job.content, job.n_prompt,
+            FINISH_NAMES[<int>job.finish], job.error.decode(), <bytes>job.content, job.n_prompt + job.extra_cells(),
             job.n_completion(), (prefilled - (job.seated_us or prefilled)) / 1000.0,
             (job.finished_us - prefilled) / 1000.0,
             (job.first_us - job.submitted_us) / 1000.0 if job.first_us else 0.0)
@@ -319,19 +326,25 @@ cdef class Engine:
             prompt = self.batch.n_tokens
         else:
             sequences = self.batch.n_tokens
-        if self.batch.n_tokens == 0:
+        if self.batched.empty():
             return
-        if not self.exchange.begin_step(self.batched[0] if prompt > 0 else NULL):
+        if not self.exchange.begin_step(self.batched[0] if prompt > 0 or self.media != NULL else NULL):
             return
         started = llama_time_us()
         threads = self.governor.threads()
-        self.guard.deadline_us = self.governor.deadline(started, sequences, prompt)
+        # How long media take is not known beforehand.
+        self.guard.deadline_us = 0 if self.media != NULL else self.governor.deadline(started, sequences, prompt)
         llama_set_n_threads(self.ctx, threads, threads)
-        code = decode(self.ctx, self.batch)
+        if self.media != NULL:
+            code = self.projector.projector.get().decode(
+                self.ctx, self.media[0], self.batched[0].slot, self.n_batch)
+        else:
+            code = decode(self.ctx, self.batch)
         llama_synchronize(self.ctx)
         elapsed = llama_time_us() - started
         if code == 0:
-            self.governor.measured(started + elapsed, sequences, prompt, elapsed)
+            if self.media == NULL:
+                self.governor.measured(started + elapsed, sequences, prompt, elapsed)
             for job in self.batched:
                 job.n_past += job.in_step
                 self.touched.push_back(job)
@@ -344,7 +357,7 @@ cdef class Engine:
             for job in self.batched:
                 self.rewind(job)
         elif code == 1:
-            self.make_room(prompt > 0)
+            self.make_room(sequences == 0)
         else:
             self.lose_context()
 
@@ -356,6 +369,7 @@ cdef class Engine:
         cdef size_t rest, room
         self.batch.n_tokens = 0
         self.batched.clear()
+        self.media = NULL
         for job in self.active:
             if not job.prefilling():
                 decoders = True
@@ -367,7 +381,13 @@ cdef class Engine:
                 if not job.prefilling():
                     self.add_tokens(job, 1)
             return False
-        rest = prompt.tokens.size() - prompt.n_past
+        self.media = prompt.next_media()
+        if self.media != NULL:
+            prompt.in_step = self.media.n_pos
+            prompt.logits_row = -1
+            self.batched.push_back(prompt)
+            return True
+        rest = prompt.text_ahead()
         room = self.n_batch
         if decoders and self.governor.prompt_pace() > 0:
             room = min(room, max(<size_t>(PROMPT_SHARE_US / self.governor.prompt_pace()), <size_t>MIN_CHUNK))
@@ -423,7 +443,7 @@ cdef class Engine:
                 llama_token_to_piece(self.model.vocab, token, &piece[0], -n, 0, shown)
             if job.text.push(piece.data(), piece.size(), text):
                 job.finish = Finish.stop
-            elif job.n_completion() >= job.max_tokens or job.tokens.size() > <size_t>self.n_ctx:
+            elif job.n_completion() >= job.max_tokens or job.tokens.size() + job.extra_cells() > <size_t>self.n_ctx:
                 job.finish = Finish.length
             self.write(job, text)
         if job.finish != Finish.running:

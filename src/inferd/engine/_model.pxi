@@ -181,6 +181,40 @@ cdef class Model:
         return llama_model_chat_template(self.model, NULL) != NULL
 
 
+cdef class Projector:
+    """What turns images and sounds into something the model reads: the GGUF file ``path``, made for it."""
+
+    cdef Model model
+    cdef unique_ptr[CProjector] projector
+
+    def __cinit__(self, Model model, str path, *, int threads):
+        cdef string error
+        cdef string c_path = path.encode()
+        self.model = model
+        with nogil:
+            self.projector = CProjector.make(c_path, model.model, threads, error)
+        if not self.projector:
+            raise ModelError(f"the projector {path} cannot be used: {error.decode('utf-8', 'replace')}")
+
+    @property
+    def vision(self) -> bool:
+        return self.projector.get().sees()
+
+    @property
+    def audio(self) -> bool:
+        return self.projector.get().hears()
+
+    @property
+    def sample_rate(self) -> int:
+        """Hz of the samples it takes; 0 without audio."""
+        return self.projector.get().sample_rate()
+
+    @property
+    def marker(self) -> str:
+        """What stands for an item in a rendered conversation."""
+        return self.projector.get().marker().decode()
+
+
 cdef class Templates:
     """How the model's family writes conversations: its own templates, or ``source`` (Jinja) in their place."""
 
@@ -206,16 +240,25 @@ cdef class Templates:
         """Whether the template itself describes tools to the model."""
         return self.prompts.get().supports_tools()
 
-    def render(self, bytes request) -> Prompt:
+    def render(self, bytes request, Projector projector=None, items=(), int n_batch=0) -> Prompt:
         """Renders and tokenises a conversation, given as JSON with the keys that prompt.h lists.
 
-        ``InvalidRequest`` when the template refuses it.
+        ``items`` are its media as (kind, encoded, width, height, bytes), which ``projector`` encodes; ``n_batch``
+        is what a step of the engine takes. ``InvalidRequest`` when the template or the projector refuses.
         """
         cdef string text = request, error
+        cdef MediaInput media
+        cdef MediaItem item
         cdef Prompt prompt = Prompt()
         cdef cbool ok
+        if projector is not None:
+            media.projector = projector.projector.get()
+            media.n_batch = n_batch
+            for kind, item.encoded, item.width, item.height, item.data in items:
+                item.audio = kind == "audio"
+                media.items.push_back(item)
         with nogil:
-            ok = self.prompts.get().render(text, prompt.rendered, error)
+            ok = self.prompts.get().render(text, media, prompt.rendered, error)
         if not ok:
             raise InvalidRequest(
                 f"the model's chat template refuses these messages: {error.decode('utf-8', 'replace')}")

@@ -7,13 +7,24 @@ event loop, and nothing here touches it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import orjson
 
-from inferd.engine import _llama, generic_tools
-from inferd.engine.backend import Event, GenerateRequest, Message, Text, Thinking, Tool, ToolCall, ToolUse
+from inferd.engine import _llama, generic_tools, media
+from inferd.engine.backend import (
+    Event,
+    GenerateRequest,
+    Media,
+    Message,
+    Text,
+    Thinking,
+    Tool,
+    ToolCall,
+    ToolUse,
+)
 
 
 class Reader(Protocol):
@@ -37,41 +48,64 @@ class Prepared:
     reader: Reader | None
 
 
-def prepare(templates: _llama.Templates, request: GenerateRequest) -> Prepared:
-    """Renders the conversation. Raises ``InvalidRequest`` for what the family cannot express."""
+@dataclass(frozen=True, slots=True)
+class Family:
+    """How a loaded model is spoken to; ``n_batch`` is what a step of its engine takes."""
+
+    templates: _llama.Templates
+    projector: _llama.Projector | None = None
+    n_batch: int = 0
+
+    def render(self, messages: Sequence[Message], **more: object) -> _llama.Prompt:
+        """The prompt of a conversation; ``more`` are further keys of the template's request."""
+        items = [
+            media.to_item(part, self.projector)
+            for message in messages
+            if not isinstance(message.content, str)
+            for part in message.content
+            if isinstance(part, Media)
+        ]
+        marker = self.projector.marker if self.projector else ""
+        conversation = {"messages": [_message(message, marker) for message in messages], **more}
+        return self.templates.render(orjson.dumps(conversation), self.projector, items, self.n_batch)
+
+
+def prepare(family: Family, request: GenerateRequest) -> Prepared:
+    """Renders the conversation.
+
+    Raises ``InvalidRequest`` for what the family cannot express and ``AttachmentUnsupported`` for media that
+    the model cannot take.
+    """
+    templates = family.templates
     tools = _tools(request)
     required = bool(tools) and (request.tool_choice == "required" or bool(request.tool_name))
     if tools and not templates.tools:
-        return _prepare_generic(templates, request, tools, required)
+        return _prepare_generic(family, request, tools, required)
     thinks = request.typed and request.thinking is not False and templates.thinking
-    conversation: dict[str, object] = {
-        "messages": [_message(m) for m in request.messages],
-        "thinking": thinks,
-    }
+    more: dict[str, object] = {"thinking": thinks}
     grammar = request.grammar.encode()
     if tools:
-        conversation["tools"] = [_tool(tool) for tool in tools]
-        conversation["tool_choice"] = "required" if required else "auto"
+        more["tools"] = [_tool(tool) for tool in tools]
+        more["tool_choice"] = "required" if required else "auto"
     elif request.json_schema and thinks:
         # The family's own grammar lets it think first.
-        conversation["json_schema"] = orjson.Fragment(request.json_schema)
+        more["json_schema"] = orjson.Fragment(request.json_schema)
     elif request.json_schema:
         grammar = _llama.schema_to_grammar(request.json_schema.encode())
-    prompt = templates.render(orjson.dumps(conversation))
+    prompt = family.render(request.messages, **more)
     reader = _FamilyReader(_llama.Reply(prompt.syntax)) if tools or thinks else None
     return Prepared(prompt, grammar, (), reader)
 
 
 def _prepare_generic(
-    templates: _llama.Templates, request: GenerateRequest, tools: tuple[Tool, ...], required: bool
+    family: Family, request: GenerateRequest, tools: tuple[Tool, ...], required: bool
 ) -> Prepared:
     system = Message("system", generic_tools.instructions(tools, required))
     messages = [_without_tools(message) for message in request.messages]
     if messages[0].role == "system":
         system = replace(system, content=f"{_text(messages.pop(0))}\n\n{system.content}")
-    conversation = {"messages": [_message(m) for m in (system, *messages)], "thinking": False}
     return Prepared(
-        templates.render(orjson.dumps(conversation)),
+        family.render((system, *messages), thinking=False),
         generic_tools.grammar(tools),
         () if required else (generic_tools.TRIGGER,),
         generic_tools.Reader(required),
@@ -101,9 +135,17 @@ def _without_tools(message: Message) -> Message:
     return replace(message, content=_text(message) + calls, tool_calls=()) if calls else message
 
 
-def _message(message: Message) -> dict[str, object]:
-    """A message in the form of OpenAI's chat completions, which llama.cpp reads."""
-    out: dict[str, object] = {"role": message.role, "content": _text(message)}
+def _message(message: Message, marker: str) -> dict[str, object]:
+    """A message in the form of OpenAI's chat completions; ``marker`` stands for each medium."""
+    content: object = message.content
+    if not isinstance(message.content, str):
+        content = [
+            {"type": "text", "text": part}
+            if isinstance(part, str)
+            else {"type": "media_marker", "text": marker}
+            for part in message.content
+        ]
+    out: dict[str, object] = {"role": message.role, "content": content}
     if message.thinking:
         out["reasoning_content"] = message.thinking
     if message.tool_call_id:

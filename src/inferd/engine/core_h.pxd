@@ -25,9 +25,35 @@ cdef extern from "host.h" namespace "inferd" nogil:
     int decode(llama_context* ctx, const llama_batch& batch)
 
 
+cdef extern from "media.h" namespace "inferd" nogil:
+    cdef llama_token MEDIA_TOKEN "inferd::kMediaToken"
+    cdef cppclass MediaItem:
+        cbool audio
+        cbool encoded
+        uint32_t width
+        uint32_t height
+        string data
+    cdef cppclass MediaSpan:
+        size_t n_pos
+        size_t n_cells
+    cdef cppclass CProjector "inferd::Projector":
+        @staticmethod
+        unique_ptr[CProjector] make(const string& path, const llama_model* model, int threads, string& error)
+        cbool sees()
+        cbool hears()
+        int sample_rate()
+        const string& marker()
+        int decode(llama_context* ctx, const MediaSpan& span, int sequence, int n_batch)
+
+
 cdef extern from "prompt.h" namespace "inferd" nogil:
+    cdef cppclass MediaInput:
+        const CProjector* projector
+        int n_batch
+        vector[MediaItem] items
     cdef cppclass Rendered:
         vector[llama_token] tokens
+        vector[MediaSpan] media
         vector[string] stops
         string grammar
         cbool lazy
@@ -39,7 +65,7 @@ cdef extern from "prompt.h" namespace "inferd" nogil:
     cdef cppclass Prompts:
         @staticmethod
         unique_ptr[Prompts] make(const llama_model* model, const string& source, string& error)
-        cbool render(const string& request, Rendered& out, string& error)
+        cbool render(const string& request, const MediaInput& media, Rendered& out, string& error)
         cbool supports_thinking()
         cbool supports_tools()
     cdef cppclass CReply "inferd::Reply":
@@ -113,6 +139,7 @@ cdef extern from "exchange.h" namespace "inferd" nogil:
         CTextStream text
         vector[llama_token] preserved
         vector[llama_token] tokens
+        vector[MediaSpan] media
         size_t n_past
         int slot
         int logits_row
@@ -128,6 +155,9 @@ cdef extern from "exchange.h" namespace "inferd" nogil:
         int64_t finished_us
         cbool shows(llama_token token)
         size_t n_completion()
+        const MediaSpan* next_media()
+        size_t text_ahead()
+        size_t extra_cells()
         cbool prefilling()
 
     cdef cppclass Exchange:

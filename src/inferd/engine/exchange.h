@@ -19,6 +19,7 @@
 #include <utility>
 #include <vector>
 
+#include "media.h"
 #include "sampling.h"
 #include "text.h"
 
@@ -46,6 +47,7 @@ struct Job {
 
     // The engine thread's own.
     std::vector<llama_token> tokens;  // the prompt and what came after it
+    std::vector<MediaSpan> media;     // what stands behind the prompt's kMediaToken
     size_t n_past = 0;                // how many of them are in the KV cache
     int slot = -1;
     int logits_row = -1;   // row of this job's logits in the step, -1 = none
@@ -67,6 +69,27 @@ struct Job {
         return std::find(preserved.begin(), preserved.end(), token) != preserved.end();
     }
     size_t n_completion() const { return tokens.size() - n_prompt; }
+    // The span whose first position comes next, or null.
+    const MediaSpan *next_media() const {
+        for (const auto &span : media) {
+            if (span.at == n_past) return &span;
+        }
+        return nullptr;
+    }
+    // How many tokens come before the next span or the end.
+    size_t text_ahead() const {
+        size_t end = tokens.size();
+        for (const auto &span : media) {
+            if (span.at > n_past) end = std::min(end, span.at);
+        }
+        return end - n_past;
+    }
+    // Cells of the cache that its media take beyond their positions.
+    size_t extra_cells() const {
+        size_t extra = 0;
+        for (const auto &span : media) extra += span.n_cells - std::min(span.n_cells, span.n_pos);
+        return extra;
+    }
     bool prefilling() const { return tokens.size() - n_past > 1 || tokens.size() == n_prompt; }
 };
 

@@ -50,7 +50,9 @@ constexpr size_t kMaxLines = 1000;  // a broken model can log without end
 std::mutex log_mutex;
 std::deque<std::pair<int, std::string>> log_lines;
 
-void keep_line(ggml_log_level level, const char *text, void *) {
+}  // namespace
+
+void keep_log_line(ggml_log_level level, const char *text, void *) {
     if (level == GGML_LOG_LEVEL_DEBUG) return;
     std::lock_guard<std::mutex> lock(log_mutex);
     if (level == GGML_LOG_LEVEL_CONT && !log_lines.empty()) {
@@ -61,9 +63,7 @@ void keep_line(ggml_log_level level, const char *text, void *) {
     log_lines.emplace_back(level, text);
 }
 
-}  // namespace
-
-void capture_log() { llama_log_set(keep_line, nullptr); }
+void capture_log() { llama_log_set(keep_log_line, nullptr); }
 
 std::vector<std::pair<int, std::string>> drain_log() {
     std::lock_guard<std::mutex> lock(log_mutex);

@@ -24,6 +24,7 @@ int useful_threads();
 
 // Takes over llama.cpp's log: lines are kept (a bounded number) until `drain_log`. Never blocks on Python.
 void capture_log();
+void keep_log_line(ggml_log_level level, const char *text, void *);
 std::vector<std::pair<int, std::string>> drain_log();  // (ggml_log_level, line), oldest first
 
 // A pool of `threads` for `ctx`; freed by `free_pool` after the context.

@@ -32,7 +32,7 @@ from inferd.engine.backend import (
     Timings,
     Usage,
 )
-from inferd.engine.conversation import Reader, prepare
+from inferd.engine.conversation import Family, Reader, prepare
 from inferd.engine.typed_stream import RAW, TypedStream
 from inferd.errors import (
     BackendInternal,
@@ -63,7 +63,7 @@ class LlamaCppConfig:
     ``name`` is the config entry's, ``model`` the model's. ``fd`` is the open, verified file, which is what
     gets loaded; ``path`` is only shown. ``n_ctx`` is the room of one request in tokens, ``n_parallel`` how
     many run at once. ``n_gpu_layers`` -1 is all; ``threads`` 0 lets the loop choose; ``flash_attention`` is
-    ``auto``, ``on`` or ``off``.
+    ``auto``, ``on`` or ``off``. ``projector`` is the GGUF file that lets the model see or hear.
     """
 
     name: str
@@ -79,6 +79,7 @@ class LlamaCppConfig:
     flash_attention: str = "auto"
     kv_cache_type: str = "f16"
     kv_unified: bool = False
+    projector: Path | None = None
 
 
 def _pass_on_log(at_least: int = 0) -> str:
@@ -115,16 +116,19 @@ class LlamaCpp(Backend):
     kind = "llamacpp"
 
     def __init__(
-        self, config: LlamaCppConfig, model: _llama.Model, templates: _llama.Templates, engine: _llama.Engine
+        self, config: LlamaCppConfig, model: _llama.Model, family: Family, engine: _llama.Engine
     ) -> None:
         self.name = config.name
         self.model = config.model
-        self._templates = templates
+        self._family = family
         self._engine = engine
         self._capabilities = Capabilities(
             v2=True,
+            vision=family.projector is not None and family.projector.vision,
+            audio=family.projector is not None and family.projector.audio,
+            audio_sample_rate=family.projector.sample_rate if family.projector else 0,
             tools=True,
-            thinking=templates.thinking,
+            thinking=family.templates.thinking,
             accelerator=_accelerator(config, model.n_layer),
             n_ctx=engine.n_ctx,
             n_parallel=engine.n_seq,
@@ -158,6 +162,10 @@ class LlamaCpp(Backend):
                 config.fd, path=str(config.path), n_gpu_layers=config.n_gpu_layers, report=report
             )
             templates = _llama.Templates(model)
+            projector = None
+            if config.projector is not None:
+                threads = config.threads or _llama.useful_threads()
+                projector = _llama.Projector(model, str(config.projector), threads=threads)
             n_ctx = min(config.n_ctx, model.n_ctx_train)
             progress("kv_cache", {"n_ctx": n_ctx})
             # On a CPU flash attention helps prompts and hurts answers; answers are what people wait for.
@@ -171,6 +179,7 @@ class LlamaCpp(Backend):
                 flash_attention="off" if flash == "auto" and not on_gpu else flash,
                 kv_type=config.kv_cache_type,
                 unified=config.kv_unified,
+                projector=projector,
             )
             if not engine.warm_up():
                 raise ModelError(f"llama.cpp cannot decode with {config.path}")
@@ -185,7 +194,7 @@ class LlamaCpp(Backend):
         if not model.has_chat_template:
             _log.warn("the model has no chat template; it is prompted as ChatML", model=config.model)
         _log.info("model loaded", model=config.model, description=model.description, bytes=model.size)
-        return cls(config, model, templates, engine)
+        return cls(config, model, Family(templates, projector, engine.n_batch), engine)
 
     def ready(self) -> bool:
         return self._thread.is_alive()
@@ -218,7 +227,7 @@ class LlamaCpp(Backend):
 
     def _submit(self, request: GenerateRequest) -> tuple[int, Reader | None] | Done:
         """Renders and tokenises the prompt, parses the grammar, and queues the job; runs in the pool."""
-        prepared = prepare(self._templates, request)
+        prepared = prepare(self._family, request)
         frame = request.frame if prepared.reader is None else RAW
         seed = secrets.randbits(32) if request.seed is None else request.seed
         _log.debug("sampling", seed=seed)

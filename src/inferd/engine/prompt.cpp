@@ -5,6 +5,7 @@
 
 #include "chat.h"
 #include "common.h"
+#include "guarded.h"
 #include "json-schema-to-grammar.h"
 #include "json.h"
 #include "log.h"
@@ -12,20 +13,6 @@
 namespace inferd {
 
 namespace {
-
-// Calls `body`; turns what it throws into `error`.
-template <typename Body>
-bool guarded(std::string &error, Body body) noexcept {
-    try {
-        body();
-        return true;
-    } catch (const std::exception &e) {
-        error = e.what();
-    } catch (...) {
-        error = "unknown C++ exception";
-    }
-    return false;
-}
 
 // A noncharacter that `text` does not contain: it can mark places without being mistaken for text.
 std::string unused_mark(const std::string &text) {
@@ -45,19 +32,53 @@ std::vector<llama_token> tokenize(const llama_vocab *vocab, const std::string &t
     return common_tokenize(vocab, text, add_special, true);
 }
 
-// The prompt, cut at every mark and each piece tokenised on its own.
-std::vector<llama_token> tokenize_marked(const llama_vocab *vocab, const std::string &prompt,
-                                         const std::string &mark) {
-    std::vector<llama_token> tokens;
-    size_t from = 0;
-    while (true) {
-        const size_t cut = prompt.find(mark, from);
-        const auto piece = tokenize(vocab, prompt.substr(from, cut - from), from == 0);
-        tokens.insert(tokens.end(), piece.begin(), piece.end());
-        if (cut == std::string::npos) return tokens;
-        from = cut + mark.size();
+// Tokenises a prompt: cut at every mark, each piece on its own; what stands for media becomes their spans.
+class Tokenizer {
+  public:
+    Tokenizer(const llama_vocab *vocab, const MediaInput &media, Rendered &out)
+        : vocab_(vocab), media_(media), out_(out) {}
+
+    void take(const std::string &prompt, const std::string &mark) {
+        for_each_part(prompt, mark, [this](const std::string &piece, bool) {
+            if (!media_.projector) return take_text(piece);
+            for_each_part(piece, media_.projector->marker(), [this](const std::string &text, bool last) {
+                if (!text.empty()) take_text(text);
+                if (!last) take_media();
+            });
+        });
+        if (next_ != media_.items.size()) throw std::runtime_error("the template leaves out some of the media");
     }
-}
+
+  private:
+    template <typename Take>
+    static void for_each_part(const std::string &text, const std::string &separator, Take take) {
+        size_t from = 0;
+        while (true) {
+            const size_t cut = text.find(separator, from);
+            take(text.substr(from, cut - from), cut == std::string::npos);
+            if (cut == std::string::npos) return;
+            from = cut + separator.size();
+        }
+    }
+
+    void take_text(const std::string &text) {
+        const auto tokens = tokenize(vocab_, text, out_.tokens.empty());
+        out_.tokens.insert(out_.tokens.end(), tokens.begin(), tokens.end());
+    }
+
+    void take_media() {
+        if (next_ == media_.items.size()) throw std::runtime_error("the template repeats media");
+        std::string error;
+        if (!media_.projector->add(media_.items[next_++], media_.n_batch, out_.tokens, out_.media, error)) {
+            throw std::runtime_error(error);
+        }
+    }
+
+    const llama_vocab *vocab_;
+    const MediaInput &media_;
+    Rendered &out_;
+    size_t next_ = 0;
+};
 
 // When the lazy grammar begins to hold: on a token where the word is one, else where the text matches.
 void take_triggers(const llama_vocab *vocab, const common_chat_params &params, Rendered &out) {
@@ -139,7 +160,8 @@ std::string Prompts::disarm(const std::string &text, const std::string &mark) co
     return out;
 }
 
-bool Prompts::render(const std::string &request, Rendered &out, std::string &error) const noexcept {
+bool Prompts::render(const std::string &request, const MediaInput &media, Rendered &out,
+                     std::string &error) const noexcept {
     return guarded(error, [&] {
         const std::string mark = unused_mark(request);
         const common_json plain = common_json::parse(request);
@@ -156,7 +178,7 @@ bool Prompts::render(const std::string &request, Rendered &out, std::string &err
         inputs.parallel_tool_calls = true;
 
         const common_chat_params params = common_chat_templates_apply(templates_.get(), inputs);
-        out.tokens = tokenize_marked(vocab_, params.prompt, mark);
+        Tokenizer(vocab_, media, out).take(params.prompt, mark);
         out.stops = params.additional_stops;
         out.grammar = without(mark, params.grammar);
         out.lazy = params.grammar_lazy;

@@ -10,15 +10,24 @@
 #include <vector>
 
 #include "llama.h"
+#include "media.h"
 
 struct common_chat_templates;
 struct common_chat_parser_params;
 
 namespace inferd {
 
+// The images and sounds of a request, in the order in which its messages show them.
+struct MediaInput {
+    const Projector *projector = nullptr;  // null: the model takes none
+    int n_batch = 0;
+    std::vector<MediaItem> items;
+};
+
 // A request as the model gets it, and what is needed to follow its answer.
 struct Rendered {
     std::vector<llama_token> tokens;
+    std::vector<MediaSpan> media;           // where `tokens` holds kMediaToken
     std::vector<std::string> stops;         // further strings at which the family's turn ends
     std::string grammar;                    // of the family's tool or output format, or empty
     bool lazy = false;                      // the grammar holds only from a trigger on
@@ -39,8 +48,10 @@ class Prompts {
 
     // Renders `request`, a JSON object, up to the point where the assistant speaks. Its keys: `messages` and
     // `tools` as in OpenAI's chat completions, `tool_choice` ("auto", "none", "required"), `json_schema`, and
-    // `thinking`: false asks the template to let the model answer at once.
-    bool render(const std::string &request, Rendered &out, std::string &error) const noexcept;
+    // `thinking`: false asks the template to let the model answer at once. A content part of type
+    // `media_marker` with the projector's marker as its text stands for the next item of `media`.
+    bool render(const std::string &request, const MediaInput &media, Rendered &out,
+                std::string &error) const noexcept;
 
     bool supports_thinking() const noexcept;
     bool supports_tools() const noexcept;

@@ -1,0 +1,23 @@
+// The border that no exception crosses.
+#pragma once
+
+#include <exception>
+#include <string>
+
+namespace inferd {
+
+// Calls `body`; false with the reason in `error` when it throws.
+template <typename Body>
+bool guarded(std::string &error, Body body) noexcept {
+    try {
+        body();
+        return true;
+    } catch (const std::exception &e) {
+        error = e.what();
+    } catch (...) {
+        error = "unknown C++ exception";
+    }
+    return false;
+}
+
+}  // namespace inferd

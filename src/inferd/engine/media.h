@@ -1,0 +1,66 @@
+// Images and sounds through llama.cpp's `mtmd`: from pixels or samples to embeddings that stand among the tokens.
+//
+// Encoding is done where prompts are made, one at a time for each projector; the engine thread only decodes what
+// comes out. Nothing here throws: a false return leaves the reason in `error`.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "llama.h"
+
+struct mtmd_context;
+struct mtmd_input_chunk;
+
+namespace inferd {
+
+// Stands in a prompt for each position that a span of media takes.
+constexpr llama_token kMediaToken = -1;
+
+struct MediaItem {
+    bool audio = false;
+    bool encoded = false;  // an audio file; else `width` x `height` RGB bytes, or float32 samples
+    uint32_t width = 0, height = 0;
+    std::string data;
+};
+
+// One encoded piece of media in a prompt, from position `at` on.
+struct MediaSpan {
+    size_t at = 0;
+    size_t n_pos = 0;    // positions it takes among the tokens
+    size_t n_cells = 0;  // cells of the KV cache it takes; more than positions in some families
+    std::shared_ptr<mtmd_input_chunk> chunk;
+    std::vector<float> embeddings;
+};
+
+class Projector {
+  public:
+    // The projector in the GGUF file `path` for `model`.
+    static std::unique_ptr<Projector> make(const std::string &path, const llama_model *model, int threads,
+                                           std::string &error) noexcept;
+    ~Projector();
+
+    bool sees() const noexcept;
+    bool hears() const noexcept;
+    int sample_rate() const noexcept;  // Hz, of the samples it wants
+
+    // What stands for an item in the text of a prompt. It is random, so that no client can write it.
+    const std::string &marker() const noexcept { return marker_; }
+
+    // Appends what `item` becomes to `tokens`, and its media to `spans`. `n_batch`: what one step can take.
+    bool add(const MediaItem &item, int n_batch, std::vector<llama_token> &tokens,
+             std::vector<MediaSpan> &spans, std::string &error) const noexcept;
+
+    // Decodes a span into the cache of `sequence`; codes as `llama_decode`.
+    int decode(llama_context *ctx, const MediaSpan &span, int sequence, int n_batch) const noexcept;
+
+  private:
+    Projector() = default;
+    struct State;
+    std::unique_ptr<State> state_;
+    std::string marker_;
+};
+
+}  // namespace inferd

@@ -1,0 +1,166 @@
+"""Pictures from their bytes to the tokens of an answer, with a projector of random weights on the real model.
+
+What such a projector shows the model has no sense; that it arrives, is counted, and is bounded, has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from inferd.engine.backend import Done, GenerateRequest, Media, Message
+from inferd.engine.llamacpp import LlamaCpp
+from inferd.engine.media import MAX_SIDE
+from inferd.errors import AttachmentUnsupported, InvalidRequest, ModelError
+from tests.tiny_projector import TOKENS, write_projector
+from tests.unit.test_llamacpp import backend
+
+DEMO_WIDTH = 576  # of the demo model's embeddings
+
+
+@asynccontextmanager
+async def seeing(tmp_path: Path) -> AsyncIterator[LlamaCpp]:
+    async with backend(projector=write_projector(tmp_path / "projector.gguf", DEMO_WIDTH)) as engine:
+        yield engine
+
+
+def picture(seed: int, side: int = 32) -> Image.Image:
+    """Noise, or plain black for seed 0."""
+    pixels = random.Random(seed).randbytes(side * side * 3) if seed else bytes(side * side * 3)
+    return Image.frombytes("RGB", (side, side), pixels)
+
+
+def raw(image: Image.Image) -> Media:
+    return Media("image", image.tobytes(), width=image.width, height=image.height)
+
+
+def png(image: Image.Image) -> Media:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return Media("image", file.getvalue(), mime="image/png")
+
+
+def ask(*parts: str | Media, max_tokens: int = 16) -> GenerateRequest:
+    return GenerateRequest(
+        messages=(Message("user", parts),),
+        max_tokens=max_tokens,
+        temperature=0.0,
+        top_p=1.0,
+        top_k=0,
+        typed=True,
+    )
+
+
+async def answer(engine: LlamaCpp, *parts: str | Media, max_tokens: int = 16) -> Done:
+    async for event in await engine.generate(ask(*parts, max_tokens=max_tokens)):
+        if isinstance(event, Done):
+            return event
+    raise AssertionError("the stream ended without Done")
+
+
+async def test_a_picture_is_counted_and_changes_the_answer(tmp_path: Path) -> None:
+    async with seeing(tmp_path) as engine:
+        assert engine.capabilities().vision
+        assert not engine.capabilities().audio
+        blind = await answer(engine, "What is this? ")
+        one = await answer(engine, "What is this? ", raw(picture(3)))
+        other = await answer(engine, "What is this? ", raw(picture(0)))
+        assert one.usage.prompt_tokens >= blind.usage.prompt_tokens + TOKENS
+        assert one.usage.prompt_tokens == other.usage.prompt_tokens
+        assert len({blind.content, one.content, other.content}) == 3
+
+
+async def test_pictures_keep_their_places(tmp_path: Path) -> None:
+    async with seeing(tmp_path) as engine:
+        a, b = raw(picture(3)), raw(picture(0))
+        there = await answer(engine, "First: ", a, " second: ", b, max_tokens=64)
+        back = await answer(engine, "First: ", b, " second: ", a, max_tokens=64)
+        assert there.usage.prompt_tokens == back.usage.prompt_tokens
+        assert there.content != back.content
+
+
+async def test_a_file_and_its_pixels_are_the_same_picture(tmp_path: Path) -> None:
+    async with seeing(tmp_path) as engine:
+        image = picture(3, side=48)
+        assert (await answer(engine, png(image), "?")).content == (
+            await answer(engine, raw(image), "?")
+        ).content
+
+
+async def test_an_answer_about_a_picture_does_not_depend_on_its_neighbours(tmp_path: Path) -> None:
+    async with seeing(tmp_path) as engine:
+        alone = await answer(engine, "What is this? ", raw(picture(3)), max_tokens=24)
+        beside, *_ = await asyncio.gather(
+            answer(engine, "What is this? ", raw(picture(3)), max_tokens=24),
+            answer(engine, "Tell me a story.", max_tokens=40),
+            answer(engine, "And this? ", raw(picture(9)), max_tokens=40),
+        )
+        assert beside.content == alone.content
+
+
+async def test_leaving_in_the_middle_of_pictures_frees_the_slot(tmp_path: Path) -> None:
+    async with seeing(tmp_path) as engine:
+        expected = await answer(engine, "What is this? ", raw(picture(3)))
+        for _ in range(5):
+            stream = await engine.generate(ask(*[raw(picture(n)) for n in range(1, 9)], "What are these?"))
+            stream.close()
+        assert (await answer(engine, "What is this? ", raw(picture(3)))).content == expected.content
+
+
+@pytest.mark.parametrize(
+    ("media", "reason"),
+    [
+        (Media("image", b"\0" * 12, width=2, height=1), "6 bytes of RGB, not 12"),
+        (Media("image", b"", width=0, height=5), "out of bounds"),
+        (Media("image", b"", width=MAX_SIDE + 1, height=1), "out of bounds"),
+        (Media("image", b"", width=MAX_SIDE, height=MAX_SIDE), "out of bounds"),
+        (Media("image", b"not a picture", mime="image/png"), "not image/png or is damaged"),
+        (Media("image", bytes(png(picture(3)).data)[:-40], mime="image/png"), "damaged"),
+        (Media("image", bytes(png(picture(3)).data), mime="image/jpeg"), "not image/jpeg"),
+    ],
+)
+async def test_a_picture_that_cannot_be_used_is_refused_with_the_reason(
+    tmp_path: Path, media: Media, reason: str
+) -> None:
+    async with seeing(tmp_path) as engine:
+        with pytest.raises(InvalidRequest, match=reason):
+            await engine.generate(ask(media))
+
+
+async def test_a_small_file_of_a_huge_picture_is_not_unpacked(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    Image.new("1", (MAX_SIDE, MAX_SIDE)).save(file, "PNG")
+    assert len(file.getvalue()) < 100_000
+    async with seeing(tmp_path) as engine:
+        with pytest.raises(InvalidRequest, match="out of bounds"):
+            await engine.generate(ask(Media("image", file.getvalue(), mime="image/png")))
+
+
+@pytest.mark.parametrize(
+    "media", [Media("audio", b"\0" * 4, sample_rate=16000), Media("image", b"", mime="image/tiff")]
+)
+async def test_what_the_model_cannot_take_is_said_to_be_unsupported(tmp_path: Path, media: Media) -> None:
+    async with seeing(tmp_path) as engine:
+        with pytest.raises(AttachmentUnsupported):
+            await engine.generate(ask(media))
+
+
+async def test_a_model_without_a_projector_takes_no_pictures() -> None:
+    async with backend() as engine:
+        assert not engine.capabilities().vision
+        with pytest.raises(AttachmentUnsupported, match="image"):
+            await engine.generate(ask(raw(picture(3))))
+
+
+async def test_a_projector_of_another_model_is_refused(tmp_path: Path) -> None:
+    path = write_projector(tmp_path / "other.gguf", 64)
+    with pytest.raises(ModelError, match=r"other\.gguf"):
+        async with backend(projector=path):
+            pass
