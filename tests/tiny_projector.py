@@ -1,7 +1,4 @@
-"""A vision projector with random weights: no sense in it, but every step of the path from a picture to text.
-
-In the form of Gemma 3's: pictures of 32 x 32 become 16 tokens of the text model's width.
-"""
+"""Projectors with random weights: no sense in them, but every step of the path from a picture to text."""
 
 from __future__ import annotations
 
@@ -10,57 +7,89 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-TOKENS = 16
-_SIDE, _PATCH, _WIDTH, _HIDDEN = 32, 2, 8, 16
-_PATCHES = (_SIDE // _PATCH) ** 2
+IMAGE_TOKENS = 16  # of a picture, which is scaled to 32 x 32
+SAMPLE_RATE = 16_000
+_WIDTH, _HIDDEN = 8, 16
 
 
-def write_projector(path: Path, text_width: int) -> Path:
-    """Writes the projector for a text model whose embeddings have ``text_width`` numbers."""
-    random = np.random.default_rng(7)
-    writer = gguf.GGUFWriter(path, "clip")
-    writer.add_bool("clip.has_vision_encoder", True)
-    writer.add_string("clip.projector_type", "gemma3")
-    writer.add_bool("clip.use_gelu", True)
-    vision = {
-        "image_size": _SIDE,
-        "patch_size": _PATCH,
-        "embedding_length": _WIDTH,
-        "feed_forward_length": _HIDDEN,
-        "block_count": 1,
-        "attention.head_count": 2,
-        "projection_dim": text_width,
-    }
-    for key, value in vision.items():
-        writer.add_uint32(f"clip.vision.{key}", value)
-    writer.add_float32("clip.vision.attention.layer_norm_epsilon", 1e-6)
-    writer.add_array("clip.vision.image_mean", [0.5, 0.5, 0.5])
-    writer.add_array("clip.vision.image_std", [0.5, 0.5, 0.5])
+class _Writer:
+    """A GGUF file of one encoder, ``v`` or ``a``, with one block."""
 
-    def add(name: str, *shape: int) -> None:
-        writer.add_tensor(name, random.normal(0, 0.3, shape).astype(np.float32))
+    def __init__(self, path: Path, encoder: str, projector: str, text_width: int) -> None:
+        self._random = np.random.default_rng(7)
+        self._encoder = encoder
+        kind = {"v": "vision", "a": "audio"}[encoder]
+        self.file = gguf.GGUFWriter(path, "clip")
+        self.file.add_bool(f"clip.has_{kind}_encoder", True)
+        self.file.add_string("clip.projector_type", projector)
+        self.file.add_bool("clip.use_gelu", True)
+        self.numbers(
+            kind,
+            embedding_length=_WIDTH,
+            feed_forward_length=_HIDDEN,
+            block_count=1,
+            projection_dim=text_width,
+            **{"attention.head_count": 2},
+        )
+        self.file.add_float32(f"clip.{kind}.attention.layer_norm_epsilon", 1e-6)
+        self.norm("post_ln")
+        for part in ("attn_q", "attn_k", "attn_v", "attn_out"):
+            self.noise(f"{encoder}.blk.0.{part}.weight", _WIDTH, _WIDTH)
+            if (encoder, part) != ("a", "attn_k"):  # Whisper's keys have none
+                self.noise(f"{encoder}.blk.0.{part}.bias", _WIDTH)
+        self.norm("blk.0.ln1")
+        self.norm("blk.0.ln2")
+        self.linear(f"{encoder}.blk.0.ffn_up", _HIDDEN, _WIDTH)
+        self.linear(f"{encoder}.blk.0.ffn_down", _WIDTH, _HIDDEN)
 
-    def norm(name: str, width: int = _WIDTH) -> None:
-        writer.add_tensor(f"{name}.weight", np.ones(width, np.float32))
-        writer.add_tensor(f"{name}.bias", np.zeros(width, np.float32))
+    def numbers(self, kind: str, **values: int) -> None:
+        for key, value in values.items():
+            self.file.add_uint32(f"clip.{kind}.{key}", value)
 
-    add("v.patch_embd.weight", _WIDTH, 3, _PATCH, _PATCH)
-    add("v.patch_embd.bias", _WIDTH)
-    add("v.position_embd.weight", _PATCHES, _WIDTH)
-    norm("v.post_ln")
-    for part in ("attn_q", "attn_k", "attn_v", "attn_out"):
-        add(f"v.blk.0.{part}.weight", _WIDTH, _WIDTH)
-        add(f"v.blk.0.{part}.bias", _WIDTH)
-    norm("v.blk.0.ln1")
-    norm("v.blk.0.ln2")
-    add("v.blk.0.ffn_up.weight", _HIDDEN, _WIDTH)
-    add("v.blk.0.ffn_up.bias", _HIDDEN)
-    add("v.blk.0.ffn_down.weight", _WIDTH, _HIDDEN)
-    add("v.blk.0.ffn_down.bias", _WIDTH)
-    add("mm.input_projection.weight", _WIDTH, text_width)
-    writer.add_tensor("mm.soft_emb_norm.weight", np.ones(_WIDTH, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
+    def noise(self, name: str, *shape: int, dtype: type = np.float32) -> None:
+        self.file.add_tensor(name, self._random.normal(0, 0.3, shape).astype(dtype))
+
+    def linear(self, name: str, rows: int, columns: int) -> None:
+        self.noise(f"{name}.weight", rows, columns)
+        self.noise(f"{name}.bias", rows)
+
+    def norm(self, name: str) -> None:
+        self.file.add_tensor(f"{self._encoder}.{name}.weight", np.ones(_WIDTH, np.float32))
+        self.file.add_tensor(f"{self._encoder}.{name}.bias", np.zeros(_WIDTH, np.float32))
+
+    def close(self) -> None:
+        self.file.write_header_to_file()
+        self.file.write_kv_data_to_file()
+        self.file.write_tensors_to_file()
+        self.file.close()
+
+
+def write_vision_projector(path: Path, text_width: int) -> Path:
+    """In the form of Gemma 3's, for a text model whose embeddings have ``text_width`` numbers."""
+    side, patch = 32, 2
+    writer = _Writer(path, "v", "gemma3", text_width)
+    writer.numbers("vision", image_size=side, patch_size=patch)
+    writer.file.add_array("clip.vision.image_mean", [0.5, 0.5, 0.5])
+    writer.file.add_array("clip.vision.image_std", [0.5, 0.5, 0.5])
+    writer.noise("v.patch_embd.weight", _WIDTH, 3, patch, patch)
+    writer.noise("v.patch_embd.bias", _WIDTH)
+    writer.noise("v.position_embd.weight", (side // patch) ** 2, _WIDTH)
+    writer.noise("mm.input_projection.weight", _WIDTH, text_width)
+    writer.file.add_tensor("mm.soft_emb_norm.weight", np.ones(_WIDTH, np.float32))
+    writer.close()
+    return path
+
+
+def write_audio_projector(path: Path, text_width: int) -> Path:
+    """In the form of Qwen2-Audio's, which hears 30 s at a time."""
+    mel = 128
+    writer = _Writer(path, "a", "qwen2a", text_width)
+    writer.numbers("audio", num_mel_bins=mel)
+    writer.noise("a.conv1d.1.weight", _WIDTH, mel, 3, dtype=np.float16)
+    writer.noise("a.conv1d.1.bias", _WIDTH, 1)
+    writer.noise("a.conv1d.2.weight", _WIDTH, _WIDTH, 3, dtype=np.float16)
+    writer.noise("a.conv1d.2.bias", _WIDTH, 1)
+    writer.noise("a.position_embd.weight", 1500, _WIDTH)
+    writer.linear("mm.a.fc", text_width, _WIDTH)
     writer.close()
     return path

@@ -1,13 +1,16 @@
-"""Pictures from their bytes to the tokens of an answer, with a projector of random weights on the real model.
+"""Pictures and sounds from bytes to the tokens of an answer, on the real model with random projectors.
+
 
 What such a projector shows the model has no sense; that it arrives, is counted, and is bounded, has.
 """
 
 from __future__ import annotations
 
+import array
 import asyncio
 import io
 import random
+import wave
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,7 +22,12 @@ from inferd.engine.backend import Done, GenerateRequest, Media, Message
 from inferd.engine.llamacpp import LlamaCpp
 from inferd.engine.media import MAX_SIDE
 from inferd.errors import AttachmentUnsupported, InvalidRequest, ModelError
-from tests.tiny_projector import TOKENS, write_projector
+from tests.tiny_projector import (
+    IMAGE_TOKENS,
+    SAMPLE_RATE,
+    write_audio_projector,
+    write_vision_projector,
+)
 from tests.unit.test_llamacpp import backend
 
 DEMO_WIDTH = 576  # of the demo model's embeddings
@@ -27,7 +35,7 @@ DEMO_WIDTH = 576  # of the demo model's embeddings
 
 @asynccontextmanager
 async def seeing(tmp_path: Path) -> AsyncIterator[LlamaCpp]:
-    async with backend(projector=write_projector(tmp_path / "projector.gguf", DEMO_WIDTH)) as engine:
+    async with backend(projector=write_vision_projector(tmp_path / "projector.gguf", DEMO_WIDTH)) as engine:
         yield engine
 
 
@@ -45,6 +53,22 @@ def png(image: Image.Image) -> Media:
     file = io.BytesIO()
     image.save(file, "PNG")
     return Media("image", file.getvalue(), mime="image/png")
+
+
+def noise(seconds: float, rate: int = SAMPLE_RATE) -> Media:
+    samples = random.Random(1).randbytes(int(seconds * rate))
+    data = array.array("f", [byte / 128 - 1 for byte in samples]).tobytes()
+    return Media("audio", data, sample_rate=rate)
+
+
+def wav(seconds: float) -> Media:
+    file = io.BytesIO()
+    with wave.open(file, "wb") as out:
+        out.setnchannels(1)
+        out.setsampwidth(2)
+        out.setframerate(SAMPLE_RATE)
+        out.writeframes(random.Random(1).randbytes(int(seconds * SAMPLE_RATE) * 2))
+    return Media("audio", file.getvalue(), mime="audio/wav")
 
 
 def ask(*parts: str | Media, max_tokens: int = 16) -> GenerateRequest:
@@ -72,7 +96,7 @@ async def test_a_picture_is_counted_and_changes_the_answer(tmp_path: Path) -> No
         blind = await answer(engine, "What is this? ")
         one = await answer(engine, "What is this? ", raw(picture(3)))
         other = await answer(engine, "What is this? ", raw(picture(0)))
-        assert one.usage.prompt_tokens >= blind.usage.prompt_tokens + TOKENS
+        assert one.usage.prompt_tokens >= blind.usage.prompt_tokens + IMAGE_TOKENS
         assert one.usage.prompt_tokens == other.usage.prompt_tokens
         assert len({blind.content, one.content, other.content}) == 3
 
@@ -160,7 +184,36 @@ async def test_a_model_without_a_projector_takes_no_pictures() -> None:
 
 
 async def test_a_projector_of_another_model_is_refused(tmp_path: Path) -> None:
-    path = write_projector(tmp_path / "other.gguf", 64)
+    path = write_vision_projector(tmp_path / "other.gguf", 64)
     with pytest.raises(ModelError, match=r"other\.gguf"):
         async with backend(projector=path):
             pass
+
+
+async def test_sounds_are_heard_and_counted(tmp_path: Path) -> None:
+    async with backend(projector=write_audio_projector(tmp_path / "ears.gguf", DEMO_WIDTH)) as engine:
+        able = engine.capabilities()
+        assert (able.audio, able.vision, able.audio_sample_rate) == (True, False, SAMPLE_RATE)
+        deaf = await answer(engine, "What is this? ", max_tokens=1)
+        for sound in (noise(0.5), wav(0.5)):
+            heard = await answer(engine, "What is this? ", sound, max_tokens=1)
+            assert heard.usage.prompt_tokens > deaf.usage.prompt_tokens + 100
+
+
+@pytest.mark.parametrize(
+    ("media", "reason"),
+    [
+        (noise(0.5, rate=8000), "16000 Hz, not at 8000 Hz"),
+        (noise(0.05), "at least 0.1 s"),
+        (Media("audio", b"\0" * 6401, sample_rate=SAMPLE_RATE), "float32"),
+        (wav(0.01), "shorter than 0.1 s"),
+        (Media("audio", b"RIFF but no sound", mime="audio/wav"), "cannot be decoded"),
+        (Media("audio", b"", mime="audio/mpeg"), "cannot be decoded"),
+    ],
+)
+async def test_a_sound_that_cannot_be_used_is_refused_with_the_reason(
+    tmp_path: Path, media: Media, reason: str
+) -> None:
+    async with backend(projector=write_audio_projector(tmp_path / "ears.gguf", DEMO_WIDTH)) as engine:
+        with pytest.raises(InvalidRequest, match=reason):
+            await engine.generate(ask(media))

@@ -323,17 +323,14 @@ cdef class Engine:
         cdef int threads, code, sequences = 0, prompt = 0
         cdef Job* job
         if self.fill_batch():
-            prompt = self.batch.n_tokens
+            prompt = self.media.n_cells if self.media != NULL else self.batch.n_tokens
         else:
             sequences = self.batch.n_tokens
-        if self.batched.empty():
-            return
-        if not self.exchange.begin_step(self.batched[0] if prompt > 0 or self.media != NULL else NULL):
+        if self.batched.empty() or not self.exchange.begin_step(self.batched[0] if prompt > 0 else NULL):
             return
         started = llama_time_us()
         threads = self.governor.threads()
-        # How long media take is not known beforehand.
-        self.guard.deadline_us = 0 if self.media != NULL else self.governor.deadline(started, sequences, prompt)
+        self.guard.deadline_us = self.governor.deadline(started, sequences, prompt)
         llama_set_n_threads(self.ctx, threads, threads)
         if self.media != NULL:
             code = self.projector.projector.get().decode(
@@ -343,8 +340,7 @@ cdef class Engine:
         llama_synchronize(self.ctx)
         elapsed = llama_time_us() - started
         if code == 0:
-            if self.media == NULL:
-                self.governor.measured(started + elapsed, sequences, prompt, elapsed)
+            self.governor.measured(started + elapsed, sequences, prompt, elapsed)
             for job in self.batched:
                 job.n_past += job.in_step
                 self.touched.push_back(job)
@@ -357,7 +353,7 @@ cdef class Engine:
             for job in self.batched:
                 self.rewind(job)
         elif code == 1:
-            self.make_room(sequences == 0)
+            self.make_room(prompt > 0)
         else:
             self.lose_context()
 

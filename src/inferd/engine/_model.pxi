@@ -261,7 +261,7 @@ cdef class Templates:
             ok = self.prompts.get().render(text, media, prompt.rendered, error)
         if not ok:
             raise InvalidRequest(
-                f"the model's chat template refuses these messages: {error.decode('utf-8', 'replace')}")
+                f"the conversation cannot be given to the model: {error.decode('utf-8', 'replace')}")
         return prompt
 
 

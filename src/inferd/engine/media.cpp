@@ -34,7 +34,11 @@ Bitmap bitmap_of(const mtmd_context *ctx, const MediaItem &item) {
         bitmap = mtmd_bitmap_init(item.width, item.height, bytes);
     }
     if (!bitmap) throw std::runtime_error(item.audio ? "the sound cannot be decoded" : "the image cannot be decoded");
-    return Bitmap(bitmap, mtmd_bitmap_free);
+    Bitmap owned(bitmap, mtmd_bitmap_free);
+    // Less than a window of the spectrum ends the process in some families.
+    const size_t least = item.audio ? mtmd_get_audio_sample_rate(ctx) / 10 * sizeof(float) : 0;
+    if (mtmd_bitmap_get_n_bytes(bitmap) < least) throw std::runtime_error("the sound is shorter than 0.1 s");
+    return owned;
 }
 
 std::string random_marker() {

@@ -77,6 +77,6 @@ def _audio(media: Media, sample_rate: int) -> Item:
         return "audio", True, 0, 0, bytes(media.data)
     if media.sample_rate != sample_rate:
         raise InvalidRequest(f"the model takes samples at {sample_rate} Hz, not at {media.sample_rate} Hz")
-    if not media.data or len(media.data) % 4 or len(media.data) > MAX_SECONDS * sample_rate * 4:
-        raise InvalidRequest(f"samples are little-endian float32, at least one and at most {MAX_SECONDS} s")
+    if len(media.data) % 4 or not sample_rate // 10 * 4 <= len(media.data) <= MAX_SECONDS * sample_rate * 4:
+        raise InvalidRequest(f"samples are little-endian float32, at least 0.1 s and at most {MAX_SECONDS} s")
     return "audio", False, 0, 0, bytes(media.data)
