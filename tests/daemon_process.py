@@ -222,7 +222,7 @@ class DaemonProcess:
         for fd in (proc / "fd").iterdir():
             with contextlib.suppress(FileNotFoundError):
                 found.add(str(fd.readlink()))
-        return found
+        return found - {str(self.log_file)}  # opened and opened again as it is written
 
 
 def until(condition: Callable[[], bool], fail: bool = True) -> bool:

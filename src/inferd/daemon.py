@@ -236,8 +236,8 @@ class Daemon:
             self._loop.call_soon_threadsafe(self._show_progress, phase, details)
 
         backend = await self._in_thread(lambda: self._build(self._settings, entry, progress, self._cancelled))
-        await backend.start()
         held.push_async_callback(backend.close)
+        await backend.start()
         return backend
 
     async def _in_thread(self, call: Callable[[], T]) -> T:

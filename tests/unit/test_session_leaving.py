@@ -55,7 +55,7 @@ async def test_a_client_that_closes_its_socket_cancels_its_request(path: Path, s
             assert await other.line() + await other.line() == TOKEN + DONE
         else:
             await until(lambda: server.admission.running == 0)
-            assert gate.waiting == 0
+            await until(lambda: gate.waiting == 0)
         await until(lambda: len(server.service.sessions) == 1)
 
 
