@@ -88,7 +88,13 @@ def sampling_options(command: F) -> F:
             click.option("--system", metavar="TEXT", help="A system message ahead of the conversation."),
             click.option("--max-tokens", type=int, metavar="N", help="Most tokens of an answer."),
             click.option(
-                "--temperature", type=float, metavar="X", help="0 always takes the likeliest token."
+                "--temperature",
+                type=float,
+                metavar="X",
+                # The wire's default of 1 suits large models; a person's first answer comes from a small one.
+                default=0.3,
+                show_default=True,
+                help="0 always takes the likeliest token.",
             ),
             click.option(
                 "--top-p", type=float, metavar="X", help="Sample from the likeliest X of the probability."
@@ -121,7 +127,7 @@ def sampling_options(command: F) -> F:
 def sampling(
     *,
     max_tokens: int | None,
-    temperature: float | None,
+    temperature: float,
     top_p: float | None,
     top_k: int | None,
     seed: int | None,
