@@ -83,7 +83,7 @@ def test_requests_that_do_not_end_well_are_recorded_by_their_kind(daemon: Start)
     errors = process.events("request_error")
     assert [(event["code"], event["stage"]) for event in errors] == [("invalid_request", "decode")]
     assert [event["cap"] for event in process.events("request_oversized")] == [1024]
-    cut = process.events("request_error_mid_stream")
+    cut = process.wait_event("request_error_mid_stream", 3)
     assert [event["message"] for event in cut] == ["backend ended stream without terminal frame"] * 3
     assert all("total_ms" in event for event in cut)
 
