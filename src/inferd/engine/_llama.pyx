@@ -40,6 +40,7 @@ os.environ.setdefault("GGML_NO_BACKTRACE", "1")
 
 
 include "_model.pxi"
+include "_embed.pxi"
 
 
 cdef struct StepGuard:

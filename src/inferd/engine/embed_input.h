@@ -1,0 +1,123 @@
+// From texts to the token sequences that an embedding or ranking model reads.
+//
+// A text becomes a sequence between the model's own special tokens. A query and a document become one sequence
+// in the way of the model's family: by the file's `rerank` template when it has one, else joined by the
+// tokenizer's own separators, as in `[CLS] query [SEP] document [SEP]`. Whatever a user writes is text: it never
+// becomes a control token. Only a template's own words do.
+#pragma once
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "llama.h"
+
+namespace inferd {
+
+using Tokens = std::vector<llama_token>;
+
+class EmbedInput {
+  public:
+    // Throws std::invalid_argument for a vocabulary on which llama.cpp's tokenizer would end the process.
+    explicit EmbedInput(const llama_model *model) : vocab_(llama_model_get_vocab(model)) {
+        const auto kind = llama_vocab_type(vocab_);
+        if (kind == LLAMA_VOCAB_TYPE_NONE) throw std::invalid_argument("the model file has no vocabulary");
+        const bool word_pieces = kind == LLAMA_VOCAB_TYPE_WPM;
+        require(word_pieces || llama_vocab_get_add_bos(vocab_), llama_vocab_bos(vocab_), "first");
+        require(word_pieces || llama_vocab_get_add_sep(vocab_), llama_vocab_sep(vocab_), "separator");
+        require(llama_vocab_get_add_eos(vocab_), llama_vocab_eos(vocab_), "last");
+        const char *source = llama_model_chat_template(model, "rerank");
+        if (source) cut_template(source);
+    }
+
+    // One text, special tokens included.
+    Tokens text(const std::string &text) const { return tokenize(text, true); }
+
+    // A query with a document. Throws std::exception.
+    Tokens pair(const std::string &query, const std::string &document) const {
+        Tokens out;
+        if (llama_vocab_get_add_bos(vocab_)) out.push_back(llama_vocab_bos(vocab_));
+        if (pieces_.empty()) {
+            const bool eos = llama_vocab_get_add_eos(vocab_), sep = llama_vocab_get_add_sep(vocab_);
+            append(out, tokenize(query, false));
+            if (eos) out.push_back(llama_vocab_eos(vocab_));
+            if (sep) out.push_back(llama_vocab_sep(vocab_));
+            append(out, tokenize(document, false));
+            if (eos || sep) out.push_back(eos ? llama_vocab_eos(vocab_) : llama_vocab_sep(vocab_));
+            return out;
+        }
+        for (const Piece &piece : pieces_) {
+            if (!piece.text.empty()) append(out, tokenize(filled(piece.text, query, document), false));
+            if (piece.control != LLAMA_TOKEN_NULL) out.push_back(piece.control);
+        }
+        if (llama_vocab_get_add_eos(vocab_)) out.push_back(llama_vocab_eos(vocab_));
+        return out;
+    }
+
+  private:
+    static void require(bool used, llama_token token, const char *name) {
+        if (!used || token != LLAMA_TOKEN_NULL) return;
+        throw std::invalid_argument(std::string("the vocabulary of the model file has no ") + name + " token");
+    }
+
+    // A stretch of the template and the control token after it.
+    struct Piece {
+        std::string text;
+        llama_token control = LLAMA_TOKEN_NULL;
+    };
+
+    // The template is cut at its control tokens, once, so that the text between them can be tokenised as plain
+    // text together with what is put into it.
+    void cut_template(const std::string &source) {
+        size_t from = 0;
+        for (const llama_token token : tokenize(source, false, true)) {
+            if (!(llama_vocab_get_attr(vocab_, token) & LLAMA_TOKEN_ATTR_CONTROL)) continue;
+            const std::string name = llama_vocab_get_text(vocab_, token);
+            const size_t at = source.find(name, from);
+            if (at == std::string::npos) continue;
+            pieces_.push_back({source.substr(from, at - from), token});
+            from = at + name.size();
+        }
+        pieces_.push_back({source.substr(from), LLAMA_TOKEN_NULL});
+    }
+
+    static std::string filled(const std::string &text, const std::string &query, const std::string &document) {
+        static const std::string kQuery = "{query}", kDocument = "{document}";
+        std::string out;
+        size_t at = 0;
+        while (at < text.size()) {
+            if (text.compare(at, kQuery.size(), kQuery) == 0) {
+                out += query;
+                at += kQuery.size();
+            } else if (text.compare(at, kDocument.size(), kDocument) == 0) {
+                out += document;
+                at += kDocument.size();
+            } else {
+                out += text[at++];
+            }
+        }
+        return out;
+    }
+
+    Tokens tokenize(const std::string &text, bool add_special, bool parse_special = false) const {
+        if (text.size() > INT32_MAX) throw std::length_error("the text is longer than 2 GiB");
+        const auto length = static_cast<int32_t>(text.size());
+        Tokens out(text.size() / 2 + 16);
+        int32_t n = llama_tokenize(vocab_, text.data(), length, out.data(), out.size(), add_special, parse_special);
+        if (n < 0 && n != INT32_MIN) {
+            out.resize(-n);
+            n = llama_tokenize(vocab_, text.data(), length, out.data(), out.size(), add_special, parse_special);
+        }
+        if (n < 0) throw std::length_error("the text has more tokens than can be counted");
+        out.resize(n);
+        return out;
+    }
+
+    static void append(Tokens &out, const Tokens &more) { out.insert(out.end(), more.begin(), more.end()); }
+
+    const llama_vocab *vocab_;
+    std::vector<Piece> pieces_;
+};
+
+}  // namespace inferd

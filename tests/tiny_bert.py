@@ -1,0 +1,91 @@
+"""A BERT with random weights and 64 words: no sense in it, but every step from texts to vectors or scores."""
+
+from __future__ import annotations
+
+import string
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+PAD, UNK, CLS, SEP, MASK = range(5)
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+WORDS = (*string.ascii_lowercase, *string.digits, *".,:!?")
+FIRST_WORD = len(SPECIAL)
+CONTEXT = 48
+WIDTH, HEADS, FEED_FORWARD, LAYERS = 32, 2, 64, 2
+
+
+def word(text: str) -> int:
+    """The token of one of WORDS."""
+    return FIRST_WORD + WORDS.index(text)
+
+
+def write_bert(
+    path: Path,
+    *,
+    pooling: gguf.PoolingType | None = gguf.PoolingType.MEAN,
+    name: str = "tiny",
+    template: str | None = None,
+    special: bool = True,
+) -> Path:
+    """A model file; with pooling RANK it has a classifier head. ``template`` is for reranking.
+
+    Without ``special`` the file does not say which of its tokens are special.
+    """
+    random = np.random.default_rng(3)
+    writer = gguf.GGUFWriter(path, "bert")
+    writer.add_name(name)
+    writer.add_block_count(LAYERS)
+    writer.add_context_length(CONTEXT)
+    writer.add_embedding_length(WIDTH)
+    writer.add_feed_forward_length(FEED_FORWARD)
+    writer.add_head_count(HEADS)
+    writer.add_layer_norm_eps(1e-12)
+    writer.add_causal_attention(False)
+    writer.add_token_type_count(2)
+    if pooling is not None:
+        writer.add_pooling_type(pooling)
+    writer.add_tokenizer_model("bert")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list([*SPECIAL, *("\u2581" + text for text in WORDS)])
+    writer.add_token_types([gguf.TokenType.CONTROL] * len(SPECIAL) + [gguf.TokenType.NORMAL] * len(WORDS))
+    if special:
+        writer.add_bos_token_id(CLS)
+        writer.add_sep_token_id(SEP)
+        writer.add_unk_token_id(UNK)
+        writer.add_pad_token_id(PAD)
+        writer.add_mask_token_id(MASK)
+    if template is not None:
+        writer.add_chat_template([{"name": "rerank", "template": template}])
+
+    def noise(tensor: str, *shape: int) -> None:
+        writer.add_tensor(tensor, random.normal(0, 0.5, shape).astype(np.float32))
+
+    def linear(tensor: str, rows: int, columns: int) -> None:
+        noise(f"{tensor}.weight", rows, columns)
+        noise(f"{tensor}.bias", rows)
+
+    def norm(tensor: str) -> None:
+        writer.add_tensor(f"{tensor}.weight", np.ones(WIDTH, np.float32))
+        writer.add_tensor(f"{tensor}.bias", np.zeros(WIDTH, np.float32))
+
+    noise("token_embd.weight", FIRST_WORD + len(WORDS), WIDTH)
+    noise("position_embd.weight", CONTEXT, WIDTH)
+    noise("token_types.weight", 2, WIDTH)
+    norm("token_embd_norm")
+    for layer in range(LAYERS):
+        for part in ("attn_q", "attn_k", "attn_v", "attn_output"):
+            linear(f"blk.{layer}.{part}", WIDTH, WIDTH)
+        linear(f"blk.{layer}.ffn_up", FEED_FORWARD, WIDTH)
+        linear(f"blk.{layer}.ffn_down", WIDTH, FEED_FORWARD)
+        norm(f"blk.{layer}.attn_output_norm")
+        norm(f"blk.{layer}.layer_output_norm")
+    if pooling == gguf.PoolingType.RANK:
+        linear("cls", WIDTH, WIDTH)
+        linear("cls.output", 1, WIDTH)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
