@@ -16,7 +16,6 @@ import errno
 import logging
 import os
 import queue
-import re
 import stat
 import sys
 import time
@@ -29,6 +28,8 @@ from typing import Any, ClassVar, Protocol, TextIO
 import orjson
 
 from inferd.errors import ConfigError
+from inferd.redaction import marker_of_name, redact
+
 
 FILE_NAME = "inferd.ndjson"
 MAX_FILE_BYTES = 16 * 1024 * 1024
@@ -62,54 +63,6 @@ def parse_level(text: str) -> int:
     return level
 
 
-# Redaction. In each pattern an unbounded repetition is the last thing and holds no other, so a match never
-# backtracks and the whole pass is linear in the length of the text.
-
-_START = r"(?:(?<![A-Za-z0-9])|(?<=%[0-9A-Fa-f]{2}))"  # no letter before it, or a percent-encoded character
-_SEPARATOR = r"(?:\\{0,3}[\"'])?[ \t]{0,4}[:=][ \t]{0,4}"
-_QUOTED = r"""(')(?:[^'\\]|\\.)*|(")(?:[^"\\]|\\.)*|(\\")(?:[^"\\]|\\\\(?:\\")?|\\[^"\\])*"""
-_SENSITIVE = r"(?:password|passwd|pwd|api[-_]?key|secret(?:[-_]?access)?[-_]?key|secret|token)"
-
-
-def _pattern(text: str) -> re.Pattern[str]:
-    return re.compile(text, re.IGNORECASE | re.DOTALL)
-
-
-_REDACTIONS: tuple[tuple[re.Pattern[str], str], ...] = (
-    (
-        _pattern(rf"(authorization{_SEPARATOR})(?:{_QUOTED}|[^\r\n]+)"),
-        r"\1\2\3\4[REDACTED:auth-header]",
-    ),
-    (
-        _pattern(rf"({_START}bearer[ \t]{{1,4}})[A-Za-z0-9._~+/=-]{{16,}}"),
-        r"\1[REDACTED:auth-header]",
-    ),
-    (
-        _pattern(rf"({_SENSITIVE}{_SEPARATOR})(?:{_QUOTED}|[^\s\"]+)"),
-        r"\1\2\3\4[REDACTED:secret-kv]",
-    ),
-    (re.compile(rf"{_START}eyJ[A-Za-z0-9_.-]{{8,}}"), "[REDACTED:jwt]"),
-    (
-        re.compile(
-            rf"{_START}(?:sk-[A-Za-z0-9_-]{{8,}}|xox[baps]-[A-Za-z0-9-]{{8,}}|gh[oprsu]_[A-Za-z0-9]{{8,}}"
-            r"|github_pat_[A-Za-z0-9_]{8,}|pat-[A-Za-z0-9-]{8,}|hf_[A-Za-z0-9]{8,})"
-        ),
-        "[REDACTED:api-key]",
-    ),
-    (re.compile(rf"{_START}AKIA[A-Z0-9]{{12,}}"), "[REDACTED:aws-access]"),
-    (re.compile(rf"{_START}ASIA[A-Z0-9]{{12,}}"), "[REDACTED:aws-session]"),
-)
-_SENSITIVE_NAME = re.compile(rf"{_SENSITIVE}\Z", re.IGNORECASE)
-_AUTH_NAME = re.compile(r"authorization\Z", re.IGNORECASE)
-
-
-def redact(text: str) -> str:
-    """``text`` with every secret that has a known shape replaced by its marker."""
-    for pattern, marker in _REDACTIONS:
-        text = pattern.sub(marker, text)
-    return text
-
-
 def _clean(value: object, name: str = "") -> Any:
     """A redacted copy of ``value`` that orjson can serialise; ``name`` is the key that it stands under."""
     if value is None or isinstance(value, (bool, float)):
@@ -120,10 +73,9 @@ def _clean(value: object, name: str = "") -> Any:
         return {str(key): _clean(item, str(key)) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [_clean(item, name) for item in value]
-    if _SENSITIVE_NAME.search(name):
-        return "[REDACTED:secret-kv]"
-    if _AUTH_NAME.search(name):
-        return "[REDACTED:auth-header]"
+    marker = marker_of_name(name)
+    if marker is not None:
+        return marker
     if isinstance(value, BaseException):
         value = f"{type(value).__name__}: {value}"
     text = redact(str(value)).encode("utf-8", "backslashreplace").decode()

@@ -28,7 +28,8 @@ BELOW_CLI = BELOW_SERVE | {"serve", "daemon", "client"}
 
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
-    "log": {"errors"},
+    "redaction": set(),
+    "log": {"errors", "redaction"},
     "config": GROUND,
     **dict.fromkeys(FAST, GROUND | FAST),
     "wire": BELOW_WIRE,

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 import pytest
 
-from inferd import log
+from inferd import log, redaction
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -66,11 +66,11 @@ UNTOUCHED = [
 class TestRedaction:
     @pytest.mark.parametrize(("text", "expected"), REDACTED, ids=range(len(REDACTED)))
     def test_secrets_are_replaced(self, text: str, expected: str) -> None:
-        assert log.redact(text) == expected
+        assert redaction.redact(text) == expected
 
     @pytest.mark.parametrize("text", UNTOUCHED)
     def test_ordinary_text_is_left_alone(self, text: str) -> None:
-        assert log.redact(text) == text
+        assert redaction.redact(text) == text
 
     def test_it_happens_on_every_value_before_serialising(self, tmp_path: Path) -> None:
         activity = log.setup("info", tmp_path, stderr=False)
@@ -97,7 +97,7 @@ class TestRedaction:
 
     def test_no_pattern_can_backtrack(self) -> None:
         """Nothing that can fail follows an unbounded repetition and none holds another: each is linear."""
-        for pattern, _ in log._REDACTIONS:
+        for pattern, _ in redaction._REDACTIONS:
             assert_linear(list(rp.parse(pattern.pattern, pattern.flags)), tail=True)
 
     @pytest.mark.parametrize("nonlinear", ["(?:a+)+b", "a*b", "(?:a+b)?", "(?:a+,){3}", "(?:x|a+)c"])
@@ -126,7 +126,7 @@ class TestRedaction:
         text = head + piece * (
             200_000 // len(piece)
         )  # quadratic work here would run into the suite's time limit
-        assert len(log.redact(text)) <= 8 * len(text)
+        assert len(redaction.redact(text)) <= 8 * len(text)
 
 
 def assert_linear(items: list[Any], tail: bool) -> None:

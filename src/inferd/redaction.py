@@ -1,0 +1,69 @@
+"""Secrets in what is logged, found by their shape or by the name they stand under.
+
+A secret that has a known shape is replaced by a marker that says which. What has no shape cannot be found:
+callers do not log prompts, answers or keys in the first place.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+# In each pattern an unbounded repetition is the last thing and holds no other, so a match never
+# backtracks and the whole pass is linear in the length of the text.
+
+_START = r"(?:(?<![A-Za-z0-9])|(?<=%[0-9A-Fa-f]{2}))"  # no letter before it, or a percent-encoded character
+_SEPARATOR = r"(?:\\{0,3}[\"'])?[ \t]{0,4}[:=][ \t]{0,4}"
+_QUOTED = r"""(')(?:[^'\\]|\\.)*|(")(?:[^"\\]|\\.)*|(\\")(?:[^"\\]|\\\\(?:\\")?|\\[^"\\])*"""
+_SENSITIVE = r"(?:password|passwd|pwd|api[-_]?key|secret(?:[-_]?access)?[-_]?key|secret|token)"
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    return re.compile(text, re.IGNORECASE | re.DOTALL)
+
+
+_REDACTIONS: tuple[tuple[re.Pattern[str], str], ...] = (
+    (
+        _pattern(rf"(authorization{_SEPARATOR})(?:{_QUOTED}|[^\r\n]+)"),
+        r"\1\2\3\4[REDACTED:auth-header]",
+    ),
+    (
+        _pattern(rf"({_START}bearer[ \t]{{1,4}})[A-Za-z0-9._~+/=-]{{16,}}"),
+        r"\1[REDACTED:auth-header]",
+    ),
+    (
+        _pattern(rf"({_SENSITIVE}{_SEPARATOR})(?:{_QUOTED}|[^\s\"]+)"),
+        r"\1\2\3\4[REDACTED:secret-kv]",
+    ),
+    (re.compile(rf"{_START}eyJ[A-Za-z0-9_.-]{{8,}}"), "[REDACTED:jwt]"),
+    (
+        re.compile(
+            rf"{_START}(?:sk-[A-Za-z0-9_-]{{8,}}|xox[baps]-[A-Za-z0-9-]{{8,}}|gh[oprsu]_[A-Za-z0-9]{{8,}}"
+            r"|github_pat_[A-Za-z0-9_]{8,}|pat-[A-Za-z0-9-]{8,}|hf_[A-Za-z0-9]{8,})"
+        ),
+        "[REDACTED:api-key]",
+    ),
+    (re.compile(rf"{_START}AKIA[A-Z0-9]{{12,}}"), "[REDACTED:aws-access]"),
+    (re.compile(rf"{_START}ASIA[A-Z0-9]{{12,}}"), "[REDACTED:aws-session]"),
+)
+_SENSITIVE_NAME = re.compile(rf"{_SENSITIVE}\Z", re.IGNORECASE)
+_AUTH_NAME = re.compile(r"authorization\Z", re.IGNORECASE)
+# Shorter text holds no secret but the value of a `key=` or `key:`; most of what is logged is such text.
+_SHORTEST_KEY = 11
+
+
+@lru_cache(maxsize=1024)  # the names of fields, which the code makes and not the client
+def marker_of_name(name: str) -> str | None:
+    """What is logged in place of any value that stands under ``name``; ``None`` for an ordinary name."""
+    if _SENSITIVE_NAME.search(name):
+        return "[REDACTED:secret-kv]"
+    return "[REDACTED:auth-header]" if _AUTH_NAME.search(name) else None
+
+
+def redact(text: str) -> str:
+    """``text`` with every secret that has a known shape replaced by its marker."""
+    if len(text) < _SHORTEST_KEY and ":" not in text and "=" not in text:
+        return text
+    for pattern, marker in _REDACTIONS:
+        text = pattern.sub(marker, text)
+    return text
