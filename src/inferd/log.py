@@ -30,7 +30,6 @@ import orjson
 from inferd.errors import ConfigError
 from inferd.redaction import marker_of_name, redact
 
-
 FILE_NAME = "inferd.ndjson"
 MAX_FILE_BYTES = 16 * 1024 * 1024
 KEPT_FILES = 3
