@@ -27,9 +27,9 @@ from typing import Any
 from inferd import daemon
 from inferd.config import sources
 from inferd.config.settings import BackendEntry, Settings
-from inferd.daemon import Progress
 from inferd.engine.mock import Mock
 from inferd.errors import BootCancelled, InferdError, ModelError
+from inferd.serve.build import Progress
 
 PATIENCE_SECS = 30.0
 

@@ -20,11 +20,11 @@ from inferd.engine.mock import Mock
 from inferd.serve import auth, bind
 from inferd.serve.admission import Admission
 from inferd.serve.hangup import HangupWatch
-from inferd.serve.listener import Listener
+from inferd.serve.listener import Listener, Places
 from inferd.serve.router import Router
 from inferd.serve.session import Service
-from inferd.serve.surface import V1
-from inferd.wire import v1
+from inferd.serve.surface import Surface
+from inferd.serve.text import TextSurface
 
 PATIENCE_SECS = 10.0
 
@@ -123,9 +123,12 @@ class Client:
 class Server:
     """A listener with its service; ``clients`` are closed with it."""
 
-    def __init__(self, service: Service[v1.Request], listener: Listener, hangups: HangupWatch) -> None:
+    def __init__(
+        self, service: Service[Any], listener: Listener, places: Places, hangups: HangupWatch
+    ) -> None:
         self.service = service
         self.listener = listener
+        self.places = places
         self.admission = service.admission
         self._hangups = hangups
         self._clients: list[Client] = []
@@ -156,26 +159,30 @@ async def serving(
     queue_depth: int = 10,
     api_key: str | None = None,
     max_frame_bytes: int = 65536,
+    max_attachment_bytes: int = 64 * 1024 * 1024,
     write_timeout_secs: float = 60.0,
     max_connections: int = 100,
     clock: Callable[[], float] = time.monotonic,
+    surface: Surface[Any] | None = None,
 ) -> AsyncIterator[Server]:
-    """Serves ``backends``, one plain mock by default, on a Unix path or a TCP address."""
+    """Serves ``backends``, one plain mock by default, on a Unix path or a TCP address; v1 by default."""
     hangups = HangupWatch(asyncio.get_running_loop())
     service = Service(
-        surface=V1,
+        surface=surface or TextSurface(),
         admission=Admission(active_permits, queue_depth),
         router=Router(backends or (Mock(),), clock),
         hangups=hangups,
         api_key=None if api_key is None else auth.ApiKey(api_key),
         max_frame_bytes=max_frame_bytes,
+        max_attachment_bytes=max_attachment_bytes,
         write_timeout_secs=write_timeout_secs,
     )
     if isinstance(address, Path):
         bound = bind.bind_unix(address, 0o660)
     else:
         bound = bind.bind_tcp(address, has_key=api_key is not None)
-    server = Server(service, Listener(bound, service.serve, max_connections), hangups)
+    places = Places(max_connections)
+    server = Server(service, Listener(bound, service.serve, places), places, hangups)
     before = asyncio.all_tasks()
     try:
         yield server

@@ -37,6 +37,9 @@ cdef enum:
     STACK_TEXT = 512
     # Keys are compared over at least this length, whatever theirs is: no auth line may be longer.
     KEY_BOUND = 4096
+    # Where the next newline is, when nobody has looked yet, and when there is none.
+    UNSEEN = -2
+    NONE = -1
 
 
 @cython.final
@@ -96,7 +99,7 @@ cdef class LineSplitter:
     cdef _Block block
     cdef Py_ssize_t start      # first byte not handed out
     cdef Py_ssize_t end        # one past the last byte read
-    cdef Py_ssize_t newline    # the first newline in start..end, -1 when there is none
+    cdef Py_ssize_t newline    # the first newline in start..end, or NONE or UNSEEN
 
     def __init__(self, Py_ssize_t cap):
         if cap < 1:
@@ -111,6 +114,7 @@ cdef class LineSplitter:
 
     @property
     def has_line(self):
+        self._look()
         return self.oversized or self.newline >= 0
 
     def get_buffer(self, Py_ssize_t sizehint=-1):
@@ -133,13 +137,14 @@ cdef class LineSplitter:
             PyBuffer_Release(&source)
 
     def next_line(self):
+        self._look()
         if self.oversized:
             raise FrameTooLarge(self.cap)
         if self.newline < 0:
             return None
         cdef object line = self._view_line(self.start, self.newline)
         self.start = self.newline + 1
-        self._search(self.start)
+        self.newline = UNSEEN
         return line
 
     def take_tail(self):
@@ -149,22 +154,40 @@ cdef class LineSplitter:
             self.start = self.end
         return line
 
+    def take_into(self, buffer not None):
+        cdef Py_buffer target
+        cdef Py_ssize_t size
+        PyObject_GetBuffer(buffer, &target, PyBUF_WRITABLE)
+        try:
+            size = min(target.len, self.end - self.start)
+            memcpy(target.buf, self.block.data + self.start, size)
+        finally:
+            PyBuffer_Release(&target)
+        self.start += size
+        self.newline = UNSEEN
+        return size
+
     cdef object _view_line(self, Py_ssize_t low, Py_ssize_t high):
         if high > low and self.block.data[high - 1] == b'\r':
             high -= 1
         return self.block.view(low, high, False)
 
     cdef int _received(self, Py_ssize_t nbytes) except -1:
-        cdef Py_ssize_t unseen = self.end
+        cdef Py_ssize_t unseen = self.start if self.newline == UNSEEN else self.end
         if not self.oversized:
             self.end += nbytes
             if self.newline < 0:
                 self._search(unseen)
         return 0
 
+    cdef int _look(self) except -1:
+        if self.newline == UNSEEN:
+            self._search(self.start)
+        return 0
+
     cdef int _search(self, Py_ssize_t unseen) except -1:
         cdef char* found = <char*>memchr(self.block.data + unseen, b'\n', self.end - unseen)
-        self.newline = -1 if found == NULL else found - self.block.data
+        self.newline = NONE if found == NULL else found - self.block.data
         if (self.end if found == NULL else self.newline) - self.start > self.cap:
             self.oversized = True
             self._empty()
@@ -173,11 +196,12 @@ cdef class LineSplitter:
     cdef int _empty(self) except -1:
         self.block = _Block(FIRST_BLOCK)
         self.start = self.end = 0
-        self.newline = -1
+        self.newline = NONE
         return 0
 
     cdef int _make_room(self, Py_ssize_t need, Py_ssize_t chunk) except -1:
         """Leaves ``need`` bytes free at the end of a block of at most ``cap + chunk`` bytes."""
+        self._look()
         cdef Py_ssize_t held = self.end - self.start
         cdef Py_ssize_t size = self.block.size
         if self.newline >= 0 and held > self.cap // 2:

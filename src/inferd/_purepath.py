@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 _READ_CHUNK = 4096
 
+# Where the next newline is, when nobody has looked yet, and when there is none.
+_UNSEEN, _NONE = -2, -1
+
 # Keys are padded to at least this length before they are compared: no auth line may be longer.
 _KEY_BOUND = 4096
 
@@ -39,6 +42,8 @@ class LineSplitter:
       than half the cap: pause the transport while ``has_line``.
     * A line is a read-only memoryview, to be dropped before more bytes come. One that is kept longer still
       shows the same bytes, and costs memory of its own.
+    * What follows a line is not looked at before it is asked for or more bytes come, so that bytes which are
+      no lines can be taken from right behind it by ``take_into``.
     """
 
     def __init__(self, cap: int) -> None:
@@ -47,7 +52,7 @@ class LineSplitter:
         self.cap = cap
         self.oversized = False
         self._held = bytearray()
-        self._newline = -1
+        self._newline = _NONE
         self._chunk = bytearray(_READ_CHUNK)
 
     @property
@@ -58,6 +63,7 @@ class LineSplitter:
     @property
     def has_line(self) -> bool:
         """Whether ``next_line`` would return a line or raise."""
+        self._look()
         return self.oversized or self._newline >= 0
 
     def get_buffer(self, sizehint: int = -1) -> memoryview:
@@ -78,6 +84,7 @@ class LineSplitter:
 
     def next_line(self) -> memoryview | None:
         """The next line, ``None`` when no whole line is held; ``FrameTooLarge`` when it exceeds the cap."""
+        self._look()
         if self.oversized:
             raise FrameTooLarge(self.cap)
         if self._newline < 0:
@@ -91,28 +98,41 @@ class LineSplitter:
             return self._take(len(self._held), len(self._held))
         return line
 
+    def take_into(self, buffer: memoryview) -> int:
+        """Moves the bytes held, lines or not, to the front of ``buffer``, as many as fit; their number."""
+        size = min(len(buffer), len(self._held))
+        buffer[:size] = self._held[:size]
+        del self._held[:size]
+        self._newline = _UNSEEN
+        return size
+
     def _check_room(self) -> None:
+        self._look()
         if self._newline >= 0 and len(self._held) > self.cap // 2:
             raise BufferError("take the lines that wait before reading on")
 
     def _receive(self, data: Buffer) -> None:
         if not self.oversized:
-            unseen = len(self._held)
+            unseen = 0 if self._newline == _UNSEEN else len(self._held)
             self._held += data
             if self._newline < 0:
                 self._search(unseen)
+
+    def _look(self) -> None:
+        if self._newline == _UNSEEN:
+            self._search(0)
 
     def _search(self, unseen: int) -> None:
         self._newline = self._held.find(b"\n", unseen)
         if (len(self._held) if self._newline < 0 else self._newline) > self.cap:
             self.oversized = True
             self._held.clear()
-            self._newline = -1
+            self._newline = _NONE
 
     def _take(self, size: int, consumed: int) -> memoryview:
         line = bytes(self._held[:size]).removesuffix(b"\r")
         del self._held[:consumed]
-        self._search(0)
+        self._newline = _UNSEEN
         return memoryview(line)
 
 

@@ -1,9 +1,9 @@
 """The daemon: everything is built from Settings here, in one order, and taken down in the reverse.
 
-Boot: signals, lock, admin socket, configuration, backends, capabilities, inference socket, ready. There is no
-inference socket before every backend is ready. A signal at any point ends the boot cleanly; a failure is told
-to the subscribers of the admin socket and raised. Stop: no new connections, no new requests, the running ones
-get ``drain_timeout_secs``, then their end is ``cancelled``. A second signal ends the process at once.
+Boot: signals, lock, admin socket, configuration, backends, capabilities, inference sockets, ready. There is
+no inference socket before every backend is ready. A signal at any point ends the boot cleanly; a failure is
+told to the subscribers of the admin socket and raised. Stop: no new connections, no new requests, the running
+ones get ``drain_timeout_secs``, then their end is ``cancelled``. A second signal ends the process at once.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from inferd import __version__, log
 from inferd.config import paths
 from inferd.config.settings import BackendEntry, Settings
 from inferd.engine.backend import Backend
-from inferd.engine.mock import Mock
 from inferd.errors import BootCancelled, ConfigError, InferdError, ModelError
 from inferd.serve import auth, bind
 from inferd.serve.admission import Admission
+from inferd.serve.blocks import BlockSurface
+from inferd.serve.build import Progress, build_backend
 from inferd.serve.hangup import HangupWatch
-from inferd.serve.listener import Listener, Serve
+from inferd.serve.listener import Listener, Places
 from inferd.serve.router import Router
 from inferd.serve.session import Service
 from inferd.serve.status import StatusBoard
-from inferd.serve.surface import V1
-from inferd.store import fetch
-from inferd.store.models import ModelStore
+from inferd.serve.surface import Surface
+from inferd.serve.text import TextSurface
 from inferd.store.runtime import Lock, ensure_private_dir
-from inferd.wire import admin, v1
+from inferd.wire import admin
 
 READY_POLL_SECS = 0.05
 # A cancelled request ends within a step of its backend; one that does not is cut off.
@@ -46,7 +46,6 @@ FLUSH_GRACE_SECS = 1.0
 # Progress of one phase is told at most this often; a subscriber is a person or a waiting program.
 PROGRESS_SECS = 0.1
 
-Progress = Callable[[str, Mapping[str, object]], None]
 Build = Callable[[Settings, BackendEntry, Progress, threading.Event], Backend]
 T = TypeVar("T")
 
@@ -85,53 +84,6 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
     return uvloop.new_event_loop()
 
 
-def build_backend(
-    settings: Settings, entry: BackendEntry, progress: Progress, cancelled: threading.Event
-) -> Backend:
-    """Makes the backend of ``entry``, model and all; blocks, and ends with BootCancelled soon after
-    ``cancelled`` is set."""
-    if entry.kind == "mock":
-        progress("checking_local", {"path": "(mock)"})
-        return Mock(entry.name)
-    # Only a daemon with a model of its own pays for loading the engine.
-    from inferd.engine.llamacpp import LlamaCpp, LlamaCppConfig
-
-    with _open_model(settings, entry, progress, cancelled) as model:
-        config = LlamaCppConfig(
-            name=entry.name,
-            model=model.name,
-            path=model.path,
-            fd=model.fd,
-            n_ctx=entry.n_ctx,
-            n_parallel=max(1, settings.active_permits),
-            n_gpu_layers=entry.n_gpu_layers,
-            require_gpu=settings.require_gpu,
-            threads=settings.threads,
-            n_batch=settings.n_batch,
-            flash_attention=settings.flash_attention,
-            kv_cache_type=settings.kv_cache_type,
-            kv_unified=settings.kv_unified,
-        )
-        return LlamaCpp.load(config, progress=progress, cancelled=cancelled)
-
-
-def _open_model(
-    settings: Settings, entry: BackendEntry, progress: Progress, cancelled: threading.Event
-) -> fetch.OpenModel:
-    if entry.model is None:
-        if entry.model_path is None:
-            raise ConfigError(f"backend {entry.name!r} names no model; give it a model or a model_path")
-        return fetch.open_file(entry.model_path, entry.model_sha256, progress=progress, cancelled=cancelled)
-    return fetch.ensure_model(
-        ModelStore(settings.models_home),
-        entry.model,
-        auto_pull=settings.auto_pull,
-        verify=settings.verify,
-        progress=progress,
-        cancelled=cancelled,
-    )
-
-
 class Daemon:
     """One run of the daemon; ``build`` makes a backend in a thread of its own."""
 
@@ -150,8 +102,11 @@ class Daemon:
         self._admission = Admission(settings.active_permits, settings.queue_depth)
         self._cancelled = threading.Event()
         self._stop = asyncio.Event()
-        self._booting: asyncio.Task[Service[v1.Request]] | None = None
+        self._booting: asyncio.Task[None] | None = None
+        self._admin: list[Listener] = []
+        self._places = Places(settings.max_connections)
         self._listeners: list[Listener] = []
+        self._services: list[Service[Any]] = []
         self._idle_alarm: asyncio.TimerHandle | None = None
         self._last_progress = ("", 0.0)
 
@@ -162,7 +117,7 @@ class Daemon:
             self._handle_signals(held)
             self._booting = self._loop.create_task(self._boot(held))
             try:
-                service = await self._booting
+                await self._booting
             except (asyncio.CancelledError, BootCancelled):
                 _log.info("stopped", reason="the boot was cancelled")
                 return
@@ -172,16 +127,19 @@ class Daemon:
                 _log.error("boot_failed", error=message)
                 raise
             await self._stop.wait()
-            await self._drain(service)
+            await self._drain()
         _log.info("stopped")
 
     # Boot. What is acquired is pushed on ``held``, which gives it back in the reverse order.
 
-    async def _boot(self, held: contextlib.AsyncExitStack) -> Service[v1.Request]:
+    async def _boot(self, held: contextlib.AsyncExitStack) -> None:
         settings = self._settings
         _log.info("starting", version=__version__, pid=os.getpid())
         self._lock(held)
-        self._listen(held, bind.bind_unix(settings.admin_addr, 0o600), self._serve_admin)
+        admin_socket = bind.bind_unix(settings.admin_addr, 0o600)
+        listener = Listener(admin_socket, self._serve_admin, Places(settings.max_connections))
+        self._admin.append(listener)
+        held.push_async_callback(listener.close, FLUSH_GRACE_SECS)
         for note in self._notes:
             _log.warn("config", note=note)
         if self._problem is not None:
@@ -190,43 +148,38 @@ class Daemon:
         for backend in backends:
             self._board.publish_capabilities(_capabilities_frame(backend))
         await self._until_ready(backends)
+        surfaces = self._surfaces()
+        bound = [self._bind(held, surface) for surface in surfaces]
+        router = Router(backends)
         hangups = HangupWatch(self._loop)
         held.callback(hangups.close)
-        service = Service(
-            surface=V1,
-            admission=self._admission,
-            router=Router(backends),
-            hangups=hangups,
-            api_key=None if settings.api_key is None else auth.ApiKey(settings.api_key.reveal()),
-            max_frame_bytes=settings.max_frame_bytes,
-            write_timeout_secs=settings.write_timeout_secs,
-        )
-        inference = self._listen(held, self._bind_inference(), service.serve, self._watch_idleness)
+        for surface, socket_ in zip(surfaces, bound, strict=True):
+            service = Service(
+                surface=surface,
+                admission=self._admission,
+                router=router,
+                hangups=hangups,
+                api_key=None if settings.api_key is None else auth.ApiKey(settings.api_key.reveal()),
+                max_frame_bytes=settings.max_frame_bytes,
+                max_attachment_bytes=settings.max_attachment_bytes,
+                write_timeout_secs=settings.write_timeout_secs,
+            )
+            self._services.append(service)
+            listener = Listener(socket_, service.serve, self._places, self._watch_idleness)
+            self._listeners.append(listener)
+            held.push_async_callback(listener.close, FLUSH_GRACE_SECS)
         self._board.publish(admin.READY)
         _notify("READY=1")
-        _log.info("ready", address=inference.address)
+        _log.info("ready", address=self._listeners[0].address)
         self._watch_idleness()
-        return service
 
     def _lock(self, held: contextlib.AsyncExitStack) -> None:
         settings = self._settings
         runtime = paths.runtime_dir()
-        ours = (settings.lock, settings.admin_addr, settings.uds)
+        ours = (settings.lock, settings.admin_addr, settings.uds, settings.v2_addr)
         if any(path is not None and path.parent == runtime for path in ours):
             ensure_private_dir(runtime)
         held.callback(Lock.acquire(settings.lock).release)
-
-    def _listen(
-        self,
-        held: contextlib.AsyncExitStack,
-        bound: bind.Bound,
-        serve: Serve,
-        on_change: Callable[[], None] = lambda: None,
-    ) -> Listener:
-        listener = Listener(bound, serve, self._settings.max_connections, on_change)
-        self._listeners.append(listener)
-        held.push_async_callback(listener.close, FLUSH_GRACE_SECS)
-        return listener
 
     async def _serve_admin(self, sock: socket.socket, number: int) -> None:
         await self._board.serve(sock)
@@ -269,13 +222,26 @@ class Daemon:
                 )
             await asyncio.sleep(READY_POLL_SECS)
 
-    def _bind_inference(self) -> bind.Bound:
+    def _surfaces(self) -> list[Surface[Any]]:
+        surfaces: list[Surface[Any]] = [TextSurface()]
+        if self._settings.v2:
+            surfaces.append(BlockSurface())
+        return surfaces
+
+    def _bind(self, held: contextlib.AsyncExitStack, surface: Surface[Any]) -> bind.Bound:
         settings = self._settings
-        if settings.tcp is None:
-            return bind.bind_unix(settings.uds or paths.socket_path("v1"), 0o660, settings.group)
-        if settings.api_key is None:
-            _log.warn("tcp without an API key: every user of this machine can connect", address=settings.tcp)
-        return bind.bind_tcp(settings.tcp, has_key=settings.api_key is not None)
+        tcp, path = {
+            "v1": (settings.tcp, settings.uds),
+            "v2": (settings.v2_tcp, settings.v2_addr),
+        }[surface.name]
+        if path is not None:
+            bound = bind.bind_unix(path, 0o660, settings.group)
+        else:
+            if settings.api_key is None:
+                _log.warn("tcp without an API key: every user of this machine can connect", address=tcp)
+            bound = bind.bind_tcp(tcp or "", has_key=settings.api_key is not None)
+        held.callback(bound.close)
+        return bound
 
     # Stop.
 
@@ -289,7 +255,7 @@ class Daemon:
 
     def _on_stop_signal(self, number: signal.Signals) -> None:
         if self._cancelled.is_set():
-            for listener in self._listeners:
+            for listener in (*self._listeners, *self._admin):
                 listener.stop()
             os._exit(128 + number)
         _log.info("stopping", signal=number.name)
@@ -300,21 +266,20 @@ class Daemon:
 
     def _watch_idleness(self) -> None:
         """Stops the daemon when nobody has been connected for ``idle_exit_secs``."""
-        inference = self._listeners[-1]
         if self._idle_alarm is not None:
             self._idle_alarm.cancel()
             self._idle_alarm = None
-        if self._settings.idle_exit_secs and not inference.count:
+        if self._settings.idle_exit_secs and not self._places.taken:
             self._idle_alarm = self._loop.call_later(self._settings.idle_exit_secs, self._stop_idle)
 
     def _stop_idle(self) -> None:
         _log.info("stopping", idle_secs=self._settings.idle_exit_secs)
         self._stop.set()
 
-    async def _drain(self, service: Service[v1.Request]) -> None:
+    async def _drain(self) -> None:
         """Lets requests finish, then ends them, then closes the connections behind what was written."""
-        inference = self._listeners[-1]
-        inference.stop()
+        for listener in self._listeners:
+            listener.stop()
         self._admission.close()
         self._board.publish(admin.DRAINING)
         _notify("STOPPING=1")
@@ -322,10 +287,11 @@ class Daemon:
         await asyncio.wait((idle,), timeout=self._settings.drain_timeout_secs)
         if not idle.done():
             _log.warn("drain_timeout", running=self._admission.running, waiting=self._admission.waiting)
-            service.interrupt()
+            for service in self._services:
+                service.interrupt()
             await asyncio.wait((idle,), timeout=CANCEL_GRACE_SECS)
             idle.cancel()
-        await inference.close(FLUSH_GRACE_SECS)
+        await asyncio.gather(*(listener.close(FLUSH_GRACE_SECS) for listener in self._listeners))
 
 
 def _capabilities_frame(backend: Backend) -> bytes:

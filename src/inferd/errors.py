@@ -61,6 +61,14 @@ class FrameTooLarge(InferdError):
         self.cap = cap
 
 
+class AttachmentTooLarge(FrameTooLarge):
+    """Attachments announced beyond their cap of ``cap`` bytes; none of their bytes was read."""
+
+    def __init__(self, message: str, cap: int) -> None:
+        InferdError.__init__(self, message)
+        self.cap = cap
+
+
 # What the daemon cannot do just now.
 
 

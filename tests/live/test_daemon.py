@@ -24,8 +24,8 @@ DONE = (
 )
 CANCELLED = DONE.replace(b"mock-response", b"").replace(b'"end"', b'"cancelled"').replace(b":1}", b":0}")
 CAPABILITIES = (
-    b'{"id":"admin","type":"status","status":"capabilities","backend":"mock","v2":false,"vision":false,'
-    b'"audio":false,"tools":false,"thinking":false,"embed":false,"accelerator":"cpu","gpu_layers":0,'
+    b'{"id":"admin","type":"status","status":"capabilities","backend":"mock","v2":true,"vision":true,'
+    b'"audio":true,"tools":true,"thinking":true,"embed":false,"accelerator":"cpu","gpu_layers":0,'
     b'"device_name":"","vram_total_bytes":0,"rerank":false,"n_ctx":0,"n_parallel":0,'
     b'"audio_sample_rate":0,"name":"mock","model":"mock"}\n'
 )
@@ -112,7 +112,8 @@ def test_a_failed_boot_says_why_on_the_admin_socket_and_on_stderr(daemon: Start)
 def test_the_modes_of_what_is_made(daemon: Start) -> None:
     process = daemon().wait_ready()
     modes = {path.name: stat.S_IMODE(path.lstat().st_mode) for path in process.uds.parent.iterdir()}
-    assert modes == {"infer.sock": 0o660, "admin.sock": 0o600, "inferd.lock": 0o600}
+    private = {"admin.sock": 0o600, "inferd.lock": 0o600}
+    assert modes == {"infer.sock": 0o660, "infer.v2.sock": 0o660, **private}
     assert stat.S_IMODE(process.uds.parent.stat().st_mode) == 0o700
     assert stat.S_IMODE(process.log_file.stat().st_mode) == 0o600
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from inferd.wire import admin, v1
+from inferd.wire import admin, sampling, v1
 from tests.daemon_process import DaemonProcess, Wire
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
@@ -131,7 +131,7 @@ def test_every_field_of_a_request_is_described() -> None:
 
 def test_the_defaults_are_those_of_the_code() -> None:
     shown = dict(re.findall(r"^\| `(\w+)` \| \w+ \| ([\d.]+) \|", PAGE, re.M))
-    assert float(shown["temperature"]) == v1.TEMPERATURE
-    assert float(shown["top_p"]) == v1.TOP_P
-    assert int(shown["top_k"]) == v1.TOP_K
-    assert int(shown["max_tokens"]) == v1.MAX_TOKENS
+    assert float(shown["temperature"]) == sampling.TEMPERATURE
+    assert float(shown["top_p"]) == sampling.TOP_P
+    assert int(shown["top_k"]) == sampling.TOP_K
+    assert int(shown["max_tokens"]) == sampling.MAX_TOKENS

@@ -16,7 +16,7 @@ import pytest
 
 from inferd.errors import AddressError
 from inferd.serve import bind, listener
-from inferd.serve.listener import Listener
+from inferd.serve.listener import Listener, Places
 from tests.in_process import serving, until
 
 ASK = b'{"id":"q","messages":[{"role":"user","content":"hi"}]}\n'
@@ -208,13 +208,13 @@ async def test_small_writes_are_not_held_back_on_tcp() -> None:
 async def test_over_the_limit_the_newcomer_is_closed(short_dir: Path) -> None:
     async with serving(short_dir / "s", max_connections=2) as server:
         first, second = await server.connect(), await server.connect()
-        await until(lambda: server.listener.count == 2)
+        await until(lambda: server.places.taken == 2)
         third = await server.connect()
         assert await third.receive() == b""
         await second.send(ASK)
         assert (await second.frame())["type"] == "token"
         first.close()
-        await until(lambda: server.listener.count == 1)
+        await until(lambda: server.places.taken == 1)
         fourth = await server.connect()
         await fourth.send(ASK)
         assert (await fourth.frame())["type"] == "token"
@@ -253,7 +253,7 @@ async def test_errors_of_accept_do_not_end_the_listening(
         sock.close()
         served.set()
 
-    accepting = Listener(bind.Bound(flaky, bound.address, bound.file), serve, 10)  # type: ignore[arg-type]
+    accepting = Listener(bind.Bound(flaky, bound.address, bound.file), serve, Places(10))  # type: ignore[arg-type]
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(bound.address)
         await asyncio.wait_for(served.wait(), 10)
@@ -267,14 +267,15 @@ async def test_stopping_during_a_rest_is_final(short_dir: Path, monkeypatch: pyt
     monkeypatch.setattr(listener, "BACKOFF_SECS", 0.01)
     bound = bind.bind_unix(short_dir / "s", 0o660)
     flaky = Flaky(bound.sock, OSError(errno.EMFILE, "too many"))
-    accepting = Listener(bind.Bound(flaky, bound.address), lambda sock, number: asyncio.sleep(0), 10)  # type: ignore[arg-type]
+    places = Places(10)
+    accepting = Listener(bind.Bound(flaky, bound.address), lambda sock, number: asyncio.sleep(0), places)  # type: ignore[arg-type]
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(bound.address)
         await until(lambda: not flaky.errors)
         accepting.stop()
         accepting.stop()
         await asyncio.sleep(0.03)
-    assert accepting.count == 0
+    assert places.taken == 0
 
 
 @both_loops
@@ -300,15 +301,15 @@ async def test_every_change_of_the_number_is_told(short_dir: Path) -> None:
         await leave.wait()
         sock.close()
 
-    accepting = Listener(
-        bind.bind_unix(short_dir / "s", 0o660), serve, 10, lambda: numbers.append(accepting.count)
-    )
+    places = Places(10)
+    bound = bind.bind_unix(short_dir / "s", 0o660)
+    accepting = Listener(bound, serve, places, lambda: numbers.append(places.taken))
     with socket.socket(socket.AF_UNIX) as one, socket.socket(socket.AF_UNIX) as two:
         one.connect(accepting.address)
         two.connect(accepting.address)
-        await until(lambda: accepting.count == 2)
+        await until(lambda: places.taken == 2)
         leave.set()
-        await until(lambda: accepting.count == 0)
+        await until(lambda: places.taken == 0)
     assert numbers == [1, 2, 1, 0]
     await accepting.close(1)
 
@@ -326,7 +327,7 @@ async def test_a_crowd_that_comes_and_goes_leaves_nothing(short_dir: Path) -> No
 
         thread = threading.Thread(target=crowd)
         thread.start()
-        await until(lambda: not thread.is_alive() and server.listener.count == 0)
+        await until(lambda: not thread.is_alive() and server.places.taken == 0)
         thread.join()
         client = await server.connect()
         await client.send(ASK)

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from inferd.engine.backend import FrameTemplate, GenerateRequest, Message
 from inferd.engine.mock import Mock
 from inferd.errors import (
     BackendInternal,
@@ -18,8 +17,7 @@ from inferd.errors import (
     QueueFull,
     Unavailable,
 )
-from inferd.serve.router import FAILURES, OPEN_SECS, WINDOW_SECS, Router, generate_request
-from inferd.wire import v1
+from inferd.serve.router import FAILURES, OPEN_SECS, WINDOW_SECS, Router
 
 
 class Clock:
@@ -184,49 +182,3 @@ def test_requests_from_before_the_opening_say_nothing_new(clock: Clock) -> None:
     assert refused(router)
     clock.now += 1
     assert not refused(router)
-
-
-def test_defaults_of_v1() -> None:
-    request = v1.parse(b'{"messages":[{"role":"user","content":"hi"}]}')
-    assert generate_request(request, None) == GenerateRequest(
-        messages=(Message("user", "hi"),), max_tokens=1000, temperature=1.0, top_p=0.95, top_k=64
-    )
-
-
-def test_null_means_the_default_and_zero_does_not() -> None:
-    line = (
-        b'{"messages":[{"role":"user","content":""}],"temperature":%s,"top_k":%s,"max_tokens":%s,"min_p":%s,'
-        b'"repeat_penalty":%s}'
-    )
-    nulls = generate_request(v1.parse(line % ((b"null",) * 5)), None)
-    assert (nulls.temperature, nulls.top_k, nulls.max_tokens, nulls.repeat_penalty) == (1.0, 64, 1000, 1.0)
-    zeros = generate_request(v1.parse(line % ((b"0",) * 4 + (b"1.5",))), None)
-    assert (zeros.temperature, zeros.top_k, zeros.max_tokens, zeros.repeat_penalty) == (0.0, 0, 0, 1.5)
-
-
-def test_every_field_arrives() -> None:
-    line = (
-        b'{"messages":[{"role":"system","content":"a"},{"role":"assistant","content":"b"}],"temperature":0.5,'
-        b'"top_p":0.5,"top_k":5,"max_tokens":7,"min_p":0.25,"repeat_penalty":1.25,"presence_penalty":-1,'
-        b'"frequency_penalty":2,"seed":9,"stop":["x","y"],"json_schema":{"type":"object"},"session":"s"}'
-    )
-    frame = FrameTemplate(b"<", b">")
-    assert generate_request(v1.parse(line), frame) == GenerateRequest(
-        messages=(Message("system", "a"), Message("assistant", "b")),
-        max_tokens=7,
-        temperature=0.5,
-        top_p=0.5,
-        top_k=5,
-        min_p=0.25,
-        repeat_penalty=1.25,
-        presence_penalty=-1.0,
-        frequency_penalty=2.0,
-        seed=9,
-        stop=("x", "y"),
-        json_schema='{"type":"object"}',
-        session="s",
-        frame=frame,
-    )
-    assert generate_request(v1.parse(b'{"messages":[],"grammar":"root ::= \\"a\\""}'), None).grammar == (
-        'root ::= "a"'
-    )

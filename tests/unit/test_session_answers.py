@@ -51,7 +51,7 @@ class Scripted(Backend):
         return True
 
     def capabilities(self) -> Capabilities:
-        return Capabilities()
+        return Capabilities(v2=True)
 
     async def start(self) -> None: ...
 

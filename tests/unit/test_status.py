@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from inferd.serve import bind
-from inferd.serve.listener import Listener
+from inferd.serve.listener import Listener, Places
 from inferd.serve.status import MAX_UNREAD_EVENTS, StatusBoard
 from inferd.wire import admin
 from tests.in_process import Client, until
@@ -46,7 +46,7 @@ class Admin:
 @contextlib.asynccontextmanager
 async def board_at(path: Path) -> AsyncIterator[Admin]:
     board = StatusBoard()
-    listener = Listener(bind.bind_unix(path, 0o600), lambda sock, number: board.serve(sock), 100)
+    listener = Listener(bind.bind_unix(path, 0o600), lambda sock, number: board.serve(sock), Places(100))
     admin_socket = Admin(board, listener)
     try:
         yield admin_socket

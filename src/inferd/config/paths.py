@@ -52,6 +52,11 @@ def inference_socket_path(env: Env = None) -> Path:
     return socket_path("v1", env)
 
 
+def v2_socket_path(env: Env = None) -> Path:
+    """The default v2 socket."""
+    return socket_path("v2", env)
+
+
 def admin_socket_path(env: Env = None) -> Path:
     """The default admin socket."""
     return socket_path("admin", env)

@@ -118,8 +118,8 @@ _MODEL, _ENGINE, _SOCKETS, _LIMITS, _STORE, _LOG = "Model", "Engine", "Sockets",
 class Settings:
     """What the daemon runs with; made by :func:`inferd.config.sources.read`.
 
-    Exactly one of ``tcp`` and ``uds`` is set, and ``backends`` is never empty. Spans are in seconds, sizes
-    in bytes.
+    Of the TCP address and the Unix socket of a surface exactly one is set, and ``backends`` is never empty.
+    Spans are in seconds, sizes in bytes.
     """
 
     backends: tuple[BackendEntry, ...] = ()
@@ -226,11 +226,31 @@ class Settings:
         "The Unix socket to serve on.",
         default_doc="`infer.sock` in the runtime directory",
     )
+    v2: bool = _option(
+        _SOCKETS,
+        Boolean(),
+        True,
+        "Serve typed blocks (v2) on a socket of their own.",
+    )
+    v2_tcp: str | None = _option(
+        _SOCKETS,
+        TcpAddress(),
+        None,
+        "Serve v2 on this TCP address instead of its Unix socket; off loopback an API key is needed.",
+        key="listen.tcp_v2",
+    )
+    v2_addr: Path | None = _option(
+        _SOCKETS,
+        FilePath(),
+        paths.v2_socket_path,
+        "The Unix socket to serve v2 on.",
+        default_doc="`infer.v2.sock` in the runtime directory",
+    )
     group: str | None = _option(
         _SOCKETS,
         Name("GROUP"),
         None,
-        "The group whose members may connect to the Unix socket.",
+        "The group whose members may connect to the Unix sockets of requests.",
     )
     admin_addr: Path = _option(
         _SOCKETS,
@@ -309,6 +329,13 @@ class Settings:
         "The longest request line in bytes.",
         key="limits.max_frame_bytes",
     )
+    max_attachment_bytes: int = _option(
+        _LIMITS,
+        Integer(1024, 128 * 1024 * 1024),
+        64 * 1024 * 1024,
+        "The largest attachment behind a request line in bytes.",
+        key="limits.max_attachment_bytes",
+    )
     max_connections: int = _option(
         _LIMITS,
         Integer(1, 1_000_000),
@@ -371,8 +398,11 @@ def _table() -> tuple[Option, ...]:
 
 OPTIONS: tuple[Option, ...] = _table()
 
+TRANSPORTS = (("tcp", "uds"), ("v2_tcp", "v2_addr"))
+"""The TCP address and the Unix socket of each surface; the first, when there is one, replaces the second."""
+
 EXCLUSIVE: tuple[tuple[str, ...], ...] = (
-    ("tcp", "uds"),
+    *TRANSPORTS,
     ("model", "model_path"),
     ("api_key", "api_key_file", "api_key_env"),
 )

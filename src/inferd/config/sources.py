@@ -18,7 +18,7 @@ from typing import Any
 from inferd.config import paths
 from inferd.config.file import ConfigFile, read_file
 from inferd.config.kinds import FilePath, Kind, Secret, SecretText
-from inferd.config.settings import EXCLUSIVE, OPTIONS, BackendEntry, ModelSpec, Settings
+from inferd.config.settings import EXCLUSIVE, OPTIONS, TRANSPORTS, BackendEntry, ModelSpec, Settings
 from inferd.errors import ConfigError, UsageError
 
 
@@ -139,8 +139,9 @@ def _build(
 ) -> Settings:
     values: dict[str, Any] = {option.name: option.default_for(env) for option in OPTIONS}
     values.update({name: given.value for name, given in chosen.items()})
-    if values["tcp"] is not None:
-        values["uds"] = None
+    for tcp, unix in TRANSPORTS:
+        if values[tcp] is not None:
+            values[unix] = None
     values["api_key"] = _api_key(values, env)
     settings = Settings(**values)
     return dataclasses.replace(settings, backends=_backends(settings, chosen, file, notes))

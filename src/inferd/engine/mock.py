@@ -19,6 +19,8 @@ from inferd.engine.backend import (
     StopReason,
     Stream,
     Text,
+    Thinking,
+    ToolUse,
     Usage,
 )
 from inferd.errors import InferdError, NotReady
@@ -26,8 +28,12 @@ from inferd.errors import InferdError, NotReady
 Pace = Callable[[], Coroutine[Any, Any, None]]
 
 
+# It takes whatever it is given, and pays attention to none of it.
+_TAKES_ALL = Capabilities(v2=True, vision=True, audio=True, tools=True, thinking=True)
+
+
 class Mock(Backend):
-    """Serves ``tape``, one token a string.
+    """Serves ``tape``, one token an item: a string is text.
 
     ``drop_after`` ends each stream without ``Done`` after so many tokens; ``error`` is raised by every
     ``generate``; ``is_ready`` may be changed at any time.
@@ -40,11 +46,12 @@ class Mock(Backend):
         self,
         name: str = "mock",
         *,
-        tape: Sequence[str] = ("mock-response",),
+        tape: Sequence[str | Thinking | ToolUse] = ("mock-response",),
         pace: Pace | None = None,
         drop_after: int | None = None,
         error: InferdError | None = None,
         is_ready: bool = True,
+        capabilities: Capabilities = _TAKES_ALL,
     ) -> None:
         self.name = name
         self.tape = tape
@@ -52,13 +59,14 @@ class Mock(Backend):
         self.drop_after = drop_after
         self.error = error
         self.is_ready = is_ready
+        self._capabilities = capabilities
         self.open_streams: set[MockStream] = set()
 
     def ready(self) -> bool:
         return self.is_ready
 
     def capabilities(self) -> Capabilities:
-        return Capabilities()
+        return self._capabilities
 
     async def start(self) -> None:
         """Nothing to attach."""
@@ -68,7 +76,7 @@ class Mock(Backend):
             raise NotReady
         if self.error is not None:
             raise self.error
-        stream = MockStream(self, request.max_tokens)
+        stream = MockStream(self, request)
         self.open_streams.add(stream)
         return stream
 
@@ -80,15 +88,19 @@ class Mock(Backend):
 class MockStream(Stream):
     """One reading of the tape."""
 
-    def __init__(self, backend: Mock, max_tokens: int) -> None:
+    def __init__(self, backend: Mock, request: GenerateRequest) -> None:
         self._backend = backend
         self._pace = backend.pace
         self._pacing: asyncio.Future[None] | None = None
         self._ended = False
         self._cancelled = False
         self._sent = 0
-        self._tokens = backend.tape[:max_tokens]
-        self._last: StopReason = "end" if len(self._tokens) == len(backend.tape) else "length"
+        self._tokens = backend.tape[: request.max_tokens]
+        calls = any(isinstance(token, ToolUse) for token in self._tokens)
+        self._tool_missing = not calls and (request.tool_choice == "required" or bool(request.tool_name))
+        self._last: StopReason = "tool_use" if calls else "end"
+        if len(self._tokens) < len(backend.tape):
+            self._last = "length"
 
     async def __anext__(self) -> Event:
         if self._pace is not None and not (self._cancelled or self._ended):
@@ -98,9 +110,11 @@ class MockStream(Stream):
             raise StopAsyncIteration
         if self._cancelled or self._sent == len(self._tokens):
             self.close()
-            return Done("cancelled" if self._cancelled else self._last, Usage(0, self._sent))
+            reason = "cancelled" if self._cancelled else self._last
+            return Done(reason, Usage(0, self._sent), tool_missing=self._tool_missing)
         self._sent += 1
-        return Text(self._tokens[self._sent - 1])
+        token = self._tokens[self._sent - 1]
+        return Text(token) if isinstance(token, str) else token
 
     async def _keep_pace(self, pace: Pace) -> None:
         self._pacing = asyncio.ensure_future(pace())

@@ -2,6 +2,8 @@
 
 * Bytes are read into the splitter in place. While nobody waits for a line, reading goes on only until one
   frame is held; then it pauses, so a connection holds at most one frame and one read.
+* Where a line may be followed by raw bytes, nothing is read beyond the line before it is known whether they
+  follow; they are then read in place, into memory that takes them all.
 * ``write`` never waits; ``writable`` does, once the client has left more unread than the high-water mark. A
   client that keeps it waiting longer than the write timeout is dropped.
 * ``on_gone`` is called once when nobody reads the answers any more: the client closed its socket, the
@@ -11,6 +13,7 @@
 from __future__ import annotations
 
 import asyncio
+import mmap
 import socket
 from collections.abc import Callable
 from typing import cast
@@ -33,15 +36,24 @@ class Connection(asyncio.BufferedProtocol):
 
     _transport: asyncio.Transport
 
-    def __init__(self, max_line: int, write_timeout: float, hangups: HangupWatch) -> None:
+    def __init__(
+        self,
+        max_line: int,
+        write_timeout: float,
+        hangups: HangupWatch,
+        may_carry_raw: Callable[[bytes], bool] | None = None,
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._splitter = LineSplitter(max_line)
         self._write_timeout = write_timeout
         self._hangups = hangups
+        self._may_carry_raw = may_carry_raw
         self._fd = -1
         self._on_gone: Callable[[], object] | None = None
         self._line_waiter: asyncio.Future[bytes | None] | None = None
         self._at_most: int | None = None
+        self._raw: memoryview | None = None
+        self._raw_waiter: asyncio.Future[bool] | None = None
         self._write_waiter: asyncio.Future[None] | None = None
         self._write_alarm: asyncio.TimerHandle | None = None
         self._reading = True
@@ -77,7 +89,9 @@ class Connection(asyncio.BufferedProtocol):
         Raises FrameTooLarge for a line beyond the cap, and for bytes beyond ``at_most`` without a newline.
         """
         line = self._take_line()
-        if not self._splitter.has_line:
+        if line is not None and self._raw_may_follow(line):
+            self._pause()
+        elif not self._splitter.has_line:
             self._read_on()
         if line is not None or self._eof:
             return line
@@ -89,6 +103,37 @@ class Connection(asyncio.BufferedProtocol):
             return await self._line_waiter
         finally:
             self._line_waiter = None
+
+    def _raw_may_follow(self, line: bytes) -> bool:
+        return self._may_carry_raw is not None and self._may_carry_raw(line)
+
+    async def read_raw(self, size: int) -> memoryview | None:
+        """The ``size`` bytes behind the last line, whatever they are; ``None`` if the input ends before."""
+        # Of a private mapping only the pages that were written take memory: a size costs nothing by itself.
+        memory = memoryview(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+        held = self._splitter.take_into(memory)
+        if held < size:
+            if self._eof:
+                return None
+            self._raw = memory[held:]
+            self._raw_waiter = self._loop.create_future()
+            self._read_on()
+            try:
+                if not await self._raw_waiter:
+                    return None
+            finally:
+                self._raw = self._raw_waiter = None
+        return memory.toreadonly()
+
+    def _read_raw_on(self, raw: memoryview) -> None:
+        self._raw = raw if raw else None
+        if self._raw is None and self._raw_waiter is not None and not self._raw_waiter.done():
+            self._raw_waiter.set_result(True)
+
+    def _pause(self) -> None:
+        if self._reading and not self._eof:
+            self._reading = False
+            self._transport.pause_reading()
 
     def _read_on(self) -> None:
         if not self._reading:
@@ -103,26 +148,36 @@ class Connection(asyncio.BufferedProtocol):
         waiter = self._line_waiter
         if waiter is not None and not waiter.done():
             if self._splitter.has_line or self._eof:
+                line = None
                 try:
-                    waiter.set_result(self._take_line())
+                    line = self._take_line()
+                    waiter.set_result(line)
                 except FrameTooLarge as error:
                     waiter.set_exception(error)
+                if line is not None and self._raw_may_follow(line):
+                    self._pause()
+                    return
             elif self._at_most is not None and self._splitter.buffered > self._at_most:
                 waiter.set_exception(FrameTooLarge(self._at_most))
-        if self._splitter.has_line and self._reading and not self._eof:
-            self._reading = False
-            self._transport.pause_reading()
+        if self._splitter.has_line:
+            self._pause()
 
     def get_buffer(self, sizehint: int) -> memoryview | bytearray:
+        if self._raw is not None:
+            return self._raw
         return _DROPPED if self._dropping else self._splitter.get_buffer(sizehint)
 
     def buffer_updated(self, nbytes: int) -> None:
-        if not self._dropping:
+        if self._raw is not None:
+            self._read_raw_on(self._raw[nbytes:])
+        elif not self._dropping:
             self._splitter.buffer_updated(nbytes)
             self._hand_over()
 
     def eof_received(self) -> bool:
         self._eof = True
+        if self._raw_waiter is not None and not self._raw_waiter.done():
+            self._raw_waiter.set_result(False)
         if self._dropping:
             self._transport.close()
         else:

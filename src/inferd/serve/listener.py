@@ -1,7 +1,7 @@
 """Accepts connections on one listening socket and gives each to a task of its own.
 
 No error of ``accept`` ends the listening: a client that left in between is forgotten, anything else, such as
-a shortage of descriptors, is waited out. Beyond ``max_connections`` a newcomer is closed at once.
+a shortage of descriptors, is waited out. A newcomer for whom there is no place is closed at once.
 """
 
 from __future__ import annotations
@@ -27,17 +27,27 @@ _log = log.get("listener")
 _numbers = itertools.count(1)
 
 
+class Places:
+    """How many connections the listeners that share this may have open, and have."""
+
+    __slots__ = ("limit", "taken")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.taken = 0
+
+
 class Listener:
     """``serve(sock, number)`` serves one connection until it is closed and closes ``sock``;
-    ``on_change`` is called whenever :attr:`count` has changed."""
+    ``on_change`` is called whenever a connection has come or gone."""
 
     def __init__(
-        self, bound: Bound, serve: Serve, max_connections: int, on_change: Callable[[], None] = lambda: None
+        self, bound: Bound, serve: Serve, places: Places, on_change: Callable[[], None] = lambda: None
     ) -> None:
         self.address = bound.address
         self._bound = bound
         self._serve = serve
-        self._max_connections = max_connections
+        self._places = places
         self._on_change = on_change
         self._loop = asyncio.get_running_loop()
         self._connections: set[asyncio.Task[None]] = set()
@@ -45,11 +55,6 @@ class Listener:
         self._accepting = True
         self._listen()
         _log.info("listening", address=self.address)
-
-    @property
-    def count(self) -> int:
-        """Open connections."""
-        return len(self._connections)
 
     def stop(self) -> None:
         """Accepts nobody any more; open connections go on. Idempotent."""
@@ -86,8 +91,8 @@ class Listener:
                 self._rest = self._loop.call_later(BACKOFF_SECS, self._listen)
                 self._loop.remove_reader(self._bound.sock)
                 return
-            if self.count >= self._max_connections:
-                _log.warn("too_many_connections", address=self.address, limit=self._max_connections)
+            if self._places.taken >= self._places.limit:
+                _log.warn("too_many_connections", address=self.address, limit=self._places.limit)
                 sock.close()
                 continue
             self._begin(sock)
@@ -98,11 +103,13 @@ class Listener:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         task = self._loop.create_task(self._serve(sock, next(_numbers)))
         self._connections.add(task)
+        self._places.taken += 1
         task.add_done_callback(self._ended)
         self._on_change()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._connections.discard(task)
+        self._places.taken -= 1
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("connection_failed", address=self.address, error=faults.describe(error))
         self._on_change()

@@ -1,6 +1,7 @@
 """Chooses the backend of a request and keeps each backend's circuit breaker.
 
-Backends stand in order of priority; the first that is ready and whose breaker lets it serves. Three failures
+Backends stand in order of priority; the first that is ready, has the capabilities that the request needs and
+whose breaker lets it serves. Three failures
 within a minute open a breaker for half a minute; then one request at a time may probe, and its success closes
 the breaker while its failure opens it again. What counts as a failure is data on the error: what the client
 did, a full queue or a cancellation never does. There is no retry and no failover: the caller owns retries.
@@ -12,19 +13,27 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 from inferd import log
-from inferd.engine.backend import Backend, FrameTemplate, GenerateRequest, Message
-from inferd.errors import BackendError, InferdError, NoBackend
-from inferd.wire import v1
+from inferd.engine.backend import Backend
+from inferd.errors import (
+    AttachmentUnsupported,
+    BackendError,
+    EmbedUnsupported,
+    InferdError,
+    NoBackend,
+    RerankUnsupported,
+    Unsupported,
+)
 
 FAILURES = 3
 WINDOW_SECS = 60.0
 OPEN_SECS = 30.0
 
 Clock = Callable[[], float]
-N = TypeVar("N", int, float)
+
+TEXT = frozenset({"text"})
+"""What a v1 request needs. The other needs have the names of :class:`~inferd.engine.backend.Capabilities`."""
 
 _log = log.get("router")
 
@@ -111,36 +120,44 @@ class Router:
     """``backends`` in order of priority; ``clock`` is monotonic, in seconds."""
 
     def __init__(self, backends: Sequence[Backend], clock: Clock = time.monotonic) -> None:
-        self._entries = tuple((backend, Breaker(backend.name, clock)) for backend in backends)
+        self._entries = tuple(
+            (backend, Breaker(backend.name, clock), _abilities(backend)) for backend in backends
+        )
 
-    def dispatch(self) -> Dispatch:
-        """The backend for the next request. Raises NoBackend."""
-        for backend, breaker in self._entries:
+    def dispatch(self, needs: frozenset[str] = TEXT) -> Dispatch:
+        """The backend for the next request.
+
+        Raises NoBackend when none is fit to serve anything, and the Unsupported that tells what the first fit
+        one lacks when none of them has all that the request ``needs``.
+        """
+        lacking: InferdError = NoBackend()
+        for backend, breaker, able in self._entries:
             if backend.ready() and breaker.lets_pass():
-                return Dispatch(backend, breaker)
-        raise NoBackend
+                if needs <= able:
+                    return Dispatch(backend, breaker)
+                if isinstance(lacking, NoBackend):
+                    lacking = _unsupported(backend.name, needs - able)
+        raise lacking
 
 
-def generate_request(request: v1.Request, frame: FrameTemplate | None) -> GenerateRequest:
-    """A valid v1 request as the backends take it, with v1's defaults."""
-    return GenerateRequest(
-        messages=tuple(Message(message.role, message.content) for message in request.messages),
-        max_tokens=_default(request.max_tokens, v1.MAX_TOKENS),
-        temperature=_default(request.temperature, v1.TEMPERATURE),
-        top_p=_default(request.top_p, v1.TOP_P),
-        top_k=_default(request.top_k, v1.TOP_K),
-        min_p=request.min_p or 0.0,
-        repeat_penalty=_default(request.repeat_penalty, 1.0),
-        presence_penalty=request.presence_penalty or 0.0,
-        frequency_penalty=request.frequency_penalty or 0.0,
-        seed=request.seed,
-        stop=tuple(request.stop or ()),
-        grammar=request.grammar,
-        json_schema=bytes(request.json_schema).decode(),
-        session=request.session or "",
-        frame=frame,
-    )
+def _abilities(backend: Backend) -> frozenset[str]:
+    able = backend.capabilities()
+    names = {name for name in _CAPABILITIES if getattr(able, name)}
+    return frozenset(names | TEXT if able.v2 else names)
 
 
-def _default(value: N | None, default: N) -> N:
-    return default if value is None else value
+_CAPABILITIES = ("v2", "tools", "vision", "audio", "embed", "rerank")
+
+
+def _unsupported(name: str, lacking: frozenset[str]) -> InferdError:
+    if lacking == TEXT:
+        return NoBackend()
+    if "embed" in lacking:
+        return EmbedUnsupported(f'backend "{name}" cannot embed')
+    if "rerank" in lacking:
+        return RerankUnsupported(f'backend "{name}" cannot rerank')
+    for capability in ("v2", "tools"):
+        if capability in lacking:
+            return Unsupported(f'backend "{name}" does not advertise {capability} capability')
+    kind = "image" if "vision" in lacking else "audio"
+    return AttachmentUnsupported(f'backend "{name}" takes no {kind} attachments')

@@ -10,33 +10,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import socket
 import time
 from dataclasses import dataclass, field
 from typing import Generic, cast
 
 from inferd import log
-from inferd.engine.backend import Backend, Done, Frames, GenerateRequest, Stream, Text, Usage
 from inferd.errors import (
     AdmissionClosed,
     BackendInternal,
+    DeadlineExceeded,
     DecodeError,
     FrameTooLarge,
     InferdError,
     QueueFull,
-    Unavailable,
 )
-from inferd.fastpath import token_frame
 from inferd.serve import auth, faults, peer
 from inferd.serve.admission import Admission
 from inferd.serve.connection import Connection
 from inferd.serve.hangup import HangupWatch
 from inferd.serve.router import Router
-from inferd.serve.surface import R, Surface
+from inferd.serve.surface import R, Surface, Turn, ms_since
 
-# An id is the client's own text, as long as a line may be; the log is to recognise it, not to keep it.
-_LOGGED_ID_CHARS = 128
+_TOO_LATE = DeadlineExceeded("the deadline passed while the request ran")
 
 _log = log.get("session")
 
@@ -51,6 +47,7 @@ class Service(Generic[R]):
     hangups: HangupWatch
     api_key: auth.ApiKey | None
     max_frame_bytes: int
+    max_attachment_bytes: int
     write_timeout_secs: float
     sessions: set[Session[R]] = field(default_factory=set)
 
@@ -64,43 +61,10 @@ class Service(Generic[R]):
             self.sessions.discard(session)
 
     def interrupt(self) -> None:
-        """Ends every request that runs or waits with ``done``/``cancelled``."""
+        """Ends every request that runs or waits."""
         for session in self.sessions:
-            session.interrupt()
+            session.interrupt(AdmissionClosed())
         self.admission.let_all_through()
-
-
-class _Course(Generic[R]):
-    """How far one request has come."""
-
-    __slots__ = ("arrived", "backend", "queue_ms", "request", "streaming")
-
-    def __init__(self, request: R, arrived: float) -> None:
-        self.request = request
-        self.arrived = arrived
-        self.queue_ms = 0.0
-        self.backend: str | None = None
-        self.streaming = False
-
-    def timings(self, done: Done) -> dict[str, float] | None:
-        """What the client is told, in milliseconds; ``None`` from a backend that measures nothing."""
-        if done.timings is None:
-            return None
-        times = {name: round(value, 3) for name, value in dataclasses.asdict(done.timings).items()}
-        return {"queue_ms": round(self.queue_ms, 3), **times}
-
-    def fields(self) -> dict[str, object]:
-        """What the log says about the request."""
-        return {
-            "req_id": self.request.id[:_LOGGED_ID_CHARS],
-            "backend": self.backend,
-            "queue_ms": round(self.queue_ms, 3),
-            "total_ms": round(_ms_since(self.arrived), 3),
-        }
-
-
-def _ms_since(start: float) -> float:
-    return (time.monotonic() - start) * 1e3
 
 
 def _this_task() -> asyncio.Task[None]:
@@ -116,10 +80,14 @@ class Session(Generic[R]):
         self._sock = sock
         self._peer = peer.of(sock)
         self._log_fields = {"surface": service.surface.name, "conn": number, **self._peer.fields()}
-        self._conn = Connection(service.max_frame_bytes, service.write_timeout_secs, service.hangups)
+        self._conn = Connection(
+            service.max_frame_bytes,
+            service.write_timeout_secs,
+            service.hangups,
+            service.surface.may_carry_raw,
+        )
         self._first_line = True
-        self._stream: Stream | None = None
-        self._interrupted = False
+        self._turn: Turn[R] | None = None
 
     async def run(self) -> None:
         """Returns when the socket is closed. A first cancel closes it behind the last write, a second now."""
@@ -133,11 +101,10 @@ class Session(Generic[R]):
         finally:
             _log.info("connection_closed", reason=conn.gone_because or "end", **self._log_fields)
 
-    def interrupt(self) -> None:
-        """Ends the request that runs or waits with ``done``/``cancelled``."""
-        self._interrupted = True
-        if self._stream is not None:
-            self._stream.cancel()
+    def interrupt(self, reason: InferdError) -> None:
+        """Ends the request that runs or waits, if there is one; see :meth:`Turn.interrupt`."""
+        if self._turn is not None:
+            self._turn.interrupt(reason)
 
     async def _converse(self) -> None:
         key = self._service.api_key
@@ -183,95 +150,62 @@ class Session(Generic[R]):
             _log.info("request_error", code=error.code, stage="decode", **self._log_fields)
             self._write_error(error.request_id, error)
             return False
-        self._interrupted = False
-        course = _Course(request, arrived)
+        self._turn = turn = Turn(request, self._conn, arrived)
         try:
+            await self._receive_raw(request)
             self._surface.validate(request)
-            await self._serve(course)
+            await self._serve(turn)
         except InferdError as error:
-            self._log_error(course, error)
+            self._log_error(turn, error)
             self._write_error(request.id, error)
-            return not isinstance(error, AdmissionClosed)
+            return not isinstance(error, AdmissionClosed | DecodeError | FrameTooLarge)
         except asyncio.CancelledError:
             reason = self._conn.gone_because or "stop"
-            _log.info("request_cancelled", reason=reason, **course.fields(), **self._log_fields)
+            _log.info("request_cancelled", reason=reason, **turn.fields(), **self._log_fields)
             raise
         except Exception as error:
             what = faults.describe(error)
-            _log.error("request_error", code="internal", error=what, **course.fields(), **self._log_fields)
+            _log.error("request_error", code="internal", error=what, **turn.fields(), **self._log_fields)
             self._write_error(request.id, BackendInternal("internal error; the daemon's log says more"))
+        finally:
+            self._turn = None
         return True
 
-    async def _serve(self, course: _Course[R]) -> None:
-        request, service = course.request, self._service
+    async def _receive_raw(self, request: R) -> None:
+        size = self._surface.raw_size(request, self._service.max_attachment_bytes)
+        if size:
+            raw = await self._conn.read_raw(size)
+            if raw is None:
+                raise DecodeError(f"the input ends within the {size} bytes of the attachments", request.id)
+            self._surface.assign(request, raw)
+
+    async def _serve(self, turn: Turn[R]) -> None:
+        request, service = turn.request, self._service
         loop = asyncio.get_running_loop()
         deadline = None if request.deadline_ms is None else loop.time() + request.deadline_ms / 1e3
         with await service.admission.admit(self._peer.caller, request.priority or "interactive", deadline):
-            course.queue_ms = _ms_since(course.arrived)
-            with service.router.dispatch() as backend:
-                course.backend = backend.name
-                alarm = None if deadline is None else loop.call_at(deadline, self.interrupt)
+            turn.queue_ms = ms_since(turn.arrived)
+            with service.router.dispatch(self._surface.needs(request)) as backend:
+                turn.backend = backend.name
+                alarm = None if deadline is None else loop.call_at(deadline, turn.interrupt, _TOO_LATE)
                 try:
-                    await self._generate(course, backend)
+                    answer = await self._surface.answer(turn, backend)
                 finally:
                     if alarm is not None:
                         alarm.cancel()
-
-    async def _generate(self, course: _Course[R], backend: Backend) -> None:
-        engine_request = self._surface.engine_request(course.request)
-        content: str | bytes = b""
-        if self._interrupted:
-            done = Done("cancelled", Usage(0, 0))
-        else:
-            done, content = await self._stream_answer(course, backend, engine_request)
-        timings = course.timings(done)
-        self._conn.write(self._surface.encode_done(course.request, backend, done, content, timings))
-        _log.info(
-            "request_done",
-            stop_reason=done.stop_reason,
-            prompt_tokens=done.usage.prompt_tokens,
-            completion_tokens=done.usage.completion_tokens,
-            cached_tokens=done.usage.cached_tokens,
-            ttft_ms=None if timings is None else timings["ttft_ms"],
-            **course.fields(),
-            **self._log_fields,
-        )
-
-    async def _stream_answer(
-        self, course: _Course[R], backend: Backend, request: GenerateRequest
-    ) -> tuple[Done, str | bytes]:
-        """Writes the tokens as they come; returns the end of the stream and the whole answer."""
-        conn, frame = self._conn, request.frame
-        texts: list[str] = []
-        self._stream = stream = await backend.generate(request)
-        course.streaming = True
-        try:
-            if self._interrupted:
-                stream.cancel()
-            async for event in stream:
-                if isinstance(event, Frames):
-                    conn.write(event.data)
-                elif isinstance(event, Text):
-                    texts.append(event.text)
-                    if frame is not None:
-                        conn.write(token_frame(frame.prefix, event.text, frame.suffix))
-                elif isinstance(event, Done):
-                    return event, "".join(texts) if event.content is None else event.content
-                if conn.blocked:
-                    await conn.writable()
-        finally:
-            self._stream = None
-            stream.close()
-        raise Unavailable("backend ended stream without terminal frame")
+        _log.info("request_done", **answer, **turn.fields(), **self._log_fields)
 
     def _write_error(self, request_id: str, error: InferdError) -> None:
         self._conn.write(self._surface.encode_error(request_id, error.code, str(error)))
 
-    def _log_error(self, course: _Course[R], error: InferdError) -> None:
+    def _log_error(self, turn: Turn[R], error: InferdError) -> None:
         if isinstance(error, QueueFull):
-            _log.info("queue_full", **course.fields(), **self._log_fields)
+            _log.info("queue_full", **turn.fields(), **self._log_fields)
             return
-        name = "request_error_mid_stream" if course.streaming else "request_error"
+        if isinstance(error, FrameTooLarge):
+            _log.warn("request_oversized", cap=error.cap, **turn.fields(), **self._log_fields)
+            return
+        name = "request_error_mid_stream" if turn.streaming else "request_error"
         # What the client did wrong may be described in the client's own words; those are not for the log.
         message = None if error.fault == "client" else str(error)
-        _log.warn(name, code=error.code, message=message, **course.fields(), **self._log_fields)
+        _log.warn(name, code=error.code, message=message, **turn.fields(), **self._log_fields)

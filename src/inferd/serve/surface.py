@@ -5,13 +5,18 @@ The session knows the stages of a request and nothing of its fields, so one sess
 
 from __future__ import annotations
 
+import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import ClassVar, Generic, Protocol, TypeVar
 
-from inferd.engine.backend import Backend, Done, FrameTemplate, GenerateRequest
-from inferd.serve import router
-from inferd.wire import v1
+from inferd.engine.backend import Backend
+from inferd.errors import InferdError
+from inferd.serve.connection import Connection
+from inferd.wire.frames import encode_error
+
+# An id is the client's own text, as long as a line may be; the log is to recognise it, not to keep it.
+_LOGGED_ID_CHARS = 128
 
 
 class Request(Protocol):
@@ -30,46 +35,88 @@ class Request(Protocol):
 R = TypeVar("R", bound=Request)
 
 
-@dataclass(frozen=True, slots=True)
-class Surface(Generic[R]):
-    """``parse`` raises DecodeError, ``validate`` InvalidRequest; ``encode_done`` makes the last frame from
-    the request, the backend, the end of the stream, the whole answer and its times in milliseconds."""
-
-    name: str
-    parse: Callable[[bytes], R]
-    validate: Callable[[R], None]
-    engine_request: Callable[[R], GenerateRequest]
-    encode_done: Callable[[R, Backend, Done, str | bytes, dict[str, float] | None], bytes]
-    encode_error: Callable[[str, str, str], bytes]
+def ms_since(start: float) -> float:
+    """Milliseconds since ``start`` of the monotonic clock."""
+    return (time.monotonic() - start) * 1e3
 
 
-def _v1_engine_request(request: v1.Request) -> GenerateRequest:
-    wants_tokens = request.stream is not False
-    frame = FrameTemplate(v1.token_prefix(request.id), v1.TOKEN_SUFFIX) if wants_tokens else None
-    return router.generate_request(request, frame)
+class Turn(Generic[R]):
+    """One request on its way: who asked, how far it has come, and whether it shall end early."""
 
-
-def _v1_encode_done(
-    request: v1.Request, backend: Backend, done: Done, content: str | bytes, timings: dict[str, float] | None
-) -> bytes:
-    return v1.encode_done(
-        request.id,
-        content,
-        prompt_tokens=done.usage.prompt_tokens,
-        completion_tokens=done.usage.completion_tokens,
-        cached_tokens=done.usage.cached_tokens,
-        stop_reason="end" if done.stop_reason == "stop" else done.stop_reason,
-        backend=backend.kind,
-        model=backend.model,
-        timings=timings,
+    __slots__ = (
+        "_on_interrupt",
+        "arrived",
+        "backend",
+        "conn",
+        "interruption",
+        "queue_ms",
+        "request",
+        "streaming",
     )
 
+    def __init__(self, request: R, conn: Connection, arrived: float) -> None:
+        self.request = request
+        self.conn = conn
+        self.arrived = arrived
+        self.queue_ms = 0.0
+        self.backend: str | None = None
+        self.streaming = False
+        self.interruption: InferdError | None = None
+        self._on_interrupt: Callable[[], object] | None = None
 
-V1 = Surface(
-    name=v1.name,
-    parse=v1.parse,
-    validate=v1.validate,
-    engine_request=_v1_engine_request,
-    encode_done=_v1_encode_done,
-    encode_error=v1.encode_error,
-)
+    def interrupt(self, reason: InferdError) -> None:
+        """Asks for an early end; ``reason`` is for answers that have no other word for it."""
+        self.interruption = reason
+        if self._on_interrupt is not None:
+            self._on_interrupt()
+
+    def on_interrupt(self, end: Callable[[], object]) -> None:
+        """``end`` is called when the turn shall end early, at once if it shall already."""
+        self._on_interrupt = end
+        if self.interruption is not None:
+            end()
+
+    def fields(self) -> dict[str, object]:
+        """What the log says about the request."""
+        return {
+            "req_id": self.request.id[:_LOGGED_ID_CHARS],
+            "backend": self.backend,
+            "queue_ms": round(self.queue_ms, 3),
+            "total_ms": round(ms_since(self.arrived), 3),
+        }
+
+
+class Surface(ABC, Generic[R]):
+    """``parse`` raises DecodeError, ``validate`` the reason why a well-typed request cannot be served."""
+
+    name: ClassVar[str]
+    encode_error = staticmethod(encode_error)
+
+    @abstractmethod
+    def parse(self, line: bytes) -> R: ...
+
+    @abstractmethod
+    def validate(self, request: R) -> None: ...
+
+    @abstractmethod
+    def needs(self, request: R) -> frozenset[str]:
+        """The capabilities that a backend must have to serve the request; see :mod:`inferd.serve.router`."""
+
+    @abstractmethod
+    async def answer(self, turn: Turn[R], backend: Backend) -> dict[str, object]:
+        """Has ``backend`` serve the request and writes the answer, the terminal frame included.
+
+        Returns what the log says of it. Raises what becomes an error frame.
+        """
+
+    # Raw bytes behind a line; a surface that knows none needs nothing of this.
+
+    may_carry_raw: Callable[[bytes], bool] | None = None
+    """Whether raw bytes could follow a line; asked before the line is parsed, so it may say yes in vain."""
+
+    def raw_size(self, request: R, max_attachment_bytes: int) -> int:
+        """How many raw bytes follow the request's line; raises FrameTooLarge before any of them is read."""
+        return 0
+
+    def assign(self, request: R, raw: memoryview) -> None:
+        """Gives the request the bytes that followed its line."""

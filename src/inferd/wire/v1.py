@@ -2,43 +2,25 @@
 
 ``parse`` says whether a line is a request at all (``DecodeError``: the connection is closed afterwards),
 ``validate`` whether it can be served as it is (``InvalidRequest``: the connection stays open). A field that
-is ``None`` was absent or ``null``; the constants below then hold. The encoders return whole lines.
+is ``None`` was absent or ``null``. The encoders return whole lines.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import msgspec
 import orjson
 
-from inferd.errors import DecodeError, InvalidRequest
-from inferd.wire import frames
+from inferd.errors import DecodeError
+from inferd.wire import frames, sampling
 from inferd.wire.frames import encode_error as encode_error
+from inferd.wire.sampling import U32, Sampling, invalid
 
 name = "v1"
 
-TEMPERATURE = 1.0
-TOP_P = 0.95
-TOP_K = 64
-MAX_TOKENS = 1000
-
 ROLES = ("system", "user", "assistant")
-PRIORITIES = ("interactive", "batch")
 IMAGE_TOKEN_BUDGETS = (70, 140, 280, 560, 1120)
-
-# A grammar is compiled before the first token: these bound the memory and the time that takes.
-MAX_GRAMMAR_BYTES = 65_536
-MAX_GRAMMAR_ALTERNATIVES = 4_096
-# Every stop string is looked for after every token.
-MAX_STOPS = 16
-# The name of a conversation becomes a key of caches.
-MAX_SESSION_BYTES = 128
-# Far beyond any use; it keeps float32 arithmetic on logits finite.
-MAX_SAMPLING_NUMBER = 100.0
-
-U32 = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
-Priority = Literal["interactive", "batch"]
 
 
 class Message(msgspec.Struct):
@@ -48,28 +30,11 @@ class Message(msgspec.Struct):
     content: str
 
 
-class Request(msgspec.Struct, kw_only=True):
+class Request(Sampling, kw_only=True):
     """A generation request, as it stood on the line."""
 
     messages: list[Message]
-    id: str = ""
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: U32 | None = None
-    max_tokens: U32 | None = None
-    stream: bool | None = None
     image_token_budget: U32 | None = None
-    grammar: str = ""
-    seed: U32 | None = None
-    stop: list[str] | None = None
-    min_p: float | None = None
-    repeat_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    json_schema: msgspec.Raw = msgspec.Raw()
-    priority: str | None = None
-    deadline_ms: U32 | None = None
-    session: str | None = None
 
 
 _decoder = msgspec.json.Decoder(Request)
@@ -88,13 +53,7 @@ def parse(line: bytes | memoryview) -> Request:
         if message.role not in ROLES:
             where = f"$.messages[{i}].role"
             raise DecodeError(f"Expected `system`, `user` or `assistant` - at `{where}`", request.id)
-    if request.priority is not None and request.priority not in PRIORITIES:
-        raise DecodeError("Expected `interactive` or `batch` - at `$.priority`", request.id)
-    schema = bytes(request.json_schema)
-    if schema == b"null":
-        request.json_schema = msgspec.Raw()
-    elif schema and not schema.startswith(b"{"):
-        raise DecodeError("Expected `object` - at `$.json_schema`", request.id)
+    sampling.read(request)
     return request
 
 
@@ -121,51 +80,11 @@ def _refuse_repeated_keys(raw: bytes) -> None:
 def validate(request: Request) -> None:
     """Raises InvalidRequest, which names the field and its bounds."""
     if not request.messages:
-        raise _invalid("messages must not be empty")
-    _check_range("temperature", request.temperature, 0.0)
-    if request.top_p is not None and not 0.0 < request.top_p <= 1.0:
-        raise _invalid("top_p must be above 0 and at most 1")
+        raise invalid("messages must not be empty")
     budget = request.image_token_budget
     if budget is not None and budget not in IMAGE_TOKEN_BUDGETS:
-        raise _invalid(f"image_token_budget must be one of {', '.join(map(str, IMAGE_TOKEN_BUDGETS))}")
-    if request.min_p is not None and not 0.0 <= request.min_p <= 1.0:
-        raise _invalid("min_p must be between 0 and 1")
-    if request.repeat_penalty is not None and not 0.0 < request.repeat_penalty <= MAX_SAMPLING_NUMBER:
-        raise _invalid(f"repeat_penalty must be above 0 and at most {MAX_SAMPLING_NUMBER:g}")
-    _check_range("presence_penalty", request.presence_penalty, -MAX_SAMPLING_NUMBER)
-    _check_range("frequency_penalty", request.frequency_penalty, -MAX_SAMPLING_NUMBER)
-    if request.stop is not None:
-        _check_stop(request.stop)
-    if request.grammar:
-        _check_grammar(request)
-    if request.session is not None and len(request.session.encode()) > MAX_SESSION_BYTES:
-        raise _invalid(f"session must be at most {MAX_SESSION_BYTES} bytes")
-
-
-def _invalid(reason: str) -> InvalidRequest:
-    return InvalidRequest(f"invalid request: {reason}")
-
-
-def _check_range(key: str, value: float | None, low: float) -> None:
-    if value is not None and not low <= value <= MAX_SAMPLING_NUMBER:
-        raise _invalid(f"{key} must be between {low:g} and {MAX_SAMPLING_NUMBER:g}")
-
-
-def _check_stop(stop: list[str]) -> None:
-    if len(stop) > MAX_STOPS:
-        raise _invalid(f"stop must hold at most {MAX_STOPS} strings")
-    for i, text in enumerate(stop):
-        if not text:
-            raise _invalid(f"stop[{i}] must not be empty")
-
-
-def _check_grammar(request: Request) -> None:
-    if bytes(request.json_schema):
-        raise _invalid("grammar and json_schema exclude each other")
-    if len(request.grammar.encode()) > MAX_GRAMMAR_BYTES:
-        raise _invalid(f"grammar must be at most {MAX_GRAMMAR_BYTES} bytes")
-    if request.grammar.count("|") > MAX_GRAMMAR_ALTERNATIVES:
-        raise _invalid(f"grammar must hold at most {MAX_GRAMMAR_ALTERNATIVES} alternatives (`|`)")
+        raise invalid(f"image_token_budget must be one of {', '.join(map(str, IMAGE_TOKEN_BUDGETS))}")
+    sampling.check(request)
 
 
 TOKEN_SUFFIX = b'"}\n'

@@ -1,0 +1,62 @@
+"""Makes the backends of the configuration, models and all."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+
+from inferd.config.settings import BackendEntry, Settings
+from inferd.engine.backend import Backend
+from inferd.engine.mock import Mock
+from inferd.errors import ConfigError
+from inferd.store import fetch
+from inferd.store.models import ModelStore
+
+Progress = Callable[[str, Mapping[str, object]], None]
+
+
+def build_backend(
+    settings: Settings, entry: BackendEntry, progress: Progress, cancelled: threading.Event
+) -> Backend:
+    """Makes the backend of ``entry``, model and all; blocks, and ends with BootCancelled soon after
+    ``cancelled`` is set."""
+    if entry.kind == "mock":
+        progress("checking_local", {"path": "(mock)"})
+        return Mock(entry.name)
+    # Only a daemon with a model of its own pays for loading the engine.
+    from inferd.engine.llamacpp import LlamaCpp, LlamaCppConfig
+
+    with _open_model(settings, entry, progress, cancelled) as model:
+        config = LlamaCppConfig(
+            name=entry.name,
+            model=model.name,
+            path=model.path,
+            fd=model.fd,
+            n_ctx=entry.n_ctx,
+            n_parallel=max(1, settings.active_permits),
+            n_gpu_layers=entry.n_gpu_layers,
+            require_gpu=settings.require_gpu,
+            threads=settings.threads,
+            n_batch=settings.n_batch,
+            flash_attention=settings.flash_attention,
+            kv_cache_type=settings.kv_cache_type,
+            kv_unified=settings.kv_unified,
+        )
+        return LlamaCpp.load(config, progress=progress, cancelled=cancelled)
+
+
+def _open_model(
+    settings: Settings, entry: BackendEntry, progress: Progress, cancelled: threading.Event
+) -> fetch.OpenModel:
+    if entry.model is None:
+        if entry.model_path is None:
+            raise ConfigError(f"backend {entry.name!r} names no model; give it a model or a model_path")
+        return fetch.open_file(entry.model_path, entry.model_sha256, progress=progress, cancelled=cancelled)
+    return fetch.ensure_model(
+        ModelStore(settings.models_home),
+        entry.model,
+        auto_pull=settings.auto_pull,
+        verify=settings.verify,
+        progress=progress,
+        cancelled=cancelled,
+    )

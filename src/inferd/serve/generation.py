@@ -1,0 +1,123 @@
+"""Answers that come bit by bit: the events of a backend's stream, each written as it comes.
+
+What the surfaces differ in, the form of their frames, is a :class:`Writer`. Frames that a backend made
+itself, from the writer's template, pass through untouched.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
+
+from inferd.engine.backend import (
+    Backend,
+    Done,
+    Frames,
+    FrameTemplate,
+    GenerateRequest,
+    Message,
+    Text,
+    Thinking,
+    ToolUse,
+    Usage,
+)
+from inferd.errors import Unavailable
+from inferd.serve.surface import R, Surface, Turn
+from inferd.wire import sampling
+
+N = TypeVar("N", int, float)
+
+
+class Writer(Protocol):
+    """The frames of one answer; ``template`` is for text, ``None`` if the client wants no deltas."""
+
+    template: FrameTemplate | None
+
+    def event(self, event: Text | Thinking | ToolUse) -> bytes:
+        """What is to be sent now for a part of the answer; may be nothing."""
+
+    def end(self, done: Done, backend: Backend, timings: dict[str, float] | None) -> bytes:
+        """What is still to be sent, ``done`` last; ``timings`` in milliseconds."""
+
+
+class Generation(Surface[R]):
+    """A surface of generated answers."""
+
+    @abstractmethod
+    def writer(self, request: R) -> Writer: ...
+
+    @abstractmethod
+    def engine_request(self, request: R, template: FrameTemplate | None) -> GenerateRequest: ...
+
+    async def answer(self, turn: Turn[R], backend: Backend) -> dict[str, object]:
+        writer = self.writer(turn.request)
+        if turn.interruption is not None:
+            done = Done("cancelled", Usage(0, 0))
+        else:
+            done = await self._stream(turn, backend, writer)
+        timings = _timings(turn, done)
+        turn.conn.write(writer.end(done, backend, timings))
+        return {
+            "stop_reason": done.stop_reason,
+            "prompt_tokens": done.usage.prompt_tokens,
+            "completion_tokens": done.usage.completion_tokens,
+            "cached_tokens": done.usage.cached_tokens,
+            "ttft_ms": None if timings is None else timings["ttft_ms"],
+        }
+
+    async def _stream(self, turn: Turn[R], backend: Backend, writer: Writer) -> Done:
+        """Writes what comes; returns the end of the stream."""
+        conn = turn.conn
+        stream = await backend.generate(self.engine_request(turn.request, writer.template))
+        turn.streaming = True
+        try:
+            turn.on_interrupt(stream.cancel)
+            async for event in stream:
+                if isinstance(event, Frames):
+                    conn.write(event.data)
+                elif isinstance(event, Done):
+                    return event
+                elif data := writer.event(event):
+                    conn.write(data)
+                if conn.blocked:
+                    await conn.writable()
+        finally:
+            stream.close()
+        raise Unavailable("backend ended stream without terminal frame")
+
+
+def _timings(turn: Turn[R], done: Done) -> dict[str, float] | None:
+    """What the client is told, in milliseconds; ``None`` from a backend that measures nothing."""
+    if done.timings is None:
+        return None
+    times = {name: round(value, 3) for name, value in dataclasses.asdict(done.timings).items()}
+    return {"queue_ms": round(turn.queue_ms, 3), **times}
+
+
+def generate_request(
+    request: sampling.Sampling, messages: Sequence[Message], template: FrameTemplate | None
+) -> GenerateRequest:
+    """A valid request as the backends take it, with the defaults of its sampling."""
+    return GenerateRequest(
+        messages=tuple(messages),
+        max_tokens=_default(request.max_tokens, sampling.MAX_TOKENS),
+        temperature=_default(request.temperature, sampling.TEMPERATURE),
+        top_p=_default(request.top_p, sampling.TOP_P),
+        top_k=_default(request.top_k, sampling.TOP_K),
+        min_p=request.min_p or 0.0,
+        repeat_penalty=_default(request.repeat_penalty, 1.0),
+        presence_penalty=request.presence_penalty or 0.0,
+        frequency_penalty=request.frequency_penalty or 0.0,
+        seed=request.seed,
+        stop=tuple(request.stop or ()),
+        grammar=request.grammar,
+        json_schema=bytes(request.json_schema).decode(),
+        session=request.session or "",
+        frame=template,
+    )
+
+
+def _default(value: N | None, default: N) -> N:
+    return default if value is None else value

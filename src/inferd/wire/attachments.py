@@ -1,0 +1,209 @@
+"""Attachments of a request: what they say of themselves, and their bytes.
+
+An attachment carries its bytes as base64 in ``bytes``, or says in ``size`` how many raw bytes follow the
+line; the raw bytes of all of them stand there in order, with nothing between. That holds whatever its kind
+is, so that the next line is found even behind a request that is refused.
+"""
+
+from __future__ import annotations
+
+import base64
+import codecs
+from collections.abc import Sequence
+from typing import Annotated, Union
+
+import msgspec
+
+from inferd.errors import AttachmentTooLarge, AttachmentUnsupported, DecodeError
+from inferd.wire.sampling import U32, invalid
+
+MAX_ATTACHMENTS = 32
+MAX_TOGETHER_BYTES = 128 * 1024 * 1024
+DEFAULT_MAX_BYTES = 64 * 1024 * 1024
+
+IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif")
+AUDIO_TYPES = ("audio/wav", "audio/mpeg", "audio/flac")
+
+_UTF8_STEP = 1024 * 1024
+
+Size = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class _Attachment(msgspec.Struct, kw_only=True, tag_field="kind"):
+    """``data`` is the content: decoded from base64, or given by :func:`assign`."""
+
+    id: str
+    data: memoryview | None = msgspec.field(name="bytes", default=None)
+    size: Size | None = None
+
+    @property
+    def content(self) -> memoryview:
+        """The bytes; none before :func:`assign` has given them."""
+        return memoryview(b"") if self.data is None else self.data
+
+
+class Image(_Attachment, tag="image", kw_only=True):
+    """An encoded file with a ``mime`` type, or interleaved RGB bytes without one."""
+
+    width: U32 | None = None
+    height: U32 | None = None
+    mime: str | None = None
+
+
+class Audio(_Attachment, tag="audio", kw_only=True):
+    """An encoded file with a ``mime`` type, or little-endian float32 mono samples without one."""
+
+    sample_rate: U32 | None = None
+    mime: str | None = None
+
+
+class Text(_Attachment, tag="text", kw_only=True):
+    """UTF-8 text."""
+
+
+class Video(_Attachment, tag="video", kw_only=True):
+    """Reserved."""
+
+
+class Unknown(msgspec.Struct, kw_only=True, tag_field="kind", tag="unknown"):
+    """A kind that this version does not know; of its fields only the framing matters."""
+
+    id: str = ""
+    size: Size | None = None
+
+
+Attachment = Union[Image, Audio, Text, Video, Unknown]  # noqa: UP007 - evaluated where `|` may not be
+KINDS = frozenset({"image", "audio", "text", "video"})
+KEYS = frozenset({"kind", "id", "bytes", "size", "width", "height", "sample_rate", "mime"})
+
+
+def read(attachments: Sequence[Attachment], request_id: str) -> None:
+    """Raises DecodeError for an attachment that is not whole."""
+    for i, attachment in enumerate(attachments):
+        if isinstance(attachment, Unknown):
+            continue
+        where = f"$.attachments[{i}]"
+        if attachment.data is not None and attachment.size is not None:
+            raise DecodeError(f"Expected one of `bytes` and `size` - at `{where}`", request_id)
+        for key in _missing(attachment):
+            raise DecodeError(f"Object missing required field `{key}` - at `{where}`", request_id)
+
+
+def _missing(attachment: Image | Audio | Text | Video) -> list[str]:
+    needed: dict[str, object] = {}
+    if isinstance(attachment, Image) and attachment.mime is None:
+        needed |= {"width": attachment.width, "height": attachment.height}
+    if isinstance(attachment, Audio) and attachment.mime is None:
+        needed["sample_rate"] = attachment.sample_rate
+    if not isinstance(attachment, Video):
+        needed["bytes"] = attachment.size if attachment.data is None else True
+    return [key for key, value in needed.items() if value is None]
+
+
+def is_canonical_base64(text: str, data: memoryview) -> bool:
+    """Whether ``text``, which decodes to ``data``, is the one way to write it."""
+    return base64.b64encode(data[-(len(data) % 3 or 3) :]).decode() == text[-4:]
+
+
+# Framing.
+
+
+def raw_size(attachments: Sequence[Attachment], max_bytes: int) -> int:
+    """How many raw bytes follow the line. Raises AttachmentTooLarge, before any of them is read."""
+    total = 0
+    for i, attachment in enumerate(attachments):
+        size = attachment.size or 0
+        if size > max_bytes:
+            raise AttachmentTooLarge(f"attachments[{i}] exceeds {max_bytes} byte cap", max_bytes)
+        total += size
+    if total > MAX_TOGETHER_BYTES:
+        raise AttachmentTooLarge(f"attachments exceed {MAX_TOGETHER_BYTES} byte cap", MAX_TOGETHER_BYTES)
+    return total
+
+
+def assign(attachments: Sequence[Attachment], raw: memoryview) -> None:
+    """Gives each attachment that named a ``size`` its part of ``raw``, which holds all of them; no copies."""
+    start = 0
+    for attachment in attachments:
+        if attachment.size is not None:
+            end = start + attachment.size
+            if not isinstance(attachment, Unknown):
+                attachment.data = raw[start:end]
+            start = end
+
+
+# Validation.
+
+
+def check_list(attachments: Sequence[Attachment]) -> dict[str, Attachment]:
+    """The attachments by their ids. Raises InvalidRequest."""
+    by_id: dict[str, Attachment] = {}
+    if len(attachments) > MAX_ATTACHMENTS:
+        raise invalid(f"attachments must hold at most {MAX_ATTACHMENTS}")
+    for attachment in attachments:
+        if isinstance(attachment, Unknown):
+            raise invalid("attachments contain an unknown kind")
+        if not attachment.id:
+            raise invalid("attachments must have non-empty id")
+        if attachment.id in by_id:
+            raise invalid(f"duplicate attachment id: {attachment.id}")
+        by_id[attachment.id] = attachment
+    return by_id
+
+
+def check_contents(attachments: Sequence[Attachment]) -> None:
+    """Raises InvalidRequest for bytes that are not what they should be, AttachmentUnsupported for video."""
+    total = 0
+    for i, attachment in enumerate(attachments):
+        if isinstance(attachment, Video):
+            raise AttachmentUnsupported("video attachments are not supported; send single frames as images")
+        if isinstance(attachment, Image):
+            _check_image(attachment, f"attachments[{i}]")
+        elif isinstance(attachment, Audio):
+            _check_audio(attachment, f"attachments[{i}]")
+        elif isinstance(attachment, Text) and not _is_utf8(attachment.content):
+            raise invalid(f"attachments[{i}] is not valid UTF-8")
+        if not isinstance(attachment, Unknown):
+            total += len(attachment.content)
+    if total > MAX_TOGETHER_BYTES:
+        raise invalid(f"attachments must hold at most {MAX_TOGETHER_BYTES} bytes together")
+
+
+def _check_image(image: Image, where: str) -> None:
+    if image.mime is not None:
+        _check_file(image.mime, IMAGE_TYPES, image.content, where)
+        return
+    width, height, size = image.width or 0, image.height or 0, len(image.content)
+    if not width or not height:
+        raise invalid(f"{where}.width and {where}.height must be at least 1")
+    if size != width * height * 3:
+        raise invalid(f"{where} must hold {width}*{height}*3 = {width * height * 3} bytes, not {size}")
+
+
+def _check_audio(audio: Audio, where: str) -> None:
+    if audio.mime is not None:
+        _check_file(audio.mime, AUDIO_TYPES, audio.content, where)
+        return
+    if not audio.sample_rate:
+        raise invalid(f"{where}.sample_rate must be at least 1")
+    if not audio.content or len(audio.content) % 4:
+        raise invalid(f"{where} must hold whole float32 samples, 4 bytes each, at least one")
+
+
+def _check_file(mime: str, known: tuple[str, ...], content: memoryview, where: str) -> None:
+    if mime not in known:
+        raise invalid(f"{where}.mime must be one of {', '.join(known)}")
+    if not content:
+        raise invalid(f"{where} must not be empty")
+
+
+def _is_utf8(content: memoryview) -> bool:
+    """Decodes step by step, so that checking a long text takes no memory of its size."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        for start in range(0, len(content), _UTF8_STEP):
+            decoder.decode(content[start : start + _UTF8_STEP])
+        decoder.decode(b"", True)
+    except UnicodeDecodeError:
+        return False
+    return True

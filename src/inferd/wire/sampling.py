@@ -1,0 +1,118 @@
+"""What a request of every generation surface may say about how text is made, when, and for whom.
+
+``read`` belongs to parsing and raises DecodeError, ``check`` to validation and raises InvalidRequest. A field
+that is ``None`` was absent or ``null``.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from inferd.errors import DecodeError, InvalidRequest
+
+# What holds where a request gives nothing.
+TEMPERATURE = 1.0
+TOP_P = 0.95
+TOP_K = 64
+MAX_TOKENS = 1000
+
+PRIORITIES = ("interactive", "batch")
+
+# A grammar is compiled before the first token: these bound the memory and the time that takes.
+MAX_GRAMMAR_BYTES = 65_536
+MAX_GRAMMAR_ALTERNATIVES = 4_096
+# Every stop string is looked for after every token.
+MAX_STOPS = 16
+# The name of a conversation becomes a key of caches.
+MAX_SESSION_BYTES = 128
+# Far beyond any use; it keeps float32 arithmetic on logits finite.
+MAX_SAMPLING_NUMBER = 100.0
+
+U32 = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
+
+
+class Sampling(msgspec.Struct, kw_only=True):
+    """The fields that the generation surfaces share, as they stood on the line."""
+
+    id: str = ""
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: U32 | None = None
+    max_tokens: U32 | None = None
+    stream: bool | None = None
+    grammar: str = ""
+    seed: U32 | None = None
+    stop: list[str] | None = None
+    min_p: float | None = None
+    repeat_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    json_schema: msgspec.Raw = msgspec.Raw()
+    priority: str | None = None
+    deadline_ms: U32 | None = None
+    session: str | None = None
+
+
+def invalid(reason: str) -> InvalidRequest:
+    """The error for a well-typed request that cannot be served."""
+    return InvalidRequest(f"invalid request: {reason}")
+
+
+def read(request: Sampling) -> None:
+    """Checks what the types of the fields do not say; a ``null`` schema becomes an absent one."""
+    if request.priority is not None and request.priority not in PRIORITIES:
+        raise DecodeError("Expected `interactive` or `batch` - at `$.priority`", request.id)
+    request.json_schema = read_object(request.json_schema, "$.json_schema", request.id)
+
+
+def read_object(raw: msgspec.Raw, where: str, request_id: str) -> msgspec.Raw:
+    """``raw`` if it is a JSON object, an empty one if it is absent or ``null``; else DecodeError."""
+    text = bytes(raw)
+    if text == b"null":
+        return msgspec.Raw()
+    if text and not text.startswith(b"{"):
+        raise DecodeError(f"Expected `object` - at `{where}`", request_id)
+    return raw
+
+
+def check(request: Sampling) -> None:
+    """Raises InvalidRequest, which names the field and its bounds."""
+    _check_range("temperature", request.temperature, 0.0)
+    if request.top_p is not None and not 0.0 < request.top_p <= 1.0:
+        raise invalid("top_p must be above 0 and at most 1")
+    if request.min_p is not None and not 0.0 <= request.min_p <= 1.0:
+        raise invalid("min_p must be between 0 and 1")
+    if request.repeat_penalty is not None and not 0.0 < request.repeat_penalty <= MAX_SAMPLING_NUMBER:
+        raise invalid(f"repeat_penalty must be above 0 and at most {MAX_SAMPLING_NUMBER:g}")
+    _check_range("presence_penalty", request.presence_penalty, -MAX_SAMPLING_NUMBER)
+    _check_range("frequency_penalty", request.frequency_penalty, -MAX_SAMPLING_NUMBER)
+    if request.stop is not None:
+        _check_stop(request.stop)
+    if request.grammar:
+        _check_grammar(request)
+    if request.session is not None and len(request.session.encode()) > MAX_SESSION_BYTES:
+        raise invalid(f"session must be at most {MAX_SESSION_BYTES} bytes")
+
+
+def _check_range(key: str, value: float | None, low: float) -> None:
+    if value is not None and not low <= value <= MAX_SAMPLING_NUMBER:
+        raise invalid(f"{key} must be between {low:g} and {MAX_SAMPLING_NUMBER:g}")
+
+
+def _check_stop(stop: list[str]) -> None:
+    if len(stop) > MAX_STOPS:
+        raise invalid(f"stop must hold at most {MAX_STOPS} strings")
+    for i, text in enumerate(stop):
+        if not text:
+            raise invalid(f"stop[{i}] must not be empty")
+
+
+def _check_grammar(request: Sampling) -> None:
+    if bytes(request.json_schema):
+        raise invalid("grammar and json_schema exclude each other")
+    if len(request.grammar.encode()) > MAX_GRAMMAR_BYTES:
+        raise invalid(f"grammar must be at most {MAX_GRAMMAR_BYTES} bytes")
+    if request.grammar.count("|") > MAX_GRAMMAR_ALTERNATIVES:
+        raise invalid(f"grammar must hold at most {MAX_GRAMMAR_ALTERNATIVES} alternatives (`|`)")

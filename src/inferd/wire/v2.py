@@ -1,0 +1,307 @@
+"""The v2 surface: typed content blocks, tools and attachments in; frames of blocks out.
+
+``parse`` says whether a line is a request at all (``DecodeError``: the connection is closed afterwards).
+Blocks and attachments of a kind that this version does not know are part of a request; whether it can be
+served is up to :mod:`inferd.wire.v2_rules`. A field that is ``None`` was absent or ``null``. JSON that only
+passes through (schemas, inputs of tools) is kept as text. The encoders return whole lines.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Union
+
+import msgspec
+import orjson
+
+from inferd.errors import DecodeError
+from inferd.wire import attachments, frames, sampling
+from inferd.wire.attachments import Attachment
+from inferd.wire.frames import Pairs
+from inferd.wire.frames import encode_error as encode_error
+from inferd.wire.sampling import Sampling
+from inferd.wire.v1 import ROLES
+
+name = "v2"
+
+TOOL_CHOICES = ("auto", "none", "required")
+RESPONSE_FORMATS = ("json_schema", "json_object")
+
+
+class _Block(msgspec.Struct, kw_only=True, tag_field="type"):
+    """A piece of a message's content."""
+
+
+class Text(_Block, tag="text", kw_only=True):
+    """``text``, or the content of a text attachment."""
+
+    text: str | None = None
+    attachment_id: str | None = None
+
+
+class Image(_Block, tag="image", kw_only=True):
+    attachment_id: str
+
+
+class Audio(_Block, tag="audio", kw_only=True):
+    attachment_id: str
+
+
+class Video(_Block, tag="video", kw_only=True):
+    attachment_id: str
+
+
+class Thinking(_Block, tag="thinking", kw_only=True):
+    """What an assistant thought before it answered."""
+
+    text: str
+
+
+class ToolUse(_Block, tag="tool_use", kw_only=True):
+    """A call that an assistant made; ``input`` should be an object."""
+
+    tool_call_id: str
+    name: str
+    input: msgspec.Raw
+
+
+class ToolResult(_Block, tag="tool_result", kw_only=True):
+    """What a call returned."""
+
+    tool_call_id: str
+    content: list[Block]
+
+
+class Unknown(_Block, tag="unknown", kw_only=True):
+    """A block that this version does not know."""
+
+
+Block = Union[Text, Image, Audio, Video, Thinking, ToolUse, ToolResult, Unknown]  # noqa: UP007
+_BLOCK_TYPES = frozenset({"text", "image", "audio", "video", "thinking", "tool_use", "tool_result"})
+_BLOCK_KEYS = frozenset({"type", "text", "attachment_id", "tool_call_id", "name", "input", "content"})
+
+
+class Message(msgspec.Struct):
+    """One turn; ``role`` is ``system``, ``user`` or ``assistant``."""
+
+    role: str
+    content: list[Block]
+
+
+class Tool(msgspec.Struct):
+    """A function that the model may call; ``input_schema`` is the JSON Schema of its input."""
+
+    name: str
+    description: str
+    input_schema: msgspec.Raw
+
+
+class ToolName(msgspec.Struct):
+    """The choice of one tool."""
+
+    name: str
+
+
+class ResponseFormat(msgspec.Struct):
+    """What the answer has to be: any JSON object, or one that follows ``schema``."""
+
+    type: str
+    schema: msgspec.Raw = msgspec.Raw()
+
+
+class Request(Sampling, kw_only=True):
+    """A generation request, as it stood on the line."""
+
+    messages: list[Message]
+    attachments: list[Attachment] | None = None
+    tools: list[Tool] | None = None
+    tool_choice: str | ToolName | None = None
+    thinking: bool | None = None
+    response_format: ResponseFormat | None = None
+
+    @property
+    def schema(self) -> str:
+        """The JSON Schema that the answer has to follow, or nothing."""
+        if self.response_format is None:
+            return bytes(self.json_schema).decode()
+        if self.response_format.type == "json_object":
+            return '{"type":"object"}'
+        return bytes(self.response_format.schema).decode()
+
+
+_decoder = msgspec.json.Decoder(Request)
+_KEYS = frozenset(Request.__struct_fields__)
+_CHOICE_KEYS = frozenset(ToolName.__struct_fields__)
+_FORMAT_KEYS = frozenset(ResponseFormat.__struct_fields__)
+_KEYS_OF = {
+    "messages": frozenset({"role", "content"}),
+    "attachments": attachments.KEYS,
+    "tools": frozenset(Tool.__struct_fields__),
+}
+
+
+def may_carry_raw(line: bytes) -> bool:
+    """Whether raw bytes could follow the line; False is certain."""
+    return b'"size"' in line or frames.has_escaped_key_letter(line)
+
+
+def parse(line: bytes | memoryview) -> Request:
+    """The request on one line, without its newline. Raises DecodeError."""
+    raw = bytes(line)
+    try:
+        request = frames.decode(_decoder, raw)
+    except DecodeError:
+        known = _with_known_kinds(raw)
+        if known is None:
+            raise
+        request = frames.decode(_decoder, known)
+    _read_exactly(frames.pairs(raw), request)
+    for i, message in enumerate(request.messages):
+        if message.role not in ROLES:
+            where = f"$.messages[{i}].role"
+            raise DecodeError(f"Expected `system`, `user` or `assistant` - at `{where}`", request.id)
+    attachments.read(request.attachments or (), request.id)
+    for i, tool in enumerate(request.tools or ()):
+        _read_object(tool.input_schema, f"$.tools[{i}].input_schema", request.id)
+    if isinstance(request.tool_choice, str) and request.tool_choice not in TOOL_CHOICES:
+        raise DecodeError("Expected `auto`, `none`, `required` or `object` - at `$.tool_choice`", request.id)
+    if request.response_format is not None:
+        _read_format(request.response_format, request.id)
+    sampling.read(request)
+    return request
+
+
+def _read_format(form: ResponseFormat, request_id: str) -> None:
+    if form.type not in RESPONSE_FORMATS:
+        raise DecodeError("Expected `json_schema` or `json_object` - at `$.response_format.type`", request_id)
+    if form.type == "json_schema":
+        _read_object(form.schema, "$.response_format.schema", request_id)
+
+
+def _read_object(raw: msgspec.Raw, where: str, request_id: str) -> None:
+    if not bytes(raw).startswith(b"{"):
+        raise DecodeError(f"Expected `object` - at `{where}`", request_id)
+
+
+# The decoder has no room for what it does not know. So a line that it refuses is tried once more with every
+# unknown kind of block and attachment replaced by a stand-in; positions, and so the paths of errors, stay.
+
+
+def _with_known_kinds(raw: bytes) -> bytes | None:
+    """The line with stand-ins, ``None`` when there is nothing to replace."""
+    try:
+        line = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return None
+    if not isinstance(line, dict):
+        return None
+    replaced = _replace(line.get("attachments"), "kind", attachments.KINDS)
+    messages = line.get("messages")
+    lists = (
+        [message.get("content") for message in messages if isinstance(message, dict)]
+        if isinstance(messages, list)
+        else []
+    )
+    while lists:
+        blocks = lists.pop()
+        replaced |= _replace(blocks, "type", _BLOCK_TYPES)
+        if isinstance(blocks, list):
+            lists += [b.get("content") for b in blocks if isinstance(b, dict) and b["type"] == "tool_result"]
+    return orjson.dumps(line) if replaced else None
+
+
+def _replace(items: Any, tag: str, known: frozenset[str]) -> bool:
+    replaced = False
+    for i, item in enumerate(items if isinstance(items, list) else ()):
+        kind = item.get(tag) if isinstance(item, dict) else None
+        if isinstance(kind, str) and kind not in known:
+            stand_in: dict[str, Any] = {tag: "unknown"}
+            size = item.get("size")
+            if type(size) is int and size >= 0 and item.get("bytes") is None:
+                stand_in["size"] = size
+            items[i] = stand_in
+            replaced = True
+    return replaced
+
+
+def _read_exactly(line: Pairs, request: Request) -> None:
+    """Refuses what the decoder lets pass: known keys that stand twice, base64 with stray bits at its end."""
+    line.require_unique(_KEYS, "$")
+    for key, known in _KEYS_OF.items():
+        for i, item in enumerate(line.get(key) or ()):
+            item.require_unique(known, f"$.{key}[{i}]")
+    for i, message in enumerate(line.get("messages")):
+        _require_unique_in_blocks(message.get("content"), f"$.messages[{i}].content")
+    for key, known in (("tool_choice", _CHOICE_KEYS), ("response_format", _FORMAT_KEYS)):
+        value = line.get(key)
+        if isinstance(value, Pairs):
+            value.require_unique(known, f"$.{key}")
+    for i, item in enumerate(line.get("attachments") or ()):
+        data = request.attachments[i] if request.attachments else None
+        if isinstance(data, attachments.Unknown | None) or data.data is None:
+            continue
+        if not attachments.is_canonical_base64(item.get("bytes"), data.data):
+            raise DecodeError(f"Invalid base64 encoded string - at `$.attachments[{i}].bytes`", request.id)
+
+
+def _require_unique_in_blocks(content: list[Pairs], where: str) -> None:
+    left = [(where, content)]
+    while left:
+        where, blocks = left.pop()
+        for j, block in enumerate(blocks):
+            block.require_unique(_BLOCK_KEYS, f"{where}[{j}]")
+            if block.get("type") == "tool_result":
+                left.append((f"{where}[{j}].content", block.get("content")))
+
+
+# Writing.
+
+TEXT_SUFFIX = b'"}}\n'
+
+
+def delta_prefix(request_id: str, kind: Literal["text", "thinking"]) -> bytes:
+    """A frame up to its delta, which stands JSON-escaped between this and ``TEXT_SUFFIX``."""
+    block = b',"block":{"type":"' + kind.encode() + b'","delta":"'
+    return b'{"type":"frame","id":' + orjson.dumps(request_id) + block
+
+
+def encode_tool_use(request_id: str, tool_call_id: str, tool: str, arguments: str) -> bytes:
+    """The frame of a whole tool call; ``arguments`` is a JSON object as text."""
+    compact = msgspec.json.format(arguments.encode(), indent=-1)
+    block = {
+        "type": "tool_use",
+        "tool_call_id": tool_call_id,
+        "name": tool,
+        "input": orjson.Fragment(compact),
+    }
+    return frames.encode({"type": "frame", "id": request_id, "block": block})
+
+
+def encode_done(
+    request_id: str,
+    *,
+    input_tokens: int,
+    output_tokens: int,
+    cached_tokens: int,
+    stop_reason: str,
+    backend: str,
+    model: str,
+    timings: dict[str, float] | None,
+    tool_choice_unsatisfied: bool,
+) -> bytes:
+    """The ``done`` frame."""
+    usage = {"input_tokens": input_tokens, "output_tokens": output_tokens}
+    if cached_tokens:
+        usage["cached_tokens"] = cached_tokens
+    frame: dict[str, Any] = {
+        "type": "done",
+        "id": request_id,
+        "usage": usage,
+        "stop_reason": stop_reason,
+        "backend": backend,
+        "model": model,
+    }
+    if timings is not None:
+        frame["timings"] = timings
+    if tool_choice_unsatisfied:
+        frame["tool_choice_unsatisfied"] = True
+    return frames.encode(frame)

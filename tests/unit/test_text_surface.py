@@ -1,0 +1,54 @@
+"""v1 requests as the engine gets them."""
+
+from __future__ import annotations
+
+from inferd.engine.backend import FrameTemplate, GenerateRequest, Message
+from inferd.serve.text import TextSurface
+from inferd.wire import v1
+
+
+def engine_request(line: bytes, template: FrameTemplate | None = None) -> GenerateRequest:
+    return TextSurface().engine_request(v1.parse(line), template)
+
+
+def test_defaults_of_v1() -> None:
+    assert engine_request(b'{"messages":[{"role":"user","content":"hi"}]}') == GenerateRequest(
+        messages=(Message("user", "hi"),), max_tokens=1000, temperature=1.0, top_p=0.95, top_k=64
+    )
+
+
+def test_null_means_the_default_and_zero_does_not() -> None:
+    line = (
+        b'{"messages":[{"role":"user","content":""}],"temperature":%s,"top_k":%s,"max_tokens":%s,"min_p":%s,'
+        b'"repeat_penalty":%s}'
+    )
+    nulls = engine_request(line % ((b"null",) * 5))
+    assert (nulls.temperature, nulls.top_k, nulls.max_tokens, nulls.repeat_penalty) == (1.0, 64, 1000, 1.0)
+    zeros = engine_request(line % ((b"0",) * 4 + (b"1.5",)))
+    assert (zeros.temperature, zeros.top_k, zeros.max_tokens, zeros.repeat_penalty) == (0.0, 0, 0, 1.5)
+
+
+def test_every_field_arrives() -> None:
+    line = (
+        b'{"messages":[{"role":"system","content":"a"},{"role":"assistant","content":"b"}],"temperature":0.5,'
+        b'"top_p":0.5,"top_k":5,"max_tokens":7,"min_p":0.25,"repeat_penalty":1.25,"presence_penalty":-1,'
+        b'"frequency_penalty":2,"seed":9,"stop":["x","y"],"json_schema":{"type":"object"},"session":"s"}'
+    )
+    frame = FrameTemplate(b"<", b">")
+    assert engine_request(line, frame) == GenerateRequest(
+        messages=(Message("system", "a"), Message("assistant", "b")),
+        max_tokens=7,
+        temperature=0.5,
+        top_p=0.5,
+        top_k=5,
+        min_p=0.25,
+        repeat_penalty=1.25,
+        presence_penalty=-1.0,
+        frequency_penalty=2.0,
+        seed=9,
+        stop=("x", "y"),
+        json_schema='{"type":"object"}',
+        session="s",
+        frame=frame,
+    )
+    assert engine_request(b'{"messages":[],"grammar":"root ::= \\"a\\""}').grammar == ('root ::= "a"')
