@@ -299,3 +299,6 @@ def keys_equal(bytes a not None, bytes b not None):
         b_inside = -<Py_ssize_t>(i < b_size)
         difference |= (a_data[i & a_inside] & a_inside) ^ (b_data[i & b_inside] & b_inside)
     return difference == 0
+
+
+include "_floats.pxi"

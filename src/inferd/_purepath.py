@@ -6,7 +6,10 @@ copy here.
 
 from __future__ import annotations
 
+import contextlib
 import hmac
+import math
+import struct
 from typing import TYPE_CHECKING
 
 from inferd.errors import FrameTooLarge
@@ -162,3 +165,30 @@ def keys_equal(a: bytes, b: bytes) -> bool:
     """
     size = max(_KEY_BOUND, len(a), len(b))
     return hmac.compare_digest(a.ljust(size, b"\0"), b.ljust(size, b"\0")) & (len(a) == len(b))
+
+
+def float_rows(values: Buffer, width: int) -> bytes:
+    """Rows of ``width`` float32 as a JSON array of arrays, for a buffer of whole rows.
+
+    Each number has the fewest digits that read back as the same float32, and never reads as an integer.
+    Raises ``ValueError`` for a number that is not finite.
+    """
+    numbers = memoryview(values).cast("B")
+    if width < 1 or len(numbers) % (4 * width):
+        raise ValueError("the values are no whole rows of that width")
+    texts = [_shortest(number) for (number,) in struct.iter_unpack("=f", numbers)]
+    rows = (",".join(texts[start : start + width]) for start in range(0, len(texts), width))
+    return f"[{','.join(f'[{row}]' for row in rows)}]".encode()
+
+
+def _shortest(number: float) -> str:
+    if not math.isfinite(number):
+        raise ValueError("a value is not finite")
+    for digits in range(1, 9):
+        text = f"{number:.{digits}g}"
+        with contextlib.suppress(OverflowError):
+            if struct.unpack("=f", struct.pack("=f", float(text)))[0] == number:
+                break
+    else:
+        text = f"{number:.9g}"
+    return text if "." in text or "e" in text else f"{text}.0"

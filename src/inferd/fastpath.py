@@ -1,4 +1,4 @@
-"""What every byte on the wire passes through: line splitting, token frames, the comparison of keys.
+"""What every byte on the wire passes through: line splitting, token frames, vectors, the comparison of keys.
 
 Two implementations stand behind the same names: ``_fastpath``, compiled, and ``_purepath``, plain Python,
 whose docstrings say what each name does. ``INFERD_IMPL`` chooses: ``c`` (the default) or ``python``. It is
@@ -19,20 +19,35 @@ if IMPLEMENTATION not in ("c", "python"):
 
 if TYPE_CHECKING or IMPLEMENTATION == "c":
     try:
-        from inferd._fastpath import LineSplitter, append_token_frame, escape_json, keys_equal, token_frame
+        from inferd._fastpath import (
+            LineSplitter,
+            append_token_frame,
+            escape_json,
+            float_rows,
+            keys_equal,
+            token_frame,
+        )
     except ImportError as missing:
         raise ConfigError(
             f"the compiled module inferd._fastpath cannot be loaded ({missing}); "
             "install inferd again, or set INFERD_IMPL=python to run without it"
         ) from missing
 else:
-    from inferd._purepath import LineSplitter, append_token_frame, escape_json, keys_equal, token_frame
+    from inferd._purepath import (
+        LineSplitter,
+        append_token_frame,
+        escape_json,
+        float_rows,
+        keys_equal,
+        token_frame,
+    )
 
 __all__ = [
     "IMPLEMENTATION",
     "LineSplitter",
     "append_token_frame",
     "escape_json",
+    "float_rows",
     "keys_equal",
     "token_frame",
 ]

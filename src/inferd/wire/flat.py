@@ -1,0 +1,56 @@
+"""Requests that are one flat object on the line: what embed and rerank share.
+
+A field that is ``None`` was absent or ``null``.
+"""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+import msgspec
+
+from inferd.errors import DecodeError
+from inferd.wire import frames
+from inferd.wire.sampling import PRIORITIES, U32, invalid
+
+
+class Flat(msgspec.Struct, kw_only=True):
+    """The fields that say whose request it is and how it is to be queued."""
+
+    id: str = ""
+    priority: str | None = None
+    deadline_ms: U32 | None = None
+
+
+T = TypeVar("T", bound=Flat)
+
+
+class Parser(Generic[T]):
+    """Reads requests of one kind from their lines."""
+
+    def __init__(self, kind: type[T]) -> None:
+        self._decoder = msgspec.json.Decoder(kind)
+        self._keys = frozenset(kind.__struct_fields__)
+        self._needles = tuple(f'"{key}"'.encode() for key in self._keys)
+
+    def parse(self, line: bytes | memoryview) -> T:
+        """The request on one line, without its newline. Raises DecodeError."""
+        raw = bytes(line)
+        request = frames.decode(self._decoder, raw)
+        # A key that stands twice as a key stands twice as bytes, which clears nearly every line at once.
+        if frames.has_escaped_key_letter(raw) or any(raw.count(needle) > 1 for needle in self._needles):
+            frames.pairs(raw).require_unique(self._keys, "$")
+        if request.priority is not None and request.priority not in PRIORITIES:
+            raise DecodeError("Expected `interactive` or `batch` - at `$.priority`", request.id)
+        return request
+
+
+def check_texts(name: str, texts: list[str], most: int) -> None:
+    """Raises InvalidRequest unless there are 1 to ``most`` texts and none is empty."""
+    if not texts:
+        raise invalid(f"{name} must not be empty")
+    if len(texts) > most:
+        raise invalid(f"{name} must hold at most {most} strings")
+    for i, text in enumerate(texts):
+        if not text:
+            raise invalid(f"{name}[{i}] must not be empty")
