@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from array import array
 
 import pytest
 
-from inferd.engine.backend import Done, Event, GenerateRequest, Message, Text, Usage
+from inferd.engine.backend import (
+    Done,
+    EmbedRequest,
+    Event,
+    GenerateRequest,
+    Message,
+    RankRequest,
+    Text,
+    Usage,
+)
 from inferd.engine.mock import Mock
-from inferd.errors import NotReady, Unavailable
+from inferd.errors import InvalidRequest, NotReady, Unavailable
 from tests.in_process import Gate, until
 
 
@@ -110,3 +120,40 @@ async def test_closing_the_backend_closes_its_streams() -> None:
     assert not mock.open_streams
     with pytest.raises(StopAsyncIteration):
         await anext(stream)
+
+
+async def test_vectors_tell_the_length_of_a_text() -> None:
+    made = await Mock().embed(EmbedRequest(inputs=("abc", "é")))
+    expected = [(i + 1) / 4 for i in range(8)] + [(i + 1) / 3 for i in range(8)]
+    assert array("f", made.vectors) == array("f", expected)
+    assert (made.width, made.input_tokens) == (8, 5)
+    assert (await Mock().embed(EmbedRequest(inputs=("abc",), dimensions=2))).vectors == made.vectors[:8]
+    assert (await Mock().embed(EmbedRequest(inputs=("a",), dimensions=65_536))).width == 65_536
+    with pytest.raises(InvalidRequest, match="dimensions is 65537"):
+        await Mock().embed(EmbedRequest(inputs=("a",), dimensions=65_537))
+
+
+async def test_scores_prefer_short_documents() -> None:
+    made = await Mock().rank(RankRequest("qq", ("abc", "", "a")))
+    assert made.scores == (0.25, 1.0, 0.5)
+    assert made.input_tokens == 3 * 2 + 4
+
+
+@pytest.mark.parametrize("knobs", [{"error": Unavailable("down")}, {"is_ready": False}])
+async def test_errors_instead_of_vectors_and_scores(knobs: dict[str, object]) -> None:
+    mock = Mock(**knobs)  # type: ignore[arg-type]
+    expected = NotReady if mock.error is None else Unavailable
+    with pytest.raises(expected):
+        await mock.embed(EmbedRequest(inputs=("a",)))
+    with pytest.raises(expected):
+        await mock.rank(RankRequest("q", ("a",)))
+
+
+async def test_vectors_and_scores_wait_for_the_pace() -> None:
+    gate = Gate()
+    mock = Mock(pace=gate)
+    both = asyncio.gather(mock.embed(EmbedRequest(inputs=("a",))), mock.rank(RankRequest("q", ("a",))))
+    await until(lambda: gate.waiting == 2)
+    assert not both.done()
+    gate.open(2)
+    await both

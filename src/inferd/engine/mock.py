@@ -7,6 +7,7 @@ in which a backend can behave: how fast (``pace`` is awaited before each event),
 from __future__ import annotations
 
 import asyncio
+from array import array
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -14,8 +15,12 @@ from inferd.engine.backend import (
     Backend,
     Capabilities,
     Done,
+    Embeddings,
+    EmbedRequest,
     Event,
     GenerateRequest,
+    Ranking,
+    RankRequest,
     StopReason,
     Stream,
     Text,
@@ -23,20 +28,24 @@ from inferd.engine.backend import (
     ToolUse,
     Usage,
 )
-from inferd.errors import InferdError, NotReady
+from inferd.errors import InferdError, InvalidRequest, NotReady
 
 Pace = Callable[[], Coroutine[Any, Any, None]]
 
 
 # It takes whatever it is given, and pays attention to none of it.
-_TAKES_ALL = Capabilities(v2=True, vision=True, audio=True, tools=True, thinking=True)
+_TAKES_ALL = Capabilities(
+    v2=True, vision=True, audio=True, tools=True, thinking=True, embed=True, rerank=True
+)
+_WIDTH, _MAX_WIDTH = 8, 65_536
 
 
 class Mock(Backend):
     """Serves ``tape``, one token an item: a string is text.
 
     ``drop_after`` ends each stream without ``Done`` after so many tokens; ``error`` is raised by every
-    ``generate``; ``is_ready`` may be changed at any time.
+    ``generate``, ``embed`` and ``rank``; ``is_ready`` may be changed at any time. Vectors and scores tell
+    nothing but how many bytes a text has; a shorter document scores more.
     """
 
     kind = "mock"
@@ -72,13 +81,37 @@ class Mock(Backend):
         """Nothing to attach."""
 
     async def generate(self, request: GenerateRequest) -> Stream:
+        self._refuse()
+        stream = MockStream(self, request)
+        self.open_streams.add(stream)
+        return stream
+
+    async def embed(self, request: EmbedRequest) -> Embeddings:
+        self._refuse()
+        width = request.dimensions or _WIDTH
+        if width > _MAX_WIDTH:
+            raise InvalidRequest(
+                f"dimensions is {width} and the vectors of the mock have at most {_MAX_WIDTH}"
+            )
+        if self.pace is not None:
+            await self.pace()
+        sizes = [len(text.encode()) for text in request.inputs]
+        vectors = array("f", [(i + 1) / (size + 1) for size in sizes for i in range(width)])
+        return Embeddings(vectors.tobytes(), width, sum(sizes))
+
+    async def rank(self, request: RankRequest) -> Ranking:
+        self._refuse()
+        if self.pace is not None:
+            await self.pace()
+        sizes = [len(text.encode()) for text in request.documents]
+        scores = array("f", [1 / (size + 1) for size in sizes])
+        return Ranking(tuple(scores), len(request.query.encode()) * len(sizes) + sum(sizes))
+
+    def _refuse(self) -> None:
         if not self.is_ready:
             raise NotReady
         if self.error is not None:
             raise self.error
-        stream = MockStream(self, request)
-        self.open_streams.add(stream)
-        return stream
 
     async def close(self) -> None:
         for stream in tuple(self.open_streams):
