@@ -51,6 +51,16 @@ def test_a_quiet_machine_uses_all_its_threads() -> None:
     assert machine.cut_off == 0
 
 
+def test_threads_that_are_plainly_worth_it_are_left_alone_for_a_while() -> None:
+    machine = Machine(4, quiet)
+    counts = set()
+    machine.cost = lambda threads: counts.add(threads) or quiet(threads)  # type: ignore[func-returns-value]
+    machine.run(9)
+    assert counts == {4}
+    machine.run(9)
+    assert counts == {2, 4}
+
+
 def test_a_stalled_step_is_cut_off_and_the_loop_goes_down_to_what_works() -> None:
     machine = Machine(4, quiet)
     machine.run(1)

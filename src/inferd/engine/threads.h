@@ -71,6 +71,7 @@ class ThreadGovernor {
     static constexpr int kEnough = 6;
     static constexpr int kProbeSteps = 3;
     static constexpr int64_t kShortestCut = 20'000;
+    static constexpr int64_t kConfidence = 10'000'000;
     static constexpr int64_t kFirstBackoff = 1'000'000;
     static constexpr int64_t kLongestBackoff = 64'000'000;
 
@@ -97,6 +98,10 @@ class ThreadGovernor {
             pace.mean = pace.steps == 0 ? elapsed : pace.mean + (elapsed - pace.mean) / 8;
         }
         pace.steps++;
+        if (known && next_probe_ == 0) {
+            // Several threads that beat the yardstick are right for now; others are compared at once.
+            next_probe_ = pace.mean < one_token_ * sequences ? now + kConfidence : now;
+        }
         if (known && now >= next_probe_ && max_ > 1) start_probe(sequences);
     }
 
