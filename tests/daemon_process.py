@@ -26,7 +26,8 @@ from typing import Any
 
 from inferd import daemon
 from inferd.config import sources
-from inferd.config.settings import BackendEntry, Settings
+from inferd.config.entries import BackendEntry
+from inferd.config.settings import Settings
 from inferd.engine.mock import Mock
 from inferd.errors import BootCancelled, InferdError, ModelError
 from inferd.serve.build import Progress

@@ -21,7 +21,8 @@ from typing import Any, TypeVar
 
 from inferd import __version__, log
 from inferd.config import paths
-from inferd.config.settings import BackendEntry, Settings
+from inferd.config.entries import BackendEntry
+from inferd.config.settings import Settings
 from inferd.engine.backend import Backend
 from inferd.errors import BootCancelled, ConfigError, InferdError, ModelError
 from inferd.serve import auth, bind
@@ -35,6 +36,7 @@ from inferd.serve.session import Service
 from inferd.serve.status import StatusBoard
 from inferd.serve.surface import Surface
 from inferd.serve.text import TextSurface
+from inferd.serve.vectors import EmbedSurface, RerankSurface
 from inferd.store.runtime import Lock, ensure_private_dir
 from inferd.wire import admin
 
@@ -148,7 +150,7 @@ class Daemon:
         for backend in backends:
             self._board.publish_capabilities(_capabilities_frame(backend))
         await self._until_ready(backends)
-        surfaces = self._surfaces()
+        surfaces = self._surfaces(backends)
         bound = [self._bind(held, surface) for surface in surfaces]
         router = Router(backends)
         hangups = HangupWatch(self._loop)
@@ -176,7 +178,8 @@ class Daemon:
     def _lock(self, held: contextlib.AsyncExitStack) -> None:
         settings = self._settings
         runtime = paths.runtime_dir()
-        ours = (settings.lock, settings.admin_addr, settings.uds, settings.v2_addr)
+        ours = [settings.lock, settings.admin_addr, settings.uds, settings.v2_addr]
+        ours += [settings.embed_addr, settings.rerank_addr]
         if any(path is not None and path.parent == runtime for path in ours):
             ensure_private_dir(runtime)
         held.callback(Lock.acquire(settings.lock).release)
@@ -222,10 +225,25 @@ class Daemon:
                 )
             await asyncio.sleep(READY_POLL_SECS)
 
-    def _surfaces(self) -> list[Surface[Any]]:
+    def _surfaces(self, backends: Sequence[Backend]) -> list[Surface[Any]]:
+        settings = self._settings
         surfaces: list[Surface[Any]] = [TextSurface()]
-        if self._settings.v2:
+        if settings.v2:
             surfaces.append(BlockSurface())
+        kinds = {entry.embed_pooling == "rank" for entry in settings.backends if entry.embed}
+        wanted: list[tuple[Surface[Any], bool, bool]] = [
+            (EmbedSurface(), settings.embed or False in kinds, any(b.capabilities().embed for b in backends)),
+            (
+                RerankSurface(),
+                settings.rerank or True in kinds,
+                any(b.capabilities().rerank for b in backends),
+            ),
+        ]
+        for surface, is_wanted, is_possible in wanted:
+            if is_wanted and is_possible:
+                surfaces.append(surface)
+            elif is_wanted:
+                _log.warn("surface not served, no backend is capable of it", surface=surface.name)
         return surfaces
 
     def _bind(self, held: contextlib.AsyncExitStack, surface: Surface[Any]) -> bind.Bound:
@@ -233,6 +251,8 @@ class Daemon:
         tcp, path = {
             "v1": (settings.tcp, settings.uds),
             "v2": (settings.v2_tcp, settings.v2_addr),
+            "embed": (settings.embed_tcp, settings.embed_addr),
+            "rerank": (settings.rerank_tcp, settings.rerank_addr),
         }[surface.name]
         if path is not None:
             bound = bind.bind_unix(path, 0o660, settings.group)

@@ -22,7 +22,8 @@ from inferd import cli, errors
 from inferd.cli import commands, options, output, progress, run, serve
 from inferd.client import Done
 from inferd.config.kinds import Boolean, Integer
-from inferd.config.settings import OPTIONS, Option
+from inferd.config.option import Option
+from inferd.config.settings import OPTIONS
 from tests.daemon_process import until
 
 DONE = Done(content="Hello", stop_reason="end", prompt_tokens=1, completion_tokens=2)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from inferd.config import docs, sources
+from inferd.config.entries import BackendEntry, ModelSpec
 from inferd.config.kinds import (
     Boolean,
     Choice,
@@ -23,7 +24,7 @@ from inferd.config.kinds import (
     Sha256,
     TcpAddress,
 )
-from inferd.config.settings import DEFAULT_MODEL, OPTIONS, BackendEntry, ModelSpec, Option
+from inferd.config.settings import DEFAULT_MODEL, OPTIONS, Option
 from inferd.errors import ConfigError, UsageError
 
 ENV = {"HOME": "/home/ada"}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from inferd.config import sources
-from inferd.config.settings import BackendEntry, ModelSpec
+from inferd.config.entries import BackendEntry, ModelSpec
 from inferd.errors import ConfigError
 
 ENV = {"HOME": "/home/ada"}

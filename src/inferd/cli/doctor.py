@@ -26,7 +26,8 @@ import click
 from inferd.cli.background import is_held
 from inferd.client import AdminClient, Client
 from inferd.config import sources
-from inferd.config.settings import BackendEntry, Settings
+from inferd.config.entries import BackendEntry
+from inferd.config.settings import Settings
 from inferd.errors import (
     ConnectionLost,
     DaemonUnreachable,

@@ -14,7 +14,7 @@ import click
 from inferd.cli.output import print_table
 from inferd.cli.progress import Progress
 from inferd.config import sources
-from inferd.config.settings import ModelSpec
+from inferd.config.entries import ModelSpec
 
 
 @click.command("pull")

@@ -9,7 +9,8 @@ import click
 from inferd.cli.options import KindType
 from inferd.config import sources
 from inferd.config.kinds import Boolean, FilePath
-from inferd.config.settings import OPTIONS, Option
+from inferd.config.option import Option
+from inferd.config.settings import OPTIONS
 
 
 def _flag(option: Option) -> click.Option:

@@ -14,7 +14,8 @@ from pathlib import Path
 import msgspec
 
 from inferd.config.file import BACKEND_KEYS, FILE_TYPE, MODEL_KEYS, TAKES_MODEL, Key
-from inferd.config.settings import OPTIONS, Option
+from inferd.config.option import Option
+from inferd.config.settings import OPTIONS
 
 _HEAD = """\
 # Configuration

@@ -17,8 +17,9 @@ from typing import Any, NoReturn, Union
 
 import msgspec
 
-from inferd.config.kinds import FilePath, HttpsUrl, Integer, Kind, Name, Sha256, Text
-from inferd.config.settings import OPTIONS, ModelSpec
+from inferd.config.entries import ModelSpec
+from inferd.config.kinds import Boolean, Choice, FilePath, HttpsUrl, Integer, Kind, Name, Sha256, Text
+from inferd.config.settings import OPTIONS
 from inferd.errors import ConfigError
 
 MAX_FILE_BYTES = 1024 * 1024
@@ -51,6 +52,15 @@ BACKEND_KEYS: dict[str, tuple[Key, ...]] = {
         Key("model_path", FilePath(), "A GGUF file; excludes `model`."),
         Key("n_ctx", _KINDS["n_ctx"], "Context of one request; the top-level `n_ctx` when absent."),
         Key("n_gpu_layers", _KINDS["n_gpu_layers"], "The top-level `n_gpu_layers` when absent."),
+        Key("mmproj", FilePath(), "The GGUF file of the projector that lets the model see or hear."),
+        Key("embed", Boolean(), "The model makes embeddings, or ranks documents, instead of text."),
+        Key(
+            "embed_pooling",
+            Choice(("mean", "cls", "last", "rank")),
+            "How the vectors of tokens become one, `rank` for a model that ranks; what the model file says"
+            " when absent.",
+        ),
+        Key("embed_n_ctx", Integer(1), "Tokens of the longest input to embed; 2048 when absent."),
     ),
     "mock": (Key("name", Name(), "The entry's own name, unlike every other entry's.", required=True),),
 }

@@ -14,12 +14,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-Surface = Literal["v1", "v2", "embed", "admin"]
+Surface = Literal["v1", "v2", "embed", "rerank", "admin"]
 
 _LEAVES: dict[Surface, str] = {
     "v1": "infer.sock",
     "v2": "infer.v2.sock",
     "embed": "infer.embed.sock",
+    "rerank": "infer.rerank.sock",
     "admin": "admin.sock",
 }
 
@@ -55,6 +56,16 @@ def inference_socket_path(env: Env = None) -> Path:
 def v2_socket_path(env: Env = None) -> Path:
     """The default v2 socket."""
     return socket_path("v2", env)
+
+
+def embed_socket_path(env: Env = None) -> Path:
+    """The default embed socket."""
+    return socket_path("embed", env)
+
+
+def rerank_socket_path(env: Env = None) -> Path:
+    """The default rerank socket."""
+    return socket_path("rerank", env)
 
 
 def admin_socket_path(env: Env = None) -> Path:

@@ -10,20 +10,16 @@ file, and docs/config.md are made from it, and nothing else knows a default or a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import msgspec
 
 from inferd.config import paths
+from inferd.config.entries import BackendEntry
 from inferd.config.kinds import (
     Boolean,
     Choice,
     FilePath,
     Integer,
-    Kind,
     Name,
     Seconds,
     Secret,
@@ -31,84 +27,10 @@ from inferd.config.kinds import (
     Sha256,
     TcpAddress,
 )
+from inferd.config.option import Option, option
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 """The catalogue name of the model that is served when none is named."""
-
-PathRule = Callable[[Mapping[str, str] | None], Path]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Option:
-    """One row of the table; ``flag``, ``env`` or ``key`` is ``None`` where the option has none."""
-
-    name: str
-    kind: Kind
-    default: object
-    doc: str
-    group: str
-    flag: str | None
-    env: str | None
-    key: str | None
-    default_doc: str
-
-    @property
-    def secret(self) -> bool:
-        return isinstance(self.kind, SecretText)
-
-    def default_for(self, env: Mapping[str, str]) -> object:
-        """The default, which for a path depends on the environment."""
-        return self.default(env) if callable(self.default) else self.default
-
-
-def _option(
-    group: str,
-    kind: Kind,
-    default: object,
-    doc: str,
-    *,
-    flag: bool = True,
-    env: str | None = "",
-    key: str | None = None,
-    default_doc: str = "",
-) -> Any:
-    """A field of Settings; the flag and the variable follow the field's name unless said otherwise."""
-    metadata = {
-        "kind": kind,
-        "default": default,
-        "doc": doc,
-        "group": group,
-        "flag": flag,
-        "env": env,
-        "key": key,
-        "default_doc": default_doc,
-    }
-    if callable(default):
-        return dataclasses.field(default_factory=default, metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """A model by name; without ``sha256`` the name is looked up in the store and the catalogue."""
-
-    name: str
-    sha256: str | None = None
-    source_url: str = ""
-    size_bytes: int | None = None
-    license: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BackendEntry:
-    """A backend to build; ``llamacpp`` has exactly one of ``model`` and ``model_path``, ``mock`` neither."""
-
-    kind: str
-    name: str
-    model: ModelSpec | None = None
-    model_path: Path | None = None
-    model_sha256: str | None = None
-    n_ctx: int = 8192
-    n_gpu_layers: int = -1
 
 
 _MODEL, _ENGINE, _SOCKETS, _LIMITS, _STORE, _LOG = "Model", "Engine", "Sockets", "Limits", "Store", "Log"
@@ -124,80 +46,80 @@ class Settings:
 
     backends: tuple[BackendEntry, ...] = ()
 
-    backend: str = _option(
+    backend: str = option(
         _MODEL,
         Choice(("llamacpp", "mock")),
         "llamacpp",
         "The kind of backend to serve; of a config file, only the entries of that kind are served then.",
     )
-    model: str = _option(
+    model: str = option(
         _MODEL,
         Name(),
         DEFAULT_MODEL,
         "The model to serve, by its name in the catalogue or the store.",
     )
-    model_path: Path | None = _option(
+    model_path: Path | None = option(
         _MODEL,
         FilePath(),
         None,
         "A GGUF file to serve instead of a named model.",
     )
-    model_sha256: str | None = _option(
+    model_sha256: str | None = option(
         _MODEL,
         Sha256(),
         None,
         "The SHA-256 that the model file must have; it is checked before the file is loaded.",
     )
-    n_ctx: int = _option(
+    n_ctx: int = option(
         _MODEL,
         Integer(1),
         8192,
         "Tokens of context that one request may use, prompt and answer together.",
         key="n_ctx",
     )
-    n_gpu_layers: int = _option(
+    n_gpu_layers: int = option(
         _MODEL,
         Integer(-1),
         -1,
         "Layers of the model to keep on a GPU; -1 takes all that fit, 0 stays on the CPU.",
         key="n_gpu_layers",
     )
-    require_gpu: bool = _option(
+    require_gpu: bool = option(
         _MODEL,
         Boolean(),
         False,
         "Refuse to start when the model would run on the CPU.",
     )
 
-    threads: int = _option(
+    threads: int = option(
         _ENGINE,
         Integer(0, 512),
         0,
         "Threads of the token loop; 0 chooses the number from the machine and how busy it is.",
         key="engine.threads",
     )
-    n_batch: int = _option(
+    n_batch: int = option(
         _ENGINE,
         Integer(1, 65536),
         512,
         "Most tokens that one step of the token loop computes.",
         key="engine.n_batch",
     )
-    flash_attention: str = _option(
+    flash_attention: str = option(
         _ENGINE,
         Choice(("auto", "on", "off")),
         "auto",
         "Flash attention; auto is off on a CPU, where it slows decoding, and left to llama.cpp on a GPU.",
         key="engine.flash_attention",
     )
-    kv_cache_type: str = _option(
+    kv_cache_type: str = option(
         _ENGINE,
         Choice(("f16", "q8_0")),
         "f16",
         "The number format of the KV cache; q8_0 takes half the memory of f16.",
         key="engine.kv_cache_type",
     )
-    kv_unified: bool = _option(
+    kv_unified: bool = option(
         _ENGINE,
         Boolean(),
         False,
@@ -205,54 +127,96 @@ class Settings:
         key="engine.kv_unified",
     )
 
-    lock: Path = _option(
+    lock: Path = option(
         _SOCKETS,
         FilePath(),
         paths.lock_path,
         "The lock file that keeps a second daemon from starting.",
         default_doc="`inferd.lock` in the runtime directory",
     )
-    tcp: str | None = _option(
+    tcp: str | None = option(
         _SOCKETS,
         TcpAddress(),
         None,
         "Serve on this TCP address instead of the Unix socket; off loopback an API key is needed.",
         key="listen.tcp",
     )
-    uds: Path | None = _option(
+    uds: Path | None = option(
         _SOCKETS,
         FilePath(),
         paths.inference_socket_path,
         "The Unix socket to serve on.",
         default_doc="`infer.sock` in the runtime directory",
     )
-    v2: bool = _option(
+    v2: bool = option(
         _SOCKETS,
         Boolean(),
         True,
         "Serve typed blocks (v2) on a socket of their own.",
     )
-    v2_tcp: str | None = _option(
+    v2_tcp: str | None = option(
         _SOCKETS,
         TcpAddress(),
         None,
         "Serve v2 on this TCP address instead of its Unix socket; off loopback an API key is needed.",
         key="listen.tcp_v2",
     )
-    v2_addr: Path | None = _option(
+    v2_addr: Path | None = option(
         _SOCKETS,
         FilePath(),
         paths.v2_socket_path,
         "The Unix socket to serve v2 on.",
         default_doc="`infer.v2.sock` in the runtime directory",
     )
-    group: str | None = _option(
+    embed: bool = option(
+        _SOCKETS,
+        Boolean(),
+        False,
+        "Serve embeddings on a socket of their own, if a model makes them. A backend with `embed`"
+        " in the config file asks for that, too; a model without that key is asked what it is made for.",
+    )
+    embed_tcp: str | None = option(
+        _SOCKETS,
+        TcpAddress(),
+        None,
+        "Serve embed on this TCP address instead of its Unix socket; off loopback an API key is needed.",
+        key="listen.tcp_embed",
+    )
+    embed_addr: Path | None = option(
+        _SOCKETS,
+        FilePath(),
+        paths.embed_socket_path,
+        "The Unix socket to serve embed on.",
+        default_doc="`infer.embed.sock` in the runtime directory",
+    )
+    rerank: bool = option(
+        _SOCKETS,
+        Boolean(),
+        False,
+        "Serve rankings of documents on a socket of their own, if a model makes them. A backend with `embed`"
+        " in the config file asks for that, too; a model without that key is asked what it is made for.",
+    )
+    rerank_tcp: str | None = option(
+        _SOCKETS,
+        TcpAddress(),
+        None,
+        "Serve rerank on this TCP address instead of its Unix socket; off loopback an API key is needed.",
+        key="listen.tcp_rerank",
+    )
+    rerank_addr: Path | None = option(
+        _SOCKETS,
+        FilePath(),
+        paths.rerank_socket_path,
+        "The Unix socket to serve rerank on.",
+        default_doc="`infer.rerank.sock` in the runtime directory",
+    )
+    group: str | None = option(
         _SOCKETS,
         Name("GROUP"),
         None,
         "The group whose members may connect to the Unix sockets of requests.",
     )
-    admin_addr: Path = _option(
+    admin_addr: Path = option(
         _SOCKETS,
         FilePath(),
         paths.admin_socket_path,
@@ -260,20 +224,20 @@ class Settings:
         key="admin_addr",
         default_doc="`admin.sock` in the runtime directory",
     )
-    api_key: Secret | None = _option(
+    api_key: Secret | None = option(
         _SOCKETS,
         SecretText(),
         None,
         "The key that a TCP client must send; a flag is seen by every user of the machine, so prefer the"
         " variable or --api-key-file.",
     )
-    api_key_file: Path | None = _option(
+    api_key_file: Path | None = option(
         _SOCKETS,
         FilePath(),
         None,
         "A file whose first line is the API key.",
     )
-    api_key_env: str | None = _option(
+    api_key_env: str | None = option(
         _SOCKETS,
         Name("VARIABLE"),
         None,
@@ -283,60 +247,60 @@ class Settings:
         key="listen.api_key_env",
     )
 
-    active_permits: int = _option(
+    active_permits: int = option(
         _LIMITS,
         Integer(0, 256),
         4,
         "Requests that run at the same time; 0 counts as 1.",
         key="engine.active_permits",
     )
-    queue_depth: int = _option(
+    queue_depth: int = option(
         _LIMITS,
         Integer(0, 1_000_000),
         10,
         "Requests that may wait for their turn; the next one is refused.",
         key="engine.queue_depth",
     )
-    ready_timeout_secs: float = _option(
+    ready_timeout_secs: float = option(
         _LIMITS,
         Seconds(positive=True),
         30.0,
         "How long a built backend may take to become ready.",
     )
-    drain_timeout_secs: float = _option(
+    drain_timeout_secs: float = option(
         _LIMITS,
         Seconds(),
         10.0,
         "How long requests may go on after a stop was asked for.",
     )
-    write_timeout_secs: float = _option(
+    write_timeout_secs: float = option(
         _LIMITS,
         Seconds(),
         60.0,
         "How long a client may leave its answer unread before it is dropped; 0 waits for ever.",
         key="limits.write_timeout_secs",
     )
-    idle_exit_secs: float = _option(
+    idle_exit_secs: float = option(
         _LIMITS,
         Seconds(),
         0.0,
         "Stop when nobody has been connected for this long; 0 never stops.",
     )
-    max_frame_bytes: int = _option(
+    max_frame_bytes: int = option(
         _LIMITS,
         Integer(1024, 64 * 1024 * 1024),
         65536,
         "The longest request line in bytes.",
         key="limits.max_frame_bytes",
     )
-    max_attachment_bytes: int = _option(
+    max_attachment_bytes: int = option(
         _LIMITS,
         Integer(1024, 128 * 1024 * 1024),
         64 * 1024 * 1024,
         "The largest attachment behind a request line in bytes.",
         key="limits.max_attachment_bytes",
     )
-    max_connections: int = _option(
+    max_connections: int = option(
         _LIMITS,
         Integer(1, 1_000_000),
         1024,
@@ -344,14 +308,14 @@ class Settings:
         key="limits.max_connections",
     )
 
-    auto_pull: bool = _option(
+    auto_pull: bool = option(
         _STORE,
         Boolean(),
         True,
         "Fetch a model that is not in the store.",
         key="auto_pull",
     )
-    models_home: Path = _option(
+    models_home: Path = option(
         _STORE,
         FilePath(),
         paths.models_home,
@@ -361,21 +325,21 @@ class Settings:
         default_doc="`$XDG_DATA_HOME/models`, else `~/.local/share/models`"
         " (macOS: `~/Library/Application Support/models`)",
     )
-    verify: str = _option(
+    verify: str = option(
         _STORE,
         Choice(("auto", "always")),
         "auto",
         "When to hash a stored model again; auto does so only when the file may have changed.",
     )
 
-    log_level: str = _option(
+    log_level: str = option(
         _LOG,
         Choice(("off", "error", "warn", "info", "debug", "trace"), {"0": "off"}),
         "info",
         "The least severe level that is logged.",
         env="INFERD_LOG",
     )
-    log_dir: Path = _option(
+    log_dir: Path = option(
         _LOG,
         FilePath(),
         paths.log_dir,
@@ -398,7 +362,12 @@ def _table() -> tuple[Option, ...]:
 
 OPTIONS: tuple[Option, ...] = _table()
 
-TRANSPORTS = (("tcp", "uds"), ("v2_tcp", "v2_addr"))
+TRANSPORTS = (
+    ("tcp", "uds"),
+    ("v2_tcp", "v2_addr"),
+    ("embed_tcp", "embed_addr"),
+    ("rerank_tcp", "rerank_addr"),
+)
 """The TCP address and the Unix socket of each surface; the first, when there is one, replaces the second."""
 
 EXCLUSIVE: tuple[tuple[str, ...], ...] = (

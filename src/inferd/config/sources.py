@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from inferd.config import paths
+from inferd.config.entries import BackendEntry, ModelSpec
 from inferd.config.file import ConfigFile, read_file
 from inferd.config.kinds import FilePath, Kind, Secret, SecretText
-from inferd.config.settings import EXCLUSIVE, OPTIONS, TRANSPORTS, BackendEntry, ModelSpec, Settings
+from inferd.config.settings import EXCLUSIVE, OPTIONS, TRANSPORTS, Settings
 from inferd.errors import ConfigError, UsageError
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 
-from inferd.config.settings import BackendEntry, Settings
+from inferd.config.entries import BackendEntry
+from inferd.config.settings import Settings
 from inferd.engine.backend import Backend
 from inferd.engine.mock import Mock
 from inferd.errors import ConfigError
@@ -24,15 +25,19 @@ def build_backend(
         progress("checking_local", {"path": "(mock)"})
         return Mock(entry.name)
     # Only a daemon with a model of its own pays for loading the engine.
+    from inferd.engine.embedding import EmbeddingModel
     from inferd.engine.llamacpp import LlamaCpp, LlamaCppConfig
 
     with _open_model(settings, entry, progress, cancelled) as model:
+        embeds = entry.embed
+        if embeds is None:
+            embeds = (settings.embed or settings.rerank) and _pools(model)
         config = LlamaCppConfig(
             name=entry.name,
             model=model.name,
             path=model.path,
             fd=model.fd,
-            n_ctx=entry.n_ctx,
+            n_ctx=entry.embed_n_ctx if embeds else entry.n_ctx,
             n_parallel=max(1, settings.active_permits),
             n_gpu_layers=entry.n_gpu_layers,
             require_gpu=settings.require_gpu,
@@ -41,8 +46,22 @@ def build_backend(
             flash_attention=settings.flash_attention,
             kv_cache_type=settings.kv_cache_type,
             kv_unified=settings.kv_unified,
+            projector=entry.mmproj,
         )
+        if embeds:
+            return EmbeddingModel.load(
+                config, pooling=entry.embed_pooling, progress=progress, cancelled=cancelled
+            )
         return LlamaCpp.load(config, progress=progress, cancelled=cancelled)
+
+
+def _pools(model: fetch.OpenModel) -> bool:
+    """Whether the file says how to make one vector of many, as only models do that are made for it."""
+    from inferd.engine import _llama
+
+    loaded = _llama.Model(model.fd, path=str(model.path), n_gpu_layers=0, report=lambda _: True)
+    family = _llama.metadata(loaded, "general.architecture")
+    return _llama.metadata(loaded, f"{family}.pooling_type") not in ("", "0")
 
 
 def _open_model(

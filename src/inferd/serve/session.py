@@ -152,7 +152,9 @@ class Session(Generic[R]):
             return False
         self._turn = turn = Turn(request, self._conn, arrived)
         try:
-            await self._receive_raw(request)
+            raw_size = self._surface.raw_size(request, self._service.max_attachment_bytes)
+            if raw_size:
+                await self._receive_raw(request, raw_size)
             self._surface.validate(request)
             await self._serve(turn)
         except InferdError as error:
@@ -171,13 +173,11 @@ class Session(Generic[R]):
             self._turn = None
         return True
 
-    async def _receive_raw(self, request: R) -> None:
-        size = self._surface.raw_size(request, self._service.max_attachment_bytes)
-        if size:
-            raw = await self._conn.read_raw(size)
-            if raw is None:
-                raise DecodeError(f"the input ends within the {size} bytes of the attachments", request.id)
-            self._surface.assign(request, raw)
+    async def _receive_raw(self, request: R, size: int) -> None:
+        raw = await self._conn.read_raw(size)
+        if raw is None:
+            raise DecodeError(f"the input ends within the {size} bytes of the attachments", request.id)
+        self._surface.assign(request, raw)
 
     async def _serve(self, turn: Turn[R]) -> None:
         request, service = turn.request, self._service

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inferd import log
-from inferd.config.settings import ModelSpec
+from inferd.config.entries import ModelSpec
 from inferd.errors import BootCancelled, FetchError, HashMismatch, ModelError, StoreError
 from inferd.store import sources
 from inferd.store.catalogue import CATALOGUE, CatalogueModel, lookup
