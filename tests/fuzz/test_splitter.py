@@ -1,4 +1,4 @@
-"""The two line splitters in lockstep, against each other and against ``bytes.split``."""
+"""The two line splitters in lockstep, against each other and against the bytes that went in."""
 
 from __future__ import annotations
 
@@ -16,44 +16,78 @@ READ_CHUNK = 4096
 Step = tuple[str, bytes]
 
 
-def check(cap: int, steps: Iterable[Step]) -> None:
-    """Runs ``steps`` on both: feed or read bytes, take a line and keep or drop it, in any order."""
-    compiled, pure = _fastpath.LineSplitter(cap), _purepath.LineSplitter(cap)
-    accepted = bytearray()
-    kept: list[tuple[memoryview, bytes]] = []
-    lines: list[bytes | None] = []
+class Pair:
+    """Both splitters, and the bytes that they must be holding."""
 
-    def take(name: str, keep: bool) -> bool:
-        line, same = outcome(compiled, name), outcome(pure, name)
-        assert (line is None) == (same is None)
-        if line is None or same is None:
-            return False
+    def __init__(self, cap: int) -> None:
+        self.compiled, self.pure = _fastpath.LineSplitter(cap), _purepath.LineSplitter(cap)
+        self.cap = cap
+        self.held = bytearray()
+        self.kept: list[tuple[memoryview, bytes]] = []
+
+    def put(self, kind: str, data: bytes) -> None:
+        deliver = fed if kind == "feed" else read_in_place
+        taken = deliver(self.compiled, data)
+        assert deliver(self.pure, data) == taken
+        if taken and not self.oversized():
+            self.held += data
+
+    def take(self, name: str, keep: bool) -> bool:
+        """Takes a line of both; whether there was one."""
+        line, same = outcome(self.compiled, name), outcome(self.pure, name)
+        end = self.held.find(b"\n")
         if isinstance(line, FrameTooLarge) or isinstance(same, FrameTooLarge):
             assert isinstance(line, FrameTooLarge)
             assert isinstance(same, FrameTooLarge)
+            self.held.clear()
             return False
         assert line == same
-        lines.append(bytes(same))
+        if line is None:
+            assert end < 0
+            assert len(self.held) <= self.cap
+            return False
+        if end < 0:
+            assert name == "take_tail"
+            end = len(self.held)
+        assert end <= self.cap
+        text = bytes(self.held[:end]).removesuffix(b"\r")
+        assert line == text
+        del self.held[: end + 1]
         if keep:
-            kept.append((line, bytes(same)))
+            self.kept.append((line, text))
         return True
 
+    def take_raw(self, size: int) -> None:
+        targets = [bytearray(size), bytearray(size)]
+        moved = self.compiled.take_into(memoryview(targets[0]))
+        assert self.pure.take_into(memoryview(targets[1])) == moved
+        assert targets[0] == targets[1] == self.held[:moved].ljust(size, b"\0")
+        assert moved == min(size, len(self.held))
+        del self.held[:moved]
+
+    def oversized(self) -> bool:
+        assert self.compiled.has_line == self.pure.has_line
+        assert self.compiled.oversized == self.pure.oversized
+        return self.pure.oversized
+
+
+def check(cap: int, steps: Iterable[Step]) -> None:
+    """Runs ``steps`` on both: feed or read bytes, take a line and keep or drop it, take raw bytes."""
+    pair = Pair(cap)
     for kind, data in steps:
         if kind == "take":
-            take("next_line", keep=bool(data))
+            pair.take("next_line", keep=bool(data))
+        elif kind == "raw":
+            pair.take_raw(len(data))
         else:
-            deliver = fed if kind == "feed" else read_in_place
-            taken = deliver(compiled, data)
-            assert deliver(pure, data) == taken
-            accepted += data if taken else b""
-        assert compiled.buffered == pure.buffered <= cap + READ_CHUNK
-        assert compiled.has_line == pure.has_line
-        assert compiled.oversized == pure.oversized
-
-    while take("take_tail", keep=True):
+            pair.put(kind, data)
+            if pair.oversized():
+                pair.held.clear()
+        assert pair.compiled.buffered == pair.pure.buffered <= cap + READ_CHUNK
+        assert pair.pure.buffered == len(pair.held) or pair.oversized()
+    while pair.take("take_tail", keep=True):
         pass
-    assert lines + [None] * compiled.oversized == expected(bytes(accepted), cap)
-    for line, text in kept:
+    for line, text in pair.kept:
         assert line == text
 
 
@@ -90,16 +124,6 @@ def read_in_place(splitter: Any, data: bytes) -> bool:
     return True
 
 
-def expected(stream: bytes, cap: int) -> list[bytes | None]:
-    *whole, tail = stream.split(b"\n")
-    lines: list[bytes | None] = []
-    for line in [*whole, tail] if tail else whole:
-        if len(line) > cap:
-            return [*lines, None]
-        lines.append(line.removesuffix(b"\r"))
-    return lines
-
-
 PIECES = st.one_of(
     st.binary(max_size=40),
     st.lists(st.sampled_from([b"\n", b"\r\n", b"\r", b"a", b"\0"]), max_size=20).map(b"".join),
@@ -108,6 +132,7 @@ PIECES = st.one_of(
 STEPS = st.one_of(
     st.tuples(st.sampled_from(["feed", "read"]), PIECES),
     st.tuples(st.just("take"), st.sampled_from([b"", b"keep"])),
+    st.tuples(st.just("raw"), st.integers(0, 300).map(bytes)),
 )
 
 

@@ -205,7 +205,7 @@ def _with_known_kinds(raw: bytes) -> bytes | None:
         blocks = lists.pop()
         replaced |= _replace(blocks, "type", _BLOCK_TYPES)
         if isinstance(blocks, list):
-            lists += [b.get("content") for b in blocks if isinstance(b, dict) and b["type"] == "tool_result"]
+            lists += [b.get("content") for b in blocks if isinstance(b, dict) and b.get("type") == "tool_result"]
     return orjson.dumps(line) if replaced else None
 
 
