@@ -1,7 +1,8 @@
 """llama-server as the xllamacpp wheel carries it, in a process of its own; run by the peers' Python.
 
 Arguments: one JSON object with ``model``, ``port``, ``threads``, ``n_ctx`` (of one slot), ``slots``,
-``flash_attention`` (``auto``, ``on`` or ``off``). Prints one line once it listens, and ends on SIGTERM.
+``flash_attention`` (``auto``, ``on`` or ``off``), and ``embedding`` to serve embeddings instead of text.
+Prints one line once it listens, and ends on SIGTERM.
 """
 
 import json
@@ -25,6 +26,9 @@ params.flash_attn_type = {
     "on": flash.LLAMA_FLASH_ATTN_TYPE_ENABLED,
     "off": flash.LLAMA_FLASH_ATTN_TYPE_DISABLED,
 }[settings["flash_attention"]]
+if settings.get("embedding"):
+    params.embedding = True
+    params.n_batch = params.n_ubatch = settings["n_ctx"]  # an input has to fit into one batch
 params.ui = False
 params.verbosity = 0
 
