@@ -195,18 +195,16 @@ def _with_known_kinds(raw: bytes) -> bytes | None:
     if not isinstance(line, dict):
         return None
     replaced = _replace(line.get("attachments"), "kind", attachments.KINDS)
-    messages = line.get("messages")
-    lists = (
-        [message.get("content") for message in messages if isinstance(message, dict)]
-        if isinstance(messages, list)
-        else []
-    )
+    lists = [message.get("content") for message in _objects(line.get("messages"))]
     while lists:
         blocks = lists.pop()
         replaced |= _replace(blocks, "type", _BLOCK_TYPES)
-        if isinstance(blocks, list):
-            lists += [b.get("content") for b in blocks if isinstance(b, dict) and b.get("type") == "tool_result"]
+        lists += [block.get("content") for block in _objects(blocks) if block.get("type") == "tool_result"]
     return orjson.dumps(line) if replaced else None
+
+
+def _objects(items: Any) -> list[dict[str, Any]]:
+    return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
 
 
 def _replace(items: Any, tag: str, known: frozenset[str]) -> bool:
