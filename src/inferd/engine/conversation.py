@@ -82,7 +82,7 @@ def prepare(family: Family, request: GenerateRequest) -> Prepared:
     if tools and not templates.tools:
         return _prepare_generic(family, request, tools, required)
     thinks = request.typed and request.thinking is not False and templates.thinking
-    more: dict[str, object] = {"thinking": thinks}
+    more: dict[str, object] = {"thinking": thinks, "text_only": not tools and not thinks}
     grammar = request.grammar.encode()
     if tools:
         more["tools"] = [_tool(tool) for tool in tools]
@@ -105,7 +105,7 @@ def _prepare_generic(
     if messages[0].role == "system":
         system = replace(system, content=f"{_text(messages.pop(0))}\n\n{system.content}")
     return Prepared(
-        family.render((system, *messages), thinking=False),
+        family.render((system, *messages), thinking=False, text_only=True),
         generic_tools.grammar(tools),
         () if required else (generic_tools.TRIGGER,),
         generic_tools.Reader(required),

@@ -176,6 +176,7 @@ bool Prompts::render(const std::string &request, const MediaInput &media, Render
         inputs.enable_thinking = thinking;
         inputs.reasoning_format = COMMON_REASONING_FORMAT_AUTO;
         inputs.parallel_tool_calls = true;
+        inputs.force_pure_content = plain.value("text_only", false);
 
         const common_chat_params params = common_chat_templates_apply(templates_.get(), inputs);
         Tokenizer(vocab_, media, out).take(params.prompt, mark);

@@ -48,8 +48,9 @@ class Prompts {
 
     // Renders `request`, a JSON object, up to the point where the assistant speaks. Its keys: `messages` and
     // `tools` as in OpenAI's chat completions, `tool_choice` ("auto", "none", "required"), `json_schema`, and
-    // `thinking`: false asks the template to let the model answer at once. A content part of type
-    // `media_marker` with the projector's marker as its text stands for the next item of `media`.
+    // `thinking`: false asks the template to let the model answer at once, and `text_only`: true says that the
+    // answer will not be parsed, which saves finding out how, several times the cost of the rest. A content part
+    // of type `media_marker` with the projector's marker as its text stands for the next item of `media`.
     bool render(const std::string &request, const MediaInput &media, Rendered &out,
                 std::string &error) const noexcept;
 
