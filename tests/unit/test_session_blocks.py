@@ -1,0 +1,319 @@
+"""v2 through a session: attachments behind the line, what backends can do, and frames of every kind."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inferd.engine.backend import (
+    Capabilities,
+    GenerateRequest,
+    Media,
+    Stream,
+    Thinking,
+    ToolCall,
+    ToolUse,
+)
+from inferd.engine.mock import Mock
+from inferd.serve.blocks import BlockSurface
+from tests.in_process import Client, Gate, serving, until
+
+pytestmark = pytest.mark.both_loops
+
+V2 = BlockSurface()
+TOKEN = {"type": "frame", "id": "q", "block": {"type": "text", "delta": "mock-response"}}
+DONE = {
+    "type": "done", "id": "q", "usage": {"input_tokens": 0, "output_tokens": 1}, "stop_reason": "end_turn",
+    "backend": "mock", "model": "mock",
+}  # fmt: skip
+
+
+class Listening(Mock):
+    """Keeps what it was asked, and a copy of its media."""
+
+    def __init__(self, **knobs: Any) -> None:
+        super().__init__(**knobs)
+        self.heard: list[object] = []
+
+    async def generate(self, request: GenerateRequest) -> Stream:
+        for message in request.messages:
+            parts = (message.content,) if isinstance(message.content, str) else message.content
+            self.heard += [bytes(part.data) if isinstance(part, Media) else part for part in parts]
+        return await super().generate(request)
+
+
+@pytest.fixture
+def path(short_dir: Path) -> Path:
+    return short_dir / "s"
+
+
+def ask(*blocks: object, **fields: object) -> bytes:
+    content = list(blocks) or [{"type": "text", "text": "hi"}]
+    request = {"id": "q", "messages": [{"role": "user", "content": content}], **fields}
+    return json.dumps(request).encode() + b"\n"
+
+
+def show(*sizes: int, **fields: object) -> bytes:
+    """A request with images of so many bytes behind its line."""
+    blocks = [{"type": "image", "attachment_id": str(n)} for n in range(len(sizes))]
+    files = [
+        {"kind": "image", "mime": "image/png", "id": str(n), "size": size} for n, size in enumerate(sizes)
+    ]
+    return ask(*blocks, attachments=files, **fields)
+
+
+async def expect(client: Client, *frames: dict[str, Any]) -> None:
+    for frame in frames:
+        assert await client.frame() == frame
+
+
+def refusal(code: str, message: str) -> dict[str, str]:
+    return {"type": "error", "id": "q", "code": code, "message": message}
+
+
+async def test_text_in_text_out(path: Path) -> None:
+    async with serving(path, surface=V2) as server:
+        client = await server.connect()
+        await client.send(ask(), ask(stream=False))
+        await expect(client, TOKEN, DONE, TOKEN, DONE)
+
+
+async def test_frames_of_every_kind(path: Path) -> None:
+    call = ToolUse(ToolCall("c1", "f", '{"k":1}'))
+    async with serving(path, Mock(tape=[Thinking("hm"), "so", call]), surface=V2) as server:
+        client = await server.connect()
+        await client.send(ask())
+        await expect(
+            client,
+            {"type": "frame", "id": "q", "block": {"type": "thinking", "delta": "hm"}},
+            {"type": "frame", "id": "q", "block": {"type": "text", "delta": "so"}},
+            {
+                "type": "frame",
+                "id": "q",
+                "block": {"type": "tool_use", "tool_call_id": "c1", "name": "f", "input": {"k": 1}},
+            },
+            {**DONE, "usage": {"input_tokens": 0, "output_tokens": 3}, "stop_reason": "tool_use"},
+        )
+
+
+# Attachments.
+
+NOTE = {"kind": "text", "id": "t", "size": 9}
+
+
+async def test_bytes_behind_the_line_arrive_as_they_are(path: Path) -> None:
+    backend = Listening()
+    noise = random.Random(1).randbytes
+    files = [noise(10), b"\n" * 300, noise(200_000), b'{"id":"x"}\n']
+    async with serving(path, backend, surface=V2) as server:
+        client = await server.connect()
+        for _ in range(2):
+            await client.send(show(*map(len, files)) + b"".join(files) + ask())
+            await expect(client, TOKEN, DONE, TOKEN, DONE)
+    assert backend.heard == [*files, "hi"] * 2
+
+
+async def test_inline_and_raw_attachments_mix(path: Path) -> None:
+    backend = Listening()
+    files = [
+        {"kind": "text", "id": "0", "size": 3},
+        {"kind": "text", "id": "1", "bytes": "aW5saW5l"},
+        {"kind": "text", "id": "2", "size": 0},
+        {"kind": "text", "id": "3", "size": 2},
+    ]
+    blocks = [{"type": "text", "attachment_id": str(n)} for n in (3, 2, 1, 0)]
+    async with serving(path, backend, surface=V2) as server:
+        client = await server.connect()
+        await client.send(ask(*blocks, attachments=files) + b"a\nb" + "é".encode())
+        await expect(client, TOKEN, DONE)
+    assert backend.heard == ["é\n\ninline\na\nb"]
+
+
+async def test_a_request_with_bytes_cut_at_every_point(path: Path) -> None:
+    backend = Listening()
+    data = show(5, 1) + b"\n\0a\r\n" + b"\xff" + ask()
+    async with serving(path, backend, surface=V2) as server:
+        client = await server.connect()
+        for cut in range(1, len(data)):
+            await client.send(data[:cut])
+            await asyncio.sleep(0)
+            await client.send(data[cut:])
+            await expect(client, TOKEN, DONE, TOKEN, DONE)
+            assert backend.heard == [b"\n\0a\r\n", b"\xff", "hi"]
+            backend.heard.clear()
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (
+            ask(messages=[], attachments=[{"kind": "text", "id": "t", "size": 9}]),
+            "messages must not be empty",
+        ),
+        (ask(attachments=[{"kind": "odd", "size": 9}]), "attachments contain an unknown kind"),
+        (ask(attachments=[{"kind": "text", "id": "t", "size": 9}], temperature=-1), "temperature must be"),
+    ],
+)
+async def test_the_bytes_of_a_refused_request_are_no_request(path: Path, line: bytes, reason: str) -> None:
+    async with serving(path, surface=V2) as server:
+        client = await server.connect()
+        await client.send(line + b"\n{}\n{}\n[]" + ask())
+        assert (await client.frame())["message"].startswith(f"invalid request: {reason}")
+        await expect(client, TOKEN, DONE)
+
+
+async def test_video_bytes_are_skipped_too(path: Path) -> None:
+    async with serving(path, surface=V2) as server:
+        client = await server.connect()
+        await client.send(ask(attachments=[{"kind": "video", "id": "v", "size": 3}]) + b"\n\n\n" + ask())
+        assert (await client.frame())["code"] == "attachment_unsupported"
+        await expect(client, TOKEN, DONE)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ([1000, 1001], "attachments[1] exceeds 1000 byte cap"),
+        ([2**80], "attachments[0] exceeds 1000 byte cap"),
+    ],
+)
+async def test_a_size_over_the_cap_is_refused_before_its_bytes(
+    path: Path, sizes: list[int], message: str
+) -> None:
+    async with serving(path, surface=V2, max_attachment_bytes=1000) as server:
+        client = await server.connect()
+        await client.send(show(*sizes))
+        await expect(client, refusal("frame_too_large", message))
+        assert await client.rest() == b""
+
+
+async def test_the_caps_count_together(path: Path) -> None:
+    half = 64 * 1024 * 1024
+    async with serving(path, surface=V2) as server:
+        client = await server.connect()
+        await client.send(show(half, half, 1))
+        await expect(client, refusal("frame_too_large", "attachments exceed 134217728 byte cap"))
+        assert await client.rest() == b""
+
+
+@pytest.mark.parametrize("sent", [0, 1, 99])
+async def test_the_end_of_the_input_within_the_bytes(path: Path, sent: int) -> None:
+    async with serving(path, surface=V2) as server:
+        client = await server.connect()
+        await client.send(show(100) + b"\n" * sent)
+        client.finish_sending()
+        message = "decode: the input ends within the 100 bytes of the attachments"
+        await expect(client, refusal("invalid_request", message))
+        assert await client.rest() == b""
+
+
+async def test_a_client_that_leaves_within_the_bytes_leaves_nothing(path: Path) -> None:
+    async with serving(path, surface=V2) as server:
+        client = await server.connect()
+        await client.send(show(1000) + b"x")
+        await until(lambda: any(s._turn is not None for s in server.service.sessions))
+        client.close()
+        await until(lambda: not server.service.sessions)
+
+
+async def test_a_line_that_only_speaks_of_size_holds_nothing_up(path: Path) -> None:
+    gate = Gate()
+    async with serving(path, Mock(pace=gate), surface=V2) as server:
+        client = await server.connect()
+        await client.send(ask(size=1), ask(size=2))
+        client.finish_sending()
+        for _ in range(2):
+            await until(lambda: gate.waiting == 1)
+            gate.open(2)
+            await expect(client, TOKEN, DONE)
+        assert await client.rest() == b""
+
+
+async def test_a_request_whose_bytes_wait_behind_a_running_one(path: Path) -> None:
+    gate = Gate()
+    backend = Listening(pace=gate)
+    big = b"\0" * 300_000  # no newline in it, and far beyond the cap of a line
+    async with serving(path, backend, surface=V2) as server:
+        client = await server.connect()
+        sending = asyncio.ensure_future(client.send(ask(), show(len(big)) + big))
+        await until(lambda: gate.waiting == 1)
+        gate.open(2)
+        await expect(client, TOKEN, DONE)
+        await sending
+        await until(lambda: gate.waiting == 1)
+        gate.open(2)
+        await expect(client, TOKEN, DONE)
+    assert backend.heard == ["hi", big]
+
+
+# What backends can do.
+
+TOOL = {"name": "f", "description": "", "input_schema": {}}
+SOUND = [{"kind": "audio", "id": "a", "sample_rate": 16000, "bytes": "AACAPw=="}]
+HEAR = {"type": "audio", "attachment_id": "a"}
+
+
+@pytest.mark.parametrize(
+    ("able", "request_", "code", "message"),
+    [
+        (Capabilities(embed=True), ask(), "internal", 'backend "m" does not advertise v2 capability'),
+        (
+            Capabilities(v2=True),
+            ask(tools=[TOOL]),
+            "internal",
+            'backend "m" does not advertise tools capability',
+        ),
+        (
+            Capabilities(v2=True, audio=True),
+            show(1) + b"x",
+            "attachment_unsupported",
+            'backend "m" takes no image attachments',
+        ),
+        (
+            Capabilities(v2=True, vision=True),
+            ask(HEAR, attachments=SOUND),
+            "attachment_unsupported",
+            'backend "m" takes no audio attachments',
+        ),
+    ],
+)
+async def test_what_no_backend_can_do(
+    path: Path, able: Capabilities, request_: bytes, code: str, message: str
+) -> None:
+    async with serving(path, Mock("m", capabilities=able), surface=V2) as server:
+        client = await server.connect()
+        for _ in range(5):  # it never counts against the backend
+            await client.send(request_)
+            await expect(client, refusal(code, message))
+        if able.v2:
+            await client.send(ask())
+            await expect(client, TOKEN, DONE)
+
+
+async def test_the_first_capable_backend_serves(path: Path) -> None:
+    plain = Mock("plain", tape=["plain"], capabilities=Capabilities(v2=True))
+    seeing = Mock("seeing", tape=["seeing"], capabilities=Capabilities(v2=True, vision=True))
+    async with serving(
+        path, Mock("e", capabilities=Capabilities(embed=True)), plain, seeing, surface=V2
+    ) as server:
+        client = await server.connect()
+        for request, name in ((ask(), "plain"), (show(1) + b"x", "seeing")):
+            await client.send(request)
+            assert (await client.frame())["block"]["delta"] == name
+            await client.frame()
+
+
+async def test_an_interrupt_is_a_done(path: Path) -> None:
+    gate = Gate()
+    async with serving(path, Mock(pace=gate), surface=V2) as server:
+        client = await server.connect()
+        await client.send(ask(stream=False))
+        await until(lambda: gate.waiting == 1)
+        server.service.interrupt()
+        frame = await client.frame()
+        assert (frame["type"], frame["stop_reason"]) == ("done", "cancelled")
