@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -135,6 +137,8 @@ async def test_a_client_that_leaves_cancels(path: Path) -> None:
 
 async def test_an_error_after_the_client_has_left_is_dropped(path: Path) -> None:
     gate = Gate()
+    complaints: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
 
     class Stubborn(Mock):
         async def embed(self, request: EmbedRequest) -> Embeddings:
@@ -149,6 +153,8 @@ async def test_an_error_after_the_client_has_left_is_dropped(path: Path) -> None
         await until(lambda: gate.waiting == 1)
         client.close()
         await until(lambda: not server.service.sessions)
+    gc.collect()
+    assert complaints == []
 
 
 @pytest.mark.parametrize("surface", [EMBED, RERANK])
