@@ -28,6 +28,7 @@ from inferd import daemon
 from inferd.config import sources
 from inferd.config.entries import BackendEntry
 from inferd.config.settings import Settings
+from inferd.engine.backend import Thinking, ToolCall, ToolUse
 from inferd.engine.mock import Mock
 from inferd.errors import BootCancelled, InferdError, ModelError
 from inferd.serve.build import Progress
@@ -101,7 +102,8 @@ class Wire:
 
 class DaemonProcess:
     """``mock`` knobs: ``tape`` and ``repeat``, ``drop_after``, ``gate``, and ``hold``, which keeps the boot
-    at ``build`` or ``ready`` until :meth:`release`, or lets it ``fail`` then."""
+    at ``build`` or ``ready`` until :meth:`release`, or lets it ``fail`` then. A token of the tape may be an
+    object, ``{"thinking"}`` or ``{"id", "name", "arguments"}``."""
 
     def __init__(self, directory: Path, options: Mapping[str, object], mock: Mapping[str, object]) -> None:
         directory.mkdir()
@@ -158,8 +160,9 @@ class DaemonProcess:
         self._at_ready = self._resources()
         return self
 
-    def connect(self) -> Wire:
-        return Wire(self.uds)
+    def connect(self, surface: str = "v1") -> Wire:
+        name = "infer.sock" if surface == "v1" else f"infer.{surface}.sock"
+        return Wire(self.uds.with_name(name))
 
     @property
     def stderr(self) -> str:
@@ -276,10 +279,16 @@ class _GatedMock(Mock):
         self.is_ready = True
 
 
+def _token(token: str | dict[str, str]) -> str | Thinking | ToolUse:
+    if isinstance(token, str):
+        return token
+    return Thinking(token["thinking"]) if "thinking" in token else ToolUse(ToolCall(**token))
+
+
 def _serve(knobs: dict[str, Any]) -> int:
     gate, hold = knobs.pop("gate", False), knobs.pop("hold", "")
-    if "repeat" in knobs:
-        knobs["tape"] = knobs["tape"] * knobs.pop("repeat")
+    if "tape" in knobs:
+        knobs["tape"] = [_token(token) for token in knobs["tape"]] * knobs.pop("repeat", 1)
 
     def build(_: Settings, entry: BackendEntry, progress: Progress, cancelled: threading.Event) -> Mock:
         progress("checking_local", {"path": "(mock)"})

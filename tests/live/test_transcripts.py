@@ -1,8 +1,8 @@
 """The transcripts: each conversation sent whole, byte by byte, cut at every point, and with a tail.
 
-A transcript is NDJSON: what it is about and whether the connection is ``open`` or ``closed`` at its end, then
-what goes ``in`` (``in_hex`` for what is not text) and the lines that come ``out``. Of a message in the words
-of the JSON parser only the start is ours, and given as ``out_start``.
+A transcript is NDJSON: what it is about, whether the connection is ``open`` or ``closed`` at its end, and the
+surface if it is not v1; then what goes ``in`` (``in_hex`` for what is not text) and the lines that come
+``out``. Of a message in the words of the JSON parser only the start is ours, and given as ``out_start``.
 """
 
 from __future__ import annotations
@@ -19,15 +19,36 @@ import pytest
 from tests.daemon_process import DaemonProcess, Wire
 
 TRANSCRIPTS = Path(__file__).parents[1] / "transcripts"
-TAIL = b'{"id":"tail","messages":[{"role":"user","content":"hi"}],"stream":false}\n'
-TAIL_ANSWER = (
-    b'{"type":"done","id":"tail","content":"mock-response","usage":{"prompt_tokens":0,"completion_tokens":1},'
-    b'"stop_reason":"end","backend":"mock","model":"mock"}\n'
-)
+# A request of each surface, and its answer.
+TAILS = {
+    "v1": (
+        b'{"id":"tail","messages":[{"role":"user","content":"hi"}],"stream":false}\n',
+        b'{"type":"done","id":"tail","content":"mock-response","usage":{"prompt_tokens":0,'
+        b'"completion_tokens":1},"stop_reason":"end","backend":"mock","model":"mock"}\n',
+    ),
+    "v2": (
+        b'{"id":"tail","messages":[{"role":"user","content":[{"type":"text","text":"hi"}]}],"max_tokens":0}\n',
+        b'{"type":"done","id":"tail","usage":{"input_tokens":0,"output_tokens":0},"stop_reason":"max_tokens",'
+        b'"backend":"mock","model":"mock"}\n',
+    ),
+    "embed": (
+        b'{"id":"tail","input":["x"],"dimensions":1}\n',
+        b'{"type":"embeddings","id":"tail","embeddings":[[0.5]],"dimensions":1,"model":"mock",'
+        b'"usage":{"input_tokens":1},"backend":"mock"}\n',
+    ),
+    "rerank": (
+        b'{"id":"tail","query":"q","documents":["x"]}\n',
+        b'{"type":"rerank","id":"tail","results":[{"index":0,"score":0.5}],"model":"mock",'
+        b'"usage":{"input_tokens":2},"backend":"mock"}\n',
+    ),
+}
+
+Connect = Callable[[str], Wire]
 
 
 @dataclass(frozen=True)
 class Transcript:
+    surface: str
     sent: bytes
     answer: re.Pattern[bytes]
     stays_open: bool
@@ -43,7 +64,7 @@ class Transcript:
                 sent += text.encode() if kind == "in" else bytes.fromhex(text)
             else:
                 answer += re.escape(text.encode()) + {"out": b"", "out_start": rb"[^\n]*"}[kind] + rb"\n"
-        return cls(sent, re.compile(answer), head["end"] == "open")
+        return cls(head.get("surface", "v1"), sent, re.compile(answer), head["end"] == "open")
 
     def is_answered_by(self, received: bytes, more: bytes = b"") -> bool:
         return received.endswith(more) and self.answer.fullmatch(received.removesuffix(more)) is not None
@@ -58,9 +79,11 @@ def transcript(request: pytest.FixtureRequest) -> Transcript:
 
 
 @pytest.fixture(scope="module")
-def connect() -> Iterator[Callable[[], Wire]]:
+def connect() -> Iterator[Connect]:
     with tempfile.TemporaryDirectory(prefix="i", dir="/tmp") as directory:
-        process = DaemonProcess(Path(directory) / "0", {"log": "error"}, {}).wait_ready()
+        process = DaemonProcess(
+            Path(directory) / "0", {"log": "error", "embed": 1, "rerank": 1}, {}
+        ).wait_ready()
         yield process.connect
         assert process.end() == []
 
@@ -76,31 +99,33 @@ def play(wire: Wire, transcript: Transcript, pieces: list[bytes]) -> None:
         assert transcript.is_answered_by(received), received
 
 
-def test_there_are_transcripts_of_both_ends() -> None:
+def test_there_are_transcripts_of_both_ends_and_every_surface() -> None:
     assert {Transcript.read(name).stays_open for name in NAMES} == {True, False}
+    assert {Transcript.read(name).surface for name in NAMES} == set(TAILS)
 
 
-def test_whole_and_byte_by_byte(connect: Callable[[], Wire], transcript: Transcript) -> None:
-    play(connect(), transcript, [transcript.sent])
-    play(connect(), transcript, [bytes([byte]) for byte in transcript.sent])
+def test_whole_and_byte_by_byte(connect: Connect, transcript: Transcript) -> None:
+    play(connect(transcript.surface), transcript, [transcript.sent])
+    play(connect(transcript.surface), transcript, [bytes([byte]) for byte in transcript.sent])
 
 
-def test_cut_at_every_point(connect: Callable[[], Wire], transcript: Transcript) -> None:
+def test_cut_at_every_point(connect: Connect, transcript: Transcript) -> None:
     for cut in range(1, len(transcript.sent)):
-        play(connect(), transcript, [transcript.sent[:cut], transcript.sent[cut:]])
+        play(connect(transcript.surface), transcript, [transcript.sent[:cut], transcript.sent[cut:]])
 
 
-def test_without_its_last_newline(connect: Callable[[], Wire], transcript: Transcript) -> None:
-    play(connect(), transcript, [transcript.sent.removesuffix(b"\n")])
+def test_without_its_last_newline(connect: Connect, transcript: Transcript) -> None:
+    play(connect(transcript.surface), transcript, [transcript.sent.removesuffix(b"\n")])
 
 
-def test_with_a_tail(connect: Callable[[], Wire], transcript: Transcript) -> None:
+def test_with_a_tail(connect: Connect, transcript: Transcript) -> None:
     """What follows is served on an open connection and dropped on one that is being closed."""
-    tail = TAIL_ANSWER if transcript.stays_open else b""
-    for pieces in ([transcript.sent + TAIL], [transcript.sent, TAIL], [transcript.sent + TAIL[:7], TAIL[7:]]):
-        with connect() as wire:
+    tail, tail_answer = TAILS[transcript.surface]
+    more = tail_answer if transcript.stays_open else b""
+    for pieces in ([transcript.sent + tail], [transcript.sent, tail], [transcript.sent + tail[:7], tail[7:]]):
+        with connect(transcript.surface) as wire:
             for piece in pieces:
                 wire.send(piece)
             wire.finish_sending()
             received = wire.rest()
-            assert transcript.is_answered_by(received, tail), received
+            assert transcript.is_answered_by(received, more), received

@@ -8,14 +8,19 @@ from collections.abc import Iterator
 
 import pytest
 
+from inferd.engine.backend import Capabilities
 from inferd.engine.mock import Mock
 from inferd.errors import (
+    AttachmentUnsupported,
     BackendInternal,
+    EmbedUnsupported,
     InvalidRequest,
     NoBackend,
     NotReady,
     QueueFull,
+    RerankUnsupported,
     Unavailable,
+    Unsupported,
 )
 from inferd.serve.router import FAILURES, OPEN_SECS, WINDOW_SECS, Router
 
@@ -182,3 +187,69 @@ def test_requests_from_before_the_opening_say_nothing_new(clock: Clock) -> None:
     assert refused(router)
     clock.now += 1
     assert not refused(router)
+
+
+# What backends can do.
+
+
+def test_the_first_that_has_all_that_is_needed(clock: Clock) -> None:
+    chat = Mock("chat", capabilities=Capabilities(v2=True))
+    vectors = Mock("vectors", capabilities=Capabilities(embed=True))
+    eyes = Mock("eyes", capabilities=Capabilities(v2=True, vision=True, tools=True))
+    router = Router([vectors, chat, eyes], clock)
+
+    def server(*needs: str) -> str:
+        with router.dispatch(frozenset(needs)) as backend:
+            return backend.name
+
+    assert succeed(router) == "chat"
+    assert server("v2") == "chat"
+    assert server("v2", "vision") == "eyes"
+    assert server("v2", "vision", "tools") == "eyes"
+    assert server("embed") == "vectors"
+    chat.is_ready = False
+    assert succeed(router) == "eyes"
+
+
+@pytest.mark.parametrize(
+    ("needs", "kind", "message"),
+    [
+        ({"v2"}, Unsupported, 'backend "one" does not advertise v2 capability'),
+        ({"v2", "tools", "vision"}, Unsupported, 'backend "one" does not advertise v2 capability'),
+        ({"embed"}, EmbedUnsupported, 'backend "one" cannot embed'),
+        ({"rerank"}, RerankUnsupported, 'backend "one" cannot rerank'),
+        ({"text"}, NoBackend, "no backend available"),
+    ],
+)
+def test_what_the_first_fit_one_lacks(
+    clock: Clock, needs: set[str], kind: type[Exception], message: str
+) -> None:
+    first = Mock("zero", capabilities=Capabilities(), is_ready=False)
+    router = Router([first, *(Mock(name, capabilities=Capabilities()) for name in ("one", "two"))], clock)
+    with pytest.raises(kind, match=f"^{message}$"):
+        router.dispatch(frozenset(needs))
+
+
+@pytest.mark.parametrize(
+    ("able", "needs", "kind"),
+    [
+        (Capabilities(v2=True), {"v2", "tools"}, Unsupported),
+        (Capabilities(v2=True, tools=True), {"v2", "tools", "vision"}, AttachmentUnsupported),
+        (Capabilities(v2=True, vision=True), {"v2", "vision", "audio"}, AttachmentUnsupported),
+    ],
+)
+def test_each_capability_counts(
+    clock: Clock, able: Capabilities, needs: set[str], kind: type[Exception]
+) -> None:
+    router = Router([Mock(capabilities=able)], clock)
+    with pytest.raises(kind) as caught:
+        router.dispatch(frozenset(needs))
+    assert type(caught.value) is kind
+
+
+def test_a_capable_backend_whose_breaker_is_open_is_not_fit(clock: Clock) -> None:
+    chat = Mock("chat", capabilities=Capabilities(v2=True))
+    router = Router([chat, Mock("vectors", capabilities=Capabilities(embed=True))], clock)
+    fail(router, times=FAILURES)
+    with pytest.raises(Unsupported, match='backend "vectors" does not advertise v2 capability'):
+        router.dispatch(frozenset({"v2"}))
