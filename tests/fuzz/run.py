@@ -15,6 +15,8 @@ import atheris
 TARGETS = {
     "splitter": ("test_splitter", "test_any_order_of_calls"),
     "v1_request": ("test_v1_request", "test_damaged_requests"),
+    "v2_request": ("test_v2_request", "test_damaged_requests"),
+    "v2_near_valid": ("test_v2_request", "test_near_valid_requests"),
     "v1_bytes": ("test_v1_request", "test_arbitrary_bytes"),
 }
 
