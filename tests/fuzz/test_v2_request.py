@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import orjson
 from hypothesis import example, given
@@ -20,33 +21,51 @@ from inferd.errors import (
 from inferd.serve.blocks import BlockSurface
 from inferd.wire import attachments, v2, v2_rules
 
+A = TypeVar("A")
+R = TypeVar("R")
+
 CAP = 1000
+KINDS = {"text", "image", "audio", "thinking", "tool_use", "tool_result"}
 KEYS = sorted(v2.Request.__struct_fields__)
 
 
 def check(data: bytes) -> None:
     """One line, as the splitter would hand it on, all the way to the engine's request."""
     line = data.replace(b"\n", b" ")
-    try:
-        request = v2.parse(memoryview(line))
-    except DecodeError as error:
-        assert str(error).startswith("decode: ")
-        refused(error.request_id, error)
+    request = result_of(v2.parse, memoryview(line))
+    if isinstance(request, InferdError):
+        assert isinstance(request, DecodeError)
+        assert str(request).startswith("decode: ")
+        refused(request.request_id, request)
         return
     seen = json.loads(line.decode(), parse_int=str, parse_float=str)
     assert request.id == seen.get("id", "")
     assert len(request.messages) == len(seen["messages"])
-    try:
-        size = attachments.raw_size(request.attachments or (), CAP)
-        assert size <= CAP * len(request.attachments or ())
-        assert size == 0 or v2.may_carry_raw(line)
-        attachments.assign(request.attachments or (), memoryview(bytes(size)))
-        v2_rules.validate(request)
-    except (InvalidRequest, AttachmentTooLarge, AttachmentUnsupported) as error:
-        assert not isinstance(error, DecodeError)
-        refused(request.id, error)
+    size = result_of(raw_size, request)
+    if isinstance(size, InferdError):
+        assert isinstance(size, AttachmentTooLarge)
+        refused(request.id, size)
         return
-    accepted(request, seen)
+    assert size == 0 or v2.may_carry_raw(line)
+    attachments.assign(request.attachments or (), memoryview(bytes(size)))
+    problem = result_of(v2_rules.validate, request)
+    if problem is None:
+        accepted(request, seen)
+    else:
+        assert isinstance(problem, InvalidRequest | AttachmentUnsupported)
+        assert not isinstance(problem, DecodeError)
+        refused(request.id, problem)
+
+
+def raw_size(request: v2.Request) -> int:
+    return attachments.raw_size(request.attachments or (), CAP)
+
+
+def result_of(call: Callable[[A], R], argument: A) -> R | InferdError:
+    try:
+        return call(argument)
+    except InferdError as error:
+        return error
 
 
 def refused(request_id: str, error: InferdError) -> None:
