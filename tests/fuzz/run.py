@@ -15,8 +15,6 @@ import atheris
 TARGETS = {
     "splitter": ("test_splitter", "test_any_order_of_calls"),
     "v1_request": ("test_v1_request", "test_damaged_requests"),
-    "v2_request": ("test_v2_request", "test_damaged_requests"),
-    "v2_near_valid": ("test_v2_request", "test_near_valid_requests"),
     "v2_request": ("test_v2_request", "test_damaged_v2_requests"),
     "v2_bytes": ("test_v2_request", "test_arbitrary_v2_bytes"),
     "v2_framing": ("test_v2_framing", "test_however_a_stream_is_cut"),
