@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -61,6 +62,8 @@ class Watch:
             samples = copy.deepcopy(self._report.samples)
             began = time.monotonic()
             quiet, result = self._watched(turn)
+            # One mark for each turn, so that a long case is seen to be alive: `~` does not count.
+            print("." if quiet else "~", end="", file=sys.stderr, flush=True)
             if quiet or self._patience <= 0:
                 break
             self._report.samples = samples
