@@ -15,10 +15,10 @@ import atheris
 TARGETS = {
     "splitter": ("test_splitter", "test_any_order_of_calls"),
     "v1_request": ("test_v1_request", "test_damaged_requests"),
+    "v1_bytes": ("test_v1_request", "test_arbitrary_bytes"),
     "v2_request": ("test_v2_request", "test_damaged_v2_requests"),
     "v2_bytes": ("test_v2_request", "test_arbitrary_v2_bytes"),
     "v2_framing": ("test_v2_framing", "test_however_a_stream_is_cut"),
-    "v1_bytes": ("test_v1_request", "test_arbitrary_bytes"),
 }
 
 if len(sys.argv) < 2 or sys.argv[1] not in TARGETS:
