@@ -28,7 +28,7 @@ from inferd import daemon
 from inferd.config import sources
 from inferd.config.entries import BackendEntry
 from inferd.config.settings import Settings
-from inferd.engine.backend import Thinking, ToolCall, ToolUse
+from inferd.engine.backend import Capabilities, Thinking, ToolCall, ToolUse
 from inferd.engine.mock import Mock
 from inferd.errors import BootCancelled, InferdError, ModelError
 from inferd.serve.build import Progress
@@ -103,7 +103,7 @@ class Wire:
 class DaemonProcess:
     """``mock`` knobs: ``tape`` and ``repeat``, ``drop_after``, ``gate``, and ``hold``, which keeps the boot
     at ``build`` or ``ready`` until :meth:`release`, or lets it ``fail`` then. A token of the tape may be an
-    object, ``{"thinking"}`` or ``{"id", "name", "arguments"}``."""
+    object, ``{"thinking"}`` or ``{"id", "name", "arguments"}``; ``able`` are the capabilities."""
 
     def __init__(self, directory: Path, options: Mapping[str, object], mock: Mapping[str, object]) -> None:
         directory.mkdir()
@@ -287,6 +287,8 @@ def _token(token: str | dict[str, str]) -> str | Thinking | ToolUse:
 
 def _serve(knobs: dict[str, Any]) -> int:
     gate, hold = knobs.pop("gate", False), knobs.pop("hold", "")
+    if "able" in knobs:
+        knobs["capabilities"] = Capabilities(**knobs.pop("able"))
     if "tape" in knobs:
         knobs["tape"] = [_token(token) for token in knobs["tape"]] * knobs.pop("repeat", 1)
 
