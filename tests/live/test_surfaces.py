@@ -93,7 +93,7 @@ def test_each_surface_on_tcp_with_the_key(daemon: Start) -> None:
     process = daemon(**options, api_key="k").wait_ready()
     assert sockets(process) == {"admin.sock"}
     # The admin socket is the first of all, then come the surfaces in their order.
-    addresses = [event["address"] for event in process.events("listening")][1:]
+    addresses = [event["address"] for event in process.wait_event("listening", 5)][1:]
     for surface, address in zip(LAST, addresses, strict=True):
         port = int(address.rpartition(":")[2])
         with Wire(("127.0.0.1", port)) as wire:
@@ -124,7 +124,7 @@ def test_an_address_that_is_taken_fails_the_boot_and_leaves_nothing(daemon: Star
 def test_a_surface_that_no_backend_can_serve_is_a_warning(daemon: Start) -> None:
     process = daemon(mock={"able": {"v2": True}}, embed=1, rerank=1).wait_ready()
     assert sockets(process) == {"infer.sock", "infer.v2.sock", "admin.sock"}
-    warned = process.events("surface not served, no backend is capable of it")
+    warned = process.wait_event("surface not served, no backend is capable of it", 2)
     assert [(event["level"], event["surface"]) for event in warned] == [("warn", "embed"), ("warn", "rerank")]
 
 
@@ -205,6 +205,7 @@ def test_the_config_file_asks_for_surfaces(daemon: Start, short_dir: Path) -> No
     )
     process = daemon(config=config).wait_ready()
     assert sockets(process) == {"infer.sock", "admin.sock"}
-    (address,) = [e["address"] for e in process.events("listening") if e["address"].startswith("127")]
+    listening = process.wait_event("listening", 3)
+    (address,) = [event["address"] for event in listening if event["address"].startswith("127")]
     with Wire(("127.0.0.1", int(address.rpartition(":")[2]))) as wire:
         assert answer(wire, "v2")["type"] == "done"

@@ -1,0 +1,55 @@
+"""What an attachment costs: its bytes are read once, into memory that takes them all, and given back."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.daemon_process import DaemonProcess, Wire, until
+
+SIZE = 20_000_000
+WIDTH, HEIGHT = 2500, SIZE // 3 // 2500
+RGB = WIDTH * HEIGHT * 3
+KINDS = {
+    "image": ({"kind": "image", "width": WIDTH, "height": HEIGHT}, b"\n" * RGB),
+    "audio": ({"kind": "audio", "sample_rate": 16000}, b"\0" * SIZE),
+    "file": ({"kind": "image", "mime": "image/png"}, b"\n{}" * (SIZE // 3)),
+}
+
+
+def resident(process: DaemonProcess, what: str) -> int:
+    """Bytes; ``VmRSS`` is now, ``VmHWM`` the most since the last reset."""
+    status = Path(f"/proc/{process.process.pid}/status").read_text()
+    (kibibytes,) = re.findall(rf"^{what}:\s+(\d+) kB$", status, re.M)
+    return int(kibibytes) * 1024
+
+
+def send(wire: Wire, attachment: dict[str, object], data: bytes) -> None:
+    block = {"type": attachment["kind"], "attachment_id": "a"}
+    request = {
+        "messages": [{"role": "user", "content": [block]}],
+        "attachments": [{**attachment, "id": "a", "size": len(data)}],
+    }
+    wire.send(json.dumps(request).encode() + b"\n")
+    wire.send(data)
+    assert [frame["type"] for frame in wire.frames()] == ["frame", "done"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_attachment_costs_little_more_than_its_size(
+    daemon: Callable[..., DaemonProcess], kind: str
+) -> None:
+    attachment, data = KINDS[kind]
+    process = daemon().wait_ready()
+    with process.connect("v2") as wire:
+        send(wire, attachment, data[:4] if kind == "file" else data)  # what is loaded on first use
+        Path(f"/proc/{process.process.pid}/clear_refs").write_text("5")  # resets VmHWM
+        before = resident(process, "VmRSS")
+        for _ in range(3):
+            send(wire, attachment, data)
+        assert resident(process, "VmHWM") - before <= 1.2 * len(data)
+        until(lambda: resident(process, "VmRSS") - before <= 0.1 * len(data))
