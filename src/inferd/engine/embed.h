@@ -3,9 +3,10 @@
 // A batch is some whole sequences. llama.cpp ends the process for a batch larger than its context, for a
 // position beyond what the model was trained for and for an empty batch, so `compute` looks first.
 //
-// The number of threads is chosen by the governor of the token loop. Batches differ in size, so what it is told
-// are times of a token in batches of about that many tokens: its "sequences" are classes of size. A batch that
-// takes far longer than one thread alone would need is cut off and done again with fewer threads.
+// The number of threads is chosen by the governor of the token loop. Batches differ in size and only those of
+// about the same size compare, so a batch of n tokens counts as a step of log2(n) sequences that took log2(n)
+// times as long as one of its tokens did. A batch that takes far longer than one thread alone would need is cut
+// off and done again with fewer threads.
 #pragma once
 
 #include <algorithm>
@@ -76,15 +77,15 @@ class Embedder {
         if (!fits(sequences)) return Outcome::failed;
         fill(sequences);
         const int n = batch_.n_tokens;
-        int size_class = 0;
-        while (n >> (size_class + 1)) size_class++;
+        int sequences_like = 1;
+        while (n >> sequences_like) sequences_like++;
         while (!interrupted_.load(std::memory_order_relaxed)) {
             const int64_t started = llama_time_us();
             deadline_us_ = governor_.deadline(started, 0, n * kPatience);
             const int code = run(governor_.threads());
             const int64_t now = llama_time_us();
             if (code == 0) {
-                governor_.measured(now, size_class, 0, ((now - started) << size_class) / n);
+                governor_.measured(now, sequences_like, 0, (now - started) * sequences_like / n);
                 return collect(sequences.size(), out) ? Outcome::done : Outcome::failed;
             }
             if (code != kAborted) return Outcome::failed;
@@ -100,11 +101,11 @@ class Embedder {
   private:
     static constexpr int kAborted = 2;
     static constexpr int kPatience = 4;
-    static constexpr int kSizeClasses = 32;
+    static constexpr int kMostSequences = 32;
 
     Embedder(llama_model *model, const Params &asked)
         : threads_(asked.threads ? asked.threads : useful_threads()),
-          governor_(threads_, asked.threads != 0, kSizeClasses),
+          governor_(threads_, asked.threads != 0, kMostSequences),
           n_ctx_(asked.n_ctx),
           n_seq_(std::min(asked.n_seq, asked.n_ctx)),
           batch_(llama_batch_init(asked.n_ctx, 0, 1)) {
