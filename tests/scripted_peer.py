@@ -63,6 +63,32 @@ class Peer:
         self._thread.join()
 
 
+def frames(*bodies: dict[str, object]) -> Script:
+    """A script that sends the frames with the request's id."""
+
+    def script(connection: socket.socket, line: bytes) -> None:
+        request_id = orjson.loads(line)["id"]
+        connection.sendall(b"".join(orjson.dumps({"id": request_id, **body}) + b"\n" for body in bodies))
+
+    return script
+
+
+def after_attachments(script: Script) -> Script:
+    """``script`` for each request, when its attachments have come; each must end with its only newline."""
+    request, missing = b"", 0
+
+    def wait(connection: socket.socket, line: bytes) -> None:
+        nonlocal request, missing
+        if missing:
+            missing -= 1
+        else:
+            request, missing = line, len(orjson.loads(line).get("attachments", ()))
+        if not missing:
+            script(connection, request)
+
+    return wait
+
+
 class AdminPeer:
     """Sends frames to the first who connects, then keeps the connection until it is stopped."""
 

@@ -256,7 +256,18 @@ class ProtocolError(InferdError):
 
 _MEANING: dict[str, type[InferdError]] = {
     kind.code: kind
-    for kind in (InvalidRequest, FrameTooLarge, QueueFull, Unavailable, BackendInternal, DeadlineExceeded)
+    for kind in (
+        InvalidRequest,
+        FrameTooLarge,
+        QueueFull,
+        Unavailable,
+        BackendInternal,
+        DeadlineExceeded,
+        EmbedUnsupported,
+        RerankUnsupported,
+        AttachmentUnsupported,
+        ToolCallMalformed,
+    )
 }
 
 

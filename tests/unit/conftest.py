@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.scripted_peer import Peer, Script
 
 
 @pytest.fixture
@@ -16,3 +19,17 @@ def home(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("HOME", "XDG_RUNTIME_DIR", "XDG_DATA_HOME", "MODELS_HOME", "TMPDIR"):
         monkeypatch.setenv(name, str(short_dir))
     return short_dir
+
+
+@pytest.fixture
+def peer(short_dir: Path) -> Iterator[Callable[[Script], Peer]]:
+    """Starts scripted daemons for a client to talk to."""
+    started: list[Peer] = []
+
+    def start(script: Script) -> Peer:
+        started.append(Peer(short_dir / f"s{len(started)}", script))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.stop()

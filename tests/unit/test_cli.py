@@ -19,7 +19,7 @@ import click
 import pytest
 
 from inferd import cli, errors
-from inferd.cli import commands, options, output, progress, run, serve
+from inferd.cli import commands, inputs, options, output, progress, serve
 from inferd.client import Done
 from inferd.config.kinds import Boolean, Integer
 from inferd.config.option import Option
@@ -206,18 +206,18 @@ def test_the_prompt_is_the_argument_or_stdin(monkeypatch: pytest.MonkeyPatch) ->
     def stdin(data: bytes) -> None:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
 
-    assert run._prompt("hi") == "hi"
+    assert inputs.prompt("hi") == "hi"
     stdin("grüß\n".encode())
-    assert run._prompt(None) == "grüß"
+    assert inputs.prompt(None) == "grüß"
     stdin(b"dash\n")
-    assert run._prompt("-") == "dash"
+    assert inputs.prompt("-") == "dash"
     for data in (b"", b" \n", b"\xff"):
         stdin(data)
         with pytest.raises(errors.UsageError):
-            run._prompt("-")
+            inputs.prompt("-")
     monkeypatch.setattr(sys, "stdin", Terminal())
     with pytest.raises(errors.UsageError, match="no prompt"):
-        run._prompt(None)
+        inputs.prompt(None)
 
 
 def test_sampling_options_become_arguments_of_generate(tmp_path: Path) -> None:

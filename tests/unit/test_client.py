@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import orjson
@@ -14,7 +14,7 @@ from inferd import errors
 from inferd.client import AdminClient, Client, Done, Token, blocking, dial_and_wait_ready
 from inferd.client import connection as connection_module
 from inferd.config import paths
-from tests.scripted_peer import AdminPeer, Peer, Script
+from tests.scripted_peer import AdminPeer, Peer, Script, frames
 
 DONE = {
     "type": "done",
@@ -23,29 +23,6 @@ DONE = {
     "stop_reason": "end",
     "backend": "mock",
 }
-
-
-@pytest.fixture
-def peer(short_dir: Path) -> Iterator[Callable[[Script], Peer]]:
-    started: list[Peer] = []
-
-    def start(script: Script) -> Peer:
-        started.append(Peer(short_dir / f"s{len(started)}", script))
-        return started[-1]
-
-    yield start
-    for each in started:
-        each.stop()
-
-
-def frames(*bodies: dict[str, object]) -> Script:
-    """A script that sends the frames with the request's id."""
-
-    def script(connection: socket.socket, line: bytes) -> None:
-        request_id = orjson.loads(line)["id"]
-        connection.sendall(b"".join(orjson.dumps({"id": request_id, **body}) + b"\n" for body in bodies))
-
-    return script
 
 
 def token(text: str) -> dict[str, object]:
@@ -122,6 +99,9 @@ def test_a_connection_that_the_daemon_closed_meanwhile_is_not_used(peer: Callabl
         ("invalid_request", 5, False),
         ("frame_too_large", 5, False),
         ("internal", 4, False),
+        ("embed_unsupported", 4, False),
+        ("attachment_unsupported", 4, False),
+        ("tool_call_malformed", 4, True),
         ("of a later version", 4, False),
     ],
 )
@@ -195,6 +175,16 @@ def test_a_silent_daemon_is_given_up_after_the_timeout(peer: Callable[[Script], 
     server = peer(lambda connection, line: None)
     with Client(server.path, timeout=0.05) as client, pytest.raises(errors.ConnectionLost, match="in time"):
         next(client.generate("Hi"))
+
+
+def test_what_json_cannot_hold_is_a_usage_error(peer: Callable[[Script], Peer]) -> None:
+    server = peer(frames(DONE))
+    with Client(server.path) as client:
+        with pytest.raises(errors.UsageError, match="surrogates"):
+            client.generate("\udcff")
+        with pytest.raises(TypeError, match="no option 'temprature'"):
+            client.generate("Hi", temprature=1)  # type: ignore[call-arg]
+    assert server.lines == []
 
 
 def test_the_error_frame_of_a_daemon_that_stopped_reading_is_read(peer: Callable[[Script], Peer]) -> None:
@@ -285,6 +275,15 @@ def test_nobody_there(short_dir: Path) -> None:
         port = listener.getsockname()[1]
     with pytest.raises(errors.DaemonUnreachable, match="no daemon answers"):
         Client(f"tcp://127.0.0.1:{port}").connect()
+
+
+def test_connecting_has_a_limit_of_its_own(short_dir: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as busy, socket.socket(socket.AF_UNIX) as ahead:
+        busy.bind(str(short_dir / "busy"))
+        busy.listen(0)
+        ahead.connect(str(short_dir / "busy"))
+        with pytest.raises(errors.DaemonUnreachable, match="no daemon answers"):
+            Client(short_dir / "busy").connect(timeout=0.05)
 
 
 class Clock:

@@ -18,6 +18,7 @@ from pathlib import Path
 from inferd.cli.options import Target
 from inferd.client import AdminClient, Client
 from inferd.client.admin import Frame
+from inferd.client.blocking import Surface
 from inferd.config.kinds import FilePath
 from inferd.config.settings import OPTIONS, Settings
 from inferd.errors import BootFailed, ConnectionLost, DaemonUnreachable, LockHeld
@@ -31,17 +32,47 @@ ROUNDS = 3
 """Daemons that may end by themselves under our hands (one that was just stopping) before we give up."""
 
 
+_NOT_SERVED: dict[Surface, str] = {
+    "v2": "the daemon does not serve v2, which attachments and tools need; start it with `inferd serve --v2`",
+    "embed": "no daemon serves embeddings; stop the one that runs, if any, and start one with an embedding"
+    " model: `inferd serve --embed --model-path FILE.gguf`",
+    "rerank": "no daemon ranks documents; stop the one that runs, if any, and start one with a reranking"
+    " model: `inferd serve --rerank --model-path FILE.gguf`",
+}
+
+
 def connect(client: Client, target: Target, show: Callable[[Frame], None]) -> None:
     """Connects the client; a daemon that boots, or has to be started first, is shown to ``show``."""
     for _ in range(ROUNDS):
         try:
-            client.connect()
+            client.connect(surface=target.surface)
             return
         except DaemonUnreachable:
             if not target.startable:
                 raise
+        if not (_would_serve(target) or is_held(target.settings.lock)):
+            break
         _wait_for_boot(target.settings, show)
-    client.connect()
+    try:
+        client.connect(surface=target.surface)
+    except DaemonUnreachable:
+        if target.surface == "v1" or target.address.startswith("tcp://") or Path(target.address).exists():
+            raise
+        raise DaemonUnreachable(
+            f"{_NOT_SERVED[target.surface]} (there is no socket at {target.address})"
+        ) from None
+
+
+def _would_serve(target: Target) -> bool:
+    """Whether a daemon that we start serves the surface, as far as the configuration tells."""
+    settings = target.settings
+    ranks = {entry.embed_pooling == "rank" for entry in settings.backends if entry.embed}
+    return {
+        "v1": True,
+        "v2": settings.v2,
+        "embed": settings.embed or False in ranks,
+        "rerank": settings.rerank or True in ranks,
+    }[target.surface]
 
 
 def is_held(lock: Path) -> bool:

@@ -13,7 +13,7 @@ from inferd.cli import background
 from inferd.cli.options import Target, connection_options, sampling, sampling_options, target
 from inferd.cli.output import Answer, check_done
 from inferd.cli.progress import Progress
-from inferd.client import Client, Done
+from inferd.client import Done
 from inferd.config import paths
 from inferd.errors import InferdError, UsageError
 from inferd.store.runtime import ensure_private_dir
@@ -44,7 +44,7 @@ class Chat:
     def __init__(self, daemon: Target, system: str | None, choices: dict[str, Any]) -> None:
         self._daemon = daemon
         self._choices = choices
-        self._client = Client(daemon.address, daemon.api_key)
+        self._client = daemon.client()
         self.system = system
         self.turns: list[dict[str, str]] = []
 

@@ -12,6 +12,8 @@ COMMANDS = {
     "serve": "serve",
     "run": "run",
     "chat": "chat",
+    "embed": "vectors",
+    "rerank": "vectors",
     "status": "status",
     "watch": "status",
     "stop": "status",

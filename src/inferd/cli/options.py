@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from inferd.cli import inputs
+from inferd.client import Client
+from inferd.client.blocking import Surface
 from inferd.config import sources
 from inferd.config.kinds import Kind
 from inferd.config.settings import Settings
@@ -42,25 +44,38 @@ class KindType(ParamType):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The daemon to talk to; one at an address that was named is never started for the user."""
+    """A surface of the daemon to talk to; a daemon at an address that was named is never started."""
 
     settings: Settings
     address: str
     startable: bool
+    surface: Surface = "v1"
 
     @property
     def api_key(self) -> str | None:
         key = self.settings.api_key
         return key.reveal() if key is not None else None
 
+    def client(self) -> Client:
+        """A client of this surface."""
+        keyword = "address" if self.surface == "v1" else self.surface
+        at: dict[str, Any] = {keyword: self.address}
+        return Client(api_key=self.api_key, **at)
 
-def target(address: str | None, api_key_file: Path | None) -> Target:
+
+def target(address: str | None, api_key_file: Path | None, surface: Surface = "v1") -> Target:
     """The daemon that ``--address`` names, else the one of the configuration."""
     settings, _ = sources.load({"api_key_file": api_key_file})
     if address is not None:
-        return Target(settings, address, startable=False)
-    own = f"tcp://{settings.tcp}" if settings.tcp is not None else str(settings.uds)
-    return Target(settings, own, startable=True)
+        return Target(settings, address, startable=False, surface=surface)
+    tcp, path = {
+        "v1": (settings.tcp, settings.uds),
+        "v2": (settings.v2_tcp, settings.v2_addr),
+        "embed": (settings.embed_tcp, settings.embed_addr),
+        "rerank": (settings.rerank_tcp, settings.rerank_addr),
+    }[surface]
+    own = f"tcp://{tcp}" if tcp is not None else str(path)
+    return Target(settings, own, startable=True, surface=surface)
 
 
 def connection_options(command: F) -> F:
@@ -145,25 +160,6 @@ def sampling(
         "top_k": top_k,
         "seed": seed,
         "stop": stop or None,
-        "grammar": None if grammar is None else _read(grammar),
-        "json_schema": None if json_schema is None else _schema(json_schema),
+        "grammar": None if grammar is None else inputs.text(grammar),
+        "json_schema": None if json_schema is None else inputs.json_object(json_schema),
     }
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{path} is not UTF-8 text") from None
-
-
-def _schema(path: Path) -> dict[str, Any]:
-    try:
-        schema = json.loads(_read(path))
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{path} is not JSON: {error.msg} in line {error.lineno}") from None
-    if not isinstance(schema, dict):
-        raise UsageError(f"{path} must hold a JSON object")
-    return schema

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
-from inferd.client import Done
+from inferd.client import Done, MessageDone
 from inferd.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -42,15 +42,15 @@ class Answer:
         self._stream.flush()
 
 
-def check_done(done: Done) -> None:
+def check_done(done: Done | MessageDone) -> None:
     """Says on stderr when the answer is not whole; raises Unavailable when the daemon ended it."""
-    if done.stop_reason == "length":
-        click.echo(
-            f"(cut after {done.completion_tokens} tokens, by --max-tokens or the model's context)",
-            err=True,
-        )
+    if done.stop_reason in ("length", "max_tokens"):
+        tokens = done.completion_tokens if isinstance(done, Done) else done.output_tokens
+        click.echo(f"(cut after {tokens} tokens, by --max-tokens or the model's context)", err=True)
     elif done.stop_reason in ("cancelled", "error"):
         raise Unavailable(f"the daemon ended the answer early ({done.stop_reason}); ask again")
+    if isinstance(done, MessageDone) and done.tool_choice_unsatisfied:
+        click.echo("(no tool was called, although one had to be)", err=True)
 
 
 def print_table(table: Table) -> None:

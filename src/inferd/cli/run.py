@@ -4,28 +4,74 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
-from inferd.cli import background
+from inferd.cli import background, inputs
 from inferd.cli.options import connection_options, sampling, sampling_options, target
 from inferd.cli.output import Answer, check_done
 from inferd.cli.progress import Progress
-from inferd.client import Client, Done
+from inferd.client import Client, Done, MessageDone, Text, ToolUse
 from inferd.errors import UsageError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+CHOICES = ("auto", "none", "required")
+
+
+def block_options(command: F) -> F:
+    """What only the surface of typed blocks can take."""
+    path = click.Path(path_type=Path, dir_okay=False)
+    for option in reversed(
+        (
+            click.option(
+                "--image",
+                type=path,
+                multiple=True,
+                metavar="FILE",
+                help="A picture to look at; may be repeated.",
+            ),
+            click.option(
+                "--audio", type=path, multiple=True, metavar="FILE", help="A sound to hear; may be repeated."
+            ),
+            click.option(
+                "--file", type=path, multiple=True, metavar="FILE", help="A text to read; may be repeated."
+            ),
+            click.option(
+                "--tools",
+                type=path,
+                metavar="FILE",
+                help="JSON array of tools that the model may call: name, description, input_schema.",
+            ),
+            click.option(
+                "--tool-choice",
+                metavar="auto|none|required|NAME",
+                help="Whether a tool must be called, and which.",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
 
 
 @click.command("run")
 @click.argument("prompt", required=False)
 @sampling_options
+@block_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object when the answer is complete.")
 @connection_options
 def run_command(
     prompt: str | None,
     system: str | None,
+    image: Sequence[Path],
+    audio: Sequence[Path],
+    file: Sequence[Path],
+    tools: Path | None,
+    tool_choice: str | None,
     as_json: bool,
     address: str | None,
     api_key_file: Path | None,
@@ -33,38 +79,64 @@ def run_command(
 ) -> None:
     """Answer one prompt. Without PROMPT, or with `-`, it is read from stdin.
 
-    Starts a daemon in the background when none runs; it stops after 15 idle minutes.
+    Each call of a tool is printed as one line of JSON. With pictures, sounds, files or tools, --address is
+    that of the v2 socket. Starts a daemon in the background when none runs; it stops after 15 idle minutes.
     """
-    messages = [{"role": "user", "content": _prompt(prompt)}]
+    if tool_choice is not None and tools is None:
+        raise UsageError("--tool-choice needs --tools FILE, which says what there is to choose from")
+    attached = [
+        *(inputs.media("image", path) for path in image),
+        *(inputs.media("audio", path) for path in audio),
+        *(inputs.text_file(path) for path in file),
+    ]
+    choices = sampling(**options)
+    if tools is not None:
+        choices["tools"] = inputs.tools(tools)
+    if tool_choice is not None:
+        choices["tool_choice"] = tool_choice if tool_choice in CHOICES else {"name": tool_choice}
+    typed = bool(attached) or tools is not None
+    question = inputs.prompt(prompt)
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": [*attached, question] if typed else question}
+    ]
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})
-    choices = sampling(**options)
-    daemon = target(address, api_key_file)
-    client = Client(daemon.address, daemon.api_key)
-    with Progress() as progress:
-        background.connect(client, daemon, progress.frame)
+    daemon = target(address, api_key_file, "v2" if typed else "v1")
+    with daemon.client() as client:
+        with Progress() as progress:
+            background.connect(client, daemon, progress.frame)
+        done = (_blocks if typed else _text)(client, messages, choices, as_json)
+        if as_json:
+            click.echo(json.dumps(asdict(done), ensure_ascii=False))
+        check_done(done)
+
+
+def _text(client: Client, messages: list[dict[str, Any]], choices: dict[str, Any], quiet: bool) -> Done:
     answer = Answer(sys.stdout)
-    with client, client.generate(messages, **choices) as events:
+    with client.generate(messages, **choices) as events:
         for event in events:
             if isinstance(event, Done):
-                if as_json:
-                    click.echo(json.dumps(asdict(event), ensure_ascii=False))
-                else:
-                    answer.end()
-                check_done(event)
-            elif not as_json:
+                answer.end()
+                return event
+            if not quiet:
                 answer.write(event.content)
+    raise AssertionError("a reply ends with its last event or an error")
 
 
-def _prompt(argument: str | None) -> str:
-    if argument not in (None, "-"):
-        return str(argument)
-    if argument is None and sys.stdin.isatty():
-        raise UsageError('no prompt was given; write `inferd run "…"`, or pipe one in')
-    try:
-        text = sys.stdin.buffer.read().decode().strip()
-    except UnicodeDecodeError:
-        raise UsageError("stdin is not UTF-8 text") from None
-    if not text:
-        raise UsageError("stdin is empty; it must hold the prompt")
-    return text
+def _blocks(
+    client: Client, messages: list[dict[str, Any]], choices: dict[str, Any], quiet: bool
+) -> MessageDone:
+    answer = Answer(sys.stdout)
+    with client.messages(messages, **choices) as events:
+        for event in events:
+            if isinstance(event, MessageDone):
+                answer.end()
+                return event
+            if quiet:
+                continue
+            if isinstance(event, Text):
+                answer.write(event.text)
+            elif isinstance(event, ToolUse):
+                answer.end()
+                answer.write(json.dumps(asdict(event), ensure_ascii=False) + "\n")
+    raise AssertionError("a reply ends with its last event or an error")

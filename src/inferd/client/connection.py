@@ -43,7 +43,9 @@ class Connection:
         self._keyed = tcp and bool(api_key)
         try:
             self._socket = (
-                _connect_tcp(self.address, timeout) if tcp else _connect_unix(self.address, timeout)
+                _connect_tcp(self.address, connect_timeout)
+                if tcp
+                else _connect_unix(self.address, connect_timeout)
             )
         except OSError as error:
             raise DaemonUnreachable(_unreachable(self.address, error)) from None
@@ -52,7 +54,7 @@ class Connection:
         if self._keyed:
             self.send(orjson.dumps({"type": "auth", "key": api_key}) + b"\n")
 
-    def send(self, data: bytes) -> None:
+    def send(self, data: bytes | bytearray | memoryview) -> None:
         """Sends all of ``data``.
 
         A peer that has already closed is not an error here: what it said before that is still to be read.

@@ -1,0 +1,79 @@
+"""``inferd embed`` and ``inferd rerank``: vectors of texts, and documents in order of a query."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from inferd.cli import background, inputs
+from inferd.cli.options import connection_options, target
+from inferd.cli.output import Answer
+from inferd.cli.progress import Progress
+from inferd.client import Client
+from inferd.client.blocking import Surface
+
+_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+@click.command("embed")
+@click.argument("texts", metavar="TEXT...", nargs=-1)
+@click.option("--task", metavar="NAME", help="What the vectors are for, such as retrieval_query.")
+@click.option("--dimensions", type=int, metavar="N", help="Shorten the vectors to N numbers.")
+@_json
+@connection_options
+def embed_command(
+    texts: tuple[str, ...],
+    task: str | None,
+    dimensions: int | None,
+    as_json: bool,
+    address: str | None,
+    api_key_file: Path | None,
+) -> None:
+    """Print the vector of each TEXT, one JSON array a line.
+
+    Without TEXT, or with `-`, each line of stdin is one. The daemon must serve a model made for it.
+    """
+    wanted = inputs.lines(texts, "text")
+    with _connected("embed", address, api_key_file) as client:
+        found = client.embed(wanted, task=task, dimensions=dimensions)
+    if as_json:
+        click.echo(json.dumps(asdict(found), ensure_ascii=False))
+        return
+    for vector in found.embeddings:
+        click.echo(json.dumps(vector))
+
+
+@click.command("rerank")
+@click.argument("query")
+@click.argument("documents", metavar="DOCUMENT...", nargs=-1)
+@_json
+@connection_options
+def rerank_command(
+    query: str, documents: tuple[str, ...], as_json: bool, address: str | None, api_key_file: Path | None
+) -> None:
+    """Print each DOCUMENT by how well it answers QUERY, the best first: its place, its score, its text.
+
+    Without DOCUMENT, or with `-`, each line of stdin is one. The daemon must serve a model made for it.
+    """
+    wanted = inputs.lines(documents, "document")
+    with _connected("rerank", address, api_key_file) as client:
+        found = client.rerank(query, wanted)
+    if as_json:
+        click.echo(json.dumps(asdict(found), ensure_ascii=False))
+        return
+    shown = Answer(sys.stdout)
+    for ranked in found.results:
+        text = wanted[ranked.index].replace("\n", " ")
+        shown.write(f"{ranked.index}\t{ranked.score:.6g}\t{text}\n")
+
+
+def _connected(surface: Surface, address: str | None, api_key_file: Path | None) -> Client:
+    daemon = target(address, api_key_file, surface)
+    client = daemon.client()
+    with Progress() as progress:
+        background.connect(client, daemon, progress.frame)
+    return client

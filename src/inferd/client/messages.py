@@ -1,0 +1,182 @@
+"""Typed blocks (v2): what a conversation holds, and the blocks of an answer.
+
+A message's ``content`` is a text or a list of texts, attachments and blocks in the form of the wire. Whatever
+is long travels behind the request line: attachments always, texts where the line would be too long otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from inferd.client.channel import MAX_LINE_BYTES, Bytes, Channel, Reply, encode
+
+# A reference takes these many bytes at most on the line, with its attachment.
+_REFERENCE_BYTES = 128
+# Room for the request's id.
+_ID_BYTES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """Bytes in a message: UTF-8 text, or a picture or sound.
+
+    An encoded file has a ``mime`` type; without one it is interleaved RGB of ``width`` x ``height``, or
+    little-endian float32 mono samples at ``sample_rate`` Hz.
+    """
+
+    kind: Literal["image", "audio", "text"]
+    data: Bytes
+    mime: str | None = None
+    width: int | None = None
+    height: int | None = None
+    sample_rate: int | None = None
+
+
+Block = Mapping[str, Any]
+Content = str | Sequence["str | Attachment | Block"]
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A piece of the answer's text; always whole characters."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Thinking:
+    """A piece of what the model thought before it answered."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolUse:
+    """A whole call of a tool, to be answered by a ``tool_result`` with the same ``tool_call_id``."""
+
+    tool_call_id: str
+    name: str
+    input: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageDone:
+    """The end of an answer: all of its blocks, why it ended, and what it cost (times in milliseconds).
+
+    ``content`` is fit to be the assistant's turn of the next request. ``tool_choice_unsatisfied`` says that
+    a tool had to be called and was not.
+    """
+
+    content: tuple[Block, ...]
+    stop_reason: str
+    input_tokens: int
+    output_tokens: int
+    cached_tokens: int = 0
+    tool_choice_unsatisfied: bool = False
+    backend: str = ""
+    model: str = ""
+    timings: Mapping[str, float] = field(default_factory=dict)
+
+
+Event = Text | Thinking | ToolUse | MessageDone
+
+
+class Answer(Reply[Event]):
+    """The events of one answer, then one :class:`MessageDone`."""
+
+    def __init__(self, channel: Channel, messages: str | Sequence[Block], options: Mapping[str, Any]) -> None:
+        self._blocks: list[dict[str, Any]] = []
+        request = _Request()
+        body = request.body(
+            [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+        )
+        request.shorten({**body, **options})
+        if request.attachments:
+            body["attachments"] = request.attachments
+        super().__init__(channel, {**body, **options}, request.raw)
+
+    def _event(self, kind: str, frame: Mapping[str, Any]) -> Event | None:
+        if kind == "frame":
+            return self._block(frame["block"])
+        if kind != "done":
+            return None
+        usage = frame["usage"]
+        return MessageDone(
+            content=tuple(self._blocks),
+            stop_reason=frame["stop_reason"],
+            input_tokens=usage["input_tokens"],
+            output_tokens=usage["output_tokens"],
+            cached_tokens=usage.get("cached_tokens", 0),
+            tool_choice_unsatisfied=frame.get("tool_choice_unsatisfied", False),
+            backend=frame.get("backend", ""),
+            model=frame.get("model", ""),
+            timings=frame.get("timings") or {},
+        )
+
+    def _is_last(self, event: Event) -> bool:
+        return isinstance(event, MessageDone)
+
+    def _block(self, block: Mapping[str, Any]) -> Event | None:
+        kind = block["type"]
+        if kind == "tool_use":
+            self._blocks.append(dict(block))
+            return ToolUse(block["tool_call_id"], block["name"], block["input"])
+        if kind not in ("text", "thinking"):
+            return None
+        delta = block["delta"]
+        if self._blocks and self._blocks[-1]["type"] == kind:
+            self._blocks[-1]["text"] += delta
+        else:
+            self._blocks.append({"type": kind, "text": delta})
+        return Text(delta) if kind == "text" else Thinking(delta)
+
+
+class _Request:
+    """Messages on their way to the wire, with what travels behind the line."""
+
+    def __init__(self) -> None:
+        self.attachments: list[dict[str, Any]] = []
+        self.raw: list[Bytes] = []
+        self._texts: list[dict[str, Any]] = []
+
+    def body(self, messages: Iterable[Block]) -> dict[str, Any]:
+        return {"messages": [{**each, "content": self._content(each["content"])} for each in messages]}
+
+    def shorten(self, body: Mapping[str, Any]) -> None:
+        """Moves texts behind the line, the longest first, until it fits."""
+        excess = len(encode({**body, "attachments": self.attachments})) + _ID_BYTES - MAX_LINE_BYTES
+        for block in sorted(self._texts, key=lambda block: len(block["text"]), reverse=True):
+            if excess <= 0:
+                break
+            text = block.pop("text")
+            excess -= len(encode(text)) - _REFERENCE_BYTES
+            block["attachment_id"] = self._attach(Attachment("text", text.encode()))
+
+    def _content(self, content: Content) -> list[dict[str, Any]]:
+        return [self._block(part) for part in ([content] if isinstance(content, str) else content)]
+
+    def _block(self, part: str | Attachment | Block) -> dict[str, Any]:
+        if isinstance(part, Attachment):
+            return {"type": part.kind, "attachment_id": self._attach(part)}
+        block: dict[str, Any] = {"type": "text", "text": part} if isinstance(part, str) else dict(part)
+        if block.get("type") == "tool_result":
+            block["content"] = self._content(block["content"])
+        elif block.get("type") == "text" and isinstance(block.get("text"), str):
+            self._texts.append(block)
+        return block
+
+    def _attach(self, attachment: Attachment) -> str:
+        name = f"a{len(self.attachments) + 1}"
+        facts = {key: getattr(attachment, key) for key in ("mime", "width", "height", "sample_rate")}
+        self.attachments.append(
+            {
+                "kind": attachment.kind,
+                "id": name,
+                "size": memoryview(attachment.data).nbytes,
+                **{key: fact for key, fact in facts.items() if fact is not None},
+            }
+        )
+        self.raw.append(attachment.data)
+        return name

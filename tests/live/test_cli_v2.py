@@ -1,0 +1,121 @@
+"""``run`` with attachments and tools, ``embed`` and ``rerank``, as processes against a real daemon."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from inferd.config import paths
+from tests.daemon_process import DaemonProcess
+from tests.demo_model import demo_model
+from tests.shell import PATIENCE_SECS, Shell
+
+Daemon = Callable[..., DaemonProcess]
+
+TOOL = {
+    "name": "get_weather",
+    "description": "The weather of a city",
+    "input_schema": {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 20}},
+        "required": ["city"],
+    },
+}
+
+
+def finish(process: subprocess.Popen[bytes]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=PATIENCE_SECS)
+    return process.returncode, out.decode(), err.decode()
+
+
+def test_attachments_are_taken_and_too_large_ones_refused(daemon: Daemon, tmp_path: Path) -> None:
+    served = daemon(max_attachment_bytes=100_000).wait_ready()
+    user = Shell(served.dir)
+    for name, size in (("a.png", 100_000), ("b.wav", 10), ("small", 90_000), ("large", 20_000_000)):
+        (tmp_path / name).write_bytes(b"x" * size)
+    image, audio, small, large = (str(tmp_path / name) for name in ("a.png", "b.wav", "small", "large"))
+    done = user("run", "hi", "--image", image, "--audio", audio, "--file", small)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "mock-response\n", "")
+    refused = user("run", "hi", "--file", large)
+    assert (refused.returncode, refused.stdout) == (5, "")
+    assert refused.stderr == "inferd: attachments[0] exceeds 100000 byte cap\n"
+
+
+def test_ctrl_c_cancels_an_answer_of_blocks_and_an_embedding(daemon: Daemon, tmp_path: Path) -> None:
+    served = daemon(
+        mock={"tape": ["one ", "two "], "gate": True}, embed="true", active_permits=1
+    ).wait_ready()
+    (tmp_path / "f").write_text("text")
+    user = Shell(served.dir)
+    running = user.start("run", "hi", "--file", str(tmp_path / "f"))
+    served.release()
+    assert running.stdout is not None
+    assert running.stdout.read(4) == b"one "
+    running.send_signal(signal.SIGINT)
+    assert finish(running) == (130, "", "")
+    served.wait_event("request_cancelled")
+    waiting = user.start("embed", "a")
+    served.wait_event("connection_accepted", 2)
+    waiting.send_signal(signal.SIGINT)
+    assert finish(waiting) == (130, "", "")
+
+
+def test_embed_and_rerank(daemon: Daemon) -> None:
+    served = daemon(embed="true", rerank="true").wait_ready()
+    user = Shell(served.dir)
+    done = user("embed", "--dimensions", "2", "a", "bcd")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [json.loads(line) for line in done.stdout.splitlines()] == [[0.5, 1.0], [0.25, 0.5]]
+    found = json.loads(user("embed", "--json", "--task", "similarity", stdin="a\nbcd\n").stdout)
+    assert [vector[0] for vector in found["embeddings"]] == [0.5, 0.25]
+    assert (found["dimensions"], found["input_tokens"], found["backend"]) == (8, 4, "mock")
+    done = user("rerank", "which?", "long one", "one", "two")
+    assert (done.returncode, done.stdout) == (0, "1\t0.25\tone\n2\t0.25\ttwo\n0\t0.111111\tlong one\n")
+    found = json.loads(user("rerank", "which?", "--json", stdin="long one\none\n").stdout)
+    assert [each["index"] for each in found["results"]] == [1, 0]
+    refused = user("embed", "--task", "nonsense", "a")
+    assert (refused.returncode, refused.stdout) == (5, "")
+    assert "task uses an unknown variant" in refused.stderr
+
+
+def test_a_running_daemon_without_the_surface_is_told(daemon: Daemon, tmp_path: Path) -> None:
+    served = daemon(v2="false").wait_ready()
+    user = Shell(served.dir)
+    failed = user("embed", "a")
+    assert (failed.returncode, failed.stdout) == (3, "")
+    assert "`inferd serve --embed --model-path FILE.gguf`" in failed.stderr
+    (tmp_path / "f").write_text("text")
+    failed = user("run", "hi", "--file", str(tmp_path / "f"))
+    assert failed.returncode == 3
+    assert "does not serve v2" in failed.stderr
+
+
+def test_embed_starts_a_daemon_where_the_configuration_asks_for_embeddings(short_dir: Path) -> None:
+    user = Shell(short_dir, INFERD_BACKEND="mock", INFERD_EMBED="true")
+    try:
+        done = user("embed", "a", "--dimensions", "1")
+        assert (done.returncode, done.stdout) == (0, "[0.5]\n")
+        assert user.is_running()
+    finally:
+        assert user("stop").returncode == 0
+
+
+def test_a_required_tool_call_of_the_default_model(short_dir: Path, tmp_path: Path) -> None:
+    demo_model()
+    tools = tmp_path / "tools.json"
+    tools.write_text(json.dumps([TOOL]))
+    user = Shell(short_dir, MODELS_HOME=str(paths.models_home()), INFERD_N_CTX="512", INFERD_THREADS="1")
+    try:
+        done = user(
+            *("run", "What is the weather in Paris?", "--temperature", "0", "--max-tokens", "80"),
+            *("--tools", str(tools), "--tool-choice", "required"),
+        )
+        assert done.returncode == 0, done.stderr
+        call = json.loads(done.stdout)
+        assert call["name"] == "get_weather"
+        assert isinstance(call["input"]["city"], str)
+    finally:
+        assert user("stop").returncode == 0
