@@ -23,6 +23,7 @@ from inferd.engine.backend import Done, Frames, FrameTemplate, GenerateRequest, 
 from inferd.engine.llamacpp import LlamaCpp, LlamaCppConfig
 from inferd.errors import BootCancelled, InvalidRequest, ModelError, NotReady, Unavailable
 from tests.demo_model import demo_model
+from tests.tiny_bert import write_bert
 
 FRAME = FrameTemplate(b'{"t":"', b'"}\n')
 ENDLESS = "root ::= ([a-z]{10} [ ]){200}"  # the model may not end its turn for 2,200 characters
@@ -309,6 +310,13 @@ def test_a_file_that_is_no_model_is_refused_with_a_reason(tmp_path: Path, damage
         path.write_bytes({"text": b"hello" * 100, "cut": good.read(1 << 20), "empty": b""}[damage])
     with pytest.raises(ModelError, match=r"broken\.gguf"):
         load(path)
+
+
+def test_a_model_that_makes_no_text_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "bert.gguf"
+    write_bert(path)
+    with pytest.raises(ModelError, match="--embed"):
+        load(path, n_ctx=32)
 
 
 def test_a_load_ends_when_it_is_cancelled() -> None:

@@ -116,6 +116,8 @@ cdef class Engine:
         if not opened:
             raise ModelError(f"llama.cpp cannot make a context of {n_seq} x {n_ctx} tokens for this model: "
                              f"lower --n-ctx or --active-permits (the log has llama.cpp's reason)")
+        if self.memory == NULL:
+            raise ModelError("this model makes no text, only vectors or scores: serve it with --embed or --rerank")
         # llama.cpp clamps and rounds what it was asked for; only what it says now holds.
         self.n_seq = n_seq
         self.n_ctx = llama_n_ctx_seq(self.ctx)

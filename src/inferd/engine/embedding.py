@@ -29,7 +29,7 @@ from inferd.engine.backend import (
     RankRequest,
     Stream,
 )
-from inferd.engine.llamacpp import _GGML_ERROR, LlamaCppConfig, Progress, _accelerator, _pass_on_log
+from inferd.engine.llamacpp import GGML_ERROR, LlamaCppConfig, Progress, accelerator_of, pass_on_log
 from inferd.errors import (
     BackendInternal,
     BootCancelled,
@@ -102,7 +102,7 @@ class EmbeddingModel(Backend):
         self._prefixes = families.prefixes(
             _llama.metadata(model, "general.architecture"), _llama.metadata(model, "general.name")
         )
-        accelerator = _accelerator(config, model.n_layer)
+        accelerator = accelerator_of(config, model.n_layer)
         self._batch_tokens = embedder.n_ctx
         if accelerator.kind == "cpu":
             self._batch_tokens = min(embedder.n_ctx, _CPU_BATCH_TOKENS)
@@ -137,7 +137,7 @@ class EmbeddingModel(Backend):
             progress("mmap", {"path": str(config.path), "progress": round(fraction, 2)})
             return not cancelled.is_set()
 
-        if config.require_gpu and _accelerator(config, 0).kind == "cpu":
+        if config.require_gpu and accelerator_of(config, 0).kind == "cpu":
             raise ModelError(
                 "no GPU can be used: this build or this machine has none, or --n-gpu-layers is 0; "
                 "install a build for your GPU or drop --require-gpu"
@@ -164,11 +164,11 @@ class EmbeddingModel(Backend):
             if not embedder.warm_up():
                 raise ModelError(f"llama.cpp cannot compute with {config.path}")
         except ModelError as error:
-            reason = _pass_on_log(_GGML_ERROR)
+            reason = pass_on_log(GGML_ERROR)
             raise ModelError(f"{error}: {reason}" if reason else str(error)) from None
         if cancelled.is_set():
             raise BootCancelled("the load was cancelled")
-        _pass_on_log(_GGML_ERROR)
+        pass_on_log(GGML_ERROR)
         _log.info(
             "model loaded",
             model=config.model,
@@ -283,7 +283,7 @@ class EmbeddingModel(Backend):
             try:
                 rows = self._embedder.compute([sequence for _, sequence in batch])
             except RuntimeError as error:
-                _pass_on_log(_GGML_ERROR)
+                pass_on_log(GGML_ERROR)
                 self._fail(batch, BackendInternal(f"{error}; the daemon's log has the reason"))
                 continue
             if rows is not None:

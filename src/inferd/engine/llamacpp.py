@@ -53,7 +53,7 @@ _FAILURES: dict[str, type[InferdError]] = {
     "unavailable": Unavailable,
     "broken": BackendInternal,
 }
-_GGML_WARN, _GGML_ERROR = 3, 4
+GGML_WARN, GGML_ERROR = 3, 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,20 +82,21 @@ class LlamaCppConfig:
     projector: Path | None = None
 
 
-def _pass_on_log(at_least: int = 0) -> str:
+def pass_on_log(at_least: int = 0) -> str:
     """Moves llama.cpp's log lines to ours; returns the last error among them, or ``""``."""
     last_error = ""
     for level, text in _llama.drain_log():
-        if level == _GGML_ERROR:
+        if level == GGML_ERROR:
             last_error = text
-        if level >= at_least and level >= _GGML_WARN:
+        if level >= at_least and level >= GGML_WARN:
             _log.warn("llama.cpp", line=text)
         else:
             _log.debug("llama.cpp", line=text)
     return last_error
 
 
-def _accelerator(config: LlamaCppConfig, n_layer: int) -> Accelerator:
+def accelerator_of(config: LlamaCppConfig, n_layer: int) -> Accelerator:
+    """Where a model of ``n_layer`` layers runs with this configuration."""
     devices = _llama.devices()
     gpu = next((d for d in devices if d[0] in ("gpu", "igpu")), None)
     if gpu is None or config.n_gpu_layers == 0:
@@ -129,7 +130,7 @@ class LlamaCpp(Backend):
             audio_sample_rate=family.projector.sample_rate if family.projector else 0,
             tools=True,
             thinking=family.templates.thinking,
-            accelerator=_accelerator(config, model.n_layer),
+            accelerator=accelerator_of(config, model.n_layer),
             n_ctx=engine.n_ctx,
             n_parallel=engine.n_seq,
         )
@@ -151,7 +152,7 @@ class LlamaCpp(Backend):
             progress("mmap", {"path": str(config.path), "progress": round(fraction, 2)})
             return not cancelled.is_set()
 
-        on_gpu = _accelerator(config, 0).kind != "cpu"
+        on_gpu = accelerator_of(config, 0).kind != "cpu"
         if config.require_gpu and not on_gpu:
             raise ModelError(
                 "no GPU can be used: this build or this machine has none, or --n-gpu-layers is 0; "
@@ -184,11 +185,11 @@ class LlamaCpp(Backend):
             if not engine.warm_up():
                 raise ModelError(f"llama.cpp cannot decode with {config.path}")
         except ModelError as error:
-            reason = _pass_on_log(_GGML_ERROR)
+            reason = pass_on_log(GGML_ERROR)
             raise ModelError(f"{error}: {reason}" if reason else str(error)) from None
         if cancelled.is_set():
             raise BootCancelled("the load was cancelled")
-        _pass_on_log(_GGML_ERROR)
+        pass_on_log(GGML_ERROR)
         if n_ctx < config.n_ctx:
             _log.info("context limited to what the model was trained for", asked=config.n_ctx, n_ctx=n_ctx)
         if not model.has_chat_template:
@@ -271,7 +272,7 @@ class LlamaCpp(Backend):
         finish, reason, content, n_prompt, n_completion, prefill_ms, decode_ms, ttft_ms = result
         failure = _FAILURES.get(finish)
         if failure is not None:
-            _pass_on_log(_GGML_ERROR if finish == "broken" else _GGML_ERROR + 1)
+            pass_on_log(GGML_ERROR if finish == "broken" else GGML_ERROR + 1)
             raise failure(reason)
         # The first token comes out of the prompt's last step, so n tokens take n - 1 steps of decoding.
         rate = (n_completion - 1) / decode_ms * 1000 if n_completion > 1 and decode_ms > 0 else 0.0
