@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from inferd.wire import admin, sampling, v1
+from inferd.wire import admin, attachments, embed, rerank, sampling, v1, v2
 from tests.daemon_process import DaemonProcess, Wire
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
@@ -27,23 +27,32 @@ BLOCKS = [(kind, text) for kind, text in re.findall(r"^```(\w[\w ]*)\n(.*?)^```$
 class Example:
     sent: str
     answer: str
-    with_key: bool
+    how: frozenset[str]
+
+    @property
+    def surface(self) -> str:
+        return next(iter(self.how - {"auth", "calls"}), "v1")
 
 
 def examples() -> Iterator[Example]:
     for (kind, text), (next_kind, answer) in itertools.pairwise(BLOCKS):
         if kind.startswith("json in"):
             assert next_kind == "json out"
-            yield Example(text, answer, kind.endswith("auth"))
+            yield Example(text.removesuffix("\n") + "\n", answer, frozenset(kind.split()[2:]))
 
 
 EXAMPLES = list(examples())
+CALLING = [
+    {"thinking": "I have to look."},
+    "Let me see.",
+    {"id": "tc-1", "name": "weather", "arguments": '{"city":"Oslo"}'},
+]
 
 
 @pytest.fixture
 def hello(daemon: Callable[..., DaemonProcess]) -> Callable[..., DaemonProcess]:
-    def start(**options: object) -> DaemonProcess:
-        return daemon(mock={"tape": ["Hel", "lo"]}, **options).wait_ready()
+    def start(tape: list[Any] | None = None, **options: object) -> DaemonProcess:
+        return daemon(mock={"tape": tape or ["Hel", "lo"]}, **options).wait_ready()
 
     return start
 
@@ -59,17 +68,18 @@ def same(shown: dict[str, Any], received: dict[str, Any]) -> bool:
 
 
 def name(example: Example) -> str:
-    return str(json.loads(example.sent.splitlines()[-1])["id"])
+    return str(json.loads(example.answer.splitlines()[-1])["id"])
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=name)
 def test_what_is_shown_is_what_happens(hello: Callable[..., DaemonProcess], example: Example) -> None:
-    if example.with_key:
+    if "auth" in example.how:
         process = hello(tcp="127.0.0.1:0", api_key="the-key")
         port = int(process.wait_event("ready")[0]["address"].rpartition(":")[2])
         wire = Wire(("127.0.0.1", port))
     else:
-        wire = hello().connect()
+        tape = CALLING if "calls" in example.how else None
+        wire = hello(tape, embed=1, rerank=1).connect(example.surface)
     with wire:
         wire.send(example.sent.encode())
         for line in example.answer.splitlines():
@@ -122,11 +132,29 @@ def test_status_frames_are_shown_as_they_are_sent(hello: Callable[..., DaemonPro
             assert frame == shown[frame["status"]]
 
 
+def rows(heading: str) -> set[str]:
+    """The names in the first column of the table under ``heading``."""
+    (table,) = re.findall(rf"^\| {heading} \|.*\n\|[-|]+\n((?:\|.*\n)+)", PAGE, re.M)
+    return {name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+
+
 def test_every_field_of_a_request_is_described() -> None:
-    types = "string|array|integer|number|boolean|object"
-    described = re.findall(rf"^\| (`\w+`(?:, `\w+`)*) \| (?:{types})", PAGE, re.M)
-    names = {name for cell in described for name in re.findall(r"`(\w+)`", cell)}
-    assert names == set(v1.Request.__struct_fields__)
+    fields = rows("field")
+    assert fields == set(v1.Request.__struct_fields__)
+    assert rows("v2 field") | (fields - {"image_token_budget"}) == set(v2.Request.__struct_fields__)
+    assert rows("embed field") == set(embed.Request.__struct_fields__)
+    assert rows("rerank field") == set(rerank.Request.__struct_fields__)
+
+
+def test_every_kind_of_block_and_attachment_is_described() -> None:
+    assert rows("block") == v2._BLOCK_TYPES - {"video"}
+    assert rows("kind") == attachments.KINDS - {"video"}
+    for mime in (*attachments.IMAGE_TYPES, *attachments.AUDIO_TYPES, *embed.TASKS):
+        assert f"`{mime}`" in PAGE
+
+
+def test_every_surface_is_shown() -> None:
+    assert {example.surface for example in EXAMPLES} == {"v1", "v2", "embed", "rerank"}
 
 
 def test_the_defaults_are_those_of_the_code() -> None:
