@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -108,7 +109,8 @@ def options(about: str) -> argparse.ArgumentParser:
 
 
 def main(case: str, about: str, run: Callable[[argparse.Namespace, Report], None]) -> None:
-    """Runs one case in this process and writes its report."""
+    """Runs one case in this process and writes its report. SIGTERM ends its servers too."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     chosen = options(about).parse_args()
     report = Report(case, about, machine=machine())
     report.settings = {"seed": chosen.seed, "repeats": chosen.repeats, "threads": chosen.threads}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -30,7 +31,13 @@ def run_case(case: str, passed_on: list[str]) -> dict[str, Any] | None:
         out = Path(scratch) / "report.json"
         command = [sys.executable, "-m", f"bench.cases.{case}", "--out", str(out), *passed_on]
         environment = os.environ | {"PYTHONHASHSEED": "0"}
-        if subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode != 0:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment)
+        try:
+            failed = process.wait() != 0
+        finally:
+            process.terminate()
+            process.wait()
+        if failed:
             return None
         report: dict[str, Any] = json.loads(out.read_text())
         return report
@@ -113,6 +120,7 @@ def main() -> int:
     if unknown:
         parser.error(f"no such case: {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
 
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     console = Console(width=None if sys.stdout.isatty() else 120)
     chosen.out.mkdir(parents=True, exist_ok=True)
     results, failed = chosen.out / "results.json", []
