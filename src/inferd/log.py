@@ -161,7 +161,7 @@ class _Writer(QueueListener):
         self._sinks = sinks
         self._dropped = 0
 
-    def dequeue(self, block: bool) -> logging.LogRecord:
+    def dequeue(self, block: bool) -> Any:
         # A thread that is woken for every record takes the interpreter from the event loop as often: be woken
         # by the first, and give the others time to come.
         try:
