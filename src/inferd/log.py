@@ -160,15 +160,18 @@ class _Writer(QueueListener):
         self._source = source
         self._sinks = sinks
         self._dropped = 0
+        self._lingers = False
 
     def dequeue(self, block: bool) -> Any:
         # A thread that is woken for every record takes the interpreter from the event loop as often: be woken
-        # by the first, and give the others time to come.
+        # by the first, and give the others time to come. The very first, which makes the file, is not kept.
         try:
             return self._source.records.get_nowait()
         except queue.Empty:
             record = self._source.records.get(block)
-            time.sleep(LINGER_SECS)
+            if self._lingers:
+                time.sleep(LINGER_SECS)
+            self._lingers = True
             return record
 
     def handle(self, record: logging.LogRecord) -> None:
