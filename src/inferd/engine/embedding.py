@@ -29,10 +29,9 @@ from inferd.engine.backend import (
     RankRequest,
     Stream,
 )
-from inferd.engine.llamacpp import GGML_ERROR, LlamaCppConfig, Progress, accelerator_of, pass_on_log
+from inferd.engine.llamacpp import GGML_ERROR, LlamaCppConfig, Progress, accelerator_of, loading, pass_on_log
 from inferd.errors import (
     BackendInternal,
-    BootCancelled,
     EmbedUnsupported,
     InvalidRequest,
     ModelError,
@@ -142,7 +141,7 @@ class EmbeddingModel(Backend):
                 "no GPU can be used: this build or this machine has none, or --n-gpu-layers is 0; "
                 "install a build for your GPU or drop --require-gpu"
             )
-        try:
+        with loading(cancelled):
             model = _llama.Model(
                 config.fd, path=str(config.path), n_gpu_layers=config.n_gpu_layers, report=report
             )
@@ -163,12 +162,6 @@ class EmbeddingModel(Backend):
                 )
             if not embedder.warm_up():
                 raise ModelError(f"llama.cpp cannot compute with {config.path}")
-        except ModelError as error:
-            reason = pass_on_log(GGML_ERROR)
-            raise ModelError(f"{error}: {reason}" if reason else str(error)) from None
-        if cancelled.is_set():
-            raise BootCancelled("the load was cancelled")
-        pass_on_log(GGML_ERROR)
         _log.info(
             "model loaded",
             model=config.model,

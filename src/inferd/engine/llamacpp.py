@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -95,6 +96,19 @@ def pass_on_log(at_least: int = 0) -> str:
     return last_error
 
 
+@contextmanager
+def loading(cancelled: threading.Event) -> Iterator[None]:
+    """Around a load: a ``ModelError`` gets llama.cpp's reason; ``BootCancelled`` if ``cancelled`` is set."""
+    try:
+        yield
+    except ModelError as error:
+        reason = pass_on_log(GGML_ERROR)
+        raise ModelError(f"{error}: {reason}" if reason else str(error)) from None
+    if cancelled.is_set():
+        raise BootCancelled("the load was cancelled")
+    pass_on_log(GGML_ERROR)
+
+
 def accelerator_of(config: LlamaCppConfig, n_layer: int) -> Accelerator:
     """Where a model of ``n_layer`` layers runs with this configuration."""
     devices = _llama.devices()
@@ -158,7 +172,7 @@ class LlamaCpp(Backend):
                 "no GPU can be used: this build or this machine has none, or --n-gpu-layers is 0; "
                 "install a build for your GPU or drop --require-gpu"
             )
-        try:
+        with loading(cancelled):
             model = _llama.Model(
                 config.fd, path=str(config.path), n_gpu_layers=config.n_gpu_layers, report=report
             )
@@ -184,12 +198,6 @@ class LlamaCpp(Backend):
             )
             if not engine.warm_up():
                 raise ModelError(f"llama.cpp cannot decode with {config.path}")
-        except ModelError as error:
-            reason = pass_on_log(GGML_ERROR)
-            raise ModelError(f"{error}: {reason}" if reason else str(error)) from None
-        if cancelled.is_set():
-            raise BootCancelled("the load was cancelled")
-        pass_on_log(GGML_ERROR)
         if n_ctx < config.n_ctx:
             _log.info("context limited to what the model was trained for", asked=config.n_ctx, n_ctx=n_ctx)
         if not model.has_chat_template:
