@@ -36,7 +36,6 @@ KEPT_FILES = 3
 MAX_VALUE_CHARS = 8192  # a longer value is a mistake of the caller; the log must stay readable
 MAX_QUEUED = 16384  # a disk that stalls must not turn into memory
 CLOSE_SECS = 2.0
-LINGER_SECS = 0.02
 
 TRACE = 5
 OFF = logging.CRITICAL + 10
@@ -160,19 +159,6 @@ class _Writer(QueueListener):
         self._source = source
         self._sinks = sinks
         self._dropped = 0
-        self._lingers = False
-
-    def dequeue(self, block: bool) -> Any:
-        # A thread that is woken for every record takes the interpreter from the event loop as often: be woken
-        # by the first, and give the others time to come. The very first, which makes the file, is not kept.
-        try:
-            return self._source.records.get_nowait()
-        except queue.Empty:
-            record = self._source.records.get(block)
-            if self._lingers:
-                time.sleep(LINGER_SECS)
-            self._lingers = True
-            return record
 
     def handle(self, record: logging.LogRecord) -> None:
         dropped = self._source.dropped
