@@ -16,6 +16,9 @@ import uvloop
 
 from tests.daemon_process import DaemonProcess
 
+# A thread that was told to stop may need a moment to hear it.
+ENDING_SECS = 5.0
+
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
 
@@ -49,6 +52,9 @@ def no_leaks(_what_libuv_keeps: None) -> Iterator[None]:
     threads, descriptors = set(threading.enumerate()), _descriptors()
     yield
     leaked = {thread for thread in threading.enumerate() if thread not in threads and not _is_pooled(thread)}
+    for thread in leaked:
+        thread.join(ENDING_SECS)
+    leaked = {thread for thread in leaked if thread.is_alive()}
     assert not leaked, f"threads left behind: {leaked}"
     if _descriptors() - descriptors:
         gc.collect()

@@ -169,7 +169,7 @@ class DaemonProcess:
         return (self.dir / "stderr").read_text()
 
     def events(self, msg: str | None = None) -> list[dict[str, Any]]:
-        """The activity log, as far as it is written."""
+        """The activity log, as far as it is written; all of it once the process has ended."""
         lines = self.log_file.read_text().splitlines() if self.log_file.exists() else []
         return [event for event in map(json.loads, lines) if msg is None or event["msg"] == msg]
 

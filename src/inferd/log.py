@@ -13,15 +13,14 @@ The contract of this module:
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import queue
 import stat
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from logging.handlers import QueueHandler, QueueListener
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TextIO
 
@@ -36,22 +35,22 @@ KEPT_FILES = 3
 MAX_VALUE_CHARS = 8192  # a longer value is a mistake of the caller; the log must stay readable
 MAX_QUEUED = 16384  # a disk that stalls must not turn into memory
 CLOSE_SECS = 2.0
+# Each wake-up of the log thread costs the event loop the interpreter lock, so under load it writes many
+# records at a time. What a killed daemon can lose is this much of its log.
+LINGER_SECS = 0.02
 
-TRACE = 5
-OFF = logging.CRITICAL + 10
+TRACE, DEBUG, INFO, WARN, ERROR, OFF = range(6)
 LEVELS: Mapping[str, int] = {
     "off": OFF,
-    "error": logging.ERROR,
-    "warn": logging.WARNING,
-    "info": logging.INFO,
-    "debug": logging.DEBUG,
+    "error": ERROR,
+    "warn": WARN,
+    "info": INFO,
+    "debug": DEBUG,
     "trace": TRACE,
 }
 _NAMES = {number: name for name, number in LEVELS.items()}
 
-_root = logging.getLogger("inferd")
-_root.propagate = False
-_root.setLevel(OFF)
+Record = tuple[float, int, str, str, Mapping[str, object]]  # Unix time, level, component, message, fields
 
 
 def parse_level(text: str) -> int:
@@ -86,39 +85,39 @@ def _clean(value: object, name: str = "") -> Any:
 class Log:
     """The events of one component. ``msg`` is the event's name; fields are its data."""
 
-    __slots__ = ("_logger", "component")
+    __slots__ = ("component",)
 
     def __init__(self, component: str) -> None:
         self.component = component
-        self._logger = logging.getLogger(f"inferd.{component.replace('.', '-')}")
 
     def enabled(self, level: str) -> bool:
         """Whether an event of ``level`` would be written; for fields that cost something to gather."""
-        return self._logger.isEnabledFor(LEVELS[level])
+        return LEVELS[level] >= _active.level
 
     def error(self, msg: str, /, **fields: object) -> None:
         """Something failed and somebody has to act."""
-        self._put(logging.ERROR, msg, fields)
+        if _active.level <= ERROR:
+            _active.put((time.time(), ERROR, self.component, msg, fields))
 
     def warn(self, msg: str, /, **fields: object) -> None:
         """Something is not as it should be; the daemon goes on."""
-        self._put(logging.WARNING, msg, fields)
+        if _active.level <= WARN:
+            _active.put((time.time(), WARN, self.component, msg, fields))
 
     def info(self, msg: str, /, **fields: object) -> None:
         """What an operator wants to read later."""
-        self._put(logging.INFO, msg, fields)
+        if _active.level <= INFO:
+            _active.put((time.time(), INFO, self.component, msg, fields))
 
     def debug(self, msg: str, /, **fields: object) -> None:
         """What a developer wants to read."""
-        self._put(logging.DEBUG, msg, fields)
+        if _active.level <= DEBUG:
+            _active.put((time.time(), DEBUG, self.component, msg, fields))
 
     def trace(self, msg: str, /, **fields: object) -> None:
         """The finest grain."""
-        self._put(TRACE, msg, fields)
-
-    def _put(self, level: int, msg: str, fields: dict[str, object]) -> None:
-        if self._logger.isEnabledFor(level):
-            self._logger.handle(_record(self._logger.name, level, self.component, msg, fields))
+        if _active.level <= TRACE:
+            _active.put((time.time(), TRACE, self.component, msg, fields))
 
 
 def get(component: str) -> Log:
@@ -126,70 +125,84 @@ def get(component: str) -> Log:
     return Log(component)
 
 
-def _record(name: str, level: int, component: str, msg: str, fields: dict[str, object]) -> logging.LogRecord:
-    record = logging.LogRecord(name, level, "", 0, msg, None, None)
-    record.component = component
-    record.fields = fields
-    return record
+class ActivityLog:
+    """The running log; :meth:`close` writes what is queued and makes every :class:`Log` silent again."""
 
-
-class _Queue(QueueHandler):
-    """The side of the caller. Past the limit a record is counted instead of kept."""
-
-    def __init__(self, records: queue.SimpleQueue[Any]) -> None:
-        super().__init__(records)
-        self.records = records
-        self.dropped = 0
-
-    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        return record
-
-    def enqueue(self, record: logging.LogRecord) -> None:
-        if self.records.qsize() < MAX_QUEUED:
-            self.records.put(record)
-        else:
-            self.dropped += 1
-
-
-class _Writer(QueueListener):
-    """The side of the log thread: cleans each record once and gives it to the sinks."""
-
-    def __init__(self, source: _Queue, sinks: list[_Sink]) -> None:
-        super().__init__(source.records)
-        self._source = source
+    def __init__(self, level: int, sinks: Sequence[_Sink]) -> None:
+        self.level = level
         self._sinks = sinks
+        self._records: queue.SimpleQueue[Record | None] = queue.SimpleQueue()
         self._dropped = 0
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
 
-    def handle(self, record: logging.LogRecord) -> None:
-        dropped = self._source.dropped
-        if dropped > self._dropped:
-            count, self._dropped = dropped - self._dropped, dropped
-            self._write(_record("", logging.WARNING, "log", "records_dropped", {"count": count}))
-        try:
-            self._write(record)
-        except Exception as error:  # a value that cannot be rendered must not end the log
-            fields: dict[str, object] = {"event": record.msg, "reason": type(error).__name__}
-            self._write(_record("", logging.ERROR, "log", "record_unwritable", fields))
+    def start(self) -> None:
+        """Takes the place of the log that was active."""
+        global _active
+        self._thread = threading.Thread(target=self._write_all, name="log", daemon=True)
+        self._thread.start()
+        _active = self
 
-    def stop(self) -> None:
-        """Write what is queued and end the thread; give up on a sink that is stuck (a full pipe)."""
-        thread = self._thread
-        if thread is not None:
-            self.enqueue_sentinel()
-            thread.join(CLOSE_SECS)
-            self._thread = None
+    def put(self, record: Record) -> None:
+        """Past the limit a record is counted instead of kept."""
+        if self._records.qsize() < MAX_QUEUED:
+            self._records.put(record)
+        else:
+            self._dropped += 1
 
-    def _write(self, record: logging.LogRecord) -> None:
-        entry: dict[str, Any] = {
-            "t": _timestamp(record.created),
-            "level": _NAMES[record.levelno],
-            "component": record.__dict__["component"],
-            "msg": _clean(record.msg),
-        }
-        for name, value in record.__dict__["fields"].items():
-            entry.setdefault(name, _clean(value, name))
+    def close(self) -> None:
+        """Idempotent. Gives up on a sink that is stuck (a full pipe)."""
+        global _active
+        if self._thread is None:
+            return
+        if _active is self:
+            _active = _SILENT
+        self._records.put(None)
+        self._closing.set()
+        self._thread.join(CLOSE_SECS)
+        self._thread = None
         for sink in self._sinks:
-            sink.write(entry)
+            sink.close()
+
+    def _write_all(self) -> None:
+        told = 0
+        ended = False
+        while not ended:
+            records = [self._records.get()]
+            self._closing.wait(LINGER_SECS)
+            with suppress(queue.Empty):
+                while True:
+                    records.append(self._records.get_nowait())
+            ended = records[-1] is None
+            entries = [_entry(record) for record in records if record is not None]
+            dropped = self._dropped
+            if dropped > told:
+                count: Mapping[str, object] = {"count": dropped - told}
+                entries.append(_entry((time.time(), WARN, "log", "records_dropped", count)))
+                told = dropped
+            for sink in self._sinks if entries else ():
+                sink.write(entries)
+
+
+_SILENT = ActivityLog(OFF, ())
+_active = _SILENT
+
+
+def _entry(record: Record) -> dict[str, Any]:
+    created, level, component, msg, fields = record
+    entry: dict[str, Any] = {
+        "t": _timestamp(created),
+        "level": _NAMES[level],
+        "component": component,
+        "msg": _clean(msg),
+    }
+    try:
+        for name, value in fields.items():
+            entry.setdefault(name, _clean(value, name))
+    except Exception as error:  # a value that cannot be rendered must not end the log
+        unwritable = {"event": msg, "reason": type(error).__name__}
+        return _entry((created, ERROR, "log", "record_unwritable", unwritable))
+    return entry
 
 
 def _timestamp(seconds: float) -> str:
@@ -199,7 +212,7 @@ def _timestamp(seconds: float) -> str:
 
 
 class _Sink(Protocol):
-    def write(self, entry: Mapping[str, Any]) -> None: ...
+    def write(self, entries: Sequence[Mapping[str, Any]]) -> None: ...
 
     def close(self) -> None: ...
 
@@ -213,9 +226,9 @@ class _TextSink:
         self._stream = stream
         self._colour = stream.isatty() and "NO_COLOR" not in os.environ
 
-    def write(self, entry: Mapping[str, Any]) -> None:
+    def write(self, entries: Sequence[Mapping[str, Any]]) -> None:
         with suppress(OSError, ValueError):  # nobody reads stderr any more
-            self._stream.write(self._text(entry))
+            self._stream.write("".join(map(self._text, entries)))
             self._stream.flush()
 
     def close(self) -> None:
@@ -253,39 +266,47 @@ class _FileSink:
         self._fd = -1
         self._failed = False
 
-    def write(self, entry: Mapping[str, Any]) -> None:
+    def write(self, entries: Sequence[Mapping[str, Any]]) -> None:
         try:
-            self._append(orjson.dumps(entry) + b"\n")
+            self._append([orjson.dumps(entry) + b"\n" for entry in entries])
             self._failed = False
         except OSError as error:
             self.close()
             if not self._failed:
                 self._failed = True
                 reason = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror
-                self._complain.write(
-                    {
-                        "t": entry["t"],
-                        "level": "warn",
-                        "component": "log",
-                        "msg": "the activity log cannot be written, events go to stderr only",
-                        "path": str(self._path),
-                        "reason": reason,
-                    }
-                )
+                problem = {
+                    "t": _timestamp(time.time()),
+                    "level": "warn",
+                    "component": "log",
+                    "msg": "the activity log cannot be written, events go to stderr only",
+                    "path": str(self._path),
+                    "reason": reason,
+                }
+                self._complain.write((problem,))
 
     def close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
-    def _append(self, line: bytes) -> None:
+    def _append(self, lines: Sequence[bytes]) -> None:
         size = self._ready()
-        if size and size + len(line) > MAX_FILE_BYTES:
-            self._rotate()
-            self._ready()
-        view = memoryview(line)
-        while view:
-            view = view[os.write(self._fd, view) :]
+        fitting = bytearray()
+        for line in lines:
+            if size and size + len(line) > MAX_FILE_BYTES:
+                self._put(fitting)
+                fitting.clear()
+                self._rotate()
+                size = self._ready()
+            fitting += line
+            size += len(line)
+        self._put(fitting)
+
+    def _put(self, data: bytearray) -> None:
+        written = 0
+        while written < len(data):
+            written += os.write(self._fd, memoryview(data)[written:])
 
     def _ready(self) -> int:
         """Make sure that our descriptor is the file at the path; its size."""
@@ -319,27 +340,6 @@ class _FileSink:
         return self._path.with_name(f"{FILE_NAME}.{number}") if number else self._path
 
 
-class ActivityLog:
-    """The running log; :meth:`close` writes what is queued and makes every :class:`Log` silent again."""
-
-    def __init__(self, level: int, sinks: list[_Sink]) -> None:
-        self._sinks = sinks
-        self._handler = _Queue(queue.SimpleQueue())
-        self._writer = _Writer(self._handler, sinks)
-        self._writer.start()
-        _root.addHandler(self._handler)
-        _root.setLevel(level)
-
-    def close(self) -> None:
-        """Idempotent."""
-        if self._handler in _root.handlers:
-            _root.setLevel(OFF)
-            _root.removeHandler(self._handler)
-            self._writer.stop()
-            for sink in self._sinks:
-                sink.close()
-
-
 def setup(level: str, directory: Path | None, stderr: bool = True) -> ActivityLog:
     """Start writing events of ``level`` and above: to ``directory``/inferd.ndjson unless it is ``None``, and
     to stderr. One at a time in a process. Raises ConfigError for an unknown level."""
@@ -348,4 +348,6 @@ def setup(level: str, directory: Path | None, stderr: bool = True) -> ActivityLo
     sinks: list[_Sink] = [text] if stderr else []
     if directory is not None:
         sinks.append(_FileSink(directory, text))
-    return ActivityLog(number, sinks)
+    activity = ActivityLog(number, sinks)
+    activity.start()
+    return activity

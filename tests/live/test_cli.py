@@ -106,6 +106,7 @@ def test_a_daemon_that_cannot_start_says_why(env: dict[str, str], reason: str, s
 
 def test_the_background_daemon_leaves_when_nobody_comes(shell: Shell) -> None:
     assert shell("run", "hi", INFERD_IDLE_EXIT_SECS="0.2").returncode == 0
+    until(lambda: len(shell.events("stopped")) == 1)
     until(lambda: not shell.is_running())
     assert shell.events("stopping")[0]["idle_secs"] == 0.2
 

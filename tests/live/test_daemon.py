@@ -111,6 +111,7 @@ def test_a_failed_boot_says_why_on_the_admin_socket_and_on_stderr(daemon: Start)
 
 def test_the_modes_of_what_is_made(daemon: Start) -> None:
     process = daemon().wait_ready()
+    process.wait_event("ready")
     modes = {path.name: stat.S_IMODE(path.lstat().st_mode) for path in process.uds.parent.iterdir()}
     private = {"admin.sock": 0o600, "inferd.lock": 0o600}
     assert modes == {"infer.sock": 0o660, "infer.v2.sock": 0o660, **private}

@@ -33,9 +33,9 @@ def test_who_asked_is_recorded_with_the_connection_and_with_each_request(daemon:
         process.release(2)
         assert len(list(first.frames())) == 2
     closed = process.wait_event("connection_closed", 2)
-    accepted = process.events("connection_accepted")
+    accepted = process.wait_event("connection_accepted", 2)
     assert len({event["conn"] for event in accepted}) == 2
-    requests = [process.events(name)[0] for name in ("request_done", "queue_full", "request_error")]
+    requests = [process.wait_event(name)[0] for name in ("request_done", "queue_full", "request_error")]
     assert [event["req_id"] for event in requests] == ["done", "full", "invalid"]
     for event in (*accepted, *closed, *requests):
         assert {key: event.get(key) for key in us()} == us()
@@ -80,9 +80,9 @@ def test_requests_that_do_not_end_well_are_recorded_by_their_kind(daemon: Start)
             process.release()
             assert wire.frame()["code"] == "backend_unavailable"
     process.wait_event("breaker_opened")
-    errors = process.events("request_error")
+    errors = process.wait_event("request_error")
     assert [(event["code"], event["stage"]) for event in errors] == [("invalid_request", "decode")]
-    assert [event["cap"] for event in process.events("request_oversized")] == [1024]
+    assert [event["cap"] for event in process.wait_event("request_oversized")] == [1024]
     cut = process.wait_event("request_error_mid_stream", 3)
     assert [event["message"] for event in cut] == ["backend ended stream without terminal frame"] * 3
     assert all("total_ms" in event for event in cut)
@@ -148,6 +148,7 @@ def test_over_the_limit_of_connections(daemon: Start) -> None:
 
 def test_out_of_descriptors_the_daemon_lives(daemon: Start) -> None:
     process = daemon().wait_ready()
+    process.wait_event("ready")  # the log has its descriptor
     before = resource.prlimit(process.process.pid, resource.RLIMIT_NOFILE)
     resource.prlimit(process.process.pid, resource.RLIMIT_NOFILE, (24, before[1]))
     crowd = []
