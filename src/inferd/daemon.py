@@ -226,18 +226,13 @@ class Daemon:
             await asyncio.sleep(READY_POLL_SECS)
 
     def _surfaces(self, backends: Sequence[Backend]) -> list[Surface[Any]]:
-        settings = self._settings
+        asked = self._settings.surfaces
         surfaces: list[Surface[Any]] = [TextSurface()]
-        if settings.v2:
+        if "v2" in asked:
             surfaces.append(BlockSurface())
-        kinds = {entry.embed_pooling == "rank" for entry in settings.backends if entry.embed}
         wanted: list[tuple[Surface[Any], bool, bool]] = [
-            (EmbedSurface(), settings.embed or False in kinds, any(b.capabilities().embed for b in backends)),
-            (
-                RerankSurface(),
-                settings.rerank or True in kinds,
-                any(b.capabilities().rerank for b in backends),
-            ),
+            (EmbedSurface(), "embed" in asked, any(b.capabilities().embed for b in backends)),
+            (RerankSurface(), "rerank" in asked, any(b.capabilities().rerank for b in backends)),
         ]
         for surface, is_wanted, is_possible in wanted:
             if is_wanted and is_possible:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from inferd.config import docs, sources
-from inferd.config.entries import BackendEntry, ModelSpec
+from inferd.config.entries import LlamaCppEntry, MockEntry, ModelSpec
 from inferd.config.kinds import (
     Boolean,
     Choice,
@@ -206,9 +206,7 @@ def test_home_is_expanded_in_paths(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_nothing_given_serves_the_default_model_on_llamacpp_over_the_default_socket() -> None:
     settings, notes = sources.load({}, ENV)
-    assert settings.backends == (
-        BackendEntry(kind="llamacpp", name="llamacpp", model=ModelSpec(name=DEFAULT_MODEL)),
-    )
+    assert settings.backends == (LlamaCppEntry(name="llamacpp", model=ModelSpec(name=DEFAULT_MODEL)),)
     assert settings.tcp is None
     assert settings.uds is not None
     assert notes == []
@@ -218,8 +216,7 @@ def test_options_make_the_one_entry() -> None:
     flags = {"model_path": Path("/m.gguf"), "model_sha256": SHA, "n_ctx": 512, "n_gpu_layers": 3}
     settings, _ = sources.load(flags, ENV)
     assert settings.backends == (
-        BackendEntry(
-            kind="llamacpp",
+        LlamaCppEntry(
             name="llamacpp",
             model_path=Path("/m.gguf"),
             model_sha256=SHA,
@@ -228,7 +225,7 @@ def test_options_make_the_one_entry() -> None:
         ),
     )
     settings, notes = sources.load({"backend": "mock", "n_ctx": 512}, ENV)
-    assert settings.backends == (BackendEntry(kind="mock", name="mock"),)
+    assert settings.backends == (MockEntry(name="mock"),)
     assert notes == ["--n-ctx has no effect without a llamacpp backend"]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from inferd.config import sources
-from inferd.config.entries import BackendEntry, ModelSpec
+from inferd.config.entries import BackendEntry, LlamaCppEntry, MockEntry, ModelSpec
 from inferd.errors import ConfigError
 
 ENV = {"HOME": "/home/ada"}
@@ -127,9 +127,7 @@ def test_the_legacy_model_is_one_llamacpp_entry(tmp_path: Path) -> None:
     path = write(tmp_path, {"model": model, "n_ctx": 100, "n_gpu_layers": 0})
     settings, _ = sources.load({"config": path}, ENV)
     spec = ModelSpec(name="x", sha256=SHA, source_url="https://a/m", size_bytes=5, license="MIT")
-    assert settings.backends == (
-        BackendEntry(kind="llamacpp", name="llamacpp", model=spec, n_ctx=100, n_gpu_layers=0),
-    )
+    assert settings.backends == (LlamaCppEntry(name="llamacpp", model=spec, n_ctx=100, n_gpu_layers=0),)
 
 
 def entries(tmp_path: Path, flags: dict[str, object]) -> tuple[tuple[BackendEntry, ...], list[str]]:
@@ -146,17 +144,18 @@ def entries(tmp_path: Path, flags: dict[str, object]) -> tuple[tuple[BackendEntr
 def test_entries_keep_their_order_and_fall_back_to_the_top_level(tmp_path: Path) -> None:
     backends, notes = entries(tmp_path, {})
     assert [entry.name for entry in backends] == ["m", "big", "small"]
-    assert [entry.n_ctx for entry in backends[1:]] == [64, 32]
-    assert backends[1].model_path == Path("/big.gguf")
+    _, big, small = backends
+    assert isinstance(big, LlamaCppEntry)
+    assert isinstance(small, LlamaCppEntry)
+    assert (big.n_ctx, small.n_ctx) == (64, 32)
+    assert big.model_path == Path("/big.gguf")
     assert notes == []
 
 
 def test_an_explicit_option_is_laid_over_the_first_llamacpp_entry(tmp_path: Path) -> None:
     backends, notes = entries(tmp_path, {"model": "other", "n_ctx": 16})
-    assert backends[1] == BackendEntry(
-        kind="llamacpp", name="big", model=ModelSpec(name="other"), n_ctx=16, n_gpu_layers=-1
-    )
-    assert backends[2].model == ModelSpec(name="s")
+    assert backends[1] == LlamaCppEntry(name="big", model=ModelSpec(name="other"), n_ctx=16, n_gpu_layers=-1)
+    assert backends[2] == LlamaCppEntry(name="small", model=ModelSpec(name="s"), n_ctx=16)
     assert "--model, --n-ctx overrides the entry 'big' of the config file" in notes
     backends, _ = entries(tmp_path, {"model_sha256": SHA})
     assert (backends[1].model_path, backends[1].model_sha256) == (Path("/big.gguf"), SHA)
@@ -170,4 +169,4 @@ def test_an_explicit_kind_keeps_only_its_entries(tmp_path: Path) -> None:
     assert "--backend overrides `backends` of the config file" in notes
     path = write(tmp_path, {"model": {"name": "x"}})
     settings, _ = sources.load({"config": path, "backend": "mock"}, ENV)
-    assert settings.backends == (BackendEntry(kind="mock", name="mock"),)
+    assert settings.backends == (MockEntry(name="mock"),)

@@ -50,7 +50,7 @@ def connect(client: Client, target: Target, show: Callable[[Frame], None]) -> No
         except DaemonUnreachable:
             if not target.startable:
                 raise
-        if not (_would_serve(target) or is_held(target.settings.lock)):
+        if not (target.surface in target.settings.surfaces or is_held(target.settings.lock)):
             break
         _wait_for_boot(target.settings, show)
     try:
@@ -61,18 +61,6 @@ def connect(client: Client, target: Target, show: Callable[[Frame], None]) -> No
         raise DaemonUnreachable(
             f"{_NOT_SERVED[target.surface]} (there is no socket at {target.address})"
         ) from None
-
-
-def _would_serve(target: Target) -> bool:
-    """Whether a daemon that we start serves the surface, as far as the configuration tells."""
-    settings = target.settings
-    ranks = {entry.embed_pooling == "rank" for entry in settings.backends if entry.embed}
-    return {
-        "v1": True,
-        "v2": settings.v2,
-        "embed": settings.embed or False in ranks,
-        "rerank": settings.rerank or True in ranks,
-    }[target.surface]
 
 
 def is_held(lock: Path) -> bool:

@@ -26,7 +26,7 @@ import click
 from inferd.cli.background import is_held
 from inferd.client import AdminClient, Client
 from inferd.config import sources
-from inferd.config.entries import BackendEntry
+from inferd.config.entries import LlamaCppEntry
 from inferd.config.settings import Settings
 from inferd.errors import (
     ConnectionLost,
@@ -258,11 +258,11 @@ def _model_store(settings: Settings) -> Findings:
 
 def _models(settings: Settings) -> Findings:
     for entry in settings.backends:
-        if entry.kind == "llamacpp":
+        if isinstance(entry, LlamaCppEntry):
             yield from _model(settings, entry)
 
 
-def _model(settings: Settings, entry: BackendEntry) -> Findings:
+def _model(settings: Settings, entry: LlamaCppEntry) -> Findings:
     from inferd.store import fetch
     from inferd.store.models import ModelStore
 

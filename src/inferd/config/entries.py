@@ -1,11 +1,18 @@
-"""The backends that the configuration asks for."""
+"""The backends that the configuration asks for: one class for each kind.
+
+An entry is complete: defaults are filled in, and secrets have been looked up, so that who builds a backend
+reads nothing else but the settings that all backends share.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import msgspec
+
+from inferd.config.kinds import Secret
 
 
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -19,14 +26,22 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BackendEntry:
-    """A backend to build; ``llamacpp`` has exactly one of ``model`` and ``model_path``, ``mock`` neither.
+class MockEntry:
+    """Answers without a model, for tests and for trying out a client."""
+
+    kind: ClassVar[str] = "mock"
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LlamaCppEntry:
+    """A model of our own; exactly one of ``model`` and ``model_path`` is set.
 
     ``embed``: the model makes vectors instead of text, or scores when ``embed_pooling`` is ``rank``; ``None``
     leaves that to the model where embedding or ranking is asked for. ``mmproj`` is the projector's file.
     """
 
-    kind: str
+    kind: ClassVar[str] = "llamacpp"
     name: str
     model: ModelSpec | None = None
     model_path: Path | None = None
@@ -37,3 +52,54 @@ class BackendEntry:
     embed_pooling: str | None = None
     embed_n_ctx: int = 2048
     mmproj: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenAICompatEntry:
+    """A server that speaks the OpenAI API below ``base_url``, which has no path ``/v1`` of its own.
+
+    ``embed`` and ``rerank``: whether the server does that; ``None`` is as the settings of the same name ask.
+    ``timeout_secs`` is the longest silence.
+    """
+
+    kind: ClassVar[str] = "openai-compat"
+    name: str
+    base_url: str
+    model: str
+    api_key: Secret | None = None
+    timeout_secs: float = 300.0
+    embed: bool | None = None
+    rerank: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BedrockEntry:
+    """A model of AWS Bedrock; either ``bearer_token`` or both parts of the access key are set.
+
+    ``endpoint`` replaces the address of the region's own service. ``timeout_secs`` is the longest silence.
+    """
+
+    kind: ClassVar[str] = "bedrock-invoke"
+    name: str
+    region: str
+    model_id: str
+    endpoint: str | None = None
+    timeout_secs: float = 300.0
+    bearer_token: Secret | None = None
+    access_key_id: str | None = None
+    secret_access_key: Secret | None = None
+    session_token: Secret | None = None
+
+
+BackendEntry = MockEntry | LlamaCppEntry | OpenAICompatEntry | BedrockEntry
+
+
+def surfaces_of(entry: BackendEntry) -> frozenset[str]:
+    """Which of ``embed`` and ``rerank`` the entry itself asks to be served."""
+    if isinstance(entry, LlamaCppEntry):
+        if not entry.embed:
+            return frozenset()
+        return frozenset(("rerank" if entry.embed_pooling == "rank" else "embed",))
+    if isinstance(entry, OpenAICompatEntry):
+        return frozenset(name for name in ("embed", "rerank") if getattr(entry, name))
+    return frozenset()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inferd.config import paths
-from inferd.config.entries import BackendEntry
+from inferd.config.entries import BackendEntry, surfaces_of
 from inferd.config.kinds import (
     Boolean,
     Choice,
@@ -346,6 +346,12 @@ class Settings:
         "The directory of the activity log.",
         default_doc="`~/.inferd/logs`",
     )
+
+    @property
+    def surfaces(self) -> frozenset[str]:
+        """The surfaces that are to be served, where a backend is capable of them."""
+        asked = {"v1"}.union(*map(surfaces_of, self.backends))
+        return frozenset(asked | {name for name in ("v2", "embed", "rerank") if getattr(self, name)})
 
 
 def _table() -> tuple[Option, ...]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from inferd.config import paths
-from inferd.config.entries import BackendEntry, ModelSpec
+from inferd.config.entries import BackendEntry, LlamaCppEntry, MockEntry, ModelSpec
 from inferd.config.file import ConfigFile, read_file
 from inferd.config.kinds import FilePath, Kind, Secret, SecretText
 from inferd.config.settings import EXCLUSIVE, OPTIONS, TRANSPORTS, Settings
@@ -181,7 +181,7 @@ def _backends(
     settings: Settings, chosen: Mapping[str, _Given], file: ConfigFile, notes: list[str]
 ) -> tuple[BackendEntry, ...]:
     """The file's entries, of the kind that was asked for, with explicit options laid over the first."""
-    entries = [_with_defaults(entry, settings) for entry in file.backends]
+    entries = [_entry_of_file(entry, settings) for entry in file.backends]
     explicit = {
         name: chosen[name] for name in _ENTRY_OPTIONS if name in chosen and not chosen[name].from_file
     }
@@ -193,31 +193,33 @@ def _backends(
     if not entries:
         entries = [_entry_of_options(settings)]
     elif explicit:
-        position = next((i for i, entry in enumerate(entries) if entry.kind == "llamacpp"), None)
-        if position is not None:
-            origins = ", ".join(given.origin for given in explicit.values())
-            notes.append(f"{origins} overrides the entry {entries[position].name!r} of the config file")
-            entries[position] = _overlay(entries[position], settings, explicit)
-    if explicit and all(entry.kind != "llamacpp" for entry in entries):
+        for position, entry in enumerate(entries):
+            if isinstance(entry, LlamaCppEntry):
+                origins = ", ".join(given.origin for given in explicit.values())
+                notes.append(f"{origins} overrides the entry {entry.name!r} of the config file")
+                entries[position] = _overlay(entry, settings, explicit)
+                break
+    if explicit and not any(isinstance(entry, LlamaCppEntry) for entry in entries):
         origins = ", ".join(given.origin for given in explicit.values())
         notes.append(f"{origins} has no effect without a llamacpp backend")
     return tuple(entries)
 
 
-def _with_defaults(entry: Mapping[str, Any], settings: Settings) -> BackendEntry:
-    return BackendEntry(**{"n_ctx": settings.n_ctx, "n_gpu_layers": settings.n_gpu_layers, **entry})
+def _entry_of_file(entry: Mapping[str, Any], settings: Settings) -> BackendEntry:
+    given = {name: value for name, value in entry.items() if name != "kind"}
+    if entry["kind"] == "mock":
+        return MockEntry(**given)
+    return LlamaCppEntry(**{"n_ctx": settings.n_ctx, "n_gpu_layers": settings.n_gpu_layers, **given})
 
 
 def _entry_of_options(settings: Settings) -> BackendEntry:
     if settings.backend == "mock":
-        return BackendEntry(kind="mock", name="mock")
-    entry = BackendEntry(
-        kind="llamacpp", name="llamacpp", n_ctx=settings.n_ctx, n_gpu_layers=settings.n_gpu_layers
-    )
+        return MockEntry(name="mock")
+    entry = LlamaCppEntry(name="llamacpp", n_ctx=settings.n_ctx, n_gpu_layers=settings.n_gpu_layers)
     return _with_model(entry, settings)
 
 
-def _with_model(entry: BackendEntry, settings: Settings) -> BackendEntry:
+def _with_model(entry: LlamaCppEntry, settings: Settings) -> LlamaCppEntry:
     if settings.model_path is not None:
         return dataclasses.replace(
             entry, model=None, model_path=settings.model_path, model_sha256=settings.model_sha256
@@ -226,7 +228,7 @@ def _with_model(entry: BackendEntry, settings: Settings) -> BackendEntry:
     return dataclasses.replace(entry, model=spec, model_path=None, model_sha256=None)
 
 
-def _overlay(entry: BackendEntry, settings: Settings, explicit: Mapping[str, _Given]) -> BackendEntry:
+def _overlay(entry: LlamaCppEntry, settings: Settings, explicit: Mapping[str, _Given]) -> LlamaCppEntry:
     if "model" in explicit or "model_path" in explicit:
         entry = _with_model(entry, settings)
     elif settings.model_sha256 is not None and entry.model is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 
-from inferd.config.entries import BackendEntry
+from inferd.config.entries import BackendEntry, LlamaCppEntry, MockEntry
 from inferd.config.settings import Settings
 from inferd.engine.backend import Backend
 from inferd.engine.mock import Mock
@@ -21,9 +21,17 @@ def build_backend(
 ) -> Backend:
     """Makes the backend of ``entry``, model and all; blocks, and ends with BootCancelled soon after
     ``cancelled`` is set."""
-    if entry.kind == "mock":
+    if isinstance(entry, MockEntry):
         progress("checking_local", {"path": "(mock)"})
         return Mock(entry.name)
+    if isinstance(entry, LlamaCppEntry):
+        return _load_model(settings, entry, progress, cancelled)
+    raise ConfigError(f"this version of inferd cannot serve backends of the kind {entry.kind!r}")
+
+
+def _load_model(
+    settings: Settings, entry: LlamaCppEntry, progress: Progress, cancelled: threading.Event
+) -> Backend:
     # Only a daemon with a model of its own pays for loading the engine.
     from inferd.engine.embedding import EmbeddingModel
     from inferd.engine.llamacpp import LlamaCpp, LlamaCppConfig
@@ -65,7 +73,7 @@ def _pools(model: fetch.OpenModel) -> bool:
 
 
 def _open_model(
-    settings: Settings, entry: BackendEntry, progress: Progress, cancelled: threading.Event
+    settings: Settings, entry: LlamaCppEntry, progress: Progress, cancelled: threading.Event
 ) -> fetch.OpenModel:
     if entry.model is None:
         if entry.model_path is None:
