@@ -32,7 +32,7 @@ class Queue:
         self._ends[name] = asyncio.Event()
 
         async def request() -> None:
-            with await self.admission.admit(caller, priority, deadline):
+            with await self.admission.admit(caller, priority, deadline, name):
                 self.started.append(name)
                 await self._ends[name].wait()
 
@@ -148,6 +148,19 @@ async def test_a_cancellation_in_the_moment_of_the_turn_passes_the_turn_on() -> 
     assert (queue.admission.running, queue.admission.waiting) == (0, 0)
 
 
+async def test_a_cancellation_in_the_moment_of_the_deadline_gives_no_place_back() -> None:
+    queue = Queue()
+    await queue.come("a")
+    await queue.come("b", deadline=asyncio.get_running_loop().time())
+    while queue.admission.waiting:
+        await asyncio.sleep(0)
+    queue.tasks["b"].cancel()  # its deadline has come, and it has not seen it yet
+    with pytest.raises(asyncio.CancelledError):
+        await queue.tasks["b"]
+    assert queue.admission.running == 1
+    await queue.finish("a")
+
+
 async def test_a_turn_is_not_given_to_whoever_is_just_leaving() -> None:
     queue = Queue()
     running = await queue.admission.admit("caller")
@@ -204,6 +217,44 @@ async def test_letting_all_through() -> None:
     await until(lambda: queue.started == ["a", "b", "c"])
     assert (queue.admission.running, queue.admission.waiting) == (3, 0)
     assert await queue.finish_all() == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("permits", [3, 5])
+async def test_more_permits_let_those_start_that_waited(permits: int) -> None:
+    queue = Queue(active_permits=1, queue_depth=2)
+    for name in ("a", "b", "c"):
+        await queue.come(name)
+    queue.admission.resize(permits, 0)
+    await until(lambda: queue.started == ["a", "b", "c"])
+    assert queue.admission.waiting == 0
+    assert (queue.admission.refusal is None) == (permits == 5)
+    assert await queue.finish_all() == ["a", "b", "c"]
+
+
+async def test_fewer_permits_cut_nobody_off() -> None:
+    queue = Queue(active_permits=3, queue_depth=1)
+    for name in ("a", "b", "c", "d"):
+        await queue.come(name)
+    queue.admission.resize(0, 1)
+    await queue.finish("a")
+    await queue.finish("b")
+    assert (queue.admission.running, queue.admission.waiting) == (1, 1)
+    with pytest.raises(QueueFull):
+        await queue.admission.admit("caller")
+    await queue.finish("c")
+    assert queue.started == ["a", "b", "c", "d"]
+    await queue.finish("d")
+
+
+async def test_the_listings_say_who_runs_and_who_is_served_next() -> None:
+    queue = Queue(active_permits=2)
+    for name in ("r1", "r2", "a1", "a2", "b1", "a3", "b2"):
+        await queue.come(name, caller=name[0])
+    await queue.come("later", priority="batch")
+    assert set(queue.admission.holders()) == {"r1", "r2"}
+    line = list(queue.admission.line())
+    assert line == ["a1", "b1", "a2", "b2", "a3", "later"]
+    assert (await queue.finish_all())[2:] == line
 
 
 async def test_idle_waits_for_the_last_to_end() -> None:
