@@ -180,6 +180,8 @@ def test_a_probe_that_tells_nothing_leaves_room_for_another(clock: Clock, error:
 def test_requests_from_before_the_opening_say_nothing_new(clock: Clock) -> None:
     router = Router([Mock()], clock)
     early, late = router.dispatch(), router.dispatch()
+    early.__enter__()
+    late.__enter__()
     fail(router, times=FAILURES)
     clock.now += OPEN_SECS - 1
     early.__exit__(Unavailable, Unavailable("down"), None)
@@ -253,3 +255,64 @@ def test_a_capable_backend_whose_breaker_is_open_is_not_fit(clock: Clock) -> Non
     fail(router, times=FAILURES)
     with pytest.raises(Unsupported, match='backend "vectors" does not advertise v2 capability'):
         router.dispatch(frozenset({"v2"}))
+
+
+def test_a_breaker_tells_its_states(clock: Clock) -> None:
+    told: list[tuple[str, str]] = []
+    router = Router([Mock("one")], clock, lambda name, state: told.append((name, state)))
+    succeed(router)
+    assert told == []
+    fail(router, times=FAILURES)
+    clock.now += OPEN_SECS
+    fail(router)
+    clock.now += OPEN_SECS
+    succeed(router)
+    assert told == [("one", state) for state in ("open", "half-open", "open", "half-open", "closed")]
+
+
+# Replacing the backends.
+
+
+async def test_a_request_ends_on_the_backend_that_it_began_on(clock: Clock) -> None:
+    old, new = Mock("old"), Mock("new")
+    router = Router([old], clock)
+    with router.dispatch() as backend, router.dispatch():
+        (removed,) = router.replace([new])
+        assert (backend, removed.backend, succeed(router)) == (old, old, "new")
+        released = asyncio.create_task(removed.released())
+        await asyncio.sleep(0)
+        assert not released.done()
+    await asyncio.wait_for(released, 10)
+
+
+async def test_a_backend_that_serves_nobody_is_released_at_once(clock: Clock) -> None:
+    router = Router([Mock("old")], clock)
+    succeed(router)
+    (removed,) = router.replace([Mock("new")])
+    await asyncio.wait_for(removed.released(), 10)
+
+
+async def test_a_backend_that_stays_keeps_its_breaker(clock: Clock) -> None:
+    stays, leaves = Mock("stays"), Mock("leaves")
+    router = Router([leaves, stays], clock)
+    fail(router, times=2 * FAILURES)
+    assert refused(router)
+    (removed,) = router.replace([stays])
+    assert removed.backend is leaves
+    assert refused(router)
+
+
+async def test_what_ends_on_a_removed_backend_tells_nobody_anything(clock: Clock) -> None:
+    told: list[tuple[str, str]] = []
+    router = Router([Mock("same")], clock, lambda name, state: told.append((name, state)))
+    with pytest.raises(Unavailable), contextlib.ExitStack() as running:
+        for _ in range(FAILURES):
+            running.enter_context(router.dispatch())
+        router.replace([Mock("same")])
+        raise Unavailable("down")
+    assert told == []
+    fail(router, times=FAILURES)
+    assert told == [("same", "open")]
+    router.replace([Mock("same")])
+    assert told[-1] == ("same", "closed")
+    assert not refused(router)

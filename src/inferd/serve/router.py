@@ -1,10 +1,13 @@
 """Chooses the backend of a request and keeps each backend's circuit breaker.
 
 Backends stand in order of priority; the first that is ready, has the capabilities that the request needs and
-whose breaker lets it serves. Three failures
-within a minute open a breaker for half a minute; then one request at a time may probe, and its success closes
-the breaker while its failure opens it again. What counts as a failure is data on the error: what the client
-did, a full queue or a cancellation never does. There is no retry and no failover: the caller owns retries.
+whose breaker lets it serves. Three failures within a minute open a breaker for half a minute; then one
+request at a time may probe, and its success closes the breaker while its failure opens it again. What counts
+as a failure is data on the error: what the client did, a full queue or a cancellation never does. There is no
+retry and no failover: the caller owns retries.
+
+The backends can be replaced while requests run: each ends on the backend that it began on, and
+:meth:`Member.released` tells when a backend that was taken out has ended its last one.
 """
 
 from __future__ import annotations
@@ -31,6 +34,8 @@ WINDOW_SECS = 60.0
 OPEN_SECS = 30.0
 
 Clock = Callable[[], float]
+OnBreaker = Callable[[str, str], None]
+"""Told the name of a backend and the new state of its breaker; ``half-open`` when a probe begins."""
 
 TEXT = frozenset({"text"})
 """What a v1 request needs. The other needs have the names of :class:`~inferd.engine.backend.Capabilities`."""
@@ -41,9 +46,10 @@ _log = log.get("router")
 class Breaker:
     """Counts the failures of one backend entry; times come from ``clock``, in seconds."""
 
-    def __init__(self, name: str, clock: Clock) -> None:
+    def __init__(self, name: str, clock: Clock, on_change: OnBreaker) -> None:
         self._name = name
         self._clock = clock
+        self._on_change = on_change
         self._failures: deque[float] = deque(maxlen=FAILURES)
         self._open_until: float | None = None
         self._probing = False
@@ -62,14 +68,22 @@ class Breaker:
     def begin(self) -> bool:
         """A request starts; whether it is the probe of a half-open breaker."""
         self._probing = self._open_until is not None
+        if self._probing:
+            self._on_change(self._name, "half-open")
         return self._probing
 
     def succeeded(self, probe: bool) -> None:
         if probe:
             self._probing = False
+            self.reset()
+
+    def reset(self) -> None:
+        """Closes the breaker and forgets what it has counted."""
+        self._failures.clear()
+        if self._open_until is not None:
             self._open_until = None
-            self._failures.clear()
             _log.info("breaker_closed", backend=self._name)
+            self._on_change(self._name, "closed")
 
     def failed(self, probe: bool) -> None:
         now = self._clock()
@@ -89,40 +103,89 @@ class Breaker:
     def _open(self, now: float) -> None:
         self._open_until = now + OPEN_SECS
         _log.warn("breaker_opened", backend=self._name, seconds=OPEN_SECS)
+        self._on_change(self._name, "open")
+
+
+class Member:
+    """One backend of the router, its breaker, and how many requests are ``running`` on it."""
+
+    __slots__ = ("_released", "able", "backend", "breaker", "running")
+
+    def __init__(self, backend: Backend, breaker: Breaker) -> None:
+        self.backend = backend
+        self.breaker = breaker
+        self.able = _abilities(backend)
+        self.running = 0
+        self._released: asyncio.Future[None] | None = None
+
+    def release(self) -> None:
+        """Takes the backend out: what its last requests still tell is nobody's business."""
+        self.breaker.reset()
+        self._released = asyncio.get_running_loop().create_future()
+        if not self.running:
+            self._released.set_result(None)
+
+    async def released(self) -> None:
+        """Returns when a backend that was taken out has ended its last request."""
+        if self._released is not None:
+            await self._released
+
+    def begin(self) -> bool:
+        """A request starts; whether it is the breaker's probe."""
+        self.running += 1
+        return self.breaker.begin()
+
+    def end(self, error: BaseException | None, probe: bool) -> None:
+        """A request has ended with ``error``."""
+        self.running -= 1
+        if self._released is not None:
+            if not self.running:
+                self._released.set_result(None)
+        elif error is None:
+            self.breaker.succeeded(probe)
+        elif isinstance(error, InferdError | asyncio.CancelledError):
+            if isinstance(error, BackendError) and error.counts:
+                self.breaker.failed(probe)
+            else:
+                self.breaker.undecided(probe)
+        else:
+            self.breaker.failed(probe)  # an error that nobody foresaw
 
 
 class Dispatch:
     """``with router.dispatch() as backend: …``: how the block ends is what the breaker learns."""
 
-    __slots__ = ("_backend", "_breaker", "_probe")
+    __slots__ = ("_member", "_probe")
 
-    def __init__(self, backend: Backend, breaker: Breaker) -> None:
-        self._backend = backend
-        self._breaker = breaker
-        self._probe = breaker.begin()
+    def __init__(self, member: Member) -> None:
+        self._member = member
+        self._probe = False
 
     def __enter__(self) -> Backend:
-        return self._backend
+        self._probe = self._member.begin()
+        return self._member.backend
 
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
-        if error is None:
-            self._breaker.succeeded(self._probe)
-        elif isinstance(error, InferdError | asyncio.CancelledError):
-            if isinstance(error, BackendError) and error.counts:
-                self._breaker.failed(self._probe)
-            else:
-                self._breaker.undecided(self._probe)
-        else:
-            self._breaker.failed(self._probe)  # an error that nobody foresaw
+        self._member.end(error, self._probe)
+
+
+def _tell_nobody(name: str, state: str) -> None: ...
 
 
 class Router:
     """``backends`` in order of priority; ``clock`` is monotonic, in seconds."""
 
-    def __init__(self, backends: Sequence[Backend], clock: Clock = time.monotonic) -> None:
-        self._entries = tuple(
-            (backend, Breaker(backend.name, clock), _abilities(backend)) for backend in backends
-        )
+    def __init__(
+        self,
+        backends: Sequence[Backend],
+        clock: Clock = time.monotonic,
+        on_breaker: OnBreaker = _tell_nobody,
+    ) -> None:
+        self._clock = clock
+        self._on_breaker = on_breaker
+        self.members: tuple[Member, ...] = ()
+        """The backends in order of priority, as :meth:`replace` was given them last."""
+        self.replace(backends)
 
     def dispatch(self, needs: frozenset[str] = TEXT) -> Dispatch:
         """The backend for the next request.
@@ -131,13 +194,29 @@ class Router:
         one lacks when none of them has all that the request ``needs``.
         """
         lacking: InferdError = NoBackend()
-        for backend, breaker, able in self._entries:
-            if backend.ready() and breaker.lets_pass():
-                if needs <= able:
-                    return Dispatch(backend, breaker)
+        for member in self.members:
+            if member.backend.ready() and member.breaker.lets_pass():
+                if needs <= member.able:
+                    return Dispatch(member)
                 if isinstance(lacking, NoBackend):
-                    lacking = _unsupported(backend.name, needs - able)
+                    lacking = _unsupported(member.backend.name, needs - member.able)
         raise lacking
+
+    def replace(self, backends: Sequence[Backend]) -> list[Member]:
+        """Serves with ``backends`` from the next request on; one that stays keeps its breaker.
+
+        Returns what was taken out; see :meth:`Member.released`.
+        """
+        before = {member.backend: member for member in self.members}
+        self.members = tuple(
+            before.pop(backend) if backend in before else self._member(backend) for backend in backends
+        )
+        for member in before.values():
+            member.release()
+        return list(before.values())
+
+    def _member(self, backend: Backend) -> Member:
+        return Member(backend, Breaker(backend.name, self._clock, self._on_breaker))
 
 
 def _abilities(backend: Backend) -> frozenset[str]:
