@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from inferd.wire import admin, attachments, embed, rerank, sampling, v1, v2
+from inferd.engine import llamacpp
+from inferd.wire import admin, attachments, embed, rerank, v1, v2
 from tests.daemon_process import DaemonProcess, Wire
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
@@ -159,7 +160,7 @@ def test_every_surface_is_shown() -> None:
 
 def test_the_defaults_are_those_of_the_code() -> None:
     shown = dict(re.findall(r"^\| `(\w+)` \| \w+ \| ([\d.]+) \|", PAGE, re.M))
-    assert float(shown["temperature"]) == sampling.TEMPERATURE
-    assert float(shown["top_p"]) == sampling.TOP_P
-    assert int(shown["top_k"]) == sampling.TOP_K
-    assert int(shown["max_tokens"]) == sampling.MAX_TOKENS
+    assert float(shown["temperature"]) == llamacpp.TEMPERATURE
+    assert float(shown["top_p"]) == llamacpp.TOP_P
+    assert int(shown["top_k"]) == llamacpp.TOP_K
+    assert int(shown["max_tokens"]) == llamacpp.MAX_TOKENS

@@ -11,19 +11,19 @@ def engine_request(line: bytes, template: FrameTemplate | None = None) -> Genera
     return TextSurface().engine_request(v1.parse(line), template)
 
 
-def test_defaults_of_v1() -> None:
-    assert engine_request(b'{"messages":[{"role":"user","content":"hi"}]}') == GenerateRequest(
-        messages=(Message("user", "hi"),), max_tokens=1000, temperature=1.0, top_p=0.95, top_k=64
-    )
+def test_what_is_not_given_is_left_to_the_backend() -> None:
+    got = engine_request(b'{"messages":[{"role":"user","content":"hi"}]}')
+    assert got == GenerateRequest(messages=(Message("user", "hi"),))
+    assert (got.max_tokens, got.temperature, got.top_p, got.top_k) == (None,) * 4
 
 
-def test_null_means_the_default_and_zero_does_not() -> None:
+def test_null_is_not_given_and_zero_is() -> None:
     line = (
         b'{"messages":[{"role":"user","content":""}],"temperature":%s,"top_k":%s,"max_tokens":%s,"min_p":%s,'
         b'"repeat_penalty":%s}'
     )
     nulls = engine_request(line % ((b"null",) * 5))
-    assert (nulls.temperature, nulls.top_k, nulls.max_tokens, nulls.repeat_penalty) == (1.0, 64, 1000, 1.0)
+    assert (nulls.temperature, nulls.top_k, nulls.max_tokens, nulls.repeat_penalty) == (None, None, None, 1.0)
     zeros = engine_request(line % ((b"0",) * 4 + (b"1.5",)))
     assert (zeros.temperature, zeros.top_k, zeros.max_tokens, zeros.repeat_penalty) == (0.0, 0, 0, 1.5)
 

@@ -82,9 +82,9 @@ class FrameTemplate:
 class GenerateRequest:
     """What a backend needs to know of a request; already validated.
 
-    ``temperature`` 0 is greedy, ``top_k`` 0 is off, ``repeat_penalty`` 1 is off. ``json_schema`` is the
-    schema as JSON text and excludes ``grammar`` (GBNF). ``frame`` is ``None`` when the client wants no
-    token frames.
+    ``temperature`` 0 is greedy, ``top_k`` 0 is off, ``repeat_penalty`` 1 is off. What is ``None`` was not
+    given, and the backend's own default applies. ``json_schema`` is the schema as JSON text and excludes
+    ``grammar`` (GBNF). ``frame`` is ``None`` when the client wants no token frames.
 
     ``typed``: thinking and tool calls are wanted as events of their own; without it the model is asked to
     answer at once, in text. ``thinking`` ``None`` leaves that to the model. ``tool_choice`` is ``auto``,
@@ -92,10 +92,10 @@ class GenerateRequest:
     """
 
     messages: tuple[Message, ...]
-    max_tokens: int
-    temperature: float
-    top_p: float
-    top_k: int
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
     min_p: float = 0.0
     repeat_penalty: float = 1.0
     presence_penalty: float = 0.0
@@ -193,6 +193,25 @@ class Stream(ABC, AsyncIterator[Event]):
     @abstractmethod
     def close(self) -> None:
         """Drops the request and all it has produced. Idempotent; never blocks."""
+
+
+class Finished(Stream):
+    """The stream of a request that needs no decoding."""
+
+    def __init__(self, done: Done) -> None:
+        self._done: Done | None = done
+
+    async def __anext__(self) -> Event:
+        done, self._done = self._done, None
+        if done is None:
+            raise StopAsyncIteration
+        return done
+
+    def cancel(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self._done = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 from inferd import log
 from inferd.engine import _llama
@@ -26,6 +26,7 @@ from inferd.engine.backend import (
     Capabilities,
     Done,
     Event,
+    Finished,
     Frames,
     GenerateRequest,
     StopReason,
@@ -47,6 +48,7 @@ from inferd.errors import (
 
 _log = log.get("llamacpp")
 
+N = TypeVar("N", int, float)
 Progress = Callable[[str, dict[str, object]], None]
 
 _FAILURES: dict[str, type[InferdError]] = {
@@ -55,6 +57,12 @@ _FAILURES: dict[str, type[InferdError]] = {
     "broken": BackendInternal,
 }
 GGML_WARN, GGML_ERROR = 3, 4
+
+# What holds where a request gives nothing.
+TEMPERATURE = 1.0
+TOP_P = 0.95
+TOP_K = 64
+MAX_TOKENS = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,7 +234,7 @@ class LlamaCpp(Backend):
             submitted.add_done_callback(self._drop)
             raise
         if isinstance(answer, Done):
-            return _Finished(answer)
+            return Finished(answer)
         job, reader = answer
         stream = self._streams[job] = _LlamaStream(self, self._engine, job)
         if reader is None:
@@ -244,10 +252,10 @@ class LlamaCpp(Backend):
             return Done("length", Usage(len(prepared.prompt), 0), content=b"")
         job = self._engine.submit(
             prepared.prompt,
-            max_tokens=min(request.max_tokens, 2**31 - 1),
-            temperature=request.temperature,
-            top_p=request.top_p,
-            top_k=min(request.top_k, 2**31 - 1),
+            max_tokens=min(_given(request.max_tokens, MAX_TOKENS), 2**31 - 1),
+            temperature=_given(request.temperature, TEMPERATURE),
+            top_p=_given(request.top_p, TOP_P),
+            top_k=min(_given(request.top_k, TOP_K), 2**31 - 1),
             min_p=request.min_p,
             repeat_penalty=request.repeat_penalty,
             presence_penalty=request.presence_penalty,
@@ -303,23 +311,8 @@ class LlamaCpp(Backend):
         self._loop = None
 
 
-class _Finished(Stream):
-    """The stream of a request that needs no decoding."""
-
-    def __init__(self, done: Done) -> None:
-        self._done: Done | None = done
-
-    async def __anext__(self) -> Event:
-        done, self._done = self._done, None
-        if done is None:
-            raise StopAsyncIteration
-        return done
-
-    def cancel(self) -> None:
-        pass
-
-    def close(self) -> None:
-        self._done = None
+def _given(value: N | None, default: N) -> N:
+    return default if value is None else value
 
 
 class _LlamaStream(Stream):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from inferd.engine.backend import (
     Backend,
@@ -26,8 +26,6 @@ from inferd.engine.backend import (
 from inferd.errors import Unavailable
 from inferd.serve.surface import R, Surface, Turn
 from inferd.wire import sampling
-
-N = TypeVar("N", int, float)
 
 
 class Writer(Protocol):
@@ -99,15 +97,15 @@ def _timings(turn: Turn[R], done: Done) -> dict[str, float] | None:
 def generate_request(
     request: sampling.Sampling, messages: Sequence[Message], template: FrameTemplate | None
 ) -> GenerateRequest:
-    """A valid request as the backends take it, with the defaults of its sampling."""
+    """A valid request as the backends take it."""
     return GenerateRequest(
         messages=tuple(messages),
-        max_tokens=_default(request.max_tokens, sampling.MAX_TOKENS),
-        temperature=_default(request.temperature, sampling.TEMPERATURE),
-        top_p=_default(request.top_p, sampling.TOP_P),
-        top_k=_default(request.top_k, sampling.TOP_K),
+        max_tokens=request.max_tokens,
+        temperature=request.temperature,
+        top_p=request.top_p,
+        top_k=request.top_k,
         min_p=request.min_p or 0.0,
-        repeat_penalty=_default(request.repeat_penalty, 1.0),
+        repeat_penalty=1.0 if request.repeat_penalty is None else request.repeat_penalty,
         presence_penalty=request.presence_penalty or 0.0,
         frequency_penalty=request.frequency_penalty or 0.0,
         seed=request.seed,
@@ -117,7 +115,3 @@ def generate_request(
         session=request.session or "",
         frame=template,
     )
-
-
-def _default(value: N | None, default: N) -> N:
-    return default if value is None else value

@@ -12,12 +12,6 @@ import msgspec
 
 from inferd.errors import DecodeError, InvalidRequest
 
-# What holds where a request gives nothing.
-TEMPERATURE = 1.0
-TOP_P = 0.95
-TOP_K = 64
-MAX_TOKENS = 1000
-
 PRIORITIES = ("interactive", "batch")
 
 # A grammar is compiled before the first token: these bound the memory and the time that takes.
