@@ -286,6 +286,10 @@ class Backend(ABC):
     def ready(self) -> bool:
         """Whether ``generate`` would be served now."""
 
+    def alive(self) -> bool:
+        """Whether the threads that were started are still there; without them only a restart helps."""
+        return True
+
     @abstractmethod
     def capabilities(self) -> Capabilities:
         """What this backend can do; constant once it is ready."""

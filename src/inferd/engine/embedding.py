@@ -175,6 +175,9 @@ class EmbeddingModel(Backend):
     def ready(self) -> bool:
         return self._thread.is_alive()
 
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
     def capabilities(self) -> Capabilities:
         return self._capabilities
 

@@ -216,6 +216,9 @@ class LlamaCpp(Backend):
     def ready(self) -> bool:
         return self._thread.is_alive()
 
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
     def capabilities(self) -> Capabilities:
         return self._capabilities
 
