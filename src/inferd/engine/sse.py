@@ -1,0 +1,52 @@
+"""Server-sent events, as far as answers of models use them: the data of each event, comments skipped.
+
+Bytes come in pieces of any size. Lines end as the standard allows; an event may also be ended by the end of
+the stream, since not every server sends the blank line behind its last one.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+
+MAX_EVENT_CHARS = 16 * 1024 * 1024
+
+
+class Decoder:
+    """Raises ValueError for what is not UTF-8, and for an event longer than ``MAX_EVENT_CHARS``."""
+
+    def __init__(self) -> None:
+        utf8 = codecs.getincrementaldecoder("utf-8-sig")()
+        self._text = io.IncrementalNewlineDecoder(utf8, translate=True)
+        # The line that has not ended, in pieces, and the data of the event that has not.
+        self._line: list[str] = []
+        self._data: list[str] = []
+        self._line_chars = self._data_chars = 0
+
+    def feed(self, chunk: bytes, *, last: bool = False) -> list[str]:
+        """The data of the events that ``chunk`` completes; ``last`` with the end of the stream."""
+        text = self._text.decode(chunk, final=last) + ("\n\n" if last else "")
+        first, *more = text.split("\n")
+        self._line.append(first)
+        self._line_chars += len(first)
+        found: list[str] = []
+        for following in more:
+            event = self._take("".join(self._line))
+            if event is not None:
+                found.append(event)
+            self._line, self._line_chars = [following], len(following)
+        if self._line_chars + self._data_chars > MAX_EVENT_CHARS:
+            raise ValueError(f"an event has more than {MAX_EVENT_CHARS} characters")
+        return found
+
+    def _take(self, line: str) -> str | None:
+        """The data of the event that ``line`` ends, if it ends one that has data."""
+        if line:
+            field, _, value = line.partition(":")
+            if field == "data":
+                self._data.append(value.removeprefix(" "))
+                self._data_chars += len(value)
+            return None
+        event = "\n".join(self._data) if self._data else None
+        self._data, self._data_chars = [], 0
+        return event
