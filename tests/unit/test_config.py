@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from inferd.config import docs, sources
+from inferd.config.addresses import Endpoint, HttpsUrl, LocalAddress, PipeName, ServerUrl, TcpAddress
 from inferd.config.entries import LlamaCppEntry, MockEntry, ModelSpec
 from inferd.config.kinds import (
     Boolean,
     Choice,
     FilePath,
-    HttpsUrl,
     Integer,
     Kind,
     Name,
@@ -22,7 +22,7 @@ from inferd.config.kinds import (
     Secret,
     SecretText,
     Sha256,
-    TcpAddress,
+    Text,
 )
 from inferd.config.settings import DEFAULT_MODEL, OPTIONS, Option
 from inferd.errors import ConfigError, UsageError
@@ -40,6 +40,10 @@ TEXTS: dict[type[Kind], tuple[str, str, str]] = {
     SecretText: ("k1", "k2", "k3"),
     Sha256: ("11" * 32, "22" * 32, "33" * 32),
     TcpAddress: ("127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"),
+    LocalAddress: ("127.0.0.1:1", "[::1]:2", "/run/m.sock"),
+    ServerUrl: ("https://a.example", "https://b.example:8443", "http://127.0.0.1:1/path"),
+    Endpoint: ("https://a.example", "b.example", "http://127.0.0.1:1"),
+    Text: ("one:0", "two/x", "three"),
 }
 """Three valid texts of a kind: for the flag, the variable and the file."""
 
@@ -77,6 +81,26 @@ def problem(tmp_path: Path, content: object) -> str:
     return str(caught.value).removeprefix(f"config file {path}: ")
 
 
+REMOTE = {
+    "openai_": {
+        "INFERD_BACKEND": "openai-compat",
+        "INFERD_OPENAI_BASE_URL": "https://x.example",
+        "INFERD_OPENAI_MODEL": "x",
+    },
+    "bedrock_": {
+        "INFERD_BACKEND": "bedrock-invoke",
+        "INFERD_BEDROCK_REGION": "x",
+        "INFERD_BEDROCK_MODEL_ID": "x",
+        "AWS_BEARER_TOKEN_BEDROCK": "x",
+    },
+}
+
+
+def base(option: Option) -> dict[str, str]:
+    """An environment in which the option has something to act on."""
+    return ENV | next((env for prefix, env in REMOTE.items() if option.name.startswith(prefix)), {})
+
+
 BY_NAME = {option.name: option for option in OPTIONS}
 every_option = pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
 
@@ -88,7 +112,8 @@ every_option = pytest.mark.parametrize("option", OPTIONS, ids=lambda option: opt
 def test_a_row_is_complete(option: Option) -> None:
     assert option.doc.endswith(".")
     assert option.flag in (None, "--" + option.name.replace("_", "-"))
-    assert option.env in (None, f"INFERD_{option.name.upper()}", "MODELS_HOME", "INFERD_LOG")
+    others = (None, "INFERD_LOG", "AWS_BEARER_TOKEN_BEDROCK")
+    assert option.env in (f"INFERD_{option.name.upper()}", *others)
     assert option.flag or option.key
     default = option.default_for(ENV)
     if isinstance(default, bool | int | float) or isinstance(option.kind, Choice):
@@ -97,12 +122,12 @@ def test_a_row_is_complete(option: Option) -> None:
 
 @every_option
 def test_a_variable_is_read(option: Option) -> None:
-    if option.env is None or option.name == "api_key_file":
+    if option.env is None or option.name in ("api_key_file", "pipe"):
         return
     text = texts(option)[1]
-    settings, notes = sources.load({}, {**ENV, option.env: text})
+    settings, notes = sources.load({}, {**base(option), option.env: text})
     assert getattr(settings, option.name) == option.kind.parse(text)
-    assert getattr(sources.load({}, {**ENV, option.env: ""})[0], option.name) == option.default_for(ENV)
+    assert getattr(sources.read({}, {**ENV, option.env: ""}).settings, option.name) == option.default_for(ENV)
     assert notes == []
 
 
@@ -115,7 +140,7 @@ def test_the_key_file_variable_is_read(tmp_path: Path) -> None:
 
 @every_option
 def test_a_flag_is_above_the_variable_and_the_variable_above_the_file(option: Option, tmp_path: Path) -> None:
-    if option.name in ("api_key_file", "api_key_env"):
+    if option.name in ("api_key_file", "api_key_env", "pipe"):
         return
     by_flag, by_env, by_file = (option.kind.parse(text) for text in texts(option))
     flags: dict[str, object] = {option.name: by_flag, "config": write(tmp_path, MOCK)}
@@ -130,8 +155,9 @@ def test_a_flag_is_above_the_variable_and_the_variable_above_the_file(option: Op
     path = write(tmp_path, with_key(option, in_file))
     assert getattr(sources.load({"config": path}, ENV)[0], option.name) == by_file
     settings, notes = sources.load({"config": path}, env)
-    assert getattr(settings, option.name) == by_env
-    assert f"{option.env} overrides `{option.key}` of the config file" in notes
+    if option.env is not None:
+        assert getattr(settings, option.name) == by_env
+        assert f"{option.env} overrides `{option.key}` of the config file" in notes
     settings, notes = sources.load({**flags, "config": path}, env)
     assert getattr(settings, option.name) == by_flag
     assert f"{option.flag} overrides `{option.key}` of the config file" in notes
@@ -179,7 +205,20 @@ def test_docs_and_schema_show_the_option(option: Option) -> None:
             ["localhost:1", "127.0.0.1", "::1:47321", "[127.0.0.1]:1", "127.0.0.1:65536", "127.0.0.1:", ":1"],
         ),
         (HttpsUrl(), ["", "https://a.example/m.gguf"], ["http://a.example/m", "https:///m", "https://a/ b"]),
+        (
+            ServerUrl(),
+            ["https://a", "http://[::1]:1/x/"],
+            ["", "a", "ftp://a", "https://u:p@a", "https://a?b"],
+        ),
+        (Endpoint(), ["", "a.example", "http://127.0.0.1:1"], ["a b", "ftp://a", "https://a:99999"]),
+        (
+            LocalAddress(),
+            ["127.0.0.1:1", "[::1]:1", "./m", "/m"],
+            ["", "m", "10.0.0.1:1", "0.0.0.0:1", "/\n"],
+        ),
+        (PipeName(), [r"\\.\pipe\inferd-infer"], ["", "inferd", r"\\.\pipe\a\b", r"\\host\pipe\a"]),
         (SecretText(), ["k"], ["", "a\nb"]),
+        (SecretText(optional=True), ["", "k"], ["\0"]),
         (FilePath(), ["/a", "b"], ["", "a\0b"]),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Kind) else "",
@@ -226,7 +265,7 @@ def test_options_make_the_one_entry() -> None:
     )
     settings, notes = sources.load({"backend": "mock", "n_ctx": 512}, ENV)
     assert settings.backends == (MockEntry(name="mock"),)
-    assert notes == ["--n-ctx has no effect without a llamacpp backend"]
+    assert notes == ["--n-ctx has no effect without a backend of the kind llamacpp"]
 
 
 def test_tcp_takes_the_place_of_the_unix_socket() -> None:

@@ -25,7 +25,9 @@ _HEAD = """\
 Each option is taken from the first place that gives it: a flag of `inferd serve`, the environment, the
 config file, the default. An empty variable counts as not set. A flag or a variable that overrides the config
 file is noted in the log. An option's value is never shown in `--help`, in logs or in errors when it is a
-secret.
+secret. A variable whose name begins with `INFERD_` and that is none of these is noted in the log, with the
+nearest known one. What is marked *live* can change while the daemon runs: it reads its configuration again on
+SIGHUP. `inferd config show --origin` prints every value and where it came from.
 
 The *runtime directory* is `$XDG_RUNTIME_DIR/inferd`, else `~/.inferd/run`, else `/tmp/inferd-UID`; on macOS
 it is `$TMPDIR/inferd`. The config file is `~/.inferd/config.json`, or the one that `--config` or
@@ -51,6 +53,20 @@ above; a dot means an object inside an object. docs/config.schema.json is the sa
 """
 
 
+_KEYS = {
+    "openai-compat": """
+The key is that of `--openai-api-key` for the first entry of this kind, else what the variable in
+`api_key_env` holds, else `INFERD_OPENAI_API_KEY`, else `OPENAI_API_KEY`, else none is sent.
+""",
+    "bedrock-invoke": """
+A request carries the bearer token of `--bedrock-bearer-token` for the first entry of this kind, else of the
+variable in `bearer_token_env`, else of `AWS_BEARER_TOKEN_BEDROCK`. Without one it is signed with
+`AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`, and `AWS_SESSION_TOKEN` where it is set. With neither the
+daemon does not start.
+""",
+}
+
+
 def markdown() -> str:
     """The whole of docs/config.md."""
     return "\n".join([_HEAD, *_options(), _FILE_HEAD, *_backends()]) + "\n"
@@ -73,9 +89,10 @@ def _option(option: Option) -> str:
     names = [f"`{name}`" for name in (option.flag, option.env) if name is not None]
     if option.key is not None:
         names.append(f"config `{option.key}`")
+    live = "; *live*" if option.reload else ""
     return (
         f"### {option.name}\n\n{option.doc}\n\n"
-        f"- {' · '.join(names)}\n- {option.kind.description}; default {_default(option)}\n"
+        f"- {' · '.join(names)}\n- {option.kind.description}; default {_default(option)}{live}\n"
     )
 
 
@@ -91,9 +108,8 @@ def _backends() -> Iterator[str]:
     for kind, keys in BACKEND_KEYS.items():
         yield f'### backends[] of `"kind": "{kind}"`\n\n{_keys(keys)}'
         if kind in TAKES_MODEL:
-            yield "- `model`: a model object; excludes `model_path`.\n"
-        else:
-            yield ""
+            yield "- `model`: a model object; excludes `model_path`."
+        yield _KEYS.get(kind, "")
     yield f"### a model object\n\n{_keys(MODEL_KEYS)}"
 
 

@@ -17,8 +17,9 @@ from typing import Any, NoReturn, Union
 
 import msgspec
 
+from inferd.config.addresses import Endpoint, HttpsUrl, ServerUrl
 from inferd.config.entries import ModelSpec
-from inferd.config.kinds import Boolean, Choice, FilePath, HttpsUrl, Integer, Kind, Name, Sha256, Text
+from inferd.config.kinds import Boolean, Choice, FilePath, Integer, Kind, Name, Sha256, Text
 from inferd.config.settings import OPTIONS
 from inferd.errors import ConfigError
 
@@ -37,6 +38,7 @@ class Key:
 
 
 _KINDS = {option.name: option.kind for option in OPTIONS}
+_NAME = Key("name", Name(), "The entry's own name, unlike every other entry's.", required=True)
 
 MODEL_KEYS = (
     Key("name", Name(), "The model's name in the store or the catalogue.", required=True),
@@ -48,7 +50,7 @@ MODEL_KEYS = (
 
 BACKEND_KEYS: dict[str, tuple[Key, ...]] = {
     "llamacpp": (
-        Key("name", Name(), "The entry's own name, unlike every other entry's.", required=True),
+        _NAME,
         Key("model_path", FilePath(), "A GGUF file; excludes `model`."),
         Key("n_ctx", _KINDS["n_ctx"], "Context of one request; the top-level `n_ctx` when absent."),
         Key("n_gpu_layers", _KINDS["n_gpu_layers"], "The top-level `n_gpu_layers` when absent."),
@@ -56,13 +58,34 @@ BACKEND_KEYS: dict[str, tuple[Key, ...]] = {
         Key("embed", Boolean(), "The model makes embeddings, or ranks documents, instead of text."),
         Key(
             "embed_pooling",
-            Choice(("mean", "cls", "last", "rank")),
-            "How the vectors of tokens become one, `rank` for a model that ranks; what the model file says"
-            " when absent.",
+            Choice(("mean", "cls", "last", "rank"), numbers={1: "mean", 2: "cls", 3: "last", 4: "rank"}),
+            "How the vectors of tokens become one, `rank` for a model that ranks; llama.cpp's numbers 1 to 4"
+            " mean the same. What the model file says when absent.",
         ),
         Key("embed_n_ctx", Integer(1), "Tokens of the longest input to embed; 2048 when absent."),
     ),
-    "mock": (Key("name", Name(), "The entry's own name, unlike every other entry's.", required=True),),
+    "openai-compat": (
+        _NAME,
+        Key("base_url", ServerUrl(), "The server, without the `/v1` of its API.", required=True),
+        Key("model", _KINDS["openai_model"], "The name that the server has for the model.", required=True),
+        Key("api_key_env", Name(), "The variable that holds the key; see below for what is used without."),
+        Key(
+            "timeout_secs",
+            _KINDS["openai_timeout_secs"],
+            "How long the server may be silent; 300 when absent.",
+        ),
+        Key("embed", Boolean(), "The server makes embeddings; as the option `embed` says when absent."),
+        Key("rerank", Boolean(), "The server ranks documents; as the option `rerank` says when absent."),
+    ),
+    "bedrock-invoke": (
+        _NAME,
+        Key("region", _KINDS["bedrock_region"], "The AWS region of the model.", required=True),
+        Key("model_id", _KINDS["bedrock_model_id"], "The id of the model.", required=True),
+        Key("bearer_token_env", Name(), "The variable that holds a bearer token; see below."),
+        Key("endpoint", Endpoint(), "A server in the place of AWS's own."),
+        Key("timeout_secs", _KINDS["bedrock_timeout_secs"], "How long it may be silent; 300 when absent."),
+    ),
+    "mock": (_NAME,),
 }
 
 TAKES_MODEL = frozenset({"llamacpp"})
@@ -181,10 +204,8 @@ def _unknown_in(raw: Mapping[str, Any], known: Mapping[str, Any], where: str) ->
 
 
 def _parse(kind: Kind, value: Any, key: str) -> Any:
-    if not isinstance(value, str):
-        return value
     try:
-        return kind.parse(value)
+        return kind.of_file(value)
     except ValueError as reason:
         raise ValueError(f"`{key}` must be {reason}") from None
 

@@ -7,7 +7,6 @@ that a bound is written once.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -59,6 +58,10 @@ class Kind(ABC):
     @abstractmethod
     def parse(self, text: str) -> object:
         """The value of ``text``; ``ValueError`` says what it must be instead."""
+
+    def of_file(self, value: Any) -> object:
+        """The value of what stands in the file, which is of :attr:`file_type`."""
+        return self.parse(value) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)
@@ -118,10 +121,11 @@ class Seconds(Kind):
 
 @dataclass(frozen=True)
 class Choice(Kind):
-    """One of a few words."""
+    """One of a few words; ``numbers`` are whole numbers that the config file may have in their place."""
 
     values: tuple[str, ...]
     aliases: Mapping[str, str] = field(default_factory=dict)
+    numbers: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def metavar(self) -> str:
@@ -133,13 +137,16 @@ class Choice(Kind):
 
     @property
     def file_type(self) -> Any:
-        return Literal[self.values]
+        return Literal[self.values + tuple(self.numbers)]
 
     def parse(self, text: str) -> str:
         value = self.aliases.get(text, text)
         if value not in self.values:
             raise ValueError(self.description)
         return value
+
+    def of_file(self, value: Any) -> str:
+        return self.numbers[value] if isinstance(value, int) else self.parse(value)
 
 
 @dataclass(frozen=True)
@@ -160,9 +167,9 @@ class Boolean(Kind):
 
     def parse(self, text: str) -> bool:
         word = text.lower()
-        if word in ("1", "true", "yes", "on"):
+        if word in ("1", "true", "t", "yes", "y", "on"):
             return True
-        if word in ("0", "false", "no", "off"):
+        if word in ("0", "false", "f", "no", "n", "off"):
             return False
         raise ValueError(self.description)
 
@@ -210,40 +217,21 @@ class Name(Kind):
 
 @dataclass(frozen=True)
 class Text(Kind):
-    """Any printable text."""
+    """Any printable text; not an empty one where it is ``needed``."""
+
+    what: str = "TEXT"
+    needed: bool = False
 
     @property
     def metavar(self) -> str:
-        return "TEXT"
+        return self.what
 
     @property
     def description(self) -> str:
         return "printable text"
 
     def parse(self, text: str) -> str:
-        if not text.isprintable():
-            raise ValueError(self.description)
-        return text
-
-
-@dataclass(frozen=True)
-class HttpsUrl(Kind):
-    """An https address, or nothing."""
-
-    @property
-    def metavar(self) -> str:
-        return "URL"
-
-    @property
-    def description(self) -> str:
-        return "an https:// address or empty"
-
-    @property
-    def file_type(self) -> Any:
-        return str
-
-    def parse(self, text: str) -> str:
-        if text and not re.fullmatch(r"https://[^/\s]+/\S+", text):
+        if not text.isprintable() or (self.needed and not text.strip()):
             raise ValueError(self.description)
         return text
 
@@ -267,32 +255,10 @@ class Sha256(Kind):
 
 
 @dataclass(frozen=True)
-class TcpAddress(Kind):
-    """A literal ``IP:port``; IPv6 in brackets. Names are refused, since a resolver could move them."""
-
-    @property
-    def metavar(self) -> str:
-        return "IP:PORT"
-
-    @property
-    def description(self) -> str:
-        return "a literal IP:port such as 127.0.0.1:47321 or [::1]:47321"
-
-    def parse(self, text: str) -> str:
-        host, _, port = text.rpartition(":")
-        bracketed = host.startswith("[") and host.endswith("]")
-        try:
-            address = ipaddress.ip_address(host[1:-1] if bracketed else host)
-        except ValueError:
-            raise ValueError(self.description) from None
-        if bracketed != (address.version == 6) or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
-            raise ValueError(self.description)
-        return text
-
-
-@dataclass(frozen=True)
 class SecretText(Kind):
-    """A secret; an empty one counts as none."""
+    """A secret; ``optional`` lets an empty one say that there is none."""
+
+    optional: bool = False
 
     @property
     def metavar(self) -> str:
@@ -303,6 +269,6 @@ class SecretText(Kind):
         return "a key of printable characters"
 
     def parse(self, text: str) -> Secret:
-        if not text or not text.isprintable():
+        if not text.isprintable() or not (text or self.optional):
             raise ValueError(self.description)
         return Secret(text)

@@ -1,4 +1,4 @@
-"""What an option is, and how a field of the option table says it."""
+"""What an option is, how a field of the option table says it, and what a place gave for it."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from inferd.config.kinds import Kind, SecretText
+from inferd.errors import ConfigError
 
 PathRule = Callable[[Mapping[str, str] | None], Path]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """One row of the table; ``flag``, ``env`` or ``key`` is ``None`` where the option has none."""
+    """One row of the table; ``flag``, ``env`` or ``key`` is ``None`` where the option has none.
+
+    ``reload``: a running daemon can take on another value.
+    """
 
     name: str
     kind: Kind
@@ -26,6 +30,7 @@ class Option:
     env: str | None
     key: str | None
     default_doc: str
+    reload: bool
 
     @property
     def secret(self) -> bool:
@@ -46,6 +51,7 @@ def option(
     env: str | None = "",
     key: str | None = None,
     default_doc: str = "",
+    reload: bool = False,
 ) -> Any:
     """A field of Settings; the flag and the variable follow the field's name unless said otherwise."""
     metadata = {
@@ -57,7 +63,26 @@ def option(
         "env": env,
         "key": key,
         "default_doc": default_doc,
+        "reload": reload,
     }
     if callable(default):
         return dataclasses.field(default_factory=default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """The value of an option, and the flag, variable or key that it came from."""
+
+    value: Any
+    origin: str
+    place: Literal["flag", "env", "file"]
+
+
+def variable(name: str, kind: Kind, text: str) -> Any:
+    """The value of ``text``, which the environment variable ``name`` holds; ConfigError when it has none."""
+    try:
+        return kind.parse(text)
+    except ValueError as reason:
+        shown = "" if isinstance(kind, SecretText) else f", not {text!r}"
+        raise ConfigError(f"{name} must be {reason}{shown}") from None

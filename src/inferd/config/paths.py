@@ -16,6 +16,14 @@ from typing import Literal
 
 Surface = Literal["v1", "v2", "embed", "rerank", "admin"]
 
+_PIPES: dict[Surface, str] = {
+    "v1": "inferd-infer",
+    "v2": "inferd-infer-v2",
+    "embed": "inferd-infer-embed",
+    "rerank": "inferd-infer-rerank",
+    "admin": "inferd-admin",
+}
+
 _LEAVES: dict[Surface, str] = {
     "v1": "infer.sock",
     "v2": "infer.v2.sock",
@@ -32,19 +40,26 @@ def _absolute(env: Env, name: str) -> Path | None:
     return path if path.is_absolute() else None
 
 
+def _home(env: Env) -> Path | None:
+    return _absolute(env, "USERPROFILE" if sys.platform == "win32" else "HOME")
+
+
 def runtime_dir(env: Env = None) -> Path:
-    """The directory of the sockets and the lock."""
-    parent = _absolute(env, "TMPDIR" if sys.platform == "darwin" else "XDG_RUNTIME_DIR")
+    """The directory of the sockets and the lock; on Windows, where sockets are pipes, of the lock alone."""
+    variable = {"darwin": "TMPDIR", "win32": "LOCALAPPDATA"}.get(sys.platform, "XDG_RUNTIME_DIR")
+    parent = _absolute(env, variable)
     if parent is not None:
         return parent / "inferd"
-    home = _absolute(env, "HOME")
+    home = _home(env)
     if home is not None:
         return home / ".inferd" / "run"
     return Path(f"/tmp/inferd-{os.getuid()}")  # noqa: S108 - whoever makes it checks its owner
 
 
 def socket_path(surface: Surface, env: Env = None) -> Path:
-    """The default Unix socket of a surface."""
+    """The default Unix socket of a surface, on Windows its pipe."""
+    if sys.platform == "win32":
+        return Path("\\\\.\\pipe\\" + _PIPES[surface])
     return runtime_dir(env) / _LEAVES[surface]
 
 
@@ -80,7 +95,7 @@ def lock_path(env: Env = None) -> Path:
 
 def state_dir(env: Env = None) -> Path:
     """``~/.inferd``; without a home directory, the runtime directory."""
-    home = _absolute(env, "HOME")
+    home = _home(env)
     return home / ".inferd" if home is not None else runtime_dir(env)
 
 
@@ -100,11 +115,14 @@ def log_dir(env: Env = None) -> Path:
 
 
 def models_home(env: Env = None) -> Path:
-    """The model store, which other tools may share."""
-    shared = _absolute(env, "XDG_DATA_HOME")
+    """The model store, which other tools may share, and which they all find by ``MODELS_HOME``."""
+    named = (os.environ if env is None else env).get("MODELS_HOME", "")
+    if named:
+        return Path(named).expanduser()
+    shared = _absolute(env, "LOCALAPPDATA" if sys.platform == "win32" else "XDG_DATA_HOME")
     if shared is not None:
         return shared / "models"
-    home = _absolute(env, "HOME")
+    home = _home(env)
     if home is None:
         return state_dir(env) / "models"
     if sys.platform == "darwin":

@@ -2,44 +2,46 @@
 
 Each option is taken from the first place that gives it: flag, environment, config file, default. What a
 lower place says about an option that excludes a chosen one is dropped with it. :func:`read` never fails
-because of the config file: a daemon needs its lock and its admin socket before it can report that, so the
-problem is handed over for the boot to raise in its turn.
+because of the config file or of what the backends need: a daemon needs its lock and its admin socket before
+it can report that, so the problem is handed over for the boot to raise in its turn.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from inferd.config import paths
-from inferd.config.entries import BackendEntry, LlamaCppEntry, MockEntry, ModelSpec
+from inferd.config import backends, paths
 from inferd.config.file import ConfigFile, read_file
-from inferd.config.kinds import FilePath, Kind, Secret, SecretText
+from inferd.config.kinds import FilePath, Secret, SecretText
+from inferd.config.option import Given, variable
 from inferd.config.settings import EXCLUSIVE, OPTIONS, TRANSPORTS, Settings
 from inferd.errors import ConfigError, UsageError
+
+OTHER_VARIABLES = frozenset({"INFERD_CONFIG", "INFERD_IMPL", "INFERD_CLI_LOG"})
+"""What begins with INFERD_ and is no option: the config file, a test's switch, and one of inferd 0.2.1's."""
 
 
 @dataclass(frozen=True, slots=True)
 class Read:
     """Settings with what a person should be told: ``notes`` to log, and ``problem`` to end the boot with.
 
-    With a ``problem`` the settings come from flags, environment and defaults alone.
+    With a ``problem`` the settings come from flags, environment and defaults alone, and may lack backends.
+    ``origins`` says for each option that was given where: a flag, a variable, or a key of the file at
+    ``path``.
     """
 
     settings: Settings
+    path: Path
     notes: tuple[str, ...] = ()
     problem: ConfigError | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Given:
-    value: Any
-    origin: str
-    from_file: bool = False
+    origins: Mapping[str, str] = field(default_factory=dict)
 
 
 def read(flags: Mapping[str, object], env: Mapping[str, str] | None = None) -> Read:
@@ -49,26 +51,23 @@ def read(flags: Mapping[str, object], env: Mapping[str, str] | None = None) -> R
     Raises UsageError for flags that exclude each other and ConfigError for an unusable variable or key file.
     """
     env = os.environ if env is None else env
-    notes: list[str] = []
     levels = [_from_flags(flags), _from_env(env)]
     for level, error in zip(levels, (UsageError, ConfigError), strict=True):
         _check_exclusive(level, error)
-    if "api_key" in levels[0]:
-        notes.append(
-            "--api-key shows the key to every user of this machine in the process list;"
-            " prefer INFERD_API_KEY or --api-key-file"
-        )
+    notes = [*_exposed(levels[0]), *_misspelt(env)]
     path, named = _config_path(flags, env)
     try:
         file = read_file(path, required=named)
         notes.extend(file.warnings)
-        levels.append({name: _Given(value, f"`{key}`", True) for name, (key, value) in file.values.items()})
+        levels.append({name: Given(value, f"`{key}`", "file") for name, (key, value) in file.values.items()})
         _check_exclusive(levels[2], ConfigError, f"config file {path}: ")
-        settings = _build(_choose(levels, notes), env, file, notes)
+        chosen = _choose(levels, notes)
+        settings = _settings(chosen, env)
+        entries = backends.entries(settings, chosen, file, env, notes)
+        settings = dataclasses.replace(settings, backends=entries)
     except ConfigError as problem:
-        settings = _build(_choose(levels[:2], []), env, ConfigFile(), [])
-        return Read(settings, tuple(notes), problem)
-    return Read(settings, tuple(notes))
+        return _without_file(levels[:2], env, path, tuple(notes), problem)
+    return Read(settings, path, tuple(notes), origins=_origins(chosen))
 
 
 def load(flags: Mapping[str, object], env: Mapping[str, str] | None = None) -> tuple[Settings, list[str]]:
@@ -79,32 +78,59 @@ def load(flags: Mapping[str, object], env: Mapping[str, str] | None = None) -> t
     return result.settings, list(result.notes)
 
 
-def _from_flags(flags: Mapping[str, object]) -> dict[str, _Given]:
+def _without_file(
+    levels: list[dict[str, Given]],
+    env: Mapping[str, str],
+    path: Path,
+    notes: tuple[str, ...],
+    problem: ConfigError,
+) -> Read:
+    chosen = _choose(levels, [])
+    settings = _settings(chosen, env)
+    try:
+        entries = backends.entries(settings, chosen, ConfigFile(), env, [])
+    except ConfigError:
+        entries = ()
+    settings = dataclasses.replace(settings, backends=entries)
+    return Read(settings, path, notes, problem, _origins(chosen))
+
+
+def _from_flags(flags: Mapping[str, object]) -> dict[str, Given]:
     return {
-        option.name: _Given(flags[option.name], option.flag)
+        option.name: Given(flags[option.name], option.flag, "flag")
         for option in OPTIONS
         if option.flag is not None and flags.get(option.name) is not None
     }
 
 
-def _from_env(env: Mapping[str, str]) -> dict[str, _Given]:
-    level: dict[str, _Given] = {}
+def _from_env(env: Mapping[str, str]) -> dict[str, Given]:
+    level: dict[str, Given] = {}
     for option in OPTIONS:
         text = env.get(option.env, "") if option.env is not None else ""
         if text and option.env is not None:
-            level[option.name] = _Given(_parsed(option.env, option.kind, text), option.env)
+            level[option.name] = Given(variable(option.env, option.kind, text), option.env, "env")
     return level
 
 
-def _parsed(variable: str, kind: Kind, text: str) -> Any:
-    try:
-        return kind.parse(text)
-    except ValueError as reason:
-        shown = "" if isinstance(kind, SecretText) else f", not {text!r}"
-        raise ConfigError(f"{variable} must be {reason}{shown}") from None
+def _exposed(flags: Mapping[str, Given]) -> Iterator[str]:
+    for option in OPTIONS:
+        if option.secret and option.name in flags and flags[option.name].value.reveal():
+            instead = "INFERD_API_KEY or --api-key-file" if option.name == "api_key" else option.env
+            yield (
+                f"{option.flag} shows the key to every user of this machine in the process list;"
+                f" prefer {instead}"
+            )
 
 
-def _check_exclusive(level: Mapping[str, _Given], error: type[ConfigError], where: str = "") -> None:
+def _misspelt(env: Mapping[str, str]) -> Iterator[str]:
+    known = {option.env for option in OPTIONS if option.env is not None} | OTHER_VARIABLES
+    for name in env:
+        if name.startswith("INFERD_") and name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+            yield f"unknown variable {name} is ignored; the nearest known one is {near}"
+
+
+def _check_exclusive(level: Mapping[str, Given], error: type[ConfigError], where: str = "") -> None:
     for group in EXCLUSIVE:
         both = [level[name].origin for name in group if name in level]
         if len(both) > 1:
@@ -115,14 +141,15 @@ def _config_path(flags: Mapping[str, object], env: Mapping[str, str]) -> tuple[P
     flag = flags.get("config")
     if isinstance(flag, Path):
         return flag, True
-    variable = env.get("INFERD_CONFIG", "")
-    if variable:
-        return _parsed("INFERD_CONFIG", FilePath(), variable), True
+    named = env.get("INFERD_CONFIG", "")
+    if named:
+        path: Path = variable("INFERD_CONFIG", FilePath(), named)
+        return path, True
     return paths.config_path(env), False
 
 
-def _choose(levels: list[dict[str, _Given]], notes: list[str]) -> dict[str, _Given]:
-    chosen: dict[str, _Given] = {}
+def _choose(levels: list[dict[str, Given]], notes: list[str]) -> dict[str, Given]:
+    chosen: dict[str, Given] = {}
     for level in levels:
         above = dict(chosen)
         for name, given in level.items():
@@ -130,22 +157,30 @@ def _choose(levels: list[dict[str, _Given]], notes: list[str]) -> dict[str, _Giv
             winner = next((above[rival] for rival in rivals if rival in above), None)
             if winner is None:
                 chosen[name] = given
-            elif given.from_file:
+            elif given.place == "file":
                 notes.append(f"{winner.origin} overrides {given.origin} of the config file")
     return chosen
 
 
-def _build(
-    chosen: Mapping[str, _Given], env: Mapping[str, str], file: ConfigFile, notes: list[str]
-) -> Settings:
+def _origins(chosen: Mapping[str, Given]) -> dict[str, str]:
+    return {name: given.origin for name, given in chosen.items()}
+
+
+def _settings(chosen: Mapping[str, Given], env: Mapping[str, str]) -> Settings:
+    """The settings without their backends."""
     values: dict[str, Any] = {option.name: option.default_for(env) for option in OPTIONS}
     values.update({name: given.value for name, given in chosen.items()})
-    for tcp, unix in TRANSPORTS:
+    if values["pipe"] is not None:
+        if sys.platform != "win32":
+            raise UsageError(
+                f"{chosen['pipe'].origin}: named pipes exist on Windows only; use --uds or --tcp here"
+            )
+        values["uds"] = Path(values["pipe"])
+    for tcp, *_, local in TRANSPORTS:
         if values[tcp] is not None:
-            values[unix] = None
+            values[local] = None
     values["api_key"] = _api_key(values, env)
-    settings = Settings(**values)
-    return dataclasses.replace(settings, backends=_backends(settings, chosen, file, notes))
+    return Settings(**values)
 
 
 def _api_key(values: Mapping[str, Any], env: Mapping[str, str]) -> Secret | None:
@@ -157,7 +192,8 @@ def _api_key(values: Mapping[str, Any], env: Mapping[str, str]) -> Secret | None
             raise ConfigError(
                 f"`listen.api_key_env` names {name}, which is not set; set it or remove the key from the file"
             )
-        return Secret(env[name])
+        secret: Secret = variable(name, SecretText(), env[name])
+        return secret
     key: Secret | None = values["api_key"]
     return key
 
@@ -172,69 +208,3 @@ def _read_key(path: Path) -> Secret:
     if not key:
         raise ConfigError(f"API key file {path} is empty; its first line must be the key")
     return Secret(key)
-
-
-_ENTRY_OPTIONS = ("model", "model_path", "model_sha256", "n_ctx", "n_gpu_layers")
-
-
-def _backends(
-    settings: Settings, chosen: Mapping[str, _Given], file: ConfigFile, notes: list[str]
-) -> tuple[BackendEntry, ...]:
-    """The file's entries, of the kind that was asked for, with explicit options laid over the first."""
-    entries = [_entry_of_file(entry, settings) for entry in file.backends]
-    explicit = {
-        name: chosen[name] for name in _ENTRY_OPTIONS if name in chosen and not chosen[name].from_file
-    }
-    if "backend" in chosen and entries:
-        kept = [entry for entry in entries if entry.kind == settings.backend]
-        if len(kept) < len(entries):
-            notes.append(f"{chosen['backend'].origin} overrides `backends` of the config file")
-        entries = kept
-    if not entries:
-        entries = [_entry_of_options(settings)]
-    elif explicit:
-        for position, entry in enumerate(entries):
-            if isinstance(entry, LlamaCppEntry):
-                origins = ", ".join(given.origin for given in explicit.values())
-                notes.append(f"{origins} overrides the entry {entry.name!r} of the config file")
-                entries[position] = _overlay(entry, settings, explicit)
-                break
-    if explicit and not any(isinstance(entry, LlamaCppEntry) for entry in entries):
-        origins = ", ".join(given.origin for given in explicit.values())
-        notes.append(f"{origins} has no effect without a llamacpp backend")
-    return tuple(entries)
-
-
-def _entry_of_file(entry: Mapping[str, Any], settings: Settings) -> BackendEntry:
-    given = {name: value for name, value in entry.items() if name != "kind"}
-    if entry["kind"] == "mock":
-        return MockEntry(**given)
-    return LlamaCppEntry(**{"n_ctx": settings.n_ctx, "n_gpu_layers": settings.n_gpu_layers, **given})
-
-
-def _entry_of_options(settings: Settings) -> BackendEntry:
-    if settings.backend == "mock":
-        return MockEntry(name="mock")
-    entry = LlamaCppEntry(name="llamacpp", n_ctx=settings.n_ctx, n_gpu_layers=settings.n_gpu_layers)
-    return _with_model(entry, settings)
-
-
-def _with_model(entry: LlamaCppEntry, settings: Settings) -> LlamaCppEntry:
-    if settings.model_path is not None:
-        return dataclasses.replace(
-            entry, model=None, model_path=settings.model_path, model_sha256=settings.model_sha256
-        )
-    spec = ModelSpec(name=settings.model, sha256=settings.model_sha256)
-    return dataclasses.replace(entry, model=spec, model_path=None, model_sha256=None)
-
-
-def _overlay(entry: LlamaCppEntry, settings: Settings, explicit: Mapping[str, _Given]) -> LlamaCppEntry:
-    if "model" in explicit or "model_path" in explicit:
-        entry = _with_model(entry, settings)
-    elif settings.model_sha256 is not None and entry.model is not None:
-        spec = ModelSpec(name=entry.model.name, sha256=settings.model_sha256)
-        entry = dataclasses.replace(entry, model=spec)
-    elif settings.model_sha256 is not None:
-        entry = dataclasses.replace(entry, model_sha256=settings.model_sha256)
-    numbers = {name: given.value for name, given in explicit.items() if name in ("n_ctx", "n_gpu_layers")}
-    return dataclasses.replace(entry, **numbers)

@@ -1,0 +1,144 @@
+"""The kinds of option that say where something is on a network or on this machine."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from inferd.config.kinds import Kind
+
+
+@dataclass(frozen=True)
+class HttpsUrl(Kind):
+    """An https address, or nothing."""
+
+    @property
+    def metavar(self) -> str:
+        return "URL"
+
+    @property
+    def description(self) -> str:
+        return "an https:// address or empty"
+
+    @property
+    def file_type(self) -> Any:
+        return str
+
+    def parse(self, text: str) -> str:
+        if text and not re.fullmatch(r"https://[^/\s]+/\S+", text):
+            raise ValueError(self.description)
+        return text
+
+
+@dataclass(frozen=True)
+class TcpAddress(Kind):
+    """A literal ``IP:port``; IPv6 in brackets. Names are refused, since a resolver could move them."""
+
+    @property
+    def metavar(self) -> str:
+        return "IP:PORT"
+
+    @property
+    def description(self) -> str:
+        return "a literal IP:port such as 127.0.0.1:47321 or [::1]:47321"
+
+    def parse(self, text: str) -> str:
+        host, _, port = text.rpartition(":")
+        bracketed = host.startswith("[") and host.endswith("]")
+        try:
+            address = ipaddress.ip_address(host[1:-1] if bracketed else host)
+        except ValueError:
+            raise ValueError(self.description) from None
+        if bracketed != (address.version == 6) or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
+            raise ValueError(self.description)
+        return text
+
+
+@dataclass(frozen=True)
+class LocalAddress(Kind):
+    """The path of a Unix socket, or a loopback address of TCP."""
+
+    @property
+    def metavar(self) -> str:
+        return "PATH|IP:PORT"
+
+    @property
+    def description(self) -> str:
+        return "the path of a Unix socket, with a slash in it, or a loopback address such as 127.0.0.1:9464"
+
+    def parse(self, text: str) -> str:
+        if "/" in text and text.isprintable():
+            return text
+        try:
+            host = TcpAddress().parse(text).rpartition(":")[0].strip("[]")
+        except ValueError:
+            raise ValueError(self.description) from None
+        if not ipaddress.ip_address(host).is_loopback:
+            raise ValueError(self.description)
+        return text
+
+
+@dataclass(frozen=True)
+class PipeName(Kind):
+    """The name of a Windows pipe."""
+
+    @property
+    def metavar(self) -> str:
+        return "PIPE"
+
+    @property
+    def description(self) -> str:
+        return r"the name of a pipe such as \\.\pipe\inferd-infer"
+
+    def parse(self, text: str) -> str:
+        if not re.fullmatch(r"\\\\\.\\pipe\\[^\\/\s]+", text, re.IGNORECASE):
+            raise ValueError(self.description)
+        return text
+
+
+@dataclass(frozen=True)
+class ServerUrl(Kind):
+    """Where a remote server is: scheme, host, and a path below which its API lies.
+
+    A slash at the end is dropped, and so is the ``/v1`` that other tools want there. User names, queries and
+    fragments are refused: the first are secrets, and the others would end up inside of a path.
+    """
+
+    @property
+    def metavar(self) -> str:
+        return "URL"
+
+    @property
+    def description(self) -> str:
+        return "an http:// or https:// address without user name, query and fragment"
+
+    def parse(self, text: str) -> str:
+        try:
+            parts = urlsplit(text)
+            sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:
+            sound = False
+        if not sound or not text.isprintable() or set(text) & set("@?# \\"):
+            raise ValueError(self.description)
+        return text.rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+@dataclass(frozen=True)
+class Endpoint(ServerUrl):
+    """A server in the place of a service's own, which nothing stands for; a bare host means https."""
+
+    @property
+    def description(self) -> str:
+        return "a host, or an http:// or https:// address without user name, query and fragment"
+
+    @property
+    def file_type(self) -> Any:
+        return str
+
+    def parse(self, text: str) -> str:
+        if not text:
+            return text
+        return super().parse(text if "://" in text else f"https://{text}")

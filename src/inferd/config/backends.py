@@ -1,0 +1,189 @@
+"""The backends that flags, environment and config file ask for together.
+
+The file lists them. A flag or a variable that speaks of a kind of backend is laid over the first entry of
+that kind; without a list, such options make the one entry there is. Secrets come from the environment or a
+flag, never from the file, which only names variables.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from inferd.config.entries import (
+    BackendEntry,
+    BedrockEntry,
+    LlamaCppEntry,
+    MockEntry,
+    ModelSpec,
+    OpenAICompatEntry,
+)
+from inferd.config.file import ConfigFile
+from inferd.config.kinds import Secret, SecretText
+from inferd.config.option import Given, variable
+from inferd.config.settings import OPTIONS, Settings
+from inferd.errors import ConfigError
+
+Env = Mapping[str, str]
+Fields = dict[str, Any]
+"""An entry in the making: its kind, and its fields as far as they are known."""
+
+_REMOTE = {"openai-compat": "openai_", "bedrock-invoke": "bedrock_"}
+"""How the options of a kind begin; the rest is the name of the entry's field."""
+
+_OPTIONS: dict[str, tuple[str, ...]] = {
+    "llamacpp": ("model", "model_path", "model_sha256", "n_ctx", "n_gpu_layers"),
+    **{
+        kind: tuple(option.name for option in OPTIONS if option.name.startswith(prefix))
+        for kind, prefix in _REMOTE.items()
+    },
+}
+_BY_NAME = {option.name: option for option in OPTIONS}
+
+
+def entries(
+    settings: Settings, chosen: Mapping[str, Given], file: ConfigFile, env: Env, notes: list[str]
+) -> tuple[BackendEntry, ...]:
+    """The complete entries in order of priority, at least one.
+
+    ``settings`` has the values of all options, ``chosen`` those that were given. Raises ConfigError when a
+    backend lacks what it needs.
+    """
+    listed: list[Fields] = [dict(fields) for fields in file.backends]
+    if "backend" in chosen and listed:
+        kept = [fields for fields in listed if fields["kind"] == settings.backend]
+        if len(kept) < len(listed):
+            notes.append(f"{chosen['backend'].origin} overrides `backends` of the config file")
+        listed = kept
+    made = not listed
+    if made:
+        listed = [{"kind": settings.backend, "name": settings.backend}]
+    for kind, names in _OPTIONS.items():
+        given = [name for name in names if name in chosen and _is_explicit(name, chosen[name])]
+        first = next((fields for fields in listed if fields["kind"] == kind), None)
+        origins = ", ".join(chosen[name].origin for name in given)
+        if first is None and given:
+            notes.append(f"{origins} has no effect without a backend of the kind {kind}")
+        elif first is not None and made:
+            _lay_over(first, settings, [name for name in names if not _BY_NAME[name].secret or name in given])
+        elif first is not None and given:
+            notes.append(f"{origins} overrides the entry {first['name']!r} of the config file")
+            _lay_over(first, settings, given)
+    return tuple(_complete(fields, settings, env, notes) for fields in listed)
+
+
+def _is_explicit(name: str, given: Given) -> bool:
+    """A variable with a secret is a place to look a key up in, not a wish for another key."""
+    return given.place == "flag" or (given.place == "env" and not _BY_NAME[name].secret)
+
+
+def _lay_over(fields: Fields, settings: Settings, names: list[str]) -> None:
+    """Sets the fields of an entry to the values of the options ``names``, which are of its kind."""
+    kind = fields["kind"]
+    if kind != "llamacpp":
+        for name in names:
+            value = getattr(settings, name)
+            if value is not None:
+                fields[name.removeprefix(_REMOTE[kind])] = value
+        return
+    fields.update({name: getattr(settings, name) for name in names if name in ("n_ctx", "n_gpu_layers")})
+    sha256 = settings.model_sha256
+    if settings.model_path is not None and {"model", "model_path"} & set(names):
+        fields.update(model=None, model_path=settings.model_path, model_sha256=sha256)
+    elif "model" in names:
+        fields.update(model=ModelSpec(name=settings.model, sha256=sha256), model_path=None, model_sha256=None)
+    elif "model_sha256" in names and fields.get("model") is not None:
+        fields["model"] = ModelSpec(name=fields["model"].name, sha256=sha256)
+    elif "model_sha256" in names:
+        fields["model_sha256"] = sha256
+
+
+def _complete(fields: Fields, settings: Settings, env: Env, notes: list[str]) -> BackendEntry:
+    fields = dict(fields)
+    kind = fields.pop("kind")
+    if kind == "mock":
+        return MockEntry(**fields)
+    if kind == "llamacpp":
+        return LlamaCppEntry(**{"n_ctx": settings.n_ctx, "n_gpu_layers": settings.n_gpu_layers, **fields})
+    if kind == "openai-compat":
+        _check_needed(fields, kind, ("base_url", "model"))
+        return _openai(fields, env, notes)
+    _check_needed(fields, kind, ("region", "model_id"))
+    return _bedrock(fields, env, notes)
+
+
+def _check_needed(fields: Fields, kind: str, needed: tuple[str, ...]) -> None:
+    """The config file has been checked for these; options have not."""
+    missing = [_BY_NAME[_REMOTE[kind] + name] for name in needed if name not in fields]
+    if missing:
+        flags = " and ".join(f"{option.flag} (or {option.env})" for option in missing)
+        raise ConfigError(f"a backend of the kind {kind} needs {flags}")
+
+
+def _openai(fields: Fields, env: Env, notes: list[str]) -> OpenAICompatEntry:
+    key: Secret | None = fields.pop("api_key", None)
+    named = fields.pop("api_key_env", None)
+    if key is None:
+        key = _first_secret(fields["name"], named, ("INFERD_OPENAI_API_KEY", "OPENAI_API_KEY"), env, notes)
+    elif not key.reveal():
+        key = None
+    entry = OpenAICompatEntry(**fields, api_key=key)
+    if key is not None and not _is_private(entry.base_url):
+        notes.append(f"backend {entry.name!r} sends its key to {entry.base_url} unencrypted; use https")
+    return entry
+
+
+def _is_private(url: str) -> bool:
+    """Whether what is sent there is encrypted, or stays on this machine."""
+    parts = urlsplit(url)
+    try:
+        here = ipaddress.ip_address(str(parts.hostname)).is_loopback
+    except ValueError:
+        here = parts.hostname == "localhost"
+    return here or parts.scheme == "https"
+
+
+def _bedrock(fields: Fields, env: Env, notes: list[str]) -> BedrockEntry:
+    token: Secret | None = fields.pop("bearer_token", None)
+    named = fields.pop("bearer_token_env", None)
+    fields["endpoint"] = fields.get("endpoint") or None
+    if token is None:
+        token = _first_secret(fields["name"], named, ("AWS_BEARER_TOKEN_BEDROCK",), env, notes)
+    entry = BedrockEntry(**fields, bearer_token=token)
+    if token is not None:
+        return entry
+    key_id = _secret("AWS_ACCESS_KEY_ID", env)
+    key = _secret("AWS_SECRET_ACCESS_KEY", env)
+    if key_id is None or key is None:
+        parts = (("AWS_ACCESS_KEY_ID", key_id), ("AWS_SECRET_ACCESS_KEY", key))
+        missing = " and ".join(name for name, value in parts if value is None)
+        raise ConfigError(
+            f"backend {entry.name!r} has no credentials: set {named or 'AWS_BEARER_TOKEN_BEDROCK'} to a"
+            f" bearer token, or set {missing}"
+        )
+    return dataclasses.replace(
+        entry,
+        access_key_id=key_id.reveal(),
+        secret_access_key=key,
+        session_token=_secret("AWS_SESSION_TOKEN", env),
+    )
+
+
+def _first_secret(
+    entry: str, named: str | None, others: tuple[str, ...], env: Env, notes: list[str]
+) -> Secret | None:
+    """What the variable ``named`` in the file holds, else the first of ``others`` that is set."""
+    names = ((named,) if named is not None else ()) + others
+    found = next((name for name in names if env.get(name)), None)
+    if named is not None and found != named:
+        instead = f"{found} is used instead" if found is not None else "no key is sent"
+        notes.append(f"backend {entry!r} names the variable {named}, which is not set; {instead}")
+    return None if found is None else _secret(found, env)
+
+
+def _secret(name: str, env: Env) -> Secret | None:
+    text = env.get(name, "")
+    return variable(name, SecretText(), text) if text else None

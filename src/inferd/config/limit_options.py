@@ -1,0 +1,145 @@
+"""How much the daemon takes on, where it keeps models, and what it logs."""
+
+# ruff: noqa: RUF009 - a field is made by a function here, so that its row of the table stands beside it
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from inferd.config import paths
+from inferd.config.kinds import Boolean, Choice, FilePath, Integer, Seconds
+from inferd.config.option import option
+
+_LIMITS, _STORE, _LOG = "Limits", "Store", "Log"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitOptions:
+    """Rows of :class:`inferd.config.settings.Settings`."""
+
+    active_permits: int = option(
+        _LIMITS,
+        Integer(0, 256),
+        4,
+        "Requests that run at the same time; 0 counts as 1.",
+        key="engine.active_permits",
+        reload=True,
+    )
+    queue_depth: int = option(
+        _LIMITS,
+        Integer(0, 1_000_000),
+        10,
+        "Requests that may wait for their turn; the next one is refused.",
+        key="engine.queue_depth",
+        reload=True,
+    )
+    ready_timeout_secs: float = option(
+        _LIMITS,
+        Seconds(positive=True),
+        30.0,
+        "How long a built backend may take to become ready.",
+        reload=True,
+    )
+    drain_timeout_secs: float = option(
+        _LIMITS,
+        Seconds(),
+        10.0,
+        "How long requests may go on after a stop was asked for.",
+        reload=True,
+    )
+    write_timeout_secs: float = option(
+        _LIMITS,
+        Seconds(),
+        60.0,
+        "How long a client may leave its answer unread before it is dropped; 0 waits for ever.",
+        key="limits.write_timeout_secs",
+        reload=True,
+    )
+    idle_timeout_secs: float = option(
+        _LIMITS,
+        Seconds(),
+        0.0,
+        "How long a connection may stay open without a request; 0 sets no limit.",
+        key="limits.idle_timeout_secs",
+        reload=True,
+    )
+    idle_exit_secs: float = option(
+        _LIMITS,
+        Seconds(),
+        0.0,
+        "Stop when nobody has been connected for this long; 0 never stops.",
+        reload=True,
+    )
+    max_frame_bytes: int = option(
+        _LIMITS,
+        Integer(1024, 64 * 1024 * 1024),
+        65536,
+        "The longest request line in bytes.",
+        key="limits.max_frame_bytes",
+        reload=True,
+    )
+    max_attachment_bytes: int = option(
+        _LIMITS,
+        Integer(1024, 128 * 1024 * 1024),
+        64 * 1024 * 1024,
+        "The largest attachment behind a request line in bytes.",
+        key="limits.max_attachment_bytes",
+        reload=True,
+    )
+    max_connections: int = option(
+        _LIMITS,
+        Integer(1, 1_000_000),
+        1024,
+        "Connections that may be open; the next one is closed at once.",
+        key="limits.max_connections",
+        reload=True,
+    )
+    max_connections_per_uid: int = option(
+        _LIMITS,
+        Integer(0, 1_000_000),
+        0,
+        "Connections that one user may have open; the next one is closed at once. 0 sets no limit.",
+        key="limits.max_connections_per_uid",
+        reload=True,
+    )
+    auto_pull: bool = option(
+        _STORE,
+        Boolean(),
+        True,
+        "Fetch a model that is not in the store.",
+        key="auto_pull",
+        reload=True,
+    )
+    models_home: Path = option(
+        _STORE,
+        FilePath(),
+        paths.models_home,
+        "The directory of the model store.",
+        env=None,
+        key="models_home",
+        default_doc="`$MODELS_HOME`, else `$XDG_DATA_HOME/models`, else `~/.local/share/models`"
+        " (macOS: `~/Library/Application Support/models`, Windows: `%LOCALAPPDATA%\\models`)",
+        reload=True,
+    )
+    verify: str = option(
+        _STORE,
+        Choice(("auto", "always")),
+        "auto",
+        "When to hash a stored model again; auto does so only when the file may have changed.",
+        reload=True,
+    )
+    log_level: str = option(
+        _LOG,
+        Choice(("off", "error", "warn", "info", "debug", "trace"), {"0": "off"}),
+        "info",
+        "The least severe level that is logged.",
+        env="INFERD_LOG",
+        reload=True,
+    )
+    log_dir: Path = option(
+        _LOG,
+        FilePath(),
+        paths.log_dir,
+        "The directory of the activity log.",
+        default_doc="`~/.inferd/logs`",
+    )

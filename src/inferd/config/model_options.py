@@ -1,0 +1,192 @@
+"""Which models are served, and how: the options that a backend is made from."""
+
+# ruff: noqa: RUF009 - a field is made by a function here, so that its row of the table stands beside it
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from inferd.config.addresses import Endpoint, ServerUrl
+from inferd.config.kinds import (
+    Boolean,
+    Choice,
+    FilePath,
+    Integer,
+    Name,
+    Seconds,
+    Secret,
+    SecretText,
+    Sha256,
+    Text,
+)
+from inferd.config.option import option
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+"""The catalogue name of the model that is served when none is named."""
+
+_MODEL, _OPENAI, _BEDROCK, _ENGINE = "Model", "OpenAI-compatible server", "AWS Bedrock", "Engine"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Rows of :class:`inferd.config.settings.Settings`."""
+
+    backend: str = option(
+        _MODEL,
+        Choice(("llamacpp", "openai-compat", "bedrock-invoke", "mock")),
+        "llamacpp",
+        "The kind of backend to serve; of a config file, only the entries of that kind are served then.",
+        reload=True,
+    )
+    model: str = option(
+        _MODEL,
+        Name(),
+        DEFAULT_MODEL,
+        "The model to serve, by its name in the catalogue or the store.",
+        reload=True,
+    )
+    model_path: Path | None = option(
+        _MODEL,
+        FilePath(),
+        None,
+        "A GGUF file to serve instead of a named model.",
+        reload=True,
+    )
+    model_sha256: str | None = option(
+        _MODEL,
+        Sha256(),
+        None,
+        "The SHA-256 that the model file must have; it is checked before the file is loaded.",
+        reload=True,
+    )
+    n_ctx: int = option(
+        _MODEL,
+        Integer(1),
+        8192,
+        "Tokens of context that one request may use, prompt and answer together.",
+        key="n_ctx",
+        reload=True,
+    )
+    n_gpu_layers: int = option(
+        _MODEL,
+        Integer(-1),
+        -1,
+        "Layers of the model to keep on a GPU; -1 takes all that fit, 0 stays on the CPU.",
+        key="n_gpu_layers",
+        reload=True,
+    )
+    require_gpu: bool = option(
+        _MODEL,
+        Boolean(),
+        False,
+        "Refuse to start when the model would run on the CPU.",
+        reload=True,
+    )
+    openai_base_url: str | None = option(
+        _OPENAI,
+        ServerUrl(),
+        None,
+        "The server to pass requests on to, without the `/v1` of its API; needed for a backend of the kind"
+        " openai-compat.",
+        reload=True,
+    )
+    openai_model: str | None = option(
+        _OPENAI,
+        Text("NAME", needed=True),
+        None,
+        "The name that the server has for the model; needed for a backend of the kind openai-compat.",
+        reload=True,
+    )
+    openai_api_key: Secret | None = option(
+        _OPENAI,
+        SecretText(optional=True),
+        None,
+        "The key for the server, empty for none. Prefer the variable, since every user of the machine sees a"
+        " flag; without either OPENAI_API_KEY is used.",
+        reload=True,
+    )
+    openai_timeout_secs: float = option(
+        _OPENAI,
+        Seconds(positive=True),
+        300.0,
+        "How long the server may be silent before a request fails.",
+        reload=True,
+    )
+    bedrock_region: str | None = option(
+        _BEDROCK,
+        Name("REGION"),
+        None,
+        "The AWS region of the model; needed for a backend of the kind bedrock-invoke.",
+        reload=True,
+    )
+    bedrock_model_id: str | None = option(
+        _BEDROCK,
+        Text("ID", needed=True),
+        None,
+        "The id of the model, such as `anthropic.claude-3-5-sonnet-20241022-v2:0`; needed for a backend of"
+        " the kind bedrock-invoke.",
+        reload=True,
+    )
+    bedrock_bearer_token: Secret | None = option(
+        _BEDROCK,
+        SecretText(),
+        None,
+        "The bearer token. Prefer the variable, since every user of the machine sees a flag; without either"
+        " AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY sign the requests.",
+        env="AWS_BEARER_TOKEN_BEDROCK",
+        reload=True,
+    )
+    bedrock_endpoint: str | None = option(
+        _BEDROCK,
+        Endpoint(),
+        None,
+        "A server in the place of AWS's own for the region, such as a VPC endpoint.",
+        reload=True,
+    )
+    bedrock_timeout_secs: float = option(
+        _BEDROCK,
+        Seconds(positive=True),
+        300.0,
+        "How long the service may be silent before a request fails.",
+        reload=True,
+    )
+    threads: int = option(
+        _ENGINE,
+        Integer(0, 512),
+        0,
+        "Threads of the token loop; 0 chooses the number from the machine and how busy it is.",
+        key="engine.threads",
+        reload=True,
+    )
+    n_batch: int = option(
+        _ENGINE,
+        Integer(1, 65536),
+        512,
+        "Most tokens that one step of the token loop computes.",
+        key="engine.n_batch",
+        reload=True,
+    )
+    flash_attention: str = option(
+        _ENGINE,
+        Choice(("auto", "on", "off")),
+        "auto",
+        "Flash attention; auto is off on a CPU, where it slows decoding, and left to llama.cpp on a GPU.",
+        key="engine.flash_attention",
+        reload=True,
+    )
+    kv_cache_type: str = option(
+        _ENGINE,
+        Choice(("f16", "q8_0")),
+        "f16",
+        "The number format of the KV cache; q8_0 takes half the memory of f16.",
+        key="engine.kv_cache_type",
+        reload=True,
+    )
+    kv_unified: bool = option(
+        _ENGINE,
+        Boolean(),
+        False,
+        "Keep all requests in one KV cache instead of one each.",
+        key="engine.kv_unified",
+        reload=True,
+    )

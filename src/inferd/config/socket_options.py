@@ -1,0 +1,155 @@
+"""Where the daemon serves, and who may connect."""
+
+# ruff: noqa: RUF009 - a field is made by a function here, so that its row of the table stands beside it
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from inferd.config import paths
+from inferd.config.addresses import LocalAddress, PipeName, TcpAddress
+from inferd.config.kinds import Boolean, FilePath, Name, Secret, SecretText
+from inferd.config.option import option
+
+_SOCKETS = "Sockets"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SocketOptions:
+    """Rows of :class:`inferd.config.settings.Settings`."""
+
+    lock: Path = option(
+        _SOCKETS,
+        FilePath(),
+        paths.lock_path,
+        "The lock file that keeps a second daemon from starting.",
+        default_doc="`inferd.lock` in the runtime directory",
+    )
+    tcp: str | None = option(
+        _SOCKETS,
+        TcpAddress(),
+        None,
+        "Serve on this TCP address instead of the Unix socket; off loopback an API key is needed.",
+        key="listen.tcp",
+    )
+    uds: Path | None = option(
+        _SOCKETS,
+        FilePath(),
+        paths.inference_socket_path,
+        "The Unix socket to serve on.",
+        default_doc="`infer.sock` in the runtime directory",
+    )
+    pipe: str | None = option(
+        _SOCKETS,
+        PipeName(),
+        None,
+        "The named pipe to serve on, instead of a TCP address or a Unix socket; Windows only.",
+    )
+    v2: bool = option(
+        _SOCKETS,
+        Boolean(),
+        True,
+        "Serve typed blocks (v2) on a socket of their own.",
+    )
+    v2_tcp: str | None = option(
+        _SOCKETS,
+        TcpAddress(),
+        None,
+        "Serve v2 on this TCP address instead of its Unix socket; off loopback an API key is needed.",
+        key="listen.tcp_v2",
+    )
+    v2_addr: Path | None = option(
+        _SOCKETS,
+        FilePath(),
+        paths.v2_socket_path,
+        "The Unix socket to serve v2 on.",
+        default_doc="`infer.v2.sock` in the runtime directory",
+    )
+    embed: bool = option(
+        _SOCKETS,
+        Boolean(),
+        False,
+        "Serve embeddings on a socket of their own, if a model makes them. A backend with `embed`"
+        " in the config file asks for that, too; a model without that key is asked what it is made for.",
+    )
+    embed_tcp: str | None = option(
+        _SOCKETS,
+        TcpAddress(),
+        None,
+        "Serve embed on this TCP address instead of its Unix socket; off loopback an API key is needed.",
+        key="listen.tcp_embed",
+    )
+    embed_addr: Path | None = option(
+        _SOCKETS,
+        FilePath(),
+        paths.embed_socket_path,
+        "The Unix socket to serve embed on.",
+        default_doc="`infer.embed.sock` in the runtime directory",
+    )
+    rerank: bool = option(
+        _SOCKETS,
+        Boolean(),
+        False,
+        "Serve rankings of documents on a socket of their own, if a model makes them. A backend with `embed`"
+        " in the config file asks for that, too; a model without that key is asked what it is made for.",
+    )
+    rerank_tcp: str | None = option(
+        _SOCKETS,
+        TcpAddress(),
+        None,
+        "Serve rerank on this TCP address instead of its Unix socket; off loopback an API key is needed.",
+        key="listen.tcp_rerank",
+    )
+    rerank_addr: Path | None = option(
+        _SOCKETS,
+        FilePath(),
+        paths.rerank_socket_path,
+        "The Unix socket to serve rerank on.",
+        default_doc="`infer.rerank.sock` in the runtime directory",
+    )
+    group: str | None = option(
+        _SOCKETS,
+        Name("GROUP"),
+        None,
+        "The group whose members may connect to the Unix sockets of requests.",
+    )
+    admin_addr: Path = option(
+        _SOCKETS,
+        FilePath(),
+        paths.admin_socket_path,
+        "The Unix socket that reports status.",
+        key="admin_addr",
+        default_doc="`admin.sock` in the runtime directory",
+    )
+    metrics_addr: str | None = option(
+        _SOCKETS,
+        LocalAddress(),
+        None,
+        "Serve metrics in the format of Prometheus on this Unix socket or loopback address.",
+        key="metrics_addr",
+    )
+    api_key: Secret | None = option(
+        _SOCKETS,
+        SecretText(),
+        None,
+        "The key that a TCP client must send; a flag is seen by every user of the machine, so prefer the"
+        " variable or --api-key-file.",
+        reload=True,
+    )
+    api_key_file: Path | None = option(
+        _SOCKETS,
+        FilePath(),
+        None,
+        "A file whose first line is the API key.",
+        reload=True,
+    )
+    api_key_env: str | None = option(
+        _SOCKETS,
+        Name("VARIABLE"),
+        None,
+        "The name of the environment variable that holds the API key.",
+        flag=False,
+        env=None,
+        key="listen.api_key_env",
+        reload=True,
+    )
