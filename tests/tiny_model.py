@@ -10,6 +10,7 @@ from pathlib import Path
 from inferd.store import fetch
 from inferd.store.catalogue import CatalogueModel
 from inferd.store.models import ModelStore
+from inferd.store.verify import OpenModel
 
 CONTENT = bytes(range(256)) * 64
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -59,7 +60,7 @@ def load(
     auto_pull: bool = False,
     verify: str = "auto",
     cancelled: threading.Event | None = None,
-) -> fetch.OpenModel:
+) -> OpenModel:
     """``ensure_model`` with defaults."""
     return fetch.ensure_model(
         store,

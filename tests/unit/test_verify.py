@@ -13,7 +13,7 @@ import orjson
 import pytest
 
 from inferd.errors import BootCancelled, HashMismatch, ModelError, StoreError
-from inferd.store import fetch
+from inferd.store import verify
 from inferd.store.models import Manifest, ModelStore, Stamp
 from tests.tiny_model import CONTENT, DIGEST, EVIL, Phases, files, load, put, tiny
 
@@ -121,7 +121,7 @@ class TestVerification:
             load(full)
         path = put(full, CONTENT)
         with pytest.raises(HashMismatch):
-            fetch.open_file(path, DIGEST, progress=Phases(), cancelled=threading.Event())
+            verify.open_file(path, DIGEST, progress=Phases(), cancelled=threading.Event())
         assert compared == [(DIGEST.encode(), DIGEST.encode())] * 2
 
     def test_the_descriptor_that_was_verified_is_the_one_that_is_loaded(self, full: ModelStore) -> None:
@@ -154,7 +154,7 @@ class TestVerification:
             load(full, tiny(size=None))
 
     def test_cancelling_the_hash(self, full: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(fetch, "HASH_CHUNK_BYTES", 1024)
+        monkeypatch.setattr(verify, "HASH_CHUNK_BYTES", 1024)
         cancelled = threading.Event()
         free = os.dup(0)
         os.close(free)
@@ -165,8 +165,8 @@ class TestVerification:
         assert files(full.blob_path(DIGEST).parent) == ["data"]
 
     def test_progress_of_the_hash(self, full: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(fetch, "HASH_CHUNK_BYTES", len(CONTENT) // 4)
-        monkeypatch.setattr(fetch, "REPORT_SECS", 0)
+        monkeypatch.setattr(verify, "HASH_CHUNK_BYTES", len(CONTENT) // 4)
+        monkeypatch.setattr(verify, "REPORT_SECS", 0)
         phases = Phases()
         load(full, progress=phases).close()
         parts = [
@@ -208,8 +208,8 @@ class TestMissing:
 
 
 class TestOpenFile:
-    def open(self, path: Path, digest: str | None = None, progress: Phases | None = None) -> fetch.OpenModel:
-        return fetch.open_file(
+    def open(self, path: Path, digest: str | None = None, progress: Phases | None = None) -> verify.OpenModel:
+        return verify.open_file(
             path, digest, progress=Phases() if progress is None else progress, cancelled=threading.Event()
         )
 

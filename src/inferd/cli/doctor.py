@@ -287,10 +287,10 @@ def _model(settings: Settings, entry: LlamaCppEntry) -> Findings:
 
 
 def _file(path: Path, sha256: str | None) -> Finding:
-    from inferd.store import fetch
+    from inferd.store import verify
 
     try:
-        fetch.open_file(path, sha256, progress=lambda *_: None, cancelled=threading.Event()).close()
+        verify.open_file(path, sha256, progress=lambda *_: None, cancelled=threading.Event()).close()
     except HashMismatch as error:
         return Finding("model", "fail", str(error), "remove the file, or mend the sha256 of its entry")
     except (ModelError, StoreError) as error:

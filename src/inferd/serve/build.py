@@ -10,7 +10,7 @@ from inferd.config.settings import Settings
 from inferd.engine.backend import Backend
 from inferd.engine.mock import Mock
 from inferd.errors import ConfigError
-from inferd.store import fetch
+from inferd.store import fetch, verify
 from inferd.store.models import ModelStore
 
 Progress = Callable[[str, Mapping[str, object]], None]
@@ -63,7 +63,7 @@ def _load_model(
         return LlamaCpp.load(config, progress=progress, cancelled=cancelled)
 
 
-def _pools(model: fetch.OpenModel) -> bool:
+def _pools(model: verify.OpenModel) -> bool:
     """Whether the file says how to make one vector of many, as only models do that are made for it."""
     from inferd.engine import _llama
 
@@ -74,11 +74,11 @@ def _pools(model: fetch.OpenModel) -> bool:
 
 def _open_model(
     settings: Settings, entry: LlamaCppEntry, progress: Progress, cancelled: threading.Event
-) -> fetch.OpenModel:
+) -> verify.OpenModel:
     if entry.model is None:
         if entry.model_path is None:
             raise ConfigError(f"backend {entry.name!r} names no model; give it a model or a model_path")
-        return fetch.open_file(entry.model_path, entry.model_sha256, progress=progress, cancelled=cancelled)
+        return verify.open_file(entry.model_path, entry.model_sha256, progress=progress, cancelled=cancelled)
     return fetch.ensure_model(
         ModelStore(settings.models_home),
         entry.model,

@@ -1,74 +1,46 @@
 """From a model's name to an open, verified file.
 
 Everything here blocks and runs in a thread of its own; ``cancelled`` ends it with BootCancelled within about
-POLL_SECS, with no child process and no temporary file left. What comes back is the very descriptor whose
-content was verified, and the engine loads that, not the path (F-6).
+POLL_SECS, with no child process and no temporary file left but the part of a download that can be resumed.
 
-``progress(phase, details)`` gets the phases of the status stream: ``checking_local`` {path}, ``download``
-{downloaded_bytes, total_bytes, source_url; waiting_for_pid while another process does it}, ``verify`` {path;
-progress 0-1 as it goes on} and ``quarantine`` {path, expected_sha256, actual_sha256, quarantine_path}.
+``progress(phase, details)`` gets the phases of the status stream: those of :mod:`inferd.store.verify`, and
+``download`` {downloaded_bytes, total_bytes, source_url; waiting_for_pid while another process does it;
+attempt and reason in the pause before another try}.
 """
 
 from __future__ import annotations
 
 import difflib
 import errno
-import hashlib
 import os
 import shutil
-import stat
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from inferd import log
 from inferd.config.entries import ModelSpec
-from inferd.errors import BootCancelled, FetchError, HashMismatch, ModelError, StoreError
+from inferd.errors import FetchError, HashMismatch, StoreError
 from inferd.store import sources
 from inferd.store.catalogue import CATALOGUE, CatalogueModel, lookup
 from inferd.store.models import (
+    PRODUCER,
     Manifest,
     ModelStore,
     Provenance,
-    Stamp,
     check_name,
     check_sha256,
     make_dirs,
     same_digest,
 )
+from inferd.store.partial import Sink, check_room, largest_file, read_mark
 from inferd.store.runtime import Lock, holder
-from inferd.store.sources import REPORT_SECS, Progress
+from inferd.store.source import Progress, Reporter, Source
+from inferd.store.verify import OpenModel, open_blob, set_aside
 
 _log = log.get("store")
-
-HASH_CHUNK_BYTES = 4 << 20  # hashed without the GIL; small enough to notice a cancellation in between
-SPARE_BYTES = 16 << 20  # left free on the disk for everybody else
-
-
-@dataclass(slots=True)
-class OpenModel:
-    """A model file, open for reading. ``path`` is to show, ``fd`` to load from; ``sha256`` if it is known."""
-
-    path: Path
-    fd: int
-    name: str
-    sha256: str | None
-    size_bytes: int
-
-    def close(self) -> None:
-        """Idempotent; a file that was mapped from the descriptor stays mapped."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
-
-    def __enter__(self) -> OpenModel:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def resolve(store: ModelStore, spec: ModelSpec) -> CatalogueModel:
@@ -97,7 +69,7 @@ def resolve(store: ModelStore, spec: ModelSpec) -> CatalogueModel:
         sha256=manifest.sha256,
         size_bytes=manifest.size_bytes,
         license=manifest.license or "",
-        sources=(),
+        sources=(manifest.source.text,) if manifest.source is not None and manifest.source.text else (),
     )
 
 
@@ -133,7 +105,7 @@ def ensure_model(
     elif not _is_listed(store, model):
         with suppress(StoreError):  # a store that cannot be written can still be read
             _fetch(store, model, progress, cancelled)
-    return _open_blob(store, model, verify, progress, cancelled)
+    return open_blob(store, model, verify, progress, cancelled)
 
 
 def _fits(size: int | None, model: CatalogueModel) -> bool:
@@ -169,7 +141,7 @@ def _fetch(store: ModelStore, model: CatalogueModel, progress: Progress, cancell
                 size_bytes=store.blob_size(model.sha256) or 0,
                 license=model.license or None,
                 source=provenance,
-                produced_by="inferd",
+                produced_by=PRODUCER,
                 produced_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             )
             store.write_manifest(manifest)
@@ -177,10 +149,17 @@ def _fetch(store: ModelStore, model: CatalogueModel, progress: Progress, cancell
 
 def _waiting(store: ModelStore, model: CatalogueModel, lock: Path, progress: Progress) -> Callable[[], None]:
     """What to do at each look at a lock that another process holds: show that process's download."""
-    url = model.sources[0].partition("#")[0] if model.sources else ""
-    reporter = sources.Reporter(progress, url, model.size_bytes)
     partial = store.partial_dir(model.sha256)
-    return lambda: reporter.report(sources.largest_file(partial), waiting_for_pid=holder(lock))
+    first = model.sources[0].partition("#")[0] if model.sources else ""
+    reporters: dict[str, Reporter] = {}
+
+    def look() -> None:
+        mark = read_mark(partial)
+        url = first if mark is None else mark.url
+        reporter = reporters.setdefault(url, Reporter(progress, url, model.size_bytes))
+        reporter.report(largest_file(partial), waiting_for_pid=holder(lock))
+
+    return look
 
 
 def _download(
@@ -210,143 +189,35 @@ def _download(
 def _bring(
     store: ModelStore,
     model: CatalogueModel,
-    source: sources.Source,
+    source: Source,
     progress: Progress,
     cancelled: threading.Event,
 ) -> None:
     partial = store.partial_dir(model.sha256)
     data, scratch = partial / "data.tmp", partial / "scratch"
-    shutil.rmtree(partial, ignore_errors=True)  # what a killed process of ours left
+    if partial.is_symlink():
+        raise StoreError(f"{partial} is a symbolic link; remove it")
+    shutil.rmtree(scratch, ignore_errors=True)  # what a killed process of ours left
     try:
         with store.writing():
             make_dirs(partial)
             scratch.mkdir(mode=0o700)
-            _check_room(store, model, source)
-        sink = sources.Sink(store, data, model.size_bytes, cancelled)
-        try:
-            with store.writing():
-                source.copy(sink, scratch, progress)
+            held = largest_file(partial) if source.resumable else 0
+            check_room(store, max((model.size_bytes or 0) - held, 0) + source.extra_bytes())
+        with Sink(
+            store, partial, source.url, limit=model.size_bytes, resume=source.resumable, cancelled=cancelled
+        ) as sink:
+            source.copy(sink, scratch, progress)
             actual = sink.finish()
-        finally:
-            sink.close()
+            if not same_digest(model.sha256, actual) and sink.in_parts:
+                _log.warn("fetch_restarted", model=model.name, source=source.url)
+                sink.restart()
+                source.copy(sink, scratch, progress)
+                actual = sink.finish()
         if not same_digest(model.sha256, actual):
-            raise _mismatch(store, model, data, actual, progress)
+            raise set_aside(store, model, data, actual, progress)
         store.install(model.sha256, data)
         store.write_stamp(model.sha256, store.blob_path(model.sha256).lstat())
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _check_room(store: ModelStore, model: CatalogueModel, source: sources.Source) -> None:
-    needed = (model.size_bytes or 0) + source.extra_bytes() + SPARE_BYTES
-    free = shutil.disk_usage(store.home).free
-    if free < needed:
-        raise StoreError(
-            f"fetching model {model.name!r} needs {needed >> 20} MiB on the disk of {store.home} but only "
-            f"{free >> 20} MiB are free; free some space or set MODELS_HOME to another disk"
-        )
-
-
-def _open_blob(
-    store: ModelStore, model: CatalogueModel, verify: str, progress: Progress, cancelled: threading.Event
-) -> OpenModel:
-    """Open the blob of ``model`` and verify what was opened, unless its stamp says that it was."""
-    path = store.blob_path(model.sha256)
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        raise StoreError(f"cannot open the model {path}: {error.strerror}") from error
-    opened = OpenModel(path, fd, model.name, model.sha256, os.fstat(fd).st_size)
-    try:
-        found = _regular(opened)
-        if verify == "always" or not store.is_stamped(model.sha256, found):
-            actual = _hash(opened, progress, cancelled)
-            if not same_digest(model.sha256, actual):
-                raise _mismatch(store, model, path, actual, progress)
-            store.write_stamp(model.sha256, found)
-    except BaseException:
-        opened.close()
-        raise
-    return opened
-
-
-def open_file(
-    path: Path,
-    sha256: str | None,
-    *,
-    progress: Progress,
-    cancelled: threading.Event,
-) -> OpenModel:
-    """A model file outside the store, verified when ``sha256`` is given; it is never moved or changed.
-
-    Raises ModelError when it cannot be opened, HashMismatch, BootCancelled.
-    """
-    expected = None if sha256 is None else check_sha256(sha256)
-    progress("checking_local", {"path": str(path)})
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        raise ModelError(f"cannot open the model file {path}: {error.strerror}") from error
-    opened = OpenModel(path, fd, path.stem, expected, os.fstat(fd).st_size)
-    try:
-        _regular(opened)
-        if expected is not None:
-            actual = _hash(opened, progress, cancelled)
-            if not same_digest(expected, actual):
-                raise HashMismatch(
-                    f"the model file {path} has the sha256 {actual} and not {expected}; "
-                    "check the file or the sha256 that was given"
-                )
-    except BaseException:
-        opened.close()
-        raise
-    return opened
-
-
-def _regular(opened: OpenModel) -> os.stat_result:
-    found = os.fstat(opened.fd)
-    if not stat.S_ISREG(found.st_mode):
-        raise ModelError(f"the model {opened.path} is not a regular file")
-    return found
-
-
-def _hash(opened: OpenModel, progress: Progress, cancelled: threading.Event) -> str:
-    """The sha256 of the open file in hex; StoreError when it changed meanwhile."""
-    details: dict[str, object] = {"path": str(opened.path)}
-    progress("verify", details)
-    before = os.fstat(opened.fd)
-    digest, buffer, done = hashlib.sha256(), memoryview(bytearray(HASH_CHUNK_BYTES)), 0
-    report_at = time.monotonic() + REPORT_SECS
-    try:
-        while count := os.preadv(opened.fd, [buffer], done):
-            digest.update(buffer[:count])
-            done += count
-            if cancelled.is_set():
-                raise BootCancelled(f"the verification of {opened.path} was cancelled")
-            if time.monotonic() >= report_at:
-                report_at = time.monotonic() + REPORT_SECS
-                progress("verify", {**details, "progress": min(done / max(before.st_size, 1), 1.0)})
-    except OSError as error:
-        raise StoreError(f"cannot read the model {opened.path}: {error.strerror}") from error
-    if Stamp.of(before) != Stamp.of(os.fstat(opened.fd)):
-        raise StoreError(f"the model {opened.path} was changed while it was verified; try again")
-    return digest.hexdigest()
-
-
-def _mismatch(
-    store: ModelStore, model: CatalogueModel, path: Path, actual: str, progress: Progress
-) -> HashMismatch:
-    """Move the file at ``path`` to quarantine; the error to raise."""
-    place = store.quarantine(path)
-    details = {
-        "path": path,
-        "expected_sha256": model.sha256,
-        "actual_sha256": actual,
-        "quarantine_path": place,
-    }
-    _log.error("quarantine", **details)
-    progress("quarantine", {key: str(value) for key, value in details.items()})
-    return HashMismatch(
-        f"model {model.name!r} has the sha256 {actual} and not {model.sha256}; "
-        f"the file was moved to {place}, run `inferd pull {model.name}` to fetch it again"
-    )
+        keep = source.resumable and data.exists() and data.stat().st_size > 0
+        shutil.rmtree(scratch if keep else partial, ignore_errors=True)

