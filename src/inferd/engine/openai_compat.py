@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import math
 from array import array
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 import msgspec
@@ -34,7 +34,7 @@ from inferd.engine.backend import (
     Usage,
 )
 from inferd.engine.openai_answer import Answer
-from inferd.engine.remote import RemoteStream, Upstream
+from inferd.engine.remote import RemoteStream, Upstream, let_end
 from inferd.errors import (
     BackendInternal,
     ConfigError,
@@ -53,8 +53,6 @@ _MAX_ANSWER_BYTES = 256 * 1024 * 1024
 # Reading a million numbers takes a tenth of a second.
 _DECODE_ASIDE_BYTES = 256 * 1024
 _MAX_FLOAT32 = 3.4028234663852886e38
-# How long the end of the response may follow the end of the answer for the connection to be kept.
-_ENDING_SECS = 0.1
 
 
 class _Vector(msgspec.Struct):
@@ -170,8 +168,7 @@ class OpenAICompat(Backend):
             async for chunk in chunks:
                 for data in self._decode(decoder, chunk):
                     if data == "[DONE]":
-                        with suppress(asyncio.TimeoutError):
-                            await asyncio.wait_for(_exhaust(chunks), _ENDING_SECS)
+                        await let_end(chunks)
                         return
                     yield data
             for data in self._decode(decoder, b"", last=True):
@@ -258,8 +255,3 @@ class OpenAICompat(Backend):
 
 def _is_float32(number: float) -> bool:
     return abs(number) <= _MAX_FLOAT32
-
-
-async def _exhaust(chunks: AsyncIterator[bytes]) -> None:
-    async for _ in chunks:
-        pass

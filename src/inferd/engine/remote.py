@@ -12,6 +12,7 @@ fault is passed on.
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import ssl
 import time
@@ -41,6 +42,8 @@ _FAULT_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 # Of the statuses from 400 to 499 these are the operator's or the server's to mend, not the client's.
 _NOT_THE_CLIENTS_FAULT = frozenset({401, 403, 408, 429})
 
+# How long the end of a response may follow the end of the answer for the connection to be kept.
+_ENDING_SECS = 0.1
 _EVENTS_AHEAD = 64
 
 
@@ -82,7 +85,7 @@ class Upstream:
         except httpx.ConnectTimeout:
             raise Unavailable(f"{self.host} did not take a connection within {CONNECT_SECS:g} s") from None
         except httpx.ConnectError as error:
-            raise Unavailable(f"{self.host} cannot be reached: {error}") from None
+            raise Unavailable(f"{self.host} cannot be reached: {_reason(error)}") from None
         except httpx.TimeoutException:
             raise Unavailable(f"{self.host} was silent for {self._timeout_secs:g} s") from None
         except httpx.HTTPError as error:
@@ -117,9 +120,34 @@ class Upstream:
         await self._client.aclose()
 
 
+async def let_end(chunks: AsyncIterator[bytes]) -> None:
+    """Reads what follows the end of an answer, if it comes soon: only so can the connection serve again."""
+
+    async def read() -> None:
+        async for _ in chunks:
+            pass
+
+    with suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(read(), _ENDING_SECS)
+
+
+def _reason(error: BaseException) -> str:
+    """What the system or the TLS library said at the root of a failure to connect."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted ({error.verify_message})"
+    if isinstance(error, ssl.SSLError):
+        return f"no TLS with it ({error.reason})"
+    if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno)
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
+
+
 def refusal(host: str, status: int, headers: Mapping[str, str], body: bytes) -> InferdError:
     """The error for a response that is no answer; ``headers`` with lower-case names."""
     name, text = _explanation(body)
+    name = name or _name_in(headers.get("x-amzn-errortype", ""))
     if status == 501:
         return Unsupported(f"{host} does not implement this kind of request")
     if 400 <= status < 500 and status not in _NOT_THE_CLIENTS_FAULT:
@@ -159,6 +187,12 @@ def fault_of(error: Any) -> tuple[str, str]:
     name = next((n for n in names if isinstance(n, str) and _FAULT_NAME.fullmatch(n)), "")
     texts = (error.get("message"), error.get("detail"))
     return name, next((_shortened(text) for text in texts if isinstance(text, str)), "")
+
+
+def _name_in(error_type: str) -> str:
+    """AWS names a fault in a header, and may add an address behind a colon."""
+    name = error_type.partition(":")[0]
+    return name if _FAULT_NAME.fullmatch(name) else ""
 
 
 def _shortened(text: str) -> str:
