@@ -304,8 +304,7 @@ def _serve(knobs: dict[str, Any]) -> int:
         return _GatedMock(entry.name, gate=gate, hold=hold, **knobs)
 
     try:
-        given = sources.read({})
-        return daemon.run(given.settings, given.notes, given.problem, build)
+        return daemon.run(lambda: sources.read({}), build)
     except InferdError as error:
         sys.stderr.write(f"inferd: {error}\n")
         return error.exit_code

@@ -21,6 +21,7 @@ from inferd.serve import auth, bind
 from inferd.serve.admission import Admission
 from inferd.serve.hangup import HangupWatch
 from inferd.serve.listener import Listener, Places
+from inferd.serve.metrics import Metrics
 from inferd.serve.router import Router
 from inferd.serve.session import Service
 from inferd.serve.surface import Surface
@@ -172,6 +173,7 @@ async def serving(
         admission=Admission(active_permits, queue_depth),
         router=Router(backends or (Mock(),), clock),
         hangups=hangups,
+        metrics=Metrics(),
         api_key=None if api_key is None else auth.ApiKey(api_key),
         max_frame_bytes=max_frame_bytes,
         max_attachment_bytes=max_attachment_bytes,

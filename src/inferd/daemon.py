@@ -2,8 +2,10 @@
 
 Boot: signals, lock, admin socket, configuration, backends, capabilities, inference sockets, ready. There is
 no inference socket before every backend is ready. A signal at any point ends the boot cleanly; a failure is
-told to the subscribers of the admin socket and raised. Stop: no new connections, no new requests, the running
-ones get ``drain_timeout_secs``, then their end is ``cancelled``. A second signal ends the process at once.
+told to the subscribers of the admin socket and raised. Reload: what the configuration says anew is made
+beside what is there, and takes its place at once and as a whole, or not at all. Stop: no new connections, no
+new requests, the running ones get ``drain_timeout_secs``, then their end is ``cancelled``. A second signal
+ends the process at once.
 """
 
 from __future__ import annotations
@@ -12,64 +14,55 @@ import asyncio
 import contextlib
 import dataclasses
 import faulthandler
+import functools
 import os
 import signal
 import socket
+import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
 
 from inferd import __version__, log
 from inferd.config import paths
-from inferd.config.entries import BackendEntry
-from inferd.config.settings import Settings
-from inferd.engine.backend import Backend
-from inferd.errors import BootCancelled, ConfigError, InferdError, ModelError
-from inferd.serve import auth, bind
+from inferd.config.settings import OPTIONS, Settings
+from inferd.config.sources import Read
+from inferd.errors import BootCancelled, InferdError
+from inferd.serve import addresses, auth, bind, systemd
 from inferd.serve.admission import Admission
-from inferd.serve.blocks import BlockSurface
-from inferd.serve.build import Progress, build_backend
+from inferd.serve.backends import Backends, Build, capabilities_frame, in_thread
+from inferd.serve.build import build_backend
 from inferd.serve.hangup import HangupWatch
-from inferd.serve.listener import Listener, Places
+from inferd.serve.listener import Listener, Places, Serve
+from inferd.serve.metrics import Metrics
+from inferd.serve.overview import Overview
+from inferd.serve.peer import Peer
 from inferd.serve.router import Router
 from inferd.serve.session import Service
 from inferd.serve.status import StatusBoard
-from inferd.serve.surface import Surface
-from inferd.serve.text import TextSurface
-from inferd.serve.vectors import EmbedSurface, RerankSurface
 from inferd.store.runtime import Lock, ensure_private_dir
 from inferd.wire import admin
 
-READY_POLL_SECS = 0.05
 # A cancelled request ends within a step of its backend; one that does not is cut off.
 CANCEL_GRACE_SECS = 5.0
 # How long a client may take to read what was written to it before the daemon closes.
 FLUSH_GRACE_SECS = 1.0
-# Progress of one phase is told at most this often; a subscriber is a person or a waiting program.
-PROGRESS_SECS = 0.1
-
-Build = Callable[[Settings, BackendEntry, Progress, threading.Event], Backend]
-T = TypeVar("T")
 
 _log = log.get("daemon")
 
 
-def run(
-    settings: Settings,
-    notes: Sequence[str] = (),
-    problem: ConfigError | None = None,
-    build: Build | None = None,
-) -> int:
+def run(read: Callable[[], Read], build: Build = build_backend) -> int:
     """Serves until it is told to stop; 0. Raises the InferdError that kept the daemon from starting.
 
-    ``notes`` are logged and ``problem`` is raised in its turn: what was found in the config file is reported
-    when the admin socket is there to report it. ``build`` makes a backend, :func:`build_backend` by default.
+    ``read`` reads the configuration, now and for each reload. What it found in the config file is reported
+    when the admin socket is there to report it.
     """
+    given = read()
     faulthandler.enable()
-    activity = log.setup(settings.log_level, settings.log_dir)
+    activity = log.setup(given.settings.log_level, given.settings.log_dir)
     loop = new_event_loop()
     try:
-        loop.run_until_complete(Daemon(settings, notes, problem, build or build_backend).run())
+        loop.run_until_complete(Daemon(given, read, build, activity).run())
     finally:
         loop.run_until_complete(loop.shutdown_default_executor())
         loop.close()
@@ -78,7 +71,9 @@ def run(
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
-    """uvloop's, where it is installed."""
+    """uvloop's, where it is installed; on Windows one that can wait for sockets, which its own cannot."""
+    if sys.platform == "win32":
+        return asyncio.SelectorEventLoop()
     try:
         import uvloop
     except ImportError:
@@ -87,50 +82,70 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
 
 
 class Daemon:
-    """One run of the daemon; ``build`` makes a backend in a thread of its own."""
+    """One run of the daemon, with the configuration as it was ``given`` at first."""
 
     def __init__(
-        self,
-        settings: Settings,
-        notes: Sequence[str],
-        problem: ConfigError | None,
-        build: Build,
+        self, given: Read, read: Callable[[], Read], build: Build, activity: log.ActivityLog
     ) -> None:
+        settings = given.settings
+        self._given = given
         self._settings = settings
-        self._notes = notes
-        self._problem = problem
-        self._build = build
-        self._board = StatusBoard()
+        self._read = read
+        self._activity = activity
         self._admission = Admission(settings.active_permits, settings.queue_depth)
-        self._cancelled = threading.Event()
-        self._stop = asyncio.Event()
-        self._booting: asyncio.Task[None] | None = None
+        self._metrics = Metrics()
+        self._router = Router((), on_breaker=self._tell_breaker)
+        self._backends = Backends(self._router, build)
+        self._overview = Overview(self._admission, self._metrics)
+        self._overview.router = self._router
+        self._board = StatusBoard(self._overview.snapshot)
+        self._places = Places(settings.max_connections, settings.max_connections_per_uid)
+        self._admin_places = Places(settings.max_connections, settings.max_connections_per_uid)
         self._admin: list[Listener] = []
-        self._places = Places(settings.max_connections)
         self._listeners: list[Listener] = []
         self._services: list[Service[Any]] = []
+        self._work: asyncio.Task[None] | None = None
+        self._ready = False
+        self._stopping = False
+        self._signalled = False
+        self._reload_wanted = False
+        self._woken = asyncio.Event()
         self._idle_alarm: asyncio.TimerHandle | None = None
-        self._last_progress = ("", 0.0)
 
     async def run(self) -> None:
         """Boots, serves until a signal or the idle time ends it, drains. Raises what ends the boot."""
         self._loop = asyncio.get_running_loop()
         async with contextlib.AsyncExitStack() as held:
             self._handle_signals(held)
-            self._booting = self._loop.create_task(self._boot(held))
             try:
-                await self._booting
-            except (asyncio.CancelledError, BootCancelled):
-                _log.info("stopped", reason="the boot was cancelled")
-                return
+                if not await self._do(self._boot(held)):
+                    _log.info("stopped", reason="the boot was cancelled")
+                    return
             except Exception as error:
-                message = str(error) if isinstance(error, InferdError) else repr(error)
-                self._board.publish(admin.failed(message))
-                _log.error("boot_failed", error=message)
+                self._board.publish(admin.failed(_describe(error)))
+                _log.error("boot_failed", error=_describe(error))
                 raise
-            await self._stop.wait()
+            self._ready = True
+            while not self._stopping:
+                if self._reload_wanted:
+                    self._reload_wanted = False
+                    await self._do(self._reload())
+                else:
+                    await self._woken.wait()
+                self._woken.clear()
             await self._drain()
         _log.info("stopped")
+
+    async def _do(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Does a piece of work that a signal may cancel; whether it came to its end."""
+        self._work = self._loop.create_task(work)
+        try:
+            await self._work
+        except (asyncio.CancelledError, BootCancelled):
+            return False
+        finally:
+            self._work = None
+        return True
 
     # Boot. What is acquired is pushed on ``held``, which gives it back in the reverse order.
 
@@ -138,40 +153,46 @@ class Daemon:
         settings = self._settings
         _log.info("starting", version=__version__, pid=os.getpid())
         self._lock(held)
-        admin_socket = bind.bind_unix(settings.admin_addr, 0o600)
-        listener = Listener(admin_socket, self._serve_admin, Places(settings.max_connections))
-        self._admin.append(listener)
-        held.push_async_callback(listener.close, FLUSH_GRACE_SECS)
-        for note in self._notes:
+        passed = systemd.passed_sockets(addresses.configured(settings), has_key=settings.api_key is not None)
+        for bound in passed.values():
+            held.callback(bound.close)
+        admin_socket = addresses.bind_surface(settings, "admin", passed)
+        self._admin.append(self._listen(held, admin_socket, self._serve_admin, self._admin_places))
+        for note in self._given.notes:
             _log.warn("config", note=note)
-        if self._problem is not None:
-            raise self._problem
-        backends = [await self._start_backend(entry, held) for entry in settings.backends]
+        if self._given.problem is not None:
+            raise self._given.problem
+        held.push_async_callback(self._backends.close)
+        backends = await self._backends.make(settings, self._show_loading)
         for backend in backends:
-            self._board.publish_capabilities(_capabilities_frame(backend))
-        await self._until_ready(backends)
-        surfaces = self._surfaces(backends)
-        bound = [self._bind(held, surface) for surface in surfaces]
-        router = Router(backends)
+            self._board.publish_capabilities(capabilities_frame(backend))
+        await self._backends.until_ready(backends, settings.ready_timeout_secs)
+        self._backends.use(backends)
+        surfaces = addresses.surfaces(settings, backends)
+        sockets = []
+        for surface in surfaces:
+            sockets.append(addresses.bind_surface(settings, surface.name, passed))
+            held.callback(sockets[-1].close)
         hangups = HangupWatch(self._loop)
         held.callback(hangups.close)
-        for surface, socket_ in zip(surfaces, bound, strict=True):
+        for surface, bound in zip(surfaces, sockets, strict=True):
             service = Service(
                 surface=surface,
                 admission=self._admission,
-                router=router,
+                router=self._router,
                 hangups=hangups,
-                api_key=None if settings.api_key is None else auth.ApiKey(settings.api_key.reveal()),
+                metrics=self._metrics,
+                api_key=_api_key(settings),
                 max_frame_bytes=settings.max_frame_bytes,
                 max_attachment_bytes=settings.max_attachment_bytes,
                 write_timeout_secs=settings.write_timeout_secs,
+                idle_timeout_secs=settings.idle_timeout_secs,
             )
             self._services.append(service)
-            listener = Listener(socket_, service.serve, self._places, self._watch_idleness)
-            self._listeners.append(listener)
-            held.push_async_callback(listener.close, FLUSH_GRACE_SECS)
+            self._listeners.append(self._listen(held, bound, service.serve, self._places))
+        held.callback(systemd.Watchdog(self._loop, self._backends.dead).close)
         self._board.publish(admin.READY)
-        _notify("READY=1")
+        systemd.notify("READY=1")
         _log.info("ready", address=self._listeners[0].address)
         self._watch_idleness()
 
@@ -184,100 +205,121 @@ class Daemon:
             ensure_private_dir(runtime)
         held.callback(Lock.acquire(settings.lock).release)
 
-    async def _serve_admin(self, sock: socket.socket, number: int) -> None:
+    def _listen(
+        self, held: contextlib.AsyncExitStack, bound: bind.Bound, serve: Serve, places: Places
+    ) -> Listener:
+        listener = Listener(bound, serve, places, self._watch_idleness)
+        held.push_async_callback(listener.close, FLUSH_GRACE_SECS)
+        return listener
+
+    async def _serve_admin(self, sock: socket.socket, peer: Peer, number: int) -> None:
         await self._board.serve(sock)
 
-    async def _start_backend(self, entry: BackendEntry, held: contextlib.AsyncExitStack) -> Backend:
-        def progress(phase: str, details: Mapping[str, object]) -> None:
-            self._loop.call_soon_threadsafe(self._show_progress, phase, details)
+    def _show_loading(self, phase: str, details: Mapping[str, object]) -> None:
+        self._board.publish(admin.loading_model(phase, details))
 
-        backend = await self._in_thread(lambda: self._build(self._settings, entry, progress, self._cancelled))
-        held.push_async_callback(backend.close)
-        await backend.start()
-        return backend
+    def _tell_breaker(self, backend: str, state: str) -> None:
+        self._metrics.breaker_changed(backend, state)
+        self._board.publish_event(admin.breaker(backend, state))
 
-    async def _in_thread(self, call: Callable[[], T]) -> T:
-        """Runs ``call`` in a thread; a cancellation is passed on, and waits until the thread has heard it."""
-        running = self._loop.run_in_executor(None, call)
+    # Reload.
+
+    async def _reload(self) -> None:
+        """Takes on what the configuration says now; when that cannot be, everything stays as it is."""
+        _log.info("reloading")
+        systemd.notify_reloading()
+        self._board.publish(admin.restarting("config", {}))
         try:
-            return await asyncio.shield(running)
-        except asyncio.CancelledError:
-            self._cancelled.set()
-            await asyncio.wait((running,))
-            running.exception()  # nobody is left to hear it
-            raise
+            given = await in_thread(self._read, threading.Event())
+            if given.problem is not None:
+                raise given.problem
+            for note in given.notes:
+                _log.warn("config", note=note)
+            settings = _reloadable(self._settings, given.settings)
+            for listener in self._listeners:
+                listener.check_key(has_key=settings.api_key is not None)
+            backends = await self._backends.make(settings, self._show_restarting)
+            await self._backends.until_ready(backends, settings.ready_timeout_secs)
+            self._backends.use(backends)
+            self._take_on(settings)
+            self._board.forget_capabilities()
+            for backend in backends:
+                self._board.publish_capabilities(capabilities_frame(backend))
+            _log.info("reloaded", backends=[backend.name for backend in backends])
+        except Exception as error:
+            _log.error("reload_failed", error=_describe(error))
+            self._board.publish_event(admin.reload_failed(_describe(error)))
+        finally:
+            await self._backends.discard()
+            if not self._stopping:
+                self._board.publish(admin.READY)
+                systemd.notify("READY=1")
 
-    def _show_progress(self, phase: str, details: Mapping[str, object]) -> None:
-        last_phase, last_time = self._last_progress
-        now = self._loop.time()
-        if phase != last_phase or details.get("progress") == 1.0 or now - last_time >= PROGRESS_SECS:
-            self._last_progress = (phase, now)
-            self._board.publish(admin.loading_model(phase, details))
+    def _show_restarting(self, phase: str, details: Mapping[str, object]) -> None:
+        self._board.publish(admin.restarting(phase, details))
 
-    async def _until_ready(self, backends: Sequence[Backend]) -> None:
-        patience = self._settings.ready_timeout_secs
-        give_up = self._loop.time() + patience
-        while waiting := [backend.name for backend in backends if not backend.ready()]:
-            if self._loop.time() >= give_up:
-                raise ModelError(
-                    f"backend {waiting[0]!r} was not ready within {patience:g} s;"
-                    " look into the log or raise --ready-timeout-secs"
-                )
-            await asyncio.sleep(READY_POLL_SECS)
-
-    def _surfaces(self, backends: Sequence[Backend]) -> list[Surface[Any]]:
-        asked = self._settings.surfaces
-        surfaces: list[Surface[Any]] = [TextSurface()]
-        if "v2" in asked:
-            surfaces.append(BlockSurface())
-        wanted: list[tuple[Surface[Any], bool, bool]] = [
-            (EmbedSurface(), "embed" in asked, any(b.capabilities().embed for b in backends)),
-            (RerankSurface(), "rerank" in asked, any(b.capabilities().rerank for b in backends)),
-        ]
-        for surface, is_wanted, is_possible in wanted:
-            if is_wanted and is_possible:
-                surfaces.append(surface)
-            elif is_wanted:
-                _log.warn("surface not served, no backend is capable of it", surface=surface.name)
-        return surfaces
-
-    def _bind(self, held: contextlib.AsyncExitStack, surface: Surface[Any]) -> bind.Bound:
-        settings = self._settings
-        tcp, path = {
-            "v1": (settings.tcp, settings.uds),
-            "v2": (settings.v2_tcp, settings.v2_addr),
-            "embed": (settings.embed_tcp, settings.embed_addr),
-            "rerank": (settings.rerank_tcp, settings.rerank_addr),
-        }[surface.name]
-        if path is not None:
-            bound = bind.bind_unix(path, 0o660, settings.group)
-        else:
-            if settings.api_key is None:
-                _log.warn("tcp without an API key: every user of this machine can connect", address=tcp)
-            bound = bind.bind_tcp(tcp or "", has_key=settings.api_key is not None)
-        held.callback(bound.close)
-        return bound
+    def _take_on(self, settings: Settings) -> None:
+        """Lets what is there follow ``settings``."""
+        self._settings = settings
+        self._activity.level = log.parse_level(settings.log_level)
+        self._admission.resize(settings.active_permits, settings.queue_depth)
+        for places in (self._places, self._admin_places):
+            places.limit = settings.max_connections
+            places.per_owner = settings.max_connections_per_uid
+        for service in self._services:
+            service.api_key = _api_key(settings)
+            service.max_frame_bytes = settings.max_frame_bytes
+            service.max_attachment_bytes = settings.max_attachment_bytes
+            service.write_timeout_secs = settings.write_timeout_secs
+            service.idle_timeout_secs = settings.idle_timeout_secs
+        served = {service.surface.name for service in self._services}
+        for surface in addresses.surfaces(settings, [member.backend for member in self._router.members]):
+            if surface.name not in served:
+                _log.warn("a restart is needed to serve another surface", surface=surface.name)
+        self._watch_idleness()
 
     # Stop.
 
     def _handle_signals(self, held: contextlib.AsyncExitStack) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(number, self._on_stop_signal, number)
-            held.callback(self._loop.remove_signal_handler, number)
-        # Its default would end the daemon together with the terminal that it was started from.
-        self._loop.add_signal_handler(signal.SIGHUP, _log.warn, "SIGHUP ignored, restart to read the config")
-        held.callback(self._loop.remove_signal_handler, signal.SIGHUP)
+        handlers: dict[signal.Signals, Callable[[], None]] = {
+            number: functools.partial(self._on_stop_signal, number)
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        if sys.platform == "win32":  # whose loops take no signals
+            for number, handler in handlers.items():
+                before = signal.signal(number, functools.partial(self._pass_on, handler))
+                held.callback(signal.signal, number, before)
+        else:
+            # The default of SIGHUP would end the daemon with the terminal that it was started from.
+            handlers[signal.SIGHUP] = self._on_reload_signal
+            for number, handler in handlers.items():
+                self._loop.add_signal_handler(number, handler)
+                held.callback(self._loop.remove_signal_handler, number)
+
+    def _pass_on(self, handler: Callable[[], None], *_: object) -> None:
+        self._loop.call_soon_threadsafe(handler)
+
+    def _on_reload_signal(self) -> None:
+        """Reloads as soon as the daemon is ready; a reload that is under way is given up for the new one."""
+        self._reload_wanted = True
+        self._woken.set()
+        if self._ready and self._work is not None:
+            self._work.cancel()
 
     def _on_stop_signal(self, number: signal.Signals) -> None:
-        if self._cancelled.is_set():
+        if self._signalled:
             for listener in (*self._listeners, *self._admin):
                 listener.stop()
             os._exit(128 + number)
+        self._signalled = True
         _log.info("stopping", signal=number.name)
-        self._cancelled.set()
-        self._stop.set()
-        if self._booting is not None:
-            self._booting.cancel()
+        self._stop()
+
+    def _stop(self) -> None:
+        self._stopping = True
+        self._woken.set()
+        if self._work is not None:
+            self._work.cancel()
 
     def _watch_idleness(self) -> None:
         """Stops the daemon when nobody has been connected for ``idle_exit_secs``."""
@@ -289,7 +331,7 @@ class Daemon:
 
     def _stop_idle(self) -> None:
         _log.info("stopping", idle_secs=self._settings.idle_exit_secs)
-        self._stop.set()
+        self._stop()
 
     async def _drain(self) -> None:
         """Lets requests finish, then ends them, then closes the connections behind what was written."""
@@ -297,7 +339,7 @@ class Daemon:
             listener.stop()
         self._admission.close()
         self._board.publish(admin.DRAINING)
-        _notify("STOPPING=1")
+        systemd.notify("STOPPING=1")
         idle = self._loop.create_task(self._admission.idle())
         await asyncio.wait((idle,), timeout=self._settings.drain_timeout_secs)
         if not idle.done():
@@ -309,21 +351,21 @@ class Daemon:
         await asyncio.gather(*(listener.close(FLUSH_GRACE_SECS) for listener in self._listeners))
 
 
-def _capabilities_frame(backend: Backend) -> bytes:
-    able = dataclasses.asdict(backend.capabilities())
-    accelerator = able.pop("accelerator")
-    kind = accelerator.pop("kind")
-    first = {name: able.pop(name) for name in ("v2", "vision", "audio", "tools", "thinking", "embed")}
-    ours = {**accelerator, **able, "name": backend.name, "model": backend.model}
-    return admin.encode_status(
-        "capabilities", {"backend": backend.kind, **first, "accelerator": kind, **ours}
-    )
+def _describe(error: Exception) -> str:
+    return str(error) if isinstance(error, InferdError) else repr(error)
 
 
-def _notify(state: str) -> None:
-    """Tells systemd, if it started us."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if address:
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.setblocking(False)
-            sock.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
+def _api_key(settings: Settings) -> auth.ApiKey | None:
+    return None if settings.api_key is None else auth.ApiKey(settings.api_key.reveal())
+
+
+def _reloadable(old: Settings, new: Settings) -> Settings:
+    """``new`` with the old values of what only a restart can change, which the log names."""
+    fixed = [
+        option
+        for option in OPTIONS
+        if not option.reload and getattr(old, option.name) != getattr(new, option.name)
+    ]
+    for option in fixed:
+        _log.warn("a restart is needed to change an option", option=option.key or option.flag)
+    return dataclasses.replace(new, **{option.name: getattr(old, option.name) for option in fixed})

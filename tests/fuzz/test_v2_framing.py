@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 from inferd.engine.mock import Mock
 from inferd.errors import DecodeError, InferdError
+from inferd.serve import peer
 from inferd.serve.admission import Admission
 from inferd.serve.blocks import BlockSurface
 from inferd.serve.hangup import HangupWatch
+from inferd.serve.metrics import Metrics
 from inferd.serve.router import Router
 from inferd.serve.session import Service
 from inferd.wire import attachments, v2, v2_rules
@@ -35,12 +37,13 @@ async def answers(pieces: list[bytes]) -> list[tuple[str, str]]:
         admission=Admission(1, 0),
         router=Router([Mock()]),
         hangups=hangups,
+        metrics=Metrics(),
         api_key=None,
         max_frame_bytes=CAP,
         max_attachment_bytes=FILE_CAP,
         write_timeout_secs=0,
     )
-    serving = loop.create_task(service.serve(ours, 1))
+    serving = loop.create_task(service.serve(ours, peer.of(ours), 1))
     sending = loop.create_task(send(theirs, pieces))
     received = b""
     while chunk := await loop.sock_recv(theirs, 65536):

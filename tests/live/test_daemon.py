@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon_process import DaemonProcess, Wire, until
+from tests.daemon_process import DaemonProcess, Wire
 
 Start = Callable[..., DaemonProcess]
 ASK = {"id": "q", "messages": [{"role": "user", "content": "hi"}]}
@@ -287,15 +287,6 @@ def test_a_client_that_does_not_read_cannot_hold_the_end(daemon: Start) -> None:
         slow.sock.recv(1)
         process.signal(signal.SIGTERM)
         assert ended_cleanly(process)
-
-
-def test_sighup_changes_nothing(daemon: Start) -> None:
-    process = daemon().wait_ready()
-    process.signal(signal.SIGHUP)
-    until(lambda: any("SIGHUP" in event["msg"] for event in process.events()))
-    with process.connect() as wire:
-        wire.send(ASK)
-        assert wire.line() == TOKEN
 
 
 def test_an_idle_daemon_stops_by_itself(daemon: Start) -> None:

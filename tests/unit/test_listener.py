@@ -249,7 +249,7 @@ async def test_errors_of_accept_do_not_end_the_listening(
     flaky = Flaky(bound.sock, OSError(number, os.strerror(number)), OSError(number, os.strerror(number)))
     served = asyncio.Event()
 
-    async def serve(sock: socket.socket, number: int) -> None:
+    async def serve(sock: socket.socket, *_: object) -> None:
         sock.close()
         served.set()
 
@@ -268,7 +268,7 @@ async def test_stopping_during_a_rest_is_final(short_dir: Path, monkeypatch: pyt
     bound = bind.bind_unix(short_dir / "s", 0o660)
     flaky = Flaky(bound.sock, OSError(errno.EMFILE, "too many"))
     places = Places(10)
-    accepting = Listener(bind.Bound(flaky, bound.address), lambda sock, number: asyncio.sleep(0), places)  # type: ignore[arg-type]
+    accepting = Listener(bind.Bound(flaky, bound.address), lambda *_: asyncio.sleep(0), places)  # type: ignore[arg-type]
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(bound.address)
         await until(lambda: not flaky.errors)
@@ -297,7 +297,7 @@ async def test_every_change_of_the_number_is_told(short_dir: Path) -> None:
     numbers: list[int] = []
     leave = asyncio.Event()
 
-    async def serve(sock: socket.socket, number: int) -> None:
+    async def serve(sock: socket.socket, *_: object) -> None:
         await leave.wait()
         sock.close()
 

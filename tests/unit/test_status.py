@@ -18,6 +18,8 @@ from tests.in_process import Client, until
 
 pytestmark = pytest.mark.both_loops
 
+REPORT = {"running": [], "waiting": []}.copy
+SNAPSHOT = admin.encode_status("snapshot", REPORT())
 CAPABILITIES = admin.encode_status("capabilities", {"backend": "mock"})
 
 
@@ -45,8 +47,8 @@ class Admin:
 
 @contextlib.asynccontextmanager
 async def board_at(path: Path) -> AsyncIterator[Admin]:
-    board = StatusBoard()
-    listener = Listener(bind.bind_unix(path, 0o600), lambda sock, number: board.serve(sock), Places(100))
+    board = StatusBoard(REPORT)
+    listener = Listener(bind.bind_unix(path, 0o600), lambda sock, *_: board.serve(sock), Places(100))
     admin_socket = Admin(board, listener)
     try:
         yield admin_socket
@@ -78,12 +80,66 @@ async def test_everyone_gets_every_event_in_order(short_dir: Path) -> None:
             assert [await client.line() for _ in range(201)] == [admin.STARTING, *frames]
 
 
-async def test_what_a_subscriber_sends_is_ignored(short_dir: Path) -> None:
+async def test_what_else_a_subscriber_sends_is_ignored(short_dir: Path) -> None:
     async with board_at(short_dir / "a") as admin_socket:
         client = await admin_socket.subscribe()
-        await client.send(b"x" * 100_000 + b'\n{"type":"shutdown"}\n')
+        for line in (b"x" * 100_000, b'{"type":"shutdown"}', b'["snapshot"]', b'"snapshot"', b"snapshot"):
+            await client.send(line + b"\n")
+        await client.send(b" " * admin.MAX_REQUEST_BYTES + admin.SNAPSHOT_REQUEST, b'{"type":"snapshot"}')
+        (subscriber,) = admin_socket.board._subscribers
+        await until(lambda: subscriber._begun.startswith(b'{"type"'))
         admin_socket.board.publish(admin.READY)
         assert await client.line() + await client.line() == admin.STARTING + admin.READY
+
+
+async def test_a_snapshot_comes_to_whom_it_is_asked_by_and_as_often(short_dir: Path) -> None:
+    async with board_at(short_dir / "a") as admin_socket:
+        asking, quiet = await admin_socket.subscribe(), await admin_socket.subscribe()
+        assert await asking.line() == admin.STARTING
+        await asking.send(b"noise\n" + admin.SNAPSHOT_REQUEST)
+        assert await asking.line() == SNAPSHOT
+        for byte in b'{"type" : "snapshot", "more": 1}\r\n':
+            await asking.send(bytes([byte]))
+        assert await asking.line() == SNAPSHOT
+        admin_socket.board.publish(admin.READY)
+        assert await asking.line() == admin.READY
+        assert await quiet.line() + await quiet.line() == admin.STARTING + admin.READY
+
+
+async def test_the_start_comes_before_the_snapshot(short_dir: Path) -> None:
+    async with board_at(short_dir / "a") as admin_socket:
+        sock = socket.socket(socket.AF_UNIX)
+        sock.connect(admin_socket.listener.address)
+        sock.sendall(admin.SNAPSHOT_REQUEST)  # before anybody has accepted
+        sock.setblocking(False)
+        client = Client(sock)
+        assert await client.line() + await client.line() == admin.STARTING + SNAPSHOT
+        client.close()
+        await until(lambda: not admin_socket.board._subscribers)
+
+
+async def test_many_questions_in_one_go_get_one_answer(short_dir: Path) -> None:
+    async with board_at(short_dir / "a") as admin_socket:
+        client = await admin_socket.subscribe()
+        (subscriber,) = admin_socket.board._subscribers
+        subscriber.data_received(admin.SNAPSHOT_REQUEST * 1000)
+        admin_socket.board.publish(admin.READY)
+        assert [await client.line() for _ in range(3)] == [admin.STARTING, SNAPSHOT, admin.READY]
+
+
+async def test_an_event_is_not_kept_for_newcomers_and_forgotten_capabilities_are_not(
+    short_dir: Path,
+) -> None:
+    async with board_at(short_dir / "a") as admin_socket:
+        breaker = admin.encode_status("breaker", {"backend": "b", "state": "open"})
+        first = await admin_socket.subscribe()
+        admin_socket.board.publish_capabilities(CAPABILITIES)
+        admin_socket.board.publish_event(breaker)
+        admin_socket.board.forget_capabilities()
+        second = await admin_socket.subscribe()
+        assert [await first.line() for _ in range(3)] == [admin.STARTING, CAPABILITIES, breaker]
+        admin_socket.board.publish(admin.READY)
+        assert await second.line() + await second.line() == admin.STARTING + admin.READY
 
 
 async def test_a_subscriber_that_leaves_is_forgotten(short_dir: Path) -> None:

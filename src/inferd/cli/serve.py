@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from inferd import __version__
 from inferd.cli.options import KindType
 from inferd.config import sources
 from inferd.config.kinds import Boolean, FilePath
@@ -37,15 +38,22 @@ _CONFIG = click.Option(
 
 def _serve(**flags: Any) -> int:
     """Run the daemon until it is told to stop."""
-    given = sources.read(flags)
     from inferd import daemon
 
-    return daemon.run(given.settings, notes=given.notes, problem=given.problem)
+    return daemon.run(lambda: sources.read(flags))
 
+
+_HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
+_FLAGS: list[click.Parameter] = [_CONFIG, *(_flag(option) for option in OPTIONS if option.flag is not None)]
 
 serve_command = click.Command(
-    "serve",
-    callback=_serve,
-    params=[_CONFIG, *(_flag(option) for option in OPTIONS if option.flag is not None)],
-    help=_serve.__doc__,
+    "serve", callback=_serve, params=_FLAGS, help=_serve.__doc__, context_settings=_HELP_OPTIONS
+)
+
+daemon_command = click.version_option(
+    __version__, "-V", "--version", prog_name="inferd-daemon", message="%(prog)s %(version)s"
+)(
+    click.Command(
+        "inferd-daemon", callback=_serve, params=_FLAGS, help=_serve.__doc__, context_settings=_HELP_OPTIONS
+    )
 )

@@ -1,14 +1,14 @@
 """Binding the addresses that the daemon serves on.
 
 Each function returns a :class:`Bound`, whose socket listens and does not block, or raises AddressError with
-what to do about it.
+what to do about it. Named pipes are in :mod:`inferd.serve.pipes`, sockets that a service manager opened in
+:mod:`inferd.serve.systemd`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import grp
 import ipaddress
 import os
 import socket
@@ -18,6 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inferd.errors import AddressError
+from inferd.serve import peer
+
+if sys.platform != "win32":
+    import grp
 
 BACKLOG = 512  # a burst of clients connects without being refused while one of them is being accepted
 MAX_UNIX_PATH_BYTES = 103 if sys.platform == "darwin" else 107  # sun_path less its NUL
@@ -25,11 +29,20 @@ MAX_UNIX_PATH_BYTES = 103 if sys.platform == "darwin" else 107  # sun_path less 
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """A listening socket; ``address`` is how people call it, ``file`` what it left in the file system."""
+    """A listening socket; ``address`` is how people call it, ``file`` what it left in the file system.
+
+    ``sock`` is readable when somebody waits to be accepted.
+    """
 
     sock: socket.socket
     address: str
     file: tuple[Path, int, int] | None = None
+    is_tcp: bool = False
+
+    def accept(self) -> tuple[socket.socket, peer.Peer]:
+        """The next connection and who it is; errors as of ``socket.accept``."""
+        sock, _ = self.sock.accept()
+        return sock, peer.of(sock)
 
     def close(self) -> None:
         """Stops listening and removes the socket's file, unless another socket has taken its place."""
@@ -75,6 +88,8 @@ def bind_unix(path: Path, mode: int, group: str | None = None) -> Bound:
 
 
 def _group_id(group: str) -> int:
+    if sys.platform == "win32":
+        raise AddressError("a socket cannot be given to a group on Windows; leave --group out")
     try:
         return grp.getgrnam(group).gr_gid
     except KeyError:
@@ -110,14 +125,19 @@ def parse_tcp(address: str) -> tuple[ipaddress.IPv4Address | ipaddress.IPv6Addre
     raise AddressError(f"{address!r} is not a TCP address; write a literal IP:port such as 127.0.0.1:47321")
 
 
-def bind_tcp(address: str, *, has_key: bool) -> Bound:
-    """A TCP socket on a literal ``IP:port``. Only a loopback address may be bound without an API key."""
-    ip, port = parse_tcp(address)
-    if not has_key and not ip.is_loopback:
+def check_key(address: str, *, has_key: bool) -> None:
+    """Raises AddressError for a TCP address beyond loopback that is to be served without an API key."""
+    if not has_key and not parse_tcp(address)[0].is_loopback:
         raise AddressError(
             f"refusing to serve on {address} without an API key, anyone who reaches it could use the model;"
             " set INFERD_API_KEY or bind a loopback address"
         )
+
+
+def bind_tcp(address: str, *, has_key: bool) -> Bound:
+    """A TCP socket on a literal ``IP:port``. Only a loopback address may be bound without an API key."""
+    ip, port = parse_tcp(address)
+    check_key(address, has_key=has_key)
     family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -128,5 +148,10 @@ def bind_tcp(address: str, *, has_key: bool) -> Bound:
     except OSError as error:
         sock.close()
         raise AddressError(f"cannot serve on {address}: {error.strerror or error}") from error
-    bound_port = sock.getsockname()[1]
-    return Bound(sock, f"{ip}:{bound_port}" if ip.version == 4 else f"[{ip}]:{bound_port}")
+    return Bound(sock, tcp_address(sock), is_tcp=True)
+
+
+def tcp_address(sock: socket.socket) -> str:
+    """The address that a TCP socket is bound to, as :func:`parse_tcp` takes it."""
+    host, port = sock.getsockname()[:2]
+    return f"{host}:{port}" if sock.family == socket.AF_INET else f"[{host}]:{port}"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from typing import Any
 
-from inferd.config.entries import BackendEntry, LlamaCppEntry, MockEntry
+from inferd.config.entries import BackendEntry, BedrockEntry, LlamaCppEntry, MockEntry, OpenAICompatEntry
 from inferd.config.settings import Settings
 from inferd.engine.backend import Backend
 from inferd.engine.mock import Mock
@@ -26,7 +27,34 @@ def build_backend(
         return Mock(entry.name)
     if isinstance(entry, LlamaCppEntry):
         return _load_model(settings, entry, progress, cancelled)
+    if isinstance(entry, OpenAICompatEntry):
+        from inferd.engine.openai_compat import OpenAICompat
+
+        progress("checking_local", {"path": f"(openai-compat: {entry.base_url} / {entry.model})"})
+        return OpenAICompat(entry, embed=settings.embed, rerank=settings.rerank)
+    if isinstance(entry, BedrockEntry):
+        from inferd.engine.bedrock import Bedrock
+
+        return Bedrock(entry)
     raise ConfigError(f"this version of inferd cannot serve backends of the kind {entry.kind!r}")
+
+
+def recipe(settings: Settings, entry: BackendEntry) -> tuple[object, ...]:
+    """All that the backend of ``entry`` is made of: equal recipes make equal backends."""
+    return (entry, _shape(settings)) if isinstance(entry, LlamaCppEntry) else (entry,)
+
+
+def _shape(settings: Settings) -> dict[str, Any]:
+    """What the settings say of every model's engine."""
+    return {
+        "n_parallel": max(1, settings.active_permits),
+        "require_gpu": settings.require_gpu,
+        "threads": settings.threads,
+        "n_batch": settings.n_batch,
+        "flash_attention": settings.flash_attention,
+        "kv_cache_type": settings.kv_cache_type,
+        "kv_unified": settings.kv_unified,
+    }
 
 
 def _load_model(
@@ -46,15 +74,9 @@ def _load_model(
             path=model.path,
             fd=model.fd,
             n_ctx=entry.embed_n_ctx if embeds else entry.n_ctx,
-            n_parallel=max(1, settings.active_permits),
             n_gpu_layers=entry.n_gpu_layers,
-            require_gpu=settings.require_gpu,
-            threads=settings.threads,
-            n_batch=settings.n_batch,
-            flash_attention=settings.flash_attention,
-            kv_cache_type=settings.kv_cache_type,
-            kv_unified=settings.kv_unified,
             projector=entry.mmproj,
+            **_shape(settings),
         )
         if embeds:
             return EmbeddingModel.load(
@@ -67,9 +89,7 @@ def _pools(model: verify.OpenModel) -> bool:
     """Whether the file says how to make one vector of many, as only models do that are made for it."""
     from inferd.engine import _llama
 
-    loaded = _llama.Model(model.fd, path=str(model.path), n_gpu_layers=0, report=lambda _: True)
-    family = _llama.metadata(loaded, "general.architecture")
-    return _llama.metadata(loaded, f"{family}.pooling_type") not in ("", "0")
+    return _llama.file_pooling(model.fd) not in ("unspecified", "none")
 
 
 def _open_model(

@@ -4,10 +4,12 @@
   frame is held; then it pauses, so a connection holds at most one frame and one read.
 * Where a line may be followed by raw bytes, nothing is read beyond the line before it is known whether they
   follow; they are then read in place, into memory that takes them all.
+* Who has begun a line, or the bytes behind one, has to go on with it: a client that lets it take longer than
+  ``PIECE_SECS`` is dropped, as is one that sends nothing between two requests for ``idle_timeout``.
 * ``write`` never waits; ``writable`` does, once the client has left more unread than the high-water mark. A
   client that keeps it waiting longer than the write timeout is dropped.
 * ``on_gone`` is called once when nobody reads the answers any more: the client closed its socket, the
-  connection was reset, or the write timeout passed. One that only shut down its sending side is not gone.
+  connection was reset, or one of these times passed. One that only shut down its sending side is not gone.
 """
 
 from __future__ import annotations
@@ -24,6 +26,10 @@ from inferd.serve.hangup import HangupWatch
 
 # An answer of a thousand tokens fits, so that a slow reader seldom keeps a place from the others.
 HIGH_WATER_BYTES = 64 * 1024
+# How long a client may take for PIECE_BYTES of its input, once it has begun, or for what is left of it. Nobody
+# with something to say is that slow; who trickles holds a place and memory from the others.
+PIECE_SECS = 30.0
+PIECE_BYTES = 1024 * 1024
 # How long what a client still sends is read and dropped after an error frame, so that closing with unread
 # bytes does not reset the connection and take the frame with it.
 LINGER_SECS = 1.0
@@ -32,7 +38,7 @@ _DROPPED = bytearray(16 * 1024)
 
 
 class Connection(asyncio.BufferedProtocol):
-    """``max_line`` is the cap of a line in bytes; ``write_timeout`` is in seconds, 0 waits for ever."""
+    """``max_line`` is the cap of a line in bytes; the timeouts are in seconds, 0 waits for ever."""
 
     _transport: asyncio.Transport
 
@@ -42,12 +48,14 @@ class Connection(asyncio.BufferedProtocol):
         write_timeout: float,
         hangups: HangupWatch,
         may_carry_raw: Callable[[bytes], bool] | None = None,
+        idle_timeout: float = 0.0,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._splitter = LineSplitter(max_line)
         self._write_timeout = write_timeout
         self._hangups = hangups
         self._may_carry_raw = may_carry_raw
+        self._idle_timeout = idle_timeout
         self._fd = -1
         self._on_gone: Callable[[], object] | None = None
         self._line_waiter: asyncio.Future[bytes | None] | None = None
@@ -56,6 +64,9 @@ class Connection(asyncio.BufferedProtocol):
         self._raw_waiter: asyncio.Future[bool] | None = None
         self._write_waiter: asyncio.Future[None] | None = None
         self._write_alarm: asyncio.TimerHandle | None = None
+        self._read_alarm: asyncio.TimerHandle | None = None
+        self._piece_end = 0
+        self._raw_size = 0
         self._reading = True
         self._dropping = False
         self._closing = False
@@ -98,11 +109,17 @@ class Connection(asyncio.BufferedProtocol):
         if at_most is not None and self._splitter.buffered > at_most:
             raise FrameTooLarge(at_most)
         self._at_most = at_most
+        self._piece_end = 0
+        if self._splitter.buffered:
+            self._went_on(self._splitter.buffered)
+        elif self._idle_timeout:
+            self._set_read_alarm(self._idle_timeout, "idle")
         self._line_waiter = self._loop.create_future()
         try:
             return await self._line_waiter
         finally:
             self._line_waiter = None
+            self._clear_read_alarm()
 
     def _raw_may_follow(self, line: bytes) -> bool:
         return self._may_carry_raw is not None and self._may_carry_raw(line)
@@ -116,6 +133,9 @@ class Connection(asyncio.BufferedProtocol):
             if self._eof:
                 return None
             self._raw = memory[held:]
+            self._raw_size = size
+            self._piece_end = 0
+            self._went_on(held)
             self._raw_waiter = self._loop.create_future()
             self._read_on()
             try:
@@ -123,12 +143,29 @@ class Connection(asyncio.BufferedProtocol):
                     return None
             finally:
                 self._raw = self._raw_waiter = None
+                self._clear_read_alarm()
         return memory.toreadonly()
 
     def _read_raw_on(self, raw: memoryview) -> None:
         self._raw = raw if raw else None
+        self._went_on(self._raw_size - len(raw))
         if self._raw is None and self._raw_waiter is not None and not self._raw_waiter.done():
             self._raw_waiter.set_result(True)
+
+    def _went_on(self, done: int) -> None:
+        """Of a line, or of the bytes behind one, ``done`` are here and more have to come, in time."""
+        if done >= self._piece_end:
+            self._piece_end = done + PIECE_BYTES
+            self._set_read_alarm(PIECE_SECS, "read timeout")
+
+    def _set_read_alarm(self, seconds: float, why: str) -> None:
+        self._clear_read_alarm()
+        self._read_alarm = self._loop.call_later(seconds, self._gone, why)
+
+    def _clear_read_alarm(self) -> None:
+        if self._read_alarm is not None:
+            self._read_alarm.cancel()
+            self._read_alarm = None
 
     def _pause(self) -> None:
         if self._reading and not self._eof:
@@ -159,6 +196,8 @@ class Connection(asyncio.BufferedProtocol):
                     return
             elif self._at_most is not None and self._splitter.buffered > self._at_most:
                 waiter.set_exception(FrameTooLarge(self._at_most))
+            else:
+                self._went_on(self._splitter.buffered)
         if self._splitter.has_line:
             self._pause()
 

@@ -7,6 +7,7 @@ itself, from the writer's template, pass through untouched.
 from __future__ import annotations
 
 import dataclasses
+import time
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Protocol
@@ -24,6 +25,7 @@ from inferd.engine.backend import (
     Usage,
 )
 from inferd.errors import Unavailable
+from inferd.serve.metrics import BackendMetrics
 from inferd.serve.surface import R, Surface, Turn
 from inferd.wire import sampling
 
@@ -49,12 +51,13 @@ class Generation(Surface[R]):
     @abstractmethod
     def engine_request(self, request: R, template: FrameTemplate | None) -> GenerateRequest: ...
 
-    async def answer(self, turn: Turn[R], backend: Backend) -> dict[str, object]:
+    async def answer(self, turn: Turn[R], backend: Backend, metrics: BackendMetrics) -> dict[str, object]:
         writer = self.writer(turn.request)
         if turn.interruption is not None:
             done = Done("cancelled", Usage(0, 0))
         else:
-            done = await self._stream(turn, backend, writer)
+            done = await self._stream(turn, backend, writer, metrics)
+            _count(done, metrics)
         timings = _timings(turn, done)
         turn.conn.write(writer.end(done, backend, timings))
         return {
@@ -65,25 +68,50 @@ class Generation(Surface[R]):
             "ttft_ms": None if timings is None else timings["ttft_ms"],
         }
 
-    async def _stream(self, turn: Turn[R], backend: Backend, writer: Writer) -> Done:
+    async def _stream(self, turn: Turn[R], backend: Backend, writer: Writer, metrics: BackendMetrics) -> Done:
         """Writes what comes; returns the end of the stream."""
         conn = turn.conn
         stream = await backend.generate(self.engine_request(turn.request, writer.template))
         turn.streaming = True
+        clock = time.monotonic
+        last = 0.0
         try:
             turn.on_interrupt(stream.cancel)
             async for event in stream:
-                if isinstance(event, Frames):
-                    conn.write(event.data)
-                elif isinstance(event, Done):
+                if isinstance(event, Done):
                     return event
-                elif data := writer.event(event):
-                    conn.write(data)
+                now = clock()
+                if turn.tokens:
+                    metrics.inter_token.observe(now - last)
+                else:
+                    metrics.ttft.observe(now - turn.arrived)
+                last = now
+                if isinstance(event, Frames):
+                    turn.tokens += event.data.count(b"\n")
+                    conn.write(event.data)
+                else:
+                    turn.tokens += 1
+                    if data := writer.event(event):
+                        conn.write(data)
                 if conn.blocked:
                     await conn.writable()
+                    last = clock()
         finally:
             stream.close()
         raise Unavailable("backend ended stream without terminal frame")
+
+
+def _count(done: Done, metrics: BackendMetrics) -> None:
+    usage, timings = done.usage, done.timings
+    metrics.prompt_tokens += usage.prompt_tokens
+    metrics.completion_tokens += usage.completion_tokens
+    metrics.cached_tokens += usage.cached_tokens
+    if timings is not None:
+        computed = usage.prompt_tokens - usage.cached_tokens
+        if computed > 0 and timings.prefill_ms > 0:
+            metrics.prefill.observe(computed / timings.prefill_ms * 1e3)
+        if timings.tokens_per_second > 0:
+            metrics.decode.observe(timings.tokens_per_second)
 
 
 def _timings(turn: Turn[R], done: Done) -> dict[str, float] | None:

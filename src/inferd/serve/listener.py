@@ -1,44 +1,74 @@
 """Accepts connections on one listening socket and gives each to a task of its own.
 
 No error of ``accept`` ends the listening: a client that left in between is forgotten, anything else, such as
-a shortage of descriptors, is waited out. A newcomer for whom there is no place is closed at once.
+a shortage of descriptors, is waited out. A newcomer for whom there is no place is closed at once. Of a flood
+of newcomers the log gets one record a second. A TCP peer that has vanished without a word is noticed by
+keepalive probes.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import socket
-from collections.abc import Callable, Coroutine
+from collections import Counter
+from collections.abc import Callable, Coroutine, Hashable
 from typing import Any
 
 from inferd import log
 from inferd.serve import faults
-from inferd.serve.bind import Bound
+from inferd.serve.bind import Bound, check_key
+from inferd.serve.peer import Peer
 
 # How long accepting rests when the system cannot give us a connection.
 BACKOFF_SECS = 0.5
 # Connections accepted in one go, before the event loop gets to serve those that are there.
 ACCEPTS_AT_ONCE = 64
+# Refusals are logged at most this often.
+REFUSALS_SECS = 1.0
+# A silent TCP peer is asked after a minute whether it is there, and given half a minute to say so.
+KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 
-Serve = Callable[[socket.socket, int], Coroutine[Any, Any, None]]
+Serve = Callable[[socket.socket, Peer, int], Coroutine[Any, Any, None]]
 
 _log = log.get("listener")
 _numbers = itertools.count(1)
 
 
 class Places:
-    """How many connections the listeners that share this may have open, and have."""
+    """How many connections the listeners that share this may have open, and have.
 
-    __slots__ = ("limit", "taken")
+    ``limit`` is for all together and ``per_owner`` for those of one user or, over TCP, of one host, where
+    0 is no limit. Both may be changed at any time.
+    """
 
-    def __init__(self, limit: int) -> None:
+    __slots__ = ("_owners", "limit", "per_owner", "taken")
+
+    def __init__(self, limit: int, per_owner: int = 0) -> None:
         self.limit = limit
+        self.per_owner = per_owner
         self.taken = 0
+        self._owners: Counter[Hashable] = Counter()
+
+    def take(self, owner: Hashable) -> bool:
+        """Whether there was a place for one more connection of ``owner``."""
+        if self.taken >= self.limit or 0 < self.per_owner <= self._owners[owner]:
+            return False
+        self.taken += 1
+        self._owners[owner] += 1
+        return True
+
+    def leave(self, owner: Hashable) -> None:
+        """A connection of ``owner`` has ended."""
+        self.taken -= 1
+        self._owners[owner] -= 1
+        if not self._owners[owner]:
+            del self._owners[owner]
 
 
 class Listener:
-    """``serve(sock, number)`` serves one connection until it is closed and closes ``sock``;
+    """``serve(sock, peer, number)`` serves one connection until it is closed and closes ``sock``;
     ``on_change`` is called whenever a connection has come or gone."""
 
     def __init__(
@@ -52,9 +82,15 @@ class Listener:
         self._loop = asyncio.get_running_loop()
         self._connections: set[asyncio.Task[None]] = set()
         self._rest: asyncio.TimerHandle | None = None
+        self._refused = 0
         self._accepting = True
         self._listen()
         _log.info("listening", address=self.address)
+
+    def check_key(self, *, has_key: bool) -> None:
+        """Raises AddressError when this address may not be served without an API key and there is none."""
+        if self._bound.is_tcp:
+            check_key(self.address, has_key=has_key)
 
     def stop(self) -> None:
         """Accepts nobody any more; open connections go on. Idempotent."""
@@ -80,7 +116,7 @@ class Listener:
     def _accept(self) -> None:
         for _ in range(ACCEPTS_AT_ONCE):
             try:
-                sock, _ = self._bound.sock.accept()
+                sock, peer = self._bound.accept()
             except BlockingIOError:
                 return
             except ConnectionAbortedError:
@@ -91,25 +127,52 @@ class Listener:
                 self._rest = self._loop.call_later(BACKOFF_SECS, self._listen)
                 self._loop.remove_reader(self._bound.sock)
                 return
-            if self._places.taken >= self._places.limit:
-                _log.warn("too_many_connections", address=self.address, limit=self._places.limit)
+            if self._places.take(peer.owner):
+                self._begin(sock, peer)
+            else:
                 sock.close()
-                continue
-            self._begin(sock)
+                self._refused += 1
+                if self._refused == 1:
+                    self._tell_refusals(peer)
 
-    def _begin(self, sock: socket.socket) -> None:
+    def _tell_refusals(self, peer: Peer) -> None:
+        """Logs the first refusal at once, and a second later how many there were."""
+        places = self._places
+        _log.warn(
+            "too_many_connections",
+            address=self.address,
+            limit=places.limit,
+            limit_per_uid=places.per_owner,
+            **peer.fields(),
+        )
+        self._loop.call_later(REFUSALS_SECS, self._count_refusals)
+
+    def _count_refusals(self) -> None:
+        refused, self._refused = self._refused, 0
+        if refused > 1:
+            _log.warn("connections_refused", address=self.address, count=refused)
+
+    def _begin(self, sock: socket.socket, peer: Peer) -> None:
         sock.setblocking(False)
-        if sock.family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        task = self._loop.create_task(self._serve(sock, next(_numbers)))
+        if peer.transport == "tcp":
+            _prepare_tcp(sock)
+        task = self._loop.create_task(self._serve(sock, peer, next(_numbers)))
         self._connections.add(task)
-        self._places.taken += 1
-        task.add_done_callback(self._ended)
+        task.add_done_callback(lambda task: self._ended(task, peer))
         self._on_change()
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, task: asyncio.Task[None], peer: Peer) -> None:
         self._connections.discard(task)
-        self._places.taken -= 1
+        self._places.leave(peer.owner)
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("connection_failed", address=self.address, error=faults.describe(error))
         self._on_change()
+
+
+def _prepare_tcp(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # the client has left already; whoever serves it will notice
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in KEEPALIVE.items():
+            if hasattr(socket, name):  # a system that lacks one has its own, longer time
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

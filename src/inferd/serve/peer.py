@@ -19,23 +19,34 @@ _SOL_LOCAL, _LOCAL_PEERCRED, _LOCAL_PEERPID = 0, 1, 2
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """``address`` is set for TCP alone, the ids for a Unix socket alone; ``None`` is unknown."""
+    """``address`` is set for TCP alone, uid and gid for a Unix socket alone, ``sid`` for a named pipe alone;
+    ``None`` is unknown."""
 
     transport: str
     uid: int | None = None
     gid: int | None = None
     pid: int | None = None
     address: str | None = None
+    sid: str | None = None
 
     @property
     def caller(self) -> Hashable:
         """The same for all connections of one process, or over TCP of one host."""
-        return self.address if self.address is not None else (self.uid, self.pid)
+        return self.address if self.address is not None else (self.owner, self.pid)
+
+    @property
+    def owner(self) -> Hashable:
+        """The same for all connections of one user, or over TCP of one host."""
+        if self.address is not None:
+            return self.address
+        return self.uid if self.sid is None else self.sid
 
     def fields(self) -> dict[str, object]:
         """What a log record says about the peer."""
         if self.address is not None:
             return {"peer": f"tcp:{self.address}"}
+        if self.sid is not None:
+            return {"peer": self.transport, "peer_sid": self.sid, "peer_pid": self.pid}
         return {"peer": self.transport, "peer_uid": self.uid, "peer_gid": self.gid, "peer_pid": self.pid}
 
 

@@ -25,40 +25,54 @@ from inferd.errors import (
     InferdError,
     QueueFull,
 )
-from inferd.serve import auth, faults, peer
+from inferd.serve import auth, faults
 from inferd.serve.admission import Admission
 from inferd.serve.connection import Connection
 from inferd.serve.hangup import HangupWatch
+from inferd.serve.metrics import Metrics
+from inferd.serve.peer import Peer
 from inferd.serve.router import Router
 from inferd.serve.surface import R, Surface, Turn, ms_since
 
 _TOO_LATE = DeadlineExceeded("the deadline passed while the request ran")
+# Why a request was ended early, beside what the connection says of its end.
+_DEADLINE, _STOP = "deadline", "stop"
 
 _log = log.get("session")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Service(Generic[R]):
-    """What all sessions of a surface share. ``api_key`` is asked for on TCP alone."""
+    """What all sessions of a surface share. ``api_key`` is asked for on TCP alone.
+
+    Key and limits may be changed at any time; open connections keep the key they were asked for, and the cap
+    and the times that they began with.
+    """
 
     surface: Surface[R]
     admission: Admission
     router: Router
     hangups: HangupWatch
+    metrics: Metrics
     api_key: auth.ApiKey | None
     max_frame_bytes: int
     max_attachment_bytes: int
     write_timeout_secs: float
+    idle_timeout_secs: float = 0.0
     sessions: set[Session[R]] = field(default_factory=set)
 
-    async def serve(self, sock: socket.socket, number: int) -> None:
+    async def serve(self, sock: socket.socket, peer: Peer, number: int) -> None:
         """Serves an accepted socket until it is closed; ``number`` names the connection in the log."""
-        session = Session(self, sock, number)
+        session = Session(self, sock, peer, number)
+        metrics = self.metrics.surfaces[self.surface.name]
+        metrics.connections += 1
+        metrics.connections_open += 1
         self.sessions.add(session)
         try:
             await session.run()
         finally:
             self.sessions.discard(session)
+            metrics.connections_open -= 1
 
     def interrupt(self) -> None:
         """Ends every request that runs or waits."""
@@ -74,17 +88,19 @@ def _this_task() -> asyncio.Task[None]:
 class Session(Generic[R]):
     """The conversation over one connection."""
 
-    def __init__(self, service: Service[R], sock: socket.socket, number: int) -> None:
+    def __init__(self, service: Service[R], sock: socket.socket, peer: Peer, number: int) -> None:
         self._service = service
         self._surface = service.surface
+        self._metrics = service.metrics.surfaces[service.surface.name]
         self._sock = sock
-        self._peer = peer.of(sock)
-        self._log_fields = {"surface": service.surface.name, "conn": number, **self._peer.fields()}
+        self._peer = peer
+        self._log_fields = {"surface": service.surface.name, "conn": number, **peer.fields()}
         self._conn = Connection(
             service.max_frame_bytes,
             service.write_timeout_secs,
             service.hangups,
             service.surface.may_carry_raw,
+            service.idle_timeout_secs,
         )
         self._first_line = True
         self._turn: Turn[R] | None = None
@@ -150,7 +166,7 @@ class Session(Generic[R]):
             _log.info("request_error", code=error.code, stage="decode", **self._log_fields)
             self._write_error(error.request_id, error)
             return False
-        self._turn = turn = Turn(request, self._conn, arrived)
+        self._turn = turn = Turn(request, self._conn, arrived, self._log_fields)
         try:
             raw_size = self._surface.raw_size(request, self._service.max_attachment_bytes)
             if raw_size:
@@ -159,16 +175,17 @@ class Session(Generic[R]):
             await self._serve(turn)
         except InferdError as error:
             self._log_error(turn, error)
-            self._write_error(request.id, error)
+            self._fail(turn, error)
             return not isinstance(error, AdmissionClosed | DecodeError | FrameTooLarge)
         except asyncio.CancelledError:
-            reason = self._conn.gone_because or "stop"
+            reason = self._conn.gone_because or _STOP
+            self._metrics.cancels[reason] += 1
             _log.info("request_cancelled", reason=reason, **turn.fields(), **self._log_fields)
             raise
         except Exception as error:
             what = faults.describe(error)
             _log.error("request_error", code="internal", error=what, **turn.fields(), **self._log_fields)
-            self._write_error(request.id, BackendInternal("internal error; the daemon's log says more"))
+            self._fail(turn, BackendInternal("internal error; the daemon's log says more"))
         finally:
             self._turn = None
         return True
@@ -183,19 +200,32 @@ class Session(Generic[R]):
         request, service = turn.request, self._service
         loop = asyncio.get_running_loop()
         deadline = None if request.deadline_ms is None else loop.time() + request.deadline_ms / 1e3
-        with await service.admission.admit(self._peer.caller, request.priority or "interactive", deadline):
+        priority = request.priority or "interactive"
+        with await service.admission.admit(self._peer.caller, priority, deadline, turn):
             turn.queue_ms = ms_since(turn.arrived)
+            self._metrics.queue_wait.observe(turn.queue_ms / 1e3)
             with service.router.dispatch(self._surface.needs(request)) as backend:
                 turn.backend = backend.name
                 alarm = None if deadline is None else loop.call_at(deadline, turn.interrupt, _TOO_LATE)
                 try:
-                    answer = await self._surface.answer(turn, backend)
+                    metrics = service.metrics.backends[backend.name]
+                    answer = await self._surface.answer(turn, backend, metrics)
                 finally:
                     if alarm is not None:
                         alarm.cancel()
+        if answer.get("stop_reason") == "cancelled":
+            self._metrics.cancels[_DEADLINE if turn.interruption is _TOO_LATE else _STOP] += 1
+        else:
+            self._metrics.done += 1
         _log.info("request_done", **answer, **turn.fields(), **self._log_fields)
 
+    def _fail(self, turn: Turn[R], error: InferdError) -> None:
+        if turn.backend is not None and error.fault == "backend":
+            self._service.metrics.backends[turn.backend].errors[error.code] += 1
+        self._write_error(turn.request.id, error)
+
     def _write_error(self, request_id: str, error: InferdError) -> None:
+        self._metrics.errors[error.code] += 1
         self._conn.write(self._surface.encode_error(request_id, error.code, str(error)))
 
     def _log_error(self, turn: Turn[R], error: InferdError) -> None:

@@ -2,7 +2,8 @@
 
 A subscriber gets one ``capabilities`` frame for each backend, the current lifecycle frame, and then each
 event as it is published. Publishing never blocks: what a subscriber does not read is kept for it, up to a
-bound, and past the bound it is disconnected; it comes back for a fresh snapshot.
+bound, and past the bound it is disconnected; it comes back for a fresh start. One that asks for a snapshot
+gets that beside the events; whatever else it sends is ignored.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections import deque
+from collections.abc import Callable, Mapping
 from typing import cast
 
 from inferd.wire import admin
@@ -18,9 +20,11 @@ MAX_UNREAD_EVENTS = 256  # minutes of a download's progress; beyond that a fresh
 
 
 class StatusBoard:
-    """The current snapshot and its subscribers. All methods run on the event loop's thread."""
+    """The current state and its subscribers; ``report`` makes the details of a snapshot. All methods run on
+    the event loop's thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, report: Callable[[], Mapping[str, object]]) -> None:
+        self._report = report
         self._capabilities: list[bytes] = []
         self._lifecycle = admin.STARTING
         self._subscribers: set[Subscriber] = set()
@@ -28,43 +32,58 @@ class StatusBoard:
     def publish(self, frame: bytes) -> None:
         """A lifecycle frame: replaces the current one and goes to every subscriber."""
         self._lifecycle = frame
-        self._send(frame)
+        self.publish_event(frame)
 
-    def publish_capabilities(self, frame: bytes) -> None:
-        """A ``capabilities`` frame: joins the snapshot and goes to every subscriber."""
-        self._capabilities.append(frame)
-        self._send(frame)
-
-    def _send(self, frame: bytes) -> None:
+    def publish_event(self, frame: bytes) -> None:
+        """A frame that leaves the lifecycle as it is: goes to those who are there, and is forgotten."""
         for subscriber in tuple(self._subscribers):
             subscriber.send(frame)
 
+    def publish_capabilities(self, frame: bytes) -> None:
+        """A ``capabilities`` frame: goes to every subscriber, and to newcomers from now on."""
+        self._capabilities.append(frame)
+        self.publish_event(frame)
+
+    def forget_capabilities(self) -> None:
+        """Newcomers are no longer told of the backends so far; others are about to be published."""
+        self._capabilities.clear()
+
     async def serve(self, sock: socket.socket) -> None:
         """One subscriber, until it leaves. When cancelled, what it has been sent is still flushed."""
-        subscriber = Subscriber()
+        subscriber = Subscriber(self)
         loop = asyncio.get_running_loop()
         await loop.connect_accepted_socket(lambda: subscriber, sock)
-        for frame in (*self._capabilities, self._lifecycle):
-            subscriber.send(frame)
-        self._subscribers.add(subscriber)
         try:
             await asyncio.shield(subscriber.closed)
         except asyncio.CancelledError:
             subscriber.finish()
             await subscriber.closed
         finally:
-            self._subscribers.discard(subscriber)
             subscriber.abort()
 
+    def welcome(self, subscriber: Subscriber) -> None:
+        """A newcomer hears how things stand, and from then on everything."""
+        for frame in (*self._capabilities, self._lifecycle):
+            subscriber.send(frame)
+        self._subscribers.add(subscriber)
 
-class Subscriber(asyncio.BufferedProtocol):
-    """The connection of one subscriber. What it sends is ignored."""
+    def snapshot(self) -> bytes:
+        """The frame that answers who asks for it."""
+        return admin.encode_status("snapshot", self._report())
+
+    def forget(self, subscriber: Subscriber) -> None:
+        self._subscribers.discard(subscriber)
+
+
+class Subscriber(asyncio.Protocol):
+    """The connection of one subscriber."""
 
     _transport: asyncio.Transport
-    _ignored = bytearray(4096)
 
-    def __init__(self) -> None:
+    def __init__(self, board: StatusBoard) -> None:
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._board = board
+        self._begun = b""  # of a line
         self._unread: deque[bytes] = deque()
         self._blocked = False
         self._finishing = False
@@ -95,15 +114,20 @@ class Subscriber(asyncio.BufferedProtocol):
         self._transport = cast("asyncio.Transport", transport)
         # Frames wait in our own queue, where they can be counted, and not in the transport's.
         self._transport.set_write_buffer_limits(high=0)
+        self._board.welcome(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._board.forget(self)
         if not self.closed.done():
             self.closed.set_result(None)
 
-    def get_buffer(self, sizehint: int) -> bytearray:
-        return self._ignored
-
-    def buffer_updated(self, nbytes: int) -> None: ...
+    def data_received(self, data: bytes) -> None:
+        *lines, begun = (self._begun + data).split(b"\n")
+        # Enough to know a line by that is too long: one that begins like this is none of ours.
+        self._begun = begun[: admin.MAX_REQUEST_BYTES + 1]
+        # Those who ask many times in one go are answered once, so that nobody can keep the loop busy.
+        if any(map(admin.asks_for_snapshot, lines)):
+            self.send(self._board.snapshot())
 
     def eof_received(self) -> bool:
         return False

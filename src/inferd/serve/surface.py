@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ClassVar, Generic, Protocol, TypeVar
 
 from inferd.engine.backend import Backend
 from inferd.errors import InferdError
 from inferd.serve.connection import Connection
+from inferd.serve.metrics import BackendMetrics
 from inferd.wire.frames import encode_error
 
 # An id is the client's own text, as long as a line may be; the log is to recognise it, not to keep it.
@@ -41,7 +42,10 @@ def ms_since(start: float) -> float:
 
 
 class Turn(Generic[R]):
-    """One request on its way: who asked, how far it has come, and whether it shall end early."""
+    """One request on its way: who asked, how far it has come, and whether it shall end early.
+
+    ``source`` is what the log says of the connection; ``tokens`` counts the pieces of the answer so far.
+    """
 
     __slots__ = (
         "_on_interrupt",
@@ -51,16 +55,20 @@ class Turn(Generic[R]):
         "interruption",
         "queue_ms",
         "request",
+        "source",
         "streaming",
+        "tokens",
     )
 
-    def __init__(self, request: R, conn: Connection, arrived: float) -> None:
+    def __init__(self, request: R, conn: Connection, arrived: float, source: Mapping[str, object]) -> None:
         self.request = request
         self.conn = conn
         self.arrived = arrived
+        self.source = source
         self.queue_ms = 0.0
         self.backend: str | None = None
         self.streaming = False
+        self.tokens = 0
         self.interruption: InferdError | None = None
         self._on_interrupt: Callable[[], object] | None = None
 
@@ -85,6 +93,19 @@ class Turn(Generic[R]):
             "total_ms": round(ms_since(self.arrived), 3),
         }
 
+    def row(self, position: int | None) -> dict[str, object]:
+        """What a listing says about the request; ``position`` in the queue, from 1, if it waits there."""
+        return {
+            "id": self.request.id[:_LOGGED_ID_CHARS],
+            **self.source,
+            "priority": self.request.priority or "interactive",
+            "position": position,
+            "age_ms": round(ms_since(self.arrived), 3),
+            "queue_ms": round(self.queue_ms, 3),
+            "backend": self.backend,
+            "tokens": self.tokens,
+        }
+
 
 class Surface(ABC, Generic[R]):
     """``parse`` raises DecodeError, ``validate`` the reason why a well-typed request cannot be served."""
@@ -103,10 +124,11 @@ class Surface(ABC, Generic[R]):
         """The capabilities that a backend must have to serve the request; see :mod:`inferd.serve.router`."""
 
     @abstractmethod
-    async def answer(self, turn: Turn[R], backend: Backend) -> dict[str, object]:
+    async def answer(self, turn: Turn[R], backend: Backend, metrics: BackendMetrics) -> dict[str, object]:
         """Has ``backend`` serve the request and writes the answer, the terminal frame included.
 
-        Returns what the log says of it. Raises what becomes an error frame.
+        Counts what the backend did in ``metrics``. Returns what the log says of it. Raises what becomes an
+        error frame.
         """
 
     # Raw bytes behind a line; a surface that knows none needs nothing of this.

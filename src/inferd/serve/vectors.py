@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 
 from inferd.engine.backend import Backend, Embeddings, EmbedRequest, Ranking, RankRequest
 from inferd.errors import Unavailable
+from inferd.serve.metrics import BackendMetrics
 from inferd.serve.surface import R, Surface, Turn
 from inferd.wire import embed, rerank
 
@@ -30,7 +31,7 @@ class Once(Surface[R], Generic[R, A]):
     def size(self, answer: A) -> int:
         """About how many bytes there are to encode."""
 
-    async def answer(self, turn: Turn[R], backend: Backend) -> dict[str, object]:
+    async def answer(self, turn: Turn[R], backend: Backend, metrics: BackendMetrics) -> dict[str, object]:
         call = asyncio.ensure_future(self.call(turn.request, backend))
         call.add_done_callback(_heard)
         turn.on_interrupt(call.cancel)
@@ -41,6 +42,7 @@ class Once(Surface[R], Generic[R, A]):
         if call.cancelled():
             raise turn.interruption or Unavailable("the backend dropped the request")
         answer = call.result()
+        metrics.prompt_tokens += answer.input_tokens
         if self.size(answer) < _ENCODE_ASIDE_BYTES:
             frame = self.encode(turn.request, answer, backend)
         else:

@@ -1,6 +1,7 @@
 """The admin surface: status frames, encoded for subscribers and parsed for the client.
 
-Every frame is ``{"id":"admin","type":"status","status":…}`` with its details beside these keys.
+Every frame is ``{"id":"admin","type":"status","status":…}`` with its details beside these keys. A subscriber
+may send one line, :data:`SNAPSHOT_REQUEST`, as often as it likes.
 """
 
 from __future__ import annotations
@@ -19,6 +20,21 @@ def encode_status(status: str, details: Mapping[str, Any] | None = None) -> byte
     return encode({"id": "admin", "type": "status", "status": status, **(details or {})})
 
 
+SNAPSHOT_REQUEST = b'{"type":"snapshot"}\n'
+MAX_REQUEST_BYTES = 4096
+
+
+def asks_for_snapshot(line: bytes) -> bool:
+    """Whether a line from a subscriber, its newline not included, is the request for a snapshot."""
+    if len(line) > MAX_REQUEST_BYTES or b"snapshot" not in line:
+        return False
+    try:
+        request = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return False
+    return isinstance(request, dict) and request.get("type") == "snapshot"
+
+
 STARTING = encode_status("starting")
 READY = encode_status("ready")
 DRAINING = encode_status("draining")
@@ -29,9 +45,24 @@ def loading_model(phase: str, details: Mapping[str, Any]) -> bytes:
     return encode_status("loading_model", {"phase": phase, **details})
 
 
+def restarting(phase: str, details: Mapping[str, Any]) -> bytes:
+    """A step of taking on another configuration: ``config``, then those of making a model ready."""
+    return encode_status("restarting", {"phase": phase, **details})
+
+
+def reload_failed(message: str) -> bytes:
+    """The configuration stays as it was; ``message`` says why and what to do. An event."""
+    return encode_status("reload_failed", {"message": message.encode("utf-8", "backslashreplace").decode()})
+
+
 def failed(message: str) -> bytes:
     """The boot failed; ``message`` says why and what to do."""
     return encode_status("failed", {"message": message.encode("utf-8", "backslashreplace").decode()})
+
+
+def breaker(backend: str, state: str) -> bytes:
+    """The breaker of a backend came to a state: ``open``, ``half-open`` or ``closed``. An event."""
+    return encode_status("breaker", {"backend": backend, "state": state})
 
 
 def parse(line: bytes | memoryview) -> dict[str, Any]:
