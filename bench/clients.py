@@ -141,6 +141,29 @@ class NdjsonStream(Stream):
         self.finish(now, frame.get("message", ""))
 
 
+class BlockStream(Stream):
+    """inferd's own wire, v2."""
+
+    def __init__(self, address: Address, messages: list[dict[str, str]], max_tokens: int) -> None:
+        turns = [
+            {"role": each["role"], "content": [{"type": "text", "text": each["content"]}]}
+            for each in messages
+        ]
+        request = {"id": "b", "messages": turns, "temperature": 0, "max_tokens": max_tokens}
+        super().__init__(address, orjson.dumps(request) + b"\n")
+
+    def take(self, line: bytes, now: float) -> None:
+        frame = orjson.loads(line)
+        if frame["type"] == "frame":
+            self.token(frame["block"]["delta"], now)
+            return
+        if frame["type"] == "done":
+            self.tokens, self.prompt_tokens = frame["usage"]["output_tokens"], frame["usage"]["input_tokens"]
+            self.timings = frame.get("timings") or {}
+            self.prefill_ms = self.timings.get("prefill_ms")
+        self.finish(now, frame.get("message", ""))
+
+
 class SseStream(Stream):
     """``/v1/chat/completions`` with server-sent events; ``extra`` is added to the body.
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 
 from bench import quiet
-from bench.clients import Address, NdjsonStream, SseStream, Stream
+from bench.clients import Address, BlockStream, NdjsonStream, SseStream, Stream
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = ROOT / "bench" / "peers"
@@ -149,6 +149,10 @@ class Inferd(Server):
 
     def stream(self, messages: list[dict[str, str]], max_tokens: int) -> Stream:
         return NdjsonStream(self.address, messages, max_tokens)
+
+    def v2_stream(self, messages: list[dict[str, str]], max_tokens: int) -> Stream:
+        """The same in typed blocks, on the socket that the daemon opens for them by itself."""
+        return BlockStream(Address.unix(self.home / "inferd" / "infer.v2.sock"), messages, max_tokens)
 
 
 class LlamaServer(Server):

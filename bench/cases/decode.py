@@ -2,8 +2,8 @@
 
 Every contestant runs the same model, threads, prompt, context size, greedy sampling and flash attention off
 (on a CPU it slows decoding). llama-server runs once more with its own default of that, inferd with its own
-choice of threads. In each round every contestant answers the same new prompt once; the order turns from round
-to round.
+choice of threads, and with its answers as typed blocks (v2). In each round every contestant answers the same
+new prompt once; the order turns from round to round.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ class Contest:
         self.watch = quiet.Watch(report, patience)
         self.turns: dict[str, Callable[[list[dict[str, str]]], None]] = {}
 
-    def through(self, server: servers.Server) -> None:
-        """Adds a server; what it measures is what its client sees."""
+    def through(self, name: str, start: Callable[[list[dict[str, str]], int], Stream]) -> None:
+        """Adds a server, whose streams ``start`` makes; what it measures is what its client sees."""
 
         def turn(messages: list[dict[str, str]]) -> None:
-            stream: Stream = ask(server.stream(messages, N_PREDICT))
+            stream = ask(start(messages, N_PREDICT))
             add = self.report.add
-            add(server.name, "decode", "tokens/s", stream.tokens_per_second)
-            add(server.name, "time to first token", "ms", stream.ttft_ms)
+            add(name, "decode", "tokens/s", stream.tokens_per_second)
+            add(name, "time to first token", "ms", stream.ttft_ms)
             if stream.prefill_ms is not None:
-                add(server.name, "prefill", "ms", stream.prefill_ms)
-                add(server.name, "time to first token less prefill", "ms", stream.ttft_ms - stream.prefill_ms)
+                add(name, "prefill", "ms", stream.prefill_ms)
+                add(name, "time to first token less prefill", "ms", stream.ttft_ms - stream.prefill_ms)
 
-        self.turns[server.name] = turn
+        self.turns[name] = turn
 
     def loop(self, loop: servers.Loop, line: Callable[[list[dict[str, str]]], str]) -> None:
         """Adds a bare loop; ``line`` makes what it reads."""
@@ -116,7 +116,9 @@ def run(options: argparse.Namespace, report: Report) -> None:
                 report.missing[name] = str(reason)
                 continue
             running.append(server)
-            contest.through(server)
+            contest.through(name, server.stream)
+            if isinstance(server, servers.Inferd) and name == "inferd":
+                contest.through("inferd, v2", server.v2_stream)
 
         rng = random.Random(options.seed)
         for name in contest.turns:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import gguf
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -190,6 +191,19 @@ def test_a_model_that_does_not_say_how_to_pool_is_refused() -> None:
 
 
 # Tiny models.
+
+
+def test_a_file_says_how_it_pools_without_being_loaded(tmp_path: Path) -> None:
+    (tmp_path / "rubbish").write_bytes(b"GGUF and then nothing of sense")
+    expected = {
+        minilm.minilm(): "mean",
+        write_bert(tmp_path / "ranks", pooling=gguf.PoolingType.RANK): "rank",
+        demo_model(): "unspecified",
+        tmp_path / "rubbish": "unspecified",
+    }
+    for path, pooling in expected.items():
+        with path.open("rb") as file:
+            assert _llama.file_pooling(file.fileno()) == pooling
 
 
 async def test_the_family_decides_on_the_prefix(tmp_path: Path) -> None:

@@ -208,7 +208,8 @@ async def test_sounds_are_heard_and_counted(tmp_path: Path) -> None:
         (Media("audio", b"\0" * 6401, sample_rate=SAMPLE_RATE), "float32"),
         (wav(0.01), "shorter than 0.1 s"),
         (Media("audio", b"RIFF but no sound", mime="audio/wav"), "cannot be decoded"),
-        (Media("audio", b"", mime="audio/mpeg"), "cannot be decoded"),
+        (Media("audio", b"no sound either", mime="audio/mpeg"), "cannot be decoded"),
+        (Media("audio", b"", mime="audio/mpeg"), "has 1 to"),
     ],
 )
 async def test_a_sound_that_cannot_be_used_is_refused_with_the_reason(

@@ -41,6 +41,22 @@ cdef extern from "llama.h" nogil:
     int32_t llama_vocab_bos(const llama_vocab* vocab)
 
 
+cdef extern from "gguf.h" nogil:
+    ctypedef struct gguf_context
+    ctypedef struct ggml_context
+    ctypedef struct gguf_init_params:
+        cbool no_alloc
+        ggml_context** ctx
+    gguf_context* gguf_init_from_file_ptr(FILE* file, gguf_init_params params) except +
+    void gguf_free(gguf_context* ctx)
+    int64_t gguf_find_key(const gguf_context* ctx, const char* key)
+    int gguf_get_kv_type(const gguf_context* ctx, int64_t key)
+    const char* gguf_get_val_str(const gguf_context* ctx, int64_t key)
+    uint32_t gguf_get_val_u32(const gguf_context* ctx, int64_t key)
+    int GGUF_TYPE_UINT32
+    int GGUF_TYPE_STRING
+
+
 POOLINGS = {"unspecified": -1, "none": 0, "mean": 1, "cls": 2, "last": 3, "rank": 4}
 
 
@@ -51,6 +67,40 @@ def metadata(Model model, str key) -> str:
     if llama_model_meta_val_str(model.model, c_key, value, sizeof(value)) < 0:
         return ""
     return value.decode("utf-8", "replace")
+
+
+def file_pooling(int fd) -> str:
+    """How the model in an open file makes one vector of many, as its metadata say; a key of POOLINGS.
+
+    The weights are not read. ``unspecified``, too, for a file that cannot be read: its load will say why.
+    """
+    cdef gguf_init_params params
+    cdef gguf_context* header
+    cdef int64_t family, pooling
+    cdef uint32_t number
+    cdef FILE* file = fdopen(dup(fd), "rb")
+    if file == NULL:
+        return "unspecified"
+    params.no_alloc = True
+    params.ctx = NULL
+    try:
+        rewind(file)
+        header = gguf_init_from_file_ptr(file, params)
+    finally:
+        fclose(file)
+    if header == NULL:
+        return "unspecified"
+    try:
+        family = gguf_find_key(header, "general.architecture")
+        if family < 0 or gguf_get_kv_type(header, family) != GGUF_TYPE_STRING:
+            return "unspecified"
+        pooling = gguf_find_key(header, <bytes>gguf_get_val_str(header, family) + b".pooling_type")
+        if pooling < 0 or gguf_get_kv_type(header, pooling) != GGUF_TYPE_UINT32:
+            return "unspecified"
+        number = gguf_get_val_u32(header, pooling)
+    finally:
+        gguf_free(header)
+    return next((name for name, known in POOLINGS.items() if known == number), "unspecified")
 
 
 def unit_vectors(bytes rows, int width, int dimensions) -> bytes:

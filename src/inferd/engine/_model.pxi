@@ -243,19 +243,21 @@ cdef class Templates:
     def render(self, bytes request, Projector projector=None, items=(), int n_batch=0) -> Prompt:
         """Renders and tokenises a conversation, given as JSON with the keys that prompt.h lists.
 
-        ``items`` are its media as (kind, encoded, width, height, bytes), which ``projector`` encodes; ``n_batch``
+        ``items`` are its media as (kind, encoded, width, height, buffer), which ``projector`` encodes; ``n_batch``
         is what a step of the engine takes. ``InvalidRequest`` when the template or the projector refuses.
         """
         cdef string text = request, error
         cdef MediaInput media
         cdef MediaItem item
+        cdef const unsigned char[::1] data
         cdef Prompt prompt = Prompt()
         cdef cbool ok
         if projector is not None:
             media.projector = projector.projector.get()
             media.n_batch = n_batch
-            for kind, item.encoded, item.width, item.height, item.data in items:
+            for kind, item.encoded, item.width, item.height, data in items:  # which hold the buffers
                 item.audio = kind == "audio"
+                item.data, item.size = &data[0], data.shape[0]
                 media.items.push_back(item)
         with nogil:
             ok = self.prompts.get().render(text, media, prompt.rendered, error)

@@ -32,7 +32,8 @@ cdef extern from "media.h" namespace "inferd" nogil:
         cbool encoded
         uint32_t width
         uint32_t height
-        string data
+        const unsigned char* data
+        size_t size
     cdef cppclass MediaSpan:
         size_t n_pos
         size_t n_cells

@@ -24,14 +24,13 @@ using Bitmap = std::unique_ptr<mtmd_bitmap, void (*)(mtmd_bitmap *)>;
 using Chunks = std::unique_ptr<mtmd_input_chunks, void (*)(mtmd_input_chunks *)>;
 
 Bitmap bitmap_of(const mtmd_context *ctx, const MediaItem &item) {
-    const auto *bytes = reinterpret_cast<const unsigned char *>(item.data.data());
     mtmd_bitmap *bitmap = nullptr;
     if (item.encoded) {
-        bitmap = mtmd_helper_bitmap_init_from_buf(ctx, bytes, item.data.size(), false, mtmd_helper_init_opt_default()).bitmap;
+        bitmap = mtmd_helper_bitmap_init_from_buf(ctx, item.data, item.size, false, mtmd_helper_init_opt_default()).bitmap;
     } else if (item.audio) {
-        bitmap = mtmd_bitmap_init_from_audio(item.data.size() / sizeof(float), reinterpret_cast<const float *>(bytes));
+        bitmap = mtmd_bitmap_init_from_audio(item.size / sizeof(float), reinterpret_cast<const float *>(item.data));
     } else {
-        bitmap = mtmd_bitmap_init(item.width, item.height, bytes);
+        bitmap = mtmd_bitmap_init(item.width, item.height, item.data);
     }
     if (!bitmap) throw std::runtime_error(item.audio ? "the sound cannot be decoded" : "the image cannot be decoded");
     Bitmap owned(bitmap, mtmd_bitmap_free);

@@ -19,11 +19,13 @@ namespace inferd {
 // Stands in a prompt for each position that a span of media takes.
 constexpr llama_token kMediaToken = -1;
 
+// Its bytes are the client's own, not copied; they stay where they are until `add` returns.
 struct MediaItem {
     bool audio = false;
     bool encoded = false;  // an audio file; else `width` x `height` RGB bytes, or float32 samples
     uint32_t width = 0, height = 0;
-    std::string data;
+    const unsigned char *data = nullptr;
+    size_t size = 0;
 };
 
 // One encoded piece of media in a prompt, from position `at` on.

@@ -22,8 +22,8 @@ MAX_ENCODED_AUDIO_BYTES = 32 << 20  # ten minutes of uncompressed speech
 IMAGE_TYPES = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP", "image/gif": "GIF"}
 AUDIO_TYPES = ("audio/wav", "audio/mpeg", "audio/flac")
 
-Item = tuple[str, bool, int, int, bytes]
-"""(kind, encoded, width, height, bytes), as the engine takes it."""
+Item = tuple[str, bool, int, int, "bytes | memoryview"]
+"""(kind, encoded, width, height, its bytes, never none), as the engine takes it."""
 
 
 def to_item(media: Media, projector: _llama.Projector | None) -> Item:
@@ -43,7 +43,7 @@ def _image(media: Media) -> Item:
             raise InvalidRequest(
                 f"an image of {media.width} x {media.height} has {size} bytes of RGB, not {len(media.data)}"
             )
-        return "image", False, media.width, media.height, bytes(media.data)
+        return "image", False, media.width, media.height, media.data
     if media.mime not in IMAGE_TYPES:
         raise AttachmentUnsupported(
             f"images of type {media.mime!r} are not read; use {', '.join(IMAGE_TYPES)}"
@@ -51,12 +51,13 @@ def _image(media: Media) -> Item:
     try:
         with Image.open(io.BytesIO(media.data), formats=(IMAGE_TYPES[media.mime],)) as picture:
             _check_size(*picture.size)
-            pixels = picture.convert("RGB")
+            picture.load()
+            pixels = picture if picture.mode == "RGB" else picture.convert("RGB")
+            return "image", False, pixels.width, pixels.height, pixels.tobytes()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise InvalidRequest(f"the image is out of bounds: it has more than {MAX_PIXELS} pixels") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
         raise InvalidRequest(f"the image is not {media.mime} or is damaged") from None
-    return "image", False, pixels.width, pixels.height, pixels.tobytes()
 
 
 def _check_size(width: int, height: int) -> None:
@@ -72,11 +73,11 @@ def _audio(media: Media, sample_rate: int) -> Item:
             raise AttachmentUnsupported(
                 f"sounds of type {media.mime!r} are not read; use {', '.join(AUDIO_TYPES)}"
             )
-        if len(media.data) > MAX_ENCODED_AUDIO_BYTES:
-            raise InvalidRequest(f"a sound may have at most {MAX_ENCODED_AUDIO_BYTES} bytes")
-        return "audio", True, 0, 0, bytes(media.data)
+        if not 0 < len(media.data) <= MAX_ENCODED_AUDIO_BYTES:
+            raise InvalidRequest(f"a sound has 1 to {MAX_ENCODED_AUDIO_BYTES} bytes")
+        return "audio", True, 0, 0, media.data
     if media.sample_rate != sample_rate:
         raise InvalidRequest(f"the model takes samples at {sample_rate} Hz, not at {media.sample_rate} Hz")
     if len(media.data) % 4 or not sample_rate // 10 * 4 <= len(media.data) <= MAX_SECONDS * sample_rate * 4:
         raise InvalidRequest(f"samples are little-endian float32, at least 0.1 s and at most {MAX_SECONDS} s")
-    return "audio", False, 0, 0, bytes(media.data)
+    return "audio", False, 0, 0, media.data
