@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from inferd.client import Done
 from inferd.config.kinds import Boolean, Integer
 from inferd.config.option import Option
 from inferd.config.settings import OPTIONS
+from inferd.config.sources import Read
 from tests.daemon_process import until
 
 DONE = Done(content="Hello", stop_reason="end", prompt_tokens=1, completion_tokens=2)
@@ -70,7 +71,7 @@ def test_ctrl_c_ends_a_command_with_130(error: BaseException) -> None:
 @pytest.mark.parametrize(
     ("line", "part"),
     [
-        (["nonsense"], "No such command 'nonsense'; see `inferd --help`"),
+        (["nonsense"], "there is no command 'nonsense'; see `inferd --help`"),
         (["run", "--nonsense"], "see `inferd run --help`"),
         (["run", "--max-tokens", "many", "hi"], "--max-tokens"),
         (["serve", "--n-ctx", "0"], "it must be a whole number from 1 to"),
@@ -138,7 +139,7 @@ def test_an_option_is_a_flag_of_serve(option: Option) -> None:
     assert isinstance(parameter, click.Option)
     assert option.flag in parameter.opts
     assert option.doc in str(parameter.help)
-    assert str(option.env) in str(parameter.help)
+    assert option.env is None or option.env in str(parameter.help)
     assert parameter.default is None or "unset" in str(parameter.default).lower()
 
 
@@ -147,24 +148,23 @@ def test_serve_hands_its_flags_to_the_daemon(
 ) -> None:
     from inferd import daemon
 
-    seen: list[Any] = []
+    seen: list[Read] = []
 
-    def note(settings: object, notes: object, problem: object) -> int:
-        seen.append((settings, notes, problem))
+    def note(read: Callable[[], Read]) -> int:
+        seen.append(read())
         return 0
 
     monkeypatch.setattr(daemon, "run", note)
     line = ["--backend", "mock", "--no-auto-pull", "--require-gpu", "--drain-timeout-secs", "0.5"]
     assert cli.daemon_main(line) == 0
-    settings, notes, problem = seen[0]
+    settings = seen[0].settings
     assert (settings.backend, settings.auto_pull, settings.require_gpu) == ("mock", False, True)
     assert settings.drain_timeout_secs == 0.5
-    assert (notes, problem) == ((), None)
+    assert (seen[0].notes, seen[0].problem) == ((), None)
     (home / "bad.json").write_text("{")
     assert cli.main(["serve", "--config", str(home / "bad.json"), "--lock", "/l"]) == 0
-    settings, notes, problem = seen[1]
-    assert isinstance(problem, errors.ConfigError)
-    assert settings.lock == Path("/l")
+    assert isinstance(seen[1].problem, errors.ConfigError)
+    assert seen[1].settings.lock == Path("/l")
 
 
 def test_a_flag_is_checked_by_the_kind_of_its_option() -> None:

@@ -27,9 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def daemon_main(arguments: Sequence[str] | None = None) -> int:
     """Runs ``inferd-daemon`` likewise."""
-    from inferd.cli.serve import serve_command
+    from inferd.cli.serve import daemon_command
 
-    return _run(serve_command, "inferd-daemon", sys.argv[1:] if arguments is None else arguments)
+    return _run(daemon_command, "inferd-daemon", sys.argv[1:] if arguments is None else arguments)
 
 
 def _run(command: click.Command, program: str, arguments: Sequence[str]) -> int:

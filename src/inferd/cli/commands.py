@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from importlib import import_module
 
 import click
@@ -19,7 +20,9 @@ COMMANDS = {
     "stop": "status",
     "pull": "models",
     "list": "models",
+    "config": "config",
     "doctor": "doctor",
+    "service": "service",
 }
 """Command → module; the command is the attribute ``NAME_command`` of it."""
 
@@ -34,6 +37,15 @@ class _Commands(click.Group):
         module = import_module(f"inferd.cli.{COMMANDS[cmd_name]}")
         command: click.Command = getattr(module, f"{cmd_name}_command")
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            hint = f"; the nearest is {near[0]!r}" if near else ""
+            raise click.UsageError(f"there is no command {args[0]!r}{hint}", ctx)
+        return super().resolve_command(ctx, args)
 
 
 @click.group(

@@ -55,7 +55,7 @@ def read(flags: Mapping[str, object], env: Mapping[str, str] | None = None) -> R
     for level, error in zip(levels, (UsageError, ConfigError), strict=True):
         _check_exclusive(level, error)
     notes = [*_exposed(levels[0]), *_misspelt(env)]
-    path, named = _config_path(flags, env)
+    path, named = config_path(flags, env)
     try:
         file = read_file(path, required=named)
         notes.extend(file.warnings)
@@ -137,7 +137,8 @@ def _check_exclusive(level: Mapping[str, Given], error: type[ConfigError], where
             raise error(f"{where}{both[0]} and {both[1]} exclude each other; give one of them")
 
 
-def _config_path(flags: Mapping[str, object], env: Mapping[str, str]) -> tuple[Path, bool]:
+def config_path(flags: Mapping[str, object], env: Mapping[str, str]) -> tuple[Path, bool]:
+    """The config file, and whether it was named, so that it has to be there."""
     flag = flags.get("config")
     if isinstance(flag, Path):
         return flag, True
@@ -163,7 +164,14 @@ def _choose(levels: list[dict[str, Given]], notes: list[str]) -> dict[str, Given
 
 
 def _origins(chosen: Mapping[str, Given]) -> dict[str, str]:
-    return {name: given.origin for name, given in chosen.items()}
+    origins = {
+        name: f"config {given.origin}" if given.place == "file" else given.origin
+        for name, given in chosen.items()
+    }
+    key = next(
+        (origins[name] for name in ("api_key", "api_key_file", "api_key_env") if name in origins), None
+    )
+    return origins if key is None else {**origins, "api_key": key}
 
 
 def _settings(chosen: Mapping[str, Given], env: Mapping[str, str]) -> Settings:

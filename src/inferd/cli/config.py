@@ -1,0 +1,163 @@
+"""``inferd config``: what the daemon would run with, and the file that says it.
+
+``show`` and ``check`` read every source as ``inferd serve`` does, so that what they say is what a daemon
+started now would do. Secrets are never printed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from inferd.cli.options import KindType
+from inferd.config import sources
+from inferd.config.entries import BackendEntry
+from inferd.config.kinds import FilePath, Name, Secret
+from inferd.config.settings import DEFAULT_MODEL, OPTIONS
+from inferd.config.sources import Read
+from inferd.errors import ConfigError
+
+HIDDEN = "(set)"
+"""What is shown of a secret."""
+
+_file = click.option(
+    "--config",
+    "path",
+    type=KindType(FilePath()),
+    metavar="PATH",
+    help="The config file; without it INFERD_CONFIG, or ~/.inferd/config.json where there is one.",
+)
+
+
+@click.group("config", context_settings={"help_option_names": ["-h", "--help"]})
+def config_command() -> None:
+    """Show, check and make the configuration."""
+
+
+@config_command.command("show")
+@_file
+@click.option("--origin", is_flag=True, help="Say where each value came from.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def show(path: Path | None, origin: bool, as_json: bool) -> None:
+    """Print every option's value, and the backends that are served."""
+    given = sources.read({"config": path})
+    _tell(given)
+    if given.problem is not None:
+        raise given.problem
+    values = {option.name: _shown(getattr(given.settings, option.name)) for option in OPTIONS}
+    origins = {name: given.origins.get(name, "default") for name in values}
+    backends = [_backend(entry) for entry in given.settings.backends]
+    if as_json:
+        options = {name: {"value": value, "origin": origins[name]} for name, value in values.items()}
+        report = {"config_file": str(given.path), "options": options, "backends": backends}
+        click.echo(json.dumps(report, ensure_ascii=False))
+        return
+    click.echo(f"config file {given.path}{'' if given.path.exists() else ' (there is none)'}\n")
+    texts = {name: _text(value) for name, value in values.items()}
+    widths = max(map(len, texts)), max(map(len, texts.values()))
+    for name, text in texts.items():
+        line = f"{name:{widths[0]}}  {text:{widths[1]}}"
+        click.echo(f"{line}  {origins[name]}" if origin else line.rstrip())
+    for position, backend in enumerate(backends):
+        click.echo(f"\nbackends[{position}]")
+        for name, value in backend.items():
+            click.echo(f"  {name}  {_text(value)}")
+
+
+@config_command.command("check")
+@click.argument("file", type=KindType(FilePath()), required=False)
+def check(file: Path | None) -> None:
+    """Read FILE, or the config file in use, as the daemon would. Exit 1 when it would not start."""
+    given = sources.read({"config": file})
+    _tell(given)
+    if given.problem is not None:
+        raise given.problem
+    if given.path.exists():
+        click.echo(f"{given.path} is sound")
+    else:
+        click.echo(f"there is no config file at {given.path}; `inferd config init` makes one")
+
+
+@config_command.command("schema")
+def schema() -> None:
+    """Print the JSON Schema of the config file."""
+    from inferd.config import docs
+
+    click.echo(docs.schema(), nl=False)
+
+
+@config_command.command("init")
+@_file
+@click.option("--model", type=KindType(Name()), default=DEFAULT_MODEL, show_default=True, metavar="NAME")
+@click.option("--model-path", type=KindType(FilePath()), metavar="PATH", help="A GGUF file instead.")
+@click.option("--force", is_flag=True, help="Replace a file that is there.")
+def init(path: Path | None, model: str, model_path: Path | None, force: bool) -> None:
+    """Make a config file with one backend, to be edited."""
+    target = sources.config_path({"config": path}, os.environ)[0]
+    which = {"model": {"name": model}} if model_path is None else {"model_path": str(model_path.absolute())}
+    content = {"backends": [{"kind": "llamacpp", "name": "chat", **which}]}
+    _write(target, json.dumps(content, indent=2, ensure_ascii=False) + "\n", force)
+    click.echo(f"{target} is made; `inferd config check` reads it, docs/config.md names every key")
+
+
+def _write(path: Path, text: str, force: bool) -> None:
+    """Writes a file that only its owner can read, whole or not at all; an old one stays unless ``force``."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+            _place(temporary, path, force)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(f"config file {path} cannot be made: {error.strerror}: {error.filename}") from None
+
+
+def _place(made: Path, path: Path, force: bool) -> None:
+    if force:
+        made.replace(path)
+        return
+    try:
+        os.link(made, path)
+    except FileExistsError:
+        raise ConfigError(f"config file {path} is there already; --force replaces it") from None
+
+
+def _tell(given: Read) -> None:
+    for note in given.notes:
+        click.echo(f"inferd: {note}", err=True)
+
+
+def _backend(entry: BackendEntry) -> dict[str, Any]:
+    fields = {field.name: _shown(getattr(entry, field.name)) for field in dataclasses.fields(entry)}
+    return {"kind": entry.kind, **{name: value for name, value in fields.items() if value is not None}}
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, Secret):
+        return HIDDEN
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, msgspec.Struct):
+        return {key: given for key, given in msgspec.to_builtins(value).items() if given not in (None, "")}
+    return value
+
+
+def _text(value: Any) -> str:
+    """The value as people write it."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_text(given)}" for key, given in value.items())
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "none" if value is None else str(value)
