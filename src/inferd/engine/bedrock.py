@@ -28,7 +28,7 @@ from inferd.engine.backend import (
     Stream,
     Usage,
 )
-from inferd.engine.remote import RemoteStream, Upstream
+from inferd.engine.remote import RemoteStream, Upstream, let_end
 from inferd.errors import BackendInternal, ConfigError, InferdError, NotReady
 
 _CAPABILITIES = Capabilities(
@@ -88,12 +88,15 @@ class Bedrock(Backend):
     ) -> AsyncGenerator[Event, None]:
         answer, decode = Answer(request), Decoder().feed
         async with upstream.post(self._url, body, self._sign(self._url, body)) as response:
-            async for chunk in response.aiter_raw():
+            chunks = response.aiter_raw()
+            async for chunk in chunks:
                 for data in decode(chunk):
                     for event in answer.feed(data):
-                        yield event
                         if isinstance(event, Done):
+                            await let_end(chunks)
+                            yield event
                             return
+                        yield event
 
     async def close(self) -> None:
         upstream, self._upstream = self._upstream, None
@@ -120,7 +123,7 @@ def url_of(entry: BedrockEntry) -> str:
 def signer_of(entry: BedrockEntry) -> Signer:
     """What makes the headers of a request to a URL with a body."""
     if entry.bearer_token is not None:
-        headers = {**_HEADERS, "authorization": f"Bearer {entry.bearer_token.reveal()}"}
+        headers = {**_HEADERS, "authorization": f"Bearer {_sendable(entry, entry.bearer_token.reveal())}"}
         return lambda url, body: headers
     if entry.access_key_id is None or entry.secret_access_key is None:
         raise ConfigError(
@@ -130,10 +133,17 @@ def signer_of(entry: BedrockEntry) -> Signer:
     from botocore.auth import SigV4Auth
     from botocore.credentials import Credentials
 
-    token = None if entry.session_token is None else entry.session_token.reveal()
-    credentials = Credentials(entry.access_key_id, entry.secret_access_key.reveal(), token)
+    token = None if entry.session_token is None else _sendable(entry, entry.session_token.reveal())
+    key_id = _sendable(entry, entry.access_key_id)
+    credentials = Credentials(key_id, entry.secret_access_key.reveal(), token)
     auth = SigV4Auth(credentials, "bedrock", entry.region)
     return lambda url, body: signed(auth, "POST", url, _HEADERS, body)
+
+
+def _sendable(entry: BedrockEntry, key: str) -> str:
+    if not key.isascii():
+        raise ConfigError(f"the key of backend {entry.name!r} has characters that HTTP cannot carry")
+    return key
 
 
 def signed(auth: Any, method: str, url: str, headers: Mapping[str, str], body: bytes) -> dict[str, str]:
@@ -149,7 +159,7 @@ def signed(auth: Any, method: str, url: str, headers: Mapping[str, str], body: b
 
 
 class _Chunk(msgspec.Struct):
-    bytes: bytes
+    data: bytes = msgspec.field(name="bytes")
 
 
 class _Exception(msgspec.Struct):
@@ -179,7 +189,7 @@ class Decoder:
                 raise _failure(message.headers, message.payload)
             if message.headers.get(":event-type") == "chunk":
                 try:
-                    yield msgspec.json.decode(message.payload, type=_Chunk).bytes
+                    yield msgspec.json.decode(message.payload, type=_Chunk).data
                 except (msgspec.DecodeError, UnicodeDecodeError):
                     raise _damaged() from None
 

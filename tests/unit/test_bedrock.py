@@ -1,0 +1,481 @@
+"""The bedrock-invoke backend against a server that checks its signatures and speaks its event stream."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from inferd.config.entries import BedrockEntry
+from inferd.config.kinds import Secret
+from inferd.engine.backend import (
+    Accelerator,
+    Capabilities,
+    Done,
+    Event,
+    GenerateRequest,
+    Media,
+    Message,
+    Text,
+    Usage,
+)
+from inferd.engine.bedrock import Bedrock, Decoder, url_of
+from inferd.errors import (
+    BackendInternal,
+    ConfigError,
+    InferdError,
+    InvalidRequest,
+    NotReady,
+    Unavailable,
+)
+from tests import bedrock_server
+from tests.bedrock_server import BedrockServer, Exchange, Script, answer, chunk, exception, message
+
+MODEL = "anthropic.claude-3-5-sonnet-20241022-v2:0"
+KEYS: dict[str, Any] = {
+    "access_key_id": bedrock_server.ACCESS_KEY_ID,
+    "secret_access_key": Secret(bedrock_server.SECRET_ACCESS_KEY),
+}
+REQUEST = GenerateRequest(messages=(Message("user", "hi"),), max_tokens=50)
+PATIENCE_SECS = 30.0
+
+
+def entry(endpoint: str | None = None, **more: Any) -> BedrockEntry:
+    values = {"region": bedrock_server.REGION, "model_id": MODEL, **KEYS, **more}
+    return BedrockEntry(name="cloud", endpoint=endpoint, **values)
+
+
+@asynccontextmanager
+async def serving(script: Script, **more: Any) -> AsyncIterator[tuple[Bedrock, BedrockServer]]:
+    """A started backend, and the server it talks to."""
+    with BedrockServer(script) as server:
+        backend = Bedrock(entry(server.url, **more))
+        await backend.start()
+        try:
+            yield backend, server
+        finally:
+            await backend.close()
+
+
+async def events(backend: Bedrock, request: GenerateRequest = REQUEST) -> list[Event]:
+    stream = await backend.generate(request)
+    try:
+        return [event async for event in stream]
+    finally:
+        stream.close()
+
+
+def says(*texts: str) -> Script:
+    def script(exchange: Exchange) -> None:
+        exchange.events(*answer(*texts))
+        exchange.finish()
+
+    return script
+
+
+async def failure(script: Script, **more: Any) -> InferdError:
+    async with serving(script, **more) as (backend, _):
+        with pytest.raises(InferdError) as caught:
+            await events(backend)
+    return caught.value
+
+
+# Who asks.
+
+
+@pytest.mark.both_loops
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"session_token": Secret(bedrock_server.SESSION_TOKEN)},
+        {"bearer_token": Secret(bedrock_server.BEARER_TOKEN)},
+        {"model_id": "arn:aws:bedrock:us-east-1:1234:inference-profile/us.anthropic.claude-v1:0"},
+    ],
+    ids=["key", "session", "bearer", "arn"],
+)
+async def test_a_request_is_let_in_and_answered(more: dict[str, Any]) -> None:
+    async with serving(says("Hel", "lo"), **more) as (backend, server):
+        *texts, done = await events(backend)
+    assert texts == [Text("Hel"), Text("lo")]
+    assert isinstance(done, Done)
+    assert (done.stop_reason, done.usage) == ("end", Usage(9, 2))
+    assert done.timings is not None
+    (exchange,) = server.exchanges
+    assert exchange.body["messages"] == [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]
+    assert exchange.headers["accept"] == "application/vnd.amazon.eventstream"
+    model = more.get("model_id", MODEL).replace(":", "%3A").replace("/", "%2F")
+    assert exchange.target == f"/model/{model}/invoke-with-response-stream"
+
+
+@pytest.mark.parametrize(
+    ("more", "name"),
+    [
+        ({"secret_access_key": Secret("wrong")}, "InvalidSignatureException"),
+        ({"access_key_id": "AKIDOTHER"}, "UnrecognizedClientException"),
+        ({"session_token": Secret("expired")}, "ExpiredTokenException"),
+        ({"bearer_token": Secret("wrong")}, "UnrecognizedClientException"),
+        ({"region": "eu-central-1"}, "InvalidSignatureException"),
+    ],
+)
+async def test_a_wrong_key_is_the_backends_fault_and_stays_unsaid(more: dict[str, Any], name: str) -> None:
+    error = await failure(says("no"), **more)
+    assert isinstance(error, Unavailable)
+    assert f"status 403 ({name})" in str(error)
+    assert bedrock_server.SESSION_TOKEN not in str(error)  # though the server has repeated it
+
+
+async def test_each_request_is_signed_anew() -> None:
+    async with serving(says("a")) as (backend, server):
+        await events(backend)
+        await events(backend, GenerateRequest(messages=(Message("user", "another"),)))
+    first, second = (exchange.headers["authorization"] for exchange in server.exchanges)
+    assert first != second
+    assert server.exchanges[0].sock is server.exchanges[1].sock  # one connection serves both
+
+
+def test_the_address() -> None:
+    assert url_of(entry()) == (
+        "https://bedrock-runtime.us-east-1.amazonaws.com/model/anthropic.claude-3-5-sonnet-20241022-v2%3A0"
+        "/invoke-with-response-stream"
+    )
+    assert url_of(entry("https://vpce.example/base/")).startswith("https://vpce.example/base/model/anthropic")
+
+
+@pytest.mark.parametrize("region", ["", "us east", "us-east-1.example.com", "us-east-1/", "US-EAST-1"])
+def test_a_region_is_a_name_and_nothing_else(region: str) -> None:
+    with pytest.raises(ConfigError, match="no AWS region"):
+        Bedrock(entry(region=region))
+
+
+@pytest.mark.parametrize("missing", ["access_key_id", "secret_access_key"])
+def test_without_credentials_both_ways_are_named(missing: str) -> None:
+    with pytest.raises(ConfigError, match=r"AWS_BEARER_TOKEN_BEDROCK,.*AWS_ACCESS_KEY_ID and AWS_SECRET"):
+        Bedrock(entry(**{missing: None}))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"bearer_token": Secret("schlüssel")},
+        {"access_key_id": "AKIÄ"},
+        {"session_token": Secret("tökén")},
+    ],
+)
+def test_a_key_that_http_cannot_carry(more: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="characters that HTTP cannot carry") as caught:
+        Bedrock(entry(**more))
+    assert "sch" not in str(caught.value)
+
+
+def test_without_botocore_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "botocore"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "botocore", None)
+    with pytest.raises(ConfigError, match=r"pip install 'inferd\[bedrock\]'"):
+        Bedrock(entry())
+
+
+# The event stream.
+
+
+def fed(*pieces: bytes) -> list[bytes]:
+    decoder = Decoder()
+    return [data for piece in pieces for data in decoder.feed(piece)]
+
+
+RECORDED = (
+    b"\x00\x00\x01\x0b\x00\x00\x00K8\xa0\xa5\xc5\x0b:event-type\x07\x00\x05chunk\r:content-type\x07\x00"
+    b"\x10application/json\r:message-type\x07\x00\x05event"
+    b'{"bytes":"eyJjaG9pY2VzIjpbeyJpbmRleCI6MCwibWVzc2FnZSI6eyJyb2xlIjoiYXNzaXN0YW50IiwiY29udGVudCI6Ikkif'
+    b'Swic3RvcF9yZWFzb24iOm51bGx9XX0=","p":"abcdefghijklmnopqrstuvwxyzABCDEFGHIJK"}\x11\x061?'
+)
+"""What Bedrock has sent to somebody."""
+
+
+def test_a_recorded_message() -> None:
+    (data,) = fed(RECORDED)
+    assert data.startswith(b'{"choices":[{"index":0,"message":{"role":"assistant","content":"I"}')
+
+
+def test_bytes_come_as_they_like() -> None:
+    stream = chunk(b"one") + RECORDED + chunk(b"two")
+    assert fed(*(stream[i : i + 1] for i in range(len(stream)))) == fed(stream)
+    assert fed(stream)[::2] == [b"one", b"two"]
+
+
+def test_messages_that_carry_no_event_are_passed_over() -> None:
+    other = message({":event-type": "initial-response", ":message-type": "event"}, b"{}")
+    assert fed(other + chunk(b"one")) == [b"one"]
+
+
+@pytest.mark.parametrize("at", [0, 7, 9, 20, 100, -1])
+def test_a_bit_that_flipped_is_noticed(at: int) -> None:
+    damaged = bytearray(chunk(b"one" * 40))
+    damaged[at] ^= 1
+    with pytest.raises(BackendInternal, match="damaged"):
+        fed(bytes(damaged) * 2)
+
+
+def unsound_header() -> bytes:
+    """A message whose checksums are right and whose header is of no type that there is."""
+    good = message({"a": "b"}, b"")
+    start = good[:8] + good[8:12] + good[12:14] + b"\x63" + good[15:-4]
+    return start + bedrock_server.struct.pack("!I", bedrock_server.binascii.crc32(start))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        unsound_header(),
+        message({":event-type": "chunk", ":message-type": "event"}, b"{}"),
+        message({":event-type": "chunk", ":message-type": "event"}, b'{"bytes":"?"}'),
+        message({":event-type": "chunk", ":message-type": "event"}, b"\xff"),
+    ],
+    ids=["header", "no-bytes", "no-base64", "no-json"],
+)
+def test_sound_checksums_do_not_make_sense_of_nonsense(data: bytes) -> None:
+    with pytest.raises(BackendInternal, match="damaged"):
+        fed(data)
+
+
+# What goes wrong.
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "words"),
+    [
+        ("validationException", InvalidRequest, "too long"),
+        ("throttlingException", Unavailable, "throttlingException"),
+        ("modelStreamErrorException", Unavailable, "modelStreamErrorException"),
+        ("modelTimeoutException", Unavailable, "modelTimeoutException"),
+        ("internalServerException", Unavailable, "internalServerException"),
+        ("serviceUnavailableException", Unavailable, "serviceUnavailableException"),
+        ("new\nException: a secret", Unavailable, "unknown fault"),
+    ],
+)
+async def test_an_exception_ends_the_stream_with_its_error(
+    name: str, kind: type[InferdError], words: str
+) -> None:
+    def script(exchange: Exchange) -> None:
+        exchange.events(*answer("a")[:4])
+        exchange.send(exception(name, "too long"))
+        exchange.finish()
+
+    async with serving(script) as (backend, _):
+        stream = await backend.generate(REQUEST)
+        assert await anext(stream) == Text("a")
+        with pytest.raises(kind, match=words):
+            await anext(stream)
+        stream.close()
+
+
+async def test_an_error_that_is_not_modelled() -> None:
+    headers = {":message-type": "error", ":error-code": "InternalFailure", ":error-message": "oh"}
+    error = await failure(lambda exchange: exchange.send(message(headers, b"")))
+    assert isinstance(error, Unavailable)
+    assert "InternalFailure" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("status", "name", "kind", "words"),
+    [
+        (400, "ValidationException", InvalidRequest, "status 400: because"),
+        (404, "ResourceNotFoundException", InvalidRequest, "status 404: because"),
+        (403, "AccessDeniedException", Unavailable, r"403 \(AccessDeniedException\)"),
+        (408, "ModelTimeoutException", Unavailable, r"408 \(ModelTimeoutException\)"),
+        (429, "ThrottlingException", Unavailable, r"429 \(ThrottlingException\); it asks to wait 7 s"),
+        (500, "InternalServerException", Unavailable, r"500 \(InternalServerException\)"),
+        (503, "ServiceUnavailableException", Unavailable, r"503 \(ServiceUnavailableException\)"),
+    ],
+)
+async def test_a_refusal(status: int, name: str, kind: type[InferdError], words: str) -> None:
+    def script(exchange: Exchange) -> None:
+        exchange.refuse(status, name, "because", **({"retry_after": "7"} if status == 429 else {}))
+
+    async with serving(script) as (backend, _):
+        with pytest.raises(kind, match=words):
+            await events(backend)
+
+
+@pytest.mark.parametrize("cut", ["between", "within"])
+async def test_a_stream_that_ends_early_has_no_done(cut: str) -> None:
+    def script(exchange: Exchange) -> None:
+        exchange.events(*answer("a")[:4])
+        if cut == "within":
+            exchange.send(chunk(b"rest")[:10])
+        exchange.finish()
+
+    async with serving(script) as (backend, _):
+        assert await events(backend) == [Text("a")]
+
+
+async def test_a_cut_connection_is_unavailable() -> None:
+    def script(exchange: Exchange) -> None:
+        exchange.events(*answer("a")[:4])
+        exchange.sock.shutdown(bedrock_server.socket.SHUT_RDWR)
+
+    assert isinstance(await failure(script), Unavailable)
+
+
+async def test_damage_is_the_servers_own_fault() -> None:
+    error = await failure(lambda exchange: exchange.send(b"HTTP is not enough here"))
+    assert isinstance(error, BackendInternal)
+
+
+@pytest.mark.parametrize("before", [0, 4], ids=["first", "between"])
+async def test_silence_has_an_end(before: int) -> None:
+    def script(exchange: Exchange) -> None:
+        if before:
+            exchange.events(*answer("a")[:before])
+        exchange.until_left()
+
+    error = await failure(script, timeout_secs=0.05)
+    assert isinstance(error, Unavailable)
+    assert "silent for 0.05 s" in str(error)
+
+
+async def test_a_slow_answer_is_no_silence() -> None:
+    """Its pieces come more often than the limit asks for, and together they take longer."""
+    limit, beat = 0.5, 0.05
+    beats = threading.Semaphore(0)
+
+    def script(exchange: Exchange) -> None:
+        for event in answer(*"abcdefgh"):
+            assert beats.acquire(timeout=PATIENCE_SECS)
+            exchange.events(event)
+        exchange.finish()
+
+    async def drum() -> None:
+        while True:
+            beats.release()
+            await asyncio.sleep(beat)
+
+    async with serving(script, timeout_secs=limit) as (backend, _):
+        began = time.monotonic()
+        drumming = asyncio.ensure_future(drum())
+        got = await events(backend)
+        drumming.cancel()
+    assert "".join(event.text for event in got if isinstance(event, Text)) == "abcdefgh"
+    assert time.monotonic() - began > limit
+
+
+async def test_nobody_at_the_address() -> None:
+    with BedrockServer(says("no")) as server:
+        url = server.url
+    backend = Bedrock(entry(url))
+    await backend.start()
+    with pytest.raises(Unavailable, match="cannot be reached"):
+        await events(backend)
+    await backend.close()
+
+
+# Ending it.
+
+
+class Held:
+    """A server that says one word and waits until the client has gone; before it, if it is ``mute``."""
+
+    def __init__(self, *, mute: bool = False) -> None:
+        self.mute = mute
+        self.asked, self.left = threading.Event(), threading.Event()
+
+    def __call__(self, exchange: Exchange) -> None:
+        if not self.mute:
+            exchange.events(*answer("a")[:4])
+        self.asked.set()
+        exchange.until_left()
+        self.left.set()
+
+
+async def happened(event: threading.Event) -> None:
+    assert await asyncio.to_thread(event.wait, PATIENCE_SECS)
+
+
+@pytest.mark.both_loops
+@pytest.mark.parametrize("mute", [False, True])
+async def test_cancel_ends_the_request_over_there(mute: bool) -> None:
+    held = Held(mute=mute)
+    async with serving(held) as (backend, _):
+        stream = await backend.generate(REQUEST)
+        if not mute:
+            assert await anext(stream) == Text("a")
+        await happened(held.asked)
+        stream.cancel()
+        done = await anext(stream)
+        assert isinstance(done, Done)
+        assert done.stop_reason == "cancelled"
+        await happened(held.left)
+        with pytest.raises(StopAsyncIteration):
+            await anext(stream)
+        stream.close()
+
+
+@pytest.mark.both_loops
+@pytest.mark.parametrize("end", ["stream", "backend"])
+async def test_close_ends_the_request_over_there(end: str) -> None:
+    held = Held()
+    async with serving(held) as (backend, _):
+        stream = await backend.generate(REQUEST)
+        await happened(held.asked)
+        if end == "stream":
+            stream.close()
+        else:
+            await backend.close()
+        await happened(held.left)
+        assert [event async for event in stream] == []
+
+
+async def test_without_a_budget_nobody_is_asked() -> None:
+    async with serving(says("no")) as (backend, server):
+        request = GenerateRequest(messages=REQUEST.messages, max_tokens=0)
+        assert await events(backend, request) == [Done("length", Usage(0, 0))]
+    assert server.exchanges == []
+
+
+async def test_pixels_are_encoded_off_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = threading.get_ident()
+    there: list[int] = []
+
+    def encode(_: Media) -> tuple[str, str]:
+        there.append(threading.get_ident())
+        return "image/png", "iVBO"
+
+    monkeypatch.setattr("inferd.engine.anthropic.as_base64", encode)
+    picture = Media("image", b"\0\0\0", width=1, height=1)
+    async with serving(says("nice")) as (backend, server):
+        await events(backend, GenerateRequest(messages=(Message("user", (picture,)),)))
+    assert len(there) == 1
+    assert there[0] != here
+    assert server.exchanges[0].body["messages"][0]["content"][0]["source"]["data"] == "iVBO"
+
+
+async def test_what_cannot_be_said_is_refused_before_anybody_is_asked() -> None:
+    async with serving(says("no")) as (backend, server):
+        with pytest.raises(InvalidRequest, match="grammar"):
+            await backend.generate(GenerateRequest(messages=REQUEST.messages, grammar='root ::= "a"'))
+    assert server.exchanges == []
+
+
+def test_what_it_can_do() -> None:
+    assert Bedrock(entry()).capabilities() == Capabilities(
+        v2=True, vision=True, tools=True, thinking=True, accelerator=Accelerator(kind="remote")
+    )
+
+
+async def test_it_is_ready_between_start_and_close() -> None:
+    backend = Bedrock(entry("http://127.0.0.1:9"))
+    assert not backend.ready()
+    with pytest.raises(NotReady):
+        await backend.generate(REQUEST)
+    await backend.start()
+    assert backend.ready()
+    await backend.close()
+    await backend.close()
+    assert not backend.ready()
