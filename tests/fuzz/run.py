@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from pathlib import Path
 
 import atheris
 
@@ -25,8 +26,9 @@ if len(sys.argv) < 2 or sys.argv[1] not in TARGETS:
     sys.exit(f"usage: {sys.argv[0]} {{{','.join(TARGETS)}}} [OPTIONS]")
 
 module, test = TARGETS[sys.argv.pop(1)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 with atheris.instrument_imports(include=["inferd"]):
-    entry = getattr(importlib.import_module(module), test).hypothesis.fuzz_one_input
+    entry = getattr(importlib.import_module(f"tests.fuzz.{module}"), test).hypothesis.fuzz_one_input
 
 atheris.Setup(sys.argv, entry)
 atheris.Fuzz()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import orjson
 from hypothesis import example, given
@@ -13,9 +12,7 @@ from hypothesis import strategies as st
 from inferd import _purepath
 from inferd.errors import DecodeError, InvalidRequest
 from inferd.wire import v1
-
-A = TypeVar("A")
-R = TypeVar("R")
+from tests.fuzz.lines import damaged, line_of, outcome
 
 KEYS = frozenset(v1.Request.__struct_fields__)
 
@@ -23,14 +20,14 @@ KEYS = frozenset(v1.Request.__struct_fields__)
 def check(data: bytes) -> None:
     """One line, as the splitter would hand it on."""
     line = data.replace(b"\n", b" ")
-    request = result_of(v1.parse, memoryview(line))
+    request = outcome(v1.parse, memoryview(line))
     if isinstance(request, InvalidRequest):
         assert isinstance(request, DecodeError)
         assert str(request).startswith("decode: ")
         refused(request.request_id, request)
         return
     accepted(line, request)
-    problem = result_of(v1.validate, request)
+    problem = outcome(v1.validate, request)
     if problem is not None:
         assert not isinstance(problem, DecodeError)
         assert str(problem).startswith("invalid request: ")
@@ -38,13 +35,6 @@ def check(data: bytes) -> None:
         return
     frame = _purepath.token_frame(v1.token_prefix(request.id), "x", v1.TOKEN_SUFFIX)
     assert orjson.loads(frame) == {"type": "token", "id": request.id, "content": "x"}
-
-
-def result_of(call: Callable[[A], R], argument: A) -> R | InvalidRequest:
-    try:
-        return call(argument)
-    except InvalidRequest as error:
-        return error
 
 
 def refused(request_id: str, error: InvalidRequest) -> None:
@@ -110,25 +100,9 @@ FIELDS = st.lists(st.tuples(st.sampled_from([*sorted(KEYS), "unknown", "role"]),
 
 @st.composite
 def lines(draw: st.DrawFn) -> bytes:
-    """Near-valid requests: keys of ours with any value, sometimes twice, sometimes with escaped letters."""
+    """Near-valid requests: keys of ours with any value, sometimes twice."""
     members = [*draw(FIELDS), ("messages", draw(st.one_of(MESSAGES, VALUES)))]
-    parts = []
-    for key, value in draw(st.permutations(members)):
-        name = json.dumps(key)
-        if draw(st.integers(0, 9)) == 0:
-            name = '"' + "".join(f"\\u{ord(char):04x}" for char in key) + '"'
-        parts.append(name + ":" + json.dumps(value, ensure_ascii=draw(st.booleans())))
-    return ("{" + ",".join(parts) + "}").encode("utf-8", "surrogatepass")
-
-
-@st.composite
-def damaged(draw: st.DrawFn) -> bytes:
-    """A near-valid request with a slice cut out, doubled or replaced."""
-    line = draw(lines())
-    start = draw(st.integers(0, len(line)))
-    stop = draw(st.integers(start, min(len(line), start + 12)))
-    middle = draw(st.one_of(st.just(b""), st.just(line[start:stop] * 2), st.binary(max_size=6)))
-    return line[:start] + middle + line[stop:]
+    return line_of(draw, members)
 
 
 @given(line=lines())
@@ -136,7 +110,7 @@ def test_near_valid_requests(line: bytes) -> None:
     check(line)
 
 
-@given(line=damaged())
+@given(line=damaged(lines()))
 def test_damaged_requests(line: bytes) -> None:
     check(line)
 
