@@ -96,8 +96,7 @@ class Daemon:
         self._metrics = Metrics()
         self._router = Router((), on_breaker=self._tell_breaker)
         self._backends = Backends(self._router, build)
-        self._overview = Overview(self._admission, self._metrics)
-        self._overview.router = self._router
+        self._overview = Overview(self._admission, self._router, self._metrics)
         self._board = StatusBoard(self._overview.snapshot)
         self._places = Places(settings.max_connections, settings.max_connections_per_uid)
         self._admin_places = Places(settings.max_connections, settings.max_connections_per_uid)

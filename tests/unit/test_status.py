@@ -19,7 +19,7 @@ from tests.in_process import Client, until
 pytestmark = pytest.mark.both_loops
 
 REPORT = {"running": [], "waiting": []}.copy
-SNAPSHOT = admin.encode_status("snapshot", REPORT())
+SNAPSHOT = admin.snapshot(admin.STARTING, REPORT())
 CAPABILITIES = admin.encode_status("capabilities", {"backend": "mock"})
 
 

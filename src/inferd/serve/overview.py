@@ -14,12 +14,12 @@ from inferd.serve.surface import Turn
 
 
 class Overview:
-    """Looks at the parts that know; ``router`` is ``None`` until the backends are there."""
+    """Looks at the parts that know."""
 
-    def __init__(self, admission: Admission, metrics: Metrics) -> None:
+    def __init__(self, admission: Admission, router: Router, metrics: Metrics) -> None:
         self.admission = admission
+        self.router = router
         self.metrics = metrics
-        self.router: Router | None = None
         self._began = time.monotonic()
 
     @property
@@ -55,7 +55,7 @@ class Overview:
                 "breaker": member.breaker.state,
                 "running": member.running,
             }
-            for member in (() if self.router is None else self.router.members)
+            for member in self.router.members
         ]
 
 

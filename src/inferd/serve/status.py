@@ -69,7 +69,7 @@ class StatusBoard:
 
     def snapshot(self) -> bytes:
         """The frame that answers who asks for it."""
-        return admin.encode_status("snapshot", self._report())
+        return admin.snapshot(self._lifecycle, self._report())
 
     def forget(self, subscriber: Subscriber) -> None:
         self._subscribers.discard(subscriber)

@@ -60,6 +60,13 @@ def failed(message: str) -> bytes:
     return encode_status("failed", {"message": message.encode("utf-8", "backslashreplace").decode()})
 
 
+def snapshot(lifecycle: bytes, report: Mapping[str, Any]) -> bytes:
+    """The answer to :data:`SNAPSHOT_REQUEST`; ``lifecycle`` is the current lifecycle frame."""
+    current = parse(lifecycle)
+    del current["id"], current["type"]
+    return encode_status("snapshot", {"lifecycle": current, **report})
+
+
 def breaker(backend: str, state: str) -> bytes:
     """The breaker of a backend came to a state: ``open``, ``half-open`` or ``closed``. An event."""
     return encode_status("breaker", {"backend": backend, "state": state})
