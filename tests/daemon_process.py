@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import select
@@ -244,7 +245,7 @@ def until(condition: Callable[[], bool], fail: bool = True) -> bool:
 
 
 class _Gate:
-    """Lets one event pass for each byte on stdin."""
+    """Lets one event pass for each byte on stdin, whichever backend it is of."""
 
     def __init__(self) -> None:
         self._passes = asyncio.Semaphore(0)
@@ -261,6 +262,11 @@ class _Gate:
         await self._passes.acquire()
 
 
+@functools.cache
+def _the_gate() -> _Gate:
+    return _Gate()
+
+
 class _GatedMock(Mock):
     def __init__(self, name: str, *, gate: bool, hold: str, **knobs: Any) -> None:
         super().__init__(name, **knobs)
@@ -269,7 +275,7 @@ class _GatedMock(Mock):
 
     async def start(self) -> None:
         if self._gated:
-            self.pace = _Gate()
+            self.pace = _the_gate()
         if self._held:
             asyncio.get_running_loop().add_reader(0, self._become_ready)
 

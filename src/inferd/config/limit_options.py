@@ -134,6 +134,7 @@ class LimitOptions:
         "info",
         "The least severe level that is logged.",
         env="INFERD_LOG",
+        key="log_level",
         reload=True,
     )
     log_dir: Path = option(

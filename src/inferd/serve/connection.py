@@ -26,8 +26,8 @@ from inferd.serve.hangup import HangupWatch
 
 # An answer of a thousand tokens fits, so that a slow reader seldom keeps a place from the others.
 HIGH_WATER_BYTES = 64 * 1024
-# How long a client may take for PIECE_BYTES of its input, once it has begun, or for what is left of it. Nobody
-# with something to say is that slow; who trickles holds a place and memory from the others.
+# How long a client may take for PIECE_BYTES of its input, once begun, or for what is left of it. Who has
+# something to say is not that slow; who trickles holds a place and memory from the others.
 PIECE_SECS = 30.0
 PIECE_BYTES = 1024 * 1024
 # How long what a client still sends is read and dropped after an error frame, so that closing with unread
