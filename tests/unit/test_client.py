@@ -11,8 +11,7 @@ import orjson
 import pytest
 
 from inferd import errors
-from inferd.client import AdminClient, Client, Done, Token, blocking, dial_and_wait_ready
-from inferd.client import connection as connection_module
+from inferd.client import AdminClient, Client, Done, Token, core, dial_and_wait_ready, protocol
 from inferd.config import paths
 from tests.scripted_peer import AdminPeer, Peer, Script, frames
 
@@ -157,7 +156,7 @@ def test_what_is_no_response_is_a_protocol_error(sent: bytes, peer: Callable[[Sc
 def test_a_response_is_read_to_its_limit_and_no_further(
     peer: Callable[[Script], Peer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection_module, "MAX_RESPONSE_BYTES", 1000)
+    monkeypatch.setattr(protocol, "MAX_RESPONSE_BYTES", 1000)
     frame = orjson.dumps({"id": "c1", **DONE, "content": ""})
 
     def padded(content: int) -> Script:
@@ -306,7 +305,7 @@ def test_dialling_backs_off_and_never_overshoots_its_limit(short_dir: Path) -> N
     with pytest.raises(errors.DaemonUnreachable):
         dial_and_wait_ready(short_dir / "none", limit_secs=20, clock=clock, sleep=clock.sleep)
     assert clock.pauses[:7] == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0])
-    assert max(clock.pauses) == blocking.LONGEST_PAUSE_SECS
+    assert max(clock.pauses) == core.LONGEST_PAUSE_SECS
     assert clock.now == pytest.approx(20)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from inferd import errors
-from inferd.client import Attachment, Client, MessageDone, Ranked, Text, Thinking, ToolUse, channel, vectors
+from inferd.client import Attachment, Client, MessageDone, Ranked, Text, Thinking, ToolUse, protocol, vectors
 from inferd.config import paths
 from inferd.wire import attachments, v2, v2_rules
 from inferd.wire import embed as embed_wire
@@ -101,23 +101,23 @@ def test_attachments_follow_the_line_in_order(peer: Start) -> None:
 
 def test_only_texts_too_long_for_the_line_go_behind_it(peer: Start) -> None:
     server = peer(after_attachments(frames(DONE)))
-    long = "ü" * channel.MAX_LINE_BYTES + "\n"
-    fitting = "x" * (channel.MAX_LINE_BYTES - 1000)
+    long = "ü" * protocol.MAX_LINE_BYTES + "\n"
+    fitting = "x" * (protocol.MAX_LINE_BYTES - 1000)
     with Client(v2=server.path) as client:
         list(client.messages([{"role": "user", "content": ["short", fitting, long]}]))
-    assert len(server.lines[0]) <= channel.MAX_LINE_BYTES + 1
+    assert len(server.lines[0]) <= protocol.MAX_LINE_BYTES + 1
     request = sent(server)
     short, inline, behind = request.messages[0].content
     assert (short.text, inline.text, behind.text) == ("short", fitting, None)
     assert [bytes(each.content).decode() for each in request.attachments or ()] == [long]
 
 
-@pytest.mark.parametrize("size", range(channel.MAX_LINE_BYTES - 140, channel.MAX_LINE_BYTES - 40, 7))
+@pytest.mark.parametrize("size", range(protocol.MAX_LINE_BYTES - 140, protocol.MAX_LINE_BYTES - 40, 7))
 def test_a_line_is_never_over_the_cap(size: int, peer: Start) -> None:
     server = peer(after_attachments(frames(DONE)))
     with Client(v2=server.path) as client:
         list(client.messages("x" * size + "\n"))
-    assert len(server.lines[0]) <= channel.MAX_LINE_BYTES + 1
+    assert len(server.lines[0]) <= protocol.MAX_LINE_BYTES + 1
     sent(server)
 
 
@@ -170,7 +170,7 @@ def test_a_long_list_is_embedded_in_lines_under_the_cap(peer: Start) -> None:
         assert client.embed("abc").embeddings == [[3.0]]
     assert found.embeddings == [[float(len(text))] for text in texts]
     assert (found.dimensions, found.input_tokens, found.model) == (1, len(texts), "m")
-    assert all(len(line) <= channel.MAX_LINE_BYTES + 1 for line in server.lines)
+    assert all(len(line) <= protocol.MAX_LINE_BYTES + 1 for line in server.lines)
     assert all(embed_wire.parse(line[:-1]).task == "clustering" for line in server.lines[:-1])
     assert server.accepted == 1
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from inferd.cli.options import Target
 from inferd.client import AdminClient, Client
+from inferd.client.address import Surface
 from inferd.client.admin import Frame
-from inferd.client.blocking import Surface
 from inferd.config.kinds import FilePath
 from inferd.config.settings import OPTIONS, Settings
 from inferd.errors import BootFailed, ConnectionLost, DaemonUnreachable, LockHeld

@@ -11,7 +11,7 @@ import click
 
 from inferd.cli import inputs
 from inferd.client import Client
-from inferd.client.blocking import Surface
+from inferd.client.address import Surface
 from inferd.config import sources
 from inferd.config.kinds import Kind
 from inferd.config.settings import Settings

@@ -14,7 +14,7 @@ from inferd.cli.options import connection_options, target
 from inferd.cli.output import Answer
 from inferd.cli.progress import Progress
 from inferd.client import Client
-from inferd.client.blocking import Surface
+from inferd.client.address import Surface
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 

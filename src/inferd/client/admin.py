@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from inferd.client.connection import Address, Connection
+from inferd.client.address import Address, endpoint
+from inferd.client.connection import Connection
 from inferd.config import paths
 from inferd.errors import BootFailed
 from inferd.wire import admin
@@ -26,6 +27,27 @@ class Snapshot:
     lifecycle: Frame
 
 
+class Opening:
+    """The frames with which a subscription opens, up to the lifecycle."""
+
+    def __init__(self) -> None:
+        self._capabilities: list[Frame] = []
+
+    def take(self, frame: Frame) -> Snapshot | None:
+        """The state, with its last frame."""
+        if frame["status"] != "capabilities":
+            return Snapshot(tuple(self._capabilities), frame)
+        self._capabilities.append(frame)
+        return None
+
+
+def is_ready(frame: Frame) -> bool:
+    """Raises BootFailed with the daemon's own words."""
+    if frame["status"] == "failed":
+        raise BootFailed(str(frame.get("message", "the daemon could not start")))
+    return bool(frame["status"] == "ready")
+
+
 class AdminClient:
     """A subscription to the admin socket at ``address`` (default: the default one).
 
@@ -35,7 +57,8 @@ class AdminClient:
 
     def __init__(self, address: Address | None = None, timeout: float | None = None) -> None:
         self.address: Address = paths.socket_path("admin") if address is None else address
-        self._connection = Connection(self.address, timeout=timeout, connect_timeout=timeout)
+        where = endpoint(self.address, "admin")
+        self._connection = Connection(where, timeout=timeout, connect_timeout=timeout)
 
     def events(self) -> Iterator[Frame]:
         """The frames as they come, the snapshot first; raises ConnectionLost when the daemon ends."""
@@ -44,12 +67,14 @@ class AdminClient:
 
     def snapshot(self) -> Snapshot:
         """The state of the daemon; to be called first."""
-        capabilities: list[Frame] = []
-        for frame in self.events():
-            if frame["status"] != "capabilities":
-                return Snapshot(tuple(capabilities), frame)
-            capabilities.append(frame)
-        raise AssertionError("events() ends by an error only")
+        opening = Opening()
+        return next(state for frame in self.events() if (state := opening.take(frame)) is not None)
+
+    def report(self) -> Frame:
+        """What the daemon runs, what waits, its backends and its metrics, now: the ``snapshot`` frame of
+        docs/protocol.md. May be asked for again and again; events that come before it are passed over."""
+        self._connection.send([admin.SNAPSHOT_REQUEST])
+        return next(frame for frame in self.events() if frame["status"] == "snapshot")
 
     def wait_ready(self, on_event: Callable[[Frame], None] = lambda frame: None) -> None:
         """Returns when the daemon is ready, having shown every frame to ``on_event``.
@@ -58,10 +83,8 @@ class AdminClient:
         """
         for frame in self.events():
             on_event(frame)
-            if frame["status"] == "ready":
+            if is_ready(frame):
                 return
-            if frame["status"] == "failed":
-                raise BootFailed(str(frame.get("message", "the daemon could not start")))
 
     def close(self) -> None:
         """Ends the subscription. Idempotent."""

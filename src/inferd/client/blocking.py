@@ -5,8 +5,9 @@
             ...
 
 Each surface has connections of its own, which are made when they are first needed. Closing a reply early
-cancels its request in the daemon. Errors are those of ``inferd.errors``: RequestFailed for an error frame,
-DaemonUnreachable, ConnectionLost, ProtocolError, and UsageError for what cannot be written as JSON.
+cancels its request in the daemon. Several threads may share a client, but not a reply. Errors are those of
+``inferd.errors``: RequestFailed for an error frame, DaemonUnreachable, ConnectionLost, ProtocolError, and
+UsageError for what cannot be written as JSON.
 """
 
 from __future__ import annotations
@@ -14,32 +15,32 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from inferd.client import vectors
-from inferd.client.channel import Channel
-from inferd.client.connection import Address
-from inferd.client.messages import Answer, Block
-from inferd.client.text import Generation, Sampling, given
+from inferd.client.address import Address, Surface, endpoint
+from inferd.client.admin import AdminClient, Snapshot
+from inferd.client.channel import Channel, Reply
+from inferd.client.conversation import Conversation
+from inferd.client.core import Backoff, Core, Elsewhere, Tooling
+from inferd.client.messages import Block, Content, Event, MessageDone
+from inferd.client.text import Done, Sampling, Token
 from inferd.client.vectors import Embeddings, Ranking
-from inferd.config import paths
 from inferd.errors import DaemonUnreachable
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-FIRST_PAUSE_SECS = 0.1
-LONGEST_PAUSE_SECS = 5.0
-
-Surface = Literal["v1", "v2", "embed", "rerank"]
+Generation = Reply[Token, Done]
+Answer = Reply[Event, MessageDone]
 
 
 class Client:
-    """Talks to a daemon at ``address``, and at ``v2``, ``embed`` and ``rerank`` for those surfaces.
+    """Talks to a daemon at ``address``, and at ``v2``, ``embed``, ``rerank`` and ``admin`` for the rest.
 
     An address is a Unix socket's path, or ``tcp://IP:port``, for which there may be an ``api_key``; by
-    default it is the surface's default socket. ``timeout`` is the longest silence of the daemon in seconds
-    that is put up with; ``None`` waits for ever. Nothing is sent before :meth:`connect` or the first request.
+    default it is the surface's default socket, beside ``address`` where that is another daemon's
+    ``infer.sock``. ``timeout`` is the longest silence of the daemon in seconds that is put up with; ``None``
+    waits for ever. Nothing is sent before :meth:`connect` or the first request.
     """
 
     def __init__(
@@ -47,74 +48,64 @@ class Client:
         address: Address | None = None,
         api_key: str | None = None,
         timeout: float | None = None,
-        *,
-        v2: Address | None = None,
-        embed: Address | None = None,
-        rerank: Address | None = None,
+        **elsewhere: Unpack[Elsewhere],
     ) -> None:
-        addresses: dict[Surface, Address | None] = {"v1": address, "v2": v2, "embed": embed, "rerank": rerank}
-        self._channels = {
-            surface: Channel(paths.socket_path(surface) if at is None else at, api_key, timeout)
-            for surface, at in addresses.items()
-        }
-        self.address = self._channels["v1"].address
+        self._core = Core(address, elsewhere)
+        self._api_key = api_key
+        self._timeout = timeout
+        self._channels: dict[Surface, Channel] = {}
+        self.address = self._core.addresses.of("v1")
 
     def connect(self, timeout: float | None = None, surface: Surface = "v1") -> None:
         """Connects, unless it is connected; ``timeout``, in seconds, is for this alone."""
-        self._channels[surface].connect(timeout)
+        self._channel(surface).connect(timeout)
 
     def generate(
         self, messages: str | Sequence[Mapping[str, str]], **sampling: Unpack[Sampling]
     ) -> Generation:
-        """Starts a generation of text (v1).
+        """Starts a generation of text (v1, or v2 where it is too long for a line).
 
-        ``messages`` is one user message, or turns of ``{"role", "content"}``.
+        ``messages`` is one user message, or turns of ``{"role", "content"}``. Events are :class:`Token`, and
+        one :class:`Done`.
         """
-        turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
-        return Generation(self._channels["v1"], {"messages": turns, **given(sampling)})
+        surface, request = self._core.generate(messages, sampling)
+        return Reply(self._channel(surface), request)
 
-    def messages(
-        self,
-        messages: str | Sequence[Block],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        tool_choice: str | Mapping[str, str] | None = None,
-        thinking: bool | None = None,
-        response_format: Mapping[str, Any] | None = None,
-        **sampling: Unpack[Sampling],
-    ) -> Answer:
+    def messages(self, messages: str | Sequence[Block], **options: Unpack[Tooling]) -> Answer:
         """Starts a generation of blocks (v2).
 
         ``messages`` is one user message, or turns of ``{"role", "content"}``, where ``content`` is a text or
-        a list of texts, instances of :class:`Attachment`, and blocks of the wire. ``tools`` are
-        ``{"name", "description", "input_schema"}``; ``tool_choice`` is ``auto``, ``none``, ``required`` or
-        ``{"name": …}``.
+        a list of texts, instances of :class:`Attachment`, and blocks of the wire. ``tool_choice`` is
+        ``auto``, ``none``, ``required`` or ``{"name": …}``. Events are :class:`Text`, :class:`Thinking` and
+        :class:`ToolUse`, and one :class:`MessageDone`.
         """
-        options = {
-            "tools": None if tools is None else list(tools),
-            "tool_choice": tool_choice,
-            "thinking": thinking,
-            "response_format": response_format,
-        }
-        chosen = {name: value for name, value in options.items() if value is not None}
-        return Answer(self._channels["v2"], messages, {**chosen, **given(sampling)})
+        return Reply(self._channel("v2"), self._core.messages(messages, options))
+
+    def chat(self, system: str | None = None, **options: Unpack[Tooling]) -> Chat:
+        """A conversation (v2), with these options for each of its answers."""
+        return Chat(self, self._core.conversation(system, options))
 
     def embed(
         self, texts: str | Sequence[str], *, task: str | None = None, dimensions: int | None = None
     ) -> Embeddings:
-        """The vectors of one text or many. A long list is sent in several requests, one after the other."""
-        options = {"task": task, "dimensions": dimensions}
-        chosen = {name: value for name, value in options.items() if value is not None}
-        return vectors.embed(self._channels["embed"], [texts] if isinstance(texts, str) else texts, chosen)
+        """The vectors of one text or many. A long list is sent in several requests, one after the other; the
+        RequestFailed of one that is not the first says where it began."""
+        return self._channel("embed").follow(self._core.embed(texts, task, dimensions))
 
     def rerank(self, query: str, documents: Sequence[str], *, top_n: int | None = None) -> Ranking:
         """The documents by how well they answer the query; with ``top_n`` only so many of the best."""
-        return vectors.rerank(self._channels["rerank"], query, documents, top_n)
+        return self._channel("rerank").follow(self._core.rerank(query, documents, top_n))
+
+    def status(self) -> Snapshot:
+        """What the daemon says about itself, also while it boots."""
+        with AdminClient(self._core.addresses.of("admin"), self._timeout) as admin:
+            return admin.snapshot()
 
     def close(self) -> None:
         """Closes the idle connections; requests that still run are not touched. Idempotent."""
         for channel in self._channels.values():
             channel.close()
+        self._channels = {}
 
     def __enter__(self) -> Client:
         return self
@@ -123,6 +114,38 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _channel(self, surface: Surface) -> Channel:
+        channel = self._channels.get(surface)
+        if channel is None:
+            where = endpoint(self._core.addresses.of(surface), surface)
+            # Of two threads that come first, both go on with the channel of the one.
+            channel = self._channels.setdefault(surface, Channel(where, self._api_key, self._timeout))
+        return channel
+
+    def _ask(self, conversation: Conversation, content: Content) -> Answer:
+        return Reply(self._channel("v2"), conversation.ask(self._core.next_id(), content))
+
+
+class Chat:
+    """A conversation. A turn joins it when it has been answered, if only in part."""
+
+    def __init__(self, client: Client, conversation: Conversation) -> None:
+        self._client = client
+        self._conversation = conversation
+
+    def ask(self, content: Content) -> Answer:
+        """Starts the answer to a text, or to a list of texts, attachments and blocks; one at a time."""
+        return self._client._ask(self._conversation, content)
+
+    @property
+    def turns(self) -> list[dict[str, Any]]:
+        """What has been said, without the system message: fit for :meth:`Client.messages`."""
+        return self._conversation.turns
+
+    def clear(self) -> None:
+        """Starts over; the system message stays."""
+        self._conversation.clear()
 
 
 def dial_and_wait_ready(
@@ -133,23 +156,21 @@ def dial_and_wait_ready(
     timeout: float | None = None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
+    **elsewhere: Unpack[Elsewhere],
 ) -> Client:
     """A connected client, as soon as the daemon is ready: its socket does not exist before that.
 
     Tries again after 100 ms, doubling up to 5 s, and raises DaemonUnreachable when ``limit_secs`` have
     passed; the last pause is cut so that the limit is not overshot.
     """
-    client = Client(address, api_key, timeout)
-    end = clock() + limit_secs
-    pause = FIRST_PAUSE_SECS
+    client = Client(address, api_key, timeout, **elsewhere)
+    backoff = Backoff(limit_secs, clock)
     while True:
-        left = end - clock()
         try:
-            client.connect(max(left, 0.001))
+            client.connect(backoff.left())
             return client
         except DaemonUnreachable:
-            left = end - clock()
-            if left <= 0:
+            pause = backoff.pause()
+            if not pause:
                 raise
-        sleep(min(pause, left))
-        pause = min(2 * pause, LONGEST_PAUSE_SECS)
+        sleep(pause)

@@ -1,4 +1,4 @@
-"""One blocking connection to a daemon, lines in and lines out.
+"""One blocking connection to a daemon, pieces out and lines in.
 
 Used by one thread at a time. Whatever goes wrong closes the connection and is a typed error:
 DaemonUnreachable before anything answered, ConnectionLost when an answer ended early.
@@ -6,130 +6,99 @@ DaemonUnreachable before anything answered, ConnectionLost when an answer ended 
 
 from __future__ import annotations
 
-import os
 import select
 import socket
-from pathlib import Path
+from collections.abc import Sequence
 
-import orjson
-
-from inferd.errors import ConnectionLost, DaemonUnreachable, ProtocolError, UsageError
-
-MAX_RESPONSE_BYTES = 64 * 1024 * 1024
-"""The longest line that is read: a whole answer travels in the last frame of a request."""
-
-Address = str | os.PathLike[str]
+from inferd.client.address import Endpoint
+from inferd.client.protocol import READ_BYTES, Bytes, Incoming, opening
+from inferd.errors import DaemonUnreachable
 
 
 class Connection:
     """A connected socket.
 
-    ``address`` is the path of a Unix socket or ``tcp://IP:port``; on TCP the ``api_key``, where there is one,
-    goes ahead of everything else. ``connect_timeout`` bounds the connecting and ``timeout`` every wait for
-    the other side after it, in seconds; ``None`` waits for ever.
+    On TCP the ``api_key``, where there is one, goes ahead of everything else. ``connect_timeout`` bounds the
+    connecting and ``timeout`` every wait for the other side after it, in seconds; ``None`` waits for ever.
     """
 
     def __init__(
         self,
-        address: Address,
+        endpoint: Endpoint,
         api_key: str | None = None,
         *,
         timeout: float | None = None,
         connect_timeout: float | None = None,
     ) -> None:
-        self.address = os.fspath(address)
-        self._received = False
-        tcp = self.address.startswith("tcp://")
-        self._keyed = tcp and bool(api_key)
+        keyed = api_key if endpoint.tcp is not None and api_key else None
+        self._incoming = Incoming(endpoint.text, keyed is not None)
         try:
-            self._socket = (
-                _connect_tcp(self.address, connect_timeout)
-                if tcp
-                else _connect_unix(self.address, connect_timeout)
-            )
+            self._socket = _connect(endpoint, connect_timeout)
         except OSError as error:
-            raise DaemonUnreachable(_unreachable(self.address, error)) from None
+            raise DaemonUnreachable(endpoint.unreachable(error)) from None
         self._socket.settimeout(timeout)
-        self._reader = self._socket.makefile("rb", buffering=65536)
-        if self._keyed:
-            self.send(orjson.dumps({"type": "auth", "key": api_key}) + b"\n")
+        if keyed is not None:
+            self.send([opening(keyed)])
 
-    def send(self, data: bytes | bytearray | memoryview) -> None:
-        """Sends all of ``data``.
+    def send(self, pieces: Sequence[Bytes]) -> None:
+        """Sends all of the pieces.
 
         A peer that has already closed is not an error here: what it said before that is still to be read.
         """
         try:
-            self._socket.sendall(data)
+            for piece in pieces:
+                self._socket.sendall(piece)
         except TimeoutError:
             self.close()
-            raise ConnectionLost(f"the daemon at {self.address} did not take the request in time") from None
+            raise self._incoming.deaf() from None
         except (BrokenPipeError, ConnectionResetError):
             pass
+        except BaseException:
+            self.close()
+            raise
 
     def line(self) -> bytes:
         """The next line, without its newline."""
         try:
-            line = self._reader.readline(MAX_RESPONSE_BYTES + 1)
-        except TimeoutError:
-            self.close()
-            raise ConnectionLost(f"the daemon at {self.address} did not answer in time") from None
-        except ConnectionError:
-            line = b""
+            while (line := self._incoming.line()) is None:
+                try:
+                    data = self._socket.recv(READ_BYTES)
+                except TimeoutError:
+                    raise self._incoming.silent() from None
+                except ConnectionError:
+                    data = b""
+                self._incoming.feed(data)
         except BaseException:
             self.close()
             raise
-        if not line.endswith(b"\n"):
-            self.close()
-            if len(line) > MAX_RESPONSE_BYTES:
-                raise ProtocolError(f"the daemon at {self.address} sent a line that does not end")
-            raise ConnectionLost(self._ended())
-        self._received = True
-        return line[:-1]
+        return line
 
     def alive(self) -> bool:
         """Whether the connection is quiet and open, as one between two requests must be."""
-        readable = select.poll()
-        readable.register(self._socket, select.POLLIN)
-        return not readable.poll(0)
+        return is_quiet(self._socket)
 
     def close(self) -> None:
         """Closes the connection, which cancels the request that runs on it. Idempotent."""
-        self._reader.close()
         self._socket.close()
 
-    def _ended(self) -> str:
-        if self._keyed and not self._received:
-            return f"the daemon at {self.address} closed the connection without a word; check the API key"
-        return f"the daemon at {self.address} closed the connection before the answer was complete"
+
+def is_quiet(sock: socket.socket) -> bool:
+    """Whether nothing has come on the socket, not even its end."""
+    readable = select.poll()
+    readable.register(sock, select.POLLIN)
+    return not readable.poll(0)
 
 
-def _connect_unix(path: str, timeout: float | None) -> socket.socket:
+def _connect(endpoint: Endpoint, timeout: float | None) -> socket.socket:
+    if endpoint.tcp is not None:
+        connection = socket.create_connection(endpoint.tcp, timeout)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return connection
     connection = socket.socket(socket.AF_UNIX)
     try:
         connection.settimeout(timeout)
-        connection.connect(path)
+        connection.connect(endpoint.text)
     except BaseException:
         connection.close()
         raise
     return connection
-
-
-def _connect_tcp(address: str, timeout: float | None) -> socket.socket:
-    host, _, port = address.removeprefix("tcp://").rpartition(":")
-    if not host or not port.isdecimal():
-        raise UsageError(f"{address} is no address; give a Unix socket's path or tcp://IP:port")
-    connection = socket.create_connection((host.strip("[]"), int(port)), timeout)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return connection
-
-
-def _unreachable(address: str, error: OSError) -> str:
-    if isinstance(error, PermissionError):
-        return (
-            f"the socket {address} may not be opened by this user; join its group or ask whoever runs inferd"
-        )
-    if not address.startswith("tcp://") and not Path(address).exists():
-        return f"no daemon is running: there is no socket at {address}; start one with `inferd serve`"
-    reason = error.strerror or str(error)
-    return f"no daemon answers at {address} ({reason}); start one with `inferd serve`"

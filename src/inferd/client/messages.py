@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from inferd.client.channel import MAX_LINE_BYTES, Bytes, Channel, Reply, encode
+from inferd.client.protocol import MAX_LINE_BYTES, Bytes, Request, encode
 
 # A reference takes these many bytes at most on the line, with its attachment.
 _REFERENCE_BYTES = 128
@@ -80,31 +80,37 @@ class MessageDone:
     timings: Mapping[str, float] = field(default_factory=dict)
 
 
-Event = Text | Thinking | ToolUse | MessageDone
+def tool_result(call: ToolUse | str, content: Content) -> Block:
+    """The block that answers a call of a tool, which is given whole or by its id."""
+    call_id = call if isinstance(call, str) else call.tool_call_id
+    return {"type": "tool_result", "tool_call_id": call_id, "content": content}
 
 
-class Answer(Reply[Event]):
-    """The events of one answer, then one :class:`MessageDone`."""
+Event = Text | Thinking | ToolUse
 
-    def __init__(self, channel: Channel, messages: str | Sequence[Block], options: Mapping[str, Any]) -> None:
-        self._blocks: list[dict[str, Any]] = []
-        request = _Request()
-        body = request.body(
-            [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-        )
-        request.shorten({**body, **options})
-        if request.attachments:
-            body["attachments"] = request.attachments
-        super().__init__(channel, {**body, **options}, request.raw)
 
-    def _event(self, kind: str, frame: Mapping[str, Any]) -> Event | None:
+class MessagesRequest(Request[Event, MessageDone]):
+    """One answer on v2. ``blocks`` are those of the answer so far, in the form of a turn's content."""
+
+    def __init__(
+        self, request_id: str, turns: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
+    ) -> None:
+        self.blocks: list[dict[str, Any]] = []
+        outgoing = _Outgoing()
+        body = {**outgoing.body(turns), **options}
+        outgoing.shorten(body)
+        if outgoing.attachments:
+            body["attachments"] = outgoing.attachments
+        super().__init__(request_id, body, outgoing.raw)
+
+    def event(self, kind: str, frame: Mapping[str, Any]) -> Event | MessageDone:
         if kind == "frame":
             return self._block(frame["block"])
         if kind != "done":
-            return None
+            raise LookupError(kind)
         usage = frame["usage"]
-        return MessageDone(
-            content=tuple(self._blocks),
+        self.done = MessageDone(
+            content=tuple(self.blocks),
             stop_reason=frame["stop_reason"],
             input_tokens=usage["input_tokens"],
             output_tokens=usage["output_tokens"],
@@ -114,26 +120,24 @@ class Answer(Reply[Event]):
             model=frame.get("model", ""),
             timings=frame.get("timings") or {},
         )
+        return self.done
 
-    def _is_last(self, event: Event) -> bool:
-        return isinstance(event, MessageDone)
-
-    def _block(self, block: Mapping[str, Any]) -> Event | None:
+    def _block(self, block: Mapping[str, Any]) -> Event:
         kind = block["type"]
         if kind == "tool_use":
-            self._blocks.append(dict(block))
+            self.blocks.append(dict(block))
             return ToolUse(block["tool_call_id"], block["name"], block["input"])
         if kind not in ("text", "thinking"):
-            return None
+            raise LookupError(kind)
         delta = block["delta"]
-        if self._blocks and self._blocks[-1]["type"] == kind:
-            self._blocks[-1]["text"] += delta
+        if self.blocks and self.blocks[-1]["type"] == kind:
+            self.blocks[-1]["text"] += delta
         else:
-            self._blocks.append({"type": kind, "text": delta})
+            self.blocks.append({"type": kind, "text": delta})
         return Text(delta) if kind == "text" else Thinking(delta)
 
 
-class _Request:
+class _Outgoing:
     """Messages on their way to the wire, with what travels behind the line."""
 
     def __init__(self) -> None:

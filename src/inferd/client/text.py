@@ -1,12 +1,13 @@
-"""Text (v1): tokens as they come, then the whole answer."""
+"""Text (v1): tokens as they come, then the whole answer. What is too long for a line of v1 travels by v2."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
 
-from inferd.client.channel import Reply
+from inferd.client import messages
+from inferd.client.protocol import Request
 
 
 class Sampling(TypedDict, total=False):
@@ -29,11 +30,11 @@ class Sampling(TypedDict, total=False):
     session: str | None
 
 
-def given(sampling: Sampling) -> dict[str, object]:
-    """What was really given, ready for the wire. Raises TypeError for a name that is none of them."""
-    for name in sampling.keys() - Sampling.__annotations__.keys():
+def given(options: Sampling, kind: type[Sampling] = Sampling) -> dict[str, object]:
+    """What was really given, ready for the wire. Raises TypeError for a name that ``kind`` does not have."""
+    for name in options.keys() - kind.__annotations__.keys():
         raise TypeError(f"a generation has no option {name!r}")
-    return {name: value for name, value in sampling.items() if value is not None}
+    return {name: value for name, value in options.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +58,16 @@ class Done:
     timings: Mapping[str, float] = field(default_factory=dict)
 
 
-class Generation(Reply["Token | Done"]):
-    """The events of one answer: tokens, then one :class:`Done`."""
+class TextRequest(Request[Token, Done]):
+    """One answer on v1."""
 
-    def _event(self, kind: str, frame: Mapping[str, Any]) -> Token | Done | None:
+    def event(self, kind: str, frame: Mapping[str, Any]) -> Token | Done:
         if kind == "token":
             return Token(frame["content"])
         if kind != "done":
-            return None
+            raise LookupError(kind)
         usage = frame["usage"]
-        return Done(
+        self.done = Done(
             content=frame["content"],
             stop_reason=frame["stop_reason"],
             prompt_tokens=usage["prompt_tokens"],
@@ -76,6 +77,38 @@ class Generation(Reply["Token | Done"]):
             model=frame.get("model", ""),
             timings=frame.get("timings") or {},
         )
+        return self.done
 
-    def _is_last(self, event: Token | Done) -> bool:
-        return isinstance(event, Done)
+
+_STOP_REASONS = {"end_turn": "end", "stop_sequence": "end", "max_tokens": "length"}
+
+
+class LongTextRequest(Request[Token, Done]):
+    """The same answer on v2, where the longest texts travel behind the line."""
+
+    def __init__(
+        self, request_id: str, turns: Sequence[Mapping[str, str]], options: Mapping[str, Any]
+    ) -> None:
+        self._id = request_id
+        self._inner = messages.MessagesRequest(request_id, turns, options)
+        self.pieces = self._inner.pieces
+        self._texts: list[str] = []
+
+    def event(self, kind: str, frame: Mapping[str, Any]) -> Token | Done | None:
+        event = self._inner.event(kind, frame)
+        if isinstance(event, messages.Text):
+            self._texts.append(event.text)
+            return Token(event.text)
+        if not isinstance(event, messages.MessageDone):
+            return None
+        self.done = Done(
+            content="".join(self._texts),
+            stop_reason=_STOP_REASONS.get(event.stop_reason, event.stop_reason),
+            prompt_tokens=event.input_tokens,
+            completion_tokens=event.output_tokens,
+            cached_tokens=event.cached_tokens,
+            backend=event.backend,
+            model=event.model,
+            timings=event.timings,
+        )
+        return self.done

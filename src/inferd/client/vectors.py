@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from inferd.client.channel import MAX_LINE_BYTES, Channel, Reply, encode
+from inferd.client.protocol import MAX_LINE_BYTES, Request, encode
 from inferd.errors import RequestFailed
 
 # Beside other clients' requests one of ours should not take long, and its reply has to fit on a line.
@@ -14,6 +14,8 @@ MAX_INPUTS = 512
 MAX_DOCUMENTS = 256
 # Room for the request's id and the keys around what is counted.
 _FRAME_BYTES = 128
+
+Frame = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,12 +47,38 @@ class Ranking:
     backend: str
 
 
-def embed(channel: Channel, texts: Sequence[str], options: Mapping[str, Any]) -> Embeddings:
-    """Raises RequestFailed, which tells where the batch began unless it was the first."""
+class WholeRequest(Request[Frame, Frame]):
+    """A request whose reply is one frame. ``start`` is the place of its first text in the caller's list."""
+
+    def __init__(self, request_id: str, body: Mapping[str, Any], start: int) -> None:
+        super().__init__(request_id, body)
+        self._start = start
+
+    def event(self, kind: str, frame: Frame) -> Frame:
+        needed = {"embeddings": ("embeddings", "dimensions"), "rerank": ("results",)}[kind]
+        frame["usage"]["input_tokens"]
+        for key in (*needed, "model", "backend"):
+            frame[key]
+        self.done = frame
+        return frame
+
+    def _failed(self, code: str, message: str) -> RequestFailed:
+        if self._start:
+            message += f" (counted from number {self._start} of the list, where its request began)"
+        return RequestFailed(code, message)
+
+
+T = TypeVar("T")
+Plan = Generator[WholeRequest, Frame, T]
+"""Requests, each to be sent the frame that came back; returns what comes of all of them."""
+
+
+def embed(next_id: Callable[[], str], texts: Sequence[str], options: Mapping[str, Any]) -> Plan[Embeddings]:
+    """Embeds any number of texts."""
     vectors: list[list[float]] = []
     tokens = 0
     for start, batch in _batches(texts, MAX_LINE_BYTES - _FRAME_BYTES - len(encode(options)), MAX_INPUTS):
-        frame = _ask(channel, {"input": batch, **options}, start)
+        frame = yield WholeRequest(next_id(), {"input": batch, **options}, start)
         vectors += frame["embeddings"]
         tokens += frame["usage"]["input_tokens"]
     return Embeddings(
@@ -62,15 +90,16 @@ def embed(channel: Channel, texts: Sequence[str], options: Mapping[str, Any]) ->
     )
 
 
-def rerank(channel: Channel, query: str, documents: Sequence[str], top_n: int | None) -> Ranking:
-    """Raises RequestFailed as :func:`embed` does. A document's score does not depend on the others."""
+def rerank(
+    next_id: Callable[[], str], query: str, documents: Sequence[str], top_n: int | None
+) -> Plan[Ranking]:
+    """Ranks any number of documents: the score of one does not depend on the others."""
     results: list[Ranked] = []
     tokens = 0
-    for start, batch in _batches(
-        documents, MAX_LINE_BYTES - _FRAME_BYTES - len(encode(query)), MAX_DOCUMENTS
-    ):
+    room = MAX_LINE_BYTES - _FRAME_BYTES - len(encode(query))
+    for start, batch in _batches(documents, room, MAX_DOCUMENTS):
         body = {"query": query, "documents": batch, **({} if top_n is None else {"top_n": top_n})}
-        frame = _ask(channel, body, start)
+        frame = yield WholeRequest(next_id(), body, start)
         results += [Ranked(start + each["index"], each["score"]) for each in frame["results"]]
         tokens += frame["usage"]["input_tokens"]
     results.sort(key=lambda ranked: (-ranked.score, ranked.index))
@@ -90,30 +119,3 @@ def _batches(texts: Sequence[str], room: int, most: int) -> Iterator[tuple[int, 
         batch.append(text)
         left -= size
     yield start, batch
-
-
-class _Whole(Reply[Mapping[str, Any]]):
-    """A reply that comes in one frame."""
-
-    def _event(self, kind: str, frame: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        needed = {"embeddings": ("embeddings", "dimensions"), "rerank": ("results",)}.get(kind)
-        if needed is None:
-            return None
-        frame["usage"]["input_tokens"]
-        for key in (*needed, "model", "backend"):
-            frame[key]
-        return frame
-
-    def _is_last(self, event: Mapping[str, Any]) -> bool:
-        return True
-
-
-def _ask(channel: Channel, body: Mapping[str, Any], start: int) -> Mapping[str, Any]:
-    try:
-        with _Whole(channel, body) as reply:
-            return next(reply)
-    except RequestFailed as error:
-        if not start:
-            raise
-        where = f"{error} (counted from number {start} of the list, where its request began)"
-        raise RequestFailed(error.wire_code, where) from None

@@ -1,0 +1,86 @@
+"""Where the surfaces of a daemon are, and what to tell who finds nobody there.
+
+An address is a Unix socket's path or ``tcp://IP:port``. A surface whose address was not given is looked for
+beside the one of v1, or else at its default place: never at the default place of another daemon.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from inferd.config import paths
+from inferd.errors import UsageError
+
+Surface = Literal["v1", "v2", "embed", "rerank"]
+Address = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """An address, taken apart. ``tcp`` is a host and a port, and ``None`` for a Unix socket."""
+
+    text: str
+    surface: paths.Surface
+    tcp: tuple[str, int] | None
+
+    def unreachable(self, error: OSError) -> str:
+        """The sentence for who could not connect."""
+        if isinstance(error, PermissionError):
+            return (
+                f"the socket {self.text} may not be opened by this user; join its group or ask whoever runs"
+                " inferd"
+            )
+        if self.tcp is None and not Path(self.text).exists():
+            if self.surface in ("v1", "admin"):
+                missing = f"no daemon is running: there is no socket at {self.text}"
+            else:
+                missing = (
+                    f"no daemon is running that serves {self.surface}: there is no socket at {self.text}"
+                )
+            return f"{missing}; start one with `inferd serve`"
+        reason = error.strerror or str(error)
+        return f"no daemon answers at {self.text} ({reason}); start one with `inferd serve`"
+
+
+def endpoint(address: Address, surface: paths.Surface) -> Endpoint:
+    """Raises UsageError for what is no address."""
+    text = os.fspath(address)
+    if not text.startswith("tcp://"):
+        return Endpoint(text, surface, None)
+    host, _, port = text.removeprefix("tcp://").rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise UsageError(f"{text} is no address; give a Unix socket's path or tcp://IP:port")
+    return Endpoint(text, surface, (host.strip("[]"), int(port)))
+
+
+class Addresses:
+    """The addresses that a client was given; ``None`` is one that it was not."""
+
+    def __init__(self, given: Mapping[paths.Surface, Address | None]) -> None:
+        self._given = given
+
+    def of(self, surface: paths.Surface) -> Address:
+        """Raises UsageError where it cannot be told."""
+        found = self.find(surface)
+        if found is None:
+            given = self._given["v1"]
+            raise UsageError(
+                f"the daemon at {given} may serve {surface} anywhere; give the client {surface}=ADDRESS"
+            )
+        return found
+
+    def find(self, surface: paths.Surface) -> Address | None:
+        """``None`` where it cannot be told."""
+        given, default = self._given[surface], paths.socket_path(surface)
+        if given is not None:
+            return given
+        v1 = self._given["v1"]
+        if v1 is None:
+            return default
+        tcp = os.fspath(v1).startswith("tcp://")
+        beside = not tcp and Path(v1).name == paths.socket_path("v1").name
+        return Path(v1).with_name(default.name) if beside else None

@@ -1,0 +1,76 @@
+"""The admin client for asyncio."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from types import TracebackType
+
+from inferd.client.address import Address, endpoint
+from inferd.client.admin import Frame, Opening, Snapshot, is_ready
+from inferd.client.async_connection import AsyncConnection
+from inferd.config import paths
+from inferd.wire import admin
+
+
+class AsyncAdminClient:
+    """:class:`AdminClient` for asyncio. It connects on entering ``async with``, or when first used."""
+
+    def __init__(self, address: Address | None = None, timeout: float | None = None) -> None:
+        self.address: Address = paths.socket_path("admin") if address is None else address
+        self._timeout = timeout
+        self._connection: AsyncConnection | None = None
+
+    async def event(self) -> Frame:
+        """The next frame; those of the snapshot come first. Raises ConnectionLost when the daemon ends."""
+        connection = await self._connected()
+        return admin.parse(await connection.line())
+
+    async def events(self) -> AsyncIterator[Frame]:
+        """The frames as they come."""
+        while True:
+            yield await self.event()
+
+    async def snapshot(self) -> Snapshot:
+        """The state of the daemon; to be called first."""
+        opening = Opening()
+        while (state := opening.take(await self.event())) is None:
+            pass
+        return state
+
+    async def report(self) -> Frame:
+        """As :meth:`AdminClient.report`."""
+        connection = await self._connected()
+        await connection.send([admin.SNAPSHOT_REQUEST])
+        while (frame := await self.event())["status"] != "snapshot":
+            pass
+        return frame
+
+    async def wait_ready(self, on_event: Callable[[Frame], None] = lambda frame: None) -> None:
+        """As :meth:`AdminClient.wait_ready`."""
+        ready = False
+        while not ready:
+            frame = await self.event()
+            on_event(frame)
+            ready = is_ready(frame)
+
+    async def aclose(self) -> None:
+        """Ends the subscription. Idempotent."""
+        if self._connection is not None:
+            self._connection.close()
+
+    async def __aenter__(self) -> AsyncAdminClient:
+        await self._connected()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def _connected(self) -> AsyncConnection:
+        if self._connection is None:
+            where = endpoint(self.address, "admin")
+            self._connection = await AsyncConnection.open(
+                where, timeout=self._timeout, connect_timeout=self._timeout
+            )
+        return self._connection

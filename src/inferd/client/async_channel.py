@@ -1,0 +1,145 @@
+"""The asyncio connections of a client to one surface, and the replies that come on them.
+
+As :mod:`inferd.client.channel`, but a request is sent when its reply is entered or asked for an event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Generic
+
+from inferd.client.address import Endpoint
+from inferd.client.async_connection import AsyncConnection
+from inferd.client.core import Idle
+from inferd.client.protocol import D, E, Request
+from inferd.client.vectors import Plan, T
+from inferd.errors import ConnectionLost
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+_CLOSED = "the reply was closed before it was complete"
+
+
+class AsyncChannel:
+    """``timeout`` is the longest silence of the daemon in seconds; ``None`` waits for ever."""
+
+    def __init__(self, endpoint: Endpoint, api_key: str | None, timeout: float | None) -> None:
+        self._endpoint = endpoint
+        self._api_key = api_key
+        self._timeout = timeout
+        self._idle: Idle[AsyncConnection] = Idle()
+
+    async def connect(self, timeout: float | None) -> None:
+        """Connects, unless it is connected; ``timeout``, in seconds, is for this alone."""
+        self._idle.give_back(await self.take(self._timeout if timeout is None else timeout))
+
+    async def take(self, connect_timeout: float | None) -> AsyncConnection:
+        """A connection for one request."""
+        return self._idle.take() or await AsyncConnection.open(
+            self._endpoint, self._api_key, timeout=self._timeout, connect_timeout=connect_timeout
+        )
+
+    async def ask(self, request: Request[E, D]) -> AsyncConnection:
+        """Sends a request; the connection on which the reply will come."""
+        connection = await self.take(self._timeout)
+        await connection.send(request.pieces)
+        return connection
+
+    async def follow(self, plan: Plan[T]) -> T:
+        """Does the requests of a plan."""
+        try:
+            request = next(plan)
+            while True:
+                async with AsyncReply(self, request) as reply:
+                    request = plan.send(await reply.result())
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+    def give_back(self, connection: AsyncConnection) -> None:
+        """Keeps a connection whose request is finished for the next one."""
+        self._idle.give_back(connection)
+
+    def close(self) -> None:
+        """Closes the idle connections; requests that still run are not touched. Idempotent."""
+        self._idle.close()
+
+
+class AsyncReply(AsyncIterator[E | D], Generic[E, D]):
+    """The events of one request, the last of which is the ``D``.
+
+    Closing it before that, or cancelling the task that reads it, closes its connection, which cancels the
+    request. Use it in an ``async with``.
+    """
+
+    _connection: AsyncConnection | None = None
+    _over = False
+
+    def __init__(self, channel: AsyncChannel, request: Request[E, D]) -> None:
+        self._channel = channel
+        self._request = request
+
+    async def __anext__(self) -> E | D:
+        """The next event; RequestFailed for an error frame, ConnectionLost when the reply breaks off."""
+        if self._over:
+            raise StopAsyncIteration
+        try:
+            connection = await self._started()
+            while (event := self._request.take(await connection.line())) is None:
+                pass
+        except ConnectionLost:
+            if self._over:  # by another task that closed it
+                raise StopAsyncIteration from None
+            self._close()
+            raise
+        except BaseException:
+            self._close()
+            raise
+        if self._request.done is not None:
+            self._over = True
+            self._connection = None
+            self._channel.give_back(connection)
+        return event
+
+    async def result(self) -> D:
+        """Reads to the end; the last event. Raises ConnectionLost where the reply was closed before it."""
+        async for _ in self:
+            pass
+        if self._request.done is None:
+            raise ConnectionLost(_CLOSED)
+        return self._request.done
+
+    async def aclose(self) -> None:
+        """Cancels what is not finished. Idempotent, and allowed while another task reads."""
+        self._close()
+
+    async def __aenter__(self) -> Self:
+        if not self._over:
+            await self._started()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+
+    def __del__(self) -> None:
+        self._close()
+
+    async def _started(self) -> AsyncConnection:
+        if self._connection is None:
+            connection = await self._channel.ask(self._request)
+            if self._over:
+                connection.close()
+                raise ConnectionLost(_CLOSED)
+            self._connection = connection
+        return self._connection
+
+    def _close(self) -> None:
+        self._over = True
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None

@@ -1,0 +1,183 @@
+"""One asyncio connection to a daemon, pieces out and lines in.
+
+Used by one task at a time, except that any may close it. Whatever goes wrong closes the connection and is a
+typed error, as on a blocking one. It works on the bare socket: a transport would throw away what a daemon
+said before it stopped reading. Between two operations no event loop knows of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+import time
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar
+
+from inferd.client.address import Endpoint
+from inferd.client.connection import is_quiet
+from inferd.client.protocol import READ_BYTES, Bytes, Incoming, opening
+from inferd.errors import DaemonUnreachable, UsageError
+
+R = TypeVar("R")
+
+BACKLOG_PAUSE_SECS = 0.005
+
+
+class AsyncConnection:
+    """A connected socket; see :class:`inferd.client.connection.Connection`."""
+
+    def __init__(self, connected: socket.socket, incoming: Incoming, timeout: float | None) -> None:
+        self._socket = connected
+        self._incoming = incoming
+        self._timeout = timeout
+        self._busy = False
+        self._closed = False
+
+    @classmethod
+    async def open(
+        cls,
+        endpoint: Endpoint,
+        api_key: str | None = None,
+        *,
+        timeout: float | None = None,
+        connect_timeout: float | None = None,
+    ) -> AsyncConnection:
+        """Connects. Raises DaemonUnreachable."""
+        keyed = api_key if endpoint.tcp is not None and api_key else None
+        try:
+            connected = await _connect(endpoint, connect_timeout)
+        except OSError as error:
+            raise DaemonUnreachable(endpoint.unreachable(error)) from None
+        connection = cls(connected, Incoming(endpoint.text, keyed is not None), timeout)
+        if keyed is not None:
+            await connection.send([opening(keyed)])
+        return connection
+
+    async def send(self, pieces: Sequence[Bytes]) -> None:
+        """Sends all of the pieces.
+
+        A peer that has already closed is not an error here: what it said before that is still to be read.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            for piece in pieces:
+                await self._run(loop.sock_sendall(self._socket, piece))
+        except TimeoutError:
+            self.close()
+            raise self._incoming.deaf() from None
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        except BaseException:
+            self.close()
+            raise
+
+    async def line(self) -> bytes:
+        """The next line, without its newline."""
+        loop = asyncio.get_running_loop()
+        try:
+            while (line := self._incoming.line()) is None:
+                try:
+                    data = await self._run(loop.sock_recv(self._socket, READ_BYTES))
+                except TimeoutError:
+                    raise self._incoming.silent() from None
+                except ConnectionError:
+                    data = b""
+                self._incoming.feed(data)
+        except BaseException:
+            self.close()
+            raise
+        return line
+
+    def alive(self) -> bool:
+        """Whether the connection is quiet and open, as one between two requests must be."""
+        return is_quiet(self._socket)
+
+    def close(self) -> None:
+        """Closes the connection, which cancels the request that runs on it. Idempotent.
+
+        A task that waits on it finds the end of the stream, and then lets go of the socket.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        if self._busy:
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+        else:
+            self._socket.close()
+
+    async def _run(self, operation: Coroutine[Any, Any, R]) -> R:
+        if self._busy:
+            operation.close()
+            raise UsageError("two tasks read one reply; give each a request of its own")
+        if self._closed:
+            operation.close()
+            raise BrokenPipeError
+        self._busy = True
+        try:
+            return await _within(self._timeout, operation)
+        finally:
+            self._busy = False
+            if self._closed:
+                self._socket.close()
+
+
+async def _within(limit_secs: float | None, operation: Coroutine[Any, Any, R]) -> R:
+    """Raises TimeoutError. ``asyncio.wait_for`` of Python 3.10 and 3.11 can lose a cancellation."""
+    if limit_secs is None:
+        return await operation
+    task = asyncio.ensure_future(operation)
+    try:
+        await asyncio.wait([task], timeout=limit_secs)
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # or it would be reported as one that nobody saw, if we are being cancelled
+    if task.cancelled():
+        raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+    return task.result()
+
+
+async def _connect(endpoint: Endpoint, limit_secs: float | None) -> socket.socket:
+    if endpoint.tcp is not None:
+        return await _within(limit_secs, _connect_tcp(*endpoint.tcp))
+    end = None if limit_secs is None else time.monotonic() + limit_secs
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.setblocking(False)
+        while True:
+            try:
+                connection.connect(endpoint.text)
+                return connection
+            except BlockingIOError:
+                # The daemon's backlog is full, and nothing tells when it no longer is.
+                if end is not None and time.monotonic() >= end:
+                    raise
+            await asyncio.sleep(BACKLOG_PAUSE_SECS)
+    except BaseException:
+        connection.close()
+        raise
+
+
+async def _connect_tcp(host: str, port: int) -> socket.socket:
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    for number, (family, kind, protocol, _, where) in enumerate(found, 1):
+        connection = socket.socket(family, kind, protocol)
+        try:
+            connection.setblocking(False)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await asyncio.get_running_loop().sock_connect(connection, where)
+            return connection
+        except OSError:
+            connection.close()
+            if number == len(found):
+                raise
+        except BaseException:
+            connection.close()
+            raise
+    raise AssertionError("a name that is found has an address")

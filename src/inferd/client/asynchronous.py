@@ -1,0 +1,155 @@
+"""The asyncio client of a running daemon.
+
+    async with AsyncClient() as client, client.generate("Why is the sky blue?") as answer:
+        async for event in answer:
+            ...
+
+What it does and what it raises is what :mod:`inferd.client.blocking` says. A request is sent when its reply
+is entered, or first asked for an event; a task that is cancelled while it waits cancels its request. Tasks
+may share a client; it belongs to no event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from inferd.client.address import Address, Surface, endpoint
+from inferd.client.admin import Snapshot
+from inferd.client.async_admin import AsyncAdminClient
+from inferd.client.async_channel import AsyncChannel, AsyncReply
+from inferd.client.conversation import Conversation
+from inferd.client.core import Backoff, Core, Elsewhere, Tooling
+from inferd.client.messages import Block, Content, Event, MessageDone
+from inferd.client.text import Done, Sampling, Token
+from inferd.client.vectors import Embeddings, Ranking
+from inferd.errors import DaemonUnreachable
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+AsyncGeneration = AsyncReply[Token, Done]
+AsyncAnswer = AsyncReply[Event, MessageDone]
+
+
+class AsyncClient:
+    """:class:`inferd.Client` for asyncio, with the same arguments."""
+
+    def __init__(
+        self,
+        address: Address | None = None,
+        api_key: str | None = None,
+        timeout: float | None = None,
+        **elsewhere: Unpack[Elsewhere],
+    ) -> None:
+        self._core = Core(address, elsewhere)
+        self._api_key = api_key
+        self._timeout = timeout
+        self._channels: dict[Surface, AsyncChannel] = {}
+        self.address = self._core.addresses.of("v1")
+
+    async def connect(self, timeout: float | None = None, surface: Surface = "v1") -> None:
+        """Connects, unless it is connected; ``timeout``, in seconds, is for this alone."""
+        await self._channel(surface).connect(timeout)
+
+    def generate(
+        self, messages: str | Sequence[Mapping[str, str]], **sampling: Unpack[Sampling]
+    ) -> AsyncGeneration:
+        """A generation of text: see :meth:`inferd.Client.generate`."""
+        surface, request = self._core.generate(messages, sampling)
+        return AsyncReply(self._channel(surface), request)
+
+    def messages(self, messages: str | Sequence[Block], **options: Unpack[Tooling]) -> AsyncAnswer:
+        """A generation of blocks: see :meth:`inferd.Client.messages`."""
+        return AsyncReply(self._channel("v2"), self._core.messages(messages, options))
+
+    def chat(self, system: str | None = None, **options: Unpack[Tooling]) -> AsyncChat:
+        """A conversation: see :meth:`inferd.Client.chat`."""
+        return AsyncChat(self, self._core.conversation(system, options))
+
+    async def embed(
+        self, texts: str | Sequence[str], *, task: str | None = None, dimensions: int | None = None
+    ) -> Embeddings:
+        """The vectors of one text or many: see :meth:`inferd.Client.embed`."""
+        return await self._channel("embed").follow(self._core.embed(texts, task, dimensions))
+
+    async def rerank(self, query: str, documents: Sequence[str], *, top_n: int | None = None) -> Ranking:
+        """The documents by how well they answer the query: see :meth:`inferd.Client.rerank`."""
+        return await self._channel("rerank").follow(self._core.rerank(query, documents, top_n))
+
+    async def status(self) -> Snapshot:
+        """What the daemon says about itself, also while it boots."""
+        async with AsyncAdminClient(self._core.addresses.of("admin"), self._timeout) as admin:
+            return await admin.snapshot()
+
+    async def aclose(self) -> None:
+        """Closes the idle connections; requests that still run are not touched. Idempotent."""
+        for channel in self._channels.values():
+            channel.close()
+        self._channels = {}
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def _channel(self, surface: Surface) -> AsyncChannel:
+        channel = self._channels.get(surface)
+        if channel is None:
+            where = endpoint(self._core.addresses.of(surface), surface)
+            channel = self._channels[surface] = AsyncChannel(where, self._api_key, self._timeout)
+        return channel
+
+    def _ask(self, conversation: Conversation, content: Content) -> AsyncAnswer:
+        return AsyncReply(self._channel("v2"), conversation.ask(self._core.next_id(), content))
+
+
+class AsyncChat:
+    """A conversation. A turn joins it when it has been answered, if only in part."""
+
+    def __init__(self, client: AsyncClient, conversation: Conversation) -> None:
+        self._client = client
+        self._conversation = conversation
+
+    def ask(self, content: Content) -> AsyncAnswer:
+        """The answer to a text, or to a list of texts, attachments and blocks; one at a time."""
+        return self._client._ask(self._conversation, content)
+
+    @property
+    def turns(self) -> list[dict[str, Any]]:
+        """What has been said, without the system message: fit for :meth:`AsyncClient.messages`."""
+        return self._conversation.turns
+
+    def clear(self) -> None:
+        """Starts over; the system message stays."""
+        self._conversation.clear()
+
+
+async def async_dial_and_wait_ready(
+    address: Address | None = None,
+    *,
+    limit_secs: float,
+    api_key: str | None = None,
+    timeout: float | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    **elsewhere: Unpack[Elsewhere],
+) -> AsyncClient:
+    """A connected client, as soon as the daemon is ready: see :func:`inferd.dial_and_wait_ready`."""
+    client = AsyncClient(address, api_key, timeout, **elsewhere)
+    backoff = Backoff(limit_secs, clock)
+    while True:
+        try:
+            await client.connect(backoff.left())
+            return client
+        except DaemonUnreachable:
+            pause = backoff.pause()
+            if not pause:
+                raise
+        await sleep(pause)

@@ -1,0 +1,38 @@
+"""A conversation: what has been said, and the next question with all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from inferd.client.messages import Content, MessagesRequest
+
+
+class Conversation:
+    """A turn joins it when it has been answered, if only in part; a failed question can be asked again."""
+
+    def __init__(self, system: str | None, options: Mapping[str, Any]) -> None:
+        self.system = system
+        self._options = options
+        self._settled: list[dict[str, Any]] = []
+        self._question: dict[str, Any] = {}
+        self._answer: MessagesRequest | None = None
+
+    @property
+    def turns(self) -> list[dict[str, Any]]:
+        """The turns so far, without the system message; each ``{"role", "content"}``."""
+        if self._answer is None or not self._answer.blocks:
+            return list(self._settled)
+        return [*self._settled, self._question, {"role": "assistant", "content": list(self._answer.blocks)}]
+
+    def ask(self, request_id: str, content: Content) -> MessagesRequest:
+        """The request for an answer to ``content``."""
+        self._settled = self.turns
+        self._question = {"role": "user", "content": content}
+        system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        self._answer = MessagesRequest(request_id, [*system, *self._settled, self._question], self._options)
+        return self._answer
+
+    def clear(self) -> None:
+        """Starts over; the system message stays."""
+        self._settled, self._answer = [], None

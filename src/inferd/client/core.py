@@ -1,0 +1,146 @@
+"""What the blocking and the asyncio client share: requests out of arguments, pauses, and idle connections."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Generic, Protocol, TypedDict, TypeVar
+
+from inferd.client import vectors
+from inferd.client.address import Address, Addresses, Surface
+from inferd.client.conversation import Conversation
+from inferd.client.messages import Block, MessagesRequest
+from inferd.client.protocol import MAX_LINE_BYTES, Request
+from inferd.client.text import Done, LongTextRequest, Sampling, TextRequest, Token, given
+from inferd.client.vectors import Embeddings, Plan, Ranking
+
+FIRST_PAUSE_SECS = 0.1
+LONGEST_PAUSE_SECS = 5.0
+MAX_IDLE = 16
+"""Connections of a surface that are kept for the next requests."""
+
+
+class Tooling(Sampling, total=False):
+    """The options of an answer of blocks; ``tools`` are ``{"name", "description", "input_schema"}``."""
+
+    tools: Sequence[Mapping[str, Any]] | None
+    tool_choice: str | Mapping[str, str] | None
+    thinking: bool | None
+    response_format: Mapping[str, Any] | None
+
+
+class Elsewhere(TypedDict, total=False):
+    """Addresses of the surfaces other than v1."""
+
+    v2: Address | None
+    embed: Address | None
+    rerank: Address | None
+    admin: Address | None
+
+
+class Core:
+    """Makes requests; each with an id of its own."""
+
+    def __init__(self, address: Address | None, elsewhere: Elsewhere) -> None:
+        self.addresses = Addresses(
+            {
+                "v1": address,
+                "v2": elsewhere.get("v2"),
+                "embed": elsewhere.get("embed"),
+                "rerank": elsewhere.get("rerank"),
+                "admin": elsewhere.get("admin"),
+            }
+        )
+        self._numbers = itertools.count(1)
+
+    def next_id(self) -> str:
+        return f"c{next(self._numbers)}"
+
+    def generate(
+        self, messages: str | Sequence[Mapping[str, str]], sampling: Sampling
+    ) -> tuple[Surface, Request[Token, Done]]:
+        """A generation of text, and its surface: v2, if known, for what is too long for a line of v1."""
+        turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+        options = given(sampling, Sampling)
+        request_id = self.next_id()
+        request = TextRequest(request_id, {"messages": turns, **options})
+        if len(request.pieces[0]) <= MAX_LINE_BYTES + 1 or self.addresses.find("v2") is None:
+            return "v1", request
+        return "v2", LongTextRequest(request_id, turns, options)
+
+    def messages(self, messages: str | Sequence[Block], options: Tooling) -> MessagesRequest:
+        turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+        return MessagesRequest(self.next_id(), turns, given(options, Tooling))
+
+    def conversation(self, system: str | None, options: Tooling) -> Conversation:
+        return Conversation(system, given(options, Tooling))
+
+    def embed(self, texts: str | Sequence[str], task: str | None, dimensions: int | None) -> Plan[Embeddings]:
+        options = {"task": task, "dimensions": dimensions}
+        chosen = {name: value for name, value in options.items() if value is not None}
+        return vectors.embed(self.next_id, [texts] if isinstance(texts, str) else texts, chosen)
+
+    def rerank(self, query: str, documents: Sequence[str], top_n: int | None) -> Plan[Ranking]:
+        return vectors.rerank(self.next_id, query, documents, top_n)
+
+
+class Backoff:
+    """When to try again: after 100 ms, doubling up to 5 s, and never past ``limit_secs`` from now."""
+
+    def __init__(self, limit_secs: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._end = clock() + limit_secs
+        self._pause = FIRST_PAUSE_SECS
+
+    def left(self) -> float:
+        """Seconds up to the limit; 0 past it."""
+        return max(self._end - self._clock(), 0.0)
+
+    def pause(self) -> float:
+        """Seconds to wait before the next try; 0 when there is to be none."""
+        pause = min(self._pause, self.left())
+        self._pause = min(2 * self._pause, LONGEST_PAUSE_SECS)
+        return pause
+
+
+class Idler(Protocol):
+    """A connection, as far as keeping it goes."""
+
+    def alive(self) -> bool: ...
+
+    def close(self) -> None: ...
+
+
+C = TypeVar("C", bound=Idler)
+
+
+class Idle(Generic[C]):
+    """Connections whose requests are finished, kept for the next ones. Several threads may share it."""
+
+    def __init__(self) -> None:
+        self._kept: list[C] = []
+        self._closed = False
+
+    def take(self) -> C | None:
+        """One that is still good, the one used last if there are several."""
+        while True:
+            try:
+                connection = self._kept.pop()
+            except IndexError:
+                return None
+            if connection.alive():
+                return connection
+            connection.close()
+
+    def give_back(self, connection: C) -> None:
+        if self._closed or len(self._kept) >= MAX_IDLE:
+            connection.close()
+        else:
+            self._kept.append(connection)
+
+    def close(self) -> None:
+        """Closes those that are kept, and from now on each that is given back. Idempotent."""
+        self._closed = True
+        while self._kept:
+            self._kept.pop().close()

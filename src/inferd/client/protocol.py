@@ -1,0 +1,129 @@
+"""The protocol of a client without any I/O; blocking and asyncio clients drive the same code.
+
+A driver connects and sends ``opening(...)``. For each request it sends the ``pieces``, feeds what it reads to
+the connection's ``Incoming``, and gives each line from there to the request, until that is ``done``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any, Generic, TypeVar
+
+import orjson
+
+from inferd.errors import ConnectionLost, ProtocolError, RequestFailed, UsageError
+
+MAX_LINE_BYTES = 65_536
+"""The longest request line that every daemon takes unless its operator has set less; without the newline."""
+
+MAX_RESPONSE_BYTES = 64 * 1024 * 1024
+"""The longest line that is read: a whole answer travels in the last frame of a request."""
+
+READ_BYTES = 65_536
+
+Bytes = bytes | bytearray | memoryview
+E = TypeVar("E")
+D = TypeVar("D")
+
+
+def opening(api_key: str) -> bytes:
+    """What goes ahead of everything else on TCP when there is a key."""
+    return encode({"type": "auth", "key": api_key}) + b"\n"
+
+
+def encode(value: object) -> bytes:
+    """``value`` as JSON; raises UsageError where it cannot be."""
+    try:
+        return orjson.dumps(value)
+    except orjson.JSONEncodeError as error:
+        raise UsageError(f"the request cannot be written as JSON: {error}") from None
+
+
+class Incoming:
+    """What one connection has received, cut into lines; and the error for each way in which it can end."""
+
+    def __init__(self, address: str, keyed: bool) -> None:
+        self._address = address
+        self._keyed = keyed
+        self._lines: deque[bytes] = deque()
+        self._partial: list[bytes] = []
+        self._size = 0
+        self._answered = False
+
+    def line(self) -> bytes | None:
+        """The next line, without its newline; ``None`` before it has come as a whole."""
+        return self._lines.popleft() if self._lines else None
+
+    def feed(self, data: bytes) -> None:
+        """Takes what was read, which is nothing at the end of the stream. Raises ConnectionLost then, and
+        ProtocolError for a line that does not end."""
+        if not data:
+            raise ConnectionLost(self._ended())
+        *whole, rest = data.split(b"\n")
+        if whole:
+            self._answered = True
+            self._check(len(whole[0]))
+            whole[0] = b"".join((*self._partial, whole[0]))
+            self._lines.extend(whole)
+            self._partial, self._size = [], 0
+        self._check(len(rest))
+        self._partial.append(rest)
+        self._size += len(rest)
+
+    def _check(self, more: int) -> None:
+        if self._size + more > MAX_RESPONSE_BYTES:
+            raise ProtocolError(f"the daemon at {self._address} sent a line that does not end")
+
+    def silent(self) -> ConnectionLost:
+        """The error for a daemon that sends nothing for too long."""
+        return ConnectionLost(f"the daemon at {self._address} did not answer in time")
+
+    def deaf(self) -> ConnectionLost:
+        """The error for a daemon that does not take what it is sent."""
+        return ConnectionLost(f"the daemon at {self._address} did not take the request in time")
+
+    def _ended(self) -> str:
+        if self._keyed and not self._answered:
+            return f"the daemon at {self._address} closed the connection without a word; check the API key"
+        return f"the daemon at {self._address} closed the connection before the answer was complete"
+
+
+class Request(ABC, Generic[E, D]):
+    """One request: the ``pieces`` to send, and what the lines of its reply mean.
+
+    ``done`` is the last event of the reply, once it has come. Raises UsageError for a ``body`` that JSON
+    cannot hold. ``raw`` are the bytes that follow the line.
+    """
+
+    done: D | None = None
+
+    def __init__(self, request_id: str, body: Mapping[str, Any], raw: Sequence[Bytes] = ()) -> None:
+        self._id = request_id
+        self.pieces: tuple[Bytes, ...] = (encode({"id": request_id, **body}) + b"\n", *raw)
+
+    def take(self, line: bytes) -> E | D | None:
+        """The event of a line, ``None`` for one that tells the caller nothing.
+
+        Raises RequestFailed for an error frame, ProtocolError for what is no reply to this request.
+        """
+        try:
+            frame = orjson.loads(line)
+            kind = frame["type"]
+            if kind == "error" and frame["id"] in (self._id, ""):
+                raise self._failed(frame["code"], frame["message"])
+            if frame["id"] != self._id:
+                raise ProtocolError("the daemon answered another request than the one that was sent")
+            return self.event(kind, frame)
+        except (orjson.JSONDecodeError, LookupError, TypeError, AttributeError):
+            raise ProtocolError(
+                "the daemon sent a line that is no response; is this inferd's socket?"
+            ) from None
+
+    @abstractmethod
+    def event(self, kind: str, frame: Mapping[str, Any]) -> E | D | None:
+        """What a frame means; a LookupError, TypeError or AttributeError says that it is no response."""
+
+    def _failed(self, code: str, message: str) -> RequestFailed:
+        return RequestFailed(code, message)
