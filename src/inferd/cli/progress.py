@@ -33,6 +33,7 @@ class Progress:
         self._bars: Bars | None = None
         self._task: TaskID | None = None
         self._title = ""
+        self._note = ""
 
     def frame(self, frame: Mapping[str, Any]) -> None:
         """Shows a frame of the admin socket, where it is about loading."""
@@ -41,23 +42,26 @@ class Progress:
 
     def phase(self, name: str, details: Mapping[str, Any]) -> None:
         """Shows a step; bytes done and in all, or a fraction, where ``details`` have them."""
-        title = _TITLES.get(name, name)
+        title, note = _TITLES.get(name, name), _note(details)
         if not sys.stderr.isatty():
-            if title != self._title:
-                click.echo(f"{title} …", err=True)
+            if title != self._title or note not in ("", self._note):
+                click.echo(f"{title}{note} …", err=True)
         else:
-            self._draw(title, details)
-        self._title = title
+            self._draw(title, note, details)
+        self._title, self._note = title, note
 
-    def _draw(self, title: str, details: Mapping[str, Any]) -> None:
+    def _draw(self, title: str, note: str, details: Mapping[str, Any]) -> None:
         bars = self._bars or self._start()
         if title != self._title or self._task is None:
             if self._task is not None:
                 bars.remove_task(self._task)
             self._task = bars.add_task(title, total=None, amount="")
+        bars.update(self._task, description=title + note)
         if "downloaded_bytes" in details:
             done, total = details["downloaded_bytes"], details.get("total_bytes")
-            bars.update(self._task, completed=done, total=total, amount=_amount(done, total))
+            bars.update(self._task, completed=done, total=total)
+            rate = None if note else bars.tasks[-1].speed
+            bars.update(self._task, amount=_amount(done, total) + (f" {rate / 1e6:.1f} MB/s" if rate else ""))
         elif "progress" in details:
             bars.update(self._task, completed=details["progress"], total=1.0)
 
@@ -67,7 +71,7 @@ class Progress:
         from rich.progress import Progress as Bars
 
         self._bars = Bars(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),  # a reason may have brackets
             BarColumn(),
             TextColumn("{task.fields[amount]}"),
             TimeRemainingColumn(),
@@ -86,6 +90,15 @@ class Progress:
         if self._bars is not None:
             self._bars.stop()
             self._bars = None
+
+
+def _note(details: Mapping[str, Any]) -> str:
+    """What is to be said of a download that does not just go on."""
+    if "attempt" in details:
+        return f", try {details['attempt']} ({details.get('reason', '')})"
+    if "waiting_for_pid" in details:
+        return f": process {details['waiting_for_pid'] or '?'} does it"
+    return ""
 
 
 def _amount(done: int, total: int | None) -> str:

@@ -215,12 +215,16 @@ def attempt(
     headers: dict[str, str],
     cancelled: threading.Event,
     take: Callable[[Generator[Head | bytes]], Setback | None],
+    stop_at: str | None = None,
 ) -> Setback | None:
-    """One exchange, whose answer ``take`` reads; what goes wrong on the way is a setback or FetchError."""
+    """One exchange, whose answer ``take`` reads; what goes wrong on the way is a setback or FetchError.
+
+    A redirect that has the header ``stop_at`` is the answer and is not followed.
+    """
     import httpx
 
     try:
-        with closing(handed_over(_exchange(method, location, headers), cancelled)) as parts:
+        with closing(handed_over(_exchange(method, location, headers, stop_at), cancelled)) as parts:
             return take(parts)
     except httpx.InvalidURL as error:
         raise FetchError(f"it is not an address: {error}") from error
@@ -241,7 +245,9 @@ def attempt(
         return Setback(str(error) or type(error).__name__)
 
 
-def _exchange(method: str, location: str, headers: dict[str, str]) -> Generator[Head | bytes]:
+def _exchange(
+    method: str, location: str, headers: dict[str, str], stop_at: str | None
+) -> Generator[Head | bytes]:
     """The head of the answer, then its body as it comes."""
     import httpx
     import truststore
@@ -258,7 +264,7 @@ def _exchange(method: str, location: str, headers: dict[str, str]) -> Generator[
             response = client.send(request, stream=True)
             with closing(response):
                 following = response.next_request  # httpx has taken the key out for another host
-                if following is None:
+                if following is None or (stop_at is not None and stop_at in response.headers):
                     yield Head(response.status_code, response.headers)
                     yield from response.iter_raw()
                     return

@@ -180,17 +180,32 @@ class ModelStore:
 
     def list(self) -> Sequence[Manifest]:
         """Every manifest that can be read, by name; the others are named in the log."""
-        return sorted(self._manifests(), key=lambda manifest: manifest.name)
+        found = []
+        for name, manifest in self._manifests():
+            if isinstance(manifest, StoreError):
+                _log.warn("manifest_unusable", model=name, reason=manifest)
+            else:
+                found.append(manifest)
+        return sorted(found, key=lambda manifest: manifest.name)
 
-    def _manifests(self) -> Iterator[Manifest]:
-        for path in (self.home / "manifests").glob("*.json"):
+    def names_of(self, sha256: str) -> Sequence[str]:
+        """The names that mean the blob, or may mean it, since their manifest cannot be read."""
+        return sorted(
+            name
+            for name, manifest in self._manifests()
+            if isinstance(manifest, StoreError) or manifest.sha256 == sha256
+        )
+
+    def _manifests(self) -> Iterator[tuple[str, Manifest | StoreError]]:
+        for path in (self.home / "manifests").glob("[!.]*.json"):
+            name = path.name.removesuffix(".json")
             try:
-                manifest = self.manifest(path.name.removesuffix(".json"))
+                manifest = self.manifest(name)
             except StoreError as error:
-                _log.warn("manifest_unusable", path=path, reason=error)
+                yield name, error
             else:
                 if manifest is not None:
-                    yield manifest
+                    yield name, manifest
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Write ``manifest`` durably; its blob must be in place. The name's lock is held by the caller."""
@@ -198,6 +213,14 @@ class ModelStore:
         with self.writing():
             make_dirs(path.parent)
             write_whole(path, msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+
+    def remove_manifest(self, name: str) -> None:
+        """Forget ``name`` durably. Its lock is held by the caller, and nothing has to be there."""
+        path = self.manifest_path(name)
+        with self.writing():
+            path.unlink(missing_ok=True)
+            if path.parent.is_dir():
+                sync_dir(path.parent)
 
     # Blobs.
 
@@ -223,6 +246,17 @@ class ModelStore:
             write_whole(path.with_name("produced_by"), PRODUCER.encode() + b"\n")
             data.replace(path)
             sync_dir(path.parent)
+
+    def remove_blob(self, sha256: str) -> int:
+        """Delete the blob and what was noted of it; the bytes it had. Its lock is held by the caller."""
+        path = self.blob_path(sha256)
+        size = self.blob_size(sha256) or 0
+        with self.writing():
+            for name in (path.name, "verified.json", ".verified.json.tmp", ".produced_by.tmp", "produced_by"):
+                path.with_name(name).unlink(missing_ok=True)
+            with suppress(OSError):  # another tool keeps something of its own there
+                path.parent.rmdir()
+        return size
 
     def is_stamped(self, sha256: str, found: os.stat_result) -> bool:
         """Whether a file that looks like ``found`` was verified before and only we could have changed it."""

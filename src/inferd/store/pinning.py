@@ -1,0 +1,113 @@
+"""From a source that a user names to a pinned model: what its file must hash to, and what to call it.
+
+A file of this machine is hashed, a file of the hub has its sha256 told by the hub; for any other source the
+user says it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Generator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+from inferd.errors import FetchError, ModelError, StoreError
+from inferd.store import sources
+from inferd.store.catalogue import CatalogueModel, lookup
+from inferd.store.https import Head, Https, Setback, attempt, persist, refused
+from inferd.store.models import ModelStore, check_name, check_sha256, same_digest
+from inferd.store.source import Progress
+from inferd.store.sources import LocalFile
+from inferd.store.verify import hash_open, open_file
+
+_MAGIC = b"GGUF"
+_DIGEST_HEADER = "X-Linked-Etag"
+
+
+def pin(
+    store: ModelStore,
+    text: str,
+    *,
+    name: str | None,
+    sha256: str | None,
+    license: str,
+    progress: Progress,
+    cancelled: threading.Event,
+) -> CatalogueModel:
+    """The model that the source ``text`` stands for, called ``name`` or after its file.
+
+    Raises StoreError when the name means something else already or the file cannot be pinned, FetchError when
+    the source cannot be asked, ModelError when it is a file that is no GGUF, BootCancelled.
+    """
+    source = sources.parse(text)
+    called = check_name(PurePosixPath(source.provenance().filename).stem if name is None else name)
+    expected = None if sha256 is None else check_sha256(sha256)
+    size: int | None = None
+    if isinstance(source, LocalFile):
+        digest, size = _look_at(source.path, progress, cancelled)
+        if expected is not None and not same_digest(expected, digest):
+            raise StoreError(f"{source.path} has the sha256 {digest} and not {expected}; check both")
+    elif expected is not None:
+        digest = expected
+    elif isinstance(source, Https) and source.origin.registry == "hf":
+        source, digest, size = _ask_hub(source, cancelled)
+        text = source.origin.text
+    else:
+        raise StoreError(
+            f"nobody says what {source.url} must hash to; give its sha256 with --sha256, "
+            "or name a file of the hub as hf:ORG/REPO/FILE"
+        )
+    _check_free(store, called, digest)
+    return CatalogueModel(name=called, sha256=digest, size_bytes=size, license=license, sources=(text,))
+
+
+def _check_free(store: ModelStore, name: str, digest: str) -> None:
+    """StoreError when ``name`` means another file already."""
+    known = lookup(name)
+    taken = known is not None and known.sha256 != digest
+    with suppress(StoreError):  # what cannot be read is written again
+        manifest = store.manifest(name)
+        taken = taken or (manifest is not None and manifest.sha256 != digest)
+    if taken:
+        raise StoreError(
+            f"the name {name!r} means another model; choose one with --name, or `inferd rm` that"
+        )
+
+
+def _look_at(path: Path, progress: Progress, cancelled: threading.Event) -> tuple[str, int]:
+    """sha256 and size of a model file of this machine."""
+    with open_file(path, None, progress=progress, cancelled=cancelled) as opened:
+        if os.pread(opened.fd, len(_MAGIC), 0) != _MAGIC:
+            raise ModelError(f"{path} is not a GGUF file; convert the model to GGUF first")
+        return hash_open(opened, progress, cancelled), opened.size_bytes
+
+
+def _ask_hub(source: Https, cancelled: threading.Event) -> tuple[Https, str, int | None]:
+    """The source at the commit that its revision means now, and the sha256 and size that the hub tells."""
+    heads: list[Head] = []
+
+    def take(parts: Generator[Head | bytes]) -> Setback | None:
+        for head in parts:
+            if isinstance(head, Head):
+                heads.append(head)
+                told = _DIGEST_HEADER in head.headers or head.status == 200
+                return None if told else refused(head)
+        return Setback("the hub gives no answer")
+
+    persist(
+        lambda: attempt("HEAD", source.location, source.headers, cancelled, take, stop_at=_DIGEST_HEADER),
+        cancelled,
+        lambda *_: None,
+        lambda: 0,
+    )
+    headers = heads[-1].headers
+    digest = re.fullmatch(r'"([0-9a-f]{64})"', headers.get(_DIGEST_HEADER, ""))
+    if digest is None:
+        raise FetchError(f"the hub tells no sha256 of {source.url}; give it with --sha256")
+    commit, size = headers.get("X-Repo-Commit", ""), headers.get("X-Linked-Size", "")
+    if re.fullmatch(r"[0-9a-f]{40}", commit):
+        source = Https.of_hub(replace(source.origin, revision=commit).text.removeprefix("hf:"))
+    return source, digest[1], int(size) if size.isascii() and size.isdigit() else None

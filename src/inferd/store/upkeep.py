@@ -1,0 +1,138 @@
+"""Taking things out of the store: a model by its name, and what nobody needs any more.
+
+``remove`` deletes what the user names, whoever wrote it. ``collect`` deletes only what inferd wrote: blobs
+that no name means, what broke off, and, when it is asked to, quarantined files. Neither touches what another
+process is just fetching, and a manifest always goes before its blob, so that no name is left without one.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from inferd.errors import LockHeld, StoreError
+from inferd.store.catalogue import lookup
+from inferd.store.models import ModelStore
+from inferd.store.partial import largest_file
+from inferd.store.runtime import Lock, holder
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_QUARANTINED = re.compile(r"\d{8}T\d{6}Z-sha-mismatch(-\d+)?\.bin")
+
+
+@dataclass(frozen=True)
+class Removed:
+    """What ``remove`` did: the bytes it freed, and the other names for whose sake the blob was kept."""
+
+    name: str
+    freed_bytes: int
+    kept_for: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Rubbish:
+    """Something that nobody needs; ``what`` is for people."""
+
+    what: str
+    path: Path
+    size_bytes: int
+
+
+def remove(store: ModelStore, name: str) -> Removed:
+    """Delete the model ``name``: its manifest, and its blob unless another name means it too.
+
+    Raises StoreError when there is no such model or another process is fetching it.
+    """
+    known = lookup(name)
+    if known is not None and not store.manifest_path(name).exists():
+        name = known.name
+    digest = _digest(store, name)
+    has_part = digest is not None and store.partial_dir(digest).is_dir()
+    if not store.manifest_path(name).exists() and not has_part:
+        raise StoreError(f"no model {name!r} is in the store at {store.home}; `inferd list` shows which are")
+    with _held(store.name_lock(name), f"model {name!r}"):
+        if digest is None:
+            store.remove_manifest(name)
+            return Removed(name, 0)
+        with _held(store.blob_lock(digest), f"the file of model {name!r}"):
+            store.remove_manifest(name)
+            others = store.names_of(digest)
+            if others:
+                return Removed(name, 0, tuple(others))
+            return Removed(name, store.remove_blob(digest) + _discard(store.partial_dir(digest)))
+
+
+def _digest(store: ModelStore, name: str) -> str | None:
+    """Which blob ``name`` means; ``None`` when its manifest cannot be read, which does not keep it there."""
+    try:
+        manifest = store.manifest(name)
+    except StoreError:
+        return None
+    if manifest is not None:
+        return manifest.sha256
+    known = lookup(name)
+    return None if known is None else known.sha256
+
+
+def collect(store: ModelStore, *, quarantine: bool, dry_run: bool) -> Iterator[Rubbish]:
+    """Delete what inferd wrote and nobody needs, and tell what it was; with ``dry_run``, only tell.
+
+    As long as a manifest cannot be read, any blob may be needed.
+    """
+    for path in sorted((store.home / "blobs" / "sha256").glob("[0-9a-f][0-9a-f]/*")):
+        if rubbish := _rubbish(store, path):
+            with suppress(LockHeld), Lock.acquire(store.blob_lock(_digest_in(path))):
+                if _rubbish(store, path):  # nobody has begun to use it meanwhile
+                    yield rubbish
+                    if not dry_run:
+                        _discard(path) if path.name.startswith(".") else store.remove_blob(path.name)
+    for path in sorted((store.home / "locks" / "quarantine").glob("*.bin")) if quarantine else ():
+        if _QUARANTINED.fullmatch(path.name):
+            yield Rubbish("quarantined file", path, path.lstat().st_size)
+            if not dry_run:
+                with store.writing():
+                    path.unlink(missing_ok=True)
+
+
+def _digest_in(path: Path) -> str:
+    return path.name.removeprefix(".partial-")
+
+
+def _rubbish(store: ModelStore, path: Path) -> Rubbish | None:
+    """What the entry ``path`` of ``blobs/sha256/AA`` is if it can go; ``None`` when it must stay."""
+    digest = _digest_in(path)
+    if not _DIGEST.fullmatch(digest) or path.is_symlink() or not path.is_dir():
+        return None
+    if path.name != digest:
+        return Rubbish("part of a download", path, largest_file(path)) if _is_ours(path) else None
+    if (path / "produced_by").exists() and not store.names_of(digest):
+        return Rubbish("model without a name", path, store.blob_size(digest) or 0)
+    return None
+
+
+def _held(lock: Path, what: str) -> Lock:
+    try:
+        return Lock.acquire(lock)
+    except LockHeld:
+        raise StoreError(
+            f"{what} is being fetched by process {holder(lock) or '?'}; wait for it or stop it first"
+        ) from None
+
+
+def _is_ours(partial: Path) -> bool:
+    """Whether inferd made this directory of a download: no other tool leaves these."""
+    names = {path.name for path in partial.iterdir()}
+    return not names or bool(names & {"scratch", "source.json"})
+
+
+def _discard(partial: Path) -> int:
+    """Delete the directory of a download; the bytes it held. The blob's lock is held."""
+    if not partial.is_dir() or partial.is_symlink():
+        return 0
+    size = largest_file(partial)
+    shutil.rmtree(partial, ignore_errors=True)
+    return size
