@@ -204,6 +204,17 @@ async def test_a_prompt_that_does_not_fit_is_refused_with_both_numbers() -> None
             await engine.generate(ask("word " * 1000))
 
 
+async def test_a_prompt_that_cannot_fit_is_refused_before_it_is_made() -> None:
+    most = 256 * load_model().longest_token
+    async with backend(n_ctx=256) as engine:
+        with pytest.raises(InvalidRequest, match=r"prompt is \d+ tokens long"):
+            await engine.generate(ask("x" * most))
+        with pytest.raises(
+            InvalidRequest, match=f"has {most + 1} characters and the context holds {most} at"
+        ):
+            await engine.generate(ask("x" * (most + 1)))
+
+
 async def test_an_answer_ends_where_the_context_does() -> None:
     async with backend(n_ctx=256, n_parallel=1) as engine:
         _, done = await answer(engine, "Count.", 2000, grammar=ENDLESS)

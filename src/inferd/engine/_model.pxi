@@ -170,6 +170,14 @@ cdef class Model:
         return llama_model_size(self.model)
 
     @property
+    def longest_token(self) -> int:
+        """Bytes of the longest text that one token can stand for."""
+        cdef int32_t token, longest = 1
+        for token in range(llama_vocab_n_tokens(self.vocab)):
+            longest = max(longest, -llama_token_to_piece(self.vocab, token, NULL, 0, 0, True))
+        return longest
+
+    @property
     def description(self) -> str:
         """Architecture, size and quantisation, as llama.cpp puts it."""
         cdef char text[256]

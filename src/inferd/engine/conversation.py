@@ -7,6 +7,7 @@ event loop, and nothing here touches it.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -25,6 +26,7 @@ from inferd.engine.backend import (
     ToolCall,
     ToolUse,
 )
+from inferd.errors import InvalidRequest
 
 
 class Reader(Protocol):
@@ -50,14 +52,25 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """How a loaded model is spoken to; ``n_batch`` is what a step of its engine takes."""
+    """How a loaded model is spoken to.
+
+    ``n_batch`` is what a step of its engine takes; no text of more than ``most_chars`` has room in its context.
+    """
 
     templates: _llama.Templates
     projector: _llama.Projector | None = None
     n_batch: int = 0
+    most_chars: int = sys.maxsize
 
     def render(self, messages: Sequence[Message], **more: object) -> _llama.Prompt:
         """The prompt of a conversation; ``more`` are further keys of the template's request."""
+        # A prompt takes forty times its size while it is made, so one that cannot fit is not even begun.
+        chars = sum(len(_text(message)) for message in messages)
+        if chars > self.most_chars:
+            raise InvalidRequest(
+                f"the prompt has {chars} characters and the context holds {self.most_chars} at the very most:"
+                " shorten it or serve with a larger --n-ctx"
+            )
         items = [
             media.to_item(part, self.projector)
             for message in messages

@@ -211,7 +211,8 @@ class LlamaCpp(Backend):
         if not model.has_chat_template:
             _log.warn("the model has no chat template; it is prompted as ChatML", model=config.model)
         _log.info("model loaded", model=config.model, description=model.description, bytes=model.size)
-        return cls(config, model, Family(templates, projector, engine.n_batch), engine)
+        family = Family(templates, projector, engine.n_batch, most_chars=n_ctx * model.longest_token)
+        return cls(config, model, family, engine)
 
     def ready(self) -> bool:
         return self._thread.is_alive()
@@ -236,6 +237,10 @@ class LlamaCpp(Backend):
         except asyncio.CancelledError:
             submitted.add_done_callback(self._drop)
             raise
+        finally:
+            del submitted  # it holds its error, which holds this frame, which holds the client's attachments
+        finally:
+            del submitted  # it holds its error, which holds this frame, which holds the client's attachments
         if isinstance(answer, Done):
             return Finished(answer)
         job, reader = answer
