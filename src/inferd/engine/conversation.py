@@ -54,7 +54,7 @@ class Prepared:
 class Family:
     """How a loaded model is spoken to.
 
-    ``n_batch`` is what a step of its engine takes; no text of more than ``most_chars`` has room in its context.
+    ``n_batch`` is what a step of its engine takes; no text of more than ``most_chars`` fits its context.
     """
 
     templates: _llama.Templates

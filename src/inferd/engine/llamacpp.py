@@ -239,8 +239,6 @@ class LlamaCpp(Backend):
             raise
         finally:
             del submitted  # it holds its error, which holds this frame, which holds the client's attachments
-        finally:
-            del submitted  # it holds its error, which holds this frame, which holds the client's attachments
         if isinstance(answer, Done):
             return Finished(answer)
         job, reader = answer
