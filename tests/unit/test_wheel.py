@@ -81,6 +81,7 @@ def test_the_commands_are_there(wheel: zipfile.ZipFile, info: str) -> None:
     lines = wheel.read(f"{info}/entry_points.txt").decode().splitlines()
     assert "inferd = inferd.cli:main" in lines
     assert "inferd-daemon = inferd.cli:daemon_main" in lines
+    assert "inferdctl = inferd.cli.ctl:main" in lines
 
 
 @pytest.mark.parametrize("name", EXTENSIONS)

@@ -1,4 +1,4 @@
-"""The commands: ``inferd`` and ``inferd-daemon``, which is ``inferd serve``.
+"""The commands: ``inferd``, and ``inferd-daemon``, which is ``inferd serve``; ``inferdctl`` is in ctl.py.
 
 Each command lives in a module of its own that is loaded when it is called, so that ``inferd status`` is
 quick. Only this package turns an error into an exit code: that of the error's class, 2 for a command line
@@ -22,17 +22,34 @@ BROKEN_PIPE = 141
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs ``inferd`` with ``arguments`` (default: the process's own); returns the exit code."""
-    return _run(app, "inferd", sys.argv[1:] if arguments is None else arguments)
+    return run_command(app, "inferd", sys.argv[1:] if arguments is None else arguments)
 
 
 def daemon_main(arguments: Sequence[str] | None = None) -> int:
     """Runs ``inferd-daemon`` likewise."""
     from inferd.cli.serve import daemon_command
 
-    return _run(daemon_command, "inferd-daemon", sys.argv[1:] if arguments is None else arguments)
+    return run_command(daemon_command, "inferd-daemon", sys.argv[1:] if arguments is None else arguments)
 
 
-def _run(command: click.Command, program: str, arguments: Sequence[str]) -> int:
+def run_command(
+    command: click.Command,
+    program: str,
+    arguments: Sequence[str],
+    *,
+    prefix: str | None = None,
+    failure: int | None = None,
+) -> int:
+    """Runs ``command`` and returns the exit code.
+
+    The line of an error begins with ``prefix``, else the name of the program, and its code is ``failure``,
+    else its own.
+    """
+
+    def fail(sentence: str, exit_code: int) -> int:
+        click.echo(f"{program if prefix is None else prefix}: {sentence}", err=True)
+        return exit_code if failure is None else failure
+
     try:
         with command.make_context(program, list(arguments)) as context:
             result = command.invoke(context)
@@ -41,10 +58,10 @@ def _run(command: click.Command, program: str, arguments: Sequence[str]) -> int:
     except click.exceptions.Exit as exit_:
         return exit_.exit_code
     except InferdError as error:
-        return _fail(program, str(error), error.exit_code)
+        return fail(str(error), error.exit_code)
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx is not None else program
-        return _fail(program, f"{error.format_message().rstrip('.')}; see `{path} --help`", error.exit_code)
+        return fail(f"{error.format_message().rstrip('.')}; see `{path} --help`", error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         if sys.stderr.isatty():
             click.echo(err=True)
@@ -53,8 +70,3 @@ def _run(command: click.Command, program: str, arguments: Sequence[str]) -> int:
         # What Python would still write at exit has nobody to read it either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
-
-
-def _fail(program: str, sentence: str, exit_code: int) -> int:
-    click.echo(f"{program}: {sentence}", err=True)
-    return exit_code
