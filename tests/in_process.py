@@ -162,7 +162,9 @@ async def serving(
     max_frame_bytes: int = 65536,
     max_attachment_bytes: int = 64 * 1024 * 1024,
     write_timeout_secs: float = 60.0,
+    idle_timeout_secs: float = 0.0,
     max_connections: int = 100,
+    max_connections_per_uid: int = 0,
     clock: Callable[[], float] = time.monotonic,
     surface: Surface[Any] | None = None,
 ) -> AsyncIterator[Server]:
@@ -178,12 +180,13 @@ async def serving(
         max_frame_bytes=max_frame_bytes,
         max_attachment_bytes=max_attachment_bytes,
         write_timeout_secs=write_timeout_secs,
+        idle_timeout_secs=idle_timeout_secs,
     )
     if isinstance(address, Path):
         bound = bind.bind_unix(address, 0o660)
     else:
         bound = bind.bind_tcp(address, has_key=api_key is not None)
-    places = Places(max_connections)
+    places = Places(max_connections, max_connections_per_uid)
     server = Server(service, Listener(bound, service.serve, places), places, hangups)
     before = asyncio.all_tasks()
     try:

@@ -1,0 +1,191 @@
+"""Clients that trickle, idle, flood or vanish, over a real socket, on both event loops."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inferd import log
+from inferd.engine.mock import Mock
+from inferd.serve import connection, listener
+from inferd.serve.blocks import BlockSurface
+from inferd.serve.listener import Places
+from tests.in_process import DONE, TOKEN, Gate, ask, serving, until
+
+pytestmark = pytest.mark.both_loops
+NOTE = {"kind": "text", "id": "t", "size": 9}
+BLOCKS = [{"role": "user", "content": [{"type": "text", "attachment_id": "t"}]}]
+
+
+@pytest.fixture
+def path(short_dir: Path) -> Path:
+    return short_dir / "s"
+
+
+# Trickling.
+
+
+@pytest.mark.parametrize("address", ["unix", "tcp"])
+async def test_who_does_not_end_a_line_is_dropped(
+    path: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setattr(connection, "PIECE_SECS", 0.2)
+    async with serving(path if address == "unix" else "127.0.0.1:0") as server:
+        client = await server.connect()
+        await until(lambda: server.places.taken == 1)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            while server.places.taken:  # each byte alone would be in time
+                await client.send(b" ")
+                await asyncio.sleep(0.02)
+        assert server.places.taken == 0
+
+
+async def test_who_does_not_send_all_bytes_behind_a_line_is_dropped(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "PIECE_SECS", 0.1)
+    async with serving(path, surface=BlockSurface()) as server:
+        client = await server.connect()
+        await client.send({"id": "q", "messages": BLOCKS, "attachments": [NOTE]}, b"12345678")
+        assert await client.receive() == b""
+        assert server.admission.running == 0
+
+
+async def test_who_goes_on_by_pieces_may_take_longer(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "PIECE_SECS", 1.0)
+    monkeypatch.setattr(connection, "PIECE_BYTES", 1)
+    async with serving(path) as server:
+        client = await server.connect()
+        for _ in range(4):
+            await client.send(b" ")
+            await asyncio.sleep(0.3)
+        await client.send(ask())
+        assert await client.line() == TOKEN
+
+
+async def test_the_time_is_that_of_one_request(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "PIECE_SECS", 0.15)
+    gate = Gate()
+    async with serving(path, Mock(pace=gate)) as server:
+        client = await server.connect()
+        await client.send(ask(), b'{"id":"q",')  # the second one is begun while the first one runs
+        await until(lambda: gate.waiting == 1)
+        await asyncio.sleep(0.3)
+        gate.open(2)
+        assert await client.line() + await client.line() == TOKEN + DONE
+        assert await client.receive() == b""  # and from here on it takes too long
+
+
+async def test_silence_between_requests_is_none_of_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "PIECE_SECS", 0.05)
+    async with serving(path) as server:
+        client = await server.connect()
+        for _ in range(2):
+            await asyncio.sleep(0.15)
+            await client.send(ask())
+            assert await client.line() + await client.line() == TOKEN + DONE
+
+
+# Idling.
+
+
+async def test_who_idles_is_closed(path: Path) -> None:
+    async with serving(path, idle_timeout_secs=0.2) as server:
+        client = await server.connect()
+        await client.send(ask())
+        assert await client.line() + await client.line() == TOKEN + DONE
+        assert await client.receive() == b""
+
+
+async def test_a_request_that_runs_is_not_idle(path: Path) -> None:
+    gate = Gate()
+    async with serving(path, Mock(pace=gate), idle_timeout_secs=0.1) as server:
+        client = await server.connect()
+        await client.send(ask())
+        await until(lambda: gate.waiting == 1)
+        await asyncio.sleep(0.3)
+        gate.open(2)
+        assert await client.line() + await client.line() == TOKEN + DONE
+
+
+# Flooding.
+
+
+async def test_one_user_cannot_take_every_place(path: Path) -> None:
+    async with serving(path, max_connections_per_uid=2) as server:
+        clients = [await server.connect() for _ in range(2)]
+        await until(lambda: server.places.taken == 2)
+        third = await server.connect()
+        assert await third.receive() == b""
+        clients[0].close()
+        await until(lambda: server.places.taken == 1)
+        fourth = await server.connect()
+        await fourth.send(ask())
+        assert await fourth.line() == TOKEN
+
+
+def test_places_are_counted_by_owner() -> None:
+    places = Places(3, per_owner=2)
+    assert [places.take(owner) for owner in ("a", "a", "a", "b", "c")] == [True, True, False, True, False]
+    places.leave("a")
+    assert places.take("b")
+    assert places.taken == 3
+    places.per_owner = 0
+    places.limit = 9
+    assert places.take("b")
+
+
+async def test_a_flood_does_not_fill_the_log(
+    path: Path, short_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "REFUSALS_SECS", 0.2)
+    activity = log.setup("info", short_dir, stderr=False)
+    try:
+        async with serving(path, max_connections=1) as server:
+            await server.connect()
+            await until(lambda: server.places.taken == 1)
+            for _ in range(50):
+                assert await (await server.connect()).receive() == b""
+            await asyncio.sleep(0.3)
+    finally:
+        activity.close()
+    records = (short_dir / log.FILE_NAME).read_text()
+    assert 1 <= records.count('"too_many_connections"') <= 10
+    assert records.count('"connections_refused"') >= 1
+
+
+# Vanishing.
+
+
+async def test_a_tcp_peer_that_is_silent_is_asked_whether_it_is_there() -> None:
+    async with serving("127.0.0.1:0") as server:
+        await server.connect()
+        await until(lambda: len(server.service.sessions) == 1)
+        (session,) = server.service.sessions
+        assert session._sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        options: dict[str, Any] = {
+            name: session._sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, name))
+            for name in listener.KEEPALIVE
+        }
+        assert options == listener.KEEPALIVE
+        assert sum((options["TCP_KEEPIDLE"], options["TCP_KEEPINTVL"] * options["TCP_KEEPCNT"])) <= 120
+
+
+async def test_nothing_is_left_of_many_bad_clients(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "PIECE_SECS", 0.1)
+    async with serving(path, max_connections=50, idle_timeout_secs=0.1) as server:
+        for number in range(200):
+            client = await server.connect()
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                await client.send(b"{" * (number % 3))
+            if number % 5 == 0:
+                client.close()
+        await until(lambda: server.places.taken == 0)
+        client = await server.connect()
+        await client.send(ask())
+        assert await client.line() == TOKEN

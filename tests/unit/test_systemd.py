@@ -1,0 +1,211 @@
+"""What a service manager is told, and the sockets that it passes on."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from inferd.engine.mock import Mock
+from inferd.errors import AddressError
+from inferd.serve import systemd
+from inferd.serve.backends import Backends
+from inferd.serve.bind import Bound
+from inferd.serve.build import build_backend
+from inferd.serve.router import Router
+
+
+@pytest.fixture
+def manager(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(str(short_dir / "notify"))
+        sock.setblocking(False)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(short_dir / "notify"))
+        yield sock
+
+
+async def heard(manager: socket.socket) -> bytes:
+    return await asyncio.wait_for(asyncio.get_running_loop().sock_recv(manager, 200), 10)
+
+
+def silent(manager: socket.socket) -> bool:
+    try:
+        return not manager.recv(200)
+    except BlockingIOError:
+        return True
+
+
+def test_a_manager_that_has_gone_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", "/nowhere/at/all")
+    systemd.notify("READY=1")
+
+
+# Signs of life.
+
+
+async def test_signs_of_life_come_while_all_is_well(
+    manager: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "40000")
+    monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
+    dead: list[str] = []
+    watchdog = systemd.Watchdog(asyncio.get_running_loop(), lambda: dead)
+    assert [await heard(manager) for _ in range(3)] == [b"WATCHDOG=1"] * 3
+    dead.append("the engine")
+    await asyncio.sleep(0.03)
+    while not silent(manager):
+        pass
+    await asyncio.sleep(0.1)
+    assert silent(manager)
+    dead.clear()
+    assert await heard(manager) == b"WATCHDOG=1"
+    watchdog.close()
+
+
+@pytest.mark.parametrize(("usec", "pid"), [("", ""), ("0", ""), ("nonsense", ""), ("-5", ""), ("20000", "1")])
+async def test_nobody_waits_for_signs_of_life(
+    manager: socket.socket, monkeypatch: pytest.MonkeyPatch, usec: str, pid: str
+) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", usec)
+    if pid:
+        monkeypatch.setenv("WATCHDOG_PID", pid)
+    systemd.Watchdog(asyncio.get_running_loop(), lambda: []).close()
+    assert silent(manager)
+
+
+class Mortal(Mock):
+    living = True
+
+    def alive(self) -> bool:
+        return self.living
+
+
+async def test_a_backend_in_use_whose_thread_has_died_is_named() -> None:
+    first, second = Mortal("first"), Mortal("second")
+    backends = Backends(Router([first, second]), build_backend)
+    assert backends.dead() == []
+    second.living = False
+    assert backends.dead() == ["second"]
+
+
+# Passed sockets.
+
+
+@pytest.fixture
+def passing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Passing]:
+    passing = Passing(monkeypatch)
+    yield passing
+    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+        assert name not in os.environ
+    passing.close()
+
+
+class Passing:
+    """Listening sockets where a manager would put them, though not from descriptor 3 on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._monkeypatch = monkeypatch
+        self._fds: list[int] = []
+
+    def pass_on(self, names: str, *sockets: socket.socket, pid: int | None = None) -> None:
+        first = 200
+        for fd, sock in enumerate(sockets, start=first):
+            os.dup2(sock.fileno(), fd)
+            self._fds.append(fd)
+            sock.close()
+        self._monkeypatch.setattr(systemd, "FIRST_FD", first)
+        for name, value in {"PID": pid or os.getpid(), "FDS": len(sockets), "FDNAMES": names}.items():
+            self._monkeypatch.setenv(f"LISTEN_{name}", str(value))
+
+    def close(self) -> None:
+        for fd in self._fds:
+            try:
+                os.close(fd)
+            except OSError:
+                continue  # whoever took it has closed it
+            raise AssertionError(f"descriptor {fd} was left open")
+
+
+def unix(path: Path) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX)
+    sock.bind(str(path))
+    sock.listen()
+    return sock
+
+
+def tcp(host: str = "127.0.0.1") -> socket.socket:
+    return socket.create_server((host, 0))
+
+
+def close(passed: dict[str, Bound]) -> None:
+    for bound in passed.values():
+        bound.close()
+
+
+ADDRESSES = {"v1": "/run/x/infer.sock", "v2": "/run/x/infer.v2.sock", "admin": "/run/x/admin.sock"}
+
+
+def test_a_socket_belongs_to_the_surface_that_it_is_named_after(short_dir: Path, passing: Passing) -> None:
+    passing.pass_on("v2:admin", tcp(), unix(short_dir / "a"))
+    passed = systemd.passed_sockets(ADDRESSES, has_key=False)
+    assert {name: bound.is_tcp for name, bound in passed.items()} == {"v2": True, "admin": False}
+    assert passed["admin"].address == str(short_dir / "a")
+    assert not passed["v2"].sock.get_inheritable()
+    assert not passed["v2"].sock.getblocking()
+    close(passed)
+    assert (short_dir / "a").is_socket(), "the file is the manager's"
+
+
+def test_a_socket_without_such_a_name_is_known_by_its_address(short_dir: Path, passing: Passing) -> None:
+    passing.pass_on("inferd.socket", unix(short_dir / "a"))
+    passed = systemd.passed_sockets({**ADDRESSES, "v1": str(short_dir / "a")}, has_key=False)
+    assert list(passed) == ["v1"]
+    close(passed)
+
+
+def test_what_is_meant_for_another_process_is_left_alone(short_dir: Path, passing: Passing) -> None:
+    passing.pass_on("v1", pid=1)
+    assert systemd.passed_sockets(ADDRESSES, has_key=False) == {}
+
+
+def test_what_fits_no_surface_is_refused_and_closed(short_dir: Path, passing: Passing) -> None:
+    passing.pass_on("v1:else", unix(short_dir / "a"), unix(short_dir / "b"))
+    with pytest.raises(AddressError, match=r"else .* is that of no surface; name it v1, v2, admin by"):
+        systemd.passed_sockets(ADDRESSES, has_key=False)
+
+
+def test_two_for_one_surface_are_refused(short_dir: Path, passing: Passing) -> None:
+    passing.pass_on("v1:v1", unix(short_dir / "a"), unix(short_dir / "b"))
+    with pytest.raises(AddressError, match="each once"):
+        systemd.passed_sockets(ADDRESSES, has_key=False)
+
+
+def test_an_open_address_needs_a_key_here_too(passing: Passing) -> None:
+    passing.pass_on("v1", tcp("0.0.0.0"))
+    with pytest.raises(AddressError, match="without an API key"):
+        systemd.passed_sockets(ADDRESSES, has_key=False)
+
+
+def test_with_a_key_it_does_not(passing: Passing) -> None:
+    passing.pass_on("v1", tcp("0.0.0.0"))
+    close(systemd.passed_sockets(ADDRESSES, has_key=True))
+
+
+def test_what_does_not_listen_is_refused(passing: Passing) -> None:
+    passing.pass_on("v1", socket.socket(socket.AF_UNIX))
+    with pytest.raises(AddressError, match="does not listen for streams"):
+        systemd.passed_sockets(ADDRESSES, has_key=False)
+
+
+def test_a_descriptor_that_is_no_socket_is_refused(short_dir: Path, passing: Passing) -> None:
+    passing.pass_on("v1")
+    with (short_dir / "file").open("w") as file:
+        os.dup2(file.fileno(), systemd.FIRST_FD)
+    os.environ["LISTEN_FDS"] = "1"
+    with pytest.raises(AddressError, match="is no socket"):
+        systemd.passed_sockets(ADDRESSES, has_key=False)
+    os.close(systemd.FIRST_FD)
