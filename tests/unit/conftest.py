@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests import both_clients, remote_server
+from tests.remote_server import RemoteServer
 from tests.scripted_peer import Peer, Script
 
 
@@ -33,3 +38,25 @@ def peer(short_dir: Path) -> Iterator[Callable[[Script], Peer]]:
     yield start
     for each in started:
         each.stop()
+
+
+@pytest.fixture
+def remote() -> Iterator[Callable[..., RemoteServer]]:
+    """Starts scripted servers for a remote backend to talk to."""
+    started: list[RemoteServer] = []
+
+    def start(script: remote_server.Script, tls: ssl.SSLContext | None = None) -> RemoteServer:
+        started.append(RemoteServer(script, tls))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.stop()
+
+
+@pytest.fixture(params=["blocking", "asyncio"])
+def clients(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """``clients.client``, ``.admin`` and ``.dial`` of one kind, all to be called as the blocking ones."""
+    loop = asyncio.new_event_loop()
+    yield both_clients.Blocking if request.param == "blocking" else both_clients.Asyncio(loop)
+    loop.close()

@@ -14,8 +14,8 @@ import msgspec
 import orjson
 
 from inferd.engine.backend import Done, Event, StopReason, Text, Thinking, ToolCall, ToolUse, Usage
-from inferd.engine.remote import refusal
-from inferd.errors import ToolCallMalformed
+from inferd.engine.remote import fault_of, refusal
+from inferd.errors import InferdError, ToolCallMalformed, Unavailable
 
 _STOP_REASONS: dict[str, StopReason] = {
     "stop": "end",
@@ -102,13 +102,18 @@ class Answer:
         """
         chunk = _decoder.decode(data)
         if chunk.error is not None:
-            code = chunk.error.get("code") if isinstance(chunk.error, dict) else None
-            status = code if isinstance(code, int) and 400 <= code < 600 else 500
-            raise refusal(self._host, status, {}, orjson.dumps({"error": chunk.error}))
+            raise self._failure(chunk.error)
         self._usage = chunk.usage or self._usage
         for choice in chunk.choices or ():
             if choice.index == 0:
                 yield from self._take(choice)
+
+    def _failure(self, error: Any) -> InferdError:
+        status = error.get("code") if isinstance(error, dict) else None
+        if isinstance(status, int) and 400 <= status < 600:
+            return refusal(self._host, status, {}, orjson.dumps({"error": error}))
+        name, _ = fault_of(error)
+        return Unavailable(f"{self._host} broke off its answer{f' ({name})' if name else ''}")
 
     def _take(self, choice: _Choice) -> Iterator[Event]:
         delta = choice.delta or _Delta()

@@ -133,8 +133,8 @@ async def let_end(chunks: AsyncIterator[bytes]) -> None:
 
 def _reason(error: BaseException) -> str:
     """What the system or the TLS library said at the root of a failure to connect."""
-    while error.__cause__ is not None:
-        error = error.__cause__
+    while root := error.__cause__ or error.__context__:
+        error = root
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not trusted ({error.verify_message})"
     if isinstance(error, ssl.SSLError):

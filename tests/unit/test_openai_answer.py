@@ -1,0 +1,195 @@
+"""Answers put together from what servers with OpenAI's API stream, oddities included."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import orjson
+import pytest
+
+from inferd.engine.backend import Done, Event, Text, Thinking, ToolCall, ToolUse, Usage
+from inferd.engine.openai_answer import Answer
+from inferd.errors import BackendError, InferdError, InvalidRequest, ToolCallMalformed, Unavailable
+from tests.remote_server import delta, finish, usage
+
+
+def read(*pieces: dict[str, Any], tool_required: bool = False) -> list[Event]:
+    answer = Answer("far", tool_required=tool_required)
+    events = [event for piece in pieces for event in answer.feed(orjson.dumps(piece).decode())]
+    return events + list(answer.end())
+
+
+def call(**fields: Any) -> dict[str, Any]:
+    """A piece of a tool call."""
+    function = {key: fields.pop(key) for key in ("name", "arguments") if key in fields}
+    return delta(tool_calls=[{**fields, "function": function}])
+
+
+def calls(*pieces: dict[str, Any], reason: str = "tool_calls") -> list[ToolCall]:
+    return [event.call for event in read(*pieces, finish(reason)) if isinstance(event, ToolUse)]
+
+
+def last(*pieces: dict[str, Any], **options: bool) -> Done:
+    done = read(*pieces, **options)[-1]
+    assert isinstance(done, Done)
+    return done
+
+
+def test_text_and_thinking_in_their_order() -> None:
+    assert read(
+        delta(role="assistant", content=None),
+        delta(reasoning_content="hm"),
+        delta(reasoning="so"),
+        delta(content=""),
+        delta(content="Hel", tool_calls=None),
+        delta(content="lo"),
+        finish("stop"),
+        usage(7, 4, cached=2),
+    ) == [Thinking("hm"), Thinking("so"), Text("Hel"), Text("lo"), Done("end", Usage(7, 4, 2))]
+
+
+@pytest.mark.parametrize(
+    ("reason", "meaning"),
+    [
+        ("stop", "end"),
+        ("length", "length"),
+        ("content_filter", "error"),
+        ("eos", "end"),
+        ("tool_calls", "end"),
+    ],
+)
+def test_reasons_to_stop(reason: str, meaning: str) -> None:
+    assert last(delta(content="x"), finish(reason)).stop_reason == meaning
+
+
+def test_without_a_reason_there_is_no_end() -> None:
+    assert read(delta(content="x"), usage(1, 1)) == [Text("x")]
+
+
+def test_without_counts_each_piece_counts() -> None:
+    assert last(delta(content="a"), delta(reasoning="b"), finish("stop")).usage == Usage(0, 2)
+
+
+def test_counts_may_be_null() -> None:
+    counts = {"prompt_tokens": 3, "completion_tokens": None, "prompt_tokens_details": None}
+    assert last(finish("stop"), {"choices": None, "usage": counts}).usage == Usage(3, 0)
+
+
+def test_only_the_first_choice_is_told() -> None:
+    other = {"choices": [{"index": 1, "delta": {"content": "no"}, "finish_reason": "length"}]}
+    assert read(delta(content="yes"), other, finish("stop"))[:1] == [Text("yes")]
+    assert read(other) == []
+
+
+def test_a_call_in_pieces_comes_whole() -> None:
+    events = read(
+        call(index=0, id="a", name="look", arguments=""),
+        call(index=0, arguments='{"ci'),
+        call(index=0, id="a", name="look", arguments='ty":1}'),
+        finish("tool_calls"),
+    )
+    assert events[0] == ToolUse(ToolCall("a", "look", '{"city":1}'))
+    assert isinstance(events[1], Done)
+    assert events[1].stop_reason == "tool_use"
+
+
+def test_several_calls_mixed() -> None:
+    assert calls(
+        call(index=0, id="a", name="f", arguments="{"),
+        call(index=1, id="b", name="g", arguments="{}"),
+        call(index=0, arguments="}"),
+    ) == [ToolCall("a", "f", "{}"), ToolCall("b", "g", "{}")]
+
+
+def test_calls_that_share_an_index_are_told_apart_by_their_ids() -> None:
+    found = calls(
+        call(index=0, id="a", name="f", arguments="{}"), call(index=0, id="b", name="f", arguments="{}")
+    )
+    assert [one.id for one in found] == ["a", "b"]
+
+
+def test_calls_without_an_index() -> None:
+    found = calls(
+        call(id="a", name="f", arguments='{"x":'), call(arguments="1}"), call(name="g", arguments="{}")
+    )
+    assert [(one.name, one.arguments) for one in found] == [("f", '{"x":1}'), ("g", "{}")]
+
+
+def test_arguments_may_be_an_object_or_nothing() -> None:
+    assert calls(call(index=0, id="a", name="f", arguments={"x": 1})) == [ToolCall("a", "f", '{"x":1}')]
+    assert calls(call(index=0, id="a", name="f")) == [ToolCall("a", "f", "{}")]
+
+
+def test_a_call_without_an_id_gets_one_of_its_own() -> None:
+    first, second = calls(call(index=0, name="f"), call(index=1, name="f"))
+    assert first.id != second.id
+    assert first.id.startswith("tc-")
+
+
+def test_calls_decide_the_reason_where_the_server_says_stop() -> None:
+    assert last(call(index=0, id="a", name="f"), finish("stop")).stop_reason == "tool_use"
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [{"name": "f", "arguments": '{"x":'}, {"name": "f", "arguments": "[1]"}, {"arguments": "{}"}],
+    ids=["cut", "no object", "no name"],
+)
+def test_a_call_that_cannot_be_read(broken: dict[str, str]) -> None:
+    with pytest.raises(ToolCallMalformed) as raised:
+        read(call(index=0, id="a", **broken), finish("tool_calls"))
+    assert not raised.value.counts
+
+
+def test_a_call_cut_by_the_budget_is_left_out() -> None:
+    events = read(
+        call(index=0, id="a", name="f", arguments="{}"),
+        call(index=1, id="b", name="f", arguments='{"x'),
+        finish("length"),
+    )
+    assert events[:-1] == [ToolUse(ToolCall("a", "f", "{}"))]
+    assert isinstance(events[-1], Done)
+    assert events[-1].stop_reason == "length"
+
+
+def test_a_required_call_that_did_not_come_is_told() -> None:
+    assert last(delta(content="no"), finish("stop"), tool_required=True).tool_missing
+    assert not last(call(index=0, name="f"), finish("stop"), tool_required=True).tool_missing
+    assert not last(delta(content="no"), finish("stop")).tool_missing
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (
+            {"code": 400, "message": "too long"},
+            InvalidRequest,
+            "far refused the request with status 400: too long",
+        ),
+        (
+            {"code": 429, "type": "slow_down", "message": "secret"},
+            Unavailable,
+            "far answered with status 429 (slow_down)",
+        ),
+        (
+            {"code": "overloaded", "message": "secret"},
+            Unavailable,
+            "far broke off its answer (overloaded)",
+        ),
+        ("secret", Unavailable, "far broke off its answer"),
+    ],
+)
+def test_an_error_in_the_stream(error: Any, kind: type[InferdError], message: str) -> None:
+    with pytest.raises(BackendError if kind is Unavailable else kind) as raised:
+        read(delta(content="x"), {"error": error})
+    assert type(raised.value) is kind
+    assert str(raised.value) == message
+
+
+@pytest.mark.parametrize(
+    "data", ["", "null", "[]", "{", '{"choices":1}', '{"choices":[{"delta":{"content":1}}]}']
+)
+def test_what_is_no_piece_of_an_answer(data: str) -> None:
+    with pytest.raises(msgspec.DecodeError):
+        list(Answer("far", tool_required=False).feed(data))

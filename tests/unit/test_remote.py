@@ -1,0 +1,403 @@
+"""The far end of a remote backend: what its failures become, and what is left of a stream that has ended."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import AsyncGenerator, Callable
+from datetime import datetime, timedelta, timezone
+from email.utils import format_datetime
+from pathlib import Path
+
+import orjson
+import pytest
+import trustme
+
+from inferd.engine import remote as module
+from inferd.engine.backend import Done, Event, Text, Usage
+from inferd.engine.remote import RemoteStream, Upstream
+from inferd.errors import BackendInternal, InferdError, InvalidRequest, Unavailable, Unsupported
+from tests.in_process import until
+from tests.remote_server import Exchange, RemoteServer
+
+Start = Callable[..., RemoteServer]
+
+
+async def ask(server: RemoteServer, *, timeout_secs: float = 30.0, at_most: int = 10**6) -> bytes:
+    upstream = Upstream(server.url, timeout_secs)
+    try:
+        return await upstream.read(f"{server.url}/x", b"{}", {"authorization": "Bearer k"}, at_most=at_most)
+    finally:
+        await upstream.close()
+
+
+async def failure(server: RemoteServer, *, timeout_secs: float = 30.0) -> InferdError:
+    with pytest.raises(InferdError) as raised:
+        await ask(server, timeout_secs=timeout_secs)
+    return raised.value
+
+
+@pytest.mark.both_loops
+async def test_an_answer_is_read(remote: Start) -> None:
+    server = remote(lambda exchange: exchange.whole(200, b"yes"))
+    assert await ask(server) == b"yes"
+    (request,) = server.requests
+    assert (request.method, request.path, request.body) == ("POST", "/x", b"{}")
+    assert request.headers["authorization"] == "Bearer k"
+    assert request.headers["accept-encoding"] == "identity"
+
+
+# Statuses.
+
+REASON = orjson.dumps({"error": {"message": "the  reason\nis secret", "type": "some_name", "code": None}})
+
+
+@pytest.mark.parametrize("status", [400, 404, 405, 409, 413, 415, 422])
+async def test_the_clients_fault_is_told_to_the_client(remote: Start, status: int) -> None:
+    error = await failure(remote(lambda exchange: exchange.whole(status, REASON)))
+    assert type(error) is InvalidRequest
+    assert str(error).endswith(f" refused the request with status {status}: the reason is secret")
+
+
+@pytest.mark.parametrize("status", [401, 403, 408, 429, 500, 502, 503, 504])
+async def test_another_fault_counts_and_is_told_by_its_name_alone(remote: Start, status: int) -> None:
+    error = await failure(remote(lambda exchange: exchange.whole(status, REASON)))
+    assert type(error) is Unavailable
+    assert error.counts
+    assert f"status {status} (some_name)" in str(error)
+    assert "secret" not in str(error)
+
+
+async def test_success_of_another_kind_is_a_failure(remote: Start) -> None:
+    error = await failure(remote(lambda exchange: exchange.send(b"HTTP/1.1 204 None\r\n\r\n")))
+    assert str(error).endswith("answered with status 204")
+
+
+async def test_what_is_not_implemented_does_not_count(remote: Start) -> None:
+    error = await failure(remote(lambda exchange: exchange.whole(501, REASON)))
+    assert type(error) is Unsupported
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b'{"error":"text"}', "text"),
+        (b'{"message":"text"}', "text"),
+        (b'{"detail":"text"}', "text"),
+        (b'{"error":{"message":5}}', "it gave no reason; are the configured address and model right?"),
+        (b"<html>", "it gave no reason; are the configured address and model right?"),
+        (b"[]", "it gave no reason; are the configured address and model right?"),
+        (orjson.dumps({"message": "x" * 1000}), "x" * 500 + "…"),
+    ],
+)
+async def test_forms_of_a_reason(remote: Start, body: bytes, reason: str) -> None:
+    error = await failure(remote(lambda exchange: exchange.whole(400, body)))
+    assert str(error).partition(": ")[2] == reason
+
+
+async def test_the_name_of_a_fault_is_a_name(remote: Start) -> None:
+    body = orjson.dumps({"error": {"code": "a prompt, quoted", "type": "server_error"}})
+    error = await failure(remote(lambda exchange: exchange.whole(500, body)))
+    assert str(error).endswith("answered with status 500 (server_error)")
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("7", "; it asks to wait 7 s"),
+        ("soon", ""),
+        ("-1", ""),
+        ("Sun, 06 Nov 1994 08:49:37 GMT", "; it asks to wait 0 s"),
+    ],
+)
+async def test_how_long_to_wait_is_told(remote: Start, value: str, told: str) -> None:
+    error = await failure(remote(lambda exchange: exchange.whole(429, b"", retry_after=value)))
+    assert str(error).endswith(f"answered with status 429{told}")
+
+
+async def test_a_date_to_wait_for_is_told_in_seconds(remote: Start) -> None:
+    date = format_datetime(datetime.now(timezone.utc) + timedelta(hours=1), usegmt=True)
+    error = await failure(remote(lambda exchange: exchange.whole(503, b"", retry_after=date)))
+    secs = int(str(error).split()[-2])
+    assert 3500 < secs <= 3600
+
+
+async def test_an_explanation_that_does_not_end(remote: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    def script(exchange: Exchange) -> None:
+        exchange.head(400)
+        exchange.chunk(b'{"message":')
+        exchange.wait_until_left()
+
+    monkeypatch.setattr(module, "_ERROR_BODY_SECS", 0.05)
+    assert type(await failure(remote(script))) is InvalidRequest
+
+
+async def test_an_explanation_without_bounds(remote: Start) -> None:
+    def script(exchange: Exchange) -> None:
+        exchange.head(400)
+        while True:
+            exchange.chunk(b"x" * 65536)
+
+    server = remote(script)
+    assert type(await failure(server)) is InvalidRequest
+    await until(server.left.is_set)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_no_redirect_is_followed(remote: Start, status: int) -> None:
+    """The key must not reach a host that it is not for."""
+    elsewhere = remote(lambda exchange: exchange.whole(200, b"gotcha"))
+    server = remote(lambda exchange: exchange.whole(status, b"", location=f"{elsewhere.url}/x"))
+    error = await failure(server)
+    assert type(error) is Unavailable
+    assert "redirects elsewhere" in str(error)
+    assert elsewhere.accepted == 0
+
+
+# The connection.
+
+
+async def test_nobody_listens() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    upstream = Upstream(f"http://127.0.0.1:{port}", 30.0)
+    with pytest.raises(Unavailable, match=f"127.0.0.1:{port} cannot be reached: Connection refused"):
+        await upstream.read(f"http://127.0.0.1:{port}/x", b"", {}, at_most=1)
+    await upstream.close()
+
+
+async def test_a_name_that_is_nobodys() -> None:
+    upstream = Upstream("http://nobody.invalid", 30.0)
+    with pytest.raises(Unavailable, match=r"^nobody\.invalid cannot be reached: "):
+        await upstream.read("http://nobody.invalid/x", b"", {}, at_most=1)
+    await upstream.close()
+
+
+async def test_nobody_accepts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CONNECT_SECS", 0.05)
+    with socket.socket() as listener, socket.socket() as first:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        port = listener.getsockname()[1]
+        first.connect(("127.0.0.1", port))
+        upstream = Upstream(f"http://127.0.0.1:{port}", 30.0)
+        with pytest.raises(Unavailable, match=r"did not take a connection within 0\.05 s"):
+            await upstream.read(f"http://127.0.0.1:{port}/x", b"", {}, at_most=1)
+        await upstream.close()
+
+
+async def test_silence_before_the_first_byte(remote: Start) -> None:
+    server = remote(Exchange.wait_until_left)
+    error = await failure(server, timeout_secs=0.05)
+    assert type(error) is Unavailable
+    assert str(error) == f"{server.host} was silent for 0.05 s"
+    await until(server.left.is_set)
+
+
+async def test_silence_in_the_middle(remote: Start) -> None:
+    def script(exchange: Exchange) -> None:
+        exchange.head()
+        exchange.chunk(b"x")
+        exchange.wait_until_left()
+
+    server = remote(script)
+    assert "was silent for 0.05 s" in str(await failure(server, timeout_secs=0.05))
+    await until(server.left.is_set)
+
+
+@pytest.mark.parametrize(
+    "begin", [b"", b"HTTP/1.1 200 OK\r\n", b"junk\r\n\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nxx"]
+)
+async def test_the_connection_is_cut(remote: Start, begin: bytes) -> None:
+    def script(exchange: Exchange) -> None:
+        exchange.send(begin)
+        exchange.cut()
+
+    error = await failure(remote(script))
+    assert type(error) is Unavailable
+    assert "broke off the connection" in str(error)
+
+
+async def test_more_than_was_allowed(remote: Start) -> None:
+    server = remote(lambda exchange: exchange.whole(200, b"x" * 101))
+    with pytest.raises(BackendInternal, match="more than 100 bytes"):
+        await ask(server, at_most=100)
+
+
+# TLS.
+
+
+@pytest.fixture
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def tls_server(remote: Start, authority: trustme.CA) -> RemoteServer:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    return remote(lambda exchange: exchange.whole(200, b"safe"), context)
+
+
+async def test_the_systems_trust_store_decides(
+    tls_server: RemoteServer, authority: trustme.CA, short_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = await failure(tls_server)
+    assert "cannot be reached: its certificate is not trusted" in str(error)
+    authority.cert_pem.write_to_path(str(short_dir / "ca.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(short_dir / "ca.pem"))  # where OpenSSL looks for the system's
+    assert await ask(tls_server) == b"safe"
+
+
+async def test_a_server_without_tls() -> None:
+    async def refuse(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(refuse, "127.0.0.1") as plain:
+        url = "https://127.0.0.1:{1}".format(*plain.sockets[0].getsockname())
+        upstream = Upstream(url, 30.0)
+        with pytest.raises(Unavailable, match="cannot be reached: no TLS with it"):
+            await upstream.read(url, b"", {}, at_most=1)
+        await upstream.close()
+
+
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "ALL_PROXY"])
+async def test_this_machine_needs_no_proxy(
+    remote: Start, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    proxy = remote(lambda exchange: exchange.whole(200, b"proxied"))
+    monkeypatch.setenv(variable, proxy.url)
+    assert await ask(remote(lambda exchange: exchange.whole(200, b"direct"))) == b"direct"
+    upstream = Upstream("http://far.invalid", 30.0)
+    assert await upstream.read("http://far.invalid/x", b"", {}, at_most=10) == b"proxied"
+    await upstream.close()
+
+
+# Streams.
+
+DONE = Done("end", Usage(2, 3))
+
+
+class Source:
+    """Events by hand; an error is raised."""
+
+    def __init__(self, *events: Event | Exception) -> None:
+        self.events = asyncio.Queue[Event | Exception]()
+        for event in events:
+            self.events.put_nowait(event)
+        self.given = 0
+        self.left = False
+        self.running: set[RemoteStream] = set()
+        self.stream = RemoteStream(self._give(), self.running)
+
+    async def _give(self) -> AsyncGenerator[Event, None]:
+        try:
+            while True:
+                event = await self.events.get()
+                if isinstance(event, Exception):
+                    raise event
+                self.given += 1
+                yield event
+        finally:
+            self.left = True
+
+    async def rest(self) -> list[Event]:
+        """What is left of the stream; the source must be, too."""
+        found = [event async for event in self.stream]
+        await until(lambda: not self.running)
+        assert self.left or not self.given
+        return found
+
+
+async def test_events_come_with_their_times() -> None:
+    source = Source(Text("a"), Text("b"), DONE)
+    *texts, done = await source.rest()
+    assert texts == [Text("a"), Text("b")]
+    assert isinstance(done, Done)
+    assert (done.stop_reason, done.usage) == ("end", Usage(2, 3))
+    times = done.timings
+    assert times is not None
+    assert 0 <= times.ttft_ms == times.prefill_ms
+    assert times.decode_ms >= 0
+
+
+async def test_what_comes_behind_the_end_is_not_waited_for() -> None:
+    source = Source(DONE)
+    assert len(await source.rest()) == 1
+    assert source.given == 1
+
+
+async def test_a_failure_comes_behind_the_events_before_it() -> None:
+    source = Source(Text("a"), Unavailable("gone"))
+    assert await anext(source.stream) == Text("a")
+    with pytest.raises(Unavailable, match="gone"):
+        await anext(source.stream)
+    assert await source.rest() == []
+
+
+async def test_an_end_without_done_is_an_end() -> None:
+    async def two() -> AsyncGenerator[Event, None]:
+        yield Text("a")
+
+    assert [event async for event in RemoteStream(two(), set())] == [Text("a")]
+
+
+async def test_cancel_keeps_what_has_come() -> None:
+    source = Source(Text("a"), Text("b"))
+    await until(lambda: source.given == 2)
+    source.stream.cancel()
+    source.stream.cancel()
+    *texts, done = await source.rest()
+    assert texts == [Text("a"), Text("b")]
+    assert isinstance(done, Done)
+    assert (done.stop_reason, done.usage) == ("cancelled", Usage(0, 2))
+
+
+async def test_cancel_before_anything_has_begun() -> None:
+    source = Source()
+    source.stream.cancel()
+    (done,) = await source.rest()
+    assert isinstance(done, Done)
+    assert (done.stop_reason, done.usage) == ("cancelled", Usage(0, 0))
+
+
+async def test_cancel_behind_the_end_changes_nothing() -> None:
+    source = Source(DONE)
+    await until(lambda: source.given == 1)
+    source.stream.cancel()
+    (done,) = await source.rest()
+    assert isinstance(done, Done)
+    assert done.stop_reason == "end"
+    source.stream.cancel()
+    assert await source.rest() == []
+
+
+@pytest.mark.parametrize("given", [0, 1])
+async def test_close_leaves_the_source_at_once(given: int) -> None:
+    source = Source(*[Text("a")] * given)
+    await until(lambda: source.given == given)
+    waiting = asyncio.ensure_future(source.rest())
+    await asyncio.sleep(0)
+    source.stream.close()
+    source.stream.close()
+    assert len(await waiting) <= given
+    assert await source.rest() == []
+
+
+async def test_closed_returns_when_the_source_is_left() -> None:
+    source = Source(Text("a"))
+    await until(lambda: source.given == 1)
+    await source.stream.closed()
+    assert source.left
+    assert not source.running
+
+
+async def test_who_does_not_pull_holds_the_source() -> None:
+    source = Source(*[Text("a")] * 1000, DONE)
+    await until(lambda: source.given >= 1)
+    for _ in range(2000):
+        await asyncio.sleep(0)
+    assert source.given < 100
+    assert len(await source.rest()) == 1001
