@@ -172,6 +172,7 @@ class Daemon:
         for surface in surfaces:
             sockets.append(addresses.bind_surface(settings, surface.name, passed))
             held.callback(sockets[-1].close)
+        self._serve_metrics(held)
         hangups = HangupWatch(self._loop)
         held.callback(hangups.close)
         for surface, bound in zip(surfaces, sockets, strict=True):
@@ -213,6 +214,15 @@ class Daemon:
 
     async def _serve_admin(self, sock: socket.socket, peer: Peer, number: int) -> None:
         await self._board.serve(sock)
+
+    def _serve_metrics(self, held: contextlib.AsyncExitStack) -> None:
+        if self._settings.metrics_addr is not None:
+            from inferd.serve import prometheus
+
+            bound = addresses.bind_metrics(self._settings.metrics_addr, self._settings.group)
+            places = Places(prometheus.MAX_CONNECTIONS)
+            listener = Listener(bound, prometheus.Exporter(self._overview).serve, places)
+            held.push_async_callback(listener.close, FLUSH_GRACE_SECS)
 
     def _show_loading(self, phase: str, details: Mapping[str, object]) -> None:
         self._board.publish(admin.loading_model(phase, details))

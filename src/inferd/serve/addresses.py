@@ -65,6 +65,16 @@ def bind_surface(settings: Settings, name: str, passed: Mapping[str, Bound]) -> 
     return bind.bind_unix(path, mode, group)
 
 
+def bind_metrics(address: str, group: str | None) -> Bound:
+    """The listening socket of the metrics: a Unix socket's path or a loopback ``IP:port``.
+
+    Raises AddressError.
+    """
+    if "/" in address:
+        return bind.bind_unix(Path(address), 0o660, group)
+    return bind.bind_tcp(address, has_key=False)
+
+
 def _pairs(settings: Settings) -> dict[str, tuple[str | None, Path | None]]:
     """Of each surface the TCP address, or else the path of its Unix socket or pipe."""
     return {

@@ -158,10 +158,11 @@ class Listener:
             _prepare_tcp(sock)
         task = self._loop.create_task(self._serve(sock, peer, next(_numbers)))
         self._connections.add(task)
-        task.add_done_callback(lambda task: self._ended(task, peer))
+        task.add_done_callback(lambda task: self._ended(task, peer, sock))
         self._on_change()
 
-    def _ended(self, task: asyncio.Task[None], peer: Peer) -> None:
+    def _ended(self, task: asyncio.Task[None], peer: Peer, sock: socket.socket) -> None:
+        sock.close()  # by now it is, unless the task was cancelled before it began
         self._connections.discard(task)
         self._places.leave(peer.owner)
         if not task.cancelled() and (error := task.exception()) is not None:
