@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import shutil
+import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -80,8 +81,12 @@ def daemon(short_dir: Path) -> Iterator[Callable[..., DaemonProcess]]:
     """Starts real daemons, ``daemon(queue_depth=0, mock={…})``; each must end cleanly with the test."""
     started: list[DaemonProcess] = []
 
-    def start(mock: Mapping[str, object] | None = None, **options: object) -> DaemonProcess:
-        process = DaemonProcess(short_dir / str(len(started)), options, mock or {})
+    def start(
+        mock: Mapping[str, object] | None = None,
+        passed: Mapping[str, socket.socket] | None = None,
+        **options: object,
+    ) -> DaemonProcess:
+        process = DaemonProcess(short_dir / str(len(started)), options, mock or {}, passed)
         started.append(process)
         return process
 

@@ -101,12 +101,32 @@ class Wire:
         self.close()
 
 
+# What a service manager does: the sockets stand from descriptor 3 on when the daemon's program begins.
+_PASS_ON = """
+import fcntl, json, os, sys
+names, fds, *program = sys.argv[1:]
+fds = [fcntl.fcntl(fd, fcntl.F_DUPFD, 100) for fd in json.loads(fds)]
+for number, fd in enumerate(fds, start=3):
+    os.dup2(fd, number)
+    os.close(fd)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(fds)), LISTEN_FDNAMES=names)
+os.execv(sys.executable, [sys.executable, "-W", "error", *program])
+"""
+
+
 class DaemonProcess:
     """``mock`` knobs: ``tape`` and ``repeat``, ``drop_after``, ``gate``, and ``hold``, which keeps the boot
     at ``build`` or ``ready`` until :meth:`release`, or lets it ``fail`` then. A token of the tape may be an
-    object, ``{"thinking"}`` or ``{"id", "name", "arguments"}``; ``able`` are the capabilities."""
+    object, ``{"thinking"}`` or ``{"id", "name", "arguments"}``; ``able`` are the capabilities. ``passed`` are
+    listening sockets by their names, which the daemon gets as from a service manager."""
 
-    def __init__(self, directory: Path, options: Mapping[str, object], mock: Mapping[str, object]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        options: Mapping[str, object],
+        mock: Mapping[str, object],
+        passed: Mapping[str, socket.socket] | None = None,
+    ) -> None:
         directory.mkdir()
         self.dir = directory
         self.uds = directory / "inferd" / "infer.sock"
@@ -125,6 +145,9 @@ class DaemonProcess:
         for name, value in options.items():
             env[name if name.isupper() else f"INFERD_{name.upper()}"] = str(value)
         program = [__file__, json.dumps(mock)] if mock else ["-m", "inferd", "serve"]
+        fds = [sock.fileno() for sock in (passed or {}).values()]
+        if passed:
+            program = ["-c", _PASS_ON, ":".join(passed), json.dumps(fds), *program]
         self._errors = (directory / "stderr").open("w+b")
         self.process = subprocess.Popen(
             [sys.executable, "-W", "error", *program],
@@ -132,6 +155,7 @@ class DaemonProcess:
             stdin=subprocess.PIPE,
             stderr=self._errors,
             start_new_session=True,
+            pass_fds=fds,
         )
         self._at_ready: set[str] | None = None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -199,6 +200,40 @@ def test_systemd_is_told_on_an_abstract_socket(daemon: Start) -> None:
         notify.bind(f"\0{name}")
         daemon(NOTIFY_SOCKET=f"@{name}")
         assert notify.recv(100) == b"READY=1"
+
+
+def test_the_service_manager_gets_signs_of_life(daemon: Start, short_dir: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify.settimeout(30)
+        notify.bind(str(short_dir / "notify"))
+        daemon(NOTIFY_SOCKET=short_dir / "notify", WATCHDOG_USEC=100_000)
+        heard = [notify.recv(100) for _ in range(3)]
+        assert sorted(heard) == [b"READY=1", b"WATCHDOG=1", b"WATCHDOG=1"]
+
+
+def test_passed_sockets_are_served_and_outlive_the_daemon(daemon: Start, short_dir: Path) -> None:
+    paths = {name: short_dir / f"passed-{name}" for name in ("v1", "admin")}
+    with contextlib.ExitStack() as sockets:
+        passed = {name: sockets.enter_context(socket.socket(socket.AF_UNIX)) for name in paths}
+        for name, sock in passed.items():
+            sock.bind(str(paths[name]))
+            sock.listen()
+        with Wire(paths["v1"]) as early, Wire(paths["admin"]) as admin:  # before there is a daemon
+            early.send(ASK)
+            process = daemon(passed=passed)
+            while admin.frame()["status"] != "ready":
+                pass
+            assert early.line() + early.line() == TOKEN + DONE
+            with process.connect("v2") as own:
+                own.send({"id": "x"})
+                assert own.frame()["type"] == "error"
+        process.signal(signal.SIGTERM)
+        assert ended_cleanly(process)
+        assert paths["v1"].is_socket()
+        with Wire(paths["v1"]) as late:
+            late.send(ASK)
+            daemon(passed=passed)
+            assert late.line() == TOKEN
 
 
 # Signals and the end.
