@@ -1,4 +1,4 @@
-"""The blocking clients, against a scripted peer on a real socket."""
+"""The blocking and the asyncio clients, against a scripted peer on a real socket."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ import orjson
 import pytest
 
 from inferd import errors
-from inferd.client import AdminClient, Client, Done, Token, core, dial_and_wait_ready, protocol
+from inferd.client import Done, Token, core, protocol
 from inferd.config import paths
+from tests.both_clients import Blocking
 from tests.scripted_peer import AdminPeer, Peer, Script, frames
+
+Clients = type[Blocking]
 
 DONE = {
     "type": "done",
@@ -28,9 +31,9 @@ def token(text: str) -> dict[str, object]:
     return {"type": "token", "content": text}
 
 
-def test_tokens_then_done(peer: Callable[[Script], Peer]) -> None:
+def test_tokens_then_done(peer: Callable[[Script], Peer], clients: Clients) -> None:
     server = peer(frames(token("Hel"), token("lo"), DONE))
-    with Client(server.path) as client, client.generate("Hi", seed=7, stop=["x"]) as answer:
+    with clients.client(server.path) as client, client.generate("Hi", seed=7, stop=["x"]) as answer:
         events = list(answer)
     assert events == [
         Token("Hel"),
@@ -41,47 +44,53 @@ def test_tokens_then_done(peer: Callable[[Script], Peer]) -> None:
     assert sent == {"id": "c1", "messages": [{"role": "user", "content": "Hi"}], "seed": 7, "stop": ["x"]}
 
 
-def test_a_finished_generation_leaves_its_connection_to_the_next(peer: Callable[[Script], Peer]) -> None:
+def test_a_finished_generation_leaves_its_connection_to_the_next(
+    peer: Callable[[Script], Peer], clients: Clients
+) -> None:
     server = peer(frames(DONE))
-    with Client(server.path) as client:
+    with clients.client(server.path) as client:
         for _ in range(3):
             assert len(list(client.generate("Hi"))) == 1
     assert server.accepted == 1
     assert [orjson.loads(line)["id"] for line in server.lines] == ["c1", "c2", "c3"]
 
 
-def test_generations_side_by_side_have_a_connection_each(peer: Callable[[Script], Peer]) -> None:
+def test_generations_side_by_side_have_a_connection_each(
+    peer: Callable[[Script], Peer], clients: Clients
+) -> None:
     server = peer(frames(token("a"), DONE))
-    with Client(server.path) as client:
+    with clients.client(server.path) as client:
         first, second = client.generate("1"), client.generate("2")
         assert len(list(second)) == len(list(first)) == 2
     assert server.accepted == 2
 
 
-def test_closing_a_generation_closes_its_connection(peer: Callable[[Script], Peer]) -> None:
+def test_closing_a_generation_closes_its_connection(peer: Callable[[Script], Peer], clients: Clients) -> None:
     server = peer(frames(token("a")))
-    with Client(server.path) as client:
+    with clients.client(server.path) as client:
         with client.generate("Hi") as answer:
             assert next(answer) == Token("a")
         assert server.closed_by_client.wait(10)
         assert list(answer) == []
 
 
-def test_an_abandoned_generation_is_cancelled(peer: Callable[[Script], Peer]) -> None:
+def test_an_abandoned_generation_is_cancelled(peer: Callable[[Script], Peer], clients: Clients) -> None:
     server = peer(frames(token("a")))
-    with Client(server.path) as client:
+    with clients.client(server.path) as client:
         for _ in client.generate("Hi"):
             break
         assert server.closed_by_client.wait(10)
 
 
-def test_a_connection_that_the_daemon_closed_meanwhile_is_not_used(peer: Callable[[Script], Peer]) -> None:
+def test_a_connection_that_the_daemon_closed_meanwhile_is_not_used(
+    peer: Callable[[Script], Peer], clients: Clients
+) -> None:
     def once(connection: socket.socket, line: bytes) -> None:
         frames(DONE)(connection, line)
         connection.shutdown(socket.SHUT_RDWR)
 
     server = peer(once)
-    with Client(server.path) as client:
+    with clients.client(server.path) as client:
         for _ in range(2):
             assert len(list(client.generate("Hi"))) == 1
             assert server.closed_by_client.wait(10)
@@ -105,18 +114,20 @@ def test_a_connection_that_the_daemon_closed_meanwhile_is_not_used(peer: Callabl
     ],
 )
 def test_an_error_frame_is_a_typed_error(
-    code: str, exit_code: int, retryable: bool, peer: Callable[[Script], Peer]
+    code: str, exit_code: int, retryable: bool, peer: Callable[[Script], Peer], clients: Clients
 ) -> None:
     server = peer(frames({"type": "error", "code": code, "message": "why"}))
-    with Client(server.path) as client, pytest.raises(errors.RequestFailed, match="why") as caught:
+    with clients.client(server.path) as client, pytest.raises(errors.RequestFailed, match="why") as caught:
         next(client.generate("Hi"))
     assert caught.value.wire_code == code
     assert (caught.value.exit_code, caught.value.retryable) == (exit_code, retryable)
 
 
-def test_an_error_frame_of_an_unreadable_request_has_no_id(peer: Callable[[Script], Peer]) -> None:
+def test_an_error_frame_of_an_unreadable_request_has_no_id(
+    peer: Callable[[Script], Peer], clients: Clients
+) -> None:
     server = peer(frames({"id": "", "type": "error", "code": "frame_too_large", "message": "cap"}))
-    with Client(server.path) as client, pytest.raises(errors.RequestFailed, match="cap"):
+    with clients.client(server.path) as client, pytest.raises(errors.RequestFailed, match="cap"):
         next(client.generate("Hi"))
 
 
@@ -124,14 +135,14 @@ def test_an_error_frame_of_an_unreadable_request_has_no_id(peer: Callable[[Scrip
     "sent", [b"", b'{"id":"c1","type":"tok', b'{"id":"c1","type":"token","content":"a"}\n']
 )
 def test_an_end_before_the_terminal_frame_is_a_lost_connection(
-    sent: bytes, peer: Callable[[Script], Peer]
+    sent: bytes, peer: Callable[[Script], Peer], clients: Clients
 ) -> None:
     def cut(connection: socket.socket, line: bytes) -> None:
         connection.sendall(sent)
         connection.shutdown(socket.SHUT_RDWR)
 
     server = peer(cut)
-    with Client(server.path) as client, pytest.raises(errors.ConnectionLost):
+    with clients.client(server.path) as client, pytest.raises(errors.ConnectionLost):
         list(client.generate("Hi"))
 
 
@@ -146,15 +157,17 @@ def test_an_end_before_the_terminal_frame_is_a_lost_connection(
         b'{"id":"c1","type":"done","content":"","stop_reason":"end"}\n',
     ],
 )
-def test_what_is_no_response_is_a_protocol_error(sent: bytes, peer: Callable[[Script], Peer]) -> None:
+def test_what_is_no_response_is_a_protocol_error(
+    sent: bytes, peer: Callable[[Script], Peer], clients: Clients
+) -> None:
     server = peer(lambda connection, line: connection.sendall(sent))
-    with Client(server.path) as client, pytest.raises(errors.ProtocolError):
+    with clients.client(server.path) as client, pytest.raises(errors.ProtocolError):
         next(client.generate("Hi"))
     assert server.closed_by_client.wait(10)
 
 
 def test_a_response_is_read_to_its_limit_and_no_further(
-    peer: Callable[[Script], Peer], monkeypatch: pytest.MonkeyPatch
+    peer: Callable[[Script], Peer], monkeypatch: pytest.MonkeyPatch, clients: Clients
 ) -> None:
     monkeypatch.setattr(protocol, "MAX_RESPONSE_BYTES", 1000)
     frame = orjson.dumps({"id": "c1", **DONE, "content": ""})
@@ -164,21 +177,26 @@ def test_a_response_is_read_to_its_limit_and_no_further(
         return lambda connection, line: connection.sendall(body)
 
     fits = 1000 - len(frame)
-    with Client(peer(padded(fits)).path) as client:
+    with clients.client(peer(padded(fits)).path) as client:
         assert next(client.generate("Hi")).content == "x" * fits
-    with Client(peer(padded(fits + 1)).path) as client, pytest.raises(errors.ProtocolError):
+    with clients.client(peer(padded(fits + 1)).path) as client, pytest.raises(errors.ProtocolError):
         next(client.generate("Hi"))
 
 
-def test_a_silent_daemon_is_given_up_after_the_timeout(peer: Callable[[Script], Peer]) -> None:
+def test_a_silent_daemon_is_given_up_after_the_timeout(
+    peer: Callable[[Script], Peer], clients: Clients
+) -> None:
     server = peer(lambda connection, line: None)
-    with Client(server.path, timeout=0.05) as client, pytest.raises(errors.ConnectionLost, match="in time"):
+    with (
+        clients.client(server.path, timeout=0.05) as client,
+        pytest.raises(errors.ConnectionLost, match="in time"),
+    ):
         next(client.generate("Hi"))
 
 
-def test_what_json_cannot_hold_is_a_usage_error(peer: Callable[[Script], Peer]) -> None:
+def test_what_json_cannot_hold_is_a_usage_error(peer: Callable[[Script], Peer], clients: Clients) -> None:
     server = peer(frames(DONE))
-    with Client(server.path) as client:
+    with clients.client(server.path) as client:
         with pytest.raises(errors.UsageError, match="surrogates"):
             client.generate("\udcff")
         with pytest.raises(TypeError, match="no option 'temprature'"):
@@ -186,7 +204,9 @@ def test_what_json_cannot_hold_is_a_usage_error(peer: Callable[[Script], Peer]) 
     assert server.lines == []
 
 
-def test_the_error_frame_of_a_daemon_that_stopped_reading_is_read(peer: Callable[[Script], Peer]) -> None:
+def test_the_error_frame_of_a_daemon_that_stopped_reading_is_read(
+    peer: Callable[[Script], Peer], clients: Clients
+) -> None:
     """A request over the cap is refused while it is still being sent."""
     refusal = b'{"type":"error","id":"","code":"frame_too_large","message":"cap"}\n'
     listener = peer(lambda connection, line: None)._listener
@@ -204,7 +224,7 @@ def test_the_error_frame_of_a_daemon_that_stopped_reading_is_read(peer: Callable
 
     thread = threading.Thread(target=refuse)
     thread.start()
-    with Client(path) as client, pytest.raises(errors.RequestFailed, match="cap"):
+    with clients.client(path) as client, pytest.raises(errors.RequestFailed, match="cap"):
         next(client.generate("x" * 10_000_000))
     thread.join()
     deaf.close()
@@ -213,7 +233,7 @@ def test_the_error_frame_of_a_daemon_that_stopped_reading_is_read(peer: Callable
 # TCP.
 
 
-def test_the_key_goes_ahead_on_tcp_only(peer: Callable[[Script], Peer]) -> None:
+def test_the_key_goes_ahead_on_tcp_only(peer: Callable[[Script], Peer], clients: Clients) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         seen: list[bytes] = []
 
@@ -225,17 +245,17 @@ def test_the_key_goes_ahead_on_tcp_only(peer: Callable[[Script], Peer]) -> None:
 
         thread = threading.Thread(target=serve)
         thread.start()
-        with Client(f"tcp://127.0.0.1:{listener.getsockname()[1]}", api_key="k") as client:
+        with clients.client(f"tcp://127.0.0.1:{listener.getsockname()[1]}", api_key="k") as client:
             assert len(list(client.generate("Hi"))) == 1
         thread.join()
     assert orjson.loads(seen[0]) == {"type": "auth", "key": "k"}
     server = peer(frames(DONE))
-    with Client(server.path, api_key="k") as client:
+    with clients.client(server.path, api_key="k") as client:
         assert len(list(client.generate("Hi"))) == 1
     assert b"auth" not in b"".join(server.lines)
 
 
-def test_a_refused_key_is_explained() -> None:
+def test_a_refused_key_is_explained(clients: Clients) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
@@ -246,43 +266,43 @@ def test_a_refused_key_is_explained() -> None:
 
         thread = threading.Thread(target=serve)
         thread.start()
-        client = Client(f"tcp://127.0.0.1:{listener.getsockname()[1]}", api_key="wrong")
+        client = clients.client(f"tcp://127.0.0.1:{listener.getsockname()[1]}", api_key="wrong")
         with pytest.raises(errors.ConnectionLost, match="check the API key"):
             list(client.generate("Hi"))
         thread.join()
 
 
 @pytest.mark.parametrize("address", ["tcp://", "tcp://127.0.0.1", "tcp://127.0.0.1:x"])
-def test_a_malformed_address_is_a_usage_error(address: str) -> None:
+def test_a_malformed_address_is_a_usage_error(address: str, clients: Clients) -> None:
     with pytest.raises(errors.UsageError):
-        Client(address).connect()
+        clients.client(address).connect()
 
 
 # Dialling.
 
 
-def test_nobody_there(short_dir: Path) -> None:
+def test_nobody_there(short_dir: Path, clients: Clients) -> None:
     with pytest.raises(errors.DaemonUnreachable, match="no daemon is running") as caught:
-        Client(short_dir / "none").connect()
+        clients.client(short_dir / "none").connect()
     assert caught.value.exit_code == 3
     stale = socket.socket(socket.AF_UNIX)
     stale.bind(str(short_dir / "stale"))
     stale.close()
     with pytest.raises(errors.DaemonUnreachable, match="no daemon answers"):
-        Client(short_dir / "stale").connect()
+        clients.client(short_dir / "stale").connect()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     with pytest.raises(errors.DaemonUnreachable, match="no daemon answers"):
-        Client(f"tcp://127.0.0.1:{port}").connect()
+        clients.client(f"tcp://127.0.0.1:{port}").connect()
 
 
-def test_connecting_has_a_limit_of_its_own(short_dir: Path) -> None:
+def test_connecting_has_a_limit_of_its_own(short_dir: Path, clients: Clients) -> None:
     with socket.socket(socket.AF_UNIX) as busy, socket.socket(socket.AF_UNIX) as ahead:
         busy.bind(str(short_dir / "busy"))
         busy.listen(0)
         ahead.connect(str(short_dir / "busy"))
         with pytest.raises(errors.DaemonUnreachable, match="no daemon answers"):
-            Client(short_dir / "busy").connect(timeout=0.05)
+            clients.client(short_dir / "busy").connect(timeout=0.05)
 
 
 class Clock:
@@ -300,17 +320,17 @@ class Clock:
         self.now += seconds
 
 
-def test_dialling_backs_off_and_never_overshoots_its_limit(short_dir: Path) -> None:
+def test_dialling_backs_off_and_never_overshoots_its_limit(short_dir: Path, clients: Clients) -> None:
     clock = Clock()
     with pytest.raises(errors.DaemonUnreachable):
-        dial_and_wait_ready(short_dir / "none", limit_secs=20, clock=clock, sleep=clock.sleep)
+        clients.dial(short_dir / "none", limit_secs=20, clock=clock, sleep=clock.sleep)
     assert clock.pauses[:7] == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0])
     assert max(clock.pauses) == core.LONGEST_PAUSE_SECS
     assert clock.now == pytest.approx(20)
 
 
 def test_dialling_ends_as_soon_as_the_daemon_is_there(
-    short_dir: Path, peer: Callable[[Script], Peer]
+    short_dir: Path, peer: Callable[[Script], Peer], clients: Clients
 ) -> None:
     clock = Clock()
 
@@ -319,18 +339,18 @@ def test_dialling_ends_as_soon_as_the_daemon_is_there(
         if len(clock.pauses) == 3:
             peer(frames(DONE))
 
-    with dial_and_wait_ready(short_dir / "s0", limit_secs=60, clock=clock, sleep=sleep) as client:
+    with clients.dial(short_dir / "s0", limit_secs=60, clock=clock, sleep=sleep) as client:
         assert len(list(client.generate("Hi"))) == 1
     assert len(clock.pauses) == 3
 
 
 def test_the_default_addresses_are_those_of_the_daemon(
-    short_dir: Path, monkeypatch: pytest.MonkeyPatch
+    short_dir: Path, monkeypatch: pytest.MonkeyPatch, clients: Clients
 ) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(short_dir))
-    assert Client().address == paths.socket_path("v1")
+    assert clients.client().address == paths.socket_path("v1")
     with pytest.raises(errors.DaemonUnreachable, match=r"admin\.sock"):
-        AdminClient()
+        clients.admin()
 
 
 # The admin socket.
@@ -339,34 +359,34 @@ def test_the_default_addresses_are_those_of_the_daemon(
 CAPABILITIES: dict[str, object] = {"status": "capabilities", "backend": "mock", "v2": False}
 
 
-def test_a_snapshot_is_the_capabilities_and_the_lifecycle(short_dir: Path) -> None:
+def test_a_snapshot_is_the_capabilities_and_the_lifecycle(short_dir: Path, clients: Clients) -> None:
     server = AdminPeer(short_dir / "a", CAPABILITIES, {"status": "ready"}, {"status": "draining"})
-    with AdminClient(server.path) as admin:
+    with clients.admin(server.path) as admin:
         state = admin.snapshot()
     server.stop()
     assert [frame["backend"] for frame in state.capabilities] == ["mock"]
     assert state.lifecycle["status"] == "ready"
 
 
-def test_waiting_shows_every_frame_up_to_ready(short_dir: Path) -> None:
+def test_waiting_shows_every_frame_up_to_ready(short_dir: Path, clients: Clients) -> None:
     loading = {"status": "loading_model", "phase": "kv_cache", "n_ctx": 8}
     server = AdminPeer(short_dir / "a", {"status": "starting"}, loading, CAPABILITIES, {"status": "ready"})
     seen: list[str] = []
-    with AdminClient(server.path) as admin:
+    with clients.admin(server.path) as admin:
         admin.wait_ready(lambda frame: seen.append(frame["status"]))
     server.stop()
     assert seen == ["starting", "loading_model", "capabilities", "ready"]
 
 
-def test_a_failed_boot_is_told_in_the_daemons_words(short_dir: Path) -> None:
+def test_a_failed_boot_is_told_in_the_daemons_words(short_dir: Path, clients: Clients) -> None:
     server = AdminPeer(short_dir / "a", {"status": "failed", "message": "no such model"}, hang_up=True)
-    with AdminClient(server.path) as admin, pytest.raises(errors.BootFailed, match="no such model"):
+    with clients.admin(server.path) as admin, pytest.raises(errors.BootFailed, match="no such model"):
         admin.wait_ready()
     server.stop()
 
 
-def test_a_daemon_that_ends_is_a_lost_connection(short_dir: Path) -> None:
+def test_a_daemon_that_ends_is_a_lost_connection(short_dir: Path, clients: Clients) -> None:
     server = AdminPeer(short_dir / "a", {"status": "starting"}, hang_up=True)
-    with AdminClient(server.path) as admin, pytest.raises(errors.ConnectionLost):
+    with clients.admin(server.path) as admin, pytest.raises(errors.ConnectionLost):
         admin.wait_ready()
     server.stop()

@@ -1,4 +1,4 @@
-"""The blocking client on the surfaces of blocks, vectors and rankings, against a scripted peer."""
+"""The blocking and the asyncio client on the surfaces of blocks, vectors and rankings."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 
 from inferd import errors
-from inferd.client import Attachment, Client, MessageDone, Ranked, Text, Thinking, ToolUse, protocol, vectors
+from inferd.client import Attachment, MessageDone, Ranked, Text, Thinking, ToolUse, protocol, vectors
 from inferd.config import paths
 from inferd.wire import attachments, v2, v2_rules
 from inferd.wire import embed as embed_wire
 from inferd.wire import rerank as rerank_wire
+from tests.both_clients import Blocking
 from tests.scripted_peer import Peer, Script, after_attachments, frames
 
 Start = Callable[[Script], Peer]
+Clients = type[Blocking]
 
 DONE: dict[str, object] = {
     "type": "done",
@@ -44,7 +46,7 @@ def sent(server: Peer) -> v2.Request:
 # Messages.
 
 
-def test_blocks_then_done_with_all_of_them(peer: Start) -> None:
+def test_blocks_then_done_with_all_of_them(peer: Start, clients: Clients) -> None:
     server = peer(
         frames(
             block(type="thinking", delta="h"),
@@ -56,7 +58,7 @@ def test_blocks_then_done_with_all_of_them(peer: Start) -> None:
         )
     )
     tool = {"name": "add", "description": "Adds", "input_schema": {"type": "object"}}
-    with Client(v2=server.path) as client:
+    with clients.client(v2=server.path) as client:
         events = list(client.messages("Hi", tools=[tool], tool_choice={"name": "add"}, seed=7))
         turn = {"role": "assistant", "content": events[-1].content}
         result = {"type": "tool_result", "tool_call_id": "t1", "content": "3"}
@@ -80,7 +82,7 @@ def test_blocks_then_done_with_all_of_them(peer: Start) -> None:
     assert server.accepted == 1
 
 
-def test_attachments_follow_the_line_in_order(peer: Start) -> None:
+def test_attachments_follow_the_line_in_order(peer: Start, clients: Clients) -> None:
     server = peer(after_attachments(frames(DONE)))
     content = [
         Attachment("image", b"picture\n", mime="image/png"),
@@ -88,7 +90,7 @@ def test_attachments_follow_the_line_in_order(peer: Start) -> None:
         Attachment("audio", memoryview(b"\0\0\x80?" * 2 + b"\0\0\0\n"), sample_rate=16_000),
         Attachment("text", "grün\n".encode()),
     ]
-    with Client(v2=server.path) as client:
+    with clients.client(v2=server.path) as client:
         list(client.messages([{"role": "user", "content": content}]))
     request = sent(server)
     image, question, audio, text = request.messages[0].content
@@ -99,11 +101,11 @@ def test_attachments_follow_the_line_in_order(peer: Start) -> None:
         assert bytes(by_id[part.attachment_id].content) == data
 
 
-def test_only_texts_too_long_for_the_line_go_behind_it(peer: Start) -> None:
+def test_only_texts_too_long_for_the_line_go_behind_it(peer: Start, clients: Clients) -> None:
     server = peer(after_attachments(frames(DONE)))
     long = "ü" * protocol.MAX_LINE_BYTES + "\n"
     fitting = "x" * (protocol.MAX_LINE_BYTES - 1000)
-    with Client(v2=server.path) as client:
+    with clients.client(v2=server.path) as client:
         list(client.messages([{"role": "user", "content": ["short", fitting, long]}]))
     assert len(server.lines[0]) <= protocol.MAX_LINE_BYTES + 1
     request = sent(server)
@@ -113,17 +115,17 @@ def test_only_texts_too_long_for_the_line_go_behind_it(peer: Start) -> None:
 
 
 @pytest.mark.parametrize("size", range(protocol.MAX_LINE_BYTES - 140, protocol.MAX_LINE_BYTES - 40, 7))
-def test_a_line_is_never_over_the_cap(size: int, peer: Start) -> None:
+def test_a_line_is_never_over_the_cap(size: int, peer: Start, clients: Clients) -> None:
     server = peer(after_attachments(frames(DONE)))
-    with Client(v2=server.path) as client:
+    with clients.client(v2=server.path) as client:
         list(client.messages("x" * size + "\n"))
     assert len(server.lines[0]) <= protocol.MAX_LINE_BYTES + 1
     sent(server)
 
 
-def test_closing_an_answer_closes_its_connection(peer: Start) -> None:
+def test_closing_an_answer_closes_its_connection(peer: Start, clients: Clients) -> None:
     server = peer(frames(block(type="text", delta="a")))
-    with Client(v2=server.path) as client:
+    with clients.client(v2=server.path) as client:
         with client.messages("Hi") as answer:
             assert next(answer) == Text("a")
         assert server.closed_by_client.wait(10)
@@ -131,8 +133,8 @@ def test_closing_an_answer_closes_its_connection(peer: Start) -> None:
 
 
 @pytest.mark.parametrize("body", [block(type="other"), block(type="text"), {"type": "embeddings"}])
-def test_what_is_no_block_is_a_protocol_error(body: dict[str, object], peer: Start) -> None:
-    with Client(v2=peer(frames(body)).path) as client, pytest.raises(errors.ProtocolError):
+def test_what_is_no_block_is_a_protocol_error(body: dict[str, object], peer: Start, clients: Clients) -> None:
+    with clients.client(v2=peer(frames(body)).path) as client, pytest.raises(errors.ProtocolError):
         next(client.messages("Hi"))
 
 
@@ -162,10 +164,10 @@ def embedding(connection: socket.socket, line: bytes) -> None:
     frames(answer)(connection, line)
 
 
-def test_a_long_list_is_embedded_in_lines_under_the_cap(peer: Start) -> None:
+def test_a_long_list_is_embedded_in_lines_under_the_cap(peer: Start, clients: Clients) -> None:
     server = peer(embedding)
     texts = ["é" * (i % 700) + "x" for i in range(2 * vectors.MAX_INPUTS)]
-    with Client(embed=server.path) as client:
+    with clients.client(embed=server.path) as client:
         found = client.embed(texts, task="clustering", dimensions=1)
         assert client.embed("abc").embeddings == [[3.0]]
     assert found.embeddings == [[float(len(text))] for text in texts]
@@ -175,10 +177,10 @@ def test_a_long_list_is_embedded_in_lines_under_the_cap(peer: Start) -> None:
     assert server.accepted == 1
 
 
-def test_a_refused_text_of_a_long_list_can_be_found(peer: Start) -> None:
+def test_a_refused_text_of_a_long_list_can_be_found(peer: Start, clients: Clients) -> None:
     server = peer(embedding)
     texts = ["good"] * (vectors.MAX_INPUTS + 1) + ["bad"]
-    with Client(embed=server.path) as client:
+    with clients.client(embed=server.path) as client:
         with pytest.raises(
             errors.RequestFailed, match=rf"input\[1\] .*number {vectors.MAX_INPUTS}"
         ) as caught:
@@ -188,7 +190,7 @@ def test_a_refused_text_of_a_long_list_can_be_found(peer: Start) -> None:
             client.embed("bad")
 
 
-def test_documents_of_several_requests_are_ranked_together(peer: Start) -> None:
+def test_documents_of_several_requests_are_ranked_together(peer: Start, clients: Clients) -> None:
     def ranking(connection: socket.socket, line: bytes) -> None:
         request = rerank_wire.parse(line.removesuffix(b"\n"))
         rerank_wire.validate(request)
@@ -198,7 +200,7 @@ def test_documents_of_several_requests_are_ranked_together(peer: Start) -> None:
 
     server = peer(ranking)
     documents = [str(i % 10) for i in range(vectors.MAX_DOCUMENTS + 10)]
-    with Client(rerank=server.path) as client:
+    with clients.client(rerank=server.path) as client:
         found = client.rerank("q", documents, top_n=30)
     assert len(server.lines) == 2
     assert found.results == [Ranked(9 + 10 * i, 9.0) for i in range(26)] + [
@@ -208,15 +210,17 @@ def test_documents_of_several_requests_are_ranked_together(peer: Start) -> None:
 
 
 @pytest.mark.parametrize("kind", ["embeddings", "rerank", "done"])
-def test_an_answer_without_its_parts_is_a_protocol_error(kind: str, peer: Start) -> None:
+def test_an_answer_without_its_parts_is_a_protocol_error(kind: str, peer: Start, clients: Clients) -> None:
     body: dict[str, object] = {"type": kind, "usage": {"input_tokens": 1}}
-    with Client(embed=peer(frames(body)).path) as client, pytest.raises(errors.ProtocolError):
+    with clients.client(embed=peer(frames(body)).path) as client, pytest.raises(errors.ProtocolError):
         client.embed("a")
 
 
-def test_each_surface_has_its_default_socket(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_surface_has_its_default_socket(
+    short_dir: Path, monkeypatch: pytest.MonkeyPatch, clients: Clients
+) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(short_dir))
-    with Client() as client:
+    with clients.client() as client:
         for call, surface in ((client.messages, "v2"), (client.embed, "embed")):
             with pytest.raises(errors.DaemonUnreachable, match=str(paths.socket_path(surface))):
                 call("a")
