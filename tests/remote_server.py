@@ -62,7 +62,8 @@ class Exchange:
 
     def whole(self, status: int, body: bytes, **headers: str) -> None:
         self.head(status, **headers)
-        self.chunk(body)
+        if body:
+            self.chunk(body)
         self.end()
 
     def stream(self, *events: dict[str, Any] | bytes) -> None:
