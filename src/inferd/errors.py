@@ -221,6 +221,10 @@ class HashMismatch(StoreError):
     """A model file is not the one that was asked for; if it lay in the store, it was moved to quarantine."""
 
 
+class ServiceError(OperatorError):
+    """The system's service manager is not there, or does not do what it is asked."""
+
+
 class BootCancelled(OperatorError):
     """A signal ended the boot."""
 

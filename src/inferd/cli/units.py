@@ -1,0 +1,208 @@
+"""What service managers are told about the daemon: systemd units and a launchd property list.
+
+One place for all of them, so that what holds for one holds for the others. ``packaging/`` has them as files
+for packagers; ``python -m inferd.cli.units packaging`` writes those, and a test compares.
+"""
+
+from __future__ import annotations
+
+import plistlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+LABEL = "org.inferd.daemon"
+"""launchd's name of the daemon."""
+
+DOCUMENTATION = "https://pypi.org/project/inferd/"
+
+ON_DEMAND_IDLE_SECS = 900
+"""A daemon that is started by its first client leaves when nobody has been connected for so long."""
+
+_LIFE = """\
+# 1 and 2 are for people to mend: another start would find the same.
+Restart=on-failure
+RestartSec=1
+RestartPreventExitStatus=1 2
+# A model may have to be fetched first.
+TimeoutStartSec=infinity
+# The requests that run may finish.
+TimeoutStopSec=60
+WatchdogSec=60
+"""
+
+_HARDENED = """\
+# Memory holds prompts and answers: none of it belongs into a core dump.
+LimitCORE=0
+LimitNOFILE=8192
+TasksMax=512
+UMask=0077
+NoNewPrivileges=yes
+LockPersonality=yes
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+SystemCallArchitectures=native
+SystemCallErrorNumber=EPERM
+SystemCallFilter=@system-service
+SystemCallFilter=~@privileged
+# For a socket's group.
+SystemCallFilter=@chown
+"""
+
+_WITHOUT_GPU = """\
+# Drivers of GPUs make code while they run.
+MemoryDenyWriteExecute=yes
+"""
+
+_SYSTEM_ONLY = """\
+CapabilityBoundingSet=
+AmbientCapabilities=
+DevicePolicy=closed
+KeyringMode=private
+PrivateDevices=yes
+PrivateMounts=yes
+PrivateTmp=yes
+ProtectClock=yes
+ProtectControlGroups=yes
+ProtectHome=yes
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+ProtectKernelTunables=yes
+ProtectProc=invisible
+ProtectSystem=strict
+RemoveIPC=yes
+"""
+
+
+def user_unit(command: Sequence[str], *, gpu: bool = False, on_demand: bool = False) -> str:
+    """The unit of a user's own daemon, for that user's service manager.
+
+    It has no options that need namespaces: many systems forbid those to users, and the unit would not start.
+    """
+    idle = f"Environment=INFERD_IDLE_EXIT_SECS={ON_DEMAND_IDLE_SECS}\n" if on_demand else ""
+    return f"""\
+[Unit]
+Description=Local inference daemon
+Documentation={DOCUMENTATION}
+
+[Service]
+Type=notify
+ExecStart={_line(command)}
+ExecReload=/bin/kill -HUP $MAINPID
+{idle}{_LIFE}{_HARDENED}{"" if gpu else _WITHOUT_GPU}
+[Install]
+WantedBy=default.target
+"""
+
+
+def system_unit(command: Sequence[str]) -> str:
+    """The unit of one daemon for a whole machine, as a user of its own (see :func:`sysusers`).
+
+    Its state is in /var/lib/inferd, its log in /var/log/inferd, its sockets in /run/inferd.
+    """
+    return f"""\
+[Unit]
+Description=Local inference daemon
+Documentation={DOCUMENTATION}
+After=network.target
+
+[Service]
+Type=notify
+ExecStart={_line(command)}
+ExecReload=/bin/kill -HUP $MAINPID
+User=inferd
+Group=inferd
+Environment=HOME=/var/lib/inferd XDG_RUNTIME_DIR=/run INFERD_LOG_DIR=/var/log/inferd INFERD_GROUP=inferd
+StateDirectory=inferd
+StateDirectoryMode=0700
+LogsDirectory=inferd
+LogsDirectoryMode=0700
+# Members of the group may come in.
+RuntimeDirectory=inferd
+RuntimeDirectoryMode=0750
+{_LIFE}{_HARDENED}{_WITHOUT_GPU}{_SYSTEM_ONLY}
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+def user_socket() -> str:
+    """The sockets of a user's daemon that systemd opens, to start it for whoever connects first.
+
+    Not the admin socket: who asks whether a daemon runs wants none to be started.
+    """
+    return f"""\
+[Unit]
+Description=Local inference daemon, started by its first client
+Documentation={DOCUMENTATION}
+
+[Socket]
+ListenStream=%t/inferd/infer.sock
+ListenStream=%t/inferd/infer.v2.sock
+SocketMode=0660
+DirectoryMode=0700
+RemoveOnStop=yes
+
+[Install]
+WantedBy=sockets.target
+"""
+
+
+def sysusers() -> str:
+    """The user of the system unit, for systemd-sysusers."""
+    return 'u inferd - "Local inference daemon" /var/lib/inferd\n'
+
+
+def launch_agent(command: Sequence[str], log: Path) -> bytes:
+    """The property list of a user's own daemon, for launchd; it writes what it has to say to ``log``."""
+    agent: dict[str, object] = {
+        "Label": LABEL,
+        "ProgramArguments": list(command),
+        "WorkingDirectory": "/",
+        "RunAtLoad": True,
+        # Started again after a crash, not after it was told to stop.
+        "KeepAlive": {"SuccessfulExit": False},
+        "ThrottleInterval": 10,
+        "ExitTimeOut": 60,
+        "ProcessType": "Interactive",
+        "Umask": 0o077,
+        "HardResourceLimits": {"Core": 0},
+        "SoftResourceLimits": {"Core": 0, "NumberOfFiles": 8192},
+        "StandardOutPath": str(log),
+        "StandardErrorPath": str(log),
+    }
+    return plistlib.dumps(agent, sort_keys=False)
+
+
+def _line(command: Sequence[str]) -> str:
+    return " ".join(_quoted(word) for word in command)
+
+
+def _quoted(word: str) -> str:
+    """A word of a command as systemd reads it back, where ``%`` and ``$`` have a meaning unless doubled."""
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+    return escaped if escaped and not set(escaped) & set(" \t\"';") else f'"{escaped}"'
+
+
+def files() -> dict[str, bytes]:
+    """What packagers get, by its path below ``packaging/``."""
+    texts = {
+        "systemd/inferd.service": system_unit(["/usr/bin/inferd", "serve"]),
+        "systemd/inferd.sysusers.conf": sysusers(),
+        "systemd/user/inferd.service": user_unit(["/usr/bin/inferd", "serve"]),
+        "systemd/user/inferd.socket": user_socket(),
+    }
+    made = {path: text.encode() for path, text in texts.items()}
+    log = Path("/Library/Logs/inferd.log")
+    made[f"launchd/{LABEL}.plist"] = launch_agent(["/usr/local/bin/inferd", "serve"], log)
+    return made
+
+
+if __name__ == "__main__":
+    for path, content in files().items():
+        target = Path(sys.argv[1], path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
