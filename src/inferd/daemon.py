@@ -28,25 +28,18 @@ from inferd.config import paths
 from inferd.config.settings import OPTIONS, Settings
 from inferd.config.sources import Read
 from inferd.errors import BootCancelled, InferdError
-from inferd.serve import addresses, auth, bind, systemd
-from inferd.serve.admission import Admission
+from inferd.serve import addresses, systemd
 from inferd.serve.backends import Backends, Build, capabilities_frame, in_thread
 from inferd.serve.build import build_backend
-from inferd.serve.hangup import HangupWatch
-from inferd.serve.listener import Listener, Places, Serve
+from inferd.serve.front import FLUSH_GRACE_SECS, Front
+from inferd.serve.listener import Listener, Places
 from inferd.serve.metrics import Metrics
 from inferd.serve.overview import Overview
 from inferd.serve.peer import Peer
 from inferd.serve.router import Router
-from inferd.serve.session import Service
 from inferd.serve.status import StatusBoard
 from inferd.store.runtime import Lock, ensure_private_dir
 from inferd.wire import admin
-
-# A cancelled request ends within a step of its backend; one that does not is cut off.
-CANCEL_GRACE_SECS = 5.0
-# How long a client may take to read what was written to it before the daemon closes.
-FLUSH_GRACE_SECS = 1.0
 
 _log = log.get("daemon")
 
@@ -92,17 +85,14 @@ class Daemon:
         self._settings = settings
         self._read = read
         self._activity = activity
-        self._admission = Admission(settings.active_permits, settings.queue_depth)
         self._metrics = Metrics()
-        self._router = Router((), on_breaker=self._tell_breaker)
-        self._backends = Backends(self._router, build)
-        self._overview = Overview(self._admission, self._router, self._metrics)
+        router = Router((), on_breaker=self._tell_breaker)
+        self._backends = Backends(router, build)
+        self._front = Front(settings, router, self._metrics, self._watch_idleness)
+        self._overview = Overview(self._front.admission, router, self._metrics)
         self._board = StatusBoard(self._overview.snapshot)
-        self._places = Places(settings.max_connections, settings.max_connections_per_uid)
-        self._admin_places = Places(settings.max_connections, settings.max_connections_per_uid)
-        self._admin: list[Listener] = []
-        self._listeners: list[Listener] = []
-        self._services: list[Service[Any]] = []
+        self._admin_places = Places(settings.max_connections)
+        self._admin: Listener | None = None
         self._work: asyncio.Task[None] | None = None
         self._ready = False
         self._stopping = False
@@ -156,7 +146,8 @@ class Daemon:
         for bound in passed.values():
             held.callback(bound.close)
         admin_socket = addresses.bind_surface(settings, "admin", passed)
-        self._admin.append(self._listen(held, admin_socket, self._serve_admin, self._admin_places))
+        self._admin = Listener(admin_socket, self._serve_admin, self._admin_places)
+        held.push_async_callback(self._admin.close, FLUSH_GRACE_SECS)
         for note in self._given.notes:
             _log.warn("config", note=note)
         if self._given.problem is not None:
@@ -167,33 +158,12 @@ class Daemon:
             self._board.publish_capabilities(capabilities_frame(backend))
         await self._backends.until_ready(backends, settings.ready_timeout_secs)
         self._backends.use(backends)
-        surfaces = addresses.surfaces(settings, backends)
-        sockets = []
-        for surface in surfaces:
-            sockets.append(addresses.bind_surface(settings, surface.name, passed))
-            held.callback(sockets[-1].close)
+        self._front.open(settings, backends, passed, held)
         self._serve_metrics(held)
-        hangups = HangupWatch(self._loop)
-        held.callback(hangups.close)
-        for surface, bound in zip(surfaces, sockets, strict=True):
-            service = Service(
-                surface=surface,
-                admission=self._admission,
-                router=self._router,
-                hangups=hangups,
-                metrics=self._metrics,
-                api_key=_api_key(settings),
-                max_frame_bytes=settings.max_frame_bytes,
-                max_attachment_bytes=settings.max_attachment_bytes,
-                write_timeout_secs=settings.write_timeout_secs,
-                idle_timeout_secs=settings.idle_timeout_secs,
-            )
-            self._services.append(service)
-            self._listeners.append(self._listen(held, bound, service.serve, self._places))
         held.callback(systemd.Watchdog(self._loop, self._backends.dead).close)
         self._board.publish(admin.READY)
         systemd.notify("READY=1")
-        _log.info("ready", address=self._listeners[0].address)
+        _log.info("ready", address=self._front.listeners[0].address)
         self._watch_idleness()
 
     def _lock(self, held: contextlib.AsyncExitStack) -> None:
@@ -204,13 +174,6 @@ class Daemon:
         if any(path is not None and path.parent == runtime for path in ours):
             ensure_private_dir(runtime)
         held.callback(Lock.acquire(settings.lock).release)
-
-    def _listen(
-        self, held: contextlib.AsyncExitStack, bound: bind.Bound, serve: Serve, places: Places
-    ) -> Listener:
-        listener = Listener(bound, serve, places, self._watch_idleness)
-        held.push_async_callback(listener.close, FLUSH_GRACE_SECS)
-        return listener
 
     async def _serve_admin(self, sock: socket.socket, peer: Peer, number: int) -> None:
         await self._board.serve(sock)
@@ -245,12 +208,15 @@ class Daemon:
             for note in given.notes:
                 _log.warn("config", note=note)
             settings = _reloadable(self._settings, given.settings)
-            for listener in self._listeners:
-                listener.check_key(has_key=settings.api_key is not None)
+            self._front.check_keys(settings)
             backends = await self._backends.make(settings, self._show_restarting)
             await self._backends.until_ready(backends, settings.ready_timeout_secs)
             self._backends.use(backends)
-            self._take_on(settings)
+            self._settings = settings
+            self._activity.level = log.parse_level(settings.log_level)
+            self._admin_places.limit = settings.max_connections
+            self._front.follow(settings, backends)
+            self._watch_idleness()
             self._board.forget_capabilities()
             for backend in backends:
                 self._board.publish_capabilities(capabilities_frame(backend))
@@ -266,26 +232,6 @@ class Daemon:
 
     def _show_restarting(self, phase: str, details: Mapping[str, object]) -> None:
         self._board.publish(admin.restarting(phase, details))
-
-    def _take_on(self, settings: Settings) -> None:
-        """Lets what is there follow ``settings``."""
-        self._settings = settings
-        self._activity.level = log.parse_level(settings.log_level)
-        self._admission.resize(settings.active_permits, settings.queue_depth)
-        for places in (self._places, self._admin_places):
-            places.limit = settings.max_connections
-            places.per_owner = settings.max_connections_per_uid
-        for service in self._services:
-            service.api_key = _api_key(settings)
-            service.max_frame_bytes = settings.max_frame_bytes
-            service.max_attachment_bytes = settings.max_attachment_bytes
-            service.write_timeout_secs = settings.write_timeout_secs
-            service.idle_timeout_secs = settings.idle_timeout_secs
-        served = {service.surface.name for service in self._services}
-        for surface in addresses.surfaces(settings, [member.backend for member in self._router.members]):
-            if surface.name not in served:
-                _log.warn("a restart is needed to serve another surface", surface=surface.name)
-        self._watch_idleness()
 
     # Stop.
 
@@ -317,8 +263,9 @@ class Daemon:
 
     def _on_stop_signal(self, number: signal.Signals) -> None:
         if self._signalled:
-            for listener in (*self._listeners, *self._admin):
-                listener.stop()
+            self._front.stop()
+            if self._admin is not None:
+                self._admin.stop()
             os._exit(128 + number)
         self._signalled = True
         _log.info("stopping", signal=number.name)
@@ -335,7 +282,7 @@ class Daemon:
         if self._idle_alarm is not None:
             self._idle_alarm.cancel()
             self._idle_alarm = None
-        if self._settings.idle_exit_secs and not self._places.taken:
+        if self._settings.idle_exit_secs and not self._front.places.taken:
             self._idle_alarm = self._loop.call_later(self._settings.idle_exit_secs, self._stop_idle)
 
     def _stop_idle(self) -> None:
@@ -343,29 +290,15 @@ class Daemon:
         self._stop()
 
     async def _drain(self) -> None:
-        """Lets requests finish, then ends them, then closes the connections behind what was written."""
-        for listener in self._listeners:
-            listener.stop()
-        self._admission.close()
+        self._front.stop()
+        self._front.admission.close()
         self._board.publish(admin.DRAINING)
         systemd.notify("STOPPING=1")
-        idle = self._loop.create_task(self._admission.idle())
-        await asyncio.wait((idle,), timeout=self._settings.drain_timeout_secs)
-        if not idle.done():
-            _log.warn("drain_timeout", running=self._admission.running, waiting=self._admission.waiting)
-            for service in self._services:
-                service.interrupt()
-            await asyncio.wait((idle,), timeout=CANCEL_GRACE_SECS)
-            idle.cancel()
-        await asyncio.gather(*(listener.close(FLUSH_GRACE_SECS) for listener in self._listeners))
+        await self._front.drain(self._settings.drain_timeout_secs)
 
 
 def _describe(error: Exception) -> str:
     return str(error) if isinstance(error, InferdError) else repr(error)
-
-
-def _api_key(settings: Settings) -> auth.ApiKey | None:
-    return None if settings.api_key is None else auth.ApiKey(settings.api_key.reveal())
 
 
 def _reloadable(old: Settings, new: Settings) -> Settings:
