@@ -35,6 +35,7 @@ class Answer(http.server.BaseHTTPRequestHandler):
     """One exchange; a behaviour writes the answer with the methods here."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     server: TlsServer
 
     def do_GET(self) -> None:

@@ -11,7 +11,6 @@ import re
 import threading
 from collections.abc import Generator
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from inferd.errors import FetchError, ModelError, StoreError
@@ -109,5 +108,5 @@ def _ask_hub(source: Https, cancelled: threading.Event) -> tuple[Https, str, int
         raise FetchError(f"the hub tells no sha256 of {source.url}; give it with --sha256")
     commit, size = headers.get("X-Repo-Commit", ""), headers.get("X-Linked-Size", "")
     if re.fullmatch(r"[0-9a-f]{40}", commit):
-        source = Https.of_hub(replace(source.origin, revision=commit).text.removeprefix("hf:"))
+        source = Https.of_hub(f"{source.origin.repo}/{source.origin.filename}@{commit}")
     return source, digest[1], int(size) if size.isascii() and size.isdigit() else None
