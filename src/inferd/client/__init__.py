@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from inferd.client.address import Address, Surface
-    from inferd.client.admin import AdminClient, Snapshot
+    from inferd.client.admin import AdminClient, Snapshot, Status
     from inferd.client.async_admin import AsyncAdminClient
     from inferd.client.asynchronous import (
         AsyncAnswer,
@@ -43,6 +43,7 @@ __all__ = [
     "Ranked",
     "Ranking",
     "Snapshot",
+    "Status",
     "Surface",
     "Text",
     "Thinking",
@@ -55,7 +56,7 @@ __all__ = [
 
 _NAMES = {
     "address": "Address Surface",
-    "admin": "AdminClient Snapshot",
+    "admin": "AdminClient Snapshot Status",
     "async_admin": "AsyncAdminClient",
     "asynchronous": "AsyncAnswer AsyncChat AsyncClient AsyncGeneration async_dial_and_wait_ready",
     "blocking": "Answer Chat Client Generation dial_and_wait_ready",

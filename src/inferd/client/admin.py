@@ -13,7 +13,7 @@ from typing import Any
 from inferd.client.address import Address, endpoint
 from inferd.client.connection import Connection
 from inferd.config import paths
-from inferd.errors import BootFailed
+from inferd.errors import BootFailed, ProtocolError
 from inferd.wire import admin
 
 Frame = dict[str, Any]
@@ -25,6 +25,49 @@ class Snapshot:
 
     capabilities: tuple[Frame, ...]
     lifecycle: Frame
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What a daemon is and does; rows and numbers stand in them as on the wire."""
+
+    lifecycle: Frame
+    capabilities: tuple[Frame, ...]
+    version: str
+    pid: int
+    uptime_secs: float
+    active_permits: int
+    queue_depth: int
+    running: tuple[Frame, ...]
+    waiting: tuple[Frame, ...]
+    backends: tuple[Frame, ...]
+    metrics: Frame
+
+
+_FACTS = ("lifecycle", "version", "pid", "uptime_secs", "active_permits", "queue_depth", "metrics")
+_ROWS = ("running", "waiting", "backends")
+
+
+class Inquiry:
+    """The frames that come after :data:`admin.SNAPSHOT_REQUEST`, up to its answer."""
+
+    def __init__(self) -> None:
+        self._capabilities: list[Frame] = []
+
+    def take(self, frame: Frame) -> Status | None:
+        """The state, with its last frame. Raises ProtocolError for an answer that is not whole."""
+        if frame["status"] == "capabilities":
+            self._capabilities.append(frame)
+        if frame["status"] != "snapshot":
+            return None
+        try:
+            facts: dict[str, Any] = {name: frame[name] for name in _FACTS}
+            facts |= {name: tuple(frame[name]) for name in _ROWS}
+        except (LookupError, TypeError):
+            raise ProtocolError(
+                "the daemon sent a snapshot that is not whole; is it another version?"
+            ) from None
+        return Status(capabilities=tuple(self._capabilities), **facts)
 
 
 class Opening:
@@ -75,6 +118,12 @@ class AdminClient:
         docs/protocol.md. May be asked for again and again; events that come before it are passed over."""
         self._connection.send([admin.SNAPSHOT_REQUEST])
         return next(frame for frame in self.events() if frame["status"] == "snapshot")
+
+    def status(self) -> Status:
+        """The state of the daemon with its requests, backends and metrics; to be called first."""
+        self._connection.send([admin.SNAPSHOT_REQUEST])
+        inquiry = Inquiry()
+        return next(state for frame in self.events() if (state := inquiry.take(frame)) is not None)
 
     def wait_ready(self, on_event: Callable[[Frame], None] = lambda frame: None) -> None:
         """Returns when the daemon is ready, having shown every frame to ``on_event``.

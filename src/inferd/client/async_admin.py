@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 
 from inferd.client.address import Address, endpoint
-from inferd.client.admin import Frame, Opening, Snapshot, is_ready
+from inferd.client.admin import Frame, Inquiry, Opening, Snapshot, Status, is_ready
 from inferd.client.async_connection import AsyncConnection
 from inferd.config import paths
 from inferd.wire import admin
@@ -44,6 +44,15 @@ class AsyncAdminClient:
         while (frame := await self.event())["status"] != "snapshot":
             pass
         return frame
+
+    async def status(self) -> Status:
+        """As :meth:`AdminClient.status`."""
+        connection = await self._connected()
+        await connection.send([admin.SNAPSHOT_REQUEST])
+        inquiry = Inquiry()
+        while (state := inquiry.take(await self.event())) is None:
+            pass
+        return state
 
     async def wait_ready(self, on_event: Callable[[Frame], None] = lambda frame: None) -> None:
         """As :meth:`AdminClient.wait_ready`."""

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from inferd.client.address import Address, Surface, endpoint
-from inferd.client.admin import Snapshot
+from inferd.client.admin import Status
 from inferd.client.async_admin import AsyncAdminClient
 from inferd.client.async_channel import AsyncChannel, AsyncReply
 from inferd.client.conversation import Conversation
@@ -80,10 +80,10 @@ class AsyncClient:
         """The documents by how well they answer the query: see :meth:`inferd.Client.rerank`."""
         return await self._channel("rerank").follow(self._core.rerank(query, documents, top_n))
 
-    async def status(self) -> Snapshot:
-        """What the daemon says about itself, also while it boots."""
+    async def status(self) -> Status:
+        """What the daemon is and does, with the requests that run and wait; also while it boots."""
         async with AsyncAdminClient(self._core.addresses.of("admin"), self._timeout) as admin:
-            return await admin.snapshot()
+            return await admin.status()
 
     async def aclose(self) -> None:
         """Closes the idle connections; requests that still run are not touched. Idempotent."""

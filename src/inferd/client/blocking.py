@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from inferd.client.address import Address, Surface, endpoint
-from inferd.client.admin import AdminClient, Snapshot
+from inferd.client.admin import AdminClient, Status
 from inferd.client.channel import Channel, Reply
 from inferd.client.conversation import Conversation
 from inferd.client.core import Backoff, Core, Elsewhere, Tooling
@@ -96,10 +96,10 @@ class Client:
         """The documents by how well they answer the query; with ``top_n`` only so many of the best."""
         return self._channel("rerank").follow(self._core.rerank(query, documents, top_n))
 
-    def status(self) -> Snapshot:
-        """What the daemon says about itself, also while it boots."""
+    def status(self) -> Status:
+        """What the daemon is and does, with the requests that run and wait; also while it boots."""
         with AdminClient(self._core.addresses.of("admin"), self._timeout) as admin:
-            return admin.snapshot()
+            return admin.status()
 
     def close(self) -> None:
         """Closes the idle connections; requests that still run are not touched. Idempotent."""
