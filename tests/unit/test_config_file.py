@@ -59,7 +59,21 @@ def test_the_default_file_is_read(tmp_path: Path) -> None:
         ({"backends": []}, "`backends` must list at least one backend"),
         ({**MOCK, "model": {"name": "x"}}, "`model` and `backends` exclude each other"),
         ({"backends": [{"kind": "mock"}]}, r"`name`.*backends\[0\]"),
-        ({"backends": [{"kind": "none", "name": "m"}]}, r"none.*backends\[0\].kind"),
+        ({"backends": [{"kind": "none", "name": "m"}]}, r"`backends\[0\].kind` 'none' is not known"),
+        ({"backends": [{"kind": "lamacpp", "name": "m"}]}, r"the nearest is 'llamacpp'"),
+        ({"backends": [{"kind": 1, "name": "m"}]}, r"backends\[0\].kind"),
+        ({"backends": {"kind": "none"}}, r"Expected `array.*backends"),
+        ({"model": {"name": "x", "mmproj": {"sha256": "0"}}}, r"`name`.*model.mmproj"),
+        ({"model": {"name": "x", "mmproj": {"name": "/"}}}, r"`model.mmproj.name` must be"),
+        ({"model": {"name": "x", "mmproj": 1}}, r"model.mmproj"),
+        (
+            {
+                "backends": [
+                    {"kind": "llamacpp", "name": "m", "mmproj": "/p", "model": {"name": "x", "mmproj": "/q"}}
+                ]
+            },
+            r"`backends\[0\].mmproj` and `backends\[0\].model.mmproj` exclude",
+        ),
         ({"backends": [{"kind": "mock", "name": ""}]}, r"backends\[0\].name"),
         ({"backends": [{"kind": "mock", "name": "a/b"}]}, r"`backends\[0\].name` must be a name without"),
         ({"backends": MOCK["backends"] * 2}, r"`backends\[1\].name` 'm' is taken"),
@@ -128,6 +142,22 @@ def test_the_legacy_model_is_one_llamacpp_entry(tmp_path: Path) -> None:
     settings, _ = sources.load({"config": path}, ENV)
     spec = ModelSpec(name="x", sha256=SHA, source_url="https://a/m", size_bytes=5, license="MIT")
     assert settings.backends == (LlamaCppEntry(name="llamacpp", model=spec, n_ctx=100, n_gpu_layers=0),)
+
+
+def test_the_projector_of_a_model_is_a_path_or_another_model(tmp_path: Path) -> None:
+    ears = {"name": "ears", "sha256": SHA}
+    path = write(tmp_path, {"model": {"name": "x", "mmproj": ears}})
+    (entry,) = sources.load({"config": path}, ENV)[0].backends
+    spec = ModelSpec(name="ears", sha256=SHA)
+    assert entry == LlamaCppEntry(name="llamacpp", model=ModelSpec(name="x"), mmproj=spec)
+    path = write(tmp_path, {"model": {"name": "x", "mmproj": "/p.gguf"}})
+    (entry,) = sources.load({"config": path}, ENV)[0].backends
+    assert isinstance(entry, LlamaCppEntry)
+    assert entry.mmproj == Path("/p.gguf")
+    (entry,) = sources.load({"config": path, "model": "y"}, ENV)[0].backends
+    assert entry == LlamaCppEntry(name="llamacpp", model=ModelSpec(name="y"))
+    path = write(tmp_path, {"model": {"name": "x", "mmproj": {**ears, "sha265": SHA}}})
+    assert any("`model.mmproj.sha265`" in note for note in sources.load({"config": path}, ENV)[1])
 
 
 def entries(tmp_path: Path, flags: dict[str, object]) -> tuple[tuple[BackendEntry, ...], list[str]]:

@@ -21,7 +21,7 @@ from inferd.cli.options import KindType
 from inferd.client import AdminClient, Snapshot
 from inferd.client.admin import Frame
 from inferd.config import sources
-from inferd.config.entries import LlamaCppEntry
+from inferd.config.entries import LlamaCppEntry, ModelSpec
 from inferd.config.kinds import FilePath
 from inferd.config.sources import Read
 from inferd.errors import ConnectionLost, DaemonUnreachable, InferdError
@@ -109,7 +109,8 @@ def pull(given: Read) -> int:
 
     _check(given)
     store = ModelStore(given.settings.models_home)
-    models = [entry.model for entry in _local(given) if entry.model is not None]
+    named = [spec for entry in _local(given) for spec in (entry.model, entry.mmproj)]
+    models = [spec for spec in named if isinstance(spec, ModelSpec)]
     if not models:
         click.echo(f"inferdctl: {given.path} lists no model to fetch", err=True)
     for model in models:

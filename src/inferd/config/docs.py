@@ -111,6 +111,7 @@ def _backends() -> Iterator[str]:
             yield "- `model`: a model object; excludes `model_path`."
         yield _KEYS.get(kind, "")
     yield f"### a model object\n\n{_keys(MODEL_KEYS)}"
+    yield "- `mmproj`: a path, or a model object without `mmproj`. What lets the model see or hear."
 
 
 def _keys(keys: tuple[Key, ...]) -> str:

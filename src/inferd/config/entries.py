@@ -38,7 +38,8 @@ class LlamaCppEntry:
     """A model of our own; exactly one of ``model`` and ``model_path`` is set.
 
     ``embed``: the model makes vectors instead of text, or scores when ``embed_pooling`` is ``rank``; ``None``
-    leaves that to the model where embedding or ranking is asked for. ``mmproj`` is the projector's file.
+    leaves that to the model where embedding or ranking is asked for. ``mmproj`` is the projector, a file of
+    its own or one of the store.
     """
 
     kind: ClassVar[str] = "llamacpp"
@@ -51,7 +52,7 @@ class LlamaCppEntry:
     embed: bool | None = None
     embed_pooling: str | None = None
     embed_n_ctx: int = 2048
-    mmproj: Path | None = None
+    mmproj: Path | ModelSpec | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

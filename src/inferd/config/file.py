@@ -113,7 +113,8 @@ def _rows(keys: tuple[Key, ...]) -> list[tuple[str, Any, bool]]:
 
 def _shape() -> tuple[Any, dict[str, Any]]:
     """The whole file as a msgspec type, and its known keys as nested dictionaries."""
-    model = _struct("Model", _rows(MODEL_KEYS))
+    projector: Any = Union[FilePath().file_type, _struct("Projector", _rows(MODEL_KEYS))]  # noqa: UP007
+    model = _struct("Model", [*_rows(MODEL_KEYS), ("mmproj", projector, False)])
     entries = [
         _struct(
             f"Backend_{kind}",
@@ -161,6 +162,7 @@ def read_file(path: Path, *, required: bool) -> ConfigFile:
         fail(f"is larger than {MAX_FILE_BYTES} bytes, so it is no config file")
     try:
         raw = json.loads(data.decode(), object_pairs_hook=_unique)
+        _check_kinds(raw)
         checked = msgspec.convert(raw, FILE_TYPE)
         warnings = tuple(f"config file {path}: {text}" for text in _unknown(raw))
         return ConfigFile(_values(checked), _backends(checked), warnings)
@@ -182,9 +184,20 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
+def _check_kinds(raw: Any) -> None:
+    """Names the nearest kind for one that there is not; all else about the shape is left to msgspec."""
+    listed = raw.get("backends") if isinstance(raw, dict) else None
+    for position, entry in enumerate(listed if isinstance(listed, list) else ()):
+        kind = entry.get("kind") if isinstance(entry, dict) else None
+        if isinstance(kind, str) and kind not in BACKEND_KEYS:
+            near = difflib.get_close_matches(kind, BACKEND_KEYS, n=1, cutoff=0.0)[0]
+            raise ValueError(f"`backends[{position}].kind` {kind!r} is not known; the nearest is {near!r}")
+
+
 def _unknown(raw: Mapping[str, Any]) -> Iterator[str]:
     yield from _unknown_in(raw, _KNOWN, "")
-    model = dict.fromkeys(key.name for key in MODEL_KEYS)
+    names = dict.fromkeys(key.name for key in MODEL_KEYS)
+    model = {**names, "mmproj": names}
     yield from _unknown_in(raw.get("model") or {}, model, "model.")
     for position, entry in enumerate(raw.get("backends") or []):
         where = f"backends[{position}]."
@@ -199,7 +212,7 @@ def _unknown_in(raw: Mapping[str, Any], known: Mapping[str, Any], where: str) ->
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
             yield f"unknown key `{where}{key}` is ignored; the nearest known key is `{where}{near}`"
-        elif known[key] is not None and value is not None:
+        elif known[key] is not None and isinstance(value, dict):
             yield from _unknown_in(value, known[key], f"{where}{key}.")
 
 
@@ -232,8 +245,7 @@ def _backends(checked: Any) -> tuple[dict[str, Any], ...]:
     if checked.model is not None and checked.backends is not None:
         raise ValueError("`model` and `backends` exclude each other; keep one of them")
     if checked.model is not None:
-        spec = ModelSpec(**_fields(checked.model, MODEL_KEYS, "model."))
-        return ({"kind": "llamacpp", "name": "llamacpp", "model": _checked_model(spec, "model")},)
+        return ({"kind": "llamacpp", "name": "llamacpp", **_model(checked.model, "model")},)
     if not checked.backends:
         raise ValueError("`backends` must list at least one backend")
     entries = [_entry(node, f"backends[{position}]") for position, node in enumerate(checked.backends)]
@@ -251,9 +263,25 @@ def _entry(node: Any, where: str) -> dict[str, Any]:
         if (node.model is None) == (node.model_path is None):
             raise ValueError(f"`{where}` needs one of `model` and `model_path`")
         if node.model is not None:
-            spec = ModelSpec(**_fields(node.model, MODEL_KEYS, f"{where}.model."))
-            entry["model"] = _checked_model(spec, f"{where}.model")
+            made = _model(node.model, f"{where}.model")
+            if {"mmproj"} & set(entry) & set(made):
+                raise ValueError(f"`{where}.mmproj` and `{where}.model.mmproj` exclude each other")
+            entry.update(made)
     return entry
+
+
+def _model(node: Any, where: str) -> dict[str, Any]:
+    """The fields of an entry that a model object gives."""
+    fields: dict[str, Any] = {"model": _spec(node, where)}
+    if isinstance(node.mmproj, str):
+        fields["mmproj"] = _parse(FilePath(), node.mmproj, f"{where}.mmproj")
+    elif node.mmproj is not None:
+        fields["mmproj"] = _spec(node.mmproj, f"{where}.mmproj")
+    return fields
+
+
+def _spec(node: Any, where: str) -> ModelSpec:
+    return _checked_model(ModelSpec(**_fields(node, MODEL_KEYS, f"{where}.")), where)
 
 
 def _checked_model(spec: ModelSpec, where: str) -> ModelSpec:

@@ -75,6 +75,15 @@ class ModelOptions:
         key="n_gpu_layers",
         reload=True,
     )
+    force_backend: str | None = option(
+        _MODEL,
+        Choice(("cpu", "cuda", "metal", "rocm", "vulkan")),
+        None,
+        "What models must run on: `cpu` keeps them off a GPU that is there; with another one the daemon does"
+        " not start without it.",
+        flag=False,
+        reload=True,
+    )
     require_gpu: bool = option(
         _MODEL,
         Boolean(),

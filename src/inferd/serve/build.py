@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from inferd.config.entries import BackendEntry, BedrockEntry, LlamaCppEntry, MockEntry, OpenAICompatEntry
+from inferd.config.entries import BackendEntry, LlamaCppEntry, MockEntry, ModelSpec, OpenAICompatEntry
 from inferd.config.settings import Settings
 from inferd.engine.backend import Backend
 from inferd.engine.mock import Mock
-from inferd.errors import ConfigError
+from inferd.errors import ConfigError, ModelError
 from inferd.store import fetch, verify
 from inferd.store.models import ModelStore
+
+if TYPE_CHECKING:
+    from inferd.engine.llamacpp import LlamaCppConfig
 
 Progress = Callable[[str, Mapping[str, object]], None]
 
@@ -32,16 +38,17 @@ def build_backend(
 
         progress("checking_local", {"path": f"(openai-compat: {entry.base_url} / {entry.model})"})
         return OpenAICompat(entry, embed=settings.embed, rerank=settings.rerank)
-    if isinstance(entry, BedrockEntry):
-        from inferd.engine.bedrock import Bedrock
+    from inferd.engine.bedrock import Bedrock
 
-        return Bedrock(entry)
-    raise ConfigError(f"this version of inferd cannot serve backends of the kind {entry.kind!r}")
+    progress("checking_local", {"path": f"(bedrock-invoke: {entry.region} / {entry.model_id})"})
+    return Bedrock(entry)
 
 
 def recipe(settings: Settings, entry: BackendEntry) -> tuple[object, ...]:
     """All that the backend of ``entry`` is made of: equal recipes make equal backends."""
-    return (entry, _shape(settings)) if isinstance(entry, LlamaCppEntry) else (entry,)
+    if isinstance(entry, LlamaCppEntry):
+        return (entry, settings.force_backend, _shape(settings))
+    return (entry,)
 
 
 def _shape(settings: Settings) -> dict[str, Any]:
@@ -64,7 +71,13 @@ def _load_model(
     from inferd.engine.embedding import EmbeddingModel
     from inferd.engine.llamacpp import LlamaCpp, LlamaCppConfig
 
-    with _open_model(settings, entry, progress, cancelled) as model:
+    with contextlib.ExitStack() as held:
+        model = held.enter_context(_open_model(settings, entry, progress, cancelled))
+        projector = entry.mmproj
+        if isinstance(projector, ModelSpec):
+            opened = held.enter_context(_of_store(settings, projector, progress, cancelled))
+            # The file that was verified, whatever lies at its path by now.
+            projector = Path(f"/dev/fd/{opened.fd}") if os.name == "posix" else opened.path
         embeds = entry.embed
         if embeds is None:
             embeds = (settings.embed or settings.rerank) and _pools(model)
@@ -74,15 +87,27 @@ def _load_model(
             path=model.path,
             fd=model.fd,
             n_ctx=entry.embed_n_ctx if embeds else entry.n_ctx,
-            n_gpu_layers=entry.n_gpu_layers,
-            projector=entry.mmproj,
+            n_gpu_layers=0 if settings.force_backend == "cpu" else entry.n_gpu_layers,
+            projector=projector,
             **_shape(settings),
         )
+        _check_accelerator(settings, config)
         if embeds:
             return EmbeddingModel.load(
                 config, pooling=entry.embed_pooling, progress=progress, cancelled=cancelled
             )
         return LlamaCpp.load(config, progress=progress, cancelled=cancelled)
+
+
+def _check_accelerator(settings: Settings, config: LlamaCppConfig) -> None:
+    from inferd.engine.llamacpp import accelerator_of
+
+    found = accelerator_of(config, 0).kind
+    if settings.force_backend not in (None, found):
+        raise ModelError(
+            f"INFERD_FORCE_BACKEND asks for {settings.force_backend}, but this model would run on {found};"
+            " install a build and a driver for it, or unset the variable"
+        )
 
 
 def _pools(model: verify.OpenModel) -> bool:
@@ -99,9 +124,15 @@ def _open_model(
         if entry.model_path is None:
             raise ConfigError(f"backend {entry.name!r} names no model; give it a model or a model_path")
         return verify.open_file(entry.model_path, entry.model_sha256, progress=progress, cancelled=cancelled)
+    return _of_store(settings, entry.model, progress, cancelled)
+
+
+def _of_store(
+    settings: Settings, spec: ModelSpec, progress: Progress, cancelled: threading.Event
+) -> verify.OpenModel:
     return fetch.ensure_model(
         ModelStore(settings.models_home),
-        entry.model,
+        spec,
         auto_pull=settings.auto_pull,
         verify=settings.verify,
         progress=progress,

@@ -1,0 +1,73 @@
+"""From an entry of the configuration to a backend: what is checked on the way, and which file is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from inferd.config.entries import LlamaCppEntry, ModelSpec
+from inferd.config.settings import Settings
+from inferd.engine.backend import Backend
+from inferd.errors import HashMismatch, ModelError
+from inferd.serve.build import build_backend, recipe
+from inferd.store.models import ModelStore
+from tests.demo_model import demo_model
+from tests.tiny_projector import write_vision_projector
+
+DEMO_WIDTH = 576  # of the demo model's embeddings
+
+
+def build(settings: Settings, entry: LlamaCppEntry) -> Backend:
+    return build_backend(settings, entry, lambda phase, details: None, threading.Event())
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(models_home=tmp_path / "models", active_permits=1, auto_pull=False)
+
+
+@pytest.fixture
+def entry() -> LlamaCppEntry:
+    return LlamaCppEntry(name="chat", model_path=demo_model(), n_ctx=256)
+
+
+async def test_a_projector_comes_from_the_store(
+    settings: Settings, entry: LlamaCppEntry, tmp_path: Path
+) -> None:
+    made = write_vision_projector(tmp_path / "eyes.gguf", DEMO_WIDTH)
+    digest = hashlib.sha256(made.read_bytes()).hexdigest()
+    blob = ModelStore(settings.models_home).blob_path(digest)
+    blob.parent.mkdir(parents=True)
+    made.rename(blob)
+    backend = build(settings, replace(entry, mmproj=ModelSpec(name="eyes", sha256=digest)))
+    try:
+        assert backend.capabilities().vision
+    finally:
+        await backend.close()
+    blob.write_bytes(b"something else")
+    with pytest.raises(HashMismatch):
+        build(settings, replace(entry, mmproj=ModelSpec(name="eyes", sha256=digest)))
+
+
+@pytest.mark.parametrize("asked", ["cuda", "metal"])
+def test_a_model_does_not_run_where_it_must_not(settings: Settings, entry: LlamaCppEntry, asked: str) -> None:
+    with pytest.raises(ModelError, match=f"INFERD_FORCE_BACKEND asks for {asked}, .* would run on cpu"):
+        build(replace(settings, force_backend=asked), replace(entry, n_gpu_layers=0))
+
+
+async def test_a_model_can_be_kept_on_the_cpu(settings: Settings, entry: LlamaCppEntry) -> None:
+    backend = build(replace(settings, force_backend="cpu"), entry)
+    try:
+        accelerator = backend.capabilities().accelerator
+        assert (accelerator.kind, accelerator.gpu_layers) == ("cpu", 0)
+    finally:
+        await backend.close()
+
+
+def test_what_a_model_must_run_on_is_part_of_its_recipe(settings: Settings, entry: LlamaCppEntry) -> None:
+    assert recipe(settings, entry) == recipe(replace(settings, queue_depth=1), entry)
+    assert recipe(settings, entry) != recipe(replace(settings, force_backend="cpu"), entry)
