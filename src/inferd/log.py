@@ -15,12 +15,14 @@ from __future__ import annotations
 import errno
 import os
 import queue
+import re
 import stat
 import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TextIO
 
@@ -80,6 +82,13 @@ def _clean(value: object, name: str = "") -> Any:
     if len(text) > MAX_VALUE_CHARS:
         text = f"{text[:MAX_VALUE_CHARS]}… ({len(text)} characters)"
     return text
+
+
+@lru_cache(maxsize=1024)
+def _clean_name(msg: str) -> str:
+    """The name of an event; there are as many as there are calls in the code."""
+    cleaned: str = _clean(msg)
+    return cleaned
 
 
 class Log:
@@ -194,7 +203,7 @@ def _entry(record: Record) -> dict[str, Any]:
         "t": _timestamp(created),
         "level": _NAMES[level],
         "component": component,
-        "msg": _clean(msg),
+        "msg": _clean_name(msg),
     }
     try:
         for name, value in fields.items():
@@ -249,11 +258,14 @@ class _TextSink:
 
 
 _HEAD = frozenset(("t", "level", "component", "msg"))
+_WORD = re.compile(r"""[^ "']+""")
 
 
 def _plain(value: object) -> str:
+    if type(value) is int or type(value) is float:
+        return repr(value)
     text = value if isinstance(value, str) else orjson.dumps(value).decode()
-    return text if text.isprintable() and text and not set(" \"'") & set(text) else repr(text)
+    return text if text.isprintable() and _WORD.fullmatch(text) else repr(text)
 
 
 class _FileSink:
