@@ -161,10 +161,13 @@ class Exchange:
     headers: dict[str, str]
     body: dict[str, Any]
     sock: socket.socket
+    keep_alive: bool
     _begun: bool = field(default=False, init=False)
 
     def refuse(self, status: int, error: str, text: str, **headers: str) -> None:
         """Answers with an error instead of a stream."""
+        if not self.keep_alive:
+            headers["connection"] = "close"
         _refuse(self.sock, status, error, text, **headers)
         self._begun = True
 
@@ -172,9 +175,10 @@ class Exchange:
         """Sends messages of the event stream, each in a piece of its own."""
         if not self._begun:
             self._begun = True
+            close = b"" if self.keep_alive else b"connection: close\r\n"
             self.sock.sendall(
                 b"HTTP/1.1 200 OK\r\ncontent-type: application/vnd.amazon.eventstream\r\n"
-                b"x-amzn-requestid: 1\r\ntransfer-encoding: chunked\r\n\r\n"
+                b"x-amzn-requestid: 1\r\n%stransfer-encoding: chunked\r\n\r\n" % close
             )
         for data in messages:
             self.sock.sendall(b"%x\r\n%s\r\n" % (len(data), data))
@@ -195,16 +199,21 @@ Script = Callable[[Exchange], None]
 
 
 class BedrockServer:
-    """Serves ``script`` at ``url`` until it is closed; ``exchanges`` are the requests that were let in."""
+    """Serves ``script`` at ``url`` until it is closed; ``exchanges`` are the requests that were let in.
 
-    def __init__(self, script: Script) -> None:
+    Without ``keep_alive`` each answer is the last of its connection, so that the client keeps none.
+    """
+
+    def __init__(self, script: Script, *, keep_alive: bool = True) -> None:
         self._script = script
+        self._keep_alive = keep_alive
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self.exchanges: list[Exchange] = []
         self.rejections: list[str] = []
         self.failures: list[BaseException] = []
         self._threads: list[threading.Thread] = []
+        self._connections: list[socket.socket] = []
         self._begin(self._accept)
 
     def _begin(self, target: Callable[..., None], *args: object) -> None:
@@ -219,6 +228,7 @@ class BedrockServer:
             except OSError:
                 return
             sock.settimeout(PATIENCE_SECS)
+            self._connections.append(sock)
             self._begin(self._serve, sock)
 
     def _serve(self, sock: socket.socket) -> None:
@@ -249,15 +259,19 @@ class BedrockServer:
         except Rejected as reason:
             self.rejections.append(str(reason))
             # As AWS does it: the text repeats what was signed, the session token among it.
-            _refuse(sock, 403, str(reason), f"should have been 'x-amz-security-token:{SESSION_TOKEN}'")
+            text = f"should have been 'x-amz-security-token:{SESSION_TOKEN}'"
+            _refuse(sock, 403, str(reason), text, connection="keep-alive" if self._keep_alive else "close")
             return
-        exchange = Exchange(target, headers, json.loads(body), sock)
+        exchange = Exchange(target, headers, json.loads(body), sock, self._keep_alive)
         self.exchanges.append(exchange)
         self._script(exchange)
 
     def close(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        for sock in self._connections:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
         while self._threads:
             self._threads.pop().join(PATIENCE_SECS)
 
