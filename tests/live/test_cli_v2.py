@@ -8,6 +8,8 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from inferd.config import paths
 from tests.daemon_process import DaemonProcess
 from tests.demo_model import demo_model
@@ -42,6 +44,23 @@ def test_attachments_are_taken_and_too_large_ones_refused(daemon: Daemon, tmp_pa
     refused = user("run", "hi", "--file", large)
     assert (refused.returncode, refused.stdout) == (5, "")
     assert refused.stderr == "inferd: attachments[0] exceeds 100000 byte cap\n"
+
+
+@pytest.mark.parametrize("own_places", [False, True])
+def test_a_prompt_of_any_length_is_answered(daemon: Daemon, own_places: bool, short_dir: Path) -> None:
+    places = {"uds": short_dir / "one", "v2_addr": short_dir / "two"} if own_places else {}
+    served = daemon(**places).wait_ready()
+    user = Shell(served.dir, **{f"INFERD_{name.upper()}": str(path) for name, path in places.items()})
+    done = user("run", stdin="word " * 100_000)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "mock-response\n", "")
+    (event,) = served.wait_event("request_done")
+    assert event["surface"] == "v2"
+
+
+def test_a_long_prompt_needs_v2(daemon: Daemon) -> None:
+    failed = Shell(daemon(v2="false").wait_ready().dir)("run", stdin="word " * 100_000)
+    assert (failed.returncode, failed.stdout) == (3, "")
+    assert "no daemon is running that serves v2" in failed.stderr
 
 
 def test_ctrl_c_cancels_an_answer_of_blocks_and_an_embedding(daemon: Daemon, tmp_path: Path) -> None:

@@ -50,6 +50,8 @@ class Target:
     address: str
     startable: bool
     surface: Surface = "v1"
+    v2_address: str | None = None
+    """Where text goes that is too long for a line of v1."""
 
     @property
     def api_key(self) -> str | None:
@@ -59,7 +61,7 @@ class Target:
     def client(self) -> Client:
         """A client of this surface."""
         keyword = "address" if self.surface == "v1" else self.surface
-        at: dict[str, Any] = {keyword: self.address}
+        at: dict[str, Any] = {"v2": self.v2_address, keyword: self.address}
         return Client(api_key=self.api_key, **at)
 
 
@@ -68,14 +70,14 @@ def target(address: str | None, api_key_file: Path | None, surface: Surface = "v
     settings, _ = sources.load({"api_key_file": api_key_file})
     if address is not None:
         return Target(settings, address, startable=False, surface=surface)
-    tcp, path = {
+    places: dict[Surface, tuple[str | None, Path | None]] = {
         "v1": (settings.tcp, settings.uds),
         "v2": (settings.v2_tcp, settings.v2_addr),
         "embed": (settings.embed_tcp, settings.embed_addr),
         "rerank": (settings.rerank_tcp, settings.rerank_addr),
-    }[surface]
-    own = f"tcp://{tcp}" if tcp is not None else str(path)
-    return Target(settings, own, startable=True, surface=surface)
+    }
+    own = {name: f"tcp://{tcp}" if tcp is not None else str(path) for name, (tcp, path) in places.items()}
+    return Target(settings, own[surface], startable=True, surface=surface, v2_address=own["v2"])
 
 
 def connection_options(command: F) -> F:
