@@ -180,9 +180,9 @@ def _settings(chosen: Mapping[str, Given], env: Mapping[str, str]) -> Settings:
     values.update({name: given.value for name, given in chosen.items()})
     if values["pipe"] is not None:
         if sys.platform != "win32":
-            raise UsageError(
-                f"{chosen['pipe'].origin}: named pipes exist on Windows only; use --uds or --tcp here"
-            )
+            given = chosen["pipe"]
+            error = UsageError if given.place == "flag" else ConfigError
+            raise error(f"{given.origin}: named pipes exist on Windows only; use --uds or --tcp here")
         values["uds"] = Path(values["pipe"])
     for tcp, *_, local in TRANSPORTS:
         if values[tcp] is not None:
