@@ -125,6 +125,16 @@ class TestWell:
         assert b"hush" not in store.manifest_path("tiny").read_bytes()
         assert "hush" not in repr(sources.parse(f"{server.url}?signature=hush"))
 
+    @pytest.mark.parametrize("text", ["https://localhost/m?signature=hush", "https://me:hush@localhost/m"])
+    def test_nor_is_it_when_it_fails(self, store: ModelStore, text: str) -> None:
+        phases = Phases()
+        with Lock.acquire(store.blob_lock(DIGEST)) as other:
+            phases.on["download"] = other.release
+            with pytest.raises(FetchError) as caught:
+                load(store, tiny(text), phases, auto_pull=True)
+        assert "from https://localhost/m: " in str(caught.value)
+        assert "hush" not in str(caught.value) + repr(phases)
+
     @pytest.mark.parametrize("behaviour", [chunked(CONTENT), ignoring_ranges])
     def test_a_size_that_nobody_knows_before(
         self, store: ModelStore, server: TlsServer, behaviour: object
@@ -510,8 +520,8 @@ class TestNames:
             ("https:///m", "it is not of the form https://HOST/PATH"),
             ("https://host/a b", "it is not of the form https://HOST/PATH"),
             ("https://host/\nb", "it is not of the form https://HOST/PATH"),
-            ("https://[host/m", "it is not an address"),
-            ("https://host:port/m", "it is not an address"),
+            ("https://[host/m", "it is not of the form https://HOST/PATH"),
+            ("https://host:port/m", "it is not of the form https://HOST/PATH"),
             ("hf:repo/file", "it is not of the form hf:ORG/REPO/FILE"),
             ("hf:org/repo/../../x", "it is not of the form hf:ORG/REPO/FILE"),
             ("hf:org/repo//x", "it is not of the form hf:ORG/REPO/FILE"),

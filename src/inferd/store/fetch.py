@@ -150,7 +150,7 @@ def _fetch(store: ModelStore, model: CatalogueModel, progress: Progress, cancell
 def _waiting(store: ModelStore, model: CatalogueModel, lock: Path, progress: Progress) -> Callable[[], None]:
     """What to do at each look at a lock that another process holds: show that process's download."""
     partial = store.partial_dir(model.sha256)
-    first = model.sources[0].partition("#")[0] if model.sources else ""
+    first = sources.shown(model.sources[0]) if model.sources else ""
     reporters: dict[str, Reporter] = {}
 
     def look() -> None:
@@ -170,7 +170,7 @@ def _download(
         raise FetchError(f"model {model.name!r} is not in the store at {store.home} and has no source")
     failures = []
     for text in model.sources:
-        shown = text.partition("#")[0]
+        shown = sources.shown(text)
         try:
             source = sources.parse(text)
             _log.info("fetch_started", model=model.name, source=source.url)

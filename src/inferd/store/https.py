@@ -86,7 +86,7 @@ class Https(Source):
             parts = urlsplit(text)
             host, port = parts.hostname, parts.port
         except ValueError as error:
-            raise FetchError(f"it is not an address: {error}") from error
+            raise FetchError("it is not of the form https://HOST/PATH") from error
         if not host or parts.path in ("", "/") or not text.isprintable() or " " in text:
             raise FetchError("it is not of the form https://HOST/PATH")
         if parts.username is not None:
@@ -227,7 +227,7 @@ def attempt(
         with closing(handed_over(_exchange(method, location, headers, stop_at), cancelled)) as parts:
             return take(parts)
     except httpx.InvalidURL as error:
-        raise FetchError(f"it is not an address: {error}") from error
+        raise FetchError("it is not of the form https://HOST/PATH") from error
     except httpx.TimeoutException as error:
         connecting = isinstance(error, httpx.ConnectTimeout)
         return Setback(

@@ -41,8 +41,13 @@ def pin(
     Raises StoreError when the name means something else already or the file cannot be pinned, FetchError when
     the source cannot be asked, ModelError when it is a file that is no GGUF, BootCancelled.
     """
-    source = sources.parse(text)
+    try:
+        source = sources.parse(text)
+    except FetchError as error:
+        raise FetchError(f"cannot fetch from {sources.shown(text)}: {error}") from error
     called = check_name(PurePosixPath(source.provenance().filename).stem if name is None else name)
+    if known := lookup(called):
+        called = known.name
     expected = None if sha256 is None else check_sha256(sha256)
     size: int | None = None
     if isinstance(source, LocalFile):
@@ -96,12 +101,15 @@ def _ask_hub(source: Https, cancelled: threading.Event) -> tuple[Https, str, int
                 return None if told else refused(head)
         return Setback("the hub gives no answer")
 
-    persist(
-        lambda: attempt("HEAD", source.location, source.headers, cancelled, take, stop_at=_DIGEST_HEADER),
-        cancelled,
-        lambda *_: None,
-        lambda: 0,
-    )
+    try:
+        persist(
+            lambda: attempt("HEAD", source.location, source.headers, cancelled, take, stop_at=_DIGEST_HEADER),
+            cancelled,
+            lambda *_: None,
+            lambda: 0,
+        )
+    except FetchError as error:
+        raise FetchError(f"cannot ask for {source.url}: {error}") from error
     headers = heads[-1].headers
     digest = re.fullmatch(r'"([0-9a-f]{64})"', headers.get(_DIGEST_HEADER, ""))
     if digest is None:

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +24,16 @@ CHUNK_BYTES = 1 << 20
 SCHEMES = ("https", "hf", "pypi", "file")
 
 
-def scheme_of(text: str) -> str | None:
-    """The scheme with which ``text`` begins, if it is that of a source."""
-    scheme, colon, _ = text.partition(":")
-    return scheme if colon and scheme in SCHEMES else None
+def is_source(text: str) -> bool:
+    """Whether ``text`` is meant to be a source, and not a model's name."""
+    scheme, colon, rest = text.partition(":")
+    return bool(colon) and (scheme in SCHEMES or rest.startswith("//"))
+
+
+def shown(text: str) -> str:
+    """``text`` without what may be secret in it, or is of no interest to people."""
+    text = text.partition("#")[0]
+    return re.sub(r"//[^/]*@", "//", text.partition("?")[0]) if text.startswith("https:") else text
 
 
 def parse(text: str) -> Source:

@@ -1,0 +1,197 @@
+"""The commands of the model store, as a user meets them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trustme
+
+from inferd import cli
+from inferd.store import https
+from inferd.store.models import ModelStore
+from tests.shell import Shell, Terminal
+from tests.tiny_model import CONTENT
+from tests.tls_server import TlsServer, cut, status, tls_server, trusted
+
+GGUF = b"GGUF" + CONTENT
+DIGEST = hashlib.sha256(GGUF).hexdigest()
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """A command that handles signals leaves our process as it was."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.gguf"
+    path.write_bytes(GGUF)
+    return path
+
+
+@pytest.fixture
+def server(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TlsServer]:
+    ca = trustme.CA()
+    monkeypatch.setattr(https, "PAUSE_SECS", 0.001)
+    with tls_server(GGUF, ca) as server:
+        for name, value in {**trusted(ca, tmp_path), "HF_ENDPOINT": server.base}.items():
+            monkeypatch.setenv(name, value)
+        yield server
+
+
+def run(*line: str, code: int = 0) -> None:
+    assert cli.main(line) == code
+
+
+def listed(capsys: Capture, name: str) -> dict[str, object]:
+    capsys.readouterr()
+    run("list", "--json")
+    models = {model["name"]: model for model in json.loads(capsys.readouterr().out)["models"]}
+    found: dict[str, object] = models[name]
+    return found
+
+
+def test_a_file_goes_in_and_out(home: Path, file: Path, capsys: Capture) -> None:
+    run("import", str(file), "--name", "mine", "--license", "MIT")
+    path = ModelStore(home).blob_path(DIGEST)
+    assert capsys.readouterr().out == f"mine is in the store and verified: {path}\n"
+    row = listed(capsys, "mine")
+    assert (row["stored"], row["license"], row["description"]) == (True, "MIT", f"file:{file}")
+    run("verify")
+    assert capsys.readouterr().out == "mine: ok, 0.0 MB\n"
+    run("rm", "mine")
+    assert capsys.readouterr().out == "mine is removed; 0.0 MB are free again\n"
+    assert not path.exists()
+    run("rm", "mine", code=1)
+    assert "no model 'mine' is in the store" in capsys.readouterr().err
+
+
+def test_a_relative_path_is_kept_as_an_absolute_one(
+    home: Path, file: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(file.parent)
+    run("import", file.name)
+    assert listed(capsys, "tiny")["description"] == f"file:{file}"
+
+
+def test_a_file_with_two_names_stays_for_the_second(home: Path, file: Path, capsys: Capture) -> None:
+    run("import", str(file))
+    run("import", str(file), "--name", "second")
+    capsys.readouterr()
+    run("rm", "tiny")
+    assert capsys.readouterr().out == "tiny is removed; its file stays for second\n"
+
+
+def test_verify_finds_what_is_damaged_and_goes_on(home: Path, file: Path, capsys: Capture) -> None:
+    run("import", str(file), "--name", "bad")
+    path = ModelStore(home).blob_path(DIGEST)
+    file.write_bytes(GGUF + b"more")
+    run("import", str(file), "--name", "good")
+    path.write_bytes(GGUF[::-1])
+    capsys.readouterr()
+    run("verify", "bad", "nobody", "good", code=1)
+    out, err = capsys.readouterr()
+    assert out == "good: ok, 0.0 MB\n"
+    assert re.search(
+        r"^bad: model 'bad' has the sha256 .* the file was moved to .*-sha-mismatch\.bin", err, re.M
+    )
+    assert re.search(r"^nobody: no model 'nobody' in the catalogue or the store", err, re.M)
+    run("verify", code=1)
+    assert "bad: model 'bad' is missing from the store" in capsys.readouterr().err
+
+
+def test_gc_shows_what_it_deletes(home: Path, file: Path, capsys: Capture) -> None:
+    run("import", str(file))
+    store = ModelStore(home)
+    store.manifest_path("tiny").unlink()
+    (home / "bad").write_bytes(bytes(2_000_000))
+    place = store.quarantine(home / "bad")
+    capsys.readouterr()
+    blob = store.blob_path(DIGEST).parent
+    run("gc", "--dry-run", "--quarantine")
+    assert capsys.readouterr().out.splitlines() == [
+        f"model without a name, 0.0 MB: {blob}",
+        f"quarantined file, 2.0 MB: {place}",
+        "2.0 MB would be free again",
+    ]
+    run("gc")
+    assert capsys.readouterr().out.splitlines()[1:] == ["0.0 MB are free again"]
+    assert not blob.exists()
+    assert place.exists()
+
+
+def test_pull_takes_a_file_of_the_hub(server: TlsServer, home: Path, capsys: Capture) -> None:
+    store = ModelStore(home)
+    server.plan = [status(200, X_Linked_Etag=f'"{DIGEST}"'), cut(100)]
+    run("pull", "hf:org/repo/tiny.gguf@v1", "--license", "MIT")
+    out, err = capsys.readouterr()
+    assert out == f"tiny is in the store and verified: {store.blob_path(DIGEST)}\n"
+    assert "Downloading the model, try 2 (peer closed connection" in err
+    assert server.ranges == [None, None, "bytes=100-"]
+    row = listed(capsys, "tiny")
+    assert (row["license"], row["description"]) == ("MIT", "hf:org/repo/tiny.gguf@v1")
+
+
+def test_pull_of_an_address_needs_a_hash(server: TlsServer, home: Path, capsys: Capture) -> None:
+    run("pull", server.url, code=1)
+    assert "give its sha256 with --sha256" in capsys.readouterr().err
+    run("pull", server.url, "--sha256", DIGEST, "--name", "mine")
+    assert listed(capsys, "mine")["stored"] is True
+
+
+def test_list_shows_what_has_come_so_far(home: Path, file: Path, capsys: Capture) -> None:
+    run("import", str(file))
+    ModelStore(home).blob_path(DIGEST).unlink()
+    partial = ModelStore(home).partial_dir(DIGEST)
+    partial.mkdir()
+    (partial / "data.tmp").write_bytes(bytes(1_500_000))
+    row = listed(capsys, "tiny")
+    assert (row["stored"], row["downloaded_bytes"]) == (False, 1_500_000)
+    run("list")
+    assert re.search(r"tiny +1\.5 MB of it +0\.0 MB", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (
+            ["pull", "smollm2", "--name", "x"],
+            "--name, --sha256 and --license are for a source, not for a name",
+        ),
+        (["rm"], "see `inferd rm --help`"),
+        (["import"], "see `inferd import --help`"),
+    ],
+)
+def test_a_line_that_cannot_be_followed(home: Path, capsys: Capture, line: list[str], reason: str) -> None:
+    run(*line, code=2)
+    assert reason in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_a_download_that_the_next_pull_goes_on_with(server: TlsServer, short_dir: Path) -> None:
+    """In a terminal, where the bar is."""
+    server.content = b"GGUF" + bytes(3_000_000)
+    digest = hashlib.sha256(server.content).hexdigest()
+    server.pause = 0.0005
+    user = Shell(short_dir, **{name: os.environ[name] for name in ("SSL_CERT_FILE", "NO_PROXY", "no_proxy")})
+    pull = ("pull", server.url, "--sha256", digest)
+    with Terminal(user, *pull) as terminal:
+        terminal.expect("Downloading the model")
+        terminal.expect("MB/s")
+        terminal.type("\x03")
+        assert terminal.wait() == 130
+    server.pause = 0
+    assert user(*pull).returncode == 0
+    assert re.fullmatch(r"bytes=\d+-", str(server.ranges[1]))
