@@ -17,6 +17,7 @@ import pytest
 from inferd import cli, errors
 from inferd.cli import background
 from inferd.config import sources
+from inferd.serve.metrics import Metrics
 from tests.scripted_peer import AdminPeer
 
 # Seen from outside.
@@ -34,6 +35,7 @@ def test_status_without_a_daemon_is_a_sentence_and_3(home: Path, capsys: pytest.
 
 CAPABILITIES: dict[str, object] = {
     "status": "capabilities",
+    "name": "main",
     "backend": "llamacpp",
     "v2": False,
     "n_ctx": 512,
@@ -55,27 +57,133 @@ def admin(home: Path) -> Any:
         each.stop()
 
 
-def test_status_shows_what_the_admin_socket_says(
-    admin: Callable[..., None], home: Path, capsys: pytest.CaptureFixture[str]
+def snapshot(lifecycle: dict[str, object], **more: object) -> dict[str, object]:
+    """A whole snapshot of a daemon that has done nothing."""
+    return {
+        "status": "snapshot",
+        "lifecycle": lifecycle,
+        "version": "9.9",
+        "pid": 4711,
+        "uptime_secs": 7300.0,
+        "active_permits": 2,
+        "queue_depth": 5,
+        "running": [],
+        "waiting": [],
+        "backends": [],
+        "metrics": {"surfaces": {}, "backends": {}},
+        **more,
+    }
+
+
+MAIN = {"name": "main", "kind": "llamacpp", "model": "m", "ready": True, "breaker": "open", "running": 1}
+
+
+def row(request_id: str, position: int | None) -> dict[str, object]:
+    return {
+        "id": request_id,
+        "surface": "v2",
+        "conn": 1,
+        "peer": "unix",
+        "peer_uid": 1000,
+        "peer_gid": 1000,
+        "peer_pid": 77,
+        "priority": "interactive",
+        "position": position,
+        "age_ms": 1500.0,
+        "queue_ms": 0.0,
+        "backend": None if position else "main",
+        "tokens": 0 if position else 12,
+    }
+
+
+def test_status_of_a_daemon_that_loads(
+    admin: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    admin(CAPABILITIES, {"status": "loading_model", "phase": "verify", "path": "/p"})
-    (home / "inferd" / "inferd.lock").write_text("4711\n")
+    loading: dict[str, object] = {"status": "loading_model", "phase": "verify", "path": "/p"}
+    admin(CAPABILITIES, loading, snapshot(loading))
     assert cli.main(["status"]) == 0
     out = capsys.readouterr().out
-    for part in ("loading_model", "verify", "4711", "llamacpp", "512", "[red]m[/]"):
+    assert out.startswith("loading_model, phase verify, path /p, inferd 9.9, process 4711, up 2 h\n")
+    for part in ("llamacpp", "loading", "n_ctx 512", "[red]m[/]"):
         assert part in out
     assert "v2" not in out
 
 
+def test_status_of_a_daemon_at_work(admin: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = Metrics()
+    surface, backend = metrics.surfaces["v1"], metrics.backends["main"]
+    surface.done, surface.errors["queue_full"], surface.cancels["hang-up"] = 41, 2, 1
+    backend.prompt_tokens, backend.cached_tokens, backend.completion_tokens = 300, 200, 50
+    backend.ttft.observe(0.05)
+    backend.decode.observe(80.0)
+    waiting = [row("evil\x1b[2J\n" + "x" * 100, 1), {**row("", 2), "peer": "tcp:10.0.0.9", "peer_pid": None}]
+    admin(
+        CAPABILITIES,
+        {"status": "ready"},
+        {"status": "breaker", "backend": "main", "state": "open"},
+        snapshot(
+            {"status": "ready"},
+            running=[row("first", None)],
+            waiting=waiting,
+            backends=[MAIN],
+            metrics=metrics.summary(),
+        ),
+    )
+    assert cli.main(["status"]) == 0
+    headline, totals, _, _, main, able, _, _, first, evil, last = capsys.readouterr().out.splitlines()
+    assert headline == "ready, inferd 9.9, process 4711, up 2 h"
+    assert totals == "1 of 2 running, 2 of 5 waiting; 41 answered, 2 failed, 1 cancelled"
+    columns = ["main", "llamacpp", "breaker open", "300", "200", "50", "38 ms", "-", "88", "[red]m[/]"]
+    assert re.split(" {2,}", main) == columns
+    assert able == "  n_ctx 512"
+    of_first = ["first", "v2", "pid 77, uid 1000", "1.5 s", "running", "12", "main"]
+    assert re.split(" {2,}", first) == of_first
+    assert evil.startswith("evil\N{REPLACEMENT CHARACTER}[2J\N{REPLACEMENT CHARACTER}xxxxxxxx")
+    assert "waits, 1." in evil
+    assert re.split(" {2,}", last) == ["-", "v2", "tcp:10.0.0.9", "1.5 s", "waits, 2.", "0", "-"]
+
+
 def test_status_as_json(admin: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
-    admin(CAPABILITIES, {"status": "ready"})
+    ready: dict[str, object] = {"status": "ready"}
+    admin(CAPABILITIES, ready, snapshot(ready, running=[row("r", None)], backends=[MAIN]))
     assert cli.main(["status", "--json"]) == 0
+    able = {key: value for key, value in CAPABILITIES.items() if key != "status"}
     assert json.loads(capsys.readouterr().out) == {
         "running": True,
-        "pid": None,
+        "pid": 4711,
+        "version": "9.9",
+        "uptime_secs": 7300.0,
         "status": "ready",
-        "backends": [{key: value for key, value in CAPABILITIES.items() if key != "status"}],
+        "active_permits": 2,
+        "queue_depth": 5,
+        "requests": {"running": [row("r", None)], "waiting": []},
+        "backends": [{**able, **MAIN}],
+        "metrics": {"surfaces": {}, "backends": {}},
     }
+
+
+def test_status_finds_the_admin_socket_where_the_configuration_puts_it(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("in the environment", "in the default file", "in a named file"):
+        address = home / f"{place}.sock"
+        config = home / ".inferd" / "config.json"
+        with monkeypatch.context() as patch:
+            if place == "in the environment":
+                patch.setenv("INFERD_ADMIN_ADDR", str(address))
+            else:
+                if place == "in a named file":
+                    config.unlink()
+                    config = home / "c.json"
+                    patch.setenv("INFERD_CONFIG", str(config))
+                config.parent.mkdir(exist_ok=True)
+                config.write_text(
+                    json.dumps({"admin_addr": str(address), "backends": [{"kind": "mock", "name": "m"}]})
+                )
+            peer = AdminPeer(address, {"status": "ready"}, snapshot({"status": "ready"}))
+            assert cli.main(["status"]) == 0, place
+            peer.stop()
+            assert capsys.readouterr().out.startswith("ready")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from importlib import import_module
 
 import click
@@ -16,6 +15,7 @@ COMMANDS = {
     "embed": "vectors",
     "rerank": "vectors",
     "status": "status",
+    "top": "top",
     "watch": "status",
     "stop": "status",
     "pull": "models",
@@ -46,6 +46,8 @@ class _Commands(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+            import difflib
+
             near = difflib.get_close_matches(args[0], COMMANDS, n=1)
             hint = f"; the nearest is {near[0]!r}" if near else ""
             raise click.UsageError(f"there is no command {args[0]!r}{hint}", ctx)

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from inferd.cli.output import print_table
-from inferd.client import AdminClient, Snapshot
-from inferd.client.admin import Frame
-from inferd.config import sources
-from inferd.config.settings import Settings
+from inferd.cli.columns import aligned, caller, cut, duration, plain, rate, time_or_dash
+from inferd.client.admin import AdminClient, Frame, Status
+from inferd.config import paths
 from inferd.errors import BootFailed, ConnectionLost, DaemonUnreachable
-from inferd.store.runtime import holder
+
+if TYPE_CHECKING:
+    from inferd.config.settings import Settings
 
 ANSWER_SECS = 5.0
 """A daemon that is alive answers on its admin socket at once, whatever it is busy with."""
@@ -28,63 +27,170 @@ _FIXED = ("id", "type", "status")
 
 def _settings() -> Settings:
     """Where the daemon is; a config file that cannot be read must not hide a running daemon."""
+    from inferd.config import sources
+
     return sources.read({}).settings
 
 
-_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def admin_address() -> Path:
+    """The admin socket. The options are not loaded for who has nothing that could change its place."""
+    if (
+        not any(map(os.environ.get, ("INFERD_ADMIN_ADDR", "INFERD_CONFIG")))
+        and not paths.config_path().exists()
+    ):
+        return paths.admin_socket_path()
+    return _settings().admin_addr
 
 
 @click.command("status")
-@_json
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status_command(as_json: bool) -> None:
-    """Show what the daemon does and serves. Exit 3 when none runs."""
-    settings = _settings()
+    """Show what the daemon does and serves: its requests, backends and numbers. Exit 3 when none runs."""
     try:
-        with AdminClient(settings.admin_addr, timeout=ANSWER_SECS) as admin:
-            state = admin.snapshot()
+        with AdminClient(admin_address(), timeout=ANSWER_SECS) as admin:
+            state = admin.status()
     except DaemonUnreachable:
         if as_json:
-            click.echo(json.dumps({"running": False}))
+            click.echo('{"running": false}')
         raise
-    pid = holder(settings.lock)
-    if as_json:
-        backends = [_details(frame) for frame in state.capabilities]
-        report = {"running": True, "pid": pid, "status": state.lifecycle["status"]}
-        click.echo(json.dumps({**report, **_details(state.lifecycle), "backends": backends}))
-    else:
-        _show(state, pid)
+    click.echo(_json(state) if as_json else "\n".join(overview(state)))
+
+
+def _json(state: Status) -> str:
+    import json
+
+    able = {frame.get("name"): _details(frame) for frame in state.capabilities}
+    report = {
+        "running": True,
+        "pid": state.pid,
+        "version": state.version,
+        "uptime_secs": state.uptime_secs,
+        **state.lifecycle,
+        "active_permits": state.active_permits,
+        "queue_depth": state.queue_depth,
+        "requests": {"running": state.running, "waiting": state.waiting},
+        "backends": [{**able.pop(row["name"], {}), **row} for row in state.backends] + [*able.values()],
+        "metrics": state.metrics,
+    }
+    return json.dumps(report)
 
 
 def _details(frame: Frame) -> dict[str, Any]:
     return {key: value for key, value in frame.items() if key not in _FIXED}
 
 
-def _show(state: Snapshot, pid: int | None) -> None:
-    from rich.table import Table
-    from rich.text import Text
+def overview(state: Status) -> list[str]:
+    lines = [_headline(state), _totals(state)]
+    if state.backends or state.capabilities:
+        lines += ["", *_backends(state)]
+    requests = [*state.running, *state.waiting]
+    if requests:
+        lines += ["", *_requests(requests)]
+    return lines
 
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column()
-    lifecycle = [str(state.lifecycle["status"])]
-    lifecycle += [f"{key} {value}" for key, value in _details(state.lifecycle).items()]
-    table.add_row("status", Text(", ".join(lifecycle)))
-    if pid is not None:
-        table.add_row("pid", str(pid))
+
+def _headline(state: Status) -> str:
+    parts = [str(state.lifecycle["status"])]
+    parts += [f"{key} {value}" for key, value in state.lifecycle.items() if key != "status"]
+    parts += [f"inferd {state.version}", f"process {state.pid}", f"up {duration(state.uptime_secs)}"]
+    return plain(", ".join(parts))
+
+
+def _totals(state: Status) -> str:
+    surfaces = state.metrics["surfaces"].values()
+    done = sum(surface["done"] for surface in surfaces)
+    failed = sum(sum(surface["errors"].values()) for surface in surfaces)
+    cancelled = sum(sum(surface["cancels"].values()) for surface in surfaces)
+    return (
+        f"{len(state.running)} of {state.active_permits} running, {len(state.waiting)} of {state.queue_depth}"
+        f" waiting; {done} answered, {failed} failed, {cancelled} cancelled"
+    )
+
+
+def _backends(state: Status) -> list[str]:
+    """Each backend with what it has done, and a line about what it can."""
+    states = {row["name"]: row for row in state.backends}
+    rows: list[tuple[object, ...]] = [
+        (
+            "backend",
+            "kind",
+            "state",
+            "prompt",
+            "cached",
+            "answer",
+            "first token",
+            "prefill/s",
+            "decode/s",
+            "model",
+        )
+    ]
+    abilities = [_abilities(frame) for frame in state.capabilities]
     for frame in state.capabilities:
-        table.add_row()
-        for key, value in _details(frame).items():
-            if value not in (None, "", 0, False):
-                table.add_row(key, Text("yes" if value is True else str(value)))
-    print_table(table)
+        name = frame.get("name", "")
+        row = states.get(name)
+        numbers = state.metrics["backends"].get(name)
+        rows.append((name, frame.get("backend"), _condition(row), *_numbers(numbers), frame.get("model")))
+    header, *lines = aligned(rows)
+    return [header, *(line for pair in zip(lines, abilities, strict=True) for line in pair)]
+
+
+def _condition(row: Frame | None) -> str:
+    if row is None:
+        return "loading"
+    if row["breaker"] != "closed":
+        return f"breaker {row['breaker']}"
+    return "ready" if row["ready"] else "not ready"
+
+
+def _numbers(numbers: Frame | None) -> tuple[object, ...]:
+    """Tokens, and the medians of times and speeds."""
+    if numbers is None:
+        return (0, 0, 0, "-", "-", "-")
+    return (
+        numbers["prompt_tokens"],
+        numbers["cached_tokens"],
+        numbers["completion_tokens"],
+        time_or_dash(numbers["time_to_first_token_seconds"]["p50"]),
+        rate(numbers["prefill_tokens_per_second"]["p50"]),
+        rate(numbers["decode_tokens_per_second"]["p50"]),
+    )
+
+
+def _abilities(frame: Frame) -> str:
+    """Everything that the backend is or has, beside its name, kind and model."""
+    shown = []
+    for key, value in _details(frame).items():
+        if key not in ("name", "backend", "model") and value not in (None, "", 0, False):
+            shown.append(key if value is True else f"{key} {value}")
+    return plain("  " + ", ".join(shown))
+
+
+def _requests(requests: list[Frame]) -> list[str]:
+    rows: list[tuple[object, ...]] = [("request", "surface", "caller", "age", "state", "tokens", "backend")]
+    for row in requests:
+        position = row["position"]
+        rows.append(
+            (
+                cut(plain(row["id"]), 24) or "-",
+                row["surface"],
+                caller(row),
+                duration(row["age_ms"] / 1e3),
+                "running" if position is None else f"waits, {position}.",
+                row["tokens"],
+                row["backend"] or "-",
+            )
+        )
+    return aligned(rows)
 
 
 @click.command("watch")
 @click.option("--json", "as_json", is_flag=True, help="Print each event as it came, one JSON object a line.")
 def watch_command(as_json: bool) -> None:
     """Show what the daemon reports until it ends."""
+    import json
+
     last: Frame = {"status": ""}
-    with AdminClient(_settings().admin_addr) as admin:
+    with AdminClient(admin_address()) as admin:
         try:
             for last in admin.events():
                 click.echo(json.dumps(last) if as_json else _line(last))
@@ -97,6 +203,8 @@ def watch_command(as_json: bool) -> None:
 
 
 def _line(frame: Frame) -> str:
+    import json
+
     details = "  ".join(f"{key}={json.dumps(value)}" for key, value in _details(frame).items())
     return f"{time.strftime('%H:%M:%S')}  {frame['status']}  {details}".rstrip()
 
@@ -105,6 +213,7 @@ def _line(frame: Frame) -> str:
 def stop_command() -> None:
     """Stop the daemon. Running requests may finish; waits until it has ended."""
     from inferd.cli.background import POLL_SECS, is_held
+    from inferd.store.runtime import holder
 
     lock = _settings().lock
     pid = _pid(lock) if is_held(lock) else None
@@ -125,6 +234,8 @@ def stop_command() -> None:
 
 
 def _pid(lock: Path) -> int:
+    from inferd.store.runtime import holder
+
     pid = holder(lock)
     if pid is None:
         raise DaemonUnreachable(f"a daemon holds {lock}, but its process is not known; stop it with `kill`")

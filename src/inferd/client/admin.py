@@ -113,14 +113,11 @@ class AdminClient:
         opening = Opening()
         return next(state for frame in self.events() if (state := opening.take(frame)) is not None)
 
-    def report(self) -> Frame:
-        """What the daemon runs, what waits, its backends and its metrics, now: the ``snapshot`` frame of
-        docs/protocol.md. May be asked for again and again; events that come before it are passed over."""
-        self._connection.send([admin.SNAPSHOT_REQUEST])
-        return next(frame for frame in self.events() if frame["status"] == "snapshot")
-
     def status(self) -> Status:
-        """The state of the daemon with its requests, backends and metrics; to be called first."""
+        """The state of the daemon with its requests, backends and metrics.
+
+        May be asked for again and again; ``capabilities`` are those that were told since the last time.
+        """
         self._connection.send([admin.SNAPSHOT_REQUEST])
         inquiry = Inquiry()
         return next(state for frame in self.events() if (state := inquiry.take(frame)) is not None)

@@ -37,14 +37,6 @@ class AsyncAdminClient:
             pass
         return state
 
-    async def report(self) -> Frame:
-        """As :meth:`AdminClient.report`."""
-        connection = await self._connected()
-        await connection.send([admin.SNAPSHOT_REQUEST])
-        while (frame := await self.event())["status"] != "snapshot":
-            pass
-        return frame
-
     async def status(self) -> Status:
         """As :meth:`AdminClient.status`."""
         connection = await self._connected()

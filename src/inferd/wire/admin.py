@@ -12,12 +12,12 @@ from typing import Any
 import orjson
 
 from inferd.errors import ProtocolError
-from inferd.wire.frames import encode
 
 
 def encode_status(status: str, details: Mapping[str, Any] | None = None) -> bytes:
     """A status frame as a line; ``details`` keep their order and may not name the three fixed keys."""
-    return encode({"id": "admin", "type": "status", "status": status, **(details or {})})
+    frame = {"id": "admin", "type": "status", "status": status, **(details or {})}
+    return orjson.dumps(frame, option=orjson.OPT_APPEND_NEWLINE)
 
 
 SNAPSHOT_REQUEST = b'{"type":"snapshot"}\n'

@@ -1,0 +1,57 @@
+"""Tables as plain text, for commands that have to be quick: without loading rich.
+
+What a daemon says may be in a client's own words, so nothing of it may move the terminal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+
+def plain(value: object) -> str:
+    """``value`` on one line, every character of it one that can be seen."""
+    text = str(value)
+    return (
+        text
+        if text.isprintable()
+        else "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    )
+
+
+def aligned(rows: Iterable[Sequence[object]]) -> list[str]:
+    """The rows as lines; each column is as wide as its longest cell, and all have as many columns."""
+    cells = [[plain(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
+
+
+def cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that fits it: ``0.42 ms``, ``85 ms``, ``3.1 s``, ``12 min``, ``5 h``."""
+    for limit, unit, name in ((1, 1e-3, "ms"), (120, 1, "s"), (7200, 60, "min"), (172800, 3600, "h")):
+        if seconds < limit:
+            return f"{_short(seconds / unit)} {name}"
+    return f"{_short(seconds / 86400)} d"
+
+
+def rate(per_second: float | None) -> str:
+    """A speed in tokens per second; ``-`` when there is none."""
+    return "-" if per_second is None else _short(per_second)
+
+
+def time_or_dash(seconds: float | None) -> str:
+    return "-" if seconds is None else duration(seconds)
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 or value == 0 else f"{value:.2g}"
+
+
+def caller(row: dict[str, object]) -> str:
+    """Who asked, of a row of requests: a process and its user, or an address."""
+    if row.get("peer_pid") is None:
+        return str(row.get("peer"))
+    return f"pid {row['peer_pid']}, uid {row.get('peer_uid')}"

@@ -1,0 +1,187 @@
+"""``inferd top``: what the daemon does, drawn anew each second."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import select
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from typing import Any
+
+import click
+
+from inferd.cli.columns import aligned, duration, rate
+from inferd.cli.status import ANSWER_SECS, admin_address, overview
+from inferd.client.admin import AdminClient, Frame, Status
+from inferd.errors import UsageError
+from inferd.serve.metrics import quantile
+
+KEPT = 60
+"""How many points of the past are drawn."""
+
+LEAVE = ("q", "Q", "\x04")
+"""The keys that end it; Ctrl-C does as well."""
+
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+def sparkline(values: Sequence[float | None]) -> str:
+    """A bar for each value, the highest as high as can be; nothing where there is none."""
+    most = max((value for value in values if value is not None), default=0.0)
+    steps = len(_BARS) - 1
+    return "".join(
+        " " if value is None else _BARS[round(value / most * steps) if most else 0] for value in values
+    )
+
+
+class Trend:
+    """One line of the past; ``show`` writes a value."""
+
+    def __init__(self, show: Callable[[float], str]) -> None:
+        self.values: deque[float | None] = deque(maxlen=KEPT)
+        self._show = show
+
+    def cells(self) -> tuple[str, str, str]:
+        """The value now, the highest that is drawn, and the drawing."""
+        known = [value for value in self.values if value is not None]
+        now = self.values[-1]
+        return (
+            "-" if now is None else self._show(now),
+            self._show(max(known)) if known else "-",
+            sparkline(self.values),
+        )
+
+
+class Trends:
+    """What a row of states says that none of them says alone: how much happened between two."""
+
+    def __init__(self) -> None:
+        self._before: Status | None = None
+        self.lines = {
+            "requests/s": Trend(rate),
+            "tokens/s": Trend(rate),
+            "running": Trend(lambda value: f"{value:.0f}"),
+            "waiting": Trend(lambda value: f"{value:.0f}"),
+            "first token": Trend(duration),
+            "between tokens": Trend(duration),
+            "queue wait": Trend(duration),
+        }
+
+    def add(self, state: Status) -> None:
+        """A state that is newer than those before; the first only gives the others their start."""
+        before, self._before = self._before, state
+        if before is None or state.uptime_secs <= before.uptime_secs:
+            return
+        span = state.uptime_secs - before.uptime_secs
+        first, gaps, waits = (
+            _between(before, state, part, name)
+            for part, name in (
+                ("backends", "time_to_first_token_seconds"),
+                ("backends", "inter_token_seconds"),
+                ("surfaces", "queue_wait_seconds"),
+            )
+        )
+        points: dict[str, float | None] = {
+            "requests/s": (_ended(state) - _ended(before)) / span,
+            "tokens/s": (sum(first[1]) + sum(gaps[1])) / span,
+            "running": len(state.running),
+            "waiting": len(state.waiting),
+            "first token": quantile(*first, 0.5),
+            "between tokens": quantile(*gaps, 0.5),
+            "queue wait": quantile(*waits, 0.5),
+        }
+        for name, value in points.items():
+            self.lines[name].values.append(value)
+
+    def table(self) -> list[str]:
+        rows = [(name, *line.cells()) for name, line in self.lines.items() if line.values]
+        return aligned([("", "now", "most", f"the last {KEPT}"), *rows]) if rows else []
+
+
+Buckets = tuple[Sequence[float], Sequence[int]]
+
+
+def _between(before: Status, after: Status, part: str, name: str) -> Buckets:
+    """The bounds of a histogram, and how many values it got between two states, over all of its owners."""
+    newer = [owner[name] for owner in after.metrics[part].values()]
+    older = [owner[name] for owner in before.metrics[part].values()]
+    if not newer:
+        return (), ()
+    gained = [sum(column) for column in zip(*(one["counts"] for one in newer), strict=True)]
+    for one in older:
+        gained = [new - old for new, old in zip(gained, one["counts"], strict=True)]
+    return newer[0]["bounds"], gained
+
+
+def _ended(state: Status) -> int:
+    surfaces: list[Frame] = [*state.metrics["surfaces"].values()]
+    early = chain.from_iterable((*one["errors"].values(), *one["cancels"].values()) for one in surfaces)
+    return int(sum(one["done"] for one in surfaces) + sum(early))
+
+
+@click.command("top")
+@click.option(
+    "--interval",
+    type=click.FloatRange(0.1, 60.0),
+    default=1.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How often to look.",
+)
+def top_command(interval: float) -> None:
+    """Watch the daemon at work: speeds, waiting times, backends and requests. Leave with q."""
+    if not sys.stdout.isatty():
+        raise UsageError("`inferd top` draws on a terminal; elsewhere use `inferd status --json`")
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    trends = Trends()
+    able: tuple[Frame, ...] = ()
+    with AdminClient(admin_address(), timeout=ANSWER_SECS) as admin, contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.suppress(KeyboardInterrupt))
+        state = admin.status()  # whoever finds no daemon shall not see the screen flicker
+        pressed = stack.enter_context(_keys())
+        live = stack.enter_context(Live(console=Console(highlight=False), screen=True, auto_refresh=False))
+        while True:
+            able = state.capabilities or able
+            trends.add(state)
+            lines = overview(dataclasses.replace(state, capabilities=able))
+            lines[2:2] = ["", *trends.table()]
+            live.update(Text("\n".join(lines), no_wrap=True, overflow="ellipsis"), refresh=True)
+            if pressed(interval) in LEAVE:
+                return
+            state = admin.status()
+
+
+@contextlib.contextmanager
+def _keys() -> Iterator[Callable[[float], str]]:
+    """Gives a function that waits some seconds for a key; ``""`` when none was pressed."""
+    if sys.platform == "win32" or not sys.stdin.isatty():
+        yield _no_key
+        return
+    import termios
+    import tty
+
+    stdin = sys.stdin.fileno()
+    before: list[Any] = termios.tcgetattr(stdin)
+
+    def pressed(seconds: float) -> str:
+        readable, _, _ = select.select([stdin], [], [], seconds)
+        return os.read(stdin, 1).decode("ascii", "replace") or LEAVE[0] if readable else ""
+
+    tty.setcbreak(stdin)
+    try:
+        yield pressed
+    finally:
+        termios.tcsetattr(stdin, termios.TCSADRAIN, before)
+
+
+def _no_key(seconds: float) -> str:
+    time.sleep(seconds)
+    return ""
