@@ -344,6 +344,11 @@ def test_a_reported_fault(kind: str, expected: type[InferdError], words: str) ->
         read({"type": "error", "error": {"type": kind, "message": "too long"}})
 
 
+def test_a_reported_reason_is_one_line_that_ends() -> None:
+    with pytest.raises(InvalidRequest, match=r"refused the request: a b x{496}…$"):
+        read({"type": "error", "error": {"type": "invalid_request_error", "message": "a\nb " + "x" * 9999}})
+
+
 def test_what_is_new_is_passed_over() -> None:
     assert read(
         {"type": "content_block_start", "index": 0, "content_block": {"type": "new_block", "x": 1}},

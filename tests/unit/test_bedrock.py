@@ -257,7 +257,7 @@ def test_sound_checksums_do_not_make_sense_of_nonsense(data: bytes) -> None:
         ("modelTimeoutException", Unavailable, "modelTimeoutException"),
         ("internalServerException", Unavailable, "internalServerException"),
         ("serviceUnavailableException", Unavailable, "serviceUnavailableException"),
-        ("new\nException: a secret", Unavailable, "unknown fault"),
+        ("new\nException: a secret", Unavailable, "no reason"),
     ],
 )
 async def test_an_exception_ends_the_stream_with_its_error(

@@ -27,6 +27,7 @@ from inferd.engine.backend import (
     Usage,
 )
 from inferd.engine.pictures import as_base64
+from inferd.engine.remote import fault_of
 from inferd.errors import (
     AttachmentUnsupported,
     BackendInternal,
@@ -337,6 +338,7 @@ class Answer:
 
 def fault(name: str, text: str) -> InvalidRequest | Unavailable:
     """The error for a fault that is reported within an answer."""
+    name, text = fault_of({"code": name, "message": text})
     if name in ("invalid_request_error", "validationException"):
         return InvalidRequest(f"the model's server refused the request: {text or 'it gave no reason'}")
-    return Unavailable(f"the model's server broke off the answer ({name})")
+    return Unavailable(f"the model's server broke off the answer ({name or 'it gave no reason'})")

@@ -36,7 +36,6 @@ _CAPABILITIES = Capabilities(
 )
 _HEADERS = {"content-type": "application/json", "accept": "application/vnd.amazon.eventstream"}
 _REGION = re.compile(r"[a-z0-9-]{1,63}")
-_FAULT_NAME = re.compile(r"[A-Za-z]{1,64}")
 
 Signer = Callable[[str, bytes], Mapping[str, str]]
 """From the URL and the body of a request to its headers."""
@@ -211,4 +210,4 @@ def _failure(headers: Mapping[str, Any], payload: bytes) -> InferdError:
         text = msgspec.json.decode(payload, type=_Exception).message
     except (msgspec.DecodeError, UnicodeDecodeError):
         text = ""
-    return fault(name if _FAULT_NAME.fullmatch(name) else "unknown fault", text)
+    return fault(name, text)
