@@ -72,7 +72,6 @@ class Generation(Surface[R]):
         """Writes what comes; returns the end of the stream."""
         conn = turn.conn
         stream = await backend.generate(self.engine_request(turn.request, writer.template))
-        turn.streaming = True
         clock = time.monotonic
         last = 0.0
         try:
@@ -84,6 +83,7 @@ class Generation(Surface[R]):
                 if turn.tokens:
                     metrics.inter_token.observe(now - last)
                 else:
+                    turn.streaming = True
                     metrics.ttft.observe(now - turn.arrived)
                 last = now
                 if isinstance(event, Frames):
@@ -98,6 +98,7 @@ class Generation(Surface[R]):
                     last = clock()
         finally:
             stream.close()
+        turn.streaming = True
         raise Unavailable("backend ended stream without terminal frame")
 
 
