@@ -146,6 +146,23 @@ class TestVerification:
         with pytest.raises(StoreError, match=f"{path} was changed while it was verified; try again"):
             load(full)
 
+    def test_a_file_that_another_process_has_mended_meanwhile_stays(self, full: ModelStore) -> None:
+        path = put(full, EVIL)
+
+        def mend() -> None:
+            (path.parent / "good").write_bytes(CONTENT)
+            (path.parent / "good").replace(path)
+
+        with pytest.raises(StoreError, match=f"{path} was changed while it was verified; try again"):
+            load(full, progress=Phases(verify=mend))
+        assert path.read_bytes() == CONTENT
+
+    def test_wrong_content_that_cannot_be_moved_is_not_loaded_either(self, full: ModelStore) -> None:
+        put(full, EVIL)
+        (full.home / "locks").touch()
+        with pytest.raises(HashMismatch, match=r"has the sha256 .*; cannot make the directory .*/locks"):
+            load(full)
+
     def test_a_symlink_in_the_blobs_place_is_refused(self, full: ModelStore) -> None:
         path = full.blob_path(DIGEST)
         path.rename(path.with_name("elsewhere"))

@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import stat
 import sys
 import threading
 from contextlib import AbstractContextManager, suppress
@@ -100,10 +99,8 @@ class Sink:
             raise
 
     def _begin(self, mark: Mark | None) -> None:
-        found = os.fstat(self._fd)
-        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
-            raise StoreError(f"{self._partial}/data.tmp is not a plain file of its own; remove it")
-        if mark is None or mark.url != self.mark.url or not 0 < found.st_size <= (self._limit or sys.maxsize):
+        held = os.fstat(self._fd).st_size
+        if mark is None or mark.url != self.mark.url or not 0 < held <= (self._limit or sys.maxsize):
             self.restart()
             return
         self.mark, self.in_parts = mark, True
