@@ -11,9 +11,10 @@ import pytest
 
 from inferd.config.entries import LlamaCppEntry, ModelSpec
 from inferd.config.settings import Settings
+from inferd.engine import _llama
 from inferd.engine.backend import Backend
 from inferd.errors import HashMismatch, ModelError
-from inferd.serve.build import build_backend, recipe
+from inferd.serve.build import Progress, build_backend, recipe
 from inferd.store.models import ModelStore
 from tests.demo_model import demo_model
 from tests.tiny_projector import write_vision_projector
@@ -21,8 +22,10 @@ from tests.tiny_projector import write_vision_projector
 DEMO_WIDTH = 576  # of the demo model's embeddings
 
 
-def build(settings: Settings, entry: LlamaCppEntry) -> Backend:
-    return build_backend(settings, entry, lambda phase, details: None, threading.Event())
+def build(
+    settings: Settings, entry: LlamaCppEntry, progress: Progress = lambda phase, details: None
+) -> Backend:
+    return build_backend(settings, entry, progress, threading.Event())
 
 
 @pytest.fixture
@@ -43,12 +46,18 @@ async def test_a_projector_comes_from_the_store(
     blob = ModelStore(settings.models_home).blob_path(digest)
     blob.parent.mkdir(parents=True)
     made.rename(blob)
-    backend = build(settings, replace(entry, mmproj=ModelSpec(name="eyes", sha256=digest)))
+
+    def swap(phase: str, details: object) -> None:
+        """Another file takes the place of the verified one while the model is loaded."""
+        if phase == "mmap":
+            blob.unlink(missing_ok=True)
+            blob.write_bytes(b"something else")
+
+    backend = build(settings, replace(entry, mmproj=ModelSpec(name="eyes", sha256=digest)), swap)
     try:
         assert backend.capabilities().vision
     finally:
         await backend.close()
-    blob.write_bytes(b"something else")
     with pytest.raises(HashMismatch):
         build(settings, replace(entry, mmproj=ModelSpec(name="eyes", sha256=digest)))
 
@@ -59,7 +68,11 @@ def test_a_model_does_not_run_where_it_must_not(settings: Settings, entry: Llama
         build(replace(settings, force_backend=asked), replace(entry, n_gpu_layers=0))
 
 
-async def test_a_model_can_be_kept_on_the_cpu(settings: Settings, entry: LlamaCppEntry) -> None:
+async def test_a_model_can_be_kept_off_a_gpu(
+    settings: Settings, entry: LlamaCppEntry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices = [("gpu", "CUDA0", "a GPU", 1 << 34), *_llama.devices()]
+    monkeypatch.setattr(_llama, "devices", lambda: devices)
     backend = build(replace(settings, force_backend="cpu"), entry)
     try:
         accelerator = backend.capabilities().accelerator

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +272,20 @@ def test_options_make_the_one_entry() -> None:
 def test_tcp_takes_the_place_of_the_unix_socket() -> None:
     settings, _ = sources.load({"tcp": "127.0.0.1:47321"}, ENV)
     assert (settings.tcp, settings.uds) == ("127.0.0.1:47321", None)
+
+
+def test_a_pipe_is_for_windows_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = r"\\.\pipe\inferd-infer"
+    with pytest.raises(UsageError, match=r"--pipe: named pipes exist on Windows only"):
+        sources.load({"pipe": pipe}, ENV)
+    with pytest.raises(ConfigError, match=r"INFERD_PIPE: named pipes") as caught:
+        sources.load({}, {**ENV, "INFERD_PIPE": pipe})
+    assert caught.value.exit_code == 1
+    monkeypatch.setattr(sys, "platform", "win32")
+    settings, _ = sources.load({"pipe": pipe}, {"LOCALAPPDATA": "/l", "INFERD_UDS": "/s"})
+    assert (settings.tcp, str(settings.uds)) == (None, pipe)
+    with pytest.raises(UsageError, match="--tcp and --pipe exclude"):
+        sources.load({"tcp": "127.0.0.1:1", "pipe": pipe}, {"LOCALAPPDATA": "/l"})
 
 
 @pytest.mark.parametrize(
