@@ -228,6 +228,7 @@ class BedrockServer:
             except OSError:
                 return
             sock.settimeout(PATIENCE_SECS)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._connections.append(sock)
             self._begin(self._serve, sock)
 

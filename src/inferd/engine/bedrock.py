@@ -48,6 +48,8 @@ class Bedrock(Backend):
 
     def __init__(self, entry: BedrockEntry) -> None:
         try:
+            # Whatever is slow to import is imported here, and not by the first request on the event loop.
+            import botocore.awsrequest
             import botocore.eventstream  # noqa: F401
         except ImportError:
             raise ConfigError(
