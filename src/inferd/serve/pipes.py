@@ -102,32 +102,37 @@ class _Server:
         self._bell = bell
         self._stopping = threading.Event()
 
-    def wait_for_clients(self, handle: int) -> None:
-        with self._bell:
-            while True:
-                try:
-                    peer = self._system.wait_for_client(handle)
-                except OSError as error:
-                    _log.warn("accept_failed", address=self._name, reason=error.strerror)
+    def wait_for_clients(self, first: int) -> None:
+        handle: int | None = first
+        while handle is not None:
+            try:
+                peer = self._system.wait_for_client(handle)
+            except OSError as error:
+                _log.warn("accept_failed", address=self._name, reason=error.strerror)
+                self._system.close(handle)
+            else:
+                if self._stopping.is_set():
                     self._system.close(handle)
-                else:
-                    if self._stopping.is_set():
-                        self._system.close(handle)
-                        break
-                    self._let_in(handle, peer)
-                following = self._create()
-                if following is None:
                     break
-                handle = following
+                self._let_in(handle, peer)
+            handle = self._create()
+        self._bell.close()
+        while self.accepted:  # and nobody is left to serve them
+            self.accepted.popleft()[0].close()
 
     def _create(self) -> int | None:
         """Another instance for the next client; ``None`` at the end."""
         while not self._stopping.is_set():
             try:
-                return self._system.create(self._name, first=False)
+                handle = self._system.create(self._name, first=False)
             except OSError as error:
                 _log.warn("accept_failed", address=self._name, reason=error.strerror)
                 self._stopping.wait(_REST_SECS)
+                continue
+            # Whoever asks for the end from here on finds an instance to end the wait at.
+            if not self._stopping.is_set():
+                return handle
+            self._system.close(handle)
         return None
 
     def _let_in(self, handle: int, peer: Peer) -> None:
@@ -145,8 +150,6 @@ class _Server:
             self._stopping.set()
             with contextlib.suppress(OSError):
                 self._system.stop_waiting(self._name)
-            while self.accepted:
-                self.accepted.popleft()[0].close()
 
 
 class _Carrier:
