@@ -133,6 +133,45 @@ def test_status_frames_are_shown_as_they_are_sent(hello: Callable[..., DaemonPro
             assert frame == shown[frame["status"]]
 
 
+def shape(value: Any, key: str = "") -> Any:
+    """What of JSON is its form: names and types, the first of a list for all, and no names of things."""
+    if isinstance(value, dict):
+        inner = {name: shape(item, name) for name, item in value.items()}
+        named = key in ("errors", "cancels", "breaker", "surfaces", "backends")
+        return next(iter(inner.values()), {}) if named else inner
+    if isinstance(value, list):
+        return [shape(value[0])] if value else []
+    return "number" if isinstance(value, int | float) and not isinstance(value, bool) else type(value)
+
+
+def test_a_snapshot_has_the_form_that_is_shown(daemon: Callable[..., DaemonProcess]) -> None:
+    (text,) = [text for kind, text in BLOCKS if kind == "json snapshot"]
+    shown = json.loads(text)
+    served = daemon(mock={"tape": ["a", "b"], "gate": True}, active_permits=1).wait_ready()
+    with served.connect() as one, served.connect() as two, served.subscribe() as asking:
+        one.send({"messages": [{"role": "user", "content": "hi"}]})
+        served.release(2)
+        assert one.frame()["type"] == one.frame()["type"] == "token"
+        two.send({"messages": [{"role": "user", "content": "hi"}]})
+        received: dict[str, Any] = {"waiting": []}
+        while not received["waiting"]:
+            asking.send({"type": "snapshot"})
+            while (received := asking.frame())["status"] != "snapshot":
+                pass
+        served.release(4)
+        assert [*one.frames(), *two.frames()]
+    # The mock measures nothing, and nothing went wrong.
+    for metrics in (shown["metrics"], received["metrics"]):
+        for owners in metrics.values():
+            for numbers in owners.values():
+                for name, value in numbers.items():
+                    if name in ("errors", "cancels", "breaker"):
+                        numbers[name] = {}
+                    elif name.endswith("_per_second"):
+                        value.update(dict.fromkeys(("p50", "p90", "p99")))
+    assert shape(received) == shape(shown)
+
+
 def rows(heading: str) -> set[str]:
     """The names in the first column of the table under ``heading``."""
     (table,) = re.findall(rf"^\| {heading} \|.*\n\|[-|]+\n((?:\|.*\n)+)", PAGE, re.M)

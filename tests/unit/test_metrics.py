@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import math
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -291,6 +292,14 @@ async def test_a_scrape_has_the_numbers_of_the_snapshot(path: Path, short_dir: P
         assert buckets == sorted(buckets)
         assert buckets[-1] == samples[f"inferd_{name}_count", 'na"me'] == 1
         assert math.isclose(samples[f"inferd_{name}_sum", 'na"me'], backend[name]["sum"])
+
+
+async def test_the_families_are_those_of_the_page(path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
+    async with serving(path) as server:
+        collected = list(prometheus.InferdCollector(overview_of(server)).collect())
+    names = {family.name + ("_total" if family.type == "counter" else "") for family in collected}
+    assert names == set(re.findall(r"`(inferd_\w+)`", page))
 
 
 @pytest.mark.parametrize(
