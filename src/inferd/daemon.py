@@ -41,6 +41,9 @@ from inferd.serve.status import StatusBoard
 from inferd.store.runtime import Lock, ensure_private_dir
 from inferd.wire import admin
 
+# What is open beside the connections: models, sockets, logs, and connections to servers far away.
+OTHER_DESCRIPTORS = 256
+
 _log = log.get("daemon")
 
 
@@ -53,6 +56,7 @@ def run(read: Callable[[], Read], build: Build = build_backend) -> int:
     given = read()
     faulthandler.enable()
     activity = log.setup(given.settings.log_level, given.settings.log_dir)
+    _raise_descriptor_limit(given.settings.max_connections)
     loop = new_event_loop()
     try:
         loop.run_until_complete(Daemon(given, read, build, activity).run())
@@ -72,6 +76,22 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
     except ImportError:
         return asyncio.new_event_loop()
     return uvloop.new_event_loop()
+
+
+def _raise_descriptor_limit(connections: int) -> None:
+    """Lets the process have a descriptor for each connection, as far as it may; it often starts with fewer."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    wanted = connections + OTHER_DESCRIPTORS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        possible = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with contextlib.suppress(ValueError, OSError):  # a system may have a limit beside this one
+            resource.setrlimit(resource.RLIMIT_NOFILE, (possible, hard))
+        if possible < wanted:
+            _log.warn("max_connections is more than this process may open", descriptors=possible)
 
 
 class Daemon:

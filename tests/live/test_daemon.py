@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import stat
@@ -234,6 +235,16 @@ def test_passed_sockets_are_served_and_outlive_the_daemon(daemon: Start, short_d
             late.send(ASK)
             daemon(passed=passed)
             assert late.line() == TOKEN
+
+
+def test_there_are_descriptors_for_every_connection(daemon: Start) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        process = daemon(max_connections=500).wait_ready()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert resource.prlimit(process.process.pid, resource.RLIMIT_NOFILE) == (500 + 256, hard)
 
 
 # Signals and the end.
