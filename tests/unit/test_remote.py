@@ -225,6 +225,21 @@ async def test_more_than_was_allowed(remote: Start) -> None:
         await ask(server, at_most=100)
 
 
+async def test_no_connection_stays_when_it_is_not_used(
+    remote: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that closes an idle connection leaves it half closed in our hands."""
+    monkeypatch.setattr(module, "_KEEP_IDLE_SECS", 0.05)
+    server = remote(lambda exchange: exchange.whole(200, b"yes"))
+    upstream = Upstream(server.url, 30.0)
+    for times in (1, 2):
+        assert await upstream.read(f"{server.url}/x", b"", {}, at_most=9) == b"yes"
+        await until(server.left.is_set)
+        server.left.clear()
+        assert server.accepted == times
+    await upstream.close()
+
+
 # TLS.
 
 

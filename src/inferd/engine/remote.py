@@ -17,8 +17,8 @@ import re
 import ssl
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -56,17 +56,47 @@ class Upstream:
     """
 
     def __init__(self, base_url: str, timeout_secs: float) -> None:
-        url = httpx.URL(base_url)
-        self.host = f"{url.host}:{url.port}" if url.port else url.host
+        self._url = httpx.URL(base_url)
+        self.host = f"{self._url.host}:{self._url.port}" if self._url.port else self._url.host
         self._timeout_secs = timeout_secs
-        self._client = httpx.AsyncClient(
-            verify=truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
-            timeout=httpx.Timeout(timeout_secs, connect=CONNECT_SECS, pool=None),
+        self._tls = truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        self._client = self._new_client()
+        self._running = 0
+        self._open = True
+        self._when_idle: asyncio.TimerHandle | None = None
+        self._dropping: asyncio.Future[None] | None = None
+
+    def _new_client(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(
+            verify=self._tls,
+            timeout=httpx.Timeout(self._timeout_secs, connect=CONNECT_SECS, pool=None),
             limits=httpx.Limits(max_connections=None, keepalive_expiry=_KEEP_IDLE_SECS),
             follow_redirects=False,
             # A proxy named in the environment serves what lies beyond this machine.
-            trust_env=url.host not in ("localhost", "127.0.0.1", "::1"),
+            trust_env=self._url.host not in ("localhost", "127.0.0.1", "::1"),
         )
+
+    @contextmanager
+    def _lent(self) -> Iterator[httpx.AsyncClient]:
+        """The client, for one request.
+
+        A pool looks after its connections only when it is used. So it is dropped when it no longer is, lest
+        what the far end has closed stays open here.
+        """
+        self._running += 1
+        if self._when_idle is not None:
+            self._when_idle.cancel()
+        try:
+            yield self._client
+        finally:
+            self._running -= 1
+            if self._open and not self._running:
+                loop = asyncio.get_running_loop()
+                self._when_idle = loop.call_later(_KEEP_IDLE_SECS, self._drop_connections)
+
+    def _drop_connections(self) -> None:
+        unused, self._client = self._client, self._new_client()
+        self._dropping = asyncio.ensure_future(unused.aclose())
 
     @asynccontextmanager
     async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> AsyncIterator[httpx.Response]:
@@ -75,13 +105,13 @@ class Upstream:
         Raises, also while the body is read: InvalidRequest when the far end refuses the request itself,
         Unsupported when it does not implement it, else Unavailable.
         """
+        headers = {"accept-encoding": "identity", **headers}
         try:
-            async with self._client.stream(
-                "POST", url, content=body, headers={"accept-encoding": "identity", **headers}
-            ) as response:
-                if response.status_code != 200:
-                    raise await self._refusal(response)
-                yield response
+            with self._lent() as client:
+                async with client.stream("POST", url, content=body, headers=headers) as response:
+                    if response.status_code != 200:
+                        raise await self._refusal(response)
+                    yield response
         except httpx.ConnectTimeout:
             raise Unavailable(f"{self.host} did not take a connection within {CONNECT_SECS:g} s") from None
         except httpx.ConnectError as error:
@@ -117,6 +147,11 @@ class Upstream:
         return refusal(self.host, response.status_code, response.headers, bytes(body))
 
     async def close(self) -> None:
+        self._open = False
+        if self._when_idle is not None:
+            self._when_idle.cancel()
+        if self._dropping is not None:
+            await self._dropping
         await self._client.aclose()
 
 
