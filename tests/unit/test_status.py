@@ -85,8 +85,11 @@ async def test_what_else_a_subscriber_sends_is_ignored(short_dir: Path) -> None:
         client = await admin_socket.subscribe()
         for line in (b"x" * 100_000, b'{"type":"shutdown"}', b'["snapshot"]', b'"snapshot"', b"snapshot"):
             await client.send(line + b"\n")
-        await client.send(b" " * admin.MAX_REQUEST_BYTES + admin.SNAPSHOT_REQUEST, b'{"type":"snapshot"}')
+        await client.send(b" " * 100_000)
         (subscriber,) = admin_socket.board._subscribers
+        await until(lambda: len(subscriber._begun) > admin.MAX_REQUEST_BYTES)
+        assert len(subscriber._begun) == admin.MAX_REQUEST_BYTES + 1  # and no more is kept of it
+        await client.send(admin.SNAPSHOT_REQUEST, b'{"type":"snapshot"}')
         await until(lambda: subscriber._begun.startswith(b'{"type"'))
         admin_socket.board.publish(admin.READY)
         assert await client.line() + await client.line() == admin.STARTING + admin.READY

@@ -125,13 +125,15 @@ class Admission:
             if not line:
                 del turns[caller]
             self.waiting -= 1
-            self._tell_idle()
+            if self._idle is not None:
+                self._tell_idle(self._idle)
 
     def _release(self, permit: Permit) -> None:
         self._running.remove(permit)
-        if len(self._running) < self.active_permits:
+        if self.waiting and len(self._running) < self.active_permits:
             self._call_next()
-        self._tell_idle()
+        if self._idle is not None:
+            self._tell_idle(self._idle)
 
     def _call_next(self) -> bool:
         for turns in self._queues.values():
@@ -179,6 +181,6 @@ class Admission:
             self._idle = asyncio.get_running_loop().create_future()
             await self._idle
 
-    def _tell_idle(self) -> None:
-        if self._idle is not None and not self._running and not self.waiting and not self._idle.done():
-            self._idle.set_result(None)
+    def _tell_idle(self, idle: asyncio.Future[None]) -> None:
+        if not self._running and not self.waiting and not idle.done():
+            idle.set_result(None)
