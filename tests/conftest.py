@@ -7,6 +7,7 @@ import contextlib
 import gc
 import shutil
 import socket
+import ssl
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +16,9 @@ from pathlib import Path
 import pytest
 import uvloop
 
+from tests import remote_server
 from tests.daemon_process import DaemonProcess
+from tests.remote_server import RemoteServer
 
 # A thread that was told to stop may need a moment to hear it.
 ENDING_SECS = 5.0
@@ -93,3 +96,17 @@ def daemon(short_dir: Path) -> Iterator[Callable[..., DaemonProcess]]:
     yield start
     problems = [problem for process in started for problem in process.end()]
     assert not problems, problems
+
+
+@pytest.fixture
+def remote() -> Iterator[Callable[..., RemoteServer]]:
+    """Starts scripted servers for a remote backend to talk to."""
+    started: list[RemoteServer] = []
+
+    def start(script: remote_server.Script, tls: ssl.SSLContext | None = None) -> RemoteServer:
+        started.append(RemoteServer(script, tls))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.stop()

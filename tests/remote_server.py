@@ -41,9 +41,10 @@ class Hangup(Exception):
 class Exchange:
     """One request and the way to answer it."""
 
-    def __init__(self, connection: socket.socket, request: Request) -> None:
+    def __init__(self, connection: socket.socket, request: Request, keep: bool) -> None:
         self.connection = connection
         self.request = request
+        self._keep = keep
 
     def send(self, data: bytes) -> None:
         self.connection.sendall(data)
@@ -51,6 +52,7 @@ class Exchange:
     def head(self, status: int = 200, **headers: str) -> None:
         """The head of a response whose body comes in chunks."""
         lines = [f"HTTP/1.1 {status} Scripted", "transfer-encoding: chunked"]
+        lines += [] if self._keep else ["connection: close"]
         lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
         self.send("\r\n".join([*lines, "", ""]).encode())
 
@@ -111,10 +113,14 @@ def says(*texts: str) -> Script:
 
 
 class RemoteServer:
-    """Serves on a port of its own until :meth:`stop`. With ``tls`` it speaks https as ``localhost``."""
+    """Serves on a port of its own until :meth:`stop`. With ``tls`` it speaks https as ``localhost``.
+
+    Without ``keep`` each connection is for one request.
+    """
 
     def __init__(self, script: Script, tls: ssl.SSLContext | None = None) -> None:
         self.script = script
+        self.keep = True
         self.requests: list[Request] = []
         self.accepted = 0
         self.left = threading.Event()
@@ -153,7 +159,9 @@ class RemoteServer:
                 self._connections.append(connection)
             for request in _requests(connection):
                 self.requests.append(request)
-                self.script(Exchange(connection, request))
+                self.script(Exchange(connection, request, self.keep))
+                if not self.keep:
+                    break
         connection.close()
         self.left.set()
 

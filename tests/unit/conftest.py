@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests import both_clients, remote_server
-from tests.remote_server import RemoteServer
+from tests import both_clients
 from tests.scripted_peer import Peer, Script
 
 
@@ -33,20 +31,6 @@ def peer(short_dir: Path) -> Iterator[Callable[[Script], Peer]]:
 
     def start(script: Script) -> Peer:
         started.append(Peer(short_dir / f"s{len(started)}", script))
-        return started[-1]
-
-    yield start
-    for each in started:
-        each.stop()
-
-
-@pytest.fixture
-def remote() -> Iterator[Callable[..., RemoteServer]]:
-    """Starts scripted servers for a remote backend to talk to."""
-    started: list[RemoteServer] = []
-
-    def start(script: remote_server.Script, tls: ssl.SSLContext | None = None) -> RemoteServer:
-        started.append(RemoteServer(script, tls))
         return started[-1]
 
     yield start
