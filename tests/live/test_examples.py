@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -93,3 +94,16 @@ def test_without_a_daemon_the_reason_is_told(example: str, short_dir: Path) -> N
 def test_every_example_is_run() -> None:
     tried = {arguments[0] for arguments, _, _ in RUNS} | {"tools.py"}
     assert tried == {path.name for path in EXAMPLES.glob("*.py")}
+
+
+def test_every_program_of_the_client_page_runs(
+    daemon: Callable[..., DaemonProcess], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (EXAMPLES.parent / "docs" / "client.md").read_text(encoding="utf-8")
+    programs = re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)
+    assert len(programs) == page.count("```python") > 5
+    served = daemon(embed=1, rerank=1).wait_ready()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(served.dir))
+    for program in programs:
+        exec(compile(program, "docs/client.md", "exec"), {"__name__": "program"})
+        assert capsys.readouterr().out, program
