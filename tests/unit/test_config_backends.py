@@ -206,6 +206,11 @@ def test_a_key_that_leaves_the_machine_unencrypted_is_noted(tmp_path: Path, url:
     _, notes = load(tmp_path, {**OPENAI, "base_url": url}, env={"OPENAI_API_KEY": "c"})
     assert any("unencrypted" in note for note in notes) == told
     assert not any("unencrypted" in note for note in load(tmp_path, {**OPENAI, "base_url": url})[1])
+    bedrock = {**BEDROCK, "endpoint": url}
+    _, notes = load(tmp_path, bedrock, env={"AWS_BEARER_TOKEN_BEDROCK": "t"})
+    assert any("unencrypted" in note for note in notes) == told
+    signed = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}  # of which nothing secret is sent
+    assert not any("unencrypted" in note for note in load(tmp_path, bedrock, env=signed)[1])
 
 
 def test_a_bedrock_entry_has_a_bearer_token_or_an_access_key(tmp_path: Path) -> None:
@@ -249,3 +254,26 @@ def test_a_misspelt_variable_is_noted() -> None:
     assert notes == [
         "unknown variable INFERD_QUEUE_DEPHT is ignored; the nearest known one is INFERD_QUEUE_DEPTH"
     ]
+
+
+# What only a daemon needs.
+
+
+@pytest.mark.parametrize("lack", [{"backends": [BEDROCK]}, {"listen": {"api_key_env": "K"}}])
+def test_a_client_needs_no_secret_of_the_daemon(tmp_path: Path, lack: dict[str, Any]) -> None:
+    path = tmp_path / "config.json"
+    mock = {"backends": [{"kind": "mock", "name": "m"}]}
+    path.write_text(json.dumps({**mock, "admin_addr": "/a.sock", **lack}))
+    result = sources.read({"config": path}, ENV)
+    assert result.problem is not None
+    assert result.settings.admin_addr == Path("/a.sock")
+    with pytest.raises(ConfigError, match="set"):
+        sources.load({"config": path}, ENV)
+    assert sources.load({"config": path}, ENV, serving=False)[0].admin_addr == Path("/a.sock")
+
+
+def test_a_client_is_told_of_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no such file"):
+        sources.load({"config": tmp_path / "none"}, ENV, serving=False)
+    with pytest.raises(ConfigError, match="there is no such file"):
+        sources.load({"config": tmp_path / "none"}, ENV | {"INFERD_BACKEND": "openai-compat"}, serving=False)

@@ -133,9 +133,14 @@ def _openai(fields: Fields, env: Env, notes: list[str]) -> OpenAICompatEntry:
     elif not key.reveal():
         key = None
     entry = OpenAICompatEntry(**fields, api_key=key)
-    if key is not None and not _is_private(entry.base_url):
-        notes.append(f"backend {entry.name!r} sends its key to {entry.base_url} unencrypted; use https")
+    if key is not None:
+        _note_if_seen(entry.name, entry.base_url, notes)
     return entry
+
+
+def _note_if_seen(name: str, url: str, notes: list[str]) -> None:
+    if not _is_private(url):
+        notes.append(f"backend {name!r} sends its key to {url} unencrypted; use https")
 
 
 def _is_private(url: str) -> bool:
@@ -156,6 +161,8 @@ def _bedrock(fields: Fields, env: Env, notes: list[str]) -> BedrockEntry:
         token = _first_secret(fields["name"], named, ("AWS_BEARER_TOKEN_BEDROCK",), env, notes)
     entry = BedrockEntry(**fields, bearer_token=token)
     if token is not None:
+        if entry.endpoint is not None:
+            _note_if_seen(entry.name, entry.endpoint, notes)
         return entry
     key_id = _secret("AWS_ACCESS_KEY_ID", env)
     key = _secret("AWS_SECRET_ACCESS_KEY", env)
