@@ -36,7 +36,7 @@ _LICENSE = click.option(
 def _store() -> ModelStore:
     from inferd.store.models import ModelStore
 
-    settings, _ = sources.load({})
+    settings, _ = sources.load({}, serving=False)
     return ModelStore(settings.models_home)
 
 

@@ -67,7 +67,7 @@ class Target:
 
 def target(address: str | None, api_key_file: Path | None, surface: Surface = "v1") -> Target:
     """The daemon that ``--address`` names, else the one of the configuration."""
-    settings, _ = sources.load({"api_key_file": api_key_file})
+    settings, _ = sources.load({"api_key_file": api_key_file}, serving=False)
     if address is not None:
         return Target(settings, address, startable=False, surface=surface)
     places: dict[Surface, tuple[str | None, Path | None]] = {

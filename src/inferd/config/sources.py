@@ -32,15 +32,17 @@ OTHER_VARIABLES = frozenset({"INFERD_CONFIG", "INFERD_IMPL", "INFERD_CLI_LOG"})
 class Read:
     """Settings with what a person should be told: ``notes`` to log, and ``problem`` to end the boot with.
 
-    With a ``problem`` the settings come from flags, environment and defaults alone, and may lack backends.
-    ``origins`` says for each option that was given where: a flag, a variable, or a key of the file at
-    ``path``.
+    When the file is the problem, the settings come from flags, environment and defaults alone; when it is
+    only a secret or an option that serving needs (``serving``), they are whole but for backends or key, and
+    a client can work with them. ``origins`` says for each option that was given where: a flag, a variable,
+    or a key of the file at ``path``.
     """
 
     settings: Settings
     path: Path
     notes: tuple[str, ...] = ()
     problem: ConfigError | None = None
+    serving: bool = False
     origins: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -56,43 +58,37 @@ def read(flags: Mapping[str, object], env: Mapping[str, str] | None = None) -> R
         _check_exclusive(level, error)
     notes = [*_exposed(levels[0]), *_misspelt(env)]
     path, named = config_path(flags, env)
+    file, problem = ConfigFile(), None
     try:
-        file = read_file(path, required=named)
-        notes.extend(file.warnings)
-        levels.append({name: Given(value, f"`{key}`", "file") for name, (key, value) in file.values.items()})
-        _check_exclusive(levels[2], ConfigError, f"config file {path}: ")
-        chosen = _choose(levels, notes)
-        settings = _settings(chosen, env)
+        found = read_file(path, required=named)
+        values = {name: Given(value, f"`{key}`", "file") for name, (key, value) in found.values.items()}
+        _check_exclusive(values, ConfigError, f"config file {path}: ")
+        levels.append(values)
+        notes.extend(found.warnings)
+        file = found
+    except ConfigError as of_file:
+        problem = of_file
+    chosen = _choose(levels, notes)
+    settings = _settings(chosen, env)
+    serving = False
+    try:
+        settings = dataclasses.replace(settings, api_key=_api_key(settings, env))
         entries = backends.entries(settings, chosen, file, env, notes)
         settings = dataclasses.replace(settings, backends=entries)
-    except ConfigError as problem:
-        return _without_file(levels[:2], env, path, tuple(notes), problem)
-    return Read(settings, path, tuple(notes), origins=_origins(chosen))
+    except ConfigError as lack:
+        serving = problem is None
+        problem = problem or lack
+    return Read(settings, path, tuple(notes), problem, serving, _origins(chosen))
 
 
-def load(flags: Mapping[str, object], env: Mapping[str, str] | None = None) -> tuple[Settings, list[str]]:
-    """Like :func:`read`, but raises the config file's problem at once."""
+def load(
+    flags: Mapping[str, object], env: Mapping[str, str] | None = None, *, serving: bool = True
+) -> tuple[Settings, list[str]]:
+    """Like :func:`read`, but raises the problem at once; without ``serving`` only one of the file."""
     result = read(flags, env)
-    if result.problem is not None:
+    if result.problem is not None and (serving or not result.serving):
         raise result.problem
     return result.settings, list(result.notes)
-
-
-def _without_file(
-    levels: list[dict[str, Given]],
-    env: Mapping[str, str],
-    path: Path,
-    notes: tuple[str, ...],
-    problem: ConfigError,
-) -> Read:
-    chosen = _choose(levels, [])
-    settings = _settings(chosen, env)
-    try:
-        entries = backends.entries(settings, chosen, ConfigFile(), env, [])
-    except ConfigError:
-        entries = ()
-    settings = dataclasses.replace(settings, backends=entries)
-    return Read(settings, path, notes, problem, _origins(chosen))
 
 
 def _from_flags(flags: Mapping[str, object]) -> dict[str, Given]:
@@ -175,7 +171,7 @@ def _origins(chosen: Mapping[str, Given]) -> dict[str, str]:
 
 
 def _settings(chosen: Mapping[str, Given], env: Mapping[str, str]) -> Settings:
-    """The settings without their backends."""
+    """The settings without their backends, and without a key that the file names a variable for."""
     values: dict[str, Any] = {option.name: option.default_for(env) for option in OPTIONS}
     values.update({name: given.value for name, given in chosen.items()})
     if values["pipe"] is not None:
@@ -187,23 +183,22 @@ def _settings(chosen: Mapping[str, Given], env: Mapping[str, str]) -> Settings:
     for tcp, *_, local in TRANSPORTS:
         if values[tcp] is not None:
             values[local] = None
-    values["api_key"] = _api_key(values, env)
+    if values["api_key_file"] is not None:
+        values["api_key"] = _read_key(values["api_key_file"])
     return Settings(**values)
 
 
-def _api_key(values: Mapping[str, Any], env: Mapping[str, str]) -> Secret | None:
-    if values["api_key_file"] is not None:
-        return _read_key(values["api_key_file"])
-    if values["api_key_env"] is not None:
-        name: str = values["api_key_env"]
-        if not env.get(name):
-            raise ConfigError(
-                f"`listen.api_key_env` names {name}, which is not set; set it or remove the key from the file"
-            )
-        secret: Secret = variable(name, SecretText(), env[name])
-        return secret
-    key: Secret | None = values["api_key"]
-    return key
+def _api_key(settings: Settings, env: Mapping[str, str]) -> Secret | None:
+    """The key of TCP clients; ConfigError when the file names a variable that is not set."""
+    name = settings.api_key_env
+    if name is None:
+        return settings.api_key
+    if not env.get(name):
+        raise ConfigError(
+            f"`listen.api_key_env` names {name}, which is not set; set it or remove the key from the file"
+        )
+    secret: Secret = variable(name, SecretText(), env[name])
+    return secret
 
 
 def _read_key(path: Path) -> Secret:
