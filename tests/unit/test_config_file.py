@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from inferd.config import sources
+from inferd.config import docs, sources
 from inferd.config.entries import BackendEntry, LlamaCppEntry, MockEntry, ModelSpec
 from inferd.errors import ConfigError
 
@@ -123,6 +123,21 @@ def test_an_unknown_key_is_a_warning_with_the_nearest_known_one(tmp_path: Path) 
             f"config file {path}: unknown key `{unknown}` is ignored; the nearest known key is `{near}`"
             in notes
         )
+
+
+def test_the_key_of_editors_is_known(tmp_path: Path) -> None:
+    path = write(tmp_path, {**MOCK, "$schema": "config.schema.json"})
+    assert sources.load({"config": path}, ENV)[1] == []
+
+
+def test_the_schema_explains_each_key() -> None:
+    limits = json.loads(docs.schema())["$defs"]["Limits"]["properties"]
+    assert limits["max_connections"]["anyOf"][0] == {
+        "type": "integer",
+        "minimum": 1,
+        "maximum": 1_000_000,
+        "description": "Connections that may be open; the next one is closed at once.",
+    }
 
 
 def test_a_problem_of_the_file_leaves_what_flags_and_environment_say(tmp_path: Path) -> None:

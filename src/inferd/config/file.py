@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, Union
+from typing import Annotated, Any, NoReturn, Union
 
 import msgspec
 
@@ -108,7 +108,12 @@ def _struct(name: str, fields: list[tuple[str, Any, bool]], **options: Any) -> A
 
 
 def _rows(keys: tuple[Key, ...]) -> list[tuple[str, Any, bool]]:
-    return [(key.name, key.kind.file_type, key.required) for key in keys]
+    return [(key.name, _documented(key.kind, key.doc), key.required) for key in keys]
+
+
+def _documented(kind: Kind, doc: str) -> Any:
+    """The type of a value, with the sentence that an editor shows for its key."""
+    return Annotated[kind.file_type, msgspec.Meta(description=doc)]
 
 
 def _shape() -> tuple[Any, dict[str, Any]]:
@@ -128,13 +133,13 @@ def _shape() -> tuple[Any, dict[str, Any]]:
         ("model", model, False),
         ("backends", list[Union[tuple(entries)]], False),  # type: ignore[misc]  # noqa: UP007
     ]
-    known: dict[str, Any] = {"model": None, "backends": None}
+    known: dict[str, Any] = {"model": None, "backends": None, "$schema": None}  # the last is an editor's
     sections: dict[str, list[tuple[str, Any, bool]]] = {}
     for option in OPTIONS:
         if option.key is not None:
             section, _, leaf = option.key.rpartition(".")
             rows = sections.setdefault(section, []) if section else top
-            rows.append((leaf, option.kind.file_type, False))
+            rows.append((leaf, _documented(option.kind, option.doc), False))
             (known.setdefault(section, {}) if section else known)[leaf] = None
     top.extend((name, _struct(name.capitalize(), rows), False) for name, rows in sections.items())
     return _struct("Config", top), known
