@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import grp
 import json
 import os
+import platform
 import re
+import resource
+import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from inferd import cli
-from inferd.cli import doctor
+from inferd.cli import check_models, doctor
 from inferd.store.runtime import Lock
 
 
@@ -54,6 +60,10 @@ def test_doctor_for_people(quick_doctor: Path, capsys: pytest.CaptureFixture[str
     [
         ("import os; os.abort()", "crashed with SIGABRT"),
         ("raise ImportError('no such thing')", "cannot be loaded: ImportError: no such thing"),
+        (
+            "import os, signal; os.kill(os.getpid(), signal.SIGILL)",
+            "crashed with SIGILL (it was built for another",
+        ),
         ("import time; time.sleep(60)", "did not load within"),
     ],
 )
@@ -111,7 +121,13 @@ def test_doctor_on_a_model_file(
     monkeypatch.setenv("INFERD_MODEL_PATH", str(quick_doctor / "m.gguf"))
     assert "cannot open" in findings(capsys, 1)["model"]["detail"]
     (quick_doctor / "m.gguf").write_text("weights")
+    assert "is not a GGUF file" in findings(capsys, 1)["model"]["detail"]
+    (quick_doctor / "m.gguf").write_text("GGUF weights")
     assert findings(capsys, 0)["model"]["state"] == "ok"
+    with (quick_doctor / "m.gguf").open("ab") as file:
+        file.truncate(1 << 43)  # takes no place on the disk
+    assert "GB of memory" in findings(capsys, 0)["model"]["detail"]
+    (quick_doctor / "m.gguf").write_text("GGUF weights")
     monkeypatch.setenv("INFERD_MODEL_SHA256", "00" * 32)
     assert "sha256" in findings(capsys, 1)["model"]["detail"]
     assert (quick_doctor / "m.gguf").exists()
@@ -153,3 +169,155 @@ def test_doctor_without_the_compiled_module(
 
     monkeypatch.setattr(inferd, "fastpath", SimpleNamespace(IMPLEMENTATION="python"), raising=False)
     assert findings(capsys, 0)["fastpath"]["state"] == "warn"
+
+
+def test_doctor_looks_at_the_socket_of_every_surface(
+    quick_doctor: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INFERD_EMBED", "1")
+    monkeypatch.setenv("INFERD_RERANK", "1")
+    monkeypatch.setenv("INFERD_METRICS_ADDR", str(quick_doctor / "metrics.sock"))
+    runtime = quick_doctor / "inferd"
+    runtime.mkdir(mode=0o700)
+    places = {
+        "admin socket": runtime / "admin.sock",
+        "inference socket": runtime / "infer.sock",
+        "v2 socket": runtime / "infer.v2.sock",
+        "embed socket": runtime / "infer.embed.sock",
+        "rerank socket": runtime / "infer.rerank.sock",
+        "metrics socket": quick_doctor / "metrics.sock",
+    }
+    for path in places.values():
+        path.write_text("a file")
+    found = findings(capsys, 1)
+    assert {name: found[name]["state"] for name in places} == dict.fromkeys(places, "fail")
+
+
+def test_doctor_on_sockets_that_listen(quick_doctor: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (quick_doctor / "inferd").mkdir(mode=0o700)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(quick_doctor / "inferd" / "infer.sock"))
+        listening.listen()
+        listening.settimeout(0.0)
+        assert "starts a daemon" in findings(capsys, 0)["inference socket"]["detail"]
+        with pytest.raises(BlockingIOError):  # nobody connected, so no daemon was started
+            listening.accept()
+        with Lock.acquire(quick_doctor / "inferd" / "inferd.lock"):
+            assert findings(capsys, 1)["inference socket"]["detail"].endswith(" answers")
+
+
+def test_doctor_on_a_path_that_is_too_long(
+    quick_doctor: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INFERD_UDS", str(quick_doctor / ("x" * 120)))
+    assert "longer than the" in findings(capsys, 1)["inference socket"]["detail"]
+
+
+def test_doctor_on_tcp_addresses(
+    quick_doctor: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("INFERD_TCP", f"127.0.0.1:{port}")
+        assert "taken by another program" in findings(capsys, 1)["inference socket"]["detail"]
+        with Lock.acquire(quick_doctor / "inferd" / "inferd.lock"):
+            assert findings(capsys, 1)["inference socket"]["detail"].endswith(" answers")
+    assert findings(capsys, 0)["inference socket"]["detail"].endswith(" is free")
+    monkeypatch.setenv("INFERD_TCP", "192.0.2.1:47321")
+    assert "no address of this machine" in findings(capsys, 1)["inference socket"]["detail"]
+    monkeypatch.setenv("INFERD_TCP", "0.0.0.0:47321")
+    assert "without an API key" in findings(capsys, 1)["sockets"]["detail"]
+
+
+def test_doctor_on_groups(
+    quick_doctor: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INFERD_GROUP", "no-such-group")
+    assert "there is no group" in findings(capsys, 1)["group"]["detail"]
+    monkeypatch.setenv("INFERD_GROUP", grp.getgrgid(os.getgid()).gr_name)
+    assert findings(capsys, 0)["group"]["state"] == "ok"
+
+
+def test_doctor_on_a_processor_without_avx2(
+    quick_doctor: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if platform.machine() != "x86_64":
+        pytest.skip("other processors have no AVX2")
+    (quick_doctor / "cpuinfo").write_text("flags\t\t: fpu sse2 avx\n")
+    monkeypatch.setattr(doctor, "CPUINFO", quick_doctor / "cpuinfo")
+    assert "AVX2" in findings(capsys, 0)["processor"]["detail"]
+    (quick_doctor / "cpuinfo").write_text("flags\t\t: fpu sse2 avx avx2\n")
+    assert findings(capsys, 0)["processor"]["state"] == "ok"
+
+
+def test_doctor_on_few_open_files(quick_doctor: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    usual = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (500, usual[1]))
+    try:
+        assert findings(capsys, 0)["open files"]["state"] == "warn"
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, usual)
+
+
+def test_doctor_on_a_home_that_is_read_only(quick_doctor: Path) -> None:
+    mount = f"mount -t tmpfs -o ro none {quick_doctor} && exec {sys.executable} -m inferd doctor --json"
+    source = str(Path(doctor.__file__).parents[2])
+    environment = {**os.environ, "HOME": str(quick_doctor), "PYTHONPATH": source}
+    command = ["unshare", "--map-root-user", "--user", "--mount", "sh", "-c", mount]
+    if shutil.which("unshare") is None:
+        pytest.skip("unshare is not installed")
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if not done.stdout:
+        pytest.skip(f"this machine lets nobody mount: {done.stderr}")
+    found = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+    for name, variable in (("log directory", "INFERD_LOG_DIR"), ("model store", "MODELS_HOME")):
+        assert "read-only" in found[name]["detail"]
+        assert variable in found[name]["advice"]
+
+
+def write_config(home: Path, **entry: str) -> None:
+    (home / ".inferd").mkdir(exist_ok=True)
+    (home / ".inferd" / "config.json").write_text(json.dumps({"backends": [{"name": "far", **entry}]}))
+
+
+def test_doctor_on_a_remote_backend(
+    quick_doctor: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        write_config(quick_doctor, kind="openai-compat", base_url=url, model="m")
+        assert findings(capsys, 0)["backend far"]["state"] == "ok"
+        # As seen from here the name is no loopback address, and nothing is asked of it but a connection.
+        monkeypatch.setattr(check_models, "_is_here", lambda url: False)
+        assert "without a key" in findings(capsys, 0)["backend far"]["detail"]
+        monkeypatch.setenv("OPENAI_API_KEY", "k")
+        assert findings(capsys, 0)["backend far"]["state"] == "ok"
+    assert "cannot be reached" in findings(capsys, 1)["backend far"]["detail"]
+
+
+@pytest.mark.parametrize(
+    ("url", "here"),
+    [
+        ("http://127.0.0.2:8080", True),
+        ("http://[::1]", True),
+        ("http://localhost", True),
+        ("https://a.b", False),
+    ],
+)
+def test_what_is_on_this_machine(url: str, here: bool) -> None:
+    assert check_models._is_here(url) is here
+
+
+def test_doctor_on_bedrock(
+    quick_doctor: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        write_config(quick_doctor, kind="bedrock-invoke", region="r-1", model_id="m", endpoint=url)
+        assert "AWS_ACCESS_KEY_ID" in findings(capsys, 1)["config"]["detail"]
+        monkeypatch.setenv("AWS_BEARER_TOKEN_BEDROCK", "t")
+        assert findings(capsys, 0)["backend far"]["state"] == "ok"
+        monkeypatch.setattr(check_models, "find_spec", lambda name: None)
+        assert "botocore" in findings(capsys, 1)["backend far"]["detail"]

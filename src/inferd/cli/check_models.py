@@ -1,0 +1,131 @@
+"""Checks of ``inferd doctor``: the models, and the servers that have them elsewhere.
+
+A model is hashed only where the daemon would hash it, too. A server is connected to, and asked nothing.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import threading
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from inferd.cli.finding import Finding, Findings
+from inferd.config.entries import BedrockEntry, LlamaCppEntry, ModelSpec, OpenAICompatEntry
+from inferd.config.settings import Settings
+from inferd.errors import HashMismatch, ModelError, StoreError
+
+CONNECT_SECS = 5.0
+
+
+def models(settings: Settings) -> Findings:
+    for entry in settings.backends:
+        if isinstance(entry, LlamaCppEntry):
+            if entry.model is None:
+                yield _file(Path(str(entry.model_path)), entry.model_sha256)
+            else:
+                yield _stored(settings, entry.model)
+            if isinstance(entry.mmproj, ModelSpec):
+                yield _stored(settings, entry.mmproj)
+            elif entry.mmproj is not None:
+                yield _file(entry.mmproj, None)
+
+
+def _stored(settings: Settings, spec: ModelSpec) -> Finding:
+    from inferd.store import fetch
+    from inferd.store.models import ModelStore
+
+    store = ModelStore(settings.models_home)
+    model = fetch.resolve(store, spec)
+    path = store.blob_path(model.sha256)
+    size = store.blob_size(model.sha256)
+    pull = f"run: inferd pull {model.name}"
+    if size is None and settings.auto_pull and model.sources:
+        return Finding(
+            "model", "warn", f"{model.name} is not in the store yet; the daemon will fetch it", pull
+        )
+    if size is None:
+        return Finding("model", "fail", f"{model.name} is not in the store", pull)
+    if store.is_stamped(model.sha256, path.stat()):
+        return _fits(path) or Finding("model", "ok", f"{model.name} is in the store and was verified")
+    return _file(path, model.sha256)
+
+
+def _file(path: Path, sha256: str | None) -> Finding:
+    from inferd.store import verify
+
+    try:
+        verify.open_file(path, sha256, progress=lambda *_: None, cancelled=threading.Event()).close()
+    except HashMismatch as error:
+        return Finding("model", "fail", str(error), "remove the file, or mend the sha256 of its entry")
+    except (ModelError, StoreError) as error:
+        return Finding("model", "fail", str(error), "check the path and its permissions")
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            return Finding("model", "fail", f"{path} is not a GGUF file", "convert it, or fetch one that is")
+    return _fits(path) or Finding("model", "ok", f"{path} is {'readable' if sha256 is None else 'verified'}")
+
+
+def _fits(path: Path) -> Finding | None:
+    """What is wrong with the size of a model; ``None`` when nothing is, or it is not known."""
+    if not {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= set(getattr(os, "sysconf_names", ())):
+        return None
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    size = path.stat().st_size
+    if size < memory:
+        return None
+    detail = f"{path} has {size / 1e9:.1f} GB, this machine {memory / 1e9:.1f} GB of memory"
+    return Finding("model", "warn", detail, "choose a smaller model, or a smaller quantisation of it")
+
+
+def remotes(settings: Settings) -> Findings:
+    for entry in settings.backends:
+        if isinstance(entry, OpenAICompatEntry):
+            yield _openai(entry)
+        elif isinstance(entry, BedrockEntry):
+            yield _bedrock(entry)
+
+
+def _openai(entry: OpenAICompatEntry) -> Finding:
+    name = f"backend {entry.name}"
+    silent = _unreachable(entry.base_url)
+    if silent:
+        return Finding(name, "fail", silent, "start that server, or mend its base_url")
+    if entry.api_key is None and not _is_here(entry.base_url):
+        advice = "set OPENAI_API_KEY, or the variable that its api_key_env names"
+        return Finding(name, "warn", f"{entry.base_url} will be asked without a key", advice)
+    return Finding(name, "ok", f"{entry.base_url} can be reached")
+
+
+def _bedrock(entry: BedrockEntry) -> Finding:
+    name = f"backend {entry.name}"
+    if find_spec("botocore") is None:
+        advice = "run: pip install 'inferd[bedrock]'"
+        return Finding(name, "fail", "it needs botocore, which is not installed", advice)
+    url = entry.endpoint or f"https://bedrock-runtime.{entry.region}.amazonaws.com"
+    silent = _unreachable(url)
+    if silent:
+        return Finding(name, "fail", silent, "check the region, the endpoint and this machine's network")
+    return Finding(name, "ok", f"{url} can be reached")
+
+
+def _is_here(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _unreachable(url: str) -> str:
+    """Why nobody can be reached there; empty when somebody can."""
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        socket.create_connection((parts.hostname or "", port), CONNECT_SECS).close()
+    except OSError as error:
+        return f"{url} cannot be reached: {error.strerror or error}"
+    return ""

@@ -1,0 +1,211 @@
+"""Checks of ``inferd doctor``: the directories, sockets, ports and limits that a daemon needs.
+
+Nothing is made or removed; a port is tried by binding it for a moment while no daemon runs.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import socket
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from inferd.cli.background import is_held
+from inferd.cli.finding import Finding, Findings
+from inferd.config.settings import Settings
+from inferd.errors import InferdError
+from inferd.store.runtime import holder
+
+ANSWER_SECS = 5.0
+SPARE_DESCRIPTORS = 64
+"""What a daemon has open beside its connections, generously."""
+
+
+def runtime_directory(settings: Settings) -> Findings:
+    paths = [path for _, _, path in _sockets(settings) if path is not None]
+    for directory in sorted({path.parent for path in paths} | {settings.lock.parent}):
+        yield _directory("runtime directory", directory, "XDG_RUNTIME_DIR", private=True)
+
+
+def log_directory(settings: Settings) -> Findings:
+    yield _directory("log directory", settings.log_dir, "INFERD_LOG_DIR")
+
+
+def model_store(settings: Settings) -> Findings:
+    finding = _directory("model store", settings.models_home, "MODELS_HOME")
+    if finding.state == "ok":
+        free = shutil.disk_usage(_nearest(settings.models_home)).free
+        finding = Finding(finding.name, "ok", f"{finding.detail}; {free / 1e9:.1f} GB free")
+    yield finding
+
+
+def _nearest(path: Path) -> Path:
+    return next(each for each in (path, *path.parents) if each.exists())
+
+
+def _directory(name: str, path: Path, variable: str, private: bool = False) -> Finding:
+    """Whether ``path`` is, or can be made, a directory that we can write; ``private``: that others cannot.
+
+    ``variable`` names another place.
+    """
+    there = _nearest(path)
+    elsewhere = f"name another place by {variable}"
+    if not there.is_dir():
+        return Finding(name, "fail", f"{there} is not a directory", f"move it away, or {elsewhere}")
+    if os.statvfs(there).f_flag & os.ST_RDONLY:
+        return Finding(name, "fail", f"{path} is on a file system that is read-only", elsewhere)
+    if there != path:
+        if os.access(there, os.W_OK | os.X_OK):
+            return Finding(name, "ok", f"{path} will be made when it is needed")
+        advice = f"make {there} writable for this user, or {elsewhere}"
+        return Finding(name, "fail", f"{path} cannot be made in {there}", advice)
+    if not os.access(path, os.W_OK | os.X_OK):
+        advice = f"run: chmod u+rwx {path}, or change its owner, or {elsewhere}"
+        return Finding(name, "fail", f"{path} cannot be written", advice)
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if private and mode & 0o022:
+        return Finding(
+            name, "warn", f"{path} can be written by others (mode {mode:04o})", f"run: chmod 0700 {path}"
+        )
+    return Finding(name, "ok", str(path))
+
+
+def _sockets(settings: Settings) -> Iterator[tuple[str, str | None, Path | None]]:
+    """(what it is called, TCP address, path) of every socket that the daemon will have."""
+    yield "admin socket", None, settings.admin_addr
+    names = {"v1": "inference socket", "v2": "v2 socket", "embed": "embed socket", "rerank": "rerank socket"}
+    places = {
+        "v1": (settings.tcp, settings.uds),
+        "v2": (settings.v2_tcp, settings.v2_addr),
+        "embed": (settings.embed_tcp, settings.embed_addr),
+        "rerank": (settings.rerank_tcp, settings.rerank_addr),
+    }
+    for surface, name in names.items():
+        if surface in settings.surfaces:
+            yield name, *places[surface]
+    metrics = settings.metrics_addr
+    if metrics is not None:
+        yield "metrics socket", *((None, Path(metrics)) if "/" in metrics else (metrics, None))
+
+
+def sockets(settings: Settings) -> Findings:
+    running = False
+    with suppress(InferdError):  # of which :func:`lock` will tell
+        running = is_held(settings.lock)
+    for name, tcp, path in _sockets(settings):
+        if path is not None:
+            yield _unix(name, path, running)
+        elif tcp is not None:
+            yield _tcp(name, tcp, settings, running)
+    if settings.group is not None:
+        yield _group(settings.group)
+
+
+def _listens(path: Path) -> bool:
+    """Whether the socket has somebody at its other end, seen without connecting; Linux only."""
+    try:
+        rows = Path("/proc/net/unix").read_text().splitlines()
+    except OSError:
+        return False
+    return any(row.endswith(f" {path}") and row.split()[3] == "00010000" for row in rows)
+
+
+def _unix(name: str, path: Path, running: bool) -> Finding:
+    from inferd.serve.bind import MAX_UNIX_PATH_BYTES
+
+    if len(os.fsencode(path)) > MAX_UNIX_PATH_BYTES:
+        detail = f"{path} is longer than the {MAX_UNIX_PATH_BYTES} bytes that a socket's path may have"
+        return Finding(name, "fail", detail, "choose a shorter path")
+    if not os.path.lexists(path):
+        return Finding(name, "ok", f"{path} is free")
+    if path.is_symlink() or not path.is_socket():
+        return Finding(name, "fail", f"{path} is in the way and not a socket", "move it away")
+    if not running and _listens(path):
+        return Finding(name, "ok", f"{path} starts a daemon for whoever connects")
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(ANSWER_SECS)
+        try:
+            sock.connect(str(path))
+        except PermissionError:
+            advice = "have the daemon serve a group that you are in: inferd serve --group GROUP"
+            return Finding(name, "fail", f"{path} may not be opened by this user", advice)
+        except (BlockingIOError, TimeoutError):
+            return Finding(
+                name, "fail", f"{path} is there, but nobody accepts", "restart the daemon: inferd stop"
+            )
+        except OSError:
+            advice = "the next daemon removes it"
+            return Finding(name, "warn", f"{path} is left over: nobody answers", advice)
+    return Finding(name, "ok", f"{path} answers")
+
+
+def _tcp(name: str, address: str, settings: Settings, running: bool) -> Finding:
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as sock:
+        sock.settimeout(ANSWER_SECS)
+        if running and port != "0" and sock.connect_ex((host, int(port))) == 0:
+            return Finding(name, "ok", f"{address} answers")
+    with socket.socket(family) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind((host, int(port)))
+        except OSError as error:
+            reason, advice = {
+                errno.EADDRINUSE: (
+                    "is taken by another program",
+                    "choose another port, or stop that program",
+                ),
+                errno.EADDRNOTAVAIL: ("is no address of this machine", "choose one of `ip address`"),
+                errno.EACCES: ("is a port for root alone", "choose a port from 1024 on"),
+            }.get(error.errno or 0, (f"cannot be bound: {error.strerror}", "choose another address"))
+            return Finding(name, "fail", f"{address} {reason}", advice)
+    from inferd.serve.bind import check_key
+
+    check_key(address, has_key=settings.api_key is not None)
+    return Finding(name, "ok", f"{address} is free")
+
+
+def _group(name: str) -> Finding:
+    if sys.platform == "win32":
+        return Finding("group", "fail", "sockets have no group on Windows", "leave --group out")
+    import grp
+
+    try:
+        group = grp.getgrnam(name)
+    except KeyError:
+        return Finding("group", "fail", f"there is no group {name!r}", f"as root: groupadd {name}")
+    if os.getuid() != 0 and group.gr_gid not in {os.getgid(), *os.getgroups()}:
+        advice = f"as root: usermod -aG {name} USER; then log in again"
+        return Finding("group", "fail", f"you are not in the group {name!r}", advice)
+    return Finding("group", "ok", f"members of {name!r} may connect")
+
+
+def lock(settings: Settings) -> Findings:
+    if is_held(settings.lock):
+        pid = holder(settings.lock) or "unknown"
+        yield Finding("lock", "ok", f"{settings.lock} is held by process {pid}")
+    else:
+        yield Finding("lock", "ok", f"{settings.lock} is free")
+
+
+def open_files(settings: Settings) -> Findings:
+    if sys.platform == "win32":
+        return
+    import resource
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = settings.max_connections + SPARE_DESCRIPTORS
+    if limit != resource.RLIM_INFINITY and limit < needed:
+        detail = (
+            f"a process may have {limit} open files; {settings.max_connections} connections need {needed}"
+        )
+        yield Finding("open files", "warn", detail, "raise it (ulimit -n), or lower --max-connections")
+    else:
+        yield Finding("open files", "ok", f"{limit} a process")
