@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from inferd.config import sources
 from inferd.config.entries import BedrockEntry, OpenAICompatEntry
-from inferd.engine import anthropic, bedrock
+from inferd.engine import anthropic, bedrock, openai_body
 from inferd.engine.backend import Done, GenerateRequest, Message
 from inferd.engine.mock import Mock
 from inferd.engine.openai_answer import Answer
@@ -24,12 +26,15 @@ from inferd.wire import v1, v2
 from tests.bedrock_server import answer
 
 PAGE = (Path(__file__).parents[2] / "docs" / "remote.md").read_text("utf-8")
+SECTIONS = {part.partition("\n")[0]: part for part in PAGE.split("\n## ")}
+EVERY, OPENAI, BEDROCK = "What holds for every server", "Servers with OpenAI's API", "AWS Bedrock"
 HI = (Message("user", "hi"),)
 
 
-def table(first: str) -> list[list[str]]:
-    """The rows of the table whose first column is headed so."""
-    lines = PAGE[PAGE.index(f"| {first} |") :].split("\n\n")[0].splitlines()[2:]
+def table(section: str, first: str) -> list[list[str]]:
+    """The rows of the table of a section whose first column is headed so."""
+    text = SECTIONS[section]
+    lines = text[text.index(f"| {first} |") :].split("\n\n")[0].splitlines()[2:]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
@@ -105,7 +110,7 @@ FAILURES_BY_ROW = {
 
 
 def test_failures_and_whose_they_are() -> None:
-    rows = table("what the server does")
+    rows = table(EVERY, "what the server does")
     assert len(rows) == len(FAILURES_BY_ROW)
     for what, code, counts in rows:
         (make,) = (make for start, make in FAILURES_BY_ROW.items() if what.startswith(start))
@@ -121,31 +126,87 @@ def test_the_reason_for_a_refusal_is_the_clients_and_no_other() -> None:
     assert [str(error) for error in statuses(401, 429, 500) if "why" in str(error)] == []
 
 
-NOT_OF_THE_CLIENT = {"messages", "frame", "typed", "session", "tool_name", "thinking"}
+# What is no field of the wire, and what the tables tell in words.
+NOT_IN_A_ROW = {"messages", "frame", "typed", "session", "tool_name"}
+SEEDED: dict[str, Any] = {
+    "seed": 7,
+    "min_p": 0.5,
+    "repeat_penalty": 1.5,
+    "presence_penalty": 1.0,
+    "frequency_penalty": 1.0,
+}
 
 
-def test_every_field_of_a_request_has_its_row() -> None:
-    rows = table("a request's")
-    told = {name for row in rows for name in names(row[0])} - {"thinking: true", "response_format"}
-    assert told == {field.name for field in dataclasses.fields(GenerateRequest)} - NOT_OF_THE_CLIENT
-    silent = next(names(row[0]) for row in rows if row[1].startswith("nothing: the API has no word"))
-    changed = {"seed": 7, "min_p": 0.5, "repeat_penalty": 1.5, "presence_penalty": 1, "frequency_penalty": 1}
-    assert set(silent) == set(changed)
+def told(section: str) -> set[str]:
+    """The fields of a request that a section's table has."""
+    cells = [row[0] for row in table(section, "a request's") if "embedding" not in row[0]]
+    return {name.partition(":")[0] for cell in cells for name in names(cell)} - {"response_format"}
+
+
+@pytest.mark.parametrize("section", [OPENAI, BEDROCK])
+def test_every_field_of_a_request_has_its_row(section: str) -> None:
+    assert told(section) == {field.name for field in dataclasses.fields(GenerateRequest)} - NOT_IN_A_ROW
+
+
+def test_what_bedrock_has_no_word_for_is_not_said() -> None:
+    (row,) = (row for row in table(BEDROCK, "a request's") if row[1].startswith("nothing: the API has no"))
+    assert set(names(row[0])) == set(SEEDED)
     plain = anthropic.request_body(GenerateRequest(messages=HI))
-    assert anthropic.request_body(GenerateRequest(messages=HI, **changed)) == plain  # type: ignore[arg-type]
+    assert anthropic.request_body(GenerateRequest(messages=HI, **SEEDED)) == plain
 
 
-def test_the_reasons_of_an_end() -> None:
-    rows = table("`stop_reason` there")
-    assert {name for row in rows for name in names(row[0])} == set(anthropic._STOP_REASONS)
-    text = TextSurface().writer(v1.parse(b'{"messages":[]}'))
-    blocks = BlockSurface().writer(v2.parse(b'{"messages":[]}'))
+def test_what_openai_is_told_stays_the_same() -> None:
+    given = {**SEEDED, "max_tokens": 5, "temperature": 0.5, "top_p": 0.5, "top_k": 3, "stop": ("x",)}
+    said = json.loads(openai_body.chat("m", GenerateRequest(messages=HI, **given)))
+    for what, becomes in table(OPENAI, "a request's"):
+        if becomes.startswith("the same"):
+            for name in set(names(what)) & set(given):
+                assert said[name] == (list(given[name]) if name == "stop" else given[name])
+    absent = json.loads(openai_body.chat("m", GenerateRequest(messages=HI)))
+    assert f"the same; {absent['max_tokens']} when absent on v1" in SECTIONS[OPENAI]
+    assert "max_tokens" not in json.loads(openai_body.chat("m", GenerateRequest(messages=HI, typed=True)))
+
+
+def ended(done: Done) -> tuple[str, str]:
+    """How an end is called on v1 and on v2."""
+    text = TextSurface().writer(v1.parse(b'{"messages":[]}')).end(done, Mock(), None)
+    blocks = BlockSurface().writer(v2.parse(b'{"messages":[]}')).end(done, Mock(), None)
+    return json.loads(text)["stop_reason"], json.loads(blocks)["stop_reason"]
+
+
+def of_bedrock(reason: str, _: bool) -> Done:
+    reading = anthropic.Answer(GenerateRequest(messages=HI))
+    events = (json.dumps(event).encode() for event in answer(stop_reason=reason))
+    (done,) = (event for data in events for event in reading.feed(data))
+    assert isinstance(done, Done)
+    return done
+
+
+def of_openai(reason: str, calls: bool) -> Done:
+    reading = Answer("host", tool_required=False)
+    delta = {"tool_calls": [{"index": 0, "id": "c", "function": {"name": "f"}}]} if calls else {}
+    assert list(reading.feed(json.dumps({"choices": [{"delta": delta, "finish_reason": reason}]}))) == []
+    *_, done = reading.end()
+    assert isinstance(done, Done)
+    return done
+
+
+@pytest.mark.parametrize(
+    ("section", "heading", "known", "read"),
+    [
+        (BEDROCK, "`stop_reason` there", set(anthropic._STOP_REASONS), of_bedrock),
+        (OPENAI, "`finish_reason` there", {"stop", "length", "tool_calls", "content_filter"}, of_openai),
+    ],
+)
+def test_the_reasons_of_an_end(
+    section: str, heading: str, known: set[str], read: Callable[[str, bool], Done]
+) -> None:
+    rows = table(section, heading)
+    assert {name for row in rows for name in names(row[0])} == known
     for there, on_v1, on_v2 in rows:
         for name in names(there):
-            reading = anthropic.Answer(GenerateRequest(messages=HI))
-            events = answer(stop_reason=name)
-            (done,) = (event for data in events for event in reading.feed(json.dumps(data).encode()))
-            assert isinstance(done, Done)
-            assert [json.loads(blocks.end(done, Mock(), None))["stop_reason"]] == names(on_v2)
-            if names(on_v1):
-                assert [json.loads(text.end(done, Mock(), None))["stop_reason"]] == names(on_v1)
+            text, blocks = ended(read(name, not names(on_v1)))
+            assert blocks == names(on_v2)[0]
+            assert not names(on_v1) or text == names(on_v1)[0]
+            for other in names(on_v2)[1:]:
+                assert ended(read(name, True))[1] == other
