@@ -79,7 +79,7 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
 
 
 def _raise_descriptor_limit(connections: int) -> None:
-    """Lets the process have a descriptor for each connection, as far as it may; it often starts with fewer."""
+    """Lets the process have a descriptor for each connection, as far as it may; many begin with fewer."""
     if sys.platform == "win32":
         return
     import resource
