@@ -62,6 +62,10 @@ def test_the_default_file_is_read(tmp_path: Path) -> None:
         ({"backends": [{"kind": "none", "name": "m"}]}, r"`backends\[0\].kind` 'none' is not known"),
         ({"backends": [{"kind": "lamacpp", "name": "m"}]}, r"the nearest is 'llamacpp'"),
         ({"backends": [{"kind": 1, "name": "m"}]}, r"backends\[0\].kind"),
+        (
+            {"backends": [{"kind": "mock", "nam": "m"}]},
+            r"`name`.*`backends\[0\].nam` .* is `backends\[0\].name`",
+        ),
         ({"backends": {"kind": "none"}}, r"Expected `array.*backends"),
         ({"model": {"name": "x", "mmproj": {"sha256": "0"}}}, r"`name`.*model.mmproj"),
         ({"model": {"name": "x", "mmproj": {"name": "/"}}}, r"`model.mmproj.name` must be"),
@@ -123,6 +127,15 @@ def test_an_unknown_key_is_a_warning_with_the_nearest_known_one(tmp_path: Path) 
             f"config file {path}: unknown key `{unknown}` is ignored; the nearest known key is `{near}`"
             in notes
         )
+
+
+def test_a_key_that_belongs_elsewhere_is_sent_there(tmp_path: Path) -> None:
+    path = write(tmp_path, {**MOCK, "max_connections": 1, "engine": {"write_timeout_sec": 1, "thread": 1}})
+    assert [note.rpartition(" ")[2] for note in sources.load({"config": path}, ENV)[1]] == [
+        "`limits.max_connections`",
+        "`limits.write_timeout_secs`",
+        "`engine.threads`",
+    ]
 
 
 def test_the_key_of_editors_is_known(tmp_path: Path) -> None:

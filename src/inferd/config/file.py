@@ -168,7 +168,7 @@ def read_file(path: Path, *, required: bool) -> ConfigFile:
     try:
         raw = json.loads(data.decode(), object_pairs_hook=_unique)
         _check_kinds(raw)
-        checked = msgspec.convert(raw, FILE_TYPE)
+        checked = _converted(raw)
         warnings = tuple(f"config file {path}: {text}" for text in _unknown(raw))
         return ConfigFile(_values(checked), _backends(checked), warnings)
     except UnicodeDecodeError:
@@ -177,7 +177,7 @@ def read_file(path: Path, *, required: bool) -> ConfigFile:
         fail("is nested too deeply")
     except json.JSONDecodeError as error:
         fail(f"is not JSON: {error.msg} in line {error.lineno}, column {error.colno}")
-    except (msgspec.ValidationError, ValueError) as error:
+    except ValueError as error:
         fail(str(error))
 
 
@@ -187,6 +187,14 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         raise ValueError(f"`{next(name for name in names if names.count(name) > 1)}` is given twice")
     return result
+
+
+def _converted(raw: Any) -> Any:
+    """``raw`` as FILE_TYPE; what is missing may be there under a name that is spelt wrong."""
+    try:
+        return msgspec.convert(raw, FILE_TYPE)
+    except msgspec.ValidationError as error:
+        raise ValueError("; ".join((str(error), *_unknown(raw)))) from None
 
 
 def _check_kinds(raw: Any) -> None:
@@ -199,26 +207,41 @@ def _check_kinds(raw: Any) -> None:
             raise ValueError(f"`backends[{position}].kind` {kind!r} is not known; the nearest is {near!r}")
 
 
-def _unknown(raw: Mapping[str, Any]) -> Iterator[str]:
+def _unknown(raw: Any) -> Iterator[str]:
+    """A sentence for each key that the shape does not know; ``raw`` need not have the shape otherwise."""
+    if not isinstance(raw, dict):
+        return
     yield from _unknown_in(raw, _KNOWN, "")
     names = dict.fromkeys(key.name for key in MODEL_KEYS)
     model = {**names, "mmproj": names}
-    yield from _unknown_in(raw.get("model") or {}, model, "model.")
-    for position, entry in enumerate(raw.get("backends") or []):
-        where = f"backends[{position}]."
-        known: dict[str, Any] = dict.fromkeys(["kind", *(key.name for key in BACKEND_KEYS[entry["kind"]])])
-        if entry["kind"] in TAKES_MODEL:
-            known["model"] = model
-        yield from _unknown_in(entry, known, where)
+    yield from _unknown_in(raw.get("model"), model, "model.")
+    listed = raw.get("backends")
+    for position, entry in enumerate(listed if isinstance(listed, list) else ()):
+        kind = entry.get("kind") if isinstance(entry, dict) else None
+        if kind in BACKEND_KEYS:
+            known: dict[str, Any] = dict.fromkeys(["kind", *(key.name for key in BACKEND_KEYS[kind])])
+            if kind in TAKES_MODEL:
+                known["model"] = model
+            yield from _unknown_in(entry, known, f"backends[{position}].")
 
 
-def _unknown_in(raw: Mapping[str, Any], known: Mapping[str, Any], where: str) -> Iterator[str]:
-    for key, value in raw.items():
+def _unknown_in(raw: Any, known: Mapping[str, Any], where: str) -> Iterator[str]:
+    for key, value in raw.items() if isinstance(raw, dict) else ():
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
-            yield f"unknown key `{where}{key}` is ignored; the nearest known key is `{where}{near}`"
-        elif known[key] is not None and isinstance(value, dict):
+            near = _nearest(key, known, where)
+            yield f"unknown key `{where}{key}` is ignored; the nearest known key is `{near}`"
+        elif known[key] is not None:
             yield from _unknown_in(value, known[key], f"{where}{key}.")
+
+
+def _nearest(key: str, known: Mapping[str, Any], where: str) -> str:
+    """The key beside it that looks most like it, or one that does of another section."""
+    beside = difflib.get_close_matches(key, known, n=1)
+    elsewhere = {leaf: f"{name}.{leaf}" for name, leaves in _KNOWN.items() for leaf in leaves or ()}
+    if not beside and (leaf := difflib.get_close_matches(key, elsewhere, n=1)):
+        return elsewhere[leaf[0]]
+    near: str = (beside or difflib.get_close_matches(key, known, n=1, cutoff=0.0))[0]
+    return where + near
 
 
 def _parse(kind: Kind, value: Any, key: str) -> Any:
