@@ -279,6 +279,7 @@ class TestLies:
         (place,) = (store.home / "locks" / "quarantine").iterdir()
         assert place.read_bytes() == EVIL
         assert not store.partial_dir(DIGEST).exists()
+        assert server.ranges == [None]
         assert other.requests == []
 
     def test_an_encoding_that_was_not_asked_for_is_refused(
@@ -330,8 +331,11 @@ class TestChanged:
         self, store: ModelStore, server: TlsServer, headers: dict[str, str]
     ) -> None:
         server.plan = [cut(HALF), plain(EVIL[HALF:], 206, Content_Length=HALF, **headers)]
-        pull(store, server.url)
+        phases = Phases()
+        pull(store, server.url, progress=phases)
         assert server.ranges == [None, f"bytes={HALF}-", None]
+        reasons = [details["reason"] for _, details in phases if "reason" in details]
+        assert reasons[1:] == ["the file has changed on the server"]
 
     def test_no_more_bytes_than_there_are_begins_again(self, store: ModelStore, server: TlsServer) -> None:
         leave(store, server, CONTENT[:HALF])

@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import sys
 import threading
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
@@ -99,15 +98,15 @@ class Sink:
             raise
 
     def _begin(self, mark: Mark | None) -> None:
-        held = os.fstat(self._fd).st_size
-        if mark is None or mark.url != self.mark.url or not 0 < held <= (self._limit or sys.maxsize):
+        if mark is None or mark.url != self.mark.url:
             self.restart()
             return
-        self.mark, self.in_parts = mark, True
+        self.mark = mark
         while chunk := os.read(self._fd, HASH_CHUNK_BYTES):
             self._check_cancelled()
             self._hash.update(chunk)
             self.received += len(chunk)
+        self.in_parts = self.received > 0
 
     @property
     def expected(self) -> int | None:
