@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -29,6 +30,8 @@ def test_a_daemon_at_work(daemon: Daemon, short_dir: Path) -> None:
         mock={"tape": ["a", "b"], "gate": True}, active_permits=1, queue_depth=1, metrics_addr=metrics
     ).wait_ready()
     user = Shell(served.dir)
+    with socket.socket(socket.AF_UNIX) as nobody:
+        nobody.connect(str(metrics))  # and leaves without a word
     with served.connect() as running, served.connect() as waiting, served.connect() as refused:
         running.send(ask("one"))
         served.release()
@@ -53,6 +56,9 @@ def test_a_daemon_at_work(daemon: Daemon, short_dir: Path) -> None:
             assert [frame["type"] for frame in client.frames()][-1] == "done"
     assert "0 of 1 running" in user("status").stdout
     assert 'inferd_requests_done_total{surface="v1"} 2.0' in scrape(metrics)
+    served.signal(signal.SIGTERM)
+    assert served.wait() == 0
+    assert served.events("connection_failed") == []
 
 
 def test_top_ends_with_a_sentence_when_the_daemon_does(daemon: Daemon) -> None:

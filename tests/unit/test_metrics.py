@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from inferd.engine.backend import Done, GenerateRequest, Stream, Timings, Usage
+from inferd.engine.backend import Done, Frames, GenerateRequest, Stream, Timings, Usage
 from inferd.engine.mock import Mock, MockStream
-from inferd.errors import Unavailable
+from inferd.errors import InvalidRequest, Unavailable
+from inferd.fastpath import token_frame
 from inferd.serve import prometheus
 from inferd.serve.bind import bind_unix
 from inferd.serve.listener import Listener, Places
@@ -88,6 +89,36 @@ class _MeasuringStream(MockStream):
         return event
 
 
+class _Framing(Mock):
+    """A mock that hands over its whole tape as frames, at once, and ends when it is told to."""
+
+    def __init__(self, **knobs: Any) -> None:
+        super().__init__(**knobs)
+        self.end = asyncio.Event()
+
+    async def generate(self, request: GenerateRequest) -> Stream:
+        stream = _FramingStream(self, request)
+        self.open_streams.add(stream)
+        return stream
+
+
+class _FramingStream(MockStream):
+    def __init__(self, backend: _Framing, request: GenerateRequest) -> None:
+        super().__init__(backend, request)
+        self._frame = request.frame
+        self._end = backend.end
+
+    async def __anext__(self) -> Any:
+        data = b""
+        while self._frame is not None and self._sent < len(self._tokens):
+            event = await super().__anext__()
+            data += token_frame(self._frame.prefix, event.text, self._frame.suffix)
+        if data:
+            return Frames(data)
+        await self._end.wait()
+        return await super().__anext__()
+
+
 async def test_an_answered_request(path: Path) -> None:
     async with serving(path, _Measuring("m", tape=["a", "b", "c"])) as server:
         client = await server.connect()
@@ -105,7 +136,21 @@ async def test_an_answered_request(path: Path) -> None:
     assert counts == {"time_to_first_token_seconds": 1, "inter_token_seconds": 2}
     assert backend["prefill_tokens_per_second"]["sum"] == pytest.approx(2000)
     assert backend["decode_tokens_per_second"]["sum"] == 75
+    assert server.service.metrics.surfaces["v1"].connections_open == 0
     assert 50 < backend["decode_tokens_per_second"]["p50"] <= 75
+
+
+async def test_frames_that_come_together_are_as_many_tokens(path: Path) -> None:
+    """A backend with its own fast path hands over at once what has gathered while nobody asked."""
+    backend = _Framing(tape=["a", "b"])
+    async with serving(path, backend) as server:
+        client = await server.connect()
+        await client.send(ask())
+        assert [(await client.frame())["content"] for _ in range(2)] == ["a", "b"]
+        (row,) = seen(server)["running"]
+        assert row["tokens"] == 2
+        backend.end.set()
+        assert (await client.frame())["type"] == "done"
 
 
 async def test_the_time_of_a_reader_is_not_the_time_of_the_backend(path: Path) -> None:
@@ -154,6 +199,27 @@ async def test_what_a_backend_fails_is_its_own_and_the_breakers(path: Path) -> N
         assert [(row["name"], row["breaker"], row["ready"]) for row in report["backends"]] == [
             ("broken", "open", True)
         ]
+
+
+async def test_what_a_backend_refuses_is_not_its_failure(path: Path) -> None:
+    async with serving(path, Mock(error=InvalidRequest("no"))) as server:
+        client = await server.connect()
+        await client.send(ask())
+        assert (await client.frame())["code"] == "invalid_request"
+        assert seen(server)["metrics"]["backends"]["mock"]["errors"] == {}
+
+
+async def test_those_that_run_longest_come_first(path: Path) -> None:
+    gate = Gate()
+    async with serving(path, Mock(pace=gate), active_permits=5) as server:
+        clients = [await server.connect() for _ in range(5)]
+        for number, client in enumerate(clients):
+            await client.send(ask(str(number)))
+            await until(lambda: server.admission.running == number + 1)  # noqa: B023
+        assert [row["id"] for row in seen(server)["running"]] == list("01234")
+        gate.open(10)
+        for client in clients:
+            assert await client.line()
 
 
 async def test_an_error_that_nobody_foresaw_is_counted_too(path: Path) -> None:
@@ -312,7 +378,10 @@ async def test_the_families_are_those_of_the_page(path: Path) -> None:
         (b"x" * 2 * prometheus.MAX_HEAD_BYTES, ""),
     ],
 )
-async def test_what_is_no_scrape(path: Path, short_dir: Path, request_: bytes, status: str) -> None:
+async def test_what_is_no_scrape(
+    path: Path, short_dir: Path, request_: bytes, status: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prometheus, "TIMEOUT_SECS", 60.0)
     async with serving(path) as server, scraped(short_dir / "m", server) as listener:
         answered, body = await get(listener, request_)
         assert answered == status

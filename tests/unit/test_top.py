@@ -67,6 +67,8 @@ def state(metrics: Metrics, uptime: float, running: int = 0) -> Status:
 def test_trends_are_what_happened_between_two_states() -> None:
     metrics, trends = Metrics(), Trends()
     metrics.surfaces["v1"].done = 1000
+    for _ in range(1000):
+        metrics.backends["old"].inter_token.observe(9.0)
     trends.add(state(metrics, 100.0))
     assert trends.table() == []  # one state tells nothing
     trends.add(state(metrics, 102.0, running=1))
