@@ -10,13 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from inferd.engine.mock import Mock
 from inferd.errors import AddressError
 from inferd.serve import systemd
-from inferd.serve.backends import Backends
 from inferd.serve.bind import Bound
-from inferd.serve.build import build_backend
-from inferd.serve.router import Router
 
 
 @pytest.fixture
@@ -75,21 +71,6 @@ async def test_nobody_waits_for_signs_of_life(
         monkeypatch.setenv("WATCHDOG_PID", pid)
     systemd.Watchdog(asyncio.get_running_loop(), lambda: []).close()
     assert silent(manager)
-
-
-class Mortal(Mock):
-    living = True
-
-    def alive(self) -> bool:
-        return self.living
-
-
-async def test_a_backend_in_use_whose_thread_has_died_is_named() -> None:
-    first, second = Mortal("first"), Mortal("second")
-    backends = Backends(Router([first, second]), build_backend)
-    assert backends.dead() == []
-    second.living = False
-    assert backends.dead() == ["second"]
 
 
 # Passed sockets.

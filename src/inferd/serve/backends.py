@@ -2,7 +2,8 @@
 
 :meth:`Backends.make` changes nothing for the requests: it makes what a configuration asks for and is not
 there yet. :meth:`Backends.use` then lets the router serve with it, and what is used no longer is closed when
-its last request has ended. A backend whose entry and settings have not changed is never made twice.
+its last request has ended. A backend whose entry and settings have not changed is not made again, unless it
+has died.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ class Backends:
         backends = []
         for entry in settings.backends:
             wanted = recipe(settings, entry)
-            there = next((backend for backend, made in self._recipes.items() if made == wanted), None)
-            backends.append(there or await self._make(settings, entry, wanted, show))
+            there = (backend for backend, made in self._recipes.items() if made == wanted and backend.alive())
+            backends.append(next(there, None) or await self._make(settings, entry, wanted, show))
         return backends
 
     async def _make(

@@ -1,0 +1,132 @@
+"""Making backends and exchanging them: what is made, what is kept, and when it is closed."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from inferd.config.entries import BackendEntry, LlamaCppEntry, MockEntry
+from inferd.config.settings import Settings
+from inferd.engine.mock import Mock
+from inferd.errors import BootCancelled, ModelError
+from inferd.serve.backends import Backends
+from inferd.serve.build import Progress, recipe
+from inferd.serve.router import Router
+
+
+class Mortal(Mock):
+    """A mock that knows how far its life has come."""
+
+    living = True
+    started = closed = 0
+
+    def alive(self) -> bool:
+        return self.living
+
+    async def start(self) -> None:
+        self.started += 1
+
+    async def close(self) -> None:
+        self.closed += 1
+
+
+def build(_: Settings, entry: BackendEntry, progress: Progress, cancelled: threading.Event) -> Mortal:
+    if entry.name == "stone":
+        raise ModelError("the model is of stone; choose another")
+    if entry.name == "slow":
+        cancelled.wait()
+        raise BootCancelled("cancelled")
+    return Mortal(entry.name, is_ready=entry.name != "lazy")
+
+
+def settings(*names: str, **more: Any) -> Settings:
+    return Settings(backends=tuple(MockEntry(name=name) for name in names), **more)
+
+
+def show(phase: str, details: Mapping[str, object]) -> None: ...
+
+
+class Exchange:
+    """Backends with a router."""
+
+    def __init__(self) -> None:
+        self.router = Router(())
+        self.backends = Backends(self.router, build)
+
+    async def take_on(self, *names: str) -> list[Mortal]:
+        made = await self.backends.make(settings(*names), show)
+        self.backends.use(made)
+        await asyncio.sleep(0)
+        return [backend for backend in made if isinstance(backend, Mortal)]
+
+
+async def test_what_has_not_changed_is_kept() -> None:
+    exchange = Exchange()
+    one, two = await exchange.take_on("one", "two")
+    again, three = await exchange.take_on("one", "three")
+    assert again is one
+    assert (one.started, one.closed, two.closed, three.started) == (1, 0, 1, 1)
+    await exchange.backends.close()
+    assert (one.closed, two.closed, three.closed) == (1, 1, 1)
+
+
+async def test_what_has_died_is_named_and_made_again() -> None:
+    exchange = Exchange()
+    one, two = await exchange.take_on("one", "two")
+    assert exchange.backends.dead() == []
+    two.living = False
+    assert exchange.backends.dead() == ["two"]
+    kept, new = await exchange.take_on("one", "two")
+    assert (kept is one, new is two) == (True, False)
+    assert exchange.backends.dead() == []
+    assert two.closed == 1
+    await exchange.backends.close()
+
+
+async def test_what_is_not_used_in_the_end_is_closed() -> None:
+    exchange = Exchange()
+    (one,) = await exchange.take_on("one")
+    with pytest.raises(ModelError):
+        await exchange.backends.make(settings("one", "two", "stone"), show)
+    made = [backend for backend in exchange.backends._recipes if backend is not one]
+    await exchange.backends.discard()
+    assert [backend.closed for backend in made if isinstance(backend, Mortal)] == [1]
+    assert one.closed == 0
+    await exchange.backends.close()
+
+
+async def test_a_cancel_ends_the_making_and_waits_for_its_end() -> None:
+    exchange = Exchange()
+    making = asyncio.create_task(exchange.backends.make(settings("slow"), show))
+    await asyncio.sleep(0.01)
+    making.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(making, 10)
+    assert not exchange.backends._recipes
+
+
+async def test_patience_with_what_does_not_become_ready_has_an_end() -> None:
+    exchange = Exchange()
+    made = await exchange.backends.make(settings("one", "lazy"), show)
+    with pytest.raises(ModelError, match=r"backend 'lazy' was not ready within 0\.01 s"):
+        await exchange.backends.until_ready(made, 0.01)
+    await exchange.backends.close()
+
+
+@pytest.mark.parametrize(
+    "change", [{"active_permits": 9}, {"threads": 3}, {"n_batch": 64}, {"kv_unified": True}]
+)
+def test_a_model_is_loaded_again_when_its_engine_would_be_another(change: dict[str, Any]) -> None:
+    entry = LlamaCppEntry(name="one")
+    before = Settings(backends=(entry,))
+    assert recipe(before, entry) == recipe(dataclasses.replace(before, queue_depth=99), entry)
+    assert recipe(before, entry) != recipe(dataclasses.replace(before, **change), entry)
+    assert recipe(before, entry) != recipe(before, dataclasses.replace(entry, n_ctx=77))
+    assert recipe(before, MockEntry(name="m")) == recipe(
+        dataclasses.replace(before, **change), MockEntry(name="m")
+    )
