@@ -423,9 +423,10 @@ async def test_vectors_that_are_none(remote: Start, body: bytes) -> None:
         await embed(remote, lambda exchange: exchange.whole(200, body))
 
 
-async def test_vectors_of_different_lengths(remote: Start) -> None:
+@pytest.mark.parametrize("rows", [[[1.0], [1.0, 2.0]], [[1.0]]])
+async def test_vectors_of_different_lengths_or_too_few(remote: Start, rows: list[list[float]]) -> None:
     with pytest.raises(BackendInternal):
-        await embed(remote, vectors([1.0], [1.0, 2.0]), "a", "b")
+        await embed(remote, vectors(*rows), "a", "b")
 
 
 async def test_scores_come_in_the_order_of_the_documents(remote: Start) -> None:

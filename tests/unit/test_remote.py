@@ -134,14 +134,20 @@ async def test_an_explanation_that_does_not_end(remote: Start, monkeypatch: pyte
 
 
 async def test_an_explanation_without_bounds(remote: Start) -> None:
+    sent = 0
+
     def script(exchange: Exchange) -> None:
+        nonlocal sent
         exchange.head(400)
-        while True:
+        for _ in range(1000):
             exchange.chunk(b"x" * 65536)
+            sent += 1
+        exchange.wait_until_left()
 
     server = remote(script)
     assert type(await failure(server)) is InvalidRequest
     await until(server.left.is_set)
+    assert sent < 1000
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -303,6 +309,8 @@ class Source:
         for event in events:
             self.events.put_nowait(event)
         self.given = 0
+        self.leaving = asyncio.Event()
+        self.leaving.set()
         self.left = False
         self.running: set[RemoteStream] = set()
         self.stream = RemoteStream(self._give(), self.running)
@@ -316,6 +324,7 @@ class Source:
                 self.given += 1
                 yield event
         finally:
+            await self.leaving.wait()
             self.left = True
 
     async def rest(self) -> list[Event]:
@@ -387,6 +396,17 @@ async def test_cancel_behind_the_end_changes_nothing() -> None:
     assert done.stop_reason == "end"
     source.stream.cancel()
     assert await source.rest() == []
+
+
+async def test_cancel_while_the_source_is_left_makes_no_second_end() -> None:
+    source = Source(DONE)
+    source.leaving.clear()
+    await until(lambda: source.given == 1)
+    source.stream.cancel()
+    await until(lambda: not source.running)
+    (done,) = [event async for event in source.stream]
+    assert isinstance(done, Done)
+    assert done.stop_reason == "end"
 
 
 @pytest.mark.parametrize("given", [0, 1])

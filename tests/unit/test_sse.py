@@ -68,4 +68,4 @@ def test_an_endless_event_is_refused(monkeypatch: pytest.MonkeyPatch, line: byte
 
 def test_comments_and_whole_events_may_go_on_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sse, "MAX_EVENT_CHARS", 100)
-    assert decoded(*[b": ping\n"] * 50, *[b"data: a\n\n"] * 50) == ["a"] * 50
+    assert decoded(*[b": ping\n"] * 50, *[b"data: a\n\n"] * 100) == ["a"] * 100

@@ -195,14 +195,13 @@ class OpenAICompat(Backend):
 
     def _embeddings(self, answer: bytes, request: EmbedRequest) -> Embeddings:
         found = self._read(answer, _Vectors)
-        rows: list[list[float] | None] = [None] * len(request.inputs)
+        rows: list[list[float]] = [[]] * len(request.inputs)
         for vector in found.data:
             if 0 <= vector.index < len(rows):
                 rows[vector.index] = vector.embedding
-        widths = {len(row) for row in rows if row}
-        if None in rows or len(widths) != 1:
+        width = len(rows[0])
+        if not width or any(len(row) != width for row in rows):
             raise self._unreadable()
-        (width,) = widths
         dimensions = width if request.dimensions is None else request.dimensions
         if not 1 <= dimensions <= width:
             raise InvalidRequest(
@@ -210,7 +209,7 @@ class OpenAICompat(Backend):
             )
         vectors = array("f")
         for row in rows:
-            vectors.extend(self._unit((row or [])[:dimensions]))
+            vectors.extend(self._unit(row[:dimensions]))
         tokens = 0 if found.usage is None else found.usage.input_tokens
         return Embeddings(vectors.tobytes(), dimensions, tokens)
 
