@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -25,10 +24,9 @@ from inferd.engine.backend import (
     Text,
     Usage,
 )
-from inferd.engine.bedrock import Bedrock, Decoder, url_of
+from inferd.engine.bedrock import Bedrock
 from inferd.errors import (
     BackendInternal,
-    ConfigError,
     InferdError,
     InvalidRequest,
     NotReady,
@@ -138,111 +136,6 @@ async def test_each_request_is_signed_anew() -> None:
     first, second = (exchange.headers["authorization"] for exchange in server.exchanges)
     assert first != second
     assert server.exchanges[0].sock is server.exchanges[1].sock  # one connection serves both
-
-
-def test_the_address() -> None:
-    assert url_of(entry()) == (
-        "https://bedrock-runtime.us-east-1.amazonaws.com/model/anthropic.claude-3-5-sonnet-20241022-v2%3A0"
-        "/invoke-with-response-stream"
-    )
-    assert url_of(entry("https://vpce.example/base/")).startswith("https://vpce.example/base/model/anthropic")
-
-
-@pytest.mark.parametrize("region", ["", "us east", "us-east-1.example.com", "us-east-1/", "US-EAST-1"])
-def test_a_region_is_a_name_and_nothing_else(region: str) -> None:
-    with pytest.raises(ConfigError, match="no AWS region"):
-        Bedrock(entry(region=region))
-
-
-@pytest.mark.parametrize("missing", ["access_key_id", "secret_access_key"])
-def test_without_credentials_both_ways_are_named(missing: str) -> None:
-    with pytest.raises(ConfigError, match=r"AWS_BEARER_TOKEN_BEDROCK,.*AWS_ACCESS_KEY_ID and AWS_SECRET"):
-        Bedrock(entry(**{missing: None}))
-
-
-@pytest.mark.parametrize(
-    "more",
-    [
-        {"bearer_token": Secret("schlüssel")},
-        {"access_key_id": "AKIÄ"},
-        {"session_token": Secret("tökén")},
-    ],
-)
-def test_a_key_that_http_cannot_carry(more: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="characters that HTTP cannot carry") as caught:
-        Bedrock(entry(**more))
-    assert "sch" not in str(caught.value)
-
-
-def test_without_botocore_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.split(".")[0] == "botocore"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "botocore", None)
-    with pytest.raises(ConfigError, match=r"pip install 'inferd\[bedrock\]'"):
-        Bedrock(entry())
-
-
-# The event stream.
-
-
-def fed(*pieces: bytes) -> list[bytes]:
-    decoder = Decoder()
-    return [data for piece in pieces for data in decoder.feed(piece)]
-
-
-RECORDED = (
-    b"\x00\x00\x01\x0b\x00\x00\x00K8\xa0\xa5\xc5\x0b:event-type\x07\x00\x05chunk\r:content-type\x07\x00"
-    b"\x10application/json\r:message-type\x07\x00\x05event"
-    b'{"bytes":"eyJjaG9pY2VzIjpbeyJpbmRleCI6MCwibWVzc2FnZSI6eyJyb2xlIjoiYXNzaXN0YW50IiwiY29udGVudCI6Ikkif'
-    b'Swic3RvcF9yZWFzb24iOm51bGx9XX0=","p":"abcdefghijklmnopqrstuvwxyzABCDEFGHIJK"}\x11\x061?'
-)
-"""What Bedrock has sent to somebody."""
-
-
-def test_a_recorded_message() -> None:
-    (data,) = fed(RECORDED)
-    assert data.startswith(b'{"choices":[{"index":0,"message":{"role":"assistant","content":"I"}')
-
-
-def test_bytes_come_as_they_like() -> None:
-    stream = chunk(b"one") + RECORDED + chunk(b"two")
-    assert fed(*(stream[i : i + 1] for i in range(len(stream)))) == fed(stream)
-    assert fed(stream)[::2] == [b"one", b"two"]
-
-
-def test_messages_that_carry_no_event_are_passed_over() -> None:
-    other = message({":event-type": "initial-response", ":message-type": "event"}, b"{}")
-    assert fed(other + chunk(b"one")) == [b"one"]
-
-
-@pytest.mark.parametrize("at", [0, 7, 9, 20, 100, -1])
-def test_a_bit_that_flipped_is_noticed(at: int) -> None:
-    damaged = bytearray(chunk(b"one" * 40))
-    damaged[at] ^= 1
-    with pytest.raises(BackendInternal, match="damaged"):
-        fed(bytes(damaged) * 2)
-
-
-def unsound_header() -> bytes:
-    """A message whose checksums are right and whose header is of no type that there is."""
-    good = message({"a": "b"}, b"")
-    start = good[:8] + good[8:12] + good[12:14] + b"\x63" + good[15:-4]
-    return start + bedrock_server.struct.pack("!I", bedrock_server.binascii.crc32(start))
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        unsound_header(),
-        message({":event-type": "chunk", ":message-type": "event"}, b"{}"),
-        message({":event-type": "chunk", ":message-type": "event"}, b'{"bytes":"?"}'),
-        message({":event-type": "chunk", ":message-type": "event"}, b"\xff"),
-    ],
-    ids=["header", "no-bytes", "no-base64", "no-json"],
-)
-def test_sound_checksums_do_not_make_sense_of_nonsense(data: bytes) -> None:
-    with pytest.raises(BackendInternal, match="damaged"):
-        fed(data)
 
 
 # What goes wrong.
@@ -447,7 +340,7 @@ async def test_pixels_are_encoded_off_the_event_loop(monkeypatch: pytest.MonkeyP
         there.append(threading.get_ident())
         return "image/png", "iVBO"
 
-    monkeypatch.setattr("inferd.engine.anthropic.as_base64", encode)
+    monkeypatch.setattr("inferd.engine.anthropic_body.as_base64", encode)
     picture = Media("image", b"\0\0\0", width=1, height=1)
     async with serving(says("nice")) as (backend, server):
         await events(backend, GenerateRequest(messages=(Message("user", (picture,)),)))

@@ -13,7 +13,7 @@ import pytest
 
 from inferd.config import sources
 from inferd.config.entries import BedrockEntry, OpenAICompatEntry
-from inferd.engine import anthropic, bedrock, openai_body
+from inferd.engine import anthropic_answer, anthropic_body, bedrock, openai_body
 from inferd.engine.backend import Done, GenerateRequest, Message
 from inferd.engine.mock import Mock
 from inferd.engine.openai_answer import Answer
@@ -72,8 +72,8 @@ def test_the_numbers() -> None:
         assert f"`timeout_secs` ({default:g})" in PAGE
     assert (FAILURES, WINDOW_SECS, OPEN_SECS) == (3, 60.0, 30.0)
     assert "failed three times in a minute is left out for half a" in PAGE
-    assert f"the same; {anthropic.MAX_TOKENS} when absent" in PAGE
-    room = anthropic.MIN_THINKING_TOKENS
+    assert f"the same; {anthropic_body.MAX_TOKENS} when absent" in PAGE
+    room = anthropic_body.MIN_THINKING_TOKENS
     assert f"at least {room}; {room} more when `max_tokens` is absent" in PAGE
 
 
@@ -151,8 +151,8 @@ def test_every_field_of_a_request_has_its_row(section: str) -> None:
 def test_what_bedrock_has_no_word_for_is_not_said() -> None:
     (row,) = (row for row in table(BEDROCK, "a request's") if row[1].startswith("nothing: the API has no"))
     assert set(names(row[0])) == set(SEEDED)
-    plain = anthropic.request_body(GenerateRequest(messages=HI))
-    assert anthropic.request_body(GenerateRequest(messages=HI, **SEEDED)) == plain
+    plain = anthropic_body.request_body(GenerateRequest(messages=HI))
+    assert anthropic_body.request_body(GenerateRequest(messages=HI, **SEEDED)) == plain
 
 
 def test_what_openai_is_told_stays_the_same() -> None:
@@ -175,7 +175,7 @@ def ended(done: Done) -> tuple[str, str]:
 
 
 def of_bedrock(reason: str, _: bool) -> Done:
-    reading = anthropic.Answer(GenerateRequest(messages=HI))
+    reading = anthropic_answer.Answer(GenerateRequest(messages=HI))
     events = (json.dumps(event).encode() for event in answer(stop_reason=reason))
     (done,) = (event for data in events for event in reading.feed(data))
     assert isinstance(done, Done)
@@ -194,7 +194,7 @@ def of_openai(reason: str, calls: bool) -> Done:
 @pytest.mark.parametrize(
     ("section", "heading", "known", "read"),
     [
-        (BEDROCK, "`stop_reason` there", set(anthropic._STOP_REASONS), of_bedrock),
+        (BEDROCK, "`stop_reason` there", set(anthropic_answer._STOP_REASONS), of_bedrock),
         (OPENAI, "`finish_reason` there", {"stop", "length", "tool_calls", "content_filter"}, of_openai),
     ],
 )

@@ -16,7 +16,8 @@ from urllib.parse import quote
 import msgspec
 
 from inferd.config.entries import BedrockEntry
-from inferd.engine.anthropic import Answer, fault, request_body
+from inferd.engine.anthropic_answer import Answer, fault
+from inferd.engine.anthropic_body import request_body
 from inferd.engine.backend import (
     Accelerator,
     Backend,
@@ -180,7 +181,7 @@ class Decoder:
     def feed(self, data: bytes) -> Iterator[bytes]:
         """The events that are whole with more ``data``.
 
-        Raises BackendInternal for damaged data, and what :func:`~inferd.engine.anthropic.fault` says of an
+        Raises BackendInternal for damaged data, and :func:`~inferd.engine.anthropic_answer.fault` for an
         exception in the stream.
         """
         self._buffer.add_data(data)

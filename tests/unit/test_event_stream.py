@@ -1,0 +1,72 @@
+"""AWS's binary event stream, as botocore decodes it, and what is made of damage."""
+
+from __future__ import annotations
+
+import binascii
+import struct
+
+import pytest
+
+from inferd.engine.bedrock import Decoder
+from inferd.errors import BackendInternal
+from tests.bedrock_server import chunk, message
+
+
+def fed(*pieces: bytes) -> list[bytes]:
+    decoder = Decoder()
+    return [data for piece in pieces for data in decoder.feed(piece)]
+
+
+RECORDED = (
+    b"\x00\x00\x01\x0b\x00\x00\x00K8\xa0\xa5\xc5\x0b:event-type\x07\x00\x05chunk\r:content-type\x07\x00"
+    b"\x10application/json\r:message-type\x07\x00\x05event"
+    b'{"bytes":"eyJjaG9pY2VzIjpbeyJpbmRleCI6MCwibWVzc2FnZSI6eyJyb2xlIjoiYXNzaXN0YW50IiwiY29udGVudCI6Ikkif'
+    b'Swic3RvcF9yZWFzb24iOm51bGx9XX0=","p":"abcdefghijklmnopqrstuvwxyzABCDEFGHIJK"}\x11\x061?'
+)
+"""What Bedrock has sent to somebody."""
+
+
+def test_a_recorded_message() -> None:
+    (data,) = fed(RECORDED)
+    assert data.startswith(b'{"choices":[{"index":0,"message":{"role":"assistant","content":"I"}')
+
+
+def test_bytes_come_as_they_like() -> None:
+    stream = chunk(b"one") + RECORDED + chunk(b"two")
+    assert fed(*(stream[i : i + 1] for i in range(len(stream)))) == fed(stream)
+    assert fed(stream)[::2] == [b"one", b"two"]
+
+
+def test_messages_that_carry_no_event_are_passed_over() -> None:
+    other = message({":event-type": "initial-response", ":message-type": "event"}, b"{}")
+    assert fed(other + chunk(b"one")) == [b"one"]
+
+
+@pytest.mark.parametrize("at", [0, 7, 9, 20, 100, -1])
+def test_a_bit_that_flipped_is_noticed(at: int) -> None:
+    damaged = bytearray(chunk(b"one" * 40))
+    damaged[at] ^= 1
+    with pytest.raises(BackendInternal, match="damaged"):
+        fed(bytes(damaged) * 2)
+
+
+def unsound_header() -> bytes:
+    """A message whose checksums are right and whose header is of no type that there is."""
+    good = message({"a": "b"}, b"")
+    start = good[:8] + good[8:12] + good[12:14] + b"\x63" + good[15:-4]
+    return start + struct.pack("!I", binascii.crc32(start))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        unsound_header(),
+        message({":event-type": "chunk", ":message-type": "event"}, b"{}"),
+        message({":event-type": "chunk", ":message-type": "event"}, b'{"bytes":"?"}'),
+        message({":event-type": "chunk", ":message-type": "event"}, b"\xff"),
+    ],
+    ids=["header", "no-bytes", "no-base64", "no-json"],
+)
+def test_sound_checksums_do_not_make_sense_of_nonsense(data: bytes) -> None:
+    with pytest.raises(BackendInternal, match="damaged"):
+        fed(data)
