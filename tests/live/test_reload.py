@@ -336,6 +336,21 @@ def test_a_stop_ends_a_reload_cleanly(daemon: Start, config: Config) -> None:
     assert [path.name for path in process.uds.parent.iterdir()] == ["inferd.lock"]
 
 
+def test_a_stop_reaches_requests_on_backends_that_were_taken_out(daemon: Start, config: Config) -> None:
+    config.write("old")
+    process = daemon(mock={"gate": True}, config=config.path, drain_timeout_secs=0.2).wait_ready()
+    with subscribe(process) as admin, process.connect() as wire:
+        wire.send(ASK)
+        process.release()
+        assert wire.frame()["type"] == "token"
+        config.write("new")
+        reload(process, admin)
+        process.signal(signal.SIGTERM)
+        assert json.loads(wire.rest())["stop_reason"] == "cancelled"
+    assert process.wait() == 0
+    assert [event["backend"] for event in process.events("backend_closed")] == ["old"]
+
+
 def test_the_service_manager_is_told(daemon: Start, config: Config, short_dir: Path) -> None:
     config.write("old")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
