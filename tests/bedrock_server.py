@@ -137,7 +137,7 @@ def check_signature(method: str, target: str, headers: Mapping[str, str], body: 
     date = headers["x-amz-date"]
     moment = datetime.strptime(date, "%Y%m%dT%H%M%SZ").replace(tzinfo=timezone.utc)
     signed = names.split(";")
-    needed = {"host", "content-type", *(name for name in headers if name.startswith("x-amz-"))}
+    needed = {"host", *(name for name in headers if name == "content-type" or name.startswith("x-amz-"))}
     if key_id != ACCESS_KEY_ID:
         raise Rejected("UnrecognizedClientException")
     if abs((datetime.now(timezone.utc) - moment).total_seconds()) > _MAX_SKEW_SECS:

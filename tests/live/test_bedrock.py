@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests import bedrock_server
 from tests.bedrock_server import BedrockServer, Exchange, Script, answer, end, exception
@@ -22,6 +25,13 @@ SECRETS = (
     bedrock_server.BEARER_TOKEN,
     "AWS4-HMAC-SHA256",
 )
+PIXELS = {
+    "kind": "image",
+    "id": "i",
+    "width": 1,
+    "height": 1,
+    "bytes": base64.b64encode(b"\xff\0\0").decode(),
+}
 PROMPT, ANSWER = "the-prompt-itself", "the-answer-itself"
 
 
@@ -74,7 +84,9 @@ def test_text_and_blocks(over: Callable[..., DaemonProcess]) -> None:
         process = over(server)
         with process.connect() as text, process.connect("v2") as blocks:
             *tokens, done = asked(text, v1())
-            *frames, end_of_blocks = asked(blocks, v2(temperature=0.5))
+            question = v2(temperature=0.5, attachments=[PIXELS])
+            question["messages"][0]["content"].append({"type": "image", "attachment_id": "i"})
+            *frames, end_of_blocks = asked(blocks, question)
         assert [token["content"] for token in tokens] == ["Hel", "lo"]
         assert [frame["block"] for frame in frames] == [
             {"type": "text", "delta": "Hel"},
@@ -101,6 +113,10 @@ def test_text_and_blocks(over: Callable[..., DaemonProcess]) -> None:
     # What a request does not say is not said for it: newer models refuse the two together.
     assert not {"temperature", "top_p", "top_k"} & set(first.body)
     assert (first.body["max_tokens"], second.body["temperature"]) == (1024, 0.5)
+    said, seen = second.body["messages"][0]["content"]
+    assert said == {"type": "text", "text": PROMPT}
+    with Image.open(io.BytesIO(base64.b64decode(seen["source"]["data"]))) as picture:
+        assert (picture.format, picture.getpixel((0, 0))) == ("PNG", (255, 0, 0))
 
 
 TOOL = {
