@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -141,6 +142,27 @@ def test_vectors_and_scores(over: Start, remote: Serve) -> None:
 def asked_once(connection: Wire, request: dict[str, Any]) -> list[dict[str, Any]]:
     connection.send(request)
     return [connection.frame()]
+
+
+def test_each_entry_does_what_it_says(daemon: Start, remote: Serve, short_dir: Path) -> None:
+    """One says that it embeds, and nothing else; the other, which comes first, leaves it open."""
+
+    def embeds(exchange: Exchange) -> None:
+        exchange.whole(200, b'{"data":[{"index":0,"embedding":[2]}]}', connection="close")
+
+    text, vectors = remote(talks), remote(embeds)
+    text.keep = False
+    entries = [
+        {"kind": "openai-compat", "name": "text", "base_url": text.url, "model": "t"},
+        {"kind": "openai-compat", "name": "vectors", "base_url": vectors.url, "model": "e", "embed": True},
+    ]
+    (short_dir / "config.json").write_text(json.dumps({"backends": entries}))
+    process = daemon(backend="openai-compat", config=short_dir / "config.json", embed=1).wait_ready()
+    with process.connect() as v1_client, process.connect("embed") as embed:
+        assert asked(v1_client, v1())[-1]["model"] == "t"
+        assert asked_once(embed, {"id": "e", "input": ["a"]})[0]["model"] == "e"
+    assert (len(text.requests), len(vectors.requests)) == (1, 1)
+    process.wait_event("request_done", 2)
 
 
 def stalls(exchange: Exchange) -> None:

@@ -474,8 +474,8 @@ async def test_a_server_that_makes_neither(remote: Start) -> None:
         ({}, {"v2", "embed"}),
         ({"embed": False}, {"v2"}),
         ({"embed": True}, {"embed"}),
-        ({"rerank": True, "embed": False}, {"rerank"}),
-        ({"rerank": True}, {"rerank", "embed"}),
+        ({"rerank": True}, {"rerank"}),
+        ({"rerank": True, "embed": True}, {"rerank", "embed"}),
     ],
 )
 def test_what_it_is_asked_for(of_entry: dict[str, bool], able: set[str]) -> None:

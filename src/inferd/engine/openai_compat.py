@@ -88,7 +88,7 @@ class OpenAICompat(Backend):
     """The server of ``entry`` and one of its models.
 
     ``embed`` and ``rerank`` stand for what the entry leaves open. One that says itself that its model embeds
-    or ranks is not asked for text. Whether the model can do what it is asked for is not known before.
+    or ranks is asked for nothing else. Whether the model can do what it is asked for is not known before.
     """
 
     kind = "openai-compat"
@@ -112,8 +112,8 @@ class OpenAICompat(Backend):
             vision=text,
             tools=text,
             thinking=text,
-            embed=embed if entry.embed is None else entry.embed,
-            rerank=rerank if entry.rerank is None else entry.rerank,
+            embed=(text and embed) if entry.embed is None else entry.embed,
+            rerank=(text and rerank) if entry.rerank is None else entry.rerank,
             accelerator=Accelerator(kind="remote"),
         )
         self._running: set[RemoteStream] = set()

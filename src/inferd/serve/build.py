@@ -9,7 +9,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inferd.config.entries import BackendEntry, LlamaCppEntry, MockEntry, ModelSpec, OpenAICompatEntry
+from inferd.config.entries import (
+    BackendEntry,
+    LlamaCppEntry,
+    MockEntry,
+    ModelSpec,
+    OpenAICompatEntry,
+    surfaces_of,
+)
 from inferd.config.settings import Settings
 from inferd.engine.backend import Backend
 from inferd.engine.mock import Mock
@@ -37,7 +44,7 @@ def build_backend(
         from inferd.engine.openai_compat import OpenAICompat
 
         progress("checking_local", {"path": f"(openai-compat: {entry.base_url} / {entry.model})"})
-        return OpenAICompat(entry, embed=settings.embed, rerank=settings.rerank)
+        return OpenAICompat(entry, **_left_open(settings))
     from inferd.engine.bedrock import Bedrock
 
     progress("checking_local", {"path": f"(bedrock-invoke: {entry.region} / {entry.model_id})"})
@@ -48,7 +55,16 @@ def recipe(settings: Settings, entry: BackendEntry) -> tuple[object, ...]:
     """All that the backend of ``entry`` is made of: equal recipes make equal backends."""
     if isinstance(entry, LlamaCppEntry):
         return (entry, settings.force_backend, _shape(settings))
+    if isinstance(entry, OpenAICompatEntry):
+        return (entry, _left_open(settings))
     return (entry,)
+
+
+def _left_open(settings: Settings) -> dict[str, bool]:
+    """Whether a server is asked for vectors and scores whose entry does not say: where they are wanted, and
+    no entry says that it makes them."""
+    said = frozenset[str]().union(*map(surfaces_of, settings.backends))
+    return {name: getattr(settings, name) and name not in said for name in ("embed", "rerank")}
 
 
 def _shape(settings: Settings) -> dict[str, Any]:
