@@ -28,6 +28,9 @@ IDLE_EXIT_SECS = 900
 """A daemon that nobody started by hand leaves by itself."""
 
 POLL_SECS = 0.05
+LAST_WORDS_SECS = 10.0
+"""A daemon that closed its admin socket has little left to do before its last line and its end."""
+
 ROUNDS = 3
 """Daemons that may end by themselves under our hands (one that was just stopping) before we give up."""
 
@@ -82,7 +85,7 @@ def log_path(settings: Settings) -> Path:
 def _wait_for_boot(settings: Settings, show: Callable[[Frame], None]) -> None:
     ensure_private_dir(settings.lock.parent)
     with Lock.wait(settings.lock.with_name("start.lock"), threading.Event(), lambda: None):
-        admin = _booting_daemon(settings)
+        admin, child = _booting_daemon(settings)
     draining = False
 
     def watch(frame: Frame) -> None:
@@ -95,21 +98,27 @@ def _wait_for_boot(settings: Settings, show: Callable[[Frame], None]) -> None:
             admin.wait_ready(watch)
         except ConnectionLost:
             if not draining:
-                raise BootFailed(
-                    f"the daemon ended while it was starting; the logs in {settings.log_dir} may say why"
-                ) from None
+                raise BootFailed(_why(settings, child)) from None
+        finally:
+            if child is not None and child.returncode is None:
+                child.returncode = 0  # it is to outlive us; Popen would complain that nobody waited for it
 
 
-def _booting_daemon(settings: Settings) -> AdminClient:
+def _why(settings: Settings, child: subprocess.Popen[bytes] | None) -> str:
+    """Why a daemon ended that did not come to say it on its admin socket."""
+    if child is not None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(LAST_WORDS_SECS)
+            return _last_words(settings)
+    return f"the daemon ended while it was starting; the logs in {settings.log_dir} may say why"
+
+
+def _booting_daemon(settings: Settings) -> tuple[AdminClient, subprocess.Popen[bytes] | None]:
+    """The admin socket of the daemon, and its process if it was started here."""
     child: subprocess.Popen[bytes] | None = None
     while True:
         with contextlib.suppress(DaemonUnreachable):
-            admin = AdminClient(settings.admin_addr)
-            if child is not None:
-                child.returncode = (
-                    0  # it is meant to outlive us; Popen would complain that nobody waited for it
-                )
-            return admin
+            return AdminClient(settings.admin_addr), child
         held = is_held(settings.lock)
         if child is not None and child.poll() is not None:
             if not held:
