@@ -215,6 +215,37 @@ class TestBreakingOff:
         fail(store, server.url)
         assert len(server.requests) == 5
 
+    @pytest.mark.parametrize(("number", "tries"), [(socket.EAI_NONAME, 1), (socket.EAI_AGAIN, 5)])
+    def test_a_name_that_is_not_known_is_looked_up_again_only_if_it_may_be_later(
+        self, store: ModelStore, monkeypatch: pytest.MonkeyPatch, number: int, tries: int
+    ) -> None:
+        asked: list[object] = []
+
+        def look_up(host: object, *_: object, **__: object) -> None:
+            asked.append(host)
+            raise socket.gaierror(number, "there is no network in this test")
+
+        monkeypatch.setattr(socket, "getaddrinfo", look_up)
+        reason = fail(store, "https://host.invalid/m.gguf")
+        assert ("no server of that name is known; check the address" in reason) == (tries == 1)
+        assert len(asked) == tries
+
+    def test_a_proxy_that_cannot_be_used_is_named(
+        self, store: ModelStore, server: TlsServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("HTTPS_PROXY", "gopher://me:hush@host")
+        reason = fail(store, server.url)
+        assert "the proxy that the environment names cannot be used: " in reason
+        assert "hush" not in reason
+
+    def test_an_etag_that_cannot_be_sent_back_is_none(self, store: ModelStore, server: TlsServer) -> None:
+        server.etag = '"\xe9"'
+        server.plan = [cut(HALF)]
+        pull(store, server.url)
+        assert server.ranges == [None, f"bytes={HALF}-"]
+
     def test_a_server_that_is_not_there_is_tried_again(self, store: ModelStore, server: TlsServer) -> None:
         with socket.create_server(("127.0.0.1", 0)) as gone:
             port = gone.getsockname()[1]
@@ -538,6 +569,12 @@ class TestNames:
         with pytest.raises(FetchError, match=reason.replace("[", r"\[")) as caught:
             sources.parse(text)
         assert "pass" not in str(caught.value)
+
+    @pytest.mark.parametrize("host", ["a..b", "x" * 70, "xn--", "..."])
+    def test_a_host_that_cannot_be_one_is_refused(self, store: ModelStore, host: str) -> None:
+        assert f"from https://{host}/m: it is not of the form https://HOST/PATH" in fail(
+            store, f"https://{host}/m"
+        )
 
     def test_the_hub_is_only_spoken_to_over_https(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HF_ENDPOINT", "http://mirror")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import ssl
 import threading
 from collections.abc import Callable, Generator
@@ -154,6 +155,7 @@ class Https(Source):
     def _begin(self, head: Head, sink: Sink) -> Setback | None:
         """Make the sink ready for the body that follows ``head``, if it is what was asked for."""
         etag, length = head.headers.get("ETag", ""), head.headers.get("Content-Length", "")
+        etag = etag if etag.isascii() else ""  # it could not be sent back
         if head.headers.get("Content-Encoding", "identity") != "identity":
             raise FetchError("the server sends it compressed, although that was not asked for")
         if head.status == 206:
@@ -226,7 +228,7 @@ def attempt(
     try:
         with closing(handed_over(_exchange(method, location, headers, stop_at), cancelled)) as parts:
             return take(parts)
-    except httpx.InvalidURL as error:
+    except (httpx.InvalidURL, UnicodeError) as error:
         raise FetchError("it is not of the form https://HOST/PATH") from error
     except httpx.TimeoutException as error:
         connecting = isinstance(error, httpx.ConnectTimeout)
@@ -241,6 +243,8 @@ def attempt(
                     f"the server's certificate is not trusted ({cause.verify_message}); check the address "
                     "and the clock, or add the certificate to the system's"
                 ) from error
+            if isinstance(cause, socket.gaierror) and cause.errno != socket.EAI_AGAIN:
+                raise FetchError("no server of that name is known; check the address") from error
             cause = cause.__cause__ or cause.__context__
         return Setback(str(error) or type(error).__name__)
 
@@ -254,11 +258,15 @@ def _exchange(
 
     from inferd import __version__
 
-    with httpx.Client(
-        verify=truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
-        timeout=httpx.Timeout(STALL_SECS, connect=CONNECT_SECS),
-        headers={"User-Agent": f"inferd/{__version__}", "Accept": "*/*"},
-    ) as client:
+    try:
+        connecting = httpx.Client(
+            verify=truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+            timeout=httpx.Timeout(STALL_SECS, connect=CONNECT_SECS),
+            headers={"User-Agent": f"inferd/{__version__}", "Accept": "*/*"},
+        )
+    except (ValueError, ImportError) as error:  # it has read HTTPS_PROXY and its like
+        raise FetchError(f"the proxy that the environment names cannot be used: {error}") from error
+    with connecting as client:
         request = client.build_request(method, location, headers=headers)
         for _ in range(MAX_REDIRECTS + 1):
             response = client.send(request, stream=True)
