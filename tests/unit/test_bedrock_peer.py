@@ -44,6 +44,7 @@ def test_it_is_let_in_at_our_address_and_reads_the_stream() -> None:
         read = []
         with pytest.raises(botocore.exceptions.EventStreamError, match=r"throttlingException.*slow down"):
             read.extend(json.loads(event["chunk"]["bytes"]) for event in stream)
+        stream.close()
         client.close()
         ours = url_of(
             BedrockEntry(name="cloud", region=bedrock_server.REGION, model_id=MODEL, endpoint=server.url)
