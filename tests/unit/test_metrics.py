@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from inferd.config.addresses import LocalAddress
 from inferd.engine.backend import Done, Frames, GenerateRequest, Stream, Timings, Usage
 from inferd.engine.mock import Mock, MockStream
-from inferd.errors import InvalidRequest, Unavailable
+from inferd.errors import AddressError, InvalidRequest, Unavailable
 from inferd.fastpath import token_frame
 from inferd.serve import prometheus
+from inferd.serve.addresses import bind_metrics
 from inferd.serve.bind import bind_unix
 from inferd.serve.listener import Listener, Places
 from inferd.serve.metrics import Histogram, quantile
@@ -358,6 +360,32 @@ async def test_a_scrape_has_the_numbers_of_the_snapshot(path: Path, short_dir: P
         assert buckets == sorted(buckets)
         assert buckets[-1] == samples[f"inferd_{name}_count", 'na"me'] == 1
         assert math.isclose(samples[f"inferd_{name}_sum", 'na"me'], backend[name]["sum"])
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:0", "192.0.2.1:9464", "[::]:9464"])
+def test_metrics_stay_on_this_machine(address: str) -> None:
+    with pytest.raises(ValueError, match="loopback"):
+        LocalAddress().parse(address)
+    with pytest.raises(AddressError, match="loopback"):
+        bind_metrics(address, None)
+
+
+async def test_a_scrape_lets_others_work_between_its_families(path: Path, short_dir: Path) -> None:
+    steps = 0
+
+    async def count_steps() -> None:
+        nonlocal steps
+        while True:
+            await asyncio.sleep(0)
+            steps += 1
+
+    async with serving(path) as server:
+        exporter = prometheus.Exporter(overview_of(server))
+        counting = asyncio.ensure_future(count_steps())
+        assert (await exporter._metrics()).count(b"# TYPE") > 10
+        counting.cancel()
+        await asyncio.wait((counting,))
+        assert steps > 10
 
 
 async def test_the_families_are_those_of_the_page(path: Path) -> None:

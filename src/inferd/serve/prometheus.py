@@ -51,7 +51,7 @@ class Exporter:
         writer = asyncio.StreamWriter(transport, protocol, reader, loop)
         alarm = loop.call_later(TIMEOUT_SECS, transport.abort)
         try:
-            writer.write(self.answer(await reader.readuntil(b"\r\n\r\n")))
+            writer.write(await self._answer(await reader.readuntil(b"\r\n\r\n")))
             writer.close()
             await writer.wait_closed()
         except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, OSError):
@@ -60,7 +60,7 @@ class Exporter:
             alarm.cancel()
             transport.abort()
 
-    def answer(self, head: bytes) -> bytes:
+    async def _answer(self, head: bytes) -> bytes:
         """The whole HTTP response to the head of a request."""
         method, _, rest = head.partition(b" ")
         path = rest.partition(b" ")[0].partition(b"?")[0]
@@ -70,7 +70,7 @@ class Exporter:
         elif method not in (b"GET", b"HEAD"):
             status, body = "405 Method Not Allowed", b"GET it\n"
         else:
-            body = self._encode(self._registry)
+            body = await self._metrics()
         content_type = self._content_type if status.startswith("200") else "text/plain"
         lines = (
             f"HTTP/1.1 {status}",
@@ -80,6 +80,22 @@ class Exporter:
             "\r\n",
         )
         return "\r\n".join(lines).encode() + (b"" if method == b"HEAD" else body)
+
+    async def _metrics(self) -> bytes:
+        """All families, one after the other: a scrape must not keep the answers waiting for long."""
+        parts = []
+        for family in self._registry.collect():
+            parts.append(self._encode(_Only(family)))
+            await asyncio.sleep(0)
+        return b"".join(parts)
+
+
+class _Only(Collector):
+    def __init__(self, family: Metric) -> None:
+        self._family = family
+
+    def collect(self) -> Iterable[Metric]:
+        return (self._family,)
 
 
 class InferdCollector(Collector):
