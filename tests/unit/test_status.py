@@ -216,3 +216,18 @@ async def test_who_never_reads_does_not_keep_the_daemon_from_ending(short_dir: P
             await asyncio.sleep(0)
         await admin_socket.listener.close(grace=0.05)
         assert not admin_socket.board._subscribers
+
+
+async def test_who_is_just_coming_hears_the_end_too(short_dir: Path) -> None:
+    board = StatusBoard(REPORT)
+    ours, theirs = socket.socketpair()
+    for sock in (ours, theirs):
+        sock.setblocking(False)
+    serving = asyncio.ensure_future(board.serve(theirs))
+    await asyncio.sleep(0)
+    serving.cancel()  # its connection is being made
+    client = Client(ours)
+    assert await client.rest() == admin.STARTING
+    await serving
+    client.close()
+    assert not board._subscribers

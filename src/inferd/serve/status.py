@@ -52,10 +52,12 @@ class StatusBoard:
         """One subscriber, until it leaves. When cancelled, what it has been sent is still flushed."""
         subscriber = Subscriber(self)
         loop = asyncio.get_running_loop()
-        await loop.connect_accepted_socket(lambda: subscriber, sock)
+        connecting = loop.create_task(loop.connect_accepted_socket(lambda: subscriber, sock))
         try:
+            await asyncio.shield(connecting)
             await asyncio.shield(subscriber.closed)
         except asyncio.CancelledError:
+            await connecting  # it may have been welcomed already
             subscriber.finish()
             await subscriber.closed
         finally:
@@ -83,6 +85,7 @@ class Subscriber(asyncio.Protocol):
     def __init__(self, board: StatusBoard) -> None:
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._board = board
+        self._connected = False
         self._begun = b""  # of a line
         self._unread: deque[bytes] = deque()
         self._blocked = False
@@ -106,12 +109,14 @@ class Subscriber(asyncio.Protocol):
             self._transport.close()
 
     def abort(self) -> None:
-        """Closes the connection now."""
+        """Closes the connection now, if there ever was one."""
         self._unread.clear()
-        self._transport.abort()
+        if self._connected:
+            self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        self._connected = True
         # Frames wait in our own queue, where they can be counted, and not in the transport's.
         self._transport.set_write_buffer_limits(high=0)
         self._board.welcome(self)
