@@ -1,0 +1,39 @@
+"""What the tests of counted numbers share: a snapshot of a server, and a mock that measures itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from inferd.engine.backend import Done, GenerateRequest, Stream, Timings, Usage
+from inferd.engine.mock import Mock, MockStream
+from inferd.serve.overview import Overview
+from inferd.wire import admin
+from tests.in_process import Server
+
+
+def overview_of(server: Server) -> Overview:
+    service = server.service
+    return Overview(service.admission, service.router, service.metrics)
+
+
+def seen(server: Server) -> dict[str, Any]:
+    """A snapshot, as it comes out of the wire."""
+    frame = admin.snapshot(admin.READY, overview_of(server).snapshot())
+    return admin.parse(frame.removesuffix(b"\n"))
+
+
+class Measuring(Mock):
+    """A mock that measures itself: 30 tokens of prompt, 10 of them cached, in 10 ms."""
+
+    async def generate(self, request: GenerateRequest) -> Stream:
+        stream = _MeasuringStream(self, request)
+        self.open_streams.add(stream)
+        return stream
+
+
+class _MeasuringStream(MockStream):
+    async def __anext__(self) -> Any:
+        event = await super().__anext__()
+        if isinstance(event, Done):
+            return Done("end", Usage(30, event.usage.completion_tokens, 10), Timings(10.0, 40.0, 12.0, 75.0))
+        return event
