@@ -15,7 +15,7 @@ import pytest
 import trustme
 
 from inferd.engine import remote as module
-from inferd.engine.backend import Done, Event, Text, Usage
+from inferd.engine.backend import Done, Event, Text, ToolCall, ToolUse, Usage
 from inferd.engine.remote import RemoteStream, Upstream
 from inferd.errors import BackendInternal, InferdError, InvalidRequest, Unavailable, Unsupported
 from tests.in_process import until
@@ -345,6 +345,14 @@ async def test_events_come_with_their_times() -> None:
     assert times is not None
     assert 0 <= times.ttft_ms == times.prefill_ms
     assert times.decode_ms >= 0
+
+
+async def test_a_call_alone_says_nothing_of_the_speed() -> None:
+    source = Source(ToolUse(ToolCall("c", "f", "{}")), Done("tool_use", Usage(2, 30)))
+    *_, done = await source.rest()
+    assert isinstance(done, Done)
+    assert done.timings is not None
+    assert done.timings.tokens_per_second == done.timings.decode_ms == 0
 
 
 async def test_what_comes_behind_the_end_is_not_waited_for() -> None:

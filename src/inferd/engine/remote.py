@@ -27,7 +27,7 @@ import httpx
 import orjson
 import truststore
 
-from inferd.engine.backend import Done, Event, Stream, Timings, Usage
+from inferd.engine.backend import Done, Event, Stream, Timings, ToolUse, Usage
 from inferd.errors import BackendInternal, InferdError, InvalidRequest, Unavailable, Unsupported
 
 CONNECT_SECS = 10.0
@@ -287,7 +287,8 @@ class RemoteStream(Stream):
         if isinstance(event, Done):
             return self._measured(event)
         self._pieces += 1
-        if self._first is None:
+        # A call comes when it is whole; with nothing before it there is no telling how fast it was made.
+        if self._first is None and not isinstance(event, ToolUse):
             self._first = time.monotonic()
         return event
 
