@@ -138,6 +138,12 @@ def test_a_key_that_belongs_elsewhere_is_sent_there(tmp_path: Path) -> None:
     ]
 
 
+def test_a_key_cannot_drive_the_terminal(tmp_path: Path) -> None:
+    path = write(tmp_path, {**MOCK, "\x1b[31m\n": 1})
+    (note,) = sources.load({"config": path}, ENV)[1]
+    assert note.isprintable()
+
+
 def test_the_key_of_editors_is_known(tmp_path: Path) -> None:
     path = write(tmp_path, {**MOCK, "$schema": "config.schema.json"})
     assert sources.load({"config": path}, ENV)[1] == []

@@ -218,7 +218,7 @@ def _unknown(raw: Any) -> Iterator[str]:
     listed = raw.get("backends")
     for position, entry in enumerate(listed if isinstance(listed, list) else ()):
         kind = entry.get("kind") if isinstance(entry, dict) else None
-        if kind in BACKEND_KEYS:
+        if isinstance(kind, str) and kind in BACKEND_KEYS:
             known: dict[str, Any] = dict.fromkeys(["kind", *(key.name for key in BACKEND_KEYS[kind])])
             if kind in TAKES_MODEL:
                 known["model"] = model
@@ -229,7 +229,8 @@ def _unknown_in(raw: Any, known: Mapping[str, Any], where: str) -> Iterator[str]
     for key, value in raw.items() if isinstance(raw, dict) else ():
         if key not in known:
             near = _nearest(key, known, where)
-            yield f"unknown key `{where}{key}` is ignored; the nearest known key is `{near}`"
+            shown = where + (key if key.isprintable() else ascii(key)[1:-1])
+            yield f"unknown key `{shown}` is ignored; the nearest known key is `{near}`"
         elif known[key] is not None:
             yield from _unknown_in(value, known[key], f"{where}{key}.")
 
