@@ -458,13 +458,14 @@ class TestLaterProcess:
             load(store, tiny(server.url), auto_pull=True)
         assert elsewhere.read_bytes() == b"mine" if name else not [*elsewhere.iterdir()]
 
+    @pytest.mark.parametrize("size", [SIZE, None])
     def test_who_waits_sees_where_the_other_one_fetches_from(
-        self, store: ModelStore, server: TlsServer
+        self, store: ModelStore, server: TlsServer, size: int | None
     ) -> None:
         leave(store, server, CONTENT[:HALF], url="https://elsewhere/m.gguf")
         first = Lock.acquire(store.blob_lock(DIGEST))
         phases = Phases(download=first.release)
-        load(store, tiny(server.url), phases, auto_pull=True).close()
+        load(store, tiny(server.url, size=size), phases, auto_pull=True).close()
         assert phases[1][1] == {
             "downloaded_bytes": HALF,
             "total_bytes": SIZE,

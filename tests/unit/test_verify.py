@@ -207,10 +207,12 @@ class TestMissing:
 
     def test_a_blob_without_a_manifest_gets_one(self, store: ModelStore) -> None:
         put(store, CONTENT)
-        load(store).close()
+        load(store, tiny("https://host/tiny.gguf", "https://other/tiny.gguf")).close()
         manifest = store.manifest("tiny")
         assert manifest is not None
         assert (manifest.sha256, manifest.size_bytes, manifest.license) == (DIGEST, len(CONTENT), "MIT")
+        assert manifest.source is not None
+        assert manifest.source.text == "https://host/tiny.gguf"
 
     def test_a_manifest_that_cannot_be_used_is_written_again(self, full: ModelStore) -> None:
         full.manifest_path("tiny").write_text("{")

@@ -44,7 +44,7 @@ class Progress:
         """Shows a step; bytes done and in all, or a fraction, where ``details`` have them."""
         title, note = _TITLES.get(name, name), _note(details)
         if not sys.stderr.isatty():
-            if title != self._title or note not in ("", self._note):
+            if (title, note) != (self._title, self._note):
                 click.echo(f"{title}{note} …", err=True)
         else:
             self._draw(title, note, details)

@@ -131,7 +131,7 @@ def _fetch(store: ModelStore, model: CatalogueModel, progress: Progress, cancell
         Lock.wait(name_lock, cancelled, _waiting(store, model, name_lock, progress)),
         Lock.wait(blob_lock, cancelled, _waiting(store, model, blob_lock, progress)),
     ):
-        provenance = None
+        provenance = _first_source(model)
         if not _fits(store.blob_size(model.sha256), model):
             provenance = _download(store, model, progress, cancelled)
         if not _is_listed(store, model):
@@ -147,6 +147,13 @@ def _fetch(store: ModelStore, model: CatalogueModel, progress: Progress, cancell
             store.write_manifest(manifest)
 
 
+def _first_source(model: CatalogueModel) -> Provenance | None:
+    """What a manifest says of a file that was there already: where it can be had again."""
+    with suppress(FetchError):
+        return sources.parse(model.sources[0]).provenance() if model.sources else None
+    return None
+
+
 def _waiting(store: ModelStore, model: CatalogueModel, lock: Path, progress: Progress) -> Callable[[], None]:
     """What to do at each look at a lock that another process holds: show that process's download."""
     partial = store.partial_dir(model.sha256)
@@ -156,7 +163,8 @@ def _waiting(store: ModelStore, model: CatalogueModel, lock: Path, progress: Pro
     def look() -> None:
         mark = read_mark(partial)
         url = first if mark is None else mark.url
-        reporter = reporters.setdefault(url, Reporter(progress, url, model.size_bytes))
+        total = mark.size if mark is not None and model.size_bytes is None else model.size_bytes
+        reporter = reporters.setdefault(url, Reporter(progress, url, total))
         reporter.report(largest_file(partial), waiting_for_pid=holder(lock))
 
     return look
