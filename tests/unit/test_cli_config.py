@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from inferd import cli
+from inferd import __version__, cli
 from inferd.config import docs
 from inferd.config.settings import OPTIONS
 
@@ -178,6 +178,12 @@ def test_a_misspelt_command_names_the_nearest(capsys: Capture) -> None:
     assert "there is no command 'confg'; the nearest is 'config'" in capsys.readouterr().err
     assert cli.main(["xyzzy"]) == 2
     assert "nearest" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["-V", "--version"])
+def test_the_daemon_says_its_version(flag: str, capsys: Capture) -> None:
+    assert cli.daemon_main([flag]) == 0
+    assert capsys.readouterr().out == f"inferd-daemon {__version__}\n"
 
 
 def test_a_misspelt_flag_names_the_nearest(capsys: Capture) -> None:

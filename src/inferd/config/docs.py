@@ -20,7 +20,7 @@ from inferd.config.settings import OPTIONS
 _HEAD = """\
 # Configuration
 
-<!-- Made by `python -m inferd.config.docs` from the option table; edit src/inferd/config/settings.py. -->
+<!-- Made by `python -m inferd.config.docs` from the option table in src/inferd/config. -->
 
 Each option is taken from the first place that gives it: a flag of `inferd serve`, the environment, the
 config file, the default. An empty variable counts as not set. A flag or a variable that overrides the config
