@@ -66,7 +66,7 @@ def test_the_files_for_packagers_are_those_of_this_version(path: str) -> None:
 
 
 def test_there_are_no_other_files_for_packagers() -> None:
-    there = {str(path.relative_to(PACKAGING)) for path in PACKAGING.rglob("*") if path.is_file()}
+    there = {str(path.relative_to(PACKAGING)) for path in PACKAGING.glob("*/**/*") if path.is_file()}
     assert there == set(units.files())
 
 
@@ -82,7 +82,9 @@ def test_a_crash_is_followed_by_a_start_and_a_refusal_is_not() -> None:
         assert (found["Restart"], found["RestartPreventExitStatus"]) == ("on-failure", "1 2")
         assert found["Type"] == "notify"
         assert int(found["WatchdogSec"]) > 0
+        assert found["WorkingDirectory"] == "/"  # Python would import what lies in another
     agent = plistlib.loads(units.launch_agent(COMMAND, Path("/l")))
+    assert agent["WorkingDirectory"] == "/"
     assert agent["KeepAlive"] == {"SuccessfulExit": False}
 
 

@@ -20,6 +20,7 @@ ON_DEMAND_IDLE_SECS = 900
 """A daemon that is started by its first client leaves when nobody has been connected for so long."""
 
 _LIFE = """\
+WorkingDirectory=/
 # 1 and 2 are for people to mend: another start would find the same.
 Restart=on-failure
 RestartSec=1

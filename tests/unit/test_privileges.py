@@ -1,0 +1,122 @@
+"""What the daemon cannot do, because nothing in it can: start programs, or run code from outside.
+
+The files of the daemon are all but the commands' and the clients'; one of them may start pip, for a model
+from a package index.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import pytest
+
+from inferd.config.settings import OPTIONS
+from tests.daemon_process import DaemonProcess
+
+SOURCE = Path(__file__).parents[2] / "src" / "inferd"
+FILES = sorted(
+    path
+    for path in SOURCE.rglob("*.py")
+    if path.relative_to(SOURCE).parts[0] not in ("cli", "client", "__main__.py")
+)
+FETCHES_BY_PIP = SOURCE / "store" / "wheel.py"
+
+STARTERS = re.compile(
+    r"(subprocess|multiprocessing|pty|runpy|code|codeop|pexpect)(\.\w+)*|"
+    r"os\.(system|popen|fork|forkpty|exec\w+|spawn\w+|posix_spawn\w*|startfile)|"
+    r"asyncio\.(create_)?subprocess\w*|loop\.subprocess_\w+"
+)
+LOADERS = re.compile(
+    r"(builtins\.)?(eval|exec|compile|__import__)|"
+    r"(importlib(\.\w+)*|pkgutil|zipimport|pickle|marshal|shelve|imp|ctypes|cffi)(\.\w+)*"
+)
+
+KNOWN_LOADERS: dict[str, tuple[str, ...]] = {
+    "__init__.py": ("importlib.import_module",),  # two modules of our own, by names that are in its text
+    "store/wheel.py": ("importlib.util",),  # looks whether pip is there
+    "serve/win32.py": ("ctypes",),  # the system's libraries
+}
+
+
+def names(path: Path) -> Iterator[tuple[str, int]]:
+    """What a file imports and calls, by dotted name, with the line."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
+        elif isinstance(node, ast.Call):
+            yield ast.unparse(node.func).replace("self._loop", "loop"), node.lineno
+
+
+def uses(path: Path, pattern: re.Pattern[str]) -> list[str]:
+    return [f"{path}:{line}: {name}" for name, line in names(path) if pattern.fullmatch(name)]
+
+
+def test_the_patterns_see_what_they_should(tmp_path: Path) -> None:
+    sample = tmp_path / "sample.py"
+    sample.write_text(
+        "import subprocess, os\nfrom os import fork\nos.execv('a', [])\nasyncio.create_subprocess_exec()\n"
+    )
+    assert len(uses(sample, STARTERS)) == 4
+    sample.write_text("import pickle\nfrom importlib import import_module\neval('1')\nimport ctypes.util\n")
+    assert len(uses(sample, LOADERS)) == 4
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_the_daemon_starts_no_program(path: Path) -> None:
+    found = uses(path, STARTERS)
+    if path == FETCHES_BY_PIP:
+        assert [use.rpartition(" ")[2] for use in found] == ["subprocess", "subprocess.Popen"]
+    else:
+        assert found == []
+
+
+def test_the_engine_starts_no_program() -> None:
+    """ggml forks for a debugger's backtrace, which inferd switches off; its engine knows no other way."""
+    if shutil.which("nm") is None:
+        pytest.skip("nm is not installed")
+    (engine,) = (SOURCE / "engine").glob(f"_llama{EXTENSION_SUFFIXES[0]}")
+    done = subprocess.run(
+        ["nm", "-D", "--undefined-only", str(engine)], capture_output=True, text=True, check=True
+    )
+    needed = {line.split()[-1].partition("@")[0] for line in done.stdout.splitlines()}
+    starts = {name for name in needed if re.fullmatch(r"v?fork|exec\w+|posix_spawn\w*|popen|system", name)}
+    assert starts <= {"fork", "execlp", "execlpe"}
+    assert 'os.environ.setdefault("GGML_NO_BACKTRACE", "1")' in (SOURCE / "engine" / "_llama.pyx").read_text()
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_the_daemon_runs_no_code_from_outside(path: Path) -> None:
+    allowed = KNOWN_LOADERS.get(str(path.relative_to(SOURCE)), ())
+    assert [use for use in uses(path, LOADERS) if not use.rpartition(" ")[2].startswith(allowed)] == []
+
+
+def test_no_option_names_code() -> None:
+    """There are no plug-ins: what extends inferd is a client, with the rights of a client."""
+    assert [
+        option.name
+        for option in OPTIONS
+        if re.search("plugin|extension|hook|script|module|command", option.name)
+    ] == []
+
+
+def test_a_daemon_has_no_child_and_takes_no_orders_on_its_admin_socket(
+    daemon: Callable[..., DaemonProcess],
+) -> None:
+    process = daemon(mock={"tape": ["a"]}).wait_ready()
+    with process.subscribe() as admin:
+        admin.send(b'{"type":"stop"}\n{"type":"reload"}\n{"type":"exec","command":"true"}\n\xff\x00\n')
+        admin.wait_until_read()
+        with process.connect() as client:
+            client.send({"id": "q", "messages": [{"role": "user", "content": "hi"}]})
+            assert [frame["type"] for frame in client.frames()][-1] == "done"
+    process.wait_for("ready")  # it still is
+    tasks = Path(f"/proc/{process.process.pid}/task")
+    assert [child for task in tasks.iterdir() for child in (task / "children").read_text().split()] == []

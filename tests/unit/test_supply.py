@@ -1,0 +1,82 @@
+"""What inferd is made of: each package at one version with its hashes, and a list of all of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[2]
+LOCKS = ("requirements.txt", "build-requirements.txt")
+PIN = json.loads((ROOT / "vendor/llama.cpp/pin.json").read_text())
+BILL: dict[str, Any] = json.loads((ROOT / "packaging/sbom.cdx.json").read_text())
+PROJECT = (ROOT / "pyproject.toml").read_text()
+AGAIN = "run: python packaging/freeze.py"
+
+
+def locked(name: str) -> list[tuple[Requirement, list[str]]]:
+    """The packages of a lock, each with its hashes."""
+    text = (ROOT / "packaging" / name).read_text().replace("\\\n", " ")
+    found = []
+    for line in text.splitlines():
+        words, *hashes = line.split("--hash=")
+        found.append((Requirement(words.strip()), [each.strip() for each in hashes]))
+    return found
+
+
+def wanted(pattern: str) -> list[Requirement]:
+    lists = re.findall(pattern, PROJECT, re.MULTILINE | re.DOTALL)
+    assert lists
+    return [Requirement(word) for part in lists for word in re.findall(r'"([^"]+)"', part)]
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_every_package_has_one_version_and_its_hashes(lock: str) -> None:
+    for package, hashes in locked(lock):
+        assert re.fullmatch(r"==[\w.]+", str(package.specifier)), package
+        assert hashes, package
+        assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", each) for each in hashes)
+
+
+@pytest.mark.parametrize(
+    ("lock", "pattern"),
+    [
+        ("requirements.txt", r"^dependencies = \[(.*?)^\]"),
+        ("requirements.txt", r"^bedrock = \[(.*?)\]"),
+        ("build-requirements.txt", r"^(?:build\.)?requires = \[(.*?)\]"),
+    ],
+)
+def test_the_lock_has_what_the_project_asks_for(lock: str, pattern: str) -> None:
+    versions: dict[str, set[str]] = {}
+    for package, _ in locked(lock):
+        (specifier,) = package.specifier
+        versions.setdefault(canonicalize_name(package.name), set()).add(specifier.version)
+    for requirement in wanted(pattern):
+        found = versions.get(canonicalize_name(requirement.name), set())
+        assert found, f"{requirement} is not locked; {AGAIN}"
+        assert all(requirement.specifier.contains(version) for version in found), AGAIN
+
+
+def test_the_bill_of_materials_has_what_is_locked_and_what_is_compiled_in() -> None:
+    listed = {(part["name"], part["version"]) for part in BILL["components"]}
+    packages = {
+        (canonicalize_name(package.name), next(iter(package.specifier)).version)
+        for lock in LOCKS
+        for package, _ in locked(lock)
+    }
+    assert listed == packages | {("llama.cpp", PIN["commit"])}, AGAIN
+    (sources,) = [part for part in BILL["components"] if part["name"] == "llama.cpp"]
+    assert sources["hashes"] == [{"alg": "SHA-256", "content": PIN["sha256"]}]
+    bundled = {path.stem for path in (ROOT / "vendor/licenses").glob("*.txt")} - {"llama.cpp"}
+    assert {part["name"] for part in sources["components"]} == bundled
+
+
+def test_the_bill_of_materials_has_the_hashes_of_the_locks() -> None:
+    listed = {each["content"] for part in BILL["components"] for each in part["hashes"]}
+    hashes = {each.removeprefix("sha256:") for lock in LOCKS for _, found in locked(lock) for each in found}
+    assert listed == hashes | {PIN["sha256"]}, AGAIN
