@@ -349,7 +349,7 @@ def test_a_daemon_is_started_once_and_only_when_the_lock_is_free(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = World(monkeypatch, [True, True, False, True, True], child_lives=True)
-    assert booting(home) == "admin"
+    assert booting(home) == ("admin", world.child)
     assert world.started_at == [3]
 
 
@@ -357,7 +357,7 @@ def test_a_daemon_that_another_one_forestalled_is_not_started_again(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = World(monkeypatch, [False, True, True, True], child_lives=False)
-    assert booting(home) == "admin"
+    assert booting(home) == ("admin", None)
     assert world.started_at == [1]
 
 
@@ -365,7 +365,7 @@ def test_a_daemon_is_started_when_the_one_that_forestalled_it_has_gone(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = World(monkeypatch, [False, True, False, True], child_lives=False)
-    assert booting(home) == "admin"
+    assert booting(home) == ("admin", None)
     assert world.started_at == [1, 3]
 
 
