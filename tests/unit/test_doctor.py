@@ -316,7 +316,9 @@ def test_doctor_on_bedrock(
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
         write_config(quick_doctor, kind="bedrock-invoke", region="r-1", model_id="m", endpoint=url)
-        assert "AWS_ACCESS_KEY_ID" in findings(capsys, 1)["config"]["detail"]
+        lacking = findings(capsys, 1)["config"]
+        assert "AWS_ACCESS_KEY_ID" in lacking["detail"]
+        assert lacking["advice"] == "set it where the daemon is started"
         monkeypatch.setenv("AWS_BEARER_TOKEN_BEDROCK", "t")
         assert findings(capsys, 0)["backend far"]["state"] == "ok"
         monkeypatch.setattr(check_models, "find_spec", lambda name: None)

@@ -66,7 +66,8 @@ def examine() -> Findings:
     given = sources.read({})
     settings = given.settings
     if given.problem is not None:
-        yield Finding("config", "fail", str(given.problem), "mend the file or move it away")
+        advice = "set it where the daemon is started" if given.serving else "mend the file or move it away"
+        yield Finding("config", "fail", str(given.problem), advice)
     for note in given.notes:
         yield Finding("config", "warn", note)
     if given.problem is None and not given.notes:
