@@ -11,7 +11,7 @@ from inferd.errors import StoreError
 from inferd.store import sources
 from inferd.store.catalogue import CATALOGUE, CatalogueModel, lookup
 from inferd.store.fetch import ModelSpec, resolve
-from inferd.store.models import Manifest, ModelStore, check_name, check_sha256
+from inferd.store.models import Manifest, ModelStore, Provenance, check_name, check_sha256
 
 DIGEST = "ab" * 32
 
@@ -59,6 +59,24 @@ class TestResolve:
         store.write_manifest(Manifest(name="mine", blob=f"sha256:{DIGEST}", size_bytes=7, license="MIT"))
         model = resolve(store, ModelSpec(name="mine"))
         assert model == CatalogueModel(name="mine", sha256=DIGEST, size_bytes=7, license="MIT", sources=())
+
+    @pytest.mark.parametrize(
+        ("origin", "known"),
+        [
+            (Provenance(registry="https", repo="host:1", filename="d/m"), ("https://host:1/d/m",)),
+            (Provenance(registry="hf", repo="o/r", revision="v", filename="d/m"), ("hf:o/r/d/m@v",)),
+            (Provenance(registry="pypi", repo="p", revision="1", filename="d/m"), ("pypi:p==1/d/m",)),
+            (Provenance(registry="another tool's", repo="x"), ()),
+            # Who may write into a shared store must not get a file read that only its reader may read.
+            (Provenance(registry="file", filename="/etc/shadow"), ()),
+        ],
+    )
+    def test_a_name_in_the_store_can_be_had_again(
+        self, store: ModelStore, origin: Provenance, known: tuple[str, ...]
+    ) -> None:
+        manifest = Manifest(name="mine", blob=f"sha256:{DIGEST}", size_bytes=7, source=origin)
+        store.write_manifest(manifest)
+        assert resolve(store, ModelSpec(name="mine")).sources == known
 
     def test_a_pinned_model_of_a_config_file(self, store: ModelStore) -> None:
         spec = ModelSpec(

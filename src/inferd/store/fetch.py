@@ -69,8 +69,14 @@ def resolve(store: ModelStore, spec: ModelSpec) -> CatalogueModel:
         sha256=manifest.sha256,
         size_bytes=manifest.size_bytes,
         license=manifest.license or "",
-        sources=(manifest.source.text,) if manifest.source is not None and manifest.source.text else (),
+        sources=_sources_of(manifest),
     )
+
+
+def _sources_of(manifest: Manifest) -> tuple[str, ...]:
+    """Where the model can be had again; not a file, which who writes into a shared store might not read."""
+    origin = manifest.source
+    return () if origin is None or origin.registry == "file" or not origin.text else (origin.text,)
 
 
 def _names(store: ModelStore) -> set[str]:
@@ -175,7 +181,10 @@ def _download(
 ) -> Provenance:
     """Try the sources in order and install the file from the first that delivers. The locks are held."""
     if not model.sources:
-        raise FetchError(f"model {model.name!r} is not in the store at {store.home} and has no source")
+        raise FetchError(
+            f"model {model.name!r} is not in the store at {store.home} and has no source; "
+            "import its file with `inferd import`"
+        )
     failures = []
     for text in model.sources:
         shown = sources.shown(text)
