@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
@@ -91,16 +92,23 @@ class Backends:
             task.add_done_callback(self._retiring.discard)
 
     async def _retire(self, member: Member) -> None:
+        name = member.backend.name
         await member.released()
         await member.backend.close()
-        _log.info("backend_closed", backend=member.backend.name)
+        del member  # and with it the last of the model
+        await _give_memory_back()
+        _log.info("backend_closed", backend=name)
 
     async def discard(self) -> None:
         """Closes what was made and is not used."""
         used = {member.backend for member in self._router.members}
-        for backend in [backend for backend in self._recipes if backend not in used]:
+        unused = [backend for backend in self._recipes if backend not in used]
+        for backend in unused:
             await backend.close()
             del self._recipes[backend]
+        if unused:
+            del unused, backend
+            await _give_memory_back()
 
     def dead(self) -> list[str]:
         """The names of the backends in use of which a thread has died."""
@@ -112,6 +120,15 @@ class Backends:
             await asyncio.wait(tuple(self._retiring))
         for backend in reversed(self._recipes):
             await backend.close()
+
+
+async def _give_memory_back() -> None:
+    """Returns to the system what a model leaves behind free, but in pieces that glibc would keep for ever."""
+    import ctypes
+
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:  # other C libraries give it back by themselves
+        await asyncio.get_running_loop().run_in_executor(None, trim, 0)
 
 
 class _Pace:
