@@ -262,7 +262,7 @@ class TestBreakingOff:
     def test_the_patience_that_a_server_asks_for_has_an_end(
         self, store: ModelStore, server: TlsServer
     ) -> None:
-        server.plan = [status(429, Retry_After=3600)]
+        server.plan = [status(429, Retry_After="9" * 4000), status(429, Retry_After=3600)]
         assert "429 Too Many Requests and wants 3600 s of patience; try again later" in fail(
             store, server.url
         )
@@ -295,6 +295,13 @@ class TestLies:
         server.plan = [plain(CONTENT[:HALF], Content_Length=HALF)]
         assert f"it has {HALF} bytes, but the model has {SIZE}" in fail(store, server.url)
         assert files(store.home) == LOCKS
+
+    @pytest.mark.parametrize("length", ["9" * 5000, "-1", "1e9", "many"])
+    def test_a_length_that_is_none_is_no_trouble(
+        self, store: ModelStore, server: TlsServer, length: str
+    ) -> None:
+        server.plan = [plain(CONTENT, Content_Length=length)]
+        pull(store, server.url, size=None)
 
     def test_a_body_without_an_end_is_cut_off(self, store: ModelStore, server: TlsServer) -> None:
         server.plan = [chunked(CONTENT * 2)]
@@ -581,6 +588,18 @@ class TestNames:
         monkeypatch.setenv("HF_ENDPOINT", "http://mirror")
         with pytest.raises(FetchError, match="HF_ENDPOINT is 'http://mirror' and not an https address"):
             sources.parse("hf:org/repo/m.gguf")
+
+    @pytest.mark.parametrize("token", ["hush\nX-Other: 1", "h\xfcsh"])
+    def test_a_token_that_is_none_is_refused_and_not_shown(
+        self, monkeypatch: pytest.MonkeyPatch, token: str
+    ) -> None:
+        monkeypatch.setenv("HF_TOKEN", token)
+        with pytest.raises(FetchError) as caught:
+            sources.parse("hf:org/repo/m.gguf")
+        assert str(caught.value) == "HF_TOKEN holds characters that no token has"
+
+    def test_an_address_by_number(self) -> None:
+        assert sources.parse("https://[::1]:8443/d/m?q").provenance().text == "https://[::1]:8443/d/m"
 
     def test_a_file_of_the_hub(self) -> None:
         source = sources.parse("hf:org/repo/m.gguf")

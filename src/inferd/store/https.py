@@ -85,16 +85,15 @@ class Https(Source):
         """The source of an https address; a query may be a secret, so it is used but not shown."""
         try:
             parts = urlsplit(text)
-            host, port = parts.hostname, parts.port
+            reachable = bool(parts.hostname) and parts.port != 0
         except ValueError as error:
             raise FetchError("it is not of the form https://HOST/PATH") from error
-        if not host or parts.path in ("", "/") or not text.isprintable() or " " in text:
+        if not reachable or parts.path in ("", "/") or not text.isprintable() or " " in text:
             raise FetchError("it is not of the form https://HOST/PATH")
         if parts.username is not None:
             raise FetchError("it holds a user name, which would be shown; use an address without one")
-        netloc = host if port is None else f"{host}:{port}"
-        origin = Provenance(registry="https", repo=netloc, filename=parts.path.removeprefix("/"))
-        return cls(f"https://{netloc}{parts.path}", text, origin)
+        origin = Provenance(registry="https", repo=parts.netloc, filename=parts.path.removeprefix("/"))
+        return cls(origin.text, text, origin)
 
     @classmethod
     def of_hub(cls, text: str) -> Https:
@@ -107,6 +106,8 @@ class Https(Source):
         if not hub.startswith("https://"):
             raise FetchError(f"HF_ENDPOINT is {hub!r} and not an https address")
         token = os.environ.get("HF_TOKEN", "").strip()
+        if not (token.isascii() and token.isprintable()):
+            raise FetchError("HF_TOKEN holds characters that no token has")
         return cls(
             f"hf:{repo}/{file}" + (f"@{match['revision']}" if match["revision"] else ""),
             f"{hub}/{repo}/resolve/{quote(revision, safe='')}/{quote(file)}",
@@ -170,11 +171,16 @@ class Https(Source):
         if head.status != 200:
             return refused(head)
         sink.restart()  # the server knows no ranges, or the file has changed
-        size = int(length) if length.isascii() and length.isdigit() else None
+        size = whole_number(length)
         if None not in (size, sink.expected) and size != sink.expected:
             raise FetchError(f"it has {size} bytes, but the model has {sink.expected}")
         sink.remember(etag, size if sink.expected is None else sink.expected)
         return None
+
+
+def whole_number(text: str) -> int | None:
+    """The number in a header; ``None`` when there is none that makes sense."""
+    return int(text) if re.fullmatch(r"[0-9]{1,15}", text) else None
 
 
 def refused(head: Head) -> Setback:
@@ -183,8 +189,7 @@ def refused(head: Head) -> Setback:
 
     reason = f"the server answers {head.status} {httpx.codes.get_reason_phrase(head.status)}".rstrip()
     if head.status in _TRANSIENT:
-        after = head.headers.get("Retry-After", "")
-        return Setback(reason, float(after) if after.isascii() and after.isdigit() else None)
+        return Setback(reason, whole_number(head.headers.get("Retry-After", "")))
     if head.status in (401, 403):
         reason += "; for a private or gated file of the hub, set HF_TOKEN"
     raise FetchError(reason)

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from inferd.errors import FetchError, ModelError, StoreError
 from inferd.store import sources
 from inferd.store.catalogue import CatalogueModel, lookup
-from inferd.store.https import Head, Https, Setback, attempt, persist, refused
+from inferd.store.https import Head, Https, Setback, attempt, persist, refused, whole_number
 from inferd.store.models import ModelStore, check_name, check_sha256, same_digest
 from inferd.store.source import Progress
 from inferd.store.sources import LocalFile
@@ -114,7 +114,7 @@ def _ask_hub(source: Https, cancelled: threading.Event) -> tuple[Https, str, int
     digest = re.fullmatch(r'"([0-9a-f]{64})"', headers.get(_DIGEST_HEADER, ""))
     if digest is None:
         raise FetchError(f"the hub tells no sha256 of {source.url}; give it with --sha256")
-    commit, size = headers.get("X-Repo-Commit", ""), headers.get("X-Linked-Size", "")
+    commit = headers.get("X-Repo-Commit", "")
     if re.fullmatch(r"[0-9a-f]{40}", commit):
         source = Https.of_hub(f"{source.origin.repo}/{source.origin.filename}@{commit}")
-    return source, digest[1], int(size) if size.isascii() and size.isdigit() else None
+    return source, digest[1], whole_number(headers.get("X-Linked-Size", ""))
