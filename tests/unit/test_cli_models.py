@@ -67,7 +67,9 @@ def listed(capsys: Capture, name: str) -> dict[str, object]:
 def test_a_file_goes_in_and_out(home: Path, file: Path, capsys: Capture) -> None:
     run("import", str(file), "--name", "mine", "--license", "MIT")
     path = ModelStore(home).blob_path(DIGEST)
-    assert capsys.readouterr().out == f"mine is in the store and verified: {path}\n"
+    out, err = capsys.readouterr()
+    assert out == f"mine is in the store and verified: {path}\n"
+    assert "Copying the model …" in err.splitlines()
     row = listed(capsys, "mine")
     assert (row["stored"], row["license"], row["description"]) == (True, "MIT", f"file:{file}")
     run("verify")

@@ -15,6 +15,7 @@ import trustme
 from inferd.errors import BootCancelled, FetchError, HashMismatch, StoreError
 from inferd.store import https, sources
 from inferd.store.models import ModelStore
+from inferd.store.partial import read_mark
 from inferd.store.runtime import Lock
 from tests.tiny_model import CONTENT, DIGEST, EVIL, Phases, files, load, tiny
 from tests.tls_server import (
@@ -422,6 +423,17 @@ class TestLaterProcess:
         path.unlink() if mark is None else path.write_bytes(mark)
         pull(store, server.url)
         assert server.ranges == [None]
+
+    def test_what_is_begun_anew_elsewhere_is_not_gone_on_with_here(
+        self, store: ModelStore, server: TlsServer, tmp_path: Path
+    ) -> None:
+        """Whatever happens to the process that begins anew, its data has no mark of the source before."""
+        leave(store, server, CONTENT[:HALF])
+        (tmp_path / "good").write_bytes(CONTENT)
+        marks: list[object] = []
+        phases = Phases(download=lambda: marks.append(read_mark(store.partial_dir(DIGEST))))
+        pull(store, f"file:{tmp_path}/good", progress=phases)
+        assert marks == [None]
 
     @pytest.mark.parametrize("data", [EVIL[:HALF], EVIL, CONTENT + b"x"], ids=["part", "whole", "longer"])
     def test_damage_to_what_was_left_is_no_fault_of_the_server(

@@ -43,6 +43,8 @@ class Progress:
     def phase(self, name: str, details: Mapping[str, Any]) -> None:
         """Shows a step; bytes done and in all, or a fraction, where ``details`` have them."""
         title, note = _TITLES.get(name, name), _note(details)
+        if name == "download" and str(details.get("source_url")).startswith("file:"):
+            title = "Copying the model"
         if not sys.stderr.isatty():
             if (title, note) != (self._title, self._note):
                 click.echo(f"{title}{note} …", err=True)

@@ -120,6 +120,7 @@ class Sink:
     def restart(self) -> None:
         """Forget what has come."""
         with self.writing():
+            (self._partial / "source.json").unlink(missing_ok=True)
             os.ftruncate(self._fd, 0)
         os.lseek(self._fd, 0, os.SEEK_SET)
         self.mark = Mark(url=self.mark.url)

@@ -55,6 +55,7 @@ def remove(store: ModelStore, name: str) -> Removed:
     if not store.manifest_path(name).exists() and not has_part:
         raise StoreError(f"no model {name!r} is in the store at {store.home}; `inferd list` shows which are")
     with _held(store.name_lock(name), f"model {name!r}"):
+        digest = _digest(store, name)  # again: before, somebody could still change it
         if digest is None:
             store.remove_manifest(name)
             return Removed(name, 0)
