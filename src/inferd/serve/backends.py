@@ -13,6 +13,7 @@ import dataclasses
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from inferd import log
@@ -128,7 +129,7 @@ async def _give_memory_back() -> None:
 
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:  # other C libraries give it back by themselves
-        await asyncio.get_running_loop().run_in_executor(None, trim, 0)
+        await in_thread(lambda: trim(0), threading.Event())
 
 
 class _Pace:
@@ -148,8 +149,10 @@ class _Pace:
 
 
 async def in_thread(call: Callable[[], T], cancelled: threading.Event) -> T:
-    """Runs ``call`` in a thread; a cancel sets ``cancelled``, and waits until the thread has heard it."""
-    running = asyncio.get_running_loop().run_in_executor(None, call)
+    """Runs ``call`` in a thread of its own; a cancel sets ``cancelled``, and waits until that was heard."""
+    thread = ThreadPoolExecutor(1, thread_name_prefix="inferd-load")
+    running = asyncio.get_running_loop().run_in_executor(thread, call)
+    thread.shutdown(wait=False)  # it ends with the call; a pool would keep it
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:
