@@ -120,7 +120,11 @@ async def test_one_byte_at_a_time(remote: Start) -> None:
     ended(await answer(remote, script), "end", "Grüße")
 
 
-async def test_images_travel_as_data_urls(remote: Start) -> None:
+@pytest.mark.parametrize("aside_bytes", [3, 4], ids=["large", "small"])
+async def test_images_travel_as_data_urls(
+    remote: Start, monkeypatch: pytest.MonkeyPatch, aside_bytes: int
+) -> None:
+    monkeypatch.setattr(module, "_ASIDE_BYTES", aside_bytes)
     server = remote(says("red"))
     pixel = Media("image", memoryview(b"\xff\0\0"), width=1, height=1)
     async with backend(server) as far:
@@ -170,6 +174,19 @@ async def test_a_cut_behind_the_end_takes_nothing_away(remote: Start) -> None:
         exchange.cut()
 
     ended(await answer(remote, script), "end", "x")
+
+
+async def test_a_stall_behind_the_end_takes_no_time(remote: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    def script(exchange: Exchange) -> None:
+        exchange.head()
+        exchange.chunk(data(delta(content="x")) + data(finish("stop")))
+        exchange.wait_until_left()
+
+    monkeypatch.setattr(module, "_SETTLING_SECS", 0.05)
+    server = remote(script)
+    async with backend(server) as far:
+        ended(await collect(far), "end", "x")
+        await until(server.left.is_set)
 
 
 async def test_comments_keep_a_slow_answer_alive(remote: Start) -> None:
@@ -401,7 +418,7 @@ async def test_more_dimensions_than_there_are(remote: Start) -> None:
 
 
 async def test_many_vectors_are_read_aside(remote: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_DECODE_ASIDE_BYTES", 1)
+    monkeypatch.setattr(module, "_ASIDE_BYTES", 1)
     assert await embed(remote, vectors([0.0, 2.0])) == (array("f", [0.0, 1.0]), 2, 0)
 
 

@@ -50,8 +50,10 @@ T = TypeVar("T")
 
 # An answer with all its vectors; 2,048 of 4,096 numbers are about 180 MB as text.
 _MAX_ANSWER_BYTES = 256 * 1024 * 1024
-# Reading a million numbers takes a tenth of a second.
-_DECODE_ASIDE_BYTES = 256 * 1024
+# Reading a million numbers takes a tenth of a second, and so does making a file of three million pixels.
+_ASIDE_BYTES = 256 * 1024
+# How long the token counts may follow the last word; an answer is whole without them.
+_SETTLING_SECS = 2.0
 _MAX_FLOAT32 = 3.4028234663852886e38
 
 
@@ -139,15 +141,15 @@ class OpenAICompat(Backend):
         return RemoteStream(self._answer(request), self._running)
 
     async def _answer(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
-        if any(not isinstance(message.content, str) for message in request.messages):  # there are images
-            body = await asyncio.to_thread(openai_body.chat, self.model, request)
-        else:
+        if openai_body.image_bytes(request) < _ASIDE_BYTES:
             body = openai_body.chat(self.model, request)
+        else:
+            body = await asyncio.to_thread(openai_body.chat, self.model, request)
         required = request.tool_choice == "required" or bool(request.tool_name)
         answer = Answer(self._upstream.host, tool_required=required)
         try:
             async with aclosing(self._stream(body)) as pieces:
-                async for data in pieces:
+                while (data := await _next(pieces, soon=answer.finished)) is not None:
                     for event in answer.feed(data):
                         yield event
         except msgspec.DecodeError:
@@ -189,7 +191,7 @@ class OpenAICompat(Backend):
             answer = await self._ask("embeddings", body)
         except Unsupported:
             raise EmbedUnsupported(f"{self._upstream.host} does not embed with {self.model!r}") from None
-        if len(answer) < _DECODE_ASIDE_BYTES:
+        if len(answer) < _ASIDE_BYTES:
             return self._embeddings(answer, request)
         return await asyncio.to_thread(self._embeddings, answer, request)
 
@@ -250,6 +252,14 @@ class OpenAICompat(Backend):
         for stream in tuple(self._running):
             await stream.closed()
         await self._upstream.close()
+
+
+async def _next(pieces: AsyncGenerator[str, None], *, soon: bool) -> str | None:
+    """The next piece; ``None`` at the end, or when one that has to come soon does not."""
+    try:
+        return await asyncio.wait_for(anext(pieces), _SETTLING_SECS if soon else None)
+    except (StopAsyncIteration, asyncio.TimeoutError):
+        return None
 
 
 def _is_float32(number: float) -> bool:

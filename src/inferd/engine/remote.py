@@ -266,6 +266,7 @@ class RemoteStream(Stream):
         self._failure: BaseException | None = None
         self._began = time.monotonic()
         self._first: float | None = None
+        self._last = 0.0
         self._pieces = 0
         running.add(self)
         self._task = asyncio.ensure_future(self._read(source))
@@ -287,15 +288,17 @@ class RemoteStream(Stream):
         if isinstance(event, Done):
             return self._measured(event)
         self._pieces += 1
+        self._last = time.monotonic()
         # A call comes when it is whole; with nothing before it there is no telling how fast it was made.
         if self._first is None and not isinstance(event, ToolUse):
-            self._first = time.monotonic()
+            self._first = self._last
         return event
 
     def _measured(self, done: Done) -> Done:
-        now = time.monotonic()
-        first = now if self._first is None else self._first
-        ttft_ms, decode_ms = (first - self._began) * 1e3, (now - first) * 1e3
+        first, last = self._first, self._last
+        if first is None:
+            first = last = time.monotonic()
+        ttft_ms, decode_ms = (first - self._began) * 1e3, (last - first) * 1e3
         tokens = done.usage.completion_tokens
         rate = (tokens - 1) / decode_ms * 1e3 if tokens > 1 and decode_ms > 0 else 0.0
         timings = Timings(ttft_ms, decode_ms, ttft_ms, rate)
