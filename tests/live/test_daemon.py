@@ -221,7 +221,14 @@ def test_passed_sockets_are_served_and_outlive_the_daemon(daemon: Start, short_d
             sock.listen()
         with Wire(paths["v1"]) as early, Wire(paths["admin"]) as admin:  # before there is a daemon
             early.send(ASK)
-            process = daemon(passed=passed)
+            process = daemon(mock={"hold": "ready"}, passed=passed)
+            while admin.frame()["status"] != "capabilities":
+                pass
+            early.sock.settimeout(0.2)
+            with pytest.raises(TimeoutError):
+                early.line()
+            early.sock.settimeout(30)
+            process.release()
             while admin.frame()["status"] != "ready":
                 pass
             assert early.line() + early.line() == TOKEN + DONE

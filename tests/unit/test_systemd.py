@@ -149,8 +149,9 @@ def test_a_socket_without_such_a_name_is_known_by_its_address(short_dir: Path, p
 
 
 def test_what_is_meant_for_another_process_is_left_alone(short_dir: Path, passing: Passing) -> None:
-    passing.pass_on("v1", pid=1)
+    passing.pass_on("v1", unix(short_dir / "a"), pid=1)
     assert systemd.passed_sockets(ADDRESSES, has_key=False) == {}
+    os.close(systemd.FIRST_FD)
 
 
 def test_what_fits_no_surface_is_refused_and_closed(short_dir: Path, passing: Passing) -> None:
