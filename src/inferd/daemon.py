@@ -235,6 +235,7 @@ class Daemon:
             self._settings = settings
             self._activity.level = log.parse_level(settings.log_level)
             self._admin_places.limit = settings.max_connections
+            _raise_descriptor_limit(settings.max_connections)
             self._front.follow(settings, backends)
             self._watch_idleness()
             self._board.forget_capabilities()

@@ -1,4 +1,4 @@
-"""Clients that trickle, idle, flood or vanish, over a real socket, on both event loops."""
+"""Clients that trickle, idle, flood or vanish, over a real socket."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from inferd.serve.blocks import BlockSurface
 from inferd.serve.listener import Places
 from tests.in_process import DONE, TOKEN, Gate, ask, serving, until
 
-pytestmark = pytest.mark.both_loops
+both_loops = pytest.mark.both_loops
 NOTE = {"kind": "text", "id": "t", "size": 9}
 BLOCKS = [{"role": "user", "content": [{"type": "text", "attachment_id": "t"}]}]
 
@@ -30,6 +30,7 @@ def path(short_dir: Path) -> Path:
 # Trickling.
 
 
+@both_loops
 @pytest.mark.parametrize("address", ["unix", "tcp"])
 async def test_who_does_not_end_a_line_is_dropped(
     path: Path, monkeypatch: pytest.MonkeyPatch, address: str
@@ -47,6 +48,7 @@ async def test_who_does_not_end_a_line_is_dropped(
         assert server.places.taken == 0
 
 
+@both_loops
 async def test_who_does_not_send_all_bytes_behind_a_line_is_dropped(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,6 +98,7 @@ async def test_silence_between_requests_is_none_of_it(path: Path, monkeypatch: p
 # Idling.
 
 
+@both_loops
 async def test_who_idles_is_closed(path: Path) -> None:
     async with serving(path, idle_timeout_secs=0.2) as server:
         client = await server.connect()
@@ -118,6 +121,7 @@ async def test_a_request_that_runs_is_not_idle(path: Path) -> None:
 # Flooding.
 
 
+@both_loops
 async def test_one_user_cannot_take_every_place(path: Path) -> None:
     async with serving(path, max_connections_per_uid=2) as server:
         clients = [await server.connect() for _ in range(2)]
@@ -164,6 +168,7 @@ async def test_a_flood_does_not_fill_the_log(
 # Vanishing.
 
 
+@both_loops
 async def test_a_tcp_peer_that_is_silent_is_asked_whether_it_is_there() -> None:
     async with serving("127.0.0.1:0") as server:
         await server.connect()
@@ -178,6 +183,7 @@ async def test_a_tcp_peer_that_is_silent_is_asked_whether_it_is_there() -> None:
         assert sum((options["TCP_KEEPIDLE"], options["TCP_KEEPINTVL"] * options["TCP_KEEPCNT"])) <= 120
 
 
+@both_loops
 async def test_nothing_is_left_of_many_bad_clients(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "PIECE_SECS", 0.1)
     async with serving(path, max_connections=50, idle_timeout_secs=0.1) as server:
