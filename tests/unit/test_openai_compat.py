@@ -15,6 +15,7 @@ import pytest
 from inferd.config.entries import OpenAICompatEntry
 from inferd.config.kinds import Secret
 from inferd.engine import openai_compat as module
+from inferd.engine import pictures
 from inferd.engine.backend import (
     Done,
     EmbedRequest,
@@ -120,11 +121,11 @@ async def test_one_byte_at_a_time(remote: Start) -> None:
     ended(await answer(remote, script), "end", "Grüße")
 
 
-@pytest.mark.parametrize("aside_bytes", [3, 4], ids=["large", "small"])
+@pytest.mark.parametrize("large_bytes", [3, 4], ids=["large", "small"])
 async def test_images_travel_as_data_urls(
-    remote: Start, monkeypatch: pytest.MonkeyPatch, aside_bytes: int
+    remote: Start, monkeypatch: pytest.MonkeyPatch, large_bytes: int
 ) -> None:
-    monkeypatch.setattr(module, "_ASIDE_BYTES", aside_bytes)
+    monkeypatch.setattr(pictures, "_LARGE_BYTES", large_bytes)
     server = remote(says("red"))
     pixel = Media("image", memoryview(b"\xff\0\0"), width=1, height=1)
     async with backend(server) as far:

@@ -16,6 +16,7 @@ from urllib.parse import quote
 import msgspec
 
 from inferd.config.entries import BedrockEntry
+from inferd.engine import pictures
 from inferd.engine.anthropic_answer import Answer, fault
 from inferd.engine.anthropic_body import request_body
 from inferd.engine.backend import (
@@ -79,10 +80,10 @@ class Bedrock(Backend):
             raise NotReady
         if request.max_tokens == 0:
             return Finished(Done("length", Usage(0, 0)))
-        if all(isinstance(message.content, str) for message in request.messages):
-            body = request_body(request)
-        else:
+        if pictures.are_large(request.messages):
             body = await asyncio.to_thread(request_body, request)
+        else:
+            body = request_body(request)
         return RemoteStream(self._answer(self._upstream, request, body), self._streams)
 
     async def _answer(

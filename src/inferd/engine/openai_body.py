@@ -17,12 +17,6 @@ from inferd.engine.pictures import as_base64
 _TEXT_MAX_TOKENS = 1000
 
 
-def image_bytes(request: GenerateRequest) -> int:
-    """The size of the images of a request, which decides how long :func:`chat` takes."""
-    contents = (message.content for message in request.messages if not isinstance(message.content, str))
-    return sum(len(part.data) for content in contents for part in content if isinstance(part, Media))
-
-
 def chat(model: str, request: GenerateRequest) -> bytes:
     """The body of the request to the server."""
     body: dict[str, Any] = {

@@ -17,7 +17,7 @@ import msgspec
 import orjson
 
 from inferd.config.entries import OpenAICompatEntry
-from inferd.engine import openai_body, sse
+from inferd.engine import openai_body, pictures, sse
 from inferd.engine.backend import (
     Accelerator,
     Backend,
@@ -50,7 +50,7 @@ T = TypeVar("T")
 
 # An answer with all its vectors; 2,048 of 4,096 numbers are about 180 MB as text.
 _MAX_ANSWER_BYTES = 256 * 1024 * 1024
-# Reading a million numbers takes a tenth of a second, and so does making a file of three million pixels.
+# Reading a million numbers takes a tenth of a second.
 _ASIDE_BYTES = 256 * 1024
 # How long the token counts may follow the last word; an answer is whole without them.
 _SETTLING_SECS = 2.0
@@ -141,10 +141,10 @@ class OpenAICompat(Backend):
         return RemoteStream(self._answer(request), self._running)
 
     async def _answer(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
-        if openai_body.image_bytes(request) < _ASIDE_BYTES:
-            body = openai_body.chat(self.model, request)
-        else:
+        if pictures.are_large(request.messages):
             body = await asyncio.to_thread(openai_body.chat, self.model, request)
+        else:
+            body = openai_body.chat(self.model, request)
         required = request.tool_choice == "required" or bool(request.tool_name)
         answer = Answer(self._upstream.host, tool_required=required)
         try:

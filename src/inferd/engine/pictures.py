@@ -1,15 +1,25 @@
 """Images as files, for a far end that takes no raw pixels.
 
-What came as a file is passed on as it is: whether it can be read is for the far end to say. Making a file of
-pixels takes tens of milliseconds for a megapixel, and belongs off the event loop.
+What came as a file is passed on as it is: whether it can be read is for the far end to say.
 """
 
 from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Iterable
 
-from inferd.engine.backend import Media
+from inferd.engine.backend import Media, Message
+
+# Making a file of pixels takes tens of milliseconds for a megapixel.
+_LARGE_BYTES = 256 * 1024
+
+
+def are_large(messages: Iterable[Message]) -> bool:
+    """Whether the images of a conversation take so long that they belong off the event loop."""
+    contents = (message.content for message in messages if not isinstance(message.content, str))
+    images = (part for content in contents for part in content if isinstance(part, Media))
+    return sum(len(image.data) for image in images) >= _LARGE_BYTES
 
 
 def as_base64(image: Media) -> tuple[str, str]:
