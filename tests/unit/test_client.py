@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -161,9 +162,12 @@ def test_what_is_no_response_is_a_protocol_error(
     sent: bytes, peer: Callable[[Script], Peer], clients: Clients
 ) -> None:
     server = peer(lambda connection, line: connection.sendall(sent))
-    with clients.client(server.path) as client, pytest.raises(errors.ProtocolError):
-        next(client.generate("Hi"))
-    assert server.closed_by_client.wait(10)
+    with clients.client(server.path) as client:
+        answer = client.generate("Hi")
+        with pytest.raises(errors.ProtocolError):
+            next(answer)
+        assert server.closed_by_client.wait(10)
+        assert list(answer) == []
 
 
 def test_a_response_is_read_to_its_limit_and_no_further(
@@ -303,6 +307,21 @@ def test_connecting_has_a_limit_of_its_own(short_dir: Path, clients: Clients) ->
         ahead.connect(str(short_dir / "busy"))
         with pytest.raises(errors.DaemonUnreachable, match="no daemon answers"):
             clients.client(short_dir / "busy").connect(timeout=0.05)
+        with pytest.raises(errors.DaemonUnreachable, match="no daemon answers"):
+            clients.dial(short_dir / "busy", limit_secs=0.05, sleep=time.sleep)
+
+
+def test_a_name_with_several_addresses_is_tried_at_each(
+    monkeypatch: pytest.MonkeyPatch, clients: Clients
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        closed = gone.getsockname()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", at) for at in (closed, listener.getsockname())]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **options: found)
+        with clients.client("tcp://two-addresses:1") as client:
+            client.connect(timeout=10)
+        listener.accept()[0].close()
 
 
 class Clock:

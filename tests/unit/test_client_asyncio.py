@@ -63,6 +63,24 @@ async def test_another_task_can_close_a_reply_that_is_being_read(peer: Start) ->
             await answer.result()
 
 
+async def test_a_reply_that_is_closed_while_it_connects_is_not_started(short_dir: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as busy, socket.socket(socket.AF_UNIX) as ahead:
+        busy.bind(str(short_dir / "busy"))
+        busy.listen(0)
+        ahead.connect(str(short_dir / "busy"))
+        answer = AsyncClient(short_dir / "busy").generate("Hi")
+        entering = asyncio.create_task(answer.__aenter__())
+        await asyncio.sleep(0)
+        await answer.aclose()
+        busy.accept()[0].close()
+        with pytest.raises(errors.ConnectionLost, match="closed before it was complete"):
+            await entering
+        busy.setblocking(True)
+        connection = busy.accept()[0]
+        with connection, connection.makefile("rb") as reader:
+            reader.read()
+
+
 async def test_two_tasks_cannot_read_one_reply(peer: Start) -> None:
     server = peer(frames(token("a")))
     async with AsyncClient(server.path) as client, client.generate("Hi") as answer:
@@ -106,13 +124,6 @@ async def test_connecting_waits_until_the_daemon_takes_more(short_dir: Path) -> 
         await connecting
         await client.aclose()
         ahead[0].close()
-
-
-async def test_a_name_with_several_addresses_is_tried_at_each() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        client = AsyncClient(f"tcp://localhost:{listener.getsockname()[1]}")
-        await client.connect(timeout=10)
-        await client.aclose()
 
 
 def test_a_client_outlives_its_event_loop(peer: Start) -> None:

@@ -1,0 +1,172 @@
+"""Mixed load on a daemon with a real model, for a time: ``python -m bench.soak --model FILE --minutes 30``.
+
+Guests of all kinds visit it side by side while its configuration is changed under them. Afterwards every
+request must have had its terminal frame, and the daemon must hold what it held before: memory, descriptors,
+threads, tasks, backends, and the whole context for as many requests as run at once. Exit status 1 when not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bench.soak.loads import VISITS, Guest, Visit
+from bench.soak.served import ACTIVE_PERMITS, N_CTX, Served
+from inferd import RequestFailed
+
+GUESTS = 8
+RELOAD_EVERY_SECS = 5.0
+LOOK_EVERY_SECS = 10.0
+MEMORY_SLACK_MIB = 16.0
+MOST_FINDINGS = 20
+POOL_THREADS = min(32, (os.cpu_count() or 1) + 4)
+"""The event loop's pool grows up to this and keeps what it has."""
+
+
+class Soak:
+    """One run. ``findings`` says what went wrong, ``outcomes`` what came of the visits."""
+
+    def __init__(self, model: Path, seed: int) -> None:
+        self.served = Served(model)
+        self.findings: list[str] = []
+        self.outcomes: Counter[tuple[str, str]] = Counter()
+        self._chance = random.Random(seed)
+
+    async def run(self, seconds: float, show: Callable[[str], None]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The inventories before and after."""
+        await self.served.ready()
+        guest = self._guest()
+        for visit in dict.fromkeys(VISITS):
+            await self._visit(guest, visit)
+        for _ in range(6):
+            await self._reload()
+        before = await self._at_rest(guest)
+        end = time.monotonic() + seconds
+        await asyncio.gather(
+            *(self._keep_visiting(end) for _ in range(GUESTS)),
+            self._keep_reloading(end),
+            self._keep_looking(end, show),
+        )
+        await self.served.reset()
+        after = await self._at_rest(guest)
+        await guest.client.aclose()
+        self._compare(before, after)
+        return before, after
+
+    def _guest(self) -> Guest:
+        return Guest(self.served.runtime, random.Random(self._chance.random()))
+
+    async def _keep_visiting(self, end: float) -> None:
+        guest = self._guest()
+        while time.monotonic() < end:
+            await self._visit(guest, guest.chance.choice(VISITS))
+        await guest.client.aclose()
+
+    async def _keep_reloading(self, end: float) -> None:
+        while time.monotonic() < end:
+            await asyncio.sleep(min(RELOAD_EVERY_SECS, max(end - time.monotonic(), 0)))
+            await self._reload()
+
+    async def _keep_looking(self, end: float, show: Callable[[str], None]) -> None:
+        start = time.monotonic()
+        while time.monotonic() + LOOK_EVERY_SECS < end:
+            await asyncio.sleep(LOOK_EVERY_SECS)
+            visits, memory = self.outcomes.total(), self.served.memory()["resident MiB"]
+            show(f"after {time.monotonic() - start:.0f} s: {visits} visits, {memory} MiB resident")
+
+    async def _reload(self) -> None:
+        self.outcomes["reload", await self.served.reload()] += 1
+
+    async def _visit(self, guest: Guest, visit: Visit) -> None:
+        name = visit.__name__
+        try:
+            self.outcomes[name, await visit(guest)] += 1
+        except Exception as error:
+            if isinstance(error, RequestFailed) and error.wire_code == "queue_full":
+                self.outcomes[name, "queue_full"] += 1
+            else:
+                self.outcomes[name, "FAILED"] += 1
+                self.findings.append(f"{name}: {type(error).__name__}: {error}")
+
+    async def _at_rest(self, guest: Guest) -> dict[str, Any]:
+        """The inventory when nothing runs and nobody is connected, and all of the context is free."""
+        await self._fill(guest)
+        await guest.client.aclose()
+        while True:
+            state = await guest.client.status()
+            open_ = sum(surface["connections_open"] for surface in state.metrics["surfaces"].values())
+            if not (state.running or state.waiting or open_):
+                return await self.served.inventory()
+            await asyncio.sleep(0.05)
+
+    async def _fill(self, guest: Guest) -> None:
+        """As many answers at once as there is room for, each to the end of its context."""
+        prompt = "word " * (N_CTX // 2)
+        asked = [
+            guest.client.generate(prompt, max_tokens=N_CTX, grammar='root ::= "a" root')
+            for _ in range(ACTIVE_PERMITS)
+        ]
+        for done in await asyncio.gather(*(answer.result() for answer in asked)):
+            used = done.prompt_tokens + done.completion_tokens
+            if done.stop_reason != "length" or used < N_CTX - 1:
+                self.findings.append(f"only {used} of {N_CTX} tokens of context were free")
+
+    def _compare(self, before: dict[str, Any], after: dict[str, Any]) -> None:
+        for name in ("tasks", "backends", "streams"):
+            if after[name] > before[name]:
+                self.findings.append(f"{name}: {before[name]} before, {after[name]} after")
+        for name, allowed in (("threads", POOL_THREADS), ("descriptors", 0)):
+            more = Counter(after[name]) - Counter(before[name])
+            if more.total() > allowed:
+                self.findings.append(f"{name} left: {dict(more)}")
+        for name in ("resident MiB", "anonymous MiB"):
+            if after[name] > before[name] + MEMORY_SLACK_MIB:
+                self.findings.append(f"{name}: {before[name]} before, {after[name]} after")
+
+
+async def soak(model: Path, seconds: float, seed: int, show: Callable[[str], None] = print) -> list[str]:
+    """Runs it, shows what came of it line by line, and returns the findings."""
+    run = Soak(model, seed)
+    try:
+        before, after = await run.run(seconds, show)
+    except BaseException:
+        show(run.served.output())
+        raise
+    finally:
+        code = run.served.stop()
+        if code:
+            run.findings.append(f"the daemon ended with {code}: {run.served.output()}")
+        run.served.clean()
+    for (name, outcome), count in sorted(run.outcomes.items()):
+        show(f"{name:14} {outcome:20} {count}")
+    for name, value in after.items():
+        start, end = (len(each) if isinstance(each, list) else each for each in (before[name], value))
+        show(f"{name}: {start} before, {end} after")
+    return run.findings
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, required=True, help="a GGUF file that makes text")
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--seed", type=int, default=0)
+    chosen = parser.parse_args()
+    findings = asyncio.run(soak(chosen.model.resolve(), chosen.minutes * 60, chosen.seed))
+    for finding in findings[:MOST_FINDINGS]:
+        print(f"FOUND {finding}", file=sys.stderr)
+    print(f"{len(findings)} findings")
+    return 1 if findings else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""The daemon under load: ``inferd serve``, which on SIGUSR1 also tells what no client can see.
+
+``python -m bench.soak.daemon REPORT``: the report is a file of JSON, written anew for each signal, with the
+tasks of the event loop, and the backends and their streams that the process still holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+from inferd import cli
+from inferd.engine.backend import Backend, Stream
+
+
+def inventory() -> dict[str, int]:
+    gc.collect()
+    found = gc.get_objects()
+    return {
+        "tasks": len(asyncio.all_tasks()),
+        "backends": sum(isinstance(each, Backend) for each in found),
+        "streams": sum(isinstance(each, Stream) for each in found),
+    }
+
+
+def main() -> int:
+    report = Path(sys.argv[1])
+
+    def tell(number: int, frame: FrameType | None) -> None:
+        written = report.with_suffix(".new")
+        written.write_text(json.dumps(inventory()))
+        written.replace(report)
+
+    signal.signal(signal.SIGUSR1, tell)
+
+    return cli.main(["serve"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""The daemon of a soak: its configurations, its reloads, and what it holds."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from inferd import AsyncAdminClient, InferdError
+
+ROOT = Path(__file__).resolve().parents[2]
+N_CTX = 512
+ACTIVE_PERMITS = 4
+QUEUE_DEPTH = 16
+IDLE_SECS = 5
+PATIENCE_SECS = 300.0
+
+
+def config(model: Path, n_batch: int, queue_depth: int, log_level: str) -> str:
+    """A configuration; another ``n_batch`` makes another model of the same file, which takes a moment."""
+    text = {"kind": "llamacpp", "name": f"text-{n_batch}", "model_path": str(model), "n_ctx": N_CTX}
+    return json.dumps(
+        {
+            "backends": [text, {"kind": "mock", "name": "vectors", "embed": True}],
+            "engine": {"active_permits": ACTIVE_PERMITS, "queue_depth": queue_depth, "n_batch": n_batch},
+            "limits": {"idle_timeout_secs": IDLE_SECS},
+            "log_level": log_level,
+        }
+    )
+
+
+class Served:
+    """A running daemon in a home of its own."""
+
+    def __init__(self, model: Path) -> None:
+        self.home = Path(tempfile.mkdtemp(prefix="ifd-", dir="/tmp"))
+        self.runtime = self.home / "inferd"
+        self._report = self.home / "report.json"
+        self._config = self.home / "config.json"
+        self._output = (self.home / "output").open("w+")
+        loud, quiet = config(model, 512, QUEUE_DEPTH, "info"), config(model, 512, QUEUE_DEPTH - 2, "debug")
+        other = config(model, 256, QUEUE_DEPTH, "info")
+        broken, missing = loud[:-1], config(self.home / "none.gguf", 128, QUEUE_DEPTH, "info")
+        self._first = loud
+        self._turns = (quiet, loud, broken, other, missing, loud)
+        self._reloads = 0
+        self._config.write_text(loud)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "bench.soak.daemon", self._report],
+            cwd=ROOT,
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(sys.path),
+                "HOME": str(self.home),
+                "XDG_RUNTIME_DIR": str(self.home),
+                "INFERD_CONFIG": str(self._config),
+                "INFERD_EMBED": "true",
+                "INFERD_RERANK": "true",
+            },
+            stdout=self._output,
+            stderr=self._output,
+        )
+
+    async def ready(self) -> None:
+        """Raises RuntimeError when it does not become ready."""
+        await until(lambda: (self.runtime / "admin.sock").exists() or self.process.poll() is not None)
+        try:
+            async with AsyncAdminClient(self.runtime / "admin.sock", PATIENCE_SECS) as admin:
+                await admin.wait_ready()
+        except InferdError as error:
+            raise RuntimeError(f"the daemon did not start: {error}\n{self.output()}") from None
+
+    async def reload(self) -> str:
+        """The next of a round of configurations, some of which cannot be used; what came of it."""
+        text = self._turns[self._reloads % len(self._turns)]
+        self._reloads += 1
+        return await self._take_on(text)
+
+    async def reset(self) -> None:
+        """Back to the first configuration."""
+        await self._take_on(self._first)
+
+    async def _take_on(self, text: str) -> str:
+        async with AsyncAdminClient(self.runtime / "admin.sock", PATIENCE_SECS) as admin:
+            await admin.wait_ready()
+            self._config.write_text(text)
+            self.process.send_signal(signal.SIGHUP)
+            told = []
+            while not told or told[-1] != "ready":
+                told.append((await admin.event())["status"])
+        return "refused" if "reload_failed" in told else "reloaded"
+
+    def output(self) -> str:
+        self._output.flush()
+        return (self.home / "output").read_text(errors="replace")[-4000:]
+
+    async def inventory(self) -> dict[str, Any]:
+        """What the process holds, once it is idle; memory in MiB."""
+        self._report.unlink(missing_ok=True)
+        self.process.send_signal(signal.SIGUSR1)
+        await until(self._report.exists)
+        proc = Path(f"/proc/{self.process.pid}")
+        descriptors = [_target(fd) for fd in (proc / "fd").iterdir()]
+        return {
+            **json.loads(self._report.read_text()),
+            "threads": sorted((task / "comm").read_text().strip() for task in (proc / "task").iterdir()),
+            "descriptors": sorted(name for name in descriptors if name),
+            **self.memory(),
+        }
+
+    def memory(self) -> dict[str, float]:
+        """Resident memory, and what of it is not backed by a file, as mapped weights are."""
+        names = {"VmRSS:": "resident MiB", "RssAnon:": "anonymous MiB"}
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        lines = [line.split() for line in status.splitlines()]
+        return {names[line[0]]: round(int(line[1]) / 1024, 1) for line in lines if line[0] in names}
+
+    def stop(self) -> int:
+        """The exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        code = self.process.wait(PATIENCE_SECS)
+        self._output.close()
+        return code
+
+    def clean(self) -> None:
+        shutil.rmtree(self.home)
+
+
+def _target(fd: Path) -> str:
+    """What a descriptor is; sockets and pipes without their numbers."""
+    try:
+        return str(fd.readlink()).partition(":[")[0]
+    except FileNotFoundError:
+        return ""
+
+
+async def until(condition: Any) -> None:
+    deadline = time.monotonic() + PATIENCE_SECS
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError("the daemon did not come to rest")
+        await asyncio.sleep(0.01)
