@@ -332,7 +332,7 @@ async def test_without_a_budget_nobody_is_asked() -> None:
     assert server.exchanges == []
 
 
-async def test_pixels_are_encoded_off_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_many_pixels_are_encoded_off_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     here = threading.get_ident()
     there: list[int] = []
 
@@ -341,7 +341,7 @@ async def test_pixels_are_encoded_off_the_event_loop(monkeypatch: pytest.MonkeyP
         return "image/png", "iVBO"
 
     monkeypatch.setattr("inferd.engine.anthropic_body.as_base64", encode)
-    picture = Media("image", b"\0\0\0", width=1, height=1)
+    picture = Media("image", bytes(3 << 20), width=1024, height=1024)
     async with serving(says("nice")) as (backend, server):
         await events(backend, GenerateRequest(messages=(Message("user", (picture,)),)))
     assert len(there) == 1
