@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from inferd.client import AdminClient
 from tests.daemon_process import DaemonProcess, Wire, until
 
 Start = Callable[..., DaemonProcess]
@@ -321,6 +322,23 @@ def test_a_reload_that_takes_long_is_given_up_for_a_newer_one(daemon: Start, con
         assert [frame["status"] for frame in reload(process, admin)] == ["ready"]
         assert [admin.frame()["status"] for _ in range(3)] == ["restarting", "capabilities", "ready"]
     ask(process)
+    assert served_by(process, 1) == ["old"]
+
+
+def test_who_waits_for_the_daemon_does_not_wait_for_its_reload(daemon: Start, config: Config) -> None:
+    config.write("old")
+    process = daemon(mock={"hold": "build"}, config=config.path)
+    with process.subscribe() as admin:
+        process.release()
+        while admin.frame()["status"] != "ready":
+            pass
+        config.write("slow")
+        process.signal(signal.SIGHUP)
+        while admin.frame().get("phase") != "checking_local":
+            pass
+        with AdminClient(process.admin, timeout=20) as waiting:
+            waiting.wait_ready()
+        ask(process)
     assert served_by(process, 1) == ["old"]
 
 

@@ -85,10 +85,13 @@ class Opening:
 
 
 def is_ready(frame: Frame) -> bool:
-    """Raises BootFailed with the daemon's own words."""
+    """Whether the daemon serves, as it does while it takes on another configuration.
+
+    Raises BootFailed with the daemon's own words.
+    """
     if frame["status"] == "failed":
         raise BootFailed(str(frame.get("message", "the daemon could not start")))
-    return bool(frame["status"] == "ready")
+    return frame["status"] in ("ready", "restarting")
 
 
 class AdminClient:
