@@ -156,7 +156,7 @@ async def test_a_response_that_does_not_end_holds_no_answer(remote: Start) -> No
         exchange.wait_until_left()
 
     server = remote(script)
-    async with backend(server) as far:
+    async with backend(server, timeout_secs=1000.0) as far:
         ended(await collect(far), "end", "x")
         await until(server.left.is_set)
 
@@ -185,7 +185,7 @@ async def test_a_stall_behind_the_end_takes_no_time(remote: Start, monkeypatch: 
 
     monkeypatch.setattr(module, "_SETTLING_SECS", 0.05)
     server = remote(script)
-    async with backend(server) as far:
+    async with backend(server, timeout_secs=1000.0) as far:
         ended(await collect(far), "end", "x")
         await until(server.left.is_set)
 
