@@ -18,7 +18,8 @@ from types import SimpleNamespace
 import pytest
 
 from inferd import cli
-from inferd.cli import check_models, doctor
+from inferd.cli import check_models, check_places, doctor
+from inferd.config import sources
 from inferd.store.runtime import Lock
 
 
@@ -204,6 +205,35 @@ def test_doctor_on_sockets_that_listen(quick_doctor: Path, capsys: pytest.Captur
             listening.accept()
         with Lock.acquire(quick_doctor / "inferd" / "inferd.lock"):
             assert findings(capsys, 1)["inference socket"]["detail"].endswith(" answers")
+
+
+def test_doctor_on_the_daemon_of_another_user(quick_doctor: Path) -> None:
+    if os.getuid() != 0:
+        pytest.skip("only root can become somebody else")
+    runtime = quick_doctor / "inferd"
+    runtime.mkdir(mode=0o755)
+    quick_doctor.chmod(0o755)
+    settings = sources.read({}).settings
+    list(check_places.sockets(settings))  # loads what nobody may not be able to read
+    reading, writing = os.pipe()
+    with Lock.acquire(runtime / "inferd.lock"), socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(runtime / "infer.sock"))
+        (runtime / "infer.sock").chmod(0o660)
+        listening.listen()
+        child = os.fork()
+        if child == 0:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+            found = [*check_places.runtime_directory(settings), *check_places.sockets(settings)]
+            os.write(writing, json.dumps({finding.name: finding.detail for finding in found}).encode())
+            os._exit(0)
+        os.waitpid(child, 0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as report:
+        details = json.loads(report.read())
+    assert "may not be opened by this user" in details["inference socket"]
+    assert "cannot be written" in details["runtime directory"]
 
 
 def test_doctor_on_a_path_that_is_too_long(

@@ -94,8 +94,8 @@ def _sockets(settings: Settings) -> Iterator[tuple[str, str | None, Path | None]
 
 
 def sockets(settings: Settings) -> Findings:
-    running = False
-    with suppress(InferdError):  # of which :func:`lock` will tell
+    running = True
+    with suppress(InferdError, OSError):  # of which :func:`lock` will tell
         running = is_held(settings.lock)
     for name, tcp, path in _sockets(settings):
         if path is not None:

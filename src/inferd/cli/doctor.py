@@ -91,7 +91,8 @@ def examine() -> Findings:
         try:
             yield from check(settings)
         except InferdError as error:
-            yield Finding(name, "fail", str(error))
+            advice = "" if ";" in str(error) else "check its owner and permissions"
+            yield Finding(name, "fail", str(error), advice)
         except OSError as error:
             yield Finding(
                 name, "fail", f"{error.filename}: {error.strerror}", "check its owner and permissions"
