@@ -14,8 +14,8 @@ import pytest
 
 from inferd.config.entries import OpenAICompatEntry
 from inferd.config.kinds import Secret
+from inferd.engine import openai_body, pictures
 from inferd.engine import openai_compat as module
-from inferd.engine import pictures
 from inferd.engine.backend import (
     Done,
     EmbedRequest,
@@ -121,17 +121,26 @@ async def test_one_byte_at_a_time(remote: Start) -> None:
     ended(await answer(remote, script), "end", "Grüße")
 
 
-@pytest.mark.parametrize("large_bytes", [3, 4], ids=["large", "small"])
+@pytest.mark.parametrize("large", [True, False])
 async def test_images_travel_as_data_urls(
-    remote: Start, monkeypatch: pytest.MonkeyPatch, large_bytes: int
+    remote: Start, monkeypatch: pytest.MonkeyPatch, large: bool
 ) -> None:
-    monkeypatch.setattr(pictures, "_LARGE_BYTES", large_bytes)
+    """Large ones are made off the event loop."""
+    threads = set()
+
+    def encode(image: Media) -> tuple[str, str]:
+        threads.add(threading.get_ident())
+        return pictures.as_base64(image)
+
+    monkeypatch.setattr(pictures, "_LARGE_BYTES", 3 if large else 4)
+    monkeypatch.setattr(openai_body, "as_base64", encode)
     server = remote(says("red"))
     pixel = Media("image", memoryview(b"\xff\0\0"), width=1, height=1)
     async with backend(server) as far:
         ended(await collect(far, messages=(Message("user", ("what", pixel)),)), "end", "red")
     image = server.requests[0].json["messages"][0]["content"][1]
     assert image["image_url"]["url"].startswith("data:image/png;base64,")
+    assert (threads != {threading.get_ident()}) is large
 
 
 async def test_no_token_needs_no_server(remote: Start) -> None:
@@ -149,7 +158,11 @@ async def test_a_connection_is_kept_for_the_next_request(remote: Start) -> None:
     assert (len(server.requests), server.accepted) == (3, 1)
 
 
-async def test_a_response_that_does_not_end_holds_no_answer(remote: Start) -> None:
+async def test_a_response_that_does_not_end_holds_no_answer(
+    remote: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_SETTLING_SECS", 1000.0)
+
     def script(exchange: Exchange) -> None:
         exchange.head()
         exchange.chunk(data(delta(content="x")) + data(finish("stop")) + DONE)

@@ -347,8 +347,9 @@ async def test_events_come_with_their_times() -> None:
     assert times.decode_ms >= 0
 
 
-async def test_a_call_alone_says_nothing_of_the_speed() -> None:
-    source = Source(ToolUse(ToolCall("c", "f", "{}")), Done("tool_use", Usage(2, 30)))
+async def test_calls_alone_say_nothing_of_the_speed() -> None:
+    calls = [ToolUse(ToolCall(name, "f", "{}")) for name in "ab"]
+    source = Source(*calls, Done("tool_use", Usage(2, 30)))
     *_, done = await source.rest()
     assert isinstance(done, Done)
     assert done.timings is not None
