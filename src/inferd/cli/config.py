@@ -15,7 +15,7 @@ from typing import Any
 import click
 import msgspec
 
-from inferd.cli.options import KindType
+from inferd.cli.kind_type import KindType
 from inferd.config import sources
 from inferd.config.entries import BackendEntry
 from inferd.config.kinds import FilePath, Name, Secret

@@ -17,7 +17,7 @@ import click
 
 from inferd import __version__
 from inferd.cli import run_command
-from inferd.cli.options import KindType
+from inferd.cli.kind_type import KindType
 from inferd.client import AdminClient, Snapshot
 from inferd.client.admin import Frame
 from inferd.config import sources

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
@@ -13,33 +13,10 @@ from inferd.cli import inputs
 from inferd.client import Client
 from inferd.client.address import Surface
 from inferd.config import sources
-from inferd.config.kinds import Kind
 from inferd.config.settings import Settings
 from inferd.errors import UsageError
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-if TYPE_CHECKING:
-    ParamType = click.ParamType[Any]
-else:
-    ParamType = click.ParamType  # generic only in newer releases of click
-
-
-class KindType(ParamType):
-    """A kind of the option table as the type of a click option."""
-
-    def __init__(self, kind: Kind) -> None:
-        self.kind = kind
-        self.name = kind.metavar
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not isinstance(value, str):
-            return value
-        try:
-            return self.kind.parse(value)
-        except ValueError as reason:
-            self.fail(f"it must be {reason}", param, ctx)
 
 
 @dataclass(frozen=True, slots=True)

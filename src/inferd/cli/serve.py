@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from inferd import __version__
-from inferd.cli.options import KindType
+from inferd.cli.kind_type import KindType
 from inferd.config import sources
 from inferd.config.kinds import Boolean, FilePath
 from inferd.config.option import Option

@@ -1,0 +1,30 @@
+"""The kinds of the option table as types of click's options; loads no client, for the sake of ``serve``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from inferd.config.kinds import Kind
+
+if TYPE_CHECKING:
+    ParamType = click.ParamType[Any]
+else:
+    ParamType = click.ParamType  # generic only in newer releases of click
+
+
+class KindType(ParamType):
+    """A kind of the option table as the type of a click option."""
+
+    def __init__(self, kind: Kind) -> None:
+        self.kind = kind
+        self.name = kind.metavar
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return self.kind.parse(value)
+        except ValueError as reason:
+            self.fail(f"it must be {reason}", param, ctx)
