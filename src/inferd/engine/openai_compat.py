@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, TypeVar
 
+import anyio
 import msgspec
 import orjson
 
@@ -256,10 +257,9 @@ class OpenAICompat(Backend):
 
 async def _next(pieces: AsyncGenerator[str, None], *, soon: bool) -> str | None:
     """The next piece; ``None`` at the end, or when one that has to come soon does not."""
-    try:
-        return await asyncio.wait_for(anext(pieces), _SETTLING_SECS if soon else None)
-    except (StopAsyncIteration, asyncio.TimeoutError):
-        return None
+    with anyio.move_on_after(_SETTLING_SECS if soon else None):
+        return await anext(pieces, None)
+    return None
 
 
 def _is_float32(number: float) -> bool:

@@ -23,6 +23,7 @@ from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+import anyio
 import httpx
 import orjson
 import truststore
@@ -134,16 +135,12 @@ class Upstream:
 
     async def _refusal(self, response: httpx.Response) -> InferdError:
         body = bytearray()
-
-        async def read() -> None:
-            async for chunk in response.aiter_raw():
-                body.extend(chunk)
-                if len(body) > _MAX_ERROR_BYTES:
-                    return
-
         # The status says enough when the explanation does not come.
-        with suppress(asyncio.TimeoutError, httpx.HTTPError):
-            await asyncio.wait_for(read(), _ERROR_BODY_SECS)
+        with anyio.move_on_after(_ERROR_BODY_SECS), suppress(httpx.HTTPError):
+            async for chunk in response.aiter_raw():
+                body += chunk
+                if len(body) > _MAX_ERROR_BYTES:
+                    break
         return refusal(self.host, response.status_code, response.headers, bytes(body))
 
     async def close(self) -> None:
@@ -157,13 +154,9 @@ class Upstream:
 
 async def let_end(chunks: AsyncIterator[bytes]) -> None:
     """Reads what follows the end of an answer, if it comes soon: only so can the connection serve again."""
-
-    async def read() -> None:
+    with anyio.move_on_after(_ENDING_SECS):
         async for _ in chunks:
             pass
-
-    with suppress(asyncio.TimeoutError):
-        await asyncio.wait_for(read(), _ENDING_SECS)
 
 
 def _reason(error: BaseException) -> str:
