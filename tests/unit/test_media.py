@@ -10,6 +10,7 @@ import array
 import asyncio
 import io
 import random
+import resource
 import wave
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -200,6 +201,21 @@ async def test_sounds_are_heard_and_counted(tmp_path: Path) -> None:
             assert heard.usage.prompt_tokens > deaf.usage.prompt_tokens + 100
 
 
+async def test_a_small_file_of_a_long_sound_is_not_unpacked(tmp_path: Path) -> None:
+    rate, seconds = 100, 10_000
+    file = io.BytesIO()
+    with wave.open(file, "wb") as out:
+        out.setnchannels(1)
+        out.setsampwidth(1)
+        out.setframerate(rate)
+        out.writeframes(bytes(rate * seconds))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    async with backend(projector=write_audio_projector(tmp_path / "ears.gguf", DEMO_WIDTH)) as engine:
+        with pytest.raises(InvalidRequest, match="at most 600 s"):
+            await engine.generate(ask(Media("audio", file.getvalue(), mime="audio/wav")))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 << 10  # of 640 MB
+
+
 @pytest.mark.parametrize(
     ("media", "reason"),
     [
@@ -207,8 +223,12 @@ async def test_sounds_are_heard_and_counted(tmp_path: Path) -> None:
         (noise(0.05), "at least 0.1 s"),
         (Media("audio", b"\0" * 6401, sample_rate=SAMPLE_RATE), "float32"),
         (wav(0.01), "shorter than 0.1 s"),
-        (Media("audio", b"RIFF but no sound", mime="audio/wav"), "cannot be decoded"),
-        (Media("audio", b"no sound either", mime="audio/mpeg"), "cannot be decoded"),
+        (Media("audio", b"RIFF but no sound", mime="audio/wav"), "not audio/wav"),
+        (Media("audio", b"RIFF...", mime="audio/wav"), "not audio/wav"),
+        (Media("audio", b"RIFF....WAVE but no sound", mime="audio/wav"), "cannot be decoded"),
+        (Media("audio", b"\xff\xfb no sound either", mime="audio/mpeg"), "cannot be decoded"),
+        # What is no sound goes to a decoder of pictures in the end, which asks for no bounds.
+        (Media("audio", bytes(png(picture(3)).data), mime="audio/mpeg"), "not audio/mpeg"),
         (Media("audio", b"", mime="audio/mpeg"), "has 1 to"),
     ],
 )

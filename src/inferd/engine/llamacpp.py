@@ -58,6 +58,10 @@ _FAILURES: dict[str, type[InferdError]] = {
 }
 GGML_WARN, GGML_ERROR = 3, 4
 
+PREPARING_STACK_BYTES = 256 << 20
+"""Room for the deepest expression and the deepest value of a chat template that budget.cpp lets through; only
+what is used of it is ever memory."""
+
 # What holds where a request gives nothing.
 TEMPERATURE = 1.0
 TOP_P = 0.95
@@ -117,6 +121,28 @@ def loading(cancelled: threading.Event) -> Iterator[None]:
     pass_on_log(GGML_ERROR)
 
 
+def preparing_threads() -> ThreadPoolExecutor:
+    """Threads that render, tokenise and parse grammars; two, so that one bad grammar holds no other."""
+    pool = ThreadPoolExecutor(2, thread_name_prefix="inferd-prepare")
+    both = threading.Barrier(2)
+    usual = threading.stack_size(PREPARING_STACK_BYTES)
+    try:
+        for started in [pool.submit(both.wait) for _ in range(2)]:
+            started.result()
+    finally:
+        threading.stack_size(usual)
+    return pool
+
+
+@contextmanager
+def _ended_on_error(pool: ThreadPoolExecutor) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        pool.shutdown()
+        raise
+
+
 def accelerator_of(config: LlamaCppConfig, n_layer: int) -> Accelerator:
     """Where a model of ``n_layer`` layers runs with this configuration."""
     devices = _llama.devices()
@@ -139,7 +165,12 @@ class LlamaCpp(Backend):
     kind = "llamacpp"
 
     def __init__(
-        self, config: LlamaCppConfig, model: _llama.Model, family: Family, engine: _llama.Engine
+        self,
+        config: LlamaCppConfig,
+        model: _llama.Model,
+        family: Family,
+        engine: _llama.Engine,
+        preparing: ThreadPoolExecutor,
     ) -> None:
         self.name = config.name
         self.model = config.model
@@ -157,8 +188,7 @@ class LlamaCpp(Backend):
             n_parallel=engine.n_seq,
         )
         self._streams: dict[int, _LlamaStream] = {}
-        # Rendering and grammars take milliseconds; two threads keep one bad grammar from holding the others.
-        self._preparing = ThreadPoolExecutor(2, thread_name_prefix="inferd-prepare")
+        self._preparing = preparing
         self._thread = threading.Thread(target=engine.run, name="inferd-engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -180,11 +210,12 @@ class LlamaCpp(Backend):
                 "no GPU can be used: this build or this machine has none, or --n-gpu-layers is 0; "
                 "install a build for your GPU or drop --require-gpu"
             )
-        with loading(cancelled):
+        preparing = preparing_threads()
+        with _ended_on_error(preparing), loading(cancelled):
             model = _llama.Model(
                 config.fd, path=str(config.path), n_gpu_layers=config.n_gpu_layers, report=report
             )
-            templates = _llama.Templates(model)
+            templates = preparing.submit(_llama.Templates, model).result()
             projector = None
             if config.projector is not None:
                 threads = config.threads or _llama.useful_threads()
@@ -212,7 +243,7 @@ class LlamaCpp(Backend):
             _log.warn("the model has no chat template; it is prompted as ChatML", model=config.model)
         _log.info("model loaded", model=config.model, description=model.description, bytes=model.size)
         family = Family(templates, projector, engine.n_batch, most_chars=n_ctx * model.longest_token)
-        return cls(config, model, family, engine)
+        return cls(config, model, family, engine, preparing)
 
     def ready(self) -> bool:
         return self._thread.is_alive()

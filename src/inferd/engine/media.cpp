@@ -5,6 +5,7 @@
 #include <random>
 #include <stdexcept>
 
+#include "budget.h"
 #include "guarded.h"
 #include "host.h"
 #include "mtmd-helper.h"
@@ -23,20 +24,33 @@ namespace {
 using Bitmap = std::unique_ptr<mtmd_bitmap, void (*)(mtmd_bitmap *)>;
 using Chunks = std::unique_ptr<mtmd_input_chunks, void (*)(mtmd_input_chunks *)>;
 
+constexpr int64_t kMaxSoundSeconds = 600;  // as media.py has it for samples
+
+// A file of sound, unpacked; a few bytes of it may stand for days.
+Bitmap unpacked(const mtmd_context *ctx, const MediaItem &item) {
+    const int64_t samples = kMaxSoundSeconds * mtmd_get_audio_sample_rate(ctx);
+    const int64_t copies = 2, beside = 1 << 20;
+    const Budget budget(copies * samples * static_cast<int64_t>(sizeof(float)) + beside, "a sound may last at most 600 s");
+    return within(budget, [&] {
+        return Bitmap(
+            mtmd_helper_bitmap_init_from_buf(ctx, item.data, item.size, false, mtmd_helper_init_opt_default()).bitmap,
+            mtmd_bitmap_free);
+    });
+}
+
 Bitmap bitmap_of(const mtmd_context *ctx, const MediaItem &item) {
-    mtmd_bitmap *bitmap = nullptr;
+    Bitmap owned(nullptr, mtmd_bitmap_free);
     if (item.encoded) {
-        bitmap = mtmd_helper_bitmap_init_from_buf(ctx, item.data, item.size, false, mtmd_helper_init_opt_default()).bitmap;
+        owned = unpacked(ctx, item);
     } else if (item.audio) {
-        bitmap = mtmd_bitmap_init_from_audio(item.size / sizeof(float), reinterpret_cast<const float *>(item.data));
+        owned.reset(mtmd_bitmap_init_from_audio(item.size / sizeof(float), reinterpret_cast<const float *>(item.data)));
     } else {
-        bitmap = mtmd_bitmap_init(item.width, item.height, item.data);
+        owned.reset(mtmd_bitmap_init(item.width, item.height, item.data));
     }
-    if (!bitmap) throw std::runtime_error(item.audio ? "the sound cannot be decoded" : "the image cannot be decoded");
-    Bitmap owned(bitmap, mtmd_bitmap_free);
+    if (!owned) throw std::runtime_error(item.audio ? "the sound cannot be decoded" : "the image cannot be decoded");
     // Less than a window of the spectrum ends the process in some families.
     const size_t least = item.audio ? mtmd_get_audio_sample_rate(ctx) / 10 * sizeof(float) : 0;
-    if (mtmd_bitmap_get_n_bytes(bitmap) < least) throw std::runtime_error("the sound is shorter than 0.1 s");
+    if (mtmd_bitmap_get_n_bytes(owned.get()) < least) throw std::runtime_error("the sound is shorter than 0.1 s");
     return owned;
 }
 

@@ -7,6 +7,7 @@ picture can unpack to a thousand times its size, so its dimensions are looked at
 from __future__ import annotations
 
 import io
+import re
 
 from PIL import Image, UnidentifiedImageError
 
@@ -17,10 +18,16 @@ from inferd.errors import AttachmentUnsupported, InvalidRequest
 MAX_PIXELS = 40_000_000  # a large camera's picture; 120 MB of RGB
 MAX_SIDE = 16_384
 MAX_SECONDS = 600  # of raw samples; models take 30 s at a time
+LEAST_FILE_BYTES = 12
 MAX_ENCODED_AUDIO_BYTES = 32 << 20  # ten minutes of uncompressed speech
 
 IMAGE_TYPES = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP", "image/gif": "GIF"}
-AUDIO_TYPES = ("audio/wav", "audio/mpeg", "audio/flac")
+# What a file of each type begins with. Anything else the decoder would take for a picture, without bounds.
+AUDIO_TYPES = {
+    "audio/wav": re.compile(rb"RIFF....WAVE", re.DOTALL),
+    "audio/mpeg": re.compile(rb"ID3|\xff[\xe0-\xff]"),
+    "audio/flac": re.compile(rb"fLaC"),
+}
 
 Item = tuple[str, bool, int, int, "bytes | memoryview"]
 """(kind, encoded, width, height, its bytes, never none), as the engine takes it."""
@@ -75,6 +82,8 @@ def _audio(media: Media, sample_rate: int) -> Item:
             )
         if not 0 < len(media.data) <= MAX_ENCODED_AUDIO_BYTES:
             raise InvalidRequest(f"a sound has 1 to {MAX_ENCODED_AUDIO_BYTES} bytes")
+        if len(media.data) < LEAST_FILE_BYTES or not AUDIO_TYPES[media.mime].match(media.data):
+            raise InvalidRequest(f"the sound is not {media.mime}")
         return "audio", True, 0, 0, media.data
     if media.sample_rate != sample_rate:
         raise InvalidRequest(f"the model takes samples at {sample_rate} Hz, not at {media.sample_rate} Hz")

@@ -3,6 +3,7 @@
 #include <exception>
 #include <stdexcept>
 
+#include "budget.h"
 #include "chat.h"
 #include "common.h"
 #include "guarded.h"
@@ -101,6 +102,26 @@ void take_triggers(const llama_vocab *vocab, const common_chat_params &params, R
     }
 }
 
+// The converter's time grows with the cube of the properties of an object that may be left out.
+constexpr size_t kMaxOptional = 400;
+
+void check_schema(const common_json &schema) {
+    if (schema.is_object() && schema.contains("properties") && schema.at("properties").is_object()) {
+        const size_t all = schema.at("properties").size();
+        const bool some = schema.contains("required") && schema.at("required").is_array();
+        const size_t required = some ? schema.at("required").size() : 0;
+        if (all > kMaxOptional + required) {
+            throw std::runtime_error("an object has more than " + std::to_string(kMaxOptional) +
+                                     " properties that may be left out");
+        }
+    }
+    if (schema.is_object()) {
+        for (const auto &[key, value] : schema.items()) check_schema(value);
+    } else if (schema.is_array()) {
+        for (const auto &value : schema) check_schema(value);
+    }
+}
+
 }  // namespace
 
 std::unique_ptr<Prompts> Prompts::make(const llama_model *model, const std::string &source,
@@ -108,7 +129,12 @@ std::unique_ptr<Prompts> Prompts::make(const llama_model *model, const std::stri
     std::unique_ptr<Prompts> prompts(new Prompts());
     const bool ok = guarded(error, [&] {
         prompts->vocab_ = llama_model_get_vocab(model);
-        prompts->templates_ = {common_chat_templates_init(model, source).release(), common_chat_templates_free};
+        for (const char *name : {static_cast<const char *>(nullptr), "tool_use"}) {
+            const char *own = llama_model_chat_template(model, name);
+            check_template_source(own && source.empty() ? own : source);
+        }
+        auto made = within_template_budget(0, [&] { return common_chat_templates_init(model, source); });
+        prompts->templates_ = {made.release(), common_chat_templates_free};
         prompts->control_.resize(256);
         const int32_t n_vocab = llama_vocab_n_tokens(prompts->vocab_);
         for (llama_token token = 0; token < n_vocab; token++) {
@@ -170,6 +196,8 @@ bool Prompts::render(const std::string &request, const MediaInput &media, Render
 
         common_chat_templates_inputs inputs;
         inputs.messages = common_chat_msgs_parse_oaicompat(marked.at("messages"));
+        if (plain.contains("tools")) check_schema(plain.at("tools"));
+        if (plain.contains("json_schema")) check_schema(plain.at("json_schema"));
         if (marked.contains("tools")) inputs.tools = common_chat_tools_parse_oaicompat(marked.at("tools"));
         inputs.tool_choice = common_chat_tool_choice_parse_oaicompat(plain.value("tool_choice", "auto"));
         if (plain.contains("json_schema")) inputs.json_schema = plain.at("json_schema").dump();
@@ -178,7 +206,8 @@ bool Prompts::render(const std::string &request, const MediaInput &media, Render
         inputs.parallel_tool_calls = true;
         inputs.force_pure_content = plain.value("text_only", false);
 
-        const common_chat_params params = common_chat_templates_apply(templates_.get(), inputs);
+        const common_chat_params params = within_template_budget(
+            request.size(), [&] { return common_chat_templates_apply(templates_.get(), inputs); });
         Tokenizer(vocab_, media, out).take(params.prompt, mark);
         out.stops = params.additional_stops;
         out.grammar = without(mark, params.grammar);
@@ -241,7 +270,11 @@ bool Reply::feed(const std::string &text, bool last, std::string &news, std::str
 }
 
 bool schema_to_grammar(const std::string &schema, std::string &grammar, std::string &error) noexcept {
-    return guarded(error, [&] { grammar = json_schema_to_grammar(common_json::parse(schema)); });
+    return guarded(error, [&] {
+        const common_json parsed = common_json::parse(schema);
+        check_schema(parsed);
+        grammar = json_schema_to_grammar(parsed);
+    });
 }
 
 void silence_common() { common_log_set_verbosity_thold(-1); }
