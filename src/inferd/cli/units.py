@@ -14,8 +14,6 @@ from pathlib import Path
 LABEL = "org.inferd.daemon"
 """launchd's name of the daemon."""
 
-DOCUMENTATION = "https://pypi.org/project/inferd/"
-
 ON_DEMAND_IDLE_SECS = 900
 """A daemon that is started by its first client leaves when nobody has been connected for so long."""
 
@@ -87,7 +85,6 @@ def user_unit(command: Sequence[str], *, gpu: bool = False, on_demand: bool = Fa
     return f"""\
 [Unit]
 Description=Local inference daemon
-Documentation={DOCUMENTATION}
 
 [Service]
 Type=notify
@@ -107,7 +104,6 @@ def system_unit(command: Sequence[str]) -> str:
     return f"""\
 [Unit]
 Description=Local inference daemon
-Documentation={DOCUMENTATION}
 After=network.target
 
 [Service]
@@ -138,7 +134,6 @@ def user_socket() -> str:
     return f"""\
 [Unit]
 Description=Local inference daemon, started by its first client
-Documentation={DOCUMENTATION}
 
 [Socket]
 ListenStream=%t/inferd/infer.sock
