@@ -131,7 +131,7 @@ def user_socket() -> str:
 
     Not the admin socket: who asks whether a daemon runs wants none to be started.
     """
-    return f"""\
+    return """\
 [Unit]
 Description=Local inference daemon, started by its first client
 
