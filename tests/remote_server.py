@@ -122,7 +122,7 @@ class RemoteServer:
         self.script = script
         self.keep = True
         self.requests: list[Request] = []
-        self.accepted = 0
+        self.accepted = self._ended = 0
         self.left = threading.Event()
         """Set when a connection has ended."""
         self._tls = tls
@@ -140,6 +140,11 @@ class RemoteServer:
     @property
     def url(self) -> str:
         return f"{'https' if self._tls else 'http'}://{self.host}"
+
+    @property
+    def open(self) -> int:
+        """How many connections there are."""
+        return self.accepted - self._ended
 
     def _accept(self) -> None:
         while True:
@@ -163,6 +168,7 @@ class RemoteServer:
                 if not self.keep:
                     break
         connection.close()
+        self._ended += 1
         self.left.set()
 
     def stop(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import ssl
 from collections.abc import AsyncGenerator, Callable
@@ -243,6 +244,22 @@ async def test_no_connection_stays_when_it_is_not_used(
         await until(server.left.is_set)
         server.left.clear()
         assert server.accepted == times
+    await upstream.close()
+
+
+async def test_no_connection_is_lost_by_a_cancellation(remote: Start) -> None:
+    """Whenever it comes: while connecting, sending, waiting, reading or closing."""
+    server = remote(lambda exchange: exchange.whole(200, b"yes"))
+    upstream = Upstream(server.url, 30.0)
+    for steps in range(60):
+        call = asyncio.ensure_future(upstream.read(f"{server.url}/x", b"{}", {}, at_most=9))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        call.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await call
+    assert await upstream.read(f"{server.url}/x", b"{}", {}, at_most=9) == b"yes"
+    await until(lambda: server.open == 1)
     await upstream.close()
 
 

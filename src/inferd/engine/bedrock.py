@@ -90,16 +90,21 @@ class Bedrock(Backend):
         self, upstream: Upstream, request: GenerateRequest, body: bytes
     ) -> AsyncGenerator[Event, None]:
         answer, decode = Answer(request), Decoder().feed
+        done: Done | None = None
         async with upstream.post(self._url, body, self._sign(self._url, body)) as response:
             chunks = response.aiter_raw()
             async for chunk in chunks:
                 for data in decode(chunk):
                     for event in answer.feed(data):
                         if isinstance(event, Done):
-                            await let_end(chunks)
+                            done = event
+                        else:
                             yield event
-                            return
-                        yield event
+                if done is not None:
+                    await let_end(chunks)
+                    break
+        if done is not None:
+            yield done
 
     async def close(self) -> None:
         upstream, self._upstream = self._upstream, None

@@ -61,17 +61,16 @@ class Upstream:
         self.host = f"{self._url.host}:{self._url.port}" if self._url.port else self._url.host
         self._timeout_secs = timeout_secs
         self._tls = truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        self._client = self._new_client()
-        self._running = 0
         self._open = True
-        self._when_idle: asyncio.TimerHandle | None = None
-        self._dropping: asyncio.Future[None] | None = None
+        # Clients that have nothing to do, and when each is dropped.
+        self._idle: dict[httpx.AsyncClient, asyncio.TimerHandle] = {}
+        self._dropping: set[asyncio.Future[None]] = set()
 
     def _new_client(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(
             verify=self._tls,
             timeout=httpx.Timeout(self._timeout_secs, connect=CONNECT_SECS, pool=None),
-            limits=httpx.Limits(max_connections=None, keepalive_expiry=_KEEP_IDLE_SECS),
+            limits=httpx.Limits(max_connections=1, keepalive_expiry=_KEEP_IDLE_SECS),
             follow_redirects=False,
             # A proxy named in the environment serves what lies beyond this machine.
             trust_env=self._url.host not in ("localhost", "127.0.0.1", "::1"),
@@ -79,25 +78,36 @@ class Upstream:
 
     @contextmanager
     def _lent(self) -> Iterator[httpx.AsyncClient]:
-        """The client, for one request.
+        """A client with one connection at most, for one request.
 
-        A pool looks after its connections only when it is used. So it is dropped when it no longer is, lest
-        what the far end has closed stays open here.
+        A pool loses connections of requests that are cancelled at a bad moment, and looks after the others
+        only when it is used. So each has its own, and is closed with it.
         """
-        self._running += 1
-        if self._when_idle is not None:
-            self._when_idle.cancel()
+        if self._idle:
+            client, expiry = self._idle.popitem()
+            expiry.cancel()
+        else:
+            client = self._new_client()
+        sound = False
         try:
-            yield self._client
+            yield client
+            sound = self._open
         finally:
-            self._running -= 1
-            if self._open and not self._running:
+            if sound:
                 loop = asyncio.get_running_loop()
-                self._when_idle = loop.call_later(_KEEP_IDLE_SECS, self._drop_connections)
+                self._idle[client] = loop.call_later(_KEEP_IDLE_SECS, self._expire, client)
+            else:
+                self._drop(client)
 
-    def _drop_connections(self) -> None:
-        unused, self._client = self._client, self._new_client()
-        self._dropping = asyncio.ensure_future(unused.aclose())
+    def _expire(self, client: httpx.AsyncClient) -> None:
+        del self._idle[client]
+        self._drop(client)
+
+    def _drop(self, client: httpx.AsyncClient) -> None:
+        """In a task of its own, since whoever ends a request may be cancelled once more."""
+        dropping = asyncio.ensure_future(client.aclose())
+        self._dropping.add(dropping)
+        dropping.add_done_callback(self._dropping.discard)
 
     @asynccontextmanager
     async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> AsyncIterator[httpx.Response]:
@@ -145,11 +155,12 @@ class Upstream:
 
     async def close(self) -> None:
         self._open = False
-        if self._when_idle is not None:
-            self._when_idle.cancel()
-        if self._dropping is not None:
-            await self._dropping
-        await self._client.aclose()
+        while self._idle:
+            client, expiry = self._idle.popitem()
+            expiry.cancel()
+            self._drop(client)
+        if self._dropping:
+            await asyncio.wait(self._dropping)
 
 
 async def let_end(chunks: AsyncIterator[bytes]) -> None:
@@ -255,7 +266,7 @@ class RemoteStream(Stream):
         self._news = asyncio.Event()
         self._room = asyncio.Event()
         self._reading = True
-        self._complete = self._cancelled = self._closed = False
+        self._complete = self._cancelled = self._closed = self._leaving = False
         self._failure: BaseException | None = None
         self._began = time.monotonic()
         self._first: float | None = None
@@ -320,13 +331,19 @@ class RemoteStream(Stream):
     def cancel(self) -> None:
         if self._reading:
             self._cancelled = True
-            self._task.cancel()
+            self._leave()
 
     def close(self) -> None:
         self._closed = True
         self._events.clear()
         self._news.set()
-        self._task.cancel()
+        self._leave()
+
+    def _leave(self) -> None:
+        """Once is enough: again would disturb the leaving."""
+        if not self._leaving:
+            self._leaving = True
+            self._task.cancel()
 
     async def closed(self) -> None:
         """Closes the stream and returns when nothing of it is left."""
