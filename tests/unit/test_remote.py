@@ -301,6 +301,28 @@ async def test_a_server_without_tls() -> None:
         await upstream.close()
 
 
+@pytest.mark.both_loops
+async def test_a_handshake_that_is_cancelled_leaves_no_connection() -> None:
+    met, left = asyncio.Event(), asyncio.Event()
+
+    async def stall(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(1)
+        met.set()
+        await reader.read()
+        writer.close()
+        left.set()
+
+    async with await asyncio.start_server(stall, "127.0.0.1") as silent:
+        url = "https://127.0.0.1:{1}".format(*silent.sockets[0].getsockname())
+        upstream = Upstream(url, 30.0)
+        call = asyncio.ensure_future(upstream.read(url, b"", {}, at_most=1))
+        await met.wait()
+        call.cancel()
+        await asyncio.wait((call,))
+        await until(left.is_set)
+        await upstream.close()
+
+
 @pytest.mark.parametrize("variable", ["HTTP_PROXY", "ALL_PROXY"])
 async def test_this_machine_needs_no_proxy(
     remote: Start, monkeypatch: pytest.MonkeyPatch, variable: str

@@ -48,6 +48,27 @@ _ENDING_SECS = 0.1
 _EVENTS_AHEAD = 64
 
 
+class _Line:
+    """A client with one connection at most.
+
+    A pool loses connections of requests that are cancelled at a bad moment, and looks after the others only
+    when it is used. So each line has a pool of its own, and is closed with it.
+    """
+
+    def __init__(self, client: httpx.AsyncClient) -> None:
+        self.client = client
+        self._opened: Any = None
+
+    async def trace(self, event: str, details: Mapping[str, Any]) -> None:
+        if event == "connection.connect_tcp.complete":
+            self._opened = details["return_value"]
+
+    async def close(self) -> None:
+        await self.client.aclose()
+        if self._opened is not None:  # a handshake that was cancelled is in no pool
+            await self._opened.aclose()
+
+
 class Upstream:
     """The far end at ``base_url``.
 
@@ -62,12 +83,12 @@ class Upstream:
         self._timeout_secs = timeout_secs
         self._tls = truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         self._open = True
-        # Clients that have nothing to do, and when each is dropped.
-        self._idle: dict[httpx.AsyncClient, asyncio.TimerHandle] = {}
+        # Lines that have nothing to do, and when each is dropped.
+        self._idle: dict[_Line, asyncio.TimerHandle] = {}
         self._dropping: set[asyncio.Future[None]] = set()
 
-    def _new_client(self) -> httpx.AsyncClient:
-        return httpx.AsyncClient(
+    def _new_line(self) -> _Line:
+        client = httpx.AsyncClient(
             verify=self._tls,
             timeout=httpx.Timeout(self._timeout_secs, connect=CONNECT_SECS, pool=None),
             limits=httpx.Limits(max_connections=1, keepalive_expiry=_KEEP_IDLE_SECS),
@@ -75,37 +96,34 @@ class Upstream:
             # A proxy named in the environment serves what lies beyond this machine.
             trust_env=self._url.host not in ("localhost", "127.0.0.1", "::1"),
         )
+        return _Line(client)
 
     @contextmanager
-    def _lent(self) -> Iterator[httpx.AsyncClient]:
-        """A client with one connection at most, for one request.
-
-        A pool loses connections of requests that are cancelled at a bad moment, and looks after the others
-        only when it is used. So each has its own, and is closed with it.
-        """
+    def _lent(self) -> Iterator[_Line]:
+        """A line for one request; kept for the next when all went well."""
         if self._idle:
-            client, expiry = self._idle.popitem()
+            line, expiry = self._idle.popitem()
             expiry.cancel()
         else:
-            client = self._new_client()
+            line = self._new_line()
         sound = False
         try:
-            yield client
+            yield line
             sound = self._open
         finally:
             if sound:
                 loop = asyncio.get_running_loop()
-                self._idle[client] = loop.call_later(_KEEP_IDLE_SECS, self._expire, client)
+                self._idle[line] = loop.call_later(_KEEP_IDLE_SECS, self._expire, line)
             else:
-                self._drop(client)
+                self._drop(line)
 
-    def _expire(self, client: httpx.AsyncClient) -> None:
-        del self._idle[client]
-        self._drop(client)
+    def _expire(self, line: _Line) -> None:
+        del self._idle[line]
+        self._drop(line)
 
-    def _drop(self, client: httpx.AsyncClient) -> None:
+    def _drop(self, line: _Line) -> None:
         """In a task of its own, since whoever ends a request may be cancelled once more."""
-        dropping = asyncio.ensure_future(client.aclose())
+        dropping = asyncio.ensure_future(line.close())
         self._dropping.add(dropping)
         dropping.add_done_callback(self._dropping.discard)
 
@@ -118,8 +136,10 @@ class Upstream:
         """
         headers = {"accept-encoding": "identity", **headers}
         try:
-            with self._lent() as client:
-                async with client.stream("POST", url, content=body, headers=headers) as response:
+            with self._lent() as line:
+                async with line.client.stream(
+                    "POST", url, content=body, headers=headers, extensions={"trace": line.trace}
+                ) as response:
                     if response.status_code != 200:
                         raise await self._refusal(response)
                     yield response
@@ -156,9 +176,9 @@ class Upstream:
     async def close(self) -> None:
         self._open = False
         while self._idle:
-            client, expiry = self._idle.popitem()
+            line, expiry = self._idle.popitem()
             expiry.cancel()
-            self._drop(client)
+            self._drop(line)
         if self._dropping:
             await asyncio.wait(self._dropping)
 
