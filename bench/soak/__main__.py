@@ -14,7 +14,7 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,9 @@ RELOAD_EVERY_SECS = 5.0
 LOOK_EVERY_SECS = 10.0
 MEMORY_SLACK_MIB = 16.0
 MOST_FINDINGS = 20
+REST_SECS = 2.0
+PROMPT_MARGIN = 80
+"""What a chat template adds to a prompt, and some tokens of answer."""
 POOL_THREADS = min(32, (os.cpu_count() or 1) + 4)
 """The event loop's pool grows up to this and keeps what it has."""
 
@@ -34,20 +37,24 @@ POOL_THREADS = min(32, (os.cpu_count() or 1) + 4)
 class Soak:
     """One run. ``findings`` says what went wrong, ``outcomes`` what came of the visits."""
 
-    def __init__(self, model: Path, seed: int) -> None:
+    def __init__(self, model: Path, seed: int, visits: Sequence[Visit]) -> None:
         self.served = Served(model)
         self.findings: list[str] = []
         self.outcomes: Counter[tuple[str, str]] = Counter()
         self._chance = random.Random(seed)
+        self._visits = visits
 
-    async def run(self, seconds: float, show: Callable[[str], None]) -> tuple[dict[str, Any], dict[str, Any]]:
+    async def run(
+        self, seconds: float, show: Callable[[str], None], fill: bool
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """The inventories before and after."""
         await self.served.ready()
         guest = self._guest()
-        for visit in dict.fromkeys(VISITS):
-            await self._visit(guest, visit)
+        await asyncio.gather(*(self._visit(guest, visit) for visit in dict.fromkeys(self._visits)))
         for _ in range(6):
             await self._reload()
+        if fill:
+            await self._fill(guest)
         before = await self._at_rest(guest)
         end = time.monotonic() + seconds
         await asyncio.gather(
@@ -56,8 +63,9 @@ class Soak:
             self._keep_looking(end, show),
         )
         await self.served.reset()
-        after = await self._at_rest(guest)
-        await guest.client.aclose()
+        if fill:
+            await self._fill(guest)
+        after = await self._at_rest(guest, most_tasks=before["tasks"])
         self._compare(before, after)
         return before, after
 
@@ -67,7 +75,7 @@ class Soak:
     async def _keep_visiting(self, end: float) -> None:
         guest = self._guest()
         while time.monotonic() < end:
-            await self._visit(guest, guest.chance.choice(VISITS))
+            await self._visit(guest, guest.chance.choice(self._visits))
         await guest.client.aclose()
 
     async def _keep_reloading(self, end: float) -> None:
@@ -96,20 +104,22 @@ class Soak:
                 self.outcomes[name, "FAILED"] += 1
                 self.findings.append(f"{name}: {type(error).__name__}: {error}")
 
-    async def _at_rest(self, guest: Guest) -> dict[str, Any]:
-        """The inventory when nothing runs and nobody is connected, and all of the context is free."""
-        await self._fill(guest)
+    async def _at_rest(self, guest: Guest, most_tasks: int = 0) -> dict[str, Any]:
+        """The inventory when nothing runs and nobody is connected. A task that ends may take a moment."""
         await guest.client.aclose()
+        patience = time.monotonic() + REST_SECS
         while True:
             state = await guest.client.status()
             open_ = sum(surface["connections_open"] for surface in state.metrics["surfaces"].values())
             if not (state.running or state.waiting or open_):
-                return await self.served.inventory()
+                found = await self.served.inventory()
+                if found["tasks"] <= most_tasks or time.monotonic() > patience:
+                    return found
             await asyncio.sleep(0.05)
 
     async def _fill(self, guest: Guest) -> None:
         """As many answers at once as there is room for, each to the end of its context."""
-        prompt = "word " * (N_CTX // 2)
+        prompt = "word " * (N_CTX - PROMPT_MARGIN)
         asked = [
             guest.client.generate(prompt, max_tokens=N_CTX, grammar='root ::= "a" root')
             for _ in range(ACTIVE_PERMITS)
@@ -132,11 +142,19 @@ class Soak:
                 self.findings.append(f"{name}: {before[name]} before, {after[name]} after")
 
 
-async def soak(model: Path, seconds: float, seed: int, show: Callable[[str], None] = print) -> list[str]:
-    """Runs it, shows what came of it line by line, and returns the findings."""
-    run = Soak(model, seed)
+async def soak(
+    model: Path,
+    seconds: float,
+    seed: int,
+    show: Callable[[str], None] = print,
+    visits: Sequence[Visit] = VISITS,
+    fill: bool = True,
+) -> list[str]:
+    """Runs it, shows what came of it line by line, and returns the findings. Whether it is to ``fill`` all of
+    the context before and after decides half of the time of a short run."""
+    run = Soak(model, seed, visits)
     try:
-        before, after = await run.run(seconds, show)
+        before, after = await run.run(seconds, show, fill)
     except BaseException:
         show(run.served.output())
         raise

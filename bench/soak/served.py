@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 N_CTX = 512
 ACTIVE_PERMITS = 4
 QUEUE_DEPTH = 16
-IDLE_SECS = 5
+IDLE_SECS = 2
 PATIENCE_SECS = 300.0
 
 
@@ -99,7 +99,6 @@ class Served:
         return "refused" if "reload_failed" in told else "reloaded"
 
     def output(self) -> str:
-        self._output.flush()
         return (self.home / "output").read_text(errors="replace")[-4000:]
 
     async def inventory(self) -> dict[str, Any]:
