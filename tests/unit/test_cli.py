@@ -19,7 +19,7 @@ import click
 import pytest
 
 from inferd import cli, errors
-from inferd.cli import commands, inputs, options, output, progress, serve
+from inferd.cli import commands, inputs, kind_type, options, output, progress, serve
 from inferd.client import Done
 from inferd.config.kinds import Boolean, Integer
 from inferd.config.option import Option
@@ -171,9 +171,9 @@ def test_a_flag_is_checked_by_the_kind_of_its_option() -> None:
     for option in FLAGGED:
         if isinstance(option.kind, Integer):
             with pytest.raises(click.BadParameter, match="whole number"):
-                options.KindType(option.kind).convert("x", None, None)
+                kind_type.KindType(option.kind).convert("x", None, None)
         if not isinstance(option.kind, Boolean):
-            assert options.KindType(option.kind).name == option.kind.metavar
+            assert kind_type.KindType(option.kind).name == option.kind.metavar
 
 
 # Where to connect.

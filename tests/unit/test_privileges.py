@@ -11,12 +11,12 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import pytest
 
 from inferd.config.settings import OPTIONS
+from inferd.engine import _llama
 from tests.daemon_process import DaemonProcess
 
 SOURCE = Path(__file__).parents[2] / "src" / "inferd"
@@ -83,9 +83,8 @@ def test_the_engine_starts_no_program() -> None:
     """ggml forks for a debugger's backtrace, which inferd switches off; its engine knows no other way."""
     if shutil.which("nm") is None:
         pytest.skip("nm is not installed")
-    (engine,) = (SOURCE / "engine").glob(f"_llama{EXTENSION_SUFFIXES[0]}")
     done = subprocess.run(
-        ["nm", "-D", "--undefined-only", str(engine)], capture_output=True, text=True, check=True
+        ["nm", "-D", "--undefined-only", _llama.__file__], capture_output=True, text=True, check=True
     )
     needed = {line.split()[-1].partition("@")[0] for line in done.stdout.splitlines()}
     starts = {name for name in needed if re.fullmatch(r"v?fork|exec\w+|posix_spawn\w*|popen|system", name)}
