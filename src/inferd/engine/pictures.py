@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterable
+from typing import cast
 
 from inferd.engine.backend import Media, Message
 
@@ -30,5 +31,6 @@ def as_base64(image: Media) -> tuple[str, str]:
 
     size = (image.width, image.height)
     file = io.BytesIO()
-    Image.frombuffer("RGB", size, image.data, "raw", "RGB", 0, 1).save(file, "PNG", compress_level=1)
+    pixels = cast("bytes", image.data)  # any buffer does, which Pillow's types do not say
+    Image.frombuffer("RGB", size, pixels, "raw", "RGB", 0, 1).save(file, "PNG", compress_level=1)
     return "image/png", base64.b64encode(file.getbuffer()).decode("ascii")
