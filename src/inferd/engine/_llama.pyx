@@ -532,6 +532,7 @@ cdef class Engine:
                 self.leave(job)
 
 
+share_arenas()
 capture_log()
 silence_common()
 llama_backend_init()

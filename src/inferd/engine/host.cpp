@@ -12,6 +12,9 @@
 #ifdef __linux__
 #include <sched.h>
 #endif
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 namespace inferd {
 
@@ -61,6 +64,12 @@ void keep_log_line(ggml_log_level level, const char *text, void *) {
     }
     if (log_lines.size() == kMaxLines) log_lines.pop_front();
     log_lines.emplace_back(level, text);
+}
+
+void share_arenas() {
+#ifdef __GLIBC__
+    mallopt(M_ARENA_MAX, 2);
+#endif
 }
 
 void capture_log() { llama_log_set(keep_log_line, nullptr); }

@@ -22,6 +22,9 @@ std::vector<Device> devices();
 // Threads worth using for token generation: performance cores this process may run on.
 int useful_threads();
 
+// Keeps glibc from giving each thread memory of its own, of which every model that comes and goes leaves some behind.
+void share_arenas();
+
 // Takes over llama.cpp's log: lines are kept (a bounded number) until `drain_log`. Never blocks on Python.
 void capture_log();
 void keep_log_line(ggml_log_level level, const char *text, void *);
