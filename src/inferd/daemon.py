@@ -25,6 +25,7 @@ from typing import Any
 
 from inferd import __version__, log
 from inferd.config import paths
+from inferd.config.limit_options import OTHER_DESCRIPTORS
 from inferd.config.settings import OPTIONS, Settings
 from inferd.config.sources import Read
 from inferd.errors import BootCancelled, InferdError
@@ -40,9 +41,6 @@ from inferd.serve.router import Router
 from inferd.serve.status import StatusBoard
 from inferd.store.runtime import Lock, ensure_private_dir
 from inferd.wire import admin
-
-# What is open beside the connections: models, sockets, logs, and connections to servers far away.
-OTHER_DESCRIPTORS = 256
 
 _log = log.get("daemon")
 

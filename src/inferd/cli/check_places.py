@@ -17,13 +17,12 @@ from pathlib import Path
 
 from inferd.cli.background import is_held
 from inferd.cli.finding import Finding, Findings
+from inferd.config.limit_options import OTHER_DESCRIPTORS
 from inferd.config.settings import Settings
 from inferd.errors import InferdError
 from inferd.store.runtime import holder
 
 ANSWER_SECS = 5.0
-SPARE_DESCRIPTORS = 64
-"""What a daemon has open beside its connections, generously."""
 
 
 def runtime_directory(settings: Settings) -> Findings:
@@ -200,12 +199,13 @@ def open_files(settings: Settings) -> Findings:
         return
     import resource
 
-    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = settings.max_connections + SPARE_DESCRIPTORS
+    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)  # the daemon goes up to the hard limit by itself
+    needed = settings.max_connections + OTHER_DESCRIPTORS
     if limit != resource.RLIM_INFINITY and limit < needed:
         detail = (
             f"a process may have {limit} open files; {settings.max_connections} connections need {needed}"
         )
-        yield Finding("open files", "warn", detail, "raise it (ulimit -n), or lower --max-connections")
+        yield Finding("open files", "warn", detail, "raise the hard limit, or lower --max-connections")
     else:
-        yield Finding("open files", "ok", f"{limit} a process")
+        many = "as many as it likes" if limit == resource.RLIM_INFINITY else str(limit)
+        yield Finding("open files", "ok", f"{many} a process")

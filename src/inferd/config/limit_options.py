@@ -12,6 +12,9 @@ from inferd.config.option import option
 
 _LIMITS, _STORE, _LOG = "Limits", "Store", "Log"
 
+OTHER_DESCRIPTORS = 256
+"""What a daemon may have open beside its connections: models, sockets, logs, and connections to servers."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LimitOptions:
