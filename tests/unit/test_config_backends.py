@@ -222,7 +222,9 @@ def test_a_bedrock_entry_has_a_bearer_token_or_an_access_key(tmp_path: Path) -> 
     entry, notes = load(tmp_path, named, env={**AWS, "AWS_SESSION_TOKEN": "st"})
     assert (entry.bearer_token, entry.access_key_id) == (None, "AKIDEXAMPLE")
     assert (entry.secret_access_key, entry.session_token) == (Secret("s3cret"), Secret("st"))
-    assert any("TOKEN, which is not set" in note for note in notes)
+    assert notes == [
+        "backend 'aws' names the variable TOKEN, which is not set; AWS_ACCESS_KEY_ID signs the requests"
+    ]
 
 
 def test_a_bedrock_entry_without_credentials_names_both_ways(tmp_path: Path) -> None:

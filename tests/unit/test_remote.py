@@ -18,7 +18,14 @@ import trustme
 from inferd.engine import remote as module
 from inferd.engine.backend import Done, Event, Text, ToolCall, ToolUse, Usage
 from inferd.engine.remote import RemoteStream, Upstream
-from inferd.errors import BackendInternal, InferdError, InvalidRequest, Unavailable, Unsupported
+from inferd.errors import (
+    BackendInternal,
+    ConfigError,
+    InferdError,
+    InvalidRequest,
+    Unavailable,
+    Unsupported,
+)
 from tests.in_process import until
 from tests.remote_server import Exchange, RemoteServer
 
@@ -172,6 +179,12 @@ async def test_nobody_listens() -> None:
     with pytest.raises(Unavailable, match=f"127.0.0.1:{port} cannot be reached: Connection refused"):
         await upstream.read(f"http://127.0.0.1:{port}/x", b"", {}, at_most=1)
     await upstream.close()
+
+
+@pytest.mark.parametrize("url", ["http://xn--", "http://[v1.x]", "http://a/" + "x" * 70_000])
+def test_an_address_that_is_none(url: str) -> None:
+    with pytest.raises(ConfigError, match="is no address of a server"):
+        Upstream(url, 30.0)
 
 
 async def test_a_name_that_is_nobodys() -> None:

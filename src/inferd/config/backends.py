@@ -129,7 +129,8 @@ def _openai(fields: Fields, env: Env, notes: list[str]) -> OpenAICompatEntry:
     key: Secret | None = fields.pop("api_key", None)
     named = fields.pop("api_key_env", None)
     if key is None:
-        key = _first_secret(fields["name"], named, ("INFERD_OPENAI_API_KEY", "OPENAI_API_KEY"), env, notes)
+        others = ("INFERD_OPENAI_API_KEY", "OPENAI_API_KEY")
+        key = _first_secret(fields["name"], named, others, env, notes, otherwise="no key is sent")
     elif not key.reveal():
         key = None
     entry = OpenAICompatEntry(**fields, api_key=key)
@@ -158,7 +159,8 @@ def _bedrock(fields: Fields, env: Env, notes: list[str]) -> BedrockEntry:
     named = fields.pop("bearer_token_env", None)
     fields["endpoint"] = fields.get("endpoint") or None
     if token is None:
-        token = _first_secret(fields["name"], named, ("AWS_BEARER_TOKEN_BEDROCK",), env, notes)
+        others, otherwise = ("AWS_BEARER_TOKEN_BEDROCK",), "AWS_ACCESS_KEY_ID signs the requests"
+        token = _first_secret(fields["name"], named, others, env, notes, otherwise=otherwise)
     entry = BedrockEntry(**fields, bearer_token=token)
     if token is not None:
         if entry.endpoint is not None:
@@ -182,13 +184,13 @@ def _bedrock(fields: Fields, env: Env, notes: list[str]) -> BedrockEntry:
 
 
 def _first_secret(
-    entry: str, named: str | None, others: tuple[str, ...], env: Env, notes: list[str]
+    entry: str, named: str | None, others: tuple[str, ...], env: Env, notes: list[str], *, otherwise: str
 ) -> Secret | None:
     """What the variable ``named`` in the file holds, else the first of ``others`` that is set."""
     names = ((named,) if named is not None else ()) + others
     found = next((name for name in names if env.get(name)), None)
     if named is not None and found != named:
-        instead = f"{found} is used instead" if found is not None else "no key is sent"
+        instead = f"{found} is used instead" if found is not None else otherwise
         notes.append(f"backend {entry!r} names the variable {named}, which is not set; {instead}")
     return None if found is None else _secret(found, env)
 

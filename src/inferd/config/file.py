@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,8 @@ from inferd.errors import ConfigError
 
 MAX_FILE_BYTES = 1024 * 1024
 """Far above any real config, so that a wrong path (a model, a device) fails at once."""
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,7 @@ def read_file(path: Path, *, required: bool) -> ConfigFile:
     if len(data) > MAX_FILE_BYTES:
         fail(f"is larger than {MAX_FILE_BYTES} bytes, so it is no config file")
     try:
-        raw = json.loads(data.decode(), object_pairs_hook=_unique)
+        raw = json.loads(data.decode(), object_pairs_hook=_sound, parse_int=_number)
         _check_kinds(raw)
         checked = _converted(raw)
         warnings = tuple(f"config file {path}: {text}" for text in _unknown(raw))
@@ -181,12 +184,25 @@ def read_file(path: Path, *, required: bool) -> ConfigFile:
         fail(str(error))
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _sound(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of ``pairs``, whose keys differ, and whose texts a system call or a terminal can take."""
     result = dict(pairs)
+    for name, value in pairs:
+        if any(_SURROGATE.search(text) for text in (name, value) if isinstance(text, str)):
+            raise ValueError(f"`{_shown(name)}` holds half of a character (\\ud800 to \\udfff)")
     if len(result) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"`{next(name for name in names if names.count(name) > 1)}` is given twice")
+        raise ValueError(f"`{_shown(next(name for name in names if names.count(name) > 1))}` is given twice")
     return result
+
+
+def _number(text: str) -> int | float:
+    """A number; Python refuses one of thousands of digits in words of its own, a bound refuses it by key."""
+    return int(text) if len(text) <= 20 else float(text)
+
+
+def _shown(key: str) -> str:
+    return key if key.isprintable() else ascii(key)[1:-1]
 
 
 def _converted(raw: Any) -> Any:
@@ -229,8 +245,7 @@ def _unknown_in(raw: Any, known: Mapping[str, Any], where: str) -> Iterator[str]
     for key, value in raw.items() if isinstance(raw, dict) else ():
         if key not in known:
             near = _nearest(key, known, where)
-            shown = where + (key if key.isprintable() else ascii(key)[1:-1])
-            yield f"unknown key `{shown}` is ignored; the nearest known key is `{near}`"
+            yield f"unknown key `{where}{_shown(key)}` is ignored; the nearest known key is `{near}`"
         elif known[key] is not None:
             yield from _unknown_in(value, known[key], f"{where}{key}.")
 

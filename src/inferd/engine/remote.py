@@ -29,7 +29,7 @@ import orjson
 import truststore
 
 from inferd.engine.backend import Done, Event, Stream, Timings, ToolUse, Usage
-from inferd.errors import BackendInternal, InferdError, InvalidRequest, Unavailable, Unsupported
+from inferd.errors import BackendInternal, ConfigError, InferdError, InvalidRequest, Unavailable, Unsupported
 
 CONNECT_SECS = 10.0
 # Servers commonly close a connection that was idle for 5 s; a request must not meet that moment.
@@ -74,12 +74,18 @@ class Upstream:
 
     A connection has to stand after ``CONNECT_SECS``; from then on ``timeout_secs`` is the longest silence,
     before the first byte as between any two, however long the whole takes. Redirects are not followed: the
-    next host may not be one that the key is for.
+    next host may not be one that the key is for. Raises ConfigError for a ``base_url`` that is none.
     """
 
     def __init__(self, base_url: str, timeout_secs: float) -> None:
-        self._url = httpx.URL(base_url)
-        self.host = f"{self._url.host}:{self._url.port}" if self._url.port else self._url.host
+        try:
+            self._url = httpx.URL(base_url)
+            host = self._url.host
+        except (httpx.InvalidURL, UnicodeError) as reason:
+            raise ConfigError(
+                f"{_shortened(base_url)} is no address of a server ({_shortened(str(reason))}); correct it"
+            ) from None
+        self.host = f"{host}:{self._url.port}" if self._url.port else host
         self._timeout_secs = timeout_secs
         self._tls = truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         self._open = True
