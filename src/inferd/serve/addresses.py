@@ -54,9 +54,10 @@ def bind_surface(settings: Settings, name: str, passed: Mapping[str, Bound]) -> 
     tcp, path = _pairs(settings)[name]
     if path is None:
         has_key = settings.api_key is not None
+        bound = bind.bind_tcp(str(tcp), has_key=has_key)
         if not has_key:
             _log.warn("tcp without an API key: every user of this machine can connect", address=tcp)
-        return bind.bind_tcp(str(tcp), has_key=has_key)
+        return bound
     if sys.platform == "win32":
         from inferd.serve import pipes
 
