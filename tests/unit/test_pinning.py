@@ -50,14 +50,14 @@ def told(digest: str = GGUF_DIGEST, **headers: str) -> dict[str, str]:
 
 
 def pinned(
-    store: ModelStore, text: str, name: str | None = None, sha256: str | None = None
+    store: ModelStore, text: str, name: str | None = None, sha256: str | None = None, license: str = "MIT"
 ) -> CatalogueModel:
     return pin(
         store,
         text,
         name=name,
         sha256=sha256,
-        license="MIT",
+        license=license,
         progress=Phases(),
         cancelled=threading.Event(),
     )
@@ -174,5 +174,7 @@ def test_what_is_malformed_is_named_without_its_secrets(store: ModelStore, text:
 
 
 def test_an_alias_stands_for_the_name_of_the_catalogue(store: ModelStore) -> None:
-    sha256 = CATALOGUE["smollm2-135m-instruct"].sha256
-    assert pinned(store, "https://host/smollm2.gguf", sha256=sha256).name == "smollm2-135m-instruct"
+    known = CATALOGUE["smollm2-135m-instruct"]
+    model = pinned(store, "https://host/smollm2.gguf", sha256=known.sha256, license="")
+    assert (model.name, model.license) == (known.name, known.license)
+    assert pinned(store, "https://host/smollm2.gguf", sha256=known.sha256).license == "MIT"

@@ -65,6 +65,8 @@ def pin(
             "or name a file of the hub as hf:ORG/REPO/FILE"
         )
     _check_free(store, called, digest)
+    if known is not None:
+        license = license or known.license
     return CatalogueModel(name=called, sha256=digest, size_bytes=size, license=license, sources=(text,))
 
 
