@@ -247,10 +247,9 @@ async def test_a_typed_request_without_tools_keeps_the_frames_of_the_loop() -> N
 
 async def test_a_schema_that_no_grammar_can_express_is_refused() -> None:
     async with backend() as engine:
-        with pytest.raises(InvalidRequest):
-            await engine.generate(
-                request(tools=(Tool("f", "", '{"$ref":"#/nowhere"}'),), tool_choice="required")
-            )
+        lost = Tool("lost", "", '{"$ref":"#/nowhere"}')
+        with pytest.raises(InvalidRequest, match='the input_schema of the tool "lost" cannot be used'):
+            await engine.generate(request(tools=(WEATHER, lost), tool_choice="required"))
 
 
 async def test_a_call_that_cannot_be_read_is_an_error_without_its_text() -> None:

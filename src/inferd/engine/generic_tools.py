@@ -14,6 +14,7 @@ import orjson
 
 from inferd.engine import _llama
 from inferd.engine.backend import Event, Text, Tool, ToolCall, ToolUse
+from inferd.errors import InvalidRequest
 
 MARKER = "<tool_call>"
 TRIGGER = rb"<tool_call>\s*(\{)"
@@ -36,7 +37,7 @@ def instructions(tools: Sequence[Tool], required: bool) -> str:
 
 
 def grammar(tools: Sequence[Tool]) -> bytes:
-    """GBNF of one call; ``InvalidRequest`` for a schema that cannot be expressed."""
+    """GBNF of one call; ``InvalidRequest`` names the tool whose schema cannot be expressed."""
     calls = []
     definitions = {}
     for i, tool in enumerate(tools):
@@ -46,7 +47,21 @@ def grammar(tools: Sequence[Tool]) -> bytes:
         calls.append(
             {"type": "object", "properties": call, "required": list(call), "additionalProperties": False}
         )
-    return _llama.schema_to_grammar(orjson.dumps({"anyOf": calls, "$defs": definitions}))
+    try:
+        return _llama.schema_to_grammar(orjson.dumps({"anyOf": calls, "$defs": definitions}))
+    except InvalidRequest:
+        for tool in tools:
+            _check(tool)
+        raise
+
+
+def _check(tool: Tool) -> None:
+    """Raises ``InvalidRequest`` with the tool's name when its own schema cannot be expressed."""
+    try:
+        _llama.schema_to_grammar(tool.schema.encode())
+    except InvalidRequest as error:
+        name = orjson.dumps(tool.name).decode()
+        raise InvalidRequest(f"the input_schema of the tool {name} cannot be used: {error}") from None
 
 
 def _moved(schema: Any, root: str) -> Any:
