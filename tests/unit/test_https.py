@@ -1,4 +1,7 @@
-"""Models over https, from servers on loopback that break off, fall silent, lie and point elsewhere."""
+"""Models over https, from servers on loopback that break off, fall silent, lie and point elsewhere.
+
+(Over 400 lines, because it is one list of what a server can do, on one store and one set of helpers.)
+"""
 
 from __future__ import annotations
 

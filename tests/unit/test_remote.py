@@ -1,4 +1,7 @@
-"""The far end of a remote backend: what its failures become, and what is left of a stream that has ended."""
+"""The far end of a remote backend: what its failures become, and what is left of a stream that has ended.
+
+(Over 400 lines, because statuses, connections, TLS and streams fail against one scripted server.)
+"""
 
 from __future__ import annotations
 
