@@ -39,6 +39,8 @@ def files(tmp_path: Path) -> Path:
     (tmp_path / "tools").write_text(json.dumps([TOOL]))
     (tmp_path / "not utf-8").write_bytes(b"\xff")
     (tmp_path / "[]").write_text("[1]")
+    (tmp_path / "deep").write_text("[" * 100_000)
+    (tmp_path / "long").write_text("1" * 5_000)
     return tmp_path
 
 
@@ -94,6 +96,8 @@ def test_json_is_one_object_with_every_block(
         (["--file", "{}/not utf-8"], "not utf-8 is not UTF-8 text"),
         (["--tools", "{}/c"], "c is not JSON"),
         (["--tools", "{}/[]"], "must hold a JSON array of tools"),
+        (["--tools", "{}/deep"], "deep nests too deeply"),
+        (["--json-schema", "{}/long"], "long nests too deeply or has a number of too many digits"),
         (["--tool-choice", "required"], "needs --tools FILE"),
     ],
 )

@@ -97,6 +97,8 @@ def _json(path: Path) -> Any:
         return json.loads(text(path))
     except json.JSONDecodeError as error:
         raise UsageError(f"{path} is not JSON: {error.msg} in line {error.lineno}") from None
+    except (RecursionError, ValueError):
+        raise UsageError(f"{path} nests too deeply or has a number of too many digits") from None
 
 
 def _read(path: Path) -> bytes:
