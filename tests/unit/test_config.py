@@ -328,12 +328,15 @@ def test_a_secret_is_shown_by_nothing(tmp_path: Path) -> None:
     assert "hunter22" not in str(caught.value)
 
 
-def test_the_key_file_must_be_readable_and_not_empty(tmp_path: Path) -> None:
+def test_the_key_file_must_hold_a_key(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         sources.load({"api_key_file": tmp_path / "none"}, ENV)
     (tmp_path / "empty").write_text("\n")
     with pytest.raises(ConfigError, match="is empty"):
         sources.load({"api_key_file": tmp_path / "empty"}, ENV)
+    (tmp_path / "zeros").write_bytes(bytes(16))
+    with pytest.raises(ConfigError, match="zeros: its first line must be a key of printable characters"):
+        sources.load({"api_key_file": tmp_path / "zeros"}, ENV)
 
 
 def test_the_file_names_the_variable_of_the_key(tmp_path: Path) -> None:

@@ -210,4 +210,7 @@ def _read_key(path: Path) -> Secret:
         raise ConfigError(f"API key file {path} cannot be read: {reason}") from None
     if not key:
         raise ConfigError(f"API key file {path} is empty; its first line must be the key")
-    return Secret(key)
+    try:
+        return SecretText().parse(key)
+    except ValueError as reason:
+        raise ConfigError(f"API key file {path}: its first line must be {reason}") from None
