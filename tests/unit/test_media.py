@@ -159,9 +159,10 @@ async def test_a_picture_that_cannot_be_used_is_refused_with_the_reason(
             await engine.generate(ask(media))
 
 
-async def test_a_small_file_of_a_huge_picture_is_not_unpacked(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [(7000, 6000), (MAX_SIDE + 1, 1), (MAX_SIDE, MAX_SIDE)])
+async def test_a_small_file_of_a_huge_picture_is_not_unpacked(tmp_path: Path, size: tuple[int, int]) -> None:
     file = io.BytesIO()
-    Image.new("1", (MAX_SIDE, MAX_SIDE)).save(file, "PNG")
+    Image.new("1", size).save(file, "PNG")
     assert len(file.getvalue()) < 100_000
     async with seeing(tmp_path) as engine:
         with pytest.raises(InvalidRequest, match="out of bounds"):

@@ -103,6 +103,15 @@ async def test_an_answered_request(path: Path) -> None:
     assert 50 < backend["decode_tokens_per_second"]["p50"] <= 75
 
 
+async def test_a_prompt_that_was_given_up_has_no_speed(path: Path) -> None:
+    async with serving(path, Measuring("m", tape=[])) as server:
+        client = await server.connect()
+        await client.send(ask())
+        assert (await client.frame())["type"] == "done"
+        backend = seen(server)["metrics"]["backends"]["m"]
+    assert (backend["prompt_tokens"], backend["prefill_tokens_per_second"]["count"]) == (30, 0)
+
+
 async def test_frames_that_come_together_are_as_many_tokens(path: Path) -> None:
     """A backend with its own fast path hands over at once what has gathered while nobody asked."""
     backend = _Framing(tape=["a", "b"])

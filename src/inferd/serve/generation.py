@@ -109,7 +109,8 @@ def _count(done: Done, metrics: BackendMetrics) -> None:
     metrics.cached_tokens += usage.cached_tokens
     if timings is not None:
         computed = usage.prompt_tokens - usage.cached_tokens
-        if computed > 0 and timings.prefill_ms > 0:
+        # A prompt that was given up within says nothing of its speed.
+        if computed > 0 and timings.prefill_ms > 0 and usage.completion_tokens:
             metrics.prefill.observe(computed / timings.prefill_ms * 1e3)
         if timings.tokens_per_second > 0:
             metrics.decode.observe(timings.tokens_per_second)
