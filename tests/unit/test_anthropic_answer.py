@@ -161,7 +161,19 @@ def test_what_is_new_is_passed_over() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"null", b"{", b"{}", b'{"type":"a","index":"x"}', b'{"type":"a","usage":[]}', b"\xff"]
+    "data",
+    [
+        b"",
+        b"null",
+        b"{",
+        b"{}",
+        b'{"type":"a","index":"x"}',
+        b'{"type":"a","usage":[]}',
+        b'{"type":"a","usage":{"input_tokens":-1}}',
+        b'{"type":"a","more":' + b"[" * 100_000,
+        b"\xff",
+    ],
+    ids=range(9),
 )
 def test_what_is_not_the_api_is_an_error(data: bytes) -> None:
     with pytest.raises(BackendInternal, match="Messages API"):

@@ -64,8 +64,9 @@ def unsound_header() -> bytes:
         message({":event-type": "chunk", ":message-type": "event"}, b"{}"),
         message({":event-type": "chunk", ":message-type": "event"}, b'{"bytes":"?"}'),
         message({":event-type": "chunk", ":message-type": "event"}, b"\xff"),
+        message({":event-type": "chunk", ":message-type": "event"}, b'{"p":' + b"[" * 100_000),
     ],
-    ids=["header", "no-bytes", "no-base64", "no-json"],
+    ids=["header", "no-bytes", "no-base64", "no-json", "too-deep"],
 )
 def test_sound_checksums_do_not_make_sense_of_nonsense(data: bytes) -> None:
     with pytest.raises(BackendInternal, match="damaged"):

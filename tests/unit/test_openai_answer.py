@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
-import msgspec
-import orjson
 import pytest
 
 from inferd.engine.backend import Done, Event, Text, Thinking, ToolCall, ToolUse, Usage
 from inferd.engine.openai_answer import Answer
+from inferd.engine.remote import UNREADABLE
 from inferd.errors import BackendError, InferdError, InvalidRequest, ToolCallMalformed, Unavailable
 from tests.remote_server import delta, finish, usage
 
 
 def read(*pieces: dict[str, Any], tool_required: bool = False) -> list[Event]:
     answer = Answer("far", tool_required=tool_required)
-    events = [event for piece in pieces for event in answer.feed(orjson.dumps(piece).decode())]
+    events = [event for piece in pieces for event in answer.feed(json.dumps(piece))]
     return events + list(answer.end())
 
 
@@ -172,6 +172,7 @@ def test_a_required_call_that_did_not_come_is_told() -> None:
             Unavailable,
             "far answered with status 429 (slow_down)",
         ),
+        ({"code": 503, "type": "down", "at": 10**30}, Unavailable, "far answered with status 503 (down)"),
         (
             {"code": "overloaded", "message": "secret"},
             Unavailable,
@@ -188,8 +189,19 @@ def test_an_error_in_the_stream(error: Any, kind: type[InferdError], message: st
 
 
 @pytest.mark.parametrize(
-    "data", ["", "null", "[]", "{", '{"choices":1}', '{"choices":[{"delta":{"content":1}}]}']
+    "data",
+    [
+        "",
+        "null",
+        "[]",
+        "{",
+        '{"choices":1}',
+        '{"choices":[{"delta":{"content":1}}]}',
+        '{"usage":{"prompt_tokens":-1}}',
+        '{"usage":{"completion_tokens":99999999999999999999}}',
+        '{"error":' + "[" * 100_000,
+    ],
 )
 def test_what_is_no_piece_of_an_answer(data: str) -> None:
-    with pytest.raises(msgspec.DecodeError):
+    with pytest.raises(UNREADABLE):
         list(Answer("far", tool_required=False).feed(data))

@@ -288,7 +288,17 @@ async def test_a_page_in_place_of_an_answer_has_no_end(remote: Start) -> None:
     assert await answer(remote, lambda exchange: exchange.whole(200, b"<html>\n\nHello</html>")) == []
 
 
-@pytest.mark.parametrize("junk", [b"data: {\n\n", b"data: nonsense\n\n", b"data: \xff\n\n", b'data: "x"\n\n'])
+@pytest.mark.parametrize(
+    "junk",
+    [
+        b"data: {\n\n",
+        b"data: nonsense\n\n",
+        b"data: \xff\n\n",
+        b'data: "x"\n\n',
+        b'data: {"more":' + b"[" * 100_000 + b"\n\n",
+    ],
+    ids=range(5),
+)
 async def test_what_cannot_be_read(remote: Start, junk: bytes) -> None:
     def script(exchange: Exchange) -> None:
         exchange.head()
@@ -450,7 +460,10 @@ async def test_many_vectors_are_read_aside(remote: Start, monkeypatch: pytest.Mo
         b'{"data":[{"index":0,"embedding":[0,0]}]}',
         b'{"data":[{"index":0,"embedding":[1e308,1e308,1e308,1e308]}]}',
         b'{"data":[{"index":0,"embedding":["a"]}]}',
+        b'{"more":' + b"[" * 100_000,
+        b'{"data":[{"index":0,"embedding":[1]}],"usage":{"prompt_tokens":-1}}',
     ],
+    ids=range(10),
 )
 async def test_vectors_that_are_none(remote: Start, body: bytes) -> None:
     with pytest.raises(BackendInternal, match="sent an answer that cannot be read"):

@@ -22,7 +22,7 @@ from inferd.engine.backend import (
     ToolUse,
     Usage,
 )
-from inferd.engine.remote import fault_of
+from inferd.engine.remote import UNREADABLE, Count, fault_of
 from inferd.errors import BackendInternal, InvalidRequest, ToolCallMalformed, Unavailable
 
 _STOP_REASONS: dict[str, StopReason] = {
@@ -36,10 +36,10 @@ _STOP_REASONS: dict[str, StopReason] = {
 
 
 class _Usage(msgspec.Struct):
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    cache_read_input_tokens: int | None = None
-    cache_creation_input_tokens: int | None = None
+    input_tokens: Count | None = None
+    output_tokens: Count | None = None
+    cache_read_input_tokens: Count | None = None
+    cache_creation_input_tokens: Count | None = None
 
 
 class _MessageStart(msgspec.Struct):
@@ -97,7 +97,7 @@ class Answer:
         """
         try:
             event = _decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except UNREADABLE:
             raise BackendInternal(
                 "the model's server sent an event that is not of the Messages API"
             ) from None

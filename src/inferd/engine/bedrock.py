@@ -30,7 +30,7 @@ from inferd.engine.backend import (
     Stream,
     Usage,
 )
-from inferd.engine.remote import RemoteStream, Upstream, let_end
+from inferd.engine.remote import UNREADABLE, RemoteStream, Upstream, let_end
 from inferd.errors import BackendInternal, ConfigError, InferdError, NotReady
 
 _CAPABILITIES = Capabilities(
@@ -198,7 +198,7 @@ class Decoder:
             if message.headers.get(":event-type") == "chunk":
                 try:
                     yield msgspec.json.decode(message.payload, type=_Chunk).data
-                except (msgspec.DecodeError, UnicodeDecodeError):
+                except UNREADABLE:
                     raise _damaged() from None
 
     def _next(self) -> Any:
@@ -217,6 +217,6 @@ def _failure(headers: Mapping[str, Any], payload: bytes) -> InferdError:
     name = str(headers.get(":exception-type") or headers.get(":error-code"))
     try:
         text = msgspec.json.decode(payload, type=_Exception).message
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNREADABLE:
         text = ""
     return fault(name, text)

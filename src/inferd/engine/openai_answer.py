@@ -14,7 +14,7 @@ import msgspec
 import orjson
 
 from inferd.engine.backend import Done, Event, StopReason, Text, Thinking, ToolCall, ToolUse, Usage
-from inferd.engine.remote import fault_of, refusal
+from inferd.engine.remote import Count, fault_of, refusal
 from inferd.errors import InferdError, ToolCallMalformed, Unavailable
 
 _STOP_REASONS: dict[str, StopReason] = {
@@ -51,12 +51,12 @@ class _Choice(msgspec.Struct):
 
 
 class _Details(msgspec.Struct):
-    cached_tokens: int | None = None
+    cached_tokens: Count | None = None
 
 
 class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+    prompt_tokens: Count | None = None
+    completion_tokens: Count | None = None
     prompt_tokens_details: _Details | None = None
 
 
@@ -98,7 +98,7 @@ class Answer:
     def feed(self, data: str) -> Iterator[Event]:
         """The events of one piece.
 
-        Raises the error that the piece tells of, and msgspec.DecodeError for what is no piece of an answer.
+        Raises the error that the piece tells of, and one of UNREADABLE for what is no piece of an answer.
         """
         chunk = _decoder.decode(data)
         if chunk.error is not None:
@@ -111,7 +111,8 @@ class Answer:
     def _failure(self, error: Any) -> InferdError:
         status = error.get("code") if isinstance(error, dict) else None
         if isinstance(status, int) and 400 <= status < 600:
-            return refusal(self._host, status, {}, orjson.dumps({"error": error}))
+            said = {key: value for key, value in error.items() if isinstance(value, str)}
+            return refusal(self._host, status, {}, orjson.dumps({"error": said}))
         name, _ = fault_of(error)
         return Unavailable(f"{self._host} broke off its answer{f' ({name})' if name else ''}")
 

@@ -35,7 +35,7 @@ from inferd.engine.backend import (
     Usage,
 )
 from inferd.engine.openai_answer import Answer
-from inferd.engine.remote import RemoteStream, Upstream, let_end
+from inferd.engine.remote import UNREADABLE, Count, RemoteStream, Upstream, let_end
 from inferd.errors import (
     BackendInternal,
     ConfigError,
@@ -64,8 +64,8 @@ class _Vector(msgspec.Struct):
 
 
 class _Counts(msgspec.Struct):
-    prompt_tokens: int | None = None
-    total_tokens: int | None = None
+    prompt_tokens: Count | None = None
+    total_tokens: Count | None = None
 
     @property
     def input_tokens(self) -> int:
@@ -153,7 +153,7 @@ class OpenAICompat(Backend):
                 while (data := await _next(pieces, soon=answer.finished)) is not None:
                     for event in answer.feed(data):
                         yield event
-        except msgspec.DecodeError:
+        except UNREADABLE:
             raise self._unreadable() from None
         except Unavailable:
             if not answer.finished:
@@ -245,7 +245,7 @@ class OpenAICompat(Backend):
     def _read(self, answer: bytes, kind: type[T]) -> T:
         try:
             return msgspec.json.decode(answer, type=kind)
-        except msgspec.DecodeError:
+        except UNREADABLE:
             raise self._unreadable() from None
 
     async def close(self) -> None:

@@ -21,15 +21,22 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Annotated, Any
 
 import anyio
 import httpx
+import msgspec
 import orjson
 import truststore
 
 from inferd.engine.backend import Done, Event, Stream, Timings, ToolUse, Usage
 from inferd.errors import BackendInternal, ConfigError, InferdError, InvalidRequest, Unavailable, Unsupported
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+"""A number of tokens, as the far end may tell it: one that adds up, and that JSON can carry on."""
+
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding raises for JSON that is not what was expected, or is nested too deeply."""
 
 CONNECT_SECS = 10.0
 # Servers commonly close a connection that was idle for 5 s; a request must not meet that moment.
