@@ -262,18 +262,19 @@ def test_the_key_goes_ahead_on_tcp_only(peer: Callable[[Script], Peer], clients:
     assert b"auth" not in b"".join(server.lines)
 
 
-def test_a_refused_key_is_explained(clients: Clients) -> None:
+@pytest.mark.parametrize("api_key", ["wrong", None])
+def test_a_refused_key_is_explained(clients: Clients, api_key: str | None) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
             connection, _ = listener.accept()
             with connection, connection.makefile("rb") as reader:
-                reader.readline()
-                reader.readline()
+                for _ in ("key", "request") if api_key else ("request",):
+                    reader.readline()
 
         thread = threading.Thread(target=serve)
         thread.start()
-        client = clients.client(f"tcp://127.0.0.1:{listener.getsockname()[1]}", api_key="wrong")
+        client = clients.client(f"tcp://127.0.0.1:{listener.getsockname()[1]}", api_key=api_key)
         with pytest.raises(errors.ConnectionLost, match="check the API key"):
             list(client.generate("Hi"))
         thread.join()

@@ -51,7 +51,7 @@ class AsyncConnection:
             connected = await _connect(endpoint, connect_timeout)
         except OSError as error:
             raise DaemonUnreachable(endpoint.unreachable(error)) from None
-        connection = cls(connected, Incoming(endpoint.text, keyed is not None), timeout)
+        connection = cls(connected, Incoming(endpoint.text, tcp=endpoint.tcp is not None), timeout)
         if keyed is not None:
             await connection.send([opening(keyed)])
         return connection

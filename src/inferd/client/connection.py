@@ -31,7 +31,7 @@ class Connection:
         connect_timeout: float | None = None,
     ) -> None:
         keyed = api_key if endpoint.tcp is not None and api_key else None
-        self._incoming = Incoming(endpoint.text, keyed is not None)
+        self._incoming = Incoming(endpoint.text, tcp=endpoint.tcp is not None)
         try:
             self._socket = _connect(endpoint, connect_timeout)
         except OSError as error:

@@ -44,9 +44,9 @@ def encode(value: object) -> bytes:
 class Incoming:
     """What one connection has received, cut into lines; and the error for each way in which it can end."""
 
-    def __init__(self, address: str, keyed: bool) -> None:
+    def __init__(self, address: str, *, tcp: bool) -> None:
         self._address = address
-        self._keyed = keyed
+        self._tcp = tcp
         self._lines: deque[bytes] = deque()
         self._partial: list[bytes] = []
         self._size = 0
@@ -85,7 +85,7 @@ class Incoming:
         return ConnectionLost(f"the daemon at {self._address} did not take the request in time")
 
     def _ended(self) -> str:
-        if self._keyed and not self._answered:
+        if self._tcp and not self._answered:
             return f"the daemon at {self._address} closed the connection without a word; check the API key"
         return f"the daemon at {self._address} closed the connection before the answer was complete"
 
