@@ -170,6 +170,7 @@ class Daemon:
             _log.warn("config", note=note)
         if self._given.problem is not None:
             raise self._given.problem
+        addresses.check_keys(settings, passed)  # before a model is fetched and loaded in vain
         held.push_async_callback(self._backends.close)
         backends = await self._backends.make(settings, self._show_loading)
         for backend in backends:

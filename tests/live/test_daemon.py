@@ -167,6 +167,10 @@ def test_an_address_that_cannot_be_served_ends_the_boot(
     assert (short_dir / "file").exists()
 
 
+def test_a_missing_key_ends_the_boot_before_the_models_are_built(daemon: Start) -> None:
+    assert daemon(mock={"hold": "build"}, tcp="0.0.0.0:47399").wait() == 1
+
+
 def test_tcp_with_a_key(daemon: Start) -> None:
     process = daemon(tcp="127.0.0.1:0", api_key="k3y-of-the-test").wait_ready()
     (ready,) = process.wait_event("ready")

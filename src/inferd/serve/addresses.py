@@ -66,6 +66,13 @@ def bind_surface(settings: Settings, name: str, passed: Mapping[str, Bound]) -> 
     return bind.bind_unix(path, mode, group)
 
 
+def check_keys(settings: Settings, passed: Mapping[str, Bound]) -> None:
+    """Raises AddressError, as binding would, for a surface that is to be open to a network without a key."""
+    for name, (tcp, _) in _pairs(settings).items():
+        if tcp is not None and name in settings.surfaces and name not in passed:
+            bind.check_key(tcp, has_key=settings.api_key is not None)
+
+
 def bind_metrics(address: str, group: str | None) -> Bound:
     """The listening socket of the metrics: a Unix socket's path or a loopback ``IP:port``.
 
