@@ -166,6 +166,17 @@ def test_list_shows_what_has_come_so_far(home: Path, file: Path, capsys: Capture
     assert re.search(r"tiny +1\.5 MB of it +0\.0 MB", capsys.readouterr().out)
 
 
+def test_what_another_tool_wrote_cannot_drive_the_terminal(home: Path, capsys: Capture) -> None:
+    manifest = {"name": "odd", "blob": f"sha256:{DIGEST}", "size_bytes": 1, "license": "\x1b[2J"}
+    source = {"registry": "hf", "repo": "\x1b]0;x\x07", "filename": "f"}
+    (home / "manifests").mkdir(parents=True)
+    (home / "manifests" / "odd.json").write_text(json.dumps({**manifest, "source": source}))
+    run("list")
+    shown = capsys.readouterr().out
+    assert "odd" in shown
+    assert not set(shown) & set("\x1b\x07")
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [

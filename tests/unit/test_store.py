@@ -121,7 +121,10 @@ class TestLayout:
                 "schema version 2 is not 1",
             ),
             (b'{"name":"n","blob":"sha256:%s","size_bytes":1}', "it is about 'n'"),
+            (b'{"name":"\xff"}', "can't decode byte 0xff"),
+            (b'{"more":' + b"[" * 100_000, "recursion"),
         ],
+        ids=range(7),
     )
     def test_an_unusable_manifest_says_why_and_what_to_do(
         self, store: ModelStore, text: bytes, reason: str

@@ -224,9 +224,14 @@ def _show(rows: list[dict[str, Any]]) -> None:
         part = f"{_size(row['downloaded_bytes'])} of it" if row["downloaded_bytes"] else "no"
         size = "?" if row["size_bytes"] is None else _size(row["size_bytes"])
         stored = "yes" if row["stored"] else part
-        cells = (row["name"], stored, size, row["license"], row["description"])
+        cells = (row["name"], stored, size, _plain(row["license"]), _plain(row["description"]))
         table.add_row(*(Text(cell) for cell in cells))
     print_table(table)
+
+
+def _plain(text: str) -> str:
+    """What another tool wrote into a manifest, unable to drive the terminal."""
+    return "".join(char if char.isprintable() else "�" for char in text)
 
 
 def _size(size: int) -> str:

@@ -39,6 +39,9 @@ PRODUCER = "inferd"
 MAX_NAME_BYTES = 200  # leaves room for ".NAME.json.tmp" in the 255 bytes of a file name
 MAX_MANIFEST_BYTES = 1 << 20
 
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding a file of the store raises when another tool, or chance, has written it."""
+
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -172,7 +175,7 @@ class ModelStore:
             return None
         except OSError as error:
             raise StoreError(f"cannot read the manifest {path}: {error.strerror}") from error
-        except (msgspec.DecodeError, StoreError) as error:
+        except (*UNREADABLE, StoreError) as error:
             raise StoreError(
                 f"the manifest {path} cannot be used ({error}); run `inferd pull {name}` to write it again"
             ) from error
@@ -261,7 +264,7 @@ class ModelStore:
     def is_stamped(self, sha256: str, found: os.stat_result) -> bool:
         """Whether a file that looks like ``found`` was verified before and only we could have changed it."""
         path = self.blob_path(sha256)
-        with suppress(OSError, msgspec.DecodeError):
+        with suppress(OSError, *UNREADABLE):
             stamp = msgspec.json.decode(path.with_name("verified.json").read_bytes(), type=Stamp)
             return stamp == Stamp.of(found) and _only_ours(found) and self._is_private(path.parent)
         return False

@@ -22,7 +22,7 @@ from pathlib import Path
 import msgspec
 
 from inferd.errors import BootCancelled, FetchError, StoreError
-from inferd.store.models import ModelStore, write_whole
+from inferd.store.models import UNREADABLE, ModelStore, write_whole
 
 SPARE_BYTES = 16 << 20  # left free on the disk for everybody else
 HASH_CHUNK_BYTES = 4 << 20  # small enough to notice a cancellation in between
@@ -38,7 +38,7 @@ class Mark(msgspec.Struct, frozen=True, kw_only=True):
 
 def read_mark(partial: Path) -> Mark | None:
     """The mark of the download in ``partial``; ``None`` when there is none that can be read."""
-    with suppress(OSError, msgspec.DecodeError):
+    with suppress(OSError, *UNREADABLE):
         return msgspec.json.decode((partial / "source.json").read_bytes(), type=Mark)
     return None
 
