@@ -23,11 +23,13 @@ from inferd.engine.backend import (
     FrameTemplate,
     GenerateRequest,
     Message,
+    Stream,
     Text,
     Thinking,
     Tool,
     ToolCall,
     ToolUse,
+    Usage,
 )
 from inferd.engine.conversation import Family, Reader, prepare
 from inferd.engine.typed_stream import TypedStream
@@ -177,6 +179,26 @@ def test_text_before_a_generic_call_is_shown_as_it_comes() -> None:
     assert undecided.feed("", last=True) == [Text("<tool_")]
 
 
+async def test_what_may_have_begun_a_call_is_not_lost_when_the_answer_is_cut() -> None:
+    class Cut(Stream):
+        def __init__(self, text: bytes) -> None:
+            self._events = iter((Frames(text + b"\n"), Done("length", Usage(1, 3))))
+
+        async def __anext__(self) -> Event:
+            return next(self._events)
+
+        def cancel(self) -> None: ...
+
+        def close(self) -> None: ...
+
+    with ThreadPoolExecutor(1) as pool:
+        for text, shown in ((b"a <tool_", ["a ", "<tool_"]), (b"a <tool_call>{", ["a "])):
+            stream = TypedStream(Cut(text), generic_tools.Reader(required=False), pool, tool_required=False)
+            *events, done = [await anext(stream) for _ in range(len(shown) + 1)]
+            assert events == [Text(piece) for piece in shown]
+            assert isinstance(done, Done)
+
+
 def test_a_generic_call_may_refer_within_its_own_schema() -> None:
     schema = '{"$defs":{"c":{"enum":["Rome"]}},"type":"object","properties":{"city":{"$ref":"#/$defs/c"}}}'
     assert b"Rome" in generic_tools.grammar((Tool("f", "", schema),))
@@ -256,6 +278,9 @@ async def test_a_call_that_cannot_be_read_is_an_error_without_its_text() -> None
     class Broken:
         def feed(self, text: str, *, last: bool) -> list[Event] | None:
             return None if last else []
+
+        def cut(self) -> list[Event]:
+            return []
 
     async with backend() as engine:
         source = await engine.generate(

@@ -225,7 +225,7 @@ cdef class Engine:
         with nogil:
             job.get().sampler = Sampler.make(self.model.vocab, params, c_grammar, error)
         if not job.get().sampler:
-            raise InvalidRequest(f"the grammar cannot be used: {error.decode('utf-8', 'replace')}")
+            raise InvalidRequest(f"the grammar cannot be used: {in_a_sentence(error)}")
         job.get().preserved = prompt.rendered.preserved
         job.get().n_prompt = prompt.rendered.tokens.size()
         job.get().max_tokens = max_tokens

@@ -8,6 +8,12 @@ cdef extern from "stdio.h" nogil:
     FILE* fdopen(int fd, const char* mode)
 
 
+cdef str in_a_sentence(const string& error):
+    """llama.cpp's words on one line; a parser quotes what follows, which at the end of its text is nothing."""
+    cdef str words = " ".join(error.decode("utf-8", "replace").split())
+    return words + " the end" if words.endswith(" at") else words
+
+
 FINISH_NAMES = ("running", "end", "stop", "length", "cancelled", "refused", "unavailable", "broken")
 
 
@@ -41,7 +47,7 @@ def schema_to_grammar(bytes schema) -> bytes:
     with nogil:
         ok = c_schema_to_grammar(text, grammar, error)
     if not ok:
-        raise InvalidRequest(f"json_schema cannot be made into a grammar: {error.decode('utf-8', 'replace')}")
+        raise InvalidRequest(f"json_schema cannot be made into a grammar: {in_a_sentence(error)}")
     return grammar
 
 
@@ -202,7 +208,7 @@ cdef class Projector:
         with nogil:
             self.projector = CProjector.make(c_path, model.model, threads, error)
         if not self.projector:
-            raise ModelError(f"the projector {path} cannot be used: {error.decode('utf-8', 'replace')}")
+            raise ModelError(f"the projector {path} cannot be used: {in_a_sentence(error)}")
 
     @property
     def vision(self) -> bool:
@@ -236,7 +242,7 @@ cdef class Templates:
         with nogil:
             self.prompts = Prompts.make(model.model, c_source, error)
         if not self.prompts:
-            raise ModelError(f"the model's chat template cannot be parsed: {error.decode('utf-8', 'replace')}")
+            raise ModelError(f"the model's chat template cannot be parsed: {in_a_sentence(error)}")
 
     @property
     def thinking(self) -> bool:
@@ -271,7 +277,7 @@ cdef class Templates:
             ok = self.prompts.get().render(text, media, prompt.rendered, error)
         if not ok:
             raise InvalidRequest(
-                f"the conversation cannot be given to the model: {error.decode('utf-8', 'replace')}")
+                f"the conversation cannot be given to the model: {in_a_sentence(error)}")
         return prompt
 
 

@@ -35,6 +35,9 @@ class Reader(Protocol):
     def feed(self, text: str, *, last: bool) -> list[Event] | None:
         """The events of more text, ``last`` with the end of it; ``None`` when the answer does not parse."""
 
+    def cut(self) -> list[Event]:
+        """The events of what was held back when the answer ends in the middle."""
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
@@ -199,3 +202,6 @@ class _FamilyReader:
         for call in found.get("tools", ()):
             events.append(ToolUse(ToolCall(call["id"], call["name"], call["arguments"])))
         return events
+
+    def cut(self) -> list[Event]:
+        return []  # a last parse would show half a call as text

@@ -111,6 +111,10 @@ class Reader:
                 return None
         return events
 
+    def cut(self) -> list[Event]:
+        """What could have begun a call, and did not; half a call is nothing."""
+        return [Text(self._held)] if self._held and not self._in_call else []
+
     def _split_before_marker(self) -> tuple[str, str]:
         """What may be shown, and the end with which the marker could begin."""
         for n in range(min(len(self._held), len(MARKER) - 1), 0, -1):

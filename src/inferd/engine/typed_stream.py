@@ -46,6 +46,8 @@ class TypedStream(Stream):
             elif isinstance(event, Done):
                 if event.stop_reason in ("end", "stop"):
                     await self._read("", last=True)
+                else:
+                    self._events.extend(self._reader.cut())
                 self._events.append(self._end(event))
         return self._events.popleft()
 
