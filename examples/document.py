@@ -21,6 +21,8 @@ def attach(path: Path) -> Attachment:
 
 
 def main() -> int:
+    if len(sys.argv) != 3:
+        sys.exit(f"usage: {sys.argv[0]} FILE QUESTION")
     path, question = Path(sys.argv[1]), sys.argv[2]
     turn = {"role": "user", "content": [attach(path), question]}
     try:

@@ -23,6 +23,8 @@ def by_ranking(client: Client, query: str, lines: list[str]) -> list[tuple[float
 
 def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--rerank"]
+    if len(arguments) != 1:
+        sys.exit(f"usage: {sys.argv[0]} [--rerank] QUERY")
     lines = [line.strip() for line in sys.stdin if line.strip()]
     find = by_ranking if "--rerank" in sys.argv else by_vectors
     with Client() as client:
