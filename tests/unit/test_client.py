@@ -135,6 +135,32 @@ def test_an_error_frame_of_an_unreadable_request_has_no_id(
         next(client.generate("Hi"))
 
 
+@pytest.mark.parametrize(("said", "lines"), [(b"", 3), (b'{"id":"c2","type":"tok', 2)])
+def test_a_request_that_met_the_end_of_an_idle_connection_is_sent_once_more(
+    said: bytes, lines: int, peer: Callable[[Script], Peer], clients: Clients
+) -> None:
+    """The daemon had given up the connection and never saw it; but one that was begun is not done twice."""
+
+    def close_at_the_second(connection: socket.socket, line: bytes) -> None:
+        if len(server.lines) == 2:
+            connection.sendall(said)
+            connection.shutdown(socket.SHUT_RDWR)
+        else:
+            frames(DONE)(connection, line)
+
+    server = peer(close_at_the_second)
+    with clients.client(server.path) as client:
+        assert client.generate("first").result().stop_reason == "end"
+        again = client.generate("second")
+        if said:
+            with pytest.raises(errors.ConnectionLost):
+                again.result()
+        else:
+            assert again.result().stop_reason == "end"
+    assert len(server.lines) == lines
+    assert server.accepted == lines - 1
+
+
 @pytest.mark.parametrize(
     "sent", [b"", b'{"id":"c1","type":"tok', b'{"id":"c1","type":"token","content":"a"}\n']
 )

@@ -38,14 +38,17 @@ class AsyncChannel:
 
     async def take(self, connect_timeout: float | None) -> AsyncConnection:
         """A connection for one request."""
-        return self._idle.take() or await AsyncConnection.open(
+        return self._idle.take() or await self._connect(connect_timeout)
+
+    async def _connect(self, connect_timeout: float | None) -> AsyncConnection:
+        return await AsyncConnection.open(
             self._endpoint, self._api_key, timeout=self._timeout, connect_timeout=connect_timeout
         )
 
-    async def ask(self, request: Request[E, D]) -> AsyncConnection:
-        """Sends a request; the connection on which the reply will come."""
-        connection = await self.take(self._timeout)
-        await connection.send(request.pieces)
+    async def ask(self, request: Request[E, D], *, anew: bool = False) -> AsyncConnection:
+        """Sends a request, on a new connection if ``anew``; the connection on which the reply will come."""
+        connection = await (self._connect(self._timeout) if anew else self.take(self._timeout))
+        await connection.ask(request.pieces)
         return connection
 
     async def follow(self, plan: Plan[T]) -> T:
@@ -87,8 +90,7 @@ class AsyncReply(AsyncIterator[E | D], Generic[E, D]):
         if self._over:
             raise StopAsyncIteration
         try:
-            connection = await self._started()
-            while (event := self._request.take(await connection.line())) is None:
+            while (event := self._request.take(await self._line(await self._started()))) is None:
                 pass
         except ConnectionLost:
             if self._over:  # by another task that closed it
@@ -98,11 +100,20 @@ class AsyncReply(AsyncIterator[E | D], Generic[E, D]):
         except BaseException:
             self._close()
             raise
-        if self._request.done is not None:
+        if self._request.done is not None and self._connection is not None:
             self._over = True
+            self._channel.give_back(self._connection)
             self._connection = None
-            self._channel.give_back(connection)
         return event
+
+    async def _line(self, connection: AsyncConnection) -> bytes:
+        try:
+            return await connection.line()
+        except ConnectionLost:
+            if self._over or not connection.lapsed:
+                raise
+        self._connection = None
+        return await (await self._started(anew=True)).line()
 
     async def result(self) -> D:
         """Reads to the end; the last event. Raises ConnectionLost where the reply was closed before it."""
@@ -129,9 +140,9 @@ class AsyncReply(AsyncIterator[E | D], Generic[E, D]):
     def __del__(self) -> None:
         self._close()
 
-    async def _started(self) -> AsyncConnection:
+    async def _started(self, *, anew: bool = False) -> AsyncConnection:
         if self._connection is None:
-            connection = await self._channel.ask(self._request)
+            connection = await self._channel.ask(self._request, anew=anew)
             if self._over:
                 connection.close()
                 raise ConnectionLost(_CLOSED)

@@ -74,6 +74,16 @@ class AsyncConnection:
             self.close()
             raise
 
+    async def ask(self, pieces: Sequence[Bytes]) -> None:
+        """Sends a request."""
+        self._incoming.expect()
+        await self.send(pieces)
+
+    @property
+    def lapsed(self) -> bool:
+        """Whether the daemon closed the connection, idle too long, in the moment of the last request."""
+        return self._incoming.lapsed
+
     async def line(self) -> bytes:
         """The next line, without its newline."""
         loop = asyncio.get_running_loop()

@@ -34,10 +34,10 @@ class Channel:
         """Connects, unless it is connected; ``timeout``, in seconds, is for this alone."""
         self._idle.give_back(self._take(self._timeout if timeout is None else timeout))
 
-    def ask(self, request: Request[E, D]) -> Connection:
-        """Sends a request; the connection on which the reply will come."""
-        connection = self._take(self._timeout)
-        connection.send(request.pieces)
+    def ask(self, request: Request[E, D], *, anew: bool = False) -> Connection:
+        """Sends a request, on a new connection if ``anew``; the connection on which the reply will come."""
+        connection = self._connect(self._timeout) if anew else self._take(self._timeout)
+        connection.ask(request.pieces)
         return connection
 
     def follow(self, plan: Plan[T]) -> T:
@@ -60,7 +60,10 @@ class Channel:
         self._idle.close()
 
     def _take(self, connect_timeout: float | None) -> Connection:
-        return self._idle.take() or Connection(
+        return self._idle.take() or self._connect(connect_timeout)
+
+    def _connect(self, connect_timeout: float | None) -> Connection:
+        return Connection(
             self._endpoint, self._api_key, timeout=self._timeout, connect_timeout=connect_timeout
         )
 
@@ -80,19 +83,27 @@ class Reply(Iterator[E | D], Generic[E, D]):
 
     def __next__(self) -> E | D:
         """The next event; RequestFailed for an error frame, ConnectionLost when the reply breaks off."""
-        connection = self._connection
-        if connection is None:
+        if self._connection is None:
             raise StopIteration
         try:
-            while (event := self._request.take(connection.line())) is None:
+            while (event := self._request.take(self._line(self._connection))) is None:
                 pass
         except BaseException:
             self.close()
             raise
         if self._request.done is not None:
+            self._channel.give_back(self._connection)
             self._connection = None
-            self._channel.give_back(connection)
         return event
+
+    def _line(self, connection: Connection) -> bytes:
+        try:
+            return connection.line()
+        except ConnectionLost:
+            if not connection.lapsed:
+                raise
+        self._connection = self._channel.ask(self._request, anew=True)
+        return self._connection.line()
 
     def result(self) -> D:
         """Reads to the end; the last event. Raises ConnectionLost where the reply was closed before it."""

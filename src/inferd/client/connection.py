@@ -57,6 +57,16 @@ class Connection:
             self.close()
             raise
 
+    def ask(self, pieces: Sequence[Bytes]) -> None:
+        """Sends a request."""
+        self._incoming.expect()
+        self.send(pieces)
+
+    @property
+    def lapsed(self) -> bool:
+        """Whether the daemon closed the connection, idle too long, in the moment of the last request."""
+        return self._incoming.lapsed
+
     def line(self) -> bytes:
         """The next line, without its newline."""
         try:

@@ -51,6 +51,15 @@ class Incoming:
         self._partial: list[bytes] = []
         self._size = 0
         self._answered = False
+        self._requests = 0
+        self._unheard = False
+        self.lapsed = False
+        """Whether the daemon closed the connection between two requests, and so never saw the second one."""
+
+    def expect(self) -> None:
+        """A request is about to be sent."""
+        self._requests += 1
+        self._unheard = True
 
     def line(self) -> bytes | None:
         """The next line, without its newline; ``None`` before it has come as a whole."""
@@ -60,7 +69,9 @@ class Incoming:
         """Takes what was read, which is nothing at the end of the stream. Raises ConnectionLost then, and
         ProtocolError for a line that does not end."""
         if not data:
+            self.lapsed = self._unheard and self._requests > 1
             raise ConnectionLost(self._ended())
+        self._unheard = False
         *whole, rest = data.split(b"\n")
         if whole:
             self._answered = True
