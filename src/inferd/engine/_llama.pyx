@@ -532,7 +532,7 @@ cdef class Engine:
                 self.leave(job)
 
 
-share_arenas()
+settle_malloc()
 capture_log()
 silence_common()
 llama_backend_init()

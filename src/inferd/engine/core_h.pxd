@@ -18,7 +18,7 @@ cdef extern from "host.h" namespace "inferd" nogil:
         size_t memory_total
     vector[Device] c_devices "inferd::devices"()
     int c_useful_threads "inferd::useful_threads"()
-    void share_arenas()
+    void settle_malloc()
     void capture_log()
     vector[pair[int, string]] c_drain_log "inferd::drain_log"()
     void* attach_pool(llama_context* ctx, int threads)

@@ -66,9 +66,10 @@ void keep_log_line(ggml_log_level level, const char *text, void *) {
     log_lines.emplace_back(level, text);
 }
 
-void share_arenas() {
+void settle_malloc() {
 #ifdef __GLIBC__
     mallopt(M_ARENA_MAX, 2);
+    mallopt(M_MMAP_THRESHOLD, 1 << 20);
 #endif
 }
 

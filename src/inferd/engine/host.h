@@ -22,8 +22,9 @@ std::vector<Device> devices();
 // Threads worth using for token generation: performance cores this process may run on.
 int useful_threads();
 
-// Keeps glibc from giving each thread memory of its own, of which every model that comes and goes leaves some behind.
-void share_arenas();
+// Has glibc give back what a model or an attachment leaves: no memory for each thread of its own, which would stay with
+// the process, and large blocks apart from the small ones, however often such blocks have come and gone.
+void settle_malloc();
 
 // Takes over llama.cpp's log: lines are kept (a bounded number) until `drain_log`. Never blocks on Python.
 void capture_log();
