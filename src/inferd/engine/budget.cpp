@@ -7,6 +7,7 @@
 #endif
 
 #include <cstdlib>
+#include <exception>
 #include <new>
 #include <stdexcept>
 
@@ -44,6 +45,13 @@ struct OverBudget : std::bad_alloc {
     throw OverBudget();
 }
 
+// While an exception is on its way, destructors that allocate must be let through: a second one would end the process.
+bool may_refuse() { return usage.active && std::uncaught_exceptions() == 0; }
+
+bool fits(std::size_t size) {
+    return usage.bytes + static_cast<int64_t>(size) <= usage.max_bytes && usage.blocks <= kMaxBlocks;
+}
+
 #if defined(__APPLE__)
 size_t size_of(void *block) { return malloc_size(block); }
 #elif defined(_WIN32)
@@ -73,7 +81,7 @@ void Budget::check() const {
 int64_t template_bytes(size_t input) { return kMaxBytes + kMaxCopies * static_cast<int64_t>(input); }
 
 void spend_step() {
-    if (!usage.active) return;
+    if (!may_refuse()) return;
     const char here = 0;
     if (usage.stack - &here > kMaxStack) refuse("the chat template nests too deeply");
     if (++usage.steps % 256 == 0 && thread_time() > usage.deadline) {
@@ -98,9 +106,7 @@ void check_template_source(const std::string &source) {
 
 void *operator new(std::size_t size) {
     using namespace inferd;
-    if (usage.active && (usage.bytes + static_cast<int64_t>(size) > usage.max_bytes || usage.blocks > kMaxBlocks)) {
-        refuse(usage.too_much);
-    }
+    if (usage.active && !fits(size) && may_refuse()) refuse(usage.too_much);
     void *block = std::malloc(size ? size : 1);
     if (!block) throw std::bad_alloc();
     if (usage.active) {
