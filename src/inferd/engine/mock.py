@@ -111,7 +111,7 @@ class Mock(Backend):
         if not self.is_ready:
             raise NotReady
         if self.error is not None:
-            raise self.error
+            raise self.error.with_traceback(None)  # else each raise would keep one more request alive
 
     async def close(self) -> None:
         for stream in tuple(self.open_streams):

@@ -34,7 +34,6 @@ from inferd.serve.peer import Peer
 from inferd.serve.router import Router
 from inferd.serve.surface import R, Surface, Turn, ms_since
 
-_TOO_LATE = DeadlineExceeded("the deadline passed while the request ran")
 # Why a request was ended early, beside what the connection says of its end.
 _DEADLINE, _STOP = "deadline", "stop"
 
@@ -83,6 +82,11 @@ class Service(Generic[R]):
 
 def _this_task() -> asyncio.Task[None]:
     return cast("asyncio.Task[None]", asyncio.current_task())
+
+
+def _pass_deadline(turn: Turn[R]) -> None:
+    # A new exception each time: one that is raised again and again keeps the frames of every raise alive.
+    turn.interrupt(DeadlineExceeded("the deadline passed while the request ran"))
 
 
 class Session(Generic[R]):
@@ -206,7 +210,7 @@ class Session(Generic[R]):
             self._metrics.queue_wait.observe(turn.queue_ms / 1e3)
             with service.router.dispatch(self._surface.needs(request)) as backend:
                 turn.backend = backend.name
-                alarm = None if deadline is None else loop.call_at(deadline, turn.interrupt, _TOO_LATE)
+                alarm = None if deadline is None else loop.call_at(deadline, _pass_deadline, turn)
                 try:
                     metrics = service.metrics.backends[backend.name]
                     answer = await self._surface.answer(turn, backend, metrics)
@@ -214,7 +218,8 @@ class Session(Generic[R]):
                     if alarm is not None:
                         alarm.cancel()
         if answer.get("stop_reason") == "cancelled":
-            self._metrics.cancels[_DEADLINE if turn.interruption is _TOO_LATE else _STOP] += 1
+            too_late = isinstance(turn.interruption, DeadlineExceeded)
+            self._metrics.cancels[_DEADLINE if too_late else _STOP] += 1
         else:
             self._metrics.done += 1
         _log.info("request_done", **answer, **turn.fields(), **self._log_fields)
