@@ -83,6 +83,18 @@ class QueueFull(InferdError):
         super().__init__("queue full")
 
 
+class InputMemoryFull(InferdError):
+    """No memory is left for a long line or for attachments; their bytes are unread, so the connection is
+    closed after the error frame."""
+
+    code = "queue_full"
+    exit_code = 4
+    retryable = True
+
+    def __init__(self) -> None:
+        super().__init__("no memory is left for a request of this size; send it again later")
+
+
 class AdmissionClosed(InferdError):
     """The daemon is draining; the connection is closed after the error frame."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import random
 from pathlib import Path
@@ -20,7 +21,9 @@ from inferd.engine.backend import (
     ToolUse,
 )
 from inferd.engine.mock import Mock
+from inferd.serve import connection
 from inferd.serve.blocks import BlockSurface
+from inferd.wire import v2
 from tests.in_process import Client, Gate, serving, until
 
 pytestmark = pytest.mark.both_loops
@@ -249,6 +252,59 @@ async def test_a_request_whose_bytes_wait_behind_a_running_one(path: Path) -> No
         gate.open(2)
         await expect(client, TOKEN, DONE)
     assert backend.heard == ["hi", big]
+
+
+# Failures with unread bytes.
+
+
+class NoMapping:
+    """An ``mmap`` module on a system without memory."""
+
+    MAP_PRIVATE = MAP_ANONYMOUS = 0
+
+    def mmap(self, *_: object) -> object:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+
+async def test_no_memory_for_the_bytes_is_an_error_frame_and_the_end(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = Listening()
+    hidden = ask({"type": "text", "text": "read as a request"})
+    async with serving(path, backend, surface=V2) as server:
+        monkeypatch.setattr(connection, "mmap", NoMapping())
+        client = await server.connect()
+        await client.send(show(len(hidden)) + hidden)
+        message = "no memory is left for a request of this size; send it again later"
+        await expect(client, refusal("queue_full", message))
+        assert await client.rest() == b""
+    assert backend.heard == []
+
+
+class Failing(BlockSurface):
+    """Fails in a way that no code expects, before or while the bytes are assigned."""
+
+    def __init__(self, step: str) -> None:
+        self.step = step
+
+    def raw_size(self, request: v2.Request, max_attachment_bytes: int) -> int:
+        if self.step == "size":
+            raise ZeroDivisionError
+        return super().raw_size(request, max_attachment_bytes)
+
+    def assign(self, request: v2.Request, raw: memoryview) -> None:
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("step", ["size", "assign"])
+async def test_an_unexpected_failure_before_the_request_is_whole_closes_the_connection(
+    path: Path, step: str
+) -> None:
+    async with serving(path, surface=Failing(step)) as server:
+        client = await server.connect()
+        await client.send(show(3) + b"abc" + ask())
+        await expect(client, refusal("internal", "internal error; the daemon's log says more"))
+        assert await client.rest() == b""
 
 
 # What backends can do.

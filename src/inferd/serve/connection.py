@@ -125,9 +125,16 @@ class Connection(asyncio.BufferedProtocol):
         return self._may_carry_raw is not None and self._may_carry_raw(line)
 
     async def read_raw(self, size: int) -> memoryview | None:
-        """The ``size`` bytes behind the last line, whatever they are; ``None`` if the input ends before."""
+        """The ``size`` bytes behind the last line, whatever they are; ``None`` if the input ends before.
+
+        Raises MemoryError, with the bytes unread, where the system gives no memory for them.
+        """
         # Of a private mapping only the pages that were written take memory: a size costs nothing by itself.
-        memory = memoryview(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+        try:
+            mapping = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except OSError as error:
+            raise MemoryError(str(error)) from None
+        memory = memoryview(mapping)
         held = self._splitter.take_into(memory)
         if held < size:
             if self._eof:

@@ -23,6 +23,7 @@ from inferd.errors import (
     DecodeError,
     FrameTooLarge,
     InferdError,
+    InputMemoryFull,
     QueueFull,
 )
 from inferd.serve import auth, faults
@@ -171,16 +172,18 @@ class Session(Generic[R]):
             self._write_error(error.request_id, error)
             return False
         self._turn = turn = Turn(request, self._conn, arrived, self._log_fields)
+        whole = False  # unread bytes of a request must never be taken for the next one
         try:
             raw_size = self._surface.raw_size(request, self._service.max_attachment_bytes)
             if raw_size:
                 await self._receive_raw(request, raw_size)
+            whole = True
             self._surface.validate(request)
             await self._serve(turn)
         except InferdError as error:
             self._log_error(turn, error)
             self._fail(turn, error)
-            return not isinstance(error, AdmissionClosed | DecodeError | FrameTooLarge)
+            return whole and not isinstance(error, AdmissionClosed | DecodeError | FrameTooLarge)
         except asyncio.CancelledError:
             reason = self._conn.gone_because or _STOP
             self._metrics.cancels[reason] += 1
@@ -192,10 +195,13 @@ class Session(Generic[R]):
             self._fail(turn, BackendInternal("internal error; the daemon's log says more"))
         finally:
             self._turn = None
-        return True
+        return whole
 
     async def _receive_raw(self, request: R, size: int) -> None:
-        raw = await self._conn.read_raw(size)
+        try:
+            raw = await self._conn.read_raw(size)
+        except MemoryError:
+            raise InputMemoryFull from None
         if raw is None:
             raise DecodeError(f"the input ends within the {size} bytes of the attachments", request.id)
         self._surface.assign(request, raw)
