@@ -21,6 +21,7 @@ from inferd.serve import auth, bind
 from inferd.serve.admission import Admission
 from inferd.serve.hangup import HangupWatch
 from inferd.serve.listener import Listener, Places
+from inferd.serve.memory import InputMemory
 from inferd.serve.metrics import Metrics
 from inferd.serve.router import Router
 from inferd.serve.session import Service
@@ -161,6 +162,7 @@ async def serving(
     api_key: str | None = None,
     max_frame_bytes: int = 65536,
     max_attachment_bytes: int = 64 * 1024 * 1024,
+    max_input_memory_bytes: int = 384 * 1024 * 1024,
     write_timeout_secs: float = 60.0,
     idle_timeout_secs: float = 0.0,
     max_connections: int = 100,
@@ -179,6 +181,7 @@ async def serving(
         api_key=None if api_key is None else auth.ApiKey(api_key),
         max_frame_bytes=max_frame_bytes,
         max_attachment_bytes=max_attachment_bytes,
+        memory=InputMemory(max_input_memory_bytes),
         write_timeout_secs=write_timeout_secs,
         idle_timeout_secs=idle_timeout_secs,
     )
@@ -196,5 +199,6 @@ async def serving(
     left = asyncio.all_tasks() - before
     assert not left, f"tasks left behind: {left}"
     assert not service.sessions
+    assert service.memory.reserved == 0
     assert service.admission.running == service.admission.waiting == 0
     assert not any(backend.open_streams for backend in backends if isinstance(backend, Mock))

@@ -16,6 +16,7 @@ from inferd.serve import peer
 from inferd.serve.admission import Admission
 from inferd.serve.blocks import BlockSurface
 from inferd.serve.hangup import HangupWatch
+from inferd.serve.memory import InputMemory
 from inferd.serve.metrics import Metrics
 from inferd.serve.router import Router
 from inferd.serve.session import Service
@@ -41,6 +42,7 @@ async def answers(pieces: list[bytes]) -> list[tuple[str, str]]:
         api_key=None,
         max_frame_bytes=CAP,
         max_attachment_bytes=FILE_CAP,
+        memory=InputMemory(1_000_000),
         write_timeout_secs=0,
     )
     serving = loop.create_task(service.serve(ours, peer.of(ours), 1))

@@ -20,6 +20,7 @@ from inferd.serve.auth import ApiKey
 from inferd.serve.bind import Bound
 from inferd.serve.hangup import HangupWatch
 from inferd.serve.listener import Listener, Places
+from inferd.serve.memory import InputMemory
 from inferd.serve.metrics import Metrics
 from inferd.serve.peer import Peer
 from inferd.serve.router import Router
@@ -112,6 +113,7 @@ async def serving(mock: Mock | None = None, broken: int = 0) -> AsyncIterator[Pi
         api_key=ApiKey("for TCP alone"),
         max_frame_bytes=65536,
         max_attachment_bytes=65536,
+        memory=InputMemory(1_000_000),
         write_timeout_secs=60,
     )
     system = Sockets()

@@ -89,6 +89,15 @@ class LimitOptions:
         key="limits.max_attachment_bytes",
         reload=True,
     )
+    max_input_memory_bytes: int = option(
+        _LIMITS,
+        Integer(1024, 2**40),
+        384 * 1024 * 1024,
+        "Memory for the attachments and long lines of all requests together, in bytes; a request beyond it is"
+        " refused. One user may hold half of what the others leave.",
+        key="limits.max_input_memory_bytes",
+        reload=True,
+    )
     max_connections: int = option(
         _LIMITS,
         Integer(1, 1_000_000),

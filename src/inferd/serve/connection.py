@@ -6,6 +6,8 @@
   follow; they are then read in place, into memory that takes them all.
 * Who has begun a line, or the bytes behind one, has to go on with it: a client that lets it take longer than
   ``PIECE_SECS`` is dropped, as is one that sends nothing between two requests for ``idle_timeout``.
+* ``reserve`` is called before a line grows beyond ``LARGE_BYTES``. While a request runs, no more than that
+  is read of the next line.
 * ``write`` never waits; ``writable`` does, once the client has left more unread than the high-water mark. A
   client that keeps it waiting longer than the write timeout is dropped.
 * ``on_gone`` is called once when nobody reads the answers any more: the client closed its socket, the
@@ -20,7 +22,7 @@ import socket
 from collections.abc import Callable
 from typing import cast
 
-from inferd.errors import FrameTooLarge
+from inferd.errors import FrameTooLarge, InferdError
 from inferd.fastpath import LineSplitter
 from inferd.serve.hangup import HangupWatch
 
@@ -30,6 +32,8 @@ HIGH_WATER_BYTES = 64 * 1024
 # something to say is not that slow; who trickles holds a place and memory from the others.
 PIECE_SECS = 30.0
 PIECE_BYTES = 1024 * 1024
+# A line up to this size needs no reservation, and is small enough to be parsed on the event loop.
+LARGE_BYTES = 256 * 1024
 # How long what a client still sends is read and dropped after an error frame, so that closing with unread
 # bytes does not reset the connection and take the frame with it.
 LINGER_SECS = 1.0
@@ -49,6 +53,7 @@ class Connection(asyncio.BufferedProtocol):
         hangups: HangupWatch,
         may_carry_raw: Callable[[bytes], bool] | None = None,
         idle_timeout: float = 0.0,
+        reserve: Callable[[int], None] = lambda size: None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._splitter = LineSplitter(max_line)
@@ -56,6 +61,8 @@ class Connection(asyncio.BufferedProtocol):
         self._hangups = hangups
         self._may_carry_raw = may_carry_raw
         self._idle_timeout = idle_timeout
+        self._reserve = reserve
+        self._line_room = LARGE_BYTES
         self._fd = -1
         self._on_gone: Callable[[], object] | None = None
         self._line_waiter: asyncio.Future[bytes | None] | None = None
@@ -98,6 +105,7 @@ class Connection(asyncio.BufferedProtocol):
         """The next line, ``None`` at the end of the input.
 
         Raises FrameTooLarge for a line beyond the cap, and for bytes beyond ``at_most`` without a newline.
+        Passes on what ``reserve`` raises; the rest of the line is unread then.
         """
         line = self._take_line()
         if line is not None and self._raw_may_follow(line):
@@ -110,6 +118,7 @@ class Connection(asyncio.BufferedProtocol):
             raise FrameTooLarge(at_most)
         self._at_most = at_most
         self._piece_end = 0
+        self._line_room = LARGE_BYTES
         if self._splitter.buffered:
             self._went_on(self._splitter.buffered)
         elif self._idle_timeout:
@@ -204,9 +213,21 @@ class Connection(asyncio.BufferedProtocol):
             elif self._at_most is not None and self._splitter.buffered > self._at_most:
                 waiter.set_exception(FrameTooLarge(self._at_most))
             else:
-                self._went_on(self._splitter.buffered)
-        if self._splitter.has_line:
+                self._line_went_on(waiter, self._splitter.buffered)
+        if self._splitter.has_line or (waiter is None and self._splitter.buffered > LARGE_BYTES):
             self._pause()
+
+    def _line_went_on(self, waiter: asyncio.Future[bytes | None], held: int) -> None:
+        if held > self._line_room:
+            self._line_room = held + PIECE_BYTES
+            try:
+                # Twice: the splitter holds the line, and whoever takes it has a copy.
+                self._reserve(2 * PIECE_BYTES)
+            except InferdError as error:
+                waiter.set_exception(error)
+                self._pause()
+                return
+        self._went_on(held)
 
     def get_buffer(self, sizehint: int) -> memoryview | bytearray:
         if self._raw is not None:

@@ -19,6 +19,7 @@ from inferd.serve.admission import Admission
 from inferd.serve.bind import Bound
 from inferd.serve.hangup import HangupWatch
 from inferd.serve.listener import Listener, Places
+from inferd.serve.memory import InputMemory
 from inferd.serve.metrics import Metrics
 from inferd.serve.router import Router
 from inferd.serve.session import Service
@@ -39,6 +40,7 @@ class Front:
     ) -> None:
         self.admission = Admission(settings.active_permits, settings.queue_depth)
         self.places = Places(settings.max_connections, settings.max_connections_per_uid)
+        self.memory = InputMemory(settings.max_input_memory_bytes)
         self.listeners: list[Listener] = []
         self._services: list[Service[Any]] = []
         self._router = router
@@ -70,6 +72,7 @@ class Front:
                 api_key=_api_key(settings),
                 max_frame_bytes=settings.max_frame_bytes,
                 max_attachment_bytes=settings.max_attachment_bytes,
+                memory=self.memory,
                 write_timeout_secs=settings.write_timeout_secs,
                 idle_timeout_secs=settings.idle_timeout_secs,
             )
@@ -88,6 +91,7 @@ class Front:
         self.admission.resize(settings.active_permits, settings.queue_depth)
         self.places.limit = settings.max_connections
         self.places.per_owner = settings.max_connections_per_uid
+        self.memory.limit = settings.max_input_memory_bytes
         for service in self._services:
             service.api_key = _api_key(settings)
             service.max_frame_bytes = settings.max_frame_bytes

@@ -28,8 +28,9 @@ from inferd.errors import (
 )
 from inferd.serve import auth, faults
 from inferd.serve.admission import Admission
-from inferd.serve.connection import Connection
+from inferd.serve.connection import LARGE_BYTES, Connection
 from inferd.serve.hangup import HangupWatch
+from inferd.serve.memory import InputMemory
 from inferd.serve.metrics import Metrics
 from inferd.serve.peer import Peer
 from inferd.serve.router import Router
@@ -58,6 +59,7 @@ class Service(Generic[R]):
     max_frame_bytes: int
     max_attachment_bytes: int
     write_timeout_secs: float
+    memory: InputMemory
     idle_timeout_secs: float = 0.0
     sessions: set[Session[R]] = field(default_factory=set)
 
@@ -99,6 +101,7 @@ class Session(Generic[R]):
         self._metrics = service.metrics.surfaces[service.surface.name]
         self._sock = sock
         self._peer = peer
+        self._reserved = service.memory.of(peer.owner)
         self._log_fields = {"surface": service.surface.name, "conn": number, **peer.fields()}
         self._conn = Connection(
             service.max_frame_bytes,
@@ -106,6 +109,7 @@ class Session(Generic[R]):
             service.hangups,
             service.surface.may_carry_raw,
             service.idle_timeout_secs,
+            self._reserved.add,
         )
         self._first_line = True
         self._turn: Turn[R] | None = None
@@ -120,6 +124,7 @@ class Session(Generic[R]):
                     await self._converse()
                 await conn.close()
         finally:
+            self._reserved.release()
             _log.info("connection_closed", reason=conn.gone_because or "end", **self._log_fields)
 
     def interrupt(self, reason: InferdError) -> None:
@@ -140,8 +145,14 @@ class Session(Generic[R]):
                     await self._conn.writable()
         except FrameTooLarge as error:
             _log.warn("request_oversized", cap=error.cap, **self._log_fields)
-            self._write_error("", error)
-            await self._conn.linger()
+            await self._refuse_line(error)
+        except InputMemoryFull as error:
+            _log.warn("request_error", code=error.code, message=str(error), **self._log_fields)
+            await self._refuse_line(error)
+
+    async def _refuse_line(self, error: InferdError) -> None:
+        self._write_error("", error)
+        await self._conn.linger()
 
     async def _authenticate(self, key: auth.ApiKey) -> bool:
         """Whether the first line holds the key; not a byte is written either way."""
@@ -176,6 +187,7 @@ class Session(Generic[R]):
         try:
             raw_size = self._surface.raw_size(request, self._service.max_attachment_bytes)
             if raw_size:
+                self._make_room(request, raw_size)
                 await self._receive_raw(request, raw_size)
             whole = True
             self._surface.validate(request)
@@ -195,7 +207,14 @@ class Session(Generic[R]):
             self._fail(turn, BackendInternal("internal error; the daemon's log says more"))
         finally:
             self._turn = None
+            self._reserved.release()
         return whole
+
+    def _make_room(self, request: R, size: int) -> None:
+        """Reserves memory for the attachments. Raises what speaks against reading them at all."""
+        if size > LARGE_BYTES:
+            self._service.router.dispatch(self._surface.needs(request))
+        self._reserved.add(size)
 
     async def _receive_raw(self, request: R, size: int) -> None:
         try:

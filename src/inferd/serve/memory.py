@@ -1,0 +1,67 @@
+"""The memory that requests may hold before the queue has let them in: long lines and attachments.
+
+A request reserves its bytes before they are read and keeps the reservation until it has ended. All
+connections share one budget. A user (over TCP a host) may hold at most half of what the others leave of it,
+so that one user never takes all of it; its first request needs only to fit.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable
+
+from inferd.errors import AttachmentTooLarge, InputMemoryFull
+
+
+class InputMemory:
+    """``limit`` is in bytes and may be changed at any time; ``reserved`` is what requests hold now."""
+
+    __slots__ = ("_owners", "limit", "reserved")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.reserved = 0
+        self._owners: Counter[Hashable] = Counter()
+
+    def of(self, owner: Hashable) -> Reservation:
+        """An empty reservation for one request of ``owner``."""
+        return Reservation(self, owner)
+
+    def _take(self, owner: Hashable, size: int) -> None:
+        if size > self.limit:
+            raise AttachmentTooLarge(f"attachments exceed {self.limit} byte cap", self.limit)
+        held = self._owners[owner]
+        share = (self.limit - (self.reserved - held)) // 2
+        if self.reserved + size > self.limit or (held and held + size > share):
+            raise InputMemoryFull
+        self.reserved += size
+        self._owners[owner] += size
+
+    def _give_back(self, owner: Hashable, size: int) -> None:
+        self.reserved -= size
+        self._owners[owner] -= size
+        if not self._owners[owner]:
+            del self._owners[owner]
+
+
+class Reservation:
+    """What one request holds, in bytes; released once it has ended."""
+
+    __slots__ = ("_memory", "_owner", "size")
+
+    def __init__(self, memory: InputMemory, owner: Hashable) -> None:
+        self._memory = memory
+        self._owner = owner
+        self.size = 0
+
+    def add(self, size: int) -> None:
+        """Reserves ``size`` bytes more. Raises InputMemoryFull, and AttachmentTooLarge for more than
+        there will ever be, with nothing reserved for them."""
+        self._memory._take(self._owner, size)
+        self.size += size
+
+    def release(self) -> None:
+        """Gives all of it back. Idempotent."""
+        if self.size:
+            self._memory._give_back(self._owner, self.size)
+            self.size = 0
