@@ -29,6 +29,7 @@ from typing import Any, ClassVar, Protocol, TextIO
 import orjson
 
 from inferd.errors import ConfigError
+from inferd.private import make_private_dirs
 from inferd.redaction import marker_of_name, redact
 
 FILE_NAME = "inferd.ndjson"
@@ -328,7 +329,7 @@ class _FileSink:
                 if os.path.samestat(os.lstat(self._path), ours):
                     return ours.st_size
             self.close()
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private_dirs(self._path.parent)
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
         self._fd = os.open(self._path, flags, 0o600)
         found = os.fstat(self._fd)

@@ -167,7 +167,7 @@ def test_init_keeps_what_is_there_unless_forced(home: Path, capsys: Capture) -> 
 def test_init_says_where_it_cannot_write(home: Path, capsys: Capture) -> None:
     (home / ".inferd").write_text("")
     assert config("init") == 1
-    assert f"cannot be made: File exists: {home / '.inferd'}" in capsys.readouterr().err
+    assert f"cannot be made: it exists and is not a directory: {home / '.inferd'}" in capsys.readouterr().err
 
 
 # The commands around it.

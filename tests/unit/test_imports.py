@@ -20,7 +20,7 @@ PYTHON = {".py", ".pyi"}
 CYTHON = {".pyx", ".pxd", ".pxi"}
 FILES = sorted(file for file in SOURCE.rglob("*") if file.suffix in PYTHON | CYTHON)
 
-GROUND = {"errors", "log"}
+GROUND = {"errors", "log", "private"}
 FAST = {"fastpath", "_fastpath", "_purepath", "_json", "_floats"}
 BELOW_WIRE = GROUND | FAST | {"config"}
 BELOW_SERVE = BELOW_WIRE | {"wire", "engine", "store"}
@@ -29,7 +29,8 @@ BELOW_CLI = BELOW_SERVE | {"serve", "daemon", "client"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "redaction": set(),
-    "log": {"errors", "redaction"},
+    "private": set(),
+    "log": {"errors", "private", "redaction"},
     "config": GROUND,
     **dict.fromkeys(FAST, GROUND | FAST),
     "wire": BELOW_WIRE,

@@ -22,6 +22,7 @@ from inferd.config.kinds import FilePath, Name, Secret
 from inferd.config.settings import DEFAULT_MODEL, OPTIONS
 from inferd.config.sources import Read
 from inferd.errors import ConfigError
+from inferd.private import make_private_dirs
 
 HIDDEN = "(set)"
 """What is shown of a secret."""
@@ -110,7 +111,7 @@ def _write(path: Path, text: str, force: bool) -> None:
     """Writes a file that only its owner can read, whole or not at all; an old one stays unless ``force``."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private_dirs(path.parent)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:

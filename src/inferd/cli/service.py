@@ -20,6 +20,7 @@ from inferd.cli.background import is_held, log_path
 from inferd.config import paths, sources
 from inferd.config.settings import OPTIONS, Settings
 from inferd.errors import LockHeld, ServiceError, UsageError
+from inferd.private import make_private_dirs
 from inferd.store.runtime import explained, holder, make_private_dir
 
 MARK = "Written by `inferd service install`; `inferd service uninstall` removes it."
@@ -208,7 +209,7 @@ def _check_ours(path: Path) -> None:
 
 def _write(path: Path, content: bytes) -> None:
     with explained(f"write {path}"):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private_dirs(path.parent)
         path.write_bytes(content)
 
 

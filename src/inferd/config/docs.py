@@ -31,7 +31,8 @@ SIGHUP. `inferd config show --origin` prints every value and where it came from.
 
 The *runtime directory* is `$XDG_RUNTIME_DIR/inferd`, else `~/.inferd/run`, else `/tmp/inferd-UID`; on macOS
 it is `$TMPDIR/inferd`. The config file is `~/.inferd/config.json`, or the one that `--config` or
-`INFERD_CONFIG` names; the default one may be absent, a named one may not.
+`INFERD_CONFIG` names; the default one may be absent, a named one may not. A file that another user owns, or
+can write or replace, is refused.
 """
 
 _FILE_HEAD = """\

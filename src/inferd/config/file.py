@@ -23,6 +23,7 @@ from inferd.config.entries import ModelSpec
 from inferd.config.kinds import Boolean, Choice, FilePath, Integer, Kind, Name, Sha256, Text
 from inferd.config.settings import OPTIONS
 from inferd.errors import ConfigError
+from inferd.private import written_by_others
 
 MAX_FILE_BYTES = 1024 * 1024
 """Far above any real config, so that a wrong path (a model, a device) fails at once."""
@@ -159,6 +160,9 @@ def read_file(path: Path, *, required: bool) -> ConfigFile:
 
     try:
         with path.open("rb") as stream:
+            danger = written_by_others(path, stream.fileno())
+            if danger is not None:
+                fail(f"is refused: {danger}, who could send your prompts elsewhere")
             data = stream.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError:
         if required:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from inferd import private
 from inferd.errors import BootCancelled, LockHeld, StoreError
 
 POLL_SECS = 0.1  # how late a waiter may notice that it was cancelled
@@ -33,11 +34,7 @@ def explained(what: str, advice: str = "") -> Iterator[None]:
 def make_private_dir(path: Path) -> None:
     """Create ``path`` and its missing parents with mode 0700; an existing one is left as it is."""
     with explained(f"make the directory {path}"):
-        missing = [parent for parent in (path, *path.parents) if not parent.exists()]
-        for directory in reversed(missing):
-            directory.mkdir(mode=0o700, exist_ok=True)
-        if not path.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, "it exists and is not a directory")
+        private.make_private_dirs(path)
 
 
 def ensure_private_dir(path: Path) -> None:

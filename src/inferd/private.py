@@ -1,0 +1,60 @@
+"""Files and directories that only their owner may write.
+
+The standard library makes the missing parents of a directory with the mode of the umask. inferd makes each of
+them with mode 0700, so that no other user can put a file beside ours. Nothing here changes what exists.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+from pathlib import Path
+
+
+def make_private_dirs(path: Path) -> None:
+    """Creates ``path`` and its missing parents with mode 0700. Raises OSError."""
+    missing = [directory for directory in (path, *path.parents) if not directory.exists()]
+    for directory in reversed(missing):
+        directory.mkdir(mode=0o700, exist_ok=True)
+    if not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "it exists and is not a directory", str(path))
+
+
+def written_by_others(path: Path, fd: int) -> str | None:
+    """How another user can change or replace the file ``path``, open as ``fd``; ``None`` when none can.
+
+    Root and this user are trusted. So is a directory with the sticky bit, in which nobody but the owner of a
+    file can replace it. Raises OSError.
+    """
+    if sys.platform == "win32":
+        return None
+    where = path.absolute()
+    parents = {*where.parents, *where.resolve().parents}
+    looked_at = [(path, os.fstat(fd)), (path, where.lstat()), *((each, each.stat()) for each in parents)]
+    for name, found in looked_at:
+        if found.st_uid not in (0, os.getuid()):
+            return f"{name} belongs to another user"
+        sticky = stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX
+        if _others_write(found) and not sticky and not stat.S_ISLNK(found.st_mode):
+            return f"{name} can be written by other users (run: chmod go-w {name})"
+    return None
+
+
+def _others_write(found: os.stat_result) -> bool:
+    if found.st_mode & stat.S_IWOTH:
+        return True
+    return bool(found.st_mode & stat.S_IWGRP) and not _is_own_group(found.st_gid)
+
+
+def _is_own_group(gid: int) -> bool:
+    """Whether this user alone is in the group: many systems give each user a group of the same name."""
+    import grp
+    import pwd
+
+    try:
+        user, group = pwd.getpwuid(os.getuid()), grp.getgrgid(gid)
+    except KeyError:
+        return False
+    return user.pw_gid == gid and group.gr_name == user.pw_name and set(group.gr_mem) <= {user.pw_name}
