@@ -49,17 +49,17 @@ else()
 endif()
 
 # Grammars come from clients: see the header.
-set(guard ${CMAKE_SOURCE_DIR}/src/inferd/engine/grammar_guard.h)
+set(guard ${CMAKE_SOURCE_DIR}/src/inferd/engine/local/native/guards/grammar_guard.h)
 set_source_files_properties(${LLAMA_DIR}/src/llama-grammar.cpp DIRECTORY ${LLAMA_DIR}/src PROPERTIES
     COMPILE_OPTIONS "${force_include};${guard}"
-    OBJECT_DEPENDS "${guard};${CMAKE_SOURCE_DIR}/src/inferd/engine/grammar_guard_state.h")
+    OBJECT_DEPENDS "${guard};${CMAKE_SOURCE_DIR}/src/inferd/engine/local/native/guards/grammar_guard_state.h")
 
 # Chat templates come with model files, and are not trusted: see the header.
 target_compile_options(llama-common PRIVATE
-    "$<$<COMPILE_LANGUAGE:CXX>:SHELL:${force_include} \"${CMAKE_SOURCE_DIR}/src/inferd/engine/template_guard.h\">")
+    "$<$<COMPILE_LANGUAGE:CXX>:SHELL:${force_include} \"${CMAKE_SOURCE_DIR}/src/inferd/engine/local/native/guards/template_guard.h\">")
 
 # Nor are the schemas of clients: see the header.
-set(guard ${CMAKE_SOURCE_DIR}/src/inferd/engine/schema_guard.h)
+set(guard ${CMAKE_SOURCE_DIR}/src/inferd/engine/local/native/guards/schema_guard.h)
 set_source_files_properties(${LLAMA_DIR}/common/json-schema-to-grammar.cpp DIRECTORY ${LLAMA_DIR}/common PROPERTIES
     COMPILE_OPTIONS "${force_include};${guard}" OBJECT_DEPENDS "${guard}")
 

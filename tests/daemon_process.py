@@ -25,14 +25,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from inferd import daemon
 from inferd.config import sources
 from inferd.config.entries import BackendEntry
 from inferd.config.settings import Settings
+from inferd.daemon import daemon
+from inferd.daemon.build import Progress
 from inferd.engine.backend import Capabilities, Thinking, ToolCall, ToolUse
 from inferd.engine.mock import Mock
 from inferd.errors import BootCancelled, InferdError, ModelError
-from inferd.serve.build import Progress
 
 PATIENCE_SECS = 30.0
 

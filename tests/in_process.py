@@ -20,13 +20,13 @@ from inferd.engine.mock import Mock
 from inferd.serve import auth, bind
 from inferd.serve.admission import Admission
 from inferd.serve.hangup import HangupWatch
-from inferd.serve.listener import Listener, Places
+from inferd.serve.listener import ConnectionLimit, Listener
 from inferd.serve.memory import InputMemory
-from inferd.serve.metrics import Metrics
+from inferd.serve.observe.metrics import Metrics
 from inferd.serve.router import Router
 from inferd.serve.session import Service
 from inferd.serve.surface import Surface
-from inferd.serve.text import TextSurface
+from inferd.serve.surfaces.v1 import TextSurface
 
 PATIENCE_SECS = 10.0
 
@@ -126,7 +126,7 @@ class Server:
     """A listener with its service; ``clients`` are closed with it."""
 
     def __init__(
-        self, service: Service[Any], listener: Listener, places: Places, hangups: HangupWatch
+        self, service: Service[Any], listener: Listener, places: ConnectionLimit, hangups: HangupWatch
     ) -> None:
         self.service = service
         self.listener = listener
@@ -189,7 +189,7 @@ async def serving(
         bound = bind.bind_unix(address, 0o660)
     else:
         bound = bind.bind_tcp(address, has_key=api_key is not None)
-    places = Places(max_connections, max_connections_per_uid)
+    places = ConnectionLimit(max_connections, max_connections_per_uid)
     server = Server(service, Listener(bound, service.serve, places), places, hangups)
     before = asyncio.all_tasks()
     try:

@@ -6,19 +6,19 @@ from typing import Any
 
 from inferd.engine.backend import Done, GenerateRequest, Stream, Timings, Usage
 from inferd.engine.mock import Mock, MockStream
-from inferd.serve.overview import Overview
+from inferd.serve.observe.snapshot import Snapshot
 from inferd.wire import admin
 from tests.in_process import Server
 
 
-def overview_of(server: Server) -> Overview:
+def snapshot_of(server: Server) -> Snapshot:
     service = server.service
-    return Overview(service.admission, service.router, service.metrics)
+    return Snapshot(service.admission, service.router, service.metrics)
 
 
 def seen(server: Server) -> dict[str, Any]:
     """A snapshot, as it comes out of the wire."""
-    frame = admin.snapshot(admin.READY, overview_of(server).snapshot())
+    frame = admin.snapshot(admin.READY, snapshot_of(server).snapshot())
     return admin.parse(frame.removesuffix(b"\n"))
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import uvloop
 
 from inferd.engine.backend import Done, Frames, FrameTemplate, GenerateRequest, Message
-from inferd.engine.llamacpp import LlamaCpp, LlamaCppConfig
+from inferd.engine.local.llamacpp import LlamaCpp, LlamaCppConfig
 
 FRAME = FrameTemplate(b'{"type":"token","id":"b","content":"', b'"}\n')
 

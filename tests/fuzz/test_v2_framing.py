@@ -14,12 +14,12 @@ from inferd.engine.mock import Mock
 from inferd.errors import DecodeError, InferdError
 from inferd.serve import peer
 from inferd.serve.admission import Admission
-from inferd.serve.blocks import BlockSurface
 from inferd.serve.hangup import HangupWatch
 from inferd.serve.memory import InputMemory
-from inferd.serve.metrics import Metrics
+from inferd.serve.observe.metrics import Metrics
 from inferd.serve.router import Router
 from inferd.serve.session import Service
+from inferd.serve.surfaces.v2 import BlockSurface
 from inferd.wire import attachments, v2, v2_rules
 
 CAP = 300

@@ -10,14 +10,8 @@ import orjson
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from inferd.errors import (
-    AttachmentTooLarge,
-    AttachmentUnsupported,
-    DecodeError,
-    InferdError,
-    InvalidRequest,
-)
-from inferd.serve.blocks import BlockSurface
+from inferd.errors import AttachmentTooLarge, AttachmentUnsupported, DecodeError, InferdError, InvalidRequest
+from inferd.serve.surfaces.v2 import BlockSurface
 from inferd.wire import attachments, v2, v2_rules
 from tests.fuzz.lines import damaged, line_of, outcome
 

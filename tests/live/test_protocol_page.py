@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from inferd.engine import llamacpp
+from inferd.engine.local import llamacpp
 from inferd.wire import admin, attachments, embed, rerank, v1, v2
 from tests.daemon_process import DaemonProcess, Wire
 

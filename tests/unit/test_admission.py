@@ -214,7 +214,7 @@ async def test_letting_all_through() -> None:
     queue = Queue()
     for name in ("a", "b", "c"):
         await queue.come(name)
-    queue.admission.let_all_through()
+    queue.admission.release_waiters()
     await until(lambda: queue.started == ["a", "b", "c"])
     assert (queue.admission.running, queue.admission.waiting) == (3, 0)
     assert await queue.finish_all() == ["a", "b", "c"]
@@ -252,8 +252,8 @@ async def test_the_listings_say_who_runs_and_who_is_served_next() -> None:
     for name in ("r1", "r2", "a1", "a2", "b1", "a3", "b2"):
         await queue.come(name, caller=name[0])
     await queue.come("later", priority="batch")
-    assert set(queue.admission.holders()) == {"r1", "r2"}
-    line = list(queue.admission.line())
+    assert set(queue.admission.running_requests()) == {"r1", "r2"}
+    line = list(queue.admission.queued_requests())
     assert line == ["a1", "b1", "a2", "b2", "a3", "later"]
     assert (await queue.finish_all())[2:] == line
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from inferd.engine.anthropic_answer import Answer
 from inferd.engine.backend import (
     Done,
     Event,
@@ -20,13 +19,8 @@ from inferd.engine.backend import (
     ToolUse,
     Usage,
 )
-from inferd.errors import (
-    BackendInternal,
-    InferdError,
-    InvalidRequest,
-    ToolCallMalformed,
-    Unavailable,
-)
+from inferd.engine.remote.anthropic_answer import Answer
+from inferd.errors import BackendInternal, InferdError, InvalidRequest, ToolCallMalformed, Unavailable
 from tests.bedrock_server import answer, end
 
 HI = Message("user", "hi")

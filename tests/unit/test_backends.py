@@ -12,10 +12,10 @@ import pytest
 
 from inferd.config.entries import BackendEntry, LlamaCppEntry, MockEntry
 from inferd.config.settings import Settings
+from inferd.daemon.backends import Backends
+from inferd.daemon.build import Progress, build_key
 from inferd.engine.mock import Mock
 from inferd.errors import BootCancelled, ModelError
-from inferd.serve.backends import Backends
-from inferd.serve.build import Progress, recipe
 from inferd.serve.router import Router
 
 
@@ -124,9 +124,9 @@ async def test_patience_with_what_does_not_become_ready_has_an_end() -> None:
 def test_a_model_is_loaded_again_when_its_engine_would_be_another(change: dict[str, Any]) -> None:
     entry = LlamaCppEntry(name="one")
     before = Settings(backends=(entry,))
-    assert recipe(before, entry) == recipe(dataclasses.replace(before, queue_depth=99), entry)
-    assert recipe(before, entry) != recipe(dataclasses.replace(before, **change), entry)
-    assert recipe(before, entry) != recipe(before, dataclasses.replace(entry, n_ctx=77))
-    assert recipe(before, MockEntry(name="m")) == recipe(
+    assert build_key(before, entry) == build_key(dataclasses.replace(before, queue_depth=99), entry)
+    assert build_key(before, entry) != build_key(dataclasses.replace(before, **change), entry)
+    assert build_key(before, entry) != build_key(before, dataclasses.replace(entry, n_ctx=77))
+    assert build_key(before, MockEntry(name="m")) == build_key(
         dataclasses.replace(before, **change), MockEntry(name="m")
     )

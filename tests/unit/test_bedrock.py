@@ -24,14 +24,8 @@ from inferd.engine.backend import (
     Text,
     Usage,
 )
-from inferd.engine.bedrock import Bedrock
-from inferd.errors import (
-    BackendInternal,
-    InferdError,
-    InvalidRequest,
-    NotReady,
-    Unavailable,
-)
+from inferd.engine.remote.bedrock import Bedrock
+from inferd.errors import BackendInternal, InferdError, InvalidRequest, NotReady, Unavailable
 from tests import bedrock_server
 from tests.bedrock_server import BedrockServer, Exchange, Script, answer, chunk, exception, message
 
@@ -340,7 +334,7 @@ async def test_many_pixels_are_encoded_off_the_event_loop(monkeypatch: pytest.Mo
         there.append(threading.get_ident())
         return "image/png", "iVBO"
 
-    monkeypatch.setattr("inferd.engine.anthropic_body.as_base64", encode)
+    monkeypatch.setattr("inferd.engine.remote.anthropic_request.as_base64", encode)
     picture = Media("image", bytes(3 << 20), width=1024, height=1024)
     async with serving(says("nice")) as (backend, server):
         await events(backend, GenerateRequest(messages=(Message("user", (picture,)),)))

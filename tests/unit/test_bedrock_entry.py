@@ -9,7 +9,7 @@ import pytest
 
 from inferd.config.entries import BedrockEntry
 from inferd.config.kinds import Secret
-from inferd.engine.bedrock import Bedrock, url_of
+from inferd.engine.remote.bedrock import Bedrock, url_of
 from inferd.errors import ConfigError
 
 

@@ -10,7 +10,7 @@ import botocore.session
 import pytest
 
 from inferd.config.entries import BedrockEntry
-from inferd.engine.bedrock import url_of
+from inferd.engine.remote.bedrock import url_of
 from tests import bedrock_server
 from tests.bedrock_server import BedrockServer, Exchange, answer, exception
 

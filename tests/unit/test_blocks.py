@@ -21,7 +21,7 @@ from inferd.engine.backend import (
     Usage,
 )
 from inferd.engine.mock import Mock
-from inferd.serve.blocks import BlockSurface, Writer, conversation
+from inferd.serve.surfaces.v2 import BlockSurface, Writer, conversation
 from inferd.wire import v2, v2_rules
 
 TEXT = {"type": "text", "text": "hi"}

@@ -11,10 +11,10 @@ import pytest
 
 from inferd.config.entries import LlamaCppEntry, ModelSpec
 from inferd.config.settings import Settings
-from inferd.engine import _llama
+from inferd.daemon.build import Progress, build_backend, build_key
 from inferd.engine.backend import Backend
+from inferd.engine.local import _llama
 from inferd.errors import HashMismatch, ModelError
-from inferd.serve.build import Progress, build_backend, recipe
 from inferd.store.models import ModelStore
 from tests.demo_model import demo_model
 from tests.tiny_projector import write_vision_projector
@@ -82,5 +82,5 @@ async def test_a_model_can_be_kept_off_a_gpu(
 
 
 def test_what_a_model_must_run_on_is_part_of_its_recipe(settings: Settings, entry: LlamaCppEntry) -> None:
-    assert recipe(settings, entry) == recipe(replace(settings, queue_depth=1), entry)
-    assert recipe(settings, entry) != recipe(replace(settings, force_backend="cpu"), entry)
+    assert build_key(settings, entry) == build_key(replace(settings, queue_depth=1), entry)
+    assert build_key(settings, entry) != build_key(replace(settings, force_backend="cpu"), entry)

@@ -24,7 +24,7 @@ from inferd.client import Done
 from inferd.config.kinds import Boolean, Integer
 from inferd.config.option import Option
 from inferd.config.settings import OPTIONS
-from inferd.config.sources import Read
+from inferd.config.sources import LoadedConfig
 from tests.daemon_process import until
 
 DONE = Done(content="Hello", stop_reason="end", prompt_tokens=1, completion_tokens=2)
@@ -146,11 +146,11 @@ def test_an_option_is_a_flag_of_serve(option: Option) -> None:
 def test_serve_hands_its_flags_to_the_daemon(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from inferd import daemon
+    from inferd.daemon import daemon
 
-    seen: list[Read] = []
+    seen: list[LoadedConfig] = []
 
-    def note(read: Callable[[], Read]) -> int:
+    def note(read: Callable[[], LoadedConfig]) -> int:
         seen.append(read())
         return 0
 

@@ -17,7 +17,7 @@ import pytest
 from inferd import cli, errors
 from inferd.cli import background
 from inferd.config import sources
-from inferd.serve.metrics import Metrics
+from inferd.serve.observe.metrics import Metrics
 from tests.scripted_peer import AdminPeer
 
 # Seen from outside.

@@ -15,7 +15,6 @@ from typing import Any
 import orjson
 import pytest
 
-from inferd.engine import _llama, generic_tools
 from inferd.engine.backend import (
     Done,
     Event,
@@ -31,8 +30,9 @@ from inferd.engine.backend import (
     ToolUse,
     Usage,
 )
-from inferd.engine.conversation import Family, Reader, prepare
-from inferd.engine.typed_stream import TypedStream
+from inferd.engine.local import _llama, generic_tools
+from inferd.engine.local.conversation import Family, Reader, prepare
+from inferd.engine.local.typed_stream import TypedStream
 from inferd.errors import InvalidRequest, ToolCallMalformed
 from tests.unit.test_llamacpp import backend, load_model
 

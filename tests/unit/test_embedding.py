@@ -14,18 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from inferd.engine import _llama
 from inferd.engine.backend import EmbedRequest
-from inferd.engine.embedding import EmbeddingModel
-from inferd.engine.llamacpp import LlamaCppConfig
-from inferd.errors import (
-    BackendInternal,
-    BootCancelled,
-    InvalidRequest,
-    ModelError,
-    NotReady,
-    Unavailable,
-)
+from inferd.engine.local import _llama
+from inferd.engine.local.embedding import EmbeddingModel
+from inferd.engine.local.llamacpp import LlamaCppConfig
+from inferd.errors import BackendInternal, BootCancelled, InvalidRequest, ModelError, NotReady, Unavailable
 from tests import minilm
 from tests.demo_model import demo_model
 from tests.in_process import until

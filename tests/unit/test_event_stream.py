@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from inferd.engine.bedrock import Decoder
+from inferd.engine.remote.bedrock import Decoder
 from inferd.errors import BackendInternal
 from tests.bedrock_server import chunk, message
 

@@ -16,8 +16,8 @@ from types import FunctionType, ModuleType
 
 import inferd
 from inferd.engine.mock import Mock
-from inferd.serve.surface import Turn
-from inferd.serve.vectors import EmbedSurface
+from inferd.serve.surface import RequestContext
+from inferd.serve.surfaces.vectors import EmbedSurface
 from tests.in_process import Gate, serving, until
 
 
@@ -81,4 +81,4 @@ async def test_a_request_that_met_its_deadline_is_not_kept(short_dir: Path) -> N
             assert (await client.frame())["code"] == "deadline_exceeded"
         await until(lambda: gate.waiting == 0)
         gc.collect()
-        assert not [kept for kept in gc.get_objects() if isinstance(kept, Turn)]
+        assert not [kept for kept in gc.get_objects() if isinstance(kept, RequestContext)]

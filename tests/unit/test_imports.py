@@ -105,13 +105,13 @@ def test_imports_only_what_lies_below(file: Path) -> None:
         ("wire/v1.py", "from ..engine.backend import Message"),
         ("wire/v1.py", "from .. import store"),
         ("store/models.py", "def f():\n    import inferd.serve.session"),
-        ("engine/_llama.pyx", "from inferd.wire.v1 cimport Frame"),
-        ("engine/_llama.pyx", "    import inferd.serve"),
+        ("engine/local/_llama.pyx", "from inferd.wire.v1 cimport Frame"),
+        ("engine/local/_llama.pyx", "    import inferd.serve"),
         ("client/blocking.py", "from inferd.config import settings"),
         ("client/blocking.py", "from inferd.config.settings import Settings"),
-        ("engine/_llama.pyx", "from inferd.store.models cimport *"),
+        ("engine/local/_llama.pyx", "from inferd.store.models cimport *"),
         ("errors.py", "import inferd.log"),
-        ("serve/session.py", "if TYPE_CHECKING:\n    from inferd.daemon import run"),
+        ("serve/session.py", "if TYPE_CHECKING:\n    from inferd.daemon.daemon import run"),
     ],
 )
 def test_an_upward_import_is_found(file: str, source: str) -> None:
@@ -126,17 +126,17 @@ def test_an_upward_import_is_found(file: str, source: str) -> None:
         ("client/blocking.py", "from inferd.wire import v1"),
         ("wire/v1.py", "from . import frames"),
         ("wire/v1.py", "from inferd.errors import DecodeError"),
-        ("engine/_llama.pyx", "from inferd._json cimport json_escape_into"),
-        ("cli/__init__.py", "from inferd import daemon"),
+        ("engine/local/_llama.pyx", "from inferd._json cimport json_escape_into"),
+        ("cli/__init__.py", "from inferd.daemon import daemon"),
     ],
 )
 def test_a_downward_import_is_not(file: str, source: str) -> None:
     assert upward(SOURCE / file, source) == []
 
 
-@pytest.mark.parametrize("module", ["inferd", "inferd.client", "inferd.cli", "inferd.daemon"])
+@pytest.mark.parametrize("module", ["inferd", "inferd.client", "inferd.cli", "inferd.daemon.daemon"])
 def test_import_loads_no_llama_cpp(module: str) -> None:
     """The package, its client and its command line start without the 10 MB of the engine."""
-    code = f"import {module}, sys; print('inferd.engine._llama' in sys.modules)"
+    code = f"import {module}, sys; print('inferd.engine.local._llama' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

@@ -12,9 +12,9 @@ import pytest
 from inferd.engine.backend import Capabilities
 from inferd.engine.mock import Mock
 from inferd.errors import AttachmentTooLarge, InputMemoryFull
-from inferd.serve.blocks import BlockSurface
 from inferd.serve.connection import LARGE_BYTES, PIECE_BYTES
 from inferd.serve.memory import InputMemory
+from inferd.serve.surfaces.v2 import BlockSurface
 from tests.in_process import DONE, TOKEN, Client, Gate, ask, serving, until
 
 both_loops = pytest.mark.both_loops

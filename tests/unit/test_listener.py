@@ -16,7 +16,7 @@ import pytest
 
 from inferd.errors import AddressError
 from inferd.serve import bind, listener
-from inferd.serve.listener import Listener, Places
+from inferd.serve.listener import ConnectionLimit, Listener
 from tests.in_process import serving, until
 
 ASK = b'{"id":"q","messages":[{"role":"user","content":"hi"}]}\n'
@@ -253,7 +253,7 @@ async def test_errors_of_accept_do_not_end_the_listening(
         sock.close()
         served.set()
 
-    accepting = Listener(bind.Bound(flaky, bound.address, bound.file), serve, Places(10))  # type: ignore[arg-type]
+    accepting = Listener(bind.Bound(flaky, bound.address, bound.file), serve, ConnectionLimit(10))  # type: ignore[arg-type]
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(bound.address)
         await asyncio.wait_for(served.wait(), 10)
@@ -267,7 +267,7 @@ async def test_stopping_during_a_rest_is_final(short_dir: Path, monkeypatch: pyt
     monkeypatch.setattr(listener, "BACKOFF_SECS", 0.01)
     bound = bind.bind_unix(short_dir / "s", 0o660)
     flaky = Flaky(bound.sock, OSError(errno.EMFILE, "too many"))
-    places = Places(10)
+    places = ConnectionLimit(10)
     accepting = Listener(bind.Bound(flaky, bound.address), lambda *_: asyncio.sleep(0), places)  # type: ignore[arg-type]
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(bound.address)
@@ -301,7 +301,7 @@ async def test_every_change_of_the_number_is_told(short_dir: Path) -> None:
         await leave.wait()
         sock.close()
 
-    places = Places(10)
+    places = ConnectionLimit(10)
     bound = bind.bind_unix(short_dir / "s", 0o660)
     accepting = Listener(bound, serve, places, lambda: numbers.append(places.taken))
     with socket.socket(socket.AF_UNIX) as one, socket.socket(socket.AF_UNIX) as two:

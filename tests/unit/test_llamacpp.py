@@ -18,9 +18,9 @@ from pathlib import Path
 import orjson
 import pytest
 
-from inferd.engine import _llama
 from inferd.engine.backend import Done, Frames, FrameTemplate, GenerateRequest, Message, Stream
-from inferd.engine.llamacpp import LlamaCpp, LlamaCppConfig
+from inferd.engine.local import _llama
+from inferd.engine.local.llamacpp import LlamaCpp, LlamaCppConfig
 from inferd.errors import BootCancelled, InvalidRequest, ModelError, NotReady, Unavailable
 from tests.demo_model import demo_model
 from tests.tiny_bert import write_bert

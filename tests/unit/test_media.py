@@ -20,8 +20,8 @@ import pytest
 from PIL import Image
 
 from inferd.engine.backend import Done, GenerateRequest, Media, Message
-from inferd.engine.llamacpp import LlamaCpp
-from inferd.engine.media import MAX_SIDE
+from inferd.engine.local.llamacpp import LlamaCpp
+from inferd.engine.local.media import MAX_SIDE
 from inferd.errors import AttachmentUnsupported, InvalidRequest, ModelError
 from tests.tiny_projector import (
     IMAGE_TOKENS,

@@ -13,9 +13,9 @@ from inferd.engine.backend import Frames, GenerateRequest, Stream
 from inferd.engine.mock import Mock, MockStream
 from inferd.errors import InvalidRequest, Unavailable
 from inferd.fastpath import token_frame
-from inferd.serve.metrics import Histogram, quantile
+from inferd.serve.observe.metrics import Histogram, quantile
 from inferd.serve.router import FAILURES
-from inferd.serve.vectors import EmbedSurface
+from inferd.serve.surfaces.vectors import EmbedSurface
 from tests.in_process import Gate, ask, serving, until
 from tests.observed import Measuring, seen
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from inferd.engine.backend import Done, Event, Text, Thinking, ToolCall, ToolUse, Usage
-from inferd.engine.openai_answer import Answer
-from inferd.engine.remote import UNREADABLE
+from inferd.engine.remote.http import UNREADABLE
+from inferd.engine.remote.openai_answer import Answer
 from inferd.errors import BackendError, InferdError, InvalidRequest, ToolCallMalformed, Unavailable
 from tests.remote_server import delta, finish, usage
 

@@ -17,8 +17,6 @@ import pytest
 
 from inferd.config.entries import OpenAICompatEntry
 from inferd.config.kinds import Secret
-from inferd.engine import openai_body, pictures
-from inferd.engine import openai_compat as module
 from inferd.engine.backend import (
     Done,
     EmbedRequest,
@@ -31,7 +29,9 @@ from inferd.engine.backend import (
     Thinking,
     Usage,
 )
-from inferd.engine.openai_compat import OpenAICompat
+from inferd.engine.remote import openai as module
+from inferd.engine.remote import openai_request, pictures
+from inferd.engine.remote.openai import OpenAICompat
 from inferd.errors import (
     BackendInternal,
     ConfigError,
@@ -136,7 +136,7 @@ async def test_images_travel_as_data_urls(
         return pictures.as_base64(image)
 
     monkeypatch.setattr(pictures, "_LARGE_BYTES", 3 if large else 4)
-    monkeypatch.setattr(openai_body, "as_base64", encode)
+    monkeypatch.setattr(openai_request, "as_base64", encode)
     server = remote(says("red"))
     pixel = Media("image", memoryview(b"\xff\0\0"), width=1, height=1)
     async with backend(server) as far:

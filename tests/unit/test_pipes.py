@@ -19,13 +19,13 @@ from inferd.serve.admission import Admission
 from inferd.serve.auth import ApiKey
 from inferd.serve.bind import Bound
 from inferd.serve.hangup import HangupWatch
-from inferd.serve.listener import Listener, Places
+from inferd.serve.listener import ConnectionLimit, Listener
 from inferd.serve.memory import InputMemory
-from inferd.serve.metrics import Metrics
+from inferd.serve.observe.metrics import Metrics
 from inferd.serve.peer import Peer
 from inferd.serve.router import Router
 from inferd.serve.session import Service
-from inferd.serve.text import TextSurface
+from inferd.serve.surfaces.v1 import TextSurface
 from tests.in_process import DONE, TOKEN, Client, ask, until
 
 NAME = r"\\.\pipe\inferd-test"
@@ -88,7 +88,7 @@ class Sockets:
 class Pipe:
     """A listener on a pipe, and clients of it."""
 
-    def __init__(self, system: Sockets, service: Service[object], places: Places) -> None:
+    def __init__(self, system: Sockets, service: Service[object], places: ConnectionLimit) -> None:
         self.system = system
         self.service = service
         self.places = places
@@ -118,7 +118,7 @@ async def serving(mock: Mock | None = None, broken: int = 0) -> AsyncIterator[Pi
     )
     system = Sockets()
     system.broken = broken
-    places = Places(10)
+    places = ConnectionLimit(10)
     listener = Listener(pipes.open_pipe(system, NAME), service.serve, places)
     pipe = Pipe(system, service, places)
     try:

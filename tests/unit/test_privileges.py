@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from inferd.config.settings import OPTIONS
-from inferd.engine import _llama
+from inferd.engine.local import _llama
 from tests.daemon_process import DaemonProcess
 
 SOURCE = Path(__file__).parents[2] / "src" / "inferd"
@@ -40,7 +40,7 @@ LOADERS = re.compile(
 KNOWN_LOADERS: dict[str, tuple[str, ...]] = {
     "__init__.py": ("importlib.import_module",),  # two modules of our own, by names that are in its text
     "store/wheel.py": ("importlib.util",),  # looks whether pip is there
-    "serve/backends.py": ("ctypes",),  # the C library's malloc_trim
+    "daemon/backends.py": ("ctypes",),  # the C library's malloc_trim
     "serve/win32.py": ("ctypes",),  # the system's libraries
 }
 
@@ -89,7 +89,10 @@ def test_the_engine_starts_no_program() -> None:
     needed = {line.split()[-1].partition("@")[0] for line in done.stdout.splitlines()}
     starts = {name for name in needed if re.fullmatch(r"v?fork|exec\w+|posix_spawn\w*|popen|system", name)}
     assert starts <= {"fork", "execlp", "execlpe"}
-    assert 'os.environ.setdefault("GGML_NO_BACKTRACE", "1")' in (SOURCE / "engine" / "_llama.pyx").read_text()
+    assert (
+        'os.environ.setdefault("GGML_NO_BACKTRACE", "1")'
+        in (SOURCE / "engine" / "local" / "_llama.pyx").read_text()
+    )
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))

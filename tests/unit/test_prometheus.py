@@ -13,13 +13,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from inferd.config.addresses import LocalAddress
+from inferd.daemon.addresses import bind_metrics
 from inferd.errors import AddressError
-from inferd.serve import prometheus
-from inferd.serve.addresses import bind_metrics
 from inferd.serve.bind import bind_unix
-from inferd.serve.listener import Listener, Places
+from inferd.serve.listener import ConnectionLimit, Listener
+from inferd.serve.observe import prometheus
 from tests.in_process import Server, ask, serving, until
-from tests.observed import Measuring, overview_of, seen
+from tests.observed import Measuring, seen, snapshot_of
 
 
 @pytest.fixture
@@ -29,8 +29,8 @@ def path(short_dir: Path) -> Path:
 
 @contextlib.asynccontextmanager
 async def scraped(path: Path, server: Server) -> AsyncIterator[Listener]:
-    exporter = prometheus.Exporter(overview_of(server))
-    listener = Listener(bind_unix(path, 0o600), exporter.serve, Places(2))
+    exporter = prometheus.Exporter(snapshot_of(server))
+    listener = Listener(bind_unix(path, 0o600), exporter.serve, ConnectionLimit(2))
     try:
         yield listener
     finally:
@@ -105,7 +105,7 @@ async def test_a_scrape_lets_others_work_between_its_families(path: Path, short_
             steps += 1
 
     async with serving(path) as server:
-        exporter = prometheus.Exporter(overview_of(server))
+        exporter = prometheus.Exporter(snapshot_of(server))
         counting = asyncio.ensure_future(count_steps())
         assert (await exporter._metrics()).count(b"# TYPE") > 10
         counting.cancel()
@@ -116,7 +116,7 @@ async def test_a_scrape_lets_others_work_between_its_families(path: Path, short_
 async def test_the_families_are_those_of_the_page(path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
     async with serving(path) as server:
-        collected = list(prometheus.InferdCollector(overview_of(server)).collect())
+        collected = list(prometheus.InferdCollector(snapshot_of(server)).collect())
     names = {family.name + ("_total" if family.type == "counter" else "") for family in collected}
     assert names == set(re.findall(r"`(inferd_\w+)`", page))
 

@@ -9,13 +9,7 @@ import numpy as np
 import pytest
 
 from inferd.engine.backend import GenerateRequest, Message, RankRequest
-from inferd.errors import (
-    BackendInternal,
-    EmbedUnsupported,
-    InvalidRequest,
-    RerankUnsupported,
-    Unsupported,
-)
+from inferd.errors import BackendInternal, EmbedUnsupported, InvalidRequest, RerankUnsupported, Unsupported
 from tests.tiny_bert import CLS, CONTEXT, MASK, SEP, word, write_bert
 from tests.unit.test_embedding import Held, ids, raw, serving, vectors
 

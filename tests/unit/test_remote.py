@@ -18,17 +18,10 @@ import orjson
 import pytest
 import trustme
 
-from inferd.engine import remote as module
 from inferd.engine.backend import Done, Event, Text, ToolCall, ToolUse, Usage
-from inferd.engine.remote import RemoteStream, Upstream
-from inferd.errors import (
-    BackendInternal,
-    ConfigError,
-    InferdError,
-    InvalidRequest,
-    Unavailable,
-    Unsupported,
-)
+from inferd.engine.remote import http as module
+from inferd.engine.remote.http import RemoteStream, Upstream
+from inferd.errors import BackendInternal, ConfigError, InferdError, InvalidRequest, Unavailable, Unsupported
 from tests.in_process import until
 from tests.remote_server import Exchange, RemoteServer
 

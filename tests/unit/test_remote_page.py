@@ -13,15 +13,15 @@ import pytest
 
 from inferd.config import sources
 from inferd.config.entries import BedrockEntry, OpenAICompatEntry
-from inferd.engine import anthropic_answer, anthropic_body, bedrock, openai_body
 from inferd.engine.backend import Done, GenerateRequest, Message
 from inferd.engine.mock import Mock
-from inferd.engine.openai_answer import Answer
-from inferd.engine.remote import CONNECT_SECS, refusal
+from inferd.engine.remote import anthropic_answer, anthropic_request, bedrock, openai_request
+from inferd.engine.remote.http import CONNECT_SECS, refusal
+from inferd.engine.remote.openai_answer import Answer
 from inferd.errors import BackendError, BackendInternal, InferdError, ToolCallMalformed, Unavailable
-from inferd.serve.blocks import BlockSurface
 from inferd.serve.router import FAILURES, OPEN_SECS, WINDOW_SECS
-from inferd.serve.text import TextSurface
+from inferd.serve.surfaces.v1 import TextSurface
+from inferd.serve.surfaces.v2 import BlockSurface
 from inferd.wire import v1, v2
 from tests.bedrock_server import answer
 
@@ -72,8 +72,8 @@ def test_the_numbers() -> None:
         assert f"`timeout_secs` ({default:g})" in PAGE
     assert (FAILURES, WINDOW_SECS, OPEN_SECS) == (3, 60.0, 30.0)
     assert "failed three times in a minute is left out for half a" in PAGE
-    assert f"the same; {anthropic_body.MAX_TOKENS} when absent" in PAGE
-    room = anthropic_body.MIN_THINKING_TOKENS
+    assert f"the same; {anthropic_request.MAX_TOKENS} when absent" in PAGE
+    room = anthropic_request.MIN_THINKING_TOKENS
     assert f"at least {room}; {room} more when `max_tokens` is absent" in PAGE
 
 
@@ -151,20 +151,20 @@ def test_every_field_of_a_request_has_its_row(section: str) -> None:
 def test_what_bedrock_has_no_word_for_is_not_said() -> None:
     (row,) = (row for row in table(BEDROCK, "a request's") if row[1].startswith("nothing: the API has no"))
     assert set(names(row[0])) == set(SEEDED)
-    plain = anthropic_body.request_body(GenerateRequest(messages=HI))
-    assert anthropic_body.request_body(GenerateRequest(messages=HI, **SEEDED)) == plain
+    plain = anthropic_request.request_body(GenerateRequest(messages=HI))
+    assert anthropic_request.request_body(GenerateRequest(messages=HI, **SEEDED)) == plain
 
 
 def test_what_openai_is_told_stays_the_same() -> None:
     given = {**SEEDED, "max_tokens": 5, "temperature": 0.5, "top_p": 0.5, "top_k": 3, "stop": ("x",)}
-    said = json.loads(openai_body.chat("m", GenerateRequest(messages=HI, **given)))
+    said = json.loads(openai_request.chat("m", GenerateRequest(messages=HI, **given)))
     for what, becomes in table(OPENAI, "a request's"):
         if becomes.startswith("the same"):
             for name in set(names(what)) & set(given):
                 assert said[name] == (list(given[name]) if name == "stop" else given[name])
-    absent = json.loads(openai_body.chat("m", GenerateRequest(messages=HI)))
+    absent = json.loads(openai_request.chat("m", GenerateRequest(messages=HI)))
     assert f"the same; {absent['max_tokens']} when absent on v1" in SECTIONS[OPENAI]
-    assert "max_tokens" not in json.loads(openai_body.chat("m", GenerateRequest(messages=HI, typed=True)))
+    assert "max_tokens" not in json.loads(openai_request.chat("m", GenerateRequest(messages=HI, typed=True)))
 
 
 def ended(done: Done) -> tuple[str, str]:

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from inferd.engine import _llama
+from inferd.engine.local import _llama
 from inferd.errors import InvalidRequest
 from tests.unit.test_llamacpp import load_model
 

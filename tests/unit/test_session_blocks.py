@@ -11,18 +11,10 @@ from typing import Any
 
 import pytest
 
-from inferd.engine.backend import (
-    Capabilities,
-    GenerateRequest,
-    Media,
-    Stream,
-    Thinking,
-    ToolCall,
-    ToolUse,
-)
+from inferd.engine.backend import Capabilities, GenerateRequest, Media, Stream, Thinking, ToolCall, ToolUse
 from inferd.engine.mock import Mock
 from inferd.serve import connection
-from inferd.serve.blocks import BlockSurface
+from inferd.serve.surfaces.v2 import BlockSurface
 from inferd.wire import v2
 from tests.in_process import Client, Gate, serving, until
 

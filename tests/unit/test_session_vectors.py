@@ -13,7 +13,7 @@ import pytest
 from inferd.engine.backend import Capabilities, Embeddings, EmbedRequest
 from inferd.engine.mock import Mock
 from inferd.errors import Unavailable
-from inferd.serve.vectors import EmbedSurface, RerankSurface
+from inferd.serve.surfaces.vectors import EmbedSurface, RerankSurface
 from tests.in_process import Gate, serving, until
 
 pytestmark = pytest.mark.both_loops

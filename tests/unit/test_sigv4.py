@@ -9,7 +9,7 @@ import pytest
 from botocore.auth import SigV4Auth
 from botocore.credentials import Credentials
 
-from inferd.engine.bedrock import signed
+from inferd.engine.remote.bedrock import signed
 from tests import bedrock_server
 from tests.bedrock_server import ACCESS_KEY_ID, SECRET_ACCESS_KEY
 

@@ -13,8 +13,8 @@ import pytest
 from inferd import log
 from inferd.engine.mock import Mock
 from inferd.serve import connection, listener
-from inferd.serve.blocks import BlockSurface
-from inferd.serve.listener import Places
+from inferd.serve.listener import ConnectionLimit
+from inferd.serve.surfaces.v2 import BlockSurface
 from tests.in_process import DONE, TOKEN, Gate, ask, serving, until
 
 both_loops = pytest.mark.both_loops
@@ -136,7 +136,7 @@ async def test_one_user_cannot_take_every_place(path: Path) -> None:
 
 
 def test_places_are_counted_by_owner() -> None:
-    places = Places(3, per_owner=2)
+    places = ConnectionLimit(3, per_owner=2)
     assert [places.take(owner) for owner in ("a", "a", "a", "b", "c")] == [True, True, False, True, False]
     places.leave("a")
     assert places.take("b")

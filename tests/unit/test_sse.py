@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inferd.engine import sse
+from inferd.engine.remote import sse
 
 STREAM = (
     b": a comment\n\n"

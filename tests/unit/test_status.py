@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from inferd.serve import bind
-from inferd.serve.listener import Listener, Places
-from inferd.serve.status import MAX_UNREAD_EVENTS, StatusBoard
+from inferd.serve.listener import ConnectionLimit, Listener
+from inferd.serve.observe.status import MAX_UNREAD_EVENTS, StatusBoard
 from inferd.wire import admin
 from tests.in_process import Client, until
 
@@ -48,7 +48,7 @@ class Admin:
 @contextlib.asynccontextmanager
 async def board_at(path: Path) -> AsyncIterator[Admin]:
     board = StatusBoard(REPORT)
-    listener = Listener(bind.bind_unix(path, 0o600), lambda sock, *_: board.serve(sock), Places(100))
+    listener = Listener(bind.bind_unix(path, 0o600), lambda sock, *_: board.serve(sock), ConnectionLimit(100))
     admin_socket = Admin(board, listener)
     try:
         yield admin_socket

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from inferd.daemon import systemd
 from inferd.errors import AddressError
-from inferd.serve import systemd
 from inferd.serve.bind import Bound
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inferd.engine._llama import TextStream
+from inferd.engine.local._llama import TextStream
 
 
 def shown(pieces: list[bytes], stops: Sequence[bytes] = ()) -> tuple[list[bytes], bool]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from inferd.engine.backend import FrameTemplate, GenerateRequest, Message
-from inferd.serve.text import TextSurface
+from inferd.serve.surfaces.v1 import TextSurface
 from inferd.wire import v1
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from inferd.engine._llama import ThreadGovernor
+from inferd.engine.local._llama import ThreadGovernor
 
 MS = 1000  # µs
 

@@ -9,7 +9,7 @@ from inferd import cli
 from inferd.cli.columns import aligned, duration, rate
 from inferd.cli.top import KEPT, Trends, sparkline
 from inferd.client.admin import Status
-from inferd.serve.metrics import Metrics
+from inferd.serve.observe.metrics import Metrics
 
 
 @pytest.mark.parametrize(

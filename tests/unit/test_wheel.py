@@ -19,7 +19,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src"
-EXTENSIONS = ("inferd/_fastpath", "inferd/engine/_llama")
+EXTENSIONS = ("inferd/_fastpath", "inferd/engine/local/_llama")
 
 # Without a build directory llama.cpp is compiled first.
 pytestmark = pytest.mark.timeout(1800)

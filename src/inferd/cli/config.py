@@ -20,7 +20,7 @@ from inferd.config import sources
 from inferd.config.entries import BackendEntry
 from inferd.config.kinds import FilePath, Name, Secret
 from inferd.config.settings import DEFAULT_MODEL, OPTIONS
-from inferd.config.sources import Read
+from inferd.config.sources import LoadedConfig
 from inferd.errors import ConfigError
 from inferd.private import make_private_dirs
 
@@ -133,7 +133,7 @@ def _place(made: Path, path: Path, force: bool) -> None:
         raise ConfigError(f"config file {path} is there already; --force replaces it") from None
 
 
-def _tell(given: Read) -> None:
+def _tell(given: LoadedConfig) -> None:
     for note in given.notes:
         click.echo(f"inferd: {note}", err=True)
 

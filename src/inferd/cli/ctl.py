@@ -23,7 +23,7 @@ from inferd.client.admin import Frame
 from inferd.config import sources
 from inferd.config.entries import LlamaCppEntry, ModelSpec
 from inferd.config.kinds import FilePath
-from inferd.config.sources import Read
+from inferd.config.sources import LoadedConfig
 from inferd.errors import ConnectionLost, DaemonUnreachable, InferdError
 
 ANSWER_SECS = 1.0
@@ -61,7 +61,7 @@ def ctl(context: click.Context, /, **flags: Path | None) -> None:
         context.exit(2)
 
 
-def _command(work: Callable[[Read], int]) -> Callable[[Read], int]:
+def _command(work: Callable[[LoadedConfig], int]) -> Callable[[LoadedConfig], int]:
     """Makes a command of the group, which is given the configuration."""
 
     @_globals
@@ -74,7 +74,7 @@ def _command(work: Callable[[Read], int]) -> Callable[[Read], int]:
     return work
 
 
-def _admin(given: Read, timeout: float | None) -> AdminClient:
+def _admin(given: LoadedConfig, timeout: float | None) -> AdminClient:
     return AdminClient(given.settings.admin_addr, timeout=timeout)
 
 
@@ -83,7 +83,7 @@ def _line(frame: Frame) -> str:
 
 
 @_command
-def status(given: Read) -> int:
+def status(given: LoadedConfig) -> int:
     """Print the daemon's state as JSON; exit 1 unless it is ready."""
     with _admin(given, ANSWER_SECS) as admin:
         lifecycle = admin.snapshot().lifecycle
@@ -92,7 +92,7 @@ def status(given: Read) -> int:
 
 
 @_command
-def watch(given: Read) -> int:
+def watch(given: LoadedConfig) -> int:
     """Print what the daemon reports as JSON, one line an event, until it ends."""
     with _admin(given, None) as admin:
         for frame in admin.events():
@@ -102,7 +102,7 @@ def watch(given: Read) -> int:
 
 
 @_command
-def pull(given: Read) -> int:
+def pull(given: LoadedConfig) -> int:
     """Fetch and verify the models of the configuration; no daemon is needed."""
     from inferd.cli.models import fetch_shown
     from inferd.store.models import ModelStore
@@ -121,7 +121,7 @@ def pull(given: Read) -> int:
 
 
 @_command
-def doctor(given: Read) -> int:
+def doctor(given: LoadedConfig) -> int:
     """Print what is there and what is missing; exit 1 when something is missing."""
     sound = True
     for well, label, detail in (*_config(given), *_daemon(given)):
@@ -130,16 +130,16 @@ def doctor(given: Read) -> int:
     return 0 if sound else 1
 
 
-def _check(given: Read) -> None:
+def _check(given: LoadedConfig) -> None:
     if given.problem is not None:
         raise given.problem
 
 
-def _local(given: Read) -> list[LlamaCppEntry]:
+def _local(given: LoadedConfig) -> list[LlamaCppEntry]:
     return [entry for entry in given.settings.backends if isinstance(entry, LlamaCppEntry)]
 
 
-def _config(given: Read) -> Iterator[Check]:
+def _config(given: LoadedConfig) -> Iterator[Check]:
     try:
         _check(given)
     except InferdError as error:
@@ -153,7 +153,7 @@ def _config(given: Read) -> Iterator[Check]:
         yield from _model(given, entry)
 
 
-def _model(given: Read, entry: LlamaCppEntry) -> Iterator[Check]:
+def _model(given: LoadedConfig, entry: LlamaCppEntry) -> Iterator[Check]:
     from inferd.store.fetch import resolve
     from inferd.store.models import ModelStore
 
@@ -176,7 +176,7 @@ def _model(given: Read, entry: LlamaCppEntry) -> Iterator[Check]:
         yield False, blob, str(error)
 
 
-def _daemon(given: Read) -> Iterator[Check]:
+def _daemon(given: LoadedConfig) -> Iterator[Check]:
     address = given.settings.admin_addr
     try:
         with _admin(given, ANSWER_SECS) as admin:

@@ -34,7 +34,7 @@ ENGINE_SECS = 60.0
 
 _ENGINE_CODE = """
 import json
-from inferd.engine import _llama
+from inferd.engine.local import _llama
 print(json.dumps([_llama.devices(), _llama.system_info(), _llama.useful_threads()]))
 """
 

@@ -38,7 +38,7 @@ _CONFIG = click.Option(
 
 def _serve(**flags: Any) -> int:
     """Run the daemon until it is told to stop."""
-    from inferd import daemon
+    from inferd.daemon import daemon
 
     return daemon.run(lambda: sources.read(flags))
 

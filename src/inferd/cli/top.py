@@ -19,7 +19,7 @@ from inferd.cli.columns import aligned, duration, rate
 from inferd.cli.status import ANSWER_SECS, admin_address, overview
 from inferd.client.admin import AdminClient, Frame, Status
 from inferd.errors import UsageError
-from inferd.serve.metrics import quantile
+from inferd.serve.observe.metrics import quantile
 
 KEPT = 60
 """How many points of the past are drawn."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Generic
 
 from inferd.client.address import Endpoint
 from inferd.client.async_connection import AsyncConnection
-from inferd.client.core import Idle
+from inferd.client.core import ConnectionPool
 from inferd.client.protocol import D, E, Request
 from inferd.client.vectors import Plan, T
 from inferd.errors import ConnectionLost
@@ -30,7 +30,7 @@ class AsyncChannel:
         self._endpoint = endpoint
         self._api_key = api_key
         self._timeout = timeout
-        self._idle: Idle[AsyncConnection] = Idle()
+        self._idle: ConnectionPool[AsyncConnection] = ConnectionPool()
 
     async def connect(self, timeout: float | None) -> None:
         """Connects, unless it is connected; ``timeout``, in seconds, is for this alone."""

@@ -22,7 +22,7 @@ from inferd.client.admin import Status
 from inferd.client.async_admin import AsyncAdminClient
 from inferd.client.async_channel import AsyncChannel, AsyncReply
 from inferd.client.conversation import Conversation
-from inferd.client.core import Backoff, Core, Elsewhere, Tooling
+from inferd.client.core import Backoff, Core, SurfaceAddresses, Tooling
 from inferd.client.messages import Block, Content, Event, MessageDone
 from inferd.client.text import Done, Sampling, Token
 from inferd.client.vectors import Embeddings, Ranking
@@ -43,7 +43,7 @@ class AsyncClient:
         address: Address | None = None,
         api_key: str | None = None,
         timeout: float | None = None,
-        **elsewhere: Unpack[Elsewhere],
+        **elsewhere: Unpack[SurfaceAddresses],
     ) -> None:
         self._core = Core(address, elsewhere)
         self._api_key = api_key
@@ -139,7 +139,7 @@ async def async_dial_and_wait_ready(
     timeout: float | None = None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    **elsewhere: Unpack[Elsewhere],
+    **elsewhere: Unpack[SurfaceAddresses],
 ) -> AsyncClient:
     """A connected client, as soon as the daemon is ready: see :func:`inferd.dial_and_wait_ready`."""
     client = AsyncClient(address, api_key, timeout, **elsewhere)

@@ -21,7 +21,7 @@ from inferd.client.address import Address, Surface, endpoint
 from inferd.client.admin import AdminClient, Status
 from inferd.client.channel import Channel, Reply
 from inferd.client.conversation import Conversation
-from inferd.client.core import Backoff, Core, Elsewhere, Tooling
+from inferd.client.core import Backoff, Core, SurfaceAddresses, Tooling
 from inferd.client.messages import Block, Content, Event, MessageDone
 from inferd.client.text import Done, Sampling, Token
 from inferd.client.vectors import Embeddings, Ranking
@@ -48,7 +48,7 @@ class Client:
         address: Address | None = None,
         api_key: str | None = None,
         timeout: float | None = None,
-        **elsewhere: Unpack[Elsewhere],
+        **elsewhere: Unpack[SurfaceAddresses],
     ) -> None:
         self._core = Core(address, elsewhere)
         self._api_key = api_key
@@ -156,7 +156,7 @@ def dial_and_wait_ready(
     timeout: float | None = None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
-    **elsewhere: Unpack[Elsewhere],
+    **elsewhere: Unpack[SurfaceAddresses],
 ) -> Client:
     """A connected client, as soon as the daemon is ready: its socket does not exist before that.
 

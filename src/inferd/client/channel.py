@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Generic
 
 from inferd.client.address import Endpoint
 from inferd.client.connection import Connection
-from inferd.client.core import Idle
+from inferd.client.core import ConnectionPool
 from inferd.client.protocol import D, E, Request
 from inferd.client.vectors import Plan, T
 from inferd.errors import ConnectionLost
@@ -28,7 +28,7 @@ class Channel:
         self._endpoint = endpoint
         self._api_key = api_key
         self._timeout = timeout
-        self._idle: Idle[Connection] = Idle()
+        self._idle: ConnectionPool[Connection] = ConnectionPool()
 
     def connect(self, timeout: float | None) -> None:
         """Connects, unless it is connected; ``timeout``, in seconds, is for this alone."""

@@ -30,7 +30,7 @@ class Tooling(Sampling, total=False):
     response_format: Mapping[str, Any] | None
 
 
-class Elsewhere(TypedDict, total=False):
+class SurfaceAddresses(TypedDict, total=False):
     """Addresses of the surfaces other than v1."""
 
     v2: Address | None
@@ -42,7 +42,7 @@ class Elsewhere(TypedDict, total=False):
 class Core:
     """Makes requests; each with an id of its own."""
 
-    def __init__(self, address: Address | None, elsewhere: Elsewhere) -> None:
+    def __init__(self, address: Address | None, elsewhere: SurfaceAddresses) -> None:
         self.addresses = Addresses(
             {
                 "v1": address,
@@ -104,7 +104,7 @@ class Backoff:
         return pause
 
 
-class Idler(Protocol):
+class Closable(Protocol):
     """A connection, as far as keeping it goes."""
 
     def alive(self) -> bool: ...
@@ -112,10 +112,10 @@ class Idler(Protocol):
     def close(self) -> None: ...
 
 
-C = TypeVar("C", bound=Idler)
+C = TypeVar("C", bound=Closable)
 
 
-class Idle(Generic[C]):
+class ConnectionPool(Generic[C]):
     """Connections whose requests are finished, kept for the next ones. Several threads may share it."""
 
     def __init__(self) -> None:

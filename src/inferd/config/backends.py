@@ -23,7 +23,7 @@ from inferd.config.entries import (
 )
 from inferd.config.file import ConfigFile
 from inferd.config.kinds import Secret, SecretText
-from inferd.config.option import Given, variable
+from inferd.config.option import OptionValue, variable
 from inferd.config.settings import OPTIONS, Settings
 from inferd.errors import ConfigError
 
@@ -45,7 +45,7 @@ _BY_NAME = {option.name: option for option in OPTIONS}
 
 
 def entries(
-    settings: Settings, chosen: Mapping[str, Given], file: ConfigFile, env: Env, notes: list[str]
+    settings: Settings, chosen: Mapping[str, OptionValue], file: ConfigFile, env: Env, notes: list[str]
 ) -> tuple[BackendEntry, ...]:
     """The complete entries in order of priority, at least one.
 
@@ -75,7 +75,7 @@ def entries(
     return tuple(_complete(fields, settings, env, notes) for fields in listed)
 
 
-def _is_explicit(name: str, given: Given) -> bool:
+def _is_explicit(name: str, given: OptionValue) -> bool:
     """A variable with a secret is a place to look a key up in, not a wish for another key."""
     return given.place == "flag" or (given.place == "env" and not _BY_NAME[name].secret)
 

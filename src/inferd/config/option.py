@@ -71,7 +71,7 @@ def option(
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class OptionValue:
     """The value of an option, and the flag, variable or key that it came from."""
 
     value: Any

@@ -20,7 +20,7 @@ from typing import Any
 from inferd.config import backends, paths
 from inferd.config.file import ConfigFile, read_file
 from inferd.config.kinds import FilePath, Secret, SecretText
-from inferd.config.option import Given, variable
+from inferd.config.option import OptionValue, variable
 from inferd.config.settings import EXCLUSIVE, OPTIONS, TRANSPORTS, Settings
 from inferd.errors import ConfigError, UsageError
 
@@ -29,7 +29,7 @@ OTHER_VARIABLES = frozenset({"INFERD_CONFIG", "INFERD_IMPL", "INFERD_CLI_LOG"})
 
 
 @dataclass(frozen=True, slots=True)
-class Read:
+class LoadedConfig:
     """Settings with what a person should be told: ``notes`` to log, and ``problem`` to end the boot with.
 
     When the file is the problem, the settings come from flags, environment and defaults alone; when it is
@@ -46,7 +46,7 @@ class Read:
     origins: Mapping[str, str] = field(default_factory=dict)
 
 
-def read(flags: Mapping[str, object], env: Mapping[str, str] | None = None) -> Read:
+def read(flags: Mapping[str, object], env: Mapping[str, str] | None = None) -> LoadedConfig:
     """Reads every source.
 
     ``flags`` maps option names, and ``config`` for the config file, to parsed values; ``None`` is not given.
@@ -61,7 +61,7 @@ def read(flags: Mapping[str, object], env: Mapping[str, str] | None = None) -> R
     file, problem = ConfigFile(), None
     try:
         found = read_file(path, required=named)
-        values = {name: Given(value, f"`{key}`", "file") for name, (key, value) in found.values.items()}
+        values = {name: OptionValue(value, f"`{key}`", "file") for name, (key, value) in found.values.items()}
         _check_exclusive(values, ConfigError, f"config file {path}: ")
         levels.append(values)
         notes.extend(found.warnings)
@@ -78,7 +78,7 @@ def read(flags: Mapping[str, object], env: Mapping[str, str] | None = None) -> R
     except ConfigError as lack:
         serving = problem is None
         problem = problem or lack
-    return Read(settings, path, tuple(notes), problem, serving, _origins(chosen))
+    return LoadedConfig(settings, path, tuple(notes), problem, serving, _origins(chosen))
 
 
 def load(
@@ -91,24 +91,24 @@ def load(
     return result.settings, list(result.notes)
 
 
-def _from_flags(flags: Mapping[str, object]) -> dict[str, Given]:
+def _from_flags(flags: Mapping[str, object]) -> dict[str, OptionValue]:
     return {
-        option.name: Given(flags[option.name], option.flag, "flag")
+        option.name: OptionValue(flags[option.name], option.flag, "flag")
         for option in OPTIONS
         if option.flag is not None and flags.get(option.name) is not None
     }
 
 
-def _from_env(env: Mapping[str, str]) -> dict[str, Given]:
-    level: dict[str, Given] = {}
+def _from_env(env: Mapping[str, str]) -> dict[str, OptionValue]:
+    level: dict[str, OptionValue] = {}
     for option in OPTIONS:
         text = env.get(option.env, "") if option.env is not None else ""
         if text and option.env is not None:
-            level[option.name] = Given(variable(option.env, option.kind, text), option.env, "env")
+            level[option.name] = OptionValue(variable(option.env, option.kind, text), option.env, "env")
     return level
 
 
-def _exposed(flags: Mapping[str, Given]) -> Iterator[str]:
+def _exposed(flags: Mapping[str, OptionValue]) -> Iterator[str]:
     for option in OPTIONS:
         if option.secret and option.name in flags and flags[option.name].value.reveal():
             instead = "INFERD_API_KEY or --api-key-file" if option.name == "api_key" else option.env
@@ -126,7 +126,7 @@ def _misspelt(env: Mapping[str, str]) -> Iterator[str]:
             yield f"unknown variable {name} is ignored; the nearest known one is {near}"
 
 
-def _check_exclusive(level: Mapping[str, Given], error: type[ConfigError], where: str = "") -> None:
+def _check_exclusive(level: Mapping[str, OptionValue], error: type[ConfigError], where: str = "") -> None:
     for group in EXCLUSIVE:
         both = [level[name].origin for name in group if name in level]
         if len(both) > 1:
@@ -145,8 +145,8 @@ def config_path(flags: Mapping[str, object], env: Mapping[str, str]) -> tuple[Pa
     return paths.config_path(env), False
 
 
-def _choose(levels: list[dict[str, Given]], notes: list[str]) -> dict[str, Given]:
-    chosen: dict[str, Given] = {}
+def _choose(levels: list[dict[str, OptionValue]], notes: list[str]) -> dict[str, OptionValue]:
+    chosen: dict[str, OptionValue] = {}
     for level in levels:
         above = dict(chosen)
         for name, given in level.items():
@@ -159,7 +159,7 @@ def _choose(levels: list[dict[str, Given]], notes: list[str]) -> dict[str, Given
     return chosen
 
 
-def _origins(chosen: Mapping[str, Given]) -> dict[str, str]:
+def _origins(chosen: Mapping[str, OptionValue]) -> dict[str, str]:
     origins = {
         name: f"config {given.origin}" if given.place == "file" else given.origin
         for name, given in chosen.items()
@@ -170,7 +170,7 @@ def _origins(chosen: Mapping[str, Given]) -> dict[str, str]:
     return origins if key is None else {**origins, "api_key": key}
 
 
-def _settings(chosen: Mapping[str, Given], env: Mapping[str, str]) -> Settings:
+def _settings(chosen: Mapping[str, OptionValue], env: Mapping[str, str]) -> Settings:
     """The settings without their backends, and without a key that the file names a variable for."""
     values: dict[str, Any] = {option.name: option.default_for(env) for option in OPTIONS}
     values.update({name: given.value for name, given in chosen.items()})

@@ -160,16 +160,16 @@ class Admission:
         """Refuses whoever comes from now on; who waits or runs goes on."""
         self._closed = True
 
-    def let_all_through(self) -> None:
+    def release_waiters(self) -> None:
         """Ends all waiting, beyond the number of permits; for requests that only have to say goodbye."""
         while self._call_next():
             pass
 
-    def holders(self) -> list[object]:
+    def running_requests(self) -> list[object]:
         """The holders of the requests that run, in no order."""
         return [permit.holder for permit in self._running]
 
-    def line(self) -> Iterator[object]:
+    def queued_requests(self) -> Iterator[object]:
         """The holders of the requests that wait, in the order in which they would be served now."""
         for turns in self._queues.values():
             for round_ in itertools.zip_longest(*turns.values()):

@@ -2,7 +2,7 @@
 
 Each function returns a :class:`Bound`, whose socket listens and does not block, or raises AddressError with
 what to do about it. Named pipes are in :mod:`inferd.serve.pipes`, sockets that a service manager opened in
-:mod:`inferd.serve.systemd`.
+:mod:`inferd.daemon.systemd`.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ _log = log.get("listener")
 _numbers = itertools.count(1)
 
 
-class Places:
+class ConnectionLimit:
     """How many connections the listeners that share this may have open, and have.
 
     ``limit`` is for all together and ``per_owner`` for those of one user or, over TCP, of one host, where
@@ -72,7 +72,11 @@ class Listener:
     ``on_change`` is called whenever a connection has come or gone."""
 
     def __init__(
-        self, bound: Bound, serve: Serve, places: Places, on_change: Callable[[], None] = lambda: None
+        self,
+        bound: Bound,
+        serve: Serve,
+        places: ConnectionLimit,
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self.address = bound.address
         self._bound = bound

@@ -7,7 +7,7 @@ as a failure is data on the error: what the client did, a full queue or a cancel
 retry and no failover: the caller owns retries.
 
 The backends can be replaced while requests run: each ends on the backend that it began on, and
-:meth:`Member.released` tells when a backend that was taken out has ended its last one.
+:meth:`BackendSlot.released` tells when a backend that was taken out has ended its last one.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class Breaker:
         self._on_change(self._name, "open")
 
 
-class Member:
+class BackendSlot:
     """One backend of the router, its breaker, and how many requests are ``running`` on it."""
 
     __slots__ = ("_released", "able", "backend", "breaker", "running")
@@ -157,7 +157,7 @@ class Dispatch:
 
     __slots__ = ("_member", "_probe")
 
-    def __init__(self, member: Member) -> None:
+    def __init__(self, member: BackendSlot) -> None:
         self._member = member
         self._probe = False
 
@@ -169,7 +169,7 @@ class Dispatch:
         self._member.end(error, self._probe)
 
 
-def _tell_nobody(name: str, state: str) -> None: ...
+def _ignore(name: str, state: str) -> None: ...
 
 
 class Router:
@@ -179,11 +179,11 @@ class Router:
         self,
         backends: Sequence[Backend],
         clock: Clock = time.monotonic,
-        on_breaker: OnBreaker = _tell_nobody,
+        on_breaker: OnBreaker = _ignore,
     ) -> None:
         self._clock = clock
         self._on_breaker = on_breaker
-        self.members: tuple[Member, ...] = ()
+        self.members: tuple[BackendSlot, ...] = ()
         """The backends in order of priority, as :meth:`replace` was given them last."""
         self.replace(backends)
 
@@ -202,10 +202,10 @@ class Router:
                     lacking = _unsupported(member.backend.name, needs - member.able)
         raise lacking
 
-    def replace(self, backends: Sequence[Backend]) -> list[Member]:
+    def replace(self, backends: Sequence[Backend]) -> list[BackendSlot]:
         """Serves with ``backends`` from the next request on; one that stays keeps its breaker.
 
-        Returns what was taken out; see :meth:`Member.released`.
+        Returns what was taken out; see :meth:`BackendSlot.released`.
         """
         before = {member.backend: member for member in self.members}
         self.members = tuple(
@@ -215,8 +215,8 @@ class Router:
             member.release()
         return list(before.values())
 
-    def _member(self, backend: Backend) -> Member:
-        return Member(backend, Breaker(backend.name, self._clock, self._on_breaker))
+    def _member(self, backend: Backend) -> BackendSlot:
+        return BackendSlot(backend, Breaker(backend.name, self._clock, self._on_breaker))
 
 
 def _abilities(backend: Backend) -> frozenset[str]:

@@ -31,10 +31,10 @@ from inferd.serve.admission import Admission
 from inferd.serve.connection import LARGE_BYTES, Connection
 from inferd.serve.hangup import HangupWatch
 from inferd.serve.memory import InputMemory
-from inferd.serve.metrics import Metrics
+from inferd.serve.observe.metrics import Metrics
 from inferd.serve.peer import Peer
 from inferd.serve.router import Router
-from inferd.serve.surface import R, Surface, Turn, ms_since
+from inferd.serve.surface import R, RequestContext, Surface, ms_since
 
 # Why a request was ended early, beside what the connection says of its end.
 _DEADLINE, _STOP = "deadline", "stop"
@@ -80,16 +80,16 @@ class Service(Generic[R]):
         """Ends every request that runs or waits."""
         for session in self.sessions:
             session.interrupt(AdmissionClosed())
-        self.admission.let_all_through()
+        self.admission.release_waiters()
 
 
 def _this_task() -> asyncio.Task[None]:
     return cast("asyncio.Task[None]", asyncio.current_task())
 
 
-def _pass_deadline(turn: Turn[R]) -> None:
+def _pass_deadline(context: RequestContext[R]) -> None:
     # A new exception each time: one that is raised again and again keeps the frames of every raise alive.
-    turn.interrupt(DeadlineExceeded("the deadline passed while the request ran"))
+    context.interrupt(DeadlineExceeded("the deadline passed while the request ran"))
 
 
 class Session(Generic[R]):
@@ -112,7 +112,7 @@ class Session(Generic[R]):
             self._reserved.add,
         )
         self._first_line = True
-        self._turn: Turn[R] | None = None
+        self._context: RequestContext[R] | None = None
 
     async def run(self) -> None:
         """Returns when the socket is closed. A first cancel closes it behind the last write, a second now."""
@@ -128,9 +128,9 @@ class Session(Generic[R]):
             _log.info("connection_closed", reason=conn.gone_because or "end", **self._log_fields)
 
     def interrupt(self, reason: InferdError) -> None:
-        """Ends the request that runs or waits, if there is one; see :meth:`Turn.interrupt`."""
-        if self._turn is not None:
-            self._turn.interrupt(reason)
+        """Ends the request that runs or waits, if there is one; see :meth:`RequestContext.interrupt`."""
+        if self._context is not None:
+            self._context.interrupt(reason)
 
     async def _converse(self) -> None:
         key = self._service.api_key
@@ -182,7 +182,7 @@ class Session(Generic[R]):
             _log.info("request_error", code=error.code, stage="decode", **self._log_fields)
             self._write_error(error.request_id, error)
             return False
-        self._turn = turn = Turn(request, self._conn, arrived, self._log_fields)
+        self._context = context = RequestContext(request, self._conn, arrived, self._log_fields)
         whole = False  # unread bytes of a request must never be taken for the next one
         try:
             raw_size = self._surface.raw_size(request, self._service.max_attachment_bytes)
@@ -191,22 +191,22 @@ class Session(Generic[R]):
                 await self._receive_raw(request, raw_size)
             whole = True
             self._surface.validate(request)
-            await self._serve(turn)
+            await self._serve(context)
         except InferdError as error:
-            self._log_error(turn, error)
-            self._fail(turn, error)
+            self._log_error(context, error)
+            self._fail(context, error)
             return whole and not isinstance(error, AdmissionClosed | DecodeError | FrameTooLarge)
         except asyncio.CancelledError:
             reason = self._conn.gone_because or _STOP
             self._metrics.cancels[reason] += 1
-            _log.info("request_cancelled", reason=reason, **turn.fields(), **self._log_fields)
+            _log.info("request_cancelled", reason=reason, **context.fields(), **self._log_fields)
             raise
         except Exception as error:
             what = faults.describe(error)
-            _log.error("request_error", code="internal", error=what, **turn.fields(), **self._log_fields)
-            self._fail(turn, BackendInternal("internal error; the daemon's log says more"))
+            _log.error("request_error", code="internal", error=what, **context.fields(), **self._log_fields)
+            self._fail(context, BackendInternal("internal error; the daemon's log says more"))
         finally:
-            self._turn = None
+            self._context = None
             self._reserved.release()
         return whole
 
@@ -225,47 +225,47 @@ class Session(Generic[R]):
             raise DecodeError(f"the input ends within the {size} bytes of the attachments", request.id)
         self._surface.assign(request, raw)
 
-    async def _serve(self, turn: Turn[R]) -> None:
-        request, service = turn.request, self._service
+    async def _serve(self, context: RequestContext[R]) -> None:
+        request, service = context.request, self._service
         loop = asyncio.get_running_loop()
         deadline = None if request.deadline_ms is None else loop.time() + request.deadline_ms / 1e3
         priority = request.priority or "interactive"
-        with await service.admission.admit(self._peer.caller, priority, deadline, turn):
-            turn.queue_ms = ms_since(turn.arrived)
-            self._metrics.queue_wait.observe(turn.queue_ms / 1e3)
+        with await service.admission.admit(self._peer.caller, priority, deadline, context):
+            context.queue_ms = ms_since(context.arrived)
+            self._metrics.queue_wait.observe(context.queue_ms / 1e3)
             with service.router.dispatch(self._surface.needs(request)) as backend:
-                turn.backend = backend.name
-                alarm = None if deadline is None else loop.call_at(deadline, _pass_deadline, turn)
+                context.backend = backend.name
+                alarm = None if deadline is None else loop.call_at(deadline, _pass_deadline, context)
                 try:
                     metrics = service.metrics.backends[backend.name]
-                    answer = await self._surface.answer(turn, backend, metrics)
+                    answer = await self._surface.answer(context, backend, metrics)
                 finally:
                     if alarm is not None:
                         alarm.cancel()
         if answer.get("stop_reason") == "cancelled":
-            too_late = isinstance(turn.interruption, DeadlineExceeded)
+            too_late = isinstance(context.interruption, DeadlineExceeded)
             self._metrics.cancels[_DEADLINE if too_late else _STOP] += 1
         else:
             self._metrics.done += 1
-        _log.info("request_done", **answer, **turn.fields(), **self._log_fields)
+        _log.info("request_done", **answer, **context.fields(), **self._log_fields)
 
-    def _fail(self, turn: Turn[R], error: InferdError) -> None:
-        if turn.backend is not None and error.fault == "backend":
-            self._service.metrics.backends[turn.backend].errors[error.code] += 1
-        self._write_error(turn.request.id, error)
+    def _fail(self, context: RequestContext[R], error: InferdError) -> None:
+        if context.backend is not None and error.fault == "backend":
+            self._service.metrics.backends[context.backend].errors[error.code] += 1
+        self._write_error(context.request.id, error)
 
     def _write_error(self, request_id: str, error: InferdError) -> None:
         self._metrics.errors[error.code] += 1
         self._conn.write(self._surface.encode_error(request_id, error.code, str(error)))
 
-    def _log_error(self, turn: Turn[R], error: InferdError) -> None:
+    def _log_error(self, context: RequestContext[R], error: InferdError) -> None:
         if isinstance(error, QueueFull):
-            _log.info("queue_full", **turn.fields(), **self._log_fields)
+            _log.info("queue_full", **context.fields(), **self._log_fields)
             return
         if isinstance(error, FrameTooLarge):
-            _log.warn("request_oversized", cap=error.cap, **turn.fields(), **self._log_fields)
+            _log.warn("request_oversized", cap=error.cap, **context.fields(), **self._log_fields)
             return
-        name = "request_error_mid_stream" if turn.streaming else "request_error"
+        name = "request_error_mid_stream" if context.streaming else "request_error"
         # What the client did wrong may be described in the client's own words; those are not for the log.
         message = None if error.fault == "client" else str(error)
-        _log.warn(name, code=error.code, message=message, **turn.fields(), **self._log_fields)
+        _log.warn(name, code=error.code, message=message, **context.fields(), **self._log_fields)

@@ -13,7 +13,7 @@ from typing import ClassVar, Generic, Protocol, TypeVar
 from inferd.engine.backend import Backend
 from inferd.errors import InferdError
 from inferd.serve.connection import Connection
-from inferd.serve.metrics import BackendMetrics
+from inferd.serve.observe.metrics import BackendMetrics
 from inferd.wire.frames import encode_error
 
 # An id is the client's own text, as long as a line may be; the log is to recognise it, not to keep it.
@@ -41,7 +41,7 @@ def ms_since(start: float) -> float:
     return (time.monotonic() - start) * 1e3
 
 
-class Turn(Generic[R]):
+class RequestContext(Generic[R]):
     """One request on its way: who asked, how far it has come, and whether it shall end early.
 
     ``source`` is what the log says of the connection; ``tokens`` counts the pieces of the answer so far.
@@ -124,7 +124,9 @@ class Surface(ABC, Generic[R]):
         """The capabilities that a backend must have to serve the request; see :mod:`inferd.serve.router`."""
 
     @abstractmethod
-    async def answer(self, turn: Turn[R], backend: Backend, metrics: BackendMetrics) -> dict[str, object]:
+    async def answer(
+        self, context: RequestContext[R], backend: Backend, metrics: BackendMetrics
+    ) -> dict[str, object]:
         """Has ``backend`` serve the request and writes the answer, the terminal frame included.
 
         Counts what the backend did in ``metrics``. Returns what the log says of it. Raises what becomes an

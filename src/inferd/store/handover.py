@@ -16,7 +16,7 @@ T = TypeVar("T")
 AHEAD = 16  # items that may wait for their consumer
 
 
-def handed_over(items: Generator[T], cancelled: threading.Event) -> Generator[T]:
+def iterate_in_thread(items: Generator[T], cancelled: threading.Event) -> Generator[T]:
     """``items``, made in another thread; ends with BootCancelled within POLL_SECS of ``cancelled``.
 
     An exception of the generator is raised here. When the consumer leaves early, the thread is not waited

@@ -25,7 +25,7 @@ from urllib.parse import quote, urlsplit
 
 from inferd import log
 from inferd.errors import BootCancelled, FetchError
-from inferd.store.handover import handed_over
+from inferd.store.handover import iterate_in_thread
 from inferd.store.models import Provenance
 from inferd.store.partial import Sink
 from inferd.store.source import Progress, Reporter, Source
@@ -231,7 +231,7 @@ def attempt(
     import httpx
 
     try:
-        with closing(handed_over(_exchange(method, location, headers, stop_at), cancelled)) as parts:
+        with closing(iterate_in_thread(_exchange(method, location, headers, stop_at), cancelled)) as parts:
             return take(parts)
     except (httpx.InvalidURL, UnicodeError) as error:
         raise FetchError("it is not of the form https://HOST/PATH") from error

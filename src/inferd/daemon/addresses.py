@@ -1,0 +1,94 @@
+"""Which surfaces a daemon serves, and on which socket each."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from inferd import log
+from inferd.config.settings import Settings
+from inferd.engine.backend import Backend
+from inferd.serve import bind
+from inferd.serve.bind import Bound
+from inferd.serve.surface import Surface
+from inferd.serve.surfaces.v1 import TextSurface
+from inferd.serve.surfaces.v2 import BlockSurface
+from inferd.serve.surfaces.vectors import EmbedSurface, RerankSurface
+
+_log = log.get("addresses")
+
+
+def surfaces(settings: Settings, backends: Sequence[Backend]) -> list[Surface[Any]]:
+    """The surfaces that the settings ask for, as far as one of the backends is capable of them."""
+    able = [backend.capabilities() for backend in backends]
+    known: list[tuple[Surface[Any], bool]] = [
+        (TextSurface(), True),
+        (BlockSurface(), True),
+        (EmbedSurface(), any(capabilities.embed for capabilities in able)),
+        (RerankSurface(), any(capabilities.rerank for capabilities in able)),
+    ]
+    served = []
+    for surface, is_possible in known:
+        if surface.name in settings.surfaces:
+            if is_possible:
+                served.append(surface)
+            else:
+                _log.warn("surface not served, no backend is capable of it", surface=surface.name)
+    return served
+
+
+def configured(settings: Settings) -> dict[str, str]:
+    """The address of each surface, served or not, and of the admin socket."""
+    return {name: str(tcp or path) for name, (tcp, path) in _pairs(settings).items()}
+
+
+def bind_surface(settings: Settings, name: str, passed: Mapping[str, Bound]) -> Bound:
+    """The listening socket of a surface or of ``admin``; one that was passed to us is not made anew.
+
+    Raises AddressError.
+    """
+    if name in passed:
+        return passed[name]
+    tcp, path = _pairs(settings)[name]
+    if path is None:
+        has_key = settings.api_key is not None
+        bound = bind.bind_tcp(str(tcp), has_key=has_key)
+        if not has_key:
+            _log.warn("tcp without an API key: every user of this machine can connect", address=tcp)
+        return bound
+    if sys.platform == "win32":
+        from inferd.serve import pipes
+
+        return pipes.bind_pipe(path)
+    mode, group = (0o600, None) if name == "admin" else (0o660, settings.group)
+    return bind.bind_unix(path, mode, group)
+
+
+def check_keys(settings: Settings, passed: Mapping[str, Bound]) -> None:
+    """Raises AddressError, as binding would, for a surface that is to be open to a network without a key."""
+    for name, (tcp, _) in _pairs(settings).items():
+        if tcp is not None and name in settings.surfaces and name not in passed:
+            bind.check_key(tcp, has_key=settings.api_key is not None)
+
+
+def bind_metrics(address: str, group: str | None) -> Bound:
+    """The listening socket of the metrics: a Unix socket's path or a loopback ``IP:port``.
+
+    Raises AddressError.
+    """
+    if "/" in address:
+        return bind.bind_unix(Path(address), 0o660, group)
+    return bind.bind_tcp(address, has_key=False)
+
+
+def _pairs(settings: Settings) -> dict[str, tuple[str | None, Path | None]]:
+    """Of each surface the TCP address, or else the path of its Unix socket or pipe."""
+    return {
+        "v1": (settings.tcp, settings.uds),
+        "v2": (settings.v2_tcp, settings.v2_addr),
+        "embed": (settings.embed_tcp, settings.embed_addr),
+        "rerank": (settings.rerank_tcp, settings.rerank_addr),
+        "admin": (None, settings.admin_addr),
+    }

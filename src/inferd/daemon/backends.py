@@ -1,0 +1,174 @@
+"""The backends of the configuration: made in its order, used by the router, exchanged while requests run.
+
+:meth:`Backends.make` changes nothing for the requests: it makes what a configuration asks for and is not
+there yet. :meth:`Backends.use` then lets the router serve with it, and what is used no longer is closed when
+its last request has ended. A backend whose entry and settings have not changed is not made again, unless it
+has died.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from inferd import log
+from inferd.config.entries import BackendEntry
+from inferd.config.settings import Settings
+from inferd.daemon.build import Progress, build_key
+from inferd.engine.backend import Backend
+from inferd.errors import ModelError
+from inferd.serve.router import BackendSlot, Router
+from inferd.wire import admin
+
+READY_POLL_SECS = 0.05
+# Progress of one phase is told at most this often; a subscriber is a person or a waiting program.
+PROGRESS_SECS = 0.1
+
+Build = Callable[[Settings, BackendEntry, Progress, threading.Event], Backend]
+Show = Callable[[str, Mapping[str, object]], None]
+T = TypeVar("T")
+
+_log = log.get("backends")
+
+
+class Backends:
+    """``build`` makes a backend in a thread of its own; all methods run on the event loop."""
+
+    def __init__(self, router: Router, build: Build) -> None:
+        self._router = router
+        self._build = build
+        self._recipes: dict[Backend, tuple[object, ...]] = {}
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    async def make(self, settings: Settings, show: Show) -> list[Backend]:
+        """The started backends of ``settings``, in order; ``show`` is told the phases of their making.
+
+        Raises what keeps one from being made. A cancel ends the making soon, and waits until it has ended.
+        """
+        backends = []
+        for entry in settings.backends:
+            wanted = build_key(settings, entry)
+            there = (backend for backend, made in self._recipes.items() if made == wanted and backend.alive())
+            backends.append(next(there, None) or await self._make(settings, entry, wanted, show))
+        return backends
+
+    async def _make(
+        self, settings: Settings, entry: BackendEntry, wanted: tuple[object, ...], show: Show
+    ) -> Backend:
+        loop = asyncio.get_running_loop()
+        pace = _Pace(loop, show)
+        cancelled = threading.Event()
+
+        def progress(phase: str, details: Mapping[str, object]) -> None:
+            loop.call_soon_threadsafe(pace.show, phase, details)
+
+        backend = await in_thread(lambda: self._build(settings, entry, progress, cancelled), cancelled)
+        self._recipes[backend] = wanted
+        await backend.start()
+        return backend
+
+    async def until_ready(self, backends: Sequence[Backend], patience: float) -> None:
+        """Returns when all are ready; raises ModelError after ``patience`` seconds."""
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + patience
+        while waiting := [backend.name for backend in backends if not backend.ready()]:
+            if loop.time() >= give_up:
+                raise ModelError(
+                    f"backend {waiting[0]!r} was not ready within {patience:g} s;"
+                    " look into the log or raise --ready-timeout-secs"
+                )
+            await asyncio.sleep(READY_POLL_SECS)
+
+    def use(self, backends: Sequence[Backend]) -> None:
+        """Serves with these, which were made here, from the next request on."""
+        for member in self._router.replace(backends):
+            del self._recipes[member.backend]
+            task = asyncio.get_running_loop().create_task(self._retire(member))
+            self._retiring.add(task)
+            task.add_done_callback(self._retiring.discard)
+
+    async def _retire(self, member: BackendSlot) -> None:
+        name = member.backend.name
+        await member.released()
+        await member.backend.close()
+        del member  # and with it the last of the model
+        await _give_memory_back()
+        _log.info("backend_closed", backend=name)
+
+    async def discard(self) -> None:
+        """Closes what was made and is not used."""
+        used = {member.backend for member in self._router.members}
+        unused = [backend for backend in self._recipes if backend not in used]
+        for backend in unused:
+            await backend.close()
+            del self._recipes[backend]
+        if unused:
+            del unused, backend
+            await _give_memory_back()
+
+    def dead(self) -> list[str]:
+        """The names of the backends in use of which a thread has died."""
+        return [member.backend.name for member in self._router.members if not member.backend.alive()]
+
+    async def close(self) -> None:
+        """Closes them all; no request may run any more."""
+        if self._retiring:
+            await asyncio.wait(tuple(self._retiring))
+        for backend in reversed(self._recipes):
+            await backend.close()
+
+
+async def _give_memory_back() -> None:
+    """Returns to the system what a model leaves behind free, but in pieces that glibc would keep for ever."""
+    import ctypes
+
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:  # other C libraries give it back by themselves
+        await in_thread(lambda: trim(0), threading.Event())
+
+
+class _Pace:
+    """Passes progress on when the phase changes or is complete, and else now and then."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, show: Show) -> None:
+        self._loop = loop
+        self._show = show
+        self._last = ("", 0.0)
+
+    def show(self, phase: str, details: Mapping[str, object]) -> None:
+        last_phase, last_time = self._last
+        now = self._loop.time()
+        if phase != last_phase or details.get("progress") == 1.0 or now - last_time >= PROGRESS_SECS:
+            self._last = (phase, now)
+            self._show(phase, details)
+
+
+async def in_thread(call: Callable[[], T], cancelled: threading.Event) -> T:
+    """Runs ``call`` in a thread of its own; a cancel sets ``cancelled``, and waits until that was heard."""
+    thread = ThreadPoolExecutor(1, thread_name_prefix="inferd-load")
+    running = asyncio.get_running_loop().run_in_executor(thread, call)
+    thread.shutdown(wait=False)  # it ends with the call; a pool would keep it
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        cancelled.set()
+        await asyncio.wait((running,))
+        running.exception()  # nobody is left to hear it
+        raise
+
+
+def capabilities_frame(backend: Backend) -> bytes:
+    """What a backend can do, as the admin socket tells it."""
+    able = dataclasses.asdict(backend.capabilities())
+    accelerator = able.pop("accelerator")
+    kind = accelerator.pop("kind")
+    first = {name: able.pop(name) for name in ("v2", "vision", "audio", "tools", "thinking", "embed")}
+    ours = {**accelerator, **able, "name": backend.name, "model": backend.model}
+    return admin.encode_status(
+        "capabilities", {"backend": backend.kind, **first, "accelerator": kind, **ours}
+    )

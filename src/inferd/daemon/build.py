@@ -1,0 +1,67 @@
+"""Makes the backends of the configuration, models and all."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from inferd.config.entries import BackendEntry, LlamaCppEntry, MockEntry, OpenAICompatEntry, surfaces_of
+from inferd.config.settings import Settings
+from inferd.engine.backend import Backend
+from inferd.engine.mock import Mock
+
+Progress = Callable[[str, Mapping[str, object]], None]
+
+
+def build_backend(
+    settings: Settings, entry: BackendEntry, progress: Progress, cancelled: threading.Event
+) -> Backend:
+    """Makes the backend of ``entry``, model and all; blocks, and ends with BootCancelled soon after
+    ``cancelled`` is set."""
+    if isinstance(entry, MockEntry):
+        progress("checking_local", {"path": "(mock)"})
+        return Mock(entry.name)
+    if isinstance(entry, LlamaCppEntry):
+        # Only a daemon with a model of its own pays for loading the engine and the store.
+        from inferd.daemon.local import load
+
+        return load(settings, entry, _engine_options(settings), progress, cancelled)
+    if isinstance(entry, OpenAICompatEntry):
+        from inferd.engine.remote.openai import OpenAICompat
+
+        progress("checking_local", {"path": f"(openai-compat: {entry.base_url} / {entry.model})"})
+        return OpenAICompat(entry, **_left_open(settings))
+    from inferd.engine.remote.bedrock import Bedrock
+
+    progress("checking_local", {"path": f"(bedrock-invoke: {entry.region} / {entry.model_id})"})
+    return Bedrock(entry)
+
+
+def build_key(settings: Settings, entry: BackendEntry) -> tuple[object, ...]:
+    """All that the backend of ``entry`` is made of: equal recipes make equal backends."""
+    if isinstance(entry, LlamaCppEntry):
+        return (entry, settings.force_backend, _engine_options(settings))
+    if isinstance(entry, OpenAICompatEntry):
+        return (entry, _left_open(settings))
+    return (entry,)
+
+
+def _left_open(settings: Settings) -> dict[str, bool]:
+    """Whether a server is asked for vectors and scores whose entry does not say: where they are wanted, and
+    no entry says that it makes them."""
+    said = frozenset[str]().union(*map(surfaces_of, settings.backends))
+    return {name: getattr(settings, name) and name not in said for name in ("embed", "rerank")}
+
+
+def _engine_options(settings: Settings) -> dict[str, Any]:
+    """What the settings say of every model's engine."""
+    return {
+        "n_parallel": max(1, settings.active_permits),
+        "require_gpu": settings.require_gpu,
+        "threads": settings.threads,
+        "n_batch": settings.n_batch,
+        "flash_attention": settings.flash_attention,
+        "kv_cache_type": settings.kv_cache_type,
+        "kv_unified": settings.kv_unified,
+    }

@@ -1,0 +1,333 @@
+"""The daemon: everything is built from Settings here, in one order, and taken down in the reverse.
+
+Boot: signals, lock, admin socket, configuration, backends, capabilities, inference sockets, ready. There is
+no inference socket before every backend is ready. A signal at any point ends the boot cleanly; a failure is
+told to the subscribers of the admin socket and raised. Reload: what the configuration says anew is made
+beside what is there, and takes its place at once and as a whole, or not at all. Stop: no new connections, no
+new requests, the running ones get ``drain_timeout_secs``, then their end is ``cancelled``. A second signal
+ends the process at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import faulthandler
+import functools
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+from inferd import __version__, log
+from inferd.config import paths
+from inferd.config.limit_options import OTHER_DESCRIPTORS
+from inferd.config.settings import OPTIONS, Settings
+from inferd.config.sources import LoadedConfig
+from inferd.daemon import addresses, systemd
+from inferd.daemon.backends import Backends, Build, capabilities_frame, in_thread
+from inferd.daemon.build import build_backend
+from inferd.daemon.server import FLUSH_GRACE_SECS, Server
+from inferd.errors import BootCancelled, InferdError
+from inferd.serve.listener import ConnectionLimit, Listener
+from inferd.serve.observe.metrics import Metrics
+from inferd.serve.observe.snapshot import Snapshot
+from inferd.serve.observe.status import StatusBoard
+from inferd.serve.peer import Peer
+from inferd.serve.router import Router
+from inferd.store.runtime import Lock, ensure_private_dir
+from inferd.wire import admin
+
+_log = log.get("daemon")
+
+
+def run(read: Callable[[], LoadedConfig], build: Build = build_backend) -> int:
+    """Serves until it is told to stop; 0. Raises the InferdError that kept the daemon from starting.
+
+    ``read`` reads the configuration, now and for each reload. What it found in the config file is reported
+    when the admin socket is there to report it.
+    """
+    given = read()
+    faulthandler.enable()
+    activity = log.setup(given.settings.log_level, given.settings.log_dir)
+    _raise_descriptor_limit(given.settings.max_connections)
+    loop = new_event_loop()
+    try:
+        loop.run_until_complete(Daemon(given, read, build, activity).run())
+    finally:
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
+        activity.close()
+    return 0
+
+
+def new_event_loop() -> asyncio.AbstractEventLoop:
+    """uvloop's, where it is installed; on Windows one that can wait for sockets, which its own cannot."""
+    if sys.platform == "win32":
+        return asyncio.SelectorEventLoop()
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+def _raise_descriptor_limit(connections: int) -> None:
+    """Lets the process have a descriptor for each connection, as far as it may; many begin with fewer."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    wanted = connections + OTHER_DESCRIPTORS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        possible = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with contextlib.suppress(ValueError, OSError):  # a system may have a limit beside this one
+            resource.setrlimit(resource.RLIMIT_NOFILE, (possible, hard))
+        if possible < wanted:
+            _log.warn("max_connections is more than this process may open", descriptors=possible)
+
+
+class Daemon:
+    """One run of the daemon, with the configuration as it was ``given`` at first."""
+
+    def __init__(
+        self, given: LoadedConfig, read: Callable[[], LoadedConfig], build: Build, activity: log.ActivityLog
+    ) -> None:
+        settings = given.settings
+        self._given = given
+        self._settings = settings
+        self._read = read
+        self._activity = activity
+        self._metrics = Metrics()
+        router = Router((), on_breaker=self._tell_breaker)
+        self._backends = Backends(router, build)
+        self._server = Server(settings, router, self._metrics, self._watch_idleness)
+        self._snapshot = Snapshot(self._server.admission, router, self._metrics)
+        self._board = StatusBoard(self._snapshot.snapshot)
+        self._admin_places = ConnectionLimit(settings.max_connections)
+        self._admin: Listener | None = None
+        self._work: asyncio.Task[None] | None = None
+        self._ready = False
+        self._stopping = False
+        self._signalled = False
+        self._reload_wanted = False
+        self._woken = asyncio.Event()
+        self._idle_alarm: asyncio.TimerHandle | None = None
+
+    async def run(self) -> None:
+        """Boots, serves until a signal or the idle time ends it, drains. Raises what ends the boot."""
+        self._loop = asyncio.get_running_loop()
+        async with contextlib.AsyncExitStack() as held:
+            self._handle_signals(held)
+            try:
+                if not await self._do(self._boot(held)):
+                    _log.info("stopped", reason="the boot was cancelled")
+                    return
+            except Exception as error:
+                self._board.publish(admin.failed(_describe(error)))
+                _log.error("boot_failed", error=_describe(error))
+                raise
+            self._ready = True
+            while not self._stopping:
+                if self._reload_wanted:
+                    self._reload_wanted = False
+                    await self._do(self._reload())
+                else:
+                    await self._woken.wait()
+                self._woken.clear()
+            await self._drain()
+        _log.info("stopped")
+
+    async def _do(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Does a piece of work that a signal may cancel; whether it came to its end."""
+        self._work = self._loop.create_task(work)
+        try:
+            await self._work
+        except (asyncio.CancelledError, BootCancelled):
+            return False
+        finally:
+            self._work = None
+        return True
+
+    # Boot. What is acquired is pushed on ``held``, which gives it back in the reverse order.
+
+    async def _boot(self, held: contextlib.AsyncExitStack) -> None:
+        settings = self._settings
+        _log.info("starting", version=__version__, pid=os.getpid())
+        self._lock(held)
+        passed = systemd.passed_sockets(addresses.configured(settings), has_key=settings.api_key is not None)
+        for bound in passed.values():
+            held.callback(bound.close)
+        admin_socket = addresses.bind_surface(settings, "admin", passed)
+        self._admin = Listener(admin_socket, self._serve_admin, self._admin_places)
+        held.push_async_callback(self._admin.close, FLUSH_GRACE_SECS)
+        for note in self._given.notes:
+            _log.warn("config", note=note)
+        if self._given.problem is not None:
+            raise self._given.problem
+        addresses.check_keys(settings, passed)  # before a model is fetched and loaded in vain
+        held.push_async_callback(self._backends.close)
+        backends = await self._backends.make(settings, self._show_loading)
+        for backend in backends:
+            self._board.publish_capabilities(capabilities_frame(backend))
+        await self._backends.until_ready(backends, settings.ready_timeout_secs)
+        self._backends.use(backends)
+        self._server.open(settings, backends, passed, held)
+        self._serve_metrics(held)
+        held.callback(systemd.Watchdog(self._loop, self._backends.dead).close)
+        self._board.publish(admin.READY)
+        systemd.notify("READY=1")
+        _log.info("ready", address=self._server.listeners[0].address)
+        self._watch_idleness()
+
+    def _lock(self, held: contextlib.AsyncExitStack) -> None:
+        settings = self._settings
+        runtime = paths.runtime_dir()
+        ours = [settings.lock, settings.admin_addr, settings.uds, settings.v2_addr]
+        ours += [settings.embed_addr, settings.rerank_addr]
+        if any(path is not None and path.parent == runtime for path in ours):
+            ensure_private_dir(runtime)
+        held.callback(Lock.acquire(settings.lock).release)
+
+    async def _serve_admin(self, sock: socket.socket, peer: Peer, number: int) -> None:
+        await self._board.serve(sock)
+
+    def _serve_metrics(self, held: contextlib.AsyncExitStack) -> None:
+        if self._settings.metrics_addr is not None:
+            from inferd.serve.observe import prometheus
+
+            bound = addresses.bind_metrics(self._settings.metrics_addr, self._settings.group)
+            places = ConnectionLimit(prometheus.MAX_CONNECTIONS)
+            listener = Listener(bound, prometheus.Exporter(self._snapshot).serve, places)
+            held.push_async_callback(listener.close, FLUSH_GRACE_SECS)
+
+    def _show_loading(self, phase: str, details: Mapping[str, object]) -> None:
+        self._board.publish(admin.loading_model(phase, details))
+
+    def _tell_breaker(self, backend: str, state: str) -> None:
+        self._metrics.breaker_changed(backend, state)
+        self._board.publish_event(admin.breaker(backend, state))
+
+    # Reload.
+
+    async def _reload(self) -> None:
+        """Takes on what the configuration says now; when that cannot be, everything stays as it is."""
+        _log.info("reloading")
+        systemd.notify_reloading()
+        self._board.publish(admin.restarting("config", {}))
+        try:
+            given = await in_thread(self._read, threading.Event())
+            if given.problem is not None:
+                raise given.problem
+            for note in given.notes:
+                _log.warn("config", note=note)
+            settings = _reloadable(self._settings, given.settings)
+            self._server.check_keys(settings)
+            backends = await self._backends.make(settings, self._show_restarting)
+            await self._backends.until_ready(backends, settings.ready_timeout_secs)
+            self._backends.use(backends)
+            self._settings = settings
+            self._activity.level = log.parse_level(settings.log_level)
+            self._admin_places.limit = settings.max_connections
+            _raise_descriptor_limit(settings.max_connections)
+            self._server.follow(settings, backends)
+            self._watch_idleness()
+            self._board.forget_capabilities()
+            for backend in backends:
+                self._board.publish_capabilities(capabilities_frame(backend))
+            _log.info("reloaded", backends=[backend.name for backend in backends])
+        except Exception as error:
+            _log.error("reload_failed", error=_describe(error))
+            self._board.publish_event(admin.reload_failed(_describe(error)))
+        finally:
+            await self._backends.discard()
+            if not self._stopping:
+                self._board.publish(admin.READY)
+                systemd.notify("READY=1")
+
+    def _show_restarting(self, phase: str, details: Mapping[str, object]) -> None:
+        self._board.publish(admin.restarting(phase, details))
+
+    # Stop.
+
+    def _handle_signals(self, held: contextlib.AsyncExitStack) -> None:
+        handlers: dict[signal.Signals, Callable[[], None]] = {
+            number: functools.partial(self._on_stop_signal, number)
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        if sys.platform == "win32":  # whose loops take no signals
+            for number, handler in handlers.items():
+                before = signal.signal(number, functools.partial(self._pass_on, handler))
+                held.callback(signal.signal, number, before)
+        else:
+            # The default of SIGHUP would end the daemon with the terminal that it was started from.
+            handlers[signal.SIGHUP] = self._on_reload_signal
+            for number, handler in handlers.items():
+                self._loop.add_signal_handler(number, handler)
+                held.callback(self._loop.remove_signal_handler, number)
+
+    def _pass_on(self, handler: Callable[[], None], *_: object) -> None:
+        self._loop.call_soon_threadsafe(handler)
+
+    def _on_reload_signal(self) -> None:
+        """Reloads as soon as the daemon is ready; a reload that is under way is given up for the new one."""
+        self._reload_wanted = True
+        self._woken.set()
+        if self._ready and self._work is not None:
+            self._work.cancel()
+
+    def _on_stop_signal(self, number: signal.Signals) -> None:
+        if self._signalled:
+            self._server.stop()
+            if self._admin is not None:
+                self._admin.stop()
+            os._exit(128 + number)
+        self._signalled = True
+        _log.info("stopping", signal=number.name)
+        self._stop()
+
+    def _stop(self) -> None:
+        self._stopping = True
+        self._woken.set()
+        if self._work is not None:
+            self._work.cancel()
+
+    def _watch_idleness(self) -> None:
+        """Stops the daemon when nobody has been connected for ``idle_exit_secs``."""
+        if self._idle_alarm is not None:
+            self._idle_alarm.cancel()
+            self._idle_alarm = None
+        if self._settings.idle_exit_secs and not self._server.places.taken:
+            self._idle_alarm = self._loop.call_later(self._settings.idle_exit_secs, self._stop_idle)
+
+    def _stop_idle(self) -> None:
+        _log.info("stopping", idle_secs=self._settings.idle_exit_secs)
+        self._stop()
+
+    async def _drain(self) -> None:
+        self._server.stop()
+        self._server.admission.close()
+        self._board.publish(admin.DRAINING)
+        systemd.notify("STOPPING=1")
+        await self._server.drain(self._settings.drain_timeout_secs)
+
+
+def _describe(error: Exception) -> str:
+    return str(error) if isinstance(error, InferdError) else repr(error)
+
+
+def _reloadable(old: Settings, new: Settings) -> Settings:
+    """``new`` with the old values of what only a restart can change, which the log names."""
+    fixed = [
+        option
+        for option in OPTIONS
+        if not option.reload and getattr(old, option.name) != getattr(new, option.name)
+    ]
+    for option in fixed:
+        _log.warn("a restart is needed to change an option", option=option.key or option.flag)
+    return dataclasses.replace(new, **{option.name: getattr(old, option.name) for option in fixed})

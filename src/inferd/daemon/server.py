@@ -1,0 +1,126 @@
+"""The side of the daemon that clients see: its surfaces on their sockets, and the limits they share.
+
+All sockets are bound before any is served. The limits and the key follow the settings while requests run.
+At the end nobody is let in any more, what runs may finish for a time, and what does not is cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from inferd import log
+from inferd.config.settings import Settings
+from inferd.daemon import addresses
+from inferd.engine.backend import Backend
+from inferd.serve import auth
+from inferd.serve.admission import Admission
+from inferd.serve.bind import Bound
+from inferd.serve.hangup import HangupWatch
+from inferd.serve.listener import ConnectionLimit, Listener
+from inferd.serve.memory import InputMemory
+from inferd.serve.observe.metrics import Metrics
+from inferd.serve.router import Router
+from inferd.serve.session import Service
+
+# A cancelled request ends within a step of its backend; one that does not is cut off.
+CANCEL_GRACE_SECS = 5.0
+# How long a client may take to read what was written to it before the daemon closes.
+FLUSH_GRACE_SECS = 1.0
+
+_log = log.get("front")
+
+
+class Server:
+    """``on_change`` is called whenever a connection of a client has come or gone."""
+
+    def __init__(
+        self, settings: Settings, router: Router, metrics: Metrics, on_change: Callable[[], None]
+    ) -> None:
+        self.admission = Admission(settings.active_permits, settings.queue_depth)
+        self.places = ConnectionLimit(settings.max_connections, settings.max_connections_per_uid)
+        self.memory = InputMemory(settings.max_input_memory_bytes)
+        self.listeners: list[Listener] = []
+        self._services: list[Service[Any]] = []
+        self._router = router
+        self._metrics = metrics
+        self._on_change = on_change
+
+    def open(
+        self,
+        settings: Settings,
+        backends: Sequence[Backend],
+        passed: Mapping[str, Bound],
+        held: contextlib.AsyncExitStack,
+    ) -> None:
+        """Serves what the settings ask for and ``backends`` can do; ``held`` closes it again."""
+        surfaces = addresses.surfaces(settings, backends)
+        sockets = []
+        for surface in surfaces:
+            sockets.append(addresses.bind_surface(settings, surface.name, passed))
+            held.callback(sockets[-1].close)
+        hangups = HangupWatch(asyncio.get_running_loop())
+        held.callback(hangups.close)
+        for surface, bound in zip(surfaces, sockets, strict=True):
+            service = Service(
+                surface=surface,
+                admission=self.admission,
+                router=self._router,
+                hangups=hangups,
+                metrics=self._metrics,
+                api_key=_api_key(settings),
+                max_frame_bytes=settings.max_frame_bytes,
+                max_attachment_bytes=settings.max_attachment_bytes,
+                memory=self.memory,
+                write_timeout_secs=settings.write_timeout_secs,
+                idle_timeout_secs=settings.idle_timeout_secs,
+            )
+            self._services.append(service)
+            listener = Listener(bound, service.serve, self.places, self._on_change)
+            self.listeners.append(listener)
+            held.push_async_callback(listener.close, FLUSH_GRACE_SECS)
+
+    def check_keys(self, settings: Settings) -> None:
+        """Raises AddressError when an address may not be served any longer with the key of ``settings``."""
+        for listener in self.listeners:
+            listener.check_key(has_key=settings.api_key is not None)
+
+    def follow(self, settings: Settings, backends: Sequence[Backend]) -> None:
+        """Takes on other limits and another key; names the surfaces that only a restart can open."""
+        self.admission.resize(settings.active_permits, settings.queue_depth)
+        self.places.limit = settings.max_connections
+        self.places.per_owner = settings.max_connections_per_uid
+        self.memory.limit = settings.max_input_memory_bytes
+        for service in self._services:
+            service.api_key = _api_key(settings)
+            service.max_frame_bytes = settings.max_frame_bytes
+            service.max_attachment_bytes = settings.max_attachment_bytes
+            service.write_timeout_secs = settings.write_timeout_secs
+            service.idle_timeout_secs = settings.idle_timeout_secs
+        served = {service.surface.name for service in self._services}
+        for surface in addresses.surfaces(settings, backends):
+            if surface.name not in served:
+                _log.warn("a restart is needed to serve another surface", surface=surface.name)
+
+    def stop(self) -> None:
+        """Lets nobody in any more; open connections go on."""
+        for listener in self.listeners:
+            listener.stop()
+
+    async def drain(self, patience: float) -> None:
+        """Lets requests finish, then ends them, then closes the connections behind what was written."""
+        idle = asyncio.get_running_loop().create_task(self.admission.idle())
+        await asyncio.wait((idle,), timeout=patience)
+        if not idle.done():
+            _log.warn("drain_timeout", running=self.admission.running, waiting=self.admission.waiting)
+            for service in self._services:
+                service.interrupt()
+            await asyncio.wait((idle,), timeout=CANCEL_GRACE_SECS)
+            idle.cancel()
+        await asyncio.gather(*(listener.close(FLUSH_GRACE_SECS) for listener in self.listeners))
+
+
+def _api_key(settings: Settings) -> auth.ApiKey | None:
+    return None if settings.api_key is None else auth.ApiKey(settings.api_key.reveal())

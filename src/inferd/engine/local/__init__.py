@@ -1,0 +1,1 @@
+"""Models that answer on this machine, through llama.cpp."""

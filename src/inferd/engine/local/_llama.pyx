@@ -1,0 +1,538 @@
+# distutils: language = c++
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
+"""The token loop on llama.cpp's C API.
+
+``Model`` (in ``_model.pxi``) is a loaded GGUF file: it renders and tokenises prompts. ``Engine`` is one context
+of it with a fixed number of sequences; one thread spends its life in ``Engine.run`` and never holds the GIL
+there. Everything that enters the loop is numbers and bytes, everything that leaves it is bytes: no pointer and
+no Python object crosses, so the loop could as well run in a process of its own.
+
+A step of the loop: take in new jobs and cancels; give free slots to waiting jobs; fill one batch; decode; sample
+a token for each row of logits; append the finished frames; publish them and wake the event loop once. A batch
+is either the next token of every running sequence or a chunk of one prompt, in turns. llama.cpp would split a
+mixed one in the same way, and as it is, what is computed for a prompt never depends on who runs beside it.
+
+A job is the list of its tokens (prompt and answer) and ``n_past``, how many of them the KV cache holds. Prefill,
+decoding and repair after an interrupted step are the same thing: feed what is missing.
+
+(Over 400 lines, because the loop and the state it works on are one idea; what is not the loop is in the headers
+beside it.)
+"""
+
+from libc.stdint cimport int64_t, uint64_t
+from libc.stdio cimport FILE, fclose, rewind
+from libcpp cimport bool as cbool
+from libcpp.memory cimport unique_ptr
+from libcpp.string cimport string
+from libcpp.utility cimport move
+from libcpp.vector cimport vector
+
+from inferd._json cimport json_escape_into
+from inferd.engine.local.core_h cimport *
+from inferd.engine.local.llama_h cimport *
+
+import os
+
+from inferd.errors import BootCancelled, InvalidRequest, ModelError
+
+# A failed assertion in ggml would otherwise start a debugger to print a backtrace.
+os.environ.setdefault("GGML_NO_BACKTRACE", "1")
+
+
+include "_model.pxi"
+include "_embed.pxi"
+
+
+cdef struct StepGuard:
+    Exchange* exchange
+    int64_t deadline_us
+
+
+cdef cbool give_up(void* data) noexcept nogil:
+    """llama.cpp asks this between the nodes of a step's graph."""
+    cdef StepGuard* guard = <StepGuard*>data
+    return guard.exchange.interrupted() or (guard.deadline_us != 0 and llama_time_us() > guard.deadline_us)
+
+
+cdef enum:
+    # While others decode, a prompt chunk takes about this long ...
+    PROMPT_SHARE_US = 50000
+    # ... but is never shorter than this, so that a prompt always gets on.
+    MIN_CHUNK = 16
+
+
+cdef class Engine:
+    """``n_seq`` sequences of ``n_ctx`` tokens each on one model, and the loop that serves them.
+
+    ``flash_attention`` is ``on``, ``off`` or ``auto`` (llama.cpp's choice); ``kv_type`` ``f16`` or ``q8_0``;
+    ``threads`` 0 lets the loop choose. With ``unified`` the sequences share one cache of ``n_ctx`` tokens.
+    ``submit``, ``cancel``, ``ready``, ``collect`` and ``stop`` may be called from any thread.
+    """
+
+    cdef Model model
+    cdef llama_context_params params
+    cdef llama_context* ctx
+    cdef llama_memory_t memory
+    cdef void* pool
+    cdef llama_batch batch
+    cdef int pool_threads
+    cdef readonly int n_ctx
+    cdef readonly int n_seq
+    cdef readonly int n_batch
+    cdef int n_swa
+    cdef Projector projector
+    cdef StepGuard guard
+    cdef Exchange exchange
+    cdef CThreadGovernor* governor
+    cdef vector[Job*] waiting, running, active, batched, touched
+    cdef vector[cbool] seats
+    cdef const MediaSpan* media
+    cdef cbool prompt_is_next, hold_prompts
+
+    def __cinit__(self, Model model, *, int n_ctx, int n_seq, int n_batch, int threads, str flash_attention,
+                  str kv_type, bint unified, Projector projector=None):
+        flash = {"on": LLAMA_FLASH_ATTN_TYPE_ENABLED, "off": LLAMA_FLASH_ATTN_TYPE_DISABLED,
+                 "auto": LLAMA_FLASH_ATTN_TYPE_AUTO}
+        types = {"f16": GGML_TYPE_F16, "q8_0": GGML_TYPE_Q8_0}
+        self.model = model
+        self.projector = projector
+        self.pool_threads = threads or useful_threads()
+        self.governor = new CThreadGovernor(self.pool_threads, threads != 0, n_seq)
+        self.guard.exchange = &self.exchange
+        self.params = llama_context_default_params()
+        self.params.n_ctx = n_ctx if unified else n_ctx * n_seq
+        self.params.n_batch = self.params.n_ubatch = n_batch
+        self.params.n_seq_max = self.params.n_outputs_max = n_seq
+        self.params.n_threads = self.params.n_threads_batch = self.pool_threads
+        self.params.flash_attn_type = flash[flash_attention]
+        self.params.type_k = self.params.type_v = types[kv_type]
+        self.params.kv_unified = unified
+        self.params.no_perf = True
+        self.params.abort_callback = give_up
+        self.params.abort_callback_data = &self.guard
+        cdef cbool opened
+        with nogil:
+            opened = self.open_context()
+        if not opened:
+            raise ModelError(f"llama.cpp cannot make a context of {n_seq} x {n_ctx} tokens for this model: "
+                             f"lower --n-ctx or --active-permits (the log has llama.cpp's reason)")
+        if self.memory == NULL:
+            raise ModelError("this model makes no text, only vectors or scores: serve it with --embed or --rerank")
+        # llama.cpp clamps and rounds what it was asked for; only what it says now holds.
+        self.n_seq = n_seq
+        self.n_ctx = llama_n_ctx_seq(self.ctx)
+        self.n_batch = llama_n_batch(self.ctx)
+        self.n_swa = llama_model_n_swa(model.model)
+        self.batch = llama_batch_init(self.n_batch, 0, 1)
+        self.seats.assign(n_seq, False)
+
+    def __dealloc__(self):
+        self.close_context()
+        if self.batch.token != NULL:
+            llama_batch_free(self.batch)
+        del self.governor
+
+    cdef cbool open_context(self) noexcept nogil:
+        self.ctx = llama_init_from_model(self.model.model, self.params)
+        if self.ctx == NULL:
+            return False
+        self.memory = llama_get_memory(self.ctx)
+        self.pool = attach_pool(self.ctx, self.pool_threads)
+        return True
+
+    cdef void close_context(self) noexcept nogil:
+        if self.ctx != NULL:
+            llama_free(self.ctx)
+        free_pool(self.pool)
+        self.ctx = NULL
+        self.pool = NULL
+
+    def warm_up(self) -> bool:
+        """Decodes one token twice on one thread, so that the weights are in memory and the loop knows what a
+        token costs without help. False when llama.cpp cannot decode at all."""
+        cdef int code = 0, turn
+        cdef int64_t started
+        cdef Job job
+        job.slot = 0
+        job.tokens.push_back(0)
+        with nogil:
+            llama_set_n_threads(self.ctx, 1, 1)
+            for turn in range(2):
+                self.batch.n_tokens = 0
+                self.batched.clear()
+                self.add_tokens(&job, 1)
+                started = llama_time_us()
+                code = decode(self.ctx, self.batch)
+                llama_synchronize(self.ctx)
+                self.governor.set_yardstick(llama_time_us() - started)
+                llama_memory_seq_rm(self.memory, 0, -1, -1)
+        return code == 0
+
+    # The event loop's side.
+
+    def fileno(self) -> int:
+        """Readable when ``ready`` has something."""
+        return self.exchange.fd()
+
+    def submit(self, Prompt prompt, *, int max_tokens, float temperature, float top_p, int top_k, float min_p,
+               float repeat_penalty, float presence_penalty, float frequency_penalty, uint32_t seed,
+               bytes grammar, triggers, stops, frame) -> int:
+        """Queues a job and returns its id.
+
+        ``grammar`` is GBNF in place of the prompt's own; with ``triggers``, regular expressions on the answer's
+        text, it holds only from the first match on. ``stops`` are UTF-8 byte strings beside the prompt's;
+        ``frame`` the (prefix, suffix) of a token frame or ``None`` for no frames. ``InvalidRequest`` for a
+        grammar that does not parse and for a prompt that does not fit.
+        """
+        cdef SamplingParams params
+        cdef Grammar c_grammar
+        cdef string error, stop
+        cdef vector[string] c_stops = prompt.rendered.stops
+        cdef unique_ptr[Job] job
+        cdef uint64_t id
+        cdef size_t n = prompt.rendered.tokens.size()
+        if n == 0:
+            raise InvalidRequest("the prompt has no tokens")
+        if prompt.rendered.tokens[n - 1] == MEDIA_TOKEN:
+            raise InvalidRequest("the model's chat template ends the prompt with an image or a sound, not with a turn")
+        job.reset(new Job())
+        job.get().tokens = prompt.rendered.tokens
+        job.get().media = prompt.rendered.media
+        n += job.get().extra_cells()
+        if n > <size_t>self.n_ctx:
+            raise InvalidRequest(f"the prompt is {n} tokens long and the context is {self.n_ctx}: shorten it or "
+                                 f"serve with a larger --n-ctx")
+        for stop in stops:
+            c_stops.push_back(stop)
+        if grammar:
+            c_grammar.text = grammar
+            c_grammar.triggers = triggers
+            c_grammar.lazy = not c_grammar.triggers.empty()
+        else:
+            c_grammar.text = prompt.rendered.grammar
+            c_grammar.lazy = prompt.rendered.lazy
+            c_grammar.triggers = prompt.rendered.triggers
+            c_grammar.trigger_tokens = prompt.rendered.trigger_tokens
+            c_grammar.prefill = prompt.rendered.prefill
+        params.temperature = temperature
+        params.top_p = top_p
+        params.top_k = top_k
+        params.min_p = min_p
+        params.repeat_penalty = repeat_penalty
+        params.presence_penalty = presence_penalty
+        params.frequency_penalty = frequency_penalty
+        params.seed = seed
+        with nogil:
+            job.get().sampler = Sampler.make(self.model.vocab, params, c_grammar, error)
+        if not job.get().sampler:
+            raise InvalidRequest(f"the grammar cannot be used: {in_a_sentence(error)}")
+        job.get().preserved = prompt.rendered.preserved
+        job.get().n_prompt = prompt.rendered.tokens.size()
+        job.get().max_tokens = max_tokens
+        job.get().text.set_stops(c_stops)
+        job.get().wants_frames = frame is not None
+        if frame is not None:
+            job.get().prefix, job.get().suffix = frame
+        job.get().submitted_us = llama_time_us()
+        with nogil:
+            id = self.exchange.submit(move(job))
+        return id
+
+    def cancel(self, uint64_t id, bint drop):
+        """Ends a job within a step; with ``drop`` nothing more can be collected of it."""
+        with nogil:
+            self.exchange.cancel(id, drop)
+
+    def ready(self):
+        """The ids of jobs that have something new to collect."""
+        return self.exchange.ready()
+
+    def collect(self, uint64_t id):
+        """(finished frames, None) or, at the end of a job, (frames, its result).
+
+        The result is (finish, error, content as the inside of a JSON string, prompt tokens, completion tokens,
+        prefill ms, decode ms, ms to the first text or 0).
+        """
+        cdef string out
+        cdef unique_ptr[Job] whole
+        cdef Job* job
+        with nogil:
+            whole = self.exchange.collect(id, out)
+        job = whole.get()
+        if job == NULL:
+            return <bytes>out, None
+        cdef int64_t prefilled = job.prefilled_us or job.finished_us
+        return <bytes>out, (
+            FINISH_NAMES[<int>job.finish], job.error.decode(), <bytes>job.content, job.n_prompt + job.extra_cells(),
+            job.n_completion(), (prefilled - (job.seated_us or prefilled)) / 1000.0,
+            (job.finished_us - prefilled) / 1000.0,
+            (job.first_us - job.submitted_us) / 1000.0 if job.first_us else 0.0)
+
+    def stop(self):
+        """Ends ``run`` within a step; what is unfinished stays so."""
+        with nogil:
+            self.exchange.stop()
+
+    # The engine thread's side.
+
+    def run(self):
+        """The loop; returns after ``stop``."""
+        with nogil:
+            while self.exchange.intake(self.waiting, self.running, self.active, self.n_seq):
+                self.touched.clear()
+                self.retire_cancelled()
+                self.seat_waiting()
+                self.step()
+                self.exchange.publish(self.touched)
+
+    cdef void retire_cancelled(self) noexcept nogil:
+        cdef size_t i = 0
+        cdef Job* job
+        while i < self.running.size():
+            job = self.running[i]
+            if job.finish == Finish.running:
+                i += 1
+            else:
+                self.leave(job)
+        i = 0
+        while i < self.waiting.size():
+            job = self.waiting[i]
+            if job.finish == Finish.running:
+                i += 1
+            else:
+                self.waiting.erase(self.waiting.begin() + i)
+                self.close_job(job)
+
+    cdef void seat_waiting(self) noexcept nogil:
+        cdef int slot = 0
+        cdef Job* job
+        while self.waiting.size() > 0 and self.running.size() < <size_t>self.n_seq:
+            job = self.waiting[0]
+            self.waiting.erase(self.waiting.begin())
+            if self.ctx == NULL and not self.open_context():
+                self.fail(job, Finish.broken, b"the model's context was lost and cannot be made again; restart inferd")
+                self.close_job(job)
+                continue
+            while self.seats[slot]:
+                slot += 1
+            self.seats[slot] = True
+            job.slot = slot
+            job.seated_us = llama_time_us()
+            self.running.push_back(job)
+            self.active.push_back(job)
+
+    cdef void step(self) noexcept nogil:
+        cdef int64_t started, elapsed
+        cdef int threads, code, sequences = 0, prompt = 0
+        cdef Job* job
+        if self.fill_batch():
+            prompt = self.media.n_cells if self.media != NULL else self.batch.n_tokens
+        else:
+            sequences = self.batch.n_tokens
+        if self.batched.empty() or not self.exchange.begin_step(self.batched[0] if prompt > 0 else NULL):
+            return
+        started = llama_time_us()
+        threads = self.governor.threads()
+        self.guard.deadline_us = self.governor.deadline(started, sequences, prompt)
+        llama_set_n_threads(self.ctx, threads, threads)
+        if self.media != NULL:
+            code = self.projector.projector.get().decode(
+                self.ctx, self.media[0], self.batched[0].slot, self.n_batch)
+        else:
+            code = decode(self.ctx, self.batch)
+        llama_synchronize(self.ctx)
+        elapsed = llama_time_us() - started
+        if code == 0:
+            self.governor.measured(started + elapsed, sequences, prompt, elapsed)
+            for job in self.batched:
+                job.n_past += job.in_step
+                self.touched.push_back(job)
+            for job in self.batched:
+                if job.logits_row >= 0:
+                    self.advance(job)
+        elif code == 2:
+            if not self.exchange.interrupted():
+                self.governor.stalled(started + elapsed)
+            for job in self.batched:
+                self.rewind(job)
+        elif code == 1:
+            self.make_room(prompt > 0)
+        else:
+            self.lose_context()
+
+    cdef cbool fill_batch(self) noexcept nogil:
+        """Puts the tokens of the next step into the batch; whether they are a prompt's."""
+        cdef Job* job
+        cdef Job* prompt = NULL
+        cdef cbool decoders = False
+        cdef size_t rest, room
+        self.batch.n_tokens = 0
+        self.batched.clear()
+        self.media = NULL
+        for job in self.active:
+            if not job.prefilling():
+                decoders = True
+            elif prompt == NULL or job.tokens.size() - job.n_past < prompt.tokens.size() - prompt.n_past:
+                prompt = job  # the shortest rest first
+        self.prompt_is_next = not self.prompt_is_next
+        if prompt == NULL or (decoders and (self.hold_prompts or not self.prompt_is_next)):
+            for job in self.active:
+                if not job.prefilling():
+                    self.add_tokens(job, 1)
+            return False
+        self.media = prompt.next_media()
+        if self.media != NULL:
+            prompt.in_step = self.media.n_pos
+            prompt.logits_row = -1
+            self.batched.push_back(prompt)
+            return True
+        rest = prompt.text_ahead()
+        room = self.n_batch
+        if decoders and self.governor.prompt_pace() > 0:
+            room = min(room, max(<size_t>(PROMPT_SHARE_US / self.governor.prompt_pace()), <size_t>MIN_CHUNK))
+        if rest == room + 1 and room > 2:
+            # ggml computes a single token by other kernels than several: a lone last one would come out a
+            # little differently from the same token in a longer chunk.
+            room -= 1
+        self.add_tokens(prompt, min(rest, room))
+        return True
+
+    cdef void add_tokens(self, Job* job, size_t n) noexcept nogil:
+        cdef size_t i
+        cdef int row
+        for i in range(n):
+            row = self.batch.n_tokens
+            self.batch.token[row] = job.tokens[job.n_past + i]
+            self.batch.pos[row] = <llama_pos>(job.n_past + i)
+            self.batch.n_seq_id[row] = 1
+            self.batch.seq_id[row][0] = job.slot
+            self.batch.logits[row] = False
+            self.batch.n_tokens += 1
+        job.in_step = n
+        job.logits_row = -1
+        self.batched.push_back(job)
+        if job.n_past + n == job.tokens.size():
+            job.logits_row = self.batch.n_tokens - 1
+            self.batch.logits[job.logits_row] = True
+
+    cdef void advance(self, Job* job) noexcept nogil:
+        """One row of logits becomes one token of the answer, or its end."""
+        cdef const float* logits = llama_get_logits_ith(self.ctx, job.logits_row)
+        cdef llama_token token = -1
+        cdef char small[256]
+        cdef string piece, text
+        cdef int n
+        cdef cbool shown
+        if job.prefilled_us == 0:
+            job.prefilled_us = llama_time_us()
+        if logits != NULL:
+            token = job.sampler.get().sample(logits)
+        if token < 0:
+            self.fail(job, Finish.refused, b"the grammar allows no token here that the model has, or is too ambiguous")
+        elif llama_vocab_is_eog(self.model.vocab, token):
+            job.finish = Finish.end
+        else:
+            job.tokens.push_back(token)
+            shown = job.shows(token)
+            n = llama_token_to_piece(self.model.vocab, token, small, sizeof(small), 0, shown)
+            if n >= 0:
+                piece.assign(small, n)
+            else:
+                piece.resize(-n)
+                llama_token_to_piece(self.model.vocab, token, &piece[0], -n, 0, shown)
+            if job.text.push(piece.data(), piece.size(), text):
+                job.finish = Finish.stop
+            elif job.n_completion() >= job.max_tokens or job.tokens.size() + job.extra_cells() > <size_t>self.n_ctx:
+                job.finish = Finish.length
+            self.write(job, text)
+        if job.finish != Finish.running:
+            self.leave(job)
+
+    cdef void write(self, Job* job, const string& text) noexcept nogil:
+        """Appends text to the answer and, as a frame, to what the next publish hands over."""
+        cdef size_t before = job.content.size()
+        if text.empty():
+            return
+        job.content.resize(before + 6 * text.size())
+        job.content.resize(before + json_escape_into(&job.content[before], text.data(), text.size()))
+        if job.first_us == 0:
+            job.first_us = llama_time_us()
+        if job.wants_frames:
+            job.staged.append(job.prefix).append(job.content, before, job.content.size() - before).append(job.suffix)
+
+    cdef void fail(self, Job* job, Finish finish, const char* error) noexcept nogil:
+        job.finish = finish
+        job.error = error
+
+    cdef void leave(self, Job* job) noexcept nogil:
+        """A finished job gives its slot back."""
+        cdef size_t i
+        for i in range(self.running.size()):
+            if self.running[i] == job:
+                self.running.erase(self.running.begin() + i)
+                break
+        if self.ctx != NULL:
+            llama_memory_seq_rm(self.memory, job.slot, -1, -1)
+        self.seats[job.slot] = False
+        self.hold_prompts = False
+        self.close_job(job)
+
+    cdef void close_job(self, Job* job) noexcept nogil:
+        cdef string rest
+        cdef size_t i
+        job.text.finish(rest)
+        self.write(job, rest)
+        job.finished_us = llama_time_us()
+        for i in range(self.touched.size()):
+            if self.touched[i] == job:
+                return
+        self.touched.push_back(job)
+
+    # When a step does not succeed.
+
+    cdef void rewind(self, Job* job) noexcept nogil:
+        """Takes back what an interrupted step may have left of this job in the cache."""
+        cdef cbool ok = llama_memory_seq_rm(self.memory, job.slot, <llama_pos>job.n_past, -1)
+        if ok and self.n_swa > 0 and job.n_past > 0:
+            # A sliding window may already have given up cells that the shorter sequence needs again.
+            ok = llama_memory_seq_pos_min(self.memory, job.slot) <= max(0, <llama_pos>job.n_past - self.n_swa)
+        if not ok:
+            llama_memory_seq_rm(self.memory, job.slot, -1, -1)
+            job.n_past = 0
+
+    cdef void make_room(self, cbool for_prompt) noexcept nogil:
+        """The shared cache is full: a prompt waits for those who decode; else the youngest gives way."""
+        cdef Job* job
+        cdef Job* youngest = self.active[self.active.size() - 1]
+        if for_prompt:
+            for job in self.active:
+                if not job.prefilling():
+                    self.hold_prompts = True
+                    return
+        self.fail(youngest, Finish.unavailable,
+                  b"the KV cache shared by all requests is full; try again, or serve with a larger --n-ctx")
+        self.leave(youngest)
+
+    cdef void lose_context(self) noexcept nogil:
+        """llama.cpp failed: the requests of this step end, the context is made anew, the others start over."""
+        cdef size_t i = 0
+        cdef Job* job
+        for job in self.batched:
+            self.fail(job, Finish.broken, b"llama.cpp failed while it computed this request; the daemon's log has the reason")
+        self.close_context()
+        self.open_context()
+        while i < self.running.size():
+            job = self.running[i]
+            if self.ctx == NULL and job.finish == Finish.running:
+                self.fail(job, Finish.broken, b"the model's context was lost and cannot be made again; restart inferd")
+            if job.finish == Finish.running:
+                job.n_past = 0
+                i += 1
+            else:
+                self.leave(job)
+
+
+settle_malloc()
+capture_log()
+silence_common()
+llama_backend_init()

@@ -1,0 +1,207 @@
+"""A conversation as the template of a model's family wants it, and the reading of the answer.
+
+A family whose template knows tools is left to llama.cpp, which renders, constrains and parses its format; any
+other gets the format of :mod:`inferd.engine.local.generic_tools`. Everything here is slow, so
+it runs off the event loop.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import orjson
+
+from inferd.engine.backend import (
+    Event,
+    GenerateRequest,
+    Media,
+    Message,
+    Text,
+    Thinking,
+    Tool,
+    ToolCall,
+    ToolUse,
+)
+from inferd.engine.local import _llama, generic_tools, media
+from inferd.errors import InvalidRequest
+
+
+class Reader(Protocol):
+    """Takes an answer apart while it grows."""
+
+    def feed(self, text: str, *, last: bool) -> list[Event] | None:
+        """The events of more text, ``last`` with the end of it; ``None`` when the answer does not parse."""
+
+    def cut(self) -> list[Event]:
+        """The events of what was held back when the answer ends in the middle."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request, ready for the token loop.
+
+    ``grammar`` and its ``triggers`` take the place of the prompt's own grammar. Without a ``reader`` the
+    answer is nothing but text.
+    """
+
+    prompt: _llama.Prompt
+    grammar: bytes
+    triggers: tuple[bytes, ...]
+    reader: Reader | None
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """How a loaded model is spoken to.
+
+    ``n_batch`` is what a step of its engine takes; no text of more than ``most_chars`` fits its context.
+    """
+
+    templates: _llama.Templates
+    projector: _llama.Projector | None = None
+    n_batch: int = 0
+    most_chars: int = sys.maxsize
+
+    def render(self, messages: Sequence[Message], **more: object) -> _llama.Prompt:
+        """The prompt of a conversation; ``more`` are further keys of the template's request."""
+        # A prompt takes forty times its size while it is made, so one that cannot fit is not even begun.
+        chars = sum(len(_text(message)) for message in messages)
+        if chars > self.most_chars:
+            raise InvalidRequest(
+                f"the prompt has {chars} characters and the context holds {self.most_chars} at the very most:"
+                " shorten it or serve with a larger --n-ctx"
+            )
+        items = [
+            media.to_item(part, self.projector)
+            for message in messages
+            if not isinstance(message.content, str)
+            for part in message.content
+            if isinstance(part, Media)
+        ]
+        marker = self.projector.marker if self.projector else ""
+        conversation = {"messages": [_message(message, marker) for message in messages], **more}
+        return self.templates.render(orjson.dumps(conversation), self.projector, items, self.n_batch)
+
+
+def prepare(family: Family, request: GenerateRequest) -> Prepared:
+    """Renders the conversation.
+
+    Raises ``InvalidRequest`` for what the family cannot express and ``AttachmentUnsupported`` for media that
+    the model cannot take.
+    """
+    templates = family.templates
+    tools = _tools(request)
+    required = bool(tools) and (request.tool_choice == "required" or bool(request.tool_name))
+    if tools and not templates.tools:
+        return _prepare_generic(family, request, tools, required)
+    thinks = request.typed and request.thinking is not False and templates.thinking
+    more: dict[str, object] = {"thinking": thinks, "text_only": not tools and not thinks}
+    grammar = request.grammar.encode()
+    if tools:
+        more["tools"] = [_tool(tool) for tool in tools]
+        more["tool_choice"] = "required" if required else "auto"
+    elif request.json_schema and thinks:
+        # The family's own grammar lets it think first.
+        more["json_schema"] = orjson.Fragment(request.json_schema)
+    elif request.json_schema:
+        grammar = _llama.schema_to_grammar(request.json_schema.encode())
+    prompt = family.render(request.messages, **more)
+    reader = _FamilyReader(_llama.Reply(prompt.syntax)) if tools or thinks else None
+    return Prepared(prompt, grammar, (), reader)
+
+
+def _prepare_generic(
+    family: Family, request: GenerateRequest, tools: tuple[Tool, ...], required: bool
+) -> Prepared:
+    system = Message("system", generic_tools.instructions(tools, required))
+    messages = [_without_tools(message) for message in request.messages]
+    if messages[0].role == "system":
+        system = replace(system, content=f"{_text(messages.pop(0))}\n\n{system.content}")
+    return Prepared(
+        family.render((system, *messages), thinking=False, text_only=True),
+        generic_tools.grammar(tools),
+        () if required else (generic_tools.TRIGGER,),
+        generic_tools.Reader(required),
+    )
+
+
+def _tools(request: GenerateRequest) -> tuple[Tool, ...]:
+    """The tools the model may call in this answer."""
+    if request.tool_choice == "none":
+        return ()
+    if request.tool_name:
+        return tuple(tool for tool in request.tools if tool.name == request.tool_name)
+    return request.tools
+
+
+def _text(message: Message) -> str:
+    if isinstance(message.content, str):
+        return message.content
+    return "".join(part for part in message.content if isinstance(part, str))
+
+
+def _without_tools(message: Message) -> Message:
+    """The message as a template sees it that knows no tools."""
+    if message.role == "tool":
+        return Message("user", f"<tool_response>{_text(message)}</tool_response>")
+    calls = "".join(generic_tools.as_text(call) for call in message.tool_calls)
+    return replace(message, content=_text(message) + calls, tool_calls=()) if calls else message
+
+
+def _message(message: Message, marker: str) -> dict[str, object]:
+    """A message in the form of OpenAI's chat completions; ``marker`` stands for each medium."""
+    content: object = message.content
+    if not isinstance(message.content, str):
+        content = [
+            {"type": "text", "text": part}
+            if isinstance(part, str)
+            else {"type": "media_marker", "text": marker}
+            for part in message.content
+        ]
+    out: dict[str, object] = {"role": message.role, "content": content}
+    if message.thinking:
+        out["reasoning_content"] = message.thinking
+    if message.tool_call_id:
+        out["tool_call_id"] = message.tool_call_id
+    if message.tool_calls:
+        out["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in message.tool_calls
+        ]
+    return out
+
+
+def _tool(tool: Tool) -> dict[str, object]:
+    function = {
+        "name": tool.name,
+        "description": tool.description,
+        "parameters": orjson.Fragment(tool.schema),
+    }
+    return {"type": "function", "function": function}
+
+
+class _FamilyReader:
+    """An answer in a format that llama.cpp parses."""
+
+    def __init__(self, reply: _llama.Reply) -> None:
+        self._reply = reply
+
+    def feed(self, text: str, *, last: bool) -> list[Event] | None:
+        news = self._reply.feed(text.encode(), last=last)
+        if news is None:
+            return None
+        found = orjson.loads(news)
+        events: list[Event] = []
+        if found.get("thinking"):
+            events.append(Thinking(found["thinking"]))
+        if found.get("text"):
+            events.append(Text(found["text"]))
+        for call in found.get("tools", ()):
+            events.append(ToolUse(ToolCall(call["id"], call["name"], call["arguments"])))
+        return events
+
+    def cut(self) -> list[Event]:
+        return []  # a last parse would show half a call as text

@@ -1,0 +1,175 @@
+# The C++ pieces of the token loop, as its Cython part sees them. The contracts are in the headers.
+
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libcpp cimport bool as cbool
+from libcpp.memory cimport unique_ptr
+from libcpp.pair cimport pair
+from libcpp.string cimport string
+from libcpp.vector cimport vector
+
+from inferd.engine.local.llama_h cimport llama_batch, llama_context, llama_model, llama_token, llama_vocab
+
+
+cdef extern from "native/host.h" namespace "inferd" nogil:
+    cdef cppclass Device:
+        string kind
+        string name
+        string description
+        size_t memory_total
+    vector[Device] c_devices "inferd::devices"()
+    int c_useful_threads "inferd::useful_threads"()
+    void settle_malloc()
+    void capture_log()
+    vector[pair[int, string]] c_drain_log "inferd::drain_log"()
+    void* attach_pool(llama_context* ctx, int threads)
+    void free_pool(void* pool)
+    int decode(llama_context* ctx, const llama_batch& batch)
+
+
+cdef extern from "native/media.h" namespace "inferd" nogil:
+    cdef llama_token MEDIA_TOKEN "inferd::kMediaToken"
+    cdef cppclass MediaItem:
+        cbool audio
+        cbool encoded
+        uint32_t width
+        uint32_t height
+        const unsigned char* data
+        size_t size
+    cdef cppclass MediaSpan:
+        size_t n_pos
+        size_t n_cells
+    cdef cppclass CProjector "inferd::Projector":
+        @staticmethod
+        unique_ptr[CProjector] make(const string& path, const llama_model* model, int threads, string& error)
+        cbool sees()
+        cbool hears()
+        int sample_rate()
+        const string& marker()
+        int decode(llama_context* ctx, const MediaSpan& span, int sequence, int n_batch)
+
+
+cdef extern from "native/prompt.h" namespace "inferd" nogil:
+    cdef cppclass MediaInput:
+        const CProjector* projector
+        int n_batch
+        vector[MediaItem] items
+    cdef cppclass Rendered:
+        vector[llama_token] tokens
+        vector[MediaSpan] media
+        vector[string] stops
+        string grammar
+        cbool lazy
+        vector[string] triggers
+        vector[llama_token] trigger_tokens
+        vector[llama_token] prefill
+        vector[llama_token] preserved
+        string syntax
+    cdef cppclass Prompts:
+        @staticmethod
+        unique_ptr[Prompts] make(const llama_model* model, const string& source, string& error)
+        cbool render(const string& request, const MediaInput& media, Rendered& out, string& error)
+        cbool supports_thinking()
+        cbool supports_tools()
+    cdef cppclass CReply "inferd::Reply":
+        @staticmethod
+        unique_ptr[CReply] make(const string& syntax, string& error)
+        cbool feed(const string& text, cbool last, string& news, string& error)
+    cbool c_schema_to_grammar "inferd::schema_to_grammar"(const string& schema, string& grammar, string& error)
+    void silence_common()
+
+
+cdef extern from "native/sampling.h" namespace "inferd" nogil:
+    cdef cppclass SamplingParams:
+        float temperature
+        float top_p
+        float min_p
+        float repeat_penalty
+        float presence_penalty
+        float frequency_penalty
+        int32_t top_k
+        uint32_t seed
+    cdef cppclass Grammar:
+        string text
+        cbool lazy
+        vector[string] triggers
+        vector[llama_token] trigger_tokens
+        vector[llama_token] prefill
+    cdef cppclass Sampler:
+        @staticmethod
+        unique_ptr[Sampler] make(
+            const llama_vocab* vocab, const SamplingParams& params, const Grammar& grammar, string& error)
+        llama_token sample(const float* logits)
+
+
+cdef extern from "native/text.h" namespace "inferd" nogil:
+    cdef cppclass CTextStream "inferd::TextStream":
+        void set_stops(const vector[string]& stops)
+        cbool push(const char* data, size_t n, string& out)
+        void finish(string& out)
+
+
+cdef extern from "native/threads.h" namespace "inferd" nogil:
+    cdef cppclass CThreadGovernor "inferd::ThreadGovernor":
+        CThreadGovernor(int threads, cbool fixed, int max_sequences)
+        int threads()
+        void set_yardstick(int64_t one_token)
+        double prompt_pace()
+        int64_t deadline(int64_t now, int sequences, int prompt)
+        void measured(int64_t now, int sequences, int prompt, int64_t elapsed)
+        void stalled(int64_t now)
+
+
+cdef extern from "native/exchange.h" namespace "inferd" nogil:
+    cdef enum class Finish(int):
+        running
+        end
+        stop
+        length
+        cancelled
+        refused
+        unavailable
+        broken
+
+    cdef cppclass Job:
+        uint64_t id
+        size_t n_prompt
+        uint32_t max_tokens
+        cbool wants_frames
+        string prefix
+        string suffix
+        unique_ptr[Sampler] sampler
+        CTextStream text
+        vector[llama_token] preserved
+        vector[llama_token] tokens
+        vector[MediaSpan] media
+        size_t n_past
+        int slot
+        int logits_row
+        size_t in_step
+        string staged
+        string content
+        Finish finish
+        const char* error
+        int64_t submitted_us
+        int64_t seated_us
+        int64_t prefilled_us
+        int64_t first_us
+        int64_t finished_us
+        cbool shows(llama_token token)
+        size_t n_completion()
+        const MediaSpan* next_media()
+        size_t text_ahead()
+        size_t extra_cells()
+        cbool prefilling()
+
+    cdef cppclass Exchange:
+        int fd()
+        uint64_t submit(unique_ptr[Job] job)
+        void cancel(uint64_t id, cbool drop)
+        void stop()
+        vector[uint64_t] ready()
+        unique_ptr[Job] collect(uint64_t id, string& out)
+        cbool intake(vector[Job*]& waiting, vector[Job*]& running, vector[Job*]& active, size_t slots)
+        cbool begin_step(const Job* prompt)
+        cbool interrupted()
+        void publish(const vector[Job*]& jobs)

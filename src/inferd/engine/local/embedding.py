@@ -1,0 +1,347 @@
+"""Embedding and ranking models on llama.cpp, as a :class:`~inferd.engine.backend.Backend`.
+
+A request becomes a job: its texts as token sequences, made by a small pool and each checked before any is
+computed. One thread computes batches of whole sequences. A batch takes one sequence of each job in turn until
+it is full, so requests of several clients are served side by side and a short one never waits for a long one.
+The GIL is free while a batch is computed. A job that is cancelled is left out of the next batch; a batch that
+nobody waits for any more is cut off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from inferd import log
+from inferd.engine.backend import (
+    Backend,
+    Capabilities,
+    Embeddings,
+    EmbedRequest,
+    GenerateRequest,
+    Ranking,
+    RankRequest,
+    Stream,
+)
+from inferd.engine.local import _llama, embed_prefixes
+from inferd.engine.local.llamacpp import (
+    GGML_ERROR,
+    LlamaCppConfig,
+    Progress,
+    accelerator_of,
+    loading,
+    pass_on_log,
+)
+from inferd.errors import (
+    BackendInternal,
+    EmbedUnsupported,
+    InvalidRequest,
+    ModelError,
+    NotReady,
+    RerankUnsupported,
+    Unavailable,
+    Unsupported,
+)
+
+R = TypeVar("R")
+
+_log = log.get("embedding")
+
+_CLOSING = "the backend is closing"
+_TOKEN_BYTES = 4
+_MAX_SEQUENCES = 64
+# On a CPU larger batches are no faster, and slower to end.
+_CPU_BATCH_TOKENS = 256
+
+
+class _Job:
+    """One request: ``sequences`` from the pool, ``rows`` from the computing thread, in the same order."""
+
+    def __init__(self, finish: Callable[[bytes], Any], future: asyncio.Future[Any]) -> None:
+        self.finish = finish
+        self.future = future
+        self.sequences: list[bytes] = []
+        self.rows: list[bytes] = []
+        self.taken = 0
+        self.cancelled = False
+
+    def prepare(self, sequences: Iterator[bytes]) -> None:
+        """Makes the sequences, until all are made or nobody wants them."""
+        for sequence in sequences:
+            if self.cancelled:
+                return
+            self.sequences.append(sequence)
+
+    @property
+    def n_tokens(self) -> int:
+        return sum(map(len, self.sequences)) // _TOKEN_BYTES
+
+    def settle(self, result: object) -> None:
+        """Ends the wait of the event loop; an exception is raised there."""
+        self.future.get_loop().call_soon_threadsafe(self._settle, result)
+
+    def _settle(self, result: object) -> None:
+        if self.future.done():
+            return
+        if isinstance(result, Exception):
+            self.future.set_exception(result)
+        else:
+            self.future.set_result(result)
+
+
+class EmbeddingModel(Backend):
+    """One loaded model that makes vectors, or scores when it pools by ``rank``. Made by :meth:`load`."""
+
+    kind = "llamacpp"
+
+    def __init__(self, config: LlamaCppConfig, model: _llama.Model, embedder: _llama.Embedder) -> None:
+        self.name = config.name
+        self.model = config.model
+        self._embedder = embedder
+        self._width = embedder.width
+        self._ranks = embedder.pooling == "rank"
+        self._prefixes = embed_prefixes.prefixes(
+            _llama.metadata(model, "general.architecture"), _llama.metadata(model, "general.name")
+        )
+        accelerator = accelerator_of(config, model.n_layer)
+        self._batch_tokens = embedder.n_ctx
+        if accelerator.kind == "cpu":
+            self._batch_tokens = min(embedder.n_ctx, _CPU_BATCH_TOKENS)
+        self._capabilities = Capabilities(
+            embed=not self._ranks, rerank=self._ranks, accelerator=accelerator, n_ctx=embedder.n_ctx
+        )
+        self._changed = threading.Condition()
+        self._jobs: deque[_Job] = deque()
+        self._batch: list[tuple[_Job, bytes]] = []
+        self._closing = False
+        self._preparing = ThreadPoolExecutor(2, thread_name_prefix="inferd-tokenize")
+        self._thread = threading.Thread(target=self._work, name="inferd-embed", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @classmethod
+    def load(
+        cls,
+        config: LlamaCppConfig,
+        *,
+        pooling: str | None = None,
+        progress: Progress,
+        cancelled: threading.Event,
+    ) -> EmbeddingModel:
+        """Loads the model and makes its context; blocks for as long as that takes.
+
+        ``config.n_ctx`` is the most tokens of one input; what concerns only generation is not looked at.
+        ``pooling`` is ``mean``, ``cls``, ``last`` or ``rank``; ``None`` is what the model file says. Progress
+        and errors as for ``LlamaCpp.load``.
+        """
+
+        def report(fraction: float) -> bool:
+            progress("mmap", {"path": str(config.path), "progress": round(fraction, 2)})
+            return not cancelled.is_set()
+
+        if config.require_gpu and accelerator_of(config, 0).kind == "cpu":
+            raise ModelError(
+                "no GPU can be used: this build or this machine has none, or --n-gpu-layers is 0; "
+                "install a build for your GPU or drop --require-gpu"
+            )
+        with loading(cancelled):
+            model = _llama.Model(
+                config.fd, path=str(config.path), n_gpu_layers=config.n_gpu_layers, report=report
+            )
+            n_ctx = min(config.n_ctx, model.n_ctx_train)
+            progress("kv_cache", {"n_ctx": n_ctx})
+            embedder = _llama.Embedder(
+                model,
+                n_ctx=n_ctx,
+                n_seq=_MAX_SEQUENCES,
+                pooling=pooling or "unspecified",
+                threads=config.threads,
+                flash_attention=config.flash_attention,
+            )
+            if embedder.pooling == "none":
+                raise ModelError(
+                    f"{config.path} does not say how its vectors are pooled: it is no embedding model, or "
+                    "embed_pooling has to be set to mean, cls or last"
+                )
+            if not embedder.warm_up():
+                raise ModelError(f"llama.cpp cannot compute with {config.path}")
+        _log.info(
+            "model loaded",
+            model=config.model,
+            description=model.description,
+            bytes=model.size,
+            pooling=embedder.pooling,
+            n_ctx=embedder.n_ctx,
+        )
+        return cls(config, model, embedder)
+
+    def ready(self) -> bool:
+        return self._thread.is_alive()
+
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def capabilities(self) -> Capabilities:
+        return self._capabilities
+
+    async def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    async def generate(self, request: GenerateRequest) -> Stream:
+        what = "ranks documents" if self._ranks else "makes embeddings"
+        raise Unsupported(f"the model of backend {self.name!r} {what}; it cannot generate text")
+
+    async def embed(self, request: EmbedRequest) -> Embeddings:
+        if self._ranks:
+            raise EmbedUnsupported(f"the model of backend {self.name!r} ranks documents; it cannot embed")
+        dimensions = self._width if request.dimensions is None else request.dimensions
+        if not 1 <= dimensions <= self._width:
+            raise InvalidRequest(
+                f"dimensions is {dimensions} and the vectors of this model have {self._width}: "
+                f"ask for 1 to {self._width}"
+            )
+
+        def finish(rows: bytes) -> bytes:
+            return _llama.unit_vectors(rows, self._width, dimensions)
+
+        vectors, n_tokens = await self._compute(self._texts(request), finish)
+        return Embeddings(vectors, dimensions, n_tokens)
+
+    async def rank(self, request: RankRequest) -> Ranking:
+        if not self._ranks:
+            raise RerankUnsupported(f"the model of backend {self.name!r} makes embeddings; it cannot rerank")
+        scores, n_tokens = await self._compute(self._pairs(request), self._scores)
+        return Ranking(scores, n_tokens)
+
+    def _texts(self, request: EmbedRequest) -> Iterator[bytes]:
+        prefix = self._prefixes.get(request.task or "", "")
+        for i, text in enumerate(request.inputs):
+            yield self._checked(f"input[{i}]", self._embedder.text, (prefix + text).encode())
+
+    def _pairs(self, request: RankRequest) -> Iterator[bytes]:
+        query = request.query.encode()
+        for i, document in enumerate(request.documents):
+            what = f"documents[{i}] with the query"
+            yield self._checked(what, self._embedder.pair, query, document.encode())
+
+    def _checked(self, what: str, tokenize: Callable[..., bytes], *texts: bytes) -> bytes:
+        """The tokens of ``texts``, a sequence that llama.cpp can take. Raises InvalidRequest."""
+        try:
+            tokens = tokenize(*texts)
+        except ValueError as error:
+            raise InvalidRequest(f"{what} cannot be tokenized: {error}") from None
+        n_tokens, n_ctx = len(tokens) // _TOKEN_BYTES, self._embedder.n_ctx
+        if n_tokens == 0:
+            raise InvalidRequest(f"{what} has no token that the model knows")
+        if n_tokens > n_ctx:
+            raise InvalidRequest(
+                f"{what} is {n_tokens} tokens long and the embedding context is {n_ctx}: shorten it, or "
+                "serve with a larger embed_n_ctx if the model allows"
+            )
+        return tokens
+
+    def _scores(self, rows: bytes) -> tuple[float, ...]:
+        scores = tuple(memoryview(rows).cast("f")[:: self._width])
+        if not all(map(math.isfinite, scores)):
+            raise ValueError("the model made a score that is not finite")
+        return scores
+
+    async def _compute(self, sequences: Iterator[bytes], finish: Callable[[bytes], R]) -> tuple[R, int]:
+        """What ``finish`` makes of the rows of all sequences, and the number of their tokens."""
+        if not self.ready() or self._loop is None:
+            raise NotReady
+        job = _Job(finish, self._loop.create_future())
+        try:
+            await self._loop.run_in_executor(self._preparing, job.prepare, sequences)
+            self._submit(job)
+            return await job.future, job.n_tokens
+        except asyncio.CancelledError:
+            self._cancel(job)
+            raise
+
+    def _submit(self, job: _Job) -> None:
+        with self._changed:
+            if self._closing:
+                raise Unavailable(_CLOSING)
+            self._jobs.append(job)
+            self._changed.notify()
+
+    def _cancel(self, job: _Job) -> None:
+        with self._changed:
+            job.cancelled = True
+            if job in self._jobs:
+                self._jobs.remove(job)
+            if self._batch and all(member.cancelled for member, _ in self._batch):
+                self._embedder.interrupt()
+
+    # The computing thread's side.
+
+    def _work(self) -> None:
+        while batch := self._next_batch():
+            try:
+                rows = self._embedder.compute([sequence for _, sequence in batch])
+            except RuntimeError as error:
+                pass_on_log(GGML_ERROR)
+                self._fail(batch, BackendInternal(f"{error}; the daemon's log has the reason"))
+                continue
+            if rows is not None:
+                self._keep(batch, rows)
+
+    def _next_batch(self) -> list[tuple[_Job, bytes]]:
+        """Waits for work. Empty when the backend closes, which ends every job."""
+        with self._changed:
+            last, self._batch = self._batch, []
+            while not self._jobs and not self._closing:
+                self._changed.wait()
+            if self._closing:
+                for job in {*self._jobs, *(job for job, _ in last)}:
+                    job.settle(Unavailable(_CLOSING))
+                return []
+            room = self._batch_tokens
+            while self._jobs and len(self._batch) < _MAX_SEQUENCES:
+                job = self._jobs[0]
+                sequence = job.sequences[job.taken]
+                size = len(sequence) // _TOKEN_BYTES
+                if self._batch and size > room:
+                    break
+                room -= size
+                job.taken += 1
+                self._batch.append((job, sequence))
+                self._jobs.popleft()
+                if job.taken < len(job.sequences):
+                    self._jobs.append(job)
+            self._embedder.resume()
+            return self._batch
+
+    def _keep(self, batch: list[tuple[_Job, bytes]], rows: bytes) -> None:
+        size = self._width * _TOKEN_BYTES
+        for i, (job, _) in enumerate(batch):
+            job.rows.append(rows[i * size : (i + 1) * size])
+            if len(job.rows) == len(job.sequences) and not job.cancelled:
+                try:
+                    job.settle(job.finish(b"".join(job.rows)))
+                except ValueError as error:
+                    job.settle(BackendInternal(str(error)))
+
+    def _fail(self, batch: list[tuple[_Job, bytes]], error: BackendInternal) -> None:
+        jobs = {job for job, _ in batch}
+        with self._changed:
+            self._jobs = deque(job for job in self._jobs if job not in jobs)
+        for job in jobs:
+            job.settle(error)
+
+    async def close(self) -> None:
+        if self._loop is None:
+            return
+        with self._changed:
+            self._closing = True
+            self._embedder.interrupt()
+            self._changed.notify()
+        await self._loop.run_in_executor(None, self._thread.join)
+        await self._loop.run_in_executor(None, self._preparing.shutdown)
+        self._loop = None

@@ -1,0 +1,400 @@
+"""The llama.cpp backend: the token loop as a :class:`~inferd.engine.backend.Backend`.
+
+Three kinds of threads meet here. The event loop's thread owns the streams. A small pool renders, tokenises
+and parses grammars, so that no request can hold the event loop. One engine thread decodes; it signals a
+descriptor once a step, and :meth:`LlamaCpp._wake` passes that on to the streams that have something to
+collect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar, cast
+
+from inferd import log
+from inferd.engine.backend import (
+    Accelerator,
+    Backend,
+    Capabilities,
+    Done,
+    Event,
+    Finished,
+    Frames,
+    GenerateRequest,
+    StopReason,
+    Stream,
+    Timings,
+    Usage,
+)
+from inferd.engine.local import _llama
+from inferd.engine.local.conversation import Family, Reader, prepare
+from inferd.engine.local.typed_stream import RAW_FRAMES, TypedStream
+from inferd.errors import (
+    BackendInternal,
+    BootCancelled,
+    InferdError,
+    InvalidRequest,
+    ModelError,
+    NotReady,
+    Unavailable,
+)
+
+_log = log.get("llamacpp")
+
+N = TypeVar("N", int, float)
+Progress = Callable[[str, dict[str, object]], None]
+
+_FAILURES: dict[str, type[InferdError]] = {
+    "refused": InvalidRequest,
+    "unavailable": Unavailable,
+    "broken": BackendInternal,
+}
+GGML_WARN, GGML_ERROR = 3, 4
+
+PREPARING_STACK_BYTES = 256 << 20
+"""Room for the deepest expression and the deepest value of a chat template that budget.cpp lets through; only
+what is used of it is ever memory."""
+
+# What holds where a request gives nothing.
+TEMPERATURE = 1.0
+TOP_P = 0.95
+TOP_K = 64
+MAX_TOKENS = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LlamaCppConfig:
+    """What to load and how to serve it.
+
+    ``name`` is the config entry's, ``model`` the model's. ``fd`` is the open, verified file, which is what
+    gets loaded; ``path`` is only shown. ``n_ctx`` is the room of one request in tokens, ``n_parallel`` how
+    many run at once. ``n_gpu_layers`` -1 is all; ``threads`` 0 lets the loop choose; ``flash_attention`` is
+    ``auto``, ``on`` or ``off``. ``projector`` is the GGUF file that lets the model see or hear.
+    """
+
+    name: str
+    model: str
+    path: Path
+    fd: int
+    n_ctx: int = 8192
+    n_parallel: int = 4
+    n_gpu_layers: int = -1
+    require_gpu: bool = False
+    threads: int = 0
+    n_batch: int = 512
+    flash_attention: str = "auto"
+    kv_cache_type: str = "f16"
+    kv_unified: bool = False
+    projector: Path | None = None
+
+
+def pass_on_log(at_least: int = 0) -> str:
+    """Moves llama.cpp's log lines to ours; returns the last error among them, or ``""``."""
+    last_error = ""
+    for level, text in _llama.drain_log():
+        if level == GGML_ERROR:
+            last_error = text
+        if level >= at_least and level >= GGML_WARN:
+            _log.warn("llama.cpp", line=text)
+        else:
+            _log.debug("llama.cpp", line=text)
+    return last_error
+
+
+@contextmanager
+def loading(cancelled: threading.Event) -> Iterator[None]:
+    """Around a load: a ``ModelError`` gets llama.cpp's reason; ``BootCancelled`` if ``cancelled`` is set."""
+    try:
+        yield
+    except ModelError as error:
+        reason = pass_on_log(GGML_ERROR)
+        raise ModelError(f"{error}: {reason}" if reason else str(error)) from None
+    if cancelled.is_set():
+        raise BootCancelled("the load was cancelled")
+    pass_on_log(GGML_ERROR)
+
+
+def preparing_threads() -> ThreadPoolExecutor:
+    """Threads that render, tokenise and parse grammars; two, so that one bad grammar holds no other."""
+    pool = ThreadPoolExecutor(2, thread_name_prefix="inferd-prepare")
+    both = threading.Barrier(2)
+    usual = threading.stack_size(PREPARING_STACK_BYTES)
+    try:
+        for started in [pool.submit(both.wait) for _ in range(2)]:
+            started.result()
+    finally:
+        threading.stack_size(usual)
+    return pool
+
+
+@contextmanager
+def _ended_on_error(pool: ThreadPoolExecutor) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        pool.shutdown()
+        raise
+
+
+def accelerator_of(config: LlamaCppConfig, n_layer: int) -> Accelerator:
+    """Where a model of ``n_layer`` layers runs with this configuration."""
+    devices = _llama.devices()
+    gpu = next((d for d in devices if d[0] in ("gpu", "igpu")), None)
+    if gpu is None or config.n_gpu_layers == 0:
+        cpu = next((d for d in devices if d[0] == "cpu"), ("cpu", "CPU", "", 0))
+        return Accelerator(kind="cpu", device_name=cpu[2])
+    layers = n_layer + 1 if config.n_gpu_layers < 0 else min(config.n_gpu_layers, n_layer + 1)
+    return Accelerator(
+        kind=gpu[1].rstrip("0123456789").lower(),
+        gpu_layers=layers,
+        device_name=gpu[2],
+        vram_total_bytes=gpu[3],
+    )
+
+
+class LlamaCpp(Backend):
+    """One loaded model, its context, and the thread that decodes. Made by :meth:`load`."""
+
+    kind = "llamacpp"
+
+    def __init__(
+        self,
+        config: LlamaCppConfig,
+        model: _llama.Model,
+        family: Family,
+        engine: _llama.Engine,
+        preparing: ThreadPoolExecutor,
+    ) -> None:
+        self.name = config.name
+        self.model = config.model
+        self._family = family
+        self._engine = engine
+        self._capabilities = Capabilities(
+            v2=True,
+            vision=family.projector is not None and family.projector.vision,
+            audio=family.projector is not None and family.projector.audio,
+            audio_sample_rate=family.projector.sample_rate if family.projector else 0,
+            tools=True,
+            thinking=family.templates.thinking,
+            accelerator=accelerator_of(config, model.n_layer),
+            n_ctx=engine.n_ctx,
+            n_parallel=engine.n_seq,
+        )
+        self._streams: dict[int, _LlamaStream] = {}
+        self._preparing = preparing
+        self._thread = threading.Thread(target=engine.run, name="inferd-engine", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @classmethod
+    def load(cls, config: LlamaCppConfig, *, progress: Progress, cancelled: threading.Event) -> LlamaCpp:
+        """Loads the model and makes its context; blocks for as long as that takes.
+
+        ``progress`` gets the phases ``mmap`` (``path``, ``progress`` 0 to 1) and ``kv_cache`` (``n_ctx``).
+        Raises ``ModelError`` with llama.cpp's reason, and ``BootCancelled`` soon after ``cancelled`` is set.
+        """
+
+        def report(fraction: float) -> bool:
+            progress("mmap", {"path": str(config.path), "progress": round(fraction, 2)})
+            return not cancelled.is_set()
+
+        on_gpu = accelerator_of(config, 0).kind != "cpu"
+        if config.require_gpu and not on_gpu:
+            raise ModelError(
+                "no GPU can be used: this build or this machine has none, or --n-gpu-layers is 0; "
+                "install a build for your GPU or drop --require-gpu"
+            )
+        preparing = preparing_threads()
+        with _ended_on_error(preparing), loading(cancelled):
+            model = _llama.Model(
+                config.fd, path=str(config.path), n_gpu_layers=config.n_gpu_layers, report=report
+            )
+            templates = preparing.submit(_llama.Templates, model).result()
+            projector = None
+            if config.projector is not None:
+                threads = config.threads or _llama.useful_threads()
+                projector = _llama.Projector(model, str(config.projector), threads=threads)
+            n_ctx = min(config.n_ctx, model.n_ctx_train)
+            progress("kv_cache", {"n_ctx": n_ctx})
+            # On a CPU flash attention helps prompts and hurts answers; answers are what people wait for.
+            flash = config.flash_attention
+            engine = _llama.Engine(
+                model,
+                n_ctx=n_ctx,
+                n_seq=config.n_parallel,
+                n_batch=config.n_batch,
+                threads=config.threads,
+                flash_attention="off" if flash == "auto" and not on_gpu else flash,
+                kv_type=config.kv_cache_type,
+                unified=config.kv_unified,
+                projector=projector,
+            )
+            if not engine.warm_up():
+                raise ModelError(f"llama.cpp cannot decode with {config.path}")
+        if n_ctx < config.n_ctx:
+            _log.info("context limited to what the model was trained for", asked=config.n_ctx, n_ctx=n_ctx)
+        if not model.has_chat_template:
+            _log.warn("the model has no chat template; it is prompted as ChatML", model=config.model)
+        _log.info("model loaded", model=config.model, description=model.description, bytes=model.size)
+        family = Family(templates, projector, engine.n_batch, most_chars=n_ctx * model.longest_token)
+        return cls(config, model, family, engine, preparing)
+
+    def ready(self) -> bool:
+        return self._thread.is_alive()
+
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def capabilities(self) -> Capabilities:
+        return self._capabilities
+
+    async def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._engine.fileno(), self._wake)
+        self._thread.start()
+
+    async def generate(self, request: GenerateRequest) -> Stream:
+        if not self.ready() or self._loop is None:
+            raise NotReady
+        submitted = self._loop.run_in_executor(self._preparing, self._submit, request)
+        try:
+            answer = await asyncio.shield(submitted)
+        except asyncio.CancelledError:
+            submitted.add_done_callback(self._drop)
+            raise
+        finally:
+            del submitted  # it holds its error, which holds this frame, which holds the client's attachments
+        if isinstance(answer, Done):
+            return Finished(answer)
+        job, reader = answer
+        stream = self._streams[job] = _LlamaStream(self, self._engine, job)
+        if reader is None:
+            return stream
+        required = request.tool_choice == "required" or bool(request.tool_name)
+        return TypedStream(stream, reader, self._preparing, tool_required=required)
+
+    def _submit(self, request: GenerateRequest) -> tuple[int, Reader | None] | Done:
+        """Renders and tokenises the prompt, parses the grammar, and queues the job; runs in the pool."""
+        prepared = prepare(self._family, request)
+        frame = request.frame if prepared.reader is None else RAW_FRAMES
+        seed = secrets.randbits(32) if request.seed is None else request.seed
+        _log.debug("sampling", seed=seed)
+        if request.max_tokens == 0:
+            return Done("length", Usage(len(prepared.prompt), 0), content=b"")
+        job = self._engine.submit(
+            prepared.prompt,
+            max_tokens=min(_given(request.max_tokens, MAX_TOKENS), 2**31 - 1),
+            temperature=_given(request.temperature, TEMPERATURE),
+            top_p=_given(request.top_p, TOP_P),
+            top_k=min(_given(request.top_k, TOP_K), 2**31 - 1),
+            min_p=request.min_p,
+            repeat_penalty=request.repeat_penalty,
+            presence_penalty=request.presence_penalty,
+            frequency_penalty=request.frequency_penalty,
+            seed=seed,
+            grammar=prepared.grammar,
+            triggers=prepared.triggers,
+            stops=[text.encode() for text in request.stop],
+            frame=(frame.prefix, frame.suffix) if frame else None,
+        )
+        return job, prepared.reader
+
+    def _drop(self, submitted: asyncio.Future[tuple[int, Reader | None] | Done]) -> None:
+        """The client left while its request was being prepared."""
+        if not submitted.cancelled() and submitted.exception() is None:
+            answer = submitted.result()
+            if not isinstance(answer, Done):
+                self._engine.cancel(answer[0], True)
+
+    def _wake(self) -> None:
+        for job in self._engine.ready():
+            stream = self._streams.get(job)
+            if stream is not None:
+                stream.wake()
+
+    def _forget(self, job: int) -> None:
+        self._streams.pop(job, None)
+
+    def _finish(self, result: _llama.Result) -> Done:
+        finish, reason, content, n_prompt, n_completion, prefill_ms, decode_ms, ttft_ms = result
+        failure = _FAILURES.get(finish)
+        if failure is not None:
+            pass_on_log(GGML_ERROR if finish == "broken" else GGML_ERROR + 1)
+            raise failure(reason)
+        # The first token comes out of the prompt's last step, so n tokens take n - 1 steps of decoding.
+        rate = (n_completion - 1) / decode_ms * 1000 if n_completion > 1 and decode_ms > 0 else 0.0
+        return Done(
+            cast("StopReason", finish),
+            Usage(n_prompt, n_completion),
+            Timings(prefill_ms, decode_ms, ttft_ms, rate),
+            content,
+        )
+
+    async def close(self) -> None:
+        if self._loop is None:
+            return
+        self._loop.remove_reader(self._engine.fileno())
+        self._engine.stop()
+        await self._loop.run_in_executor(None, self._thread.join)
+        await self._loop.run_in_executor(None, lambda: self._preparing.shutdown(cancel_futures=True))
+        for stream in list(self._streams.values()):
+            stream.close()
+        self._loop = None
+
+
+def _given(value: N | None, default: N) -> N:
+    return default if value is None else value
+
+
+class _LlamaStream(Stream):
+    """One job's events. What is not pulled stays with the loop, which then rests this job and no other."""
+
+    def __init__(self, backend: LlamaCpp, engine: _llama.Engine, job: int) -> None:
+        self._backend = backend
+        self._engine = engine
+        self._job = job
+        # A wake-up may have come before this stream was known: look once without one.
+        self._something_new = True
+        self._waiter: asyncio.Future[None] | None = None
+        self._result: _llama.Result | None = None
+        self._open = True
+
+    def wake(self) -> None:
+        self._something_new = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def __anext__(self) -> Event:
+        while self._open:
+            if self._result is not None:
+                self._open = False
+                return self._backend._finish(self._result)
+            if not self._something_new:
+                self._waiter = asyncio.get_running_loop().create_future()
+                await self._waiter
+                continue
+            self._something_new = False
+            data, self._result = self._engine.collect(self._job)
+            if self._result is not None:
+                self._backend._forget(self._job)
+            if data:
+                return Frames(data)
+        raise StopAsyncIteration
+
+    def cancel(self) -> None:
+        if self._open and self._result is None:
+            self._engine.cancel(self._job, False)
+
+    def close(self) -> None:
+        if self._open:
+            self._open = False
+            self._backend._forget(self._job)
+            if self._result is None:
+                self._engine.cancel(self._job, True)
+            self.wake()

@@ -1,0 +1,282 @@
+#include "prompt.h"
+
+#include <exception>
+#include <stdexcept>
+
+#include "guards/budget.h"
+#include "chat.h"
+#include "common.h"
+#include "guarded.h"
+#include "json-schema-to-grammar.h"
+#include "json.h"
+#include "log.h"
+
+namespace inferd {
+
+namespace {
+
+// A noncharacter that `text` does not contain: it can mark places without being mistaken for text.
+std::string unused_mark(const std::string &text) {
+    for (unsigned char last = 0x90; last <= 0xAF; last++) {  // U+FDD0 to U+FDEF
+        const std::string mark = {'\xEF', '\xB7', static_cast<char>(last)};
+        if (text.find(mark) == std::string::npos) return mark;
+    }
+    throw std::runtime_error("the request uses every Unicode noncharacter from U+FDD0 to U+FDEF");
+}
+
+std::string without(const std::string &mark, std::string text) {
+    for (size_t at = text.find(mark); at != std::string::npos; at = text.find(mark, at)) text.erase(at, mark.size());
+    return text;
+}
+
+std::vector<llama_token> tokenize(const llama_vocab *vocab, const std::string &text, bool add_special) {
+    return common_tokenize(vocab, text, add_special, true);
+}
+
+// Tokenises a prompt: cut at every mark, each piece on its own; what stands for media becomes their spans.
+class Tokenizer {
+  public:
+    Tokenizer(const llama_vocab *vocab, const MediaInput &media, Rendered &out)
+        : vocab_(vocab), media_(media), out_(out) {}
+
+    void take(const std::string &prompt, const std::string &mark) {
+        for_each_part(prompt, mark, [this](const std::string &piece, bool) {
+            if (!media_.projector) return take_text(piece);
+            for_each_part(piece, media_.projector->marker(), [this](const std::string &text, bool last) {
+                if (!text.empty()) take_text(text);
+                if (!last) take_media();
+            });
+        });
+        if (next_ != media_.items.size()) throw std::runtime_error("the template leaves out some of the media");
+    }
+
+  private:
+    template <typename Take>
+    static void for_each_part(const std::string &text, const std::string &separator, Take take) {
+        size_t from = 0;
+        while (true) {
+            const size_t cut = text.find(separator, from);
+            take(text.substr(from, cut - from), cut == std::string::npos);
+            if (cut == std::string::npos) return;
+            from = cut + separator.size();
+        }
+    }
+
+    void take_text(const std::string &text) {
+        const auto tokens = tokenize(vocab_, text, out_.tokens.empty());
+        out_.tokens.insert(out_.tokens.end(), tokens.begin(), tokens.end());
+    }
+
+    void take_media() {
+        if (next_ == media_.items.size()) throw std::runtime_error("the template repeats media");
+        std::string error;
+        if (!media_.projector->add(media_.items[next_++], media_.n_batch, out_.tokens, out_.media, error)) {
+            throw std::runtime_error(error);
+        }
+    }
+
+    const llama_vocab *vocab_;
+    const MediaInput &media_;
+    Rendered &out_;
+    size_t next_ = 0;
+};
+
+// When the lazy grammar begins to hold: on a token where the word is one, else where the text matches.
+void take_triggers(const llama_vocab *vocab, const common_chat_params &params, Rendered &out) {
+    for (const auto &trigger : params.grammar_triggers) {
+        const std::string &value = trigger.value;
+        switch (trigger.type) {
+            case COMMON_GRAMMAR_TRIGGER_TYPE_TOKEN: out.trigger_tokens.push_back(trigger.token); break;
+            case COMMON_GRAMMAR_TRIGGER_TYPE_PATTERN: out.triggers.push_back(value); break;
+            case COMMON_GRAMMAR_TRIGGER_TYPE_PATTERN_FULL: out.triggers.push_back("^(?:" + value + ")$"); break;
+            case COMMON_GRAMMAR_TRIGGER_TYPE_WORD: {
+                const auto tokens = tokenize(vocab, value, false);
+                if (tokens.size() == 1) {
+                    out.trigger_tokens.push_back(tokens[0]);
+                } else {
+                    out.triggers.push_back(regex_escape(value));
+                }
+                break;
+            }
+        }
+    }
+}
+
+// The converter's time grows with the cube of the properties of an object that may be left out.
+constexpr size_t kMaxOptional = 400;
+
+void check_schema(const common_json &schema) {
+    if (schema.is_object() && schema.contains("properties") && schema.at("properties").is_object()) {
+        const size_t all = schema.at("properties").size();
+        const bool some = schema.contains("required") && schema.at("required").is_array();
+        const size_t required = some ? schema.at("required").size() : 0;
+        if (all > kMaxOptional + required) {
+            throw std::runtime_error("an object has more than " + std::to_string(kMaxOptional) +
+                                     " properties that may be left out");
+        }
+    }
+    if (schema.is_object()) {
+        for (const auto &[key, value] : schema.items()) check_schema(value);
+    } else if (schema.is_array()) {
+        for (const auto &value : schema) check_schema(value);
+    }
+}
+
+}  // namespace
+
+std::unique_ptr<Prompts> Prompts::make(const llama_model *model, const std::string &source,
+                                       std::string &error) noexcept {
+    std::unique_ptr<Prompts> prompts(new Prompts());
+    const bool ok = guarded(error, [&] {
+        prompts->vocab_ = llama_model_get_vocab(model);
+        for (const char *name : {static_cast<const char *>(nullptr), "tool_use"}) {
+            const char *own = llama_model_chat_template(model, name);
+            check_template_source(own && source.empty() ? own : source);
+        }
+        auto made = within_template_budget(0, [&] { return common_chat_templates_init(model, source); });
+        prompts->templates_ = {made.release(), common_chat_templates_free};
+        prompts->control_.resize(256);
+        const int32_t n_vocab = llama_vocab_n_tokens(prompts->vocab_);
+        for (llama_token token = 0; token < n_vocab; token++) {
+            const auto attributes = llama_vocab_get_attr(prompts->vocab_, token);
+            if (!(attributes & (LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_UNKNOWN))) continue;
+            const std::string text = llama_vocab_get_text(prompts->vocab_, token);
+            if (text.size() > 1) prompts->control_[static_cast<unsigned char>(text[0])].push_back(text);
+        }
+    });
+    return ok ? std::move(prompts) : nullptr;
+}
+
+Prompts::~Prompts() = default;
+
+bool Prompts::supports_thinking() const noexcept {
+    try {
+        return common_chat_templates_support_enable_thinking(templates_.get());
+    } catch (const std::exception &) {
+        return false;
+    }
+}
+
+bool Prompts::supports_tools() const noexcept {
+    try {
+        const auto caps = common_chat_templates_get_caps(templates_.get());
+        const auto found = caps.find("supports_tools");
+        return found != caps.end() && found->second;
+    } catch (const std::exception &) {
+        return false;
+    }
+}
+
+// Puts `mark` after the first character of everything in `text` that reads like a control token. The template
+// then renders as it would, and the prompt is cut at the marks before it is tokenised, so no piece holds a whole
+// control token that the template itself did not write. `text` is the request as JSON: no vocabulary has a
+// control token with a quote or a backslash in it, so none is hidden by JSON's escapes.
+std::string Prompts::disarm(const std::string &text, const std::string &mark) const {
+    std::string out;
+    out.reserve(text.size());
+    for (size_t at = 0; at < text.size(); at++) {
+        out += text[at];
+        for (const auto &control : control_[static_cast<unsigned char>(text[at])]) {
+            if (text.compare(at, control.size(), control) == 0) {
+                out += mark;
+                break;
+            }
+        }
+    }
+    return out;
+}
+
+bool Prompts::render(const std::string &request, const MediaInput &media, Rendered &out,
+                     std::string &error) const noexcept {
+    return guarded(error, [&] {
+        const std::string mark = unused_mark(request);
+        const common_json plain = common_json::parse(request);
+        const common_json marked = common_json::parse(disarm(request, mark));
+        const bool thinking = plain.value("thinking", true);
+
+        common_chat_templates_inputs inputs;
+        inputs.messages = common_chat_msgs_parse_oaicompat(marked.at("messages"));
+        if (plain.contains("tools")) check_schema(plain.at("tools"));
+        if (plain.contains("json_schema")) check_schema(plain.at("json_schema"));
+        if (marked.contains("tools")) inputs.tools = common_chat_tools_parse_oaicompat(marked.at("tools"));
+        inputs.tool_choice = common_chat_tool_choice_parse_oaicompat(plain.value("tool_choice", "auto"));
+        if (plain.contains("json_schema")) inputs.json_schema = plain.at("json_schema").dump();
+        inputs.enable_thinking = thinking;
+        inputs.reasoning_format = COMMON_REASONING_FORMAT_AUTO;
+        inputs.parallel_tool_calls = true;
+        inputs.force_pure_content = plain.value("text_only", false);
+
+        const common_chat_params params = within_template_budget(
+            request.size(), [&] { return common_chat_templates_apply(templates_.get(), inputs); });
+        Tokenizer(vocab_, media, out).take(params.prompt, mark);
+        out.stops = params.additional_stops;
+        out.grammar = without(mark, params.grammar);
+        out.lazy = params.grammar_lazy;
+        take_triggers(vocab_, params, out);
+        out.prefill = tokenize(vocab_, params.generation_prompt, false);
+        for (const auto &text : params.preserved_tokens) {
+            const auto tokens = tokenize(vocab_, text, false);
+            if (tokens.size() == 1) out.preserved.push_back(tokens[0]);
+        }
+        common_json syntax = common_json::object();
+        syntax["format"] = static_cast<int>(params.format);
+        syntax["parser"] = without(mark, params.parser);
+        syntax["generation_prompt"] = params.generation_prompt;
+        out.syntax = syntax.dump();
+    });
+}
+
+std::unique_ptr<Reply> Reply::make(const std::string &syntax, std::string &error) noexcept {
+    std::unique_ptr<Reply> reply(new Reply());
+    const bool ok = guarded(error, [&] {
+        const common_json parsed = common_json::parse(syntax);
+        auto params = std::make_unique<common_chat_parser_params>();
+        params->format = static_cast<common_chat_format>(parsed.at("format").get<int>());
+        params->generation_prompt = parsed.at("generation_prompt").get<std::string>();
+        params->reasoning_format = COMMON_REASONING_FORMAT_AUTO;
+        const auto parser = parsed.at("parser").get<std::string>();
+        if (!parser.empty()) params->parser.load(parser);
+        reply->params_ = std::move(params);
+    });
+    return ok ? std::move(reply) : nullptr;
+}
+
+Reply::~Reply() = default;
+
+bool Reply::feed(const std::string &text, bool last, std::string &news, std::string &error) noexcept {
+    return guarded(error, [&] {
+        text_ += text;
+        const common_chat_msg message = common_chat_parse(text_, !last, *params_);
+        common_json out = common_json::object();
+        // What was shown stays shown, even where a longer answer reads differently.
+        auto show = [&out](const char *key, const std::string &whole, size_t &shown) {
+            if (whole.size() > shown) {
+                out[key] = whole.substr(shown);
+                shown = whole.size();
+            }
+        };
+        show("thinking", message.reasoning_content, shown_thinking_);
+        show("text", message.content, shown_text_);
+        // The last call may still grow until the answer has ended.
+        const size_t whole = message.tool_calls.size() - (last || message.tool_calls.empty() ? 0 : 1);
+        common_json tools = common_json::array();
+        for (; shown_tools_ < whole; shown_tools_++) {
+            const auto &call = message.tool_calls[shown_tools_];
+            tools.push_back({{"id", call.id}, {"name", call.name}, {"arguments", call.arguments}});
+        }
+        if (!tools.empty()) out["tools"] = tools;
+        news = out.dump_safe();
+    });
+}
+
+bool schema_to_grammar(const std::string &schema, std::string &grammar, std::string &error) noexcept {
+    return guarded(error, [&] {
+        const common_json parsed = common_json::parse(schema);
+        check_schema(parsed);
+        grammar = json_schema_to_grammar(parsed);
+    });
+}
+
+void silence_common() { common_log_set_verbosity_thold(-1); }
+
+}  // namespace inferd

@@ -1,0 +1,239 @@
+// From logits to a token.
+//
+// Order of the chain: penalties, top-k, top-p, min-p, temperature, draw; temperature 0 takes the best token.
+// Two shortcuts give the same result for less: the best token needs no candidate list, and without penalties
+// the top-k of the vocabulary is picked while it is read. A grammar is asked about the drawn token alone and
+// filters the whole vocabulary only when it refuses it: a grammar at the head of the chain would walk the
+// vocabulary for every token.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <exception>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "guards/grammar_guard_state.h"
+#include "llama.h"
+
+namespace inferd {
+
+struct SamplingParams {
+    float temperature;
+    float top_p;
+    float min_p;
+    float repeat_penalty;
+    float presence_penalty;
+    float frequency_penalty;
+    int32_t top_k;  // 0 = off
+    uint32_t seed;
+};
+
+struct Grammar {
+    std::string text;                         // GBNF with a rule `root`; empty: none
+    bool lazy = false;                        // holds only from the first trigger on
+    std::vector<std::string> triggers;        // regular expressions on the text of the answer
+    std::vector<llama_token> trigger_tokens;
+    std::vector<llama_token> prefill;         // what of the text already stands in the prompt
+};
+
+class Sampler {
+  public:
+    // Null, with the reason in `error`, for a grammar that cannot be used.
+    static std::unique_ptr<Sampler> make(const llama_vocab *vocab, const SamplingParams &params,
+                                         const Grammar &grammar, std::string &error) noexcept {
+        try {
+            std::unique_ptr<Sampler> sampler(new Sampler(llama_vocab_n_tokens(vocab)));
+            if (!grammar.text.empty()) sampler->parse_grammar(vocab, grammar);
+            sampler->build_chain(params);
+            return sampler;
+        } catch (const std::exception &e) {
+            error = e.what();
+            return nullptr;
+        }
+    }
+
+    // The next token for one row of logits, or -1 when the grammar allows none.
+    llama_token sample(const float *logits) noexcept {
+        try {
+            if (grammar_) grammar_deadline = thread_time() + kGrammarTime;
+            llama_token token = draw(logits, false);
+            if (grammar_ && !grammar_allows(token)) token = draw(logits, true);
+            if (token < 0) return -1;
+            if (grammar_) llama_sampler_accept(grammar_.get(), token);
+            llama_sampler_accept(chain_.get(), token);
+            return token;
+        } catch (const std::exception &) {
+            return -1;  // the grammar cannot go on, or not in reasonable time
+        }
+    }
+
+  private:
+    struct Free {
+        void operator()(llama_sampler *sampler) const { llama_sampler_free(sampler); }
+    };
+    using Owned = std::unique_ptr<llama_sampler, Free>;
+
+    static constexpr int32_t kPenaltyWindow = 64;  // tokens; what the field's servers use by default
+    static constexpr int32_t kMaxPicked = 1024;    // beyond it a heap is no faster than a sort
+
+    static constexpr int64_t kGrammarTime = 2'000'000'000;  // ns for a token: four thousand alternatives fit
+    static constexpr int kMaxNesting = 256;        // the parser recurses into parentheses
+
+    explicit Sampler(int32_t n_vocab) : n_vocab_(n_vocab) {}
+
+    void parse_grammar(const llama_vocab *vocab, const Grammar &grammar) {
+        if (nesting(grammar.text) > kMaxNesting) throw std::runtime_error("parentheses are nested too deeply");
+        if (grammar.text.find('\0') != std::string::npos) throw std::runtime_error("it contains a NUL character");
+        grammar_message.clear();
+        grammar_deadline = thread_time() + kGrammarTime;
+        if (grammar.lazy) {
+            std::vector<const char *> triggers;
+            for (const auto &trigger : grammar.triggers) triggers.push_back(trigger.c_str());
+            grammar_.reset(llama_sampler_init_grammar_lazy_patterns(
+                vocab, grammar.text.c_str(), "root", triggers.data(), triggers.size(),
+                grammar.trigger_tokens.data(), grammar.trigger_tokens.size()));
+        } else {
+            grammar_.reset(llama_sampler_init_grammar(vocab, grammar.text.c_str(), "root"));
+        }
+        if (!grammar_) {
+            throw std::runtime_error(grammar_message.empty()
+                                         ? "it has no rule `root`, or a rule that begins with itself"
+                                         : grammar_message);
+        }
+        if (grammar.lazy) return;
+        for (llama_token token : grammar.prefill) llama_sampler_accept(grammar_.get(), token);
+    }
+
+    // How deep parentheses are nested, outside of literals, character classes and comments.
+    static int nesting(const std::string &grammar) {
+        int depth = 0, deepest = 0;
+        char closing = 0;
+        for (size_t i = 0; i < grammar.size(); i++) {
+            const char c = grammar[i];
+            if (closing) {
+                if (c == '\\') i++;
+                if (c == closing) closing = 0;
+            } else if (c == '"') {
+                closing = '"';
+            } else if (c == '[') {
+                closing = ']';
+            } else if (c == '#') {
+                closing = '\n';
+            } else if (c == '(') {
+                deepest = std::max(deepest, ++depth);
+            } else if (c == ')') {
+                depth--;
+            }
+        }
+        return deepest;
+    }
+
+    void build_chain(const SamplingParams &p) {
+        llama_sampler_chain_params chain_params = llama_sampler_chain_default_params();
+        chain_params.no_perf = true;
+        chain_.reset(llama_sampler_chain_init(chain_params));
+        auto add = [this](llama_sampler *sampler) { llama_sampler_chain_add(chain_.get(), sampler); };
+
+        const bool penalties = p.repeat_penalty != 1.0f || p.presence_penalty != 0.0f || p.frequency_penalty != 0.0f;
+        if (penalties) {
+            add(llama_sampler_init_penalties(n_vocab_, kPenaltyWindow, p.repeat_penalty, p.frequency_penalty,
+                                             p.presence_penalty));
+        }
+        best_only_ = p.temperature == 0.0f && !penalties;
+        if (p.temperature == 0.0f) {
+            add(llama_sampler_init_greedy());
+            return;
+        }
+        pick_ = !penalties && p.top_k > 0 && p.top_k <= kMaxPicked ? std::min(p.top_k, n_vocab_) : 0;
+        if (p.top_k > 0) add(llama_sampler_init_top_k(p.top_k));
+        if (p.top_p < 1.0f) add(llama_sampler_init_top_p(p.top_p, 1));
+        if (p.min_p > 0.0f) add(llama_sampler_init_min_p(p.min_p, 1));
+        add(llama_sampler_init_temp(p.temperature));
+        add(llama_sampler_init_dist(p.seed));
+    }
+
+    llama_token draw(const float *logits, bool under_grammar) {
+        if (best_only_ && !under_grammar) return best(logits);
+        if (pick_ > 0 && !under_grammar) {
+            pick_top(logits);
+        } else {
+            take_all(logits);
+        }
+        llama_token_data_array array = {candidates_.data(), candidates_.size(), -1, pick_ > 0 && !under_grammar};
+        if (under_grammar) llama_sampler_apply(grammar_.get(), &array);
+        llama_sampler_apply(chain_.get(), &array);
+        if (array.selected < 0) return -1;
+        const llama_token_data &chosen = array.data[array.selected];
+        return std::isinf(chosen.logit) ? -1 : chosen.id;
+    }
+
+    bool grammar_allows(llama_token token) {
+        llama_token_data one = {token, 1.0f, 0.0f};
+        llama_token_data_array array = {&one, 1, -1, false};
+        llama_sampler_apply(grammar_.get(), &array);
+        return !std::isinf(one.logit);
+    }
+
+    // Calls `take(id)` for every id from `first` whose logit is above `bar`, which `take` may raise. Almost
+    // none is, so whole blocks are passed over with one vectorised comparison.
+    template <typename Take>
+    void above(const float *logits, llama_token first, const float &bar, Take take) const {
+        constexpr int kBlock = 32;
+        llama_token id = first;
+        for (; id + kBlock <= n_vocab_; id += kBlock) {
+            unsigned any = 0;
+            for (int i = 0; i < kBlock; i++) any |= logits[id + i] > bar;
+            if (!any) continue;
+            for (int i = 0; i < kBlock; i++) {
+                if (logits[id + i] > bar) take(id + i);
+            }
+        }
+        for (; id < n_vocab_; id++) {
+            if (logits[id] > bar) take(id);
+        }
+    }
+
+    llama_token best(const float *logits) const {
+        llama_token best = 0;
+        float bar = logits[0];
+        above(logits, 1, bar, [&](llama_token id) {
+            best = id;
+            bar = logits[id];
+        });
+        return best;
+    }
+
+    void take_all(const float *logits) {
+        candidates_.resize(n_vocab_);
+        for (llama_token id = 0; id < n_vocab_; id++) candidates_[id] = {id, logits[id], 0.0f};
+    }
+
+    // The `pick_` best candidates, best first: one pass, a heap of the best so far.
+    void pick_top(const float *logits) {
+        auto better = [](const llama_token_data &a, const llama_token_data &b) { return a.logit > b.logit; };
+        candidates_.resize(pick_);
+        for (llama_token id = 0; id < pick_; id++) candidates_[id] = {id, logits[id], 0.0f};
+        std::make_heap(candidates_.begin(), candidates_.end(), better);
+        float bar = candidates_.front().logit;
+        above(logits, pick_, bar, [&](llama_token id) {
+            std::pop_heap(candidates_.begin(), candidates_.end(), better);
+            candidates_.back() = {id, logits[id], 0.0f};
+            std::push_heap(candidates_.begin(), candidates_.end(), better);
+            bar = candidates_.front().logit;
+        });
+        std::sort_heap(candidates_.begin(), candidates_.end(), better);
+    }
+
+    const int32_t n_vocab_;
+    bool best_only_ = false;
+    int32_t pick_ = 0;
+    Owned chain_;
+    Owned grammar_;
+    std::vector<llama_token_data> candidates_;
+};
+
+}  // namespace inferd

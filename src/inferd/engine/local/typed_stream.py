@@ -1,0 +1,93 @@
+"""A stream of text turned into one of text, thinking and tool calls.
+
+The token loop delivers the answer's raw text as ``RAW_FRAMES``; a reader takes it apart, in a thread of
+the pool, because a family's parser reads the whole answer again for every piece.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections import deque
+from concurrent.futures import Executor
+from dataclasses import replace
+
+import orjson
+
+from inferd import log
+from inferd.engine.backend import Done, Event, Frames, FrameTemplate, Stream, ToolUse
+from inferd.engine.local.conversation import Reader
+from inferd.errors import ToolCallMalformed
+
+_log = log.get("llamacpp")
+
+RAW_FRAMES = FrameTemplate(b"", b"\n")
+"""One line for each piece of text, still escaped as in a JSON string (so without a newline of its own)."""
+
+
+class TypedStream(Stream):
+    """``source`` gives ``RAW_FRAMES``; with ``tool_required`` an answer without a call is unfinished."""
+
+    def __init__(self, source: Stream, reader: Reader, pool: Executor, *, tool_required: bool) -> None:
+        self._source = source
+        self._reader = reader
+        self._pool = pool
+        self._tool_required = tool_required
+        self._events: deque[Event] = deque()
+        self._chars = 0
+        self._called = False
+
+    async def __anext__(self) -> Event:
+        while not self._events:
+            event = await anext(self._source)
+            if isinstance(event, Frames):
+                escaped = event.data.replace(b"\n", b"")
+                await self._read(orjson.loads(b'"' + escaped + b'"'), last=False)
+            elif isinstance(event, Done):
+                if event.stop_reason in ("end", "stop"):
+                    await self._read("", last=True)
+                else:
+                    self._events.extend(self._reader.cut())
+                self._events.append(self._end(event))
+        return self._events.popleft()
+
+    async def _read(self, text: str, *, last: bool) -> None:
+        self._chars += len(text)
+        loop = asyncio.get_running_loop()
+        events = await loop.run_in_executor(self._pool, lambda: self._reader.feed(text, last=last))
+        if events is None:
+            if last:
+                raise self._malformed()
+            return  # not readable yet; the end will tell
+        for event in events:
+            if isinstance(event, ToolUse):
+                event = self._checked(event)
+            self._events.append(event)
+
+    def _checked(self, use: ToolUse) -> ToolUse:
+        try:
+            arguments = orjson.loads(use.call.arguments)
+        except orjson.JSONDecodeError:
+            raise self._malformed() from None
+        if not isinstance(arguments, dict):
+            raise self._malformed()
+        self._called = True
+        # A family that gives its calls no id leaves that to us; it has to be new in the whole conversation.
+        return use if use.call.id else ToolUse(replace(use.call, id=f"tc-{secrets.token_hex(4)}"))
+
+    def _malformed(self) -> ToolCallMalformed:
+        _log.warn("tool_call_malformed", answer_chars=self._chars)
+        return ToolCallMalformed(
+            "the model's answer is not in the format of its tool calls; ask again, or lower the temperature"
+        )
+
+    def _end(self, done: Done) -> Done:
+        if self._called and done.stop_reason in ("end", "stop"):
+            done = replace(done, stop_reason="tool_use")
+        return replace(done, content=None, tool_missing=self._tool_required and not self._called)
+
+    def cancel(self) -> None:
+        self._source.cancel()
+
+    def close(self) -> None:
+        self._source.close()

@@ -1,0 +1,222 @@
+"""Models of Anthropic on AWS Bedrock: ``InvokeModelWithResponseStream``.
+
+Requests are signed with SigV4 or carry a bearer token; botocore has the signer and the decoder of AWS's
+binary event stream. The credentials leave this module in the headers of a request and nowhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import struct
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+
+from inferd.config.entries import BedrockEntry
+from inferd.engine.backend import (
+    Accelerator,
+    Backend,
+    Capabilities,
+    Done,
+    Event,
+    Finished,
+    GenerateRequest,
+    Stream,
+    Usage,
+)
+from inferd.engine.remote import pictures
+from inferd.engine.remote.anthropic_answer import Answer, fault
+from inferd.engine.remote.anthropic_request import request_body
+from inferd.engine.remote.http import UNREADABLE, RemoteStream, Upstream, let_end
+from inferd.errors import BackendInternal, ConfigError, InferdError, NotReady
+
+_CAPABILITIES = Capabilities(
+    v2=True, vision=True, tools=True, thinking=True, accelerator=Accelerator(kind="remote")
+)
+_HEADERS = {"content-type": "application/json", "accept": "application/vnd.amazon.eventstream"}
+_REGION = re.compile(r"[a-z0-9-]{1,63}")
+
+Signer = Callable[[str, bytes], Mapping[str, str]]
+"""From the URL and the body of a request to its headers."""
+
+
+class Bedrock(Backend):
+    """Raises ConfigError when botocore is not installed or the entry has no credentials."""
+
+    kind = "bedrock-invoke"
+
+    def __init__(self, entry: BedrockEntry) -> None:
+        try:
+            # Whatever is slow to import is imported here, and not by the first request on the event loop.
+            import botocore.awsrequest
+            import botocore.eventstream  # noqa: F401
+        except ImportError:
+            raise ConfigError(
+                f"backend {entry.name!r} needs botocore, which is not installed;"
+                " install it with: pip install 'inferd[bedrock]'"
+            ) from None
+        self.name = entry.name
+        self.model = entry.model_id
+        self._url = url_of(entry)
+        self._sign = signer_of(entry)
+        self._timeout_secs = entry.timeout_secs
+        self._upstream: Upstream | None = None
+        self._streams: set[RemoteStream] = set()
+
+    def ready(self) -> bool:
+        return self._upstream is not None
+
+    def capabilities(self) -> Capabilities:
+        return _CAPABILITIES
+
+    async def start(self) -> None:
+        self._upstream = Upstream(self._url, self._timeout_secs)
+
+    async def generate(self, request: GenerateRequest) -> Stream:
+        if self._upstream is None:
+            raise NotReady
+        if request.max_tokens == 0:
+            return Finished(Done("length", Usage(0, 0)))
+        if pictures.are_large(request.messages):
+            body = await asyncio.to_thread(request_body, request)
+        else:
+            body = request_body(request)
+        return RemoteStream(self._answer(self._upstream, request, body), self._streams)
+
+    async def _answer(
+        self, upstream: Upstream, request: GenerateRequest, body: bytes
+    ) -> AsyncGenerator[Event, None]:
+        answer, decode = Answer(request), Decoder().feed
+        done: Done | None = None
+        async with upstream.post(self._url, body, self._sign(self._url, body)) as response:
+            chunks = response.aiter_raw()
+            async for chunk in chunks:
+                for data in decode(chunk):
+                    for event in answer.feed(data):
+                        if isinstance(event, Done):
+                            done = event
+                        else:
+                            yield event
+                if done is not None:
+                    await let_end(chunks)
+                    break
+        if done is not None:
+            yield done
+
+    async def close(self) -> None:
+        upstream, self._upstream = self._upstream, None
+        for stream in tuple(self._streams):
+            await stream.closed()
+        if upstream is not None:
+            await upstream.close()
+
+
+def url_of(entry: BedrockEntry) -> str:
+    """Where an entry's model is invoked; raises ConfigError for a region that could be no name of one."""
+    if not _REGION.fullmatch(entry.region):
+        raise ConfigError(
+            f"backend {entry.name!r}: {entry.region!r} is no AWS region; give one like us-east-1"
+        )
+    base = entry.endpoint or f"https://bedrock-runtime.{entry.region}.amazonaws.com"
+    # An id holds a colon, an ARN slashes, too; none of them may end the segment of the path.
+    return f"{base.rstrip('/')}/model/{quote(entry.model_id, safe='')}/invoke-with-response-stream"
+
+
+# Signing.
+
+
+def signer_of(entry: BedrockEntry) -> Signer:
+    """What makes the headers of a request to a URL with a body."""
+    if entry.bearer_token is not None:
+        headers = {**_HEADERS, "authorization": f"Bearer {_sendable(entry, entry.bearer_token.reveal())}"}
+        return lambda url, body: headers
+    if entry.access_key_id is None or entry.secret_access_key is None:
+        raise ConfigError(
+            f"backend {entry.name!r} has no credentials; set AWS_BEARER_TOKEN_BEDROCK,"
+            " or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
+    from botocore.auth import SigV4Auth
+    from botocore.credentials import Credentials
+
+    token = None if entry.session_token is None else _sendable(entry, entry.session_token.reveal())
+    key_id = _sendable(entry, entry.access_key_id)
+    credentials = Credentials(key_id, entry.secret_access_key.reveal(), token)
+    auth = SigV4Auth(credentials, "bedrock", entry.region)
+    return lambda url, body: signed(auth, "POST", url, _HEADERS, body)
+
+
+def _sendable(entry: BedrockEntry, key: str) -> str:
+    if not key.isascii():
+        raise ConfigError(f"the key of backend {entry.name!r} has characters that HTTP cannot carry")
+    return key
+
+
+def signed(auth: Any, method: str, url: str, headers: Mapping[str, str], body: bytes) -> dict[str, str]:
+    """The headers with those that sign them; ``auth`` is a signer of botocore."""
+    from botocore.awsrequest import AWSRequest
+
+    request = AWSRequest(method, url, headers=headers, data=body)
+    auth.add_auth(request)
+    return dict(request.headers.items())
+
+
+# Reading.
+
+
+class _Chunk(msgspec.Struct):
+    data: bytes = msgspec.field(name="bytes")
+
+
+class _Exception(msgspec.Struct):
+    message: str = ""
+
+
+class Decoder:
+    """AWS's binary event stream, and in it the events of the model."""
+
+    def __init__(self) -> None:
+        from botocore.eventstream import EventStreamBuffer, ParserError
+
+        self._buffer = EventStreamBuffer()
+        # With a checksum that is right and a length or type that is not, botocore meets other errors, too.
+        self._damage = (ParserError, LookupError, ValueError, struct.error)
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """The events that are whole with more ``data``.
+
+        Raises BackendInternal for damaged data, and
+        :func:`~inferd.engine.remote.anthropic_answer.fault` for an exception in the stream.
+        """
+        self._buffer.add_data(data)
+        while (message := self._next()) is not None:
+            kind = message.headers.get(":message-type")
+            if kind in ("exception", "error"):
+                raise _failure(message.headers, message.payload)
+            if message.headers.get(":event-type") == "chunk":
+                try:
+                    yield msgspec.json.decode(message.payload, type=_Chunk).data
+                except UNREADABLE:
+                    raise _damaged() from None
+
+    def _next(self) -> Any:
+        try:
+            return next(self._buffer, None)
+        except self._damage:
+            raise _damaged() from None
+
+
+def _damaged() -> BackendInternal:
+    return BackendInternal("the event stream of the model's server is damaged")
+
+
+def _failure(headers: Mapping[str, Any], payload: bytes) -> InferdError:
+    """The error for an ``exception`` that is modelled, or an ``error`` that is not."""
+    name = str(headers.get(":exception-type") or headers.get(":error-code"))
+    try:
+        text = msgspec.json.decode(payload, type=_Exception).message
+    except UNREADABLE:
+        text = ""
+    return fault(name, text)

@@ -1,0 +1,384 @@
+"""What the backends share that have their answers made elsewhere.
+
+An :class:`Upstream` is the far end, spoken to over HTTP: whatever goes wrong there comes out as one of the
+errors of :mod:`inferd.errors`, and leaving a response closes its connection at once. A :class:`RemoteStream`
+runs the reading of one answer in a task of its own, so that ``cancel`` and ``close`` need not wait for it.
+
+What the far end says of a failure goes to the client only when the client has to change something: such an
+error is not logged, and the text may well quote the prompt. Of its other failures only the bare name of the
+fault is passed on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import ssl
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
+from typing import Annotated, Any
+
+import anyio
+import httpx
+import msgspec
+import orjson
+import truststore
+
+from inferd.engine.backend import Done, Event, Stream, Timings, ToolUse, Usage
+from inferd.errors import BackendInternal, ConfigError, InferdError, InvalidRequest, Unavailable, Unsupported
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+"""A number of tokens, as the far end may tell it: one that adds up, and that JSON can carry on."""
+
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding raises for JSON that is not what was expected, or is nested too deeply."""
+
+CONNECT_SECS = 10.0
+# Servers commonly close a connection that was idle for 5 s; a request must not meet that moment.
+_KEEP_IDLE_SECS = 4.0
+
+_MAX_ERROR_BYTES = 64 * 1024
+_MAX_ERROR_CHARS = 500
+_ERROR_BODY_SECS = 5.0
+_FAULT_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+# Of the statuses from 400 to 499 these are the operator's or the server's to mend, not the client's.
+_NOT_THE_CLIENTS_FAULT = frozenset({401, 403, 408, 429})
+
+# How long the end of a response may follow the end of the answer for the connection to be kept.
+_ENDING_SECS = 0.1
+_EVENTS_AHEAD = 64
+
+
+class _PooledClient:
+    """A client with one connection at most.
+
+    A pool loses connections of requests that are cancelled at a bad moment, and looks after the others only
+    when it is used. So each line has a pool of its own, and is closed with it.
+    """
+
+    def __init__(self, client: httpx.AsyncClient) -> None:
+        self.client = client
+        self._opened: Any = None
+
+    async def trace(self, event: str, details: Mapping[str, Any]) -> None:
+        if event == "connection.connect_tcp.complete":
+            self._opened = details["return_value"]
+
+    async def close(self) -> None:
+        await self.client.aclose()
+        if self._opened is not None:  # a handshake that was cancelled is in no pool
+            await self._opened.aclose()
+
+
+class Upstream:
+    """The far end at ``base_url``.
+
+    A connection has to stand after ``CONNECT_SECS``; from then on ``timeout_secs`` is the longest silence,
+    before the first byte as between any two, however long the whole takes. Redirects are not followed: the
+    next host may not be one that the key is for. Raises ConfigError for a ``base_url`` that is none.
+    """
+
+    def __init__(self, base_url: str, timeout_secs: float) -> None:
+        try:
+            self._url = httpx.URL(base_url)
+            host = self._url.host
+        except (httpx.InvalidURL, UnicodeError) as reason:
+            raise ConfigError(
+                f"{_shortened(base_url)} is no address of a server ({_shortened(str(reason))}); correct it"
+            ) from None
+        self.host = f"{host}:{self._url.port}" if self._url.port else host
+        self._timeout_secs = timeout_secs
+        self._tls = truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        self._open = True
+        # Lines that have nothing to do, and when each is dropped.
+        self._idle: dict[_PooledClient, asyncio.TimerHandle] = {}
+        self._dropping: set[asyncio.Future[None]] = set()
+
+    def _new_line(self) -> _PooledClient:
+        client = httpx.AsyncClient(
+            verify=self._tls,
+            timeout=httpx.Timeout(self._timeout_secs, connect=CONNECT_SECS, pool=None),
+            limits=httpx.Limits(max_connections=1, keepalive_expiry=_KEEP_IDLE_SECS),
+            follow_redirects=False,
+            # A proxy named in the environment serves what lies beyond this machine.
+            trust_env=self._url.host not in ("localhost", "127.0.0.1", "::1"),
+        )
+        return _PooledClient(client)
+
+    @contextmanager
+    def _checkout(self) -> Iterator[_PooledClient]:
+        """A line for one request; kept for the next when all went well."""
+        if self._idle:
+            line, expiry = self._idle.popitem()
+            expiry.cancel()
+        else:
+            line = self._new_line()
+        sound = False
+        try:
+            yield line
+            sound = self._open
+        finally:
+            if sound:
+                loop = asyncio.get_running_loop()
+                self._idle[line] = loop.call_later(_KEEP_IDLE_SECS, self._expire, line)
+            else:
+                self._drop(line)
+
+    def _expire(self, line: _PooledClient) -> None:
+        del self._idle[line]
+        self._drop(line)
+
+    def _drop(self, line: _PooledClient) -> None:
+        """In a task of its own, since whoever ends a request may be cancelled once more."""
+        dropping = asyncio.ensure_future(line.close())
+        self._dropping.add(dropping)
+        dropping.add_done_callback(self._dropping.discard)
+
+    @asynccontextmanager
+    async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> AsyncIterator[httpx.Response]:
+        """The response to a request, its body still to be read with ``aiter_raw``.
+
+        Raises, also while the body is read: InvalidRequest when the far end refuses the request itself,
+        Unsupported when it does not implement it, else Unavailable.
+        """
+        headers = {"accept-encoding": "identity", **headers}
+        try:
+            with self._checkout() as line:
+                async with line.client.stream(
+                    "POST", url, content=body, headers=headers, extensions={"trace": line.trace}
+                ) as response:
+                    if response.status_code != 200:
+                        raise await self._refusal(response)
+                    yield response
+        except httpx.ConnectTimeout:
+            raise Unavailable(f"{self.host} did not take a connection within {CONNECT_SECS:g} s") from None
+        except httpx.ConnectError as error:
+            raise Unavailable(f"{self.host} cannot be reached: {_reason(error)}") from None
+        except httpx.TimeoutException:
+            raise Unavailable(f"{self.host} was silent for {self._timeout_secs:g} s") from None
+        except httpx.HTTPError as error:
+            what = type(error).__name__
+            raise Unavailable(f"{self.host} broke off the connection ({what})") from None
+
+    async def read(self, url: str, body: bytes, headers: Mapping[str, str], *, at_most: int) -> bytes:
+        """The whole body of the response, at most so long. Raises as :meth:`post`, and BackendInternal."""
+        async with self.post(url, body, headers) as response:
+            answer = bytearray()
+            async for chunk in response.aiter_raw():
+                answer += chunk
+                if len(answer) > at_most:
+                    raise BackendInternal(f"{self.host} sent more than {at_most} bytes")
+            return bytes(answer)
+
+    async def _refusal(self, response: httpx.Response) -> InferdError:
+        body = bytearray()
+        # The status says enough when the explanation does not come.
+        with anyio.move_on_after(_ERROR_BODY_SECS), suppress(httpx.HTTPError):
+            async for chunk in response.aiter_raw():
+                body += chunk
+                if len(body) > _MAX_ERROR_BYTES:
+                    break
+        return refusal(self.host, response.status_code, response.headers, bytes(body))
+
+    async def close(self) -> None:
+        self._open = False
+        while self._idle:
+            line, expiry = self._idle.popitem()
+            expiry.cancel()
+            self._drop(line)
+        if self._dropping:
+            await asyncio.wait(self._dropping)
+
+
+async def let_end(chunks: AsyncIterator[bytes]) -> None:
+    """Reads what follows the end of an answer, if it comes soon: only so can the connection serve again."""
+    with anyio.move_on_after(_ENDING_SECS):
+        async for _ in chunks:
+            pass
+
+
+def _reason(error: BaseException) -> str:
+    """What the system or the TLS library said at the root of a failure to connect."""
+    while root := error.__cause__ or error.__context__:
+        error = root
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted ({error.verify_message})"
+    if isinstance(error, ssl.SSLError):
+        return f"no TLS with it ({error.reason})"
+    if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno)
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
+
+
+def refusal(host: str, status: int, headers: Mapping[str, str], body: bytes) -> InferdError:
+    """The error for a response that is no answer; ``headers`` with lower-case names."""
+    name, text = _explanation(body)
+    name = name or _name_in(headers.get("x-amzn-errortype", ""))
+    if status == 501:
+        return Unsupported(f"{host} does not implement this kind of request")
+    if 400 <= status < 500 and status not in _NOT_THE_CLIENTS_FAULT:
+        reason = text or "it gave no reason; are the configured address and model right?"
+        return InvalidRequest(f"{host} refused the request with status {status}: {reason}")
+    why = f" ({name})" if name else ""
+    if 300 <= status < 400:
+        return Unavailable(
+            f"{host} redirects elsewhere (status {status}); configure the address that it redirects to"
+        )
+    if status in (401, 403):
+        return Unavailable(f"{host} does not accept the key: status {status}{why}; check the configured one")
+    wait = _retry_after_secs(headers.get("retry-after", ""))
+    when = "" if wait is None else f"; it asks to wait {wait} s"
+    return Unavailable(f"{host} answered with status {status}{why}{when}")
+
+
+def _explanation(body: bytes) -> tuple[str, str]:
+    """What :func:`fault_of` finds in the body of a response."""
+    try:
+        answer = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return "", ""
+    return fault_of(answer.get("error", answer)) if isinstance(answer, dict) else ("", "")
+
+
+def fault_of(error: Any) -> tuple[str, str]:
+    """The name of a fault, as ``rate_limit_exceeded``, and its description; each may be empty.
+
+    ``error`` is what a server says of it: a text, or an object in one of the usual forms.
+    """
+    if isinstance(error, str):
+        return "", _shortened(error)
+    if not isinstance(error, dict):
+        return "", ""
+    names = (error.get("code"), error.get("type"))
+    name = next((n for n in names if isinstance(n, str) and _FAULT_NAME.fullmatch(n)), "")
+    texts = (error.get("message"), error.get("detail"))
+    return name, next((_shortened(text) for text in texts if isinstance(text, str)), "")
+
+
+def _name_in(error_type: str) -> str:
+    """AWS names a fault in a header, and may add an address behind a colon."""
+    name = error_type.partition(":")[0]
+    return name if _FAULT_NAME.fullmatch(name) else ""
+
+
+def _shortened(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _MAX_ERROR_CHARS else line[:_MAX_ERROR_CHARS] + "…"
+
+
+def _retry_after_secs(value: str) -> int | None:
+    """Seconds, from a number of them or a date."""
+    if value.isascii() and value.isdigit():
+        return int(value[:9])
+    try:
+        date = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    if date.tzinfo is None:
+        return None
+    return max(0, round((date - datetime.now(timezone.utc)).total_seconds()))
+
+
+class RemoteStream(Stream):
+    """The events of ``source``, an answer as it is read from the far end.
+
+    ``source`` is an async generator that sends the request when it is first asked for an event; it is left,
+    and so its connection closed, when the stream is. It may be a few events ahead of who pulls, not more.
+    ``running`` holds this stream for as long as the reading goes on.
+    """
+
+    def __init__(self, source: AsyncGenerator[Event, None], running: set[RemoteStream]) -> None:
+        self._running = running
+        self._events: deque[Event] = deque()
+        self._news = asyncio.Event()
+        self._room = asyncio.Event()
+        self._reading = True
+        self._complete = self._cancelled = self._closed = self._leaving = False
+        self._failure: BaseException | None = None
+        self._began = time.monotonic()
+        self._first: float | None = None
+        self._last = 0.0
+        self._pieces = 0
+        running.add(self)
+        self._task = asyncio.ensure_future(self._read(source))
+        self._task.add_done_callback(self._end)
+
+    async def _read(self, source: AsyncGenerator[Event, None]) -> None:
+        async with aclosing(source):
+            async for event in source:
+                self._events.append(self._noted(event))
+                self._news.set()
+                if isinstance(event, Done):
+                    self._complete = True
+                    return
+                while len(self._events) >= _EVENTS_AHEAD:
+                    self._room.clear()
+                    await self._room.wait()
+
+    def _noted(self, event: Event) -> Event:
+        if isinstance(event, Done):
+            return self._measured(event)
+        self._pieces += 1
+        self._last = time.monotonic()
+        # A call comes when it is whole; with nothing before it there is no telling how fast it was made.
+        if self._first is None and not isinstance(event, ToolUse):
+            self._first = self._last
+        return event
+
+    def _measured(self, done: Done) -> Done:
+        first, last = self._first, self._last
+        if first is None:
+            first = last = time.monotonic()
+        ttft_ms, decode_ms = (first - self._began) * 1e3, (last - first) * 1e3
+        tokens = done.usage.completion_tokens
+        rate = (tokens - 1) / decode_ms * 1e3 if tokens > 1 and decode_ms > 0 else 0.0
+        timings = Timings(ttft_ms, decode_ms, ttft_ms, rate)
+        return Done(done.stop_reason, done.usage, timings, tool_missing=done.tool_missing)
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(self)
+        self._reading = False
+        if not task.cancelled():
+            self._failure = task.exception()
+        elif self._cancelled and not (self._complete or self._closed):
+            # The far end counts tokens only at the end; until then each piece is taken for one.
+            self._events.append(self._measured(Done("cancelled", Usage(0, self._pieces))))
+        self._news.set()
+
+    async def __anext__(self) -> Event:
+        while not self._events:
+            if not self._reading or self._closed:
+                failure, self._failure = self._failure, None
+                raise failure or StopAsyncIteration
+            self._news.clear()
+            await self._news.wait()
+        self._room.set()
+        return self._events.popleft()
+
+    def cancel(self) -> None:
+        if self._reading:
+            self._cancelled = True
+            self._leave()
+
+    def close(self) -> None:
+        self._closed = True
+        self._events.clear()
+        self._news.set()
+        self._leave()
+
+    def _leave(self) -> None:
+        """Once is enough: again would disturb the leaving."""
+        if not self._leaving:
+            self._leaving = True
+            self._task.cancel()
+
+    async def closed(self) -> None:
+        """Closes the stream and returns when nothing of it is left."""
+        self.close()
+        await asyncio.wait((self._task,))

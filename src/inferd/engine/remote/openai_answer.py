@@ -1,0 +1,189 @@
+"""An answer of OpenAI's chat completions, put together from the pieces that a server streams.
+
+Tool calls come in pieces, too: they are gathered and told whole, once the server has said how the answer
+ended. A server that counts no tokens has each piece of text taken for one.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import orjson
+
+from inferd.engine.backend import Done, Event, StopReason, Text, Thinking, ToolCall, ToolUse, Usage
+from inferd.engine.remote.http import Count, fault_of, refusal
+from inferd.errors import InferdError, ToolCallMalformed, Unavailable
+
+_STOP_REASONS: dict[str, StopReason] = {
+    "stop": "end",
+    "length": "length",
+    "tool_calls": "tool_use",
+    "function_call": "tool_use",
+    "content_filter": "error",
+}
+
+
+class _Function(msgspec.Struct):
+    name: str | None = None
+    arguments: str | dict[str, Any] | None = None
+
+
+class _CallPiece(msgspec.Struct):
+    index: int | None = None
+    id: str | None = None
+    function: _Function | None = None
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[_CallPiece] | None = None
+
+
+class _Choice(msgspec.Struct):
+    index: int = 0
+    delta: _Delta | None = None
+    finish_reason: str | None = None
+
+
+class _Details(msgspec.Struct):
+    cached_tokens: Count | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: Count | None = None
+    completion_tokens: Count | None = None
+    prompt_tokens_details: _Details | None = None
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_Choice] | None = None
+    usage: _Usage | None = None
+    error: Any = None
+
+
+_decoder = msgspec.json.Decoder(_Chunk)
+
+
+class _Call:
+    """A tool call as far as it has come."""
+
+    def __init__(self, call_id: str) -> None:
+        self.id = call_id
+        self.name = ""
+        self.arguments = ""
+
+
+class Answer:
+    """Takes the pieces of ``host``'s answer to a request that has to call a tool if ``tool_required``."""
+
+    def __init__(self, host: str, *, tool_required: bool) -> None:
+        self._host = host
+        self._tool_required = tool_required
+        self._finish: str | None = None
+        self._usage: _Usage | None = None
+        self._calls: list[_Call] = []
+        self._at_index: dict[int, _Call] = {}
+        self._pieces = 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether the server has said how the answer ended; the token counts may still follow."""
+        return self._finish is not None
+
+    def feed(self, data: str) -> Iterator[Event]:
+        """The events of one piece.
+
+        Raises the error that the piece tells of, and one of UNREADABLE for what is no piece of an answer.
+        """
+        chunk = _decoder.decode(data)
+        if chunk.error is not None:
+            raise self._failure(chunk.error)
+        self._usage = chunk.usage or self._usage
+        for choice in chunk.choices or ():
+            if choice.index == 0:
+                yield from self._take(choice)
+
+    def _failure(self, error: Any) -> InferdError:
+        status = error.get("code") if isinstance(error, dict) else None
+        if isinstance(status, int) and 400 <= status < 600:
+            said = {key: value for key, value in error.items() if isinstance(value, str)}
+            return refusal(self._host, status, {}, orjson.dumps({"error": said}))
+        name, _ = fault_of(error)
+        return Unavailable(f"{self._host} broke off its answer{f' ({name})' if name else ''}")
+
+    def _take(self, choice: _Choice) -> Iterator[Event]:
+        delta = choice.delta or _Delta()
+        thought = delta.reasoning_content or delta.reasoning
+        if thought:
+            self._pieces += 1
+            yield Thinking(thought)
+        if delta.content:
+            self._pieces += 1
+            yield Text(delta.content)
+        for piece in delta.tool_calls or ():
+            self._gather(piece)
+        self._finish = choice.finish_reason or self._finish
+
+    def _gather(self, piece: _CallPiece) -> None:
+        function = piece.function or _Function()
+        index = piece.index
+        if index is None:  # some servers send each call whole, and leave the index out
+            index = len(self._calls) - (0 if piece.id or function.name or not self._calls else 1)
+        call = self._at_index.get(index)
+        if call is None or (piece.id and call.id and piece.id != call.id):
+            call = self._at_index[index] = _Call(piece.id or "")
+            self._calls.append(call)
+        call.id = call.id or piece.id or ""
+        call.name = call.name or function.name or ""
+        if isinstance(function.arguments, dict):
+            call.arguments = orjson.dumps(function.arguments).decode()
+        else:
+            call.arguments += function.arguments or ""
+
+    def end(self) -> Iterator[Event]:
+        """What is left to tell when the stream has ended; nothing when the answer has not.
+
+        Raises ToolCallMalformed.
+        """
+        if self._finish is None:
+            return
+        reason = _STOP_REASONS.get(self._finish, "end")
+        called = False
+        for call in self._calls:
+            whole = _whole(call)
+            if whole is not None:
+                called = True
+                yield ToolUse(whole)
+            elif reason != "length":
+                raise ToolCallMalformed(
+                    f"{self._host} sent a tool call that cannot be read; ask again, or lower the temperature"
+                )
+        if called and reason == "end":
+            reason = "tool_use"
+        elif reason == "tool_use" and not called:
+            reason = "end"
+        yield Done(reason, self._counted(), tool_missing=self._tool_required and not called)
+
+    def _counted(self) -> Usage:
+        usage = self._usage
+        if usage is None:
+            return Usage(0, self._pieces)
+        details = usage.prompt_tokens_details or _Details()
+        return Usage(usage.prompt_tokens or 0, usage.completion_tokens or 0, details.cached_tokens or 0)
+
+
+def _whole(call: _Call) -> ToolCall | None:
+    """The call, if it is complete."""
+    arguments = call.arguments.strip() or "{}"
+    try:
+        is_object = isinstance(orjson.loads(arguments), dict)
+    except orjson.JSONDecodeError:
+        return None
+    if not is_object or not call.name:
+        return None
+    return ToolCall(call.id or f"tc-{secrets.token_hex(4)}", call.name, arguments)

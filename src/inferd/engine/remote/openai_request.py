@@ -1,0 +1,101 @@
+"""A request as OpenAI's chat completions take it.
+
+What the request does not say is left out. ``top_k``, ``min_p``, ``repeat_penalty``, ``grammar`` and the
+switch for thinking are not OpenAI's own but widely known; a server that does not know them says so.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from inferd.engine.backend import GenerateRequest, Media, Message, Tool
+from inferd.engine.remote.pictures import as_base64
+
+# The v1 surface promises an end to answers for which nothing is asked.
+_TEXT_MAX_TOKENS = 1000
+
+
+def chat(model: str, request: GenerateRequest) -> bytes:
+    """The body of the request to the server."""
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": [_message(message) for message in request.messages],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    max_tokens = request.max_tokens
+    if max_tokens is None and not request.typed:
+        max_tokens = _TEXT_MAX_TOKENS
+    given = {
+        "max_tokens": max_tokens,
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "top_k": request.top_k,
+        "seed": request.seed,
+        "min_p": request.min_p or None,
+        "repeat_penalty": None if request.repeat_penalty == 1.0 else request.repeat_penalty,
+        "presence_penalty": request.presence_penalty or None,
+        "frequency_penalty": request.frequency_penalty or None,
+        "stop": list(request.stop) or None,
+        "grammar": request.grammar or None,
+    }
+    body.update((key, value) for key, value in given.items() if value is not None)
+    if request.json_schema:
+        body["response_format"] = _format(request.json_schema)
+    if request.typed and request.thinking is not None:
+        body["chat_template_kwargs"] = {"enable_thinking": request.thinking}
+    if request.tools:
+        _add_tools(body, request)
+    return orjson.dumps(body)
+
+
+def _format(schema: str) -> dict[str, Any]:
+    if orjson.loads(schema) == {"type": "object"}:
+        return {"type": "json_object"}
+    named = {"name": "answer", "schema": orjson.Fragment(schema), "strict": True}
+    return {"type": "json_schema", "json_schema": named}
+
+
+def _add_tools(body: dict[str, Any], request: GenerateRequest) -> None:
+    tools, choice = request.tools, request.tool_choice
+    if request.tool_name:
+        # Not every server obeys a choice by name, but with a single tool every one knows which is required.
+        tools, choice = tuple(tool for tool in tools if tool.name == request.tool_name), "required"
+    body["tools"] = [_tool(tool) for tool in tools]
+    body["tool_choice"] = choice
+
+
+def _tool(tool: Tool) -> dict[str, Any]:
+    parameters = orjson.Fragment(tool.schema)
+    function = {"name": tool.name, "description": tool.description, "parameters": parameters}
+    return {"type": "function", "function": function}
+
+
+def _message(message: Message) -> dict[str, Any]:
+    out: dict[str, Any] = {"role": message.role, "content": _content(message.content)}
+    if message.thinking:
+        out["reasoning_content"] = message.thinking
+    if message.tool_call_id:
+        out["tool_call_id"] = message.tool_call_id
+    if message.tool_calls:
+        out["content"] = out["content"] or None
+        out["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in message.tool_calls
+        ]
+    return out
+
+
+def _content(content: str | tuple[str | Media, ...]) -> str | list[dict[str, Any]]:
+    if isinstance(content, str):
+        return content
+    return [_part(part) for part in content]
+
+
+def _part(part: str | Media) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    mime, data = as_base64(part)
+    return {"type": "image_url", "image_url": {"url": f"data:{mime};base64,{data}"}}

@@ -1,0 +1,1 @@
+"""Metrics, the snapshot of running and queued requests, and how both are published."""

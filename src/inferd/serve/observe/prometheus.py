@@ -1,0 +1,239 @@
+"""The metrics for Prometheus: the families, and the few words of HTTP that a scrape takes.
+
+Loaded only when metrics are asked for. A scraper gets ``GET /metrics``, one answer a connection; who sends
+something else, or nothing, costs a place among few for a few seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from inferd import __version__
+from inferd.serve.observe.metrics import BackendMetrics, Histogram, Metrics, SurfaceMetrics
+from inferd.serve.observe.snapshot import Snapshot
+from inferd.serve.peer import Peer
+
+MAX_CONNECTIONS = 16
+MAX_HEAD_BYTES = 8192
+TIMEOUT_SECS = 5.0
+
+Sample = tuple[tuple[str, ...], float]
+
+
+class Exporter:
+    """Serves the metrics on the connections of a listener."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(InferdCollector(snapshot))
+        ProcessCollector(registry=self._registry)
+        self._encode, self._content_type = choose_encoder("")
+
+    async def serve(self, sock: socket.socket, peer: Peer, number: int) -> None:
+        """One scrape; closes ``sock``."""
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(limit=MAX_HEAD_BYTES)
+        protocol = asyncio.StreamReaderProtocol(reader)
+        transport, _ = await loop.connect_accepted_socket(lambda: protocol, sock)
+        writer = asyncio.StreamWriter(transport, protocol, reader, loop)
+        alarm = loop.call_later(TIMEOUT_SECS, transport.abort)
+        try:
+            writer.write(await self._answer(await reader.readuntil(b"\r\n\r\n")))
+            writer.close()
+            await writer.wait_closed()
+        except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, OSError):
+            pass  # nobody who scrapes
+        finally:
+            alarm.cancel()
+            transport.abort()
+
+    async def _answer(self, head: bytes) -> bytes:
+        """The whole HTTP response to the head of a request."""
+        method, _, rest = head.partition(b" ")
+        path = rest.partition(b" ")[0].partition(b"?")[0]
+        status, body = "200 OK", b""
+        if path != b"/metrics":
+            status, body = "404 Not Found", b"the metrics are at /metrics\n"
+        elif method not in (b"GET", b"HEAD"):
+            status, body = "405 Method Not Allowed", b"GET it\n"
+        else:
+            body = await self._metrics()
+        content_type = self._content_type if status.startswith("200") else "text/plain"
+        lines = (
+            f"HTTP/1.1 {status}",
+            f"Content-Type: {content_type}",
+            f"Content-Length: {len(body)}",
+            "Connection: close",
+            "\r\n",
+        )
+        return "\r\n".join(lines).encode() + (b"" if method == b"HEAD" else body)
+
+    async def _metrics(self) -> bytes:
+        """All families, one after the other: a scrape must not keep the answers waiting for long."""
+        parts = []
+        for family in self._registry.collect():
+            parts.append(self._encode(_Only(family)))
+            await asyncio.sleep(0)
+        return b"".join(parts)
+
+
+class _Only(Collector):
+    def __init__(self, family: Metric) -> None:
+        self._family = family
+
+    def collect(self) -> Iterable[Metric]:
+        return (self._family,)
+
+
+class InferdCollector(Collector):
+    """Makes the families from the plain numbers, anew for each scrape."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+
+    def collect(self) -> Iterator[Metric]:
+        snapshot = self._snapshot
+        yield _gauge("inferd_info", "The version of the daemon.", ("version",), [((__version__,), 1)])
+        yield _gauge("inferd_uptime_seconds", "Since the daemon began.", (), [((), snapshot.uptime_secs)])
+        admission = snapshot.admission
+        for name, text, value in (
+            ("inferd_requests_running", "Requests that run.", admission.running),
+            ("inferd_requests_waiting", "Requests that wait for a place.", admission.waiting),
+            ("inferd_active_permits", "How many requests may run.", admission.active_permits),
+            ("inferd_queue_depth", "How many requests may wait.", admission.queue_depth),
+        ):
+            yield _gauge(name, text, (), [((), value)])
+        yield from _of_surfaces(snapshot.metrics)
+        yield from _of_backends(snapshot.metrics)
+        yield from _of_entries(snapshot.backends())
+
+
+def _of_surfaces(metrics: Metrics) -> Iterator[Metric]:
+    surfaces = list(metrics.surfaces.items())
+
+    def each(value: Callable[[SurfaceMetrics], float]) -> list[Sample]:
+        return [((name,), value(metrics)) for name, metrics in surfaces]
+
+    def each_of(counts: Callable[[SurfaceMetrics], Mapping[str, int]]) -> list[Sample]:
+        return [
+            ((name, label), count) for name, metrics in surfaces for label, count in counts(metrics).items()
+        ]
+
+    yield _gauge(
+        "inferd_connections_open", "Open connections.", ("surface",), each(lambda s: s.connections_open)
+    )
+    yield _counter("inferd_connections", "Connections accepted.", ("surface",), each(lambda s: s.connections))
+    yield _counter(
+        "inferd_requests_done", "Requests answered to their end.", ("surface",), each(lambda s: s.done)
+    )
+    yield _counter(
+        "inferd_errors", "Error frames sent, by code.", ("surface", "code"), each_of(lambda s: s.errors)
+    )
+    yield _counter(
+        "inferd_cancels",
+        "Requests ended early: the client left, the deadline passed, or the daemon stopped.",
+        ("surface", "reason"),
+        each_of(lambda s: s.cancels),
+    )
+    yield _histogram(
+        "inferd_queue_wait_seconds",
+        "From the arrival of a request to its place.",
+        "surface",
+        ((name, metrics.queue_wait) for name, metrics in surfaces),
+    )
+
+
+def _of_backends(metrics: Metrics) -> Iterator[Metric]:
+    backends = list(metrics.backends.items())
+
+    def each(value: Callable[[BackendMetrics], float]) -> list[Sample]:
+        return [((name,), value(metrics)) for name, metrics in backends]
+
+    def each_of(counts: Callable[[BackendMetrics], Mapping[str, int]]) -> list[Sample]:
+        return [
+            ((name, label), count) for name, metrics in backends for label, count in counts(metrics).items()
+        ]
+
+    label = ("backend",)
+    yield _counter("inferd_prompt_tokens", "Tokens of prompts.", label, each(lambda b: b.prompt_tokens))
+    yield _counter(
+        "inferd_completion_tokens", "Tokens of answers.", label, each(lambda b: b.completion_tokens)
+    )
+    yield _counter(
+        "inferd_cached_tokens",
+        "Tokens of prompts that did not have to be computed.",
+        label,
+        each(lambda b: b.cached_tokens),
+    )
+    yield _counter(
+        "inferd_backend_errors",
+        "Requests that the backend failed, by code.",
+        ("backend", "code"),
+        each_of(lambda b: b.errors),
+    )
+    yield _counter(
+        "inferd_breaker_changes",
+        "How often the breaker came to a state.",
+        ("backend", "state"),
+        each_of(lambda b: b.breaker),
+    )
+    histograms: tuple[tuple[str, str, Callable[[BackendMetrics], Histogram]], ...] = (
+        (
+            "inferd_time_to_first_token_seconds",
+            "From the arrival of a request to the first piece of its answer.",
+            lambda b: b.ttft,
+        ),
+        ("inferd_inter_token_seconds", "From piece to piece of an answer.", lambda b: b.inter_token),
+        ("inferd_prefill_tokens_per_second", "How fast prompts are computed.", lambda b: b.prefill),
+        ("inferd_decode_tokens_per_second", "How fast answers are made.", lambda b: b.decode),
+    )
+    for name, text, of in histograms:
+        yield _histogram(name, text, "backend", ((key, of(metrics)) for key, metrics in backends))
+
+
+def _of_entries(backends: list[dict[str, object]]) -> Iterator[Metric]:
+    up: list[Sample] = [((str(row["name"]),), float(row["ready"] is True)) for row in backends]
+    yield _gauge("inferd_backend_ready", "Whether the backend would serve now.", ("backend",), up)
+    states: list[Sample] = [
+        ((str(row["name"]), state), float(row["breaker"] == state))
+        for row in backends
+        for state in ("closed", "half-open", "open")
+    ]
+    yield _gauge("inferd_breaker_state", "1 for the state of the breaker.", ("backend", "state"), states)
+
+
+def _gauge(name: str, text: str, labels: tuple[str, ...], samples: Iterable[Sample]) -> Metric:
+    family = GaugeMetricFamily(name, text, labels=labels)
+    for key, value in samples:
+        family.add_metric(key, value)
+    return family
+
+
+def _counter(name: str, text: str, labels: tuple[str, ...], samples: Iterable[Sample]) -> Metric:
+    family = CounterMetricFamily(name, text, labels=labels)
+    for key, value in samples:
+        family.add_metric(key, value)
+    return family
+
+
+def _histogram(name: str, text: str, label: str, histograms: Iterable[tuple[str, Histogram]]) -> Metric:
+    family = HistogramMetricFamily(name, text, labels=(label,))
+    for key, histogram in histograms:
+        bounds = (*map(str, histogram.bounds), "+Inf")
+        family.add_metric(
+            (key,), [*zip(bounds, itertools.accumulate(histogram.counts), strict=True)], histogram.total
+        )
+    return family

@@ -1,0 +1,65 @@
+"""The daemon at one moment, for whoever asks on the admin socket or scrapes the metrics."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any, cast
+
+from inferd import __version__
+from inferd.serve.admission import Admission
+from inferd.serve.observe.metrics import Metrics
+from inferd.serve.router import Router
+from inferd.serve.surface import RequestContext
+
+
+class Snapshot:
+    """Looks at the parts that know."""
+
+    def __init__(self, admission: Admission, router: Router, metrics: Metrics) -> None:
+        self.admission = admission
+        self.router = router
+        self.metrics = metrics
+        self._began = time.monotonic()
+
+    @property
+    def uptime_secs(self) -> float:
+        return time.monotonic() - self._began
+
+    def snapshot(self) -> dict[str, object]:
+        """The details of a ``snapshot`` frame; requests in the order of their age or of their turn."""
+        admission = self.admission
+        running = sorted(_contexts(admission.running_requests()), key=lambda context: context.arrived)
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "uptime_secs": round(self.uptime_secs, 3),
+            "active_permits": admission.active_permits,
+            "queue_depth": admission.queue_depth,
+            "running": [context.row(None) for context in running],
+            "waiting": [
+                context.row(position)
+                for position, context in enumerate(_contexts([*admission.queued_requests()]), start=1)
+            ],
+            "backends": self.backends(),
+            "metrics": self.metrics.summary(),
+        }
+
+    def backends(self) -> list[dict[str, object]]:
+        """The backends in order of priority, and what may keep each from serving."""
+        return [
+            {
+                "name": member.backend.name,
+                "kind": member.backend.kind,
+                "model": member.backend.model,
+                "ready": member.backend.ready(),
+                "breaker": member.breaker.state,
+                "running": member.running,
+            }
+            for member in self.router.members
+        ]
+
+
+def _contexts(holders: list[object]) -> list[RequestContext[Any]]:
+    """Sessions give their turn to the queue to be known by."""
+    return cast("list[RequestContext[Any]]", holders)

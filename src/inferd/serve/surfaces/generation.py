@@ -1,0 +1,151 @@
+"""Answers that come bit by bit: the events of a backend's stream, each written as it comes.
+
+What the surfaces differ in, the form of their frames, is a :class:`Writer`. Frames that a backend made
+itself, from the writer's template, pass through untouched.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Protocol
+
+from inferd.engine.backend import (
+    Backend,
+    Done,
+    Frames,
+    FrameTemplate,
+    GenerateRequest,
+    Message,
+    Text,
+    Thinking,
+    ToolUse,
+    Usage,
+)
+from inferd.errors import Unavailable
+from inferd.serve.observe.metrics import BackendMetrics
+from inferd.serve.surface import R, RequestContext, Surface
+from inferd.wire import sampling
+
+
+class Writer(Protocol):
+    """The frames of one answer; ``template`` is for text, ``None`` if the client wants no deltas."""
+
+    template: FrameTemplate | None
+
+    def event(self, event: Text | Thinking | ToolUse) -> bytes:
+        """What is to be sent now for a part of the answer; may be nothing."""
+
+    def end(self, done: Done, backend: Backend, timings: dict[str, float] | None) -> bytes:
+        """What is still to be sent, ``done`` last; ``timings`` in milliseconds."""
+
+
+class Generation(Surface[R]):
+    """A surface of generated answers."""
+
+    @abstractmethod
+    def writer(self, request: R) -> Writer: ...
+
+    @abstractmethod
+    def engine_request(self, request: R, template: FrameTemplate | None) -> GenerateRequest: ...
+
+    async def answer(
+        self, context: RequestContext[R], backend: Backend, metrics: BackendMetrics
+    ) -> dict[str, object]:
+        writer = self.writer(context.request)
+        if context.interruption is not None:
+            done = Done("cancelled", Usage(0, 0))
+        else:
+            done = await self._stream(context, backend, writer, metrics)
+            _count(done, metrics)
+        timings = _timings(context, done)
+        context.conn.write(writer.end(done, backend, timings))
+        return {
+            "stop_reason": done.stop_reason,
+            "prompt_tokens": done.usage.prompt_tokens,
+            "completion_tokens": done.usage.completion_tokens,
+            "cached_tokens": done.usage.cached_tokens,
+            "ttft_ms": None if timings is None else timings["ttft_ms"],
+        }
+
+    async def _stream(
+        self, context: RequestContext[R], backend: Backend, writer: Writer, metrics: BackendMetrics
+    ) -> Done:
+        """Writes what comes; returns the end of the stream."""
+        conn = context.conn
+        stream = await backend.generate(self.engine_request(context.request, writer.template))
+        clock = time.monotonic
+        last = 0.0
+        try:
+            context.on_interrupt(stream.cancel)
+            async for event in stream:
+                if isinstance(event, Done):
+                    return event
+                now = clock()
+                if context.tokens:
+                    metrics.inter_token.observe(now - last)
+                else:
+                    context.streaming = True
+                    metrics.ttft.observe(now - context.arrived)
+                last = now
+                if isinstance(event, Frames):
+                    context.tokens += event.data.count(b"\n")
+                    conn.write(event.data)
+                else:
+                    context.tokens += 1
+                    if data := writer.event(event):
+                        conn.write(data)
+                if conn.blocked:
+                    await conn.writable()
+                    last = clock()
+        finally:
+            stream.close()
+        context.streaming = True
+        raise Unavailable("backend ended stream without terminal frame")
+
+
+def _count(done: Done, metrics: BackendMetrics) -> None:
+    usage, timings = done.usage, done.timings
+    metrics.prompt_tokens += usage.prompt_tokens
+    metrics.completion_tokens += usage.completion_tokens
+    metrics.cached_tokens += usage.cached_tokens
+    if timings is not None:
+        computed = usage.prompt_tokens - usage.cached_tokens
+        # A prompt that was given up within says nothing of its speed.
+        if computed > 0 and timings.prefill_ms > 0 and usage.completion_tokens:
+            metrics.prefill.observe(computed / timings.prefill_ms * 1e3)
+        if timings.tokens_per_second > 0:
+            metrics.decode.observe(timings.tokens_per_second)
+
+
+def _timings(context: RequestContext[R], done: Done) -> dict[str, float] | None:
+    """What the client is told, in milliseconds; ``None`` from a backend that measures nothing."""
+    if done.timings is None:
+        return None
+    times = {name: round(value, 3) for name, value in dataclasses.asdict(done.timings).items()}
+    return {"queue_ms": round(context.queue_ms, 3), **times}
+
+
+def generate_request(
+    request: sampling.Sampling, messages: Sequence[Message], template: FrameTemplate | None
+) -> GenerateRequest:
+    """A valid request as the backends take it."""
+    return GenerateRequest(
+        messages=tuple(messages),
+        max_tokens=request.max_tokens,
+        temperature=request.temperature,
+        top_p=request.top_p,
+        top_k=request.top_k,
+        min_p=request.min_p or 0.0,
+        repeat_penalty=1.0 if request.repeat_penalty is None else request.repeat_penalty,
+        presence_penalty=request.presence_penalty or 0.0,
+        frequency_penalty=request.frequency_penalty or 0.0,
+        seed=request.seed,
+        stop=tuple(request.stop or ()),
+        grammar=request.grammar,
+        json_schema=bytes(request.json_schema).decode(),
+        session=request.session or "",
+        frame=template,
+    )

@@ -1,0 +1,61 @@
+"""The v1 surface: text in, text out."""
+
+from __future__ import annotations
+
+from inferd.engine.backend import (
+    Backend,
+    Done,
+    FrameTemplate,
+    GenerateRequest,
+    Message,
+    Text,
+    Thinking,
+    ToolUse,
+)
+from inferd.fastpath import token_frame
+from inferd.serve import router
+from inferd.serve.surfaces.generation import Generation, generate_request
+from inferd.wire import v1
+
+
+class _Writer:
+    def __init__(self, request: v1.Request) -> None:
+        wants_tokens = request.stream is not False
+        self.template = FrameTemplate(v1.token_prefix(request.id), v1.TOKEN_SUFFIX) if wants_tokens else None
+        self._id = request.id
+        self._texts: list[str] = []
+
+    def event(self, event: Text | Thinking | ToolUse) -> bytes:
+        if not isinstance(event, Text):
+            return b""
+        self._texts.append(event.text)
+        if self.template is None:
+            return b""
+        return token_frame(self.template.prefix, event.text, self.template.suffix)
+
+    def end(self, done: Done, backend: Backend, timings: dict[str, float] | None) -> bytes:
+        return v1.encode_done(
+            self._id,
+            "".join(self._texts) if done.content is None else done.content,
+            prompt_tokens=done.usage.prompt_tokens,
+            completion_tokens=done.usage.completion_tokens,
+            cached_tokens=done.usage.cached_tokens,
+            stop_reason="end" if done.stop_reason == "stop" else done.stop_reason,
+            backend=backend.kind,
+            model=backend.model,
+            timings=timings,
+        )
+
+
+class TextSurface(Generation[v1.Request]):
+    name = v1.name
+    parse = staticmethod(v1.parse)
+    validate = staticmethod(v1.validate)
+    writer = _Writer
+
+    def needs(self, request: v1.Request) -> frozenset[str]:
+        return router.TEXT
+
+    def engine_request(self, request: v1.Request, template: FrameTemplate | None) -> GenerateRequest:
+        messages = [Message(message.role, message.content) for message in request.messages]
+        return generate_request(request, messages, template)
