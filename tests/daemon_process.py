@@ -29,10 +29,10 @@ from inferd.config import sources
 from inferd.config.entries import BackendEntry
 from inferd.config.settings import Settings
 from inferd.daemon import daemon
-from inferd.daemon.build import Progress
 from inferd.engine.backend import Capabilities, Thinking, ToolCall, ToolUse
 from inferd.engine.mock import Mock
 from inferd.errors import BootCancelled, InferdError, ModelError
+from inferd.progress import Progress
 
 PATIENCE_SECS = 30.0
 

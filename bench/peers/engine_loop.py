@@ -18,6 +18,7 @@ import uvloop
 
 from inferd.engine.backend import Done, Frames, FrameTemplate, GenerateRequest, Message
 from inferd.engine.local.llamacpp import LlamaCpp, LlamaCppConfig
+from inferd.sampling import SamplingParams
 
 FRAME = FrameTemplate(b'{"type":"token","id":"b","content":"', b'"}\n')
 
@@ -27,9 +28,7 @@ async def answer(backend: LlamaCpp, line: str) -> str:
     request = GenerateRequest(
         messages=tuple(Message(message["role"], message["content"]) for message in asked["messages"]),
         max_tokens=asked["n_predict"],
-        temperature=0.0,
-        top_p=1.0,
-        top_k=0,
+        sampling=SamplingParams(temperature=0.0, top_p=1.0, top_k=0),
         frame=FRAME,
     )
     times: list[float] = []

@@ -10,7 +10,6 @@ import pytest
 from inferd.engine.backend import (
     Done,
     Event,
-    GenerateRequest,
     Message,
     Text,
     Thinking,
@@ -22,13 +21,14 @@ from inferd.engine.backend import (
 from inferd.engine.remote.anthropic_answer import Answer
 from inferd.errors import BackendInternal, InferdError, InvalidRequest, ToolCallMalformed, Unavailable
 from tests.bedrock_server import answer, end
+from tests.requests import generate_request
 
 HI = Message("user", "hi")
 WEATHER = Tool("weather", "The weather.", '{"type":"object","properties":{"at":{"type":"string"}}}')
 
 
 def read(*events: dict[str, Any] | bytes, **request: Any) -> list[Event]:
-    reading = Answer(GenerateRequest(messages=(HI,), **request))
+    reading = Answer(generate_request(messages=(HI,), **request))
     return [
         got
         for event in events

@@ -10,16 +10,17 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from inferd.engine.backend import GenerateRequest, Media, Message, Tool, ToolCall
+from inferd.engine.backend import Media, Message, Tool, ToolCall
 from inferd.engine.remote.anthropic_request import request_body
 from inferd.errors import AttachmentUnsupported, InvalidRequest
+from tests.requests import generate_request
 
 HI = Message("user", "hi")
 WEATHER = Tool("weather", "The weather.", '{"type":"object","properties":{"at":{"type":"string"}}}')
 
 
 def body(*messages: Message, **more: Any) -> dict[str, Any]:
-    request = GenerateRequest(messages=messages or (HI,), **more)
+    request = generate_request(messages=messages or (HI,), **more)
     said: dict[str, Any] = json.loads(request_body(request))
     return said
 

@@ -13,9 +13,10 @@ import pytest
 from inferd.config.entries import BackendEntry, LlamaCppEntry, MockEntry
 from inferd.config.settings import Settings
 from inferd.daemon.backends import Backends
-from inferd.daemon.build import Progress, build_key
+from inferd.daemon.build import build_key
 from inferd.engine.mock import Mock
 from inferd.errors import BootCancelled, ModelError
+from inferd.progress import Progress
 from inferd.serve.router import Router
 
 

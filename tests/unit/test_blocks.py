@@ -23,6 +23,7 @@ from inferd.engine.backend import (
 from inferd.engine.mock import Mock
 from inferd.serve.surfaces.v2 import BlockSurface, Writer, conversation
 from inferd.wire import v2, v2_rules
+from tests.requests import generate_request
 
 TEXT = {"type": "text", "text": "hi"}
 
@@ -60,7 +61,7 @@ def test_every_field_arrives() -> None:
         ),
         template,
     )  # fmt: skip
-    assert got == GenerateRequest(
+    assert got == generate_request(
         messages=(Message("user", "hi"),), max_tokens=7, temperature=0.5, top_p=0.5, top_k=5, min_p=0.25,
         repeat_penalty=1.25, presence_penalty=-1.0, frequency_penalty=2.0, seed=9, stop=("x",), session="s",
         frame=template, typed=True, thinking=False, tools=(Tool("f", "does f", '{"type": "object"}'),),

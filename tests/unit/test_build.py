@@ -11,10 +11,11 @@ import pytest
 
 from inferd.config.entries import LlamaCppEntry, ModelSpec
 from inferd.config.settings import Settings
-from inferd.daemon.build import Progress, build_backend, build_key
+from inferd.daemon.build import build_backend, build_key
 from inferd.engine.backend import Backend
 from inferd.engine.local import _llama
 from inferd.errors import HashMismatch, ModelError
+from inferd.progress import Progress
 from inferd.store.models import ModelStore
 from tests.demo_model import demo_model
 from tests.tiny_projector import write_vision_projector

@@ -34,6 +34,7 @@ from inferd.engine.local import _llama, generic_tools
 from inferd.engine.local.conversation import Family, Reader, prepare
 from inferd.engine.local.typed_stream import TypedStream
 from inferd.errors import InvalidRequest, ToolCallMalformed
+from tests.requests import generate_request
 from tests.unit.test_llamacpp import backend, load_model
 
 TEMPLATES = Path(__file__).parents[2] / "vendor/llama.cpp/models/templates"
@@ -89,7 +90,7 @@ def templates(model: _llama.Model, family: str) -> Family:
 def request(*messages: Message, **options: Any) -> GenerateRequest:
     sampling = {"max_tokens": 120, "temperature": 0.0, "top_p": 0.95, "top_k": 64, "typed": True}
     turns = messages or (Message("user", "What is the weather in Paris?"),)
-    return GenerateRequest(messages=turns, **{**sampling, **options})
+    return generate_request(messages=turns, **{**sampling, **options})
 
 
 def read(reader: Reader, pieces: Sequence[str]) -> list[Event]:

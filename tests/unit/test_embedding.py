@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -19,13 +19,13 @@ from inferd.engine.local import _llama
 from inferd.engine.local.embedding import EmbeddingModel
 from inferd.engine.local.llamacpp import LlamaCppConfig
 from inferd.errors import BackendInternal, BootCancelled, InvalidRequest, ModelError, NotReady, Unavailable
+from inferd.progress import Progress
 from tests import minilm
 from tests.demo_model import demo_model
 from tests.in_process import until
 from tests.tiny_bert import CLS, CONTEXT, SEP, WIDTH, write_bert
 
 Floats = npt.NDArray[np.float32]
-Progress = Callable[[str, dict[str, object]], None]
 
 TEXTS = (
     "Cats are small mammals that purr.",

@@ -22,7 +22,7 @@ FILES = sorted(file for file in SOURCE.rglob("*") if file.suffix in PYTHON | CYT
 
 GROUND = {"errors", "log", "private"}
 FAST = {"fastpath", "_fastpath", "_purepath", "_json", "_floats"}
-BELOW_WIRE = GROUND | FAST | {"config"}
+BELOW_WIRE = GROUND | FAST | {"config", "sampling", "progress"}
 BELOW_SERVE = BELOW_WIRE | {"wire", "engine", "store"}
 BELOW_CLI = BELOW_SERVE | {"serve", "daemon", "client"}
 
@@ -31,6 +31,8 @@ ALLOWED: dict[str, set[str]] = {
     "redaction": set(),
     "private": set(),
     "log": {"errors", "private", "redaction"},
+    "sampling": set(),
+    "progress": set(),
     "config": GROUND,
     **dict.fromkeys(FAST, GROUND | FAST),
     "wire": BELOW_WIRE,

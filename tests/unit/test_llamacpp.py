@@ -23,6 +23,7 @@ from inferd.engine.local import _llama
 from inferd.engine.local.llamacpp import LlamaCpp, LlamaCppConfig
 from inferd.errors import BootCancelled, InvalidRequest, ModelError, NotReady, Unavailable
 from tests.demo_model import demo_model
+from tests.requests import generate_request
 from tests.tiny_bert import write_bert
 
 FRAME = FrameTemplate(b'{"t":"', b'"}\n')
@@ -51,7 +52,7 @@ async def backend(**options: object) -> AsyncIterator[LlamaCpp]:
 
 def ask(text: str, max_tokens: int = 24, **options: object) -> GenerateRequest:
     sampling = {"temperature": 0.0, "top_p": 0.95, "top_k": 64, "frame": FRAME, **options}
-    return GenerateRequest(messages=(Message("user", text),), max_tokens=max_tokens, **sampling)  # type: ignore[arg-type]
+    return generate_request(messages=(Message("user", text),), max_tokens=max_tokens, **sampling)
 
 
 async def read(stream: Stream) -> tuple[str, Done]:

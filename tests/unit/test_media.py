@@ -23,6 +23,7 @@ from inferd.engine.backend import Done, GenerateRequest, Media, Message
 from inferd.engine.local.llamacpp import LlamaCpp
 from inferd.engine.local.media import MAX_SIDE
 from inferd.errors import AttachmentUnsupported, InvalidRequest, ModelError
+from tests.requests import generate_request
 from tests.tiny_projector import (
     IMAGE_TOKENS,
     SAMPLE_RATE,
@@ -73,7 +74,7 @@ def wav(seconds: float) -> Media:
 
 
 def ask(*parts: str | Media, max_tokens: int = 16) -> GenerateRequest:
-    return GenerateRequest(
+    return generate_request(
         messages=(Message("user", parts),),
         max_tokens=max_tokens,
         temperature=0.0,

@@ -20,10 +20,11 @@ from inferd.engine.backend import (
 from inferd.engine.mock import Mock
 from inferd.errors import InvalidRequest, NotReady, Unavailable
 from tests.in_process import Gate, until
+from tests.requests import generate_request
 
 
 def request(max_tokens: int = 1000) -> GenerateRequest:
-    return GenerateRequest(
+    return generate_request(
         messages=(Message("user", "hi"),), max_tokens=max_tokens, temperature=1.0, top_p=0.95, top_k=64
     )
 

@@ -45,6 +45,7 @@ from inferd.errors import (
 )
 from tests.in_process import until
 from tests.remote_server import DONE, Exchange, RemoteServer, Script, data, delta, finish, says
+from tests.requests import generate_request
 
 Start = Callable[..., RemoteServer]
 
@@ -64,7 +65,7 @@ async def backend(server: RemoteServer, **fields: Any) -> AsyncIterator[OpenAICo
 
 
 def ask(**fields: Any) -> GenerateRequest:
-    return GenerateRequest(**{"messages": (Message("user", "hi"),), **fields})
+    return generate_request(**fields)
 
 
 async def collect(backend: OpenAICompat, **fields: Any) -> list[Event]:

@@ -10,8 +10,9 @@ import orjson
 import pytest
 from PIL import Image
 
-from inferd.engine.backend import GenerateRequest, Media, Message, Tool, ToolCall
+from inferd.engine.backend import Media, Message, Tool, ToolCall
 from inferd.engine.remote import openai_request
+from tests.requests import generate_request
 
 HI = (Message("user", "hi"),)
 LOOK = Tool("look", "Looks.", '{"type":"object","properties":{"at":{"type":"string"}}}')
@@ -19,7 +20,7 @@ TIME = Tool("time", "", '{"type":"object"}')
 
 
 def body(**fields: Any) -> dict[str, Any]:
-    request = GenerateRequest(**{"messages": HI, "typed": True, **fields})
+    request = generate_request(**{"typed": True, **fields})
     made: dict[str, Any] = orjson.loads(openai_request.chat("m", request))
     return made
 

@@ -8,8 +8,9 @@ import gguf
 import numpy as np
 import pytest
 
-from inferd.engine.backend import GenerateRequest, Message, RankRequest
+from inferd.engine.backend import Message, RankRequest
 from inferd.errors import BackendInternal, EmbedUnsupported, InvalidRequest, RerankUnsupported, Unsupported
+from tests.requests import generate_request
 from tests.tiny_bert import CLS, CONTEXT, MASK, SEP, word, write_bert
 from tests.unit.test_embedding import Held, ids, raw, serving, vectors
 
@@ -69,7 +70,7 @@ async def test_a_score_that_is_not_a_number_is_a_failure(tmp_path: Path) -> None
 
 
 async def test_each_kind_of_model_does_its_own(tmp_path: Path) -> None:
-    chat = GenerateRequest(
+    chat = generate_request(
         messages=(Message("user", "hi"),), max_tokens=1, temperature=0.0, top_p=1.0, top_k=0
     )
     async with serving(cross_encoder(tmp_path)) as model:

@@ -19,11 +19,13 @@ from inferd.engine.remote import anthropic_answer, anthropic_request, bedrock, o
 from inferd.engine.remote.http import CONNECT_SECS, refusal
 from inferd.engine.remote.openai_answer import Answer
 from inferd.errors import BackendError, BackendInternal, InferdError, ToolCallMalformed, Unavailable
+from inferd.sampling import NAMES
 from inferd.serve.router import FAILURES, OPEN_SECS, WINDOW_SECS
 from inferd.serve.surfaces.v1 import TextSurface
 from inferd.serve.surfaces.v2 import BlockSurface
 from inferd.wire import v1, v2
 from tests.bedrock_server import answer
+from tests.requests import generate_request
 
 PAGE = (Path(__file__).parents[2] / "docs" / "remote.md").read_text("utf-8")
 SECTIONS = {part.partition("\n")[0]: part for part in PAGE.split("\n## ")}
@@ -127,7 +129,7 @@ def test_the_reason_for_a_refusal_is_the_clients_and_no_other() -> None:
 
 
 # What is no field of the wire, and what the tables tell in words.
-NOT_IN_A_ROW = {"messages", "frame", "typed", "session", "tool_name"}
+NOT_IN_A_ROW = {"messages", "frame", "typed", "session", "tool_name", "sampling"}
 SEEDED: dict[str, Any] = {
     "seed": 7,
     "min_p": 0.5,
@@ -145,19 +147,20 @@ def told(section: str) -> set[str]:
 
 @pytest.mark.parametrize("section", [OPENAI, BEDROCK])
 def test_every_field_of_a_request_has_its_row(section: str) -> None:
-    assert told(section) == {field.name for field in dataclasses.fields(GenerateRequest)} - NOT_IN_A_ROW
+    fields = {field.name for field in dataclasses.fields(GenerateRequest)} | {*NAMES}
+    assert told(section) == fields - NOT_IN_A_ROW
 
 
 def test_what_bedrock_has_no_word_for_is_not_said() -> None:
     (row,) = (row for row in table(BEDROCK, "a request's") if row[1].startswith("nothing: the API has no"))
     assert set(names(row[0])) == set(SEEDED)
     plain = anthropic_request.request_body(GenerateRequest(messages=HI))
-    assert anthropic_request.request_body(GenerateRequest(messages=HI, **SEEDED)) == plain
+    assert anthropic_request.request_body(generate_request(messages=HI, **SEEDED)) == plain
 
 
 def test_what_openai_is_told_stays_the_same() -> None:
     given = {**SEEDED, "max_tokens": 5, "temperature": 0.5, "top_p": 0.5, "top_k": 3, "stop": ("x",)}
-    said = json.loads(openai_request.chat("m", GenerateRequest(messages=HI, **given)))
+    said = json.loads(openai_request.chat("m", generate_request(messages=HI, **given)))
     for what, becomes in table(OPENAI, "a request's"):
         if becomes.startswith("the same"):
             for name in set(names(what)) & set(given):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from inferd.engine.backend import FrameTemplate, GenerateRequest, Message
+from inferd.sampling import SamplingParams
 from inferd.serve.surfaces.v1 import TextSurface
 from inferd.wire import v1
+from tests.requests import generate_request
 
 
 def engine_request(line: bytes, template: FrameTemplate | None = None) -> GenerateRequest:
@@ -14,7 +16,7 @@ def engine_request(line: bytes, template: FrameTemplate | None = None) -> Genera
 def test_what_is_not_given_is_left_to_the_backend() -> None:
     got = engine_request(b'{"messages":[{"role":"user","content":"hi"}]}')
     assert got == GenerateRequest(messages=(Message("user", "hi"),))
-    assert (got.max_tokens, got.temperature, got.top_p, got.top_k) == (None,) * 4
+    assert (got.max_tokens, got.sampling) == (None, SamplingParams())
 
 
 def test_null_is_not_given_and_zero_is() -> None:
@@ -23,9 +25,10 @@ def test_null_is_not_given_and_zero_is() -> None:
         b'"repeat_penalty":%s}'
     )
     nulls = engine_request(line % ((b"null",) * 5))
-    assert (nulls.temperature, nulls.top_k, nulls.max_tokens, nulls.repeat_penalty) == (None, None, None, 1.0)
+    assert (nulls.max_tokens, nulls.sampling) == (None, SamplingParams())
     zeros = engine_request(line % ((b"0",) * 4 + (b"1.5",)))
-    assert (zeros.temperature, zeros.top_k, zeros.max_tokens, zeros.repeat_penalty) == (0.0, 0, 0, 1.5)
+    given = SamplingParams(temperature=0.0, top_k=0, min_p=0.0, repeat_penalty=1.5)
+    assert (zeros.max_tokens, zeros.sampling) == (0, given)
 
 
 def test_every_field_arrives() -> None:
@@ -35,7 +38,7 @@ def test_every_field_arrives() -> None:
         b'"frequency_penalty":2,"seed":9,"stop":["x","y"],"json_schema":{"type":"object"},"session":"s"}'
     )
     frame = FrameTemplate(b"<", b">")
-    assert engine_request(line, frame) == GenerateRequest(
+    assert engine_request(line, frame) == generate_request(
         messages=(Message("system", "a"), Message("assistant", "b")),
         max_tokens=7,
         temperature=0.5,

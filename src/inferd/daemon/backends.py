@@ -19,9 +19,10 @@ from typing import TypeVar
 from inferd import log
 from inferd.config.entries import BackendEntry
 from inferd.config.settings import Settings
-from inferd.daemon.build import Progress, build_key
+from inferd.daemon.build import build_key
 from inferd.engine.backend import Backend
 from inferd.errors import ModelError
+from inferd.progress import Progress
 from inferd.serve.router import BackendSlot, Router
 from inferd.wire import admin
 

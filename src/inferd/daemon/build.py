@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
 from typing import Any
 
 from inferd.config.entries import BackendEntry, LlamaCppEntry, MockEntry, OpenAICompatEntry, surfaces_of
 from inferd.config.settings import Settings
 from inferd.engine.backend import Backend
 from inferd.engine.mock import Mock
-
-Progress = Callable[[str, Mapping[str, object]], None]
+from inferd.progress import Progress
 
 
 def build_backend(

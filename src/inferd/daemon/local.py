@@ -11,12 +11,12 @@ from typing import Any
 
 from inferd.config.entries import LlamaCppEntry, ModelSpec
 from inferd.config.settings import Settings
-from inferd.daemon.build import Progress
 from inferd.engine.backend import Backend
 from inferd.engine.local import _llama
 from inferd.engine.local.embedding import EmbeddingModel
 from inferd.engine.local.llamacpp import LlamaCpp, LlamaCppConfig, accelerator_of
 from inferd.errors import ConfigError, ModelError
+from inferd.progress import Progress
 from inferd.store import fetch, verify
 from inferd.store.models import ModelStore
 

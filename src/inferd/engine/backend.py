@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from inferd.errors import EmbedUnsupported, RerankUnsupported
+from inferd.sampling import NOTHING_GIVEN, SamplingParams
 
 StopReason = Literal["end", "stop", "length", "tool_use", "cancelled", "error"]
 """``end``: the model closed its turn; ``stop``: a stop string; ``length``: budget or context ran out."""
@@ -82,9 +83,8 @@ class FrameTemplate:
 class GenerateRequest:
     """What a backend needs to know of a request; already validated.
 
-    ``temperature`` 0 is greedy, ``top_k`` 0 is off, ``repeat_penalty`` 1 is off. What is ``None`` was not
-    given, and the backend's own default applies. ``json_schema`` is the schema as JSON text and excludes
-    ``grammar`` (GBNF). ``frame`` is ``None`` when the client wants no token frames.
+    A ``max_tokens`` of ``None`` leaves the limit to the backend. ``json_schema`` is the schema as JSON text
+    and excludes ``grammar`` (GBNF). ``frame`` is ``None`` when the client wants no token frames.
 
     ``typed``: thinking and tool calls are wanted as events of their own; without it the model is asked to
     answer at once, in text. ``thinking`` ``None`` leaves that to the model. ``tool_choice`` is ``auto``,
@@ -93,14 +93,7 @@ class GenerateRequest:
 
     messages: tuple[Message, ...]
     max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float = 0.0
-    repeat_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    seed: int | None = None
+    sampling: SamplingParams = NOTHING_GIVEN
     stop: tuple[str, ...] = ()
     grammar: str = ""
     json_schema: str = ""

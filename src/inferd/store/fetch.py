@@ -23,6 +23,7 @@ from pathlib import Path
 from inferd import log
 from inferd.config.entries import ModelSpec
 from inferd.errors import FetchError, HashMismatch, StoreError
+from inferd.progress import Progress
 from inferd.store import sources
 from inferd.store.catalogue import CATALOGUE, CatalogueModel, lookup
 from inferd.store.models import (
@@ -37,7 +38,7 @@ from inferd.store.models import (
 )
 from inferd.store.partial import Sink, check_room, largest_file, read_mark
 from inferd.store.runtime import Lock, holder
-from inferd.store.source import Progress, Reporter, Source
+from inferd.store.source import Reporter, Source
 from inferd.store.verify import OpenModel, open_blob, set_aside
 
 _log = log.get("store")

@@ -25,10 +25,11 @@ from urllib.parse import quote, urlsplit
 
 from inferd import log
 from inferd.errors import BootCancelled, FetchError
+from inferd.progress import Progress
 from inferd.store.handover import iterate_in_thread
 from inferd.store.models import Provenance
 from inferd.store.partial import Sink
-from inferd.store.source import Progress, Reporter, Source
+from inferd.store.source import Reporter, Source
 
 if TYPE_CHECKING:
     import httpx

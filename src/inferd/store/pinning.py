@@ -14,11 +14,11 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from inferd.errors import FetchError, ModelError, StoreError
+from inferd.progress import Progress
 from inferd.store import sources
 from inferd.store.catalogue import CatalogueModel, lookup
 from inferd.store.https import Head, Https, Setback, attempt, persist, refused, whole_number
 from inferd.store.models import ModelStore, check_name, check_sha256, same_digest
-from inferd.store.source import Progress
 from inferd.store.sources import LocalFile
 from inferd.store.verify import hash_open, open_file
 

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from inferd.progress import Progress
 from inferd.store.models import Provenance
 
 if TYPE_CHECKING:
     from inferd.store.partial import Sink
 
-Progress = Callable[[str, dict[str, object]], None]
 
 REPORT_SECS = 0.25  # often enough for a progress bar, seldom enough for the buffer of a status subscriber
 

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inferd.errors import FetchError
+from inferd.progress import Progress
 from inferd.store.https import Https
 from inferd.store.models import Provenance
 from inferd.store.partial import Sink
-from inferd.store.source import Progress, Reporter, Source
+from inferd.store.source import Reporter, Source
 from inferd.store.wheel import Wheel
 
 CHUNK_BYTES = 1 << 20

@@ -17,10 +17,11 @@ from pathlib import Path
 
 from inferd import log
 from inferd.errors import BootCancelled, HashMismatch, ModelError, StoreError
+from inferd.progress import Progress
 from inferd.store.catalogue import CatalogueModel
 from inferd.store.models import ModelStore, Stamp, check_sha256, same_digest
 from inferd.store.runtime import Lock
-from inferd.store.source import REPORT_SECS, Progress
+from inferd.store.source import REPORT_SECS
 
 _log = log.get("store")
 

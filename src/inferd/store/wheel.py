@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inferd.errors import BootCancelled, FetchError
+from inferd.progress import Progress
 from inferd.store.models import Provenance
 from inferd.store.partial import Sink, largest_file
 from inferd.store.runtime import POLL_SECS
-from inferd.store.source import Progress, Reporter, Source
+from inferd.store.source import Reporter, Source
 
 CHUNK_BYTES = 1 << 20
 REASON_CHARS = 400

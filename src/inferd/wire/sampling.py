@@ -11,6 +11,7 @@ from typing import Annotated
 import msgspec
 
 from inferd.errors import DecodeError, InvalidRequest
+from inferd.sampling import NAMES, SamplingParams
 
 PRIORITIES = ("interactive", "batch")
 
@@ -47,6 +48,10 @@ class Sampling(msgspec.Struct, kw_only=True):
     priority: str | None = None
     deadline_ms: U32 | None = None
     session: str | None = None
+
+    def params(self) -> SamplingParams:
+        """The settings of the sampler."""
+        return SamplingParams(**{name: getattr(self, name) for name in NAMES})
 
 
 def invalid(reason: str) -> InvalidRequest:

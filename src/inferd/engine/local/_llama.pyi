@@ -1,5 +1,7 @@
 from collections.abc import Callable, Iterable
 
+from inferd.sampling import SamplingParams
+
 Result = tuple[str, str, bytes, int, int, float, float, float]
 
 def devices() -> list[tuple[str, str, str, int]]: ...
@@ -99,14 +101,7 @@ class Engine:
         prompt: Prompt,
         *,
         max_tokens: int,
-        temperature: float,
-        top_p: float,
-        top_k: int,
-        min_p: float,
-        repeat_penalty: float,
-        presence_penalty: float,
-        frequency_penalty: float,
-        seed: int,
+        sampling: SamplingParams,
         grammar: bytes,
         triggers: tuple[bytes, ...],
         stops: list[bytes],

@@ -174,13 +174,12 @@ cdef class Engine:
         """Readable when ``ready`` has something."""
         return self.exchange.fd()
 
-    def submit(self, Prompt prompt, *, int max_tokens, float temperature, float top_p, int top_k, float min_p,
-               float repeat_penalty, float presence_penalty, float frequency_penalty, uint32_t seed,
-               bytes grammar, triggers, stops, frame) -> int:
+    def submit(self, Prompt prompt, *, int max_tokens, sampling, bytes grammar, triggers, stops, frame) -> int:
         """Queues a job and returns its id.
 
-        ``grammar`` is GBNF in place of the prompt's own; with ``triggers``, regular expressions on the answer's
-        text, it holds only from the first match on. ``stops`` are UTF-8 byte strings beside the prompt's;
+        ``sampling`` is an :class:`inferd.sampling.SamplingParams` in which no value is ``None``. ``grammar`` is
+        GBNF in place of the prompt's own; with ``triggers``, regular expressions on the answer's text, it holds
+        only from the first match on. ``stops`` are UTF-8 byte strings beside the prompt's;
         ``frame`` the (prefix, suffix) of a token frame or ``None`` for no frames. ``InvalidRequest`` for a
         grammar that does not parse and for a prompt that does not fit.
         """
@@ -214,14 +213,14 @@ cdef class Engine:
             c_grammar.triggers = prompt.rendered.triggers
             c_grammar.trigger_tokens = prompt.rendered.trigger_tokens
             c_grammar.prefill = prompt.rendered.prefill
-        params.temperature = temperature
-        params.top_p = top_p
-        params.top_k = top_k
-        params.min_p = min_p
-        params.repeat_penalty = repeat_penalty
-        params.presence_penalty = presence_penalty
-        params.frequency_penalty = frequency_penalty
-        params.seed = seed
+        params.temperature = sampling.temperature
+        params.top_p = sampling.top_p
+        params.top_k = min(sampling.top_k, 2**31 - 1)
+        params.min_p = sampling.min_p
+        params.repeat_penalty = sampling.repeat_penalty
+        params.presence_penalty = sampling.presence_penalty
+        params.frequency_penalty = sampling.frequency_penalty
+        params.seed = sampling.seed
         with nogil:
             job.get().sampler = Sampler.make(self.model.vocab, params, c_grammar, error)
         if not job.get().sampler:

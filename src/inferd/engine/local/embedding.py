@@ -29,14 +29,7 @@ from inferd.engine.backend import (
     Stream,
 )
 from inferd.engine.local import _llama, embed_prefixes
-from inferd.engine.local.llamacpp import (
-    GGML_ERROR,
-    LlamaCppConfig,
-    Progress,
-    accelerator_of,
-    loading,
-    pass_on_log,
-)
+from inferd.engine.local.llamacpp import GGML_ERROR, LlamaCppConfig, accelerator_of, loading, pass_on_log
 from inferd.errors import (
     BackendInternal,
     EmbedUnsupported,
@@ -47,6 +40,7 @@ from inferd.errors import (
     Unavailable,
     Unsupported,
 )
+from inferd.progress import Progress
 
 R = TypeVar("R")
 

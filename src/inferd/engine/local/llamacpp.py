@@ -11,12 +11,12 @@ from __future__ import annotations
 import asyncio
 import secrets
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import cast
 
 from inferd import log
 from inferd.engine.backend import (
@@ -45,11 +45,10 @@ from inferd.errors import (
     NotReady,
     Unavailable,
 )
+from inferd.progress import Progress
+from inferd.sampling import SamplingParams
 
 _log = log.get("llamacpp")
-
-N = TypeVar("N", int, float)
-Progress = Callable[[str, dict[str, object]], None]
 
 _FAILURES: dict[str, type[InferdError]] = {
     "refused": InvalidRequest,
@@ -63,9 +62,15 @@ PREPARING_STACK_BYTES = 256 << 20
 what is used of it is ever memory."""
 
 # What holds where a request gives nothing.
-TEMPERATURE = 1.0
-TOP_P = 0.95
-TOP_K = 64
+DEFAULTS = SamplingParams(
+    temperature=1.0,
+    top_p=0.95,
+    top_k=64,
+    min_p=0.0,
+    repeat_penalty=1.0,
+    presence_penalty=0.0,
+    frequency_penalty=0.0,
+)
 MAX_TOKENS = 1000
 
 
@@ -283,21 +288,14 @@ class LlamaCpp(Backend):
         """Renders and tokenises the prompt, parses the grammar, and queues the job; runs in the pool."""
         prepared = prepare(self._family, request)
         frame = request.frame if prepared.reader is None else RAW_FRAMES
-        seed = secrets.randbits(32) if request.seed is None else request.seed
-        _log.debug("sampling", seed=seed)
+        sampling = request.sampling.over(replace(DEFAULTS, seed=secrets.randbits(32)))
+        _log.debug("sampling", seed=sampling.seed)
         if request.max_tokens == 0:
             return Done("length", Usage(len(prepared.prompt), 0), content=b"")
         job = self._engine.submit(
             prepared.prompt,
-            max_tokens=min(_given(request.max_tokens, MAX_TOKENS), 2**31 - 1),
-            temperature=_given(request.temperature, TEMPERATURE),
-            top_p=_given(request.top_p, TOP_P),
-            top_k=min(_given(request.top_k, TOP_K), 2**31 - 1),
-            min_p=request.min_p,
-            repeat_penalty=request.repeat_penalty,
-            presence_penalty=request.presence_penalty,
-            frequency_penalty=request.frequency_penalty,
-            seed=seed,
+            max_tokens=min(MAX_TOKENS if request.max_tokens is None else request.max_tokens, 2**31 - 1),
+            sampling=sampling,
             grammar=prepared.grammar,
             triggers=prepared.triggers,
             stops=[text.encode() for text in request.stop],
@@ -346,10 +344,6 @@ class LlamaCpp(Backend):
         for stream in list(self._streams.values()):
             stream.close()
         self._loop = None
-
-
-def _given(value: N | None, default: N) -> N:
-    return default if value is None else value
 
 
 class _LlamaStream(Stream):

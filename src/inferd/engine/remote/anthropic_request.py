@@ -43,9 +43,9 @@ def request_body(request: GenerateRequest) -> bytes:
         "system": system or None,
         "messages": messages,
         "thinking": thinking,
-        "temperature": request.temperature,
-        "top_p": request.top_p,
-        "top_k": request.top_k or None,
+        "temperature": request.sampling.temperature,
+        "top_p": request.sampling.top_p,
+        "top_k": request.sampling.top_k or None,
         "stop_sequences": request.stop or None,
         **_tools(request),
     }

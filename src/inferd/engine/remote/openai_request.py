@@ -6,15 +6,19 @@ switch for thinking are not OpenAI's own but widely known; a server that does no
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import orjson
 
 from inferd.engine.backend import GenerateRequest, Media, Message, Tool
 from inferd.engine.remote.pictures import as_base64
+from inferd.sampling import SamplingParams
 
 # The v1 surface promises an end to answers for which nothing is asked.
 _TEXT_MAX_TOKENS = 1000
+
+_NEUTRAL = {"min_p": 0.0, "repeat_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 
 
 def chat(model: str, request: GenerateRequest) -> bytes:
@@ -30,14 +34,7 @@ def chat(model: str, request: GenerateRequest) -> bytes:
         max_tokens = _TEXT_MAX_TOKENS
     given = {
         "max_tokens": max_tokens,
-        "temperature": request.temperature,
-        "top_p": request.top_p,
-        "top_k": request.top_k,
-        "seed": request.seed,
-        "min_p": request.min_p or None,
-        "repeat_penalty": None if request.repeat_penalty == 1.0 else request.repeat_penalty,
-        "presence_penalty": request.presence_penalty or None,
-        "frequency_penalty": request.frequency_penalty or None,
+        **_sampling(request.sampling),
         "stop": list(request.stop) or None,
         "grammar": request.grammar or None,
     }
@@ -49,6 +46,12 @@ def chat(model: str, request: GenerateRequest) -> bytes:
     if request.tools:
         _add_tools(body, request)
     return orjson.dumps(body)
+
+
+def _sampling(sampling: SamplingParams) -> dict[str, float | None]:
+    """The given settings, without those that change nothing: a server need not know them."""
+    given = dataclasses.asdict(sampling)
+    return {name: None if value == _NEUTRAL.get(name) else value for name, value in given.items()}
 
 
 def _format(schema: str) -> dict[str, Any]:

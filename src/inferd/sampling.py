@@ -1,0 +1,33 @@
+"""How a token is chosen: one object from the wire to the token loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """The sampling settings of one request, already validated.
+
+    ``None`` means that the client did not give the value and the backend's default applies. ``temperature``
+    0 is greedy. ``top_k`` 0, ``min_p`` 0, ``repeat_penalty`` 1 and a penalty of 0 switch a step off. A given
+    ``seed`` makes the answer repeatable.
+    """
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repeat_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: int | None = None
+
+    def over(self, defaults: SamplingParams) -> SamplingParams:
+        """These settings, and ``defaults`` for each that is ``None``."""
+        missing = {name: getattr(defaults, name) for name in NAMES if getattr(self, name) is None}
+        return replace(self, **missing) if missing else self
+
+
+NAMES = tuple(field.name for field in fields(SamplingParams))
+NOTHING_GIVEN = SamplingParams()
