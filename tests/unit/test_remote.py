@@ -20,7 +20,8 @@ import trustme
 
 from inferd.engine.backend import Done, Event, Text, ToolCall, ToolUse, Usage
 from inferd.engine.remote import http as module
-from inferd.engine.remote.http import RemoteStream, Upstream
+from inferd.engine.remote.http import Upstream
+from inferd.engine.remote.stream import RemoteStream
 from inferd.errors import BackendInternal, ConfigError, InferdError, InvalidRequest, Unavailable, Unsupported
 from tests.in_process import until
 from tests.remote_server import Exchange, RemoteServer

@@ -30,7 +30,8 @@ from inferd.engine.backend import (
 from inferd.engine.remote import pictures
 from inferd.engine.remote.anthropic_answer import Answer, fault
 from inferd.engine.remote.anthropic_request import request_body
-from inferd.engine.remote.http import UNREADABLE, RemoteStream, Upstream, let_end
+from inferd.engine.remote.http import UNREADABLE, Upstream, let_end
+from inferd.engine.remote.stream import RemoteStream
 from inferd.errors import BackendInternal, ConfigError, InferdError, NotReady
 
 _CAPABILITIES = Capabilities(

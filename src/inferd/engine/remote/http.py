@@ -1,8 +1,7 @@
-"""What the backends share that have their answers made elsewhere.
+"""HTTP client code shared by the remote backends.
 
 An :class:`Upstream` is the far end, spoken to over HTTP: whatever goes wrong there comes out as one of the
-errors of :mod:`inferd.errors`, and leaving a response closes its connection at once. A :class:`RemoteStream`
-runs the reading of one answer in a task of its own, so that ``cancel`` and ``close`` need not wait for it.
+errors of :mod:`inferd.errors`, and leaving a response closes its connection at once.
 
 What the far end says of a failure goes to the client only when the client has to change something: such an
 error is not logged, and the text may well quote the prompt. Of its other failures only the bare name of the
@@ -15,10 +14,8 @@ import asyncio
 import os
 import re
 import ssl
-import time
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
-from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from typing import Annotated, Any
@@ -29,7 +26,6 @@ import msgspec
 import orjson
 import truststore
 
-from inferd.engine.backend import Done, Event, Stream, Timings, ToolUse, Usage
 from inferd.errors import BackendInternal, ConfigError, InferdError, InvalidRequest, Unavailable, Unsupported
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
@@ -52,7 +48,6 @@ _NOT_THE_CLIENTS_FAULT = frozenset({401, 403, 408, 429})
 
 # How long the end of a response may follow the end of the answer for the connection to be kept.
 _ENDING_SECS = 0.1
-_EVENTS_AHEAD = 64
 
 
 class _PooledClient:
@@ -283,102 +278,3 @@ def _retry_after_secs(value: str) -> int | None:
     if date.tzinfo is None:
         return None
     return max(0, round((date - datetime.now(timezone.utc)).total_seconds()))
-
-
-class RemoteStream(Stream):
-    """The events of ``source``, an answer as it is read from the far end.
-
-    ``source`` is an async generator that sends the request when it is first asked for an event; it is left,
-    and so its connection closed, when the stream is. It may be a few events ahead of who pulls, not more.
-    ``running`` holds this stream for as long as the reading goes on.
-    """
-
-    def __init__(self, source: AsyncGenerator[Event, None], running: set[RemoteStream]) -> None:
-        self._running = running
-        self._events: deque[Event] = deque()
-        self._news = asyncio.Event()
-        self._room = asyncio.Event()
-        self._reading = True
-        self._complete = self._cancelled = self._closed = self._leaving = False
-        self._failure: BaseException | None = None
-        self._began = time.monotonic()
-        self._first: float | None = None
-        self._last = 0.0
-        self._pieces = 0
-        running.add(self)
-        self._task = asyncio.ensure_future(self._read(source))
-        self._task.add_done_callback(self._end)
-
-    async def _read(self, source: AsyncGenerator[Event, None]) -> None:
-        async with aclosing(source):
-            async for event in source:
-                self._events.append(self._noted(event))
-                self._news.set()
-                if isinstance(event, Done):
-                    self._complete = True
-                    return
-                while len(self._events) >= _EVENTS_AHEAD:
-                    self._room.clear()
-                    await self._room.wait()
-
-    def _noted(self, event: Event) -> Event:
-        if isinstance(event, Done):
-            return self._measured(event)
-        self._pieces += 1
-        self._last = time.monotonic()
-        # A call comes when it is whole; with nothing before it there is no telling how fast it was made.
-        if self._first is None and not isinstance(event, ToolUse):
-            self._first = self._last
-        return event
-
-    def _measured(self, done: Done) -> Done:
-        first, last = self._first, self._last
-        if first is None:
-            first = last = time.monotonic()
-        ttft_ms, decode_ms = (first - self._began) * 1e3, (last - first) * 1e3
-        tokens = done.usage.completion_tokens
-        rate = (tokens - 1) / decode_ms * 1e3 if tokens > 1 and decode_ms > 0 else 0.0
-        timings = Timings(ttft_ms, decode_ms, ttft_ms, rate)
-        return Done(done.stop_reason, done.usage, timings, tool_missing=done.tool_missing)
-
-    def _end(self, task: asyncio.Task[None]) -> None:
-        self._running.discard(self)
-        self._reading = False
-        if not task.cancelled():
-            self._failure = task.exception()
-        elif self._cancelled and not (self._complete or self._closed):
-            # The far end counts tokens only at the end; until then each piece is taken for one.
-            self._events.append(self._measured(Done("cancelled", Usage(0, self._pieces))))
-        self._news.set()
-
-    async def __anext__(self) -> Event:
-        while not self._events:
-            if not self._reading or self._closed:
-                failure, self._failure = self._failure, None
-                raise failure or StopAsyncIteration
-            self._news.clear()
-            await self._news.wait()
-        self._room.set()
-        return self._events.popleft()
-
-    def cancel(self) -> None:
-        if self._reading:
-            self._cancelled = True
-            self._leave()
-
-    def close(self) -> None:
-        self._closed = True
-        self._events.clear()
-        self._news.set()
-        self._leave()
-
-    def _leave(self) -> None:
-        """Once is enough: again would disturb the leaving."""
-        if not self._leaving:
-            self._leaving = True
-            self._task.cancel()
-
-    async def closed(self) -> None:
-        """Closes the stream and returns when nothing of it is left."""
-        self.close()
-        await asyncio.wait((self._task,))

@@ -34,8 +34,9 @@ from inferd.engine.backend import (
     Usage,
 )
 from inferd.engine.remote import openai_request, pictures, sse
-from inferd.engine.remote.http import UNREADABLE, Count, RemoteStream, Upstream, let_end
+from inferd.engine.remote.http import UNREADABLE, Count, Upstream, let_end
 from inferd.engine.remote.openai_answer import Answer
+from inferd.engine.remote.stream import RemoteStream
 from inferd.errors import (
     BackendInternal,
     ConfigError,

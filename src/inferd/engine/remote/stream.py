@@ -1,0 +1,116 @@
+"""The answer of a remote backend as a stream of events.
+
+A task of its own reads the answer, so that ``cancel`` and ``close`` need not wait for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from inferd.engine.backend import Done, Event, Stream, Timings, ToolUse, Usage
+
+# The reader waits when the consumer is this many events behind.
+_EVENTS_AHEAD = 64
+
+
+class RemoteStream(Stream):
+    """The events of ``source``, an answer as it is read from the far end.
+
+    ``source`` is an async generator that sends the request when it is first asked for an event; it is left,
+    and so its connection closed, when the stream is. It may be a few events ahead of who pulls, not more.
+    ``running`` holds this stream for as long as the reading goes on.
+    """
+
+    def __init__(self, source: AsyncGenerator[Event, None], running: set[RemoteStream]) -> None:
+        self._running = running
+        self._events: deque[Event] = deque()
+        self._news = asyncio.Event()
+        self._room = asyncio.Event()
+        self._reading = True
+        self._complete = self._cancelled = self._closed = self._leaving = False
+        self._failure: BaseException | None = None
+        self._began = time.monotonic()
+        self._first: float | None = None
+        self._last = 0.0
+        self._pieces = 0
+        running.add(self)
+        self._task = asyncio.ensure_future(self._read(source))
+        self._task.add_done_callback(self._end)
+
+    async def _read(self, source: AsyncGenerator[Event, None]) -> None:
+        async with aclosing(source):
+            async for event in source:
+                self._events.append(self._noted(event))
+                self._news.set()
+                if isinstance(event, Done):
+                    self._complete = True
+                    return
+                while len(self._events) >= _EVENTS_AHEAD:
+                    self._room.clear()
+                    await self._room.wait()
+
+    def _noted(self, event: Event) -> Event:
+        if isinstance(event, Done):
+            return self._measured(event)
+        self._pieces += 1
+        self._last = time.monotonic()
+        # A call comes when it is whole; with nothing before it there is no telling how fast it was made.
+        if self._first is None and not isinstance(event, ToolUse):
+            self._first = self._last
+        return event
+
+    def _measured(self, done: Done) -> Done:
+        first, last = self._first, self._last
+        if first is None:
+            first = last = time.monotonic()
+        ttft_ms, decode_ms = (first - self._began) * 1e3, (last - first) * 1e3
+        tokens = done.usage.completion_tokens
+        rate = (tokens - 1) / decode_ms * 1e3 if tokens > 1 and decode_ms > 0 else 0.0
+        timings = Timings(ttft_ms, decode_ms, ttft_ms, rate)
+        return Done(done.stop_reason, done.usage, timings, tool_missing=done.tool_missing)
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(self)
+        self._reading = False
+        if not task.cancelled():
+            self._failure = task.exception()
+        elif self._cancelled and not (self._complete or self._closed):
+            # The far end counts tokens only at the end; until then each piece is taken for one.
+            self._events.append(self._measured(Done("cancelled", Usage(0, self._pieces))))
+        self._news.set()
+
+    async def __anext__(self) -> Event:
+        while not self._events:
+            if not self._reading or self._closed:
+                failure, self._failure = self._failure, None
+                raise failure or StopAsyncIteration
+            self._news.clear()
+            await self._news.wait()
+        self._room.set()
+        return self._events.popleft()
+
+    def cancel(self) -> None:
+        if self._reading:
+            self._cancelled = True
+            self._leave()
+
+    def close(self) -> None:
+        self._closed = True
+        self._events.clear()
+        self._news.set()
+        self._leave()
+
+    def _leave(self) -> None:
+        """Once is enough: again would disturb the leaving."""
+        if not self._leaving:
+            self._leaving = True
+            self._task.cancel()
+
+    async def closed(self) -> None:
+        """Closes the stream and returns when nothing of it is left."""
+        self.close()
+        await asyncio.wait((self._task,))
