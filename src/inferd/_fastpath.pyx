@@ -11,7 +11,6 @@ before them, when the block doubles, or once for a line that meets the end of th
 
 from cpython.buffer cimport PyBUF_ND, PyBUF_SIMPLE, PyBUF_STRIDES, PyBUF_WRITABLE
 from cpython.buffer cimport PyBuffer_Release, PyObject_GetBuffer
-from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE, PyByteArray_Resize
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.memoryview cimport PyMemoryView_FromObject
@@ -258,21 +257,6 @@ def token_frame(bytes prefix not None, str text not None, bytes suffix not None)
         frame = PyBytes_FromStringAndSize(NULL, PyBytes_GET_SIZE(prefix) + size + PyBytes_GET_SIZE(suffix))
         _join(PyBytes_AS_STRING(frame), prefix, escaped, size, suffix)
         return frame
-    finally:
-        if escaped != stack:
-            PyMem_Free(escaped)
-
-
-def append_token_frame(
-    bytearray buf not None, bytes prefix not None, str text not None, bytes suffix not None
-):
-    cdef char[6 * STACK_TEXT] stack
-    cdef size_t size
-    cdef char* escaped = _escape(text, stack, &size)
-    cdef Py_ssize_t before = PyByteArray_GET_SIZE(buf)
-    try:
-        PyByteArray_Resize(buf, before + PyBytes_GET_SIZE(prefix) + size + PyBytes_GET_SIZE(suffix))
-        _join(PyByteArray_AS_STRING(buf) + before, prefix, escaped, size, suffix)
     finally:
         if escaped != stack:
             PyMem_Free(escaped)

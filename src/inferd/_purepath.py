@@ -153,11 +153,6 @@ def token_frame(prefix: bytes, text: str, suffix: bytes) -> bytes:
     return prefix + escape_json(text) + suffix
 
 
-def append_token_frame(buf: bytearray, prefix: bytes, text: str, suffix: bytes) -> None:
-    """Appends what :func:`token_frame` returns; on an error ``buf`` is as it was."""
-    buf += token_frame(prefix, text, suffix)
-
-
 def keys_equal(a: bytes, b: bytes) -> bool:
     """Whether two keys are the same, in a time that tells nothing of either key or of its length.
 

@@ -21,7 +21,6 @@ if TYPE_CHECKING or IMPLEMENTATION == "c":
     try:
         from inferd._fastpath import (
             LineSplitter,
-            append_token_frame,
             escape_json,
             float_rows,
             keys_equal,
@@ -35,7 +34,6 @@ if TYPE_CHECKING or IMPLEMENTATION == "c":
 else:
     from inferd._purepath import (
         LineSplitter,
-        append_token_frame,
         escape_json,
         float_rows,
         keys_equal,
@@ -45,7 +43,6 @@ else:
 __all__ = [
     "IMPLEMENTATION",
     "LineSplitter",
-    "append_token_frame",
     "escape_json",
     "float_rows",
     "keys_equal",

@@ -100,10 +100,6 @@ class Log:
     def __init__(self, component: str) -> None:
         self.component = component
 
-    def enabled(self, level: str) -> bool:
-        """Whether an event of ``level`` would be written; for fields that cost something to gather."""
-        return LEVELS[level] >= _active.level
-
     def error(self, msg: str, /, **fields: object) -> None:
         """Something failed and somebody has to act."""
         if _active.level <= ERROR:
@@ -123,11 +119,6 @@ class Log:
         """What a developer wants to read."""
         if _active.level <= DEBUG:
             _active.put((time.time(), DEBUG, self.component, msg, fields))
-
-    def trace(self, msg: str, /, **fields: object) -> None:
-        """The finest grain."""
-        if _active.level <= TRACE:
-            _active.put((time.time(), TRACE, self.component, msg, fields))
 
 
 def get(component: str) -> Log:
