@@ -198,7 +198,7 @@ async def test_a_long_line_arrives_while_a_request_runs(path: Path) -> None:
 
 async def fill(client: Client, gate: Gate, server: Any) -> None:
     """Lets a request write until the client's unread bytes stop it."""
-    (session,) = (s for s in server.service.sessions if s._turn is not None)
+    (session,) = (s for s in server.service.sessions if s._context is not None)
     while not session._conn.blocked:
         gate.open()
         await asyncio.sleep(0)
