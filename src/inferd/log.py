@@ -28,6 +28,7 @@ from typing import Any, ClassVar, Protocol, TextIO
 
 import orjson
 
+from inferd.controls import json_escaped
 from inferd.errors import ConfigError
 from inferd.private import make_private_dirs
 from inferd.redaction import marker_of_name, redact
@@ -260,6 +261,12 @@ def _plain(value: object) -> str:
     return text if text.isprintable() and _WORD.fullmatch(text) else repr(text)
 
 
+def _line(entry: Mapping[str, Any]) -> bytes:
+    """``entry`` as a line of the file, which people read with ``tail`` and ``cat``."""
+    line = orjson.dumps(entry)
+    return (line if line.isascii() else json_escaped(line.decode()).encode()) + b"\n"
+
+
 class _FileSink:
     """NDJSON with rotation. The file's inode and size are looked up before each write, so that a file which
     was moved away, deleted or filled by another process is handled like our own rotation."""
@@ -272,7 +279,7 @@ class _FileSink:
 
     def write(self, entries: Sequence[Mapping[str, Any]]) -> None:
         try:
-            self._append([orjson.dumps(entry) + b"\n" for entry in entries])
+            self._append([_line(entry) for entry in entries])
             self._failed = False
         except OSError as error:
             self.close()

@@ -20,7 +20,7 @@ PYTHON = {".py", ".pyi"}
 CYTHON = {".pyx", ".pxd", ".pxi"}
 FILES = sorted(file for file in SOURCE.rglob("*") if file.suffix in PYTHON | CYTHON)
 
-GROUND = {"errors", "log", "private"}
+GROUND = {"controls", "errors", "log", "private"}
 FAST = {"fastpath", "_fastpath", "_purepath", "_json", "_floats"}
 BELOW_WIRE = GROUND | FAST | {"config", "sampling", "progress"}
 BELOW_SERVE = BELOW_WIRE | {"wire", "engine", "store"}
@@ -29,8 +29,9 @@ BELOW_CLI = BELOW_SERVE | {"serve", "daemon", "client"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "redaction": set(),
+    "controls": set(),
     "private": set(),
-    "log": {"errors", "private", "redaction"},
+    "log": {"controls", "errors", "private", "redaction"},
     "sampling": set(),
     "progress": set(),
     "config": GROUND,

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 import click
 
 from inferd.cli.commands import app
+from inferd.cli.say import say
+from inferd.controls import one_line
 from inferd.errors import InferdError
 
 INTERRUPTED = 130
@@ -47,7 +49,7 @@ def run_command(
     """
 
     def fail(sentence: str, exit_code: int) -> int:
-        click.echo(f"{program if prefix is None else prefix}: {sentence}", err=True)
+        say(f"{program if prefix is None else prefix}: {one_line(sentence)}", err=True)
         return exit_code if failure is None else failure
 
     try:
@@ -64,7 +66,7 @@ def run_command(
         return fail(f"{error.format_message().rstrip('.')}; see `{path} --help`", error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         if sys.stderr.isatty():
-            click.echo(err=True)
+            say(err=True)
         return INTERRUPTED
     except BrokenPipeError:
         # What Python would still write at exit has nobody to read it either.

@@ -13,8 +13,10 @@ from inferd.cli import background
 from inferd.cli.options import Target, connection_options, sampling, sampling_options, target
 from inferd.cli.output import Answer, check_done
 from inferd.cli.progress import Progress
+from inferd.cli.say import say
 from inferd.client import Done
 from inferd.config import paths
+from inferd.controls import one_line
 from inferd.errors import InferdError, UsageError
 from inferd.store.runtime import ensure_private_dir
 
@@ -71,10 +73,10 @@ class Chat:
                         answer.write(event.content)
         except KeyboardInterrupt:
             answer.end()
-            click.echo("(ended)", err=True)
+            say("(ended)", err=True)
         except InferdError as error:
             answer.end()
-            click.echo(f"inferd: {error}", err=True)
+            say(f"inferd: {one_line(error)}", err=True)
         if said:
             self.turns += [question, {"role": "assistant", "content": "".join(said)}]
 
@@ -87,9 +89,9 @@ class Chat:
             self.turns.clear()
             if word == "/system":
                 self.system = rest.strip() or None
-            click.echo("(a new conversation)", err=True)
+            say("(a new conversation)", err=True)
         else:
-            click.echo(_HELP if word == "/help" else f"{word} is no command; /help lists them", err=True)
+            say(_HELP if word == "/help" else f"{word} is no command; /help lists them", err=True)
         return True
 
     def close(self) -> None:
@@ -102,7 +104,7 @@ def _converse(chat: Chat) -> None:
 
     history = _history_file()
     prompt: PromptSession[str] = PromptSession(history=FileHistory(str(history)))
-    click.echo("/help lists the commands; Ctrl-D leaves.", err=True)
+    say("/help lists the commands; Ctrl-D leaves.", err=True)
     try:
         while True:
             try:

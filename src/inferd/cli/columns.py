@@ -7,20 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-
-def plain(value: object) -> str:
-    """``value`` on one line, every character of it one that can be seen."""
-    text = str(value)
-    return (
-        text
-        if text.isprintable()
-        else "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-    )
+from inferd.controls import one_line
 
 
 def aligned(rows: Iterable[Sequence[object]]) -> list[str]:
     """The rows as lines; each column is as wide as its longest cell, and all have as many columns."""
-    cells = [[plain(cell) for cell in row] for row in rows]
+    cells = [[one_line(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
 

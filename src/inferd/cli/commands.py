@@ -7,6 +7,7 @@ from importlib import import_module
 import click
 
 from inferd import __version__
+from inferd.cli.say import say
 
 COMMANDS = {
     "serve": "serve",
@@ -62,7 +63,7 @@ class _Commands(click.Group):
 def app(context: click.Context, version: bool) -> None:
     """Local inference: text from a model on this machine."""
     if version:
-        click.echo(f"inferd {__version__}")
+        say(f"inferd {__version__}")
     elif context.invoked_subcommand is None:
-        click.echo(context.get_help(), err=True)
+        say(context.get_help(), err=True)
         context.exit(2)

@@ -16,6 +16,7 @@ import click
 import msgspec
 
 from inferd.cli.kind_type import KindType
+from inferd.cli.say import say, say_json
 from inferd.config import sources
 from inferd.config.entries import BackendEntry
 from inferd.config.kinds import FilePath, Name, Secret
@@ -57,18 +58,18 @@ def show(path: Path | None, origin: bool, as_json: bool) -> None:
     if as_json:
         options = {name: {"value": value, "origin": origins[name]} for name, value in values.items()}
         report = {"config_file": str(given.path), "options": options, "backends": backends}
-        click.echo(json.dumps(report, ensure_ascii=False))
+        say_json(report)
         return
-    click.echo(f"config file {given.path}{'' if given.path.exists() else ' (there is none)'}\n")
+    say(f"config file {given.path}{'' if given.path.exists() else ' (there is none)'}\n")
     texts = {name: _text(value) for name, value in values.items()}
     widths = max(map(len, texts)), max(map(len, texts.values()))
     for name, text in texts.items():
         line = f"{name:{widths[0]}}  {text:{widths[1]}}"
-        click.echo(f"{line}  {origins[name]}" if origin else line.rstrip())
+        say(f"{line}  {origins[name]}" if origin else line.rstrip())
     for position, backend in enumerate(backends):
-        click.echo(f"\nbackends[{position}]")
+        say(f"\nbackends[{position}]")
         for name, value in backend.items():
-            click.echo(f"  {name}  {_text(value)}")
+            say(f"  {name}  {_text(value)}")
 
 
 @config_command.command("check")
@@ -80,9 +81,9 @@ def check(file: Path | None) -> None:
     if given.problem is not None:
         raise given.problem
     if given.path.exists():
-        click.echo(f"{given.path} is sound")
+        say(f"{given.path} is sound")
     else:
-        click.echo(f"there is no config file at {given.path}; `inferd config init` makes one")
+        say(f"there is no config file at {given.path}; `inferd config init` makes one")
 
 
 @config_command.command("schema")
@@ -90,7 +91,7 @@ def schema() -> None:
     """Print the JSON Schema of the config file."""
     from inferd.config import docs
 
-    click.echo(docs.schema(), nl=False)
+    say(docs.schema().removesuffix("\n"))
 
 
 @config_command.command("init")
@@ -104,7 +105,7 @@ def init(path: Path | None, model: str, model_path: Path | None, force: bool) ->
     which = {"model": {"name": model}} if model_path is None else {"model_path": str(model_path.absolute())}
     content = {"backends": [{"kind": "llamacpp", "name": "chat", **which}]}
     _write(target, json.dumps(content, indent=2, ensure_ascii=False) + "\n", force)
-    click.echo(f"{target} is made; `inferd config check` reads it, docs/config.md names every key")
+    say(f"{target} is made; `inferd config check` reads it, docs/config.md names every key")
 
 
 def _write(path: Path, text: str, force: bool) -> None:
@@ -135,7 +136,7 @@ def _place(made: Path, path: Path, force: bool) -> None:
 
 def _tell(given: LoadedConfig) -> None:
     for note in given.notes:
-        click.echo(f"inferd: {note}", err=True)
+        say(f"inferd: {note}", err=True)
 
 
 def _backend(entry: BackendEntry) -> dict[str, Any]:

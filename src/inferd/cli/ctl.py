@@ -18,12 +18,14 @@ import click
 from inferd import __version__
 from inferd.cli import run_command
 from inferd.cli.kind_type import KindType
+from inferd.cli.say import say
 from inferd.client import AdminClient, Snapshot
 from inferd.client.admin import Frame
 from inferd.config import sources
 from inferd.config.entries import LlamaCppEntry, ModelSpec
 from inferd.config.kinds import FilePath
 from inferd.config.sources import LoadedConfig
+from inferd.controls import json_escaped
 from inferd.errors import ConnectionLost, DaemonUnreachable, InferdError
 
 ANSWER_SECS = 1.0
@@ -57,7 +59,7 @@ def ctl(context: click.Context, /, **flags: Path | None) -> None:
     """Look at inferd and fetch its models; the commands of inferd 0.2.1."""
     context.obj = flags
     if context.invoked_subcommand is None:
-        click.echo(context.get_help(), err=True)
+        say(context.get_help(), err=True)
         context.exit(2)
 
 
@@ -79,7 +81,7 @@ def _admin(given: LoadedConfig, timeout: float | None) -> AdminClient:
 
 
 def _line(frame: Frame) -> str:
-    return json.dumps(frame, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return json_escaped(json.dumps(frame, sort_keys=True, separators=(",", ":"), ensure_ascii=False))
 
 
 @_command
@@ -87,7 +89,7 @@ def status(given: LoadedConfig) -> int:
     """Print the daemon's state as JSON; exit 1 unless it is ready."""
     with _admin(given, ANSWER_SECS) as admin:
         lifecycle = admin.snapshot().lifecycle
-    click.echo(_line(lifecycle))
+    say(_line(lifecycle))
     return 0 if lifecycle["status"] == "ready" else 1
 
 
@@ -96,7 +98,7 @@ def watch(given: LoadedConfig) -> int:
     """Print what the daemon reports as JSON, one line an event, until it ends."""
     with _admin(given, None) as admin:
         for frame in admin.events():
-            click.echo(_line(frame))
+            say(_line(frame))
             sys.stdout.flush()
     raise AssertionError("events() ends by an error only")
 
@@ -112,11 +114,11 @@ def pull(given: LoadedConfig) -> int:
     named = [spec for entry in _local(given) for spec in (entry.model, entry.mmproj)]
     models = [spec for spec in named if isinstance(spec, ModelSpec)]
     if not models:
-        click.echo(f"inferdctl: {given.path} lists no model to fetch", err=True)
+        say(f"inferdctl: {given.path} lists no model to fetch", err=True)
     for model in models:
-        click.echo(f"inferdctl: pulling {model.name} -> {store.home}", err=True)
+        say(f"inferdctl: pulling {model.name} -> {store.home}", err=True)
         with fetch_shown(store, lambda *_, spec=model: spec) as opened:
-            click.echo(f"inferdctl: blob ready at {opened.path}", err=True)
+            say(f"inferdctl: blob ready at {opened.path}", err=True)
     return 0
 
 
@@ -125,7 +127,7 @@ def doctor(given: LoadedConfig) -> int:
     """Print what is there and what is missing; exit 1 when something is missing."""
     sound = True
     for well, label, detail in (*_config(given), *_daemon(given)):
-        click.echo(f"[{' ok ' if well else 'FAIL'}] {label}: {detail}")
+        say(f"[{' ok ' if well else 'FAIL'}] {label}: {detail}")
         sound = sound and well
     return 0 if sound else 1
 

@@ -23,9 +23,11 @@ import click
 from inferd.cli import check_models, check_places
 from inferd.cli.background import is_held
 from inferd.cli.finding import Finding, Findings, State
+from inferd.cli.say import say, say_json
 from inferd.client import AdminClient
 from inferd.config import sources
 from inferd.config.settings import Settings
+from inferd.controls import one_line
 from inferd.errors import ConnectionLost, DaemonUnreachable, InferdError
 
 ANSWER_SECS = 5.0
@@ -50,14 +52,14 @@ def doctor_command(as_json: bool) -> int:
     findings = list(examine())
     healthy = all(finding.state != "fail" for finding in findings)
     if as_json:
-        click.echo(json.dumps({"ok": healthy, "checks": [asdict(finding) for finding in findings]}))
+        say_json({"ok": healthy, "checks": [asdict(finding) for finding in findings]})
     else:
         width = max(len(finding.name) for finding in findings)
         for finding in findings:
             state = click.style(f"{finding.state:4}", fg=_COLOURS[finding.state])
-            click.echo(f"{state}  {finding.name:{width}}  {finding.detail}")
+            say(f"  {finding.name:{width}}  {one_line(finding.detail)}", head=state)
             if finding.advice:
-                click.echo(f"{'':4}  {'':{width}}  → {finding.advice}")
+                say(f"{'':4}  {'':{width}}  → {one_line(finding.advice)}")
     return 0 if healthy else 1
 
 

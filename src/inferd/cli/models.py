@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import threading
 from collections.abc import Callable
@@ -15,8 +14,10 @@ import click
 
 from inferd.cli.output import print_table
 from inferd.cli.progress import Progress
+from inferd.cli.say import say, say_json
 from inferd.config import sources
 from inferd.config.entries import ModelSpec
+from inferd.controls import one_line
 from inferd.errors import StoreError
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def _bring(
 ) -> None:
     """Have the model in the store that ``find`` finds, and say so."""
     with fetch_shown(store, find, again) as model:
-        click.echo(f"{model.name} is in the store and verified: {model.path}")
+        say(f"{model.name} is in the store and verified: {model.path}")
 
 
 @click.command("pull")
@@ -138,9 +139,9 @@ def rm_command(names: tuple[str, ...]) -> None:
         removed = remove(store, name)
         if removed.kept_for:
             kept = ", ".join(removed.kept_for)
-            click.echo(f"{removed.name} is removed; its file stays for {kept}")
+            say(f"{removed.name} is removed; its file stays for {kept}")
         else:
-            click.echo(f"{removed.name} is removed; {_size(removed.freed_bytes)} are free again")
+            say(f"{removed.name} is removed; {_size(removed.freed_bytes)} are free again")
 
 
 @click.command("verify")
@@ -159,10 +160,10 @@ def verify_command(names: tuple[str, ...]) -> int:
     for name in names or [manifest.name for manifest in store.list()]:
         try:
             with _interruptible(partial(work, name)) as model:
-                click.echo(f"{model.name}: ok, {_size(model.size_bytes)}")
+                say(f"{model.name}: ok, {_size(model.size_bytes)}")
         except StoreError as error:
             wrong += 1
-            click.echo(f"{name}: {error}", err=True)
+            say(f"{name}: {one_line(error)}", err=True)
     return 1 if wrong else 0
 
 
@@ -176,8 +177,8 @@ def gc_command(quarantine: bool, dry_run: bool) -> None:
     freed = 0
     for rubbish in collect(_store(), quarantine=quarantine, dry_run=dry_run):
         freed += rubbish.size_bytes
-        click.echo(f"{rubbish.what}, {_size(rubbish.size_bytes)}: {rubbish.path}")
-    click.echo(f"{_size(freed)} {'would be' if dry_run else 'are'} free again")
+        say(f"{rubbish.what}, {_size(rubbish.size_bytes)}: {rubbish.path}")
+    say(f"{_size(freed)} {'would be' if dry_run else 'are'} free again")
 
 
 @click.command("list")
@@ -208,7 +209,7 @@ def list_command(as_json: bool) -> None:
     for row in rows.values():
         row["downloaded_bytes"] = 0 if row["stored"] else largest_file(store.partial_dir(row["sha256"]))
     if as_json:
-        click.echo(json.dumps({"models_home": str(store.home), "models": list(rows.values())}))
+        say_json({"models_home": str(store.home), "models": list(rows.values())})
     else:
         _show(list(rows.values()))
 
@@ -224,14 +225,9 @@ def _show(rows: list[dict[str, Any]]) -> None:
         part = f"{_size(row['downloaded_bytes'])} of it" if row["downloaded_bytes"] else "no"
         size = "?" if row["size_bytes"] is None else _size(row["size_bytes"])
         stored = "yes" if row["stored"] else part
-        cells = (row["name"], stored, size, _plain(row["license"]), _plain(row["description"]))
-        table.add_row(*(Text(cell) for cell in cells))
+        cells = (row["name"], stored, size, row["license"], row["description"])
+        table.add_row(*(Text(one_line(cell)) for cell in cells))
     print_table(table)
-
-
-def _plain(text: str) -> str:
-    """What another tool wrote into a manifest, unable to drive the terminal."""
-    return "".join(char if char.isprintable() else "�" for char in text)
 
 
 def _size(size: int) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, TextIO
 
-import click
-
+from inferd.cli.say import say
 from inferd.client import Done, MessageDone
+from inferd.controls import harmless
 from inferd.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -15,11 +15,6 @@ if TYPE_CHECKING:
 
 _PIPE_COLUMNS = 10_000
 """A pipe has no width, so nothing is wrapped or cut in it."""
-
-_CONTROLS = {
-    code: "\N{REPLACEMENT CHARACTER}" for code in (*range(0x20), *range(0x7F, 0xA0)) if code not in (9, 10)
-}
-"""A model's text must not be able to drive the user's terminal."""
 
 
 class Answer:
@@ -31,7 +26,7 @@ class Answer:
         self._last = ""
 
     def write(self, text: str) -> None:
-        self._stream.write(text.translate(_CONTROLS) if self._terminal else text)
+        self._stream.write(harmless(text) if self._terminal else text)
         self._stream.flush()
         self._last = text[-1:] or self._last
 
@@ -46,11 +41,11 @@ def check_done(done: Done | MessageDone) -> None:
     """Says on stderr when the answer is not whole; raises Unavailable when the daemon ended it."""
     if done.stop_reason in ("length", "max_tokens"):
         tokens = done.completion_tokens if isinstance(done, Done) else done.output_tokens
-        click.echo(f"(cut after {tokens} tokens, by --max-tokens or the model's context)", err=True)
+        say(f"(cut after {tokens} tokens, by --max-tokens or the model's context)", err=True)
     elif done.stop_reason in ("cancelled", "error"):
         raise Unavailable(f"the daemon ended the answer early ({done.stop_reason}); ask again")
     if isinstance(done, MessageDone) and done.tool_choice_unsatisfied:
-        click.echo("(no tool was called, although one had to be)", err=True)
+        say("(no tool was called, although one had to be)", err=True)
 
 
 def print_table(table: Table) -> None:

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import click
+from inferd.cli.say import say
+from inferd.controls import one_line
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -42,12 +43,12 @@ class Progress:
 
     def phase(self, name: str, details: Mapping[str, Any]) -> None:
         """Shows a step; bytes done and in all, or a fraction, where ``details`` have them."""
-        title, note = _TITLES.get(name, name), _note(details)
+        title, note = one_line(_TITLES.get(name, name)), one_line(_note(details))
         if name == "download" and str(details.get("source_url")).startswith("file:"):
             title = "Copying the model"
         if not sys.stderr.isatty():
             if (title, note) != (self._title, self._note):
-                click.echo(f"{title}{note} …", err=True)
+                say(f"{title}{note} …", err=True)
         else:
             self._draw(title, note, details)
         self._title, self._note = title, note

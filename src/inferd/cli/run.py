@@ -15,6 +15,7 @@ from inferd.cli import background, inputs
 from inferd.cli.options import connection_options, sampling, sampling_options, target
 from inferd.cli.output import Answer, check_done
 from inferd.cli.progress import Progress
+from inferd.cli.say import say_json
 from inferd.client import Client, Done, MessageDone, Text, ToolUse
 from inferd.errors import UsageError
 
@@ -107,7 +108,7 @@ def run_command(
             background.connect(client, daemon, progress.frame)
         done = (_blocks if typed else _text)(client, messages, choices, as_json)
         if as_json:
-            click.echo(json.dumps(asdict(done), ensure_ascii=False))
+            say_json(asdict(done))
         check_done(done)
 
 

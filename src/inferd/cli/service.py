@@ -17,6 +17,7 @@ import click
 
 from inferd.cli import units
 from inferd.cli.background import is_held, log_path
+from inferd.cli.say import say
 from inferd.config import paths, sources
 from inferd.config.settings import OPTIONS, Settings
 from inferd.errors import LockHeld, ServiceError, UsageError
@@ -47,14 +48,14 @@ def install_command(on_demand: bool, gpu: bool) -> None:
             " stop it first: inferd stop"
         )
     for path in manager.install(settings, on_demand=on_demand, gpu=gpu):
-        click.echo(f"wrote {path}")
+        say(f"wrote {path}")
     _say_what_it_does_not_see()
-    click.echo(
+    say(
         "the daemon starts with its first client"
         if on_demand
         else "the daemon starts; `inferd watch` shows how"
     )
-    click.echo(manager.hint)
+    say(manager.hint)
 
 
 @service_command.command("uninstall")
@@ -62,9 +63,9 @@ def uninstall_command() -> None:
     """Stop the service and remove what `install` wrote."""
     removed = _manager().uninstall()
     for path in removed:
-        click.echo(f"removed {path}")
+        say(f"removed {path}")
     if not removed:
-        click.echo("no service is installed")
+        say("no service is installed")
 
 
 class Manager(ABC):
@@ -217,7 +218,7 @@ def _say_what_it_does_not_see() -> None:
     names = {option.env for option in OPTIONS if option.env} | {"INFERD_CONFIG", "XDG_DATA_HOME"}
     given = sorted(name for name in names if os.environ.get(name))
     if given:
-        click.echo(
+        say(
             f"note: {', '.join(given)} of this shell is not seen by the service;"
             f" put what it should use into {paths.config_path()}",
             err=True,

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from inferd.cli.columns import aligned, caller, cut, duration, plain, rate, time_or_dash
+from inferd.cli.columns import aligned, caller, cut, duration, rate, time_or_dash
+from inferd.cli.say import say
 from inferd.client.admin import AdminClient, Frame, Status
 from inferd.config import paths
+from inferd.controls import one_line
 from inferd.errors import BootFailed, ConnectionLost, DaemonUnreachable
 
 if TYPE_CHECKING:
@@ -51,9 +53,9 @@ def status_command(as_json: bool) -> None:
             state = admin.status()
     except DaemonUnreachable:
         if as_json:
-            click.echo('{"running": false}')
+            say('{"running": false}')
         raise
-    click.echo(_json(state) if as_json else "\n".join(overview(state)))
+    say(_json(state) if as_json else "\n".join(overview(state)))
 
 
 def _json(state: Status) -> str:
@@ -93,7 +95,7 @@ def _headline(state: Status) -> str:
     parts = [str(state.lifecycle["status"])]
     parts += [f"{key} {value}" for key, value in state.lifecycle.items() if key != "status"]
     parts += [f"inferd {state.version}", f"process {state.pid}", f"up {duration(state.uptime_secs)}"]
-    return plain(", ".join(parts))
+    return one_line(", ".join(parts))
 
 
 def _totals(state: Status) -> str:
@@ -162,7 +164,7 @@ def _abilities(frame: Frame) -> str:
     for key, value in _details(frame).items():
         if key not in ("name", "backend", "model") and value not in (None, "", 0, False):
             shown.append(key if value is True else f"{key} {value}")
-    return plain("  " + ", ".join(shown))
+    return one_line("  " + ", ".join(shown))
 
 
 def _requests(requests: list[Frame]) -> list[str]:
@@ -171,7 +173,7 @@ def _requests(requests: list[Frame]) -> list[str]:
         position = row["position"]
         rows.append(
             (
-                cut(plain(row["id"]), 24) or "-",
+                cut(one_line(row["id"]), 24) or "-",
                 row["surface"],
                 caller(row),
                 duration(row["age_ms"] / 1e3),
@@ -193,7 +195,7 @@ def watch_command(as_json: bool) -> None:
     with AdminClient(admin_address()) as admin:
         try:
             for last in admin.events():
-                click.echo(json.dumps(last) if as_json else _line(last))
+                say(json.dumps(last) if as_json else _line(last))
                 sys.stdout.flush()
         except ConnectionLost:
             if last["status"] == "failed":
@@ -218,7 +220,7 @@ def stop_command() -> None:
     lock = _settings().lock
     pid = _pid(lock) if is_held(lock) else None
     if pid is None:
-        click.echo("no daemon is running")
+        say("no daemon is running")
         return
     try:
         os.kill(pid, signal.SIGTERM)
@@ -230,7 +232,7 @@ def stop_command() -> None:
         ) from None
     while is_held(lock) and holder(lock) == pid:
         time.sleep(POLL_SECS)
-    click.echo(f"the daemon, process {pid}, has stopped")
+    say(f"the daemon, process {pid}, has stopped")
 
 
 def _pid(lock: Path) -> int:

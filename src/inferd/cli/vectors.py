@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ from inferd.cli import background, inputs
 from inferd.cli.options import connection_options, target
 from inferd.cli.output import Answer
 from inferd.cli.progress import Progress
+from inferd.cli.say import say_json
 from inferd.client import Client
 from inferd.client.address import Surface
 
@@ -41,10 +41,10 @@ def embed_command(
     with _connected("embed", address, api_key_file) as client:
         found = client.embed(wanted, task=task, dimensions=dimensions)
     if as_json:
-        click.echo(json.dumps(asdict(found), ensure_ascii=False))
+        say_json(asdict(found))
         return
     for vector in found.embeddings:
-        click.echo(json.dumps(vector))
+        say_json(vector)
 
 
 @click.command("rerank")
@@ -63,7 +63,7 @@ def rerank_command(
     with _connected("rerank", address, api_key_file) as client:
         found = client.rerank(query, wanted)
     if as_json:
-        click.echo(json.dumps(asdict(found), ensure_ascii=False))
+        say_json(asdict(found))
         return
     shown = Answer(sys.stdout)
     for ranked in found.results:

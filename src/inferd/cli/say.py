@@ -1,0 +1,23 @@
+"""Printing. Every command prints through this module, so that no text from elsewhere drives the terminal.
+
+An answer as it comes is written by :class:`inferd.cli.output.Answer`, with the same filter.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from inferd.controls import harmless, to_json
+
+
+def say(text: object = "", *, err: bool = False, head: str = "") -> None:
+    """Prints ``text`` and a line feed to stdout or stderr; ``head`` may hold click's colours."""
+    click.echo(head + harmless(str(text)), err=err)
+
+
+def say_json(value: Any) -> None:
+    """Prints ``value`` to stdout as one line of JSON."""
+    click.echo(to_json(value, ascii_only=not (sys.stdout.encoding or "").lower().startswith("utf")))

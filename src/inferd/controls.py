@@ -1,0 +1,38 @@
+"""Text from elsewhere, made harmless for the terminal it is printed on.
+
+A server's error, a manifest of a shared store, a file name and a model's answer can hold escape sequences,
+which drive a terminal, and bidirectional overrides, which show text in another order. All output of the
+commands and of the log passes one of these functions. Joiners, spaces and marks that scripts need are kept.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+# C0 and C1 controls, line and paragraph separator, and the embeddings, overrides and isolates of bidi.
+_LINES = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_ALL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+def harmless(text: str) -> str:
+    """``text`` with each control replaced by U+FFFD; line feeds and tabs are kept."""
+    return _LINES.sub(REPLACEMENT, text)
+
+
+def one_line(value: object) -> str:
+    """``str(value)`` with each control replaced by U+FFFD, line feeds and tabs too."""
+    return _ALL.sub(REPLACEMENT, str(value))
+
+
+def json_escaped(document: str) -> str:
+    r"""The JSON ``document``, which is one line, with each control as ``\uXXXX``."""
+    return _ALL.sub(lambda found: f"\\u{ord(found[0]):04x}", document)
+
+
+def to_json(value: Any, *, ascii_only: bool = False) -> str:
+    """``value`` as one line of JSON that holds no control."""
+    return json_escaped(json.dumps(value, ensure_ascii=ascii_only))
