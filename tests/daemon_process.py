@@ -140,6 +140,8 @@ class DaemonProcess:
             "INFERD_BACKEND": "mock",
             "INFERD_LOG_DIR": str(self.log_file.parent),
         }
+        if os.getuid() != 0:
+            env["INFERD_CORE_DUMPS"] = "1"  # without this only root can see what the daemon has open
         if "INFERD_IMPL" in os.environ:
             env["INFERD_IMPL"] = os.environ["INFERD_IMPL"]
         for name, value in options.items():

@@ -2,14 +2,52 @@
 
 from __future__ import annotations
 
+import resource
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from tests.daemon_process import DaemonProcess
 
 SECRET = "what-the-client-wrote"
+
+
+def limits_of_core_files(process: DaemonProcess) -> list[str]:
+    text = Path(f"/proc/{process.process.pid}/limits").read_text()
+    return next(line for line in text.splitlines() if line.startswith("Max core file size")).split()[4:6]
+
+
+DUMPABLE = """
+import ctypes
+from inferd import coredump
+before = ctypes.CDLL(None).prctl(3, 0, 0, 0, 0)
+coredump.forbid()
+print(before, ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such switch")
+def test_a_program_that_collects_core_dumps_gets_none() -> None:
+    done = subprocess.run([sys.executable, "-c", DUMPABLE], capture_output=True, text=True, check=True)
+    assert done.stdout == "1 0\n"
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_a_core_dump_is_only_written_where_it_is_asked_for(
+    allowed: bool, daemon: Callable[..., DaemonProcess]
+) -> None:
+    before = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (before[1], before[1]))
+    try:
+        process = daemon(core_dumps=allowed).wait_ready()
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, before)
+    limit = "unlimited" if before[1] == resource.RLIM_INFINITY else str(before[1])
+    assert limits_of_core_files(process) == ([limit] * 2 if allowed else ["0", "0"])
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGILL])

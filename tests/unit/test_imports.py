@@ -20,7 +20,7 @@ PYTHON = {".py", ".pyi"}
 CYTHON = {".pyx", ".pxd", ".pxi"}
 FILES = sorted(file for file in SOURCE.rglob("*") if file.suffix in PYTHON | CYTHON)
 
-GROUND = {"controls", "errors", "log", "private"}
+GROUND = {"controls", "coredump", "errors", "log", "private"}
 FAST = {"fastpath", "_fastpath", "_purepath", "_json", "_floats"}
 BELOW_WIRE = GROUND | FAST | {"config", "sampling", "progress"}
 BELOW_SERVE = BELOW_WIRE | {"wire", "engine", "store"}
@@ -30,6 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "redaction": set(),
     "controls": set(),
+    "coredump": set(),
     "private": set(),
     "log": {"controls", "errors", "private", "redaction"},
     "sampling": set(),

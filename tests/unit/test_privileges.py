@@ -40,6 +40,7 @@ LOADERS = re.compile(
 KNOWN_LOADERS: dict[str, tuple[str, ...]] = {
     "__init__.py": ("importlib.import_module",),  # two modules of our own, by names that are in its text
     "store/wheel.py": ("importlib.util",),  # looks whether pip is there
+    "coredump.py": ("ctypes",),  # prctl
     "daemon/backends.py": ("ctypes",),  # the C library's malloc_trim
     "serve/win32.py": ("ctypes",),  # the system's libraries
 }

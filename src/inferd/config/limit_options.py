@@ -156,3 +156,10 @@ class LimitOptions:
         "The directory of the activity log.",
         default_doc="`~/.inferd/logs`",
     )
+    core_dumps: bool = option(
+        _LOG,
+        Boolean(),
+        False,
+        "Allow core dumps, which hold prompts and answers, and debuggers of the same user.",
+        key="core_dumps",
+    )

@@ -23,7 +23,7 @@ import threading
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
-from inferd import __version__, log
+from inferd import __version__, coredump, log
 from inferd.config import paths
 from inferd.config.limit_options import OTHER_DESCRIPTORS
 from inferd.config.settings import OPTIONS, Settings
@@ -52,6 +52,8 @@ def run(read: Callable[[], LoadedConfig], build: Build = build_backend) -> int:
     when the admin socket is there to report it.
     """
     given = read()
+    if not given.settings.core_dumps:
+        coredump.forbid()
     faulthandler.enable()
     activity = log.setup(given.settings.log_level, given.settings.log_dir)
     _raise_descriptor_limit(given.settings.max_connections)
