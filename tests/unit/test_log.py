@@ -6,6 +6,7 @@ import io
 import os
 import re
 import stat
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ import pytest
 
 from inferd import log
 from inferd.errors import ConfigError
+from inferd.log import file, text
+from tests.daemon_process import until
 
 Setup = Callable[..., log.ActivityLog]
 
@@ -36,6 +39,13 @@ def setup() -> Iterator[Setup]:
 
 def entries(directory: Path, name: str = log.FILE_NAME) -> list[dict[str, Any]]:
     return [orjson.loads(line) for line in (directory / name).read_bytes().splitlines()]
+
+
+def events(directory: Path, msg: str) -> list[dict[str, Any]]:
+    """The whole lines of one event."""
+    path = directory / log.FILE_NAME
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return [entry for entry in map(orjson.loads, lines) if entry["msg"] == msg]
 
 
 class TestEvents:
@@ -227,6 +237,53 @@ class TestText:
         assert len(entries(tmp_path)) == 1
 
 
+class TestStalledStderr:
+    """The reader of stderr does not read: a pipe holds some hundred lines."""
+
+    EVENTS = 12_000  # fewer than the log queues, and more than the pipe and the text sink keep
+
+    def test_the_file_has_every_event_and_stderr_is_told_what_it_missed(
+        self, setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        reading, writing = os.pipe()
+        with os.fdopen(writing, "w") as stream:
+            monkeypatch.setattr(sys, "stderr", stream)
+            activity = setup("info", tmp_path, stderr=True)
+            for number in range(self.EVENTS):
+                log.get("x").info("event", number=number)
+            until(lambda: len(events(tmp_path, "event")) == self.EVENTS)
+            assert [entry["number"] for entry in events(tmp_path, "event")] == list(range(self.EVENTS))
+            received: list[bytes] = []
+            thread = threading.Thread(
+                target=lambda: received.extend(iter(lambda: os.read(reading, 65536), b""))
+            )
+            thread.start()
+            until(lambda: b"".join(received).count(b"\n") >= text.MAX_KEPT)
+            log.get("x").info("event", number=self.EVENTS)
+            activity.close()
+        thread.join()
+        os.close(reading)
+        lines = b"".join(received).decode().splitlines()
+        missing = [int(line[1:].split()[0]) for line in lines if line.endswith("stderr was not read)")]
+        shown = [line for line in lines if "x: event" in line]
+        assert missing
+        assert len(shown) + sum(missing) == self.EVENTS + 1
+        assert sum(entry["count"] for entry in events(tmp_path, "records_not_shown")) == sum(missing)
+
+    def test_exit_does_not_wait_for_the_reader(self, tmp_path: Path) -> None:
+        code = (
+            "import sys; from pathlib import Path; from inferd import log; from inferd.log import text;"
+            "text.CLOSE_SECS = 0.1; activity = log.setup('info', Path(sys.argv[1]));"
+            "[log.get('x').info('event', number=n) for n in range(9000)]; activity.close()"
+        )
+        reading, writing = os.pipe()
+        child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stderr=writing)
+        os.close(writing)
+        assert child.wait(60) == 0
+        os.close(reading)
+        assert len(events(tmp_path, "event")) == 9000
+
+
 class TestFile:
     """Guards of the file: F-4 and who may read and redirect it."""
 
@@ -282,7 +339,7 @@ class TestFile:
     ) -> None:
         self.write(tmp_path, "e" * 10)
         line = (tmp_path / log.FILE_NAME).stat().st_size
-        monkeypatch.setattr(log, "MAX_FILE_BYTES", 2 * line)
+        monkeypatch.setattr(file, "MAX_FILE_BYTES", 2 * line)
         self.write(tmp_path, "e" * 10)
         assert (tmp_path / log.FILE_NAME).stat().st_size == 2 * line
         assert not (tmp_path / f"{log.FILE_NAME}.1").exists()
@@ -291,7 +348,7 @@ class TestFile:
         assert (tmp_path / f"{log.FILE_NAME}.1").stat().st_size == 2 * line
 
     def test_three_old_files_are_kept(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(log, "MAX_FILE_BYTES", 1)
+        monkeypatch.setattr(file, "MAX_FILE_BYTES", 1)
         self.write(tmp_path, *(f"event-{number}" for number in range(6)))
         names = [log.FILE_NAME, *(f"{log.FILE_NAME}.{number}" for number in (1, 2, 3))]
         assert sorted(path.name for path in tmp_path.iterdir()) == names
@@ -303,8 +360,8 @@ class TestFile:
         ]
 
     def test_the_limit_is_sixteen_mebibytes(self) -> None:
-        assert log.MAX_FILE_BYTES == 16 * 1024 * 1024
-        assert log.KEPT_FILES == 3
+        assert file.MAX_FILE_BYTES == 16 * 1024 * 1024
+        assert file.KEPT_FILES == 3
 
     @pytest.mark.parametrize("renames_before_the_crash", [0, 1, 2])
     def test_rotation_survives_a_crash_in_the_middle(
@@ -318,7 +375,7 @@ class TestFile:
             done.append(target)
             return real(self, target)
 
-        monkeypatch.setattr(log, "MAX_FILE_BYTES", 1)
+        monkeypatch.setattr(file, "MAX_FILE_BYTES", 1)
         self.write(tmp_path, "a", "b", "c")
         with monkeypatch.context() as patch:
             patch.setattr(Path, "replace", crash)

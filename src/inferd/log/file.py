@@ -1,0 +1,106 @@
+"""The file of the activity log: NDJSON with rotation.
+
+The file is ours alone: mode 0600, never through a symlink. Every line in it is one whole JSON object, also
+after a crash in the middle of a write or of a rotation.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from inferd.controls import json_escaped
+from inferd.private import make_private_dirs
+
+FILE_NAME = "inferd.ndjson"
+MAX_FILE_BYTES = 16 * 1024 * 1024
+KEPT_FILES = 3
+
+
+def _line(entry: Mapping[str, Any]) -> bytes:
+    """``entry`` as a line of the file, which people read with ``tail`` and ``cat``."""
+    line = orjson.dumps(entry)
+    return (line if line.isascii() else json_escaped(line.decode()).encode()) + b"\n"
+
+
+class FileSink:
+    """NDJSON with rotation. The file's inode and size are looked up before each write, so that a file which
+    was moved away, deleted or filled by another process is handled like our own rotation."""
+
+    def __init__(self, directory: Path, complain: Callable[[Mapping[str, Any]], None]) -> None:
+        self._path = directory / FILE_NAME
+        self._complain = complain
+        self._fd = -1
+        self._failed = False
+
+    def write(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        try:
+            self._append([_line(entry) for entry in entries])
+            self._failed = False
+        except OSError as error:
+            self.close()
+            if not self._failed:
+                self._failed = True
+                reason = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror
+                self._complain({"path": str(self._path), "reason": reason})
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _append(self, lines: Sequence[bytes]) -> None:
+        size = self._ready()
+        fitting = bytearray()
+        for line in lines:
+            if size and size + len(line) > MAX_FILE_BYTES:
+                self._put(fitting)
+                fitting.clear()
+                self._rotate()
+                size = self._ready()
+            fitting += line
+            size += len(line)
+        self._put(fitting)
+
+    def _put(self, data: bytearray) -> None:
+        written = 0
+        while written < len(data):
+            written += os.write(self._fd, memoryview(data)[written:])
+
+    def _ready(self) -> int:
+        """Make sure that our descriptor is the file at the path; its size."""
+        if self._fd >= 0:
+            ours = os.fstat(self._fd)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.lstat(self._path), ours):
+                    return ours.st_size
+            self.close()
+        make_private_dirs(self._path.parent)
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        self._fd = os.open(self._path, flags, 0o600)
+        found = os.fstat(self._fd)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file")
+        if stat.S_IMODE(found.st_mode) & 0o077:
+            os.fchmod(self._fd, 0o600)
+        if found.st_size and os.pread(self._fd, 1, found.st_size - 1) != b"\n":
+            os.write(self._fd, b"\n")  # a crash cut the last line; ours must not be glued to it
+        return found.st_size
+
+    def _rotate(self) -> None:
+        # From the oldest on, each step a rename: a crash between two leaves a gap, which the next one fills.
+        self.close()
+        gap = next((n for n in range(1, KEPT_FILES) if not self._numbered(n).exists()), KEPT_FILES)
+        for number in range(gap, 0, -1):
+            with suppress(FileNotFoundError):
+                self._numbered(number - 1).replace(self._numbered(number))
+
+    def _numbered(self, number: int) -> Path:
+        return self._path.with_name(f"{FILE_NAME}.{number}") if number else self._path

@@ -1,0 +1,116 @@
+"""The activity log as short text on stderr.
+
+A thread of its own writes to stderr, so that a reader that stalls holds up neither the daemon nor the file.
+Meanwhile events are kept up to a limit; beyond it they are counted, and the count is written when the reader
+reads again. Controls in values are escaped, so that no value can drive a terminal.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import re
+import select
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any, ClassVar, TextIO
+
+import orjson
+
+MAX_KEPT = 4096
+"""Events that wait for a reader of stderr."""
+
+CLOSE_SECS = 2.0
+
+Entry = Mapping[str, Any]
+
+_HEAD = frozenset(("t", "level", "component", "msg"))
+_WORD = re.compile(r"""[^ "']+""")
+
+
+class TextSink:
+    """Short text for people. :meth:`write` never blocks; ``missed`` counts the events that were not kept."""
+
+    _COLOURS: ClassVar = {"error": "31", "warn": "33", "info": "32"}
+
+    def __init__(self, stream: TextIO) -> None:
+        self.missed = 0
+        self._stream = stream
+        self._colour = stream.isatty() and "NO_COLOR" not in os.environ
+        self._batches: queue.SimpleQueue[Sequence[Entry] | None] = queue.SimpleQueue()
+        self._taken = self._written = 0  # each is changed by one thread alone
+        self._thread: threading.Thread | None = None
+
+    def write(self, entries: Sequence[Entry]) -> None:
+        """Hands the events over, or counts them when too many wait already."""
+        room = MAX_KEPT - (self._taken - self._written)
+        kept = entries[:room]
+        self.missed += len(entries) - len(kept)
+        if kept:
+            self._taken += len(kept)
+            self._batches.put(kept)
+            self._start()
+
+    def close(self) -> None:
+        """Gives up on a reader that does not read."""
+        if self._thread is not None:
+            self._batches.put(None)
+            self._thread.join(CLOSE_SECS)
+
+    def _start(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._write_all, name="log-stderr", daemon=True)
+            self._thread.start()
+
+    def _write_all(self) -> None:
+        told = 0
+        while (entries := self._batches.get()) is not None:
+            text = "".join(map(self._text, entries))
+            missed = self.missed
+            if missed > told:
+                text += f"({missed - told} events are missing here, because stderr was not read)\n"
+                told = missed
+            self._put(text)
+            self._written += len(entries)
+
+    def _put(self, text: str) -> None:
+        """Writes to the descriptor: a stuck writer that held the stream's lock would hold up exit."""
+        with suppress(OSError, ValueError):  # the reader has left, or the stream is closed
+            fd = _descriptor(self._stream)
+            if fd is None:
+                self._stream.write(text)
+                return
+            rest = memoryview(text.encode("utf-8", "backslashreplace"))
+            while rest:
+                try:
+                    rest = rest[os.write(fd, rest) :]
+                except BlockingIOError:
+                    select.select([], [fd], [])
+
+    def _text(self, entry: Entry) -> str:
+        level = entry["level"]
+        head = f"{level.upper():5}"
+        if self._colour:
+            head = f"\x1b[{self._COLOURS.get(level, '2')}m{head}\x1b[0m"
+        fields = "".join(
+            f" {name}={_plain(value)}"
+            for name, value in entry.items()
+            if name not in _HEAD and value is not None
+        )
+        msg = entry["msg"] if entry["msg"].isprintable() else repr(entry["msg"])
+        return f"{entry['t']} {head} {entry['component']}: {msg}{fields}\n"
+
+
+def _descriptor(stream: TextIO) -> int | None:
+    try:
+        return stream.fileno()
+    except OSError:  # a stream in memory
+        return None
+
+
+def _plain(value: object) -> str:
+    if type(value) is int or type(value) is float:
+        return repr(value)
+    text = value if isinstance(value, str) else orjson.dumps(value).decode()
+    return text if text.isprintable() and _WORD.fullmatch(text) else repr(text)

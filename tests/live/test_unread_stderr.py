@@ -1,0 +1,30 @@
+"""A daemon whose stderr nobody reads keeps its activity log whole, and ends."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+from tests.daemon_process import Wire, until
+from tests.shell import Shell
+
+REQUESTS = 3000  # a pipe holds the text of a few hundred
+
+
+def test_every_request_is_in_the_file(short_dir: Path) -> None:
+    inferd = Shell(short_dir, INFERD_BACKEND="mock")
+    daemon = inferd.start("serve")
+    try:
+        sock = inferd.runtime / "infer.sock"
+        until(sock.exists)
+        request = {"id": "q", "stream": False, "messages": [{"role": "user", "content": "hi"}]}
+        with Wire(sock) as client:
+            for _ in range(REQUESTS):
+                client.send(request)
+                assert client.frame()["type"] == "done"
+        daemon.send_signal(signal.SIGTERM)
+        assert daemon.wait(60) == 0
+    finally:
+        daemon.kill()
+        daemon.communicate()
+    assert len(inferd.events("request_done")) == REQUESTS
