@@ -20,7 +20,7 @@ cimport cython
 
 from inferd._json cimport json_escape_into
 
-from inferd.errors import FrameTooLarge
+from inferd.errors import FrameTooLarge, MalformedFrame
 
 cdef extern from "Python.h":
     const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
@@ -36,9 +36,17 @@ cdef enum:
     STACK_TEXT = 512
     # Keys are compared over at least this length, whatever theirs is: no auth line may be longer.
     KEY_BOUND = 4096
+    # The head of a frame: its length as LEB128 of at most 5 bytes, then one byte for its kind.
+    MAX_LENGTH_BYTES = 5
+    JSON_KIND = 1
+    BLOB_KIND = 2
     # Where the next newline is, when nobody has looked yet, and when there is none.
     UNSEEN = -2
     NONE = -1
+
+
+MAX_FRAME_BYTES = 64 * 1024 * 1024
+cdef Py_ssize_t _MAX_FRAME_BYTES = MAX_FRAME_BYTES
 
 
 @cython.final
@@ -95,6 +103,7 @@ cdef class LineSplitter:
 
     cdef readonly Py_ssize_t cap
     cdef readonly bint oversized
+    cdef bint _framed
     cdef _Block block
     cdef Py_ssize_t start      # first byte not handed out
     cdef Py_ssize_t end        # one past the last byte read
@@ -110,6 +119,15 @@ cdef class LineSplitter:
     @property
     def buffered(self):
         return self.end - self.start
+
+    @property
+    def framed(self):
+        return self._framed
+
+    @framed.setter
+    def framed(self, bint value):
+        self._framed = value
+        self.newline = NONE if value else UNSEEN
 
     @property
     def has_line(self):
@@ -166,6 +184,34 @@ cdef class LineSplitter:
         self.newline = UNSEEN
         return size
 
+    def peek(self, Py_ssize_t size):
+        return PyBytes_FromStringAndSize(self.block.data + self.start, min(size, self.end - self.start))
+
+    def next_head(self):
+        cdef const unsigned char* head = <const unsigned char*>self.block.data + self.start
+        cdef Py_ssize_t held = self.end - self.start
+        cdef Py_ssize_t size = 0
+        cdef int i = 0
+        while True:
+            if i == MAX_LENGTH_BYTES:
+                raise MalformedFrame(f"length varint exceeded {MAX_LENGTH_BYTES} bytes")
+            if i == held:
+                return None
+            size |= <Py_ssize_t>(head[i] & 0x7F) << (7 * i)
+            i += 1
+            if head[i - 1] < 0x80:
+                break
+        if size > _MAX_FRAME_BYTES:
+            raise FrameTooLarge(_MAX_FRAME_BYTES)
+        if i == held:
+            return None
+        cdef int kind = head[i]
+        if kind != JSON_KIND and kind != BLOB_KIND:
+            raise MalformedFrame(f"unknown frame-type byte 0x{kind:02x}")
+        self.start += i + 1
+        self.newline = UNSEEN
+        return kind, size
+
     cdef object _view_line(self, Py_ssize_t low, Py_ssize_t high):
         if high > low and self.block.data[high - 1] == b'\r':
             high -= 1
@@ -185,6 +231,9 @@ cdef class LineSplitter:
         return 0
 
     cdef int _search(self, Py_ssize_t unseen) except -1:
+        if self._framed:
+            self.newline = NONE
+            return 0
         cdef char* found = <char*>memchr(self.block.data + unseen, b'\n', self.end - unseen)
         self.newline = NONE if found == NULL else found - self.block.data
         if (self.end if found == NULL else self.newline) - self.start > self.cap:
@@ -267,6 +316,51 @@ cdef void _join(char* out, bytes prefix, const char* escaped, size_t size, bytes
     out += PyBytes_GET_SIZE(prefix)
     memcpy(out, escaped, size)
     memcpy(out + size, PyBytes_AS_STRING(suffix), PyBytes_GET_SIZE(suffix))
+
+
+def frame_lines(bytes lines not None):
+    cdef const char* line = PyBytes_AS_STRING(lines)
+    cdef const char* end = line + PyBytes_GET_SIZE(lines)
+    cdef Py_ssize_t size, total = 0
+    while line < end:
+        size = _line_size(line, end)
+        total += _head_size(size) + size
+        line += size + 1
+    cdef bytes frames = PyBytes_FromStringAndSize(NULL, total)
+    cdef char* out = PyBytes_AS_STRING(frames)
+    line = PyBytes_AS_STRING(lines)
+    while line < end:
+        size = _line_size(line, end)
+        out = _write_head(out, size)
+        memcpy(out, line, size)
+        out += size
+        line += size + 1
+    return frames
+
+
+cdef Py_ssize_t _line_size(const char* line, const char* end) except -1:
+    cdef const char* newline = <const char*>memchr(line, b'\n', end - line)
+    if newline == NULL:
+        raise ValueError("the last line has no newline")
+    return newline - line
+
+
+cdef Py_ssize_t _head_size(Py_ssize_t size) noexcept:
+    cdef Py_ssize_t total = 2
+    while size >= 0x80:
+        size >>= 7
+        total += 1
+    return total
+
+
+cdef char* _write_head(char* out, Py_ssize_t size) noexcept:
+    while size >= 0x80:
+        out[0] = <char>(0x80 | (size & 0x7F))
+        size >>= 7
+        out += 1
+    out[0] = <char>size
+    out[1] = JSON_KIND
+    return out + 2
 
 
 def keys_equal(bytes a not None, bytes b not None):

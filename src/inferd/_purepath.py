@@ -12,12 +12,17 @@ import math
 import struct
 from typing import TYPE_CHECKING
 
-from inferd.errors import FrameTooLarge
+from inferd.errors import FrameTooLarge, MalformedFrame
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _READ_CHUNK = 4096
+
+# The head of a frame: its length as LEB128 of at most 5 bytes, then one byte for its kind.
+_MAX_LENGTH_BYTES = 5
+_KINDS = (1, 2)
+MAX_FRAME_BYTES = 64 * 1024 * 1024
 
 # Where the next newline is, when nobody has looked yet, and when there is none.
 _UNSEEN, _NONE = -2, -1
@@ -47,6 +52,8 @@ class LineSplitter:
       shows the same bytes, and costs memory of its own.
     * What follows a line is not looked at before it is asked for or more bytes come, so that bytes which are
       no lines can be taken from right behind it by ``take_into``.
+    * While ``framed`` is set, newlines mean nothing: there are no lines, ``peek`` shows the bytes that are
+      held, and ``next_head`` takes the head of a frame. Its payload follows through ``take_into``.
     """
 
     def __init__(self, cap: int) -> None:
@@ -54,6 +61,7 @@ class LineSplitter:
             raise ValueError("cap must be at least 1 byte")
         self.cap = cap
         self.oversized = False
+        self._framed = False
         self._held = bytearray()
         self._newline = _NONE
         self._chunk = bytearray(_READ_CHUNK)
@@ -62,6 +70,16 @@ class LineSplitter:
     def buffered(self) -> int:
         """Bytes held, those of whole lines included."""
         return len(self._held)
+
+    @property
+    def framed(self) -> bool:
+        """Whether the bytes are frames, or not yet known to be lines."""
+        return self._framed
+
+    @framed.setter
+    def framed(self, value: bool) -> None:
+        self._framed = value
+        self._newline = _NONE if value else _UNSEEN
 
     @property
     def has_line(self) -> bool:
@@ -109,6 +127,35 @@ class LineSplitter:
         self._newline = _UNSEEN
         return size
 
+    def peek(self, size: int) -> bytes:
+        """The first bytes held, at most ``size`` of them; they stay."""
+        return bytes(self._held[:size])
+
+    def next_head(self) -> tuple[int, int] | None:
+        """The kind (1 for JSON, 2 for a blob) and the payload's size of the next frame; takes its head.
+
+        ``None`` before the head is whole. Raises FrameTooLarge for a payload beyond ``MAX_FRAME_BYTES`` and
+        MalformedFrame for any other head that cannot be; the bytes stay then.
+        """
+        size = 0
+        for i, byte in enumerate(self._held[:_MAX_LENGTH_BYTES]):
+            size |= (byte & 0x7F) << (7 * i)
+            if byte < 0x80:
+                break
+        else:
+            if len(self._held) < _MAX_LENGTH_BYTES:
+                return None
+            raise MalformedFrame(f"length varint exceeded {_MAX_LENGTH_BYTES} bytes")
+        if size > MAX_FRAME_BYTES:
+            raise FrameTooLarge(MAX_FRAME_BYTES)
+        if len(self._held) < i + 2:
+            return None
+        kind = self._held[i + 1]
+        if kind not in _KINDS:
+            raise MalformedFrame(f"unknown frame-type byte 0x{kind:02x}")
+        del self._held[: i + 2]
+        return kind, size
+
     def _check_room(self) -> None:
         self._look()
         if self._newline >= 0 and len(self._held) > self.cap // 2:
@@ -126,6 +173,9 @@ class LineSplitter:
             self._search(0)
 
     def _search(self, unseen: int) -> None:
+        if self._framed:
+            self._newline = _NONE
+            return
         self._newline = self._held.find(b"\n", unseen)
         if (len(self._held) if self._newline < 0 else self._newline) > self.cap:
             self.oversized = True
@@ -151,6 +201,22 @@ def escape_json(text: str) -> bytes:
 def token_frame(prefix: bytes, text: str, suffix: bytes) -> bytes:
     """``text`` escaped by :func:`escape_json` between the bytes that make it a frame."""
     return prefix + escape_json(text) + suffix
+
+
+def frame_lines(lines: bytes) -> bytes:
+    """Each line of ``lines`` as a frame of JSON; ValueError where the last one has no newline."""
+    *whole, rest = lines.split(b"\n")
+    if rest:
+        raise ValueError("the last line has no newline")
+    return b"".join(_head(len(line)) + line for line in whole)
+
+
+def _head(size: int) -> bytes:
+    head = bytearray()
+    while size >= 0x80:
+        head.append(0x80 | (size & 0x7F))
+        size >>= 7
+    return bytes((*head, size, 1))
 
 
 def keys_equal(a: bytes, b: bytes) -> bool:

@@ -6,7 +6,8 @@ recognises an error by its text:
 * ``code``       the wire code of the error frame that a client sees (``serve.session`` alone writes it);
 * ``exit_code``  the exit status of a command that ends with it (``cli`` alone uses it);
 * ``fault``      who has to change something: ``"client"``, ``"backend"``, ``"daemon"`` or ``"operator"``;
-* ``retryable``  whether the same request may succeed later without a change.
+* ``retryable``  whether the same request may succeed later without a change;
+* ``closes``     whether the daemon closes the connection after the error frame.
 
 The message of an error is one sentence that names what was wrong and, where it can be known, what to do.
 """
@@ -25,6 +26,7 @@ class InferdError(Exception):
     exit_code: int = 1
     fault: Fault = "daemon"
     retryable: bool = False
+    closes: ClassVar[bool] = False
 
 
 # What a client did.
@@ -39,9 +41,9 @@ class InvalidRequest(InferdError):
 
 
 class DecodeError(InvalidRequest):
-    """A line that is not a request at all; the connection is closed after the error frame.
+    """JSON that is not a request: a field has another type, is missing, or is given twice.
 
-    ``request_id`` is the line's ``id`` when the line was an object with a string there, else ``""``.
+    ``request_id`` is the request's ``id`` when it was an object with a string there, else ``""``.
     """
 
     def __init__(self, message: str, request_id: str = "") -> None:
@@ -49,12 +51,41 @@ class DecodeError(InvalidRequest):
         self.request_id = request_id
 
 
+class NotJson(DecodeError):
+    """Bytes that are not JSON in UTF-8, so that what follows them cannot be trusted either."""
+
+    closes = True
+
+
+class MalformedFrame(DecodeError):
+    """Bytes that are not a frame where one must be."""
+
+    closes = True
+
+    def __init__(self, message: str, request_id: str = "") -> None:
+        InferdError.__init__(self, f"malformed frame: {message}")
+        self.request_id = request_id
+
+
+class WireVersionUnsupported(DecodeError):
+    """A framed request of another version of the wire, or of none."""
+
+    code = "wire_version_unsupported"
+    closes = True
+
+    def __init__(self, given: int | None, supported: int, request_id: str = "") -> None:
+        found = "the request has no wire_version" if given is None else f"unsupported wire_version {given}"
+        InferdError.__init__(self, f"{found}: this daemon speaks wire_version {supported}")
+        self.request_id = request_id
+
+
 class FrameTooLarge(InferdError):
-    """A line longer than the cap of ``cap`` bytes."""
+    """A line or a frame longer than the cap of ``cap`` bytes."""
 
     code = "frame_too_large"
     exit_code = 5
     fault = "client"
+    closes = True
 
     def __init__(self, cap: int) -> None:
         super().__init__(f"frame exceeds {cap} byte cap")
@@ -96,11 +127,12 @@ class InputMemoryFull(InferdError):
 
 
 class AdmissionClosed(InferdError):
-    """The daemon is draining; the connection is closed after the error frame."""
+    """The daemon is draining."""
 
     code = "backend_unavailable"
     exit_code = 4
     retryable = True
+    closes = True
 
     def __init__(self) -> None:
         super().__init__("admission closed")
@@ -274,6 +306,7 @@ _MEANING: dict[str, type[InferdError]] = {
     kind.code: kind
     for kind in (
         InvalidRequest,
+        WireVersionUnsupported,
         FrameTooLarge,
         QueueFull,
         Unavailable,

@@ -20,9 +20,11 @@ if IMPLEMENTATION not in ("c", "python"):
 if TYPE_CHECKING or IMPLEMENTATION == "c":
     try:
         from inferd._fastpath import (
+            MAX_FRAME_BYTES,
             LineSplitter,
             escape_json,
             float_rows,
+            frame_lines,
             keys_equal,
             token_frame,
         )
@@ -33,18 +35,22 @@ if TYPE_CHECKING or IMPLEMENTATION == "c":
         ) from missing
 else:
     from inferd._purepath import (
+        MAX_FRAME_BYTES,
         LineSplitter,
         escape_json,
         float_rows,
+        frame_lines,
         keys_equal,
         token_frame,
     )
 
 __all__ = [
     "IMPLEMENTATION",
+    "MAX_FRAME_BYTES",
     "LineSplitter",
     "escape_json",
     "float_rows",
+    "frame_lines",
     "keys_equal",
     "token_frame",
 ]

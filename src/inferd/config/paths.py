@@ -14,11 +14,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-Surface = Literal["v1", "v2", "embed", "rerank", "admin"]
+Surface = Literal["v1", "v2", "framed", "embed", "rerank", "admin"]
 
 _PIPES: dict[Surface, str] = {
     "v1": "inferd-infer",
     "v2": "inferd-infer-v2",
+    "framed": "inferd",
     "embed": "inferd-infer-embed",
     "rerank": "inferd-infer-rerank",
     "admin": "inferd-admin",
@@ -27,6 +28,7 @@ _PIPES: dict[Surface, str] = {
 _LEAVES: dict[Surface, str] = {
     "v1": "infer.sock",
     "v2": "infer.v2.sock",
+    "framed": "inferd.sock",
     "embed": "infer.embed.sock",
     "rerank": "infer.rerank.sock",
     "admin": "admin.sock",
@@ -71,6 +73,11 @@ def inference_socket_path(env: Env = None) -> Path:
 def v2_socket_path(env: Env = None) -> Path:
     """The default v2 socket."""
     return socket_path("v2", env)
+
+
+def framed_socket_path(env: Env = None) -> Path:
+    """The default socket of the framed wire."""
+    return socket_path("framed", env)
 
 
 def embed_socket_path(env: Env = None) -> Path:

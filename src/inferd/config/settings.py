@@ -32,11 +32,13 @@ class Settings(LimitOptions, SocketOptions, ModelOptions):
     """
 
     backends: tuple[BackendEntry, ...] = ()
+    implicit_surfaces: frozenset[str] = frozenset()
+    """Surfaces that nothing asked for. Where their socket cannot be made, the daemon serves without them."""
 
     @property
     def surfaces(self) -> frozenset[str]:
         """The surfaces that are to be served, where a backend is capable of them."""
-        asked = {"v1"}.union(*map(surfaces_of, self.backends))
+        asked = {"v1", "framed"}.union(*map(surfaces_of, self.backends))
         return frozenset(asked | {name for name in ("v2", "embed", "rerank") if getattr(self, name)})
 
 

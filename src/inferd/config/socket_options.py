@@ -65,6 +65,13 @@ class SocketOptions:
         "The Unix socket to serve v2 on.",
         default_doc="`infer.v2.sock` in the runtime directory",
     )
+    framed_addr: Path = option(
+        _SOCKETS,
+        FilePath(),
+        paths.framed_socket_path,
+        "The Unix socket for clients that send length-prefixed frames, as those of inferd 0.4 and later.",
+        default_doc="`inferd.sock` in the runtime directory",
+    )
     embed: bool = option(
         _SOCKETS,
         Boolean(),

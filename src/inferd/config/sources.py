@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from inferd.config import backends, paths
 from inferd.config.file import ConfigFile, read_file
@@ -183,9 +183,20 @@ def _settings(chosen: Mapping[str, OptionValue], env: Mapping[str, str]) -> Sett
     for tcp, *_, local in TRANSPORTS:
         if values[tcp] is not None:
             values[local] = None
+    values["implicit_surfaces"] = implicit = _implicit_surfaces(chosen)
+    if "uds" in chosen and sys.platform != "win32":
+        # Beside the socket that was given, and not at the default place, where another daemon may serve.
+        for name in implicit:
+            values[f"{name}_addr"] = values["uds"].with_name(paths.socket_path(name, env).name)
     if values["api_key_file"] is not None:
         values["api_key"] = _read_key(values["api_key_file"])
     return Settings(**values)
+
+
+def _implicit_surfaces(chosen: Mapping[str, OptionValue]) -> frozenset[Literal["v2", "framed"]]:
+    """The surfaces that are served without having been asked for."""
+    asked = {"v2": ("v2", "v2_addr", "v2_tcp"), "framed": ("framed_addr",)}
+    return frozenset(name for name in ("v2", "framed") if not any(option in chosen for option in asked[name]))
 
 
 def _api_key(settings: Settings, env: Mapping[str, str]) -> Secret | None:

@@ -14,7 +14,7 @@ from inferd.serve import bind
 from inferd.serve.bind import Bound
 from inferd.serve.surface import Surface
 from inferd.serve.surfaces.v1 import TextSurface
-from inferd.serve.surfaces.v2 import BlockSurface
+from inferd.serve.surfaces.v2 import BlockSurface, FramedSurface
 from inferd.serve.surfaces.vectors import EmbedSurface, RerankSurface
 
 _log = log.get("addresses")
@@ -26,6 +26,7 @@ def surfaces(settings: Settings, backends: Sequence[Backend]) -> list[Surface[An
     known: list[tuple[Surface[Any], bool]] = [
         (TextSurface(), True),
         (BlockSurface(), True),
+        (FramedSurface(), True),
         (EmbedSurface(), any(capabilities.embed for capabilities in able)),
         (RerankSurface(), any(capabilities.rerank for capabilities in able)),
     ]
@@ -88,6 +89,7 @@ def _pairs(settings: Settings) -> dict[str, tuple[str | None, Path | None]]:
     return {
         "v1": (settings.tcp, settings.uds),
         "v2": (settings.v2_tcp, settings.v2_addr),
+        "framed": (None, settings.framed_addr),
         "embed": (settings.embed_tcp, settings.embed_addr),
         "rerank": (settings.rerank_tcp, settings.rerank_addr),
         "admin": (None, settings.admin_addr),

@@ -191,7 +191,7 @@ class Daemon:
         settings = self._settings
         runtime = paths.runtime_dir()
         ours = [settings.lock, settings.admin_addr, settings.uds, settings.v2_addr]
-        ours += [settings.embed_addr, settings.rerank_addr]
+        ours += [settings.framed_addr, settings.embed_addr, settings.rerank_addr]
         if any(path is not None and path.parent == runtime for path in ours):
             ensure_private_dir(runtime)
         held.callback(Lock.acquire(settings.lock).release)

@@ -15,6 +15,7 @@ from inferd import log
 from inferd.config.settings import Settings
 from inferd.daemon import addresses
 from inferd.engine.backend import Backend
+from inferd.errors import AddressError
 from inferd.serve import auth
 from inferd.serve.admission import Admission
 from inferd.serve.bind import Bound
@@ -56,14 +57,20 @@ class Server:
         held: contextlib.AsyncExitStack,
     ) -> None:
         """Serves what the settings ask for and ``backends`` can do; ``held`` closes it again."""
-        surfaces = addresses.surfaces(settings, backends)
-        sockets = []
-        for surface in surfaces:
-            sockets.append(addresses.bind_surface(settings, surface.name, passed))
-            held.callback(sockets[-1].close)
+        served = []
+        for surface in addresses.surfaces(settings, backends):
+            try:
+                bound = addresses.bind_surface(settings, surface.name, passed)
+            except AddressError as error:
+                if surface.name not in settings.implicit_surfaces:
+                    raise
+                _log.warn("surface not served", surface=surface.name, reason=str(error))
+                continue
+            held.callback(bound.close)
+            served.append((surface, bound))
         hangups = HangupWatch(asyncio.get_running_loop())
         held.callback(hangups.close)
-        for surface, bound in zip(surfaces, sockets, strict=True):
+        for surface, bound in served:
             service = Service(
                 surface=surface,
                 admission=self.admission,
@@ -101,7 +108,7 @@ class Server:
             service.idle_timeout_secs = settings.idle_timeout_secs
         served = {service.surface.name for service in self._services}
         for surface in addresses.surfaces(settings, backends):
-            if surface.name not in served:
+            if surface.name not in served | settings.implicit_surfaces:
                 _log.warn("a restart is needed to serve another surface", surface=surface.name)
 
     def stop(self) -> None:

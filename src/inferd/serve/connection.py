@@ -1,9 +1,11 @@
-"""One accepted socket of an inference surface: lines in, bytes out, and how it ends.
+"""One accepted socket of an inference surface: lines or frames in, bytes out, and how it ends.
 
 * Bytes are read into the splitter in place. While nobody waits for a line, reading goes on only until one
   frame is held; then it pauses, so a connection holds at most one frame and one read.
 * Where a line may be followed by raw bytes, nothing is read beyond the line before it is known whether they
   follow; they are then read in place, into memory that takes them all.
+* Between the parts of a frame, and before it is known whether a client sends lines or frames, nothing is read
+  that nobody waits for, beyond one read.
 * Who has begun a line, or the bytes behind one, has to go on with it: a client that lets it take longer than
   ``PIECE_SECS`` is dropped, as is one that sends nothing between two requests for ``idle_timeout``.
 * ``reserve`` is called before a line grows beyond ``LARGE_BYTES``. While a request runs, no more than that
@@ -17,13 +19,14 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import mmap
 import socket
 from collections.abc import Callable
 from typing import cast
 
-from inferd.errors import FrameTooLarge, InferdError
-from inferd.fastpath import LineSplitter
+from inferd.errors import FrameTooLarge, InferdError, InputMemoryFull, MalformedFrame
+from inferd.fastpath import LineSplitter, frame_lines
 from inferd.serve.hangup import HangupWatch
 
 # An answer of a thousand tokens fits, so that a slow reader seldom keeps a place from the others.
@@ -37,6 +40,10 @@ LARGE_BYTES = 256 * 1024
 # How long what a client still sends is read and dropped after an error frame, so that closing with unread
 # bytes does not reset the connection and take the frame with it.
 LINGER_SECS = 1.0
+# Up to here memory that is filled costs less than asking the system for memory that is not.
+SMALL_BYTES = 64 * 1024
+# So many first bytes tell which of the wires a client speaks.
+OPENING_BYTES = 5
 
 _DROPPED = bytearray(16 * 1024)
 
@@ -66,6 +73,7 @@ class Connection(asyncio.BufferedProtocol):
         self._fd = -1
         self._on_gone: Callable[[], object] | None = None
         self._line_waiter: asyncio.Future[bytes | None] | None = None
+        self._more_waiter: asyncio.Future[None] | None = None
         self._at_most: int | None = None
         self._raw: memoryview | None = None
         self._raw_waiter: asyncio.Future[bool] | None = None
@@ -78,6 +86,8 @@ class Connection(asyncio.BufferedProtocol):
         self._dropping = False
         self._closing = False
         self._eof = False
+        self.framed = False
+        """Whether each line that is written goes out as a frame."""
         self.blocked = False
         """Whether the client has more unread than the high-water mark."""
         self.gone_because = ""
@@ -105,10 +115,11 @@ class Connection(asyncio.BufferedProtocol):
         """The next line, ``None`` at the end of the input.
 
         Raises FrameTooLarge for a line beyond the cap, and for bytes beyond ``at_most`` without a newline.
-        Passes on what ``reserve`` raises; the rest of the line is unread then.
+        With ``at_most`` nothing is read beyond the line, since frames may follow it. Passes on what
+        ``reserve`` raises; the rest of the line is unread then.
         """
         line = self._take_line()
-        if line is not None and self._raw_may_follow(line):
+        if line is not None and (at_most is not None or self._raw_may_follow(line)):
             self._pause()
         elif not self._splitter.has_line:
             self._read_on()
@@ -130,20 +141,68 @@ class Connection(asyncio.BufferedProtocol):
             self._line_waiter = None
             self._clear_read_alarm()
 
+    def expect_either(self) -> None:
+        """What comes next may be lines or frames."""
+        self._splitter.framed = True
+
+    async def opening(self, is_known: Callable[[bytes], bool | None]) -> bool:
+        """What ``is_known`` says of the first bytes that come; it is asked again with more while that is
+        ``None``. False where the input ends before. The bytes stay, and are neither lines nor frames yet."""
+        self.expect_either()
+        while True:
+            first = self.first(OPENING_BYTES)
+            known = is_known(first) if first else None
+            if known is not None or self._eof:
+                return bool(known)
+            await self._more()
+
+    def first(self, size: int) -> bytes:
+        """The first bytes that are held, at most ``size`` of them."""
+        return self._splitter.peek(size)
+
+    def begin_lines(self) -> None:
+        """What comes next are lines. A byte order mark before the first is dropped."""
+        if self.first(3) == codecs.BOM_UTF8:
+            self._splitter.take_into(memoryview(bytearray(3)))
+        self._splitter.framed = False
+
+    async def next_head(self, *, begun: bool = False) -> tuple[int, int] | None:
+        """Takes the head of the next frame, its kind and its payload's size; ``None`` at the input's end.
+
+        ``begun`` says that a frame before it began the request. Raises FrameTooLarge and MalformedFrame.
+        """
+        while (head := self._splitter.next_head()) is None:
+            if self._eof:
+                if self._splitter.buffered:
+                    raise MalformedFrame("stream ended mid-frame")
+                return None
+            await self._more(begun)
+        return head
+
+    async def _more(self, begun: bool = False) -> None:
+        """Waits for more bytes, or the end of the input."""
+        self._piece_end = 0
+        if begun or self._splitter.buffered:
+            self._went_on(0)
+        elif self._idle_timeout:
+            self._set_read_alarm(self._idle_timeout, "idle")
+        self._more_waiter = self._loop.create_future()
+        self._read_on()
+        try:
+            await self._more_waiter
+        finally:
+            self._more_waiter = None
+            self._clear_read_alarm()
+
     def _raw_may_follow(self, line: bytes) -> bool:
         return self._may_carry_raw is not None and self._may_carry_raw(line)
 
     async def read_raw(self, size: int) -> memoryview | None:
         """The ``size`` bytes behind the last line, whatever they are; ``None`` if the input ends before.
 
-        Raises MemoryError, with the bytes unread, where the system gives no memory for them.
+        Raises InputMemoryFull, with the bytes unread, where the system gives no memory for them.
         """
-        # Of a private mapping only the pages that were written take memory: a size costs nothing by itself.
-        try:
-            mapping = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        except OSError as error:
-            raise MemoryError(str(error)) from None
-        memory = memoryview(mapping)
+        memory = _memory(size)
         held = self._splitter.take_into(memory)
         if held < size:
             if self._eof:
@@ -198,6 +257,12 @@ class Connection(asyncio.BufferedProtocol):
         return None if view is None else bytes(view)
 
     def _hand_over(self) -> None:
+        if self._splitter.framed:
+            if self._more_waiter is None:
+                self._pause()
+            elif not self._more_waiter.done():
+                self._more_waiter.set_result(None)
+            return
         waiter = self._line_waiter
         if waiter is not None and not waiter.done():
             if self._splitter.has_line or self._eof:
@@ -207,7 +272,7 @@ class Connection(asyncio.BufferedProtocol):
                     waiter.set_result(line)
                 except FrameTooLarge as error:
                     waiter.set_exception(error)
-                if line is not None and self._raw_may_follow(line):
+                if line is not None and (self._at_most is not None or self._raw_may_follow(line)):
                     self._pause()
                     return
             elif self._at_most is not None and self._splitter.buffered > self._at_most:
@@ -254,8 +319,8 @@ class Connection(asyncio.BufferedProtocol):
     # Writing.
 
     def write(self, data: bytes) -> None:
-        """Sends ``data``, now or as soon as the client reads."""
-        self._transport.write(data)
+        """Sends ``data``, which is whole lines, now or as soon as the client reads."""
+        self._transport.write(frame_lines(data) if self.framed else data)
 
     async def writable(self) -> None:
         """Waits until the client has read on."""
@@ -328,3 +393,13 @@ class Connection(asyncio.BufferedProtocol):
         if on_gone is not None:
             self.gone_because = why
             on_gone()
+
+
+def _memory(size: int) -> memoryview:
+    if size <= SMALL_BYTES:
+        return memoryview(bytearray(size))
+    # Of a private mapping only the pages that were written take memory: a size costs nothing by itself.
+    try:
+        return memoryview(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+    except OSError:
+        raise InputMemoryFull from None

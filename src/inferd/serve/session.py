@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import socket
 import time
 from dataclasses import dataclass, field
-from typing import Generic, cast
+from typing import Any, Generic, cast
 
 from inferd import log
 from inferd.errors import (
@@ -24,6 +25,7 @@ from inferd.errors import (
     FrameTooLarge,
     InferdError,
     InputMemoryFull,
+    MalformedFrame,
     QueueFull,
 )
 from inferd.serve import auth, faults
@@ -35,6 +37,7 @@ from inferd.serve.observe.metrics import Metrics
 from inferd.serve.peer import Peer
 from inferd.serve.router import Router
 from inferd.serve.surface import R, RequestContext, Surface, ms_since
+from inferd.serve.wires import Lines, Wire, recognise
 
 # Why a request was ended early, beside what the connection says of its end.
 _DEADLINE, _STOP = "deadline", "stop"
@@ -97,21 +100,24 @@ class Session(Generic[R]):
 
     def __init__(self, service: Service[R], sock: socket.socket, peer: Peer, number: int) -> None:
         self._service = service
-        self._surface = service.surface
+        self._surface: Surface[Any] = service.surface
         self._metrics = service.metrics.surfaces[service.surface.name]
         self._sock = sock
         self._peer = peer
         self._reserved = service.memory.of(peer.owner)
-        self._log_fields = {"surface": service.surface.name, "conn": number, **peer.fields()}
+        self._log_fields: dict[str, Any] = {"surface": service.surface.name, "conn": number, **peer.fields()}
         self._conn = Connection(
             service.max_frame_bytes,
             service.write_timeout_secs,
             service.hangups,
-            service.surface.may_carry_raw,
+            service.surface.lines.may_carry_raw,
             service.idle_timeout_secs,
             self._reserved.add,
         )
         self._first_line = True
+        self._wire: Wire | None = None
+        if service.surface.frames is not None:
+            self._conn.expect_either()
         self._context: RequestContext[R] | None = None
 
     async def run(self) -> None:
@@ -137,8 +143,12 @@ class Session(Generic[R]):
         if key is not None and self._peer.transport == "tcp" and not await self._authenticate(key):
             return
         try:
-            while (line := await self._conn.next_line()) is not None:
-                if not await self._answer(line):
+            while True:
+                wire = self._wire or await self._recognise()
+                raw = await wire.next_request()
+                if raw is None:
+                    return
+                if not await self._answer(wire, raw):
                     await self._conn.linger()
                     return
                 if self._conn.blocked:
@@ -149,15 +159,27 @@ class Session(Generic[R]):
         except InputMemoryFull as error:
             _log.warn("request_error", code=error.code, message=str(error), **self._log_fields)
             await self._refuse_line(error)
+        except MalformedFrame as error:
+            _log.info("request_error", code=error.code, stage="decode", **self._log_fields)
+            await self._refuse_line(error)
 
     async def _refuse_line(self, error: InferdError) -> None:
         self._write_error("", error)
         await self._conn.linger()
 
+    async def _recognise(self) -> Wire:
+        """Finds out in which form the client sends requests, and takes the surface for that."""
+        wire = self._wire = await recognise(self._conn, self._service.surface, self._reserved.add)
+        self._surface = wire.surface
+        self._metrics = self._service.metrics.surfaces[wire.surface.name]
+        self._log_fields["surface"] = wire.surface.name
+        return wire
+
     async def _authenticate(self, key: auth.ApiKey) -> bool:
         """Whether the first line holds the key; not a byte is written either way."""
         alarm = asyncio.get_running_loop().call_later(auth.TIMEOUT_SECS, _this_task().cancel)
         accepted = False
+        self._conn.begin_lines()
         try:
             line = await self._conn.next_line(at_most=auth.MAX_LINE_BYTES)
             accepted = line is not None and key.opens_with(line)
@@ -170,32 +192,33 @@ class Session(Generic[R]):
                 _log.warn("tcp_auth_rejected", **self._log_fields)
         return accepted
 
-    async def _answer(self, line: bytes) -> bool:
-        """Serves the request on ``line``; whether the connection stays open."""
+    async def _answer(self, wire: Wire, raw: bytes) -> bool:
+        """Serves the request of which ``raw`` is the JSON; whether the connection stays open."""
         arrived = time.monotonic()
+        surface = wire.surface
         first, self._first_line = self._first_line, False
         try:
-            request = self._surface.parse(line)
+            request = surface.parse(raw)
         except DecodeError as error:
-            if first and auth.is_auth_line(line):
-                return True  # a client that sends its key everywhere
+            if first and isinstance(wire, Lines) and auth.is_auth_line(raw):
+                self._wire = None  # a client that sends its key everywhere; frames may follow it
+                return True
             _log.info("request_error", code=error.code, stage="decode", **self._log_fields)
             self._write_error(error.request_id, error)
-            return False
+            return not (error.closes or (surface.may_carry_raw is not None and surface.may_carry_raw(raw)))
         self._context = context = RequestContext(request, self._conn, arrived, self._log_fields)
         whole = False  # unread bytes of a request must never be taken for the next one
         try:
-            raw_size = self._surface.raw_size(request, self._service.max_attachment_bytes)
-            if raw_size:
-                self._make_room(request, raw_size)
-                await self._receive_raw(request, raw_size)
+            await wire.receive(
+                request, self._service.max_attachment_bytes, functools.partial(self._make_room, request)
+            )
             whole = True
-            self._surface.validate(request)
+            surface.validate(request)
             await self._serve(context)
         except InferdError as error:
             self._log_error(context, error)
             self._fail(context, error)
-            return whole and not isinstance(error, AdmissionClosed | DecodeError | FrameTooLarge)
+            return whole and not error.closes
         except asyncio.CancelledError:
             reason = self._conn.gone_because or _STOP
             self._metrics.cancels[reason] += 1
@@ -215,15 +238,6 @@ class Session(Generic[R]):
         if size > LARGE_BYTES:
             self._service.router.dispatch(self._surface.needs(request))
         self._reserved.add(size)
-
-    async def _receive_raw(self, request: R, size: int) -> None:
-        try:
-            raw = await self._conn.read_raw(size)
-        except MemoryError:
-            raise InputMemoryFull from None
-        if raw is None:
-            raise DecodeError(f"the input ends within the {size} bytes of the attachments", request.id)
-        self._surface.assign(request, raw)
 
     async def _serve(self, context: RequestContext[R]) -> None:
         request, service = context.request, self._service

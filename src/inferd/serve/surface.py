@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from inferd.engine.backend import Backend
 from inferd.errors import InferdError
@@ -133,10 +133,22 @@ class Surface(ABC, Generic[R]):
         error frame.
         """
 
-    # Raw bytes behind a line; a surface that knows none needs nothing of this.
+    # Clients may speak in lines or in frames where a surface has both.
+
+    @property
+    def lines(self) -> Surface[Any]:
+        """The surface of clients of this socket that send lines."""
+        return self
+
+    @property
+    def frames(self) -> Surface[Any] | None:
+        """The surface of clients of this socket that send frames."""
+        return None
+
+    # Content behind a request; a surface that knows none needs nothing of this.
 
     may_carry_raw: Callable[[bytes], bool] | None = None
-    """Whether raw bytes could follow a line; asked before the line is parsed, so it may say yes in vain."""
+    """Whether content could follow a line or frame; asked before it is parsed, so it may say yes in vain."""
 
     def raw_size(self, request: R, max_attachment_bytes: int) -> int:
         """How many raw bytes follow the request's line; raises FrameTooLarge before any of them is read."""

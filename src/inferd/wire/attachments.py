@@ -2,7 +2,8 @@
 
 An attachment carries its bytes as base64 in ``bytes``, or says in ``size`` how many raw bytes follow the
 line; the raw bytes of all of them stand there in order, with nothing between. That holds whatever its kind
-is, so that the next line is found even behind a request that is refused.
+is, so that the next line is found even behind a request that is refused. On the framed wire the content of an
+attachment without ``bytes`` follows in a blob (:mod:`inferd.wire.framed`).
 """
 
 from __future__ import annotations
@@ -77,25 +78,30 @@ KINDS = frozenset({"image", "audio", "text", "video"})
 KEYS = frozenset({"kind", "id", "bytes", "size", "width", "height", "sample_rate", "mime"})
 
 
-def read(attachments: Sequence[Attachment], request_id: str) -> None:
-    """Raises DecodeError for an attachment that is not whole."""
+def read(attachments: Sequence[Attachment], request_id: str, *, content_follows: bool = False) -> None:
+    """Raises DecodeError for an attachment that is not whole.
+
+    With ``content_follows`` the content of one without ``bytes`` comes in a blob.
+    """
     for i, attachment in enumerate(attachments):
+        where = f"$.attachments[{i}]"
+        if content_follows and attachment.size is not None:
+            raise DecodeError(f"Expected no `size`, the content follows in a blob - at `{where}`", request_id)
         if isinstance(attachment, Unknown):
             continue
-        where = f"$.attachments[{i}]"
         if attachment.data is not None and attachment.size is not None:
             raise DecodeError(f"Expected one of `bytes` and `size` - at `{where}`", request_id)
-        for key in _missing(attachment):
+        for key in _missing(attachment, content_follows):
             raise DecodeError(f"Object missing required field `{key}` - at `{where}`", request_id)
 
 
-def _missing(attachment: Image | Audio | Text | Video) -> list[str]:
+def _missing(attachment: Image | Audio | Text | Video, content_follows: bool) -> list[str]:
     needed: dict[str, object] = {}
     if isinstance(attachment, Image) and attachment.mime is None:
         needed |= {"width": attachment.width, "height": attachment.height}
     if isinstance(attachment, Audio) and attachment.mime is None:
         needed["sample_rate"] = attachment.sample_rate
-    if not isinstance(attachment, Video):
+    if not content_follows and not isinstance(attachment, Video):
         needed["bytes"] = attachment.size if attachment.data is None else True
     return [key for key, value in needed.items() if value is None]
 
@@ -112,13 +118,17 @@ def raw_size(attachments: Sequence[Attachment], max_bytes: int) -> int:
     """How many raw bytes follow the line. Raises AttachmentTooLarge, before any of them is read."""
     total = 0
     for i, attachment in enumerate(attachments):
-        size = attachment.size or 0
-        if size > max_bytes:
-            raise AttachmentTooLarge(f"attachments[{i}] exceeds {max_bytes} byte cap", max_bytes)
-        total += size
-    if total > MAX_TOGETHER_BYTES:
-        raise AttachmentTooLarge(f"attachments exceed {MAX_TOGETHER_BYTES} byte cap", MAX_TOGETHER_BYTES)
+        total = add_size(i, attachment.size or 0, total, max_bytes)
     return total
+
+
+def add_size(i: int, size: int, total: int, max_bytes: int) -> int:
+    """``total`` with the ``size`` of the attachment at ``i``. Raises AttachmentTooLarge."""
+    if size > max_bytes:
+        raise AttachmentTooLarge(f"attachments[{i}] exceeds {max_bytes} byte cap", max_bytes)
+    if total + size > MAX_TOGETHER_BYTES:
+        raise AttachmentTooLarge(f"attachments exceed {MAX_TOGETHER_BYTES} byte cap", MAX_TOGETHER_BYTES)
+    return total + size
 
 
 def assign(attachments: Sequence[Attachment], raw: memoryview) -> None:
@@ -138,8 +148,7 @@ def assign(attachments: Sequence[Attachment], raw: memoryview) -> None:
 def check_list(attachments: Sequence[Attachment]) -> dict[str, Attachment]:
     """The attachments by their ids. Raises InvalidRequest."""
     by_id: dict[str, Attachment] = {}
-    if len(attachments) > MAX_ATTACHMENTS:
-        raise invalid(f"attachments must hold at most {MAX_ATTACHMENTS}")
+    check_count(attachments)
     for attachment in attachments:
         if isinstance(attachment, Unknown):
             raise invalid("attachments contain an unknown kind")
@@ -151,12 +160,23 @@ def check_list(attachments: Sequence[Attachment]) -> dict[str, Attachment]:
     return by_id
 
 
+def check_count(attachments: Sequence[Attachment]) -> None:
+    """Raises InvalidRequest for more attachments than a request may have."""
+    if len(attachments) > MAX_ATTACHMENTS:
+        raise invalid(f"attachments must hold at most {MAX_ATTACHMENTS}")
+
+
+def refuse_video(attachments: Sequence[Attachment]) -> None:
+    """Raises AttachmentUnsupported where one is a video."""
+    if any(isinstance(attachment, Video) for attachment in attachments):
+        raise AttachmentUnsupported("video attachments are not supported; send single frames as images")
+
+
 def check_contents(attachments: Sequence[Attachment]) -> None:
     """Raises InvalidRequest for bytes that are not what they should be, AttachmentUnsupported for video."""
     total = 0
+    refuse_video(attachments)
     for i, attachment in enumerate(attachments):
-        if isinstance(attachment, Video):
-            raise AttachmentUnsupported("video attachments are not supported; send single frames as images")
         if isinstance(attachment, Image):
             _check_image(attachment, f"attachments[{i}]")
         elif isinstance(attachment, Audio):

@@ -1,9 +1,9 @@
 """What the frames of every surface share: one JSON object a line, strict going in, compact coming out.
 
 A line goes through three gates: it is UTF-8 as a whole, it is one JSON object with the types that the surface
-declares, and no key that the surface knows stands in it twice. Whatever fails is a ``DecodeError`` that says
-which field and what was expected; it carries the line's ``id`` when the line was an object with a string
-there. A ``DecodeError`` never quotes more of the line than a key.
+declares, and no key that the surface knows stands in it twice. A failure is a ``DecodeError`` that says which
+field and what was expected; it carries the line's ``id`` when the line was an object with a string there.
+It is a ``NotJson`` when the line is not JSON. A ``DecodeError`` never quotes more of the line than a key.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 import orjson
 
-from inferd.errors import DecodeError
+from inferd.errors import DecodeError, NotJson
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,29 +27,30 @@ _ESCAPED_KEY_LETTER = re.compile(rb"\\u00[567]")
 
 
 def decode(decoder: msgspec.json.Decoder[T], raw: bytes) -> T:
-    """The object on the line ``raw``; raises DecodeError."""
+    """The object on the line ``raw``; raises DecodeError, NotJson where it is none."""
     try:
         if not raw.isascii():
             raw.decode()  # msgspec looks only at the strings that it keeps
         return decoder.decode(raw)
     except UnicodeDecodeError as error:
-        raise DecodeError(f"the line is not valid UTF-8 at byte {error.start}") from None
+        raise NotJson(f"the line is not valid UTF-8 at byte {error.start}") from None
     except msgspec.ValidationError as error:
-        raise DecodeError(str(error), _id_of(raw)) from None
+        raise _misfit(raw, str(error)) from None
     except msgspec.DecodeError as error:
         reason = str(error) if raw.strip() else "the line is blank"
-        raise DecodeError(f"expected one JSON object on the line: {reason}") from None
+        raise NotJson(f"expected one JSON object on the line: {reason}") from None
     except RecursionError:
-        raise DecodeError("the line is nested too deeply") from None
+        raise NotJson("the line is nested too deeply") from None
 
 
-def _id_of(raw: bytes) -> str:
+def _misfit(raw: bytes, reason: str) -> DecodeError:
+    """The error for a field that does not fit. The decoder stops there, and has not seen the rest."""
     try:
         found = orjson.loads(raw)
     except orjson.JSONDecodeError:
-        return ""
+        return NotJson(reason)
     name = found.get("id") if isinstance(found, dict) else None
-    return name if isinstance(name, str) else ""
+    return DecodeError(reason, name if isinstance(name, str) else "")
 
 
 class Pairs(list["tuple[str, Any]"]):
@@ -78,7 +79,7 @@ def pairs(raw: bytes) -> Pairs:
         # Numbers stay text: their values do not matter here, and Python refuses to convert very long ones.
         found: Pairs = json.loads(raw, object_pairs_hook=hook, parse_int=str, parse_float=str)
     except RecursionError:
-        raise DecodeError("the line is nested too deeply") from None
+        raise NotJson("the line is nested too deeply") from None
     return found
 
 

@@ -144,8 +144,11 @@ def may_carry_raw(line: bytes) -> bool:
     return b'"size"' in line or frames.has_escaped_key_letter(line)
 
 
-def parse(line: bytes | memoryview) -> Request:
-    """The request on one line, without its newline. Raises DecodeError."""
+def parse(line: bytes | memoryview, *, content_follows: bool = False) -> Request:
+    """The request on one line, without its newline. Raises DecodeError.
+
+    With ``content_follows`` the content of attachments without ``bytes`` is yet to come.
+    """
     raw = bytes(line)
     try:
         request = frames.decode(_decoder, raw)
@@ -159,7 +162,7 @@ def parse(line: bytes | memoryview) -> Request:
         if message.role not in ROLES:
             where = f"$.messages[{i}].role"
             raise DecodeError(f"Expected `system`, `user` or `assistant` - at `{where}`", request.id)
-    attachments.read(request.attachments or (), request.id)
+    attachments.read(request.attachments or (), request.id, content_follows=content_follows)
     for i, tool in enumerate(request.tools or ()):
         _read_object(tool.input_schema, f"$.tools[{i}].input_schema", request.id)
     if isinstance(request.tool_choice, str) and request.tool_choice not in TOOL_CHOICES:
@@ -213,6 +216,8 @@ def _replace(items: Any, tag: str, known: frozenset[str]) -> bool:
         kind = item.get(tag) if isinstance(item, dict) else None
         if isinstance(kind, str) and kind not in known:
             stand_in: dict[str, Any] = {tag: "unknown"}
+            if isinstance(item.get("id"), str):
+                stand_in["id"] = item["id"]
             size = item.get("size")
             if type(size) is int and size >= 0 and item.get("bytes") is None:
                 stand_in["size"] = size

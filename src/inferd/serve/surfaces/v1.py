@@ -15,6 +15,7 @@ from inferd.engine.backend import (
 from inferd.fastpath import token_frame
 from inferd.serve import router
 from inferd.serve.surfaces.generation import Generation, generate_request
+from inferd.serve.surfaces.v2 import FramedSurface
 from inferd.wire import v1
 
 
@@ -52,6 +53,10 @@ class TextSurface(Generation[v1.Request]):
     parse = staticmethod(v1.parse)
     validate = staticmethod(v1.validate)
     writer = _Writer
+
+    @property
+    def frames(self) -> FramedSurface:
+        return FramedSurface()
 
     def needs(self, request: v1.Request) -> frozenset[str]:
         return router.TEXT

@@ -1,4 +1,4 @@
-"""The v2 surface: typed blocks in, typed blocks out."""
+"""The v2 surface, typed blocks in, typed blocks out: in lines, and in frames."""
 
 from __future__ import annotations
 
@@ -21,23 +21,12 @@ from inferd.engine.backend import (
 )
 from inferd.fastpath import escape_json
 from inferd.serve.surfaces.generation import Generation, generate_request
-from inferd.wire import attachments, v2, v2_rules
+from inferd.wire import attachments, framed, v2, v2_rules
 
 _STOP_REASONS = {"end": "end_turn", "length": "max_tokens", "stop": "stop_sequence"}
 
 
-class BlockSurface(Generation[v2.Request]):
-    name = v2.name
-    parse = staticmethod(v2.parse)
-    validate = staticmethod(v2_rules.validate)
-    may_carry_raw = staticmethod(v2.may_carry_raw)
-
-    def raw_size(self, request: v2.Request, max_attachment_bytes: int) -> int:
-        return attachments.raw_size(request.attachments or (), max_attachment_bytes)
-
-    def assign(self, request: v2.Request, raw: memoryview) -> None:
-        attachments.assign(request.attachments or (), raw)
-
+class _Blocks(Generation[v2.Request]):
     def needs(self, request: v2.Request) -> frozenset[str]:
         needed = {"v2"}
         if request.tools and request.tool_choice != "none":
@@ -68,6 +57,38 @@ class BlockSurface(Generation[v2.Request]):
             else "auto",
             tool_name=choice.name if isinstance(choice, v2.ToolName) else "",
         )
+
+
+class BlockSurface(_Blocks):
+    name = v2.name
+    parse = staticmethod(v2.parse)
+    validate = staticmethod(v2_rules.validate)
+    may_carry_raw = staticmethod(v2.may_carry_raw)
+
+    @property
+    def frames(self) -> FramedSurface:
+        return FramedSurface()
+
+    def raw_size(self, request: v2.Request, max_attachment_bytes: int) -> int:
+        return attachments.raw_size(request.attachments or (), max_attachment_bytes)
+
+    def assign(self, request: v2.Request, raw: memoryview) -> None:
+        attachments.assign(request.attachments or (), raw)
+
+
+class FramedSurface(_Blocks):
+    name = framed.name
+    parse = staticmethod(framed.parse)
+    validate = staticmethod(framed.validate)
+    may_carry_raw = staticmethod(framed.content_may_follow)
+
+    @property
+    def lines(self) -> BlockSurface:
+        return BlockSurface()
+
+    @property
+    def frames(self) -> FramedSurface:
+        return self
 
 
 def conversation(request: v2.Request) -> list[Message]:

@@ -1,0 +1,124 @@
+"""The two forms in which requests arrive, and how one connection's form is recognised.
+
+``Lines`` is newline-delimited JSON, with raw bytes behind a line. ``Frames`` is the framed wire of
+:mod:`inferd.wire.framed`. A connection has one form from its first bytes to its end. Both raise
+FrameTooLarge, NotJson and MalformedFrame for bytes after which the stream cannot be trusted.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+from inferd.errors import InferdError, MalformedFrame, NotJson
+from inferd.serve.connection import LARGE_BYTES, Connection
+from inferd.serve.surface import Surface
+from inferd.wire import attachments, framed
+
+Reserve = Callable[[int], None]
+"""Reserves memory for so many bytes before they are read, or raises what speaks against reading them."""
+
+
+class Wire(ABC):
+    """What a connection's form is; ``surface`` reads its requests."""
+
+    def __init__(self, conn: Connection, surface: Surface[Any]) -> None:
+        self.surface = surface
+        self._conn = conn
+
+    @abstractmethod
+    async def next_request(self) -> bytes | None:
+        """The JSON of the next request; ``None`` at the end of the input."""
+
+    @abstractmethod
+    async def receive(self, request: Any, max_attachment_bytes: int, reserve: Reserve) -> None:
+        """Reads the content that follows the request. FrameTooLarge comes before a byte of it is read."""
+
+
+class Lines(Wire):
+    async def next_request(self) -> bytes | None:
+        return await self._conn.next_line()
+
+    async def receive(self, request: Any, max_attachment_bytes: int, reserve: Reserve) -> None:
+        size = self.surface.raw_size(request, max_attachment_bytes)
+        if size:
+            reserve(size)
+            raw = await self._conn.read_raw(size)
+            if raw is None:
+                raise NotJson(f"the input ends within the {size} bytes of the attachments", request.id)
+            self.surface.assign(request, raw)
+
+
+class Frames(Wire):
+    """``reserve`` is for large requests; ``head`` is that of the first frame where it was taken already."""
+
+    def __init__(
+        self, conn: Connection, surface: Surface[Any], reserve: Reserve, head: framed.Head | None = None
+    ) -> None:
+        super().__init__(conn, surface)
+        conn.framed = True
+        self._reserve = reserve
+        self._head = head
+
+    async def next_request(self) -> bytes | None:
+        head, self._head = self._head or await self._conn.next_head(), None
+        if head is None:
+            return None
+        if head[1] > LARGE_BYTES:
+            self._reserve(2 * head[1])  # twice, for what is read and what is parsed
+        return bytes(await self._payload(head, framed.JSON, ""))
+
+    async def receive(self, request: Any, max_attachment_bytes: int, reserve: Reserve) -> None:
+        total = 0
+        for i, attachment in framed.expected(request):
+            head = await self._next_head(request.id)
+            if head[1] > framed.MAX_DESCRIPTOR_BYTES:
+                raise MalformedFrame("expected an attachment_blob descriptor", request.id)
+            descriptor = await self._payload(head, framed.JSON, request.id)
+            size = framed.read_descriptor(descriptor, attachment, request.id)
+            total = attachments.add_size(i, size, total, max_attachment_bytes)
+            head = await self._next_head(request.id)
+            if head[1] != size:
+                raise MalformedFrame(f"blob length {head[1]} is not the descriptor's {size}", request.id)
+            reserve(size)
+            framed.assign(attachment, await self._payload(head, framed.BLOB, request.id))
+
+    async def _next_head(self, request_id: str) -> framed.Head:
+        """The head of a frame without which the request is not whole."""
+        head = await self._conn.next_head(begun=True)
+        if head is None:
+            raise MalformedFrame("stream ended before all attachments were sent", request_id)
+        return head
+
+    async def _payload(self, head: framed.Head, kind: int, request_id: str) -> memoryview:
+        if head[0] != kind:
+            wanted = "JSON" if kind == framed.JSON else "blob"
+            raise MalformedFrame(f"expected a {wanted} frame", request_id)
+        payload = await self._conn.read_raw(head[1])
+        if payload is None:
+            raise MalformedFrame("stream ended mid-frame", request_id)
+        return payload
+
+
+async def recognise(conn: Connection, surface: Surface[Any], reserve: Reserve) -> Wire:
+    """The form of a fresh connection to a socket of ``surface``, by its first bytes.
+
+    Bytes that fit neither form are left to the form of the socket, whose error says what is wrong with them.
+    """
+    frames = surface.frames
+    if frames is None:
+        return Lines(conn, surface)
+    is_framed = await conn.opening(framed.is_framed)
+    head = None
+    if surface is frames:
+        is_framed = is_framed or not framed.could_be_json(conn.first(framed.LONGEST_OPENING))
+    elif is_framed:
+        try:
+            head = await conn.next_head()
+        except InferdError:
+            is_framed = False  # the bytes are still there
+    if is_framed:
+        return Frames(conn, frames, reserve, head)
+    conn.begin_lines()
+    return Lines(conn, surface.lines)

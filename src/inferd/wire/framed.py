@@ -1,0 +1,129 @@
+"""The framed wire: v2's JSON in frames with a length before them, told apart from lines by its first bytes.
+
+A frame is the length of its payload (LEB128, at most 64 MiB), one byte for its kind, and the payload:
+``JSON`` or ``BLOB``. A request is a JSON frame with ``"wire_version": 1``. Each of its attachments follows in
+order, as a JSON frame that describes it and one blob frame. :class:`inferd.fastpath.LineSplitter` reads
+heads. Answers are encoded as lines, and :func:`inferd.fastpath.frame_lines` makes frames of them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from inferd.errors import MalformedFrame, WireVersionUnsupported
+from inferd.wire import attachments, frames, v2, v2_rules
+from inferd.wire.attachments import Attachment
+from inferd.wire.sampling import invalid
+
+name = "framed"
+
+JSON, BLOB = 1, 2
+WIRE_VERSION = 1
+
+Head = tuple[int, int]
+"""A frame's kind and the size of its payload."""
+
+MAX_DESCRIPTOR_BYTES = 64 * 1024
+"""No descriptor of an attachment is longer."""
+
+LONGEST_OPENING = 5
+"""With so many first bytes of a connection :func:`is_framed` always knows."""
+
+_BOM = b"\xef\xbb\xbf"
+
+
+def is_framed(first: bytes) -> bool | None:
+    """Whether a connection that begins with ``first`` speaks frames; ``None`` when more bytes are needed.
+
+    A head begins with a byte of 0x80 or more, or has the kind as its second byte; no line of JSON does. A
+    byte order mark could be the head of a frame of a megabyte or more, and is one if a kind follows.
+    """
+    if _BOM.startswith(first[:3]):
+        if len(first) < LONGEST_OPENING:
+            return None
+        return first[3] < 0x80 and first[4] in (JSON, BLOB)
+    if first[0] >= 0x80:
+        return True
+    return None if len(first) < 2 else first[1] in (JSON, BLOB)
+
+
+def could_be_json(first: bytes) -> bool:
+    """Whether bytes that are no head could begin a line of JSON instead."""
+    return first.removeprefix(_BOM)[:1] in (b"{", b" ", b"\t", b"\r", b"\n", b"")
+
+
+class _Version(msgspec.Struct):
+    id: str = ""
+    wire_version: int | None = None
+
+
+class _Descriptor(msgspec.Struct):
+    """What goes ahead of a blob."""
+
+    type: Literal["attachment_blob"]
+    attachment_id: str
+    len: Annotated[int, msgspec.Meta(ge=0)]
+
+
+_version_decoder = msgspec.json.Decoder(_Version)
+_descriptor_decoder = msgspec.json.Decoder(_Descriptor)
+
+
+def parse(payload: bytes) -> v2.Request:
+    """The request in a JSON frame. Raises DecodeError, WireVersionUnsupported for another version."""
+    version = frames.decode(_version_decoder, payload)
+    if version.wire_version != WIRE_VERSION:
+        raise WireVersionUnsupported(version.wire_version, WIRE_VERSION, version.id)
+    return v2.parse(payload, content_follows=True)
+
+
+def content_may_follow(payload: bytes) -> bool:
+    """Whether blobs could follow a JSON frame that is not a request; False is certain."""
+    return b'"attachments"' in payload or frames.has_escaped_key_letter(payload)
+
+
+def validate(request: v2.Request) -> None:
+    """The rules of v2, and those that only this wire has. Raises InvalidRequest."""
+    if request.tool_choice is not None:
+        if not request.tools:
+            raise invalid("tool_choice requires a non-empty tools array")
+        if request.response_format is not None:
+            raise invalid("tool_choice and response_format exclude each other")
+    v2_rules.validate(request)
+
+
+# Attachments.
+
+
+def expected(request: v2.Request) -> list[tuple[int, Attachment]]:
+    """The attachments whose blobs follow the request, with their places; not those that hold their bytes.
+
+    Raises InvalidRequest and AttachmentUnsupported where no blob needs to be read to refuse the request.
+    """
+    listed = request.attachments or ()
+    attachments.check_count(listed)
+    attachments.refuse_video(listed)
+    return [
+        (i, each)
+        for i, each in enumerate(listed)
+        if isinstance(each, attachments.Unknown) or each.data is None
+    ]
+
+
+def read_descriptor(payload: bytes | memoryview, attachment: Attachment, request_id: str) -> int:
+    """The size of the blob that follows, which has to be that of ``attachment``. Raises MalformedFrame."""
+    try:
+        descriptor = _descriptor_decoder.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise MalformedFrame("expected an attachment_blob descriptor", request_id) from None
+    if descriptor.attachment_id != attachment.id:
+        raise MalformedFrame("the descriptor names another attachment than the next one", request_id)
+    return descriptor.len
+
+
+def assign(attachment: Attachment, blob: memoryview) -> None:
+    """Gives an attachment the content that its blob brought."""
+    if not isinstance(attachment, attachments.Unknown):
+        attachment.data = blob
