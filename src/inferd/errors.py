@@ -73,8 +73,9 @@ class WireVersionUnsupported(DecodeError):
     code = "wire_version_unsupported"
     closes = True
 
-    def __init__(self, given: int | None, supported: int, request_id: str = "") -> None:
-        found = "the request has no wire_version" if given is None else f"unsupported wire_version {given}"
+    def __init__(self, given: object, supported: int, request_id: str = "") -> None:
+        shown = f" {given}" if type(given) is int else ""
+        found = "the request has no wire_version" if given is None else f"unsupported wire_version{shown}"
         InferdError.__init__(self, f"{found}: this daemon speaks wire_version {supported}")
         self.request_id = request_id
 

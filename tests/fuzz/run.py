@@ -19,6 +19,8 @@ TARGETS = {
     "v1_bytes": ("test_v1_request", "test_arbitrary_bytes"),
     "v2_request": ("test_v2_request", "test_damaged_v2_requests"),
     "v2_bytes": ("test_v2_request", "test_arbitrary_v2_bytes"),
+    "frame_heads": ("test_frames", "test_heads_in_any_order_of_calls"),
+    "frames": ("test_frames", "test_however_frames_are_cut"),
     "v2_framing": ("test_v2_framing", "test_however_a_stream_is_cut"),
 }
 

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 import socket
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,6 +20,7 @@ from inferd.serve.memory import InputMemory
 from inferd.serve.observe.metrics import Metrics
 from inferd.serve.router import Router
 from inferd.serve.session import Service
+from inferd.serve.surface import Surface
 from inferd.serve.surfaces.v2 import BlockSurface
 from inferd.wire import attachments, v2, v2_rules
 
@@ -26,15 +28,15 @@ CAP = 300
 FILE_CAP = 2000
 
 
-async def answers(pieces: list[bytes]) -> list[tuple[str, str]]:
-    """What a session answers to the pieces, each in a read of its own where the reads keep up."""
+async def exchange(pieces: list[bytes], surface: Surface[Any]) -> bytes:
+    """What a session sends back for the pieces, each in a read of its own where the reads keep up."""
     ours, theirs = socket.socketpair()
     for sock in (ours, theirs):
         sock.setblocking(False)
     loop = asyncio.get_running_loop()
     hangups = HangupWatch(loop)
     service = Service(
-        surface=BlockSurface(),
+        surface=surface,
         admission=Admission(1, 0),
         router=Router([Mock()]),
         hangups=hangups,
@@ -54,6 +56,12 @@ async def answers(pieces: list[bytes]) -> list[tuple[str, str]]:
     theirs.close()
     await serving
     hangups.close()
+    return received
+
+
+async def answers(pieces: list[bytes]) -> list[tuple[str, str]]:
+    """The id of each answer, and what its last frame says."""
+    received = await exchange(pieces, BlockSurface())
     frames = [json.loads(line) for line in received.splitlines()]
     ends = [frame for frame in frames if frame["type"] != "frame"]
     return [(frame["id"], frame.get("message", "done")) for frame in ends]
@@ -86,8 +94,10 @@ def expected(stream: bytes) -> list[tuple[str, str]]:
             found.append((request_id, "done"))
         except InferdError as error:
             found.append((request_id or getattr(error, "request_id", ""), str(error)))
-            if isinstance(error, DecodeError) or error.code == "frame_too_large":
+            whole = not (isinstance(error, DecodeError) and v2.may_carry_raw(line))
+            if error.closes or not whole:
                 return found
+            stream = rest if isinstance(error, DecodeError) else stream
     return found
 
 

@@ -116,7 +116,7 @@ def test_the_modes_of_what_is_made(daemon: Start) -> None:
     process.wait_event("ready")
     modes = {path.name: stat.S_IMODE(path.lstat().st_mode) for path in process.uds.parent.iterdir()}
     private = {"admin.sock": 0o600, "inferd.lock": 0o600}
-    assert modes == {"infer.sock": 0o660, "infer.v2.sock": 0o660, **private}
+    assert modes == {"infer.sock": 0o660, "infer.v2.sock": 0o660, "inferd.sock": 0o660, **private}
     assert stat.S_IMODE(process.uds.parent.stat().st_mode) == 0o700
     assert stat.S_IMODE(process.log_file.stat().st_mode) == 0o600
 

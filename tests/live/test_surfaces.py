@@ -40,15 +40,15 @@ def sockets(process: DaemonProcess) -> set[str]:
 @pytest.mark.parametrize(
     ("options", "names"),
     [
-        ({}, {"infer.sock", "infer.v2.sock"}),
-        ({"v2": 0}, {"infer.sock"}),
-        ({"embed": 1}, {"infer.sock", "infer.v2.sock", "infer.embed.sock"}),
-        ({"rerank": 1, "v2": "no"}, {"infer.sock", "infer.rerank.sock"}),
+        ({}, {"infer.v2.sock"}),
+        ({"v2": 0}, set()),
+        ({"embed": 1}, {"infer.v2.sock", "infer.embed.sock"}),
+        ({"rerank": 1, "v2": "no"}, {"infer.rerank.sock"}),
     ],
 )
 def test_which_sockets_there_are(daemon: Start, options: dict[str, object], names: set[str]) -> None:
     process = daemon(**options).wait_ready()
-    assert sockets(process) == {*names, "admin.sock"}
+    assert sockets(process) == {*names, "infer.sock", "inferd.sock", "admin.sock"}
     process.signal(signal.SIGTERM)
     assert process.wait() == 0
     assert sockets(process) == set()
@@ -65,10 +65,45 @@ def test_every_surface_answers_in_one_daemon(daemon: Start) -> None:
 
 def test_sockets_of_ones_own_choice(daemon: Start, short_dir: Path) -> None:
     process = daemon(v2_addr=short_dir / "two", embed=1, embed_addr=short_dir / "e").wait_ready()
-    assert sockets(process) == {"infer.sock", "admin.sock"}
+    assert sockets(process) == {"infer.sock", "inferd.sock", "admin.sock"}
     for name, surface in (("two", "v2"), ("e", "embed")):
         with Wire(short_dir / name) as wire:
             assert answer(wire, surface)["type"] == LAST[surface]
+
+
+def test_a_second_daemon_with_sockets_of_its_own(daemon: Start, short_dir: Path) -> None:
+    first = daemon().wait_ready()
+    own = {name: short_dir / name for name in ("lock", "uds", "admin_addr")}
+    second = daemon(XDG_RUNTIME_DIR=first.dir, **own)
+    second.admin, second.uds = own["admin_addr"], own["uds"]
+    second.wait_ready()
+    assert sockets(second) == {"admin_addr", "uds", "infer.v2.sock", "inferd.sock"}
+    for process in (first, second):
+        for surface in ("v2", "v1"):
+            at = process.uds if surface == "v1" else process.uds.with_name("infer.v2.sock")
+            with Wire(at) as wire:
+                assert answer(wire, surface)["type"] == LAST[surface]
+
+
+def test_a_surface_that_nothing_asked_for_and_that_has_no_place_is_a_warning(
+    daemon: Start, short_dir: Path
+) -> None:
+    first = daemon(uds=short_dir / "one").wait_ready()
+    second = daemon(uds=short_dir / "two").wait_ready()
+    told = {event["surface"] for event in second.wait_event("surface not served", 2)}
+    assert told == {"v2", "framed"}
+    with Wire(short_dir / "two") as wire:
+        assert answer(wire, "v1")["type"] == LAST["v1"]
+    assert not first.events("surface not served")
+
+
+def test_a_surface_that_was_asked_for_and_that_has_no_place_ends_the_boot(
+    daemon: Start, short_dir: Path
+) -> None:
+    daemon(uds=short_dir / "one", v2_addr=short_dir / "v2").wait_ready()
+    process = daemon(v2_addr=short_dir / "v2")
+    assert process.wait() == 1
+    assert f"another process serves on {short_dir / 'v2'}" in process.stderr
 
 
 def test_no_socket_before_ready(daemon: Start) -> None:
@@ -77,7 +112,13 @@ def test_no_socket_before_ready(daemon: Start) -> None:
     assert sockets(process) == {"admin.sock"}
     process.release()
     process.wait_for("ready")
-    assert sockets(process) == {"admin.sock", "infer.sock", "infer.v2.sock", "infer.embed.sock"}
+    assert sockets(process) == {
+        "admin.sock",
+        "infer.sock",
+        "infer.v2.sock",
+        "infer.embed.sock",
+        "inferd.sock",
+    }
 
 
 def test_each_surface_on_tcp_with_the_key(daemon: Start) -> None:
@@ -91,9 +132,9 @@ def test_each_surface_on_tcp_with_the_key(daemon: Start) -> None:
         "rerank": 1,
     }
     process = daemon(**options, api_key="k").wait_ready()
-    assert sockets(process) == {"admin.sock"}
+    assert sockets(process) == {"admin.sock", "inferd.sock"}
     # The admin socket is the first of all, then come the surfaces in their order.
-    addresses = [event["address"] for event in process.wait_event("listening", 5)][1:]
+    addresses = [event["address"] for event in process.wait_event("listening", 6)][1:5]
     for surface, address in zip(LAST, addresses, strict=True):
         port = int(address.rpartition(":")[2])
         with Wire(("127.0.0.1", port)) as wire:
@@ -123,7 +164,7 @@ def test_an_address_that_is_taken_fails_the_boot_and_leaves_nothing(daemon: Star
 
 def test_a_surface_that_no_backend_can_serve_is_a_warning(daemon: Start) -> None:
     process = daemon(mock={"able": {"v2": True}}, embed=1, rerank=1).wait_ready()
-    assert sockets(process) == {"infer.sock", "infer.v2.sock", "admin.sock"}
+    assert sockets(process) == {"infer.sock", "infer.v2.sock", "inferd.sock", "admin.sock"}
     warned = process.wait_event("surface not served, no backend is capable of it", 2)
     assert [(event["level"], event["surface"]) for event in warned] == [("warn", "embed"), ("warn", "rerank")]
 

@@ -38,6 +38,7 @@ def test_sockets_have_the_leaf_names_of_the_wire() -> None:
     directory = paths.runtime_dir(HOME)
     assert paths.socket_path("v1", HOME) == directory / "infer.sock"
     assert paths.socket_path("v2", HOME) == directory / "infer.v2.sock"
+    assert paths.socket_path("framed", HOME) == directory / "inferd.sock"
     assert paths.socket_path("embed", HOME) == directory / "infer.embed.sock"
     assert paths.socket_path("admin", HOME) == directory / "admin.sock"
     assert paths.lock_path(HOME) == directory / "inferd.lock"

@@ -25,37 +25,52 @@ def path(short_dir: Path) -> Path:
 
 # What is not a request.
 
-BAD_LINES = {
-    "not JSON": (b"hello\n", ""),
+NOT_JSON = {
+    "not JSON": b"hello\n",
+    "a blank line": b"\n",
+    "white space only": b" \t\r\n",
+    "invalid UTF-8": b'{"id":"q","messages":[],"x":"\xff"}\n',
+    "bytes after the object": b'{"id":"q","messages":[]} x\n',
+    "a wrong field before the fault": b'{"id":7,"messages":[]\n',
+}
+MISFITS = {
     "an array": (b"[]\n", ""),
-    "a blank line": (b"\n", ""),
-    "white space only": (b" \t\r\n", ""),
-    "invalid UTF-8": (b'{"id":"q","messages":[],"x":"\xff"}\n', ""),
     "no messages": (b'{"id":"q"}\n', "q"),
     "id of the wrong type": (b'{"id":7,"messages":[]}\n', ""),
     "null id": (b'{"id":null,"messages":[]}\n', ""),
     "null grammar": (b'{"id":"q","messages":[],"grammar":null}\n', "q"),
     "unknown role": (b'{"id":"q","messages":[{"role":"tool","content":"x"}]}\n', "q"),
     "a key twice": (b'{"id":"q","messages":[],"messages":[]}\n', ""),
-    "bytes after the object": (b'{"id":"q","messages":[]} x\n', ""),
 }
 
 
-@pytest.mark.parametrize("name", BAD_LINES)
-async def test_what_is_no_request_is_answered_once_and_closed(path: Path, name: str) -> None:
-    line, request_id = BAD_LINES[name]
+def decode_error(frame: dict[str, Any], request_id: str) -> bool:
+    message = frame["message"]
+    return message.startswith("decode: ") and frame == {
+        "type": "error",
+        "id": request_id,
+        "code": "invalid_request",
+        "message": message,
+    }
+
+
+@pytest.mark.parametrize("name", NOT_JSON)
+async def test_a_line_that_is_not_json_is_answered_and_closes(path: Path, name: str) -> None:
+    async with serving(path) as server:
+        client = await server.connect()
+        await client.send(NOT_JSON[name], ask())
+        assert decode_error(await client.frame(), "")
+        assert await client.rest() == b""
+
+
+@pytest.mark.parametrize("name", MISFITS)
+async def test_json_that_is_not_a_request_is_answered_and_stays_open(path: Path, name: str) -> None:
+    line, request_id = MISFITS[name]
     async with serving(path) as server:
         client = await server.connect()
         await client.send(line, ask())
-        frame = await client.frame()
-        assert frame["message"].startswith("decode: ")
-        assert frame == {
-            "type": "error",
-            "id": request_id,
-            "code": "invalid_request",
-            "message": frame["message"],
-        }
-        assert await client.rest() == b""
+        assert decode_error(await client.frame(), request_id)
+        assert await client.line() + await client.line() == TOKEN + DONE
 
 
 async def test_a_line_at_the_cap_is_accepted_and_one_byte_more_is_not(path: Path) -> None:

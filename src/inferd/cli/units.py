@@ -138,6 +138,7 @@ Description=Local inference daemon, started by its first client
 [Socket]
 ListenStream=%t/inferd/infer.sock
 ListenStream=%t/inferd/infer.v2.sock
+ListenStream=%t/inferd/inferd.sock
 SocketMode=0660
 DirectoryMode=0700
 RemoveOnStop=yes

@@ -26,9 +26,9 @@ def surfaces(settings: Settings, backends: Sequence[Backend]) -> list[Surface[An
     known: list[tuple[Surface[Any], bool]] = [
         (TextSurface(), True),
         (BlockSurface(), True),
-        (FramedSurface(), True),
         (EmbedSurface(), any(capabilities.embed for capabilities in able)),
         (RerankSurface(), any(capabilities.rerank for capabilities in able)),
+        (FramedSurface(), True),
     ]
     served = []
     for surface, is_possible in known:

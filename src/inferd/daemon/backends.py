@@ -24,7 +24,7 @@ from inferd.engine.backend import Backend
 from inferd.errors import ModelError
 from inferd.progress import Progress
 from inferd.serve.router import BackendSlot, Router
-from inferd.wire import admin
+from inferd.wire import admin, framed
 
 READY_POLL_SECS = 0.05
 # Progress of one phase is told at most this often; a subscriber is a person or a waiting program.
@@ -169,7 +169,8 @@ def capabilities_frame(backend: Backend) -> bytes:
     accelerator = able.pop("accelerator")
     kind = accelerator.pop("kind")
     first = {name: able.pop(name) for name in ("v2", "vision", "audio", "tools", "thinking", "embed")}
-    ours = {**accelerator, **able, "name": backend.name, "model": backend.model}
+    names = {"wire_version": framed.WIRE_VERSION, "name": backend.name, "model": backend.model}
+    ours = {**accelerator, **able, **names}
     return admin.encode_status(
         "capabilities", {"backend": backend.kind, **first, "accelerator": kind, **ours}
     )

@@ -8,7 +8,7 @@ heads. Answers are encoded as lines, and :func:`inferd.fastpath.frame_lines` mak
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -56,7 +56,7 @@ def could_be_json(first: bytes) -> bool:
 
 class _Version(msgspec.Struct):
     id: str = ""
-    wire_version: int | None = None
+    wire_version: Any = None
 
 
 class _Descriptor(msgspec.Struct):
@@ -74,7 +74,7 @@ _descriptor_decoder = msgspec.json.Decoder(_Descriptor)
 def parse(payload: bytes) -> v2.Request:
     """The request in a JSON frame. Raises DecodeError, WireVersionUnsupported for another version."""
     version = frames.decode(_version_decoder, payload)
-    if version.wire_version != WIRE_VERSION:
+    if type(version.wire_version) is not int or version.wire_version != WIRE_VERSION:
         raise WireVersionUnsupported(version.wire_version, WIRE_VERSION, version.id)
     return v2.parse(payload, content_follows=True)
 
