@@ -102,6 +102,20 @@ def test_the_python_example_prints_the_answer(hello: Callable[..., DaemonProcess
     assert ran.stdout == "Hello"
 
 
+def test_the_python_example_of_frames_prints_the_answer(hello: Callable[..., DaemonProcess]) -> None:
+    (program,) = [text for kind, text in BLOCKS if kind == "python frames"]
+    process = hello()
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"PATH": os.environ["PATH"], "XDG_RUNTIME_DIR": str(process.dir)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert ran.stdout == "Hello"
+
+
 @pytest.mark.skipif(shutil.which("socat") is None, reason="socat is not installed")
 def test_the_shell_example_prints_the_answer(hello: Callable[..., DaemonProcess]) -> None:
     (script,) = [text for kind, text in BLOCKS if kind == "sh"]

@@ -245,7 +245,7 @@ def test_the_config_file_asks_for_surfaces(daemon: Start, short_dir: Path) -> No
         json.dumps({"backends": [{"kind": "mock", "name": "m"}], "listen": {"tcp_v2": "127.0.0.1:0"}})
     )
     process = daemon(config=config).wait_ready()
-    assert sockets(process) == {"infer.sock", "admin.sock"}
+    assert sockets(process) == {"infer.sock", "inferd.sock", "admin.sock"}
     listening = process.wait_event("listening", 3)
     (address,) = [event["address"] for event in listening if event["address"].startswith("127")]
     with Wire(("127.0.0.1", int(address.rpartition(":")[2]))) as wire:
