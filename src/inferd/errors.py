@@ -105,14 +105,18 @@ class AttachmentTooLarge(FrameTooLarge):
 
 
 class QueueFull(InferdError):
-    """Every place of the admission queue is taken."""
+    """Every place of the admission queue is taken.
+
+    ``retry_after_secs`` is about when the next place becomes free; ``None`` is unknown.
+    """
 
     code = "queue_full"
     exit_code = 4
     retryable = True
 
-    def __init__(self) -> None:
+    def __init__(self, retry_after_secs: float | None = None) -> None:
         super().__init__("queue full")
+        self.retry_after_secs = retry_after_secs
 
 
 class InputMemoryFull(InferdError):
@@ -325,11 +329,13 @@ class RequestFailed(InferdError):
     """An error frame, as a client sees it: ``wire_code`` and the daemon's message.
 
     Exit code, fault and whether a retry may help are those of the class that the code stands for; a code
-    that this version does not know means ``internal``.
+    that this version does not know means ``internal``. ``retry_after_secs`` is when a retry may succeed,
+    where the daemon knows.
     """
 
-    def __init__(self, wire_code: str, message: str) -> None:
+    def __init__(self, wire_code: str, message: str, retry_after_secs: float | None = None) -> None:
         super().__init__(message)
+        self.retry_after_secs = retry_after_secs
         meaning = _MEANING.get(wire_code, BackendInternal)
         self.wire_code = wire_code
         self.exit_code = meaning.exit_code

@@ -27,12 +27,13 @@ class Queue:
         caller: Hashable = "caller",
         priority: str = "interactive",
         deadline: float | None = None,
+        owner: Hashable = None,
     ) -> None:
         """A request arrives and has taken its place when this returns."""
         self._ends[name] = asyncio.Event()
 
         async def request() -> None:
-            with await self.admission.admit(caller, priority, deadline, name):
+            with await self.admission.admit(caller, priority, deadline, name, owner):
                 self.started.append(name)
                 await self._ends[name].wait()
 
@@ -106,6 +107,85 @@ async def test_callers_take_turns() -> None:
     for name in ("a1", "a2", "a3", "a4", "b1", "b2", "c1"):
         await queue.come(name, caller=name[0])
     assert (await queue.finish_all())[1:] == ["a1", "b1", "c1", "a2", "b2", "a3", "a4"]
+
+
+async def test_users_take_turns_and_within_a_user_its_processes() -> None:
+    queue = Queue(queue_depth=20)
+    await queue.come("running", caller="a1", owner="a")
+    for name in ("a1.1", "a1.2", "a2.1", "a3.1", "b1.1", "b1.2", "b1.3"):
+        await queue.come(name, caller=name[:2], owner=name[0])
+    line = list(queue.admission.queued_requests())
+    assert line == ["a1.1", "b1.1", "a2.1", "b1.2", "a3.1", "b1.3", "a1.2"]
+    assert (await queue.finish_all())[1:] == line
+
+
+async def refused(queue: Queue, *names: str) -> None:
+    for name in names:
+        with pytest.raises(QueueFull):
+            await queue.tasks[name]
+
+
+@pytest.mark.parametrize("level", ["process", "user"])
+async def test_in_a_full_queue_a_newcomer_displaces_the_last_of_the_caller_with_the_most(level: str) -> None:
+    queue = Queue(queue_depth=4)
+    for name in ("a0", "a1", "a2", "a3", "a4"):
+        await queue.come(name, caller=name if level == "user" else "a", owner="a")
+    await queue.come("b1", caller="b", owner="b" if level == "user" else "a")
+    await refused(queue, "a4")
+    await queue.come("b2", caller="b", owner="b" if level == "user" else "a")
+    await refused(queue, "a3")
+    # Now each has two places and a has the one that runs; another one of b would leave b with more.
+    await queue.come("b3", caller="b", owner="b" if level == "user" else "a")
+    await queue.come("a5", caller="a", owner="a")
+    await refused(queue, "b3", "a5")
+    assert (await queue.finish_all())[1:] == ["a1", "b1", "a2", "b2"]
+
+
+async def test_batch_makes_way_before_interactive() -> None:
+    queue = Queue(queue_depth=3)
+    await queue.come("a0", caller="a")
+    await queue.come("a1", caller="a", priority="batch")
+    await queue.come("a2", caller="a")
+    await queue.come("a3", caller="a")
+    await queue.come("b1", caller="b")
+    await refused(queue, "a1")
+    assert await queue.finish_all() == ["a0", "a2", "b1", "a3"]
+
+
+async def test_a_caller_that_fills_the_queue_cannot_come_back_before_the_other_is_served() -> None:
+    queue = Queue(queue_depth=1)
+    await queue.come("a0", caller="a")
+    await queue.come("a1", caller="a")
+    await queue.come("b1", caller="b")
+    await queue.come("a2", caller="a")
+    await refused(queue, "a1", "a2")
+    assert await queue.finish_all() == ["a0", "b1"]
+
+
+async def test_with_no_queue_there_is_nothing_to_displace() -> None:
+    queue = Queue(active_permits=2, queue_depth=0)
+    await queue.come("a0", caller="a")
+    await queue.come("a1", caller="a")
+    await queue.come("b1", caller="b")
+    await refused(queue, "b1")
+    assert await queue.finish_all() == ["a0", "a1"]
+
+
+async def test_a_refusal_tells_when_the_next_place_becomes_free() -> None:
+    queue = Queue(active_permits=2, queue_depth=0)
+    await queue.come("a0")
+    await queue.come("a1")
+    with pytest.raises(QueueFull) as caught:
+        await queue.admission.admit("caller")
+    assert caught.value.retry_after_secs is None  # nothing has ended yet
+    await asyncio.sleep(0.02)
+    await queue.finish("a0")
+    await queue.come("a2")
+    with pytest.raises(QueueFull) as caught:
+        await queue.admission.admit("caller")
+    assert caught.value.retry_after_secs is not None
+    assert caught.value.retry_after_secs >= 0.01
+    await queue.finish_all()
 
 
 async def test_a_newcomer_among_callers_is_not_starved() -> None:

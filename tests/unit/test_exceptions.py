@@ -77,8 +77,9 @@ async def test_a_request_that_met_its_deadline_is_not_kept(short_dir: Path) -> N
     async with serving(short_dir / "s", Mock(pace=gate), surface=EmbedSurface()) as server:
         client = await server.connect()
         for _ in range(3):
-            await client.send({"id": "e", "input": ["a"], "deadline_ms": 20})
+            await client.send({"id": "late", "input": ["a"], "deadline_ms": 20})
             assert (await client.frame())["code"] == "deadline_exceeded"
         await until(lambda: gate.waiting == 0)
         gc.collect()
-        assert not [kept for kept in gc.get_objects() if isinstance(kept, RequestContext)]
+        contexts = [kept for kept in gc.get_objects() if isinstance(kept, RequestContext)]
+        assert "late" not in [context.request.id for context in contexts]

@@ -123,7 +123,10 @@ class Request(ABC, Generic[E, D]):
             frame = orjson.loads(line)
             kind = frame["type"]
             if kind == "error" and frame["id"] in (self._id, ""):
-                raise self._failed(frame["code"], frame["message"])
+                failed = self._failed(frame["code"], frame["message"])
+                after = frame.get("retry_after_ms")
+                failed.retry_after_secs = after / 1e3 if isinstance(after, int) else None
+                raise failed
             if frame["id"] != self._id:
                 raise ProtocolError("the daemon answered another request than the one that was sent")
             return self.event(kind, frame)

@@ -1,31 +1,41 @@
 """The bounded queue in front of the backends.
 
-At most ``active_permits`` requests run, ``queue_depth`` more wait, and the next one is refused at once. Those
-that wait are served ``interactive`` before ``batch``, then between callers turn by turn, then in order of
-arrival. Whoever is cancelled while waiting leaves the queue, and so does whoever's deadline passes.
+At most ``active_permits`` requests run, and ``queue_depth`` more wait. Waiting requests are served
+``interactive`` before ``batch``, then in turns: one of each user, and within a user one of each process, each
+in order of arrival. A full queue is shared by the same rule. A newcomer takes the place of the last request
+of the user, or of the process of its own user, that holds the most places, if that leaves the newcomer with
+no more than the other keeps. Otherwise it is refused. A request leaves the queue when it is cancelled or its
+deadline passes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-from collections import OrderedDict, deque
-from collections.abc import Hashable, Iterator
+from collections import Counter, OrderedDict, deque
+from collections.abc import Hashable, Iterable, Iterator
 
 from inferd.errors import AdmissionClosed, DeadlineExceeded, QueueFull
+
+# The part of the newest request in the running mean of how long a request takes.
+_NEWEST_PART = 0.2
 
 
 class Permit:
     """A place among the running requests, given back at the end of its ``with`` block. ``holder`` is what
     the request gave to be listed as."""
 
-    __slots__ = ("_admission", "holder")
+    __slots__ = ("_admission", "began", "caller", "holder", "owner")
 
-    def __init__(self, admission: Admission, holder: object) -> None:
+    def __init__(self, admission: Admission, waiter: _Waiter, began: float) -> None:
         self._admission = admission
-        self.holder = holder
+        self.owner = waiter.owner
+        self.caller = waiter.caller
+        self.holder = waiter.holder
+        self.began = began
 
-    def __enter__(self) -> None: ...
+    def __enter__(self) -> Permit:
+        return self
 
     def __exit__(self, *_: object) -> None:
         self._admission._release(self)
@@ -34,14 +44,18 @@ class Permit:
 class _Waiter:
     """A request in the queue; ``turn`` is done when it has left it."""
 
-    __slots__ = ("holder", "turn")
+    __slots__ = ("caller", "holder", "owner", "priority", "turn")
 
-    def __init__(self, turn: asyncio.Future[Permit], holder: object) -> None:
-        self.turn = turn
+    def __init__(self, owner: Hashable, caller: Hashable, priority: str, holder: object) -> None:
+        self.owner = owner
+        self.caller = caller
+        self.priority = priority
         self.holder = holder
+        self.turn: asyncio.Future[Permit]
 
 
-_Turns = OrderedDict[Hashable, deque[_Waiter]]
+_Lines = OrderedDict[Hashable, deque[_Waiter]]  # by process
+_Turns = OrderedDict[Hashable, _Lines]  # by user
 
 
 class Admission:
@@ -55,18 +69,24 @@ class Admission:
         self._closed = False
         self._queues: dict[str, _Turns] = {"interactive": OrderedDict(), "batch": OrderedDict()}
         self._idle: asyncio.Future[None] | None = None
+        self._mean_secs: float | None = None
 
     @property
     def running(self) -> int:
         return len(self._running)
 
     @property
+    def retry_after_secs(self) -> float | None:
+        """About when the next place becomes free, in seconds; ``None`` before a request has ended."""
+        return None if self._mean_secs is None else self._mean_secs / self.active_permits
+
+    @property
     def refusal(self) -> AdmissionClosed | QueueFull | None:
-        """Why a request that came now would be refused; ``None`` if it would not."""
+        """Why a request would be refused now, unless it takes another's place in the queue."""
         if self._closed:
             return AdmissionClosed()
         if len(self._running) >= self.active_permits and self.waiting >= self.queue_depth:
-            return QueueFull()
+            return QueueFull(self.retry_after_secs)
         return None
 
     async def admit(
@@ -75,37 +95,42 @@ class Admission:
         priority: str = "interactive",
         deadline: float | None = None,
         holder: object = None,
+        owner: Hashable = None,
     ) -> Permit:
-        """Waits for a place; ``priority`` is ``interactive`` or ``batch``, ``deadline`` a time of the event
-        loop's clock. ``holder`` stands for the request in the listings.
+        """Waits for a place for a request of the process ``caller`` of the user ``owner``.
 
-        Raises AdmissionClosed, QueueFull or DeadlineExceeded.
+        ``priority`` is ``interactive`` or ``batch``, ``deadline`` a time of the event loop's clock.
+        ``holder`` is what the listings show. Raises AdmissionClosed, QueueFull or DeadlineExceeded.
         """
+        waiter = _Waiter(owner, caller, priority, holder)
         if len(self._running) < self.active_permits and not self._closed:
-            return self._begin(holder)
+            return self._begin(waiter)
         if (refusal := self.refusal) is not None:
-            raise refusal
-        return await self._wait_in_line(caller, priority, deadline, holder)
+            displaced = None if self._closed else self._displaced_by(waiter)
+            if displaced is None:
+                raise refusal
+            self._leave(displaced)
+            if not displaced.turn.done():  # its client may be leaving in this very moment
+                displaced.turn.set_exception(refusal)
+        return await self._wait_in_line(waiter, deadline)
 
-    def _begin(self, holder: object) -> Permit:
-        permit = Permit(self, holder)
+    def _begin(self, waiter: _Waiter) -> Permit:
+        permit = Permit(self, waiter, asyncio.get_running_loop().time())
         self._running.add(permit)
         return permit
 
-    async def _wait_in_line(
-        self, caller: Hashable, priority: str, deadline: float | None, holder: object
-    ) -> Permit:
+    async def _wait_in_line(self, waiter: _Waiter, deadline: float | None) -> Permit:
         loop = asyncio.get_running_loop()
-        waiter = _Waiter(loop.create_future(), holder)
-        turns = self._queues[priority]
-        turns.setdefault(caller, deque()).append(waiter)
+        waiter.turn = loop.create_future()
+        lines = self._queues[waiter.priority].setdefault(waiter.owner, OrderedDict())
+        lines.setdefault(waiter.caller, deque()).append(waiter)
         self.waiting += 1
-        alarm = None if deadline is None else loop.call_at(deadline, self._too_late, turns, caller, waiter)
+        alarm = None if deadline is None else loop.call_at(deadline, self._too_late, waiter)
         try:
             return await waiter.turn
         except asyncio.CancelledError:
             if waiter.turn.cancelled():
-                self._leave(turns, caller, waiter)
+                self._leave(waiter)
             elif waiter.turn.exception() is None:
                 self._release(waiter.turn.result())  # the turn came in the moment of the cancellation
             raise
@@ -113,40 +138,71 @@ class Admission:
             if alarm is not None:
                 alarm.cancel()
 
-    def _too_late(self, turns: _Turns, caller: Hashable, waiter: _Waiter) -> None:
+    def _too_late(self, waiter: _Waiter) -> None:
         if not waiter.turn.done():
-            self._leave(turns, caller, waiter)
+            self._leave(waiter)
             waiter.turn.set_exception(DeadlineExceeded("the deadline passed while the request waited"))
 
-    def _leave(self, turns: _Turns, caller: Hashable, waiter: _Waiter) -> None:
-        line = turns.get(caller)
-        if line is not None and waiter in line:
+    def _leave(self, waiter: _Waiter) -> None:
+        turns = self._queues[waiter.priority]
+        lines = turns.get(waiter.owner, {})
+        line = lines.get(waiter.caller, ())
+        if waiter in line:
             line.remove(waiter)
             if not line:
-                del turns[caller]
+                del lines[waiter.caller]
+            if not lines:
+                del turns[waiter.owner]
             self.waiting -= 1
-            if self._idle is not None:
-                self._tell_idle(self._idle)
+            self._tell_idle()
 
     def _release(self, permit: Permit) -> None:
         self._running.remove(permit)
+        took = asyncio.get_running_loop().time() - permit.began
+        mean = took if self._mean_secs is None else self._mean_secs
+        self._mean_secs = mean + _NEWEST_PART * (took - mean)
         if self.waiting and len(self._running) < self.active_permits:
             self._call_next()
-        if self._idle is not None:
-            self._tell_idle(self._idle)
+        self._tell_idle()
 
     def _call_next(self) -> bool:
         for turns in self._queues.values():
             while turns:
-                caller, line = turns.popitem(last=False)
+                owner, lines = turns.popitem(last=False)
+                caller, line = lines.popitem(last=False)
                 waiter = line.popleft()
                 if line:
-                    turns[caller] = line  # behind the other callers
+                    lines[caller] = line  # behind the other processes of the user
+                if lines:
+                    turns[owner] = lines  # behind the other users
                 self.waiting -= 1
-                if not waiter.turn.cancelled():
-                    waiter.turn.set_result(self._begin(waiter.holder))
+                if not waiter.turn.done():
+                    waiter.turn.set_result(self._begin(waiter))
                     return True
         return False
+
+    # A full queue.
+
+    def _displaced_by(self, newcomer: _Waiter) -> _Waiter | None:
+        """The waiting request that has to make way, or ``None`` if the newcomer is to be refused."""
+        waiting = list(self._in_line())[::-1]  # of equals the one that would be served last makes way
+        places = Counter(request.owner for request in (*self._running, *waiting))
+        owner = max((waiter.owner for waiter in waiting), key=places.__getitem__, default=newcomer.owner)
+        if places[owner] - 1 < places[newcomer.owner] + 1:
+            owner = newcomer.owner  # each user has its share; this is between its own processes
+        own = [waiter for waiter in waiting if waiter.owner == owner]
+        places = Counter(request.caller for request in (*self._running, *own) if request.owner == owner)
+        caller = max((waiter.caller for waiter in own), key=places.__getitem__, default=newcomer.caller)
+        if owner == newcomer.owner and places[caller] - 1 < places[newcomer.caller] + 1:
+            return None
+        return next(waiter for waiter in own if waiter.caller == caller)
+
+    def _in_line(self) -> Iterator[_Waiter]:
+        """All that wait, in the order in which they would be served now."""
+        for turns in self._queues.values():
+            yield from _in_turn(_in_turn(lines.values()) for lines in turns.values())
+
+    # Changes, and the end.
 
     def resize(self, active_permits: int, queue_depth: int) -> None:
         """Changes both numbers. More permits let the next ones start at once; with fewer, who runs and who
@@ -171,9 +227,7 @@ class Admission:
 
     def queued_requests(self) -> Iterator[object]:
         """The holders of the requests that wait, in the order in which they would be served now."""
-        for turns in self._queues.values():
-            for round_ in itertools.zip_longest(*turns.values()):
-                yield from (waiter.holder for waiter in round_ if waiter is not None)
+        return (waiter.holder for waiter in self._in_line())
 
     async def idle(self) -> None:
         """Returns once nobody runs or waits."""
@@ -181,6 +235,12 @@ class Admission:
             self._idle = asyncio.get_running_loop().create_future()
             await self._idle
 
-    def _tell_idle(self, idle: asyncio.Future[None]) -> None:
-        if not self._running and not self.waiting and not idle.done():
-            idle.set_result(None)
+    def _tell_idle(self) -> None:
+        if self._idle is not None and not self._running and not self.waiting and not self._idle.done():
+            self._idle.set_result(None)
+
+
+def _in_turn(lines: Iterable[Iterable[_Waiter]]) -> Iterator[_Waiter]:
+    """One of each line, then the next of each."""
+    for round_ in itertools.zip_longest(*lines):
+        yield from (waiter for waiter in round_ if waiter is not None)

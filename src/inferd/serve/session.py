@@ -42,6 +42,10 @@ from inferd.serve.wires import Lines, Wire, recognise
 # Why a request was ended early, beside what the connection says of its end.
 _DEADLINE, _STOP = "deadline", "stop"
 
+# A connection that was refused for a full queue is read again after this time, which doubles with each
+# further refusal. So a client that repeats its request at once cannot keep the event loop busy with refusals.
+FIRST_PAUSE_SECS, LONGEST_PAUSE_SECS = 0.01, 0.5
+
 _log = log.get("session")
 
 
@@ -115,6 +119,7 @@ class Session(Generic[R]):
             self._reserved.add,
         )
         self._first_line = True
+        self._pause_secs = 0.0
         self._wire: Wire | None = None
         if service.surface.frames is not None:
             self._conn.expect_either()
@@ -151,6 +156,8 @@ class Session(Generic[R]):
                 if not await self._answer(wire, raw):
                     await self._conn.linger()
                     return
+                if self._pause_secs:
+                    await asyncio.sleep(self._pause_secs)
                 if self._conn.blocked:
                     await self._conn.writable()
         except FrameTooLarge as error:
@@ -244,7 +251,9 @@ class Session(Generic[R]):
         loop = asyncio.get_running_loop()
         deadline = None if request.deadline_ms is None else loop.time() + request.deadline_ms / 1e3
         priority = request.priority or "interactive"
-        with await service.admission.admit(self._peer.caller, priority, deadline, context):
+        peer = self._peer
+        with await service.admission.admit(peer.caller, priority, deadline, context, peer.owner):
+            self._pause_secs = 0.0
             context.queue_ms = ms_since(context.arrived)
             self._metrics.queue_wait.observe(context.queue_ms / 1e3)
             with service.router.dispatch(self._surface.needs(request)) as backend:
@@ -264,13 +273,16 @@ class Session(Generic[R]):
         _log.info("request_done", **answer, **context.fields(), **self._log_fields)
 
     def _fail(self, context: RequestContext[R], error: InferdError) -> None:
+        if isinstance(error, QueueFull):
+            self._pause_secs = min(max(2 * self._pause_secs, FIRST_PAUSE_SECS), LONGEST_PAUSE_SECS)
         if context.backend is not None and error.fault == "backend":
             self._service.metrics.backends[context.backend].errors[error.code] += 1
         self._write_error(context.request.id, error)
 
     def _write_error(self, request_id: str, error: InferdError) -> None:
         self._metrics.errors[error.code] += 1
-        self._conn.write(self._surface.encode_error(request_id, error.code, str(error)))
+        retry_after = error.retry_after_secs if isinstance(error, QueueFull) else None
+        self._conn.write(self._surface.encode_error(request_id, error.code, str(error), retry_after))
 
     def _log_error(self, context: RequestContext[R], error: InferdError) -> None:
         if isinstance(error, QueueFull):
