@@ -404,3 +404,52 @@ class TestFile:
         activity.close()
         assert [entry["msg"] for entry in entries(tmp_path)] == ["new"]
         assert [entry["msg"] for entry in entries(tmp_path, "taken")] == ["old"]
+
+
+class TestBackground:
+    """stdout and stderr of a daemon without a terminal."""
+
+    CODE = """
+import os, sys, time
+from pathlib import Path
+from inferd import log
+from inferd.log import text
+text.MAX_BACKGROUND_BYTES = 20_000
+activity = log.setup("info", Path(sys.argv[1]))
+for number in range(int(sys.argv[2])):
+    log.get("x").info("event", number=number)
+    if number % 500 == 0:  # several writes
+        file = Path(sys.argv[1]) / log.FILE_NAME
+        while not file.exists() or b"number\\":%d}" % number not in file.read_bytes():
+            time.sleep(0.001)
+        while activity._text._written < number:
+            time.sleep(0.001)
+activity.close()
+os.write(1, b"last of stdout\\n")
+os.write(2, b"last of stderr\\n")
+"""
+
+    def run(self, directory: Path, output: Path, events: int) -> None:
+        with output.open("ab") as stream:
+            command = [sys.executable, "-c", self.CODE, str(directory), str(events)]
+            subprocess.run(command, stdout=stream, stderr=stream, check=True)
+
+    def test_it_does_not_grow_without_end(self, tmp_path: Path) -> None:
+        output = tmp_path / text.BACKGROUND_NAME
+        self.run(tmp_path, output, 2000)
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
+            text.BACKGROUND_NAME,
+            f"{text.BACKGROUND_NAME}.1",
+            log.FILE_NAME,
+        ]
+        assert output.stat().st_size < 60_000
+        assert stat.S_IMODE(output.stat().st_mode) == 0o600
+        *_, event, first, second = output.read_text().splitlines()
+        assert event.endswith("number=1999")
+        assert (first, second) == ("last of stdout", "last of stderr")
+
+    def test_a_file_that_a_person_chose_is_left(self, tmp_path: Path) -> None:
+        output = tmp_path / "mine.log"
+        self.run(tmp_path, output, 500)
+        assert output.read_text().count("x: event") == 500
+        assert not (tmp_path / "mine.log.1").exists()

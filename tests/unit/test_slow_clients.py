@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import socket
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from inferd import log
 from inferd.engine.mock import Mock
-from inferd.serve import connection, listener
+from inferd.serve import burst, connection, listener, session
 from inferd.serve.listener import ConnectionLimit
 from inferd.serve.surfaces.v2 import BlockSurface
 from tests.in_process import DONE, TOKEN, Gate, ask, serving, until
@@ -163,6 +164,53 @@ async def test_a_flood_does_not_fill_the_log(
     records = (short_dir / log.FILE_NAME).read_text()
     assert 1 <= records.count('"too_many_connections"') <= 10
     assert records.count('"connections_refused"') >= 1
+
+
+async def test_a_flood_of_connections_does_not_fill_the_log(
+    path: Path, short_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(burst, "SPAN_SECS", 3600.0)
+    for name in ("accepted", "closed"):
+        counter = burst.Burst(log.get("session"), f"connection_{name}", f"connections_{name}")
+        monkeypatch.setattr(session, f"_{name}", counter)
+    activity = log.setup("info", short_dir, stderr=False)
+    try:
+        async with serving(path) as server:
+            for _ in range(200):
+                client = await server.connect()
+                client.finish_sending()
+                assert await client.receive() == b""
+            await until(lambda: server.places.taken == 0)
+    finally:
+        activity.close()
+    written = [event["msg"] for event in events(short_dir)]
+    assert written.count("connection_accepted") == written.count("connection_closed") == burst.LIMIT
+
+
+async def test_what_a_flood_left_out_of_the_log_is_counted(
+    short_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(burst, "SPAN_SECS", 0.05)
+    counter = burst.Burst(log.get("session"), "came", "came_too")
+    activity = log.setup("info", short_dir, stderr=False)
+    try:
+        for _ in range(1000):
+            counter.info()
+
+        def total() -> int:
+            return sum(event.get("count", 1) for event in events(short_dir))
+
+        await until(lambda: total() == 1000)
+    finally:
+        activity.close()
+    assert len([event for event in events(short_dir) if event["msg"] == "came"]) < 1000
+
+
+def events(directory: Path) -> list[dict[str, Any]]:
+    """The whole lines of the log."""
+    path = directory / log.FILE_NAME
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]
 
 
 # Vanishing.

@@ -22,6 +22,7 @@ from inferd.client.admin import Frame
 from inferd.config.kinds import FilePath
 from inferd.config.settings import OPTIONS, Settings
 from inferd.errors import BootFailed, ConnectionLost, DaemonUnreachable, LockHeld
+from inferd.log.text import BACKGROUND_NAME
 from inferd.store.runtime import Lock, ensure_private_dir
 
 IDLE_EXIT_SECS = 900
@@ -79,7 +80,7 @@ def is_held(lock: Path) -> bool:
 
 def log_path(settings: Settings) -> Path:
     """Where a background daemon's stdout and stderr go."""
-    return settings.log_dir / "background.log"
+    return settings.log_dir / BACKGROUND_NAME
 
 
 def _wait_for_boot(settings: Settings, show: Callable[[Frame], None]) -> None:

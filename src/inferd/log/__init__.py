@@ -24,7 +24,7 @@ from typing import Any
 from inferd.errors import ConfigError
 from inferd.log.file import FILE_NAME as FILE_NAME
 from inferd.log.file import FileSink
-from inferd.log.text import TextSink
+from inferd.log.text import BACKGROUND_NAME, TextSink
 from inferd.redaction import marker_of_name, redact
 
 MAX_VALUE_CHARS = 8192  # a longer value is a mistake of the caller; the log must stay readable
@@ -236,12 +236,14 @@ def setup(level: str, directory: Path | None, stderr: bool = True) -> ActivityLo
     """Start writing events of ``level`` and above: to ``directory``/inferd.ndjson unless it is ``None``, and
     to stderr. One at a time in a process. Raises ConfigError for an unknown level."""
     number = parse_level(level)
-    text = TextSink(sys.stderr)
+    text = TextSink(sys.stderr, None if directory is None else directory / BACKGROUND_NAME)
 
     def complain(fields: Mapping[str, object]) -> None:
         event = "the activity log cannot be written, events go to stderr only"
         text.write([_entry((time.time(), WARN, "log", event, fields))])
 
+    if stderr:
+        text.start()
     file = None if directory is None else FileSink(directory, complain)
     activity = ActivityLog(number, text, file, shown=stderr)
     activity.start()

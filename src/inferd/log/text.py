@@ -14,6 +14,7 @@ import select
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, ClassVar, TextIO
 
 import orjson
@@ -22,6 +23,11 @@ MAX_KEPT = 4096
 """Events that wait for a reader of stderr."""
 
 CLOSE_SECS = 2.0
+
+BACKGROUND_NAME = "background.log"
+"""The file beside the activity log that has stdout and stderr of a daemon without a terminal."""
+
+MAX_BACKGROUND_BYTES = 16 * 1024 * 1024
 
 Entry = Mapping[str, Any]
 
@@ -34,9 +40,10 @@ class TextSink:
 
     _COLOURS: ClassVar = {"error": "31", "warn": "33", "info": "32"}
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, background: Path | None = None) -> None:
         self.missed = 0
         self._stream = stream
+        self._background = background
         self._colour = stream.isatty() and "NO_COLOR" not in os.environ
         self._batches: queue.SimpleQueue[Sequence[Entry] | None] = queue.SimpleQueue()
         self._taken = self._written = 0  # each is changed by one thread alone
@@ -50,7 +57,7 @@ class TextSink:
         if kept:
             self._taken += len(kept)
             self._batches.put(kept)
-            self._start()
+            self.start()
 
     def close(self) -> None:
         """Gives up on a reader that does not read."""
@@ -58,7 +65,8 @@ class TextSink:
             self._batches.put(None)
             self._thread.join(CLOSE_SECS)
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Starts the thread, as the first event does otherwise. Idempotent."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._write_all, name="log-stderr", daemon=True)
             self._thread.start()
@@ -81,12 +89,31 @@ class TextSink:
             if fd is None:
                 self._stream.write(text)
                 return
+            self._rotate(fd)
             rest = memoryview(text.encode("utf-8", "backslashreplace"))
             while rest:
                 try:
                     rest = rest[os.write(fd, rest) :]
                 except BlockingIOError:
                     select.select([], [fd], [])
+
+    def _rotate(self, fd: int) -> None:
+        """Keeps ``background``, if stderr is that file, from growing for ever; stdout is there as well.
+
+        A file that a person chose for stderr is left alone.
+        """
+        if self._background is None or os.fstat(fd).st_size < MAX_BACKGROUND_BYTES:
+            return
+        before = os.fstat(fd)
+        if not os.path.samestat(before, self._background.lstat()):
+            return
+        self._background.replace(self._background.with_name(f"{self._background.name}.1"))
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        new = os.open(self._background, flags, 0o600)
+        for descriptor in (1, 2):
+            if os.path.samestat(os.fstat(descriptor), before):
+                os.dup2(new, descriptor)
+        os.close(new)
 
     def _text(self, entry: Entry) -> str:
         level = entry["level"]

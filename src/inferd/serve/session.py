@@ -30,6 +30,7 @@ from inferd.errors import (
 )
 from inferd.serve import auth, faults
 from inferd.serve.admission import Admission
+from inferd.serve.burst import Burst
 from inferd.serve.connection import LARGE_BYTES, Connection
 from inferd.serve.hangup import HangupWatch
 from inferd.serve.memory import InputMemory
@@ -47,6 +48,8 @@ _DEADLINE, _STOP = "deadline", "stop"
 FIRST_PAUSE_SECS, LONGEST_PAUSE_SECS = 0.01, 0.5
 
 _log = log.get("session")
+_accepted = Burst(_log, "connection_accepted", "connections_accepted")
+_closed = Burst(_log, "connection_closed", "connections_closed")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -127,7 +130,7 @@ class Session(Generic[R]):
 
     async def run(self) -> None:
         """Returns when the socket is closed. A first cancel closes it behind the last write, a second now."""
-        _log.info("connection_accepted", **self._log_fields)
+        _accepted.info(**self._log_fields)
         conn = self._conn
         try:
             if await conn.open(self._sock, _this_task().cancel):
@@ -136,7 +139,7 @@ class Session(Generic[R]):
                 await conn.close()
         finally:
             self._reserved.release()
-            _log.info("connection_closed", reason=conn.gone_because or "end", **self._log_fields)
+            _closed.info(reason=conn.gone_because or "end", **self._log_fields)
 
     def interrupt(self, reason: InferdError) -> None:
         """Ends the request that runs or waits, if there is one; see :meth:`RequestContext.interrupt`."""
