@@ -143,6 +143,18 @@ class AdmissionClosed(InferdError):
         super().__init__("admission closed")
 
 
+class AnswerUnread(InferdError):
+    """A client did not read its answer while others waited for the place of its request."""
+
+    code = "queue_full"
+    exit_code = 4
+    fault = "client"
+    retryable = True
+
+    def __init__(self) -> None:
+        super().__init__("the answer was not read while other requests waited; read it faster, or ask again")
+
+
 class DeadlineExceeded(InferdError):
     """The request's ``deadline_ms`` passed while it waited for a place."""
 

@@ -8,6 +8,7 @@ from collections.abc import Hashable
 import pytest
 
 from inferd.errors import AdmissionClosed, DeadlineExceeded, QueueFull
+from inferd.serve import admission
 from inferd.serve.admission import Admission
 from tests.in_process import until
 
@@ -358,3 +359,51 @@ async def test_idle_sees_the_last_one_leave_the_queue() -> None:
     queue.tasks["b"].cancel()
     await queue.finish("a")
     await idle
+
+
+# Requests that wait for their clients.
+
+
+async def test_a_request_that_rests_too_long_gives_up_for_one_that_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(admission, "REST_SECS", 0.02)
+    queue = Admission(2, 10)
+    first, second = await queue.admit("a"), await queue.admit("a")
+    told: list[str] = []
+    first.rest(lambda: told.append("first"))
+    second.rest(lambda: told.append("second"))
+    await asyncio.sleep(0.05)
+    assert told == []  # nothing waits
+    waiting = asyncio.ensure_future(queue.admit("b"))
+    await until(lambda: told == ["first"])  # the longest resting, and no more than wait
+    first.__exit__()
+    with await waiting:
+        assert told == ["first"]
+    second.__exit__()
+
+
+async def test_a_wait_begins_before_the_rest_is_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission, "REST_SECS", 0.02)
+    queue = Admission(1, 10)
+    running = await queue.admit("a")
+    waiting = asyncio.ensure_future(queue.admit("b"))
+    await asyncio.sleep(0)
+    running.rest(running.__exit__)
+    with await waiting:
+        assert queue.running == 1
+
+
+async def test_a_client_that_reads_on_keeps_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission, "REST_SECS", 0.02)
+    queue = Admission(1, 10)
+    running = await queue.admit("a")
+    waiting = asyncio.ensure_future(queue.admit("b"))
+    await asyncio.sleep(0)
+    told: list[str] = []
+    running.rest(lambda: told.append("running"))
+    running.resume()
+    await asyncio.sleep(0.05)
+    assert told == []
+    running.__exit__()
+    (await waiting).__exit__()

@@ -211,7 +211,7 @@ async def test_a_client_that_leaves_within_the_bytes_leaves_nothing(path: Path) 
     async with serving(path, surface=V2) as server:
         client = await server.connect()
         await client.send(show(1000) + b"x")
-        await until(lambda: any(s._turn is not None for s in server.service.sessions))
+        await until(lambda: any(s._context is not None for s in server.service.sessions))
         client.close()
         await until(lambda: not server.service.sessions)
 
@@ -262,7 +262,9 @@ async def test_no_memory_for_the_bytes_is_an_error_frame_and_the_end(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend = Listening()
-    hidden = ask({"type": "text", "text": "read as a request"})
+    hidden = (
+        ask({"type": "text", "text": "read as a request"}) * 1000
+    )  # too much for memory without a mapping
     async with serving(path, backend, surface=V2) as server:
         monkeypatch.setattr(connection, "mmap", NoMapping())
         client = await server.connect()

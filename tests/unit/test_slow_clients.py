@@ -96,6 +96,68 @@ async def test_silence_between_requests_is_none_of_it(path: Path, monkeypatch: p
             assert await client.line() + await client.line() == TOKEN + DONE
 
 
+# Not reading.
+
+
+@both_loops
+async def test_readers_that_do_not_read_give_way_to_a_request_that_waits(path: Path) -> None:
+    tape = ["x" * 20_000] * 400
+    mock = Mock(tape=tape)
+    async with serving(path, mock, active_permits=4) as server:
+        readers = [await server.connect() for _ in range(4)]
+        for reader in readers:
+            await reader.send(ask())
+        await until(
+            lambda: (
+                len(server.service.sessions) == 4 and all(s._conn.blocked for s in server.service.sessions)
+            )
+        )
+        mock.tape = ("mock-response",)
+        honest = await server.connect()
+        await honest.send(ask())
+        assert await honest.line() + await honest.line() == TOKEN + DONE
+        ends = 0
+        for reader in readers:  # each is told why its answer ends, or has all of it
+            frames = [await reader.frame()]
+            while frames[-1]["type"] == "token":
+                frames.append(await reader.frame())
+            if frames[-1]["type"] == "error":
+                ends += 1
+                assert frames[-1]["code"] == "queue_full"
+                assert frames[-1]["message"].startswith("the answer was not read while other requests waited")
+                assert len(frames) < len(tape)
+            await reader.send(ask("again"))
+            assert (await reader.frame())["id"] == "again"
+        assert ends == 1
+
+
+@both_loops
+async def test_a_deadline_ends_a_request_that_waits_for_its_reader(path: Path) -> None:
+    async with serving(path, Mock(tape=["x" * 20_000] * 400)) as server:
+        reader = await server.connect()
+        await reader.send(ask(deadline_ms=50))
+        await until(lambda: server.admission.running == 1)
+        await until(lambda: server.admission.running == 0)
+        while (frame := await reader.frame())["type"] == "token":
+            continue
+        assert (frame["type"], frame["stop_reason"]) == ("done", "cancelled")
+
+
+@both_loops
+async def test_an_id_is_bounded_since_every_frame_repeats_it(path: Path) -> None:
+    async with serving(path) as server:
+        client = await server.connect()
+        for long in ("i" * 1025, "é" * 513):
+            await client.send(ask(long))
+            frame = await client.frame()
+            assert (frame["code"], frame["message"]) == (
+                "invalid_request",
+                "invalid request: id must have at most 1024 bytes",
+            )
+        await client.send(ask("i" * 1024))
+        assert (await client.frame())["type"] == "token"
+
+
 # Idling.
 
 

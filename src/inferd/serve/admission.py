@@ -6,6 +6,9 @@ in order of arrival. A full queue is shared by the same rule. A newcomer takes t
 of the user, or of the process of its own user, that holds the most places, if that leaves the newcomer with
 no more than the other keeps. Otherwise it is refused. A request leaves the queue when it is cancelled or its
 deadline passes.
+
+A running request that waits for its client to read keeps its place only while no other request waits for one:
+after ``REST_SECS`` it has to give up.
 """
 
 from __future__ import annotations
@@ -13,10 +16,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import Counter, OrderedDict, deque
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 
 from inferd.errors import AdmissionClosed, DeadlineExceeded, QueueFull
 
+# How long a request may wait for its client to read while others wait for its place. A client that reads at
+# all empties its buffer sooner.
+REST_SECS = 1.0
 # The part of the newest request in the running mean of how long a request takes.
 _NEWEST_PART = 0.2
 
@@ -33,6 +39,14 @@ class Permit:
         self.caller = waiter.caller
         self.holder = waiter.holder
         self.began = began
+
+    def rest(self, give_up: Callable[[], object]) -> None:
+        """The request waits for its client. ``give_up`` is called if it has to end for another request."""
+        self._admission._rest(self, give_up)
+
+    def resume(self) -> None:
+        """The client has read on."""
+        self._admission._resting.pop(self, None)
 
     def __enter__(self) -> Permit:
         return self
@@ -66,6 +80,9 @@ class Admission:
         self.queue_depth = queue_depth
         self.waiting = 0
         self._running: set[Permit] = set()
+        self._resting: dict[Permit, tuple[float, Callable[[], object]]] = {}  # the longest resting first
+        self._giving_up: set[Permit] = set()
+        self._rest_alarm: asyncio.TimerHandle | None = None
         self._closed = False
         self._queues: dict[str, _Turns] = {"interactive": OrderedDict(), "batch": OrderedDict()}
         self._idle: asyncio.Future[None] | None = None
@@ -125,6 +142,7 @@ class Admission:
         lines = self._queues[waiter.priority].setdefault(waiter.owner, OrderedDict())
         lines.setdefault(waiter.caller, deque()).append(waiter)
         self.waiting += 1
+        self._reclaim()
         alarm = None if deadline is None else loop.call_at(deadline, self._too_late, waiter)
         try:
             return await waiter.turn
@@ -145,9 +163,9 @@ class Admission:
 
     def _leave(self, waiter: _Waiter) -> None:
         turns = self._queues[waiter.priority]
-        lines = turns.get(waiter.owner, {})
-        line = lines.get(waiter.caller, ())
-        if waiter in line:
+        lines = turns.get(waiter.owner)
+        line = None if lines is None else lines.get(waiter.caller)
+        if lines is not None and line is not None and waiter in line:
             line.remove(waiter)
             if not line:
                 del lines[waiter.caller]
@@ -158,6 +176,8 @@ class Admission:
 
     def _release(self, permit: Permit) -> None:
         self._running.remove(permit)
+        self._resting.pop(permit, None)
+        self._giving_up.discard(permit)
         took = asyncio.get_running_loop().time() - permit.began
         mean = took if self._mean_secs is None else self._mean_secs
         self._mean_secs = mean + _NEWEST_PART * (took - mean)
@@ -186,12 +206,13 @@ class Admission:
     def _displaced_by(self, newcomer: _Waiter) -> _Waiter | None:
         """The waiting request that has to make way, or ``None`` if the newcomer is to be refused."""
         waiting = list(self._in_line())[::-1]  # of equals the one that would be served last makes way
-        places = Counter(request.owner for request in (*self._running, *waiting))
+        everyone: list[Permit | _Waiter] = [*self._running, *waiting]
+        places = Counter(request.owner for request in everyone)
         owner = max((waiter.owner for waiter in waiting), key=places.__getitem__, default=newcomer.owner)
         if places[owner] - 1 < places[newcomer.owner] + 1:
             owner = newcomer.owner  # each user has its share; this is between its own processes
         own = [waiter for waiter in waiting if waiter.owner == owner]
-        places = Counter(request.caller for request in (*self._running, *own) if request.owner == owner)
+        places = Counter(request.caller for request in everyone if request.owner == owner)
         caller = max((waiter.caller for waiter in own), key=places.__getitem__, default=newcomer.caller)
         if owner == newcomer.owner and places[caller] - 1 < places[newcomer.caller] + 1:
             return None
@@ -201,6 +222,27 @@ class Admission:
         """All that wait, in the order in which they would be served now."""
         for turns in self._queues.values():
             yield from _in_turn(_in_turn(lines.values()) for lines in turns.values())
+
+    # Requests that wait for their clients.
+
+    def _rest(self, permit: Permit, give_up: Callable[[], object]) -> None:
+        self._resting[permit] = (asyncio.get_running_loop().time(), give_up)
+        self._reclaim()
+
+    def _reclaim(self) -> None:
+        """Ends as many of the requests that rest too long as there are requests waiting."""
+        if self._rest_alarm is not None:
+            self._rest_alarm.cancel()
+            self._rest_alarm = None
+        loop = asyncio.get_running_loop()
+        while self._resting and self.waiting > len(self._giving_up):
+            permit, (since, give_up) = next(iter(self._resting.items()))
+            if since + REST_SECS > loop.time():
+                self._rest_alarm = loop.call_at(since + REST_SECS, self._reclaim)
+                return
+            del self._resting[permit]
+            self._giving_up.add(permit)
+            give_up()
 
     # Changes, and the end.
 

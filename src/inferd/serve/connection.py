@@ -323,13 +323,18 @@ class Connection(asyncio.BufferedProtocol):
         self._transport.write(frame_lines(data) if self.framed else data)
 
     async def writable(self) -> None:
-        """Waits until the client has read on."""
+        """Waits until the client has read on, or :meth:`wait_no_more`."""
         if self.blocked:
             self._write_waiter = self._loop.create_future()
             try:
                 await self._write_waiter
             finally:
                 self._write_waiter = None
+
+    def wait_no_more(self) -> None:
+        """Ends the wait for the client; the next one is a new one."""
+        if self._write_waiter is not None and not self._write_waiter.done():
+            self._write_waiter.set_result(None)
 
     def pause_writing(self) -> None:
         self.blocked = True
@@ -340,8 +345,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._write_alarm is not None:
             self._write_alarm.cancel()
             self._write_alarm = None
-        if self._write_waiter is not None and not self._write_waiter.done():
-            self._write_waiter.set_result(None)
+        self.wait_no_more()
 
     def _arm_write_alarm(self) -> None:
         if self._write_timeout and self._write_alarm is None:

@@ -39,6 +39,7 @@ from inferd.serve.peer import Peer
 from inferd.serve.router import Router
 from inferd.serve.surface import R, RequestContext, Surface, ms_since
 from inferd.serve.wires import Lines, Wire, recognise
+from inferd.wire.frames import check_id
 
 # Why a request was ended early, beside what the connection says of its end.
 _DEADLINE, _STOP = "deadline", "stop"
@@ -223,6 +224,7 @@ class Session(Generic[R]):
                 request, self._service.max_attachment_bytes, functools.partial(self._make_room, request)
             )
             whole = True
+            check_id(request.id)
             surface.validate(request)
             await self._serve(context)
         except InferdError as error:
@@ -239,7 +241,7 @@ class Session(Generic[R]):
             _log.error("request_error", code="internal", error=what, **context.fields(), **self._log_fields)
             self._fail(context, BackendInternal("internal error; the daemon's log says more"))
         finally:
-            self._context = None
+            self._context = context.permit = None
             self._reserved.release()
         return whole
 
@@ -255,7 +257,8 @@ class Session(Generic[R]):
         deadline = None if request.deadline_ms is None else loop.time() + request.deadline_ms / 1e3
         priority = request.priority or "interactive"
         peer = self._peer
-        with await service.admission.admit(peer.caller, priority, deadline, context, peer.owner):
+        permit = await service.admission.admit(peer.caller, priority, deadline, context, peer.owner)
+        with permit as context.permit:
             self._pause_secs = 0.0
             context.queue_ms = ms_since(context.arrived)
             self._metrics.queue_wait.observe(context.queue_ms / 1e3)

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from inferd.engine.backend import Backend
-from inferd.errors import InferdError
+from inferd.errors import AnswerUnread, InferdError
+from inferd.serve.admission import Permit
 from inferd.serve.connection import Connection
 from inferd.serve.observe.metrics import BackendMetrics
 from inferd.wire.frames import encode_error
@@ -44,7 +45,8 @@ def ms_since(start: float) -> float:
 class RequestContext(Generic[R]):
     """One request on its way: who asked, how far it has come, and whether it shall end early.
 
-    ``source`` is what the log says of the connection; ``tokens`` counts the pieces of the answer so far.
+    ``source`` is what the log says of the connection; ``tokens`` counts the pieces of the answer so far;
+    ``permit`` is the request's place among those that run.
     """
 
     __slots__ = (
@@ -53,6 +55,7 @@ class RequestContext(Generic[R]):
         "backend",
         "conn",
         "interruption",
+        "permit",
         "queue_ms",
         "request",
         "source",
@@ -66,6 +69,7 @@ class RequestContext(Generic[R]):
         self.arrived = arrived
         self.source = source
         self.queue_ms = 0.0
+        self.permit: Permit | None = None
         self.backend: str | None = None
         self.streaming = False
         self.tokens = 0
@@ -75,6 +79,7 @@ class RequestContext(Generic[R]):
     def interrupt(self, reason: InferdError) -> None:
         """Asks for an early end; ``reason`` is for answers that have no other word for it."""
         self.interruption = reason
+        self.conn.wait_no_more()
         if self._on_interrupt is not None:
             self._on_interrupt()
 
@@ -83,6 +88,20 @@ class RequestContext(Generic[R]):
         self._on_interrupt = end
         if self.interruption is not None:
             end()
+
+    async def let_client_read(self) -> None:
+        """Waits until the client has read on, or the request is to end: others may need its place."""
+        if self.interruption is None:
+            if self.permit is not None:
+                self.permit.rest(self._give_up)
+            try:
+                await self.conn.writable()
+            finally:
+                if self.permit is not None:
+                    self.permit.resume()
+
+    def _give_up(self) -> None:
+        self.interrupt(AnswerUnread())
 
     def fields(self) -> dict[str, object]:
         """What the log says about the request."""

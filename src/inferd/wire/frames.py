@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 import orjson
 
-from inferd.errors import DecodeError, NotJson
+from inferd.errors import DecodeError, InvalidRequest, NotJson
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 T = TypeVar("T")
+
+MAX_ID_BYTES = 1024
 
 # The letters of our keys as \u escapes. Accented text escapes to \u00a0 and above, and is not looked at.
 _ESCAPED_KEY_LETTER = re.compile(rb"\\u00[567]")
@@ -81,6 +83,12 @@ def pairs(raw: bytes) -> Pairs:
     except RecursionError:
         raise NotJson("the line is nested too deeply") from None
     return found
+
+
+def check_id(request_id: str) -> None:
+    """Raises InvalidRequest for an id beyond ``MAX_ID_BYTES``, since every frame of the answer repeats it."""
+    if len(request_id) > MAX_ID_BYTES or len(request_id.encode()) > MAX_ID_BYTES:
+        raise InvalidRequest(f"invalid request: id must have at most {MAX_ID_BYTES} bytes")
 
 
 def encode(frame: dict[str, Any]) -> bytes:

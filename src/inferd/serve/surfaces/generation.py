@@ -24,7 +24,7 @@ from inferd.engine.backend import (
     ToolUse,
     Usage,
 )
-from inferd.errors import Unavailable
+from inferd.errors import AnswerUnread, Unavailable
 from inferd.serve.observe.metrics import BackendMetrics
 from inferd.serve.surface import R, RequestContext, Surface
 from inferd.wire import sampling
@@ -60,6 +60,8 @@ class Generation(Surface[R]):
         else:
             done = await self._stream(context, backend, writer, metrics)
             _count(done, metrics)
+            if isinstance(context.interruption, AnswerUnread):
+                raise context.interruption
         timings = _timings(context, done)
         context.conn.write(writer.end(done, backend, timings))
         return {
@@ -98,7 +100,7 @@ class Generation(Surface[R]):
                     if data := writer.event(event):
                         conn.write(data)
                 if conn.blocked:
-                    await conn.writable()
+                    await context.let_client_read()
                     last = clock()
         finally:
             stream.close()
