@@ -184,8 +184,12 @@ class DaemonProcess:
 
     def wait_ready(self) -> DaemonProcess:
         self.wait_for("ready")
-        self._at_ready = self._resources()
+        self.note_resources()
         return self
+
+    def note_resources(self) -> None:
+        """From now on this is what the daemon holds when nobody uses it; after an engine was replaced."""
+        self._at_ready = self._resources()
 
     def connect(self, surface: str = "v1") -> Wire:
         name = "infer.sock" if surface == "v1" else f"infer.{surface}.sock"

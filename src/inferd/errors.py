@@ -197,6 +197,15 @@ class Unavailable(BackendError):
     """The backend cannot serve now; the text says why."""
 
 
+class EngineEnded(Unavailable):
+    """The engine process of the request has died or hung; a new one is started.
+
+    Its supervisor has its own limit for that, so the breaker does not count each request that was lost.
+    """
+
+    counts = False
+
+
 class BackendInternal(BackendError):
     """The backend failed in a way that is its own fault."""
 

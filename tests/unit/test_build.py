@@ -14,6 +14,8 @@ from inferd.config.settings import Settings
 from inferd.daemon.build import build_backend, build_key
 from inferd.engine.backend import Backend
 from inferd.engine.local import _llama
+from inferd.engine.local.load import load_model
+from inferd.engine.local.messages import Load
 from inferd.errors import HashMismatch, ModelError
 from inferd.progress import Progress
 from inferd.store.models import ModelStore
@@ -56,6 +58,7 @@ async def test_a_projector_comes_from_the_store(
 
     backend = build(settings, replace(entry, mmproj=ModelSpec(name="eyes", sha256=digest)), swap)
     try:
+        await backend.start()
         assert backend.capabilities().vision
     finally:
         await backend.close()
@@ -64,17 +67,25 @@ async def test_a_projector_comes_from_the_store(
 
 
 @pytest.mark.parametrize("asked", ["cuda", "metal"])
-def test_a_model_does_not_run_where_it_must_not(settings: Settings, entry: LlamaCppEntry, asked: str) -> None:
-    with pytest.raises(ModelError, match=f"INFERD_FORCE_BACKEND asks for {asked}, .* would run on cpu"):
-        build(replace(settings, force_backend=asked), replace(entry, n_gpu_layers=0))
-
-
-async def test_a_model_can_be_kept_off_a_gpu(
-    settings: Settings, entry: LlamaCppEntry, monkeypatch: pytest.MonkeyPatch
+async def test_a_model_does_not_run_where_it_must_not(
+    settings: Settings, entry: LlamaCppEntry, asked: str
 ) -> None:
+    backend = build(replace(settings, force_backend=asked), replace(entry, n_gpu_layers=0))
+    try:
+        with pytest.raises(ModelError, match=f"INFERD_FORCE_BACKEND asks for {asked}, .* would run on cpu"):
+            await backend.start()
+    finally:
+        await backend.close()
+
+
+async def test_a_model_can_be_kept_off_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     devices = [("gpu", "CUDA0", "a GPU", 1 << 34), *_llama.devices()]
     monkeypatch.setattr(_llama, "devices", lambda: devices)
-    backend = build(replace(settings, force_backend="cpu"), entry)
+    path = demo_model()
+    wanted = Load(name="t", model="t", path=str(path), n_ctx=256, n_parallel=1, force_backend="cpu")
+    with path.open("rb") as file:
+        backend = load_model(wanted, [file.fileno()], lambda phase, details: None)
+    await backend.start()
     try:
         accelerator = backend.capabilities().accelerator
         assert (accelerator.kind, accelerator.gpu_layers) == ("cpu", 0)

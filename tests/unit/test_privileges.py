@@ -1,7 +1,7 @@
 """What the daemon cannot do, because nothing in it can: start programs, or run code from outside.
 
-The files of the daemon are all but the commands' and the clients'; one of them may start pip, for a model
-from a package index.
+The files of the daemon are all but the commands' and the clients'. One of them may start pip, for a model
+from a package index, and one starts the daemon's own interpreter as the process of a model.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ FILES = sorted(
     if path.relative_to(SOURCE).parts[0] not in ("cli", "client", "__main__.py")
 )
 FETCHES_BY_PIP = SOURCE / "store" / "wheel.py"
+STARTS_ENGINES = SOURCE / "engine" / "local" / "process.py"
 
 STARTERS = re.compile(
     r"(subprocess|multiprocessing|pty|runpy|code|codeop|pexpect)(\.\w+)*|"
@@ -41,7 +42,7 @@ KNOWN_LOADERS: dict[str, tuple[str, ...]] = {
     "__init__.py": ("importlib.import_module",),  # two modules of our own, by names that are in its text
     "store/wheel.py": ("importlib.util",),  # looks whether pip is there
     "coredump.py": ("ctypes",),  # prctl
-    "daemon/backends.py": ("ctypes",),  # the C library's malloc_trim
+    "engine/local/cage.py": ("ctypes",),  # the system calls that shut an engine in
     "serve/win32.py": ("ctypes",),  # the system's libraries
 }
 
@@ -74,7 +75,7 @@ def test_the_patterns_see_what_they_should(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_the_daemon_starts_no_program(path: Path) -> None:
     found = uses(path, STARTERS)
-    if path == FETCHES_BY_PIP:
+    if path in (FETCHES_BY_PIP, STARTS_ENGINES):
         assert [use.rpartition(" ")[2] for use in found] == ["subprocess", "subprocess.Popen"]
     else:
         assert found == []

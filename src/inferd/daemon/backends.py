@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -69,8 +68,12 @@ class Backends:
             loop.call_soon_threadsafe(pace.show, phase, details)
 
         backend = await in_thread(lambda: self._build(settings, entry, progress, cancelled), cancelled)
+        try:
+            await backend.start()
+        except BaseException:
+            await backend.close()
+            raise
         self._recipes[backend] = wanted
-        await backend.start()
         return backend
 
     async def until_ready(self, backends: Sequence[Backend], patience: float) -> None:
@@ -97,8 +100,6 @@ class Backends:
         name = member.backend.name
         await member.released()
         await member.backend.close()
-        del member  # and with it the last of the model
-        await _give_memory_back()
         _log.info("backend_closed", backend=name)
 
     async def discard(self) -> None:
@@ -108,9 +109,6 @@ class Backends:
         for backend in unused:
             await backend.close()
             del self._recipes[backend]
-        if unused:
-            del unused, backend
-            await _give_memory_back()
 
     def dead(self) -> list[str]:
         """The names of the backends in use of which a thread has died."""
@@ -122,15 +120,6 @@ class Backends:
             await asyncio.wait(tuple(self._retiring))
         for backend in reversed(self._recipes):
             await backend.close()
-
-
-async def _give_memory_back() -> None:
-    """Returns to the system what a model leaves behind free, but in pieces that glibc would keep for ever."""
-    import ctypes
-
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:  # other C libraries give it back by themselves
-        await in_thread(lambda: trim(0), threading.Event())
 
 
 class _Pace:

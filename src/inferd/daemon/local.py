@@ -1,20 +1,20 @@
-"""Makes the backends whose models are on this machine: the file from the store, verified, into an engine."""
+"""Makes the backends whose models are on this machine: the verified file, for an engine process."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from inferd import log
 from inferd.config.entries import LlamaCppEntry, ModelSpec
 from inferd.config.settings import Settings
 from inferd.engine.backend import Backend
-from inferd.engine.local import _llama
-from inferd.engine.local.embedding import EmbeddingModel
-from inferd.engine.local.llamacpp import LlamaCpp, LlamaCppConfig, accelerator_of
+from inferd.engine.local.hosted import HostedModel
+from inferd.engine.local.messages import Load
 from inferd.errors import ConfigError, ModelError
 from inferd.progress import Progress
 from inferd.store import fetch, verify
@@ -28,47 +28,51 @@ def load(
     progress: Progress,
     cancelled: threading.Event,
 ) -> Backend:
-    """The backend of ``entry``; ``options`` are the :class:`LlamaCppConfig` fields common to all models."""
+    """The backend of ``entry``, whose ``start`` loads the model; ``options`` are the :class:`Load` fields
+    common to all models. Blocks while the file is fetched and verified."""
     with contextlib.ExitStack() as held:
         model = held.enter_context(_open_model(settings, entry, progress, cancelled))
-        projector = entry.mmproj
-        if isinstance(projector, ModelSpec):
-            opened = held.enter_context(_of_store(settings, projector, progress, cancelled))
-            # The file that was verified, whatever lies at its path by now.
-            projector = Path(f"/dev/fd/{opened.fd}") if os.name == "posix" else opened.path
-        embeds = entry.embed
-        if embeds is None:
-            embeds = (settings.embed or settings.rerank) and _pools(model)
-        config = LlamaCppConfig(
+        fds = [model.fd]
+        if isinstance(entry.mmproj, ModelSpec):
+            fds.append(held.enter_context(_of_store(settings, entry.mmproj, progress, cancelled)).fd)
+        elif entry.mmproj is not None:
+            opened = verify.open_file(entry.mmproj, None, progress=progress, cancelled=cancelled)
+            fds.append(held.enter_context(opened).fd)
+        wanted = Load(
             name=entry.name,
             model=model.name,
-            path=model.path,
-            fd=model.fd,
-            n_ctx=entry.embed_n_ctx if embeds else entry.n_ctx,
-            n_gpu_layers=0 if settings.force_backend == "cpu" else entry.n_gpu_layers,
-            projector=projector,
+            path=str(model.path),
+            n_ctx=entry.n_ctx,
+            n_gpu_layers=entry.n_gpu_layers,
+            force_backend=settings.force_backend,
+            projector=entry.mmproj is not None,
+            embed=entry.embed,
+            vectors_wanted=settings.embed or settings.rerank,
+            embed_pooling=entry.embed_pooling,
+            embed_n_ctx=entry.embed_n_ctx,
+            log_level=log.level(),
             **options,
         )
-        _check_accelerator(settings, config)
-        if embeds:
-            return EmbeddingModel.load(
-                config, pooling=entry.embed_pooling, progress=progress, cancelled=cancelled
+        kept = [os.dup(fd) for fd in fds]
+    return HostedModel(wanted, kept, progress, _changes(model.path, kept))
+
+
+def _changes(path: Path, fds: Sequence[int]) -> Callable[[], None]:
+    """Raises ModelError when it is called after one of the files has changed."""
+
+    def stamps() -> list[tuple[int, int]]:
+        return [(found.st_size, found.st_mtime_ns) for found in map(os.fstat, fds)]
+
+    before = stamps()
+
+    def check() -> None:
+        if stamps() != before:
+            raise ModelError(
+                f"the model file {path} was changed while it was served; put it back or import it anew,"
+                " then reload inferd"
             )
-        return LlamaCpp.load(config, progress=progress, cancelled=cancelled)
 
-
-def _check_accelerator(settings: Settings, config: LlamaCppConfig) -> None:
-    found = accelerator_of(config, 0).kind
-    if settings.force_backend not in (None, found):
-        raise ModelError(
-            f"INFERD_FORCE_BACKEND asks for {settings.force_backend}, but this model would run on {found};"
-            " install a build and a driver for it, or unset the variable"
-        )
-
-
-def _pools(model: verify.OpenModel) -> bool:
-    """Whether the file says how to make one vector of many, as only models do that are made for it."""
-    return _llama.file_pooling(model.fd) not in ("unspecified", "none")
+    return check
 
 
 def _open_model(

@@ -10,8 +10,8 @@ knowing what they mean.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
 from typing import Literal
 
 from inferd.errors import EmbedUnsupported, RerankUnsupported
@@ -30,7 +30,7 @@ class Media:
     """
 
     kind: Literal["image", "audio"]
-    data: bytes | memoryview
+    data: memoryview
     mime: str = ""
     width: int = 0
     height: int = 0
@@ -268,6 +268,23 @@ class Capabilities:
     audio_sample_rate: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineState:
+    """The process of a model: ``restarts`` since the daemon's start, ``last_end`` why the last one ended.
+
+    ``silent_secs`` is for how long it has given no sign of life, from the moment on that this is unusual;
+    ``problem`` why it does not serve. ``cage`` is what holds it, by layer: ``yes``, or why not.
+    """
+
+    pid: int = 0
+    memory_bytes: int = 0
+    restarts: int = 0
+    last_end: str = ""
+    silent_secs: float = 0.0
+    problem: str = ""
+    cage: dict[str, str] = field(default_factory=dict)
+
+
 class Backend(ABC):
     """One configured source of text: ``name`` of its config entry, ``kind``, ``model``."""
 
@@ -282,6 +299,14 @@ class Backend(ABC):
     def alive(self) -> bool:
         """Whether the threads that were started are still there; without them only a restart helps."""
         return True
+
+    def engine_state(self) -> EngineState | None:
+        """The state of its process, if it has one of its own."""
+        return None
+
+    def on_crash_loop(self, call: Callable[[], None]) -> None:
+        """Calls ``call`` each time that the engine process has died too often."""
+        return
 
     @abstractmethod
     def capabilities(self) -> Capabilities:

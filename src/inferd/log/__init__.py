@@ -15,7 +15,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -119,6 +119,23 @@ def get(component: str) -> Log:
     return Log(component)
 
 
+def level() -> int:
+    """The level below which nothing is written."""
+    return _active.level
+
+
+def relay(level: int, component: str, msg: str, fields: Mapping[str, object]) -> None:
+    """Writes an event of another process of this daemon."""
+    if _active.level <= level < OFF:
+        _active.put((time.time(), level, component, msg, fields))
+
+
+def pass_on(level: int, take: Callable[[Record], None]) -> None:
+    """Gives each event to ``take``, unchanged, in the thread where it happens; another process writes it."""
+    global _active
+    _active = _Passing(level, take)
+
+
 class ActivityLog:
     """The running log; :meth:`close` writes what is queued and makes every :class:`Log` silent again.
 
@@ -205,8 +222,17 @@ class Count:
         return [_entry((time.time(), WARN, "log", self._event, {"count": count}))]
 
 
+class _Passing(ActivityLog):
+    def __init__(self, level: int, take: Callable[[Record], None]) -> None:
+        super().__init__(level)
+        self._take = take
+
+    def put(self, record: Record) -> None:
+        self._take(record)
+
+
 _SILENT = ActivityLog(OFF)
-_active = _SILENT
+_active: ActivityLog = _SILENT
 
 
 def _entry(record: Record) -> dict[str, Any]:

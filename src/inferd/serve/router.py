@@ -95,6 +95,11 @@ class Breaker:
             if len(self._failures) == FAILURES and now - self._failures[0] <= WINDOW_SECS:
                 self._open(now)
 
+    def trip(self) -> None:
+        """Opens the breaker: the backend itself has counted enough."""
+        if self._open_until is None or self._clock() >= self._open_until:
+            self._open(self._clock())
+
     def undecided(self, probe: bool) -> None:
         """The request ended without telling anything about the backend."""
         if probe:
@@ -216,7 +221,9 @@ class Router:
         return list(before.values())
 
     def _member(self, backend: Backend) -> BackendSlot:
-        return BackendSlot(backend, Breaker(backend.name, self._clock, self._on_breaker))
+        breaker = Breaker(backend.name, self._clock, self._on_breaker)
+        backend.on_crash_loop(breaker.trip)
+        return BackendSlot(backend, breaker)
 
 
 def _abilities(backend: Backend) -> frozenset[str]:

@@ -267,6 +267,13 @@ cdef class Engine:
             (job.finished_us - prefilled) / 1000.0,
             (job.first_us - job.submitted_us) / 1000.0 if job.first_us else 0.0)
 
+    def pulse(self):
+        """(turns of the loop so far, µs of the one under way or 0, µs that it should take or 0)."""
+        cdef uint64_t steps = 0
+        cdef int64_t busy_us = 0, predicted_us = 0
+        self.exchange.pulse(steps, busy_us, predicted_us)
+        return steps, busy_us, predicted_us
+
     def stop(self):
         """Ends ``run`` within a step; what is unfinished stays so."""
         with nogil:
@@ -333,6 +340,7 @@ cdef class Engine:
         started = llama_time_us()
         threads = self.governor.threads()
         self.guard.deadline_us = self.governor.deadline(started, sequences, prompt)
+        self.exchange.expect(self.governor.predicted(sequences, prompt))
         llama_set_n_threads(self.ctx, threads, threads)
         if self.media != NULL:
             code = self.projector.projector.get().decode(

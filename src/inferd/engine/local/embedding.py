@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,7 @@ from inferd.engine.backend import (
 )
 from inferd.engine.local import _llama, embed_prefixes
 from inferd.engine.local.llamacpp import GGML_ERROR, LlamaCppConfig, accelerator_of, loading, pass_on_log
+from inferd.engine.local.messages import Pulse
 from inferd.errors import (
     BackendInternal,
     EmbedUnsupported,
@@ -112,6 +114,8 @@ class EmbeddingModel(Backend):
         self._changed = threading.Condition()
         self._jobs: deque[_Job] = deque()
         self._batch: list[tuple[_Job, bytes]] = []
+        self._batches = 0
+        self._batch_began: float | None = None
         self._closing = False
         self._preparing = ThreadPoolExecutor(2, thread_name_prefix="inferd-tokenize")
         self._thread = threading.Thread(target=self._work, name="inferd-embed", daemon=True)
@@ -181,6 +185,12 @@ class EmbeddingModel(Backend):
 
     def capabilities(self) -> Capabilities:
         return self._capabilities
+
+    def pulse(self) -> Pulse:
+        """How the computing thread is doing."""
+        began = self._batch_began
+        busy_ms = 0.0 if began is None else max(0.001, (time.monotonic() - began) * 1e3)
+        return Pulse(steps=self._batches, busy_ms=busy_ms)
 
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -277,6 +287,7 @@ class EmbeddingModel(Backend):
 
     def _work(self) -> None:
         while batch := self._next_batch():
+            self._batch_began = time.monotonic()
             try:
                 rows = self._embedder.compute([sequence for _, sequence in batch])
             except RuntimeError as error:
@@ -290,6 +301,8 @@ class EmbeddingModel(Backend):
         """Waits for work. Empty when the backend closes, which ends every job."""
         with self._changed:
             last, self._batch = self._batch, []
+            self._batch_began = None
+            self._batches += 1
             while not self._jobs and not self._closing:
                 self._changed.wait()
             if self._closing:

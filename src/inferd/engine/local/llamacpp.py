@@ -35,6 +35,7 @@ from inferd.engine.backend import (
 )
 from inferd.engine.local import _llama
 from inferd.engine.local.conversation import Family, Reader, prepare
+from inferd.engine.local.messages import Pulse
 from inferd.engine.local.typed_stream import RAW_FRAMES, TypedStream
 from inferd.errors import (
     BackendInternal,
@@ -126,14 +127,22 @@ def loading(cancelled: threading.Event) -> Iterator[None]:
     pass_on_log(GGML_ERROR)
 
 
-def preparing_threads() -> ThreadPoolExecutor:
-    """Threads that render, tokenise and parse grammars; two, so that one bad grammar holds no other."""
-    pool = ThreadPoolExecutor(2, thread_name_prefix="inferd-prepare")
-    both = threading.Barrier(2)
+def preparing_threads(count: int = 2) -> ThreadPoolExecutor:
+    """``count`` threads that render, tokenise and parse grammars: one for each request that may run, so that
+    none waits for the preparation of another.
+
+    Raises ModelError when the system has no room for their stacks.
+    """
+    pool = ThreadPoolExecutor(count, thread_name_prefix="inferd-prepare")
+    all_started = threading.Barrier(count)
     usual = threading.stack_size(PREPARING_STACK_BYTES)
     try:
-        for started in [pool.submit(both.wait) for _ in range(2)]:
+        for started in [pool.submit(all_started.wait) for _ in range(count)]:
             started.result()
+    except (RuntimeError, MemoryError) as error:
+        all_started.abort()  # or those that were started wait for ever
+        pool.shutdown(wait=False)
+        raise ModelError(f"the system has no room for {count} threads: lower --active-permits") from error
     finally:
         threading.stack_size(usual)
     return pool
@@ -194,6 +203,8 @@ class LlamaCpp(Backend):
         )
         self._streams: dict[int, _LlamaStream] = {}
         self._preparing = preparing
+        # A family's parser reads the whole answer again for each piece of it; no prompt waits for that.
+        self._reading = ThreadPoolExecutor(1, thread_name_prefix="inferd-read")
         self._thread = threading.Thread(target=engine.run, name="inferd-engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -215,7 +226,7 @@ class LlamaCpp(Backend):
                 "no GPU can be used: this build or this machine has none, or --n-gpu-layers is 0; "
                 "install a build for your GPU or drop --require-gpu"
             )
-        preparing = preparing_threads()
+        preparing = preparing_threads(config.n_parallel)
         with _ended_on_error(preparing), loading(cancelled):
             model = _llama.Model(
                 config.fd, path=str(config.path), n_gpu_layers=config.n_gpu_layers, report=report
@@ -259,6 +270,11 @@ class LlamaCpp(Backend):
     def capabilities(self) -> Capabilities:
         return self._capabilities
 
+    def pulse(self) -> Pulse:
+        """How the token loop is doing."""
+        steps, busy_us, predicted_us = self._engine.pulse()
+        return Pulse(steps=steps, busy_ms=busy_us / 1e3, predicted_ms=predicted_us / 1e3)
+
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._engine.fileno(), self._wake)
@@ -271,7 +287,9 @@ class LlamaCpp(Backend):
         try:
             answer = await asyncio.shield(submitted)
         except asyncio.CancelledError:
-            submitted.add_done_callback(self._drop)
+            submitted.cancel()  # which helps only while no thread has begun it
+            await asyncio.wait((submitted,))  # the request holds its place until its preparation has ended
+            self._drop(submitted)
             raise
         finally:
             del submitted  # it holds its error, which holds this frame, which holds the client's attachments
@@ -282,7 +300,7 @@ class LlamaCpp(Backend):
         if reader is None:
             return stream
         required = request.tool_choice == "required" or bool(request.tool_name)
-        return TypedStream(stream, reader, self._preparing, tool_required=required)
+        return TypedStream(stream, reader, self._reading, tool_required=required)
 
     def _submit(self, request: GenerateRequest) -> tuple[int, Reader | None] | Done:
         """Renders and tokenises the prompt, parses the grammar, and queues the job; runs in the pool."""
@@ -341,6 +359,7 @@ class LlamaCpp(Backend):
         self._engine.stop()
         await self._loop.run_in_executor(None, self._thread.join)
         await self._loop.run_in_executor(None, lambda: self._preparing.shutdown(cancel_futures=True))
+        self._reading.shutdown(wait=False)
         for stream in list(self._streams.values()):
             stream.close()
         self._loop = None

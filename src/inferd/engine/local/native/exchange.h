@@ -154,6 +154,15 @@ class Exchange {
         work_.notify_one();
     }
 
+    // For whoever watches the loop: how many turns it has done, for how long the present one has been under way
+    // (0: there is none), and how long it should take (0: not known).
+    void pulse(uint64_t &steps, int64_t &busy_us, int64_t &predicted_us) const {
+        const int64_t since = busy_since_us_.load(std::memory_order_relaxed);
+        steps = steps_.load(std::memory_order_relaxed);
+        busy_us = since == 0 ? 0 : std::max<int64_t>(1, llama_time_us() - since);
+        predicted_us = predicted_us_.load(std::memory_order_relaxed);
+    }
+
     // The ids that have something new, each once until it is collected. Resets the wake-up descriptor.
     std::vector<uint64_t> ready() {
         uint64_t buffer[8];
@@ -203,7 +212,11 @@ class Exchange {
             for (Job *job : running) {
                 if (job->finish == Finish::running && job->out.size() < kHighWater) active.push_back(job);
             }
-            if (cancelled || !active.empty() || (!waiting.empty() && running.size() < slots)) return true;
+            if (cancelled || !active.empty() || (!waiting.empty() && running.size() < slots)) {
+                predicted_us_.store(0, std::memory_order_relaxed);
+                busy_since_us_.store(llama_time_us(), std::memory_order_relaxed);
+                return true;
+            }
             work_.wait(lock);
         }
         return false;
@@ -221,9 +234,14 @@ class Exchange {
 
     bool interrupted() const { return interrupt_.load(std::memory_order_relaxed); }
 
+    // The step under way should take so long.
+    void expect(int64_t us) { predicted_us_.store(us, std::memory_order_relaxed); }
+
     // Hands what a step made to the event loop; finished jobs are no longer the engine's after this.
     void publish(const std::vector<Job *> &jobs) {
         bool wake = false;
+        busy_since_us_.store(0, std::memory_order_relaxed);
+        steps_.fetch_add(1, std::memory_order_relaxed);
         {
             std::lock_guard<std::mutex> lock(mutex_);
             interruptible_ = nullptr;
@@ -263,6 +281,8 @@ class Exchange {
     bool stopping_ = false;
     const Job *interruptible_ = nullptr;
     std::atomic<bool> interrupt_{false};
+    std::atomic<uint64_t> steps_{0};
+    std::atomic<int64_t> busy_since_us_{0}, predicted_us_{0};
     int fds_[2] = {-1, -1};
 };
 

@@ -31,6 +31,11 @@ class ThreadGovernor {
     // Expected µs for each further prompt token, 0 = not known yet.
     double prompt_pace() const { return prompt_pace_; }
 
+    // What one thread alone would need for a step, in µs; 0 = not known yet.
+    int64_t predicted(int sequences, int prompt) const {
+        return static_cast<int64_t>((sequences + prompt) * std::max(one_token_, prompt_pace_));
+    }
+
     // When a step that starts now is to be cut off; 0 = never.
     int64_t deadline(int64_t now, int sequences, int prompt) const {
         if (fixed_ || threads() == 1) return 0;

@@ -1,0 +1,290 @@
+"""One loaded model in a process of its own: ``python -m inferd.engine.local.host``.
+
+Everything that touches llama.cpp runs here and nowhere else. The daemon starts this program with a socket as
+its standard input; over that come the descriptors of the model and what to do with it, and back go frames,
+results and log lines (:mod:`inferd.engine.local.messages`). The process ends when the socket does: the daemon
+holds the other end, so no engine outlives its daemon.
+
+With a file as its argument it loads that in the foreground instead, answers the lines of its standard input,
+and is in no cage: for a debugger.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import faulthandler
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Coroutine, Mapping
+from pathlib import Path
+from typing import Any
+
+from inferd import log
+from inferd.engine.backend import (
+    Done,
+    EmbedRequest,
+    Frames,
+    GenerateRequest,
+    Message,
+    RankRequest,
+    Stream,
+    Text,
+    Thinking,
+    Usage,
+)
+from inferd.engine.local import cage
+from inferd.engine.local import messages as m
+from inferd.engine.local.embedding import EmbeddingModel
+from inferd.engine.local.link import Link, receive
+from inferd.engine.local.llamacpp import LlamaCpp
+from inferd.engine.local.load import load_model, preload_modules
+from inferd.errors import EmbedUnsupported, RerankUnsupported
+
+_log = log.get("engine")
+
+
+class Host:
+    """The serving end of the link. Everything but the load runs on the event loop."""
+
+    def __init__(self, sock: socket.socket, load: m.Load, fds: list[int], held: dict[str, str]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._link = Link(sock, self._receive, _leave)
+        self._model: LlamaCpp | EmbeddingModel | None = None
+        self._jobs: dict[int, _Job] = {}
+        self._load = self._loop.create_task(self._load_model(load, fds, held))
+
+    def _receive(self, kind: int, job: int, body: bytes, fds: list[int]) -> None:
+        if kind == m.GENERATE:
+            self._begin(job, self._generate(job, m.unpack_generate(body, fds)))
+        elif kind == m.EMBED:
+            self._begin(job, self._embed(job, m.unpack(EmbedRequest, body, fds)[0]))
+        elif kind == m.RANK:
+            self._begin(job, self._rank(job, m.unpack(RankRequest, body, fds)[0]))
+        elif kind == m.PING:
+            self._link.send(m.PONG, 0, m.encode(self._pulse()))
+        elif job in self._jobs:
+            if kind == m.CREDIT:
+                self._jobs[job].credit(*m.CREDIT_BODY.unpack(body))
+            elif kind == m.CANCEL:
+                self._jobs[job].cancel()
+            elif kind == m.DROP:
+                self._jobs[job].drop()
+
+    def _pulse(self) -> m.Pulse:
+        return m.Pulse() if self._model is None else self._model.pulse()
+
+    async def _load_model(self, load: m.Load, fds: list[int], held: dict[str, str]) -> None:
+        def send(kind: int, *values: object) -> None:
+            self._loop.call_soon_threadsafe(self._link.send, kind, 0, m.encode(values))
+
+        def progress(phase: str, details: Mapping[str, object]) -> None:
+            send(m.PROGRESS, phase, details)
+
+        log.pass_on(
+            load.log_level,
+            lambda record: send(m.LOG, record[1], record[2], record[3], _plain(record[4])),
+        )
+        try:
+            model = await self._loop.run_in_executor(None, load_model, load, fds, progress)
+            await model.start()
+        except Exception as error:
+            _tell(error)
+            self._link.send(m.LOAD_FAILED, 0, m.encode(m.failure(error)))
+            return
+        self._model = model
+        self._link.send(m.LOADED, 0, m.encode(m.Loaded(capabilities=model.capabilities(), cage=held)))
+
+    # Jobs.
+
+    def _begin(self, number: int, work: Coroutine[Any, Any, None]) -> None:
+        job = _Job(self._loop)
+        self._jobs[number] = job
+        job.task = self._loop.create_task(self._run(number, job, work))
+
+    async def _run(self, number: int, job: _Job, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except asyncio.CancelledError:
+            if job.dropped:
+                self._link.send(m.GONE, number)
+            else:
+                self._link.send(m.DONE, number, m.encode(Done("cancelled", Usage(0, 0))))
+        except Exception as error:
+            _tell(error)
+            self._link.send(m.FAILED, number, m.encode(m.failure(error)))
+        finally:
+            del self._jobs[number]
+
+    async def _generate(self, number: int, request: GenerateRequest) -> None:
+        job = self._jobs[number]
+        stream = await self._loaded().generate(request)
+        send = self._link.send
+        job.stream = stream
+        try:
+            async for event in stream:
+                if isinstance(event, Frames):
+                    send(m.FRAMES, number, event.data)
+                    job.sent += len(event.data)
+                elif isinstance(event, Done):
+                    send(m.DONE, number, m.encode(event))
+                    return
+                elif isinstance(event, Text | Thinking):
+                    text = event.text.encode()
+                    send(m.TEXT if isinstance(event, Text) else m.THINKING, number, text)
+                    job.sent += len(text)
+                else:
+                    send(m.TOOL_USE, number, m.encode(event.call))
+                if job.sent >= m.WINDOW_BYTES:
+                    await job.room()
+        finally:
+            stream.close()
+        raise RuntimeError("the stream ended without its end")
+
+    async def _embed(self, number: int, request: EmbedRequest) -> None:
+        model = self._loaded()
+        if not isinstance(model, EmbeddingModel):
+            raise EmbedUnsupported(f"backend {model.name!r} cannot embed")
+        made = await model.embed(request)
+        self._link.send(m.VECTORS, number, *m.pack((made.width, made.input_tokens), [made.vectors]))
+
+    async def _rank(self, number: int, request: RankRequest) -> None:
+        model = self._loaded()
+        if not isinstance(model, EmbeddingModel):
+            raise RerankUnsupported(f"backend {model.name!r} cannot rerank")
+        made = await model.rank(request)
+        self._link.send(m.SCORES, number, *m.pack((made.scores, made.input_tokens)))
+
+    def _loaded(self) -> LlamaCpp | EmbeddingModel:
+        if self._model is None:
+            raise RuntimeError("a request came before the model was loaded")
+        return self._model
+
+
+class _Job:
+    """A request under way: ``sent`` bytes of its events that the daemon has not passed on yet."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self.task: asyncio.Task[None] | None = None
+        self.stream: Stream | None = None
+        self.sent = 0
+        self.dropped = False
+        self._room: asyncio.Future[None] | None = None
+
+    def credit(self, size: int) -> None:
+        self.sent -= size
+        self._wake()
+
+    async def room(self) -> None:
+        """Returns when the daemon has passed on enough."""
+        while self.sent >= m.WINDOW_BYTES:
+            self._room = self._loop.create_future()
+            await self._room
+
+    def cancel(self) -> None:
+        """Ends the job soon: with a stream by its own end, without one at once."""
+        if self.stream is not None:
+            self.stream.cancel()
+        elif self.task is not None:
+            self.task.cancel()
+
+    def drop(self) -> None:
+        self.dropped = True
+        if self.task is not None:
+            self.task.cancel()
+
+    def _wake(self) -> None:
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
+
+
+def _tell(error: Exception) -> None:
+    """Logs an error that inferd did not raise on purpose: its class and its place."""
+    if m.failure(error).kind == "BackendInternal":
+        place = error.__traceback__
+        while place is not None and place.tb_next is not None:
+            place = place.tb_next
+        where = "" if place is None else f"{Path(place.tb_frame.f_code.co_filename).name}:{place.tb_lineno}"
+        _log.error("engine_error", error=type(error).__name__, where=where)
+
+
+def _plain(fields: Mapping[str, object]) -> dict[str, object]:
+    """Fields of a log record that msgpack can carry."""
+    kept = (type(None), bool, int, float, str, list, dict)
+    return {name: value if isinstance(value, kept) else str(value) for name, value in fields.items()}
+
+
+def _leave() -> None:
+    """The daemon is gone, or has no more use for this process: nothing here needs an orderly end."""
+    os._exit(0)
+
+
+def _event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    """uvloop's, where it is installed; what it needs is imported here."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop
+
+
+async def _serve(sock: socket.socket, load: m.Load, fds: list[int], held: dict[str, str]) -> None:
+    host = Host(sock, load, fds, held)
+    await asyncio.get_running_loop().create_future()
+    del host
+
+
+def serve() -> None:
+    """Serves the daemon at the other end of standard input, until that end is closed."""
+    cage.die_with_parent(os.getppid())
+    faulthandler.enable()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's; the daemon says when it is over
+    sock = socket.socket(fileno=os.dup(0))
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    preload_modules()
+    new_event_loop = _event_loop_factory()
+    try:
+        _, _, body, fds = receive(sock)
+    except EOFError:
+        return
+    load = m.decode(m.Load, body)
+    # Still one thread, not a byte of the model was read, and no event loop has begun with io_uring.
+    held = cage.enter(load.cage, fds)
+    loop = new_event_loop()
+    loop.run_until_complete(_serve(sock, load, fds, held))
+
+
+async def _answer_lines(path: Path) -> None:
+    def progress(phase: str, details: Mapping[str, object]) -> None:
+        sys.stderr.write(f"{phase} {dict(details)}\n")
+
+    with path.open("rb") as file:
+        load = m.Load(name="debug", model=path.name, path=str(path), n_parallel=1, cage="off", log_level=1)
+        model = load_model(load, [file.fileno()], progress)
+    await model.start()
+    try:
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            request = GenerateRequest(messages=(Message("user", line.strip()),), typed=True)
+            async for event in await model.generate(request):
+                sys.stdout.write(f"{event}\n")
+    finally:
+        await model.close()
+
+
+def main(arguments: list[str]) -> int:
+    if not arguments:
+        serve()
+    else:
+        activity = log.setup("debug", None)
+        with contextlib.closing(activity):
+            asyncio.run(_answer_lines(Path(arguments[0])))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,359 @@
+"""A model in an engine process, as a :class:`~inferd.engine.backend.Backend` of the daemon.
+
+The process is supervised. When it dies or hangs it is started again, at once and then after longer and longer
+pauses. The requests that it was at work on end with an error that says so and that a repetition can cure;
+those that still waited for their turn wait for the new process and are served. A request that was running at
+two deaths is a suspect, and a suspect runs alone; one with which a process dies alone is refused for a time.
+Three deaths within a minute that no request was convicted of open the breaker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+import msgspec
+
+from inferd import log
+from inferd.engine.backend import (
+    Backend,
+    Capabilities,
+    Done,
+    Embeddings,
+    EmbedRequest,
+    EngineState,
+    Event,
+    Frames,
+    GenerateRequest,
+    Ranking,
+    RankRequest,
+    Stream,
+    Text,
+    Thinking,
+    ToolCall,
+    ToolUse,
+    Usage,
+)
+from inferd.engine.local import messages as m
+from inferd.engine.local.jobs import Job, Request, Turns
+from inferd.engine.local.process import EngineProcess, Patience
+from inferd.engine.local.suspects import Suspects
+from inferd.errors import (
+    BackendInternal,
+    EmbedUnsupported,
+    EngineEnded,
+    InferdError,
+    NotReady,
+    RerankUnsupported,
+    Unavailable,
+)
+from inferd.progress import Progress
+
+BACK_OFF_SECS = (0.0, 1.0, 5.0, 30.0)
+HEALTHY_SECS = 10.0
+"""A process that has served for so long has started well; the next pause is the first again."""
+LOOP_DEATHS, LOOP_SECS = 3, 60.0
+CANCEL_GRACE_SECS = 1.0
+"""How long a cancelled request waits for the end that its process makes."""
+
+T = TypeVar("T")
+
+_log = log.get("engine")
+
+
+class HostedModel(Backend):
+    """The model of ``load``. ``fds`` are its verified file and its projector, which this object then owns;
+    each process gets them anew. ``check_files`` raises ModelError for a file that has changed meanwhile.
+    """
+
+    kind = "llamacpp"
+
+    def __init__(
+        self,
+        load: m.Load,
+        fds: Sequence[int],
+        progress: Progress,
+        check_files: Callable[[], None] = lambda: None,
+        patience: Patience | None = None,
+    ) -> None:
+        self.name = load.name
+        self.model = load.model
+        self._settings = load
+        self._fds = list(fds)
+        self._progress = progress
+        self._check_files = check_files
+        self._patience = patience or Patience()
+        self._loaded: m.Loaded | None = None
+        self._process: EngineProcess | None = None
+        self._turns = Turns(load.n_parallel)
+        self._suspects = Suspects()
+        self._restarting: asyncio.Task[None] | None = None
+        self._deaths: deque[float] = deque(maxlen=LOOP_DEATHS)
+        self._in_a_row = 0
+        self._served_since = 0.0
+        self._restarts = 0
+        self._last_reason = ""
+        self._broken = ""
+        self._closed = False
+        self._on_crash_loop: Callable[[], None] = lambda: None
+
+    def on_crash_loop(self, call: Callable[[], None]) -> None:
+        self._on_crash_loop = call
+
+    async def start(self) -> None:
+        """Starts the process and loads the model. Raises ModelError."""
+        self._loaded = await self._launch(self._progress)
+
+    def ready(self) -> bool:
+        return self._loaded is not None and not self._closed and not self._broken
+
+    def alive(self) -> bool:
+        return not self._broken
+
+    def capabilities(self) -> Capabilities:
+        if self._loaded is None:
+            raise NotReady
+        return self._loaded.capabilities
+
+    def engine_state(self) -> EngineState:
+        process = self._process
+        return EngineState(
+            pid=process.pid if process is not None else 0,
+            memory_bytes=process.memory_bytes() if process is not None else 0,
+            restarts=self._restarts,
+            last_end=self._last_reason,
+            silent_secs=round(process.slow_secs, 1) if process is not None else 0.0,
+            problem=self._broken,
+            cage=self._loaded.cage if self._loaded is not None else {},
+        )
+
+    # The process.
+
+    async def _launch(self, progress: Progress) -> m.Loaded:
+        process = EngineProcess(self.name, lambda reason: self._died(process, reason), self._patience)
+        self._process = process
+        try:
+            loaded = await process.load(self._settings, self._fds, progress)
+        except BaseException:
+            self._process = None
+            await process.close()
+            raise
+        self._served_since = time.monotonic()
+        _log.info("engine_started", engine=self.name, pid=process.pid, cage=loaded.cage)
+        self._turns.serve(process)
+        return loaded
+
+    def _died(self, process: EngineProcess, reason: str) -> None:
+        if process is not self._process or self._closed or process.loaded is None:
+            return  # it was given up, or :meth:`_launch` tells of it
+        self._process = None
+        self._turns.serve(None)
+        self._last_reason = reason
+        now = time.monotonic()
+        if now - self._served_since >= HEALTHY_SECS:
+            self._in_a_row = 0
+        running = self._turns.take_running()
+        convicted = self._suspects.engine_died([job.request for job in running], now)
+        _log.error("engine_died", engine=self.name, pid=process.pid, reason=reason, requests=len(running))
+        for job in running:
+            job.fail(
+                EngineEnded(
+                    f"the engine of {self.model!r} ended while it worked on this request ({reason}) and is"
+                    " started again; send the request again"
+                )
+            )
+        if convicted:
+            self._deaths.clear()
+            self._in_a_row = 0
+            _log.warn("request_convicted", engine=self.name)
+        else:
+            self._deaths.append(now)
+        if len(self._deaths) == LOOP_DEATHS and now - self._deaths[0] <= LOOP_SECS:
+            self._deaths.clear()
+            _log.error("engine_crash_loop", engine=self.name, deaths=LOOP_DEATHS)
+            self._turns.fail_waiting(
+                lambda: Unavailable(
+                    f"the engine of {self.model!r} ends again and again ({reason}); the log says more"
+                )
+            )
+            self._on_crash_loop()
+        self._restarting = asyncio.get_running_loop().create_task(self._restart())
+
+    async def _restart(self) -> None:
+        """Starts a new process, after a pause, until one serves."""
+        while True:
+            await asyncio.sleep(BACK_OFF_SECS[min(self._in_a_row, len(BACK_OFF_SECS) - 1)])
+            self._in_a_row += 1
+            self._restarts += 1
+            try:
+                self._check_files()
+                self._loaded = await self._launch(_tell_nobody)
+            except InferdError as error:
+                # Nobody waits for what may never come; the next try may be better.
+                self._broken = str(error)
+                _log.error("engine_restart_failed", engine=self.name, error=str(error))
+                self._turns.fail_waiting(
+                    lambda: Unavailable(f"the model cannot be loaded again: {self._broken}")
+                )
+            else:
+                self._broken = ""
+                return
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._turns.serve(None)
+        if self._restarting is not None:
+            self._restarting.cancel()
+            await asyncio.wait((self._restarting,))
+        for job in self._turns.take_running():
+            job.fail(Unavailable("the backend is closing"))
+        self._turns.fail_waiting(lambda: Unavailable("the backend is closing"))
+        if self._process is not None:
+            await self._process.close()
+            self._process = None
+        for fd in self._fds:
+            os.close(fd)
+        self._fds.clear()
+
+    # Requests.
+
+    def job(self, request: Request) -> Job:
+        """A request for the process. Raises NotReady, and InvalidRequest for one that was convicted."""
+        if not self.ready():
+            raise NotReady
+        return Job(self._turns, request, alone=self._suspects.runs_alone(request, time.monotonic()))
+
+    async def generate(self, request: GenerateRequest) -> Stream:
+        return _HostedStream(self, self.job(request))
+
+    async def embed(self, request: EmbedRequest) -> Embeddings:
+        if not self.capabilities().embed:
+            raise EmbedUnsupported(f"backend {self.name!r} cannot embed")
+        (width, tokens), rows = await self._call(request, m.VECTORS, tuple[int, int])
+        return Embeddings(bytes(rows), width, tokens)
+
+    async def rank(self, request: RankRequest) -> Ranking:
+        if not self.capabilities().rerank:
+            raise RerankUnsupported(f"the model of backend {self.name!r} cannot rerank")
+        (scores, tokens), _ = await self._call(request, m.SCORES, tuple[tuple[float, ...], int])
+        return Ranking(scores, tokens)
+
+    async def _call(self, request: Request, kind: int, result: type[T]) -> tuple[T, memoryview]:
+        """The packed answer of a request that has one."""
+        job = self.job(request)
+        try:
+            await job.begin()
+            answered, body, fds = await job.next()
+            with self.believed():
+                if answered == m.FAILED:
+                    raise m.error(m.decode(m.Failure, body))
+                if answered != kind:
+                    raise ValueError(answered)
+                return m.unpack(result, body, fds)
+        finally:
+            job.leave()
+
+    @contextlib.contextmanager
+    def believed(self) -> Iterator[None]:
+        """Around the reading of a message: a process that sends what is none is ended."""
+        try:
+            yield
+        except (msgspec.MsgspecError, ValueError) as error:
+            if self._process is not None:
+                self._process.kill("it sent something that is no answer")
+            raise BackendInternal("the engine sent something that is no answer") from error
+
+
+def _tell_nobody(phase: str, details: dict[str, object]) -> None: ...
+
+
+class _HostedStream(Stream):
+    """The events of a job. The process rests the job while ``WINDOW_BYTES`` of them are not pulled."""
+
+    def __init__(self, model: HostedModel, job: Job) -> None:
+        self._model = model
+        self._job = job
+        self._begun = False
+        self._cancelled = False
+        self._over = False
+        self._pieces = 0
+        self._unpaid = 0
+        self._grace: asyncio.TimerHandle | None = None
+
+    async def __anext__(self) -> Event:
+        if self._over:
+            raise StopAsyncIteration
+        try:
+            return await self._next()
+        except BaseException:
+            self._end()
+            raise
+
+    async def _next(self) -> Event:
+        if not self._begun:
+            self._begun = True
+            if self._cancelled or not await self._job.begin():
+                return self._done(Done("cancelled", Usage(0, 0)))
+            if self._cancelled:
+                self._job.cancel()
+        kind, body, fds = await self._job.next()
+        m.close_all(fds)
+        with self._model.believed():
+            if kind == m.FRAMES:
+                return self._piece(Frames(body), len(body))
+            if kind == m.DONE:
+                return self._done(m.decode(Done, body))
+            if kind == m.FAILED:
+                raise m.error(m.decode(m.Failure, body))
+            if kind == m.TOOL_USE:
+                return self._piece(ToolUse(m.decode(ToolCall, body)), 0)
+            if kind in (m.TEXT, m.THINKING):
+                text = body.decode()
+                return self._piece(Text(text) if kind == m.TEXT else Thinking(text), len(body))
+            raise ValueError(kind)
+
+    def _piece(self, event: Event, size: int) -> Event:
+        self._pieces += 1
+        self._unpaid += size
+        if self._unpaid >= m.WINDOW_BYTES // 2:
+            self._job.credit(self._unpaid)
+            self._unpaid = 0
+        return event
+
+    def _done(self, done: Done) -> Done:
+        self._end()
+        return done
+
+    def _end(self) -> None:
+        self._over = True
+        if self._grace is not None:
+            self._grace.cancel()
+            self._grace = None
+        self._job.leave()
+
+    def cancel(self) -> None:
+        """A process that does not answer in time is not waited for."""
+        if self._over or self._cancelled:
+            return
+        self._cancelled = True
+        self._job.cancel()
+        loop = asyncio.get_running_loop()
+        waits = self._job.process is None
+        self._grace = loop.call_later(0.0 if waits else CANCEL_GRACE_SECS, self._give_up)
+
+    def _give_up(self) -> None:
+        if self._job.process is None:
+            self._job.leave()  # it still waited for its turn
+        else:
+            self._job.put((m.DONE, m.encode(Done("cancelled", Usage(0, self._pieces))), []))
+
+    def close(self) -> None:
+        if not self._over:
+            self._end()

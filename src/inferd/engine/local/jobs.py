@@ -1,0 +1,215 @@
+"""Requests on their way to an engine process: who waits, who runs, and what comes back.
+
+A :class:`Job` waits for its turn, travels to the process, and collects the messages that come back. A
+:class:`Turns` gives the turns: at most ``limit`` jobs at once, in order of arrival. A job keeps its turn
+until the process has said that it has ended, also after its client has left: work that goes on unseen still
+counts. A job that is suspected of ending processes runs alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from inferd.engine.backend import EmbedRequest, GenerateRequest, RankRequest
+from inferd.engine.local import messages as m
+from inferd.errors import EngineEnded, InferdError
+
+if TYPE_CHECKING:
+    from inferd.engine.local.process import EngineProcess
+
+Request = GenerateRequest | EmbedRequest | RankRequest
+Message = tuple[int, bytes, list[int]]
+"""Kind, body, descriptors."""
+
+LARGE_REQUEST_CHARS = 256 << 10
+"""A request beyond this is packed in a thread, so that the event loop does not stop for it."""
+
+
+class Job:
+    """One request; ``alone`` if it must not run beside others. All methods are for the event loop."""
+
+    def __init__(self, turns: Turns, request: Request, *, alone: bool) -> None:
+        self.request = request
+        self.alone = alone
+        self.process: EngineProcess | None = None
+        self.ended = False
+        """Whether the process is done with it, or never heard of it."""
+        self._turns = turns
+        self._number = 0
+        self._messages: deque[Message] = deque()
+        self._error: InferdError | None = None
+        self._left = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    async def begin(self) -> bool:
+        """Waits for its turn and gives the request to the process. False: it was left before that."""
+        self._turns.join(self)
+        try:
+            await self._until(lambda: self.process is not None)
+            if self.process is None:
+                return False
+            process = self.process
+            body, fds = await self._pack()
+        except BaseException:
+            self._give_up_turn()
+            raise
+        if self._left or self._error is not None or not process.running:
+            m.close_all(fds)
+            self._give_up_turn()
+            if self._left:
+                return False
+            raise self._error or EngineEnded("the engine ended before the request began; send it again")
+        kind = {GenerateRequest: m.GENERATE, EmbedRequest: m.EMBED, RankRequest: m.RANK}[type(self.request)]
+        self._number = process.submit(kind, body, fds, self)
+        return True
+
+    async def _pack(self) -> tuple[bytes, list[int]]:
+        request = self.request
+        if isinstance(request, GenerateRequest):
+            pack, size = m.pack_generate, _size(request)
+            if size > LARGE_REQUEST_CHARS:
+                return await asyncio.to_thread(pack, request)
+            return pack(request)
+        return m.pack(request)
+
+    async def next(self) -> Message:
+        """The next message of the process. Raises what has ended the job instead."""
+        await self._until(lambda: bool(self._messages))
+        if self._messages:
+            return self._messages.popleft()
+        raise self._error or EngineEnded("the request was dropped")
+
+    async def _until(self, reached: Callable[[], bool]) -> None:
+        while not reached() and self._error is None and not self._left:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+
+    def put(self, message: Message) -> None:
+        """A message in the place of the process's own."""
+        self._messages.append(message)
+        self._wake()
+
+    def credit(self, size: int) -> None:
+        """Tells the process that ``size`` bytes of events were passed on."""
+        if self.process is not None:
+            self.process.tell(m.CREDIT, self._number, m.CREDIT_BODY.pack(size))
+
+    def cancel(self) -> None:
+        """Asks the process to end it soon."""
+        if self._number and self.process is not None:
+            self.process.tell(m.CANCEL, self._number)
+
+    def leave(self) -> None:
+        """Nobody waits for it any more. Idempotent."""
+        if self._left:
+            return
+        self._left = True
+        if self.process is None:
+            self._turns.quit(self)
+            self.ended = True
+        elif self._number and not self.ended:
+            self.process.tell(m.DROP, self._number)
+        self._close_fds()
+        self._wake()
+
+    def fail(self, error: InferdError) -> None:
+        """Ends its wait with ``error``."""
+        self._error = error
+        self._wake()
+
+    # From the process.
+
+    def take(self, kind: int, body: bytes, fds: list[int]) -> None:
+        if kind in m.ENDS:
+            self._give_up_turn()
+        if self._left:
+            m.close_all(fds)
+        else:
+            self._messages.append((kind, body, fds))
+            self._wake()
+
+    def lost(self) -> None:
+        self.ended = True
+
+    def _give_up_turn(self) -> None:
+        if not self.ended:
+            self.ended = True
+            self._turns.end(self)
+
+    def _close_fds(self) -> None:
+        for _, _, fds in self._messages:
+            m.close_all(fds)
+        self._messages.clear()
+
+    def start(self, process: EngineProcess) -> None:
+        """Its turn has come."""
+        self.process = process
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class Turns:
+    """At most ``limit`` jobs at once on the process that :meth:`serve` was given last."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.running: set[Job] = set()
+        self._queue: deque[Job] = deque()
+        self._process: EngineProcess | None = None
+
+    def serve(self, process: EngineProcess | None) -> None:
+        """Lets the jobs run on ``process``; with ``None`` they wait."""
+        self._process = process
+        self._call_next()
+
+    def join(self, job: Job) -> None:
+        self._queue.append(job)
+        self._call_next()
+
+    def quit(self, job: Job) -> None:
+        if job in self._queue:
+            self._queue.remove(job)
+            self._call_next()
+
+    def end(self, job: Job) -> None:
+        self.running.discard(job)
+        self._call_next()
+
+    def take_running(self) -> set[Job]:
+        """The jobs that ran on a process which has ended; they have no turn any more."""
+        running, self.running = self.running, set()
+        return running
+
+    def fail_waiting(self, error: Callable[[], InferdError]) -> None:
+        """Ends the wait of all."""
+        queue, self._queue = self._queue, deque()
+        for job in queue:
+            job.ended = True
+            job.fail(error())
+
+    def _call_next(self) -> None:
+        while self._queue and self._process is not None:
+            job = self._queue[0]
+            most = 1 if job.alone or any(other.alone for other in self.running) else self.limit
+            if len(self.running) >= most:
+                return
+            self._queue.popleft()
+            self.running.add(job)
+            job.start(self._process)
+
+
+def _size(request: GenerateRequest) -> int:
+    """About how many bytes there are to pack."""
+    size = 0
+    for message in request.messages:
+        if isinstance(message.content, str):
+            size += len(message.content)
+        else:
+            size += sum(len(part) if isinstance(part, str) else len(part.data) for part in message.content)
+    return size

@@ -1,0 +1,199 @@
+"""Messages between the daemon and an engine process, over a stream socket pair.
+
+A message is a header (:data:`HEADER`: bytes of the body, job, kind, number of descriptors) and a body. The
+descriptors travel beside the first byte of their message. What is sent within one turn of the event loop
+leaves in one write, so a step of the engine costs one write for all its requests. Nothing here knows what a
+kind means.
+
+A :class:`Link` never blocks. A peer that breaks the rules, or closes its end, ends the link: ``on_closed`` is
+called once, from the event loop.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import contextlib
+import os
+import socket
+import struct
+from collections import deque
+from collections.abc import Callable, Sequence
+
+HEADER = struct.Struct("<IIBB")
+"""Bytes of the body, job, kind, number of descriptors."""
+
+MAX_BODY_BYTES = 8 << 20
+"""A larger body goes by a memory file; a peer that announces more is not followed."""
+MAX_FDS = 4
+_READ_BYTES = 256 << 10
+_INT_BYTES = array.array("i").itemsize
+_RIGHTS_BYTES = socket.CMSG_SPACE(MAX_FDS * _INT_BYTES)
+
+OnMessage = Callable[[int, int, bytes, list[int]], None]
+"""Called with kind, job, body, and descriptors, which the receiver has to close."""
+
+
+class Link:
+    """One end of the pair. All methods are for the thread of the event loop that it is made on."""
+
+    def __init__(self, sock: socket.socket, on_message: OnMessage, on_closed: Callable[[], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._sock = sock
+        self._on_message = on_message
+        self._on_closed = on_closed
+        self._buffer = bytearray(_READ_BYTES)
+        self._pending = bytearray()
+        self._fds: deque[int] = deque()
+        self._out: deque[tuple[bytes, tuple[int, ...]]] = deque()
+        self._flushing = False
+        self.closed = False
+        sock.setblocking(False)
+        self._loop.add_reader(sock, self._readable)
+
+    def send(self, kind: int, job: int = 0, body: bytes = b"", fds: Sequence[int] = ()) -> None:
+        """Sends a message soon. The link owns ``fds`` and closes them once they are sent."""
+        if self.closed:
+            _close_all(fds)
+            return
+        self._out.append((HEADER.pack(len(body), job, kind, len(fds)) + body, tuple(fds)))
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+
+    def drain(self) -> None:
+        """Hands on what the peer has sent before it ended."""
+        while not self.closed and self._readable():
+            pass
+
+    def close(self) -> None:
+        """Closes this end; what was not sent yet is lost. Idempotent, and does not call ``on_closed``."""
+        if not self.closed:
+            self.closed = True
+            self._loop.remove_reader(self._sock)
+            self._loop.remove_writer(self._sock)
+            self._sock.close()
+            _close_all(self._fds)
+            for _, fds in self._out:
+                _close_all(fds)
+            self._out.clear()
+
+    def _end(self) -> None:
+        if not self.closed:
+            self.close()
+            self._on_closed()
+
+    def _flush(self) -> None:
+        """Writes what is queued, in order; waits for the socket when it is full."""
+        try:
+            while self._out and not self.closed:
+                data, fds = self._take()
+                sent = self._write(data, fds)
+                if sent < len(data):
+                    self._out.appendleft((data[sent:], () if sent else fds))
+                    self._loop.add_writer(self._sock, self._writable)
+                    return
+        except OSError:
+            self._end()
+        self._flushing = False
+
+    def _take(self) -> tuple[bytes, tuple[int, ...]]:
+        """The next bytes to write: a message with descriptors, or all up to the next that has some."""
+        if self._out[0][1]:
+            return self._out.popleft()
+        parts = []
+        while self._out and not self._out[0][1]:
+            parts.append(self._out.popleft()[0])
+        return b"".join(parts), ()
+
+    def _write(self, data: bytes, fds: tuple[int, ...]) -> int:
+        try:
+            if not fds:
+                return self._sock.send(data)
+            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))
+            sent = self._sock.sendmsg([data], [rights])
+        except BlockingIOError:
+            return 0
+        except OSError:
+            _close_all(fds)
+            raise
+        _close_all(fds)
+        return sent
+
+    def _writable(self) -> None:
+        self._loop.remove_writer(self._sock)
+        self._flush()
+
+    def _readable(self) -> bool:
+        """Reads once; whether there was something."""
+        try:
+            n, ancillary, flags, _ = self._sock.recvmsg_into(
+                [self._buffer],
+                socket.CMSG_SPACE(MAX_FDS * _INT_BYTES),
+                getattr(socket, "MSG_CMSG_CLOEXEC", 0),
+            )
+        except BlockingIOError:
+            return False
+        except OSError:
+            self._end()
+            return False
+        self._fds.extend(_descriptors(ancillary))
+        if n == 0 or flags & getattr(socket, "MSG_CTRUNC", 0):
+            self._end()
+            return False
+        if not self._pending:
+            with memoryview(self._buffer) as view:
+                used = self._parse(view[:n])
+                self._pending += view[used:n]
+        else:
+            self._pending += self._buffer[:n]
+            with memoryview(self._pending) as view:
+                used = self._parse(view)
+            del self._pending[:used]
+        return True
+
+    def _parse(self, data: memoryview) -> int:
+        """Hands on the whole messages in ``data``; returns their bytes. Ends the link at a broken one."""
+        at = 0
+        while not self.closed and len(data) - at >= HEADER.size:
+            size, job, kind, n_fds = HEADER.unpack_from(data, at)
+            if size > MAX_BODY_BYTES or n_fds > MAX_FDS:
+                self._end()
+                break
+            end = at + HEADER.size + size
+            if end > len(data):
+                break
+            if n_fds > len(self._fds):
+                self._end()
+                break
+            fds = [self._fds.popleft() for _ in range(n_fds)]
+            body = bytes(data[at + HEADER.size : end])
+            at = end
+            self._on_message(kind, job, body, fds)
+        return at
+
+
+def receive(sock: socket.socket) -> tuple[int, int, bytes, list[int]]:
+    """The next message, waited for: kind, job, body, descriptors. Raises EOFError at the end of the link."""
+    head, ancillary, _, _ = sock.recvmsg(HEADER.size, _RIGHTS_BYTES, socket.MSG_WAITALL)
+    if len(head) < HEADER.size:
+        raise EOFError
+    size, job, kind, _ = HEADER.unpack(head)
+    body = sock.recv(size, socket.MSG_WAITALL) if size else b""
+    if len(body) < size:
+        raise EOFError
+    return kind, job, body, _descriptors(ancillary)
+
+
+def _descriptors(ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
+    received = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            received.frombytes(data[: len(data) - len(data) % _INT_BYTES])
+    return list(received)
+
+
+def _close_all(fds: Sequence[int] | deque[int]) -> None:
+    for fd in fds:
+        with contextlib.suppress(OSError):
+            os.close(fd)

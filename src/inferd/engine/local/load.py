@@ -1,0 +1,61 @@
+"""From a model's descriptor to a model that answers; runs in the engine process."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from inferd.engine.local import _llama
+from inferd.engine.local.embedding import EmbeddingModel
+from inferd.engine.local.llamacpp import LlamaCpp, LlamaCppConfig, accelerator_of
+from inferd.engine.local.messages import Load
+from inferd.errors import ModelError
+from inferd.progress import Progress
+
+
+def load_model(load: Load, fds: Sequence[int], progress: Progress) -> LlamaCpp | EmbeddingModel:
+    """Loads the model in ``fds``, its projector behind it; blocks. Raises ModelError."""
+    model_fd = fds[0]
+    embeds = load.embed
+    if embeds is None:
+        embeds = load.vectors_wanted and _llama.file_pooling(model_fd) not in ("unspecified", "none")
+    config = LlamaCppConfig(
+        name=load.name,
+        model=load.model,
+        path=Path(load.path),
+        fd=model_fd,
+        n_ctx=load.embed_n_ctx if embeds else load.n_ctx,
+        n_parallel=load.n_parallel,
+        n_gpu_layers=0 if load.force_backend == "cpu" else load.n_gpu_layers,
+        require_gpu=load.require_gpu,
+        threads=load.threads,
+        n_batch=load.n_batch,
+        flash_attention=load.flash_attention,
+        kv_cache_type=load.kv_cache_type,
+        kv_unified=load.kv_unified,
+        projector=Path(f"/dev/fd/{fds[1]}") if load.projector else None,
+    )
+    found = accelerator_of(config, 0).kind
+    if load.force_backend not in (None, found):
+        raise ModelError(
+            f"INFERD_FORCE_BACKEND asks for {load.force_backend}, but this model would run on {found};"
+            " install a build and a driver for it, or unset the variable"
+        )
+    cancelled = threading.Event()  # a load is given up by ending the process
+    if embeds:
+        return EmbeddingModel.load(config, pooling=load.embed_pooling, progress=progress, cancelled=cancelled)
+    return LlamaCpp.load(config, progress=progress, cancelled=cancelled)
+
+
+def preload_modules() -> None:
+    """Imports what is otherwise imported at its first use: in the cage no file can be opened any more."""
+    import concurrent.futures.thread  # noqa: F401
+    import encodings.idna  # noqa: F401
+    import traceback  # noqa: F401
+
+    from PIL import Image
+
+    Image.init()
+    _llama.devices()
+    _llama.useful_threads()

@@ -1,0 +1,275 @@
+"""What the daemon and an engine process say to each other: the kinds of messages and their bodies.
+
+Frames, texts and vectors are raw bytes; every other body is msgpack of the type named beside its kind. A body
+that is large, and the media of a request, travel in a memory file: one descriptor, no copy through the
+socket. The daemon trusts no byte of an engine: what does not decode to its type ends that engine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import struct
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import msgspec
+
+from inferd import errors
+from inferd.engine.backend import (
+    Capabilities,
+    GenerateRequest,
+    Media,
+    Message,
+)
+from inferd.errors import BackendInternal, InferdError
+
+# From the daemon.
+LOAD = 1  # Load; descriptors: the model, then the projector
+GENERATE = 2  # packed GenerateRequest
+EMBED = 3  # packed EmbedRequest
+RANK = 4  # packed RankRequest
+CANCEL = 5  # end the job soon; its Done still comes
+DROP = 6  # end the job; only GONE comes
+CREDIT = 7  # <I: bytes of the job's events that the daemon has passed on
+PING = 8
+# From the engine.
+LOAD_FAILED = 15  # Failure
+PROGRESS = 16  # (phase, details)
+LOADED = 17  # Loaded
+LOG = 18  # (level, component, message, fields)
+PONG = 19  # Pulse
+FRAMES = 20  # raw bytes of token frames
+TEXT = 21  # UTF-8
+THINKING = 22  # UTF-8
+TOOL_USE = 23  # ToolCall
+DONE = 24  # Done; the job has ended
+FAILED = 25  # Failure; the job has ended
+GONE = 26  # the dropped job has ended
+VECTORS = 27  # packed: (width, tokens), rows; the job has ended
+SCORES = 28  # (scores, tokens); the job has ended
+
+ENDS = frozenset((DONE, FAILED, GONE, VECTORS, SCORES))
+"""The last message of a job is one of these."""
+
+WINDOW_BYTES = 64 << 10
+"""An engine sends so much of a job's events ahead of the daemon's CREDIT; then that job rests."""
+
+INLINE_BYTES = 128 << 10
+"""A packed body up to this goes through the socket."""
+
+CREDIT_BODY = struct.Struct("<I")
+_LENGTH = struct.Struct("<I")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What an engine loads, and how it serves it; the descriptors come with the message.
+
+    ``name`` is that of the config entry, ``model`` the model's, ``path`` is only shown. ``n_ctx`` is the room
+    of one request in tokens, ``n_parallel`` how many run at once. ``n_gpu_layers`` -1 is all; ``threads`` 0
+    lets the loop choose; ``flash_attention`` is ``auto``, ``on`` or ``off``. ``embed``: the model makes
+    vectors or scores; ``None``: it does if its file says how to pool and ``vectors_wanted``.
+    ``embed_pooling`` ``None`` is what the file says. ``force_backend`` is the kind of device that it has to
+    run on. ``projector`` says that the second descriptor is one. ``cage`` is a profile of
+    :mod:`inferd.engine.local.cage`.
+    """
+
+    name: str
+    model: str
+    path: str
+    n_ctx: int = 8192
+    n_parallel: int = 4
+    n_gpu_layers: int = -1
+    require_gpu: bool = False
+    force_backend: str | None = None
+    threads: int = 0
+    n_batch: int = 512
+    flash_attention: str = "auto"
+    kv_cache_type: str = "f16"
+    kv_unified: bool = False
+    projector: bool = False
+    embed: bool | None = None
+    vectors_wanted: bool = False
+    embed_pooling: str | None = None
+    embed_n_ctx: int = 2048
+    log_level: int = 2
+    cage: str = "cpu"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A model is ready; ``cage`` names what holds the process, and what of it this system does not have."""
+
+    capabilities: Capabilities
+    cage: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pulse:
+    """The state of an engine: how many steps it has done, how long the one under way takes (0: none is), and
+    how long it was expected to take (0: not known)."""
+
+    steps: int = 0
+    busy_ms: float = 0.0
+    predicted_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An error of ``kind``, the name of a class of :mod:`inferd.errors`."""
+
+    kind: str
+    message: str
+
+
+_NAMED = {
+    kind.__name__: kind
+    for kind in (
+        errors.AttachmentUnsupported,
+        errors.BackendInternal,
+        errors.BootCancelled,
+        errors.EmbedUnsupported,
+        errors.InvalidRequest,
+        errors.ModelError,
+        errors.RerankUnsupported,
+        errors.ToolCallMalformed,
+        errors.Unavailable,
+        errors.Unsupported,
+    )
+}
+
+
+def failure(error: Exception) -> Failure:
+    """How an error crosses to the daemon; the words of one that inferd did not raise stay behind."""
+    for kind in type(error).__mro__:
+        if kind.__name__ in _NAMED:
+            return Failure(kind.__name__, str(error))
+    return Failure("BackendInternal", "internal error; the daemon's log says more")
+
+
+def error(failed: Failure) -> InferdError:
+    return _NAMED.get(failed.kind, BackendInternal)(failed.message)
+
+
+encode = msgspec.msgpack.encode
+_decoders: dict[Any, msgspec.msgpack.Decoder[Any]] = {}
+
+
+def decode(kind: type[T], body: bytes | memoryview) -> T:
+    """``body`` as a ``kind``; raises ``msgspec.DecodeError`` or its subclass ``msgspec.ValidationError``."""
+    decoder = _decoders.get(kind)
+    if decoder is None:
+        decoder = _decoders[kind] = msgspec.msgpack.Decoder(kind)
+    made: T = decoder.decode(body)
+    return made
+
+
+# A packed body: the length of a msgpack value, the value, and the raw buffers that belong to it.
+
+
+def pack(value: object, buffers: Sequence[bytes | memoryview] = ()) -> tuple[bytes, list[int]]:
+    """The body and the descriptors of a message; a large body is in the descriptor's file instead."""
+    head = msgspec.msgpack.encode(value)
+    parts = [_LENGTH.pack(len(head)), head, *buffers]
+    size = sum(map(len, parts))
+    if size <= INLINE_BYTES:
+        return b"".join(parts), []
+    fd = _memory_file()
+    try:
+        os.ftruncate(fd, size)
+        with mmap.mmap(fd, size) as mapping:
+            at = 0
+            for part in parts:
+                mapping[at : at + len(part)] = part
+                at += len(part)
+    except BaseException:
+        os.close(fd)
+        raise
+    return b"", [fd]
+
+
+def close_all(fds: Iterable[int]) -> None:
+    for fd in fds:
+        with contextlib.suppress(OSError):
+            os.close(fd)
+
+
+def unpack(kind: type[T], body: bytes, fds: Sequence[int]) -> tuple[T, memoryview]:
+    """The value of a packed body, and what follows it; closes ``fds``. Raises as :func:`decode`."""
+    whole = memoryview(body)
+    if fds:
+        try:
+            size = os.fstat(fds[0]).st_size
+            whole = memoryview(mmap.mmap(fds[0], size, access=mmap.ACCESS_READ) if size else b"")
+        finally:
+            for fd in fds:
+                os.close(fd)
+    if len(whole) < _LENGTH.size:
+        raise msgspec.DecodeError("a packed body has no length")
+    (length,) = _LENGTH.unpack_from(whole)
+    end = _LENGTH.size + length
+    return decode(kind, whole[_LENGTH.size : end]), whole[end:]
+
+
+def _memory_file() -> int:
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("inferd", os.MFD_CLOEXEC)
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+# Requests.
+
+
+def take_apart(request: GenerateRequest) -> tuple[tuple[GenerateRequest, list[int]], list[memoryview]]:
+    """The request without the data of its media, their sizes, and the data."""
+    buffers: list[memoryview] = []
+    sizes: list[int] = []
+
+    def without_data(part: str | Media) -> str | Media:
+        if isinstance(part, str):
+            return part
+        buffers.append(memoryview(part.data))
+        sizes.append(len(part.data))
+        return replace(part, data=memoryview(b""))
+
+    messages = tuple(
+        message
+        if isinstance(message.content, str)
+        else replace(message, content=tuple(without_data(part) for part in message.content))
+        for message in request.messages
+    )
+    return (replace(request, messages=messages) if sizes else request, sizes), buffers
+
+
+def pack_generate(request: GenerateRequest) -> tuple[bytes, list[int]]:
+    """A request with its media behind it."""
+    return pack(*take_apart(request))
+
+
+def unpack_generate(body: bytes, fds: Sequence[int]) -> GenerateRequest:
+    (request, sizes), rest = unpack(tuple[GenerateRequest, list[int]], body, fds)
+    if not sizes:
+        return request
+    left = iter(sizes)
+    at = 0
+
+    def with_data(part: str | Media) -> str | Media:
+        nonlocal at
+        if isinstance(part, str):
+            return part
+        start, at = at, at + next(left)
+        return replace(part, data=rest[start:at])
+
+    def filled(message: Message) -> Message:
+        if isinstance(message.content, str):
+            return message
+        return replace(message, content=tuple(with_data(part) for part in message.content))
+
+    return replace(request, messages=tuple(filled(message) for message in request.messages))

@@ -1,0 +1,299 @@
+"""One engine process, seen from the daemon: started, loaded, asked for work, watched, ended.
+
+It is started on the event loop's own thread, because the system kills it when the thread that started it
+ends. All of its messages are checked before they are believed. It ends in one way: ``on_exit`` is called
+once, with the reason, after the process was reaped; every job that it still had is told before that.
+
+A process that answers no ping, or whose step of the loop takes far longer than it should, counts as hung and
+is killed, also when it was merely stopped. Times are the monotonic clock's, which does not count the sleep of
+the machine; time in which the daemon itself did not run does not count either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from inferd import log
+from inferd.engine.local import messages as m
+from inferd.engine.local.link import Link
+from inferd.errors import InferdError, ModelError
+from inferd.progress import Progress
+
+PROGRAM = "inferd.engine.local.host"
+END_SECS = 1.0
+"""How long a process may take to end by itself."""
+KILL_SECS = 2.0
+"""How long the system may take to end a killed one."""
+
+_BUSY_BEAT_SECS, _IDLE_BEAT_SECS = 1.0, 10.0
+_KEPT_STDERR_BYTES = 8192
+
+# Nothing else of the daemon's environment, which holds keys, is for an engine.
+_PASSED_ON = re.compile(
+    r"(PYTHON|LD_|DYLD_|GGML_|LLAMA_|CUDA_|NVIDIA_|HIP_|ROCR_|HSA_|VK_|OMP_|MALLOC_|LC_).*|LANG|TZ"
+)
+# What of its stderr may be logged: where it crashed. Anything else could quote a request.
+_PLACE = re.compile(r'Fatal Python error: [\w ]+|  File "[^"]*", line \d+ in [\w<>]+|\S+:\d+: GGML_ASSERT.*')
+
+_log = log.get("engine")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """Seconds without a sign of life: after ``slow_secs`` it is said, after ``hang_secs`` the process is
+    killed. A step of the loop may take ``predicted_factor`` times its predicted time, if that is longer."""
+
+    slow_secs: float = 10.0
+    hang_secs: float = 30.0
+    predicted_factor: float = 20.0
+
+
+class Receiver(Protocol):
+    """Who waits for the messages of a job."""
+
+    def take(self, kind: int, body: bytes, fds: list[int]) -> None:
+        """A message of the job; its last one is one of ``messages.ENDS``."""
+
+    def lost(self) -> None:
+        """The process has ended before the job."""
+
+
+class EngineProcess:
+    """Made by :meth:`start`; :meth:`load` has to be awaited before the first :meth:`submit`."""
+
+    def __init__(self, name: str, on_exit: Callable[[str], None], patience: Patience) -> None:
+        self.name = name
+        self.loaded: m.Loaded | None = None
+        self.slow_secs = 0.0
+        """For how long there has been no sign of life, from ``patience.slow_secs`` on; else 0."""
+        self._loop = asyncio.get_running_loop()
+        self._on_exit = on_exit
+        self._patience = patience
+        self._jobs: dict[int, Receiver] = {}
+        self._last_job = 0
+        self._progress: Progress | None = None
+        self._load: asyncio.Future[m.Loaded] = self._loop.create_future()
+        self._ended: asyncio.Future[None] = self._loop.create_future()
+        self._reason = ""
+        self._pulse = m.Pulse()
+        self._asked: float | None = None
+        self._beat_due = 0.0
+        self._beat: asyncio.TimerHandle | None = None
+        self._stderr = bytearray()
+        ours, theirs = socket.socketpair()
+        self._errors, errors = os.pipe2(os.O_CLOEXEC) if hasattr(os, "pipe2") else os.pipe()
+        try:
+            self._process = subprocess.Popen(  # noqa: S603 - our own program, with fixed arguments
+                [sys.executable, "-m", PROGRAM],
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                cwd="/",
+                env={name: value for name, value in os.environ.items() if _PASSED_ON.fullmatch(name)},
+                start_new_session=True,  # a terminal's Ctrl-C is for the daemon
+            )
+        except OSError as error:
+            ours.close()
+            os.close(self._errors)
+            raise ModelError(f"an engine process cannot be started: {error.strerror}") from error
+        finally:
+            theirs.close()
+            os.close(errors)
+        self._link = Link(ours, self._receive, self._hung_up)
+        os.set_blocking(self._errors, False)
+        self._loop.add_reader(self._errors, self._read_errors)
+        threading.Thread(target=self._reap, name="inferd-reap", daemon=True).start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether it can be given work."""
+        return self.loaded is not None and not self._link.closed
+
+    def memory_bytes(self) -> int:
+        """Resident memory, the mapped model included; 0 where the system does not tell."""
+        try:
+            pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
+        except (OSError, ValueError, IndexError):
+            return 0
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    async def load(self, load: m.Load, fds: Sequence[int], progress: Progress) -> m.Loaded:
+        """Has it load a model; ``fds`` stay the caller's. Raises ModelError, also when the process ends."""
+        self._progress = progress
+        self._link.send(m.LOAD, 0, m.encode(load), [os.dup(fd) for fd in fds])
+        self._beat_soon()
+        self.loaded = await asyncio.shield(self._load)
+        return self.loaded
+
+    # Jobs.
+
+    def submit(self, kind: int, body: bytes, fds: Sequence[int], receiver: Receiver) -> int:
+        """Gives it a job; ``fds`` are closed once they are sent."""
+        self._last_job = self._last_job % 0xFFFFFFFF + 1
+        self._jobs[self._last_job] = receiver
+        self._link.send(kind, self._last_job, body, fds)
+        self._beat_soon()
+        return self._last_job
+
+    def tell(self, kind: int, job: int, body: bytes = b"") -> None:
+        """Sends CANCEL, DROP or CREDIT for a job; nothing happens when it has ended."""
+        if job in self._jobs:
+            self._link.send(kind, job, body)
+
+    def _receive(self, kind: int, job: int, body: bytes, fds: list[int]) -> None:
+        try:
+            self._handle(kind, job, body, fds)
+        except (msgspec.MsgspecError, ValueError, KeyError, OSError, UnicodeDecodeError):
+            self.kill("it sent something that is no message")
+
+    def _handle(self, kind: int, job: int, body: bytes, fds: list[int]) -> None:
+        if kind >= m.FRAMES:
+            receiver = self._jobs.pop(job) if kind in m.ENDS else self._jobs[job]
+            receiver.take(kind, body, fds)
+        elif kind == m.PONG:
+            self._asked = None
+            self._pulse = m.decode(m.Pulse, body)
+        elif kind == m.LOG:
+            level, component, message, fields = m.decode(tuple[int, str, str, dict[str, object]], body)
+            log.relay(level, component, message, {**fields, "engine": self.name})
+        elif kind == m.PROGRESS:
+            phase, details = m.decode(tuple[str, dict[str, object]], body)
+            if self._progress is not None:
+                self._progress(phase, details)
+        elif kind == m.LOADED:
+            loaded = m.decode(m.Loaded, body)
+            if not self._load.done():
+                self._load.set_result(loaded)
+        elif kind == m.LOAD_FAILED:
+            self._fail_load(m.error(m.decode(m.Failure, body)))
+        else:
+            raise ValueError(kind)
+
+    def _fail_load(self, error: InferdError) -> None:
+        if not self._load.done():
+            self._load.set_exception(error)
+            self._load.exception()  # a caller that was cancelled does not hear of it
+
+    # The watch.
+
+    def _beat_soon(self) -> None:
+        """Looks for a sign of life within a second."""
+        now = self._loop.time()
+        if self._beat is None or self._beat_due > now + _BUSY_BEAT_SECS:
+            self._arm_beat(_BUSY_BEAT_SECS)
+
+    def _arm_beat(self, seconds: float) -> None:
+        if self._beat is not None:
+            self._beat.cancel()
+        self._beat_due = self._loop.time() + seconds
+        self._beat = self._loop.call_at(self._beat_due, self._look)
+
+    def _look(self) -> None:
+        if self._link.closed:
+            return
+        now, patience = self._loop.time(), self._patience
+        if self._asked is None:
+            self._asked = now
+            self._link.send(m.PING)
+        else:
+            self._asked += max(0.0, now - self._beat_due - _BUSY_BEAT_SECS)  # the daemon itself was held up
+        silent, step = now - self._asked, self._pulse.busy_ms / 1e3
+        most = max(patience.hang_secs, patience.predicted_factor * self._pulse.predicted_ms / 1e3)
+        quiet = max(silent, step)
+        slow = patience.slow_secs <= quiet
+        if slow and not self.slow_secs:
+            _log.warn("engine_slow", engine=self.name, seconds=round(quiet, 1))
+        self.slow_secs = quiet if slow else 0.0
+        if silent >= patience.hang_secs or step >= most:
+            self.kill(f"it gave no sign of life for {quiet:.0f} s")
+            return
+        busy = self._jobs or not self._load.done() or self._asked != now
+        self._arm_beat(min(_BUSY_BEAT_SECS if busy else _IDLE_BEAT_SECS, patience.hang_secs / 3))
+
+    # The end.
+
+    def kill(self, reason: str) -> None:
+        """Ends it at once; ``on_exit`` gets the reason."""
+        self._reason = self._reason or reason
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+
+    async def close(self) -> None:
+        """Ends it and waits until it is gone, a few seconds at most."""
+        self._reason = self._reason or "the daemon has no more use for it"
+        self._link.close()
+        await asyncio.wait((self._ended,), timeout=END_SECS)
+        if not self._ended.done():
+            self.kill("")
+            await asyncio.wait((self._ended,), timeout=KILL_SECS)
+        if not self._ended.done():
+            _log.error("engine_stays", engine=self.name, pid=self.pid)
+
+    def _hung_up(self) -> None:
+        """Its end of the link is closed: it is ending, or has broken the rules and has to."""
+        with contextlib.suppress(ProcessLookupError):
+            if self._process.poll() is None:
+                self._loop.call_later(END_SECS, self.kill, "it closed its link")
+
+    def _reap(self) -> None:
+        """Waits for the process; in a thread of its own, because no other wait is portable."""
+        code = self._process.wait()
+        with contextlib.suppress(RuntimeError):  # the event loop is closed: the daemon ends, too
+            self._loop.call_soon_threadsafe(self._exited, code)
+
+    def _exited(self, code: int) -> None:
+        self._link.drain()
+        self._link.close()
+        if self._beat is not None:
+            self._beat.cancel()
+        self._read_errors()
+        self._loop.remove_reader(self._errors)
+        os.close(self._errors)
+        reason = self._reason or _ending(code)
+        where = [
+            line for line in self._stderr.decode("utf-8", "replace").splitlines() if _PLACE.fullmatch(line)
+        ]
+        self._fail_load(ModelError(f"the engine process ended while it loaded the model: {reason}"))
+        for receiver in list(self._jobs.values()):
+            receiver.lost()
+        self._jobs.clear()
+        if where:
+            _log.error("engine_crashed", engine=self.name, pid=self.pid, reason=reason, where=where[:8])
+        self._ended.set_result(None)
+        self._on_exit(reason)
+
+    def _read_errors(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            data = os.read(self._errors, 65536)
+            self._stderr += data
+            del self._stderr[:-_KEPT_STDERR_BYTES]
+            if not data:
+                self._loop.remove_reader(self._errors)
+
+
+def _ending(code: int) -> str:
+    """How a process has ended, for people."""
+    if code >= 0:
+        return f"it left with exit status {code}"
+    with contextlib.suppress(ValueError):
+        name = signal.Signals(-code).name
+        return f"{name}, the system may be out of memory" if name == "SIGKILL" else name
+    return f"signal {-code}"

@@ -1,0 +1,113 @@
+"""What a caged process cannot do, tried one thing after another in a real one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = """
+import asyncio, ctypes, json, os, socket, subprocess, sys, threading
+from inferd.engine.local import cage
+
+listener = socket.socket()
+listener.bind(("127.0.0.1", 0))
+listener.listen()
+allowed = open(sys.argv[1], "rb")
+other = open(sys.argv[2], "rb")
+held = cage.enter("cpu", [allowed.fileno()])
+libc = ctypes.CDLL(None, use_errno=True)
+
+def system(number, *arguments):
+    if libc.syscall(number, *arguments) < 0:
+        raise OSError(ctypes.get_errno(), "")
+
+def write(path, flags):
+    os.close(os.open(path, flags))
+
+there = sys.argv[1]
+tries = {
+    "socket": lambda: socket.socket(),
+    "unix socket": lambda: socket.socket(socket.AF_UNIX),
+    "datagrams": lambda: socket.socketpair(type=socket.SOCK_DGRAM),
+    "accept": lambda: listener.accept(),
+    "exec": lambda: os.execv(sys.executable, [sys.executable, "-c", ""]),
+    "fork": lambda: os._exit(7) if os.fork() == 0 else None,
+    "program": lambda: subprocess.run([sys.executable, "-c", ""]),
+    "read a file": lambda: open(sys.argv[2]),
+    "read another descriptor's file": lambda: open(f"/dev/fd/{other.fileno()}", "rb"),
+    "list a directory": lambda: os.listdir("/"),
+    "write": lambda: write(there, os.O_WRONLY),
+    "write its own descriptor's file": lambda: write(f"/dev/fd/{allowed.fileno()}", os.O_RDWR),
+    "create": lambda: write(there + ".new", os.O_WRONLY | os.O_CREAT),
+    "remove": lambda: os.unlink(there),
+    "rename": lambda: os.rename(there, there + ".moved"),
+    "link": lambda: os.symlink(there, there + ".link"),
+    "mode": lambda: os.chmod(there, 0o777),
+    "truncate": lambda: os.truncate(there, 0),
+    "signal": lambda: os.kill(os.getppid(), 0),
+    "trace": lambda: system(101, 16, os.getppid(), 0, 0),
+    "read memory": lambda: system(310, os.getppid(), 0, 0, 0, 0, 0),
+    "io_uring": lambda: system(425, 1, 0),
+    "namespace": lambda: system(272, 0x10000000),
+    "type into a terminal": lambda: system(16, 0, 0x5412, b"x"),
+}
+found = {}
+for name, attempt in tries.items():
+    try:
+        attempt()
+        found[name] = "done"
+    except OSError as error:
+        found[name] = "refused" if error.errno in (1, 13) else error.errno
+may = {
+    "its model": lambda: open(f"/dev/fd/{allowed.fileno()}", "rb").read(1),
+    "a thread": lambda: (lambda t: (t.start(), t.join()))(threading.Thread(target=int)),
+    "memory": lambda: os.close(os.memfd_create("x")) or bytearray(1 << 24),
+    "an event loop": lambda: asyncio.new_event_loop().close(),
+    "chance": lambda: os.urandom(8),
+    "the listener": lambda: listener.fileno(),
+}
+for name, attempt in may.items():
+    attempt()
+print(json.dumps({"held": held, "found": found}))
+"""
+
+
+@pytest.fixture(scope="module")
+def tried(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
+    directory = tmp_path_factory.mktemp("cage")
+    allowed, other = directory / "model", directory / "secret"
+    allowed.write_bytes(b"model")
+    other.write_bytes(b"secret")
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(allowed), str(other)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in directory.iterdir()) == ["model", "secret"]
+    assert allowed.read_bytes() == b"model"
+    result: dict[str, dict[str, str]] = json.loads(done.stdout)
+    return result
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the cage is Linux's")
+def test_everything_but_computing_is_refused(tried: dict[str, dict[str, str]]) -> None:
+    found = dict(tried["found"])
+    if tried["held"]["landlock"] != "yes":  # an old kernel: seccomp alone does not hide what can be read
+        for name in ("read a file", "read another descriptor's file", "list a directory"):
+            del found[name]
+    assert found == dict.fromkeys(found, "refused")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the cage is Linux's")
+def test_what_holds_is_told(tried: dict[str, dict[str, str]]) -> None:
+    assert tried["held"]["no_new_privs"] == tried["held"]["seccomp"] == "yes"
+
+
+def test_a_crash_in_the_cage_still_ends_the_process_and_leaves_no_core(tmp_path: Path) -> None:
+    script = "from inferd.engine.local import cage; import os; cage.enter('cpu'); os.abort()"
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=False, capture_output=True)
+    assert done.returncode == -6
+    assert list(tmp_path.iterdir()) == []

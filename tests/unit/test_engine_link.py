@@ -1,0 +1,121 @@
+"""The messages between daemon and engine: whole, in order, and never believed unchecked."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import struct
+from contextlib import closing
+
+import msgspec
+import pytest
+
+from inferd.engine.backend import GenerateRequest, Media, Message, Tool
+from inferd.engine.local import messages as m
+from inferd.engine.local.link import HEADER, MAX_BODY_BYTES, Link
+from tests.in_process import until
+
+
+class End:
+    """A link that remembers what came."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.seen: list[tuple[int, int, bytes]] = []
+        self.fds: list[int] = []
+        self.closed = False
+        self.link = Link(sock, self._take, self._close)
+
+    def _take(self, kind: int, job: int, body: bytes, fds: list[int]) -> None:
+        self.seen.append((kind, job, body))
+        self.fds += fds
+
+    def _close(self) -> None:
+        self.closed = True
+
+
+async def test_messages_of_every_size_arrive_in_order() -> None:
+    one, other = map(End, socket.socketpair())
+    sent = [(n % 256, n, os.urandom(size)) for n, size in enumerate((0, 1, 100, 300_000, 5, 2_000_000, 0, 7))]
+    for kind, job, body in sent:
+        one.link.send(kind, job, body)
+    await until(lambda: len(other.seen) == len(sent))
+    assert other.seen == sent
+    one.link.close()
+    await until(lambda: other.closed)
+
+
+async def test_descriptors_come_with_their_message() -> None:
+    one, other = map(End, socket.socketpair())
+    pipes = [os.pipe() for _ in range(3)]
+    for n, (_, write) in enumerate(pipes):
+        one.link.send(1, n, b"x" * 200_000, [write])
+        one.link.send(2, n)
+    await until(lambda: len(other.seen) == 6)
+    for (read, _), fd in zip(pipes, other.fds, strict=True):
+        os.write(fd, b"hello")
+        assert os.read(read, 10) == b"hello"
+        os.close(read)
+        os.close(fd)
+    one.link.close()
+    other.link.close()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        HEADER.pack(MAX_BODY_BYTES + 1, 0, 1, 0),
+        HEADER.pack(0, 0, 1, 200),
+        HEADER.pack(0, 0, 1, 1),  # a descriptor is announced and none is there
+    ],
+)
+async def test_a_peer_that_breaks_the_rules_is_left(data: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    end = End(ours)
+    with closing(theirs):
+        theirs.sendall(data)
+        await until(lambda: end.closed)
+        assert end.seen == []
+
+
+async def test_a_message_may_come_byte_by_byte() -> None:
+    ours, theirs = socket.socketpair()
+    end = End(ours)
+    with closing(theirs):
+        for byte in HEADER.pack(3, 9, 4, 0) + b"abc":
+            theirs.send(bytes([byte]))
+            await asyncio.sleep(0)
+        await until(lambda: bool(end.seen))
+    assert end.seen == [(4, 9, b"abc")]
+    end.link.close()
+
+
+def request(*messages: Message) -> GenerateRequest:
+    return GenerateRequest(messages=messages, tools=(Tool("t", "d", "{}"),), stop=("x",))
+
+
+@pytest.mark.parametrize("size", [10, 1_000_000])
+def test_a_request_crosses_unchanged_also_by_a_memory_file(size: int) -> None:
+    picture = Media("image", memoryview(os.urandom(size)), mime="image/png")
+    sound = Media("audio", memoryview(b""), sample_rate=16000)
+    sent = request(Message("system", "a"), Message("user", ("look", picture, "hear", sound)))
+    body, fds = m.pack_generate(sent)
+    assert bool(fds) == (size > m.INLINE_BYTES)
+    got = m.unpack_generate(body, fds)
+    assert got.tools == sent.tools
+    assert got.messages[0] == sent.messages[0]
+    parts = got.messages[1].content
+    assert parts[0] == "look"
+    assert isinstance(parts[1], Media)
+    assert isinstance(parts[3], Media)
+    assert (parts[1].mime, bytes(parts[1].data)) == ("image/png", bytes(picture.data))
+    assert (parts[3].sample_rate, len(parts[3].data)) == (16000, 0)
+
+
+def test_a_body_of_the_wrong_type_is_refused() -> None:
+    with pytest.raises(msgspec.DecodeError):
+        m.unpack(int, m.pack("text")[0], ())
+    with pytest.raises(msgspec.DecodeError):
+        m.unpack(int, b"", ())
+    with pytest.raises(msgspec.DecodeError):
+        m.unpack(int, struct.pack("<I", 1 << 30), ())

@@ -1,0 +1,338 @@
+"""A model in a process of its own: what its supervisor promises when that process dies, hangs or lies."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from inferd.engine.backend import (
+    Done,
+    EmbedRequest,
+    Frames,
+    FrameTemplate,
+    GenerateRequest,
+    Message,
+    RankRequest,
+    Stream,
+)
+from inferd.engine.local.hosted import HostedModel
+from inferd.engine.local.messages import Load
+from inferd.engine.local.process import Patience
+from inferd.errors import (
+    EmbedUnsupported,
+    EngineEnded,
+    InvalidRequest,
+    ModelError,
+    NotReady,
+    RerankUnsupported,
+    Unavailable,
+)
+from tests.demo_model import demo_model
+from tests.in_process import until
+from tests.requests import generate_request
+from tests.tiny_bert import write_bert
+
+FRAME = FrameTemplate(b"<", b">\n")
+
+
+@asynccontextmanager
+async def hosted(
+    path: Path | None = None,
+    *,
+    check_files: Callable[[], None] = lambda: None,
+    patience: Patience | None = None,
+    progress: Callable[[str, dict[str, object]], None] = lambda phase, details: None,
+    **options: object,
+) -> AsyncIterator[HostedModel]:
+    where = demo_model() if path is None else path
+    wanted = {"n_ctx": 256, "n_parallel": 1, "threads": 1, **options}
+    load = Load(name="test", model="test", path=str(where), **wanted)  # type: ignore[arg-type]
+    model = HostedModel(load, [os.open(where, os.O_RDONLY)], progress, check_files, patience)
+    try:
+        await model.start()
+        yield model
+    finally:
+        await model.close()
+
+
+def ask(text: str = "Count.", max_tokens: int = 200) -> GenerateRequest:
+    grammar = "root ::= [a-z]{400}"  # so that no answer ends by itself
+    return generate_request(
+        messages=(Message("user", text),),
+        max_tokens=max_tokens,
+        grammar=grammar,
+        temperature=0.0,
+        frame=FRAME,
+    )
+
+
+def pid_of(model: HostedModel) -> int:
+    state = model.engine_state()
+    assert state is not None
+    return state.pid
+
+
+def is_gone(pid: int) -> bool:
+    """Whether there is no such process, not even a zombie."""
+    return not Path(f"/proc/{pid}").exists()
+
+
+def restarts_of(model: HostedModel) -> int:
+    state = model.engine_state()
+    assert state is not None
+    return state.restarts
+
+
+async def begin(model: HostedModel, request: GenerateRequest) -> Stream:
+    """A stream whose request is running: its first frames are there."""
+    stream = await model.generate(request)
+    assert isinstance(await anext(stream), Frames)
+    return stream
+
+
+async def finish(stream: Stream) -> Done:
+    async for event in stream:
+        if isinstance(event, Done):
+            return event
+    raise AssertionError("no end")
+
+
+async def test_it_answers_and_ends_with_its_counts() -> None:
+    async with hosted() as model:
+        done = await finish(await model.generate(ask(max_tokens=3)))
+        assert (done.stop_reason, done.usage.completion_tokens) == ("length", 3)
+        assert done.usage.prompt_tokens > 0
+        assert model.capabilities().v2
+        assert pid_of(model) != os.getpid()
+
+
+async def test_a_request_that_cannot_be_served_is_refused_with_the_reason() -> None:
+    async with hosted() as model:
+        with pytest.raises(InvalidRequest, match=r"tokens long|characters"):
+            await finish(await model.generate(ask("word " * 100_000)))
+        assert (await finish(await model.generate(ask(max_tokens=2)))).stop_reason == "length"
+
+
+async def test_vectors_and_scores(tmp_path: Path) -> None:
+    async with hosted(write_bert(tmp_path / "bert"), embed=True) as model:
+        made = await model.embed(EmbedRequest(inputs=("hello", "world")))
+        assert len(made.vectors) == 2 * 4 * made.width
+        assert made.input_tokens > 0
+        with pytest.raises(InvalidRequest, match="dimensions"):
+            await model.embed(EmbedRequest(inputs=("hello",), dimensions=made.width + 1))
+        with pytest.raises(RerankUnsupported):
+            await model.rank(RankRequest("q", ("d",)))
+
+
+async def test_scores(tmp_path: Path) -> None:
+    import gguf
+
+    ranker = write_bert(tmp_path / "ranker", pooling=gguf.PoolingType.RANK)
+    async with hosted(ranker, embed=True, embed_pooling="rank") as model:
+        made = await model.rank(RankRequest("query", ("one", "two")))
+        assert len(made.scores) == 2
+        with pytest.raises(EmbedUnsupported):
+            await model.embed(EmbedRequest(inputs=("hello",)))
+
+
+async def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF" + bytes(100))
+    with pytest.raises(ModelError, match="cannot load"):
+        async with hosted(broken):
+            pass
+
+
+async def test_a_load_can_be_given_up() -> None:
+    begun = asyncio.Event()
+
+    async def load() -> None:
+        async with hosted(progress=lambda phase, details: begun.set()):
+            raise AssertionError("it was given up before")
+
+    task = asyncio.create_task(load())
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+# When the process dies.
+
+
+async def test_running_requests_end_retryably_and_waiting_ones_are_served() -> None:
+    async with hosted() as model:
+        running = await begin(model, ask())
+        waiting = asyncio.create_task(finish(await model.generate(ask("Wait.", max_tokens=2))))
+        first = pid_of(model)
+        os.kill(first, signal.SIGSEGV)
+        with pytest.raises(EngineEnded, match=r"SIGSEGV.*send the request again") as caught:
+            await finish(running)
+        assert caught.value.retryable
+        assert caught.value.code == "backend_unavailable"
+        assert not caught.value.counts
+        assert (await waiting).stop_reason == "length"
+        assert pid_of(model) != first
+        assert restarts_of(model) == 1
+
+
+async def test_a_request_between_two_processes_waits_for_the_second() -> None:
+    async with hosted() as model:
+        os.kill(pid_of(model), signal.SIGKILL)
+        await until(lambda: restarts_of(model) == 1)
+        assert model.ready()
+        assert (await finish(await model.generate(ask(max_tokens=2)))).stop_reason == "length"
+
+
+async def test_one_that_no_longer_waits_can_be_cancelled_between_two_processes() -> None:
+    async with hosted() as model:
+        os.kill(pid_of(model), signal.SIGKILL)
+        await until(lambda: restarts_of(model) == 1)
+        stream = await model.generate(ask())
+        end = asyncio.create_task(finish(stream))
+        await asyncio.sleep(0)
+        stream.cancel()
+        assert (await end).stop_reason == "cancelled"
+
+
+async def test_the_process_is_reaped() -> None:
+    async with hosted() as model:
+        first = pid_of(model)
+        os.kill(first, signal.SIGKILL)
+        await until(lambda: pid_of(model) not in (0, first))
+        assert is_gone(first)
+
+
+async def test_a_request_that_kills_alone_twice_is_refused_and_no_other() -> None:
+    async with hosted() as model:
+        for _ in range(2):
+            stream = await begin(model, ask("Kill."))
+            os.kill(pid_of(model), signal.SIGSEGV)
+            with pytest.raises(EngineEnded):
+                await finish(stream)
+        with pytest.raises(InvalidRequest, match="refused for ten minutes"):
+            await model.generate(ask("Kill."))
+        assert (await finish(await model.generate(ask("Live.", max_tokens=2)))).stop_reason == "length"
+
+
+async def test_a_suspect_runs_alone() -> None:
+    async with hosted(n_parallel=2) as model:
+        for _ in range(2):
+            beside = await begin(model, ask("Beside."))
+            suspect = await begin(model, ask("Suspect."))
+            os.kill(pid_of(model), signal.SIGSEGV)
+            for stream in (beside, suspect):
+                with pytest.raises(EngineEnded):
+                    await finish(stream)
+        other = await begin(model, ask("Other.", max_tokens=30))
+        suspect = await model.generate(ask("Suspect.", max_tokens=2))
+        alone = asyncio.create_task(finish(suspect))
+        await asyncio.sleep(0)
+        assert not alone.done()
+        other.cancel()
+        await finish(other)
+        assert (await alone).stop_reason == "length"
+
+
+async def test_a_crash_loop_is_told_and_ends_the_waiting() -> None:
+    told = asyncio.Event()
+    async with hosted() as model:
+        model.on_crash_loop(told.set)
+        for deaths in range(1, 4):
+            await until(lambda: pid_of(model) != 0 and model._turns._process is not None)
+            last = pid_of(model)
+            os.kill(last, signal.SIGKILL)
+            await until(lambda last=last: pid_of(model) != last)  # type: ignore[misc]
+            assert told.is_set() == (deaths == 3)
+
+
+async def test_a_file_that_was_changed_is_not_loaded_again() -> None:
+    def changed() -> None:
+        raise ModelError("the model file was changed")
+
+    async with hosted(check_files=changed) as model:
+        os.kill(pid_of(model), signal.SIGKILL)
+        await until(lambda: not model.ready())
+        assert not model.alive()
+        state = model.engine_state()
+        assert state is not None
+        assert state.problem == "the model file was changed"
+        with pytest.raises(NotReady):
+            await model.generate(ask())
+
+
+async def test_the_descriptor_is_loaded_again_whatever_lies_at_its_path(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(demo_model().read_bytes())
+    async with hosted(path) as model:
+        path.unlink()
+        path.write_bytes(b"something else")
+        os.kill(pid_of(model), signal.SIGKILL)
+        await until(lambda: restarts_of(model) == 1)
+        assert (await finish(await model.generate(ask(max_tokens=2)))).stop_reason == "length"
+
+
+# When it hangs.
+
+
+async def test_a_stopped_process_is_a_hung_one() -> None:
+    async with hosted(patience=Patience(slow_secs=2, hang_secs=8)) as model:
+        stream = await begin(model, ask())
+        first = pid_of(model)
+        os.kill(first, signal.SIGSTOP)
+        with pytest.raises(EngineEnded, match="no sign of life"):
+            await finish(stream)
+        assert (await finish(await model.generate(ask(max_tokens=2)))).stop_reason == "length"
+        assert pid_of(model) != first
+
+
+async def test_a_cancel_is_answered_whatever_the_process_does() -> None:
+    async with hosted() as model:
+        stream = await begin(model, ask())
+        os.kill(pid_of(model), signal.SIGSTOP)
+        stream.cancel()
+        assert (await finish(stream)).stop_reason == "cancelled"
+
+
+async def test_a_stopped_process_cannot_hold_the_end() -> None:
+    async with hosted() as model:
+        pid = pid_of(model)
+        os.kill(pid, signal.SIGSTOP)
+        await model.close()
+        assert is_gone(pid)
+        with pytest.raises((NotReady, Unavailable)):
+            await model.generate(ask())
+
+
+# Clients that leave, or do not read.
+
+
+async def test_a_request_keeps_its_turn_until_the_process_is_done_with_it() -> None:
+    async with hosted() as model:
+        stream = await begin(model, ask())
+        stream.close()
+        assert len(model._turns.running) == 1
+        await until(lambda: not model._turns.running)
+        assert (await finish(await model.generate(ask(max_tokens=2)))).stop_reason == "length"
+
+
+async def test_a_reader_that_does_not_read_rests_and_another_is_served() -> None:
+    frame = FrameTemplate(b"<" * 30_000, b">\n")
+    async with hosted(n_parallel=2) as model:
+        resting = await model.generate(
+            generate_request(
+                messages=(Message("user", "Count."),),
+                max_tokens=200,
+                grammar="root ::= [a-z]{400}",
+                frame=frame,
+            )
+        )
+        assert isinstance(await anext(resting), Frames)
+        assert (await finish(await model.generate(ask("Run.", max_tokens=8)))).stop_reason == "length"
+        assert (await finish(resting)).usage.completion_tokens == 200
