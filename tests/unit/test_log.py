@@ -113,7 +113,7 @@ class TestEvents:
     def test_close_ends_the_thread_and_may_be_repeated(self, setup: Setup, tmp_path: Path) -> None:
         before = threading.active_count()
         activity = setup("info", tmp_path)
-        assert threading.active_count() == before + 1
+        assert threading.active_count() == before + 2
         activity.close()
         activity.close()
         assert threading.active_count() == before

@@ -47,7 +47,8 @@ class TextSink:
         self._colour = stream.isatty() and "NO_COLOR" not in os.environ
         self._batches: queue.SimpleQueue[Sequence[Entry] | None] = queue.SimpleQueue()
         self._taken = self._written = 0  # each is changed by one thread alone
-        self._thread: threading.Thread | None = None
+        self._thread = threading.Thread(target=self._write_all, name="log-stderr", daemon=True)
+        self._thread.start()
 
     def write(self, entries: Sequence[Entry]) -> None:
         """Hands the events over, or counts them when too many wait already."""
