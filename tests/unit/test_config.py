@@ -18,6 +18,7 @@ from inferd.config.kinds import (
     FilePath,
     Integer,
     Kind,
+    LogLevel,
     Name,
     Seconds,
     Secret,
@@ -36,6 +37,7 @@ TEXTS: dict[type[Kind], tuple[str, str, str]] = {
     Boolean: ("true", "false", "true"),
     FilePath: ("/a/1", "/a/2", "/a/3"),
     Integer: ("1025", "1026", "1027"),
+    LogLevel: ("trace", "off", "trace"),
     Name: ("one", "two", "three"),
     Seconds: ("1.5", "2.5", "3.5"),
     SecretText: ("k1", "k2", "k3"),
@@ -166,7 +168,7 @@ def test_a_flag_is_above_the_variable_and_the_variable_above_the_file(option: Op
 
 @every_option
 def test_a_bad_variable_is_named(option: Option) -> None:
-    if option.env is None or isinstance(option.kind, FilePath):
+    if option.env is None or isinstance(option.kind, FilePath) or option.kind.ignores_unusable_variables:
         return
     with pytest.raises(ConfigError, match=option.env):
         sources.load({}, {**ENV, option.env: "\x07/\x07"})
@@ -232,8 +234,48 @@ def test_kinds(kind: Kind, good: list[str], bad: list[str]) -> None:
             kind.parse(text)
 
 
-def test_zero_turns_the_log_off() -> None:
-    assert sources.load({}, {**ENV, "INFERD_LOG": "0"})[0].log_level == "off"
+@pytest.mark.parametrize(
+    ("text", "level"),
+    [
+        ("0", "off"),
+        ("1", "error"),
+        ("5", "trace"),
+        ("INFO", "info"),
+        ("Debug", "debug"),
+        ("warn,inferd_daemon=info", "info"),
+        ("inferd_daemon::activity=DEBUG, hyper=error, warn", "debug"),
+        ("hyper=trace,warn", "warn"),
+    ],
+)
+def test_the_log_level_as_0_2_1_took_it(text: str, level: str) -> None:
+    settings, notes = sources.load({}, {**ENV, "INFERD_LOG": text}, serving=False)
+    assert (settings.log_level, notes) == (level, [])
+
+
+@pytest.mark.parametrize("text", ["6", "loud", "junk!!", "hyper=debug", "warn,loud", ",", "=info,x"])
+def test_an_unusable_log_level_is_a_warning(text: str) -> None:
+    settings, (note,) = sources.load({}, {**ENV, "INFERD_LOG": text}, serving=False)
+    assert settings.log_level == "info"
+    assert note.startswith("INFERD_LOG must be one of off, error")
+    assert note.endswith(f"not {text!r}; it is ignored")
+
+
+def test_as_0_2_1_a_missing_config_file_is_a_warning_and_lines_are_long(tmp_path: Path) -> None:
+    named = tmp_path / "none.json"
+    for flags, env in (({"config": named}, ENV), ({}, {**ENV, "INFERD_CONFIG": str(named)})):
+        loaded = sources.read(flags, env, as_0_2=True)
+        assert loaded.problem is None
+        assert loaded.notes == (f"config file {named}: there is no such file; the daemon serves without it",)
+        assert loaded.settings.max_frame_bytes == 64 * 1024 * 1024
+        assert sources.read(flags, env).problem is not None
+    assert sources.read({"max_frame_bytes": 2048}, ENV, as_0_2=True).settings.max_frame_bytes == 2048
+    assert sources.read({}, ENV).settings.max_frame_bytes == 65536
+
+
+def test_numbers_that_0_2_1_took(tmp_path: Path) -> None:
+    env = {**ENV, "INFERD_N_CTX": "0", "INFERD_READY_TIMEOUT_SECS": "0", "INFERD_ACTIVE_PERMITS": "1000"}
+    settings, _ = sources.load({}, env, serving=False)
+    assert (settings.n_ctx, settings.ready_timeout_secs, settings.active_permits) == (0, 0, 1000)
 
 
 def test_home_is_expanded_in_paths(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -179,7 +179,7 @@ def test_the_legacy_model_is_one_llamacpp_entry(tmp_path: Path) -> None:
     path = write(tmp_path, {"model": model, "n_ctx": 100, "n_gpu_layers": 0})
     settings, _ = sources.load({"config": path}, ENV)
     spec = ModelSpec(name="x", sha256=SHA, source_url="https://a/m", size_bytes=5, license="MIT")
-    assert settings.backends == (LlamaCppEntry(name="llamacpp", model=spec, n_ctx=100, n_gpu_layers=0),)
+    assert settings.backends == (LlamaCppEntry(name=spec.name, model=spec, n_ctx=100, n_gpu_layers=0),)
 
 
 def test_the_projector_of_a_model_is_a_path_or_another_model(tmp_path: Path) -> None:
@@ -187,13 +187,13 @@ def test_the_projector_of_a_model_is_a_path_or_another_model(tmp_path: Path) -> 
     path = write(tmp_path, {"model": {"name": "x", "mmproj": ears}})
     (entry,) = sources.load({"config": path}, ENV)[0].backends
     spec = ModelSpec(name="ears", sha256=SHA)
-    assert entry == LlamaCppEntry(name="llamacpp", model=ModelSpec(name="x"), mmproj=spec)
+    assert entry == LlamaCppEntry(name="x", model=ModelSpec(name="x"), mmproj=spec)
     path = write(tmp_path, {"model": {"name": "x", "mmproj": "/p.gguf"}})
     (entry,) = sources.load({"config": path}, ENV)[0].backends
     assert isinstance(entry, LlamaCppEntry)
     assert entry.mmproj == Path("/p.gguf")
     (entry,) = sources.load({"config": path, "model": "y"}, ENV)[0].backends
-    assert entry == LlamaCppEntry(name="llamacpp", model=ModelSpec(name="y"))
+    assert entry == LlamaCppEntry(name="x", model=ModelSpec(name="y"))
     path = write(tmp_path, {"model": {"name": "x", "mmproj": {**ears, "sha265": SHA}}})
     assert any("`model.mmproj.sha265`" in note for note in sources.load({"config": path}, ENV)[1])
 

@@ -297,6 +297,7 @@ REJECTED = {
     "a prefix of the key": json.dumps({"type": "auth", "key": KEY[:-1]}).encode() + b"\n",
     "a longer key": json.dumps({"type": "auth", "key": KEY + "k"}).encode() + b"\n",
     "no key": b'{"type":"auth"}\n',
+    "the key twice": b'{"type":"auth","key":"wrong","k\\u0065y":"%s"}\n' % KEY.encode(),
     "key of the wrong type": b'{"type":"auth","key":7}\n',
     "another type": json.dumps({"type": "hello", "key": KEY}).encode() + b"\n",
     "a request": json.dumps(ask()).encode() + b"\n",

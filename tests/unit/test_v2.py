@@ -92,6 +92,19 @@ def test_attachments_inline() -> None:
     assert contents == [b"\0\0\0", b"\0\0\x80?", b"\x89PNG", b"hi", b""]
 
 
+def test_what_clients_of_openai_send() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    named = {"name": "answer", "strict": True, "schema": schema}
+    request = v2.parse(line(response_format={"type": "json_schema", "json_schema": named}))
+    assert json.loads(request.schema) == schema
+    assert v2.parse(line(response_format={"type": "text"})).schema == ""
+    choice = {"type": "function", "function": {"name": "weather"}}
+    request = v2.parse(line(tool_choice=choice, stop="x", seed=-1))
+    assert isinstance(request.tool_choice, v2.ToolName)
+    assert request.tool_choice.name == "weather"
+    assert (request.stop, request.seed) == (["x"], None)
+
+
 def test_response_formats() -> None:
     schema = {"type": "object", "properties": {}}
     request = v2.parse(line(response_format={"type": "json_schema", "schema": schema}))
@@ -165,7 +178,10 @@ WRONG_TYPES = [
     ("tool_choice", {}, "tool_choice"),
     ("tool_choice", 7, "tool_choice"),
     ("response_format", {"type": "xml"}, "response_format.type"),
+    ("tool_choice", {"type": "function", "function": {}}, "tool_choice.function"),
+    ("thinking", {"type": "enabled"}, "thinking"),
     ("response_format", {"type": "json_schema"}, "response_format.schema"),
+    ("response_format", {"type": "json_schema", "json_schema": {}}, "response_format.json_schema.schema"),
     ("response_format", {"type": "json_schema", "schema": 7}, "response_format.schema"),
     ("thinking", "yes", "thinking"),
     ("json_schema", [], "json_schema"),

@@ -53,6 +53,14 @@ def test_a_request_with_everything() -> None:
     v1.validate(request)
 
 
+def test_what_clients_of_openai_send() -> None:
+    request = v1.parse(
+        line(stop="x", seed=-1, response_format={"type": "text"}, tool_choice="any", thinking={})
+    )
+    assert (request.stop, request.seed) == (["x"], None)
+    v1.validate(request)
+
+
 def test_a_request_with_nothing_but_messages() -> None:
     request = v1.parse(b'{"messages":[' + TURN + b"]}")
     assert request.id == ""
@@ -106,8 +114,8 @@ WRONG_TYPES = [
     ("messages", 7), ("messages", None), ("messages", {}), ("messages", ["hi"]), ("messages", [[]]),
     ("id", 7), ("id", None), ("temperature", "hot"), ("temperature", True), ("top_p", []), ("top_k", -1),
     ("top_k", 2**32), ("top_k", 1.5), ("max_tokens", "10"), ("max_tokens", -1), ("stream", "yes"),
-    ("stream", 0), ("image_token_budget", "70"), ("grammar", None), ("grammar", 1), ("seed", -1),
-    ("seed", 2**32), ("stop", "x"), ("stop", [1]), ("min_p", "0"), ("repeat_penalty", {}),
+    ("stream", 0), ("image_token_budget", "70"), ("grammar", None), ("grammar", 1), ("seed", -2),
+    ("seed", 2**32), ("stop", 7), ("stop", [1]), ("min_p", "0"), ("repeat_penalty", {}),
     ("presence_penalty", "x"), ("frequency_penalty", "x"), ("json_schema", []), ("json_schema", "x"),
     ("priority", 1), ("priority", "urgent"), ("deadline_ms", -1), ("session", 1),
 ]  # fmt: skip

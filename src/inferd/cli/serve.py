@@ -43,6 +43,13 @@ def _serve(**flags: Any) -> int:
     return daemon.run(lambda: sources.read(flags))
 
 
+def _serve_as_0_2(**flags: Any) -> int:
+    """Run the daemon until it is told to stop, as inferd 0.2.1 did."""
+    from inferd.daemon import daemon
+
+    return daemon.run(lambda: sources.read(flags, as_0_2=True))
+
+
 _HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 _FLAGS: list[click.Parameter] = [_CONFIG, *(_flag(option) for option in OPTIONS if option.flag is not None)]
 
@@ -54,6 +61,10 @@ daemon_command = click.version_option(
     __version__, "-V", "--version", prog_name="inferd-daemon", message="%(prog)s %(version)s"
 )(
     click.Command(
-        "inferd-daemon", callback=_serve, params=_FLAGS, help=_serve.__doc__, context_settings=_HELP_OPTIONS
+        "inferd-daemon",
+        callback=_serve_as_0_2,
+        params=_FLAGS,
+        help=_serve_as_0_2.__doc__,
+        context_settings=_HELP_OPTIONS,
     )
 )

@@ -293,7 +293,7 @@ def _backends(checked: Any) -> tuple[dict[str, Any], ...]:
     if checked.model is not None and checked.backends is not None:
         raise ValueError("`model` and `backends` exclude each other; keep one of them")
     if checked.model is not None:
-        return ({"kind": "llamacpp", "name": "llamacpp", **_model(checked.model, "model")},)
+        return ({"kind": "llamacpp", "name": checked.model.name, **_model(checked.model, "model")},)
     if not checked.backends:
         raise ValueError("`backends` must list at least one backend")
     entries = [_entry(node, f"backends[{position}]") for position, node in enumerate(checked.backends)]

@@ -59,6 +59,11 @@ class Kind(ABC):
     def parse(self, text: str) -> object:
         """The value of ``text``; ``ValueError`` says what it must be instead."""
 
+    @property
+    def ignores_unusable_variables(self) -> bool:
+        """Whether a variable without a value is left out with a warning; else it is an error."""
+        return False
+
     def of_file(self, value: Any) -> object:
         """The value of what stands in the file, which is of :attr:`file_type`."""
         return self.parse(value) if isinstance(value, str) else value
@@ -147,6 +152,45 @@ class Choice(Kind):
 
     def of_file(self, value: Any) -> str:
         return self.numbers[value] if isinstance(value, int) else self.parse(value)
+
+
+LOG_LEVELS = ("off", "error", "warn", "info", "debug", "trace")
+
+
+@dataclass(frozen=True)
+class LogLevel(Kind):
+    """A level of the log in any case, its number, or filters in the form of Rust's ``env_logger``.
+
+    Of filters, which are separated by commas, the last one for inferd counts, else the one for everything. An
+    unusable variable is ignored with a warning, as inferd 0.2.1 ignores it.
+    """
+
+    @property
+    def metavar(self) -> str:
+        return "|".join(LOG_LEVELS)
+
+    @property
+    def description(self) -> str:
+        return "one of " + ", ".join(LOG_LEVELS)
+
+    @property
+    def ignores_unusable_variables(self) -> bool:
+        return True
+
+    def parse(self, text: str) -> str:
+        levels: dict[bool, str] = {}
+        for part in text.split(","):
+            target, separator, level = part.strip().rpartition("=")
+            level = level.strip().lower()
+            if level.isascii() and level.isdigit() and int(level) < len(LOG_LEVELS):
+                level = LOG_LEVELS[int(level)]
+            if level not in LOG_LEVELS:
+                raise ValueError(self.description)
+            if not separator or target.startswith("inferd"):
+                levels[bool(separator)] = level
+        if not levels:
+            raise ValueError(self.description)
+        return levels.get(True) or levels[False]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inferd.config import paths
-from inferd.config.kinds import Boolean, Choice, FilePath, Integer, Seconds
+from inferd.config.kinds import Boolean, Choice, FilePath, Integer, LogLevel, Seconds
 from inferd.config.option import option
 
 _LIMITS, _STORE, _LOG = "Limits", "Store", "Log"
@@ -22,9 +22,9 @@ class LimitOptions:
 
     active_permits: int = option(
         _LIMITS,
-        Integer(0, 256),
+        Integer(0, 1_000_000),
         4,
-        "Requests that run at the same time; 0 counts as 1.",
+        "Requests that run at the same time; 0 counts as 1. A local model decodes at most 256 of them.",
         key="engine.active_permits",
         reload=True,
     )
@@ -38,9 +38,9 @@ class LimitOptions:
     )
     ready_timeout_secs: float = option(
         _LIMITS,
-        Seconds(positive=True),
+        Seconds(),
         30.0,
-        "How long a built backend may take to become ready.",
+        "How long a built backend may take to become ready; with 0 it must be ready at once.",
         reload=True,
     )
     drain_timeout_secs: float = option(
@@ -142,7 +142,7 @@ class LimitOptions:
     )
     log_level: str = option(
         _LOG,
-        Choice(("off", "error", "warn", "info", "debug", "trace"), {"0": "off"}),
+        LogLevel(),
         "info",
         "The least severe level that is logged.",
         env="INFERD_LOG",

@@ -61,9 +61,10 @@ class ModelOptions:
     )
     n_ctx: int = option(
         _MODEL,
-        Integer(1),
+        Integer(0),
         8192,
-        "Tokens of context that one request may use, prompt and answer together.",
+        "Tokens of context that one request may use, prompt and answer together; 0 is all that the model was"
+        " trained for.",
         key="n_ctx",
         reload=True,
     )

@@ -28,6 +28,10 @@ OTHER_VARIABLES = frozenset({"INFERD_CONFIG", "INFERD_IMPL", "INFERD_CLI_LOG"})
 """What begins with INFERD_ and is no option: the config file, a test's switch, and one of inferd 0.2.1's."""
 
 
+MAX_LINE_BYTES_0_2 = 64 * 1024 * 1024
+"""The longest request line of inferd 0.2.1."""
+
+
 @dataclass(frozen=True, slots=True)
 class LoadedConfig:
     """Settings with what a person should be told: ``notes`` to log, and ``problem`` to end the boot with.
@@ -46,18 +50,26 @@ class LoadedConfig:
     origins: Mapping[str, str] = field(default_factory=dict)
 
 
-def read(flags: Mapping[str, object], env: Mapping[str, str] | None = None) -> LoadedConfig:
+def read(
+    flags: Mapping[str, object], env: Mapping[str, str] | None = None, *, as_0_2: bool = False
+) -> LoadedConfig:
     """Reads every source.
 
     ``flags`` maps option names, and ``config`` for the config file, to parsed values; ``None`` is not given.
-    Raises UsageError for flags that exclude each other and ConfigError for an unusable variable or key file.
+    With ``as_0_2`` a config file that is named and not there is a note, and request lines may have 64 MiB, as
+    in inferd 0.2.1, whose clients know no other way for a long prompt. Raises UsageError for flags that
+    exclude each other and ConfigError for an unusable variable or key file.
     """
     env = os.environ if env is None else env
-    levels = [_from_flags(flags), _from_env(env)]
+    unusable: list[str] = []
+    levels = [_from_flags(flags), _from_env(env, unusable)]
     for level, error in zip(levels, (UsageError, ConfigError), strict=True):
         _check_exclusive(level, error)
-    notes = [*_exposed(levels[0]), *_misspelt(env)]
+    notes = [*_exposed(levels[0]), *_misspelt(env), *unusable]
     path, named = config_path(flags, env)
+    if as_0_2 and named and not path.exists():
+        notes.append(f"config file {path}: there is no such file; the daemon serves without it")
+        named = False
     file, problem = ConfigFile(), None
     try:
         found = read_file(path, required=named)
@@ -70,6 +82,8 @@ def read(flags: Mapping[str, object], env: Mapping[str, str] | None = None) -> L
         problem = of_file
     chosen = _choose(levels, notes)
     settings = _settings(chosen, env)
+    if as_0_2 and "max_frame_bytes" not in chosen:
+        settings = dataclasses.replace(settings, max_frame_bytes=MAX_LINE_BYTES_0_2)
     serving = False
     try:
         settings = dataclasses.replace(settings, api_key=_api_key(settings, env))
@@ -99,12 +113,19 @@ def _from_flags(flags: Mapping[str, object]) -> dict[str, OptionValue]:
     }
 
 
-def _from_env(env: Mapping[str, str]) -> dict[str, OptionValue]:
+def _from_env(env: Mapping[str, str], unusable: list[str]) -> dict[str, OptionValue]:
     level: dict[str, OptionValue] = {}
     for option in OPTIONS:
         text = env.get(option.env, "") if option.env is not None else ""
         if text and option.env is not None:
-            level[option.name] = OptionValue(variable(option.env, option.kind, text), option.env, "env")
+            try:
+                value = variable(option.env, option.kind, text)
+            except ConfigError as error:
+                if not option.kind.ignores_unusable_variables:
+                    raise
+                unusable.append(f"{error}; it is ignored")
+                continue
+            level[option.name] = OptionValue(value, option.env, "env")
     return level
 
 

@@ -11,6 +11,9 @@ from inferd.engine.backend import Backend
 from inferd.engine.mock import Mock
 from inferd.progress import Progress
 
+# llama.cpp has no more in one context.
+MAX_SEQUENCES = 256
+
 
 def build_backend(
     settings: Settings, entry: BackendEntry, progress: Progress, cancelled: threading.Event
@@ -55,7 +58,7 @@ def _left_open(settings: Settings) -> dict[str, bool]:
 def _engine_options(settings: Settings) -> dict[str, Any]:
     """What the settings say of every model's engine."""
     return {
-        "n_parallel": max(1, settings.active_permits),
+        "n_parallel": min(max(1, settings.active_permits), MAX_SEQUENCES),
         "require_gpu": settings.require_gpu,
         "threads": settings.threads,
         "n_batch": settings.n_batch,

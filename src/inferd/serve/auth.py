@@ -11,6 +11,8 @@ from typing import Literal
 import msgspec
 
 from inferd import fastpath
+from inferd.errors import DecodeError
+from inferd.wire import frames
 
 MAX_LINE_BYTES = 4096  # no key is longer; a stranger may not make us hold more
 TIMEOUT_SECS = 10.0  # a client has its key at hand; a silent connection is not one of ours
@@ -21,14 +23,17 @@ class _AuthLine(msgspec.Struct):
     key: str
 
 
+_KEYS = frozenset(_AuthLine.__struct_fields__)
 _decoder = msgspec.json.Decoder(_AuthLine)
 
 
 def _read(line: bytes) -> _AuthLine | None:
     try:
-        return _decoder.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        found = frames.decode(_decoder, line)
+        frames.pairs(line).require_unique(_KEYS, "$")
+    except DecodeError:
         return None
+    return found
 
 
 def is_auth_line(line: bytes) -> bool:

@@ -26,6 +26,8 @@ MAX_SESSION_BYTES = 128
 MAX_SAMPLING_NUMBER = 100.0
 
 U32 = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
+# -1 is what others send for none.
+Seed = Annotated[int, msgspec.Meta(ge=-1, le=2**32 - 1)]
 
 
 class Sampling(msgspec.Struct, kw_only=True):
@@ -38,8 +40,8 @@ class Sampling(msgspec.Struct, kw_only=True):
     max_tokens: U32 | None = None
     stream: bool | None = None
     grammar: str = ""
-    seed: U32 | None = None
-    stop: list[str] | None = None
+    seed: Seed | None = None
+    stop: list[str] | str | None = None
     min_p: float | None = None
     repeat_penalty: float | None = None
     presence_penalty: float | None = None
@@ -60,7 +62,14 @@ def invalid(reason: str) -> InvalidRequest:
 
 
 def read(request: Sampling) -> None:
-    """Checks what the types of the fields do not say; a ``null`` schema becomes an absent one."""
+    """Checks what the types of the fields do not say.
+
+    A ``null`` schema and a seed of -1 become absent ones, and a single stop string a list.
+    """
+    if request.seed == -1:
+        request.seed = None
+    if isinstance(request.stop, str):
+        request.stop = [request.stop]
     if request.priority is not None and request.priority not in PRIORITIES:
         raise DecodeError("Expected `interactive` or `batch` - at `$.priority`", request.id)
     request.json_schema = read_object(request.json_schema, "$.json_schema", request.id)
@@ -87,7 +96,7 @@ def check(request: Sampling) -> None:
         raise invalid(f"repeat_penalty must be above 0 and at most {MAX_SAMPLING_NUMBER:g}")
     _check_range("presence_penalty", request.presence_penalty, -MAX_SAMPLING_NUMBER)
     _check_range("frequency_penalty", request.frequency_penalty, -MAX_SAMPLING_NUMBER)
-    if request.stop is not None:
+    if isinstance(request.stop, list):
         _check_stop(request.stop)
     if request.grammar:
         _check_grammar(request)

@@ -95,17 +95,30 @@ class Tool(msgspec.Struct):
     input_schema: msgspec.Raw
 
 
-class ToolName(msgspec.Struct):
-    """The choice of one tool."""
-
+class _Function(msgspec.Struct):
     name: str
 
 
+class ToolName(msgspec.Struct):
+    """The choice of one tool; ``function`` has its name in the form of OpenAI's API, until it is read."""
+
+    name: str = ""
+    function: _Function | None = None
+
+
+class _NamedSchema(msgspec.Struct):
+    schema: msgspec.Raw = msgspec.Raw()
+
+
 class ResponseFormat(msgspec.Struct):
-    """What the answer has to be: any JSON object, or one that follows ``schema``."""
+    """What the answer has to be: any JSON object, or one that follows ``schema``.
+
+    ``json_schema`` holds the schema in the form of OpenAI's API, until it is read.
+    """
 
     type: str
     schema: msgspec.Raw = msgspec.Raw()
+    json_schema: _NamedSchema | None = None
 
 
 class Request(Sampling, kw_only=True):
@@ -165,19 +178,37 @@ def parse(line: bytes | memoryview, *, content_follows: bool = False) -> Request
     attachments.read(request.attachments or (), request.id, content_follows=content_follows)
     for i, tool in enumerate(request.tools or ()):
         _read_object(tool.input_schema, f"$.tools[{i}].input_schema", request.id)
-    if isinstance(request.tool_choice, str) and request.tool_choice not in TOOL_CHOICES:
-        raise DecodeError("Expected `auto`, `none`, `required` or `object` - at `$.tool_choice`", request.id)
-    if request.response_format is not None:
-        _read_format(request.response_format, request.id)
+    _read_choice(request)
+    _read_format(request)
     sampling.read(request)
     return request
 
 
-def _read_format(form: ResponseFormat, request_id: str) -> None:
-    if form.type not in RESPONSE_FORMATS:
-        raise DecodeError("Expected `json_schema` or `json_object` - at `$.response_format.type`", request_id)
-    if form.type == "json_schema":
-        _read_object(form.schema, "$.response_format.schema", request_id)
+def _read_choice(request: Request) -> None:
+    choice = request.tool_choice
+    if isinstance(choice, str) and choice not in TOOL_CHOICES:
+        raise DecodeError("Expected `auto`, `none`, `required` or `object` - at `$.tool_choice`", request.id)
+    if isinstance(choice, ToolName):
+        if choice.function is not None:
+            choice.name = choice.name or choice.function.name
+        if not choice.name:
+            raise DecodeError("Object missing required field `name` - at `$.tool_choice`", request.id)
+
+
+def _read_format(request: Request) -> None:
+    form = request.response_format
+    if form is None:
+        return
+    if form.type == "text":
+        request.response_format = None
+    elif form.type not in RESPONSE_FORMATS:
+        expected = "Expected `json_schema`, `json_object` or `text` - at `$.response_format.type`"
+        raise DecodeError(expected, request.id)
+    elif form.type == "json_schema":
+        where = "$.response_format.schema"
+        if form.json_schema is not None and not bytes(form.schema):
+            form.schema, where = form.json_schema.schema, "$.response_format.json_schema.schema"
+        _read_object(form.schema, where, request.id)
 
 
 def _read_object(raw: msgspec.Raw, where: str, request_id: str) -> None:

@@ -236,7 +236,7 @@ class LlamaCpp(Backend):
             if config.projector is not None:
                 threads = config.threads or _llama.useful_threads()
                 projector = _llama.Projector(model, str(config.projector), threads=threads)
-            n_ctx = min(config.n_ctx, model.n_ctx_train)
+            n_ctx = min(config.n_ctx or model.n_ctx_train, model.n_ctx_train)
             progress("kv_cache", {"n_ctx": n_ctx})
             # On a CPU flash attention helps prompts and hurts answers; answers are what people wait for.
             flash = config.flash_attention
