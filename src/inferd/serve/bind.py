@@ -64,16 +64,15 @@ def bind_unix(path: Path, mode: int, group: str | None = None) -> Bound:
         )
     gid = -1 if group is None else _group_id(group)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    # Under this umask neither a missing directory nor the socket is ever open to others. chmod lets in whom
-    # it should, and only then does the socket listen.
     umask = os.umask(0o077)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _make_way(path)
+        # The umask gives the socket its mode: where others may write to the directory, a chmod could meet a
+        # link that one of them has put in the socket's place. Nobody can connect before it listens.
+        os.umask(0o777 & ~mode)
         sock.bind(str(path))
-        os.chown(path, -1, gid, follow_symlinks=False)
-        path.chmod(mode)
-        made = path.lstat()
+        made = _give_to(path, gid)
         sock.listen(BACKLOG)
         sock.setblocking(False)
     except OSError as error:
@@ -85,6 +84,27 @@ def bind_unix(path: Path, mode: int, group: str | None = None) -> Bound:
     finally:
         os.umask(umask)
     return Bound(sock, str(path), (path, made.st_dev, made.st_ino))
+
+
+def _give_to(path: Path, gid: int) -> os.stat_result:
+    """Gives the socket at ``path`` to a group, unless that is -1. Raises OSError for any other file."""
+    if not hasattr(os, "O_PATH"):
+        found = path.lstat()
+        if stat.S_ISSOCK(found.st_mode):
+            os.chown(path, -1, gid, follow_symlinks=False)
+    else:
+        held = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            found = os.fstat(held)
+            if stat.S_ISSOCK(found.st_mode) and gid != -1:
+                os.chown(
+                    f"/proc/self/fd/{held}", -1, gid
+                )  # the file itself, whatever its path leads to by now
+        finally:
+            os.close(held)
+    if not stat.S_ISSOCK(found.st_mode):
+        raise OSError(errno.EEXIST, "another user has put something else in its place")
+    return found
 
 
 def _group_id(group: str) -> int:
