@@ -25,6 +25,7 @@ from inferd.serve.memory import InputMemory
 from inferd.serve.observe.metrics import Metrics
 from inferd.serve.router import Router
 from inferd.serve.session import Service
+from inferd.serve.strangers import Strangers
 from inferd.serve.surface import Surface
 from inferd.serve.surfaces.v1 import TextSurface
 
@@ -167,6 +168,7 @@ async def serving(
     idle_timeout_secs: float = 0.0,
     max_connections: int = 100,
     max_connections_per_uid: int = 0,
+    max_strangers: int = 64,
     clock: Callable[[], float] = time.monotonic,
     surface: Surface[Any] | None = None,
 ) -> AsyncIterator[Server]:
@@ -190,7 +192,14 @@ async def serving(
     else:
         bound = bind.bind_tcp(address, has_key=api_key is not None)
     places = ConnectionLimit(max_connections, max_connections_per_uid)
-    server = Server(service, Listener(bound, service.serve, places), places, hangups)
+    listener = Listener(
+        bound,
+        service.serve,
+        places,
+        strangers=Strangers(max_strangers),
+        asks_key=service.asks_key,
+    )
+    server = Server(service, listener, places, hangups)
     before = asyncio.all_tasks()
     try:
         yield server

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import socket
 from pathlib import Path
@@ -15,6 +16,7 @@ from inferd import log
 from inferd.engine.mock import Mock
 from inferd.serve import burst, connection, listener, session
 from inferd.serve.listener import ConnectionLimit
+from inferd.serve.strangers import Strangers
 from inferd.serve.surfaces.v2 import BlockSurface
 from tests.in_process import DONE, TOKEN, Gate, ask, serving, until
 
@@ -101,7 +103,7 @@ async def test_silence_between_requests_is_none_of_it(path: Path, monkeypatch: p
 
 @both_loops
 async def test_readers_that_do_not_read_give_way_to_a_request_that_waits(path: Path) -> None:
-    tape = ["x" * 20_000] * 400
+    tape = ["x" * 20_000] * 40
     mock = Mock(tape=tape)
     async with serving(path, mock, active_permits=4) as server:
         readers = [await server.connect() for _ in range(4)]
@@ -133,7 +135,7 @@ async def test_readers_that_do_not_read_give_way_to_a_request_that_waits(path: P
 
 @both_loops
 async def test_a_deadline_ends_a_request_that_waits_for_its_reader(path: Path) -> None:
-    async with serving(path, Mock(tape=["x" * 20_000] * 400)) as server:
+    async with serving(path, Mock(tape=["x" * 20_000] * 40)) as server:
         reader = await server.connect()
         await reader.send(ask(deadline_ms=50))
         await until(lambda: server.admission.running == 1)
@@ -196,6 +198,40 @@ async def test_one_user_cannot_take_every_place(path: Path) -> None:
         fourth = await server.connect()
         await fourth.send(ask())
         assert await fourth.line() == TOKEN
+
+
+KEY = "k" * 32
+
+
+@both_loops
+async def test_silent_strangers_take_no_place_from_the_holder_of_the_key() -> None:
+    async with serving("127.0.0.1:0", api_key=KEY, max_connections=2, max_strangers=4) as server:
+        strangers = [await server.connect() for _ in range(12)]
+        for stranger in strangers[:8]:  # each newcomer beyond four displaces the oldest
+            assert await stranger.receive() == b""
+        assert server.places.taken == 0
+        for _ in range(2):
+            client = await server.connect()
+            await client.send({"type": "auth", "key": KEY}, ask())
+            assert await client.line() == TOKEN
+        assert server.places.taken == 2
+        third = await server.connect()
+        await third.send({"type": "auth", "key": KEY})
+        assert await third.receive() == b""  # the places of those with a key are taken
+        client.close()
+        await until(lambda: server.places.taken == 1)
+
+
+def test_of_the_strangers_the_oldest_of_the_host_with_the_most_makes_way() -> None:
+    closed: list[str] = []
+    strangers = Strangers(3)
+    for name in ("a1", "b1", "b2", "c1", "b3"):
+        strangers.add(name[0], name, functools.partial(closed.append, name))
+    assert closed == ["b1", "a1"]  # then one each, and the host that came first
+    assert len(strangers) == 3
+    assert strangers.discard("c", "c1")
+    assert not strangers.discard("c", "c1")
+    assert len(strangers) == 2
 
 
 def test_places_are_counted_by_owner() -> None:

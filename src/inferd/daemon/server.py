@@ -25,6 +25,7 @@ from inferd.serve.memory import InputMemory
 from inferd.serve.observe.metrics import Metrics
 from inferd.serve.router import Router
 from inferd.serve.session import Service
+from inferd.serve.strangers import Strangers
 
 # A cancelled request ends within a step of its backend; one that does not is cut off.
 CANCEL_GRACE_SECS = 5.0
@@ -44,6 +45,7 @@ class Server:
         self.places = ConnectionLimit(settings.max_connections, settings.max_connections_per_uid)
         self.memory = InputMemory(settings.max_input_memory_bytes)
         self.listeners: list[Listener] = []
+        self._strangers = Strangers()
         self._services: list[Service[Any]] = []
         self._router = router
         self._metrics = metrics
@@ -85,7 +87,14 @@ class Server:
                 idle_timeout_secs=settings.idle_timeout_secs,
             )
             self._services.append(service)
-            listener = Listener(bound, service.serve, self.places, self._on_change)
+            listener = Listener(
+                bound,
+                service.serve,
+                self.places,
+                self._on_change,
+                strangers=self._strangers,
+                asks_key=service.asks_key,
+            )
             self.listeners.append(listener)
             held.push_async_callback(listener.close, FLUSH_GRACE_SECS)
 

@@ -20,6 +20,7 @@ from inferd import log
 from inferd.serve import faults
 from inferd.serve.bind import Bound, check_key
 from inferd.serve.peer import Peer
+from inferd.serve.strangers import Strangers
 
 # How long accepting rests when the system cannot give us a connection.
 BACKOFF_SECS = 0.5
@@ -30,7 +31,7 @@ REFUSALS_SECS = 1.0
 # A silent TCP peer is asked after a minute whether it is there, and given half a minute to say so.
 KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 
-Serve = Callable[[socket.socket, Peer, int], Coroutine[Any, Any, None]]
+Serve = Callable[..., Coroutine[Any, Any, None]]
 
 _log = log.get("listener")
 _numbers = itertools.count(1)
@@ -69,7 +70,12 @@ class ConnectionLimit:
 
 class Listener:
     """``serve(sock, peer, number)`` serves one connection until it is closed and closes ``sock``;
-    ``on_change`` is called whenever a connection has come or gone."""
+    ``on_change`` is called whenever a connection has come or gone.
+
+    With ``strangers``, a TCP connection has no place yet while ``asks_key()`` holds. It is served by
+    ``serve(sock, peer, number, enter)``, which calls ``enter()`` when the client has shown the key. The
+    result says whether there was a place.
+    """
 
     def __init__(
         self,
@@ -77,12 +83,17 @@ class Listener:
         serve: Serve,
         places: ConnectionLimit,
         on_change: Callable[[], None] = lambda: None,
+        *,
+        strangers: Strangers | None = None,
+        asks_key: Callable[[], bool] = lambda: False,
     ) -> None:
         self.address = bound.address
         self._bound = bound
         self._serve = serve
         self._places = places
         self._on_change = on_change
+        self._strangers = strangers
+        self._asks_key = asks_key
         self._loop = asyncio.get_running_loop()
         self._connections: set[asyncio.Task[None]] = set()
         self._rest: asyncio.TimerHandle | None = None
@@ -131,13 +142,20 @@ class Listener:
                 self._rest = self._loop.call_later(BACKOFF_SECS, self._listen)
                 self._loop.remove_reader(self._bound.sock)
                 return
-            if self._places.take(peer.owner):
+            if self._bound.is_tcp and self._strangers is not None and self._asks_key():
+                self._begin_stranger(sock, peer, self._strangers)
+            elif self._take(peer):
                 self._begin(sock, peer)
             else:
                 sock.close()
-                self._refused += 1
-                if self._refused == 1:
-                    self._tell_refusals(peer)
+
+    def _take(self, peer: Peer) -> bool:
+        taken = self._places.take(peer.owner)
+        if not taken:
+            self._refused += 1
+            if self._refused == 1:
+                self._tell_refusals(peer)
+        return taken
 
     def _tell_refusals(self, peer: Peer) -> None:
         """Logs the first refusal at once, and a second later how many there were."""
@@ -157,18 +175,44 @@ class Listener:
             _log.warn("connections_refused", address=self.address, count=refused)
 
     def _begin(self, sock: socket.socket, peer: Peer) -> None:
+        self._prepare(sock, peer)
+        task = self._loop.create_task(self._serve(sock, peer, next(_numbers)))
+        self._watch(task, sock, lambda: self._places.leave(peer.owner))
+
+    def _begin_stranger(self, sock: socket.socket, peer: Peer, strangers: Strangers) -> None:
+        self._prepare(sock, peer)
+        entered = False
+
+        def enter() -> bool:
+            nonlocal entered
+            strangers.discard(peer.owner, task)
+            entered = self._take(peer)
+            self._on_change()
+            return entered
+
+        def leave() -> None:
+            strangers.discard(peer.owner, task)
+            if entered:
+                self._places.leave(peer.owner)
+
+        task = self._loop.create_task(self._serve(sock, peer, next(_numbers), enter))
+        strangers.add(peer.owner, task, task.cancel)
+        self._watch(task, sock, leave)
+
+    def _prepare(self, sock: socket.socket, peer: Peer) -> None:
         sock.setblocking(False)
         if peer.transport == "tcp":
             _prepare_tcp(sock)
-        task = self._loop.create_task(self._serve(sock, peer, next(_numbers)))
+
+    def _watch(self, task: asyncio.Task[None], sock: socket.socket, leave: Callable[[], None]) -> None:
         self._connections.add(task)
-        task.add_done_callback(lambda task: self._ended(task, peer, sock))
+        task.add_done_callback(lambda task: self._ended(task, sock, leave))
         self._on_change()
 
-    def _ended(self, task: asyncio.Task[None], peer: Peer, sock: socket.socket) -> None:
+    def _ended(self, task: asyncio.Task[None], sock: socket.socket, leave: Callable[[], None]) -> None:
         sock.close()  # by now it is, unless the task was cancelled before it began
         self._connections.discard(task)
-        self._places.leave(peer.owner)
+        leave()
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("connection_failed", address=self.address, error=faults.describe(error))
         self._on_change()

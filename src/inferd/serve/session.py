@@ -13,6 +13,7 @@ import contextlib
 import functools
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Generic, cast
 
@@ -74,9 +75,18 @@ class Service(Generic[R]):
     idle_timeout_secs: float = 0.0
     sessions: set[Session[R]] = field(default_factory=set)
 
-    async def serve(self, sock: socket.socket, peer: Peer, number: int) -> None:
-        """Serves an accepted socket until it is closed; ``number`` names the connection in the log."""
-        session = Session(self, sock, peer, number)
+    def asks_key(self) -> bool:
+        """Whether a client has to show a key over TCP."""
+        return self.api_key is not None
+
+    async def serve(
+        self, sock: socket.socket, peer: Peer, number: int, enter: Callable[[], bool] = lambda: True
+    ) -> None:
+        """Serves an accepted socket until it is closed; ``number`` names the connection in the log.
+
+        ``enter`` is called once the client may send requests, and says whether there is a place for it.
+        """
+        session = Session(self, sock, peer, number, enter)
         metrics = self.metrics.surfaces[self.surface.name]
         metrics.connections += 1
         metrics.connections_open += 1
@@ -106,8 +116,11 @@ def _pass_deadline(context: RequestContext[R]) -> None:
 class Session(Generic[R]):
     """The conversation over one connection."""
 
-    def __init__(self, service: Service[R], sock: socket.socket, peer: Peer, number: int) -> None:
+    def __init__(
+        self, service: Service[R], sock: socket.socket, peer: Peer, number: int, enter: Callable[[], bool]
+    ) -> None:
         self._service = service
+        self._enter = enter
         self._surface: Surface[Any] = service.surface
         self._metrics = service.metrics.surfaces[service.surface.name]
         self._sock = sock
@@ -150,6 +163,8 @@ class Session(Generic[R]):
     async def _converse(self) -> None:
         key = self._service.api_key
         if key is not None and self._peer.transport == "tcp" and not await self._authenticate(key):
+            return
+        if not self._enter():
             return
         try:
             while True:
