@@ -311,6 +311,12 @@ class DaemonUnreachable(OperatorError):
     retryable = True
 
 
+class DaemonUntrusted(OperatorError):
+    """The daemon's socket is served by a user who could have put it there to read prompts."""
+
+    exit_code = 3
+
+
 class ConnectionLost(OperatorError):
     """The daemon closed the connection before the request's terminal frame."""
 

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from inferd.client.address import Endpoint
 from inferd.client.connection import is_quiet
 from inferd.client.protocol import READ_BYTES, Bytes, Incoming, opening
+from inferd.client.trust import require_trusted
 from inferd.errors import DaemonUnreachable, UsageError
 
 R = TypeVar("R")
@@ -163,6 +164,7 @@ async def _connect(endpoint: Endpoint, limit_secs: float | None) -> socket.socke
         while True:
             try:
                 connection.connect(endpoint.text)
+                require_trusted(connection, endpoint.text)
                 return connection
             except BlockingIOError:
                 # The daemon's backlog is full, and nothing tells when it no longer is.

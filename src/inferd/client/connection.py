@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from inferd.client.address import Endpoint
 from inferd.client.protocol import READ_BYTES, Bytes, Incoming, opening
+from inferd.client.trust import require_trusted
 from inferd.errors import DaemonUnreachable
 
 
@@ -108,6 +109,7 @@ def _connect(endpoint: Endpoint, timeout: float | None) -> socket.socket:
     try:
         connection.settimeout(timeout)
         connection.connect(endpoint.text)
+        require_trusted(connection, endpoint.text)
     except BaseException:
         connection.close()
         raise

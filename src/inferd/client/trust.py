@@ -1,0 +1,59 @@
+"""Whether the process behind a Unix socket may be sent a prompt.
+
+In a directory where everybody may write, such as /tmp, another user can make the socket's directory first and
+answer in the daemon's place. A server that runs as this user or as root is trusted. Another user is trusted
+where the owner of the directory above gave it that place: /run/inferd of the user inferd, but not
+/tmp/inferd-1000 of anyone else.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import struct
+import sys
+from pathlib import Path
+
+from inferd.errors import DaemonUntrusted
+
+_UCRED = struct.Struct("3i")  # Linux: pid, uid, gid
+
+
+def require_trusted(connected: socket.socket, path: str) -> None:
+    """Raises DaemonUntrusted for a socket, connected to ``path``, of a user who is not to see a prompt."""
+    if sys.platform == "win32":
+        return
+    server = _server_uid(connected, path)
+    trusted = {0, os.geteuid()}
+    if server not in trusted and server not in _owners(Path(path).absolute(), trusted):
+        raise DaemonUntrusted(
+            f"the socket {path} is served by another user (uid {server}), in a directory that others may"
+            " write; remove it, or have that user serve in a directory of their own"
+        )
+
+
+def _server_uid(connected: socket.socket, path: str) -> int:
+    if sys.platform == "linux":
+        _, uid, _ = _UCRED.unpack(connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        return int(uid)
+    return os.lstat(path).st_uid
+
+
+def _owners(path: Path, trusted: set[int]) -> set[int]:
+    """The owners along ``path`` whose place there was given by ``trusted`` ones, and so on down to the file.
+
+    The path is walked as it was given and as links resolve it, since either can be another user's work.
+    """
+    found = set(trusted)
+    for way in (path, path.resolve()):
+        is_given = True  # the root directory belongs to root
+        for place in (*reversed(way.parents), way):
+            status = place.lstat()
+            if status.st_uid not in found:
+                if not is_given:
+                    return trusted
+                found.add(status.st_uid)
+            if not stat.S_ISLNK(status.st_mode):
+                is_given = not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return found
