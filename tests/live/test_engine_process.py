@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from inferd.client.admin import AdminClient
 from tests.daemon_process import DaemonProcess, Wire, until
 from tests.demo_model import demo_model
 
@@ -126,6 +127,11 @@ def test_a_crash_ends_the_running_request_and_no_other(
     assert engine(process) != first
     process.note_resources()
     assert state_of(first) == ""
+    with AdminClient(process.admin) as admin:
+        (row,) = admin.status().backends
+    assert (row["engine"]["restarts"], row["engine"]["problem"]) == (1, "")
+    assert number.name in row["engine"]["last_end"]
+    assert row["engine"]["memory_bytes"] > 0
     died = process.wait_event("engine_died")
     assert (died[0]["requests"], died[0]["pid"]) == (1, first)
     assert number.name in died[0]["reason"]

@@ -78,6 +78,42 @@ def snapshot(lifecycle: dict[str, object], **more: object) -> dict[str, object]:
 MAIN = {"name": "main", "kind": "llamacpp", "model": "m", "ready": True, "breaker": "open", "running": 1}
 
 
+ENGINE = {
+    "pid": 81,
+    "memory_bytes": 171_000_000,
+    "restarts": 0,
+    "last_end": "",
+    "silent_secs": 0.0,
+    "problem": "",
+    "cage": {"seccomp": "yes"},
+}
+
+
+@pytest.mark.parametrize(
+    ("engine", "parts"),
+    [
+        ({}, ["ready", "process 81, 171 MB"]),
+        ({"restarts": 2, "last_end": "SIGSEGV"}, ["ready", "restarted 2 times, last because of: SIGSEGV"]),
+        ({"silent_secs": 12.0}, ["stuck 12 s", "no sign of life for 12 s"]),
+        ({"pid": 0}, ["restarting", "no process"]),
+        ({"problem": "the file was changed"}, ["cannot load", "the file was changed"]),
+    ],
+)
+def test_status_tells_how_the_process_of_a_model_is(
+    engine: dict[str, object],
+    parts: list[str],
+    admin: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ready: dict[str, object] = {"status": "ready"}
+    backend = {**MAIN, "breaker": "closed", "engine": {**ENGINE, **engine}}
+    admin(CAPABILITIES, ready, snapshot(ready, backends=[backend]))
+    assert cli.main(["status"]) == 0
+    out = capsys.readouterr().out
+    for part in parts:
+        assert part in out
+
+
 def row(request_id: str, position: int | None) -> dict[str, object]:
     return {
         "id": request_id,

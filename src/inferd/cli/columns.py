@@ -29,6 +29,10 @@ def duration(seconds: float) -> str:
     return f"{_short(seconds / 86400)} d"
 
 
+def megabytes(size: int) -> str:
+    return f"{size / 1e6:.0f} MB"
+
+
 def rate(per_second: float | None) -> str:
     """A speed in tokens per second; ``-`` when there is none."""
     return "-" if per_second is None else _short(per_second)

@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -39,6 +40,8 @@ import json
 from inferd.engine.local import _llama
 print(json.dumps([_llama.devices(), _llama.system_info(), _llama.useful_threads()]))
 """
+
+_IN_FORCE = ("yes", "refused")
 
 CPUINFO = Path("/proc/cpuinfo")
 
@@ -182,11 +185,31 @@ def _devices(settings: Settings, devices: list[list[str]], features: str, thread
 def _daemon(settings: Settings) -> Findings:
     try:
         with AdminClient(settings.admin_addr, timeout=ANSWER_SECS) as admin:
-            status = admin.snapshot().lifecycle["status"]
+            state = admin.status()
     except (DaemonUnreachable, ConnectionLost) as error:
         if is_held(settings.lock):
             yield Finding("daemon", "fail", f"runs, but does not report: {error}", "restart it: inferd stop")
         else:
             yield Finding("daemon", "ok", "none is running; `inferd run` starts one")
     else:
-        yield Finding("daemon", "ok", f"runs: {status}")
+        yield Finding("daemon", "ok", f"runs: {state.lifecycle['status']}")
+        for row in state.backends:
+            if row.get("engine"):
+                yield _engine_process(row["name"], row["engine"])
+
+
+def _engine_process(name: str, engine: dict[str, Any]) -> Finding:
+    """How the process of a model is doing, and what of its cage is not in force."""
+    what = f"engine {name}"
+    if engine["problem"]:
+        return Finding(what, "fail", engine["problem"], "mend the model, then reload: inferd reload")
+    if engine["silent_secs"]:
+        silent = f"no sign of life for {engine['silent_secs']:g} s"
+        return Finding(what, "warn", silent, "inferd ends it and starts it again; the log says when")
+    if engine["restarts"]:
+        often = f"was started again {engine['restarts']} times, last because of: {engine['last_end']}"
+        return Finding(what, "warn", often, "the activity log says where it ended: engine_crashed")
+    missing = [f"{layer}: {state}" for layer, state in engine["cage"].items() if state not in _IN_FORCE]
+    if missing:
+        return Finding(what, "warn", f"its cage is not whole: {'; '.join(missing)}")
+    return Finding(what, "ok", f"process {engine['pid']}, caged")

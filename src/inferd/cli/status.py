@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from inferd.cli.columns import aligned, caller, cut, duration, rate, time_or_dash
+from inferd.cli.columns import aligned, caller, cut, duration, megabytes, rate, time_or_dash
 from inferd.cli.say import say
 from inferd.client.admin import AdminClient, Frame, Status
 from inferd.config import paths
@@ -132,8 +132,12 @@ def _backends(state: Status) -> list[str]:
         row = states.get(name)
         numbers = state.metrics["backends"].get(name)
         rows.append((name, frame.get("backend"), _condition(row), *_numbers(numbers), frame.get("model")))
+    engines = [engine_line(states.get(frame.get("name", ""))) for frame in state.capabilities]
     header, *lines = aligned(rows)
-    return [header, *(line for pair in zip(lines, abilities, strict=True) for line in pair)]
+    return [
+        header,
+        *(line for three in zip(lines, abilities, engines, strict=True) for line in three if line),
+    ]
 
 
 def _condition(row: Frame | None) -> str:
@@ -141,7 +145,31 @@ def _condition(row: Frame | None) -> str:
         return "loading"
     if row["breaker"] != "closed":
         return f"breaker {row['breaker']}"
+    engine = row.get("engine")
+    if engine and engine["problem"]:
+        return "cannot load"
+    if engine and engine["silent_secs"]:
+        return f"stuck {duration(engine['silent_secs'])}"
+    if engine and not engine["pid"]:
+        return "restarting"
     return "ready" if row["ready"] else "not ready"
+
+
+def engine_line(row: Frame | None) -> str:
+    """What there is to say of the backend's process; empty for one without."""
+    engine = (row or {}).get("engine")
+    if not engine:
+        return ""
+    parts = (
+        [f"process {engine['pid']}, {megabytes(engine['memory_bytes'])}"] if engine["pid"] else ["no process"]
+    )
+    if engine["restarts"]:
+        parts.append(f"restarted {engine['restarts']} times, last because of: {engine['last_end']}")
+    if engine["silent_secs"]:
+        parts.append(f"no sign of life for {duration(engine['silent_secs'])}")
+    if engine["problem"]:
+        parts.append(engine["problem"])
+    return one_line("  " + "; ".join(parts))
 
 
 def _numbers(numbers: Frame | None) -> tuple[object, ...]:

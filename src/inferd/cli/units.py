@@ -46,6 +46,8 @@ SystemCallArchitectures=native
 SystemCallErrorNumber=EPERM
 SystemCallFilter=@system-service
 SystemCallFilter=~@privileged
+# The process of a model gives up more than this unit does.
+SystemCallFilter=seccomp landlock_create_ruleset landlock_add_rule landlock_restrict_self
 # For a socket's group.
 SystemCallFilter=@chown
 """

@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import (
@@ -204,7 +205,7 @@ def _of_backends(metrics: Metrics) -> Iterator[Metric]:
         yield _histogram(name, text, "backend", ((key, of(metrics)) for key, metrics in backends))
 
 
-def _of_entries(backends: list[dict[str, object]]) -> Iterator[Metric]:
+def _of_entries(backends: list[dict[str, Any]]) -> Iterator[Metric]:
     up: list[Sample] = [((str(row["name"]),), float(row["ready"] is True)) for row in backends]
     yield _gauge("inferd_backend_ready", "Whether the backend would serve now.", ("backend",), up)
     states: list[Sample] = [
@@ -212,6 +213,16 @@ def _of_entries(backends: list[dict[str, object]]) -> Iterator[Metric]:
         for row in backends
         for state in ("closed", "half-open", "open")
     ]
+    engines = [(str(row["name"]), engine) for row in backends if (engine := row["engine"])]
+    for name, text, key in (
+        ("inferd_engine_memory_bytes", "Resident memory of the backend's process.", "memory_bytes"),
+        ("inferd_engine_silent_seconds", "How long its process has given no sign of life.", "silent_secs"),
+    ):
+        yield _gauge(name, text, ("backend",), [((of,), engine[key]) for of, engine in engines])
+    restarts = [((of,), engine["restarts"]) for of, engine in engines]
+    yield _counter(
+        "inferd_engine_restarts", "How often its process was started again.", ("backend",), restarts
+    )
     yield _gauge("inferd_breaker_state", "1 for the state of the breaker.", ("backend", "state"), states)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from typing import Any, cast
 
 from inferd import __version__
+from inferd.engine.backend import Backend
 from inferd.serve.admission import Admission
 from inferd.serve.observe.metrics import Metrics
 from inferd.serve.router import Router
@@ -45,7 +47,7 @@ class Snapshot:
             "metrics": self.metrics.summary(),
         }
 
-    def backends(self) -> list[dict[str, object]]:
+    def backends(self) -> list[dict[str, Any]]:
         """The backends in order of priority, and what may keep each from serving."""
         return [
             {
@@ -55,9 +57,16 @@ class Snapshot:
                 "ready": member.backend.ready(),
                 "breaker": member.breaker.state,
                 "running": member.running,
+                "engine": _engine(member.backend),
             }
             for member in self.router.members
         ]
+
+
+def _engine(backend: Backend) -> dict[str, object] | None:
+    """The state of the backend's process, ``None`` for one without a process of its own."""
+    state = backend.engine_state()
+    return None if state is None else dataclasses.asdict(state)
 
 
 def _contexts(holders: list[object]) -> list[RequestContext[Any]]:
