@@ -208,3 +208,9 @@ def test_ctrl_c_ends_a_download_that_the_next_pull_goes_on_with(server: TlsServe
     server.pause = 0
     assert user(*pull).returncode == 0
     assert re.fullmatch(r"bytes=\d+-", str(server.ranges[1]))
+
+
+def test_import_of_a_file_that_cannot_be_read(home: Path, capsys: Capture) -> None:
+    run("import", "/proc/self/mem", code=1)
+    sentence = "inferd: cannot read the model file /proc/self/mem: Input/output error\n"
+    assert capsys.readouterr().err.endswith(sentence)

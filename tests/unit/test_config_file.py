@@ -59,7 +59,6 @@ def test_the_default_file_is_read(tmp_path: Path) -> None:
         ('{"\\udfff": 1}', r"`\\udfff` holds half of a character"),
         ('{"n_ctx": ' + "9" * 5000 + "}", "Expected `int.*n_ctx"),
         ("[" * 100_000, "is nested too deeply"),
-        ({}, "`backends` must list at least one backend"),
         ({"backends": []}, "`backends` must list at least one backend"),
         ({**MOCK, "model": {"name": "x"}}, "`model` and `backends` exclude each other"),
         ({"backends": [{"kind": "mock"}]}, r"`name`.*backends\[0\]"),
@@ -238,3 +237,11 @@ def test_an_explicit_kind_keeps_only_its_entries(tmp_path: Path) -> None:
     path = write(tmp_path, {"model": {"name": "x"}})
     settings, _ = sources.load({"config": path, "backend": "mock"}, ENV)
     assert settings.backends == (MockEntry(name="mock"),)
+
+
+@pytest.mark.parametrize("content", [{}, {"engine": {"queue_depth": 3}}])
+def test_a_file_without_backends_means_the_default_model(tmp_path: Path, content: object) -> None:
+    settings, _ = sources.load({"config": write(tmp_path, content)}, ENV)
+    assert settings.backends == sources.load({}, ENV)[0].backends
+    chosen, _ = sources.load({"config": write(tmp_path, content), "backend": "mock"}, ENV)
+    assert [entry.kind for entry in chosen.backends] == ["mock"]

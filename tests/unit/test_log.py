@@ -406,6 +406,35 @@ class TestFile:
         assert [entry["msg"] for entry in entries(tmp_path, "taken")] == ["old"]
 
 
+FULL_DISK = """
+import resource, signal, sys, time
+from pathlib import Path
+from inferd import log
+activity = log.setup("info", Path(sys.argv[1]), stderr=False)
+resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))
+for number in range(100):
+    log.get("x").info("event", number=number)
+written = Path(sys.argv[1]) / log.FILE_NAME
+while not activity._file._failed:
+    time.sleep(0.001)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+print(written.read_text(), end="")
+log.get("x").info("room again")
+activity.close()
+"""
+
+
+def test_a_full_disk_leaves_no_part_of_a_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("}\n")
+    numbers = [orjson.loads(line)["number"] for line in done.stdout.splitlines()]
+    assert numbers == list(range(len(numbers)))
+    assert 2500 < len(done.stdout) <= 3000
+    assert "cannot be written" in done.stderr
+    assert [entry["msg"] for entry in entries(tmp_path)] == ["event"] * len(numbers) + ["room again"]
+
+
 class TestBackground:
     """stdout and stderr of a daemon without a terminal."""
 

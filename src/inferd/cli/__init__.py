@@ -61,6 +61,13 @@ def run_command(
         return exit_.exit_code
     except InferdError as error:
         return fail(str(error), error.exit_code)
+    except BrokenPipeError:
+        # What Python would still write at exit has nobody to read it either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return fail(f"{where}{error.strerror or error}", 1)
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx is not None else program
         return fail(f"{error.format_message().rstrip('.')}; see `{path} --help`", error.exit_code)
@@ -68,7 +75,3 @@ def run_command(
         if sys.stderr.isatty():
             say(err=True)
         return INTERRUPTED
-    except BrokenPipeError:
-        # What Python would still write at exit has nobody to read it either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE

@@ -39,10 +39,11 @@ _FILE_HEAD = """\
 ## The config file
 
 One JSON object. An error names the file, the key and the reason, and the daemon does not start; a key that
-inferd does not know is a warning that names the nearest known one. A file has either `backends`, a list in
-order of priority, or `model`, a model object that stands for a list of one `llamacpp` entry. Secrets never
-stand in the file, only the names of the variables that hold them. The keys of single options are given
-above; a dot means an object inside an object. docs/config.schema.json is the same as a JSON Schema.
+inferd does not know is a warning that names the nearest known one. A file has `backends`, a list in order
+of priority, or `model`, a model object that means a list of one `llamacpp` entry, or neither, which means
+the default model or the one of `--model`. Secrets never stand in the file, only the names of the variables
+that hold them. The keys of single options are given above; a dot means an object inside an object.
+docs/config.schema.json is the same as a JSON Schema.
 
 ```json
 {

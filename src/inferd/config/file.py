@@ -294,6 +294,8 @@ def _backends(checked: Any) -> tuple[dict[str, Any], ...]:
         raise ValueError("`model` and `backends` exclude each other; keep one of them")
     if checked.model is not None:
         return ({"kind": "llamacpp", "name": checked.model.name, **_model(checked.model, "model")},)
+    if checked.backends is None:
+        return ()
     if not checked.backends:
         raise ValueError("`backends` must list at least one backend")
     entries = [_entry(node, f"backends[{position}]") for position, node in enumerate(checked.backends)]

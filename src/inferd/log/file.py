@@ -71,8 +71,13 @@ class FileSink:
 
     def _put(self, data: bytearray) -> None:
         written = 0
-        while written < len(data):
-            written += os.write(self._fd, memoryview(data)[written:])
+        try:
+            while written < len(data):
+                written += os.write(self._fd, memoryview(data)[written:])
+        except OSError:  # the disk is full: no part of a line stays
+            cut = written - (data.rfind(b"\n", 0, written) + 1)
+            os.ftruncate(self._fd, os.fstat(self._fd).st_size - cut)
+            raise
 
     def _ready(self) -> int:
         """Make sure that our descriptor is the file at the path; its size."""

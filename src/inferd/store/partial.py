@@ -134,6 +134,10 @@ class Sink:
             if self._limit is None and size is not None:
                 check_room(self._store, size - self.received)
 
+    def check_room(self, needed: int) -> None:
+        """StoreError unless the store's disk has room for ``needed`` bytes more, and the spare."""
+        check_room(self._store, needed)
+
     def write(self, chunk: bytes) -> None:
         """Append ``chunk``. BootCancelled, FetchError for too many bytes, StoreError for a full disk."""
         self._check_cancelled()

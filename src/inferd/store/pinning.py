@@ -86,7 +86,11 @@ def _check_free(store: ModelStore, name: str, digest: str) -> None:
 def _look_at(path: Path, progress: Progress, cancelled: threading.Event) -> tuple[str, int]:
     """sha256 and size of a model file of this machine."""
     with open_file(path, None, progress=progress, cancelled=cancelled) as opened:
-        if os.pread(opened.fd, len(_MAGIC), 0) != _MAGIC:
+        try:
+            magic = os.pread(opened.fd, len(_MAGIC), 0)
+        except OSError as error:
+            raise ModelError(f"cannot read the model file {path}: {error.strerror}") from error
+        if magic != _MAGIC:
             raise ModelError(f"{path} is not a GGUF file; convert the model to GGUF first")
         return hash_open(opened, progress, cancelled), opened.size_bytes
 

