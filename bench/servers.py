@@ -133,9 +133,11 @@ class Inferd(Server):
         queue: int = 64,
         tcp: bool = False,
         name: str = "inferd",
+        python: str | Path = sys.executable,
     ) -> None:
         super().__init__()
         self.name = name
+        self._python = python
         self.address = Address.tcp(free_port()) if tcp else Address.unix(self.home / "i.sock")
         backend: list[object] = ["--backend", "mock"]
         if model is not None:
@@ -145,7 +147,7 @@ class Inferd(Server):
     def command(self) -> list[str | Path]:
         where = ["--tcp", str(self.address)] if self.address.port else ["--uds", self.address.path]
         arguments = [str(argument) for argument in self._arguments]
-        return [sys.executable, "-m", "inferd", "serve", *where, *arguments]
+        return [self._python, "-m", "inferd", "serve", *where, *arguments]
 
     def stream(self, messages: list[dict[str, str]], max_tokens: int) -> Stream:
         return NdjsonStream(self.address, messages, max_tokens)
