@@ -36,6 +36,8 @@ set(MTMD_VIDEO OFF CACHE BOOL "llama.cpp: decode video by running ffmpeg")
 option(GGML_OPENMP "ggml: use OpenMP" OFF)
 set(GGML_CCACHE OFF) # compiler.cmake has set the launcher
 
+include(${CMAKE_SOURCE_DIR}/cmake/portable.cmake)
+
 add_subdirectory(${LLAMA_DIR} llama.cpp EXCLUDE_FROM_ALL)
 
 # Its unity sources lie in the build directory and would hold absolute paths, which ccache can share with no

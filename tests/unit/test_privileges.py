@@ -41,6 +41,7 @@ LOADERS = re.compile(
 KNOWN_LOADERS: dict[str, tuple[str, ...]] = {
     "__init__.py": ("importlib.import_module",),  # two modules of our own, by names that are in its text
     "store/wheel.py": ("importlib.util",),  # looks whether pip is there
+    "engine/local/portable.py": ("importlib.metadata", "importlib.util"),  # looks which companions are there
     "coredump.py": ("ctypes",),  # prctl
     "engine/local/cage.py": ("ctypes",),  # the system calls that shut an engine in
     "serve/win32.py": ("ctypes",),  # the system's libraries

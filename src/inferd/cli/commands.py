@@ -59,11 +59,17 @@ class _Commands(click.Group):
     cls=_Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]}
 )
 @click.option("--version", is_flag=True, help="Show the version.")
+@click.option("--verbose", is_flag=True, help="With --version: also show the engine's build.")
 @click.pass_context
-def app(context: click.Context, version: bool) -> None:
+def app(context: click.Context, version: bool, verbose: bool) -> None:
     """Local inference: text from a model on this machine."""
+    if verbose and not version:
+        raise click.UsageError("--verbose belongs to --version", context)
     if version:
         say(f"inferd {__version__}")
+        if verbose:
+            for line in import_module("inferd.cli.versions").lines():
+                say(line)
     elif context.invoked_subcommand is None:
         say(context.get_help(), err=True)
         context.exit(2)

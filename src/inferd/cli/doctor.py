@@ -29,6 +29,7 @@ from inferd.client import AdminClient
 from inferd.config import sources
 from inferd.config.settings import Settings
 from inferd.controls import one_line
+from inferd.engine.local import portable
 from inferd.errors import ConnectionLost, DaemonUnreachable, InferdError
 
 ANSWER_SECS = 5.0
@@ -38,7 +39,7 @@ ENGINE_SECS = 60.0
 _ENGINE_CODE = """
 import json
 from inferd.engine.local import _llama
-print(json.dumps([_llama.devices(), _llama.system_info(), _llama.useful_threads()]))
+print(json.dumps([_llama.devices(), _llama.cpu_variant(), _llama.system_info(), _llama.useful_threads()]))
 """
 
 _IN_FORCE = ("yes", "refused")
@@ -168,9 +169,14 @@ def _engine(settings: Settings) -> Findings:
         yield from _devices(settings, *json.loads(child.stdout))
 
 
-def _devices(settings: Settings, devices: list[list[str]], features: str, threads: int) -> Findings:
+def _devices(
+    settings: Settings, devices: list[list[str]], variant: str, features: str, threads: int
+) -> Findings:
     sets = " ".join(re.findall(r"(\w+) = 1", features))
-    yield Finding("engine", "ok", f"{threads} useful threads; {sets}")
+    yield Finding("engine", "ok", f"CPU variant {variant}; {threads} useful threads; {sets}")
+    for companion in portable.companions():
+        if companion.problem:
+            yield Finding("engine", "warn", f"{companion.name} is not loaded: {companion.problem}")
     described = [f"{name} ({description})" for kind, name, description, _ in devices if kind != "cpu"]
     if described:
         yield Finding("accelerator", "ok", ", ".join(described))

@@ -243,12 +243,17 @@ class Ranking:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accelerator:
-    """Where the model runs: ``kind`` is ``cpu``, ``cuda``, ``metal``, ``vulkan``, ``remote`` …"""
+    """Where the model runs: ``kind`` is ``cpu``, ``cuda``, ``metal``, ``vulkan``, ``remote`` …
+
+    ``cpu_variant`` is the variant of the CPU backend, which computes beside a GPU, too; empty for a remote
+    model.
+    """
 
     kind: str = "cpu"
     gpu_layers: int = 0
     device_name: str = ""
     vram_total_bytes: int = 0
+    cpu_variant: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

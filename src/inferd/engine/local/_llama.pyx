@@ -33,6 +33,7 @@ from inferd.engine.local.llama_h cimport *
 
 import os
 
+from inferd.engine.local import portable
 from inferd.errors import BootCancelled, InvalidRequest, ModelError
 
 # A failed assertion in ggml would otherwise start a debugger to print a backtrace.
@@ -539,7 +540,18 @@ cdef class Engine:
                 self.leave(job)
 
 
+cdef load_ggml():
+    """Loads what a portable build keeps in shared libraries."""
+    cdef vector[string] files = [os.fsencode(file) for file in portable.companion_files()]
+    cdef string directory, variant = portable.chosen_variant().encode()
+    if portable.GGML.is_dir():
+        directory = os.fsencode(portable.GGML)
+        if not c_load_backends(directory, files, variant):
+            raise ModelError(portable.cannot_run(variant.decode()))
+
+
 settle_malloc()
 capture_log()
 silence_common()
+load_ggml()
 llama_backend_init()

@@ -25,6 +25,11 @@ def devices():
     ]
 
 
+def cpu_variant() -> str:
+    """The variant of the CPU backend in use: ``haswell``; ``native`` in a build for one machine."""
+    return c_cpu_variant().decode()
+
+
 def system_info() -> str:
     """The instruction sets that this build uses on this machine, in llama.cpp's words."""
     return llama_print_system_info().decode()

@@ -26,6 +26,12 @@ cdef extern from "native/host.h" namespace "inferd" nogil:
     int decode(llama_context* ctx, const llama_batch& batch)
 
 
+cdef extern from "native/backends.h" namespace "inferd" nogil:
+    cbool c_load_backends "inferd::load_backends"(
+        const string& directory, const vector[string]& files, const string& variant)
+    string c_cpu_variant "inferd::cpu_variant"()
+
+
 cdef extern from "native/media.h" namespace "inferd" nogil:
     cdef llama_token MEDIA_TOKEN "inferd::kMediaToken"
     cdef cppclass MediaItem:

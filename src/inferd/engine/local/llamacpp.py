@@ -163,13 +163,14 @@ def accelerator_of(config: LlamaCppConfig, n_layer: int) -> Accelerator:
     gpu = next((d for d in devices if d[0] in ("gpu", "igpu")), None)
     if gpu is None or config.n_gpu_layers == 0:
         cpu = next((d for d in devices if d[0] == "cpu"), ("cpu", "CPU", "", 0))
-        return Accelerator(kind="cpu", device_name=cpu[2])
+        return Accelerator(kind="cpu", device_name=cpu[2], cpu_variant=_llama.cpu_variant())
     layers = n_layer + 1 if config.n_gpu_layers < 0 else min(config.n_gpu_layers, n_layer + 1)
     return Accelerator(
         kind=gpu[1].rstrip("0123456789").lower(),
         gpu_layers=layers,
         device_name=gpu[2],
         vram_total_bytes=gpu[3],
+        cpu_variant=_llama.cpu_variant(),
     )
 
 

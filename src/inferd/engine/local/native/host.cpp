@@ -5,9 +5,9 @@
 #include <mutex>
 #include <thread>
 
+#include "backends.h"
 #include "common.h"
 #include "ggml-backend.h"
-#include "ggml-cpu.h"
 
 #ifdef __linux__
 #include <sched.h>
@@ -87,13 +87,15 @@ void *attach_pool(llama_context *ctx, int threads) {
     // Between two steps of a running answer the threads wait by spinning for about a millisecond and then
     // sleep; ggml's default spins a hundred times longer, which is a busy core on an idle machine.
     params.poll = 1;
-    ggml_threadpool *pool = ggml_threadpool_new(&params);
+    const auto make = reinterpret_cast<ggml_threadpool *(*)(ggml_threadpool_params *)>(cpu_function("ggml_threadpool_new"));
+    ggml_threadpool *pool = make(&params);
     if (pool) llama_attach_threadpool(ctx, pool, pool);
     return pool;
 }
 
 void free_pool(void *pool) {
-    if (pool) ggml_threadpool_free(static_cast<ggml_threadpool *>(pool));
+    const auto end = reinterpret_cast<void (*)(ggml_threadpool *)>(cpu_function("ggml_threadpool_free"));
+    if (pool) end(static_cast<ggml_threadpool *>(pool));
 }
 
 int decode(llama_context *ctx, const llama_batch &batch) noexcept {

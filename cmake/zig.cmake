@@ -1,0 +1,9 @@
+# Toolchain file: the compilers in the folder INFERD_ZIG, which packaging/toolchain.py makes: clang with the headers and
+# symbols of an old glibc, whatever the building machine has.
+
+list(APPEND CMAKE_TRY_COMPILE_PLATFORM_VARIABLES INFERD_ZIG)
+
+set(CMAKE_C_COMPILER ${INFERD_ZIG}/clang)
+set(CMAKE_CXX_COMPILER ${INFERD_ZIG}/clang++)
+set(CMAKE_AR ${INFERD_ZIG}/ar)
+set(CMAKE_RANLIB ${INFERD_ZIG}/ranlib)

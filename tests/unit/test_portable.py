@@ -1,0 +1,102 @@
+"""The CPU variants and companion packages of a portable build."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from inferd import __version__, cli
+from inferd.cli import doctor
+from inferd.config.settings import Settings
+from inferd.engine.local import portable
+from inferd.errors import ConfigError
+
+IMPORT = "from inferd.engine.local import _llama; print(_llama.cpu_variant())"
+
+
+def engine_with(variant: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", IMPORT]
+    return subprocess.run(
+        command, env={"INFERD_CPU_VARIANT": variant}, capture_output=True, text=True, check=False
+    )
+
+
+def companion(site: Path, version: str) -> Path:
+    """A companion package in the folder ``site``, as pip would install it; its library."""
+    library = site / "inferd_vulkan" / "libggml-vulkan.so"
+    library.parent.mkdir()
+    library.touch()
+    info = site / f"inferd_vulkan-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: inferd-vulkan\nVersion: {version}\n")
+    return library
+
+
+def test_the_engine_runs_each_variant_that_it_has_or_says_why_not() -> None:
+    ran = 0
+    for name in portable.variants():
+        done = engine_with(name)
+        if done.returncode == 0:
+            assert done.stdout.strip() == name
+            ran += 1
+        else:
+            assert f"this processor cannot run the CPU variant {name}" in done.stderr
+    assert ran > 0
+
+
+def test_an_unknown_variant_is_refused_with_the_names_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = engine_with("z80")
+    assert done.returncode != 0
+    assert "INFERD_CPU_VARIANT is 'z80'; this build has " + ", ".join(portable.variants()) in done.stderr
+    monkeypatch.setenv("INFERD_CPU_VARIANT", "z80")
+    with pytest.raises(ConfigError):
+        portable.chosen_variant()
+
+
+def test_a_companion_of_the_same_version_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(portable, "GGML", tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert portable.companion_files() == []
+    library = companion(tmp_path, __version__)
+    assert portable.companion_files() == [library]
+
+
+def test_a_companion_of_another_version_is_not_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(portable, "GGML", tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    companion(tmp_path, "0.0.1")
+    assert portable.companion_files() == []
+    (found,) = portable.companions()
+    assert found.problem == f"it is 0.0.1, inferd is {__version__}; install both at one version"
+
+
+def test_doctor_tells_that_a_build_for_one_machine_loads_no_companion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(portable, "GGML", tmp_path / "absent")
+    monkeypatch.syspath_prepend(tmp_path)
+    companion(tmp_path, __version__)
+    monkeypatch.setattr(doctor, "_ENGINE_CODE", 'print(\'[[["cpu", "c", "C", 1]], "native", "", 1]\')')
+    findings = [each for each in doctor._engine(Settings()) if each.state == "warn"]
+    assert [each.detail for each in findings] == [
+        "inferd-vulkan is not loaded: this inferd was compiled for one machine and loads no companions; "
+        "install its wheel"
+    ]
+
+
+def test_the_verbose_version_tells_the_variant(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version", "--verbose"]) == 0
+    first, *more = capsys.readouterr().out.splitlines()
+    assert first == f"inferd {__version__}"
+    (line,) = [each for each in more if each.startswith("CPU variant ")]
+    assert line.split()[2] in portable.variants()
+
+
+def test_verbose_alone_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--verbose"]) == 2
+    assert "--verbose belongs to --version" in capsys.readouterr().err
