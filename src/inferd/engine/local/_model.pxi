@@ -188,6 +188,20 @@ cdef class Model:
             longest = max(longest, -llama_token_to_piece(self.vocab, token, NULL, 0, 0, True))
         return longest
 
+    def text(self, tokens) -> bytes:
+        """The text of token ids, control tokens included; bytes, because a token may end inside a character."""
+        cdef string text, piece
+        cdef llama_token token
+        cdef int n
+        for token in tokens:
+            piece.resize(256)
+            n = llama_token_to_piece(self.vocab, token, &piece[0], <int32_t>piece.size(), 0, True)
+            if n < 0:
+                piece.resize(-n)
+                n = llama_token_to_piece(self.vocab, token, &piece[0], -n, 0, True)
+            text.append(piece, 0, n)
+        return text
+
     @property
     def description(self) -> str:
         """Architecture, size and quantisation, as llama.cpp puts it."""

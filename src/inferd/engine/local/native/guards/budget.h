@@ -3,8 +3,8 @@
 // A template is a program that came with a model file, and llama.cpp's interpreter runs it without a bound: a loop
 // over a large range or a string multiplied by a large number would take all memory, and a macro that calls itself
 // would end the process. A small file of sound can have days of it. While a `Budget` lives, its thread is held to so
-// much memory, and a template to so much processor time and stack; what goes beyond throws, from `new` or from the
-// steps that template_guard.h puts into the interpreter.
+// much memory, and a template to so much processor time and stack; what goes beyond throws, from `new` (strings.cpp has
+// strings use it, too) or from the steps that template_guard.h puts into the interpreter.
 #pragma once
 
 #include <cstddef>
