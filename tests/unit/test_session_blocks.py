@@ -275,6 +275,15 @@ async def test_no_memory_for_the_bytes_is_an_error_frame_and_the_end(
     assert backend.heard == []
 
 
+async def test_the_deadline_counts_from_the_line_and_ends_the_wait_for_attachments(path: Path) -> None:
+    async with serving(path, surface=V2) as server:
+        client = await server.connect()
+        await client.send(show(1000, deadline_ms=30) + b"x")
+        message = "the deadline passed before all attachments had come"
+        await expect(client, refusal("deadline_exceeded", message))
+        assert await client.rest() == b""
+
+
 class Failing(BlockSurface):
     """Fails in a way that no code expects, before or while the bytes are assigned."""
 

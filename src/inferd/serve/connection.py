@@ -221,6 +221,12 @@ class Connection(asyncio.BufferedProtocol):
                 self._clear_read_alarm()
         return memory.toreadonly()
 
+    def stop_reading(self, error: InferdError) -> None:
+        """Ends the wait for content that follows a request; what waits for it raises ``error``."""
+        for waiter in (self._raw_waiter, self._more_waiter):
+            if waiter is not None and not waiter.done():
+                waiter.set_exception(error)
+
     def _read_raw_on(self, raw: memoryview) -> None:
         self._raw = raw if raw else None
         self._went_on(self._raw_size - len(raw))

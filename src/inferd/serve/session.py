@@ -13,7 +13,7 @@ import contextlib
 import functools
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, cast
 
@@ -38,7 +38,7 @@ from inferd.serve.memory import InputMemory
 from inferd.serve.observe.metrics import Metrics
 from inferd.serve.peer import Peer
 from inferd.serve.router import Router
-from inferd.serve.surface import R, RequestContext, Surface, ms_since
+from inferd.serve.surface import R, Request, RequestContext, Surface, ms_since
 from inferd.serve.wires import Lines, Wire, recognise
 from inferd.wire.frames import check_id
 
@@ -106,6 +106,24 @@ class Service(Generic[R]):
 
 def _this_task() -> asyncio.Task[None]:
     return cast("asyncio.Task[None]", asyncio.current_task())
+
+
+def _deadline_of(request: Request) -> float | None:
+    """A time of the event loop's clock, counted from now; ``None`` where the request has no deadline."""
+    if request.deadline_ms is None:
+        return None
+    return asyncio.get_running_loop().time() + request.deadline_ms / 1e3
+
+
+@contextlib.contextmanager
+def _alarm(when: float | None, ring: Callable[[], object]) -> Iterator[None]:
+    """Calls ``ring`` at a time of the event loop's clock, if the block has not ended by then."""
+    alarm = None if when is None else asyncio.get_running_loop().call_at(when, ring)
+    try:
+        yield
+    finally:
+        if alarm is not None:
+            alarm.cancel()
 
 
 def _pass_deadline(context: RequestContext[R]) -> None:
@@ -235,13 +253,15 @@ class Session(Generic[R]):
         self._context = context = RequestContext(request, self._conn, arrived, self._log_fields)
         whole = False  # unread bytes of a request must never be taken for the next one
         try:
-            await wire.receive(
-                request, self._service.max_attachment_bytes, functools.partial(self._make_room, request)
-            )
+            deadline = _deadline_of(request)
+            with _alarm(deadline, self._miss_deadline):
+                await wire.receive(
+                    request, self._service.max_attachment_bytes, functools.partial(self._make_room, request)
+                )
             whole = True
             check_id(request.id)
             surface.validate(request)
-            await self._serve(context)
+            await self._serve(context, deadline)
         except InferdError as error:
             self._log_error(context, error)
             self._fail(context, error)
@@ -266,10 +286,11 @@ class Session(Generic[R]):
             self._service.router.dispatch(self._surface.needs(request))
         self._reserved.add(size)
 
-    async def _serve(self, context: RequestContext[R]) -> None:
+    def _miss_deadline(self) -> None:
+        self._conn.stop_reading(DeadlineExceeded("the deadline passed before all attachments had come"))
+
+    async def _serve(self, context: RequestContext[R], deadline: float | None) -> None:
         request, service = context.request, self._service
-        loop = asyncio.get_running_loop()
-        deadline = None if request.deadline_ms is None else loop.time() + request.deadline_ms / 1e3
         priority = request.priority or "interactive"
         peer = self._peer
         permit = await service.admission.admit(peer.caller, priority, deadline, context, peer.owner)
@@ -279,13 +300,9 @@ class Session(Generic[R]):
             self._metrics.queue_wait.observe(context.queue_ms / 1e3)
             with service.router.dispatch(self._surface.needs(request)) as backend:
                 context.backend = backend.name
-                alarm = None if deadline is None else loop.call_at(deadline, _pass_deadline, context)
-                try:
-                    metrics = service.metrics.backends[backend.name]
+                metrics = service.metrics.backends[backend.name]
+                with _alarm(deadline, functools.partial(_pass_deadline, context)):
                     answer = await self._surface.answer(context, backend, metrics)
-                finally:
-                    if alarm is not None:
-                        alarm.cancel()
         if answer.get("stop_reason") == "cancelled":
             too_late = isinstance(context.interruption, DeadlineExceeded)
             self._metrics.cancels[_DEADLINE if too_late else _STOP] += 1
