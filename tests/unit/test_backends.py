@@ -131,3 +131,23 @@ def test_a_model_is_loaded_again_when_its_engine_would_be_another(change: dict[s
     assert build_key(before, MockEntry(name="m")) == build_key(
         dataclasses.replace(before, **change), MockEntry(name="m")
     )
+
+
+async def test_a_backend_that_is_being_closed_is_not_adopted() -> None:
+    router = Router(())
+    backends = Backends(router, build)
+    (unused,) = await backends.make(settings("a"), lambda phase, details: None)
+    closing, go_on = asyncio.Event(), asyncio.Event()
+
+    async def close() -> None:
+        closing.set()
+        await go_on.wait()
+
+    unused.close = close  # type: ignore[method-assign]
+    discarding = asyncio.ensure_future(backends.discard())
+    await closing.wait()
+    (made,) = await backends.make(settings("a"), lambda phase, details: None)
+    assert made is not unused
+    go_on.set()
+    await discarding
+    await backends.close()

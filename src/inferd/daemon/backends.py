@@ -107,8 +107,9 @@ class Backends:
         used = {member.backend for member in self._router.members}
         unused = [backend for backend in self._recipes if backend not in used]
         for backend in unused:
+            del self._recipes[backend]  # first: a reload during the close must not adopt it
+        for backend in unused:
             await backend.close()
-            del self._recipes[backend]
 
     def dead(self) -> list[str]:
         """The names of the backends in use of which a thread has died."""
