@@ -22,6 +22,7 @@ from inferd.engine.backend import (
 )
 from inferd.engine.mock import Mock
 from inferd.errors import BackendInternal, InferdError, InvalidRequest, NotReady, Unavailable
+from inferd.serve.surfaces import generation
 from tests.in_process import DONE, TOKEN, Gate, ask, error, serving, until
 
 pytestmark = pytest.mark.both_loops
@@ -334,3 +335,17 @@ async def test_closing_the_listener_flushes_what_was_written(path: Path) -> None
         assert await client.line() == TOKEN
         await server.listener.close(grace=5)
         assert await client.rest() == DONE
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_answer_without_an_end_is_ended(
+    path: Path, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    monkeypatch.setattr(generation, "MAX_ANSWER_BYTES", 100)
+    async with serving(path, Mock(tape=["0123456789"] * 11)) as server:
+        client = await server.connect()
+        await client.send(ask(stream=stream))
+        while (frame := await client.frame())["type"] == "token":
+            continue
+        assert frame["code"] == "backend_unavailable"
+        assert frame["message"] == "the answer has more than 100 bytes; it was ended"

@@ -29,6 +29,10 @@ from inferd.serve.observe.metrics import BackendMetrics
 from inferd.serve.surface import R, RequestContext, Surface
 from inferd.wire import sampling
 
+# An answer is kept until its end, for the last frame or for want of deltas. A server that never ends must not
+# fill the memory; no client reads a longer line either.
+MAX_ANSWER_BYTES = 64 * 1024 * 1024
+
 
 class Writer(Protocol):
     """The frames of one answer; ``template`` is for text, ``None`` if the client wants no deltas."""
@@ -80,6 +84,7 @@ class Generation(Surface[R]):
         stream = await backend.generate(self.engine_request(context.request, writer.template))
         clock = time.monotonic
         last = 0.0
+        size = 0
         try:
             context.on_interrupt(stream.cancel)
             async for event in stream:
@@ -92,6 +97,9 @@ class Generation(Surface[R]):
                     context.streaming = True
                     metrics.ttft.observe(now - context.arrived)
                 last = now
+                size += _size(event)
+                if size > MAX_ANSWER_BYTES:
+                    raise Unavailable(f"the answer has more than {MAX_ANSWER_BYTES} bytes; it was ended")
                 if isinstance(event, Frames):
                     context.tokens += event.data.count(b"\n")
                     conn.write(event.data)
@@ -106,6 +114,12 @@ class Generation(Surface[R]):
             stream.close()
         context.streaming = True
         raise Unavailable("backend ended stream without terminal frame")
+
+
+def _size(event: Frames | Text | Thinking | ToolUse) -> int:
+    if isinstance(event, Frames):
+        return len(event.data)
+    return len(event.call.arguments if isinstance(event, ToolUse) else event.text)
 
 
 def _count(done: Done, metrics: BackendMetrics) -> None:
