@@ -245,6 +245,7 @@ class DaemonProcess:
             if sign in self.stderr:
                 problems.append(self.stderr)
                 break
+        problems += [str(event) for event in self.events() if event["component"] == "library"]
         return problems
 
     def _left_over(self) -> set[str]:

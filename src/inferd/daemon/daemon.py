@@ -28,7 +28,7 @@ from inferd.config import paths
 from inferd.config.limit_options import OTHER_DESCRIPTORS
 from inferd.config.settings import OPTIONS, Settings
 from inferd.config.sources import LoadedConfig
-from inferd.daemon import addresses, systemd
+from inferd.daemon import addresses, library, systemd
 from inferd.daemon.backends import Backends, Build, capabilities_frame, in_thread
 from inferd.daemon.build import build_backend
 from inferd.daemon.server import FLUSH_GRACE_SECS, Server
@@ -58,11 +58,13 @@ def run(read: Callable[[], LoadedConfig], build: Build = build_backend) -> int:
     activity = log.setup(given.settings.log_level, given.settings.log_dir)
     _raise_descriptor_limit(given.settings.max_connections)
     loop = new_event_loop()
+    library.capture(loop)
     try:
         loop.run_until_complete(Daemon(given, read, build, activity).run())
     finally:
         loop.run_until_complete(loop.shutdown_default_executor())
         loop.close()
+        library.release()
         activity.close()
     return 0
 
@@ -262,16 +264,14 @@ class Daemon:
             number: functools.partial(self._on_stop_signal, number)
             for number in (signal.SIGTERM, signal.SIGINT)
         }
-        if sys.platform == "win32":  # whose loops take no signals
-            for number, handler in handlers.items():
-                before = signal.signal(number, functools.partial(self._pass_on, handler))
-                held.callback(signal.signal, number, before)
-        else:
+        if sys.platform != "win32":
             # The default of SIGHUP would end the daemon with the terminal that it was started from.
             handlers[signal.SIGHUP] = self._on_reload_signal
-            for number, handler in handlers.items():
-                self._loop.add_signal_handler(number, handler)
-                held.callback(self._loop.remove_signal_handler, number)
+        for number, handler in handlers.items():
+            signal.signal(number, functools.partial(self._pass_on, handler))
+            # Not by the loop's own handlers: when those are removed, a signal that comes then would end the
+            # process with the signal's status, although it is about to end as it was asked to.
+            held.callback(signal.signal, number, signal.SIG_IGN)
 
     def _pass_on(self, handler: Callable[[], None], *_: object) -> None:
         self._loop.call_soon_threadsafe(handler)

@@ -1,0 +1,72 @@
+"""Errors that asyncio, the interpreter and libraries report by themselves, in the activity log.
+
+They would reach stderr as they are, with whatever their text holds: words of a prompt, a key. The log gets
+the class of an error and where it was raised, and of a library's message only what is in its source.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+from inferd import log
+from inferd.serve import faults
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
+
+_log = log.get("library")
+
+
+class _Handler(logging.Handler):
+    """Records of the standard library's ``logging``."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        fields: dict[str, object] = {
+            "logger": record.name,
+            "where": f"{record.filename}:{record.lineno}",
+            # With arguments it is a template; without them the words of anyone may be in it.
+            "template": record.msg if record.args and isinstance(record.msg, str) else None,
+        }
+        if record.exc_info is not None and record.exc_info[1] is not None:
+            fields["error"] = faults.describe(record.exc_info[1])
+        (_log.error if record.levelno >= logging.ERROR else _log.warn)("library_record", **fields)
+
+
+_handler = _Handler(logging.WARNING)
+
+
+def capture(loop: asyncio.AbstractEventLoop) -> None:
+    """Takes all such errors from now on, for one daemon at a time."""
+    loop.set_exception_handler(_of_asyncio)
+    sys.unraisablehook = _unraisable
+    threading.excepthook = _of_thread
+    logging.getLogger().addHandler(_handler)
+
+
+def release() -> None:
+    """Leaves them to the interpreter again."""
+    sys.unraisablehook = sys.__unraisablehook__
+    threading.excepthook = threading.__excepthook__
+    logging.getLogger().removeHandler(_handler)
+
+
+def _of_asyncio(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    error = context.get("exception")
+    described = None if error is None else faults.describe(error)
+    # The message of asyncio is a fixed sentence; the rest of the context shows arguments.
+    _log.error("asyncio_error", reason=context.get("message"), error=described)
+
+
+def _unraisable(unraisable: UnraisableHookArgs) -> None:
+    error = unraisable.exc_value
+    _log.error("unraisable_error", error=None if error is None else faults.describe(error))
+
+
+def _of_thread(args: threading.ExceptHookArgs) -> None:
+    thread = None if args.thread is None else args.thread.name
+    error = None if args.exc_value is None else faults.describe(args.exc_value)
+    _log.error("thread_failed", thread=thread, error=error)
