@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ def home(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name)
     for name in ("HOME", "XDG_RUNTIME_DIR", "XDG_DATA_HOME", "MODELS_HOME", "TMPDIR"):
         monkeypatch.setenv(name, str(short_dir))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))  # pytest's own cannot be read
     return short_dir
 
 

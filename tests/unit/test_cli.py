@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -26,6 +27,7 @@ from inferd.config.option import Option
 from inferd.config.settings import OPTIONS
 from inferd.config.sources import LoadedConfig
 from tests.daemon_process import until
+from tests.scripted_peer import Peer, Script
 
 DONE = Done(content="Hello", stop_reason="end", prompt_tokens=1, completion_tokens=2)
 FLAGGED = [option for option in OPTIONS if option.flag is not None]
@@ -74,7 +76,7 @@ def test_ctrl_c_ends_a_command_with_130(error: BaseException) -> None:
         (["nonsense"], "there is no command 'nonsense'; see `inferd --help`"),
         (["run", "--nonsense"], "see `inferd run --help`"),
         (["run", "--max-tokens", "many", "hi"], "--max-tokens"),
-        (["serve", "--n-ctx", "0"], "it must be a whole number from 1 to"),
+        (["serve", "--n-ctx", "-5"], "it must be a whole number from"),
         (["serve", "--tcp", "127.0.0.1:1", "--uds", "/s"], "--tcp and --uds exclude each other"),
         (["pull"], "see `inferd pull --help`"),
         (["run", "--grammar", "g", "--json-schema", "s", "hi"], "exclude each other"),
@@ -206,18 +208,81 @@ def test_the_prompt_is_the_argument_or_stdin(monkeypatch: pytest.MonkeyPatch) ->
     def stdin(data: bytes) -> None:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
 
-    assert inputs.prompt("hi") == "hi"
-    stdin("grüß\n".encode())
-    assert inputs.prompt(None) == "grüß"
+    stdin(b"")
+    assert inputs.prompt(("hi",)) == "hi"
+    assert inputs.prompt(("Name", "three", "rivers")) == "Name three rivers"
+    stdin("\ufeffgrüß\n".encode())
+    assert inputs.prompt(()) == "grüß"
     stdin(b"dash\n")
-    assert inputs.prompt("-") == "dash"
+    assert inputs.prompt(("-",)) == "dash"
+    stdin(b" the text\n")
+    assert inputs.prompt(("Summarise", "this:")) == "Summarise this:\n\nthe text"
+    stdin(b"taken")
+    assert inputs.prompt(("hi",), stdin_taken=True) == "hi"
+    with pytest.raises(errors.UsageError, match="`--file -`"):
+        inputs.prompt((), stdin_taken=True)
+    with pytest.raises(errors.UsageError, match="encoding of your locale"):
+        inputs.prompt(("\udcff",))
     for data in (b"", b" \n", b"\xff"):
         stdin(data)
         with pytest.raises(errors.UsageError):
-            inputs.prompt("-")
+            inputs.prompt(("-",))
     monkeypatch.setattr(sys, "stdin", Terminal())
     with pytest.raises(errors.UsageError, match="no prompt"):
-        inputs.prompt(None)
+        inputs.prompt(())
+
+
+def test_what_is_piped_in_goes_with_the_prompt(
+    home: Path, peer: Callable[[Script], Peer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(connection: socket.socket, line: bytes) -> None:
+        connection.sendall(b'{"type":"error","code":"queue_full","message":"no"}\n')
+
+    daemon = peer(answer)
+    for line in (["run", "Sum", "up:"], ["run", "--file", "-", "Sum", "up:"]):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"the text\n")))
+        cli.main([*line, "--address", str(daemon.path)])
+    until(lambda: len(daemon.lines) >= 2)
+    joined, attached, *raw = daemon.lines
+    assert json.loads(joined)["messages"] == [{"role": "user", "content": "Sum up:\n\nthe text"}]
+    assert [block["type"] for block in json.loads(attached)["messages"][0]["content"]] == ["text", "text"]
+    assert raw == [b"the text\n"]
+
+
+def test_a_number_out_of_its_range_is_an_error_of_the_flag(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for line in (
+        "--max-tokens -3",
+        "--top-k -1",
+        "--temperature -0.1",
+        "--temperature nan",
+        "--temperature 101",
+        "--top-p 0",
+        "--top-p 1.1",
+        "--min-p 2",
+        "--repeat-penalty 0",
+        "--presence-penalty inf",
+        "--seed 4294967296",
+        "--deadline 0",
+        "--priority high",
+    ):
+        flag, value = line.split()
+        assert cli.main(["run", flag, value, "hi"]) == 2, line
+        assert flag in capsys.readouterr().err
+    assert not (home / "inferd").exists()
+
+
+def test_tools_in_the_form_of_openai_are_taken() -> None:
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}}
+    function = {"name": "weather", "description": "Tells it.", "parameters": schema, "strict": True}
+    ours = {"name": "weather", "description": "Tells it.", "input_schema": schema}
+    assert inputs.tools(json.dumps([{"type": "function", "function": function}])) == [ours]
+    assert inputs.tools(json.dumps(ours)) == [ours]
+    with pytest.raises(
+        errors.UsageError, match="the JSON on the command line must hold a JSON array of tools"
+    ):
+        inputs.tools('[{"name": "x"}]')
 
 
 def test_sampling_options_become_arguments_of_generate(tmp_path: Path) -> None:
@@ -227,12 +292,17 @@ def test_sampling_options_become_arguments_of_generate(tmp_path: Path) -> None:
     both = options.sampling(**nothing, stop=(), grammar=tmp_path / "g", json_schema=None)
     assert both["grammar"] == 'root ::= "é"'
     assert both["stop"] is None
-    both = options.sampling(**nothing, stop=("a", "b"), grammar=None, json_schema=tmp_path / "s")
+    both = options.sampling(**nothing, stop=("a", "b"), grammar=None, json_schema=str(tmp_path / "s"))
     assert both["json_schema"] == {"type": "object"}
     assert both["stop"] == ("a", "b")
+    (tmp_path / "s").write_bytes(b'\xef\xbb\xbf{"type": "object"}')
+    for given in (str(tmp_path / "s"), ' {"type": "object"}'):
+        both = options.sampling(**nothing, stop=(), grammar=None, json_schema=given, deadline=1.5)
+        assert both["json_schema"] == {"type": "object"}
+        assert both["deadline_ms"] == 1500
     (tmp_path / "s").write_text("[]")
     with pytest.raises(errors.UsageError, match="JSON object"):
-        options.sampling(**nothing, stop=(), grammar=None, json_schema=tmp_path / "s")
+        options.sampling(**nothing, stop=(), grammar=None, json_schema=str(tmp_path / "s"))
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_the_default_file_is_read(tmp_path: Path) -> None:
         ({"model": {"name": "x", "source_url": "http://a/m"}}, r"`model.source_url` must be an https"),
         ({"model": {"name": "x", "source_url": "https://a/m"}}, r"`model.sha256` is missing"),
         ({"model": {"name": "../x"}}, r"`model.name` must be"),
-        ({**MOCK, "n_ctx": 0}, r"n_ctx"),
+        ({**MOCK, "n_ctx": -1}, r"n_ctx"),
         ({**MOCK, "listen": {"tcp": "example.org:1"}}, r"`listen.tcp` must be a literal IP:port"),
         ({**MOCK, "limits": {"write_timeout_secs": -1}}, r"limits.write_timeout_secs"),
     ],

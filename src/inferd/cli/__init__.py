@@ -7,9 +7,13 @@ that cannot be followed, 130 after Ctrl-C, and 141 when the reader of our output
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
+from typing import TextIO
 
 import click
 
@@ -49,10 +53,14 @@ def run_command(
     """
 
     def fail(sentence: str, exit_code: int) -> int:
-        say(f"{program if prefix is None else prefix}: {one_line(sentence)}", err=True)
+        with contextlib.suppress(OSError):  # stderr may be what fails
+            say(f"{program if prefix is None else prefix}: {one_line(sentence)}", err=True)
         return exit_code if failure is None else failure
 
+    _prepare_streams()
     try:
+        if not _is_open(sys.stdout):
+            raise OSError(errno.EBADF, "stdout is closed")
         with command.make_context(program, list(arguments)) as context:
             result = command.invoke(context)
         sys.stdout.flush()
@@ -62,11 +70,11 @@ def run_command(
     except InferdError as error:
         return fail(str(error), error.exit_code)
     except BrokenPipeError:
-        # What Python would still write at exit has nobody to read it either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _abandon_stdout()
         return BROKEN_PIPE
     except OSError as error:
-        where = f"{error.filename}: " if error.filename is not None else ""
+        _abandon_stdout()
+        where = "the output cannot be written: " if error.filename is None else f"{error.filename}: "
         return fail(f"{where}{error.strerror or error}", 1)
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx is not None else program
@@ -75,3 +83,23 @@ def run_command(
         if sys.stderr.isatty():
             say(err=True)
         return INTERRUPTED
+
+
+def _prepare_streams() -> None:
+    """Has a character that the locale cannot express printed as ``?``, and gives a closed stderr a place."""
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123 - for the rest of the process
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _is_open(stream: TextIO | None) -> bool:
+    return stream is not None and not stream.closed
+
+
+def _abandon_stdout() -> None:
+    """What Python would still write at exit cannot be written either."""
+    if _is_open(sys.stdout):
+        with contextlib.suppress(OSError), open(os.devnull, "w") as nothing:  # noqa: PTH123
+            os.dup2(nothing.fileno(), sys.stdout.fileno())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,10 @@ from inferd.errors import UsageError
 
 MAX_BYTES = 128 * 1024 * 1024
 """More than a request may carry, and as much as we are ready to read to find that out."""
+
+STDIN = Path("-")
+BOM = "\ufeff"
+"""The mark that some editors put at the beginning of a file."""
 
 TYPES: dict[Literal["image", "audio"], dict[str, str]] = {
     "image": {
@@ -35,8 +40,8 @@ def media(kind: Literal["image", "audio"], path: Path) -> Attachment:
 
 
 def text_file(path: Path) -> Attachment:
-    """A text of any length."""
-    return Attachment("text", text(path).encode())
+    """A text of any length; ``-`` is stdin."""
+    return Attachment("text", (_stdin() if path == STDIN else text(path)).encode())
 
 
 def text(path: Path) -> str:
@@ -47,43 +52,65 @@ def text(path: Path) -> str:
         raise UsageError(f"{path} is not UTF-8 text") from None
 
 
-def json_object(path: Path) -> dict[str, Any]:
-    """A file of one JSON object."""
-    found = _json(path)
+def json_object(given: str) -> dict[str, Any]:
+    """A JSON object, or a file of one."""
+    found = _json(given)
     if not isinstance(found, dict):
-        raise UsageError(f"{path} must hold a JSON object")
+        raise UsageError(f"{_named(given)} must hold a JSON object")
     return found
 
 
-def tools(path: Path) -> list[dict[str, Any]]:
-    """A file of one tool or a list of them, as they are on the wire."""
-    found = _json(path)
-    listed = found if isinstance(found, list) else [found]
-    for tool in listed:
-        if not isinstance(tool, dict) or not {"name", "description", "input_schema"} <= tool.keys():
-            raise UsageError(
-                f'{path} must hold a JSON array of tools, each {{"name", "description", "input_schema"}}'
-            )
-    return listed
+def tools(given: str) -> list[dict[str, Any]]:
+    """One tool or a list of them, or a file of that, as they are on the wire.
+
+    OpenAI's form, an object ``function`` whose schema is called ``parameters``, is taken as well.
+    """
+    found = _json(given)
+    return [_tool(each, given) for each in (found if isinstance(found, list) else [found])]
 
 
-def prompt(argument: str | None) -> str:
-    """The prompt: the argument, or all of stdin without one or for ``-``."""
-    if argument not in (None, "-"):
-        return str(argument)
-    if argument is None and sys.stdin.isatty():
-        raise UsageError('no prompt was given; write `inferd run "…"`, or pipe one in')
-    text = _stdin().strip()
-    if not text:
-        raise UsageError("stdin is empty; it must hold the prompt")
-    return text
+def _tool(given: Any, source: str) -> dict[str, Any]:
+    tool = given
+    if isinstance(tool, dict) and isinstance(tool.get("function"), dict):
+        tool = dict(tool["function"])
+        tool.setdefault("description", "")
+        tool["input_schema"] = tool.pop("parameters", {"type": "object"})
+        tool.pop("strict", None)
+    if not isinstance(tool, dict) or not {"name", "description", "input_schema"} <= tool.keys():
+        raise UsageError(
+            f'{_named(source)} must hold a JSON array of tools, each {{"name", "description", "input_schema"}}'
+        )
+    return tool
+
+
+def prompt(words: Sequence[str], *, stdin_taken: bool = False) -> str:
+    """The prompt: the words, and behind them what is piped in; ``-`` stands for stdin alone.
+
+    ``stdin_taken`` says that stdin is a file of the request already.
+    """
+    text = " ".join(words)
+    if any(0xD800 <= ord(char) <= 0xDFFF for char in text):
+        raise UsageError("the prompt is not text in the encoding of your locale")
+    if words == ("-",) or not words:
+        if stdin_taken:
+            raise UsageError("stdin is read by `--file -` already; give the prompt as an argument")
+        if not words and _stdin_is_terminal():
+            raise UsageError('no prompt was given; write `inferd run "…"`, or pipe one in')
+        text = _stdin().strip()
+        if not text:
+            raise UsageError("stdin is empty; it must hold the prompt")
+        return text
+    if stdin_taken or _stdin_is_terminal():
+        return text
+    piped = _stdin().strip()
+    return f"{text}\n\n{piped}" if piped else text
 
 
 def lines(arguments: tuple[str, ...], what: str) -> list[str]:
     """The arguments, or the lines of stdin without any or for ``-``."""
     if arguments and arguments != ("-",):
         return list(arguments)
-    if not arguments and sys.stdin.isatty():
+    if not arguments and _stdin_is_terminal():
         raise UsageError(f"no {what} was given; give it as an argument, or pipe in one a line")
     found = _stdin().removesuffix("\n").split("\n")
     for number, line in enumerate(found, 1):
@@ -92,13 +119,22 @@ def lines(arguments: tuple[str, ...], what: str) -> list[str]:
     return [line.removesuffix("\r") for line in found]
 
 
-def _json(path: Path) -> Any:
+def _json(given: str) -> Any:
     try:
-        return json.loads(text(path))
+        return json.loads(given if _is_inline(given) else text(Path(given)).removeprefix(BOM))
     except json.JSONDecodeError as error:
-        raise UsageError(f"{path} is not JSON: {error.msg} in line {error.lineno}") from None
+        raise UsageError(f"{_named(given)} is not JSON: {error.msg} in line {error.lineno}") from None
     except (RecursionError, ValueError):
-        raise UsageError(f"{path} nests too deeply or has a number of too many digits") from None
+        raise UsageError(f"{_named(given)} nests too deeply or has a number of too many digits") from None
+
+
+def _is_inline(given: str) -> bool:
+    """Whether JSON was given itself, and not the name of a file of it."""
+    return given.lstrip().startswith(("{", "["))
+
+
+def _named(given: str) -> str:
+    return "the JSON on the command line" if _is_inline(given) else given
 
 
 def _read(path: Path) -> bytes:
@@ -112,8 +148,15 @@ def _read(path: Path) -> bytes:
     return data
 
 
+def _stdin_is_terminal() -> bool:
+    """Also when there is no stdin at all."""
+    return sys.stdin is None or sys.stdin.closed or sys.stdin.isatty()
+
+
 def _stdin() -> str:
+    if sys.stdin is None:
+        raise UsageError("stdin is closed; it must hold text")
     try:
-        return sys.stdin.buffer.read().decode()
+        return sys.stdin.buffer.read(MAX_BYTES).decode().removeprefix(BOM)
     except UnicodeDecodeError:
         raise UsageError("stdin is not UTF-8 text") from None

@@ -15,8 +15,21 @@ from inferd.client.address import Surface
 from inferd.config import sources
 from inferd.config.settings import Settings
 from inferd.errors import UsageError
+from inferd.wire.sampling import MAX_SAMPLING_NUMBER, PRIORITIES
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+COUNT = click.IntRange(0, 2**32 - 1)
+
+
+class Number(click.FloatRange):
+    """A range of numbers in which NaN is not."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if number != number:
+            self.fail(f"{value!r} is not a number", param, ctx)
+        return number
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +93,10 @@ def sampling_options(command: F) -> F:
     for option in reversed(
         (
             click.option("--system", metavar="TEXT", help="A system message ahead of the conversation."),
-            click.option("--max-tokens", type=int, metavar="N", help="Most tokens of an answer."),
+            click.option("--max-tokens", type=COUNT, metavar="N", help="Most tokens of an answer."),
             click.option(
                 "--temperature",
-                type=float,
+                type=Number(0.0, MAX_SAMPLING_NUMBER),
                 metavar="X",
                 # The wire's default of 1 suits large models; a person's first answer comes from a small one.
                 default=0.3,
@@ -91,12 +104,44 @@ def sampling_options(command: F) -> F:
                 help="0 always takes the likeliest token.",
             ),
             click.option(
-                "--top-p", type=float, metavar="X", help="Sample from the likeliest X of the probability."
+                "--top-p",
+                type=Number(0.0, 1.0, min_open=True),
+                metavar="X",
+                help="Sample from the likeliest X of the probability.",
             ),
             click.option(
-                "--top-k", type=int, metavar="N", help="Sample from the N likeliest tokens; 0 is off."
+                "--top-k", type=COUNT, metavar="N", help="Sample from the N likeliest tokens; 0 is off."
             ),
-            click.option("--seed", type=int, metavar="N", help="The same seed gives the same answer."),
+            click.option(
+                "--min-p",
+                type=Number(0.0, 1.0),
+                metavar="X",
+                help="Leave out tokens less likely than X times the likeliest; 0 is off.",
+            ),
+            click.option(
+                "--repeat-penalty",
+                type=Number(0.0, MAX_SAMPLING_NUMBER, min_open=True),
+                metavar="X",
+                help="Divide the odds of repeated tokens by X; 1 is off.",
+            ),
+            click.option(
+                "--presence-penalty",
+                type=Number(-MAX_SAMPLING_NUMBER, MAX_SAMPLING_NUMBER),
+                metavar="X",
+                help="Take X from the score of each token that has occurred.",
+            ),
+            click.option(
+                "--frequency-penalty",
+                type=Number(-MAX_SAMPLING_NUMBER, MAX_SAMPLING_NUMBER),
+                metavar="X",
+                help="Take X from the score of a token each time it has occurred.",
+            ),
+            click.option(
+                "--seed",
+                type=click.IntRange(-1, 2**32 - 1),
+                metavar="N",
+                help="The same seed gives the same answer; -1 is none.",
+            ),
             click.option(
                 "--stop", multiple=True, metavar="TEXT", help="End before this text; may be repeated."
             ),
@@ -108,9 +153,19 @@ def sampling_options(command: F) -> F:
             ),
             click.option(
                 "--json-schema",
-                type=click.Path(path_type=Path, dir_okay=False),
-                metavar="FILE",
+                metavar="FILE|JSON",
                 help="JSON Schema that the answer must follow.",
+            ),
+            click.option(
+                "--deadline",
+                type=Number(0.001, 4_000_000.0),
+                metavar="SECONDS",
+                help="Give up when the answer has not ended by then.",
+            ),
+            click.option(
+                "--priority",
+                type=click.Choice(PRIORITIES),
+                help="Whether the request goes ahead of others in the queue.",
             ),
         )
     ):
@@ -120,24 +175,18 @@ def sampling_options(command: F) -> F:
 
 def sampling(
     *,
-    max_tokens: int | None,
-    temperature: float,
-    top_p: float | None,
-    top_k: int | None,
-    seed: int | None,
     stop: tuple[str, ...],
     grammar: Path | None,
-    json_schema: Path | None,
+    json_schema: str | None,
+    deadline: float | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
-    """The keyword arguments of ``Client.generate`` for the sampling options."""
+    """The keyword arguments of ``Client.generate`` for the sampling options; the rest keep their names."""
     if grammar is not None and json_schema is not None:
         raise UsageError("--grammar and --json-schema exclude each other; give one of them")
     return {
-        "max_tokens": max_tokens,
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "seed": seed,
+        **options,
+        "deadline_ms": None if deadline is None else round(deadline * 1000),
         "stop": stop or None,
         "grammar": None if grammar is None else inputs.text(grammar),
         "json_schema": None if json_schema is None else inputs.json_object(json_schema),

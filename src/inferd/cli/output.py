@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, TextIO
 
+from inferd.cli.columns import duration, rate
 from inferd.cli.say import say
 from inferd.client import Done, MessageDone
 from inferd.controls import harmless
@@ -46,6 +47,28 @@ def check_done(done: Done | MessageDone) -> None:
         raise Unavailable(f"the daemon ended the answer early ({done.stop_reason}); ask again")
     if isinstance(done, MessageDone) and done.tool_choice_unsatisfied:
         say("(no tool was called, although one had to be)", err=True)
+
+
+def summary(done: Done | MessageDone) -> str:
+    """What an answer took, on one line."""
+    if isinstance(done, Done):
+        read, written = done.prompt_tokens, done.completion_tokens
+    else:
+        read, written = done.input_tokens, done.output_tokens
+    times = [
+        f"{name.removesuffix('_ms')} {duration(number / 1e3)}"
+        for name, number in done.timings.items()
+        if name.endswith("_ms")
+    ]
+    speed = done.timings.get("tokens_per_second")
+    parts = [
+        f"{read} tokens read, {written} written",
+        f"{rate(speed)} tokens/s",
+        ", ".join(times),
+        f"{done.model} on {done.backend}",
+        done.stop_reason,
+    ]
+    return "; ".join(part for part in parts if part)
 
 
 def print_table(table: Table) -> None:

@@ -13,9 +13,9 @@ import click
 
 from inferd.cli import background, inputs
 from inferd.cli.options import connection_options, sampling, sampling_options, target
-from inferd.cli.output import Answer, check_done
+from inferd.cli.output import Answer, check_done, summary
 from inferd.cli.progress import Progress
-from inferd.cli.say import say_json
+from inferd.cli.say import say, say_json
 from inferd.client import Client, Done, MessageDone, Text, ToolUse
 from inferd.errors import UsageError
 
@@ -40,13 +40,17 @@ def block_options(command: F) -> F:
                 "--audio", type=path, multiple=True, metavar="FILE", help="A sound to hear; may be repeated."
             ),
             click.option(
-                "--file", type=path, multiple=True, metavar="FILE", help="A text to read; may be repeated."
+                "--file",
+                type=path,
+                multiple=True,
+                metavar="FILE",
+                help="A text to read, `-` for stdin; may be repeated.",
             ),
             click.option(
                 "--tools",
-                type=path,
-                metavar="FILE",
-                help="JSON array of tools that the model may call: name, description, input_schema.",
+                metavar="FILE|JSON",
+                help="JSON array of tools that the model may call: name, description, input_schema;"
+                " OpenAI's form is taken too.",
             ),
             click.option(
                 "--tool-choice",
@@ -60,31 +64,39 @@ def block_options(command: F) -> F:
 
 
 @click.command("run")
-@click.argument("prompt", required=False)
+@click.argument("prompt", metavar="[PROMPT]...", nargs=-1)
 @sampling_options
 @block_options
+@click.option("--thinking/--no-thinking", default=None, help="Have the model think first, where it can.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object when the answer is complete.")
+@click.option("--verbose", is_flag=True, help="Print on stderr what the answer took.")
 @connection_options
 def run_command(
-    prompt: str | None,
+    prompt: tuple[str, ...],
     system: str | None,
     image: Sequence[Path],
     audio: Sequence[Path],
     file: Sequence[Path],
-    tools: Path | None,
+    tools: str | None,
     tool_choice: str | None,
+    thinking: bool | None,
     as_json: bool,
+    verbose: bool,
     address: str | None,
     api_key_file: Path | None,
     **options: Any,
 ) -> None:
-    """Answer one prompt. Without PROMPT, or with `-`, it is read from stdin.
+    """Answer one prompt: the words of PROMPT, and what is piped in behind them.
+
+    Without PROMPT, or with `-`, all of it is read from stdin.
 
     Each call of a tool is printed as one line of JSON. With pictures, sounds, files or tools, --address is
     that of the v2 socket. Starts a daemon in the background when none runs; it stops after 15 idle minutes.
     """
     if tool_choice is not None and tools is None:
         raise UsageError("--tool-choice needs --tools FILE, which says what there is to choose from")
+    if list(file).count(inputs.STDIN) > 1:
+        raise UsageError("`--file -` is given twice, but stdin can be read once")
     attached = [
         *(inputs.media("image", path) for path in image),
         *(inputs.media("audio", path) for path in audio),
@@ -95,8 +107,10 @@ def run_command(
         choices["tools"] = inputs.tools(tools)
     if tool_choice is not None:
         choices["tool_choice"] = tool_choice if tool_choice in CHOICES else {"name": tool_choice}
-    typed = bool(attached) or tools is not None
-    question = inputs.prompt(prompt)
+    if thinking is not None:
+        choices["thinking"] = thinking
+    typed = bool(attached) or tools is not None or thinking is not None
+    question = inputs.prompt(prompt, stdin_taken=inputs.STDIN in file)
     messages: list[dict[str, Any]] = [
         {"role": "user", "content": [*attached, question] if typed else question}
     ]
@@ -109,6 +123,8 @@ def run_command(
         done = (_blocks if typed else _text)(client, messages, choices, as_json)
         if as_json:
             say_json(asdict(done))
+        if verbose:
+            say(summary(done), err=True)
         check_done(done)
 
 
