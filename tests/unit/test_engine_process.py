@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
@@ -336,3 +337,35 @@ async def test_a_reader_that_does_not_read_rests_and_another_is_served() -> None
         assert isinstance(await anext(resting), Frames)
         assert (await finish(await model.generate(ask("Run.", max_tokens=8)))).stop_reason == "length"
         assert (await finish(resting)).usage.completion_tokens == 200
+
+
+# Preparation.
+
+
+def slow(text: str) -> GenerateRequest:
+    """A request whose schema takes some seconds to be made into a grammar."""
+    schema = {"type": "object", "properties": {f"p{n}": {"type": "string"} for n in range(400)}}
+    return generate_request(messages=(Message("user", text),), json_schema=json.dumps(schema), max_tokens=2)
+
+
+async def test_a_bystander_does_not_wait_for_the_preparation_of_another() -> None:
+    async with hosted(n_parallel=2) as model:
+        other = asyncio.create_task(finish(await model.generate(slow("Slow."))))
+        await until(lambda: len(model._turns.running) == 1)
+        assert (await finish(await model.generate(ask(max_tokens=1)))).stop_reason == "length"
+        assert not other.done()
+        other.cancel()
+
+
+async def test_abandoned_preparations_are_no_more_than_the_sequences() -> None:
+    async with hosted(n_parallel=2) as model:
+        streams = [await model.generate(slow(f"Slow {n}.")) for n in range(6)]
+        begun = [asyncio.create_task(anext(stream)) for stream in streams]
+        await until(lambda: len(model._turns.running) == 2)
+        for task, stream in zip(begun, streams, strict=True):
+            task.cancel()
+            stream.close()
+        # Those that waited are gone at once; those that were begun hold their turns until the process says so.
+        assert len(model._turns.running) == 2
+        assert not model._turns._queue
+        assert (await finish(await model.generate(ask(max_tokens=1)))).stop_reason == "length"

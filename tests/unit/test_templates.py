@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import resource
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -81,6 +82,27 @@ def test_one_that_turns_hostile_later_costs_its_request_only(
     templates = preparing.submit(_llama.Templates, model, source).result()
     with pytest.raises(InvalidRequest, match=MEMORY):
         preparing.submit(templates.render, conversation("now")).result()
+    assert len(preparing.submit(templates.render, conversation("later")).result()) > 0
+
+
+def test_one_whose_client_has_left_ends(model: _llama.Model, preparing: ThreadPoolExecutor) -> None:
+    forever = DOUBLED + "{{ ns.x }}"
+    source = "{% if messages[0].content == 'now' %}" + forever + "{% else %}later{% endif %}"
+    templates = preparing.submit(_llama.Templates, model, source).result()
+    cancellation = _llama.Cancellation()
+    begun = threading.Event()
+
+    def render() -> object:
+        with cancellation:
+            begun.set()
+            return templates.render(conversation("now"))
+
+    rendering = preparing.submit(render)
+    begun.wait()
+    cancellation.cancel()
+    with pytest.raises(InvalidRequest, match="client has left"):
+        rendering.result()
+    # The thread serves the next request as if nothing had been.
     assert len(preparing.submit(templates.render, conversation("later")).result()) > 0
 
 

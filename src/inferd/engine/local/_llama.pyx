@@ -42,6 +42,7 @@ os.environ.setdefault("GGML_NO_BACKTRACE", "1")
 
 include "_model.pxi"
 include "_embed.pxi"
+include "_cancel.pxi"
 
 
 cdef struct StepGuard:

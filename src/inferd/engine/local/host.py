@@ -100,23 +100,22 @@ class Host:
     # Jobs.
 
     def _begin(self, number: int, work: Coroutine[Any, Any, None]) -> None:
-        job = _Job(self._loop)
-        self._jobs[number] = job
-        job.task = self._loop.create_task(self._run(number, job, work))
+        job = self._jobs[number] = _Job(self._loop)
+        job.task = self._loop.create_task(work)
+        # Not in the task itself: one that is cancelled before its first step never runs.
+        job.task.add_done_callback(lambda task: self._end(number, job, task))
 
-    async def _run(self, number: int, job: _Job, work: Coroutine[Any, Any, None]) -> None:
-        try:
-            await work
-        except asyncio.CancelledError:
+    def _end(self, number: int, job: _Job, task: asyncio.Task[None]) -> None:
+        """Sends the end of a job that has not sent it itself."""
+        del self._jobs[number]
+        if task.cancelled():
             if job.dropped:
                 self._link.send(m.GONE, number)
             else:
                 self._link.send(m.DONE, number, m.encode(Done("cancelled", Usage(0, 0))))
-        except Exception as error:
+        elif (error := task.exception()) is not None:
             _tell(error)
             self._link.send(m.FAILED, number, m.encode(m.failure(error)))
-        finally:
-            del self._jobs[number]
 
     async def _generate(self, number: int, request: GenerateRequest) -> None:
         job = self._jobs[number]
@@ -201,7 +200,7 @@ class _Job:
             self._room.set_result(None)
 
 
-def _tell(error: Exception) -> None:
+def _tell(error: BaseException) -> None:
     """Logs an error that inferd did not raise on purpose: its class and its place."""
     if m.failure(error).kind == "BackendInternal":
         place = error.__traceback__

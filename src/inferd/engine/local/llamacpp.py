@@ -284,16 +284,19 @@ class LlamaCpp(Backend):
     async def generate(self, request: GenerateRequest) -> Stream:
         if not self.ready() or self._loop is None:
             raise NotReady
-        submitted = self._loop.run_in_executor(self._preparing, self._submit, request)
+        cancellation = _llama.Cancellation()
+        work = self._preparing.submit(self._submit, request, cancellation)
+        submitted = asyncio.wrap_future(work)
         try:
             answer = await asyncio.shield(submitted)
         except asyncio.CancelledError:
-            submitted.cancel()  # which helps only while no thread has begun it
-            await asyncio.wait((submitted,))  # the request holds its place until its preparation has ended
-            self._drop(submitted)
+            cancellation.cancel()
+            submitted.add_done_callback(self._drop)
+            if not work.cancel():  # a thread has begun it: the request holds its place until that has ended
+                await asyncio.wait((submitted,))
             raise
         finally:
-            del submitted  # it holds its error, which holds this frame, which holds the client's attachments
+            del work, submitted  # they hold their error, which holds this frame, which holds the attachments
         if isinstance(answer, Done):
             return Finished(answer)
         job, reader = answer
@@ -303,7 +306,13 @@ class LlamaCpp(Backend):
         required = request.tool_choice == "required" or bool(request.tool_name)
         return TypedStream(stream, reader, self._reading, tool_required=required)
 
-    def _submit(self, request: GenerateRequest) -> tuple[int, Reader | None] | Done:
+    def _submit(
+        self, request: GenerateRequest, cancellation: _llama.Cancellation
+    ) -> tuple[int, Reader | None] | Done:
+        with cancellation:
+            return self._prepare(request)
+
+    def _prepare(self, request: GenerateRequest) -> tuple[int, Reader | None] | Done:
         """Renders and tokenises the prompt, parses the grammar, and queues the job; runs in the pool."""
         prepared = prepare(self._family, request)
         frame = request.frame if prepared.reader is None else RAW_FRAMES

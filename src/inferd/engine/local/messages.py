@@ -145,7 +145,7 @@ _NAMED = {
 }
 
 
-def failure(error: Exception) -> Failure:
+def failure(error: BaseException) -> Failure:
     """How an error crosses to the daemon; the words of one that inferd did not raise stay behind."""
     for kind in type(error).__mro__:
         if kind.__name__ in _NAMED:

@@ -4,6 +4,7 @@
 #include <stdexcept>
 
 #include "guards/budget.h"
+#include "guards/cancel.h"
 #include "chat.h"
 #include "common.h"
 #include "guarded.h"
@@ -63,11 +64,13 @@ class Tokenizer {
     }
 
     void take_text(const std::string &text) {
+        throw_if_cancelled();
         const auto tokens = tokenize(vocab_, text, out_.tokens.empty());
         out_.tokens.insert(out_.tokens.end(), tokens.begin(), tokens.end());
     }
 
     void take_media() {
+        throw_if_cancelled();
         if (next_ == media_.items.size()) throw std::runtime_error("the template repeats media");
         std::string error;
         if (!media_.projector->add(media_.items[next_++], media_.n_batch, out_.tokens, out_.media, error)) {

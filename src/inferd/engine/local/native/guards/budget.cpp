@@ -11,6 +11,7 @@
 #include <new>
 #include <stdexcept>
 
+#include "cancel.h"
 #include "grammar_guard_state.h"
 
 namespace inferd {
@@ -84,7 +85,9 @@ void spend_step() {
     if (!may_refuse()) return;
     const char here = 0;
     if (usage.stack - &here > kMaxStack) refuse("the chat template nests too deeply");
-    if (++usage.steps % 256 == 0 && thread_time() > usage.deadline) {
+    if (++usage.steps % 256 != 0) return;
+    if (is_cancelled()) refuse("its client has left");
+    if (thread_time() > usage.deadline) {
         usage.deadline = thread_time() + kGraceNanoseconds;
         refuse("the chat template takes too long");
     }

@@ -1,0 +1,24 @@
+# The flag that ends a preparation early. Part of _llama.pyx.
+
+cdef extern from "native/guards/cancel.h" namespace "inferd" nogil:
+    cdef cppclass CancelFlag:
+        void store(cbool value)
+    void attach_cancel_flag(const CancelFlag* flag)
+
+
+cdef class Cancellation:
+    """``with cancellation: …`` does a preparation; ``cancel`` from another thread makes it raise soon.
+
+    What it raises is an ``InvalidRequest`` as for any other refusal; nobody is left to read it.
+    """
+
+    cdef CancelFlag flag
+
+    def cancel(self):
+        self.flag.store(True)
+
+    def __enter__(self):
+        attach_cancel_flag(&self.flag)
+
+    def __exit__(self, *_):
+        attach_cancel_flag(NULL)
