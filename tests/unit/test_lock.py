@@ -13,7 +13,7 @@ import pytest
 
 from inferd.errors import BootCancelled, LockHeld, StoreError
 from inferd.store import runtime
-from inferd.store.runtime import Lock, ensure_private_dir, holder, make_private_dir
+from inferd.store.runtime import Lock, ensure_private_dir, holder, is_held, make_private_dir
 
 HOLD = """
 import sys
@@ -207,3 +207,31 @@ class TestDirectories:
             monkeypatch.setattr(os, "getuid", lambda: place.lstat().st_uid + 1)
         with pytest.raises(StoreError, match="belongs to another user; remove it or choose another one"):
             ensure_private_dir(place)
+
+
+class TestLook:
+    def test_it_tells_whether_the_lock_is_held_and_makes_nothing(self, path: Path) -> None:
+        assert not is_held(path)
+        assert not path.parent.exists()
+        with Lock.acquire(path):
+            assert is_held(path)
+        assert not is_held(path)
+
+    def test_it_keeps_nobody_from_starting(self, path: Path) -> None:
+        Lock.acquire(path).release()
+        over = threading.Event()
+
+        def look() -> None:
+            while not over.is_set():
+                is_held(path)
+
+        lookers = [threading.Thread(target=look) for _ in range(4)]
+        for looker in lookers:
+            looker.start()
+        try:
+            for _ in range(100):
+                Lock.acquire(path).release()
+        finally:
+            over.set()
+            for looker in lookers:
+                looker.join()

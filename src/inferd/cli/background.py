@@ -21,9 +21,9 @@ from inferd.client.address import Surface
 from inferd.client.admin import Frame
 from inferd.config.kinds import FilePath
 from inferd.config.settings import OPTIONS, Settings
-from inferd.errors import BootFailed, ConnectionLost, DaemonUnreachable, LockHeld
+from inferd.errors import BootFailed, ConnectionLost, DaemonUnreachable
 from inferd.log.text import BACKGROUND_NAME
-from inferd.store.runtime import Lock, ensure_private_dir
+from inferd.store.runtime import Lock, ensure_private_dir, is_held
 
 IDLE_EXIT_SECS = 900
 """A daemon that nobody started by hand leaves by itself."""
@@ -65,17 +65,6 @@ def connect(client: Client, target: Target, show: Callable[[Frame], None]) -> No
         raise DaemonUnreachable(
             f"{_NOT_SERVED[target.surface]} (there is no socket at {target.address})"
         ) from None
-
-
-def is_held(lock: Path) -> bool:
-    """Whether a running process holds the lock; makes nothing."""
-    if not lock.exists():
-        return False
-    try:
-        Lock.acquire(lock).release()
-    except LockHeld:
-        return True
-    return False
 
 
 def log_path(settings: Settings) -> Path:

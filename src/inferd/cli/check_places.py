@@ -15,12 +15,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from inferd.cli.background import is_held
 from inferd.cli.finding import Finding, Findings
 from inferd.config.limit_options import OTHER_DESCRIPTORS
 from inferd.config.settings import Settings
 from inferd.errors import InferdError
-from inferd.store.runtime import holder
+from inferd.store.runtime import holder, is_held
 
 ANSWER_SECS = 5.0
 

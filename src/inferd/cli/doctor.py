@@ -22,7 +22,6 @@ from typing import Any
 import click
 
 from inferd.cli import check_models, check_places
-from inferd.cli.background import is_held
 from inferd.cli.finding import Finding, Findings, State
 from inferd.cli.say import say, say_json
 from inferd.client import AdminClient
@@ -31,6 +30,7 @@ from inferd.config.settings import Settings
 from inferd.controls import one_line
 from inferd.engine.local import portable
 from inferd.errors import ConnectionLost, DaemonUnreachable, InferdError
+from inferd.store.runtime import is_held
 
 ANSWER_SECS = 5.0
 ENGINE_SECS = 60.0

@@ -16,13 +16,13 @@ from pathlib import Path
 import click
 
 from inferd.cli import units
-from inferd.cli.background import is_held, log_path
+from inferd.cli.background import log_path
 from inferd.cli.say import say
 from inferd.config import paths, sources
 from inferd.config.settings import OPTIONS, Settings
 from inferd.errors import LockHeld, ServiceError, UsageError
 from inferd.private import make_private_dirs
-from inferd.store.runtime import explained, holder, make_private_dir
+from inferd.store.runtime import explained, holder, is_held, make_private_dir
 
 MARK = "Written by `inferd service install`; `inferd service uninstall` removes it."
 

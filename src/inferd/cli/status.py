@@ -242,8 +242,8 @@ def _line(frame: Frame) -> str:
 @click.command("stop")
 def stop_command() -> None:
     """Stop the daemon. Running requests may finish; waits until it has ended."""
-    from inferd.cli.background import POLL_SECS, is_held
-    from inferd.store.runtime import holder
+    from inferd.cli.background import POLL_SECS
+    from inferd.store.runtime import holder, is_held
 
     lock = _settings().lock
     pid = _pid(lock) if is_held(lock) else None

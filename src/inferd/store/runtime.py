@@ -11,6 +11,7 @@ import fcntl
 import os
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ from pathlib import Path
 from inferd import private
 from inferd.errors import BootCancelled, LockHeld, StoreError
 
+LOOK_SECS = 0.5  # far longer than a look at a lock takes
 POLL_SECS = 0.1  # how late a waiter may notice that it was cancelled
 
 
@@ -65,7 +67,7 @@ class Lock:
         while True:
             fd = _open(path)
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _take(fd)
                 current = _is_current(path, fd)
             except BlockingIOError:
                 os.close(fd)
@@ -112,6 +114,51 @@ class Lock:
             if os.pread(self._fd, 32, 0).strip().isdigit() or os.fstat(self._fd).st_size == 0:
                 os.ftruncate(self._fd, 0)
                 os.pwrite(self._fd, text, 0)
+
+
+def is_held(path: Path) -> bool:
+    """Whether a running process holds the lock. Makes nothing, and keeps no process from taking the lock."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise StoreError(f"cannot open the lock {path}: {error.strerror}") from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        raise StoreError(f"cannot look at the lock {path}: {error.strerror}") from error
+    finally:
+        os.close(fd)
+    return False
+
+
+def _take(fd: int) -> None:
+    """Locks the file; BlockingIOError where another process holds it.
+
+    :func:`is_held` shares the lock for a moment. So a lock without a living holder is waited for.
+    """
+    give_up = time.monotonic() + LOOK_SECS
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if _has_living_holder(fd) or time.monotonic() >= give_up:
+                raise
+        time.sleep(LOOK_SECS / 100)
+
+
+def _has_living_holder(fd: int) -> bool:
+    try:
+        os.kill(int(os.pread(fd, 32, 0)), 0)
+    except PermissionError:
+        return True
+    except (OSError, ValueError, OverflowError):
+        return False
+    return True
 
 
 def holder(path: Path) -> int | None:
