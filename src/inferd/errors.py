@@ -311,6 +311,18 @@ class DaemonUnreachable(OperatorError):
     retryable = True
 
 
+class NotPermitted(DaemonUnreachable):
+    """The daemon's socket may not be opened by this user."""
+
+    retryable = False
+
+
+class SurfaceNotServed(DaemonUnreachable):
+    """The daemon that runs does not serve this surface."""
+
+    retryable = False
+
+
 class DaemonUntrusted(OperatorError):
     """The daemon's socket is served by a user who could have put it there to read prompts."""
 
@@ -322,6 +334,12 @@ class ConnectionLost(OperatorError):
 
     exit_code = 3
     retryable = True
+
+
+class KeyRefused(ConnectionLost):
+    """The daemon closed a TCP connection without a word, as it does for a wrong API key."""
+
+    retryable = False
 
 
 class BootFailed(OperatorError):

@@ -301,8 +301,9 @@ def test_a_refused_key_is_explained(clients: Clients, api_key: str | None) -> No
         thread = threading.Thread(target=serve)
         thread.start()
         client = clients.client(f"tcp://127.0.0.1:{listener.getsockname()[1]}", api_key=api_key)
-        with pytest.raises(errors.ConnectionLost, match="check the API key"):
+        with pytest.raises(errors.KeyRefused, match="check the API key") as caught:
             list(client.generate("Hi"))
+        assert not caught.value.retryable
         thread.join()
 
 
@@ -318,7 +319,7 @@ def test_a_malformed_address_is_a_usage_error(address: str, clients: Clients) ->
 def test_nobody_there(short_dir: Path, clients: Clients) -> None:
     with pytest.raises(errors.DaemonUnreachable, match="no daemon is running") as caught:
         clients.client(short_dir / "none").connect()
-    assert caught.value.exit_code == 3
+    assert (caught.value.exit_code, caught.value.retryable) == (3, True)
     stale = socket.socket(socket.AF_UNIX)
     stale.bind(str(short_dir / "stale"))
     stale.close()
@@ -328,6 +329,17 @@ def test_nobody_there(short_dir: Path, clients: Clients) -> None:
         port = listener.getsockname()[1]
     with pytest.raises(errors.DaemonUnreachable, match="no daemon answers"):
         clients.client(f"tcp://127.0.0.1:{port}").connect()
+
+
+def test_a_daemon_that_does_not_serve_a_surface_will_not_serve_it_later(
+    short_dir: Path, clients: Clients
+) -> None:
+    with socket.socket(socket.AF_UNIX) as v1:
+        v1.bind(str(short_dir / "infer.sock"))
+        v1.listen()
+        with pytest.raises(errors.SurfaceNotServed, match="does not serve embed") as caught:
+            clients.client(short_dir / "infer.sock").embed("text")
+    assert not caught.value.retryable
 
 
 def test_connecting_has_a_limit_of_its_own(short_dir: Path, clients: Clients) -> None:

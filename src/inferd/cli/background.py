@@ -21,7 +21,7 @@ from inferd.client.address import Surface
 from inferd.client.admin import Frame
 from inferd.config.kinds import FilePath
 from inferd.config.settings import OPTIONS, Settings
-from inferd.errors import BootFailed, ConnectionLost, DaemonUnreachable
+from inferd.errors import BootFailed, ConnectionLost, DaemonUnreachable, SurfaceNotServed
 from inferd.log.text import BACKGROUND_NAME
 from inferd.store.runtime import Lock, ensure_private_dir, is_held
 
@@ -62,7 +62,7 @@ def connect(client: Client, target: Target, show: Callable[[Frame], None]) -> No
     except DaemonUnreachable:
         if target.surface == "v1" or target.address.startswith("tcp://") or Path(target.address).exists():
             raise
-        raise DaemonUnreachable(
+        raise SurfaceNotServed(
             f"{_NOT_SERVED[target.surface]} (there is no socket at {target.address})"
         ) from None
 

@@ -1,4 +1,4 @@
-"""Where the surfaces of a daemon are, and what to tell who finds nobody there.
+"""Where the surfaces of a daemon are, and the errors for a client that cannot connect there.
 
 An address is a Unix socket's path or ``tcp://IP:port``. A surface whose address was not given is looked for
 beside the one of v1, or else at its default place: never at the default place of another daemon.
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from inferd.config import paths
-from inferd.errors import UsageError
+from inferd.errors import DaemonUnreachable, NotPermitted, SurfaceNotServed, UsageError
 
 Surface = Literal["v1", "v2", "embed", "rerank"]
 Address = str | os.PathLike[str]
@@ -27,23 +27,37 @@ class Endpoint:
     surface: paths.Surface
     tcp: tuple[str, int] | None
 
-    def unreachable(self, error: OSError) -> str:
-        """The sentence for who could not connect."""
+    def unreachable(self, error: OSError) -> DaemonUnreachable:
+        """The error for a client that could not connect."""
         if isinstance(error, PermissionError):
-            return (
+            return NotPermitted(
                 f"the socket {self.text} may not be opened by this user; join its group or ask whoever runs"
                 " inferd"
             )
         if self.tcp is None and not Path(self.text).exists():
             if self.surface in ("v1", "admin"):
                 missing = f"no daemon is running: there is no socket at {self.text}"
+            elif self._runs_without():
+                return SurfaceNotServed(
+                    f"the daemon does not serve {self.surface}: there is no socket at {self.text};"
+                    f" start one with `inferd serve {_SERVING.get(self.surface, '')}`"
+                )
             else:
                 missing = (
                     f"no daemon is running that serves {self.surface}: there is no socket at {self.text}"
                 )
-            return f"{missing}; start one with `inferd serve`"
+            return DaemonUnreachable(f"{missing}; start one with `inferd serve`")
         reason = error.strerror or str(error)
-        return f"no daemon answers at {self.text} ({reason}); start one with `inferd serve`"
+        return DaemonUnreachable(
+            f"no daemon answers at {self.text} ({reason}); start one with `inferd serve`"
+        )
+
+    def _runs_without(self) -> bool:
+        """Whether a daemon's v1 socket is beside the one that is missing."""
+        return Path(self.text).with_name(paths.socket_path("v1").name).exists()
+
+
+_SERVING = {"v2": "--v2", "embed": "--embed", "rerank": "--rerank"}
 
 
 def endpoint(address: Address, surface: paths.Surface) -> Endpoint:

@@ -20,7 +20,7 @@ from inferd.client.address import Endpoint
 from inferd.client.connection import is_quiet
 from inferd.client.protocol import READ_BYTES, Bytes, Incoming, opening
 from inferd.client.trust import require_trusted
-from inferd.errors import DaemonUnreachable, UsageError
+from inferd.errors import UsageError
 
 R = TypeVar("R")
 
@@ -51,7 +51,7 @@ class AsyncConnection:
         try:
             connected = await _connect(endpoint, connect_timeout)
         except OSError as error:
-            raise DaemonUnreachable(endpoint.unreachable(error)) from None
+            raise endpoint.unreachable(error) from None
         connection = cls(connected, Incoming(endpoint.text, tcp=endpoint.tcp is not None), timeout)
         if keyed is not None:
             await connection.send([opening(keyed)])

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from inferd.client.address import Endpoint
 from inferd.client.protocol import READ_BYTES, Bytes, Incoming, opening
 from inferd.client.trust import require_trusted
-from inferd.errors import DaemonUnreachable
 
 
 class Connection:
@@ -36,7 +35,7 @@ class Connection:
         try:
             self._socket = _connect(endpoint, connect_timeout)
         except OSError as error:
-            raise DaemonUnreachable(endpoint.unreachable(error)) from None
+            raise endpoint.unreachable(error) from None
         self._socket.settimeout(timeout)
         if keyed is not None:
             self.send([opening(keyed)])

@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 import orjson
 
-from inferd.errors import ConnectionLost, ProtocolError, RequestFailed, UsageError
+from inferd.errors import ConnectionLost, KeyRefused, ProtocolError, RequestFailed, UsageError
 
 MAX_LINE_BYTES = 65_536
 """The longest request line that every daemon takes unless its operator has set less; without the newline."""
@@ -70,7 +70,7 @@ class Incoming:
         ProtocolError for a line that does not end."""
         if not data:
             self.lapsed = self._unheard and self._requests > 1
-            raise ConnectionLost(self._ended())
+            raise self._ended()
         self._unheard = False
         *whole, rest = data.split(b"\n")
         if whole:
@@ -95,10 +95,14 @@ class Incoming:
         """The error for a daemon that does not take what it is sent."""
         return ConnectionLost(f"the daemon at {self._address} did not take the request in time")
 
-    def _ended(self) -> str:
+    def _ended(self) -> ConnectionLost:
         if self._tcp and not self._answered:
-            return f"the daemon at {self._address} closed the connection without a word; check the API key"
-        return f"the daemon at {self._address} closed the connection before the answer was complete"
+            return KeyRefused(
+                f"the daemon at {self._address} closed the connection without a word; check the API key"
+            )
+        return ConnectionLost(
+            f"the daemon at {self._address} closed the connection before the answer was complete"
+        )
 
 
 class Request(ABC, Generic[E, D]):

@@ -135,6 +135,10 @@ class BackendSlot:
         if self._released is not None:
             await self._released
 
+    def fit(self) -> bool:
+        """Whether the backend takes requests now."""
+        return self.backend.ready() and self.breaker.lets_pass()
+
     def begin(self) -> bool:
         """A request starts; whether it is the breaker's probe."""
         self.running += 1
@@ -195,17 +199,17 @@ class Router:
     def dispatch(self, needs: frozenset[str] = TEXT) -> Dispatch:
         """The backend for the next request.
 
-        Raises NoBackend when none is fit to serve anything, and the Unsupported that tells what the first fit
-        one lacks when none of them has all that the request ``needs``.
+        Raises NoBackend where the request may be served later: a capable backend is not ready or shut off by
+        its breaker, or none is fit. Else no repetition helps, and the Unsupported tells what the first fit
+        backend lacks.
         """
-        lacking: InferdError = NoBackend()
         for member in self.members:
-            if member.backend.ready() and member.breaker.lets_pass():
-                if needs <= member.able:
-                    return Dispatch(member)
-                if isinstance(lacking, NoBackend):
-                    lacking = _unsupported(member.backend.name, needs - member.able)
-        raise lacking
+            if needs <= member.able and member.fit():
+                return Dispatch(member)
+        fit = next((member for member in self.members if member.fit()), None)
+        if fit is None or any(needs <= member.able for member in self.members):
+            raise NoBackend
+        raise _unsupported(fit.backend.name, needs - fit.able)
 
     def replace(self, backends: Sequence[Backend]) -> list[BackendSlot]:
         """Serves with ``backends`` from the next request on; one that stays keeps its breaker.
@@ -237,7 +241,7 @@ _CAPABILITIES = ("v2", "tools", "vision", "audio", "embed", "rerank")
 
 def _unsupported(name: str, lacking: frozenset[str]) -> InferdError:
     if lacking == TEXT:
-        return NoBackend()
+        return Unsupported(f'backend "{name}" does not generate text')
     if "embed" in lacking:
         return EmbedUnsupported(f'backend "{name}" cannot embed')
     if "rerank" in lacking:
