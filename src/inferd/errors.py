@@ -14,7 +14,9 @@ The message of an error is one sentence that names what was wrong and, where it 
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
 
 Fault = Literal["client", "backend", "daemon", "operator"]
 
@@ -27,6 +29,9 @@ class InferdError(Exception):
     fault: Fault = "daemon"
     retryable: bool = False
     closes: ClassVar[bool] = False
+
+    details: Mapping[str, Any] = MappingProxyType({})
+    """What the error frame says beside code and message, for programs: names and plain values."""
 
 
 # What a client did.
@@ -78,6 +83,14 @@ class WireVersionUnsupported(DecodeError):
         found = "the request has no wire_version" if given is None else f"unsupported wire_version{shown}"
         InferdError.__init__(self, f"{found}: this daemon speaks wire_version {supported}")
         self.request_id = request_id
+
+
+class PromptTooLong(InvalidRequest):
+    """A prompt of ``tokens`` tokens, at least, for a context of ``limit``."""
+
+    def __init__(self, message: str, tokens: int, limit: int) -> None:
+        super().__init__(message)
+        self.details = {"reason": "prompt_too_long", "tokens": tokens, "limit": limit}
 
 
 class FrameTooLarge(InferdError):
@@ -371,7 +384,7 @@ _MEANING: dict[str, type[InferdError]] = {
 
 
 class RequestFailed(InferdError):
-    """An error frame, as a client sees it: ``wire_code`` and the daemon's message.
+    """An error frame, as a client sees it: ``wire_code``, the daemon's message, and its ``details``.
 
     Exit code, fault and whether a retry may help are those of the class that the code stands for; a code
     that this version does not know means ``internal``. ``retry_after_secs`` is when a retry may succeed,

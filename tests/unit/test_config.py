@@ -10,9 +10,18 @@ from typing import Any
 import pytest
 
 from inferd.config import docs, sources
-from inferd.config.addresses import Endpoint, HttpsUrl, LocalAddress, PipeName, ServerUrl, TcpAddress
+from inferd.config.addresses import (
+    Endpoint,
+    HttpAddress,
+    HttpsUrl,
+    LocalAddress,
+    PipeName,
+    ServerUrl,
+    TcpAddress,
+)
 from inferd.config.entries import LlamaCppEntry, MockEntry, ModelSpec
 from inferd.config.kinds import (
+    Aliases,
     Boolean,
     Choice,
     FilePath,
@@ -25,6 +34,7 @@ from inferd.config.kinds import (
     SecretText,
     Sha256,
     Text,
+    Words,
 )
 from inferd.config.settings import DEFAULT_MODEL, OPTIONS, Option
 from inferd.errors import ConfigError, UsageError
@@ -47,6 +57,9 @@ TEXTS: dict[type[Kind], tuple[str, str, str]] = {
     ServerUrl: ("https://a.example", "https://b.example:8443", "http://127.0.0.1:1/path"),
     Endpoint: ("https://a.example", "b.example", "http://127.0.0.1:1"),
     Text: ("one:0", "two/x", "three"),
+    HttpAddress: ("127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"),
+    Words: ("one,two", "three", "four,five"),
+    Aliases: ("claude-*=one", "gpt-*=two,o*=two", "x=three"),
 }
 """Three valid texts of a kind: for the flag, the variable and the file."""
 
@@ -154,7 +167,7 @@ def test_a_flag_is_above_the_variable_and_the_variable_above_the_file(option: Op
     assert getattr(settings, option.name) == (by_env if option.flag is None else by_flag)
     if option.key is None:
         return
-    in_file = by_file if isinstance(by_file, bool | int | float) else str(by_file)
+    in_file = by_file if isinstance(by_file, bool | int | float | tuple | dict) else str(by_file)
     path = write(tmp_path, with_key(option, in_file))
     assert getattr(sources.load({"config": path}, ENV)[0], option.name) == by_file
     settings, notes = sources.load({"config": path}, env)

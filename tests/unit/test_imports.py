@@ -43,7 +43,8 @@ ALLOWED: dict[str, set[str]] = {
     "serve": BELOW_SERVE,
     "daemon": BELOW_SERVE | {"serve"},
     "client": {"errors", "wire", "config.paths"},
-    "cli": BELOW_CLI,
+    "http": GROUND | {"client", "wire", "config"},
+    "cli": BELOW_CLI | {"http"},
     "__init__": BELOW_CLI,
     "__main__": {"cli"},
 }

@@ -11,6 +11,7 @@ from inferd.cli.say import say
 
 COMMANDS = {
     "serve": "serve",
+    "http": "http",
     "run": "run",
     "chat": "chat",
     "embed": "vectors",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import click
@@ -9,6 +10,7 @@ import click
 from inferd import __version__
 from inferd.cli.kind_type import KindType
 from inferd.config import sources
+from inferd.config.addresses import HttpAddress
 from inferd.config.kinds import Boolean, FilePath
 from inferd.config.option import Option
 from inferd.config.settings import OPTIONS
@@ -24,7 +26,13 @@ def _flag(option: Option) -> click.Option:
         names = f"{flag}/{flag.replace('--', '--no-', 1)}"
         return click.Option([names], default=None, help=described)
     return click.Option(
-        [flag], type=KindType(option.kind), metavar=option.kind.metavar, default=None, help=described
+        [flag],
+        type=KindType(option.kind),
+        metavar=option.kind.metavar,
+        default=None,
+        help=described,
+        is_flag=False,
+        flag_value=option.kind.bare if isinstance(option.kind, HttpAddress) else None,
     )
 
 
@@ -48,6 +56,14 @@ def _serve_as_0_2(**flags: Any) -> int:
     from inferd.daemon import daemon
 
     return daemon.run(lambda: sources.read(flags, as_0_2=True))
+
+
+def flags_of(names: Collection[str]) -> list[click.Option]:
+    """The flags of some options, and of the config file."""
+    return [
+        _CONFIG,
+        *(_flag(option) for option in OPTIONS if option.flag is not None and option.name in names),
+    ]
 
 
 _HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}

@@ -23,6 +23,8 @@ MAX_RESPONSE_BYTES = 64 * 1024 * 1024
 
 READ_BYTES = 65_536
 
+_ERROR_KEYS = frozenset({"type", "id", "code", "message", "retry_after_ms"})
+
 Bytes = bytes | bytearray | memoryview
 E = TypeVar("E")
 D = TypeVar("D")
@@ -130,6 +132,7 @@ class Request(ABC, Generic[E, D]):
                 failed = self._failed(frame["code"], frame["message"])
                 after = frame.get("retry_after_ms")
                 failed.retry_after_secs = after / 1e3 if isinstance(after, int) else None
+                failed.details = {key: frame[key] for key in frame if key not in _ERROR_KEYS}
                 raise failed
             if frame["id"] != self._id:
                 raise ProtocolError("the daemon answered another request than the one that was sent")

@@ -91,14 +91,19 @@ def embed(next_id: Callable[[], str], texts: Sequence[str], options: Mapping[str
 
 
 def rerank(
-    next_id: Callable[[], str], query: str, documents: Sequence[str], top_n: int | None
+    next_id: Callable[[], str],
+    query: str,
+    documents: Sequence[str],
+    top_n: int | None,
+    options: Mapping[str, Any] | None = None,
 ) -> Plan[Ranking]:
     """Ranks any number of documents: the score of one does not depend on the others."""
+    options = options or {}
     results: list[Ranked] = []
     tokens = 0
-    room = MAX_LINE_BYTES - _FRAME_BYTES - len(encode(query))
+    room = MAX_LINE_BYTES - _FRAME_BYTES - len(encode(query)) - len(encode(options))
     for start, batch in _batches(documents, room, MAX_DOCUMENTS):
-        body = {"query": query, "documents": batch, **({} if top_n is None else {"top_n": top_n})}
+        body = {"query": query, "documents": batch, **options, **({} if top_n is None else {"top_n": top_n})}
         frame = yield WholeRequest(next_id(), body, start)
         results += [Ranked(start + each["index"], each["score"]) for each in frame["results"]]
         tokens += frame["usage"]["input_tokens"]

@@ -58,6 +58,16 @@ class TcpAddress(Kind):
 
 
 @dataclass(frozen=True)
+class HttpAddress(TcpAddress):
+    """An address to serve HTTP on; the option alone means where clients of Ollama look."""
+
+    bare: str = "127.0.0.1:11434"
+
+    def parse(self, text: str) -> str:
+        return super().parse(text or self.bare)
+
+
+@dataclass(frozen=True)
 class LocalAddress(Kind):
     """The path of a Unix socket, or a loopback address of TCP."""
 

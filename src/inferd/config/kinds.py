@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -316,3 +316,62 @@ class SecretText(Kind):
         if not text.isprintable() or not (text or self.optional):
             raise ValueError(self.description)
         return Secret(text)
+
+
+@dataclass(frozen=True)
+class Words(Kind):
+    """Several words without blanks: separated by commas, in the config file an array."""
+
+    what: str = "WORD"
+
+    @property
+    def metavar(self) -> str:
+        return f"{self.what},..."
+
+    @property
+    def description(self) -> str:
+        return "words separated by commas"
+
+    @property
+    def file_type(self) -> Any:
+        return list[str]
+
+    def parse(self, text: str) -> tuple[str, ...]:
+        return self._checked(text.split(","))
+
+    def of_file(self, value: Any) -> tuple[str, ...]:
+        return self._checked(value)
+
+    def _checked(self, words: Sequence[str]) -> tuple[str, ...]:
+        if any(not word or not word.isprintable() or set(word) & set(" ,") for word in words):
+            raise ValueError(self.description)
+        return tuple(words)
+
+
+@dataclass(frozen=True)
+class Aliases(Kind):
+    """Patterns of names and what they mean: ``PATTERN=NAME`` separated by commas, in the config file an
+    object."""
+
+    @property
+    def metavar(self) -> str:
+        return "PATTERN=NAME,..."
+
+    @property
+    def description(self) -> str:
+        return "patterns and names as PATTERN=NAME, separated by commas"
+
+    @property
+    def file_type(self) -> Any:
+        return dict[str, str]
+
+    def parse(self, text: str) -> dict[str, str]:
+        pairs = [part.split("=", 1) for part in text.split(",")]
+        if any(len(pair) != 2 for pair in pairs):
+            raise ValueError(self.description)
+        return self.of_file(dict(pairs))
+
+    def of_file(self, value: Any) -> dict[str, str]:
+        if not all(name and name.isprintable() for pair in value.items() for name in pair):
+            raise ValueError(self.description)
+        return dict(value)

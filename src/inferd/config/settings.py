@@ -2,7 +2,7 @@
 
 A field of :class:`Settings` says what the option is: its type and bounds, its default, its flag, its
 environment variable, its key in ``config.json``, whether it is secret, whether a running daemon can change
-it, and a sentence for people. The fields stand in three parts, one a file. ``OPTIONS`` is that table; the
+it, and a sentence for people. The fields stand in four parts, one a file. ``OPTIONS`` is that table; the
 flags of ``inferd serve``, the reading of the environment and of the config file, and docs/config.md are made
 from it, and nothing else knows a default or a bound.
 """
@@ -13,6 +13,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from inferd.config.entries import BackendEntry, surfaces_of
+from inferd.config.http_options import HttpOptions
 from inferd.config.limit_options import LimitOptions
 from inferd.config.model_options import DEFAULT_MODEL, ModelOptions
 from inferd.config.option import Option
@@ -23,7 +24,7 @@ __all__ = ["DEFAULT_MODEL", "EXCLUSIVE", "OPTIONS", "TRANSPORTS", "Option", "Set
 
 # Fields come from the last base first.
 @dataclass(frozen=True, kw_only=True)
-class Settings(LimitOptions, SocketOptions, ModelOptions):
+class Settings(LimitOptions, HttpOptions, SocketOptions, ModelOptions):
     """What the daemon runs with; made by :func:`inferd.config.sources.read`.
 
     Of the TCP address and the Unix socket of a surface exactly one is set; on Windows the place of a Unix

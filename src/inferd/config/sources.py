@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from inferd.config import backends, paths
 from inferd.config.file import ConfigFile, read_file
+from inferd.config.http_options import QUEUE_DEPTH
 from inferd.config.kinds import FilePath, Secret, SecretText
 from inferd.config.option import OptionValue, variable
 from inferd.config.settings import EXCLUSIVE, OPTIONS, TRANSPORTS, Settings
@@ -209,6 +210,8 @@ def _settings(chosen: Mapping[str, OptionValue], env: Mapping[str, str]) -> Sett
         # Beside the socket that was given, and not at the default place, where another daemon may serve.
         for name in implicit:
             values[f"{name}_addr"] = values["uds"].with_name(paths.socket_path(name, env).name)
+    if values["http"] is not None and "queue_depth" not in chosen:
+        values["queue_depth"] = QUEUE_DEPTH
     if values["api_key_file"] is not None:
         values["api_key"] = _read_key(values["api_key_file"])
     return Settings(**values)

@@ -45,6 +45,20 @@ def configured(settings: Settings) -> dict[str, str]:
     return {name: str(tcp or path) for name, (tcp, path) in _pairs(settings).items()}
 
 
+def for_clients(settings: Settings) -> dict[str, str]:
+    """The addresses as a client on this machine takes them: a path, or ``tcp://IP:port``."""
+    found: dict[str, str] = {}
+    for name, (tcp, path) in _pairs(settings).items():
+        if tcp is None:
+            found[name] = str(path)
+        else:
+            ip, port = bind.parse_tcp(tcp)
+            loopback = "127.0.0.1" if ip.version == 4 else "::1"
+            host = loopback if ip.is_unspecified else str(ip)
+            found[name] = f"tcp://[{host}]:{port}" if ip.version == 6 else f"tcp://{host}:{port}"
+    return found
+
+
 def bind_surface(settings: Settings, name: str, passed: Mapping[str, Bound]) -> Bound:
     """The listening socket of a surface or of ``admin``; one that was passed to us is not made anew.
 

@@ -30,6 +30,8 @@ from inferd.config.settings import OPTIONS, Settings
 from inferd.config.sources import LoadedConfig
 from inferd.daemon import addresses, library, systemd
 from inferd.daemon.backends import Backends, Build, capabilities_frame, in_thread
+from inferd.daemon.bridge import HttpBridge
+from inferd.daemon.bridge import check as check_bridge
 from inferd.daemon.build import build_backend
 from inferd.daemon.server import FLUSH_GRACE_SECS, Server
 from inferd.errors import BootCancelled, InferdError
@@ -115,6 +117,7 @@ class Daemon:
         self._board = StatusBoard(self._snapshot.snapshot)
         self._admin_places = ConnectionLimit(settings.max_connections)
         self._admin: Listener | None = None
+        self._bridge: HttpBridge | None = None
         self._work: asyncio.Task[None] | None = None
         self._ready = False
         self._stopping = False
@@ -174,6 +177,7 @@ class Daemon:
             _log.warn("config", note=note)
         if self._given.problem is not None:
             raise self._given.problem
+        check_bridge(settings)
         addresses.check_keys(settings, passed)  # before a model is fetched and loaded in vain
         held.push_async_callback(self._backends.close)
         backends = await self._backends.make(settings, self._show_loading)
@@ -183,6 +187,7 @@ class Daemon:
         self._backends.use(backends)
         self._server.open(settings, backends, passed, held)
         self._serve_metrics(held)
+        self._serve_http(held)
         held.callback(systemd.Watchdog(self._loop, self._backends.dead).close)
         self._board.publish(admin.READY)
         systemd.notify("READY=1")
@@ -209,6 +214,13 @@ class Daemon:
             places = ConnectionLimit(prometheus.MAX_CONNECTIONS)
             listener = Listener(bound, prometheus.Exporter(self._snapshot).serve, places)
             held.push_async_callback(listener.close, FLUSH_GRACE_SECS)
+
+    def _serve_http(self, held: contextlib.AsyncExitStack) -> None:
+        if self._settings.http is not None:
+            self._bridge = HttpBridge(self._settings)
+            held.push_async_callback(self._bridge.close)
+            self._server.trust(self._bridge.token)
+            self._bridge.start()
 
     def _show_loading(self, phase: str, details: Mapping[str, object]) -> None:
         self._board.publish(admin.loading_model(phase, details))
@@ -313,6 +325,8 @@ class Daemon:
 
     async def _drain(self) -> None:
         self._server.stop()
+        if self._bridge is not None:
+            self._bridge.stop()
         self._server.admission.close()
         self._board.publish(admin.DRAINING)
         systemd.notify("STOPPING=1")

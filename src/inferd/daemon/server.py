@@ -98,6 +98,11 @@ class Server:
             self.listeners.append(listener)
             held.push_async_callback(listener.close, FLUSH_GRACE_SECS)
 
+    def trust(self, bridge_token: str) -> None:
+        """Believes the HTTP bridge with this token for whom it asks."""
+        for service in self._services:
+            service.bridge_token = bridge_token
+
     def check_keys(self, settings: Settings) -> None:
         """Raises AddressError when an address may not be served any longer with the key of ``settings``."""
         for listener in self.listeners:

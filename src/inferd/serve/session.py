@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, cast
 
-from inferd import log
+from inferd import fastpath, log
 from inferd.errors import (
     AdmissionClosed,
     BackendInternal,
@@ -59,7 +59,8 @@ class Service(Generic[R]):
     """What all sessions of a surface share. ``api_key`` is asked for on TCP alone.
 
     Key and limits may be changed at any time; open connections keep the key they were asked for, and the cap
-    and the times that they began with.
+    and the times that they began with. ``bridge_token`` is how the HTTP bridge
+    is known that this daemon started; empty if there is none.
     """
 
     surface: Surface[R]
@@ -73,6 +74,7 @@ class Service(Generic[R]):
     write_timeout_secs: float
     memory: InputMemory
     idle_timeout_secs: float = 0.0
+    bridge_token: str = ""
     sessions: set[Session[R]] = field(default_factory=set)
 
     def asks_key(self) -> bool:
@@ -96,6 +98,11 @@ class Service(Generic[R]):
         finally:
             self.sessions.discard(session)
             metrics.connections_open -= 1
+
+    def believes(self, token: str) -> bool:
+        """Whether a request with this token comes from the HTTP bridge that this daemon started."""
+        ours = self.bridge_token.encode()
+        return bool(ours) and fastpath.keys_equal(token.encode(), ours)
 
     def interrupt(self) -> None:
         """Ends every request that runs or waits."""
@@ -250,7 +257,9 @@ class Session(Generic[R]):
             _log.info("request_error", code=error.code, stage="decode", **self._log_fields)
             self._write_error(error.request_id, error)
             return not (error.closes or (surface.may_carry_raw is not None and surface.may_carry_raw(raw)))
-        self._context = context = RequestContext(request, self._conn, arrived, self._log_fields)
+        self._context = context = RequestContext(request, self._conn, arrived, self._log_fields, self._peer)
+        if (behalf := request.on_behalf_of) is not None and self._service.believes(behalf.token):
+            context.ask_for(behalf.caller)
         whole = False  # unread bytes of a request must never be taken for the next one
         try:
             deadline = _deadline_of(request)
@@ -292,8 +301,8 @@ class Session(Generic[R]):
     async def _serve(self, context: RequestContext[R], deadline: float | None) -> None:
         request, service = context.request, self._service
         priority = request.priority or "interactive"
-        peer = self._peer
-        permit = await service.admission.admit(peer.caller, priority, deadline, context, peer.owner)
+        caller, owner = context.caller, context.owner
+        permit = await service.admission.admit(caller, priority, deadline, context, owner)
         with permit as context.permit:
             self._pause_secs = 0.0
             context.queue_ms = ms_since(context.arrived)
@@ -320,7 +329,9 @@ class Session(Generic[R]):
     def _write_error(self, request_id: str, error: InferdError) -> None:
         self._metrics.errors[error.code] += 1
         retry_after = error.retry_after_secs if isinstance(error, QueueFull) else None
-        self._conn.write(self._surface.encode_error(request_id, error.code, str(error), retry_after))
+        self._conn.write(
+            self._surface.encode_error(request_id, error.code, str(error), retry_after, error.details)
+        )
 
     def _log_error(self, context: RequestContext[R], error: InferdError) -> None:
         if isinstance(error, QueueFull):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from inferd.engine.backend import Backend
@@ -15,7 +15,9 @@ from inferd.errors import AnswerUnread, InferdError
 from inferd.serve.admission import Permit
 from inferd.serve.connection import Connection
 from inferd.serve.observe.metrics import BackendMetrics
+from inferd.serve.peer import Peer
 from inferd.wire.frames import encode_error
+from inferd.wire.sampling import Behalf
 
 # An id is the client's own text, as long as a line may be; the log is to recognise it, not to keep it.
 _LOGGED_ID_CHARS = 128
@@ -33,6 +35,9 @@ class Request(Protocol):
     @property
     def deadline_ms(self) -> int | None: ...
 
+    @property
+    def on_behalf_of(self) -> Behalf | None: ...
+
 
 R = TypeVar("R", bound=Request)
 
@@ -46,16 +51,19 @@ class RequestContext(Generic[R]):
     """One request on its way: who asked, how far it has come, and whether it shall end early.
 
     ``source`` is what the log says of the connection; ``tokens`` counts the pieces of the answer so far;
-    ``permit`` is the request's place among those that run.
+    ``permit`` is the request's place among those that run. ``caller`` is whose turn in the queue the request
+    takes, ``owner`` the user whose share it counts in.
     """
 
     __slots__ = (
         "_on_interrupt",
         "arrived",
         "backend",
+        "caller",
         "conn",
         "interruption",
         "permit",
+        "owner",
         "queue_ms",
         "request",
         "source",
@@ -63,11 +71,15 @@ class RequestContext(Generic[R]):
         "tokens",
     )
 
-    def __init__(self, request: R, conn: Connection, arrived: float, source: Mapping[str, object]) -> None:
+    def __init__(
+        self, request: R, conn: Connection, arrived: float, source: Mapping[str, object], peer: Peer
+    ) -> None:
         self.request = request
         self.conn = conn
         self.arrived = arrived
         self.source = source
+        self.caller: Hashable = peer.caller
+        self.owner: Hashable = peer.owner
         self.queue_ms = 0.0
         self.permit: Permit | None = None
         self.backend: str | None = None
@@ -75,6 +87,16 @@ class RequestContext(Generic[R]):
         self.tokens = 0
         self.interruption: InferdError | None = None
         self._on_interrupt: Callable[[], object] | None = None
+
+    def ask_for(self, caller: str) -> None:
+        """The request is made for a client of the HTTP bridge, which takes turns under its own name.
+
+        ``caller`` is ``uid:N``, a user as on a Unix socket, or ``key:NAME``.
+        """
+        kind, _, name = caller.partition(":")
+        self.owner = int(name) if kind == "uid" and name.isdecimal() else caller
+        self.caller = ("http", caller)
+        self.source = {**self.source, "caller": caller[:_LOGGED_ID_CHARS]}
 
     def interrupt(self, reason: InferdError) -> None:
         """Asks for an early end; ``reason`` is for answers that have no other word for it."""
@@ -110,6 +132,7 @@ class RequestContext(Generic[R]):
             "backend": self.backend,
             "queue_ms": round(self.queue_ms, 3),
             "total_ms": round(ms_since(self.arrived), 3),
+            **({"caller": self.source["caller"]} if "caller" in self.source else {}),
         }
 
     def row(self, position: int | None) -> dict[str, object]:

@@ -11,7 +11,7 @@ import msgspec
 
 from inferd.errors import DecodeError
 from inferd.wire import frames
-from inferd.wire.sampling import PRIORITIES, U32, invalid
+from inferd.wire.sampling import PRIORITIES, U32, Behalf, invalid
 
 
 class Flat(msgspec.Struct, kw_only=True):
@@ -20,6 +20,7 @@ class Flat(msgspec.Struct, kw_only=True):
     id: str = ""
     priority: str | None = None
     deadline_ms: U32 | None = None
+    on_behalf_of: Behalf | None = None
 
 
 T = TypeVar("T", bound=Flat)

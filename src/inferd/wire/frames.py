@@ -18,7 +18,7 @@ import orjson
 from inferd.errors import DecodeError, InvalidRequest, NotJson
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 T = TypeVar("T")
 
@@ -96,11 +96,19 @@ def encode(frame: dict[str, Any]) -> bytes:
     return orjson.dumps(frame, option=orjson.OPT_APPEND_NEWLINE)
 
 
-def encode_error(request_id: str, code: str, message: str, retry_after_secs: float | None = None) -> bytes:
-    """The ``error`` frame of every surface; ``retry_after_secs`` is told in whole milliseconds."""
+def encode_error(
+    request_id: str,
+    code: str,
+    message: str,
+    retry_after_secs: float | None = None,
+    details: Mapping[str, Any] | None = None,
+) -> bytes:
+    """The ``error`` frame of every surface; ``retry_after_secs`` is told in whole milliseconds, ``details``
+    are further keys."""
     # A message may quote a file name of the system, whose bytes need not be UTF-8.
     message = message.encode("utf-8", "backslashreplace").decode()
     frame: dict[str, Any] = {"type": "error", "id": request_id, "code": code, "message": message}
     if retry_after_secs is not None:
         frame["retry_after_ms"] = max(1, round(retry_after_secs * 1e3))
+    frame.update(details or {})
     return encode(frame)

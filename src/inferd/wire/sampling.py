@@ -30,6 +30,13 @@ U32 = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
 Seed = Annotated[int, msgspec.Meta(ge=-1, le=2**32 - 1)]
 
 
+class Behalf(msgspec.Struct):
+    """The client of the HTTP bridge that a request is made for, and the token that the bridge is known by."""
+
+    caller: str
+    token: str
+
+
 class Sampling(msgspec.Struct, kw_only=True):
     """The fields that the generation surfaces share, as they stood on the line."""
 
@@ -50,6 +57,7 @@ class Sampling(msgspec.Struct, kw_only=True):
     priority: str | None = None
     deadline_ms: U32 | None = None
     session: str | None = None
+    on_behalf_of: Behalf | None = None
 
     def params(self) -> SamplingParams:
         """The settings of the sampler."""

@@ -1,0 +1,44 @@
+"""``inferd http``: the HTTP bridge alone, in the foreground, in front of a running daemon."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import click
+
+from inferd.cli.serve import flags_of
+from inferd.config import sources
+from inferd.config.addresses import HttpAddress
+from inferd.config.settings import OPTIONS
+
+_NAMES = frozenset(option.name for option in OPTIONS if option.group == "HTTP") - {"http"}
+_ALSO = frozenset({"api_key", "api_key_file", "log_level", "log_dir", "max_connections"})
+
+
+def _http(address: str | None, **flags: Any) -> int:
+    """Serve the APIs of OpenAI, Anthropic and Ollama in front of a running daemon.
+
+    ADDRESS is IP:PORT; 127.0.0.1:11434 without it. `inferd serve --http` does the same and starts again what
+    ended. A daemon counts all clients of this command as one, in its queue and its log.
+    """
+    settings, _ = sources.load(flags, serving=False)
+    settings = dataclasses.replace(settings, http=address or settings.http or HttpAddress().bare)
+    from inferd.daemon import bridge
+
+    bridge.check(settings)
+    from inferd.http import server
+
+    bound = bridge.bind_address(settings)
+    setup = bridge.setup_of(settings, bound.sock.fileno(), token="")
+    bound.sock.detach()
+    click.echo(f"serving HTTP on {bound.address}", err=True)
+    return server.run(server.setup(setup))
+
+
+http_command = click.Command(
+    "http",
+    callback=_http,
+    params=[click.Argument(["address"], required=False, metavar="[ADDRESS]"), *flags_of(_NAMES | _ALSO)],
+    help=_http.__doc__,
+)

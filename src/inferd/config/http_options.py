@@ -1,0 +1,81 @@
+"""The HTTP bridge: where it serves, and for whom."""
+
+# ruff: noqa: RUF009 - a field is made by a function here, so that its row of the table stands beside it
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from inferd.config.addresses import HttpAddress
+from inferd.config.kinds import Aliases, FilePath, Words
+from inferd.config.option import option
+
+_HTTP = "HTTP"
+
+QUEUE_DEPTH = 64
+"""The default of ``queue_depth`` where the bridge runs: one agent alone sends several requests at once."""
+
+
+def _no_aliases(env: Mapping[str, str] | None = None) -> Mapping[str, str]:
+    return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class HttpOptions:
+    """Rows of :class:`inferd.config.settings.Settings`."""
+
+    http: str | None = option(
+        _HTTP,
+        HttpAddress(),
+        None,
+        "Serve the APIs of OpenAI, Anthropic and Ollama over HTTP on this address; the flag alone means"
+        " 127.0.0.1:11434. Needs the extra inferd[http]; off loopback keys are needed.",
+        key="http.addr",
+    )
+    http_key_file: Path | None = option(
+        _HTTP,
+        FilePath(),
+        None,
+        "The file of the keys that HTTP clients may use, a line each: name, key, scopes, limits. It is read"
+        " again when it changes. Without it the API key, if there is one, is the only key.",
+        key="http.key_file",
+    )
+    http_cert: Path | None = option(
+        _HTTP,
+        FilePath(),
+        None,
+        "The certificate chain (PEM) with which HTTP is served over TLS.",
+        key="http.cert",
+    )
+    http_key: Path | None = option(
+        _HTTP,
+        FilePath(),
+        None,
+        "The private key (PEM) of the certificate; without it the certificate's file must hold it.",
+        key="http.key",
+    )
+    http_hosts: tuple[str, ...] = option(
+        _HTTP,
+        Words("NAME"),
+        (),
+        "Host names under which HTTP clients may reach the server, beside localhost and IP addresses.",
+        key="http.hosts",
+        default_doc="none",
+    )
+    http_origins: tuple[str, ...] = option(
+        _HTTP,
+        Words("ORIGIN"),
+        (),
+        "Origins of web pages that may use the server, beside those of this machine.",
+        key="http.origins",
+        default_doc="none",
+    )
+    http_aliases: Mapping[str, str] = option(
+        _HTTP,
+        Aliases(),
+        _no_aliases,
+        "Other names of models, with patterns: `claude-*=NAME,gpt-*=NAME`.",
+        key="http.aliases",
+        default_doc="none",
+    )

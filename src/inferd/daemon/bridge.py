@@ -1,0 +1,168 @@
+"""The HTTP bridge as a child process: its socket, its start, its restarts and its end.
+
+The socket is bound here and outlives the child, so clients wait in its backlog while a new child starts. The
+child gets what it needs as one line on its standard input, which also ends it when the daemon is gone. It is
+this interpreter with fixed arguments.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import secrets
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+import orjson
+
+from inferd import __version__, log
+from inferd.config.settings import Settings
+from inferd.daemon import addresses, port_owner
+from inferd.errors import AddressError, ConfigError
+from inferd.serve import bind
+
+COMMAND = (sys.executable, "-m", "inferd.http")
+PAUSES_SECS = (0.0, 1.0, 5.0, 30.0)
+"""How long the first, the second, … restart waits; a child that has run for 10 s begins anew."""
+
+STABLE_SECS = 10.0
+STOP_SECS = 20.0
+"""How long a child may take to end; it lets its own requests finish."""
+
+NEEDED = ("starlette", "uvicorn", "httptools")
+
+_log = log.get("bridge")
+
+
+def check(settings: Settings) -> None:
+    """Raises, before a model is loaded, what would keep the bridge from starting."""
+    if settings.http is None:
+        return
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"--http needs packages that are not installed ({', '.join(missing)});"
+            " run: pip install 'inferd[http]'"
+        )
+    for file in (settings.http_key_file, settings.http_cert, settings.http_key):
+        if file is not None and not file.is_file():
+            raise ConfigError(f"{file}, which the HTTP bridge needs, is not there")
+    if "v2" not in settings.surfaces:
+        raise ConfigError("the HTTP bridge needs v2; leave out --no-v2 or --http")
+    bind_address(settings).close()  # it is bound again when there is something to serve
+
+
+def has_keys(settings: Settings) -> bool:
+    """Whether HTTP clients need a key."""
+    return settings.http_key_file is not None or settings.api_key is not None
+
+
+def setup_of(settings: Settings, fd: int, token: str) -> Mapping[str, object]:
+    """What a bridge on the listening socket ``fd`` is told; see :class:`inferd.http.server.Setup`."""
+    key = None if settings.api_key is None else settings.api_key.reveal()
+    return {
+        "fd": fd,
+        "version": __version__,
+        "addresses": addresses.for_clients(settings),
+        "token": token,
+        "api_key": key,
+        "key_file": _path(settings.http_key_file),
+        "single_key": None if settings.http_key_file is not None else key,
+        "aliases": dict(settings.http_aliases),
+        "hosts": list(settings.http_hosts),
+        "origins": list(settings.http_origins),
+        "cert": _path(settings.http_cert),
+        "cert_key": _path(settings.http_key),
+        "max_connections": settings.max_connections,
+        "log_level": settings.log_level,
+        "log_dir": str(settings.log_dir.absolute() / "http"),
+    }
+
+
+def _path(path: Path | None) -> str | None:
+    return None if path is None else str(path.absolute())
+
+
+def bind_address(settings: Settings) -> bind.Bound:
+    """The listening socket. Raises AddressError, which says who has the address if that can be known."""
+    address = str(settings.http)
+    try:
+        return bind.bind_tcp(address, has_key=has_keys(settings))
+    except AddressError as error:
+        owner = port_owner.of(address)
+        hint = "" if owner is None else f" by {owner}"
+        raise AddressError(f"HTTP: {error}{hint}; choose another address with --http IP:PORT") from None
+
+
+class HttpBridge:
+    """The child and its supervision; ``token`` is how the daemon knows it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.token = secrets.token_hex(32)
+        self._bound = bind_address(settings)
+        self._setup = orjson.dumps(setup_of(settings, self._bound.sock.fileno(), self.token)) + b"\n"
+        self._child: asyncio.subprocess.Process | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._told_to_stop = asyncio.Event()
+
+    def start(self) -> None:
+        """Starts the child, and starts it again whenever it ends."""
+        self._task = asyncio.get_running_loop().create_task(self._supervise())
+        _log.info("http_listening", address=self._bound.address)
+
+    def stop(self) -> None:
+        """Lets the child finish what it serves; no new connection is accepted."""
+        self._told_to_stop.set()
+        self._bound.close()
+        if self._child is not None and self._child.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._child.terminate()
+
+    async def close(self) -> None:
+        """Ends the child, at once if it takes too long."""
+        self.stop()
+        if self._task is None:
+            return
+        await asyncio.wait((self._task,), timeout=STOP_SECS)
+        if self._child is not None and self._child.returncode is None:
+            _log.warn("http_bridge_killed", pid=self._child.pid)
+            self._child.kill()
+        if not self._task.done():
+            if self._child is None:
+                self._task.cancel()
+            await asyncio.wait((self._task,))
+
+    async def _supervise(self) -> None:
+        failures = 0
+        while not self._told_to_stop.is_set():
+            started = time.monotonic()
+            status = await self._run()
+            if self._told_to_stop.is_set():
+                return
+            if time.monotonic() - started >= STABLE_SECS:
+                failures = 0
+            pause = PAUSES_SECS[min(failures, len(PAUSES_SECS) - 1)]
+            failures += 1
+            _log.error("http_bridge_ended", status=status, restart_secs=pause)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._told_to_stop.wait(), pause)
+
+    async def _run(self) -> int:
+        """Runs one child to its end; its exit status."""
+        fd = self._bound.sock.fileno()
+        self._child = child = await asyncio.create_subprocess_exec(
+            *COMMAND, stdin=asyncio.subprocess.PIPE, pass_fds=(fd,), cwd="/", start_new_session=True
+        )
+        if self._told_to_stop.is_set():
+            child.terminate()
+        _log.info("http_bridge_started", pid=child.pid)
+        pipe = cast("asyncio.StreamWriter", child.stdin)
+        pipe.write(self._setup)
+        try:
+            return await child.wait()
+        finally:
+            pipe.close()

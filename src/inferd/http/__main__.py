@@ -1,0 +1,13 @@
+"""``python -m inferd.http``: the bridge as the daemon starts it."""
+
+import sys
+
+from inferd.errors import InferdError
+from inferd.http.server import main
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except InferdError as error:
+        sys.stderr.write(f"inferd: {error}\n")
+        sys.exit(error.exit_code)

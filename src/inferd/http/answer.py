@@ -1,0 +1,197 @@
+"""Driving one generation: the daemon's events in, one API's bytes out, as an ASGI response.
+
+Nothing is sent before the first event, so a refusal still has its status. A client that closes its connection
+closes the reply, which frees the daemon's slot within a decode step. A stream always has a proper end: the
+dialect's last words, or an error in its form.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+
+import orjson
+from starlette.types import Message, Receive, Scope, Send
+
+from inferd import log
+from inferd.client.messages import Event, MessageDone, ToolUse
+from inferd.errors import InferdError
+from inferd.http import body, failures
+from inferd.http.api.request import Dialect
+from inferd.http.exchange import Exchange
+from inferd.http.failures import Failure
+from inferd.http.upstream import Reply
+
+SILENCE_SECS = 10.0
+"""How long a stream says nothing before it says that it is still there."""
+
+_STREAM_HEADERS = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
+
+_log = log.get("http")
+
+
+class Answer:
+    """The response that tells ``reply`` in the words of ``dialect``."""
+
+    def __init__(self, reply: Reply, dialect: Dialect, exchange: Exchange) -> None:
+        self._reply = reply
+        self._dialect = dialect
+        self._exchange = exchange
+        self._opened = False
+        self._last_sent = 0.0
+        self._calls = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._send = send
+        loop = asyncio.get_running_loop()
+        watch = loop.create_task(self._close_when_gone(receive))
+        ticker = loop.create_task(self._break_silence()) if self._streams and self._dialect.silence else None
+        try:
+            await (self._stream() if self._streams else self._whole())
+        finally:
+            watch.cancel()
+            if ticker is not None:
+                ticker.cancel()
+            await self._reply.aclose()
+
+    @property
+    def _streams(self) -> bool:
+        return self._dialect.generation.stream
+
+    async def _close_when_gone(self, receive: Receive) -> None:
+        await body.until_gone(receive)
+        self._exchange.gone = True
+        await self._reply.aclose()
+
+    async def _whole(self) -> None:
+        done: MessageDone | None = None
+        failure: Failure | None = None
+        try:
+            async for event in self._reply:
+                self._exchange.first_token()
+                if isinstance(event, MessageDone):
+                    done = event
+        except Exception as error:
+            failure = self._failure_of(error)
+        if done is not None:
+            self._exchange.count(done)
+            failure = self._early_end(done)
+        if failure is not None:
+            await send_failure(self._send, failure, self._exchange)
+        elif done is not None:
+            answer = self._dialect.whole(self._without_extra_calls(done))
+            await send_json(self._send, answer, self._exchange)
+
+    async def _stream(self) -> None:
+        failure: Failure | None = None
+        done: MessageDone | None = None
+        try:
+            async for event in self._reply:
+                self._exchange.first_token()
+                if isinstance(event, MessageDone):
+                    done = event
+                elif data := self._told(event):
+                    await self._write(data)
+        except Exception as error:
+            failure = self._failure_of(error)
+        if done is not None:
+            self._exchange.count(done)
+            failure = self._early_end(done)
+        if failure is not None and not self._opened:
+            await send_failure(self._send, failure, self._exchange)
+        elif failure is not None:
+            self._exchange.error = failure.kind
+            await self._write(self._dialect.failed(failure), last=True)
+        elif done is not None:
+            await self._write(self._dialect.end(self._without_extra_calls(done)), last=True)
+
+    def _told(self, event: Event) -> bytes:
+        if isinstance(event, ToolUse):
+            self._calls += 1
+            if self._calls > 1 and self._dialect.generation.one_call:
+                return b""
+        return self._dialect.event(event)
+
+    def _without_extra_calls(self, done: MessageDone) -> MessageDone:
+        if not self._dialect.generation.one_call:
+            return done
+        calls = [block for block in done.content if block["type"] == "tool_use"]
+        kept = tuple(block for block in done.content if block not in calls[1:])
+        return MessageDone(
+            content=kept,
+            stop_reason=done.stop_reason,
+            input_tokens=done.input_tokens,
+            output_tokens=done.output_tokens,
+            cached_tokens=done.cached_tokens,
+            model=done.model,
+            backend=done.backend,
+            timings=done.timings,
+        )
+
+    def _early_end(self, done: MessageDone) -> Failure | None:
+        if done.stop_reason == "cancelled":
+            return failures.cancelled(had_deadline=self._exchange.asker.deadline_ms is not None)
+        if done.stop_reason == "error":
+            return Failure(kind="internal", message="the model failed before the answer was complete")
+        return None
+
+    def _failure_of(self, error: Exception) -> Failure:
+        if not isinstance(error, InferdError):
+            _log.error("request_failed", id=self._exchange.id, error=log_line(error))
+        return failures.of(error)
+
+    async def _write(self, data: bytes, *, last: bool = False) -> None:
+        """Sends a piece of a stream, the first one behind the headers and the dialect's first words."""
+        self._last_sent = time.monotonic()
+        if not self._opened:
+            self._opened = True
+            self._exchange.status = 200
+            headers = [(b"content-type", self._dialect.media_type.encode()), *_STREAM_HEADERS]
+            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+            data = self._dialect.start() + data
+        await self._send({"type": "http.response.body", "body": data, "more_body": not last})
+
+    async def _break_silence(self) -> None:
+        self._last_sent = time.monotonic()
+        while True:
+            left = self._last_sent + SILENCE_SECS - time.monotonic()
+            if left > 0:
+                await asyncio.sleep(left)
+            else:
+                await self._write(self._dialect.silence)
+
+
+def log_line(error: Exception) -> str:
+    """What the log says of an unexpected exception: class and place, never the message, which may quote."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = "" if trace is None else f" at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
+    return f"{type(error).__name__}{where}"
+
+
+async def send_json(
+    send: Send, value: object, exchange: Exchange, status: int = 200, headers: Mapping[str, str] | None = None
+) -> None:
+    """Sends a whole JSON response."""
+    data = orjson.dumps(value)
+    exchange.status = status
+    start: Message = {
+        "type": "http.response.start",
+        "status": status,
+        "headers": [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(data)).encode()),
+            *((name.encode(), text.encode()) for name, text in (headers or {}).items()),
+        ],
+    }
+    await send(start)
+    await send({"type": "http.response.body", "body": data})
+
+
+async def send_failure(send: Send, failure: Failure, exchange: Exchange) -> None:
+    """Sends an error response in the shape of the exchange's API."""
+    exchange.error = failure.kind
+    told = failure.body(exchange.api, exchange.id)
+    await send_json(send, told, exchange, failure.status(exchange.api), dict(failure.headers()))

@@ -1,0 +1,123 @@
+"""One form of a conversation before it is rendered, whatever API it came by.
+
+The same history must become the same text each time, or the daemon's prefix cache is lost, and it must lose
+nothing:
+
+* leading system texts are one system message, joined by a blank line;
+* a later system message becomes text of the user, since many chat templates refuse it or drop others for it;
+  the first of them stands before the user's own text;
+* messages of one role in a row are one; a string and a list of one block are the same; ``null`` is empty;
+* arguments of a call keep their bytes; a call id that is used again is told apart from the earlier one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from inferd.client.messages import Attachment
+from inferd.http.failures import BadField
+
+BILLING_LINE = "x-anthropic-billing-header:"
+"""How the line begins that Claude Code puts before its system prompt; it changes with each session."""
+
+Block = dict[str, Any] | Attachment
+
+
+def text_block(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
+
+
+class Turns:
+    """Collects the messages of a conversation, in their order."""
+
+    def __init__(self) -> None:
+        self._system: list[str] = []
+        self._turns: list[dict[str, Any]] = []
+        self._late_system = False
+        self._ids: dict[str, str] = {}
+        self._used: set[str] = set()
+        self._calls: list[tuple[str, str]] = []
+
+    def system(self, text: str) -> None:
+        """A system text; one behind the first turn becomes text of the user."""
+        if not text or text.startswith(BILLING_LINE):
+            return
+        if not self._turns:
+            self._system.append(text)
+        elif not self._late_system and self._turns[-1]["role"] == "user":
+            content = self._turns[-1]["content"]
+            # Results of tools have to stay right behind their calls.
+            place = next((n for n, block in enumerate(content) if not _is_result(block)), len(content))
+            content.insert(place, text_block(text))
+            self._late_system = True
+        else:
+            self._late_system = True
+            self.user([text_block(text)])
+
+    def user(self, blocks: list[Block]) -> None:
+        self._add("user", blocks)
+
+    def assistant(self, blocks: list[Block]) -> None:
+        self._add("assistant", blocks)
+
+    def call(self, call_id: str, name: str, arguments: str, where: str) -> None:
+        """A tool call of the assistant; ``arguments`` is the JSON text of an object, at ``where``."""
+        try:
+            if not isinstance(orjson.loads(arguments or "{}"), dict):
+                raise ValueError
+        except ValueError:
+            raise BadField(where, f"{where} must be the JSON text of an object") from None
+        own = call_id or f"call_{len(self._used) + 1}"
+        while own in self._used:
+            own = f"{own}-{len(self._used) + 1}"
+        self._used.add(own)
+        self._ids[call_id] = own
+        self._calls.append((own, name))
+        block = {
+            "type": "tool_use",
+            "tool_call_id": own,
+            "name": name,
+            "input": orjson.Fragment(arguments or "{}"),
+        }
+        self._add("assistant", [block])
+
+    def result(self, call_id: str | None, name: str | None, blocks: list[Block], where: str) -> None:
+        """What a call returned. Without an id it answers the first open call, of that ``name`` if given."""
+        if call_id:
+            own = self._ids.get(call_id)
+        else:
+            own = next((own for own, of in self._calls if name is None or of == name), None)
+        if own is None:
+            raise BadField(where, f"{where} answers no tool call of the messages before it")
+        self._calls = [call for call in self._calls if call[0] != own]
+        self._add("user", [{"type": "tool_result", "tool_call_id": own, "content": blocks}])
+
+    @property
+    def last_role(self) -> str:
+        return self._turns[-1]["role"] if self._turns else ""
+
+    def finish(self) -> list[dict[str, Any]]:
+        """The turns in the form of v2."""
+        for turn in self._turns:
+            turn["content"] = turn["content"] or [text_block("")]
+        if not self._system:
+            return self._turns
+        system = {"role": "system", "content": [text_block("\n\n".join(self._system))]}
+        return [system, *(self._turns or [{"role": "user", "content": [text_block("")]}])]
+
+    def _add(self, role: str, blocks: list[Block]) -> None:
+        kept = [block for block in blocks if isinstance(block, Attachment) or not _is_empty(block)]
+        if self._turns and self._turns[-1]["role"] == role:
+            self._turns[-1]["content"] += kept
+        else:
+            self._turns.append({"role": role, "content": kept})
+
+
+def _is_empty(block: dict[str, Any]) -> bool:
+    return block["type"] in ("text", "thinking") and not block["text"]
+
+
+def _is_result(block: Block) -> bool:
+    return not isinstance(block, Attachment) and block["type"] == "tool_result"

@@ -1,0 +1,93 @@
+"""The options of an answer that the APIs share, as v2 takes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from inferd.http.api.fields import Fields
+from inferd.http.api.request import Generation
+
+MAX_STOPS = 16
+# The least that v2 takes, which leaves the most likely token alone as 0 does.
+_LEAST_TOP_P = 1e-6
+_NUMBERS = ("temperature", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty")
+_SESSION_BYTES = 128
+
+EFFORTS_OFF = ("none",)
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max", "ultra")
+
+
+def sampling(fields: Fields) -> dict[str, Any]:
+    """How text is sampled; what is absent is left to the daemon."""
+    options: dict[str, Any] = {name: fields.number(name) for name in _NUMBERS}
+    options["top_k"] = fields.count("top_k")
+    if (top_p := fields.number("top_p")) is not None:
+        options["top_p"] = max(top_p, _LEAST_TOP_P)
+    if (seed := fields.integer("seed")) is not None:
+        options["seed"] = seed & 0xFFFFFFFF
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def stops(fields: Fields, name: str) -> list[str]:
+    """The stop strings, at most 16."""
+    found = [text for text in fields.texts(name) or () if text]
+    if len(found) > MAX_STOPS:
+        raise fields.bad(name, f"must hold at most {MAX_STOPS} strings")
+    return found
+
+
+def add_stops(options: dict[str, Any], found: list[str]) -> None:
+    if found:
+        options["stop"] = found
+
+
+def session(options: dict[str, Any], name: str | None) -> None:
+    """The hint that keeps a conversation's place in the cache."""
+    if name:
+        options["session"] = name.encode()[:_SESSION_BYTES].decode(errors="ignore")
+
+
+def thinking_of_effort(fields: Fields, name: str) -> bool | None:
+    """Whether to think, by a reasoning effort; ``None`` if it is absent."""
+    effort = fields.text(name)
+    if effort is None:
+        return None
+    if effort not in EFFORTS:
+        raise fields.bad(name, f"must be one of {', '.join(EFFORTS)}")
+    return effort not in EFFORTS_OFF
+
+
+def tool(name: str, description: str | None, schema: Any) -> dict[str, Any]:
+    """A tool in the form of v2; without a schema it takes an empty object."""
+    return {
+        "name": name,
+        "description": description or "",
+        "input_schema": schema or {"type": "object", "properties": {}},
+    }
+
+
+def choose_tools(
+    generation: Generation, fields: Fields, tools: list[dict[str, Any]], choice: Any, allowed: set[str] | None
+) -> None:
+    """Puts the tools and the choice among them into the request.
+
+    ``choice`` is ``auto``, ``none``, ``required``, ``{"name"}`` or ``None``; ``allowed`` restricts the tools.
+    """
+    if allowed is not None:
+        tools = [each for each in tools if each["name"] in allowed]
+    names = {each["name"] for each in tools}
+    if isinstance(choice, dict) and choice["name"] not in names:
+        raise fields.bad("tool_choice", f"names the tool {choice['name']!r}, which is not among the tools")
+    if choice == "required" and not tools:
+        raise fields.bad("tool_choice", "is required, but there are no tools")
+    if tools:
+        generation.options["tools"] = tools
+        if choice is not None:
+            generation.options["tool_choice"] = choice
+
+
+def json_text(value: Any) -> str:
+    """A JSON value as text, keys in their order."""
+    return orjson.dumps(value).decode()

@@ -1,0 +1,156 @@
+"""The endpoints, and which API each belongs to.
+
+An endpoint reads the body by its API's module, finds the model, and answers through :class:`Answer`. Known
+paths with another method are 405, unknown ones 404, both in the shape of the API that the path belongs to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from inferd.http import body
+from inferd.http.answer import Answer, send_json
+from inferd.http.api.request import Dialect
+from inferd.http.exchange import Exchange
+from inferd.http.failures import HttpFailure
+from inferd.http.gate import Gate
+from inferd.http.keys import Keys
+from inferd.http.metrics import Metrics
+from inferd.http.models import Models
+from inferd.http.upstream import Upstream
+
+R = TypeVar("R")
+Handler = Callable[["Call"], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How the bridge is set up; ``addresses`` are those of the daemon's surfaces."""
+
+    addresses: Mapping[str, str]
+    keys: Keys
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    hosts: Iterable[str] = ()
+    origins: Iterable[str] = ()
+    token: str = ""
+    api_key: str | None = None
+
+
+@dataclass(slots=True)
+class Call:
+    """One request at its endpoint."""
+
+    bridge: Bridge
+    scope: Scope
+    receive: Receive
+    send: Send
+
+    @property
+    def exchange(self) -> Exchange:
+        exchange: Exchange = self.scope["exchange"]
+        return exchange
+
+    async def json(self, value: object, status: int = 200) -> None:
+        """Answers with a JSON value."""
+        await send_json(self.send, value, self.exchange, status)
+
+    async def text(self, text: str | bytes, content_type: str = "text/plain; charset=utf-8") -> None:
+        """Answers with text."""
+        data = text.encode() if isinstance(text, str) else text
+        headers = [(b"content-type", content_type.encode()), (b"content-length", str(len(data)).encode())]
+        await self.send({"type": "http.response.start", "status": 200, "headers": headers})
+        await self.send({"type": "http.response.body", "body": data})
+
+    async def body(self, convert: Callable[[Any], R]) -> R:
+        """The body, read by ``convert``. Raises BadField and what reading a body raises."""
+        return await body.read(self.scope, self.receive, convert)
+
+    async def unless_gone(self, work: Coroutine[Any, Any, R]) -> R:
+        """The result of ``work``, which is cancelled when the client leaves. Raises ClientGone then."""
+        loop = asyncio.get_running_loop()
+        task, watch = loop.create_task(work), loop.create_task(body.until_gone(self.receive))
+        try:
+            await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise body.ClientGone
+            return task.result()
+        finally:
+            for each in (task, watch):
+                each.cancel()
+            await asyncio.wait((task, watch))
+
+    async def generate(self, read: Callable[[Any], Dialect]) -> None:
+        """Reads a request for an answer and answers it."""
+        await self.answer(await self.body(read))
+
+    async def answer(self, dialect: Dialect) -> None:
+        generation, exchange = dialect.generation, self.exchange
+        model = self.bridge.models.find(generation.model, "v2")
+        exchange.model, exchange.stream = model.name, generation.stream
+        reply = self.bridge.upstream.generate(generation, model, exchange.asker)
+        await Answer(reply, dialect, exchange)(self.scope, self.receive, self.send)
+
+
+class Bridge:
+    """The application and what its endpoints share."""
+
+    def __init__(self, options: Options) -> None:
+        self.models = Models(options.aliases)
+        self.metrics = Metrics()
+        self.upstream = Upstream(options.addresses, self.models, options.token, options.api_key)
+        self._options = options
+
+    def app(self) -> ASGIApp:
+        """The ASGI application."""
+        from inferd.http.endpoints import ROUTES, scope_of
+
+        routes = [self._route(path, methods) for path, methods in ROUTES.items()]
+        inner = Router(routes, redirect_slashes=False, default=_not_found, lifespan=self._lifespan)
+        return Gate(
+            inner,
+            keys=self._options.keys,
+            metrics=self.metrics,
+            hosts=self._options.hosts,
+            origins=self._options.origins,
+            scope_of=scope_of,
+        )
+
+    def _route(self, path: str, methods: Mapping[str, Handler]) -> Route:
+        return Route(path, _Endpoint(self, path, methods))
+
+    @asynccontextmanager
+    async def _lifespan(self, app: Router) -> AsyncIterator[None]:
+        await self.upstream.start()
+        yield
+        await self.upstream.aclose()
+
+
+class _Endpoint:
+    """The handlers of a path by their methods; HEAD is answered as GET, whose body the server drops."""
+
+    def __init__(self, bridge: Bridge, path: str, methods: Mapping[str, Handler]) -> None:
+        self._bridge = bridge
+        self._path = path
+        self._methods = methods
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange: Exchange = scope["exchange"]
+        exchange.path, exchange.routed = self._path, True
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        handler = self._methods.get(method)
+        if handler is None:
+            allowed = ", ".join(self._methods)
+            raise HttpFailure("method_not_allowed", f"this endpoint takes {allowed}, not {scope['method']}")
+        await handler(Call(self._bridge, scope, receive, send))
+
+
+async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "http":
+        raise HttpFailure("not_found", "there is no such endpoint")

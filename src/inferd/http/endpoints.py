@@ -1,0 +1,108 @@
+"""The paths that are served, and what each does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from inferd import __version__
+from inferd.http.api import chat, completions, embeddings
+from inferd.http.app import Call, Handler
+from inferd.http.models import Model
+
+MODEL_CREATED = 0
+"""The daemon does not know when a model was made; the SDKs need a number and a date."""
+
+
+async def _health(call: Call) -> None:
+    ready = call.bridge.models.ready
+    await call.json({"status": "ok" if ready else "loading", "version": __version__}, 200 if ready else 503)
+
+
+async def _metrics(call: Call) -> None:
+    text, content_type = call.bridge.metrics.render()
+    await call.text(text, content_type)
+
+
+def _model(model: Model) -> dict[str, object]:
+    """One model, in a form that both OpenAI's and Anthropic's SDKs read."""
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": MODEL_CREATED,
+        "owned_by": "inferd",
+        "type": "model",
+        "display_name": model.name,
+        "created_at": "1970-01-01T00:00:00Z",
+        "context_window": model.n_ctx,
+        "state": "loaded",
+    }
+
+
+async def _models(call: Call) -> None:
+    models = [_model(model) for model in call.bridge.models.all()]
+    names = [str(model["id"]) for model in models]
+    await call.json(
+        {
+            "object": "list",
+            "data": models,
+            "has_more": False,
+            "first_id": names[0] if names else None,
+            "last_id": names[-1] if names else None,
+        }
+    )
+
+
+async def _one_model(call: Call) -> None:
+    await call.json(_model(call.bridge.models.find(call.scope["path_params"]["name"])))
+
+
+async def _chat(call: Call) -> None:
+    await call.generate(chat.read)
+
+
+async def _completions(call: Call) -> None:
+    await call.generate(completions.read)
+
+
+async def _embeddings(call: Call) -> None:
+    body = await call.body(embeddings.read)
+    model = call.bridge.models.find(body.model, "embed")
+    call.exchange.model = model.name
+    upstream, asker = call.bridge.upstream, call.exchange.asker
+    made = await call.unless_gone(upstream.embed(body.texts, body.dimensions, asker))
+    call.exchange.input_tokens = made.input_tokens
+    await call.json(embeddings.answer(body, made))
+
+
+async def _rerank(call: Call) -> None:
+    body = await call.body(embeddings.read_rerank)
+    model = call.bridge.models.find(body.model, "rerank")
+    call.exchange.model = model.name
+    upstream, asker = call.bridge.upstream, call.exchange.asker
+    made = await call.unless_gone(upstream.rerank(body.query, body.documents, body.top_n, asker))
+    call.exchange.input_tokens = made.input_tokens
+    await call.json(embeddings.rerank_answer(body, made))
+
+
+_OPENAI: Mapping[str, Mapping[str, Handler]] = {
+    "/chat/completions": {"POST": _chat},
+    "/completions": {"POST": _completions},
+    "/embeddings": {"POST": _embeddings},
+    "/rerank": {"POST": _rerank},
+    "/models": {"GET": _models},
+    "/models/{name:path}": {"GET": _one_model},
+}
+
+ROUTES: dict[str, Mapping[str, Handler]] = {
+    "/health": {"GET": _health},
+    "/metrics": {"GET": _metrics},
+    **{f"/v1{path}": methods for path, methods in _OPENAI.items()},
+    **_OPENAI,
+}
+
+
+def scope_of(path: str) -> str:
+    """The scope that a key needs for a path."""
+    if path == "/metrics":
+        return "admin"
+    return "embed" if path.endswith(("/embeddings", "/rerank", "/embed")) else "generate"

@@ -1,0 +1,79 @@
+"""One HTTP request and its response, as gate, endpoints, log and metrics share it."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from dataclasses import dataclass, field
+
+from starlette.types import Scope
+
+from inferd.client.messages import MessageDone
+from inferd.http.failures import Api, BadField
+from inferd.http.keys import Key
+from inferd.http.upstream import Asker
+
+_PRIORITIES = ("interactive", "batch")
+_MAX_DEADLINE_MS = 2**31 - 1
+
+
+@dataclass(slots=True)
+class Exchange:
+    """``api`` decides the shape of errors. ``path`` is the pattern of the endpoint once the request is
+    ``routed``, and before that the client's own text."""
+
+    method: str
+    path: str
+    api: Api
+    agent: str = ""
+    id: str = field(default_factory=lambda: f"req_{uuid.uuid4().hex}")
+    started: float = field(default_factory=time.monotonic)
+    asker: Asker = field(default_factory=lambda: Asker(caller=""))
+    key: Key | None = None
+    routed: bool = False
+    status: int = 0
+    error: str = ""
+    stream: bool = False
+    gone: bool = False
+    model: str = ""
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    ttft_secs: float | None = None
+
+    def first_token(self) -> None:
+        """Notes the time of the first event."""
+        if self.ttft_secs is None:
+            self.ttft_secs = time.monotonic() - self.started
+
+    def count(self, done: MessageDone) -> None:
+        """Notes what an answer cost."""
+        self.input_tokens = done.input_tokens
+        self.output_tokens = done.output_tokens
+        self.cached_tokens = done.cached_tokens
+
+
+def api_of(path: str) -> Api:
+    """The API that a path belongs to."""
+    if path.startswith("/api/") or path == "/api":
+        return "ollama"
+    return "anthropic" if path.startswith("/v1/messages") else "openai"
+
+
+def header(scope: Scope, name: bytes) -> str:
+    """The first header of that name, or nothing."""
+    return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
+
+
+def asker_of(scope: Scope, caller: str) -> Asker:
+    """For whom the request is made, with the limits that its headers ask for. Raises BadField."""
+    priority, deadline = header(scope, b"x-inferd-priority"), header(scope, b"x-inferd-deadline-ms")
+    if priority and priority not in _PRIORITIES:
+        raise BadField("X-Inferd-Priority", "X-Inferd-Priority must be interactive or batch")
+    if deadline and not (
+        deadline.isascii() and deadline.isdecimal() and 0 < int(deadline) <= _MAX_DEADLINE_MS
+    ):
+        raise BadField(
+            "X-Inferd-Deadline-Ms", "X-Inferd-Deadline-Ms must be a number of milliseconds above 0"
+        )
+    return Asker(caller=caller, priority=priority or None, deadline_ms=int(deadline) if deadline else None)

@@ -1,0 +1,202 @@
+"""What went wrong, and how each API says it: status, retry headers, and the body in the API's own shape.
+
+One row a kind of failure. The shape goes by the path of the request, never by its headers. A failure that the
+same request would meet again carries ``x-should-retry: false``, since the SDKs repeat every 5xx by
+themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from inferd.errors import (
+    ConnectionLost,
+    DaemonUnreachable,
+    InferdError,
+    ProtocolError,
+    RequestFailed,
+    UsageError,
+)
+
+Api = Literal["openai", "anthropic", "ollama"]
+DEFAULT_RETRY_SECS = 2
+LONGEST_RETRY_SECS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A kind of failure; ``ollama`` is its status there where it differs from ``status``."""
+
+    status: int
+    openai_type: str
+    openai_code: str | None
+    anthropic_type: str
+    retry: bool = False
+    ollama: int | None = None
+
+
+_INVALID = "invalid_request_error"
+
+ROWS: dict[str, Row] = {
+    "invalid_request": Row(400, _INVALID, None, _INVALID),
+    "prompt_too_long": Row(400, _INVALID, "context_length_exceeded", _INVALID),
+    "unauthorized": Row(401, _INVALID, "invalid_api_key", "authentication_error"),
+    "forbidden": Row(403, _INVALID, "forbidden", "permission_error"),
+    "model_not_found": Row(404, _INVALID, "model_not_found", "not_found_error"),
+    "not_found": Row(404, _INVALID, "not_found", "not_found_error"),
+    "method_not_allowed": Row(405, _INVALID, "method_not_allowed", _INVALID),
+    "timeout": Row(408, _INVALID, "request_timeout", "timeout_error"),
+    "deadline_exceeded": Row(408, _INVALID, "deadline_exceeded", "timeout_error"),
+    "too_large": Row(413, _INVALID, "request_too_large", "request_too_large"),
+    "useless_answer": Row(422, _INVALID, "schema_violation", _INVALID),
+    "queue_full": Row(429, "rate_limit_error", "queue_full", "rate_limit_error", retry=True, ollama=503),
+    "rate_limited": Row(429, "rate_limit_error", "rate_limit_exceeded", "rate_limit_error", retry=True),
+    "internal": Row(500, "server_error", None, "api_error"),
+    "not_served": Row(501, _INVALID, "unsupported_endpoint", _INVALID),
+    "unavailable": Row(503, "server_error", "unavailable", "overloaded_error", retry=True),
+}
+
+_KIND_OF_CODE = {
+    "invalid_request": "invalid_request",
+    "attachment_unsupported": "invalid_request",
+    "embed_unsupported": "invalid_request",
+    "rerank_unsupported": "invalid_request",
+    "frame_too_large": "too_large",
+    "queue_full": "queue_full",
+    "deadline_exceeded": "deadline_exceeded",
+    "backend_unavailable": "unavailable",
+    "tool_call_malformed": "useless_answer",
+    "schema_violation": "useless_answer",
+    "internal": "internal",
+}
+
+
+class HttpFailure(InferdError):
+    """A failure that the bridge itself finds; ``kind`` is a row of the table."""
+
+    def __init__(self, kind: str, message: str, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.retry_after = retry_after
+
+
+class BadField(HttpFailure):
+    """A field of the body that cannot be served; ``param`` is its path, ``None`` for the body as a whole."""
+
+    fault = "client"
+
+    def __init__(self, param: str | None, message: str, code: str | None = None) -> None:
+        super().__init__("invalid_request", message)
+        self.param = param
+        self.api_code = code
+
+
+class UnknownModel(HttpFailure):
+    """A model name that the daemon does not serve."""
+
+    fault = "client"
+
+    def __init__(self, model: str, served: str) -> None:
+        super().__init__("model_not_found", f"the model {model!r} is not served; served are: {served}")
+        self.model = model
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """A failure as the client is told it."""
+
+    kind: str
+    message: str
+    param: str | None = None
+    code: str | None = None
+    model: str | None = None
+    retry_after: int | None = None
+    numbers: tuple[int, int] | None = field(default=None)
+
+    @property
+    def row(self) -> Row:
+        return ROWS[self.kind]
+
+    def status(self, api: Api) -> int:
+        return (self.row.ollama if api == "ollama" else None) or self.row.status
+
+    def headers(self) -> list[tuple[str, str]]:
+        """The headers that say whether and when to repeat the request."""
+        if not self.row.retry:
+            return [("x-should-retry", "false")]
+        seconds = DEFAULT_RETRY_SECS if self.retry_after is None else self.retry_after
+        return [("retry-after", str(min(max(seconds, 1), LONGEST_RETRY_SECS)))]
+
+    def openai(self) -> dict[str, Any]:
+        """OpenAI's ``error`` object."""
+        return {
+            "message": self.message,
+            "type": self.row.openai_type,
+            "param": self.param,
+            "code": self.code or self.row.openai_code,
+        }
+
+    def anthropic(self) -> dict[str, Any]:
+        """Anthropic's ``error`` object. Agents read the numbers out of the sentence for a long prompt."""
+        message = self.message
+        if self.numbers is not None:
+            message = f"prompt is too long: {self.numbers[0]} tokens > {self.numbers[1]} maximum"
+        elif self.model is not None:
+            message = f"model: {self.model}"
+        return {"type": self.row.anthropic_type, "message": message}
+
+    def body(self, api: Api, request_id: str) -> dict[str, Any]:
+        """The body of an error response."""
+        if api == "anthropic":
+            return {"type": "error", "error": self.anthropic(), "request_id": request_id}
+        if api == "ollama":
+            return {"error": self.ollama()}
+        return {"error": self.openai()}
+
+    def ollama(self) -> str:
+        """Ollama's sentence."""
+        if self.kind == "queue_full":
+            return f"server busy, please try again. {self.message}"
+        if self.model is not None:
+            return f"model '{self.model}' not found"
+        return self.message
+
+
+def of(error: BaseException) -> Failure:
+    """The failure that an exception is for the client."""
+    if isinstance(error, BadField):
+        return Failure(kind=error.kind, message=str(error), param=error.param, code=error.api_code)
+    if isinstance(error, UnknownModel):
+        return Failure(kind=error.kind, message=str(error), param="model", model=error.model)
+    if isinstance(error, HttpFailure):
+        return Failure(kind=error.kind, message=str(error), retry_after=error.retry_after)
+    if isinstance(error, RequestFailed):
+        return _of_frame(error)
+    if isinstance(error, DaemonUnreachable | ConnectionLost):
+        return Failure(kind="unavailable", message=str(error))
+    if isinstance(error, UsageError):
+        return Failure(kind="invalid_request", message=str(error))
+    if isinstance(error, ProtocolError):
+        return Failure(kind="internal", message=str(error))
+    return Failure(kind="internal", message="internal error; the log of the HTTP bridge says more")
+
+
+def _of_frame(error: RequestFailed) -> Failure:
+    details = error.details
+    if details.get("reason") == "prompt_too_long":
+        numbers = (int(details["tokens"]), int(details["limit"]))
+        return Failure(kind="prompt_too_long", message=str(error), numbers=numbers)
+    after = error.retry_after_secs
+    retry_after = None if after is None else math.ceil(after)
+    kind = _KIND_OF_CODE.get(error.wire_code, "internal")
+    code = error.wire_code if kind == "useless_answer" else None
+    return Failure(kind=kind, message=str(error), code=code, retry_after=retry_after)
+
+
+def cancelled(*, had_deadline: bool) -> Failure:
+    """An answer that the daemon ended early: at the request's deadline, or because it stops."""
+    if had_deadline:
+        return Failure(kind="deadline_exceeded", message="the deadline passed while the request ran")
+    return Failure(kind="unavailable", message="the daemon is stopping; the answer is not complete")

@@ -1,0 +1,221 @@
+"""What every request passes before its endpoint: who asks, from where, and with which key.
+
+In this order: the name in ``Host`` (against DNS rebinding), the ``Origin`` of a web page, the key or else the
+user at the other end of loopback, the key's scope and limits. The gate also gives each response its request
+id, keeps the access log (never a body, a query or a key), and counts.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import time
+from collections.abc import Callable, Iterable
+from urllib.parse import urlsplit
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from inferd import log
+from inferd.http import failures, local_user
+from inferd.http.answer import log_line, send_failure
+from inferd.http.body import ClientGone
+from inferd.http.exchange import Exchange, api_of, asker_of, header
+from inferd.http.failures import HttpFailure
+from inferd.http.keys import Key, Keys
+from inferd.http.metrics import Metrics, family_of
+
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+OPEN_PATHS = frozenset({"/", "/health", "/api/hello", "/api/version"})
+"""What says nothing about models or clients; served without a key."""
+
+_ALLOWED_HEADERS = b"authorization, content-type, x-api-key, x-inferd-priority, x-inferd-deadline-ms"
+_ALLOWED_METHODS = b"GET, POST, HEAD, OPTIONS"
+_ROOT = 0
+
+_log = log.get("http")
+
+
+class Gate:
+    """Middleware around ``app``. ``hosts`` and ``origins`` are allowed beside loopback's; ``scope_of`` says
+    which scope of a key a path needs."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        keys: Keys,
+        metrics: Metrics,
+        hosts: Iterable[str] = (),
+        origins: Iterable[str] = (),
+        scope_of: Callable[[str], str] = lambda path: "generate",
+    ) -> None:
+        self._app = app
+        self._keys = keys
+        self._metrics = metrics
+        self._hosts = frozenset(name.lower() for name in hosts)
+        self._origins = frozenset(origin.lower().rstrip("/") for origin in origins)
+        self._scope_of = scope_of
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path = scope["path"]
+        exchange = Exchange(scope["method"], path, api_of(path), family_of(header(scope, b"user-agent")))
+        scope["exchange"] = exchange
+        self._metrics.begin()
+        origin = header(scope, b"origin")
+        answered = self._with_headers(send, exchange, origin)
+        try:
+            self._check_host(scope)
+            self._check_origin(scope, origin)
+            if scope["method"] == "OPTIONS":
+                await _preflight(answered, exchange)
+                return
+            self._identify(scope, exchange)
+            await self._app(scope, receive, answered)
+        except ClientGone:
+            exchange.gone = True
+        except Exception as error:
+            if not isinstance(error, HttpFailure):
+                _log.error("request_failed", id=exchange.id, error=log_line(error))
+            if exchange.status:
+                raise  # the response has begun; closing the connection is all that is left
+            await send_failure(answered, failures.of(error), exchange)
+        finally:
+            self._finish(exchange)
+
+    # From where.
+
+    def _check_host(self, scope: Scope) -> None:
+        host = header(scope, b"host")
+        if host and not self._is_known(_name_of(host)):
+            raise HttpFailure(
+                "forbidden",
+                "the Host of the request is not one of this server's names; allow it by --http-hosts",
+            )
+
+    def _is_known(self, name: str) -> bool:
+        if name in LOOPBACK_NAMES or name in self._hosts:
+            return True
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return True  # an address cannot be rebound to another one, as a name can
+
+    def _check_origin(self, scope: Scope, origin: str) -> None:
+        if origin and not self._allows(origin, header(scope, b"host")):
+            raise HttpFailure(
+                "forbidden", "web pages of this origin may not use this server; allow it by --http-origins"
+            )
+
+    def _allows(self, origin: str, host: str) -> bool:
+        if origin.lower() in self._origins:
+            return True
+        parts = urlsplit(origin)
+        if parts.scheme not in ("http", "https"):
+            return False
+        return parts.hostname in LOOPBACK_NAMES or parts.netloc.lower() == host.lower()
+
+    # Who.
+
+    def _identify(self, scope: Scope, exchange: Exchange) -> None:
+        path = scope["path"]
+        if self._keys.any:
+            secret = _secret_of(scope)
+            key = self._keys.find(secret) if secret else None
+            if key is not None:
+                self._use(key, path, exchange)
+            elif path not in OPEN_PATHS:
+                reason = "the API key is not valid" if secret else "an API key is needed"
+                raise HttpFailure("unauthorized", f"{reason}; send it as Authorization: Bearer KEY")
+            caller = "" if key is None else f"key:{key.name}"
+        else:
+            caller = _local_caller(scope, needs_owner=path not in OPEN_PATHS)
+        exchange.asker = asker_of(scope, caller)
+
+    def _use(self, key: Key, path: str, exchange: Exchange) -> None:
+        needed = self._scope_of(path)
+        if path not in OPEN_PATHS:
+            if needed not in key.scopes:
+                raise HttpFailure("forbidden", f"the key {key.name} lacks the scope {needed}")
+            if wait := key.admit():
+                limits = f"the key {key.name} has used up its requests or tokens of this minute"
+                raise HttpFailure("rate_limited", limits, retry_after=wait)
+        exchange.key = key
+
+    # What is told of it.
+
+    def _with_headers(self, send: Send, exchange: Exchange, origin: str) -> Send:
+        name = exchange.id.encode()
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                exchange.status = message["status"]
+                headers = [*message.get("headers", ()), (b"x-request-id", name), (b"request-id", name)]
+                if origin and message["status"] != 403:
+                    headers += [
+                        (b"access-control-allow-origin", origin.encode("latin-1")),
+                        (b"vary", b"Origin"),
+                    ]
+                message["headers"] = headers
+            await send(message)
+
+        return sending
+
+    def _finish(self, exchange: Exchange) -> None:
+        if exchange.key is not None:
+            exchange.key.spend(exchange.input_tokens + exchange.output_tokens)
+        seconds = time.monotonic() - exchange.started
+        self._metrics.observe(exchange, seconds)
+        _log.info(
+            "http_request",
+            id=exchange.id,
+            method=exchange.method,
+            path=exchange.path if exchange.routed else None,
+            status=exchange.status,
+            error=exchange.error or None,
+            gone=exchange.gone,
+            caller=exchange.asker.caller or None,
+            agent=exchange.agent,
+            stream=exchange.stream,
+            model=exchange.model or None,
+            input_tokens=exchange.input_tokens,
+            output_tokens=exchange.output_tokens,
+            cached_tokens=exchange.cached_tokens,
+            ttft_ms=None if exchange.ttft_secs is None else round(exchange.ttft_secs * 1e3, 3),
+            total_ms=round(seconds * 1e3, 3),
+        )
+
+
+def _name_of(host: str) -> str:
+    """The name in a Host header, without its port and an IPv6 address's brackets."""
+    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    return name.lower().rstrip(".")
+
+
+def _secret_of(scope: Scope) -> str:
+    scheme, _, secret = header(scope, b"authorization").partition(" ")
+    return secret.strip() if scheme.lower() == "bearer" else header(scope, b"x-api-key")
+
+
+def _local_caller(scope: Scope, *, needs_owner: bool) -> str:
+    """The user of a loopback peer. Without a key only this user and root may ask, as on a Unix socket."""
+    uid = local_user.uid_of(scope["client"], scope["server"]) if scope["client"] else None
+    if needs_owner and uid not in (os.getuid(), _ROOT):
+        whom = "this connection's user is unknown" if uid is None else "this server belongs to another user"
+        raise HttpFailure("unauthorized", f"{whom}; start it with --http-key-file and send a key")
+    return "" if uid is None else f"uid:{uid}"
+
+
+async def _preflight(send: Send, exchange: Exchange) -> None:
+    """Answers OPTIONS; the origin has been checked."""
+    headers = [
+        (b"access-control-allow-methods", _ALLOWED_METHODS),
+        (b"access-control-allow-headers", _ALLOWED_HEADERS),
+        (b"access-control-max-age", b"600"),
+        (b"content-length", b"0"),
+    ]
+    await send({"type": "http.response.start", "status": 204, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})

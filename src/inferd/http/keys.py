@@ -1,0 +1,199 @@
+"""Named keys of HTTP clients, from a file that is read again when it changes.
+
+A line is a name, the key, and optionally scopes and limits; blank lines and those that begin with # are
+skipped:
+
+    alice   sk-K3Y...   scopes=generate,embed   requests=60   tokens=100000
+
+Scopes are ``generate``, ``embed`` and ``admin``; without any a key has ``generate`` and ``embed``. Limits are
+a minute's. Keys are compared by their hash, so the time that takes tells nothing about them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import math
+import os
+import stat
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from inferd import log
+from inferd.errors import ConfigError
+
+Scope = Literal["generate", "embed", "admin"]
+SCOPES: tuple[Scope, ...] = ("generate", "embed", "admin")
+DEFAULT_SCOPES = frozenset({"generate", "embed"})
+LEAST_KEY_CHARS = 16
+CHECK_SECS = 1.0
+MINUTE_SECS = 60.0
+
+_log = log.get("http")
+
+
+class Allowance:
+    """A budget that fills up over a minute; it may be overdrawn once and then has to fill up again."""
+
+    def __init__(self, limit: int, clock: Callable[[], float]) -> None:
+        self.limit = limit
+        self._clock = clock
+        self._left = float(limit)
+        self._seen = clock()
+
+    def wait_secs(self) -> float:
+        """Seconds until something may be taken; 0 if it may be now."""
+        now = self._clock()
+        self._left = min(self._left + (now - self._seen) * self.limit / MINUTE_SECS, float(self.limit))
+        self._seen = now
+        missing = 1.0 - self._left
+        return 0.0 if missing <= 0 else missing * MINUTE_SECS / self.limit
+
+    def take(self, amount: float) -> None:
+        self._left -= amount
+
+
+@dataclass(slots=True, eq=False)
+class Key:
+    """One key. ``digest`` is the SHA-256 of its text; a limit of ``None`` is none."""
+
+    name: str
+    digest: bytes
+    scopes: frozenset[str]
+    requests: int | None = None
+    tokens: int | None = None
+    clock: Callable[[], float] = time.monotonic
+    _allowances: dict[str, Allowance] = field(default_factory=dict)
+
+    def admit(self) -> int:
+        """Takes one request; 0, or the seconds after which it may be tried again."""
+        waits = [self._of("requests", self.requests), self._of("tokens", self.tokens)]
+        wait = max((allowance.wait_secs() for allowance in waits if allowance is not None), default=0.0)
+        if wait > 0:
+            return math.ceil(wait)
+        if waits[0] is not None:
+            waits[0].take(1)
+        return 0
+
+    def spend(self, tokens: int) -> None:
+        """Counts the tokens of a finished request."""
+        if (allowance := self._of("tokens", self.tokens)) is not None:
+            allowance.take(tokens)
+
+    def _of(self, name: str, limit: int | None) -> Allowance | None:
+        if limit is None:
+            return None
+        if name not in self._allowances:
+            self._allowances[name] = Allowance(limit, self.clock)
+        return self._allowances[name]
+
+    def adopt(self, other: Key) -> None:
+        """Goes on with the budgets of the same key before its file changed."""
+        if (self.requests, self.tokens) == (other.requests, other.tokens):
+            self._allowances = other._allowances
+
+
+def digest_of(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
+
+
+def parse(text: str, where: str) -> list[Key]:
+    """The keys of a file's text. Raises ConfigError, which names the line and never quotes a key."""
+    keys: list[Key] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        words = line.split()
+        if words and not words[0].startswith("#"):
+            keys.append(_parse_line(words, f"{where}, line {number}"))
+    names, digests = {key.name for key in keys}, {key.digest for key in keys}
+    if len(names) < len(keys) or len(digests) < len(keys):
+        raise ConfigError(f"{where}: a name or a key is given twice")
+    return keys
+
+
+def _parse_line(words: list[str], where: str) -> Key:
+    if len(words) < 2 or "=" in words[0]:
+        raise ConfigError(f"{where}: a line must be a name and a key")
+    name, secret, *rest = words
+    if len(secret) < LEAST_KEY_CHARS:
+        raise ConfigError(f"{where}: the key of {name} must be at least {LEAST_KEY_CHARS} characters long")
+    key = Key(name, digest_of(secret), DEFAULT_SCOPES)
+    for word in rest:
+        option, _, value = word.partition("=")
+        if option == "scopes" and set(value.split(",")) <= set(SCOPES):
+            key.scopes = frozenset(value.split(","))
+        elif option in ("requests", "tokens") and value.isdecimal() and int(value) > 0:
+            setattr(key, option, int(value))
+        else:
+            raise ConfigError(
+                f"{where}: {option} must be scopes=generate,embed,admin, requests=N or tokens=N"
+            )
+    return key
+
+
+class Keys:
+    """The keys in force: those of ``path``, or else one ``single`` key, or none."""
+
+    def __init__(self, path: Path | None, single: str | None = None) -> None:
+        self._path = path
+        self._keys: list[Key] = []
+        self._stamp: tuple[int, ...] = ()
+        self._checked = 0.0
+        if path is not None:
+            self._keys, self._stamp = _load(path)
+            if not self._keys:
+                raise ConfigError(f"{path} holds no key; a line is a name and a key")
+        elif single:
+            self._keys = [Key("default", digest_of(single), frozenset(SCOPES))]
+
+    @property
+    def any(self) -> bool:
+        """Whether clients need a key."""
+        return bool(self._keys)
+
+    def find(self, secret: str) -> Key | None:
+        """The key with that text."""
+        self._refresh()
+        given, found = digest_of(secret), None
+        for key in self._keys:
+            if hmac.compare_digest(key.digest, given):
+                found = key
+        return found
+
+    def _refresh(self) -> None:
+        """Takes on the file if it changed; a file that cannot be used leaves the keys as they are."""
+        now = time.monotonic()
+        if self._path is None or now - self._checked < CHECK_SECS:
+            return
+        self._checked = now
+        try:
+            if _stamp_of(self._path) == self._stamp:
+                return
+            keys, self._stamp = _load(self._path)
+        except (ConfigError, OSError) as error:
+            _log.warn("http_keys_unusable", reason=str(error))
+            return
+        before = {key.digest: key for key in self._keys}
+        for key in keys:
+            if key.digest in before:
+                key.adopt(before[key.digest])
+        self._keys = keys
+        _log.info("http_keys_read", keys=len(keys))
+
+
+def _stamp_of(path: Path) -> tuple[int, ...]:
+    found = path.stat()
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+def _load(path: Path) -> tuple[list[Key], tuple[int, ...]]:
+    try:
+        found, text = path.stat(), path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise ConfigError(f"the key file {path} cannot be read: {reason}") from None
+    if os.name == "posix" and stat.S_IMODE(found.st_mode) & 0o077:
+        raise ConfigError(f"the key file {path} can be read by other users; run: chmod 600 {path}")
+    return parse(text, str(path)), (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)

@@ -1,0 +1,95 @@
+"""The models by their names, as clients ask for them.
+
+A name is a model's own, the same with ``:latest``, an alias of the configuration (``claude-*`` = NAME), or
+``default``. A request is answered by the first backend that is capable of it, so of the models that can do
+the same the first one is served.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from inferd.http.failures import HttpFailure, UnknownModel
+
+DEFAULT_ALIAS = "default"
+LATEST = ":latest"
+
+Task = Literal["v2", "embed", "rerank"]
+_TASKS: tuple[Task, ...] = ("v2", "embed", "rerank")
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model that is served; ``n_ctx`` is the context in tokens, 0 if the daemon does not know it."""
+
+    name: str
+    tasks: frozenset[Task]
+    n_ctx: int = 0
+    tools: bool = False
+    thinking: bool = False
+    vision: bool = False
+    audio: bool = False
+
+    @property
+    def capabilities(self) -> list[str]:
+        """The words that Ollama's API has for what a model can do."""
+        able = [("completion", "v2" in self.tasks), ("tools", self.tools), ("thinking", self.thinking)]
+        able += [("vision", self.vision), ("audio", self.audio), ("embedding", "embed" in self.tasks)]
+        return [name for name, has in able if has]
+
+
+class Models:
+    """What the daemon serves now. ``aliases`` maps patterns of names to models."""
+
+    def __init__(self, aliases: Mapping[str, str]) -> None:
+        self._aliases = dict(aliases)
+        self._served: dict[Task, Model] = {}
+        self.ready = False
+
+    def update(self, frames: Sequence[Mapping[str, Any]]) -> None:
+        """Takes the capabilities that the daemon tells of its backends, in their order."""
+        self._served = {}
+        first: dict[Task, Mapping[str, Any]] = {}
+        for frame in frames:
+            for task in _TASKS:
+                if frame.get(task):
+                    first.setdefault(task, frame)
+        for task, frame in first.items():
+            name = str(frame.get("model") or frame.get("name") or frame["backend"])
+            self._served[task] = Model(
+                name=name,
+                tasks=frozenset(other for other in _TASKS if first.get(other) is frame),
+                n_ctx=int(frame.get("n_ctx") or 0),
+                tools=bool(frame.get("tools")),
+                thinking=bool(frame.get("thinking")),
+                vision=bool(frame.get("vision")),
+                audio=bool(frame.get("audio")),
+            )
+
+    def all(self) -> list[Model]:
+        """The models, each once."""
+        return list({model.name: model for model in self._served.values()}.values())
+
+    def find(self, name: str, task: Task | None = None) -> Model:
+        """The model of a name, which has to do ``task`` if that is given.
+
+        Raises UnknownModel, and HttpFailure while the daemon is not ready.
+        """
+        if not self.ready:
+            raise HttpFailure("unavailable", "the daemon is not ready; its models are being loaded")
+        if task is not None and name == DEFAULT_ALIAS and task in self._served:
+            return self._served[task]
+        wanted = {name, name.removesuffix(LATEST), self._aliased(name)}
+        known = self._served.values() if task is None else [m for t, m in self._served.items() if t == task]
+        for model in known:
+            if model.name in wanted or (name == DEFAULT_ALIAS and task is None):
+                return model
+        raise UnknownModel(name, ", ".join(model.name for model in known) or "none for this endpoint")
+
+    def _aliased(self, name: str) -> str | None:
+        return next(
+            (model for pattern, model in self._aliases.items() if fnmatch.fnmatchcase(name, pattern)), None
+        )

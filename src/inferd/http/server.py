@@ -1,0 +1,154 @@
+"""The process of the bridge: uvicorn with our connections and signals, on a socket that is already bound.
+
+The daemon starts it with ``python -m inferd.http`` and writes one line of JSON, a :class:`Setup`, to its
+standard input. The end of that input is the end of the daemon, and of the bridge with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import ssl
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import msgspec
+import uvicorn
+import uvloop
+
+from inferd import __version__, log
+from inferd.errors import ConfigError
+from inferd.http.app import Bridge, Options
+from inferd.http.keys import Keys
+from inferd.http.protocol import Protocol
+
+KEEP_ALIVE_SECS = 120
+"""Longer than the SDKs keep an idle connection, so that none of them meets one that was just closed."""
+
+LAST_WORDS_SECS = 15
+
+
+class Setup(msgspec.Struct, kw_only=True):
+    """What a bridge needs to know. ``fd`` is the listening socket; ``addresses`` are the daemon's."""
+
+    fd: int
+    version: str
+    addresses: dict[str, str]
+    token: str = ""
+    api_key: str | None = None
+    key_file: str | None = None
+    single_key: str | None = None
+    aliases: dict[str, str] = {}
+    hosts: list[str] = []
+    origins: list[str] = []
+    cert: str | None = None
+    cert_key: str | None = None
+    max_connections: int = 1024
+    log_level: str = "info"
+    log_dir: str | None = None
+
+
+def setup(values: Mapping[str, object]) -> Setup:
+    """A setup out of plain values."""
+    return msgspec.convert(values, Setup)
+
+
+def main() -> int:
+    """The bridge that a daemon started; 0 when it is told to stop."""
+    given = msgspec.json.decode(sys.stdin.buffer.readline(), type=Setup)
+    if given.version != __version__:
+        raise ConfigError(
+            f"the daemon is version {given.version} and its HTTP bridge is {__version__}; restart the daemon"
+        )
+    return run(given, supervised=True)
+
+
+def run(setup: Setup, *, supervised: bool = False) -> int:
+    """Serves until a signal, or the end of standard input if ``supervised``. Raises ConfigError."""
+    keys = Keys(Path(setup.key_file) if setup.key_file else None, setup.single_key)
+    bridge = Bridge(
+        Options(
+            addresses=setup.addresses,
+            keys=keys,
+            aliases=setup.aliases,
+            hosts=setup.hosts,
+            origins=setup.origins,
+            token=setup.token,
+            api_key=setup.api_key,
+        )
+    )
+    _check_certificate(setup)
+    # uvicorn's own words go where Python's logging sends them: warnings to stderr.
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    activity = log.setup(setup.log_level, Path(setup.log_dir) if setup.log_dir else None)
+    try:
+        uvloop.run(_serve(setup, bridge, supervised))
+    finally:
+        activity.close()
+    return 0
+
+
+async def _serve(setup: Setup, bridge: Bridge, supervised: bool) -> None:
+    protocol = type("BoundedProtocol", (Protocol,), {"max_connections": setup.max_connections})
+    config = uvicorn.Config(
+        bridge.app(),
+        http=protocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        date_header=True,
+        timeout_keep_alive=KEEP_ALIVE_SECS,
+        timeout_graceful_shutdown=LAST_WORDS_SECS,
+        ssl_certfile=setup.cert,
+        ssl_keyfile=setup.cert_key,
+    )
+    listener = socket.socket(fileno=setup.fd)
+    server = _Server(config)
+    if supervised:
+        loop = asyncio.get_running_loop()
+        loop.add_reader(sys.stdin.fileno(), _end_of_daemon, loop, server)
+    with listener:
+        await server.serve(sockets=[listener])
+
+
+def _end_of_daemon(loop: asyncio.AbstractEventLoop, server: _Server) -> None:
+    loop.remove_reader(sys.stdin.fileno())
+    server.should_exit = True
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, stopped by a signal without dying of it."""
+
+    def stop(self) -> None:
+        if self.should_exit:
+            self.force_exit = True
+        self.should_exit = True
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        for number in numbers:
+            loop.add_signal_handler(number, self.stop)
+        try:
+            yield
+        finally:
+            for number in numbers:
+                loop.remove_signal_handler(number)
+
+
+def _check_certificate(setup: Setup) -> None:
+    if setup.cert is None:
+        return
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(setup.cert, setup.cert_key)
+    except (OSError, ssl.SSLError) as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(f"the certificate {setup.cert} cannot be used: {reason}") from None

@@ -1,0 +1,149 @@
+"""The bridge's side towards the daemon: requests on pooled connections, and what the daemon serves.
+
+The bridge is an ordinary client. It tells the daemon for whom it asks (``on_behalf_of``), which the daemon
+believes only with the token that it gave to the bridge it started itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from inferd import log
+from inferd.client import vectors
+from inferd.client.address import Addresses, Surface, endpoint
+from inferd.client.async_admin import AsyncAdminClient
+from inferd.client.async_channel import AsyncChannel, AsyncReply
+from inferd.client.core import Backoff
+from inferd.client.messages import Event, MessageDone, MessagesRequest
+from inferd.client.vectors import Embeddings, Ranking
+from inferd.config import paths
+from inferd.errors import ConnectionLost, DaemonUnreachable, InferdError
+from inferd.http.api.request import Generation
+from inferd.http.models import Model, Models
+
+Reply = AsyncReply[Event, MessageDone]
+
+_SURFACES: tuple[paths.Surface, ...] = ("v1", "v2", "embed", "rerank", "admin")
+
+_log = log.get("http")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asker:
+    """For whom a request is made: ``caller`` is ``uid:N`` or ``key:NAME``; limits of its time and turn."""
+
+    caller: str
+    priority: str | None = None
+    deadline_ms: int | None = None
+
+
+class Upstream:
+    """``addresses`` are those of the daemon's surfaces; ``token`` is the one of a bridge that it started."""
+
+    def __init__(
+        self,
+        addresses: Mapping[str, str],
+        models: Models,
+        token: str = "",
+        api_key: str | None = None,
+    ) -> None:
+        given: dict[paths.Surface, str | None] = {name: addresses.get(name) for name in _SURFACES}
+        self._addresses = Addresses(given)
+        self.models = models
+        self._token = token
+        self._api_key = api_key
+        self._channels: dict[Surface, AsyncChannel] = {}
+        self._numbers = itertools.count(1)
+        self._watch: asyncio.Task[None] | None = None
+
+    # Requests.
+
+    def generate(self, generation: Generation, model: Model, asker: Asker) -> Reply:
+        """Starts a request for an answer; it is sent when the reply is entered or read."""
+        options = {**generation.options, **self._common(asker)}
+        # Without a limit of the client's own, an answer ends with the model or with the context.
+        most = generation.max_tokens if generation.max_tokens is not None else model.n_ctx or None
+        if most is not None:
+            options["max_tokens"] = most
+        request = MessagesRequest(self._next_id(), generation.turns, options)
+        return AsyncReply(self._channel("v2"), request)
+
+    async def embed(self, texts: Sequence[str], dimensions: int | None, asker: Asker) -> Embeddings:
+        """The vectors of texts. Raises RequestFailed."""
+        options = self._common(asker)
+        if dimensions is not None:
+            options["dimensions"] = dimensions
+        return await self._channel("embed").follow(vectors.embed(self._next_id, texts, options))
+
+    async def rerank(self, query: str, documents: Sequence[str], top_n: int | None, asker: Asker) -> Ranking:
+        """The ranking of documents. Raises RequestFailed."""
+        plan = vectors.rerank(self._next_id, query, documents, top_n, self._common(asker))
+        return await self._channel("rerank").follow(plan)
+
+    def _common(self, asker: Asker) -> dict[str, Any]:
+        options: dict[str, Any] = {}
+        if asker.priority is not None:
+            options["priority"] = asker.priority
+        if asker.deadline_ms is not None:
+            options["deadline_ms"] = asker.deadline_ms
+        if self._token:
+            options["on_behalf_of"] = {"caller": asker.caller, "token": self._token}
+        return options
+
+    def _next_id(self) -> str:
+        return f"http-{next(self._numbers)}"
+
+    def _channel(self, surface: Surface) -> AsyncChannel:
+        channel = self._channels.get(surface)
+        if channel is None:
+            where = endpoint(self._addresses.of(surface), surface)
+            channel = self._channels[surface] = AsyncChannel(where, self._api_key, None)
+        return channel
+
+    # What the daemon serves.
+
+    async def start(self) -> None:
+        """Begins to follow the daemon's state."""
+        self._watch = asyncio.get_running_loop().create_task(self._follow())
+
+    async def aclose(self) -> None:
+        """Closes the connections; requests that run are not touched."""
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.wait([self._watch])
+        for channel in self._channels.values():
+            channel.close()
+
+    async def _follow(self) -> None:
+        backoff = Backoff(float("inf"))
+        while True:
+            try:
+                async with AsyncAdminClient(self._addresses.of("admin")) as admin:
+                    backoff = Backoff(float("inf"))
+                    await self._take_events(admin)
+            except (DaemonUnreachable, ConnectionLost):
+                pass
+            except InferdError as error:
+                _log.warn("daemon_state_unreadable", error=str(error))
+            self.models.ready = False
+            await asyncio.sleep(backoff.pause())
+
+    async def _take_events(self, admin: AsyncAdminClient) -> None:
+        told: list[Mapping[str, Any]] = []
+        async for frame in admin.events():
+            status = frame["status"]
+            if status == "capabilities":
+                told.append(frame)
+            elif status == "restarting":
+                told = []  # what the new configuration serves is told after it
+            elif status == "ready":
+                if told:
+                    self.models.update(told)
+                    told = []
+                self.models.ready = True
+            elif status in ("draining", "failed"):
+                self.models.ready = False

@@ -1,0 +1,143 @@
+"""A real daemon with its HTTP bridge, for tests: a mock that obeys, or the real default model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+from inferd.client import AdminClient
+from tests import daemon_process
+
+PATIENCE_SECS = 60.0
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+class BridgeProcess:
+    """Options are given by name and reach the daemon as its variables; ``mock`` as for DaemonProcess."""
+
+    def __init__(self, mock: Mapping[str, object] | None = None, **options: object) -> None:
+        self.dir = Path(tempfile.mkdtemp(prefix="i", dir="/tmp"))
+        self.port = free_port()
+        self.base = f"http://127.0.0.1:{self.port}"
+        self.errors = (self.dir / "stderr").open("w+b")
+        env = {
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": os.pathsep.join(str(Path(path).absolute()) for path in sys.path if path),
+            "HOME": str(self.dir),
+            "XDG_RUNTIME_DIR": str(self.dir),
+            "INFERD_HTTP": f"127.0.0.1:{self.port}",
+            "INFERD_LOG_DIR": str(self.dir / "logs"),
+        }
+        if mock is not None:
+            env["INFERD_BACKEND"] = "mock"
+        env |= {
+            name if name.isupper() else f"INFERD_{name.upper()}": str(value)
+            for name, value in options.items()
+        }
+        program = [daemon_process.__file__, json.dumps(mock)] if mock else ["-m", "inferd", "serve"]
+        self.process = subprocess.Popen(
+            [sys.executable, *program],
+            env=env,
+            stdin=subprocess.PIPE,
+            stderr=self.errors,
+            start_new_session=True,
+        )
+
+    def wait_ready(self) -> BridgeProcess:
+        """Returns when the bridge says that the daemon is ready."""
+        deadline = time.monotonic() + PATIENCE_SECS
+        while True:
+            assert self.process.poll() is None, self.stderr
+            assert time.monotonic() < deadline, self.stderr
+            try:
+                if httpx.get(f"{self.base}/health", timeout=5).status_code == 200:
+                    return self
+            except httpx.HTTPError:
+                pass
+            time.sleep(0.02)
+
+    @property
+    def stderr(self) -> str:
+        return (self.dir / "stderr").read_text()
+
+    @property
+    def admin(self) -> Path:
+        return self.dir / "inferd" / "admin.sock"
+
+    def status(self) -> Any:
+        """The state of the daemon."""
+        with AdminClient(self.admin, timeout=10) as admin:
+            return admin.status()
+
+    def wait_idle(self) -> None:
+        """Returns when the daemon runs and queues nothing."""
+        self.wait_running(0)
+
+    def wait_running(self, count: int) -> None:
+        """Returns when so many requests run in the daemon."""
+        deadline = time.monotonic() + PATIENCE_SECS
+        while len((status := self.status()).running) != count or (not count and status.waiting):
+            assert time.monotonic() < deadline, "waited in vain"
+            time.sleep(0.01)
+
+    def release(self, events: int = 1) -> None:
+        """Opens the mock's gate for so many events."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(b"x" * events)
+        self.process.stdin.flush()
+
+    def events(self, msg: str) -> list[dict[str, Any]]:
+        """The records of that name in the bridge's own log."""
+        file = self.dir / "logs" / "http" / "inferd.ndjson"
+        lines = file.read_text().splitlines() if file.exists() else []
+        return [event for event in map(json.loads, lines) if event["msg"] == msg]
+
+    def wait_event(self, msg: str, count: int = 1) -> list[dict[str, Any]]:
+        deadline = time.monotonic() + PATIENCE_SECS
+        while len(found := self.events(msg)) < count:
+            assert time.monotonic() < deadline, "waited in vain"
+            time.sleep(0.01)
+        return found
+
+    def end(self) -> None:
+        """Stops the daemon, which must end cleanly and take the bridge along."""
+        try:
+            if self.process.poll() is None:
+                self.process.send_signal(signal.SIGTERM)
+            code = self.process.wait(PATIENCE_SECS)
+            assert code == 0, (code, self.stderr)
+            for sign in ("Traceback", "was never retrieved", "was destroyed", "Exception ignored"):
+                assert sign not in self.stderr, self.stderr
+        finally:
+            if self.process.poll() is None:
+                self.process.kill()
+                self.process.wait()
+            assert self.process.stdin is not None
+            self.process.stdin.close()
+            self.errors.close()
+
+    def __enter__(self) -> BridgeProcess:
+        return self.wait_ready()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end()

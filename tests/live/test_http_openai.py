@@ -1,0 +1,249 @@
+"""OpenAI's SDK, unmodified, against the real default model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import openai
+import pytest
+
+from inferd.store.catalogue import DEFAULT_MODEL
+from tests.demo_model import demo_model
+from tests.http_bridge import BridgeProcess
+
+MODEL = DEFAULT_MODEL
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "The weather in a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "maxLength": 20}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
+SCHEMA = {
+    "type": "object",
+    "properties": {"colour": {"enum": ["red", "green"]}},
+    "required": ["colour"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture(scope="module")
+def bridge() -> Iterator[BridgeProcess]:
+    path = demo_model()
+    with BridgeProcess(model_path=path, n_ctx=2048) as process:
+        yield process
+
+
+@pytest.fixture
+def client(bridge: BridgeProcess) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{bridge.base}/v1", api_key="any", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+def model(client: openai.OpenAI) -> str:
+    return client.models.list().data[0].id
+
+
+def ask(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+def test_models(client: openai.OpenAI, model: str) -> None:
+    assert client.models.retrieve(model).id == model
+    assert client.models.retrieve("default").id == model
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.models.retrieve("none/such")
+    assert caught.value.code == "model_not_found"
+    assert model in str(caught.value)
+
+
+def test_a_chat_completion(client: openai.OpenAI, model: str) -> None:
+    answer = client.chat.completions.create(
+        model=model, messages=ask("Say hello."), max_tokens=8, temperature=0, seed=1
+    )
+    again = client.chat.completions.create(
+        model="default", messages=ask("Say hello."), max_completion_tokens=8, temperature=0
+    )
+    assert answer.choices[0].message.content
+    assert answer.choices[0].message.content == again.choices[0].message.content
+    assert answer.choices[0].finish_reason in ("stop", "length")
+    assert answer.usage is not None
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+    assert answer.model == model
+
+
+def test_a_stream_says_what_the_whole_answer_says(client: openai.OpenAI, model: str) -> None:
+    whole = client.chat.completions.create(
+        model=model, messages=ask("Count to five."), max_tokens=12, temperature=0
+    )
+    chunks = list(
+        client.chat.completions.create(
+            model=model,
+            messages=ask("Count to five."),
+            max_tokens=12,
+            temperature=0,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == (
+        whole.choices[0].message.content
+    )
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == whole.choices[0].finish_reason
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage is not None
+    assert whole.usage is not None
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+    assert len({chunk.id for chunk in chunks}) == 1
+
+
+def test_the_stream_helper(client: openai.OpenAI, model: str) -> None:
+    with client.chat.completions.stream(
+        model=model, messages=ask("Hi."), max_tokens=200, temperature=0, stop=["e"]
+    ) as stream:
+        final = stream.get_final_completion()
+    assert final.choices[0].message.content
+
+
+def test_a_tool_call_and_its_result(client: openai.OpenAI, model: str) -> None:
+    first = client.chat.completions.create(
+        model=model,
+        messages=ask("What is the weather in Paris?"),
+        tools=[TOOL],
+        tool_choice="required",
+        max_tokens=80,
+        temperature=0,
+    )
+    message = first.choices[0].message
+    assert first.choices[0].finish_reason == "tool_calls"
+    assert message.tool_calls
+    call = message.tool_calls[0]
+    assert set(json.loads(call.function.arguments)) == {"city"}
+    second = client.chat.completions.create(
+        model=model,
+        messages=[
+            *ask("What is the weather in Paris?"),
+            message.model_dump(exclude_none=True),
+            {"role": "tool", "tool_call_id": call.id, "content": "-4 degrees, snow"},
+        ],
+        tools=[TOOL],
+        tool_choice="none",
+        max_tokens=10,
+    )
+    assert second.choices[0].message.content is not None
+
+
+def test_a_streamed_tool_call(client: openai.OpenAI, model: str) -> None:
+    chunks = list(
+        client.chat.completions.create(
+            model=model,
+            messages=ask("What is the weather in Paris?"),
+            tools=[TOOL],
+            tool_choice={"type": "function", "function": {"name": "weather"}},
+            max_tokens=80,
+            temperature=0,
+            stream=True,
+        )
+    )
+    calls = [call for c in chunks if c.choices for call in c.choices[0].delta.tool_calls or ()]
+    assert calls[0].id
+    assert calls[0].function is not None
+    assert calls[0].function.name == "weather"
+    arguments = "".join(call.function.arguments or "" for call in calls if call.function)
+    assert set(json.loads(arguments)) == {"city"}
+    assert chunks[-1].choices[0].finish_reason == "tool_calls"
+
+
+@pytest.mark.parametrize("strict", [True, None])
+def test_a_schema_holds(client: openai.OpenAI, model: str, strict: bool | None) -> None:
+    answer = client.chat.completions.create(
+        model=model,
+        messages=ask("Name a colour."),
+        response_format={
+            "type": "json_schema",
+            "json_schema": {"name": "colour", "schema": SCHEMA, "strict": strict},
+        },
+        max_tokens=40,
+    )
+    assert json.loads(answer.choices[0].message.content or "")["colour"] in ("red", "green")
+
+
+def test_a_stop_string(client: openai.OpenAI, model: str) -> None:
+    plain = client.chat.completions.create(
+        model=model, messages=ask("Tell me a story."), max_tokens=12, temperature=0
+    )
+    text = plain.choices[0].message.content or ""
+    word = text.split()[3]
+    stopped = client.chat.completions.create(
+        model=model, messages=ask("Tell me a story."), max_tokens=12, temperature=0, stop=word
+    )
+    assert stopped.choices[0].message.content == text.partition(word)[0]
+    assert stopped.choices[0].finish_reason == "stop"
+
+
+def test_completions(client: openai.OpenAI, model: str) -> None:
+    answer = client.completions.create(model=model, prompt="Say hello.", max_tokens=6, temperature=0)
+    assert answer.choices[0].text
+    chunks = list(
+        client.completions.create(model=model, prompt="Say hello.", max_tokens=6, temperature=0, stream=True)
+    )
+    assert "".join(chunk.choices[0].text for chunk in chunks) == answer.choices[0].text
+
+
+def test_a_prompt_that_is_too_long(client: openai.OpenAI, model: str) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model=model, messages=ask("word " * 3000), max_tokens=5)
+    assert caught.value.code == "context_length_exceeded"
+    assert "2048" in str(caught.value)
+    assert caught.value.response.headers["x-should-retry"] == "false"
+
+
+def test_a_long_prompt_arrives_whole(client: openai.OpenAI, model: str) -> None:
+    answer = client.chat.completions.create(model=model, messages=ask("word " * 1500), max_tokens=1)
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens > 1500
+
+
+def test_closing_a_stream_frees_the_slot(bridge: BridgeProcess, client: openai.OpenAI, model: str) -> None:
+    stream = client.chat.completions.create(
+        model=model, messages=ask("Write a very long story."), max_tokens=1500, stream=True
+    )
+    next(iter(stream))
+    bridge.wait_running(1)
+    stream.close()
+    bridge.wait_idle()
+
+
+async def test_cancelling_a_whole_answer_frees_the_slot(bridge: BridgeProcess) -> None:
+    import asyncio
+
+    async with openai.AsyncOpenAI(base_url=f"{bridge.base}/v1", api_key="any", max_retries=0) as client:
+        request = asyncio.ensure_future(
+            client.chat.completions.create(
+                model="default", messages=ask("Write a very long story."), max_tokens=1500
+            )
+        )
+        await asyncio.to_thread(bridge.wait_running, 1)
+        request.cancel()
+        await asyncio.to_thread(bridge.wait_idle)
+
+
+def test_what_is_not_served_is_refused(client: openai.OpenAI, model: str) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model=model, messages=ask("Hi."), n=2)
+    assert caught.value.param == "n"
+    assert caught.value.code == "unsupported_value"
+
+
+def test_embeddings_of_a_model_that_makes_none(client: openai.OpenAI, model: str) -> None:
+    with pytest.raises(openai.NotFoundError):
+        client.embeddings.create(model=model, input="hello")
