@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -130,9 +131,14 @@ class BridgeProcess:
             if self.process.poll() is None:
                 self.process.kill()
                 self.process.wait()
-            assert self.process.stdin is not None
-            self.process.stdin.close()
-            self.errors.close()
+            self.close()
+
+    def close(self) -> None:
+        """Gives back what belongs to a daemon that has ended."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.errors.close()
+        shutil.rmtree(self.dir)
 
     def __enter__(self) -> BridgeProcess:
         return self.wait_ready()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Generic
 from inferd.client.address import Endpoint
 from inferd.client.async_connection import AsyncConnection
 from inferd.client.core import ConnectionPool
-from inferd.client.protocol import D, E, Request
+from inferd.client.protocol import D, E, Incoming, Request
 from inferd.client.vectors import Plan, T
 from inferd.errors import ConnectionLost
 
@@ -24,9 +24,17 @@ _CLOSED = "the reply was closed before it was complete"
 
 
 class AsyncChannel:
-    """``timeout`` is the longest silence of the daemon in seconds; ``None`` waits for ever."""
+    """``timeout`` is the longest silence of the daemon in seconds; ``None`` waits for ever. ``incoming`` cuts
+    what the daemon sends, and has to fit the requests."""
 
-    def __init__(self, endpoint: Endpoint, api_key: str | None, timeout: float | None) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        api_key: str | None,
+        timeout: float | None,
+        incoming: type[Incoming] = Incoming,
+    ) -> None:
+        self._incoming = incoming
         self._endpoint = endpoint
         self._api_key = api_key
         self._timeout = timeout
@@ -42,7 +50,11 @@ class AsyncChannel:
 
     async def _connect(self, connect_timeout: float | None) -> AsyncConnection:
         return await AsyncConnection.open(
-            self._endpoint, self._api_key, timeout=self._timeout, connect_timeout=connect_timeout
+            self._endpoint,
+            self._api_key,
+            timeout=self._timeout,
+            connect_timeout=connect_timeout,
+            incoming=self._incoming,
         )
 
     async def ask(self, request: Request[E, D], *, anew: bool = False) -> AsyncConnection:

@@ -45,14 +45,15 @@ class AsyncConnection:
         *,
         timeout: float | None = None,
         connect_timeout: float | None = None,
+        incoming: type[Incoming] = Incoming,
     ) -> AsyncConnection:
-        """Connects. Raises DaemonUnreachable."""
+        """Connects; ``incoming`` cuts what the daemon sends. Raises DaemonUnreachable."""
         keyed = api_key if endpoint.tcp is not None and api_key else None
         try:
             connected = await _connect(endpoint, connect_timeout)
         except OSError as error:
             raise endpoint.unreachable(error) from None
-        connection = cls(connected, Incoming(endpoint.text, tcp=endpoint.tcp is not None), timeout)
+        connection = cls(connected, incoming(endpoint.text, tcp=endpoint.tcp is not None), timeout)
         if keyed is not None:
             await connection.send([opening(keyed)])
         return connection

@@ -96,12 +96,16 @@ class MessagesRequest(Request[Event, MessageDone]):
         self, request_id: str, turns: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
     ) -> None:
         self.blocks: list[dict[str, Any]] = []
-        outgoing = _Outgoing()
+        outgoing = Outgoing()
         body = {**outgoing.body(turns), **options}
-        outgoing.shorten(body)
+        self._fit(outgoing, body)
         if outgoing.attachments:
             body["attachments"] = outgoing.attachments
         super().__init__(request_id, body, outgoing.raw)
+
+    def _fit(self, outgoing: Outgoing, body: Mapping[str, Any]) -> None:
+        """Makes the request fit the wire."""
+        outgoing.shorten(body)
 
     def event(self, kind: str, frame: Mapping[str, Any]) -> Event | MessageDone:
         if kind == "frame":
@@ -137,7 +141,7 @@ class MessagesRequest(Request[Event, MessageDone]):
         return Text(delta) if kind == "text" else Thinking(delta)
 
 
-class _Outgoing:
+class Outgoing:
     """Messages on their way to the wire, with what travels behind the line."""
 
     def __init__(self) -> None:
@@ -157,6 +161,14 @@ class _Outgoing:
             text = block.pop("text")
             excess -= len(encode(text)) - _REFERENCE_BYTES
             block["attachment_id"] = self._attach(Attachment("text", text.encode()))
+
+    def move_long_texts(self, least: int, most: int) -> None:
+        """Moves the longest texts, of ``least`` characters or more, behind the line; at most ``most``
+        attachments in all."""
+        room = most - len(self.attachments)
+        long = [block for block in self._texts if len(block["text"]) >= least]
+        for block in sorted(long, key=lambda block: len(block["text"]), reverse=True)[: max(room, 0)]:
+            block["attachment_id"] = self._attach(Attachment("text", block.pop("text").encode()))
 
     def _content(self, content: Content) -> list[dict[str, Any]]:
         return [self._block(part) for part in ([content] if isinstance(content, str) else content)]

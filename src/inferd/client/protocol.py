@@ -74,6 +74,9 @@ class Incoming:
             self.lapsed = self._unheard and self._requests > 1
             raise self._ended()
         self._unheard = False
+        self._cut(data)
+
+    def _cut(self, data: bytes) -> None:
         *whole, rest = data.split(b"\n")
         if whole:
             self._answered = True
@@ -118,7 +121,11 @@ class Request(ABC, Generic[E, D]):
 
     def __init__(self, request_id: str, body: Mapping[str, Any], raw: Sequence[Bytes] = ()) -> None:
         self._id = request_id
-        self.pieces: tuple[Bytes, ...] = (encode({"id": request_id, **body}) + b"\n", *raw)
+        self.pieces = self._written({"id": request_id, **body}, raw)
+
+    def _written(self, body: dict[str, Any], raw: Sequence[Bytes]) -> tuple[Bytes, ...]:
+        """The request as it is sent."""
+        return (encode(body) + b"\n", *raw)
 
     def take(self, line: bytes) -> E | D | None:
         """The event of a line, ``None`` for one that tells the caller nothing.

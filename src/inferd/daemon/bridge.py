@@ -115,7 +115,9 @@ class HttpBridge:
         _log.info("http_listening", address=self._bound.address)
 
     def stop(self) -> None:
-        """Lets the child finish what it serves; no new connection is accepted."""
+        """Lets the child finish what it serves; no new connection is accepted. Idempotent."""
+        if self._told_to_stop.is_set():
+            return  # a second signal would end it at once
         self._told_to_stop.set()
         self._bound.close()
         if self._child is not None and self._child.returncode is None:

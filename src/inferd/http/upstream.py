@@ -18,7 +18,9 @@ from inferd.client.address import Addresses, Surface, endpoint
 from inferd.client.async_admin import AsyncAdminClient
 from inferd.client.async_channel import AsyncChannel, AsyncReply
 from inferd.client.core import Backoff
-from inferd.client.messages import Event, MessageDone, MessagesRequest
+from inferd.client.framed import FramedIncoming, FramedMessagesRequest
+from inferd.client.messages import Event, MessageDone
+from inferd.client.protocol import Incoming
 from inferd.client.vectors import Embeddings, Ranking
 from inferd.config import paths
 from inferd.errors import ConnectionLost, DaemonUnreachable, InferdError
@@ -69,7 +71,7 @@ class Upstream:
         most = generation.max_tokens if generation.max_tokens is not None else model.n_ctx or None
         if most is not None:
             options["max_tokens"] = most
-        request = MessagesRequest(self._next_id(), generation.turns, options)
+        request = FramedMessagesRequest(self._next_id(), generation.turns, options)
         return AsyncReply(self._channel("v2"), request)
 
     async def embed(self, texts: Sequence[str], dimensions: int | None, asker: Asker) -> Embeddings:
@@ -101,7 +103,8 @@ class Upstream:
         channel = self._channels.get(surface)
         if channel is None:
             where = endpoint(self._addresses.of(surface), surface)
-            channel = self._channels[surface] = AsyncChannel(where, self._api_key, None)
+            incoming = FramedIncoming if surface == "v2" else Incoming
+            channel = self._channels[surface] = AsyncChannel(where, self._api_key, None, incoming)
         return channel
 
     # What the daemon serves.

@@ -34,7 +34,7 @@ from inferd.engine.local.llama_h cimport *
 import os
 
 from inferd.engine.local import portable
-from inferd.errors import BootCancelled, InvalidRequest, ModelError
+from inferd.errors import BootCancelled, InvalidRequest, ModelError, PromptTooLong
 
 # A failed assertion in ggml would otherwise start a debugger to print a backtrace.
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")
@@ -201,8 +201,8 @@ cdef class Engine:
         job.get().media = prompt.rendered.media
         n += job.get().extra_cells()
         if n > <size_t>self.n_ctx:
-            raise InvalidRequest(f"the prompt is {n} tokens long and the context is {self.n_ctx}: shorten it or "
-                                 f"serve with a larger --n-ctx")
+            raise PromptTooLong(f"the prompt is {n} tokens long and the context is {self.n_ctx}: shorten it or "
+                                f"serve with a larger --n-ctx", n, self.n_ctx)
         for stop in stops:
             c_stops.push_back(stop)
         if grammar:

@@ -26,7 +26,7 @@ from inferd.engine.backend import (
     ToolUse,
 )
 from inferd.engine.local import _llama, generic_tools, media
-from inferd.errors import InvalidRequest
+from inferd.errors import PromptTooLong
 
 
 class Reader(Protocol):
@@ -57,22 +57,26 @@ class Prepared:
 class Family:
     """How a loaded model is spoken to.
 
-    ``n_batch`` is what a step of its engine takes; no text of more than ``most_chars`` fits its context.
+    ``n_batch`` is what a step of its engine takes; no text of more than ``most_chars`` fits its context
+    of ``n_ctx`` tokens.
     """
 
     templates: _llama.Templates
     projector: _llama.Projector | None = None
     n_batch: int = 0
     most_chars: int = sys.maxsize
+    n_ctx: int = 0
 
     def render(self, messages: Sequence[Message], **more: object) -> _llama.Prompt:
         """The prompt of a conversation; ``more`` are further keys of the template's request."""
         # A prompt takes forty times its size while it is made, so one that cannot fit is not even begun.
         chars = sum(len(_text(message)) for message in messages)
         if chars > self.most_chars:
-            raise InvalidRequest(
+            raise PromptTooLong(
                 f"the prompt has {chars} characters and the context holds {self.most_chars} at the very most:"
-                " shorten it or serve with a larger --n-ctx"
+                " shorten it or serve with a larger --n-ctx",
+                max(self.n_ctx + 1, chars * self.n_ctx // self.most_chars),
+                self.n_ctx,
             )
         items = [
             media.to_item(part, self.projector)

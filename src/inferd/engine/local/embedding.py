@@ -38,6 +38,7 @@ from inferd.errors import (
     InvalidRequest,
     ModelError,
     NotReady,
+    PromptTooLong,
     RerankUnsupported,
     Unavailable,
     Unsupported,
@@ -243,9 +244,11 @@ class EmbeddingModel(Backend):
         if n_tokens == 0:
             raise InvalidRequest(f"{what} has no token that the model knows")
         if n_tokens > n_ctx:
-            raise InvalidRequest(
+            raise PromptTooLong(
                 f"{what} is {n_tokens} tokens long and the embedding context is {n_ctx}: shorten it, or "
-                "serve with a larger embed_n_ctx if the model allows"
+                "serve with a larger embed_n_ctx if the model allows",
+                n_tokens,
+                n_ctx,
             )
         return tokens
 

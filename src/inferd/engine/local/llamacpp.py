@@ -259,7 +259,9 @@ class LlamaCpp(Backend):
         if not model.has_chat_template:
             _log.warn("the model has no chat template; it is prompted as ChatML", model=config.model)
         _log.info("model loaded", model=config.model, description=model.description, bytes=model.size)
-        family = Family(templates, projector, engine.n_batch, most_chars=n_ctx * model.longest_token)
+        family = Family(
+            templates, projector, engine.n_batch, most_chars=n_ctx * model.longest_token, n_ctx=n_ctx
+        )
         return cls(config, model, family, engine, preparing)
 
     def ready(self) -> bool:
