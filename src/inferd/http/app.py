@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from inferd.http import body
 from inferd.http.answer import Answer, send_json
-from inferd.http.api.request import Dialect
+from inferd.http.api.request import Dialect, Generation
 from inferd.http.exchange import Exchange
 from inferd.http.failures import HttpFailure
 from inferd.http.gate import Gate
@@ -96,6 +96,14 @@ class Call:
         exchange.model, exchange.stream = model.name, generation.stream
         reply = self.bridge.upstream.generate(generation, model, exchange.asker)
         await Answer(reply, dialect, exchange)(self.scope, self.receive, self.send)
+
+    async def count(self, generation: Generation) -> int:
+        """The tokens of a request's prompt, by the model's own template."""
+        model = self.bridge.models.find(generation.model, "v2")
+        self.exchange.model = model.name
+        generation.max_tokens = 0
+        reply = self.bridge.upstream.generate(generation, model, self.exchange.asker)
+        return (await self.unless_gone(reply.result())).input_tokens
 
 
 class Bridge:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from inferd import __version__
-from inferd.http.api import chat, completions, embeddings
+from inferd.http import ollama_endpoints
+from inferd.http.api import chat, completions, embeddings, messages
 from inferd.http.app import Call, Handler
 from inferd.http.models import Model
 
@@ -64,6 +65,15 @@ async def _completions(call: Call) -> None:
     await call.generate(completions.read)
 
 
+async def _messages(call: Call) -> None:
+    await call.generate(messages.read)
+
+
+async def _count_tokens(call: Call) -> None:
+    generation = await call.body(messages.read_for_count)
+    await call.json({"input_tokens": await call.count(generation)})
+
+
 async def _embeddings(call: Call) -> None:
     body = await call.body(embeddings.read)
     model = call.bridge.models.find(body.model, "embed")
@@ -98,6 +108,9 @@ ROUTES: dict[str, Mapping[str, Handler]] = {
     "/metrics": {"GET": _metrics},
     **{f"/v1{path}": methods for path, methods in _OPENAI.items()},
     **_OPENAI,
+    "/v1/messages": {"POST": _messages},
+    "/v1/messages/count_tokens": {"POST": _count_tokens},
+    **ollama_endpoints.ROUTES,
 }
 
 

@@ -122,10 +122,11 @@ class Pulse:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An error of ``kind``, the name of a class of :mod:`inferd.errors`."""
+    """An error of ``kind``, the name of a class of :mod:`inferd.errors`, with its ``details``."""
 
     kind: str
     message: str
+    details: dict[str, Any] = field(default_factory=dict)
 
 
 _NAMED = {
@@ -149,12 +150,16 @@ def failure(error: BaseException) -> Failure:
     """How an error crosses to the daemon; the words of one that inferd did not raise stay behind."""
     for kind in type(error).__mro__:
         if kind.__name__ in _NAMED:
-            return Failure(kind.__name__, str(error))
+            details = error.details if isinstance(error, InferdError) else {}
+            return Failure(kind.__name__, str(error), dict(details))
     return Failure("BackendInternal", "internal error; the daemon's log says more")
 
 
 def error(failed: Failure) -> InferdError:
-    return _NAMED.get(failed.kind, BackendInternal)(failed.message)
+    found = _NAMED.get(failed.kind, BackendInternal)(failed.message)
+    if failed.details:
+        found.details = failed.details
+    return found
 
 
 encode = msgspec.msgpack.encode

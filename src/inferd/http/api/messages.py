@@ -199,5 +199,3 @@ def _read_tools(fields: Fields, generation: Generation) -> None:
         choice = named or {"any": "required"}.get(kind, kind)
         generation.one_call = chosen.flag("disable_parallel_tool_use") is True
     options.choose_tools(generation, fields, tools, choice, None)
-
-

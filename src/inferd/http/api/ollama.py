@@ -1,0 +1,157 @@
+"""Ollama's chat and generate: the bodies.
+
+An answer is streamed unless the body says otherwise. ``null`` and options that this server does not know are
+ignored; the context is the model's own, whatever ``num_ctx`` asks for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from inferd.http.api import media, options
+from inferd.http.api.canonical import Block, Turns, text_block
+from inferd.http.api.fields import Fields
+from inferd.http.api.ollama_answer import OllamaAnswer
+from inferd.http.api.request import Generation
+from inferd.http.failures import BadField
+
+_LEVELS = ("low", "medium", "high", "max")
+
+
+def model_of(fields: Fields) -> str:
+    """The model's name, which some clients send as ``name``."""
+    name = fields.text("model") or fields.text("name")
+    if not name:
+        raise fields.bad("model", "is required and must be a string")
+    return name
+
+
+def read_chat(body: Any) -> OllamaAnswer:
+    """The request of a body of /api/chat. Raises BadField."""
+    fields = Fields(body)
+    turns = Turns()
+    for message in fields.objects("messages"):
+        _message(turns, message)
+    generation = _generation(fields, turns, empty=not fields.items("messages"))
+    tools = [_tool(each) for each in fields.objects("tools") if each.text("type") in (None, "function")]
+    options.choose_tools(generation, fields, tools, None, None)
+    return OllamaAnswer(generation, chat=True, load=_load_reason(fields, not fields.items("messages")))
+
+
+def read_generate(body: Any) -> OllamaAnswer:
+    """The request of a body of /api/generate. Raises BadField."""
+    fields = Fields(body)
+    for name in ("suffix", "template", "context"):
+        if fields.raw(name):
+            raise fields.unsupported(name, "is not supported")
+    if fields.flag("raw"):
+        raise fields.unsupported("raw", "is not supported; the model's template is always used")
+    turns = Turns()
+    turns.system(fields.text("system") or "")
+    prompt, pictures = fields.text("prompt") or "", _images(fields)
+    turns.user([*pictures, text_block(prompt)])
+    empty = not prompt and not pictures
+    return OllamaAnswer(_generation(fields, turns, empty=empty), chat=False, load=_load_reason(fields, empty))
+
+
+def _load_reason(fields: Fields, empty: bool) -> str | None:
+    """What an empty request is for, which is no answer."""
+    if not empty:
+        return None
+    stay = fields.raw("keep_alive")
+    return "unload" if stay in (0, "0", "0s") and stay is not False else "load"
+
+
+def _generation(fields: Fields, turns: Turns, *, empty: bool) -> Generation:
+    own = fields.object("options") or Fields({})
+    streams = fields.flag("stream")
+    generation = Generation(
+        model=model_of(fields),
+        turns=[] if empty else turns.finish(),
+        options=options.sampling(own),
+        max_tokens=_num_predict(own),
+        stream=streams is None or streams,
+    )
+    options.add_stops(generation.options, options.stops(own, "stop"))
+    if (thinking := _think(fields)) is not None:
+        generation.options["thinking"] = thinking
+    if (form := _format(fields)) is not None:
+        generation.options["response_format"] = form
+    if fields.flag("logprobs") or fields.raw("top_logprobs"):
+        raise fields.unsupported("logprobs", "are not supported")
+    stay = fields.raw("keep_alive")
+    if isinstance(stay, bool) or not isinstance(stay, str | int | float | None):
+        raise fields.bad("keep_alive", "must be a duration or a number of seconds")
+    return generation
+
+
+def _num_predict(own: Fields) -> int | None:
+    count = own.integer("num_predict")
+    if count is None or count in (-1, -2):
+        return None
+    return own.count("num_predict")
+
+
+def _think(fields: Fields) -> bool | None:
+    think = fields.raw("think")
+    if think is None or isinstance(think, bool):
+        return think
+    if think not in _LEVELS:
+        raise fields.bad("think", f"must be true, false or one of {', '.join(_LEVELS)}")
+    return True
+
+
+def _format(fields: Fields) -> dict[str, Any] | None:
+    form = fields.raw("format")
+    if form is None or form == "":
+        return None
+    if form == "json":
+        return {"type": "json_object"}
+    if not isinstance(form, dict):
+        raise fields.bad("format", "must be json or a JSON Schema object")
+    return {"type": "json_schema", "schema": form}
+
+
+# Messages.
+
+
+def _message(turns: Turns, message: Fields) -> None:
+    role, text = message.required_text("role"), message.text("content") or ""
+    blocks: list[Block] = [*_images(message), text_block(text)]
+    if role == "system":
+        turns.system(text)
+    elif role == "user":
+        turns.user(blocks)
+    elif role == "tool":
+        name = message.text("tool_name") or message.text("name")
+        turns.result(message.text("tool_call_id"), name, blocks, message.path("tool_name"))
+    elif role == "assistant":
+        turns.assistant([{"type": "thinking", "text": message.text("thinking") or ""}, text_block(text)])
+        for call in message.objects("tool_calls"):
+            function = Fields(call.raw("function"), call.path("function"))
+            arguments = function.raw("arguments")
+            if not isinstance(arguments, dict | None):
+                raise function.bad("arguments", "must be an object")
+            given = options.json_text(arguments or {})
+            turns.call(
+                call.text("id") or "", function.required_text("name"), given, function.path("arguments")
+            )
+    else:
+        raise message.bad("role", "must be system, user, assistant or tool")
+
+
+def _images(fields: Fields) -> list[Block]:
+    pictures: list[Block] = []
+    for number, text in enumerate(fields.items("images") or ()):
+        where = f"{fields.path('images')}[{number}]"
+        if not isinstance(text, str):
+            raise BadField(where, f"{where} must be base64")
+        pictures.append(media.image(text, where))
+    return pictures
+
+
+def _tool(fields: Fields) -> dict[str, Any]:
+    function = Fields(fields.raw("function"), fields.path("function"))
+    return options.tool(
+        function.required_text("name"), function.text("description"), function.raw("parameters")
+    )

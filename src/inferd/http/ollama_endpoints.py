@@ -1,0 +1,197 @@
+"""Ollama's paths below /api, and the two that its clients probe."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from inferd import __version__
+from inferd.client.vectors import Embeddings
+from inferd.errors import RequestFailed
+from inferd.http import stream
+from inferd.http.api import ollama
+from inferd.http.api.fields import Fields
+from inferd.http.app import Call, Handler
+from inferd.http.failures import HttpFailure
+from inferd.http.models import Model
+
+FOLLOWED_VERSION = "0.13.5"
+"""The release of Ollama whose API this is; clients refuse older ones (Codex below 0.13.4)."""
+
+_CUTS = 8
+"""Tries to cut a text that is too long; each leaves what would fit at the last measured rate."""
+
+
+async def _root(call: Call) -> None:
+    await call.text("Ollama is running")
+
+
+async def _hello(call: Call) -> None:
+    await call.json({})
+
+
+async def _version(call: Call) -> None:
+    await call.json({"version": FOLLOWED_VERSION, "inferd": __version__})
+
+
+async def _chat(call: Call) -> None:
+    await _answer(call, ollama.read_chat)
+
+
+async def _generate(call: Call) -> None:
+    await _answer(call, ollama.read_generate)
+
+
+async def _answer(call: Call, read: Any) -> None:
+    dialect = await call.body(read)
+    if dialect.load is not None:
+        call.bridge.models.find(dialect.generation.model, "v2")
+        await call.json(dialect.loaded())
+    else:
+        await call.answer(dialect)
+
+
+# Models.
+
+
+def _details(model: Model) -> dict[str, Any]:
+    return {"format": "gguf", "family": "", "families": [], "parameter_size": "", "quantization_level": ""}
+
+
+def _entry(model: Model) -> dict[str, Any]:
+    return {"name": model.name, "model": model.name, "details": _details(model)}
+
+
+async def _tags(call: Call) -> None:
+    await call.json({"models": [_entry(model) for model in call.bridge.models.all()]})
+
+
+async def _ps(call: Call) -> None:
+    models = [{**_entry(model), "context_length": model.n_ctx} for model in call.bridge.models.all()]
+    await call.json({"models": models})
+
+
+def _named(body: Any) -> str:
+    return ollama.model_of(Fields(body))
+
+
+async def _show(call: Call) -> None:
+    model = call.bridge.models.find(await call.body(_named))
+    # The architecture is not told by the daemon; clients look for any key with this end.
+    info = {"general.architecture": "unknown", "unknown.context_length": model.n_ctx}
+    await call.json(
+        {"details": _details(model), "model_info": info, "capabilities": model.capabilities, "parameters": ""}
+    )
+
+
+async def _pull(call: Call) -> None:
+    fields = await call.body(Fields)
+    name = ollama.model_of(fields)
+    try:
+        call.bridge.models.find(name)
+    except HttpFailure as error:
+        raise HttpFailure(
+            "not_found", f"{error}; a request starts no download: run `inferd pull` and restart the daemon"
+        ) from None
+    if fields.flag("stream") is False:
+        await call.json({"status": "success"})
+    else:
+        lines = stream.ndjson({"status": "pulling manifest"}) + stream.ndjson({"status": "success"})
+        await call.text(lines, stream.NDJSON)
+
+
+async def _not_served(call: Call) -> None:
+    raise HttpFailure("not_served", "this server does not change models; use the command inferd")
+
+
+# Vectors.
+
+
+def _read_embed(body: Any) -> tuple[Fields, list[str], int | None, bool]:
+    fields = Fields(body)
+    texts = fields.texts("input")
+    if not texts or not all(texts):
+        raise fields.bad("input", "must be a non-empty string or an array of them")
+    return fields, texts, fields.count("dimensions"), fields.flag("truncate") is True
+
+
+async def _embed(call: Call) -> None:
+    fields, texts, dimensions, cut = await call.body(_read_embed)
+    started = time.perf_counter_ns()
+    made, shortened = await _embedded(call, ollama.model_of(fields), texts, dimensions, cut)
+    answer: dict[str, Any] = {
+        "model": ollama.model_of(fields),
+        "embeddings": made.embeddings,
+        "total_duration": time.perf_counter_ns() - started,
+        "load_duration": 0,
+        "prompt_eval_count": made.input_tokens,
+    }
+    if cut:
+        answer["truncated"] = shortened
+    await call.json(answer)
+
+
+async def _embeddings(call: Call) -> None:
+    fields = await call.body(Fields)
+    made, _ = await _embedded(call, ollama.model_of(fields), [fields.required_text("prompt")], None, False)
+    await call.json({"embedding": made.embeddings[0]})
+
+
+async def _embedded(
+    call: Call, name: str, texts: list[str], dimensions: int | None, cut: bool
+) -> tuple[Embeddings, list[int]]:
+    """The vectors, and the places of the texts that were cut to fit, where that is asked for."""
+    model = call.bridge.models.find(name, "embed")
+    call.exchange.model = model.name
+    upstream, asker = call.bridge.upstream, call.exchange.asker
+    if not cut:
+        made = await call.unless_gone(upstream.embed(texts, dimensions, asker))
+        call.exchange.input_tokens = made.input_tokens
+        return made, []
+    parts: list[Embeddings] = []
+    shortened: list[int] = []
+    for place, text in enumerate(texts):
+        part, was_cut = await call.unless_gone(_cut_to_fit(call, text, dimensions))
+        parts.append(part)
+        shortened += [place] if was_cut else []
+    whole = Embeddings(
+        embeddings=[part.embeddings[0] for part in parts],
+        dimensions=parts[0].dimensions,
+        model=parts[0].model,
+        input_tokens=sum(part.input_tokens for part in parts),
+        backend=parts[0].backend,
+    )
+    call.exchange.input_tokens = whole.input_tokens
+    return whole, shortened
+
+
+async def _cut_to_fit(call: Call, text: str, dimensions: int | None) -> tuple[Embeddings, bool]:
+    upstream, asker, was_cut = call.bridge.upstream, call.exchange.asker, False
+    for _ in range(_CUTS):
+        try:
+            return await upstream.embed([text], dimensions, asker), was_cut
+        except RequestFailed as error:
+            if error.details.get("reason") != "prompt_too_long":
+                raise
+            text = text[: len(text) * error.details["limit"] // (error.details["tokens"] + 1)]
+            was_cut = True
+    return await upstream.embed([text], dimensions, asker), was_cut
+
+
+ROUTES: dict[str, Mapping[str, Handler]] = {
+    "/": {"GET": _root},
+    "/api/hello": {"GET": _hello},
+    "/api/version": {"GET": _version},
+    "/api/tags": {"GET": _tags},
+    "/api/ps": {"GET": _ps},
+    "/api/chat": {"POST": _chat},
+    "/api/generate": {"POST": _generate},
+    "/api/show": {"POST": _show},
+    "/api/pull": {"POST": _pull},
+    "/api/embed": {"POST": _embed},
+    "/api/embeddings": {"POST": _embeddings},
+    **{f"/api/{name}": {"POST": _not_served} for name in ("create", "copy", "push")},
+    "/api/delete": {"DELETE": _not_served},
+    "/api/blobs/{digest}": {"POST": _not_served},
+}

@@ -1,0 +1,91 @@
+"""Ollama's library, unmodified, against the real default model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import httpx
+import ollama
+import pytest
+
+from inferd.config import paths
+from inferd.store.catalogue import DEFAULT_MODEL as MODEL
+from tests.demo_model import demo_model
+from tests.http_bridge import BridgeProcess
+
+OPTIONS = {"temperature": 0, "num_predict": 6, "top_k": None, "num_ctx": 99999}
+
+
+@pytest.fixture(scope="module")
+def bridge() -> Iterator[BridgeProcess]:
+    demo_model()
+    with BridgeProcess(MODELS_HOME=paths.models_home(), n_ctx=1024) as process:
+        yield process
+
+
+@pytest.fixture
+def client(bridge: BridgeProcess) -> Iterator[ollama.Client]:
+    client = ollama.Client(bridge.base)
+    yield client
+    client._client.close()
+
+
+def test_chat_whole_and_streamed(client: ollama.Client) -> None:
+    ask = [{"role": "user", "content": "Say hello."}]
+    whole = client.chat(MODEL, ask, options=OPTIONS, keep_alive=-1)
+    parts = list(client.chat(f"{MODEL}:latest", ask, options=OPTIONS, stream=True))
+    assert "".join(part.message.content or "" for part in parts) == whole.message.content
+    assert parts[-1].done
+    assert parts[-1].done_reason == whole.done_reason
+    assert parts[-1].eval_count == whole.eval_count
+    assert whole.prompt_eval_count
+    generated = client.generate(MODEL, "Say hello.", options=OPTIONS)
+    assert generated.response == whole.message.content
+
+
+def test_a_schema_and_a_tool(client: ollama.Client) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"colour": {"enum": ["red", "green"]}},
+        "required": ["colour"],
+        "additionalProperties": False,
+    }
+    answer = client.chat(
+        MODEL, [{"role": "user", "content": "Name a colour."}], format=schema, options={"num_predict": 40}
+    )
+    assert json.loads(answer.message.content or "")["colour"] in ("red", "green")
+    history = [
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "tool_calls": [{"function": {"name": "w", "arguments": {"city": "Rome"}}}]},
+        {"role": "tool", "tool_name": "w", "content": "snow"},
+    ]
+    assert client.chat(MODEL, history, options=OPTIONS).message.content is not None
+
+
+def test_what_is_asked_of_models(client: ollama.Client) -> None:
+    assert [model.model for model in client.list().models] == [MODEL]
+    assert client.ps().models[0].model == MODEL
+    shown = client.show(MODEL)
+    assert "completion" in (shown.capabilities or [])
+    assert [value for key, value in (shown.modelinfo or {}).items() if key.endswith(".context_length")] == [
+        1024
+    ]
+    assert client.pull(MODEL).status == "success"
+    assert client.chat(MODEL, []).done_reason == "load"
+    assert client.generate(MODEL, "", keep_alive=0).done_reason == "unload"
+
+
+def test_errors(client: ollama.Client, bridge: BridgeProcess) -> None:
+    with pytest.raises(ollama.ResponseError) as caught:
+        client.chat("none", [{"role": "user", "content": "hi"}])
+    assert (caught.value.status_code, caught.value.error) == (404, "model 'none' not found")
+    with pytest.raises(ollama.ResponseError) as caught:
+        client.delete(MODEL)
+    assert caught.value.status_code == 501
+    with pytest.raises(ollama.ResponseError) as caught:
+        client.embed(MODEL, "text")
+    assert caught.value.status_code == 404
+    assert httpx.get(bridge.base).text == "Ollama is running"
+    assert httpx.head(f"{bridge.base}/api/hello").status_code == 200
+    assert httpx.post(f"{bridge.base}/api/show", json={"name": MODEL}).status_code == 200
