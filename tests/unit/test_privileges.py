@@ -1,7 +1,8 @@
 """What the daemon cannot do, because nothing in it can: start programs, or run code from outside.
 
 The files of the daemon are all but the commands' and the clients'. One of them may start pip, for a model
-from a package index, and one starts the daemon's own interpreter as the process of a model.
+from a package index; two start the daemon's own interpreter, as the process of a model and as the HTTP
+bridge.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ import ast
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from inferd.config.settings import OPTIONS
+from inferd.daemon import bridge
 from inferd.engine.local import _llama
 from tests.daemon_process import DaemonProcess
 
@@ -27,6 +30,8 @@ FILES = sorted(
 )
 FETCHES_BY_PIP = SOURCE / "store" / "wheel.py"
 STARTS_ENGINES = SOURCE / "engine" / "local" / "process.py"
+
+STARTS_BRIDGE = SOURCE / "daemon" / "bridge.py"
 
 STARTERS = re.compile(
     r"(subprocess|multiprocessing|pty|runpy|code|codeop|pexpect)(\.\w+)*|"
@@ -42,6 +47,7 @@ KNOWN_LOADERS: dict[str, tuple[str, ...]] = {
     "__init__.py": ("importlib.import_module",),  # two modules of our own, by names that are in its text
     "store/wheel.py": ("importlib.util",),  # looks whether pip is there
     "engine/local/portable.py": ("importlib.metadata", "importlib.util"),  # looks which companions are there
+    "daemon/bridge.py": ("importlib.util",),  # looks whether the extra inferd[http] is there
     "coredump.py": ("ctypes",),  # prctl
     "engine/local/cage.py": ("ctypes",),  # the system calls that shut an engine in
     "serve/win32.py": ("ctypes",),  # the system's libraries
@@ -73,13 +79,19 @@ def test_the_patterns_see_what_they_should(tmp_path: Path) -> None:
     assert len(uses(sample, LOADERS)) == 4
 
 
-def test_two_files_of_the_daemon_start_a_program_and_no_other() -> None:
+def test_three_files_of_the_daemon_start_a_program_and_no_other() -> None:
     for path in FILES:
         found = uses(path, STARTERS)
         if path in (FETCHES_BY_PIP, STARTS_ENGINES):
             assert [use.rpartition(" ")[2] for use in found] == ["subprocess", "subprocess.Popen"]
+        elif path == STARTS_BRIDGE:
+            assert [use.rpartition(" ")[2] for use in found] == ["asyncio.create_subprocess_exec"]
         else:
             assert found == []
+
+
+def test_the_bridge_is_our_own_interpreter_with_fixed_arguments() -> None:
+    assert (sys.executable, "-m", "inferd.http") == bridge.COMMAND
 
 
 def test_the_engine_starts_no_program() -> None:
