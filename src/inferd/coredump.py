@@ -7,6 +7,7 @@ debugger or read ``/proc/PID/mem`` either. A child process is dumpable again unt
 
 from __future__ import annotations
 
+import resource
 import sys
 
 _PR_SET_DUMPABLE = 4
@@ -14,10 +15,6 @@ _PR_SET_DUMPABLE = 4
 
 def forbid() -> None:
     """Forbids core dumps of this process. Raises OSError when the system refuses."""
-    if sys.platform == "win32":
-        return
-    import resource
-
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":
         import ctypes

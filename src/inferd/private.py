@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import sys
 from pathlib import Path
 
 
@@ -28,8 +27,6 @@ def written_by_others(path: Path, fd: int) -> str | None:
     Root and this user are trusted. So is a directory with the sticky bit, in which nobody but the owner of a
     file can replace it. Raises OSError.
     """
-    if sys.platform == "win32":
-        return None
     where = path.absolute()
     parents = {*where.parents, *where.resolve().parents}
     looked_at = [(path, os.fstat(fd)), (path, where.lstat()), *((each, each.stat()) for each in parents)]

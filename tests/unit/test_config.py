@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from inferd.config.addresses import (
     HttpAddress,
     HttpsUrl,
     LocalAddress,
-    PipeName,
     ServerUrl,
     TcpAddress,
 )
@@ -138,7 +136,7 @@ def test_a_row_is_complete(option: Option) -> None:
 
 @every_option
 def test_a_variable_is_read(option: Option) -> None:
-    if option.env is None or option.name in ("api_key_file", "pipe"):
+    if option.env is None or option.name == "api_key_file":
         return
     text = texts(option)[1]
     settings, notes = sources.load({}, {**base(option), option.env: text})
@@ -156,7 +154,7 @@ def test_the_key_file_variable_is_read(tmp_path: Path) -> None:
 
 @every_option
 def test_a_flag_is_above_the_variable_and_the_variable_above_the_file(option: Option, tmp_path: Path) -> None:
-    if option.name in ("api_key_file", "api_key_env", "pipe"):
+    if option.name in ("api_key_file", "api_key_env"):
         return
     by_flag, by_env, by_file = (option.kind.parse(text) for text in texts(option))
     flags: dict[str, object] = {option.name: by_flag, "config": write(tmp_path, MOCK)}
@@ -232,7 +230,6 @@ def test_docs_and_schema_show_the_option(option: Option) -> None:
             ["127.0.0.1:1", "[::1]:1", "./m", "/m"],
             ["", "m", "10.0.0.1:1", "0.0.0.0:1", "/\n"],
         ),
-        (PipeName(), [r"\\.\pipe\inferd-infer"], ["", "inferd", r"\\.\pipe\a\b", r"\\host\pipe\a"]),
         (SecretText(), ["k"], ["", "a\nb"]),
         (SecretText(optional=True), ["", "k"], ["\0"]),
         (FilePath(), ["/a", "b"], ["", "a\0b"]),
@@ -327,20 +324,6 @@ def test_options_make_the_one_entry() -> None:
 def test_tcp_takes_the_place_of_the_unix_socket() -> None:
     settings, _ = sources.load({"tcp": "127.0.0.1:47321"}, ENV)
     assert (settings.tcp, settings.uds) == ("127.0.0.1:47321", None)
-
-
-def test_a_pipe_is_for_windows_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    pipe = r"\\.\pipe\inferd-infer"
-    with pytest.raises(UsageError, match=r"--pipe: named pipes exist on Windows only"):
-        sources.load({"pipe": pipe}, ENV)
-    with pytest.raises(ConfigError, match=r"INFERD_PIPE: named pipes") as caught:
-        sources.load({}, {**ENV, "INFERD_PIPE": pipe})
-    assert caught.value.exit_code == 1
-    monkeypatch.setattr(sys, "platform", "win32")
-    settings, _ = sources.load({"pipe": pipe}, {"LOCALAPPDATA": "/l", "INFERD_UDS": "/s"})
-    assert (settings.tcp, str(settings.uds)) == (None, pipe)
-    with pytest.raises(UsageError, match="--tcp and --pipe exclude"):
-        sources.load({"tcp": "127.0.0.1:1", "pipe": pipe}, {"LOCALAPPDATA": "/l"})
 
 
 @pytest.mark.parametrize(

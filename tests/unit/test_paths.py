@@ -58,16 +58,6 @@ def test_models_home(monkeypatch: pytest.MonkeyPatch) -> None:
     assert paths.models_home(HOME) == Path("/home/ada/Library/Application Support/models")
 
 
-def test_windows_has_pipes_and_local_app_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "platform", "win32")
-    env = {"LOCALAPPDATA": "/users/ada/local", "USERPROFILE": "/users/ada"}
-    assert str(paths.socket_path("v2", env)) == r"\\.\pipe\inferd-infer-v2"
-    assert str(paths.socket_path("admin", env)) == r"\\.\pipe\inferd-admin"
-    assert paths.lock_path(env) == Path("/users/ada/local/inferd/inferd.lock")
-    assert paths.models_home(env) == Path("/users/ada/local/models")
-    assert paths.config_path(env) == Path("/users/ada/.inferd/config.json")
-
-
 def test_the_process_environment_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/9")

@@ -50,7 +50,6 @@ KNOWN_LOADERS: dict[str, tuple[str, ...]] = {
     "daemon/bridge.py": ("importlib.util",),  # looks whether the extra inferd[http] is there
     "coredump.py": ("ctypes",),  # prctl
     "engine/local/cage.py": ("ctypes",),  # the system calls that shut an engine in
-    "serve/win32.py": ("ctypes",),  # the system's libraries
 }
 
 

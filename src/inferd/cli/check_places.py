@@ -6,11 +6,12 @@ Nothing is made or removed; a port is tried by binding it for a moment while no 
 from __future__ import annotations
 
 import errno
+import grp
 import os
+import resource
 import shutil
 import socket
 import stat
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -171,10 +172,6 @@ def _tcp(name: str, address: str, settings: Settings, running: bool) -> Finding:
 
 
 def _group(name: str) -> Finding:
-    if sys.platform == "win32":
-        return Finding("group", "fail", "sockets have no group on Windows", "leave --group out")
-    import grp
-
     try:
         group = grp.getgrnam(name)
     except KeyError:
@@ -194,10 +191,6 @@ def lock(settings: Settings) -> Findings:
 
 
 def open_files(settings: Settings) -> Findings:
-    if sys.platform == "win32":
-        return
-    import resource
-
     _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)  # the daemon goes up to the hard limit by itself
     needed = settings.max_connections + OTHER_DESCRIPTORS
     if limit != resource.RLIM_INFINITY and limit < needed:

@@ -162,7 +162,7 @@ def top_command(interval: float) -> None:
 @contextlib.contextmanager
 def _keys() -> Iterator[Callable[[float], str]]:
     """Gives a function that waits some seconds for a key; ``""`` when none was pressed."""
-    if sys.platform == "win32" or not sys.stdin.isatty():
+    if not sys.stdin.isatty():
         yield _no_key
         return
     import termios

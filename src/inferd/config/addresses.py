@@ -92,24 +92,6 @@ class LocalAddress(Kind):
 
 
 @dataclass(frozen=True)
-class PipeName(Kind):
-    """The name of a Windows pipe."""
-
-    @property
-    def metavar(self) -> str:
-        return "PIPE"
-
-    @property
-    def description(self) -> str:
-        return r"the name of a pipe such as \\.\pipe\inferd-infer"
-
-    def parse(self, text: str) -> str:
-        if not re.fullmatch(r"\\\\\.\\pipe\\[^\\/\s]+", text, re.IGNORECASE):
-            raise ValueError(self.description)
-        return text
-
-
-@dataclass(frozen=True)
 class ServerUrl(Kind):
     """Where a remote server is: scheme, host, and a path below which its API lies.
 

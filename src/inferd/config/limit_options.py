@@ -130,7 +130,7 @@ class LimitOptions:
         env=None,
         key="models_home",
         default_doc="`$MODELS_HOME`, else `$XDG_DATA_HOME/models`, else `~/.local/share/models`"
-        " (macOS: `~/Library/Application Support/models`, Windows: `%LOCALAPPDATA%\\models`)",
+        " (macOS: `~/Library/Application Support/models`)",
         reload=True,
     )
     verify: str = option(

@@ -16,15 +16,6 @@ from typing import Literal
 
 Surface = Literal["v1", "v2", "framed", "embed", "rerank", "admin"]
 
-_PIPES: dict[Surface, str] = {
-    "v1": "inferd-infer",
-    "v2": "inferd-infer-v2",
-    "framed": "inferd",
-    "embed": "inferd-infer-embed",
-    "rerank": "inferd-infer-rerank",
-    "admin": "inferd-admin",
-}
-
 _LEAVES: dict[Surface, str] = {
     "v1": "infer.sock",
     "v2": "infer.v2.sock",
@@ -43,13 +34,12 @@ def _absolute(env: Env, name: str) -> Path | None:
 
 
 def _home(env: Env) -> Path | None:
-    return _absolute(env, "USERPROFILE" if sys.platform == "win32" else "HOME")
+    return _absolute(env, "HOME")
 
 
 def runtime_dir(env: Env = None) -> Path:
-    """The directory of the sockets and the lock; on Windows, where sockets are pipes, of the lock alone."""
-    variable = {"darwin": "TMPDIR", "win32": "LOCALAPPDATA"}.get(sys.platform, "XDG_RUNTIME_DIR")
-    parent = _absolute(env, variable)
+    """The directory of the sockets and the lock."""
+    parent = _absolute(env, "TMPDIR" if sys.platform == "darwin" else "XDG_RUNTIME_DIR")
     if parent is not None:
         return parent / "inferd"
     home = _home(env)
@@ -59,9 +49,7 @@ def runtime_dir(env: Env = None) -> Path:
 
 
 def socket_path(surface: Surface, env: Env = None) -> Path:
-    """The default Unix socket of a surface, on Windows its pipe."""
-    if sys.platform == "win32":
-        return Path("\\\\.\\pipe\\" + _PIPES[surface])
+    """The default Unix socket of a surface."""
     return runtime_dir(env) / _LEAVES[surface]
 
 
@@ -126,7 +114,7 @@ def models_home(env: Env = None) -> Path:
     named = (os.environ if env is None else env).get("MODELS_HOME", "")
     if named:
         return Path(named).expanduser()
-    shared = _absolute(env, "LOCALAPPDATA" if sys.platform == "win32" else "XDG_DATA_HOME")
+    shared = _absolute(env, "XDG_DATA_HOME")
     if shared is not None:
         return shared / "models"
     home = _home(env)

@@ -27,9 +27,8 @@ __all__ = ["DEFAULT_MODEL", "EXCLUSIVE", "OPTIONS", "TRANSPORTS", "Option", "Set
 class Settings(LimitOptions, HttpOptions, SocketOptions, ModelOptions):
     """What the daemon runs with; made by :func:`inferd.config.sources.read`.
 
-    Of the TCP address and the Unix socket of a surface exactly one is set; on Windows the place of a Unix
-    socket is taken by a pipe. ``backends`` is never empty when the configuration is sound. Spans are in
-    seconds, sizes in bytes.
+    Of the TCP address and the Unix socket of a surface exactly one is set. ``backends`` is never empty when
+    the configuration is sound. Spans are in seconds, sizes in bytes.
     """
 
     backends: tuple[BackendEntry, ...] = ()
@@ -58,7 +57,7 @@ def _table() -> tuple[Option, ...]:
 OPTIONS: tuple[Option, ...] = _table()
 
 TRANSPORTS = (
-    ("tcp", "pipe", "uds"),
+    ("tcp", "uds"),
     ("v2_tcp", "v2_addr"),
     ("embed_tcp", "embed_addr"),
     ("rerank_tcp", "rerank_addr"),

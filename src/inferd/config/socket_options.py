@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inferd.config import paths
-from inferd.config.addresses import LocalAddress, PipeName, TcpAddress
+from inferd.config.addresses import LocalAddress, TcpAddress
 from inferd.config.kinds import Boolean, FilePath, Name, Secret, SecretText
 from inferd.config.option import option
 
@@ -38,12 +38,6 @@ class SocketOptions:
         paths.inference_socket_path,
         "The Unix socket to serve on.",
         default_doc="`infer.sock` in the runtime directory",
-    )
-    pipe: str | None = option(
-        _SOCKETS,
-        PipeName(),
-        None,
-        "The named pipe to serve on, instead of a TCP address or a Unix socket; Windows only.",
     )
     v2: bool = option(
         _SOCKETS,

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -196,17 +195,11 @@ def _settings(chosen: Mapping[str, OptionValue], env: Mapping[str, str]) -> Sett
     """The settings without their backends, and without a key that the file names a variable for."""
     values: dict[str, Any] = {option.name: option.default_for(env) for option in OPTIONS}
     values.update({name: given.value for name, given in chosen.items()})
-    if values["pipe"] is not None:
-        if sys.platform != "win32":
-            given = chosen["pipe"]
-            error = UsageError if given.place == "flag" else ConfigError
-            raise error(f"{given.origin}: named pipes exist on Windows only; use --uds or --tcp here")
-        values["uds"] = Path(values["pipe"])
     for tcp, *_, local in TRANSPORTS:
         if values[tcp] is not None:
             values[local] = None
     values["implicit_surfaces"] = implicit = _implicit_surfaces(chosen)
-    if "uds" in chosen and sys.platform != "win32":
+    if "uds" in chosen:
         # Beside the socket that was given, and not at the default place, where another daemon may serve.
         for name in implicit:
             values[f"{name}_addr"] = values["uds"].with_name(paths.socket_path(name, env).name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,10 +72,6 @@ def bind_surface(settings: Settings, name: str, passed: Mapping[str, Bound]) -> 
         if not has_key:
             _log.warn("tcp without an API key: every user of this machine can connect", address=tcp)
         return bound
-    if sys.platform == "win32":
-        from inferd.serve import pipes
-
-        return pipes.bind_pipe(path)
     mode, group = (0o600, None) if name == "admin" else (0o660, settings.group)
     return bind.bind_unix(path, mode, group)
 
@@ -99,7 +94,7 @@ def bind_metrics(address: str, group: str | None) -> Bound:
 
 
 def _pairs(settings: Settings) -> dict[str, tuple[str | None, Path | None]]:
-    """Of each surface the TCP address, or else the path of its Unix socket or pipe."""
+    """Of each surface the TCP address, or else the path of its Unix socket."""
     return {
         "v1": (settings.tcp, settings.uds),
         "v2": (settings.v2_tcp, settings.v2_addr),

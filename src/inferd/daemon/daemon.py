@@ -16,9 +16,9 @@ import dataclasses
 import faulthandler
 import functools
 import os
+import resource
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
@@ -72,9 +72,7 @@ def run(read: Callable[[], LoadedConfig], build: Build = build_backend) -> int:
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
-    """uvloop's, where it is installed; on Windows one that can wait for sockets, which its own cannot."""
-    if sys.platform == "win32":
-        return asyncio.SelectorEventLoop()
+    """uvloop's, where it is installed."""
     try:
         import uvloop
     except ImportError:
@@ -84,10 +82,6 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
 
 def _raise_descriptor_limit(connections: int) -> None:
     """Lets the process have a descriptor for each connection, as far as it may; many begin with fewer."""
-    if sys.platform == "win32":
-        return
-    import resource
-
     wanted = connections + OTHER_DESCRIPTORS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -276,9 +270,8 @@ class Daemon:
             number: functools.partial(self._on_stop_signal, number)
             for number in (signal.SIGTERM, signal.SIGINT)
         }
-        if sys.platform != "win32":
-            # The default of SIGHUP would end the daemon with the terminal that it was started from.
-            handlers[signal.SIGHUP] = self._on_reload_signal
+        # The default of SIGHUP would end the daemon with the terminal that it was started from.
+        handlers[signal.SIGHUP] = self._on_reload_signal
         for number, handler in handlers.items():
             signal.signal(number, functools.partial(self._pass_on, handler))
             # Not by the loop's own handlers: when those are removed, a signal that comes then would end the

@@ -1,14 +1,14 @@
 """Binding the addresses that the daemon serves on.
 
 Each function returns a :class:`Bound`, whose socket listens and does not block, or raises AddressError with
-what to do about it. Named pipes are in :mod:`inferd.serve.pipes`, sockets that a service manager opened in
-:mod:`inferd.daemon.systemd`.
+what to do about it. Sockets that a service manager opened are in :mod:`inferd.daemon.systemd`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import grp
 import ipaddress
 import os
 import socket
@@ -19,9 +19,6 @@ from pathlib import Path
 
 from inferd.errors import AddressError
 from inferd.serve import peer
-
-if sys.platform != "win32":
-    import grp
 
 BACKLOG = 512  # a burst of clients connects without being refused while one of them is being accepted
 MAX_UNIX_PATH_BYTES = 103 if sys.platform == "darwin" else 107  # sun_path less its NUL
@@ -108,8 +105,6 @@ def _give_to(path: Path, gid: int) -> os.stat_result:
 
 
 def _group_id(group: str) -> int:
-    if sys.platform == "win32":
-        raise AddressError("a socket cannot be given to a group on Windows; leave --group out")
     try:
         return grp.getgrnam(group).gr_gid
     except KeyError:
