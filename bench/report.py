@@ -12,6 +12,7 @@ import platform
 import signal
 import statistics
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -103,6 +104,8 @@ def options(about: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--model", type=Path, help="a GGUF file; default: the store's default model")
     parser.add_argument("--peer-python", type=Path, default=Path(sys.executable), help="that has the peers")
+    cache = Path(tempfile.gettempdir()) / "inferd-cargo"
+    parser.add_argument("--cargo-cache", type=Path, default=cache, help="where cargo puts the Rust inferd")
     parser.add_argument("--patience", type=float, default=120, help="seconds to wait for others to be quiet")
     parser.add_argument("--out", type=Path, help="write the report here as JSON instead of to stdout")
     return parser

@@ -74,6 +74,11 @@ class Process:
         self.log.seek(0)
         return Unavailable(f"does not run: {self.log.read().strip()[-800:]}")
 
+    def cpu_seconds(self) -> float:
+        """What the process has used of the processor so far."""
+        fields = Path(f"/proc/{self.popen.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def memory(self) -> dict[str, float]:
         """Resident MiB: all of it, and what is not backed by a file, as mapped weights are."""
         names = {"VmRSS": "resident", "RssAnon": "resident, not mapped"}
@@ -155,6 +160,31 @@ class Inferd(Server):
     def v2_stream(self, messages: list[dict[str, str]], max_tokens: int) -> Stream:
         """The same in typed blocks, on the socket that the daemon opens for them by itself."""
         return BlockStream(Address.unix(self.home / "inferd" / "infer.v2.sock"), messages, max_tokens)
+
+
+class RustInferd(Server):
+    """The mock daemon of the Rust inferd 0.2.1, which cargo brings and builds below ``cache``."""
+
+    VERSION = "0.2.1"
+
+    def __init__(self, cache: Path, *, slots: int = 1, queue: int = 64) -> None:
+        super().__init__()
+        self.name = f"inferd {self.VERSION} (Rust), Unix"
+        self.address = Address.unix(self.home / "i.sock")
+        if shutil.which("cargo") is None:
+            raise Unavailable("there is no cargo; install Rust from https://rustup.rs")
+        self._program = cache / f"inferd-daemon-{self.VERSION}" / "bin" / "inferd-daemon"
+        if not self._program.exists():
+            root = self._program.parents[1]
+            wanted = ["--root", str(root), f"inferd-daemon@{self.VERSION}"]
+            built = subprocess.run(["cargo", "install", "-q", "--locked", *wanted], check=False)
+            if built.returncode:
+                raise Unavailable(f"cargo cannot build inferd-daemon {self.VERSION}")
+        self._arguments = ["--active-permits", str(slots), "--queue-depth", str(queue)]
+
+    def command(self) -> list[str | Path]:
+        places = ["--lock", self.home / "lock", "--admin-addr", self.home / "a.sock"]
+        return [self._program, "--uds", self.address.path, *places, *self._arguments]
 
 
 class LlamaServer(Server):

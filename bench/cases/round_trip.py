@@ -1,4 +1,4 @@
-"""The daemon's own share: requests to the mock backend, beside echoes that do nothing.
+"""The daemon's own share: requests to the mock backend, beside bare echoes and the Rust inferd 0.2.1.
 
 One connection, one request after the other, blocking: the round trip. Sixteen connections with one request
 under way on each, from one process: requests per second. The answer of the mock is one token and ``done``.
@@ -91,7 +91,10 @@ def measure(server: servers.Server, report: Report) -> None:
     report.add(server.name, "round trip, p50", "µs", quantile(times, 0.5))
     report.add(server.name, "round trip, p99", "µs", quantile(times, 0.99))
     if not server.name.startswith("blocking"):
+        before = server.cpu_seconds()
         report.add(server.name, "requests", "1/s", throughput(server.address, REQUESTS))
+        cpu = (server.cpu_seconds() - before) / REQUESTS * 1e6
+        report.add(server.name, "processor time of a request", "µs", cpu)
 
 
 def run(options: argparse.Namespace, report: Report) -> None:
@@ -99,12 +102,18 @@ def run(options: argparse.Namespace, report: Report) -> None:
     contestants: list[Callable[[], servers.Server]] = [
         lambda: servers.Inferd(slots=CONNECTIONS, name="inferd, Unix"),
         lambda: servers.Inferd(slots=CONNECTIONS, tcp=True, name="inferd, TCP"),
+        lambda: servers.RustInferd(options.cargo_cache, slots=CONNECTIONS),
         lambda: Echo("uvloop"),
         lambda: Echo("blocking"),
     ]
     watch = quiet.Watch(report, options.patience)
     with contextlib.ExitStack() as stack:
-        running = [stack.enter_context(start()) for start in contestants]
+        running = []
+        for start in contestants:
+            try:
+                running.append(stack.enter_context(start()))
+            except servers.Unavailable as reason:
+                report.missing["the Rust inferd"] = str(reason)
         for server in running:
             round_trips(server.address, 500)
         for number in range(options.repeats):
@@ -117,6 +126,8 @@ def run(options: argparse.Namespace, report: Report) -> None:
         report.ratio(metric, "inferd, Unix", "inferd, TCP")
         report.ratio(metric, "inferd, Unix", "uvloop echo, Unix")
         report.ratio(metric, "inferd, Unix", "blocking echo, Unix")
+    for metric in ("round trip, p50", "requests", "processor time of a request"):
+        report.ratio(metric, "inferd, Unix", "inferd 0.2.1 (Rust), Unix")
 
 
 if __name__ == "__main__":

@@ -318,6 +318,24 @@ cdef void _join(char* out, bytes prefix, const char* escaped, size_t size, bytes
     memcpy(out + size, PyBytes_AS_STRING(suffix), PyBytes_GET_SIZE(suffix))
 
 
+def count_names(bytes line not None):
+    cdef const char* start = PyBytes_AS_STRING(line)
+    cdef const char* end = start + PyBytes_GET_SIZE(line)
+    cdef const char* colon = start
+    cdef const char* before
+    cdef Py_ssize_t names = 0
+    while colon < end:
+        colon = <const char*>memchr(colon, b':', end - colon)
+        if colon == NULL:
+            break
+        before = colon
+        while before > start and (before - 1)[0] in (b' ', b'\t', b'\r', b'\n'):
+            before -= 1
+        names += before > start and (before - 1)[0] == b'"'
+        colon += 1
+    return names
+
+
 def frame_lines(bytes lines not None):
     cdef const char* line = PyBytes_AS_STRING(lines)
     cdef const char* end = line + PyBytes_GET_SIZE(lines)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hmac
 import math
+import re
 import struct
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ _UNSEEN, _NONE = -2, -1
 # Keys are padded to at least this length before they are compared: no auth line may be longer.
 _KEY_BOUND = 4096
 
+_NAME_END = re.compile(rb'"[ \t\r\n]*:')
 _SHORT_ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r", "\b": "\\b", "\f": "\\f"}
 _ESCAPES = str.maketrans({chr(c): f"\\u{c:04x}" for c in range(0x20)} | _SHORT_ESCAPES)
 
@@ -201,6 +203,11 @@ def escape_json(text: str) -> bytes:
 def token_frame(prefix: bytes, text: str, suffix: bytes) -> bytes:
     """``text`` escaped by :func:`escape_json` between the bytes that make it a frame."""
     return prefix + escape_json(text) + suffix
+
+
+def count_names(line: bytes) -> int:
+    """The quotes with a colon behind them: a line of JSON has no more names than that."""
+    return len(_NAME_END.findall(line))
 
 
 def frame_lines(lines: bytes) -> bytes:

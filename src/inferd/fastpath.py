@@ -22,6 +22,7 @@ if TYPE_CHECKING or IMPLEMENTATION == "c":
         from inferd._fastpath import (
             MAX_FRAME_BYTES,
             LineSplitter,
+            count_names,
             escape_json,
             float_rows,
             frame_lines,
@@ -37,6 +38,7 @@ else:
     from inferd._purepath import (
         MAX_FRAME_BYTES,
         LineSplitter,
+        count_names,
         escape_json,
         float_rows,
         frame_lines,
@@ -48,6 +50,7 @@ __all__ = [
     "IMPLEMENTATION",
     "MAX_FRAME_BYTES",
     "LineSplitter",
+    "count_names",
     "escape_json",
     "float_rows",
     "frame_lines",

@@ -49,7 +49,7 @@ _REDACTIONS: tuple[tuple[re.Pattern[str], str], ...] = (
 _SENSITIVE_NAME = re.compile(rf"{_SENSITIVE}\Z", re.IGNORECASE)
 _AUTH_NAME = re.compile(r"authorization\Z", re.IGNORECASE)
 # Shorter text holds no secret but the value of a `key=` or `key:`; most of what is logged is such text.
-_SHORTEST_KEY = 11
+SHORTEST_SECRET = 11
 
 
 @lru_cache(maxsize=1024)  # the names of fields, which the code makes and not the client
@@ -62,7 +62,7 @@ def marker_of_name(name: str) -> str | None:
 
 def redact(text: str) -> str:
     """``text`` with every secret that has a known shape replaced by its marker."""
-    if len(text) < _SHORTEST_KEY and ":" not in text and "=" not in text:
+    if len(text) < SHORTEST_SECRET and ":" not in text and "=" not in text:
         return text
     for pattern, marker in _REDACTIONS:
         text = pattern.sub(marker, text)

@@ -109,6 +109,16 @@ def test_lines_made_into_frames(lines: list[bytes]) -> None:
     assert _fastpath.frame_lines(data) == _purepath.frame_lines(data) == expected
 
 
+NAMES = st.lists(
+    st.sampled_from([b'"', b":", b" ", b"\t", b"\n", b"a", b'\\"', b'"a":', b'"b" :']), max_size=30
+)
+
+
+@given(line=NAMES.map(b"".join))
+def test_names_are_counted_alike(line: bytes) -> None:
+    assert _fastpath.count_names(line) == _purepath.count_names(line)
+
+
 async def answers(pieces: list[bytes]) -> list[tuple[str, str]]:
     """The id of each answer, and how it ended: ``done``, or the code of its error."""
     received = await exchange(pieces, FramedSurface())

@@ -314,6 +314,21 @@ async def test_attachments_come_in_blobs_in_order(path: Path) -> None:
         assert content[1] == "note\n"
 
 
+async def test_large_blobs_right_behind_their_request(path: Path) -> None:
+    side = 1000
+    picture = {**PICTURE, "width": side, "height": side}
+    asked = request(**{**TWO, "attachments": [picture, NOTE]})
+    backend = Listening()
+    async with serving(path, backend, surface=FramedSurface()) as server:
+        client = await server.connect()
+        frames = Frames(client)
+        for _ in range(3):
+            await client.send(asked + blob("p", b"rgb" * side * side) + blob("n", b"n" * 300_000))
+            assert await frames.answer() == [TOKEN, DONE]
+            content = backend.heard[-1].messages[0].content
+            assert [len(content[0].data), len(content[1])] == [3 * side * side, 300_000]  # type: ignore[union-attr, arg-type]
+
+
 BLOBS = {
     "another attachment": (blob("n", b"note"), "the descriptor names another attachment than the next one"),
     "no descriptor": (request(), "expected an attachment_blob descriptor"),

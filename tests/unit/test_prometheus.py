@@ -124,11 +124,15 @@ async def test_the_families_are_those_of_the_page(path: Path) -> None:
 @pytest.mark.parametrize(
     ("request_", "status"),
     [
-        (b"HEAD /metrics HTTP/1.1\r\n\r\n", "HTTP/1.1 200 OK"),
-        (b"POST /metrics HTTP/1.1\r\n\r\n", "HTTP/1.1 405 Method Not Allowed"),
-        (b"GET / HTTP/1.1\r\n\r\n", "HTTP/1.1 404 Not Found"),
-        (b"\r\n\r\n", "HTTP/1.1 404 Not Found"),
-        (b"x" * 2 * prometheus.MAX_HEAD_BYTES, ""),
+        (b"HEAD /metrics HTTP/1.1\r\nHost: x\r\n\r\n", "HTTP/1.1 200 OK"),
+        (
+            b"POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n",
+            "HTTP/1.1 405 Method Not Allowed",
+        ),
+        (b"GET / HTTP/1.0\r\n\r\n", "HTTP/1.1 404 Not Found"),
+        (b"GET /metrics HTTP/1.1\r\n\r\n", "HTTP/1.1 400 Bad Request"),
+        (b"hello\r\n\r\n", "HTTP/1.1 400 Bad Request"),
+        (b"x" * 2 * prometheus.MAX_HEAD_BYTES, "HTTP/1.1 431 Request Header Fields Too Large"),
     ],
 )
 async def test_what_is_no_scrape(

@@ -25,7 +25,7 @@ from inferd.errors import ConfigError
 from inferd.log.file import FILE_NAME as FILE_NAME
 from inferd.log.file import FileSink
 from inferd.log.text import BACKGROUND_NAME, TextSink
-from inferd.redaction import marker_of_name, redact
+from inferd.redaction import SHORTEST_SECRET, marker_of_name, redact
 
 MAX_VALUE_CHARS = 8192  # a longer value is a mistake of the caller; the log must stay readable
 MAX_QUEUED = 16384  # a disk that stalls must not turn into memory
@@ -59,6 +59,9 @@ def parse_level(text: str) -> int:
 
 def _clean(value: object, name: str = "") -> Any:
     """A redacted copy of ``value`` that orjson can serialise; ``name`` is the key that it stands under."""
+    if type(value) is str and len(value) < SHORTEST_SECRET and value.isalnum() and value.isascii():
+        marker = marker_of_name(name)
+        return value if marker is None else marker
     if value is None or isinstance(value, (bool, float)):
         return value
     if isinstance(value, int):
@@ -255,7 +258,12 @@ def _entry(record: Record) -> dict[str, Any]:
 def _timestamp(seconds: float) -> str:
     """RFC 3339, UTC, milliseconds."""
     whole = int(seconds)
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{int((seconds - whole) * 1000):03d}Z"
+    return f"{_whole_seconds(whole)}.{int((seconds - whole) * 1000):03d}Z"
+
+
+@lru_cache(maxsize=2)  # records come in order, and under load many in a second
+def _whole_seconds(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 def setup(level: str, directory: Path | None, stderr: bool = True) -> ActivityLog:

@@ -42,6 +42,9 @@ LARGE_BYTES = 256 * 1024
 LINGER_SECS = 1.0
 # Up to here memory that is filled costs less than asking the system for memory that is not.
 SMALL_BYTES = 64 * 1024
+# What is written before the loop turns waits for the turn, up to this much.
+FLUSH_BYTES = 16 * 1024
+FLUSH_PIECES = 64
 # So many first bytes tell which of the wires a client speaks.
 OPENING_BYTES = 5
 
@@ -77,6 +80,7 @@ class Connection(asyncio.BufferedProtocol):
         self._at_most: int | None = None
         self._raw: memoryview | None = None
         self._raw_waiter: asyncio.Future[bool] | None = None
+        self._unsent: list[bytes] = []
         self._write_waiter: asyncio.Future[None] | None = None
         self._write_alarm: asyncio.TimerHandle | None = None
         self._read_alarm: asyncio.TimerHandle | None = None
@@ -264,9 +268,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def _hand_over(self) -> None:
         if self._splitter.framed:
-            if self._more_waiter is None:
-                self._pause()
-            elif not self._more_waiter.done():
+            self._pause()  # at once: a loop may read several times before the waiter gets to run
+            if self._more_waiter is not None and not self._more_waiter.done():
                 self._more_waiter.set_result(None)
             return
         waiter = self._line_waiter
@@ -325,8 +328,22 @@ class Connection(asyncio.BufferedProtocol):
     # Writing.
 
     def write(self, data: bytes) -> None:
-        """Sends ``data``, which is whole lines, now or as soon as the client reads."""
-        self._transport.write(frame_lines(data) if self.framed else data)
+        """Sends ``data``, which is whole lines, at the end of this turn of the loop or once the client reads.
+
+        What is written in one turn goes out in one piece: each piece costs a system call here and one there.
+        """
+        if self.framed:
+            data = frame_lines(data)
+        if not self._unsent:
+            self._loop.call_soon(self._flush)
+        self._unsent.append(data)
+        if len(data) >= FLUSH_BYTES or len(self._unsent) >= FLUSH_PIECES:
+            self._flush()
+
+    def _flush(self) -> None:
+        unsent, self._unsent = self._unsent, []
+        if unsent:
+            self._transport.write(unsent[0] if len(unsent) == 1 else b"".join(unsent))
 
     async def writable(self) -> None:
         """Waits until the client has read on, or :meth:`wait_no_more`."""
@@ -362,6 +379,7 @@ class Connection(asyncio.BufferedProtocol):
     async def linger(self) -> None:
         """Ends the output behind what was written, then reads and drops what still comes, for a second."""
         self._dropping = True
+        self._flush()
         if not self._transport.is_closing() and not self._eof:
             self._transport.write_eof()
             self._read_on()
@@ -374,6 +392,7 @@ class Connection(asyncio.BufferedProtocol):
         if self.gone_because:
             self._transport.abort()
         else:
+            self._flush()
             self._arm_write_alarm()
             self._transport.close()
         try:

@@ -6,12 +6,13 @@ that is ``None`` was absent or ``null``.
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Annotated
 
 import msgspec
 
 from inferd.errors import DecodeError, InvalidRequest
-from inferd.sampling import NAMES, SamplingParams
+from inferd.sampling import NAMES, NOTHING_GIVEN, SamplingParams
 
 PRIORITIES = ("interactive", "batch")
 
@@ -61,7 +62,12 @@ class Sampling(msgspec.Struct, kw_only=True):
 
     def params(self) -> SamplingParams:
         """The settings of the sampler."""
-        return SamplingParams(**{name: getattr(self, name) for name in NAMES})
+        given = _sampler(self)
+        return NOTHING_GIVEN if given == _NOTHING else SamplingParams(**dict(zip(NAMES, given, strict=True)))
+
+
+_sampler = attrgetter(*NAMES)
+_NOTHING = (None,) * len(NAMES)
 
 
 def invalid(reason: str) -> InvalidRequest:

@@ -1,17 +1,20 @@
-"""The metrics for Prometheus: the families, and the few words of HTTP that a scrape takes.
+"""The metrics for Prometheus: the families, and a server for ``GET /metrics`` on h11.
 
-Loaded only when metrics are asked for. A scraper gets ``GET /metrics``, one answer a connection; who sends
-something else, or nothing, costs a place among few for a few seconds.
+Loaded only when metrics are asked for. One connection gets one answer. A client that sends anything else, or
+nothing, costs one of a few places for a few seconds.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from http import HTTPStatus
 from typing import Any
 
+import h11
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -45,42 +48,28 @@ class Exporter:
 
     async def serve(self, sock: socket.socket, peer: Peer, number: int) -> None:
         """One scrape; closes ``sock``."""
-        loop = asyncio.get_running_loop()
-        reader = asyncio.StreamReader(limit=MAX_HEAD_BYTES)
-        protocol = asyncio.StreamReaderProtocol(reader)
-        transport, _ = await loop.connect_accepted_socket(lambda: protocol, sock)
-        writer = asyncio.StreamWriter(transport, protocol, reader, loop)
-        alarm = loop.call_later(TIMEOUT_SECS, transport.abort)
-        try:
-            writer.write(await self._answer(await reader.readuntil(b"\r\n\r\n")))
-            writer.close()
-            await writer.wait_closed()
-        except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, OSError):
-            pass  # nobody who scrapes
-        finally:
-            alarm.cancel()
-            transport.abort()
+        with sock, contextlib.suppress(OSError, asyncio.TimeoutError):
+            await asyncio.wait_for(self._exchange(sock), TIMEOUT_SECS)
 
-    async def _answer(self, head: bytes) -> bytes:
-        """The whole HTTP response to the head of a request."""
-        method, _, rest = head.partition(b" ")
-        path = rest.partition(b" ")[0].partition(b"?")[0]
-        status, body = "200 OK", b""
-        if path != b"/metrics":
-            status, body = "404 Not Found", b"the metrics are at /metrics\n"
-        elif method not in (b"GET", b"HEAD"):
-            status, body = "405 Method Not Allowed", b"GET it\n"
-        else:
-            body = await self._metrics()
-        content_type = self._content_type if status.startswith("200") else "text/plain"
-        lines = (
-            f"HTTP/1.1 {status}",
-            f"Content-Type: {content_type}",
-            f"Content-Length: {len(body)}",
-            "Connection: close",
-            "\r\n",
-        )
-        return "\r\n".join(lines).encode() + (b"" if method == b"HEAD" else body)
+    async def _exchange(self, sock: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
+        try:
+            while (request := http.next_event()) is h11.NEED_DATA:
+                http.receive_data(await loop.sock_recv(sock, MAX_HEAD_BYTES))
+        except h11.RemoteProtocolError as error:
+            await loop.sock_sendall(sock, _response(http, error.error_status_hint, "text/plain", b""))
+            return
+        if isinstance(request, h11.Request):
+            status, content_type, body = await self._answer(request)
+            await loop.sock_sendall(sock, _response(http, status, content_type, body, request.method))
+
+    async def _answer(self, request: h11.Request) -> tuple[int, str, bytes]:
+        if request.target.partition(b"?")[0] != b"/metrics":
+            return 404, "text/plain", b"the metrics are at /metrics\n"
+        if request.method not in (b"GET", b"HEAD"):
+            return 405, "text/plain", b"GET it\n"
+        return 200, self._content_type, await self._metrics()
 
     async def _metrics(self) -> bytes:
         """All families, one after the other: a scrape must not keep the answers waiting for long."""
@@ -89,6 +78,20 @@ class Exporter:
             parts.append(self._encode(_Only(family)))
             await asyncio.sleep(0)
         return b"".join(parts)
+
+
+def _response(
+    http: h11.Connection, status: int, content_type: str, body: bytes, method: bytes = b"GET"
+) -> bytes:
+    headers = [
+        ("Content-Type", content_type),
+        ("Content-Length", str(len(body))),
+        ("Connection", "close"),
+    ]
+    reason = HTTPStatus(status).phrase
+    head = http.send(h11.Response(status_code=status, headers=headers, reason=reason))
+    content = b"" if method == b"HEAD" else http.send(h11.Data(data=body))
+    return b"".join((head or b"", content or b"", http.send(h11.EndOfMessage()) or b""))
 
 
 class _Only(Collector):

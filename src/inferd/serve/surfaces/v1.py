@@ -41,7 +41,7 @@ class _Writer:
             prompt_tokens=done.usage.prompt_tokens,
             completion_tokens=done.usage.completion_tokens,
             cached_tokens=done.usage.cached_tokens,
-            stop_reason="end" if done.stop_reason == "stop" else done.stop_reason,
+            stop_reason="end" if done.stop_reason in ("stop", "tool_use") else done.stop_reason,
             backend=backend.kind,
             model=backend.model,
             timings=timings,
