@@ -22,8 +22,6 @@ _UCRED = struct.Struct("3i")  # Linux: pid, uid, gid
 
 def require_trusted(connected: socket.socket, path: str) -> None:
     """Raises DaemonUntrusted for a socket, connected to ``path``, of a user who is not to see a prompt."""
-    if sys.platform == "win32":
-        return
     server = _server_uid(connected, path)
     trusted = {0, os.geteuid()}
     if server not in trusted and server not in _owners(Path(path).absolute(), trusted):
