@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import resource
+import shutil
 import signal
 import socket
 import stat
@@ -362,3 +363,20 @@ def test_a_connection_keeps_a_daemon_from_idling(daemon: Start) -> None:
         wire.send(ASK)
         assert wire.line() + wire.line() == TOKEN + DONE
     assert ended_cleanly(process)
+
+
+# Places that go.
+
+
+@pytest.mark.parametrize("gone", ["inferd.lock", "infer.sock", "admin.sock", ""])
+def test_a_daemon_that_cannot_be_found_any_more_ends_with_a_sentence(daemon: Start, gone: str) -> None:
+    process = daemon().wait_ready()
+    place = process.uds.with_name(gone) if gone else process.uds.parent
+    if gone:
+        place.unlink()
+    else:
+        shutil.rmtree(place)
+    assert process.wait() == 1
+    (event,) = process.events("place_lost")
+    assert event["place"].startswith(str(place))
+    assert "is gone or no longer this daemon's, so clients cannot find it; start it again" in process.stderr

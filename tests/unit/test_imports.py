@@ -42,7 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     "store": BELOW_WIRE,
     "serve": BELOW_SERVE,
     "daemon": BELOW_SERVE | {"serve"},
-    "client": {"errors", "wire", "config.paths"},
+    "client": {"errors", "wire", "config.paths", "config.surfaces"},
     "http": GROUND | {"client", "wire", "config"},
     "cli": BELOW_CLI | {"http"},
     "__init__": BELOW_CLI,

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from inferd.config import paths
+from inferd.store.runtime import Lock
 
 HOME = {"HOME": "/home/ada"}
 
@@ -18,6 +19,36 @@ def test_runtime_dir_on_linux(monkeypatch: pytest.MonkeyPatch) -> None:
     assert paths.runtime_dir({**HOME, "XDG_RUNTIME_DIR": "/run/user/7"}) == Path("/run/user/7/inferd")
     assert paths.runtime_dir({**HOME, "TMPDIR": "/var/t"}) == Path("/home/ada/.inferd/run")
     assert paths.runtime_dir({}) == Path(f"/tmp/inferd-{os.getuid()}")
+
+
+def test_with_and_without_the_variable_it_is_the_directory_in_which_a_daemon_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(paths, "_SESSIONS", tmp_path / "sessions")
+    session = tmp_path / "sessions" / str(os.getuid())
+    bare = {"HOME": str(tmp_path / "home")}
+    logged_in = {**bare, "XDG_RUNTIME_DIR": str(session)}
+    in_session, in_home = session / "inferd", tmp_path / "home" / ".inferd" / "run"
+    assert (paths.runtime_dir(bare), paths.runtime_dir(logged_in)) == (in_home, in_session)
+    for place in (in_session, in_home):
+        with Lock.acquire(place / "inferd.lock"):
+            assert paths.runtime_dir(bare) == paths.runtime_dir(logged_in) == place
+            elsewhere = {**bare, "XDG_RUNTIME_DIR": str(tmp_path / "own")}  # a choice is never overruled
+            assert paths.runtime_dir(elsewhere) == tmp_path / "own" / "inferd"
+    assert (paths.runtime_dir(bare), paths.runtime_dir(logged_in)) == (in_home, in_session)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make another user's directory")
+def test_a_directory_of_another_user_is_not_looked_at(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(paths, "_SESSIONS", tmp_path)
+    place = tmp_path / str(os.getuid()) / "inferd"
+    with Lock.acquire(place / "inferd.lock"):
+        os.chown(place, 65534, 65534)
+        assert paths.runtime_dir(HOME) == Path("/home/ada/.inferd/run")
 
 
 def test_runtime_dir_on_macos(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import click
 
 from inferd.cli import inputs
 from inferd.client import Client
-from inferd.client.address import Surface
+from inferd.client.address import Addresses, Surface
 from inferd.config import sources
 from inferd.config.settings import Settings
 from inferd.errors import UsageError
@@ -59,7 +59,12 @@ def target(address: str | None, api_key_file: Path | None, surface: Surface = "v
     """The daemon that ``--address`` names, else the one of the configuration."""
     settings, _ = sources.load({"api_key_file": api_key_file}, serving=False)
     if address is not None:
-        return Target(settings, address, startable=False, surface=surface)
+        beside = Addresses({"v1": address, surface: None} if surface != "v1" else {"v1": address})
+        place = str(beside.find(surface) or address)
+        v2 = beside.find("v2")
+        return Target(
+            settings, place, startable=False, surface=surface, v2_address=None if v2 is None else str(v2)
+        )
     places: dict[Surface, tuple[str | None, Path | None]] = {
         "v1": (settings.tcp, settings.uds),
         "v2": (settings.v2_tcp, settings.v2_addr),
@@ -81,7 +86,8 @@ def connection_options(command: F) -> F:
         click.option(
             "--address",
             metavar="PATH|tcp://IP:PORT",
-            help="Talk to the daemon at this address, and start none.",
+            envvar="INFERD_ADDRESS",
+            help="Talk to the daemon at this address, and start none; else INFERD_ADDRESS is used.",
         ),
     ):
         command = option(command)

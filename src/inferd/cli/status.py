@@ -13,6 +13,7 @@ import click
 
 from inferd.cli.columns import aligned, caller, cut, duration, megabytes, rate, time_or_dash
 from inferd.cli.say import say
+from inferd.client.address import default_admin_address
 from inferd.client.admin import AdminClient, Frame, Status
 from inferd.config import paths
 from inferd.controls import one_line
@@ -36,6 +37,8 @@ def _settings() -> Settings:
 
 def admin_address() -> Path:
     """The admin socket. The options are not loaded for who has nothing that could change its place."""
+    if os.environ.get("INFERD_ADDRESS"):
+        return Path(default_admin_address())
     if (
         not any(map(os.environ.get, ("INFERD_ADMIN_ADDR", "INFERD_CONFIG")))
         and not paths.config_path().exists()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from inferd.config import paths
+from inferd.config import paths, surfaces
 from inferd.errors import DaemonUnreachable, NotPermitted, SurfaceNotServed, UsageError
 
 Surface = Literal["v1", "v2", "embed", "rerank"]
@@ -29,6 +29,11 @@ class Endpoint:
 
     def unreachable(self, error: OSError) -> DaemonUnreachable:
         """The error for a client that could not connect."""
+        if isinstance(error, PermissionError) and self.surface == "admin":
+            return NotPermitted(
+                f"the status socket {self.text} is for the user alone who runs the daemon; requests are"
+                " possible for members of its group all the same"
+            )
         if isinstance(error, PermissionError):
             return NotPermitted(
                 f"the socket {self.text} may not be opened by this user; join its group or ask whoever runs"
@@ -89,7 +94,7 @@ class Addresses:
 
     def find(self, surface: paths.Surface) -> Address | None:
         """``None`` where it cannot be told."""
-        given, default = self._given[surface], paths.socket_path(surface)
+        given, default = self._given.get(surface), paths.socket_path(surface)
         if given is not None:
             return given
         v1 = self._given["v1"]
@@ -98,3 +103,9 @@ class Addresses:
         tcp = os.fspath(v1).startswith("tcp://")
         beside = not tcp and Path(v1).name == paths.socket_path("v1").name
         return Path(v1).with_name(default.name) if beside else None
+
+
+def default_admin_address() -> Address:
+    """The admin socket of the daemon that environment and config file name, else the default one."""
+    found = surfaces.addresses()
+    return Addresses({"v1": found.get("v1"), "admin": found.get("admin")}).of("admin")

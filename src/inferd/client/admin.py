@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from inferd.client.address import Address, endpoint
+from inferd.client.address import Address, default_admin_address, endpoint
 from inferd.client.connection import Connection
-from inferd.config import paths
 from inferd.errors import BootFailed, ProtocolError
 from inferd.wire import admin
 
@@ -102,7 +101,7 @@ class AdminClient:
     """
 
     def __init__(self, address: Address | None = None, timeout: float | None = None) -> None:
-        self.address: Address = paths.socket_path("admin") if address is None else address
+        self.address: Address = default_admin_address() if address is None else address
         where = endpoint(self.address, "admin")
         self._connection = Connection(where, timeout=timeout, connect_timeout=timeout)
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 
-from inferd.client.address import Address, endpoint
+from inferd.client.address import Address, default_admin_address, endpoint
 from inferd.client.admin import Frame, Inquiry, Opening, Snapshot, Status, is_ready
 from inferd.client.async_connection import AsyncConnection
-from inferd.config import paths
 from inferd.wire import admin
 
 
@@ -16,7 +15,7 @@ class AsyncAdminClient:
     """:class:`AdminClient` for asyncio. It connects on entering ``async with``, or when first used."""
 
     def __init__(self, address: Address | None = None, timeout: float | None = None) -> None:
-        self.address: Address = paths.socket_path("admin") if address is None else address
+        self.address: Address = default_admin_address() if address is None else address
         self._timeout = timeout
         self._connection: AsyncConnection | None = None
 

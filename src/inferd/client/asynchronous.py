@@ -46,7 +46,7 @@ class AsyncClient:
         **elsewhere: Unpack[SurfaceAddresses],
     ) -> None:
         self._core = Core(address, elsewhere)
-        self._api_key = api_key
+        self._api_key = api_key or self._core.api_key
         self._timeout = timeout
         self._channels: dict[Surface, AsyncChannel] = {}
         self.address = self._core.addresses.of("v1")

@@ -51,7 +51,7 @@ class Client:
         **elsewhere: Unpack[SurfaceAddresses],
     ) -> None:
         self._core = Core(address, elsewhere)
-        self._api_key = api_key
+        self._api_key = api_key or self._core.api_key
         self._timeout = timeout
         self._channels: dict[Surface, Channel] = {}
         self.address = self._core.addresses.of("v1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypedDict, TypeVar
@@ -14,6 +15,7 @@ from inferd.client.messages import Block, MessagesRequest
 from inferd.client.protocol import MAX_LINE_BYTES, Request
 from inferd.client.text import Done, LongTextRequest, Sampling, TextRequest, Token, given
 from inferd.client.vectors import Embeddings, Plan, Ranking
+from inferd.config import surfaces
 
 FIRST_PAUSE_SECS = 0.1
 LONGEST_PAUSE_SECS = 5.0
@@ -43,13 +45,18 @@ class Core:
     """Makes requests; each with an id of its own."""
 
     def __init__(self, address: Address | None, elsewhere: SurfaceAddresses) -> None:
+        found = surfaces.addresses() if address is None else {}
+        self.api_key: str | None = None
+        """The key of the environment, for an address of the environment."""
+        if found:
+            self.api_key = os.environ.get("INFERD_API_KEY") or None
         self.addresses = Addresses(
             {
-                "v1": address,
-                "v2": elsewhere.get("v2"),
-                "embed": elsewhere.get("embed"),
-                "rerank": elsewhere.get("rerank"),
-                "admin": elsewhere.get("admin"),
+                "v1": address or found.get("v1"),
+                "v2": elsewhere.get("v2") or found.get("v2"),
+                "embed": elsewhere.get("embed") or found.get("embed"),
+                "rerank": elsewhere.get("rerank") or found.get("rerank"),
+                "admin": elsewhere.get("admin") or found.get("admin"),
             }
         )
         self._numbers = itertools.count(1)

@@ -1,13 +1,14 @@
 """Where inferd keeps its sockets, lock, logs, history and models.
 
-The daemon and every client use these rules, so that they always meet. Each function is pure: it reads the
-environment it is given (``os.environ`` when none is given), makes nothing and needs nothing to exist. An
-empty variable counts as unset, and so does a relative ``XDG_RUNTIME_DIR`` or ``XDG_DATA_HOME``, as the XDG
-base directory specification asks.
+The daemon and every client use these rules, so that they always meet. Each function reads the environment it
+is given (``os.environ`` when none is given), makes nothing and needs nothing to exist. An empty variable
+counts as unset, and so does a relative ``XDG_RUNTIME_DIR`` or ``XDG_DATA_HOME``, as the XDG base directory
+specification asks.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sys
 from collections.abc import Mapping
@@ -38,14 +39,44 @@ def _home(env: Env) -> Path | None:
 
 
 def runtime_dir(env: Env = None) -> Path:
-    """The directory of the sockets and the lock."""
+    """The directory of the sockets and the lock.
+
+    A shell of cron, su or ssh may lack the ``XDG_RUNTIME_DIR`` of a login session. So of the two directories
+    that this user can have, the one in which a daemon runs is taken, with the variable and without it.
+    """
     parent = _absolute(env, "TMPDIR" if sys.platform == "darwin" else "XDG_RUNTIME_DIR")
-    if parent is not None:
-        return parent / "inferd"
     home = _home(env)
-    if home is not None:
-        return home / ".inferd" / "run"
-    return Path(f"/tmp/inferd-{os.getuid()}")  # noqa: S108 - whoever makes it checks its owner
+    own = Path(f"/tmp/inferd-{os.getuid()}") if home is None else home / ".inferd" / "run"  # noqa: S108
+    if sys.platform != "linux":
+        return own if parent is None else parent / "inferd"
+    session = _SESSIONS / str(os.getuid())
+    if parent is None:
+        return session / "inferd" if not _runs_in(own) and _runs_in(session / "inferd") else own
+    if parent == session and not _runs_in(parent / "inferd") and _runs_in(own):
+        return own
+    return parent / "inferd"
+
+
+_SESSIONS = Path("/run/user")
+
+
+def _runs_in(directory: Path) -> bool:
+    """Whether a daemon of this user holds the lock there."""
+    try:
+        if directory.stat().st_uid != os.getuid():
+            return False
+        fd = os.open(directory / "inferd.lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return False
 
 
 def socket_path(surface: Surface, env: Env = None) -> Path:

@@ -24,8 +24,11 @@ from inferd.config.option import OptionValue, variable
 from inferd.config.settings import EXCLUSIVE, OPTIONS, TRANSPORTS, Settings
 from inferd.errors import ConfigError, UsageError
 
-OTHER_VARIABLES = frozenset({"INFERD_CONFIG", "INFERD_IMPL", "INFERD_CPU_VARIANT", "INFERD_CLI_LOG"})
-"""What begins with INFERD_ and is no option: the config file, two switches, and one of inferd 0.2.1's."""
+OTHER_VARIABLES = frozenset(
+    {"INFERD_ADDRESS", "INFERD_CONFIG", "INFERD_IMPL", "INFERD_CPU_VARIANT", "INFERD_CLI_LOG"}
+)
+"""What begins with INFERD_ and is no option: where clients look, the config file, two switches, and one of
+inferd 0.2.1's."""
 
 
 MAX_LINE_BYTES_0_2 = 64 * 1024 * 1024

@@ -34,7 +34,7 @@ from inferd.daemon.bridge import HttpBridge
 from inferd.daemon.bridge import check as check_bridge
 from inferd.daemon.build import build_backend
 from inferd.daemon.server import FLUSH_GRACE_SECS, Server
-from inferd.errors import BootCancelled, InferdError
+from inferd.errors import AddressError, BootCancelled, InferdError
 from inferd.serve.listener import ConnectionLimit, Listener
 from inferd.serve.observe.metrics import Metrics
 from inferd.serve.observe.snapshot import Snapshot
@@ -43,6 +43,9 @@ from inferd.serve.peer import Peer
 from inferd.serve.router import Router
 from inferd.store.runtime import Lock, ensure_private_dir
 from inferd.wire import admin
+
+# How often the daemon looks whether its lock and its sockets are still there.
+LOOK_SECS = 2.0
 
 _log = log.get("daemon")
 
@@ -119,6 +122,7 @@ class Daemon:
         self._reload_wanted = False
         self._woken = asyncio.Event()
         self._idle_alarm: asyncio.TimerHandle | None = None
+        self._lost: AddressError | None = None
 
     async def run(self) -> None:
         """Boots, serves until a signal or the idle time ends it, drains. Raises what ends the boot."""
@@ -142,6 +146,8 @@ class Daemon:
                     await self._woken.wait()
                 self._woken.clear()
             await self._drain()
+        if self._lost is not None:
+            raise self._lost
         _log.info("stopped")
 
     async def _do(self, work: Coroutine[Any, Any, None]) -> bool:
@@ -187,6 +193,8 @@ class Daemon:
         systemd.notify("READY=1")
         _log.info("ready", address=self._server.listeners[0].address)
         self._watch_idleness()
+        looking = self._loop.create_task(self._watch_places())
+        held.callback(looking.cancel)
 
     def _lock(self, held: contextlib.AsyncExitStack) -> None:
         settings = self._settings
@@ -195,7 +203,24 @@ class Daemon:
         ours += [settings.framed_addr, settings.embed_addr, settings.rerank_addr]
         if any(path is not None and path.parent == runtime for path in ours):
             ensure_private_dir(runtime)
-        held.callback(Lock.acquire(settings.lock).release)
+        self._held_lock = Lock.acquire(settings.lock)
+        held.callback(self._held_lock.release)
+
+    async def _watch_places(self) -> None:
+        """Stops the daemon when its lock or a socket of it is gone: no client could find it any more."""
+        listeners = [*self._server.listeners, *([] if self._admin is None else [self._admin])]
+        while True:
+            await asyncio.sleep(LOOK_SECS)
+            places = [(str(self._held_lock.path), self._held_lock.is_current())]
+            places += [(listener.address, listener.is_there()) for listener in listeners]
+            gone = next((place for place, there in places if not there), None)
+            if gone is not None and not self._stopping:
+                self._lost = AddressError(
+                    f"{gone} is gone or no longer this daemon's, so clients cannot find it; start it again"
+                )
+                _log.error("place_lost", place=gone)
+                self._stop()
+                return
 
     async def _serve_admin(self, sock: socket.socket, peer: Peer, number: int) -> None:
         await self._board.serve(sock)

@@ -41,15 +41,25 @@ class Bound:
         sock, _ = self.sock.accept()
         return sock, peer.of(sock)
 
+    def is_there(self) -> bool:
+        """Whether the socket's file, where it made one, is there and its own."""
+        if self.file is None:
+            return True
+        path, device, inode = self.file
+        try:
+            found = path.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:  # a file system that does not answer may do so later
+            return True
+        return (found.st_dev, found.st_ino) == (device, inode)
+
     def close(self) -> None:
         """Stops listening and removes the socket's file, unless another socket has taken its place."""
         self.sock.close()
-        if self.file is not None:
-            path, device, inode = self.file
+        if self.file is not None and self.is_there():
             with contextlib.suppress(OSError):
-                found = path.lstat()
-                if (found.st_dev, found.st_ino) == (device, inode):
-                    path.unlink()
+                self.file[0].unlink()
 
 
 def bind_unix(path: Path, mode: int, group: str | None = None) -> Bound:

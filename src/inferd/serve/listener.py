@@ -107,6 +107,10 @@ class Listener:
         if self._bound.is_tcp:
             check_key(self.address, has_key=has_key)
 
+    def is_there(self) -> bool:
+        """Whether clients can still find the socket."""
+        return self._bound.is_there()
+
     def stop(self) -> None:
         """Accepts nobody any more; open connections go on. Idempotent."""
         if self._accepting:

@@ -95,6 +95,10 @@ class Lock:
             cancelled.wait(POLL_SECS)
         raise BootCancelled(f"the wait for the lock at {path} was cancelled")
 
+    def is_current(self) -> bool:
+        """Whether the file at the lock's path is still the one that is locked."""
+        return _is_current(self.path, self._fd)
+
     def release(self) -> None:
         """Idempotent."""
         if self._fd >= 0:
@@ -187,5 +191,5 @@ def _open(path: Path) -> int:
 def _is_current(path: Path, fd: int) -> bool:
     try:
         return os.path.samestat(path.lstat(), os.fstat(fd))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False

@@ -1,0 +1,64 @@
+"""The addresses of the daemon's surfaces for a client that was given none.
+
+``INFERD_ADDRESS`` names the v1 socket of any daemon. Without it the variables and the config file that steer
+the daemon steer its clients, too. An address is a Unix socket's path or ``tcp://IP:port``. Nothing here
+fails: what cannot be read is left to the daemon to complain about.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from inferd.config import paths
+from inferd.config.paths import Surface
+
+# Of each surface the variables of its TCP address and of its socket, and the keys of the config file.
+_PLACES: dict[Surface, tuple[str, str, str]] = {
+    "v1": ("INFERD_TCP", "INFERD_UDS", "tcp"),
+    "v2": ("INFERD_V2_TCP", "INFERD_V2_ADDR", "tcp_v2"),
+    "embed": ("INFERD_EMBED_TCP", "INFERD_EMBED_ADDR", "tcp_embed"),
+    "rerank": ("INFERD_RERANK_TCP", "INFERD_RERANK_ADDR", "tcp_rerank"),
+}
+
+
+def addresses(env: Mapping[str, str] | None = None) -> dict[Surface, str]:
+    """What environment and config file say; a surface of which they say nothing is missing."""
+    env = os.environ if env is None else env
+    named = env.get("INFERD_ADDRESS")
+    if named:
+        return {"v1": named}
+    file = _file(env)
+    listen = file.get("listen")
+    found: dict[Surface, str] = {}
+    for surface, (tcp, socket, key) in _PLACES.items():
+        in_file = listen.get(key) if isinstance(listen, dict) else None
+        if env.get(tcp):
+            found[surface] = f"tcp://{env[tcp]}"
+        elif env.get(socket):
+            found[surface] = env[socket]
+        elif isinstance(in_file, str):
+            found[surface] = f"tcp://{in_file}"
+    if env.get("INFERD_UDS") and "v1" in found and not found["v1"].startswith("tcp://"):
+        # The daemon puts v2 beside a socket that it was given.
+        found.setdefault("v2", str(Path(found["v1"]).with_name(paths.socket_path("v2", env).name)))
+    admin = env.get("INFERD_ADMIN_ADDR") or file.get("admin_addr")
+    if isinstance(admin, str):
+        found["admin"] = admin
+    if found:  # the others are at their default places, which do not follow v1
+        for surface in (*_PLACES, "admin"):
+            found.setdefault(surface, str(paths.socket_path(surface, env)))
+    return found
+
+
+def _file(env: Mapping[str, str]) -> dict[str, Any]:
+    named = env.get("INFERD_CONFIG")
+    path = Path(named).expanduser() if named else paths.config_path(env)
+    try:
+        found = json.loads(path.read_text("utf-8-sig"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
