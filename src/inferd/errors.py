@@ -14,7 +14,7 @@ The message of an error is one sentence that names what was wrong and, where it 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
@@ -114,6 +114,26 @@ class AttachmentTooLarge(FrameTooLarge):
         self.cap = cap
 
 
+class ModelNotFound(InferdError):
+    """A request names a model that cannot be had; ``near`` are names that could have been meant.
+
+    ``missing``: the model is known, but its file is not in the store. A request never starts a download.
+    """
+
+    code = "model_not_found"
+    exit_code = 5
+    fault = "client"
+
+    def __init__(self, name: str, near: Sequence[str] = (), *, missing: bool = False) -> None:
+        if missing:
+            what = f"the file of model {name!r} is not in the store; run `inferd pull {name}`"
+        elif near:
+            what = f"no model {name!r}; did you mean {' or '.join(map(repr, near))}?"
+        else:
+            what = f"no model {name!r}; `inferd list` names those that there are"
+        super().__init__(what)
+
+
 # What the daemon cannot do just now.
 
 
@@ -208,6 +228,20 @@ class NotReady(BackendError):
 
 class Unavailable(BackendError):
     """The backend cannot serve now; the text says why."""
+
+
+class ModelTooLarge(BackendError):
+    """A model needs more memory than the budget leaves, and no idle model can give way; sizes in bytes."""
+
+    retryable = False
+    counts = False
+
+    def __init__(self, name: str, needed: int, budget: int, used: int) -> None:
+        super().__init__(
+            f"the model {name!r} needs about {needed >> 20} MiB and the budget for all models is"
+            f" {budget >> 20} MiB, of which {used >> 20} MiB are in use; serve fewer requests at once, or"
+            " raise limits.memory_budget_bytes"
+        )
 
 
 class EngineEnded(Unavailable):
@@ -379,6 +413,7 @@ _MEANING: dict[str, type[InferdError]] = {
         RerankUnsupported,
         AttachmentUnsupported,
         ToolCallMalformed,
+        ModelNotFound,
     )
 }
 

@@ -365,7 +365,7 @@ async def test_abandoned_preparations_are_no_more_than_the_sequences() -> None:
         for task, stream in zip(begun, streams, strict=True):
             task.cancel()
             stream.close()
-        # Those that waited are gone at once; those that were begun hold their turns until the process says so.
+        # Those that waited are gone at once; the others hold their turns until the process says so.
         assert len(model._turns.running) == 2
         assert not model._turns._queue
         assert (await finish(await model.generate(ask(max_tokens=1)))).stop_reason == "length"

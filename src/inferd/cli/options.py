@@ -98,6 +98,11 @@ def sampling_options(command: F) -> F:
     """The options of a generation; the daemon checks their bounds, and has their defaults."""
     for option in reversed(
         (
+            click.option(
+                "--model",
+                metavar="NAME",
+                help="A model of the store, which is loaded if it is not; else the daemon's own.",
+            ),
             click.option("--system", metavar="TEXT", help="A system message ahead of the conversation."),
             click.option("--max-tokens", type=COUNT, metavar="N", help="Most tokens of an answer."),
             click.option(

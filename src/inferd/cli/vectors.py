@@ -16,17 +16,24 @@ from inferd.cli.say import say_json
 from inferd.client import Client
 from inferd.client.address import Surface
 
+_model = click.option(
+    "--model",
+    metavar="NAME",
+    help="A model of the store, which is loaded if it is not; else the daemon's own.",
+)
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
 @click.command("embed")
 @click.argument("texts", metavar="TEXT...", nargs=-1)
+@_model
 @click.option("--task", metavar="NAME", help="What the vectors are for, such as retrieval_query.")
 @click.option("--dimensions", type=int, metavar="N", help="Shorten the vectors to N numbers.")
 @_json
 @connection_options
 def embed_command(
     texts: tuple[str, ...],
+    model: str | None,
     task: str | None,
     dimensions: int | None,
     as_json: bool,
@@ -39,7 +46,7 @@ def embed_command(
     """
     wanted = inputs.lines(texts, "text")
     with _connected("embed", address, api_key_file) as client:
-        found = client.embed(wanted, task=task, dimensions=dimensions)
+        found = client.embed(wanted, task=task, dimensions=dimensions, model=model)
     if as_json:
         say_json(asdict(found))
         return
@@ -50,10 +57,16 @@ def embed_command(
 @click.command("rerank")
 @click.argument("query")
 @click.argument("documents", metavar="DOCUMENT...", nargs=-1)
+@_model
 @_json
 @connection_options
 def rerank_command(
-    query: str, documents: tuple[str, ...], as_json: bool, address: str | None, api_key_file: Path | None
+    query: str,
+    documents: tuple[str, ...],
+    model: str | None,
+    as_json: bool,
+    address: str | None,
+    api_key_file: Path | None,
 ) -> None:
     """Print each DOCUMENT by how well it answers QUERY, the best first: its place, its score, its text.
 
@@ -61,7 +74,7 @@ def rerank_command(
     """
     wanted = inputs.lines(documents, "document")
     with _connected("rerank", address, api_key_file) as client:
-        found = client.rerank(query, wanted)
+        found = client.rerank(query, wanted, model=model)
     if as_json:
         say_json(asdict(found))
         return

@@ -71,14 +71,26 @@ class AsyncClient:
         return AsyncChat(self, self._core.conversation(system, options))
 
     async def embed(
-        self, texts: str | Sequence[str], *, task: str | None = None, dimensions: int | None = None
+        self,
+        texts: str | Sequence[str],
+        *,
+        task: str | None = None,
+        dimensions: int | None = None,
+        model: str | None = None,
     ) -> Embeddings:
         """The vectors of one text or many: see :meth:`inferd.Client.embed`."""
-        return await self._channel("embed").follow(self._core.embed(texts, task, dimensions))
+        return await self._channel("embed").follow(self._core.embed(texts, task, dimensions, model))
 
-    async def rerank(self, query: str, documents: Sequence[str], *, top_n: int | None = None) -> Ranking:
+    async def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        top_n: int | None = None,
+        model: str | None = None,
+    ) -> Ranking:
         """The documents by how well they answer the query: see :meth:`inferd.Client.rerank`."""
-        return await self._channel("rerank").follow(self._core.rerank(query, documents, top_n))
+        return await self._channel("rerank").follow(self._core.rerank(query, documents, top_n, model))
 
     async def status(self) -> Status:
         """What the daemon is and does, with the requests that run and wait; also while it boots."""

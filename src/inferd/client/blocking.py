@@ -86,15 +86,27 @@ class Client:
         return Chat(self, self._core.conversation(system, options))
 
     def embed(
-        self, texts: str | Sequence[str], *, task: str | None = None, dimensions: int | None = None
+        self,
+        texts: str | Sequence[str],
+        *,
+        task: str | None = None,
+        dimensions: int | None = None,
+        model: str | None = None,
     ) -> Embeddings:
         """The vectors of one text or many. A long list is sent in several requests, one after the other; the
         RequestFailed of one that is not the first says where it began."""
-        return self._channel("embed").follow(self._core.embed(texts, task, dimensions))
+        return self._channel("embed").follow(self._core.embed(texts, task, dimensions, model))
 
-    def rerank(self, query: str, documents: Sequence[str], *, top_n: int | None = None) -> Ranking:
+    def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        top_n: int | None = None,
+        model: str | None = None,
+    ) -> Ranking:
         """The documents by how well they answer the query; with ``top_n`` only so many of the best."""
-        return self._channel("rerank").follow(self._core.rerank(query, documents, top_n))
+        return self._channel("rerank").follow(self._core.rerank(query, documents, top_n, model))
 
     def status(self) -> Status:
         """What the daemon is and does, with the requests that run and wait; also while it boots."""

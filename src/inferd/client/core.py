@@ -83,13 +83,18 @@ class Core:
     def conversation(self, system: str | None, options: Tooling) -> Conversation:
         return Conversation(system, given(options, Tooling))
 
-    def embed(self, texts: str | Sequence[str], task: str | None, dimensions: int | None) -> Plan[Embeddings]:
-        options = {"task": task, "dimensions": dimensions}
+    def embed(
+        self, texts: str | Sequence[str], task: str | None, dimensions: int | None, model: str | None
+    ) -> Plan[Embeddings]:
+        options = {"task": task, "dimensions": dimensions, "model": model}
         chosen = {name: value for name, value in options.items() if value is not None}
         return vectors.embed(self.next_id, [texts] if isinstance(texts, str) else texts, chosen)
 
-    def rerank(self, query: str, documents: Sequence[str], top_n: int | None) -> Plan[Ranking]:
-        return vectors.rerank(self.next_id, query, documents, top_n)
+    def rerank(
+        self, query: str, documents: Sequence[str], top_n: int | None, model: str | None
+    ) -> Plan[Ranking]:
+        options = None if model is None else {"model": model}
+        return vectors.rerank(self.next_id, query, documents, top_n, options)
 
 
 class Backoff:

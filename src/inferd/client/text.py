@@ -28,6 +28,7 @@ class Sampling(TypedDict, total=False):
     priority: Literal["interactive", "batch"] | None
     deadline_ms: int | None
     session: str | None
+    model: str | None
 
 
 def given(options: Sampling, kind: type[Sampling] = Sampling) -> dict[str, object]:

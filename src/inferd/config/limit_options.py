@@ -98,6 +98,24 @@ class LimitOptions:
         key="limits.max_input_memory_bytes",
         reload=True,
     )
+    memory_budget_bytes: int = option(
+        _LIMITS,
+        Integer(0, 2**48),
+        0,
+        "Memory that all local models together may take, in bytes: one that a request names is loaded only if"
+        " it fits, after idle ones were unloaded. 0 is four fifths of what is available at the load.",
+        key="limits.memory_budget_bytes",
+        reload=True,
+    )
+    keep_alive_secs: float = option(
+        _LIMITS,
+        Seconds(),
+        900.0,
+        "How long a model that was loaded for a request stays after its last one; 0 keeps it until its memory"
+        " is needed. The models of the configuration always stay.",
+        key="limits.keep_alive_secs",
+        reload=True,
+    )
     max_connections: int = option(
         _LIMITS,
         Integer(1, 1_000_000),

@@ -67,12 +67,7 @@ class Backends:
         def progress(phase: str, details: Mapping[str, object]) -> None:
             loop.call_soon_threadsafe(pace.show, phase, details)
 
-        backend = await in_thread(lambda: self._build(settings, entry, progress, cancelled), cancelled)
-        try:
-            await backend.start()
-        except BaseException:
-            await backend.close()
-            raise
+        backend = await started(lambda: self._build(settings, entry, progress, cancelled), cancelled)
         self._recipes[backend] = wanted
         return backend
 
@@ -121,6 +116,19 @@ class Backends:
             await asyncio.wait(tuple(self._retiring))
         for backend in reversed(self._recipes):
             await backend.close()
+
+
+async def started(build: Callable[[], Backend], cancelled: threading.Event) -> Backend:
+    """The backend that ``build`` makes in a thread, started; a failure or a cancel leaves nothing of it."""
+    made: list[Backend] = []
+    try:
+        await in_thread(lambda: made.append(build()), cancelled)
+        await made[0].start()
+    except BaseException:
+        for backend in made:
+            await backend.close()
+        raise
+    return made[0]
 
 
 class _Pace:

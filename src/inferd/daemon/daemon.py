@@ -33,6 +33,7 @@ from inferd.daemon.backends import Backends, Build, capabilities_frame, in_threa
 from inferd.daemon.bridge import HttpBridge
 from inferd.daemon.bridge import check as check_bridge
 from inferd.daemon.build import build_backend
+from inferd.daemon.residency import Residency
 from inferd.daemon.server import FLUSH_GRACE_SECS, Server
 from inferd.errors import AddressError, BootCancelled, InferdError
 from inferd.serve.listener import ConnectionLimit, Listener
@@ -109,9 +110,10 @@ class Daemon:
         self._metrics = Metrics()
         router = Router((), on_breaker=self._tell_breaker)
         self._backends = Backends(router, build)
-        self._server = Server(settings, router, self._metrics, self._watch_idleness)
+        self._models = Residency(router, build, settings, self._tell_model)
+        self._server = Server(settings, router, self._metrics, self._watch_idleness, self._models)
         self._snapshot = Snapshot(self._server.admission, router, self._metrics)
-        self._board = StatusBoard(self._snapshot.snapshot)
+        self._board = StatusBoard(self._snapshot.snapshot, self._models.listing)
         self._admin_places = ConnectionLimit(settings.max_connections)
         self._admin: Listener | None = None
         self._bridge: HttpBridge | None = None
@@ -180,6 +182,7 @@ class Daemon:
         check_bridge(settings)
         addresses.check_keys(settings, passed)  # before a model is fetched and loaded in vain
         held.push_async_callback(self._backends.close)
+        held.push_async_callback(self._models.close)
         backends = await self._backends.make(settings, self._show_loading)
         for backend in backends:
             self._board.publish_capabilities(capabilities_frame(backend))
@@ -244,6 +247,9 @@ class Daemon:
     def _show_loading(self, phase: str, details: Mapping[str, object]) -> None:
         self._board.publish(admin.loading_model(phase, details))
 
+    def _tell_model(self, name: str, state: str, details: Mapping[str, object]) -> None:
+        self._board.publish_event(admin.model(name, state, details))
+
     def _tell_breaker(self, backend: str, state: str) -> None:
         self._metrics.breaker_changed(backend, state)
         self._board.publish_event(admin.breaker(backend, state))
@@ -266,7 +272,7 @@ class Daemon:
             backends = await self._backends.make(settings, self._show_restarting)
             await self._backends.until_ready(backends, settings.ready_timeout_secs)
             self._backends.use(backends)
-            self._settings = settings
+            self._settings = self._models.settings = settings
             self._activity.level = log.parse_level(settings.log_level)
             self._admin_places.limit = settings.max_connections
             _raise_descriptor_limit(settings.max_connections)
@@ -346,6 +352,7 @@ class Daemon:
         if self._bridge is not None:
             self._bridge.stop()
         self._server.admission.close()
+        self._models.stop()
         self._board.publish(admin.DRAINING)
         systemd.notify("STOPPING=1")
         await self._server.drain(self._settings.drain_timeout_secs)

@@ -22,6 +22,7 @@ from inferd.serve.bind import Bound
 from inferd.serve.hangup import HangupWatch
 from inferd.serve.listener import ConnectionLimit, Listener
 from inferd.serve.memory import InputMemory
+from inferd.serve.models import ModelDirectory
 from inferd.serve.observe.metrics import Metrics
 from inferd.serve.router import Router
 from inferd.serve.session import Service
@@ -39,7 +40,12 @@ class Server:
     """``on_change`` is called whenever a connection of a client has come or gone."""
 
     def __init__(
-        self, settings: Settings, router: Router, metrics: Metrics, on_change: Callable[[], None]
+        self,
+        settings: Settings,
+        router: Router,
+        metrics: Metrics,
+        on_change: Callable[[], None],
+        models: ModelDirectory | None = None,
     ) -> None:
         self.admission = Admission(settings.active_permits, settings.queue_depth)
         self.places = ConnectionLimit(settings.max_connections, settings.max_connections_per_uid)
@@ -50,6 +56,7 @@ class Server:
         self._router = router
         self._metrics = metrics
         self._on_change = on_change
+        self._models = models
 
     def open(
         self,
@@ -85,6 +92,7 @@ class Server:
                 memory=self.memory,
                 write_timeout_secs=settings.write_timeout_secs,
                 idle_timeout_secs=settings.idle_timeout_secs,
+                models=self._models,
             )
             self._services.append(service)
             listener = Listener(

@@ -24,6 +24,7 @@ from inferd.errors import (
     BackendError,
     EmbedUnsupported,
     InferdError,
+    ModelNotFound,
     NoBackend,
     RerankUnsupported,
     Unsupported,
@@ -123,6 +124,9 @@ class BackendSlot:
         self.running = 0
         self._released: asyncio.Future[None] | None = None
 
+    def is_named(self, model: str) -> bool:
+        return model in (self.backend.name, self.backend.model)
+
     def release(self) -> None:
         """Takes the backend out: what its last requests still tell is nobody's business."""
         self.breaker.reset()
@@ -192,22 +196,28 @@ class Router:
     ) -> None:
         self._clock = clock
         self._on_breaker = on_breaker
+        self._added: list[BackendSlot] = []
         self.members: tuple[BackendSlot, ...] = ()
         """The backends in order of priority, as :meth:`replace` was given them last."""
         self.replace(backends)
 
-    def dispatch(self, needs: frozenset[str] = TEXT) -> Dispatch:
-        """The backend for the next request.
+    def dispatch(self, needs: frozenset[str] = TEXT, model: str | None = None) -> Dispatch:
+        """The backend for the next request; with ``model`` only those of that name, or that model, count.
 
         Raises NoBackend where the request may be served later: a capable backend is not ready or shut off by
         its breaker, or none is fit. Else no repetition helps, and the Unsupported tells what the first fit
-        backend lacks.
+        backend lacks. ModelNotFound when no backend has that name or model.
         """
-        for member in self.members:
+        members: Sequence[BackendSlot] = self.members
+        if model is not None:
+            members = [member for member in self.all_members() if member.is_named(model)]
+            if not members:
+                raise ModelNotFound(model)
+        for member in members:
             if needs <= member.able and member.fit():
                 return Dispatch(member)
-        fit = next((member for member in self.members if member.fit()), None)
-        if fit is None or any(needs <= member.able for member in self.members):
+        fit = next((member for member in members if member.fit()), None)
+        if fit is None or any(needs <= member.able for member in members):
             raise NoBackend
         raise _unsupported(fit.backend.name, needs - fit.able)
 
@@ -223,6 +233,29 @@ class Router:
         for member in before.values():
             member.release()
         return list(before.values())
+
+    # Backends that are there for requests which name them, and for no others.
+
+    def add(self, backend: Backend) -> BackendSlot:
+        slot = self._member(backend)
+        self._added.append(slot)
+        return slot
+
+    def remove(self, slot: BackendSlot) -> None:
+        """Takes out what was added; see :meth:`BackendSlot.released`."""
+        self._added.remove(slot)
+        slot.release()
+
+    def all_members(self) -> tuple[BackendSlot, ...]:
+        return (*self.members, *self._added)
+
+    def serves(self, model: str) -> bool:
+        """Whether a backend of the configuration has that name or that model."""
+        return any(member.is_named(model) for member in self.members)
+
+    def names(self) -> set[str]:
+        """The names by which the backends of the configuration may be asked for."""
+        return {name for member in self.members for name in (member.backend.name, member.backend.model)}
 
     def _member(self, backend: Backend) -> BackendSlot:
         breaker = Breaker(backend.name, self._clock, self._on_breaker)

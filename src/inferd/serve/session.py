@@ -35,6 +35,7 @@ from inferd.serve.burst import Burst
 from inferd.serve.connection import LARGE_BYTES, Connection
 from inferd.serve.hangup import HangupWatch
 from inferd.serve.memory import InputMemory
+from inferd.serve.models import ModelDirectory
 from inferd.serve.observe.metrics import Metrics
 from inferd.serve.peer import Peer
 from inferd.serve.router import Router
@@ -75,6 +76,7 @@ class Service(Generic[R]):
     memory: InputMemory
     idle_timeout_secs: float = 0.0
     bridge_token: str = ""
+    models: ModelDirectory | None = None
     sessions: set[Session[R]] = field(default_factory=set)
 
     def asks_key(self) -> bool:
@@ -291,14 +293,32 @@ class Session(Generic[R]):
 
     def _make_room(self, request: R, size: int) -> None:
         """Reserves memory for the attachments. Raises what speaks against reading them at all."""
-        if size > LARGE_BYTES:
-            self._service.router.dispatch(self._surface.needs(request))
+        # Whether a model that a request names takes them is found out when it is loaded.
+        if size > LARGE_BYTES and (request.model is None or self._service.models is None):
+            self._service.router.dispatch(self._surface.needs(request), request.model)
         self._reserved.add(size)
 
     def _miss_deadline(self) -> None:
         self._conn.stop_reading(DeadlineExceeded("the deadline passed before all attachments had come"))
 
     async def _serve(self, context: RequestContext[R], deadline: float | None) -> None:
+        request, models = context.request, self._service.models
+        if not request.model or models is None:
+            answer = await self._admit(context, deadline, request.model or None)
+        else:
+            async with models.hold(request.model, deadline) as model:
+                answer = await self._admit(context, deadline, model)
+        if answer.get("stop_reason") == "cancelled":
+            too_late = isinstance(context.interruption, DeadlineExceeded)
+            self._metrics.cancels[_DEADLINE if too_late else _STOP] += 1
+        else:
+            self._metrics.done += 1
+        _log.info("request_done", **answer, **context.fields(), **self._log_fields)
+
+    async def _admit(
+        self, context: RequestContext[R], deadline: float | None, model: str | None
+    ) -> dict[str, object]:
+        """Serves the request when its turn has come; what the log says of the answer."""
         request, service = context.request, self._service
         priority = request.priority or "interactive"
         caller, owner = context.caller, context.owner
@@ -307,17 +327,11 @@ class Session(Generic[R]):
             self._pause_secs = 0.0
             context.queue_ms = ms_since(context.arrived)
             self._metrics.queue_wait.observe(context.queue_ms / 1e3)
-            with service.router.dispatch(self._surface.needs(request)) as backend:
+            with service.router.dispatch(self._surface.needs(request), model) as backend:
                 context.backend = backend.name
                 metrics = service.metrics.backends[backend.name]
                 with _alarm(deadline, functools.partial(_pass_deadline, context)):
-                    answer = await self._surface.answer(context, backend, metrics)
-        if answer.get("stop_reason") == "cancelled":
-            too_late = isinstance(context.interruption, DeadlineExceeded)
-            self._metrics.cancels[_DEADLINE if too_late else _STOP] += 1
-        else:
-            self._metrics.done += 1
-        _log.info("request_done", **answer, **context.fields(), **self._log_fields)
+                    return await self._surface.answer(context, backend, metrics)
 
     def _fail(self, context: RequestContext[R], error: InferdError) -> None:
         if isinstance(error, QueueFull):

@@ -38,6 +38,9 @@ class Request(Protocol):
     @property
     def on_behalf_of(self) -> Behalf | None: ...
 
+    @property
+    def model(self) -> str | None: ...
+
 
 R = TypeVar("R", bound=Request)
 

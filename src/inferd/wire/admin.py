@@ -1,12 +1,12 @@
 """The admin surface: status frames, encoded for subscribers and parsed for the client.
 
 Every frame is ``{"id":"admin","type":"status","status":…}`` with its details beside these keys. A subscriber
-may send one line, :data:`SNAPSHOT_REQUEST`, as often as it likes.
+may send :data:`SNAPSHOT_REQUEST` and :data:`MODELS_REQUEST`, as often as it likes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -21,18 +21,20 @@ def encode_status(status: str, details: Mapping[str, Any] | None = None) -> byte
 
 
 SNAPSHOT_REQUEST = b'{"type":"snapshot"}\n'
+MODELS_REQUEST = b'{"type":"models"}\n'
 MAX_REQUEST_BYTES = 4096
 
 
-def asks_for_snapshot(line: bytes) -> bool:
-    """Whether a line from a subscriber, its newline not included, is the request for a snapshot."""
-    if len(line) > MAX_REQUEST_BYTES or b"snapshot" not in line:
+def asks_for(what: str, line: bytes) -> bool:
+    """Whether a line from a subscriber, its newline not included, is the request for ``what``:
+    ``snapshot`` or ``models``."""
+    if len(line) > MAX_REQUEST_BYTES or what.encode() not in line:
         return False
     try:
         request = orjson.loads(line)
     except orjson.JSONDecodeError:
         return False
-    return isinstance(request, dict) and request.get("type") == "snapshot"
+    return isinstance(request, dict) and request.get("type") == what
 
 
 STARTING = encode_status("starting")
@@ -65,6 +67,16 @@ def snapshot(lifecycle: bytes, report: Mapping[str, Any]) -> bytes:
     current = parse(lifecycle)
     del current["id"], current["type"]
     return encode_status("snapshot", {"lifecycle": current, **report})
+
+
+def models(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """The answer to :data:`MODELS_REQUEST`: the models of the store that a request may name."""
+    return encode_status("models", {"models": rows})
+
+
+def model(name: str, state: str, details: Mapping[str, Any]) -> bytes:
+    """A model that a request has named is ``loading``, ``resident``, ``unloaded`` or ``failed``. An event."""
+    return encode_status("model", {"model": name, "state": state, **details})
 
 
 def breaker(backend: str, state: str) -> bytes:

@@ -21,6 +21,7 @@ class Flat(msgspec.Struct, kw_only=True):
     priority: str | None = None
     deadline_ms: U32 | None = None
     on_behalf_of: Behalf | None = None
+    model: str | None = None
 
 
 T = TypeVar("T", bound=Flat)

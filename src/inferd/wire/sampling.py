@@ -59,6 +59,7 @@ class Sampling(msgspec.Struct, kw_only=True):
     deadline_ms: U32 | None = None
     session: str | None = None
     on_behalf_of: Behalf | None = None
+    model: str | None = None
 
     def params(self) -> SamplingParams:
         """The settings of the sampler."""

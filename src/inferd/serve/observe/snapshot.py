@@ -59,7 +59,7 @@ class Snapshot:
                 "running": member.running,
                 "engine": _engine(member.backend),
             }
-            for member in self.router.members
+            for member in self.router.all_members()
         ]
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import cast
 
 from inferd.wire import admin
@@ -19,12 +19,21 @@ from inferd.wire import admin
 MAX_UNREAD_EVENTS = 256  # minutes of a download's progress; beyond that a fresh snapshot says more
 
 
-class StatusBoard:
-    """The current state and its subscribers; ``report`` makes the details of a snapshot. All methods run on
-    the event loop's thread."""
+async def _no_models() -> Sequence[Mapping[str, object]]:
+    return ()
 
-    def __init__(self, report: Callable[[], Mapping[str, object]]) -> None:
+
+class StatusBoard:
+    """The current state and its subscribers; ``report`` makes the details of a snapshot, ``list_models``
+    the rows of the models. All methods run on the event loop's thread."""
+
+    def __init__(
+        self,
+        report: Callable[[], Mapping[str, object]],
+        list_models: Callable[[], Awaitable[Sequence[Mapping[str, object]]]] = _no_models,
+    ) -> None:
         self._report = report
+        self.list_models = list_models
         self._capabilities: list[bytes] = []
         self._lifecycle = admin.STARTING
         self._subscribers: set[Subscriber] = set()
@@ -90,6 +99,7 @@ class Subscriber(asyncio.Protocol):
         self._unread: deque[bytes] = deque()
         self._blocked = False
         self._finishing = False
+        self._listing: asyncio.Future[None] | None = None
 
     def send(self, frame: bytes) -> None:
         """Sends ``frame`` now or as soon as the subscriber reads; one that has left misses it."""
@@ -131,8 +141,16 @@ class Subscriber(asyncio.Protocol):
         # Enough to know a line by that is too long: one that begins like this is none of ours.
         self._begun = begun[: admin.MAX_REQUEST_BYTES + 1]
         # Those who ask many times in one go are answered once, so that nobody can keep the loop busy.
-        if any(map(admin.asks_for_snapshot, lines)):
+        if any(admin.asks_for("snapshot", line) for line in lines):
             self.send(self._board.snapshot())
+        if self._listing is None and any(admin.asks_for("models", line) for line in lines):
+            self._listing = asyncio.ensure_future(self._list_models())
+
+    async def _list_models(self) -> None:
+        try:
+            self.send(admin.models(await self._board.list_models()))
+        finally:
+            self._listing = None
 
     def eof_received(self) -> bool:
         return False

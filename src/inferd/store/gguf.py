@@ -1,0 +1,209 @@
+"""What the header of a GGUF file says of its model, read without llama.cpp.
+
+A file comes from a stranger, so nothing here trusts a number in it: counts and sizes are bounded, and reading
+stops at ``MAX_HEADER_BYTES``. Values that are lists are passed over, but for the few bytes that say how long
+they are.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from inferd.errors import ModelError
+
+MAX_HEADER_BYTES = 256 << 20
+_MAX_KEYS = 10_000
+_MAX_TEXT_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 20
+
+Value = int | float | bool | str
+
+# The types of values, by their number: the letter of their layout.
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_TEXT, _LIST = 8, 9
+
+# `general.file_type`, as llama.cpp numbers them; the newer ones are named by their number.
+_QUANTISATIONS = {
+    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S",
+    12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K",
+    24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S", 29: "IQ2_M", 30: "IQ4_XS", 32: "BF16",
+    38: "MXFP4",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCard:
+    """A model as its file describes it. A number that the file does not give is 0, a text is empty.
+
+    ``parameters`` counts weights, ``kv_bytes_per_token`` is the cache of one token with 16-bit numbers.
+    ``parts`` is how many files a split model has. ``pooling`` says that it makes vectors, ``ranks`` scores.
+    """
+
+    architecture: str
+    name: str
+    quantisation: str
+    parameters: int
+    context: int
+    layers: int
+    vocabulary: int
+    kv_bytes_per_token: int
+    file_bytes: int
+    chat_template: bool
+    tools: bool
+    pooling: bool
+    ranks: bool
+    parts: int = 1
+
+    def memory_bytes(self, n_ctx: int, n_parallel: int, n_batch: int = 512) -> int:
+        """About what a process needs that serves ``n_parallel`` requests of ``n_ctx`` tokens each: the
+        weights, the cache, the buffers of a step, and the process itself."""
+        cache = self.kv_bytes_per_token * n_ctx * n_parallel
+        step = 4 * n_batch * max(4096, self.vocabulary // 4)
+        return self.file_bytes + cache + step + _PROCESS_BYTES
+
+
+_PROCESS_BYTES = 96 << 20
+
+
+def read_card(fd: int, path: object = "the file") -> ModelCard:
+    """The card of the model in an open file. Raises ModelError for what is no whole GGUF header."""
+    size = os.fstat(fd).st_size
+    reader = _Reader(fd, min(size, MAX_HEADER_BYTES))
+    try:
+        if reader.take(4) != b"GGUF":
+            raise ModelError(f"{path} is no GGUF file")
+        version, n_tensors, n_keys = reader.unpack("<IQQ")
+        if not 2 <= version <= 3 or n_keys > _MAX_KEYS or n_tensors > 1_000_000:
+            raise ModelError(
+                f"{path} has a GGUF header that cannot be read (version {version}, {n_keys} keys)"
+            )
+        values, lengths = reader.values(n_keys)
+        parameters = sum(reader.tensor_sizes(n_tensors))
+    except (EOFError, KeyError, ValueError, struct.error):
+        raise ModelError(f"{path} has a GGUF header that is damaged or cut short") from None
+    return _card(values, lengths, parameters, size)
+
+
+class _Reader:
+    """Reads forward through the first ``limit`` bytes of a file. Raises EOFError beyond them."""
+
+    def __init__(self, fd: int, limit: int) -> None:
+        self._fd = fd
+        self._limit = limit
+        self._at = 0
+        self._chunk = b""
+        self._chunk_at = 0
+
+    def take(self, size: int) -> bytes:
+        begin = self._at - self._chunk_at
+        if begin < 0 or begin + size > len(self._chunk):
+            if self._at + size > self._limit:
+                raise EOFError
+            self._chunk = os.pread(self._fd, max(size, min(_CHUNK_BYTES, self._limit - self._at)), self._at)
+            self._chunk_at, begin = self._at, 0
+        data = self._chunk[begin : begin + size]
+        if len(data) < size:
+            raise EOFError
+        self._at += size
+        return data
+
+    def skip(self, size: int) -> None:
+        self._at += size
+        if self._at > self._limit:
+            raise EOFError
+
+    def unpack(self, layout: str) -> tuple[int, ...]:
+        return struct.unpack(layout, self.take(struct.calcsize(layout)))
+
+    def text(self) -> str:
+        (size,) = self.unpack("<Q")
+        if size > _MAX_TEXT_BYTES:
+            raise ValueError(size)
+        return self.take(size).decode("utf-8", "replace")
+
+    def values(self, n_keys: int) -> tuple[dict[str, Value], dict[str, int]]:
+        """Texts and numbers by key, and the lengths of lists by key."""
+        values: dict[str, Value] = {}
+        lengths: dict[str, int] = {}
+        for _ in range(n_keys):
+            key = self.text()
+            (kind,) = self.unpack("<I")
+            if kind == _TEXT:
+                values[key] = self.text()
+            elif kind == _LIST:
+                lengths[key], first = self._pass_over_list()
+                if first is not None:
+                    values[key] = first
+            else:
+                values[key] = struct.unpack("<" + _SCALARS[kind], self.take(struct.calcsize(_SCALARS[kind])))[
+                    0
+                ]
+        return values, lengths
+
+    def _pass_over_list(self) -> tuple[int, Value | None]:
+        """The length of a list, and its largest number if they are few (heads may differ from layer to
+        layer)."""
+        kind, count = self.unpack("<IQ")
+        if kind == _TEXT:
+            for _ in range(min(count, self._limit)):
+                self.skip(*self.unpack("<Q"))
+            return count, None
+        if kind not in _SCALARS:
+            raise ValueError(kind)
+        width = struct.calcsize("<" + _SCALARS[kind])
+        if count <= 1024 and kind not in (6, 7, 12):
+            numbers = struct.unpack(f"<{count}{_SCALARS[kind]}", self.take(count * width))
+            return count, max(numbers, default=0)
+        self.skip(count * width)
+        return count, None
+
+    def tensor_sizes(self, n_tensors: int) -> Iterator[int]:
+        """How many numbers each tensor has."""
+        for _ in range(n_tensors):
+            self.text()
+            (n_dimensions,) = self.unpack("<I")
+            if n_dimensions > 8:
+                raise ValueError(n_dimensions)
+            yield math.prod(self.unpack(f"<{n_dimensions}Q"))
+            self.skip(12)  # its type and place
+
+
+def _card(values: Mapping[str, Value], lengths: Mapping[str, int], parameters: int, size: int) -> ModelCard:
+    def text(key: str) -> str:
+        value = values.get(key, "")
+        return value if isinstance(value, str) else ""
+
+    family = text("general.architecture")
+
+    def number(key: str) -> int:
+        value = values.get(f"{family}.{key}", 0)
+        return int(value) if isinstance(value, int | float) and 0 <= value < 2**48 else 0
+
+    layers, heads, width = number("block_count"), number("attention.head_count"), number("embedding_length")
+    kv_heads = number("attention.head_count_kv") or heads
+    of_head = width // heads if heads else 0
+    keys, vals = number("attention.key_length") or of_head, number("attention.value_length") or of_head
+    kind = values.get("general.file_type")
+    pooling = number("pooling_type")
+    template = text("tokenizer.chat_template")
+    split = values.get("split.count", 1)
+    return ModelCard(
+        architecture=family,
+        name=text("general.name"),
+        quantisation=_QUANTISATIONS.get(kind, f"type {kind}") if isinstance(kind, int) else "",
+        parameters=parameters,
+        context=number("context_length"),
+        layers=layers,
+        vocabulary=lengths.get("tokenizer.ggml.tokens", 0),
+        kv_bytes_per_token=2 * layers * kv_heads * (keys + vals),
+        file_bytes=size,
+        chat_template=bool(template),
+        tools="tools" in template,
+        pooling=pooling in (1, 2, 3),
+        ranks=pooling == 4,
+        parts=split if isinstance(split, int) and 0 < split < 10_000 else 1,
+    )

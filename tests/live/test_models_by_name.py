@@ -1,0 +1,104 @@
+"""A request names a model of the store: it is loaded beside the others, answers, and is told of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inferd.client import Client
+from inferd.client.admin import AdminClient
+from inferd.errors import RequestFailed
+from inferd.store.models import Manifest, ModelStore
+from inferd.wire import admin as wire
+from tests.daemon_process import DaemonProcess
+from tests.demo_model import demo_model
+from tests.tiny_bert import write_bert
+
+Start = Callable[..., DaemonProcess]
+
+
+def put(store: ModelStore, name: str, content: bytes) -> None:
+    digest = hashlib.sha256(content).hexdigest()
+    blob = store.blob_path(digest)
+    blob.parent.mkdir(parents=True, exist_ok=True)
+    blob.write_bytes(content)
+    store.write_manifest(Manifest(name=name, blob=f"sha256:{digest}", size_bytes=len(content)))
+
+
+@pytest.fixture
+def process(daemon: Start, short_dir: Path) -> DaemonProcess:
+    """A daemon with a small embedding model of its own; its store has a chat model and one for vectors."""
+    home = short_dir / "models"
+    store = ModelStore(home)
+    put(store, "talker", demo_model().read_bytes())
+    put(store, "vectors", write_bert(short_dir / "vectors", name="vectors").read_bytes())
+    config = short_dir / "config.json"
+    own = {"kind": "llamacpp", "name": "own", "model_path": str(write_bert(short_dir / "own")), "embed": True}
+    config.write_text(json.dumps({"backends": [own], "models_home": str(home)}))
+    return daemon(backend="", config=config, threads=1, embed="true", MODELS_HOME=home).wait_ready()
+
+
+def ask(process: DaemonProcess, **more: Any) -> dict[str, Any]:
+    with process.connect() as client:
+        client.send({"id": "q", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2, **more})
+        return [*client.frames()][-1]
+
+
+def test_a_model_of_the_store_answers_a_request_that_names_it(process: DaemonProcess) -> None:
+    with AdminClient(process.admin) as admin:
+        admin.snapshot()
+        done = ask(process, model="talker")
+        assert (done["type"], done["model"]) == ("done", "talker")
+        told = []
+        while told[-1:] != ["resident"]:
+            event = next(admin.events())
+            told += [event["state"]] if event["status"] == "model" and event["model"] == "talker" else []
+        assert told[0] == "loading"
+        rows = {row["name"]: row for row in admin.status().backends}
+        assert rows["talker"]["engine"]["pid"] not in (0, rows["own"]["engine"]["pid"])
+    assert ask(process, model="talker")["type"] == "done"
+    assert len(process.wait_event("model_resident")) == 1
+    process.note_resources()
+
+
+def test_without_a_name_the_models_of_the_configuration_serve(process: DaemonProcess) -> None:
+    assert ask(process, model="talker")["type"] == "done"
+    refused = ask(process)
+    assert refused["type"] == "error"  # the daemon's own model makes vectors only
+    assert refused["code"] != "model_not_found"
+    process.note_resources()
+
+
+def test_every_surface_takes_a_name(process: DaemonProcess) -> None:
+    with Client(process.uds) as client:
+        assert client.embed("text", model="vectors").model == "vectors"
+        assert client.embed("text").model != "vectors"
+        with pytest.raises(RequestFailed, match="talker") as caught:
+            client.embed("text", model="talker")
+        assert caught.value.wire_code == "embed_unsupported"
+    process.note_resources()
+
+
+def test_an_unknown_name_ends_the_request_and_not_the_connection(process: DaemonProcess) -> None:
+    with process.connect() as client:
+        for name, words in (("talkr", "did you mean 'talker'"), ("no-such-thing", "inferd list")):
+            client.send({"id": "q", "messages": [{"role": "user", "content": "hi"}], "model": name})
+            error = [*client.frames()][-1]
+            assert (error["type"], error["code"]) == ("error", "model_not_found")
+            assert words in error["message"]
+
+
+def test_the_admin_socket_lists_what_can_be_named(process: DaemonProcess) -> None:
+    with process.subscribe() as admin:
+        admin.send(wire.MODELS_REQUEST)
+        while (frame := admin.frame())["status"] != "models":
+            pass
+    rows = {row["name"]: row for row in frame["models"]}
+    assert set(rows) == {"talker", "vectors"}
+    assert (rows["talker"]["quantisation"], rows["talker"]["resident"]) == ("Q4_1", False)
+    assert rows["vectors"]["embed"] is True

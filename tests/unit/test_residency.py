@@ -1,0 +1,234 @@
+"""Models on demand: loaded once for all requests, kept while used, and never at another's expense."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import threading
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from inferd.config.entries import BackendEntry, LlamaCppEntry
+from inferd.config.settings import Settings
+from inferd.daemon.residency import Residency
+from inferd.engine.backend import EngineState
+from inferd.engine.mock import Mock
+from inferd.errors import (
+    AdmissionClosed,
+    DeadlineExceeded,
+    ModelError,
+    ModelNotFound,
+    ModelTooLarge,
+    QueueFull,
+)
+from inferd.progress import Progress
+from inferd.serve.router import Router
+from inferd.store.models import Manifest, ModelStore
+from tests.in_process import until
+from tests.tiny_bert import write_bert
+
+MIB = 1 << 20
+
+
+class Model(Mock):
+    """A mock whose memory is known, and whose start waits for its gate."""
+
+    def __init__(self, name: str, gate: asyncio.Event) -> None:
+        super().__init__(name)
+        self.model = name
+        self.closed = False
+        self._gate = gate
+
+    async def start(self) -> None:
+        await self._gate.wait()
+        if self.name == "broken":
+            raise ModelError("it cannot be loaded")
+
+    def engine_state(self) -> EngineState:
+        return EngineState(pid=1, memory_bytes=MIB)
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+class Home:
+    """A store with models ``a``, ``b``, ``c`` and ``broken``, and the residency over it."""
+
+    def __init__(self, directory: Path, **settings: object) -> None:
+        store = ModelStore(directory)
+        for name in ("a", "b", "c", "broken"):
+            made = write_bert(directory / name, name=name)
+            digest = hashlib.sha256(made.read_bytes()).hexdigest()
+            blob = store.blob_path(digest)
+            blob.parent.mkdir(parents=True, exist_ok=True)
+            made.rename(blob)
+            size = blob.stat().st_size
+            store.write_manifest(Manifest(name=name, blob=f"sha256:{digest}", size_bytes=size))
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.made: list[Model] = []
+        self.told: list[tuple[str, str]] = []
+        self.router = Router([Mock("main")])
+        wanted = {"models_home": directory, "keep_alive_secs": 0.0, **settings}
+        self.models = Residency(
+            self.router,
+            self.build,
+            Settings(**wanted),
+            lambda name, state, _: self.tell(name, state),  # type: ignore[arg-type]
+        )
+
+    def tell(self, name: str, state: str) -> None:
+        if (name, state) not in self.told[-1:]:
+            self.told.append((name, state))
+
+    def build(
+        self, settings: Settings, entry: BackendEntry, progress: Progress, cancelled: threading.Event
+    ) -> Model:
+        assert isinstance(entry, LlamaCppEntry)
+        self.made.append(Model(entry.name, self.gate))
+        return self.made[-1]
+
+    async def use(self, name: str, deadline: float | None = None) -> None:
+        async with self.models.hold(name, deadline) as given, AsyncExitStack() as held:
+            held.enter_context(self.router.dispatch(model=given))
+
+    def resident(self) -> set[str]:
+        return {member.backend.name for member in self.router.all_members()} - {"main"}
+
+
+async def test_a_model_is_loaded_when_it_is_named_and_stays(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    await home.use("a")
+    await home.use("a")
+    assert [model.name for model in home.made] == ["a"]
+    assert home.told == [("a", "loading"), ("a", "resident")]
+    await home.models.close()
+    assert home.made[0].closed
+    assert home.resident() == set()
+
+
+async def test_all_who_wait_share_one_load(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.gate.clear()
+    uses = [asyncio.create_task(home.use("a")) for _ in range(5)]
+    await until(lambda: bool(home.made))
+    home.gate.set()
+    await asyncio.gather(*uses)
+    assert len(home.made) == 1
+    await home.models.close()
+
+
+async def test_a_configured_backend_is_used_as_it_is(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    await home.use("main")
+    assert home.made == []
+
+
+async def test_an_unknown_name_is_told_with_the_nearest(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    with pytest.raises(ModelNotFound, match="no model 'brokn'; did you mean 'broken'"):
+        await home.use("brokn")
+    with pytest.raises(ModelNotFound, match="inferd list"):
+        await home.use("zzzzzzzzzzzz")
+    with pytest.raises(ModelNotFound, match="no model"):
+        await home.use("../../etc/passwd")
+    with pytest.raises(ModelNotFound):
+        await home.use("x" * 60_000)
+
+
+async def test_a_model_without_its_file_is_never_downloaded(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    with pytest.raises(ModelNotFound, match="run `inferd pull smollm2-135m-instruct`"):
+        await home.use("smollm2")
+    assert home.made == []
+
+
+async def test_one_that_cannot_be_loaded_fails_those_who_wait_and_may_be_tried_again(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    for _ in range(2):
+        with pytest.raises(ModelError, match="cannot be loaded"):
+            await home.use("broken")
+    assert all(model.closed for model in home.made)
+    assert home.told[-1] == ("broken", "failed")
+    await home.use("a")
+    await home.models.close()
+
+
+async def test_an_idle_model_gives_way_and_a_busy_one_does_not(tmp_path: Path) -> None:
+    home = Home(tmp_path, active_permits=1)
+    need = home.models.card("a").memory_bytes(48, 1)
+    home.models.settings = Settings(
+        models_home=tmp_path, keep_alive_secs=0.0, active_permits=1, memory_budget_bytes=2 * need + need // 2
+    )
+    await home.use("a")
+    await home.use("b")
+    async with home.models.hold("a", None):
+        await home.use("c")  # b is unused for longer than a, and a is in use
+        assert home.resident() == {"a", "c"}
+        async with home.models.hold("c", None):
+            with pytest.raises(ModelTooLarge, match=r"'b' needs about .* MiB"):
+                await home.use("b")
+        assert home.resident() == {"a", "c"}
+    await home.models.close()
+
+
+async def test_an_idle_model_is_unloaded_after_a_while(tmp_path: Path) -> None:
+    home = Home(tmp_path, keep_alive_secs=0.01)
+    async with home.models.hold("a", None):
+        await asyncio.sleep(0.05)
+        assert home.resident() == {"a"}
+    await until(lambda: home.told[-1] == ("a", "unloaded"))
+    assert home.made[0].closed
+    await home.use("a")
+    assert len(home.made) == 2
+    await home.models.close()
+
+
+async def test_a_deadline_ends_the_wait_and_not_the_load(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.gate.clear()
+    with pytest.raises(DeadlineExceeded, match="was loaded"):
+        await home.use("a", asyncio.get_running_loop().time())
+    await until(lambda: bool(home.made))
+    home.gate.set()
+    await home.use("a")
+    assert len(home.made) == 1
+    await home.models.close()
+
+
+async def test_those_who_wait_for_one_model_take_no_place_of_another(tmp_path: Path) -> None:
+    home = Home(tmp_path, queue_depth=2)
+    home.gate.clear()
+    uses = [asyncio.create_task(home.use("a")) for _ in range(2)]
+    await until(lambda: bool(home.made))
+    with pytest.raises(QueueFull):
+        await home.use("a")
+    await home.use("main")
+    home.gate.set()
+    await asyncio.gather(*uses)
+    await home.models.close()
+
+
+async def test_a_stop_ends_the_waiting(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.gate.clear()
+    use = asyncio.create_task(home.use("a"))
+    await until(lambda: bool(home.made))
+    home.models.stop()
+    with pytest.raises(AdmissionClosed):
+        await use
+    await home.models.close()
+    assert home.made[0].closed
+
+
+async def test_the_listing_says_what_each_file_says(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    await home.use("a")
+    rows: dict[str, Mapping[str, object]] = {str(row["name"]): row for row in await home.models.listing()}
+    assert set(rows) == {"a", "b", "c", "broken"}
+    assert (rows["a"]["resident"], rows["b"]["resident"]) == (True, False)
+    assert (rows["a"]["architecture"], rows["a"]["embed"]) == ("bert", True)
+    await home.models.close()
