@@ -19,6 +19,7 @@ import os
 import resource
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
@@ -63,6 +64,8 @@ def run(read: Callable[[], LoadedConfig], build: Build = build_backend) -> int:
     faulthandler.enable()
     activity = log.setup(given.settings.log_level, given.settings.log_dir)
     _raise_descriptor_limit(given.settings.max_connections)
+    # A thread that parses a large request gives way to the event loop this soon; 5 ms is the default.
+    sys.setswitchinterval(0.0005)
     loop = new_event_loop()
     library.capture(loop)
     try:

@@ -199,7 +199,8 @@ class Connection(asyncio.BufferedProtocol):
             self._clear_read_alarm()
 
     def _raw_may_follow(self, line: bytes) -> bool:
-        return self._may_carry_raw is not None and self._may_carry_raw(line)
+        # A large line is not searched on the event loop; nothing is read on before it was parsed.
+        return self._may_carry_raw is not None and (len(line) > LARGE_BYTES or self._may_carry_raw(line))
 
     async def read_raw(self, size: int) -> memoryview | None:
         """The ``size`` bytes behind the last line, whatever they are; ``None`` if the input ends before.

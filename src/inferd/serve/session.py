@@ -29,6 +29,7 @@ from inferd.errors import (
     MalformedFrame,
     QueueFull,
 )
+from inferd.fastpath import count_names
 from inferd.serve import auth, faults
 from inferd.serve.admission import Admission
 from inferd.serve.burst import Burst
@@ -49,6 +50,10 @@ _DEADLINE, _STOP = "deadline", "stop"
 # A connection that was refused for a full queue is read again after this time, which doubles with each
 # further refusal. So a client that repeats its request at once cannot keep the event loop busy with refusals.
 FIRST_PAUSE_SECS, LONGEST_PAUSE_SECS = 0.01, 0.5
+
+# A line beyond LARGE_BYTES may hold long texts, but no more than this many names of its objects: about four
+# thousand messages.
+MAX_LARGE_NAMES = 16_384
 
 _log = log.get("session")
 _accepted = Burst(_log, "connection_accepted", "connections_accepted")
@@ -115,6 +120,16 @@ class Service(Generic[R]):
 
 def _this_task() -> asyncio.Task[None]:
     return cast("asyncio.Task[None]", asyncio.current_task())
+
+
+def _parse_large(surface: Surface[R], raw: bytes) -> R:
+    """As ``surface.parse``, in a thread. Raises DecodeError for a line of so many names that building their
+    objects would keep the interpreter's lock from the event loop for long."""
+    if count_names(raw) > MAX_LARGE_NAMES:
+        raise DecodeError(
+            f"a request of more than {LARGE_BYTES} bytes holds more than {MAX_LARGE_NAMES} names"
+        )
+    return surface.parse(raw)
 
 
 def _deadline_of(request: Request) -> float | None:
@@ -250,15 +265,22 @@ class Session(Generic[R]):
         arrived = time.monotonic()
         surface = wire.surface
         first, self._first_line = self._first_line, False
+        large = len(raw) > LARGE_BYTES
         try:
-            request = surface.parse(raw)
+            if large:
+                request = await asyncio.to_thread(_parse_large, surface, raw)
+            else:
+                request = surface.parse(raw)
         except DecodeError as error:
+            self._reserved.release()
             if first and isinstance(wire, Lines) and auth.is_auth_line(raw):
                 self._wire = None  # a client that sends its key everywhere; frames may follow it
                 return True
             _log.info("request_error", code=error.code, stage="decode", **self._log_fields)
             self._write_error(error.request_id, error)
-            return not (error.closes or (surface.may_carry_raw is not None and surface.may_carry_raw(raw)))
+            if error.closes:
+                return False
+            return surface.may_carry_raw is None or not (large or surface.may_carry_raw(raw))
         self._context = context = RequestContext(request, self._conn, arrived, self._log_fields, self._peer)
         if (behalf := request.on_behalf_of) is not None and self._service.believes(behalf.token):
             context.ask_for(behalf.caller)
@@ -271,7 +293,11 @@ class Session(Generic[R]):
                 )
             whole = True
             check_id(request.id)
-            surface.validate(request)
+            context.large = large or self._reserved.size > LARGE_BYTES
+            if context.large:
+                await asyncio.to_thread(surface.validate, request)
+            else:
+                surface.validate(request)
             await self._serve(context, deadline)
         except InferdError as error:
             self._log_error(context, error)

@@ -65,6 +65,7 @@ class RequestContext(Generic[R]):
         "caller",
         "conn",
         "interruption",
+        "large",
         "owner",
         "permit",
         "queue_ms",
@@ -85,6 +86,7 @@ class RequestContext(Generic[R]):
         self.owner: Hashable = peer.owner
         self.queue_ms = 0.0
         self.permit: Permit | None = None
+        self.large = False
         self.backend: str | None = None
         self.streaming = False
         self.tokens = 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import base64
 import codecs
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Union
 
 import msgspec
@@ -217,13 +217,23 @@ def _check_file(mime: str, known: tuple[str, ...], content: memoryview, where: s
         raise invalid(f"{where} must not be empty")
 
 
+def text_of(attachment: Text) -> str:
+    """The content of a valid attachment."""
+    return "".join(_decoded(attachment.content))
+
+
 def _is_utf8(content: memoryview) -> bool:
-    """Decodes step by step, so that checking a long text takes no memory of its size."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
     try:
-        for start in range(0, len(content), _UTF8_STEP):
-            decoder.decode(content[start : start + _UTF8_STEP])
-        decoder.decode(b"", True)
+        for _ in _decoded(content):
+            pass
     except UnicodeDecodeError:
         return False
     return True
+
+
+def _decoded(content: memoryview) -> Iterator[str]:
+    """The text in pieces: each keeps the interpreter's lock for a moment only, and takes little memory."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    for start in range(0, len(content), _UTF8_STEP):
+        yield decoder.decode(content[start : start + _UTF8_STEP])
+    yield decoder.decode(b"", True)

@@ -6,6 +6,7 @@ itself, from the writer's template, pass through untouched.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import time
 from abc import abstractmethod
@@ -81,7 +82,11 @@ class Generation(Surface[R]):
     ) -> Done:
         """Writes what comes; returns the end of the stream."""
         conn = context.conn
-        stream = await backend.generate(self.engine_request(context.request, writer.template))
+        if context.large:
+            request = await asyncio.to_thread(self.engine_request, context.request, writer.template)
+        else:
+            request = self.engine_request(context.request, writer.template)
+        stream = await backend.generate(request)
         clock = time.monotonic
         last = 0.0
         size = 0

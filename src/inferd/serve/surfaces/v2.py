@@ -170,7 +170,7 @@ def _part(block: v2.Block, media: Attachments) -> str | Media | None:
             "audio", attachment.content, mime=attachment.mime or "", sample_rate=attachment.sample_rate or 0
         )
     if isinstance(attachment, attachments.Text):
-        return str(attachment.content, "utf-8")
+        return attachments.text_of(attachment)
     return None
 
 
