@@ -26,8 +26,10 @@ from inferd.config.kinds import Boolean, Integer
 from inferd.config.option import Option
 from inferd.config.settings import OPTIONS
 from inferd.config.sources import LoadedConfig
+from inferd.store.models import Manifest, ModelStore
 from tests.daemon_process import until
 from tests.scripted_peer import Peer, Script
+from tests.tiny_model import DIGEST, put
 
 DONE = Done(content="Hello", stop_reason="end", prompt_tokens=1, completion_tokens=2)
 FLAGGED = [option for option in OPTIONS if option.flag is not None]
@@ -130,6 +132,86 @@ def test_a_quick_command_loads_little(home: Path) -> None:
     loaded = set(done.stdout.split())
     assert "inferd.client" in loaded
     assert not loaded & {"inferd.engine", "inferd.daemon", "asyncio", "rich", "prompt_toolkit", "hashlib"}
+
+
+@pytest.mark.parametrize("line", [["service"], ["config"]])
+def test_a_group_alone_shows_its_help(
+    line: list[str], home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(line) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"Usage: inferd {line[0]} ")
+    assert "Commands:" in err
+
+
+def test_what_people_from_elsewhere_ask_for(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def shown(*line: str, code: int = 0) -> str:
+        assert cli.main(line) == code
+        return capsys.readouterr().out
+
+    assert shown("-V") == shown("--version") == shown("version")
+    assert shown("help") == shown("--help")
+    assert shown("help", "config", "show") == shown("config", "show", "--help")
+    assert shown("ls", "--json") == shown("list", "--json")
+    assert cli.main(["ps"]) == cli.main(["status"]) == 3
+    assert cli.main(["reload"]) == 3
+    assert shown("help", "nonsense", code=2) == ""
+    assert shown("help", "run", "more", code=2) == ""
+    assert shown("logs", code=1) == ""
+
+
+def test_no_help_shows_the_insides_of_a_program(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def walk(command: click.Command, line: list[str]) -> None:
+        assert cli.main([*line, "--help"]) == 0
+        text = capsys.readouterr().out
+        for sign in ("<function", "<class", " object at 0x", "None]", "Sentinel", "[]"):
+            assert sign not in text, line
+        if isinstance(command, click.Group):
+            context = click.Context(command)
+            for name in command.list_commands(context):
+                found = command.get_command(context, name)
+                assert found is not None
+                walk(found, [*line, name])
+
+    walk(commands.app, [])
+
+
+def test_the_help_of_serve_has_the_defaults(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["serve", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "[INFERD_QUEUE_DEPTH; default 10]" in text
+    assert "[default $MODELS_HOME, else" in text
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_completes(shell: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert "_INFERD_COMPLETE" in script
+    put(ModelStore(home), b"x")
+    ModelStore(home).write_manifest(
+        Manifest(name="tiny-model", blob=f"sha256:{DIGEST}", size_bytes=1, produced_by="", produced_at="")
+    )
+    for line, answer in (
+        ("inferd st", "status"),
+        ("inferd run --js", "--json-schema"),
+        ("inferd rm ti", "tiny-model"),
+    ):
+        words = line.split()
+        env = {
+            "_INFERD_COMPLETE": f"{shell}_complete",
+            "COMP_WORDS": line,
+            "COMP_CWORD": words[-1] if shell == "fish" else str(len(words) - 1),
+        }
+        done = subprocess.run(
+            [sys.executable, "-m", "inferd"],
+            env={**os.environ, **env},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert answer in done.stdout, done.stderr
 
 
 # The flags of serve.
@@ -417,7 +499,7 @@ def test_progress_on_a_terminal_is_a_bar(
 
 def test_list_shows_catalogue_and_store(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["list"]) == 0
-    assert re.search(r"smollm2-135m-instruct +no +98\.4 MB +Apache-2\.0", capsys.readouterr().out)
+    assert re.search(r"smollm2-135m-instruct +no +98 MB +Apache-2\.0", capsys.readouterr().out)
     assert cli.main(["list", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["models_home"] == str(home)

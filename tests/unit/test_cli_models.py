@@ -73,9 +73,9 @@ def test_a_file_goes_in_and_out(home: Path, file: Path, capsys: Capture) -> None
     row = listed(capsys, "mine")
     assert (row["stored"], row["license"], row["description"]) == (True, "MIT", f"file:{file}")
     run("verify")
-    assert capsys.readouterr().out == "mine: ok, 0.0 MB\n"
+    assert capsys.readouterr().out == "mine: ok, 16 kB\n"
     run("rm", "mine")
-    assert capsys.readouterr().out == "mine is removed; 0.0 MB are free again\n"
+    assert capsys.readouterr().out == "mine is removed; 16 kB are free again\n"
     assert not path.exists()
     run("rm", "mine", code=1)
     assert "no model 'mine' is in the store" in capsys.readouterr().err
@@ -106,7 +106,7 @@ def test_verify_finds_what_is_damaged_and_goes_on(home: Path, file: Path, capsys
     capsys.readouterr()
     run("verify", "bad", "nobody", "good", code=1)
     out, err = capsys.readouterr()
-    assert out == "good: ok, 0.0 MB\n"
+    assert out == "good: ok, 16 kB\n"
     assert re.search(
         r"^bad: model 'bad' has the sha256 .* the file was moved to .*-sha-mismatch\.bin", err, re.M
     )
@@ -125,12 +125,12 @@ def test_gc_shows_what_it_deletes(home: Path, file: Path, capsys: Capture) -> No
     blob = store.blob_path(DIGEST).parent
     run("gc", "--dry-run", "--quarantine")
     assert capsys.readouterr().out.splitlines() == [
-        f"model without a name, 0.0 MB: {blob}",
-        f"quarantined file, 2.0 MB: {place}",
-        "2.0 MB would be free again",
+        f"model without a name, 16 kB: {blob}",
+        f"quarantined file, 2 MB: {place}",
+        "2 MB would be free again",
     ]
     run("gc")
-    assert capsys.readouterr().out.splitlines()[1:] == ["0.0 MB are free again"]
+    assert capsys.readouterr().out.splitlines()[1:] == ["16 kB are free again"]
     assert not blob.exists()
     assert place.exists()
 
@@ -163,7 +163,7 @@ def test_list_shows_what_has_come_so_far(home: Path, file: Path, capsys: Capture
     row = listed(capsys, "tiny")
     assert (row["stored"], row["downloaded_bytes"]) == (False, 1_500_000)
     run("list")
-    assert re.search(r"tiny +1\.5 MB of it +0\.0 MB", capsys.readouterr().out)
+    assert re.search(r"tiny +2 MB of it +16 kB", capsys.readouterr().out)
 
 
 def test_what_another_tool_wrote_cannot_drive_the_terminal(home: Path, capsys: Capture) -> None:

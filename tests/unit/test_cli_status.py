@@ -16,6 +16,8 @@ import pytest
 
 from inferd import cli, errors
 from inferd.cli import background
+from inferd.cli.status import admin_address, overview
+from inferd.client.admin import AdminClient
 from inferd.config import sources
 from inferd.serve.observe.metrics import Metrics
 from tests.scripted_peer import AdminPeer
@@ -76,6 +78,25 @@ def snapshot(lifecycle: dict[str, object], **more: object) -> dict[str, object]:
 
 
 MAIN = {"name": "main", "kind": "llamacpp", "model": "m", "ready": True, "breaker": "open", "running": 1}
+
+
+@pytest.mark.parametrize("width", [80, 40])
+def test_status_fits_the_screen(
+    width: int, admin: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    able = {**CAPABILITIES, "name": "smollm2-135m-instruct", "model": "smollm2-135m-instruct.Q4_K_M.gguf"}
+    backend = {**MAIN, "name": "smollm2-135m-instruct", "breaker": "closed"}
+    able.update(tools=True, accelerator="cpu")
+    admin(able, {"status": "ready"}, snapshot({"status": "ready"}, backends=[backend]))
+    with AdminClient(admin_address()) as client:
+        state = client.status()
+    lines = overview(state, width)
+    assert max(map(len, lines)) <= width
+    text = " ".join(" ".join(lines).split())
+    assert "model smollm2-135m-instruct.Q4_K_M.gguf" in text
+    assert "0 of 2 running, 0 of 5 waiting" in text
+    if width == 80:
+        assert not any("…" in line for line in lines)
 
 
 ENGINE = {
@@ -169,9 +190,9 @@ def test_status_of_a_daemon_at_work(admin: Callable[..., None], capsys: pytest.C
     headline, totals, _, _, main, able, _, _, first, evil, last = capsys.readouterr().out.splitlines()
     assert headline == "ready, inferd 9.9, process 4711, up 2 h"
     assert totals == "1 of 2 running, 2 of 5 waiting; 41 answered, 2 failed, 1 cancelled"
-    columns = ["main", "llamacpp", "breaker open", "300", "200", "50", "38 ms", "-", "88", "[red]m[/]"]
+    columns = ["main", "breaker open", "300", "200", "50", "38 ms", "-", "88"]
     assert re.split(" {2,}", main) == columns
-    assert able == "  n_ctx 512"
+    assert able == "  llamacpp, model [red]m[/], n_ctx 512"
     of_first = ["first", "v2", "pid 77, uid 1000", "1.5 s", "running", "12", "main"]
     assert re.split(" {2,}", first) == of_first
     assert evil.startswith("evil\N{REPLACEMENT CHARACTER}[2J\N{REPLACEMENT CHARACTER}xxxxxxxx")

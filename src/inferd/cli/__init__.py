@@ -28,6 +28,10 @@ BROKEN_PIPE = 141
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs ``inferd`` with ``arguments`` (default: the process's own); returns the exit code."""
+    if "_INFERD_COMPLETE" in os.environ:
+        from inferd.cli.completion import answer
+
+        return answer(app) or 0
     return run_command(app, "inferd", sys.argv[1:] if arguments is None else arguments)
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from inferd.cli.options import Target
+from inferd.cli.say import say
 from inferd.client import AdminClient, Client
 from inferd.client.address import Surface
 from inferd.client.admin import Frame
@@ -86,6 +87,12 @@ def _wait_for_boot(settings: Settings, show: Callable[[Frame], None]) -> None:
     with admin:
         try:
             admin.wait_ready(watch)
+        except KeyboardInterrupt:
+            say(
+                "\nthe daemon goes on loading its model; `inferd watch` shows it, `inferd stop` ends it",
+                err=True,
+            )
+            raise
         except ConnectionLost:
             if not draining:
                 raise BootFailed(_why(settings, child)) from None

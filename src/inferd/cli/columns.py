@@ -5,9 +5,14 @@ What a daemon says may be in a client's own words, so nothing of it may move the
 
 from __future__ import annotations
 
+import shutil
+import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 
 from inferd.controls import one_line
+
+PIPE_COLUMNS = 10_000
 
 
 def aligned(rows: Iterable[Sequence[object]]) -> list[str]:
@@ -15,6 +20,17 @@ def aligned(rows: Iterable[Sequence[object]]) -> list[str]:
     cells = [[one_line(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """The text as lines that fit ``width``; those behind the first are indented further."""
+    indent = " " * (len(text) - len(text.lstrip()))
+    return textwrap.wrap(text, max(width, 20), subsequent_indent=indent + "  ", break_on_hyphens=False)
+
+
+def screen_width() -> int:
+    """The columns of the terminal on stdout; a pipe has no end."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_COLUMNS
 
 
 def cut(text: str, width: int) -> str:

@@ -19,7 +19,9 @@ COMMANDS = {
     "status": "status",
     "top": "top",
     "watch": "status",
-    "stop": "status",
+    "logs": "logs",
+    "reload": "control",
+    "stop": "control",
     "pull": "models",
     "import": "models",
     "list": "models",
@@ -29,8 +31,14 @@ COMMANDS = {
     "config": "config",
     "doctor": "doctor",
     "service": "service",
+    "completion": "completion",
+    "help": "commands",
+    "version": "commands",
 }
 """Command → module; the command is the attribute ``NAME_command`` of it."""
+
+ALIASES = {"ps": "status", "ls": "list"}
+"""What the command is called by people who come from elsewhere."""
 
 
 class _Commands(click.Group):
@@ -38,6 +46,7 @@ class _Commands(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        cmd_name = ALIASES.get(cmd_name, cmd_name)
         if cmd_name not in COMMANDS:
             return None
         module = import_module(f"inferd.cli.{COMMANDS[cmd_name]}")
@@ -47,7 +56,7 @@ class _Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+        if args and not args[0].startswith("-") and args[0] not in (*COMMANDS, *ALIASES):
             import difflib
 
             near = difflib.get_close_matches(args[0], COMMANDS, n=1)
@@ -59,7 +68,7 @@ class _Commands(click.Group):
 @click.group(
     cls=_Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]}
 )
-@click.option("--version", is_flag=True, help="Show the version.")
+@click.option("-V", "--version", is_flag=True, help="Show the version.")
 @click.option("--verbose", is_flag=True, help="With --version: also show the engine's build.")
 @click.pass_context
 def app(context: click.Context, version: bool, verbose: bool) -> None:
@@ -74,3 +83,26 @@ def app(context: click.Context, version: bool, verbose: bool) -> None:
     elif context.invoked_subcommand is None:
         say(context.get_help(), err=True)
         context.exit(2)
+
+
+@click.command("help")
+@click.argument("words", metavar="[COMMAND]...", nargs=-1)
+@click.pass_context
+def help_command(context: click.Context, words: tuple[str, ...]) -> None:
+    """Show the help of a command, or of all."""
+    shown = context.find_root()
+    for word in words:
+        if not isinstance(shown.command, click.Group):
+            raise click.UsageError(f"`{shown.command_path}` has no command {word!r}", shown)
+        shown.command.resolve_command(shown, [word])  # an unknown one is an error
+        found = shown.command.get_command(shown, word)
+        if found is None:
+            raise click.UsageError(f"`{shown.command_path}` has no command {word!r}", shown)
+        shown = click.Context(found, info_name=found.name, parent=shown)
+    say(shown.get_help())
+
+
+@click.command("version")
+def version_command() -> None:
+    """Show the version."""
+    say(f"inferd {__version__}")

@@ -15,6 +15,7 @@ from typing import Any
 import click
 import msgspec
 
+from inferd.cli.helpful import HelpfulGroup
 from inferd.cli.kind_type import KindType
 from inferd.cli.say import say, say_json
 from inferd.config import sources
@@ -37,7 +38,7 @@ _file = click.option(
 )
 
 
-@click.group("config", context_settings={"help_option_names": ["-h", "--help"]})
+@click.group("config", cls=HelpfulGroup, context_settings={"help_option_names": ["-h", "--help"]})
 def config_command() -> None:
     """Show, check and make the configuration."""
 

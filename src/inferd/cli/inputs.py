@@ -78,7 +78,8 @@ def _tool(given: Any, source: str) -> dict[str, Any]:
         tool.pop("strict", None)
     if not isinstance(tool, dict) or not {"name", "description", "input_schema"} <= tool.keys():
         raise UsageError(
-            f'{_named(source)} must hold a JSON array of tools, each {{"name", "description", "input_schema"}}'
+            f"{_named(source)} must hold a JSON array of tools, each with"
+            ' {"name", "description", "input_schema"}'
         )
     return tool
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from inferd.cli.output import print_table
+from inferd.cli.columns import aligned, cut, screen_width
+from inferd.cli.completion import stored_models
 from inferd.cli.progress import Progress
 from inferd.cli.say import say, say_json
 from inferd.config import sources
@@ -34,7 +35,7 @@ _LICENSE = click.option(
 )
 
 
-def _store() -> ModelStore:
+def open_store() -> ModelStore:
     from inferd.store.models import ModelStore
 
     settings, _ = sources.load({}, serving=False)
@@ -97,7 +98,7 @@ def pull_command(model: str, name: str | None, sha256: str | None, licence: str)
     from inferd.store.pinning import pin
     from inferd.store.sources import is_source
 
-    store = _store()
+    store = open_store()
     if not is_source(model) and (name or sha256 or licence):
         raise click.UsageError("--name, --sha256 and --license are for a source, not for a name")
 
@@ -119,7 +120,7 @@ def import_command(file: Path, name: str | None, licence: str) -> None:
     """Copy the GGUF FILE into the store."""
     from inferd.store.pinning import pin
 
-    store = _store()
+    store = open_store()
 
     def find(show: Show, cancelled: threading.Event) -> CatalogueModel:
         source = f"file:{file.absolute()}"
@@ -129,12 +130,12 @@ def import_command(file: Path, name: str | None, licence: str) -> None:
 
 
 @click.command("rm")
-@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.argument("names", metavar="NAME...", nargs=-1, required=True, shell_complete=stored_models)
 def rm_command(names: tuple[str, ...]) -> None:
     """Delete models from the store. A daemon that has one loaded keeps it until it stops."""
     from inferd.store.upkeep import remove
 
-    store = _store()
+    store = open_store()
     for name in names:
         removed = remove(store, name)
         if removed.kept_for:
@@ -145,12 +146,12 @@ def rm_command(names: tuple[str, ...]) -> None:
 
 
 @click.command("verify")
-@click.argument("names", metavar="[NAME]...", nargs=-1)
+@click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=stored_models)
 def verify_command(names: tuple[str, ...]) -> int:
     """Hash stored models again, all without a NAME. A damaged file is moved to quarantine."""
     from inferd.store.fetch import ensure_model
 
-    store = _store()
+    store = open_store()
     wrong = 0
 
     def work(name: str, show: Show, cancelled: threading.Event) -> OpenModel:
@@ -175,10 +176,14 @@ def gc_command(quarantine: bool, dry_run: bool) -> None:
     from inferd.store.upkeep import collect
 
     freed = 0
-    for rubbish in collect(_store(), quarantine=quarantine, dry_run=dry_run):
+    for rubbish in collect(open_store(), quarantine=quarantine, dry_run=dry_run):
         freed += rubbish.size_bytes
         say(f"{rubbish.what}, {_size(rubbish.size_bytes)}: {rubbish.path}")
-    say(f"{_size(freed)} {'would be' if dry_run else 'are'} free again")
+    say(
+        f"{_size(freed)} {'would be' if dry_run else 'are'} free again"
+        if freed
+        else "there is nothing to delete"
+    )
 
 
 @click.command("list")
@@ -188,7 +193,7 @@ def list_command(as_json: bool) -> None:
     from inferd.store.catalogue import CATALOGUE
     from inferd.store.partial import largest_file
 
-    store = _store()
+    store = open_store()
     rows: dict[str, dict[str, Any]] = {
         model.name: {
             "name": model.name,
@@ -215,20 +220,22 @@ def list_command(as_json: bool) -> None:
 
 
 def _show(rows: list[dict[str, Any]]) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False)
-    for title in ("name", "stored", "size", "licence", "description"):
-        table.add_column(title)
+    cells: list[tuple[object, ...]] = [("name", "stored", "size", "licence", "description")]
     for row in rows:
         part = f"{_size(row['downloaded_bytes'])} of it" if row["downloaded_bytes"] else "no"
         size = "?" if row["size_bytes"] is None else _size(row["size_bytes"])
         stored = "yes" if row["stored"] else part
-        cells = (row["name"], stored, size, row["license"], row["description"])
-        table.add_row(*(Text(one_line(cell)) for cell in cells))
-    print_table(table)
+        cells.append((row["name"], stored, size, row["license"], row["description"]))
+    width = screen_width()
+    for line in aligned(cells):
+        say(cut(line, width))
 
 
 def _size(size: int) -> str:
-    return f"{size / 1e6:.1f} MB"
+    return (
+        f"{size / 1e9:.1f} GB"
+        if size >= 1e9
+        else f"{size / 1e6:.0f} MB"
+        if size >= 1e6
+        else f"{size / 1e3:.0f} kB"
+    )

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 from inferd.cli.columns import duration, rate
 from inferd.cli.say import say
 from inferd.client import Done, MessageDone
 from inferd.controls import harmless
 from inferd.errors import Unavailable
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-_PIPE_COLUMNS = 10_000
-"""A pipe has no width, so nothing is wrapped or cut in it."""
 
 
 class Answer:
@@ -69,10 +62,3 @@ def summary(done: Done | MessageDone) -> str:
         done.stop_reason,
     ]
     return "; ".join(part for part in parts if part)
-
-
-def print_table(table: Table) -> None:
-    """A table without frames; coloured and wrapped only on a terminal."""
-    from rich.console import Console
-
-    Console(width=None if sys.stdout.isatty() else _PIPE_COLUMNS, highlight=False).print(table)

@@ -17,10 +17,8 @@ from inferd.config.settings import OPTIONS
 
 
 def _flag(option: Option) -> click.Option:
-    notes = [note for note in (option.env, f"default {option.default}") if note]
-    if option.default is None or option.default_doc or isinstance(option.kind, Boolean):
-        notes = notes[:1]
-    described = f"{option.doc} [{'; '.join(notes)}]"
+    notes = [note for note in (option.env, _default(option)) if note]
+    described = f"{option.doc} [{'; '.join(notes)}]" if notes else option.doc
     flag = str(option.flag)
     if isinstance(option.kind, Boolean):
         names = f"{flag}/{flag.replace('--', '--no-', 1)}"
@@ -34,6 +32,15 @@ def _flag(option: Option) -> click.Option:
         is_flag=False,
         flag_value=option.kind.bare if isinstance(option.kind, HttpAddress) else None,
     )
+
+
+def _default(option: Option) -> str | None:
+    """The default in words; ``None`` where it goes without saying."""
+    if option.default_doc:
+        return f"default {option.default_doc.replace('`', '')}"
+    if option.default is None or isinstance(option.kind, Boolean):
+        return None
+    return f"default {option.default}"
 
 
 _CONFIG = click.Option(

@@ -17,6 +17,7 @@ import click
 
 from inferd.cli import units
 from inferd.cli.background import log_path
+from inferd.cli.helpful import HelpfulGroup
 from inferd.cli.say import say
 from inferd.config import paths, sources
 from inferd.config.settings import OPTIONS, Settings
@@ -30,7 +31,7 @@ PATIENCE_SECS = 60.0
 """For the service manager's answer, which does not wait for the model."""
 
 
-@click.group("service")
+@click.group("service", cls=HelpfulGroup, context_settings={"help_option_names": ["-h", "--help"]})
 def service_command() -> None:
     """Run the daemon as a service of your own."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -11,7 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from inferd.cli.columns import aligned, caller, cut, duration, megabytes, rate, time_or_dash
+from inferd.cli.columns import (
+    PIPE_COLUMNS,
+    aligned,
+    caller,
+    cut,
+    duration,
+    megabytes,
+    rate,
+    screen_width,
+    time_or_dash,
+    wrapped,
+)
 from inferd.cli.say import say
 from inferd.client.address import default_admin_address
 from inferd.client.admin import AdminClient, Frame, Status
@@ -28,7 +38,7 @@ ANSWER_SECS = 5.0
 _FIXED = ("id", "type", "status")
 
 
-def _settings() -> Settings:
+def settings_of_daemon() -> Settings:
     """Where the daemon is; a config file that cannot be read must not hide a running daemon."""
     from inferd.config import sources
 
@@ -44,7 +54,7 @@ def admin_address() -> Path:
         and not paths.config_path().exists()
     ):
         return paths.admin_socket_path()
-    return _settings().admin_addr
+    return settings_of_daemon().admin_addr
 
 
 @click.command("status")
@@ -58,7 +68,7 @@ def status_command(as_json: bool) -> None:
         if as_json:
             say('{"running": false}')
         raise
-    say(_json(state) if as_json else "\n".join(overview(state)))
+    say(_json(state) if as_json else "\n".join(overview(state, screen_width())))
 
 
 def _json(state: Status) -> str:
@@ -84,13 +94,14 @@ def _details(frame: Frame) -> dict[str, Any]:
     return {key: value for key, value in frame.items() if key not in _FIXED}
 
 
-def overview(state: Status) -> list[str]:
-    lines = [_headline(state), _totals(state)]
+def overview(state: Status, width: int = PIPE_COLUMNS) -> list[str]:
+    """The whole state in lines of at most ``width`` characters."""
+    lines = [*wrapped(_headline(state), width), *wrapped(_totals(state), width)]
     if state.backends or state.capabilities:
-        lines += ["", *_backends(state)]
+        lines += ["", *_backends(state, width)]
     requests = [*state.running, *state.waiting]
     if requests:
-        lines += ["", *_requests(requests)]
+        lines += ["", *(cut(line, width) for line in _requests(requests))]
     return lines
 
 
@@ -112,35 +123,25 @@ def _totals(state: Status) -> str:
     )
 
 
-def _backends(state: Status) -> list[str]:
-    """Each backend with what it has done, and a line about what it can."""
+def _backends(state: Status, width: int) -> list[str]:
+    """Each backend with what it has done, and below it what it is and can."""
     states = {row["name"]: row for row in state.backends}
     rows: list[tuple[object, ...]] = [
-        (
-            "backend",
-            "kind",
-            "state",
-            "prompt",
-            "cached",
-            "answer",
-            "first token",
-            "prefill/s",
-            "decode/s",
-            "model",
-        )
+        ("backend", "state", "prompt", "cached", "answer", "first", "prefill/s", "decode/s")
     ]
     abilities = [_abilities(frame) for frame in state.capabilities]
     for frame in state.capabilities:
         name = frame.get("name", "")
         row = states.get(name)
         numbers = state.metrics["backends"].get(name)
-        rows.append((name, frame.get("backend"), _condition(row), *_numbers(numbers), frame.get("model")))
+        rows.append((cut(one_line(name), 22), _condition(row), *_numbers(numbers)))
     engines = [engine_line(states.get(frame.get("name", ""))) for frame in state.capabilities]
     header, *lines = aligned(rows)
-    return [
-        header,
-        *(line for three in zip(lines, abilities, engines, strict=True) for line in three if line),
-    ]
+    shown = [cut(header, width)]
+    for row_line, *details in zip(lines, abilities, engines, strict=True):
+        shown.append(cut(row_line, width))
+        shown += [line for detail in details for line in wrapped(detail, width)]
+    return shown
 
 
 def _condition(row: Frame | None) -> str:
@@ -190,8 +191,10 @@ def _numbers(numbers: Frame | None) -> tuple[object, ...]:
 
 
 def _abilities(frame: Frame) -> str:
-    """Everything that the backend is or has, beside its name, kind and model."""
-    shown = []
+    """Everything that the backend is or has, its kind and model first."""
+    shown = [str(frame.get("backend"))]
+    if frame.get("model") not in (None, "", frame.get("name")):
+        shown.append(f"model {frame['model']}")
     for key, value in _details(frame).items():
         if key not in ("name", "backend", "model") and value not in (None, "", 0, False):
             shown.append(key if value is True else f"{key} {value}")
@@ -240,36 +243,3 @@ def _line(frame: Frame) -> str:
 
     details = "  ".join(f"{key}={json.dumps(value)}" for key, value in _details(frame).items())
     return f"{time.strftime('%H:%M:%S')}  {frame['status']}  {details}".rstrip()
-
-
-@click.command("stop")
-def stop_command() -> None:
-    """Stop the daemon. Running requests may finish; waits until it has ended."""
-    from inferd.cli.background import POLL_SECS
-    from inferd.store.runtime import holder, is_held
-
-    lock = _settings().lock
-    pid = _pid(lock) if is_held(lock) else None
-    if pid is None:
-        say("no daemon is running")
-        return
-    try:
-        os.kill(pid, signal.SIGTERM)
-    except ProcessLookupError:
-        pass
-    except PermissionError:
-        raise DaemonUnreachable(
-            f"the daemon, process {pid}, belongs to another user; ask them, or use `kill` as root"
-        ) from None
-    while is_held(lock) and holder(lock) == pid:
-        time.sleep(POLL_SECS)
-    say(f"the daemon, process {pid}, has stopped")
-
-
-def _pid(lock: Path) -> int:
-    from inferd.store.runtime import holder
-
-    pid = holder(lock)
-    if pid is None:
-        raise DaemonUnreachable(f"a daemon holds {lock}, but its process is not known; stop it with `kill`")
-    return pid

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import select
+import shutil
 import sys
 import time
 from collections import deque
@@ -151,7 +152,9 @@ def top_command(interval: float) -> None:
         while True:
             able = state.capabilities or able
             trends.add(state)
-            lines = overview(dataclasses.replace(state, capabilities=able))
+            lines = overview(
+                dataclasses.replace(state, capabilities=able), shutil.get_terminal_size().columns
+            )
             lines[2:2] = ["", *trends.table()]
             live.update(Text("\n".join(lines), no_wrap=True, overflow="ellipsis"), refresh=True)
             if pressed(interval) in LEAVE:

@@ -117,17 +117,20 @@ class TextSink:
         os.close(new)
 
     def _text(self, entry: Entry) -> str:
-        level = entry["level"]
-        head = f"{level.upper():5}"
-        if self._colour:
-            head = f"\x1b[{self._COLOURS.get(level, '2')}m{head}\x1b[0m"
-        fields = "".join(
-            f" {name}={_plain(value)}"
-            for name, value in entry.items()
-            if name not in _HEAD and value is not None
-        )
-        msg = entry["msg"] if entry["msg"].isprintable() else repr(entry["msg"])
-        return f"{entry['t']} {head} {entry['component']}: {msg}{fields}\n"
+        colour = self._COLOURS.get(entry["level"], "2") if self._colour else None
+        return short_text(entry, colour) + "\n"
+
+
+def short_text(entry: Entry, colour: str | None = None) -> str:
+    """An event on one line; ``colour`` is the terminal's number for its level."""
+    head = f"{entry['level'].upper():5}"
+    if colour is not None:
+        head = f"\x1b[{colour}m{head}\x1b[0m"
+    fields = "".join(
+        f" {name}={_plain(value)}" for name, value in entry.items() if name not in _HEAD and value is not None
+    )
+    msg = entry["msg"] if entry["msg"].isprintable() else repr(entry["msg"])
+    return f"{entry['t']} {head} {entry['component']}: {msg}{fields}"
 
 
 def _descriptor(stream: TextIO) -> int | None:

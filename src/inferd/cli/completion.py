@@ -1,0 +1,47 @@
+"""``inferd completion``: the script that has a shell complete commands, options and names of models.
+
+The script calls ``inferd`` again with a variable in its environment, which click answers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import click
+from click.shell_completion import BashComplete, FishComplete, ZshComplete, shell_complete
+
+from inferd.cli.say import say
+
+VARIABLE = "_INFERD_COMPLETE"
+
+SHELLS = ("bash", "zsh", "fish")
+
+
+@click.command("completion")
+@click.argument("shell", type=click.Choice(SHELLS))
+def completion_command(shell: str) -> None:
+    """Print the completion script of SHELL.
+
+    \b
+    bash:  inferd completion bash > ~/.local/share/bash-completion/completions/inferd
+    zsh:   inferd completion zsh > ~/.zfunc/_inferd     (with ~/.zfunc in fpath)
+    fish:  inferd completion fish > ~/.config/fish/completions/inferd.fish
+    """
+    from inferd.cli.commands import app
+
+    kinds = {"bash": BashComplete, "zsh": ZshComplete, "fish": FishComplete}
+    say(kinds[shell](app, {}, "inferd", VARIABLE).source())
+
+
+def answer(command: click.Command) -> int | None:
+    """Answers the shell, if it is the script that calls; the exit code."""
+    instruction = os.environ.get(VARIABLE)
+    return shell_complete(command, {}, "inferd", VARIABLE, instruction) if instruction else None
+
+
+def stored_models(context: click.Context, parameter: click.Parameter, incomplete: str) -> Sequence[str]:
+    """The names of models in the store, for completion."""
+    from inferd.cli.models import open_store
+
+    return [each.name for each in open_store().list() if each.name.startswith(incomplete)]
