@@ -40,7 +40,9 @@ def process(daemon: Start, short_dir: Path) -> DaemonProcess:
     config = short_dir / "config.json"
     own = {"kind": "llamacpp", "name": "own", "model_path": str(write_bert(short_dir / "own")), "embed": True}
     config.write_text(json.dumps({"backends": [own], "models_home": str(home)}))
-    return daemon(backend="", config=config, threads=1, embed="true", MODELS_HOME=home).wait_ready()
+    return daemon(
+        backend="", config=config, threads=1, active_permits=1, embed="true", MODELS_HOME=home
+    ).wait_ready()
 
 
 def ask(process: DaemonProcess, **more: Any) -> dict[str, Any]:

@@ -25,6 +25,8 @@ COMMANDS = {
     "pull": "models",
     "import": "models",
     "list": "models",
+    "show": "show",
+    "load": "show",
     "verify": "models",
     "rm": "models",
     "gc": "models",

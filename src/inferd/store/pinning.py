@@ -17,6 +17,7 @@ from inferd.errors import FetchError, ModelError, StoreError
 from inferd.progress import Progress
 from inferd.store import sources
 from inferd.store.catalogue import CatalogueModel, lookup
+from inferd.store.gguf import read_card
 from inferd.store.https import Head, Https, Setback, attempt, persist, refused, whole_number
 from inferd.store.models import ModelStore, check_name, check_sha256, same_digest
 from inferd.store.sources import LocalFile
@@ -92,6 +93,12 @@ def _look_at(path: Path, progress: Progress, cancelled: threading.Event) -> tupl
             raise ModelError(f"cannot read the model file {path}: {error.strerror}") from error
         if magic != _MAGIC:
             raise ModelError(f"{path} is not a GGUF file; convert the model to GGUF first")
+        with suppress(ModelError):  # a header that only llama.cpp can read is its business
+            if (parts := read_card(opened.fd, path).parts) > 1:
+                raise StoreError(
+                    f"{path} is one of the {parts} files of a split model; join them with llama.cpp's"
+                    " `llama-gguf-split --merge` and import the result"
+                )
         return hash_open(opened, progress, cancelled), opened.size_bytes
 
 

@@ -1,0 +1,83 @@
+"""``inferd show`` and ``load``: what a stored model is, and having the daemon load it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from inferd.cli import background
+from inferd.cli.columns import aligned, megabytes
+from inferd.cli.options import connection_options, target
+from inferd.cli.progress import Progress
+from inferd.cli.say import say, say_json
+from inferd.config import sources
+from inferd.controls import one_line
+from inferd.errors import StoreError
+
+
+@click.command("show")
+@click.argument("name", metavar="NAME|FILE")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def show_command(name: str, as_json: bool) -> None:
+    """Show what the file of a stored model, or a GGUF FILE, says of itself, and the memory it would take."""
+    from inferd.config.entries import ModelSpec
+    from inferd.store.fetch import resolve
+    from inferd.store.gguf import read_card
+    from inferd.store.models import ModelStore
+
+    settings, _ = sources.load({}, serving=False)
+    path = Path(name)
+    if not path.is_file():
+        store = ModelStore(settings.models_home)
+        model = resolve(store, ModelSpec(name=name))
+        name, path = model.name, store.blob_path(model.sha256)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise StoreError(
+            f"cannot open the model {path}: {error.strerror}; run `inferd pull {name}`"
+        ) from None
+    try:
+        card = read_card(fd, path)
+    finally:
+        os.close(fd)
+    n_ctx = min(settings.n_ctx or card.context, card.context or settings.n_ctx)
+    needed = card.memory_bytes(n_ctx, max(1, settings.active_permits))
+    if as_json:
+        say_json({"name": name, "path": str(path), **asdict(card), "n_ctx": n_ctx, "memory_bytes": needed})
+        return
+    makes = "vectors" if card.pooling else "scores" if card.ranks else "text"
+    rows = [
+        ("name", name),
+        ("file", path),
+        ("size", megabytes(card.file_bytes)),
+        ("architecture", card.architecture or "-"),
+        ("title", card.name or "-"),
+        ("parameters", f"{card.parameters / 1e6:,.0f} million"),
+        ("quantisation", card.quantisation or "-"),
+        ("trained context", f"{card.context:,} tokens"),
+        ("makes", makes),
+        ("chat template", "yes, with tools" if card.tools else "yes" if card.chat_template else "none"),
+        ("memory", f"about {megabytes(needed)} for {settings.active_permits} requests of {n_ctx:,} tokens"),
+    ]
+    for line in aligned([(key, one_line(value)) for key, value in rows]):
+        say(line)
+
+
+@click.command("load")
+@click.argument("name", metavar="NAME")
+@connection_options
+def load_command(name: str, address: str | None, api_key_file: Path | None) -> None:
+    """Have the daemon load a stored model, so that the first request for it does not wait.
+
+    It stays as long as after a request: see keep_alive_secs.
+    """
+    daemon = target(address, api_key_file)
+    with daemon.client() as client:
+        with Progress() as progress:
+            background.connect(client, daemon, progress.frame)
+        done = client.generate("load", model=name, max_tokens=0).result()
+    say(f"{done.model} is loaded")
