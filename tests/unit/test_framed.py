@@ -208,6 +208,16 @@ async def test_the_length_is_checked_before_anything_is_read(path: Path) -> None
         assert await frames.next() is None
 
 
+async def test_a_large_frame_is_reserved_before_it_is_read(path: Path) -> None:
+    async with serving(path, surface=FramedSurface(), max_input_memory_bytes=1_000_000) as server:
+        client = await server.connect()
+        await client.send(request(text="x" * 900_000)[:10])
+        frames = Frames(client)
+        (answer,) = await frames.answer()
+        assert answer["code"] == "frame_too_large"
+        assert await frames.next() is None
+
+
 # Requests.
 
 
