@@ -103,7 +103,7 @@ def _openai(entry: OpenAICompatEntry) -> Finding:
 def _bedrock(entry: BedrockEntry) -> Finding:
     name = f"backend {entry.name}"
     if find_spec("botocore") is None:
-        advice = "run: pip install 'inferd[bedrock]'"
+        advice = "run: pip install botocore"
         return Finding(name, "fail", "it needs botocore, which is not installed", advice)
     url = entry.endpoint or f"https://bedrock-runtime.{entry.region}.amazonaws.com"
     silent = _unreachable(url)

@@ -106,7 +106,7 @@ def init(path: Path | None, model: str, model_path: Path | None, force: bool) ->
     which = {"model": {"name": model}} if model_path is None else {"model_path": str(model_path.absolute())}
     content = {"backends": [{"kind": "llamacpp", "name": "chat", **which}]}
     _write(target, json.dumps(content, indent=2, ensure_ascii=False) + "\n", force)
-    say(f"{target} is made; `inferd config check` reads it, docs/config.md names every key")
+    say(f"{target} is made; `inferd config check` reads it, `inferd config schema` names every key")
 
 
 def _write(path: Path, text: str, force: bool) -> None:

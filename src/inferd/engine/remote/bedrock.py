@@ -57,7 +57,7 @@ class Bedrock(Backend):
         except ImportError:
             raise ConfigError(
                 f"backend {entry.name!r} needs botocore, which is not installed;"
-                " install it with: pip install 'inferd[bedrock]'"
+                " install it with: pip install botocore"
             ) from None
         self.name = entry.name
         self.model = entry.model_id
