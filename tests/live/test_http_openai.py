@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import openai
 import pytest
@@ -13,7 +14,7 @@ from inferd.store.catalogue import DEFAULT_MODEL
 from tests.demo_model import demo_model
 from tests.http_bridge import BridgeProcess
 
-TOOL = {
+TOOL: dict[str, Any] = {
     "type": "function",
     "function": {
         "name": "weather",
@@ -243,3 +244,45 @@ def test_what_is_not_served_is_refused(client: openai.OpenAI, model: str) -> Non
 def test_embeddings_of_a_model_that_makes_none(client: openai.OpenAI, model: str) -> None:
     with pytest.raises(openai.NotFoundError):
         client.embeddings.create(model=model, input="hello")
+
+
+def test_a_response_whole_and_streamed(client: openai.OpenAI, model: str) -> None:
+    whole = client.responses.create(model=model, input="Say hello.", max_output_tokens=6, temperature=0)
+    assert whole.output_text
+    assert whole.usage is not None
+    with client.responses.stream(
+        model=model, input="Say hello.", max_output_tokens=6, temperature=0
+    ) as stream:
+        events = list(stream)
+    assert "".join(e.delta for e in events if e.type == "response.output_text.delta") == whole.output_text
+    counted = client.responses.input_tokens.count(model=model, input="Say hello.")
+    assert counted.input_tokens == whole.usage.input_tokens
+
+
+def test_a_response_with_a_tool(client: openai.OpenAI, model: str) -> None:
+    tool: Any = {"type": "function", "strict": False, **TOOL["function"]}
+    asked: Any = [{"role": "user", "content": "What is the weather in Paris?"}]
+    first = client.responses.create(
+        model=model, input=asked, tools=[tool], tool_choice="required", max_output_tokens=60, temperature=0
+    )
+    call = next(item for item in first.output if item.type == "function_call")
+    assert set(json.loads(call.arguments)) == {"city"}
+    second = client.responses.create(
+        model=model,
+        input=[
+            *asked,
+            *(item.model_dump(exclude_none=True) for item in first.output),
+            {"type": "function_call_output", "call_id": call.call_id, "output": "snow"},
+        ],
+        tools=[tool],
+        tool_choice="none",
+        max_output_tokens=3,
+        store=True,
+    )
+    assert second.status in ("completed", "incomplete")
+
+
+def test_a_refused_stream_raises(client: openai.OpenAI, model: str) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.responses.create(model=model, input="word " * 3000, stream=True)
+    assert caught.value.code == "context_length_exceeded"

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 from inferd import __version__
 from inferd.http import ollama_endpoints
-from inferd.http.api import chat, completions, embeddings, messages
+from inferd.http.api import chat, completions, embeddings, messages, responses
 from inferd.http.app import Call, Handler
+from inferd.http.failures import HttpFailure
 from inferd.http.models import Model
 
 MODEL_CREATED = 0
@@ -65,6 +66,21 @@ async def _completions(call: Call) -> None:
     await call.generate(completions.read)
 
 
+async def _responses(call: Call) -> None:
+    await call.generate(responses.read)
+
+
+async def _no_websocket(call: Call) -> None:
+    # Codex tries a WebSocket first if it is told to, and takes 404 for "there is none".
+    raise HttpFailure("not_found", "responses are served by POST alone")
+
+
+async def _input_tokens(call: Call) -> None:
+    dialect = await call.body(responses.read)
+    count = await call.count(dialect.generation)
+    await call.json({"object": "response.input_tokens", "input_tokens": count})
+
+
 async def _messages(call: Call) -> None:
     await call.generate(messages.read)
 
@@ -99,6 +115,8 @@ _OPENAI: Mapping[str, Mapping[str, Handler]] = {
     "/completions": {"POST": _completions},
     "/embeddings": {"POST": _embeddings},
     "/rerank": {"POST": _rerank},
+    "/responses": {"POST": _responses, "GET": _no_websocket},
+    "/responses/input_tokens": {"POST": _input_tokens},
     "/models": {"GET": _models},
     "/models/{name:path}": {"GET": _one_model},
 }
