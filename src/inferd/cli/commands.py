@@ -12,6 +12,7 @@ from inferd.cli.say import say
 COMMANDS = {
     "serve": "serve",
     "http": "http",
+    "agent": "agent",
     "run": "run",
     "chat": "chat",
     "embed": "vectors",

@@ -36,6 +36,7 @@ def _model(model: Model) -> dict[str, object]:
         "display_name": model.name,
         "created_at": "1970-01-01T00:00:00Z",
         "context_window": model.n_ctx,
+        "capabilities": model.capabilities,
         "state": "loaded",
     }
 

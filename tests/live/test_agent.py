@@ -1,0 +1,82 @@
+"""``inferd agent``: what an agent of each kind is started with, seen by a program in its place."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inferd.cli.agents import AGENTS, INSTALL, Served
+from tests.http_bridge import BridgeProcess
+
+_SEEN = """#!{python}
+import json, os, sys
+files = {{}}
+for word in [*sys.argv, *os.environ.values()]:
+    if "inferd-agent-" in word and os.path.isfile(word):
+        files[os.path.basename(word)] = open(word).read()
+    if "inferd-agent-" in word and os.path.isdir(word):
+        files = {{name: open(os.path.join(word, name)).read() for name in os.listdir(word)}}
+print(json.dumps({{"args": sys.argv[1:], "env": dict(os.environ), "files": files}}))
+sys.exit(7)
+"""
+
+
+@pytest.fixture(scope="module")
+def bridge() -> Iterator[BridgeProcess]:
+    with BridgeProcess(mock={}) as process:
+        yield process
+
+
+def test_each_agent_is_pointed_at_the_bridge(bridge: BridgeProcess, tmp_path: Path) -> None:
+    for name in AGENTS:
+        program = tmp_path / name
+        program.write_text(_SEEN.format(python=sys.executable))
+        program.chmod(0o755)
+    env = {**os.environ, "PATH": str(tmp_path), "HOME": str(tmp_path), "ANTHROPIC_API_KEY": "theirs"}
+    for name in AGENTS:
+        done = subprocess.run(
+            [sys.executable, "-m", "inferd", "agent", "--url", bridge.base, name, "--", "-p", "hi"],
+            env=env,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 7, done.stderr
+        seen: dict[str, Any] = json.loads(done.stdout)
+        assert seen["args"][-2:] == ["-p", "hi"]
+        everything = json.dumps([seen["args"], seen["env"], seen["files"]])
+        assert bridge.base in everything
+        assert "mock" in everything
+        if name == "claude":
+            assert "ANTHROPIC_API_KEY" not in seen["env"]
+        if name in ("pi", "aider"):
+            assert "models.json" in seen["files"]
+
+
+def test_the_window_and_a_quarter_of_it_are_set() -> None:
+    served = Served(base="http://h:1", key="k", model="m", window=32_768)
+    env = AGENTS["claude"](served).env
+    assert env["CLAUDE_CODE_MAX_CONTEXT_TOKENS"] == "32768"
+    assert env["CLAUDE_CODE_MAX_OUTPUT_TOKENS"] == "8192"
+    assert "model_context_window=32768" in AGENTS["codex"](served).arguments
+    config = json.loads(AGENTS["opencode"](served).env["OPENCODE_CONFIG_CONTENT"])
+    assert config["provider"]["inferd"]["models"]["m"]["limit"] == {"context": 32_768, "output": 8192}
+    assert set(INSTALL) == set(AGENTS)
+
+
+def test_what_is_missing_is_named(bridge: BridgeProcess, tmp_path: Path) -> None:
+    env = {**os.environ, "PATH": str(tmp_path), "HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "inferd", "agent", "--url"]
+    for arguments, code, sentence in (
+        (["http://127.0.0.1:1", "claude"], 3, "inferd serve --http"),
+        ([bridge.base, "claude"], 2, "npm install -g @anthropic-ai/claude-code"),
+        ([bridge.base, "--model", "none", "claude"], 2, "served are: mock"),
+    ):
+        done = subprocess.run([*command, *arguments], env=env, capture_output=True, text=True)
+        assert (done.returncode, sentence in done.stderr) == (code, True), done.stderr
