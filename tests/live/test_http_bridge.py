@@ -18,6 +18,7 @@ import httpx
 import openai
 import pytest
 
+from tests.daemon_process import Wire
 from tests.http_bridge import BridgeProcess
 
 CHAT = {"model": "mock", "messages": [{"role": "user", "content": "hi"}]}
@@ -259,3 +260,19 @@ def test_metrics(bridge: Callable[..., BridgeProcess]) -> None:
     labels = 'client="other",path="/v1/chat/completions",status="200",stream="false"'
     assert f"inferd_http_requests_total{{{labels}}} 1.0" in text
     assert "SECRET" not in text
+
+
+def test_a_foreign_token_is_not_believed(bridge: Callable[..., BridgeProcess]) -> None:
+    process = bridge({"gate": True})
+    behalf = {"caller": "key:ada", "token": "0" * 64}
+    with Wire(process.dir / "inferd" / "infer.v2.sock") as wire, ThreadPoolExecutor(1) as pool:
+        turn = {"role": "user", "content": [{"type": "text", "text": "hi"}]}
+        wire.send({"id": "q", "messages": [turn], "on_behalf_of": behalf})
+        running = pool.submit(httpx.post, f"{process.base}/v1/chat/completions", json=CHAT, timeout=60)
+        process.wait_running(2)
+        callers = {row["peer_pid"]: row.get("caller") for row in process.status().running}
+        assert callers.pop(os.getpid()) is None
+        assert list(callers.values()) == [f"uid:{os.getuid()}"]
+        process.release(20)
+        assert [frame["type"] for frame in wire.frames()][-1] == "done"
+        assert running.result().status_code == 200
