@@ -84,8 +84,8 @@ def test_trends_are_what_happened_between_two_states() -> None:
     assert values["running"] == [1, 0]
     before, now = values["first token"]
     assert before is None
-    assert now is not None
-    assert 0.025 < now <= 0.05
+    assert now == pytest.approx(0.04)
+    assert values["between tokens"] == [None, pytest.approx(0.02)]
     assert values["queue wait"] == [None, None]
     trends.add(state(metrics, 104.0))  # no time has passed
     assert len(trends.lines["running"].values) == 2

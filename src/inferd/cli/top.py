@@ -20,7 +20,6 @@ from inferd.cli.columns import aligned, duration, rate
 from inferd.cli.status import ANSWER_SECS, admin_address, overview
 from inferd.client.admin import AdminClient, Frame, Status
 from inferd.errors import UsageError
-from inferd.serve.observe.metrics import quantile
 
 KEPT = 60
 """How many points of the past are drawn."""
@@ -89,12 +88,12 @@ class Trends:
         )
         points: dict[str, float | None] = {
             "requests/s": (_ended(state) - _ended(before)) / span,
-            "tokens/s": (sum(first[1]) + sum(gaps[1])) / span,
+            "tokens/s": (first[0] + gaps[0]) / span,
             "running": len(state.running),
             "waiting": len(state.waiting),
-            "first token": quantile(*first, 0.5),
-            "between tokens": quantile(*gaps, 0.5),
-            "queue wait": quantile(*waits, 0.5),
+            "first token": _mean(*first),
+            "between tokens": _mean(*gaps),
+            "queue wait": _mean(*waits),
         }
         for name, value in points.items():
             self.lines[name].values.append(value)
@@ -104,19 +103,17 @@ class Trends:
         return aligned([("", "now", "most", f"the last {KEPT}"), *rows]) if rows else []
 
 
-Buckets = tuple[Sequence[float], Sequence[int]]
+def _between(before: Status, after: Status, part: str, name: str) -> tuple[int, float]:
+    """How many values a histogram got between two states, over all of its owners, and their sum."""
+
+    def total(state: Status, of: str) -> float:
+        return float(sum(owner[name][of] for owner in state.metrics[part].values()))
+
+    return int(total(after, "count") - total(before, "count")), total(after, "sum") - total(before, "sum")
 
 
-def _between(before: Status, after: Status, part: str, name: str) -> Buckets:
-    """The bounds of a histogram, and how many values it got between two states, over all of its owners."""
-    newer = [owner[name] for owner in after.metrics[part].values()]
-    older = [owner[name] for owner in before.metrics[part].values()]
-    if not newer:
-        return (), ()
-    gained = [sum(column) for column in zip(*(one["counts"] for one in newer), strict=True)]
-    for one in older:
-        gained = [new - old for new, old in zip(gained, one["counts"], strict=True)]
-    return newer[0]["bounds"], gained
+def _mean(count: int, total: float) -> float | None:
+    return total / count if count else None
 
 
 def _ended(state: Status) -> int:

@@ -7,8 +7,9 @@ of it happens on the event loop's thread.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Sequence
 
 WAIT_BOUNDS = (
@@ -32,50 +33,44 @@ WAIT_BOUNDS = (
 GAP_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 10.0)
 PREFILL_BOUNDS = (10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1e3, 2.5e3, 5e3, 1e4, 2.5e4, 5e4)
 DECODE_BOUNDS = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 50.0, 75.0, 100.0, 150.0, 200.0, 300.0, 500.0, 1e3)
+# How many of the last values say how things are now.
+KEPT = 128
 _SHOWN_QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
 
 class Histogram:
-    """How many values fell up to each of ``bounds``, and beyond the last; ``total`` is their sum."""
+    """How many values fell up to each of ``bounds``, and beyond the last; ``total`` is their sum. The last
+    ``KEPT`` values are kept as they were."""
 
-    __slots__ = ("bounds", "counts", "total")
+    __slots__ = ("bounds", "counts", "recent", "total")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
+        self.recent: deque[float] = deque(maxlen=KEPT)
 
     def observe(self, value: float) -> None:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
+        self.recent.append(value)
 
     def summary(self) -> dict[str, object]:
-        """The numbers and what they mean: ``counts`` has one more than ``bounds``, for what is beyond."""
-        quantiles = {
-            name: quantile(self.bounds, self.counts, share) for name, share in _SHOWN_QUANTILES.items()
-        }
+        """The numbers and what they mean: ``counts`` has one more than ``bounds``, for what is beyond. The
+        quantiles are values of the last ``KEPT``, and ``None`` of nothing."""
+        recent = sorted(self.recent)
         return {
             "count": sum(self.counts),
             "sum": self.total,
-            **quantiles,
+            **{name: quantile(recent, share) for name, share in _SHOWN_QUANTILES.items()},
             "bounds": self.bounds,
             "counts": self.counts,
         }
 
 
-def quantile(bounds: Sequence[float], counts: Sequence[int], share: float) -> float | None:
-    """The value that ``share`` of the counted ones do not pass, as if they lay evenly between their bounds;
-    ``None`` of nothing. Beyond the last bound there is only that bound to name."""
-    wanted = share * sum(counts)
-    if not wanted:
-        return None
-    below = 0
-    for i, count in enumerate(counts[: len(bounds)]):
-        if below + count >= wanted:
-            start = bounds[i - 1] if i else 0.0
-            return start + (bounds[i] - start) * (wanted - below) / count
-        below += count
-    return bounds[-1]
+def quantile(ordered: Sequence[float], share: float) -> float | None:
+    """The smallest of the values that ``share`` of them do not pass; ``None`` of nothing."""
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else None
 
 
 class SurfaceMetrics:
