@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 
 from inferd import cli, errors
 from inferd.cli import background
+from inferd.cli.columns import caller
 from inferd.cli.status import admin_address, overview
 from inferd.client.admin import AdminClient
 from inferd.config import sources
@@ -141,7 +143,7 @@ def row(request_id: str, position: int | None) -> dict[str, object]:
         "surface": "v2",
         "conn": 1,
         "peer": "unix",
-        "peer_uid": 1000,
+        "peer_uid": 99999,
         "peer_gid": 1000,
         "peer_pid": 77,
         "priority": "interactive",
@@ -190,10 +192,10 @@ def test_status_of_a_daemon_at_work(admin: Callable[..., None], capsys: pytest.C
     headline, totals, _, _, main, able, _, _, first, evil, last = capsys.readouterr().out.splitlines()
     assert headline == "ready, inferd 9.9, process 4711, up 2 h"
     assert totals == "1 of 2 running, 2 of 5 waiting; 41 answered, 2 failed, 1 cancelled"
-    columns = ["main", "breaker open", "300", "200", "50", "38 ms", "-", "88"]
+    columns = ["main", "breaker open", "300", "200", "50", "50 ms", "-", "80"]
     assert re.split(" {2,}", main) == columns
     assert able == "  llamacpp, model [red]m[/], n_ctx 512"
-    of_first = ["first", "v2", "pid 77, uid 1000", "1.5 s", "running", "12", "main"]
+    of_first = ["first", "v2", "uid 99999, pid 77", "1.5 s", "running", "12", "main"]
     assert re.split(" {2,}", first) == of_first
     assert evil.startswith("evil\N{REPLACEMENT CHARACTER}[2J\N{REPLACEMENT CHARACTER}xxxxxxxx")
     assert "waits, 1." in evil
@@ -434,3 +436,13 @@ def test_a_daemon_that_ends_at_once_is_not_started_again(home: Path, monkeypatch
     with pytest.raises(errors.BootFailed, match=r"^the disk is full; free some space$"):
         booting(home)
     assert world.started_at == [1]
+
+
+def test_a_caller_is_a_user_and_a_command() -> None:
+    own = {"peer_pid": os.getpid(), "peer_uid": os.getuid()}
+    user = pwd.getpwuid(os.getuid()).pw_name
+    assert re.fullmatch(rf"{user}, python\S* ?\S* \({os.getpid()}\)", caller(own))
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+    assert caller({**own, "peer_pid": ended.pid}) == f"{user}, pid {ended.pid}"
+    assert caller({"peer": "tcp:10.0.0.9"}) == "tcp:10.0.0.9"

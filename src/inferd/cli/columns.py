@@ -9,6 +9,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from inferd.controls import one_line
 
@@ -63,7 +64,32 @@ def _short(value: float) -> str:
 
 
 def caller(row: dict[str, object]) -> str:
-    """Who asked, of a row of requests: a process and its user, or an address."""
-    if row.get("peer_pid") is None:
+    """Who asked, of a row of requests: a user and a command, or an address."""
+    pid, uid = row.get("peer_pid"), row.get("peer_uid")
+    if not isinstance(pid, int):
         return str(row.get("peer"))
-    return f"pid {row['peer_pid']}, uid {row.get('peer_uid')}"
+    command = _command(pid, uid)
+    return f"{_user(uid)}, {command} ({pid})" if command else f"{_user(uid)}, pid {pid}"
+
+
+def _user(uid: object) -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name if isinstance(uid, int) else "unknown user"
+    except KeyError:
+        return f"uid {uid}"
+
+
+def _command(pid: int, uid: object) -> str:
+    """The name of a process that still runs, and still as this user; else nothing."""
+    process = Path(f"/proc/{pid}")
+    try:
+        if process.stat().st_uid != uid:
+            return ""
+        words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return ""
+    program = Path(words[0]).name
+    script = next((Path(word).name for word in words[1:] if not word.startswith("-")), "")
+    return " ".join(filter(None, (program, script if program.startswith("python") else "")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,13 @@ class Target:
         """A client of this surface."""
         keyword = "address" if self.surface == "v1" else self.surface
         at: dict[str, Any] = {"v2": self.v2_address, keyword: self.address}
-        return Client(api_key=self.api_key, **at)
+        # The process is in the name, so that the requests of many commands differ in status, top and the log.
+        return Client(api_key=self.api_key, id_prefix=f"{_command_name()}-{os.getpid()}-", **at)
+
+
+def _command_name() -> str:
+    context = click.get_current_context(silent=True)
+    return "cli" if context is None or context.info_name is None else context.info_name
 
 
 def target(address: str | None, api_key_file: Path | None, surface: Surface = "v1") -> Target:

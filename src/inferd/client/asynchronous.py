@@ -43,9 +43,11 @@ class AsyncClient:
         address: Address | None = None,
         api_key: str | None = None,
         timeout: float | None = None,
+        *,
+        id_prefix: str = "c",
         **elsewhere: Unpack[SurfaceAddresses],
     ) -> None:
-        self._core = Core(address, elsewhere)
+        self._core = Core(address, elsewhere, id_prefix)
         self._api_key = api_key or self._core.api_key
         self._timeout = timeout
         self._channels: dict[Surface, AsyncChannel] = {}

@@ -40,7 +40,8 @@ class Client:
     An address is a Unix socket's path, or ``tcp://IP:port``, for which there may be an ``api_key``; by
     default it is the surface's default socket, beside ``address`` where that is another daemon's
     ``infer.sock``. ``timeout`` is the longest silence of the daemon in seconds that is put up with; ``None``
-    waits for ever. Nothing is sent before :meth:`connect` or the first request.
+    waits for ever. ``id_prefix`` begins the ids of its requests, by which status and the log name them.
+    Nothing is sent before :meth:`connect` or the first request.
     """
 
     def __init__(
@@ -48,9 +49,11 @@ class Client:
         address: Address | None = None,
         api_key: str | None = None,
         timeout: float | None = None,
+        *,
+        id_prefix: str = "c",
         **elsewhere: Unpack[SurfaceAddresses],
     ) -> None:
-        self._core = Core(address, elsewhere)
+        self._core = Core(address, elsewhere, id_prefix)
         self._api_key = api_key or self._core.api_key
         self._timeout = timeout
         self._channels: dict[Surface, Channel] = {}

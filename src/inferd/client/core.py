@@ -44,7 +44,7 @@ class SurfaceAddresses(TypedDict, total=False):
 class Core:
     """Makes requests; each with an id of its own."""
 
-    def __init__(self, address: Address | None, elsewhere: SurfaceAddresses) -> None:
+    def __init__(self, address: Address | None, elsewhere: SurfaceAddresses, id_prefix: str = "c") -> None:
         found = surfaces.addresses() if address is None else {}
         self.api_key: str | None = None
         """The key of the environment, for an address of the environment."""
@@ -59,10 +59,11 @@ class Core:
                 "admin": elsewhere.get("admin") or found.get("admin"),
             }
         )
+        self._id_prefix = id_prefix
         self._numbers = itertools.count(1)
 
     def next_id(self) -> str:
-        return f"c{next(self._numbers)}"
+        return f"{self._id_prefix}{next(self._numbers)}"
 
     def generate(
         self, messages: str | Sequence[Mapping[str, str]], sampling: Sampling
