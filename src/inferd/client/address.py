@@ -41,17 +41,14 @@ class Endpoint:
             )
         if self.tcp is None and not Path(self.text).exists():
             if self.surface in ("v1", "admin"):
-                missing = f"no daemon is running: there is no socket at {self.text}"
-            elif self._runs_without():
-                return SurfaceNotServed(
-                    f"the daemon does not serve {self.surface}: there is no socket at {self.text};"
-                    f" start one with `inferd serve {_SERVING.get(self.surface, '')}`"
+                return DaemonUnreachable(
+                    f"no daemon is running: there is no socket at {self.text}; start one with `inferd serve`"
                 )
-            else:
-                missing = (
-                    f"no daemon is running that serves {self.surface}: there is no socket at {self.text}"
-                )
-            return DaemonUnreachable(f"{missing}; start one with `inferd serve`")
+            kind = SurfaceNotServed if self._runs_without() else DaemonUnreachable
+            return kind(
+                f"no daemon is running that serves {self.surface}: there is no socket at {self.text};"
+                f" start one with `inferd serve{_SERVING.get(self.surface, '')}`"
+            )
         reason = error.strerror or str(error)
         return DaemonUnreachable(
             f"no daemon answers at {self.text} ({reason}); start one with `inferd serve`"
@@ -62,7 +59,7 @@ class Endpoint:
         return Path(self.text).with_name(paths.socket_path("v1").name).exists()
 
 
-_SERVING = {"v2": "--v2", "embed": "--embed", "rerank": "--rerank"}
+_SERVING = {"embed": " --embed", "rerank": " --rerank"}
 
 
 def endpoint(address: Address, surface: paths.Surface) -> Endpoint:
