@@ -54,8 +54,8 @@ def preload_modules() -> None:
     import encodings.idna  # noqa: F401
     import traceback  # noqa: F401
 
-    from PIL import Image
+    from PIL import Image, WebPImagePlugin  # noqa: F401
 
-    Image.init()
+    Image.preinit()  # the other formats of media.IMAGE_TYPES
     _llama.devices()
     _llama.useful_threads()
