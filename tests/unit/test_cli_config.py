@@ -189,3 +189,15 @@ def test_the_daemon_says_its_version(flag: str, capsys: Capture) -> None:
 def test_a_misspelt_flag_names_the_nearest(capsys: Capture) -> None:
     assert cli.daemon_main(["--queue-dept", "3"]) == 2
     assert "--queue-depth" in capsys.readouterr().err
+
+
+def test_check_knows_a_model_that_there_is_not(home: Path, capsys: Capture) -> None:
+    def check(entry: dict[str, object]) -> str:
+        path = home / "c.json"
+        path.write_text(json.dumps({"backends": [{"kind": "llamacpp", "name": "chat", **entry}]}))
+        assert config("check", str(path)) == (0 if "smollm2" in str(entry) else 1)
+        return capsys.readouterr().err
+
+    assert "no model 'nonsense' in the catalogue or the store" in check({"model": {"name": "nonsense"}})
+    assert "backend 'chat': there is no file /nowhere.gguf" in check({"model_path": "/nowhere.gguf"})
+    assert check({"model": {"name": "smollm2-135m-instruct"}}) == ""

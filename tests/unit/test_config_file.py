@@ -245,3 +245,46 @@ def test_a_file_without_backends_means_the_default_model(tmp_path: Path, content
     assert settings.backends == sources.load({}, ENV)[0].backends
     chosen, _ = sources.load({"config": write(tmp_path, content), "backend": "mock"}, ENV)
     assert [entry.kind for entry in chosen.backends] == ["mock"]
+
+
+def test_no_hint_is_better_than_an_absurd_one(tmp_path: Path) -> None:
+    path = write(tmp_path, {**MOCK, "xyzzy": 1})
+    env = {**ENV, "INFERD_XYZZY": "1", "INFERD_QUEUE_DEPHT": "1"}
+    assert [
+        note.removeprefix(f"config file {path}: ") for note in sources.load({"config": path}, env)[1]
+    ] == [
+        "unknown variable INFERD_XYZZY is ignored",
+        "unknown variable INFERD_QUEUE_DEPHT is ignored; the nearest known one is INFERD_QUEUE_DEPTH",
+        "unknown key `xyzzy` is ignored",
+    ]
+    assert "known are llamacpp, openai-compat" in problem(
+        tmp_path, {"backends": [{"kind": "gguf", "name": "m"}]}
+    )
+
+
+def test_a_mark_at_the_beginning_of_a_file_is_no_part_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(MOCK).encode())
+    key = tmp_path / "key"
+    key.write_bytes(b"\xef\xbb\xbfsecret\n")
+    settings, _ = sources.load({"config": path, "api_key_file": key}, ENV)
+    assert settings.backends == (MockEntry(name="m"),)
+    assert settings.api_key is not None
+    assert settings.api_key.reveal() == "secret"
+
+
+@pytest.mark.parametrize("end", ["/v1/chat/completions", "/v1/embeddings/", "/completions"])
+def test_the_address_of_a_call_is_no_address_of_a_server(tmp_path: Path, end: str) -> None:
+    entry = {"kind": "openai-compat", "name": "m", "model": "x", "base_url": f"https://example.com{end}"}
+    assert "the address of the server alone, without" in problem(tmp_path, {"backends": [entry]})
+
+
+def test_the_schema_has_a_dialect_and_knows_every_key() -> None:
+    schema = json.loads(docs.schema())
+    assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    shapes = [shape for shape in schema["$defs"].values() if "properties" in shape]
+    assert shapes
+    assert all(shape["additionalProperties"] is False for shape in shapes)
+    assert "$schema" in schema["$defs"]["Config"]["properties"]
+    tagged = [shape for name, shape in schema["$defs"].items() if name.startswith("Backend_")]
+    assert all("kind" in shape["properties"] for shape in tagged)

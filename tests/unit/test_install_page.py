@@ -14,7 +14,9 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "install.md").read_text()
 LINES = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
 CALLS = [
-    call for line in LINES for call in re.findall(r"(?:^|&& |; |sudo env \S+ |^as_)inferd ([a-z][^#;&|]*)", line)
+    call
+    for line in LINES
+    for call in re.findall(r"(?:^|&& |; |sudo env \S+ |^as_)inferd ([a-z][^#;&|]*)", line)
 ]
 
 

@@ -19,7 +19,7 @@ from inferd.cli.helpful import HelpfulGroup
 from inferd.cli.kind_type import KindType
 from inferd.cli.say import say, say_json
 from inferd.config import sources
-from inferd.config.entries import BackendEntry
+from inferd.config.entries import BackendEntry, LlamaCppEntry, ModelSpec
 from inferd.config.kinds import FilePath, Name, Secret
 from inferd.config.settings import DEFAULT_MODEL, OPTIONS
 from inferd.config.sources import LoadedConfig
@@ -81,10 +81,26 @@ def check(file: Path | None) -> None:
     _tell(given)
     if given.problem is not None:
         raise given.problem
+    _check_models(given)
     if given.path.exists():
         say(f"{given.path} is sound")
     else:
         say(f"there is no config file at {given.path}; `inferd config init` makes one")
+
+
+def _check_models(given: LoadedConfig) -> None:
+    """Raises an error for a model that no store or catalogue knows, or a file that is not there."""
+    from inferd.store.fetch import resolve
+    from inferd.store.models import ModelStore
+
+    store = ModelStore(given.settings.models_home)
+    for entry in given.settings.backends:
+        if isinstance(entry, LlamaCppEntry):
+            for source in (entry.model, entry.model_path, entry.mmproj):
+                if isinstance(source, ModelSpec):
+                    resolve(store, source)
+                elif source is not None and not Path(source).is_file():
+                    raise ConfigError(f"backend {entry.name!r}: there is no file {source}")
 
 
 @config_command.command("schema")

@@ -91,6 +91,10 @@ class LocalAddress(Kind):
         return text
 
 
+CALLS = ("/chat/completions", "/completions", "/embeddings", "/rerank", "/messages")
+"""What an address ends with that was copied from an example of a call."""
+
+
 @dataclass(frozen=True)
 class ServerUrl(Kind):
     """Where a remote server is: scheme, host, and a path below which its API lies.
@@ -115,7 +119,11 @@ class ServerUrl(Kind):
             sound = False
         if not sound or not text.isprintable() or set(text) & set("@?# \\"):
             raise ValueError(self.description)
-        return text.rstrip("/").removesuffix("/v1").rstrip("/")
+        base = text.rstrip("/")
+        for call in CALLS:
+            if base.endswith(call):
+                raise ValueError(f"the address of the server alone, without {call!r} at its end")
+        return base.removesuffix("/v1").rstrip("/")
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,9 @@ daemon does not start.
 }
 
 
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
 def markdown() -> str:
     """The whole of docs/config.md."""
     return "\n".join([_HEAD, *_options(), _FILE_HEAD, *_backends()]) + "\n"
@@ -76,7 +79,14 @@ def markdown() -> str:
 
 def schema() -> str:
     """The config file's JSON Schema."""
-    return json.dumps(msgspec.json.schema(FILE_TYPE), indent=2, sort_keys=True) + "\n"
+    made = {"$schema": DIALECT, **msgspec.json.schema(FILE_TYPE)}
+    for shape in made["$defs"].values():
+        if "properties" in shape:
+            shape["additionalProperties"] = (
+                False  # a typo is a warning of the daemon, and an error of an editor
+            )
+    made["$defs"]["Config"]["properties"]["$schema"] = {"type": "string"}
+    return json.dumps(made, indent=2, sort_keys=True) + "\n"
 
 
 def _options() -> Iterator[str]:

@@ -173,7 +173,7 @@ def read_file(path: Path, *, required: bool) -> ConfigFile:
     if len(data) > MAX_FILE_BYTES:
         fail(f"is larger than {MAX_FILE_BYTES} bytes, so it is no config file")
     try:
-        raw = json.loads(data.decode(), object_pairs_hook=_sound, parse_int=_number)
+        raw = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_sound, parse_int=_number)
         _check_kinds(raw)
         checked = _converted(raw)
         warnings = tuple(f"config file {path}: {text}" for text in _unknown(raw))
@@ -223,8 +223,9 @@ def _check_kinds(raw: Any) -> None:
     for position, entry in enumerate(listed if isinstance(listed, list) else ()):
         kind = entry.get("kind") if isinstance(entry, dict) else None
         if isinstance(kind, str) and kind not in BACKEND_KEYS:
-            near = difflib.get_close_matches(kind, BACKEND_KEYS, n=1, cutoff=0.0)[0]
-            raise ValueError(f"`backends[{position}].kind` {kind!r} is not known; the nearest is {near!r}")
+            near = difflib.get_close_matches(kind, BACKEND_KEYS, n=1)
+            hint = f"the nearest is {near[0]!r}" if near else f"known are {', '.join(BACKEND_KEYS)}"
+            raise ValueError(f"`backends[{position}].kind` {kind!r} is not known; {hint}")
 
 
 def _unknown(raw: Any) -> Iterator[str]:
@@ -249,19 +250,19 @@ def _unknown_in(raw: Any, known: Mapping[str, Any], where: str) -> Iterator[str]
     for key, value in raw.items() if isinstance(raw, dict) else ():
         if key not in known:
             near = _nearest(key, known, where)
-            yield f"unknown key `{where}{_shown(key)}` is ignored; the nearest known key is `{near}`"
+            hint = "" if near is None else f"; the nearest known key is `{near}`"
+            yield f"unknown key `{where}{_shown(key)}` is ignored{hint}"
         elif known[key] is not None:
             yield from _unknown_in(value, known[key], f"{where}{key}.")
 
 
-def _nearest(key: str, known: Mapping[str, Any], where: str) -> str:
-    """The key beside it that looks most like it, or one that does of another section."""
+def _nearest(key: str, known: Mapping[str, Any], where: str) -> str | None:
+    """The key beside it that looks like it, or one of another section that does; ``None`` without either."""
     beside = difflib.get_close_matches(key, known, n=1)
     elsewhere = {leaf: f"{name}.{leaf}" for name, leaves in _KNOWN.items() for leaf in leaves or ()}
     if not beside and (leaf := difflib.get_close_matches(key, elsewhere, n=1)):
         return elsewhere[leaf[0]]
-    near: str = (beside or difflib.get_close_matches(key, known, n=1, cutoff=0.0))[0]
-    return where + near
+    return where + beside[0] if beside else None
 
 
 def _parse(kind: Kind, value: Any, key: str) -> Any:

@@ -144,10 +144,12 @@ def _exposed(flags: Mapping[str, OptionValue]) -> Iterator[str]:
 
 def _misspelt(env: Mapping[str, str]) -> Iterator[str]:
     known = {option.env for option in OPTIONS if option.env is not None} | OTHER_VARIABLES
+    leaves = {name.removeprefix("INFERD_"): name for name in known}
     for name in env:
         if name.startswith("INFERD_") and name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-            yield f"unknown variable {name} is ignored; the nearest known one is {near}"
+            near = difflib.get_close_matches(name.removeprefix("INFERD_"), leaves, n=1)
+            hint = f"; the nearest known one is {leaves[near[0]]}" if near else ""
+            yield f"unknown variable {name} is ignored{hint}"
 
 
 def _check_exclusive(level: Mapping[str, OptionValue], error: type[ConfigError], where: str = "") -> None:
@@ -234,7 +236,7 @@ def _api_key(settings: Settings, env: Mapping[str, str]) -> Secret | None:
 
 def _read_key(path: Path) -> Secret:
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             key = file.readline(8192).rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
