@@ -60,11 +60,6 @@ set_source_files_properties(${LLAMA_DIR}/src/llama-grammar.cpp DIRECTORY ${LLAMA
 target_compile_options(llama-common PRIVATE
     "$<$<COMPILE_LANGUAGE:CXX>:SHELL:${force_include} \"${CMAKE_SOURCE_DIR}/src/inferd/engine/local/native/guards/template_guard.h\">")
 
-# Nor are the schemas of clients: see the header.
-set(guard ${CMAKE_SOURCE_DIR}/src/inferd/engine/local/native/guards/schema_guard.h)
-set_source_files_properties(${LLAMA_DIR}/common/json-schema-to-grammar.cpp DIRECTORY ${LLAMA_DIR}/common PROPERTIES
-    COMPILE_OPTIONS "${force_include};${guard}" OBJECT_DEPENDS "${guard}")
-
 set(native "")
 if(GGML_NATIVE AND NOT CMAKE_HOST_WIN32)
     # `-march=native` stands for another instruction set on another CPU, but neither ninja nor ccache can see

@@ -293,6 +293,13 @@ class ToolCallMalformed(BackendError):
     counts = False
 
 
+class SchemaViolation(BackendError):
+    """The finished answer breaks a part of its schema that could not be enforced; the message says where."""
+
+    code = "schema_violation"
+    counts = False
+
+
 # What the operator has to mend.
 
 
@@ -414,6 +421,7 @@ _MEANING: dict[str, type[InferdError]] = {
         AttachmentUnsupported,
         ToolCallMalformed,
         ModelNotFound,
+        SchemaViolation,
     )
 }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from inferd.engine.backend import (
 )
 from inferd.engine.local import _llama, generic_tools
 from inferd.engine.local.conversation import Family, Reader, prepare
+from inferd.engine.local.guides import Guides
 from inferd.engine.local.typed_stream import TypedStream
 from inferd.errors import InvalidRequest, ToolCallMalformed
 from tests.requests import generate_request
@@ -84,7 +86,12 @@ def model() -> _llama.Model:
 
 def templates(model: _llama.Model, family: str) -> Family:
     path = TEMPLATES / f"{family}.jinja"
-    return Family(_llama.Templates(model, path.read_text("utf-8") if path.exists() else ""))
+    return Family(_llama.Templates(model, path.read_text("utf-8") if path.exists() else ""), guides(model))
+
+
+@cache
+def guides(model: _llama.Model) -> Guides:
+    return Guides(model)
 
 
 def request(*messages: Message, **options: Any) -> GenerateRequest:
@@ -148,10 +155,11 @@ def test_a_schema_lets_a_family_think_first(model: _llama.Model, family: str) ->
     schema = '{"type":"object","properties":{"n":{"type":"integer"}},"required":["n"]}'
     prepared = prepare(templates(model, family), request(json_schema=schema))
     assert prepared.reader is not None
-    assert prepared.grammar == b""
-    assert b"think" in prepared.prompt.grammar
+    assert prepared.guide is not None
     thought = "hmm</think>" if family.startswith("deepseek") else "<think>hmm</think>"
-    assert summary(read(prepared.reader, [thought + '{"n": 3}'])) == ("hmm", '{"n": 3}', [])
+    answer = thought + '{"n":3}'
+    assert prepared.guide.accept_text(answer.encode())
+    assert summary(read(prepared.reader, [answer])) == ("hmm", '{"n":3}', [])
 
 
 def test_no_tool_is_offered_when_none_is_to_be_called(model: _llama.Model) -> None:
@@ -160,13 +168,15 @@ def test_no_tool_is_offered_when_none_is_to_be_called(model: _llama.Model) -> No
     assert none.prompt.tokens == prepare(qwen, request()).prompt.tokens
 
 
-def test_only_the_named_tool_is_offered(model: _llama.Model) -> None:
+@pytest.mark.parametrize("family", ["Qwen-Qwen2.5-7B-Instruct", "its own"])
+def test_only_the_named_tool_is_offered(model: _llama.Model, family: str) -> None:
     other = Tool("get_time", "The time", '{"type":"object","properties":{}}')
-    for family in ("Qwen-Qwen2.5-7B-Instruct", "its own"):
-        prepared = prepare(templates(model, family), request(tools=(WEATHER, other), tool_name="get_time"))
-        grammar = prepared.grammar or prepared.prompt.grammar
-        assert b"get_time" in grammar
-        assert b"get_weather" not in grammar
+    asked = request(tools=(WEATHER, other), tool_name="get_time")
+    guide = prepare(templates(model, family), asked).guide
+    assert guide is not None
+    start = b'{"name": "get_' if family == "its own" else b'<tool_call>\n{"name": "get_'
+    assert guide.accept_text(start)
+    assert not guide.accept_text(b"w")
 
 
 def test_text_before_a_generic_call_is_shown_as_it_comes() -> None:
@@ -198,11 +208,6 @@ async def test_what_may_have_begun_a_call_is_not_lost_when_the_answer_is_cut() -
             *events, done = [await anext(stream) for _ in range(len(shown) + 1)]
             assert events == [Text(piece) for piece in shown]
             assert isinstance(done, Done)
-
-
-def test_a_generic_call_may_refer_within_its_own_schema() -> None:
-    schema = '{"$defs":{"c":{"enum":["Rome"]}},"type":"object","properties":{"city":{"$ref":"#/$defs/c"}}}'
-    assert b"Rome" in generic_tools.grammar((Tool("f", "", schema),))
 
 
 # On the real model.
@@ -271,7 +276,8 @@ async def test_a_typed_request_without_tools_keeps_the_frames_of_the_loop() -> N
 async def test_a_schema_that_no_grammar_can_express_is_refused() -> None:
     async with backend() as engine:
         lost = Tool("lost", "", '{"$ref":"#/nowhere"}')
-        with pytest.raises(InvalidRequest, match='the input_schema of the tool "lost" cannot be used'):
+        match = 'the input_schema of the tool "lost": the JSON Schema cannot be used'
+        with pytest.raises(InvalidRequest, match=match):
             await engine.generate(request(tools=(WEATHER, lost), tool_choice="required"))
 
 

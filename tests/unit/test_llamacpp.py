@@ -156,9 +156,35 @@ async def test_a_grammar_that_would_take_for_ever_ends_its_own_request_only() ->
         assert (await answer(engine, "Hi", 3))[1].usage.completion_tokens == 3
 
 
+@pytest.mark.parametrize(
+    ("grammar", "reason"),
+    [
+        ('root ::= "a"{5,3}', "at least 5 and at most 3 times"),
+        ("root ::= [a-z]{ 7 , 2 }", "at least 7 and at most 2 times"),
+        (f'root ::= "{"a" * 1000}"{{2000}}', "its repetitions make it too large"),
+        ("root ::= [a-z]{1,9999999999}", "its repetitions make it too large"),
+    ],
+)
+async def test_a_repetition_that_cannot_be_is_refused_before_the_grammar_is_read(
+    grammar: str, reason: str
+) -> None:
+    async with backend(n_parallel=1) as engine:
+        with pytest.raises(InvalidRequest, match=reason):
+            await engine.generate(ask("x", grammar=grammar))
+
+
+async def test_the_ends_of_the_sampling_ranges_mean_what_they_say() -> None:
+    async with backend(n_parallel=1) as engine:
+        greedy, _ = await answer(engine, "Why is the sky blue?", 8)
+        almost, _ = await answer(engine, "Why is the sky blue?", 8, temperature=1e-7)
+        assert almost == greedy
+        seeded = [await answer(engine, "Why?", 8, temperature=3.0, seed=2**32 - 1) for _ in range(2)]
+        assert seeded[0][0] == seeded[1][0]
+
+
 async def test_a_schema_that_is_no_grammar_is_refused() -> None:
     async with backend(n_parallel=1) as engine:
-        with pytest.raises(InvalidRequest, match="json_schema"):
+        with pytest.raises(InvalidRequest, match="the JSON Schema cannot be used: at /type"):
             await engine.generate(ask("Hi", json_schema='{"type":"no such type"}'))
 
 

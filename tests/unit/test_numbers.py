@@ -14,7 +14,7 @@ import pytest
 from inferd.engine.local import _llama
 from inferd.errors import InvalidRequest
 from tests.unit.test_conversation import TEMPLATES
-from tests.unit.test_llamacpp import load_model
+from tests.unit.test_llamacpp import answer, backend, load_model
 
 # A template that shows one of these words has to show it whatever is written before it.
 WORDS = ("first_word", "second_word", "third_word", "fourth_word", "fifth_word", "last_word")
@@ -102,3 +102,28 @@ def test_a_prompt_of_llama_3_holds_the_date(model: _llama.Model, family: str) ->
     shown = text.partition("Today Date: ")[2].partition("\n")[0]
     days = [before, datetime.now()]
     assert shown in {day.strftime("%d %b %Y") for day in days} | {"26 Jul 2024"}
+
+
+BOUNDS = [
+    {"minimum": 0},
+    {"maximum": 0},
+    {"minimum": 1, "maximum": 65535},
+    {"minimum": -(2**53), "maximum": 2**53},
+    *({"minimum": 10 ** (digits - 1)} for digits in range(1, 20)),
+    *({"maximum": 10**digits - 1} for digits in range(1, 19)),
+    *({"minimum": 10 ** (digits - 1), "maximum": 10**digits - 1} for digits in range(1, 19)),
+]
+
+
+async def test_an_integer_keeps_its_bounds() -> None:
+    async with backend() as engine:
+        for bounds in BOUNDS:
+            schema = json.dumps({"type": "integer", **bounds})
+            text, done = await answer(engine, "A number:", 40, json_schema=schema, temperature=1.5, seed=1)
+            if done.stop_reason == "length":  # without an upper bound a number may be longer
+                assert "maximum" not in bounds
+            else:
+                assert done.stop_reason == "end"
+                assert bounds.get("minimum", int(text)) <= int(text) <= bounds.get("maximum", int(text)), (
+                    bounds
+                )

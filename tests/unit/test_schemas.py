@@ -1,50 +1,229 @@
-"""JSON Schemas that mean harm: what they cost is bounded, and no word of them is printed."""
+"""JSON Schemas: what is enforced, rewritten, dropped or refused, and that a hostile one costs little."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from functools import cache
+from typing import Any
 
 import pytest
 
-from inferd.engine.local import _llama
+from inferd.engine.backend import Tool
+from inferd.engine.local import _llama, schema_check
+from inferd.engine.local.guides import Guides, Held
+from inferd.engine.local.schema_check import Check
 from inferd.errors import InvalidRequest
 from tests.unit.test_llamacpp import load_model
 
 
-def with_properties(count: int, **more: object) -> dict[str, object]:
-    properties = {f"k{i}": {"type": "string"} for i in range(count)}
-    return {"type": "object", "properties": properties, **more}
+@cache
+def guides() -> Guides:
+    return Guides(load_model())
 
 
-def test_an_object_with_many_properties_that_may_be_left_out_is_refused() -> None:
-    """Of 3,000, converting takes minutes; a tool's arguments are such an object, too."""
-    hostile = with_properties(3000)
-    for schema in (hostile, {"anyOf": [{"items": hostile}]}, {"$defs": {"a": hostile}, "$ref": "#/$defs/a"}):
-        with pytest.raises(InvalidRequest, match="properties that may be left out"):
-            _llama.schema_to_grammar(json.dumps(schema).encode())
-    templates = _llama.Templates(load_model())
-    function = {"name": "f", "description": "", "parameters": hostile}
-    request = {
-        "messages": [{"role": "user", "content": "hi"}],
-        "tools": [{"type": "function", "function": function}],
-        "tool_choice": "required",
+def hold(schema: object, *, lenient: bool = False) -> Held:
+    return guides().answer(json.dumps(schema), lenient=lenient)
+
+
+def hold_tool(schema: object) -> Held:
+    return guides().tool(Tool("f", "", json.dumps(schema)))
+
+
+def allows(held: Held, text: str) -> bool:
+    """Whether the grammar takes the whole text as an answer."""
+    guide = guides().value(held)
+    return guide.accept_text(text.encode()) and guide.accepting
+
+
+def properties(**schemas: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": schemas, "required": list(schemas), "additionalProperties": False}
+
+
+REFUSED = [
+    (properties(a={"type": "array", "uniqueItems": True}), "at /properties/a/uniqueItems: `uniqueItems`"),
+    ({"type": "string", "if": {"const": "a"}, "then": {"const": "b"}}, "at /if: `if`"),
+    ({"type": "array", "contains": {"const": 1}}, "at /contains: `contains`"),
+    ({"not": {"type": "string"}}, "at /not: `not`"),
+    ({"type": "object", "dependentRequired": {"a": ["b"]}}, "at /dependentRequired"),
+    ({"type": "string", "pattern": "(?=a)b"}, "at /pattern: `pattern`"),
+    ({"type": "string", "format": "idn-email"}, "at /format: `format`"),
+    ({"properties": {"a/b~c": {"uniqueItems": True}}}, "at /properties/a~1b~0c/uniqueItems"),
+    ({"$ref": "https://example.com/x.json"}, "at /[$]ref: `[$]ref`"),
+    ({"$ref": "#/$defs/x"}, "at /[$]ref: `[$]ref` refers to"),
+    ({"type": "object", "required": "a"}, "at /required: 'a' is not"),
+    ({"type": "object", "properties": {"a": 5}}, "at /properties/a: 5 is not"),
+    ({"const": 2**53 + 1}, "at /const: `const`"),
+    (
+        {"type": "object", "properties": {"a": True, "b": True}, "minProperties": 1},
+        "at /minProperties: `minProperties`",
+    ),
+]
+
+
+@pytest.mark.parametrize(("schema", "where"), REFUSED, ids=lambda value: str(value)[:40])
+def test_what_cannot_be_enforced_is_refused_by_pointer_and_keyword(schema: object, where: str) -> None:
+    with pytest.raises(InvalidRequest, match=where):
+        hold(schema)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "least", "most"),
+    [
+        ("minimum", "maximum", 5, 3),
+        ("exclusiveMinimum", "maximum", 5, 5),
+        ("minimum", "exclusiveMaximum", 5, 5),
+        ("minLength", "maxLength", 4, 2),
+        ("minItems", "maxItems", 2**40, 1),
+        ("minProperties", "maxProperties", 2, 1),
+    ],
+)
+def test_bounds_that_contradict_each_other_are_refused_before_any_work(
+    low: str, high: str, least: int, most: int
+) -> None:
+    with pytest.raises(InvalidRequest, match=f"at /properties/a/{low}: `{low}` {least} and `{high}` {most}"):
+        hold(properties(a={low: least, high: most}))
+    with pytest.raises(InvalidRequest, match='the tool "f": '):
+        hold_tool(properties(a={low: least, high: most}))
+
+
+def test_what_loses_no_meaning_is_dropped_from_an_answer() -> None:
+    names = {
+        "type": "object",
+        "propertyNames": {"type": "string"},
+        "additionalProperties": {"type": "integer"},
     }
-    with pytest.raises(InvalidRequest, match="properties that may be left out"):
-        templates.render(json.dumps(request).encode())
+    for schema, text in (
+        (names, '{"a":1}'),
+        ({"type": "array", "uniqueItems": False}, "[1,1]"),
+        ({"type": "string", "format": "starts_with", "pattern": "^ab?$"}, '"ab"'),
+        ({"$schema": "https://example.com/unknown", "type": "null", "x-guidance": {"lenient": True}}, "null"),
+        ({"type": "integer", "deprecated": True, "x-order": 1, "example": 5}, "7"),
+        ({"unevaluatedProperties": False, **properties(a=True)}, '{"a":0}'),
+    ):
+        held = hold(schema)
+        assert held.dropped == ()
+        assert allows(held, text)
 
 
-def test_an_object_with_many_properties_that_are_needed_is_not() -> None:
-    required = [f"k{i}" for i in range(2000)]
-    assert _llama.schema_to_grammar(json.dumps(with_properties(2000, required=required)).encode())
+def test_equal_schemas_take_the_place_of_others() -> None:
+    enum = hold(
+        {"type": "object", "propertyNames": {"enum": ["a", "b"]}, "additionalProperties": {"const": 1}}
+    )
+    assert allows(enum, '{"b":1}')
+    assert not allows(enum, '{"c":1}')
+    pattern = hold({"type": "object", "propertyNames": {"pattern": "^x"}, "additionalProperties": True})
+    assert allows(pattern, '{"xy":[]}')
+    assert not allows(pattern, '{"y":[]}')
+    old_tuple = hold(
+        {"type": "array", "items": [{"const": 1}, {"const": 2}], "additionalItems": False, "minItems": 2}
+    )
+    assert allows(old_tuple, "[1,2]")
+    assert not allows(old_tuple, "[1,2,3]")
+    decimal = hold({"type": "string", "pattern": r"^(?!^[-+.]*$)[+-]?0*\d*\.?\d*$"})
+    assert [allows(decimal, text) for text in ('"1.50"', '"-.5"', '"-."', '""')] == [True, True, False, False]
+    never = hold({"type": "object", "properties": {"a": True, "b": {"not": {}}}})
+    assert not allows(never, '{"b":1}')
 
 
-def test_what_cannot_be_expressed_is_not_printed() -> None:
-    schema = json.dumps(
-        {"type": "string", "pattern": "^" + "(" * 300 + "my secret" + ")" * 300 + "$"}
-    ).encode()
-    code = f"from inferd.engine import _llama; print(len(_llama.schema_to_grammar({schema!r})))"
+def test_a_lenient_answer_and_a_tool_list_what_is_dropped() -> None:
+    loose = {
+        "type": "object",
+        "properties": {
+            "tags": {"type": "array", "uniqueItems": True},
+            "id": {"type": "string", "pattern": "(?=a)b"},
+            "kind": {"oneOf": [{"type": "integer"}, {"type": "number", "minimum": 3}]},
+        },
+    }
+    pointers = {"/properties/tags/uniqueItems", "/properties/id/pattern", "/properties/kind/oneOf"}
+    assert set(hold(loose, lenient=True).dropped) == pointers
+    assert set(hold_tool(loose).dropped) == pointers
+
+
+def test_a_tool_gets_an_object_and_is_closed_where_it_declares_all() -> None:
+    assert allows(hold_tool({"$schema": "http://json-schema.org/draft-07/schema#"}), '{"any":[1]}')
+    declared = hold_tool({"properties": {"a": {"type": "integer"}}})
+    assert allows(declared, '{"a":1}')
+    assert not allows(declared, '{"b":1}')
+    assert not allows(declared, "3")
+    assert allows(hold({"properties": {"a": {"type": "integer"}}}), "3")
+
+
+def test_properties_called_like_keywords_are_properties() -> None:
+    names = ("type", "pattern", "format", "properties", "description", "if", "not", "uniqueItems")
+    held = hold(properties(**{name: {"type": "boolean"} for name in names}))
+    assert held.dropped == ()
+    assert allows(held, json.dumps(dict.fromkeys(names, True), separators=(",", ":")))
+
+
+def test_an_answer_cannot_spell_a_declared_name_with_escapes() -> None:
+    held = hold({"type": "object", "properties": {"a": {"const": 1}}})
+    assert allows(held, '{"b":2}')
+    assert not allows(held, '{"\\u0061":2}')
+
+
+def test_bounds_beyond_float64_are_kept() -> None:
+    held = hold({"type": "integer", "minimum": 0, "maximum": 2**64 - 1})
+    assert allows(held, str(2**62))
+    assert not allows(held, str(2**64))
+
+
+def test_a_check_is_by_the_declared_draft_with_formats() -> None:
+    check = Check(
+        schema_check.read(json.dumps(properties(d={"type": "string", "format": "date"}))), frozenset()
+    )
+    assert check.fault('{"d":"2026-02-28"}') is None
+    assert check.fault('{"d":"2026-02-30"}') == "/d breaks `format`"
+    assert check.fault('{"d":NaN}') == "it is not JSON, or nests too deeply"
+    price = Check(schema_check.read('{"multipleOf": 0.01}'), frozenset())
+    assert price.fault("19.99") is None
+    assert price.fault("19.999") == "/ breaks `multipleOf`"
+    exclusive = '{"$schema":"http://json-schema.org/draft-04/schema#","minimum":1,"exclusiveMinimum":true}'
+    assert Check(schema_check.read(exclusive), frozenset()).fault("1") == "/ breaks `minimum`"
+
+
+def test_a_pattern_that_backtracks_without_end_is_given_up() -> None:
+    check = Check(schema_check.read('{"pattern":"^(a+)+(?=b)$"}'), frozenset())
+    assert check.fault('"' + "a" * 5000 + '!"') == "/ breaks `pattern`"
+
+
+def test_a_schema_that_is_too_large_or_too_deep_is_refused() -> None:
+    many = properties(**{f"k{i}": {"type": "string"} for i in range(20_001)})
+    with pytest.raises(InvalidRequest, match="more than 20000 schemas"):
+        hold(many)
+    deep: dict[str, Any] = {"type": "integer"}
+    for _ in range(150):
+        deep = properties(a=deep)
+    with pytest.raises(InvalidRequest, match="nests"):
+        hold(deep)
+
+
+def test_many_optional_properties_are_no_burden() -> None:
+    held = hold({"type": "object", "properties": {f"k{i}": {"const": i} for i in range(1000)}})
+    assert allows(held, '{"k3":3,"k999":999}')
+
+
+def test_no_schema_is_printed() -> None:
+    schema = json.dumps({"type": "string", "pattern": "^" + "(" * 300 + "my secret" + ")" * 300 + "$"})
+    code = (
+        "from tests.unit.test_schemas import guides\n"
+        "from inferd.errors import InvalidRequest\n"
+        f"try: guides().answer({schema!r}, lenient=True)\n"
+        "except InvalidRequest: pass\n"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(done.stdout) > 0
-    assert done.stderr == ""
+    assert "secret" not in done.stderr + done.stdout
+
+
+def test_forced_text_is_given_as_the_models_own_tokens() -> None:
+    model = load_model()
+    schema = {"first_name": {"type": "string"}, "last_name": {"type": "string"}}
+    guide = Guides(model).value(hold(properties(**schema)))
+    tokens = guide.forced()
+    assert len(tokens) > 1
+    assert b'{"first_name":"'.startswith(model.text(tokens))
+    assert all(guide.accept(token) for token in tokens)
+    assert guide.rollback(len(tokens))
+    assert guide.forced() == tokens
+    assert isinstance(guide, _llama.Guide)

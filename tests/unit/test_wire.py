@@ -71,8 +71,8 @@ def test_a_request_with_nothing_but_messages() -> None:
 
 NULLABLE = [
     "temperature", "top_p", "top_k", "max_tokens", "stream", "image_token_budget", "seed", "stop", "min_p",
-    "repeat_penalty", "presence_penalty", "frequency_penalty", "json_schema", "priority", "deadline_ms",
-    "session", "model", "on_behalf_of",
+    "repeat_penalty", "presence_penalty", "frequency_penalty", "json_schema", "schema_lenient", "priority",
+    "deadline_ms", "session", "model", "on_behalf_of",
 ]  # fmt: skip
 
 
@@ -272,7 +272,7 @@ INVALID = [
     ({"image_token_budget": 71}, "image_token_budget must be one of 70, 140, 280, 560, 1120"),
     ({"image_token_budget": 0}, "image_token_budget must be one of 70, 140, 280, 560, 1120"),
     ({"min_p": 1.1}, "min_p must be between 0 and 1"),
-    ({"repeat_penalty": 0}, "repeat_penalty must be above 0 and at most 100"),
+    ({"repeat_penalty": 0}, "repeat_penalty must be between 0.01 and 100"),
     ({"presence_penalty": -101}, "presence_penalty must be between -100 and 100"),
     ({"frequency_penalty": 101}, "frequency_penalty must be between -100 and 100"),
     ({"stop": ["x"] * 17}, "stop must hold at most 16 strings"),
@@ -296,7 +296,8 @@ def test_well_typed_but_not_valid(fields: dict[str, Any], reason: str) -> None:
 
 VALID: list[dict[str, Any]] = [
     {"temperature": 0}, {"temperature": 100}, {"top_p": 1}, {"top_p": 1e-9}, {"top_k": 0}, {"max_tokens": 0},
-    {"min_p": 0}, {"min_p": 1}, {"repeat_penalty": 100}, {"presence_penalty": -100}, {"stop": []},
+    {"min_p": 0}, {"min_p": 1}, {"repeat_penalty": 100},
+    {"repeat_penalty": 0.01}, {"presence_penalty": -100}, {"stop": []},
     {"stop": ["x"] * 16}, {"grammar": "x" * 65536}, {"grammar": "|" * 4096}, {"json_schema": {}},
     {"session": "é" * 64}, {"session": ""}, {"deadline_ms": 0},
     {"messages": [{"role": "user", "content": ""}]},

@@ -66,7 +66,8 @@ class MessageDone:
     """The end of an answer: all of its blocks, why it ended, and what it cost (times in milliseconds).
 
     ``content`` is fit to be the assistant's turn of the next request. ``tool_choice_unsatisfied`` says that
-    a tool had to be called and was not.
+    a tool had to be called and was not. ``unenforced`` lists the parts of the JSON Schema, or of a tool's
+    (behind its name), that were checked at the end only.
     """
 
     content: tuple[Block, ...]
@@ -78,6 +79,7 @@ class MessageDone:
     backend: str = ""
     model: str = ""
     timings: Mapping[str, float] = field(default_factory=dict)
+    unenforced: tuple[str, ...] = ()
 
 
 def tool_result(call: ToolUse | str, content: Content) -> Block:
@@ -123,6 +125,7 @@ class MessagesRequest(Request[Event, MessageDone]):
             backend=frame.get("backend", ""),
             model=frame.get("model", ""),
             timings=frame.get("timings") or {},
+            unenforced=tuple(frame.get("unenforced", ())),
         )
         return self.done
 

@@ -25,6 +25,7 @@ class Sampling(TypedDict, total=False):
     frequency_penalty: float | None
     grammar: str | None
     json_schema: Mapping[str, Any] | None
+    schema_lenient: bool | None
     priority: Literal["interactive", "batch"] | None
     deadline_ms: int | None
     session: str | None
@@ -47,7 +48,10 @@ class Token:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
-    """The end of an answer: all of it, why it ended, and what it cost (times in milliseconds)."""
+    """The end of an answer: all of it, why it ended, and what it cost (times in milliseconds).
+
+    ``unenforced`` lists the parts of the JSON Schema that the answer was checked for at its end only.
+    """
 
     content: str
     stop_reason: str
@@ -57,6 +61,7 @@ class Done:
     backend: str = ""
     model: str = ""
     timings: Mapping[str, float] = field(default_factory=dict)
+    unenforced: tuple[str, ...] = ()
 
 
 class TextRequest(Request[Token, Done]):
@@ -77,6 +82,7 @@ class TextRequest(Request[Token, Done]):
             backend=frame.get("backend", ""),
             model=frame.get("model", ""),
             timings=frame.get("timings") or {},
+            unenforced=tuple(frame.get("unenforced", ())),
         )
         return self.done
 
@@ -111,5 +117,6 @@ class LongTextRequest(Request[Token, Done]):
             backend=event.backend,
             model=event.model,
             timings=event.timings,
+            unenforced=event.unenforced,
         )
         return self.done

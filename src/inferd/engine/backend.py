@@ -84,7 +84,8 @@ class GenerateRequest:
     """What a backend needs to know of a request; already validated.
 
     A ``max_tokens`` of ``None`` leaves the limit to the backend. ``json_schema`` is the schema as JSON text
-    and excludes ``grammar`` (GBNF). ``frame`` is ``None`` when the client wants no token frames.
+    and excludes ``grammar`` (GBNF); with ``schema_lenient`` a keyword that cannot be enforced is dropped
+    where it can be checked at the end. ``frame`` is ``None`` when the client wants no token frames.
 
     ``typed``: thinking and tool calls are wanted as events of their own; without it the model is asked to
     answer at once, in text. ``thinking`` ``None`` leaves that to the model. ``tool_choice`` is ``auto``,
@@ -97,6 +98,7 @@ class GenerateRequest:
     stop: tuple[str, ...] = ()
     grammar: str = ""
     json_schema: str = ""
+    schema_lenient: bool = False
     session: str = ""
     frame: FrameTemplate | None = None
     typed: bool = False
@@ -159,7 +161,8 @@ class Done:
 
     ``content`` is the whole answer as the inside of a JSON string (escaped, UTF-8, no quotes), or ``None``
     from a backend that sent :class:`Text` events, whose concatenation it then is. ``tool_missing``: a tool
-    call was required and the budget ended before there was one.
+    call was required and the budget ended before there was one. ``unenforced`` lists what the answer was not
+    held to of its schema, or of a tool's: the tool's name or nothing, ``#``, and a JSON pointer.
     """
 
     stop_reason: StopReason
@@ -167,6 +170,7 @@ class Done:
     timings: Timings | None = None
     content: bytes | None = None
     tool_missing: bool = False
+    unenforced: tuple[str, ...] = ()
 
 
 Event = Text | Thinking | ToolUse | Frames | Done

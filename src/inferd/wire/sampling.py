@@ -25,6 +25,8 @@ MAX_STOPS = 16
 MAX_SESSION_BYTES = 128
 # Far beyond any use; it keeps float32 arithmetic on logits finite.
 MAX_SAMPLING_NUMBER = 100.0
+# A logit is divided by it.
+MIN_REPEAT_PENALTY = 0.01
 
 U32 = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
 # -1 is what others send for none.
@@ -55,6 +57,7 @@ class Sampling(msgspec.Struct, kw_only=True):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     json_schema: msgspec.Raw = msgspec.Raw()
+    schema_lenient: bool | None = None
     priority: str | None = None
     deadline_ms: U32 | None = None
     session: str | None = None
@@ -107,8 +110,7 @@ def check(request: Sampling) -> None:
         raise invalid("top_p must be above 0 and at most 1")
     if request.min_p is not None and not 0.0 <= request.min_p <= 1.0:
         raise invalid("min_p must be between 0 and 1")
-    if request.repeat_penalty is not None and not 0.0 < request.repeat_penalty <= MAX_SAMPLING_NUMBER:
-        raise invalid(f"repeat_penalty must be above 0 and at most {MAX_SAMPLING_NUMBER:g}")
+    _check_range("repeat_penalty", request.repeat_penalty, MIN_REPEAT_PENALTY)
     _check_range("presence_penalty", request.presence_penalty, -MAX_SAMPLING_NUMBER)
     _check_range("frequency_penalty", request.frequency_penalty, -MAX_SAMPLING_NUMBER)
     if isinstance(request.stop, list):

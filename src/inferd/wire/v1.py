@@ -112,6 +112,7 @@ def encode_done(
     backend: str,
     model: str,
     timings: dict[str, float] | None,
+    unenforced: tuple[str, ...] = (),
 ) -> bytes:
     """The ``done`` frame. ``content`` as bytes is the inside of a JSON string, escaped already."""
     usage = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
@@ -128,4 +129,6 @@ def encode_done(
     }
     if timings is not None:
         frame["timings"] = timings
+    if unenforced:
+        frame["unenforced"] = unenforced
     return frames.encode(frame)

@@ -321,6 +321,7 @@ def encode_done(
     model: str,
     timings: dict[str, float] | None,
     tool_choice_unsatisfied: bool,
+    unenforced: tuple[str, ...] = (),
 ) -> bytes:
     """The ``done`` frame."""
     usage = {"input_tokens": input_tokens, "output_tokens": output_tokens}
@@ -338,4 +339,6 @@ def encode_done(
         frame["timings"] = timings
     if tool_choice_unsatisfied:
         frame["tool_choice_unsatisfied"] = True
+    if unenforced:
+        frame["unenforced"] = unenforced
     return frames.encode(frame)

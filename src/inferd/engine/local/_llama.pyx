@@ -41,6 +41,7 @@ os.environ.setdefault("GGML_NO_BACKTRACE", "1")
 
 
 include "_model.pxi"
+include "_guide.pxi"
 include "_embed.pxi"
 include "_cancel.pxi"
 
@@ -176,14 +177,13 @@ cdef class Engine:
         """Readable when ``ready`` has something."""
         return self.exchange.fd()
 
-    def submit(self, Prompt prompt, *, int max_tokens, sampling, bytes grammar, triggers, stops, frame) -> int:
+    def submit(self, Prompt prompt, *, int max_tokens, sampling, bytes grammar, stops, frame, Guide guide=None) -> int:
         """Queues a job and returns its id.
 
         ``sampling`` is an :class:`inferd.sampling.SamplingParams` in which no value is ``None``. ``grammar`` is
-        GBNF in place of the prompt's own; with ``triggers``, regular expressions on the answer's text, it holds
-        only from the first match on. ``stops`` are UTF-8 byte strings beside the prompt's;
-        ``frame`` the (prefix, suffix) of a token frame or ``None`` for no frames. ``InvalidRequest`` for a
-        grammar that does not parse and for a prompt that does not fit.
+        GBNF in place of the prompt's own; ``guide`` takes the place of both and is used up. ``stops`` are UTF-8
+        byte strings beside the prompt's; ``frame`` the (prefix, suffix) of a token frame or ``None`` for no frames.
+        ``InvalidRequest`` for a grammar that does not parse and for a prompt that does not fit.
         """
         cdef SamplingParams params
         cdef Grammar c_grammar
@@ -207,9 +207,7 @@ cdef class Engine:
             c_stops.push_back(stop)
         if grammar:
             c_grammar.text = grammar
-            c_grammar.triggers = triggers
-            c_grammar.lazy = not c_grammar.triggers.empty()
-        else:
+        elif guide is None:
             c_grammar.text = prompt.rendered.grammar
             c_grammar.lazy = prompt.rendered.lazy
             c_grammar.triggers = prompt.rendered.triggers
@@ -227,6 +225,8 @@ cdef class Engine:
             job.get().sampler = Sampler.make(self.model.vocab, params, c_grammar, error)
         if not job.get().sampler:
             raise InvalidRequest(f"the grammar cannot be used: {in_a_sentence(error)}")
+        if guide is not None:
+            job.get().sampler.get().follow(move(guide.guide))
         job.get().preserved = prompt.rendered.preserved
         job.get().n_prompt = prompt.rendered.tokens.size()
         job.get().max_tokens = max_tokens
@@ -436,8 +436,10 @@ cdef class Engine:
             job.prefilled_us = llama_time_us()
         if logits != NULL:
             token = job.sampler.get().sample(logits)
-        if token < 0:
+        if token < 0 and job.sampler.get().constrained():
             self.fail(job, Finish.refused, b"the grammar allows no token here that the model has, or is too ambiguous")
+        elif token < 0:
+            self.fail(job, Finish.broken, b"the model computed no number by which a token could be chosen")
         elif llama_vocab_is_eog(self.model.vocab, token):
             job.finish = Finish.end
         else:
@@ -451,6 +453,8 @@ cdef class Engine:
                 llama_token_to_piece(self.model.vocab, token, &piece[0], -n, 0, shown)
             if job.text.push(piece.data(), piece.size(), text):
                 job.finish = Finish.stop
+            elif job.sampler.get().complete():
+                job.finish = Finish.end
             elif job.n_completion() >= job.max_tokens or job.tokens.size() + job.extra_cells() > <size_t>self.n_ctx:
                 job.finish = Finish.length
             self.write(job, text)

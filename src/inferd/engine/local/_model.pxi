@@ -14,6 +14,12 @@ cdef str in_a_sentence(const string& error):
     return words + " the end" if words.endswith(" at") else words
 
 
+cdef str refusal_of_template(const string& error):
+    """A template's own words, without the frames of its interpreter."""
+    cdef str words = in_a_sentence(error)
+    return words.rpartition("Error: ")[2] if "While executing" in words else words
+
+
 FINISH_NAMES = ("running", "end", "stop", "length", "cancelled", "refused", "unavailable", "broken")
 
 
@@ -43,17 +49,6 @@ def useful_threads() -> int:
 def drain_log():
     """llama.cpp's log lines since the last call: (ggml log level, text), oldest first, at most 1,000."""
     return [(line.first, line.second.decode("utf-8", "replace").rstrip()) for line in c_drain_log()]
-
-
-def schema_to_grammar(bytes schema) -> bytes:
-    """GBNF for a JSON Schema given as JSON text; ``InvalidRequest`` when it cannot be expressed."""
-    cdef string text = schema, grammar, error
-    cdef cbool ok
-    with nogil:
-        ok = c_schema_to_grammar(text, grammar, error)
-    if not ok:
-        raise InvalidRequest(f"json_schema cannot be made into a grammar: {in_a_sentence(error)}")
-    return grammar
 
 
 cdef class TextStream:
@@ -210,6 +205,16 @@ cdef class Model:
         return text.decode("utf-8", "replace")
 
     @property
+    def control_tokens(self):
+        """The ids of the tokens that are no text, by what they are written as (bytes)."""
+        cdef int32_t token
+        return {
+            self.text([token]): token
+            for token in range(llama_vocab_n_tokens(self.vocab))
+            if llama_vocab_get_attr(self.vocab, token) & LLAMA_TOKEN_ATTR_CONTROL
+        }
+
+    @property
     def has_chat_template(self) -> bool:
         return llama_model_chat_template(self.model, NULL) != NULL
 
@@ -296,7 +301,7 @@ cdef class Templates:
             ok = self.prompts.get().render(text, media, prompt.rendered, error)
         if not ok:
             raise InvalidRequest(
-                f"the conversation cannot be given to the model: {in_a_sentence(error)}")
+                f"the conversation cannot be given to the model: {refusal_of_template(error)}")
         return prompt
 
 
@@ -317,6 +322,23 @@ cdef class Prompt:
     def grammar(self) -> bytes:
         """GBNF of the family's tool calls or output format; empty when nothing constrains the answer."""
         return self.rendered.grammar
+
+    @property
+    def triggers(self):
+        """(words, token ids) that begin a call, or ``None`` where it takes more than a word to know one."""
+        if self.rendered.trigger_words.empty():
+            return None
+        return self.rendered.trigger_words, self.rendered.trigger_tokens
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the model was asked to think first."""
+        return self.rendered.thinks
+
+    @property
+    def thinking(self):
+        """How the family's thoughts begin (bytes), and what each may end with; nothing where it has none."""
+        return self.rendered.think_start, self.rendered.think_ends
 
     @property
     def syntax(self) -> bytes:

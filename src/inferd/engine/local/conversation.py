@@ -7,9 +7,10 @@ it runs off the event loop.
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import orjson
@@ -25,7 +26,9 @@ from inferd.engine.backend import (
     ToolCall,
     ToolUse,
 )
-from inferd.engine.local import _llama, generic_tools, media
+from inferd.engine.local import _llama, constrain, generic_tools, media
+from inferd.engine.local.family_grammar import NoCalls
+from inferd.engine.local.guides import Guides, Held
 from inferd.errors import PromptTooLong
 
 
@@ -43,14 +46,23 @@ class Reader(Protocol):
 class Prepared:
     """A request, ready for the token loop.
 
-    ``grammar`` and its ``triggers`` take the place of the prompt's own grammar. Without a ``reader`` the
-    answer is nothing but text.
+    ``grammar`` is the client's GBNF; ``guide`` replaces it and the prompt's own grammar. Without a
+    ``reader`` the answer is nothing but text. ``held`` is the schema of the answer and ``tools`` are those
+    of the calls in it, by name: both are checked at the end.
     """
 
     prompt: _llama.Prompt
-    grammar: bytes
-    triggers: tuple[bytes, ...]
     reader: Reader | None
+    grammar: bytes = b""
+    guide: _llama.Guide | None = None
+    held: Held | None = None
+    tools: Mapping[str, Held] = field(default_factory=dict)
+
+    @property
+    def unenforced(self) -> tuple[str, ...]:
+        """What ``done`` lists: each pointer behind the name of its tool, which is empty for an answer."""
+        schemas = {"": self.held} if self.held else self.tools
+        return tuple(f"{name}#{pointer}" for name, held in schemas.items() for pointer in held.dropped)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +74,7 @@ class Family:
     """
 
     templates: _llama.Templates
+    guides: Guides
     projector: _llama.Projector | None = None
     n_batch: int = 0
     most_chars: int = sys.maxsize
@@ -96,40 +109,85 @@ def prepare(family: Family, request: GenerateRequest) -> Prepared:
     Raises ``InvalidRequest`` for what the family cannot express and ``AttachmentUnsupported`` for media that
     the model cannot take.
     """
-    templates = family.templates
     tools = _tools(request)
     required = bool(tools) and (request.tool_choice == "required" or bool(request.tool_name))
-    if tools and not templates.tools:
-        return _prepare_generic(family, request, tools, required)
-    thinks = request.typed and request.thinking is not False and templates.thinking
-    more: dict[str, object] = {"thinking": thinks, "text_only": not tools and not thinks}
-    grammar = request.grammar.encode()
+    if tools and family.templates.tools:
+        with contextlib.suppress(NoCalls):
+            return _with_tools(family, request, tools, required)
     if tools:
-        more["tools"] = [_tool(tool) for tool in tools]
-        more["tool_choice"] = "required" if required else "auto"
-    elif request.json_schema and thinks:
-        # The family's own grammar lets it think first.
-        more["json_schema"] = orjson.Fragment(request.json_schema)
-    elif request.json_schema:
-        grammar = _llama.schema_to_grammar(request.json_schema.encode())
-    prompt = family.render(request.messages, **more)
-    reader = _FamilyReader(_llama.Reply(prompt.syntax)) if tools or thinks else None
-    return Prepared(prompt, grammar, (), reader)
+        return _with_generic_tools(family, request, tools, required)
+    thinks = _thinks(family, request)
+    held = None
+    if request.json_schema:
+        held = family.guides.answer(request.json_schema, lenient=request.schema_lenient)
+        if thinks:
+            prompt = family.render(request.messages, thinking=True, form=constrain.ANSWER)
+            guide = constrain.answer(family.guides, prompt, held)
+            if guide is not None:
+                return Prepared(prompt, _FamilyReader(_llama.Reply(prompt.syntax)), guide=guide, held=held)
+        thinks = False  # in this family thoughts and a schema do not go together
+    prompt = family.render(request.messages, thinking=thinks, text_only=not thinks)
+    reader = _FamilyReader(_llama.Reply(prompt.syntax)) if thinks else None
+    guide = family.guides.value(held) if held else None
+    return Prepared(prompt, reader, request.grammar.encode(), guide, held)
 
 
-def _prepare_generic(
+def _thinks(family: Family, request: GenerateRequest) -> bool:
+    return request.typed and request.thinking is not False and family.templates.thinking
+
+
+def _with_tools(
     family: Family, request: GenerateRequest, tools: tuple[Tool, ...], required: bool
 ) -> Prepared:
+    held = {tool.name: family.guides.tool(tool) for tool in tools}
+    prompt = family.render(
+        request.messages,
+        tools=[_tool(tool) for tool in tools],
+        thinking=_thinks(family, request),
+        form=constrain.calls_form(tools, held, required),
+    )
+    guide = constrain.calls(family.guides, prompt, held, required)
+    return Prepared(prompt, _FamilyReader(_llama.Reply(prompt.syntax)), guide=guide, tools=held)
+
+
+def _with_generic_tools(
+    family: Family, request: GenerateRequest, tools: tuple[Tool, ...], required: bool
+) -> Prepared:
+    held = {tool.name: family.guides.tool(tool) for tool in tools}
     system = Message("system", generic_tools.instructions(tools, required))
     messages = [_without_tools(message) for message in request.messages]
     if messages[0].role == "system":
         system = replace(system, content=f"{_text(messages.pop(0))}\n\n{system.content}")
     return Prepared(
-        family.render((system, *messages), thinking=False, text_only=True),
-        generic_tools.grammar(tools),
-        () if required else (generic_tools.TRIGGER,),
+        family.render((system, *_alternating(messages)), thinking=False, text_only=True),
         generic_tools.Reader(required),
+        guide=generic_tools.guide(family.guides, held, required),
+        tools=held,
     )
+
+
+def _alternating(messages: Sequence[Message]) -> Iterator[Message]:
+    """The messages with neighbours of one role joined, as our own rewriting of them may have made some."""
+    last: Message | None = None
+    for message in messages:
+        if last is not None and last.role == message.role:
+            content = _joined(last.content, message.content)
+            last = replace(last, content=content, thinking=last.thinking + message.thinking)
+            continue
+        if last is not None:
+            yield last
+        last = message
+    if last is not None:
+        yield last
+
+
+def _joined(
+    first: str | tuple[str | Media, ...], second: str | tuple[str | Media, ...]
+) -> str | tuple[str | Media, ...]:
+    if isinstance(first, str) and isinstance(second, str):
+        return f"{first}\n{second}"
+    parts = (first,) if isinstance(first, str) else first
+    return (*parts, *((second,) if isinstance(second, str) else second))
 
 
 def _tools(request: GenerateRequest) -> tuple[Tool, ...]:

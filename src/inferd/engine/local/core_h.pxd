@@ -2,7 +2,7 @@
 
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libcpp cimport bool as cbool
-from libcpp.memory cimport unique_ptr
+from libcpp.memory cimport shared_ptr, unique_ptr
 from libcpp.pair cimport pair
 from libcpp.string cimport string
 from libcpp.vector cimport vector
@@ -67,6 +67,10 @@ cdef extern from "native/prompt.h" namespace "inferd" nogil:
         cbool lazy
         vector[string] triggers
         vector[llama_token] trigger_tokens
+        vector[string] trigger_words
+        cbool thinks
+        string think_start
+        vector[string] think_ends
         vector[llama_token] prefill
         vector[llama_token] preserved
         string syntax
@@ -80,8 +84,25 @@ cdef extern from "native/prompt.h" namespace "inferd" nogil:
         @staticmethod
         unique_ptr[CReply] make(const string& syntax, string& error)
         cbool feed(const string& text, cbool last, string& news, string& error)
-    cbool c_schema_to_grammar "inferd::schema_to_grammar"(const string& schema, string& grammar, string& error)
     void silence_common()
+
+
+cdef extern from "native/guidance.h" namespace "inferd" nogil:
+    cbool c_open_guidance "inferd::open_guidance"(const string& path, string& version, string& error)
+    cdef cppclass GuidanceVocab:
+        GuidanceVocab(const llama_vocab* vocab)
+    cdef cppclass CGuide "inferd::Guide":
+        @staticmethod
+        unique_ptr[CGuide] make(
+            shared_ptr[GuidanceVocab] vocab, const char* kind, const string& grammar, string& error)
+        void wait_for(vector[string] words, vector[llama_token] tokens)
+        cbool allows(llama_token token)
+        cbool accept(llama_token token)
+        cbool accept_text(const string& text)
+        cbool rollback(size_t n)
+        cbool accepting()
+        cbool complete()
+        vector[llama_token] forced()
 
 
 cdef extern from "native/sampling.h" namespace "inferd" nogil:
@@ -104,6 +125,9 @@ cdef extern from "native/sampling.h" namespace "inferd" nogil:
         @staticmethod
         unique_ptr[Sampler] make(
             const llama_vocab* vocab, const SamplingParams& params, const Grammar& grammar, string& error)
+        void follow(unique_ptr[CGuide] guide)
+        cbool constrained()
+        cbool complete()
         llama_token sample(const float* logits)
 
 

@@ -1,24 +1,21 @@
 """Tool calls for models whose own template knows nothing of tools.
 
 The tools are described in the system message, and the model is asked to write a call as one JSON object,
-after ``<tool_call>`` when it may also answer in text. A grammar holds it to that: from the first character
-where a call is required, from the brace after the marker where it is not.
+after ``<tool_call>`` when it may also answer in text. A guide holds it to that: from the first character
+where a call is required, from the marker on where it is not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import orjson
 
 from inferd.engine.backend import Event, Text, Tool, ToolCall, ToolUse
 from inferd.engine.local import _llama
-from inferd.errors import InvalidRequest
+from inferd.engine.local.guides import Guides, Held
 
 MARKER = "<tool_call>"
-TRIGGER = rb"<tool_call>\s*(\{)"
-"""Where the grammar begins to hold when a call is not required: it is fed from the group on."""
 
 
 def instructions(tools: Sequence[Tool], required: bool) -> str:
@@ -36,46 +33,21 @@ def instructions(tools: Sequence[Tool], required: bool) -> str:
     return f"You can call these tools:\n{orjson.dumps(described).decode()}\n{how}"
 
 
-def grammar(tools: Sequence[Tool]) -> bytes:
-    """GBNF of one call; ``InvalidRequest`` names the tool whose schema cannot be expressed."""
+def guide(guides: Guides, held: Mapping[str, Held], required: bool) -> _llama.Guide:
+    """A guide through one call: from the first token on if it is ``required``, else from the marker on."""
     calls = []
-    definitions = {}
-    for i, tool in enumerate(tools):
-        place = f"tool_{i}"
-        definitions[place] = _moved(orjson.loads(tool.schema), f"#/$defs/{place}/")
-        call = {"name": {"const": tool.name}, "arguments": {"$ref": f"#/$defs/{place}"}}
-        calls.append(
-            {"type": "object", "properties": call, "required": list(call), "additionalProperties": False}
-        )
-    try:
-        return _llama.schema_to_grammar(orjson.dumps({"anyOf": calls, "$defs": definitions}))
-    except InvalidRequest:
-        for tool in tools:
-            _check(tool)
-        raise
-
-
-def _check(tool: Tool) -> None:
-    """Raises ``InvalidRequest`` with the tool's name when its own schema cannot be expressed."""
-    try:
-        _llama.schema_to_grammar(tool.schema.encode())
-    except InvalidRequest as error:
-        name = orjson.dumps(tool.name).decode()
-        raise InvalidRequest(f"the input_schema of the tool {name} cannot be used: {error}") from None
-
-
-def _moved(schema: Any, root: str) -> Any:
-    """The schema with its references to itself pointing to where it now stands."""
-    if isinstance(schema, list):
-        return [_moved(item, root) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    return {
-        key: root + value[2:]
-        if key == "$ref" and isinstance(value, str) and value.startswith("#/")
-        else _moved(value, root)
-        for key, value in schema.items()
-    }
+    rules = []
+    for i, (name, each) in enumerate(held.items()):
+        begin = f'{{"name": {orjson.dumps(name).decode()}, "arguments": '
+        calls.append(f'{orjson.dumps(begin).decode()} arguments_{i} "}}"')
+        rules.append(f"arguments_{i}: %json {each.text.decode()}")
+    start = f"({' | '.join(calls)})"
+    if not required:
+        start = f'"{MARKER}" /[ \\n]{{1,20}}/? {start}'
+    made = guides.grammar("\n".join(("%llguidance {}", f"start: {start}", *rules)))
+    if not required:
+        made.wait_for([MARKER.encode()], [])
+    return made
 
 
 def as_text(call: ToolCall) -> str:

@@ -79,6 +79,8 @@ cdef extern from "llama.h" nogil:
     cbool llama_model_is_diffusion(const llama_model* model)
     int32_t llama_vocab_n_tokens(const llama_vocab* vocab)
     cbool llama_vocab_is_eog(const llama_vocab* vocab, llama_token token)
+    int llama_vocab_get_attr(const llama_vocab* vocab, llama_token token)
+    int LLAMA_TOKEN_ATTR_CONTROL
     int32_t llama_token_to_piece(
         const llama_vocab* vocab, llama_token token, char* buf, int32_t length, int32_t lstrip, cbool special)
 

@@ -34,7 +34,9 @@ from inferd.engine.backend import (
     Usage,
 )
 from inferd.engine.local import _llama
-from inferd.engine.local.conversation import Family, Reader, prepare
+from inferd.engine.local.checked_stream import CheckedStream
+from inferd.engine.local.conversation import Family, Prepared, prepare
+from inferd.engine.local.guides import Guides
 from inferd.engine.local.messages import Pulse
 from inferd.engine.local.typed_stream import RAW_FRAMES, TypedStream
 from inferd.errors import (
@@ -259,8 +261,9 @@ class LlamaCpp(Backend):
         if not model.has_chat_template:
             _log.warn("the model has no chat template; it is prompted as ChatML", model=config.model)
         _log.info("model loaded", model=config.model, description=model.description, bytes=model.size)
+        most_chars = n_ctx * model.longest_token
         family = Family(
-            templates, projector, engine.n_batch, most_chars=n_ctx * model.longest_token, n_ctx=n_ctx
+            templates, Guides(model), projector, engine.n_batch, most_chars=most_chars, n_ctx=n_ctx
         )
         return cls(config, model, family, engine, preparing)
 
@@ -301,20 +304,27 @@ class LlamaCpp(Backend):
             del work, submitted  # they hold their error, which holds this frame, which holds the attachments
         if isinstance(answer, Done):
             return Finished(answer)
-        job, reader = answer
+        job, prepared = answer
+        stream: Stream = self._open(job)
+        pool = self._reading
+        if prepared.reader is not None:
+            required = request.tool_choice == "required" or bool(request.tool_name)
+            stream = TypedStream(stream, prepared.reader, pool, tool_required=required)
+        if prepared.held is not None or prepared.tools:
+            stream = CheckedStream(stream, prepared.held, prepared.tools, prepared.unenforced, pool)
+        return stream
+
+    def _open(self, job: int) -> _LlamaStream:
         stream = self._streams[job] = _LlamaStream(self, self._engine, job)
-        if reader is None:
-            return stream
-        required = request.tool_choice == "required" or bool(request.tool_name)
-        return TypedStream(stream, reader, self._reading, tool_required=required)
+        return stream
 
     def _submit(
         self, request: GenerateRequest, cancellation: _llama.Cancellation
-    ) -> tuple[int, Reader | None] | Done:
+    ) -> tuple[int, Prepared] | Done:
         with cancellation:
             return self._prepare(request)
 
-    def _prepare(self, request: GenerateRequest) -> tuple[int, Reader | None] | Done:
+    def _prepare(self, request: GenerateRequest) -> tuple[int, Prepared] | Done:
         """Renders and tokenises the prompt, parses the grammar, and queues the job; runs in the pool."""
         prepared = prepare(self._family, request)
         frame = request.frame if prepared.reader is None else RAW_FRAMES
@@ -327,13 +337,13 @@ class LlamaCpp(Backend):
             max_tokens=min(MAX_TOKENS if request.max_tokens is None else request.max_tokens, 2**31 - 1),
             sampling=sampling,
             grammar=prepared.grammar,
-            triggers=prepared.triggers,
             stops=[text.encode() for text in request.stop],
             frame=(frame.prefix, frame.suffix) if frame else None,
+            guide=prepared.guide,
         )
-        return job, prepared.reader
+        return job, prepared
 
-    def _drop(self, submitted: asyncio.Future[tuple[int, Reader | None] | Done]) -> None:
+    def _drop(self, submitted: asyncio.Future[tuple[int, Prepared] | Done]) -> None:
         """The client left while its request was being prepared."""
         if not submitted.cancelled() and submitted.exception() is None:
             answer = submitted.result()

@@ -139,6 +139,7 @@ _NAMED = {
         errors.InvalidRequest,
         errors.ModelError,
         errors.RerankUnsupported,
+        errors.SchemaViolation,
         errors.ToolCallMalformed,
         errors.Unavailable,
         errors.Unsupported,

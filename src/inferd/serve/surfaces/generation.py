@@ -160,6 +160,7 @@ def generate_request(
         stop=tuple(request.stop or ()),
         grammar=request.grammar,
         json_schema=bytes(request.json_schema).decode(),
+        schema_lenient=bool(request.schema_lenient),
         session=request.session or "",
         frame=template,
     )

@@ -45,6 +45,7 @@ class _Writer:
             backend=backend.kind,
             model=backend.model,
             timings=timings,
+            unenforced=done.unenforced,
         )
 
 

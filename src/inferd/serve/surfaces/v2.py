@@ -217,4 +217,5 @@ class Writer:
             model=backend.model,
             timings=timings,
             tool_choice_unsatisfied=done.tool_missing,
+            unenforced=done.unenforced,
         )

@@ -1,5 +1,6 @@
 #include "prompt.h"
 
+#include <algorithm>
 #include <exception>
 #include <stdexcept>
 
@@ -8,7 +9,6 @@
 #include "chat.h"
 #include "common.h"
 #include "guarded.h"
-#include "json-schema-to-grammar.h"
 #include "json.h"
 #include "log.h"
 
@@ -84,6 +84,8 @@ class Tokenizer {
     size_t next_ = 0;
 };
 
+bool is_word(const common_grammar_trigger &trigger) { return trigger.type == COMMON_GRAMMAR_TRIGGER_TYPE_WORD; }
+
 // When the lazy grammar begins to hold: on a token where the word is one, else where the text matches.
 void take_triggers(const llama_vocab *vocab, const common_chat_params &params, Rendered &out) {
     for (const auto &trigger : params.grammar_triggers) {
@@ -93,6 +95,7 @@ void take_triggers(const llama_vocab *vocab, const common_chat_params &params, R
             case COMMON_GRAMMAR_TRIGGER_TYPE_PATTERN: out.triggers.push_back(value); break;
             case COMMON_GRAMMAR_TRIGGER_TYPE_PATTERN_FULL: out.triggers.push_back("^(?:" + value + ")$"); break;
             case COMMON_GRAMMAR_TRIGGER_TYPE_WORD: {
+                out.trigger_words.push_back(value);
                 const auto tokens = tokenize(vocab, value, false);
                 if (tokens.size() == 1) {
                     out.trigger_tokens.push_back(tokens[0]);
@@ -103,26 +106,8 @@ void take_triggers(const llama_vocab *vocab, const common_chat_params &params, R
             }
         }
     }
-}
-
-// The converter's time grows with the cube of the properties of an object that may be left out.
-constexpr size_t kMaxOptional = 400;
-
-void check_schema(const common_json &schema) {
-    if (schema.is_object() && schema.contains("properties") && schema.at("properties").is_object()) {
-        const size_t all = schema.at("properties").size();
-        const bool some = schema.contains("required") && schema.at("required").is_array();
-        const size_t required = some ? schema.at("required").size() : 0;
-        if (all > kMaxOptional + required) {
-            throw std::runtime_error("an object has more than " + std::to_string(kMaxOptional) +
-                                     " properties that may be left out");
-        }
-    }
-    if (schema.is_object()) {
-        for (const auto &[key, value] : schema.items()) check_schema(value);
-    } else if (schema.is_array()) {
-        for (const auto &value : schema) check_schema(value);
-    }
+    const auto &all = params.grammar_triggers;
+    if (!std::all_of(all.begin(), all.end(), is_word)) out.trigger_words.clear();
 }
 
 }  // namespace
@@ -160,10 +145,12 @@ bool Prompts::supports_thinking() const noexcept {
     }
 }
 
-bool Prompts::supports_tools() const noexcept {
+bool Prompts::supports_tools() const noexcept { return supports("supports_tools"); }
+
+bool Prompts::supports(const char *capability) const noexcept {
     try {
         const auto caps = common_chat_templates_get_caps(templates_.get());
-        const auto found = caps.find("supports_tools");
+        const auto found = caps.find(capability);
         return found != caps.end() && found->second;
     } catch (const std::exception &) {
         return false;
@@ -199,23 +186,38 @@ bool Prompts::render(const std::string &request, const MediaInput &media, Render
 
         common_chat_templates_inputs inputs;
         inputs.messages = common_chat_msgs_parse_oaicompat(marked.at("messages"));
-        if (plain.contains("tools")) check_schema(plain.at("tools"));
-        if (plain.contains("json_schema")) check_schema(plain.at("json_schema"));
         if (marked.contains("tools")) inputs.tools = common_chat_tools_parse_oaicompat(marked.at("tools"));
-        inputs.tool_choice = common_chat_tool_choice_parse_oaicompat(plain.value("tool_choice", "auto"));
-        if (plain.contains("json_schema")) inputs.json_schema = plain.at("json_schema").dump();
+        inputs.tool_choice = COMMON_CHAT_TOOL_CHOICE_NONE;  // no grammar is made of what the client wrote
         inputs.enable_thinking = thinking;
         inputs.reasoning_format = COMMON_REASONING_FORMAT_AUTO;
-        inputs.parallel_tool_calls = true;
         inputs.force_pure_content = plain.value("text_only", false);
 
-        const common_chat_params params = within_template_budget(
-            request.size(), [&] { return common_chat_templates_apply(templates_.get(), inputs); });
+        const auto apply = [&] {
+            return within_template_budget(request.size(),
+                                          [&] { return common_chat_templates_apply(templates_.get(), inputs); });
+        };
+        common_chat_params params = apply();
         Tokenizer(vocab_, media, out).take(params.prompt, mark);
+        if (plain.contains("form")) {
+            const common_json &form = plain.at("form");
+            common_chat_msg message;
+            message.role = "user";
+            message.content = "Hello";
+            inputs.messages = {message};
+            inputs.tools.clear();
+            if (form.contains("tools")) inputs.tools = common_chat_tools_parse_oaicompat(form.at("tools"));
+            if (form.contains("json_schema")) inputs.json_schema = form.at("json_schema").dump();
+            inputs.tool_choice = common_chat_tool_choice_parse_oaicompat(form.value("tool_choice", "none"));
+            inputs.parallel_tool_calls = supports("supports_parallel_tool_calls");
+            params = apply();
+        }
         out.stops = params.additional_stops;
         out.grammar = without(mark, params.grammar);
         out.lazy = params.grammar_lazy;
         take_triggers(vocab_, params, out);
+        out.thinks = thinking;
+        out.think_start = params.thinking_start_tag;
+        out.think_ends = params.thinking_end_tags;
         out.prefill = tokenize(vocab_, params.generation_prompt, false);
         for (const auto &text : params.preserved_tokens) {
             const auto tokens = tokenize(vocab_, text, false);
@@ -269,14 +271,6 @@ bool Reply::feed(const std::string &text, bool last, std::string &news, std::str
         }
         if (!tools.empty()) out["tools"] = tools;
         news = out.dump_safe();
-    });
-}
-
-bool schema_to_grammar(const std::string &schema, std::string &grammar, std::string &error) noexcept {
-    return guarded(error, [&] {
-        const common_json parsed = common_json::parse(schema);
-        check_schema(parsed);
-        grammar = json_schema_to_grammar(parsed);
     });
 }
 

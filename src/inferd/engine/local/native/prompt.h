@@ -1,4 +1,4 @@
-// Prompts, grammars and the parsing of answers through llama.cpp's `common`, which knows every family's own
+// Prompts, and the parsing of answers through llama.cpp's `common`, which knows every family's own
 // template and formats.
 //
 // Nothing here throws: a false return leaves the reason in `error`. Everything but a `Reply` is safe to call
@@ -33,6 +33,10 @@ struct Rendered {
     bool lazy = false;                      // the grammar holds only from a trigger on
     std::vector<std::string> triggers;      // patterns
     std::vector<llama_token> trigger_tokens;
+    std::vector<std::string> trigger_words; // the same where all of them are words; else empty
+    bool thinks = false;                    // the model was asked to think first, or not asked not to
+    std::string think_start;                // how the family's thoughts begin, and how they end
+    std::vector<std::string> think_ends;
     std::vector<llama_token> prefill;       // what of the answer already stands in the prompt, for the grammar
     std::vector<llama_token> preserved;     // control tokens that the answer's parser needs to see
     std::string syntax;                     // how to parse the answer, for `Reply`
@@ -47,10 +51,12 @@ class Prompts {
     ~Prompts();
 
     // Renders `request`, a JSON object, up to the point where the assistant speaks. Its keys: `messages` and
-    // `tools` as in OpenAI's chat completions, `tool_choice` ("auto", "none", "required"), `json_schema`, and
-    // `thinking`: false asks the template to let the model answer at once, and `text_only`: true says that the
-    // answer will not be parsed, which saves finding out how, several times the cost of the rest. A content part
-    // of type `media_marker` with the projector's marker as its text stands for the next item of `media`.
+    // `tools` as in OpenAI's chat completions, and `thinking`: false asks the template to let the model answer at
+    // once. `text_only`: true says that the answer will not be parsed, which saves finding out how, several times
+    // the cost of the rest. `form` says for what the answer's parser and grammar are made, if not for text and
+    // thoughts alone: an object with `tools`, `tool_choice` ("auto", "required") and `json_schema`. Its schemas need
+    // not be those that the model is shown. A content part of type `media_marker` with the projector's marker as its
+    // text stands for the next item of `media`.
     bool render(const std::string &request, const MediaInput &media, Rendered &out,
                 std::string &error) const noexcept;
 
@@ -59,6 +65,7 @@ class Prompts {
 
   private:
     Prompts() = default;
+    bool supports(const char *capability) const noexcept;
     std::string disarm(const std::string &text, const std::string &mark) const;
 
     const llama_vocab *vocab_ = nullptr;
@@ -85,9 +92,6 @@ class Reply {
     std::string text_;
     size_t shown_text_ = 0, shown_thinking_ = 0, shown_tools_ = 0;
 };
-
-// GBNF for a JSON Schema (as JSON text).
-bool schema_to_grammar(const std::string &schema, std::string &grammar, std::string &error) noexcept;
 
 // `common` has a log of its own, which quotes prompts and answers: turns it off.
 void silence_common();

@@ -2,9 +2,9 @@
 //
 // Order of the chain: penalties, top-k, top-p, min-p, temperature, draw; temperature 0 takes the best token.
 // Two shortcuts give the same result for less: the best token needs no candidate list, and without penalties
-// the top-k of the vocabulary is picked while it is read. A grammar is asked about the drawn token alone and
-// filters the whole vocabulary only when it refuses it: a grammar at the head of the chain would walk the
-// vocabulary for every token.
+// the top-k of the vocabulary is picked while it is read. A grammar or a guide is asked about the drawn token alone
+// and filters the whole vocabulary only when it refuses it: at the head of the chain it would walk the vocabulary
+// for every token.
 #pragma once
 
 #include <algorithm>
@@ -16,7 +16,9 @@
 #include <string>
 #include <vector>
 
+#include "gbnf.h"
 #include "guards/grammar_guard_state.h"
+#include "guidance.h"
 #include "llama.h"
 
 namespace inferd {
@@ -56,13 +58,22 @@ class Sampler {
         }
     }
 
-    // The next token for one row of logits, or -1 when the grammar allows none.
+    // Holds the answer to `guide` from here on.
+    void follow(std::unique_ptr<Guide> guide) noexcept { guide_ = std::move(guide); }
+
+    // Whether a grammar or a guide has a say in the answer.
+    bool constrained() const noexcept { return grammar_ || guide_; }
+
+    // Whether the guide has the answer end here.
+    bool complete() noexcept { return guide_ && guide_->complete(); }
+
+    // The next token for one row of logits, or -1 when there is none that may come.
     llama_token sample(const float *logits) noexcept {
         try {
             if (grammar_) grammar_deadline = thread_time() + kGrammarTime;
             llama_token token = draw(logits, false);
-            if (grammar_ && !grammar_allows(token)) token = draw(logits, true);
-            if (token < 0) return -1;
+            if (!allowed(token)) token = draw(logits, true);
+            if (token < 0 || (guide_ && !guide_->accept(token))) return -1;
             if (grammar_) llama_sampler_accept(grammar_.get(), token);
             llama_sampler_accept(chain_.get(), token);
             return token;
@@ -81,13 +92,13 @@ class Sampler {
     static constexpr int32_t kMaxPicked = 1024;    // beyond it a heap is no faster than a sort
 
     static constexpr int64_t kGrammarTime = 2'000'000'000;  // ns for a token: four thousand alternatives fit
-    static constexpr int kMaxNesting = 256;        // the parser recurses into parentheses
+    static constexpr uint32_t kSeedInItsPlace = 0x9E3779B9;
+    static constexpr float kGreedyBelow = 1e-6f;   // a division by less makes all logits infinite
 
     explicit Sampler(int32_t n_vocab) : n_vocab_(n_vocab) {}
 
     void parse_grammar(const llama_vocab *vocab, const Grammar &grammar) {
-        if (nesting(grammar.text) > kMaxNesting) throw std::runtime_error("parentheses are nested too deeply");
-        if (grammar.text.find('\0') != std::string::npos) throw std::runtime_error("it contains a NUL character");
+        GbnfCheck::check(grammar.text);
         grammar_message.clear();
         grammar_deadline = thread_time() + kGrammarTime;
         if (grammar.lazy) {
@@ -108,30 +119,6 @@ class Sampler {
         for (llama_token token : grammar.prefill) llama_sampler_accept(grammar_.get(), token);
     }
 
-    // How deep parentheses are nested, outside of literals, character classes and comments.
-    static int nesting(const std::string &grammar) {
-        int depth = 0, deepest = 0;
-        char closing = 0;
-        for (size_t i = 0; i < grammar.size(); i++) {
-            const char c = grammar[i];
-            if (closing) {
-                if (c == '\\') i++;
-                if (c == closing) closing = 0;
-            } else if (c == '"') {
-                closing = '"';
-            } else if (c == '[') {
-                closing = ']';
-            } else if (c == '#') {
-                closing = '\n';
-            } else if (c == '(') {
-                deepest = std::max(deepest, ++depth);
-            } else if (c == ')') {
-                depth--;
-            }
-        }
-        return deepest;
-    }
-
     void build_chain(const SamplingParams &p) {
         llama_sampler_chain_params chain_params = llama_sampler_chain_default_params();
         chain_params.no_perf = true;
@@ -143,8 +130,9 @@ class Sampler {
             add(llama_sampler_init_penalties(n_vocab_, kPenaltyWindow, p.repeat_penalty, p.frequency_penalty,
                                              p.presence_penalty));
         }
-        best_only_ = p.temperature == 0.0f && !penalties;
-        if (p.temperature == 0.0f) {
+        const bool greedy = p.temperature < kGreedyBelow;
+        best_only_ = greedy && !penalties;
+        if (greedy) {
             add(llama_sampler_init_greedy());
             return;
         }
@@ -153,22 +141,30 @@ class Sampler {
         if (p.top_p < 1.0f) add(llama_sampler_init_top_p(p.top_p, 1));
         if (p.min_p > 0.0f) add(llama_sampler_init_min_p(p.min_p, 1));
         add(llama_sampler_init_temp(p.temperature));
-        add(llama_sampler_init_dist(p.seed));
+        // llama.cpp takes its default seed for the wish to have a random one.
+        add(llama_sampler_init_dist(p.seed == LLAMA_DEFAULT_SEED ? kSeedInItsPlace : p.seed));
     }
 
-    llama_token draw(const float *logits, bool under_grammar) {
-        if (best_only_ && !under_grammar) return best(logits);
-        if (pick_ > 0 && !under_grammar) {
+    llama_token draw(const float *logits, bool constrained) {
+        if (best_only_ && !constrained) return best(logits);
+        if (constrained && guide_) {
+            if (!take_allowed(logits)) return -1;
+        } else if (pick_ > 0 && !constrained) {
             pick_top(logits);
         } else {
             take_all(logits);
         }
-        llama_token_data_array array = {candidates_.data(), candidates_.size(), -1, pick_ > 0 && !under_grammar};
-        if (under_grammar) llama_sampler_apply(grammar_.get(), &array);
+        llama_token_data_array array = {candidates_.data(), candidates_.size(), -1, pick_ > 0 && !constrained};
+        if (constrained && grammar_) llama_sampler_apply(grammar_.get(), &array);
         llama_sampler_apply(chain_.get(), &array);
         if (array.selected < 0) return -1;
         const llama_token_data &chosen = array.data[array.selected];
         return std::isinf(chosen.logit) ? -1 : chosen.id;
+    }
+
+    bool allowed(llama_token token) {
+        if (token < 0) return true;
+        return (!grammar_ || grammar_allows(token)) && (!guide_ || guide_->allows(token));
     }
 
     bool grammar_allows(llama_token token) {
@@ -212,6 +208,20 @@ class Sampler {
         for (llama_token id = 0; id < n_vocab_; id++) candidates_[id] = {id, logits[id], 0.0f};
     }
 
+    // What the guide allows; false when that is nothing.
+    bool take_allowed(const float *logits) {
+        const uint32_t *mask = guide_->mask();
+        candidates_.clear();
+        for (llama_token first = 0; mask && first < n_vocab_; first += 32) {
+            const uint32_t word = mask[first / 32];
+            if (!word) continue;
+            for (llama_token id = first; id < std::min(first + 32, n_vocab_); id++) {
+                if (word >> (id - first) & 1) candidates_.push_back({id, logits[id], 0.0f});
+            }
+        }
+        return !candidates_.empty();
+    }
+
     // The `pick_` best candidates, best first: one pass, a heap of the best so far.
     void pick_top(const float *logits) {
         auto better = [](const llama_token_data &a, const llama_token_data &b) { return a.logit > b.logit; };
@@ -233,6 +243,7 @@ class Sampler {
     int32_t pick_ = 0;
     Owned chain_;
     Owned grammar_;
+    std::unique_ptr<Guide> guide_;
     std::vector<llama_token_data> candidates_;
 };
 

@@ -1,0 +1,82 @@
+# Answers held to a schema or a grammar by llguidance. Part of _llama.pyx.
+
+from libcpp.memory cimport shared_ptr
+
+
+def open_guidance(str library) -> str:
+    """Loads llguidance from the file that exports its C interface, once; returns its version.
+
+    ``ModelError`` when a function that is needed is missing.
+    """
+    cdef string path = library.encode(), version, error
+    cdef cbool ok
+    with nogil:
+        ok = c_open_guidance(path, version, error)
+    if not ok:
+        raise ModelError(f"llguidance cannot be used: {in_a_sentence(error)}; install the version that inferd requires")
+    return version.decode()
+
+
+cdef class Guidance:
+    """A model's vocabulary as llguidance sees it; ``open_guidance`` comes first."""
+
+    cdef Model model
+    cdef shared_ptr[GuidanceVocab] guided
+
+    def __cinit__(self, Model model):
+        self.model = model
+        self.guided.reset(new GuidanceVocab(model.vocab))
+
+    def guide(self, bytes kind, bytes grammar) -> Guide:
+        """A guide through a ``json_schema`` or a ``lark`` grammar; ``ValueError`` with llguidance's reason."""
+        cdef Guide made = Guide()
+        cdef string text = grammar, error
+        cdef const char* name = kind
+        made.model = self.model
+        with nogil:
+            made.guide = CGuide.make(self.guided, name, text, error)
+        if not made.guide:
+            raise ValueError(in_a_sentence(error))
+        return made
+
+
+cdef class Guide:
+    """One answer on its way through a grammar; ``Engine.submit`` takes it over."""
+
+    cdef Model model
+    cdef unique_ptr[CGuide] guide
+
+    def wait_for(self, words, tokens):
+        """Lets everything pass until the answer holds one of ``words`` (bytes) or one of the ``tokens`` comes."""
+        self.guide.get().wait_for(words, tokens)
+
+    def accept_text(self, bytes text) -> bool:
+        """Takes a text; false when it does not fit."""
+        cdef string c_text = text
+        return self.guide.get().accept_text(c_text)
+
+    def allows(self, llama_token token) -> bool:
+        """Whether the answer may go on with the token."""
+        return self.guide.get().allows(token)
+
+    def accept(self, llama_token token) -> bool:
+        """Takes a token; false when it is not allowed."""
+        return self.guide.get().accept(token)
+
+    def rollback(self, size_t n) -> bool:
+        """Takes back the last ``n`` tokens."""
+        return self.guide.get().rollback(n)
+
+    def forced(self):
+        """The token ids that have to come next, whatever the model says."""
+        return self.guide.get().forced()
+
+    @property
+    def accepting(self) -> bool:
+        """Whether the answer may end here."""
+        return self.guide.get().accepting()
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing but the end can follow."""
+        return self.guide.get().complete()

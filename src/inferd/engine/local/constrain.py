@@ -1,0 +1,144 @@
+"""Guides for the answers of a family with a format of its own: thoughts, then calls or a JSON value.
+
+The format comes from llama.cpp's parser of the family (see :mod:`inferd.engine.local.family_grammar`). That
+is made for a ``form``: the tools with no more of their schemas than the parser needs to know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from inferd.engine.backend import Tool
+from inferd.engine.local import _llama
+from inferd.engine.local.family_grammar import Format, Inexpressible
+from inferd.engine.local.guides import Guides, Held, json_text
+
+_TYPES = ("array", "boolean", "integer", "null", "number", "object", "string")
+_ANSWER_SCHEMA = ("response-format", "response-format-schema")
+
+ANSWER = {"json_schema": {"type": "object", "properties": {}}}
+"""The form of an answer that is one JSON value."""
+
+
+def calls_form(tools: Sequence[Tool], held: Mapping[str, Held], required: bool) -> dict[str, object]:
+    """The form of an answer with calls of these tools."""
+    shapes = [
+        {"name": tool.name, "description": "", "parameters": _shape(held[tool.name].schema)} for tool in tools
+    ]
+    return {
+        "tools": [{"type": "function", "function": shape} for shape in shapes],
+        "tool_choice": "required" if required else "auto",
+    }
+
+
+def answer(guides: Guides, prompt: _llama.Prompt, held: Held) -> _llama.Guide | None:
+    """A guide through thoughts and a JSON value; ``None`` where the format cannot be expressed."""
+
+    def schema_of(name: str) -> bytes | None:
+        return held.text if name in _ANSWER_SCHEMA else None
+
+    try:
+        form = Format(prompt.syntax, guides.control, schema_of)
+        guide = guides.grammar(form.text(form.root()))
+    except Inexpressible:
+        return None
+    return guide if guide.accept_text(form.begun.encode()) else None
+
+
+def calls(
+    guides: Guides, prompt: _llama.Prompt, held: Mapping[str, Held], required: bool
+) -> _llama.Guide | None:
+    """A guide through calls: from the first token on where one is ``required``, else from what begins a call.
+
+    ``None`` where the format cannot be expressed: then llama.cpp's own grammar enforces the form, and the
+    arguments are checked at the end.
+    """
+    schemas: dict[str, bytes] = {}
+    for name, each in held.items():
+        schemas[f"tool-{name}-schema"] = each.text
+        for parameter, schema in (each.schema.get("properties") or {}).items():
+            if _types(schema, each.schema) & {"string"}:
+                continue
+            text = json_text(_with_definitions(schema, each.schema))
+            for end in ("", "-schema"):
+                schemas[f"tool-{name}-arg-{parameter}{end}"] = text
+    try:
+        form = Format(prompt.syntax, guides.control, schemas.get)
+        call = form.calls()
+    except Inexpressible:
+        return None
+    if required:
+        return guides.grammar(form.text(f"{_thoughts(form, prompt)} ({call})"))
+    if not prompt.grammar:  # a call has no mark of its own: it is what begins with a brace
+        return guides.grammar(form.text(f"{form.text_without_brace()} | {call}"))
+    if prompt.triggers is None:
+        return None
+    guide = guides.grammar(form.text(call))
+    guide.wait_for(*prompt.triggers)
+    return guide
+
+
+def _thoughts(form: Format, prompt: _llama.Prompt) -> str:
+    """What may, or must, be thought before a call."""
+    start, ends = prompt.thinking[0].decode(), [end.decode() for end in prompt.thinking[1]]
+    if not ends:
+        return ""
+    if start and form.begun.rstrip().endswith(start):
+        return f"{form.up_to(ends[:1])} {form.space()}"
+    if not start or not prompt.thinks:
+        return ""
+    return f"({form.literal(start)} {form.up_to(ends[:1])} {form.space()})?"
+
+
+def _shape(schema: Mapping[str, Any]) -> dict[str, object]:
+    """As much of a tool's schema as the parser has to know: the names and types of its parameters."""
+    properties = {
+        name: _shape_of_types(_types(part, schema)) for name, part in (schema.get("properties") or {}).items()
+    }
+    required = [name for name in schema.get("required") or () if name in properties]
+    return {"type": "object", "properties": properties, "required": required}
+
+
+def _shape_of_types(types: set[str]) -> dict[str, object]:
+    if len(types) == len(_TYPES):
+        return {}
+    return {"type": sorted(types) if len(types) > 1 else next(iter(types), "null")}
+
+
+def _types(schema: Any, root: Mapping[str, Any], depth: int = 0) -> set[str]:
+    """The types that a value of the schema may have."""
+    if not isinstance(schema, dict) or depth > 20:
+        return set(_TYPES) if schema is not False else set()
+    found = set(_TYPES)
+    if "type" in schema:
+        given = schema["type"]
+        found &= {given} if isinstance(given, str) else set(given)
+    for values in (schema.get("enum"), [schema["const"]] if "const" in schema else None):
+        if values is not None:
+            found &= {_type_of(value) for value in values}
+    for key in ("anyOf", "oneOf"):
+        if key in schema:
+            found &= set().union(*(_types(part, root, depth + 1) for part in schema[key]))
+    for part in schema.get("allOf", ()):
+        found &= _types(part, root, depth + 1)
+    if str(schema.get("$ref", "")).startswith("#/"):
+        node: Any = root
+        for part in schema["$ref"][2:].split("/"):
+            name = part.replace("~1", "/").replace("~0", "~")
+            node = node.get(name, True) if isinstance(node, dict) else True
+        found &= _types(node, root, depth + 1)
+    return found
+
+
+def _type_of(value: Any) -> str:
+    names = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
+    return names.get(type(value), "null")
+
+
+def _with_definitions(schema: Any, root: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of a parameter, fit to stand alone."""
+    if not isinstance(schema, dict):
+        return {} if schema else {"not": {}}
+    definitions = {key: root[key] for key in ("$defs", "definitions") if key in root and key not in schema}
+    return {**schema, **definitions}

@@ -1,0 +1,284 @@
+"""A family's own format as a grammar for llguidance, with JSON Schemas in the places of its JSON values.
+
+llama.cpp finds out how a family writes tool calls and thoughts, and gives that as a parser: a list of
+numbered nodes, each of which is a literal, a sequence, a choice and so on. Here those nodes become rules of
+llguidance's Lark. A node of type ``schema`` has a name (``tool-NAME-schema``,
+``tool-NAME-arg-PARAMETER-schema``, ``response-format-schema``), and gets the schema of that name.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import orjson
+
+_LONGEST = 20  # blanks in a row; a model may write them without end
+
+
+class Inexpressible(Exception):
+    """The format has a part that the grammar cannot say."""
+
+
+class NoCalls(Exception):
+    """llama.cpp has not found out how the family writes calls."""
+
+
+class Format:
+    """The parser ``syntax`` of a rendered prompt; ``control`` are the ids of control tokens by their text.
+
+    ``schema_of`` gives the JSON text of the schema that a ``schema`` node names, or ``None`` for raw text.
+    """
+
+    def __init__(
+        self, syntax: bytes, control: Mapping[str, int], schema_of: Callable[[str], bytes | None]
+    ) -> None:
+        read = orjson.loads(syntax)
+        arena = orjson.loads(read["parser"])
+        self.begun: str = read["generation_prompt"]
+        """What of the answer already stands in the prompt."""
+        self._nodes: list[dict[str, Any]] = arena["parsers"]
+        self._named: dict[str, int] = arena["rules"]
+        self._root: int = arena["root"]
+        self._control = control
+        self._schema_of = schema_of
+        self._special = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))))
+        self._rules: dict[str, str] = {}
+
+    def root(self) -> str:
+        """The rule of the whole answer, what already stands in the prompt among it."""
+        return self.add("whole", self._expression(self._root))
+
+    def calls(self) -> str:
+        """The rule of one or several tool calls; adds what it needs to :meth:`text`."""
+        nodes = self._nodes
+        triggers = sorted(name for name, i in self._named.items() if nodes[i].get("trigger"))
+        # A family with a section around its calls has a rule for each, and the outer refers to the inner one.
+        inner = {name for outer in triggers for name in self._inside(outer) if name != outer}
+        outermost = [name for name in triggers if name not in inner]
+        if not outermost:
+            raise NoCalls
+        return " | ".join(self._rule(name) for name in outermost)
+
+    def add(self, name: str, body: str) -> str:
+        """Adds a rule, with its attributes in brackets behind the name; returns how to refer to it."""
+        self._rules[name] = body
+        return name.partition("[")[0]
+
+    def value(self, text: bytes) -> str:
+        """A rule for a JSON value of the schema."""
+        return self.add(f"json_{len(self._rules)}", f"%json {text.decode()}")
+
+    def literal(self, text: str) -> str:
+        """``text``, with control tokens as such."""
+        parts = []
+        at = 0
+        for found in self._special.finditer(text) if self._control else ():
+            if found.start() > at:
+                parts.append(_quoted(text[at : found.start()]))
+            parts.append(f"<[{self._control[found[0]]}]>")
+            at = found.end()
+        if at < len(text):
+            parts.append(_quoted(text[at:]))
+        return " ".join(parts)
+
+    def space(self) -> str:
+        """Some blanks, or none."""
+        return self.add("SPACE", f"/[ \\n\\t]{{1,{_LONGEST}}}/") + "?"
+
+    def text_without_brace(self) -> str:
+        """Any text that does not begin with a brace."""
+        return self.add("PLAIN", "/[^{\\s](?s:.*)/") + "?"
+
+    def up_to(self, ends: list[str]) -> str:
+        """Any text that has one of ``ends`` at its end and nowhere else."""
+        if any(self._special.search(end) for end in ends):
+            choice = " | ".join(self.literal(end) for end in ends)
+            return f"({self._any_text()})? ({choice})"
+        pattern = "|".join(map(_regex_quoted, ends))
+        return self.add(f"upto_{len(self._rules)}[lazy]", f"/(?s:.*?)(?:{pattern})/")
+
+    def text(self, start: str) -> str:
+        """The whole grammar, which begins with the expression ``start``."""
+        rules = [f"{name}: {body}" for name, body in self._rules.items()]
+        return "\n".join(("%llguidance {}", f"start: {start}", *rules))
+
+    # Nodes.
+
+    def _inside(self, name: str) -> set[str]:
+        """The rules that a rule refers to, directly or not."""
+        seen: set[str] = set()
+        left = [self._nodes[self._named[name]]["child"]]
+        while left:
+            node = self._nodes[left.pop()]
+            if node["type"] in ("rule", "ref"):
+                if node["name"] in seen:
+                    continue
+                seen.add(node["name"])
+                node = self._nodes[self._named[node["name"]]]
+            left += [node["child"]] if "child" in node else node.get("children", [])
+        return seen
+
+    def _rule(self, name: str) -> str:
+        mine = f"r{self._named[name]}"
+        if mine not in self._rules:
+            self._rules[mine] = ""  # a rule may refer to itself
+            self._rules[mine] = self._expression(self._nodes[self._named[name]]["child"]) or '""'
+        return mine
+
+    def _expression(self, i: int) -> str:
+        """The node as an expression; empty for one that takes no text."""
+        node = self._nodes[i]
+        kind = node["type"]
+        if kind in ("epsilon", "start", "end", "and", "not"):
+            return ""
+        if kind == "literal":
+            return self.literal(node["literal"]) if node["literal"] else ""
+        if kind == "sequence":
+            return self._sequence(self._flat(i))
+        if kind == "choice":
+            return self._choice([self._expression(child) for child in node["children"]])
+        if kind == "repetition":
+            return _repeated(self._expression(node["child"]), node["min_count"], node["max_count"])
+        if kind == "space":
+            return self.space()
+        if kind == "any":
+            return "/(?s:.)/"
+        if kind == "chars":
+            return f"/{_char_class(node)}{_counts(node)}/{_optional(node)}"
+        if kind == "string":
+            delimiter = re.escape(node["delimiter"])
+            return f"/([^{delimiter}\\\\]|\\\\[{delimiter}\\\\\\/bfnrt]|\\\\u[0-9a-fA-F]{{4}})+/?"
+        if kind == "schema":
+            text = self._schema_of(node["name"])
+            return self._expression(node["child"]) if text is None else self.value(text)
+        if kind in ("rule", "ref"):
+            return self._rule(node["name"])
+        if kind == "gbnf" and not node["grammar"]:
+            return ""
+        if kind == "ac":
+            return self.up_to(node["delimiters"])
+        if kind == "until":
+            raise Inexpressible("text that ends before something unknown")
+        if "child" in node:
+            return self._expression(node["child"])
+        raise Inexpressible(kind)
+
+    def _flat(self, i: int) -> list[int]:
+        """The parts of a sequence, those of sequences in it among them."""
+        node = self._nodes[i]
+        if node["type"] == "sequence":
+            return [part for child in node["children"] for part in self._flat(child)]
+        if node["type"] in ("tag", "atomic"):
+            return self._flat(node["child"])
+        if node["type"] in ("epsilon", "start", "end", "and", "not"):
+            return []
+        if node["type"] == "rule" and self._nodes[node["child"]]["type"] == "until":
+            return [node["child"]]
+        return [i]
+
+    def _sequence(self, parts: list[int]) -> str:
+        out = []
+        rest = ""
+        for at, i in enumerate(parts):
+            node = self._resolved(i)
+            if rest and node["type"] == "literal":
+                text, rest = node["literal"][len(rest) :], ""
+                if text:
+                    out.append(self.literal(text))
+                continue
+            if node["type"] == "until":
+                rest = self._end_of(node, parts[at + 1 :])
+                out.append(self.up_to([rest]))
+                continue
+            if rest and self._is_blank(node):
+                continue  # the text before the end may hold it, too
+            inner = self._flat(node["child"]) if self._is_optional(node) else []
+            if inner and self._resolved(inner[-1])["type"] == "until":
+                # The end of that text comes behind the option.
+                rest = self._end_of(self._resolved(inner[-1]), parts[at + 1 :])
+                head = self._sequence(inner[:-1])
+                out.append(f"({head} {self.up_to([rest])} | {self.literal(rest)})")
+                continue
+            expression = self._expression(i)
+            if expression:
+                out.append(f"({expression})" if _is_choice(self._resolved(i)) else expression)
+        return " ".join(out)
+
+    def _end_of(self, until: dict[str, Any], following: list[int]) -> str:
+        """The delimiter of a text that the literal behind it begins with."""
+        for node in map(self._resolved, following):
+            if node["type"] == "literal":
+                for delimiter in until["delimiters"]:
+                    if node["literal"].startswith(delimiter):
+                        return str(delimiter)
+            if not self._is_blank(node):
+                break
+        raise Inexpressible("text that ends before something unknown")
+
+    def _is_optional(self, node: dict[str, Any]) -> bool:
+        return node["type"] == "repetition" and (node["min_count"], node["max_count"]) == (0, 1)
+
+    def _is_blank(self, node: dict[str, Any]) -> bool:
+        if node["type"] in ("repetition", "tag", "atomic"):
+            return self._is_blank(self._nodes[node["child"]])
+        return node["type"] == "space" or (node["type"] == "literal" and not node["literal"].strip())
+
+    def _resolved(self, i: int) -> dict[str, Any]:
+        node = self._nodes[i]
+        plain = ("until", "literal", "tag", "atomic")
+        while node["type"] in ("tag", "atomic", "ref") or (
+            node["type"] == "rule" and self._nodes[node["child"]]["type"] in plain
+        ):
+            node = self._nodes[self._named[node["name"]] if node["type"] == "ref" else node["child"]]
+        return node
+
+    def _choice(self, options: list[str]) -> str:
+        given = [option for option in options if option]
+        if not given:
+            return ""
+        choice = f"({' | '.join(given)})"
+        return choice + "?" if len(given) < len(options) else choice
+
+    def _any_text(self) -> str:
+        return self.add("ANYTEXT", "/(?s:.+)/")
+
+
+def _is_choice(node: dict[str, Any]) -> bool:
+    return bool(node["type"] == "choice")
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _regex_quoted(text: str) -> str:
+    return re.sub(r"[\\^$.|?*+(){}\[\]/#]", r"\\\g<0>", text).replace("\n", "\\n")
+
+
+def _repeated(inner: str, least: int, most: int) -> str:
+    if not inner:
+        return ""
+    sign = {(0, 1): "?", (0, -1): "*", (1, -1): "+", (1, 1): ""}.get((least, most))
+    if sign is None:
+        sign = f"{{{least},{'' if most < 0 else most}}}"
+    return f"({inner}){sign}"
+
+
+def _counts(node: dict[str, Any]) -> str:
+    least, most = max(node["min_count"], 1), node["max_count"]
+    return "+" if (least, most) == (1, -1) else f"{{{least},{'' if most < 0 else most}}}"
+
+
+def _optional(node: dict[str, Any]) -> str:
+    return "?" if node["min_count"] == 0 else ""
+
+
+def _char_class(node: dict[str, Any]) -> str:
+    ranges = "".join(
+        f"\\u{{{part['start']:x}}}" + (f"-\\u{{{part['end']:x}}}" if part["end"] != part["start"] else "")
+        for part in node["ranges"]
+    )
+    return f"[{'^' if node['negated'] else ''}{ranges}]"

@@ -1,0 +1,119 @@
+"""From the JSON Schemas of a request to guides for the token loop, and to checks of what came out.
+
+llguidance's shared library is the extension module of its Python package. Rewritten schemas are cached,
+because the same tools and formats come with every turn of a conversation.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import orjson
+
+from inferd import log
+from inferd.engine.backend import Tool
+from inferd.engine.local import _llama, schema_check, schema_rules
+from inferd.engine.local.schema_check import Check
+from inferd.errors import InvalidRequest, ModelError
+
+_log = log.get("llamacpp")
+
+OPTIONS = {
+    "whitespace_flexible": False,  # a model may write blanks without end
+    "json_allowed_escapes": 'nrbtf\\"',  # else a declared name, spelt with \u, passes for an undeclared one
+    "coerce_one_of": True,
+    "lenient": False,
+}
+_KEPT = 256
+
+
+def _open_library() -> str:
+    """Loads llguidance; returns what keeps it from being used. In the cage no file can be opened any more."""
+    try:
+        _llama.open_guidance(importlib.import_module("llguidance._lib").__file__ or "")
+    except (ImportError, ModelError) as error:
+        return str(error)
+    return ""
+
+
+_PROBLEM = _open_library()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Held:
+    """A schema as it is enforced.
+
+    ``schema`` is the rewritten one and ``text`` its JSON for llguidance. ``dropped`` are the JSON pointers
+    of what llguidance does not enforce; ``check`` tests a value against the original schema.
+    """
+
+    schema: dict[str, Any]
+    text: bytes
+    dropped: tuple[str, ...]
+    check: Check
+
+
+class Guides:
+    """The guides of one model; ``control`` are the ids of its control tokens by their text. Thread-safe."""
+
+    def __init__(self, model: _llama.Model) -> None:
+        if _PROBLEM:
+            raise ModelError(_PROBLEM)
+        self._guidance = _llama.Guidance(model)
+        self._held = lru_cache(_KEPT)(self._hold)
+        self.control = {text.decode(errors="replace"): i for text, i in model.control_tokens.items() if text}
+
+    def answer(self, schema: str, *, lenient: bool) -> Held:
+        """Raises ``InvalidRequest`` with JSON pointer and keyword for what cannot be enforced; ``lenient``
+        drops it where the finished answer can be checked for it."""
+        return self._held(schema, lenient, False)
+
+    def tool(self, tool: Tool) -> Held:
+        """Drops what cannot be enforced. ``InvalidRequest`` names the tool whose schema cannot be used at
+        all."""
+        try:
+            return self._held(tool.schema, True, True)
+        except InvalidRequest as error:
+            name = orjson.dumps(tool.name).decode()
+            raise InvalidRequest(f"the input_schema of the tool {name}: {error}") from None
+
+    def value(self, held: Held) -> _llama.Guide:
+        """A guide through the value alone."""
+        return self._guidance.guide(b"json_schema", held.text)
+
+    def grammar(self, lark: str) -> _llama.Guide:
+        """A guide through a grammar in llguidance's Lark; ``InvalidRequest`` when that is too large."""
+        try:
+            return self._guidance.guide(b"lark", lark.encode())
+        except ValueError as error:
+            raise InvalidRequest(f"the schemas of the tools cannot be used together: {error}") from None
+
+    def _hold(self, text: str, lenient: bool, is_tool: bool) -> Held:
+        root = schema_check.read(text)
+        rewritten = schema_rules.rewrite(root, lenient=lenient, is_tool=is_tool, compiles=self._compiles)
+        check = Check(schema_check.read(text), rewritten.alternatives)
+        schema, dropped = rewritten.schema, rewritten.dropped
+        try:
+            self._guidance.guide(b"json_schema", json_text(schema))
+        except ValueError as error:
+            if not is_tool or "nsatisfiable" in str(error):
+                raise InvalidRequest(f"the JSON Schema cannot be used: {error}") from None
+            schema, dropped = {"type": "object"}, ("",)  # all of it is checked afterwards
+        if dropped:
+            _log.warn("a JSON Schema is not enforced in all", pointers=list(dropped))
+        return Held(schema, json_text(schema), dropped, check)
+
+    def _compiles(self, schema: dict[str, Any]) -> bool:
+        try:
+            self._guidance.guide(b"json_schema", json_text(schema))
+        except ValueError:
+            return False
+        return True
+
+
+def json_text(schema: dict[str, Any]) -> bytes:
+    """The schema as llguidance takes it."""
+    return orjson.dumps({**schema, "x-guidance": OPTIONS})

@@ -1,0 +1,94 @@
+// Answers held to a schema or a grammar by llguidance, through its C interface.
+//
+// llguidance is a Rust library; the extension module of its Python package exports the interface, so no Rust compiler
+// is needed. It is opened once in a process, in which Python already runs. Nothing here touches Python or throws:
+// guides are made in a preparing thread and used by the engine thread, one thread at a time.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "llama.h"
+
+struct LlgMatcher;
+struct LlgTokenizer;
+
+namespace inferd {
+
+// Opens the library in the file `path`; false with the reason in `error` when it or one of its functions is missing.
+// A second call does nothing. `version` becomes what the library calls itself.
+bool open_guidance(const std::string &path, std::string &version, std::string &error) noexcept;
+
+// The vocabulary of a model as llguidance sees it: the bytes of each token, and which tokens end an answer. The model
+// must outlive it.
+class GuidanceVocab {
+  public:
+    explicit GuidanceVocab(const llama_vocab *vocab) noexcept : vocab_(vocab) {}
+    ~GuidanceVocab();
+    GuidanceVocab(const GuidanceVocab &) = delete;
+    GuidanceVocab &operator=(const GuidanceVocab &) = delete;
+
+    const llama_vocab *vocab() const { return vocab_; }
+    // Made at its first use, which takes about 5 microseconds for each token; null with `error` set.
+    const LlgTokenizer *tokenizer(std::string &error) noexcept;
+
+  private:
+    const llama_vocab *vocab_;
+    std::mutex mutex_;
+    LlgTokenizer *tokenizer_ = nullptr;
+};
+
+// One answer on its way through a grammar.
+class Guide {
+  public:
+    // `kind` is "json_schema" or "lark"; null with the library's reason in `error`.
+    static std::unique_ptr<Guide> make(std::shared_ptr<GuidanceVocab> vocab, const char *kind,
+                                       const std::string &grammar, std::string &error) noexcept;
+    ~Guide();
+    Guide(const Guide &) = delete;
+    Guide &operator=(const Guide &) = delete;
+
+    // Lets everything pass until the answer holds one of the words, or one of the tokens comes: the grammar begins
+    // with that word or token.
+    void wait_for(std::vector<std::string> words, std::vector<llama_token> tokens) noexcept;
+
+    // Whether the answer may go on with `token`; an end token may come where the grammar accepts.
+    bool allows(llama_token token) noexcept;
+    // One bit for each token that may come next, in words of 32; null when the grammar cannot go on.
+    const uint32_t *mask() noexcept;
+    // Takes a token that is allowed; false when it is not.
+    bool accept(llama_token token) noexcept;
+    // Takes a text that stands in the prompt already; false when it does not fit.
+    bool accept_text(const std::string &text) noexcept;
+    // Takes back the last `n` tokens.
+    bool rollback(size_t n) noexcept;
+    // Whether the answer may end here.
+    bool accepting() noexcept;
+    // Whether nothing but the end can follow.
+    bool complete() noexcept;
+    // The tokens that must come next, whatever the model says, as its tokenizer would write them: a draft.
+    std::vector<llama_token> forced() noexcept;
+
+  private:
+    Guide(std::shared_ptr<GuidanceVocab> owner, const LlgTokenizer *tokenizer) noexcept
+        : owner_(std::move(owner)), vocab_(owner_->vocab()), tokenizer_(tokenizer) {}
+
+    bool consume(llama_token token) noexcept;
+    bool look_for_word(llama_token token);
+
+    const std::shared_ptr<GuidanceVocab> owner_;
+    const llama_vocab *vocab_;
+    const LlgTokenizer *tokenizer_;
+    LlgMatcher *matcher_ = nullptr;
+    std::vector<uint32_t> mask_;
+    bool waiting_ = false;
+    std::vector<std::string> words_;
+    std::vector<llama_token> tokens_;
+    std::string tail_;  // the end of the answer in which a word could have begun
+};
+
+}  // namespace inferd

@@ -1,0 +1,157 @@
+"""Whether a finished value follows its JSON Schema, under the draft that the schema declares.
+
+The grammar enforces most of it. This checks the rest, and all of it once more. Patterns are matched within
+a time limit, because a client controls both the pattern and, in effect, the text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import Any
+
+import jsonschema
+import referencing
+import regex
+from jsonschema import validators
+from jsonschema.exceptions import SchemaError, ValidationError
+
+from inferd.engine.local.schema_rules import refusal, step
+
+PATTERN_SECONDS = 0.2
+Errors = Iterator[ValidationError]
+_LATEST = jsonschema.Draft202012Validator
+_WITHOUT_FORMATS = jsonschema.FormatChecker(formats=())
+
+
+def read(text: str) -> dict[str, Any]:
+    """The schema in ``text``, a JSON object; ``InvalidRequest`` when it is not valid by its own draft."""
+    try:
+        schema: dict[str, Any] = json.loads(text, parse_constant=_refuse_constant)
+        _draft_of(schema).check_schema(schema, format_checker=_WITHOUT_FORMATS)
+    except SchemaError as error:
+        where = "".join(step("", key) for key in error.absolute_path)
+        raise refusal(where or "/", error.message[:200]) from None
+    except RecursionError:
+        raise refusal("", "it nests too deeply") from None
+    except ValueError as error:
+        raise refusal("", f"it is not JSON ({error})") from None
+    return schema
+
+
+def _draft_of(schema: dict[str, Any]) -> Any:
+    if "$schema" not in schema and _any(schema, lambda node: isinstance(node.get("items"), list)):
+        return jsonschema.Draft7Validator  # that is how a tuple was written up to then
+    return validators.validator_for(schema, default=_LATEST)
+
+
+class Check:
+    """Tests values against ``schema``, which it changes: a ``oneOf`` in ``alternatives`` becomes an
+    ``anyOf``."""
+
+    def __init__(self, schema: dict[str, Any], alternatives: frozenset[str]) -> None:
+        draft = _draft_of(schema)
+        for pointer in alternatives:
+            *path, _ = pointer.split("/")[1:]
+            node: Any = schema
+            for part in path:
+                part = part.replace("~1", "/").replace("~0", "~")
+                node = node[int(part)] if isinstance(node, list) else node[part]
+            node.setdefault("allOf", []).append({"anyOf": node.pop("oneOf")})
+        if _any(schema, lambda node: "patternProperties" in node):
+            # These two match the patterns without a time limit.
+            _without(schema, ("unevaluatedProperties", "unevaluatedItems"))
+        kind = validators.extend(draft, _KEYWORDS)
+        self._validator = kind(schema, format_checker=draft.FORMAT_CHECKER, registry=referencing.Registry())
+
+    def fault(self, text: str) -> str | None:
+        """Where the JSON value in ``text`` breaks the schema (a JSON pointer and a keyword), or ``None``."""
+        try:
+            value = json.loads(text, parse_constant=_refuse_constant)
+            error = next(self._validator.iter_errors(value), None)
+        except (ValueError, RecursionError):
+            return "it is not JSON, or nests too deeply"
+        if error is None:
+            return None
+        where = "".join(step("", key) for key in error.absolute_path)
+        return f"{where or '/'} breaks `{error.validator}`"
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(name)
+
+
+def _nodes(schema: Any) -> Iterator[dict[str, Any]]:
+    left = [schema]
+    while left:
+        node = left.pop()
+        if isinstance(node, dict):
+            yield node
+            left += node.values()
+        elif isinstance(node, list):
+            left += node
+
+
+def _any(schema: Any, test: Any) -> bool:
+    return any(test(node) for node in _nodes(schema))
+
+
+def _without(schema: Any, keys: tuple[str, ...]) -> None:
+    for node in list(_nodes(schema)):
+        for key in keys:
+            if isinstance(node.get(key), bool | dict):
+                del node[key]
+
+
+def _matches(pattern: str, text: str) -> bool:
+    """Whether the pattern, as ECMAScript means it, is in the text; not, if that takes too long to say."""
+    try:
+        return regex.search(pattern, text, regex.ASCII, timeout=PATTERN_SECONDS) is not None
+    except TimeoutError:
+        return False
+    except regex.error:  # of another dialect: the grammar holds it
+        return True
+
+
+def _pattern(validator: Any, pattern: str, instance: Any, schema: Any) -> Errors:
+    if isinstance(instance, str) and not _matches(pattern, instance):
+        yield ValidationError("the pattern does not match")
+
+
+def _pattern_properties(validator: Any, patterns: Any, instance: Any, schema: Any) -> Errors:
+    if not isinstance(instance, dict):
+        return
+    for pattern, part in patterns.items():
+        for name, value in instance.items():
+            if _matches(pattern, name):
+                yield from validator.descend(value, part, path=name, schema_path=pattern)
+
+
+def _additional_properties(validator: Any, part: Any, instance: Any, schema: Any) -> Errors:
+    if not isinstance(instance, dict):
+        return
+    patterns = schema.get("patternProperties", {})
+    for name, value in instance.items():
+        if name in schema.get("properties", {}) or any(_matches(pattern, name) for pattern in patterns):
+            continue
+        if part is False:
+            yield ValidationError("a property that the schema does not allow")
+        else:
+            yield from validator.descend(value, part, path=name)
+
+
+def _multiple_of(validator: Any, divisor: Any, instance: Any, schema: Any) -> Errors:
+    if isinstance(instance, bool) or not isinstance(instance, int | float):
+        return
+    # As decimal numbers: 19.99 is a multiple of 0.01, which float division denies.
+    if Decimal(repr(instance)) % Decimal(repr(divisor)) != 0:
+        yield ValidationError("not a multiple")
+
+
+_KEYWORDS = {
+    "pattern": _pattern,
+    "patternProperties": _pattern_properties,
+    "additionalProperties": _additional_properties,
+    "multipleOf": _multiple_of,
+}

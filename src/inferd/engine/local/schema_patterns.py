@@ -1,0 +1,27 @@
+"""Patterns with look-around that common libraries write, and equal ones without it.
+
+llguidance turns a pattern into an automaton, which has no look-around. The patterns here are those of
+Pydantic and Zod, compared as whole strings.
+"""
+
+from __future__ import annotations
+
+_EQUAL = {
+    # Pydantic: Decimal without limits
+    r"^(?!^[-+.]*$)[+-]?0*\d*\.?\d*$": r"^[+-]?(?:\d+\.?\d*|\.\d+)$",
+    # Zod 4: email
+    r"^(?!\.)(?!.*\.\.)([A-Za-z0-9_'+\-\.]*)[A-Za-z0-9_+-]@([A-Za-z0-9][A-Za-z0-9\-]*\.)+[A-Za-z]{2,}$": (
+        r"^(?:[A-Za-z0-9_'+\-]+\.)*[A-Za-z0-9_'+\-]*[A-Za-z0-9_+-]@"
+        r"(?:[A-Za-z0-9][A-Za-z0-9\-]*\.)+[A-Za-z]{2,}$"
+    ),
+    # Zod 3 and zod-to-json-schema: email
+    r"^(?!\.)(?!.*\.\.)([a-zA-Z0-9_'+\-\.]*)[a-zA-Z0-9_+-]@([a-zA-Z0-9][a-zA-Z0-9\-]*\.)+[a-zA-Z]{2,}$": (
+        r"^(?:[a-zA-Z0-9_'+\-]+\.)*[a-zA-Z0-9_'+\-]*[a-zA-Z0-9_+-]@"
+        r"(?:[a-zA-Z0-9][a-zA-Z0-9\-]*\.)+[a-zA-Z]{2,}$"
+    ),
+}
+
+
+def without_look_around(pattern: str) -> str:
+    """The equal pattern when one is known, else ``pattern`` itself."""
+    return _EQUAL.get(pattern, pattern)

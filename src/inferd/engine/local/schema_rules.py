@@ -1,0 +1,422 @@
+"""JSON Schemas in a form that llguidance can enforce.
+
+:func:`rewrite` makes an equal schema, or a narrower one, that llguidance takes. A keyword that it cannot
+enforce is refused by JSON pointer. A lenient caller has it dropped and listed instead, and checks the
+finished answer. The order of properties is kept, because the grammar writes them in that order.
+
+The walk knows where schemas are inside of schemas: a property may be called ``type`` or ``pattern``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote, unquote
+
+from inferd.engine.local import schema_patterns
+from inferd.errors import InvalidRequest
+
+MAX_DEPTH = 100
+MAX_SCHEMAS = 20_000
+
+_ONE = frozenset(
+    (
+        *("additionalItems", "additionalProperties", "contains", "else", "if", "items", "not"),
+        *("propertyNames", "then", "unevaluatedItems", "unevaluatedProperties"),
+    )
+)
+_LIST = frozenset(("allOf", "anyOf", "items", "oneOf", "prefixItems"))
+_MAP = frozenset(("$defs", "definitions", "dependentSchemas", "patternProperties", "properties"))
+_OLD_DRAFTS = re.compile(r"draft-0[3-7]")
+
+# Those that llguidance knows as regular expressions.
+FORMATS = frozenset(
+    ("date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "unknown", "uri", "uuid")
+)
+_LARGEST = 2**63 - 1024
+_EXACT = 2**53  # integers up to here are exact as float64, which is what llguidance keeps of a bound
+_LOWER, _UPPER = ("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")
+_SIZES = (("minLength", "maxLength"), ("minItems", "maxItems"), ("minProperties", "maxProperties"))
+_SAYS_MORE = frozenset(("$ref", "additionalProperties", "allOf", "anyOf", "oneOf", "patternProperties"))
+_STANDS_ASIDE = frozenset(("$defs", "definitions", "$comment", "title", "description", "default", "examples"))
+
+
+Compiles = Callable[[dict[str, Any]], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Rewritten:
+    """``schema`` is for the grammar; ``dropped`` are JSON pointers to the keywords that it does not enforce.
+
+    ``alternatives`` are the pointers among them of each ``oneOf`` that is held as ``anyOf``.
+    """
+
+    schema: dict[str, Any]
+    dropped: tuple[str, ...]
+    alternatives: frozenset[str]
+
+
+def rewrite(root: dict[str, Any], *, lenient: bool, is_tool: bool, compiles: Compiles) -> Rewritten:
+    """Changes ``root``, which is valid by its draft; ``compiles`` tells whether llguidance takes a small
+    schema.
+
+    With ``is_tool`` the root describes an object. If that declares properties and says nothing about
+    others, it is closed. Raises ``InvalidRequest`` with the JSON pointer and the keyword.
+    """
+    work = _Rewriter(root, lenient, compiles)
+    if is_tool:
+        root.setdefault("type", "object")
+    schema = work.schema(root, "", 0)
+    if not isinstance(schema, dict):
+        raise refusal("/not", "no value can follow this schema")
+    if is_tool and schema.get("properties") and not _SAYS_MORE & schema.keys():
+        schema["additionalProperties"] = False
+    return Rewritten(schema, tuple(work.dropped), frozenset(work.alternatives))
+
+
+def refusal(pointer: str, reason: str) -> InvalidRequest:
+    where = f"at {pointer}: " if pointer else ""
+    return InvalidRequest(f"the JSON Schema cannot be used: {where}{reason}")
+
+
+def step(pointer: str, key: object) -> str:
+    """The JSON pointer of the member or item ``key``."""
+    return f"{pointer}/{str(key).replace('~', '~0').replace('/', '~1')}"
+
+
+class _Rewriter:
+    def __init__(self, root: dict[str, Any], lenient: bool, compiles: Compiles) -> None:
+        self._root = root
+        self._lenient = lenient
+        self._compiles = compiles
+        self._old_draft = bool(_OLD_DRAFTS.search(str(root.get("$schema", ""))))
+        self._seen: dict[int, Any] = {}  # by the identity of the node, which the root keeps alive
+        self.dropped: list[str] = []
+        self.alternatives: list[str] = []
+
+    def schema(self, node: Any, pointer: str, depth: int) -> Any:
+        """What takes the place of the schema ``node``; ``False`` when nothing can follow it."""
+        if node is True or node is False:
+            return node
+        if not isinstance(node, dict):
+            raise refusal(pointer, "a schema is an object, true or false")
+        if id(node) in self._seen:
+            return node
+        if depth > MAX_DEPTH:
+            raise refusal("", f"it nests deeper than {MAX_DEPTH} schemas")
+        self._seen[id(node)] = node
+        if len(self._seen) > MAX_SCHEMAS:
+            raise refusal("", f"it holds more than {MAX_SCHEMAS} schemas")
+        for key in ("x-guidance", "$schema"):
+            node.pop(key, None)
+        if "$ref" in node and self._old_draft:
+            for key in [key for key in node if key not in _STANDS_ASIDE and key != "$ref"]:
+                del node[key]
+        self._references(node, pointer, depth)
+        _check_bounds(node, pointer)
+        if self._negation(node, pointer) is False:
+            return False
+        self._conditions(node, pointer)
+        self._arrays(node, pointer)
+        self._objects(node, pointer)
+        self._strings(node, pointer)
+        self._numbers(node, pointer)
+        self._children(node, pointer, depth)
+        self._disjoint(node, pointer)
+        return node
+
+    def _drop(self, node: dict[str, Any], pointer: str, key: str, why: str = "it cannot be enforced") -> None:
+        """Takes a keyword out that the grammar cannot hold an answer to."""
+        if not self._lenient:
+            raise refusal(step(pointer, key), f"`{key}`: {why}")
+        del node[key]
+        self.dropped.append(step(pointer, key))
+
+    def _children(self, node: dict[str, Any], pointer: str, depth: int) -> None:
+        for key, value in list(node.items()):
+            at = step(pointer, key)
+            if key in _LIST and isinstance(value, list):
+                parts = [self.schema(part, step(at, i), depth + 1) for i, part in enumerate(value)]
+                if key in ("anyOf", "oneOf") and any(part is not False for part in parts):
+                    parts = [part for part in parts if part is not False]
+                node[key] = parts
+            elif key in _MAP and isinstance(value, dict):
+                for name, part in value.items():
+                    value[name] = self.schema(part, step(at, name), depth + 1)
+            elif key in _ONE:
+                node[key] = self.schema(value, at, depth + 1)
+
+    def _references(self, node: dict[str, Any], pointer: str, depth: int) -> None:
+        for key in ("$dynamicRef", "$recursiveRef"):
+            if key in node:
+                raise refusal(step(pointer, key), f"`{key}` is not supported; use `$ref`")
+        if "$ref" not in node:
+            return
+        at, target = step(pointer, "$ref"), node["$ref"]
+        if not isinstance(target, str) or not target.startswith("#"):
+            raise refusal(at, "`$ref` may only refer to a place in the same schema, such as #/$defs/NAME")
+        if target == "#" or target.startswith("#/"):
+            parent, name = _resolve(self._root, target, at)
+            if parent is not None:
+                parent[name] = self.schema(parent[name], unquote(target[1:]), depth + 1)
+        node["$ref"] = quote(target, safe="#/%~!$&'()*+,;=:@-._")  # llguidance wants a URI
+
+    def _negation(self, node: dict[str, Any], pointer: str) -> bool | None:
+        if "not" not in node:
+            return None
+        if node["not"] is False:
+            del node["not"]
+        elif node["not"] is True or node["not"] == {}:
+            return False
+        else:
+            self._drop(node, pointer, "not")
+        return None
+
+    def _conditions(self, node: dict[str, Any], pointer: str) -> None:
+        branches = [key for key in ("then", "else") if key in node]
+        if "if" in node and branches:
+            self._drop(node, pointer, "if")
+        for key in ("if", "then", "else"):
+            node.pop(key, None)
+        for key in ("dependentRequired", "dependentSchemas", "dependencies"):
+            if key in node and not node[key]:
+                del node[key]
+            elif key in node:
+                self._drop(node, pointer, key)
+        for key in ("unevaluatedItems", "unevaluatedProperties"):
+            if node.get(key) is True:
+                del node[key]
+        plain = not any(key in node for key in ("$ref", "allOf", "anyOf", "oneOf"))
+        for key, same in (("unevaluatedProperties", "additionalProperties"), ("unevaluatedItems", "items")):
+            if key in node and plain:
+                node.setdefault(same, node.pop(key))
+            elif key in node:
+                self._drop(node, pointer, key)
+
+    def _arrays(self, node: dict[str, Any], pointer: str) -> None:
+        if isinstance(node.get("items"), list):  # a tuple, as it was written up to draft 7
+            node["prefixItems"] = node.pop("items")
+            if "additionalItems" in node:
+                node["items"] = node["additionalItems"]
+        node.pop("additionalItems", None)
+        if "uniqueItems" in node:
+            if node["uniqueItems"] is False or node.get("maxItems", 2) < 2:
+                del node["uniqueItems"]
+            else:
+                self._drop(node, pointer, "uniqueItems")
+        if "contains" in node:
+            if node.get("minContains") == 0 and "maxContains" not in node:
+                del node["contains"]
+            else:
+                self._drop(node, pointer, "contains")
+        for key in ("minContains", "maxContains"):
+            node.pop(key, None)
+
+    def _objects(self, node: dict[str, Any], pointer: str) -> None:
+        if "propertyNames" in node:
+            self._property_names(node, pointer)
+        properties, required = node.get("properties") or {}, node.get("required") or []
+        optional = [name for name in properties if name not in required]
+        if node.get("minProperties", 0) <= len(set(required)):
+            node.pop("minProperties", None)
+        open_ended = node.get("additionalProperties", True) is not False or "patternProperties" in node
+        if not open_ended and node.get("maxProperties", 0) >= len(properties):
+            node.pop("maxProperties", None)
+        at_least, at_most = node.get("minProperties", 1), node.get("maxProperties", 1)
+        if optional and (open_ended or at_least > 1 or at_most != 1):
+            for key in ("minProperties", "maxProperties"):
+                if key in node:
+                    self._drop(node, pointer, key, "it cannot be enforced beside optional properties")
+        for pattern in list(node.get("patternProperties") or ()):
+            rewritten = schema_patterns.without_look_around(pattern)
+            if not self._compiles({"type": "object", "patternProperties": {rewritten: True}}):
+                why = f"the pattern {json.dumps(pattern)} is not supported"
+                self._drop(node, pointer, "patternProperties", why)
+                if node.get("additionalProperties") is False:
+                    del node["additionalProperties"]
+                break
+            if rewritten != pattern:
+                schemas = node["patternProperties"].items()
+                node["patternProperties"] = {
+                    rewritten if key == pattern else key: value for key, value in schemas
+                }
+
+    def _property_names(self, node: dict[str, Any], pointer: str) -> None:
+        names = node["propertyNames"]
+        constraints = _constraints(names) if isinstance(names, dict) else set()
+        if names is True or (isinstance(names, dict) and not constraints):
+            del node["propertyNames"]
+            return
+        others = node.get("additionalProperties", True)
+        if constraints in ({"enum"}, {"const"}) and "patternProperties" not in node:
+            allowed = names["enum"] if "enum" in names else [names["const"]]
+            known = node.get("properties") or {}
+            node["properties"] = {
+                name: known.get(name, _copy(others)) for name in allowed if isinstance(name, str)
+            }
+            node["additionalProperties"] = False
+            del node["propertyNames"]
+        elif constraints == {"pattern"} and not node.get("properties") and "patternProperties" not in node:
+            node["patternProperties"] = {names["pattern"]: others}
+            node["additionalProperties"] = False
+            del node["propertyNames"]
+        else:
+            self._drop(node, pointer, "propertyNames")
+
+    def _strings(self, node: dict[str, Any], pointer: str) -> None:
+        types = node.get("type")
+        if types is not None and "string" not in ([types] if isinstance(types, str) else types):
+            for key in ("format", "pattern", "minLength", "maxLength"):
+                node.pop(key, None)
+        if "format" in node and node["format"] not in FORMATS:
+            if "pattern" in node:
+                del node["format"]
+            else:
+                self._drop(node, pointer, "format", f"the format {json.dumps(node['format'])} is not known")
+        if "pattern" not in node:
+            return
+        node["pattern"] = schema_patterns.without_look_around(node["pattern"])
+        limits: dict[str, Any] = {
+            key: node[key] for key in ("format", "minLength", "maxLength") if key in node
+        }
+        alone = {"type": "string", "pattern": node["pattern"]}
+        if self._compiles({**alone, **limits}):
+            return
+        if limits and self._compiles(alone):
+            for key in limits:
+                self._drop(node, pointer, key, f"it is too complex beside {json.dumps(node['pattern'])}")
+        else:
+            why = f"the pattern {json.dumps(node['pattern'])} is not supported"
+            self._drop(node, pointer, "pattern", why)
+
+    def _numbers(self, node: dict[str, Any], pointer: str) -> None:
+        for key in (*_LOWER, *_UPPER):
+            bound = node.get(key)
+            if isinstance(bound, int) and not isinstance(bound, bool) and abs(bound) > _EXACT:
+                node[key] = _inside(bound, upwards=key in _LOWER)
+        # llguidance counts in int64: a bound of 19 digits needs another one on its far side.
+        if any(_is_beyond(node.get(key), 1) for key in _LOWER) and not any(key in node for key in _UPPER):
+            node["maximum"] = _LARGEST
+        if any(_is_beyond(node.get(key), -1) for key in _UPPER) and not any(key in node for key in _LOWER):
+            node["minimum"] = -_LARGEST
+        for key in ("const", "enum"):
+            if key in node and any(
+                isinstance(value, int) and abs(value) > _EXACT for value in _values(node[key])
+            ):
+                self._drop(node, pointer, key, "an integer beyond 2^53 cannot be enforced")
+
+    def _disjoint(self, node: dict[str, Any], pointer: str) -> None:
+        branches = node.get("oneOf")
+        if isinstance(branches, list) and not _are_disjoint([self._followed(branch) for branch in branches]):
+            self.alternatives.append(step(pointer, "oneOf"))
+            self.dropped.append(step(pointer, "oneOf"))
+
+    def _followed(self, node: Any) -> Any:
+        for _ in range(MAX_DEPTH):
+            if not isinstance(node, dict) or not str(node.get("$ref", "")).startswith("#/"):
+                return node
+            parent, name = _resolve(self._root, node["$ref"], "")
+            node = self._root if parent is None else parent[name]
+        return node
+
+
+def _check_bounds(node: dict[str, Any], pointer: str) -> None:
+    """Bounds that exclude each other are refused before anything is compiled."""
+    pairs = [(low, high) for low in _LOWER for high in _UPPER] + list(_SIZES)
+    for low, high in pairs:
+        least, most = node.get(low), node.get(high)
+        if isinstance(least, bool) or isinstance(most, bool):  # the style of draft 4
+            continue
+        if not isinstance(least, int | float) or not isinstance(most, int | float):
+            continue
+        if least > most or (least == most and (low.startswith("excl") or high.startswith("excl"))):
+            raise refusal(step(pointer, low), f"`{low}` {least} and `{high}` {most} leave no value")
+    for key in (*_LOWER, *_UPPER, "multipleOf"):
+        value = node.get(key)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise refusal(step(pointer, key), f"`{key}` is beyond what a float64 can hold")
+
+
+def _resolve(root: Any, target: str, at: str) -> tuple[Any, Any]:
+    """The container of what ``target`` refers to, and its key there; (None, None) for the root itself."""
+    parent: Any = None
+    name: Any = None
+    node = root
+    for part in unquote(target[1:]).split("/")[1:]:
+        part = part.replace("~1", "/").replace("~0", "~")
+        name = int(part) if isinstance(node, list) and part.isdecimal() else part
+        known = name in node if isinstance(node, dict) else isinstance(name, int) and name < len(node)
+        if not isinstance(node, dict | list) or not known:
+            raise refusal(at, f"`$ref` refers to {target}, which is not in the schema")
+        parent, node = node, node[name]
+    return parent, name
+
+
+def _constraints(names: dict[str, Any]) -> set[str]:
+    """What a schema of property names, which are strings, says about them."""
+    said = set(names) - {"$comment", "default", "description", "examples", "title"}
+    return said - {"type"} if names.get("type", "string") == "string" else said
+
+
+def _copy(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+def _inside(bound: int, *, upwards: bool) -> int:
+    """The nearest integer that is exact as a float64, not outside of the bound."""
+    nearest = float(bound)
+    if upwards and nearest < bound:
+        nearest = math.nextafter(nearest, math.inf)
+    if not upwards and nearest > bound:
+        nearest = math.nextafter(nearest, -math.inf)
+    return int(nearest)
+
+
+def _is_beyond(bound: Any, sign: int) -> bool:
+    return isinstance(bound, int | float) and not isinstance(bound, bool) and bound * sign >= 10**17
+
+
+def _values(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict):
+        for part in value.values():
+            yield from _values(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _values(part)
+    elif not isinstance(value, bool):
+        yield value
+
+
+def _are_disjoint(branches: list[Any]) -> bool:
+    """Whether it is plain that no value follows two of the schemas."""
+    return all(_are_two_disjoint(one, other) for i, one in enumerate(branches) for other in branches[i + 1 :])
+
+
+def _are_two_disjoint(one: Any, other: Any) -> bool:
+    if not isinstance(one, dict) or not isinstance(other, dict):
+        return one is False or other is False
+    types, others = _types(one), _types(other)
+    if types and others and not types & others:
+        return True
+    values, more = _choices(one), _choices(other)
+    if values and more and not values & more:
+        return True
+    common = set(one.get("required") or ()) & set(other.get("required") or ())
+    mine, theirs = one.get("properties") or {}, other.get("properties") or {}
+    shared = common & mine.keys() & theirs.keys()
+    return types == others == {"object"} and any(_are_two_disjoint(mine[key], theirs[key]) for key in shared)
+
+
+def _types(node: dict[str, Any]) -> set[str]:
+    types = node.get("type", [])
+    found = {types} if isinstance(types, str) else set(types)
+    return found | {"integer"} if "number" in found else found
+
+
+def _choices(node: dict[str, Any]) -> set[str]:
+    values = [node["const"]] if "const" in node else node.get("enum") or []
+    return {json.dumps(value, sort_keys=True) for value in values}
