@@ -106,3 +106,60 @@ def test_a_daemon_that_cannot_be_reached_does_not_end_the_chat(
     chat.ask("a")
     assert "no daemon is running" in capsys.readouterr().err
     assert chat.turns == []
+
+
+def test_a_question_can_be_asked_again_and_carry_a_file(peer: Peer, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("the notes")
+    chat = chat_with(peer, says("1"), says("2"), says("3"))
+    assert chat.command("/retry")  # nothing was asked yet
+    chat.ask("a")
+    assert chat.command("/retry")
+    assert chat.command(f"/file {tmp_path / 'notes.txt'}")
+    chat.ask("b")
+    chat.close()
+    assert sent(peer) == [
+        [("user", "a")],
+        [("user", "a")],
+        [("user", "a"), ("assistant", "2"), ("user", "the notes\n\nb")],
+    ]
+
+
+def test_a_conversation_is_saved_and_gone_on_with(
+    peer: Peer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "c.json"
+    chat = chat_with(peer, says("1"), says("2"), system="be brief")
+    chat.ask("é")
+    assert chat.command(f"/save {path}")
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert chat.command("/system")
+    assert chat.command(f"/load {path}")
+    chat.ask("b")
+    chat.close()
+    assert sent(peer)[1] == [("system", "be brief"), ("user", "é"), ("assistant", "1"), ("user", "b")]
+    capsys.readouterr()
+    for content in ("[]", "{}", '{"turns": [1]}', '{"turns": [], "system": 1}'):
+        path.write_text(content)
+        assert chat.command(f"/load {path}")
+        assert "inferd: " in capsys.readouterr().err
+    assert len(chat.turns) == 4
+
+
+def test_options_are_set_with_the_bounds_of_the_command_line(
+    peer: Peer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chat = chat_with(peer, says("1"), says("2"))
+    for line in ("/set temperature 0.7", "/set max_tokens 5", "/set top_p 7", "/set stop x", "/set", "/what"):
+        assert chat.command(line)
+    err = capsys.readouterr().err
+    assert "/set top_p: 7.0 is not in the range" in err
+    assert "'stop' cannot be set; one of max_tokens, temperature" in err
+    assert "/what is no command" in err
+    chat.ask("a")
+    assert chat.command("/set temperature")
+    chat.ask("b")
+    chat.close()
+    first, second = map(orjson.loads, peer.lines)
+    assert (first["temperature"], first["max_tokens"]) == (0.7, 5)
+    assert "top_p" not in first
+    assert ("temperature" in second, second["max_tokens"]) == (False, 5)

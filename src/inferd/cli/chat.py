@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from inferd.cli import background
+from inferd.cli import background, inputs
 from inferd.cli.options import Target, connection_options, sampling, sampling_options, target
 from inferd.cli.output import Answer, check_done
 from inferd.cli.progress import Progress
@@ -21,11 +23,31 @@ from inferd.errors import InferdError, UsageError
 from inferd.store.runtime import ensure_private_dir
 
 _HELP = """\
-/help          this text
-/system TEXT   set the system message and start over; without TEXT, remove it
-/reset         start over
-/exit          leave, as Ctrl-D does
-Ctrl-C ends an answer early."""
+/help            this text
+/system TEXT     set the system message and start over; without TEXT, remove it
+/reset           start over
+/retry           ask the last question again
+/file PATH       put a text ahead of the next question
+/set NAME VALUE  set temperature, seed or another option of `inferd run`; without VALUE, reset it
+/save PATH       write the conversation into a file
+/load PATH       go on with one
+/exit, /bye      leave, as Ctrl-D does
+A question that begins with a slash begins with two. Ctrl-C ends an answer early."""
+
+SETTABLE = (
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repeat_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+    "priority",
+)
+
+_LEAVE = ("/exit", "/bye", "/quit", "exit", "quit")
 
 
 @click.command("chat")
@@ -49,6 +71,8 @@ class Chat:
         self._client = daemon.client()
         self.system = system
         self.turns: list[dict[str, str]] = []
+        self._files: list[str] = []
+        self._last = ""
 
     def connect(self) -> None:
         """Makes sure of the daemon, which is started again if it has left meanwhile."""
@@ -57,6 +81,8 @@ class Chat:
 
     def ask(self, text: str) -> None:
         """Writes the answer to ``text`` as it comes. Ctrl-C ends it, an error is told: the chat goes on."""
+        self._last = text = "\n\n".join((*self._files, text))
+        self._files.clear()
         question = {"role": "user", "content": text}
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
         said: list[str] = []
@@ -83,16 +109,84 @@ class Chat:
     def command(self, line: str) -> bool:
         """Obeys a line that starts with a slash; ``False`` ends the chat."""
         word, _, rest = line.partition(" ")
-        if word == "/exit":
+        if word in _LEAVE:
             return False
-        if word in ("/reset", "/system"):
-            self.turns.clear()
-            if word == "/system":
-                self.system = rest.strip() or None
-            say("(a new conversation)", err=True)
-        else:
-            say(_HELP if word == "/help" else f"{word} is no command; /help lists them", err=True)
+        obey = self._commands().get(word)
+        if obey is None:
+            say(f"{word} is no command; /help lists them, and // begins a question with a slash", err=True)
+            return True
+        try:
+            obey(rest.strip())
+        except InferdError as error:
+            say(f"inferd: {one_line(error)}", err=True)
         return True
+
+    def _commands(self) -> dict[str, Callable[[str], None]]:
+        return {
+            "/help": lambda _: say(_HELP, err=True),
+            "/system": self._start_over,
+            "/reset": lambda _: self._start_over(self.system or ""),
+            "/retry": self._retry,
+            "/file": self._attach,
+            "/set": self._set,
+            "/save": self._save,
+            "/load": self._load,
+        }
+
+    def _start_over(self, system: str) -> None:
+        self.turns.clear()
+        self.system = system or None
+        say("(a new conversation)", err=True)
+
+    def _retry(self, _: str) -> None:
+        if not self._last:
+            raise UsageError("nothing was asked yet")
+        if self.turns and self.turns[-2]["content"] == self._last:
+            del self.turns[-2:]
+        self.ask(self._last)
+
+    def _attach(self, name: str) -> None:
+        path = Path(name).expanduser()
+        self._files.append(inputs.text(path))
+        say(f"({path} goes with the next question)", err=True)
+
+    def _set(self, words: str) -> None:
+        """Takes the option as the command line does, with its bounds."""
+        name, _, value = words.partition(" ")
+        flag = f"--{name.replace('_', '-')}"
+        option = next((each for each in chat_command.params if flag in each.opts and name in SETTABLE), None)
+        if option is None:
+            raise UsageError(f"{name!r} cannot be set; one of {', '.join(SETTABLE)} can")
+        try:
+            given = option.type.convert(value.strip(), option, None) if value.strip() else None
+        except click.BadParameter as error:
+            raise UsageError(f"/set {name}: {error.message}") from None
+        self._choices[name] = given
+        say(f"({name} is {'reset' if given is None else given})", err=True)
+
+    def _save(self, name: str) -> None:
+        path = Path(name).expanduser()
+        document = json.dumps({"system": self.system, "turns": self.turns}, indent=2, ensure_ascii=False)
+        try:
+            with os.fdopen(
+                os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8"
+            ) as file:
+                file.write(document + "\n")
+        except OSError as error:
+            raise UsageError(f"{path} cannot be written: {error.strerror}") from None
+        say(f"({len(self.turns)} turns are in {path})", err=True)
+
+    def _load(self, name: str) -> None:
+        found = inputs.json_object(str(Path(name).expanduser()))
+        try:
+            turns = [{"role": turn["role"], "content": turn["content"]} for turn in found["turns"]]
+            sound = all(isinstance(text, str) for turn in turns for text in turn.values())
+        except (KeyError, TypeError):
+            sound = False
+        if not sound or not isinstance(found.get("system"), str | None):
+            raise UsageError(f"{name} is no conversation that /save wrote")
+        self.turns, self.system = turns, found["system"]
+        say(f"({len(turns)} turns)", err=True)
 
     def close(self) -> None:
         self._client.close()
@@ -109,11 +203,13 @@ def _converse(chat: Chat) -> None:
         while True:
             try:
                 line = prompt.prompt("> ").strip()
-                if line.startswith("/"):
+                if line in _LEAVE:
+                    return
+                if line.startswith("/") and not line.startswith("//"):
                     if not chat.command(line):
                         return
                 elif line:
-                    chat.ask(line)
+                    chat.ask(line[1:] if line.startswith("//") else line)
             except KeyboardInterrupt:
                 continue
             except EOFError:
