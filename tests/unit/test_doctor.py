@@ -184,6 +184,7 @@ def test_doctor_looks_at_the_socket_of_every_surface(
         "admin socket": runtime / "admin.sock",
         "inference socket": runtime / "infer.sock",
         "v2 socket": runtime / "infer.v2.sock",
+        "frames socket": runtime / "inferd.sock",
         "embed socket": runtime / "infer.embed.sock",
         "rerank socket": runtime / "infer.rerank.sock",
         "metrics socket": quick_doctor / "metrics.sock",

@@ -77,10 +77,17 @@ def _directory(name: str, path: Path, variable: str, private: bool = False) -> F
 def _sockets(settings: Settings) -> Iterator[tuple[str, str | None, Path | None]]:
     """(what it is called, TCP address, path) of every socket that the daemon will have."""
     yield "admin socket", None, settings.admin_addr
-    names = {"v1": "inference socket", "v2": "v2 socket", "embed": "embed socket", "rerank": "rerank socket"}
+    names = {
+        "v1": "inference socket",
+        "v2": "v2 socket",
+        "framed": "frames socket",
+        "embed": "embed socket",
+        "rerank": "rerank socket",
+    }
     places = {
         "v1": (settings.tcp, settings.uds),
         "v2": (settings.v2_tcp, settings.v2_addr),
+        "framed": (None, settings.framed_addr),
         "embed": (settings.embed_tcp, settings.embed_addr),
         "rerank": (settings.rerank_tcp, settings.rerank_addr),
     }

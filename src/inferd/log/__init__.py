@@ -44,6 +44,7 @@ LEVELS: Mapping[str, int] = {
     "debug": DEBUG,
     "trace": TRACE,
 }
+_SMALL = 2**63
 _NAMES = {number: name for name, number in LEVELS.items()}
 
 Record = tuple[float, int, str, str, Mapping[str, object]]  # Unix time, level, component, message, fields
@@ -248,7 +249,10 @@ def _entry(record: Record) -> dict[str, Any]:
     }
     try:
         for name, value in fields.items():
-            entry.setdefault(name, _clean(value, name))
+            if name not in entry:
+                # Most fields of a record are numbers or nothing, which go in as they are.
+                plain = value is None or type(value) is float or (type(value) is int and -1 < value < _SMALL)
+                entry[name] = value if plain else _clean(value, name)
     except Exception as error:  # a value that cannot be rendered must not end the log
         unwritable = {"event": msg, "reason": type(error).__name__}
         return _entry((created, ERROR, "log", "record_unwritable", unwritable))

@@ -141,6 +141,8 @@ def _descriptor(stream: TextIO) -> int | None:
 
 
 def _plain(value: object) -> str:
+    if type(value) is str and value.isalnum():
+        return value
     if type(value) is int or type(value) is float:
         return repr(value)
     text = value if isinstance(value, str) else orjson.dumps(value).decode()
