@@ -55,7 +55,7 @@ if TYPE_CHECKING:
         UsageError,
     )
 
-__version__ = "0.1.0"
+__version__ = "0.9.0"
 
 _ERRORS = (
     "BootFailed",

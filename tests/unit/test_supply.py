@@ -11,6 +11,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from inferd import __version__
+
 ROOT = Path(__file__).parents[2]
 LOCKS = ("requirements.txt", "build-requirements.txt")
 PIN = json.loads((ROOT / "vendor/llama.cpp/pin.json").read_text())
@@ -80,3 +82,13 @@ def test_the_bill_of_materials_has_the_hashes_of_the_locks() -> None:
     listed = {each["content"] for part in BILL["components"] for each in part["hashes"]}
     hashes = {each.removeprefix("sha256:") for lock in LOCKS for _, found in locked(lock) for each in found}
     assert listed == hashes | {PIN["sha256"]}, AGAIN
+
+
+def test_all_packages_have_one_version() -> None:
+    """The engine loads only the companion of its own version."""
+    for name in ("vulkan", "cuda"):
+        companion = (ROOT / "packaging" / name / "pyproject.toml").read_text()
+        assert f'version = "{__version__}"' in companion
+        assert f'"inferd=={__version__}"' in companion
+        assert f'{name} = ["inferd-{name}=={__version__}"]' in PROJECT
+    assert f'version = "{__version__}"' in PROJECT

