@@ -7,6 +7,7 @@ enough for text. Only the demo model's own family also runs.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -148,6 +149,78 @@ def test_a_family_takes_back_what_was_called_and_what_came_of_it(model: _llama.M
     with_call = prepare(of_family, request(*history, tools=(WEATHER,)))
     without = prepare(of_family, request(history[0], history[3], tools=(WEATHER,)))
     assert len(with_call.prompt) > len(without.prompt) + 8
+
+
+@pytest.mark.parametrize("call_id", ["tc-0123abcd", "a/ü"])
+def test_ids_are_given_to_a_template_in_its_own_form(model: _llama.Model, call_id: str) -> None:
+    nemo = templates(model, "mistralai-Mistral-Nemo-Instruct-2407")
+    history = (
+        Message("user", "What is the weather in Paris?"),
+        Message("assistant", "", tool_calls=(ToolCall(call_id, "get_weather", '{"city":"Paris"}'),)),
+        Message("tool", "sunny as in Cairo", tool_call_id=call_id),
+    )
+    prompt = model.text(prepare(nemo, request(*history, tools=(WEATHER,))).prompt.tokens).decode()
+    shown = re.findall(r'"(?:call_)?id": "([^"]*)"', prompt)
+    assert len(shown) == 2
+    assert shown[0] == shown[1]
+    assert re.fullmatch("[A-Za-z0-9]{9}", shown[0])
+
+
+CALLED = ToolCall("abcdefghi", "get_weather", '{"city":"Paris"}')
+TEXTS = [
+    ("google-gemma-2-2b-it", (Message("system", "only the system speaks"),)),
+    (
+        "unsloth-mistral-Devstral-Small-2507",
+        (
+            Message("user", "a"),
+            Message("assistant", "the answer", thinking="a thought"),
+            Message("user", "b"),
+        ),
+    ),
+    (
+        "openai-gpt-oss-120b",
+        (
+            Message("user", "a"),
+            Message("assistant", "the answer", thinking="a thought", tool_calls=(CALLED,)),
+            Message("tool", "sunny", tool_call_id="abcdefghi"),
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("family", "messages"), TEXTS, ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_no_text_of_a_conversation_is_dropped(
+    model: _llama.Model, family: str, messages: tuple[Message, ...]
+) -> None:
+    asked = request(*messages, tools=(WEATHER,) if "gpt" in family else ())
+    prompt = model.text(prepare(templates(model, family), asked).prompt.tokens).decode()
+    for message in messages:
+        assert str(message.content) in prompt
+
+
+def test_a_template_that_drops_text_is_told(model: _llama.Model) -> None:
+    of_users = Family(
+        _llama.Templates(model, "{% for m in messages %}{{ m.content if m.role == 'user' }}{% endfor %}"),
+        guides(model),
+    )
+    with pytest.raises(InvalidRequest, match=r"leaves out the text of message 2 \(assistant\)"):
+        prepare(
+            of_users, request(Message("user", "a"), Message("assistant", "lost words"), Message("user", "b"))
+        )
+
+
+@pytest.mark.parametrize("path", sorted(TEMPLATES.glob("*.jinja")), ids=lambda path: path.stem)
+def test_every_vendored_template_keeps_an_ordinary_conversation(model: _llama.Model, path: Path) -> None:
+    messages = (
+        Message("system", 'Be   brief,\nand "kind".'),
+        Message("user", "What is\n\n1 + 1?"),
+        Message("assistant", "It is 2."),
+        Message("user", " And 2 + 2? "),
+    )
+    prompt = model.text(prepare(templates(model, path.stem), request(*messages)).prompt.tokens).decode()
+    assert all(word in prompt for message in messages for word in str(message.content).split())
 
 
 @pytest.mark.parametrize("family", ["Qwen-Qwen3-0.6B", "deepseek-ai-DeepSeek-V3.1", "GLM-4.6"])

@@ -67,7 +67,6 @@ _KIND_OF_CODE = {
     "queue_full": "queue_full",
     "deadline_exceeded": "deadline_exceeded",
     "backend_unavailable": "unavailable",
-    "schema_violation": "useless_answer",
     "tool_call_malformed": "useless_answer",
     "schema_violation": "useless_answer",
     "internal": "internal",

@@ -8,6 +8,8 @@ it runs off the event loop.
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,7 +31,9 @@ from inferd.engine.backend import (
 from inferd.engine.local import _llama, constrain, generic_tools, media
 from inferd.engine.local.family_grammar import NoCalls
 from inferd.engine.local.guides import Guides, Held
-from inferd.errors import PromptTooLong
+from inferd.errors import InvalidRequest, PromptTooLong
+
+_SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")
 
 
 class Reader(Protocol):
@@ -99,8 +103,18 @@ class Family:
             if isinstance(part, Media)
         ]
         marker = self.projector.marker if self.projector else ""
-        conversation = {"messages": [_message(message, marker) for message in messages], **more}
-        return self.templates.render(orjson.dumps(conversation), self.projector, items, self.n_batch)
+
+        def rendered(turns: Sequence[Message]) -> _llama.Prompt:
+            conversation = {"messages": [_message(message, marker) for message in turns], **more}
+            return self.templates.render(orjson.dumps(conversation), self.projector, items, self.n_batch)
+
+        try:
+            return rendered(messages)
+        except InvalidRequest:
+            with_short_ids = [_with_short_ids(message) for message in messages]
+            if with_short_ids == list(messages):
+                raise
+        return rendered(with_short_ids)  # some templates take no other
 
 
 def prepare(family: Family, request: GenerateRequest) -> Prepared:
@@ -234,6 +248,18 @@ def _message(message: Message, marker: str) -> dict[str, object]:
             for call in message.tool_calls
         ]
     return out
+
+
+def _with_short_ids(message: Message) -> Message:
+    """The message with ids of nine letters and digits in the places of others."""
+    calls = tuple(replace(call, id=_short_id(call.id)) for call in message.tool_calls)
+    return replace(message, tool_calls=calls, tool_call_id=_short_id(message.tool_call_id))
+
+
+def _short_id(call_id: str) -> str:
+    if not call_id or _SHORT_ID.fullmatch(call_id):
+        return call_id
+    return hashlib.sha256(call_id.encode()).hexdigest()[:9]
 
 
 def _tool(tool: Tool) -> dict[str, object]:

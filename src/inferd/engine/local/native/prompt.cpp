@@ -11,6 +11,7 @@
 #include "guarded.h"
 #include "json.h"
 #include "log.h"
+#include "whole_text.h"
 
 namespace inferd {
 
@@ -83,6 +84,25 @@ class Tokenizer {
     Rendered &out_;
     size_t next_ = 0;
 };
+
+// Applies the template; where it leaves out text, once more without the thoughts of earlier turns, which some templates
+// put into its place, and with a system message alone as the user's. Throws when text is missing even so.
+template <typename Apply>
+common_chat_params apply_whole(common_chat_templates_inputs &inputs, Apply apply) {
+    common_chat_params params = apply();
+    if (WholeText::missing(inputs.messages, params.prompt) < 0) return params;
+    const bool has_user = std::any_of(inputs.messages.begin(), inputs.messages.end(),
+                                      [](const common_chat_msg &message) { return message.role == "user"; });
+    for (auto &message : inputs.messages) {
+        message.reasoning_content.clear();
+        if (!has_user && message.role == "system") message.role = "user";
+    }
+    params = apply();
+    const int missing = WholeText::missing(inputs.messages, params.prompt);
+    if (missing < 0) return params;
+    throw std::runtime_error("the model's chat template leaves out the text of message " +
+                             std::to_string(missing + 1) + " (" + inputs.messages[missing].role + ")");
+}
 
 bool is_word(const common_grammar_trigger &trigger) { return trigger.type == COMMON_GRAMMAR_TRIGGER_TYPE_WORD; }
 
@@ -196,7 +216,7 @@ bool Prompts::render(const std::string &request, const MediaInput &media, Render
             return within_template_budget(request.size(),
                                           [&] { return common_chat_templates_apply(templates_.get(), inputs); });
         };
-        common_chat_params params = apply();
+        common_chat_params params = apply_whole(inputs, apply);
         Tokenizer(vocab_, media, out).take(params.prompt, mark);
         if (plain.contains("form")) {
             const common_json &form = plain.at("form");

@@ -1,0 +1,84 @@
+// Whether a prompt has all of a conversation's text: some chat templates leave out what they have no place for.
+#pragma once
+
+#include <algorithm>
+#include <cctype>
+#include <string>
+#include <vector>
+
+#include "chat.h"
+
+namespace inferd {
+
+class WholeText {
+  public:
+    // The first of `messages` whose text is not in `prompt`, whatever the blanks between its words; -1: there is none.
+    static int missing(const std::vector<common_chat_msg> &messages, const std::string &prompt) {
+        for (size_t i = 0; i < messages.size(); i++) {
+            const auto &message = messages[i];
+            if (!holds(prompt, message, message.content)) return static_cast<int>(i);
+            for (const auto &part : message.content_parts) {
+                if (part.type == "text" && !holds(prompt, message, part.text)) return static_cast<int>(i);
+            }
+        }
+        return -1;
+    }
+
+  private:
+    static constexpr size_t kGap = 16;   // bytes of blanks and escapes
+    static constexpr int kTries = 200;   // places at which the first word is found
+
+    static bool holds(const std::string &prompt, const common_chat_msg &message, const std::string &text) {
+        // A template may take thoughts out of an answer, and write the JSON of a result anew.
+        if (message.role == "assistant" && text.find("</think>") != std::string::npos) return true;
+        const size_t first = text.find_first_not_of(" \t\r\n");
+        if (first == std::string::npos || prompt.find(text) != std::string::npos) return true;
+        if (message.role == "tool" && (text[first] == '{' || text[first] == '[')) return true;
+        const auto all = words(text);
+        const std::string first_word = all[0], first_escaped = escaped(first_word);
+        size_t at = 0;
+        for (int tries = 0; tries < kTries; tries++, at++) {
+            at = std::min(prompt.find(first_word, at), prompt.find(first_escaped, at));
+            if (at == std::string::npos) return false;
+            if (follow_each_other(prompt, all, at)) return true;
+        }
+        return true;  // it cannot be told in a reasonable time
+    }
+
+    // Whether the words come one after the other from `at` on, with little between two of them.
+    static bool follow_each_other(const std::string &prompt, const std::vector<std::string> &all, size_t at) {
+        for (const auto &word : all) {
+            const size_t from = at;
+            at = prompt.find(word, from);
+            if (at == std::string::npos || at - from > kGap) at = prompt.find(escaped(word), from);
+            if (at == std::string::npos || at - from > kGap) return false;
+            at += word.size();
+        }
+        return true;
+    }
+
+    static std::vector<std::string> words(const std::string &text) {
+        std::vector<std::string> found(1);
+        for (const char c : text) {
+            if (!std::isspace(static_cast<unsigned char>(c))) {
+                found.back() += c;
+            } else if (!found.back().empty()) {
+                found.emplace_back();
+            }
+        }
+        if (found.back().empty()) found.pop_back();
+        return found;
+    }
+
+    // As JSON writes it, for the words of a text that comes without a line break.
+    static std::string escaped(const std::string &word) {
+        std::string out;
+        for (const char c : word) {
+            if (c == '"' || c == '\\') out += '\\';
+            out += c;
+        }
+        return out;
+    }
+};
+
+}  // namespace inferd
