@@ -14,6 +14,7 @@ COMMANDS = {
     "http": "http",
     "agent": "agent",
     "run": "run",
+    "start": "start",
     "chat": "chat",
     "embed": "vectors",
     "rerank": "vectors",

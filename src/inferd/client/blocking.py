@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from inferd.client import start as background
 from inferd.client.address import Address, Surface, endpoint
 from inferd.client.admin import AdminClient, Status
 from inferd.client.channel import Channel, Reply
@@ -25,7 +26,7 @@ from inferd.client.core import Backoff, Core, SurfaceAddresses, Tooling
 from inferd.client.messages import Block, Content, Event, MessageDone
 from inferd.client.text import Done, Sampling, Token
 from inferd.client.vectors import Embeddings, Ranking
-from inferd.errors import DaemonUnreachable
+from inferd.errors import DaemonUnreachable, UsageError
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -41,7 +42,8 @@ class Client:
     default it is the surface's default socket, beside ``address`` where that is another daemon's
     ``infer.sock``. ``timeout`` is the longest silence of the daemon in seconds that is put up with; ``None``
     waits for ever. ``id_prefix`` begins the ids of its requests, by which status and the log name them.
-    Nothing is sent before :meth:`connect` or the first request.
+    With ``start`` it connects at once, and starts a daemon in the background when none runs; BootFailed says
+    why that was not possible. Else nothing is sent before :meth:`connect` or the first request.
     """
 
     def __init__(
@@ -51,13 +53,22 @@ class Client:
         timeout: float | None = None,
         *,
         id_prefix: str = "c",
+        start: bool = False,
         **elsewhere: Unpack[SurfaceAddresses],
     ) -> None:
+        if start and address is not None:
+            raise UsageError("a daemon is started at the default address alone; leave out address or start")
         self._core = Core(address, elsewhere, id_prefix)
         self._api_key = api_key or self._core.api_key
         self._timeout = timeout
         self._channels: dict[Surface, Channel] = {}
         self.address = self._core.addresses.of("v1")
+        if start:
+            try:
+                self.connect()
+            except DaemonUnreachable:
+                background.start()
+                self.connect()
 
     def connect(self, timeout: float | None = None, surface: Surface = "v1") -> None:
         """Connects, unless it is connected; ``timeout``, in seconds, is for this alone."""

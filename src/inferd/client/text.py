@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
 
 from inferd.client import messages
 from inferd.client.protocol import Request
+from inferd.errors import UsageError
 
 
 class Sampling(TypedDict, total=False):
@@ -36,6 +38,9 @@ def given(options: Sampling, kind: type[Sampling] = Sampling) -> dict[str, objec
     """What was really given, ready for the wire. Raises TypeError for a name that ``kind`` does not have."""
     for name in options.keys() - kind.__annotations__.keys():
         raise TypeError(f"a generation has no option {name!r}")
+    for name, value in options.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"{name} must be a finite number, not {value}")
     return {name: value for name, value in options.items() if value is not None}
 
 

@@ -1,0 +1,22 @@
+"""``inferd start``: a daemon in the background."""
+
+from __future__ import annotations
+
+import click
+
+from inferd.cli import background
+from inferd.cli.options import target
+from inferd.cli.progress import Progress
+from inferd.cli.say import say
+
+
+@click.command("start")
+def start_command() -> None:
+    """Start a daemon in the background, unless one runs, and wait until it is ready.
+
+    It stops after 15 idle minutes, as one that `inferd run` starts.
+    """
+    daemon = target(None, None)
+    with daemon.client() as client, Progress() as progress:
+        background.connect(client, daemon, progress.frame)
+    say("the daemon is ready")
