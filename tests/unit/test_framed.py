@@ -11,6 +11,7 @@ import pytest
 
 from inferd.engine.backend import Capabilities, GenerateRequest, Stream
 from inferd.engine.mock import Mock
+from inferd.errors import InferdError, SchemaViolation
 from inferd.serve import connection
 from inferd.serve.surface import Surface
 from inferd.serve.surfaces.v1 import TextSurface
@@ -293,6 +294,29 @@ async def test_a_client_that_leaves_frees_its_place(path: Path) -> None:
         await until(lambda: gate.waiting == 1)
         client.close()
         await until(lambda: server.admission.running == 0)
+
+
+class Failing(Mock):
+    """Raises a schema violation, which clients of this wire do not know."""
+
+    def __init__(self) -> None:
+        super().__init__(error=SchemaViolation("the answer does not follow the schema"))
+
+
+async def test_errors_have_codes_that_clients_of_this_wire_know(path: Path) -> None:
+    async with serving(path, Failing(), surface=FramedSurface()) as server:
+        client = await server.connect()
+        await client.send(request())
+        assert await Frames(client).answer() == [refusal("internal", "the answer does not follow the schema")]
+
+
+def test_every_code_has_a_nearest_one() -> None:
+    kinds = [InferdError]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+        answer = json.loads(framed.encode_error("q", kind.code, "x"))
+        assert answer["code"] in framed.CODES
+        assert (answer["code"] == kind.code) == (kind.code in framed.CODES)
 
 
 # Attachments.

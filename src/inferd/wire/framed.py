@@ -8,6 +8,7 @@ heads. Answers are encoded as lines, and :func:`inferd.fastpath.frame_lines` mak
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -52,6 +53,35 @@ def is_framed(first: bytes) -> bool | None:
 def could_be_json(first: bytes) -> bool:
     """Whether bytes that are no head could begin a line of JSON instead."""
     return first.removeprefix(_BOM)[:1] in (b"{", b" ", b"\t", b"\r", b"\n", b"")
+
+
+CODES = frozenset(
+    {
+        "queue_full",
+        "backend_unavailable",
+        "invalid_request",
+        "frame_too_large",
+        "internal",
+        "attachment_unsupported",
+        "tool_call_malformed",
+        "wire_version_unsupported",
+    }
+)
+"""The codes of errors that clients of this wire know; they cannot decode a frame with another one."""
+
+_NEAREST = {"deadline_exceeded": "backend_unavailable", "model_not_found": "invalid_request"}
+
+
+def encode_error(
+    request_id: str,
+    code: str,
+    message: str,
+    retry_after_secs: float | None = None,
+    details: Mapping[str, Any] | None = None,
+) -> bytes:
+    """The ``error`` frame, with the nearest of ``CODES``."""
+    known = code if code in CODES else _NEAREST.get(code, "internal")
+    return frames.encode_error(request_id, known, message, retry_after_secs, details)
 
 
 class _Version(msgspec.Struct):

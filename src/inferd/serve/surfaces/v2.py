@@ -81,6 +81,7 @@ class FramedSurface(_Blocks):
     parse = staticmethod(framed.parse)
     validate = staticmethod(framed.validate)
     may_carry_raw = staticmethod(framed.content_may_follow)
+    encode_error = staticmethod(framed.encode_error)
 
     @property
     def lines(self) -> BlockSurface:
