@@ -118,3 +118,21 @@ def test_a_thousand_idle_connections(bridge: BridgeProcess) -> None:
             sock.sendall(b"GET /api/hello HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert until(sock, b"{}").startswith(b"HTTP/1.1 200 ")
         assert httpx.post(f"{bridge.base}/v1/chat/completions", content=BODY).status_code == 200
+
+
+def test_a_long_conversation_arrives_whole(bridge: BridgeProcess) -> None:
+    """More than a line may hold, more texts than attachments are allowed, and large tools and arguments."""
+    turns = []
+    for number in range(60):
+        function = {"name": "f", "arguments": json.dumps({"a": "y" * 3000})}
+        call = {"id": f"c{number}", "type": "function", "function": function}
+        turns += [
+            {"role": "user", "content": "x" * 20_000},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": f"c{number}", "content": "z" * 2000},
+        ]
+    tool = {"type": "function", "function": {"name": "f", "description": "d" * 100_000}}
+    body = {"model": "mock", "messages": turns, "tools": [tool]}
+    answer = httpx.post(f"{bridge.base}/v1/chat/completions", json=body, timeout=60)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["choices"][0]["message"]["content"] == "mock-response"

@@ -145,3 +145,11 @@ def test_import_loads_no_llama_cpp(module: str) -> None:
     code = f"import {module}, sys; print('inferd.engine.local._llama' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+@pytest.mark.parametrize("module", ["inferd", "inferd.client", "inferd.cli.run", "inferd.daemon.daemon"])
+def test_import_loads_no_http_server(module: str) -> None:
+    """The packages of the extra are loaded by the bridge's own process alone."""
+    code = f"import {module}, sys; print({{'starlette', 'uvicorn', 'httptools'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
