@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TextIO
 
 from inferd.cli.columns import duration, rate
 from inferd.cli.say import say
+from inferd.cli.wrapping import Wrapper
 from inferd.client import Done, MessageDone
 from inferd.controls import harmless
 from inferd.errors import Unavailable
 
 
 class Answer:
-    """Text as it comes, flushed; control characters are made harmless on a terminal and kept elsewhere."""
+    """Text as it comes, flushed.
+
+    On a terminal controls are made harmless and lines break between words; elsewhere nothing is changed.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._terminal = stream.isatty()
+        self._wrapper = Wrapper()
         self._last = ""
 
     def write(self, text: str) -> None:
-        self._stream.write(harmless(text) if self._terminal else text)
+        if self._terminal:
+            self._stream.write(self._wrapper.feed(harmless(text), shutil.get_terminal_size().columns))
+        else:
+            self._stream.write(text)
         self._stream.flush()
         self._last = text[-1:] or self._last
 
