@@ -151,6 +151,50 @@ def test_a_family_takes_back_what_was_called_and_what_came_of_it(model: _llama.M
     assert len(with_call.prompt) > len(without.prompt) + 8
 
 
+PARIS = '{"city": "Paris", "days": 3}'
+OWN_FORM = {
+    "Qwen-Qwen2.5-7B-Instruct": f'<tool_call>\n{{"name": "weather", "arguments": {PARIS}}}\n</tool_call>',
+    "meta-llama-Llama-3.1-8B-Instruct": f'{{"name": "weather", "parameters": {PARIS}}}',
+    "NVIDIA-Nemotron-3-Nano-30B-A3B-BF16": "<tool_call>\n<function=weather>\n<parameter=city>\nParis\n"
+    "</parameter>\n<parameter=days>\n3\n</parameter>\n</function>\n</tool_call>",
+    "GLM-4.6": "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Paris</arg_value>\n"
+    "<arg_key>days</arg_key>\n<arg_value>3</arg_value>\n</tool_call>",
+    "mistralai-Mistral-Nemo-Instruct-2407": '[TOOL_CALLS][{"name": "weather", "arguments": '
+    f'{PARIS}, "id": "abcdefghi"}}]',
+}
+DAYS = Tool(
+    "weather",
+    "The weather of a city",
+    '{"type":"object","properties":{"city":{"type":"string"},'
+    '"days":{"type":"integer","minimum":1,"maximum":7}},"required":["city","days"]}',
+)
+
+
+@pytest.mark.parametrize("choice", ["required", "auto"])
+@pytest.mark.parametrize("family", OWN_FORM)
+def test_arguments_are_held_to_their_schema_within_the_form_of_the_family(
+    model: _llama.Model, family: str, choice: str
+) -> None:
+    def guide() -> _llama.Guide:
+        asked = request(tools=(DAYS,), tool_choice=choice, thinking=False)
+        made = prepare(templates(model, family), asked).guide
+        assert made is not None
+        return made
+
+    call = OWN_FORM[family]
+    held = guide()
+    assert follow(model, held, call)
+    assert held.accepting
+    assert not follow(model, guide(), call.replace("3", "8"))
+    assert not follow(model, guide(), call.replace("days", "months"))
+    assert follow(model, guide(), "Let me look.") == (choice == "auto")
+
+
+def follow(model: _llama.Model, guide: _llama.Guide, text: str) -> bool:
+    """Whether an answer may go on so, token by token."""
+    return all(guide.allows(token) and guide.accept(token) for token in model.tokens(text.encode()))
+
+
 @pytest.mark.parametrize("call_id", ["tc-0123abcd", "a/ü"])
 def test_ids_are_given_to_a_template_in_its_own_form(model: _llama.Model, call_id: str) -> None:
     nemo = templates(model, "mistralai-Mistral-Nemo-Instruct-2407")

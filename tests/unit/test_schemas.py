@@ -142,10 +142,10 @@ def test_a_lenient_answer_and_a_tool_list_what_is_dropped() -> None:
 
 
 def test_a_tool_gets_an_object_and_is_closed_where_it_declares_all() -> None:
-    assert allows(hold_tool({"$schema": "http://json-schema.org/draft-07/schema#"}), '{"any":[1]}')
+    assert allows(hold_tool({"$schema": "http://json-schema.org/draft-07/schema#"}), '{"any": [1]}')
     declared = hold_tool({"properties": {"a": {"type": "integer"}}})
-    assert allows(declared, '{"a":1}')
-    assert not allows(declared, '{"b":1}')
+    assert allows(declared, '{"a": 1}')
+    assert not allows(declared, '{"b": 1}')
     assert not allows(declared, "3")
     assert allows(hold({"properties": {"a": {"type": "integer"}}}), "3")
 

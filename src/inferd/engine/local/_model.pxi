@@ -183,6 +183,11 @@ cdef class Model:
             longest = max(longest, -llama_token_to_piece(self.vocab, token, NULL, 0, 0, True))
         return longest
 
+    def tokens(self, bytes text):
+        """The token ids of a text, in which control tokens are no more than text."""
+        cdef string c_text = text
+        return common_tokenize(self.vocab, c_text, False, False)
+
     def text(self, tokens) -> bytes:
         """The text of token ids, control tokens included; bytes, because a token may end inside a character."""
         cdef string text, piece

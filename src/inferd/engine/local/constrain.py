@@ -12,7 +12,7 @@ from typing import Any
 from inferd.engine.backend import Tool
 from inferd.engine.local import _llama
 from inferd.engine.local.family_grammar import Format, Inexpressible
-from inferd.engine.local.guides import Guides, Held, json_text
+from inferd.engine.local.guides import TOOL_OPTIONS, Guides, Held, json_text
 
 _TYPES = ("array", "boolean", "integer", "null", "number", "object", "string")
 _ANSWER_SCHEMA = ("response-format", "response-format-schema")
@@ -60,7 +60,7 @@ def calls(
         for parameter, schema in (each.schema.get("properties") or {}).items():
             if _types(schema, each.schema) & {"string"}:
                 continue
-            text = json_text(_with_definitions(schema, each.schema))
+            text = json_text(_with_definitions(schema, each.schema), TOOL_OPTIONS)
             for end in ("", "-schema"):
                 schemas[f"tool-{name}-arg-{parameter}{end}"] = text
     try:

@@ -87,6 +87,10 @@ cdef extern from "native/prompt.h" namespace "inferd" nogil:
     void silence_common()
 
 
+cdef extern from "common.h" nogil:
+    vector[llama_token] common_tokenize(const llama_vocab* vocab, const string& text, cbool add_special, cbool special)
+
+
 cdef extern from "native/guidance.h" namespace "inferd" nogil:
     cbool c_open_guidance "inferd::open_guidance"(const string& path, string& version, string& error)
     cdef cppclass GuidanceVocab:

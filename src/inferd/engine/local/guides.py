@@ -21,12 +21,14 @@ from inferd.errors import InvalidRequest, ModelError
 
 _log = log.get("llamacpp")
 
-OPTIONS = {
+OPTIONS: dict[str, Any] = {
     "whitespace_flexible": False,  # a model may write blanks without end
     "json_allowed_escapes": 'nrbtf\\"',  # else a declared name, spelt with \u, passes for an undeclared one
     "coerce_one_of": True,
     "lenient": False,
 }
+TOOL_OPTIONS = {**OPTIONS, "key_separator": ": ", "item_separator": ", "}
+"""With the blanks that chat templates write, and models have therefore learnt, in the arguments of a call."""
 _KEPT = 256
 
 
@@ -104,7 +106,7 @@ class Guides:
             schema, dropped = {"type": "object"}, ("",)  # all of it is checked afterwards
         if dropped:
             _log.warn("a JSON Schema is not enforced in all", pointers=list(dropped))
-        return Held(schema, json_text(schema), dropped, check)
+        return Held(schema, json_text(schema, TOOL_OPTIONS if is_tool else OPTIONS), dropped, check)
 
     def _compiles(self, schema: dict[str, Any]) -> bool:
         try:
@@ -114,6 +116,6 @@ class Guides:
         return True
 
 
-def json_text(schema: dict[str, Any]) -> bytes:
+def json_text(schema: dict[str, Any], options: dict[str, Any] = OPTIONS) -> bytes:
     """The schema as llguidance takes it."""
-    return orjson.dumps({**schema, "x-guidance": OPTIONS})
+    return orjson.dumps({**schema, "x-guidance": options})
