@@ -28,6 +28,8 @@ class InferdError(Exception):
     exit_code: int = 1
     fault: Fault = "daemon"
     retryable: bool = False
+    logged: str | None = None
+    """What the log has instead of the message, where that may hold the words of others."""
     closes: ClassVar[bool] = False
 
     details: Mapping[str, Any] = MappingProxyType({})

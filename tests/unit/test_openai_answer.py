@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import orjson
 import pytest
 
 from inferd.engine.backend import Done, Event, Text, Thinking, ToolCall, ToolUse, Usage
@@ -170,7 +171,7 @@ def test_a_required_call_that_did_not_come_is_told() -> None:
         (
             {"code": 429, "type": "slow_down", "message": "secret"},
             Unavailable,
-            "far answered with status 429 (slow_down)",
+            "far answered with status 429 (slow_down); it says: secret",
         ),
         ({"code": 503, "type": "down", "at": 10**30}, Unavailable, "far answered with status 503 (down)"),
         (
@@ -197,11 +198,38 @@ def test_an_error_in_the_stream(error: Any, kind: type[InferdError], message: st
         "{",
         '{"choices":1}',
         '{"choices":[{"delta":{"content":1}}]}',
-        '{"usage":{"prompt_tokens":-1}}',
-        '{"usage":{"completion_tokens":99999999999999999999}}',
         '{"error":' + "[" * 100_000,
     ],
 )
 def test_what_is_no_piece_of_an_answer(data: str) -> None:
     with pytest.raises(UNREADABLE):
         list(Answer("far", tool_required=False).feed(data))
+
+
+@pytest.mark.parametrize(
+    ("usage", "counted"),
+    [
+        (None, Usage(0, 1)),
+        ([], Usage(0, 1)),
+        ({"prompt_tokens": None, "completion_tokens": None}, Usage(0, 1)),
+        ({"prompt_tokens": 3.0, "completion_tokens": 7.0}, Usage(3, 7)),
+        ({"prompt_tokens": -1, "completion_tokens": 10**20}, Usage(0, 1)),
+        ({"prompt_tokens": "3", "completion_tokens": 2, "prompt_tokens_details": None}, Usage(0, 2)),
+    ],
+)
+def test_counts_are_optional(usage: object, counted: Usage) -> None:
+    events = read(delta(content="x"), {"usage": usage}, finish("stop"))
+    assert events[-1] == Done("end", counted)
+
+
+def test_the_mark_of_the_end_ends_an_answer() -> None:
+    answer = Answer("far", tool_required=False)
+    events = [*answer.feed(orjson.dumps(delta(content="x")).decode()), *answer.feed("[DONE]"), *answer.end()]
+    assert events == [Text("x"), Done("end", Usage(0, 1))]
+
+
+def test_an_answer_may_come_whole() -> None:
+    call = {"id": "c", "function": {"name": "f", "arguments": "{}"}}
+    message = {"role": "assistant", "content": "x", "tool_calls": [call]}
+    whole = {"choices": [{"index": 0, "message": message, "finish_reason": "tool_calls"}]}
+    assert read(whole) == [Text("x"), ToolUse(ToolCall("c", "f", "{}")), Done("tool_use", Usage(0, 1))]

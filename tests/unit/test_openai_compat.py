@@ -281,8 +281,27 @@ async def test_a_cut_in_the_middle(remote: Start) -> None:
     assert "broke off the connection" in str(error)
 
 
-async def test_an_answer_that_only_stops_has_no_end(remote: Start) -> None:
-    assert await answer(remote, lambda exchange: exchange.stream(delta(content="x"))) == [Text("x")]
+async def test_the_mark_of_the_end_ends_an_answer(remote: Start) -> None:
+    text, done = await answer(remote, lambda exchange: exchange.stream(delta(content="x")))
+    assert text == Text("x")
+    assert isinstance(done, Done)
+    assert (done.stop_reason, done.usage) == ("end", Usage(0, 1))
+
+
+async def test_an_answer_that_was_not_streamed(remote: Start) -> None:
+    message = {"role": "assistant", "content": "x"}
+    whole = orjson.dumps(
+        {
+            "choices": [{"index": 0, "message": message, "finish_reason": "length"}],
+            "usage": {"completion_tokens": 4},
+        }
+    )
+    text, done = await answer(
+        remote, lambda exchange: exchange.whole(200, whole, content_type="application/json")
+    )
+    assert text == Text("x")
+    assert isinstance(done, Done)
+    assert (done.stop_reason, done.usage) == ("length", Usage(0, 4))
 
 
 async def test_a_page_in_place_of_an_answer_has_no_end(remote: Start) -> None:

@@ -66,12 +66,23 @@ async def test_the_clients_fault_is_told_to_the_client(remote: Start, status: in
 
 
 @pytest.mark.parametrize("status", [401, 403, 408, 429, 500, 502, 503, 504])
-async def test_another_fault_counts_and_is_told_by_its_name_alone(remote: Start, status: int) -> None:
+async def test_another_fault_counts_and_its_reason_is_for_the_client_alone(
+    remote: Start, status: int
+) -> None:
     error = await failure(remote(lambda exchange: exchange.whole(status, REASON)))
     assert type(error) is Unavailable
     assert error.counts
     assert f"status {status} (some_name)" in str(error)
-    assert "secret" not in str(error)
+    assert str(error).endswith("; it says: the reason is secret")
+    assert error.logged is not None
+    assert "secret" not in error.logged
+
+
+async def test_no_key_is_told_to_the_client(remote: Start) -> None:
+    said = orjson.dumps({"error": {"message": "k is wrong, and so is sk-" + "a1" * 20}})
+    error = await failure(remote(lambda exchange: exchange.whole(401, said)))
+    assert "it says: … is wrong, and so is " in str(error)
+    assert "a1a1" not in str(error)
 
 
 async def test_success_of_another_kind_is_a_failure(remote: Start) -> None:

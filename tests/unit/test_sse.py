@@ -69,3 +69,16 @@ def test_an_endless_event_is_refused(monkeypatch: pytest.MonkeyPatch, line: byte
 def test_comments_and_whole_events_may_go_on_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sse, "MAX_EVENT_CHARS", 100)
     assert decoded(*[b": ping\n"] * 50, *[b"data: a\n\n"] * 100) == ["a"] * 100
+
+
+@pytest.mark.parametrize(
+    ("data", "error"),
+    [
+        (b'{"message":"no"}', '{"error":{"message":"no"}}'),
+        (b"no", '{"error":"no"}'),
+        (b'{"error":1}', '{"error":1}'),
+    ],
+)
+def test_an_event_named_error_has_its_data_in_one_form(data: bytes, error: str) -> None:
+    stream = b"event: error\ndata: " + data + b"\n\ndata: next\n\n"
+    assert decoded(stream) == [error, "next"]

@@ -382,5 +382,5 @@ class Session(Generic[R]):
             return
         name = "request_error_mid_stream" if context.streaming else "request_error"
         # What the client did wrong may be described in the client's own words; those are not for the log.
-        message = None if error.fault == "client" else str(error)
+        message = None if error.fault == "client" else error.logged or str(error)
         _log.warn(name, code=error.code, message=message, **context.fields(), **self._log_fields)

@@ -27,6 +27,7 @@ import orjson
 import truststore
 
 from inferd.errors import BackendInternal, ConfigError, InferdError, InvalidRequest, Unavailable, Unsupported
+from inferd.redaction import redact
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 """A number of tokens, as the far end may tell it: one that adds up, and that JSON can carry on."""
@@ -164,12 +165,16 @@ class Upstream:
     async def read(self, url: str, body: bytes, headers: Mapping[str, str], *, at_most: int) -> bytes:
         """The whole body of the response, at most so long. Raises as :meth:`post`, and BackendInternal."""
         async with self.post(url, body, headers) as response:
-            answer = bytearray()
-            async for chunk in response.aiter_raw():
-                answer += chunk
-                if len(answer) > at_most:
-                    raise BackendInternal(f"{self.host} sent more than {at_most} bytes")
-            return bytes(answer)
+            return await self.read_all(response, at_most=at_most)
+
+    async def read_all(self, response: httpx.Response, *, at_most: int) -> bytes:
+        """The whole body of a response, at most so long. Raises BackendInternal."""
+        answer = bytearray()
+        async for chunk in response.aiter_raw():
+            answer += chunk
+            if len(answer) > at_most:
+                raise BackendInternal(f"{self.host} sent more than {at_most} bytes")
+        return bytes(answer)
 
     async def _refusal(self, response: httpx.Response) -> InferdError:
         body = bytearray()
@@ -179,7 +184,8 @@ class Upstream:
                 body += chunk
                 if len(body) > _MAX_ERROR_BYTES:
                     break
-        return refusal(self.host, response.status_code, response.headers, bytes(body))
+        secret = response.request.headers.get("authorization", "").removeprefix("Bearer ")
+        return refusal(self.host, response.status_code, response.headers, bytes(body), secret)
 
     async def close(self) -> None:
         self._open = False
@@ -211,8 +217,12 @@ def _reason(error: BaseException) -> str:
     return error.strerror or str(error) if isinstance(error, OSError) else str(error)
 
 
-def refusal(host: str, status: int, headers: Mapping[str, str], body: bytes) -> InferdError:
-    """The error for a response that is no answer; ``headers`` with lower-case names."""
+def refusal(host: str, status: int, headers: Mapping[str, str], body: bytes, secret: str = "") -> InferdError:
+    """The error for a response that is no answer; ``headers`` with lower-case names.
+
+    What the server says reaches the client, without ``secret`` and whatever else looks like a key. It does
+    not reach the log, since it may quote the request.
+    """
     name, text = _explanation(body)
     name = name or _name_in(headers.get("x-amzn-errortype", ""))
     if status == 501:
@@ -225,11 +235,18 @@ def refusal(host: str, status: int, headers: Mapping[str, str], body: bytes) -> 
         return Unavailable(
             f"{host} redirects elsewhere (status {status}); configure the address that it redirects to"
         )
+    if secret:
+        text = text.replace(secret, "…")
+    said = f"; it says: {redact(text)}" if text else ""
     if status in (401, 403):
-        return Unavailable(f"{host} does not accept the key: status {status}{why}; check the configured one")
-    wait = _retry_after_secs(headers.get("retry-after", ""))
-    when = "" if wait is None else f"; it asks to wait {wait} s"
-    return Unavailable(f"{host} answered with status {status}{why}{when}")
+        refused = f"{host} does not accept the key: status {status}{why}; check the configured one"
+    else:
+        wait = _retry_after_secs(headers.get("retry-after", ""))
+        when = "" if wait is None else f"; it asks to wait {wait} s"
+        refused = f"{host} answered with status {status}{why}{when}"
+    error = Unavailable(refused + said)
+    error.logged = refused
+    return error
 
 
 def _explanation(body: bytes) -> tuple[str, str]:

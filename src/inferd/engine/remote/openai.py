@@ -35,7 +35,7 @@ from inferd.engine.backend import (
 )
 from inferd.engine.remote import openai_request, pictures, sse
 from inferd.engine.remote.http import UNREADABLE, Count, Upstream, let_end
-from inferd.engine.remote.openai_answer import Answer
+from inferd.engine.remote.openai_answer import END, Answer
 from inferd.engine.remote.stream import RemoteStream
 from inferd.errors import (
     BackendInternal,
@@ -168,13 +168,18 @@ class OpenAICompat(Backend):
         async with self._upstream.post(
             f"{self._base_url}/v1/chat/completions", body, {**self._headers, "accept": "text/event-stream"}
         ) as response:
+            if response.headers.get("content-type", "").startswith("application/json"):
+                # The server does not stream, although it was asked to; a whole answer is one piece.
+                yield (await self._upstream.read_all(response, at_most=sse.MAX_EVENT_CHARS)).decode()
+                yield END
+                return
             chunks = response.aiter_raw()
             async for chunk in chunks:
                 for data in self._decode(decoder, chunk):
-                    if data == "[DONE]":
+                    yield data
+                    if data == END:
                         await let_end(chunks)
                         return
-                    yield data
             for data in self._decode(decoder, b"", last=True):
                 yield data
 

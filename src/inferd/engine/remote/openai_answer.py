@@ -7,16 +7,20 @@ ended. A server that counts no tokens has each piece of text taken for one.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
 import orjson
 
 from inferd.engine.backend import Done, Event, StopReason, Text, Thinking, ToolCall, ToolUse, Usage
-from inferd.engine.remote.http import Count, fault_of, refusal
+from inferd.engine.remote.http import fault_of, refusal
 from inferd.errors import InferdError, ToolCallMalformed, Unavailable
 
+END = "[DONE]"
+"""The data of a server's last event."""
+
+_MAX_COUNT = 2**53
 _STOP_REASONS: dict[str, StopReason] = {
     "stop": "end",
     "length": "length",
@@ -47,22 +51,13 @@ class _Delta(msgspec.Struct):
 class _Choice(msgspec.Struct):
     index: int = 0
     delta: _Delta | None = None
+    message: _Delta | None = None  # of an answer that came whole
     finish_reason: str | None = None
-
-
-class _Details(msgspec.Struct):
-    cached_tokens: Count | None = None
-
-
-class _Usage(msgspec.Struct):
-    prompt_tokens: Count | None = None
-    completion_tokens: Count | None = None
-    prompt_tokens_details: _Details | None = None
 
 
 class _Chunk(msgspec.Struct):
     choices: list[_Choice] | None = None
-    usage: _Usage | None = None
+    usage: Any = None
     error: Any = None
 
 
@@ -85,7 +80,7 @@ class Answer:
         self._host = host
         self._tool_required = tool_required
         self._finish: str | None = None
-        self._usage: _Usage | None = None
+        self._usage: Mapping[str, Any] = {}
         self._calls: list[_Call] = []
         self._at_index: dict[int, _Call] = {}
         self._pieces = 0
@@ -96,14 +91,18 @@ class Answer:
         return self._finish is not None
 
     def feed(self, data: str) -> Iterator[Event]:
-        """The events of one piece.
+        """The events of one piece; ``END`` ends an answer of which the server did not say how it ended.
 
         Raises the error that the piece tells of, and one of UNREADABLE for what is no piece of an answer.
         """
+        if data == END:
+            self._finish = self._finish or "stop"
+            return
         chunk = _decoder.decode(data)
         if chunk.error is not None:
             raise self._failure(chunk.error)
-        self._usage = chunk.usage or self._usage
+        if isinstance(chunk.usage, dict):
+            self._usage = chunk.usage
         for choice in chunk.choices or ():
             if choice.index == 0:
                 yield from self._take(choice)
@@ -117,7 +116,7 @@ class Answer:
         return Unavailable(f"{self._host} broke off its answer{f' ({name})' if name else ''}")
 
     def _take(self, choice: _Choice) -> Iterator[Event]:
-        delta = choice.delta or _Delta()
+        delta = choice.delta or choice.message or _Delta()
         thought = delta.reasoning_content or delta.reasoning
         if thought:
             self._pieces += 1
@@ -171,10 +170,21 @@ class Answer:
 
     def _counted(self) -> Usage:
         usage = self._usage
-        if usage is None:
-            return Usage(0, self._pieces)
-        details = usage.prompt_tokens_details or _Details()
-        return Usage(usage.prompt_tokens or 0, usage.completion_tokens or 0, details.cached_tokens or 0)
+        details = usage.get("prompt_tokens_details")
+        cached = details.get("cached_tokens") if isinstance(details, dict) else None
+        completion = _number(usage.get("completion_tokens"))
+        return Usage(
+            _number(usage.get("prompt_tokens")) or 0,
+            self._pieces if completion is None else completion,
+            _number(cached) or 0,
+        )
+
+
+def _number(count: object) -> int | None:
+    """A count of tokens, as far as it is one: some servers send floats, others null."""
+    if isinstance(count, float) and count.is_integer():
+        count = int(count)
+    return count if isinstance(count, int) and 0 <= count <= _MAX_COUNT else None
 
 
 def _whole(call: _Call) -> ToolCall | None:

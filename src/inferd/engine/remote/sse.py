@@ -1,5 +1,7 @@
 """Server-sent events, as far as answers of models use them: the data of each event, comments skipped.
 
+The data of an event named ``error`` comes as the JSON object ``{"error": …}``, as other servers send it.
+
 Bytes come in pieces of any size. Lines end as the standard allows; an event may also be ended by the end of
 the stream, since not every server sends the blank line behind its last one.
 """
@@ -8,6 +10,8 @@ from __future__ import annotations
 
 import codecs
 import io
+
+import orjson
 
 MAX_EVENT_CHARS = 16 * 1024 * 1024
 
@@ -21,6 +25,7 @@ class Decoder:
         # The line that has not ended, in pieces, and the data of the event that has not.
         self._line: list[str] = []
         self._data: list[str] = []
+        self._is_error = False
         self._line_chars = self._data_chars = 0
 
     def feed(self, chunk: bytes, *, last: bool = False) -> list[str]:
@@ -46,7 +51,21 @@ class Decoder:
             if field == "data":
                 self._data.append(value.removeprefix(" "))
                 self._data_chars += len(value)
+            elif field == "event":
+                self._is_error = value.strip() == "error"
             return None
         event = "\n".join(self._data) if self._data else None
-        self._data, self._data_chars = [], 0
+        if event is not None and self._is_error:
+            event = _as_error(event)
+        self._data, self._data_chars, self._is_error = [], 0, False
         return event
+
+
+def _as_error(data: str) -> str:
+    try:
+        said = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        said = data
+    if isinstance(said, dict) and "error" in said:
+        return data
+    return orjson.dumps({"error": said}).decode()
