@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from inferd.engine.backend import EmbedRequest, GenerateRequest, RankRequest
@@ -71,7 +72,7 @@ class Job:
         if isinstance(request, GenerateRequest):
             pack, size = m.pack_generate, _size(request)
             if size > LARGE_REQUEST_CHARS:
-                return await asyncio.to_thread(pack, request)
+                return await _pack_aside(request)
             return pack(request)
         return m.pack(request)
 
@@ -202,6 +203,26 @@ class Turns:
             self._queue.popleft()
             self.running.add(job)
             job.start(self._process)
+
+
+Packed = tuple[bytes, list[int]]
+
+
+async def _pack_aside(request: GenerateRequest) -> Packed:
+    """Packs in a thread that ends with it; what comes too late for a client that has left is closed."""
+    thread = ThreadPoolExecutor(1, thread_name_prefix="inferd-pack")
+    packing = asyncio.get_running_loop().run_in_executor(thread, m.pack_generate, request)
+    thread.shutdown(wait=False)
+    try:
+        return await asyncio.shield(packing)
+    except asyncio.CancelledError:
+        packing.add_done_callback(_close_packed)
+        raise
+
+
+def _close_packed(packing: asyncio.Future[Packed]) -> None:
+    if packing.exception() is None:
+        m.close_all(packing.result()[1])
 
 
 def _size(request: GenerateRequest) -> int:
