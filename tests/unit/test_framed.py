@@ -307,7 +307,8 @@ async def test_errors_have_codes_that_clients_of_this_wire_know(path: Path) -> N
     async with serving(path, Failing(), surface=FramedSurface()) as server:
         client = await server.connect()
         await client.send(request())
-        assert await Frames(client).answer() == [refusal("internal", "the answer does not follow the schema")]
+        told = {**refusal("internal", "the answer does not follow the schema"), "reason": "schema_violation"}
+        assert await Frames(client).answer() == [told]
 
 
 def test_every_code_has_a_nearest_one() -> None:
@@ -317,6 +318,7 @@ def test_every_code_has_a_nearest_one() -> None:
         answer = json.loads(framed.encode_error("q", kind.code, "x"))
         assert answer["code"] in framed.CODES
         assert (answer["code"] == kind.code) == (kind.code in framed.CODES)
+        assert answer.get("reason", kind.code) == kind.code
 
 
 # Attachments.

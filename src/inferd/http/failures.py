@@ -60,6 +60,7 @@ ROWS: dict[str, Row] = {
 
 _KIND_OF_CODE = {
     "invalid_request": "invalid_request",
+    "model_not_found": "model_not_found",
     "attachment_unsupported": "invalid_request",
     "embed_unsupported": "invalid_request",
     "rerank_unsupported": "invalid_request",
@@ -190,8 +191,10 @@ def _of_frame(error: RequestFailed) -> Failure:
         return Failure(kind="prompt_too_long", message=str(error), numbers=numbers)
     after = error.retry_after_secs
     retry_after = None if after is None else math.ceil(after)
-    kind = _KIND_OF_CODE.get(error.wire_code, "internal")
-    code = error.wire_code if kind == "useless_answer" else None
+    # On the framed wire the code is the nearest that every client knows, and the reason is the exact one.
+    exact = str(details.get("reason", error.wire_code))
+    kind = _KIND_OF_CODE.get(exact, "internal")
+    code = exact if kind == "useless_answer" else None
     return Failure(kind=kind, message=str(error), code=code, retry_after=retry_after)
 
 

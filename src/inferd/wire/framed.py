@@ -79,9 +79,11 @@ def encode_error(
     retry_after_secs: float | None = None,
     details: Mapping[str, Any] | None = None,
 ) -> bytes:
-    """The ``error`` frame, with the nearest of ``CODES``."""
-    known = code if code in CODES else _NEAREST.get(code, "internal")
-    return frames.encode_error(request_id, known, message, retry_after_secs, details)
+    """The ``error`` frame, with the nearest of ``CODES``; ``reason`` is the code that it stands in for."""
+    if code not in CODES:
+        details = {"reason": code, **(details or {})}
+        code = _NEAREST.get(code, "internal")
+    return frames.encode_error(request_id, code, message, retry_after_secs, details)
 
 
 class _Version(msgspec.Struct):
