@@ -27,7 +27,7 @@ RELOAD_EVERY_SECS = 5.0
 LOOK_EVERY_SECS = 10.0
 MEMORY_SLACK_MIB = 16.0
 MOST_FINDINGS = 20
-REST_SECS = 2.0
+REST_SECS = 30.0
 PROMPT_MARGIN = 80
 """What a chat template adds to a prompt, and some tokens of answer."""
 POOL_THREADS = min(32, (os.cpu_count() or 1) + 4)
