@@ -27,11 +27,6 @@ function(add_cython_module module pyx)
     else()
         target_compile_options(${target} PRIVATE "SHELL:-iquote \"${headers}\"")
     endif()
-    if(INFERD_SANITIZE)
-        set(sanitize -fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=undefined)
-        target_compile_options(${target} PRIVATE ${sanitize} -fno-omit-frame-pointer -g -O1)
-        target_link_options(${target} PRIVATE ${sanitize})
-    endif()
     if(NOT APPLE AND NOT WIN32)
         # The symbols of static libraries that were built without our visibility, and the `new` of budget.cpp, which
         # the compiler does not let us hide.

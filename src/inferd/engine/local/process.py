@@ -44,7 +44,7 @@ _KEPT_STDERR_BYTES = 8192
 
 # Nothing else of the daemon's environment, which holds keys, is for an engine.
 _PASSED_ON = re.compile(
-    r"(PYTHON|LD_|DYLD_|GGML_|LLAMA_|CUDA_|NVIDIA_|HIP_|ROCR_|HSA_|VK_|OMP_|MALLOC_|ASAN_|UBSAN_|LC_).*|LANG|TZ|INFERD_CPU_VARIANT"
+    r"(PYTHON|LD_|DYLD_|GGML_|LLAMA_|CUDA_|NVIDIA_|HIP_|ROCR_|HSA_|VK_|OMP_|MALLOC_|LC_).*|LANG|TZ|INFERD_CPU_VARIANT"
 )
 # What of its stderr may be logged: where it crashed. Anything else could quote a request.
 _PLACE = re.compile(r'Fatal Python error: [\w ]+|  File "[^"]*", line \d+ in [\w<>]+|\S+:\d+: GGML_ASSERT.*')
