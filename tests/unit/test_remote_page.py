@@ -132,7 +132,17 @@ def test_the_reason_for_a_refusal_is_the_clients_and_no_other() -> None:
 
 
 # What is no field of the wire, and what the tables tell in words.
-NOT_IN_A_ROW = {"messages", "frame", "typed", "session", "tool_name", "sampling"}
+NOT_IN_A_ROW = {
+    "messages",
+    "frame",
+    "typed",
+    "session",
+    "scope",
+    "cache",
+    "schema_lenient",
+    "tool_name",
+    "sampling",
+}
 SEEDED: dict[str, Any] = {
     "seed": 7,
     "min_p": 0.5,

@@ -32,6 +32,7 @@ class Sampling(TypedDict, total=False):
     deadline_ms: int | None
     session: str | None
     model: str | None
+    cache: bool | None
 
 
 def given(options: Sampling, kind: type[Sampling] = Sampling) -> dict[str, object]:

@@ -200,3 +200,11 @@ class ModelOptions:
         key="engine.kv_unified",
         reload=True,
     )
+    cache_mib: int = option(
+        _ENGINE,
+        Integer(0, 1 << 20),
+        1024,
+        "MiB of memory, for each model, that keep computed prompts for which no slot has room; 0 keeps none.",
+        key="engine.cache_mib",
+        reload=True,
+    )

@@ -85,7 +85,9 @@ class GenerateRequest:
 
     A ``max_tokens`` of ``None`` leaves the limit to the backend. ``json_schema`` is the schema as JSON text
     and excludes ``grammar`` (GBNF); with ``schema_lenient`` a keyword that cannot be enforced is dropped
-    where it can be checked at the end. ``frame`` is ``None`` when the client wants no token frames.
+    where it can be checked at the end. ``frame`` is ``None`` when the client wants no token frames. Requests
+    of one ``scope`` may reuse each other's computed prefixes, unless ``cache`` is false; ``session`` is the
+    client's name for the conversation.
 
     ``typed``: thinking and tool calls are wanted as events of their own; without it the model is asked to
     answer at once, in text. ``thinking`` ``None`` leaves that to the model. ``tool_choice`` is ``auto``,
@@ -100,6 +102,8 @@ class GenerateRequest:
     json_schema: str = ""
     schema_lenient: bool = False
     session: str = ""
+    scope: str = ""
+    cache: bool = True
     frame: FrameTemplate | None = None
     typed: bool = False
     thinking: bool | None = None
@@ -115,6 +119,19 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CacheUse:
+    """What a backend's own prefix cache did for a request.
+
+    ``miss`` is empty when at least half of the prompt was held, else the reason: ``first`` (nothing alike was
+    computed before), ``changed`` (it begins alike and differs early), ``evicted``, ``other user`` or ``opted
+    out``. ``held_bytes`` is the memory of the cache beside the slots, now.
+    """
+
+    miss: str
+    held_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +188,7 @@ class Done:
     content: bytes | None = None
     tool_missing: bool = False
     unenforced: tuple[str, ...] = ()
+    cache: CacheUse | None = None
 
 
 Event = Text | Thinking | ToolUse | Frames | Done

@@ -93,6 +93,11 @@ class RequestContext(Generic[R]):
         self.interruption: InferdError | None = None
         self._on_interrupt: Callable[[], object] | None = None
 
+    @property
+    def scope(self) -> str:
+        """Names the owner: requests of different scopes never share what was computed for one of them."""
+        return repr(self.owner)
+
     def ask_for(self, caller: str) -> None:
         """The request is made for a client of the HTTP bridge, which takes turns under its own name.
 

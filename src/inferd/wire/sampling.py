@@ -63,6 +63,7 @@ class Sampling(msgspec.Struct, kw_only=True):
     session: str | None = None
     on_behalf_of: Behalf | None = None
     model: str | None = None
+    cache: bool | None = None
 
     def params(self) -> SamplingParams:
         """The settings of the sampler."""

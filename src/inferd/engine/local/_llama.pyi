@@ -1,8 +1,9 @@
+import builtins
 from collections.abc import Callable, Iterable, Sequence
 
 from inferd.sampling import SamplingParams
 
-Result = tuple[str, str, bytes, int, int, float, float, float]
+Result = tuple[str, str, bytes, int, int, float, float, float, int, str]
 
 def devices() -> list[tuple[str, str, str, int]]: ...
 def cpu_variant() -> str: ...
@@ -125,6 +126,7 @@ class Engine:
         flash_attention: str,
         kv_type: str,
         unified: bool,
+        cache_bytes: int = 0,
         projector: Projector | None = None,
     ) -> None: ...
     def warm_up(self) -> bool: ...
@@ -139,17 +141,53 @@ class Engine:
         stops: list[bytes],
         frame: tuple[bytes, bytes] | None,
         guide: Guide | None = None,
+        use_cache: bool = True,
+        scope: bytes = b"",
+        session: bytes = b"",
     ) -> int: ...
     def cancel(self, id: int, drop: bool) -> None: ...
     def ready(self) -> list[int]: ...
     def pulse(self) -> tuple[int, int, int]: ...
     def collect(self, id: int) -> tuple[bytes, Result | None]: ...
+    @property
+    def cache_bytes(self) -> int: ...
     def stop(self) -> None: ...
     def run(self) -> None: ...
 
 def file_pooling(fd: int) -> str: ...
 def metadata(model: Model, key: str) -> str: ...
 def unit_vectors(rows: bytes, width: int, dimensions: int) -> bytes: ...
+
+Plan = tuple[int, int, list[int] | None, bool, int, int, list[int], str]
+
+class PrefixCache:
+    def __init__(
+        self, slots: int, budget: int, *, any_cut: bool = True, pieces: Iterable[bytes] = ()
+    ) -> None: ...
+    @property
+    def bytes(self) -> int: ...
+    def plan(
+        self,
+        prompt: list[int],
+        *,
+        scope: builtins.bytes = b"",
+        session: builtins.bytes = b"",
+        opted_out: bool = False,
+        live: Iterable[tuple[int, list[int], int, builtins.bytes]] = (),
+        n_max: int = ...,
+    ) -> Plan | None: ...
+    def take(self, slot: int) -> None: ...
+    def leave(
+        self, slot: int, tokens: list[int], *, scope: builtins.bytes = b"", session: builtins.bytes = b""
+    ) -> None: ...
+    def save(
+        self,
+        tokens: list[int],
+        *,
+        size: int,
+        scope: builtins.bytes = b"",
+        session: builtins.bytes = b"",
+    ) -> bool: ...
 
 class Embedder:
     def __init__(

@@ -13,7 +13,10 @@ is either the next token of every running sequence or a chunk of one prompt, in 
 mixed one in the same way, and as it is, what is computed for a prompt never depends on who runs beside it.
 
 A job is the list of its tokens (prompt and answer) and ``n_past``, how many of them the KV cache holds. Prefill,
-decoding and repair after an interrupted step are the same thing: feed what is missing.
+decoding, repair after an interrupted step and the reuse of a prefix are the same thing: feed what is missing.
+
+A finished job leaves its cells in its slot. ``PrefixCache`` knows what is held there and in memory, and plans
+where the next job begins.
 
 (Over 400 lines, because the loop and the state it works on are one idea; what is not the loop is in the headers
 beside it.)
@@ -44,6 +47,7 @@ include "_model.pxi"
 include "_guide.pxi"
 include "_embed.pxi"
 include "_cancel.pxi"
+include "_cache.pxi"
 
 
 cdef struct StepGuard:
@@ -69,6 +73,7 @@ cdef class Engine:
 
     ``flash_attention`` is ``on``, ``off`` or ``auto`` (llama.cpp's choice); ``kv_type`` ``f16`` or ``q8_0``;
     ``threads`` 0 lets the loop choose. With ``unified`` the sequences share one cache of ``n_ctx`` tokens.
+    ``cache_bytes`` is how much memory may hold what earlier requests computed and no slot has room for.
     ``submit``, ``cancel``, ``ready``, ``collect`` and ``stop`` may be called from any thread.
     """
 
@@ -88,12 +93,13 @@ cdef class Engine:
     cdef Exchange exchange
     cdef CThreadGovernor* governor
     cdef vector[Job*] waiting, running, active, batched, touched
-    cdef vector[cbool] seats
+    cdef CPrefixCache* cache
+    cdef vector[Live] live
     cdef const MediaSpan* media
     cdef cbool prompt_is_next, hold_prompts
 
     def __cinit__(self, Model model, *, int n_ctx, int n_seq, int n_batch, int threads, str flash_attention,
-                  str kv_type, bint unified, Projector projector=None):
+                  str kv_type, bint unified, size_t cache_bytes=0, Projector projector=None):
         flash = {"on": LLAMA_FLASH_ATTN_TYPE_ENABLED, "off": LLAMA_FLASH_ATTN_TYPE_DISABLED,
                  "auto": LLAMA_FLASH_ATTN_TYPE_AUTO}
         types = {"f16": GGML_TYPE_F16, "q8_0": GGML_TYPE_Q8_0}
@@ -127,13 +133,16 @@ cdef class Engine:
         self.n_batch = llama_n_batch(self.ctx)
         self.n_swa = llama_model_n_swa(model.model)
         self.batch = llama_batch_init(self.n_batch, 0, 1)
-        self.seats.assign(n_seq, False)
+        cdef cbool any_cut = not (self.n_swa > 0 or llama_model_is_recurrent(model.model)
+                                  or llama_model_is_hybrid(model.model))
+        self.cache = new CPrefixCache(n_seq, cache_bytes, any_cut, piece_of(model.vocab))
 
     def __dealloc__(self):
         self.close_context()
         if self.batch.token != NULL:
             llama_batch_free(self.batch)
         del self.governor
+        del self.cache
 
     cdef cbool open_context(self) noexcept nogil:
         self.ctx = llama_init_from_model(self.model.model, self.params)
@@ -177,13 +186,15 @@ cdef class Engine:
         """Readable when ``ready`` has something."""
         return self.exchange.fd()
 
-    def submit(self, Prompt prompt, *, int max_tokens, sampling, bytes grammar, stops, frame, Guide guide=None) -> int:
+    def submit(self, Prompt prompt, *, int max_tokens, sampling, bytes grammar, stops, frame, Guide guide=None,
+               bint use_cache=True, bytes scope=b"", bytes session=b"") -> int:
         """Queues a job and returns its id.
 
         ``sampling`` is an :class:`inferd.sampling.SamplingParams` in which no value is ``None``. ``grammar`` is
         GBNF in place of the prompt's own; ``guide`` takes the place of both and is used up. ``stops`` are UTF-8
         byte strings beside the prompt's; ``frame`` the (prefix, suffix) of a token frame or ``None`` for no frames.
-        ``InvalidRequest`` for a grammar that does not parse and for a prompt that does not fit.
+        Jobs of one ``scope`` reuse each other's prefixes, except those that do not ``use_cache``; ``session`` names
+        a conversation. ``InvalidRequest`` for a grammar that does not parse and for a prompt that does not fit.
         """
         cdef SamplingParams params
         cdef Grammar c_grammar
@@ -229,6 +240,9 @@ cdef class Engine:
             job.get().sampler.get().follow(move(guide.guide))
         job.get().preserved = prompt.rendered.preserved
         job.get().n_prompt = prompt.rendered.tokens.size()
+        job.get().uses_cache = use_cache
+        job.get().scope = scope
+        job.get().session = session
         job.get().max_tokens = max_tokens
         job.get().text.set_stops(c_stops)
         job.get().wants_frames = frame is not None
@@ -252,7 +266,8 @@ cdef class Engine:
         """(finished frames, None) or, at the end of a job, (frames, its result).
 
         The result is (finish, error, content as the inside of a JSON string, prompt tokens, completion tokens,
-        prefill ms, decode ms, ms to the first text or 0).
+        prefill ms, decode ms, ms to the first text or 0, cached tokens of the prompt, why there are not more or
+        ``""``).
         """
         cdef string out
         cdef unique_ptr[Job] whole
@@ -267,7 +282,13 @@ cdef class Engine:
             FINISH_NAMES[<int>job.finish], job.error.decode(), <bytes>job.content, job.n_prompt + job.extra_cells(),
             job.n_completion(), (prefilled - (job.seated_us or prefilled)) / 1000.0,
             (job.finished_us - prefilled) / 1000.0,
-            (job.first_us - job.submitted_us) / 1000.0 if job.first_us else 0.0)
+            (job.first_us - job.submitted_us) / 1000.0 if job.first_us else 0.0,
+            job.n_cached, MISS_NAMES[<int>job.miss])
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory that snapshots take now."""
+        return self.cache.bytes()
 
     def pulse(self):
         """(turns of the loop so far, µs of the one under way or 0, µs that it should take or 0)."""
@@ -312,22 +333,79 @@ cdef class Engine:
                 self.close_job(job)
 
     cdef void seat_waiting(self) noexcept nogil:
-        cdef int slot = 0
+        cdef size_t i = 0
         cdef Job* job
-        while self.waiting.size() > 0 and self.running.size() < <size_t>self.n_seq:
-            job = self.waiting[0]
-            self.waiting.erase(self.waiting.begin())
+        cdef Plan plan
+        while i < self.waiting.size() and self.running.size() < <size_t>self.n_seq:
+            job = self.waiting[i]
             if self.ctx == NULL and not self.open_context():
+                self.waiting.erase(self.waiting.begin() + i)
                 self.fail(job, Finish.broken, b"the model's context was lost and cannot be made again; restart inferd")
                 self.close_job(job)
                 continue
-            while self.seats[slot]:
-                slot += 1
-            self.seats[slot] = True
-            job.slot = slot
-            job.seated_us = llama_time_us()
-            self.running.push_back(job)
-            self.active.push_back(job)
+            plan = self.plan(job)
+            if plan.wait:
+                i += 1
+                continue
+            self.waiting.erase(self.waiting.begin() + i)
+            self.seat(job, plan)
+
+    cdef Plan plan(self, Job* job) noexcept nogil:
+        cdef Wanted wanted
+        cdef Live live
+        cdef Job* other
+        wanted.prompt = &job.tokens
+        wanted.n_reusable = job.n_reusable()
+        wanted.n_max = self.n_ctx - job.extra_cells()
+        wanted.scope = &job.scope
+        wanted.session = &job.session
+        wanted.opted_out = not job.uses_cache
+        self.live.clear()
+        for other in self.running:
+            live.slot = other.slot
+            live.tokens = &other.tokens
+            live.n_past = other.n_past
+            live.scope = &other.scope
+            live.shared = other.uses_cache and other.media.empty()
+            self.live.push_back(live)
+        return self.cache.plan(wanted, self.live)
+
+    cdef void seat(self, Job* job, const Plan& plan) noexcept nogil:
+        """Gives a job its slot, with as much of its prompt as the plan has found."""
+        cdef Match keep = plan.keep
+        cdef cbool ok = True
+        if plan.save:
+            c_save(self.ctx, plan.slot, self.cache.held(plan.slot), self.cache[0], self.governor.prompt_pace())
+        if plan.restore:
+            ok = c_load(self.ctx, plan.slot, plan.restore, self.cache[0])
+        elif plan.copy_from >= 0:
+            ok = self.copy(plan.copy_from, plan.slot, keep.held)
+        if not ok or not c_cut(self.ctx, plan.slot, keep.held, self.n_swa):
+            llama_memory_seq_rm(self.memory, plan.slot, -1, -1)
+            keep.held = keep.prompt = 0
+        self.cache.take(plan.slot)
+        if keep.held > 0:
+            job.begin_at(keep, plan.prompt)
+        job.miss = plan.miss
+        job.slot = plan.slot
+        job.seated_us = llama_time_us()
+        self.running.push_back(job)
+        self.active.push_back(job)
+
+    cdef cbool copy(self, int src, int dst, size_t n) noexcept nogil:
+        """Copies at least the first ``n`` tokens of one slot to another."""
+        cdef Sequence sequence
+        cdef Live live
+        if self.params.kv_unified:
+            llama_memory_seq_rm(self.memory, dst, -1, -1)
+            llama_memory_seq_cp(self.memory, src, dst, 0, <llama_pos>n)
+            return True
+        for live in self.live:
+            if live.slot == src:
+                sequence.tokens.assign(live.tokens[0].begin(), live.tokens[0].begin() + live.n_past)
+                sequence.scope = live.scope[0]
+                return c_copy(self.ctx, src, dst, &sequence, self.cache[0])
+        return c_copy(self.ctx, src, dst, NULL, self.cache[0])
 
     cdef void step(self) noexcept nogil:
         cdef int64_t started, elapsed
@@ -385,6 +463,7 @@ cdef class Engine:
                 prompt = job  # the shortest rest first
         self.prompt_is_next = not self.prompt_is_next
         if prompt == NULL or (decoders and (self.hold_prompts or not self.prompt_is_next)):
+            sort_by_slot(self.active)
             for job in self.active:
                 if not job.prefilling():
                     self.add_tokens(job, 1)
@@ -484,11 +563,21 @@ cdef class Engine:
             if self.running[i] == job:
                 self.running.erase(self.running.begin() + i)
                 break
-        if self.ctx != NULL:
-            llama_memory_seq_rm(self.memory, job.slot, -1, -1)
-        self.seats[job.slot] = False
+        self.keep(job)
         self.hold_prompts = False
         self.close_job(job)
+
+    cdef void keep(self, Job* job) noexcept nogil:
+        """What a finished job has computed stays in its slot, up to its first image or sound."""
+        cdef Sequence sequence
+        cdef size_t n = job.n_kept()
+        if self.ctx != NULL and (n == 0 or not c_cut(self.ctx, job.slot, n, self.n_swa)):
+            llama_memory_seq_rm(self.memory, job.slot, -1, -1)
+            n = 0
+        sequence.tokens.assign(job.tokens.begin(), job.tokens.begin() + n)
+        sequence.scope = job.scope
+        sequence.session = job.session
+        self.cache.leave(job.slot, move(sequence))
 
     cdef void close_job(self, Job* job) noexcept nogil:
         cdef string rest
@@ -505,23 +594,30 @@ cdef class Engine:
 
     cdef void rewind(self, Job* job) noexcept nogil:
         """Takes back what an interrupted step may have left of this job in the cache."""
-        cdef cbool ok = llama_memory_seq_rm(self.memory, job.slot, <llama_pos>job.n_past, -1)
-        if ok and self.n_swa > 0 and job.n_past > 0:
-            # A sliding window may already have given up cells that the shorter sequence needs again.
-            ok = llama_memory_seq_pos_min(self.memory, job.slot) <= max(0, <llama_pos>job.n_past - self.n_swa)
-        if not ok:
+        if not c_cut(self.ctx, job.slot, job.n_past, self.n_swa):
             llama_memory_seq_rm(self.memory, job.slot, -1, -1)
-            job.n_past = 0
+            job.fall_back_to(0)
 
     cdef void make_room(self, cbool for_prompt) noexcept nogil:
-        """The shared cache is full: a prompt waits for those who decode; else the youngest gives way."""
+        """The shared cache is full. What finished jobs left goes first; then a prompt waits for the jobs that
+        decode; else the youngest gives way."""
         cdef Job* job
-        cdef Job* youngest = self.active[self.active.size() - 1]
+        cdef Job* youngest = self.active[0]
+        cdef int slot = self.cache.oldest()
+        if slot >= 0:
+            if not self.cache.saved(self.cache.held(slot)):
+                c_save(self.ctx, slot, self.cache.held(slot), self.cache[0], self.governor.prompt_pace())
+            llama_memory_seq_rm(self.memory, slot, -1, -1)
+            self.cache.evict(slot)
+            return
         if for_prompt:
             for job in self.active:
                 if not job.prefilling():
                     self.hold_prompts = True
                     return
+        for job in self.active:
+            if job.id > youngest.id:
+                youngest = job
         self.fail(youngest, Finish.unavailable,
                   b"the KV cache shared by all requests is full; try again, or serve with a larger --n-ctx")
         self.leave(youngest)
@@ -534,12 +630,13 @@ cdef class Engine:
             self.fail(job, Finish.broken, b"llama.cpp failed while it computed this request; the daemon's log has the reason")
         self.close_context()
         self.open_context()
+        self.cache.lose_slots()
         while i < self.running.size():
             job = self.running[i]
+            job.fall_back_to(0)
             if self.ctx == NULL and job.finish == Finish.running:
                 self.fail(job, Finish.broken, b"the model's context was lost and cannot be made again; restart inferd")
             if job.finish == Finish.running:
-                job.n_past = 0
                 i += 1
             else:
                 self.leave(job)

@@ -1,6 +1,6 @@
 # The C++ pieces of the token loop, as its Cython part sees them. The contracts are in the headers.
 
-from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libcpp cimport bool as cbool
 from libcpp.memory cimport shared_ptr, unique_ptr
 from libcpp.pair cimport pair
@@ -154,6 +154,71 @@ cdef extern from "native/threads.h" namespace "inferd" nogil:
         void stalled(int64_t now)
 
 
+cdef extern from "native/prefix.h" namespace "inferd" nogil:
+    cdef cppclass PieceOf:
+        pass
+    cdef cppclass Match:
+        size_t held
+        size_t prompt
+    PieceOf pieces_of(vector[string] texts)
+
+
+cdef extern from "native/prefix_cache.h" namespace "inferd" nogil:
+    cdef enum class Miss(int):
+        none
+    cdef cppclass Sequence:
+        vector[llama_token] tokens
+        string scope
+        string session
+    cdef cppclass Wanted:
+        const vector[llama_token]* prompt
+        size_t n_reusable
+        size_t n_max
+        const string* scope
+        const string* session
+        cbool opted_out
+    cdef cppclass Live:
+        int slot
+        const vector[llama_token]* tokens
+        size_t n_past
+        const string* scope
+        cbool shared
+    ctypedef uint8_t StateBytes "uint8_t[]"
+    cdef cppclass Snapshot:
+        Sequence sequence
+    cdef cppclass Plan:
+        cbool wait
+        int slot
+        int copy_from
+        cbool save
+        shared_ptr[Snapshot] restore
+        Match keep
+        vector[llama_token] prompt
+        Miss miss
+    cdef cppclass CPrefixCache "inferd::PrefixCache":
+        CPrefixCache(int slots, size_t budget, cbool any_cut, PieceOf text_of)
+        size_t bytes()
+        cbool busy(int slot)
+        const Sequence& held(int slot)
+        Plan plan(const Wanted& wanted, const vector[Live]& live)
+        void take(int slot)
+        void leave(int slot, Sequence sequence)
+        int oldest()
+        void evict(int slot)
+        void lose_slots()
+        cbool saved(const Sequence& sequence)
+        cbool reserve(size_t size)
+        void add(Sequence sequence, unique_ptr[StateBytes] data, size_t size)
+
+
+cdef extern from "native/state.h" namespace "inferd" nogil:
+    PieceOf piece_of(const llama_vocab* vocab)
+    cbool c_save "inferd::save"(llama_context* ctx, int slot, const Sequence& sequence, CPrefixCache& cache, double token_us)
+    cbool c_load "inferd::load"(llama_context* ctx, int slot, const shared_ptr[Snapshot]& snapshot, CPrefixCache& cache)
+    cbool c_copy "inferd::copy"(llama_context* ctx, int src, int dst, const Sequence* keep, CPrefixCache& cache)
+    cbool c_cut "inferd::cut"(llama_context* ctx, int slot, size_t n, int n_swa)
+
+
 cdef extern from "native/exchange.h" namespace "inferd" nogil:
     cdef enum class Finish(int):
         running
@@ -175,9 +240,14 @@ cdef extern from "native/exchange.h" namespace "inferd" nogil:
         unique_ptr[Sampler] sampler
         CTextStream text
         vector[llama_token] preserved
+        cbool uses_cache
+        string scope
+        string session
         vector[llama_token] tokens
         vector[MediaSpan] media
         size_t n_past
+        size_t n_cached
+        Miss miss
         int slot
         int logits_row
         size_t in_step
@@ -195,7 +265,13 @@ cdef extern from "native/exchange.h" namespace "inferd" nogil:
         const MediaSpan* next_media()
         size_t text_ahead()
         size_t extra_cells()
+        size_t n_reusable()
+        size_t n_kept()
+        void begin_at(const Match& match, const vector[llama_token]& prompt)
+        void fall_back_to(size_t n)
         cbool prefilling()
+
+    void sort_by_slot(vector[Job*]& jobs)
 
     cdef cppclass Exchange:
         int fd()

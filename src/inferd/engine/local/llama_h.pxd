@@ -1,6 +1,6 @@
 # What the token loop calls of llama.cpp's C API, and nothing more.
 
-from libc.stdint cimport int8_t, int32_t, int64_t, uint32_t, uint64_t
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdio cimport FILE
 from libcpp cimport bool as cbool
 
@@ -70,6 +70,8 @@ cdef extern from "llama.h" nogil:
     const llama_vocab* llama_model_get_vocab(const llama_model* model)
     int32_t llama_model_n_ctx_train(const llama_model* model)
     int32_t llama_model_n_layer(const llama_model* model)
+    cbool llama_model_is_recurrent(const llama_model* model)
+    cbool llama_model_is_hybrid(const llama_model* model)
     int32_t llama_model_n_swa(const llama_model* model)
     int32_t llama_model_desc(const llama_model* model, char* buf, size_t buf_size)
     const char* llama_model_chat_template(const llama_model* model, const char* name)
@@ -92,9 +94,17 @@ cdef extern from "llama.h" nogil:
     void llama_set_n_threads(llama_context* ctx, int32_t n_threads, int32_t n_threads_batch)
     llama_memory_t llama_get_memory(const llama_context* ctx)
     cbool llama_memory_seq_rm(llama_memory_t mem, llama_seq_id seq_id, llama_pos p0, llama_pos p1)
+    void llama_memory_seq_cp(
+        llama_memory_t mem, llama_seq_id src, llama_seq_id dst, llama_pos p0, llama_pos p1)
     llama_pos llama_memory_seq_pos_min(llama_memory_t mem, llama_seq_id seq_id)
 
     llama_batch llama_batch_init(int32_t n_tokens, int32_t embd, int32_t n_seq_max)
     void llama_batch_free(llama_batch batch)
     void llama_synchronize(llama_context* ctx)
     float* llama_get_logits_ith(llama_context* ctx, int32_t i)
+
+    size_t llama_state_seq_get_size_ext(llama_context* ctx, llama_seq_id seq_id, uint32_t flags)
+    size_t llama_state_seq_get_data_ext(
+        llama_context* ctx, uint8_t* dst, size_t size, llama_seq_id seq_id, uint32_t flags)
+    size_t llama_state_seq_set_data_ext(
+        llama_context* ctx, const uint8_t* src, size_t size, llama_seq_id seq_id, uint32_t flags)

@@ -22,6 +22,7 @@ from inferd import log
 from inferd.engine.backend import (
     Accelerator,
     Backend,
+    CacheUse,
     Capabilities,
     Done,
     Event,
@@ -100,6 +101,7 @@ class LlamaCppConfig:
     flash_attention: str = "auto"
     kv_cache_type: str = "f16"
     kv_unified: bool = False
+    cache_mib: int = 1024
     projector: Path | None = None
 
 
@@ -252,6 +254,7 @@ class LlamaCpp(Backend):
                 flash_attention="off" if flash == "auto" and not on_gpu else flash,
                 kv_type=config.kv_cache_type,
                 unified=config.kv_unified,
+                cache_bytes=config.cache_mib << 20,
                 projector=projector,
             )
             if not engine.warm_up():
@@ -340,6 +343,9 @@ class LlamaCpp(Backend):
             stops=[text.encode() for text in request.stop],
             frame=(frame.prefix, frame.suffix) if frame else None,
             guide=prepared.guide,
+            use_cache=request.cache,
+            scope=request.scope.encode(),
+            session=request.session.encode(),
         )
         return job, prepared
 
@@ -360,18 +366,21 @@ class LlamaCpp(Backend):
         self._streams.pop(job, None)
 
     def _finish(self, result: _llama.Result) -> Done:
-        finish, reason, content, n_prompt, n_completion, prefill_ms, decode_ms, ttft_ms = result
+        finish, reason, content, n_prompt, n_completion, prefill, decode, ttft_ms, n_cached, miss = result
         failure = _FAILURES.get(finish)
         if failure is not None:
             pass_on_log(GGML_ERROR if finish == "broken" else GGML_ERROR + 1)
             raise failure(reason)
+        if miss:
+            _log.debug("prompt not cached", reason=miss, equal_tokens=n_cached, prompt_tokens=n_prompt)
         # The first token comes out of the prompt's last step, so n tokens take n - 1 steps of decoding.
-        rate = (n_completion - 1) / decode_ms * 1000 if n_completion > 1 and decode_ms > 0 else 0.0
+        rate = (n_completion - 1) / decode * 1000 if n_completion > 1 and decode > 0 else 0.0
         return Done(
             cast("StopReason", finish),
-            Usage(n_prompt, n_completion),
-            Timings(prefill_ms, decode_ms, ttft_ms, rate),
+            Usage(n_prompt, n_completion, n_cached),
+            Timings(prefill, decode, ttft_ms, rate),
             content,
+            cache=CacheUse(miss, self._engine.cache_bytes),
         )
 
     async def close(self) -> None:

@@ -34,6 +34,7 @@ def load_model(load: Load, fds: Sequence[int], progress: Progress) -> LlamaCpp |
         flash_attention=load.flash_attention,
         kv_cache_type=load.kv_cache_type,
         kv_unified=load.kv_unified,
+        cache_mib=load.cache_mib,
         projector=Path(f"/dev/fd/{fds[1]}") if load.projector else None,
     )
     found = accelerator_of(config, 0).kind

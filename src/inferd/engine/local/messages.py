@@ -76,7 +76,8 @@ class Load:
     lets the loop choose; ``flash_attention`` is ``auto``, ``on`` or ``off``. ``embed``: the model makes
     vectors or scores; ``None``: it does if its file says how to pool and ``vectors_wanted``.
     ``embed_pooling`` ``None`` is what the file says. ``force_backend`` is the kind of device that it has to
-    run on. ``projector`` says that the second descriptor is one. ``cage`` is a profile of
+    run on. ``projector`` says that the second descriptor is one. ``cache_mib`` bounds the memory of saved
+    prefixes. ``cage`` is a profile of
     :mod:`inferd.engine.local.cage`.
     """
 
@@ -93,6 +94,7 @@ class Load:
     flash_attention: str = "auto"
     kv_cache_type: str = "f16"
     kv_unified: bool = False
+    cache_mib: int = 1024
     projector: bool = False
     embed: bool | None = None
     vectors_wanted: bool = False

@@ -110,6 +110,9 @@ class BackendMetrics:
         self.prompt_tokens = 0
         self.completion_tokens = 0
         self.cached_tokens = 0
+        self.cache_hits = 0
+        self.cache_misses: defaultdict[str, int] = defaultdict(int)
+        self.cache_bytes = 0
         self.errors: defaultdict[str, int] = defaultdict(int)
         self.breaker: defaultdict[str, int] = defaultdict(int)
         self.ttft = Histogram(WAIT_BOUNDS)
@@ -122,6 +125,9 @@ class BackendMetrics:
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "cached_tokens": self.cached_tokens,
+            "cache_hits": self.cache_hits,
+            "cache_misses": self.cache_misses,
+            "cache_bytes": self.cache_bytes,
             "errors": self.errors,
             "breaker": self.breaker,
             "time_to_first_token_seconds": self.ttft.summary(),

@@ -183,6 +183,24 @@ def _of_backends(metrics: Metrics) -> Iterator[Metric]:
         each(lambda b: b.cached_tokens),
     )
     yield _counter(
+        "inferd_cache_hits",
+        "Requests of whose prompt at least half did not have to be computed.",
+        label,
+        each(lambda b: b.cache_hits),
+    )
+    yield _counter(
+        "inferd_cache_misses",
+        "The other requests of backends with a prefix cache, by reason.",
+        ("backend", "reason"),
+        each_of(lambda b: b.cache_misses),
+    )
+    yield _gauge(
+        "inferd_cache_bytes",
+        "Memory that holds computed prompts beside the slots.",
+        label,
+        each(lambda b: b.cache_bytes),
+    )
+    yield _counter(
         "inferd_backend_errors",
         "Requests that the backend failed, by code.",
         ("backend", "code"),

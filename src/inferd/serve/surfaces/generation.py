@@ -86,7 +86,7 @@ class Generation(Surface[R]):
             request = await asyncio.to_thread(self.engine_request, context.request, writer.template)
         else:
             request = self.engine_request(context.request, writer.template)
-        stream = await backend.generate(request)
+        stream = await backend.generate(dataclasses.replace(request, scope=context.scope))
         clock = time.monotonic
         last = 0.0
         size = 0
@@ -132,6 +132,12 @@ def _count(done: Done, metrics: BackendMetrics) -> None:
     metrics.prompt_tokens += usage.prompt_tokens
     metrics.completion_tokens += usage.completion_tokens
     metrics.cached_tokens += usage.cached_tokens
+    if done.cache is not None:
+        if done.cache.miss:
+            metrics.cache_misses[done.cache.miss] += 1
+        else:
+            metrics.cache_hits += 1
+        metrics.cache_bytes = done.cache.held_bytes
     if timings is not None:
         computed = usage.prompt_tokens - usage.cached_tokens
         # A prompt that was given up within says nothing of its speed.
@@ -162,5 +168,6 @@ def generate_request(
         json_schema=bytes(request.json_schema).decode(),
         schema_lenient=bool(request.schema_lenient),
         session=request.session or "",
+        cache=request.cache is not False,
         frame=template,
     )

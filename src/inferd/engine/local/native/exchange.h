@@ -19,6 +19,7 @@
 #include <utility>
 #include <vector>
 
+#include "prefix.h"
 #include "media.h"
 #include "sampling.h"
 #include "text.h"
@@ -44,11 +45,16 @@ struct Job {
     std::unique_ptr<Sampler> sampler;
     TextStream text;
     std::vector<llama_token> preserved;  // control tokens that are shown as text
+    bool uses_cache = true;              // false: it takes nothing from earlier requests and leaves nothing
+    std::string scope;                   // only requests of one scope share what they computed
+    std::string session;                 // the client's name for the conversation, or empty
 
     // The engine thread's own.
     std::vector<llama_token> tokens;  // the prompt and what came after it
     std::vector<MediaSpan> media;     // what stands behind the prompt's kMediaToken
     size_t n_past = 0;                // how many of them are in the KV cache
+    size_t n_cached = 0;              // how many of them it did not have to compute
+    Miss miss = Miss::none;
     int slot = -1;
     int logits_row = -1;   // row of this job's logits in the step, -1 = none
     size_t in_step = 0;    // how many of its tokens the step holds
@@ -90,8 +96,37 @@ struct Job {
         for (const auto &span : media) extra += span.n_cells - std::min(span.n_cells, span.n_pos);
         return extra;
     }
+    // How many tokens from the start may come from the cache: none of media, and at least two are computed again,
+    // because ggml computes a single token by other kernels than several.
+    size_t n_reusable() const {
+        const size_t end = media.empty() ? tokens.size() : media[0].at;
+        return std::min(end, tokens.size() > 2 ? tokens.size() - 2 : 0);
+    }
+    // How many of its tokens stay in the cache when it has ended.
+    size_t n_kept() const {
+        if (!uses_cache) return 0;
+        return media.empty() ? n_past : std::min(n_past, media[0].at);
+    }
+    // The first `match.prompt` tokens come from the cache; `prompt`, if not empty, is the prompt with its tokens.
+    void begin_at(const Match &match, const std::vector<llama_token> &prompt) {
+        n_past = n_cached = match.held;
+        if (prompt.empty()) return;
+        for (auto &span : media) span.at += prompt.size() - tokens.size();
+        tokens = prompt;
+        n_prompt = prompt.size();
+    }
+    // Nothing or less of it is in the cache after all.
+    void fall_back_to(size_t n) {
+        n_past = n;
+        n_cached = std::min(n_cached, n);
+    }
     bool prefilling() const { return tokens.size() - n_past > 1 || tokens.size() == n_prompt; }
 };
+
+// Sequences whose slots follow each other are computed together.
+inline void sort_by_slot(std::vector<Job *> &jobs) {
+    std::sort(jobs.begin(), jobs.end(), [](const Job *a, const Job *b) { return a->slot < b->slot; });
+}
 
 class Exchange {
   public:

@@ -1,0 +1,79 @@
+# The index of prefixes as a class of its own, without a model. Part of _llama.pyx.
+
+
+cdef class PrefixCache:
+    """What slots and memory hold of earlier prompts; see prefix_cache.h. Its states are ``size`` zero bytes.
+
+    ``pieces`` are the texts of the vocabulary by token, an empty one for a control token.
+    """
+
+    cdef CPrefixCache* cache
+
+    def __cinit__(self, int slots, size_t budget, *, bint any_cut=True, pieces=()):
+        cdef vector[string] texts = pieces
+        self.cache = new CPrefixCache(slots, budget, any_cut, pieces_of(texts))
+
+    def __dealloc__(self):
+        del self.cache
+
+    @property
+    def bytes(self) -> int:
+        """Of all snapshots."""
+        return self.cache.bytes()
+
+    def plan(self, prompt, *, bytes scope=b"", bytes session=b"", bint opted_out=False, live=(), n_max=1 << 30):
+        """Where to begin with ``prompt``, all of whose tokens may be reused, beside the jobs that run, given as
+        (slot, tokens, n_past, scope).
+
+        Returns ``None`` for waiting, or (slot, slot to copy from or -1, tokens of the snapshot to load or ``None``,
+        whether to save the slot first, tokens kept, tokens of the prompt they stand for, the prompt with the kept
+        tokens, reason of a miss).
+        """
+        cdef vector[llama_token] tokens = prompt
+        cdef vector[vector[llama_token]] all_tokens = [each[1] for each in live]
+        cdef vector[string] scopes = [each[3] for each in live]
+        cdef string c_scope = scope, c_session = session
+        cdef vector[Live] running
+        cdef Live one
+        cdef Wanted wanted
+        cdef Plan plan
+        wanted.prompt = &tokens
+        wanted.n_reusable = tokens.size()
+        wanted.n_max = n_max
+        wanted.scope = &c_scope
+        wanted.session = &c_session
+        wanted.opted_out = opted_out
+        for i, each in enumerate(live):
+            one.slot = each[0]
+            one.tokens = &all_tokens[i]
+            one.n_past = each[2]
+            one.scope = &scopes[i]
+            one.shared = True
+            running.push_back(one)
+        plan = self.cache.plan(wanted, running)
+        if plan.wait:
+            return None
+        return (plan.slot, plan.copy_from, plan.restore.get().sequence.tokens if plan.restore else None, plan.save,
+                plan.keep.held, plan.keep.prompt, plan.prompt if plan.prompt.size() else tokens,
+                MISS_NAMES[<int>plan.miss])
+
+    def take(self, int slot):
+        self.cache.take(slot)
+
+    def leave(self, int slot, tokens, *, bytes scope=b"", bytes session=b""):
+        cdef Sequence sequence
+        sequence.tokens = tokens
+        sequence.scope = scope
+        sequence.session = session
+        self.cache.leave(slot, move(sequence))
+
+    def save(self, tokens, *, size_t size, bytes scope=b"", bytes session=b"") -> bool:
+        """Keeps a state of ``size`` bytes; false when it is larger than the budget."""
+        cdef Sequence sequence
+        sequence.tokens = tokens
+        sequence.scope = scope
+        sequence.session = session
+        if not self.cache.reserve(size):
+            return False
+        self.cache.add(move(sequence), unique_ptr[StateBytes](), size)
+        return True

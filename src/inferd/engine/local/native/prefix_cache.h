@@ -1,0 +1,381 @@
+// What the KV cache and the memory beside it still hold of earlier requests, and where the next one begins.
+//
+// A finished request leaves its cells in its slot, which is then idle. When a slot has to make room, what it held
+// can be saved as a snapshot in memory. `plan` looks for the longest prefix of a prompt among the idle slots, the
+// snapshots and the requests that run, and says what to do about it; the caller moves the cells and reports back.
+//
+// Sequences of different scopes never meet. Everything but `bytes` happens on the engine's thread.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <utility>
+
+#include "prefix.h"
+
+namespace inferd {
+
+// Why a prompt, or the larger part of it, has to be computed.
+enum class Miss : int { none = 0, first, changed, evicted, other_user, opted_out };
+
+// Tokens that were computed for a scope.
+struct Sequence {
+    Tokens tokens;
+    std::string scope;
+    std::string session;
+    uint64_t used = 0;  // the clock of `PrefixCache` at its last use
+};
+
+// The state of a sequence as llama.cpp writes it.
+struct Snapshot {
+    Sequence sequence;
+    std::unique_ptr<uint8_t[]> data;
+    size_t size = 0;
+};
+
+// A request that is about to get a slot.
+struct Wanted {
+    const Tokens *prompt;
+    size_t n_reusable;  // so many tokens from the start may come from the cache
+    size_t n_max;       // room for a prompt, in tokens
+    const std::string *scope;
+    const std::string *session;
+    bool opted_out;
+};
+
+// A request that runs: the first `n_past` of its tokens are in the cells of `slot`, the others follow.
+struct Live {
+    int slot;
+    const Tokens *tokens;
+    size_t n_past;
+    const std::string *scope;
+    bool shared;  // false: it opted out
+};
+
+struct Plan {
+    bool wait = false;            // a running request is computing what this one begins with
+    int slot = -1;                // the slot to take, never a busy one
+    int copy_from = -1;           // a slot whose cells are to be copied there, or -1
+    bool save = false;            // first save what the slot holds: the request shares only the head of it
+    std::shared_ptr<Snapshot> restore;  // a snapshot to be loaded there, or null
+    Match keep;                   // what of the source agrees with the prompt
+    Tokens prompt;                // the prompt with the source's own tokens, where they say the same by other ids
+    Miss miss = Miss::none;       // the reason, when less than half of the prompt is found
+};
+
+class PrefixCache {
+  public:
+    // Fewer common tokens than this are no reason to choose one place over another.
+    static constexpr size_t kLeastShared = 16;
+    // A request that continues a conversation may drop so many of its last tokens; what drops more is another
+    // conversation with the same head.
+    static constexpr size_t kLeastSaved = 32;
+
+    // `budget`: bytes of all snapshots. `any_cut`: a sequence may be shortened to any length; without it a
+    // sequence is of use as a whole or not at all.
+    PrefixCache(int slots, size_t budget, bool any_cut, PieceOf text_of)
+        : slots_(slots), budget_(budget), any_cut_(any_cut), text_of_(std::move(text_of)) {}
+
+    size_t budget() const { return budget_; }
+    size_t bytes() const { return bytes_; }
+    bool busy(int slot) const { return slots_[slot].busy; }
+    const Sequence &held(int slot) const { return slots_[slot].sequence; }
+
+    // Where to begin with a prompt. At least one slot is idle, unless the answer is to wait.
+    Plan plan(const Wanted &wanted, const std::vector<Live> &live) {
+        clock_++;
+        Plan plan;
+        if (wanted.opted_out) {
+            plan.slot = victim();
+            plan.save = worth_saving(plan.slot, 0);
+            plan.miss = Miss::opted_out;
+            return plan;
+        }
+        Source best = find(wanted, live);
+        if (const size_t coming = being_computed(wanted, live); coming >= best.keep.prompt + kLeastSaved) {
+            plan.wait = true;
+            return plan;
+        }
+        place(best, wanted, plan);
+        if (plan.keep.prompt * 2 < wanted.n_reusable) plan.miss = reason(wanted, best);
+        return plan;
+    }
+
+    // The slot now belongs to a request; what it held is forgotten here.
+    void take(int slot) {
+        if (!saved(slots_[slot].sequence)) remember(slots_[slot].sequence);
+        slots_[slot].busy = true;
+        slots_[slot].sequence = {};
+    }
+
+    // The slot is idle and its cells hold `sequence`, which may be empty.
+    void leave(int slot, Sequence sequence) {
+        sequence.used = clock_;
+        slots_[slot].busy = false;
+        slots_[slot].sequence = std::move(sequence);
+    }
+
+    // The idle slot that is given up first among those that hold something, or -1.
+    int oldest() const {
+        int found = -1;
+        for (int i = 0; i < static_cast<int>(slots_.size()); i++) {
+            if (slots_[i].busy || slots_[i].sequence.tokens.empty()) continue;
+            if (found < 0 || sooner(slots_[i].sequence, slots_[found].sequence)) found = i;
+        }
+        return found;
+    }
+
+    // The idle slot was emptied to make room.
+    void evict(int slot) {
+        remember(slots_[slot].sequence);
+        slots_[slot].sequence = {};
+    }
+
+    // Everything that the slots held is lost.
+    void lose_slots() {
+        for (auto &slot : slots_) slot.sequence = {};
+    }
+
+    // Makes room for a snapshot of `size` bytes; false: it is larger than the budget.
+    bool reserve(size_t size) {
+        if (size > budget_) return false;
+        while (bytes_ + size > budget_) {
+            size_t oldest = 0;
+            for (size_t i = 1; i < snapshots_.size(); i++) {
+                if (sooner(snapshots_[i]->sequence, snapshots_[oldest]->sequence)) oldest = i;
+            }
+            remember(snapshots_[oldest]->sequence);
+            drop(oldest);
+        }
+        return true;
+    }
+
+    // Keeps a snapshot, for which there is room. It takes the place of those whose tokens it begins with.
+    void add(Sequence sequence, std::unique_ptr<uint8_t[]> data, size_t size) {
+        for (size_t i = snapshots_.size(); i-- > 0;) {
+            if (any_cut_ && covers(sequence, snapshots_[i]->sequence)) drop(i);
+        }
+        sequence.used = clock_;
+        bytes_ += size;
+        snapshots_.push_back(
+            std::shared_ptr<Snapshot>(new Snapshot{std::move(sequence), std::move(data), size}));
+    }
+
+    // Whether a snapshot holds all of `sequence`.
+    bool saved(const Sequence &sequence) const {
+        for (const auto &snapshot : snapshots_) {
+            const bool all = snapshot->sequence.tokens.size() == sequence.tokens.size() || any_cut_;
+            if (all && covers(snapshot->sequence, sequence)) return true;
+        }
+        return false;
+    }
+
+    // Drops a snapshot that could not be loaded.
+    void discard(const std::shared_ptr<Snapshot> &snapshot) {
+        for (size_t i = 0; i < snapshots_.size(); i++) {
+            if (snapshots_[i] == snapshot) return drop(i);
+        }
+    }
+
+    // Copying `size` bytes took `us`.
+    void copied(size_t size, int64_t us) {
+        const double pace = static_cast<double>(us) / size;
+        us_per_byte_ = us_per_byte_ == 0 ? pace : us_per_byte_ + (pace - us_per_byte_) / 4;
+    }
+
+    // Whether a copy of `size` bytes is cheaper than computing `tokens` at `us_per_token` would be; there and back.
+    bool pays(size_t size, size_t tokens, double us_per_token) const {
+        return us_per_token == 0 || 2 * us_per_byte_ * size < us_per_token * tokens;
+    }
+
+  private:
+    struct Slot {
+        Sequence sequence;
+        bool busy = false;
+    };
+
+    struct Source {
+        Match keep;
+        const Tokens *tokens = nullptr;
+        int slot = -1;
+        bool live = false;
+        std::shared_ptr<Snapshot> snapshot;
+        uint64_t used = 0;
+    };
+
+    // Prefixes of what was given up, as hashes of every kGhostStep tokens.
+    struct Ghost {
+        std::string scope;
+        std::vector<uint64_t> heads;
+    };
+
+    static constexpr size_t kGhostStep = 32;
+    static constexpr size_t kGhosts = 256;
+
+    Match match(const Tokens &held, size_t n_held, const std::string &scope, const Wanted &wanted) const {
+        if (scope != *wanted.scope) return {};
+        const Tokens &prompt = *wanted.prompt;
+        Match match = match_prefix(held, n_held, prompt, wanted.n_reusable, &text_of_);
+        if (match.held + prompt.size() - match.prompt > wanted.n_max) {
+            match = match_prefix(held, n_held, prompt, wanted.n_reusable);
+        }
+        return any_cut_ || match.held == n_held ? match : Match();
+    }
+
+    Match match(const Sequence &held, const Wanted &wanted) const {
+        return match(held.tokens, held.tokens.size(), held.scope, wanted);
+    }
+
+    // The place with most of the prompt; among equals an idle slot, then the one used last.
+    Source find(const Wanted &wanted, const std::vector<Live> &live) {
+        Source best;
+        const auto offer = [&best](const Source &source) {
+            const bool same = source.keep.prompt == best.keep.prompt;
+            if (source.keep.prompt > best.keep.prompt || (same && source.used > best.used)) best = source;
+        };
+        for (const auto &snapshot : snapshots_) {
+            const Sequence &held = snapshot->sequence;
+            offer({match(held, wanted), &held.tokens, -1, false, snapshot, held.used});
+        }
+        for (const auto &each : live) {
+            if (!each.shared) continue;
+            const Match found = match(*each.tokens, each.n_past, *each.scope, wanted);
+            offer({found, each.tokens, each.slot, true, nullptr, clock_});
+        }
+        for (int i = 0; i < static_cast<int>(slots_.size()); i++) {
+            const Sequence &held = slots_[i].sequence;
+            if (!slots_[i].busy) offer({match(held, wanted), &held.tokens, i, false, nullptr, clock_ + 1 + held.used});
+        }
+        return best;
+    }
+
+    // How many tokens of the prompt the running requests will have computed.
+    size_t being_computed(const Wanted &wanted, const std::vector<Live> &live) const {
+        size_t most = 0;
+        for (const auto &each : live) {
+            if (!any_cut_ || !each.shared || *each.scope != *wanted.scope) continue;
+            const size_t all = match_prefix(*each.tokens, each.tokens->size(), *wanted.prompt, wanted.n_reusable).prompt;
+            if (all > each.n_past) most = std::max(most, all);
+        }
+        return most;
+    }
+
+    void place(Source &best, const Wanted &wanted, Plan &plan) {
+        if (best.keep.prompt < kLeastShared) {
+            // What the slot that is taken happens to share is kept, be it little.
+            plan.slot = victim();
+            const Sequence &held = slots_[plan.slot].sequence;
+            best.keep = match(held, wanted);
+            best.tokens = &held.tokens;
+            plan.save = worth_saving(plan.slot, best.keep.held);
+        } else if (best.slot >= 0 && !best.live) {
+            const Sequence &held = slots_[best.slot].sequence;
+            const bool same = !held.session.empty() && held.session == *wanted.session;
+            const bool branches = !same && held.tokens.size() >= best.keep.held + kLeastSaved;
+            const int other = branches ? empty_slot() : -1;
+            plan.slot = other >= 0 ? other : best.slot;
+            plan.copy_from = other >= 0 ? best.slot : -1;
+            plan.save = branches && other < 0 && worth_saving(best.slot, best.keep.held);
+        } else {
+            plan.slot = victim();
+            plan.copy_from = best.slot;
+            plan.restore = best.snapshot;
+            if (best.snapshot) best.snapshot->sequence.used = clock_;
+            plan.save = worth_saving(plan.slot, 0);
+        }
+        plan.keep = best.keep;
+        const Tokens &prompt = *wanted.prompt;
+        const auto kept = best.tokens->begin() + plan.keep.held;
+        if (!std::equal(best.tokens->begin(), kept, prompt.begin(), prompt.begin() + plan.keep.prompt)) {
+            plan.prompt.assign(best.tokens->begin(), kept);
+            plan.prompt.insert(plan.prompt.end(), prompt.begin() + plan.keep.prompt, prompt.end());
+        }
+    }
+
+    // Whether a slot that is cut to `kept` tokens loses something that no other place has.
+    bool worth_saving(int slot, size_t kept) const {
+        const Sequence &sequence = slots_[slot].sequence;
+        return sequence.tokens.size() >= kept + kLeastSaved && budget_ > 0 && !saved(sequence);
+    }
+
+    int empty_slot() const {
+        for (int i = 0; i < static_cast<int>(slots_.size()); i++) {
+            if (!slots_[i].busy && slots_[i].sequence.tokens.empty()) return i;
+        }
+        return -1;
+    }
+
+    int victim() const {
+        const int empty = empty_slot();
+        return empty >= 0 ? empty : oldest();
+    }
+
+    // A conversation that was given a name outlasts those without.
+    static bool sooner(const Sequence &a, const Sequence &b) {
+        if (a.session.empty() != b.session.empty()) return a.session.empty();
+        return a.used < b.used;
+    }
+
+    static bool covers(const Sequence &whole, const Sequence &part) {
+        return whole.scope == part.scope && whole.tokens.size() >= part.tokens.size() &&
+               std::equal(part.tokens.begin(), part.tokens.end(), whole.tokens.begin());
+    }
+
+    void drop(size_t i) {
+        bytes_ -= snapshots_[i]->size;
+        snapshots_.erase(snapshots_.begin() + i);
+    }
+
+    // Reasons.
+
+    Miss reason(const Wanted &wanted, const Source &best) const {
+        const size_t enough = std::max(wanted.n_reusable / 2, kLeastShared);
+        const std::vector<uint64_t> heads = heads_of(*wanted.prompt);
+        for (const auto &ghost : ghosts_) {
+            size_t n = 0;
+            while (n < heads.size() && n < ghost.heads.size() && heads[n] == ghost.heads[n]) n++;
+            if (ghost.scope == *wanted.scope && n * kGhostStep + kGhostStep > enough && n > 0) return Miss::evicted;
+        }
+        const auto foreign = [&](const Sequence &held) {
+            if (held.scope == *wanted.scope) return false;
+            return match_prefix(held.tokens, held.tokens.size(), *wanted.prompt, wanted.n_reusable).prompt >= enough;
+        };
+        for (const auto &slot : slots_) {
+            if (foreign(slot.sequence)) return Miss::other_user;
+        }
+        for (const auto &snapshot : snapshots_) {
+            if (foreign(snapshot->sequence)) return Miss::other_user;
+        }
+        return best.keep.prompt >= kLeastShared ? Miss::changed : Miss::first;
+    }
+
+    static std::vector<uint64_t> heads_of(const Tokens &tokens) {
+        std::vector<uint64_t> heads;
+        uint64_t hash = 1469598103934665603u;  // FNV-1a
+        for (size_t i = 0; i < tokens.size(); i++) {
+            hash = (hash ^ static_cast<uint32_t>(tokens[i])) * 1099511628211u;
+            if ((i + 1) % kGhostStep == 0) heads.push_back(hash);
+        }
+        return heads;
+    }
+
+    void remember(const Sequence &sequence) {
+        if (sequence.tokens.size() < kGhostStep) return;
+        ghosts_.push_front({sequence.scope, heads_of(sequence.tokens)});
+        if (ghosts_.size() > kGhosts) ghosts_.pop_back();
+    }
+
+    std::vector<Slot> slots_;
+    std::vector<std::shared_ptr<Snapshot>> snapshots_;
+    std::deque<Ghost> ghosts_;
+    const size_t budget_;
+    const bool any_cut_;
+    const PieceOf text_of_;
+    std::atomic<size_t> bytes_{0};
+    uint64_t clock_ = 0;
+    double us_per_byte_ = 0;
+};
+
+}  // namespace inferd

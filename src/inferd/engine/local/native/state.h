@@ -1,0 +1,98 @@
+// Moving what a sequence has computed: out of its slot into memory, back, from slot to slot, and shortening it.
+//
+// llama.cpp reports a failure as a size of 0; what a failed load leaves in the slot is removed. Nothing here throws.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <new>
+#include <string>
+#include <utility>
+
+#include "llama.h"
+#include "prefix_cache.h"
+
+namespace inferd {
+
+// The text of tokens, for `match_prefix`.
+inline PieceOf piece_of(const llama_vocab *vocab) {
+    return [vocab](llama_token token, std::string &text) {
+        if (token < 0) return false;  // media
+        if (llama_vocab_is_control(vocab, token) || llama_vocab_is_eog(vocab, token)) return false;
+        char small[256];
+        const int n = llama_token_to_piece(vocab, token, small, sizeof small, 0, true);
+        if (n > 0) text.append(small, n);
+        return n > 0;
+    };
+}
+
+using State = std::pair<std::unique_ptr<uint8_t[]>, size_t>;
+
+// The state of `slot`, of which `size` bytes are expected; {null, 0} when there is none.
+inline State read_state(llama_context *ctx, int slot, size_t size) {
+    State state{std::unique_ptr<uint8_t[]>(new (std::nothrow) uint8_t[size]), size};
+    if (!state.first || llama_state_seq_get_data_ext(ctx, state.first.get(), size, slot, 0) != size) return {nullptr, 0};
+    return state;
+}
+
+inline bool write_state(llama_context *ctx, int slot, const uint8_t *data, size_t size) {
+    if (llama_state_seq_set_data_ext(ctx, data, size, slot, 0) == size) return true;
+    llama_memory_seq_rm(llama_get_memory(ctx), slot, -1, -1);
+    return false;
+}
+
+// Saves `sequence`, which `slot` holds, as a snapshot in `cache`; false when there is no room or it does not pay.
+// Computing a token takes `token_us` (0: not known).
+inline bool save(llama_context *ctx, int slot, const Sequence &sequence, PrefixCache &cache, double token_us) noexcept {
+    try {
+        const int64_t started = llama_time_us();
+        const size_t size = llama_state_seq_get_size_ext(ctx, slot, 0);
+        if (size == 0 || !cache.pays(size, sequence.tokens.size(), token_us) || !cache.reserve(size)) return false;
+        State state = read_state(ctx, slot, size);
+        if (!state.first) return false;
+        cache.copied(size, llama_time_us() - started);
+        cache.add(sequence, std::move(state.first), size);
+        return true;
+    } catch (...) {
+        return false;  // no memory: then it is not saved
+    }
+}
+
+// Loads a snapshot into `slot`.
+inline bool load(llama_context *ctx, int slot, const std::shared_ptr<Snapshot> &snapshot, PrefixCache &cache) noexcept {
+    const int64_t started = llama_time_us();
+    if (!write_state(ctx, slot, snapshot->data.get(), snapshot->size)) {
+        cache.discard(snapshot);
+        return false;
+    }
+    cache.copied(snapshot->size, llama_time_us() - started);
+    return true;
+}
+
+// Copies the cells of `src` to `dst`, which may lie in different buffers. Keeps the copy as a snapshot of `sequence`,
+// if that is not null and there is room, because others may be about to begin with the same.
+inline bool copy(llama_context *ctx, int src, int dst, const Sequence *sequence, PrefixCache &cache) noexcept {
+    try {
+        State state = read_state(ctx, src, llama_state_seq_get_size_ext(ctx, src, 0));
+        if (!state.first || !write_state(ctx, dst, state.first.get(), state.second)) return false;
+        if (sequence && cache.reserve(state.second)) cache.add(*sequence, std::move(state.first), state.second);
+        return true;
+    } catch (...) {
+        return false;
+    }
+}
+
+// Leaves the first `n` tokens in `slot`. False, and nothing is left, when the model cannot go back: a recurrent one,
+// or one whose sliding window of `n_swa` tokens has given up cells that the shorter sequence needs again.
+inline bool cut(llama_context *ctx, int slot, size_t n, int n_swa) noexcept {
+    llama_memory_t memory = llama_get_memory(ctx);
+    const auto end = static_cast<llama_pos>(n);
+    const llama_pos held = llama_memory_seq_pos_max(memory, slot) + 1;
+    bool ok = held == end || (held > end && llama_memory_seq_rm(memory, slot, end, -1));
+    if (ok && n_swa > 0 && n > 0) ok = llama_memory_seq_pos_min(memory, slot) <= std::max(0, end - n_swa);
+    if (!ok) llama_memory_seq_rm(memory, slot, -1, -1);
+    return ok;
+}
+
+}  // namespace inferd

@@ -1,0 +1,168 @@
+"""The index of prefixes: which slot a prompt gets, where it begins there, and what is saved or given up."""
+
+from __future__ import annotations
+
+from inferd.engine.local._llama import PrefixCache
+
+HEAD = list(range(100, 400))
+"""The head of a conversation, in tokens."""
+
+
+def prompt(*tail: int) -> list[int]:
+    return HEAD + list(tail)
+
+
+def test_a_prompt_goes_where_its_longest_prefix_is() -> None:
+    cache = PrefixCache(3, 0)
+    cache.leave(0, HEAD[:50])
+    cache.leave(1, prompt(1, 2))
+    cache.leave(2, [7] * 500)
+    slot, copy_from, restored, save, held, kept, tokens, miss = cache.plan(prompt(1, 2, 3, 4)) or ()
+    assert (slot, copy_from, restored, save) == (1, -1, None, False)
+    assert (held, kept, tokens, miss) == (302, 302, prompt(1, 2, 3, 4), "")
+
+
+def test_scopes_never_share_and_the_reason_says_so() -> None:
+    cache = PrefixCache(2, 1000)
+    cache.leave(0, HEAD, scope=b"unix:1")
+    cache.save(HEAD, size=10, scope=b"unix:1")
+    plan = cache.plan(prompt(1), scope=b"unix:2")
+    assert plan is not None
+    assert (plan[0], plan[2], plan[4], plan[7]) == (1, None, 0, "other user")
+    running = [(0, HEAD, 300, b"unix:1")]
+    cache.take(0)
+    plan = cache.plan(prompt(1), scope=b"unix:2", live=running)
+    assert plan is not None
+    assert (plan[1], plan[4]) == (-1, 0)
+
+
+def test_a_request_that_opts_out_begins_with_nothing() -> None:
+    cache = PrefixCache(2, 0)
+    cache.leave(0, HEAD)
+    plan = cache.plan(prompt(1), opted_out=True)
+    assert plan is not None
+    assert (plan[0], plan[4], plan[7]) == (1, 0, "opted out")
+
+
+def test_a_head_that_is_being_computed_is_waited_for_and_then_copied() -> None:
+    cache = PrefixCache(2, 0)
+    cache.take(0)
+    other = prompt(9, 9)
+    assert cache.plan(prompt(1), live=[(0, other, 128, b"")]) is None
+    plan = cache.plan(prompt(1), live=[(0, other, 302, b"")])
+    assert plan is not None
+    assert (plan[0], plan[1], plan[4]) == (1, 0, 300)
+
+
+def test_another_conversation_with_the_same_head_leaves_the_first_one_whole() -> None:
+    cache = PrefixCache(2, 0)
+    cache.leave(0, prompt(*range(40)))
+    plan = cache.plan(prompt(*range(50, 90)))
+    assert plan is not None
+    assert (plan[0], plan[1], plan[4]) == (1, 0, 300)  # copied to the empty slot
+    cache.take(1)
+    cache.leave(1, [7] * 400)
+    plan = cache.plan(prompt(*range(50, 90)))
+    assert plan is not None
+    assert (plan[0], plan[1], plan[3]) == (0, -1, False)  # no budget: in its place, and nothing can be saved
+
+    cache = PrefixCache(1, 1000)
+    cache.leave(0, prompt(*range(40)))
+    plan = cache.plan(prompt(*range(50, 90)))
+    assert plan is not None
+    assert (plan[0], plan[3], plan[4]) == (0, True, 300)  # the only slot: it is saved first
+
+
+def test_a_conversation_that_goes_on_may_drop_its_last_answer_unsaved() -> None:
+    cache = PrefixCache(2, 1000)
+    cache.leave(0, prompt(*range(40)), session=b"s")
+    plan = cache.plan(prompt(*range(50, 90)), session=b"s")
+    assert plan is not None
+    assert (plan[0], plan[1], plan[3], plan[4]) == (0, -1, False, 300)
+
+
+def test_the_least_recent_slot_gives_way_and_named_conversations_last() -> None:
+    cache = PrefixCache(3, 1000)
+    for slot, session in enumerate((b"named", b"", b"")):
+        assert cache.plan([slot] * 64) is not None  # time passes
+        cache.take(slot)
+        cache.leave(slot, [slot] * 64, session=session)
+    plan = cache.plan(prompt(1))
+    assert plan is not None
+    assert (plan[0], plan[3], plan[7]) == (1, True, "first")
+
+
+def test_snapshots_stay_within_the_budget_and_the_oldest_goes() -> None:
+    cache = PrefixCache(1, 100)
+    assert cache.save([1] * 64, size=60)
+    assert cache.save([2] * 64, size=40)
+    assert not cache.save([3] * 64, size=101)
+    assert cache.bytes == 100
+    assert cache.save([4] * 64, size=40)
+    assert cache.bytes == 80
+    plan = cache.plan([1] * 64)
+    assert plan is not None
+    assert (plan[2], plan[7]) == (None, "evicted")
+    plan = cache.plan([2] * 64)
+    assert plan is not None
+    assert (plan[2], plan[4]) == ([2] * 64, 64)
+
+
+def test_a_longer_snapshot_replaces_what_it_begins_with() -> None:
+    cache = PrefixCache(1, 100)
+    cache.save(HEAD, size=40)
+    cache.save(prompt(1), size=41)
+    assert cache.bytes == 41
+    cache.save(prompt(1), size=41, scope=b"other")
+    assert cache.bytes == 82
+
+
+def test_a_model_that_cannot_be_cut_uses_whole_sequences_alone() -> None:
+    cache = PrefixCache(2, 100, any_cut=False)
+    cache.leave(0, prompt(1, 2))
+    plan = cache.plan(prompt(1, 3))
+    assert plan is not None
+    assert (plan[4], plan[7]) == (0, "first")
+    plan = cache.plan(prompt(1, 2, 3))
+    assert plan is not None
+    assert (plan[0], plan[4]) == (0, 302)
+
+
+def test_a_prompt_that_differs_early_has_changed() -> None:
+    cache = PrefixCache(1, 0)
+    cache.leave(0, HEAD)
+    plan = cache.plan(HEAD[:40] + [7] * 260)
+    assert plan is not None
+    assert (plan[4], plan[7]) == (40, "changed")
+
+
+# Tokens that are other ids for the same text. 0 is a control token.
+PIECES = [b"", b"a", b"b", b"ab", b"c", b"bc", b"<end>"]
+
+
+def same(held: list[int], asked: list[int], n_max: int = 1000) -> tuple[int, int, list[int]]:
+    cache = PrefixCache(1, 0, pieces=PIECES)
+    cache.leave(0, held)
+    plan = cache.plan(asked, n_max=n_max)
+    assert plan is not None
+    return plan[4:7]
+
+
+def test_equal_text_keeps_the_tokens_that_were_generated() -> None:
+    head = [4] * 20
+    assert same([*head, 1, 2, 4], [*head, 3, 4, 0]) == (23, 22, [*head, 1, 2, 4, 0])
+    # They meet again only where both have a token's end.
+    assert same([*head, 1, 5, 0, 4], [*head, 3, 4, 0, 4, 4]) == (24, 24, [*head, 1, 5, 0, 4, 4])
+    assert same([*head, 1, 5], [*head, 3, 1]) == (20, 20, [*head, 3, 1])
+
+
+def test_no_text_passes_for_a_control_token() -> None:
+    head = [4] * 20
+    assert same([*head, 0, 1], [*head, 6, 1]) == (20, 20, [*head, 6, 1])
+
+
+def test_kept_tokens_never_make_a_prompt_too_long() -> None:
+    head = [4] * 20
+    asked = [*head, 3, 3, 3]
+    assert same([*head, 1, 2, 1, 2], asked, n_max=24) == (20, 20, asked)
+    assert same([*head, 1, 2, 1, 2], asked, n_max=25) == (24, 22, [*head, 1, 2, 1, 2, 3])

@@ -1,0 +1,117 @@
+"""The prefix cache in the token loop, on the real model: reuse, and answers that stay the same."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from inferd.engine.backend import Done, GenerateRequest, Message
+from inferd.engine.local.llamacpp import LlamaCpp
+from tests.in_process import until
+from tests.unit.test_llamacpp import answer, ask, backend, read
+
+LONG = "Here is a list of things to remember: " + ", ".join(f"thing {n}" for n in range(60)) + ". "
+OTHER = "A story: " + " ".join(f"Then {name} went home." for name in ("Ann", "Bob", "Cid", "Dee") * 12)
+
+
+async def cold(request: GenerateRequest, **options: object) -> str:
+    """The answer of an engine that holds nothing."""
+    async with backend(n_parallel=1, **options) as fresh:
+        return (await ask_with(fresh, request))[0]
+
+
+async def ask_with(engine: LlamaCpp, request: GenerateRequest) -> tuple[str, Done]:
+    return await read(await engine.generate(request))
+
+
+@pytest.mark.parametrize("unified", [False, True], ids=["separate", "unified"])
+async def test_the_same_request_again_computes_two_tokens_and_says_the_same(unified: bool) -> None:
+    async with backend(n_parallel=2, kv_unified=unified) as engine:
+        first, done = await answer(engine, LONG)
+        assert done.usage.cached_tokens == 0
+        assert done.cache is not None
+        assert done.cache.miss == "first"
+        again, repeated = await answer(engine, LONG)
+    assert again == first
+    assert repeated.usage.prompt_tokens == done.usage.prompt_tokens
+    assert repeated.usage.cached_tokens == done.usage.prompt_tokens - 2
+    assert repeated.cache is not None
+    assert repeated.cache.miss == ""
+
+
+async def test_a_conversation_computes_only_what_is_new() -> None:
+    async with backend(n_parallel=2) as engine:
+        text, done = await answer(engine, LONG, 40)
+        history = (Message("user", LONG), Message("assistant", text), Message("user", "Go on."))
+        _, second = await ask_with(engine, replace(ask("", 8), messages=history))
+    held = done.usage.prompt_tokens + done.usage.completion_tokens
+    # All that the slot holds: the answer's own tokens too, however its text would be tokenised now.
+    assert held - 2 <= second.usage.cached_tokens <= held
+
+
+async def test_an_opted_out_request_takes_nothing_and_leaves_nothing() -> None:
+    async with backend(n_parallel=1) as engine:
+        await answer(engine, LONG)
+        _, out = await ask_with(engine, replace(ask(LONG), cache=False))
+        assert (out.usage.cached_tokens, out.cache and out.cache.miss) == (0, "opted out")
+    async with backend(n_parallel=1, cache_mib=0) as engine:
+        await ask_with(engine, replace(ask(LONG), cache=False))
+        _, after = await answer(engine, LONG)
+        assert after.usage.cached_tokens == 0
+
+
+async def test_users_never_share() -> None:
+    async with backend(n_parallel=2) as engine:
+        await ask_with(engine, replace(ask(LONG), scope="unix:1"))
+        _, other = await ask_with(engine, replace(ask(LONG), scope="unix:2"))
+        assert (other.usage.cached_tokens, other.cache and other.cache.miss) == (0, "other user")
+        _, own = await ask_with(engine, replace(ask(LONG), scope="unix:1"))
+        assert own.usage.cached_tokens == own.usage.prompt_tokens - 2
+
+
+@pytest.mark.parametrize("unified", [False, True], ids=["separate", "unified"])
+async def test_simultaneous_requests_compute_their_common_head_once(unified: bool) -> None:
+    asked = [ask(LONG + tail, 12) for tail in ("Name the first.", "Name the last.", "How many are there?")]
+    async with backend(n_parallel=3, kv_unified=unified) as engine:
+        answers = await asyncio.gather(*(ask_with(engine, request) for request in asked))
+    computed = [done.usage.prompt_tokens - done.usage.cached_tokens for _, done in answers]
+    whole = answers[0][1].usage.prompt_tokens
+    assert sum(computed) < whole + 2 * 40
+    if unified:
+        return  # with a shared KV buffer, text depends on the sequences that run beside it
+    for (text, _), request in zip(answers, asked, strict=True):
+        assert text == await cold(request)
+
+
+async def test_more_conversations_than_slots_come_back_from_memory() -> None:
+    asked = [ask(f"{n}. {text}", 12) for n, text in enumerate((LONG, OTHER, LONG, OTHER))]
+    async with backend(n_parallel=1) as engine:
+        first = [await ask_with(engine, request) for request in asked]
+        again = [await ask_with(engine, request) for request in asked]
+    for (text, done), (text_again, done_again) in zip(first, again, strict=True):
+        assert text_again == text
+        assert done_again.usage.cached_tokens == done.usage.prompt_tokens - 2
+    assert again[-1][1].cache is not None
+    assert 0 < again[-1][1].cache.held_bytes <= 1024 << 20
+
+
+async def test_without_memory_for_states_the_reason_is_eviction() -> None:
+    async with backend(n_parallel=1, cache_mib=0) as engine:
+        for text in (LONG, OTHER):
+            await answer(engine, text, 4)
+        _, done = await answer(engine, LONG, 4)
+    assert done.cache == replace(done.cache, miss="evicted", held_bytes=0)
+    assert done.usage.cached_tokens < 32
+
+
+async def test_a_request_that_was_left_in_its_prompt_leaves_what_it_computed() -> None:
+    request = ask(LONG * 4, 4)
+    async with backend(n_parallel=1, n_ctx=4096, n_batch=64) as engine:
+        stream = await engine.generate(request)
+        await until(lambda: engine.pulse().steps >= 4)
+        stream.close()
+        text, done = await ask_with(engine, request)
+    assert 64 <= done.usage.cached_tokens < done.usage.prompt_tokens
+    assert text == await cold(request, n_ctx=4096, n_batch=64)
