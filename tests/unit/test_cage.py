@@ -6,8 +6,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from inferd.engine.local import _llama
+from inferd.engine.local.load import cage_profile
+from inferd.engine.local.messages import Load
 
 SCRIPT = """
 import asyncio, ctypes, json, os, socket, subprocess, sys, threading
@@ -111,3 +116,27 @@ def test_a_crash_in_the_cage_still_ends_the_process_and_leaves_no_core(tmp_path:
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=False, capture_output=True)
     assert done.returncode == -6
     assert list(tmp_path.iterdir()) == []
+
+
+GPU = ("gpu", "CUDA0", "a graphics card", 1)
+CPU = ("cpu", "CPU", "a processor", 0)
+
+
+@pytest.mark.parametrize(
+    ("devices", "options", "profile"),
+    [
+        ([CPU], {}, "cpu"),
+        ([CPU, GPU], {}, "gpu"),
+        ([CPU, GPU], {"n_gpu_layers": 0}, "cpu"),
+        ([CPU, GPU], {"force_backend": "cpu"}, "cpu"),
+        ([CPU, GPU], {"cage": "off"}, "off"),
+    ],
+)
+def test_only_a_model_on_a_gpu_gets_the_looser_cage(
+    devices: list[tuple[str, str, str, int]],
+    options: dict[str, Any],
+    profile: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_llama, "devices", lambda: devices)
+    assert cage_profile(Load(name="m", model="m", path="m", **options)) == profile

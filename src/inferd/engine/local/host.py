@@ -40,7 +40,7 @@ from inferd.engine.local import messages as m
 from inferd.engine.local.embedding import EmbeddingModel
 from inferd.engine.local.link import Link, receive
 from inferd.engine.local.llamacpp import LlamaCpp
-from inferd.engine.local.load import load_model, preload_modules
+from inferd.engine.local.load import cage_profile, load_model, preload_modules
 from inferd.errors import EmbedUnsupported, RerankUnsupported
 
 _log = log.get("engine")
@@ -253,7 +253,7 @@ def serve() -> None:
         return
     load = m.decode(m.Load, body)
     # Still one thread, not a byte of the model was read, and no event loop has begun with io_uring.
-    held = cage.enter(load.cage, fds)
+    held = cage.enter(cage_profile(load), fds)
     loop = new_event_loop()
     loop.run_until_complete(_serve(sock, load, fds, held))
 

@@ -49,6 +49,14 @@ def load_model(load: Load, fds: Sequence[int], progress: Progress) -> LlamaCpp |
     return LlamaCpp.load(config, progress=progress, cancelled=cancelled)
 
 
+def cage_profile(load: Load) -> str:
+    """The profile of :mod:`inferd.engine.local.cage` for this load: a GPU's driver needs a looser one."""
+    on_gpu = load.n_gpu_layers != 0 and load.force_backend != "cpu"
+    if load.cage == "cpu" and on_gpu and any(device[0] in ("gpu", "igpu") for device in _llama.devices()):
+        return "gpu"
+    return load.cage
+
+
 def preload_modules() -> None:
     """Imports what is otherwise imported at its first use: in the cage no file can be opened any more."""
     import concurrent.futures.thread  # noqa: F401
