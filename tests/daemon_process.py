@@ -34,6 +34,7 @@ from inferd.engine.mock import Mock
 from inferd.errors import BootCancelled, InferdError, ModelError
 from inferd.progress import Progress
 
+POOL_THREADS = min(32, (os.cpu_count() or 1) + 4)  # of asyncio.to_thread
 PATIENCE_SECS = 30.0
 
 
@@ -249,7 +250,10 @@ class DaemonProcess:
         return problems
 
     def _left_over(self) -> set[str]:
-        return self._resources() - (self._at_ready or set())
+        left = self._resources() - (self._at_ready or set())
+        # The event loop's pool for large requests keeps its threads; more than it may have are a leak.
+        threads = {name for name in left if name.startswith("thread ")}
+        return left - threads if len(threads) <= POOL_THREADS else left
 
     def _resources(self) -> set[str]:
         """The daemon's threads and what its descriptors mean."""

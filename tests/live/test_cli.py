@@ -178,8 +178,10 @@ def test_errors_have_their_exit_codes(daemon: Daemon) -> None:
     served.release(10)
     assert finish(running)[0] == 0
     bad = user("run", "hi", "--temperature", "1000")
-    assert (bad.returncode, bad.stdout) == (5, "")
+    assert (bad.returncode, bad.stdout) == (2, "")
     assert "temperature" in bad.stderr
+    refused = user("run", "hi", *["--stop", "x"] * 17)
+    assert (refused.returncode, refused.stdout) == (5, "")
     away = user("run", "hi", "--address", str(served.dir / "none"))
     assert away.returncode == 3
 
@@ -236,7 +238,9 @@ def test_ctrl_c_while_the_model_loads_ends_the_waiting_and_not_the_daemon(daemon
     assert process.stderr is not None
     process.stderr.readline()
     process.send_signal(signal.SIGINT)
-    assert finish(process) == (130, "", "")
+    status, out, said = finish(process)
+    assert (status, out) == (130, "")
+    assert "the daemon goes on loading" in said
     served.release()
     served.wait_ready()
 

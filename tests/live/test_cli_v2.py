@@ -60,7 +60,7 @@ def test_a_prompt_of_any_length_is_answered(daemon: Daemon, own_places: bool, sh
 def test_a_long_prompt_needs_v2(daemon: Daemon) -> None:
     failed = Shell(daemon(v2="false").wait_ready().dir)("run", stdin="word " * 100_000)
     assert (failed.returncode, failed.stdout) == (3, "")
-    assert "the daemon does not serve v2" in failed.stderr
+    assert "no daemon is running that serves v2" in failed.stderr
 
 
 def test_ctrl_c_cancels_an_answer_of_blocks_and_an_embedding(daemon: Daemon, tmp_path: Path) -> None:

@@ -62,5 +62,5 @@ def test_without_botocore_it_says_what_to_install(monkeypatch: pytest.MonkeyPatc
     for name in [name for name in sys.modules if name.split(".")[0] == "botocore"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "botocore", None)
-    with pytest.raises(ConfigError, match=r"pip install 'inferd\[bedrock\]'"):
+    with pytest.raises(ConfigError, match=r"pip install botocore"):
         Bedrock(entry())

@@ -78,7 +78,7 @@ def test_ctrl_c_ends_a_command_with_130(error: BaseException) -> None:
         (["nonsense"], "there is no command 'nonsense'; see `inferd --help`"),
         (["run", "--nonsense"], "see `inferd run --help`"),
         (["run", "--max-tokens", "many", "hi"], "--max-tokens"),
-        (["serve", "--n-ctx", "-5"], "it must be a whole number from"),
+        (["serve", "--n-ctx", "none"], "it must be a whole number from"),
         (["serve", "--tcp", "127.0.0.1:1", "--uds", "/s"], "--tcp and --uds exclude each other"),
         (["pull"], "see `inferd pull --help`"),
         (["run", "--grammar", "g", "--json-schema", "s", "hi"], "exclude each other"),
@@ -324,7 +324,7 @@ def test_what_is_piped_in_goes_with_the_prompt(
     for line in (["run", "Sum", "up:"], ["run", "--file", "-", "Sum", "up:"]):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"the text\n")))
         cli.main([*line, "--address", str(daemon.path)])
-    until(lambda: len(daemon.lines) >= 2)
+    until(lambda: len(daemon.lines) >= 3)
     joined, attached, *raw = daemon.lines
     assert json.loads(joined)["messages"] == [{"role": "user", "content": "Sum up:\n\nthe text"}]
     assert [block["type"] for block in json.loads(attached)["messages"][0]["content"]] == ["text", "text"]

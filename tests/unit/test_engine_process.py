@@ -330,7 +330,7 @@ async def test_a_reader_that_does_not_read_rests_and_another_is_served() -> None
             generate_request(
                 messages=(Message("user", "Count."),),
                 max_tokens=200,
-                grammar="root ::= [a-z]{400}",
+                grammar="root ::= [a-z]{2000}",
                 frame=frame,
             )
         )

@@ -158,11 +158,16 @@ async def test_an_error_after_the_client_has_left_is_dropped(path: Path) -> None
 
 
 @pytest.mark.parametrize("surface", [EMBED, RERANK])
-async def test_what_is_no_request_closes(path: Path, surface: Any) -> None:
+async def test_a_wrong_field_leaves_the_connection_open_and_a_broken_line_closes_it(
+    path: Path, surface: Any
+) -> None:
     async with serving(path, surface=surface) as server:
         client = await server.connect()
-        await client.send(json.dumps({"id": "e"}).encode() + b"\n")
-        frame = await client.frame()
-        assert frame["code"] == "invalid_request"
-        assert frame["message"].startswith("decode: Object missing required field")
+        for _ in range(2):
+            await client.send(json.dumps({"id": "e"}).encode() + b"\n")
+            frame = await client.frame()
+            assert frame["code"] == "invalid_request"
+            assert frame["message"].startswith("decode: Object missing required field")
+        await client.send(b"{\n")
+        assert (await client.frame())["code"] == "invalid_request"
         assert await client.rest() == b""

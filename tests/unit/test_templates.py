@@ -109,6 +109,6 @@ def test_one_whose_client_has_left_ends(model: _llama.Model, preparing: ThreadPo
 def test_a_long_deep_expression_that_is_sound_still_runs(
     model: _llama.Model, preparing: ThreadPoolExecutor
 ) -> None:
-    source = "{{ " + "not " * 15_000 + "1 }}"
+    source = "{{ " + "not " * 15_000 + "1 }}{{ messages[0].content }}"
     templates = preparing.submit(_llama.Templates, model, source).result()
     assert len(preparing.submit(templates.render, conversation("hi")).result()) > 0

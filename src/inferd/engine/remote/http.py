@@ -235,9 +235,10 @@ def refusal(host: str, status: int, headers: Mapping[str, str], body: bytes, sec
         return Unavailable(
             f"{host} redirects elsewhere (status {status}); configure the address that it redirects to"
         )
+    text = redact(text)  # first: without a short key in it, another key may no longer look like one
     if secret:
         text = text.replace(secret, "…")
-    said = f"; it says: {redact(text)}" if text else ""
+    said = f"; it says: {text}" if text else ""
     if status in (401, 403):
         refused = f"{host} does not accept the key: status {status}{why}; check the configured one"
     else:
