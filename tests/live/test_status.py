@@ -20,7 +20,7 @@ Daemon = Callable[..., DaemonProcess]
 def scrape(address: Path) -> str:
     with socket.socket(socket.AF_UNIX) as sock:
         sock.connect(str(address))
-        sock.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+        sock.sendall(b"GET /metrics HTTP/1.1\r\nHost: inferd\r\n\r\n")
         return b"".join(iter(lambda: sock.recv(65536), b"")).decode()
 
 

@@ -211,6 +211,9 @@ class Daemon:
             ensure_private_dir(runtime)
         self._held_lock = Lock.acquire(settings.lock)
         held.callback(self._held_lock.release)
+        # Before the lock is free: a command takes that for the end, and may send one more signal.
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            held.callback(signal.signal, number, signal.SIG_IGN)
 
     async def _watch_places(self) -> None:
         """Stops the daemon when its lock or a socket of it is gone: no client could find it any more."""
