@@ -40,7 +40,7 @@ cdef enum:
     MAX_LENGTH_BYTES = 5
     JSON_KIND = 1
     BLOB_KIND = 2
-    # Where the next newline is, when nobody has looked yet, and when there is none.
+    # Values of the next newline's position: not searched yet, and none found.
     UNSEEN = -2
     NONE = -1
 

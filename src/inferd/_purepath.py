@@ -25,7 +25,7 @@ _MAX_LENGTH_BYTES = 5
 _KINDS = (1, 2)
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 
-# Where the next newline is, when nobody has looked yet, and when there is none.
+# Values of the next newline's position: not searched yet, and none found.
 _UNSEEN, _NONE = -2, -1
 
 # Keys are padded to at least this length before they are compared: no auth line may be longer.
@@ -192,7 +192,7 @@ class LineSplitter:
 
 
 def escape_json(text: str) -> bytes:
-    """The inside of the JSON string that stands for ``text``, as UTF-8, without quotes.
+    """``text`` as the inside of a JSON string, in UTF-8, without the quotes.
 
     Only what JSON requires is escaped, in its short form where there is one. Raises ``ValueError`` for a lone
     surrogate, which UTF-8 cannot carry.

@@ -24,7 +24,7 @@ def make_private_dirs(path: Path) -> None:
 def written_by_others(path: Path, fd: int) -> str | None:
     """How another user can change or replace the file ``path``, open as ``fd``; ``None`` when none can.
 
-    Root and this user are trusted. So is a directory with the sticky bit, in which nobody but the owner of a
+    Root and this user are trusted. So is a directory with the sticky bit, in which only the owner of a
     file can replace it. Raises OSError.
     """
     where = path.absolute()

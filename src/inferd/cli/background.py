@@ -27,7 +27,7 @@ from inferd.log.text import BACKGROUND_NAME
 from inferd.store.runtime import Lock, ensure_private_dir, is_held
 
 IDLE_EXIT_SECS = 900
-"""A daemon that nobody started by hand leaves by itself."""
+"""A daemon that was started in the background stops by itself."""
 
 POLL_SECS = 0.05
 LAST_WORDS_SECS = 10.0
@@ -98,7 +98,7 @@ def _wait_for_boot(settings: Settings, show: Callable[[Frame], None]) -> None:
                 raise BootFailed(_why(settings, child)) from None
         finally:
             if child is not None and child.returncode is None:
-                child.returncode = 0  # it is to outlive us; Popen would complain that nobody waited for it
+                child.returncode = 0  # it is to outlive us; Popen would warn that it was not waited for
 
 
 def _why(settings: Settings, child: subprocess.Popen[bytes] | None) -> str:

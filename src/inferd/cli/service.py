@@ -1,7 +1,7 @@
 """``inferd service``: the daemon as a service of the user's own, by systemd or launchd.
 
 What is written carries a mark, and nothing without it is replaced or removed. The service has the settings of
-the config file; what stands in the environment of this command it does not see, which the command says.
+the config file; it does not see the environment of this command, and the command says so.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def settings_of_daemon() -> Settings:
 
 
 def admin_address() -> Path:
-    """The admin socket. The options are not loaded for who has nothing that could change its place."""
+    """The admin socket. The options are loaded only if something could change its place."""
     if os.environ.get("INFERD_ADDRESS"):
         return Path(default_admin_address())
     if (

@@ -15,7 +15,7 @@ LABEL = "org.inferd.daemon"
 """launchd's name of the daemon."""
 
 ON_DEMAND_IDLE_SECS = 900
-"""A daemon that is started by its first client leaves when nobody has been connected for so long."""
+"""A daemon started by its first client stops when no client has been connected for this long."""
 
 _LIFE = """\
 WorkingDirectory=/
@@ -131,7 +131,7 @@ WantedBy=multi-user.target
 def user_socket() -> str:
     """The sockets of a user's daemon that systemd opens, to start it for whoever connects first.
 
-    Not the admin socket: who asks whether a daemon runs wants none to be started.
+    Not the admin socket: a status query must not start a daemon.
     """
     return """\
 [Unit]

@@ -74,7 +74,7 @@ def endpoint(address: Address, surface: paths.Surface) -> Endpoint:
 
 
 class Addresses:
-    """The addresses that a client was given; ``None`` is one that it was not."""
+    """The addresses given to a client; ``None`` where none was given."""
 
     def __init__(self, given: Mapping[paths.Surface, Address | None]) -> None:
         self._given = given

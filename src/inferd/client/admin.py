@@ -28,7 +28,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What a daemon is and does; rows and numbers stand in them as on the wire."""
+    """The state of a daemon; rows and numbers are as on the wire."""
 
     lifecycle: Frame
     capabilities: tuple[Frame, ...]

@@ -149,7 +149,7 @@ async def _within(limit_secs: float | None, operation: Coroutine[Any, Any, R]) -
             task.cancel()
             await asyncio.wait([task])
         if not task.cancelled():
-            task.exception()  # or it would be reported as one that nobody saw, if we are being cancelled
+            task.exception()  # avoids "exception was never retrieved" during a cancellation
     if task.cancelled():
         raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
     return task.result()

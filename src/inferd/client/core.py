@@ -136,7 +136,7 @@ class ConnectionPool(Generic[C]):
         self._closed = False
 
     def take(self) -> C | None:
-        """One that is still good, the one used last if there are several."""
+        """The connection used last, of those that are still open."""
         while True:
             try:
                 connection = self._kept.pop()

@@ -128,7 +128,7 @@ class Request(ABC, Generic[E, D]):
         return (encode(body) + b"\n", *raw)
 
     def take(self, line: bytes) -> E | D | None:
-        """The event of a line, ``None`` for one that tells the caller nothing.
+        """The event of a line, ``None`` for a frame without news for the caller.
 
         Raises RequestFailed for an error frame, ProtocolError for what is no reply to this request.
         """

@@ -128,7 +128,7 @@ class ServerUrl(Kind):
 
 @dataclass(frozen=True)
 class Endpoint(ServerUrl):
-    """A server in the place of a service's own, which nothing stands for; a bare host means https."""
+    """Overrides a service's endpoint; the empty string keeps the default. A bare host means https."""
 
     @property
     def description(self) -> str:

@@ -218,7 +218,7 @@ def _converted(raw: Any) -> Any:
 
 
 def _check_kinds(raw: Any) -> None:
-    """Names the nearest kind for one that there is not; all else about the shape is left to msgspec."""
+    """Names the nearest kind for an unknown one; msgspec checks the rest of the shape."""
     listed = raw.get("backends") if isinstance(raw, dict) else None
     for position, entry in enumerate(listed if isinstance(listed, list) else ()):
         kind = entry.get("kind") if isinstance(entry, dict) else None

@@ -1,4 +1,4 @@
-"""Where the daemon serves, and who may connect."""
+"""The daemon's sockets, and the clients that may connect."""
 
 # ruff: noqa: RUF009 - a field is made by a function here, so that its row of the table stands beside it
 from __future__ import annotations

@@ -157,7 +157,7 @@ async def in_thread(call: Callable[[], T], cancelled: threading.Event) -> T:
     except asyncio.CancelledError:
         cancelled.set()
         await asyncio.wait((running,))
-        running.exception()  # nobody is left to hear it
+        running.exception()  # avoids "exception was never retrieved"
         raise
 
 

@@ -342,7 +342,7 @@ class Daemon:
             self._work.cancel()
 
     def _watch_idleness(self) -> None:
-        """Stops the daemon when nobody has been connected for ``idle_exit_secs``."""
+        """Stops the daemon when no client has been connected for ``idle_exit_secs``."""
         if self._idle_alarm is not None:
             self._idle_alarm.cancel()
             self._idle_alarm = None

@@ -1,7 +1,7 @@
 """The side of the daemon that clients see: its surfaces on their sockets, and the limits they share.
 
 All sockets are bound before any is served. The limits and the key follow the settings while requests run.
-At the end nobody is let in any more, what runs may finish for a time, and what does not is cancelled.
+A drain accepts no new request, lets running requests finish for a time, and cancels the rest.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class Server:
                 _log.warn("a restart is needed to serve another surface", surface=surface.name)
 
     def stop(self) -> None:
-        """Lets nobody in any more; open connections go on."""
+        """Accepts no new connection; open connections stay."""
         for listener in self.listeners:
             listener.stop()
 

@@ -98,7 +98,7 @@ class Log:
         self.component = component
 
     def error(self, msg: str, /, **fields: object) -> None:
-        """Something failed and somebody has to act."""
+        """Something failed and the operator has to act."""
         if _active.level <= ERROR:
             _active.put((time.time(), ERROR, self.component, msg, fields))
 

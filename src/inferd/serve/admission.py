@@ -247,15 +247,15 @@ class Admission:
     # Changes, and the end.
 
     def resize(self, active_permits: int, queue_depth: int) -> None:
-        """Changes both numbers. More permits let the next ones start at once; with fewer, who runs and who
-        waits goes on, and nobody starts or joins until there is room again."""
+        """Changes both numbers. More permits let the next ones start at once; with fewer, running and
+        queued requests stay, and no other starts or joins until there is room."""
         self.active_permits = max(1, active_permits)
         self.queue_depth = queue_depth
         while len(self._running) < self.active_permits and self._call_next():
             pass
 
     def close(self) -> None:
-        """Refuses whoever comes from now on; who waits or runs goes on."""
+        """Refuses new requests from now on; queued and running ones stay."""
         self._closed = True
 
     def release_waiters(self) -> None:
@@ -272,7 +272,7 @@ class Admission:
         return (waiter.holder for waiter in self._in_line())
 
     async def idle(self) -> None:
-        """Returns once nobody runs or waits."""
+        """Returns once no request runs or waits."""
         if self._running or self.waiting:
             self._idle = asyncio.get_running_loop().create_future()
             await self._idle

@@ -28,7 +28,7 @@ MAX_UNIX_PATH_BYTES = 103 if sys.platform == "darwin" else 107  # sun_path less 
 class Bound:
     """A listening socket; ``address`` is how people call it, ``file`` what it left in the file system.
 
-    ``sock`` is readable when somebody waits to be accepted.
+    ``sock`` is readable when a connection waits to be accepted.
     """
 
     sock: socket.socket
@@ -37,7 +37,7 @@ class Bound:
     is_tcp: bool = False
 
     def accept(self) -> tuple[socket.socket, peer.Peer]:
-        """The next connection and who it is; errors as of ``socket.accept``."""
+        """The next connection and its peer; raises as ``socket.accept`` does."""
         sock, _ = self.sock.accept()
         return sock, peer.of(sock)
 
@@ -76,7 +76,7 @@ def bind_unix(path: Path, mode: int, group: str | None = None) -> Bound:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _make_way(path)
         # The umask gives the socket its mode: where others may write to the directory, a chmod could meet a
-        # link that one of them has put in the socket's place. Nobody can connect before it listens.
+        # link that one of them has put in the socket's place. No client can connect before it listens.
         os.umask(0o777 & ~mode)
         sock.bind(str(path))
         made = _give_to(path, gid)
@@ -140,7 +140,7 @@ def _make_way(path: Path) -> None:
 
 
 def parse_tcp(address: str) -> tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, int]:
-    """The two halves of a literal ``IP:port``; an IPv6 address stands in brackets."""
+    """The two halves of a literal ``IP:port``; an IPv6 address is in brackets."""
     host, _, port = address.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
     with contextlib.suppress(ValueError):

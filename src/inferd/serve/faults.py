@@ -1,4 +1,4 @@
-"""What the log may say of an error that nobody foresaw."""
+"""How unexpected exceptions are logged: class and location, never the message."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ class Listener:
         return self._bound.is_there()
 
     def stop(self) -> None:
-        """Accepts nobody any more; open connections go on. Idempotent."""
+        """Accepts no new connection; open connections stay. Idempotent."""
         if self._accepting:
             self._accepting = False
             if self._rest is not None:

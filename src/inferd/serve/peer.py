@@ -1,4 +1,4 @@
-"""Who is at the other end of a connection, as far as the system tells.
+"""The identity of the peer of a connection, as far as the system reports it.
 
 Recorded with every connection and request, and used to be fair between callers; never to let anyone in.
 """

@@ -1,6 +1,6 @@
 """Chooses the backend of a request and keeps each backend's circuit breaker.
 
-Backends stand in order of priority; the first that is ready, has the capabilities that the request needs and
+Backends are in order of priority; the first that is ready, has the capabilities that the request needs and
 whose breaker lets it serves. Three failures within a minute open a breaker for half a minute; then one
 request at a time may probe, and its success closes the breaker while its failure opens it again. What counts
 as a failure is data on the error: what the client did, a full queue or a cancellation never does. There is no
@@ -128,7 +128,7 @@ class BackendSlot:
         return model in (self.backend.name, self.backend.model)
 
     def release(self) -> None:
-        """Takes the backend out: what its last requests still tell is nobody's business."""
+        """Takes the backend out; results of its last requests no longer reach the breaker."""
         self.breaker.reset()
         self._released = asyncio.get_running_loop().create_future()
         if not self.running:
@@ -162,7 +162,7 @@ class BackendSlot:
             else:
                 self.breaker.undecided(probe)
         else:
-            self.breaker.failed(probe)  # an error that nobody foresaw
+            self.breaker.failed(probe)  # an unexpected error
 
 
 class Dispatch:
@@ -222,7 +222,7 @@ class Router:
         raise _unsupported(fit.backend.name, needs - fit.able)
 
     def replace(self, backends: Sequence[Backend]) -> list[BackendSlot]:
-        """Serves with ``backends`` from the next request on; one that stays keeps its breaker.
+        """Serves with ``backends`` from the next request on; a backend that stays keeps its breaker.
 
         Returns what was taken out; see :meth:`BackendSlot.released`.
         """

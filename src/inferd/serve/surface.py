@@ -51,7 +51,7 @@ def ms_since(start: float) -> float:
 
 
 class RequestContext(Generic[R]):
-    """One request on its way: who asked, how far it has come, and whether it shall end early.
+    """One request in progress: its caller, its stage, and whether it is to end early.
 
     ``source`` is what the log says of the connection; ``tokens`` counts the pieces of the answer so far;
     ``permit`` is the request's place among those that run. ``caller`` is whose turn in the queue the request

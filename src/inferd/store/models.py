@@ -278,7 +278,7 @@ class ModelStore:
             _log.debug("stamp_not_written", sha256=sha256, reason=error)
 
     def _is_private(self, directory: Path) -> bool:
-        """Whether nobody else can write to ``directory`` or move it, up to the store's home."""
+        """Whether only this user can write to ``directory`` or move it, up to the store's home."""
         inside = [directory, *(parent for parent in directory.parents if parent.is_relative_to(self.home))]
         return all(_only_ours(path.stat()) for path in inside)
 

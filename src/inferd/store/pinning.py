@@ -37,7 +37,7 @@ def pin(
     progress: Progress,
     cancelled: threading.Event,
 ) -> CatalogueModel:
-    """The model that the source ``text`` stands for, called ``name`` or after its file.
+    """The model of the source ``text``, called ``name`` or after its file.
 
     Raises StoreError when the name means something else already or the file cannot be pinned, FetchError when
     the source cannot be asked, ModelError when it is a file that is no GGUF, BootCancelled.

@@ -77,7 +77,7 @@ class Lock:
                 raise StoreError(f"cannot lock {path}: {error.strerror}") from error
             if current:
                 break
-            os.close(fd)  # somebody deleted the file between our open and our lock
+            os.close(fd)  # the file was deleted between our open and our lock
         lock = cls(path, fd)
         lock._write_pid(f"{os.getpid()}\n".encode())
         return lock
@@ -113,7 +113,7 @@ class Lock:
         self.release()
 
     def _write_pid(self, text: bytes) -> None:
-        # A lock path given by mistake may be somebody's document: only a pid or nothing is overwritten.
+        # A lock path given by mistake may be a document: only a pid or an empty file is overwritten.
         with suppress(OSError):
             if os.pread(self._fd, 32, 0).strip().isdigit() or os.fstat(self._fd).st_size == 0:
                 os.ftruncate(self._fd, 0)

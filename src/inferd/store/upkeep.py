@@ -1,4 +1,4 @@
-"""Taking things out of the store: a model by its name, and what nobody needs any more.
+"""Removal from the store: a model by its name, and unused files.
 
 ``remove`` deletes what the user names, whoever wrote it. ``collect`` deletes only what inferd wrote: blobs
 that no name means, what broke off, and, when it is asked to, quarantined files. Neither touches what another
@@ -35,7 +35,7 @@ class Removed:
 
 @dataclass(frozen=True)
 class Rubbish:
-    """Something that nobody needs; ``what`` is for people."""
+    """An unused file; ``what`` describes it for people."""
 
     what: str
     path: Path
@@ -55,7 +55,7 @@ def remove(store: ModelStore, name: str) -> Removed:
     if not store.manifest_path(name).exists() and not has_part:
         raise StoreError(f"no model {name!r} is in the store at {store.home}; `inferd list` shows which are")
     with _held(store.name_lock(name), f"model {name!r}"):
-        digest = _digest(store, name)  # again: before, somebody could still change it
+        digest = _digest(store, name)  # again: it could still change before
         if digest is None:
             store.remove_manifest(name)
             return Removed(name, 0)
@@ -80,14 +80,14 @@ def _digest(store: ModelStore, name: str) -> str | None:
 
 
 def collect(store: ModelStore, *, quarantine: bool, dry_run: bool) -> Iterator[Rubbish]:
-    """Delete what inferd wrote and nobody needs, and tell what it was; with ``dry_run``, only tell.
+    """Delete unused files that inferd wrote, and return them; with ``dry_run``, only return them.
 
     As long as a manifest cannot be read, any blob may be needed.
     """
     for path in sorted((store.home / "blobs" / "sha256").glob("[0-9a-f][0-9a-f]/*")):
         if rubbish := _rubbish(store, path):
             with suppress(LockHeld), Lock.acquire(store.blob_lock(_digest_in(path))):
-                if _rubbish(store, path):  # nobody has begun to use it meanwhile
+                if _rubbish(store, path):  # it has not come into use meanwhile
                     yield rubbish
                     if not dry_run:
                         _discard(path) if path.name.startswith(".") else store.remove_blob(path.name)

@@ -148,7 +148,7 @@ def _refuse_blob(
     progress: Progress,
     cancelled: threading.Event,
 ) -> StoreError:
-    """Move the open blob to quarantine, unless somebody has replaced it meanwhile; the error to raise."""
+    """Move the open blob to quarantine, unless it has been replaced meanwhile; returns the error to raise."""
     try:
         with Lock.wait(store.blob_lock(model.sha256), cancelled, lambda: None):
             if store.is_blob(model.sha256, opened.fd):

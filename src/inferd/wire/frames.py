@@ -1,7 +1,7 @@
 """What the frames of every surface share: one JSON object a line, strict going in, compact coming out.
 
 A line goes through three gates: it is UTF-8 as a whole, it is one JSON object with the types that the surface
-declares, and no key that the surface knows stands in it twice. A failure is a ``DecodeError`` that says which
+declares, and no key that the surface knows is repeated. A failure is a ``DecodeError`` that says which
 field and what was expected; it carries the line's ``id`` when the line was an object with a string there.
 It is a ``NotJson`` when the line is not JSON. A ``DecodeError`` never quotes more of the line than a key.
 """
@@ -62,7 +62,7 @@ class Pairs(list["tuple[str, Any]"]):
         return next((value for name, value in self if name == key), None)
 
     def require_unique(self, keys: frozenset[str], where: str) -> None:
-        """Raises DecodeError when one of ``keys`` stands in this object twice."""
+        """Raises DecodeError when one of ``keys`` is repeated in this object."""
         seen = [name for name, _ in self if name in keys]
         for name in seen:
             if seen.count(name) > 1:

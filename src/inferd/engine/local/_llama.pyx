@@ -10,7 +10,7 @@ no Python object crosses, so the loop could as well run in a process of its own.
 A step of the loop: take in new jobs and cancels; give free slots to waiting jobs; fill one batch; decode; sample
 a token for each row of logits; append the finished frames; publish them and wake the event loop once. A batch
 is either the next token of every running sequence or a chunk of one prompt, in turns. llama.cpp would split a
-mixed one in the same way, and as it is, what is computed for a prompt never depends on who runs beside it.
+mixed one in the same way, and as it is, what is computed for a prompt never depends on the other sequences.
 
 A job is the list of its tokens (prompt and answer) and ``n_past``, how many of them the KV cache holds. Prefill,
 decoding, repair after an interrupted step and the reuse of a prefix are the same thing: feed what is missing.

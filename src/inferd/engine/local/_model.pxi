@@ -255,7 +255,7 @@ cdef class Projector:
 
     @property
     def marker(self) -> str:
-        """What stands for an item in a rendered conversation."""
+        """The placeholder of an item in a rendered conversation."""
         return self.projector.get().marker().decode()
 
 

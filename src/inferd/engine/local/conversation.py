@@ -228,7 +228,7 @@ def _without_tools(message: Message) -> Message:
 
 
 def _message(message: Message, marker: str) -> dict[str, object]:
-    """A message in the form of OpenAI's chat completions; ``marker`` stands for each medium."""
+    """A message in the form of OpenAI's chat completions; ``marker`` is put in the place of each medium."""
     content: object = message.content
     if not isinstance(message.content, str):
         content = [

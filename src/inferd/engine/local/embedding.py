@@ -4,7 +4,7 @@ A request becomes a job: its texts as token sequences, made by a small pool and 
 computed. One thread computes batches of whole sequences. A batch takes one sequence of each job in turn until
 it is full, so requests of several clients are served side by side and a short one never waits for a long one.
 The GIL is free while a batch is computed. A job that is cancelled is left out of the next batch; a batch that
-nobody waits for any more is cut off.
+no client waits for any more is cut off.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class _Job:
         self.cancelled = False
 
     def prepare(self, sequences: Iterator[bytes]) -> None:
-        """Makes the sequences, until all are made or nobody wants them."""
+        """Makes the sequences, until all are made or the client has left."""
         for sequence in sequences:
             if self.cancelled:
                 return

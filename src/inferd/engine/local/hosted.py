@@ -194,7 +194,7 @@ class HostedModel(Backend):
                 self._check_files()
                 self._loaded = await self._launch(_tell_nobody)
             except InferdError as error:
-                # Nobody waits for what may never come; the next try may be better.
+                # Waiting requests fail now: the process may never start.
                 self._broken = str(error)
                 _log.error("engine_restart_failed", engine=self.name, error=str(error))
                 self._turns.fail_waiting(
@@ -225,7 +225,7 @@ class HostedModel(Backend):
     # Requests.
 
     def job(self, request: Request) -> Job:
-        """A request for the process. Raises NotReady, and InvalidRequest for one that was convicted."""
+        """A request for the process. Raises NotReady, and InvalidRequest for a convicted request."""
         if not self.ready():
             raise NotReady
         return Job(self._turns, request, alone=self._suspects.runs_alone(request, time.monotonic()))

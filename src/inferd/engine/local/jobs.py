@@ -1,4 +1,4 @@
-"""Requests on their way to an engine process: who waits, who runs, and what comes back.
+"""Requests sent to an engine process: the queued, the running, and their results.
 
 A :class:`Job` waits for its turn, travels to the process, and collects the messages that come back. A
 :class:`Turns` gives the turns: at most ``limit`` jobs at once, in order of arrival. A job keeps its turn
@@ -104,7 +104,7 @@ class Job:
             self.process.tell(m.CANCEL, self._number)
 
     def leave(self) -> None:
-        """Nobody waits for it any more. Idempotent."""
+        """The consumer has gone. Idempotent."""
         if self._left:
             return
         self._left = True

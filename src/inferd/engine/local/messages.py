@@ -150,7 +150,7 @@ _NAMED = {
 
 
 def failure(error: BaseException) -> Failure:
-    """How an error crosses to the daemon; the words of one that inferd did not raise stay behind."""
+    """How an error crosses to the daemon; the message of an unexpected exception is not sent."""
     for kind in type(error).__mro__:
         if kind.__name__ in _NAMED:
             details = error.details if isinstance(error, InferdError) else {}

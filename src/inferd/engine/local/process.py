@@ -63,7 +63,7 @@ class Patience:
 
 
 class Receiver(Protocol):
-    """Who waits for the messages of a job."""
+    """The receiver of a job's messages."""
 
     def take(self, kind: int, body: bytes, fds: list[int]) -> None:
         """A message of the job; its last one is one of ``messages.ENDS``."""

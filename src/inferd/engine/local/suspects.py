@@ -2,7 +2,7 @@
 
 A request is known by a keyed hash that means nothing outside this daemon; its text is kept nowhere. To have
 run when a process died proves little, because others ran, too. So a request that was there at two deaths runs
-alone from then on, and only one that is alone at its second death is convicted: it is refused for ten
+alone from then on, and only a request that is alone at its second death is convicted: it is refused for ten
 minutes.
 """
 
@@ -32,7 +32,7 @@ class Suspects:
         self._convicted: dict[bytes, float] = {}
 
     def runs_alone(self, request: Request, now: float) -> bool:
-        """Whether the request is a suspect. Raises InvalidRequest for one that was convicted."""
+        """Whether the request is a suspect. Raises InvalidRequest for a convicted request."""
         if not self._deaths and not self._convicted:
             return False
         self._forget(now)

@@ -1,7 +1,7 @@
 """HTTP client code shared by the remote backends.
 
-An :class:`Upstream` is the far end, spoken to over HTTP: whatever goes wrong there comes out as one of the
-errors of :mod:`inferd.errors`, and leaving a response closes its connection at once.
+An :class:`Upstream` is one server. Every failure there is raised as one of the errors of
+:mod:`inferd.errors`, and leaving a response closes its connection at once.
 
 What the far end says of a failure goes to the client only when the client has to change something: such an
 error is not logged, and the text may well quote the prompt. Of its other failures only the bare name of the

@@ -21,7 +21,7 @@ class RemoteStream(Stream):
     """The events of ``source``, an answer as it is read from the far end.
 
     ``source`` is an async generator that sends the request when it is first asked for an event; it is left,
-    and so its connection closed, when the stream is. It may be a few events ahead of who pulls, not more.
+    and so its connection closed, when the stream is. It may be a few events ahead of the consumer, not more.
     ``running`` holds this stream for as long as the reading goes on.
     """
 

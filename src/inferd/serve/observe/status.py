@@ -1,4 +1,4 @@
-"""The state of the daemon, told to everyone who listens on the admin socket.
+"""The state of the daemon, published on the admin socket.
 
 A subscriber gets one ``capabilities`` frame for each backend, the current lifecycle frame, and then each
 event as it is published. Publishing never blocks: what a subscriber does not read is kept for it, up to a
@@ -44,7 +44,7 @@ class StatusBoard:
         self.publish_event(frame)
 
     def publish_event(self, frame: bytes) -> None:
-        """A frame that leaves the lifecycle as it is: goes to those who are there, and is forgotten."""
+        """A frame that leaves the lifecycle as it is: is sent to the present subscribers and not kept."""
         for subscriber in tuple(self._subscribers):
             subscriber.send(frame)
 
@@ -79,7 +79,7 @@ class StatusBoard:
         self._subscribers.add(subscriber)
 
     def snapshot(self) -> bytes:
-        """The frame that answers who asks for it."""
+        """The frame that answers a snapshot request."""
         return admin.snapshot(self._lifecycle, self._report())
 
     def forget(self, subscriber: Subscriber) -> None:
@@ -102,7 +102,7 @@ class Subscriber(asyncio.Protocol):
         self._listing: asyncio.Future[None] | None = None
 
     def send(self, frame: bytes) -> None:
-        """Sends ``frame`` now or as soon as the subscriber reads; one that has left misses it."""
+        """Sends ``frame`` now or as soon as the subscriber reads; a subscriber that has left misses it."""
         if self._transport.is_closing():
             return
         if not self._blocked:
@@ -138,9 +138,9 @@ class Subscriber(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         *lines, begun = (self._begun + data).split(b"\n")
-        # Enough to know a line by that is too long: one that begins like this is none of ours.
+        # Enough to recognise a line that is too long: it cannot be one of ours.
         self._begun = begun[: admin.MAX_REQUEST_BYTES + 1]
-        # Those who ask many times in one go are answered once, so that nobody can keep the loop busy.
+        # Several requests in one read get one answer, so that a client cannot keep the loop busy.
         if any(admin.asks_for("snapshot", line) for line in lines):
             self.send(self._board.snapshot())
         if self._listing is None and any(admin.asks_for("models", line) for line in lines):

@@ -54,7 +54,7 @@ class UnarySurface(Surface[R], Generic[R, A]):
 
 
 def _heard(call: asyncio.Task[A]) -> None:
-    """An error that comes when its client has left is nobody's business."""
+    """Avoids "exception was never retrieved" when the client has gone."""
     if not call.cancelled():
         call.exception()
 

@@ -66,7 +66,7 @@ struct Job {
 
     // Guarded by the exchange's mutex.
     bool cancel = false;
-    bool dropped = false;   // nobody will collect it
+    bool dropped = false;   // it will not be collected
     bool finished = false;
     bool announced = false; // in `ready_`, not collected since
     std::string out;        // frames not yet collected

@@ -48,7 +48,7 @@ class Projector {
     bool hears() const noexcept;
     int sample_rate() const noexcept;  // Hz, of the samples it wants
 
-    // What stands for an item in the text of a prompt. It is random, so that no client can write it.
+    // The placeholder of an item in the text of a prompt. It is random, so that no client can write it.
     const std::string &marker() const noexcept { return marker_; }
 
     // Appends what `item` becomes to `tokens`, and its media to `spans`. `n_batch`: what one step can take.

@@ -91,7 +91,7 @@ class ThreadGovernor {
         Pace &pace = pace_[sequences];
         const bool known = pace.steps >= kEnough;
         if (known && elapsed > pace.mean * 1.5) {
-            // Slower than usual again and again: somebody else is at work. Look for a better count soon.
+            // Slower than usual again and again: another process is busy. Look for a better count soon.
             if (++slow_ >= kEnough) {
                 slow_ = 0;
                 backoff_ = kFirstBackoff;
