@@ -45,6 +45,7 @@ LOADERS = re.compile(
 
 KNOWN_LOADERS: dict[str, tuple[str, ...]] = {
     "__init__.py": ("importlib.import_module",),  # two modules of our own, by names that are in its text
+    "engine/local/guides.py": ("importlib",),  # the file of llguidance, in the process of a model
     "store/wheel.py": ("importlib.util",),  # looks whether pip is there
     "engine/local/portable.py": ("importlib.metadata", "importlib.util"),  # looks which companions are there
     "daemon/bridge.py": ("importlib.util",),  # looks whether the extra inferd[http] is there

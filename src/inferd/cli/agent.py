@@ -15,6 +15,7 @@ import click
 import httpx
 
 from inferd.cli.agents import AGENTS, DIRECTORY, INSTALL, Launch, Served
+from inferd.cli.say import say
 from inferd.config import sources
 from inferd.config.addresses import HttpAddress
 from inferd.errors import DaemonUnreachable, UsageError
@@ -50,7 +51,7 @@ def agent_command(url: str | None, model: str | None, agent: str, arguments: tup
     if program is None:
         raise UsageError(f"{launch.program} is not installed; run: {INSTALL[agent]}")
     if served.window < LEAST_WINDOW:
-        click.echo(
+        say(
             f"inferd: the context of {served.model} is {served.window} tokens, and agents need {LEAST_WINDOW}"
             " or more for their first request alone; serve with a larger --n-ctx or another model",
             err=True,

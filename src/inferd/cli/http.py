@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from inferd.cli.say import say
 from inferd.cli.serve import flags_of
 from inferd.config import sources
 from inferd.config.addresses import HttpAddress
@@ -32,7 +33,7 @@ def _http(address: str | None, **flags: Any) -> int:
     bound = bridge.bind_address(settings)
     setup = bridge.setup_of(settings, bound.sock.fileno(), token="")
     bound.sock.detach()
-    click.echo(f"serving HTTP on {bound.address}", err=True)
+    say(f"serving HTTP on {bound.address}", err=True)
     return server.run(server.setup(setup))
 
 
