@@ -23,14 +23,17 @@ def _flag(option: Option) -> click.Option:
     if isinstance(option.kind, Boolean):
         names = f"{flag}/{flag.replace('--', '--no-', 1)}"
         return click.Option([names], default=None, help=described)
+    # Given to any option, even as None, these two let it stand without its value, and take `-5` for a flag.
+    bare: dict[str, Any] = {}
+    if isinstance(option.kind, HttpAddress):
+        bare = {"is_flag": False, "flag_value": option.kind.bare}
     return click.Option(
         [flag],
         type=KindType(option.kind),
         metavar=option.kind.metavar,
         default=None,
         help=described,
-        is_flag=False,
-        flag_value=option.kind.bare if isinstance(option.kind, HttpAddress) else None,
+        **bare,
     )
 
 
