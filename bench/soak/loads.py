@@ -227,14 +227,14 @@ MALFORMED = (
 
 
 async def malformed(guest: Guest) -> str:
-    """What is no request is told so, and the connection ends."""
-    line, code = guest.chance.choice(MALFORMED)
-    with await guest.raw(guest.chance.choice(("infer.sock", "infer.v2.sock"))) as raw:
-        await raw.send(line)
-        frame = await raw.frame()
-        assert (frame["type"], frame["code"]) == ("error", code), frame
-        await raw.end()
-    return code
+    """Bytes that are no request are answered with the reason, and the connection ends."""
+    for line, code in MALFORMED:
+        with await guest.raw(guest.chance.choice(("infer.sock", "infer.v2.sock"))) as raw:
+            await raw.send(line)
+            frame = await raw.frame()
+            assert (frame["type"], frame["code"]) == ("error", code), f"{line[:40]!r}: {frame}"
+            await raw.end()
+    return "refused"
 
 
 async def cut(guest: Guest) -> str:

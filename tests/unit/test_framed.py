@@ -127,6 +127,14 @@ async def test_every_generation_socket_takes_frames(path: Path, surface: Surface
 
 
 @SOCKETS
+async def test_an_empty_first_line_is_answered_before_more_comes(path: Path, surface: Surface[Any]) -> None:
+    async with serving(path, surface=surface) as server:
+        client = await server.connect()
+        await client.send(b"\n")
+        assert (await client.frame())["code"] == "invalid_request"
+
+
+@SOCKETS
 @pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
 async def test_every_generation_socket_takes_lines(path: Path, surface: Surface[Any], bom: bytes) -> None:
     line = TEXT_LINE if isinstance(surface, TextSurface) else BLOCKS_LINE

@@ -39,8 +39,11 @@ def is_framed(first: bytes) -> bool | None:
     """Whether a connection that begins with ``first`` speaks frames; ``None`` when more bytes are needed.
 
     A head begins with a byte of 0x80 or more, or has the kind as its second byte; no line of JSON does. A
-    byte order mark could be the head of a frame of a megabyte or more, and is one if a kind follows.
+    byte order mark could be the head of a frame of a megabyte or more, and is one if a kind follows. A
+    newline ends an empty line, and its sender may wait for the answer: no request fits into ten bytes.
     """
+    if first[:1] == b"\n":
+        return False
     if _BOM.startswith(first[:3]):
         if len(first) < LONGEST_OPENING:
             return None
