@@ -31,6 +31,15 @@ def client(bridge: BridgeProcess) -> Iterator[ollama.Client]:
     client._client.close()
 
 
+def test_line_separators_of_unicode_do_not_end_a_line_of_the_stream() -> None:
+    text = "next\x85line\u2028para\u2029é."
+    with BridgeProcess({"tape": [text]}) as process:
+        client = ollama.Client(process.wait_ready().base)
+        parts = list(client.chat("mock", [{"role": "user", "content": "?"}], stream=True))
+        client._client.close()
+    assert "".join(part.message.content or "" for part in parts) == text
+
+
 def test_chat_whole_and_streamed(client: ollama.Client) -> None:
     ask = [{"role": "user", "content": "Say hello."}]
     whole = client.chat(MODEL, ask, options=OPTIONS, keep_alive=-1)

@@ -1,11 +1,15 @@
 """The two forms in which an answer is streamed: server-sent events, and lines of JSON (NDJSON).
 
-One event is one ``bytes`` object, written at once. A comment is what every SSE parser skips; it keeps proxies
-and clients patient during a long prompt.
+One event is one ``bytes`` object, written at once. Every SSE parser skips a comment; it keeps proxies and
+clients patient during a long prompt.
+
+U+0085, U+2028 and U+2029 are escaped. JSON allows them in a string as they are, but clients that split a
+stream as ``str.splitlines`` does, such as those built on httpx's ``iter_lines``, end the line there.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import orjson
@@ -15,13 +19,21 @@ NDJSON = "application/x-ndjson"
 DONE = b"data: [DONE]\n\n"
 COMMENT = b": working\n\n"
 
+_LINE_ENDS = re.compile(rb"\xc2\x85|\xe2\x80[\xa8\xa9]")
+
 
 def sse(data: Any, event: str | None = None) -> bytes:
     """One server-sent event with a JSON value."""
     name = b"" if event is None else b"event: " + event.encode() + b"\n"
-    return name + b"data: " + orjson.dumps(data) + b"\n\n"
+    return name + b"data: " + _on_one_line(orjson.dumps(data)) + b"\n\n"
 
 
 def ndjson(value: Any) -> bytes:
     """One line."""
-    return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE)
+    return _on_one_line(orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE))
+
+
+def _on_one_line(data: bytes) -> bytes:
+    if data.isascii():
+        return data
+    return _LINE_ENDS.sub(lambda found: b"\\u%04x" % ord(found[0].decode()), data)
