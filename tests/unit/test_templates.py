@@ -6,6 +6,7 @@ Where a bound is missing, a test here does not fail: it takes the whole machine,
 from __future__ import annotations
 
 import json
+import re
 import resource
 import threading
 from collections.abc import Iterator
@@ -70,6 +71,24 @@ def test_a_hostile_template_is_refused(
     with pytest.raises(ModelError, match=reason):
         preparing.submit(_llama.Templates, model, source).result()
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400 << 10
+
+
+@pytest.mark.parametrize(
+    ("source", "error"),
+    [
+        ("{{ 2 ** 3 }}", "Unexpected token: * at line 1, column 7"),
+        ("é\n{% for x in %}", "Unexpected token: %} at line 2, column 13"),
+        ("a\n\n{% endfor %}", "Unknown statement: endfor at line 3, column 4"),
+        ("{{ 1e5 }}", "Expected }} (Got e5) at line 1, column 5"),
+        ("b\né{{ 1 ! 2 }}", "unexpected character: ! after `é{{ 1 `"),
+        ("{{ 'a", "unexpected end of input during consume_while after `{{ 'a`"),
+    ],
+)
+def test_a_syntax_error_is_told_with_its_place(
+    source: str, error: str, model: _llama.Model, preparing: ThreadPoolExecutor
+) -> None:
+    with pytest.raises(ModelError, match=re.escape(f"cannot be parsed: {error}")):
+        preparing.submit(_llama.Templates, model, source).result()
 
 
 def test_one_that_turns_hostile_later_costs_its_request_only(

@@ -9,6 +9,8 @@
 #include "chat.h"
 #include "common.h"
 #include "guarded.h"
+#include "jinja/lexer.h"
+#include "jinja/parser.h"
 #include "json.h"
 #include "log.h"
 #include "whole_text.h"
@@ -29,6 +31,65 @@ std::string unused_mark(const std::string &text) {
 std::string without(const std::string &mark, std::string text) {
     for (size_t at = text.find(mark); at != std::string::npos; at = text.find(mark, at)) text.erase(at, mark.size());
     return text;
+}
+
+std::string parse_error(const std::vector<jinja::token> &tokens, const std::string &source) {
+    try {
+        jinja::parse_from_tokens({tokens, source});
+        return "";
+    } catch (const std::runtime_error &e) {
+        return e.what();
+    }
+}
+
+std::string at_place(const std::string &reason, const std::string &source, size_t place) {
+    const auto line = std::count(source.begin(), source.begin() + place, '\n') + 1;
+    const size_t before = place ? source.rfind('\n', place - 1) : std::string::npos;
+    const size_t column = before == std::string::npos ? place + 1 : place - before;
+    return reason + " at line " + std::to_string(line) + ", column " + std::to_string(column);
+}
+
+// The first line of an error of the lexer or the parser; the place that they quote below it has no number.
+std::string reason_of(std::string what) {
+    what.resize(std::min(what.find('\n'), what.size()));
+    for (const std::string prefix : {"lexer: ", "parser: ", "Parser Error: "}) {
+        if (what.rfind(prefix, 0) == 0) what.erase(0, prefix.size());
+    }
+    return what.substr(0, what.find(" of type "));
+}
+
+// The reason of an error of the lexer, with the text before it. The lexer quotes the source between `...`, with `↵`
+// for a newline, and puts a `^` under the place.
+std::string lexer_error(const std::string &what) {
+    const size_t first = what.find('\n'), second = what.find('\n', first + 1);
+    if (second == std::string::npos) return reason_of(what);
+    std::string before = what.substr(first + 1, second - first - 1);
+    string_replace_all(before, "↵", "\n");
+    if (before.size() < 6 || what.size() < second + 5) return reason_of(what);
+    before = before.substr(3, std::min(what.size() - second - 5, before.size() - 6));
+    before.erase(0, before.rfind('\n') + 1);
+    while (!before.empty() && (before[0] & 0xC0) == 0x80) before.erase(0, 1);
+    return reason_of(what) + " after `" + before + "`";
+}
+
+// Parses `source` ahead of llama.cpp, which throws its parser's errors on without their reason.
+void parse_template(const std::string &source) {
+    jinja::lexer_result read;
+    try {
+        read = jinja::lexer().tokenize(source);
+    } catch (const std::runtime_error &e) {
+        throw std::runtime_error(lexer_error(e.what()));
+    }
+    const std::string what = parse_error(read.tokens, read.source);
+    if (what.empty()) return;
+    // The error is at the last token of the shortest beginning that has it: a shorter one just ends too early.
+    size_t without = 0, with = read.tokens.size();
+    while (with - without > 1) {
+        const size_t middle = (without + with) / 2;
+        const std::vector<jinja::token> beginning(read.tokens.begin(), read.tokens.begin() + middle);
+        (parse_error(beginning, read.source) == what ? with : without) = middle;
+    }
+    throw std::runtime_error(with ? at_place(reason_of(what), read.source, read.tokens[with - 1].pos) : reason_of(what));
 }
 
 std::vector<llama_token> tokenize(const llama_vocab *vocab, const std::string &text, bool add_special) {
@@ -139,7 +200,9 @@ std::unique_ptr<Prompts> Prompts::make(const llama_model *model, const std::stri
         prompts->vocab_ = llama_model_get_vocab(model);
         for (const char *name : {static_cast<const char *>(nullptr), "tool_use"}) {
             const char *own = llama_model_chat_template(model, name);
-            check_template_source(own && source.empty() ? own : source);
+            const std::string chosen = own && source.empty() ? own : source;
+            check_template_source(chosen);
+            within_template_budget(0, [&] { return parse_template(chosen), true; });
         }
         auto made = within_template_budget(0, [&] { return common_chat_templates_init(model, source); });
         prompts->templates_ = {made.release(), common_chat_templates_free};
