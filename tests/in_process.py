@@ -18,11 +18,11 @@ from typing import Any
 from inferd.engine.backend import Backend
 from inferd.engine.mock import Mock
 from inferd.serve import auth, bind
-from inferd.serve.admission import Admission
 from inferd.serve.hangup import HangupWatch
 from inferd.serve.listener import ConnectionLimit, Listener
 from inferd.serve.memory import InputMemory
 from inferd.serve.observe.metrics import Metrics
+from inferd.serve.queues import Queues
 from inferd.serve.router import Router
 from inferd.serve.session import Service
 from inferd.serve.strangers import Strangers
@@ -176,7 +176,7 @@ async def serving(
     hangups = HangupWatch(asyncio.get_running_loop())
     service = Service(
         surface=surface or TextSurface(),
-        admission=Admission(active_permits, queue_depth),
+        admission=Queues(active_permits, queue_depth),
         router=Router(backends or (Mock(),), clock),
         hangups=hangups,
         metrics=Metrics(),

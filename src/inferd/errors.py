@@ -126,8 +126,12 @@ class ModelNotFound(InferdError):
     exit_code = 5
     fault = "client"
 
-    def __init__(self, name: str, near: Sequence[str] = (), *, missing: bool = False) -> None:
-        if missing:
+    def __init__(
+        self, name: str, near: Sequence[str] = (), *, missing: bool = False, loaded: bool = True
+    ) -> None:
+        if not loaded:
+            what = f"the model {name!r} is not loaded; `inferd ps` names those that are"
+        elif missing:
             what = f"the file of model {name!r} is not in the store; run `inferd pull {name}`"
         elif near:
             what = f"no model {name!r}; did you mean {' or '.join(map(repr, near))}?"

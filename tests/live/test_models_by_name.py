@@ -17,6 +17,7 @@ from inferd.store.models import Manifest, ModelStore
 from inferd.wire import admin as wire
 from tests.daemon_process import DaemonProcess
 from tests.demo_model import demo_model
+from tests.shell import Shell
 from tests.tiny_bert import write_bert
 
 Start = Callable[..., DaemonProcess]
@@ -104,3 +105,54 @@ def test_the_admin_socket_lists_what_can_be_named(process: DaemonProcess) -> Non
     assert set(rows) == {"talker", "vectors"}
     assert (rows["talker"]["quantisation"], rows["talker"]["resident"]) == ("Q4_1", False)
     assert rows["vectors"]["embed"] is True
+
+
+def test_a_user_sees_what_is_loaded_and_has_it_unloaded(process: DaemonProcess) -> None:
+    shell = Shell(process.dir, INFERD_ADMIN_ADDR=str(process.admin), INFERD_UDS=str(process.uds))
+    assert ask(process, model="talker", keep_alive=-1)["type"] == "done"
+    loaded = {row["name"]: row for row in json.loads(shell("ps", "--json").stdout)["loaded"]}
+    assert {"own", "talker"} == set(loaded)
+    assert (loaded["talker"]["pinned"], loaded["talker"]["engine"]["file_bytes"]) == (True, 98_362_432)
+    heading, *lines = shell("ps").stdout.splitlines()
+    assert heading.startswith("model")
+    assert [line.split()[-1] for line in lines] == ["always", "always"]
+    assert shell("unload", "talker").stdout == "talker is unloaded\n"
+    again = shell("unload", "talker")
+    assert (again.returncode, "'talker' is not loaded" in again.stderr) == (5, True)
+    assert "keeps 'own' loaded" in shell("unload", "own").stderr
+    assert shell("load", "vectors", "--keep-alive", "60").stdout == "vectors is loaded\n"
+    row = next(line for line in shell("ps").stdout.splitlines() if line.startswith("vectors"))
+    assert row.endswith(" s")
+    assert shell("unload", "vectors").returncode == 0
+    process.note_resources()
+
+
+def test_an_entry_gives_its_names_template_and_system_prompt(daemon: Start, short_dir: Path) -> None:
+    template = short_dir / "template.jinja"
+    template.write_text("{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}")
+    entry = {"kind": "llamacpp", "model_path": str(demo_model()), "n_ctx": 256}
+    backends = [
+        {**entry, "name": "plain", "chat_template_file": str(template)},
+        {
+            **entry,
+            "name": "pirate",
+            "aliases": ["captain"],
+            "preload": False,
+            "system": "Answer\nas a pirate.",
+        },
+    ]
+    config = short_dir / "config.json"
+    config.write_text(json.dumps({"backends": backends}))
+    process = daemon(backend="", config=config, threads=1, active_permits=1).wait_ready()
+    with Client(process.uds) as client:
+
+        def prompt(text: str, model: str, system: str = "") -> int:
+            turns = [{"role": "system", "content": system}] if system else []
+            asked = client.generate([*turns, {"role": "user", "content": text}], model=model, max_tokens=0)
+            return asked.result().prompt_tokens
+
+        words = "one two three"
+        assert prompt(words, "plain") < prompt(words, "captain")
+        own, none = prompt(words, "captain"), prompt(words, "captain", "x")
+        assert own == prompt(words, "pirate", "Answer\nas a pirate.") != none
+    process.note_resources()

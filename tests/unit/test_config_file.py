@@ -288,3 +288,33 @@ def test_the_schema_has_a_dialect_and_knows_every_key() -> None:
     assert "$schema" in schema["$defs"]["Config"]["properties"]
     tagged = [shape for name, shape in schema["$defs"].items() if name.startswith("Backend_")]
     assert all("kind" in shape["properties"] for shape in tagged)
+
+
+def test_an_entry_may_have_names_a_prompt_and_wait_to_be_named(tmp_path: Path) -> None:
+    first = {"kind": "mock", "name": "m"}
+    more = {
+        "aliases": ["big"],
+        "preload": False,
+        "pin": True,
+        "system": "Be\nbrief.",
+        "chat_template_file": "/t",
+    }
+    entry = {"kind": "llamacpp", "name": "big one", "model": {"name": "x"}, **more}
+    path = write(tmp_path, {"backends": [first, entry]})
+    (_, made), notes = sources.load({"config": path}, ENV)[0].backends, sources.load({"config": path}, ENV)[1]
+    assert made == LlamaCppEntry(
+        name="big one",
+        model=ModelSpec(name="x"),
+        aliases=("big",),
+        preload=False,
+        pin=True,
+        system="Be\nbrief.",
+        chat_template_file=Path("/t"),
+    )
+    assert notes == []
+    for listed, reason in (
+        ([first, {**entry, "aliases": ["m"]}], r"`backends\[1\].aliases` 'm' is taken"),
+        ([entry], "must be loaded at the start"),
+    ):
+        with pytest.raises(ConfigError, match=reason):
+            sources.load({"config": write(tmp_path, {"backends": listed})}, ENV)

@@ -161,7 +161,7 @@ async def test_the_time_of_a_reader_is_not_the_time_of_the_backend(
 async def test_refusals_and_what_is_no_request_are_errors_by_code(path: Path) -> None:
     async with serving(path, queue_depth=0) as server:
         client = await server.connect()
-        with await server.admission.admit("another"):
+        with await server.admission.of("mock").admit("another"):
             await client.send(ask())
             assert (await client.frame())["code"] == "queue_full"
         await client.send({"id": "q", "messages": []})

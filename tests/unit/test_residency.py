@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 import threading
 from collections.abc import Mapping
@@ -11,20 +12,23 @@ from pathlib import Path
 
 import pytest
 
-from inferd.config.entries import BackendEntry, LlamaCppEntry
+from inferd.config.entries import BackendEntry, LlamaCppEntry, ModelSpec
 from inferd.config.settings import Settings
+from inferd.daemon.directory import Directory
 from inferd.daemon.residency import Residency
 from inferd.engine.backend import EngineState
 from inferd.engine.mock import Mock
 from inferd.errors import (
     AdmissionClosed,
     DeadlineExceeded,
+    InvalidRequest,
     ModelError,
     ModelNotFound,
     ModelTooLarge,
     QueueFull,
 )
 from inferd.progress import Progress
+from inferd.serve.models import USUAL, Stay
 from inferd.serve.router import Router
 from inferd.store.models import Manifest, ModelStore
 from tests.in_process import until
@@ -70,6 +74,7 @@ class Home:
         self.gate = asyncio.Event()
         self.gate.set()
         self.made: list[Model] = []
+        self.entries: list[LlamaCppEntry] = []
         self.told: list[tuple[str, str]] = []
         self.router = Router([Mock("main")])
         wanted = {"models_home": directory, "keep_alive_secs": 0.0, **settings}
@@ -88,11 +93,16 @@ class Home:
         self, settings: Settings, entry: BackendEntry, progress: Progress, cancelled: threading.Event
     ) -> Model:
         assert isinstance(entry, LlamaCppEntry)
+        self.entries.append(entry)
         self.made.append(Model(entry.name, self.gate))
         return self.made[-1]
 
-    async def use(self, name: str, deadline: float | None = None) -> None:
-        async with self.models.hold(name, deadline) as given, AsyncExitStack() as held:
+    def need(self, name: str) -> int:
+        """What a model takes for one request, by the estimate."""
+        return Directory(self.router, self.models.settings).card(name).memory_bytes(48, 1)
+
+    async def use(self, name: str, deadline: float | None = None, stay: Stay = USUAL) -> None:
+        async with self.models.hold(name, deadline, stay) as given, AsyncExitStack() as held:
             held.enter_context(self.router.dispatch(model=given))
 
     def resident(self) -> set[str]:
@@ -159,7 +169,7 @@ async def test_one_that_cannot_be_loaded_fails_those_who_wait_and_may_be_tried_a
 
 async def test_an_idle_model_gives_way_and_a_busy_one_does_not(tmp_path: Path) -> None:
     home = Home(tmp_path, active_permits=1)
-    need = home.models.card("a").memory_bytes(48, 1)
+    need = home.need("a")
     home.models.settings = Settings(
         models_home=tmp_path, keep_alive_secs=0.0, active_permits=1, memory_budget_bytes=2 * need + need // 2
     )
@@ -231,4 +241,85 @@ async def test_the_listing_says_what_each_file_says(tmp_path: Path) -> None:
     assert set(rows) == {"a", "b", "c", "broken"}
     assert (rows["a"]["resident"], rows["b"]["resident"]) == (True, False)
     assert (rows["a"]["architecture"], rows["a"]["embed"]) == ("bert", True)
+    await home.models.close()
+
+
+OWNER_SAYS_ALWAYS, OWNER_SAYS_GO = Stay(-1.0, by_owner=True), Stay(0.0, by_owner=True)
+
+
+def stay(home: Home, name: str) -> tuple[object, object]:
+    slot = next(slot for slot in home.router.all_members() if slot.backend.name == name)
+    told = home.models.stay(slot)
+    secs = told["stays_secs"]
+    return told["pinned"], None if secs is None else round(float(str(secs)), -1)
+
+
+async def test_a_request_may_keep_its_model_for_longer_and_only_the_owner_shorter(tmp_path: Path) -> None:
+    home = Home(tmp_path, keep_alive_secs=600.0, keep_alive_max_secs=4000.0)
+    wishes = [
+        (USUAL, (False, 600)),
+        (Stay(1000.0), (False, 1000)),
+        (USUAL, (False, 1000)),
+        (Stay(1.0), (False, 1000)),
+        (Stay(9999.0), (False, 4000)),
+        (Stay(50.0, by_owner=True), (False, 50)),
+        (Stay(-1.0), (False, 4000)),
+        (OWNER_SAYS_ALWAYS, (True, None)),
+        (Stay(0.0), (True, None)),
+    ]
+    for wish, expected in wishes:
+        await home.use("a", stay=wish)
+        assert stay(home, "a") == expected, wish
+    assert stay(home, "main") == (True, None)
+    await home.use("a", stay=OWNER_SAYS_GO)
+    await until(lambda: home.told[-1] == ("a", "unloaded"))
+    await home.models.close()
+
+
+async def test_a_pinned_model_does_not_give_way(tmp_path: Path) -> None:
+    home = Home(tmp_path, active_permits=1)
+    home.models.settings = Settings(
+        models_home=tmp_path,
+        keep_alive_secs=0.0,
+        active_permits=1,
+        memory_budget_bytes=home.need("a") * 3 // 2,
+    )
+    await home.use("a", stay=OWNER_SAYS_ALWAYS)
+    with pytest.raises(ModelTooLarge):
+        await home.use("b")
+    await home.models.release("a")
+    await home.use("b")
+    assert home.resident() == {"b"}
+    await home.models.close()
+
+
+async def test_a_model_in_use_is_unloaded_when_its_last_request_ends(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    async with home.models.hold("a", None):
+        async with home.models.hold("a", None):
+            assert await home.models.release("a") == 2
+        assert home.resident() == {"a"}
+    await until(lambda: home.told[-1] == ("a", "unloaded"))
+    with pytest.raises(ModelNotFound, match="'a' is not loaded"):
+        await home.models.release("a")
+    with pytest.raises(InvalidRequest, match="keeps 'main' loaded"):
+        await home.models.release("main")
+    await home.models.close()
+
+
+async def test_an_entry_that_is_not_preloaded_is_loaded_by_its_names_with_its_options(tmp_path: Path) -> None:
+    entry = LlamaCppEntry(
+        name="tall", model=ModelSpec(name="a"), n_ctx=16, preload=False, pin=True, aliases=("big", "large")
+    )
+    home = Home(tmp_path, backends=(entry,))
+    await home.use("large")
+    await home.use("a")
+    await home.use("tall")
+    assert home.entries == [dataclasses.replace(entry, embed=True)]
+    assert stay(home, "tall") == (True, None)
+    rows = {row["name"]: row for row in await home.models.listing()}
+    assert set(rows) == {"tall", "b", "c", "broken"}
+    assert (rows["tall"]["resident"], rows["tall"]["aliases"]) == (True, ["big", "large"])
+    with pytest.raises(ModelNotFound, match="did you mean 'large'"):
+        await home.use("larg")
     await home.models.close()

@@ -109,7 +109,7 @@ async def test_an_endless_line_holds_no_more_than_the_cap_and_one_read(path: Pat
 async def test_an_invalid_request_leaves_the_connection_open_and_takes_no_place(path: Path) -> None:
     async with serving(path, queue_depth=0) as server:
         client = await server.connect()
-        with await server.admission.admit("another"):  # every place is taken
+        with await server.admission.of("mock").admit("another"):  # every place is taken
             await client.send({"id": "q", "messages": []})
             expected = error("invalid_request", "invalid request: messages must not be empty", "q")
             assert await client.line() == expected

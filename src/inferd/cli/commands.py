@@ -28,7 +28,9 @@ COMMANDS = {
     "import": "models",
     "list": "models",
     "show": "show",
-    "load": "show",
+    "load": "loaded",
+    "unload": "loaded",
+    "ps": "loaded",
     "verify": "models",
     "rm": "models",
     "gc": "models",
@@ -41,7 +43,7 @@ COMMANDS = {
 }
 """Command → module; the command is the attribute ``NAME_command`` of it."""
 
-ALIASES = {"ps": "status", "ls": "list"}
+ALIASES = {"ls": "list"}
 """What the command is called by people who come from elsewhere."""
 
 

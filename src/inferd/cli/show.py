@@ -1,4 +1,4 @@
-"""``inferd show`` and ``load``: what a stored model is, and having the daemon load it."""
+"""``inferd show``: what the file of a model says of itself."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ from pathlib import Path
 
 import click
 
-from inferd.cli import background
 from inferd.cli.columns import aligned, megabytes
-from inferd.cli.options import connection_options, target
-from inferd.cli.progress import Progress
 from inferd.cli.say import say, say_json
 from inferd.config import sources
 from inferd.controls import one_line
@@ -24,6 +21,7 @@ from inferd.errors import StoreError
 def show_command(name: str, as_json: bool) -> None:
     """Show what the file of a stored model, or a GGUF FILE, says of itself, and the memory it would take."""
     from inferd.config.entries import ModelSpec
+    from inferd.daemon.memory import context_sizes
     from inferd.store.fetch import resolve
     from inferd.store.gguf import read_card
     from inferd.store.models import ModelStore
@@ -44,8 +42,7 @@ def show_command(name: str, as_json: bool) -> None:
         card = read_card(fd, path)
     finally:
         os.close(fd)
-    n_ctx = min(settings.n_ctx or card.context, card.context or settings.n_ctx)
-    needed = card.memory_bytes(n_ctx, max(1, settings.active_permits))
+    n_ctx, needed = context_sizes(card, settings.n_ctx, settings.active_permits)[0]
     if as_json:
         say_json({"name": name, "path": str(path), **asdict(card), "n_ctx": n_ctx, "memory_bytes": needed})
         return
@@ -65,19 +62,3 @@ def show_command(name: str, as_json: bool) -> None:
     ]
     for line in aligned([(key, one_line(value)) for key, value in rows]):
         say(line)
-
-
-@click.command("load")
-@click.argument("name", metavar="NAME")
-@connection_options
-def load_command(name: str, address: str | None, api_key_file: Path | None) -> None:
-    """Have the daemon load a stored model, so that the first request for it does not wait.
-
-    It stays as long as after a request: see keep_alive_secs.
-    """
-    daemon = target(address, api_key_file)
-    with daemon.client() as client:
-        with Progress() as progress:
-            background.connect(client, daemon, progress.frame)
-        done = client.generate("load", model=name, max_tokens=0).result()
-    say(f"{done.model} is loaded")

@@ -12,7 +12,7 @@ from typing import Any
 
 from inferd.client.address import Address, default_admin_address, endpoint
 from inferd.client.connection import Connection
-from inferd.errors import BootFailed, ProtocolError
+from inferd.errors import BootFailed, ProtocolError, RequestFailed
 from inferd.wire import admin
 
 Frame = dict[str, Any]
@@ -41,6 +41,7 @@ class Status:
     waiting: tuple[Frame, ...]
     backends: tuple[Frame, ...]
     metrics: Frame
+    loading: tuple[Frame, ...] = ()
 
 
 _FACTS = ("lifecycle", "version", "pid", "uptime_secs", "active_permits", "queue_depth", "metrics")
@@ -62,11 +63,27 @@ class Inquiry:
         try:
             facts: dict[str, Any] = {name: frame[name] for name in _FACTS}
             facts |= {name: tuple(frame[name]) for name in _ROWS}
+            facts["loading"] = tuple(frame.get("loading", ()))
         except (LookupError, TypeError):
             raise ProtocolError(
                 "the daemon sent a snapshot that is not whole; is it another version?"
             ) from None
         return Status(capabilities=tuple(self._capabilities), **facts)
+
+
+class Removal:
+    """The frames that come after :func:`admin.unload_request`, up to its answer."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def take(self, frame: Frame) -> int | None:
+        """How many requests still run on the model, with the answer. Raises RequestFailed."""
+        if frame["status"] == "refused" and frame.get("model") == self._name:
+            raise RequestFailed(str(frame.get("code")), str(frame.get("message")))
+        if frame["status"] != "unload" or frame.get("model") != self._name:
+            return None
+        return int(frame.get("running", 0))
 
 
 class Opening:
@@ -123,6 +140,12 @@ class AdminClient:
         self._connection.send([admin.SNAPSHOT_REQUEST])
         inquiry = Inquiry()
         return next(state for frame in self.events() if (state := inquiry.take(frame)) is not None)
+
+    def unload(self, name: str) -> int:
+        """Has the daemon unload a model once no request uses it; how many do now. Raises RequestFailed."""
+        self._connection.send([admin.unload_request(name)])
+        removal = Removal(name)
+        return next(left for frame in self.events() if (left := removal.take(frame)) is not None)
 
     def wait_ready(self, on_event: Callable[[Frame], None] = lambda frame: None) -> None:
         """Returns when the daemon is ready, having shown every frame to ``on_event``.

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 
 from inferd.client.address import Address, default_admin_address, endpoint
-from inferd.client.admin import Frame, Inquiry, Opening, Snapshot, Status, is_ready
+from inferd.client.admin import Frame, Inquiry, Opening, Removal, Snapshot, Status, is_ready
 from inferd.client.async_connection import AsyncConnection
 from inferd.wire import admin
 
@@ -44,6 +44,15 @@ class AsyncAdminClient:
         while (state := inquiry.take(await self.event())) is None:
             pass
         return state
+
+    async def unload(self, name: str) -> int:
+        """As :meth:`AdminClient.unload`."""
+        connection = await self._connected()
+        await connection.send([admin.unload_request(name)])
+        removal = Removal(name)
+        while (left := removal.take(await self.event())) is None:
+            pass
+        return left
 
     async def wait_ready(self, on_event: Callable[[Frame], None] = lambda frame: None) -> None:
         """As :meth:`AdminClient.wait_ready`."""

@@ -39,7 +39,10 @@ class LlamaCppEntry:
 
     ``embed``: the model makes vectors instead of text, or scores when ``embed_pooling`` is ``rank``; ``None``
     leaves that to the model where embedding or ranking is asked for. ``mmproj`` is the projector, a file of
-    its own or one of the store.
+    its own or one of the store. ``n_ctx`` ``None``: up to 16,384, as the model and the memory allow.
+    ``preload``: it is loaded at the start and stays; else when a request names it, and ``pin`` lets it stay
+    then. ``system`` is the system prompt of requests that have none. ``chat_template_file`` replaces the
+    model's own template.
     """
 
     kind: ClassVar[str] = "llamacpp"
@@ -47,12 +50,17 @@ class LlamaCppEntry:
     model: ModelSpec | None = None
     model_path: Path | None = None
     model_sha256: str | None = None
-    n_ctx: int = 8192
+    n_ctx: int | None = None
     n_gpu_layers: int = -1
     embed: bool | None = None
     embed_pooling: str | None = None
     embed_n_ctx: int = 2048
     mmproj: Path | ModelSpec | None = None
+    preload: bool = True
+    pin: bool = False
+    aliases: tuple[str, ...] = ()
+    system: str = ""
+    chat_template_file: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

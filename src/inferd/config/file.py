@@ -20,7 +20,18 @@ import msgspec
 
 from inferd.config.addresses import Endpoint, HttpsUrl, ServerUrl
 from inferd.config.entries import ModelSpec
-from inferd.config.kinds import Boolean, Choice, FilePath, Integer, Kind, Name, Sha256, Text
+from inferd.config.kinds import (
+    Boolean,
+    Choice,
+    FilePath,
+    Integer,
+    Kind,
+    Name,
+    Paragraphs,
+    Sha256,
+    Text,
+    Words,
+)
 from inferd.config.settings import OPTIONS
 from inferd.errors import ConfigError
 from inferd.private import written_by_others
@@ -56,6 +67,16 @@ BACKEND_KEYS: dict[str, tuple[Key, ...]] = {
     "llamacpp": (
         _NAME,
         Key("model_path", FilePath(), "A GGUF file; excludes `model`."),
+        Key("aliases", Words("NAME"), "Further names by which a request may ask for the entry."),
+        Key(
+            "preload",
+            Boolean(),
+            "Load the model at the start and keep it, as when this is absent; with `false` it is loaded when"
+            " a request names it.",
+        ),
+        Key("pin", Boolean(), "Once it is loaded for a request, it stays."),
+        Key("system", Paragraphs(), "The system prompt of requests that bring none."),
+        Key("chat_template_file", FilePath(), "A Jinja template in the place of the model's own."),
         Key("n_ctx", _KINDS["n_ctx"], "Context of one request; the top-level `n_ctx` when absent."),
         Key("n_gpu_layers", _KINDS["n_gpu_layers"], "The top-level `n_gpu_layers` when absent."),
         Key("mmproj", FilePath(), "The GGUF file of the projector that lets the model see or hear."),
@@ -300,10 +321,17 @@ def _backends(checked: Any) -> tuple[dict[str, Any], ...]:
     if not checked.backends:
         raise ValueError("`backends` must list at least one backend")
     entries = [_entry(node, f"backends[{position}]") for position, node in enumerate(checked.backends)]
-    names = [entry["name"] for entry in entries]
-    for position, name in enumerate(names):
-        if name in names[:position]:
-            raise ValueError(f"`backends[{position}].name` {name!r} is taken by an entry before it")
+    taken: set[str] = set()
+    for position, entry in enumerate(entries):
+        for key, name in (
+            ("name", entry["name"]),
+            *(("aliases", alias) for alias in entry.get("aliases", ())),
+        ):
+            if name in taken:
+                raise ValueError(f"`backends[{position}].{key}` {name!r} is taken by an entry before it")
+            taken.add(name)
+    if not any(entry.get("preload", True) for entry in entries):
+        raise ValueError("one of `backends` must be loaded at the start: leave out its `preload`")
     return tuple(entries)
 
 

@@ -281,6 +281,24 @@ class Text(Kind):
 
 
 @dataclass(frozen=True)
+class Paragraphs(Kind):
+    """Text of any length, in lines."""
+
+    @property
+    def metavar(self) -> str:
+        return "TEXT"
+
+    @property
+    def description(self) -> str:
+        return "text without NUL"
+
+    def parse(self, text: str) -> str:
+        if "\0" in text:
+            raise ValueError(self.description)
+        return text
+
+
+@dataclass(frozen=True)
 class Sha256(Kind):
     """A SHA-256 in hexadecimal, kept in lower case."""
 

@@ -116,6 +116,14 @@ class LimitOptions:
         key="limits.keep_alive_secs",
         reload=True,
     )
+    keep_alive_max_secs: float = option(
+        _LIMITS,
+        Seconds(),
+        86400.0,
+        "How long a request of another user than the daemon's may keep its model loaded behind it.",
+        key="limits.keep_alive_max_secs",
+        reload=True,
+    )
     max_connections: int = option(
         _LIMITS,
         Integer(1, 1_000_000),

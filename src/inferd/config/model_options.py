@@ -59,12 +59,13 @@ class ModelOptions:
         "The SHA-256 that the model file must have; it is checked before the file is loaded.",
         reload=True,
     )
-    n_ctx: int = option(
+    n_ctx: int | None = option(
         _MODEL,
         Integer(0),
-        8192,
+        None,
         "Tokens of context that one request may use, prompt and answer together; 0 is all that the model was"
-        " trained for.",
+        " trained for. Without it 16384, or what the model was trained for; less where memory is short, down"
+        " to 2048.",
         key="n_ctx",
         reload=True,
     )

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from inferd import log
-from inferd.config.entries import BackendEntry
+from inferd.config.entries import BackendEntry, LlamaCppEntry
 from inferd.config.settings import Settings
 from inferd.daemon.build import build_key
 from inferd.engine.backend import Backend
@@ -46,12 +46,16 @@ class Backends:
         self._retiring: set[asyncio.Task[None]] = set()
 
     async def make(self, settings: Settings, show: Show) -> list[Backend]:
-        """The started backends of ``settings``, in order; ``show`` is told the phases of their making.
+        """The started backends of ``settings``, in order, without those that are loaded on demand.
+
+        ``show`` is told the phases of their making.
 
         Raises what keeps one from being made. A cancel ends the making soon, and waits until it has ended.
         """
         backends = []
         for entry in settings.backends:
+            if isinstance(entry, LlamaCppEntry) and not entry.preload:
+                continue
             wanted = build_key(settings, entry)
             there = (backend for backend, made in self._recipes.items() if made == wanted and backend.alive())
             backends.append(next(there, None) or await self._make(settings, entry, wanted, show))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import Any
 
@@ -42,10 +43,19 @@ def build_backend(
 def build_key(settings: Settings, entry: BackendEntry) -> tuple[object, ...]:
     """All that the backend of ``entry`` is made of: equal recipes make equal backends."""
     if isinstance(entry, LlamaCppEntry):
-        return (entry, settings.force_backend, _engine_options(settings))
+        return (entry, _stamp(entry), settings.force_backend, _engine_options(settings))
     if isinstance(entry, OpenAICompatEntry):
         return (entry, _left_open(settings))
     return (entry,)
+
+
+def _stamp(entry: LlamaCppEntry) -> tuple[int, int] | None:
+    """What tells that the chat template of an entry has changed; ``None`` without one."""
+    with contextlib.suppress(OSError):
+        if entry.chat_template_file is not None:
+            found = entry.chat_template_file.stat()
+            return found.st_mtime_ns, found.st_size
+    return None
 
 
 def _left_open(settings: Settings) -> dict[str, bool]:

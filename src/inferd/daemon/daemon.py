@@ -115,8 +115,8 @@ class Daemon:
         self._backends = Backends(router, build)
         self._models = Residency(router, build, settings, self._tell_model)
         self._server = Server(settings, router, self._metrics, self._watch_idleness, self._models)
-        self._snapshot = Snapshot(self._server.admission, router, self._metrics)
-        self._board = StatusBoard(self._snapshot.snapshot, self._models.listing)
+        self._snapshot = Snapshot(self._server.admission, router, self._metrics, self._models)
+        self._board = StatusBoard(self._snapshot.snapshot, self._models.listing, self._models.release)
         self._admin_places = ConnectionLimit(settings.max_connections)
         self._admin: Listener | None = None
         self._bridge: HttpBridge | None = None

@@ -12,13 +12,17 @@ from typing import Any
 from inferd import log
 from inferd.config.entries import LlamaCppEntry, ModelSpec
 from inferd.config.settings import Settings
+from inferd.daemon import memory
 from inferd.engine.backend import Backend
 from inferd.engine.local.hosted import HostedModel
 from inferd.engine.local.messages import Load
 from inferd.errors import ConfigError, ModelError
 from inferd.progress import Progress
 from inferd.store import fetch, verify
+from inferd.store.gguf import read_card
 from inferd.store.models import ModelStore
+
+MAX_TEMPLATE_BYTES = 1 << 20
 
 
 def load(
@@ -42,7 +46,8 @@ def load(
             name=entry.name,
             model=model.name,
             path=str(model.path),
-            n_ctx=entry.n_ctx,
+            n_ctx=_fitting_context(settings, entry, model),
+            chat_template=_template(entry.chat_template_file),
             n_gpu_layers=entry.n_gpu_layers,
             force_backend=settings.force_backend,
             projector=entry.mmproj is not None,
@@ -54,7 +59,32 @@ def load(
             **options,
         )
         kept = [os.dup(fd) for fd in fds]
-    return HostedModel(wanted, kept, progress, _changes(model.path, kept))
+    return HostedModel(wanted, kept, progress, _changes(model.path, kept), system=entry.system)
+
+
+def _fitting_context(settings: Settings, entry: LlamaCppEntry, model: verify.OpenModel) -> int:
+    """The context that the entry asks for, or the largest that memory is likely to have room for."""
+    if entry.n_ctx is not None:
+        return entry.n_ctx
+    sizes = memory.context_sizes(read_card(model.fd, model.path), None, settings.active_permits)
+    budget = memory.budget_bytes(0, settings.memory_budget_bytes)
+    return next((n for n, size in sizes if not budget or size <= budget), sizes[-1][0])
+
+
+def _template(path: Path | None) -> str:
+    """The chat template in a file; empty without one. Raises ConfigError."""
+    if path is None:
+        return ""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_TEMPLATE_BYTES + 1)
+        if len(data) > MAX_TEMPLATE_BYTES:
+            raise ConfigError(f"the chat template {path} is larger than {MAX_TEMPLATE_BYTES} bytes")
+        return data.decode()
+    except OSError as error:
+        raise ConfigError(f"cannot read the chat template {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"the chat template {path} is not UTF-8 text") from None
 
 
 def _changes(path: Path, fds: Sequence[int]) -> Callable[[], None]:

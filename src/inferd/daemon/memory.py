@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+
+from inferd.store.gguf import ModelCard
+
+CONTEXTS = (16384, 8192, 4096, 2048)
+"""The context of a model where none is asked for: the largest of these that fits."""
 
 SHARE = 0.8
 """Of what is available, that much may be taken by models; the rest is for everything else."""
@@ -17,6 +23,14 @@ def budget_bytes(used: int, asked: int = 0) -> int:
         return asked
     available = available_bytes()
     return int(SHARE * (available + used)) if available else 0
+
+
+def context_sizes(card: ModelCard, n_ctx: int | None, permits: int) -> Sequence[tuple[int, int]]:
+    """The contexts that a model may be loaded with, largest first, and the memory that each takes. ``n_ctx``
+    ``None`` leaves the choice; 0 is all that the model was trained for."""
+    wanted = CONTEXTS if n_ctx is None else (n_ctx or card.context,)
+    contexts = dict.fromkeys(min(n, card.context or n) for n in wanted)
+    return [(n, card.memory_bytes(n, 1 if card.pooling or card.ranks else max(1, permits))) for n in contexts]
 
 
 def available_bytes() -> int:

@@ -1,7 +1,8 @@
 """Models on demand: loaded when a request names them, kept while they are used, unloaded when they idle.
 
-The backends of the configuration are always there and never touched. Any other model of the store is loaded
-when it is asked for by name; requests for it wait for that outside the queue, so they take nobody's place.
+The preloaded backends of the configuration are always there and never touched. Any other model of
+:mod:`inferd.daemon.directory` is loaded when it is asked for by name; requests for it wait for that outside
+the queue, so they take nobody's place.
 Before a load its memory is estimated from the header of its file; models that idle give way, the one unused
 for longest first, and a model that cannot fit is refused with the numbers. Nothing is ever downloaded for a
 request.
@@ -10,38 +11,31 @@ request.
 from __future__ import annotations
 
 import asyncio
-import difflib
 import functools
-import os
+import math
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from inferd import log
-from inferd.config.entries import LlamaCppEntry, ModelSpec
+from inferd.config.entries import LlamaCppEntry
 from inferd.config.settings import Settings
 from inferd.daemon import memory
 from inferd.daemon.backends import Build, in_thread, started
+from inferd.daemon.directory import Directory, with_context
 from inferd.engine.backend import Backend
 from inferd.errors import (
     AdmissionClosed,
     DeadlineExceeded,
-    ModelError,
+    InvalidRequest,
     ModelNotFound,
     ModelTooLarge,
     QueueFull,
-    StoreError,
 )
+from inferd.serve.models import USUAL, Stay
 from inferd.serve.router import BackendSlot, Router
-from inferd.store.catalogue import CATALOGUE, lookup
-from inferd.store.gguf import ModelCard, read_card
-from inferd.store.models import ModelStore
-
-CONTEXTS = (16384, 8192, 4096, 2048)
-"""The context of a model that no entry of the configuration speaks of: the largest of these that fits."""
-
-MAX_NAME_CHARS = 128
+from inferd.store.gguf import ModelCard
 
 Tell = Callable[[str, str, Mapping[str, object]], None]
 """Told the name of a model, its state (``loading``, ``resident``, ``unloaded``, ``failed``), and details."""
@@ -51,13 +45,17 @@ _log = log.get("residency")
 
 @dataclass(slots=True)
 class _Resident:
-    """A model that was loaded on demand."""
+    """A model that was loaded on demand. ``until`` is when it goes, by the event loop's clock; a pinned one
+    does not give way to others either, and one that is ``leaving`` goes when its last request ends."""
 
     backend: Backend
     slot: BackendSlot
     estimate: int
+    pinned: bool
     users: int = 0
     last_used: float = 0.0
+    until: float = 0.0
+    leaving: bool = False
     alarm: asyncio.TimerHandle | None = field(default=None)
 
     def memory_bytes(self) -> int:
@@ -70,7 +68,7 @@ class Residency:
     """The models of the store, for :class:`~inferd.serve.models.ModelDirectory`. For the event loop alone."""
 
     def __init__(self, router: Router, build: Build, settings: Settings, tell: Tell) -> None:
-        self.settings = settings
+        self._directory = Directory(router, settings)
         self._router = router
         self._build = build
         self._tell = tell
@@ -79,15 +77,19 @@ class Residency:
         self._waiting: dict[str, int] = {}
         self._unloading: set[asyncio.Task[None]] = set()
         self._one_load = asyncio.Lock()
-        self._cards: dict[str, ModelCard] = {}
         self._closing = False
 
+    @property
+    def settings(self) -> Settings:
+        return self._directory.settings
+
+    @settings.setter
+    def settings(self, settings: Settings) -> None:
+        self._directory.settings = settings
+
     @asynccontextmanager
-    async def hold(self, name: str, deadline: float | None) -> AsyncIterator[str]:
-        if len(name) > MAX_NAME_CHARS:  # no such name is in a store, and to look for the nearest takes long
-            raise ModelNotFound(name[:MAX_NAME_CHARS] + "…")
-        known = lookup(name)
-        name = name if known is None else known.name
+    async def hold(self, name: str, deadline: float | None, stay: Stay = USUAL) -> AsyncIterator[str]:
+        name = self._directory.resolve(name)
         if self._router.serves(name):
             yield name
             return
@@ -102,8 +104,26 @@ class Residency:
         finally:
             resident.users -= 1
             resident.last_used = asyncio.get_running_loop().time()
+            self._stays(resident, stay)
             if not resident.users:
                 self._let_idle(name, resident)
+
+    def _stays(self, resident: _Resident, stay: Stay) -> None:
+        """Notes until when a model stays after a request. Only the owner's wish can shorten that."""
+        settings, now = self.settings, resident.last_used
+        usual = now + (settings.keep_alive_secs or math.inf)
+        if stay.secs is not None and stay.by_owner:
+            resident.leaving, resident.pinned = False, stay.secs < 0
+            resident.until = math.inf if stay.secs < 0 else now + stay.secs
+        elif resident.leaving:
+            resident.until = now
+        elif stay.secs is None:
+            resident.until = max(resident.until, usual)
+        else:
+            most = settings.keep_alive_max_secs
+            resident.until = max(
+                resident.until, usual, now + (most if stay.secs < 0 else min(stay.secs, most))
+            )
 
     async def _wait_for(self, name: str, deadline: float | None) -> None:
         """Waits for the load of a model, which all who wait for it share; it goes on when they leave."""
@@ -139,7 +159,7 @@ class Residency:
     # Loading.
 
     async def _load(self, name: str) -> None:
-        card = await in_thread(lambda: self.card(name), threading.Event())
+        card = await in_thread(lambda: self._directory.card(name), threading.Event())
         async with self._one_load:  # two estimates at once would each count the same room
             entry, estimate = await self._make_room(name, card)
             self._tell(name, "loading", {"estimate_bytes": estimate, "n_ctx": entry.n_ctx})
@@ -152,40 +172,17 @@ class Residency:
             settings = self.settings
             backend = await started(lambda: self._build(settings, entry, progress, cancelled), cancelled)
             slot = self._router.add(backend)
-            resident = self._residents[name] = _Resident(backend, slot, estimate)
+            resident = self._residents[name] = _Resident(backend, slot, estimate, entry.pin)
             resident.last_used = loop.time()
+            self._stays(resident, USUAL)
             self._let_idle(name, resident)
             _log.info("model_resident", model=name, n_ctx=entry.n_ctx, estimate_bytes=estimate)
             self._tell(name, "resident", {"n_ctx": entry.n_ctx})
 
-    def card(self, name: str) -> ModelCard:
-        """The card of a model in the store; blocks. Raises ModelNotFound with what to do, and ModelError."""
-        store = ModelStore(self.settings.models_home)
-        known = lookup(name)
-        digest = known.sha256 if known is not None else None
-        if digest is None:
-            with suppress(StoreError):
-                manifest = store.manifest(name)
-                digest = None if manifest is None else manifest.sha256
-        if digest is None:
-            names = {*CATALOGUE, *(manifest.name for manifest in store.list()), *self._router.names()}
-            raise ModelNotFound(name, difflib.get_close_matches(name, sorted(names), n=3))
-        path = store.blob_path(digest)
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            raise ModelNotFound(name, (), missing=True) from None
-        try:
-            return read_card(fd, path)
-        finally:
-            os.close(fd)
-
     async def _make_room(self, name: str, card: ModelCard) -> tuple[LlamaCppEntry, int]:
         """The entry to load, and its estimate, after idle models have given way to it."""
-        permits = max(1, self.settings.active_permits)
-        vectors = card.pooling or card.ranks
-        contexts = [min(n, card.context or n) for n in CONTEXTS]
-        sizes = [(n, card.memory_bytes(n, 1 if vectors else permits)) for n in dict.fromkeys(contexts)]
+        entry = self._directory.entry(name)
+        sizes = memory.context_sizes(card, entry.n_ctx, self.settings.active_permits)
         while True:
             used = self._used()
             budget = memory.budget_bytes(used, self.settings.memory_budget_bytes)
@@ -193,12 +190,11 @@ class Residency:
             # Rather a shorter context than to unload what may be wanted again.
             if fitting is not None:
                 n_ctx, size = fitting
-                spec = ModelSpec(name=name)
-                return LlamaCppEntry(name=name, model=spec, n_ctx=n_ctx, embed=vectors or None), size
+                return with_context(entry, card, n_ctx), size
             idle = [
                 (resident.last_used, other)
                 for other, resident in self._residents.items()
-                if not resident.users
+                if not resident.users and not resident.pinned
             ]
             if not idle:
                 raise ModelTooLarge(name, sizes[-1][1], budget, used)
@@ -215,15 +211,34 @@ class Residency:
     # Unloading.
 
     def _let_idle(self, name: str, resident: _Resident) -> None:
-        if self.settings.keep_alive_secs and not self._closing:
+        if not math.isinf(resident.until) and not self._closing:
             loop = asyncio.get_running_loop()
-            resident.alarm = loop.call_later(self.settings.keep_alive_secs, self._unload_idle, name, resident)
+            resident.alarm = loop.call_at(resident.until, self._unload_idle, name, resident)
 
     def _unload_idle(self, name: str, resident: _Resident) -> None:
         if self._residents.get(name) is resident and not resident.users:
             task = asyncio.get_running_loop().create_task(self.unload(name, "nobody has used it for a while"))
             self._unloading.add(task)
             task.add_done_callback(self._unloading.discard)
+
+    async def release(self, name: str) -> int:
+        """Unloads a model at once, or as soon as the requests have ended that use it now; how many do.
+
+        Raises ModelNotFound for a model that is not loaded, InvalidRequest for one that the configuration
+        keeps loaded.
+        """
+        name = self._directory.resolve(name)
+        resident = self._residents.get(name)
+        if resident is None:
+            if self._router.serves(name):
+                raise InvalidRequest(
+                    f"the configuration keeps {name!r} loaded; give its entry `preload`: false and reload"
+                )
+            raise ModelNotFound(name, loaded=False)
+        resident.pinned, resident.leaving = False, True
+        if not resident.users:
+            await self.unload(name, "it was asked for")
+        return resident.users
 
     async def unload(self, name: str, reason: str) -> None:
         """Ends the process of a model; its last requests end first."""
@@ -255,30 +270,20 @@ class Residency:
     # What there is.
 
     async def listing(self) -> list[dict[str, object]]:
-        """Every model of the store, which a request may name, and what its file says of it."""
-        return await in_thread(self._list, threading.Event())
+        """Every model that a request may name, and what its file says of it."""
+        return await in_thread(
+            lambda: self._directory.listing(self._residents.__contains__), threading.Event()
+        )
 
-    def _list(self) -> list[dict[str, object]]:
-        store = ModelStore(self.settings.models_home)
-        rows: list[dict[str, object]] = []
-        for manifest in store.list():
-            row: dict[str, object] = {
-                "name": manifest.name,
-                "sha256": manifest.sha256,
-                "resident": manifest.name in self._residents or self._router.serves(manifest.name),
-            }
-            with suppress(ModelError, ModelNotFound, StoreError):
-                card = self._cards.get(manifest.sha256) or self.card(manifest.name)
-                self._cards[manifest.sha256] = card
-                row |= {
-                    "architecture": card.architecture,
-                    "quantisation": card.quantisation,
-                    "parameters": card.parameters,
-                    "context": card.context,
-                    "bytes": card.file_bytes,
-                    "embed": card.pooling,
-                    "rerank": card.ranks,
-                    "tools": card.tools,
-                }
-            rows.append(row)
-        return rows
+    def loading(self) -> list[dict[str, object]]:
+        """The models that are being loaded, and how many requests wait for each."""
+        return [{"name": name, "waiting": self._waiting.get(name, 0)} for name in self._loads]
+
+    def stay(self, slot: BackendSlot) -> dict[str, object]:
+        """How long a backend stays if nothing uses it: in seconds, ``None`` for as long as there is memory
+        for it; a pinned one stays for good."""
+        resident = next((each for each in self._residents.values() if each.slot is slot), None)
+        if resident is None:
+            return {"pinned": True, "stays_secs": None}
+        left = None if math.isinf(resident.until) else resident.until - asyncio.get_running_loop().time()
+        return {"pinned": resident.pinned, "stays_secs": None if left is None else round(max(0.0, left), 3)}

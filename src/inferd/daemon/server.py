@@ -17,13 +17,13 @@ from inferd.daemon import addresses
 from inferd.engine.backend import Backend
 from inferd.errors import AddressError
 from inferd.serve import auth
-from inferd.serve.admission import Admission
 from inferd.serve.bind import Bound
 from inferd.serve.hangup import HangupWatch
 from inferd.serve.listener import ConnectionLimit, Listener
 from inferd.serve.memory import InputMemory
 from inferd.serve.models import ModelDirectory
 from inferd.serve.observe.metrics import Metrics
+from inferd.serve.queues import Queues
 from inferd.serve.router import Router
 from inferd.serve.session import Service
 from inferd.serve.strangers import Strangers
@@ -47,7 +47,7 @@ class Server:
         on_change: Callable[[], None],
         models: ModelDirectory | None = None,
     ) -> None:
-        self.admission = Admission(settings.active_permits, settings.queue_depth)
+        self.admission = Queues(settings.active_permits, settings.queue_depth)
         self.places = ConnectionLimit(settings.max_connections, settings.max_connections_per_uid)
         self.memory = InputMemory(settings.max_input_memory_bytes)
         self.listeners: list[Listener] = []

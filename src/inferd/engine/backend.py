@@ -297,7 +297,8 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineState:
-    """The process of a model: ``restarts`` since the daemon's start, ``last_end`` why the last one ended.
+    """The process of a model: ``file_bytes`` is the size of its files, ``restarts`` since the daemon's start,
+    ``last_end`` why the last one ended.
 
     ``silent_secs`` is for how long it has given no sign of life, from the moment on that this is unusual;
     ``problem`` why it does not serve. ``cage`` is what holds it, by layer: ``yes``, or why not.
@@ -305,6 +306,7 @@ class EngineState:
 
     pid: int = 0
     memory_bytes: int = 0
+    file_bytes: int = 0
     restarts: int = 0
     last_end: str = ""
     silent_secs: float = 0.0

@@ -4,13 +4,27 @@ end."""
 from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Stay:
+    """How long a request wants its model to stay loaded behind it: ``secs``, negative for always; ``None``
+    leaves that to the settings. ``by_owner``: the request is the daemon's own user's, or root's. They alone
+    may shorten a stay, or pin a model."""
+
+    secs: float | None = None
+    by_owner: bool = False
+
+
+USUAL = Stay()
 
 
 class ModelDirectory(Protocol):
     """The models that can be had by name."""
 
-    def hold(self, name: str, deadline: float | None) -> AbstractAsyncContextManager[str]:
+    def hold(self, name: str, deadline: float | None, stay: Stay) -> AbstractAsyncContextManager[str]:
         """While the block runs the model is loaded; gives the name to dispatch by.
 
         ``deadline`` is a time of the event loop's clock. Raises ModelNotFound, ModelTooLarge, ModelError for

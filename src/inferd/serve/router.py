@@ -41,6 +41,9 @@ OnBreaker = Callable[[str, str], None]
 TEXT = frozenset({"text"})
 """What a v1 request needs. The other needs have the names of :class:`~inferd.engine.backend.Capabilities`."""
 
+NO_TEXT = "no_text"
+"""The reason, among the details of the error, of a model that makes only vectors or scores."""
+
 _log = log.get("router")
 
 
@@ -115,13 +118,15 @@ class Breaker:
 class BackendSlot:
     """One backend of the router, its breaker, and how many requests are ``running`` on it."""
 
-    __slots__ = ("_released", "able", "backend", "breaker", "running")
+    __slots__ = ("_released", "able", "backend", "breaker", "idle_since", "running")
 
-    def __init__(self, backend: Backend, breaker: Breaker) -> None:
+    def __init__(self, backend: Backend, breaker: Breaker, now: float) -> None:
         self.backend = backend
         self.breaker = breaker
         self.able = _abilities(backend)
         self.running = 0
+        self.idle_since = now
+        """When its last request ended, or it came, by the clock of the router."""
         self._released: asyncio.Future[None] | None = None
 
     def is_named(self, model: str) -> bool:
@@ -148,9 +153,10 @@ class BackendSlot:
         self.running += 1
         return self.breaker.begin()
 
-    def end(self, error: BaseException | None, probe: bool) -> None:
+    def end(self, error: BaseException | None, probe: bool, now: float) -> None:
         """A request has ended with ``error``."""
         self.running -= 1
+        self.idle_since = now
         if self._released is not None:
             if not self.running:
                 self._released.set_result(None)
@@ -168,10 +174,11 @@ class BackendSlot:
 class Dispatch:
     """``with router.dispatch() as backend: …``: how the block ends is what the breaker learns."""
 
-    __slots__ = ("_member", "_probe")
+    __slots__ = ("_clock", "_member", "_probe")
 
-    def __init__(self, member: BackendSlot) -> None:
+    def __init__(self, member: BackendSlot, clock: Clock) -> None:
         self._member = member
+        self._clock = clock
         self._probe = False
 
     def __enter__(self) -> Backend:
@@ -179,7 +186,7 @@ class Dispatch:
         return self._member.backend
 
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
-        self._member.end(error, self._probe)
+        self._member.end(error, self._probe, self._clock())
 
 
 def _ignore(name: str, state: str) -> None: ...
@@ -208,18 +215,29 @@ class Router:
         its breaker, or none is fit. Else no repetition helps, and the Unsupported tells what the first fit
         backend lacks. ModelNotFound when no backend has that name or model.
         """
-        members: Sequence[BackendSlot] = self.members
-        if model is not None:
-            members = [member for member in self.all_members() if member.is_named(model)]
-            if not members:
-                raise ModelNotFound(model)
+        members = self._candidates(model)
+        if model is not None and not members:
+            raise ModelNotFound(model)
         for member in members:
             if needs <= member.able and member.fit():
-                return Dispatch(member)
+                return Dispatch(member, self._clock)
         fit = next((member for member in members if member.fit()), None)
         if fit is None or any(needs <= member.able for member in members):
             raise NoBackend
         raise _unsupported(fit.backend.name, needs - fit.able)
+
+    def queue_for(self, needs: frozenset[str] = TEXT, model: str | None = None) -> str:
+        """The name of the backend that :meth:`dispatch` would choose now, in front of which the request
+        waits; where it would raise, that of the one that the request waits for."""
+        members = self._candidates(model)
+        able = [member for member in members if needs <= member.able] or members
+        chosen = next((member for member in able if member.fit()), able[0] if able else None)
+        return "" if chosen is None else chosen.backend.name
+
+    def _candidates(self, model: str | None) -> Sequence[BackendSlot]:
+        if model is None:
+            return self.members
+        return [member for member in self.all_members() if member.is_named(model)]
 
     def replace(self, backends: Sequence[Backend]) -> list[BackendSlot]:
         """Serves with ``backends`` from the next request on; a backend that stays keeps its breaker.
@@ -246,6 +264,10 @@ class Router:
         self._added.remove(slot)
         slot.release()
 
+    def idle_secs(self, slot: BackendSlot) -> float:
+        """For how long no request has run on a backend."""
+        return 0.0 if slot.running else max(0.0, self._clock() - slot.idle_since)
+
     def all_members(self) -> tuple[BackendSlot, ...]:
         return (*self.members, *self._added)
 
@@ -260,7 +282,7 @@ class Router:
     def _member(self, backend: Backend) -> BackendSlot:
         breaker = Breaker(backend.name, self._clock, self._on_breaker)
         backend.on_crash_loop(breaker.trip)
-        return BackendSlot(backend, breaker)
+        return BackendSlot(backend, breaker, self._clock())
 
 
 def _abilities(backend: Backend) -> frozenset[str]:
@@ -274,7 +296,9 @@ _CAPABILITIES = ("v2", "tools", "vision", "audio", "embed", "rerank")
 
 def _unsupported(name: str, lacking: frozenset[str]) -> InferdError:
     if lacking == TEXT:
-        return Unsupported(f'backend "{name}" does not generate text')
+        error = Unsupported(f'backend "{name}" does not generate text')
+        error.details = {"reason": NO_TEXT}
+        return error
     if "embed" in lacking:
         return EmbedUnsupported(f'backend "{name}" cannot embed')
     if "rerank" in lacking:

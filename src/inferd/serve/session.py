@@ -31,7 +31,6 @@ from inferd.errors import (
 )
 from inferd.fastpath import count_names
 from inferd.serve import auth, faults
-from inferd.serve.admission import Admission
 from inferd.serve.burst import Burst
 from inferd.serve.connection import LARGE_BYTES, Connection
 from inferd.serve.hangup import HangupWatch
@@ -39,6 +38,7 @@ from inferd.serve.memory import InputMemory
 from inferd.serve.models import ModelDirectory
 from inferd.serve.observe.metrics import Metrics
 from inferd.serve.peer import Peer
+from inferd.serve.queues import Queues
 from inferd.serve.router import Router
 from inferd.serve.surface import R, Request, RequestContext, Surface, ms_since
 from inferd.serve.wires import Lines, Wire, recognise
@@ -70,7 +70,7 @@ class Service(Generic[R]):
     """
 
     surface: Surface[R]
-    admission: Admission
+    admission: Queues
     router: Router
     hangups: HangupWatch
     metrics: Metrics
@@ -332,7 +332,7 @@ class Session(Generic[R]):
         if not request.model or models is None:
             answer = await self._admit(context, deadline, request.model or None)
         else:
-            async with models.hold(request.model, deadline) as model:
+            async with models.hold(request.model, deadline, context.stay()) as model:
                 answer = await self._admit(context, deadline, model)
         if answer.get("stop_reason") == "cancelled":
             too_late = isinstance(context.interruption, DeadlineExceeded)
@@ -348,12 +348,14 @@ class Session(Generic[R]):
         request, service = context.request, self._service
         priority = request.priority or "interactive"
         caller, owner = context.caller, context.owner
-        permit = await service.admission.admit(caller, priority, deadline, context, owner)
+        needs = self._surface.needs(request)
+        queue = service.admission.of(service.router.queue_for(needs, model))
+        permit = await queue.admit(caller, priority, deadline, context, owner)
         with permit as context.permit:
             self._pause_secs = 0.0
             context.queue_ms = ms_since(context.arrived)
             self._metrics.queue_wait.observe(context.queue_ms / 1e3)
-            with service.router.dispatch(self._surface.needs(request), model) as backend:
+            with service.router.dispatch(needs, model) as backend:
                 context.backend = backend.name
                 metrics = service.metrics.backends[backend.name]
                 with _alarm(deadline, functools.partial(_pass_deadline, context)):

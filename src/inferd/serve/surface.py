@@ -5,6 +5,7 @@ The session knows the stages of a request and nothing of its fields, so one sess
 
 from __future__ import annotations
 
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping
@@ -14,6 +15,7 @@ from inferd.engine.backend import Backend
 from inferd.errors import AnswerUnread, InferdError
 from inferd.serve.admission import Permit
 from inferd.serve.connection import Connection
+from inferd.serve.models import Stay
 from inferd.serve.observe.metrics import BackendMetrics
 from inferd.serve.peer import Peer
 from inferd.wire.frames import encode_error
@@ -40,6 +42,9 @@ class Request(Protocol):
 
     @property
     def model(self) -> str | None: ...
+
+    @property
+    def keep_alive(self) -> float | None: ...
 
 
 R = TypeVar("R", bound=Request)
@@ -107,6 +112,10 @@ class RequestContext(Generic[R]):
         self.owner = int(name) if kind == "uid" and name.isdecimal() else caller
         self.caller = ("http", caller)
         self.source = {**self.source, "caller": caller[:_LOGGED_ID_CHARS]}
+
+    def stay(self) -> Stay:
+        """How long the request wants its model to stay loaded."""
+        return Stay(self.request.keep_alive, by_owner=self.owner in (0, os.getuid()))
 
     def interrupt(self, reason: InferdError) -> None:
         """Asks for an early end; ``reason`` is for answers that have no other word for it."""

@@ -1,7 +1,7 @@
 """The admin surface: status frames, encoded for subscribers and parsed for the client.
 
 Every frame is ``{"id":"admin","type":"status","status":…}`` with its details beside these keys. A subscriber
-may send :data:`SNAPSHOT_REQUEST` and :data:`MODELS_REQUEST`, as often as it likes.
+may send :data:`SNAPSHOT_REQUEST`, :data:`MODELS_REQUEST` and :func:`unload_request`, as often as it likes.
 """
 
 from __future__ import annotations
@@ -25,16 +25,22 @@ MODELS_REQUEST = b'{"type":"models"}\n'
 MAX_REQUEST_BYTES = 4096
 
 
-def asks_for(what: str, line: bytes) -> bool:
-    """Whether a line from a subscriber, its newline not included, is the request for ``what``:
-    ``snapshot`` or ``models``."""
-    if len(line) > MAX_REQUEST_BYTES or what.encode() not in line:
-        return False
+def unload_request(model: str) -> bytes:
+    """Asks for a model to be unloaded; answered by :func:`unloaded` or :func:`refused`."""
+    return orjson.dumps({"type": "unload", "model": model}, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def read_request(line: bytes) -> tuple[str, str]:
+    """The type of a request from a subscriber, its newline not included, and the model that it names; empty
+    for what is no request."""
+    if len(line) > MAX_REQUEST_BYTES:
+        return "", ""
     try:
         request = orjson.loads(line)
     except orjson.JSONDecodeError:
-        return False
-    return isinstance(request, dict) and request.get("type") == what
+        return "", ""
+    kind, model = (request.get("type"), request.get("model", "")) if isinstance(request, dict) else ("", "")
+    return (kind, model) if isinstance(kind, str) and isinstance(model, str) else ("", "")
 
 
 STARTING = encode_status("starting")
@@ -77,6 +83,16 @@ def models(rows: Sequence[Mapping[str, Any]]) -> bytes:
 def model(name: str, state: str, details: Mapping[str, Any]) -> bytes:
     """A model that a request has named is ``loading``, ``resident``, ``unloaded`` or ``failed``. An event."""
     return encode_status("model", {"model": name, "state": state, **details})
+
+
+def unloaded(name: str, running: int) -> bytes:
+    """The answer to :func:`unload_request`: the model is gone, or goes when its ``running`` requests end."""
+    return encode_status("unload", {"model": name, "running": running})
+
+
+def refused(name: str, code: str, message: str) -> bytes:
+    """The other answer to :func:`unload_request`."""
+    return encode_status("refused", {"model": name, "code": code, "message": message})
 
 
 def breaker(backend: str, state: str) -> bytes:

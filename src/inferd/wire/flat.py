@@ -11,7 +11,7 @@ import msgspec
 
 from inferd.errors import DecodeError
 from inferd.wire import frames
-from inferd.wire.sampling import PRIORITIES, U32, Behalf, invalid
+from inferd.wire.sampling import PRIORITIES, U32, Behalf, KeepAlive, invalid
 
 
 class Flat(msgspec.Struct, kw_only=True):
@@ -22,6 +22,7 @@ class Flat(msgspec.Struct, kw_only=True):
     deadline_ms: U32 | None = None
     on_behalf_of: Behalf | None = None
     model: str | None = None
+    keep_alive: KeepAlive | None = None
 
 
 T = TypeVar("T", bound=Flat)

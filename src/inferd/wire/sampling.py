@@ -31,6 +31,8 @@ MIN_REPEAT_PENALTY = 0.01
 U32 = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
 # -1 is what others send for none.
 Seed = Annotated[int, msgspec.Meta(ge=-1, le=2**32 - 1)]
+# Seconds; -1 is for always.
+KeepAlive = Annotated[float, msgspec.Meta(ge=-1, le=1e9)]
 
 
 class Behalf(msgspec.Struct):
@@ -63,6 +65,7 @@ class Sampling(msgspec.Struct, kw_only=True):
     session: str | None = None
     on_behalf_of: Behalf | None = None
     model: str | None = None
+    keep_alive: KeepAlive | None = None
     cache: bool | None = None
 
     def params(self) -> SamplingParams:

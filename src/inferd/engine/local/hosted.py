@@ -15,6 +15,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import msgspec
@@ -30,6 +31,7 @@ from inferd.engine.backend import (
     Event,
     Frames,
     GenerateRequest,
+    Message,
     Ranking,
     RankRequest,
     Stream,
@@ -69,6 +71,7 @@ _log = log.get("engine")
 class HostedModel(Backend):
     """The model of ``load``. ``fds`` are its verified file and its projector, which this object then owns;
     each process gets them anew. ``check_files`` raises ModelError for a file that has changed meanwhile.
+    ``system`` is the system prompt of requests that bring none.
     """
 
     kind = "llamacpp"
@@ -80,6 +83,7 @@ class HostedModel(Backend):
         progress: Progress,
         check_files: Callable[[], None] = lambda: None,
         patience: Patience | None = None,
+        system: str = "",
     ) -> None:
         self.name = load.name
         self.model = load.model
@@ -87,6 +91,8 @@ class HostedModel(Backend):
         self._fds = list(fds)
         self._progress = progress
         self._check_files = check_files
+        self._system = system
+        self._file_bytes = sum(os.fstat(fd).st_size for fd in fds)
         self._patience = patience or Patience()
         self._loaded: m.Loaded | None = None
         self._process: EngineProcess | None = None
@@ -125,6 +131,7 @@ class HostedModel(Backend):
         return EngineState(
             pid=process.pid if process is not None else 0,
             memory_bytes=process.memory_bytes() if process is not None else 0,
+            file_bytes=self._file_bytes,
             restarts=self._restarts,
             last_end=self._last_reason,
             silent_secs=round(process.slow_secs, 1) if process is not None else 0.0,
@@ -231,6 +238,8 @@ class HostedModel(Backend):
         return Job(self._turns, request, alone=self._suspects.runs_alone(request, time.monotonic()))
 
     async def generate(self, request: GenerateRequest) -> Stream:
+        if self._system and not any(message.role == "system" for message in request.messages):
+            request = replace(request, messages=(Message("system", self._system), *request.messages))
         return _HostedStream(self, self.job(request))
 
     async def embed(self, request: EmbedRequest) -> Embeddings:

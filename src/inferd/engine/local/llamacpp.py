@@ -86,6 +86,7 @@ class LlamaCppConfig:
     gets loaded; ``path`` is only shown. ``n_ctx`` is the room of one request in tokens, ``n_parallel`` how
     many run at once. ``n_gpu_layers`` -1 is all; ``threads`` 0 lets the loop choose; ``flash_attention`` is
     ``auto``, ``on`` or ``off``. ``projector`` is the GGUF file that lets the model see or hear.
+    ``chat_template`` replaces the model's own; empty for none.
     """
 
     name: str
@@ -103,6 +104,7 @@ class LlamaCppConfig:
     kv_unified: bool = False
     cache_mib: int = 1024
     projector: Path | None = None
+    chat_template: str = ""
 
 
 def pass_on_log(at_least: int = 0) -> str:
@@ -236,7 +238,7 @@ class LlamaCpp(Backend):
             model = _llama.Model(
                 config.fd, path=str(config.path), n_gpu_layers=config.n_gpu_layers, report=report
             )
-            templates = preparing.submit(_llama.Templates, model).result()
+            templates = preparing.submit(_llama.Templates, model, config.chat_template).result()
             projector = None
             if config.projector is not None:
                 threads = config.threads or _llama.useful_threads()
@@ -261,7 +263,7 @@ class LlamaCpp(Backend):
                 raise ModelError(f"llama.cpp cannot decode with {config.path}")
         if n_ctx < config.n_ctx:
             _log.info("context limited to what the model was trained for", asked=config.n_ctx, n_ctx=n_ctx)
-        if not model.has_chat_template:
+        if not model.has_chat_template and not config.chat_template:
             _log.warn("the model has no chat template; it is prompted as ChatML", model=config.model)
         _log.info("model loaded", model=config.model, description=model.description, bytes=model.size)
         most_chars = n_ctx * model.longest_token

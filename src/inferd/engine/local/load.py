@@ -35,6 +35,7 @@ def load_model(load: Load, fds: Sequence[int], progress: Progress) -> LlamaCpp |
         kv_cache_type=load.kv_cache_type,
         kv_unified=load.kv_unified,
         cache_mib=load.cache_mib,
+        chat_template=load.chat_template,
         projector=Path(f"/dev/fd/{fds[1]}") if load.projector else None,
     )
     found = accelerator_of(config, 0).kind

@@ -78,7 +78,7 @@ class Load:
     ``embed_pooling`` ``None`` is what the file says. ``force_backend`` is the kind of device that it has to
     run on. ``projector`` says that the second descriptor is one. ``cache_mib`` bounds the memory of saved
     prefixes. ``cage`` is a profile of
-    :mod:`inferd.engine.local.cage`.
+    :mod:`inferd.engine.local.cage`. ``chat_template`` is Jinja in the place of the model's own.
     """
 
     name: str
@@ -102,6 +102,7 @@ class Load:
     embed_n_ctx: int = 2048
     log_level: int = 2
     cage: str = "cpu"
+    chat_template: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

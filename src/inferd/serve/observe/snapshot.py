@@ -5,23 +5,36 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from inferd import __version__
 from inferd.engine.backend import Backend
-from inferd.serve.admission import Admission
 from inferd.serve.observe.metrics import Metrics
-from inferd.serve.router import Router
+from inferd.serve.queues import Queues
+from inferd.serve.router import BackendSlot, Router
 from inferd.serve.surface import RequestContext
+
+
+class Residents(Protocol):
+    """The models that are loaded on demand."""
+
+    def loading(self) -> list[dict[str, object]]:
+        """Those that are being loaded."""
+
+    def stay(self, slot: BackendSlot) -> dict[str, object]:
+        """How long a backend stays: ``pinned`` and ``stays_secs``."""
 
 
 class Snapshot:
     """Looks at the parts that know."""
 
-    def __init__(self, admission: Admission, router: Router, metrics: Metrics) -> None:
+    def __init__(
+        self, admission: Queues, router: Router, metrics: Metrics, residents: Residents | None = None
+    ) -> None:
         self.admission = admission
         self.router = router
         self.metrics = metrics
+        self._residents = residents
         self._began = time.monotonic()
 
     @property
@@ -40,10 +53,11 @@ class Snapshot:
             "queue_depth": admission.queue_depth,
             "running": [context.row(None) for context in running],
             "waiting": [
-                context.row(position)
-                for position, context in enumerate(_contexts([*admission.queued_requests()]), start=1)
+                cast("RequestContext[Any]", context).row(position)
+                for position, context in admission.queued_requests()
             ],
             "backends": self.backends(),
+            "loading": [] if self._residents is None else self._residents.loading(),
             "metrics": self.metrics.summary(),
         }
 
@@ -57,7 +71,12 @@ class Snapshot:
                 "ready": member.backend.ready(),
                 "breaker": member.breaker.state,
                 "running": member.running,
+                "waiting": self.admission.waiting_for(member.backend.name),
+                "idle_secs": round(self.router.idle_secs(member), 3),
+                "n_ctx": member.backend.capabilities().n_ctx,
+                "device": member.backend.capabilities().accelerator.kind,
                 "engine": _engine(member.backend),
+                **({} if self._residents is None else self._residents.stay(member)),
             }
             for member in self.router.all_members()
         ]

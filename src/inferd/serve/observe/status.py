@@ -2,8 +2,9 @@
 
 A subscriber gets one ``capabilities`` frame for each backend, the current lifecycle frame, and then each
 event as it is published. Publishing never blocks: what a subscriber does not read is kept for it, up to a
-bound, and past the bound it is disconnected; it comes back for a fresh start. One that asks for a snapshot
-gets that beside the events; whatever else it sends is ignored.
+bound, and past the bound it is disconnected; it comes back for a fresh start. A subscriber may ask for a
+snapshot, for the models, or to unload one, and gets the answer beside the events; whatever else it sends is
+ignored.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import cast
 
+from inferd.errors import InferdError, ModelNotFound
 from inferd.wire import admin
 
 MAX_UNREAD_EVENTS = 256  # minutes of a download's progress; beyond that a fresh snapshot says more
@@ -23,16 +25,23 @@ async def _no_models() -> Sequence[Mapping[str, object]]:
     return ()
 
 
+async def _no_such_model(name: str) -> int:
+    raise ModelNotFound(name)
+
+
 class StatusBoard:
     """The current state and its subscribers; ``report`` makes the details of a snapshot, ``list_models``
-    the rows of the models. All methods run on the event loop's thread."""
+    the rows of the models; ``unload`` ends a model, and returns how many requests still run on it. All
+    methods run on the event loop's thread."""
 
     def __init__(
         self,
         report: Callable[[], Mapping[str, object]],
         list_models: Callable[[], Awaitable[Sequence[Mapping[str, object]]]] = _no_models,
+        unload: Callable[[str], Awaitable[int]] = _no_such_model,
     ) -> None:
         self._report = report
+        self.unload = unload
         self.list_models = list_models
         self._capabilities: list[bytes] = []
         self._lifecycle = admin.STARTING
@@ -100,6 +109,7 @@ class Subscriber(asyncio.Protocol):
         self._blocked = False
         self._finishing = False
         self._listing: asyncio.Future[None] | None = None
+        self._unloading: asyncio.Future[None] | None = None
 
     def send(self, frame: bytes) -> None:
         """Sends ``frame`` now or as soon as the subscriber reads; a subscriber that has left misses it."""
@@ -141,16 +151,27 @@ class Subscriber(asyncio.Protocol):
         # Enough to recognise a line that is too long: it cannot be one of ours.
         self._begun = begun[: admin.MAX_REQUEST_BYTES + 1]
         # Several requests in one read get one answer, so that a client cannot keep the loop busy.
-        if any(admin.asks_for("snapshot", line) for line in lines):
+        asked = dict(map(admin.read_request, lines))
+        if "snapshot" in asked:
             self.send(self._board.snapshot())
-        if self._listing is None and any(admin.asks_for("models", line) for line in lines):
+        if self._listing is None and "models" in asked:
             self._listing = asyncio.ensure_future(self._list_models())
+        if self._unloading is None and "unload" in asked:
+            self._unloading = asyncio.ensure_future(self._unload(asked["unload"]))
 
     async def _list_models(self) -> None:
         try:
             self.send(admin.models(await self._board.list_models()))
         finally:
             self._listing = None
+
+    async def _unload(self, name: str) -> None:
+        try:
+            self.send(admin.unloaded(name, await self._board.unload(name)))
+        except InferdError as error:
+            self.send(admin.refused(name, error.code, str(error)))
+        finally:
+            self._unloading = None
 
     def eof_received(self) -> bool:
         return False

@@ -1,0 +1,97 @@
+"""``inferd ps``, ``load`` and ``unload``: the models that a daemon has in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from inferd.cli import background
+from inferd.cli.columns import aligned, cut, duration, megabytes, screen_width
+from inferd.cli.completion import stored_models
+from inferd.cli.options import Number, connection_options, target
+from inferd.cli.progress import Progress
+from inferd.cli.say import say, say_json
+from inferd.cli.status import ANSWER_SECS, admin_address
+from inferd.client.admin import AdminClient, Frame
+from inferd.errors import RequestFailed
+from inferd.serve.router import NO_TEXT
+
+FOREVER = -1.0
+
+
+@click.command("ps")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def ps_command(as_json: bool) -> None:
+    """List the models that the daemon has loaded, and how long each stays. Exit 3 when none runs."""
+    with AdminClient(admin_address(), timeout=ANSWER_SECS) as admin:
+        state = admin.status()
+    if as_json:
+        say_json({"loaded": state.backends, "loading": state.loading})
+        return
+    rows: list[tuple[object, ...]] = [
+        ("model", "size", "context", "memory", "device", "running", "waiting", "unused", "stays")
+    ]
+    rows += map(_loaded, state.backends)
+    rows += [(row["name"], "-", "-", "-", "-", "loading", row["waiting"], "-", "-") for row in state.loading]
+    width = screen_width()
+    for line in aligned(rows):
+        say(cut(line, width))
+
+
+def _loaded(row: Frame) -> tuple[object, ...]:
+    engine = row["engine"] or {}
+    sizes = [megabytes(engine[key]) if engine.get(key) else "-" for key in ("file_bytes", "memory_bytes")]
+    unused = "-" if row["running"] else duration(row["idle_secs"])
+    return (
+        row["name"],
+        sizes[0],
+        f"{row['n_ctx']:,}" if row["n_ctx"] else "-",
+        sizes[1],
+        row["device"],
+        row["running"],
+        row["waiting"],
+        unused,
+        _stays(row),
+    )
+
+
+def _stays(row: Frame) -> str:
+    if row["pinned"]:
+        return "always"
+    return "while there is memory" if row["stays_secs"] is None else duration(row["stays_secs"])
+
+
+@click.command("load")
+@click.argument("name", metavar="NAME", shell_complete=stored_models)
+@click.option(
+    "--keep-alive",
+    type=Number(FOREVER, 1e9),
+    metavar="SECONDS",
+    help="How long it stays without a request; -1 is always. Without this, keep_alive_secs.",
+)
+@connection_options
+def load_command(name: str, keep_alive: float | None, address: str | None, api_key_file: Path | None) -> None:
+    """Have the daemon load a stored model, so that the first request for it does not wait."""
+    daemon = target(address, api_key_file)
+    with daemon.client() as client:
+        with Progress() as progress:
+            background.connect(client, daemon, progress.frame)
+        try:
+            name = client.generate("load", model=name, keep_alive=keep_alive, max_tokens=0).result().model
+        except RequestFailed as error:
+            if error.details.get("reason") != NO_TEXT:  # a model for vectors is loaded before it refuses
+                raise
+    say(f"{name} is loaded")
+
+
+@click.command("unload")
+@click.argument("name", metavar="NAME", shell_complete=stored_models)
+def unload_command(name: str) -> None:
+    """Have the daemon give back the memory of a loaded model; requests that run on it may finish."""
+    with AdminClient(admin_address(), timeout=ANSWER_SECS) as admin:
+        running = admin.unload(name)
+    if running:
+        say(f"{name} is unloaded when its {running} running requests have ended")
+    else:
+        say(f"{name} is unloaded")

@@ -1,0 +1,141 @@
+"""The models that a request may name: those of the configuration, and all others of the store.
+
+An entry of the configuration with ``"preload": false`` is loaded when it is named, with its own options. A
+model of the store that no entry speaks of is served with the defaults. Nothing here loads anything; whatever
+looks into the store blocks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Callable
+from contextlib import suppress
+
+from inferd.config.entries import LlamaCppEntry, ModelSpec
+from inferd.config.settings import Settings
+from inferd.errors import ModelError, ModelNotFound, StoreError
+from inferd.serve.router import Router
+from inferd.store.catalogue import CATALOGUE, lookup
+from inferd.store.gguf import ModelCard, read_card
+from inferd.store.models import ModelStore
+
+MAX_NAME_CHARS = 128
+
+
+class Directory:
+    """Looks names up in ``settings``, which may be replaced, in the router, and in the store."""
+
+    def __init__(self, router: Router, settings: Settings) -> None:
+        self.settings = settings
+        self._router = router
+        self._cards: dict[str, ModelCard] = {}
+
+    def resolve(self, name: str) -> str:
+        """The one name under which the model of that name, alias or entry is loaded and dispatched; a name
+        that nothing knows is returned as it is. Raises ModelNotFound for one that cannot be any."""
+        if len(name) > MAX_NAME_CHARS:  # no such name is in a store, and to look for the nearest takes long
+            raise ModelNotFound(name[:MAX_NAME_CHARS] + "…")
+        if self._router.serves(name):
+            return name
+        local = [entry for entry in self.settings.backends if isinstance(entry, LlamaCppEntry)]
+        for entry in local:
+            if name == entry.name or name in entry.aliases:
+                return entry.name
+        known = lookup(name)
+        name = name if known is None else known.name
+        for entry in local:
+            if entry.model is not None and entry.model.name == name:
+                return entry.name
+        return name
+
+    def entry(self, name: str) -> LlamaCppEntry:
+        """What is loaded for a resolved name; its ``n_ctx`` is ``None`` where that is to be chosen."""
+        for entry in self.settings.backends:
+            if isinstance(entry, LlamaCppEntry) and entry.name == name and not entry.preload:
+                return entry
+        return LlamaCppEntry(name=name, model=ModelSpec(name=name))
+
+    def card(self, name: str) -> ModelCard:
+        """The card of the file of a resolved name. Raises ModelNotFound with what to do, and ModelError."""
+        entry = self.entry(name)
+        digest = None
+        if entry.model is not None:
+            name = entry.model.name
+            digest = entry.model.sha256 or self._digest(name)
+            if digest in self._cards:
+                return self._cards[digest]
+            path = ModelStore(self.settings.models_home).blob_path(digest)
+        elif entry.model_path is not None:
+            path = entry.model_path
+        else:
+            raise ModelNotFound(name)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError:
+            raise ModelNotFound(name, (), missing=True) from None
+        try:
+            card = read_card(fd, path)
+        finally:
+            os.close(fd)
+        if digest is not None:
+            self._cards[digest] = card
+        return card
+
+    def _digest(self, name: str) -> str:
+        known = lookup(name)
+        if known is not None:
+            return known.sha256
+        store = ModelStore(self.settings.models_home)
+        with suppress(StoreError):
+            manifest = store.manifest(name)
+            if manifest is not None:
+                return manifest.sha256
+        raise ModelNotFound(name, difflib.get_close_matches(name, sorted(self._names(store)), n=3))
+
+    def _names(self, store: ModelStore) -> set[str]:
+        names = {*CATALOGUE, *(manifest.name for manifest in store.list()), *self._router.names()}
+        for entry in self.settings.backends:
+            if isinstance(entry, LlamaCppEntry):
+                names |= {entry.name, *entry.aliases}
+        return names
+
+    def listing(self, is_resident: Callable[[str], bool]) -> list[dict[str, object]]:
+        """Every model that a request may name, and what its file says of it."""
+        rows: list[dict[str, object]] = []
+        told: set[str] = set()
+        for entry in self.settings.backends:
+            if isinstance(entry, LlamaCppEntry) and not entry.preload:
+                rows.append(self._row(entry.name, is_resident, aliases=list(entry.aliases)))
+                told |= {entry.name} if entry.model is None else {entry.name, entry.model.name}
+        for manifest in ModelStore(self.settings.models_home).list():
+            if manifest.name not in told:
+                rows.append(self._row(manifest.name, is_resident, sha256=manifest.sha256))
+        return rows
+
+    def _row(self, name: str, is_resident: Callable[[str], bool], **more: object) -> dict[str, object]:
+        row: dict[str, object] = {
+            "name": name,
+            **more,
+            "resident": is_resident(name) or self._router.serves(name),
+        }
+        with suppress(ModelError, ModelNotFound, StoreError):
+            card = self.card(name)
+            row |= {
+                "architecture": card.architecture,
+                "quantisation": card.quantisation,
+                "parameters": card.parameters,
+                "context": card.context,
+                "bytes": card.file_bytes,
+                "embed": card.pooling,
+                "rerank": card.ranks,
+                "tools": card.tools,
+            }
+        return row
+
+
+def with_context(entry: LlamaCppEntry, card: ModelCard, n_ctx: int) -> LlamaCppEntry:
+    """``entry`` with a context; a model that no entry says otherwise of makes what its file is for."""
+    embed = entry.embed if entry.embed is not None else (card.pooling or card.ranks or None)
+    return dataclasses.replace(entry, n_ctx=n_ctx, embed=embed)

@@ -1,0 +1,77 @@
+"""One bounded queue for each model: requests for a busy or slow model take no place of another's.
+
+``active_permits`` and ``queue_depth`` hold for each of them. All together are bounded by the connections that
+the daemon accepts, since each has one request at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from inferd.serve.admission import Admission
+
+
+class Queues:
+    """The queues by the name of their backend; each is made when it is first asked for."""
+
+    def __init__(self, active_permits: int, queue_depth: int) -> None:
+        self.active_permits = max(1, active_permits)
+        self.queue_depth = queue_depth
+        self._queues: dict[str, Admission] = {}
+        self._closed = False
+
+    def of(self, backend: str) -> Admission:
+        """The queue in front of a backend."""
+        queue = self._queues.get(backend)
+        if queue is None:
+            queue = self._queues[backend] = Admission(self.active_permits, self.queue_depth)
+            if self._closed:
+                queue.close()
+        return queue
+
+    def waiting_for(self, backend: str) -> int:
+        """How many requests wait for a place at a backend."""
+        queue = self._queues.get(backend)
+        return 0 if queue is None else queue.waiting
+
+    @property
+    def running(self) -> int:
+        return sum(queue.running for queue in self._queues.values())
+
+    @property
+    def waiting(self) -> int:
+        return sum(queue.waiting for queue in self._queues.values())
+
+    def running_requests(self) -> list[object]:
+        """The holders of the requests that run, in no order."""
+        return [holder for queue in self._queues.values() for holder in queue.running_requests()]
+
+    def queued_requests(self) -> Iterator[tuple[int, object]]:
+        """The requests that wait: the place in their queue, from 1, and the holder; queue after queue."""
+        for queue in self._queues.values():
+            yield from enumerate(queue.queued_requests(), start=1)
+
+    def resize(self, active_permits: int, queue_depth: int) -> None:
+        """As :meth:`Admission.resize`, for every queue."""
+        self.active_permits = max(1, active_permits)
+        self.queue_depth = queue_depth
+        for queue in self._queues.values():
+            queue.resize(active_permits, queue_depth)
+
+    def close(self) -> None:
+        """Refuses new requests from now on; queued and running ones stay."""
+        self._closed = True
+        for queue in self._queues.values():
+            queue.close()
+
+    def release_waiters(self) -> None:
+        """Ends all waiting; for requests that only have to say goodbye."""
+        for queue in self._queues.values():
+            queue.release_waiters()
+
+    async def idle(self) -> None:
+        """Returns once no request runs or waits."""
+        while busy := next(
+            (queue for queue in self._queues.values() if queue.running or queue.waiting), None
+        ):
+            await busy.idle()
