@@ -435,7 +435,7 @@ _MEANING: dict[str, type[InferdError]] = {
 class RequestFailed(InferdError):
     """An error frame, as a client sees it: ``wire_code``, the daemon's message, and its ``details``.
 
-    Exit code, fault and whether a retry may help are those of the class that the code stands for; a code
+    Exit code, fault and whether a retry may help are those of the class that the code belongs to; a code
     that this version does not know means ``internal``. ``retry_after_secs`` is when a retry may succeed,
     where the daemon knows.
     """

@@ -169,7 +169,7 @@ class TestHub:
 
 @pytest.mark.parametrize("text", ["https://host/dir/m.gguf", "pypi:package==1.0/dir/m.gguf"])
 def test_what_nobody_vouches_for_needs_a_hash(store: ModelStore, text: str) -> None:
-    with pytest.raises(StoreError, match=f"nobody says what {text} must hash to; give its sha256"):
+    with pytest.raises(StoreError, match=f"no sha256 is known for {text}; give its sha256"):
         pinned(store, text)
     assert pinned(store, text, sha256=DIGEST) == CatalogueModel(
         name="m", sha256=DIGEST, size_bytes=None, license="MIT", sources=(text,)

@@ -121,7 +121,7 @@ def _is_here(url: str) -> bool:
 
 
 def _unreachable(url: str) -> str:
-    """Why nobody can be reached there; empty when somebody can."""
+    """Why no server can be reached there; empty when one can."""
     parts = urlsplit(url)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:

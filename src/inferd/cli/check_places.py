@@ -113,7 +113,7 @@ def sockets(settings: Settings) -> Findings:
 
 
 def _listens(path: Path) -> bool:
-    """Whether the socket has somebody at its other end, seen without connecting; Linux only."""
+    """Whether a process holds the other end of the socket, seen without connecting; Linux only."""
     try:
         rows = Path("/proc/net/unix").read_text().splitlines()
     except OSError:
@@ -132,7 +132,7 @@ def _unix(name: str, path: Path, running: bool) -> Finding:
     if path.is_symlink() or not path.is_socket():
         return Finding(name, "fail", f"{path} is in the way and not a socket", "move it away")
     if not running and _listens(path):
-        return Finding(name, "ok", f"{path} starts a daemon for whoever connects")
+        return Finding(name, "ok", f"{path} starts a daemon for the first client")
     with socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(ANSWER_SECS)
         try:
@@ -142,11 +142,11 @@ def _unix(name: str, path: Path, running: bool) -> Finding:
             return Finding(name, "fail", f"{path} may not be opened by this user", advice)
         except (BlockingIOError, TimeoutError):
             return Finding(
-                name, "fail", f"{path} is there, but nobody accepts", "restart the daemon: inferd stop"
+                name, "fail", f"{path} is there, but no daemon accepts", "restart the daemon: inferd stop"
             )
         except OSError:
             advice = "the next daemon removes it"
-            return Finding(name, "warn", f"{path} is left over: nobody answers", advice)
+            return Finding(name, "warn", f"{path} is left over: no daemon answers", advice)
     return Finding(name, "ok", f"{path} answers")
 
 

@@ -85,7 +85,7 @@ def _tool(given: Any, source: str) -> dict[str, Any]:
 
 
 def prompt(words: Sequence[str], *, stdin_taken: bool = False) -> str:
-    """The prompt: the words, and behind them what is piped in; ``-`` stands for stdin alone.
+    """The prompt: the words, and behind them what is piped in; ``-`` is stdin alone.
 
     ``stdin_taken`` says that stdin is a file of the request already.
     """

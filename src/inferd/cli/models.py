@@ -172,7 +172,7 @@ def verify_command(names: tuple[str, ...]) -> int:
 @click.option("--quarantine", is_flag=True, help="Delete the quarantined files too.")
 @click.option("--dry-run", is_flag=True, help="Only show what would go.")
 def gc_command(quarantine: bool, dry_run: bool) -> None:
-    """Delete what inferd put into the store and nobody needs: models without a name and broken downloads."""
+    """Delete files of inferd in the store that no model needs: models without a name and broken downloads."""
     from inferd.store.upkeep import collect
 
     freed = 0

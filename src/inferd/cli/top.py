@@ -143,7 +143,7 @@ def top_command(interval: float) -> None:
     able: tuple[Frame, ...] = ()
     with AdminClient(admin_address(), timeout=ANSWER_SECS) as admin, contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.suppress(KeyboardInterrupt))
-        state = admin.status()  # whoever finds no daemon shall not see the screen flicker
+        state = admin.status()  # without a daemon the screen must not flicker
         pressed = stack.enter_context(_keys())
         live = stack.enter_context(Live(console=Console(highlight=False), screen=True, auto_refresh=False))
         while True:

@@ -129,7 +129,7 @@ WantedBy=multi-user.target
 
 
 def user_socket() -> str:
-    """The sockets of a user's daemon that systemd opens, to start it for whoever connects first.
+    """The sockets of a user's daemon that systemd opens, to start it for the first client.
 
     Not the admin socket: a status query must not start a daemon.
     """

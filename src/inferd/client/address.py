@@ -36,8 +36,8 @@ class Endpoint:
             )
         if isinstance(error, PermissionError):
             return NotPermitted(
-                f"the socket {self.text} may not be opened by this user; join its group or ask whoever runs"
-                " inferd"
+                f"the socket {self.text} may not be opened by this user; join its group or ask the user"
+                " that runs inferd"
             )
         if self.tcp is None and not Path(self.text).exists():
             if self.surface in ("v1", "admin"):

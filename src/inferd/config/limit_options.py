@@ -70,7 +70,7 @@ class LimitOptions:
         _LIMITS,
         Seconds(),
         0.0,
-        "Stop when nobody has been connected for this long; 0 never stops.",
+        "Stop when no client has been connected for this long; 0 never stops.",
         reload=True,
     )
     max_frame_bytes: int = option(

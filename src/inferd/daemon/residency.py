@@ -2,7 +2,7 @@
 
 The preloaded backends of the configuration are always there and never touched. Any other model of
 :mod:`inferd.daemon.directory` is loaded when it is asked for by name; requests for it wait for that outside
-the queue, so they take nobody's place.
+the queue, so they take no place in it.
 Before a load its memory is estimated from the header of its file; models that idle give way, the one unused
 for longest first, and a model that cannot fit is refused with the numbers. Nothing is ever downloaded for a
 request.
@@ -217,7 +217,7 @@ class Residency:
 
     def _unload_idle(self, name: str, resident: _Resident) -> None:
         if self._residents.get(name) is resident and not resident.users:
-            task = asyncio.get_running_loop().create_task(self.unload(name, "nobody has used it for a while"))
+            task = asyncio.get_running_loop().create_task(self.unload(name, "it was idle for a while"))
             self._unloading.add(task)
             task.add_done_callback(self._unloading.discard)
 

@@ -1,18 +1,18 @@
 """One accepted socket of an inference surface: lines or frames in, bytes out, and how it ends.
 
-* Bytes are read into the splitter in place. While nobody waits for a line, reading goes on only until one
+* Bytes are read into the splitter in place. While no task waits for a line, reading goes on only until one
   frame is held; then it pauses, so a connection holds at most one frame and one read.
 * Where a line may be followed by raw bytes, nothing is read beyond the line before it is known whether they
   follow; they are then read in place, into memory that takes them all.
 * Between the parts of a frame, and before it is known whether a client sends lines or frames, nothing is read
-  that nobody waits for, beyond one read.
+  that no task waits for, beyond one read.
 * Who has begun a line, or the bytes behind one, has to go on with it: a client that lets it take longer than
   ``PIECE_SECS`` is dropped, as is one that sends nothing between two requests for ``idle_timeout``.
 * ``reserve`` is called before a line grows beyond ``LARGE_BYTES``. While a request runs, no more than that
   is read of the next line.
 * ``write`` never waits; ``writable`` does, once the client has left more unread than the high-water mark. A
   client that keeps it waiting longer than the write timeout is dropped.
-* ``on_gone`` is called once when nobody reads the answers any more: the client closed its socket, the
+* ``on_gone`` is called once when the client no longer reads the answers: the client closed its socket, the
   connection was reset, or one of these times passed. One that only shut down its sending side is not gone.
 """
 
@@ -296,7 +296,7 @@ class Connection(asyncio.BufferedProtocol):
         if held > self._line_room:
             self._line_room = held + PIECE_BYTES
             try:
-                # Twice: the splitter holds the line, and whoever takes it has a copy.
+                # Twice: the splitter holds the line, and its taker has a copy.
                 self._reserve(2 * PIECE_BYTES)
             except InferdError as error:
                 waiter.set_exception(error)

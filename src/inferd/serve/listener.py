@@ -223,7 +223,7 @@ class Listener:
 
 
 def _prepare_tcp(sock: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # the client has left already; whoever serves it will notice
+    with contextlib.suppress(OSError):  # the client has left already; its session will notice
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in KEEPALIVE.items():

@@ -62,7 +62,7 @@ def pin(
         text = source.origin.text
     else:
         raise StoreError(
-            f"nobody says what {source.url} must hash to; give its sha256 with --sha256, "
+            f"no sha256 is known for {source.url}; give its sha256 with --sha256, "
             "or name a file of the hub as hf:ORG/REPO/FILE"
         )
     _check_free(store, called, digest)

@@ -1,8 +1,8 @@
 """Removal from the store: a model by its name, and unused files.
 
-``remove`` deletes what the user names, whoever wrote it. ``collect`` deletes only what inferd wrote: blobs
-that no name means, what broke off, and, when it is asked to, quarantined files. Neither touches what another
-process is just fetching, and a manifest always goes before its blob, so that no name is left without one.
+``remove`` deletes the model that the user names, whichever program wrote it. ``collect`` deletes only files
+of inferd: blobs without a name, broken downloads and, on request, quarantined files. Neither touches a file
+that another process is fetching. A manifest always goes before its blob, so that no name is left without one.
 """
 
 from __future__ import annotations

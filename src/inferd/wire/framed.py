@@ -82,7 +82,7 @@ def encode_error(
     retry_after_secs: float | None = None,
     details: Mapping[str, Any] | None = None,
 ) -> bytes:
-    """The ``error`` frame, with the nearest of ``CODES``; ``reason`` is the code that it stands in for."""
+    """The ``error`` frame, with the nearest of ``CODES``; ``reason`` is the code that it replaces."""
     if code not in CODES:
         details = {"reason": code, **(details or {})}
         code = _NEAREST.get(code, "internal")

@@ -9,7 +9,7 @@ cdef extern from "native/guards/cancel.h" namespace "inferd" nogil:
 cdef class Cancellation:
     """``with cancellation: …`` does a preparation; ``cancel`` from another thread makes it raise soon.
 
-    What it raises is an ``InvalidRequest`` as for any other refusal; nobody is left to read it.
+    What it raises is an ``InvalidRequest`` as for any other refusal; no client is left to read it.
     """
 
     cdef CancelFlag flag

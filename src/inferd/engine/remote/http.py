@@ -131,7 +131,7 @@ class Upstream:
         self._drop(line)
 
     def _drop(self, line: _PooledClient) -> None:
-        """In a task of its own, since whoever ends a request may be cancelled once more."""
+        """In a task of its own, since the task that ends a request may be cancelled once more."""
         dropping = asyncio.ensure_future(line.close())
         self._dropping.add(dropping)
         dropping.add_done_callback(self._dropping.discard)

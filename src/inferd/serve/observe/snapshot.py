@@ -1,4 +1,4 @@
-"""The daemon at one moment, for whoever asks on the admin socket or scrapes the metrics."""
+"""The daemon at one moment, for the admin socket and the metrics."""
 
 from __future__ import annotations
 

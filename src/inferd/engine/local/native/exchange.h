@@ -189,7 +189,7 @@ class Exchange {
         work_.notify_one();
     }
 
-    // For whoever watches the loop: how many turns it has done, for how long the present one has been under way
+    // For the watchdog of the loop: how many turns it has done, for how long the present one has been under way
     // (0: there is none), and how long it should take (0: not known).
     void pulse(uint64_t &steps, int64_t &busy_us, int64_t &predicted_us) const {
         const int64_t since = busy_since_us_.load(std::memory_order_relaxed);

@@ -96,7 +96,7 @@ std::vector<llama_token> tokenize(const llama_vocab *vocab, const std::string &t
     return common_tokenize(vocab, text, add_special, true);
 }
 
-// Tokenises a prompt: cut at every mark, each piece on its own; what stands for media becomes their spans.
+// Tokenises a prompt: cut at every mark, each piece on its own; marks of media become their spans.
 class Tokenizer {
   public:
     Tokenizer(const llama_vocab *vocab, const MediaInput &media, Rendered &out)

@@ -56,7 +56,7 @@ class Prompts {
     // the cost of the rest. `form` says for what the answer's parser and grammar are made, if not for text and
     // thoughts alone: an object with `tools`, `tool_choice` ("auto", "required") and `json_schema`. Its schemas need
     // not be those that the model is shown. A content part of type `media_marker` with the projector's marker as its
-    // text stands for the next item of `media`.
+    // text marks the next item of `media`.
     bool render(const std::string &request, const MediaInput &media, Rendered &out,
                 std::string &error) const noexcept;
 
