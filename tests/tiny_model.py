@@ -9,7 +9,7 @@ from pathlib import Path
 
 from inferd.store import fetch
 from inferd.store.catalogue import CatalogueModel
-from inferd.store.models import ModelStore
+from inferd.store.models import Manifest, ModelStore
 from inferd.store.verify import OpenModel
 
 CONTENT = bytes(range(256)) * 64
@@ -20,6 +20,16 @@ EVIL = CONTENT[::-1]
 def tiny(*sources: str, size: int | None = len(CONTENT), name: str = "tiny") -> CatalogueModel:
     """The catalogue entry of CONTENT with these sources."""
     return CatalogueModel(name=name, sha256=DIGEST, size_bytes=size, license="MIT", sources=sources)
+
+
+def stock(store: ModelStore, name: str, content: bytes) -> Path:
+    """Puts a model into the store; the place of its blob."""
+    digest = hashlib.sha256(content).hexdigest()
+    blob = store.blob_path(digest)
+    blob.parent.mkdir(parents=True, exist_ok=True)
+    blob.write_bytes(content)
+    store.write_manifest(Manifest(name=name, blob=f"sha256:{digest}", size_bytes=len(content)))
+    return blob
 
 
 def put(store: ModelStore, content: bytes) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import ollama
@@ -11,8 +12,12 @@ import pytest
 
 from inferd.config import paths
 from inferd.store.catalogue import DEFAULT_MODEL as MODEL
+from inferd.store.models import ModelStore
+from tests.daemon_process import until
 from tests.demo_model import demo_model
 from tests.http_bridge import BridgeProcess
+from tests.tiny_bert import write_bert
+from tests.tiny_model import stock
 
 OPTIONS = {"temperature": 0, "num_predict": 6, "top_k": None, "num_ctx": 99999}
 
@@ -98,3 +103,19 @@ def test_errors(client: ollama.Client, bridge: BridgeProcess) -> None:
     assert httpx.get(bridge.base).text == "Ollama is running"
     assert httpx.head(f"{bridge.base}/api/hello").status_code == 200
     assert httpx.post(f"{bridge.base}/api/show", json={"name": MODEL}).status_code == 200
+
+
+def test_models_of_the_store_are_loaded_and_unloaded_by_name(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path / "models")
+    stock(store, "talker", demo_model().read_bytes())
+    own = write_bert(tmp_path / "own")
+    with BridgeProcess(MODELS_HOME=store.home, model_path=own, embed="true", threads=1, n_ctx=256) as process:
+        client = ollama.Client(process.wait_ready().base)
+        assert {model.model for model in client.list().models} == {"own", "talker"}
+        assert [model.model for model in client.ps().models] == ["own"]
+        answer = client.chat("talker", [{"role": "user", "content": "hi"}], options=OPTIONS, keep_alive="1h")
+        assert answer.eval_count
+        assert [model.model for model in client.ps().models] == ["own", "talker"]
+        assert client.generate("talker", "", keep_alive=0).done_reason == "unload"
+        until(lambda: [model.model for model in client.ps().models] == ["own"])
+        client._client.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,22 +12,15 @@ import pytest
 from inferd.client import Client
 from inferd.client.admin import AdminClient
 from inferd.errors import RequestFailed
-from inferd.store.models import Manifest, ModelStore
+from inferd.store.models import ModelStore
 from inferd.wire import admin as wire
 from tests.daemon_process import DaemonProcess
 from tests.demo_model import demo_model
 from tests.shell import Shell
 from tests.tiny_bert import write_bert
+from tests.tiny_model import stock
 
 Start = Callable[..., DaemonProcess]
-
-
-def put(store: ModelStore, name: str, content: bytes) -> None:
-    digest = hashlib.sha256(content).hexdigest()
-    blob = store.blob_path(digest)
-    blob.parent.mkdir(parents=True, exist_ok=True)
-    blob.write_bytes(content)
-    store.write_manifest(Manifest(name=name, blob=f"sha256:{digest}", size_bytes=len(content)))
 
 
 @pytest.fixture
@@ -36,8 +28,8 @@ def process(daemon: Start, short_dir: Path) -> DaemonProcess:
     """A daemon with a small embedding model of its own; its store has a chat model and one for vectors."""
     home = short_dir / "models"
     store = ModelStore(home)
-    put(store, "talker", demo_model().read_bytes())
-    put(store, "vectors", write_bert(short_dir / "vectors", name="vectors").read_bytes())
+    stock(store, "talker", demo_model().read_bytes())
+    stock(store, "vectors", write_bert(short_dir / "vectors", name="vectors").read_bytes())
     config = short_dir / "config.json"
     own = {"kind": "llamacpp", "name": "own", "model_path": str(write_bert(short_dir / "own")), "embed": True}
     config.write_text(json.dumps({"backends": [own], "models_home": str(home)}))

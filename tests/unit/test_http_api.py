@@ -408,6 +408,23 @@ def test_the_lines_of_an_ollama_chat() -> None:
     assert lines[-1]["eval_count"] == 5
 
 
+@pytest.mark.parametrize(
+    ("given", "secs"),
+    [
+        (None, None), (0, 0), ("0", 0), (-1.0, -1), ("-1", -1), ("-5m", -1), (90, 90), ("24h", 86400),
+        ("1h30m", 5400), ("1.5s", 1.5), ("500ms", 0.5), (1e300, 1e9),
+    ],
+)  # fmt: skip
+def test_ollama_says_how_long_a_model_stays(given: object, secs: float | None) -> None:
+    assert ollama.read_chat({"model": "m", "messages": HI, "keep_alive": given}).generation.keep_alive == secs
+
+
+@pytest.mark.parametrize("given", [True, [], "soon", "5 m", "m5", "1d", "", float("nan")])
+def test_ollama_refuses_what_is_no_duration(given: object) -> None:
+    with pytest.raises(BadField, match="keep_alive"):
+        ollama.read_chat({"model": "m", "messages": HI, "keep_alive": given})
+
+
 # Models and errors.
 
 
@@ -420,14 +437,21 @@ def test_names_of_models() -> None:
         [
             {"backend": "llamacpp", "model": "m", "v2": True, "n_ctx": 64},
             {"backend": "llamacpp", "model": "e", "embed": True},
-            {"backend": "llamacpp", "model": "other", "v2": True},
+            {"backend": "llamacpp", "model": "other", "name": "b", "v2": True},
         ]
     )
-    assert [model.name for model in models.all()] == ["m", "e"]
+    models.update_stored([{"name": "m", "resident": True}, {"name": "s", "rerank": True, "resident": False}])
+    assert [(model.name, model.wire_name, model.loaded) for model in models.all()] == [
+        ("m", "", True),
+        ("e", "", True),
+        ("other", "b", True),
+        ("s", "s", False),
+    ]
+    assert models.find("s", "rerank").name == "s"
     for name in ("m", "m:latest", "default", "claude-sonnet-9"):
         assert models.find(name, "v2").name == "m"
     assert models.find("default", "embed").name == "e"
-    for name in ("M", "other", "gpt-9", "e"):
+    for name in ("M", "s", "gpt-9", "e"):
         with pytest.raises(UnknownModel):
             models.find(name, "v2")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import hashlib
 import threading
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
@@ -30,9 +29,10 @@ from inferd.errors import (
 from inferd.progress import Progress
 from inferd.serve.models import USUAL, Stay
 from inferd.serve.router import Router
-from inferd.store.models import Manifest, ModelStore
+from inferd.store.models import ModelStore
 from tests.in_process import until
 from tests.tiny_bert import write_bert
+from tests.tiny_model import stock
 
 MIB = 1 << 20
 
@@ -64,13 +64,7 @@ class Home:
     def __init__(self, directory: Path, **settings: object) -> None:
         store = ModelStore(directory)
         for name in ("a", "b", "c", "broken"):
-            made = write_bert(directory / name, name=name)
-            digest = hashlib.sha256(made.read_bytes()).hexdigest()
-            blob = store.blob_path(digest)
-            blob.parent.mkdir(parents=True, exist_ok=True)
-            made.rename(blob)
-            size = blob.stat().st_size
-            store.write_manifest(Manifest(name=name, blob=f"sha256:{digest}", size_bytes=size))
+            stock(store, name, write_bert(directory / name, name=name).read_bytes())
         self.gate = asyncio.Event()
         self.gate.set()
         self.made: list[Model] = []

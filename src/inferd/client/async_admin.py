@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
 
 from inferd.client.address import Address, default_admin_address, endpoint
@@ -44,6 +44,15 @@ class AsyncAdminClient:
         while (state := inquiry.take(await self.event())) is None:
             pass
         return state
+
+    async def models(self) -> Sequence[Frame]:
+        """The models of the daemon's store, which a request may name; rows are as on the wire."""
+        connection = await self._connected()
+        await connection.send([admin.MODELS_REQUEST])
+        while (frame := await self.event())["status"] != "models":
+            pass
+        rows: Sequence[Frame] = frame.get("models", ())
+        return rows
 
     async def unload(self, name: str) -> int:
         """As :meth:`AdminClient.unload`."""

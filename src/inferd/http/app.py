@@ -19,11 +19,11 @@ from inferd.http import body
 from inferd.http.answer import Answer, send_json
 from inferd.http.api.request import Dialect, Generation
 from inferd.http.exchange import Exchange
-from inferd.http.failures import HttpFailure
+from inferd.http.failures import HttpFailure, UnknownModel
 from inferd.http.gate import Gate
 from inferd.http.keys import Keys
 from inferd.http.metrics import Metrics
-from inferd.http.models import Models
+from inferd.http.models import Model, Models, Task
 from inferd.http.upstream import Upstream
 
 R = TypeVar("R")
@@ -90,16 +90,25 @@ class Call:
         """Reads a request for an answer and answers it."""
         await self.answer(await self.body(read))
 
+    async def model(self, name: str, task: Task | None = None) -> Model:
+        """The model of a name. Raises UnknownModel, and HttpFailure while the daemon is not ready."""
+        models = self.bridge.models
+        try:
+            return models.find(name, task)
+        except UnknownModel:
+            await self.bridge.upstream.refresh_models()  # it may have come since
+            return models.find(name, task)
+
     async def answer(self, dialect: Dialect) -> None:
         generation, exchange = dialect.generation, self.exchange
-        model = self.bridge.models.find(generation.model, "v2")
+        model = await self.model(generation.model, "v2")
         exchange.model, exchange.stream = model.name, generation.stream
         reply = self.bridge.upstream.generate(generation, model, exchange.asker)
         await Answer(reply, dialect, exchange)(self.scope, self.receive, self.send)
 
     async def count(self, generation: Generation) -> int:
         """The tokens of a request's prompt, by the model's own template."""
-        model = self.bridge.models.find(generation.model, "v2")
+        model = await self.model(generation.model, "v2")
         self.exchange.model = model.name
         generation.max_tokens = 0
         reply = self.bridge.upstream.generate(generation, model, self.exchange.asker)

@@ -37,11 +37,12 @@ def _model(model: Model) -> dict[str, object]:
         "created_at": "1970-01-01T00:00:00Z",
         "context_window": model.n_ctx,
         "capabilities": model.capabilities,
-        "state": "loaded",
+        "state": "loaded" if model.loaded else "stored",
     }
 
 
 async def _models(call: Call) -> None:
+    await call.bridge.upstream.refresh_models()
     models = [_model(model) for model in call.bridge.models.all()]
     names = [str(model["id"]) for model in models]
     await call.json(
@@ -56,7 +57,7 @@ async def _models(call: Call) -> None:
 
 
 async def _one_model(call: Call) -> None:
-    await call.json(_model(call.bridge.models.find(call.scope["path_params"]["name"])))
+    await call.json(_model(await call.model(call.scope["path_params"]["name"])))
 
 
 async def _chat(call: Call) -> None:
@@ -93,20 +94,20 @@ async def _count_tokens(call: Call) -> None:
 
 async def _embeddings(call: Call) -> None:
     body = await call.body(embeddings.read)
-    model = call.bridge.models.find(body.model, "embed")
+    model = await call.model(body.model, "embed")
     call.exchange.model = model.name
     upstream, asker = call.bridge.upstream, call.exchange.asker
-    made = await call.unless_gone(upstream.embed(body.texts, body.dimensions, asker))
+    made = await call.unless_gone(upstream.embed(body.texts, body.dimensions, asker, model))
     call.exchange.input_tokens = made.input_tokens
     await call.json(embeddings.answer(body, made))
 
 
 async def _rerank(call: Call) -> None:
     body = await call.body(embeddings.read_rerank)
-    model = call.bridge.models.find(body.model, "rerank")
+    model = await call.model(body.model, "rerank")
     call.exchange.model = model.name
     upstream, asker = call.bridge.upstream, call.exchange.asker
-    made = await call.unless_gone(upstream.rerank(body.query, body.documents, body.top_n, asker))
+    made = await call.unless_gone(upstream.rerank(body.query, body.documents, body.top_n, asker, model))
     call.exchange.input_tokens = made.input_tokens
     await call.json(embeddings.rerank_answer(body, made))
 

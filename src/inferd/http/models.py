@@ -1,14 +1,14 @@
 """The models by their names, as clients ask for them.
 
 A name is a model's own, the same with ``:latest``, an alias of the configuration (``claude-*`` = NAME), or
-``default``. A request is answered by the first backend that is capable of it, so of the models that can do
-the same the first one is served.
+``default``, which is the first backend of the daemon that is capable. Models of the daemon's store are there
+by their names, and loaded when they are asked for.
 """
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,7 +23,10 @@ _TASKS: tuple[Task, ...] = ("v2", "embed", "rerank")
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model that is served; ``n_ctx`` is the context in tokens, 0 if the daemon does not know it."""
+    """A model that can be asked for; ``n_ctx`` is the context in tokens, 0 if the daemon does not know it.
+
+    ``wire_name`` is what the daemon is to be asked for; empty where it chooses the first that is capable.
+    """
 
     name: str
     tasks: frozenset[Task]
@@ -32,6 +35,8 @@ class Model:
     thinking: bool = False
     vision: bool = False
     audio: bool = False
+    wire_name: str = ""
+    loaded: bool = True
 
     @property
     def capabilities(self) -> list[str]:
@@ -47,31 +52,49 @@ class Models:
     def __init__(self, aliases: Mapping[str, str]) -> None:
         self._aliases = dict(aliases)
         self._served: dict[Task, Model] = {}
+        self._further: list[Model] = []
+        self._stored: list[Model] = []
         self.ready = False
 
     def update(self, frames: Sequence[Mapping[str, Any]]) -> None:
         """Takes the capabilities that the daemon tells of its backends, in their order."""
         self._served = {}
+        self._further = []
         first: dict[Task, Mapping[str, Any]] = {}
         for frame in frames:
             for task in _TASKS:
                 if frame.get(task):
                     first.setdefault(task, frame)
         for task, frame in first.items():
-            name = str(frame.get("model") or frame.get("name") or frame["backend"])
-            self._served[task] = Model(
-                name=name,
-                tasks=frozenset(other for other in _TASKS if first.get(other) is frame),
-                n_ctx=int(frame.get("n_ctx") or 0),
-                tools=bool(frame.get("tools")),
-                thinking=bool(frame.get("thinking")),
-                vision=bool(frame.get("vision")),
-                audio=bool(frame.get("audio")),
+            self._served[task] = _of_frame(frame, [other for other in _TASKS if first.get(other) is frame])
+        for frame in frames:
+            if all(chosen is not frame for chosen in first.values()):
+                self._further.append(
+                    _of_frame(frame, filter(frame.get, _TASKS), str(frame.get("name") or ""))
+                )
+
+    def update_stored(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Takes the models that the daemon can load when they are named."""
+        self._stored = [
+            Model(
+                name=str(row["name"]),
+                tasks=frozenset(
+                    ("embed",) if row.get("embed") else ("rerank",) if row.get("rerank") else ("v2",)
+                ),
+                n_ctx=int(row.get("context") or 0),
+                tools=bool(row.get("tools")),
+                wire_name=str(row["name"]),
+                loaded=bool(row.get("resident")),
             )
+            for row in rows
+        ]
 
     def all(self) -> list[Model]:
         """The models, each once."""
-        return list({model.name: model for model in self._served.values()}.values())
+        models: dict[str, Model] = {}
+        for model in (*self._served.values(), *self._further, *self._stored):
+            models.setdefault(model.name, model)
+        return list(models.values())
 
     def find(self, name: str, task: Task | None = None) -> Model:
         """The model of a name, which has to do ``task`` if that is given.
@@ -83,7 +106,7 @@ class Models:
         if task is not None and name == DEFAULT_ALIAS and task in self._served:
             return self._served[task]
         wanted = {name, name.removesuffix(LATEST), self._aliased(name)}
-        known = self._served.values() if task is None else [m for t, m in self._served.items() if t == task]
+        known = [model for model in self.all() if task is None or task in model.tasks]
         for model in known:
             if model.name in wanted or (name == DEFAULT_ALIAS and task is None):
                 return model
@@ -93,3 +116,16 @@ class Models:
         return next(
             (model for pattern, model in self._aliases.items() if fnmatch.fnmatchcase(name, pattern)), None
         )
+
+
+def _of_frame(frame: Mapping[str, Any], tasks: Iterable[Task], wire_name: str = "") -> Model:
+    return Model(
+        name=str(frame.get("model") or frame.get("name") or frame["backend"]),
+        tasks=frozenset(tasks),
+        n_ctx=int(frame.get("n_ctx") or 0),
+        tools=bool(frame.get("tools")),
+        thinking=bool(frame.get("thinking")),
+        vision=bool(frame.get("vision")),
+        audio=bool(frame.get("audio")),
+        wire_name=wire_name,
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from inferd import __version__
@@ -12,6 +12,7 @@ from inferd.errors import RequestFailed
 from inferd.http import stream
 from inferd.http.api import ollama
 from inferd.http.api.fields import Fields
+from inferd.http.api.request import Generation
 from inferd.http.app import Call, Handler
 from inferd.http.failures import HttpFailure
 from inferd.http.models import Model
@@ -46,10 +47,21 @@ async def _generate(call: Call) -> None:
 async def _answer(call: Call, read: Any) -> None:
     dialect = await call.body(read)
     if dialect.load is not None:
-        call.bridge.models.find(dialect.generation.model, "v2")
+        await _load_or_unload(call, dialect.generation, dialect.load)
         await call.json(dialect.loaded())
     else:
         await call.answer(dialect)
+
+
+async def _load_or_unload(call: Call, generation: Generation, wish: str) -> None:
+    """An empty request: the model comes, or goes when its requests have ended."""
+    model = await call.model(generation.model, "v2")
+    if wish == "unload":
+        await call.bridge.upstream.refresh_models()
+        model = await call.model(generation.model, "v2")
+    if model.wire_name and (wish == "load" or model.loaded):
+        generation.turns = [{"role": "user", "content": [{"type": "text", "text": wish}]}]
+        await call.count(generation)
 
 
 # Models.
@@ -64,11 +76,14 @@ def _entry(model: Model) -> dict[str, Any]:
 
 
 async def _tags(call: Call) -> None:
+    await call.bridge.upstream.refresh_models()
     await call.json({"models": [_entry(model) for model in call.bridge.models.all()]})
 
 
 async def _ps(call: Call) -> None:
-    models = [{**_entry(model), "context_length": model.n_ctx} for model in call.bridge.models.all()]
+    await call.bridge.upstream.refresh_models()
+    loaded = [model for model in call.bridge.models.all() if model.loaded]
+    models = [{**_entry(model), "context_length": model.n_ctx} for model in loaded]
     await call.json({"models": models})
 
 
@@ -77,7 +92,7 @@ def _named(body: Any) -> str:
 
 
 async def _show(call: Call) -> None:
-    model = call.bridge.models.find(await call.body(_named))
+    model = await call.model(await call.body(_named))
     # The architecture is not told by the daemon; clients look for any key with this end.
     info = {"general.architecture": "unknown", "unknown.context_length": model.n_ctx}
     await call.json(
@@ -89,7 +104,7 @@ async def _pull(call: Call) -> None:
     fields = await call.body(Fields)
     name = ollama.model_of(fields)
     try:
-        call.bridge.models.find(name)
+        await call.model(name)
     except HttpFailure as error:
         raise HttpFailure(
             "not_found", f"{error}; a request starts no download: run `inferd pull` and restart the daemon"
@@ -119,7 +134,7 @@ def _read_embed(body: Any) -> tuple[Fields, list[str], int | None, bool]:
 async def _embed(call: Call) -> None:
     fields, texts, dimensions, cut = await call.body(_read_embed)
     started = time.perf_counter_ns()
-    made, shortened = await _embedded(call, ollama.model_of(fields), texts, dimensions, cut)
+    made, shortened = await _embedded(call, fields, texts, dimensions, cut)
     answer: dict[str, Any] = {
         "model": ollama.model_of(fields),
         "embeddings": made.embeddings,
@@ -134,25 +149,29 @@ async def _embed(call: Call) -> None:
 
 async def _embeddings(call: Call) -> None:
     fields = await call.body(Fields)
-    made, _ = await _embedded(call, ollama.model_of(fields), [fields.required_text("prompt")], None, False)
+    made, _ = await _embedded(call, fields, [fields.required_text("prompt")], None, False)
     await call.json({"embedding": made.embeddings[0]})
 
 
 async def _embedded(
-    call: Call, name: str, texts: list[str], dimensions: int | None, cut: bool
+    call: Call, fields: Fields, texts: list[str], dimensions: int | None, cut: bool
 ) -> tuple[Embeddings, list[int]]:
     """The vectors, and the places of the texts that were cut to fit, where that is asked for."""
-    model = call.bridge.models.find(name, "embed")
+    model = await call.model(ollama.model_of(fields), "embed")
     call.exchange.model = model.name
-    upstream, asker = call.bridge.upstream, call.exchange.asker
+
+    async def embed(some: list[str]) -> Embeddings:
+        stay = ollama.keep_alive_of(fields)
+        return await call.bridge.upstream.embed(some, dimensions, call.exchange.asker, model, stay)
+
     if not cut:
-        made = await call.unless_gone(upstream.embed(texts, dimensions, asker))
+        made = await call.unless_gone(embed(texts))
         call.exchange.input_tokens = made.input_tokens
         return made, []
     parts: list[Embeddings] = []
     shortened: list[int] = []
     for place, text in enumerate(texts):
-        part, was_cut = await call.unless_gone(_cut_to_fit(call, text, dimensions))
+        part, was_cut = await call.unless_gone(_cut_to_fit(embed, text))
         parts.append(part)
         shortened += [place] if was_cut else []
     whole = Embeddings(
@@ -166,17 +185,19 @@ async def _embedded(
     return whole, shortened
 
 
-async def _cut_to_fit(call: Call, text: str, dimensions: int | None) -> tuple[Embeddings, bool]:
-    upstream, asker, was_cut = call.bridge.upstream, call.exchange.asker, False
+async def _cut_to_fit(
+    embed: Callable[[list[str]], Awaitable[Embeddings]], text: str
+) -> tuple[Embeddings, bool]:
+    was_cut = False
     for _ in range(_CUTS):
         try:
-            return await upstream.embed([text], dimensions, asker), was_cut
+            return await embed([text]), was_cut
         except RequestFailed as error:
             if error.details.get("reason") != "prompt_too_long":
                 raise
             text = text[: len(text) * error.details["limit"] // (error.details["tokens"] + 1)]
             was_cut = True
-    return await upstream.embed([text], dimensions, asker), was_cut
+    return await embed([text]), was_cut
 
 
 ROUTES: dict[str, Mapping[str, Handler]] = {

@@ -7,6 +7,7 @@ believes only with the token that it gave to the bridge it started itself.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,9 @@ from inferd.http.models import Model, Models
 Reply = AsyncReply[Event, MessageDone]
 
 _SURFACES: tuple[paths.Surface, ...] = ("v1", "v2", "embed", "rerank", "admin")
+
+LISTING_SECS = 5.0
+"""How long a client waits for the daemon to look through its store."""
 
 _log = log.get("http")
 
@@ -66,7 +70,7 @@ class Upstream:
 
     def generate(self, generation: Generation, model: Model, asker: Asker) -> Reply:
         """Starts a request for an answer; it is sent when the reply is entered or read."""
-        options = {**generation.options, **self._common(asker)}
+        options = {**generation.options, **self._common(asker, model, generation.keep_alive)}
         # Without a limit of the client's own, an answer ends with the model or with the context.
         most = generation.max_tokens if generation.max_tokens is not None else model.n_ctx or None
         if most is not None:
@@ -74,20 +78,33 @@ class Upstream:
         request = FramedMessagesRequest(self._next_id(), generation.turns, options)
         return AsyncReply(self._channel("v2"), request)
 
-    async def embed(self, texts: Sequence[str], dimensions: int | None, asker: Asker) -> Embeddings:
+    async def embed(
+        self,
+        texts: Sequence[str],
+        dimensions: int | None,
+        asker: Asker,
+        model: Model,
+        keep_alive: float | None = None,
+    ) -> Embeddings:
         """The vectors of texts. Raises RequestFailed."""
-        options = self._common(asker)
+        options = self._common(asker, model, keep_alive)
         if dimensions is not None:
             options["dimensions"] = dimensions
         return await self._channel("embed").follow(vectors.embed(self._next_id, texts, options))
 
-    async def rerank(self, query: str, documents: Sequence[str], top_n: int | None, asker: Asker) -> Ranking:
+    async def rerank(
+        self, query: str, documents: Sequence[str], top_n: int | None, asker: Asker, model: Model
+    ) -> Ranking:
         """The ranking of documents. Raises RequestFailed."""
-        plan = vectors.rerank(self._next_id, query, documents, top_n, self._common(asker))
+        plan = vectors.rerank(self._next_id, query, documents, top_n, self._common(asker, model))
         return await self._channel("rerank").follow(plan)
 
-    def _common(self, asker: Asker) -> dict[str, Any]:
+    def _common(self, asker: Asker, model: Model, keep_alive: float | None = None) -> dict[str, Any]:
         options: dict[str, Any] = {}
+        if model.wire_name:
+            options["model"] = model.wire_name
+        if keep_alive is not None:
+            options["keep_alive"] = keep_alive
         if asker.priority is not None:
             options["priority"] = asker.priority
         if asker.deadline_ms is not None:
@@ -112,6 +129,12 @@ class Upstream:
     async def start(self) -> None:
         """Begins to follow the daemon's state."""
         self._watch = asyncio.get_running_loop().create_task(self._follow())
+
+    async def refresh_models(self) -> None:
+        """Asks the daemon which models it could load; without an answer in time nothing changes."""
+        with contextlib.suppress(InferdError):
+            async with AsyncAdminClient(self._addresses.of("admin"), timeout=LISTING_SECS) as admin:
+                self.models.update_stored(await admin.models())
 
     async def aclose(self) -> None:
         """Closes the connections; requests that run are not touched."""

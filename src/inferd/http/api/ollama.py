@@ -6,6 +6,7 @@ ignored; the context is the model's own, whatever ``num_ctx`` asks for.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from inferd.http.api import media, options
@@ -58,8 +59,35 @@ def _load_reason(fields: Fields, empty: bool) -> str | None:
     """What an empty request is for, which is no answer."""
     if not empty:
         return None
+    return "unload" if keep_alive_of(fields) == 0 else "load"
+
+
+_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_AMOUNT = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
+_MOST_SECS = 1e9
+
+
+def keep_alive_of(fields: Fields) -> float | None:
+    """For how many seconds the model is to stay, -1 for always: a number, or a duration such as ``1h30m``."""
     stay = fields.raw("keep_alive")
-    return "unload" if stay in (0, "0", "0s") and stay is not False else "load"
+    if stay is None:
+        return None
+    if isinstance(stay, bool) or not isinstance(stay, str | int | float):
+        raise fields.bad("keep_alive", "must be a duration or a number of seconds")
+    secs = _duration(stay) if isinstance(stay, str) else float(stay)
+    if secs is None or secs != secs:
+        raise fields.bad("keep_alive", "must be a duration or a number of seconds")
+    return -1.0 if secs < 0 else min(secs, _MOST_SECS)
+
+
+def _duration(text: str) -> float | None:
+    sign, digits = (-1.0, text[1:]) if text[:1] == "-" else (1.0, text.removeprefix("+"))
+    if re.fullmatch(r"\d{1,12}(\.\d{1,12})?", digits):
+        return sign * float(digits)
+    parts = _AMOUNT.findall(digits[:100])
+    if not parts or "".join(number + unit for number, unit in parts) != digits:
+        return None
+    return sign * sum(float(number) * _UNITS[unit] for number, unit in parts)
 
 
 def _generation(fields: Fields, turns: Turns, *, empty: bool) -> Generation:
@@ -71,6 +99,7 @@ def _generation(fields: Fields, turns: Turns, *, empty: bool) -> Generation:
         options=options.sampling(own),
         max_tokens=_num_predict(own),
         stream=streams is None or streams,
+        keep_alive=keep_alive_of(fields),
     )
     options.add_stops(generation.options, options.stops(own, "stop"))
     if (thinking := _think(fields)) is not None:
@@ -79,9 +108,6 @@ def _generation(fields: Fields, turns: Turns, *, empty: bool) -> Generation:
         generation.options["response_format"] = form
     if fields.flag("logprobs") or fields.raw("top_logprobs"):
         raise fields.unsupported("logprobs", "are not supported")
-    stay = fields.raw("keep_alive")
-    if isinstance(stay, bool) or not isinstance(stay, str | int | float | None):
-        raise fields.bad("keep_alive", "must be a duration or a number of seconds")
     return generation
 
 

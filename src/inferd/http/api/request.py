@@ -19,7 +19,8 @@ ToolChoice = Literal["auto", "none", "required"]
 @dataclass(kw_only=True)
 class Generation:
     """A request for an answer. ``turns`` and ``options`` are in the form of v2; ``max_tokens`` ``None`` is up
-    to the context. ``one_call``: at most one tool call is wanted."""
+    to the context. ``one_call``: at most one tool call is wanted. ``keep_alive`` is for how many seconds the
+    model stays loaded behind the request, negative for always."""
 
     model: str
     turns: list[dict[str, Any]]
@@ -27,6 +28,7 @@ class Generation:
     max_tokens: int | None = None
     stream: bool = False
     one_call: bool = False
+    keep_alive: float | None = None
 
 
 class Dialect(ABC):
