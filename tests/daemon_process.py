@@ -26,13 +26,15 @@ from pathlib import Path
 from typing import Any
 
 from inferd.config import sources
-from inferd.config.entries import BackendEntry
+from inferd.config.entries import BackendEntry, MockEntry
 from inferd.config.settings import Settings
 from inferd.daemon import daemon
-from inferd.engine.backend import Capabilities, Thinking, ToolCall, ToolUse
+from inferd.daemon.build import build_backend
+from inferd.engine.backend import Backend, Capabilities, Thinking, ToolCall, ToolUse
 from inferd.engine.mock import Mock
 from inferd.errors import BootCancelled, InferdError, ModelError
 from inferd.progress import Progress
+from inferd.serve import health
 
 POOL_THREADS = min(32, (os.cpu_count() or 1) + 4)  # of asyncio.to_thread
 PATIENCE_SECS = 30.0
@@ -333,7 +335,13 @@ def _serve(knobs: dict[str, Any]) -> int:
     if "tape" in knobs:
         knobs["tape"] = [_token(token) for token in knobs["tape"]] * knobs.pop("repeat", 1)
 
-    def build(_: Settings, entry: BackendEntry, progress: Progress, cancelled: threading.Event) -> Mock:
+    health.LOOK_SECS = 0.05
+
+    def build(
+        settings: Settings, entry: BackendEntry, progress: Progress, cancelled: threading.Event
+    ) -> Backend:
+        if not isinstance(entry, MockEntry):
+            return build_backend(settings, entry, progress, cancelled)
         progress("checking_local", {"path": "(mock)"})
         while hold in ("build", "fail") and not select.select([0], [], [], 0.01)[0]:
             if cancelled.is_set():

@@ -11,7 +11,7 @@ import contextlib
 import json
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from inferd.serve.listener import ConnectionLimit, Listener
 from inferd.serve.memory import InputMemory
 from inferd.serve.observe.metrics import Metrics
 from inferd.serve.queues import Queues
-from inferd.serve.router import Router
+from inferd.serve.router import Route, Router
 from inferd.serve.session import Service
 from inferd.serve.strangers import Strangers
 from inferd.serve.surface import Surface
@@ -171,13 +171,15 @@ async def serving(
     max_strangers: int = 64,
     clock: Callable[[], float] = time.monotonic,
     surface: Surface[Any] | None = None,
+    routes: Mapping[Backend, Route] | None = None,
+    spill_after_secs: float = 0.0,
 ) -> AsyncIterator[Server]:
     """Serves ``backends``, one plain mock by default, on a Unix path or a TCP address; v1 by default."""
     hangups = HangupWatch(asyncio.get_running_loop())
     service = Service(
         surface=surface or TextSurface(),
         admission=Queues(active_permits, queue_depth),
-        router=Router(backends or (Mock(),), clock),
+        router=Router(backends or (Mock(),), clock, routes=routes),
         hangups=hangups,
         metrics=Metrics(),
         api_key=None if api_key is None else auth.ApiKey(api_key),
@@ -187,6 +189,7 @@ async def serving(
         write_timeout_secs=write_timeout_secs,
         idle_timeout_secs=idle_timeout_secs,
     )
+    service.router.spill_after_secs = spill_after_secs
     if isinstance(address, Path):
         bound = bind.bind_unix(address, 0o660)
     else:

@@ -203,7 +203,8 @@ class DeadlineExceeded(InferdError):
     retryable = True
 
 
-# What a backend did. ``counts`` says whether the circuit breaker takes it as a failure of the backend.
+# What a backend did. ``counts`` says whether the circuit breaker takes it as a failure of the backend,
+# ``elsewhere`` whether another backend of the same model may well serve the request.
 
 
 class BackendError(InferdError):
@@ -214,12 +215,14 @@ class BackendError(InferdError):
     fault = "backend"
     retryable = True
     counts: ClassVar[bool] = True
+    elsewhere: ClassVar[bool] = True
 
 
 class NoBackend(BackendError):
     """No configured backend is ready, capable and not shut off by its breaker."""
 
     counts = False
+    elsewhere = False
 
     def __init__(self) -> None:
         super().__init__("no backend available")
@@ -241,6 +244,7 @@ class ModelTooLarge(BackendError):
 
     retryable = False
     counts = False
+    elsewhere = False
 
     def __init__(self, name: str, needed: int, budget: int, used: int) -> None:
         super().__init__(
@@ -272,6 +276,7 @@ class Unsupported(BackendError):
     code = "internal"
     retryable = False
     counts = False
+    elsewhere = False
 
 
 class EmbedUnsupported(Unsupported):
@@ -297,6 +302,7 @@ class ToolCallMalformed(BackendError):
 
     code = "tool_call_malformed"
     counts = False
+    elsewhere = False
 
 
 class SchemaViolation(BackendError):
@@ -304,6 +310,7 @@ class SchemaViolation(BackendError):
 
     code = "schema_violation"
     counts = False
+    elsewhere = False
 
 
 # What the operator has to mend.

@@ -153,7 +153,7 @@ def shape(value: Any, key: str = "") -> Any:
     """What of JSON is its form: names and types, the first of a list for all, and no names of things."""
     if isinstance(value, dict):
         inner = {name: shape(item, name) for name, item in value.items()}
-        named = key in ("errors", "cancels", "cache_misses", "breaker", "surfaces", "backends")
+        named = key in ("errors", "cancels", "cache_misses", "breaker", "routed", "surfaces", "backends")
         return next(iter(inner.values()), {}) if named else inner
     if isinstance(value, list):
         return [shape(value[0])] if value else []
@@ -181,7 +181,7 @@ def test_a_snapshot_has_the_form_that_is_shown(daemon: Callable[..., DaemonProce
         for owners in metrics.values():
             for numbers in owners.values():
                 for name, value in numbers.items():
-                    if name in ("errors", "cancels", "cache_misses", "breaker"):
+                    if name in ("errors", "cancels", "cache_misses", "breaker", "routed"):
                         numbers[name] = {}
                     elif name.endswith("_per_second"):
                         value.update(dict.fromkeys(("p50", "p90", "p99")))

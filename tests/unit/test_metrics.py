@@ -14,8 +14,8 @@ from inferd.engine.backend import Frames, GenerateRequest, Stream
 from inferd.engine.mock import Mock, MockStream
 from inferd.errors import InvalidRequest, Unavailable
 from inferd.fastpath import token_frame
+from inferd.serve.breaker import FAILURES
 from inferd.serve.observe.metrics import KEPT, Histogram, quantile
-from inferd.serve.router import FAILURES
 from inferd.serve.surfaces import generation
 from inferd.serve.surfaces.vectors import EmbedSurface
 from tests.in_process import Gate, ask, serving, until

@@ -20,7 +20,7 @@ from inferd.engine.remote.http import CONNECT_SECS, refusal
 from inferd.engine.remote.openai_answer import Answer
 from inferd.errors import BackendError, BackendInternal, InferdError, ToolCallMalformed, Unavailable
 from inferd.sampling import NAMES
-from inferd.serve.router import FAILURES, OPEN_SECS, WINDOW_SECS
+from inferd.serve.breaker import FAILURES, OPEN_SECS, WINDOW_SECS
 from inferd.serve.surfaces.v1 import TextSurface
 from inferd.serve.surfaces.v2 import BlockSurface
 from inferd.wire import v1, v2

@@ -22,7 +22,8 @@ from inferd.errors import (
     Unavailable,
     Unsupported,
 )
-from inferd.serve.router import FAILURES, OPEN_SECS, WINDOW_SECS, Router
+from inferd.serve.breaker import FAILURES, OPEN_SECS, WINDOW_SECS
+from inferd.serve.router import Router
 
 
 class Clock:

@@ -1,7 +1,9 @@
 """The backends that the configuration asks for: one class for each kind.
 
 An entry is complete: defaults are filled in, and secrets have been looked up, so that who builds a backend
-reads nothing else but the settings that all backends share.
+reads nothing else but the settings that all backends share. ``serves`` is the name by which requests may ask
+for the entry beside its own, and entries of one such name form a pool; ``None`` is the name of its model.
+``max_requests`` is how many requests of a pool a remote entry is sent at once.
 """
 
 from __future__ import annotations
@@ -25,12 +27,16 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     license: str = ""
 
 
+MAX_REQUESTS = 64
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MockEntry:
     """Answers without a model, for tests and for trying out a client."""
 
     kind: ClassVar[str] = "mock"
     name: str
+    serves: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +67,7 @@ class LlamaCppEntry:
     aliases: tuple[str, ...] = ()
     system: str = ""
     chat_template_file: Path | None = None
+    serves: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +86,8 @@ class OpenAICompatEntry:
     timeout_secs: float = 300.0
     embed: bool | None = None
     rerank: bool | None = None
+    serves: str | None = None
+    max_requests: int = MAX_REQUESTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +107,8 @@ class BedrockEntry:
     access_key_id: str | None = None
     secret_access_key: Secret | None = None
     session_token: Secret | None = None
+    serves: str | None = None
+    max_requests: int = MAX_REQUESTS
 
 
 BackendEntry = MockEntry | LlamaCppEntry | OpenAICompatEntry | BedrockEntry

@@ -19,7 +19,7 @@ from typing import Annotated, Any, NoReturn, Union
 import msgspec
 
 from inferd.config.addresses import Endpoint, HttpsUrl, ServerUrl
-from inferd.config.entries import ModelSpec
+from inferd.config.entries import MAX_REQUESTS, ModelSpec
 from inferd.config.kinds import (
     Boolean,
     Choice,
@@ -63,6 +63,18 @@ MODEL_KEYS = (
     Key("license", Text(), "The licence, kept beside the file."),
 )
 
+_SERVES = Key(
+    "serves",
+    Name(),
+    "A name by which requests may ask for the entry, beside its own; entries that serve one name form a pool"
+    " (docs/scale.md). The name of its model when absent.",
+)
+_MAX_REQUESTS = Key(
+    "max_requests",
+    Integer(1, 1_000_000),
+    f"How many requests of its pool the entry is sent at once; {MAX_REQUESTS} when absent.",
+)
+
 BACKEND_KEYS: dict[str, tuple[Key, ...]] = {
     "llamacpp": (
         _NAME,
@@ -88,6 +100,7 @@ BACKEND_KEYS: dict[str, tuple[Key, ...]] = {
             " mean the same. What the model file says when absent.",
         ),
         Key("embed_n_ctx", Integer(1), "Tokens of the longest input to embed; 2048 when absent."),
+        _SERVES,
     ),
     "openai-compat": (
         _NAME,
@@ -101,6 +114,8 @@ BACKEND_KEYS: dict[str, tuple[Key, ...]] = {
         ),
         Key("embed", Boolean(), "The server makes embeddings; as the option `embed` says when absent."),
         Key("rerank", Boolean(), "The server ranks documents; as the option `rerank` says when absent."),
+        _SERVES,
+        _MAX_REQUESTS,
     ),
     "bedrock-invoke": (
         _NAME,
@@ -109,8 +124,10 @@ BACKEND_KEYS: dict[str, tuple[Key, ...]] = {
         Key("bearer_token_env", Name(), "The variable that holds a bearer token; see below."),
         Key("endpoint", Endpoint(), "A server in the place of AWS's own."),
         Key("timeout_secs", _KINDS["bedrock_timeout_secs"], "How long it may be silent; 300 when absent."),
+        _SERVES,
+        _MAX_REQUESTS,
     ),
-    "mock": (_NAME,),
+    "mock": (_NAME, _SERVES),
 }
 
 TAKES_MODEL = frozenset({"llamacpp"})

@@ -36,6 +36,15 @@ class LimitOptions:
         key="engine.queue_depth",
         reload=True,
     )
+    spill_after_ms: int = option(
+        _LIMITS,
+        Integer(0, 3_600_000),
+        500,
+        "How long a request may be expected to wait for a local model before it goes to a remote backend of"
+        " the same pool, in milliseconds; 0 waits for nothing.",
+        key="engine.spill_after_ms",
+        reload=True,
+    )
     ready_timeout_secs: float = option(
         _LIMITS,
         Seconds(),

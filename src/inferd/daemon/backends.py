@@ -18,11 +18,11 @@ from typing import TypeVar
 from inferd import log
 from inferd.config.entries import BackendEntry, LlamaCppEntry
 from inferd.config.settings import Settings
-from inferd.daemon.build import build_key
+from inferd.daemon.build import build_key, route_of
 from inferd.engine.backend import Backend
 from inferd.errors import ModelError
 from inferd.progress import Progress
-from inferd.serve.router import BackendSlot, Router
+from inferd.serve.router import BackendSlot, Route, Router
 from inferd.wire import admin, framed
 
 READY_POLL_SECS = 0.05
@@ -43,6 +43,8 @@ class Backends:
         self._router = router
         self._build = build
         self._recipes: dict[Backend, tuple[object, ...]] = {}
+        self._routes: dict[Backend, Route] = {}
+        """What the router is to be told of those that were made last."""
         self._retiring: set[asyncio.Task[None]] = set()
 
     async def make(self, settings: Settings, show: Show) -> list[Backend]:
@@ -52,14 +54,16 @@ class Backends:
 
         Raises what keeps one from being made. A cancel ends the making soon, and waits until it has ended.
         """
-        backends = []
+        routes: dict[Backend, Route] = {}
         for entry in settings.backends:
             if isinstance(entry, LlamaCppEntry) and not entry.preload:
                 continue
             wanted = build_key(settings, entry)
             there = (backend for backend, made in self._recipes.items() if made == wanted and backend.alive())
-            backends.append(next(there, None) or await self._make(settings, entry, wanted, show))
-        return backends
+            backend = next(there, None) or await self._make(settings, entry, wanted, show)
+            routes[backend] = route_of(entry)
+        self._routes = routes
+        return list(routes)
 
     async def _make(
         self, settings: Settings, entry: BackendEntry, wanted: tuple[object, ...], show: Show
@@ -89,7 +93,7 @@ class Backends:
 
     def use(self, backends: Sequence[Backend]) -> None:
         """Serves with these, which were made here, from the next request on."""
-        for member in self._router.replace(backends):
+        for member in self._router.replace(backends, self._routes):
             del self._recipes[member.backend]
             task = asyncio.get_running_loop().create_task(self._retire(member))
             self._retiring.add(task)

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
 from typing import Any
 
-from inferd.config.entries import BackendEntry, LlamaCppEntry, MockEntry, OpenAICompatEntry, surfaces_of
+from inferd.config.entries import (
+    MAX_REQUESTS,
+    BackendEntry,
+    BedrockEntry,
+    LlamaCppEntry,
+    MockEntry,
+    OpenAICompatEntry,
+    surfaces_of,
+)
 from inferd.config.settings import Settings
 from inferd.engine.backend import Backend
 from inferd.engine.mock import Mock
 from inferd.progress import Progress
+from inferd.serve.pool import Route
 
 # llama.cpp has no more in one context.
 MAX_SEQUENCES = 256
@@ -42,6 +52,9 @@ def build_backend(
 
 def build_key(settings: Settings, entry: BackendEntry) -> tuple[object, ...]:
     """All that the backend of ``entry`` is made of: equal recipes make equal backends."""
+    entry = dataclasses.replace(entry, serves=None)  # the router's business, as is the next
+    if not isinstance(entry, MockEntry | LlamaCppEntry):
+        entry = dataclasses.replace(entry, max_requests=MAX_REQUESTS)
     if isinstance(entry, LlamaCppEntry):
         return (entry, _stamp(entry), settings.force_backend, _engine_options(settings))
     if isinstance(entry, OpenAICompatEntry):
@@ -56,6 +69,16 @@ def _stamp(entry: LlamaCppEntry) -> tuple[int, int] | None:
             found = entry.chat_template_file.stat()
             return found.st_mtime_ns, found.st_size
     return None
+
+
+def route_of(entry: BackendEntry) -> Route:
+    """What the router has to know of the backend of ``entry``."""
+    if isinstance(entry, MockEntry):
+        return Route(serves=entry.serves or "")
+    if isinstance(entry, LlamaCppEntry):
+        return Route(serves=entry.serves or (entry.model.name if entry.model is not None else ""))
+    model = entry.model_id if isinstance(entry, BedrockEntry) else entry.model
+    return Route(serves=entry.serves or model, remote=True, limit=entry.max_requests)
 
 
 def _left_open(settings: Settings) -> dict[str, bool]:

@@ -37,6 +37,7 @@ from inferd.daemon.build import build_backend
 from inferd.daemon.residency import Residency
 from inferd.daemon.server import FLUSH_GRACE_SECS, Server
 from inferd.errors import AddressError, BootCancelled, InferdError
+from inferd.serve.health import HealthWatch
 from inferd.serve.listener import ConnectionLimit, Listener
 from inferd.serve.observe.metrics import Metrics
 from inferd.serve.observe.snapshot import Snapshot
@@ -111,7 +112,7 @@ class Daemon:
         self._read = read
         self._activity = activity
         self._metrics = Metrics()
-        router = Router((), on_breaker=self._tell_breaker)
+        router = self._router = Router((), on_breaker=self._tell_breaker)
         self._backends = Backends(router, build)
         self._models = Residency(router, build, settings, self._tell_model)
         self._server = Server(settings, router, self._metrics, self._watch_idleness, self._models)
@@ -199,8 +200,9 @@ class Daemon:
         systemd.notify("READY=1")
         _log.info("ready", address=self._server.listeners[0].address)
         self._watch_idleness()
-        looking = self._loop.create_task(self._watch_places())
-        held.callback(looking.cancel)
+        health = HealthWatch(self._router, self._server.admission.look_again)
+        for watch in (self._watch_places(), health.run()):
+            held.callback(self._loop.create_task(watch).cancel)
 
     def _lock(self, held: contextlib.AsyncExitStack) -> None:
         settings = self._settings

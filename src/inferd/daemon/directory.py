@@ -45,6 +45,8 @@ class Directory:
                 return entry.name
         known = lookup(name)
         name = name if known is None else known.name
+        if self._router.serves(name):
+            return name
         for entry in local:
             if entry.model is not None and entry.model.name == name:
                 return entry.name

@@ -54,6 +54,7 @@ class Server:
         self._strangers = Strangers()
         self._services: list[Service[Any]] = []
         self._router = router
+        router.spill_after_secs = settings.spill_after_ms / 1e3
         self._metrics = metrics
         self._on_change = on_change
         self._models = models
@@ -118,6 +119,7 @@ class Server:
 
     def follow(self, settings: Settings, backends: Sequence[Backend]) -> None:
         """Takes on other limits and another key; names the surfaces that only a restart can open."""
+        self._router.spill_after_secs = settings.spill_after_ms / 1e3
         self.admission.resize(settings.active_permits, settings.queue_depth)
         self.places.limit = settings.max_connections
         self.places.per_owner = settings.max_connections_per_uid

@@ -329,6 +329,11 @@ class Backend(ABC):
         """Whether the threads that were started are still there; without them only a restart helps."""
         return True
 
+    async def look(self) -> int | None:
+        """Asks a remote backend how it is. How many requests it has, of all its clients; ``None`` where it
+        does not tell. Raises Unavailable where it does not serve."""
+        return None
+
     def engine_state(self) -> EngineState | None:
         """The state of its process, if it has one of its own."""
         return None

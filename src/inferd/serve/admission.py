@@ -7,6 +7,9 @@ of the user, or of the process of its own user, that holds the most places, if t
 no more than the other keeps. Otherwise it is refused. A request leaves the queue when it is cancelled or its
 deadline passes.
 
+A request that may go to a pool of backends has a :class:`Choice`. It is asked for a place beside the permits,
+and may take one at once or while it waits: such a request does not count among the ``active_permits``.
+
 A running request that waits for its client to read keeps its place only while no other request waits for one:
 after ``REST_SECS`` it has to give up.
 """
@@ -17,8 +20,10 @@ import asyncio
 import itertools
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
+from math import inf
 
-from inferd.errors import AdmissionClosed, DeadlineExceeded, QueueFull
+from inferd.errors import AdmissionClosed, DeadlineExceeded, InferdError, QueueFull
+from inferd.serve.pool import BackendSlot, Choice
 
 # How long a request may wait for its client to read while others wait for its place. A client that reads at
 # all empties its buffer sooner.
@@ -29,12 +34,13 @@ _NEWEST_PART = 0.2
 
 class Permit:
     """A place among the running requests, given back at the end of its ``with`` block. ``holder`` is what
-    the request gave to be listed as."""
+    the request gave to be listed as, ``slot`` the backend that its choice took."""
 
-    __slots__ = ("_admission", "began", "caller", "holder", "owner")
+    __slots__ = ("_admission", "began", "caller", "holder", "owner", "slot")
 
-    def __init__(self, admission: Admission, waiter: _Waiter, began: float) -> None:
+    def __init__(self, admission: Admission, waiter: _Waiter, began: float, slot: BackendSlot | None) -> None:
         self._admission = admission
+        self.slot = slot
         self.owner = waiter.owner
         self.caller = waiter.caller
         self.holder = waiter.holder
@@ -58,9 +64,13 @@ class Permit:
 class _Waiter:
     """A request in the queue; ``turn`` is done when it has left it."""
 
-    __slots__ = ("caller", "holder", "owner", "priority", "turn")
+    __slots__ = ("caller", "choice", "holder", "overdue", "owner", "priority", "turn")
 
-    def __init__(self, owner: Hashable, caller: Hashable, priority: str, holder: object) -> None:
+    def __init__(
+        self, owner: Hashable, caller: Hashable, priority: str, holder: object, choice: Choice | None
+    ) -> None:
+        self.choice = choice
+        self.overdue = False
         self.owner = owner
         self.caller = caller
         self.priority = priority
@@ -79,6 +89,10 @@ class Admission:
         self.active_permits = max(1, active_permits)
         self.queue_depth = queue_depth
         self.waiting = 0
+        self._choosing = 0
+        """How many of the waiting have a choice."""
+        self._active = 0
+        """How many of the running count among the ``active_permits``."""
         self._running: set[Permit] = set()
         self._resting: dict[Permit, tuple[float, Callable[[], object]]] = {}  # the longest resting first
         self._giving_up: set[Permit] = set()
@@ -102,9 +116,16 @@ class Admission:
         """Why a request would be refused now, unless it takes another's place in the queue."""
         if self._closed:
             return AdmissionClosed()
-        if len(self._running) >= self.active_permits and self.waiting >= self.queue_depth:
+        if not self._has_room() and self.waiting >= self.queue_depth:
             return QueueFull(self.retry_after_secs)
         return None
+
+    def _has_room(self) -> bool:
+        return self._active < self.active_permits
+
+    def _wait_behind(self, ahead: int) -> float:
+        """About how long a request waits for a permit that has so many before it; 0 before one has ended."""
+        return 0.0 if self._mean_secs is None else (ahead + 1) * self._mean_secs / self.active_permits
 
     async def admit(
         self,
@@ -113,37 +134,70 @@ class Admission:
         deadline: float | None = None,
         holder: object = None,
         owner: Hashable = None,
+        choice: Choice | None = None,
+        *,
+        again: bool = False,
     ) -> Permit:
         """Waits for a place for a request of the process ``caller`` of the user ``owner``.
 
         ``priority`` is ``interactive`` or ``batch``, ``deadline`` a time of the event loop's clock.
-        ``holder`` is what the listings show. Raises AdmissionClosed, QueueFull or DeadlineExceeded.
+        ``holder`` is what the listings show. ``again``: the request had a place whose backend failed, so that
+        it is served before the others that wait, and never refused. Raises AdmissionClosed, QueueFull,
+        DeadlineExceeded, and what ``choice`` raises.
         """
-        waiter = _Waiter(owner, caller, priority, holder)
-        if len(self._running) < self.active_permits and not self._closed:
-            return self._begin(waiter)
-        if (refusal := self.refusal) is not None:
+        waiter = _Waiter(owner, caller, priority, holder, choice)
+        if again or not self._closed:
+            if choice is None:
+                if self._has_room():
+                    return self._begin(waiter)
+            else:
+                wait = self._wait_behind(self.waiting) if self.waiting < self.queue_depth else inf
+                if (slot := choice.take(self._has_room(), wait)) is not None:
+                    return self._begin(waiter, slot)
+        if not again:
+            self._make_way_for(waiter)
+        return await self._wait_in_line(waiter, deadline, again)
+
+    def _make_way_for(self, waiter: _Waiter) -> None:
+        """Finds a place in the queue for a newcomer; raises why there is none."""
+        refusal = self.refusal
+        if refusal is None and waiter.choice is not None and self.waiting >= self.queue_depth:
+            refusal = QueueFull(self.retry_after_secs)  # the permits that are free are not for it
+        if refusal is not None:
             displaced = None if self._closed else self._displaced_by(waiter)
             if displaced is None:
                 raise refusal
             self._leave(displaced)
             if not displaced.turn.done():  # its client may be leaving in this very moment
                 displaced.turn.set_exception(refusal)
-        return await self._wait_in_line(waiter, deadline)
 
-    def _begin(self, waiter: _Waiter) -> Permit:
-        permit = Permit(self, waiter, asyncio.get_running_loop().time())
+    def _begin(self, waiter: _Waiter, slot: BackendSlot | None = None) -> Permit:
+        permit = Permit(self, waiter, asyncio.get_running_loop().time(), slot)
         self._running.add(permit)
+        if slot is not None:
+            slot.taken()
+        if slot is None or slot.here:
+            self._active += 1
         return permit
 
-    async def _wait_in_line(self, waiter: _Waiter, deadline: float | None) -> Permit:
+    async def _wait_in_line(self, waiter: _Waiter, deadline: float | None, first: bool) -> Permit:
         loop = asyncio.get_running_loop()
         waiter.turn = loop.create_future()
-        lines = self._queues[waiter.priority].setdefault(waiter.owner, OrderedDict())
-        lines.setdefault(waiter.caller, deque()).append(waiter)
+        turns = self._queues[waiter.priority]
+        lines = turns.setdefault(waiter.owner, OrderedDict())
+        line = lines.setdefault(waiter.caller, deque())
+        if first:
+            line.appendleft(waiter)
+            lines.move_to_end(waiter.caller, last=False)
+            turns.move_to_end(waiter.owner, last=False)
+        else:
+            line.append(waiter)
         self.waiting += 1
         self._reclaim()
-        alarm = None if deadline is None else loop.call_at(deadline, self._too_late, waiter)
+        alarms = [] if deadline is None else [loop.call_at(deadline, self._too_late, waiter)]
+        if waiter.choice is not None:
+            self._choosing += 1
+            alarms.append(loop.call_later(waiter.choice.spill_after_secs, self._overdue, waiter))
         try:
             return await waiter.turn
         except asyncio.CancelledError:
@@ -153,8 +207,14 @@ class Admission:
                 self._release(waiter.turn.result())  # the turn came in the moment of the cancellation
             raise
         finally:
-            if alarm is not None:
+            for alarm in alarms:
                 alarm.cancel()
+            if waiter.choice is not None:
+                self._choosing -= 1
+
+    def _overdue(self, waiter: _Waiter) -> None:
+        waiter.overdue = True
+        self.look_again()
 
     def _too_late(self, waiter: _Waiter) -> None:
         if not waiter.turn.done():
@@ -178,14 +238,58 @@ class Admission:
         self._running.remove(permit)
         self._resting.pop(permit, None)
         self._giving_up.discard(permit)
-        took = asyncio.get_running_loop().time() - permit.began
-        mean = took if self._mean_secs is None else self._mean_secs
-        self._mean_secs = mean + _NEWEST_PART * (took - mean)
-        if self.waiting and len(self._running) < self.active_permits:
+        slot = permit.slot
+        if slot is not None:
+            slot.left()
+        if slot is None or slot.here:
+            self._active -= 1
+            took = asyncio.get_running_loop().time() - permit.began
+            mean = took if self._mean_secs is None else self._mean_secs
+            self._mean_secs = mean + _NEWEST_PART * (took - mean)
+        if self._choosing:
+            self.look_again()
+        elif self.waiting and self._has_room():
             self._call_next()
         self._tell_idle()
 
+    def look_again(self) -> None:
+        """Gives the places that may have become free to those that wait."""
+        while self._choosing and self._call_choosing():
+            pass
+        while not self._choosing and self._has_room() and self._call_next():
+            pass
+
+    def _call_choosing(self) -> bool:
+        """Gives a place to the first in line that can have one; whether there was one."""
+        for ahead, waiter in enumerate([*self._in_line()]):
+            if waiter.turn.done():
+                continue
+            slot: BackendSlot | None = None
+            if waiter.choice is None:
+                if not self._has_room():
+                    continue
+            else:
+                wait = inf if waiter.overdue else self._wait_behind(ahead)
+                try:
+                    slot = waiter.choice.take(self._has_room(), wait)
+                except InferdError as error:
+                    self._leave(waiter)
+                    waiter.turn.set_exception(error)
+                    return True
+                if slot is None:
+                    continue
+            self._leave(waiter)
+            turns = self._queues[waiter.priority]
+            if waiter.owner in turns:  # behind the other users, and the other processes of the user
+                turns.move_to_end(waiter.owner)
+                if waiter.caller in turns[waiter.owner]:
+                    turns[waiter.owner].move_to_end(waiter.caller)
+            waiter.turn.set_result(self._begin(waiter, slot))
+            return True
+        return False
+
     def _call_next(self) -> bool:
+        """Gives a permit to the next in line."""
         for turns in self._queues.values():
             while turns:
                 owner, lines = turns.popitem(last=False)
@@ -251,8 +355,7 @@ class Admission:
         queued requests stay, and no other starts or joins until there is room."""
         self.active_permits = max(1, active_permits)
         self.queue_depth = queue_depth
-        while len(self._running) < self.active_permits and self._call_next():
-            pass
+        self.look_again()
 
     def close(self) -> None:
         """Refuses new requests from now on; queued and running ones stay."""

@@ -58,6 +58,11 @@ class Queues:
         for queue in self._queues.values():
             queue.resize(active_permits, queue_depth)
 
+    def look_again(self) -> None:
+        """As :meth:`Admission.look_again`, for every queue."""
+        for queue in self._queues.values():
+            queue.look_again()
+
     def close(self) -> None:
         """Refuses new requests from now on; queued and running ones stay."""
         self._closed = True

@@ -20,6 +20,7 @@ from typing import Any, Generic, cast
 from inferd import fastpath, log
 from inferd.errors import (
     AdmissionClosed,
+    BackendError,
     BackendInternal,
     DeadlineExceeded,
     DecodeError,
@@ -38,6 +39,7 @@ from inferd.serve.memory import InputMemory
 from inferd.serve.models import ModelDirectory
 from inferd.serve.observe.metrics import Metrics
 from inferd.serve.peer import Peer
+from inferd.serve.pool import Choice
 from inferd.serve.queues import Queues
 from inferd.serve.router import Router
 from inferd.serve.surface import R, Request, RequestContext, Surface, ms_since
@@ -344,22 +346,52 @@ class Session(Generic[R]):
     async def _admit(
         self, context: RequestContext[R], deadline: float | None, model: str | None
     ) -> dict[str, object]:
-        """Serves the request when its turn has come; what the log says of the answer."""
+        """Serves the request when its turn has come; what the log says of the answer.
+
+        Where a backend of a pool fails it before it has said anything, another one serves it; once.
+        """
         request, service = context.request, self._service
-        priority = request.priority or "interactive"
-        caller, owner = context.caller, context.owner
         needs = self._surface.needs(request)
-        queue = service.admission.of(service.router.queue_for(needs, model))
-        permit = await queue.admit(caller, priority, deadline, context, owner)
-        with permit as context.permit:
-            self._pause_secs = 0.0
-            context.queue_ms = ms_since(context.arrived)
-            self._metrics.queue_wait.observe(context.queue_ms / 1e3)
-            with service.router.dispatch(needs, model) as backend:
-                context.backend = backend.name
-                metrics = service.metrics.backends[backend.name]
-                with _alarm(deadline, functools.partial(_pass_deadline, context)):
-                    return await self._surface.answer(context, backend, metrics)
+        choice = None
+        if service.router.has_pools:
+            choice = Choice(service.router, needs, model, context.conversation(self._surface))
+        admit = functools.partial(
+            service.admission.of(service.router.queue_for(needs, model)).admit,
+            context.caller,
+            request.priority or "interactive",
+            deadline,
+            context,
+            context.owner,
+            choice,
+        )
+        permit = await admit()
+        context.queue_ms = ms_since(context.arrived)
+        self._metrics.queue_wait.observe(context.queue_ms / 1e3)
+        self._pause_secs = 0.0
+        while True:
+            slot = permit.slot
+            try:
+                with permit as context.permit:
+                    if choice is None or slot is None:
+                        dispatch = service.router.dispatch(needs, model)
+                    else:
+                        dispatch = service.router.dispatch_to(slot)
+                        context.route = choice.why
+                        service.metrics.backends[slot.backend.name].routed[choice.why] += 1
+                    with dispatch as backend:
+                        context.backend = backend.name
+                        metrics = service.metrics.backends[backend.name]
+                        with _alarm(deadline, functools.partial(_pass_deadline, context)):
+                            return await self._surface.answer(context, backend, metrics)
+            except BackendError as error:
+                context.permit = None
+                if not (error.elsewhere and context.untouched) or choice is None or slot is None:
+                    raise
+                if not choice.may_retry(slot):
+                    raise
+                service.metrics.backends[slot.backend.name].errors[error.code] += 1
+                _log.warn("request_retried", code=error.code, **context.fields(), **self._log_fields)
+            permit = await admit(again=True)
 
     def _fail(self, context: RequestContext[R], error: InferdError) -> None:
         if isinstance(error, QueueFull):

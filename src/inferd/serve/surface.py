@@ -60,7 +60,7 @@ class RequestContext(Generic[R]):
 
     ``source`` is what the log says of the connection; ``tokens`` counts the pieces of the answer so far;
     ``permit`` is the request's place among those that run. ``caller`` is whose turn in the queue the request
-    takes, ``owner`` the user whose share it counts in.
+    takes, ``owner`` the user whose share it counts in. ``route`` is why its backend of a pool was chosen.
     """
 
     __slots__ = (
@@ -75,6 +75,7 @@ class RequestContext(Generic[R]):
         "permit",
         "queue_ms",
         "request",
+        "route",
         "source",
         "streaming",
         "tokens",
@@ -93,6 +94,7 @@ class RequestContext(Generic[R]):
         self.permit: Permit | None = None
         self.large = False
         self.backend: str | None = None
+        self.route = ""
         self.streaming = False
         self.tokens = 0
         self.interruption: InferdError | None = None
@@ -102,6 +104,20 @@ class RequestContext(Generic[R]):
     def scope(self) -> str:
         """Names the owner: requests of different scopes never share what was computed for one of them."""
         return repr(self.owner)
+
+    @property
+    def untouched(self) -> bool:
+        """Whether the client has been sent nothing of an answer, and still wants one."""
+        return not self.tokens and not self.streaming and self.interruption is None
+
+    def conversation(self, surface: Surface[R]) -> Callable[[], Hashable]:
+        """Tells, when it is asked, which conversation of the owner the request belongs to."""
+
+        def conversation() -> Hashable:
+            head = surface.head(self.request)
+            return None if head is None else hash((self.owner, head))
+
+        return conversation
 
     def ask_for(self, caller: str) -> None:
         """The request is made for a client of the HTTP bridge, which takes turns under its own name.
@@ -149,6 +165,7 @@ class RequestContext(Generic[R]):
         return {
             "req_id": self.request.id[:_LOGGED_ID_CHARS],
             "backend": self.backend,
+            **({"route": self.route} if self.route else {}),
             "queue_ms": round(self.queue_ms, 3),
             "total_ms": round(ms_since(self.arrived), 3),
             **({"caller": self.source["caller"]} if "caller" in self.source else {}),
@@ -164,6 +181,7 @@ class RequestContext(Generic[R]):
             "age_ms": round(ms_since(self.arrived), 3),
             "queue_ms": round(self.queue_ms, 3),
             "backend": self.backend,
+            "route": self.route,
             "tokens": self.tokens,
         }
 
@@ -183,6 +201,11 @@ class Surface(ABC, Generic[R]):
     @abstractmethod
     def needs(self, request: R) -> frozenset[str]:
         """The capabilities that a backend must have to serve the request; see :mod:`inferd.serve.router`."""
+
+    def head(self, request: R, /) -> Hashable:
+        """What the next turn of the same conversation has in common with the request; ``None`` where there is
+        no such thing."""
+        return None
 
     @abstractmethod
     async def answer(

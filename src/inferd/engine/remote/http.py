@@ -143,14 +143,26 @@ class Upstream:
         Raises, also while the body is read: InvalidRequest when the far end refuses the request itself,
         Unsupported when it does not implement it, else Unavailable.
         """
+        async with self._ask("POST", url, body, headers) as response:
+            if response.status_code != 200:
+                raise await self._refusal(response)
+            yield response
+
+    async def get(self, url: str, headers: Mapping[str, str], *, at_most: int) -> tuple[int, bytes]:
+        """The status of the response, whichever it is, and its body. Raises Unavailable, BackendInternal."""
+        async with self._ask("GET", url, b"", headers) as response:
+            return response.status_code, await self.read_all(response, at_most=at_most)
+
+    @asynccontextmanager
+    async def _ask(
+        self, method: str, url: str, body: bytes, headers: Mapping[str, str]
+    ) -> AsyncIterator[httpx.Response]:
         headers = {"accept-encoding": "identity", **headers}
         try:
             with self._checkout() as line:
                 async with line.client.stream(
-                    "POST", url, content=body, headers=headers, extensions={"trace": line.trace}
+                    method, url, content=body, headers=headers, extensions={"trace": line.trace}
                 ) as response:
-                    if response.status_code != 200:
-                        raise await self._refusal(response)
                     yield response
         except httpx.ConnectTimeout:
             raise Unavailable(f"{self.host} did not take a connection within {CONNECT_SECS:g} s") from None

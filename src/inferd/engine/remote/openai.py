@@ -35,6 +35,7 @@ from inferd.engine.backend import (
 )
 from inferd.engine.remote import openai_request, pictures, sse
 from inferd.engine.remote.http import UNREADABLE, Count, Upstream, let_end
+from inferd.engine.remote.look import look
 from inferd.engine.remote.openai_answer import END, Answer
 from inferd.engine.remote.stream import RemoteStream
 from inferd.errors import (
@@ -125,6 +126,9 @@ class OpenAICompat(Backend):
 
     def ready(self) -> bool:
         return self._open
+
+    async def look(self) -> int | None:
+        return await look(self._upstream, self._base_url, self._headers)
 
     def capabilities(self) -> Capabilities:
         return self._capabilities

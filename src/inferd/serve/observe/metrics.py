@@ -103,7 +103,7 @@ class BackendMetrics:
     ``ttft`` counts from the arrival of a request to the first piece of its answer, ``inter_token`` from piece
     to piece, without the time in which the client did not read; both know streamed answers alone. ``prefill``
     (of the tokens that were not cached) and ``decode`` are what the backend itself measured, in tokens per
-    second. ``breaker`` counts how often it came to a state.
+    second. ``breaker`` counts how often it came to a state, ``routed`` why requests of its pool came to it.
     """
 
     def __init__(self) -> None:
@@ -115,6 +115,7 @@ class BackendMetrics:
         self.cache_bytes = 0
         self.errors: defaultdict[str, int] = defaultdict(int)
         self.breaker: defaultdict[str, int] = defaultdict(int)
+        self.routed: defaultdict[str, int] = defaultdict(int)
         self.ttft = Histogram(WAIT_BOUNDS)
         self.inter_token = Histogram(GAP_BOUNDS)
         self.prefill = Histogram(PREFILL_BOUNDS)
@@ -130,6 +131,7 @@ class BackendMetrics:
             "cache_bytes": self.cache_bytes,
             "errors": self.errors,
             "breaker": self.breaker,
+            "routed": self.routed,
             "time_to_first_token_seconds": self.ttft.summary(),
             "inter_token_seconds": self.inter_token.summary(),
             "prefill_tokens_per_second": self.prefill.summary(),

@@ -212,6 +212,12 @@ def _of_backends(metrics: Metrics) -> Iterator[Metric]:
         ("backend", "state"),
         each_of(lambda b: b.breaker),
     )
+    yield _counter(
+        "inferd_routed",
+        "Requests of a pool that the backend was given, by reason.",
+        ("backend", "reason"),
+        each_of(lambda b: b.routed),
+    )
     histograms: tuple[tuple[str, str, Callable[[BackendMetrics], Histogram]], ...] = (
         (
             "inferd_time_to_first_token_seconds",
@@ -228,6 +234,18 @@ def _of_backends(metrics: Metrics) -> Iterator[Metric]:
 
 def _of_entries(backends: list[dict[str, Any]]) -> Iterator[Metric]:
     up: list[Sample] = [((str(row["name"]),), float(row["ready"] is True)) for row in backends]
+    outstanding: list[Sample] = [
+        ((str(row["name"]), whose), row[key])
+        for row in backends
+        if row["pool"]
+        for whose, key in (("own", "outstanding"), ("other", "others"))
+    ]
+    yield _gauge(
+        "inferd_pool_outstanding",
+        "Requests that the backend of a pool has: ours, and those of others as far as it tells.",
+        ("backend", "whose"),
+        outstanding,
+    )
     yield _gauge("inferd_backend_ready", "Whether the backend would serve now.", ("backend",), up)
     states: list[Sample] = [
         ((str(row["name"]), state), float(row["breaker"] == state))

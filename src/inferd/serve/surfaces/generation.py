@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import time
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Protocol
 
 from inferd.engine.backend import (
@@ -119,6 +120,15 @@ class Generation(Surface[R]):
             stream.close()
         context.streaming = True
         raise Unavailable("backend ended stream without terminal frame")
+
+
+# A system message may be long and common to all conversations; the first words of the user are not.
+HEAD_CHARS = 4096
+
+
+def head_of(session: str | None, texts: Iterable[str]) -> Hashable:
+    """What the turns of one conversation have in common: its name, else its first two messages."""
+    return session or tuple(text[:HEAD_CHARS] for text in itertools.islice(texts, 2))
 
 
 def _size(event: Frames | Text | Thinking | ToolUse) -> int:

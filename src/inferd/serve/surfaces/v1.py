@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 from inferd.engine.backend import (
     Backend,
     Done,
@@ -14,7 +16,7 @@ from inferd.engine.backend import (
 )
 from inferd.fastpath import token_frame
 from inferd.serve import router
-from inferd.serve.surfaces.generation import Generation, generate_request
+from inferd.serve.surfaces.generation import Generation, generate_request, head_of
 from inferd.serve.surfaces.v2 import FramedSurface
 from inferd.wire import v1
 
@@ -61,6 +63,9 @@ class TextSurface(Generation[v1.Request]):
 
     def needs(self, request: v1.Request) -> frozenset[str]:
         return router.TEXT
+
+    def head(self, request: v1.Request) -> Hashable:
+        return head_of(request.session, (message.content for message in request.messages))
 
     def engine_request(self, request: v1.Request, template: FrameTemplate | None) -> GenerateRequest:
         messages = [Message(message.role, message.content) for message in request.messages]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Literal, cast
 
@@ -20,7 +20,7 @@ from inferd.engine.backend import (
     ToolUse,
 )
 from inferd.fastpath import escape_json
-from inferd.serve.surfaces.generation import Generation, generate_request
+from inferd.serve.surfaces.generation import Generation, generate_request, head_of
 from inferd.wire import attachments, framed, v2, v2_rules
 
 _STOP_REASONS = {"end": "end_turn", "length": "max_tokens", "stop": "stop_sequence"}
@@ -36,6 +36,9 @@ class _Blocks(Generation[v2.Request]):
                 if isinstance(block, v2.Image | v2.Audio):
                     needed.add("vision" if isinstance(block, v2.Image) else "audio")
         return frozenset(needed)
+
+    def head(self, request: v2.Request) -> Hashable:
+        return head_of(request.session, map(_words, request.messages))
 
     def writer(self, request: v2.Request) -> Writer:
         return Writer(request)
@@ -128,6 +131,11 @@ def _of_user(message: v2.Message, media: Attachments) -> Iterator[Message]:
             around.append(block)
     if around:
         yield Message(message.role, _content(around, media))
+
+
+def _words(message: v2.Message) -> str:
+    """The text of a message, however long, but not what is attached to it."""
+    return "\n".join(block.text or "" for block in message.content if isinstance(block, v2.Text))
 
 
 def _flat(blocks: Iterable[v2.Block]) -> Iterator[v2.Block]:

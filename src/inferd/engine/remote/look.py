@@ -1,0 +1,41 @@
+"""How a server with OpenAI's API is, and how much it has to do.
+
+Servers tell the first at ``/health``, or at least answer at ``/v1/models``. vLLM, SGLang and llama-server
+tell the second among their metrics.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from inferd.engine.remote.http import Upstream
+from inferd.errors import Unavailable
+
+_MAX_BYTES = 4 * 1024 * 1024
+_REQUESTS = re.compile(
+    rb"^(?:vllm:num_requests_(?:running|waiting)|sglang:num_(?:running|queue)_reqs"
+    rb"|llamacpp:requests_(?:processing|deferred))(?:\{[^\n]*\})? +([0-9.e+]+)$",
+    re.MULTILINE,
+)
+# The path is not there, or not for everybody; a server that says so runs.
+_NO_SUCH_PATH = frozenset({401, 403, 404, 405, 501})
+
+
+async def look(upstream: Upstream, base_url: str, headers: Mapping[str, str]) -> int | None:
+    """How many requests the server has, its queue included; ``None`` where it does not tell.
+
+    Raises Unavailable where it cannot be reached, or says itself that it does not serve.
+    """
+    for path in ("/health", "/v1/models"):
+        status, _ = await upstream.get(base_url + path, headers, at_most=_MAX_BYTES)
+        if status < 300:
+            break
+        if status not in _NO_SUCH_PATH:
+            raise Unavailable(f"{upstream.host} says at {path} that it does not serve: status {status}")
+    status, metrics = await upstream.get(f"{base_url}/metrics", headers, at_most=_MAX_BYTES)
+    found = _REQUESTS.findall(metrics) if status == 200 else []
+    try:
+        return round(sum(map(float, found))) if found else None
+    except (ValueError, OverflowError):
+        return None

@@ -1,0 +1,77 @@
+"""Looks after the remote backends of the pools.
+
+Each is asked every ``LOOK_SECS`` how it is. One that fails to say so twice in a row gets no requests until
+it answers again. Then its breaker closes, too, once it may be probed: so no client's request has to be the
+probe.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+
+from inferd import log
+from inferd.errors import InferdError, Unavailable
+from inferd.serve.pool import BackendSlot
+from inferd.serve.router import Router
+
+LOOK_SECS = 2.0
+ANSWER_SECS = 2.0
+FAILURES = 2
+
+_log = log.get("health")
+
+
+class HealthWatch:
+    """``on_news`` is called after each look, as places may have become free for those that wait."""
+
+    def __init__(self, router: Router, on_news: Callable[[], None]) -> None:
+        self._router = router
+        self._on_news = on_news
+        self._failures: Counter[BackendSlot] = Counter()
+
+    async def run(self) -> None:
+        """Looks until it is cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_SECS)
+            if self._router.has_pools:
+                await self.look()
+
+    async def look(self) -> None:
+        """Looks at each once."""
+        slots = [slot for slot in self._router.members if not slot.here]
+        self._failures = Counter({slot: self._failures[slot] for slot in slots})
+        await asyncio.gather(*map(self._look_at, slots))
+        self._on_news()
+
+    async def _look_at(self, slot: BackendSlot) -> None:
+        before = slot.outstanding
+        try:
+            requests = await _within(ANSWER_SECS, slot)
+        except InferdError as error:
+            self._failures[slot] += 1
+            if self._failures[slot] >= FAILURES and slot.healthy:
+                slot.healthy = False
+                _log.warn("backend_unwell", backend=slot.backend.name, message=error.logged or str(error))
+            return
+        self._failures[slot] = 0
+        slot.others = 0 if requests is None else max(0, requests - max(before, slot.outstanding))
+        if not slot.healthy:
+            slot.healthy = True
+            _log.info("backend_well", backend=slot.backend.name)
+        if slot.breaker.state == "half-open":
+            slot.breaker.reset()
+
+
+async def _within(limit_secs: float, slot: BackendSlot) -> int | None:
+    look = asyncio.ensure_future(slot.backend.look())
+    try:
+        await asyncio.wait((look,), timeout=limit_secs)
+    finally:
+        look.cancel()
+    if not look.done():
+        await asyncio.wait((look,))
+    if look.cancelled():
+        raise Unavailable(f"{slot.backend.name} did not say in {limit_secs:g} s how it is")
+    return look.result()

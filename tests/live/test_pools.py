@@ -1,0 +1,113 @@
+"""A daemon with a pool: a local backend with a gate, and scripted servers."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from inferd.client import AdminClient
+from inferd.config import sources
+from tests.daemon_process import DaemonProcess, until
+from tests.remote_server import Exchange, RemoteServer, says
+
+Start = Callable[..., DaemonProcess]
+Serve = Callable[..., RemoteServer]
+ASK = {"id": "q", "messages": [{"role": "user", "content": "hi"}]}
+METRICS = b"""# HELP llamacpp:requests_processing Number of requests processing.
+llamacpp:requests_processing 3
+llamacpp:requests_deferred 4
+"""
+
+
+def server(requests_there: bytes = b"") -> Callable[[Exchange], None]:
+    """Answers with one word, and tells its health and load."""
+    answer = says("remote")
+
+    def script(exchange: Exchange) -> None:
+        path = exchange.request.path
+        if path == "/metrics" and requests_there:
+            exchange.whole(200, requests_there)
+        elif path == "/health":
+            exchange.whole(200, b'{"status":"ok"}')
+        elif path == "/v1/chat/completions":
+            answer(exchange)
+        else:
+            exchange.whole(404, b"")
+
+    return script
+
+
+def write(path: Path, *servers: RemoteServer, serves: str = "m") -> Path:
+    remote = [
+        {"kind": "openai-compat", "name": f"r{n}", "base_url": s.url, "model": "x", "serves": serves}
+        for n, s in enumerate(servers)
+    ]
+    backends = [{"kind": "mock", "name": "local", "serves": "m"}, *remote]
+    engine = {"active_permits": 1, "queue_depth": 4, "spill_after_ms": 0}
+    path.write_text(json.dumps({"backends": backends, "engine": engine}))
+    return path
+
+
+def backends(process: DaemonProcess) -> dict[str, Any]:
+    with AdminClient(process.admin, timeout=30) as admin:
+        return {row["name"]: row for row in admin.status().backends}
+
+
+def test_spill_retry_load_and_an_upstream_that_goes(daemon: Start, remote: Serve, short_dir: Path) -> None:
+    one, two = remote(server(METRICS)), remote(server())
+    for each in (one, two):
+        each.keep = False
+    config = write(short_dir / "c.json", one, two)
+    process = daemon(mock={"gate": True}, config=config, backend="").wait_ready()
+    with process.connect() as local, process.connect() as other:
+        local.send(ASK)
+        process.wait_event("connection_accepted", 1)
+        until(lambda: backends(process)["local"]["running"] == 1)
+        until(lambda: backends(process)["r0"]["others"] == 7)
+        other.send(ASK)
+        *_, done = other.frames()
+        assert done["content"] == "remote"
+        assert process.wait_event("request_done")[0]["backend"] == "r1"  # r0 has the requests of others
+        two.script = lambda exchange: exchange.cut()
+        other.send(ASK)
+        *_, done = other.frames()
+        assert done["content"] == "remote"
+        assert process.wait_event("request_done", 2)[1]["route"] == "retry"
+        assert process.events("request_retried")[0]["backend"] == "r1"
+        until(lambda: not backends(process)["r1"]["ready"])
+        two.script = server()
+        until(lambda: backends(process)["r1"]["ready"])
+        process.release(2)
+        assert [frame["type"] for frame in local.frames()] == ["token", "done"]
+    with AdminClient(process.admin, timeout=30) as admin:
+        metrics = admin.status().metrics["backends"]
+    assert metrics["local"]["routed"] == {"local": 1}
+    assert metrics["r0"]["routed"] == {"retry": 1}
+    assert metrics["r1"]["routed"] == {"spill": 1, "affinity": 1}
+
+
+def test_a_reload_changes_pools_and_makes_nothing_anew(daemon: Start, remote: Serve, short_dir: Path) -> None:
+    one = remote(server())
+    one.keep = False
+    config = write(short_dir / "c.json", one, serves="apart")
+    process = daemon(config=config, backend="").wait_ready()
+    assert {name: row["pool"] for name, row in backends(process).items()} == {"local": "", "r0": ""}
+    write(config, one)
+    process.signal(signal.SIGHUP)
+    process.wait_event("reloaded")
+    assert {name: row["pool"] for name, row in backends(process).items()} == {"local": "m", "r0": "m"}
+    assert not process.events("backend_closed")
+
+
+def test_the_configuration_of_the_page(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "scale.md").read_text()
+    for shown in re.findall(r"^```json\n(.*?)^```$", page, re.M | re.S):
+        path = tmp_path / "config.json"
+        path.write_text(shown)
+        settings, notes = sources.load({"config": path}, {"HOME": str(tmp_path)})
+        assert notes == []
+        assert len(settings.backends) > 1
