@@ -30,6 +30,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "both_loops: run on uvloop and on asyncio's own event loop")
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """Tests of named files run in pytest's own process, where a debugger and ``-s`` work."""
+    return 0 if all(Path(arg.partition("::")[0]).is_file() for arg in config.args) else None
+
+
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> Mapping[str, LoopFactory]:
     if item.get_closest_marker("both_loops") is None:
         return {"asyncio": asyncio.new_event_loop}

@@ -1,53 +1,155 @@
-"""A model whose next token depends on nothing, with the vocabulary of the demo model.
+"""Two small models with the tokenizer and chat template of the demo model, each written in a moment.
 
-Each token has a fixed logit. Those that end something are likely and all others are equally unlikely, so that
-a constrained answer is random, and comes to its end.
+``write_llama`` has no preferences: its next token depends on nothing, and an answer under a grammar is random
+and comes to its end. ``random_llama`` has random weights, so that each token depends on all before it; it
+never ends its turn and writes no control token.
 """
 
 from __future__ import annotations
 
+import atexit
+import mmap
+import shutil
+import struct
+import tempfile
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import numpy as np
-from gguf import GGUFReader, GGUFValueType, GGUFWriter
+import numpy.typing as npt
 
 from tests.demo_model import demo_model
 
-WIDTH = 32
+Floats = npt.NDArray[np.float32]
+
+RANDOM_WIDTH = 64  # of the random model's embeddings
 LIKELY = 7.0
-ENDS = frozenset('"}],')
+ENDS = frozenset(b'"}],')
+
+_ALIGNMENT = 32
+_UINT32, _FLOAT32, _STRING, _ARRAY = 4, 6, 8, 9
+_WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+_CONTROL = 3  # the type of a token that is no text
 
 
 def write_llama(path: Path) -> Path:
-    """Writes the GGUF file and returns its path."""
-    reader = GGUFReader(demo_model())
-    writer = GGUFWriter(path, "llama")
-    for name, field in reader.fields.items():
-        if name.startswith("tokenizer."):
-            kind = field.types[0]
-            sub = field.types[-1] if kind == GGUFValueType.ARRAY else None
-            writer.add_key_value(name, field.contents(), kind, sub_type=sub)
-    tokens = reader.fields["tokenizer.ggml.tokens"].contents()
-    writer.add_context_length(4096)
-    writer.add_embedding_length(WIDTH)
-    writer.add_block_count(1)
-    writer.add_feed_forward_length(WIDTH)
-    writer.add_head_count(1)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(len(tokens))
-    ones = np.ones(WIDTH, dtype=np.float32)
-    nothing = np.zeros((WIDTH, WIDTH), dtype=np.float32)
-    output = np.zeros((len(tokens), WIDTH), dtype=np.float32)
-    output[:, 0] = [LIKELY if text[:1] in ENDS else 0.0 for text in tokens]
-    writer.add_tensor("token_embd.weight", np.ones((len(tokens), WIDTH), dtype=np.float32))
-    writer.add_tensor("output_norm.weight", ones)
-    writer.add_tensor("output.weight", output)
-    for name in ("attn_norm", "ffn_norm"):
-        writer.add_tensor(f"blk.0.{name}.weight", ones)
-    for name in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"):
-        writer.add_tensor(f"blk.0.{name}.weight", nothing)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    """Writes a model of one layer whose likely tokens are those that end something; returns its path."""
+    width = 32
+    tokens = _texts(_tokenizer()["tokenizer.ggml.tokens"])
+    output = np.zeros((len(tokens), width), dtype=np.float32)
+    output[:, 0] = [LIKELY if text[:1] and text[0] in ENDS else 0.0 for text in tokens]
+    tensors = {"token_embd.weight": np.ones_like(output), "output.weight": output}
+    nothing = np.zeros((width, width), dtype=np.float32)
+    _write(path, tensors, dict.fromkeys(_LAYER, nothing), layers=1, heads=1)
     return path
+
+
+@cache
+def random_llama() -> Path:
+    """The path of a model of two layers, which lasts as long as this process."""
+    directory = Path(tempfile.mkdtemp(prefix="inferd-tests-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    width, random = RANDOM_WIDTH, np.random.default_rng(7)
+    types = _tokenizer()["tokenizer.ggml.token_type"]
+    control = np.frombuffer(types, dtype="<i4", offset=16) == _CONTROL  # behind two types and the count
+    embeddings = random.standard_normal((len(control), width), dtype=np.float32)
+    output = random.standard_normal((len(control), width), dtype=np.float32)
+    output[control] = 0.0
+    tensors = {"token_embd.weight": embeddings, "output.weight": output}
+    matrices = {name: random.standard_normal((width, width), dtype=np.float32) / 8 for name in _LAYER}
+    matrices["attn_output"] *= 6  # or the average over a long prompt would hardly count
+    _write(directory / "random.gguf", tensors, matrices, layers=2, heads=2)
+    return directory / "random.gguf"
+
+
+_LAYER = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+
+
+def _write(
+    path: Path, tensors: dict[str, Floats], matrices: Mapping[str, Floats], *, layers: int, heads: int
+) -> None:
+    """The file: header, keys, the list of tensors, the tensors. Each layer has the same ``matrices``."""
+    vocabulary, width = tensors["output.weight"].shape
+    ones = np.ones(width, dtype=np.float32)
+    tensors = {**tensors, "output_norm.weight": ones}
+    for layer in range(layers):
+        tensors |= {f"blk.{layer}.{name}.weight": ones for name in ("attn_norm", "ffn_norm")}
+        tensors |= {f"blk.{layer}.{name}.weight": matrix for name, matrix in matrices.items()}
+    keys: dict[str, str | int | float] = {
+        "general.architecture": "llama",
+        "llama.context_length": 8192,
+        "llama.embedding_length": width,
+        "llama.block_count": layers,
+        "llama.feed_forward_length": width,
+        "llama.attention.head_count": heads,
+        "llama.attention.layer_norm_rms_epsilon": 1e-5,
+        "llama.vocab_size": vocabulary,
+    }
+    entries = [_text(key) + _value(value) for key, value in keys.items()]
+    entries += [_text(key) + value for key, value in _tokenizer().items()]
+    infos, offset = [], 0
+    for name, tensor in tensors.items():
+        shape = tensor.shape[::-1]
+        layout = f"<I{len(shape)}QIQ"
+        infos.append(_text(name) + struct.pack(layout, len(shape), *shape, 0, offset))
+        offset += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(entries)) + b"".join(entries + infos)
+    with path.open("wb") as file:
+        for part in (head, *(tensor.tobytes() for tensor in tensors.values())):
+            file.write(part + b"\0" * (-len(part) % _ALIGNMENT))
+
+
+def _text(text: str) -> bytes:
+    return struct.pack("<Q", len(text)) + text.encode("ascii")
+
+
+def _value(value: str | int | float) -> bytes:
+    if isinstance(value, str):
+        return struct.pack("<I", _STRING) + _text(value)
+    if isinstance(value, int):
+        return struct.pack("<II", _UINT32, value)
+    return struct.pack("<If", _FLOAT32, value)
+
+
+@cache
+def _tokenizer() -> dict[str, bytes]:
+    """The keys of the demo model that describe its tokenizer, each with its type and value as in the file."""
+    found = {}
+    with demo_model().open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        (n_keys,) = struct.unpack_from("<Q", data, 16)
+        at = 24
+        for _ in range(n_keys):
+            begin = _behind(data, _STRING, at)
+            key = data[at + 8 : begin].decode()
+            (kind,) = struct.unpack_from("<I", data, begin)
+            at = _behind(data, kind, begin + 4)
+            if key.startswith("tokenizer."):
+                found[key] = data[begin:at]
+    return found
+
+
+def _behind(data: mmap.mmap, kind: int, at: int) -> int:
+    """Where the value of this type that begins at ``at`` ends."""
+    if kind == _STRING:
+        return at + 8 + int.from_bytes(data[at : at + 8], "little")
+    if kind != _ARRAY:
+        return at + _WIDTHS[kind]
+    kind, count = struct.unpack_from("<IQ", data, at)
+    at += 12
+    if kind != _STRING:
+        return at + count * _WIDTHS[kind]
+    for _ in range(count):
+        at += 8 + int.from_bytes(data[at : at + 8], "little")
+    return at
+
+
+def _texts(value: bytes) -> list[bytes]:
+    """The items of a list of texts, which begins with its type, the type of its items and their count."""
+    (count,) = struct.unpack_from("<Q", value, 8)
+    texts, at = [], 16
+    for _ in range(count):
+        end = at + 8 + int.from_bytes(value[at : at + 8], "little")
+        texts.append(value[at + 8 : end])
+        at = end
+    return texts

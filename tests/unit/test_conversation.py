@@ -37,6 +37,7 @@ from inferd.engine.local.conversation import Family, Reader, prepare
 from inferd.engine.local.guides import Guides
 from inferd.engine.local.typed_stream import TypedStream
 from inferd.errors import InvalidRequest, ToolCallMalformed
+from tests.demo_model import demo_model
 from tests.requests import generate_request
 from tests.unit.test_llamacpp import backend, load_model
 
@@ -340,7 +341,7 @@ async def collect(engine: Any, asked: GenerateRequest) -> tuple[list[Event], Don
 
 
 async def test_a_required_call_is_made_and_fits_its_schema() -> None:
-    async with backend() as engine:
+    async with backend(demo_model()) as engine:
         events, done = await collect(engine, request(tools=(WEATHER,), tool_choice="required"))
         [use] = events
         assert isinstance(use, ToolUse)
@@ -369,10 +370,10 @@ async def test_an_answer_beside_tools_is_text() -> None:
 
 
 async def test_the_grammar_takes_over_where_the_marker_ends() -> None:
-    async with backend() as engine:
+    async with backend(demo_model()) as engine:
         # The model is led to the marker by its own first turn; what follows is the grammar's.
         asked = request(
-            Message("user", f"Repeat exactly: {generic_tools.MARKER}"), tools=(WEATHER,), max_tokens=200
+            Message("user", f"Repeat exactly: {generic_tools.MARKER}"), tools=(WEATHER,), max_tokens=80
         )
         events, done = await collect(engine, asked)
         thinking, text, calls = summary(events)

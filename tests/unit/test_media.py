@@ -1,5 +1,4 @@
-"""Pictures and sounds from bytes to the tokens of an answer, on the real model with random projectors.
-
+"""Pictures and sounds from bytes to the tokens of an answer, on a model and projectors with random weights.
 
 What such a projector shows the model has no sense; that it arrives, is counted, and is bounded, has.
 """
@@ -24,6 +23,7 @@ from inferd.engine.local.llamacpp import LlamaCpp
 from inferd.engine.local.media import MAX_SIDE
 from inferd.errors import AttachmentUnsupported, InvalidRequest, ModelError
 from tests.requests import generate_request
+from tests.tiny_llama import RANDOM_WIDTH
 from tests.tiny_projector import (
     IMAGE_TOKENS,
     SAMPLE_RATE,
@@ -32,12 +32,10 @@ from tests.tiny_projector import (
 )
 from tests.unit.test_llamacpp import backend
 
-DEMO_WIDTH = 576  # of the demo model's embeddings
-
 
 @asynccontextmanager
 async def seeing(tmp_path: Path) -> AsyncIterator[LlamaCpp]:
-    async with backend(projector=write_vision_projector(tmp_path / "projector.gguf", DEMO_WIDTH)) as engine:
+    async with backend(projector=write_vision_projector(tmp_path / "projector.gguf", RANDOM_WIDTH)) as engine:
         yield engine
 
 
@@ -187,14 +185,14 @@ async def test_a_model_without_a_projector_takes_no_pictures() -> None:
 
 
 async def test_a_projector_of_another_model_is_refused(tmp_path: Path) -> None:
-    path = write_vision_projector(tmp_path / "other.gguf", 64)
+    path = write_vision_projector(tmp_path / "other.gguf", 2 * RANDOM_WIDTH)
     with pytest.raises(ModelError, match=r"other\.gguf"):
         async with backend(projector=path):
             pass
 
 
 async def test_sounds_are_heard_and_counted(tmp_path: Path) -> None:
-    async with backend(projector=write_audio_projector(tmp_path / "ears.gguf", DEMO_WIDTH)) as engine:
+    async with backend(projector=write_audio_projector(tmp_path / "ears.gguf", RANDOM_WIDTH)) as engine:
         able = engine.capabilities()
         assert (able.audio, able.vision, able.audio_sample_rate) == (True, False, SAMPLE_RATE)
         deaf = await answer(engine, "What is this? ", max_tokens=1)
@@ -212,7 +210,7 @@ async def test_a_small_file_of_a_long_sound_is_not_unpacked(tmp_path: Path) -> N
         out.setframerate(rate)
         out.writeframes(bytes(rate * seconds))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    async with backend(projector=write_audio_projector(tmp_path / "ears.gguf", DEMO_WIDTH)) as engine:
+    async with backend(projector=write_audio_projector(tmp_path / "ears.gguf", RANDOM_WIDTH)) as engine:
         with pytest.raises(InvalidRequest, match="at most 600 s"):
             await engine.generate(ask(Media("audio", file.getvalue(), mime="audio/wav")))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 << 10  # of 640 MB
@@ -237,6 +235,6 @@ async def test_a_small_file_of_a_long_sound_is_not_unpacked(tmp_path: Path) -> N
 async def test_a_sound_that_cannot_be_used_is_refused_with_the_reason(
     tmp_path: Path, media: Media, reason: str
 ) -> None:
-    async with backend(projector=write_audio_projector(tmp_path / "ears.gguf", DEMO_WIDTH)) as engine:
+    async with backend(projector=write_audio_projector(tmp_path / "ears.gguf", RANDOM_WIDTH)) as engine:
         with pytest.raises(InvalidRequest, match=reason):
             await engine.generate(ask(media))

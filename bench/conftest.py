@@ -1,0 +1,7 @@
+"""Benchmarks measure one thing at a time."""
+
+from __future__ import annotations
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    return 0
