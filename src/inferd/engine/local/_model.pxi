@@ -284,6 +284,16 @@ cdef class Templates:
         """Whether the template itself describes tools to the model."""
         return self.prompts.get().supports_tools()
 
+    @property
+    def calls(self) -> bool:
+        """Whether the template shows the calls of earlier turns."""
+        return self.prompts.get().supports_calls()
+
+    @property
+    def several_calls(self) -> bool:
+        """Whether the template shows more than the first call of a turn."""
+        return self.prompts.get().supports_several_calls()
+
     def render(self, bytes request, Projector projector=None, items=(), int n_batch=0) -> Prompt:
         """Renders and tokenises a conversation, given as JSON with the keys that prompt.h lists.
 

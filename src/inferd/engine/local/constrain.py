@@ -47,12 +47,12 @@ def answer(guides: Guides, prompt: _llama.Prompt, held: Held) -> _llama.Guide | 
 
 
 def calls(
-    guides: Guides, prompt: _llama.Prompt, held: Mapping[str, Held], required: bool
+    guides: Guides, prompt: _llama.Prompt, syntax: bytes, held: Mapping[str, Held], required: bool
 ) -> _llama.Guide | None:
     """A guide through calls: from the first token on where one is ``required``, else from what begins a call.
 
-    ``None`` where the format cannot be expressed: then llama.cpp's own grammar enforces the form, and the
-    arguments are checked at the end.
+    ``syntax`` is that of the prompt, or a mended one. ``None`` where the format cannot be expressed: then
+    llama.cpp's own grammar enforces the form, and the arguments are checked at the end.
     """
     schemas: dict[str, bytes] = {}
     for name, each in held.items():
@@ -64,7 +64,7 @@ def calls(
             for end in ("", "-schema"):
                 schemas[f"tool-{name}-arg-{parameter}{end}"] = text
     try:
-        form = Format(prompt.syntax, guides.control, schemas.get)
+        form = Format(syntax, guides.control, schemas.get)
         call = form.calls()
     except Inexpressible:
         return None

@@ -8,10 +8,8 @@ it runs off the event loop.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -28,12 +26,11 @@ from inferd.engine.backend import (
     ToolCall,
     ToolUse,
 )
-from inferd.engine.local import _llama, constrain, generic_tools, media
+from inferd.engine.local import _llama, constrain, generic_tools, media, turns
 from inferd.engine.local.family_grammar import NoCalls
+from inferd.engine.local.family_repairs import repaired
 from inferd.engine.local.guides import Guides, Held
 from inferd.errors import InvalidRequest, PromptTooLong
-
-_SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")
 
 
 class Reader(Protocol):
@@ -87,7 +84,7 @@ class Family:
     def render(self, messages: Sequence[Message], **more: object) -> _llama.Prompt:
         """The prompt of a conversation; ``more`` are further keys of the template's request."""
         # A prompt takes forty times its size while it is made, so one that cannot fit is not even begun.
-        chars = sum(len(_text(message)) for message in messages)
+        chars = sum(len(turns.text(message)) for message in messages)
         if chars > self.most_chars:
             raise PromptTooLong(
                 f"the prompt has {chars} characters and the context holds {self.most_chars} at the very most:"
@@ -104,17 +101,18 @@ class Family:
         ]
         marker = self.projector.marker if self.projector else ""
 
-        def rendered(turns: Sequence[Message]) -> _llama.Prompt:
-            conversation = {"messages": [_message(message, marker) for message in turns], **more}
+        def rendered(shown: Sequence[Message]) -> _llama.Prompt:
+            conversation = {"messages": [_message(message, marker) for message in shown], **more}
             return self.templates.render(orjson.dumps(conversation), self.projector, items, self.n_batch)
 
+        given = turns.fitting(messages, self.templates)
         try:
-            return rendered(messages)
+            return rendered(given)
         except InvalidRequest:
-            with_short_ids = [_with_short_ids(message) for message in messages]
-            if with_short_ids == list(messages):
-                raise
-        return rendered(with_short_ids)  # some templates take no other
+            for others in turns.stricter(given):
+                with contextlib.suppress(InvalidRequest):
+                    return rendered(others)
+            raise
 
 
 def prepare(family: Family, request: GenerateRequest) -> Prepared:
@@ -160,8 +158,9 @@ def _with_tools(
         thinking=_thinks(family, request),
         form=constrain.calls_form(tools, held, required),
     )
-    guide = constrain.calls(family.guides, prompt, held, required)
-    return Prepared(prompt, _FamilyReader(_llama.Reply(prompt.syntax)), guide=guide, tools=held)
+    syntax = repaired(prompt.syntax)
+    guide = constrain.calls(family.guides, prompt, syntax, held, required)
+    return Prepared(prompt, _FamilyReader(_llama.Reply(syntax)), guide=guide, tools=held)
 
 
 def _with_generic_tools(
@@ -169,39 +168,15 @@ def _with_generic_tools(
 ) -> Prepared:
     held = {tool.name: family.guides.tool(tool) for tool in tools}
     system = Message("system", generic_tools.instructions(tools, required))
-    messages = [_without_tools(message) for message in request.messages]
+    messages = [turns.without_tools(message) for message in request.messages]
     if messages[0].role == "system":
-        system = replace(system, content=f"{_text(messages.pop(0))}\n\n{system.content}")
+        system = replace(system, content=f"{turns.text(messages.pop(0))}\n\n{system.content}")
     return Prepared(
-        family.render((system, *_alternating(messages)), thinking=False, text_only=True),
+        family.render((system, *turns.alternating(messages)), thinking=False, text_only=True),
         generic_tools.Reader(required),
         guide=generic_tools.guide(family.guides, held, required),
         tools=held,
     )
-
-
-def _alternating(messages: Sequence[Message]) -> Iterator[Message]:
-    """The messages with neighbours of one role joined, as our own rewriting of them may have made some."""
-    last: Message | None = None
-    for message in messages:
-        if last is not None and last.role == message.role:
-            content = _joined(last.content, message.content)
-            last = replace(last, content=content, thinking=last.thinking + message.thinking)
-            continue
-        if last is not None:
-            yield last
-        last = message
-    if last is not None:
-        yield last
-
-
-def _joined(
-    first: str | tuple[str | Media, ...], second: str | tuple[str | Media, ...]
-) -> str | tuple[str | Media, ...]:
-    if isinstance(first, str) and isinstance(second, str):
-        return f"{first}\n{second}"
-    parts = (first,) if isinstance(first, str) else first
-    return (*parts, *((second,) if isinstance(second, str) else second))
 
 
 def _tools(request: GenerateRequest) -> tuple[Tool, ...]:
@@ -211,20 +186,6 @@ def _tools(request: GenerateRequest) -> tuple[Tool, ...]:
     if request.tool_name:
         return tuple(tool for tool in request.tools if tool.name == request.tool_name)
     return request.tools
-
-
-def _text(message: Message) -> str:
-    if isinstance(message.content, str):
-        return message.content
-    return "".join(part for part in message.content if isinstance(part, str))
-
-
-def _without_tools(message: Message) -> Message:
-    """The message as a template sees it that knows no tools."""
-    if message.role == "tool":
-        return Message("user", f"<tool_response>{_text(message)}</tool_response>")
-    calls = "".join(generic_tools.as_text(call) for call in message.tool_calls)
-    return replace(message, content=_text(message) + calls, tool_calls=()) if calls else message
 
 
 def _message(message: Message, marker: str) -> dict[str, object]:
@@ -248,18 +209,6 @@ def _message(message: Message, marker: str) -> dict[str, object]:
             for call in message.tool_calls
         ]
     return out
-
-
-def _with_short_ids(message: Message) -> Message:
-    """The message with ids of nine letters and digits in the places of others."""
-    calls = tuple(replace(call, id=_short_id(call.id)) for call in message.tool_calls)
-    return replace(message, tool_calls=calls, tool_call_id=_short_id(message.tool_call_id))
-
-
-def _short_id(call_id: str) -> str:
-    if not call_id or _SHORT_ID.fullmatch(call_id):
-        return call_id
-    return hashlib.sha256(call_id.encode()).hexdigest()[:9]
 
 
 def _tool(tool: Tool) -> dict[str, object]:

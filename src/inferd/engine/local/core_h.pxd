@@ -80,6 +80,8 @@ cdef extern from "native/prompt.h" namespace "inferd" nogil:
         cbool render(const string& request, const MediaInput& media, Rendered& out, string& error)
         cbool supports_thinking()
         cbool supports_tools()
+        cbool supports_calls()
+        cbool supports_several_calls()
     cdef cppclass CReply "inferd::Reply":
         @staticmethod
         unique_ptr[CReply] make(const string& syntax, string& error)

@@ -230,6 +230,10 @@ bool Prompts::supports_thinking() const noexcept {
 
 bool Prompts::supports_tools() const noexcept { return supports("supports_tools"); }
 
+bool Prompts::supports_calls() const noexcept { return supports("supports_tool_calls"); }
+
+bool Prompts::supports_several_calls() const noexcept { return supports("supports_parallel_tool_calls"); }
+
 bool Prompts::supports(const char *capability) const noexcept {
     try {
         const auto caps = common_chat_templates_get_caps(templates_.get());

@@ -62,6 +62,8 @@ class Prompts {
 
     bool supports_thinking() const noexcept;
     bool supports_tools() const noexcept;
+    bool supports_calls() const noexcept;          // whether earlier calls are shown
+    bool supports_several_calls() const noexcept;  // whether several of one turn are
 
   private:
     Prompts() = default;

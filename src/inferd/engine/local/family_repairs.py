@@ -1,0 +1,151 @@
+"""Mends of the parsers that llama.cpp makes, where they differ from what a chat template writes.
+
+llama.cpp finds out a family's format by comparing renderings, and is mistaken for some templates. Each
+function here changes one such mistake in the list of nodes (see :mod:`inferd.engine.local.family_grammar`)
+and leaves every other parser as it is.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import orjson
+
+Node = dict[str, Any]
+
+_PROBE_ID = "call00001"  # the id of the calls that llama.cpp renders to find out a format
+
+
+def repaired(syntax: bytes) -> bytes:
+    """The ``syntax`` of a prompt with tools, with a parser that reads what the template writes."""
+    whole = orjson.loads(syntax)
+    arena = orjson.loads(whole["parser"])
+    nodes = _Nodes(arena["parsers"])
+    root = nodes.all[arena["root"]]
+    _text_behind_the_prompt(nodes, root, whole["generation_prompt"])
+    for node in list(nodes.all):
+        if node["type"] == "literal":
+            _id_of_the_probe(nodes, node)
+        elif node["type"] == "sequence":
+            _mark_of_arguments_twice(nodes, node)
+        elif node["type"] == "tag" and node["tag"] == "tool-arg-value":
+            _scalars_of_python(nodes, node)
+        elif node["type"] == "rule" and node["trigger"]:
+            _commas_outside_of_an_array(nodes, node)
+    _marks_between_calls(nodes, arena["rules"], whole["generation_prompt"])
+    if root["type"] == "sequence" and nodes.all[root["children"][-1]]["type"] == "end":
+        root["children"].insert(-1, nodes.add(type="space"))
+    whole["parser"] = orjson.dumps(arena).decode()
+    return orjson.dumps(whole)
+
+
+class _Nodes:
+    def __init__(self, nodes: list[Node]) -> None:
+        self.all = nodes
+
+    def add(self, **node: Any) -> int:
+        self.all.append(node)
+        return len(self.all) - 1
+
+    def literal(self, text: str) -> int:
+        return self.add(type="literal", literal=text)
+
+    def children(self, node: Node) -> list[Node]:
+        return [self.all[i] for i in node["children"]]
+
+
+def _id_of_the_probe(nodes: _Nodes, node: Node) -> None:
+    """Solar Open: what stands before the name of a tool holds the id of a call, which differs."""
+    before, found, behind = node["literal"].partition(_PROBE_ID)
+    if found and behind:
+        until = nodes.add(type="until", delimiters=[behind])
+        given = nodes.add(type="atomic", child=nodes.add(type="tag", tag="tool-id", child=until))
+        del node["literal"]
+        node.update(type="sequence", children=[nodes.literal(before), given, nodes.literal(behind)])
+
+
+def _mark_of_arguments_twice(nodes: _Nodes, node: Node) -> None:
+    """Mistral Small 3.2: the mark before the arguments comes behind the id, and not behind the name, too."""
+    children = nodes.children(node)
+    for opening, option, mark in zip(children, children[1:], children[2:], strict=False):
+        if opening["type"] != "atomic" or option["type"] != "repetition" or mark["type"] != "literal":
+            continue
+        opened = nodes.all[nodes.all[opening["child"]].get("child", -1)]
+        last = nodes.all[opened["children"][-1]] if opened["type"] == "sequence" else opened
+        if last["type"] == "literal" and last["literal"] == mark["literal"] != "":
+            last["literal"] = ""
+
+
+def _commas_outside_of_an_array(nodes: _Nodes, rule: Node) -> None:
+    """MiniMax: between two calls there is a comma only where calls are the items of an array."""
+    before = ""
+    left = [rule["child"]]
+    while left:
+        node = nodes.all[left.pop()]
+        if node["type"] == "literal":
+            before += node["literal"]
+        elif node["type"] == "repetition" and not before.rstrip().endswith("["):
+            _without_comma(nodes, nodes.all[node["child"]])
+        elif node["type"] == "sequence":
+            left += reversed(node["children"])
+
+
+def _without_comma(nodes: _Nodes, further: Node) -> None:
+    parts = nodes.children(further) if further["type"] == "sequence" else []
+    if parts and parts[-1]["type"] == "choice" and _are_tools(nodes, parts[-1]):
+        for part in parts[:-1]:
+            if part["type"] == "literal" and part["literal"].strip() == ",":
+                part["literal"] = ""
+
+
+def _are_tools(nodes: _Nodes, choice: Node) -> bool:
+    return all(
+        child["type"] == "rule" and child["name"].startswith("tool-") for child in nodes.children(choice)
+    )
+
+
+def _scalars_of_python(nodes: _Nodes, node: Node) -> None:
+    """Templates that print a parameter as Python does: the reader turns these words into JSON."""
+    words = [nodes.literal(word) for word in ("True", "False", "None")]
+    node["child"] = nodes.add(type="choice", children=[*words, node["child"]])
+
+
+def _text_behind_the_prompt(nodes: _Nodes, root: Node, prompt: str) -> None:
+    """Command R+: a text needs no mark that ends the prompt already, and ends where a call begins."""
+    if root["type"] != "sequence":
+        return
+    children = nodes.children(root)
+    for option, calls in pairwise(children):
+        if option["type"] != "repetition" or nodes.all[option["child"]]["type"] != "sequence":
+            continue
+        text = nodes.all[option["child"]]
+        first, *_, last = nodes.children(text)
+        if first["type"] != "literal" or not first["literal"] or not prompt.endswith(first["literal"]):
+            continue
+        mark = _first_literal(nodes, calls)
+        tags = [child for child in nodes.children(text) if child["type"] == "tag"]
+        if mark and len(tags) == 1 and last["type"] == "literal":
+            tags[0]["child"] = nodes.add(type="until", delimiters=[mark])
+            first["literal"] = last["literal"] = ""
+
+
+def _first_literal(nodes: _Nodes, node: Node) -> str:
+    while node["type"] != "literal":
+        if "child" in node:
+            node = nodes.all[node["child"]]
+        elif node.get("children"):
+            node = nodes.all[node["children"][0]]
+        else:
+            return ""
+    return str(node["literal"])
+
+
+def _marks_between_calls(nodes: _Nodes, rules: dict[str, int], prompt: str) -> None:
+    """Functionary 3.2: the mark that ends the prompt stands before each further call."""
+    if "tools" not in rules or not prompt.endswith(">>>"):
+        return
+    calls = nodes.all[nodes.all[rules["tools"]]["child"]]
+    if calls["type"] == "repetition":
+        mark = nodes.add(type="repetition", child=nodes.literal(">>>"), min_count=0, max_count=1)
+        calls["child"] = nodes.add(type="sequence", children=[mark, calls["child"]])

@@ -1,0 +1,115 @@
+"""The messages of a conversation, rewritten for templates that take less than clients send.
+
+Nothing of a conversation is left out: what a template has no place for is given to it as text, or in
+another order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from inferd.engine.backend import Media, Message
+from inferd.engine.local import _llama, generic_tools
+
+_SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")
+
+
+def fitting(messages: Sequence[Message], templates: _llama.Templates) -> Sequence[Message]:
+    """The messages with calls in a form that the template shows: as text, or one in each turn."""
+    if not any(message.tool_calls or message.role == "tool" for message in messages):
+        return messages
+    if not templates.tools and not templates.calls:
+        return list(alternating([without_tools(message) for message in messages]))
+    if not templates.calls:
+        return [_calls_as_text(message) for message in messages]
+    return messages if templates.several_calls else list(_one_call_each(messages))
+
+
+def alternating(messages: Sequence[Message]) -> Iterator[Message]:
+    """The messages with neighbours of one role joined, as our own rewriting of them may have made some."""
+    last: Message | None = None
+    for message in messages:
+        if last is not None and last.role == message.role:
+            content = _joined(last.content, message.content)
+            last = replace(last, content=content, thinking=last.thinking + message.thinking)
+            continue
+        if last is not None:
+            yield last
+        last = message
+    if last is not None:
+        yield last
+
+
+def without_tools(message: Message) -> Message:
+    """The message as a template sees it that knows no tools."""
+    if message.role == "tool":
+        return Message("user", f"<tool_response>{text(message)}</tool_response>")
+    return _calls_as_text(message)
+
+
+def stricter(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
+    """The same conversation for templates that refuse it: with ids of nine letters and digits in the places
+    of others, then also with what the user says behind the results of tools joined to the last of them."""
+    with_ids = [_with_short_ids(message) for message in messages]
+    if with_ids != list(messages):
+        yield with_ids
+    joined: list[Message] = []
+    for message in with_ids:
+        if message.role == "user" and joined and joined[-1].role == "tool":
+            joined[-1] = replace(joined[-1], content=_joined(joined[-1].content, message.content))
+        else:
+            joined.append(message)
+    if joined != with_ids:
+        yield joined
+
+
+def text(message: Message) -> str:
+    if isinstance(message.content, str):
+        return message.content
+    return "".join(part for part in message.content if isinstance(part, str))
+
+
+def _calls_as_text(message: Message) -> Message:
+    calls = "".join(generic_tools.as_text(call) for call in message.tool_calls)
+    return replace(message, content=text(message) + calls, tool_calls=()) if calls else message
+
+
+def _one_call_each(messages: Sequence[Message]) -> Iterator[Message]:
+    """Several calls of a turn become as many turns, each with the result of its call behind it."""
+    results = {message.tool_call_id: message for message in messages if message.role == "tool"}
+    moved: set[str] = set()
+    for message in messages:
+        if message.role == "tool" and message.tool_call_id in moved:
+            continue
+        if len(message.tool_calls) < 2:
+            yield message
+            continue
+        for i, call in enumerate(message.tool_calls):
+            said = message if i == 0 else Message("assistant", "")
+            yield replace(said, tool_calls=(call,))
+            if call.id in results and call.id not in moved:
+                moved.add(call.id)
+                yield results[call.id]
+
+
+def _joined(
+    first: str | tuple[str | Media, ...], second: str | tuple[str | Media, ...]
+) -> str | tuple[str | Media, ...]:
+    if isinstance(first, str) and isinstance(second, str):
+        return f"{first}\n{second}"
+    parts = (first,) if isinstance(first, str) else first
+    return (*parts, *((second,) if isinstance(second, str) else second))
+
+
+def _with_short_ids(message: Message) -> Message:
+    calls = tuple(replace(call, id=_short_id(call.id)) for call in message.tool_calls)
+    return replace(message, tool_calls=calls, tool_call_id=_short_id(message.tool_call_id))
+
+
+def _short_id(call_id: str) -> str:
+    if not call_id or _SHORT_ID.fullmatch(call_id):
+        return call_id
+    return hashlib.sha256(call_id.encode()).hexdigest()[:9]

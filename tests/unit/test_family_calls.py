@@ -1,0 +1,190 @@
+"""Every vendored template's own rendering of calls, read back whole and character by character.
+
+docs/structured.md lists the templates whose calls cannot be read so; its table is made here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inferd.engine.backend import Message, Tool, ToolCall
+from inferd.engine.local import _llama, generic_tools
+from inferd.engine.local.conversation import Family, Prepared, _FamilyReader, prepare
+from inferd.engine.local.family_repairs import repaired
+from inferd.engine.local.guides import Guides
+from tests.unit.test_conversation import TEMPLATES, read, request, summary
+from tests.unit.test_llamacpp import load_model
+
+PAGE = (Path(__file__).parents[2] / "docs/structured.md").read_text("utf-8")
+PART = re.compile(r"(?<=<!-- calls -->\n)(.*?)(?=<!-- /calls -->)", re.S)
+
+
+def tool(name: str, **properties: str) -> Tool:
+    schema = {
+        "type": "object",
+        "properties": {key: {"type": kind} for key, kind in properties.items()},
+        "required": list(properties),
+    }
+    return Tool(name, f"The {name}", json.dumps(schema))
+
+
+TOOLS = (tool("get_weather", city="string", days="integer"), tool("get_time", zone="string", exact="boolean"))
+CALLS: list[tuple[str, Any]] = [
+    ("get_weather", {"city": 'São "Paulo"', "days": 3}),
+    ("get_time", {"zone": "UTC", "exact": True}),
+]
+# What ends a turn in the vocabularies of the families, and is therefore in no answer.
+ENDS = re.compile(
+    "|".join(
+        map(
+            re.escape,
+            (
+                *("<|END_OF_TURN_TOKEN|>", "<|START_OF_TURN", "<|begin|>", "<|call|>", "<|end_of_msg|>"),
+                *("<|end_of_text|>", "<|eom_id|>", "<|eom|>", "<|eot_id|>", "<|eot|>", "<|im_end|>"),
+                *("<|message_sep|>\n\n", "<|observation|>", "<|tool_response>", "</assistant>", "</s>"),
+                *("<SPECIAL_12>", "<end_of_sentence>", "<seed:eos>", "<sep>", "[RESULT", "[e~["),
+                *(
+                    "<\uff5cend\u2581of\u2581sentence\uff5c>",
+                    "<\uff5chy_eos:opensource\uff5c>",
+                    "<|assistant_start|>",
+                ),
+                *("<|start|>", "<|end|>", "<|user|>", "RESULT"),
+            ),
+        )
+    )
+)
+
+
+@cache
+def family(path: Path) -> Family:
+    model = load_model()
+    return Family(_llama.Templates(model, path.read_text("utf-8")), guides())
+
+
+@cache
+def guides() -> Guides:
+    return Guides(load_model())
+
+
+def shown_calls(of_family: Family, prepared: Prepared, n: int) -> str:
+    """How the template writes the first ``n`` calls of an answer."""
+    model = load_model()
+    calls = tuple(
+        ToolCall(f"abcdefgh{i}", name, json.dumps(arguments, ensure_ascii=False))
+        for i, (name, arguments) in enumerate(CALLS[:n])
+    )
+    tools = [
+        {
+            "type": "function",
+            "function": {"name": each.name, "description": "", "parameters": json.loads(each.schema)},
+        }
+        for each in TOOLS
+    ]
+
+    def text(*messages: Message) -> tuple[str, str]:
+        prompt = of_family.render((Message("user", "Hello"), *messages), tools=tools, thinking=False)
+        begun = json.loads(prompt.syntax)["generation_prompt"]
+        whole = model.text(prompt.tokens).decode()
+        return whole, whole.removesuffix(begun)
+
+    asked, _ = text()
+    called = Message("assistant", "", tool_calls=calls)
+    _, answered = text(called)
+    if "Paulo" not in answered:  # it shows a call with its result only
+        _, answered = text(called, *(Message("tool", "RESULT", tool_call_id=call.id) for call in calls))
+    at = next(i for i, (one, other) in enumerate(zip(asked + "\0", answered, strict=False)) if one != other)
+    words = [word.decode() for word in (prepared.prompt.triggers or ((), ()))[0]]
+    begins = [found for word in words if (found := answered.find(word, max(0, at - 30))) >= 0]
+    text_of_calls = answered[min(begins, default=at) :]
+    end = ENDS.search(text_of_calls, 1)
+    return text_of_calls[: end.start()] if end else text_of_calls
+
+
+def thought(prepared: Prepared) -> str:
+    """A thought, where the prompt has begun one."""
+    start, ends = prepared.prompt.thinking
+    begun = json.loads(prepared.prompt.syntax)["generation_prompt"]
+    inside = bool(ends) and (begun.rstrip().endswith(start.decode()) or "reasoning steps" in begun)
+    return "hmm" + ends[0].decode() if inside else ""
+
+
+def outcome(path: Path) -> str:
+    """Why a template's calls are not all read back from its own rendering; empty when they are."""
+    of_family = family(path)
+    prepared = prepare(of_family, request(tools=TOOLS))
+    if isinstance(prepared.reader, generic_tools.Reader):
+        return "has no description of tools: inferd describes them, and calls have inferd's form"
+    if not of_family.templates.calls:
+        return "does not show calls: earlier ones are given to it in inferd's form"
+    n = 2 if of_family.templates.several_calls else 1
+    answer = thought(prepared) + shown_calls(of_family, prepared, n)
+    apart = n == 2 and "UTC" not in answer
+    n = 1 if apart else n
+    another = _FamilyReader(_llama.Reply(repaired(prepared.prompt.syntax)))
+    for reader, pieces in ((prepared.reader, [answer]), (another, list(answer))):
+        assert reader is not None
+        assert summary(read(reader, pieces))[1:] == ("", CALLS[:n]), (path.stem, answer)
+    if apart:
+        return "writes each call as a message of its own"
+    return "" if n == 2 else "shows one call in a turn: several become as many turns"
+
+
+@pytest.fixture(scope="module")
+def outcomes() -> dict[str, str]:
+    return {path.stem: outcome(path) for path in sorted(TEMPLATES.glob("*.jinja"))}
+
+
+def test_the_table_lists_what_is_not_read_back(outcomes: dict[str, str]) -> None:
+    assert len(outcomes) == 70
+    rows = ["| template | what it does |", "|---|---|"]
+    rows += [f"| {name} | {reason} |" for name, reason in outcomes.items() if reason]
+    found = PART.search(PAGE)
+    assert found is not None
+    assert found[0] == "\n".join(rows) + "\n"
+
+
+def test_a_text_beside_tools_is_text_behind_the_prompt_of_command_r_plus() -> None:
+    prepared = prepare(
+        family(TEMPLATES / "CohereForAI-c4ai-command-r-plus-tool_use.jinja"), request(tools=TOOLS)
+    )
+    assert prepared.reader is not None
+    assert summary(read(prepared.reader, list("Just text."))) == ("", "Just text.", [])
+
+
+def conversation_of(messages: tuple[Message, ...], name: str) -> str:
+    prompt = family(TEMPLATES / f"{name}.jinja").render(messages, thinking=False)
+    return load_model().text(prompt.tokens).decode()
+
+
+@pytest.mark.parametrize(
+    "name", ["GigaChat3-10B-A1.8B", "LFM2-8B-A1B", "HuggingFaceTB-SmolLM3-3B", "google-gemma-2-2b-it"]
+)
+def test_no_call_of_a_conversation_is_dropped(name: str) -> None:
+    calls = tuple(ToolCall(f"abcdefgh{i}", f"tool_{i}", f'{{"at":"place{i}"}}') for i in range(2))
+    messages = (
+        Message("user", "a"),
+        Message("assistant", "", tool_calls=calls),
+        *(Message("tool", f"result{i}", tool_call_id=f"abcdefgh{i}") for i in range(2)),
+        Message("user", "b"),
+    )
+    text = conversation_of(messages, name)
+    order = [text.index(word) for word in ("place0", "result0", "result1")]
+    assert order == sorted(order)
+    assert "place1" in text
+
+
+def test_what_the_user_says_behind_a_result_is_kept_by_a_strict_template() -> None:
+    messages = (
+        Message("user", "a"),
+        Message("assistant", "", tool_calls=(ToolCall("abcdefghi", "f", '{"at":"here"}'),)),
+        Message("tool", "sunny", tool_call_id="abcdefghi"),
+        Message("user", "And then?"),
+    )
+    text = conversation_of(messages, "mistralai-Mistral-Nemo-Instruct-2407")
+    assert text.index("here") < text.index("sunny") < text.index("And then?")
