@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hmac
+import json
 import math
 import re
 import struct
@@ -32,6 +33,7 @@ _UNSEEN, _NONE = -2, -1
 _KEY_BOUND = 4096
 
 _NAME_END = re.compile(rb'"[ \t\r\n]*:')
+_STRING = re.compile(rb'"([^"\\]*(?:\\.[^"\\]*)*)"', re.S)
 _SHORT_ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r", "\b": "\\b", "\f": "\\f"}
 _ESCAPES = str.maketrans({chr(c): f"\\u{c:04x}" for c in range(0x20)} | _SHORT_ESCAPES)
 
@@ -208,6 +210,36 @@ def token_frame(prefix: bytes, text: str, suffix: bytes) -> bytes:
 def count_names(line: bytes) -> int:
     """The quotes with a colon behind them: a line of JSON has no more names than that."""
     return len(_NAME_END.findall(line))
+
+
+def set_aside(line: bytes | memoryview, longest: int, mark: bytes) -> tuple[bytes, list[str]]:
+    """The line with each JSON string of more than ``longest`` bytes replaced by ``mark`` and its number in
+    eight digits, and what these strings mean. ValueError where one of them is not valid."""
+    texts: list[str] = []
+
+    def replace(string: re.Match[bytes]) -> bytes:
+        if len(string[1]) <= longest:
+            return string[0]
+        text: str = json.loads(string[0].decode())
+        text.encode()  # half a surrogate pair cannot be
+        texts.append(text)
+        return b'"%b%08d"' % (mark, len(texts) - 1)
+
+    return _STRING.sub(replace, bytes(line)), texts
+
+
+def is_utf8(data: bytes | memoryview) -> bool:
+    """Whether the bytes are UTF-8. The compiled twin lets other threads run."""
+    try:
+        str(data, "utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def decode_utf8(data: bytes | memoryview) -> str:
+    """The text; ValueError where it is not UTF-8. The compiled twin lets other threads run."""
+    return str(data, "utf-8")
 
 
 def frame_lines(lines: bytes) -> bytes:

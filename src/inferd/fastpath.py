@@ -23,10 +23,13 @@ if TYPE_CHECKING or IMPLEMENTATION == "c":
             MAX_FRAME_BYTES,
             LineSplitter,
             count_names,
+            decode_utf8,
             escape_json,
             float_rows,
             frame_lines,
+            is_utf8,
             keys_equal,
+            set_aside,
             token_frame,
         )
     except ImportError as missing:
@@ -39,10 +42,13 @@ else:
         MAX_FRAME_BYTES,
         LineSplitter,
         count_names,
+        decode_utf8,
         escape_json,
         float_rows,
         frame_lines,
+        is_utf8,
         keys_equal,
+        set_aside,
         token_frame,
     )
 
@@ -51,9 +57,12 @@ __all__ = [
     "MAX_FRAME_BYTES",
     "LineSplitter",
     "count_names",
+    "decode_utf8",
     "escape_json",
     "float_rows",
     "frame_lines",
+    "is_utf8",
     "keys_equal",
+    "set_aside",
     "token_frame",
 ]

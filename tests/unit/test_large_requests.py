@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from inferd.engine.backend import FrameTemplate, GenerateRequest
-from inferd.serve import session
 from inferd.serve.connection import LARGE_BYTES
 from inferd.serve.surfaces.v2 import BlockSurface
-from inferd.wire import v2
+from inferd.wire import long_texts, v2
 from tests.in_process import Client, serving
 
 
@@ -81,7 +80,7 @@ async def test_what_takes_time_by_size_is_done_in_a_thread(
 
 
 async def test_a_large_line_holds_few_names(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "MAX_LARGE_NAMES", 100)
+    monkeypatch.setattr(long_texts, "MAX_NAMES", 100)
     many = [{"type": "text", "text": "word"}] * 51
     async with serving(short_dir / "s", surface=BlockSurface(), max_frame_bytes=2**24) as server:
         client = await server.connect()
@@ -90,7 +89,7 @@ async def test_a_large_line_holds_few_names(short_dir: Path, monkeypatch: pytest
         await client.send(ask(TEXT, *many))
         frame = await client.frame()
         assert frame["code"] == "invalid_request"
-        assert frame["message"].endswith("bytes holds more than 100 names")
+        assert frame["message"].endswith("holds more than 100 names")
         assert server.service.memory.reserved == 0
 
 
@@ -102,7 +101,7 @@ async def test_a_large_line_that_is_no_request_keeps_no_memory(short_dir: Path) 
         assert server.service.memory.reserved == 0
 
 
-async def test_a_character_that_crosses_a_piece_of_a_long_text_is_whole(short_dir: Path) -> None:
+async def test_a_long_text_of_wide_characters_is_taken(short_dir: Path) -> None:
     text = "é" * (1024 * 1024) + "x"
     data = b"a" + text.encode()
     attachment = {"kind": "text", "id": "t", "size": len(data)}

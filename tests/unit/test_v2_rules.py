@@ -263,11 +263,3 @@ def test_inline_and_raw_bytes_count_together(monkeypatch: pytest.MonkeyPatch) ->
     fields = request(attachments=[NOTE, {**NOTE, "id": "u"}, {**NOTE, "id": "w"}])
     with pytest.raises(InvalidRequest, match="attachments must hold at most 5 bytes together"):
         v2_rules.validate(fields)
-
-
-@pytest.mark.parametrize("cut", range(8))
-def test_text_is_checked_across_its_steps(monkeypatch: pytest.MonkeyPatch, cut: int) -> None:
-    monkeypatch.setattr(attachments, "_UTF8_STEP", cut + 1)
-    good = "aé漢🌍".encode()
-    for data, fine in ((good, True), (good[:-1], False), (good + b"\x80", False), (b"\xed\xa0\x80", False)):
-        assert attachments._is_utf8(memoryview(data)) == fine

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import codecs
+import contextlib
 import mmap
 import socket
 from collections.abc import Callable
@@ -42,6 +43,8 @@ LARGE_BYTES = 256 * 1024
 LINGER_SECS = 1.0
 # Up to here memory that is filled costs less than asking the system for memory that is not.
 SMALL_BYTES = 64 * 1024
+# From here on memory comes in huge pages where the system has them: freeing 16,384 small ones takes 6 ms.
+HUGE_BYTES = 4 * 1024 * 1024
 # What is written before the loop turns waits for the turn, up to this much.
 FLUSH_BYTES = 16 * 1024
 FLUSH_PIECES = 64
@@ -75,7 +78,7 @@ class Connection(asyncio.BufferedProtocol):
         self._line_room = LARGE_BYTES
         self._fd = -1
         self._on_gone: Callable[[], object] | None = None
-        self._line_waiter: asyncio.Future[bytes | None] | None = None
+        self._line_waiter: asyncio.Future[bytes | memoryview | None] | None = None
         self._more_waiter: asyncio.Future[None] | None = None
         self._at_most: int | None = None
         self._raw: memoryview | None = None
@@ -115,8 +118,8 @@ class Connection(asyncio.BufferedProtocol):
 
     # Reading.
 
-    async def next_line(self, at_most: int | None = None) -> bytes | None:
-        """The next line, ``None`` at the end of the input.
+    async def next_line(self, at_most: int | None = None) -> bytes | memoryview | None:
+        """The next line, ``None`` at the end of the input. One beyond LARGE_BYTES is not copied.
 
         Raises FrameTooLarge for a line beyond the cap, and for bytes beyond ``at_most`` without a newline.
         With ``at_most`` nothing is read beyond the line, since frames may follow it. Passes on what
@@ -198,9 +201,9 @@ class Connection(asyncio.BufferedProtocol):
             self._more_waiter = None
             self._clear_read_alarm()
 
-    def _raw_may_follow(self, line: bytes) -> bool:
+    def _raw_may_follow(self, line: bytes | memoryview) -> bool:
         # A large line is not searched on the event loop; nothing is read on before it was parsed.
-        return self._may_carry_raw is not None and (len(line) > LARGE_BYTES or self._may_carry_raw(line))
+        return self._may_carry_raw is not None and (isinstance(line, memoryview) or self._may_carry_raw(line))
 
     async def read_raw(self, size: int) -> memoryview | None:
         """The ``size`` bytes behind the last line, whatever they are; ``None`` if the input ends before.
@@ -263,9 +266,9 @@ class Connection(asyncio.BufferedProtocol):
             self._reading = True
             self._transport.resume_reading()
 
-    def _take_line(self) -> bytes | None:
+    def _take_line(self) -> bytes | memoryview | None:
         view = self._splitter.take_tail() if self._eof else self._splitter.next_line()
-        return None if view is None else bytes(view)
+        return view if view is None or len(view) > LARGE_BYTES else bytes(view)
 
     def _hand_over(self) -> None:
         if self._splitter.framed:
@@ -292,7 +295,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._splitter.has_line or (waiter is None and self._splitter.buffered > LARGE_BYTES):
             self._pause()
 
-    def _line_went_on(self, waiter: asyncio.Future[bytes | None], held: int) -> None:
+    def _line_went_on(self, waiter: asyncio.Future[bytes | memoryview | None], held: int) -> None:
         if held > self._line_room:
             self._line_room = held + PIECE_BYTES
             try:
@@ -430,6 +433,10 @@ def _memory(size: int) -> memoryview:
         return memoryview(bytearray(size))
     # Of a private mapping only the pages that were written take memory: a size costs nothing by itself.
     try:
-        return memoryview(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+        memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError:
         raise InputMemoryFull from None
+    if size >= HUGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return memoryview(memory)

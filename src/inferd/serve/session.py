@@ -30,7 +30,6 @@ from inferd.errors import (
     MalformedFrame,
     QueueFull,
 )
-from inferd.fastpath import count_names
 from inferd.serve import auth, faults
 from inferd.serve.burst import Burst
 from inferd.serve.connection import LARGE_BYTES, Connection
@@ -44,6 +43,7 @@ from inferd.serve.queues import Queues
 from inferd.serve.router import Router
 from inferd.serve.surface import R, Request, RequestContext, Surface, ms_since
 from inferd.serve.wires import Lines, Wire, recognise
+from inferd.wire import long_texts
 from inferd.wire.frames import check_id
 
 # Why a request was ended early, beside what the connection says of its end.
@@ -52,10 +52,6 @@ _DEADLINE, _STOP = "deadline", "stop"
 # A connection that was refused for a full queue is read again after this time, which doubles with each
 # further refusal. So a client that repeats its request at once cannot keep the event loop busy with refusals.
 FIRST_PAUSE_SECS, LONGEST_PAUSE_SECS = 0.01, 0.5
-
-# A line beyond LARGE_BYTES may hold long texts, but no more than this many names of its objects: about four
-# thousand messages.
-MAX_LARGE_NAMES = 16_384
 
 _log = log.get("session")
 _accepted = Burst(_log, "connection_accepted", "connections_accepted")
@@ -122,16 +118,6 @@ class Service(Generic[R]):
 
 def _this_task() -> asyncio.Task[None]:
     return cast("asyncio.Task[None]", asyncio.current_task())
-
-
-def _parse_large(surface: Surface[R], raw: bytes) -> R:
-    """As ``surface.parse``, in a thread. Raises DecodeError for a line of so many names that building their
-    objects would keep the interpreter's lock from the event loop for long."""
-    if count_names(raw) > MAX_LARGE_NAMES:
-        raise DecodeError(
-            f"a request of more than {LARGE_BYTES} bytes holds more than {MAX_LARGE_NAMES} names"
-        )
-    return surface.parse(raw)
 
 
 def _deadline_of(request: Request) -> float | None:
@@ -252,7 +238,7 @@ class Session(Generic[R]):
         self._conn.begin_lines()
         try:
             line = await self._conn.next_line(at_most=auth.MAX_LINE_BYTES)
-            accepted = line is not None and key.opens_with(line)
+            accepted = line is not None and key.opens_with(bytes(line))
         except FrameTooLarge:
             pass
         finally:
@@ -262,27 +248,32 @@ class Session(Generic[R]):
                 _log.warn("tcp_auth_rejected", **self._log_fields)
         return accepted
 
-    async def _answer(self, wire: Wire, raw: bytes) -> bool:
-        """Serves the request of which ``raw`` is the JSON; whether the connection stays open."""
+    async def _answer(self, wire: Wire, raw: bytes | memoryview) -> bool:
+        """Serves the request of which ``raw`` is the JSON, a memoryview if it is large.
+
+        Returns whether the connection stays open.
+        """
         arrived = time.monotonic()
         surface = wire.surface
         first, self._first_line = self._first_line, False
-        large = len(raw) > LARGE_BYTES
+        large = isinstance(raw, memoryview)
         try:
-            if large:
-                request = await asyncio.to_thread(_parse_large, surface, raw)
+            if isinstance(raw, memoryview):
+                request = await asyncio.to_thread(long_texts.parse, surface.parse, raw)
             else:
                 request = surface.parse(raw)
         except DecodeError as error:
             self._reserved.release()
-            if first and isinstance(wire, Lines) and auth.is_auth_line(raw):
+            if first and isinstance(raw, bytes) and isinstance(wire, Lines) and auth.is_auth_line(raw):
                 self._wire = None  # a client that sends its key everywhere; frames may follow it
                 return True
             _log.info("request_error", code=error.code, stage="decode", **self._log_fields)
             self._write_error(error.request_id, error)
             if error.closes:
                 return False
-            return surface.may_carry_raw is None or not (large or surface.may_carry_raw(raw))
+            if surface.may_carry_raw is None:
+                return True
+            return isinstance(raw, bytes) and not surface.may_carry_raw(raw)
         self._context = context = RequestContext(request, self._conn, arrived, self._log_fields, self._peer)
         if (behalf := request.on_behalf_of) is not None and self._service.believes(behalf.token):
             context.ask_for(behalf.caller)

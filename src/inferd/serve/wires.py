@@ -28,7 +28,7 @@ class Wire(ABC):
         self._conn = conn
 
     @abstractmethod
-    async def next_request(self) -> bytes | None:
+    async def next_request(self) -> bytes | memoryview | None:
         """The JSON of the next request; ``None`` at the end of the input."""
 
     @abstractmethod
@@ -37,7 +37,7 @@ class Wire(ABC):
 
 
 class Lines(Wire):
-    async def next_request(self) -> bytes | None:
+    async def next_request(self) -> bytes | memoryview | None:
         return await self._conn.next_line()
 
     async def receive(self, request: Any, max_attachment_bytes: int, reserve: Reserve) -> None:
@@ -61,13 +61,14 @@ class Frames(Wire):
         self._reserve = reserve
         self._head = head
 
-    async def next_request(self) -> bytes | None:
+    async def next_request(self) -> bytes | memoryview | None:
         head, self._head = self._head or await self._conn.next_head(), None
         if head is None:
             return None
         if head[1] > LARGE_BYTES:
             self._reserve(2 * head[1])  # twice, for what is read and what is parsed
-        return bytes(await self._payload(head, framed.JSON, ""))
+        payload = await self._payload(head, framed.JSON, "")
+        return payload if len(payload) > LARGE_BYTES else bytes(payload)
 
     async def receive(self, request: Any, max_attachment_bytes: int, reserve: Reserve) -> None:
         total = 0

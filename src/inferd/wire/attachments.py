@@ -9,12 +9,12 @@ attachment without ``bytes`` follows in a blob (:mod:`inferd.wire.framed`).
 from __future__ import annotations
 
 import base64
-import codecs
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Union
 
 import msgspec
 
+from inferd import fastpath
 from inferd.errors import AttachmentTooLarge, AttachmentUnsupported, DecodeError
 from inferd.wire.sampling import U32, invalid
 
@@ -24,8 +24,6 @@ DEFAULT_MAX_BYTES = 64 * 1024 * 1024
 
 IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif")
 AUDIO_TYPES = ("audio/wav", "audio/mpeg", "audio/flac")
-
-_UTF8_STEP = 1024 * 1024
 
 Size = Annotated[int, msgspec.Meta(ge=0)]
 
@@ -181,7 +179,7 @@ def check_contents(attachments: Sequence[Attachment]) -> None:
             _check_image(attachment, f"attachments[{i}]")
         elif isinstance(attachment, Audio):
             _check_audio(attachment, f"attachments[{i}]")
-        elif isinstance(attachment, Text) and not _is_utf8(attachment.content):
+        elif isinstance(attachment, Text) and not fastpath.is_utf8(attachment.content):
             raise invalid(f"attachments[{i}] is not valid UTF-8")
         if not isinstance(attachment, Unknown):
             total += len(attachment.content)
@@ -217,23 +215,13 @@ def _check_file(mime: str, known: tuple[str, ...], content: memoryview, where: s
         raise invalid(f"{where} must not be empty")
 
 
+def drop_texts(attachments: Sequence[Attachment]) -> None:
+    """Lets go of the bytes of texts, once :func:`text_of` has read them."""
+    for attachment in attachments:
+        if isinstance(attachment, Text):
+            attachment.data = None
+
+
 def text_of(attachment: Text) -> str:
     """The content of a valid attachment."""
-    return "".join(_decoded(attachment.content))
-
-
-def _is_utf8(content: memoryview) -> bool:
-    try:
-        for _ in _decoded(content):
-            pass
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _decoded(content: memoryview) -> Iterator[str]:
-    """The text in pieces: each keeps the interpreter's lock for a moment only, and takes little memory."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    for start in range(0, len(content), _UTF8_STEP):
-        yield decoder.decode(content[start : start + _UTF8_STEP])
-    yield decoder.decode(b"", True)
+    return fastpath.decode_utf8(attachment.content)
