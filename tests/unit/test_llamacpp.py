@@ -368,6 +368,32 @@ def test_a_load_ends_when_it_is_cancelled() -> None:
             LlamaCpp.load(config, progress=lambda phase, details: None, cancelled=cancelled)
 
 
+def test_an_error_of_the_progress_callback_ends_the_load_and_is_raised() -> None:
+    def progress(phase: str, details: object) -> None:
+        raise ZeroDivisionError("the subscriber is gone")
+
+    with demo_model().open("rb") as file:
+        config = LlamaCppConfig(name="t", model="t", path=demo_model(), fd=file.fileno(), n_ctx=256)
+        with pytest.raises(ZeroDivisionError, match="the subscriber is gone"):
+            LlamaCpp.load(config, progress=progress, cancelled=threading.Event())
+
+
+async def test_no_more_context_is_served_than_was_asked_for() -> None:
+    async with backend(n_ctx=300) as engine:
+        assert engine.capabilities().n_ctx == 300
+        with pytest.raises(InvalidRequest, match="the context is 300"):
+            await engine.generate(ask("one " * 310))
+        request = ask("hi", max_tokens=1000, grammar=ENDLESS)
+        _, done = await read(await engine.generate(request))
+        assert done.usage.prompt_tokens + done.usage.completion_tokens == 301
+
+
+def test_a_context_beyond_what_llama_cpp_counts_is_refused() -> None:
+    options = {"n_batch": 32, "threads": 1, "flash_attention": "off", "kv_type": "f16", "unified": False}
+    with pytest.raises(ModelError, match=r"2 x 2147483647 tokens is more than llama\.cpp can count"):
+        _llama.Engine(load_model(), n_ctx=2**31 - 1, n_seq=2, **options)
+
+
 def test_loading_tells_how_far_it_is() -> None:
     phases: list[tuple[str, dict[str, object]]] = []
     with demo_model().open("rb") as file:

@@ -22,7 +22,7 @@ where the next job begins.
 beside it.)
 """
 
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdio cimport FILE, fclose, rewind
 from libcpp cimport bool as cbool
 from libcpp.memory cimport unique_ptr
@@ -100,6 +100,7 @@ cdef class Engine:
 
     def __cinit__(self, Model model, *, int n_ctx, int n_seq, int n_batch, int threads, str flash_attention,
                   str kv_type, bint unified, size_t cache_bytes=0, Projector projector=None):
+        cdef int64_t cells
         flash = {"on": LLAMA_FLASH_ATTN_TYPE_ENABLED, "off": LLAMA_FLASH_ATTN_TYPE_DISABLED,
                  "auto": LLAMA_FLASH_ATTN_TYPE_AUTO}
         types = {"f16": GGML_TYPE_F16, "q8_0": GGML_TYPE_Q8_0}
@@ -109,7 +110,11 @@ cdef class Engine:
         self.governor = new CThreadGovernor(self.pool_threads, threads != 0, n_seq)
         self.guard.exchange = &self.exchange
         self.params = llama_context_default_params()
-        self.params.n_ctx = n_ctx if unified else n_ctx * n_seq
+        cells = n_ctx if unified else <int64_t>n_ctx * n_seq
+        if cells > <int64_t>0x7FFFFFFF:
+            raise ModelError(f"a context of {n_seq} x {n_ctx} tokens is more than llama.cpp can count: "
+                             f"lower --n-ctx or --active-permits")
+        self.params.n_ctx = <uint32_t>cells
         self.params.n_batch = self.params.n_ubatch = n_batch
         self.params.n_seq_max = self.params.n_outputs_max = n_seq
         self.params.n_threads = self.params.n_threads_batch = self.pool_threads
@@ -127,9 +132,9 @@ cdef class Engine:
                              f"lower --n-ctx or --active-permits (the log has llama.cpp's reason)")
         if self.memory == NULL:
             raise ModelError("this model makes no text, only vectors or scores: serve it with --embed or --rerank")
-        # llama.cpp clamps and rounds what it was asked for; only what it says now holds.
+        # llama.cpp clamps and rounds what it was asked for. No more than that is served.
         self.n_seq = n_seq
-        self.n_ctx = llama_n_ctx_seq(self.ctx)
+        self.n_ctx = min(n_ctx, <int>llama_n_ctx_seq(self.ctx))
         self.n_batch = llama_n_batch(self.ctx)
         self.n_swa = llama_model_n_swa(model.model)
         self.batch = llama_batch_init(self.n_batch, 0, 1)

@@ -104,6 +104,7 @@ cdef class ThreadGovernor:
 
 cdef struct Loading:
     void* report
+    void* raised  # a list, for what the report raised
     float last
     cbool go_on
 
@@ -117,7 +118,8 @@ cdef cbool on_progress(float progress, void* data) noexcept nogil:
     with gil:
         try:
             loading.go_on = (<object>loading.report)(progress)
-        except BaseException:
+        except BaseException as error:
+            (<list>loading.raised).append(error)
             loading.go_on = False
     return loading.go_on
 
@@ -126,7 +128,8 @@ cdef class Model:
     """A model loaded from an open file.
 
     ``report(progress)`` is called with 0 to 1 while it loads and ends the load by returning false.
-    Raises ``ModelError`` for a file that llama.cpp cannot load and ``BootCancelled`` when ended.
+    Raises ``ModelError`` for a file that llama.cpp cannot load, ``BootCancelled`` when ended, and what ``report``
+    raised.
     """
 
     cdef llama_model* model
@@ -136,7 +139,9 @@ cdef class Model:
         cdef llama_model_params params = llama_model_default_params()
         cdef Loading loading
         cdef FILE* file
+        cdef list raised = []
         loading.report = <void*>report
+        loading.raised = <void*>raised
         loading.last = -1
         loading.go_on = True
         params.n_gpu_layers = n_gpu_layers
@@ -150,6 +155,8 @@ cdef class Model:
             self.model = llama_model_load_from_file_ptr(file, params)
             fclose(file)
         if self.model == NULL:
+            if raised:
+                raise raised[0]
             if not loading.go_on:
                 raise BootCancelled("the load was cancelled")
             raise ModelError(f"llama.cpp cannot load {path}: it is no GGUF model, is truncated, or is of an "
