@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         tool_result,
     )
     from inferd.errors import (
+        AnswerCancelled,
         BootFailed,
         ConnectionLost,
         DaemonUnreachable,
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
 __version__ = "0.9.0"
 
 _ERRORS = (
+    "AnswerCancelled",
     "BootFailed",
     "ConnectionLost",
     "DaemonUnreachable",
@@ -74,6 +76,7 @@ _ERRORS = (
 __all__ = [
     "AdminClient",
     "Answer",
+    "AnswerCancelled",
     "AsyncAdminClient",
     "AsyncAnswer",
     "AsyncChat",

@@ -403,6 +403,19 @@ class ConnectionLost(OperatorError):
     retryable = True
 
 
+class AnswerCancelled(InferdError):
+    """The daemon ended an answer before it was whole; ``done`` is its last event, with what there is."""
+
+    exit_code = 4
+    retryable = True
+
+    def __init__(self, done: object) -> None:
+        super().__init__(
+            "the answer was ended before it was whole: its deadline passed, or the daemon stopped; ask again"
+        )
+        self.done = done
+
+
 class KeyRefused(ConnectionLost):
     """The daemon closed a TCP connection without a word, as it does for a wrong API key."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from inferd.client import Client
+from inferd.client import AsyncClient, Client
 from inferd.errors import UsageError
 from tests.shell import Shell
 
@@ -20,9 +20,9 @@ with Client(start=True) as client:
 """
 
 
-def run(shell: Shell, **env: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", PROGRAM]
-    return subprocess.run(command, env={**shell.env, **env}, capture_output=True, text=True, check=False)
+def run(shell: Shell, program: str = PROGRAM) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, env=shell.env, capture_output=True, text=True, check=False)
 
 
 def test_it_starts_a_daemon_and_the_next_one_finds_it(short_dir: Path) -> None:
@@ -35,6 +35,25 @@ def test_it_starts_a_daemon_and_the_next_one_finds_it(short_dir: Path) -> None:
     assert shell("stop").returncode == 0
 
 
+ASYNC_PROGRAM = """
+import asyncio
+from inferd import AsyncClient
+
+async def main():
+    async with AsyncClient(start=True) as client:
+        print((await client.generate("Say hello", max_tokens=20).result()).content)
+
+asyncio.run(main())
+"""
+
+
+def test_an_asyncio_client_starts_one(short_dir: Path) -> None:
+    shell = Shell(short_dir, INFERD_BACKEND="mock")
+    done = run(shell, ASYNC_PROGRAM)
+    assert (done.stdout, done.stderr) == ("mock-response\n", "")
+    assert shell("stop").returncode == 0
+
+
 def test_it_says_why_none_can_start(short_dir: Path) -> None:
     shell = Shell(short_dir, INFERD_BACKEND="mock", INFERD_GROUP="no such group")
     done = run(shell)
@@ -44,8 +63,9 @@ def test_it_says_why_none_can_start(short_dir: Path) -> None:
 
 
 def test_a_named_address_starts_none(short_dir: Path) -> None:
-    with pytest.raises(UsageError, match="leave out address or start"):
-        Client(short_dir / "s", start=True)
+    for kind in (Client, AsyncClient):
+        with pytest.raises(UsageError, match="leave out address or start"):
+            kind(short_dir / "s", start=True)
 
 
 def test_a_number_that_is_none_is_not_sent(short_dir: Path) -> None:

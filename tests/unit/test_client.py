@@ -78,6 +78,19 @@ def test_closing_a_generation_closes_its_connection(peer: Callable[[Script], Pee
         assert list(answer) == []
 
 
+def test_an_answer_that_the_daemon_ended_is_no_result(
+    peer: Callable[[Script], Peer], clients: Clients
+) -> None:
+    cancelled = {**DONE, "content": "a", "stop_reason": "cancelled"}
+    server = peer(frames(token("a"), cancelled))
+    with clients.client(server.path) as client:
+        with pytest.raises(errors.AnswerCancelled, match="its deadline passed") as caught:
+            client.generate("Hi", deadline_ms=1).result()
+        assert caught.value.done.content == "a"  # type: ignore[attr-defined]
+        assert caught.value.retryable
+        assert len(list(client.generate("Hi"))) == 2  # events are told as they are
+
+
 def test_an_abandoned_generation_is_cancelled(peer: Callable[[Script], Peer], clients: Clients) -> None:
     server = peer(frames(token("a")))
     with clients.client(server.path) as client:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Generic
 from inferd.client.address import Endpoint
 from inferd.client.async_connection import AsyncConnection
 from inferd.client.core import ConnectionPool
-from inferd.client.protocol import D, E, Incoming, Request
+from inferd.client.protocol import D, E, Incoming, Request, check_whole
 from inferd.client.vectors import Plan, T
 from inferd.errors import ConnectionLost
 
@@ -128,11 +128,15 @@ class AsyncReply(AsyncIterator[E | D], Generic[E, D]):
         return await (await self._started(anew=True)).line()
 
     async def result(self) -> D:
-        """Reads to the end; the last event. Raises ConnectionLost where the reply was closed before it."""
+        """Reads to the end; the last event.
+
+        Raises ConnectionLost where the reply was closed before it, AnswerCancelled where the daemon ended it.
+        """
         async for _ in self:
             pass
         if self._request.done is None:
             raise ConnectionLost(_CLOSED)
+        check_whole(self._request.done)
         return self._request.done
 
     async def aclose(self) -> None:

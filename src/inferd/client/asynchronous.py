@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from inferd.client import start as background
 from inferd.client.address import Address, Surface, endpoint
 from inferd.client.admin import Status
 from inferd.client.async_admin import AsyncAdminClient
@@ -36,7 +37,10 @@ AsyncAnswer = AsyncReply[Event, MessageDone]
 
 
 class AsyncClient:
-    """:class:`inferd.Client` for asyncio, with the same arguments."""
+    """:class:`inferd.Client` for asyncio, with the same arguments.
+
+    With ``start`` a daemon is started, when none runs, on entry of the ``async with`` or by :meth:`connect`.
+    """
 
     def __init__(
         self,
@@ -45,8 +49,11 @@ class AsyncClient:
         timeout: float | None = None,
         *,
         id_prefix: str = "c",
+        start: bool = False,
         **elsewhere: Unpack[SurfaceAddresses],
     ) -> None:
+        background.check(start, address)
+        self._start = start
         self._core = Core(address, elsewhere, id_prefix)
         self._api_key = api_key or self._core.api_key
         self._timeout = timeout
@@ -55,7 +62,13 @@ class AsyncClient:
 
     async def connect(self, timeout: float | None = None, surface: Surface = "v1") -> None:
         """Connects, unless it is connected; ``timeout``, in seconds, is for this alone."""
-        await self._channel(surface).connect(timeout)
+        try:
+            await self._channel(surface).connect(timeout)
+        except DaemonUnreachable:
+            if not self._start:
+                raise
+            await asyncio.to_thread(background.start)
+            await self._channel(surface).connect(timeout)
 
     def generate(
         self, messages: str | Sequence[Mapping[str, str]], **sampling: Unpack[Sampling]
@@ -106,6 +119,8 @@ class AsyncClient:
         self._channels = {}
 
     async def __aenter__(self) -> AsyncClient:
+        if self._start:
+            await self.connect()
         return self
 
     async def __aexit__(

@@ -26,7 +26,7 @@ from inferd.client.core import Backoff, Core, SurfaceAddresses, Tooling
 from inferd.client.messages import Block, Content, Event, MessageDone
 from inferd.client.text import Done, Sampling, Token
 from inferd.client.vectors import Embeddings, Ranking
-from inferd.errors import DaemonUnreachable, UsageError
+from inferd.errors import DaemonUnreachable
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -56,8 +56,7 @@ class Client:
         start: bool = False,
         **elsewhere: Unpack[SurfaceAddresses],
     ) -> None:
-        if start and address is not None:
-            raise UsageError("a daemon is started at the default address alone; leave out address or start")
+        background.check(start, address)
         self._core = Core(address, elsewhere, id_prefix)
         self._api_key = api_key or self._core.api_key
         self._timeout = timeout

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Generic
 from inferd.client.address import Endpoint
 from inferd.client.connection import Connection
 from inferd.client.core import ConnectionPool
-from inferd.client.protocol import D, E, Request
+from inferd.client.protocol import D, E, Request, check_whole
 from inferd.client.vectors import Plan, T
 from inferd.errors import ConnectionLost
 
@@ -106,11 +106,15 @@ class Reply(Iterator[E | D], Generic[E, D]):
         return self._connection.line()
 
     def result(self) -> D:
-        """Reads to the end; the last event. Raises ConnectionLost where the reply was closed before it."""
+        """Reads to the end; the last event.
+
+        Raises ConnectionLost where the reply was closed before it, AnswerCancelled where the daemon ended it.
+        """
         for _ in self:
             pass
         if self._request.done is None:
             raise ConnectionLost("the reply was closed before it was complete")
+        check_whole(self._request.done)
         return self._request.done
 
     def close(self) -> None:

@@ -13,7 +13,14 @@ from typing import Any, Generic, TypeVar
 
 import orjson
 
-from inferd.errors import ConnectionLost, KeyRefused, ProtocolError, RequestFailed, UsageError
+from inferd.errors import (
+    AnswerCancelled,
+    ConnectionLost,
+    KeyRefused,
+    ProtocolError,
+    RequestFailed,
+    UsageError,
+)
 
 MAX_LINE_BYTES = 65_536
 """The longest request line that every daemon takes unless its operator has set less; without the newline."""
@@ -28,6 +35,12 @@ _ERROR_KEYS = frozenset({"type", "id", "code", "message", "retry_after_ms"})
 Bytes = bytes | bytearray | memoryview
 E = TypeVar("E")
 D = TypeVar("D")
+
+
+def check_whole(done: object) -> None:
+    """Raises AnswerCancelled where the last event of a reply says that the daemon ended it early."""
+    if getattr(done, "stop_reason", None) == "cancelled":
+        raise AnswerCancelled(done)
 
 
 def opening(api_key: str) -> bytes:

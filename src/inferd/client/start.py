@@ -5,9 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from inferd.errors import BootFailed
+from inferd.errors import BootFailed, UsageError
 
 COMMAND = (sys.executable, "-m", "inferd", "start")
+
+
+def check(wanted: bool, address: object) -> None:
+    """Raises UsageError where a daemon is wanted elsewhere than where one is started."""
+    if wanted and address is not None:
+        raise UsageError("a daemon is started at the default address alone; leave out address or start")
 
 
 def start() -> None:
