@@ -33,15 +33,19 @@ _WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _CONTROL = 3  # the type of a token that is no text
 
 
-def write_llama(path: Path) -> Path:
-    """Writes a model of one layer whose likely tokens are those that end something; returns its path."""
+def write_llama(path: Path, **sampling: float) -> Path:
+    """Writes a model of one layer whose likely tokens are those that end something; returns its path.
+
+    Its file recommends ``sampling``.
+    """
     width = 32
     tokens = _texts(_tokenizer()["tokenizer.ggml.tokens"])
     output = np.zeros((len(tokens), width), dtype=np.float32)
     output[:, 0] = [LIKELY if text[:1] and text[0] in ENDS else 0.0 for text in tokens]
     tensors = {"token_embd.weight": np.ones_like(output), "output.weight": output}
     nothing = np.zeros((width, width), dtype=np.float32)
-    _write(path, tensors, dict.fromkeys(_LAYER, nothing), layers=1, heads=1)
+    more = {f"general.sampling.{name}": value for name, value in sampling.items()}
+    _write(path, tensors, dict.fromkeys(_LAYER, nothing), layers=1, heads=1, **more)
     return path
 
 
@@ -67,7 +71,13 @@ _LAYER = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ff
 
 
 def _write(
-    path: Path, tensors: dict[str, Floats], matrices: Mapping[str, Floats], *, layers: int, heads: int
+    path: Path,
+    tensors: dict[str, Floats],
+    matrices: Mapping[str, Floats],
+    *,
+    layers: int,
+    heads: int,
+    **more: float,
 ) -> None:
     """The file: header, keys, the list of tensors, the tensors. Each layer has the same ``matrices``."""
     vocabulary, width = tensors["output.weight"].shape
@@ -85,6 +95,7 @@ def _write(
         "llama.attention.head_count": heads,
         "llama.attention.layer_norm_rms_epsilon": 1e-5,
         "llama.vocab_size": vocabulary,
+        **more,
     }
     entries = [_text(key) + _value(value) for key, value in keys.items()]
     entries += [_text(key) + value for key, value in _tokenizer().items()]

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from inferd.engine.local import llamacpp
+from inferd.engine.local import llamacpp, suggested
 from inferd.wire import admin, attachments, embed, rerank, v1, v2
 from tests.daemon_process import DaemonProcess, Wire
 
@@ -215,7 +215,7 @@ def test_every_surface_is_shown() -> None:
 
 def test_the_defaults_are_those_of_the_code() -> None:
     shown = dict(re.findall(r"^\| `(\w+)` \| \w+ \| ([\d.]+) \|", PAGE, re.M))
-    assert float(shown["temperature"]) == llamacpp.DEFAULTS.temperature
-    assert float(shown["top_p"]) == llamacpp.DEFAULTS.top_p
-    assert int(shown["top_k"]) == llamacpp.DEFAULTS.top_k
+    assert float(shown["temperature"]) == suggested.DEFAULTS.temperature
+    assert float(shown["top_p"]) == suggested.DEFAULTS.top_p
+    assert int(shown["top_k"]) == suggested.DEFAULTS.top_k
     assert int(shown["max_tokens"]) == llamacpp.MAX_TOKENS

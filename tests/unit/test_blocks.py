@@ -47,7 +47,7 @@ def request(**fields: object) -> v2.Request:
 
 def test_what_is_not_given_is_left_to_the_backend() -> None:
     got = BlockSurface().engine_request(request(), None)
-    assert got == GenerateRequest(messages=(Message("user", "hi"),), typed=True)
+    assert got == GenerateRequest(messages=(Message("user", "hi"),), typed=True, model_defaults=True)
 
 
 def test_every_field_arrives() -> None:
@@ -64,8 +64,8 @@ def test_every_field_arrives() -> None:
     assert got == generate_request(
         messages=(Message("user", "hi"),), max_tokens=7, temperature=0.5, top_p=0.5, top_k=5, min_p=0.25,
         repeat_penalty=1.25, presence_penalty=-1.0, frequency_penalty=2.0, seed=9, stop=("x",), session="s",
-        frame=template, typed=True, thinking=False, tools=(Tool("f", "does f", '{"type": "object"}'),),
-        tool_name="f",
+        frame=template, typed=True, model_defaults=True, thinking=False,
+        tools=(Tool("f", "does f", '{"type": "object"}'),), tool_name="f",
     )  # fmt: skip
 
 

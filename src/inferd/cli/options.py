@@ -116,10 +116,7 @@ def sampling_options(command: F) -> F:
                 "--temperature",
                 type=Number(0.0, MAX_SAMPLING_NUMBER),
                 metavar="X",
-                # The wire's default of 1 suits large models; a person's first answer comes from a small one.
-                default=0.3,
-                show_default=True,
-                help="0 always takes the likeliest token.",
+                help="0 always takes the likeliest token; without it, as the model's file says, else 0.6.",
             ),
             click.option(
                 "--top-p",
@@ -204,6 +201,7 @@ def sampling(
         raise UsageError("--grammar and --json-schema exclude each other; give one of them")
     return {
         **options,
+        "model_defaults": True,
         "deadline_ms": None if deadline is None else round(deadline * 1000),
         "stop": stop or None,
         "grammar": None if grammar is None else inputs.text(grammar),

@@ -34,6 +34,7 @@ class Sampling(TypedDict, total=False):
     model: str | None
     keep_alive: float | None
     cache: bool | None
+    model_defaults: bool | None
 
 
 def given(options: Sampling, kind: type[Sampling] = Sampling) -> dict[str, object]:
@@ -104,7 +105,7 @@ class LongTextRequest(Request[Token, Done]):
         self, request_id: str, turns: Sequence[Mapping[str, str]], options: Mapping[str, Any]
     ) -> None:
         self._id = request_id
-        self._inner = messages.MessagesRequest(request_id, turns, options)
+        self._inner = messages.MessagesRequest(request_id, turns, {"model_defaults": False, **options})
         self.pieces = self._inner.pieces
         self._texts: list[str] = []
 

@@ -87,7 +87,8 @@ class GenerateRequest:
     and excludes ``grammar`` (GBNF); with ``schema_lenient`` a keyword that cannot be enforced is dropped
     where it can be checked at the end. ``frame`` is ``None`` when the client wants no token frames. Requests
     of one ``scope`` may reuse each other's computed prefixes, unless ``cache`` is false; ``session`` is the
-    client's name for the conversation.
+    client's name for the conversation. With ``model_defaults`` what ``sampling`` leaves open is as the
+    model's publisher recommends.
 
     ``typed``: thinking and tool calls are wanted as events of their own; without it the model is asked to
     answer at once, in text. ``thinking`` ``None`` leaves that to the model. ``tool_choice`` is ``auto``,
@@ -104,6 +105,7 @@ class GenerateRequest:
     session: str = ""
     scope: str = ""
     cache: bool = True
+    model_defaults: bool = False
     frame: FrameTemplate | None = None
     typed: bool = False
     thinking: bool | None = None

@@ -67,6 +67,7 @@ class Sampling(msgspec.Struct, kw_only=True):
     model: str | None = None
     keep_alive: KeepAlive | None = None
     cache: bool | None = None
+    model_defaults: bool | None = None
 
     def params(self) -> SamplingParams:
         """The settings of the sampler."""

@@ -9,6 +9,7 @@ collect.
 from __future__ import annotations
 
 import asyncio
+import functools
 import secrets
 import threading
 from collections.abc import Iterator
@@ -39,6 +40,7 @@ from inferd.engine.local.checked_stream import CheckedStream
 from inferd.engine.local.conversation import Family, Prepared, prepare
 from inferd.engine.local.guides import Guides
 from inferd.engine.local.messages import Pulse
+from inferd.engine.local.suggested import DEFAULTS, suggested
 from inferd.engine.local.typed_stream import RAW_FRAMES, TypedStream
 from inferd.errors import (
     BackendInternal,
@@ -50,7 +52,6 @@ from inferd.errors import (
     Unavailable,
 )
 from inferd.progress import Progress
-from inferd.sampling import SamplingParams
 
 _log = log.get("llamacpp")
 
@@ -65,16 +66,6 @@ PREPARING_STACK_BYTES = 256 << 20
 """Room for the deepest expression and the deepest value of a chat template that budget.cpp lets through; only
 what is used of it is ever memory."""
 
-# What holds where a request gives nothing.
-DEFAULTS = SamplingParams(
-    temperature=1.0,
-    top_p=0.95,
-    top_k=64,
-    min_p=0.0,
-    repeat_penalty=1.0,
-    presence_penalty=0.0,
-    frequency_penalty=0.0,
-)
 MAX_TOKENS = 1000
 
 
@@ -208,6 +199,7 @@ class LlamaCpp(Backend):
             n_ctx=engine.n_ctx,
             n_parallel=engine.n_seq,
         )
+        self._suggested = suggested(functools.partial(_llama.metadata, model))
         self._streams: dict[int, _LlamaStream] = {}
         self._preparing = preparing
         # A family's parser reads the whole answer again for each piece of it; no prompt waits for that.
@@ -333,7 +325,8 @@ class LlamaCpp(Backend):
         """Renders and tokenises the prompt, parses the grammar, and queues the job; runs in the pool."""
         prepared = prepare(self._family, request)
         frame = request.frame if prepared.reader is None else RAW_FRAMES
-        sampling = request.sampling.over(replace(DEFAULTS, seed=secrets.randbits(32)))
+        defaults = self._suggested if request.model_defaults else DEFAULTS
+        sampling = request.sampling.over(replace(defaults, seed=secrets.randbits(32)))
         _log.debug("sampling", seed=sampling.seed)
         if request.max_tokens == 0:
             return Done("length", Usage(len(prepared.prompt), 0), content=b"")

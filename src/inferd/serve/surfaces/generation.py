@@ -179,5 +179,6 @@ def generate_request(
         schema_lenient=bool(request.schema_lenient),
         session=request.session or "",
         cache=request.cache is not False,
+        model_defaults=bool(request.model_defaults),
         frame=template,
     )

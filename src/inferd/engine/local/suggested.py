@@ -1,0 +1,51 @@
+"""How tokens are chosen where a request does not say.
+
+``DEFAULTS`` are those of inferd 0.2.1, which v1 keeps. ``suggested`` is what the publisher of a model
+recommends in its file, by the keys ``general.sampling.*``, over one temperature that suits small and large
+models.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from inferd.sampling import SamplingParams
+
+DEFAULTS = SamplingParams(
+    temperature=1.0,
+    top_p=0.95,
+    top_k=64,
+    min_p=0.0,
+    repeat_penalty=1.0,
+    presence_penalty=0.0,
+    frequency_penalty=0.0,
+)
+UNSUGGESTED = replace(DEFAULTS, temperature=0.6)
+
+# Each with the least and the most that a request may give.
+_KEYS: dict[str, tuple[str, float, float]] = {
+    "general.sampling.temp": ("temperature", 0.0, 100.0),
+    "general.sampling.top_p": ("top_p", 1e-6, 1.0),
+    "general.sampling.top_k": ("top_k", 0, 2**31 - 1),
+    "general.sampling.min_p": ("min_p", 0.0, 1.0),
+    "general.sampling.penalty_repeat": ("repeat_penalty", 0.01, 100.0),
+}
+
+
+def suggested(metadata: Callable[[str], str]) -> SamplingParams:
+    """The settings for a model; ``metadata`` gives a value of its file as text, empty where there is none.
+
+    A value that no request could give is ignored.
+    """
+    found: dict[str, Any] = {}
+    for key, (name, least, most) in _KEYS.items():
+        try:
+            value = float(metadata(key))
+        except ValueError:
+            continue
+        if math.isfinite(value) and least <= value <= most:
+            found[name] = int(value) if name == "top_k" else value
+    return replace(UNSUGGESTED, **found)
