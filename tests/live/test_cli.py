@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from inferd.config.settings import DEFAULT_MODEL
 from inferd.store.runtime import Lock
 from tests.daemon_process import DaemonProcess, until
 from tests.shell import INFERD, PATIENCE_SECS, Shell, Terminal
@@ -45,6 +46,20 @@ def read_exactly(process: subprocess.Popen[bytes], size: int) -> bytes:
 
 
 # A daemon in the background.
+
+
+def test_settings_that_a_running_daemon_does_not_have_are_named(shell: Shell) -> None:
+    config = shell.home / ".inferd" / "config.json"
+    assert shell("run", "hi").returncode == 0
+    assert shell("run", "hi", INFERD_MODEL=DEFAULT_MODEL, INFERD_BACKEND="mock").stderr == ""
+    told = shell("run", "hi", INFERD_MODEL="other", INFERD_QUEUE_DEPTH="3")
+    assert told.returncode == 0
+    assert told.stderr.startswith("(the running daemon has another INFERD_MODEL and INFERD_QUEUE_DEPTH; ")
+    assert len(told.stderr.splitlines()) == 1
+    config.write_text('{"engine": {"active_permits": 2}}')
+    config.chmod(0o600)
+    assert "has another config `engine.active_permits`" in shell("run", "hi").stderr
+    assert shell("run", "hi", "--address", str(shell.runtime / "infer.sock")).stderr == ""
 
 
 def test_run_starts_a_daemon_that_the_next_run_finds(shell: Shell) -> None:

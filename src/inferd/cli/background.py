@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from inferd.cli import differences
 from inferd.cli.options import Target
 from inferd.cli.say import say
 from inferd.client import AdminClient, Client
@@ -46,17 +47,24 @@ _NOT_SERVED: dict[Surface, str] = {
 }
 
 
-def connect(client: Client, target: Target, show: Callable[[Frame], None]) -> None:
-    """Connects the client; a daemon that boots, or has to be started first, is shown to ``show``."""
+def connect(client: Client, target: Target, show: Callable[[Frame], None], *, compare: bool = True) -> None:
+    """Connects the client; a daemon that boots, or has to be started first, is shown to ``show``.
+
+    With ``compare`` it is said where a daemon that ran already has other settings than this command.
+    """
+    started = False
     for _ in range(ROUNDS):
         try:
             client.connect(surface=target.surface)
+            if target.startable and compare and not started:
+                differences.tell(target.settings)
             return
         except DaemonUnreachable:
             if not target.startable:
                 raise
         if not (target.surface in target.settings.surfaces or is_held(target.settings.lock)):
             break
+        started = True
         _wait_for_boot(target.settings, show)
     try:
         client.connect(surface=target.surface)

@@ -58,7 +58,7 @@ def chat_command(system: str | None, address: str | None, api_key_file: Path | N
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError("a chat needs a terminal; use `inferd run` in scripts and pipes")
     chat = Chat(target(address, api_key_file), system, sampling(**options))
-    chat.connect()
+    chat.connect(compare=True)
     _converse(chat)
 
 
@@ -74,10 +74,10 @@ class Chat:
         self._files: list[str] = []
         self._last = ""
 
-    def connect(self) -> None:
+    def connect(self, *, compare: bool = False) -> None:
         """Makes sure of the daemon, which is started again if it has left meanwhile."""
         with Progress() as progress:
-            background.connect(self._client, self._daemon, progress.frame)
+            background.connect(self._client, self._daemon, progress.frame, compare=compare)
 
     def ask(self, text: str) -> None:
         """Writes the answer to ``text`` as it comes. Ctrl-C ends it, an error is told: the chat goes on."""

@@ -6,7 +6,7 @@ The admin socket is there before the models are, so it is also how one waits for
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
@@ -42,6 +42,8 @@ class Status:
     backends: tuple[Frame, ...]
     metrics: Frame
     loading: tuple[Frame, ...] = ()
+    settings: Frame = field(default_factory=dict)
+    """Hashes by which a command finds out whether its own settings are those of the daemon."""
 
 
 _FACTS = ("lifecycle", "version", "pid", "uptime_secs", "active_permits", "queue_depth", "metrics")
@@ -64,6 +66,7 @@ class Inquiry:
             facts: dict[str, Any] = {name: frame[name] for name in _FACTS}
             facts |= {name: tuple(frame[name]) for name in _ROWS}
             facts["loading"] = tuple(frame.get("loading", ()))
+            facts["settings"] = dict(frame.get("settings", {}))
         except (LookupError, TypeError):
             raise ProtocolError(
                 "the daemon sent a snapshot that is not whole; is it another version?"

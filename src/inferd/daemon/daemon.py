@@ -25,7 +25,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from inferd import __version__, coredump, log
-from inferd.config import paths
+from inferd.config import fingerprints, paths
 from inferd.config.limit_options import OTHER_DESCRIPTORS
 from inferd.config.settings import OPTIONS, Settings
 from inferd.config.sources import LoadedConfig
@@ -117,7 +117,7 @@ class Daemon:
         self._models = Residency(router, build, settings, self._tell_model)
         self._server = Server(settings, router, self._metrics, self._watch_idleness, self._models)
         self._snapshot = Snapshot(self._server.admission, router, self._metrics, self._models)
-        self._board = StatusBoard(self._snapshot.snapshot, self._models.listing, self._models.release)
+        self._board = StatusBoard(self._report, self._models.listing, self._models.release)
         self._admin_places = ConnectionLimit(settings.max_connections)
         self._admin: Listener | None = None
         self._bridge: HttpBridge | None = None
@@ -254,6 +254,9 @@ class Daemon:
 
     def _show_loading(self, phase: str, details: Mapping[str, object]) -> None:
         self._board.publish(admin.loading_model(phase, details))
+
+    def _report(self) -> dict[str, object]:
+        return {**self._snapshot.snapshot(), "settings": fingerprints.of(self._settings)}
 
     def _tell_model(self, name: str, state: str, details: Mapping[str, object]) -> None:
         self._board.publish_event(admin.model(name, state, details))

@@ -1,0 +1,29 @@
+"""Telling that a running daemon was started with other settings than the command has."""
+
+from __future__ import annotations
+
+import contextlib
+
+from inferd.cli.say import say
+from inferd.client import AdminClient
+from inferd.config import fingerprints, sources
+from inferd.config.settings import Settings
+from inferd.errors import InferdError
+
+ASK_SECS = 1.0
+
+
+def tell(settings: Settings) -> None:
+    """Says on stderr which variables and keys are without effect on the daemon that runs, if any are."""
+    with contextlib.suppress(InferdError):
+        given = sources.read({})
+        if not given.origins:
+            return
+        with AdminClient(settings.admin_addr, ASK_SECS) as admin:
+            places = fingerprints.differing(given, admin.status().settings)
+        if places:
+            say(
+                f"(the running daemon has another {' and '.join(places)}; `inferd reload` takes on what the"
+                " config file says, and after `inferd stop` the next command starts one with these settings)",
+                err=True,
+            )

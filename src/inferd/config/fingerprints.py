@@ -1,0 +1,40 @@
+"""The settings of a running daemon in a form that can be compared and not read.
+
+A command compares them with its own, since what its environment and config file say of models and limits is
+without effect on a daemon that runs already.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import fields
+
+from inferd.config.limit_options import LimitOptions
+from inferd.config.model_options import ModelOptions
+from inferd.config.settings import OPTIONS, Settings
+from inferd.config.sources import LoadedConfig
+
+# What only concerns the process that is started, and what must not even be compared.
+_LEFT_OUT = {"idle_exit_secs", "log_dir", "core_dumps", *(option.name for option in OPTIONS if option.secret)}
+_NAMES = ({each.name for kind in (ModelOptions, LimitOptions) for each in fields(kind)} - _LEFT_OUT) | {
+    "backends"
+}
+
+
+def of(settings: Settings) -> dict[str, str]:
+    """For each option that says how a daemon serves, a short hash of its value."""
+    return {
+        name: hashlib.sha256(repr(getattr(settings, name)).encode()).hexdigest()[:12]
+        for name in sorted(_NAMES)
+    }
+
+
+def differing(given: LoadedConfig, running: Mapping[str, str]) -> list[str]:
+    """The places (variables, keys of the config file) whose values are not those of the running daemon."""
+    ours = of(given.settings)
+    other = {name for name, value in ours.items() if running.get(name, value) != value}
+    places = dict.fromkeys(place for name, place in given.origins.items() if name in other)
+    if not places and "backends" in other and given.path.exists():
+        return ["backends"]
+    return list(places)
