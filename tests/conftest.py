@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import hypothesis
 import pytest
 import uvloop
 
@@ -21,13 +22,16 @@ from tests.daemon_process import DaemonProcess
 from tests.remote_server import RemoteServer
 
 # A thread that was told to stop may need a moment to hear it.
-ENDING_SECS = 5.0
+ENDING_SECS = 100.0
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "both_loops: run on uvloop and on asyncio's own event loop")
+    # On a busy machine an example may take any time.
+    hypothesis.settings.register_profile("suite", deadline=None)
+    hypothesis.settings.load_profile("suite")
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:

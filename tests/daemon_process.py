@@ -37,7 +37,7 @@ from inferd.progress import Progress
 from inferd.serve import health
 
 POOL_THREADS = min(32, (os.cpu_count() or 1) + 4)  # of asyncio.to_thread
-PATIENCE_SECS = 30.0
+PATIENCE_SECS = 100.0
 
 
 class Wire:

@@ -21,7 +21,7 @@ import httpx
 from inferd.client import AdminClient
 from tests import daemon_process
 
-PATIENCE_SECS = 60.0
+PATIENCE_SECS = 100.0
 
 
 def free_port() -> int:
@@ -85,7 +85,7 @@ class BridgeProcess:
 
     def status(self) -> Any:
         """The state of the daemon."""
-        with AdminClient(self.admin, timeout=10) as admin:
+        with AdminClient(self.admin, timeout=100) as admin:
             return admin.status()
 
     def wait_idle(self) -> None:

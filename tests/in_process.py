@@ -29,7 +29,7 @@ from inferd.serve.strangers import Strangers
 from inferd.serve.surface import Surface
 from inferd.serve.surfaces.v1 import TextSurface
 
-PATIENCE_SECS = 10.0
+PATIENCE_SECS = 100.0
 
 
 TOKEN = b'{"type":"token","id":"q","content":"mock-response"}\n'

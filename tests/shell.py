@@ -14,7 +14,7 @@ from typing import Any
 
 from tests.daemon_process import until
 
-PATIENCE_SECS = 30.0
+PATIENCE_SECS = 100.0
 INFERD = (sys.executable, "-W", "error", "-m", "inferd")
 
 

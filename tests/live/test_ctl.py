@@ -130,8 +130,8 @@ def test_watch_prints_events_until_the_daemon_ends(daemon: Daemon) -> None:
     assert json.loads(first[0])["status"] == "capabilities"
     assert first[1] == READY
     served.process.send_signal(signal.SIGTERM)
-    rest, errors = watching.communicate(timeout=30)
-    served.process.wait(timeout=30)
+    rest, errors = watching.communicate(timeout=100)
+    served.process.wait(timeout=100)
     assert rest == READY.replace("ready", "draining")
     assert watching.returncode == 2
     assert errors.startswith("error: the daemon at ")

@@ -65,8 +65,8 @@ def test_requests_that_are_no_use(bridge: Callable[..., BridgeProcess]) -> None:
 
 def test_a_full_queue_is_429_with_a_time(bridge: Callable[..., BridgeProcess]) -> None:
     process = bridge({"gate": True}, active_permits=1, queue_depth=0)
-    with ThreadPoolExecutor(1) as pool, httpx.Client(base_url=process.base, timeout=60) as client:
-        running = pool.submit(httpx.post, f"{process.base}/v1/chat/completions", json=CHAT, timeout=60)
+    with ThreadPoolExecutor(1) as pool, httpx.Client(base_url=process.base, timeout=100) as client:
+        running = pool.submit(httpx.post, f"{process.base}/v1/chat/completions", json=CHAT, timeout=100)
         process.wait_running(1)
         answer = client.post("/v1/chat/completions", json=CHAT)
         assert answer.status_code == 429
@@ -79,8 +79,8 @@ def test_a_full_queue_is_429_with_a_time(bridge: Callable[..., BridgeProcess]) -
 
 def test_headers_set_deadline_and_priority(bridge: Callable[..., BridgeProcess]) -> None:
     process = bridge({"gate": True}, active_permits=1)
-    with ThreadPoolExecutor(1) as pool, httpx.Client(base_url=process.base, timeout=60) as client:
-        running = pool.submit(httpx.post, f"{process.base}/v1/chat/completions", json=CHAT, timeout=60)
+    with ThreadPoolExecutor(1) as pool, httpx.Client(base_url=process.base, timeout=100) as client:
+        running = pool.submit(httpx.post, f"{process.base}/v1/chat/completions", json=CHAT, timeout=100)
         process.wait_running(1)
         late = client.post("/v1/chat/completions", json=CHAT, headers={"X-Inferd-Deadline-Ms": "20"})
         assert late.status_code == 408
@@ -95,7 +95,7 @@ def test_headers_set_deadline_and_priority(bridge: Callable[..., BridgeProcess])
 def test_a_deadline_ends_a_stream_with_an_error(bridge: Callable[..., BridgeProcess]) -> None:
     process = bridge({"gate": True, "tape": ["a", "b"]})
     process.release(1)
-    with httpx.Client(base_url=process.base, timeout=60) as client:
+    with httpx.Client(base_url=process.base, timeout=100) as client:
         answer = client.post(
             "/v1/chat/completions", json={**CHAT, "stream": True}, headers={"X-Inferd-Deadline-Ms": "700"}
         )
@@ -175,8 +175,9 @@ def test_keys(bridge: Callable[..., BridgeProcess], tmp_path: Path) -> None:
     assert ask(Authorization=f"Bearer {KEY}-b") == 403
     assert ask(Authorization=f"Bearer {KEY}-e") == 200
     assert ask(Authorization=f"Bearer {KEY}-e") == 429
-    with pytest.raises(openai.AuthenticationError):
-        openai.OpenAI(base_url=f"{process.base}/v1", api_key="wrong").models.list()
+    stranger = openai.OpenAI(base_url=f"{process.base}/v1", api_key="wrong")
+    with stranger, pytest.raises(openai.AuthenticationError):
+        stranger.models.list()
     file.write_text(f"zoe {KEY}-z\n")
     while ask(Authorization=f"Bearer {KEY}-z") != 200:
         pass
@@ -237,7 +238,7 @@ def test_a_taken_port_is_named(bridge: Callable[..., BridgeProcess]) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         process = BridgeProcess(mock={}, http=f"127.0.0.1:{port}")
-        assert process.process.wait(30) == 1
+        assert process.process.wait(100) == 1
         assert f"(pid {os.getpid()})" in process.stderr
         assert "--http IP:PORT" in process.stderr
         process.close()
@@ -268,7 +269,7 @@ def test_a_foreign_token_is_not_believed(bridge: Callable[..., BridgeProcess]) -
     with Wire(process.dir / "inferd" / "infer.v2.sock") as wire, ThreadPoolExecutor(1) as pool:
         turn = {"role": "user", "content": [{"type": "text", "text": "hi"}]}
         wire.send({"id": "q", "messages": [turn], "on_behalf_of": behalf})
-        running = pool.submit(httpx.post, f"{process.base}/v1/chat/completions", json=CHAT, timeout=60)
+        running = pool.submit(httpx.post, f"{process.base}/v1/chat/completions", json=CHAT, timeout=100)
         process.wait_running(2)
         callers = {row["peer_pid"]: row.get("caller") for row in process.status().running}
         assert callers.pop(os.getpid()) is None

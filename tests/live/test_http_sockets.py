@@ -25,7 +25,7 @@ def bridge() -> Iterator[BridgeProcess]:
 
 
 def connect(bridge: BridgeProcess) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", bridge.port), timeout=60)
+    return socket.create_connection(("127.0.0.1", bridge.port), timeout=100)
 
 
 def until(sock: socket.socket, end: bytes) -> bytes:
@@ -133,6 +133,6 @@ def test_a_long_conversation_arrives_whole(bridge: BridgeProcess) -> None:
         ]
     tool = {"type": "function", "function": {"name": "f", "description": "d" * 100_000}}
     body = {"model": "mock", "messages": turns, "tools": [tool]}
-    answer = httpx.post(f"{bridge.base}/v1/chat/completions", json=body, timeout=60)
+    answer = httpx.post(f"{bridge.base}/v1/chat/completions", json=body, timeout=100)
     assert answer.status_code == 200, answer.text
     assert answer.json()["choices"][0]["message"]["content"] == "mock-response"

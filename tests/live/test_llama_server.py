@@ -39,7 +39,7 @@ def url() -> Iterator[str]:
     assert process.stdout is not None
     yield process.stdout.readline().strip()
     process.terminate()
-    process.wait(30)
+    process.wait(100)
     process.stdout.close()
 
 

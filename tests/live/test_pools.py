@@ -53,7 +53,7 @@ def write(path: Path, *servers: RemoteServer, serves: str = "m") -> Path:
 
 
 def backends(process: DaemonProcess) -> dict[str, Any]:
-    with AdminClient(process.admin, timeout=30) as admin:
+    with AdminClient(process.admin, timeout=100) as admin:
         return {row["name"]: row for row in admin.status().backends}
 
 
@@ -83,7 +83,7 @@ def test_spill_retry_load_and_an_upstream_that_goes(daemon: Start, remote: Serve
         until(lambda: backends(process)["r1"]["ready"])
         process.release(2)
         assert [frame["type"] for frame in local.frames()] == ["token", "done"]
-    with AdminClient(process.admin, timeout=30) as admin:
+    with AdminClient(process.admin, timeout=100) as admin:
         metrics = admin.status().metrics["backends"]
     assert metrics["local"]["routed"] == {"local": 1}
     assert metrics["r0"]["routed"] == {"retry": 1}

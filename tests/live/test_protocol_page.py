@@ -98,7 +98,7 @@ def test_the_python_example_prints_the_answer(hello: Callable[..., DaemonProcess
         env={"PATH": os.environ["PATH"], "XDG_RUNTIME_DIR": str(process.dir)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=True,
     )
     assert ran.stdout == "Hello"
@@ -112,7 +112,7 @@ def test_the_python_example_of_frames_prints_the_answer(hello: Callable[..., Dae
         env={"PATH": os.environ["PATH"], "XDG_RUNTIME_DIR": str(process.dir)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=True,
     )
     assert ran.stdout == "Hello"
@@ -126,7 +126,7 @@ def test_the_shell_example_prints_the_answer(hello: Callable[..., DaemonProcess]
         ["sh", "-c", script],
         env={"PATH": os.environ["PATH"], "XDG_RUNTIME_DIR": str(process.dir)},
         capture_output=True,
-        timeout=60,
+        timeout=100,
         check=True,
     )
     frames = [json.loads(line) for line in ran.stdout.splitlines()]

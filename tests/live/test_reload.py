@@ -336,7 +336,7 @@ def test_who_waits_for_the_daemon_does_not_wait_for_its_reload(daemon: Start, co
         process.signal(signal.SIGHUP)
         while admin.frame().get("phase") != "checking_local":
             pass
-        with AdminClient(process.admin, timeout=20) as waiting:
+        with AdminClient(process.admin, timeout=100) as waiting:
             waiting.wait_ready()
         ask(process)
     assert served_by(process, 1) == ["old"]

@@ -7,6 +7,7 @@ surface if it is not v1; then what goes ``in`` (``in_hex`` for what is not text)
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import tempfile
@@ -18,6 +19,7 @@ import pytest
 
 from tests.daemon_process import DaemonProcess, Wire
 
+AT_ONCE = 32  # connections that are cut at the same time
 TRANSCRIPTS = Path(__file__).parents[1] / "transcripts"
 # A request of each surface, and its answer.
 TAILS = {
@@ -81,9 +83,8 @@ def transcript(request: pytest.FixtureRequest) -> Transcript:
 @pytest.fixture(scope="module")
 def connect() -> Iterator[Connect]:
     with tempfile.TemporaryDirectory(prefix="i", dir="/tmp") as directory:
-        process = DaemonProcess(
-            Path(directory) / "0", {"log": "error", "embed": 1, "rerank": 1}, {}
-        ).wait_ready()
+        options = {"log": "error", "embed": 1, "rerank": 1, "queue_depth": 2 * AT_ONCE}
+        process = DaemonProcess(Path(directory) / "0", options, {}).wait_ready()
         yield process.connect
         assert process.end() == []
 
@@ -110,8 +111,20 @@ def test_whole_and_byte_by_byte(connect: Connect, transcript: Transcript) -> Non
 
 
 def test_cut_at_every_point(connect: Connect, transcript: Transcript) -> None:
-    for cut in range(1, len(transcript.sent)):
-        play(connect(transcript.surface), transcript, [transcript.sent[:cut], transcript.sent[cut:]])
+    cuts = range(1, len(transcript.sent))
+    for some in (cuts[start : start + AT_ONCE] for start in range(0, len(cuts), AT_ONCE)):
+        with contextlib.ExitStack() as wires:
+            opened = [(wires.enter_context(connect(transcript.surface)), cut) for cut in some]
+            for wire, cut in opened:
+                wire.send(transcript.sent[:cut])
+            for wire, _ in opened:
+                wire.wait_until_read()
+            for wire, cut in opened:
+                wire.send(transcript.sent[cut:])
+                wire.finish_sending()
+            for wire, cut in opened:
+                received = wire.rest()
+                assert transcript.is_answered_by(received), (cut, received)
 
 
 def test_without_its_last_newline(connect: Connect, transcript: Transcript) -> None:

@@ -23,7 +23,7 @@ def test_every_request_is_in_the_file(short_dir: Path) -> None:
                 client.send(request)
                 assert client.frame()["type"] == "done"
         daemon.send_signal(signal.SIGTERM)
-        assert daemon.wait(60) == 0
+        assert daemon.wait(100) == 0
     finally:
         daemon.kill()
         daemon.communicate()

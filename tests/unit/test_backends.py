@@ -107,7 +107,7 @@ async def test_a_cancel_ends_the_making_and_waits_for_its_end() -> None:
     await asyncio.sleep(0.01)
     making.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(making, 10)
+        await asyncio.wait_for(making, 100)
     assert not exchange.backends._recipes
 
 

@@ -35,7 +35,7 @@ KEYS: dict[str, Any] = {
     "secret_access_key": Secret(bedrock_server.SECRET_ACCESS_KEY),
 }
 REQUEST = GenerateRequest(messages=(Message("user", "hi"),), max_tokens=50)
-PATIENCE_SECS = 30.0
+PATIENCE_SECS = 100.0
 
 
 def entry(endpoint: str | None = None, **more: Any) -> BedrockEntry:

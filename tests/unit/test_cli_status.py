@@ -438,11 +438,16 @@ def test_a_daemon_that_ends_at_once_is_not_started_again(home: Path, monkeypatch
     assert world.started_at == [1]
 
 
-def test_a_caller_is_a_user_and_a_command() -> None:
-    own = {"peer_pid": os.getpid(), "peer_uid": os.getuid()}
-    user = pwd.getpwuid(os.getuid()).pw_name
-    assert re.fullmatch(rf"{user}, python\S* ?\S* \({os.getpid()}\)", caller(own))
-    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
-        pass
-    assert caller({**own, "peer_pid": ended.pid}) == f"{user}, pid {ended.pid}"
+def test_a_caller_is_a_user_and_a_command(tmp_path: Path) -> None:
+    user, program = pwd.getpwuid(os.getuid()).pw_name, Path(sys.executable).name
+    code = "import sys; print(flush=True); sys.stdin.read()"
+    (tmp_path / "tool.py").write_text(code)
+    for arguments, name in (["-c", code], program), ([tmp_path / "tool.py"], f"{program} tool.py"):
+        command = [sys.executable, *arguments]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            row: dict[str, object] = {"peer_pid": process.pid, "peer_uid": os.getuid()}
+            assert caller(row) == f"{user}, {name} ({process.pid})"
+        assert caller(row) == f"{user}, pid {process.pid}"
     assert caller({"peer": "tcp:10.0.0.9"}) == "tcp:10.0.0.9"

@@ -74,7 +74,7 @@ def test_closing_a_generation_closes_its_connection(peer: Callable[[Script], Pee
     with clients.client(server.path) as client:
         with client.generate("Hi") as answer:
             assert next(answer) == Token("a")
-        assert server.closed_by_client.wait(10)
+        assert server.closed_by_client.wait(100)
         assert list(answer) == []
 
 
@@ -96,7 +96,7 @@ def test_an_abandoned_generation_is_cancelled(peer: Callable[[Script], Peer], cl
     with clients.client(server.path) as client:
         for _ in client.generate("Hi"):
             break
-        assert server.closed_by_client.wait(10)
+        assert server.closed_by_client.wait(100)
 
 
 def test_a_connection_that_the_daemon_closed_meanwhile_is_not_used(
@@ -110,7 +110,7 @@ def test_a_connection_that_the_daemon_closed_meanwhile_is_not_used(
     with clients.client(server.path) as client:
         for _ in range(2):
             assert len(list(client.generate("Hi"))) == 1
-            assert server.closed_by_client.wait(10)
+            assert server.closed_by_client.wait(100)
             server.closed_by_client.clear()
     assert server.accepted == 2
 
@@ -208,7 +208,7 @@ def test_what_is_no_response_is_a_protocol_error(
         answer = client.generate("Hi")
         with pytest.raises(errors.ProtocolError):
             next(answer)
-        assert server.closed_by_client.wait(10)
+        assert server.closed_by_client.wait(100)
         assert list(answer) == []
 
 

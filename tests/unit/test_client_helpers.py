@@ -177,7 +177,7 @@ def test_a_closed_client_keeps_nothing_of_a_reply_that_ends_later(peer: Start, c
     answer = client.messages("Hi")
     client.close()
     assert answer.result().backend == "mock"
-    assert server.closed_by_client.wait(10)
+    assert server.closed_by_client.wait(100)
 
 
 # Addresses.

@@ -128,7 +128,7 @@ def test_closing_an_answer_closes_its_connection(peer: Start, clients: Clients) 
     with clients.client(v2=server.path) as client:
         with client.messages("Hi") as answer:
             assert next(answer) == Text("a")
-        assert server.closed_by_client.wait(10)
+        assert server.closed_by_client.wait(100)
         assert list(answer) == []
 
 

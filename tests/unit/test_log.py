@@ -183,7 +183,7 @@ class TestEvents:
 
         activity = setup("info", tmp_path)
         log.get("x").info("stall", value=Stuck())
-        assert stalled.wait(30)
+        assert stalled.wait(100)
         for number in range(25):
             log.get("x").info("event", number=number)
         go_on.set()
@@ -279,7 +279,7 @@ class TestStalledStderr:
         reading, writing = os.pipe()
         child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stderr=writing)
         os.close(writing)
-        assert child.wait(60) == 0
+        assert child.wait(100) == 0
         os.close(reading)
         assert len(events(tmp_path, "event")) == 9000
 

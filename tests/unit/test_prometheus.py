@@ -41,7 +41,7 @@ async def get(listener: Listener, request: bytes) -> tuple[str, bytes]:
     """The status line and the body; whatever is said on the connection ends it."""
     reader, writer = await asyncio.open_unix_connection(listener.address)
     writer.write(request)
-    answer = await asyncio.wait_for(reader.read(), 10)
+    answer = await asyncio.wait_for(reader.read(), 100)
     writer.close()
     await writer.wait_closed()
     head, _, body = answer.partition(b"\r\n\r\n")
@@ -155,7 +155,7 @@ async def test_silent_scrapers_are_sent_away_and_hold_nobody(
         reader, writer = await asyncio.open_unix_connection(listener.address)
         writer.write(b"GET /met")
         with contextlib.suppress(ConnectionResetError):
-            assert await asyncio.wait_for(reader.read(), 10) == b""
+            assert await asyncio.wait_for(reader.read(), 100) == b""
         writer.close()
         with contextlib.suppress(OSError):
             await writer.wait_closed()

@@ -160,7 +160,7 @@ async def test_an_event_in_the_moment_of_the_leaving_harms_nobody(short_dir: Pat
         client = await admin_socket.subscribe()
         (subscriber,) = admin_socket.board._subscribers
         client.close()
-        await asyncio.wait_for(asyncio.shield(subscriber.closed), 10)
+        await asyncio.wait_for(asyncio.shield(subscriber.closed), 100)
         for _ in range(3):
             subscriber.send(admin.READY)
 

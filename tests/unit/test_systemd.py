@@ -25,7 +25,7 @@ def manager(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket
 
 
 async def heard(manager: socket.socket) -> bytes:
-    return await asyncio.wait_for(asyncio.get_running_loop().sock_recv(manager, 200), 10)
+    return await asyncio.wait_for(asyncio.get_running_loop().sock_recv(manager, 200), 100)
 
 
 def silent(manager: socket.socket) -> bool:

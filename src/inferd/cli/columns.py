@@ -91,5 +91,7 @@ def _command(pid: int, uid: object) -> str:
     except OSError:
         return ""
     program = Path(words[0]).name
-    script = next((Path(word).name for word in words[1:] if not word.startswith("-")), "")
-    return " ".join(filter(None, (program, script if program.startswith("python") else "")))
+    if not program.startswith("python"):
+        return program
+    script = next((word for word in words[1:] if word == "-c" or not word.startswith("-")), "-c")
+    return program if script == "-c" else f"{program} {Path(script).name}"  # -c takes code, not a name
