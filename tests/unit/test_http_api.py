@@ -440,14 +440,16 @@ def test_names_of_models() -> None:
             {"backend": "llamacpp", "model": "other", "name": "b", "v2": True},
         ]
     )
-    models.update_stored([{"name": "m", "resident": True}, {"name": "s", "rerank": True, "resident": False}])
+    cold = {"name": "s", "aliases": ["sorter"], "bytes": 7, "rerank": True, "resident": False}
+    models.update_stored([{"name": "m", "resident": True}, cold])
     assert [(model.name, model.wire_name, model.loaded) for model in models.all()] == [
         ("m", "", True),
         ("e", "", True),
         ("other", "b", True),
         ("s", "s", False),
     ]
-    assert models.find("s", "rerank").name == "s"
+    assert models.find("s", "rerank").name == models.find("sorter").name == "s"
+    assert [model.size for model in models.all()] == [0, 0, 0, 7]
     for name in ("m", "m:latest", "default", "claude-sonnet-9"):
         assert models.find(name, "v2").name == "m"
     assert models.find("default", "embed").name == "e"

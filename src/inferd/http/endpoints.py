@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from inferd import __version__
-from inferd.http import ollama_endpoints
+from inferd.http import ollama_endpoints, page_endpoints
 from inferd.http.api import chat, completions, embeddings, messages, responses
 from inferd.http.app import Call, Handler
 from inferd.http.failures import HttpFailure
@@ -25,6 +25,13 @@ async def _metrics(call: Call) -> None:
     await call.text(text, content_type)
 
 
+async def _status(call: Call) -> None:
+    key = call.exchange.key
+    status = await call.unless_gone(call.bridge.upstream.status())
+    state = page_endpoints.told(status, names=key is None or "admin" in key.scopes)
+    await call.json({**state, "models": [_model(model) for model in call.bridge.models.all()]})
+
+
 def _model(model: Model) -> dict[str, object]:
     """One model, in a form that both OpenAI's and Anthropic's SDKs read."""
     return {
@@ -38,6 +45,9 @@ def _model(model: Model) -> dict[str, object]:
         "context_window": model.n_ctx,
         "capabilities": model.capabilities,
         "state": "loaded" if model.loaded else "stored",
+        "size": model.size,
+        "parameters": model.parameters,
+        "quantization": model.quantization,
     }
 
 
@@ -57,7 +67,8 @@ async def _models(call: Call) -> None:
 
 
 async def _one_model(call: Call) -> None:
-    await call.json(_model(await call.model(call.scope["path_params"]["name"])))
+    await call.bridge.upstream.refresh_models()  # its state may have changed
+    await call.json(_model(call.bridge.models.find(call.scope["path_params"]["name"])))
 
 
 async def _chat(call: Call) -> None:
@@ -131,6 +142,8 @@ ROUTES: dict[str, Mapping[str, Handler]] = {
     "/v1/messages": {"POST": _messages},
     "/v1/messages/count_tokens": {"POST": _count_tokens},
     **ollama_endpoints.ROUTES,
+    **page_endpoints.ROUTES,
+    "/status": {"GET": _status},
 }
 
 

@@ -26,7 +26,10 @@ from inferd.http.metrics import Metrics, family_of
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 OPEN_PATHS = frozenset({"/", "/health", "/api/hello", "/api/version"})
-"""What says nothing about models or clients; served without a key."""
+"""What says nothing about models or clients; served without a key, as are the files of the page."""
+
+QUIET_PATHS = frozenset({"/status"})
+"""What the page asks for each second; logged only as debug."""
 
 _ALLOWED_HEADERS = b"authorization, content-type, x-api-key, x-inferd-priority, x-inferd-deadline-ms"
 _ALLOWED_METHODS = b"GET, POST, HEAD, OPTIONS"
@@ -127,17 +130,17 @@ class Gate:
             key = self._keys.find(secret) if secret else None
             if key is not None:
                 self._use(key, path, exchange)
-            elif path not in OPEN_PATHS:
+            elif not _is_open(path):
                 reason = "the API key is not valid" if secret else "an API key is needed"
                 raise HttpFailure("unauthorized", f"{reason}; send it as Authorization: Bearer KEY")
             caller = "" if key is None else f"key:{key.name}"
         else:
-            caller = _local_caller(scope, needs_owner=path not in OPEN_PATHS)
+            caller = _local_caller(scope, needs_owner=not _is_open(path))
         exchange.asker = asker_of(scope, caller)
 
     def _use(self, key: Key, path: str, exchange: Exchange) -> None:
         needed = self._scope_of(path)
-        if path not in OPEN_PATHS:
+        if not _is_open(path):
             if needed not in key.scopes:
                 raise HttpFailure("forbidden", f"the key {key.name} lacks the scope {needed}")
             if wait := key.admit():
@@ -169,7 +172,8 @@ class Gate:
             exchange.key.spend(exchange.input_tokens + exchange.output_tokens)
         seconds = time.monotonic() - exchange.started
         self._metrics.observe(exchange, seconds)
-        _log.info(
+        write = _log.debug if exchange.path in QUIET_PATHS and exchange.status == 200 else _log.info
+        write(
             "http_request",
             id=exchange.id,
             method=exchange.method,
@@ -187,6 +191,10 @@ class Gate:
             ttft_ms=None if exchange.ttft_secs is None else round(exchange.ttft_secs * 1e3, 3),
             total_ms=round(seconds * 1e3, 3),
         )
+
+
+def _is_open(path: str) -> bool:
+    return path in OPEN_PATHS or path.startswith("/page/")
 
 
 def _name_of(host: str) -> str:

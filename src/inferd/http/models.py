@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from inferd.http.failures import HttpFailure, UnknownModel
@@ -23,9 +23,10 @@ _TASKS: tuple[Task, ...] = ("v2", "embed", "rerank")
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model that can be asked for; ``n_ctx`` is the context in tokens, 0 if the daemon does not know it.
+    """A model that can be asked for. What the daemon does not know of it is 0 or empty.
 
-    ``wire_name`` is what the daemon is to be asked for; empty where it chooses the first that is capable.
+    ``n_ctx`` is the context in tokens, ``size`` that of the file in bytes. ``wire_name`` is what the daemon
+    is to be asked for; empty where it chooses the first that is capable.
     """
 
     name: str
@@ -37,6 +38,11 @@ class Model:
     audio: bool = False
     wire_name: str = ""
     loaded: bool = True
+    size: int = 0
+    parameters: int = 0
+    family: str = ""
+    quantization: str = ""
+    digest: str = ""
 
     @property
     def capabilities(self) -> list[str]:
@@ -54,6 +60,8 @@ class Models:
         self._served: dict[Task, Model] = {}
         self._further: list[Model] = []
         self._stored: list[Model] = []
+        self._files: dict[str, Mapping[str, Any]] = {}
+        self._entries: dict[str, str] = {}
         self.ready = False
 
     def update(self, frames: Sequence[Mapping[str, Any]]) -> None:
@@ -88,13 +96,29 @@ class Models:
             )
             for row in rows
         ]
+        self._files = {str(row["name"]): row for row in rows}
+        self._entries = {alias: str(row["name"]) for row in rows for alias in row.get("aliases", ())}
 
     def all(self) -> list[Model]:
         """The models, each once."""
         models: dict[str, Model] = {}
         for model in (*self._served.values(), *self._further, *self._stored):
-            models.setdefault(model.name, model)
+            models.setdefault(model.name, self._with_file(model))
         return list(models.values())
+
+    def _with_file(self, model: Model) -> Model:
+        """The model with what its file in the store says, if it has one there."""
+        row = self._files.get(model.name)
+        if row is None:
+            return model
+        return replace(
+            model,
+            size=int(row.get("bytes") or 0),
+            parameters=int(row.get("parameters") or 0),
+            family=str(row.get("architecture") or ""),
+            quantization=str(row.get("quantisation") or ""),
+            digest=str(row.get("sha256") or ""),
+        )
 
     def find(self, name: str, task: Task | None = None) -> Model:
         """The model of a name, which has to do ``task`` if that is given.
@@ -105,7 +129,7 @@ class Models:
             raise HttpFailure("unavailable", "the daemon is not ready; its models are being loaded")
         if task is not None and name == DEFAULT_ALIAS and task in self._served:
             return self._served[task]
-        wanted = {name, name.removesuffix(LATEST), self._aliased(name)}
+        wanted = {name, name.removesuffix(LATEST), self._aliased(name), self._entries.get(name)}
         known = [model for model in self.all() if task is None or task in model.tasks]
         for model in known:
             if model.name in wanted or (name == DEFAULT_ALIAS and task is None):

@@ -1,4 +1,4 @@
-"""Ollama's paths below /api, and the two that its clients probe."""
+"""Ollama's paths below /api."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ from inferd.http.models import Model
 FOLLOWED_VERSION = "0.13.5"
 """The release of Ollama whose API this is; clients refuse older ones (Codex below 0.13.4)."""
 
+MODIFIED_AT = "1970-01-01T00:00:00Z"
+"""The daemon does not know when a model was made; the clients need a date."""
+
 _CUTS = 8
 """Tries to cut a text that is too long; each leaves what would fit at the last measured rate."""
-
-
-async def _root(call: Call) -> None:
-    await call.text("Ollama is running")
 
 
 async def _hello(call: Call) -> None:
@@ -68,11 +67,32 @@ async def _load_or_unload(call: Call, generation: Generation, wish: str) -> None
 
 
 def _details(model: Model) -> dict[str, Any]:
-    return {"format": "gguf", "family": "", "families": [], "parameter_size": "", "quantization_level": ""}
+    return {
+        "format": "gguf",
+        "family": model.family,
+        "families": [model.family] if model.family else [],
+        "parameter_size": _parameter_size(model.parameters),
+        "quantization_level": model.quantization,
+    }
+
+
+def _parameter_size(count: int) -> str:
+    """Ollama's way to write a number of parameters: 134.52M, 7.62B."""
+    if not count:
+        return ""
+    unit, name = (1e9, "B") if count >= 1e9 else (1e6, "M")
+    return f"{count / unit:.2f}{name}"
 
 
 def _entry(model: Model) -> dict[str, Any]:
-    return {"name": model.name, "model": model.name, "details": _details(model)}
+    return {
+        "name": model.name,
+        "model": model.name,
+        "modified_at": MODIFIED_AT,
+        "size": model.size,
+        "digest": model.digest,
+        "details": _details(model),
+    }
 
 
 async def _tags(call: Call) -> None:
@@ -93,8 +113,11 @@ def _named(body: Any) -> str:
 
 async def _show(call: Call) -> None:
     model = await call.model(await call.body(_named))
-    # The architecture is not told by the daemon; clients look for any key with this end.
-    info = {"general.architecture": "unknown", "unknown.context_length": model.n_ctx}
+    # Where the daemon does not know the architecture, clients look for any key with this end.
+    family = model.family or "unknown"
+    info: dict[str, Any] = {"general.architecture": family, f"{family}.context_length": model.n_ctx}
+    if model.parameters:
+        info["general.parameter_count"] = model.parameters
     await call.json(
         {"details": _details(model), "model_info": info, "capabilities": model.capabilities, "parameters": ""}
     )
@@ -201,7 +224,6 @@ async def _cut_to_fit(
 
 
 ROUTES: dict[str, Mapping[str, Handler]] = {
-    "/": {"GET": _root},
     "/api/hello": {"GET": _hello},
     "/api/version": {"GET": _version},
     "/api/tags": {"GET": _tags},

@@ -16,6 +16,7 @@ from typing import Any
 from inferd import log
 from inferd.client import vectors
 from inferd.client.address import Addresses, Surface, endpoint
+from inferd.client.admin import Status
 from inferd.client.async_admin import AsyncAdminClient
 from inferd.client.async_channel import AsyncChannel, AsyncReply
 from inferd.client.core import Backoff
@@ -135,6 +136,13 @@ class Upstream:
         with contextlib.suppress(InferdError):
             async with AsyncAdminClient(self._addresses.of("admin"), timeout=LISTING_SECS) as admin:
                 self.models.update_stored(await admin.models())
+
+    async def status(self) -> Status:
+        """The state of the daemon, with its models. Raises DaemonUnreachable and ConnectionLost."""
+        async with AsyncAdminClient(self._addresses.of("admin"), timeout=LISTING_SECS) as admin:
+            state = await admin.status()
+            self.models.update_stored(await admin.models())
+            return state
 
     async def aclose(self) -> None:
         """Closes the connections; requests that run are not touched."""
