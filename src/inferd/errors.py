@@ -239,6 +239,17 @@ class Unavailable(BackendError):
     """The backend cannot serve now; the text says why."""
 
 
+class UpstreamFull(BackendError):
+    """The queue of the daemon behind a backend is full; ``retry_after_secs`` as of :class:`QueueFull`."""
+
+    code = "queue_full"
+    counts = False
+
+    def __init__(self, message: str, retry_after_secs: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_secs = retry_after_secs
+
+
 class ModelTooLarge(BackendError):
     """A model needs more memory than the budget leaves, and no idle model can give way; sizes in bytes."""
 

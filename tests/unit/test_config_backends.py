@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from inferd.config import sources
-from inferd.config.entries import BedrockEntry, LlamaCppEntry, OpenAICompatEntry
+from inferd.config.entries import BedrockEntry, InferdEntry, LlamaCppEntry, OpenAICompatEntry, surfaces_of
 from inferd.config.kinds import Secret
 from inferd.errors import ConfigError
 
@@ -279,3 +279,26 @@ def test_a_client_is_told_of_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         sources.load({"config": tmp_path / "none"}, ENV, serving=False)
     with pytest.raises(ConfigError, match="there is no such file"):
         sources.load({"config": tmp_path / "none"}, ENV | {"INFERD_BACKEND": "openai-compat"}, serving=False)
+
+
+# Another daemon.
+
+
+def test_an_entry_for_another_daemon(tmp_path: Path) -> None:
+    entry, notes = load(
+        tmp_path,
+        {"kind": "inferd", "name": "up", "address": "10.0.0.5:47322", "api_key_env": "KEY", "serves": "m"},
+        env={"KEY": "k"},
+    )
+    assert entry == InferdEntry(name="up", address="10.0.0.5:47322", api_key=Secret("k"), serves="m")
+    assert ["unencrypted" in note for note in notes] == [True]
+    assert surfaces_of(entry) == frozenset()
+    entry, notes = load(tmp_path, {"kind": "inferd", "name": "up", "embed_address": "/run/x.sock"})
+    assert notes == []
+    assert surfaces_of(entry) == {"embed"}
+
+
+@pytest.mark.parametrize("wrong", [{}, {"address": "far.example:1"}, {"address": "infer.sock"}])
+def test_an_address_of_another_daemon_is_needed_and_literal(tmp_path: Path, wrong: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="address"):
+        load(tmp_path, {"kind": "inferd", "name": "up", **wrong})

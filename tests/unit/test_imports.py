@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "config": GROUND,
     **dict.fromkeys(FAST, GROUND | FAST),
     "wire": BELOW_WIRE,
-    "engine": BELOW_WIRE | {"redaction"},
+    "engine": BELOW_WIRE | {"redaction", "client"},
     "store": BELOW_WIRE,
     "serve": BELOW_SERVE,
     "daemon": BELOW_SERVE | {"serve"},

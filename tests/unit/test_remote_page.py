@@ -139,6 +139,7 @@ NOT_IN_A_ROW = {
     "session",
     "scope",
     "cache",
+    "priority",
     "schema_lenient",
     "tool_name",
     "sampling",

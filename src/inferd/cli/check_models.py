@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from inferd.cli.finding import Finding, Findings
-from inferd.config.entries import BedrockEntry, LlamaCppEntry, ModelSpec, OpenAICompatEntry
+from inferd.config.entries import BedrockEntry, InferdEntry, LlamaCppEntry, ModelSpec, OpenAICompatEntry
 from inferd.config.settings import Settings
 from inferd.errors import HashMismatch, ModelError, StoreError
 
@@ -87,6 +87,29 @@ def remotes(settings: Settings) -> Findings:
             yield _openai(entry)
         elif isinstance(entry, BedrockEntry):
             yield _bedrock(entry)
+        elif isinstance(entry, InferdEntry):
+            yield from _daemons(entry)
+
+
+def _daemons(entry: InferdEntry) -> Findings:
+    for address in filter(None, (entry.address, entry.embed_address, entry.rerank_address)):
+        name = f"backend {entry.name}"
+        silent = _unserved(address) if "/" in address else _unreachable(f"tcp://{address}")
+        if silent:
+            yield Finding(name, "fail", silent, "start that daemon, or mend the address")
+        else:
+            yield Finding(name, "ok", f"{address} can be reached")
+
+
+def _unserved(path: str) -> str:
+    """Why nothing serves a Unix socket; empty when something does."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(CONNECT_SECS)
+        try:
+            connection.connect(path)
+        except OSError as error:
+            return f"{path} cannot be reached: {error.strerror or error}"
+    return ""
 
 
 def _openai(entry: OpenAICompatEntry) -> Finding:

@@ -91,6 +91,27 @@ class LocalAddress(Kind):
         return text
 
 
+@dataclass(frozen=True)
+class DaemonAddress(Kind):
+    """Where another daemon serves a surface: the path of a Unix socket, or a literal ``IP:port``."""
+
+    @property
+    def metavar(self) -> str:
+        return "PATH|IP:PORT"
+
+    @property
+    def description(self) -> str:
+        return "the path of a Unix socket, with a slash in it, or a literal IP:port"
+
+    def parse(self, text: str) -> str:
+        if "/" in text and text.isprintable():
+            return text
+        try:
+            return TcpAddress().parse(text)
+        except ValueError:
+            raise ValueError(self.description) from None
+
+
 CALLS = ("/chat/completions", "/completions", "/embeddings", "/rerank", "/messages")
 """What an address ends with that was copied from an example of a call."""
 

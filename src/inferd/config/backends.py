@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from inferd.config.entries import (
     BackendEntry,
     BedrockEntry,
+    InferdEntry,
     LlamaCppEntry,
     MockEntry,
     ModelSpec,
@@ -110,6 +111,8 @@ def _complete(fields: Fields, settings: Settings, env: Env, notes: list[str]) ->
         return MockEntry(**fields)
     if kind == "llamacpp":
         return LlamaCppEntry(**{"n_ctx": settings.n_ctx, "n_gpu_layers": settings.n_gpu_layers, **fields})
+    if kind == "inferd":
+        return _inferd(fields, env, notes)
     if kind == "openai-compat":
         _check_needed(fields, kind, ("base_url", "model"))
         return _openai(fields, env, notes)
@@ -136,6 +139,27 @@ def _openai(fields: Fields, env: Env, notes: list[str]) -> OpenAICompatEntry:
     entry = OpenAICompatEntry(**fields, api_key=key)
     if key is not None:
         _note_if_seen(entry.name, entry.base_url, notes)
+    return entry
+
+
+def _inferd(fields: Fields, env: Env, notes: list[str]) -> InferdEntry:
+    named = fields.pop("api_key_env", None)
+    key = None
+    if named is not None:
+        key = _first_secret(fields["name"], named, (), env, notes, otherwise="no key is sent")
+    entry = InferdEntry(**fields, api_key=key)
+    given = [entry.address, entry.embed_address, entry.rerank_address]
+    if not any(given):
+        raise ConfigError(
+            f"backend {entry.name!r} needs `address`, or `embed_address` or `rerank_address`, of the other"
+            " daemon"
+        )
+    for address in given:
+        if address is not None and "/" not in address and not _is_private(f"tcp://{address}"):
+            notes.append(
+                f"backend {entry.name!r} sends prompts to {address} unencrypted; forward a socket by ssh, or"
+                " use an encrypted network"
+            )
     return entry
 
 

@@ -111,7 +111,24 @@ class BedrockEntry:
     max_requests: int = MAX_REQUESTS
 
 
-BackendEntry = MockEntry | LlamaCppEntry | OpenAICompatEntry | BedrockEntry
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InferdEntry:
+    """Another daemon: the path of a Unix socket or ``IP:port`` of its v2 surface, and of those for vectors
+    and scores, at least one of them. ``model`` is what it is asked for, empty for its first one."""
+
+    kind: ClassVar[str] = "inferd"
+    name: str
+    address: str | None = None
+    embed_address: str | None = None
+    rerank_address: str | None = None
+    model: str = ""
+    api_key: Secret | None = None
+    timeout_secs: float = 300.0
+    serves: str | None = None
+    max_requests: int = MAX_REQUESTS
+
+
+BackendEntry = MockEntry | LlamaCppEntry | OpenAICompatEntry | BedrockEntry | InferdEntry
 
 
 def surfaces_of(entry: BackendEntry) -> frozenset[str]:
@@ -122,4 +139,6 @@ def surfaces_of(entry: BackendEntry) -> frozenset[str]:
         return frozenset(("rerank" if entry.embed_pooling == "rank" else "embed",))
     if isinstance(entry, OpenAICompatEntry):
         return frozenset(name for name in ("embed", "rerank") if getattr(entry, name))
+    if isinstance(entry, InferdEntry):
+        return frozenset(name for name in ("embed", "rerank") if getattr(entry, f"{name}_address"))
     return frozenset()

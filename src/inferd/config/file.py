@@ -18,7 +18,7 @@ from typing import Annotated, Any, NoReturn, Union
 
 import msgspec
 
-from inferd.config.addresses import Endpoint, HttpsUrl, ServerUrl
+from inferd.config.addresses import DaemonAddress, Endpoint, HttpsUrl, ServerUrl
 from inferd.config.entries import MAX_REQUESTS, ModelSpec
 from inferd.config.kinds import (
     Boolean,
@@ -124,6 +124,17 @@ BACKEND_KEYS: dict[str, tuple[Key, ...]] = {
         Key("bearer_token_env", Name(), "The variable that holds a bearer token; see below."),
         Key("endpoint", Endpoint(), "A server in the place of AWS's own."),
         Key("timeout_secs", _KINDS["bedrock_timeout_secs"], "How long it may be silent; 300 when absent."),
+        _SERVES,
+        _MAX_REQUESTS,
+    ),
+    "inferd": (
+        _NAME,
+        Key("address", DaemonAddress(), "The v2 surface of another daemon, for text."),
+        Key("embed_address", DaemonAddress(), "Its surface for embeddings, where it is to make them."),
+        Key("rerank_address", DaemonAddress(), "Its surface for reranking, where it is to rank."),
+        Key("model", Name(), "The model to ask it for; its own first one when absent."),
+        Key("api_key_env", Name(), "The variable that holds its key, which TCP needs."),
+        Key("timeout_secs", _KINDS["openai_timeout_secs"], "How long it may be silent; 300 when absent."),
         _SERVES,
         _MAX_REQUESTS,
     ),

@@ -11,6 +11,7 @@ from inferd.config.entries import (
     MAX_REQUESTS,
     BackendEntry,
     BedrockEntry,
+    InferdEntry,
     LlamaCppEntry,
     MockEntry,
     OpenAICompatEntry,
@@ -44,6 +45,11 @@ def build_backend(
 
         progress("checking_local", {"path": f"(openai-compat: {entry.base_url} / {entry.model})"})
         return OpenAICompat(entry, **_left_open(settings))
+    if isinstance(entry, InferdEntry):
+        from inferd.engine.remote.inferd import Inferd
+
+        progress("checking_local", {"path": f"(inferd: {entry.address or entry.name})"})
+        return Inferd(entry)
     from inferd.engine.remote.bedrock import Bedrock
 
     progress("checking_local", {"path": f"(bedrock-invoke: {entry.region} / {entry.model_id})"})

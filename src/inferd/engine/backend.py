@@ -88,7 +88,8 @@ class GenerateRequest:
     where it can be checked at the end. ``frame`` is ``None`` when the client wants no token frames. Requests
     of one ``scope`` may reuse each other's computed prefixes, unless ``cache`` is false; ``session`` is the
     client's name for the conversation. With ``model_defaults`` what ``sampling`` leaves open is as the
-    model's publisher recommends.
+    model's publisher recommends. ``priority`` (``interactive`` or ``batch``) is for a backend with a queue of
+    its own.
 
     ``typed``: thinking and tool calls are wanted as events of their own; without it the model is asked to
     answer at once, in text. ``thinking`` ``None`` leaves that to the model. ``tool_choice`` is ``auto``,
@@ -106,6 +107,7 @@ class GenerateRequest:
     scope: str = ""
     cache: bool = True
     model_defaults: bool = False
+    priority: str = "interactive"
     frame: FrameTemplate | None = None
     typed: bool = False
     thinking: bool | None = None

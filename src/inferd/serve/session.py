@@ -29,6 +29,7 @@ from inferd.errors import (
     InputMemoryFull,
     MalformedFrame,
     QueueFull,
+    UpstreamFull,
 )
 from inferd.serve import auth, faults
 from inferd.serve.burst import Burst
@@ -393,7 +394,7 @@ class Session(Generic[R]):
 
     def _write_error(self, request_id: str, error: InferdError) -> None:
         self._metrics.errors[error.code] += 1
-        retry_after = error.retry_after_secs if isinstance(error, QueueFull) else None
+        retry_after = error.retry_after_secs if isinstance(error, QueueFull | UpstreamFull) else None
         self._conn.write(
             self._surface.encode_error(request_id, error.code, str(error), retry_after, error.details)
         )

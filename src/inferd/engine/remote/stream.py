@@ -6,6 +6,7 @@ A task of its own reads the answer, so that ``cancel`` and ``close`` need not wa
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from collections import deque
 from collections.abc import AsyncGenerator
@@ -64,14 +65,15 @@ class RemoteStream(Stream):
         return event
 
     def _measured(self, done: Done) -> Done:
+        if done.timings is not None:  # the far end has told them
+            return done
         first, last = self._first, self._last
         if first is None:
             first = last = time.monotonic()
         ttft_ms, decode_ms = (first - self._began) * 1e3, (last - first) * 1e3
         tokens = done.usage.completion_tokens
         rate = (tokens - 1) / decode_ms * 1e3 if tokens > 1 and decode_ms > 0 else 0.0
-        timings = Timings(ttft_ms, decode_ms, ttft_ms, rate)
-        return Done(done.stop_reason, done.usage, timings, tool_missing=done.tool_missing)
+        return dataclasses.replace(done, timings=Timings(ttft_ms, decode_ms, ttft_ms, rate))
 
     def _end(self, task: asyncio.Task[None]) -> None:
         self._running.discard(self)

@@ -180,5 +180,6 @@ def generate_request(
         session=request.session or "",
         cache=request.cache is not False,
         model_defaults=bool(request.model_defaults),
+        priority=request.priority or "interactive",
         frame=template,
     )
