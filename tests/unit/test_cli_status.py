@@ -109,6 +109,8 @@ ENGINE = {
     "silent_secs": 0.0,
     "problem": "",
     "cage": {"seccomp": "yes"},
+    "cache_disk_bytes": 0,
+    "cache_files_removed": 0,
 }
 
 

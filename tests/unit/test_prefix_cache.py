@@ -117,6 +117,42 @@ def test_a_longer_snapshot_replaces_what_it_begins_with() -> None:
     assert cache.bytes == 82
 
 
+def test_a_file_is_brought_when_it_holds_more_than_all_else() -> None:
+    cache = PrefixCache(1, 1000)
+    cache.file(7, prompt(1, 2), size=10)
+    cache.file(8, HEAD[:200], size=10)
+    cache.file(9, prompt(1, 2, 3), size=1001)  # has no room in memory
+    assert cache.plan(prompt(1, 2, 3)) == 7
+    plan = cache.plan(prompt(1, 2, 3), may_fetch=False)
+    assert isinstance(plan, tuple)
+    assert plan[4] == 0
+    assert isinstance(cache.plan(prompt(1, 2, 3), scope=b"other"), tuple)
+    assert isinstance(cache.plan(prompt(1, 2, 3), opted_out=True), tuple)
+    cache.leave(0, HEAD)  # the file has two tokens more
+    assert isinstance(cache.plan(prompt(1, 2, 3)), tuple)
+
+
+def test_what_a_file_holds_needs_no_other() -> None:
+    cache = PrefixCache(1, 1000)
+    cache.file(7, HEAD, size=10, scope=b"a")
+    assert cache.filed(HEAD[:100], scope=b"a")
+    assert not cache.filed(prompt(1), scope=b"a")
+    assert not cache.filed(HEAD[:100], scope=b"b")
+    assert cache.filed(HEAD[:10], scope=b"b")  # too short for one
+    whole = PrefixCache(1, 1000, any_cut=False)
+    whole.file(7, HEAD, size=10)
+    assert whole.filed(HEAD)
+    assert not whole.filed(HEAD[:100])
+
+
+def test_a_file_of_another_model_is_the_reason_of_a_miss() -> None:
+    cache = PrefixCache(1, 1000)
+    cache.file(7, HEAD, size=10, usable=False)
+    plan = cache.plan(prompt(1))
+    assert isinstance(plan, tuple)
+    assert (plan[2], plan[7]) == (None, "model")
+
+
 def test_a_model_that_cannot_be_cut_uses_whole_sequences_alone() -> None:
     cache = PrefixCache(2, 100, any_cut=False)
     cache.leave(0, prompt(1, 2))

@@ -48,6 +48,7 @@ KNOWN_LOADERS: dict[str, tuple[str, ...]] = {
     "engine/local/guides.py": ("importlib",),  # the file of llguidance, in the process of a model
     "store/wheel.py": ("importlib.util",),  # looks whether pip is there
     "engine/local/portable.py": ("importlib.metadata", "importlib.util"),  # looks which companions are there
+    "engine/local/states.py": ("importlib.util",),  # looks where the compiled engine is
     "daemon/bridge.py": ("importlib.util",),  # looks whether the extra inferd[http] is there
     "coredump.py": ("ctypes",),  # prctl
     "engine/local/cage.py": ("ctypes",),  # the system calls that shut an engine in

@@ -34,6 +34,7 @@ COMMANDS = {
     "verify": "models",
     "rm": "models",
     "gc": "models",
+    "cache": "cache",
     "config": "config",
     "doctor": "doctor",
     "service": "service",

@@ -136,9 +136,13 @@ def _backends(state: Status, width: int) -> list[str]:
         numbers = state.metrics["backends"].get(name)
         rows.append((cut(one_line(name), 22), _condition(row), *_numbers(numbers)))
     engines = [engine_line(states.get(frame.get("name", ""))) for frame in state.capabilities]
+    caches = [
+        cache_line(states.get(name), state.metrics["backends"].get(name))
+        for name in (frame.get("name", "") for frame in state.capabilities)
+    ]
     header, *lines = aligned(rows)
     shown = [cut(header, width)]
-    for row_line, *details in zip(lines, abilities, engines, strict=True):
+    for row_line, *details in zip(lines, abilities, engines, caches, strict=True):
         shown.append(cut(row_line, width))
         shown += [line for detail in details for line in wrapped(detail, width)]
     return shown
@@ -174,6 +178,23 @@ def engine_line(row: Frame | None) -> str:
     if engine["problem"]:
         parts.append(engine["problem"])
     return one_line("  " + "; ".join(parts))
+
+
+def cache_line(row: Frame | None, numbers: Frame | None) -> str:
+    """What the backend holds of computed prompts; empty for one that holds nothing and was never asked."""
+    held = numbers or {}
+    hits, misses = held.get("cache_hits", 0), sum(held.get("cache_misses", {}).values())
+    disk = ((row or {}).get("engine") or {}).get("cache_disk_bytes", 0)
+    if not hits + misses + disk:
+        return ""
+    parts = [
+        f"cache: {held.get('cache_tokens', 0):,} tokens held",
+        f"{megabytes(held.get('cache_bytes', 0))} in memory",
+        f"{megabytes(disk)} on disk",
+    ]
+    if hits + misses:
+        parts.append(f"{hits} of {hits + misses} requests found half of their prompt or more")
+    return "  " + ", ".join(parts)
 
 
 def _numbers(numbers: Frame | None) -> tuple[object, ...]:

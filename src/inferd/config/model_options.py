@@ -209,3 +209,12 @@ class ModelOptions:
         key="engine.cache_mib",
         reload=True,
     )
+    cache_disk_mib: int = option(
+        _ENGINE,
+        Integer(0, 1 << 24),
+        2048,
+        "MiB of files, for all models, that keep computed prompts over a restart; 0 writes none. A prompt can"
+        " be rebuilt from its file. One that takes more than engine.cache_mib gets no file.",
+        key="engine.cache_disk_mib",
+        reload=True,
+    )

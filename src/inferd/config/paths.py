@@ -140,6 +140,11 @@ def log_dir(env: Env = None) -> Path:
     return state_dir(env) / "logs"
 
 
+def cache_dir(env: Env = None) -> Path:
+    """The files of computed prompts."""
+    return state_dir(env) / "cache"
+
+
 def models_home(env: Env = None) -> Path:
     """The model store, which other tools may share, and which they all find by ``MODELS_HOME``."""
     named = (os.environ if env is None else env).get("MODELS_HOME", "")

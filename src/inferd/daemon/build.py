@@ -62,7 +62,13 @@ def build_key(settings: Settings, entry: BackendEntry) -> tuple[object, ...]:
     if not isinstance(entry, MockEntry | LlamaCppEntry):
         entry = dataclasses.replace(entry, max_requests=MAX_REQUESTS)
     if isinstance(entry, LlamaCppEntry):
-        return (entry, _stamp(entry), settings.force_backend, _engine_options(settings))
+        return (
+            entry,
+            _stamp(entry),
+            settings.force_backend,
+            settings.cache_disk_mib,
+            _engine_options(settings),
+        )
     if isinstance(entry, OpenAICompatEntry):
         return (entry, _left_open(settings))
     return (entry,)

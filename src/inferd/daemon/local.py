@@ -13,6 +13,7 @@ from inferd import log
 from inferd.config.entries import LlamaCppEntry, ModelSpec
 from inferd.config.settings import Settings
 from inferd.daemon import memory
+from inferd.daemon.state_files import state_files
 from inferd.engine.backend import Backend
 from inferd.engine.local.hosted import HostedModel
 from inferd.engine.local.messages import Load
@@ -58,8 +59,9 @@ def load(
             log_level=log.level(),
             **options,
         )
+        states = state_files(settings, entry.name, model)
         kept = [os.dup(fd) for fd in fds]
-    return HostedModel(wanted, kept, progress, _changes(model.path, kept), system=entry.system)
+    return HostedModel(wanted, kept, progress, _changes(model.path, kept), system=entry.system, states=states)
 
 
 def _fitting_context(settings: Settings, entry: LlamaCppEntry, model: verify.OpenModel) -> int:

@@ -130,12 +130,14 @@ class CacheUse:
     """What a backend's own prefix cache did for a request.
 
     ``miss`` is empty when at least half of the prompt was held, else the reason: ``first`` (nothing alike was
-    computed before), ``changed`` (it begins alike and differs early), ``evicted``, ``other user`` or ``opted
-    out``. ``held_bytes`` is the memory of the cache beside the slots, now.
+    computed before), ``changed`` (it begins alike and differs early), ``evicted``, ``other user``, ``opted
+    out``, or ``model`` (it was held for another model, build or context). ``held_bytes`` is the memory of the
+    cache beside the slots, now; ``held_tokens`` are those of idle slots and of that memory.
     """
 
     miss: str
     held_bytes: int
+    held_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,6 +308,8 @@ class EngineState:
 
     ``silent_secs`` is for how long it has given no sign of life, from the moment on that this is unusual;
     ``problem`` why it does not serve. ``cage`` is what holds it, by layer: ``yes``, or why not.
+    ``cache_disk_bytes`` are those of the files of computed prompts; ``cache_files_removed`` counts the files
+    that were damaged or foreign.
     """
 
     pid: int = 0
@@ -316,6 +320,8 @@ class EngineState:
     silent_secs: float = 0.0
     problem: str = ""
     cage: dict[str, str] = field(default_factory=dict)
+    cache_disk_bytes: int = 0
+    cache_files_removed: int = 0
 
 
 class Backend(ABC):

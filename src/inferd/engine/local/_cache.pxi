@@ -21,11 +21,12 @@ cdef class PrefixCache:
         """Of all snapshots."""
         return self.cache.bytes()
 
-    def plan(self, prompt, *, bytes scope=b"", bytes session=b"", bint opted_out=False, live=(), n_max=1 << 30):
+    def plan(self, prompt, *, bytes scope=b"", bytes session=b"", bint opted_out=False, bint may_fetch=True, live=(),
+             n_max=1 << 30):
         """Where to begin with ``prompt``, all of whose tokens may be reused, beside the jobs that run, given as
         (slot, tokens, n_past, scope).
 
-        Returns ``None`` for waiting, or (slot, slot to copy from or -1, tokens of the snapshot to load or ``None``,
+        Returns ``None`` for waiting, the id of a file to bring, or (slot, slot to copy from or -1, tokens of the snapshot to load or ``None``,
         whether to save the slot first, tokens kept, tokens of the prompt they stand for, the prompt with the kept
         tokens, reason of a miss).
         """
@@ -43,6 +44,7 @@ cdef class PrefixCache:
         wanted.scope = &c_scope
         wanted.session = &c_session
         wanted.opted_out = opted_out
+        wanted.may_fetch = may_fetch
         for i, each in enumerate(live):
             one.slot = each[0]
             one.tokens = &all_tokens[i]
@@ -52,7 +54,7 @@ cdef class PrefixCache:
             running.push_back(one)
         plan = self.cache.plan(wanted, running)
         if plan.wait:
-            return None
+            return plan.fetch or None
         return (plan.slot, plan.copy_from, plan.restore.get().sequence.tokens if plan.restore else None, plan.save,
                 plan.keep.held, plan.keep.prompt, plan.prompt if plan.prompt.size() else tokens,
                 MISS_NAMES[<int>plan.miss])
@@ -77,3 +79,22 @@ cdef class PrefixCache:
             return False
         self.cache.add(move(sequence), unique_ptr[StateBytes](), size)
         return True
+
+    def file(self, uint32_t id, tokens, *, size_t size, bytes scope=b"", bint usable=True):
+        """There is a file with the state of ``tokens``."""
+        cdef Stored stored
+        stored.id = id
+        stored.size = size
+        stored.sequence.tokens = tokens
+        stored.sequence.scope = scope
+        if usable:
+            self.cache.add_file(move(stored))
+        else:
+            self.cache.outdated(stored.sequence)
+
+    def filed(self, tokens, *, bytes scope=b"") -> bool:
+        """Whether a file holds all of ``tokens``."""
+        cdef Sequence sequence
+        sequence.tokens = tokens
+        sequence.scope = scope
+        return self.cache.filed(sequence)

@@ -15,8 +15,9 @@ mixed one in the same way, and as it is, what is computed for a prompt never dep
 A job is the list of its tokens (prompt and answer) and ``n_past``, how many of them the KV cache holds. Prefill,
 decoding, repair after an interrupted step and the reuse of a prefix are the same thing: feed what is missing.
 
-A finished job leaves its cells in its slot. ``PrefixCache`` knows what is held there and in memory, and plans
-where the next job begins.
+A finished job leaves its cells in its slot. ``PrefixCache`` knows what is held there, in memory and in files, and
+plans where the next job begins. A job that is to begin with a file waits for it; ``Depot`` passes states on to the
+files and back, and the loop goes on meanwhile.
 
 (Over 400 lines, because the loop and the state it works on are one idea; what is not the loop is in the headers
 beside it.)
@@ -74,7 +75,7 @@ cdef class Engine:
     ``flash_attention`` is ``on``, ``off`` or ``auto`` (llama.cpp's choice); ``kv_type`` ``f16`` or ``q8_0``;
     ``threads`` 0 lets the loop choose. With ``unified`` the sequences share one cache of ``n_ctx`` tokens.
     ``cache_bytes`` is how much memory may hold what earlier requests computed and no slot has room for.
-    ``submit``, ``cancel``, ``ready``, ``collect`` and ``stop`` may be called from any thread.
+    ``submit``, ``cancel``, ``ready``, ``collect``, ``stop`` and what deals with files may be called from any thread.
     """
 
     cdef Model model
@@ -94,6 +95,8 @@ cdef class Engine:
     cdef CThreadGovernor* governor
     cdef vector[Job*] waiting, running, active, batched, touched
     cdef CPrefixCache* cache
+    cdef Depot* depot
+    cdef milliseconds idle_after
     cdef vector[Live] live
     cdef const MediaSpan* media
     cdef cbool prompt_is_next, hold_prompts
@@ -141,6 +144,8 @@ cdef class Engine:
         cdef cbool any_cut = not (self.n_swa > 0 or llama_model_is_recurrent(model.model)
                                   or llama_model_is_hybrid(model.model))
         self.cache = new CPrefixCache(n_seq, cache_bytes, any_cut, piece_of(model.vocab))
+        self.depot = new Depot(self.exchange)
+        self.depot.file_evicted(self.cache[0])
 
     def __dealloc__(self):
         self.close_context()
@@ -148,6 +153,7 @@ cdef class Engine:
             llama_batch_free(self.batch)
         del self.governor
         del self.cache
+        del self.depot
 
     cdef cbool open_context(self) noexcept nogil:
         self.ctx = llama_init_from_model(self.model.model, self.params)
@@ -295,6 +301,63 @@ cdef class Engine:
         """Memory that snapshots take now."""
         return self.cache.bytes()
 
+    @property
+    def cache_tokens(self) -> int:
+        """Tokens that idle slots and snapshots hold now."""
+        return self.cache.tokens()
+
+    # Files of states, which the process that holds the other end of the link keeps.
+
+    def open_files(self, int64_t idle_ms):
+        """From now on states leave for files: before they are given up, and after ``idle_ms`` without a job."""
+        self.idle_after = milliseconds(idle_ms)
+        with nogil:
+            self.depot.open()
+
+    def file_kept(self, uint32_t id, tokens, size_t size, *, bytes scope, bytes session, bint usable=True):
+        """The file ``id`` holds a state of ``size`` bytes, which is of use to this context if ``usable``."""
+        cdef Stored file
+        cdef cbool c_usable = usable
+        file.id = id
+        file.sequence.tokens = tokens
+        file.sequence.scope = scope
+        file.sequence.session = session
+        file.size = size
+        with nogil:
+            self.depot.kept(move(file), c_usable)
+
+    def files_wanted(self):
+        """The ids of the files that jobs have begun to wait for."""
+        return self.depot.wanted()
+
+    def file_delivered(self, uint32_t id, int fd, size_t offset, size_t size):
+        """Reads the state of the file ``id``; -1 for ``fd`` says that there is none."""
+        cdef unique_ptr[StateBytes] data
+        with nogil:
+            if fd >= 0:
+                data = read_file(fd, offset, size)
+            self.depot.delivered(id, move(data), size)
+
+    def leaving(self) -> LeavingState:
+        """A state that is to go to a file, or ``None``; ``file_saved`` has to follow."""
+        cdef LeavingState state = LeavingState()
+        state.snapshot = self.depot.leaving(state.replaces)
+        return state if state.snapshot else None
+
+    def file_saved(self, uint32_t id, gone):
+        """The state that left is now in the file ``id``, or in none (0); the files ``gone`` are not there any more."""
+        cdef vector[uint32_t] c_gone = gone
+        with nogil:
+            self.depot.saved(id, c_gone)
+
+    def flush_files(self):
+        """Has all states leave that are in no file; ``files_flushed`` is then true once."""
+        with nogil:
+            self.depot.flush()
+
+    def files_flushed(self) -> bool:
+        return self.depot.flushed()
+
     def pulse(self):
         """(turns of the loop so far, µs of the one under way or 0, µs that it should take or 0)."""
         cdef uint64_t steps = 0
@@ -311,11 +374,15 @@ cdef class Engine:
 
     def run(self):
         """The loop; returns after ``stop``."""
+        cdef cbool idle = False
         with nogil:
-            while self.exchange.intake(self.waiting, self.running, self.active, self.n_seq):
+            while self.exchange.intake(self.waiting, self.running, self.active, self.n_seq, self.idle_after, idle):
                 self.touched.clear()
+                self.depot.settle(self.cache[0], self.waiting)
                 self.retire_cancelled()
                 self.seat_waiting()
+                if idle or self.depot.flushing():
+                    self.depot.file_one(self.ctx, self.cache[0])
                 self.step()
                 self.exchange.publish(self.touched)
 
@@ -343,6 +410,9 @@ cdef class Engine:
         cdef Plan plan
         while i < self.waiting.size() and self.running.size() < <size_t>self.n_seq:
             job = self.waiting[i]
+            if job.fetching != 0:
+                i += 1
+                continue
             if self.ctx == NULL and not self.open_context():
                 self.waiting.erase(self.waiting.begin() + i)
                 self.fail(job, Finish.broken, b"the model's context was lost and cannot be made again; restart inferd")
@@ -350,6 +420,10 @@ cdef class Engine:
                 continue
             plan = self.plan(job)
             if plan.wait:
+                if plan.fetch != 0:
+                    job.fetching = plan.fetch
+                    job.fetched = True
+                    self.depot.want(plan.fetch)
                 i += 1
                 continue
             self.waiting.erase(self.waiting.begin() + i)
@@ -365,6 +439,8 @@ cdef class Engine:
         wanted.scope = &job.scope
         wanted.session = &job.session
         wanted.opted_out = not job.uses_cache
+        wanted.may_fetch = not job.fetched
+        wanted.token_us = self.governor.prompt_pace()
         self.live.clear()
         for other in self.running:
             live.slot = other.slot
@@ -645,6 +721,32 @@ cdef class Engine:
                 i += 1
             else:
                 self.leave(job)
+
+
+cdef class LeavingState:
+    """A state on its way to a file."""
+
+    cdef shared_ptr[Snapshot] snapshot
+    cdef readonly vector[uint32_t] replaces
+
+    @property
+    def tokens(self):
+        return self.snapshot.get().sequence.tokens
+
+    @property
+    def scope(self) -> bytes:
+        return self.snapshot.get().sequence.scope
+
+    @property
+    def session(self) -> bytes:
+        return self.snapshot.get().sequence.session
+
+    def write(self, int fd) -> bool:
+        """Writes its bytes to the beginning of a file; false when there is no room."""
+        cdef cbool ok
+        with nogil:
+            ok = write_file(fd, self.snapshot.get()[0])
+        return ok
 
 
 cdef load_ggml():

@@ -21,7 +21,7 @@ cdef str refusal_of_template(const string& error):
 
 
 FINISH_NAMES = ("running", "end", "stop", "length", "cancelled", "refused", "unavailable", "broken")
-MISS_NAMES = ("", "first", "changed", "evicted", "other user", "opted out")
+MISS_NAMES = ("", "first", "changed", "evicted", "other user", "opted out", "model")
 
 
 def devices():

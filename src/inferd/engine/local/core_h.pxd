@@ -172,6 +172,10 @@ cdef extern from "native/prefix_cache.h" namespace "inferd" nogil:
         vector[llama_token] tokens
         string scope
         string session
+    cdef cppclass Stored:
+        uint32_t id
+        Sequence sequence
+        size_t size
     cdef cppclass Wanted:
         const vector[llama_token]* prompt
         size_t n_reusable
@@ -179,6 +183,8 @@ cdef extern from "native/prefix_cache.h" namespace "inferd" nogil:
         const string* scope
         const string* session
         cbool opted_out
+        cbool may_fetch
+        double token_us
     cdef cppclass Live:
         int slot
         const vector[llama_token]* tokens
@@ -188,8 +194,10 @@ cdef extern from "native/prefix_cache.h" namespace "inferd" nogil:
     ctypedef uint8_t StateBytes "uint8_t[]"
     cdef cppclass Snapshot:
         Sequence sequence
+        size_t size
     cdef cppclass Plan:
         cbool wait
+        uint32_t fetch
         int slot
         int copy_from
         cbool save
@@ -200,7 +208,12 @@ cdef extern from "native/prefix_cache.h" namespace "inferd" nogil:
     cdef cppclass CPrefixCache "inferd::PrefixCache":
         CPrefixCache(int slots, size_t budget, cbool any_cut, PieceOf text_of)
         size_t bytes()
+        size_t tokens()
         cbool busy(int slot)
+        void add_file(Stored file)
+        void drop_file(uint32_t id)
+        cbool filed(const Sequence& sequence)
+        void outdated(const Sequence& sequence)
         const Sequence& held(int slot)
         Plan plan(const Wanted& wanted, const vector[Live]& live)
         void take(int slot)
@@ -219,6 +232,12 @@ cdef extern from "native/state.h" namespace "inferd" nogil:
     cbool c_load "inferd::load"(llama_context* ctx, int slot, const shared_ptr[Snapshot]& snapshot, CPrefixCache& cache)
     cbool c_copy "inferd::copy"(llama_context* ctx, int src, int dst, const Sequence* keep, CPrefixCache& cache)
     cbool c_cut "inferd::cut"(llama_context* ctx, int slot, size_t n, int n_swa)
+
+
+cdef extern from "<chrono>" namespace "std::chrono" nogil:
+    cdef cppclass milliseconds:
+        milliseconds()
+        milliseconds(int64_t ms)
 
 
 cdef extern from "native/exchange.h" namespace "inferd" nogil:
@@ -250,6 +269,8 @@ cdef extern from "native/exchange.h" namespace "inferd" nogil:
         size_t n_past
         size_t n_cached
         Miss miss
+        uint32_t fetching
+        cbool fetched
         int slot
         int logits_row
         size_t in_step
@@ -282,9 +303,31 @@ cdef extern from "native/exchange.h" namespace "inferd" nogil:
         void stop()
         vector[uint64_t] ready()
         unique_ptr[Job] collect(uint64_t id, string& out)
-        cbool intake(vector[Job*]& waiting, vector[Job*]& running, vector[Job*]& active, size_t slots)
+        void call()
+        cbool intake(vector[Job*]& waiting, vector[Job*]& running, vector[Job*]& active, size_t slots,
+                     milliseconds idle_after, cbool& idle)
         cbool begin_step(const Job* prompt)
         cbool interrupted()
         void expect(int64_t us)
         void pulse(uint64_t& steps, int64_t& busy_us, int64_t& predicted_us)
         void publish(const vector[Job*]& jobs)
+
+
+cdef extern from "native/depot.h" namespace "inferd" nogil:
+    cdef cppclass Depot:
+        Depot(Exchange& exchange)
+        void open()
+        void kept(Stored file, cbool usable)
+        void delivered(uint32_t id, unique_ptr[StateBytes] data, size_t size)
+        void saved(uint32_t id, vector[uint32_t] gone)
+        void flush()
+        cbool flushed()
+        vector[uint32_t] wanted()
+        shared_ptr[Snapshot] leaving(vector[uint32_t]& replaces)
+        void settle(CPrefixCache& cache, const vector[Job*]& waiting)
+        void want(uint32_t id)
+        void file_one(llama_context* ctx, CPrefixCache& cache)
+        cbool flushing()
+        void file_evicted(CPrefixCache& cache)
+    unique_ptr[StateBytes] read_file(int fd, size_t offset, size_t size)
+    cbool write_file(int fd, const Snapshot& snapshot)

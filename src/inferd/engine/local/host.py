@@ -63,6 +63,11 @@ class Host:
             self._begin(job, self._embed(job, m.unpack(EmbedRequest, body, fds)[0]))
         elif kind == m.RANK:
             self._begin(job, self._rank(job, m.unpack(RankRequest, body, fds)[0]))
+        elif kind in (m.KEPT, m.STATE, m.SAVED, m.FLUSH):
+            if isinstance(self._model, LlamaCpp) and self._model.states is not None:
+                self._model.states.receive(kind, job, body, fds)
+            else:
+                m.close_all(fds)
         elif kind == m.PING:
             self._link.send(m.PONG, 0, m.encode(self._pulse()))
         elif job in self._jobs:
@@ -95,6 +100,8 @@ class Host:
             self._link.send(m.LOAD_FAILED, 0, m.encode(m.failure(error)))
             return
         self._model = model
+        if load.files and isinstance(model, LlamaCpp):
+            model.keep_states(self._link.send, load.file_after_ms)
         self._link.send(m.LOADED, 0, m.encode(m.Loaded(capabilities=model.capabilities(), cage=held)))
 
     # Jobs.

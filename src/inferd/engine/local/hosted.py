@@ -44,12 +44,14 @@ from inferd.engine.backend import (
 from inferd.engine.local import messages as m
 from inferd.engine.local.jobs import Job, Request, Turns
 from inferd.engine.local.process import EngineProcess, Patience
+from inferd.engine.local.states import DaemonStates, StateStore
 from inferd.engine.local.suspects import Suspects
 from inferd.errors import (
     BackendInternal,
     EmbedUnsupported,
     EngineEnded,
     InferdError,
+    ModelError,
     NotReady,
     RerankUnsupported,
     Unavailable,
@@ -72,6 +74,7 @@ class HostedModel(Backend):
     """The model of ``load``. ``fds`` are its verified file and its projector, which this object then owns;
     each process gets them anew. ``check_files`` raises ModelError for a file that has changed meanwhile.
     ``system`` is the system prompt of requests that bring none.
+    ``states`` keeps files of what was computed, also for the next daemon.
     """
 
     kind = "llamacpp"
@@ -84,10 +87,13 @@ class HostedModel(Backend):
         check_files: Callable[[], None] = lambda: None,
         patience: Patience | None = None,
         system: str = "",
+        states: StateStore | None = None,
     ) -> None:
         self.name = load.name
         self.model = load.model
-        self._settings = load
+        self._settings = replace(load, files=states is not None)
+        self._store = states
+        self._states: DaemonStates | None = None
         self._fds = list(fds)
         self._progress = progress
         self._check_files = check_files
@@ -96,6 +102,7 @@ class HostedModel(Backend):
         self._patience = patience or Patience()
         self._loaded: m.Loaded | None = None
         self._process: EngineProcess | None = None
+        self._serving: EngineProcess | None = None
         self._turns = Turns(load.n_parallel)
         self._suspects = Suspects()
         self._restarting: asyncio.Task[None] | None = None
@@ -137,6 +144,8 @@ class HostedModel(Backend):
             silent_secs=round(process.slow_secs, 1) if process is not None else 0.0,
             problem=self._broken,
             cage=self._loaded.cage if self._loaded is not None else {},
+            cache_disk_bytes=self._store.bytes() if self._store is not None else 0,
+            cache_files_removed=self._store.removed() if self._store is not None else 0,
         )
 
     # The process.
@@ -146,19 +155,25 @@ class HostedModel(Backend):
         self._process = process
         try:
             loaded = await process.load(self._settings, self._fds, progress)
+            if self._store is not None and loaded.capabilities.v2:
+                self._states = DaemonStates(self._store, process)
+                await self._states.open(self._settings, loaded.capabilities)
+            if not process.running:
+                raise ModelError("the engine process ended as soon as it had loaded the model")
         except BaseException:
             self._process = None
             await process.close()
             raise
         self._served_since = time.monotonic()
         _log.info("engine_started", engine=self.name, pid=process.pid, cage=loaded.cage)
+        self._serving = process
         self._turns.serve(process)
         return loaded
 
     def _died(self, process: EngineProcess, reason: str) -> None:
-        if process is not self._process or self._closed or process.loaded is None:
+        if process is not self._serving or self._closed:
             return  # it was given up, or :meth:`_launch` tells of it
-        self._process = None
+        self._process = self._serving = None
         self._turns.serve(None)
         self._last_reason = reason
         now = time.monotonic()
@@ -219,10 +234,13 @@ class HostedModel(Backend):
         if self._restarting is not None:
             self._restarting.cancel()
             await asyncio.wait((self._restarting,))
-        for job in self._turns.take_running():
+        running = self._turns.take_running()
+        for job in running:
             job.fail(Unavailable("the backend is closing"))
         self._turns.fail_waiting(lambda: Unavailable("the backend is closing"))
         if self._process is not None:
+            if self._states is not None and self._process.running and not running:
+                await self._states.flush()
             await self._process.close()
             self._process = None
         for fd in self._fds:

@@ -40,6 +40,7 @@ from inferd.engine.local.checked_stream import CheckedStream
 from inferd.engine.local.conversation import Family, Prepared, prepare
 from inferd.engine.local.guides import Guides
 from inferd.engine.local.messages import Pulse
+from inferd.engine.local.states import EngineStates, Send
 from inferd.engine.local.suggested import DEFAULTS, suggested
 from inferd.engine.local.typed_stream import RAW_FRAMES, TypedStream
 from inferd.errors import (
@@ -206,6 +207,7 @@ class LlamaCpp(Backend):
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="inferd-read")
         self._thread = threading.Thread(target=engine.run, name="inferd-engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self.states: EngineStates | None = None
 
     @classmethod
     def load(cls, config: LlamaCppConfig, *, progress: Progress, cancelled: threading.Event) -> LlamaCpp:
@@ -283,6 +285,10 @@ class LlamaCpp(Backend):
         self._loop.add_reader(self._engine.fileno(), self._wake)
         self._thread.start()
 
+    def keep_states(self, send: Send, idle_ms: int) -> None:
+        """From now on the daemon, to which ``send`` leads, keeps files of states."""
+        self.states = EngineStates(self._engine, send, idle_ms)
+
     async def generate(self, request: GenerateRequest) -> Stream:
         if not self.ready() or self._loop is None:
             raise NotReady
@@ -356,6 +362,8 @@ class LlamaCpp(Backend):
             stream = self._streams.get(job)
             if stream is not None:
                 stream.wake()
+        if self.states is not None:
+            self.states.wake()
 
     def _forget(self, job: int) -> None:
         self._streams.pop(job, None)
@@ -375,7 +383,7 @@ class LlamaCpp(Backend):
             Usage(n_prompt, n_completion, n_cached),
             Timings(prefill, decode, ttft_ms, rate),
             content,
-            cache=CacheUse(miss, self._engine.cache_bytes),
+            cache=CacheUse(miss, self._engine.cache_bytes, self._engine.cache_tokens),
         )
 
     async def close(self) -> None:

@@ -36,7 +36,13 @@ CANCEL = 5  # end the job soon; its Done still comes
 DROP = 6  # end the job; only GONE comes
 CREDIT = 7  # <I: bytes of the job's events that the daemon has passed on
 PING = 8
+KEPT = 9  # KeptState: a file that is there
+STATE = 10  # STATE_BODY; job: the number of a file; its descriptor, or none when it is gone
+SAVED = 11  # (number of the file or 0, numbers of the files that are gone): the answer to SAVE
+FLUSH = 12  # have all states saved now
 # From the engine.
+WANTED = 13  # job: the number of a file whose state is needed
+SAVE = 14  # LeavingState, with the descriptor of its bytes; with neither: after FLUSH, all is saved
 LOAD_FAILED = 15  # Failure
 PROGRESS = 16  # (phase, details)
 LOADED = 17  # Loaded
@@ -62,6 +68,8 @@ INLINE_BYTES = 128 << 10
 """A packed body up to this goes through the socket."""
 
 CREDIT_BODY = struct.Struct("<I")
+STATE_BODY = struct.Struct("<QQ")
+"""Where the state begins in its file, and its bytes."""
 _LENGTH = struct.Struct("<I")
 
 T = TypeVar("T")
@@ -77,8 +85,9 @@ class Load:
     vectors or scores; ``None``: it does if its file says how to pool and ``vectors_wanted``.
     ``embed_pooling`` ``None`` is what the file says. ``force_backend`` is the kind of device that it has to
     run on. ``projector`` says that the second descriptor is one. ``cache_mib`` bounds the memory of saved
-    prefixes. ``cage`` is a profile of
-    :mod:`inferd.engine.local.cage`. ``chat_template`` is Jinja in the place of the model's own.
+    prefixes. The daemon keeps files of states if ``files`` is set; one is written when there was no job for
+    ``file_after_ms``. ``cage`` is a profile of :mod:`inferd.engine.local.cage`. ``chat_template`` is Jinja in
+    the place of the model's own.
     """
 
     name: str
@@ -95,6 +104,8 @@ class Load:
     kv_cache_type: str = "f16"
     kv_unified: bool = False
     cache_mib: int = 1024
+    files: bool = False
+    file_after_ms: int = 15_000
     projector: bool = False
     embed: bool | None = None
     vectors_wanted: bool = False
@@ -121,6 +132,29 @@ class Pulse:
     steps: int = 0
     busy_ms: float = 0.0
     predicted_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptState:
+    """A file with a state of ``size`` bytes. ``tokens`` are 32-bit ids in the machine's order; ``usable``
+    false: it was made for another model, build or context."""
+
+    number: int
+    scope: bytes
+    session: bytes
+    tokens: bytes
+    size: int
+    usable: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeavingState:
+    """A state that is to become a file, and the numbers of the files that are of no use beside it."""
+
+    scope: bytes
+    session: bytes
+    tokens: bytes
+    replaces: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +223,7 @@ def pack(value: object, buffers: Sequence[bytes | memoryview] = ()) -> tuple[byt
     size = sum(map(len, parts))
     if size <= INLINE_BYTES:
         return b"".join(parts), []
-    fd = _memory_file()
+    fd = memory_file()
     try:
         os.ftruncate(fd, size)
         with mmap.mmap(fd, size) as mapping:
@@ -226,7 +260,8 @@ def unpack(kind: type[T], body: bytes, fds: Sequence[int]) -> tuple[T, memoryvie
     return decode(kind, whole[_LENGTH.size : end]), whole[end:]
 
 
-def _memory_file() -> int:
+def memory_file() -> int:
+    """The descriptor of an empty file that has no name."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("inferd", os.MFD_CLOEXEC)
     with tempfile.TemporaryFile() as file:

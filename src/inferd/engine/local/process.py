@@ -78,6 +78,8 @@ class EngineProcess:
     def __init__(self, name: str, on_exit: Callable[[str], None], patience: Patience) -> None:
         self.name = name
         self.loaded: m.Loaded | None = None
+        self.on_state: Callable[[int, int, bytes, list[int]], None] | None = None
+        """Called with the messages about files of states."""
         self.slow_secs = 0.0
         """For how long there has been no sign of life, from ``patience.slow_secs`` on; else 0."""
         self._loop = asyncio.get_running_loop()
@@ -158,6 +160,10 @@ class EngineProcess:
         if job in self._jobs:
             self._link.send(kind, job, body)
 
+    def tell_states(self, kind: int, number: int = 0, body: bytes = b"", fds: Sequence[int] = ()) -> None:
+        """Sends KEPT, STATE, SAVED or FLUSH; ``fds`` are closed once they are sent."""
+        self._link.send(kind, number, body, fds)
+
     def _receive(self, kind: int, job: int, body: bytes, fds: list[int]) -> None:
         try:
             self._handle(kind, job, body, fds)
@@ -168,6 +174,8 @@ class EngineProcess:
         if kind >= m.FRAMES:
             receiver = self._jobs.pop(job) if kind in m.ENDS else self._jobs[job]
             receiver.take(kind, body, fds)
+        elif kind in (m.WANTED, m.SAVE) and self.on_state is not None:
+            self.on_state(kind, job, body, fds)
         elif kind == m.PONG:
             self._asked = None
             self._pulse = m.decode(m.Pulse, body)

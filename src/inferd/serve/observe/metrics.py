@@ -113,6 +113,7 @@ class BackendMetrics:
         self.cache_hits = 0
         self.cache_misses: defaultdict[str, int] = defaultdict(int)
         self.cache_bytes = 0
+        self.cache_tokens = 0
         self.errors: defaultdict[str, int] = defaultdict(int)
         self.breaker: defaultdict[str, int] = defaultdict(int)
         self.routed: defaultdict[str, int] = defaultdict(int)
@@ -129,6 +130,7 @@ class BackendMetrics:
             "cache_hits": self.cache_hits,
             "cache_misses": self.cache_misses,
             "cache_bytes": self.cache_bytes,
+            "cache_tokens": self.cache_tokens,
             "errors": self.errors,
             "breaker": self.breaker,
             "routed": self.routed,

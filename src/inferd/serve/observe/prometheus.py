@@ -200,6 +200,12 @@ def _of_backends(metrics: Metrics) -> Iterator[Metric]:
         label,
         each(lambda b: b.cache_bytes),
     )
+    yield _gauge(
+        "inferd_cache_tokens",
+        "Tokens of computed prompts that idle slots and memory hold.",
+        label,
+        each(lambda b: b.cache_tokens),
+    )
     yield _counter(
         "inferd_backend_errors",
         "Requests that the backend failed, by code.",
@@ -256,11 +262,16 @@ def _of_entries(backends: list[dict[str, Any]]) -> Iterator[Metric]:
     for name, text, key in (
         ("inferd_engine_memory_bytes", "Resident memory of the backend's process.", "memory_bytes"),
         ("inferd_engine_silent_seconds", "How long its process has given no sign of life.", "silent_secs"),
+        ("inferd_cache_disk_bytes", "Files that hold computed prompts.", "cache_disk_bytes"),
     ):
         yield _gauge(name, text, ("backend",), [((of,), engine[key]) for of, engine in engines])
     restarts = [((of,), engine["restarts"]) for of, engine in engines]
     yield _counter(
         "inferd_engine_restarts", "How often its process was started again.", ("backend",), restarts
+    )
+    removed = [((of,), engine["cache_files_removed"]) for of, engine in engines]
+    yield _counter(
+        "inferd_cache_files_removed", "Such files that were damaged or foreign.", ("backend",), removed
     )
     yield _gauge("inferd_breaker_state", "1 for the state of the breaker.", ("backend", "state"), states)
 

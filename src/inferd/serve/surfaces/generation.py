@@ -148,6 +148,7 @@ def _count(done: Done, metrics: BackendMetrics) -> None:
         else:
             metrics.cache_hits += 1
         metrics.cache_bytes = done.cache.held_bytes
+        metrics.cache_tokens = done.cache.held_tokens
     if timings is not None:
         computed = usage.prompt_tokens - usage.cached_tokens
         # A prompt that was given up within says nothing of its speed.

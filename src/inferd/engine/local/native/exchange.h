@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <memory>
@@ -55,6 +56,8 @@ struct Job {
     size_t n_past = 0;                // how many of them are in the KV cache
     size_t n_cached = 0;              // how many of them it did not have to compute
     Miss miss = Miss::none;
+    uint32_t fetching = 0;   // the file it waits for
+    bool fetched = false;    // it has waited for one
     int slot = -1;
     int logits_row = -1;   // row of this job's logits in the step, -1 = none
     size_t in_step = 0;    // how many of its tokens the step holds
@@ -224,12 +227,27 @@ class Exchange {
         return whole;
     }
 
+    // Has the loop take a turn although there may be no job for it.
+    void call() {
+        std::lock_guard<std::mutex> lock(mutex_);
+        called_ = true;
+        work_.notify_one();
+    }
+
     // The engine thread's side.
 
+    // Has the event loop look, although there may be nothing of a job for it.
+    void wake() {
+        const uint64_t one = 1;
+        // A full pipe or counter means that a wake-up is already under way.
+        if (write(fds_[1], &one, sizeof one) < 0) return;
+    }
+
     // Moves new jobs to the end of `waiting`, marks cancelled ones in both lists as finished, and lists in
-    // `active` the running ones whose reader keeps up. Sleeps while there is nothing to do. False: stop.
+    // `active` the running ones whose reader keeps up. Sleeps while there is nothing to do, at first for no longer
+    // than `idle_after`: then `idle` is true until there is a job. False: stop.
     bool intake(std::vector<Job *> &waiting, std::vector<Job *> &running, std::vector<Job *> &active,
-                size_t slots) {
+                size_t slots, std::chrono::milliseconds idle_after, bool &idle) {
         std::unique_lock<std::mutex> lock(mutex_);
         while (!stopping_) {
             waiting.insert(waiting.end(), inbox_.begin(), inbox_.end());
@@ -247,12 +265,22 @@ class Exchange {
             for (Job *job : running) {
                 if (job->finish == Finish::running && job->out.size() < kHighWater) active.push_back(job);
             }
-            if (cancelled || !active.empty() || (!waiting.empty() && running.size() < slots)) {
+            const auto fetches = [](const Job *job) { return job->fetching != 0; };
+            const bool seatable = running.size() < slots && !std::all_of(waiting.begin(), waiting.end(), fetches);
+            const bool nothing = running.empty() && waiting.empty();
+            idle = idle && nothing;
+            if (cancelled || called_ || !active.empty() || seatable) {
+                called_ = false;
                 predicted_us_.store(0, std::memory_order_relaxed);
                 busy_since_us_.store(llama_time_us(), std::memory_order_relaxed);
                 return true;
             }
-            work_.wait(lock);
+            if (idle || !nothing || idle_after.count() == 0) {
+                work_.wait(lock);
+            } else if (work_.wait_for(lock, idle_after) == std::cv_status::timeout && inbox_.empty() && !called_) {
+                idle = true;
+                return !stopping_;
+            }
         }
         return false;
     }
@@ -274,7 +302,7 @@ class Exchange {
 
     // Hands what a step made to the event loop; finished jobs are no longer the engine's after this.
     void publish(const std::vector<Job *> &jobs) {
-        bool wake = false;
+        bool wakes = false;
         busy_since_us_.store(0, std::memory_order_relaxed);
         steps_.fetch_add(1, std::memory_order_relaxed);
         {
@@ -295,15 +323,11 @@ class Exchange {
                 if (!job->announced) {
                     job->announced = true;
                     ready_.push_back(job->id);
-                    wake = true;
+                    wakes = true;
                 }
             }
         }
-        if (wake) {
-            const uint64_t one = 1;
-            // A full pipe or counter means that a wake-up is already under way.
-            if (write(fds_[1], &one, sizeof one) < 0) return;
-        }
+        if (wakes) wake();
     }
 
   private:
@@ -314,6 +338,7 @@ class Exchange {
     std::vector<uint64_t> ready_;
     uint64_t last_id_ = 0;
     bool stopping_ = false;
+    bool called_ = false;
     const Job *interruptible_ = nullptr;
     std::atomic<bool> interrupt_{false};
     std::atomic<uint64_t> steps_{0};

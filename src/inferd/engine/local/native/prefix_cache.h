@@ -3,13 +3,15 @@
 // A finished request leaves its cells in its slot, which is then idle. When a slot has to make room, what it held
 // can be saved as a snapshot in memory. `plan` looks for the longest prefix of a prompt among the idle slots, the
 // snapshots and the requests that run, and says what to do about it; the caller moves the cells and reports back.
+// Of states that are in files the cache knows the tokens; `plan` asks for one that holds more than all else.
 //
-// Sequences of different scopes never meet. Everything but `bytes` happens on the engine's thread.
+// Sequences of different scopes never meet. Everything but `bytes` and `tokens` happens on the engine's thread.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <utility>
 
@@ -17,8 +19,9 @@
 
 namespace inferd {
 
-// Why a prompt, or the larger part of it, has to be computed.
-enum class Miss : int { none = 0, first, changed, evicted, other_user, opted_out };
+// Why a prompt, or the larger part of it, has to be computed. `model`: it was held for another model or another
+// context, before a restart.
+enum class Miss : int { none = 0, first, changed, evicted, other_user, opted_out, model };
 
 // Tokens that were computed for a scope.
 struct Sequence {
@@ -35,6 +38,13 @@ struct Snapshot {
     size_t size = 0;
 };
 
+// A state in a file.
+struct Stored {
+    uint32_t id = 0;
+    Sequence sequence;
+    size_t size = 0;
+};
+
 // A request that is about to get a slot.
 struct Wanted {
     const Tokens *prompt;
@@ -43,6 +53,8 @@ struct Wanted {
     const std::string *scope;
     const std::string *session;
     bool opted_out;
+    bool may_fetch = true;  // false: it has already waited for a file
+    double token_us = 0;    // what computing a token takes; 0 is not known
 };
 
 // A request that runs: the first `n_past` of its tokens are in the cells of `slot`, the others follow.
@@ -55,7 +67,8 @@ struct Live {
 };
 
 struct Plan {
-    bool wait = false;            // a running request is computing what this one begins with
+    bool wait = false;            // for `fetch`, or a running request is computing what this one begins with
+    uint32_t fetch = 0;           // the file to bring, or 0
     int slot = -1;                // the slot to take, never a busy one
     int copy_from = -1;           // a slot whose cells are to be copied there, or -1
     bool save = false;            // first save what the slot holds: the request shares only the head of it
@@ -72,6 +85,8 @@ class PrefixCache {
     // A request that continues a conversation may drop so many of its last tokens; what drops more is another
     // conversation with the same head.
     static constexpr size_t kLeastSaved = 32;
+    // Fewer tokens are not worth a file.
+    static constexpr size_t kLeastFiled = 64;
 
     // `budget`: bytes of all snapshots. `any_cut`: a sequence may be shortened to any length; without it a
     // sequence is of use as a whole or not at all.
@@ -80,7 +95,13 @@ class PrefixCache {
 
     size_t budget() const { return budget_; }
     size_t bytes() const { return bytes_; }
+    // Tokens that slots and snapshots hold, as of the last change.
+    size_t tokens() const { return tokens_; }
     bool busy(int slot) const { return slots_[slot].busy; }
+    bool any_cut() const { return any_cut_; }
+
+    // Called with a snapshot that has to make room and is in no file.
+    void on_evict(std::function<void(std::shared_ptr<Snapshot>)> call) { on_evict_ = std::move(call); }
     const Sequence &held(int slot) const { return slots_[slot].sequence; }
 
     // Where to begin with a prompt. At least one slot is idle, unless the answer is to wait.
@@ -98,6 +119,11 @@ class PrefixCache {
             plan.wait = true;
             return plan;
         }
+        if (const Stored *file = wanted.may_fetch ? better_file(best.keep.prompt, wanted) : nullptr) {
+            plan.wait = true;
+            plan.fetch = file->id;
+            return plan;
+        }
         place(best, wanted, plan);
         if (plan.keep.prompt * 2 < wanted.n_reusable) plan.miss = reason(wanted, best);
         return plan;
@@ -108,6 +134,7 @@ class PrefixCache {
         if (!saved(slots_[slot].sequence)) remember(slots_[slot].sequence);
         slots_[slot].busy = true;
         slots_[slot].sequence = {};
+        count();
     }
 
     // The slot is idle and its cells hold `sequence`, which may be empty.
@@ -115,6 +142,7 @@ class PrefixCache {
         sequence.used = clock_;
         slots_[slot].busy = false;
         slots_[slot].sequence = std::move(sequence);
+        count();
     }
 
     // The idle slot that is given up first among those that hold something, or -1.
@@ -131,11 +159,13 @@ class PrefixCache {
     void evict(int slot) {
         remember(slots_[slot].sequence);
         slots_[slot].sequence = {};
+        count();
     }
 
     // Everything that the slots held is lost.
     void lose_slots() {
         for (auto &slot : slots_) slot.sequence = {};
+        count();
     }
 
     // Makes room for a snapshot of `size` bytes; false: it is larger than the budget.
@@ -146,6 +176,7 @@ class PrefixCache {
             for (size_t i = 1; i < snapshots_.size(); i++) {
                 if (sooner(snapshots_[i]->sequence, snapshots_[oldest]->sequence)) oldest = i;
             }
+            if (on_evict_ && !filed(snapshots_[oldest]->sequence)) on_evict_(snapshots_[oldest]);
             remember(snapshots_[oldest]->sequence);
             drop(oldest);
         }
@@ -161,6 +192,7 @@ class PrefixCache {
         bytes_ += size;
         snapshots_.push_back(
             std::shared_ptr<Snapshot>(new Snapshot{std::move(sequence), std::move(data), size}));
+        count();
     }
 
     // Whether a snapshot holds all of `sequence`.
@@ -170,6 +202,79 @@ class PrefixCache {
             if (all && covers(snapshot->sequence, sequence)) return true;
         }
         return false;
+    }
+
+    // Files.
+
+    void add_file(Stored file) { files_.push_back(std::move(file)); }
+
+    void drop_file(uint32_t id) {
+        const auto gone = [id](const Stored &file) { return file.id == id; };
+        files_.erase(std::remove_if(files_.begin(), files_.end(), gone), files_.end());
+    }
+
+    const Stored *file(uint32_t id) const {
+        for (const auto &file : files_) {
+            if (file.id == id) return &file;
+        }
+        return nullptr;
+    }
+
+    // The files that are of no use beside one that holds `sequence`.
+    std::vector<uint32_t> replaced_by(const Sequence &sequence) const {
+        std::vector<uint32_t> ids;
+        for (const auto &file : files_) {
+            if (any_cut_ ? covers(sequence, file.sequence) : same(sequence, file.sequence)) ids.push_back(file.id);
+        }
+        return ids;
+    }
+
+    // `sequence` cannot be in a file.
+    void no_file(Sequence sequence) {
+        no_files_.push_front(std::move(sequence));
+        if (no_files_.size() > kGhosts) no_files_.pop_back();
+    }
+
+    // Whether a file holds all of `sequence`, or none should.
+    bool filed(const Sequence &sequence) const {
+        if (sequence.tokens.size() < kLeastFiled) return true;
+        for (const auto &each : no_files_) {
+            if (same(each, sequence)) return true;
+        }
+        for (const auto &file : files_) {
+            if (any_cut_ ? covers(file.sequence, sequence) : same(file.sequence, sequence)) return true;
+        }
+        return false;
+    }
+
+    // The idle slot used last whose sequence is in no file and no snapshot, or -1.
+    int unfiled_slot() const {
+        int found = -1;
+        for (int i = 0; i < static_cast<int>(slots_.size()); i++) {
+            const Sequence &held = slots_[i].sequence;
+            if (slots_[i].busy || filed(held) || saved(held)) continue;
+            if (found < 0 || held.used > slots_[found].sequence.used) found = i;
+        }
+        return found;
+    }
+
+    // The snapshot used last that is in no file, or null.
+    std::shared_ptr<Snapshot> unfiled_snapshot() const {
+        std::shared_ptr<Snapshot> found;
+        for (const auto &snapshot : snapshots_) {
+            if (filed(snapshot->sequence)) continue;
+            if (!found || snapshot->sequence.used > found->sequence.used) found = snapshot;
+        }
+        return found;
+    }
+
+    // `sequence` was computed for another model or in another way, and is of no use.
+    void outdated(const Sequence &sequence) { remember(sequence, Miss::model); }
+
+    // Bringing a file of `size` bytes took `us`.
+    void fetched(size_t size, int64_t us) {
+        const double pace = static_cast<double>(us) / std::max<size_t>(size, 1);
+        us_per_file_byte_ = us_per_file_byte_ == 0 ? pace : us_per_file_byte_ + (pace - us_per_file_byte_) / 4;
     }
 
     // Drops a snapshot that could not be loaded.
@@ -209,6 +314,7 @@ class PrefixCache {
     struct Ghost {
         std::string scope;
         std::vector<uint64_t> heads;
+        Miss why;
     };
 
     static constexpr size_t kGhostStep = 32;
@@ -247,6 +353,21 @@ class PrefixCache {
         for (int i = 0; i < static_cast<int>(slots_.size()); i++) {
             const Sequence &held = slots_[i].sequence;
             if (!slots_[i].busy) offer({match(held, wanted), &held.tokens, i, false, nullptr, clock_ + 1 + held.used});
+        }
+        return best;
+    }
+
+    // The file that holds most of the prompt, if it is so much more than `held` tokens that it pays; else null.
+    const Stored *better_file(size_t held, const Wanted &wanted) const {
+        const Stored *best = nullptr;
+        size_t most = held + kLeastSaved - 1;
+        for (const auto &file : files_) {
+            if (file.size > budget_) continue;
+            const size_t found = match(file.sequence, wanted).prompt;
+            if (found <= most) continue;
+            if (wanted.token_us > 0 && us_per_file_byte_ * file.size > wanted.token_us * (found - held)) continue;
+            most = found;
+            best = &file;
         }
         return best;
     }
@@ -318,6 +439,8 @@ class PrefixCache {
         return a.used < b.used;
     }
 
+    static bool same(const Sequence &a, const Sequence &b) { return a.scope == b.scope && a.tokens == b.tokens; }
+
     static bool covers(const Sequence &whole, const Sequence &part) {
         return whole.scope == part.scope && whole.tokens.size() >= part.tokens.size() &&
                std::equal(part.tokens.begin(), part.tokens.end(), whole.tokens.begin());
@@ -326,6 +449,14 @@ class PrefixCache {
     void drop(size_t i) {
         bytes_ -= snapshots_[i]->size;
         snapshots_.erase(snapshots_.begin() + i);
+        count();
+    }
+
+    void count() {
+        size_t n = 0;
+        for (const auto &slot : slots_) n += slot.sequence.tokens.size();
+        for (const auto &snapshot : snapshots_) n += snapshot->sequence.tokens.size();
+        tokens_ = n;
     }
 
     // Reasons.
@@ -336,7 +467,7 @@ class PrefixCache {
         for (const auto &ghost : ghosts_) {
             size_t n = 0;
             while (n < heads.size() && n < ghost.heads.size() && heads[n] == ghost.heads[n]) n++;
-            if (ghost.scope == *wanted.scope && n * kGhostStep + kGhostStep > enough && n > 0) return Miss::evicted;
+            if (ghost.scope == *wanted.scope && n * kGhostStep + kGhostStep > enough && n > 0) return ghost.why;
         }
         const auto foreign = [&](const Sequence &held) {
             if (held.scope == *wanted.scope) return false;
@@ -361,21 +492,24 @@ class PrefixCache {
         return heads;
     }
 
-    void remember(const Sequence &sequence) {
+    void remember(const Sequence &sequence, Miss why = Miss::evicted) {
         if (sequence.tokens.size() < kGhostStep) return;
-        ghosts_.push_front({sequence.scope, heads_of(sequence.tokens)});
+        ghosts_.push_front({sequence.scope, heads_of(sequence.tokens), why});
         if (ghosts_.size() > kGhosts) ghosts_.pop_back();
     }
 
     std::vector<Slot> slots_;
     std::vector<std::shared_ptr<Snapshot>> snapshots_;
+    std::vector<Stored> files_;
+    std::deque<Sequence> no_files_;
+    std::function<void(std::shared_ptr<Snapshot>)> on_evict_;
     std::deque<Ghost> ghosts_;
     const size_t budget_;
     const bool any_cut_;
     const PieceOf text_of_;
-    std::atomic<size_t> bytes_{0};
+    std::atomic<size_t> bytes_{0}, tokens_{0};
     uint64_t clock_ = 0;
-    double us_per_byte_ = 0;
+    double us_per_byte_ = 0, us_per_file_byte_ = 0;
 };
 
 }  // namespace inferd

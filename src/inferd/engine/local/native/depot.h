@@ -1,0 +1,220 @@
+// Where states leave the token loop for files, and come back from them.
+//
+// The loop never waits for a file. It hands over one state at a time (`offer`), and asks for files by their ids
+// (`want`); the event loop's side takes both (`leaving`, `wanted`), has them written and read elsewhere, and says
+// what came of it (`saved`, `delivered`). `settle` lets the loop know. Nothing is handed over before `open`.
+#pragma once
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <utility>
+#include <vector>
+
+#include "exchange.h"
+#include "prefix_cache.h"
+#include "state.h"
+
+namespace inferd {
+
+class Depot {
+  public:
+    explicit Depot(Exchange &exchange) : exchange_(exchange) {}
+
+    // The event loop's side.
+
+    void open() { change([&] { open_ = true; }); }
+
+    // A file that is there; `usable` false: its state cannot be loaded into this context.
+    void kept(Stored file, bool usable) {
+        change([&] { (usable ? kept_ : outdated_).push_back(std::move(file)); });
+    }
+
+    // The state of a file: `data` has `size` bytes, or is null when the file is gone or damaged.
+    void delivered(uint32_t id, std::unique_ptr<uint8_t[]> data, size_t size) {
+        change([&] { delivered_.push_back({id, std::move(data), size}); });
+    }
+
+    // The state handed over is in the file `id`, or in none (0); the files `gone` are not there any more.
+    void saved(uint32_t id, std::vector<uint32_t> gone) {
+        change([&] {
+            gone_.insert(gone_.end(), gone.begin(), gone.end());
+            if (leaving_ && id != 0) kept_.push_back({id, leaving_->sequence, leaving_->size});
+            if (leaving_ && id == 0) refused_.push_back(leaving_->sequence);
+            leaving_.reset();
+            taken_ = false;
+        });
+    }
+
+    // Has everything handed over that is in no file, one state after the other; then `flushed` is true once.
+    void flush() { change([&] { flushing_ = true; }); }
+
+    bool flushed() {
+        std::lock_guard<std::mutex> lock(mutex_);
+        return std::exchange(flushed_, false);
+    }
+
+    std::vector<uint32_t> wanted() {
+        std::lock_guard<std::mutex> lock(mutex_);
+        return std::exchange(wanted_, {});
+    }
+
+    // The state to be written and the files that it replaces; null when there is none, or it was taken before.
+    std::shared_ptr<Snapshot> leaving(std::vector<uint32_t> &replaces) {
+        std::lock_guard<std::mutex> lock(mutex_);
+        if (!leaving_ || std::exchange(taken_, true)) return nullptr;
+        replaces = replaces_;
+        return leaving_;
+    }
+
+    // The engine thread's side.
+
+    // Takes in what the other side has said, also for the jobs that wait for a file.
+    void settle(PrefixCache &cache, const std::vector<Job *> &waiting) {
+        std::vector<Delivery> delivered;
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+            for (uint32_t id : gone_) cache.drop_file(id);
+            for (auto &file : kept_) cache.add_file(std::move(file));
+            for (auto &file : outdated_) cache.outdated(file.sequence);
+            for (auto &sequence : refused_) cache.no_file(std::move(sequence));
+            refused_.clear();
+            gone_.clear();
+            kept_.clear();
+            outdated_.clear();
+            delivered = std::exchange(delivered_, {});
+        }
+        for (auto &each : delivered) {
+            const Stored *file = cache.file(each.id);
+            const auto asked = std::find_if(asked_.begin(), asked_.end(), [&](auto &a) { return a.first == each.id; });
+            if (asked != asked_.end()) {
+                if (each.data) cache.fetched(each.size, llama_time_us() - asked->second);
+                asked_.erase(asked);
+            }
+            if (file && each.data && each.size == file->size && cache.reserve(each.size)) {
+                cache.add(file->sequence, std::move(each.data), each.size);
+            } else {
+                cache.drop_file(each.id);
+            }
+            for (Job *job : waiting) {
+                if (job->fetching == each.id) job->fetching = 0;
+            }
+        }
+    }
+
+    // Asks for a file; asking again while it is on its way does nothing.
+    void want(uint32_t id) {
+        for (const auto &[asked, when] : asked_) {
+            if (asked == id) return;
+        }
+        asked_.push_back({id, llama_time_us()});
+        std::lock_guard<std::mutex> lock(mutex_);
+        wanted_.push_back(id);
+        exchange_.wake();
+    }
+
+    // Has a snapshot that must leave the memory handed over.
+    void file_evicted(PrefixCache &cache) {
+        cache.on_evict([this, &cache](std::shared_ptr<Snapshot> snapshot) { offer(snapshot, cache); });
+    }
+
+    // Whether a state can be handed over now.
+    bool takes() {
+        std::lock_guard<std::mutex> lock(mutex_);
+        return open_ && !leaving_;
+    }
+
+    // Hands a state over; it is lost when another one is still on its way.
+    void offer(const std::shared_ptr<Snapshot> &snapshot, const PrefixCache &cache) {
+        std::lock_guard<std::mutex> lock(mutex_);
+        if (!open_ || leaving_) return;
+        leaving_ = snapshot;
+        replaces_ = cache.replaced_by(snapshot->sequence);
+        exchange_.wake();
+    }
+
+    // Hands over what is in no file yet: a snapshot, else a slot. To be called while the loop has nothing to do, or
+    // is about to end.
+    void file_one(llama_context *ctx, PrefixCache &cache) noexcept {
+        if (!takes()) return;
+        try {
+            std::shared_ptr<Snapshot> snapshot = cache.unfiled_snapshot();
+            const int slot = cache.unfiled_slot();
+            if (ctx && slot >= 0) {
+                const size_t size = llama_state_seq_get_size_ext(ctx, slot, 0);
+                if (size > cache.budget()) {  // it could not be brought back
+                    cache.no_file(cache.held(slot));
+                    return exchange_.call();
+                }
+                State state = read_state(ctx, slot, size);
+                if (state.first) snapshot.reset(new Snapshot{cache.held(slot), std::move(state.first), size});
+            }
+            if (snapshot) return offer(snapshot, cache);
+        } catch (const std::bad_alloc &) {
+            // Then it is not saved.
+        }
+        std::lock_guard<std::mutex> lock(mutex_);
+        if (std::exchange(flushing_, false)) {
+            flushed_ = true;
+            exchange_.wake();
+        }
+    }
+
+    bool flushing() {
+        std::lock_guard<std::mutex> lock(mutex_);
+        return flushing_;
+    }
+
+  private:
+    struct Delivery {
+        uint32_t id;
+        std::unique_ptr<uint8_t[]> data;
+        size_t size;
+    };
+
+    template <typename F>
+    void change(F &&f) {
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+            f();
+        }
+        exchange_.call();
+    }
+
+    Exchange &exchange_;
+    std::mutex mutex_;
+    std::shared_ptr<Snapshot> leaving_;
+    bool open_ = false, taken_ = false, flushing_ = false, flushed_ = false;
+    std::vector<uint32_t> replaces_, wanted_, gone_;
+    std::vector<Stored> kept_, outdated_;
+    std::vector<Delivery> delivered_;
+    std::vector<Sequence> refused_;
+    // The engine thread's own: files on their way, and since when.
+    std::vector<std::pair<uint32_t, int64_t>> asked_;
+};
+
+// Reads `size` bytes of a file from `offset` on; null when it has fewer.
+inline std::unique_ptr<uint8_t[]> read_file(int fd, size_t offset, size_t size) {
+    std::unique_ptr<uint8_t[]> data(new (std::nothrow) uint8_t[size]);
+    for (size_t at = 0; data && at < size;) {
+        const ssize_t n = pread(fd, data.get() + at, size - at, static_cast<off_t>(offset + at));
+        if (n <= 0) return nullptr;
+        at += n;
+    }
+    return data;
+}
+
+// Writes a state to a file from its beginning; false: there is no room.
+inline bool write_file(int fd, const Snapshot &snapshot) {
+    for (size_t at = 0; at < snapshot.size;) {
+        const ssize_t n = write(fd, snapshot.data.get() + at, snapshot.size - at);
+        if (n <= 0) return false;
+        at += n;
+    }
+    return true;
+}
+
+}  // namespace inferd

@@ -1,0 +1,211 @@
+"""How states travel between the token loop of an engine process and the daemon's files of them.
+
+The daemon tells the engine at its start which files there are. When a request begins with what a file holds,
+the engine asks for it and gets its descriptor; the request waits, the others do not. What is to be kept comes
+to the daemon in a memory file. The engine opens no file and knows no path. One state at a time is on its way
+to a file.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import contextlib
+import hashlib
+import importlib.util
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+from inferd import __version__
+from inferd.engine.backend import Capabilities
+from inferd.engine.local import messages as m
+
+if TYPE_CHECKING:
+    from inferd.engine.local._llama import Engine, LeavingState
+    from inferd.engine.local.process import EngineProcess
+
+FLUSH_SECS = 5.0
+"""How long the states of a model that is closed may take to be saved."""
+FLUSH_STEP_SECS = 2.0
+"""How long a single one may take."""
+
+Send = Callable[[int, int, bytes, Sequence[int]], None]
+
+
+class EngineStates:
+    """The engine's end. ``wake`` and ``receive`` run on the event loop."""
+
+    def __init__(self, engine: Engine, send: Send, idle_ms: int) -> None:
+        self._engine = engine
+        self._send = send
+        self._loop = asyncio.get_running_loop()
+        self._working: set[asyncio.Future[None]] = set()
+        engine.open_files(idle_ms)
+
+    def wake(self) -> None:
+        """The token loop may want a file, or have a state to be kept."""
+        for number in self._engine.files_wanted():
+            self._send(m.WANTED, number, b"", ())
+        state = self._engine.leaving()
+        if state is not None:
+            self._work(lambda: self._leave(state))
+        if self._engine.files_flushed():
+            self._send(m.SAVE, 0, b"", ())
+
+    def _leave(self, state: LeavingState) -> None:
+        fd = m.memory_file()
+        if not state.write(fd):
+            os.close(fd)
+            self._engine.file_saved(0, ())
+            return
+        body = m.encode(
+            m.LeavingState(
+                scope=state.scope,
+                session=state.session,
+                tokens=array.array("i", state.tokens).tobytes(),
+                replaces=state.replaces,
+            )
+        )
+        self._loop.call_soon_threadsafe(self._send, m.SAVE, 0, body, (fd,))
+
+    def receive(self, kind: int, number: int, body: bytes, fds: Sequence[int]) -> None:
+        if kind == m.KEPT:
+            kept = m.decode(m.KeptState, body)
+            self._engine.file_kept(
+                kept.number,
+                array.array("i", kept.tokens),
+                kept.size,
+                scope=kept.scope,
+                session=kept.session,
+                usable=kept.usable,
+            )
+        elif kind == m.STATE:
+            self._work(lambda: self._read(number, body, fds))
+        elif kind == m.SAVED:
+            self._engine.file_saved(*m.decode(tuple[int, list[int]], body))
+        elif kind == m.FLUSH:
+            self._engine.flush_files()
+
+    def _read(self, number: int, body: bytes, fds: Sequence[int]) -> None:
+        offset, size = m.STATE_BODY.unpack(body) if fds else (0, 0)
+        try:
+            self._engine.file_delivered(number, fds[0] if fds else -1, offset, size)
+        finally:
+            m.close_all(fds)
+
+    def _work(self, work: Callable[[], None]) -> None:
+        task = self._loop.run_in_executor(None, work)
+        self._working.add(task)
+        task.add_done_callback(self._working.discard)
+
+
+class StateStore(Protocol):
+    """The files, as far as one model is concerned. All of it blocks, but for the two numbers."""
+
+    def bytes(self) -> int:
+        """What the files take."""
+
+    def removed(self) -> int:
+        """How many files were removed because they were damaged or foreign."""
+
+    def open(self, made_by: str) -> list[m.KeptState]:
+        """The files that there are. ``made_by`` names the model, the build and the context."""
+
+    def fetch(self, number: int) -> tuple[int, int, int] | None:
+        """A descriptor of a sound file, and offset and size of its state."""
+
+    def save(self, state: m.LeavingState, fd: int) -> tuple[int, list[int]]:
+        """The number of the new file, or 0, and the numbers of those that are gone."""
+
+
+class DaemonStates:
+    """The daemon's end, for one process. All methods run on the event loop."""
+
+    def __init__(self, store: StateStore, process: EngineProcess) -> None:
+        self._store = store
+        self._process = process
+        self._loop = asyncio.get_running_loop()
+        self._working: set[asyncio.Task[None]] = set()
+        self._flushed = asyncio.Event()
+        self._progress = asyncio.Event()
+        process.on_state = self._receive
+
+    async def open(self, load: m.Load, capabilities: Capabilities) -> None:
+        """Tells the process which files there are."""
+        made_by = await self._loop.run_in_executor(None, fingerprint, load, capabilities)
+        for kept in await self._loop.run_in_executor(None, self._store.open, made_by):
+            self._process.tell_states(m.KEPT, 0, m.encode(kept))
+
+    async def flush(self) -> None:
+        """Has everything saved that is in no file, a few seconds at most."""
+        self._process.tell_states(m.FLUSH)
+        give_up = self._loop.time() + FLUSH_SECS
+        while not self._flushed.is_set() and self._loop.time() < give_up:
+            self._progress.clear()
+            try:
+                await asyncio.wait_for(self._progress.wait(), FLUSH_STEP_SECS)
+            except asyncio.TimeoutError:
+                return
+
+    def _receive(self, kind: int, number: int, body: bytes, fds: list[int]) -> None:
+        self._progress.set()
+        if kind == m.WANTED:
+            self._work(self._fetch(number))
+        elif not fds:
+            self._flushed.set()
+        else:
+            self._work(self._save(body, fds))
+
+    def _work(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._working.add(task)
+        task.add_done_callback(self._working.discard)
+
+    async def _fetch(self, number: int) -> None:
+        found = await self._loop.run_in_executor(None, self._store.fetch, number)
+        if found is None:
+            self._process.tell_states(m.STATE, number)
+        else:
+            fd, offset, size = found
+            self._process.tell_states(m.STATE, number, m.STATE_BODY.pack(offset, size), (fd,))
+
+    async def _save(self, body: bytes, fds: list[int]) -> None:
+        try:
+            state = m.decode(m.LeavingState, body)
+            number, gone = await self._loop.run_in_executor(None, self._store.save, state, fds[0])
+        except msgspec.MsgspecError:
+            self._process.kill("it sent something that is no message")
+            return
+        finally:
+            m.close_all(fds)
+        self._progress.set()
+        self._process.tell_states(m.SAVED, 0, m.encode((number, gone)))
+
+
+def fingerprint(load: m.Load, capabilities: Capabilities) -> str:
+    """Names all that a state depends on besides the model's file: the build, the device and the context. The
+    size of the context is one of them: some models turn their positions by other factors in a long one."""
+    parts = (
+        __version__,
+        _build(),
+        capabilities.accelerator,
+        capabilities.n_ctx,
+        load.flash_attention,
+        load.kv_cache_type,
+    )
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+@lru_cache(maxsize=1)
+def _build() -> str:
+    """The digest of the compiled engine."""
+    found = importlib.util.find_spec("inferd.engine.local._llama")
+    with contextlib.suppress(OSError):
+        if found is not None and found.origin is not None:
+            return hashlib.sha256(Path(found.origin).read_bytes()).hexdigest()
+    return ""
