@@ -163,7 +163,7 @@ class Inferd(Backend):
             "schema_lenient": request.schema_lenient or None,
             "session": request.session or None,
             "cache": None if request.cache else False,
-            "model_defaults": request.model_defaults or None,
+            "model_defaults": request.model_defaults,
             "priority": request.priority,
             "thinking": request.thinking if request.typed else False,
             "tools": tools or None,
