@@ -136,7 +136,7 @@ async def test_a_schema_gives_json_that_fits_it() -> None:
         ("root ::= missing", "missing"),
         ('start ::= "a"', "root"),
         ('root ::= root "a"', "begins with itself"),
-        ("root ::= " + "(" * 30_000 + '"a"' + ")" * 30_000, "nested too deeply"),
+        ("root ::= " + "(" * 300 + '"a"' + ")" * 300, "nested too deeply"),
         ('root ::= "a"{1000000000}', "repetitions"),
         ('root ::= "a\0"', "NUL"),
     ],
@@ -151,10 +151,10 @@ async def test_a_grammar_that_cannot_be_used_is_refused_with_the_reason(
     assert capfd.readouterr() == ("", "")  # what a client wrote is not for the terminal
 
 
-async def test_a_grammar_that_would_take_for_ever_ends_its_own_request_only() -> None:
+async def test_a_grammar_that_takes_too_long_ends_its_own_request_only() -> None:
     async with backend(n_parallel=2) as engine:
         with pytest.raises(InvalidRequest, match="ambiguous"):
-            await answer(engine, "Hi", grammar='root ::= ("a"?){200}')
+            await answer(engine, "Hi", grammar='root ::= ("a"?){120}')
         assert (await answer(engine, "Hi", 3))[1].usage.completion_tokens == 3
 
 

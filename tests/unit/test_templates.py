@@ -1,7 +1,4 @@
-"""Chat templates that mean harm: each is refused with its reason, in bounded time, memory and stack.
-
-Where a bound is missing, a test here does not fail: it takes the whole machine, or ends the process.
-"""
+"""Chat templates that take too much: each is refused with its reason, in bounded time, memory and stack."""
 
 from __future__ import annotations
 
@@ -22,27 +19,25 @@ from tests.unit.test_llamacpp import load_model
 MEMORY, TIME, DEPTH = "takes too much memory", "takes too long", "nests too deeply"
 
 NAMESPACE = "{% set ns = namespace(x=[], s='x') %}"
-DOUBLED = NAMESPACE + "{% for i in range(64) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}"
+DOUBLED = NAMESPACE + "{% for i in range(27) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}"
 
-HOSTILE = [
+# Each passes a bound of ours by little: without the bound it ends, after some seconds or some hundred MB.
+BEYOND = [
     # memory
-    ("{% for i in range(1000000000) %}x{% endfor %}", MEMORY),
-    ("{{ 'a' * 10000000000 }}", MEMORY),
-    (NAMESPACE + "{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}", MEMORY),
-    ("{% set a = 'x' * 100000 %}{{ a | replace('x', a) }}", MEMORY),
-    ("{{ range(100000) | join('x' * 1000000) }}", MEMORY),
-    ("{{ messages | tojson(indent=1000000000) }}", MEMORY),
-    (NAMESPACE + "{% for i in range(1000000) %}{% set ns.x = [ns.x] %}{% endfor %}", MEMORY),
+    ("{% for i in range(3000000) %}x{% endfor %}", MEMORY),
+    ("{{ 'a' * 200000000 }}", MEMORY),
+    (NAMESPACE + "{% for i in range(28) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}", MEMORY),
+    ("{% set a = 'x' * 15000 %}{{ a | replace('x', a) }}", MEMORY),
+    ("{{ range(200) | join('x' * 1000000) }}", MEMORY),
+    ("{{ messages | tojson(indent=150000000) }}", MEMORY),
     # depth, while it runs
-    ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", DEPTH),
-    (NAMESPACE + "{% set ns.x = ns %}{{ ns | tojson }}", DEPTH),
-    ("{{ " + "1+" * 30_000 + "1 }}", DEPTH),
-    ("{{ a" + ".a" * 20_000 + " }}", DEPTH),
-    ("{{ a" + "()" * 20_000 + " }}", DEPTH),
+    ("{% macro f(n) %}{% if n %}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(1000) }}", DEPTH),
+    (NAMESPACE + "{% for i in range(5000) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x | tojson }}", DEPTH),
+    ("{{ " + "1+" * 6_000 + "1 }}", DEPTH),
     # depth, while it is parsed
-    ("{{ " + "(" * 10_000 + "1" + ")" * 10_000 + " }}", DEPTH),
-    ("{{ " + "[" * 10_000 + "]" * 10_000 + " }}", DEPTH),
-    ("{% if true %}" * 100_000 + "{% endif %}" * 100_000, "longer than 64 KiB"),
+    ("{{ " + "(" * 250 + "1" + ")" * 250 + " }}", DEPTH),
+    ("{{ " + "[" * 250 + "]" * 250 + " }}", DEPTH),
+    ("x" * 65_537, "longer than 64 KiB"),
     # time, without memory
     (DOUBLED + "{{ ns.x }}", TIME),
 ]
@@ -63,8 +58,8 @@ def conversation(text: str) -> bytes:
     return json.dumps({"messages": [{"role": "user", "content": text}], "text_only": True}).encode()
 
 
-@pytest.mark.parametrize(("source", "reason"), HOSTILE, ids=lambda text: text[:40])
-def test_a_hostile_template_is_refused(
+@pytest.mark.parametrize(("source", "reason"), BEYOND, ids=lambda text: text[:40])
+def test_a_template_beyond_a_bound_is_refused(
     source: str, reason: str, model: _llama.Model, preparing: ThreadPoolExecutor
 ) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -91,11 +86,11 @@ def test_a_syntax_error_is_told_with_its_place(
         preparing.submit(_llama.Templates, model, source).result()
 
 
-def test_one_that_turns_hostile_later_costs_its_request_only(
+def test_one_that_passes_a_bound_later_costs_its_request_only(
     model: _llama.Model, preparing: ThreadPoolExecutor
 ) -> None:
     source = (
-        "{% if messages[0].content == 'now' %}{{ 'a' * 10000000000 }}{% endif %}"
+        "{% if messages[0].content == 'now' %}{{ 'a' * 200000000 }}{% endif %}"
         "{% for m in messages %}{{ m.content }}{% endfor %}"
     )
     templates = preparing.submit(_llama.Templates, model, source).result()
@@ -105,8 +100,8 @@ def test_one_that_turns_hostile_later_costs_its_request_only(
 
 
 def test_one_whose_client_has_left_ends(model: _llama.Model, preparing: ThreadPoolExecutor) -> None:
-    forever = DOUBLED + "{{ ns.x }}"
-    source = "{% if messages[0].content == 'now' %}" + forever + "{% else %}later{% endif %}"
+    long = DOUBLED + "{{ ns.x }}"
+    source = "{% if messages[0].content == 'now' %}" + long + "{% else %}later{% endif %}"
     templates = preparing.submit(_llama.Templates, model, source).result()
     cancellation = _llama.Cancellation()
     begun = threading.Event()
