@@ -210,7 +210,8 @@ def _secret_of(scope: Scope) -> str:
 
 def _local_caller(scope: Scope, *, needs_owner: bool) -> str:
     """The user of a loopback peer. Without a key only this user and root may ask, as on a Unix socket."""
-    uid = local_user.uid_of(scope["client"], scope["server"]) if scope["client"] else None
+    peer: local_user.Peer = scope["peer"]
+    uid = peer.uid(scope["client"], scope["server"]) if scope["client"] else None
     if needs_owner and uid not in (os.getuid(), _ROOT):
         whom = "this connection's user is unknown" if uid is None else "this server belongs to another user"
         raise HttpFailure("unauthorized", f"{whom}; start it with --http-key-file and send a key")

@@ -26,6 +26,19 @@ _TIMEOUT_SECS = 1.0
 Place = tuple[str, int]
 
 
+class Peer:
+    """The user of one connection, asked from the kernel once: a socket stays its maker's."""
+
+    def __init__(self) -> None:
+        self._known: tuple[int | None] | None = None
+
+    def uid(self, client: Place, server: Place) -> int | None:
+        """As :func:`uid_of`."""
+        if self._known is None:
+            self._known = (uid_of(client, server),)
+        return self._known[0]
+
+
 def uid_of(client: Place, server: Place) -> int | None:
     """The uid that owns the client's end of the TCP connection from ``client`` to ``server``."""
     if not sys.platform.startswith("linux"):

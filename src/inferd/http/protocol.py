@@ -12,6 +12,9 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from inferd.http.joining import JoiningTransport
+from inferd.http.local_user import Peer
+
 MAX_HEAD_BYTES = 64 * 1024
 HEAD_SECS = 30.0
 
@@ -23,13 +26,14 @@ class Protocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
+        self._peer = Peer()
         self._head_bytes = 0
         self._in_head = False
         self._head_alarm: asyncio.TimerHandle | None = None
         self._running: RequestResponseCycle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(JoiningTransport(transport, self.loop))
         if len(self.connections) > self.max_connections:
             transport.close()
             return
@@ -56,6 +60,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self.scope["peer"] = self._peer  # type: ignore[typeddict-unknown-key]
         self._in_head = True
         self._head_bytes = 0
         self._head_alarm = self.loop.call_later(HEAD_SECS, self.transport.close)

@@ -30,6 +30,7 @@ KEEP_ALIVE_SECS = 120
 """Longer than the SDKs keep an idle connection, so that none of them meets one that was just closed."""
 
 LAST_WORDS_SECS = 15
+TICK_SECS = 1.0
 
 
 class Setup(msgspec.Struct, kw_only=True):
@@ -120,16 +121,30 @@ async def _serve(setup: Setup, bridge: Bridge, supervised: bool) -> None:
 
 def _end_of_daemon(loop: asyncio.AbstractEventLoop, server: _Server) -> None:
     loop.remove_reader(sys.stdin.fileno())
-    server.should_exit = True
+    server.end()
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, stopped by a signal without dying of it."""
+    """uvicorn's server, stopped by a signal without dying of it, which wakes once a second when idle."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._ended = asyncio.Event()
 
     def stop(self) -> None:
         if self.should_exit:
             self.force_exit = True
+        self.end()
+
+    def end(self) -> None:
         self.should_exit = True
+        self._ended.set()
+
+    async def main_loop(self) -> None:
+        # uvicorn's own looks ten times a second whether it is to end. The tick keeps the Date header right.
+        while not await self.on_tick(0):
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._ended.wait(), TICK_SECS)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
