@@ -36,7 +36,6 @@ from inferd.errors import BootCancelled, InferdError, ModelError
 from inferd.progress import Progress
 from inferd.serve import health
 
-POOL_THREADS = min(32, (os.cpu_count() or 1) + 4)  # of asyncio.to_thread
 PATIENCE_SECS = 100.0
 
 
@@ -252,10 +251,7 @@ class DaemonProcess:
         return problems
 
     def _left_over(self) -> set[str]:
-        left = self._resources() - (self._at_ready or set())
-        # The event loop's pool for large requests keeps its threads; more than it may have are a leak.
-        threads = {name for name in left if name.startswith("thread ")}
-        return left - threads if len(threads) <= POOL_THREADS else left
+        return self._resources() - (self._at_ready or set())
 
     def _resources(self) -> set[str]:
         """The daemon's threads and what its descriptors mean."""

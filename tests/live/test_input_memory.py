@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.daemon_process import DaemonProcess, Wire
+from tests.daemon_process import DaemonProcess, Wire, until
 
 SIZE = 64 * 1024 * 1024
 CLIENTS = 64
@@ -28,6 +28,12 @@ def most_resident(process: DaemonProcess) -> int:
     status = Path(f"/proc/{process.process.pid}/status").read_text()
     (kibibytes,) = re.findall(r"^VmHWM:\s+(\d+) kB$", status, re.M)
     return int(kibibytes) * 1024
+
+
+def closed(process: DaemonProcess) -> int:
+    """Connections, those that the log only counts included."""
+    counted = process.events("connections_closed")
+    return len(process.events("connection_closed")) + sum(event["count"] for event in counted)
 
 
 def all_but_the_last_byte(wire: Wire) -> None:
@@ -52,3 +58,5 @@ def test_64_clients_of_64_mib_hold_half_a_gibibyte_at_most(daemon: Callable[...,
     assert most_resident(process) - before <= BUDGET
     for wire in wires:
         wire.close()
+    until(lambda: closed(process) >= CLIENTS)
+    assert closed(process) == CLIENTS

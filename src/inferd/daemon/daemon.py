@@ -22,6 +22,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from inferd import __version__, coredump, log
@@ -49,6 +50,8 @@ from inferd.wire import admin
 
 # How often the daemon looks whether its lock and its sockets are still there.
 LOOK_SECS = 2.0
+# Large requests are checked and converted in threads; few, because only one at a time runs Python code.
+WORKER_THREADS = 4
 
 _log = log.get("daemon")
 
@@ -68,6 +71,7 @@ def run(read: Callable[[], LoadedConfig], build: Build = build_backend) -> int:
     # A thread that parses a large request gives way to the event loop this soon; 5 ms is the default.
     sys.setswitchinterval(0.0005)
     loop = new_event_loop()
+    loop.set_default_executor(_worker_threads())
     library.capture(loop)
     try:
         loop.run_until_complete(Daemon(given, read, build, activity).run())
@@ -86,6 +90,17 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
     except ImportError:
         return asyncio.new_event_loop()
     return uvloop.new_event_loop()
+
+
+def _worker_threads() -> ThreadPoolExecutor:
+    """The threads behind ``asyncio.to_thread``. All of them are there from now on, so that a daemon at rest
+    has the same threads before and after any load."""
+    pool = ThreadPoolExecutor(WORKER_THREADS, thread_name_prefix="inferd-work")
+    started = threading.Barrier(WORKER_THREADS + 1)
+    for _ in range(WORKER_THREADS):
+        pool.submit(started.wait)
+    started.wait()
+    return pool
 
 
 def _raise_descriptor_limit(connections: int) -> None:
