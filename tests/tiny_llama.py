@@ -1,4 +1,4 @@
-"""Two small models with the tokenizer and chat template of the demo model, each written in a moment.
+"""Small models with the tokenizer and chat template of the demo model, each written in a moment.
 
 ``write_llama`` has no preferences: its next token depends on nothing, and an answer under a grammar is random
 and comes to its end. ``random_llama`` has random weights, so that each token depends on all before it; it
@@ -12,7 +12,7 @@ import mmap
 import shutil
 import struct
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -27,26 +27,30 @@ RANDOM_WIDTH = 64  # of the random model's embeddings
 LIKELY = 7.0
 ENDS = frozenset(b'"}],')
 
+WIDTH = 32  # of the embeddings of the one without preferences
 _ALIGNMENT = 32
-_UINT32, _FLOAT32, _STRING, _ARRAY = 4, 6, 8, 9
+_UINT16, _UINT32, _INT32, _FLOAT32, _STRING, _ARRAY = 2, 4, 5, 6, 8, 9
 _WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _CONTROL = 3  # the type of a token that is no text
 
 
-def write_llama(path: Path, **sampling: float) -> Path:
+def write_llama(path: Path, *, files: int = 1, **sampling: float) -> Path:
     """Writes a model of one layer whose likely tokens are those that end something; returns its path.
 
-    Its file recommends ``sampling``.
+    Its file recommends ``sampling``. With several ``files`` it is a split model, and the path is the first's.
     """
-    width = 32
+    width = WIDTH
     tokens = _texts(_tokenizer()["tokenizer.ggml.tokens"])
     output = np.zeros((len(tokens), width), dtype=np.float32)
     output[:, 0] = [LIKELY if text[:1] and text[0] in ENDS else 0.0 for text in tokens]
     tensors = {"token_embd.weight": np.ones_like(output), "output.weight": output}
     nothing = np.zeros((width, width), dtype=np.float32)
     more = {f"general.sampling.{name}": value for name, value in sampling.items()}
-    _write(path, tensors, dict.fromkeys(_LAYER, nothing), layers=1, heads=1, **more)
-    return path
+    names = [path]
+    if files > 1:
+        names = [path.with_name(f"{path.stem}-{i:05}-of-{files:05}.gguf") for i in range(1, files + 1)]
+    _write(names, tensors, dict.fromkeys(_LAYER, nothing), layers=1, heads=1, **more)
+    return names[0]
 
 
 @cache
@@ -63,7 +67,7 @@ def random_llama() -> Path:
     tensors = {"token_embd.weight": embeddings, "output.weight": output}
     matrices = {name: random.standard_normal((width, width), dtype=np.float32) / 8 for name in _LAYER}
     matrices["attn_output"] *= 6  # or the average over a long prompt would hardly count
-    _write(directory / "random.gguf", tensors, matrices, layers=2, heads=2)
+    _write([directory / "random.gguf"], tensors, matrices, layers=2, heads=2)
     return directory / "random.gguf"
 
 
@@ -71,7 +75,7 @@ _LAYER = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ff
 
 
 def _write(
-    path: Path,
+    paths: Sequence[Path],
     tensors: dict[str, Floats],
     matrices: Mapping[str, Floats],
     *,
@@ -79,7 +83,8 @@ def _write(
     heads: int,
     **more: float,
 ) -> None:
-    """The file: header, keys, the list of tensors, the tensors. Each layer has the same ``matrices``."""
+    """The files, each with header, keys, the list of its tensors, the tensors. Each layer has the same
+    ``matrices``."""
     vocabulary, width = tensors["output.weight"].shape
     ones = np.ones(width, dtype=np.float32)
     tensors = {**tensors, "output_norm.weight": ones}
@@ -99,6 +104,21 @@ def _write(
     }
     entries = [_text(key) + _value(value) for key, value in keys.items()]
     entries += [_text(key) + value for key, value in _tokenizer().items()]
+    items = list(tensors.items())
+    for number, path in enumerate(paths):
+        own = dict(items[number :: len(paths)])
+        if len(paths) > 1:
+            split = [
+                _text("split.no") + struct.pack("<IH", _UINT16, number),
+                _text("split.count") + struct.pack("<IH", _UINT16, len(paths)),
+                _text("split.tensors.count") + struct.pack("<Ii", _INT32, len(items)),
+            ]
+            entries = [*(entries if number == 0 else entries[:1]), *split]
+        _write_file(path, entries, own)
+        entries = entries[:1]
+
+
+def _write_file(path: Path, entries: Sequence[bytes], tensors: Mapping[str, Floats]) -> None:
     infos, offset = [], 0
     for name, tensor in tensors.items():
         shape = tensor.shape[::-1]

@@ -91,12 +91,12 @@ class TestFile:
             pinned(store, f"file:{tmp_path}/none")
 
     def test_a_part_of_a_split_model_is_not_taken(self, store: ModelStore, tmp_path: Path) -> None:
-        part = tmp_path / "big-00001-of-00003.gguf"
+        part = tmp_path / "big-00002-of-00003.gguf"
         key = b"split.count"
         part.write_bytes(
             b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, len(key)) + key + struct.pack("<IH", 2, 3) + bytes(64)
         )
-        with pytest.raises(StoreError, match="one of the 3 files of a split model; join them"):
+        with pytest.raises(StoreError, match="one of the 3 files of a split model; name the first"):
             pinned(store, f"file:{part}")
 
     def test_a_hash_that_is_given_must_be_right(self, store: ModelStore, tmp_path: Path) -> None:

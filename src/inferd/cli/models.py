@@ -207,8 +207,9 @@ def list_command(as_json: bool) -> None:
     }
     for manifest in store.list():
         row = rows.setdefault(manifest.name, {"name": manifest.name, "description": ""})
-        row["stored"] = store.blob_size(manifest.sha256) == manifest.size_bytes
-        row.update(size_bytes=manifest.size_bytes, sha256=manifest.sha256, license=manifest.license or "")
+        files = [(manifest.sha256, manifest.size_bytes), *((p.sha256, p.size_bytes) for p in manifest.parts)]
+        row["stored"] = all(store.blob_size(digest) == size for digest, size in files)
+        row.update(size_bytes=manifest.whole_bytes, sha256=manifest.sha256, license=manifest.license or "")
         if not row["description"] and manifest.source is not None:
             row["description"] = manifest.source.text
     for row in rows.values():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,6 +14,9 @@ from inferd.cli.say import say, say_json
 from inferd.config import sources
 from inferd.controls import one_line
 from inferd.errors import StoreError
+
+if TYPE_CHECKING:
+    from inferd.store.gguf import ModelCard
 
 
 @click.command("show")
@@ -23,7 +27,7 @@ def show_command(name: str, as_json: bool) -> None:
     from inferd.config.entries import ModelSpec
     from inferd.daemon.memory import context_sizes
     from inferd.store.fetch import resolve
-    from inferd.store.gguf import read_card
+    from inferd.store.gguf import part_names, whole_card
     from inferd.store.models import ModelStore
 
     settings, _ = sources.load({}, serving=False)
@@ -32,16 +36,11 @@ def show_command(name: str, as_json: bool) -> None:
         store = ModelStore(settings.models_home)
         model = resolve(store, ModelSpec(name=name))
         name, path = model.name, store.blob_path(model.sha256)
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise StoreError(
-            f"cannot open the model {path}: {error.strerror}; run `inferd pull {name}`"
-        ) from None
-    try:
-        card = read_card(fd, path)
-    finally:
-        os.close(fd)
+        paths = [store.blob_path(part.sha256) for part in (model, *model.parts)]
+    else:
+        paths = [path.with_name(each) for each in part_names(path.name)] or [path]
+    card, *parts = map(_card, paths)
+    card = whole_card(card, parts)
     n_ctx, needed = context_sizes(card, settings.n_ctx, settings.active_permits)[0]
     if as_json:
         say_json({"name": name, "path": str(path), **asdict(card), "n_ctx": n_ctx, "memory_bytes": needed})
@@ -62,3 +61,18 @@ def show_command(name: str, as_json: bool) -> None:
     ]
     for line in aligned([(key, one_line(value)) for key, value in rows]):
         say(line)
+
+
+def _card(path: Path) -> ModelCard:
+    from inferd.store.gguf import read_card
+
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise StoreError(
+            f"cannot open the model {path}: {error.strerror}; run `inferd pull` with its name"
+        ) from None
+    try:
+        return read_card(fd, path)
+    finally:
+        os.close(fd)

@@ -10,15 +10,16 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from inferd.config.entries import LlamaCppEntry, ModelSpec
 from inferd.config.settings import Settings
 from inferd.errors import ModelError, ModelNotFound, StoreError
 from inferd.serve.router import Router
 from inferd.store.catalogue import CATALOGUE, lookup
-from inferd.store.gguf import ModelCard, read_card
+from inferd.store.gguf import ModelCard, part_names, read_card, whole_card
 from inferd.store.models import ModelStore
 
 MAX_NAME_CHARS = 128
@@ -62,38 +63,41 @@ class Directory:
     def card(self, name: str) -> ModelCard:
         """The card of the file of a resolved name. Raises ModelNotFound with what to do, and ModelError."""
         entry = self.entry(name)
-        digest = None
         if entry.model is not None:
             name = entry.model.name
-            digest = entry.model.sha256 or self._digest(name)
-            if digest in self._cards:
-                return self._cards[digest]
-            path = ModelStore(self.settings.models_home).blob_path(digest)
-        elif entry.model_path is not None:
-            path = entry.model_path
-        else:
+            digests = (entry.model.sha256,) if entry.model.sha256 else self._digests(name)
+            store = ModelStore(self.settings.models_home)
+            if digests[0] not in self._cards:
+                self._cards[digests[0]] = self._read(name, [store.blob_path(each) for each in digests])
+            return self._cards[digests[0]]
+        path = entry.model_path
+        if path is None:
             raise ModelNotFound(name)
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError:
-            raise ModelNotFound(name, (), missing=True) from None
-        try:
-            card = read_card(fd, path)
-        finally:
-            os.close(fd)
-        if digest is not None:
-            self._cards[digest] = card
-        return card
+        return self._read(name, [path.with_name(each) for each in part_names(path.name)] or [path])
 
-    def _digest(self, name: str) -> str:
+    def _read(self, name: str, paths: Sequence[Path]) -> ModelCard:
+        cards = []
+        for path in paths:
+            try:
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            except OSError:
+                raise ModelNotFound(name, (), missing=True) from None
+            try:
+                cards.append(read_card(fd, path))
+            finally:
+                os.close(fd)
+        return whole_card(cards[0], cards[1:])
+
+    def _digests(self, name: str) -> tuple[str, ...]:
+        """The digests of the files of a stored model. Raises ModelNotFound."""
         known = lookup(name)
         if known is not None:
-            return known.sha256
+            return (known.sha256,)
         store = ModelStore(self.settings.models_home)
         with suppress(StoreError):
             manifest = store.manifest(name)
             if manifest is not None:
-                return manifest.sha256
+                return manifest.digests
         raise ModelNotFound(name, difflib.get_close_matches(name, sorted(self._names(store)), n=3))
 
     def _names(self, store: ModelStore) -> set[str]:

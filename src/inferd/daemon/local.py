@@ -20,7 +20,7 @@ from inferd.engine.local.messages import Load
 from inferd.errors import ConfigError, ModelError
 from inferd.progress import Progress
 from inferd.store import fetch, verify
-from inferd.store.gguf import read_card
+from inferd.store.gguf import read_card, whole_card
 from inferd.store.models import ModelStore
 
 MAX_TEMPLATE_BYTES = 1 << 20
@@ -37,7 +37,7 @@ def load(
     common to all models. Blocks while the file is fetched and verified."""
     with contextlib.ExitStack() as held:
         model = held.enter_context(_open_model(settings, entry, progress, cancelled))
-        fds = [model.fd]
+        fds = list(model.fds)
         if isinstance(entry.mmproj, ModelSpec):
             fds.append(held.enter_context(_of_store(settings, entry.mmproj, progress, cancelled)).fd)
         elif entry.mmproj is not None:
@@ -51,6 +51,7 @@ def load(
             chat_template=_template(entry.chat_template_file),
             n_gpu_layers=entry.n_gpu_layers,
             force_backend=settings.force_backend,
+            parts=len(model.fds),
             projector=entry.mmproj is not None,
             embed=entry.embed,
             vectors_wanted=settings.embed or settings.rerank,
@@ -68,7 +69,8 @@ def _fitting_context(settings: Settings, entry: LlamaCppEntry, model: verify.Ope
     """The context that the entry asks for, or the largest that memory is likely to have room for."""
     if entry.n_ctx is not None:
         return entry.n_ctx
-    sizes = memory.context_sizes(read_card(model.fd, model.path), None, settings.active_permits)
+    card, *parts = [read_card(fd, model.path) for fd in model.fds]
+    sizes = memory.context_sizes(whole_card(card, parts), None, settings.active_permits)
     budget = memory.budget_bytes(0, settings.memory_budget_bytes)
     return next((n for n, size in sizes if not budget or size <= budget), sizes[-1][0])
 

@@ -15,7 +15,8 @@ from inferd.config.settings import DEFAULT_MODEL
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CatalogueModel:
-    """One model file. ``size_bytes`` is ``None`` only for a model of a config file that does not say it."""
+    """One model file, and the further ``parts`` of a split model. ``size_bytes`` is ``None`` only for a model
+    of a config file that does not say it."""
 
     name: str
     sha256: str
@@ -24,6 +25,7 @@ class CatalogueModel:
     sources: tuple[str, ...]
     description: str = ""
     aliases: tuple[str, ...] = ()
+    parts: tuple[CatalogueModel, ...] = ()
 
 
 _MODELS = (

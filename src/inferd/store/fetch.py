@@ -30,6 +30,7 @@ from inferd.store.models import (
     PRODUCER,
     Manifest,
     ModelStore,
+    Part,
     Provenance,
     check_name,
     check_sha256,
@@ -70,13 +71,22 @@ def resolve(store: ModelStore, spec: ModelSpec) -> CatalogueModel:
         sha256=manifest.sha256,
         size_bytes=manifest.size_bytes,
         license=manifest.license or "",
-        sources=_sources_of(manifest),
+        sources=_sources_of(manifest.source),
+        parts=tuple(
+            CatalogueModel(
+                name=manifest.name,
+                sha256=part.sha256,
+                size_bytes=part.size_bytes,
+                license=manifest.license or "",
+                sources=_sources_of(part.source),
+            )
+            for part in manifest.parts
+        ),
     )
 
 
-def _sources_of(manifest: Manifest) -> tuple[str, ...]:
-    """Where the model can be had again; not a file, which who writes into a shared store might not read."""
-    origin = manifest.source
+def _sources_of(origin: Provenance | None) -> tuple[str, ...]:
+    """Where a file can be had again; not a file of this machine, which another user might not read."""
     return () if origin is None or origin.registry == "file" or not origin.text else (origin.text,)
 
 
@@ -102,9 +112,11 @@ def ensure_model(
     path = store.blob_path(model.sha256)
     progress("checking_local", {"path": str(path)})
     size = store.blob_size(model.sha256)
-    if not _fits(size, model):
+    whole = [(store.blob_size(part.sha256), part) for part in (model, *model.parts)]
+    if not all(_fits(found, part) for found, part in whole):
         if not auto_pull:
-            state = "missing from" if size is None else f"cut to {size} of {model.size_bytes} bytes in"
+            size, cut = next((found, part) for found, part in whole if not _fits(found, part))
+            state = "missing from" if size is None else f"cut to {size} of {cut.size_bytes} bytes in"
             raise StoreError(
                 f"model {model.name!r} is {state} the store at {store.home}; run `inferd pull {model.name}`"
             )
@@ -123,35 +135,51 @@ def _is_listed(store: ModelStore, model: CatalogueModel) -> bool:
     """Whether the name has a usable manifest that means this blob."""
     with suppress(StoreError):
         manifest = store.manifest(model.name)
-        return manifest is not None and manifest.sha256 == model.sha256
+        digests = (model.sha256, *(part.sha256 for part in model.parts))
+        return manifest is not None and manifest.digests == digests
     return False
 
 
 def _fetch(store: ModelStore, model: CatalogueModel, progress: Progress, cancelled: threading.Event) -> None:
     """Bring what is missing of blob and manifest into the store, or wait for the process that does."""
-    name_lock, blob_lock = store.name_lock(model.name), store.blob_lock(model.sha256)
+    name_lock = store.name_lock(model.name)
     with store.writing():
         make_dirs(name_lock.parent)
         if not os.access(name_lock.parent, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
             raise PermissionError(errno.EACCES, "it is read-only")
-    with (
-        Lock.wait(name_lock, cancelled, _waiting(store, model, name_lock, progress)),
-        Lock.wait(blob_lock, cancelled, _waiting(store, model, blob_lock, progress)),
-    ):
-        provenance = _first_source(model)
-        if not _fits(store.blob_size(model.sha256), model):
-            provenance = _download(store, model, progress, cancelled)
+    with Lock.wait(name_lock, cancelled, _waiting(store, model, name_lock, progress)):
+        brought = [_bring_blob(store, part, progress, cancelled) for part in (model, *model.parts)]
         if not _is_listed(store, model):
+            parts = [
+                Part(
+                    blob=f"sha256:{part.sha256}",
+                    size_bytes=store.blob_size(part.sha256) or 0,
+                    source=origin,
+                )
+                for part, origin in zip(model.parts, brought[1:], strict=True)
+            ]
             manifest = Manifest(
                 name=model.name,
                 blob=f"sha256:{model.sha256}",
                 size_bytes=store.blob_size(model.sha256) or 0,
                 license=model.license or None,
-                source=provenance,
+                source=brought[0],
                 produced_by=PRODUCER,
                 produced_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                parts=tuple(parts),
             )
             store.write_manifest(manifest)
+
+
+def _bring_blob(
+    store: ModelStore, model: CatalogueModel, progress: Progress, cancelled: threading.Event
+) -> Provenance | None:
+    """Brings one file into the store if it is missing; where it came from."""
+    lock = store.blob_lock(model.sha256)
+    with Lock.wait(lock, cancelled, _waiting(store, model, lock, progress)):
+        if _fits(store.blob_size(model.sha256), model):
+            return _first_source(model)
+        return _download(store, model, progress, cancelled)
 
 
 def _first_source(model: CatalogueModel) -> Provenance | None:

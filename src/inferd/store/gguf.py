@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import struct
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from inferd.errors import ModelError
 
@@ -67,6 +68,33 @@ class ModelCard:
 
 
 _PROCESS_BYTES = 96 << 20
+_SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
+MAX_PARTS = 1000
+
+
+def part_names(name: str) -> list[str]:
+    """The names of all files of the split model of which ``name`` is the first; empty for another name."""
+    match = _SPLIT_NAME.fullmatch(name)
+    if match is None or int(match["number"]) != 1 or not 1 < int(match["count"]) <= MAX_PARTS:
+        return []
+    count = match["count"]
+    return [f"{match['stem']}-{number:05}-of-{count}.gguf" for number in range(1, int(count) + 1)]
+
+
+def plain_name(name: str) -> str:
+    """A file's name without its ending, and without the numbers of a split model."""
+    match = _SPLIT_NAME.fullmatch(name)
+    return match["stem"] if match is not None else name.removesuffix(".gguf")
+
+
+def whole_card(card: ModelCard, parts: Iterable[ModelCard]) -> ModelCard:
+    """The card of a split model, of that of its first file and of the others."""
+    others = list(parts)
+    return replace(
+        card,
+        parameters=card.parameters + sum(part.parameters for part in others),
+        file_bytes=card.file_bytes + sum(part.file_bytes for part in others),
+    )
 
 
 def read_card(fd: int, path: object = "the file") -> ModelCard:

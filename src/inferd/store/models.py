@@ -94,6 +94,18 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
         return forms.get(self.registry, "")
 
 
+class Part(msgspec.Struct, frozen=True, kw_only=True):
+    """A further file of a split model."""
+
+    blob: str
+    size_bytes: int
+    source: Provenance | None = None
+
+    @property
+    def sha256(self) -> str:
+        return self.blob.removeprefix("sha256:")
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """``manifests/NAME.json``. ``blob`` is ``sha256:HEX``, ``produced_at`` RFC 3339 in UTC."""
 
@@ -106,11 +118,21 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     source: Provenance | None = None
     produced_by: str = ""
     produced_at: str = ""
+    parts: tuple[Part, ...] = ()
 
     @property
     def sha256(self) -> str:
-        """The blob's digest in hex."""
+        """The blob's digest in hex; the first file's of a split model."""
         return self.blob.removeprefix("sha256:")
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """The digests of all its files."""
+        return (self.sha256, *(part.sha256 for part in self.parts))
+
+    @property
+    def whole_bytes(self) -> int:
+        return self.size_bytes + sum(part.size_bytes for part in self.parts)
 
 
 class Stamp(msgspec.Struct, frozen=True, kw_only=True):
@@ -166,7 +188,8 @@ class ModelStore:
         try:
             with path.open("rb") as file:
                 manifest = msgspec.json.decode(file.read(MAX_MANIFEST_BYTES), type=Manifest)
-            check_sha256(manifest.sha256)
+            for digest in manifest.digests:
+                check_sha256(digest)
             if manifest.schema_version != SCHEMA_VERSION:
                 raise StoreError(f"schema version {manifest.schema_version} is not {SCHEMA_VERSION}")
             if manifest.name != name:
@@ -196,7 +219,7 @@ class ModelStore:
         return sorted(
             name
             for name, manifest in self._manifests()
-            if isinstance(manifest, StoreError) or manifest.sha256 == sha256
+            if isinstance(manifest, StoreError) or sha256 in manifest.digests
         )
 
     def _manifests(self) -> Iterator[tuple[str, Manifest | StoreError]]:

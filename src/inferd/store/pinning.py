@@ -6,6 +6,7 @@ user says it.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import threading
@@ -17,9 +18,10 @@ from inferd.errors import FetchError, ModelError, StoreError
 from inferd.progress import Progress
 from inferd.store import sources
 from inferd.store.catalogue import CatalogueModel, lookup
-from inferd.store.gguf import read_card
+from inferd.store.gguf import part_names, plain_name, read_card
 from inferd.store.https import Head, Https, Setback, attempt, persist, refused, whole_number
 from inferd.store.models import ModelStore, check_name, check_sha256, same_digest
+from inferd.store.source import Source
 from inferd.store.sources import LocalFile
 from inferd.store.verify import hash_open, open_file
 
@@ -46,7 +48,8 @@ def pin(
         source = sources.parse(text)
     except FetchError as error:
         raise FetchError(f"cannot fetch from {sources.shown(text)}: {error}") from error
-    called = check_name(PurePosixPath(source.provenance().filename).stem if name is None else name)
+    file = PurePosixPath(source.provenance().filename)
+    called = check_name(plain_name(file.name) if name is None else name)
     if known := lookup(called):
         called = known.name
     expected = None if sha256 is None else check_sha256(sha256)
@@ -68,7 +71,34 @@ def pin(
     _check_free(store, called, digest)
     if known is not None:
         license = license or known.license
-    return CatalogueModel(name=called, sha256=digest, size_bytes=size, license=license, sources=(text,))
+    model = CatalogueModel(name=called, sha256=digest, size_bytes=size, license=license, sources=(text,))
+    names = part_names(file.name)[1:]
+    if not names:
+        return model
+    parts = [_pin_part(model, source, name, progress, cancelled) for name in names]
+    return dataclasses.replace(model, parts=tuple(parts))
+
+
+def _pin_part(
+    model: CatalogueModel, first: Source, name: str, progress: Progress, cancelled: threading.Event
+) -> CatalogueModel:
+    """A further file of a split model, which lies beside the first."""
+    size: int | None
+    if isinstance(first, LocalFile):
+        path = first.path.with_name(name)
+        digest, size = _look_at(path, progress, cancelled, first=False)
+        text = f"file:{path}"
+    elif isinstance(first, Https) and first.origin.registry == "hf":
+        origin = first.origin
+        beside = PurePosixPath(origin.filename).with_name(name)
+        source, digest, size = _ask_hub(Https.of_hub(f"{origin.repo}/{beside}@{origin.revision}"), cancelled)
+        text = source.origin.text
+    else:
+        raise StoreError(
+            f"{first.url} is the first file of a split model; fetch its files and import the first, or name"
+            " it as hf:ORG/REPO/FILE"
+        )
+    return dataclasses.replace(model, sha256=digest, size_bytes=size, sources=(text,))
 
 
 def _check_free(store: ModelStore, name: str, digest: str) -> None:
@@ -84,8 +114,10 @@ def _check_free(store: ModelStore, name: str, digest: str) -> None:
         )
 
 
-def _look_at(path: Path, progress: Progress, cancelled: threading.Event) -> tuple[str, int]:
-    """sha256 and size of a model file of this machine."""
+def _look_at(
+    path: Path, progress: Progress, cancelled: threading.Event, *, first: bool = True
+) -> tuple[str, int]:
+    """sha256 and size of a model file of this machine; ``first``: it begins a model."""
     with open_file(path, None, progress=progress, cancelled=cancelled) as opened:
         try:
             magic = os.pread(opened.fd, len(_MAGIC), 0)
@@ -94,10 +126,10 @@ def _look_at(path: Path, progress: Progress, cancelled: threading.Event) -> tupl
         if magic != _MAGIC:
             raise ModelError(f"{path} is not a GGUF file; convert the model to GGUF first")
         with suppress(ModelError):  # a header that only llama.cpp can read is its business
-            if (parts := read_card(opened.fd, path).parts) > 1:
+            if first and (parts := read_card(opened.fd, path).parts) > 1 and len(opened.parts) != parts - 1:
                 raise StoreError(
-                    f"{path} is one of the {parts} files of a split model; join them with llama.cpp's"
-                    " `llama-gguf-split --merge` and import the result"
+                    f"{path} is one of the {parts} files of a split model; name the first of them, whose name"
+                    f" ends in -00001-of-{parts:05}.gguf"
                 )
         return hash_open(opened, progress, cancelled), opened.size_bytes
 

@@ -7,6 +7,7 @@ that another process is fetching. A manifest always goes before its blob, so tha
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 from collections.abc import Iterator
@@ -50,33 +51,34 @@ def remove(store: ModelStore, name: str) -> Removed:
     known = lookup(name)
     if known is not None and not store.manifest_path(name).exists():
         name = known.name
-    digest = _digest(store, name)
-    has_part = digest is not None and store.partial_dir(digest).is_dir()
+    has_part = any(store.partial_dir(digest).is_dir() for digest in _digests(store, name))
     if not store.manifest_path(name).exists() and not has_part:
         raise StoreError(f"no model {name!r} is in the store at {store.home}; `inferd list` shows which are")
     with _held(store.name_lock(name), f"model {name!r}"):
-        digest = _digest(store, name)  # again: it could still change before
-        if digest is None:
+        freed, kept_for = 0, set[str]()
+        with contextlib.ExitStack() as locks:
+            digests = _digests(store, name)  # again: they could still change before
+            for digest in sorted(set(digests)):
+                locks.enter_context(_held(store.blob_lock(digest), f"the file of model {name!r}"))
             store.remove_manifest(name)
-            return Removed(name, 0)
-        with _held(store.blob_lock(digest), f"the file of model {name!r}"):
-            store.remove_manifest(name)
-            others = store.names_of(digest)
-            if others:
-                return Removed(name, 0, tuple(others))
-            return Removed(name, store.remove_blob(digest) + _discard(store.partial_dir(digest)))
+            for digest in set(digests):
+                if others := store.names_of(digest):
+                    kept_for |= set(others)
+                else:
+                    freed += store.remove_blob(digest) + _discard(store.partial_dir(digest))
+        return Removed(name, freed, tuple(sorted(kept_for)))
 
 
-def _digest(store: ModelStore, name: str) -> str | None:
-    """Which blob ``name`` means; ``None`` when its manifest cannot be read, which does not keep it there."""
+def _digests(store: ModelStore, name: str) -> tuple[str, ...]:
+    """Which blobs ``name`` means; none when its manifest cannot be read, which does not keep it there."""
     try:
         manifest = store.manifest(name)
     except StoreError:
-        return None
+        return ()
     if manifest is not None:
-        return manifest.sha256
+        return manifest.digests
     known = lookup(name)
-    return None if known is None else known.sha256
+    return () if known is None else (known.sha256,)
 
 
 def collect(store: ModelStore, *, quarantine: bool, dry_run: bool) -> Iterator[Rubbish]:

@@ -12,13 +12,14 @@ import os
 import stat
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from inferd import log
 from inferd.errors import BootCancelled, HashMismatch, ModelError, StoreError
 from inferd.progress import Progress
 from inferd.store.catalogue import CatalogueModel
+from inferd.store.gguf import part_names
 from inferd.store.models import ModelStore, Stamp, check_sha256, same_digest
 from inferd.store.runtime import Lock
 from inferd.store.source import REPORT_SECS
@@ -30,16 +31,25 @@ HASH_CHUNK_BYTES = 4 << 20  # hashed without the GIL; small enough to notice a c
 
 @dataclass(slots=True)
 class OpenModel:
-    """A model file, open for reading. ``path`` is to show, ``fd`` to load from; ``sha256`` if it is known."""
+    """A model file, open for reading. ``path`` is to show, ``fd`` to load from; ``sha256`` if it is known.
+    ``parts`` are the further files of a split model, in order."""
 
     path: Path
     fd: int
     name: str
     sha256: str | None
     size_bytes: int
+    parts: list[OpenModel] = field(default_factory=list)
+
+    @property
+    def fds(self) -> list[int]:
+        """The descriptors of all its files."""
+        return [self.fd, *(part.fd for part in self.parts)]
 
     def close(self) -> None:
         """Idempotent; a file that was mapped from the descriptor stays mapped."""
+        for part in self.parts:
+            part.close()
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
@@ -71,6 +81,8 @@ def open_blob(
             if not same_digest(model.sha256, actual):
                 raise _refuse_blob(store, model, opened, actual, progress, cancelled)
             store.write_stamp(model.sha256, found)
+        for part in model.parts:
+            opened.parts.append(open_blob(store, part, verify, progress, cancelled))
     except BaseException:
         opened.close()
         raise
@@ -84,7 +96,8 @@ def open_file(
     progress: Progress,
     cancelled: threading.Event,
 ) -> OpenModel:
-    """A model file outside the store, verified when ``sha256`` is given; it is never moved or changed.
+    """A model file outside the store, verified when ``sha256`` is given; it is never moved or changed. With
+    the first file of a split model the others are opened too; ``sha256`` is that of the first.
 
     Raises ModelError when it cannot be opened, HashMismatch, BootCancelled.
     """
@@ -104,6 +117,8 @@ def open_file(
                     f"the model file {path} has the sha256 {actual} and not {expected}; "
                     "check the file or the sha256 that was given"
                 )
+        for name in part_names(path.name)[1:]:
+            opened.parts.append(open_file(path.with_name(name), None, progress=progress, cancelled=cancelled))
     except BaseException:
         opened.close()
         raise

@@ -31,7 +31,15 @@ class Cancellation:
     def __exit__(self, *_: object) -> None: ...
 
 class Model:
-    def __init__(self, fd: int, *, path: str, n_gpu_layers: int, report: Callable[[float], bool]) -> None: ...
+    def __init__(
+        self,
+        fd: int,
+        *,
+        path: str,
+        n_gpu_layers: int,
+        report: Callable[[float], bool],
+        parts: Sequence[int] = (),
+    ) -> None: ...
     @property
     def n_ctx_train(self) -> int: ...
     @property

@@ -125,7 +125,7 @@ cdef cbool on_progress(float progress, void* data) noexcept nogil:
 
 
 cdef class Model:
-    """A model loaded from an open file.
+    """A model loaded from an open file; ``parts`` are the further files of a split model, in order.
 
     ``report(progress)`` is called with 0 to 1 while it loads and ends the load by returning false.
     Raises ``ModelError`` for a file that llama.cpp cannot load, ``BootCancelled`` when ended, and what ``report``
@@ -135,11 +135,14 @@ cdef class Model:
     cdef llama_model* model
     cdef const llama_vocab* vocab
 
-    def __cinit__(self, int fd, *, str path, int n_gpu_layers, report):
+    def __cinit__(self, int fd, *, str path, int n_gpu_layers, report, parts=()):
         cdef llama_model_params params = llama_model_default_params()
         cdef Loading loading
         cdef FILE* file
         cdef list raised = []
+        cdef vector[string] names
+        cdef vector[const char*] c_names
+        cdef size_t i
         loading.report = <void*>report
         loading.raised = <void*>raised
         loading.last = -1
@@ -147,13 +150,20 @@ cdef class Model:
         params.n_gpu_layers = n_gpu_layers
         params.progress_callback = on_progress
         params.progress_callback_user_data = &loading
-        file = fdopen(dup(fd), "rb")
-        if file == NULL:
-            raise ModelError(f"cannot read the model file {path}")
-        with nogil:
-            rewind(file)
-            self.model = llama_model_load_from_file_ptr(file, params)
-            fclose(file)
+        if parts:
+            names = [f"/dev/fd/{each}".encode() for each in (fd, *parts)]
+            for i in range(names.size()):
+                c_names.push_back(names[i].c_str())
+            with nogil:
+                self.model = llama_model_load_from_splits(c_names.data(), c_names.size(), params)
+        else:
+            file = fdopen(dup(fd), "rb")
+            if file == NULL:
+                raise ModelError(f"cannot read the model file {path}")
+            with nogil:
+                rewind(file)
+                self.model = llama_model_load_from_file_ptr(file, params)
+                fclose(file)
         if self.model == NULL:
             if raised:
                 raise raised[0]

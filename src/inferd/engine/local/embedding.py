@@ -149,7 +149,11 @@ class EmbeddingModel(Backend):
             )
         with loading(cancelled):
             model = _llama.Model(
-                config.fd, path=str(config.path), n_gpu_layers=config.n_gpu_layers, report=report
+                config.fd,
+                path=str(config.path),
+                n_gpu_layers=config.n_gpu_layers,
+                report=report,
+                parts=config.parts,
             )
             n_ctx = min(config.n_ctx, model.n_ctx_train)
             progress("kv_cache", {"n_ctx": n_ctx})

@@ -75,7 +75,8 @@ class LlamaCppConfig:
     """What to load and how to serve it.
 
     ``name`` is the config entry's, ``model`` the model's. ``fd`` is the open, verified file, which is what
-    gets loaded; ``path`` is only shown. ``n_ctx`` is the room of one request in tokens, ``n_parallel`` how
+    gets loaded, with the further ``parts`` of a split model;
+    ``path`` is only shown. ``n_ctx`` is the room of one request in tokens, ``n_parallel`` how
     many run at once. ``n_gpu_layers`` -1 is all; ``threads`` 0 lets the loop choose; ``flash_attention`` is
     ``auto``, ``on`` or ``off``. ``projector`` is the GGUF file that lets the model see or hear.
     ``chat_template`` replaces the model's own; empty for none.
@@ -85,6 +86,7 @@ class LlamaCppConfig:
     model: str
     path: Path
     fd: int
+    parts: tuple[int, ...] = ()
     n_ctx: int = 8192
     n_parallel: int = 4
     n_gpu_layers: int = -1
@@ -230,7 +232,11 @@ class LlamaCpp(Backend):
         preparing = preparing_threads(config.n_parallel)
         with _ended_on_error(preparing), loading(cancelled):
             model = _llama.Model(
-                config.fd, path=str(config.path), n_gpu_layers=config.n_gpu_layers, report=report
+                config.fd,
+                path=str(config.path),
+                n_gpu_layers=config.n_gpu_layers,
+                report=report,
+                parts=config.parts,
             )
             templates = preparing.submit(_llama.Templates, model, config.chat_template).result()
             projector = None

@@ -15,7 +15,10 @@ from inferd.progress import Progress
 
 
 def load_model(load: Load, fds: Sequence[int], progress: Progress) -> LlamaCpp | EmbeddingModel:
-    """Loads the model in ``fds``, its projector behind it; blocks. Raises ModelError."""
+    """Loads the model in ``fds``, the files of a split one in order, its projector behind it; blocks.
+
+    Raises ModelError.
+    """
     model_fd = fds[0]
     embeds = load.embed
     if embeds is None:
@@ -25,6 +28,7 @@ def load_model(load: Load, fds: Sequence[int], progress: Progress) -> LlamaCpp |
         model=load.model,
         path=Path(load.path),
         fd=model_fd,
+        parts=tuple(fds[1 : load.parts]),
         n_ctx=load.embed_n_ctx if embeds else load.n_ctx,
         n_parallel=load.n_parallel,
         n_gpu_layers=0 if load.force_backend == "cpu" else load.n_gpu_layers,
@@ -36,7 +40,7 @@ def load_model(load: Load, fds: Sequence[int], progress: Progress) -> LlamaCpp |
         kv_unified=load.kv_unified,
         cache_mib=load.cache_mib,
         chat_template=load.chat_template,
-        projector=Path(f"/dev/fd/{fds[1]}") if load.projector else None,
+        projector=Path(f"/dev/fd/{fds[load.parts]}") if load.projector else None,
     )
     found = accelerator_of(config, 0).kind
     if load.force_backend not in (None, found):

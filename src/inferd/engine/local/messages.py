@@ -28,7 +28,7 @@ from inferd.engine.backend import (
 from inferd.errors import BackendInternal, InferdError
 
 # From the daemon.
-LOAD = 1  # Load; descriptors: the model, then the projector
+LOAD = 1  # Load; descriptors: the files of the model, then the projector
 GENERATE = 2  # packed GenerateRequest
 EMBED = 3  # packed EmbedRequest
 RANK = 4  # packed RankRequest
@@ -84,10 +84,10 @@ class Load:
     lets the loop choose; ``flash_attention`` is ``auto``, ``on`` or ``off``. ``embed``: the model makes
     vectors or scores; ``None``: it does if its file says how to pool and ``vectors_wanted``.
     ``embed_pooling`` ``None`` is what the file says. ``force_backend`` is the kind of device that it has to
-    run on. ``projector`` says that the second descriptor is one. ``cache_mib`` bounds the memory of saved
-    prefixes. The daemon keeps files of states if ``files`` is set; one is written when there was no job for
-    ``file_after_ms``. ``cage`` is a profile of :mod:`inferd.engine.local.cage`. ``chat_template`` is Jinja in
-    the place of the model's own.
+    run on. ``parts`` is of how many files the model is, ``projector`` says that one more descriptor is one.
+    ``cache_mib`` bounds the memory of saved prefixes. The daemon keeps files of states if ``files`` is set; one
+    is written when there was no job for ``file_after_ms``. ``cage`` is a profile of
+    :mod:`inferd.engine.local.cage`. ``chat_template`` is Jinja in the place of the model's own.
     """
 
     name: str
@@ -106,6 +106,7 @@ class Load:
     cache_mib: int = 1024
     files: bool = False
     file_after_ms: int = 15_000
+    parts: int = 1
     projector: bool = False
     embed: bool | None = None
     vectors_wanted: bool = False
