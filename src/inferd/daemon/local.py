@@ -43,6 +43,8 @@ def load(
         elif entry.mmproj is not None:
             opened = verify.open_file(entry.mmproj, None, progress=progress, cancelled=cancelled)
             fds.append(held.enter_context(opened).fd)
+        elif model.projector is not None:
+            fds.append(model.projector.fd)
         wanted = Load(
             name=entry.name,
             model=model.name,
@@ -52,7 +54,7 @@ def load(
             n_gpu_layers=entry.n_gpu_layers,
             force_backend=settings.force_backend,
             parts=len(model.fds),
-            projector=entry.mmproj is not None,
+            projector=len(fds) > len(model.fds),
             embed=entry.embed,
             vectors_wanted=settings.embed or settings.rerank,
             embed_pooling=entry.embed_pooling,

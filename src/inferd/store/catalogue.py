@@ -15,8 +15,8 @@ from inferd.config.settings import DEFAULT_MODEL
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CatalogueModel:
-    """One model file, and the further ``parts`` of a split model. ``size_bytes`` is ``None`` only for a model
-    of a config file that does not say it."""
+    """One model file, and the further ``parts`` of a split model and its ``projector``. ``size_bytes`` is
+    ``None`` only for a model of a config file that does not say it."""
 
     name: str
     sha256: str
@@ -26,6 +26,12 @@ class CatalogueModel:
     description: str = ""
     aliases: tuple[str, ...] = ()
     parts: tuple[CatalogueModel, ...] = ()
+    projector: CatalogueModel | None = None
+
+    @property
+    def files(self) -> tuple[CatalogueModel, ...]:
+        """All its files, this one first."""
+        return (self, *self.parts, *(() if self.projector is None else (self.projector,)))
 
 
 _MODELS = (

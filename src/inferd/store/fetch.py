@@ -72,16 +72,18 @@ def resolve(store: ModelStore, spec: ModelSpec) -> CatalogueModel:
         size_bytes=manifest.size_bytes,
         license=manifest.license or "",
         sources=_sources_of(manifest.source),
-        parts=tuple(
-            CatalogueModel(
-                name=manifest.name,
-                sha256=part.sha256,
-                size_bytes=part.size_bytes,
-                license=manifest.license or "",
-                sources=_sources_of(part.source),
-            )
-            for part in manifest.parts
-        ),
+        parts=tuple(_further(manifest, part) for part in manifest.parts),
+        projector=None if manifest.projector is None else _further(manifest, manifest.projector),
+    )
+
+
+def _further(manifest: Manifest, part: Part) -> CatalogueModel:
+    return CatalogueModel(
+        name=manifest.name,
+        sha256=part.sha256,
+        size_bytes=part.size_bytes,
+        license=manifest.license or "",
+        sources=_sources_of(part.source),
     )
 
 
@@ -112,7 +114,7 @@ def ensure_model(
     path = store.blob_path(model.sha256)
     progress("checking_local", {"path": str(path)})
     size = store.blob_size(model.sha256)
-    whole = [(store.blob_size(part.sha256), part) for part in (model, *model.parts)]
+    whole = [(store.blob_size(part.sha256), part) for part in model.files]
     if not all(_fits(found, part) for found, part in whole):
         if not auto_pull:
             size, cut = next((found, part) for found, part in whole if not _fits(found, part))
@@ -135,8 +137,7 @@ def _is_listed(store: ModelStore, model: CatalogueModel) -> bool:
     """Whether the name has a usable manifest that means this blob."""
     with suppress(StoreError):
         manifest = store.manifest(model.name)
-        digests = (model.sha256, *(part.sha256 for part in model.parts))
-        return manifest is not None and manifest.digests == digests
+        return manifest is not None and manifest.digests == tuple(file.sha256 for file in model.files)
     return False
 
 
@@ -148,15 +149,15 @@ def _fetch(store: ModelStore, model: CatalogueModel, progress: Progress, cancell
         if not os.access(name_lock.parent, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
             raise PermissionError(errno.EACCES, "it is read-only")
     with Lock.wait(name_lock, cancelled, _waiting(store, model, name_lock, progress)):
-        brought = [_bring_blob(store, part, progress, cancelled) for part in (model, *model.parts)]
+        brought = [_bring_blob(store, file, progress, cancelled) for file in model.files]
         if not _is_listed(store, model):
-            parts = [
+            further = [
                 Part(
-                    blob=f"sha256:{part.sha256}",
-                    size_bytes=store.blob_size(part.sha256) or 0,
+                    blob=f"sha256:{file.sha256}",
+                    size_bytes=store.blob_size(file.sha256) or 0,
                     source=origin,
                 )
-                for part, origin in zip(model.parts, brought[1:], strict=True)
+                for file, origin in zip(model.files[1:], brought[1:], strict=True)
             ]
             manifest = Manifest(
                 name=model.name,
@@ -166,7 +167,8 @@ def _fetch(store: ModelStore, model: CatalogueModel, progress: Progress, cancell
                 source=brought[0],
                 produced_by=PRODUCER,
                 produced_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                parts=tuple(parts),
+                parts=tuple(further[: len(model.parts)]),
+                projector=further[-1] if model.projector is not None else None,
             )
             store.write_manifest(manifest)
 

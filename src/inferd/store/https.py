@@ -103,17 +103,12 @@ class Https(Source):
         if match is None or not text.isprintable() or {"", ".", ".."} & set(match["file"].split("/")):
             raise FetchError(f"it is not of the form {_FORM}")
         repo, file, revision = match["repo"], match["file"], match["revision"] or "main"
-        hub = os.environ.get("HF_ENDPOINT", "").rstrip("/") or HUB
-        if not hub.startswith("https://"):
-            raise FetchError(f"HF_ENDPOINT is {hub!r} and not an https address")
-        token = os.environ.get("HF_TOKEN", "").strip()
-        if not (token.isascii() and token.isprintable()):
-            raise FetchError("HF_TOKEN holds characters that no token has")
+        hub, headers = hub_access()
         return cls(
             f"hf:{repo}/{file}" + (f"@{match['revision']}" if match["revision"] else ""),
             f"{hub}/{repo}/resolve/{quote(revision, safe='')}/{quote(file)}",
             Provenance(registry="hf", repo=repo, revision=revision, filename=file),
-            {"Authorization": f"Bearer {token}"} if token else {},
+            headers,
         )
 
     def provenance(self) -> Provenance:
@@ -177,6 +172,17 @@ class Https(Source):
             raise FetchError(f"it has {size} bytes, but the model has {sink.expected}")
         sink.remember(etag, size if sink.expected is None else sink.expected)
         return None
+
+
+def hub_access() -> tuple[str, dict[str, str]]:
+    """The address of the hub, and the headers that it gets to know the user by. Raises FetchError."""
+    hub = os.environ.get("HF_ENDPOINT", "").rstrip("/") or HUB
+    if not hub.startswith("https://"):
+        raise FetchError(f"HF_ENDPOINT is {hub!r} and not an https address")
+    token = os.environ.get("HF_TOKEN", "").strip()
+    if not (token.isascii() and token.isprintable()):
+        raise FetchError("HF_TOKEN holds characters that no token has")
+    return hub, {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def whole_number(text: str) -> int | None:

@@ -95,7 +95,7 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
-    """A further file of a split model."""
+    """A further file of a split model, or its projector."""
 
     blob: str
     size_bytes: int
@@ -119,6 +119,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     produced_by: str = ""
     produced_at: str = ""
     parts: tuple[Part, ...] = ()
+    projector: Part | None = None
 
     @property
     def sha256(self) -> str:
@@ -128,11 +129,16 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def digests(self) -> tuple[str, ...]:
         """The digests of all its files."""
-        return (self.sha256, *(part.sha256 for part in self.parts))
+        return (self.sha256, *(part.sha256 for part in self.further))
+
+    @property
+    def further(self) -> tuple[Part, ...]:
+        """Its files but the first."""
+        return self.parts if self.projector is None else (*self.parts, self.projector)
 
     @property
     def whole_bytes(self) -> int:
-        return self.size_bytes + sum(part.size_bytes for part in self.parts)
+        return self.size_bytes + sum(part.size_bytes for part in self.further)
 
 
 class Stamp(msgspec.Struct, frozen=True, kw_only=True):

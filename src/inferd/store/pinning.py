@@ -8,25 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 import threading
-from collections.abc import Generator
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from inferd.errors import FetchError, ModelError, StoreError
 from inferd.progress import Progress
-from inferd.store import sources
+from inferd.store import hub, sources
 from inferd.store.catalogue import CatalogueModel, lookup
 from inferd.store.gguf import part_names, plain_name, read_card
-from inferd.store.https import Head, Https, Setback, attempt, persist, refused, whole_number
+from inferd.store.https import Https
 from inferd.store.models import ModelStore, check_name, check_sha256, same_digest
 from inferd.store.source import Source
 from inferd.store.sources import LocalFile
 from inferd.store.verify import hash_open, open_file
 
 _MAGIC = b"GGUF"
-_DIGEST_HEADER = "X-Linked-Etag"
 
 
 def pin(
@@ -44,6 +41,8 @@ def pin(
     Raises StoreError when the name means something else already or the file cannot be pinned, FetchError when
     the source cannot be asked, ModelError when it is a file that is no GGUF, BootCancelled.
     """
+    if hub.is_repository(text):
+        return _pin_repository(store, text, name, sha256, license, progress, cancelled)
     try:
         source = sources.parse(text)
     except FetchError as error:
@@ -61,7 +60,7 @@ def pin(
     elif expected is not None:
         digest = expected
     elif isinstance(source, Https) and source.origin.registry == "hf":
-        source, digest, size = _ask_hub(source, cancelled)
+        source, digest, size = hub.digest_of(source, cancelled)
         text = source.origin.text
     else:
         raise StoreError(
@@ -79,6 +78,35 @@ def pin(
     return dataclasses.replace(model, parts=tuple(parts))
 
 
+def _pin_repository(
+    store: ModelStore,
+    text: str,
+    name: str | None,
+    sha256: str | None,
+    license: str,
+    progress: Progress,
+    cancelled: threading.Event,
+) -> CatalogueModel:
+    """The model of a repository of the hub, with its projector."""
+    chosen = hub.choose(text, cancelled)
+    license = license or chosen.license
+    model = pin(
+        store,
+        chosen.source,
+        name=name,
+        sha256=sha256,
+        license=license,
+        progress=progress,
+        cancelled=cancelled,
+    )
+    if chosen.projector is None:
+        return model
+    source, digest, size = hub.digest_of(Https.of_hub(chosen.projector.removeprefix("hf:")), cancelled)
+    text = source.origin.text
+    projector = dataclasses.replace(model, sha256=digest, size_bytes=size, sources=(text,), parts=())
+    return dataclasses.replace(model, projector=projector)
+
+
 def _pin_part(
     model: CatalogueModel, first: Source, name: str, progress: Progress, cancelled: threading.Event
 ) -> CatalogueModel:
@@ -91,7 +119,9 @@ def _pin_part(
     elif isinstance(first, Https) and first.origin.registry == "hf":
         origin = first.origin
         beside = PurePosixPath(origin.filename).with_name(name)
-        source, digest, size = _ask_hub(Https.of_hub(f"{origin.repo}/{beside}@{origin.revision}"), cancelled)
+        source, digest, size = hub.digest_of(
+            Https.of_hub(f"{origin.repo}/{beside}@{origin.revision}"), cancelled
+        )
         text = source.origin.text
     else:
         raise StoreError(
@@ -132,34 +162,3 @@ def _look_at(
                     f" ends in -00001-of-{parts:05}.gguf"
                 )
         return hash_open(opened, progress, cancelled), opened.size_bytes
-
-
-def _ask_hub(source: Https, cancelled: threading.Event) -> tuple[Https, str, int | None]:
-    """The source at the commit that its revision means now, and the sha256 and size that the hub tells."""
-    heads: list[Head] = []
-
-    def take(parts: Generator[Head | bytes]) -> Setback | None:
-        for head in parts:
-            if isinstance(head, Head):
-                heads.append(head)
-                told = _DIGEST_HEADER in head.headers or head.status == 200
-                return None if told else refused(head)
-        return Setback("the hub gives no answer")
-
-    try:
-        persist(
-            lambda: attempt("HEAD", source.location, source.headers, cancelled, take, stop_at=_DIGEST_HEADER),
-            cancelled,
-            lambda *_: None,
-            lambda: 0,
-        )
-    except FetchError as error:
-        raise FetchError(f"cannot ask for {source.url}: {error}") from error
-    headers = heads[-1].headers
-    digest = re.fullmatch(r'"([0-9a-f]{64})"', headers.get(_DIGEST_HEADER, ""))
-    if digest is None:
-        raise FetchError(f"the hub tells no sha256 of {source.url}; give it with --sha256")
-    commit = headers.get("X-Repo-Commit", "")
-    if re.fullmatch(r"[0-9a-f]{40}", commit):
-        source = Https.of_hub(f"{source.origin.repo}/{source.origin.filename}@{commit}")
-    return source, digest[1], whole_number(headers.get("X-Linked-Size", ""))

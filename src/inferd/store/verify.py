@@ -32,7 +32,7 @@ HASH_CHUNK_BYTES = 4 << 20  # hashed without the GIL; small enough to notice a c
 @dataclass(slots=True)
 class OpenModel:
     """A model file, open for reading. ``path`` is to show, ``fd`` to load from; ``sha256`` if it is known.
-    ``parts`` are the further files of a split model, in order."""
+    ``parts`` are the further files of a split model, in order, ``projector`` lets it see or hear."""
 
     path: Path
     fd: int
@@ -40,16 +40,19 @@ class OpenModel:
     sha256: str | None
     size_bytes: int
     parts: list[OpenModel] = field(default_factory=list)
+    projector: OpenModel | None = None
 
     @property
     def fds(self) -> list[int]:
-        """The descriptors of all its files."""
+        """The descriptors of its files, without the projector's."""
         return [self.fd, *(part.fd for part in self.parts)]
 
     def close(self) -> None:
         """Idempotent; a file that was mapped from the descriptor stays mapped."""
         for part in self.parts:
             part.close()
+        if self.projector is not None:
+            self.projector.close()
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
@@ -83,6 +86,8 @@ def open_blob(
             store.write_stamp(model.sha256, found)
         for part in model.parts:
             opened.parts.append(open_blob(store, part, verify, progress, cancelled))
+        if model.projector is not None:
+            opened.projector = open_blob(store, model.projector, verify, progress, cancelled)
     except BaseException:
         opened.close()
         raise
