@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from inferd.store.catalogue import CatalogueModel
     from inferd.store.models import ModelStore
     from inferd.store.verify import OpenModel
+
+PROGRAMS = ("ollama", "hub", "lmstudio")
 
 Show = Callable[[str, dict[str, object]], None]
 T = TypeVar("T")
@@ -114,20 +117,69 @@ def pull_command(model: str, name: str | None, sha256: str | None, licence: str)
 
 
 @click.command("import")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("names", metavar="FILE|[NAME]...", nargs=-1)
+@click.option(
+    "--from",
+    "program",
+    type=click.Choice(PROGRAMS),
+    help="Take models of Ollama, of the Hugging Face hub's cache, or of LM Studio, without a copy where both"
+    " are on one file system; without a NAME they are listed.",
+)
+@click.option(
+    "--path", type=click.Path(path_type=Path), metavar="DIR", help="Where that program keeps its models."
+)
+@click.option("--all", "all_", is_flag=True, help="Take all of that program's models.")
 @_NAME
 @_LICENSE
-def import_command(file: Path, name: str | None, licence: str) -> None:
-    """Copy the GGUF FILE into the store."""
+def import_command(
+    names: tuple[str, ...], program: str | None, path: Path | None, all_: bool, name: str | None, licence: str
+) -> None:
+    """Copy the GGUF FILE into the store, or take models of another program.
+
+    Of a split model, FILE is the first file.
+    """
+    if program is not None:
+        _import_from(program, path, names, all_, name)
+        return
+    if len(names) != 1 or path or all_:
+        raise click.UsageError("give one FILE, or --from with the models to take")
     from inferd.store.pinning import pin
 
     store = open_store()
 
     def find(show: Show, cancelled: threading.Event) -> CatalogueModel:
-        source = f"file:{file.absolute()}"
+        source = f"file:{Path(names[0]).absolute()}"
         return pin(store, source, name=name, sha256=None, license=licence, progress=show, cancelled=cancelled)
 
     _bring(store, find, again=False)
+
+
+def _import_from(
+    program: str, path: Path | None, names: tuple[str, ...], all_: bool, name: str | None
+) -> None:
+    from inferd.store import foreign
+    from inferd.store.pinning import pin_foreign
+
+    there = foreign.find(program, path or foreign.home_of(program, os.environ))
+    if not names and not all_:
+        for line in aligned([("name", "size"), *((each.name, _size(each.size_bytes)) for each in there)]):
+            say(line)
+        return
+    wanted = [each for each in there if all_ or each.name in names]
+    missing = set(names) - {each.name for each in there}
+    if missing:
+        raise StoreError(
+            f"{program} has no model {min(missing)!r}; `inferd import --from {program}` lists them"
+        )
+    if name is not None and len(wanted) != 1:
+        raise click.UsageError("--name is for one model")
+    store = open_store()
+    for model in wanted:
+
+        def find(show: Show, cancelled: threading.Event, model: foreign.Foreign = model) -> CatalogueModel:
+            return pin_foreign(store, model, name=name or model.name, progress=show, cancelled=cancelled)
+
+        _bring(store, find, again=False)
 
 
 @click.command("rm")

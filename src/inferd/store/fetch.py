@@ -40,7 +40,8 @@ from inferd.store.models import (
 from inferd.store.partial import Sink, check_room, largest_file, read_mark
 from inferd.store.runtime import Lock, holder
 from inferd.store.source import Reporter, Source
-from inferd.store.verify import OpenModel, open_blob, set_aside
+from inferd.store.sources import LocalFile
+from inferd.store.verify import OpenModel, hash_open, open_blob, open_file, set_aside
 
 _log = log.get("store")
 
@@ -222,7 +223,9 @@ def _download(
         try:
             source = sources.parse(text)
             _log.info("fetch_started", model=model.name, source=source.url)
-            _bring(store, model, source, progress, cancelled)
+            path = source.path if isinstance(source, LocalFile) and source.link else None
+            if path is None or not _link(store, model, path, progress, cancelled):
+                _bring(store, model, source, progress, cancelled)
         except HashMismatch:
             raise
         except FetchError as error:
@@ -232,6 +235,48 @@ def _download(
             _log.info("fetch_done", model=model.name, source=source.url)
             return source.provenance()
     raise FetchError(f"model {model.name!r} could not be fetched from {'; from '.join(failures)}")
+
+
+def _link(
+    store: ModelStore,
+    model: CatalogueModel,
+    path: Path,
+    progress: Progress,
+    cancelled: threading.Event,
+) -> bool:
+    """Gives the file of another program a second name in the store; False where only a copy can be made.
+
+    What is verified is the file under its new name. Raises HashMismatch, and leaves the file as it is.
+    """
+    partial = store.partial_dir(model.sha256)
+    # Never data.tmp, to which a download would write: that is the other program's file.
+    scratch = partial / "scratch"
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        with store.writing():
+            make_dirs(partial)
+            scratch.mkdir(mode=0o700)
+        linked = scratch / "data"
+        try:
+            os.link(os.path.realpath(path), linked)
+        except OSError as error:
+            _log.info("link_refused", model=model.name, path=path, reason=error)
+            return False
+        with open_file(linked, None, progress=progress, cancelled=cancelled) as opened:
+            found = os.fstat(opened.fd)
+            actual = hash_open(opened, progress, cancelled)
+            if not same_digest(model.sha256, actual):
+                raise HashMismatch(
+                    f"{path} has the sha256 {actual} and not {model.sha256}: it is damaged, or not what its"
+                    " program says; have that program fetch it again"
+                )
+        store.install(model.sha256, linked)
+        store.write_stamp(model.sha256, found)
+        return True
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        with suppress(OSError):
+            partial.rmdir()
 
 
 def _bring(

@@ -244,7 +244,11 @@ class ModelStore:
         path = self.manifest_path(manifest.name)
         with self.writing():
             make_dirs(path.parent)
-            write_whole(path, msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+            fields = msgspec.to_builtins(manifest)
+            for further in ("parts", "projector"):  # only where there are any, as other tools know the format
+                if not fields[further]:
+                    del fields[further]
+            write_whole(path, msgspec.json.format(msgspec.json.encode(fields), indent=2) + b"\n")
 
     def remove_manifest(self, name: str) -> None:
         """Forget ``name`` durably. Its lock is held by the caller, and nothing has to be there."""

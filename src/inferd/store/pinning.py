@@ -16,12 +16,13 @@ from inferd.errors import FetchError, ModelError, StoreError
 from inferd.progress import Progress
 from inferd.store import hub, sources
 from inferd.store.catalogue import CatalogueModel, lookup
+from inferd.store.foreign import Foreign, told_digest
 from inferd.store.gguf import part_names, plain_name, read_card
 from inferd.store.https import Https
 from inferd.store.models import ModelStore, check_name, check_sha256, same_digest
 from inferd.store.source import Source
 from inferd.store.sources import LocalFile
-from inferd.store.verify import hash_open, open_file
+from inferd.store.verify import OpenModel, hash_open, open_file
 
 _MAGIC = b"GGUF"
 
@@ -107,6 +108,32 @@ def _pin_repository(
     return dataclasses.replace(model, projector=projector)
 
 
+def pin_foreign(
+    store: ModelStore, model: Foreign, *, name: str, progress: Progress, cancelled: threading.Event
+) -> CatalogueModel:
+    """The model of another program, called ``name``; a file whose hash it does not tell is hashed.
+
+    Raises as :func:`pin`.
+    """
+
+    def file(path: Path, digest: str | None) -> CatalogueModel:
+        if digest is None:
+            digest, _ = _look_at(path, progress, cancelled, first=False)
+        else:
+            with open_file(path, None, progress=progress, cancelled=cancelled) as opened:
+                _check_magic(opened)
+        size = path.stat().st_size
+        return CatalogueModel(
+            name=called, sha256=digest, size_bytes=size, license="", sources=(f"link:{path}",)
+        )
+
+    called = check_name(name)
+    first, *parts = map(file, model.files, model.digests)
+    _check_free(store, called, first.sha256)
+    projector = None if model.projector is None else file(model.projector, told_digest(model.projector))
+    return dataclasses.replace(first, parts=tuple(parts), projector=projector)
+
+
 def _pin_part(
     model: CatalogueModel, first: Source, name: str, progress: Progress, cancelled: threading.Event
 ) -> CatalogueModel:
@@ -149,12 +176,7 @@ def _look_at(
 ) -> tuple[str, int]:
     """sha256 and size of a model file of this machine; ``first``: it begins a model."""
     with open_file(path, None, progress=progress, cancelled=cancelled) as opened:
-        try:
-            magic = os.pread(opened.fd, len(_MAGIC), 0)
-        except OSError as error:
-            raise ModelError(f"cannot read the model file {path}: {error.strerror}") from error
-        if magic != _MAGIC:
-            raise ModelError(f"{path} is not a GGUF file; convert the model to GGUF first")
+        _check_magic(opened)
         with suppress(ModelError):  # a header that only llama.cpp can read is its business
             if first and (parts := read_card(opened.fd, path).parts) > 1 and len(opened.parts) != parts - 1:
                 raise StoreError(
@@ -162,3 +184,12 @@ def _look_at(
                     f" ends in -00001-of-{parts:05}.gguf"
                 )
         return hash_open(opened, progress, cancelled), opened.size_bytes
+
+
+def _check_magic(opened: OpenModel) -> None:
+    try:
+        magic = os.pread(opened.fd, len(_MAGIC), 0)
+    except OSError as error:
+        raise ModelError(f"cannot read the model file {opened.path}: {error.strerror}") from error
+    if magic != _MAGIC:
+        raise ModelError(f"{opened.path} is not a GGUF file; convert the model to GGUF first")

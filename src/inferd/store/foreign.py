@@ -1,0 +1,135 @@
+"""Models that other programs keep on this machine: Ollama, the Hugging Face hub's cache, LM Studio.
+
+:func:`find` lists them; nothing is written. Their content is verified when it is brought into the store.
+Where both are on one file system the store gets a link to the same file, so that nothing is copied and the
+model stays when the other program deletes it. A file that the other program changes later no longer has the
+hash of its blob, and is then refused as any damaged one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from inferd.errors import StoreError
+from inferd.store.gguf import part_names, plain_name
+from inferd.store.models import MAX_MANIFEST_BYTES, UNREADABLE
+
+_OLLAMA_MODEL = "application/vnd.ollama.image.model"
+_OLLAMA_PROJECTOR = "application/vnd.ollama.image.projector"
+_DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
+_NAMED_BY_DIGEST = re.compile(r"(?:sha256-)?([0-9a-f]{64})")
+_UNFIT = re.compile(r"[^\w.+:@-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """A model of another program: its files in order, their hashes where the program tells them, and its
+    projector."""
+
+    name: str
+    files: tuple[Path, ...]
+    digests: tuple[str | None, ...]
+    projector: Path | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.files)
+
+
+class _Layer(msgspec.Struct):
+    digest: str
+    mediaType: str = ""
+
+
+class _OllamaManifest(msgspec.Struct):
+    layers: list[_Layer]
+
+
+def home_of(program: str, env: Mapping[str, str]) -> Path:
+    """Where a program keeps its models."""
+    home = Path(env.get("HOME") or Path.home())
+    if program == "ollama":
+        return Path(env.get("OLLAMA_MODELS") or home / ".ollama" / "models")
+    if program == "hub":
+        cache = Path(env.get("XDG_CACHE_HOME") or home / ".cache")
+        return Path(env.get("HF_HUB_CACHE") or Path(env.get("HF_HOME") or cache / "huggingface") / "hub")
+    older = home / ".cache" / "lm-studio" / "models"
+    return older if older.is_dir() else home / ".lmstudio" / "models"
+
+
+def find(program: str, home: Path) -> list[Foreign]:
+    """The GGUF models in the folder of a program, by name. Raises StoreError where that is not there."""
+    if not home.is_dir():
+        raise StoreError(f"there is no folder {home}; name that of {program} with --path")
+    finders = {"ollama": _ollama, "hub": _hub, "lmstudio": _lm_studio}
+    return sorted(finders[program](home), key=lambda model: model.name)
+
+
+def _ollama(home: Path) -> Iterator[Foreign]:
+    """``manifests/HOST/NAMESPACE/MODEL/TAG`` name the blobs in ``blobs/sha256-HEX``."""
+    for path in (home / "manifests").glob("*/*/*/*"):
+        with suppress(OSError, *UNREADABLE):
+            with path.open("rb") as file:
+                manifest = msgspec.json.decode(file.read(MAX_MANIFEST_BYTES), type=_OllamaManifest)
+            blobs = {kind: _ollama_blobs(home, manifest, kind) for kind in (_OLLAMA_MODEL, _OLLAMA_PROJECTOR)}
+            models, projectors = blobs[_OLLAMA_MODEL], blobs[_OLLAMA_PROJECTOR]
+            if len(models) == 1:
+                digest, blob = models[0]
+                tag = "" if path.name == "latest" else f":{path.name}"
+                projector = projectors[0][1] if projectors else None
+                yield Foreign(_fit(path.parent.name + tag), (blob,), (digest,), projector)
+
+
+def _ollama_blobs(home: Path, manifest: _OllamaManifest, kind: str) -> list[tuple[str, Path]]:
+    found = []
+    for layer in manifest.layers:
+        match = _DIGEST.fullmatch(layer.digest)
+        if layer.mediaType == kind and match is not None:
+            blob = home / "blobs" / f"sha256-{match[1]}"
+            if blob.is_file():
+                found.append((match[1], blob))
+    return found
+
+
+def _hub(home: Path) -> Iterator[Foreign]:
+    """``models--ORG--REPO/snapshots/COMMIT/FILE`` point to ``blobs/SHA256``."""
+    for snapshot in home.glob("models--*/snapshots/*"):
+        yield from _in_folder(snapshot)
+
+
+def _lm_studio(home: Path) -> Iterator[Foreign]:
+    """``ORG/REPO/FILE``."""
+    for folder in home.glob("*/*"):
+        yield from _in_folder(folder)
+
+
+def _in_folder(folder: Path) -> Iterator[Foreign]:
+    """The models of one repository, and the projector beside them."""
+    names = sorted(path for path in folder.rglob("*.gguf") if path.is_file())
+    projectors = [path for path in names if path.name.lower().startswith("mmproj")]
+    for path in names:
+        parts = part_names(path.name)
+        if path in projectors or (not parts and plain_name(path.name) != path.name.removesuffix(".gguf")):
+            continue
+        files = tuple(path.with_name(name) for name in parts or [path.name])
+        if all(file.is_file() for file in files):
+            projector = projectors[0] if projectors else None
+            yield Foreign(_fit(plain_name(path.name)), files, tuple(map(told_digest, files)), projector)
+
+
+def told_digest(path: Path) -> str | None:
+    """The hash that the hub's cache, or Ollama, names a file by."""
+    match = _NAMED_BY_DIGEST.fullmatch(Path(os.path.realpath(path)).name)
+    return None if match is None else match[1]
+
+
+def _fit(name: str) -> str:
+    """``name`` as it can be one of the store."""
+    return _UNFIT.sub("-", name).strip(".-") or "model"
