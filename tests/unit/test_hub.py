@@ -113,7 +113,7 @@ def test_a_list_that_is_none_is_refused(server: TlsServer, body: bytes) -> None:
 async def test_a_split_model_and_its_projector_come_as_one(
     server: TlsServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first = write_llama(tmp_path / "see-Q8_0.gguf", split_tensors=6)
+    first = write_llama(tmp_path / "see-Q8_0.gguf", files=3)
     paths = [first.with_name(name) for name in part_names(first.name)]
     paths.append(write_vision_projector(tmp_path / "mmproj-F16.gguf", WIDTH))
     files = {path.name: path.read_bytes() for path in paths}

@@ -85,8 +85,8 @@ class Load:
     vectors or scores; ``None``: it does if its file says how to pool and ``vectors_wanted``.
     ``embed_pooling`` ``None`` is what the file says. ``force_backend`` is the kind of device that it has to
     run on. ``parts`` is of how many files the model is, ``projector`` says that one more descriptor is one.
-    ``cache_mib`` bounds the memory of saved prefixes. The daemon keeps files of states if ``files`` is set; one
-    is written when there was no job for ``file_after_ms``. ``cage`` is a profile of
+    ``cache_mib`` bounds the memory of saved prefixes. The daemon keeps files of states if ``files`` is set;
+    one is written when there was no job for ``file_after_ms``. ``cage`` is a profile of
     :mod:`inferd.engine.local.cage`. ``chat_template`` is Jinja in the place of the model's own.
     """
 
