@@ -59,6 +59,19 @@ def test_run_with_the_default_model(real: Shell, tmp_path: Path) -> None:
     assert "512" in too_long.stderr
 
 
+def test_bench_measures_the_model(real: Shell) -> None:
+    measured = real("bench", "--rounds", "1", "--tokens", "4", "--streams", "2", "--json")
+    assert measured.returncode == 0, measured.stderr
+    found = json.loads(measured.stdout)
+    assert found["model"] == "smollm2-135m-instruct"
+    assert 100 < found["long_tokens"] <= 512
+    assert found["long_cached"] == found["long_tokens"] - 2
+    assert 0 < found["long_again"] < found["long_first"]
+    assert 0 < found["short_first"] < found["long_first"]
+    assert [each["count"] for each in found["streams"]] == [1, 2]
+    assert all(each["together"] >= each["slowest"] > 0 for each in found["streams"])
+
+
 def test_pull_verifies_what_is_there(models_home: Path, short_dir: Path) -> None:
     user = Shell(short_dir, MODELS_HOME=str(models_home))
     done = user("pull", "smollm2-135m-instruct")

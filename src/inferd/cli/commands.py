@@ -35,6 +35,7 @@ COMMANDS = {
     "rm": "models",
     "gc": "models",
     "cache": "cache",
+    "bench": "bench",
     "config": "config",
     "doctor": "doctor",
     "service": "service",
