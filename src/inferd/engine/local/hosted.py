@@ -62,8 +62,8 @@ BACK_OFF_SECS = (0.0, 1.0, 5.0, 30.0)
 HEALTHY_SECS = 10.0
 """A process that has served for so long has started well; the next pause is the first again."""
 LOOP_DEATHS, LOOP_SECS = 3, 60.0
-CANCEL_GRACE_SECS = 1.0
-"""How long a cancelled request waits for the end that its process makes."""
+CANCEL_GRACE_SECS = 0.25
+"""How long a cancelled request waits for its end from the process; a deadline is late by that at most."""
 
 T = TypeVar("T")
 

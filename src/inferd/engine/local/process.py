@@ -57,7 +57,7 @@ class Patience:
     """Seconds without a sign of life: after ``slow_secs`` it is said, after ``hang_secs`` the process is
     killed. A step of the loop may take ``predicted_factor`` times its predicted time, if that is longer."""
 
-    slow_secs: float = 10.0
+    slow_secs: float = 8.0
     hang_secs: float = 30.0
     predicted_factor: float = 20.0
 

@@ -1,0 +1,122 @@
+"""What a flood, and readers that do not read, leave to one honest client of another process.
+
+``python -m bench.bars.fairness --model FILE.gguf`` has a process with 60 connections send a request on each,
+and the next one a millisecond after each answer or refusal, for ``--secs`` seconds, while one request is
+served at a time. The honest client, which has one connection, has to get a quarter of the answers. Then, on
+the mock, four clients ask for long answers that they do not read; an honest request may take twice its time
+alone. Ends with 1 when either fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from multiprocessing.sharedctypes import Synchronized
+from multiprocessing.synchronize import Event
+from pathlib import Path
+
+from tests.daemon_process import DaemonProcess, Wire
+
+CONNECTIONS = 60
+READERS = 4
+TOKENS = 4
+REST_SECS = 1.5  # after one, a client that does not read gives its place to others
+
+
+def ask(tokens: int = TOKENS, name: str = "q") -> bytes:
+    message = {"role": "user", "content": "Write the numbers from one to a thousand."}
+    return json.dumps({"id": name, "messages": [message], "max_tokens": tokens}).encode() + b"\n"
+
+
+def flood(address: Path, answered: Synchronized[int], over: Event) -> None:
+    """60 connections, each a thread that repeats its request at once."""
+
+    def repeat() -> None:
+        with Wire(address) as wire:
+            while not over.is_set():
+                wire.send(ask())
+                if list(wire.frames())[-1]["type"] == "done":
+                    with answered.get_lock():
+                        answered.value += 1
+                time.sleep(0.001)
+
+    threads = [threading.Thread(target=repeat) for _ in range(CONNECTIONS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def share(process: DaemonProcess, secs: float) -> tuple[int, int, int]:
+    """Answers of the flood, of the honest client, and its refusals."""
+    answered, over = multiprocessing.Value("i", 0), multiprocessing.Event()
+    other = multiprocessing.Process(target=flood, args=(process.uds, answered, over))
+    other.start()
+    while not answered.value:
+        time.sleep(0.01)
+    own = refused = 0
+    with process.connect() as wire:
+        before, end = answered.value, time.monotonic() + secs
+        while time.monotonic() < end:
+            wire.send(ask())
+            done = list(wire.frames())[-1]["type"] == "done"
+            own += done
+            refused += not done
+        theirs = answered.value - before
+    over.set()
+    other.join()
+    return theirs, own, refused
+
+
+def beside_readers(directory: Path) -> tuple[float, float, float]:
+    """The time of an honest request in milliseconds: alone, and the first and the median of the next beside
+    four readers that do not read."""
+    process = DaemonProcess(directory, {"active_permits": READERS}, {"tape": ["word "], "repeat": 3000})
+    process.wait_ready()
+    with process.connect() as wire, contextlib.ExitStack() as held:
+        alone = [honest_ms(wire) for _ in range(50)]
+        for _ in range(READERS):
+            reader = held.enter_context(process.connect())
+            reader.send(ask(3000, "x" * 1024))  # the id stands in each frame and fills every buffer
+        time.sleep(REST_SECS)
+        beside = [honest_ms(wire) for _ in range(50)]
+    process.end()
+    return statistics.median(alone), beside[0], statistics.median(beside)
+
+
+def honest_ms(wire: Wire) -> float:
+    begun = time.perf_counter()
+    wire.send(ask())
+    assert list(wire.frames())[-1]["type"] == "done"
+    return (time.perf_counter() - begun) * 1e3
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--secs", type=float, default=20.0)
+    options = parser.parse_args()
+    settings = {"backend": "llamacpp", "model_path": options.model, "n_ctx": 2048, "active_permits": 1}
+    with tempfile.TemporaryDirectory(prefix="i", dir="/tmp") as directory:
+        alone, first, beside = beside_readers(Path(directory) / "1")
+        process = DaemonProcess(Path(directory) / "0", settings, {}).wait_ready()
+        theirs, own, refused = share(process, options.secs)
+        process.end()
+    part = own / (own + theirs)
+    sys.stdout.write(
+        f"a request takes {alone:.2f} ms alone; beside {READERS} readers that do not read the first takes "
+        f"{first:.2f} ms, since it ends one of them, and the next {beside:.2f} ms\n"
+        f"beside {CONNECTIONS} connections: {own} answers of {own + theirs} ({part:.0%}), {refused} refused\n"
+    )
+    return int(beside > 2 * alone or part < 0.25)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
