@@ -21,7 +21,7 @@ TIME = Tool("time", "", '{"type":"object"}')
 
 def body(**fields: Any) -> dict[str, Any]:
     request = generate_request(**{"typed": True, **fields})
-    made: dict[str, Any] = orjson.loads(openai_request.chat("m", request))
+    made: dict[str, Any] = orjson.loads(openai_request.chat("m", request, top_k=True))
     return made
 
 
@@ -56,6 +56,11 @@ def test_what_was_given_is() -> None:
         "grammar": 'root ::= "a"',
     }
     assert body(**given, stop=("x", "y")) == {**BARE, **given, "stop": ["x", "y"]}
+
+
+def test_top_k_is_for_servers_that_know_it() -> None:
+    request = generate_request(typed=True, top_k=5)
+    assert orjson.loads(openai_request.chat("m", request)) == BARE
 
 
 def test_schemas_are_strict() -> None:

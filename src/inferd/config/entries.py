@@ -75,7 +75,7 @@ class OpenAICompatEntry:
     """A server that speaks the OpenAI API below ``base_url``, which has no path ``/v1`` of its own.
 
     ``embed`` and ``rerank``: whether the server does that; ``None`` is as the settings of the same name ask.
-    ``timeout_secs`` is the longest silence.
+    ``top_k``: whether the server knows that setting. ``timeout_secs`` is the longest silence.
     """
 
     kind: ClassVar[str] = "openai-compat"
@@ -86,6 +86,7 @@ class OpenAICompatEntry:
     timeout_secs: float = 300.0
     embed: bool | None = None
     rerank: bool | None = None
+    top_k: bool = False
     serves: str | None = None
     max_requests: int = MAX_REQUESTS
 

@@ -114,6 +114,9 @@ BACKEND_KEYS: dict[str, tuple[Key, ...]] = {
         ),
         Key("embed", Boolean(), "The server makes embeddings; as the option `embed` says when absent."),
         Key("rerank", Boolean(), "The server ranks documents; as the option `rerank` says when absent."),
+        Key(
+            "top_k", Boolean(), "The server knows `top_k`, which OpenAI refuses; it is not sent when absent."
+        ),
         _SERVES,
         _MAX_REQUESTS,
     ),

@@ -7,6 +7,7 @@ odd in the ways that such servers are known for; what cannot be understood is it
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 from array import array
 from collections.abc import AsyncGenerator
@@ -102,6 +103,7 @@ class OpenAICompat(Backend):
         self.name = entry.name
         self.model = entry.model
         self._base_url = entry.base_url
+        self._top_k = entry.top_k
         self._upstream = Upstream(entry.base_url, entry.timeout_secs)
         self._headers = {"content-type": "application/json"}
         if entry.api_key is not None:
@@ -147,10 +149,11 @@ class OpenAICompat(Backend):
         return RemoteStream(self._answer(request), self._running)
 
     async def _answer(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+        make = functools.partial(openai_request.chat, top_k=self._top_k)
         if pictures.are_large(request.messages):
-            body = await asyncio.to_thread(openai_request.chat, self.model, request)
+            body = await asyncio.to_thread(make, self.model, request)
         else:
-            body = openai_request.chat(self.model, request)
+            body = make(self.model, request)
         required = request.tool_choice == "required" or bool(request.tool_name)
         answer = Answer(self._upstream.host, tool_required=required)
         try:

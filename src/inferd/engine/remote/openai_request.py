@@ -21,8 +21,8 @@ _TEXT_MAX_TOKENS = 1000
 _NEUTRAL = {"min_p": 0.0, "repeat_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 
 
-def chat(model: str, request: GenerateRequest) -> bytes:
-    """The body of the request to the server."""
+def chat(model: str, request: GenerateRequest, *, top_k: bool = False) -> bytes:
+    """The body of the request to the server, with ``top_k`` if it knows that."""
     body: dict[str, Any] = {
         "model": model,
         "messages": [_message(message) for message in request.messages],
@@ -38,6 +38,8 @@ def chat(model: str, request: GenerateRequest) -> bytes:
         "stop": list(request.stop) or None,
         "grammar": request.grammar or None,
     }
+    if not top_k:
+        given["top_k"] = None
     body.update((key, value) for key, value in given.items() if value is not None)
     if request.json_schema:
         body["response_format"] = _format(request.json_schema)
