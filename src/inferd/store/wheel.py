@@ -43,6 +43,8 @@ _PIP = (
     *("-m", "pip", "download", "--requirement", "requirements.txt", "--dest", "wheel"),
     *("--no-deps", "--only-binary=:all:", "--no-cache-dir"),
     *("--quiet", "--no-input", "--disable-pip-version-check", "--progress-bar=off"),
+    # pip's own five take a quarter of a minute to say that there is no network.
+    "--retries=2",
 )
 
 
