@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from inferd.config import paths
+from inferd.cli.chat import Chat
+from inferd.cli.options import Target
+from inferd.config import paths, sources
 from tests.daemon_process import DaemonProcess
 from tests.demo_model import demo_model
 from tests.shell import PATIENCE_SECS, Shell
@@ -138,3 +140,24 @@ def test_a_required_tool_call_of_the_default_model(short_dir: Path, tmp_path: Pa
         assert isinstance(call["input"]["city"], str)
     finally:
         assert user("stop").returncode == 0
+
+
+def test_a_chat_shows_a_picture(daemon: Callable[..., DaemonProcess], tmp_path: Path) -> None:
+    process = daemon().wait_ready()
+    (tmp_path / "a.png").write_bytes(b"a picture, as far as the mock looks")
+    settings, _ = sources.load({}, {"HOME": str(process.dir)})
+    v2 = str(process.uds.with_name("infer.v2.sock"))
+    chat = Chat(Target(settings, str(process.uds), startable=False, v2_address=v2), None, {})
+    assert chat.command(f"/image {tmp_path / 'a.png'}")
+    chat.ask("What is it?")
+    chat.ask("And what else?")
+    chat.command("/retry")
+    assert chat.command(f"/save {tmp_path / 'c.json'}")
+    chat.close()
+    assert not (tmp_path / "c.json").exists()
+    assert [turn["content"] for turn in chat.turns[1:]] == [
+        "mock-response",
+        "And what else?",
+        "mock-response",
+    ]
+    assert {event["surface"] for event in process.wait_event("request_done", 3)} == {"v2"}

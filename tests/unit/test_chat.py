@@ -163,3 +163,13 @@ def test_options_are_set_with_the_bounds_of_the_command_line(
     assert (first["temperature"], first["max_tokens"]) == (0.7, 5)
     assert "top_p" not in first
     assert ("temperature" in second, second["max_tokens"]) == (False, 5)
+
+
+def test_another_model_is_named_and_given_up(peer: Peer) -> None:
+    chat = chat_with(peer, says("1"), says("2"))
+    assert chat.command("/model small")
+    chat.ask("a")
+    assert chat.command("/model")
+    chat.ask("b")
+    chat.close()
+    assert [orjson.loads(line).get("model") for line in peer.lines] == ["small", None]

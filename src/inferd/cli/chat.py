@@ -5,18 +5,26 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from inferd.cli import background, inputs
-from inferd.cli.options import Target, connection_options, sampling, sampling_options, target
+from inferd.cli.options import (
+    Target,
+    attachment_options,
+    attachments,
+    connection_options,
+    sampling,
+    sampling_options,
+    target,
+)
 from inferd.cli.output import Answer, check_done
 from inferd.cli.progress import Progress
 from inferd.cli.say import say
-from inferd.client import Done
+from inferd.client import Attachment, Done, MessageDone, Text, Token
 from inferd.config import paths
 from inferd.controls import one_line
 from inferd.errors import InferdError, UsageError
@@ -28,6 +36,8 @@ _HELP = """\
 /reset           start over
 /retry           ask the last question again
 /file PATH       put a text ahead of the next question
+/image PATH      show a picture with the next question
+/model NAME      go on with another model; without NAME, with the daemon's own
 /set NAME VALUE  set temperature, seed or another option of `inferd run`; without VALUE, reset it
 /save PATH       write the conversation into a file
 /load PATH       go on with one
@@ -52,12 +62,30 @@ _LEAVE = ("/exit", "/bye", "/quit", "exit", "quit")
 
 @click.command("chat")
 @sampling_options
+@attachment_options
 @connection_options
-def chat_command(system: str | None, address: str | None, api_key_file: Path | None, **options: Any) -> None:
-    """Talk with the model. Starts a daemon in the background when none runs."""
+def chat_command(
+    system: str | None,
+    image: Sequence[Path],
+    audio: Sequence[Path],
+    file: Sequence[Path],
+    address: str | None,
+    api_key_file: Path | None,
+    **options: Any,
+) -> None:
+    """Talk with the model. Starts a daemon in the background when none runs.
+
+    Pictures, sounds and files go with the first question.
+    """
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError("a chat needs a terminal; use `inferd run` in scripts and pipes")
-    chat = Chat(target(address, api_key_file), system, sampling(**options))
+    chat = Chat(
+        target(address, api_key_file),
+        system,
+        sampling(**options),
+        attachments(image, audio, ()),
+        [inputs.text(path) for path in file],
+    )
     chat.connect(compare=True)
     _converse(chat)
 
@@ -65,14 +93,22 @@ def chat_command(system: str | None, address: str | None, api_key_file: Path | N
 class Chat:
     """The conversation so far; a turn is added when it has been answered, if only in part."""
 
-    def __init__(self, daemon: Target, system: str | None, choices: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        daemon: Target,
+        system: str | None,
+        choices: dict[str, Any],
+        attached: Sequence[Attachment] = (),
+        files: Sequence[str] = (),
+    ) -> None:
         self._daemon = daemon
         self._choices = choices
         self._client = daemon.client()
         self.system = system
-        self.turns: list[dict[str, str]] = []
-        self._files: list[str] = []
-        self._last = ""
+        self.turns: list[dict[str, Any]] = []
+        self._attached = [*attached]
+        self._files = [*files]
+        self._last: str | list[Attachment | str] = ""
 
     def connect(self, *, compare: bool = False) -> None:
         """Makes sure of the daemon, which is started again if it has left meanwhile."""
@@ -80,23 +116,31 @@ class Chat:
             background.connect(self._client, self._daemon, progress.frame, compare=compare)
 
     def ask(self, text: str) -> None:
-        """Writes the answer to ``text`` as it comes. Ctrl-C ends it, an error is told: the chat goes on."""
-        self._last = text = "\n\n".join((*self._files, text))
+        """Writes the answer to ``text`` and what is attached."""
+        text = "\n\n".join((*self._files, text))
+        attached: list[Attachment | str] = [*self._attached]
         self._files.clear()
-        question = {"role": "user", "content": text}
+        self._attached.clear()
+        self._answer([*attached, text] if attached else text)
+
+    def _answer(self, content: str | list[Attachment | str]) -> None:
+        """Writes the answer as it comes. Ctrl-C ends it, an error is told: the chat goes on."""
+        self._last = content
+        question = {"role": "user", "content": content}
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        turns = [*system, *self.turns, question]
         said: list[str] = []
         answer = Answer(sys.stdout)
         try:
             self.connect()
-            with self._client.generate([*system, *self.turns, question], **self._choices) as events:
-                for event in events:
-                    if isinstance(event, Done):
-                        answer.end()
-                        check_done(event)
-                    else:
-                        said.append(event.content)
-                        answer.write(event.content)
+            for event in self._events(turns):
+                if isinstance(event, Done | MessageDone):
+                    answer.end()
+                    check_done(event)
+                elif isinstance(event, Token | Text):
+                    piece = event.content if isinstance(event, Token) else event.text
+                    said.append(piece)
+                    answer.write(piece)
         except KeyboardInterrupt:
             answer.end()
             say("(ended)", err=True)
@@ -105,6 +149,15 @@ class Chat:
             say(f"inferd: {one_line(error)}", err=True)
         if said:
             self.turns += [question, {"role": "assistant", "content": "".join(said)}]
+
+    def _events(self, turns: list[dict[str, Any]]) -> Iterator[Any]:
+        """Of an answer to texts by v1, which every daemon serves, else by v2."""
+        if all(isinstance(turn["content"], str) for turn in turns):
+            with self._client.generate(turns, **self._choices) as tokens:
+                yield from tokens
+        else:
+            with self._client.messages(turns, **self._choices) as events:
+                yield from events
 
     def command(self, line: str) -> bool:
         """Obeys a line that starts with a slash; ``False`` ends the chat."""
@@ -128,6 +181,8 @@ class Chat:
             "/reset": lambda _: self._start_over(self.system or ""),
             "/retry": self._retry,
             "/file": self._attach,
+            "/image": self._show,
+            "/model": self._choose,
             "/set": self._set,
             "/save": self._save,
             "/load": self._load,
@@ -143,12 +198,21 @@ class Chat:
             raise UsageError("nothing was asked yet")
         if self.turns and self.turns[-2]["content"] == self._last:
             del self.turns[-2:]
-        self.ask(self._last)
+        self._answer(self._last)
 
     def _attach(self, name: str) -> None:
         path = Path(name).expanduser()
         self._files.append(inputs.text(path))
         say(f"({path} goes with the next question)", err=True)
+
+    def _show(self, name: str) -> None:
+        path = Path(name).expanduser()
+        self._attached.append(inputs.media("image", path))
+        say(f"({path} goes with the next question)", err=True)
+
+    def _choose(self, name: str) -> None:
+        self._choices["model"] = name or None
+        say(f"(model: {name or 'the own one of the daemon'})", err=True)
 
     def _set(self, words: str) -> None:
         """Takes the option as the command line does, with its bounds."""
@@ -166,6 +230,8 @@ class Chat:
 
     def _save(self, name: str) -> None:
         path = Path(name).expanduser()
+        if not all(isinstance(turn["content"], str) for turn in self.turns):
+            raise UsageError("a conversation with pictures or sounds cannot be saved")
         document = json.dumps({"system": self.system, "turns": self.turns}, indent=2, ensure_ascii=False)
         try:
             with os.fdopen(

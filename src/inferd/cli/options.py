@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from inferd.cli import inputs
-from inferd.client import Client
+from inferd.client import Attachment, Client
 from inferd.client.address import Addresses, Surface
 from inferd.config import sources
 from inferd.config.settings import Settings
@@ -101,6 +101,45 @@ def connection_options(command: F) -> F:
     return command
 
 
+def attachment_options(command: F) -> F:
+    """``--image``, ``--audio`` and ``--file``."""
+    path = click.Path(path_type=Path, dir_okay=False)
+    for option in reversed(
+        (
+            click.option(
+                "--image",
+                type=path,
+                multiple=True,
+                metavar="FILE",
+                help="A picture to look at; may be repeated.",
+            ),
+            click.option(
+                "--audio", type=path, multiple=True, metavar="FILE", help="A sound to hear; may be repeated."
+            ),
+            click.option(
+                "--file",
+                type=path,
+                multiple=True,
+                metavar="FILE",
+                help="A text to read, `-` for stdin; may be repeated.",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def attachments(image: Sequence[Path], audio: Sequence[Path], file: Sequence[Path]) -> list[Attachment]:
+    """What these options name. Raises UsageError for a file that cannot be read."""
+    if list(file).count(inputs.STDIN) > 1:
+        raise UsageError("`--file -` is given twice, but stdin can be read once")
+    return [
+        *(inputs.media("image", path) for path in image),
+        *(inputs.media("audio", path) for path in audio),
+        *(inputs.text_file(path) for path in file),
+    ]
+
+
 def sampling_options(command: F) -> F:
     """The options of a generation; the daemon checks their bounds, and has their defaults."""
     for option in reversed(
@@ -176,6 +215,11 @@ def sampling_options(command: F) -> F:
                 type=Number(0.001, 4_000_000.0),
                 metavar="SECONDS",
                 help="Give up when the answer has not ended by then.",
+            ),
+            click.option(
+                "--session",
+                metavar="NAME",
+                help="The conversation that this belongs to: a hint to keep what was computed for it.",
             ),
             click.option(
                 "--priority",

@@ -12,7 +12,14 @@ from typing import Any, TypeVar
 import click
 
 from inferd.cli import background, inputs
-from inferd.cli.options import connection_options, sampling, sampling_options, target
+from inferd.cli.options import (
+    attachment_options,
+    attachments,
+    connection_options,
+    sampling,
+    sampling_options,
+    target,
+)
 from inferd.cli.output import Answer, check_done, summary
 from inferd.cli.progress import Progress
 from inferd.cli.say import say, say_json
@@ -24,28 +31,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 CHOICES = ("auto", "none", "required")
 
 
-def block_options(command: F) -> F:
-    """What only the surface of typed blocks can take."""
-    path = click.Path(path_type=Path, dir_okay=False)
+def tool_options(command: F) -> F:
+    """``--tools`` and ``--tool-choice``."""
     for option in reversed(
         (
-            click.option(
-                "--image",
-                type=path,
-                multiple=True,
-                metavar="FILE",
-                help="A picture to look at; may be repeated.",
-            ),
-            click.option(
-                "--audio", type=path, multiple=True, metavar="FILE", help="A sound to hear; may be repeated."
-            ),
-            click.option(
-                "--file",
-                type=path,
-                multiple=True,
-                metavar="FILE",
-                help="A text to read, `-` for stdin; may be repeated.",
-            ),
             click.option(
                 "--tools",
                 metavar="FILE|JSON",
@@ -66,7 +55,8 @@ def block_options(command: F) -> F:
 @click.command("run")
 @click.argument("prompt", metavar="[PROMPT]...", nargs=-1)
 @sampling_options
-@block_options
+@attachment_options
+@tool_options
 @click.option("--thinking/--no-thinking", default=None, help="Have the model think first, where it can.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object when the answer is complete.")
 @click.option("--verbose", is_flag=True, help="Print on stderr what the answer took.")
@@ -95,13 +85,7 @@ def run_command(
     """
     if tool_choice is not None and tools is None:
         raise UsageError("--tool-choice needs --tools FILE, which says what there is to choose from")
-    if list(file).count(inputs.STDIN) > 1:
-        raise UsageError("`--file -` is given twice, but stdin can be read once")
-    attached = [
-        *(inputs.media("image", path) for path in image),
-        *(inputs.media("audio", path) for path in audio),
-        *(inputs.text_file(path) for path in file),
-    ]
+    attached = attachments(image, audio, file)
     choices = sampling(**options)
     if tools is not None:
         choices["tools"] = inputs.tools(tools)
