@@ -41,6 +41,14 @@ def peer(short_dir: Path) -> Iterator[Callable[[Script], Peer]]:
         each.stop()
 
 
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a model whose next token depends on nothing."""
+    from tests.tiny_llama import write_llama  # brings NumPy, which few tests need
+
+    return write_llama(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
+
+
 @pytest.fixture(params=["blocking", "asyncio"])
 def clients(request: pytest.FixtureRequest) -> Iterator[Any]:
     """``clients.client``, ``.admin`` and ``.dial`` of one kind, all to be called as the blocking ones."""

@@ -17,7 +17,6 @@ from inferd.engine.local.guides import Guides
 from inferd.errors import InvalidRequest, SchemaViolation
 from inferd.sampling import SamplingParams
 from tests.schema_examples import REFUSED, SERVED
-from tests.tiny_llama import write_llama
 from tests.unit.test_llamacpp import FRAME, load, read
 
 FREE = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
@@ -40,13 +39,8 @@ def validator(schema: dict[str, Any]) -> Any:
     return kind(schema, format_checker=kind.FORMAT_CHECKER)
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_llama(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
-
-
-async def test_every_schema_is_followed_or_refused(tiny: Path) -> None:
-    engine = await asyncio.to_thread(load, tiny, n_ctx=2048)
+async def test_every_schema_is_followed_or_refused(tiny_llama: Path) -> None:
+    engine = await asyncio.to_thread(load, tiny_llama, n_ctx=2048)
     await engine.start()
     ended: dict[str, int] = {}
     violations: list[str] = []
@@ -87,9 +81,9 @@ def follows(engine: Any, schema: object, text: str) -> bool:
     return guide.accept_text(text.encode())
 
 
-async def test_what_is_not_enforced_is_told_and_checked(tiny: Path) -> None:
+async def test_what_is_not_enforced_is_told_and_checked(tiny_llama: Path) -> None:
     """A list of one value that has to be unique: with two items the answer can only break it."""
-    engine = await asyncio.to_thread(load, tiny)
+    engine = await asyncio.to_thread(load, tiny_llama)
     await engine.start()
     try:
         one = {"type": "array", "items": {"const": 1}, "minItems": 2, "maxItems": 3, "uniqueItems": True}

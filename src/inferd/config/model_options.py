@@ -218,3 +218,12 @@ class ModelOptions:
         key="engine.cache_disk_mib",
         reload=True,
     )
+    drafts: str = option(
+        _ENGINE,
+        Choice(("auto", "on", "off")),
+        "auto",
+        "Compute several tokens of an answer at once where they can be foretold: auto if it is measured to be"
+        " faster, on if they are likely to be right, off never.",
+        key="engine.drafts",
+        reload=True,
+    )

@@ -111,4 +111,5 @@ def _engine_options(settings: Settings) -> dict[str, Any]:
         "kv_cache_type": settings.kv_cache_type,
         "kv_unified": settings.kv_unified,
         "cache_mib": settings.cache_mib,
+        "drafts": settings.drafts,
     }

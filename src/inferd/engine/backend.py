@@ -141,6 +141,14 @@ class CacheUse:
 
 
 @dataclass(frozen=True, slots=True)
+class DraftUse:
+    """Tokens that were computed before it was known that they come, and how many of them came."""
+
+    drafted: int
+    accepted: int
+
+
+@dataclass(frozen=True, slots=True)
 class Timings:
     """Milliseconds from the moment the backend took the request; tokens per second of decoding."""
 
@@ -195,6 +203,7 @@ class Done:
     tool_missing: bool = False
     unenforced: tuple[str, ...] = ()
     cache: CacheUse | None = None
+    drafts: DraftUse | None = None
 
 
 Event = Text | Thinking | ToolUse | Frames | Done

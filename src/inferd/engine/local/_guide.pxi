@@ -63,10 +63,6 @@ cdef class Guide:
         """Takes a token; false when it is not allowed."""
         return self.guide.get().accept(token)
 
-    def rollback(self, size_t n) -> bool:
-        """Takes back the last ``n`` tokens."""
-        return self.guide.get().rollback(n)
-
     def forced(self):
         """The token ids that have to come next, whatever the model says."""
         return self.guide.get().forced()

@@ -8,8 +8,8 @@ there. Everything that enters the loop is numbers and bytes, everything that lea
 no Python object crosses, so the loop could as well run in a process of its own.
 
 A step of the loop: take in new jobs and cancels; give free slots to waiting jobs; fill one batch; decode; sample
-a token for each row of logits; append the finished frames; publish them and wake the event loop once. A batch
-is either the next token of every running sequence or a chunk of one prompt, in turns. llama.cpp would split a
+tokens from the rows of logits; append the finished frames; publish them and wake the event loop once. A batch
+is either the next token of every running sequence, with drafts of those behind it, or a chunk of one prompt, in turns. llama.cpp would split a
 mixed one in the same way, and as it is, what is computed for a prompt never depends on the other sequences.
 
 A job is the list of its tokens (prompt and answer) and ``n_past``, how many of them the KV cache holds. Prefill,
@@ -49,6 +49,7 @@ include "_guide.pxi"
 include "_embed.pxi"
 include "_cancel.pxi"
 include "_cache.pxi"
+include "_drafts.pxi"
 
 
 cdef struct StepGuard:
@@ -74,7 +75,9 @@ cdef class Engine:
 
     ``flash_attention`` is ``on``, ``off`` or ``auto`` (llama.cpp's choice); ``kv_type`` ``f16`` or ``q8_0``;
     ``threads`` 0 lets the loop choose. With ``unified`` the sequences share one cache of ``n_ctx`` tokens.
-    ``cache_bytes`` is how much memory may hold what earlier requests computed and no slot has room for.
+    ``cache_bytes`` is how much memory may hold what earlier requests computed and no slot has room for. ``drafts`` is
+    ``off``, ``auto`` or ``on``: answers take several tokens a step never, where it is measured to pay, or whenever
+    they are likely to come true.
     ``submit``, ``cancel``, ``ready``, ``collect``, ``stop`` and what deals with files may be called from any thread.
     """
 
@@ -99,18 +102,26 @@ cdef class Engine:
     cdef milliseconds idle_after
     cdef vector[Live] live
     cdef const MediaSpan* media
-    cdef cbool prompt_is_next, hold_prompts
+    cdef cbool prompt_is_next, hold_prompts, hold_drafts
+    cdef readonly bint drafts
+    cdef bint always_draft
 
     def __cinit__(self, Model model, *, int n_ctx, int n_seq, int n_batch, int threads, str flash_attention,
-                  str kv_type, bint unified, size_t cache_bytes=0, Projector projector=None):
+                  str kv_type, bint unified, size_t cache_bytes=0, str drafts="off", Projector projector=None):
         cdef int64_t cells
         flash = {"on": LLAMA_FLASH_ATTN_TYPE_ENABLED, "off": LLAMA_FLASH_ATTN_TYPE_DISABLED,
                  "auto": LLAMA_FLASH_ATTN_TYPE_AUTO}
         types = {"f16": GGML_TYPE_F16, "q8_0": GGML_TYPE_Q8_0}
+        # What a draft got wrong is cut off the sequence, which not every model can do.
+        cdef cbool any_cut = not (llama_model_n_swa(model.model) > 0 or llama_model_is_recurrent(model.model)
+                                  or llama_model_is_hybrid(model.model))
         self.model = model
         self.projector = projector
+        self.drafts = drafts != "off" and any_cut
+        self.always_draft = drafts == "on"
+        cdef int most_rows = n_seq + (<int>MOST_DRAFTED if self.drafts else 0)
         self.pool_threads = threads or useful_threads()
-        self.governor = new CThreadGovernor(self.pool_threads, threads != 0, n_seq)
+        self.governor = new CThreadGovernor(self.pool_threads, threads != 0, most_rows)
         self.guard.exchange = &self.exchange
         self.params = llama_context_default_params()
         cells = n_ctx if unified else <int64_t>n_ctx * n_seq
@@ -119,7 +130,8 @@ cdef class Engine:
                              f"lower --n-ctx or --active-permits")
         self.params.n_ctx = <uint32_t>cells
         self.params.n_batch = self.params.n_ubatch = n_batch
-        self.params.n_seq_max = self.params.n_outputs_max = n_seq
+        self.params.n_seq_max = n_seq
+        self.params.n_outputs_max = most_rows
         self.params.n_threads = self.params.n_threads_batch = self.pool_threads
         self.params.flash_attn_type = flash[flash_attention]
         self.params.type_k = self.params.type_v = types[kv_type]
@@ -141,8 +153,6 @@ cdef class Engine:
         self.n_batch = llama_n_batch(self.ctx)
         self.n_swa = llama_model_n_swa(model.model)
         self.batch = llama_batch_init(self.n_batch, 0, 1)
-        cdef cbool any_cut = not (self.n_swa > 0 or llama_model_is_recurrent(model.model)
-                                  or llama_model_is_hybrid(model.model))
         self.cache = new CPrefixCache(n_seq, cache_bytes, any_cut, piece_of(model.vocab))
         self.depot = new Depot(self.exchange)
         self.depot.file_evicted(self.cache[0])
@@ -278,7 +288,7 @@ cdef class Engine:
 
         The result is (finish, error, content as the inside of a JSON string, prompt tokens, completion tokens,
         prefill ms, decode ms, ms to the first text or 0, cached tokens of the prompt, why there are not more or
-        ``""``).
+        ``""``, tokens of drafts that were computed, and that came).
         """
         cdef string out
         cdef unique_ptr[Job] whole
@@ -294,7 +304,7 @@ cdef class Engine:
             job.n_completion(), (prefilled - (job.seated_us or prefilled)) / 1000.0,
             (job.finished_us - prefilled) / 1000.0,
             (job.first_us - job.submitted_us) / 1000.0 if job.first_us else 0.0,
-            job.n_cached, MISS_NAMES[<int>job.miss])
+            job.n_cached, MISS_NAMES[<int>job.miss], job.drafted, job.accepted)
 
     @property
     def cache_bytes(self) -> int:
@@ -490,18 +500,19 @@ cdef class Engine:
 
     cdef void step(self) noexcept nogil:
         cdef int64_t started, elapsed
-        cdef int threads, code, sequences = 0, prompt = 0
+        cdef int threads, code, rows = 0, prompt = 0, drafted = 0
         cdef Job* job
         if self.fill_batch():
             prompt = self.media.n_cells if self.media != NULL else self.batch.n_tokens
         else:
-            sequences = self.batch.n_tokens
+            rows = self.batch.n_tokens
+            drafted = rows - <int>self.batched.size()
         if self.batched.empty() or not self.exchange.begin_step(self.batched[0] if prompt > 0 else NULL):
             return
         started = llama_time_us()
         threads = self.governor.threads()
-        self.guard.deadline_us = self.governor.deadline(started, sequences, prompt)
-        self.exchange.expect(self.governor.predicted(sequences, prompt))
+        self.guard.deadline_us = self.governor.deadline(started, rows, prompt)
+        self.exchange.expect(self.governor.predicted(rows, prompt))
         llama_set_n_threads(self.ctx, threads, threads)
         if self.media != NULL:
             code = self.projector.projector.get().decode(
@@ -511,7 +522,8 @@ cdef class Engine:
         llama_synchronize(self.ctx)
         elapsed = llama_time_us() - started
         if code == 0:
-            self.governor.measured(started + elapsed, sequences, prompt, elapsed)
+            self.governor.measured(started + elapsed, rows, prompt, elapsed, drafted)
+            self.hold_drafts = False
             for job in self.batched:
                 job.n_past += job.in_step
                 self.touched.push_back(job)
@@ -523,6 +535,8 @@ cdef class Engine:
                 self.governor.stalled(started + elapsed)
             for job in self.batched:
                 self.rewind(job)
+        elif code == 1 and drafted > 0:
+            self.hold_drafts = True
         elif code == 1:
             self.make_room(prompt > 0)
         else:
@@ -532,22 +546,23 @@ cdef class Engine:
         """Puts the tokens of the next step into the batch; whether they are a prompt's."""
         cdef Job* job
         cdef Job* prompt = NULL
-        cdef cbool decoders = False
-        cdef size_t rest, room
+        cdef size_t decoders = 0, rest, room
         self.batch.n_tokens = 0
         self.batched.clear()
         self.media = NULL
         for job in self.active:
             if not job.prefilling():
-                decoders = True
+                decoders += 1
             elif prompt == NULL or job.tokens.size() - job.n_past < prompt.tokens.size() - prompt.n_past:
                 prompt = job  # the shortest rest first
         self.prompt_is_next = not self.prompt_is_next
-        if prompt == NULL or (decoders and (self.hold_prompts or not self.prompt_is_next)):
+        if prompt == NULL or (decoders > 0 and (self.hold_prompts or not self.prompt_is_next)):
             sort_by_slot(self.active)
             for job in self.active:
                 if not job.prefilling():
                     self.add_tokens(job, 1)
+                    if self.drafts:
+                        self.add_draft(job, decoders)
             return False
         self.media = prompt.next_media()
         if self.media != NULL:
@@ -557,7 +572,7 @@ cdef class Engine:
             return True
         rest = prompt.text_ahead()
         room = self.n_batch
-        if decoders and self.governor.prompt_pace() > 0:
+        if decoders > 0 and self.governor.prompt_pace() > 0:
             room = min(room, max(<size_t>(PROMPT_SHARE_US / self.governor.prompt_pace()), <size_t>MIN_CHUNK))
         if rest == room + 1 and room > 2:
             # ggml computes a single token by other kernels than several: a lone last one would come out a
@@ -566,27 +581,63 @@ cdef class Engine:
         self.add_tokens(prompt, min(rest, room))
         return True
 
+    cdef void add_row(self, Job* job, llama_token token, size_t at) noexcept nogil:
+        cdef int row = self.batch.n_tokens
+        self.batch.token[row] = token
+        self.batch.pos[row] = <llama_pos>at
+        self.batch.n_seq_id[row] = 1
+        self.batch.seq_id[row][0] = job.slot
+        self.batch.logits[row] = False
+        self.batch.n_tokens += 1
+
     cdef void add_tokens(self, Job* job, size_t n) noexcept nogil:
         cdef size_t i
-        cdef int row
         for i in range(n):
-            row = self.batch.n_tokens
-            self.batch.token[row] = job.tokens[job.n_past + i]
-            self.batch.pos[row] = <llama_pos>(job.n_past + i)
-            self.batch.n_seq_id[row] = 1
-            self.batch.seq_id[row][0] = job.slot
-            self.batch.logits[row] = False
-            self.batch.n_tokens += 1
+            self.add_row(job, job.tokens[job.n_past + i], job.n_past + i)
         job.in_step = n
+        job.n_draft = 0
         job.logits_row = -1
         self.batched.push_back(job)
         if job.n_past + n == job.tokens.size():
             job.logits_row = self.batch.n_tokens - 1
             self.batch.logits[job.logits_row] = True
 
+    cdef void add_draft(self, Job* job, size_t decoders) noexcept nogil:
+        """Puts a draft behind the last token of a sequence, one of ``decoders``."""
+        cdef size_t i, most
+        if self.hold_drafts or job.logits_row < 0:
+            return
+        job.drafter.look(self.model.vocab, job.tokens, job.sampler.get().forced())
+        most = min(job.room_for_draft(self.n_ctx), <size_t>(self.n_batch - self.batch.n_tokens) // decoders)
+        if self.always_draft:
+            job.n_draft = job.drafter.promising(<int>decoders, most)
+        elif not self.governor.comparing(llama_time_us()):
+            job.n_draft = job.drafter.worth(self.governor[0], <int>decoders, self.batch.n_tokens, most)
+        for i in range(job.n_draft):
+            self.add_row(job, job.drafter.draft()[i], job.tokens.size() + i)
+            self.batch.logits[self.batch.n_tokens - 1] = True
+
     cdef void advance(self, Job* job) noexcept nogil:
+        """The rows of logits become tokens of the answer, as far as its draft comes true, or its end."""
+        cdef size_t came = 0
+        while True:
+            self.next_token(job, job.logits_row + <int>came)
+            if job.finish != Finish.running or came == job.n_draft:
+                break
+            if job.tokens.back() != job.drafter.draft()[came]:
+                break
+            came += 1
+            job.n_past += 1
+        job.drafted += job.n_draft
+        job.accepted += came
+        if job.finish != Finish.running:
+            self.leave(job)
+        elif came < job.n_draft:
+            self.rewind(job)
+
+    cdef void next_token(self, Job* job, int row) noexcept nogil:
         """One row of logits becomes one token of the answer, or its end."""
-        cdef const float* logits = llama_get_logits_ith(self.ctx, job.logits_row)
+        cdef const float* logits = llama_get_logits_ith(self.ctx, row)
         cdef llama_token token = -1
         cdef char small[256]
         cdef string piece, text
@@ -604,6 +655,8 @@ cdef class Engine:
             job.finish = Finish.end
         else:
             job.tokens.push_back(token)
+            if self.drafts:
+                job.drafter.came(job.tokens)
             shown = job.shows(token)
             n = llama_token_to_piece(self.model.vocab, token, small, sizeof(small), 0, shown)
             if n >= 0:
@@ -618,8 +671,6 @@ cdef class Engine:
             elif job.n_completion() >= job.max_tokens or job.tokens.size() + job.extra_cells() > <size_t>self.n_ctx:
                 job.finish = Finish.length
             self.write(job, text)
-        if job.finish != Finish.running:
-            self.leave(job)
 
     cdef void write(self, Job* job, const string& text) noexcept nogil:
         """Appends text to the answer and, as a frame, to what the next publish hands over."""
@@ -674,7 +725,7 @@ cdef class Engine:
     # When a step does not succeed.
 
     cdef void rewind(self, Job* job) noexcept nogil:
-        """Takes back what an interrupted step may have left of this job in the cache."""
+        """Takes back what a step has left in the cache of this job and is not a part of it."""
         if not c_cut(self.ctx, job.slot, job.n_past, self.n_swa):
             llama_memory_seq_rm(self.memory, job.slot, -1, -1)
             job.fall_back_to(0)

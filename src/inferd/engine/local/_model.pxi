@@ -79,8 +79,8 @@ cdef class ThreadGovernor:
 
     cdef CThreadGovernor* governor
 
-    def __cinit__(self, int threads, bint fixed, int max_sequences):
-        self.governor = new CThreadGovernor(threads, fixed, max_sequences)
+    def __cinit__(self, int threads, bint fixed, int max_rows):
+        self.governor = new CThreadGovernor(threads, fixed, max_rows)
 
     def __dealloc__(self):
         del self.governor
@@ -92,11 +92,17 @@ cdef class ThreadGovernor:
     def set_yardstick(self, int64_t one_token):
         self.governor.set_yardstick(one_token)
 
-    def deadline(self, int64_t now, int sequences, int prompt):
-        return self.governor.deadline(now, sequences, prompt)
+    def deadline(self, int64_t now, int rows, int prompt):
+        return self.governor.deadline(now, rows, prompt)
 
-    def measured(self, int64_t now, int sequences, int prompt, int64_t elapsed):
-        self.governor.measured(now, sequences, prompt, elapsed)
+    def usual(self, int rows):
+        return self.governor.usual(rows)
+
+    def comparing(self, int64_t now):
+        return self.governor.comparing(now)
+
+    def measured(self, int64_t now, int rows, int prompt, int64_t elapsed, int drafted=0):
+        self.governor.measured(now, rows, prompt, elapsed, drafted)
 
     def stalled(self, int64_t now):
         self.governor.stalled(now)

@@ -105,7 +105,6 @@ cdef extern from "native/guidance.h" namespace "inferd" nogil:
         cbool allows(llama_token token)
         cbool accept(llama_token token)
         cbool accept_text(const string& text)
-        cbool rollback(size_t n)
         cbool accepting()
         cbool complete()
         vector[llama_token] forced()
@@ -134,6 +133,7 @@ cdef extern from "native/sampling.h" namespace "inferd" nogil:
         void follow(unique_ptr[CGuide] guide)
         cbool constrained()
         cbool complete()
+        vector[llama_token] forced()
         llama_token sample(const float* logits)
 
 
@@ -146,14 +146,26 @@ cdef extern from "native/text.h" namespace "inferd" nogil:
 
 cdef extern from "native/threads.h" namespace "inferd" nogil:
     cdef cppclass CThreadGovernor "inferd::ThreadGovernor":
-        CThreadGovernor(int threads, cbool fixed, int max_sequences)
+        CThreadGovernor(int threads, cbool fixed, int max_rows)
         int threads()
         void set_yardstick(int64_t one_token)
         double prompt_pace()
-        int64_t predicted(int sequences, int prompt)
-        int64_t deadline(int64_t now, int sequences, int prompt)
-        void measured(int64_t now, int sequences, int prompt, int64_t elapsed)
+        int64_t predicted(int rows, int prompt)
+        int64_t deadline(int64_t now, int rows, int prompt)
+        double usual(int rows)
+        cbool comparing(int64_t now)
+        void measured(int64_t now, int rows, int prompt, int64_t elapsed, int drafted)
         void stalled(int64_t now)
+
+
+cdef extern from "native/drafts.h" namespace "inferd" nogil:
+    cdef size_t MOST_DRAFTED "inferd::Drafter::kMost"
+    cdef cppclass CDrafter "inferd::Drafter":
+        const vector[llama_token]& draft()
+        void look(const llama_vocab* vocab, const vector[llama_token]& tokens, vector[llama_token] forced)
+        size_t promising(int sequences, size_t most)
+        size_t worth(const CThreadGovernor& governor, int sequences, int rows, size_t most)
+        void came(const vector[llama_token]& tokens)
 
 
 cdef extern from "native/prefix.h" namespace "inferd" nogil:
@@ -274,6 +286,10 @@ cdef extern from "native/exchange.h" namespace "inferd" nogil:
         int slot
         int logits_row
         size_t in_step
+        size_t n_draft
+        CDrafter drafter
+        uint32_t drafted
+        uint32_t accepted
         string staged
         string content
         Finish finish
@@ -292,6 +308,7 @@ cdef extern from "native/exchange.h" namespace "inferd" nogil:
         size_t n_kept()
         void begin_at(const Match& match, const vector[llama_token]& prompt)
         void fall_back_to(size_t n)
+        size_t room_for_draft(size_t n_ctx)
         cbool prefilling()
 
     void sort_by_slot(vector[Job*]& jobs)

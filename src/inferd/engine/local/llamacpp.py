@@ -26,6 +26,7 @@ from inferd.engine.backend import (
     CacheUse,
     Capabilities,
     Done,
+    DraftUse,
     Event,
     Finished,
     Frames,
@@ -78,7 +79,8 @@ class LlamaCppConfig:
     gets loaded, with the further ``parts`` of a split model;
     ``path`` is only shown. ``n_ctx`` is the room of one request in tokens, ``n_parallel`` how
     many run at once. ``n_gpu_layers`` -1 is all; ``threads`` 0 lets the loop choose; ``flash_attention`` is
-    ``auto``, ``on`` or ``off``. ``projector`` is the GGUF file that lets the model see or hear.
+    ``auto``, ``on`` or ``off``, and so are ``drafts``. ``projector`` is the GGUF file that lets the model see
+    or hear.
     ``chat_template`` replaces the model's own; empty for none.
     """
 
@@ -97,6 +99,7 @@ class LlamaCppConfig:
     kv_cache_type: str = "f16"
     kv_unified: bool = False
     cache_mib: int = 1024
+    drafts: str = "auto"
     projector: Path | None = None
     chat_template: str = ""
 
@@ -257,6 +260,7 @@ class LlamaCpp(Backend):
                 kv_type=config.kv_cache_type,
                 unified=config.kv_unified,
                 cache_bytes=config.cache_mib << 20,
+                drafts=config.drafts,
                 projector=projector,
             )
             if not engine.warm_up():
@@ -375,7 +379,9 @@ class LlamaCpp(Backend):
         self._streams.pop(job, None)
 
     def _finish(self, result: _llama.Result) -> Done:
-        finish, reason, content, n_prompt, n_completion, prefill, decode, ttft_ms, n_cached, miss = result
+        finish, reason, content, n_prompt, n_completion, prefill, decode, ttft_ms, n_cached, miss, *drafts = (
+            result
+        )
         failure = _FAILURES.get(finish)
         if failure is not None:
             pass_on_log(GGML_ERROR if finish == "broken" else GGML_ERROR + 1)
@@ -390,6 +396,7 @@ class LlamaCpp(Backend):
             Timings(prefill, decode, ttft_ms, rate),
             content,
             cache=CacheUse(miss, self._engine.cache_bytes, self._engine.cache_tokens),
+            drafts=DraftUse(*drafts),
         )
 
     async def close(self) -> None:

@@ -40,6 +40,7 @@ def load_model(load: Load, fds: Sequence[int], progress: Progress) -> LlamaCpp |
         kv_unified=load.kv_unified,
         cache_mib=load.cache_mib,
         chat_template=load.chat_template,
+        drafts=load.drafts,
         projector=Path(f"/dev/fd/{fds[load.parts]}") if load.projector else None,
     )
     found = accelerator_of(config, 0).kind

@@ -85,7 +85,8 @@ class Load:
     vectors or scores; ``None``: it does if its file says how to pool and ``vectors_wanted``.
     ``embed_pooling`` ``None`` is what the file says. ``force_backend`` is the kind of device that it has to
     run on. ``parts`` is of how many files the model is, ``projector`` says that one more descriptor is one.
-    ``cache_mib`` bounds the memory of saved prefixes. The daemon keeps files of states if ``files`` is set;
+    ``cache_mib`` bounds the memory of saved prefixes; ``drafts`` are ``auto``, ``on`` or ``off``. The daemon
+    keeps files of states if ``files`` is set;
     one is written when there was no job for ``file_after_ms``. ``cage`` is a profile of
     :mod:`inferd.engine.local.cage`. ``chat_template`` is Jinja in the place of the model's own.
     """
@@ -107,6 +108,7 @@ class Load:
     files: bool = False
     file_after_ms: int = 15_000
     parts: int = 1
+    drafts: str = "auto"
     projector: bool = False
     embed: bool | None = None
     vectors_wanted: bool = False

@@ -114,6 +114,8 @@ class BackendMetrics:
         self.cache_misses: defaultdict[str, int] = defaultdict(int)
         self.cache_bytes = 0
         self.cache_tokens = 0
+        self.drafted_tokens = 0
+        self.accepted_tokens = 0
         self.errors: defaultdict[str, int] = defaultdict(int)
         self.breaker: defaultdict[str, int] = defaultdict(int)
         self.routed: defaultdict[str, int] = defaultdict(int)
@@ -131,6 +133,8 @@ class BackendMetrics:
             "cache_misses": self.cache_misses,
             "cache_bytes": self.cache_bytes,
             "cache_tokens": self.cache_tokens,
+            "drafted_tokens": self.drafted_tokens,
+            "accepted_tokens": self.accepted_tokens,
             "errors": self.errors,
             "breaker": self.breaker,
             "routed": self.routed,

@@ -207,6 +207,18 @@ def _of_backends(metrics: Metrics) -> Iterator[Metric]:
         each(lambda b: b.cache_tokens),
     )
     yield _counter(
+        "inferd_drafted_tokens",
+        "Tokens of answers that were computed before it was known that they come.",
+        label,
+        each(lambda b: b.drafted_tokens),
+    )
+    yield _counter(
+        "inferd_accepted_tokens",
+        "Drafted tokens that came.",
+        label,
+        each(lambda b: b.accepted_tokens),
+    )
+    yield _counter(
         "inferd_backend_errors",
         "Requests that the backend failed, by code.",
         ("backend", "code"),

@@ -149,6 +149,9 @@ def _count(done: Done, metrics: BackendMetrics) -> None:
             metrics.cache_hits += 1
         metrics.cache_bytes = done.cache.held_bytes
         metrics.cache_tokens = done.cache.held_tokens
+    if done.drafts is not None:
+        metrics.drafted_tokens += done.drafts.drafted
+        metrics.accepted_tokens += done.drafts.accepted
     if timings is not None:
         computed = usage.prompt_tokens - usage.cached_tokens
         # A prompt that was given up within says nothing of its speed.

@@ -20,8 +20,9 @@
 #include <utility>
 #include <vector>
 
-#include "prefix.h"
+#include "drafts.h"
 #include "media.h"
+#include "prefix.h"
 #include "sampling.h"
 #include "text.h"
 
@@ -61,6 +62,9 @@ struct Job {
     int slot = -1;
     int logits_row = -1;   // row of this job's logits in the step, -1 = none
     size_t in_step = 0;    // how many of its tokens the step holds
+    size_t n_draft = 0;    // how many tokens of its draft come after them
+    Drafter drafter;
+    uint32_t drafted = 0, accepted = 0;  // tokens of drafts that were computed, and that came
     std::string staged;    // frames made since the last publish
     std::string content;   // the whole answer, JSON-escaped
     Finish finish = Finish::running;
@@ -122,6 +126,11 @@ struct Job {
     void fall_back_to(size_t n) {
         n_past = n;
         n_cached = std::min(n_cached, n);
+    }
+    // How many tokens of a draft there is use and room for, beside the token that a step brings in any case.
+    size_t room_for_draft(size_t n_ctx) const {
+        const size_t used = tokens.size() + extra_cells();
+        return std::min<size_t>(max_tokens - n_completion() - 1, n_ctx > used ? n_ctx - used : 0);
     }
     bool prefilling() const { return tokens.size() - n_past > 1 || tokens.size() == n_prompt; }
 };

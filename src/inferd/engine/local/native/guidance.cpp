@@ -69,11 +69,9 @@ struct Library {
     int32_t (*matcher_compute_mask_into)(LlgMatcher *, uint32_t *, size_t n_bytes);
     int32_t (*matcher_validate_tokens)(LlgMatcher *, const uint32_t *, size_t);
     int32_t (*matcher_consume_tokens)(LlgMatcher *, const uint32_t *, size_t);
-    int32_t (*matcher_rollback)(LlgMatcher *, size_t);
     bool (*matcher_is_accepting)(LlgMatcher *);
     bool (*matcher_is_stopped)(const LlgMatcher *);
     int32_t (*matcher_compute_ff_tokens)(LlgMatcher *, uint32_t *, size_t);
-
 };
 
 Library library;
@@ -176,11 +174,9 @@ bool open_guidance(const std::string &path, std::string &version, std::string &e
             find(handle, "llg_matcher_compute_mask_into", library.matcher_compute_mask_into);
             find(handle, "llg_matcher_validate_tokens", library.matcher_validate_tokens);
             find(handle, "llg_matcher_consume_tokens", library.matcher_consume_tokens);
-            find(handle, "llg_matcher_rollback", library.matcher_rollback);
             find(handle, "llg_matcher_is_accepting", library.matcher_is_accepting);
             find(handle, "llg_matcher_is_stopped", library.matcher_is_stopped);
             find(handle, "llg_matcher_compute_ff_tokens", library.matcher_compute_ff_tokens);
-            
             opened = true;
 #endif
         }
@@ -311,8 +307,6 @@ bool Guide::accept_text(const std::string &text) noexcept {
     });
     return fits;
 }
-
-bool Guide::rollback(size_t n) noexcept { return library.matcher_rollback(matcher_, n) == 0; }
 
 bool Guide::accepting() noexcept { return waiting_ || library.matcher_is_accepting(matcher_); }
 

@@ -64,8 +64,6 @@ class Guide {
     bool accept(llama_token token) noexcept;
     // Takes a text that stands in the prompt already; false when it does not fit.
     bool accept_text(const std::string &text) noexcept;
-    // Takes back the last `n` tokens.
-    bool rollback(size_t n) noexcept;
     // Whether the answer may end here.
     bool accepting() noexcept;
     // Whether nothing but the end can follow.

@@ -67,6 +67,9 @@ class Sampler {
     // Whether the guide has the answer end here.
     bool complete() noexcept { return guide_ && guide_->complete(); }
 
+    // What the guide leaves no choice about.
+    std::vector<llama_token> forced() noexcept { return guide_ ? guide_->forced() : std::vector<llama_token>(); }
+
     // The next token for one row of logits, or -1 when there is none that may come.
     llama_token sample(const float *logits) noexcept {
         try {

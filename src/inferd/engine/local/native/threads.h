@@ -7,8 +7,8 @@
 // off (`deadline`) and done again with half of them. Before anything is usual, the single-thread baseline is what one
 // thread alone would need, which is measured when the model is loaded.
 //
-// Times are microseconds of a monotonic clock. A step advances some `sequences` by a token each and computes
-// some `prompt` tokens; steps without prompt tokens are compared with such steps of as many sequences.
+// Times are microseconds of a monotonic clock. A step computes either some `prompt` tokens or `rows` tokens of answers:
+// one of each sequence, and drafts. Steps of answers are compared with such steps of as many rows.
 #pragma once
 
 #include <algorithm>
@@ -20,8 +20,8 @@ namespace inferd {
 class ThreadGovernor {
   public:
     // `fixed`: the operator has named the count; it is never changed and no step is cut off.
-    ThreadGovernor(int threads, bool fixed, int max_sequences)
-        : max_(threads), threads_(threads), fixed_(fixed), pace_(max_sequences + 1) {}
+    ThreadGovernor(int threads, bool fixed, int max_rows)
+        : max_(threads), threads_(threads), fixed_(fixed), pace_(max_rows + 1) {}
 
     int threads() const { return probing_ ? candidate_ : threads_; }
 
@@ -32,29 +32,47 @@ class ThreadGovernor {
     double prompt_pace() const { return prompt_pace_; }
 
     // What one thread alone would need for a step, in µs; 0 = not known yet.
-    int64_t predicted(int sequences, int prompt) const {
-        return static_cast<int64_t>((sequences + prompt) * std::max(one_token_, prompt_pace_));
+    int64_t predicted(int rows, int prompt) const {
+        return static_cast<int64_t>((rows + prompt) * std::max(one_token_, prompt_pace_));
     }
 
     // When a step that starts now is to be cut off; 0 = never.
-    int64_t deadline(int64_t now, int sequences, int prompt) const {
+    int64_t deadline(int64_t now, int rows, int prompt) const {
         if (fixed_ || threads() == 1) return 0;
-        const Pace &pace = pace_[sequences];
-        const bool known = (sequences == 0 || pace.steps >= kEnough) && (prompt == 0 || prompt_pace_ > 0);
+        const Pace &pace = pace_[rows];
+        const bool known = (rows == 0 || pace.steps >= kEnough) && (prompt == 0 || prompt_pace_ > 0);
         if (!known && one_token_ == 0) return 0;
-        const double usual = known ? (sequences ? pace.mean : 0) + prompt * prompt_pace_
-                                   : (sequences + prompt) * one_token_;
+        const double usual = known ? (rows ? pace.mean : 0) + prompt * prompt_pace_
+                                   : (rows + prompt) * one_token_;
         const int patience = !known ? 1 : probing_ && candidate_ > threads_ ? 3 : 8;
         return now + std::max<int64_t>(static_cast<int64_t>(usual * patience), kShortestCut);
     }
 
-    // A step took `elapsed`.
-    void measured(int64_t now, int sequences, int prompt, int64_t elapsed) {
+    // What a step of answers takes, as measured or by those that are next to it; 0 = not known yet.
+    double usual(int rows) const {
+        int below = rows, above = rows;
+        while (below > 0 && !recent(below)) below--;
+        if (below == rows || below == 0) return below == 0 ? 0 : pace_[rows].mean;
+        const double from = pace_[below].mean;
+        while (above < static_cast<int>(pace_.size()) && !recent(above)) above++;
+        if (above < static_cast<int>(pace_.size())) {
+            return from + (pace_[above].mean - from) * (rows - below) / (above - below);
+        }
+        // A row costs no less than a token of a prompt and no more than a step.
+        const double row = prompt_pace_ > 0 ? std::min(prompt_pace_, from / below) : from / below / 2;
+        return from + row * (rows - below);
+    }
+
+    // Whether counts of threads are, or should be, compared: only steps without drafts are alike.
+    bool comparing(int64_t now) const { return probing_ || (next_probe_ != 0 && now >= next_probe_ && max_ > 1); }
+
+    // A step took `elapsed`; `drafted` of its rows were drafts.
+    void measured(int64_t now, int rows, int prompt, int64_t elapsed, int drafted = 0) {
         if (prompt > 0) {
-            const double cost = static_cast<double>(elapsed) / (sequences + prompt);
+            const double cost = static_cast<double>(elapsed) / (rows + prompt);
             prompt_pace_ = prompt_pace_ == 0 ? cost : prompt_pace_ + (cost - prompt_pace_) / 4;
-        } else if (!fixed_) {
-            measured_decode(now, sequences, elapsed);
+        } else {
+            measured_decode(now, rows, elapsed, drafted > 0);
         }
     }
 
@@ -71,25 +89,33 @@ class ThreadGovernor {
     struct Pace {
         double mean = 0;  // µs a step at `threads_`, smoothed
         int steps = 0;
+        int64_t last = 0;  // the number of the last one among all steps of answers
     };
 
     static constexpr int kEnough = 6;
+    static constexpr int64_t kForgotten = 500;  // steps after which what a draft costs is found out again
     static constexpr int kProbeSteps = 3;
     static constexpr int64_t kShortestCut = 20'000;
     static constexpr int64_t kConfidence = 10'000'000;
     static constexpr int64_t kFirstBackoff = 1'000'000;
     static constexpr int64_t kLongestBackoff = 64'000'000;
 
-    void measured_decode(int64_t now, int sequences, int64_t elapsed) {
+    bool recent(int rows) const {
+        const Pace &pace = pace_[rows];
+        return pace.steps > 0 && (rows == 1 || steps_ - pace.last < kForgotten);
+    }
+
+    void measured_decode(int64_t now, int rows, int64_t elapsed, bool drafts) {
         if (probing_) {
-            if (sequences != probe_sequences_) return end_probe(now, false);
+            if (rows != probe_rows_) return end_probe(now, false);
             // The first step after a change also pays for waking the threads.
             if (++probe_steps_ > 1) probe_sum_ += elapsed;
             if (probe_steps_ <= kProbeSteps) return;
-            return end_probe(now, probe_sum_ / kProbeSteps < pace_[sequences].mean * 0.95);
+            return end_probe(now, probe_sum_ / kProbeSteps < pace_[rows].mean * 0.95);
         }
-        Pace &pace = pace_[sequences];
+        Pace &pace = pace_[rows];
         const bool known = pace.steps >= kEnough;
+        pace.last = ++steps_;
         if (known && elapsed > pace.mean * 1.5) {
             // Slower than usual again and again: another process is busy. Look for a better count soon.
             if (++slow_ >= kEnough) {
@@ -103,17 +129,18 @@ class ThreadGovernor {
             pace.mean = pace.steps == 0 ? elapsed : pace.mean + (elapsed - pace.mean) / 8;
         }
         pace.steps++;
+        if (drafts || fixed_) return;
         if (known && next_probe_ == 0) {
             // Several threads that beat the single-thread baseline are right for now; others are compared at once.
-            next_probe_ = pace.mean < one_token_ * sequences ? now + kConfidence : now;
+            next_probe_ = pace.mean < one_token_ * rows ? now + kConfidence : now;
         }
-        if (known && now >= next_probe_ && max_ > 1) start_probe(sequences);
+        if (known && now >= next_probe_ && max_ > 1) start_probe(rows);
     }
 
-    void start_probe(int sequences) {
+    void start_probe(int rows) {
         candidate_ = threads_ == max_ ? std::max(1, threads_ / 2) : std::min(max_, threads_ * 2);
         probing_ = true;
-        probe_sequences_ = sequences;
+        probe_rows_ = rows;
         probe_steps_ = 0;
         probe_sum_ = 0;
     }
@@ -144,9 +171,10 @@ class ThreadGovernor {
     double one_token_ = 0;
     bool probing_ = false;
     int candidate_ = 0;
-    int probe_sequences_ = 0;
+    int probe_rows_ = 0;
     int probe_steps_ = 0;
     double probe_sum_ = 0;
+    int64_t steps_ = 0;
     int slow_ = 0;
     int64_t backoff_ = kFirstBackoff;
     int64_t next_probe_ = 0;

@@ -1,0 +1,28 @@
+# Drafts as a class of its own, without a token loop. Part of _llama.pyx.
+
+
+cdef class Drafter:
+    """What an answer is expected to go on with, and how much of it is worth computing; see drafts.h."""
+
+    cdef CDrafter drafter
+    cdef Model model
+
+    def __cinit__(self, Model model):
+        self.model = model
+
+    def look(self, tokens, forced=()):
+        """Drafts what may follow ``tokens``, ``forced`` if there is any; returns the draft."""
+        self.drafter.look(self.model.vocab, tokens, forced)
+        return self.drafter.draft()
+
+    def came(self, tokens):
+        """The answer went on with the last of ``tokens``."""
+        self.drafter.came(tokens)
+
+    def promising(self, int sequences, size_t most) -> int:
+        """How many tokens of the draft are likely to come."""
+        return self.drafter.promising(sequences, most)
+
+    def worth(self, ThreadGovernor governor, int sequences, int rows, size_t most) -> int:
+        """How many tokens of the draft are worth their time."""
+        return self.drafter.worth(governor.governor[0], sequences, rows, most)
