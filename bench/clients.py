@@ -122,11 +122,17 @@ class Stream:
 
 
 class NdjsonStream(Stream):
-    """inferd's own wire, v1."""
+    """inferd's own wire, v1; ``extra`` is added to the request."""
 
-    def __init__(self, address: Address, messages: list[dict[str, str]], max_tokens: int) -> None:
+    def __init__(
+        self,
+        address: Address,
+        messages: list[dict[str, str]],
+        max_tokens: int,
+        extra: dict[str, Any] | None = None,
+    ) -> None:
         request = {"id": "b", "messages": messages, "temperature": 0, "max_tokens": max_tokens}
-        super().__init__(address, orjson.dumps(request) + b"\n")
+        super().__init__(address, orjson.dumps(request | (extra or {})) + b"\n")
 
     def take(self, line: bytes, now: float) -> None:
         frame = orjson.loads(line)

@@ -62,6 +62,20 @@ class Report:
                 return statistics.median(sample.values)
         return None
 
+    def values(self, contestant: str, metric: str) -> list[float]:
+        """The sample of that contestant and metric, in the order of the rounds."""
+        found = [each for each in self.samples if (each.contestant, each.metric) == (contestant, metric)]
+        return found[0].values if found else []
+
+    def paired(self, of: tuple[str, str], to: tuple[str, str]) -> None:
+        """Notes the median of the rounds' ratios of two (contestant, metric) that were measured in each."""
+        above, below = self.values(*of), self.values(*to)
+        if not above or len(above) != len(below) or 0 in below:
+            return
+        value = statistics.median(a / b for a, b in zip(above, below, strict=True))
+        metric = of[1] if of[1] == to[1] else f"{of[1]} to {to[1]}, by rounds"
+        self.ratios.append(Ratio(metric, of[0], to[0], value))
+
     def ratio(self, metric: str, of: str, to: str) -> None:
         """Notes the ratio of two medians, when two contestants have them."""
         above, below = self.median(of, metric), self.median(to, metric)

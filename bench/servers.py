@@ -75,9 +75,14 @@ class Process:
         return Unavailable(f"does not run: {self.log.read().strip()[-800:]}")
 
     def cpu_seconds(self) -> float:
-        """What the process has used of the processor so far."""
-        fields = Path(f"/proc/{self.popen.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        """What the process and those below it have used of the processor so far."""
+        ticks, pids = 0, [str(self.popen.pid)]
+        for pid in pids:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                pids += (task / "children").read_text().split()
+        return ticks / os.sysconf("SC_CLK_TCK")
 
     def memory(self) -> dict[str, float]:
         """Resident MiB: all of it, and what is not backed by a file, as mapped weights are."""
@@ -139,6 +144,7 @@ class Inferd(Server):
         tcp: bool = False,
         name: str = "inferd",
         python: str | Path = sys.executable,
+        drafts: str | None = None,
     ) -> None:
         super().__init__()
         self.name = name
@@ -148,6 +154,7 @@ class Inferd(Server):
         if model is not None:
             backend = ["--model-path", model, "--threads", threads, "--n-ctx", n_ctx]
         self._arguments = [*backend, "--active-permits", slots, "--queue-depth", queue]
+        self._arguments += [] if drafts is None else ["--drafts", drafts]
 
     def command(self) -> list[str | Path]:
         where = ["--tcp", str(self.address)] if self.address.port else ["--uds", self.address.path]
@@ -200,6 +207,7 @@ class LlamaServer(Server):
         slots: int = 1,
         flash_attention: str = "off",
         name: str = "llama-server",
+        n_grams: bool = False,
     ) -> None:
         super().__init__()
         require_module(python, "xllamacpp", "xllamacpp")
@@ -213,6 +221,7 @@ class LlamaServer(Server):
             "n_ctx": n_ctx,
             "slots": slots,
             "flash_attention": flash_attention,
+            "n_grams": n_grams,
         }
 
     def command(self) -> list[str | Path]:

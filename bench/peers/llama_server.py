@@ -1,8 +1,8 @@
 """llama-server as the xllamacpp wheel carries it, in a process of its own; run by the peers' Python.
 
 Arguments: one JSON object with ``model``, ``port``, ``threads``, ``n_ctx`` (of one slot), ``slots``,
-``flash_attention`` (``auto``, ``on`` or ``off``), and ``embedding`` to serve embeddings instead of text.
-Prints one line once it listens, and ends on SIGTERM.
+``flash_attention`` (``auto``, ``on`` or ``off``), ``embedding`` to serve embeddings instead of text, and
+``n_grams`` to draft from them. Prints one line once it listens, and ends on SIGTERM.
 """
 
 import json
@@ -29,6 +29,8 @@ params.flash_attn_type = {
 if settings.get("embedding"):
     params.embedding = True
     params.n_batch = params.n_ubatch = settings["n_ctx"]  # an input has to fit into one batch
+if settings.get("n_grams"):
+    params.speculative.types = [xllamacpp.common_speculative_type.COMMON_SPECULATIVE_TYPE_NGRAM_SIMPLE]
 params.ui = False
 params.verbosity = 0
 

@@ -224,5 +224,6 @@ def test_forced_text_is_given_as_the_models_own_tokens() -> None:
     assert len(tokens) > 1
     assert b'{"first_name":"'.startswith(model.text(tokens))
     assert guide.forced() == tokens
+    assert guide.choices() > 0
     assert all(guide.accept(token) for token in tokens)
     assert isinstance(guide, _llama.Guide)

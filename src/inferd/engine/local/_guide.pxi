@@ -3,6 +3,10 @@
 from libcpp.memory cimport shared_ptr
 
 
+cdef extern from *:
+    int popcount "__builtin_popcount"(unsigned int word) nogil
+
+
 def open_guidance(str library) -> str:
     """Loads llguidance from the file that exports its C interface, once; returns its version.
 
@@ -66,6 +70,15 @@ cdef class Guide:
     def forced(self):
         """The token ids that have to come next, whatever the model says."""
         return self.guide.get().forced()
+
+    def choices(self) -> int:
+        """How many tokens may come next; 0 where the grammar cannot go on."""
+        cdef const uint32_t* mask = self.guide.get().mask()
+        cdef int word, count = 0
+        if mask != NULL:
+            for word in range((llama_vocab_n_tokens(self.model.vocab) + 31) // 32):
+                count += popcount(mask[word])
+        return count
 
     @property
     def accepting(self) -> bool:

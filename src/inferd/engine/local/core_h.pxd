@@ -108,6 +108,7 @@ cdef extern from "native/guidance.h" namespace "inferd" nogil:
         cbool accepting()
         cbool complete()
         vector[llama_token] forced()
+        const uint32_t* mask()
 
 
 cdef extern from "native/sampling.h" namespace "inferd" nogil:

@@ -1,0 +1,140 @@
+"""Answers held to a JSON Schema: what the schema costs, and what is gained by the text that it leaves no
+choice about.
+
+Each contestant answers one prompt in three ways: freely, by a schema of six strings, and by one of
+twelve, which must have the same names in each server. All is greedy, with one stream and the prompt cache
+off. Two daemons take part, one without drafts. The processor time of an answer holds its prompt; on a
+machine that others use too it says more than the tokens per second. The masks are computed apart, for
+each token of one answer after the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import json
+import random
+import time
+from collections.abc import Callable
+from typing import Any
+
+from bench import prompts, quiet, servers
+from bench.clients import NdjsonStream, SseStream, Stream, ask
+from bench.report import Report, main, quantile
+
+N_CTX = 2048
+N_PREDICT = 128
+NAMES = (
+    "first_name", "last_name", "street_address", "postal_code", "city_of_residence", "country",
+    "phone_number", "email_address", "date_of_birth", "favourite_colour", "occupation", "employer_name",
+)  # fmt: skip
+WAYS = {"freely": 0, "6 strings": 6, "12 strings": 12}
+
+
+def schema_of(count: int) -> dict[str, Any]:
+    names = list(NAMES[:count])
+    return {
+        "type": "object",
+        "properties": {name: {"type": "string", "maxLength": 24} for name in names},
+        "required": names,
+        "additionalProperties": False,
+    }
+
+
+def stream_of(server: servers.Server, messages: list[dict[str, str]], count: int) -> Stream:
+    """A request for ``count`` strings, or for free text with 0."""
+    budget = N_PREDICT if count == 0 else 600
+    schema = schema_of(count)
+    if isinstance(server, servers.Inferd):
+        ours = {"cache": False} | ({"json_schema": schema} if count else {})
+        return NdjsonStream(server.address, messages, budget, ours)
+    extra: dict[str, Any] = {"cache_prompt": False}
+    if count:
+        extra["response_format"] = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+    return SseStream(server.address, messages, budget, extra)
+
+
+def turn(report: Report, server: servers.Server, way: str, rng: random.Random) -> None:
+    asked = f"{prompts.words(rng, 4)}. Invent a person and tell all about them."
+    messages = [{"role": "user", "content": asked}]
+    before = server.cpu_seconds()
+    stream = ask(stream_of(server, messages, WAYS[way]))
+    used = server.cpu_seconds() - before
+    report.add(server.name, f"decode, {way}", "tokens/s", stream.tokens_per_second)
+    report.add(server.name, f"processor time, {way}", "ms a token", used * 1e3 / stream.tokens)
+    if WAYS[way]:
+        json.loads("".join(stream.text))
+
+
+def masks(report: Report, options: argparse.Namespace) -> None:
+    """The time for the mask at each token of answers that walk through the schemas."""
+    from inferd.engine.local import _llama
+    from inferd.engine.local.guides import Guides
+
+    path = servers.model_file(options)
+    with path.open("rb") as file:
+        model = _llama.Model(file.fileno(), path=str(path), n_gpu_layers=0, report=lambda fraction: True)
+    guides = Guides(model)
+    for count in (6, 12):
+        times: list[float] = []
+        for number in range(20):
+            guide = guides.value(guides.answer(json.dumps(schema_of(count)), lenient=False))
+            value = {name: f"{name} {number}, é"[:24] for name in NAMES[:count]}
+            for token in model.tokens(json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()):
+                start = time.thread_time()
+                guide.choices()
+                times.append((time.thread_time() - start) * 1e6)
+                if not guide.accept(token):
+                    raise RuntimeError("the answer does not fit its schema")
+        for share in (0.5, 0.99, 1.0):
+            name = "most" if share == 1.0 else f"p{share * 100:.0f}"
+            report.add(f"{count} strings", f"mask, {name}", "µs", quantile(times, share))
+
+
+def run(options: argparse.Namespace, report: Report) -> None:
+    model = servers.model_file(options)
+    report.settings |= {"model": model.name, "n_ctx": N_CTX, "n_predict": N_PREDICT, "flash_attention": "off"}
+    masks(report, options)
+    kept = list(report.samples)
+    watch = quiet.Watch(report, options.patience)
+    room = {"threads": options.threads, "n_ctx": N_CTX}
+    contestants: dict[str, Callable[[], servers.Server]] = {
+        "inferd": functools.partial(servers.Inferd, model, **room),
+        "inferd, no drafts": functools.partial(
+            servers.Inferd, model, **room, name="inferd, no drafts", drafts="off"
+        ),
+        "llama-server": functools.partial(servers.LlamaServer, options.peer_python, model, **room),
+    }
+    with contextlib.ExitStack() as stack:
+        running: list[servers.Server] = []
+        for name, start in contestants.items():
+            try:
+                running.append(stack.enter_context(start()))
+            except servers.Unavailable as reason:
+                report.missing[name] = str(reason)
+        rng = random.Random(options.seed)
+        for server in running:
+            for way in WAYS:
+                turn(report, server, way, rng)  # warms caches and is not counted
+        report.samples[:] = kept
+        for number in range(options.repeats):
+            seed = rng.random()
+            for server in running[number % len(running) :] + running[: number % len(running)]:
+                for way in WAYS:
+                    again = random.Random(seed)
+                    watch.undisturbed(functools.partial(turn, report, server, way, again))
+    ours, plain = "inferd", "inferd, no drafts"
+    for measure in ("decode", "processor time"):
+        free, six, twelve = (f"{measure}, {way}" for way in WAYS)
+        report.paired((plain, six), (plain, free))
+        report.paired((ours, six), (plain, free))
+        report.paired((ours, twelve), (plain, free))
+        report.paired((ours, twelve), (plain, twelve))
+        report.paired((ours, twelve), ("llama-server", twelve))
+        report.paired((ours, free), (plain, free))
+        report.paired((ours, free), ("llama-server", free))
+
+
+if __name__ == "__main__":
+    main("schema", __doc__ or "", run)
