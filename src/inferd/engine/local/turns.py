@@ -51,19 +51,35 @@ def without_tools(message: Message) -> Message:
 
 
 def stricter(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
-    """The same conversation for templates that refuse it: with ids of nine letters and digits in the places
-    of others, then also with what the user says behind the results of tools joined to the last of them."""
+    """The same conversation for templates that refuse it or leave out a part, least changed first.
+
+    Ids become nine letters and digits. A text beside calls becomes a message of its own. What the user says
+    behind the results of tools is joined to the last of them. At last, calls and results become text.
+    """
     with_ids = [_with_short_ids(message) for message in messages]
-    if with_ids != list(messages):
-        yield with_ids
+    apart = [part for message in with_ids for part in _apart(message)]
+    as_text = list(alternating([without_tools(message) for message in with_ids]))
+    tried = [list(messages)]
+    for others in (with_ids, apart, _joined_to_results(with_ids), _joined_to_results(apart), as_text):
+        if others not in tried:
+            tried.append(others)
+            yield others
+
+
+def _apart(message: Message) -> list[Message]:
+    if not message.tool_calls or not text(message).strip():
+        return [message]
+    return [replace(message, tool_calls=()), replace(message, content="", thinking="")]
+
+
+def _joined_to_results(messages: Sequence[Message]) -> list[Message]:
     joined: list[Message] = []
-    for message in with_ids:
+    for message in messages:
         if message.role == "user" and joined and joined[-1].role == "tool":
             joined[-1] = replace(joined[-1], content=_joined(joined[-1].content, message.content))
         else:
             joined.append(message)
-    if joined != with_ids:
-        yield joined
+    return joined
 
 
 def text(message: Message) -> str:
