@@ -6,11 +6,11 @@
  * with AMX. This replacement names all 64 bytes as the operand.
  */
 #if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 14 && defined(__x86_64__) && defined(__AMX_TILE__)
-#    include <immintrin.h>
+#include <immintrin.h>
 
-static inline void inferd_tile_loadconfig(const void * config) {
-    __asm__ volatile("ldtilecfg\t%X0" ::"m"(*(const char(*)[64]) config));
+static inline void inferd_tile_loadconfig(const void *config) {
+    __asm__ volatile("ldtilecfg\t%X0" ::"m"(*(const char (*)[64])config));
 }
 
-#    define _tile_loadconfig(config) inferd_tile_loadconfig(config)
+#define _tile_loadconfig(config) inferd_tile_loadconfig(config)
 #endif

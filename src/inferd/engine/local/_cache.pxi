@@ -26,9 +26,9 @@ cdef class PrefixCache:
         """Where to begin with ``prompt``, all of whose tokens may be reused, beside the jobs that run, given as
         (slot, tokens, n_past, scope).
 
-        Returns ``None`` for waiting, the id of a file to bring, or (slot, slot to copy from or -1, tokens of the snapshot to load or ``None``,
-        whether to save the slot first, tokens kept, tokens of the prompt they stand for, the prompt with the kept
-        tokens, reason of a miss).
+        Returns ``None`` for waiting, the id of a file to bring, or (slot, slot to copy from or -1, tokens of the
+        snapshot to load or ``None``, whether to save the slot first, tokens kept, tokens of the prompt they stand
+        for, the prompt with the kept tokens, reason of a miss).
         """
         cdef vector[llama_token] tokens = prompt
         cdef vector[vector[llama_token]] all_tokens = [each[1] for each in live]

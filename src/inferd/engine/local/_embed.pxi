@@ -140,8 +140,9 @@ cdef class Embedder:
 
     ``n_ctx`` is the most tokens of one sequence and of a batch, ``n_seq`` the most sequences of a batch; what
     llama.cpp makes of ``n_ctx`` is read back. ``pooling`` is a key of ``POOLINGS``; ``unspecified`` is the model
-    file's own. ``threads`` 0 lets the context choose; ``flash_attention`` is ``on``, ``off`` or ``auto``. Sequences are bytes: int32 token ids. ``compute`` is for
-    one thread at a time, all else for any. Raises ``ModelError``.
+    file's own. ``threads`` 0 lets the context choose; ``flash_attention`` is ``on``, ``off`` or ``auto``.
+    Sequences are bytes: int32 token ids. ``compute`` is for one thread at a time, all else for any. Raises
+    ``ModelError``.
     """
 
     cdef Model model

@@ -183,14 +183,14 @@ cdef class Engine:
     def warm_up(self) -> bool:
         """Decodes one token twice on one thread, so that the weights are in memory and the loop knows what a
         token costs without help. False when llama.cpp cannot decode at all."""
-        cdef int code = 0, turn
+        cdef int code = 0, _turn
         cdef int64_t started
         cdef Job job
         job.slot = 0
         job.tokens.push_back(0)
         with nogil:
             llama_set_n_threads(self.ctx, 1, 1)
-            for turn in range(2):
+            for _turn in range(2):
                 self.batch.n_tokens = 0
                 self.batched.clear()
                 self.add_tokens(&job, 1)
@@ -534,7 +534,7 @@ cdef class Engine:
             if not self.exchange.interrupted():
                 self.governor.stalled(started + elapsed)
             for job in self.batched:
-                self.rewind(job)
+                self.take_back(job)
         elif code == 1 and drafted > 0:
             self.hold_drafts = True
         elif code == 1:
@@ -633,7 +633,7 @@ cdef class Engine:
         if job.finish != Finish.running:
             self.leave(job)
         elif came < job.n_draft:
-            self.rewind(job)
+            self.take_back(job)
 
     cdef void next_token(self, Job* job, int row) noexcept nogil:
         """One row of logits becomes one token of the answer, or its end."""
@@ -724,7 +724,7 @@ cdef class Engine:
 
     # When a step does not succeed.
 
-    cdef void rewind(self, Job* job) noexcept nogil:
+    cdef void take_back(self, Job* job) noexcept nogil:
         """Takes back what a step has left in the cache of this job and is not a part of it."""
         if not c_cut(self.ctx, job.slot, job.n_past, self.n_swa):
             llama_memory_seq_rm(self.memory, job.slot, -1, -1)
@@ -759,7 +759,11 @@ cdef class Engine:
         cdef size_t i = 0
         cdef Job* job
         for job in self.batched:
-            self.fail(job, Finish.broken, b"llama.cpp failed while it computed this request; the daemon's log has the reason")
+            self.fail(
+                job,
+                Finish.broken,
+                b"llama.cpp failed while it computed this request; the daemon's log has the reason",
+            )
         self.close_context()
         self.open_context()
         self.cache.lose_slots()

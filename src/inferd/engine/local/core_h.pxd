@@ -241,7 +241,9 @@ cdef extern from "native/prefix_cache.h" namespace "inferd" nogil:
 
 cdef extern from "native/state.h" namespace "inferd" nogil:
     PieceOf piece_of(const llama_vocab* vocab)
-    cbool c_save "inferd::save"(llama_context* ctx, int slot, const Sequence& sequence, CPrefixCache& cache, double token_us)
+    cbool c_save "inferd::save"(
+        llama_context* ctx, int slot, const Sequence& sequence, CPrefixCache& cache, double token_us
+    )
     cbool c_load "inferd::load"(llama_context* ctx, int slot, const shared_ptr[Snapshot]& snapshot, CPrefixCache& cache)
     cbool c_copy "inferd::copy"(llama_context* ctx, int src, int dst, const Sequence* keep, CPrefixCache& cache)
     cbool c_cut "inferd::cut"(llama_context* ctx, int slot, size_t n, int n_swa)

@@ -14,7 +14,8 @@ constexpr char kPrefix[] = "libggml-cpu-", kSuffix[] = ".so";
 
 }  // namespace
 
-bool load_backends(const std::string &directory, const std::vector<std::string> &files, const std::string &variant) {
+bool load_backends(const std::string &directory, const std::vector<std::string> &files,
+                   const std::string &variant) {
     for (const std::string &file : files) ggml_backend_load(file.c_str());
     if (variant.empty()) {
         ggml_backend_load_all_from_path(directory.c_str());

@@ -26,7 +26,9 @@ class Depot {
 
     // The event loop's side.
 
-    void open() { change([&] { open_ = true; }); }
+    void open() {
+        change([&] { open_ = true; });
+    }
 
     // A file that is there; `usable` false: its state cannot be loaded into this context.
     void kept(Stored file, bool usable) {
@@ -50,7 +52,9 @@ class Depot {
     }
 
     // Has everything handed over that is in no file, one state after the other; then `flushed` is true once.
-    void flush() { change([&] { flushing_ = true; }); }
+    void flush() {
+        change([&] { flushing_ = true; });
+    }
 
     bool flushed() {
         std::lock_guard<std::mutex> lock(mutex_);
@@ -89,7 +93,8 @@ class Depot {
         }
         for (auto &each : delivered) {
             const Stored *file = cache.file(each.id);
-            const auto asked = std::find_if(asked_.begin(), asked_.end(), [&](auto &a) { return a.first == each.id; });
+            const auto asked =
+                std::find_if(asked_.begin(), asked_.end(), [&](auto &a) { return a.first == each.id; });
             if (asked != asked_.end()) {
                 if (each.data) cache.fetched(each.size, llama_time_us() - asked->second);
                 asked_.erase(asked);

@@ -26,10 +26,10 @@ namespace inferd {
 class Embedder {
   public:
     struct Params {
-        int n_ctx = 0;    // most tokens of one sequence and of a batch
-        int n_seq = 0;    // most sequences of a batch
+        int n_ctx = 0;                                 // most tokens of one sequence and of a batch
+        int n_seq = 0;                                 // most sequences of a batch
         int pooling = LLAMA_POOLING_TYPE_UNSPECIFIED;  // = as the model file says
-        int threads = 0;  // 0 = chosen
+        int threads = 0;                               // 0 = chosen
         int flash_attention = LLAMA_FLASH_ATTN_TYPE_AUTO;
     };
 
@@ -105,10 +105,8 @@ class Embedder {
 
     Embedder(llama_model *model, const Params &asked)
         : threads_(asked.threads ? asked.threads : useful_threads()),
-          governor_(threads_, asked.threads != 0, kMostSequences),
-          n_ctx_(asked.n_ctx),
-          n_seq_(std::min(asked.n_seq, asked.n_ctx)),
-          batch_(llama_batch_init(asked.n_ctx, 0, 1)) {
+          governor_(threads_, asked.threads != 0, kMostSequences), n_ctx_(asked.n_ctx),
+          n_seq_(std::min(asked.n_seq, asked.n_ctx)), batch_(llama_batch_init(asked.n_ctx, 0, 1)) {
         llama_context_params params = llama_context_default_params();
         params.n_ctx = params.n_batch = params.n_ubatch = n_ctx_;
         params.n_seq_max = n_seq_;

@@ -57,26 +57,26 @@ struct Job {
     size_t n_past = 0;                // how many of them are in the KV cache
     size_t n_cached = 0;              // how many of them it did not have to compute
     Miss miss = Miss::none;
-    uint32_t fetching = 0;   // the file it waits for
-    bool fetched = false;    // it has waited for one
+    uint32_t fetching = 0;  // the file it waits for
+    bool fetched = false;   // it has waited for one
     int slot = -1;
-    int logits_row = -1;   // row of this job's logits in the step, -1 = none
-    size_t in_step = 0;    // how many of its tokens the step holds
-    size_t n_draft = 0;    // how many tokens of its draft come after them
+    int logits_row = -1;  // row of this job's logits in the step, -1 = none
+    size_t in_step = 0;   // how many of its tokens the step holds
+    size_t n_draft = 0;   // how many tokens of its draft come after them
     Drafter drafter;
     uint32_t drafted = 0, accepted = 0;  // tokens of drafts that were computed, and that came
-    std::string staged;    // frames made since the last publish
-    std::string content;   // the whole answer, JSON-escaped
+    std::string staged;                  // frames made since the last publish
+    std::string content;                 // the whole answer, JSON-escaped
     Finish finish = Finish::running;
     const char *error = "";
     int64_t submitted_us = 0, seated_us = 0, prefilled_us = 0, first_us = 0, finished_us = 0;
 
     // Guarded by the exchange's mutex.
     bool cancel = false;
-    bool dropped = false;   // it will not be collected
+    bool dropped = false;  // it will not be collected
     bool finished = false;
-    bool announced = false; // in `ready_`, not collected since
-    std::string out;        // frames not yet collected
+    bool announced = false;  // in `ready_`, not collected since
+    std::string out;         // frames not yet collected
 
     bool shows(llama_token token) const {
         return std::find(preserved.begin(), preserved.end(), token) != preserved.end();
@@ -213,8 +213,7 @@ class Exchange {
     // The ids that have something new, each once until it is collected. Resets the wake-up descriptor.
     std::vector<uint64_t> ready() {
         uint64_t buffer[8];
-        while (read(fds_[0], buffer, sizeof buffer) == static_cast<ssize_t>(sizeof buffer)) {
-        }
+        while (read(fds_[0], buffer, sizeof buffer) == static_cast<ssize_t>(sizeof buffer)) {}
         std::lock_guard<std::mutex> lock(mutex_);
         return std::exchange(ready_, {});
     }
@@ -255,8 +254,8 @@ class Exchange {
     // Moves new jobs to the end of `waiting`, marks cancelled ones in both lists as finished, and lists in
     // `active` the running ones whose reader keeps up. Sleeps while there is nothing to do, at first for no longer
     // than `idle_after`: then `idle` is true until there is a job. False: stop.
-    bool intake(std::vector<Job *> &waiting, std::vector<Job *> &running, std::vector<Job *> &active,
-                size_t slots, std::chrono::milliseconds idle_after, bool &idle) {
+    bool intake(std::vector<Job *> &waiting, std::vector<Job *> &running, std::vector<Job *> &active, size_t slots,
+                std::chrono::milliseconds idle_after, bool &idle) {
         std::unique_lock<std::mutex> lock(mutex_);
         while (!stopping_) {
             waiting.insert(waiting.end(), inbox_.begin(), inbox_.end());

@@ -34,7 +34,8 @@ class GbnfCheck {
             } else if (c == '{') {
                 repeat();
             } else {
-                if (c == '(' && ++depth > kMaxNesting) throw std::runtime_error("parentheses are nested too deeply");
+                if (c == '(' && ++depth > kMaxNesting)
+                    throw std::runtime_error("parentheses are nested too deeply");
                 if (c == ')') depth--;
                 if (!std::isspace(static_cast<unsigned char>(c))) item_ = 1;
                 at_++;
@@ -61,8 +62,8 @@ class GbnfCheck {
             if (std::isdigit(static_cast<unsigned char>(skip_spaces()))) most = number();
         }
         if (most < least) {
-            throw std::runtime_error("a repetition is to come at least " + std::to_string(least) +
-                                     " and at most " + std::to_string(most) + " times");
+            throw std::runtime_error("a repetition is to come at least " + std::to_string(least) + " and at most " +
+                                     std::to_string(most) + " times");
         }
         expanded_ += item_ * most;
         if (expanded_ > kMaxExpanded) throw std::runtime_error("its repetitions make it too large");

@@ -24,10 +24,18 @@ std::vector<Device> devices() {
         ggml_backend_dev_t device = ggml_backend_dev_get(i);
         Device one;
         switch (ggml_backend_dev_type(device)) {
-            case GGML_BACKEND_DEVICE_TYPE_CPU: one.kind = "cpu"; break;
-            case GGML_BACKEND_DEVICE_TYPE_GPU: one.kind = "gpu"; break;
-            case GGML_BACKEND_DEVICE_TYPE_IGPU: one.kind = "igpu"; break;
-            default: one.kind = "accel"; break;
+        case GGML_BACKEND_DEVICE_TYPE_CPU:
+            one.kind = "cpu";
+            break;
+        case GGML_BACKEND_DEVICE_TYPE_GPU:
+            one.kind = "gpu";
+            break;
+        case GGML_BACKEND_DEVICE_TYPE_IGPU:
+            one.kind = "igpu";
+            break;
+        default:
+            one.kind = "accel";
+            break;
         }
         one.name = ggml_backend_dev_name(device);
         one.description = ggml_backend_dev_description(device);
@@ -87,7 +95,8 @@ void *attach_pool(llama_context *ctx, int threads) {
     // Between two steps of a running answer the threads wait by spinning for about a millisecond and then
     // sleep; ggml's default spins a hundred times longer, which is a busy core on an idle machine.
     params.poll = 1;
-    const auto make = reinterpret_cast<ggml_threadpool *(*)(ggml_threadpool_params *)>(cpu_function("ggml_threadpool_new"));
+    const auto make =
+        reinterpret_cast<ggml_threadpool *(*)(ggml_threadpool_params *)>(cpu_function("ggml_threadpool_new"));
     ggml_threadpool *pool = make(&params);
     if (pool) llama_attach_threadpool(ctx, pool, pool);
     return pool;

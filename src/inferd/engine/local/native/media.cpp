@@ -30,10 +30,12 @@ constexpr int64_t kMaxSoundSeconds = 600;  // as media.py has it for samples
 Bitmap unpacked(const mtmd_context *ctx, const MediaItem &item) {
     const int64_t samples = kMaxSoundSeconds * mtmd_get_audio_sample_rate(ctx);
     const int64_t copies = 2, beside = 1 << 20;
-    const Budget budget(copies * samples * static_cast<int64_t>(sizeof(float)) + beside, "a sound may last at most 600 s");
+    const Budget budget(copies * samples * static_cast<int64_t>(sizeof(float)) + beside,
+                        "a sound may last at most 600 s");
     return within(budget, [&] {
         return Bitmap(
-            mtmd_helper_bitmap_init_from_buf(ctx, item.data, item.size, false, mtmd_helper_init_opt_default()).bitmap,
+            mtmd_helper_bitmap_init_from_buf(ctx, item.data, item.size, false, mtmd_helper_init_opt_default())
+                .bitmap,
             mtmd_bitmap_free);
     });
 }
@@ -43,11 +45,13 @@ Bitmap bitmap_of(const mtmd_context *ctx, const MediaItem &item) {
     if (item.encoded) {
         owned = unpacked(ctx, item);
     } else if (item.audio) {
-        owned.reset(mtmd_bitmap_init_from_audio(item.size / sizeof(float), reinterpret_cast<const float *>(item.data)));
+        owned.reset(
+            mtmd_bitmap_init_from_audio(item.size / sizeof(float), reinterpret_cast<const float *>(item.data)));
     } else {
         owned.reset(mtmd_bitmap_init(item.width, item.height, item.data));
     }
-    if (!owned) throw std::runtime_error(item.audio ? "the sound cannot be decoded" : "the image cannot be decoded");
+    if (!owned)
+        throw std::runtime_error(item.audio ? "the sound cannot be decoded" : "the image cannot be decoded");
     // Less than a window of the spectrum ends the process in some families.
     const size_t least = item.audio ? mtmd_get_audio_sample_rate(ctx) / 10 * sizeof(float) : 0;
     if (mtmd_bitmap_get_n_bytes(owned.get()) < least) throw std::runtime_error("the sound is shorter than 0.1 s");
@@ -113,8 +117,9 @@ bool Projector::add(const MediaItem &item, int n_batch, std::vector<llama_token>
             span.n_pos = mtmd_input_chunk_get_n_pos(chunk);
             span.n_cells = mtmd_input_chunk_get_n_tokens(chunk);
             if (mtmd_decode_use_non_causal(ctx, chunk) && span.n_cells > static_cast<size_t>(n_batch)) {
-                throw std::runtime_error("it takes " + std::to_string(span.n_cells) +
-                                         " tokens, which this model needs in one batch: serve with a larger --n-batch");
+                throw std::runtime_error(
+                    "it takes " + std::to_string(span.n_cells) +
+                    " tokens, which this model needs in one batch: serve with a larger --n-batch");
             }
             span.chunk = {mtmd_input_chunk_copy(chunk), mtmd_input_chunk_free};
             {
@@ -132,10 +137,9 @@ bool Projector::add(const MediaItem &item, int n_batch, std::vector<llama_token>
 int Projector::decode(llama_context *ctx, const MediaSpan &span, int sequence, int n_batch) const noexcept {
     try {
         llama_pos after = 0;
-        return mtmd_helper_decode_image_chunk(state_->ctx.get(), ctx, span.chunk.get(),
-                                              const_cast<float *>(span.embeddings.data()),
-                                              static_cast<llama_pos>(span.at), sequence, n_batch, &after, nullptr,
-                                              nullptr);
+        return mtmd_helper_decode_image_chunk(
+            state_->ctx.get(), ctx, span.chunk.get(), const_cast<float *>(span.embeddings.data()),
+            static_cast<llama_pos>(span.at), sequence, n_batch, &after, nullptr, nullptr);
     } catch (...) {
         return kDecodeThrew;
     }

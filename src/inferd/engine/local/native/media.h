@@ -52,8 +52,8 @@ class Projector {
     const std::string &marker() const noexcept { return marker_; }
 
     // Appends what `item` becomes to `tokens`, and its media to `spans`. `n_batch`: what one step can take.
-    bool add(const MediaItem &item, int n_batch, std::vector<llama_token> &tokens,
-             std::vector<MediaSpan> &spans, std::string &error) const noexcept;
+    bool add(const MediaItem &item, int n_batch, std::vector<llama_token> &tokens, std::vector<MediaSpan> &spans,
+             std::string &error) const noexcept;
 
     // Decodes a span into the cache of `sequence`; codes as `llama_decode`.
     int decode(llama_context *ctx, const MediaSpan &span, int sequence, int n_batch) const noexcept;

@@ -67,15 +67,15 @@ struct Live {
 };
 
 struct Plan {
-    bool wait = false;            // for `fetch`, or a running request is computing what this one begins with
-    uint32_t fetch = 0;           // the file to bring, or 0
-    int slot = -1;                // the slot to take, never a busy one
-    int copy_from = -1;           // a slot whose cells are to be copied there, or -1
-    bool save = false;            // first save what the slot holds: the request shares only the head of it
+    bool wait = false;                  // for `fetch`, or a running request is computing what this one begins with
+    uint32_t fetch = 0;                 // the file to bring, or 0
+    int slot = -1;                      // the slot to take, never a busy one
+    int copy_from = -1;                 // a slot whose cells are to be copied there, or -1
+    bool save = false;                  // first save what the slot holds: the request shares only the head of it
     std::shared_ptr<Snapshot> restore;  // a snapshot to be loaded there, or null
-    Match keep;                   // what of the source agrees with the prompt
-    Tokens prompt;                // the prompt with the source's own tokens, where they say the same by other ids
-    Miss miss = Miss::none;       // the reason, when less than half of the prompt is found
+    Match keep;                         // what of the source agrees with the prompt
+    Tokens prompt;           // the prompt with the source's own tokens, where they say the same by other ids
+    Miss miss = Miss::none;  // the reason, when less than half of the prompt is found
 };
 
 class PrefixCache {
@@ -190,8 +190,7 @@ class PrefixCache {
         }
         sequence.used = clock_;
         bytes_ += size;
-        snapshots_.push_back(
-            std::shared_ptr<Snapshot>(new Snapshot{std::move(sequence), std::move(data), size}));
+        snapshots_.push_back(std::shared_ptr<Snapshot>(new Snapshot{std::move(sequence), std::move(data), size}));
         count();
     }
 
@@ -352,7 +351,8 @@ class PrefixCache {
         }
         for (int i = 0; i < static_cast<int>(slots_.size()); i++) {
             const Sequence &held = slots_[i].sequence;
-            if (!slots_[i].busy) offer({match(held, wanted), &held.tokens, i, false, nullptr, clock_ + 1 + held.used});
+            if (!slots_[i].busy)
+                offer({match(held, wanted), &held.tokens, i, false, nullptr, clock_ + 1 + held.used});
         }
         return best;
     }
@@ -377,7 +377,8 @@ class PrefixCache {
         size_t most = 0;
         for (const auto &each : live) {
             if (!any_cut_ || !each.shared || *each.scope != *wanted.scope) continue;
-            const size_t all = match_prefix(*each.tokens, each.tokens->size(), *wanted.prompt, wanted.n_reusable).prompt;
+            const size_t all =
+                match_prefix(*each.tokens, each.tokens->size(), *wanted.prompt, wanted.n_reusable).prompt;
             if (all > each.n_past) most = std::max(most, all);
         }
         return most;
@@ -471,7 +472,8 @@ class PrefixCache {
         }
         const auto foreign = [&](const Sequence &held) {
             if (held.scope == *wanted.scope) return false;
-            return match_prefix(held.tokens, held.tokens.size(), *wanted.prompt, wanted.n_reusable).prompt >= enough;
+            return match_prefix(held.tokens, held.tokens.size(), *wanted.prompt, wanted.n_reusable).prompt >=
+                   enough;
         };
         for (const auto &slot : slots_) {
             if (foreign(slot.sequence)) return Miss::other_user;

@@ -29,7 +29,8 @@ std::string unused_mark(const std::string &text) {
 }
 
 std::string without(const std::string &mark, std::string text) {
-    for (size_t at = text.find(mark); at != std::string::npos; at = text.find(mark, at)) text.erase(at, mark.size());
+    for (size_t at = text.find(mark); at != std::string::npos; at = text.find(mark, at))
+        text.erase(at, mark.size());
     return text;
 }
 
@@ -89,7 +90,8 @@ void parse_template(const std::string &source) {
         const std::vector<jinja::token> beginning(read.tokens.begin(), read.tokens.begin() + middle);
         (parse_error(beginning, read.source) == what ? with : without) = middle;
     }
-    throw std::runtime_error(with ? at_place(reason_of(what), read.source, read.tokens[with - 1].pos) : reason_of(what));
+    throw std::runtime_error(with ? at_place(reason_of(what), read.source, read.tokens[with - 1].pos)
+                                  : reason_of(what));
 }
 
 std::vector<llama_token> tokenize(const llama_vocab *vocab, const std::string &text, bool add_special) {
@@ -172,19 +174,25 @@ void take_triggers(const llama_vocab *vocab, const common_chat_params &params, R
     for (const auto &trigger : params.grammar_triggers) {
         const std::string &value = trigger.value;
         switch (trigger.type) {
-            case COMMON_GRAMMAR_TRIGGER_TYPE_TOKEN: out.trigger_tokens.push_back(trigger.token); break;
-            case COMMON_GRAMMAR_TRIGGER_TYPE_PATTERN: out.triggers.push_back(value); break;
-            case COMMON_GRAMMAR_TRIGGER_TYPE_PATTERN_FULL: out.triggers.push_back("^(?:" + value + ")$"); break;
-            case COMMON_GRAMMAR_TRIGGER_TYPE_WORD: {
-                out.trigger_words.push_back(value);
-                const auto tokens = tokenize(vocab, value, false);
-                if (tokens.size() == 1) {
-                    out.trigger_tokens.push_back(tokens[0]);
-                } else {
-                    out.triggers.push_back(regex_escape(value));
-                }
-                break;
+        case COMMON_GRAMMAR_TRIGGER_TYPE_TOKEN:
+            out.trigger_tokens.push_back(trigger.token);
+            break;
+        case COMMON_GRAMMAR_TRIGGER_TYPE_PATTERN:
+            out.triggers.push_back(value);
+            break;
+        case COMMON_GRAMMAR_TRIGGER_TYPE_PATTERN_FULL:
+            out.triggers.push_back("^(?:" + value + ")$");
+            break;
+        case COMMON_GRAMMAR_TRIGGER_TYPE_WORD: {
+            out.trigger_words.push_back(value);
+            const auto tokens = tokenize(vocab, value, false);
+            if (tokens.size() == 1) {
+                out.trigger_tokens.push_back(tokens[0]);
+            } else {
+                out.triggers.push_back(regex_escape(value));
             }
+            break;
+        }
         }
     }
     const auto &all = params.grammar_triggers;

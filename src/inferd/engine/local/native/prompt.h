@@ -27,19 +27,19 @@ struct MediaInput {
 // A request as the model gets it, and what is needed to follow its answer.
 struct Rendered {
     std::vector<llama_token> tokens;
-    std::vector<MediaSpan> media;           // where `tokens` holds kMediaToken
-    std::vector<std::string> stops;         // further strings at which the family's turn ends
-    std::string grammar;                    // of the family's tool or output format, or empty
-    bool lazy = false;                      // the grammar holds only from a trigger on
-    std::vector<std::string> triggers;      // patterns
+    std::vector<MediaSpan> media;       // where `tokens` holds kMediaToken
+    std::vector<std::string> stops;     // further strings at which the family's turn ends
+    std::string grammar;                // of the family's tool or output format, or empty
+    bool lazy = false;                  // the grammar holds only from a trigger on
+    std::vector<std::string> triggers;  // patterns
     std::vector<llama_token> trigger_tokens;
-    std::vector<std::string> trigger_words; // the same where all of them are words; else empty
-    bool thinks = false;                    // the model was asked to think first, or not asked not to
-    std::string think_start;                // how the family's thoughts begin, and how they end
+    std::vector<std::string> trigger_words;  // the same where all of them are words; else empty
+    bool thinks = false;                     // the model was asked to think first, or not asked not to
+    std::string think_start;                 // how the family's thoughts begin, and how they end
     std::vector<std::string> think_ends;
-    std::vector<llama_token> prefill;       // what of the answer already stands in the prompt, for the grammar
-    std::vector<llama_token> preserved;     // control tokens that the answer's parser needs to see
-    std::string syntax;                     // how to parse the answer, for `Reply`
+    std::vector<llama_token> prefill;    // what of the answer already stands in the prompt, for the grammar
+    std::vector<llama_token> preserved;  // control tokens that the answer's parser needs to see
+    std::string syntax;                  // how to parse the answer, for `Reply`
 };
 
 class Prompts {

@@ -35,11 +35,11 @@ struct SamplingParams {
 };
 
 struct Grammar {
-    std::string text;                         // GBNF with a rule `root`; empty: none
-    bool lazy = false;                        // holds only from the first trigger on
-    std::vector<std::string> triggers;        // regular expressions on the text of the answer
+    std::string text;                   // GBNF with a rule `root`; empty: none
+    bool lazy = false;                  // holds only from the first trigger on
+    std::vector<std::string> triggers;  // regular expressions on the text of the answer
     std::vector<llama_token> trigger_tokens;
-    std::vector<llama_token> prefill;         // what of the text already stands in the prompt
+    std::vector<llama_token> prefill;  // what of the text already stands in the prompt
 };
 
 class Sampler {
@@ -96,7 +96,7 @@ class Sampler {
 
     static constexpr int64_t kGrammarTime = 2'000'000'000;  // ns for a token: four thousand alternatives fit
     static constexpr uint32_t kSeedInItsPlace = 0x9E3779B9;
-    static constexpr float kGreedyBelow = 1e-6f;   // a division by less makes all logits infinite
+    static constexpr float kGreedyBelow = 1e-6f;  // a division by less makes all logits infinite
 
     explicit Sampler(int32_t n_vocab) : n_vocab_(n_vocab) {}
 
@@ -128,7 +128,8 @@ class Sampler {
         chain_.reset(llama_sampler_chain_init(chain_params));
         auto add = [this](llama_sampler *sampler) { llama_sampler_chain_add(chain_.get(), sampler); };
 
-        const bool penalties = p.repeat_penalty != 1.0f || p.presence_penalty != 0.0f || p.frequency_penalty != 0.0f;
+        const bool penalties =
+            p.repeat_penalty != 1.0f || p.presence_penalty != 0.0f || p.frequency_penalty != 0.0f;
         if (penalties) {
             add(llama_sampler_init_penalties(n_vocab_, kPenaltyWindow, p.repeat_penalty, p.frequency_penalty,
                                              p.presence_penalty));

@@ -32,7 +32,8 @@ using State = std::pair<std::unique_ptr<uint8_t[]>, size_t>;
 // The state of `slot`, of which `size` bytes are expected; {null, 0} when there is none.
 inline State read_state(llama_context *ctx, int slot, size_t size) {
     State state{std::unique_ptr<uint8_t[]>(new (std::nothrow) uint8_t[size]), size};
-    if (!state.first || llama_state_seq_get_data_ext(ctx, state.first.get(), size, slot, 0) != size) return {nullptr, 0};
+    if (!state.first || llama_state_seq_get_data_ext(ctx, state.first.get(), size, slot, 0) != size)
+        return {nullptr, 0};
     return state;
 }
 
@@ -44,7 +45,8 @@ inline bool write_state(llama_context *ctx, int slot, const uint8_t *data, size_
 
 // Saves `sequence`, which `slot` holds, as a snapshot in `cache`; false when there is no room or it does not pay.
 // Computing a token takes `token_us` (0: not known).
-inline bool save(llama_context *ctx, int slot, const Sequence &sequence, PrefixCache &cache, double token_us) noexcept {
+inline bool save(llama_context *ctx, int slot, const Sequence &sequence, PrefixCache &cache,
+                 double token_us) noexcept {
     try {
         const int64_t started = llama_time_us();
         const size_t size = llama_state_seq_get_size_ext(ctx, slot, 0);
@@ -60,7 +62,8 @@ inline bool save(llama_context *ctx, int slot, const Sequence &sequence, PrefixC
 }
 
 // Loads a snapshot into `slot`.
-inline bool load(llama_context *ctx, int slot, const std::shared_ptr<Snapshot> &snapshot, PrefixCache &cache) noexcept {
+inline bool load(llama_context *ctx, int slot, const std::shared_ptr<Snapshot> &snapshot,
+                 PrefixCache &cache) noexcept {
     const int64_t started = llama_time_us();
     if (!write_state(ctx, slot, snapshot->data.get(), snapshot->size)) {
         cache.discard(snapshot);

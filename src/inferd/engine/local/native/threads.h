@@ -42,8 +42,7 @@ class ThreadGovernor {
         const Pace &pace = pace_[rows];
         const bool known = (rows == 0 || pace.steps >= kEnough) && (prompt == 0 || prompt_pace_ > 0);
         if (!known && one_token_ == 0) return 0;
-        const double usual = known ? (rows ? pace.mean : 0) + prompt * prompt_pace_
-                                   : (rows + prompt) * one_token_;
+        const double usual = known ? (rows ? pace.mean : 0) + prompt * prompt_pace_ : (rows + prompt) * one_token_;
         const int patience = !known ? 1 : probing_ && candidate_ > threads_ ? 3 : 8;
         return now + std::max<int64_t>(static_cast<int64_t>(usual * patience), kShortestCut);
     }

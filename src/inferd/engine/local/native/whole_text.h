@@ -25,8 +25,8 @@ class WholeText {
     }
 
   private:
-    static constexpr size_t kGap = 16;   // bytes of blanks and escapes
-    static constexpr int kTries = 200;   // places at which the first word is found
+    static constexpr size_t kGap = 16;  // bytes of blanks and escapes
+    static constexpr int kTries = 200;  // places at which the first word is found
 
     static bool holds(const std::string &prompt, const common_chat_msg &message, const std::string &text) {
         // A template may take thoughts out of an answer, and write the JSON of a result anew.

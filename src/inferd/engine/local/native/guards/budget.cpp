@@ -18,7 +18,8 @@ namespace inferd {
 
 namespace {
 
-constexpr int64_t kMaxBytes = INT64_C(128) << 20;  // and for a long input so many times its size: it is copied a lot
+constexpr int64_t kMaxBytes = INT64_C(128)
+                              << 20;  // and for a long input so many times its size: it is copied a lot
 constexpr int64_t kMaxCopies = 16;
 constexpr int64_t kMaxBlocks = INT64_C(1) << 20;  // so that no value nests too deeply to be taken apart again
 constexpr int64_t kMaxNanoseconds = INT64_C(5'000'000'000);
