@@ -13,7 +13,7 @@ import pytest
 
 from inferd.client.admin import AdminClient
 from tests.daemon_process import DaemonProcess, Wire, until
-from tests.demo_model import demo_model
+from tests.tiny_llama import random_llama
 
 Start = Callable[..., DaemonProcess]
 ENDLESS = "root ::= [a-z]{2000}"
@@ -22,7 +22,7 @@ MAX_RSS_KIB = 40 << 10
 
 @pytest.fixture
 def config(short_dir: Path) -> Path:
-    return write_config(short_dir / "config.json", demo_model())
+    return write_config(short_dir / "config.json", random_llama())
 
 
 def write_config(path: Path, model: Path, **more: Any) -> Path:
@@ -70,7 +70,7 @@ def test_llama_cpp_is_in_the_engine_and_not_in_the_daemon(daemon: Start, config:
     assert answered(process)["type"] == "done"
     maps = Path(f"/proc/{process.process.pid}/maps").read_text()
     assert "_llama" not in maps
-    assert str(demo_model()) not in maps
+    assert str(random_llama()) not in maps
     status = Path(f"/proc/{process.process.pid}/status").read_text().splitlines()
     rss = next(int(line.split()[1]) for line in status if line.startswith("VmRSS:"))
     assert rss < MAX_RSS_KIB
@@ -163,7 +163,7 @@ def test_a_stop_ends_with_0_though_the_engine_is_stopped(daemon: Start, config: 
 def test_a_reload_onto_a_damaged_file_changes_nothing(daemon: Start, config: Path, short_dir: Path) -> None:
     process = serve(daemon, config)
     child = engine(process)
-    damaged = bytearray(demo_model().read_bytes()[:4_000_000])
+    damaged = bytearray(random_llama().read_bytes()[:4_000_000])
     damaged[64:4096] = bytes(range(64)) * 63
     path = short_dir / "damaged.gguf"
     path.write_bytes(damaged)
@@ -180,7 +180,7 @@ def test_a_reload_onto_another_model_ends_the_old_engine(
     process = serve(daemon, config)
     first = engine(process)
     other = short_dir / "other.gguf"
-    other.symlink_to(demo_model())
+    other.symlink_to(random_llama())
     write_config(config, other)
     process.signal(signal.SIGHUP)
     process.wait_event("reloaded")
@@ -194,7 +194,7 @@ def test_a_file_cut_under_the_engine_costs_the_model_and_not_the_daemon(
     daemon: Start, config: Path, short_dir: Path
 ) -> None:
     path = short_dir / "cut.gguf"
-    path.write_bytes(demo_model().read_bytes())
+    path.write_bytes(random_llama().read_bytes())
     process = serve(daemon, write_config(config, path))
     os.truncate(path, 1 << 20)
     os.kill(engine(process), signal.SIGBUS)  # as reading beyond the end would
