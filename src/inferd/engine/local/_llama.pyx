@@ -8,9 +8,10 @@ there. Everything that enters the loop is numbers and bytes, everything that lea
 no Python object crosses, so the loop could as well run in a process of its own.
 
 A step of the loop: take in new jobs and cancels; give free slots to waiting jobs; fill one batch; decode; sample
-tokens from the rows of logits; append the finished frames; publish them and wake the event loop once. A batch
-is either the next token of every running sequence, with drafts of those behind it, or a chunk of one prompt, in turns. llama.cpp would split a
-mixed one in the same way, and as it is, what is computed for a prompt never depends on the other sequences.
+tokens from the rows of logits; append the finished frames; publish them and wake the event loop once. A batch is
+either the next token of every running sequence, with drafts of those behind it, or a chunk of one prompt, in
+turns. llama.cpp would split a mixed one in the same way, and as it is, what is computed for a prompt never
+depends on the other sequences.
 
 A job is the list of its tokens (prompt and answer) and ``n_past``, how many of them the KV cache holds. Prefill,
 decoding, repair after an interrupted step and the reuse of a prefix are the same thing: feed what is missing.
