@@ -55,7 +55,7 @@ def metadata(wheel: zipfile.ZipFile, info: str) -> Message:
 
 
 def test_the_package_is_whole_and_alone(wheel: zipfile.ZipFile, info: str) -> None:
-    kept = {".py", ".pyi", ".typed"}
+    kept = {".py", ".pyi", ".typed", ".html", ".css", ".js", ".svg"}
     sources = (file for file in (SOURCE / "inferd").rglob("*") if file.suffix in kept)
     extensions = [f"{name}{EXTENSION_SUFFIXES[0]}" for name in EXTENSIONS]
     expected = {file.relative_to(SOURCE).as_posix() for file in sources} | set(extensions)
