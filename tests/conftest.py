@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 import shutil
 import socket
 import ssl
@@ -23,6 +24,9 @@ from tests.remote_server import RemoteServer
 
 # A thread that was told to stop may need a moment to hear it.
 ENDING_SECS = 100.0
+
+# numpy's threads wait for each other by spinning, which a busy machine pays for many times over.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import anthropic
 import httpx
 import pytest
 
@@ -13,6 +12,9 @@ from inferd.config import paths
 from inferd.store.catalogue import DEFAULT_MODEL as MODEL
 from tests.demo_model import demo_model
 from tests.http_bridge import BridgeProcess
+
+if TYPE_CHECKING:
+    import anthropic  # where it is used: it takes six seconds, which each worker of a run would pay
 
 TOOL: dict[str, Any] = {
     "name": "weather",
@@ -38,6 +40,8 @@ def bridge() -> Iterator[BridgeProcess]:
 
 @pytest.fixture
 def client(bridge: BridgeProcess) -> Iterator[anthropic.Anthropic]:
+    import anthropic
+
     with anthropic.Anthropic(base_url=bridge.base, api_key="any", max_retries=0) as client:
         yield client
 
@@ -113,6 +117,8 @@ def test_structured_output(client: anthropic.Anthropic) -> None:
 
 
 def test_errors(client: anthropic.Anthropic, bridge: BridgeProcess) -> None:
+    import anthropic
+
     with pytest.raises(anthropic.NotFoundError, match="model: none"):
         client.messages.create(model="none", max_tokens=5, messages=ASK)
     long: Any = [{"role": "user", "content": "word " * 2000}]

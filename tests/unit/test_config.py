@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -116,13 +117,16 @@ def base(option: Option) -> dict[str, str]:
 
 
 BY_NAME = {option.name: option for option in OPTIONS}
-every_option = pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
+
+
+def each(options: Iterable[Option]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("option", list(options), ids=lambda option: option.name)
 
 
 # The table itself.
 
 
-@every_option
+@each(OPTIONS)
 def test_a_row_is_complete(option: Option) -> None:
     assert option.doc.endswith(".")
     assert option.flag in (None, "--" + option.name.replace("_", "-"))
@@ -134,10 +138,9 @@ def test_a_row_is_complete(option: Option) -> None:
         assert option.kind.parse(str(default)) == default
 
 
-@every_option
+@each(option for option in OPTIONS if option.env is not None and option.name != "api_key_file")
 def test_a_variable_is_read(option: Option) -> None:
-    if option.env is None or option.name == "api_key_file":
-        return
+    assert option.env is not None
     text = texts(option)[1]
     settings, notes = sources.load({}, {**base(option), option.env: text})
     assert getattr(settings, option.name) == option.kind.parse(text)
@@ -152,10 +155,8 @@ def test_the_key_file_variable_is_read(tmp_path: Path) -> None:
     assert settings.api_key == Secret("first")
 
 
-@every_option
+@each(option for option in OPTIONS if option.name not in ("api_key_file", "api_key_env"))
 def test_a_flag_is_above_the_variable_and_the_variable_above_the_file(option: Option, tmp_path: Path) -> None:
-    if option.name in ("api_key_file", "api_key_env"):
-        return
     by_flag, by_env, by_file = (option.kind.parse(text) for text in texts(option))
     flags: dict[str, object] = {option.name: by_flag, "config": write(tmp_path, MOCK)}
     env = dict(ENV)
@@ -177,27 +178,33 @@ def test_a_flag_is_above_the_variable_and_the_variable_above_the_file(option: Op
     assert f"{option.flag} overrides `{option.key}` of the config file" in notes
 
 
-@every_option
+@each(
+    option
+    for option in OPTIONS
+    if option.env is not None
+    and not isinstance(option.kind, FilePath)
+    and not option.kind.ignores_unusable_variables
+)
 def test_a_bad_variable_is_named(option: Option) -> None:
-    if option.env is None or isinstance(option.kind, FilePath) or option.kind.ignores_unusable_variables:
-        return
+    assert option.env is not None
     with pytest.raises(ConfigError, match=option.env):
         sources.load({}, {**ENV, option.env: "\x07/\x07"})
 
 
-@every_option
+@each(option for option in OPTIONS if option.key is not None and isinstance(option.kind, Integer))
 def test_a_bound_holds_in_the_file_too(option: Option, tmp_path: Path) -> None:
-    if option.key is None or not isinstance(option.kind, Integer):
-        return
+    assert option.key is not None
+    assert isinstance(option.kind, Integer)
     for beyond in (option.kind.minimum - 1, option.kind.maximum + 1, "4"):
         assert option.key in problem(tmp_path, with_key(option, beyond))
 
 
-@every_option
-def test_docs_and_schema_show_the_option(option: Option) -> None:
-    assert f"### {option.name}\n\n{option.doc}\n" in docs.markdown()
-    if option.key is not None:
-        assert f'"{option.key.rpartition(".")[2]}"' in docs.schema()
+def test_docs_and_schema_show_every_option() -> None:
+    markdown, schema = docs.markdown(), docs.schema()
+    for option in OPTIONS:
+        assert f"### {option.name}\n\n{option.doc}\n" in markdown
+        if option.key is not None:
+            assert f'"{option.key.rpartition(".")[2]}"' in schema
 
 
 # Kinds.
