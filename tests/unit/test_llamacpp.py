@@ -70,6 +70,12 @@ async def read(stream: Stream) -> tuple[str, Done]:
     raise AssertionError("the stream ended without Done")
 
 
+async def pieces(stream: Stream) -> list[str]:
+    """The frames' texts."""
+    lines = [line async for event in stream if isinstance(event, Frames) for line in event.data.splitlines()]
+    return [orjson.loads(line)["t"] for line in lines]
+
+
 async def answer(engine: LlamaCpp, *args: object, **options: object) -> tuple[str, Done]:
     text, done = await read(await engine.generate(ask(*args, **options)))  # type: ignore[arg-type]
     assert json.loads(b'"' + (done.content or b"") + b'"') == text
@@ -102,6 +108,20 @@ async def test_top_k_of_one_is_greedy_whatever_the_temperature() -> None:
         greedy, _ = await answer(engine, "Why is the sky blue?")
         for options in ({"top_k": 1}, {"top_k": 1, "presence_penalty": 1e-30}):
             assert (await answer(engine, "Why is the sky blue?", temperature=1.0, **options))[0] == greedy
+
+
+async def test_a_penalty_holds_for_the_last_64_tokens(tiny_llama: Path) -> None:
+    """Of a model to which many tokens are equally likely; each frame is a token."""
+    engine = await asyncio.to_thread(load, tiny_llama, n_parallel=1)
+    await engine.start()
+    try:
+        plain = await pieces(await engine.generate(ask("Anything.", 8)))
+        penalised = await pieces(await engine.generate(ask("Anything.", 67, presence_penalty=1.0)))
+    finally:
+        await engine.close()
+    assert len(set(plain)) == 1
+    assert len(set(penalised[:65])) == 65
+    assert penalised[65:] == penalised[:2]
 
 
 async def test_a_grammar_holds_however_much_the_model_would_say_otherwise() -> None:

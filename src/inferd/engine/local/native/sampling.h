@@ -1,8 +1,8 @@
 // From logits to a token.
 //
 // Order of the chain: penalties, top-k, top-p, min-p, temperature, draw; temperature 0 takes the best token.
-// Two shortcuts give the same result for less: the best token needs no candidate list, and without penalties
-// the top-k of the vocabulary is picked while it is read. A grammar or a guide is asked about the drawn token alone
+// Shortcuts give the same result for less: penalties touch only the tokens that they are for, the best token needs no
+// candidate list, and the top-k of the vocabulary is picked while it is read. A grammar or a guide is asked about the drawn token alone
 // and filters the whole vocabulary only when it refuses it: at the head of the chain it would walk the vocabulary
 // for every token.
 #pragma once
@@ -20,6 +20,7 @@
 #include "guards/grammar_guard_state.h"
 #include "guidance.h"
 #include "llama.h"
+#include "penalties.h"
 
 namespace inferd {
 
@@ -74,11 +75,13 @@ class Sampler {
     llama_token sample(const float *logits) noexcept {
         try {
             if (grammar_) grammar_deadline = thread_time() + kGrammarTime;
+            logits = penalties_.apply(logits, n_vocab_);
             llama_token token = draw(logits, false);
             if (!allowed(token)) token = draw(logits, true);
             if (token < 0 || (guide_ && !guide_->accept(token))) return -1;
             if (grammar_) llama_sampler_accept(grammar_.get(), token);
             llama_sampler_accept(chain_.get(), token);
+            penalties_.accept(token);
             return token;
         } catch (const std::exception &) {
             return -1;  // the grammar cannot go on, or not in reasonable time
@@ -91,8 +94,7 @@ class Sampler {
     };
     using Owned = std::unique_ptr<llama_sampler, Free>;
 
-    static constexpr int32_t kPenaltyWindow = 64;  // tokens; what the field's servers use by default
-    static constexpr int32_t kMaxPicked = 1024;    // beyond it a heap is no faster than a sort
+    static constexpr int32_t kMaxPicked = 1024;  // beyond it a heap is no faster than a sort
 
     static constexpr int64_t kGrammarTime = 2'000'000'000;  // ns for a token: four thousand alternatives fit
     static constexpr uint32_t kSeedInItsPlace = 0x9E3779B9;
@@ -128,19 +130,13 @@ class Sampler {
         chain_.reset(llama_sampler_chain_init(chain_params));
         auto add = [this](llama_sampler *sampler) { llama_sampler_chain_add(chain_.get(), sampler); };
 
-        const bool penalties =
-            p.repeat_penalty != 1.0f || p.presence_penalty != 0.0f || p.frequency_penalty != 0.0f;
-        if (penalties) {
-            add(llama_sampler_init_penalties(n_vocab_, kPenaltyWindow, p.repeat_penalty, p.frequency_penalty,
-                                             p.presence_penalty));
-        }
-        const bool greedy = p.temperature < kGreedyBelow;
-        best_only_ = greedy && !penalties;
-        if (greedy) {
+        penalties_ = Penalties(p.repeat_penalty, p.presence_penalty, p.frequency_penalty);
+        best_only_ = p.temperature < kGreedyBelow;
+        if (best_only_) {
             add(llama_sampler_init_greedy());
             return;
         }
-        pick_ = !penalties && p.top_k > 0 && p.top_k <= kMaxPicked ? std::min(p.top_k, n_vocab_) : 0;
+        pick_ = p.top_k > 0 && p.top_k <= kMaxPicked ? std::min(p.top_k, n_vocab_) : 0;
         if (p.top_k > 0) add(llama_sampler_init_top_k(p.top_k));
         if (p.top_p < 1.0f) add(llama_sampler_init_top_p(p.top_p, 1));
         if (p.min_p > 0.0f) add(llama_sampler_init_min_p(p.min_p, 1));
@@ -245,6 +241,7 @@ class Sampler {
     const int32_t n_vocab_;
     bool best_only_ = false;
     int32_t pick_ = 0;
+    Penalties penalties_;
     Owned chain_;
     Owned grammar_;
     std::unique_ptr<Guide> guide_;
