@@ -30,6 +30,27 @@ SERVERS: set[int] = set()
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
+def family(pid: int) -> list[int]:
+    """A process and all below it: the engines of a daemon are processes of their own."""
+    found = [pid]
+    for each in found:
+        try:
+            for task in Path(f"/proc/{each}/task").iterdir():
+                found += map(int, (task / "children").read_text().split())
+        except OSError:
+            continue
+    return found
+
+
+def cpu_seconds(pid: int) -> float:
+    """What a process has used of the processor so far; 0 when it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
 def _foreign_seconds() -> float:
     """Processor time that went to neither us nor our servers, since the start of the machine."""
     user, nice, system, _, _, irq, softirq, steal = map(
@@ -37,9 +58,7 @@ def _foreign_seconds() -> float:
     )
     own = os.times()
     ours = own.user + own.system + own.children_user + own.children_system
-    for pid in SERVERS:
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-        ours += (int(fields[11]) + int(fields[12])) / _TICKS
+    ours += sum(cpu_seconds(pid) for server in SERVERS for pid in family(server))
     return (user + nice + system + irq + softirq + steal) / _TICKS - ours
 
 

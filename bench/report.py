@@ -16,6 +16,11 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import cast
+
+from inferd import __version__
+
+PIN = Path(__file__).resolve().parents[1] / "vendor" / "llama.cpp" / "pin.json"
 
 
 @dataclass
@@ -55,6 +60,10 @@ class Report:
                 sample.values += numbers
                 return
         self.samples.append(Sample(contestant, metric, unit, numbers))
+
+    def version(self, what: str, version: str) -> None:
+        """Notes the version of a contestant."""
+        cast("dict[str, str]", self.machine["versions"])[what] = version
 
     def median(self, contestant: str, metric: str) -> float | None:
         for sample in self.samples:
@@ -105,6 +114,7 @@ def machine() -> dict[str, object]:
         "system": f"{platform.system()} {platform.release().split('-')[0]}",
         "python": platform.python_version(),
         "load_average": round(os.getloadavg()[0], 2),
+        "versions": {"inferd": __version__, "llama.cpp": json.loads(PIN.read_text())["commit"][:9]},
     }
 
 
@@ -118,6 +128,7 @@ def options(about: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--model", type=Path, help="a GGUF file; default: the store's default model")
     parser.add_argument("--peer-python", type=Path, default=Path(sys.executable), help="that has the peers")
+    parser.add_argument("--head", type=int, default=1500, help="tokens of a long system prompt")
     cache = Path(tempfile.gettempdir()) / "inferd-cargo"
     parser.add_argument("--cargo-cache", type=Path, default=cache, help="where cargo puts the Rust inferd")
     parser.add_argument("--patience", type=float, default=120, help="seconds to wait for others to be quiet")

@@ -34,10 +34,12 @@ class Unavailable(Exception):
 
 
 class Process:
-    """One process in a directory of its own, which is gone afterwards with all it wrote."""
+    """One process in a directory of its own, which is gone afterwards with all it wrote; ``keep`` is one that
+    stays."""
 
-    def __init__(self) -> None:
-        self.home = Path(tempfile.mkdtemp(prefix="ifd-", dir="/tmp"))
+    def __init__(self, keep: Path | None = None) -> None:
+        self._kept = keep is not None
+        self.home = keep or Path(tempfile.mkdtemp(prefix="ifd-", dir="/tmp"))
 
     def start(self, command: Sequence[str | Path], **streams: int) -> subprocess.Popen[str]:
         self.log = (self.home / "log").open("w+")
@@ -68,7 +70,8 @@ class Process:
                 self.popen.kill()
                 self.popen.wait()
         self.log.close()
-        shutil.rmtree(self.home, ignore_errors=True)
+        if not self._kept:
+            shutil.rmtree(self.home, ignore_errors=True)
 
     def failed(self) -> Unavailable:
         self.log.seek(0)
@@ -76,22 +79,22 @@ class Process:
 
     def cpu_seconds(self) -> float:
         """What the process and those below it have used of the processor so far."""
-        ticks, pids = 0, [str(self.popen.pid)]
-        for pid in pids:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            ticks += int(fields[11]) + int(fields[12])
-            for task in Path(f"/proc/{pid}/task").iterdir():
-                pids += (task / "children").read_text().split()
-        return ticks / os.sysconf("SC_CLK_TCK")
+        return sum(map(quiet.cpu_seconds, quiet.family(self.popen.pid)))
 
     def memory(self) -> dict[str, float]:
-        """Resident MiB: all of it, and what is not backed by a file, as mapped weights are."""
+        """Resident MiB of the process and its children: all of it, and what is not backed by a file, as
+        mapped weights are."""
         names = {"VmRSS": "resident", "RssAnon": "resident, not mapped"}
-        status = Path(f"/proc/{self.popen.pid}/status")
-        if not status.exists():
-            return {}
-        lines = [line.split() for line in status.read_text().splitlines()]
-        return {names[line[0][:-1]]: int(line[1]) / 1024 for line in lines if line[0][:-1] in names}
+        sizes: dict[str, float] = {}
+        for pid in quiet.family(self.popen.pid):
+            try:
+                lines = [line.split() for line in Path(f"/proc/{pid}/status").read_text().splitlines()]
+            except OSError:
+                continue
+            for name, shown in names.items():
+                size = next((int(line[1]) for line in lines if line[0] == f"{name}:"), 0)
+                sizes[shown] = sizes.get(shown, 0.0) + size / 1024
+        return sizes
 
 
 class Server(Process):
@@ -131,7 +134,8 @@ class Server(Process):
 
 
 class Inferd(Server):
-    """``inferd serve`` on a Unix socket, or on TCP when a port is given; ``model`` ``None`` is the mock."""
+    """``inferd serve`` on a Unix socket, or on TCP when a port is given; ``model`` ``None`` is the mock. Its
+    files outlive it in the directory ``keep``; ``more`` are further arguments."""
 
     def __init__(
         self,
@@ -145,15 +149,17 @@ class Inferd(Server):
         name: str = "inferd",
         python: str | Path = sys.executable,
         drafts: str | None = None,
+        keep: Path | None = None,
+        more: Sequence[object] = (),
     ) -> None:
-        super().__init__()
+        super().__init__(keep)
         self.name = name
         self._python = python
         self.address = Address.tcp(free_port()) if tcp else Address.unix(self.home / "i.sock")
         backend: list[object] = ["--backend", "mock"]
         if model is not None:
             backend = ["--model-path", model, "--threads", threads, "--n-ctx", n_ctx]
-        self._arguments = [*backend, "--active-permits", slots, "--queue-depth", queue]
+        self._arguments = [*backend, "--active-permits", slots, "--queue-depth", queue, *more]
         self._arguments += [] if drafts is None else ["--drafts", drafts]
 
     def command(self) -> list[str | Path]:
@@ -195,7 +201,8 @@ class RustInferd(Server):
 
 
 class LlamaServer(Server):
-    """llama-server as the xllamacpp wheel carries it, with as many slots as inferd has."""
+    """llama-server as the xllamacpp wheel carries it, with as many slots as inferd has; without prefix reuse,
+    so that every prompt is computed whole, unless it ``keeps_prompts``."""
 
     def __init__(
         self,
@@ -208,10 +215,12 @@ class LlamaServer(Server):
         flash_attention: str = "off",
         name: str = "llama-server",
         n_grams: bool = False,
+        keeps_prompts: bool = False,
     ) -> None:
         super().__init__()
         require_module(python, "xllamacpp", "xllamacpp")
         self.name = name
+        self._keeps_prompts = keeps_prompts
         self.address = Address.tcp(free_port())
         self._python = python
         self._settings = {
@@ -227,9 +236,17 @@ class LlamaServer(Server):
     def command(self) -> list[str | Path]:
         return [self._python, PEERS / "llama_server.py", json.dumps(self._settings)]
 
+    def listens(self) -> bool:
+        """It takes connections before it has loaded its model."""
+        try:
+            with self.address.connect() as sock:
+                sock.sendall(b"GET /health HTTP/1.0\r\n\r\n")
+                return b" 200 " in sock.recv(64)
+        except OSError:
+            return False
+
     def stream(self, messages: list[dict[str, str]], max_tokens: int) -> Stream:
-        # Prefix reuse off: every contestant computes the whole prompt every time.
-        return SseStream(self.address, messages, max_tokens, {"cache_prompt": False})
+        return SseStream(self.address, messages, max_tokens, {"cache_prompt": self._keeps_prompts})
 
 
 class LlamaCppPython(Server):
@@ -333,6 +350,13 @@ def require_module(python: Path, module: str, package: str) -> None:
     found = subprocess.run(command, env=environment_of(python), capture_output=True, check=False)
     if found.returncode != 0:
         raise Unavailable(f"not installed: {python} -m pip install {package}, or point --peer-python at one")
+
+
+def version_of(python: Path, package: str) -> str:
+    """The version that the peers' Python has of a package."""
+    command = [python, "-c", f"import importlib.metadata as m; print(m.version({package!r}))"]
+    found = subprocess.run(command, env=environment_of(python), capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
 
 
 def environment_of(python: str | Path) -> dict[str, str]:

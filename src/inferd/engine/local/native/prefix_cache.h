@@ -481,6 +481,9 @@ class PrefixCache {
         for (const auto &snapshot : snapshots_) {
             if (foreign(snapshot->sequence)) return Miss::other_user;
         }
+        for (const auto &file : files_) {
+            if (foreign(file.sequence)) return Miss::other_user;
+        }
         return best.keep.prompt >= kLeastShared ? Miss::changed : Miss::first;
     }
 

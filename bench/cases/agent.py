@@ -1,0 +1,37 @@
+"""An agent's session: a system prompt of 1,500 tokens, and six turns that each bring a hundred new ones.
+
+Each turn repeats all that came before. Measured is the time to the first token: of the first turn, of those
+behind it, and of the last request sent once more. In each round every server has a new session of the same
+words.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+
+from bench import servers, sessions
+from bench.clients import ask
+from bench.report import Report, main
+
+TURNS = 6
+N_CTX = 4096
+
+
+def session(server: servers.Server, rng: random.Random, report: Report, head: int) -> None:
+    messages = sessions.head(rng, head)
+    for turn in range(1, TURNS + 1):
+        messages.append(sessions.question(rng))
+        first = sessions.continued(server, messages).ttft_ms
+        metric = "first token, turn 1" if turn == 1 else f"first token, turns 2-{TURNS}"
+        report.add(server.name, metric, "ms", first)
+    again = ask(server.stream(messages[:-1], sessions.N_PREDICT))
+    report.add(server.name, "first token, the same again", "ms", again.ttft_ms)
+
+
+def run(options: argparse.Namespace, report: Report) -> None:
+    sessions.rounds(options, report, 2, N_CTX, session)
+
+
+if __name__ == "__main__":
+    main("agent", __doc__ or "", run)

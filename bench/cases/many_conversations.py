@@ -1,0 +1,36 @@
+"""Twelve conversations in turn on four slots: more than the slots can hold.
+
+Each has a system prompt of its own, a fifth as long as elsewhere. They take their turns one after the other,
+so that a server that keeps only its slots has always just given up what comes next. Measured is the time to
+the first token of all turns but the first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+
+from bench import servers, sessions
+from bench.report import Report, main
+
+CONVERSATIONS, SLOTS, TURNS = 12, 4, 3
+N_CTX = 2048
+
+
+def conversations(server: servers.Server, rng: random.Random, report: Report, head: int) -> None:
+    all_of_them = [sessions.head(rng, head // 5) for _ in range(CONVERSATIONS)]
+    for turn in range(1, TURNS + 1):
+        for messages in all_of_them:
+            messages.append(sessions.question(rng))
+            first = sessions.continued(server, messages).ttft_ms
+            metric = "first token, turn 1" if turn == 1 else "first token, later turns"
+            report.add(server.name, metric, "ms", first)
+
+
+def run(options: argparse.Namespace, report: Report) -> None:
+    sessions.rounds(options, report, SLOTS, N_CTX, conversations)
+    report.settings["head_tokens"] = options.head // 5
+
+
+if __name__ == "__main__":
+    main("many_conversations", __doc__ or "", run)

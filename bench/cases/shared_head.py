@@ -1,0 +1,42 @@
+"""Four clients at once whose prompts begin with the same 1,500 tokens: four agents with one system prompt.
+
+Measured is the time until the last of them has its first token. A server that computes the head once needs
+little more than for one client alone, which is measured before, with another head.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+
+from bench import servers, sessions
+from bench.clients import ask, drive
+from bench.report import Report, main
+
+CLIENTS = 4
+N_CTX = 2560
+
+
+def alone(server: servers.Server, rng: random.Random, report: Report, head: int) -> None:
+    messages = [*sessions.head(rng, head), sessions.question(rng)]
+    stream = ask(server.stream(messages, sessions.N_PREDICT))
+    report.add(server.name, "one client, first token", "ms", stream.ttft_ms)
+
+
+def together(server: servers.Server, rng: random.Random, report: Report, head: int) -> None:
+    common = sessions.head(rng, head)
+    asked = [[*common, sessions.question(rng)] for _ in range(CLIENTS)]
+    streams = [server.stream(messages, sessions.N_PREDICT) for messages in asked]
+    for stream in streams:
+        stream.send()
+    drive(streams)
+    last = max(stream.arrivals[0] for stream in streams) - streams[0].sent_at
+    report.add(server.name, f"{CLIENTS} clients, last first token", "ms", last * 1e3)
+
+
+def run(options: argparse.Namespace, report: Report) -> None:
+    sessions.rounds(options, report, CLIENTS, N_CTX, alone, together)
+
+
+if __name__ == "__main__":
+    main("shared_head", __doc__ or "", run)
