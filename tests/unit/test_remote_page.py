@@ -140,6 +140,7 @@ NOT_IN_A_ROW = {
     "scope",
     "cache",
     "priority",
+    "model_defaults",
     "schema_lenient",
     "tool_name",
     "sampling",

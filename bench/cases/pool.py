@@ -1,0 +1,224 @@
+"""The router of pools against simulated upstreams of known rates: what a decision costs, and how long requests
+wait.
+
+The daemon's own admission and router run on an event loop whose time is simulated, so that an hour passes in
+seconds and the other work of the machine does not matter. Requests arrive at random (Poisson) for 0.95 of what
+all upstreams together can serve. Each upstream serves one request at a time, every second one twice as fast as
+the others, and what it is sent beyond that waits there. The contestants get the same requests:
+
+- ``inferd`` sends each upstream up to 64 requests, as without ``max_requests``; with ``limits known`` it sends
+  one. With ``conversations`` each request belongs to one of 500, of which each stays where it was.
+- ``load of others``: a fifth of the load is of clients that the router hears of only every 2 s.
+- ``least connections`` knows at every moment how many requests each upstream has, and ``random`` nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import random
+import selectors
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from math import inf
+from typing import Any
+
+from bench.report import Report, main, quantile
+from inferd.engine.mock import Mock
+from inferd.serve.admission import Admission
+from inferd.serve.health import LOOK_SECS
+from inferd.serve.pool import TEXT, Choice, Route
+from inferd.serve.router import Router
+
+SIZES = (1, 2, 4, 8, 16, 32, 64)
+LOAD = 0.95
+OTHERS = 0.2
+MEAN_SECS = 1.0
+REQUESTS = 4000
+DECISIONS = 20_000
+
+
+class _Selector(selectors.SelectSelector):
+    """Waits for nothing: the time that it was to wait has passed at once."""
+
+    now = 0.0
+
+    def select(self, timeout: float | None = None) -> list[Any]:
+        self.now += timeout or 0.0
+        return []
+
+
+@contextlib.contextmanager
+def simulated() -> Iterator[asyncio.AbstractEventLoop]:
+    """An event loop on which waiting takes no time."""
+    selector = _Selector()
+    loop = asyncio.SelectorEventLoop(selector)
+    loop.time = lambda: selector.now  # type: ignore[method-assign]
+    try:
+        yield loop
+    finally:
+        loop.close()
+
+
+class Upstream:
+    """One request at a time, ``rate`` times as fast as the slowest; ``has`` counts what it was sent."""
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+        self.has = 0
+        self._free = asyncio.Semaphore(1)
+
+    async def serve(self, work: float) -> float:
+        """Serves a request; when it began."""
+        self.has += 1
+        try:
+            async with self._free:
+                began = asyncio.get_running_loop().time()
+                await asyncio.sleep(work / self.rate)
+                return began
+        finally:
+            self.has -= 1
+
+
+Serve = Callable[[float], Awaitable[float]]
+
+
+def routed(limit: int, conversations: int = 0) -> Callable[[list[Upstream]], tuple[Serve, Router]]:
+    """The daemon's router; each upstream is sent ``limit`` requests at once."""
+    rng = random.Random(0)
+
+    def make(upstreams: list[Upstream]) -> tuple[Serve, Router]:
+        loop = asyncio.get_running_loop()
+        backends = [Mock(f"u{number}") for number in range(len(upstreams))]
+        route = Route(serves="m", remote=True, limit=limit)
+        # A pool has two backends at least; one that is never ready changes nothing.
+        spare = Mock("spare", is_ready=False)
+        router = Router([*backends, spare], loop.time, routes=dict.fromkeys([*backends, spare], route))
+        admission = Admission(1, 10**6)
+        of = dict(zip(backends, upstreams, strict=True))
+
+        async def serve(work: float) -> float:
+            name = rng.randrange(conversations) if conversations else None
+            choice = Choice(router, TEXT, None, lambda: name)
+            with await admission.admit("caller", choice=choice) as permit:
+                assert permit.slot is not None
+                upstream = of[permit.slot.backend]  # type: ignore[index]
+                with router.dispatch_to(permit.slot):
+                    return await upstream.serve(work)
+
+        return serve, router
+
+    return make
+
+
+def least(upstreams: list[Upstream]) -> tuple[Serve, None]:
+    return lambda work: min(upstreams, key=lambda upstream: upstream.has).serve(work), None
+
+
+def at_random(upstreams: list[Upstream]) -> tuple[Serve, None]:
+    rng = random.Random(0)
+    return lambda work: rng.choice(upstreams).serve(work), None
+
+
+Make = Callable[[list[Upstream]], tuple[Serve, Router | None]]
+
+
+def waits(size: int, seed: int, make: Make, others: float) -> list[float]:
+    """How long each of our requests waited until it was served, in seconds."""
+    with simulated() as loop:
+        return loop.run_until_complete(_simulate(size, seed, make, others))
+
+
+async def _simulate(size: int, seed: int, make: Make, others: float) -> list[float]:
+    rng = random.Random(seed)
+    loop = asyncio.get_running_loop()
+    upstreams = [Upstream(1.0 + number % 2) for number in range(size)]
+    serve, router = make(upstreams)
+    looking = None if router is None or not others else loop.create_task(_look(upstreams, router))
+    gap = MEAN_SECS / (LOAD * sum(upstream.rate for upstream in upstreams))
+    found: list[float] = []
+
+    async def request(work: float) -> None:
+        arrived = loop.time()
+        found.append(await serve(work) - arrived)
+
+    tasks = []
+    for _ in range(REQUESTS):
+        await asyncio.sleep(rng.expovariate(1 / gap))
+        work = rng.expovariate(1 / MEAN_SECS)
+        other = rng.random() < others
+        somewhere = rng.choice(upstreams)
+        tasks.append(loop.create_task(_drop(somewhere.serve(work)) if other else request(work)))
+    await asyncio.gather(*tasks)
+    if looking is not None:
+        looking.cancel()
+    return found
+
+
+async def _drop(serving: Awaitable[float]) -> None:
+    await serving
+
+
+async def _look(upstreams: list[Upstream], router: Router) -> None:
+    """What the daemon's health watch finds among the metrics of each upstream."""
+    while True:
+        await asyncio.sleep(LOOK_SECS)
+        for slot, upstream in zip(router.members, upstreams, strict=False):
+            slot.others = max(0, upstream.has - slot.outstanding)
+
+
+def decision_micros(size: int, conversations: int) -> float:
+    """Processor time of one decision with so many upstreams, all of them at work."""
+    backends = [Mock(f"u{number}") for number in range(size)]
+    spare = Mock("spare", is_ready=False)
+    route = Route(serves="m", remote=True, limit=64)
+    router = Router([*backends, spare], routes=dict.fromkeys([*backends, spare], route))
+    rng = random.Random(1)
+    running = []
+    for slot in router.members[:size]:
+        for _ in range(rng.randrange(8)):
+            slot.taken()
+            running.append(slot)
+    names = [rng.randrange(conversations) for _ in range(DECISIONS)] if conversations else []
+    began = time.process_time()
+    for number in range(DECISIONS):
+        name = names[number] if names else None
+        slot = Choice(router, TEXT, None, lambda name=name: name).take(False, inf)  # type: ignore[misc]
+        if slot is not None:
+            slot.taken()
+            running.append(slot)
+        if running:
+            running.pop(number * 7919 % len(running)).left()
+    return (time.process_time() - began) / DECISIONS * 1e6
+
+
+CONTESTANTS: dict[str, tuple[Make, float]] = {
+    "least connections": (least, 0.0),
+    "inferd": (routed(64), 0.0),
+    "inferd, conversations": (routed(64, 500), 0.0),
+    "inferd, limits known": (routed(1), 0.0),
+    "random": (at_random, 0.0),
+    "least connections, load of others": (least, OTHERS),
+    "inferd, load of others": (routed(64), OTHERS),
+}
+
+
+def run(options: argparse.Namespace, report: Report) -> None:
+    report.settings |= {"load": LOAD, "requests": REQUESTS, "others": OTHERS}
+    for size in SIZES:
+        for round_ in range(options.repeats):
+            for name, (make, others) in CONTESTANTS.items():
+                found = waits(size, options.seed * 1000 + round_, make, others)
+                report.add(name, f"{size} upstreams: p99 wait", "ms", quantile(found, 0.99) * 1e3)
+            report.add("inferd", f"{size} upstreams: decision", "µs", decision_micros(size, 0))
+            report.add(
+                "inferd, conversations", f"{size} upstreams: decision", "µs", decision_micros(size, 500)
+            )
+        for name in CONTESTANTS:
+            to = "least connections" + (", load of others" if name.endswith("of others") else "")
+            report.ratio(f"{size} upstreams: p99 wait", name, to)
+
+
+if __name__ == "__main__":
+    main("pool", __doc__ or "", run)
