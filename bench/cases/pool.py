@@ -1,13 +1,12 @@
-"""The router of pools against simulated upstreams of known rates: what a decision costs, and how long requests
-wait.
+"""The router of pools against simulated upstreams: what a decision costs, and how long requests wait.
 
 The daemon's own admission and router run on an event loop whose time is simulated, so that an hour passes in
-seconds and the other work of the machine does not matter. Requests arrive at random (Poisson) for 0.95 of what
-all upstreams together can serve. Each upstream serves one request at a time, every second one twice as fast as
-the others, and what it is sent beyond that waits there. The contestants get the same requests:
+seconds and the other work of the machine does not matter. Requests arrive at random (Poisson) for 0.95 of
+what all upstreams together can serve. Each upstream serves one request at a time, every second one twice as
+fast as the others, and what it is sent beyond that waits there. The contestants get the same requests:
 
-- ``inferd`` sends each upstream up to 64 requests, as without ``max_requests``; with ``limits known`` it sends
-  one. With ``conversations`` each request belongs to one of 500, of which each stays where it was.
+- ``inferd`` sends each upstream up to 64 requests, as without ``max_requests``; with ``limits known`` it
+  sends one. With ``conversations`` each request belongs to one of 500, of which each stays where it was.
 - ``load of others``: a fifth of the load is of clients that the router hears of only every 2 s.
 - ``least connections`` knows at every moment how many requests each upstream has, and ``random`` nothing.
 """

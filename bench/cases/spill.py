@@ -1,0 +1,210 @@
+"""A pool of a local engine and two llama-servers, with requests that arrive whether or not there is room.
+
+The three engines share one machine, so each is stopped for most of the time and has a share of one core: they
+stand for three machines of equal speed. First the local engine alone tells its capacity, with as many clients
+as it has places, and how long requests wait when 0.9 of that arrives at random (Poisson). Then 2.5 of that
+arrives at the pool, and once more while one llama-server is killed and started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench import prompts, servers
+from bench.report import Report, main, quantile
+from inferd import AsyncClient
+from inferd.client.admin import AdminClient
+from inferd.errors import InferdError
+
+SLOTS = 2
+TOKENS = 8
+N_CTX = 512
+CAPACITY_SECS = 15
+REQUESTS = 120
+QUEUE_DEPTH = 64
+CYCLE_SECS = 0.1
+SHARE = 0.1
+"""Of one core, for each engine."""
+
+
+class Throttle:
+    """Lets processes run for a share of each cycle, all at the same time."""
+
+    def __init__(self) -> None:
+        self.pids: set[int] = set()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Throttle:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        self._signal(signal.SIGCONT)
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            self._signal(signal.SIGCONT)
+            time.sleep(SHARE * CYCLE_SECS)
+            self._signal(signal.SIGSTOP)
+            time.sleep((1 - SHARE) * CYCLE_SECS)
+
+    def _signal(self, number: int) -> None:
+        for pid in tuple(self.pids):
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                self.pids.discard(pid)
+
+
+class Pooled(servers.Server):
+    """The daemon, whose entry ``here`` is its own engine."""
+
+    def __init__(self, model: Path, upstreams: Sequence[servers.LlamaServer]) -> None:
+        super().__init__()
+        self.name = "inferd"
+        self.address = servers.Address.unix(self.home / "i.sock")
+        here = {"kind": "llamacpp", "name": "here", "model_path": str(model), "n_ctx": N_CTX, "serves": "m"}
+        there = [
+            {
+                "kind": "openai-compat",
+                "name": upstream.name,
+                "base_url": f"http://127.0.0.1:{upstream.address.port}",
+                "model": "m",
+                "max_requests": SLOTS,
+            }
+            for upstream in upstreams
+        ]
+        engine = {"active_permits": SLOTS, "queue_depth": QUEUE_DEPTH, "threads": 1, "cache_mib": 0}
+        self.config = self.home / "config.json"
+        self.config.write_text(json.dumps({"backends": [here, *there], "engine": engine}))
+
+    def command(self) -> list[str | Path]:
+        places = ["--uds", self.address.path, "--admin-addr", self.home / "a.sock"]
+        return [sys.executable, "-m", "inferd", "serve", "--config", self.config, *places]
+
+    def backends(self) -> dict[str, dict[str, object]]:
+        with AdminClient(self.home / "a.sock", timeout=30) as admin:
+            return {row["name"]: row for row in admin.status().backends}
+
+
+class Outcome:
+    """What became of requests: how long each waited, in ms, and how many ended in which way."""
+
+    def __init__(self) -> None:
+        self.waits: list[float] = []
+        self.ends: Counter[str] = Counter()
+
+    async def ask(self, client: AsyncClient, rng: random.Random, model: str | None) -> None:
+        heard = False
+        try:
+            async with client.generate(
+                prompts.short(rng), max_tokens=TOKENS, temperature=0, model=model, cache=False
+            ) as answer:
+                async for event in answer:
+                    if hasattr(event, "stop_reason"):
+                        self.waits.append(event.timings["queue_ms"])
+                    heard = True
+            self.ends["done"] += 1
+        except InferdError as error:
+            code = getattr(error, "wire_code", type(error).__name__)
+            self.ends[f"{code} {'after' if heard else 'before'} the first token"] += 1
+
+
+async def capacity(client: AsyncClient, rng: random.Random) -> float:
+    """Requests per second that the local engine alone serves."""
+    outcome = Outcome()
+    end = time.monotonic() + CAPACITY_SECS
+
+    async def keep_asking() -> None:
+        while time.monotonic() < end:
+            await outcome.ask(client, rng, "here")
+
+    began = time.monotonic()
+    await asyncio.gather(*(keep_asking() for _ in range(SLOTS)))
+    if not outcome.waits:
+        raise RuntimeError(f"the local engine served nothing: {dict(outcome.ends)}")
+    return len(outcome.waits) / (time.monotonic() - began)
+
+
+async def arrive(client: AsyncClient, rng: random.Random, rate: float, model: str | None) -> Outcome:
+    outcome = Outcome()
+    tasks = []
+    for _ in range(REQUESTS):
+        await asyncio.sleep(rng.expovariate(rate))
+        tasks.append(asyncio.ensure_future(outcome.ask(client, rng, model)))
+    await asyncio.gather(*tasks)
+    return outcome
+
+
+def run(options: argparse.Namespace, report: Report) -> None:
+    model = servers.model_file(options)
+    upstreams = [
+        servers.LlamaServer(
+            options.peer_python, model, threads=1, n_ctx=N_CTX, slots=SLOTS, name=f"llama-server {number}"
+        )
+        for number in (1, 2)
+    ]
+    with upstreams[0], upstreams[1], Pooled(model, upstreams) as daemon, Throttle() as throttle:
+        engine = daemon.backends()["here"]["engine"]
+        throttle.pids |= {upstream.popen.pid for upstream in upstreams} | {engine["pid"]}  # type: ignore[index]
+        asyncio.run(measure(options, report, daemon, upstreams[0], throttle))
+
+
+async def measure(
+    options: argparse.Namespace,
+    report: Report,
+    daemon: Pooled,
+    victim: servers.LlamaServer,
+    throttle: Throttle,
+) -> None:
+    rng = random.Random(options.seed)
+    async with AsyncClient(daemon.address.path) as client:
+        rate = await capacity(client, rng)
+        report.add("local alone", "capacity", "requests/s", rate)
+        for name, share, chosen in (("local alone", 0.9, "here"), ("pool", 2.5, None)):
+            outcome = await arrive(client, rng, share * rate, chosen)
+            _tell(report, f"{name}, {share} of the capacity", outcome)
+        report.ratio("p99 wait", "pool, 2.5 of the capacity", "local alone, 0.9 of the capacity")
+        running = asyncio.ensure_future(arrive(client, rng, 2.0 * rate, None))
+        await asyncio.sleep(REQUESTS / rate / 8)
+        victim.popen.send_signal(signal.SIGKILL)
+        victim.popen.wait()
+        _tell(report, "pool, one killed", await running)
+        victim.__enter__()  # again; the first ``with`` ends it
+        throttle.pids.add(victim.popen.pid)
+        began = time.monotonic()
+        await asyncio.to_thread(_until_back, daemon, victim.name)
+        report.add("pool, one killed", "ready and breaker closed after", "s", time.monotonic() - began)
+        _tell(report, "pool, it is back", await arrive(client, rng, 2.0 * rate, None))
+    with AdminClient(daemon.home / "a.sock", timeout=30) as admin:
+        for name, numbers in admin.status().metrics["backends"].items():
+            report.notes.append(f"{name}: {dict(numbers['routed'])}")
+
+
+def _until_back(daemon: Pooled, name: str) -> None:
+    while not (row := daemon.backends()[name])["ready"] or row["breaker"] != "closed":
+        time.sleep(0.2)
+
+
+def _tell(report: Report, name: str, outcome: Outcome) -> None:
+    report.add(name, "p99 wait", "ms", quantile(outcome.waits, 0.99))
+    report.add(name, "median wait", "ms", quantile(outcome.waits, 0.5))
+    report.notes.append(f"{name}: {dict(outcome.ends)}")
+
+
+if __name__ == "__main__":
+    main("spill", __doc__ or "", run)
