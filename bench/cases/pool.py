@@ -8,6 +8,8 @@ fast as the others, and what it is sent beyond that waits there. The contestants
 - ``inferd`` sends each upstream up to 64 requests, as without ``max_requests``; with ``limits known`` it
   sends one. With ``conversations`` each request belongs to one of 500, of which each stays where it was.
 - ``load of others``: a fifth of the load is of clients that the router hears of only every 2 s.
+- ``spill``: a local backend with two permits and two remote ones with two places each, all equally fast. 0.9
+  of what the local one can serve arrives at it alone, and 2.5 of that at the three.
 - ``least connections`` knows at every moment how many requests each upstream has, and ``random`` nothing.
 """
 
@@ -167,6 +169,41 @@ async def _look(upstreams: list[Upstream], router: Router) -> None:
             slot.others = max(0, upstream.has - slot.outstanding)
 
 
+class Slots(Upstream):
+    """Two requests at a time."""
+
+    def __init__(self) -> None:
+        super().__init__(1.0)
+        self._free = asyncio.Semaphore(2)
+
+
+async def _spill(seed: int, alone: bool) -> list[float]:
+    """How long requests waited at a local backend alone, and with two remote ones beside it, in seconds."""
+    rng = random.Random(seed)
+    loop = asyncio.get_running_loop()
+    local, *remote = backends = [Mock("local"), Mock("one"), Mock("two")]
+    there = Route(serves="m", remote=True, limit=2)
+    router = Router(backends, loop.time, routes={local: Route(serves="m"), **dict.fromkeys(remote, there)})
+    admission = Admission(2, 10**6)
+    upstreams = {backend: Slots() for backend in backends}
+    found: list[float] = []
+
+    async def request(work: float) -> None:
+        arrived = loop.time()
+        choice = Choice(router, TEXT, "local" if alone else None, lambda: None)
+        with await admission.admit("caller", choice=choice) as permit:
+            assert permit.slot is not None
+            upstream = upstreams[permit.slot.backend]  # type: ignore[index]
+            found.append(await upstream.serve(work) - arrived)
+
+    tasks = []
+    for _ in range(REQUESTS):
+        await asyncio.sleep(rng.expovariate((0.9 if alone else 2.5) * 2 / MEAN_SECS))
+        tasks.append(loop.create_task(request(rng.expovariate(1 / MEAN_SECS))))
+    await asyncio.gather(*tasks)
+    return found
+
+
 def decision_micros(size: int, conversations: int) -> float:
     """Processor time of one decision with so many upstreams, all of them at work."""
     backends = [Mock(f"u{number}") for number in range(size)]
@@ -205,6 +242,12 @@ CONTESTANTS: dict[str, tuple[Make, float]] = {
 
 def run(options: argparse.Namespace, report: Report) -> None:
     report.settings |= {"load": LOAD, "requests": REQUESTS, "others": OTHERS}
+    for round_ in range(options.repeats):
+        for name, alone in (("local alone, 0.9", True), ("pool, 2.5", False)):
+            with simulated() as loop:
+                found = loop.run_until_complete(_spill(options.seed * 1000 + round_, alone))
+            report.add(name, "spill: p99 wait", "ms", quantile(found, 0.99) * 1e3)
+    report.ratio("spill: p99 wait", "pool, 2.5", "local alone, 0.9")
     for size in SIZES:
         for round_ in range(options.repeats):
             for name, (make, others) in CONTESTANTS.items():
