@@ -144,7 +144,6 @@ NOT_IN_A_ROW = {
     "schema_lenient",
     "tool_name",
     "sampling",
-    "model_defaults",
 }
 SEEDED: dict[str, Any] = {
     "seed": 7,
