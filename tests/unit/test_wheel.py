@@ -6,6 +6,8 @@ installed from the tree, and without build isolation, so that no package index i
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
 import subprocess
 import sys
@@ -29,7 +31,19 @@ pytestmark = pytest.mark.timeout(1800)
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     for tool in ("scikit_build_core", "Cython", "cmake", "ninja", "pip"):
         pytest.importorskip(tool, reason=f"a build without isolation needs {tool}: install inferd[test]")
-    folder = tmp_path_factory.mktemp("wheel")
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "wheel"
+    folder.mkdir(exist_ok=True)
+    # The workers of a run share the folder, and the build directory, in which one may build at a time.
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not [*folder.glob("*.whl")]:
+            build(folder)
+    (path,) = folder.glob("*.whl")
+    return zipfile.ZipFile(path)
+
+
+def build(folder: Path) -> None:
     command = [sys.executable, "-m", "pip", "wheel", "--no-index", "--no-deps", "--no-build-isolation"]
     done = subprocess.run(
         [*command, "--wheel-dir", str(folder), str(ROOT)],
@@ -39,8 +53,6 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
         check=False,
     )
     assert done.returncode == 0, done.stdout[-5000:]
-    (path,) = folder.iterdir()
-    return zipfile.ZipFile(path)
 
 
 @pytest.fixture(scope="module")
