@@ -20,6 +20,7 @@ from pathlib import Path
 from bench import prompts, quiet, servers
 from bench.clients import Stream, ask
 from bench.report import Report
+from inferd.config.model_options import DEFAULT_MODEL
 
 TURN_TOKENS = 90
 N_PREDICT = 16
@@ -47,7 +48,7 @@ def continued(server: servers.Server, messages: list[dict[str, str]]) -> Stream:
 
 def settings(options: Namespace, report: Report, slots: int, n_ctx: int) -> dict[str, int]:
     report.settings |= {
-        "model": servers.model_file(options).name,
+        "model": options.model.name if options.model else DEFAULT_MODEL,
         "slots": slots,
         "n_ctx": n_ctx,
         "n_predict": N_PREDICT,

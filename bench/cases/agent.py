@@ -1,4 +1,4 @@
-"""An agent's session: a system prompt of 1,500 tokens, and six turns that each bring a hundred new ones.
+"""An agent's session: a long system prompt, and six turns that each bring a hundred new ones.
 
 Each turn repeats all that came before. Measured is the time to the first token: of the first turn, of those
 behind it, and of the last request sent once more. In each round every server has a new session of the same

@@ -1,4 +1,4 @@
-"""A request of 1,500 tokens, and the same after the server was stopped and started again.
+"""A long request, and the same after the server was stopped and started again.
 
 inferd keeps what it has computed in files; it runs once more without them, and llama-server has none.
 Measured is the time to the first token before and after the restart, and what the file takes.

@@ -1,4 +1,4 @@
-"""Four clients at once whose prompts begin with the same 1,500 tokens: four agents with one system prompt.
+"""Four clients at once whose prompts begin with the same long head: four agents with one system prompt.
 
 Measured is the time until the last of them has its first token. A server that computes the head once needs
 little more than for one client alone, which is measured before, with another head.

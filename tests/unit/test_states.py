@@ -37,8 +37,8 @@ def save(files: StateFiles, made: Head, replaces: tuple[int, ...] = (), state: b
         return files.save(made, file.fileno(), replaces)[0]
 
 
-def read(files: StateFiles, number: int) -> bytes | None:
-    found = files.fetch(number)
+def read(files: StateFiles, number: int, owner: str = "chat") -> bytes | None:
+    found = files.fetch(number, owner)
     if found is None:
         return None
     fd, offset, size = found
@@ -169,6 +169,13 @@ def test_a_longer_conversation_takes_the_place_of_the_shorter(directory: Path) -
     foreign = save(files, head(owner="other"))
     second = save(files, head(b"longer"), replaces=(first, foreign, 99))
     assert [kept.number for kept in files.files()] == [foreign, second]
+
+
+def test_an_engine_gets_no_file_of_another_backend(directory: Path) -> None:
+    files = StateFiles(directory, 1 << 20)
+    number = save(files, head())
+    assert read(files, number, "other") is None
+    assert read(files, number) == STATE
 
 
 def test_files_of_another_model_are_of_no_use_to_this_one(directory: Path) -> None:

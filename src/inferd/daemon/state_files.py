@@ -33,7 +33,7 @@ class EntryStates:
         return [_kept(file, True) for file in usable] + [_kept(file, False) for file in outdated]
 
     def fetch(self, number: int) -> tuple[int, int, int] | None:
-        return self._files.fetch(number)
+        return self._files.fetch(number, self._owner)
 
     def save(self, state: LeavingState, fd: int) -> tuple[int, list[int]]:
         head = Head(

@@ -108,12 +108,12 @@ class StateFiles:
                 self._remove(kept)
             return usable, outdated
 
-    def fetch(self, number: int) -> tuple[int, int, int] | None:
+    def fetch(self, number: int, owner: str) -> tuple[int, int, int] | None:
         """A descriptor of the file, and offset and size of its state; ``None`` when it is not there or
         damaged."""
         with self._lock:
             kept = self._files.get(number)
-        if kept is None:
+        if kept is None or kept.head.owner != owner:
             return None
         try:
             fd = os.open(kept.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)

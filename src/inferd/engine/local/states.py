@@ -131,6 +131,8 @@ class DaemonStates:
         self._process = process
         self._loop = asyncio.get_running_loop()
         self._working: set[asyncio.Task[None]] = set()
+        self._saving = False
+        self._fetching: set[int] = set()
         self._flushed = asyncio.Event()
         self._progress = asyncio.Event()
         process.on_state = self._receive
@@ -155,10 +157,16 @@ class DaemonStates:
     def _receive(self, kind: int, number: int, body: bytes, fds: list[int]) -> None:
         self._progress.set()
         if kind == m.WANTED:
-            self._work(self._fetch(number))
+            if number not in self._fetching:
+                self._fetching.add(number)
+                self._work(self._fetch(number))
         elif not fds:
             self._flushed.set()
+        elif self._saving:
+            m.close_all(fds)
+            self._process.kill("it sent a second state before the first was saved")
         else:
+            self._saving = True
             self._work(self._save(body, fds))
 
     def _work(self, work: Awaitable[None]) -> None:
@@ -168,6 +176,7 @@ class DaemonStates:
 
     async def _fetch(self, number: int) -> None:
         found = await self._loop.run_in_executor(None, self._store.fetch, number)
+        self._fetching.discard(number)
         if found is None:
             self._process.tell_states(m.STATE, number)
         else:
@@ -183,6 +192,7 @@ class DaemonStates:
             return
         finally:
             m.close_all(fds)
+        self._saving = False
         self._progress.set()
         self._process.tell_states(m.SAVED, 0, m.encode((number, gone)))
 
