@@ -12,6 +12,7 @@ import pytest
 
 from inferd.cli.chat import Chat
 from inferd.cli.options import Target
+from inferd.client import Client
 from inferd.config import paths, sources
 from tests.daemon_process import DaemonProcess
 from tests.demo_model import demo_model
@@ -140,6 +141,24 @@ def test_a_required_tool_call_of_the_default_model(short_dir: Path, tmp_path: Pa
         assert isinstance(call["input"]["city"], str)
     finally:
         assert user("stop").returncode == 0
+
+
+@pytest.mark.parametrize("place", ["tcp", "own.sock"])
+def test_an_address_without_v2_beside_it_takes_the_requests_of_v2(
+    place: str, daemon: Daemon, tmp_path: Path
+) -> None:
+    (tmp_path / "notes.txt").write_text("é" * 50_000)
+    own = {"uds": tmp_path / place} if place == "own.sock" else {"tcp": "127.0.0.1:0"}
+    served = daemon(**own, v2=0).wait_ready()
+    address = str(own.get("uds") or f"tcp://{served.wait_event('ready')[0]['address']}")
+    user = Shell(served.dir)
+    for arguments in (["--file", str(tmp_path / "notes.txt"), "hi"], ["word " * 20_000]):
+        done = user("run", "--address", address, *arguments)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "mock-response\n", "")
+    with Client(address) as client:
+        for _ in client.chat("be brief").ask("hi"):
+            pass
+    assert [event["surface"] for event in served.wait_event("request_done", 3)] == ["framed"] * 3
 
 
 def test_a_chat_shows_a_picture(daemon: Callable[..., DaemonProcess], tmp_path: Path) -> None:

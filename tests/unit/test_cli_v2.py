@@ -31,6 +31,13 @@ SAID = [{"type": "text", "delta": "Let me see."}, CALL, {"type": "thinking", "de
 ANSWER = (*({"type": "frame", "block": block} for block in SAID), DONE)
 
 
+def named_v2(server: Peer) -> str:
+    """An address by which the surface is known, which is then asked in lines."""
+    link = server.path.with_name("infer.v2.sock")
+    link.symlink_to(server.path)
+    return str(link)
+
+
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
     (tmp_path / "a.PNG").write_bytes(b"picture\n")
@@ -48,7 +55,7 @@ def test_what_run_attaches_and_prints(
     files: Path, home: Path, peer: Start, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server = peer(after_attachments(frames(*ANSWER)))
-    line = ["run", "What?", "--address", str(server.path), "--system", "Be brief.", "--seed", "3"]
+    line = ["run", "What?", "--address", named_v2(server), "--system", "Be brief.", "--seed", "3"]
     for option, name in (("image", "a.PNG"), ("audio", "b.mp3"), ("file", "c"), ("tools", "tools")):
         line += [f"--{option}", str(files / name)]
     assert cli.main([*line, "--tool-choice", "add"]) == 0
@@ -74,7 +81,7 @@ def test_json_is_one_object_with_every_block(
     files: Path, home: Path, peer: Start, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server = peer(after_attachments(frames(*ANSWER)))
-    line = ["run", "What?", "--address", str(server.path), "--tools", str(files / "tools"), "--json"]
+    line = ["run", "What?", "--address", named_v2(server), "--tools", str(files / "tools"), "--json"]
     assert cli.main([*line, "--tool-choice", "required"]) == 0
     out = capsys.readouterr().out
     assert out.count("\n") == 1
@@ -122,7 +129,7 @@ def test_an_answer_without_the_tool_it_owes_is_told(
     files: Path, home: Path, peer: Start, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server = peer(frames({**DONE, "stop_reason": "max_tokens", "tool_choice_unsatisfied": True}))
-    line = ["run", "hi", "--address", str(server.path), "--tools", str(files / "tools")]
+    line = ["run", "hi", "--address", named_v2(server), "--tools", str(files / "tools")]
     assert cli.main(line) == 0
     cut, missing = capsys.readouterr().err.splitlines()
     assert "cut after 2 tokens" in cut

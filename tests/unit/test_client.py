@@ -270,7 +270,7 @@ def test_the_error_frame_of_a_daemon_that_stopped_reading_is_read(
 
     thread = threading.Thread(target=refuse)
     thread.start()
-    with clients.client(path) as client, pytest.raises(errors.RequestFailed, match="cap"):
+    with clients.client(path, v2=path) as client, pytest.raises(errors.RequestFailed, match="cap"):
         next(client.generate("x" * 10_000_000))
     thread.join()
     deaf.close()

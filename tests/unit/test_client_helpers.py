@@ -198,15 +198,9 @@ def test_other_surfaces_are_looked_for_beside_the_one_that_was_given(
     assert of("/elsewhere/infer.sock", "v2", "tcp://127.0.0.1:1") == "tcp://127.0.0.1:1"
     for v1 in ("/elsewhere/mine.sock", "tcp://127.0.0.1:1"):
         assert of(v1, "v1") == v1
-        with pytest.raises(errors.UsageError, match="give the client v2=ADDRESS"):
-            of(v1, "v2")
-
-
-def test_without_an_address_of_v2_the_daemon_decides_what_is_too_long(peer: Start, clients: Clients) -> None:
-    refusal = {"id": "", "type": "error", "code": "frame_too_large", "message": "cap"}
-    server = peer(frames(refusal))
-    with clients.client(server.path) as client, pytest.raises(errors.RequestFailed, match="cap"):
-        client.generate("x" * 100_000).result()
+        assert of(v1, "v2") == v1  # in frames
+        with pytest.raises(errors.UsageError, match="give the client embed=ADDRESS"):
+            of(v1, "embed")
 
 
 def test_a_surface_that_is_not_served_is_named(short_dir: Path, clients: Clients) -> None:

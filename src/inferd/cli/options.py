@@ -13,7 +13,7 @@ import click
 from inferd.cli import inputs
 from inferd.client import Attachment, Client
 from inferd.client.address import Addresses, Surface
-from inferd.config import sources
+from inferd.config import paths, sources
 from inferd.config.settings import Settings
 from inferd.errors import UsageError
 from inferd.wire.sampling import MAX_SAMPLING_NUMBER, PRIORITIES
@@ -51,8 +51,11 @@ class Target:
 
     def client(self) -> Client:
         """A client of this surface."""
-        keyword = "address" if self.surface == "v1" else self.surface
-        at: dict[str, Any] = {"v2": self.v2_address, keyword: self.address}
+        if self.surface == "v2" and self.v2_address is None:
+            at: dict[str, Any] = {"address": self.address}
+        else:
+            keyword = "address" if self.surface == "v1" else self.surface
+            at = {"v2": self.v2_address, keyword: self.address}
         # The process is in the name, so that the requests of many commands differ in status, top and the log.
         return Client(api_key=self.api_key, id_prefix=f"{_command_name()}-{os.getpid()}-", **at)
 
@@ -68,7 +71,8 @@ def target(address: str | None, api_key_file: Path | None, surface: Surface = "v
     if address is not None:
         beside = Addresses({"v1": address, surface: None} if surface != "v1" else {"v1": address})
         place = str(beside.find(surface) or address)
-        v2 = beside.find("v2")
+        named_v2 = Path(address).name == paths.socket_path("v2").name
+        v2 = address if named_v2 else beside.find("v2")
         return Target(
             settings, place, startable=False, surface=surface, v2_address=None if v2 is None else str(v2)
         )

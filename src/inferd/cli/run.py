@@ -80,8 +80,8 @@ def run_command(
 
     Without PROMPT, or with `-`, all of it is read from stdin.
 
-    Each call of a tool is printed as one line of JSON. With pictures, sounds, files or tools, --address is
-    that of the v2 socket. Starts a daemon in the background when none runs; it stops after 15 idle minutes.
+    Each call of a tool is printed as one line of JSON. Starts a daemon in the background when none runs; it
+    stops after 15 idle minutes.
     """
     if tool_choice is not None and tools is None:
         raise UsageError("--tool-choice needs --tools FILE, which says what there is to choose from")

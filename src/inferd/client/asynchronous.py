@@ -25,6 +25,7 @@ from inferd.client.async_channel import AsyncChannel, AsyncReply
 from inferd.client.conversation import Conversation
 from inferd.client.core import Backoff, Core, SurfaceAddresses, Tooling
 from inferd.client.messages import Block, Content, Event, MessageDone
+from inferd.client.protocol import Incoming
 from inferd.client.text import Done, Sampling, Token
 from inferd.client.vectors import Embeddings, Ranking
 from inferd.errors import DaemonUnreachable
@@ -132,7 +133,8 @@ class AsyncClient:
         channel = self._channels.get(surface)
         if channel is None:
             where = endpoint(self._core.addresses.of(surface), surface)
-            channel = self._channels[surface] = AsyncChannel(where, self._api_key, self._timeout)
+            incoming = self._core.incoming_v2 if surface == "v2" else Incoming
+            channel = self._channels[surface] = AsyncChannel(where, self._api_key, self._timeout, incoming)
         return channel
 
     def _ask(self, conversation: Conversation, content: Content) -> AsyncAnswer:

@@ -24,6 +24,7 @@ from inferd.client.channel import Channel, Reply
 from inferd.client.conversation import Conversation
 from inferd.client.core import Backoff, Core, SurfaceAddresses, Tooling
 from inferd.client.messages import Block, Content, Event, MessageDone
+from inferd.client.protocol import Incoming
 from inferd.client.text import Done, Sampling, Token
 from inferd.client.vectors import Embeddings, Ranking
 from inferd.errors import DaemonUnreachable
@@ -144,8 +145,11 @@ class Client:
         channel = self._channels.get(surface)
         if channel is None:
             where = endpoint(self._core.addresses.of(surface), surface)
+            incoming = self._core.incoming_v2 if surface == "v2" else Incoming
             # Of two threads that come first, both go on with the channel of the one.
-            channel = self._channels.setdefault(surface, Channel(where, self._api_key, self._timeout))
+            channel = self._channels.setdefault(
+                surface, Channel(where, self._api_key, self._timeout, incoming)
+            )
         return channel
 
     def _ask(self, conversation: Conversation, content: Content) -> Answer:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Generic
 from inferd.client.address import Endpoint
 from inferd.client.connection import Connection
 from inferd.client.core import ConnectionPool
-from inferd.client.protocol import D, E, Request, check_whole
+from inferd.client.protocol import D, E, Incoming, Request, check_whole
 from inferd.client.vectors import Plan, T
 from inferd.errors import ConnectionLost
 
@@ -24,7 +24,14 @@ if TYPE_CHECKING:
 class Channel:
     """``timeout`` is the longest silence of the daemon in seconds; ``None`` waits for ever."""
 
-    def __init__(self, endpoint: Endpoint, api_key: str | None, timeout: float | None) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        api_key: str | None,
+        timeout: float | None,
+        incoming: type[Incoming] = Incoming,
+    ) -> None:
+        self._incoming = incoming
         self._endpoint = endpoint
         self._api_key = api_key
         self._timeout = timeout
@@ -64,7 +71,11 @@ class Channel:
 
     def _connect(self, connect_timeout: float | None) -> Connection:
         return Connection(
-            self._endpoint, self._api_key, timeout=self._timeout, connect_timeout=connect_timeout
+            self._endpoint,
+            self._api_key,
+            timeout=self._timeout,
+            connect_timeout=connect_timeout,
+            incoming=self._incoming,
         )
 
 

@@ -29,9 +29,10 @@ class Connection:
         *,
         timeout: float | None = None,
         connect_timeout: float | None = None,
+        incoming: type[Incoming] = Incoming,
     ) -> None:
         keyed = api_key if endpoint.tcp is not None and api_key else None
-        self._incoming = Incoming(endpoint.text, tcp=endpoint.tcp is not None)
+        self._incoming = incoming(endpoint.text, tcp=endpoint.tcp is not None)
         try:
             self._socket = _connect(endpoint, connect_timeout)
         except OSError as error:

@@ -11,7 +11,13 @@ from inferd.client.messages import Content, MessagesRequest
 class Conversation:
     """A turn joins it when it has been answered, if only in part; a failed question can be asked again."""
 
-    def __init__(self, system: str | None, options: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        system: str | None,
+        options: Mapping[str, Any],
+        kind: type[MessagesRequest] = MessagesRequest,
+    ) -> None:
+        self._kind = kind
         self.system = system
         self._options = options
         self._settled: list[dict[str, Any]] = []
@@ -30,7 +36,7 @@ class Conversation:
         self._settled = self.turns
         self._question = {"role": "user", "content": content}
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
-        self._answer = MessagesRequest(request_id, [*system, *self._settled, self._question], self._options)
+        self._answer = self._kind(request_id, [*system, *self._settled, self._question], self._options)
         return self._answer
 
     def clear(self) -> None:

@@ -11,8 +11,9 @@ from typing import Any, Generic, Protocol, TypedDict, TypeVar
 from inferd.client import vectors
 from inferd.client.address import Address, Addresses, Surface
 from inferd.client.conversation import Conversation
+from inferd.client.framed import FramedIncoming, FramedMessagesRequest
 from inferd.client.messages import Block, MessagesRequest
-from inferd.client.protocol import MAX_LINE_BYTES, Request
+from inferd.client.protocol import MAX_LINE_BYTES, Incoming, Request
 from inferd.client.text import Done, LongTextRequest, Sampling, TextRequest, Token, given
 from inferd.client.vectors import Embeddings, Plan, Ranking
 from inferd.config import surfaces
@@ -59,6 +60,10 @@ class Core:
                 "admin": elsewhere.get("admin") or found.get("admin"),
             }
         )
+        framed = self.addresses.find("v2") is None
+        self._blocks: type[MessagesRequest] = FramedMessagesRequest if framed else MessagesRequest
+        self.incoming_v2: type[Incoming] = FramedIncoming if framed else Incoming
+        """What cuts the answers of v2."""
         self._id_prefix = id_prefix
         self._numbers = itertools.count(1)
 
@@ -68,21 +73,22 @@ class Core:
     def generate(
         self, messages: str | Sequence[Mapping[str, str]], sampling: Sampling
     ) -> tuple[Surface, Request[Token, Done]]:
-        """A generation of text, and its surface: v2, if known, for what is too long for a line of v1."""
+        """A generation of text, and its surface: v2 for what is too long for a line of v1."""
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
         options = given(sampling, Sampling)
         request_id = self.next_id()
         request = TextRequest(request_id, {"messages": turns, **options})
-        if len(request.pieces[0]) <= MAX_LINE_BYTES + 1 or self.addresses.find("v2") is None:
+        if len(request.pieces[0]) <= MAX_LINE_BYTES + 1:
             return "v1", request
-        return "v2", LongTextRequest(request_id, turns, options)
+        options = {"model_defaults": False, **options}
+        return "v2", LongTextRequest(self._blocks(request_id, turns, options))
 
     def messages(self, messages: str | Sequence[Block], options: Tooling) -> MessagesRequest:
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-        return MessagesRequest(self.next_id(), turns, given(options, Tooling))
+        return self._blocks(self.next_id(), turns, given(options, Tooling))
 
     def conversation(self, system: str | None, options: Tooling) -> Conversation:
-        return Conversation(system, given(options, Tooling))
+        return Conversation(system, given(options, Tooling), self._blocks)
 
     def embed(
         self, texts: str | Sequence[str], task: str | None, dimensions: int | None, model: str | None

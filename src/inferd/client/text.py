@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
 
@@ -101,11 +101,9 @@ _STOP_REASONS = {"end_turn": "end", "stop_sequence": "end", "max_tokens": "lengt
 class LongTextRequest(Request[Token, Done]):
     """The same answer on v2, where the longest texts travel behind the line."""
 
-    def __init__(
-        self, request_id: str, turns: Sequence[Mapping[str, str]], options: Mapping[str, Any]
-    ) -> None:
-        self._id = request_id
-        self._inner = messages.MessagesRequest(request_id, turns, {"model_defaults": False, **options})
+    def __init__(self, inner: messages.MessagesRequest) -> None:
+        self._id = inner._id
+        self._inner = inner
         self.pieces = self._inner.pieces
         self._texts: list[str] = []
 
