@@ -68,6 +68,8 @@ class Fleet:
 def test_backends_of_one_name_form_a_pool_and_others_do_not() -> None:
     assert Fleet(1).router.has_pools
     assert not Fleet(local=True).router.has_pools
+    twins = [Mock("short"), Mock("long")]
+    assert not Router(twins, routes=dict.fromkeys(twins, HERE)).has_pools
     one, two = Mock("one"), Mock("two")
     apart = Router([one, two], routes={one: Route(serves="a"), two: Route(serves="b", remote=True, limit=1)})
     assert not apart.has_pools

@@ -76,8 +76,8 @@ class Router:
         """Whether there is a pool to choose from."""
         self._pools: dict[tuple[frozenset[str], str | None], list[Pool]] = {}
         self._known = Known()
-        self._serving: Counter[str] = Counter()
         self._queue_names: dict[str, str] = {}
+        """The name of the queue of each pool."""
         self.spill_after_secs = SPILL_AFTER_SECS
         """How long a request of a pool waits for a local backend while a remote one has room."""
         self.members: tuple[BackendSlot, ...] = ()
@@ -138,7 +138,8 @@ class Router:
             groups: dict[Hashable, list[BackendSlot]] = {}
             for member in self._named(model):
                 if needs <= member.able:
-                    groups.setdefault(member.route.serves or member, []).append(member)
+                    name: Hashable = member.route.serves if self.pooled(member) else member
+                    groups.setdefault(name, []).append(member)
             found = [Pool(members, self._known) for members in groups.values()]
             if len(self._pools) < MAX_KEPT_POOLS:
                 self._pools[needs, model] = found
@@ -146,16 +147,18 @@ class Router:
 
     def pooled(self, slot: BackendSlot) -> bool:
         """Whether the backend shares its work with others of a pool."""
-        return self.has_pools and self._serving[slot.route.serves] > 1
+        return slot.route.serves in self._queue_names
 
     def _regroup(self) -> None:
         """Finds the pools anew, for other backends or other routes."""
         self._pools.clear()
         self._known = Known()
-        self._serving = Counter(member.route.serves for member in self.members if member.route.serves)
-        self.has_pools = any(count > 1 for count in self._serving.values())
+        served = Counter(member.route.serves for member in self.members)
+        remote = {member.route.serves for member in self.members if member.route.remote}
         first = {member.route.serves: member.backend.name for member in reversed(self.members)}
-        self._queue_names = {name: first[name] for name, count in self._serving.items() if count > 1}
+        # Two local models of one name differ in something, or there would not be two.
+        self._queue_names = {name: first[name] for name in remote if name and served[name] > 1}
+        self.has_pools = bool(self._queue_names)
         for member in self.members:
             # A backend outside a pool runs on the daemon's permits wherever it is.
             member.here = not (member.route.remote and self.pooled(member))
