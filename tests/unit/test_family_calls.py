@@ -188,3 +188,53 @@ def test_what_the_user_says_behind_a_result_is_kept_by_a_strict_template() -> No
     )
     text = conversation_of(messages, "mistralai-Mistral-Nemo-Instruct-2407")
     assert text.index("here") < text.index("sunny") < text.index("And then?")
+
+
+MODE = Tool(
+    "set_mode",
+    "Sets it",
+    json.dumps(
+        {
+            "type": "object",
+            "$defs": {"Mode": {"enum": ["fast", "slow one"]}},
+            "properties": {"mode": {"$ref": "#/$defs/Mode"}, "note": {"type": "string"}},
+            "required": ["mode", "note"],
+        }
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        (
+            "Qwen3-Coder",
+            "<tool_call>\n<function=set_mode>\n<parameter=mode>\n{}\n</parameter>\n"
+            "<parameter=note>\nmedium\n</parameter>\n</function>\n</tool_call>",
+        ),
+        (
+            "MiniMax-M2",
+            '</think><minimax:tool_call>\n<invoke name="set_mode">\n<parameter name="mode">{}</parameter>\n'
+            '<parameter name="note">medium</parameter>\n</invoke>\n</minimax:tool_call>',
+        ),
+    ],
+)
+def test_a_raw_parameter_is_one_of_the_texts_of_its_enum(name: str, form: str) -> None:
+    asked = request(tools=(MODE,), tool_choice="required", thinking=False)
+    of_family = family(TEMPLATES / f"{name}.jinja")
+    for mode, fits in (("fast", True), ("slow one", True), ("medium", False), ("fast one", False)):
+        guide = prepare(of_family, asked).guide
+        assert guide is not None
+        assert guide.accept_text(form.format(mode).encode()) == fits, mode
+
+
+def test_a_parameter_without_a_type_is_served_by_a_template_that_wants_one() -> None:
+    bare = Tool(
+        "f",
+        "",
+        '{"properties":{"anything":{"description":"what"},"more":true,"both":{"type":["string","null"]}}}',
+    )
+    of_family = family(TEMPLATES / "ByteDance-Seed-OSS.jinja")
+    prompt = prepare(of_family, request(tools=(bare,))).prompt
+    text = load_model().text(prompt.tokens).decode()
+    assert "anything: Any,more: Any,both: Any" in text

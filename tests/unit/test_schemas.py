@@ -169,6 +169,19 @@ def test_bounds_beyond_float64_are_kept() -> None:
     assert not allows(held, str(2**64))
 
 
+def test_an_exclusive_bound_means_the_same_to_the_grammar_and_to_the_check() -> None:
+    for schema, inside, outside in (
+        ({"exclusiveMaximum": 1}, ("0.99999999999999", "0.5"), ("0.99999999999999999999", "1")),
+        ({"exclusiveMinimum": 0}, ("0.0000000000000001", "3"), ("0", "0." + "0" * 400 + "1")),
+        ({"exclusiveMinimum": 2.5, "minimum": 3}, ("3", "7.25"), ("2.9", "2.5000000000000000001")),
+    ):
+        held = hold({"type": "number", **schema})
+        assert [allows(held, text) for text in (*inside, *outside)] == [True, True, False, False], schema
+        assert [held.check.fault(text) for text in inside] == [None, None]
+    whole = hold({"type": "integer", "exclusiveMinimum": 0, "exclusiveMaximum": 3})
+    assert [allows(whole, text) for text in "0123"] == [False, True, True, False]
+
+
 def test_a_check_is_by_the_declared_draft_with_formats() -> None:
     check = Check(
         schema_check.read(json.dumps(properties(d={"type": "string", "format": "date"}))), frozenset()

@@ -6,6 +6,7 @@ is made for a ``form``: the tools with no more of their schemas than the parser 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,16 +16,20 @@ from inferd.engine.local.family_grammar import Format, Inexpressible
 from inferd.engine.local.guides import TOOL_OPTIONS, Guides, Held, json_text
 
 _TYPES = ("array", "boolean", "integer", "null", "number", "object", "string")
+_NOT_IN_RULES = re.compile("[^a-zA-Z0-9-]+")  # llama.cpp writes a dash for them in the names of rules
 _ANSWER_SCHEMA = ("response-format", "response-format-schema")
 
 ANSWER = {"json_schema": {"type": "object", "properties": {}}}
 """The form of an answer that is one JSON value."""
 
 
-def calls_form(tools: Sequence[Tool], held: Mapping[str, Held], required: bool) -> dict[str, object]:
-    """The form of an answer with calls of these tools."""
+def calls_form(
+    tools: Sequence[Tool], held: Mapping[str, Held], required: bool, *, typed: bool = False
+) -> dict[str, object]:
+    """The form of an answer with calls of these tools; ``typed`` gives each parameter one ``type``."""
     shapes = [
-        {"name": tool.name, "description": "", "parameters": _shape(held[tool.name].schema)} for tool in tools
+        {"name": tool.name, "description": "", "parameters": _shape(held[tool.name].schema, typed)}
+        for tool in tools
     ]
     return {
         "tools": [{"type": "function", "function": shape} for shape in shapes],
@@ -55,16 +60,19 @@ def calls(
     llama.cpp's own grammar enforces the form, and the arguments are checked at the end.
     """
     schemas: dict[str, bytes] = {}
+    texts: dict[str, list[str] | None] = {}
     for name, each in held.items():
         schemas[f"tool-{name}-schema"] = each.text
         for parameter, schema in (each.schema.get("properties") or {}).items():
             if _types(schema, each.schema) & {"string"}:
+                rule = _NOT_IN_RULES.sub("-", f"tool-{name}-arg-{parameter}")
+                texts[rule] = None if rule in texts else _texts(schema, each.schema)
                 continue
             text = json_text(_with_definitions(schema, each.schema), TOOL_OPTIONS)
             for end in ("", "-schema"):
                 schemas[f"tool-{name}-arg-{parameter}{end}"] = text
     try:
-        form = Format(syntax, guides.control, schemas.get)
+        form = Format(syntax, guides.control, schemas.get, texts.get)
         call = form.calls()
     except Inexpressible:
         return None
@@ -91,16 +99,19 @@ def _thoughts(form: Format, prompt: _llama.Prompt) -> str:
     return f"({form.literal(start)} {form.up_to(ends[:1])} {form.space()})?"
 
 
-def _shape(schema: Mapping[str, Any]) -> dict[str, object]:
+def _shape(schema: Mapping[str, Any], typed: bool) -> dict[str, object]:
     """As much of a tool's schema as the parser has to know: the names and types of its parameters."""
     properties = {
-        name: _shape_of_types(_types(part, schema)) for name, part in (schema.get("properties") or {}).items()
+        name: _shape_of_types(_types(part, schema), typed)
+        for name, part in (schema.get("properties") or {}).items()
     }
     required = [name for name in schema.get("required") or () if name in properties]
     return {"type": "object", "properties": properties, "required": required}
 
 
-def _shape_of_types(types: set[str]) -> dict[str, object]:
+def _shape_of_types(types: set[str], typed: bool) -> dict[str, object]:
+    if typed and len(types) > 1:
+        return {"type": "string" if "string" in types else "any"}
     if len(types) == len(_TYPES):
         return {}
     return {"type": sorted(types) if len(types) > 1 else next(iter(types), "null")}
@@ -123,12 +134,28 @@ def _types(schema: Any, root: Mapping[str, Any], depth: int = 0) -> set[str]:
     for part in schema.get("allOf", ()):
         found &= _types(part, root, depth + 1)
     if str(schema.get("$ref", "")).startswith("#/"):
-        node: Any = root
-        for part in schema["$ref"][2:].split("/"):
-            name = part.replace("~1", "/").replace("~0", "~")
-            node = node.get(name, True) if isinstance(node, dict) else True
-        found &= _types(node, root, depth + 1)
+        found &= _types(_place(root, schema["$ref"]), root, depth + 1)
     return found
+
+
+def _texts(schema: Any, root: Mapping[str, Any], depth: int = 0) -> list[str] | None:
+    """The texts that a value of the schema may be, where it names them all and they are nothing else."""
+    if not isinstance(schema, dict) or depth > 20:
+        return None
+    values = [schema["const"]] if "const" in schema else schema.get("enum")
+    if values is None and str(schema.get("$ref", "")).startswith("#/"):
+        return _texts(_place(root, schema["$ref"]), root, depth + 1)
+    texts = [value for value in values or () if isinstance(value, str) and value]
+    return texts if texts and len(texts) == len(values or ()) else None
+
+
+def _place(root: Any, reference: str) -> Any:
+    """What a reference within the schema refers to; ``True``, which says nothing, when there is nothing."""
+    node = root
+    for part in reference[2:].split("/"):
+        name = part.replace("~1", "/").replace("~0", "~")
+        node = node.get(name, True) if isinstance(node, dict) else True
+    return node
 
 
 def _type_of(value: Any) -> str:

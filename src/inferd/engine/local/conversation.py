@@ -152,12 +152,21 @@ def _with_tools(
     family: Family, request: GenerateRequest, tools: tuple[Tool, ...], required: bool
 ) -> Prepared:
     held = {tool.name: family.guides.tool(tool) for tool in tools}
-    prompt = family.render(
-        request.messages,
-        tools=[_tool(tool) for tool in tools],
-        thinking=_thinks(family, request),
-        form=constrain.calls_form(tools, held, required),
-    )
+    thinking = _thinks(family, request)
+
+    def rendered(shown: Sequence[Tool], *, typed: bool) -> _llama.Prompt:
+        form = constrain.calls_form(tools, held, required, typed=typed)
+        return family.render(
+            request.messages, tools=[_tool(tool) for tool in shown], thinking=thinking, form=form
+        )
+
+    try:
+        prompt = rendered(tools, typed=False)
+    except InvalidRequest as refusal:
+        try:
+            prompt = rendered([_with_all_keys(tool) for tool in tools], typed=True)
+        except InvalidRequest:
+            raise refusal from None
     syntax = repaired(prompt.syntax)
     guide = constrain.calls(family.guides, prompt, syntax, held, required)
     return Prepared(prompt, _FamilyReader(_llama.Reply(syntax)), guide=guide, tools=held)
@@ -218,6 +227,18 @@ def _tool(tool: Tool) -> dict[str, object]:
         "parameters": orjson.Fragment(tool.schema),
     }
     return {"type": "function", "function": function}
+
+
+def _with_all_keys(tool: Tool) -> Tool:
+    """The tool for templates that fail where a schema has no ``required``, or a parameter no single
+    ``type``."""
+    schema = orjson.loads(tool.schema)
+    parameters = {}
+    for name, part in (schema.get("properties") or {}).items():
+        said = part if isinstance(part, dict) else {}
+        one = said.get("type") if isinstance(said.get("type"), str) else "any"
+        parameters[name] = {**said, "type": one}
+    return replace(tool, schema=orjson.dumps({"required": [], **schema, "properties": parameters}).decode())
 
 
 class _FamilyReader:

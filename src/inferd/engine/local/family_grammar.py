@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -29,11 +29,16 @@ class NoCalls(Exception):
 class Format:
     """The parser ``syntax`` of a rendered prompt; ``control`` are the ids of control tokens by their text.
 
-    ``schema_of`` gives the JSON text of the schema that a ``schema`` node names, or ``None`` for raw text.
+    ``schema_of`` gives the JSON text of the schema that a ``schema`` node names, or ``None`` for raw text;
+    ``texts_of`` all texts that the raw text in a rule may be, or ``None`` for any.
     """
 
     def __init__(
-        self, syntax: bytes, control: Mapping[str, int], schema_of: Callable[[str], bytes | None]
+        self,
+        syntax: bytes,
+        control: Mapping[str, int],
+        schema_of: Callable[[str], bytes | None],
+        texts_of: Callable[[str], Sequence[str] | None] = lambda name: None,
     ) -> None:
         read = orjson.loads(syntax)
         arena = orjson.loads(read["parser"])
@@ -44,6 +49,9 @@ class Format:
         self._root: int = arena["root"]
         self._control = control
         self._schema_of = schema_of
+        self._texts_of = texts_of
+        self._texts: Sequence[str] | None = None  # of the rule that is being made
+        self._numbers: dict[tuple[str, ...], int] = {}
         self._special = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))))
         self._rules: dict[str, str] = {}
 
@@ -100,6 +108,13 @@ class Format:
         pattern = "|".join(map(_regex_quoted, ends))
         return self.add(f"upto_{len(self._rules)}[lazy]", f"/(?s:.*?)(?:{pattern})/")
 
+    def _raw(self, ends: list[str]) -> str:
+        """Raw text and its end: one of the texts of the rule, or any."""
+        if self._texts is None or any(end in text for end in ends for text in self._texts):
+            return self.up_to(ends)
+        texts, last = (" | ".join(map(self.literal, given)) for given in (self._texts, ends))
+        return f"({texts}) ({last})"
+
     def text(self, start: str) -> str:
         """The whole grammar, which begins with the expression ``start``."""
         rules = [f"{name}: {body}" for name, body in self._rules.items()]
@@ -122,10 +137,16 @@ class Format:
         return seen
 
     def _rule(self, name: str) -> str:
+        around = self._texts
+        texts = self._texts_of(name) or around
         mine = f"r{self._named[name]}"
+        if texts is not None:  # a rule that others share has other texts there
+            mine += f"_{self._numbers.setdefault(tuple(texts), len(self._numbers))}"
         if mine not in self._rules:
             self._rules[mine] = ""  # a rule may refer to itself
+            self._texts = texts
             self._rules[mine] = self._expression(self._nodes[self._named[name]]["child"]) or '""'
+            self._texts = around
         return mine
 
     def _expression(self, i: int) -> str:
@@ -159,7 +180,7 @@ class Format:
         if kind == "gbnf" and not node["grammar"]:
             return ""
         if kind == "ac":
-            return self.up_to(node["delimiters"])
+            return self._raw(node["delimiters"])
         if kind == "until":
             raise Inexpressible("text that ends before something unknown")
         if "child" in node:
@@ -191,7 +212,7 @@ class Format:
                 continue
             if node["type"] == "until":
                 rest = self._end_of(node, parts[at + 1 :])
-                out.append(self.up_to([rest]))
+                out.append(self._raw([rest]))
                 continue
             if rest and self._is_blank(node):
                 continue  # the text before the end may hold it, too

@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -39,6 +40,7 @@ FORMATS = frozenset(
 )
 _LARGEST = 2**63 - 1024
 _EXACT = 2**53  # integers up to here are exact as float64, which is what llguidance keeps of a bound
+_SMALLEST = 1e-16  # takes the place of the float64 next to 0, which has 324 digits
 _LOWER, _UPPER = ("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")
 _SIZES = (("minLength", "maxLength"), ("minItems", "maxItems"), ("minProperties", "maxProperties"))
 _SAYS_MORE = frozenset(("$ref", "additionalProperties", "allOf", "anyOf", "oneOf", "patternProperties"))
@@ -294,6 +296,7 @@ class _Rewriter:
             self._drop(node, pointer, "pattern", why)
 
     def _numbers(self, node: dict[str, Any], pointer: str) -> None:
+        _close_bounds(node)
         for key in (*_LOWER, *_UPPER):
             bound = node.get(key)
             if isinstance(bound, int) and not isinstance(bound, bool) and abs(bound) > _EXACT:
@@ -374,6 +377,26 @@ def _inside(bound: int, *, upwards: bool) -> int:
     if not upwards and nearest > bound:
         nearest = math.nextafter(nearest, -math.inf)
     return int(nearest)
+
+
+def _close_bounds(node: dict[str, Any]) -> None:
+    """Makes exclusive bounds of fractions inclusive, a step further in.
+
+    llguidance compares decimals, with bounds of 15 digits. A decimal that is closer to the bound than a
+    float64 can tell is the bound itself once it is read.
+    """
+    if node.get("type") == "integer":
+        return
+    for key, to, inclusive in (("exclusiveMinimum", 1, "minimum"), ("exclusiveMaximum", -1, "maximum")):
+        bound = node.get(key)
+        if isinstance(bound, bool) or not isinstance(bound, int | float) or abs(bound) > _EXACT:
+            continue
+        exact = Decimal(repr(bound))
+        nearest = float(exact + to * Decimal(10) ** (exact.adjusted() - 14)) if bound else to * _SMALLEST
+        held = node.get(inclusive, nearest)
+        if isinstance(held, int | float):
+            node[inclusive] = max(held, nearest) if to > 0 else min(held, nearest)
+            del node[key]
 
 
 def _is_beyond(bound: Any, sign: int) -> bool:
