@@ -1,10 +1,19 @@
-"""What ``inferd --version --verbose`` adds: the interpreter, and the engine with its CPU variant and
-companions."""
+"""What ``inferd --version --verbose`` adds: the interpreter, the engine with its CPU variant and
+companions, and where the documentation is."""
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Iterator
+from pathlib import Path
+
+import inferd
+
+
+def documentation() -> Path | None:
+    """The folder of the pages that were installed with the program."""
+    folders = (Path(each) / "docs" for each in inferd.__path__)
+    return next((folder for folder in folders if folder.is_dir()), None)
 
 
 def lines() -> Iterator[str]:
@@ -17,3 +26,5 @@ def lines() -> Iterator[str]:
         yield f"{companion.name}: {companion.problem or companion.file}"
     for kind, name, description, _ in _llama.devices():
         yield f"device {name}: {description} ({kind})"
+    if (pages := documentation()) is not None:
+        yield f"documentation in {pages}"
