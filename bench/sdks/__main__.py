@@ -1,0 +1,78 @@
+"""Runs the SDKs: ``python -m bench.sdks --work DIR``.
+
+Installs two generations of the Python SDKs and the Node SDKs into DIR, from the package indexes that pip and
+npm use, starts a daemon with the default model and its HTTP bridge, and prints a table. Ends with 1 when a
+check failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from inferd.config import paths
+from tests.demo_model import demo_model
+from tests.http_bridge import BridgeProcess
+
+HERE = Path(__file__).parent
+PYTHON = {
+    "old": ("openai==1.109.1", "anthropic==0.125.0", "ollama==0.6.1"),
+    "new": ("openai==3.57.0", "anthropic==2.14.0", "ollama==0.6.3"),
+}
+NODE = {
+    "old": ("openai@5", "@anthropic-ai/sdk@0.91.1", "ollama@0.6.0"),
+    "new": ("openai@6.49.0", "@anthropic-ai/sdk@1.14.0", "ollama@0.6.4"),
+}
+
+
+def python_of(work: Path, age: str) -> list[str]:
+    """The command of an environment with the SDKs of an age."""
+    home = work / f"python-{age}"
+    python = home / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", home], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *PYTHON[age]], check=True)
+    return [str(python), str(HERE / "python_client.py")]
+
+
+def node_of(work: Path, age: str) -> list[str]:
+    """The same for Node; empty where there is none."""
+    npm, node = shutil.which("npm"), shutil.which("node")
+    if npm is None or node is None:
+        return []
+    home = work / f"node-{age}"
+    if not (home / "node_modules").exists():
+        home.mkdir(parents=True, exist_ok=True)
+        subprocess.run([npm, "install", "--silent", "--prefix", home, *NODE[age]], check=True)
+    shutil.copy(HERE / "node_client.mjs", home)
+    return [node, str(home / "node_client.mjs")]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True)
+    work = parser.parse_args().work.absolute()
+    commands = [make(work, age) for make in (python_of, node_of) for age in ("old", "new")]
+    failed = 0
+    demo_model()
+    with BridgeProcess(MODELS_HOME=paths.models_home(), n_ctx=2048) as process:
+        model = process.status().backends[0]["model"]
+        for command in filter(None, commands):
+            with subprocess.Popen(
+                [*command, process.base, model], stdout=subprocess.PIPE, text=True
+            ) as client:
+                assert client.stdout is not None
+                for line in client.stdout:
+                    told = json.loads(line)
+                    failed += bool(told["wrong"])
+                    print(f"| {told['sdk']} | {told['check']} | {told['wrong'] or 'passed'} |", flush=True)
+            failed += bool(client.returncode)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
