@@ -71,7 +71,10 @@ def _fitting_context(settings: Settings, entry: LlamaCppEntry, model: verify.Ope
     """The context that the entry asks for, or the largest that memory is likely to have room for."""
     if entry.n_ctx is not None:
         return entry.n_ctx
-    card, *parts = [read_card(fd, model.path) for fd in model.fds]
+    try:
+        card, *parts = [read_card(fd, model.path) for fd in model.fds]
+    except ModelError:
+        return memory.CONTEXTS[0]  # a header that only llama.cpp can read is its business
     sizes = memory.context_sizes(whole_card(card, parts), None, settings.active_permits)
     budget = memory.budget_bytes(0, settings.memory_budget_bytes)
     return next((n for n, size in sizes if not budget or size <= budget), sizes[-1][0])

@@ -252,13 +252,13 @@ def serve() -> None:
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
     os.close(nothing)
-    preload_modules()
     new_event_loop = _event_loop_factory()
     try:
         _, _, body, fds = receive(sock)
     except EOFError:
         return
     load = m.decode(m.Load, body)
+    preload_modules(load)
     # Still one thread, not a byte of the model was read, and no event loop has begun with io_uring.
     held = cage.enter(cage_profile(load), fds)
     loop = new_event_loop()

@@ -63,14 +63,15 @@ def cage_profile(load: Load) -> str:
     return load.cage
 
 
-def preload_modules() -> None:
-    """Imports what is otherwise imported at its first use: in the cage no file can be opened any more."""
+def preload_modules(load: Load) -> None:
+    """Imports what this load needs at its first use: in the cage no file can be opened any more."""
     import concurrent.futures.thread  # noqa: F401
     import encodings.idna  # noqa: F401
     import traceback  # noqa: F401
 
-    from PIL import Image, WebPImagePlugin  # noqa: F401
+    if load.projector:
+        from PIL import Image, WebPImagePlugin  # noqa: F401
 
-    Image.preinit()  # the other formats of media.IMAGE_TYPES
+        Image.preinit()  # the other formats of media.IMAGE_TYPES
     _llama.devices()
     _llama.useful_threads()

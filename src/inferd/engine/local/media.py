@@ -9,8 +9,6 @@ from __future__ import annotations
 import io
 import re
 
-from PIL import Image, UnidentifiedImageError
-
 from inferd.engine.backend import Media
 from inferd.engine.local import _llama
 from inferd.errors import AttachmentUnsupported, InvalidRequest
@@ -55,6 +53,9 @@ def _image(media: Media) -> Item:
         raise AttachmentUnsupported(
             f"images of type {media.mime!r} are not read; use {', '.join(IMAGE_TYPES)}"
         )
+    # Loaded at the start where there is a projector, and for no other model.
+    from PIL import Image, UnidentifiedImageError
+
     try:
         with Image.open(io.BytesIO(media.data), formats=(IMAGE_TYPES[media.mime],)) as picture:
             _check_size(*picture.size)

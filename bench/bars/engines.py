@@ -1,0 +1,265 @@
+"""What the processes of models cost, and what their ends cost the clients.
+
+``python -m bench.bars.engines --model FILE.gguf [PART]...`` runs these parts, or all:
+
+``alone``    a daemon without a model: time from its start to ready, and resident memory
+``crashes``  SIGSEGV in the engine under six streams, each with two requests queued behind them: the time to
+             the typed errors, and from the signal to the next token as a multiple of spawn to ready
+``loads``    PSS of the daemon and its children before and after a model was loaded and unloaded many times
+``switch``   round trips with one resident model, and with two in turns
+``headers``  models with damaged headers, loaded on demand: the daemon has to live
+
+Times on a busy machine say little by themselves; each is shown beside one of the same moment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from inferd.client.admin import AdminClient
+from inferd.store.models import ModelStore
+from tests.daemon_process import DaemonProcess, Wire, until
+from tests.tiny_llama import write_llama
+from tests.tiny_model import stock
+
+STREAMS, QUEUED = 6, 2
+BACK_OFF_IS_RESET_SECS = 10.5
+
+
+def say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+@contextmanager
+def serving(directory: Path, **settings: object) -> Iterator[DaemonProcess]:
+    process = DaemonProcess(directory, settings, {}).wait_ready()
+    try:
+        yield process
+    finally:
+        process.process.send_signal(signal.SIGTERM)
+        until(lambda: process.process.poll() is not None, fail=False)
+
+
+def children(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task")
+    return [int(child) for task in tasks.iterdir() for child in (task / "children").read_text().split()]
+
+
+def kilobytes(pid: int, file: str, key: str) -> int:
+    lines = Path(f"/proc/{pid}/{file}").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key))
+
+
+def ask(wire: Wire, tokens: int, **more: object) -> None:
+    message = {"role": "user", "content": "Write the numbers from one to a thousand."}
+    wire.send({"messages": [message], "max_tokens": tokens, "temperature": 0, **more})
+
+
+def last(wire: Wire) -> dict[str, object]:
+    return list(wire.frames())[-1]
+
+
+def alone(directory: Path, model: Path, count: int) -> None:
+    secs, kib = [], 0
+    bare = []
+    for number in range(count):
+        begun = time.monotonic()
+        subprocess.run([sys.executable, "-c", "pass"], check=True)
+        bare.append(time.monotonic() - begun)
+        begun = time.monotonic()
+        with serving(directory / f"a{number}", backend="mock") as process:
+            secs.append(time.monotonic() - begun)
+            kib = kilobytes(process.process.pid, "status", "VmRSS:")
+    say(
+        f"alone: ready after {statistics.median(secs) * 1e3:.0f} ms (least {min(secs) * 1e3:.0f}), beside"
+        f" {statistics.median(bare) * 1e3:.0f} ms for an empty Python; {kib / 1024:.1f} MiB resident"
+    )
+
+
+def crashes(directory: Path, model: Path, count: int) -> None:
+    settings = {"backend": "llamacpp", "model_path": model, "n_ctx": 1024, "active_permits": STREAMS}
+    typed, times, lost = [], [], 0
+    with serving(directory / "c", **settings) as process, AdminClient(process.admin) as admin:
+        for _ in range(count):
+            pid = children(process.process.pid)[0]
+            wires = [process.connect() for _ in range(STREAMS + QUEUED)]
+            for wire in wires[:STREAMS]:
+                ask(wire, 900)
+            for wire in wires[:STREAMS]:
+                wire.frame()
+            for wire in wires[STREAMS:]:
+                ask(wire, 1)
+            until(lambda: len(admin.status().waiting) == QUEUED)
+            os.kill(pid, signal.SIGSEGV)
+            killed = time.monotonic()
+            ends = [last(wire) for wire in wires[:STREAMS]]
+            typed.append(time.monotonic() - killed)
+            served = [last(wire) for wire in wires[STREAMS:]]
+            times.append(time.monotonic() - killed)
+            good = [end.get("code") == "backend_unavailable" for end in ends]
+            good += [end["type"] == "done" for end in served]
+            lost += len(good) - sum(good)
+            for wire in wires:
+                wire.close()
+            time.sleep(BACK_OFF_IS_RESET_SECS)
+        ready = []
+        for _ in range(5):  # from spawn to ready, as a new process of the same model
+            begun = time.monotonic()
+            os.kill(children(process.process.pid)[0], signal.SIGKILL)
+            until(lambda: not admin.status().backends[0]["engine"]["pid"], fail=False)
+            until(lambda: bool(admin.status().backends[0]["engine"]["pid"]))
+            with process.connect() as wire:
+                ask(wire, 1)
+                last(wire)
+            ready.append(time.monotonic() - begun)
+            time.sleep(BACK_OFF_IS_RESET_SECS)
+    say(
+        f"crashes: {count} times, {lost} requests without their end; typed errors after"
+        f" {statistics.median(typed) * 1e3:.0f} ms (most {max(typed) * 1e3:.0f}), queued ones served after"
+        f" {statistics.median(times):.2f} s, {statistics.median(times) / statistics.median(ready):.2f} times"
+        f" the {statistics.median(ready):.2f} s of a restart without load"
+    )
+
+
+def loads(directory: Path, model: Path, count: int) -> None:
+    store = ModelStore(directory / "models")
+    stock(store, "visitor", write_llama(directory / "visitor.gguf").read_bytes())
+
+    def pss(process: DaemonProcess) -> int:
+        pids = [process.process.pid, *children(process.process.pid)]
+        return sum(kilobytes(pid, "smaps_rollup", "Pss:") for pid in pids)
+
+    with (
+        serving(directory / "l", backend="mock", MODELS_HOME=store.home, core_dumps="true") as process,
+        AdminClient(process.admin) as admin,
+    ):
+
+        def visit() -> None:
+            with process.connect() as wire:
+                ask(wire, 1, model="visitor")
+                if (end := last(wire))["type"] != "done":
+                    raise SystemExit(f"loads: {end}")
+            admin.unload("visitor")
+
+        visit()
+        before = pss(process)
+        for _ in range(count):
+            visit()
+        after = pss(process)
+    say(f"loads: {before / 1024:.2f} MiB of PSS before {count} loads, {after / 1024:.2f} MiB after")
+
+
+def switch(directory: Path, model: Path, count: int) -> None:
+    store = ModelStore(directory / "models")
+    for name in ("one", "two"):
+        stock(
+            store,
+            name,
+            write_llama(directory / f"{name}.gguf", temp=len(name) / 10).read_bytes() + name.encode(),
+        )
+    with (
+        serving(directory / "s", backend="mock", MODELS_HOME=store.home, threads=1) as process,
+        process.connect() as wire,
+    ):
+
+        def round_trip(name: str) -> float:
+            begun = time.monotonic()
+            ask(wire, 1, model=name)
+            last(wire)
+            return time.monotonic() - begun
+
+        for name in ("one", "two"):
+            round_trip(name)
+        same, turns = [], []
+        for _ in range(count):
+            round_trip("one")
+            same.append(round_trip("one"))
+            turns.append(round_trip("two"))
+    differences = [b - a for a, b in zip(same, turns, strict=True)]
+    say(
+        f"switch: the other model {statistics.median(turns) * 1e3:.2f} ms, the same"
+        f" {statistics.median(same) * 1e3:.2f} ms; median of the differences"
+        f" {statistics.median(differences) * 1e3:+.2f} ms over {count} pairs"
+    )
+
+
+def headers(directory: Path, model: Path, count: int) -> None:
+    sound = write_llama(directory / "sound.gguf").read_bytes()
+    end = sound.index(b"blk.0.ffn_down") + 200
+    store = ModelStore(directory / "models")
+    draw = random.Random(9)
+    for number in range(count):
+        stock(store, f"bad{number}", damaged(sound, end, draw))
+    answers: dict[str, int] = {}
+    with serving(directory / "h", backend="mock", MODELS_HOME=store.home, threads=1) as process:
+        for number in range(count):
+            with process.connect() as wire:
+                ask(wire, 1, model=f"bad{number}")
+                answer = last(wire)
+                kind = str(answer.get("code") or answer["type"])
+                answers[kind] = answers.get(kind, 0) + 1
+            with AdminClient(process.admin) as admin:
+                for row in admin.status().backends:
+                    if row["name"] != "mock":
+                        admin.unload(row["name"])
+            if process.process.poll() is not None:
+                raise SystemExit(f"headers: the daemon died of number {number}")
+    say(f"headers: {count} damaged models, the daemon lives; the answers: {json.dumps(answers)}")
+
+
+def damaged(sound: bytes, end: int, draw: random.Random) -> bytes:
+    """A copy with a fault among its keys, in its list of tensors, or in its length."""
+    file = bytearray(sound)
+    at = draw.choice((draw.randrange(4, 600), draw.randrange(end - 900, end)))
+    fault = draw.randrange(4)
+    if fault == 0:
+        file[at] ^= 1 << draw.randrange(8)
+    elif fault == 1:
+        file[at : at + 8] = struct.pack("<Q", draw.choice((0, 2**31, 2**32 - 1, 2**63, 2**64 - 1)))
+    elif fault == 2:
+        file[at : at + 4] = struct.pack("<I", draw.randrange(2**32))
+    else:
+        del file[draw.randrange(4, len(file)) :]
+    return bytes(file)
+
+
+PARTS: dict[str, tuple[Callable[[Path, Path, int], None], int]] = {
+    "alone": (alone, 10),
+    "crashes": (crashes, 20),
+    "loads": (loads, 20),
+    "switch": (switch, 200),
+    "headers": (headers, 300),
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--count", type=int, help="how often, instead of what the bars ask for")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
+    options = parser.parse_args()
+    for name in options.parts or PARTS:
+        part, count = PARTS[name]
+        with tempfile.TemporaryDirectory(prefix="i", dir="/tmp") as directory:
+            part(Path(directory), options.model, options.count or count)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
