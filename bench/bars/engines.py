@@ -15,6 +15,7 @@ Times on a busy machine say little by themselves; each is shown beside one of th
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -36,6 +37,7 @@ from tests.tiny_llama import write_llama
 from tests.tiny_model import stock
 
 STREAMS, QUEUED = 6, 2
+_numbers = itertools.count()
 BACK_OFF_IS_RESET_SECS = 10.5
 
 
@@ -65,7 +67,9 @@ def kilobytes(pid: int, file: str, key: str) -> int:
 
 
 def ask(wire: Wire, tokens: int, **more: object) -> None:
-    message = {"role": "user", "content": "Write the numbers from one to a thousand."}
+    # No two alike: a request that was running at two crashes is a suspect and runs alone.
+    content = f"Write the numbers from one to a thousand. {next(_numbers)}"
+    message = {"role": "user", "content": content}
     wire.send({"messages": [message], "max_tokens": tokens, "temperature": 0, **more})
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -369,3 +371,13 @@ async def test_abandoned_preparations_are_no_more_than_the_sequences() -> None:
         assert len(model._turns.running) == 2
         assert not model._turns._queue
         assert (await finish(await model.generate(ask(max_tokens=1)))).stop_reason == "length"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such limit")
+async def test_a_process_may_not_take_far_more_memory_than_its_model_needs() -> None:
+    async with hosted(memory_bytes=64 << 20, cache_mib=0) as model:
+        most, _ = resource.prlimit(pid_of(model), resource.RLIMIT_DATA)
+        assert most == (64 << 20) + (1 << 30) + (256 << 20)
+    with pytest.raises(ModelError):  # 3 GiB for the context, which would be only reserved
+        async with hosted(memory_bytes=1, cache_mib=0, n_ctx=8192, n_parallel=16):
+            pass

@@ -116,6 +116,15 @@ class LimitOptions:
         key="limits.memory_budget_bytes",
         reload=True,
     )
+    engine_memory_factor: int = option(
+        _LIMITS,
+        Integer(0, 1000),
+        2,
+        "The process of a model on a CPU may take so many times the memory that its file lets expect, beside"
+        " what its threads and caches need; 0 sets no limit.",
+        key="limits.engine_memory_factor",
+        reload=True,
+    )
     keep_alive_secs: float = option(
         _LIMITS,
         Seconds(),

@@ -20,7 +20,7 @@ from inferd.engine.local.messages import Load
 from inferd.errors import ConfigError, ModelError
 from inferd.progress import Progress
 from inferd.store import fetch, verify
-from inferd.store.gguf import read_card, whole_card
+from inferd.store.gguf import ModelCard, read_card, whole_card
 from inferd.store.models import ModelStore
 
 MAX_TEMPLATE_BYTES = 1 << 20
@@ -45,11 +45,14 @@ def load(
             fds.append(held.enter_context(opened).fd)
         elif model.projector is not None:
             fds.append(model.projector.fd)
+        card = _card(model)
+        n_ctx = _fitting_context(settings, entry, card)
         wanted = Load(
             name=entry.name,
             model=model.name,
             path=str(model.path),
-            n_ctx=_fitting_context(settings, entry, model),
+            n_ctx=n_ctx,
+            memory_bytes=0 if card is None else _most_memory(settings, card, n_ctx, fds[len(model.fds) :]),
             chat_template=_template(entry.chat_template_file),
             n_gpu_layers=entry.n_gpu_layers,
             force_backend=settings.force_backend,
@@ -67,15 +70,29 @@ def load(
     return HostedModel(wanted, kept, progress, _changes(model.path, kept), system=entry.system, states=states)
 
 
-def _fitting_context(settings: Settings, entry: LlamaCppEntry, model: verify.OpenModel) -> int:
-    """The context that the entry asks for, or the largest that memory is likely to have room for."""
-    if entry.n_ctx is not None:
-        return entry.n_ctx
+def _card(model: verify.OpenModel) -> ModelCard | None:
+    """What the header says; ``None`` for one that only llama.cpp can read, which is its business."""
     try:
         card, *parts = [read_card(fd, model.path) for fd in model.fds]
     except ModelError:
-        return memory.CONTEXTS[0]  # a header that only llama.cpp can read is its business
-    sizes = memory.context_sizes(whole_card(card, parts), None, settings.active_permits)
+        return None
+    return whole_card(card, parts)
+
+
+def _most_memory(settings: Settings, card: ModelCard, n_ctx: int, projector: Sequence[int]) -> int:
+    """The memory that the process of a model may take for it; 0 sets no limit."""
+    needed = card.memory_bytes(n_ctx or card.context, max(1, settings.active_permits), settings.n_batch)
+    needed += 2 * sum(os.fstat(fd).st_size for fd in projector)
+    return settings.engine_memory_factor * needed
+
+
+def _fitting_context(settings: Settings, entry: LlamaCppEntry, card: ModelCard | None) -> int:
+    """The context that the entry asks for, or the largest that memory is likely to have room for."""
+    if entry.n_ctx is not None:
+        return entry.n_ctx
+    if card is None:
+        return memory.CONTEXTS[0]
+    sizes = memory.context_sizes(card, None, settings.active_permits)
     budget = memory.budget_bytes(0, settings.memory_budget_bytes)
     return next((n for n, size in sizes if not budget or size <= budget), sizes[-1][0])
 

@@ -40,7 +40,7 @@ from inferd.engine.local import messages as m
 from inferd.engine.local.embedding import EmbeddingModel
 from inferd.engine.local.link import Link, receive
 from inferd.engine.local.llamacpp import LlamaCpp
-from inferd.engine.local.load import cage_profile, load_model, preload_modules
+from inferd.engine.local.load import cage_profile, limit_memory, load_model, preload_modules
 from inferd.errors import EmbedUnsupported, RerankUnsupported
 
 _log = log.get("engine")
@@ -260,7 +260,9 @@ def serve() -> None:
     load = m.decode(m.Load, body)
     preload_modules(load)
     # Still one thread, not a byte of the model was read, and no event loop has begun with io_uring.
-    held = cage.enter(cage_profile(load), fds)
+    profile = cage_profile(load)
+    held = cage.enter(profile, fds)
+    limit_memory(load, profile)
     loop = new_event_loop()
     loop.run_until_complete(_serve(sock, load, fds, held))
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 from inferd.engine.local import _llama
 from inferd.engine.local.embedding import EmbeddingModel
-from inferd.engine.local.llamacpp import LlamaCpp, LlamaCppConfig, accelerator_of
+from inferd.engine.local.llamacpp import PREPARING_STACK_BYTES, LlamaCpp, LlamaCppConfig, accelerator_of
 from inferd.engine.local.messages import Load
 from inferd.errors import ModelError
 from inferd.progress import Progress
@@ -53,6 +55,23 @@ def load_model(load: Load, fds: Sequence[int], progress: Progress) -> LlamaCpp |
     if embeds:
         return EmbeddingModel.load(config, pooling=load.embed_pooling, progress=progress, cancelled=cancelled)
     return LlamaCpp.load(config, progress=progress, cancelled=cancelled)
+
+
+_OTHER_BYTES = 1 << 30
+"""What an engine may take beside its model: for the interpreter, pictures and sounds."""
+
+
+def limit_memory(load: Load, profile: str) -> None:
+    """Has the system refuse more memory than the model should need; mapped files do not count.
+
+    A driver of a GPU reserves far more than it uses, so there is no limit with one.
+    """
+    if load.memory_bytes and profile == "cpu" and sys.platform == "linux":
+        most = load.memory_bytes + (load.cache_mib << 20) + _OTHER_BYTES
+        most += load.n_parallel * PREPARING_STACK_BYTES
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        if hard == resource.RLIM_INFINITY or most < hard:
+            resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 
 def cage_profile(load: Load) -> str:

@@ -79,6 +79,8 @@ T = TypeVar("T")
 class Load:
     """What an engine loads, and how it serves it; the descriptors come with the message.
 
+    ``memory_bytes`` is the most that the model may take, 0 sets no limit.
+
     ``name`` is that of the config entry, ``model`` the model's, ``path`` is only shown. ``n_ctx`` is the room
     of one request in tokens, ``n_parallel`` how many run at once. ``n_gpu_layers`` -1 is all; ``threads`` 0
     lets the loop choose; ``flash_attention`` is ``auto``, ``on`` or ``off``. ``embed``: the model makes
@@ -116,6 +118,7 @@ class Load:
     embed_n_ctx: int = 2048
     log_level: int = 2
     cage: str = "cpu"
+    memory_bytes: int = 0
     chat_template: str = ""
 
 
