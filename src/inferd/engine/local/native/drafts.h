@@ -94,7 +94,7 @@ class Drafter {
     static constexpr size_t kFarthest = 32 * 1024;  // tokens to look back
     static constexpr float kMemory = 16;            // tokens by which a chance is known
     static constexpr double kLikely = 0.5;
-    static constexpr double kLeastGain = 0.05;   // a smaller one is within what steps differ by
+    static constexpr double kLeastGain = 0.2;    // what is known of costs and chances is not exact
     static constexpr double kMostSlower = 1.05;  // what a draft may add to the step of others
 
     size_t room(int sequences, size_t most) const { return std::min({most, draft_.size(), kMost / sequences}); }
