@@ -49,7 +49,7 @@ await check("openai", "tool", async () => {
 });
 await check("openai", "responses, stream", async () => {
   const stream = openai.responses.stream({ model, input: "Say hello.", max_output_tokens: 16 });
-  return (await stream.finalResponse()).output_text;
+  return (await stream.finalResponse()).output[0].content[0].text; // 5.23 does not join it to output_text
 });
 await check("openai", "models", async () => (await openai.models.list()).data.some((each) => each.id === model));
 await check("openai", "404", () => refused(404, openai.models.retrieve("none")));
