@@ -159,6 +159,7 @@ async def test_silent_scrapers_are_sent_away_and_hold_nobody(
         writer.close()
         with contextlib.suppress(OSError):
             await writer.wait_closed()
+        monkeypatch.setattr(prometheus, "TIMEOUT_SECS", 100.0)
         assert (await get(listener, SCRAPE))[0] == "HTTP/1.1 200 OK"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -272,14 +273,27 @@ async def test_a_running_request_is_cancelled_at_its_deadline(path: Path) -> Non
         assert (frame["content"], frame["stop_reason"]) == ("a", "cancelled")
 
 
-async def test_a_deadline_of_an_earlier_request_does_not_end_the_next(path: Path) -> None:
-    gate = Gate()
+async def test_a_deadline_of_an_earlier_request_does_not_end_the_next(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, loop = Gate(), asyncio.get_running_loop()
+    call_at, deadlines = loop.call_at, []
+
+    def note(when: float, *args: Any, **options: Any) -> asyncio.TimerHandle:
+        handle = call_at(when, *args, **options)
+        if when > loop.time() + 300:  # later than all else that may be due
+            deadlines.append(handle)
+        return handle
+
+    monkeypatch.setattr(loop, "call_at", note)
     async with serving(path, Mock(pace=gate)) as server:
         client = await server.connect()
         gate.open(2)
-        await client.send(ask(deadline_ms=30), ask())
+        await client.send(ask(deadline_ms=600_000), ask())
         assert await client.line() + await client.line() == TOKEN + DONE
-        await asyncio.sleep(0.06)
+        await until(lambda: gate.waiting == 1)
+        assert deadlines
+        assert all(handle.cancelled() for handle in deadlines)
         gate.open(2)
         assert await client.line() + await client.line() == TOKEN + DONE
 
