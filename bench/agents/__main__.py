@@ -1,0 +1,129 @@
+"""Runs the agents: ``python -m bench.agents --bin DIR[:DIR] [AGENT …]``.
+
+Each agent that is installed in one of the directories gets a repository with a misspelt word, a daemon of its
+own that answers by a script, and one prompt. It passes if it ends with 0 and the word is right. Ends with 1
+when one of them failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import httpx
+
+from tests.http_bridge import free_port
+
+WRONG, RIGHT = "hello wrold", "hello world"
+PROMPT = f"In greeting.txt, replace '{WRONG}' by '{RIGHT}'."
+START_SECS, AGENT_SECS = 60, 240
+
+ARGUMENTS: Mapping[str, Sequence[str]] = {
+    "claude": ("-p", PROMPT, "--allowedTools", "Read,Edit"),
+    "codex": ("exec", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox", PROMPT),
+    "opencode": ("run", PROMPT),
+    "qwen": ("-p", PROMPT, "--approval-mode", "yolo"),
+    "pi": ("-p", PROMPT),
+}
+
+
+def run(agent: str, path: str) -> str:
+    """One agent; what went wrong, or nothing."""
+    with tempfile.TemporaryDirectory(prefix="ifa-", dir="/tmp") as folder:
+        home, work, port = Path(folder, "h"), Path(folder, "work"), free_port()
+        home.mkdir()
+        work.mkdir()
+        file = work / "greeting.txt"
+        file.write_text(f"{WRONG}\n")
+        subprocess.run(["git", "init", "-q", work], check=True)
+        env = {
+            "PATH": path,
+            "PYTHONPATH": os.pathsep.join(str(Path(part).absolute()) for part in sys.path if part),
+            "HOME": str(home),
+            "XDG_RUNTIME_DIR": str(home),
+            "INFERD_HTTP": f"127.0.0.1:{port}",
+            "INFERD_BACKEND": "mock",
+            "INFERD_LOG_DIR": str(home / "logs"),
+            "TERM": "dumb",
+            "CI": "1",
+        }
+        script = [sys.executable, "-m", "bench.agents.scripted", str(file), WRONG, RIGHT]
+        with (home / "stderr").open("wb") as errors:
+            daemon = subprocess.Popen(script, env=env, stdin=subprocess.DEVNULL, stderr=errors)
+            try:
+                _wait(f"http://127.0.0.1:{port}/health")
+                return _ask(agent, env, work, file)
+            except subprocess.TimeoutExpired:
+                return f"did not end within {AGENT_SECS} s"
+            finally:
+                daemon.send_signal(signal.SIGTERM)
+                daemon.wait()
+
+
+def _ask(agent: str, env: Mapping[str, str], work: Path, file: Path) -> str:
+    command = [sys.executable, "-m", "inferd", "agent", agent, "--", *ARGUMENTS[agent]]
+    done = subprocess.run(
+        command,
+        env=env,
+        cwd=work,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=AGENT_SECS,
+    )
+    tail = " / ".join(done.stdout.split("\n")[-12:])
+    if file.read_text().strip() != RIGHT:
+        return f"the file is not corrected ({done.returncode}): {tail}"
+    return f"ended with {done.returncode}: {tail}" if done.returncode else ""
+
+
+def _wait(url: str) -> None:
+    deadline = time.monotonic() + START_SECS
+    while True:
+        try:
+            if httpx.get(url, timeout=5).status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        if time.monotonic() > deadline:
+            raise SystemExit("the daemon did not start")
+        time.sleep(0.1)
+
+
+def version(agent: str, path: str) -> str:
+    told = subprocess.run(
+        [str(shutil.which(agent, path=path)), "--version"], capture_output=True, text=True, check=False
+    )
+    found = re.search(r"\d+\.\d+\.\d+\S*", told.stdout + told.stderr)
+    return found[0] if found else "?"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--bin", required=True, help="where the agents are installed")
+    parser.add_argument("agents", nargs="*", default=tuple(ARGUMENTS))
+    given = parser.parse_args()
+    path = f"{given.bin}{os.pathsep}{os.environ['PATH']}"
+    failed = 0
+    for agent in given.agents:
+        if shutil.which(agent, path=path) is None:
+            print(f"| {agent} | not installed |", flush=True)
+            continue
+        wrong = run(agent, path)
+        failed += bool(wrong)
+        print(f"| {agent} {version(agent, path)} | {wrong or 'one correct edit'} |", flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""A daemon whose backend edits a file: it reads it, edits it, and says that it is done.
+
+The calls are made of the tools that the agent offers, whatever their names: a tool that reads and one that
+edits, or else a shell. The program takes the path of the file, the old text and the new text.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from typing import Any
+
+from inferd.config import sources
+from inferd.config.entries import BackendEntry
+from inferd.config.settings import Settings
+from inferd.daemon import daemon
+from inferd.engine.backend import Capabilities, GenerateRequest, Stream, Tool, ToolCall, ToolUse
+from inferd.engine.mock import Mock, MockStream
+
+WINDOW = 131_072
+DONE = "The file is corrected."
+READS = ("read", "read_file", "readfile")
+EDITS = ("edit", "edit_file", "replace")
+SHELLS = ("exec_command", "shell", "shell_command", "local_shell", "bash")
+
+
+class Scripted(Mock):
+    """Answers by what the conversation holds so far. It keeps nothing between requests."""
+
+    def __init__(self, path: str, old: str, new: str) -> None:
+        able = Capabilities(v2=True, tools=True, thinking=True, n_ctx=WINDOW)
+        super().__init__(capabilities=able)
+        self._path, self._old, self._new = path, old, new
+
+    async def generate(self, request: GenerateRequest) -> Stream:
+        scripted = Mock(self.name, tape=self._tape(request))
+        return MockStream(scripted, request)
+
+    def _tape(self, request: GenerateRequest) -> list[str | ToolUse]:
+        results = sum(message.role == "tool" for message in request.messages)
+        calls = self._calls({tool.name.lower(): tool for tool in request.tools})
+        if results >= len(calls):
+            return [DONE]
+        name, arguments = calls[results]
+        return [ToolUse(ToolCall(f"call-{results}", name, json.dumps(arguments)))]
+
+    def _calls(self, tools: dict[str, Tool]) -> list[tuple[str, dict[str, Any]]]:
+        reads = next((tools[name] for name in READS if name in tools), None)
+        edits = next((tools[name] for name in EDITS if name in tools), None)
+        shell = next((tools[name] for name in SHELLS if name in tools), None)
+        if edits is not None:
+            return [(tool.name, self._filled(tool)) for tool in (reads, edits) if tool is not None]
+        if shell is None:
+            return []
+        script = f"s/{self._old}/{self._new}/"
+        command = ["sed", "-i", script, self._path]
+        key = next(key for key in _properties(shell) if key in ("cmd", "command"))
+        is_list = _properties(shell)[key].get("type") == "array"
+        return [(shell.name, {key: command if is_list else shlex.join(command)})]
+
+    def _filled(self, tool: Tool) -> dict[str, Any]:
+        """The arguments, by what the names of the fields say."""
+        found: dict[str, Any] = {}
+        for key in _properties(tool):
+            small = key.lower()
+            if "path" in small:
+                found[key] = self._path
+            elif small.startswith("old"):
+                found[key] = self._old
+            elif small.startswith("new"):
+                found[key] = self._new
+            elif small == "edits":
+                found[key] = [{"oldText": self._old, "newText": self._new}]
+        return found
+
+
+def _properties(tool: Tool) -> dict[str, Any]:
+    properties: dict[str, Any] = json.loads(tool.schema).get("properties", {})
+    return properties
+
+
+def main() -> int:
+    path, old, new = sys.argv[1:]
+
+    def read() -> Any:
+        return sources.read({})
+
+    def build(settings: Settings, entry: BackendEntry, *more: Any) -> Mock:
+        return Scripted(path, old, new)
+
+    return daemon.run(read, build)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
