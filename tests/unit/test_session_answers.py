@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -261,14 +262,37 @@ async def test_a_waiting_request_is_refused_at_its_deadline(path: Path) -> None:
         assert await second.line() + await second.line() == TOKEN + DONE
 
 
-async def test_a_running_request_is_cancelled_at_its_deadline(path: Path) -> None:
-    gate = Gate()
+Deadlines = list[tuple[Callable[[], object], asyncio.TimerHandle]]
+
+
+def deadlines_of(monkeypatch: pytest.MonkeyPatch) -> Deadlines:
+    """Each deadline of more than 300 s from now on, as its callback and timer. No other timer is as late."""
+    loop, found = asyncio.get_running_loop(), Deadlines()
+    call_at = loop.call_at
+
+    def note(when: float, ring: Callable[..., object], *args: Any, **options: Any) -> asyncio.TimerHandle:
+        handle = call_at(when, ring, *args, **options)
+        if when > loop.time() + 300:
+            found.append((ring, handle))
+        return handle
+
+    monkeypatch.setattr(loop, "call_at", note)
+    return found
+
+
+async def test_a_running_request_is_cancelled_at_its_deadline(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, deadlines = Gate(), deadlines_of(monkeypatch)
     mock = Mock(tape=("a", "b"), pace=gate)
     async with serving(path, mock) as server:
         client = await server.connect()
-        await client.send(ask(deadline_ms=20))
+        await client.send(ask(deadline_ms=600_000))
         gate.open()
         assert (await client.frame())["content"] == "a"
+        await until(lambda: gate.waiting == 1)
+        (running,) = [ring for ring, handle in deadlines if not handle.cancelled()]
+        running()
         frame = await client.frame()
         assert (frame["content"], frame["stop_reason"]) == ("a", "cancelled")
 
@@ -276,16 +300,7 @@ async def test_a_running_request_is_cancelled_at_its_deadline(path: Path) -> Non
 async def test_a_deadline_of_an_earlier_request_does_not_end_the_next(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gate, loop = Gate(), asyncio.get_running_loop()
-    call_at, deadlines = loop.call_at, []
-
-    def note(when: float, *args: Any, **options: Any) -> asyncio.TimerHandle:
-        handle = call_at(when, *args, **options)
-        if when > loop.time() + 300:  # later than all else that may be due
-            deadlines.append(handle)
-        return handle
-
-    monkeypatch.setattr(loop, "call_at", note)
+    gate, deadlines = Gate(), deadlines_of(monkeypatch)
     async with serving(path, Mock(pace=gate)) as server:
         client = await server.connect()
         gate.open(2)
@@ -293,7 +308,7 @@ async def test_a_deadline_of_an_earlier_request_does_not_end_the_next(
         assert await client.line() + await client.line() == TOKEN + DONE
         await until(lambda: gate.waiting == 1)
         assert deadlines
-        assert all(handle.cancelled() for handle in deadlines)
+        assert all(handle.cancelled() for _, handle in deadlines)
         gate.open(2)
         assert await client.line() + await client.line() == TOKEN + DONE
 
