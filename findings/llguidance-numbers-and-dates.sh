@@ -5,7 +5,8 @@
 #   the same to a grammar and to the validator that checks its answers; `format: date` is digits, or a calendar.
 # Seen: with llguidance 1.9.1 `{"type":"number"}` allows 1E+1, and with any bound no exponent at all; `minimum: 0`
 #   also refuses -0. Its arithmetic is decimal: `multipleOf: 0.1` allows 0.3, and `exclusiveMaximum: 1` allows
-#   0.99999999999999999999. jsonschema 4.26.0 computes in binary and calls both answers wrong. `date` knows the
+#   0.99999999999999999999. jsonschema 4.26.0 computes in binary and calls both answers wrong. Bounds have 15 digits:
+#   `maximum: 0.9999999999999999`, which has 16, allows 1, and the validator is right to refuse it. `date` knows the
 #   lengths of the months but not the leap years (the validator was not asked to check formats).
 # Meant for: checking the answers of a grammar with a validator: the two have to agree on arithmetic.
 set -euo pipefail
@@ -50,6 +51,8 @@ CASES = [
     (INTEGER | {"minimum": 0}, "-0", False, True),
     (NUMBER | {"multipleOf": 0.1}, "0.3", True, False),
     (NUMBER | {"exclusiveMaximum": 1}, "0.99999999999999999999", True, False),
+    (NUMBER | {"maximum": 0.9999999999999999}, "1", True, False),
+    (NUMBER | {"maximum": 0.999999999999999}, "1", False, False),
     (DATE, '"2023-02-30"', False, True),
     (DATE, '"2023-02-29"', True, True),
 ]
