@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import unicodedata
 import zipfile
 from functools import cache
 from pathlib import Path
@@ -166,10 +167,11 @@ def _piece(word: str) -> str:
 
 
 def tokens(text: str) -> list[int]:
-    """Lower-cased ASCII words and punctuation, cut greedily into the longest known pieces."""
-    assert text.isascii(), "the reference knows no accents"
+    """Lower-cased words without accents, and punctuation, cut greedily into the longest known pieces."""
+    text = unicodedata.normalize("NFD", text.lower())
+    text = "".join(c for c in text if unicodedata.category(c) != "Mn")
     found = []
-    for word in "".join(c if c.isalnum() or c.isspace() else f" {c} " for c in text.lower()).split():
+    for word in "".join(c if c.isalnum() or c.isspace() else f" {c} " for c in text).split():
         pieces: list[int] = []
         start = 0
         while start < len(word):

@@ -34,6 +34,7 @@ TEXTS = (
     "Where is the nearest railway station?",
     "x = [i * i for i in range(10)]  # squares, of course!",
 )
+DECOMPOSED = ("Crème brûlée, Tiếng Việt", "사랑하는 사람")
 
 
 def nothing(phase: str, details: dict[str, object]) -> None:
@@ -124,12 +125,13 @@ class Held:
 
 
 async def test_vectors_are_those_of_the_published_model() -> None:
+    texts = TEXTS + DECOMPOSED
     async with serving(minilm.minilm()) as model:
-        made = await model.embed(EmbedRequest(inputs=TEXTS))
+        made = await model.embed(EmbedRequest(inputs=texts))
     assert made.width == minilm.WIDTH
-    assert made.input_tokens == sum(len(minilm.tokens(text)) for text in TEXTS)
-    rows = np.frombuffer(made.vectors, "<f4").reshape(len(TEXTS), minilm.WIDTH)
-    for text, row in zip(TEXTS, rows, strict=True):
+    assert made.input_tokens == sum(len(minilm.tokens(text)) for text in texts)
+    rows = np.frombuffer(made.vectors, "<f4").reshape(len(texts), minilm.WIDTH)
+    for text, row in zip(texts, rows, strict=True):
         assert row @ minilm.embed(text) >= 0.999
         assert np.linalg.norm(row) == pytest.approx(1, abs=1e-6)
     assert rows[0] @ rows[1] > rows[0] @ rows[2]  # cats are nearer to kittens than to stocks

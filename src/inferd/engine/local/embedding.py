@@ -13,6 +13,7 @@ import asyncio
 import math
 import threading
 import time
+import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -54,6 +55,14 @@ _TOKEN_BYTES = 4
 _MAX_SEQUENCES = 64
 # On a CPU larger batches are no faster, and slower to end.
 _CPU_BATCH_TOKENS = 256
+
+
+def _strips_accents(model: _llama.Model) -> bool:
+    """Whether the tokenizer decomposes text and drops its marks, as llama.cpp reads it from the file."""
+    if _llama.metadata(model, "tokenizer.ggml.model") != "bert":
+        return False
+    lowercase = _llama.metadata(model, "tokenizer.ggml.normalizer.lowercase") or "true"
+    return (_llama.metadata(model, "tokenizer.ggml.normalizer.strip_accents") or lowercase) == "true"
 
 
 class _Job:
@@ -105,6 +114,7 @@ class EmbeddingModel(Backend):
         self._prefixes = embed_prefixes.prefixes(
             _llama.metadata(model, "general.architecture"), _llama.metadata(model, "general.name")
         )
+        self._strips_accents = _strips_accents(model)
         accelerator = accelerator_of(config, model.n_layer)
         self._batch_tokens = embedder.n_ctx
         if accelerator.kind == "cpu":
@@ -230,13 +240,17 @@ class EmbeddingModel(Backend):
     def _texts(self, request: EmbedRequest) -> Iterator[bytes]:
         prefix = self._prefixes.get(request.task or "", "")
         for i, text in enumerate(request.inputs):
-            yield self._checked(f"input[{i}]", self._embedder.text, (prefix + text).encode())
+            yield self._checked(f"input[{i}]", self._embedder.text, self._encoded(prefix + text))
 
     def _pairs(self, request: RankRequest) -> Iterator[bytes]:
-        query = request.query.encode()
+        query = self._encoded(request.query)
         for i, document in enumerate(request.documents):
             what = f"documents[{i}] with the query"
-            yield self._checked(what, self._embedder.pair, query, document.encode())
+            yield self._checked(what, self._embedder.pair, query, self._encoded(document))
+
+    def _encoded(self, text: str) -> bytes:
+        # llama.cpp's own decomposition keeps only the first letter of a Hangul syllable.
+        return (unicodedata.normalize("NFD", text) if self._strips_accents else text).encode()
 
     def _checked(self, what: str, tokenize: Callable[..., bytes], *texts: bytes) -> bytes:
         """The tokens of ``texts``, a sequence that llama.cpp can take. Raises InvalidRequest."""
