@@ -322,9 +322,11 @@ def test_what_is_piped_in_goes_with_the_prompt(
         connection.sendall(b'{"type":"error","code":"queue_full","message":"no"}\n')
 
     daemon = peer(answer)
+    v1 = daemon.path.rename(daemon.path.with_name("infer.sock"))
+    v1.with_name("infer.v2.sock").symlink_to(v1)
     for line in (["run", "Sum", "up:"], ["run", "--file", "-", "Sum", "up:"]):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"the text\n")))
-        cli.main([*line, "--address", str(daemon.path)])
+        cli.main([*line, "--address", str(v1)])
     until(lambda: len(daemon.lines) >= 3)
     joined, attached, *raw = daemon.lines
     assert json.loads(joined)["messages"] == [{"role": "user", "content": "Sum up:\n\nthe text"}]

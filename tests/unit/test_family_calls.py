@@ -62,19 +62,22 @@ ENDS = re.compile(
 
 
 @cache
+def model() -> _llama.Model:
+    return load_model()
+
+
+@cache
 def family(path: Path) -> Family:
-    model = load_model()
-    return Family(_llama.Templates(model, path.read_text("utf-8")), guides())
+    return Family(_llama.Templates(model(), path.read_text("utf-8")), guides())
 
 
 @cache
 def guides() -> Guides:
-    return Guides(load_model())
+    return Guides(model())
 
 
 def shown_calls(of_family: Family, prepared: Prepared, n: int) -> str:
     """How the template writes the first ``n`` calls of an answer."""
-    model = load_model()
     calls = tuple(
         ToolCall(f"abcdefgh{i}", name, json.dumps(arguments, ensure_ascii=False))
         for i, (name, arguments) in enumerate(CALLS[:n])
@@ -90,7 +93,7 @@ def shown_calls(of_family: Family, prepared: Prepared, n: int) -> str:
     def text(*messages: Message) -> tuple[str, str]:
         prompt = of_family.render((Message("user", "Hello"), *messages), tools=tools, thinking=False)
         begun = json.loads(prompt.syntax)["generation_prompt"]
-        whole = model.text(prompt.tokens).decode()
+        whole = model().text(prompt.tokens).decode()
         return whole, whole.removesuffix(begun)
 
     asked, _ = text()
@@ -159,7 +162,7 @@ def test_a_text_beside_tools_is_text_behind_the_prompt_of_command_r_plus() -> No
 
 def conversation_of(messages: tuple[Message, ...], name: str) -> str:
     prompt = family(TEMPLATES / f"{name}.jinja").render(messages, thinking=False)
-    return load_model().text(prompt.tokens).decode()
+    return model().text(prompt.tokens).decode()
 
 
 @pytest.mark.parametrize(
@@ -236,5 +239,5 @@ def test_a_parameter_without_a_type_is_served_by_a_template_that_wants_one() -> 
     )
     of_family = family(TEMPLATES / "ByteDance-Seed-OSS.jinja")
     prompt = prepare(of_family, request(tools=(bare,))).prompt
-    text = load_model().text(prompt.tokens).decode()
+    text = model().text(prompt.tokens).decode()
     assert "anything: Any,more: Any,both: Any" in text
