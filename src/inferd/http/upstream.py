@@ -1,7 +1,8 @@
 """The bridge's side towards the daemon: requests on pooled connections, and what the daemon serves.
 
 The bridge is an ordinary client. It tells the daemon for whom it asks (``on_behalf_of``), which the daemon
-believes only with the token that it gave to the bridge it started itself.
+believes only with the token that it gave to the bridge it started itself. Without that token the daemon takes
+every request for one of the bridge's own user.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +48,11 @@ class Asker:
     caller: str
     priority: str | None = None
     deadline_ms: int | None = None
+
+    @property
+    def is_own_user(self) -> bool:
+        """Whether the caller is the user of the bridge, or root."""
+        return self.caller in (f"uid:{os.getuid()}", "uid:0")
 
 
 class Upstream:
@@ -104,7 +111,8 @@ class Upstream:
         options: dict[str, Any] = {}
         if model.wire_name:
             options["model"] = model.wire_name
-        if keep_alive is not None:
+        # Without a token the daemon would let every client unload and pin models, as it lets this user.
+        if keep_alive is not None and (self._token or asker.is_own_user):
             options["keep_alive"] = keep_alive
         if asker.priority is not None:
             options["priority"] = asker.priority
