@@ -301,11 +301,23 @@ async def test_a_model_in_use_is_unloaded_when_its_last_request_ends(tmp_path: P
     await home.models.close()
 
 
+async def test_a_request_that_began_before_the_unloading_does_not_undo_it(tmp_path: Path) -> None:
+    home = Home(tmp_path, keep_alive_secs=600.0)
+    async with home.models.hold("a", None, Stay(300.0, by_owner=True)):
+        assert await home.models.release("a") == 1
+    await until(lambda: home.told[-1] == ("a", "unloaded"))
+    async with home.models.hold("a", None):
+        assert await home.models.release("a") == 1
+        await home.use("a", stay=Stay(300.0, by_owner=True))  # it began later, so it may
+    assert stay(home, "a") == (False, 600)
+    await home.models.close()
+
+
 async def test_an_entry_that_is_not_preloaded_is_loaded_by_its_names_with_its_options(tmp_path: Path) -> None:
     entry = LlamaCppEntry(
         name="tall", model=ModelSpec(name="a"), n_ctx=16, preload=False, pin=True, aliases=("big", "large")
     )
-    home = Home(tmp_path, backends=(entry,))
+    home = Home(tmp_path, backends=(entry,), keep_alive_secs=600.0)
     await home.use("large")
     await home.use("a")
     await home.use("tall")

@@ -46,7 +46,8 @@ _log = log.get("residency")
 @dataclass(slots=True)
 class _Resident:
     """A model that was loaded on demand. ``until`` is when it goes, by the event loop's clock; a pinned one
-    does not give way to others either, and one that is ``leaving`` goes when its last request ends."""
+    has no end and does not give way to others either, and one that is ``leaving`` goes when its last request
+    ends. ``releases`` counts how often the owner had it unloaded."""
 
     backend: Backend
     slot: BackendSlot
@@ -56,6 +57,7 @@ class _Resident:
     last_used: float = 0.0
     until: float = 0.0
     leaving: bool = False
+    releases: int = 0
     alarm: asyncio.TimerHandle | None = field(default=None)
 
     def memory_bytes(self) -> int:
@@ -97,6 +99,7 @@ class Residency:
             await self._wait_for(name, deadline)
         resident = self._residents[name]
         resident.users += 1
+        releases = resident.releases
         if resident.alarm is not None:
             resident.alarm.cancel()
         try:
@@ -104,7 +107,8 @@ class Residency:
         finally:
             resident.users -= 1
             resident.last_used = asyncio.get_running_loop().time()
-            self._stays(resident, stay)
+            # The owner had it unloaded after this request began: that is the later wish.
+            self._stays(resident, stay if releases == resident.releases else USUAL)
             if not resident.users:
                 self._let_idle(name, resident)
 
@@ -117,6 +121,8 @@ class Residency:
             resident.until = math.inf if stay.secs < 0 else now + stay.secs
         elif resident.leaving:
             resident.until = now
+        elif resident.pinned:
+            resident.until = math.inf
         elif stay.secs is None:
             resident.until = max(resident.until, usual)
         else:
@@ -236,6 +242,7 @@ class Residency:
                 )
             raise ModelNotFound(name, loaded=False)
         resident.pinned, resident.leaving = False, True
+        resident.releases += 1
         if not resident.users:
             await self.unload(name, "it was asked for")
         return resident.users
