@@ -13,7 +13,9 @@ import pytest
 
 from inferd.engine.backend import Capabilities, GenerateRequest, Media, Stream, Thinking, ToolCall, ToolUse
 from inferd.engine.mock import Mock
+from inferd.errors import Unavailable
 from inferd.serve import connection
+from inferd.serve.pool import Route
 from inferd.serve.surfaces.v2 import BlockSurface
 from inferd.wire import v2
 from tests.in_process import Client, Gate, serving, until
@@ -365,6 +367,24 @@ async def test_the_first_capable_backend_serves(path: Path) -> None:
             await client.send(request)
             assert (await client.frame())["block"]["delta"] == name
             await client.frame()
+
+
+async def test_a_retry_brings_the_texts_and_frees_them_with_the_first_token(path: Path) -> None:
+    gate = Gate()
+    bad, good = Listening(name="bad", error=Unavailable("down")), Listening(pace=gate)
+    routes = {bad: Route(serves="m"), good: Route(serves="m", remote=True, limit=1)}
+    async with serving(path, bad, good, surface=V2, routes=routes) as server:
+        client = await server.connect()
+        await client.send(ask({"type": "text", "attachment_id": "t"}, attachments=[NOTE]) + b"read this")
+        await until(lambda: gate.waiting == 1)
+        assert bad.heard == good.heard == ["read this"]
+        gate.open()
+        await expect(client, TOKEN)
+        (context,) = (session._context for session in server.service.sessions)
+        assert context is not None
+        assert context.engine_request is context.request.attachments[0].data is None
+        gate.open()
+        await expect(client, DONE)
 
 
 async def test_an_interrupt_is_a_done(path: Path) -> None:

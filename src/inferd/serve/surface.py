@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-from inferd.engine.backend import Backend
+from inferd.engine.backend import Backend, GenerateRequest
 from inferd.errors import AnswerUnread, InferdError
 from inferd.serve.admission import Permit
 from inferd.serve.connection import Connection
@@ -61,6 +61,7 @@ class RequestContext(Generic[R]):
     ``source`` is what the log says of the connection; ``tokens`` counts the pieces of the answer so far;
     ``permit`` is the request's place among those that run. ``caller`` is whose turn in the queue the request
     takes, ``owner`` the user whose share it counts in. ``route`` is why its backend of a pool was chosen.
+    ``engine_request`` is what a generating backend is asked, kept for as long as another one may be asked it.
     """
 
     __slots__ = (
@@ -69,6 +70,7 @@ class RequestContext(Generic[R]):
         "backend",
         "caller",
         "conn",
+        "engine_request",
         "interruption",
         "large",
         "owner",
@@ -97,6 +99,7 @@ class RequestContext(Generic[R]):
         self.route = ""
         self.streaming = False
         self.tokens = 0
+        self.engine_request: GenerateRequest | None = None
         self.interruption: InferdError | None = None
         self._on_interrupt: Callable[[], object] | None = None
 

@@ -55,7 +55,8 @@ class Generation(Surface[R]):
     def writer(self, request: R) -> Writer: ...
 
     @abstractmethod
-    def engine_request(self, request: R, template: FrameTemplate | None) -> GenerateRequest: ...
+    def engine_request(self, request: R, template: FrameTemplate | None) -> GenerateRequest:
+        """A valid request as the backends take it. It may take bytes out of ``request``: called once."""
 
     async def answer(
         self, context: RequestContext[R], backend: Backend, metrics: BackendMetrics
@@ -83,11 +84,7 @@ class Generation(Surface[R]):
     ) -> Done:
         """Writes what comes; returns the end of the stream."""
         conn = context.conn
-        if context.large:
-            request = await asyncio.to_thread(self.engine_request, context.request, writer.template)
-        else:
-            request = self.engine_request(context.request, writer.template)
-        stream = await backend.generate(dataclasses.replace(request, scope=context.scope))
+        stream = await backend.generate(await self._asked(context, writer.template))
         clock = time.monotonic
         last = 0.0
         size = 0
@@ -113,6 +110,7 @@ class Generation(Surface[R]):
                     context.tokens += 1
                     if data := writer.event(event):
                         conn.write(data)
+                context.engine_request = None  # no retry follows; its texts may be large
                 if conn.blocked:
                     await context.let_client_read()
                     last = clock()
@@ -120,6 +118,16 @@ class Generation(Surface[R]):
             stream.close()
         context.streaming = True
         raise Unavailable("backend ended stream without terminal frame")
+
+    async def _asked(self, context: RequestContext[R], template: FrameTemplate | None) -> GenerateRequest:
+        """The engine's request; a retry gets that of the first attempt."""
+        if context.engine_request is None:
+            if context.large:
+                request = await asyncio.to_thread(self.engine_request, context.request, template)
+            else:
+                request = self.engine_request(context.request, template)
+            context.engine_request = dataclasses.replace(request, scope=context.scope)
+        return context.engine_request
 
 
 # A system message may be long and common to all conversations; the first words of the user are not.
