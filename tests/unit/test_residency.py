@@ -191,6 +191,29 @@ async def test_an_idle_model_is_unloaded_after_a_while(tmp_path: Path) -> None:
     await home.models.close()
 
 
+async def test_a_request_that_comes_as_its_model_is_unloaded_has_it_loaded_again(tmp_path: Path) -> None:
+    home = Home(tmp_path, keep_alive_secs=600.0)
+    await home.use("a")
+    home.models._unload_idle("a", home.models._residents["a"])  # what the alarm calls
+    async with home.models.hold("a", None) as name:
+        await until(lambda: home.made[0].closed)
+        with home.router.dispatch(model=name) as backend:
+            assert backend is home.made[1]
+    await home.models.close()
+
+
+async def test_an_unloading_ends_though_its_caller_leaves(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    await home.use("a")
+    with home.router.dispatch(model="a"):
+        release = asyncio.create_task(home.models.release("a"))
+        await until(lambda: "a" not in home.resident())
+        release.cancel()
+        await asyncio.wait((release,))
+    await home.models.close()
+    assert home.made[0].closed
+
+
 async def test_a_deadline_ends_the_wait_and_not_the_load(tmp_path: Path) -> None:
     home = Home(tmp_path)
     home.gate.clear()

@@ -223,9 +223,7 @@ class Residency:
 
     def _unload_idle(self, name: str, resident: _Resident) -> None:
         if self._residents.get(name) is resident and not resident.users:
-            task = asyncio.get_running_loop().create_task(self.unload(name, "it was idle for a while"))
-            self._unloading.add(task)
-            task.add_done_callback(self._unloading.discard)
+            self._unload(name, "it was idle for a while")
 
     async def release(self, name: str) -> int:
         """Unloads a model at once, or as soon as the requests have ended that use it now; how many do.
@@ -249,12 +247,22 @@ class Residency:
 
     async def unload(self, name: str, reason: str) -> None:
         """Ends the process of a model; its last requests end first."""
-        resident = self._residents.pop(name, None)
-        if resident is None:
-            return
+        if name in self._residents:
+            await asyncio.shield(self._unload(name, reason))
+
+    def _unload(self, name: str, reason: str) -> asyncio.Task[None]:
+        """Takes a model out at once, so that a request which comes now has it loaded again; the task ends
+        its process. A caller that leaves does not stop the task, for nothing else knows the process then."""
+        resident = self._residents.pop(name)
         if resident.alarm is not None:
             resident.alarm.cancel()
         self._router.remove(resident.slot)
+        task = asyncio.get_running_loop().create_task(self._end(name, resident, reason))
+        self._unloading.add(task)
+        task.add_done_callback(self._unloading.discard)
+        return task
+
+    async def _end(self, name: str, resident: _Resident, reason: str) -> None:
         await resident.slot.released()
         await resident.backend.close()
         _log.info("model_unloaded", model=name, reason=reason)
