@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from inferd.config.entries import LlamaCppEntry, ModelSpec
+from inferd.config.entries import InferdEntry, LlamaCppEntry, ModelSpec
 from inferd.config.settings import Settings
 from inferd.daemon.build import build_backend, build_key
 from inferd.engine.backend import Backend
 from inferd.engine.local import _llama
 from inferd.engine.local.load import load_model
 from inferd.engine.local.messages import Load
+from inferd.engine.remote.inferd import Inferd
 from inferd.errors import HashMismatch, ModelError
 from inferd.progress import Progress
 from inferd.store.models import ModelStore
@@ -96,3 +97,13 @@ async def test_a_model_can_be_kept_off_a_gpu(monkeypatch: pytest.MonkeyPatch) ->
 def test_what_a_model_must_run_on_is_part_of_its_recipe(settings: Settings, entry: LlamaCppEntry) -> None:
     assert build_key(settings, entry) == build_key(replace(settings, queue_depth=1), entry)
     assert build_key(settings, entry) != build_key(replace(settings, force_backend="cpu"), entry)
+    assert build_key(settings, entry) != build_key(replace(settings, engine_memory_factor=99), entry)
+
+
+def test_a_served_name_is_part_of_a_recipe_only_where_it_names_the_model(settings: Settings) -> None:
+    bare = InferdEntry(name="far", address="/far.sock", serves="old")
+    renamed = replace(bare, serves="new")
+    assert [Inferd(entry).model for entry in (bare, renamed)] == ["old", "new"]
+    assert build_key(settings, bare) != build_key(settings, renamed)
+    named = replace(bare, model="there")
+    assert build_key(settings, named) == build_key(settings, replace(named, serves="new"))

@@ -8,7 +8,6 @@ probe.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable
 
 from inferd import log
@@ -29,7 +28,6 @@ class HealthWatch:
     def __init__(self, router: Router, on_news: Callable[[], None]) -> None:
         self._router = router
         self._on_news = on_news
-        self._failures: Counter[BackendSlot] = Counter()
 
     async def run(self) -> None:
         """Looks until it is cancelled."""
@@ -40,22 +38,26 @@ class HealthWatch:
 
     async def look(self) -> None:
         """Looks at each once."""
-        slots = [slot for slot in self._router.members if not slot.here]
-        self._failures = Counter({slot: self._failures[slot] for slot in slots})
-        await asyncio.gather(*map(self._look_at, slots))
+        await asyncio.gather(*(self._look_at(slot) for slot in self._router.members if not slot.here))
         self._on_news()
 
     async def _look_at(self, slot: BackendSlot) -> None:
         before = slot.outstanding
+        failure: InferdError | None = None
+        requests: int | None = None
         try:
             requests = await _within(ANSWER_SECS, slot)
         except InferdError as error:
-            self._failures[slot] += 1
-            if self._failures[slot] >= FAILURES and slot.healthy:
-                slot.healthy = False
-                _log.warn("backend_unwell", backend=slot.backend.name, message=error.logged or str(error))
+            failure = error
+        if slot.here:  # a reload has taken it out of its pool meanwhile
             return
-        self._failures[slot] = 0
+        if failure is not None:
+            slot.failures += 1
+            if slot.failures >= FAILURES and slot.healthy:
+                slot.healthy = False
+                _log.warn("backend_unwell", backend=slot.backend.name, message=failure.logged or str(failure))
+            return
+        slot.failures = 0
         slot.others = 0 if requests is None else max(0, requests - max(before, slot.outstanding))
         if not slot.healthy:
             slot.healthy = True

@@ -47,7 +47,8 @@ class BackendSlot:
     """One backend of the router, its breaker, and how many requests are ``running`` on it.
 
     ``outstanding`` are the places that requests of its pool have on it. ``others`` are the requests of other
-    clients that the backend said it has; ``healthy`` is what it said last of its health.
+    clients that the backend said it has; ``healthy`` is what it said last of its health, and ``failures`` how
+    often in a row it did not say.
     """
 
     __slots__ = (
@@ -55,6 +56,7 @@ class BackendSlot:
         "able",
         "backend",
         "breaker",
+        "failures",
         "healthy",
         "here",
         "idle_since",
@@ -71,8 +73,7 @@ class BackendSlot:
         self.able = _abilities(backend)
         self.running = 0
         self.outstanding = 0
-        self.others = 0
-        self.healthy = True
+        self.forget_health()
         self.follow(ALONE)
         self.idle_since = now
         """When its last request ended, or it came, by the clock of the router."""
@@ -83,6 +84,12 @@ class BackendSlot:
         self.route = route
         self.here = not route.remote
         self.limit = route.limit
+
+    def forget_health(self) -> None:
+        """As before it was first asked how it is."""
+        self.healthy = True
+        self.failures = 0
+        self.others = 0
 
     def is_named(self, model: str) -> bool:
         return model in (self.backend.name, self.backend.model) or model == self.route.serves != ""

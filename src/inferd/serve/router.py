@@ -162,6 +162,8 @@ class Router:
         for member in self.members:
             # A backend outside a pool runs on the daemon's permits wherever it is.
             member.here = not (member.route.remote and self.pooled(member))
+            if member.here:
+                member.forget_health()  # it is not asked any more, so it could not become well again
 
     def replace(
         self, backends: Sequence[Backend], routes: Mapping[Backend, Route] | None = None
