@@ -326,6 +326,46 @@ async def test_health_takes_a_backend_out_and_brings_it_back() -> None:
     assert len(news) == 4
 
 
+class Asked(Patient):
+    """Answers when the gate opens."""
+
+    def __init__(self, name: str, gate: Gate) -> None:
+        super().__init__(name)
+        self.gate = gate
+
+    async def look(self) -> int | None:
+        await self.gate()
+        return await super().look()
+
+
+async def test_a_sick_one_that_leaves_its_pool_is_well() -> None:
+    gate = Gate()
+    sick, other = Asked("sick", gate), Mock("other")
+    sick.answer = Unavailable("gone")
+    pool = {sick: there(), other: HERE}
+    router = Router([sick, other], routes=pool)
+    watch = HealthWatch(router, lambda: None)
+    slot = router.members[0]
+    gate.open(2)
+    await watch.look()
+    await watch.look()
+    assert not slot.healthy
+    slot.others = 3
+    looking = asyncio.create_task(watch.look())
+    await until(lambda: gate.waiting == 1)
+    router.replace([sick], pool)
+    with router.dispatch() as backend:
+        assert backend is sick
+    gate.open()
+    await looking  # what it says now is of no use any more
+    assert slot.healthy
+    router.replace([sick, other], pool)
+    gate.open()
+    await watch.look()
+    assert slot.healthy  # once is no evidence
+    assert slot.others == 0
+
+
 # The whole path of a request.
 
 
