@@ -58,7 +58,8 @@ def build_backend(
 
 def build_key(settings: Settings, entry: BackendEntry) -> tuple[object, ...]:
     """All that the backend of ``entry`` is made of: equal recipes make equal backends."""
-    entry = dataclasses.replace(entry, serves=None)  # the router's business, as is the next
+    if not isinstance(entry, InferdEntry) or entry.model:  # else it is the name of the model, too
+        entry = dataclasses.replace(entry, serves=None)  # the router's business, as is the next
     if not isinstance(entry, MockEntry | LlamaCppEntry):
         entry = dataclasses.replace(entry, max_requests=MAX_REQUESTS)
     if isinstance(entry, LlamaCppEntry):
@@ -67,6 +68,7 @@ def build_key(settings: Settings, entry: BackendEntry) -> tuple[object, ...]:
             _stamp(entry),
             settings.force_backend,
             settings.cache_disk_mib,
+            settings.engine_memory_factor,
             _engine_options(settings),
         )
     if isinstance(entry, OpenAICompatEntry):
