@@ -9,9 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from inferd.client import AdminClient
 from inferd.config import sources
 from tests.daemon_process import DaemonProcess, until
+from tests.http_bridge import BridgeProcess
 from tests.remote_server import Exchange, RemoteServer, says
 
 Start = Callable[..., DaemonProcess]
@@ -88,6 +91,23 @@ def test_spill_retry_load_and_an_upstream_that_goes(daemon: Start, remote: Serve
     assert metrics["local"]["routed"] == {"local": 1}
     assert metrics["r0"]["routed"] == {"retry": 1}
     assert metrics["r1"]["routed"] == {"spill": 1, "affinity": 1}
+
+
+def test_over_http_another_of_the_pool_serves_what_one_fails(remote: Serve, short_dir: Path) -> None:
+    well = server()
+
+    def failing(exchange: Exchange) -> None:
+        (exchange.cut if exchange.request.path == "/v1/chat/completions" else lambda: well(exchange))()
+
+    one, two = remote(well), remote(well)
+    config = write(short_dir / "c.json", one, two, serves="far")
+    with BridgeProcess(mock={}, config=config, INFERD_BACKEND="") as process:
+        for one.script, two.script in ((failing, well), (well, failing)):
+            for name in ("far", "x"):
+                body = {"model": name, "messages": [{"role": "user", "content": "hi"}]}
+                answer = httpx.post(f"{process.base}/v1/chat/completions", json=body, timeout=100)
+                assert answer.status_code == 200, answer.text
+                assert answer.json()["choices"][0]["message"]["content"] == "remote"
 
 
 def test_a_reload_changes_pools_and_makes_nothing_anew(daemon: Start, remote: Serve, short_dir: Path) -> None:

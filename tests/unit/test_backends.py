@@ -6,16 +6,19 @@ import asyncio
 import dataclasses
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
-from inferd.config.entries import BackendEntry, LlamaCppEntry, MockEntry
+from inferd.config.entries import BackendEntry, LlamaCppEntry, MockEntry, OpenAICompatEntry
 from inferd.config.settings import Settings
 from inferd.daemon.backends import Backends
 from inferd.daemon.build import build_key
 from inferd.engine.mock import Mock
 from inferd.errors import BootCancelled, ModelError
+from inferd.http.models import Models
 from inferd.progress import Progress
 from inferd.serve.router import Router
 
@@ -98,6 +101,32 @@ async def test_what_is_not_used_in_the_end_is_closed() -> None:
     await exchange.backends.discard()
     assert [backend.closed for backend in made if isinstance(backend, Mortal)] == [1]
     assert one.closed == 0
+    await exchange.backends.close()
+
+
+async def test_clients_are_told_the_names_by_which_they_may_ask() -> None:
+    entries = (
+        MockEntry(name="zero"),
+        LlamaCppEntry(name="here", model_path=Path("h"), serves="B", aliases=("big",)),
+        OpenAICompatEntry(name="far", base_url="http://127.0.0.1:1", model="x", serves="B"),
+        MockEntry(name="alone", serves="lone"),
+    )
+    exchange = Exchange()
+    exchange.backends.use(await exchange.backends.make(Settings(backends=entries), show))
+    frames = [orjson.loads(frame) for frame in exchange.backends.capabilities_frames()]
+    assert [(frame["name"], frame["pool"], frame["aliases"]) for frame in frames] == [
+        ("zero", "", []),
+        ("here", "B", ["big"]),
+        ("far", "B", []),
+        ("alone", "", ["lone"]),
+    ]
+    models = Models({})
+    models.update(frames)
+    models.ready = True
+    asked = {name: models.find(name, "v2").wire_name for name in ("default", "B", "big", "lone", "far")}
+    assert asked == {"default": "", "B": "B", "big": "B", "lone": "alone", "far": "far"}
+    for name in filter(None, asked.values()):
+        assert exchange.router.serves(name)
     await exchange.backends.close()
 
 

@@ -22,6 +22,7 @@ from inferd.daemon.build import build_key, route_of
 from inferd.engine.backend import Backend
 from inferd.errors import ModelError
 from inferd.progress import Progress
+from inferd.serve.pool import pool_names
 from inferd.serve.router import BackendSlot, Route, Router
 from inferd.wire import admin, framed
 
@@ -44,7 +45,7 @@ class Backends:
         self._build = build
         self._recipes: dict[Backend, tuple[object, ...]] = {}
         self._routes: dict[Backend, Route] = {}
-        """What the router is to be told of those that were made last."""
+        """What the router and clients are to be told of those that were made last."""
         self._retiring: set[asyncio.Task[None]] = set()
 
     async def make(self, settings: Settings, show: Show) -> list[Backend]:
@@ -90,6 +91,14 @@ class Backends:
                     " look into the log or raise --ready-timeout-secs"
                 )
             await asyncio.sleep(READY_POLL_SECS)
+
+    def capabilities_frames(self) -> list[bytes]:
+        """A frame for each of those that were made last, in order: what it can do and how it is named."""
+        pools = pool_names(self._routes.values())
+        return [
+            capabilities_frame(backend, route, pooled=route.serves in pools)
+            for backend, route in self._routes.items()
+        ]
 
     def use(self, backends: Sequence[Backend]) -> None:
         """Serves with these, which were made here, from the next request on."""
@@ -169,14 +178,17 @@ async def in_thread(call: Callable[[], T], cancelled: threading.Event) -> T:
         raise
 
 
-def capabilities_frame(backend: Backend) -> bytes:
-    """What a backend can do, as the admin socket tells it."""
+def capabilities_frame(backend: Backend, route: Route, *, pooled: bool) -> bytes:
+    """What a backend can do and the names by which requests may ask for it, as the admin socket tells it."""
     able = dataclasses.asdict(backend.capabilities())
     accelerator = able.pop("accelerator")
     kind = accelerator.pop("kind")
     first = {name: able.pop(name) for name in ("v2", "vision", "audio", "tools", "thinking", "embed")}
     names = {"wire_version": framed.WIRE_VERSION, "name": backend.name, "model": backend.model}
-    ours = {**accelerator, **able, **names}
+    # A name that it serves alone is no more than one of its names.
+    further = (route.serves,) if not pooled and route.serves not in ("", backend.name, backend.model) else ()
+    pool = {"pool": route.serves if pooled else "", "aliases": [*route.aliases, *further]}
+    ours = {**accelerator, **able, **names, **pool}
     return admin.encode_status(
         "capabilities", {"backend": backend.kind, **first, "accelerator": kind, **ours}
     )

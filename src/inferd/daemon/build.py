@@ -90,7 +90,8 @@ def route_of(entry: BackendEntry) -> Route:
     if isinstance(entry, MockEntry):
         return Route(serves=entry.serves or "")
     if isinstance(entry, LlamaCppEntry):
-        return Route(serves=entry.serves or (entry.model.name if entry.model is not None else ""))
+        serves = entry.serves or (entry.model.name if entry.model is not None else "")
+        return Route(serves=serves, aliases=entry.aliases)
     model = entry.model_id if isinstance(entry, BedrockEntry) else entry.model
     return Route(serves=entry.serves or model, remote=True, limit=entry.max_requests)
 

@@ -31,7 +31,7 @@ from inferd.config.limit_options import OTHER_DESCRIPTORS
 from inferd.config.settings import OPTIONS, Settings
 from inferd.config.sources import LoadedConfig
 from inferd.daemon import addresses, library, systemd
-from inferd.daemon.backends import Backends, Build, capabilities_frame, in_thread
+from inferd.daemon.backends import Backends, Build, in_thread
 from inferd.daemon.bridge import HttpBridge
 from inferd.daemon.bridge import check as check_bridge
 from inferd.daemon.build import build_backend
@@ -203,8 +203,8 @@ class Daemon:
         held.push_async_callback(self._backends.close)
         held.push_async_callback(self._models.close)
         backends = await self._backends.make(settings, self._show_loading)
-        for backend in backends:
-            self._board.publish_capabilities(capabilities_frame(backend))
+        for frame in self._backends.capabilities_frames():
+            self._board.publish_capabilities(frame)
         await self._backends.until_ready(backends, settings.ready_timeout_secs)
         self._backends.use(backends)
         self._server.open(settings, backends, passed, held)
@@ -305,8 +305,8 @@ class Daemon:
             self._server.follow(settings, backends)
             self._watch_idleness()
             self._board.forget_capabilities()
-            for backend in backends:
-                self._board.publish_capabilities(capabilities_frame(backend))
+            for frame in self._backends.capabilities_frames():
+                self._board.publish_capabilities(frame)
             _log.info("reloaded", backends=[backend.name for backend in backends])
         except Exception as error:
             _log.error("reload_failed", error=_describe(error))

@@ -1,8 +1,9 @@
 """The models by their names, as clients ask for them.
 
 A name is a model's own, the same with ``:latest``, an alias of the configuration (``claude-*`` = NAME), or
-``default``, which is the first backend of the daemon that is capable. Models of the daemon's store are there
-by their names, and loaded when they are asked for.
+``default``, which is the first backend of the daemon that is capable. A backend is also there by its own
+name, its aliases and its pool. Models of the daemon's store are there by their names, and loaded when they
+are asked for.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ class Model:
     """A model that can be asked for. What the daemon does not know of it is 0 or empty.
 
     ``n_ctx`` is the context in tokens, ``size`` that of the file in bytes. ``wire_name`` is what the daemon
-    is to be asked for; empty where it chooses the first that is capable.
+    is to be asked for, a pool rather than one of its backends; empty where it chooses the first that is
+    capable.
     """
 
     name: str
@@ -59,6 +61,8 @@ class Models:
         self._aliases = dict(aliases)
         self._served: dict[Task, Model] = {}
         self._further: list[Model] = []
+        self._names: list[tuple[set[str], Model]] = []
+        """Each backend by all of its names."""
         self._stored: list[Model] = []
         self._files: dict[str, Mapping[str, Any]] = {}
         self._entries: dict[str, str] = {}
@@ -68,6 +72,8 @@ class Models:
         """Takes the capabilities that the daemon tells of its backends, in their order."""
         self._served = {}
         self._further = []
+        self._names = []
+        pinned: list[tuple[set[str], Model]] = []
         first: dict[Task, Mapping[str, Any]] = {}
         for frame in frames:
             for task in _TASKS:
@@ -76,10 +82,13 @@ class Models:
         for task, frame in first.items():
             self._served[task] = _of_frame(frame, [other for other in _TASKS if first.get(other) is frame])
         for frame in frames:
+            name, pool = str(frame.get("name") or ""), str(frame.get("pool") or "")
+            model = _of_frame(frame, filter(frame.get, _TASKS), pool or name)
             if all(chosen is not frame for chosen in first.values()):
-                self._further.append(
-                    _of_frame(frame, filter(frame.get, _TASKS), str(frame.get("name") or ""))
-                )
+                self._further.append(model)
+            self._names.append(({model.name, pool, *frame.get("aliases", ())} - {""}, model))
+            pinned.append(({name} - {""}, replace(model, wire_name=name)))
+        self._names += pinned  # last, as a pool may have the name of one of its backends
 
     def update_stored(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Takes the models that the daemon can load when they are named."""
@@ -134,6 +143,9 @@ class Models:
         for model in known:
             if model.name in wanted or (name == DEFAULT_ALIAS and task is None):
                 return model
+        for names, model in self._names:
+            if names & wanted and (task is None or task in model.tasks):
+                return self._with_file(model)
         raise UnknownModel(name, ", ".join(model.name for model in known) or "none for this endpoint")
 
     def _aliased(self, name: str) -> str | None:

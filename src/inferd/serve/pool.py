@@ -11,8 +11,8 @@ and again whenever a place may have become free. All of it is for the event loop
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -33,14 +33,23 @@ MAX_CONVERSATIONS = 4096
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
     """What the router is told of a backend: the name that it ``serves`` beside its own, whether it is
-    ``remote``, and how many requests it is sent at once as a remote one of a pool."""
+    ``remote``, and how many requests it is sent at once as a remote one of a pool. ``aliases`` are further
+    names of it, which are its own name when they come to the router."""
 
     serves: str = ""
     remote: bool = False
     limit: int = 0
+    aliases: tuple[str, ...] = ()
 
 
 ALONE = Route()
+
+
+def pool_names(routes: Collection[Route]) -> set[str]:
+    """The names that several backends serve as a pool, of which one at least is remote."""
+    served = Counter(route.serves for route in routes)
+    # Two local models of one name differ in something, or there would not be two.
+    return {route.serves for route in routes if route.remote and route.serves and served[route.serves] > 1}
 
 
 class BackendSlot:

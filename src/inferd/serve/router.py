@@ -12,7 +12,6 @@ The backends can be replaced while requests run: each ends on the backend that i
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 
 from inferd.engine.backend import Backend
@@ -26,7 +25,7 @@ from inferd.errors import (
     Unsupported,
 )
 from inferd.serve.breaker import Breaker, Clock, OnBreaker
-from inferd.serve.pool import ALONE, TEXT, BackendSlot, Known, Pool, Route
+from inferd.serve.pool import ALONE, TEXT, BackendSlot, Known, Pool, Route, pool_names
 
 __all__ = ["TEXT", "BackendSlot", "Dispatch", "Route", "Router"]
 
@@ -153,11 +152,9 @@ class Router:
         """Finds the pools anew, for other backends or other routes."""
         self._pools.clear()
         self._known = Known()
-        served = Counter(member.route.serves for member in self.members)
-        remote = {member.route.serves for member in self.members if member.route.remote}
         first = {member.route.serves: member.backend.name for member in reversed(self.members)}
-        # Two local models of one name differ in something, or there would not be two.
-        self._queue_names = {name: first[name] for name in remote if name and served[name] > 1}
+        names = pool_names([member.route for member in self.members])
+        self._queue_names = {name: first[name] for name in names}
         self.has_pools = bool(self._queue_names)
         for member in self.members:
             # A backend outside a pool runs on the daemon's permits wherever it is.
