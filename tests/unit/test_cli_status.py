@@ -6,8 +6,10 @@ import json
 import os
 import pwd
 import re
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,13 +18,15 @@ from typing import Any
 import pytest
 
 from inferd import cli, errors
-from inferd.cli import background
+from inferd.cli import background, loaded
 from inferd.cli.columns import caller
 from inferd.cli.status import admin_address, overview
 from inferd.client.admin import AdminClient
 from inferd.config import sources
+from inferd.engine.local import process, states
 from inferd.serve.observe.metrics import Metrics
-from tests.scripted_peer import AdminPeer
+from inferd.wire import admin as wire
+from tests.scripted_peer import AdminPeer, Peer
 
 # Seen from outside.
 
@@ -453,3 +457,24 @@ def test_a_caller_is_a_user_and_a_command(tmp_path: Path) -> None:
             assert caller(row) == f"{user}, {name} ({process.pid})"
         assert caller(row) == f"{user}, pid {process.pid}"
     assert caller({"peer": "tcp:10.0.0.9"}) == "tcp:10.0.0.9"
+
+
+def test_unload_waits_for_as_long_as_a_model_may_take_to_close(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        states.FLUSH_SECS + states.FLUSH_STEP_SECS + process.END_SECS + process.KILL_SECS < loaded.UNLOAD_SECS
+    )
+    monkeypatch.setattr(loaded, "ANSWER_SECS", 0.01)
+
+    def late(connection: socket.socket, line: bytes) -> None:
+        time.sleep(0.1)
+        connection.sendall(wire.unloaded("m", 0))
+
+    (home / "inferd").mkdir()
+    peer = Peer(home / "inferd" / "admin.sock", late)
+    try:
+        assert cli.main(["unload", "m"]) == 0
+    finally:
+        peer.stop()
+    assert capsys.readouterr().out == "m is unloaded\n"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from inferd.errors import ModelNotFound
 from inferd.serve import bind
 from inferd.serve.listener import ConnectionLimit, Listener
 from inferd.serve.observe.status import MAX_UNREAD_EVENTS, StatusBoard
@@ -128,6 +129,35 @@ async def test_many_questions_in_one_go_get_one_answer(short_dir: Path) -> None:
         subscriber.data_received(admin.SNAPSHOT_REQUEST * 1000)
         admin_socket.board.publish(admin.READY)
         assert [await client.line() for _ in range(3)] == [admin.STARTING, SNAPSHOT, admin.READY]
+
+
+async def test_every_unloading_that_is_asked_for_is_answered_one_after_another(short_dir: Path) -> None:
+    async with board_at(short_dir / "a") as admin_socket:
+        gate = asyncio.Event()
+        at_work: list[str] = []
+
+        async def unload(name: str) -> int:
+            at_work.append(name)
+            await gate.wait()
+            if name == "b":
+                raise ModelNotFound(name, loaded=False)
+            return len(at_work)
+
+        admin_socket.board.unload = unload
+        client = await admin_socket.subscribe()
+        (subscriber,) = admin_socket.board._subscribers
+        subscriber.data_received(b"".join(map(admin.unload_request, "ab")))
+        await until(lambda: bool(at_work))
+        subscriber.data_received(admin.unload_request("c"))
+        assert at_work == ["a"]
+        gate.set()
+        refused = admin.refused("b", "model_not_found", str(ModelNotFound("b", loaded=False)))
+        answers = [admin.STARTING, admin.unloaded("a", 1), refused, admin.unloaded("c", 3)]
+        assert [await client.line() for _ in answers] == answers
+        gate.clear()
+        subscriber.data_received(admin.unload_request("d") * (MAX_UNREAD_EVENTS + 1))
+        assert await client.rest() == b""
+        assert at_work == ["a", "b", "c"]
 
 
 async def test_an_event_is_not_kept_for_newcomers_and_forgotten_capabilities_are_not(

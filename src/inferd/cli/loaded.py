@@ -18,6 +18,8 @@ from inferd.errors import RequestFailed
 from inferd.serve.router import NO_TEXT
 
 FOREVER = -1.0
+# The process of a model writes its computed prompts to files before it ends, which may take ten seconds.
+UNLOAD_SECS = 20.0
 
 
 @click.command("ps")
@@ -89,7 +91,7 @@ def load_command(name: str, keep_alive: float | None, address: str | None, api_k
 @click.argument("name", metavar="NAME", shell_complete=stored_models)
 def unload_command(name: str) -> None:
     """Have the daemon give back the memory of a loaded model; requests that run on it may finish."""
-    with AdminClient(admin_address(), timeout=ANSWER_SECS) as admin:
+    with AdminClient(admin_address(), timeout=UNLOAD_SECS) as admin:
         running = admin.unload(name)
     if running:
         say(f"{name} is unloaded when its {running} running requests have ended")

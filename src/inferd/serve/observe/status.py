@@ -4,7 +4,7 @@ A subscriber gets one ``capabilities`` frame for each backend, the current lifec
 event as it is published. Publishing never blocks: what a subscriber does not read is kept for it, up to a
 bound, and past the bound it is disconnected; it comes back for a fresh start. A subscriber may ask for a
 snapshot, for the models, or to unload one, and gets the answer beside the events; whatever else it sends is
-ignored.
+ignored. Models are unloaded one after another, and the same bound holds for those that wait for it.
 """
 
 from __future__ import annotations
@@ -109,6 +109,7 @@ class Subscriber(asyncio.Protocol):
         self._blocked = False
         self._finishing = False
         self._listing: asyncio.Future[None] | None = None
+        self._to_unload: deque[str] = deque()
         self._unloading: asyncio.Future[None] | None = None
 
     def send(self, frame: bytes) -> None:
@@ -150,14 +151,19 @@ class Subscriber(asyncio.Protocol):
         *lines, begun = (self._begun + data).split(b"\n")
         # Enough to recognise a line that is too long: it cannot be one of ours.
         self._begun = begun[: admin.MAX_REQUEST_BYTES + 1]
-        # Several requests in one read get one answer, so that a client cannot keep the loop busy.
-        asked = dict(map(admin.read_request, lines))
-        if "snapshot" in asked:
+        asked = list(map(admin.read_request, lines))
+        kinds = {kind for kind, _ in asked}
+        # Several of one of these in one read get one answer, so that a client cannot keep the loop busy.
+        if "snapshot" in kinds:
             self.send(self._board.snapshot())
-        if self._listing is None and "models" in asked:
+        if self._listing is None and "models" in kinds:
             self._listing = asyncio.ensure_future(self._list_models())
-        if self._unloading is None and "unload" in asked:
-            self._unloading = asyncio.ensure_future(self._unload(asked["unload"]))
+        self._to_unload += (name for kind, name in asked if kind == "unload")
+        if len(self._to_unload) > MAX_UNREAD_EVENTS:
+            self._to_unload.clear()
+            self.abort()
+        elif self._unloading is None and self._to_unload:
+            self._unloading = asyncio.ensure_future(self._unload())
 
     async def _list_models(self) -> None:
         try:
@@ -165,11 +171,15 @@ class Subscriber(asyncio.Protocol):
         finally:
             self._listing = None
 
-    async def _unload(self, name: str) -> None:
+    async def _unload(self) -> None:
+        """Serves the requests for that one after another, each with an answer of its own."""
         try:
-            self.send(admin.unloaded(name, await self._board.unload(name)))
-        except InferdError as error:
-            self.send(admin.refused(name, error.code, str(error)))
+            while self._to_unload:
+                name = self._to_unload.popleft()
+                try:
+                    self.send(admin.unloaded(name, await self._board.unload(name)))
+                except InferdError as error:
+                    self.send(admin.refused(name, error.code, str(error)))
         finally:
             self._unloading = None
 
