@@ -15,7 +15,6 @@ from inferd.engine.mock import Mock
 from inferd.errors import EngineEnded, InvalidRequest, NoBackend, QueueFull, SchemaViolation, Unavailable
 from inferd.serve.admission import Admission, Permit
 from inferd.serve.breaker import FAILURES, OPEN_SECS
-from inferd.serve.health import HealthWatch
 from inferd.serve.pool import AFFINITY_SLACK, TEXT, BackendSlot, Choice, Route
 from inferd.serve.router import Router
 from inferd.serve.surfaces.v1 import TextSurface
@@ -284,86 +283,6 @@ async def test_the_second_try_is_first_in_line_and_never_refused() -> None:
         assert not waiting.done()
     with held(await asyncio.wait_for(waiting, 100)):
         pass
-
-
-# Health.
-
-
-class Patient(Mock):
-    """Says what it is told to say of its health."""
-
-    answer: int | Exception | None = None
-
-    async def look(self) -> int | None:
-        if isinstance(self.answer, Exception):
-            raise self.answer
-        return self.answer
-
-
-async def test_health_takes_a_backend_out_and_brings_it_back() -> None:
-    now = [0.0]
-    patient, other = Patient("p"), Mock("o")
-    router = Router([patient, other], lambda: now[0], routes={patient: there(), other: there()})
-    news: list[bool] = []
-    watch = HealthWatch(router, lambda: news.append(True))
-    slot = router.members[0]
-    for _ in range(FAILURES):
-        slot.breaker.failed(False)
-    patient.answer = Unavailable("gone")
-    await watch.look()
-    assert slot.healthy  # once is no evidence
-    await watch.look()
-    assert not slot.healthy
-    patient.answer = 5
-    slot.outstanding = 2
-    await watch.look()
-    assert slot.healthy
-    assert slot.others == 3
-    assert slot.breaker.state == "open"
-    now[0] += OPEN_SECS
-    await watch.look()
-    assert slot.breaker.state == "closed"
-    assert len(news) == 4
-
-
-class Asked(Patient):
-    """Answers when the gate opens."""
-
-    def __init__(self, name: str, gate: Gate) -> None:
-        super().__init__(name)
-        self.gate = gate
-
-    async def look(self) -> int | None:
-        await self.gate()
-        return await super().look()
-
-
-async def test_a_sick_one_that_leaves_its_pool_is_well() -> None:
-    gate = Gate()
-    sick, other = Asked("sick", gate), Mock("other")
-    sick.answer = Unavailable("gone")
-    pool = {sick: there(), other: HERE}
-    router = Router([sick, other], routes=pool)
-    watch = HealthWatch(router, lambda: None)
-    slot = router.members[0]
-    gate.open(2)
-    await watch.look()
-    await watch.look()
-    assert not slot.healthy
-    slot.others = 3
-    looking = asyncio.create_task(watch.look())
-    await until(lambda: gate.waiting == 1)
-    router.replace([sick], pool)
-    with router.dispatch() as backend:
-        assert backend is sick
-    gate.open()
-    await looking  # what it says now is of no use any more
-    assert slot.healthy
-    router.replace([sick, other], pool)
-    gate.open()
-    await watch.look()
-    assert slot.healthy  # once is no evidence
-    assert slot.others == 0
 
 
 # The whole path of a request.

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from inferd import log
 from inferd.errors import InferdError, Unavailable
+from inferd.serve import faults
 from inferd.serve.pool import BackendSlot
 from inferd.serve.router import Router
 
@@ -43,11 +44,11 @@ class HealthWatch:
 
     async def _look_at(self, slot: BackendSlot) -> None:
         before = slot.outstanding
-        failure: InferdError | None = None
+        failure: Exception | None = None
         requests: int | None = None
         try:
             requests = await _within(ANSWER_SECS, slot)
-        except InferdError as error:
+        except Exception as error:  # an unexpected one must not end the watch
             failure = error
         if slot.here:  # a reload has taken it out of its pool meanwhile
             return
@@ -55,7 +56,7 @@ class HealthWatch:
             slot.failures += 1
             if slot.failures >= FAILURES and slot.healthy:
                 slot.healthy = False
-                _log.warn("backend_unwell", backend=slot.backend.name, message=failure.logged or str(failure))
+                _log.warn("backend_unwell", backend=slot.backend.name, message=_told(failure))
             return
         slot.failures = 0
         slot.others = 0 if requests is None else max(0, requests - max(before, slot.outstanding))
@@ -64,6 +65,10 @@ class HealthWatch:
             _log.info("backend_well", backend=slot.backend.name)
         if slot.breaker.state == "half-open":
             slot.breaker.reset()
+
+
+def _told(failure: Exception) -> str:
+    return failure.logged or str(failure) if isinstance(failure, InferdError) else faults.describe(failure)
 
 
 async def _within(limit_secs: float, slot: BackendSlot) -> int | None:
