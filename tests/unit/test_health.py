@@ -114,5 +114,5 @@ async def test_an_unexpected_failure_of_a_look_is_one_more_and_does_not_end_the_
     activity.close()
     assert not ended
     said = (tmp_path / log.FILE_NAME).read_text()
-    assert "ZeroDivisionError at test_pools.py:" in said
+    assert "ZeroDivisionError at test_health.py:" in said
     assert "words of a server" not in said
