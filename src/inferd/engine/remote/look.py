@@ -18,8 +18,11 @@ _REQUESTS = re.compile(
     rb"|llamacpp:requests_(?:processing|deferred))(?:\{[^\n]*\})? +([0-9.e+]+)$",
     re.MULTILINE,
 )
-# The path is not there, or not for everybody; a server that says so runs.
-_NO_SUCH_PATH = frozenset({401, 403, 404, 405, 501})
+
+
+def _does_not_serve(status: int) -> bool:
+    """A server that says that the path is elsewhere, not there, not for everybody or not now runs."""
+    return status >= 500 and status != 501
 
 
 async def look(upstream: Upstream, base_url: str, headers: Mapping[str, str]) -> int | None:
@@ -31,7 +34,7 @@ async def look(upstream: Upstream, base_url: str, headers: Mapping[str, str]) ->
         status, _ = await upstream.get(base_url + path, headers, at_most=_MAX_BYTES)
         if status < 300:
             break
-        if status not in _NO_SUCH_PATH:
+        if _does_not_serve(status):
             raise Unavailable(f"{upstream.host} says at {path} that it does not serve: status {status}")
     status, metrics = await upstream.get(f"{base_url}/metrics", headers, at_most=_MAX_BYTES)
     found = _REQUESTS.findall(metrics) if status == 200 else []
