@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from inferd.engine.mock import Mock
 from inferd.errors import DecodeError, InferdError
 from inferd.serve import peer
-from inferd.serve.admission import Admission
 from inferd.serve.hangup import HangupWatch
 from inferd.serve.memory import InputMemory
 from inferd.serve.observe.metrics import Metrics
+from inferd.serve.queues import Queues
 from inferd.serve.router import Router
 from inferd.serve.session import Service
 from inferd.serve.surface import Surface
@@ -37,7 +37,7 @@ async def exchange(pieces: list[bytes], surface: Surface[Any]) -> bytes:
     hangups = HangupWatch(loop)
     service = Service(
         surface=surface,
-        admission=Admission(1, 0),
+        admission=Queues(1, 0),
         router=Router([Mock()]),
         hangups=hangups,
         metrics=Metrics(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -34,7 +35,11 @@ def write_config(path: Path, model: Path, **more: Any) -> Path:
 def engines(process: DaemonProcess) -> list[int]:
     """The children of the daemon."""
     tasks = Path(f"/proc/{process.process.pid}/task")
-    return [int(child) for task in tasks.iterdir() for child in (task / "children").read_text().split()]
+    found: list[int] = []
+    for task in tasks.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # a thread that has ended in between
+            found += map(int, (task / "children").read_text().split())
+    return found
 
 
 def engine(process: DaemonProcess) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from pathlib import Path
 
@@ -11,6 +12,19 @@ from tests.shell import Shell
 REQUESTS = 3000  # a pipe holds the text of a few hundred
 
 
+def connected(sock: Path) -> Wire:
+    """A connection to a socket that was bound a moment ago."""
+    wires: list[Wire] = []
+
+    def connects() -> bool:
+        with contextlib.suppress(ConnectionRefusedError):
+            wires.append(Wire(sock))
+        return bool(wires)
+
+    until(connects)
+    return wires[0]
+
+
 def test_every_request_is_in_the_file(short_dir: Path) -> None:
     inferd = Shell(short_dir, INFERD_BACKEND="mock")
     daemon = inferd.start("serve")
@@ -18,7 +32,7 @@ def test_every_request_is_in_the_file(short_dir: Path) -> None:
         sock = inferd.runtime / "infer.sock"
         until(sock.exists)
         request = {"id": "q", "stream": False, "messages": [{"role": "user", "content": "hi"}]}
-        with Wire(sock) as client:
+        with connected(sock) as client:
             for _ in range(REQUESTS):
                 client.send(request)
                 assert client.frame()["type"] == "done"

@@ -197,7 +197,7 @@ class TestBreakingOff:
         server.plan = [cut(HALF)] + [cut(0)] * 4
         reason = fail(store, server.url)
         assert reason.startswith(f"model 'tiny' could not be fetched from {server.url}: ")
-        assert reason.endswith("(5 tries)")
+        assert "(5 tries)" in reason
         assert len(server.requests) == 5
         assert files(store.home) == [f"{PARTIAL}/data.tmp", f"{PARTIAL}/source.json", *LOCKS]
         pull(store, server.url)
@@ -510,11 +510,11 @@ class TestCancel:
 
         # The first report comes with the head, so silence before it is cancelled by the clock.
         timer = threading.Timer(0.2, cancelled.set)
-        timer.start()
+        if after is None:
+            timer.start()
         with pytest.raises(BootCancelled):
             load(store, tiny(server.url), Phases(download=watch), auto_pull=True, cancelled=cancelled)
         timer.cancel()
-        timer.join()
         pull(store, server.url)
         assert server.ranges == [None, f"bytes={HALF}-" if after else None]
 

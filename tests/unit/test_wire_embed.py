@@ -182,7 +182,10 @@ def check(
     assert found.id == seen.get("id", "")
     for key in known:
         value = getattr(found, key)
-        assert (str(value) if isinstance(value, int) else value) == seen[key]
+        if isinstance(value, float):
+            assert value == float(seen[key])
+        else:
+            assert (str(value) if isinstance(value, int) else value) == seen[key]
     problem = result_of(validate, found)
     if problem is not None:
         assert str(problem).startswith("invalid request: ")
