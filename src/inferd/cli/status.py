@@ -217,8 +217,9 @@ def _abilities(frame: Frame) -> str:
     if frame.get("model") not in (None, "", frame.get("name")):
         shown.append(f"model {frame['model']}")
     for key, value in _details(frame).items():
-        if key not in ("name", "backend", "model") and value not in (None, "", 0, False):
-            shown.append(key if value is True else f"{key} {value}")
+        if key not in ("name", "backend", "model") and value:
+            text = " ".join(map(str, value)) if isinstance(value, list) else value
+            shown.append(key if value is True else f"{key} {text}")
     return one_line("  " + ", ".join(shown))
 
 
