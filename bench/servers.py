@@ -17,9 +17,11 @@ import sys
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from types import TracebackType
+from typing import Any, TypeVar
 
 from bench import quiet
 from bench.clients import Address, BlockStream, NdjsonStream, SseStream, Stream
@@ -28,9 +30,31 @@ ROOT = Path(__file__).resolve().parents[1]
 PEERS = ROOT / "bench" / "peers"
 START_SECS = 120
 
+Contestant = TypeVar("Contestant", bound=AbstractContextManager[Any])
+
 
 class Unavailable(Exception):
     """A contestant that cannot take part; the text says why and what to do."""
+
+
+def started(
+    stack: ExitStack, makers: Mapping[str, Callable[[], Contestant]], missing: dict[str, str]
+) -> list[Contestant]:
+    """The contestants that can take part, running until ``stack`` ends; ``missing`` gets the reasons of the
+    others by name."""
+    running = []
+    for name, make in makers.items():
+        try:
+            running.append(stack.enter_context(make()))
+        except Unavailable as reason:
+            missing[name] = str(reason)
+    return running
+
+
+def in_turn(running: Sequence[Contestant], number: int) -> list[Contestant]:
+    """The contestants in the order of round ``number``: another one is the first in each."""
+    first = number % len(running)
+    return [*running[first:], *running[:first]]
 
 
 class Process:

@@ -73,12 +73,7 @@ def both(
         ),
     }
     with contextlib.ExitStack() as stack:
-        running = []
-        for name, make in makers.items():
-            try:
-                running.append(stack.enter_context(make()))
-            except servers.Unavailable as reason:
-                report.missing[name] = str(reason)
+        running = servers.started(stack, makers, report.missing)
         for server in running:
             ask(server.stream(prompts.short(rng), 4))
         yield running

@@ -119,12 +119,7 @@ def run(options: argparse.Namespace, report: Report) -> None:
     rng = random.Random(options.seed)
     watch = quiet.Watch(report, options.patience)
     with contextlib.ExitStack() as stack:
-        running = []
-        for name, start in contestants.items():
-            try:
-                running.append(stack.enter_context(start()))
-            except servers.Unavailable as reason:
-                report.missing[name] = str(reason)
+        running = servers.started(stack, contestants, report.missing)
         for number in range(options.repeats):
             for server in running if number % 2 == 0 else running[::-1]:
                 watch.undisturbed(functools.partial(measure, server, rng, report))

@@ -66,16 +66,11 @@ def run(options: argparse.Namespace, report: Report) -> None:
         ),
     }
     with contextlib.ExitStack() as stack:
-        running: list[servers.Server] = []
-        for name, start in contestants.items():
-            try:
-                running.append(stack.enter_context(start()))
-            except servers.Unavailable as reason:
-                report.missing[name] = str(reason)
+        running = servers.started(stack, contestants, report.missing)
         rng = random.Random(options.seed)
         for number in range(options.repeats):
             seed = rng.random()
-            for server in running[number % len(running) :] + running[: number % len(running)]:
+            for server in servers.in_turn(running, number):
                 for way in WAYS:
                     again = random.Random(seed)
                     watch.undisturbed(functools.partial(turn, report, server, way, again))

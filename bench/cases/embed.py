@@ -151,9 +151,7 @@ def run(options: argparse.Namespace, report: Report) -> None:
             contestant.embed(short_texts(rng, TEXTS))  # warms caches and is not counted
         for number in range(options.repeats):
             seed = rng.random()
-            for contestant in (
-                contestants[number % len(contestants) :] + contestants[: number % len(contestants)]
-            ):
+            for contestant in servers.in_turn(contestants, number):
                 watch.undisturbed(functools.partial(turn, contestant, seed, report, firsts))
         for contestant in contestants:
             for metric, mebibytes in contestant.memory().items():

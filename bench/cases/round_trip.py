@@ -117,7 +117,7 @@ def run(options: argparse.Namespace, report: Report) -> None:
         for server in running:
             round_trips(server.address, 500)
         for number in range(options.repeats):
-            for server in running[number % len(running) :] + running[: number % len(running)]:
+            for server in servers.in_turn(running, number):
                 watch.undisturbed(functools.partial(measure, server, report))
         for server in running[:2]:
             for metric, mebibytes in server.memory().items():

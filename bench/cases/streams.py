@@ -84,12 +84,7 @@ def run(options: argparse.Namespace, report: Report) -> None:
             "llama-server": functools.partial(servers.LlamaServer, python, model, **room),
         }
         with contextlib.ExitStack() as stack:
-            running = []
-            for name, make in contestants.items():
-                try:
-                    running.append(stack.enter_context(make()))
-                except servers.Unavailable as reason:
-                    report.missing[name] = str(reason)
+            running = servers.started(stack, contestants, report.missing)
             for server in running:
                 drive(start(server, rng, count, 8))
             for number in range(options.repeats):
