@@ -122,9 +122,9 @@ def outcome(path: Path) -> str:
     of_family = family(path)
     prepared = prepare(of_family, request(tools=TOOLS))
     if isinstance(prepared.reader, generic_tools.Reader):
-        return "has no description of tools: inferd describes them, and calls have inferd's form"
+        return "has no format for tools: inferd describes them, and calls have inferd's format"
     if not of_family.templates.calls:
-        return "does not show calls: earlier ones are given to it in inferd's form"
+        return "renders no calls: inferd writes earlier calls in its own format"
     n = 2 if of_family.templates.several_calls else 1
     answer = thought(prepared) + shown_calls(of_family, prepared, n)
     apart = n == 2 and "UTC" not in answer
@@ -135,7 +135,7 @@ def outcome(path: Path) -> str:
         assert summary(read(reader, pieces))[1:] == ("", CALLS[:n]), (path.stem, answer)
     if apart:
         return "writes each call as a message of its own"
-    return "" if n == 2 else "shows one call in a turn: several become as many turns"
+    return "" if n == 2 else "takes one call per message: inferd splits several calls into several messages"
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def outcomes() -> dict[str, str]:
 
 def test_the_table_lists_what_is_not_read_back(outcomes: dict[str, str]) -> None:
     assert len(outcomes) == 70
-    rows = ["| template | what it does |", "|---|---|"]
+    rows = ["| template | behaviour |", "|---|---|"]
     rows += [f"| {name} | {reason} |" for name, reason in outcomes.items() if reason]
     found = PART.search(PAGE)
     assert found is not None

@@ -123,10 +123,10 @@ CONVERSATIONS: dict[str, tuple[tuple[Message, ...], dict[str, Any]]] = {
 
 # What differs for a reason of its own.
 KNOWN = {
-    "StepFun3.5-Flash": "blanks around texts are cut, which keeps the model from endless thoughts",
-    "fireworks-ai-llama-3-firefunction-v2": "Jinja2 refuses it: it wants the variable `functions`",
-    "google-gemma-2-2b-it": "takes no system message, which is joined to the user's",
-    "llama-cpp-deepseek-r1": "Jinja2 refuses it: it was written for llama.cpp",
+    "StepFun3.5-Flash": "inferd trims texts, which prevents endless thinking",
+    "fireworks-ai-llama-3-firefunction-v2": "Jinja2 fails: the template needs the variable `functions`",
+    "google-gemma-2-2b-it": "takes no system message: inferd joins it to the user's",
+    "llama-cpp-deepseek-r1": "Jinja2 fails: the template was written for llama.cpp",
     "meetkai-functionary-medium-v3.1": "Jinja2's `safe` makes `&#34;` of each `\"` in the tools",
     "openbmb-MiniCPM5-1B": "Jinja2 prints lists and objects as Python does, llama.cpp only what is in a list",
 }
@@ -207,13 +207,17 @@ def rewritings(family: Family, messages: Sequence[Message]) -> Iterator[tuple[st
     given = turns.fitting(messages, family.templates)
     if given != messages:
         reason = (
-            "it shows one call in a turn" if family.templates.calls else "it shows no calls: they are text"
+            "takes one call per message"
+            if family.templates.calls
+            else "renders no calls: inferd writes them as text"
         )
         yield reason, given
     for others in turns.stricter(given):
         as_text = not any(message.tool_calls for message in others)
         yield (
-            "a text beside a call is text with a call in it" if as_text else "a text beside a call is apart",
+            "a call with text is written into the text"
+            if as_text
+            else "text before a call becomes a message of its own",
             others,
         )
 
@@ -235,7 +239,7 @@ def reason(
     if prompt is None and seen is None:
         return ""
     if seen is None and name.startswith("Kimi"):
-        return "Jinja2 refuses it: its sandbox forbids to append to a list"
+        return "Jinja2 fails: its sandbox forbids appending to a list"
     return KNOWN.get(name, f"UNKNOWN {prompt!r} {seen!r}")
 
 
@@ -252,7 +256,7 @@ def rows() -> str:
             if why:
                 differences[path.stem, why].append(name)
     assert len(paths) * len(CONVERSATIONS) == 840
-    lines = ["| template | conversations | why the prompt is another one |", "|---|---|---|"]
+    lines = ["| template | conversations | reason for the difference |", "|---|---|---|"]
     lines += [
         f"| {name} | {', '.join(found) if len(found) < 12 else 'all'} | {why} |"
         for (name, why), found in differences.items()

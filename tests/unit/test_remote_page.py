@@ -29,7 +29,7 @@ from tests.requests import generate_request
 
 PAGE = (Path(__file__).parents[2] / "docs" / "remote.md").read_text("utf-8")
 SECTIONS = {part.partition("\n")[0]: part for part in PAGE.split("\n## ")}
-EVERY, OPENAI, BEDROCK = "What holds for every server", "Servers with OpenAI's API", "AWS Bedrock"
+EVERY, OPENAI, BEDROCK = "Every server", "Servers with OpenAI's API", "AWS Bedrock"
 HI = (Message("user", "hi"),)
 
 
@@ -68,12 +68,12 @@ def test_the_command_lines_have_the_flags_that_there_are() -> None:
 
 
 def test_the_numbers() -> None:
-    assert f"stand within {CONNECT_SECS:g} seconds" in PAGE
+    assert f"established within {CONNECT_SECS:g} seconds" in PAGE
     for entry in (OpenAICompatEntry, BedrockEntry):
         default = {field.name: field.default for field in dataclasses.fields(entry)}["timeout_secs"]
         assert f"`timeout_secs` ({default:g})" in PAGE
     assert (FAILURES, WINDOW_SECS, OPEN_SECS) == (3, 60.0, 30.0)
-    assert "failed three times in a minute is left out for half a" in PAGE
+    assert "After three failures within a minute an entry is skipped for half a minute" in PAGE
     assert f"the same; {anthropic_request.MAX_TOKENS} when absent" in PAGE
     room = anthropic_request.MIN_THINKING_TOKENS
     assert f"at least {room}; {room} more when `max_tokens` is absent" in PAGE
@@ -104,15 +104,15 @@ FAILURES_BY_ROW = {
     "401, 403": lambda: statuses(401, 403),
     "408, 429, 500 and above": lambda: statuses(408, 429, 500, 502, 503, 504, 529),
     "redirects": lambda: [*statuses(301, 302, 307, 308), Unavailable("silence, a cut, no connection")],
-    "ends the answer without": lambda: [Unavailable("as the session says of every backend")],
-    "sends what cannot be read": lambda: [read_nonsense()],
+    "stops the answer with": lambda: [Unavailable("as the session says of every backend")],
+    "sends a malformed answer": lambda: [read_nonsense()],
     "does not know the kind": lambda: statuses(501),
     "calls a tool": lambda: [call_nonsense()],
 }
 
 
 def test_failures_and_whose_they_are() -> None:
-    rows = table(EVERY, "what the server does")
+    rows = table(EVERY, "the server")
     assert len(rows) == len(FAILURES_BY_ROW)
     for what, code, counts in rows:
         (make,) = (make for start, make in FAILURES_BY_ROW.items() if what.startswith(start))
@@ -156,7 +156,7 @@ SEEDED: dict[str, Any] = {
 
 def told(section: str) -> set[str]:
     """The fields of a request that a section's table has."""
-    cells = [row[0] for row in table(section, "a request's") if "embedding" not in row[0]]
+    cells = [row[0] for row in table(section, "field of the request") if "embedding" not in row[0]]
     return {name.partition(":")[0] for cell in cells for name in names(cell)} - {"response_format"}
 
 
@@ -167,7 +167,9 @@ def test_every_field_of_a_request_has_its_row(section: str) -> None:
 
 
 def test_what_bedrock_has_no_word_for_is_not_said() -> None:
-    (row,) = (row for row in table(BEDROCK, "a request's") if row[1].startswith("nothing: the API has no"))
+    (row,) = (
+        row for row in table(BEDROCK, "field of the request") if row[1].startswith("not sent: the API has no")
+    )
     assert set(names(row[0])) == set(SEEDED)
     plain = anthropic_request.request_body(GenerateRequest(messages=HI))
     assert anthropic_request.request_body(generate_request(messages=HI, **SEEDED)) == plain
@@ -176,7 +178,7 @@ def test_what_bedrock_has_no_word_for_is_not_said() -> None:
 def test_what_openai_is_told_stays_the_same() -> None:
     given = {**SEEDED, "max_tokens": 5, "temperature": 0.5, "top_p": 0.5, "top_k": 3, "stop": ("x",)}
     said = json.loads(openai_request.chat("m", generate_request(messages=HI, **given), top_k=True))
-    for what, becomes in table(OPENAI, "a request's"):
+    for what, becomes in table(OPENAI, "field of the request"):
         if becomes.startswith("the same"):
             for name in set(names(what)) & set(given):
                 assert said[name] == (list(given[name]) if name == "stop" else given[name])
