@@ -278,7 +278,7 @@ cdef class Projector:
 
     @property
     def marker(self) -> str:
-        """The placeholder of an item in a rendered conversation."""
+        """What begins the place of a medium in a conversation; its number and ``>`` follow."""
         return self.projector.get().marker().decode()
 
 
@@ -356,6 +356,11 @@ cdef class Prompt:
     def tokens(self):
         """The token ids, as a list."""
         return self.rendered.tokens
+
+    @property
+    def media(self):
+        """(place among the tokens, what the model sees there) of each medium, in the order of the prompt."""
+        return [(span.at, tuple(span.embeddings)) for span in self.rendered.media]
 
     @property
     def grammar(self) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -92,18 +92,16 @@ class Family:
                 max(self.n_ctx + 1, chars * self.n_ctx // self.most_chars),
                 self.n_ctx,
             )
-        items = [
-            media.to_item(part, self.projector)
-            for message in messages
-            if not isinstance(message.content, str)
-            for part in message.content
-            if isinstance(part, Media)
-        ]
+        # Each medium keeps its number, in whatever order the messages and the template put them.
+        parts = [part for message in messages for part in turns.media(message)]
+        items = [media.to_item(part, self.projector) for part in parts]
+        places = {id(part): number for number, part in enumerate(parts)}
         marker = self.projector.marker if self.projector else ""
 
         def rendered(shown: Sequence[Message]) -> _llama.Prompt:
-            conversation = {"messages": [_message(message, marker) for message in shown], **more}
-            return self.templates.render(orjson.dumps(conversation), self.projector, items, self.n_batch)
+            content = [_message(message, lambda part: f"{marker}{places[id(part)]}>") for message in shown]
+            conversation = orjson.dumps({"messages": content, **more})
+            return self.templates.render(conversation, self.projector, items, self.n_batch)
 
         given = turns.fitting(messages, self.templates)
         try:
@@ -179,7 +177,7 @@ def _with_generic_tools(
     system = Message("system", generic_tools.instructions(tools, required))
     messages = [turns.without_tools(message) for message in request.messages]
     if messages[0].role == "system":
-        system = replace(system, content=f"{turns.text(messages.pop(0))}\n\n{system.content}")
+        system = replace(system, content=turns.joined(messages.pop(0).content, f"\n{system.content}"))
     return Prepared(
         family.render((system, *turns.alternating(messages)), thinking=False, text_only=True),
         generic_tools.Reader(required),
@@ -197,14 +195,14 @@ def _tools(request: GenerateRequest) -> tuple[Tool, ...]:
     return request.tools
 
 
-def _message(message: Message, marker: str) -> dict[str, object]:
-    """A message in the form of OpenAI's chat completions; ``marker`` is put in the place of each medium."""
+def _message(message: Message, place: Callable[[Media], str]) -> dict[str, object]:
+    """A message in the form of OpenAI's chat completions; ``place`` gives the text for a medium."""
     content: object = message.content
     if not isinstance(message.content, str):
         content = [
             {"type": "text", "text": part}
             if isinstance(part, str)
-            else {"type": "media_marker", "text": marker}
+            else {"type": "media_marker", "text": place(part)}
             for part in message.content
         ]
     out: dict[str, object] = {"role": message.role, "content": content}

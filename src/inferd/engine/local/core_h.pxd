@@ -42,8 +42,10 @@ cdef extern from "native/media.h" namespace "inferd" nogil:
         const unsigned char* data
         size_t size
     cdef cppclass MediaSpan:
+        size_t at
         size_t n_pos
         size_t n_cells
+        vector[float] embeddings
     cdef cppclass CProjector "inferd::Projector":
         @staticmethod
         unique_ptr[CProjector] make(const string& path, const llama_model* model, int threads, string& error)

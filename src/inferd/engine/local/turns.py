@@ -1,7 +1,7 @@
 """The messages of a conversation, rewritten for templates that take less than clients send.
 
-Nothing of a conversation is left out: what a template has no place for is given to it as text, or in
-another order.
+Nothing of a conversation is left out, pictures and sounds among it: what a template has no place for is given
+to it as text, or in another order.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import TypeAlias
 
 from inferd.engine.backend import Media, Message
 from inferd.engine.local import _llama, generic_tools
 
+Content: TypeAlias = "str | tuple[str | Media, ...]"
 _SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")
 
 
@@ -33,7 +35,7 @@ def alternating(messages: Sequence[Message]) -> Iterator[Message]:
     last: Message | None = None
     for message in messages:
         if last is not None and last.role == message.role:
-            content = _joined(last.content, message.content)
+            content = joined(last.content, message.content)
             last = replace(last, content=content, thinking=last.thinking + message.thinking)
             continue
         if last is not None:
@@ -46,7 +48,7 @@ def alternating(messages: Sequence[Message]) -> Iterator[Message]:
 def without_tools(message: Message) -> Message:
     """The message as a template sees it that knows no tools."""
     if message.role == "tool":
-        return Message("user", f"<tool_response>{text(message)}</tool_response>")
+        return Message("user", _around(message.content, "<tool_response>", "</tool_response>"))
     return _calls_as_text(message)
 
 
@@ -67,19 +69,19 @@ def stricter(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
 
 
 def _apart(message: Message) -> list[Message]:
-    if not message.tool_calls or not text(message).strip():
+    if not message.tool_calls or not (text(message).strip() or media(message)):
         return [message]
     return [replace(message, tool_calls=()), replace(message, content="", thinking="")]
 
 
 def _joined_to_results(messages: Sequence[Message]) -> list[Message]:
-    joined: list[Message] = []
+    out: list[Message] = []
     for message in messages:
-        if message.role == "user" and joined and joined[-1].role == "tool":
-            joined[-1] = replace(joined[-1], content=_joined(joined[-1].content, message.content))
+        if message.role == "user" and out and out[-1].role == "tool":
+            out[-1] = replace(out[-1], content=joined(out[-1].content, message.content))
         else:
-            joined.append(message)
-    return joined
+            out.append(message)
+    return out
 
 
 def text(message: Message) -> str:
@@ -88,9 +90,16 @@ def text(message: Message) -> str:
     return "".join(part for part in message.content if isinstance(part, str))
 
 
+def media(message: Message) -> list[Media]:
+    """The pictures and sounds of the message."""
+    if isinstance(message.content, str):
+        return []
+    return [part for part in message.content if isinstance(part, Media)]
+
+
 def _calls_as_text(message: Message) -> Message:
     calls = "".join(generic_tools.as_text(call) for call in message.tool_calls)
-    return replace(message, content=text(message) + calls, tool_calls=()) if calls else message
+    return replace(message, content=_around(message.content, "", calls), tool_calls=()) if calls else message
 
 
 def _one_call_each(messages: Sequence[Message]) -> Iterator[Message]:
@@ -111,13 +120,21 @@ def _one_call_each(messages: Sequence[Message]) -> Iterator[Message]:
                 yield results[call.id]
 
 
-def _joined(
-    first: str | tuple[str | Media, ...], second: str | tuple[str | Media, ...]
-) -> str | tuple[str | Media, ...]:
+def joined(first: Content, second: Content) -> Content:
+    """Both contents, the second one on a new line."""
     if isinstance(first, str) and isinstance(second, str):
         return f"{first}\n{second}"
-    parts = (first,) if isinstance(first, str) else first
-    return (*parts, *((second,) if isinstance(second, str) else second))
+    return (*_parts(first), *_parts(second))
+
+
+def _around(content: Content, before: str, behind: str) -> Content:
+    if isinstance(content, str):
+        return before + content + behind
+    return tuple(part for part in (before, *content, behind) if part)
+
+
+def _parts(content: Content) -> tuple[str | Media, ...]:
+    return (content,) if isinstance(content, str) else content
 
 
 def _with_short_ids(message: Message) -> Message:

@@ -98,54 +98,83 @@ std::vector<llama_token> tokenize(const llama_vocab *vocab, const std::string &t
     return common_tokenize(vocab, text, add_special, true);
 }
 
-// Tokenises a prompt: cut at every mark, each piece on its own; marks of media become their spans.
+// Tokenises a prompt: cut at every mark, each piece on its own; the places of media become their spans.
 class Tokenizer {
   public:
     Tokenizer(const llama_vocab *vocab, const MediaInput &media, Rendered &out)
         : vocab_(vocab), media_(media), out_(out) {}
 
     void take(const std::string &prompt, const std::string &mark) {
-        for_each_part(prompt, mark, [this](const std::string &piece, bool) {
-            if (!media_.projector) return take_text(piece);
-            for_each_part(piece, media_.projector->marker(), [this](const std::string &text, bool last) {
-                if (!text.empty()) take_text(text);
-                if (!last) take_media();
+        cut(prompt, mark, [this](const std::string &piece, bool) {
+            if (!media_.projector) return parts_.push_back({piece, kText});
+            cut(piece, media_.projector->marker(), [this](const std::string &text, bool first) {
+                first ? parts_.push_back({text, kText}) : add_place(text);
             });
         });
-        if (next_ != media_.items.size()) throw std::runtime_error("the template leaves out some of the media");
+        check_media();
+        for (const auto &part : parts_) {
+            throw_if_cancelled();
+            if (part.item != kText) take_media(media_.items[part.item]);
+            take_text(part.text);
+        }
     }
 
   private:
+    static constexpr size_t kText = static_cast<size_t>(-1);
+
+    struct Part {
+        std::string text;
+        size_t item;  // the medium before the text
+    };
+
     template <typename Take>
-    static void for_each_part(const std::string &text, const std::string &separator, Take take) {
-        size_t from = 0;
-        while (true) {
-            const size_t cut = text.find(separator, from);
-            take(text.substr(from, cut - from), cut == std::string::npos);
-            if (cut == std::string::npos) return;
-            from = cut + separator.size();
+    static void cut(const std::string &text, const std::string &separator, Take take) {
+        for (size_t from = 0, at; from != std::string::npos; from = at) {
+            at = text.find(separator, from);
+            take(text.substr(from, at - from), from == 0);
+            if (at != std::string::npos) at += separator.size();
+        }
+    }
+
+    // What follows a marker: the number of the medium, `>`, and text.
+    void add_place(const std::string &text) {
+        const size_t end = text.find_first_not_of("0123456789");
+        if (end == 0 || end > kMostDigits || end == std::string::npos || text[end] != '>')
+            throw std::runtime_error("the template changes the places of media");
+        parts_.push_back({text.substr(end + 1), std::stoul(text.substr(0, end))});
+    }
+
+    // Ahead of the work on them: each medium has one place, wherever the template puts it.
+    void check_media() const {
+        std::vector<int> places(media_.items.size());
+        for (const auto &part : parts_) {
+            if (part.item == kText) continue;
+            if (part.item >= places.size() || places[part.item]++)
+                throw std::runtime_error("the template repeats media");
+        }
+        if (std::count(places.begin(), places.end(), 0)) {
+            throw std::runtime_error("the template leaves out some of the media");
         }
     }
 
     void take_text(const std::string &text) {
-        throw_if_cancelled();
+        if (text.empty() && !out_.tokens.empty()) return;
         const auto tokens = tokenize(vocab_, text, out_.tokens.empty());
         out_.tokens.insert(out_.tokens.end(), tokens.begin(), tokens.end());
     }
 
-    void take_media() {
-        throw_if_cancelled();
-        if (next_ == media_.items.size()) throw std::runtime_error("the template repeats media");
+    void take_media(const MediaItem &item) {
         std::string error;
-        if (!media_.projector->add(media_.items[next_++], media_.n_batch, out_.tokens, out_.media, error)) {
+        if (!media_.projector->add(item, media_.n_batch, out_.tokens, out_.media, error)) {
             throw std::runtime_error(error);
         }
     }
 
+    static constexpr size_t kMostDigits = 9;
     const llama_vocab *vocab_;
     const MediaInput &media_;
     Rendered &out_;
-    size_t next_ = 0;
+    std::vector<Part> parts_;
 };
 
 // Applies the template; where it leaves out text, once more without the thoughts of earlier turns, which some templates

@@ -17,7 +17,7 @@ struct common_chat_parser_params;
 
 namespace inferd {
 
-// The images and sounds of a request, in the order in which its messages show them.
+// The images and sounds of a request, numbered from 0.
 struct MediaInput {
     const Projector *projector = nullptr;  // null: the model takes none
     int n_batch = 0;
@@ -55,8 +55,8 @@ class Prompts {
     // once. `text_only`: true says that the answer will not be parsed, which saves finding out how, several times
     // the cost of the rest. `form` says for what the answer's parser and grammar are made, if not for text and
     // thoughts alone: an object with `tools`, `tool_choice` ("auto", "required") and `json_schema`. Its schemas need
-    // not be those that the model is shown. A content part of type `media_marker` with the projector's marker as its
-    // text marks the next item of `media`.
+    // not be those that the model is shown. A content part of type `media_marker` has as its text the projector's
+    // marker, the number of the medium and `>`.
     bool render(const std::string &request, const MediaInput &media, Rendered &out,
                 std::string &error) const noexcept;
 
