@@ -51,6 +51,7 @@ include "_embed.pxi"
 include "_cancel.pxi"
 include "_cache.pxi"
 include "_drafts.pxi"
+include "_sampling.pxi"
 
 
 cdef struct StepGuard:

@@ -7,7 +7,8 @@ from libcpp.pair cimport pair
 from libcpp.string cimport string
 from libcpp.vector cimport vector
 
-from inferd.engine.local.llama_h cimport llama_batch, llama_context, llama_model, llama_token, llama_vocab
+from inferd.engine.local.llama_h cimport (
+    llama_batch, llama_context, llama_model, llama_token, llama_token_data, llama_vocab)
 
 
 cdef extern from "native/host.h" namespace "inferd" nogil:
@@ -138,6 +139,11 @@ cdef extern from "native/sampling.h" namespace "inferd" nogil:
         cbool complete()
         vector[llama_token] forced()
         llama_token sample(const float* logits)
+
+
+cdef extern from "native/nucleus.h" namespace "inferd" nogil:
+    void c_nucleus "inferd::nucleus"(
+        const float* logits, int32_t n, float p, vector[llama_token_data]& out) except +
 
 
 cdef extern from "native/text.h" namespace "inferd" nogil:

@@ -10,6 +10,21 @@ cdef extern from "llama.h" nogil:
     ctypedef int32_t llama_pos
     ctypedef int32_t llama_seq_id
 
+    ctypedef struct llama_token_data:
+        llama_token id
+        float logit
+        float p
+    ctypedef struct llama_token_data_array:
+        llama_token_data* data
+        size_t size
+        int64_t selected
+        cbool sorted
+    ctypedef struct llama_sampler:
+        pass
+    llama_sampler* llama_sampler_init_top_p(float p, size_t min_keep)
+    void llama_sampler_apply(llama_sampler* sampler, llama_token_data_array* array)
+    void llama_sampler_free(llama_sampler* sampler)
+
     ctypedef struct llama_vocab:
         pass
     ctypedef struct llama_model:

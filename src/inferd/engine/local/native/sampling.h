@@ -2,9 +2,9 @@
 //
 // Order of the chain: penalties, top-k, top-p, min-p, temperature, draw; temperature 0 takes the best token.
 // Shortcuts give the same result for less: penalties touch only the tokens that they are for, the best token needs no
-// candidate list, and the top-k of the vocabulary is picked while it is read. A grammar or a guide is asked about the drawn token alone
-// and filters the whole vocabulary only when it refuses it: at the head of the chain it would walk the vocabulary
-// for every token.
+// candidate list, and the top-k of the vocabulary is picked while it is read, or the top-p where there is no top-k. A
+// grammar or a guide is asked about the drawn token alone and filters the whole vocabulary only when it refuses it: at
+// the head of the chain it would walk the vocabulary for every token.
 #pragma once
 
 #include <algorithm>
@@ -20,6 +20,7 @@
 #include "guards/grammar_guard_state.h"
 #include "guidance.h"
 #include "llama.h"
+#include "nucleus.h"
 #include "penalties.h"
 
 namespace inferd {
@@ -137,6 +138,7 @@ class Sampler {
             return;
         }
         pick_ = p.top_k > 0 && p.top_k <= kMaxPicked ? std::min(p.top_k, n_vocab_) : 0;
+        if (p.top_k <= 0 && p.top_p < 1.0f) nucleus_ = p.top_p;
         if (p.top_k > 0) add(llama_sampler_init_top_k(p.top_k));
         if (p.top_p < 1.0f) add(llama_sampler_init_top_p(p.top_p, 1));
         if (p.min_p > 0.0f) add(llama_sampler_init_min_p(p.min_p, 1));
@@ -147,16 +149,22 @@ class Sampler {
 
     llama_token draw(const float *logits, bool constrained) {
         if (best_only_ && !constrained) return best(logits);
+        int first = 0;  // of the chain's samplers that are still to be applied
         if (constrained && guide_) {
             if (!take_allowed(logits)) return -1;
         } else if (pick_ > 0 && !constrained) {
             pick_top(logits);
+        } else if (nucleus_ > 0 && !constrained) {
+            nucleus(logits, n_vocab_, nucleus_, candidates_);
+            first = 1;
         } else {
             take_all(logits);
         }
         llama_token_data_array array = {candidates_.data(), candidates_.size(), -1, pick_ > 0 && !constrained};
         if (constrained && grammar_) llama_sampler_apply(grammar_.get(), &array);
-        llama_sampler_apply(chain_.get(), &array);
+        for (int i = first; i < llama_sampler_chain_n(chain_.get()); i++) {
+            llama_sampler_apply(llama_sampler_chain_get(chain_.get(), i), &array);
+        }
         if (array.selected < 0) return -1;
         const llama_token_data &chosen = array.data[array.selected];
         return std::isinf(chosen.logit) ? -1 : chosen.id;
@@ -174,29 +182,10 @@ class Sampler {
         return !std::isinf(one.logit);
     }
 
-    // Calls `take(id)` for every id from `first` whose logit is above `bar`, which `take` may raise. Almost
-    // none is, so whole blocks are passed over with one vectorised comparison.
-    template <typename Take>
-    void above(const float *logits, llama_token first, const float &bar, Take take) const {
-        constexpr int kBlock = 32;
-        llama_token id = first;
-        for (; id + kBlock <= n_vocab_; id += kBlock) {
-            unsigned any = 0;
-            for (int i = 0; i < kBlock; i++) any |= logits[id + i] > bar;
-            if (!any) continue;
-            for (int i = 0; i < kBlock; i++) {
-                if (logits[id + i] > bar) take(id + i);
-            }
-        }
-        for (; id < n_vocab_; id++) {
-            if (logits[id] > bar) take(id);
-        }
-    }
-
     llama_token best(const float *logits) const {
         llama_token best = 0;
         float bar = logits[0];
-        above(logits, 1, bar, [&](llama_token id) {
+        above(logits, 1, n_vocab_, bar, [&](llama_token id) {
             best = id;
             bar = logits[id];
         });
@@ -229,7 +218,7 @@ class Sampler {
         for (llama_token id = 0; id < pick_; id++) candidates_[id] = {id, logits[id], 0.0f};
         std::make_heap(candidates_.begin(), candidates_.end(), better);
         float bar = candidates_.front().logit;
-        above(logits, pick_, bar, [&](llama_token id) {
+        above(logits, pick_, n_vocab_, bar, [&](llama_token id) {
             std::pop_heap(candidates_.begin(), candidates_.end(), better);
             candidates_.back() = {id, logits[id], 0.0f};
             std::push_heap(candidates_.begin(), candidates_.end(), better);
@@ -241,6 +230,7 @@ class Sampler {
     const int32_t n_vocab_;
     bool best_only_ = false;
     int32_t pick_ = 0;
+    float nucleus_ = 0;  // the top-p, where it comes first in the chain
     Penalties penalties_;
     Owned chain_;
     Owned grammar_;
