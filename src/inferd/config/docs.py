@@ -22,28 +22,28 @@ _HEAD = """\
 
 <!-- Made by `python -m inferd.config.docs` from the option table in src/inferd/config. -->
 
-Each option is taken from the first place that gives it: a flag of `inferd serve`, the environment, the
-config file, the default. An empty variable counts as not set. A flag or a variable that overrides the config
-file is noted in the log. An option's value is never shown in `--help`, in logs or in errors when it is a
-secret. A variable whose name begins with `INFERD_` and that is none of these is noted in the log, with the
-nearest known one. What is marked *live* can change while the daemon runs: it reads its configuration again on
-SIGHUP. `inferd config show --origin` prints every value and where it came from.
+A flag of `inferd serve` takes precedence over the environment, the environment over the config file, and the
+config file over the default. An empty variable counts as not set. The log notes a flag or a variable that
+overrides the config file, and an unknown variable that begins with `INFERD_`, with the nearest known name.
+Secrets never appear in `--help`, in logs or in errors. A *live* option can change while the daemon runs: the
+daemon reads its configuration again on SIGHUP. `inferd config show --origin` prints every value with its
+source.
 
 The *runtime directory* is `$XDG_RUNTIME_DIR/inferd`, else `~/.inferd/run`, else `/tmp/inferd-UID`; on macOS
 it is `$TMPDIR/inferd`. The config file is `~/.inferd/config.json`, or the one that `--config` or
-`INFERD_CONFIG` names; the default one may be absent, a named one may not. A file that another user owns, or
-can write or replace, is refused.
+`INFERD_CONFIG` names; the default one may be absent, a named one must exist. inferd refuses a file that
+another user owns, or can write or replace.
 """
 
 _FILE_HEAD = """\
 ## The config file
 
-One JSON object. An error names the file, the key and the reason, and the daemon does not start; a key that
-inferd does not know is a warning that names the nearest known one. A file has `backends`, a list in order
-of priority, or `model`, a model object that means a list of one `llamacpp` entry, or neither, which means
-the default model or the one of `--model`. Secrets never stand in the file, only the names of the variables
-that hold them. The keys of single options are given above; a dot means an object inside an object.
-docs/config.schema.json is the same as a JSON Schema.
+The file is one JSON object. An error in it names the file, the key and the reason, and the daemon does not
+start. An unknown key is a warning with the nearest known name. A file has `backends`, a list in order of
+priority, or `model`, a model object, which is short for a list of one `llamacpp` entry. With neither, the
+daemon serves the default model or that of `--model`. The file has no secrets, only the names of the variables
+that hold them. The keys of single options are given above; a dot is an object inside an object.
+docs/config.schema.json describes the file as a JSON Schema.
 
 ```json
 {
@@ -57,8 +57,8 @@ docs/config.schema.json is the same as a JSON Schema.
 
 _KEYS = {
     "openai-compat": """
-The key is that of `--openai-api-key` for the first entry of this kind, else what the variable in
-`api_key_env` holds, else `INFERD_OPENAI_API_KEY`, else `OPENAI_API_KEY`, else none is sent.
+The key is that of `--openai-api-key` for the first entry of this kind, else the value of the variable in
+`api_key_env`, else of `INFERD_OPENAI_API_KEY`, else of `OPENAI_API_KEY`. Without any, no key is sent.
 """,
     "bedrock-invoke": """
 A request carries the bearer token of `--bedrock-bearer-token` for the first entry of this kind, else of the
@@ -123,7 +123,7 @@ def _backends() -> Iterator[str]:
             yield "- `model`: a model object; excludes `model_path`."
         yield _KEYS.get(kind, "")
     yield f"### a model object\n\n{_keys(MODEL_KEYS)}"
-    yield "- `mmproj`: a path, or a model object without `mmproj`. What lets the model see or hear."
+    yield "- `mmproj`: a path, or a model object without `mmproj`. The projector for pictures or sounds."
 
 
 def _keys(keys: tuple[Key, ...]) -> str:

@@ -30,36 +30,36 @@ class HttpOptions:
         HttpAddress(),
         None,
         "Serve the APIs of OpenAI, Anthropic and Ollama over HTTP on this address; the flag alone means"
-        " 127.0.0.1:11434. Needs the extra inferd[http]; off loopback keys are needed.",
+        " 127.0.0.1:11434. Needs the extra inferd[http]; beyond loopback keys are required.",
         key="http.addr",
     )
     http_key_file: Path | None = option(
         _HTTP,
         FilePath(),
         None,
-        "The file of the keys that HTTP clients may use, a line each: name, key, scopes, limits. It is read"
-        " again when it changes. Without it the API key, if there is one, is the only key.",
+        "The file of the keys for HTTP clients, one a line: name, key, scopes, limits. It is read "
+        "again when it changes. Without it the API key, if set, is the only key.",
         key="http.key_file",
     )
     http_cert: Path | None = option(
         _HTTP,
         FilePath(),
         None,
-        "The certificate chain (PEM) with which HTTP is served over TLS.",
+        "The certificate chain (PEM) for HTTP over TLS.",
         key="http.cert",
     )
     http_key: Path | None = option(
         _HTTP,
         FilePath(),
         None,
-        "The private key (PEM) of the certificate; without it the certificate's file must hold it.",
+        "The private key (PEM) of the certificate; by default it is in the certificate's file.",
         key="http.key",
     )
     http_hosts: tuple[str, ...] = option(
         _HTTP,
         Words("NAME"),
         (),
-        "Host names under which HTTP clients may reach the server, beside localhost and IP addresses.",
+        "Host names that HTTP clients may use for the server, besides localhost and IP addresses.",
         key="http.hosts",
         default_doc="none",
     )
@@ -67,7 +67,7 @@ class HttpOptions:
         _HTTP,
         Words("ORIGIN"),
         (),
-        "Origins of web pages that may use the server, beside those of this machine.",
+        "Origins of web pages that may use the server, besides those of this machine.",
         key="http.origins",
         default_doc="none",
     )

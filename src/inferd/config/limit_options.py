@@ -32,7 +32,7 @@ class LimitOptions:
         _LIMITS,
         Integer(0, 1_000_000),
         10,
-        "Requests that may wait for their turn; the next one is refused.",
+        "Requests that may wait; the next one is refused.",
         key="engine.queue_depth",
         reload=True,
     )
@@ -40,8 +40,8 @@ class LimitOptions:
         _LIMITS,
         Integer(0, 3_600_000),
         500,
-        "How long a request may be expected to wait for a local model before it goes to a remote backend of"
-        " the same pool, in milliseconds; 0 waits for nothing.",
+        "The longest expected wait for a local model, in milliseconds; beyond it a request goes to a "
+        "remote backend of the same pool. 0 does not wait.",
         key="engine.spill_after_ms",
         reload=True,
     )
@@ -49,21 +49,21 @@ class LimitOptions:
         _LIMITS,
         Seconds(),
         30.0,
-        "How long a built backend may take to become ready; with 0 it must be ready at once.",
+        "Time for a backend to become ready after it is built; with 0 it must be ready at once.",
         reload=True,
     )
     drain_timeout_secs: float = option(
         _LIMITS,
         Seconds(),
         10.0,
-        "How long requests may go on after a stop was asked for.",
+        "Time for requests to finish after a stop.",
         reload=True,
     )
     write_timeout_secs: float = option(
         _LIMITS,
         Seconds(),
         60.0,
-        "How long a client may leave its answer unread before it is dropped; 0 waits for ever.",
+        "Time for which a client may leave its answer unread before it is dropped; 0 sets no limit.",
         key="limits.write_timeout_secs",
         reload=True,
     )
@@ -71,7 +71,7 @@ class LimitOptions:
         _LIMITS,
         Seconds(),
         0.0,
-        "How long a connection may stay open without a request; 0 sets no limit.",
+        "Time for which a connection may stay open without a request; 0 sets no limit.",
         key="limits.idle_timeout_secs",
         reload=True,
     )
@@ -79,7 +79,7 @@ class LimitOptions:
         _LIMITS,
         Seconds(),
         0.0,
-        "Stop when no client has been connected for this long; 0 never stops.",
+        "Stop after this time without a connected client; 0 never stops.",
         reload=True,
     )
     max_frame_bytes: int = option(
@@ -94,7 +94,7 @@ class LimitOptions:
         _LIMITS,
         Integer(1024, 128 * 1024 * 1024),
         64 * 1024 * 1024,
-        "The largest attachment behind a request line in bytes.",
+        "The largest attachment in bytes.",
         key="limits.max_attachment_bytes",
         reload=True,
     )
@@ -102,8 +102,8 @@ class LimitOptions:
         _LIMITS,
         Integer(1024, 2**40),
         384 * 1024 * 1024,
-        "Memory for the attachments and long lines of all requests together, in bytes; a request beyond it is"
-        " refused. One user may hold half of what the others leave.",
+        "Memory for the attachments and long lines of all requests together, in bytes; a request "
+        "beyond it is refused. One user may hold half of the memory that the others leave free.",
         key="limits.max_input_memory_bytes",
         reload=True,
     )
@@ -111,8 +111,9 @@ class LimitOptions:
         _LIMITS,
         Integer(0, 2**48),
         0,
-        "Memory that all local models together may take, in bytes: one that a request names is loaded only if"
-        " it fits, after idle ones were unloaded. 0 is four fifths of what is available at the load.",
+        "Memory for all local models together, in bytes. A model that a request names is loaded only "
+        "if it fits after idle models are unloaded. 0 is four fifths of the memory available at the "
+        "load.",
         key="limits.memory_budget_bytes",
         reload=True,
     )
@@ -120,8 +121,8 @@ class LimitOptions:
         _LIMITS,
         Integer(0, 1000),
         2,
-        "The process of a model on a CPU may take so many times the memory that its file lets expect, beside"
-        " what its threads and caches need; 0 sets no limit.",
+        "Memory limit of the process of a model on a CPU, as a multiple of the estimate from its "
+        "file, besides its threads and caches; 0 sets no limit.",
         key="limits.engine_memory_factor",
         reload=True,
     )
@@ -129,8 +130,8 @@ class LimitOptions:
         _LIMITS,
         Seconds(),
         900.0,
-        "How long a model that was loaded for a request stays after its last one; 0 keeps it until its memory"
-        " is needed. The models of the configuration always stay.",
+        "Time for which a model that was loaded for a request stays loaded after its last request; 0 "
+        "keeps it until its memory is needed. The models of the configuration always stay.",
         key="limits.keep_alive_secs",
         reload=True,
     )
@@ -138,7 +139,7 @@ class LimitOptions:
         _LIMITS,
         Seconds(),
         86400.0,
-        "How long a request of another user than the daemon's may keep its model loaded behind it.",
+        "The longest keep_alive that a request of another user than the daemon's may set.",
         key="limits.keep_alive_max_secs",
         reload=True,
     )
@@ -162,7 +163,7 @@ class LimitOptions:
         _STORE,
         Boolean(),
         True,
-        "Fetch a model that is not in the store.",
+        "Download a model that is not in the store.",
         key="auto_pull",
         reload=True,
     )
@@ -181,7 +182,7 @@ class LimitOptions:
         _STORE,
         Choice(("auto", "always")),
         "auto",
-        "When to hash a stored model again; auto does so only when the file may have changed.",
+        "When to hash a stored model again; auto hashes it only if the file may have changed.",
         reload=True,
     )
     log_level: str = option(

@@ -35,7 +35,7 @@ class ModelOptions:
         _MODEL,
         Choice(("llamacpp", "openai-compat", "bedrock-invoke", "mock")),
         "llamacpp",
-        "The kind of backend to serve; of a config file, only the entries of that kind are served then.",
+        "The kind of backend to serve; with a config file, only its entries of that kind are served.",
         reload=True,
     )
     model: str = option(
@@ -63,9 +63,9 @@ class ModelOptions:
         _MODEL,
         Integer(0),
         None,
-        "Tokens of context that one request may use, prompt and answer together; 0 is all that the model was"
-        " trained for. Without it 16384, or what the model was trained for; less where memory is short, down"
-        " to 2048.",
+        "Context of one request in tokens, prompt and answer together; 0 is the model's training "
+        "context. The default is 16384 or the training context, whichever is smaller; less if memory "
+        "is short, down to 2048.",
         key="n_ctx",
         reload=True,
     )
@@ -73,7 +73,7 @@ class ModelOptions:
         _MODEL,
         Integer(-1),
         -1,
-        "Layers of the model to keep on a GPU; -1 takes all that fit, 0 stays on the CPU.",
+        "Layers of the model to keep on a GPU; -1 is as many as fit, 0 uses the CPU only.",
         key="n_gpu_layers",
         reload=True,
     )
@@ -81,8 +81,8 @@ class ModelOptions:
         _MODEL,
         Choice(("cpu", "cuda", "metal", "rocm", "vulkan")),
         None,
-        "What models must run on: `cpu` keeps them off a GPU that is there; with another one the daemon does"
-        " not start without it.",
+        "The accelerator that models must use: `cpu` does not use a GPU; with another value the "
+        "daemon does not start without that accelerator.",
         flag=False,
         reload=True,
     )
@@ -97,7 +97,8 @@ class ModelOptions:
         _OPENAI,
         ServerUrl(),
         None,
-        "The server to pass requests on to, without the `/v1` of its API; needed for a backend of the kind"
+        "The server that requests are forwarded to, without the `/v1` of its API; needed for a "
+        "backend of the kind"
         " openai-compat.",
         reload=True,
     )
@@ -105,22 +106,22 @@ class ModelOptions:
         _OPENAI,
         Text("NAME", needed=True),
         None,
-        "The name that the server has for the model; needed for a backend of the kind openai-compat.",
+        "The server's name of the model; needed for a backend of the kind openai-compat.",
         reload=True,
     )
     openai_api_key: Secret | None = option(
         _OPENAI,
         SecretText(optional=True),
         None,
-        "The key for the server, empty for none. Prefer the variable, since every user of the machine sees a"
-        " flag; without either OPENAI_API_KEY is used.",
+        "The key for the server, empty for none. Prefer the variable, because every user of the "
+        "machine can see a flag. Without either, OPENAI_API_KEY is used.",
         reload=True,
     )
     openai_timeout_secs: float = option(
         _OPENAI,
         Seconds(positive=True),
         300.0,
-        "How long the server may be silent before a request fails.",
+        "The longest silence of the server before a request fails.",
         reload=True,
     )
     bedrock_region: str | None = option(
@@ -142,8 +143,8 @@ class ModelOptions:
         _BEDROCK,
         SecretText(),
         None,
-        "The bearer token. Prefer the variable, since every user of the machine sees a flag; without either"
-        " AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY sign the requests.",
+        "The bearer token. Prefer the variable, because every user of the machine can see a flag. "
+        "Without either, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY sign the requests.",
         env="AWS_BEARER_TOKEN_BEDROCK",
         reload=True,
     )
@@ -151,21 +152,21 @@ class ModelOptions:
         _BEDROCK,
         Endpoint(),
         None,
-        "A server in the place of AWS's own for the region, such as a VPC endpoint.",
+        "A server to use instead of AWS's own for the region, such as a VPC endpoint.",
         reload=True,
     )
     bedrock_timeout_secs: float = option(
         _BEDROCK,
         Seconds(positive=True),
         300.0,
-        "How long the service may be silent before a request fails.",
+        "The longest silence of the service before a request fails.",
         reload=True,
     )
     threads: int = option(
         _ENGINE,
         Integer(0, 512),
         0,
-        "Threads of the token loop; 0 chooses the number from the machine and how busy it is.",
+        "Threads of the token loop; 0 chooses the number by the load of the machine.",
         key="engine.threads",
         reload=True,
     )
@@ -173,7 +174,7 @@ class ModelOptions:
         _ENGINE,
         Integer(1, 65536),
         512,
-        "Most tokens that one step of the token loop computes.",
+        "Upper limit on the tokens that one step of the token loop computes.",
         key="engine.n_batch",
         reload=True,
     )
@@ -181,7 +182,7 @@ class ModelOptions:
         _ENGINE,
         Choice(("auto", "on", "off")),
         "auto",
-        "Flash attention; auto is off on a CPU, where it slows decoding, and left to llama.cpp on a GPU.",
+        "Flash attention; auto is off on a CPU, where it slows decoding, and llama.cpp's choice on a GPU.",
         key="engine.flash_attention",
         reload=True,
     )
@@ -197,7 +198,7 @@ class ModelOptions:
         _ENGINE,
         Boolean(),
         False,
-        "Keep all requests in one KV cache instead of one each.",
+        "Keep all requests in one KV cache instead of one for each slot.",
         key="engine.kv_unified",
         reload=True,
     )
@@ -205,7 +206,7 @@ class ModelOptions:
         _ENGINE,
         Integer(0, 1 << 20),
         1024,
-        "MiB of memory, for each model, that keep computed prompts for which no slot has room; 0 keeps none.",
+        "Memory for computed prompts outside the slots, in MiB for each model; 0 keeps none.",
         key="engine.cache_mib",
         reload=True,
     )
@@ -213,8 +214,9 @@ class ModelOptions:
         _ENGINE,
         Integer(0, 1 << 24),
         2048,
-        "MiB of files, for all models, that keep computed prompts over a restart; 0 writes none. A prompt can"
-        " be rebuilt from its file. One that takes more than engine.cache_mib gets no file.",
+        "Files of computed prompts, in MiB for all models; they survive a restart. 0 writes none. "
+        "The text of a prompt can be rebuilt from its file. A prompt larger than engine.cache_mib "
+        "gets no file.",
         key="engine.cache_disk_mib",
         reload=True,
     )
@@ -222,8 +224,8 @@ class ModelOptions:
         _ENGINE,
         Choice(("auto", "on", "off")),
         "auto",
-        "Compute several tokens of an answer at once where they can be foretold: auto if it is measured to be"
-        " faster, on if they are likely to be right, off never.",
+        "Speculative decoding from forced text and n-grams: auto if it measures as faster, on if "
+        "guesses are likely to be right, off never.",
         key="engine.drafts",
         reload=True,
     )

@@ -29,90 +29,92 @@ class SocketOptions:
         _SOCKETS,
         TcpAddress(),
         None,
-        "Serve on this TCP address instead of the Unix socket; off loopback an API key is needed.",
+        "Listen on this TCP address instead of the Unix socket; beyond loopback an API key is required.",
         key="listen.tcp",
     )
     uds: Path | None = option(
         _SOCKETS,
         FilePath(),
         paths.inference_socket_path,
-        "The Unix socket to serve on.",
+        "The Unix socket of v1.",
         default_doc="`infer.sock` in the runtime directory",
     )
     v2: bool = option(
         _SOCKETS,
         Boolean(),
         True,
-        "Serve typed blocks (v2) on a socket of their own.",
+        "Serve typed blocks (v2) on their own socket.",
     )
     v2_tcp: str | None = option(
         _SOCKETS,
         TcpAddress(),
         None,
-        "Serve v2 on this TCP address instead of its Unix socket; off loopback an API key is needed.",
+        "Serve v2 on this TCP address instead of its Unix socket; beyond loopback an API key is required.",
         key="listen.tcp_v2",
     )
     v2_addr: Path | None = option(
         _SOCKETS,
         FilePath(),
         paths.v2_socket_path,
-        "The Unix socket to serve v2 on.",
+        "The Unix socket of v2.",
         default_doc="`infer.v2.sock` in the runtime directory",
     )
     framed_addr: Path = option(
         _SOCKETS,
         FilePath(),
         paths.framed_socket_path,
-        "The Unix socket for clients that send length-prefixed frames, as those of inferd 0.4 and later.",
+        "The Unix socket for length-prefixed frames, which clients of inferd 0.4 to 0.8 send.",
         default_doc="`inferd.sock` in the runtime directory",
     )
     embed: bool = option(
         _SOCKETS,
         Boolean(),
         False,
-        "Serve embeddings on a socket of their own, if a model makes them. A backend with `embed`"
-        " in the config file asks for that, too; a model without that key is asked what it is made for.",
+        "Serve embeddings on their own socket, if a model makes them. `embed` of a backend in the "
+        "config file does the same. Without that key the model file decides whether a model embeds.",
     )
     embed_tcp: str | None = option(
         _SOCKETS,
         TcpAddress(),
         None,
-        "Serve embed on this TCP address instead of its Unix socket; off loopback an API key is needed.",
+        "Serve embed on this TCP address instead of its Unix socket; beyond loopback an API key is required.",
         key="listen.tcp_embed",
     )
     embed_addr: Path | None = option(
         _SOCKETS,
         FilePath(),
         paths.embed_socket_path,
-        "The Unix socket to serve embed on.",
+        "The Unix socket of embed.",
         default_doc="`infer.embed.sock` in the runtime directory",
     )
     rerank: bool = option(
         _SOCKETS,
         Boolean(),
         False,
-        "Serve rankings of documents on a socket of their own, if a model makes them. A backend with `embed`"
-        " in the config file asks for that, too; a model without that key is asked what it is made for.",
+        "Serve rankings of documents on their own socket, if a model makes them. `embed` of a "
+        "backend in the config file does the same. Without that key the model file decides whether a "
+        "model ranks.",
     )
     rerank_tcp: str | None = option(
         _SOCKETS,
         TcpAddress(),
         None,
-        "Serve rerank on this TCP address instead of its Unix socket; off loopback an API key is needed.",
+        "Serve rerank on this TCP address instead of its Unix socket; beyond loopback an API key is "
+        "required.",
         key="listen.tcp_rerank",
     )
     rerank_addr: Path | None = option(
         _SOCKETS,
         FilePath(),
         paths.rerank_socket_path,
-        "The Unix socket to serve rerank on.",
+        "The Unix socket of rerank.",
         default_doc="`infer.rerank.sock` in the runtime directory",
     )
     group: str | None = option(
         _SOCKETS,
         Name("GROUP"),
         None,
-        "The group whose members may connect to the Unix sockets of requests.",
+        "The group whose members may connect to the Unix sockets for requests.",
     )
     admin_addr: Path = option(
         _SOCKETS,
@@ -133,8 +135,8 @@ class SocketOptions:
         _SOCKETS,
         SecretText(),
         None,
-        "The key that a TCP client must send; a flag is seen by every user of the machine, so prefer the"
-        " variable or --api-key-file.",
+        "The key that a TCP client must send. Every user of the machine can see a flag, so prefer "
+        "the variable or --api-key-file.",
         reload=True,
     )
     api_key_file: Path | None = option(
