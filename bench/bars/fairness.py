@@ -1,10 +1,10 @@
 """What a flood, and readers that do not read, leave to one honest client of another process.
 
 ``python -m bench.bars.fairness --model FILE.gguf`` has a process with 60 connections send a request on each,
-and the next one a millisecond after each answer or refusal, for ``--secs`` seconds, while one request is
-served at a time. The honest client, which has one connection, has to get a quarter of the answers. Then, on
-the mock, four clients ask for long answers that they do not read; an honest request may take twice its time
-alone. Ends with 1 when either fails.
+and the next one a millisecond after each answer or refusal, for ``--secs`` seconds, once while one request is
+served at a time and once while four are. The honest client, which has one connection, has to get a quarter of
+the answers. On the mock, four clients ask for long answers that they do not read; an honest request may take
+twice its time alone. Ends with 1 when either fails.
 """
 
 from __future__ import annotations
@@ -103,19 +103,25 @@ def main() -> int:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--secs", type=float, default=20.0)
     options = parser.parse_args()
-    settings = {"backend": "llamacpp", "model_path": options.model, "n_ctx": 2048, "active_permits": 1}
+    settings = {"backend": "llamacpp", "model_path": options.model, "n_ctx": 2048}
+    parts = []
     with tempfile.TemporaryDirectory(prefix="i", dir="/tmp") as directory:
-        alone, first, beside = beside_readers(Path(directory) / "1")
-        process = DaemonProcess(Path(directory) / "0", settings, {}).wait_ready()
-        theirs, own, refused = share(process, options.secs)
-        process.end()
-    part = own / (own + theirs)
-    sys.stdout.write(
-        f"a request takes {alone:.2f} ms alone; beside {READERS} readers that do not read the first takes "
-        f"{first:.2f} ms, since it ends one of them, and the next {beside:.2f} ms\n"
-        f"beside {CONNECTIONS} connections: {own} answers of {own + theirs} ({part:.0%}), {refused} refused\n"
-    )
-    return int(beside > 2 * alone or part < 0.25)
+        alone, first, beside = beside_readers(Path(directory) / "0")
+        sys.stdout.write(
+            f"a request takes {alone:.2f} ms alone; beside {READERS} readers that do not read the first "
+            f"takes {first:.2f} ms, since it ends one of them, and the next {beside:.2f} ms\n"
+        )
+        for permits in (1, 4):
+            place = Path(directory) / str(permits)
+            process = DaemonProcess(place, {**settings, "active_permits": permits}, {}).wait_ready()
+            theirs, own, refused = share(process, options.secs)
+            process.end()
+            parts.append(own / (own + theirs))
+            sys.stdout.write(
+                f"beside {CONNECTIONS} connections, {permits} at a time: {own} answers of {own + theirs} "
+                f"({parts[-1]:.0%}), {refused} refused\n"
+            )
+    return int(beside > 2 * alone or min(parts) < 0.25)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from collections.abc import Hashable
 import pytest
 
 from inferd.errors import AdmissionClosed, DeadlineExceeded, QueueFull
-from inferd.serve import admission
+from inferd.serve import admission, shares
 from inferd.serve.admission import Admission
 from tests.in_process import until
 
@@ -202,6 +202,45 @@ async def test_a_newcomer_among_callers_is_not_starved() -> None:
     assert queue.started == ["a0", "a1", "a2", "b1"]
     await queue.finish("b1")
     await queue.finish("a3")
+
+
+@pytest.mark.parametrize("level", ["process", "user"])
+async def test_a_flood_holds_half_of_the_permits_beside_one_other(
+    level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shares, "STAY_SECS", 3600.0)
+    queue = Queue(active_permits=4, queue_depth=20)
+    other = "b" if level == "user" else "a"
+    for name in ("a1", "a2", "a3", "a4", "a5", "a6"):
+        await queue.come(name, caller="a", owner="a")
+    assert queue.started == ["a1", "a2", "a3", "a4"]  # alone it holds all
+    await queue.come("b1", caller="b", owner=other)
+    await queue.finish("a1")
+    await queue.finish("a2")
+    assert queue.started[4:] == ["b1"]
+    await queue.finish("a3")
+    assert queue.started[5:] == ["a5"]
+    # A client that sends one request after the other finds a place at once, whenever it comes.
+    for name in ("b2", "b3", "b4"):
+        await queue.finish(queue.started[-1] if name != "b2" else "b1")
+        await queue.come(name, caller="b", owner=other)
+        assert queue.started[-1] == name
+    await queue.finish_all()
+
+
+async def test_a_process_that_stays_away_leaves_its_permits_to_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shares, "STAY_SECS", 0.001)
+    queue = Queue(active_permits=2)
+    await queue.come("b1", caller="b")
+    await queue.come("a1", caller="a")
+    await queue.come("a2", caller="a")
+    assert queue.started == ["b1", "a1"]
+    await queue.finish("b1")
+    await until(lambda: queue.started == ["b1", "a1", "a2"])
+    await queue.finish("a1")
+    await queue.finish("a2")
 
 
 async def test_whoever_is_cancelled_while_waiting_leaves_the_queue() -> None:

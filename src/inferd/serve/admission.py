@@ -5,7 +5,7 @@ At most ``active_permits`` requests run, and ``queue_depth`` more wait. Waiting 
 in order of arrival. A full queue is shared by the same rule. A newcomer takes the place of the last request
 of the user, or of the process of its own user, that holds the most places, if that leaves the newcomer with
 no more than the other keeps. Otherwise it is refused. A request leaves the queue when it is cancelled or its
-deadline passes.
+deadline passes. :class:`Shares` bounds how many of the permits one user or process holds beside others.
 
 A request that may go to a pool of backends has a :class:`Choice`. It is asked for a place beside the permits,
 and may take one at once or while it waits: such a request does not count among the ``active_permits``.
@@ -24,6 +24,7 @@ from math import inf
 
 from inferd.errors import AdmissionClosed, DeadlineExceeded, InferdError, QueueFull
 from inferd.serve.pool import BackendSlot, Choice
+from inferd.serve.shares import Process, Shares
 
 # How long a request may wait for its client to read while others wait for its place. A client that reads at
 # all empties its buffer sooner.
@@ -36,13 +37,14 @@ class Permit:
     """A place among the running requests, given back at the end of its ``with`` block. ``holder`` is what
     the request gave to be listed as, ``slot`` the backend that its choice took."""
 
-    __slots__ = ("_admission", "began", "caller", "holder", "owner", "slot")
+    __slots__ = ("_admission", "began", "caller", "holder", "owner", "process", "slot")
 
     def __init__(self, admission: Admission, waiter: _Waiter, began: float, slot: BackendSlot | None) -> None:
         self._admission = admission
         self.slot = slot
         self.owner = waiter.owner
         self.caller = waiter.caller
+        self.process = waiter.process
         self.holder = waiter.holder
         self.began = began
 
@@ -58,17 +60,25 @@ class Permit:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._admission._shares.go(self.process, self.owner, self.caller)
         self._admission._release(self)
 
 
 class _Waiter:
     """A request in the queue; ``turn`` is done when it has left it."""
 
-    __slots__ = ("caller", "choice", "holder", "overdue", "owner", "priority", "turn")
+    __slots__ = ("caller", "choice", "holder", "overdue", "owner", "priority", "process", "turn")
 
     def __init__(
-        self, owner: Hashable, caller: Hashable, priority: str, holder: object, choice: Choice | None
+        self,
+        owner: Hashable,
+        caller: Hashable,
+        priority: str,
+        holder: object,
+        choice: Choice | None,
+        process: Process,
     ) -> None:
+        self.process = process
         self.choice = choice
         self.overdue = False
         self.owner = owner
@@ -93,6 +103,7 @@ class Admission:
         """How many of the waiting have a choice."""
         self._active = 0
         """How many of the running count among the ``active_permits``."""
+        self._shares = Shares(self.look_again)
         self._running: set[Permit] = set()
         self._resting: dict[Permit, tuple[float, Callable[[], object]]] = {}  # the longest resting first
         self._giving_up: set[Permit] = set()
@@ -145,23 +156,31 @@ class Admission:
         it is served before the others that wait, and never refused. Raises AdmissionClosed, QueueFull,
         DeadlineExceeded, and what ``choice`` raises.
         """
-        waiter = _Waiter(owner, caller, priority, holder, choice)
-        if again or not self._closed:
-            if choice is None:
-                if self._has_room():
-                    return self._begin(waiter)
-            else:
-                wait = self._wait_behind(self.waiting) if self.waiting < self.queue_depth else inf
-                if (slot := choice.take(self._has_room(), wait)) is not None:
-                    return self._begin(waiter, slot)
-        if not again:
-            self._make_way_for(waiter)
-        return await self._wait_in_line(waiter, deadline, again)
+        process = self._shares.come(owner, caller)
+        try:
+            waiter = _Waiter(owner, caller, priority, holder, choice, process)
+            if again or not self._closed:
+                if choice is None:
+                    if self._has_room_for(waiter):
+                        return self._begin(waiter)
+                else:
+                    wait = self._wait_behind(self.waiting) if self.waiting < self.queue_depth else inf
+                    if (slot := choice.take(self._has_room_for(waiter), wait)) is not None:
+                        return self._begin(waiter, slot)
+            if not again:
+                self._make_way_for(waiter)
+            return await self._wait_in_line(waiter, deadline, again)
+        except BaseException:
+            self._shares.go(process, owner, caller)
+            raise
+
+    def _has_room_for(self, waiter: _Waiter) -> bool:
+        return self._has_room() and self._shares.allow(waiter.process, self.active_permits)
 
     def _make_way_for(self, waiter: _Waiter) -> None:
         """Finds a place in the queue for a newcomer; raises why there is none."""
         refusal = self.refusal
-        if refusal is None and waiter.choice is not None and self.waiting >= self.queue_depth:
+        if refusal is None and self.waiting >= self.queue_depth:
             refusal = QueueFull(self.retry_after_secs)  # the permits that are free are not for it
         if refusal is not None:
             displaced = None if self._closed else self._displaced_by(waiter)
@@ -178,6 +197,8 @@ class Admission:
             slot.taken()
         if slot is None or slot.here:
             self._active += 1
+            waiter.process.running += 1
+            waiter.process.user.running += 1
         return permit
 
     async def _wait_in_line(self, waiter: _Waiter, deadline: float | None, first: bool) -> Permit:
@@ -243,20 +264,19 @@ class Admission:
             slot.left()
         if slot is None or slot.here:
             self._active -= 1
+            permit.process.running -= 1
+            permit.process.user.running -= 1
             took = asyncio.get_running_loop().time() - permit.began
             mean = took if self._mean_secs is None else self._mean_secs
             self._mean_secs = mean + _NEWEST_PART * (took - mean)
-        if self._choosing:
-            self.look_again()
-        elif self.waiting and self._has_room():
-            self._call_next()
+        self.look_again()
         self._tell_idle()
 
     def look_again(self) -> None:
         """Gives the places that may have become free to those that wait."""
         while self._choosing and self._call_choosing():
             pass
-        while not self._choosing and self._has_room() and self._call_next():
+        while not self._choosing and self.waiting and self._has_room() and self._call_next():
             pass
 
     def _call_choosing(self) -> bool:
@@ -266,44 +286,43 @@ class Admission:
                 continue
             slot: BackendSlot | None = None
             if waiter.choice is None:
-                if not self._has_room():
+                if not self._has_room_for(waiter):
                     continue
             else:
                 wait = inf if waiter.overdue else self._wait_behind(ahead)
                 try:
-                    slot = waiter.choice.take(self._has_room(), wait)
+                    slot = waiter.choice.take(self._has_room_for(waiter), wait)
                 except InferdError as error:
                     self._leave(waiter)
                     waiter.turn.set_exception(error)
                     return True
                 if slot is None:
                     continue
-            self._leave(waiter)
-            turns = self._queues[waiter.priority]
-            if waiter.owner in turns:  # behind the other users, and the other processes of the user
-                turns.move_to_end(waiter.owner)
-                if waiter.caller in turns[waiter.owner]:
-                    turns[waiter.owner].move_to_end(waiter.caller)
-            waiter.turn.set_result(self._begin(waiter, slot))
+            self._call(waiter, slot)
             return True
         return False
 
-    def _call_next(self) -> bool:
-        """Gives a permit to the next in line."""
+    def _call_next(self, *, regardless: bool = False) -> bool:
+        """Gives a permit to the next in line whose share allows it; whether there was one."""
         for turns in self._queues.values():
-            while turns:
-                owner, lines = turns.popitem(last=False)
-                caller, line = lines.popitem(last=False)
-                waiter = line.popleft()
-                if line:
-                    lines[caller] = line  # behind the other processes of the user
-                if lines:
-                    turns[owner] = lines  # behind the other users
-                self.waiting -= 1
-                if not waiter.turn.done():
-                    waiter.turn.set_result(self._begin(waiter))
-                    return True
+            for lines in turns.values():
+                for line in lines.values():
+                    waiter = next((waiter for waiter in line if not waiter.turn.done()), None)
+                    if waiter is not None and (regardless or self._has_room_for(waiter)):
+                        self._call(waiter, None)
+                        return True
         return False
+
+    def _call(self, waiter: _Waiter, slot: BackendSlot | None) -> None:
+        """Ends the wait of a request by a place."""
+        permit = self._begin(waiter, slot)
+        self._leave(waiter)
+        turns = self._queues[waiter.priority]
+        if waiter.owner in turns:  # behind the other users, and the other processes of the user
+            turns.move_to_end(waiter.owner)
+            if waiter.caller in turns[waiter.owner]:
+                turns[waiter.owner].move_to_end(waiter.caller)
+        waiter.turn.set_result(permit)
 
     # A full queue.
 
@@ -363,7 +382,7 @@ class Admission:
 
     def release_waiters(self) -> None:
         """Ends all waiting, beyond the number of permits; for requests that only have to say goodbye."""
-        while self._call_next():
+        while self._call_next(regardless=True):
             pass
 
     def running_requests(self) -> list[object]:
