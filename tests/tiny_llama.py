@@ -71,6 +71,24 @@ def random_llama() -> Path:
     return directory / "random.gguf"
 
 
+def write_adapter(path: Path, seed: int, width: int = RANDOM_WIDTH) -> Path:
+    """Writes a LoRA adapter for the random model, or for one of another ``width``; returns its path."""
+    random, rank = np.random.default_rng(seed), 4
+    keys: dict[str, str | int | float] = {
+        "general.architecture": "llama",
+        "general.type": "adapter",
+        "adapter.type": "lora",
+        "adapter.lora.alpha": float(rank),
+    }
+    tensors = {
+        f"blk.{layer}.ffn_down.weight.lora_{half}": random.standard_normal(shape, dtype=np.float32)
+        for layer in range(2)
+        for half, shape in (("a", (rank, width)), ("b", (width, rank)))
+    }
+    _write_file(path, [_text(key) + _value(value) for key, value in keys.items()], tensors)
+    return path
+
+
 _LAYER = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inferd.config import sources
-from inferd.config.file import BACKEND_KEYS, MODEL_KEYS
+from inferd.config.keys import BACKEND_KEYS, MODEL_KEYS
 from inferd.config.settings import OPTIONS
 from inferd.errors import ConfigError
 

@@ -18,6 +18,7 @@ from tests.daemon_process import DaemonProcess
 from tests.demo_model import demo_model
 from tests.shell import Shell
 from tests.tiny_bert import write_bert
+from tests.tiny_llama import random_llama, write_adapter
 from tests.tiny_model import stock
 
 Start = Callable[..., DaemonProcess]
@@ -147,4 +148,35 @@ def test_an_entry_gives_its_names_template_and_system_prompt(daemon: Start, shor
         assert prompt(words, "plain") < prompt(words, "captain")
         own, none = prompt(words, "captain"), prompt(words, "captain", "x")
         assert own == prompt(words, "pirate", "Answer\nas a pirate.") != none
+    process.note_resources()
+
+
+def test_a_request_names_an_adapter_of_its_model(daemon: Start, short_dir: Path) -> None:
+    lora = [{"name": "pirate", "path": str(write_adapter(short_dir / "pirate.gguf", seed=1))}]
+    entry = {
+        "kind": "llamacpp",
+        "name": "chat",
+        "model_path": str(random_llama()),
+        "n_ctx": 512,
+        "lora": lora,
+    }
+    config = short_dir / "config.json"
+    config.write_text(json.dumps({"backends": [entry]}))
+    process = daemon(backend="", config=config, threads=1, active_permits=1).wait_ready()
+    shell = Shell(process.dir, INFERD_ADDRESS=str(process.uds), INFERD_CONFIG=str(config))
+
+    def answer(*options: str) -> str:
+        run = shell("run", "--temperature", "0", "--max-tokens", "6", *options, "hi")
+        assert run.returncode == 0, run.stderr
+        return run.stdout
+
+    plain = answer()
+    assert answer("--lora", "pirate") != plain
+    assert answer() == plain
+    refused = ask(process, lora="parrot")
+    assert (refused["code"], "it has pirate" in refused["message"]) == ("invalid_request", True)
+    with AdminClient(process.admin) as admin:
+        assert admin.snapshot().capabilities[0]["lora"] == ["pirate"]
+    shown = json.loads(shell("show", "--json", str(random_llama())).stdout)
+    assert shown["lora"] == ["pirate"]
     process.note_resources()

@@ -56,15 +56,15 @@ def test_every_field_arrives() -> None:
     got = BlockSurface().engine_request(
         request(
             temperature=0.5, top_p=0.5, top_k=5, max_tokens=7, min_p=0.25, repeat_penalty=1.25,
-            presence_penalty=-1, frequency_penalty=2, seed=9, stop=["x"], session="s", thinking=False,
-            tools=[tool], tool_choice={"name": "f"},
+            presence_penalty=-1, frequency_penalty=2, seed=9, stop=["x"], session="s", lora="l",
+            thinking=False, tools=[tool], tool_choice={"name": "f"},
         ),
         template,
     )  # fmt: skip
     assert got == generate_request(
         messages=(Message("user", "hi"),), max_tokens=7, temperature=0.5, top_p=0.5, top_k=5, min_p=0.25,
         repeat_penalty=1.25, presence_penalty=-1.0, frequency_penalty=2.0, seed=9, stop=("x",), session="s",
-        frame=template, typed=True, model_defaults=True, thinking=False,
+        lora="l", frame=template, typed=True, model_defaults=True, thinking=False,
         tools=(Tool("f", "does f", '{"type": "object"}'),), tool_name="f",
     )  # fmt: skip
 

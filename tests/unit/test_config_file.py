@@ -81,6 +81,23 @@ def test_the_default_file_is_read(tmp_path: Path) -> None:
             },
             r"`backends\[0\].mmproj` and `backends\[0\].model.mmproj` exclude",
         ),
+        (
+            {"backends": [{"kind": "llamacpp", "name": "m", "model_path": "/m", "lora": [{"name": "a"}]}]},
+            r"`path`.*backends\[0\].lora\[0\]",
+        ),
+        (
+            {
+                "backends": [
+                    {
+                        "kind": "llamacpp",
+                        "name": "m",
+                        "model_path": "/m",
+                        "lora": [{"name": "a", "path": "/a"}] * 2,
+                    }
+                ]
+            },
+            r"`backends\[0\].lora\[1\].name` 'a' is taken by an adapter",
+        ),
         ({"backends": [{"kind": "mock", "name": ""}]}, r"backends\[0\].name"),
         ({"backends": [{"kind": "mock", "name": "a/b"}]}, r"`backends\[0\].name` must be a name without"),
         ({"backends": MOCK["backends"] * 2}, r"`backends\[1\].name` 'm' is taken"),
@@ -195,6 +212,23 @@ def test_the_projector_of_a_model_is_a_path_or_another_model(tmp_path: Path) -> 
     assert entry == LlamaCppEntry(name="x", model=ModelSpec(name="y"))
     path = write(tmp_path, {"model": {"name": "x", "mmproj": {**ears, "sha265": SHA}}})
     assert any("`model.mmproj.sha265`" in note for note in sources.load({"config": path}, ENV)[1])
+
+
+def test_the_adapters_of_an_entry_fit_its_model_and_no_other(tmp_path: Path) -> None:
+    lora = [{"name": "pirate", "path": "/a.gguf"}, {"name": "poet", "path": "/b.gguf", "scael": 1}]
+    listed = {"kind": "llamacpp", "name": "x", "model_path": "/m.gguf", "lora": lora}
+    path = write(tmp_path, {"backends": [listed]})
+    settings, notes = sources.load({"config": path}, ENV)
+    (entry,) = settings.backends
+    assert isinstance(entry, LlamaCppEntry)
+    assert [(each.name, each.path) for each in entry.lora] == [
+        ("pirate", Path("/a.gguf")),
+        ("poet", Path("/b.gguf")),
+    ]
+    assert any("`backends[0].lora[1].scael`" in note for note in notes)
+    (entry,) = sources.load({"config": path, "model": "y"}, ENV)[0].backends
+    assert isinstance(entry, LlamaCppEntry)
+    assert entry.lora == ()
 
 
 def entries(tmp_path: Path, flags: dict[str, object]) -> tuple[tuple[BackendEntry, ...], list[str]]:

@@ -147,6 +147,7 @@ def test_no_field_is_left_out() -> None:
         "scope",
         "frame",
         "tool_choice",
+        "lora",  # the router sends such a request to a local model
     }
 
 

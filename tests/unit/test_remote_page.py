@@ -137,6 +137,7 @@ NOT_IN_A_ROW = {
     "frame",
     "typed",
     "session",
+    "lora",
     "scope",
     "cache",
     "priority",

@@ -32,6 +32,8 @@ def models(settings: Settings) -> Findings:
                 yield _stored(settings, entry.mmproj)
             elif entry.mmproj is not None:
                 yield _file(entry.mmproj, None)
+            for adapter in entry.lora:
+                yield _file(adapter.path, None)
 
 
 def _stored(settings: Settings, spec: ModelSpec) -> Finding:

@@ -96,7 +96,8 @@ def _check_models(given: LoadedConfig) -> None:
     store = ModelStore(given.settings.models_home)
     for entry in given.settings.backends:
         if isinstance(entry, LlamaCppEntry):
-            for source in (entry.model, entry.model_path, entry.mmproj):
+            adapters = (adapter.path for adapter in entry.lora)
+            for source in (entry.model, entry.model_path, entry.mmproj, *adapters):
                 if isinstance(source, ModelSpec):
                     resolve(store, source)
                 elif source is not None and not Path(source).is_file():

@@ -153,6 +153,9 @@ def sampling_options(command: F) -> F:
                 metavar="NAME",
                 help="A model of the store, which is loaded if it is not; else the daemon's own.",
             ),
+            click.option(
+                "--lora", metavar="NAME", help="A LoRA adapter that the model's entry lists; else none."
+            ),
             click.option("--system", metavar="TEXT", help="A system message ahead of the conversation."),
             click.option("--max-tokens", type=COUNT, metavar="N", help="Most tokens of an answer."),
             click.option(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,8 @@ import click
 from inferd.cli.columns import aligned, megabytes
 from inferd.cli.say import say, say_json
 from inferd.config import sources
+from inferd.config.entries import LlamaCppEntry, ModelSpec
+from inferd.config.settings import Settings
 from inferd.controls import one_line
 from inferd.errors import StoreError
 
@@ -24,7 +27,6 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show_command(name: str, as_json: bool) -> None:
     """Show what the file of a stored model, or a GGUF FILE, says of itself, and the memory it would take."""
-    from inferd.config.entries import ModelSpec
     from inferd.daemon.memory import context_sizes
     from inferd.store.fetch import resolve
     from inferd.store.gguf import part_names, whole_card
@@ -41,9 +43,11 @@ def show_command(name: str, as_json: bool) -> None:
         paths = [path.with_name(each) for each in part_names(path.name)] or [path]
     card, *parts = map(_card, paths)
     card = whole_card(card, parts)
+    adapters = [adapter.name for entry in _entries(settings, name) for adapter in entry.lora]
     n_ctx, needed = context_sizes(card, settings.n_ctx, settings.active_permits)[0]
     if as_json:
-        say_json({"name": name, "path": str(path), **asdict(card), "n_ctx": n_ctx, "memory_bytes": needed})
+        told = {"n_ctx": n_ctx, "memory_bytes": needed, "lora": adapters}
+        say_json({"name": name, "path": str(path), **asdict(card), **told})
         return
     makes = "vectors" if card.pooling else "scores" if card.ranks else "text"
     rows = [
@@ -57,10 +61,20 @@ def show_command(name: str, as_json: bool) -> None:
         ("trained context", f"{card.context:,} tokens"),
         ("makes", makes),
         ("chat template", "yes, with tools" if card.tools else "yes" if card.chat_template else "none"),
+        ("adapters", ", ".join(adapters) or "none"),
         ("memory", f"about {megabytes(needed)} for {settings.active_permits} requests of {n_ctx:,} tokens"),
     ]
     for line in aligned([(key, one_line(value)) for key, value in rows]):
         say(line)
+
+
+def _entries(settings: Settings, name: str) -> Iterator[LlamaCppEntry]:
+    """The entries of the configuration that have a stored model of that name, or a file of that path."""
+    for entry in settings.backends:
+        if isinstance(entry, LlamaCppEntry):
+            of_store = entry.model is not None and entry.model.name == name
+            if of_store or (entry.model_path is not None and entry.model_path == Path(name)):
+                yield entry
 
 
 def _card(path: Path) -> ModelCard:

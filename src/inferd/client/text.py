@@ -32,6 +32,7 @@ class Sampling(TypedDict, total=False):
     deadline_ms: int | None
     session: str | None
     model: str | None
+    lora: str | None
     keep_alive: float | None
     cache: bool | None
     model_defaults: bool | None

@@ -93,7 +93,8 @@ def _lay_over(fields: Fields, settings: Settings, names: list[str]) -> None:
     fields.update({name: getattr(settings, name) for name in names if name in ("n_ctx", "n_gpu_layers")})
     sha256 = settings.model_sha256
     if {"model", "model_path"} & set(names):
-        fields.pop("mmproj", None)  # a projector fits one model
+        for name in ("mmproj", "lora"):  # a projector and an adapter fit one model
+            fields.pop(name, None)
     if settings.model_path is not None and {"model", "model_path"} & set(names):
         fields.update(model=None, model_path=settings.model_path, model_sha256=sha256)
     elif "model" in names:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import msgspec
 
-from inferd.config.file import BACKEND_KEYS, FILE_TYPE, MODEL_KEYS, TAKES_MODEL, Key
+from inferd.config.file import FILE_TYPE
+from inferd.config.keys import BACKEND_KEYS, LORA_KEYS, MODEL_KEYS, TAKES_MODEL, Key
 from inferd.config.option import Option
 from inferd.config.settings import OPTIONS
 
@@ -121,9 +122,11 @@ def _backends() -> Iterator[str]:
         yield f'### backends[] of `"kind": "{kind}"`\n\n{_keys(keys)}'
         if kind in TAKES_MODEL:
             yield "- `model`: a model object; excludes `model_path`."
+            yield "- `lora`: a list of adapter objects. The LoRA adapters that a request may name."
         yield _KEYS.get(kind, "")
     yield f"### a model object\n\n{_keys(MODEL_KEYS)}"
-    yield "- `mmproj`: a path, or a model object without `mmproj`. The projector for pictures or sounds."
+    yield "- `mmproj`: a path, or a model object without `mmproj`. The projector for pictures or sounds.\n"
+    yield f"### an adapter object\n\n{_keys(LORA_KEYS)}"
 
 
 def _keys(keys: tuple[Key, ...]) -> str:

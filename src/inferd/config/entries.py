@@ -27,6 +27,13 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     license: str = ""
 
 
+class Adapter(msgspec.Struct, frozen=True, kw_only=True):
+    """A LoRA adapter: a GGUF file, and the name by which a request asks for it."""
+
+    name: str
+    path: Path
+
+
 MAX_REQUESTS = 64
 
 
@@ -48,7 +55,7 @@ class LlamaCppEntry:
     its own or one of the store. ``n_ctx`` ``None``: up to 16,384, as the model and the memory allow.
     ``preload``: it is loaded at the start and stays; else when a request names it, and ``pin`` lets it stay
     then. ``system`` is the system prompt of requests that have none. ``chat_template_file`` replaces the
-    model's own template.
+    model's own template. ``lora`` are adapters that requests may choose from.
     """
 
     kind: ClassVar[str] = "llamacpp"
@@ -67,6 +74,7 @@ class LlamaCppEntry:
     aliases: tuple[str, ...] = ()
     system: str = ""
     chat_template_file: Path | None = None
+    lora: tuple[Adapter, ...] = ()
     serves: str | None = None
 
 

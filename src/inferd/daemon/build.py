@@ -65,7 +65,7 @@ def build_key(settings: Settings, entry: BackendEntry) -> tuple[object, ...]:
     if isinstance(entry, LlamaCppEntry):
         return (
             entry,
-            _stamp(entry),
+            _stamps(entry),
             settings.force_backend,
             settings.cache_disk_mib,
             settings.engine_memory_factor,
@@ -76,13 +76,15 @@ def build_key(settings: Settings, entry: BackendEntry) -> tuple[object, ...]:
     return (entry,)
 
 
-def _stamp(entry: LlamaCppEntry) -> tuple[int, int] | None:
-    """What tells that the chat template of an entry has changed; ``None`` without one."""
-    with contextlib.suppress(OSError):
-        if entry.chat_template_file is not None:
-            found = entry.chat_template_file.stat()
-            return found.st_mtime_ns, found.st_size
-    return None
+def _stamps(entry: LlamaCppEntry) -> list[tuple[int, int]]:
+    """What tells that the chat template or an adapter of an entry has changed."""
+    stamps = []
+    for path in (entry.chat_template_file, *(adapter.path for adapter in entry.lora)):
+        with contextlib.suppress(OSError):
+            if path is not None:
+                found = path.stat()
+                stamps.append((found.st_mtime_ns, found.st_size))
+    return stamps
 
 
 def route_of(entry: BackendEntry) -> Route:

@@ -113,7 +113,7 @@ class Directory:
         told: set[str] = set()
         for entry in self.settings.backends:
             if isinstance(entry, LlamaCppEntry) and not entry.preload:
-                rows.append(self._row(entry.name, is_resident, aliases=list(entry.aliases)))
+                rows.append(self._row(entry.name, is_resident, **_of_entry(entry)))
                 told |= {entry.name} if entry.model is None else {entry.name, entry.model.name}
         for manifest in ModelStore(self.settings.models_home).list():
             if manifest.name not in told:
@@ -139,6 +139,12 @@ class Directory:
                 "tools": card.tools,
             }
         return row
+
+
+def _of_entry(entry: LlamaCppEntry) -> dict[str, object]:
+    """What the configuration says of a model, and its file does not."""
+    adapters = [adapter.name for adapter in entry.lora]
+    return {"aliases": list(entry.aliases), **({"lora": adapters} if adapters else {})}
 
 
 def with_context(entry: LlamaCppEntry, card: ModelCard, n_ctx: int) -> LlamaCppEntry:

@@ -13,10 +13,10 @@ from inferd import log
 from inferd.config.entries import LlamaCppEntry, ModelSpec
 from inferd.config.settings import Settings
 from inferd.daemon import memory
-from inferd.daemon.state_files import state_files
+from inferd.daemon.state_files import look_of, state_files
 from inferd.engine.backend import Backend
 from inferd.engine.local.hosted import HostedModel
-from inferd.engine.local.messages import Load
+from inferd.engine.local.messages import Adapter, Load
 from inferd.errors import ConfigError, ModelError
 from inferd.progress import Progress
 from inferd.store import fetch, verify
@@ -45,6 +45,13 @@ def load(
             fds.append(held.enter_context(opened).fd)
         elif model.projector is not None:
             fds.append(model.projector.fd)
+        beside = len(model.fds)
+        projector = len(fds) > beside
+        adapters = []
+        for adapter in entry.lora:
+            opened = verify.open_file(adapter.path, None, progress=progress, cancelled=cancelled)
+            fds.append(held.enter_context(opened).fd)
+            adapters.append(Adapter(adapter.name, look_of(fds[-1])))
         card = _card(model)
         n_ctx = _fitting_context(settings, entry, card)
         wanted = Load(
@@ -52,12 +59,13 @@ def load(
             model=model.name,
             path=str(model.path),
             n_ctx=n_ctx,
-            memory_bytes=0 if card is None else _most_memory(settings, card, n_ctx, fds[len(model.fds) :]),
+            memory_bytes=0 if card is None else _most_memory(settings, card, n_ctx, fds[beside:]),
             chat_template=_template(entry.chat_template_file),
             n_gpu_layers=entry.n_gpu_layers,
             force_backend=settings.force_backend,
-            parts=len(model.fds),
-            projector=len(fds) > len(model.fds),
+            parts=beside,
+            projector=projector,
+            adapters=tuple(adapters),
             embed=entry.embed,
             vectors_wanted=settings.embed or settings.rerank,
             embed_pooling=entry.embed_pooling,
@@ -79,10 +87,10 @@ def _card(model: verify.OpenModel) -> ModelCard | None:
     return whole_card(card, parts)
 
 
-def _most_memory(settings: Settings, card: ModelCard, n_ctx: int, projector: Sequence[int]) -> int:
-    """The memory that the process of a model may take for it; 0 sets no limit."""
+def _most_memory(settings: Settings, card: ModelCard, n_ctx: int, beside: Sequence[int]) -> int:
+    """The memory that the process of a model may take for it and the files ``beside`` it."""
     needed = card.memory_bytes(n_ctx or card.context, max(1, settings.active_permits), settings.n_batch)
-    needed += 2 * sum(os.fstat(fd).st_size for fd in projector)
+    needed += 2 * sum(os.fstat(fd).st_size for fd in beside)
     return settings.engine_memory_factor * needed
 
 

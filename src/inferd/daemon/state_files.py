@@ -74,7 +74,7 @@ def state_files(settings: Settings, owner: str, model: verify.OpenModel) -> Entr
     except (OSError, StoreError) as error:
         _log.warn("cache_off", error=str(error))
         return None
-    return EntryStates(files, owner, model.sha256 or _look_of(model.fd))
+    return EntryStates(files, owner, model.sha256 or look_of(model.fd))
 
 
 @lru_cache(maxsize=4)
@@ -82,8 +82,8 @@ def _state_files(directory: Path, budget: int) -> StateFiles:
     return StateFiles(directory, budget)
 
 
-def _look_of(fd: int) -> str:
-    """Tells model files apart without reading them whole."""
+def look_of(fd: int) -> str:
+    """Tells files of models and adapters apart without reading them whole."""
     found = os.fstat(fd)
     start = hashlib.sha256(os.pread(fd, 1 << 20, 0)).hexdigest()
     return f"{found.st_size} {found.st_mtime_ns} {start}"

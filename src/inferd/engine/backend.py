@@ -93,7 +93,8 @@ class GenerateRequest:
 
     ``typed``: thinking and tool calls are wanted as events of their own; without it the model is asked to
     answer at once, in text. ``thinking`` ``None`` leaves that to the model. ``tool_choice`` is ``auto``,
-    ``none`` or ``required``; with a ``tool_name`` that one is required.
+    ``none`` or ``required``; with a ``tool_name`` that one is required. ``lora`` names an adapter of the
+    model, empty for none.
     """
 
     messages: tuple[Message, ...]
@@ -114,6 +115,7 @@ class GenerateRequest:
     tools: tuple[Tool, ...] = ()
     tool_choice: Literal["auto", "none", "required"] = "auto"
     tool_name: str = ""
+    lora: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,7 +297,7 @@ class Accelerator:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """What a backend can do, as the admin socket publishes it."""
+    """What a backend can do, as the admin socket publishes it; ``lora`` names its adapters."""
 
     v2: bool = False
     vision: bool = False
@@ -308,6 +310,7 @@ class Capabilities:
     n_ctx: int = 0
     n_parallel: int = 0
     audio_sample_rate: int = 0
+    lora: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -152,9 +152,14 @@ class BackendSlot:
             self.breaker.failed(probe)  # an unexpected error
 
 
+def adapter(name: str) -> str:
+    """What a request needs that names a LoRA adapter."""
+    return f"lora {name}"
+
+
 def _abilities(backend: Backend) -> frozenset[str]:
     able = backend.capabilities()
-    names = {name for name in _CAPABILITIES if getattr(able, name)}
+    names = {name for name in _CAPABILITIES if getattr(able, name)} | {*map(adapter, able.lora)}
     return frozenset(names | TEXT if able.v2 else names)
 
 

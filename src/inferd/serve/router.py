@@ -19,15 +19,16 @@ from inferd.errors import (
     AttachmentUnsupported,
     EmbedUnsupported,
     InferdError,
+    InvalidRequest,
     ModelNotFound,
     NoBackend,
     RerankUnsupported,
     Unsupported,
 )
 from inferd.serve.breaker import Breaker, Clock, OnBreaker
-from inferd.serve.pool import ALONE, TEXT, BackendSlot, Known, Pool, Route, pool_names
+from inferd.serve.pool import ALONE, TEXT, BackendSlot, Known, Pool, Route, adapter, pool_names
 
-__all__ = ["TEXT", "BackendSlot", "Dispatch", "Route", "Router"]
+__all__ = ["TEXT", "BackendSlot", "Dispatch", "Route", "Router", "adapter"]
 
 SPILL_AFTER_SECS = 0.5
 MAX_KEPT_POOLS = 1024
@@ -105,7 +106,7 @@ class Router:
         fit = next((member for member in members if member.fit()), None)
         if fit is None or any(needs <= member.able for member in members):
             return NoBackend()
-        return _unsupported(fit.backend.name, needs - fit.able)
+        return _unsupported(fit.backend, needs - fit.able)
 
     def queue_for(self, needs: frozenset[str] = TEXT, model: str | None = None) -> str:
         """The name of the backend that :meth:`dispatch` would choose now, in front of which the request
@@ -217,7 +218,8 @@ class Router:
         return BackendSlot(backend, breaker, self._clock())
 
 
-def _unsupported(name: str, lacking: frozenset[str]) -> InferdError:
+def _unsupported(backend: Backend, lacking: frozenset[str]) -> InferdError:
+    name, adapters = backend.name, backend.capabilities().lora
     if lacking == TEXT:
         error = Unsupported(f'backend "{name}" does not generate text')
         error.details = {"reason": NO_TEXT}
@@ -229,5 +231,8 @@ def _unsupported(name: str, lacking: frozenset[str]) -> InferdError:
     for capability in ("v2", "tools"):
         if capability in lacking:
             return Unsupported(f'backend "{name}" does not advertise {capability} capability')
+    if {"vision", "audio"}.isdisjoint(lacking):
+        has = f"it has {', '.join(adapters)}" if adapters else "its entry of the configuration lists none"
+        return InvalidRequest(f'backend "{name}" has no LoRA adapter of the name that `lora` gives; {has}')
     kind = "image" if "vision" in lacking else "audio"
     return AttachmentUnsupported(f'backend "{name}" takes no {kind} attachments')

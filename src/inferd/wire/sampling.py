@@ -65,6 +65,7 @@ class Sampling(msgspec.Struct, kw_only=True):
     session: str | None = None
     on_behalf_of: Behalf | None = None
     model: str | None = None
+    lora: str | None = None
     keep_alive: KeepAlive | None = None
     cache: bool | None = None
     model_defaults: bool | None = None

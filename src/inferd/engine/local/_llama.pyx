@@ -79,7 +79,7 @@ cdef class Engine:
     ``threads`` 0 lets the loop choose. With ``unified`` the sequences share one cache of ``n_ctx`` tokens.
     ``cache_bytes`` is how much memory may hold what earlier requests computed and no slot has room for. ``drafts`` is
     ``off``, ``auto`` or ``on``: answers take several tokens a step never, where it is measured to pay, or whenever
-    they are likely to come true.
+    they are likely to come true. ``adapters`` are those that a job may name by their number.
     ``submit``, ``cancel``, ``ready``, ``collect``, ``stop`` and what deals with files may be called from any thread.
     """
 
@@ -103,14 +103,18 @@ cdef class Engine:
     cdef Depot* depot
     cdef milliseconds idle_after
     cdef vector[Live] live
+    cdef CAdapters adapters
+    cdef readonly int n_adapters
     cdef const MediaSpan* media
     cdef cbool prompt_is_next, hold_prompts, hold_drafts
     cdef readonly bint drafts
     cdef bint always_draft
 
     def __cinit__(self, Model model, *, int n_ctx, int n_seq, int n_batch, int threads, str flash_attention,
-                  str kv_type, bint unified, size_t cache_bytes=0, str drafts="off", Projector projector=None):
+                  str kv_type, bint unified, size_t cache_bytes=0, str drafts="off", Projector projector=None,
+                  adapters=()):
         cdef int64_t cells
+        cdef Adapter adapter
         flash = {"on": LLAMA_FLASH_ATTN_TYPE_ENABLED, "off": LLAMA_FLASH_ATTN_TYPE_DISABLED,
                  "auto": LLAMA_FLASH_ATTN_TYPE_AUTO}
         types = {"f16": GGML_TYPE_F16, "q8_0": GGML_TYPE_Q8_0}
@@ -119,6 +123,9 @@ cdef class Engine:
                                   or llama_model_is_hybrid(model.model))
         self.model = model
         self.projector = projector
+        for adapter in adapters:
+            self.adapters.add(adapter.adapter)
+        self.n_adapters = len(adapters)
         self.drafts = drafts != "off" and any_cut
         self.always_draft = drafts == "on"
         cdef int most_rows = n_seq + (<int>MOST_DRAFTED if self.drafts else 0)
@@ -171,6 +178,7 @@ cdef class Engine:
         self.ctx = llama_init_from_model(self.model.model, self.params)
         if self.ctx == NULL:
             return False
+        self.adapters.forget()
         self.memory = llama_get_memory(self.ctx)
         self.pool = attach_pool(self.ctx, self.pool_threads)
         return True
@@ -210,14 +218,15 @@ cdef class Engine:
         return self.exchange.fd()
 
     def submit(self, Prompt prompt, *, int max_tokens, sampling, bytes grammar, stops, frame, Guide guide=None,
-               bint use_cache=True, bytes scope=b"", bytes session=b"") -> int:
+               bint use_cache=True, bytes scope=b"", bytes session=b"", int adapter=-1) -> int:
         """Queues a job and returns its id.
 
         ``sampling`` is an :class:`inferd.sampling.SamplingParams` in which no value is ``None``. ``grammar`` is
         GBNF in place of the prompt's own; ``guide`` takes the place of both and is used up. ``stops`` are UTF-8
         byte strings beside the prompt's; ``frame`` the (prefix, suffix) of a token frame or ``None`` for no frames.
         Jobs of one ``scope`` reuse each other's prefixes, except those that do not ``use_cache``; ``session`` names
-        a conversation. ``InvalidRequest`` for a grammar that does not parse and for a prompt that does not fit.
+        a conversation. ``adapter`` is the number of the one to compute with, -1 for none; a ``scope`` belongs to one.
+        ``InvalidRequest`` for a grammar that does not parse and for a prompt that does not fit.
         """
         cdef SamplingParams params
         cdef Grammar c_grammar
@@ -226,6 +235,8 @@ cdef class Engine:
         cdef unique_ptr[Job] job
         cdef uint64_t id
         cdef size_t n = prompt.rendered.tokens.size()
+        if not -1 <= adapter < self.n_adapters:
+            raise ValueError(adapter)
         if n == 0:
             raise InvalidRequest("the prompt has no tokens")
         if prompt.rendered.tokens[n - 1] == MEDIA_TOKEN:
@@ -264,6 +275,7 @@ cdef class Engine:
         job.get().preserved = prompt.rendered.preserved
         job.get().n_prompt = prompt.rendered.tokens.size()
         job.get().uses_cache = use_cache
+        job.get().adapter = adapter
         job.get().scope = scope
         job.get().session = session
         job.get().max_tokens = max_tokens
@@ -516,6 +528,7 @@ cdef class Engine:
         self.guard.deadline_us = self.governor.deadline(started, rows, prompt)
         self.exchange.expect(self.governor.predicted(rows, prompt))
         llama_set_n_threads(self.ctx, threads, threads)
+        self.adapters.apply(self.ctx, self.batched[0].adapter)
         if self.media != NULL:
             code = self.projector.projector.get().decode(
                 self.ctx, self.media[0], self.batched[0].slot, self.n_batch)
@@ -549,6 +562,7 @@ cdef class Engine:
         cdef Job* job
         cdef Job* prompt = NULL
         cdef size_t decoders = 0, rest, room
+        cdef int adapter
         self.batch.n_tokens = 0
         self.batched.clear()
         self.media = NULL
@@ -560,8 +574,9 @@ cdef class Engine:
         self.prompt_is_next = not self.prompt_is_next
         if prompt == NULL or (decoders > 0 and (self.hold_prompts or not self.prompt_is_next)):
             sort_by_slot(self.active)
+            adapter = self.adapters.turn(self.active, decoders)
             for job in self.active:
-                if not job.prefilling():
+                if not job.prefilling() and job.adapter == adapter:
                     self.add_tokens(job, 1)
                     if self.drafts:
                         self.add_draft(job, decoders)

@@ -248,6 +248,32 @@ cdef class Model:
         return llama_model_chat_template(self.model, NULL) != NULL
 
 
+cdef class Adapter:
+    """A LoRA adapter for ``model``, loaded from an open file. Raises ``ModelError``.
+
+    It has to be loaded before the context that is to use it, and lives as long as the model.
+    """
+
+    cdef Model model
+    cdef llama_adapter_lora* adapter
+
+    def __cinit__(self, Model model, int fd, *, str name):
+        cdef FILE* file = fdopen(dup(fd), "rb")
+        self.model = model
+        if file == NULL:
+            raise ModelError(f"cannot read the adapter {name!r}")
+        with nogil:
+            rewind(file)
+            self.adapter = llama_adapter_lora_init_from_file_ptr(model.model, file)
+            fclose(file)
+        if self.adapter == NULL:
+            raise ModelError(f"llama.cpp cannot load the adapter {name!r}: it is no LoRA adapter in a GGUF file, is "
+                             f"damaged, or was made for another model")
+        if llama_adapter_get_alora_n_invocation_tokens(self.adapter) > 0:
+            raise ModelError(f"the adapter {name!r} begins only where its own tokens appear, which inferd does not "
+                             f"support; use a plain LoRA adapter")
+
+
 cdef class Projector:
     """What turns images and sounds into something the model reads: the GGUF file ``path``, made for it."""
 

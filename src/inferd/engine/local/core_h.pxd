@@ -8,7 +8,7 @@ from libcpp.string cimport string
 from libcpp.vector cimport vector
 
 from inferd.engine.local.llama_h cimport (
-    llama_batch, llama_context, llama_model, llama_token, llama_token_data, llama_vocab)
+    llama_adapter_lora, llama_batch, llama_context, llama_model, llama_token, llama_token_data, llama_vocab)
 
 
 cdef extern from "native/host.h" namespace "inferd" nogil:
@@ -285,6 +285,7 @@ cdef extern from "native/exchange.h" namespace "inferd" nogil:
         CTextStream text
         vector[llama_token] preserved
         cbool uses_cache
+        int adapter
         string scope
         string session
         vector[llama_token] tokens
@@ -339,6 +340,14 @@ cdef extern from "native/exchange.h" namespace "inferd" nogil:
         void expect(int64_t us)
         void pulse(uint64_t& steps, int64_t& busy_us, int64_t& predicted_us)
         void publish(const vector[Job*]& jobs)
+
+
+cdef extern from "native/adapters.h" namespace "inferd" nogil:
+    cdef cppclass CAdapters "inferd::Adapters":
+        void add(llama_adapter_lora* adapter)
+        void forget()
+        void apply(llama_context* ctx, int adapter)
+        int turn(const vector[Job*]& active, size_t& decoders)
 
 
 cdef extern from "native/depot.h" namespace "inferd" nogil:

@@ -31,6 +31,8 @@ cdef extern from "llama.h" nogil:
         pass
     ctypedef struct llama_context:
         pass
+    ctypedef struct llama_adapter_lora:
+        pass
     ctypedef struct llama_memory_i:
         pass
     ctypedef llama_memory_i* llama_memory_t
@@ -101,6 +103,11 @@ cdef extern from "llama.h" nogil:
     int LLAMA_TOKEN_ATTR_CONTROL
     int32_t llama_token_to_piece(
         const llama_vocab* vocab, llama_token token, char* buf, int32_t length, int32_t lstrip, cbool special)
+
+    llama_adapter_lora* llama_adapter_lora_init_from_file_ptr(llama_model* model, FILE* file)
+    uint64_t llama_adapter_get_alora_n_invocation_tokens(const llama_adapter_lora* adapter)
+    int32_t llama_set_adapters_lora(
+        llama_context* ctx, llama_adapter_lora** adapters, size_t n_adapters, float* scales)
 
     llama_context_params llama_context_default_params()
     llama_context* llama_init_from_model(llama_model* model, llama_context_params params)

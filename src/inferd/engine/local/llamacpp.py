@@ -40,7 +40,7 @@ from inferd.engine.local import _llama
 from inferd.engine.local.checked_stream import CheckedStream
 from inferd.engine.local.conversation import Family, Prepared, prepare
 from inferd.engine.local.guides import Guides
-from inferd.engine.local.messages import Pulse
+from inferd.engine.local.messages import Adapter, Pulse
 from inferd.engine.local.states import EngineStates, Send
 from inferd.engine.local.suggested import DEFAULTS, suggested
 from inferd.engine.local.typed_stream import RAW_FRAMES, TypedStream
@@ -81,7 +81,7 @@ class LlamaCppConfig:
     many run at once. ``n_gpu_layers`` -1 is all; ``threads`` 0 lets the loop choose; ``flash_attention`` is
     ``auto``, ``on`` or ``off``, and so are ``drafts``. ``projector`` is the GGUF file that lets the model see
     or hear.
-    ``chat_template`` replaces the model's own; empty for none.
+    ``chat_template`` replaces the model's own; empty for none. ``adapters`` come with their open files.
     """
 
     name: str
@@ -102,6 +102,7 @@ class LlamaCppConfig:
     drafts: str = "auto"
     projector: Path | None = None
     chat_template: str = ""
+    adapters: tuple[tuple[Adapter, int], ...] = ()
 
 
 def pass_on_log(at_least: int = 0) -> str:
@@ -204,7 +205,13 @@ class LlamaCpp(Backend):
             accelerator=accelerator_of(config, model.n_layer),
             n_ctx=engine.n_ctx,
             n_parallel=engine.n_seq,
+            lora=tuple(adapter.name for adapter, _ in config.adapters),
         )
+        self._scopes = {
+            adapter.name: (number, b"\0" + adapter.key.encode())
+            for number, (adapter, _) in enumerate(config.adapters)
+        }
+        """The number of each adapter, and what distinguishes what was computed with it."""
         self._suggested = suggested(functools.partial(_llama.metadata, model))
         self._streams: dict[int, _LlamaStream] = {}
         self._preparing = preparing
@@ -246,6 +253,7 @@ class LlamaCpp(Backend):
             if config.projector is not None:
                 threads = config.threads or _llama.useful_threads()
                 projector = _llama.Projector(model, str(config.projector), threads=threads)
+            adapters = [_llama.Adapter(model, fd, name=adapter.name) for adapter, fd in config.adapters]
             n_ctx = min(config.n_ctx or model.n_ctx_train, model.n_ctx_train)
             progress("kv_cache", {"n_ctx": n_ctx})
             # On a CPU flash attention helps prompts and hurts answers; answers are what people wait for.
@@ -262,6 +270,7 @@ class LlamaCpp(Backend):
                 cache_bytes=config.cache_mib << 20,
                 drafts=config.drafts,
                 projector=projector,
+                adapters=adapters,
             )
             if not engine.warm_up():
                 raise ModelError(f"llama.cpp cannot decode with {config.path}")
@@ -346,6 +355,7 @@ class LlamaCpp(Backend):
         _log.debug("sampling", seed=sampling.seed)
         if request.max_tokens == 0:
             return Done("length", Usage(len(prepared.prompt), 0), content=b"")
+        adapter, behind = self._scopes[request.lora] if request.lora else (-1, b"")
         job = self._engine.submit(
             prepared.prompt,
             max_tokens=min(MAX_TOKENS if request.max_tokens is None else request.max_tokens, 2**31 - 1),
@@ -355,7 +365,8 @@ class LlamaCpp(Backend):
             frame=(frame.prefix, frame.suffix) if frame else None,
             guide=prepared.guide,
             use_cache=request.cache,
-            scope=request.scope.encode(),
+            scope=request.scope.encode() + behind,
+            adapter=adapter,
             session=request.session.encode(),
         )
         return job, prepared

@@ -17,7 +17,7 @@ from inferd.progress import Progress
 
 
 def load_model(load: Load, fds: Sequence[int], progress: Progress) -> LlamaCpp | EmbeddingModel:
-    """Loads the model in ``fds``, the files of a split one in order, its projector behind it; blocks.
+    """Loads the model in ``fds``: the files of a split one in order, its projector, its adapters; blocks.
 
     Raises ModelError.
     """
@@ -44,6 +44,7 @@ def load_model(load: Load, fds: Sequence[int], progress: Progress) -> LlamaCpp |
         chat_template=load.chat_template,
         drafts=load.drafts,
         projector=Path(f"/dev/fd/{fds[load.parts]}") if load.projector else None,
+        adapters=tuple(zip(load.adapters, fds[load.parts + load.projector :], strict=True)),
     )
     found = accelerator_of(config, 0).kind
     if load.force_backend not in (None, found):
@@ -52,6 +53,8 @@ def load_model(load: Load, fds: Sequence[int], progress: Progress) -> LlamaCpp |
             " install a build and a driver for it, or unset the variable"
         )
     cancelled = threading.Event()  # a load is given up by ending the process
+    if embeds and load.adapters:
+        raise ModelError(f"{load.name!r} makes no text, so its adapters are of no use: take out its `lora`")
     if embeds:
         return EmbeddingModel.load(config, pooling=load.embed_pooling, progress=progress, cancelled=cancelled)
     return LlamaCpp.load(config, progress=progress, cancelled=cancelled)

@@ -28,7 +28,7 @@ from inferd.engine.backend import (
 from inferd.errors import BackendInternal, InferdError
 
 # From the daemon.
-LOAD = 1  # Load; descriptors: the files of the model, then the projector
+LOAD = 1  # Load; descriptors: the files of the model, then the projector, then the adapters
 GENERATE = 2  # packed GenerateRequest
 EMBED = 3  # packed EmbedRequest
 RANK = 4  # packed RankRequest
@@ -75,6 +75,14 @@ _LENGTH = struct.Struct("<I")
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA adapter by the ``name`` that requests have for it; ``key`` tells its file from others."""
+
+    name: str
+    key: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
     """What an engine loads, and how it serves it; the descriptors come with the message.
@@ -90,7 +98,8 @@ class Load:
     ``cache_mib`` bounds the memory of saved prefixes; ``drafts`` are ``auto``, ``on`` or ``off``. The daemon
     keeps files of states if ``files`` is set;
     one is written when there was no job for ``file_after_ms``. ``cage`` is a profile of
-    :mod:`inferd.engine.local.cage`. ``chat_template`` is Jinja in the place of the model's own.
+    :mod:`inferd.engine.local.cage`. ``chat_template`` is Jinja in the place of the model's own. The last
+    descriptors are those of the ``adapters``.
     """
 
     name: str
@@ -120,6 +129,7 @@ class Load:
     cage: str = "cpu"
     memory_bytes: int = 0
     chat_template: str = ""
+    adapters: tuple[Adapter, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

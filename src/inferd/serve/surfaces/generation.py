@@ -194,4 +194,5 @@ def generate_request(
         model_defaults=bool(request.model_defaults),
         priority=request.priority or "interactive",
         frame=template,
+        lora=request.lora or "",
     )

@@ -62,7 +62,7 @@ class TextSurface(Generation[v1.Request]):
         return FramedSurface()
 
     def needs(self, request: v1.Request) -> frozenset[str]:
-        return router.TEXT
+        return router.TEXT if not request.lora else router.TEXT | {router.adapter(request.lora)}
 
     def head(self, request: v1.Request) -> Hashable:
         return head_of(request.session, (message.content for message in request.messages))

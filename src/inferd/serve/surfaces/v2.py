@@ -20,6 +20,7 @@ from inferd.engine.backend import (
     ToolUse,
 )
 from inferd.fastpath import escape_json
+from inferd.serve import router
 from inferd.serve.surfaces.generation import Generation, generate_request, head_of
 from inferd.wire import attachments, framed, v2, v2_rules
 
@@ -31,6 +32,8 @@ class _Blocks(Generation[v2.Request]):
         needed = {"v2"}
         if request.tools and request.tool_choice != "none":
             needed.add("tools")
+        if request.lora:
+            needed.add(router.adapter(request.lora))
         for message in request.messages:
             for block in _flat(message.content):
                 if isinstance(block, v2.Image | v2.Audio):

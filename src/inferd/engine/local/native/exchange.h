@@ -48,6 +48,7 @@ struct Job {
     TextStream text;
     std::vector<llama_token> preserved;  // control tokens that are shown as text
     bool uses_cache = true;              // false: it takes nothing from earlier requests and leaves nothing
+    int adapter = -1;                    // the number of its LoRA adapter, -1 = none
     std::string scope;                   // only requests of one scope share what they computed
     std::string session;                 // the client's name for the conversation, or empty
 

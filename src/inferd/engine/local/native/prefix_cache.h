@@ -20,10 +20,10 @@
 namespace inferd {
 
 // Why a prompt, or the larger part of it, has to be computed. `model`: it was held for another model or another
-// context, before a restart.
+// context, before a restart, or for another adapter.
 enum class Miss : int { none = 0, first, changed, evicted, other_user, opted_out, model };
 
-// Tokens that were computed for a scope.
+// Tokens that were computed for a scope: a user, and behind a NUL what was computed with.
 struct Sequence {
     Tokens tokens;
     std::string scope;
@@ -470,21 +470,22 @@ class PrefixCache {
             while (n < heads.size() && n < ghost.heads.size() && heads[n] == ghost.heads[n]) n++;
             if (ghost.scope == *wanted.scope && n * kGhostStep + kGhostStep > enough && n > 0) return ghost.why;
         }
-        const auto foreign = [&](const Sequence &held) {
-            if (held.scope == *wanted.scope) return false;
-            return match_prefix(held.tokens, held.tokens.size(), *wanted.prompt, wanted.n_reusable).prompt >=
-                   enough;
+        Miss why = Miss::none;
+        const auto look = [&](const Sequence &held) {
+            if (held.scope == *wanted.scope || why == Miss::model) return;
+            const Match found = match_prefix(held.tokens, held.tokens.size(), *wanted.prompt, wanted.n_reusable);
+            if (found.prompt >= enough) why = same_user(held.scope, *wanted.scope) ? Miss::model : Miss::other_user;
         };
-        for (const auto &slot : slots_) {
-            if (foreign(slot.sequence)) return Miss::other_user;
-        }
-        for (const auto &snapshot : snapshots_) {
-            if (foreign(snapshot->sequence)) return Miss::other_user;
-        }
-        for (const auto &file : files_) {
-            if (foreign(file.sequence)) return Miss::other_user;
-        }
+        for (const auto &slot : slots_) look(slot.sequence);
+        for (const auto &snapshot : snapshots_) look(snapshot->sequence);
+        for (const auto &file : files_) look(file.sequence);
+        if (why != Miss::none) return why;
         return best.keep.prompt >= kLeastShared ? Miss::changed : Miss::first;
+    }
+
+    static bool same_user(const std::string &a, const std::string &b) {
+        const auto user = [](const std::string &scope) { return scope.substr(0, scope.find('\0')); };
+        return user(a) == user(b);
     }
 
     static std::vector<uint64_t> heads_of(const Tokens &tokens) {

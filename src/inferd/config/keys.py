@@ -1,0 +1,145 @@
+"""The keys of the objects of the config file: of each kind of backend, of a model, of an adapter.
+
+Each names its kind, which checks and describes its value, and a sentence for the documentation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from inferd.config.addresses import DaemonAddress, Endpoint, HttpsUrl, ServerUrl
+from inferd.config.entries import MAX_REQUESTS
+from inferd.config.kinds import (
+    Boolean,
+    Choice,
+    FilePath,
+    Integer,
+    Kind,
+    Name,
+    Paragraphs,
+    Sha256,
+    Text,
+    Words,
+)
+from inferd.config.settings import OPTIONS
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of an object in the file."""
+
+    name: str
+    kind: Kind
+    doc: str
+    required: bool = False
+
+
+_KINDS = {option.name: option.kind for option in OPTIONS}
+_NAME = Key("name", Name(), "The name of the entry, unique in the file.", required=True)
+
+MODEL_KEYS = (
+    Key("name", Name(), "The model's name in the store or the catalogue.", required=True),
+    Key(
+        "sha256",
+        Sha256(),
+        "The hash of the file; without it inferd looks the name up in the store and the catalogue.",
+    ),
+    Key("source_url", HttpsUrl(), "The address of the file; empty if it is in the store."),
+    Key("size_bytes", Integer(1, 2**63 - 1), "The size of the file."),
+    Key("license", Text(), "The licence, stored with the file."),
+)
+
+LORA_KEYS = (
+    Key("name", Name(), "The name by which a request asks for the adapter.", required=True),
+    Key("path", FilePath(), "The GGUF file of the adapter.", required=True),
+)
+
+_SERVES = Key(
+    "serves",
+    Name(),
+    "Another name by which requests may ask for the entry; entries that serve one name form a pool "
+    "(docs/scale.md). The name of its model when absent.",
+)
+_MAX_REQUESTS = Key(
+    "max_requests",
+    Integer(1, 1_000_000),
+    f"Requests that the entry gets at once in its pool; {MAX_REQUESTS} when absent.",
+)
+
+BACKEND_KEYS: dict[str, tuple[Key, ...]] = {
+    "llamacpp": (
+        _NAME,
+        Key("model_path", FilePath(), "A GGUF file; excludes `model`."),
+        Key("aliases", Words("NAME"), "More names by which a request may ask for the entry."),
+        Key(
+            "preload",
+            Boolean(),
+            "Load the model at the start and keep it loaded; the default. With `false` it is loaded "
+            "when a request names it.",
+        ),
+        Key("pin", Boolean(), "Keep the model loaded once a request has loaded it."),
+        Key("system", Paragraphs(), "The system prompt of requests without one."),
+        Key("chat_template_file", FilePath(), "A Jinja template to use instead of the model's own."),
+        Key("n_ctx", _KINDS["n_ctx"], "Context of one request; the top-level `n_ctx` when absent."),
+        Key("n_gpu_layers", _KINDS["n_gpu_layers"], "The top-level `n_gpu_layers` when absent."),
+        Key("mmproj", FilePath(), "The GGUF file of the projector for pictures or sounds."),
+        Key("embed", Boolean(), "The model makes embeddings, or ranks documents, instead of text."),
+        Key(
+            "embed_pooling",
+            Choice(("mean", "cls", "last", "rank"), numbers={1: "mean", 2: "cls", 3: "last", 4: "rank"}),
+            "How the vectors of the tokens are pooled, `rank` for a ranking model; llama.cpp's "
+            "numbers 1 to 4 mean the same. The model file's value when absent.",
+        ),
+        Key("embed_n_ctx", Integer(1), "Tokens of the longest input to embed; 2048 when absent."),
+        _SERVES,
+    ),
+    "openai-compat": (
+        _NAME,
+        Key("base_url", ServerUrl(), "The server, without the `/v1` of its API.", required=True),
+        Key("model", _KINDS["openai_model"], "The server's name of the model.", required=True),
+        Key("api_key_env", Name(), "The variable that holds the key; see below for the default."),
+        Key(
+            "timeout_secs",
+            _KINDS["openai_timeout_secs"],
+            "The longest silence of the server; 300 when absent.",
+        ),
+        Key("embed", Boolean(), "The server makes embeddings; as the option `embed` says when absent."),
+        Key("rerank", Boolean(), "The server ranks documents; as the option `rerank` says when absent."),
+        Key("top_k", Boolean(), "The server accepts `top_k`; OpenAI refuses it. Not sent when absent."),
+        _SERVES,
+        _MAX_REQUESTS,
+    ),
+    "bedrock-invoke": (
+        _NAME,
+        Key("region", _KINDS["bedrock_region"], "The AWS region of the model.", required=True),
+        Key("model_id", _KINDS["bedrock_model_id"], "The id of the model.", required=True),
+        Key("bearer_token_env", Name(), "The variable that holds a bearer token; see below."),
+        Key("endpoint", Endpoint(), "A server to use instead of AWS's own."),
+        Key(
+            "timeout_secs",
+            _KINDS["bedrock_timeout_secs"],
+            "The longest silence of the server; 300 when absent.",
+        ),
+        _SERVES,
+        _MAX_REQUESTS,
+    ),
+    "inferd": (
+        _NAME,
+        Key("address", DaemonAddress(), "The v2 surface of another daemon, for text."),
+        Key("embed_address", DaemonAddress(), "Its embed surface, for embeddings."),
+        Key("rerank_address", DaemonAddress(), "Its rerank surface, for rankings."),
+        Key("model", Name(), "The model to ask for; the other daemon's first model when absent."),
+        Key("api_key_env", Name(), "The variable that holds its key, which TCP requires."),
+        Key(
+            "timeout_secs",
+            _KINDS["openai_timeout_secs"],
+            "The longest silence of the server; 300 when absent.",
+        ),
+        _SERVES,
+        _MAX_REQUESTS,
+    ),
+    "mock": (_NAME, _SERVES),
+}
+
+TAKES_MODEL = frozenset({"llamacpp"})
+"""The kinds of backend that have a ``model`` object and ``lora``."""
