@@ -32,16 +32,16 @@ _NO_KEY = "inferd"
 
 
 @click.command("agent", context_settings={"ignore_unknown_options": True})
-@click.option("--url", metavar="URL", help="The HTTP bridge; else the address of the configuration.")
-@click.option("--model", metavar="NAME", help="The model; else the first that is served.")
+@click.option("--url", metavar="URL", help="The HTTP bridge; by default the address of the configuration.")
+@click.option("--model", metavar="NAME", help="The model; by default the first one of the daemon.")
 @click.argument("agent", type=click.Choice(tuple(AGENTS)))
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def agent_command(url: str | None, model: str | None, agent: str, arguments: tuple[str, ...]) -> int:
     """Run a coding agent on the models of this machine.
 
-    It needs a daemon with an HTTP bridge (`inferd serve --http`) and the agent itself. Address, key, model
-    and context window are set for it; ARGUMENTS go to the agent, behind a `--` if they look like ours. A key
-    is taken from the variable INFERD_API_KEY.
+    It needs a daemon with an HTTP bridge (`inferd serve --http`) and the agent itself. The command sets
+    address, key, model and context window; ARGUMENTS go to the agent, after `--` if they could be options
+    of inferd. INFERD_API_KEY holds the key.
 
         inferd agent claude -- -p "Explain this repository."
     """

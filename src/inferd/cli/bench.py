@@ -217,7 +217,7 @@ def _verdict(streams: Sequence[Streams]) -> str:
 
 
 @click.command("bench")
-@click.option("--model", metavar="NAME", help="A model of the store; else the daemon's own.")
+@click.option("--model", metavar="NAME", help="A model of the store; by default the daemon's first model.")
 @click.option(
     "--tokens", type=click.IntRange(2, 4096), default=48, show_default=True, help="Tokens of an answer."
 )
@@ -226,12 +226,12 @@ def _verdict(streams: Sequence[Streams]) -> str:
     type=click.IntRange(1, 100),
     default=3,
     show_default=True,
-    help="Each number is the median of so many.",
+    help="Rounds; each number is their median.",
 )
 @click.option(
     "--streams",
     type=click.IntRange(1, 256),
-    help="Most answers at once; else as many as the daemon serves, up to 16.",
+    help="Upper limit on answers at once; by default the daemon's limit, up to 16.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object; times are in seconds.")
 @connection_options
@@ -244,7 +244,9 @@ def bench_command(
     address: str | None,
     api_key_file: Path | None,
 ) -> None:
-    """Measure the model on this machine: tokens per second, first token, answers at once, the cache.
+    """Measure the speed of a model on this machine.
+
+    Prints tokens per second, the first token, answers at once, and what the cache saves.
 
     It takes a minute with a small model. Starts a daemon in the background when none runs.
     """

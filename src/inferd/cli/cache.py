@@ -14,13 +14,13 @@ from inferd.store import states
 
 @click.group("cache")
 def cache_command() -> None:
-    """The files of computed prompts, which survive a restart of the daemon."""
+    """Show or delete the files of computed prompts."""
 
 
 @cache_command.command("show")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show_command(as_json: bool) -> None:
-    """Show what the files take, and when they were used last."""
+    """Show the sizes of the files, and their last use."""
     directory = paths.cache_dir()
     found = states.usage(directory)
     taken = sum(status.st_size for status in found)
@@ -44,5 +44,5 @@ def show_command(as_json: bool) -> None:
 
 @cache_command.command("clear")
 def clear_command() -> None:
-    """Remove the files. A daemon that runs goes on without them, and keeps what it has in memory."""
+    """Delete the files. A running daemon keeps its prompts in memory."""
     say(f"{states.clear(paths.cache_dir())} files removed")

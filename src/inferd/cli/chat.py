@@ -73,9 +73,9 @@ def chat_command(
     api_key_file: Path | None,
     **options: Any,
 ) -> None:
-    """Talk with the model. Starts a daemon in the background when none runs.
+    """Chat with the model. Starts a daemon in the background when none runs.
 
-    Pictures, sounds and files go with the first question.
+    Pictures, sounds and files are sent with the first question.
     """
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError("a chat needs a terminal; use `inferd run` in scripts and pipes")

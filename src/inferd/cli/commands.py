@@ -80,7 +80,7 @@ class _Commands(click.Group):
 @click.option("--verbose", is_flag=True, help="With --version: also show the engine's build.")
 @click.pass_context
 def app(context: click.Context, version: bool, verbose: bool) -> None:
-    """Local inference: text from a model on this machine."""
+    """Local inference: one model in memory for every program of this machine."""
     if verbose and not version:
         raise click.UsageError("--verbose belongs to --version", context)
     if version:
@@ -97,7 +97,7 @@ def app(context: click.Context, version: bool, verbose: bool) -> None:
 @click.argument("words", metavar="[COMMAND]...", nargs=-1)
 @click.pass_context
 def help_command(context: click.Context, words: tuple[str, ...]) -> None:
-    """Show the help of a command, or of all."""
+    """Show the help of a command, or of all commands."""
     shown = context.find_root()
     for word in words:
         if not isinstance(shown.command, click.Group):

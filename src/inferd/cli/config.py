@@ -40,7 +40,7 @@ _file = click.option(
 
 @click.group("config", cls=HelpfulGroup, context_settings={"help_option_names": ["-h", "--help"]})
 def config_command() -> None:
-    """Show, check and make the configuration."""
+    """Show, check and write the configuration."""
 
 
 @config_command.command("show")
@@ -48,7 +48,7 @@ def config_command() -> None:
 @click.option("--origin", is_flag=True, help="Say where each value came from.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def show(path: Path | None, origin: bool, as_json: bool) -> None:
-    """Print every option's value, and the backends that are served."""
+    """Print the value of every option, and the backends."""
     given = sources.read({"config": path})
     _tell(given)
     if given.problem is not None:
@@ -118,7 +118,7 @@ def schema() -> None:
 @click.option("--model-path", type=KindType(FilePath()), metavar="PATH", help="A GGUF file instead.")
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
 def init(path: Path | None, model: str, model_path: Path | None, force: bool) -> None:
-    """Make a config file with one backend, to be edited."""
+    """Write a config file with one backend, for you to edit."""
     target = sources.config_path({"config": path}, os.environ)[0]
     which = {"model": {"name": model}} if model_path is None else {"model_path": str(model_path.absolute())}
     content = {"backends": [{"kind": "llamacpp", "name": "chat", **which}]}

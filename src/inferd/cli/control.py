@@ -22,7 +22,7 @@ SILENCE_SECS = 0.5
 
 @click.command("stop")
 def stop_command() -> None:
-    """Stop the daemon. Running requests may finish; waits until it has ended."""
+    """Stop the daemon. Running requests may finish. The command waits for the end."""
     settings = settings_of_daemon()
     lock = settings.lock
     pid = _running(lock)
@@ -44,7 +44,7 @@ def stop_command() -> None:
 
 @click.command("reload")
 def reload_command() -> None:
-    """Have the daemon read its configuration again; waits until it has. No request is dropped."""
+    """Make the daemon read its configuration again, and wait for it. No request is dropped."""
     settings = settings_of_daemon()
     pid = _running(settings.lock)
     if pid is None:

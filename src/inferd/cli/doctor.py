@@ -52,7 +52,7 @@ _COLOURS: dict[State, str] = {"ok": "green", "warn": "yellow", "fail": "red"}
 @click.command("doctor")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def doctor_command(as_json: bool) -> int:
-    """Check that inferd can work here. Exit 1 when something is broken."""
+    """Check this machine for faults. Exit 1 if there is one."""
     findings = list(examine())
     healthy = all(finding.state != "fail" for finding in findings)
     if as_json:

@@ -18,10 +18,10 @@ _ALSO = frozenset({"api_key", "api_key_file", "log_level", "log_dir", "max_conne
 
 
 def _http(address: str | None, **flags: Any) -> int:
-    """Serve the APIs of OpenAI, Anthropic and Ollama in front of a running daemon.
+    """Serve the APIs of OpenAI, Anthropic and Ollama over HTTP.
 
-    ADDRESS is IP:PORT; 127.0.0.1:11434 without it. `inferd serve --http` does the same and starts again what
-    ended. A daemon counts all clients of this command as one, in its queue and its log.
+    ADDRESS is IP:PORT; 127.0.0.1:11434 without it. `inferd serve --http` does the same for a daemon that
+    it runs. The daemon counts all clients of this command as one, in its queue and its log.
     """
     settings, _ = sources.load(flags, serving=False)
     settings = dataclasses.replace(settings, http=address or settings.http or HttpAddress().bare)

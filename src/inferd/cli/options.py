@@ -92,13 +92,13 @@ def connection_options(command: F) -> F:
         click.option(
             "--api-key-file",
             type=click.Path(path_type=Path, dir_okay=False),
-            help="File with the key for a TCP address; else INFERD_API_KEY is used.",
+            help="File with the key for a TCP address. The default is INFERD_API_KEY.",
         ),
         click.option(
             "--address",
             metavar="PATH|tcp://IP:PORT",
             envvar="INFERD_ADDRESS",
-            help="Talk to the daemon at this address, and start none; else INFERD_ADDRESS is used.",
+            help="Use the daemon at this address, and start none. The default is INFERD_ADDRESS.",
         ),
     ):
         command = option(command)
@@ -115,17 +115,21 @@ def attachment_options(command: F) -> F:
                 type=path,
                 multiple=True,
                 metavar="FILE",
-                help="A picture to look at; may be repeated.",
+                help="A picture for the model; may be repeated.",
             ),
             click.option(
-                "--audio", type=path, multiple=True, metavar="FILE", help="A sound to hear; may be repeated."
+                "--audio",
+                type=path,
+                multiple=True,
+                metavar="FILE",
+                help="A sound for the model; may be repeated.",
             ),
             click.option(
                 "--file",
                 type=path,
                 multiple=True,
                 metavar="FILE",
-                help="A text to read, `-` for stdin; may be repeated.",
+                help="A text file for the model, `-` for stdin; may be repeated.",
             ),
         )
     ):
@@ -151,18 +155,20 @@ def sampling_options(command: F) -> F:
             click.option(
                 "--model",
                 metavar="NAME",
-                help="A model of the store, which is loaded if it is not; else the daemon's own.",
+                help="A model of the store; it is loaded if necessary. By default the daemon's first model.",
+            ),
+            click.option("--system", metavar="TEXT", help="A system message before the conversation."),
+            click.option(
+                "--max-tokens", type=COUNT, metavar="N", help="Upper limit on the tokens of an answer."
             ),
             click.option(
-                "--lora", metavar="NAME", help="A LoRA adapter that the model's entry lists; else none."
+                "--lora", metavar="NAME", help="A LoRA adapter of the model's entry; by default none."
             ),
-            click.option("--system", metavar="TEXT", help="A system message ahead of the conversation."),
-            click.option("--max-tokens", type=COUNT, metavar="N", help="Most tokens of an answer."),
             click.option(
                 "--temperature",
                 type=Number(0.0, MAX_SAMPLING_NUMBER),
                 metavar="X",
-                help="0 always takes the likeliest token; without it, as the model's file says, else 0.6.",
+                help="0 always takes the likeliest token. The default is that of the model's file, else 0.6.",
             ),
             click.option(
                 "--top-p",
@@ -177,7 +183,7 @@ def sampling_options(command: F) -> F:
                 "--min-p",
                 type=Number(0.0, 1.0),
                 metavar="X",
-                help="Leave out tokens less likely than X times the likeliest; 0 is off.",
+                help="Exclude tokens less likely than X times the likeliest; 0 is off.",
             ),
             click.option(
                 "--repeat-penalty",
@@ -189,19 +195,19 @@ def sampling_options(command: F) -> F:
                 "--presence-penalty",
                 type=Number(-MAX_SAMPLING_NUMBER, MAX_SAMPLING_NUMBER),
                 metavar="X",
-                help="Take X from the score of each token that has occurred.",
+                help="Subtract X from the logit of each token that has occurred.",
             ),
             click.option(
                 "--frequency-penalty",
                 type=Number(-MAX_SAMPLING_NUMBER, MAX_SAMPLING_NUMBER),
                 metavar="X",
-                help="Take X from the score of a token each time it has occurred.",
+                help="Subtract X from the logit of a token for each time it has occurred.",
             ),
             click.option(
                 "--seed",
                 type=click.IntRange(-1, 2**32 - 1),
                 metavar="N",
-                help="The same seed gives the same answer; -1 is none.",
+                help="The same seed gives the same answer; -1 is random.",
             ),
             click.option(
                 "--stop", multiple=True, metavar="TEXT", help="End before this text; may be repeated."
@@ -221,17 +227,17 @@ def sampling_options(command: F) -> F:
                 "--deadline",
                 type=Number(0.001, 4_000_000.0),
                 metavar="SECONDS",
-                help="Give up when the answer has not ended by then.",
+                help="Cancel the request if its answer has not ended by then.",
             ),
             click.option(
                 "--session",
                 metavar="NAME",
-                help="The conversation that this belongs to: a hint to keep what was computed for it.",
+                help="The name of the conversation: a hint to keep its computed prompt.",
             ),
             click.option(
                 "--priority",
                 type=click.Choice(PRIORITIES),
-                help="Whether the request goes ahead of others in the queue.",
+                help="batch waits behind every interactive request.",
             ),
         )
     ):

@@ -38,8 +38,10 @@ def tool_options(command: F) -> F:
             click.option(
                 "--tools",
                 metavar="FILE|JSON",
-                help="JSON array of tools that the model may call: name, description, input_schema;"
-                " OpenAI's form is taken too.",
+                help=(
+                    "JSON array of tools that the model may call: name, description, input_schema; "
+                    "or in OpenAI's form."
+                ),
             ),
             click.option(
                 "--tool-choice",
@@ -57,9 +59,9 @@ def tool_options(command: F) -> F:
 @sampling_options
 @attachment_options
 @tool_options
-@click.option("--thinking/--no-thinking", default=None, help="Have the model think first, where it can.")
+@click.option("--thinking/--no-thinking", default=None, help="Make a model that can think do so, or not.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object when the answer is complete.")
-@click.option("--verbose", is_flag=True, help="Print on stderr what the answer took.")
+@click.option("--verbose", is_flag=True, help="Print tokens and times of the answer on stderr.")
 @connection_options
 def run_command(
     prompt: tuple[str, ...],
@@ -76,7 +78,7 @@ def run_command(
     api_key_file: Path | None,
     **options: Any,
 ) -> None:
-    """Answer one prompt: the words of PROMPT, and what is piped in behind them.
+    """Answer one prompt: the words of PROMPT, then piped input.
 
     Without PROMPT, or with `-`, all of it is read from stdin.
 

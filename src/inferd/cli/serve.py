@@ -55,7 +55,7 @@ _CONFIG = click.Option(
 
 
 def _serve(**flags: Any) -> int:
-    """Run the daemon until it is told to stop."""
+    """Run the daemon in the foreground."""
     from inferd.daemon import daemon
 
     return daemon.run(lambda: sources.read(flags))

@@ -33,14 +33,14 @@ PATIENCE_SECS = 60.0
 
 @click.group("service", cls=HelpfulGroup, context_settings={"help_option_names": ["-h", "--help"]})
 def service_command() -> None:
-    """Run the daemon as a service of your own."""
+    """Run the daemon as a service of your user."""
 
 
 @service_command.command("install")
 @click.option("--on-demand", is_flag=True, help="Start it for the first client, and end it when it is idle.")
 @click.option("--gpu", is_flag=True, help="Allow what drivers of GPUs need.")
 def install_command(on_demand: bool, gpu: bool) -> None:
-    """Start the daemon now and at each login, and again after a crash."""
+    """Start the daemon now, at each login and after a crash."""
     settings = sources.read({}).settings
     manager = _manager()
     if is_held(settings.lock) and not manager.is_running():
@@ -61,7 +61,7 @@ def install_command(on_demand: bool, gpu: bool) -> None:
 
 @service_command.command("uninstall")
 def uninstall_command() -> None:
-    """Stop the service and remove what `install` wrote."""
+    """Stop the service and remove its files."""
     removed = _manager().uninstall()
     for path in removed:
         say(f"removed {path}")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.argument("name", metavar="NAME|FILE")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show_command(name: str, as_json: bool) -> None:
-    """Show what the file of a stored model, or a GGUF FILE, says of itself, and the memory it would take."""
+    """Show the facts of a model, and the memory it needs."""
     from inferd.daemon.memory import context_sizes
     from inferd.store.fetch import resolve
     from inferd.store.gguf import part_names, whole_card

@@ -12,9 +12,9 @@ from inferd.cli.say import say
 
 @click.command("start")
 def start_command() -> None:
-    """Start a daemon in the background, unless one runs, and wait until it is ready.
+    """Start a daemon in the background, and wait until it is ready.
 
-    It stops after 15 idle minutes, as one that `inferd run` starts.
+    If a daemon runs already, it only waits. The daemon stops after 15 idle minutes.
     """
     daemon = target(None, None)
     with daemon.client() as client, Progress() as progress:

@@ -60,7 +60,7 @@ def admin_address() -> Path:
 @click.command("status")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status_command(as_json: bool) -> None:
-    """Show what the daemon does and serves: its requests, backends and numbers. Exit 3 when none runs."""
+    """Show the daemon's requests, backends and numbers. Exit 3 when none runs."""
     try:
         with AdminClient(admin_address(), timeout=ANSWER_SECS) as admin:
             state = admin.status()
@@ -242,9 +242,9 @@ def _requests(requests: list[Frame]) -> list[str]:
 
 
 @click.command("watch")
-@click.option("--json", "as_json", is_flag=True, help="Print each event as it came, one JSON object a line.")
+@click.option("--json", "as_json", is_flag=True, help="Print each event as one JSON object a line.")
 def watch_command(as_json: bool) -> None:
-    """Show what the daemon reports until it ends."""
+    """Print the daemon's events until it ends."""
     import json
 
     last: Frame = {"status": ""}

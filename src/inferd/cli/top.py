@@ -129,10 +129,10 @@ def _ended(state: Status) -> int:
     default=1.0,
     show_default=True,
     metavar="SECONDS",
-    help="How often to look.",
+    help="Seconds between updates.",
 )
 def top_command(interval: float) -> None:
-    """Watch the daemon at work: speeds, waiting times, backends and requests. Leave with q."""
+    """Show speeds, queue, backends and requests, live. q quits."""
     if not sys.stdout.isatty():
         raise UsageError("`inferd top` draws on a terminal; elsewhere use `inferd status --json`")
     from rich.console import Console

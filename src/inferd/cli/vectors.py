@@ -19,7 +19,7 @@ from inferd.client.address import Surface
 _model = click.option(
     "--model",
     metavar="NAME",
-    help="A model of the store, which is loaded if it is not; else the daemon's own.",
+    help="A model of the store; it is loaded if necessary. By default the daemon's first model.",
 )
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
@@ -27,7 +27,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
 @click.command("embed")
 @click.argument("texts", metavar="TEXT...", nargs=-1)
 @_model
-@click.option("--task", metavar="NAME", help="What the vectors are for, such as retrieval_query.")
+@click.option("--task", metavar="NAME", help="The use of the vectors, such as retrieval_query.")
 @click.option("--dimensions", type=int, metavar="N", help="Shorten the vectors to N numbers.")
 @_json
 @connection_options
@@ -68,7 +68,9 @@ def rerank_command(
     address: str | None,
     api_key_file: Path | None,
 ) -> None:
-    """Print each DOCUMENT by how well it answers QUERY, the best first: its place, its score, its text.
+    """Rank the DOCUMENTs by how well they answer QUERY.
+
+    Prints the place, score and text of each, the best first.
 
     Without DOCUMENT, or with `-`, each line of stdin is one. The daemon must serve a model made for it.
     """
