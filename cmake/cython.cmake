@@ -28,8 +28,7 @@ function(add_cython_module module pyx)
         target_compile_options(${target} PRIVATE "SHELL:-iquote \"${headers}\"")
     endif()
     if(NOT APPLE AND NOT WIN32)
-        # The symbols of static libraries that were built without our visibility, and the `new` of budget.cpp, which
-        # the compiler does not let us hide.
+        # The symbols of static libraries that were built without our visibility.
         target_link_options(${target} PRIVATE LINKER:--version-script=${CMAKE_SOURCE_DIR}/cmake/exports.map)
     endif()
 endfunction()

@@ -12,7 +12,8 @@ if(NOT fetched EQUAL 0)
         "where a package index can be reached, or give that command the path of the source distribution "
         "named in vendor/llama.cpp/pin.json; then install again.")
 endif()
-set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${LLAMA_DIR}/pin.json)
+file(GLOB patches CONFIGURE_DEPENDS ${LLAMA_DIR}/patches/*.patch)
+set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${LLAMA_DIR}/pin.json ${patches})
 if(SKBUILD_STATE STREQUAL "sdist")
     return()
 endif()
@@ -44,22 +45,6 @@ add_subdirectory(${LLAMA_DIR} llama.cpp EXCLUDE_FROM_ALL)
 # other checkout. (CMake before 4.0 does not know the property.)
 set_target_properties(llama PROPERTIES UNITY_BUILD_RELOCATABLE ON)
 
-if(MSVC)
-    set(force_include /FI)
-else()
-    set(force_include -include)
-endif()
-
-# Grammars come from clients: see the header.
-set(guard ${CMAKE_SOURCE_DIR}/src/inferd/engine/local/native/guards/grammar_guard.h)
-set_source_files_properties(${LLAMA_DIR}/src/llama-grammar.cpp DIRECTORY ${LLAMA_DIR}/src PROPERTIES
-    COMPILE_OPTIONS "${force_include};${guard}"
-    OBJECT_DEPENDS "${guard};${CMAKE_SOURCE_DIR}/src/inferd/engine/local/native/guards/grammar_guard_state.h")
-
-# Chat templates come with model files, and are not trusted: see the header.
-target_compile_options(llama-common PRIVATE
-    "$<$<COMPILE_LANGUAGE:CXX>:SHELL:${force_include} \"${CMAKE_SOURCE_DIR}/src/inferd/engine/local/native/guards/template_guard.h\">")
-
 set(native "")
 if(GGML_NATIVE AND NOT CMAKE_HOST_WIN32)
     # `-march=native` stands for another instruction set on another CPU, but neither ninja nor ccache can see
@@ -74,14 +59,7 @@ if(GGML_NATIVE AND NOT CMAKE_HOST_WIN32)
     endif()
 endif()
 foreach(backend IN LISTS GGML_AVAILABLE_BACKENDS)
-    if(NOT backend MATCHES "^ggml-cpu")
-        continue()
-    endif()
-    if(native)
+    if(native AND backend MATCHES "^ggml-cpu")
         target_compile_definitions(${backend} PRIVATE INFERD_NATIVE_${native})
-    endif()
-    if(CMAKE_C_COMPILER_ID STREQUAL "GNU")
-        target_compile_options(${backend} PRIVATE
-            "$<$<COMPILE_LANGUAGE:C,CXX>:SHELL:-include \"${CMAKE_SOURCE_DIR}/cmake/amx_loadconfig.h\">")
     endif()
 endforeach()

@@ -18,7 +18,7 @@ import hypothesis
 import pytest
 import uvloop
 
-from tests import remote_server
+from tests import left_behind, remote_server
 from tests.daemon_process import DaemonProcess
 from tests.remote_server import RemoteServer
 
@@ -36,6 +36,12 @@ def pytest_configure(config: pytest.Config) -> None:
     # On a busy machine an example may take any time.
     hypothesis.settings.register_profile("suite", deadline=None)
     hypothesis.settings.load_profile("suite")
+
+
+def pytest_collection_finish() -> None:
+    """What the modules hold lives as long as the process: the look for what is left behind passes over it."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
@@ -65,18 +71,21 @@ def _what_libuv_keeps() -> None:
 
 @pytest.fixture(autouse=True)
 def no_leaks(_what_libuv_keeps: None) -> Iterator[None]:
-    """A descriptor or a thread that outlives its test fails it."""
+    """A descriptor, a thread, or an object of a request that outlives its test fails it."""
     threads, descriptors = set(threading.enumerate()), _descriptors()
+    requests = {id(each) for each in left_behind.requests()}
     yield
     leaked = {thread for thread in threading.enumerate() if thread not in threads and not _is_pooled(thread)}
     for thread in leaked:
         thread.join(ENDING_SECS)
     leaked = {thread for thread in leaked if thread.is_alive()}
     assert not leaked, f"threads left behind: {leaked}"
-    if _descriptors() - descriptors:
+    if _descriptors() - descriptors or any(id(each) not in requests for each in left_behind.requests()):
         gc.collect()
     left = _descriptors() - descriptors
     assert not left, f"descriptors left behind: {left}"
+    kept = [each for each in left_behind.requests() if id(each) not in requests]
+    assert not kept, f"left behind: {kept}, held by {[gc.get_referrers(each) for each in kept]}"
 
 
 def _is_pooled(thread: threading.Thread) -> bool:

@@ -18,7 +18,9 @@ import inferd
 from inferd.engine.mock import Mock
 from inferd.serve.surface import RequestContext
 from inferd.serve.surfaces.vectors import EmbedSurface
+from tests import left_behind
 from tests.in_process import Gate, serving, until
+from tests.requests import generate_request
 
 
 def instances(value: object, where: str, seen: set[int]) -> Iterator[str]:
@@ -81,5 +83,11 @@ async def test_a_request_that_met_its_deadline_is_not_kept(short_dir: Path) -> N
             assert (await client.frame())["code"] == "deadline_exceeded"
         await until(lambda: gate.waiting == 0)
         gc.collect()
-        contexts = [kept for kept in gc.get_objects() if isinstance(kept, RequestContext)]
+        contexts = [kept for kept in left_behind.requests() if isinstance(kept, RequestContext)]
         assert "late" not in [context.request.id for context in contexts]
+
+
+def test_an_object_of_a_request_is_seen_while_it_lives() -> None:
+    """The fixture `no_leaks` fails a test that leaves one behind."""
+    request = generate_request(messages=())
+    assert [each for each in left_behind.requests() if each is request]

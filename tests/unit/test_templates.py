@@ -20,6 +20,7 @@ MEMORY, TIME, DEPTH = "takes too much memory", "takes too long", "nests too deep
 
 NAMESPACE = "{% set ns = namespace(x=[], s='x') %}"
 DOUBLED = NAMESPACE + "{% for i in range(27) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}"
+SHARED = "{% set ns = namespace(x=['x' * 1000000]) %}" + "{% set ns.x = [ns.x, ns.x] %}" * 8
 
 # Each passes a bound of ours by little: without the bound it ends, after some seconds or some hundred MB.
 BEYOND = [
@@ -30,6 +31,10 @@ BEYOND = [
     ("{% set a = 'x' * 15000 %}{{ a | replace('x', a) }}", MEMORY),
     ("{{ range(200) | join('x' * 1000000) }}", MEMORY),
     ("{{ messages | tojson(indent=150000000) }}", MEMORY),
+    ("{{ ('a\\n' * 1000) | indent(1000000) }}", MEMORY),
+    (MEMORY,),
+    (SHARED + "{{ ns.x }}", MEMORY),
+    (SHARED + "{{ ns.x | tojson }}", MEMORY),
     # depth, while it runs
     ("{% macro f(n) %}{% if n %}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(1000) }}", DEPTH),
     (NAMESPACE + "{% for i in range(5000) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x | tojson }}", DEPTH),

@@ -1,4 +1,4 @@
-"""The step that brings llama.cpp's sources, and the header that mends a compiler's fault for them.
+"""The step that brings llama.cpp's sources and patches them.
 
 The step runs as it does in a build, as a program of its own, in a folder with a pin of the test's making.
 """
@@ -48,6 +48,10 @@ class Step:
         cached.parent.mkdir(parents=True, exist_ok=True)
         cached.write_bytes(archive)
 
+    def patch(self, text: str) -> None:
+        (self.folder / "patches").mkdir(exist_ok=True)
+        (self.folder / "patches" / "a.patch").write_text(text)
+
     def run(self) -> subprocess.CompletedProcess[str]:
         environment = os.environ | {
             "XDG_CACHE_HOME": str(self.cache),
@@ -61,7 +65,11 @@ class Step:
     def files(self) -> set[str]:
         """Everything there besides the step itself, the stamp included."""
         found = (file for file in self.folder.rglob("*") if file.is_file())
-        return {file.relative_to(self.folder).as_posix() for file in found} - {"fetch.py", "pin.json"}
+        return {file.relative_to(self.folder).as_posix() for file in found} - {
+            "fetch.py",
+            "pin.json",
+            "patches/a.patch",
+        }
 
 
 @pytest.fixture
@@ -163,6 +171,61 @@ def test_an_archive_given_by_hand_is_verified_too(step: Step, tmp_path: Path) ->
     assert step.files() == set()
 
 
+LINES = archive({f"{LIB}/src/a.c": "1\n2\n3\n4\n5\n6\n", f"{LIB}/src/b.c": "b\n"})
+PATCH = """\
+--- a/src/a.c
++++ b/src/a.c
+@@ -1,2 +1,3 @@
+ 1
++one and a half
+ 2
+@@ -5,2 +6,1 @@
+-5
+ 6
+--- a/src/new.h
++++ b/src/new.h
+@@ -0,0 +1,2 @@
++new
++file
+"""
+
+
+def test_a_patch_changes_the_sources(step: Step) -> None:
+    step.pin(LINES, ["src/"])
+    step.patch(PATCH)
+    done = step.run()
+    assert done.returncode == 0, done.stderr
+    assert (step.folder / "src" / "a.c").read_text() == "1\none and a half\n2\n3\n4\n6\n"
+    assert (step.folder / "src" / "new.h").read_text() == "new\nfile\n"
+    assert (step.folder / "src" / "b.c").read_text() == "b\n"
+
+
+def test_a_changed_patch_replaces_the_sources(step: Step) -> None:
+    step.pin(LINES, ["src/"])
+    step.run()
+    step.patch(PATCH)
+    assert step.run().returncode == 0
+    assert "half" in (step.folder / "src" / "a.c").read_text()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"src/a.c": "0\n1\n2\n3\n4\n5\n6\n"},  # a line has moved
+        {"src/a.c": "1\n2\n3\n4\nfive\n6\n"},  # the second hunk does not fit, after the first did
+        {"src/a.c": "1\n2\n3\n4\n5\n6\n", "src/new.h": ""},  # a file is there already
+    ],
+)
+def test_a_patch_that_does_not_fit_is_an_error(step: Step, changed: dict[str, str]) -> None:
+    """An upgrade that moves or changes a patched line is seen before anything is compiled."""
+    step.pin(archive({f"{LIB}/{name}": text for name, text in changed.items()}), ["src/"])
+    step.patch(PATCH)
+    done = step.run()
+    assert done.returncode == 1
+    assert "a.patch does not fit src/" in done.stderr
+    assert step.files() == set()
+
+
 LICENCES = {
     "cpp-httplib.txt": "vendor/cpp-httplib/LICENSE",
     "llama.cpp.txt": "LICENSE",
@@ -193,21 +256,24 @@ def test_every_licence_is_that_of_the_sources() -> None:
 
 
 def test_the_compiler_keeps_the_whole_amx_configuration(tmp_path: Path) -> None:
-    """The byte at offset 48 is stored before `ldtilecfg`; without the header a faulty compiler drops it."""
+    """The byte at offset 48 is stored before `ldtilecfg`; without the patch a faulty compiler drops it."""
+    folder = VENDOR / "llama.cpp" / "ggml" / "src" / "ggml-cpu" / "amx"
+    assert {file.name for file in folder.iterdir() if " _tile_loadconfig(" in file.read_text()} == {
+        "tile-config.h"
+    }
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None:
         pytest.skip("no C compiler here")
     source = tmp_path / "tile.c"
     source.write_text(
-        "#include <immintrin.h>\n"
+        '#include "tile-config.h"\n'
         "void load(void) {\n"
         "    unsigned char config[64] = {1};\n"
         "    config[48] = 123;\n"
-        "    _tile_loadconfig(config);\n"
+        "    inferd_tile_loadconfig(config);\n"
         "}\n"
     )
-    header = ROOT / "cmake" / "amx_loadconfig.h"
-    command = [compiler, "-O3", "-mamx-tile", "-include", str(header), "-S", "-o", "-", str(source)]
+    command = [compiler, "-O3", "-mamx-tile", "-I", str(folder), "-S", "-o", "-", str(source)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0 and "mamx-tile" in done.stderr:
         pytest.skip("this compiler knows no AMX")

@@ -1,4 +1,4 @@
-"""Brings llama.cpp's sources, as `pin.json` names them, into the folder of this file.
+"""Brings llama.cpp's sources, as `pin.json` names them and `patches/` changes them, into this folder.
 
 CMake runs it at every configure; it returns at once when the sources are already those of the pin. By hand:
 
@@ -7,7 +7,10 @@ CMake runs it at every configure; it returns at once when the sources are alread
 Without SDIST the source distribution that carries the sources comes from the user's cache, or by pip from
 the package index that pip is configured for. Nothing is unpacked before its SHA-256 matches the pin. The
 stamp, written last, is what makes an unpacked tree complete: an interrupted run leaves none, and a changed
-pin makes the old one void.
+pin or patch makes the old one void.
+
+A patch applies as a whole or not at all: each of its lines has to be where the patch says, so that an upgrade
+which moves one of them fails here and not in the engine.
 """
 
 from __future__ import annotations
@@ -16,16 +19,19 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 HERE = Path(__file__).resolve().parent
 PIN = HERE / "pin.json"
 STAMP = HERE / ".complete"
+PATCHES = HERE / "patches"
 
 
 class FetchFailed(Exception):
@@ -84,6 +90,46 @@ def wanted(name: str, pin: dict[str, list[str]]) -> bool:
     return any(name.startswith(path) if path.endswith("/") else name == path for path in pin["paths"])
 
 
+def hunks(patch: Path) -> Iterator[tuple[str, int, list[str], list[str]]]:
+    """Each hunk of a unified diff: the file, the line from which on it changes, the lines before and after.
+
+    The file has the first name of a header without its ``a/``; a new file begins at line 0.
+    """
+    name, at = "", 0
+    old: list[str] = []
+    new: list[str] = []
+    for line in [*patch.read_text().splitlines(), "@@"]:
+        if line.startswith(("@@", "--- ")) and (old or new):
+            yield name, at, old, new
+            old, new = [], []
+        if line.startswith("--- "):
+            name = line[4:].partition("/")[2].partition("\t")[0]
+        elif found := re.match(r"@@ -(\d+)", line):
+            at = int(found[1])
+        elif line[:1] in (" ", "-", "+") and not line.startswith("+++ "):
+            if line[0] != "+":
+                old.append(line[1:])
+            if line[0] != "-":
+                new.append(line[1:])
+
+
+def apply(patch: Path, tree: Path) -> None:
+    """Changes the files of ``tree`` as a unified diff says."""
+    moved: dict[str, int] = {}  # by how many lines the hunks so far have moved the rest of a file
+    for name, at, old, new in hunks(patch):
+        target = tree / name
+        lines = target.read_text().split("\n") if at else [""]
+        first = max(at - 1, 0) + moved.get(name, 0)
+        if (at == 0 and target.exists()) or lines[first : first + len(old)] != old:
+            raise FetchFailed(
+                f"{patch.name} does not fit {name} at line {at}: see what changed, and make the patch anew"
+            )
+        lines[first : first + len(old)] = new
+        moved[name] = moved.get(name, 0) + len(new) - len(old)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text("\n".join(lines))
+
+
 def unpack(archive: Path, pin: dict[str, str | list[str]]) -> None:
     """Replaces what an earlier run unpacked. Files get the present time, so that a build sees them change."""
     STAMP.unlink(missing_ok=True)
@@ -104,7 +150,9 @@ def unpack(archive: Path, pin: dict[str, str | list[str]]) -> None:
         for path in pin["paths"]:
             if not (fresh / path).exists():
                 raise FetchFailed(f"{archive} holds no {path}")
-        keep = {PIN.name, Path(__file__).name, fresh.name}
+        for patch in patches():
+            apply(patch, fresh)
+        keep = {PIN.name, Path(__file__).name, PATCHES.name, fresh.name}
         for old in HERE.iterdir():
             if old.name not in keep:
                 shutil.rmtree(old) if old.is_dir() else old.unlink()
@@ -117,8 +165,12 @@ def unpack(archive: Path, pin: dict[str, str | list[str]]) -> None:
     scratch.replace(STAMP)
 
 
+def patches() -> list[Path]:
+    return sorted(PATCHES.glob("*.patch"))
+
+
 def stamp_text() -> str:
-    return sha256(PIN) + "\n"
+    return "".join(f"{sha256(path)} {path.name}\n" for path in [PIN, *patches()])
 
 
 def complete() -> bool:

@@ -5,7 +5,6 @@
 #include <random>
 #include <stdexcept>
 
-#include "guards/budget.h"
 #include "guarded.h"
 #include "host.h"
 #include "mtmd-helper.h"
@@ -24,20 +23,11 @@ namespace {
 using Bitmap = std::unique_ptr<mtmd_bitmap, void (*)(mtmd_bitmap *)>;
 using Chunks = std::unique_ptr<mtmd_input_chunks, void (*)(mtmd_input_chunks *)>;
 
-constexpr int64_t kMaxSoundSeconds = 600;  // as media.py has it for samples
-
-// A file of sound, unpacked; a few bytes of it may stand for days.
+// A file of sound, unpacked. A few bytes of it may hold days: patches/sounds.patch sets a limit.
 Bitmap unpacked(const mtmd_context *ctx, const MediaItem &item) {
-    const int64_t samples = kMaxSoundSeconds * mtmd_get_audio_sample_rate(ctx);
-    const int64_t copies = 2, beside = 1 << 20;
-    const Budget budget(copies * samples * static_cast<int64_t>(sizeof(float)) + beside,
-                        "a sound may last at most 600 s");
-    return within(budget, [&] {
-        return Bitmap(
-            mtmd_helper_bitmap_init_from_buf(ctx, item.data, item.size, false, mtmd_helper_init_opt_default())
-                .bitmap,
-            mtmd_bitmap_free);
-    });
+    return Bitmap(
+        mtmd_helper_bitmap_init_from_buf(ctx, item.data, item.size, false, mtmd_helper_init_opt_default()).bitmap,
+        mtmd_bitmap_free);
 }
 
 Bitmap bitmap_of(const mtmd_context *ctx, const MediaItem &item) {

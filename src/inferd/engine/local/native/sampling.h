@@ -17,7 +17,7 @@
 #include <vector>
 
 #include "gbnf.h"
-#include "guards/grammar_guard_state.h"
+#include "guards/grammar.h"
 #include "guidance.h"
 #include "llama.h"
 #include "nucleus.h"
@@ -105,7 +105,7 @@ class Sampler {
 
     void parse_grammar(const llama_vocab *vocab, const Grammar &grammar) {
         GbnfCheck::check(grammar.text);
-        grammar_message.clear();
+        grammar_error.clear();
         grammar_deadline = thread_time() + kGrammarTime;
         if (grammar.lazy) {
             std::vector<const char *> triggers;
@@ -117,9 +117,8 @@ class Sampler {
             grammar_.reset(llama_sampler_init_grammar(vocab, grammar.text.c_str(), "root"));
         }
         if (!grammar_) {
-            throw std::runtime_error(grammar_message.empty()
-                                         ? "it has no rule `root`, or a rule that begins with itself"
-                                         : grammar_message);
+            throw std::runtime_error(
+                grammar_error.empty() ? "it has no rule `root`, or a rule that begins with itself" : grammar_error);
         }
         if (grammar.lazy) return;
         for (llama_token token : grammar.prefill) llama_sampler_accept(grammar_.get(), token);

@@ -1,0 +1,34 @@
+// What bounds llama.cpp's grammar engine. A grammar comes from a client, and that engine was written for grammars one
+// trusts: a failed assertion ends the process, a parse error is printed with the grammar to stderr, and an ambiguous
+// grammar can take longer than the age of the universe to refuse one token. patches/grammars.patch has it call the
+// functions of this file instead.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <ctime>
+#include <string>
+
+namespace inferd {
+
+inline thread_local std::string grammar_error;     // the reason why the last parse on this thread failed
+inline thread_local int64_t grammar_deadline = 0;  // of `thread_time`; matching gives up after it
+
+// Throws if `holds` is false, and once the deadline of this thread has passed.
+void grammar_step(bool holds);
+
+// Keeps the reason of a parse error for the client.
+void keep_grammar_error(const char *reason);
+
+// Nanoseconds of processor time of this thread, so that a busy machine does not make a grammar look worse.
+inline int64_t thread_time() {
+#ifdef CLOCK_THREAD_CPUTIME_ID
+    timespec now;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+    return now.tv_sec * INT64_C(1'000'000'000) + now.tv_nsec;
+#else
+    return std::chrono::steady_clock::now().time_since_epoch() / std::chrono::nanoseconds(1);
+#endif
+}
+
+}  // namespace inferd
