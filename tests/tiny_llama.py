@@ -34,10 +34,13 @@ _WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _CONTROL = 3  # the type of a token that is no text
 
 
-def write_llama(path: Path, *, files: int = 1, **sampling: float) -> Path:
+def write_llama(
+    path: Path, *, files: int = 1, keys: Mapping[str, int] | None = None, **sampling: float
+) -> Path:
     """Writes a model of one layer whose likely tokens are those that end something; returns its path.
 
-    Its file recommends ``sampling``. With several ``files`` it is a split model, and the path is the first's.
+    Its file recommends ``sampling`` and has the further ``keys``. With several ``files`` it is a split model,
+    and the path is the first's.
     """
     width = WIDTH
     tokens = _texts(_tokenizer()["tokenizer.ggml.tokens"])
@@ -45,7 +48,7 @@ def write_llama(path: Path, *, files: int = 1, **sampling: float) -> Path:
     output[:, 0] = [LIKELY if text[:1] and text[0] in ENDS else 0.0 for text in tokens]
     tensors = {"token_embd.weight": np.ones_like(output), "output.weight": output}
     nothing = np.zeros((width, width), dtype=np.float32)
-    more = {f"general.sampling.{name}": value for name, value in sampling.items()}
+    more = {f"general.sampling.{name}": value for name, value in sampling.items()} | dict(keys or {})
     names = [path]
     if files > 1:
         names = [path.with_name(f"{path.stem}-{i:05}-of-{files:05}.gguf") for i in range(1, files + 1)]

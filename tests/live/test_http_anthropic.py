@@ -62,6 +62,17 @@ def test_a_message_whole_and_streamed(client: anthropic.Anthropic) -> None:
     assert counted.input_tokens == whole.usage.input_tokens + (whole.usage.cache_read_input_tokens or 0)
 
 
+def test_a_prefill_is_continued(client: anthropic.Anthropic) -> None:
+    question = {"role": "user", "content": "Which city is the capital of France?"}
+    begun = {"role": "assistant", "content": "The capital of France is"}
+    answer = client.messages.create(
+        model=MODEL, max_tokens=6, messages=[question, begun], extra_body={"temperature": 0}
+    )
+    assert "Paris" in answer.content[0].text
+    counted = client.messages.count_tokens(model=MODEL, messages=[question, begun])
+    assert counted.input_tokens == answer.usage.input_tokens + (answer.usage.cache_read_input_tokens or 0)
+
+
 def test_models(client: anthropic.Anthropic) -> None:
     assert [model.id for model in client.models.list()] == [MODEL]
     assert client.models.retrieve("claude-sonnet-9").id == MODEL

@@ -58,6 +58,20 @@ def test_chat_whole_and_streamed(client: ollama.Client) -> None:
     assert generated.response == whole.message.content
 
 
+def test_probabilities_and_a_raw_prompt(client: ollama.Client) -> None:
+    ask = [{"role": "user", "content": "Say hello."}]
+    whole = client.chat(MODEL, ask, options=OPTIONS, logprobs=True, top_logprobs=2)
+    parts = list(client.chat(MODEL, ask, options=OPTIONS, logprobs=True, top_logprobs=2, stream=True))
+    tokens = list(whole.logprobs or [])
+    assert "".join(token.token for token in tokens) == whole.message.content
+    assert all(len(token.top_logprobs or []) == 2 for token in tokens)
+    assert [token for part in parts for token in part.logprobs or []] == tokens
+    raw = client.generate(MODEL, "The capital of France is", raw=True, options=OPTIONS)
+    assert "Paris" in raw.response
+    with pytest.raises(ollama.ResponseError, match="no tokens for a text"):
+        client.generate(MODEL, "a", suffix="b", options=OPTIONS)
+
+
 def test_a_schema_and_a_tool(client: ollama.Client) -> None:
     schema = {
         "type": "object",

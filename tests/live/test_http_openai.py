@@ -200,6 +200,38 @@ def test_completions(client: openai.OpenAI, model: str) -> None:
         client.completions.create(model=model, prompt="Say hello.", max_tokens=6, temperature=0, stream=True)
     )
     assert "".join(chunk.choices[0].text for chunk in chunks) == answer.choices[0].text
+    raw = client.completions.create(
+        model=model, prompt="The capital of France is", max_tokens=6, temperature=0
+    )
+    assert "Paris" in raw.choices[0].text
+    with pytest.raises(openai.BadRequestError, match="no tokens for a text that is to be filled in"):
+        client.completions.create(model=model, prompt="a", suffix="b", max_tokens=1)
+
+
+def test_the_probabilities_of_tokens(client: openai.OpenAI, model: str) -> None:
+    options: Any = {"model": model, "max_tokens": 6, "temperature": 0}
+    whole = client.chat.completions.create(
+        messages=ask("Say hello."), logprobs=True, top_logprobs=3, **options
+    ).choices[0]
+    assert whole.logprobs is not None
+    tokens = whole.logprobs.content or []
+    assert "".join(token.token for token in tokens) == whole.message.content
+    assert all(token.logprob == token.top_logprobs[0].logprob <= 0 for token in tokens)
+    assert all(len(token.top_logprobs) == 3 for token in tokens)
+    chunks = client.chat.completions.create(
+        messages=ask("Say hello."), logprobs=True, top_logprobs=3, stream=True, **options
+    )
+    told = [chunk.choices[0].logprobs for chunk in chunks]
+    assert [token for logprobs in told if logprobs for token in logprobs.content or []] == tokens
+    legacy = client.completions.create(prompt="Say hello.", logprobs=2, **options).choices[0]
+    assert legacy.logprobs is not None
+    assert "".join(legacy.logprobs.tokens or []) == legacy.text
+    assert [len(best) for best in legacy.logprobs.top_logprobs or []] == [2] * 6
+    response = client.responses.create(
+        model=model, input="Say hello.", include=["message.output_text.logprobs"], max_output_tokens=16
+    )
+    part = response.output[0].content[0]  # type: ignore[union-attr, index]
+    assert "".join(token.token for token in part.logprobs) == response.output_text  # type: ignore[union-attr]
 
 
 def test_a_prompt_that_is_too_long(client: openai.OpenAI, model: str) -> None:

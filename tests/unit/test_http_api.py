@@ -10,7 +10,7 @@ import pytest
 
 from inferd.client.messages import MessageDone, Text, Thinking, ToolUse
 from inferd.http import failures
-from inferd.http.api import chat, messages, ollama, responses
+from inferd.http.api import chat, completions, messages, ollama, responses
 from inferd.http.api.canonical import Turns, text_block
 from inferd.http.api.request import Dialect
 from inferd.http.failures import BadField, Failure, HttpFailure, UnknownModel
@@ -384,14 +384,131 @@ def test_what_claude_code_sends_is_taken() -> None:
     assert [turn["role"] for turn in request.turns] == ["system", "user", "assistant", "user"]
 
 
-def test_a_prefill_and_a_missing_limit_are_refused() -> None:
-    with pytest.raises(BadField, match="prefill"):
-        messages.read(
-            {"model": "m", "max_tokens": 1, "messages": [*HI, {"role": "assistant", "content": "{"}]}
-        )
+def test_a_message_of_the_assistant_at_the_end_is_continued() -> None:
+    body = {"model": "m", "max_tokens": 1, "messages": [*HI, {"role": "assistant", "content": "{"}]}
+    request = messages.read(body).generation
+    assert request.options["begun"] is True
+    assert request.turns[-1] == {"role": "assistant", "content": [text_block("{")]}
+    call = {"type": "tool_use", "id": "c", "name": "f", "input": {}}
+    for more, reason in (
+        ({"tools": [{"name": "f"}]}, "tools cannot be had when the last message is of the assistant"),
+        ({"thinking": {"type": "adaptive"}}, "thinking cannot be had"),
+        ({"output_config": {"format": {"type": "json_schema", "schema": {}}}}, "output_config cannot be had"),
+        ({"messages": [*HI, {"role": "assistant", "content": [call]}]}, "only if that message is text"),
+        ({"messages": [{"role": "assistant", "content": "{"}]}, "must have a message before that"),
+    ):
+        with pytest.raises(BadField, match=reason):
+            messages.read(body | more)
+
+
+def test_a_missing_limit_is_refused() -> None:
     with pytest.raises(BadField, match="max_tokens is required"):
         messages.read({"model": "m", "messages": HI})
     assert messages.read_for_count({"model": "m", "messages": HI}).max_tokens == 0
+
+
+# Probabilities, and prompts without a template.
+
+
+def token(text: str, *others: str) -> dict[str, Any]:
+    best = [{"token": other, "bytes": list(other.encode()), "logprob": -1.0} for other in others]
+    return {"token": text, "bytes": list(text.encode()), "logprob": -0.5, "top_logprobs": best}
+
+
+TOKENS = (token("Hel", "Hel", "Hi"), token("lo"))
+WITH_TOKENS = MessageDone(
+    content=({"type": "text", "text": "Hello"},),
+    stop_reason="end_turn",
+    input_tokens=1,
+    output_tokens=2,
+    logprobs=TOKENS,
+)
+
+
+def test_each_api_tells_probabilities_in_its_own_form() -> None:
+    asked = {"model": "m", "messages": HI, "logprobs": True, "top_logprobs": 2}
+    completion = {"model": "m", "prompt": "hi", "logprobs": 2}
+    response = {"model": "m", "input": "hi", "top_logprobs": 2}
+
+    def both(read: Any, body: dict[str, Any]) -> tuple[Any, Dialect]:
+        whole, parts = read(body), read({**body, "stream": True})
+        assert whole.generation.options["logprobs"] == 2
+        return whole.whole(WITH_TOKENS), parts
+
+    whole, parts = both(chat.read, asked)
+    assert whole["choices"][0]["logprobs"] == {"content": TOKENS, "refusal": None}
+    ((_, chunk),) = events_of(parts.event(Text("Hel", TOKENS[:1])))
+    assert chunk["choices"][0]["logprobs"] == {"content": [TOKENS[0]], "refusal": None}
+    assert events_of(parts.event(Text("lo")))[0][1]["choices"][0]["logprobs"] is None
+
+    whole, parts = both(completions.read, completion)
+    assert whole["choices"][0]["logprobs"] == {
+        "tokens": ["Hel", "lo"],
+        "token_logprobs": [-0.5, -0.5],
+        "top_logprobs": [{"Hel": -1.0, "Hi": -1.0}, {}],
+        "text_offset": [0, 3],
+    }
+    parts.event(Text("Hel", TOKENS[:1]))
+    ((_, chunk),) = events_of(parts.event(Text("lo", TOKENS[1:])))
+    assert chunk["choices"][0]["logprobs"]["text_offset"] == [3]
+
+    whole, parts = both(responses.read, response)
+    assert tuple(whole["output"][0]["content"][0]["logprobs"]) == TOKENS
+    told = parts.start() + parts.event(Text("Hel", TOKENS[:1])) + parts.end(WITH_TOKENS)
+    by_name = dict(events_of(told))
+    for event in ("response.output_text.delta", "response.output_text.done"):
+        assert by_name[event]["logprobs"] == [TOKENS[0]]
+    assert by_name["response.content_part.done"]["part"]["logprobs"] == [TOKENS[0]]
+
+    whole, parts = both(ollama.read_chat, asked)
+    assert whole["logprobs"] == TOKENS
+    assert json.loads(parts.event(Text("Hel", TOKENS[:1])))["logprobs"] == [TOKENS[0]]
+    assert "logprobs" not in json.loads(parts.event(Text("lo")))
+
+
+@pytest.mark.parametrize(
+    ("read", "more", "param"),
+    [
+        (chat.read, {"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        (chat.read, {"top_logprobs": 1}, "top_logprobs"),
+        (
+            chat.read,
+            {"logprobs": True, "tools": [{"type": "function", "function": {"name": "f"}}]},
+            "logprobs",
+        ),
+        (chat.read, {"logprobs": True, "reasoning_effort": "low"}, "logprobs"),
+        (completions.read, {"prompt": "hi", "logprobs": 21}, "logprobs"),
+        (completions.read, {"prompt": "hi", "logprobs": 1, "echo": True}, "echo"),
+        (responses.read, {"input": "hi", "top_logprobs": 21}, "top_logprobs"),
+        (ollama.read_chat, {"top_logprobs": 1}, "top_logprobs"),
+        (ollama.read_generate, {"prompt": "hi", "raw": True, "system": "Be brief."}, "system"),
+        (ollama.read_generate, {"prompt": "hi", "suffix": "x", "think": True}, "think"),
+        (ollama.read_generate, {"prompt": "hi", "template": "x"}, "template"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(read: Any, more: dict[str, Any], param: str) -> None:
+    with pytest.raises(BadField) as caught:
+        read({"model": "m", "messages": HI, **more})
+    assert caught.value.param == param
+
+
+def test_probabilities_may_be_asked_for_beside_tools_that_are_not_called() -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    body = {"model": "m", "messages": HI, "logprobs": True, "tools": tools, "tool_choice": "none"}
+    assert chat.read(body).generation.options["logprobs"] == 0
+    named = {"model": "m", "input": "hi", "include": ["message.output_text.logprobs"]}
+    assert responses.read(named).generation.options["logprobs"] == 0
+
+
+def test_prompts_without_a_template() -> None:
+    completion = completions.read({"model": "m", "prompt": "a", "suffix": "b"}).generation
+    generated = ollama.read_generate({"model": "m", "prompt": "a", "suffix": "b"}).generation
+    for request in (completion, generated):
+        assert request.options["raw"] is True
+        assert request.options["suffix"] == "b"
+        assert request.turns == [{"role": "user", "content": [text_block("a")]}]
+    assert ollama.read_generate({"model": "m", "prompt": "a", "raw": True}).generation.options["raw"] is True
+    assert "raw" not in ollama.read_generate({"model": "m", "prompt": "a", "raw": False}).generation.options
 
 
 # Ollama.

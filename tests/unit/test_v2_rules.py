@@ -147,6 +147,33 @@ RULES: list[tuple[dict[str, Any], str]] = [
         )
         for name, value in (("grammar", "x"), ("json_schema", {}), ("response_format", SCHEMA))
     ),
+    ({"suffix": "b"}, "suffix is for raw prompts; set raw to true"),
+    ({"raw": True, "begun": True}, "raw and begun exclude each other"),
+    *(
+        (
+            {"raw": True, "messages": messages},
+            "messages must be one of the user with nothing but text if raw is true",
+        )
+        for messages in ([user(TEXT), user(TEXT)], [assistant(TEXT)])
+    ),
+    ({"begun": True}, "messages must end with one of the assistant with nothing but text if begun is true"),
+    (
+        {"begun": True, "messages": [user(TEXT), assistant(USE)]},
+        "messages must end with one of the assistant with nothing but text if begun is true",
+    ),
+    (
+        {"begun": True, "messages": [assistant(TEXT)]},
+        "messages must hold one before that of the assistant if begun is true",
+    ),
+    (
+        {"begun": True, "messages": [user(TEXT), assistant(TEXT)], "json_schema": {}},
+        "begun goes with no grammar and no schema, which hold for a whole answer",
+    ),
+    (
+        {"logprobs": 0, "tools": [tool()]},
+        'logprobs and tools exclude each other; leave one out, or set tool_choice to "none"',
+    ),
+    ({"raw": True, "thinking": True}, "raw and thinking exclude each other; leave one out"),
     ({"temperature": -1}, "temperature must be between 0 and 100"),
     ({"stop": [""]}, "stop[0] must not be empty"),
     ({"session": "x" * 129}, "session must be at most 128 bytes"),
@@ -194,6 +221,8 @@ def test_messages_are_looked_at_in_order() -> None:
 
 
 VALID: list[dict[str, Any]] = [
+    {"raw": True, "suffix": "", "logprobs": 20, "thinking": False, "tools": [tool()], "tool_choice": "none"},
+    {"begun": True, "messages": [user(TEXT), assistant(TEXT, TEXT)], "logprobs": None, "tools": []},
     {"messages": [user({"type": "text", "text": ""})]},
     {"attachments": [IMAGE, SOUND, NOTE], "messages": [
         user(TEXT, SHOW, {"type": "audio", "attachment_id": "a"}, {"type": "text", "attachment_id": "t"})]},

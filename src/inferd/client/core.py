@@ -31,6 +31,10 @@ class Tooling(Sampling, total=False):
     tool_choice: str | Mapping[str, str] | None
     thinking: bool | None
     response_format: Mapping[str, Any] | None
+    raw: bool | None
+    suffix: str | None
+    begun: bool | None
+    logprobs: int | None
 
 
 class SurfaceAddresses(TypedDict, total=False):

@@ -40,9 +40,14 @@ Content = str | Sequence["str | Attachment | Block"]
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A piece of the answer's text; always whole characters."""
+    """A piece of the answer's text; always whole characters.
+
+    ``logprobs`` are its tokens, where they were asked for, each with ``token``, ``bytes``, ``logprob`` and
+    ``top_logprobs``.
+    """
 
     text: str
+    logprobs: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +72,8 @@ class MessageDone:
 
     ``content`` is fit to be the assistant's turn of the next request. ``tool_choice_unsatisfied`` says that
     a tool had to be called and was not. ``unenforced`` lists the parts of the JSON Schema, or of a tool's
-    (behind its name), that were checked at the end only.
+    (behind its name), that were checked at the end only. ``logprobs`` are the tokens of its text, as of
+    :class:`Text`.
     """
 
     content: tuple[Block, ...]
@@ -80,6 +86,7 @@ class MessageDone:
     model: str = ""
     timings: Mapping[str, float] = field(default_factory=dict)
     unenforced: tuple[str, ...] = ()
+    logprobs: tuple[Mapping[str, Any], ...] = ()
 
 
 def tool_result(call: ToolUse | str, content: Content) -> Block:
@@ -98,6 +105,7 @@ class MessagesRequest(Request[Event, MessageDone]):
         self, request_id: str, turns: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
     ) -> None:
         self.blocks: list[dict[str, Any]] = []
+        self._logprobs: list[Mapping[str, Any]] = []
         outgoing = Outgoing()
         body = {**outgoing.body(turns), **options}
         self._fit(outgoing, body)
@@ -111,7 +119,7 @@ class MessagesRequest(Request[Event, MessageDone]):
 
     def event(self, kind: str, frame: Mapping[str, Any]) -> Event | MessageDone:
         if kind == "frame":
-            return self._block(frame["block"])
+            return self._block(frame["block"], frame.get("logprobs", ()))
         if kind != "done":
             raise LookupError(kind)
         usage = frame["usage"]
@@ -126,10 +134,11 @@ class MessagesRequest(Request[Event, MessageDone]):
             model=frame.get("model", ""),
             timings=frame.get("timings") or {},
             unenforced=tuple(frame.get("unenforced", ())),
+            logprobs=tuple(self._logprobs),
         )
         return self.done
 
-    def _block(self, block: Mapping[str, Any]) -> Event:
+    def _block(self, block: Mapping[str, Any], logprobs: Sequence[Mapping[str, Any]]) -> Event:
         kind = block["type"]
         if kind == "tool_use":
             self.blocks.append(dict(block))
@@ -141,7 +150,8 @@ class MessagesRequest(Request[Event, MessageDone]):
             self.blocks[-1]["text"] += delta
         else:
             self.blocks.append({"type": kind, "text": delta})
-        return Text(delta) if kind == "text" else Thinking(delta)
+        self._logprobs += logprobs
+        return Text(delta, tuple(logprobs)) if kind == "text" else Thinking(delta)
 
 
 class Outgoing:

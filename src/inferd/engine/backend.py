@@ -73,10 +73,14 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class FrameTemplate:
-    """The bytes before and after the JSON-escaped text of a token frame."""
+    """The bytes before and after the JSON-escaped text of a token frame.
+
+    Where probabilities are asked for, ``opening`` goes behind the text, and then the records of its tokens.
+    """
 
     prefix: bytes
     suffix: bytes
+    opening: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +99,11 @@ class GenerateRequest:
     answer at once, in text. ``thinking`` ``None`` leaves that to the model. ``tool_choice`` is ``auto``,
     ``none`` or ``required``; with a ``tool_name`` that one is required. ``lora`` names an adapter of the
     model, empty for none.
+
+    ``raw``: the text of the one message is the whole prompt, without a template; with a ``suffix`` the model
+    fills in what goes between the two. ``begun``: the last message is the beginning of the answer.
+    ``logprobs``: the probability of each token is wanted, and those of so many others that are likely. None
+    of these goes with tools or thinking.
     """
 
     messages: tuple[Message, ...]
@@ -116,6 +125,10 @@ class GenerateRequest:
     tool_choice: Literal["auto", "none", "required"] = "auto"
     tool_name: str = ""
     lora: str = ""
+    raw: bool = False
+    suffix: str | None = None
+    begun: bool = False
+    logprobs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +208,8 @@ class Done:
     ``content`` is the whole answer as the inside of a JSON string (escaped, UTF-8, no quotes), or ``None``
     from a backend that sent :class:`Text` events, whose concatenation it then is. ``tool_missing``: a tool
     call was required and the budget ended before there was one. ``unenforced`` lists what the answer was not
-    held to of its schema, or of a tool's: the tool's name or nothing, ``#``, and a JSON pointer.
+    held to of its schema, or of a tool's: the tool's name or nothing, ``#``, and a JSON pointer. ``logprobs``
+    are records of tokens that no frame has told, JSON objects separated by commas.
     """
 
     stop_reason: StopReason
@@ -206,6 +220,7 @@ class Done:
     unenforced: tuple[str, ...] = ()
     cache: CacheUse | None = None
     drafts: DraftUse | None = None
+    logprobs: bytes = b""
 
 
 Event = Text | Thinking | ToolUse | Frames | Done
@@ -297,7 +312,8 @@ class Accelerator:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """What a backend can do, as the admin socket publishes it; ``lora`` names its adapters."""
+    """What a backend can do; ``lora`` names its adapters. ``raw`` prompts are those that a request makes
+    itself, wholly or in part."""
 
     v2: bool = False
     vision: bool = False
@@ -311,6 +327,8 @@ class Capabilities:
     n_parallel: int = 0
     audio_sample_rate: int = 0
     lora: tuple[str, ...] = ()
+    logprobs: bool = False
+    raw: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

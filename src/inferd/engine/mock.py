@@ -35,7 +35,7 @@ Pace = Callable[[], Coroutine[Any, Any, None]]
 
 # It takes whatever it is given, and pays attention to none of it.
 _TAKES_ALL = Capabilities(
-    v2=True, vision=True, audio=True, tools=True, thinking=True, embed=True, rerank=True
+    v2=True, vision=True, audio=True, tools=True, thinking=True, embed=True, rerank=True, raw=True
 )
 _WIDTH, _MAX_WIDTH = 8, 65_536
 

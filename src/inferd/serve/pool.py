@@ -163,7 +163,7 @@ def _abilities(backend: Backend) -> frozenset[str]:
     return frozenset(names | TEXT if able.v2 else names)
 
 
-_CAPABILITIES = ("v2", "tools", "vision", "audio", "embed", "rerank")
+_CAPABILITIES = ("v2", "tools", "vision", "audio", "embed", "rerank", "raw", "logprobs")
 
 
 class Pool:

@@ -218,6 +218,13 @@ class Router:
         return BackendSlot(backend, breaker, self._clock())
 
 
+_IN_A_REQUEST = {
+    "raw": "takes no prompt without a chat template and continues no answer; leave out raw and begun",
+    "logprobs": "tells no probabilities of tokens; leave out logprobs",
+}
+"""What the model of a daemon itself does, and what to leave out where another does not."""
+
+
 def _unsupported(backend: Backend, lacking: frozenset[str]) -> InferdError:
     name, adapters = backend.name, backend.capabilities().lora
     if lacking == TEXT:
@@ -228,6 +235,9 @@ def _unsupported(backend: Backend, lacking: frozenset[str]) -> InferdError:
         return EmbedUnsupported(f'backend "{name}" cannot embed')
     if "rerank" in lacking:
         return RerankUnsupported(f'backend "{name}" cannot rerank')
+    for capability, what in _IN_A_REQUEST.items():
+        if capability in lacking:
+            return InvalidRequest(f'backend "{name}" {what}')
     for capability in ("v2", "tools"):
         if capability in lacking:
             return Unsupported(f'backend "{name}" does not advertise {capability} capability')

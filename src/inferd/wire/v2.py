@@ -8,7 +8,7 @@ passes through (schemas, inputs of tools) is kept as text. The encoders return w
 
 from __future__ import annotations
 
-from typing import Any, Literal, Union
+from typing import Annotated, Any, Literal, Union
 
 import msgspec
 import orjson
@@ -121,6 +121,10 @@ class ResponseFormat(msgspec.Struct):
     json_schema: _NamedSchema | None = None
 
 
+MAX_LOGPROBS = 20
+Logprobs = Annotated[int, msgspec.Meta(ge=0, le=MAX_LOGPROBS)]
+
+
 class Request(Sampling, kw_only=True):
     """A generation request, as it stood on the line."""
 
@@ -130,6 +134,10 @@ class Request(Sampling, kw_only=True):
     tool_choice: str | ToolName | None = None
     thinking: bool | None = None
     response_format: ResponseFormat | None = None
+    raw: bool | None = None
+    suffix: str | None = None
+    begun: bool | None = None
+    logprobs: Logprobs | None = None
 
     @property
     def schema(self) -> str:
@@ -290,6 +298,8 @@ def _require_unique_in_blocks(content: list[Pairs], where: str) -> None:
 # Writing.
 
 TEXT_SUFFIX = b'"}}\n'
+LOGPROBS_OPENING, LOGPROBS_SUFFIX = b'"},"logprobs":[', b"]}\n"
+"""What stands behind the delta instead, with the records of its tokens between."""
 
 
 def delta_prefix(request_id: str, kind: Literal["text", "thinking"]) -> bytes:

@@ -14,6 +14,7 @@ from inferd.wire.v2 import (
     Audio,
     Block,
     Image,
+    Message,
     Request,
     Text,
     Thinking,
@@ -50,6 +51,7 @@ def validate(request: Request) -> None:
     attachments.check_contents(request.attachments or ())
     _check_history(request)
     _check_constraints(request)
+    _check_prompt(request)
     sampling.check(request)
 
 
@@ -132,3 +134,32 @@ def _check_constraints(request: Request) -> None:
             f"{constraint} and tools exclude each other, since the answer could be either what {constraint}"
             ' describes or a tool call; leave one out, or set tool_choice to "none"'
         )
+
+
+def _check_prompt(request: Request) -> None:
+    """What a request says of its prompt and its probabilities goes with text alone."""
+    if request.suffix is not None and not request.raw:
+        raise invalid("suffix is for raw prompts; set raw to true")
+    if request.raw and request.begun:
+        raise invalid("raw and begun exclude each other")
+    messages = request.messages
+    if request.raw and not (len(messages) == 1 and messages[0].role == "user" and _is_text(messages[0])):
+        raise invalid("messages must be one of the user with nothing but text if raw is true")
+    if request.begun and not (messages[-1].role == "assistant" and _is_text(messages[-1])):
+        raise invalid("messages must end with one of the assistant with nothing but text if begun is true")
+    if request.begun and len(messages) < 2:
+        raise invalid("messages must hold one before that of the assistant if begun is true")
+    if request.begun and (request.grammar or request.schema):
+        raise invalid("begun goes with no grammar and no schema, which hold for a whole answer")
+    for name in ("raw", "begun", "logprobs"):
+        wish = getattr(request, name)
+        if wish is None or wish is False:
+            continue
+        if request.tools and request.tool_choice != "none":
+            raise invalid(f'{name} and tools exclude each other; leave one out, or set tool_choice to "none"')
+        if request.thinking:
+            raise invalid(f"{name} and thinking exclude each other; leave one out")
+
+
+def _is_text(message: Message) -> bool:
+    return all(isinstance(block, Text) for block in message.content)

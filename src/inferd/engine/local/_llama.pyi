@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from inferd.sampling import SamplingParams
 
-Result = tuple[str, str, bytes, int, int, float, float, float, int, str, int, int]
+Result = tuple[str, str, bytes, int, int, float, float, float, int, str, bytes, int, int]
 
 def devices() -> list[tuple[str, str, str, int]]: ...
 def cpu_variant() -> str: ...
@@ -118,6 +118,7 @@ class Templates:
         items: Iterable[tuple[str, bool, int, int, bytes | memoryview]] = (),
         n_batch: int = 0,
     ) -> Prompt: ...
+    def raw(self, text: bytes, suffix: bytes | None = None) -> Prompt: ...
 
 class Prompt:
     def __len__(self) -> int: ...
@@ -182,12 +183,13 @@ class Engine:
         sampling: SamplingParams,
         grammar: bytes,
         stops: list[bytes],
-        frame: tuple[bytes, bytes] | None,
+        frame: tuple[bytes, bytes, bytes] | None,
         guide: Guide | None = None,
         use_cache: bool = True,
         scope: bytes = b"",
         session: bytes = b"",
         adapter: int = -1,
+        logprobs: int = -1,
     ) -> int: ...
     def cancel(self, id: int, drop: bool) -> None: ...
     def ready(self) -> list[int]: ...

@@ -218,12 +218,15 @@ cdef class Engine:
         return self.exchange.fd()
 
     def submit(self, Prompt prompt, *, int max_tokens, sampling, bytes grammar, stops, frame, Guide guide=None,
-               bint use_cache=True, bytes scope=b"", bytes session=b"", int adapter=-1) -> int:
+               bint use_cache=True, bytes scope=b"", bytes session=b"", int adapter=-1,
+               int logprobs=-1) -> int:
         """Queues a job and returns its id.
 
         ``sampling`` is an :class:`inferd.sampling.SamplingParams` in which no value is ``None``. ``grammar`` is
         GBNF in place of the prompt's own; ``guide`` takes the place of both and is used up. ``stops`` are UTF-8
-        byte strings beside the prompt's; ``frame`` the (prefix, suffix) of a token frame or ``None`` for no frames.
+        byte strings beside the prompt's; ``frame`` the (prefix, opening, suffix) of a token frame or ``None`` for no
+        frames. ``logprobs`` is how many alternatives to tell of each token, -1 for no probabilities; they are the
+        records of logprobs.h, separated by commas, between ``opening`` and ``suffix``.
         Jobs of one ``scope`` reuse each other's prefixes, except those that do not ``use_cache``; ``session`` names
         a conversation. ``adapter`` is the number of the one to compute with, -1 for none; a ``scope`` belongs to one.
         ``InvalidRequest`` for a grammar that does not parse and for a prompt that does not fit.
@@ -282,7 +285,8 @@ cdef class Engine:
         job.get().text.set_stops(c_stops)
         job.get().wants_frames = frame is not None
         if frame is not None:
-            job.get().prefix, job.get().suffix = frame
+            job.get().prefix, job.get().opening, job.get().suffix = frame
+        job.get().logprobs.want(logprobs)
         job.get().submitted_us = llama_time_us()
         with nogil:
             id = self.exchange.submit(move(job))
@@ -302,7 +306,7 @@ cdef class Engine:
 
         The result is (finish, error, content as the inside of a JSON string, prompt tokens, completion tokens,
         prefill ms, decode ms, ms to the first text or 0, cached tokens of the prompt, why there are not more or
-        ``""``, tokens of drafts that were computed, and that came).
+        ``""``, the records of tokens that no frame has told, tokens of drafts that were computed, and that came).
         """
         cdef string out
         cdef unique_ptr[Job] whole
@@ -318,7 +322,7 @@ cdef class Engine:
             job.n_completion(), (prefilled - (job.seated_us or prefilled)) / 1000.0,
             (job.finished_us - prefilled) / 1000.0,
             (job.first_us - job.submitted_us) / 1000.0 if job.first_us else 0.0,
-            job.n_cached, MISS_NAMES[<int>job.miss], job.drafted, job.accepted)
+            job.n_cached, MISS_NAMES[<int>job.miss], <bytes>job.records, job.drafted, job.accepted)
 
     @property
     def cache_bytes(self) -> int:
@@ -681,6 +685,8 @@ cdef class Engine:
             else:
                 piece.resize(-n)
                 llama_token_to_piece(self.model.vocab, token, &piece[0], -n, 0, shown)
+            if job.logprobs.wanted():
+                job.logprobs.add(self.model.vocab, logits, token, piece.size())
             if job.text.push(piece.data(), piece.size(), text):
                 job.finish = Finish.stop
             elif job.sampler.get().complete():
@@ -698,8 +704,12 @@ cdef class Engine:
         job.content.resize(before + json_escape_into(&job.content[before], text.data(), text.size()))
         if job.first_us == 0:
             job.first_us = llama_time_us()
+        if job.logprobs.wanted():
+            job.logprobs.shown(text.size(), job.records)
         if job.wants_frames:
-            job.staged.append(job.prefix).append(job.content, before, job.content.size() - before).append(job.suffix)
+            job.staged.append(job.prefix).append(job.content, before, job.content.size() - before)
+            job.staged.append(job.opening).append(job.records).append(job.suffix)
+            job.records.clear()
 
     cdef void fail(self, Job* job, Finish finish, const char* error) noexcept nogil:
         job.finish = finish
@@ -733,6 +743,10 @@ cdef class Engine:
         cdef size_t i
         job.text.finish(rest)
         self.write(job, rest)
+        if job.finish == Finish.stop:
+            job.logprobs.drop()
+        if job.logprobs.wanted():
+            job.logprobs.rest(job.records)
         job.finished_us = llama_time_us()
         for i in range(self.touched.size()):
             if self.touched[i] == job:

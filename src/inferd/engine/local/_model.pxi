@@ -369,6 +369,23 @@ cdef class Templates:
                 f"the conversation cannot be given to the model: {refusal_of_template(error)}")
         return prompt
 
+    def raw(self, bytes text, suffix=None) -> Prompt:
+        """A prompt without a template: ``text`` alone, or before and behind what is to be filled in.
+
+        ``InvalidRequest`` with a ``suffix`` for a model that has no tokens for that.
+        """
+        cdef string c_text = text, c_suffix = suffix or b"", error
+        cdef const string* behind = NULL
+        cdef Prompt prompt = Prompt()
+        cdef cbool ok
+        if suffix is not None:
+            behind = &c_suffix
+        with nogil:
+            ok = self.prompts.get().raw(c_text, behind, prompt.rendered, error)
+        if not ok:
+            raise InvalidRequest(in_a_sentence(error))
+        return prompt
+
 
 cdef class Prompt:
     """A rendered conversation: its token ids, and what is needed to constrain and to read the answer."""

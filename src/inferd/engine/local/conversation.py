@@ -81,10 +81,22 @@ class Family:
     most_chars: int = sys.maxsize
     n_ctx: int = 0
 
-    def render(self, messages: Sequence[Message], **more: object) -> _llama.Prompt:
-        """The prompt of a conversation; ``more`` are further keys of the template's request."""
+    def prompt(self, request: GenerateRequest, *, thinking: bool) -> _llama.Prompt:
+        """The prompt of a request without tools."""
+        messages = request.messages
+        if request.raw:
+            text = turns.text(messages[-1])
+            self._check_size(len(text) + len(request.suffix or ""))
+            return self.templates.raw(
+                text.encode(), None if request.suffix is None else request.suffix.encode()
+            )
+        more: dict[str, object] = {}
+        if request.begun:
+            messages, more = messages[:-1], {"begun": turns.text(messages[-1])}
+        return self.render(messages, thinking=thinking, text_only=not thinking, **more)
+
+    def _check_size(self, chars: int) -> None:
         # A prompt takes forty times its size while it is made, so one that cannot fit is not even begun.
-        chars = sum(len(turns.text(message)) for message in messages)
         if chars > self.most_chars:
             raise PromptTooLong(
                 f"the prompt has {chars} characters and the context holds {self.most_chars} at the very most:"
@@ -92,6 +104,10 @@ class Family:
                 max(self.n_ctx + 1, chars * self.n_ctx // self.most_chars),
                 self.n_ctx,
             )
+
+    def render(self, messages: Sequence[Message], **more: object) -> _llama.Prompt:
+        """The prompt of a conversation; ``more`` are further keys of the template's request."""
+        self._check_size(sum(len(turns.text(message)) for message in messages))
         # Each medium keeps its number, in whatever order the messages and the template put them.
         parts = [part for message in messages for part in turns.media(message)]
         items = [media.to_item(part, self.projector) for part in parts]
@@ -136,14 +152,15 @@ def prepare(family: Family, request: GenerateRequest) -> Prepared:
             if guide is not None:
                 return Prepared(prompt, _FamilyReader(_llama.Reply(prompt.syntax)), guide=guide, held=held)
         thinks = False  # in this family thoughts and a schema do not go together
-    prompt = family.render(request.messages, thinking=thinks, text_only=not thinks)
+    prompt = family.prompt(request, thinking=thinks)
     reader = _FamilyReader(_llama.Reply(prompt.syntax)) if thinks else None
     guide = family.guides.value(held) if held else None
     return Prepared(prompt, reader, request.grammar.encode(), guide, held)
 
 
 def _thinks(family: Family, request: GenerateRequest) -> bool:
-    return request.typed and request.thinking is not False and family.templates.thinking
+    in_text = request.raw or request.begun or request.logprobs is not None
+    return request.typed and request.thinking is not False and not in_text and family.templates.thinking
 
 
 def _with_tools(

@@ -81,6 +81,7 @@ cdef extern from "native/prompt.h" namespace "inferd" nogil:
         @staticmethod
         unique_ptr[Prompts] make(const llama_model* model, const string& source, string& error)
         cbool render(const string& request, const MediaInput& media, Rendered& out, string& error)
+        cbool raw(const string& text, const string* suffix, Rendered& out, string& error)
         cbool supports_thinking()
         cbool supports_tools()
         cbool supports_calls()
@@ -144,6 +145,16 @@ cdef extern from "native/sampling.h" namespace "inferd" nogil:
 cdef extern from "native/nucleus.h" namespace "inferd" nogil:
     void c_nucleus "inferd::nucleus"(
         const float* logits, int32_t n, float p, vector[llama_token_data]& out) except +
+
+
+cdef extern from "native/logprobs.h" namespace "inferd" nogil:
+    cdef cppclass CLogprobs "inferd::Logprobs":
+        void want(int top)
+        cbool wanted()
+        void add(const llama_vocab* vocab, const float* logits, llama_token token, size_t size)
+        void shown(size_t size, string& out)
+        void rest(string& out)
+        void drop()
 
 
 cdef extern from "native/text.h" namespace "inferd" nogil:
@@ -280,6 +291,7 @@ cdef extern from "native/exchange.h" namespace "inferd" nogil:
         uint32_t max_tokens
         cbool wants_frames
         string prefix
+        string opening
         string suffix
         unique_ptr[Sampler] sampler
         CTextStream text
@@ -304,6 +316,8 @@ cdef extern from "native/exchange.h" namespace "inferd" nogil:
         uint32_t accepted
         string staged
         string content
+        CLogprobs logprobs
+        string records
         Finish finish
         const char* error
         int64_t submitted_us

@@ -206,6 +206,8 @@ class LlamaCpp(Backend):
             n_ctx=engine.n_ctx,
             n_parallel=engine.n_seq,
             lora=tuple(adapter.name for adapter, _ in config.adapters),
+            logprobs=True,
+            raw=True,
         )
         self._scopes = {
             adapter.name: (number, b"\0" + adapter.key.encode())
@@ -362,12 +364,13 @@ class LlamaCpp(Backend):
             sampling=sampling,
             grammar=prepared.grammar,
             stops=[text.encode() for text in request.stop],
-            frame=(frame.prefix, frame.suffix) if frame else None,
+            frame=(frame.prefix, frame.opening, frame.suffix) if frame else None,
             guide=prepared.guide,
             use_cache=request.cache,
             scope=request.scope.encode() + behind,
             adapter=adapter,
             session=request.session.encode(),
+            logprobs=-1 if request.logprobs is None else request.logprobs,
         )
         return job, prepared
 
@@ -390,9 +393,8 @@ class LlamaCpp(Backend):
         self._streams.pop(job, None)
 
     def _finish(self, result: _llama.Result) -> Done:
-        finish, reason, content, n_prompt, n_completion, prefill, decode, ttft_ms, n_cached, miss, *drafts = (
-            result
-        )
+        finish, reason, content, n_prompt, n_completion, prefill, decode = result[:7]
+        ttft_ms, n_cached, miss, records, drafted, accepted = result[7:]
         failure = _FAILURES.get(finish)
         if failure is not None:
             pass_on_log(GGML_ERROR if finish == "broken" else GGML_ERROR + 1)
@@ -407,7 +409,8 @@ class LlamaCpp(Backend):
             Timings(prefill, decode, ttft_ms, rate),
             content,
             cache=CacheUse(miss, self._engine.cache_bytes, self._engine.cache_tokens),
-            drafts=DraftUse(*drafts),
+            drafts=DraftUse(drafted, accepted),
+            logprobs=records,
         )
 
     async def close(self) -> None:

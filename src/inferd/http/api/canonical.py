@@ -94,10 +94,6 @@ class Turns:
         self._calls = [call for call in self._calls if call[0] != own]
         self._add("user", [{"type": "tool_result", "tool_call_id": own, "content": blocks}])
 
-    @property
-    def last_role(self) -> str:
-        return self._turns[-1]["role"] if self._turns else ""
-
     def finish(self) -> list[dict[str, Any]]:
         """The turns in the form of v2."""
         for turn in self._turns:

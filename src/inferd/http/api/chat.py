@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -41,6 +42,10 @@ def read(body: Any) -> Chat:
     if (form := response_format(fields.object("response_format"))) is not None:
         generation.options["response_format"] = form
     _refuse(fields)
+    if fields.flag("logprobs"):
+        options.want_logprobs(generation, fields, "logprobs", options.top_logprobs(fields))
+    elif options.top_logprobs(fields):
+        raise fields.bad("top_logprobs", "needs logprobs to be true")
     wants_usage = fields.object("stream_options")
     return Chat(generation, with_usage=wants_usage is not None and bool(wants_usage.flag("include_usage")))
 
@@ -55,8 +60,6 @@ def _refuse(fields: Fields) -> None:
         raise fields.unsupported("n", "must be 1; send the request again for another answer")
     if fields.raw("logit_bias"):
         raise fields.unsupported("logit_bias", "is not supported")
-    if fields.flag("logprobs") or fields.raw("top_logprobs"):
-        raise fields.unsupported("logprobs", "are not supported")
     modalities = fields.texts("modalities") or ["text"]
     if modalities != ["text"] or "audio" in fields:
         raise fields.unsupported("modalities", "must be text; this server makes no sound")
@@ -201,8 +204,10 @@ class Chat(Dialect):
             "system_fingerprint": "inferd",
         }
 
-    def _chunk(self, delta: dict[str, Any], finish: str | None = None) -> bytes:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
+    def _chunk(
+        self, delta: dict[str, Any], finish: str | None = None, tokens: Sequence[Mapping[str, Any]] = ()
+    ) -> bytes:
+        choice = {"index": 0, "delta": delta, "logprobs": _logprobs(tokens), "finish_reason": finish}
         return stream.sse({**self._head, "object": "chat.completion.chunk", "choices": [choice]})
 
     def start(self) -> bytes:
@@ -210,7 +215,7 @@ class Chat(Dialect):
 
     def event(self, event: Event) -> bytes:
         if isinstance(event, Text):
-            return self._chunk({"content": event.text})
+            return self._chunk({"content": event.text}, None, event.logprobs)
         if isinstance(event, Thinking):
             return self._chunk({"reasoning_content": event.text})
         index, self._calls = self._calls, self._calls + 1
@@ -248,8 +253,13 @@ class Chat(Dialect):
                 for call in calls
             ]
         finish = FINISH.get(done.stop_reason, "stop")
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish}
+        told = _logprobs(done.logprobs)
+        choice = {"index": 0, "message": message, "logprobs": told, "finish_reason": finish}
         return {**self._head, "choices": [choice], "usage": usage(done)}
+
+
+def _logprobs(tokens: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    return {"content": tokens, "refusal": None} if tokens else None
 
 
 def usage(done: MessageDone) -> dict[str, Any]:

@@ -1,9 +1,10 @@
-"""OpenAI's legacy completions: the prompt is one message of the user, rendered by the model's template."""
+"""OpenAI's legacy completions: the prompt as it stands, without the model's template."""
 
 from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from inferd.client.messages import Event, MessageDone, Text
@@ -13,6 +14,7 @@ from inferd.http.api.canonical import Turns, text_block
 from inferd.http.api.fields import Fields
 from inferd.http.api.request import Dialect, Generation, text_of
 from inferd.http.failures import Failure
+from inferd.wire.v2 import MAX_LOGPROBS
 
 
 def read(body: Any) -> Completion:
@@ -23,25 +25,29 @@ def read(body: Any) -> Completion:
         prompts = prompts[0]
     if not isinstance(prompts, str):
         raise fields.unsupported("prompt", "must be one string; send one request for each prompt")
-    if fields.raw("suffix"):
-        raise fields.unsupported("suffix", "is not supported")
     for name in ("n", "best_of"):
         if (count := fields.integer(name)) is not None and count != 1:
             raise fields.unsupported(name, "must be 1; send the request again for another answer")
     if fields.raw("logit_bias"):
         raise fields.unsupported("logit_bias", "is not supported")
-    if fields.raw("logprobs"):
-        raise fields.unsupported("logprobs", "are not supported")
     turns = Turns()
     turns.user([text_block(prompts)])
     generation = Generation(
         model=model,
         turns=turns.finish(),
-        options={**options.sampling(fields), "thinking": False},
+        options={**options.sampling(fields), "raw": True},
         max_tokens=fields.count("max_tokens"),
         stream=bool(fields.flag("stream")),
     )
     options.add_stops(generation.options, options.stops(fields, "stop"))
+    if suffix := fields.text("suffix"):
+        generation.options["suffix"] = suffix
+    if (count := fields.count("logprobs")) is not None:
+        if count > MAX_LOGPROBS:
+            raise fields.bad("logprobs", f"must be at most {MAX_LOGPROBS}")
+        if fields.flag("echo"):
+            raise fields.unsupported("echo", "cannot be had together with logprobs")
+        options.want_logprobs(generation, fields, "logprobs", count)
     wants_usage = fields.object("stream_options")
     return Completion(
         generation,
@@ -61,6 +67,7 @@ class Completion(Dialect):
         self.generation = generation
         self._with_usage = with_usage
         self._echo = echo
+        self._told = len(echo)
         self._head = {
             "id": f"cmpl-{uuid.uuid4().hex}",
             "object": "text_completion",
@@ -69,15 +76,18 @@ class Completion(Dialect):
             "system_fingerprint": "inferd",
         }
 
-    def _chunk(self, text: str, finish: str | None = None) -> dict[str, Any]:
-        choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": finish}
+    def _chunk(
+        self, text: str, finish: str | None = None, tokens: Sequence[Mapping[str, Any]] = ()
+    ) -> dict[str, Any]:
+        told = self._logprobs(tokens) if tokens else None
+        choice = {"index": 0, "text": text, "logprobs": told, "finish_reason": finish}
         return {**self._head, "choices": [choice]}
 
     def start(self) -> bytes:
         return stream.sse(self._chunk(self._echo)) if self._echo else b""
 
     def event(self, event: Event) -> bytes:
-        return stream.sse(self._chunk(event.text)) if isinstance(event, Text) else b""
+        return stream.sse(self._chunk(event.text, None, event.logprobs)) if isinstance(event, Text) else b""
 
     def end(self, done: MessageDone) -> bytes:
         last = stream.sse(self._chunk("", chat.FINISH.get(done.stop_reason, "stop")))
@@ -91,6 +101,20 @@ class Completion(Dialect):
     def whole(self, done: MessageDone) -> dict[str, Any]:
         text = self._echo + text_of(done, "text")
         return {
-            **self._chunk(text, chat.FINISH.get(done.stop_reason, "stop")),
+            **self._chunk(text, chat.FINISH.get(done.stop_reason, "stop"), done.logprobs),
             "usage": chat.usage(done),
+        }
+
+    def _logprobs(self, tokens: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The four lists of the legacy form."""
+        offsets: list[int] = []
+        for token in tokens:
+            offsets.append(self._told)
+            self._told += len(token["token"])
+        best = [{other["token"]: other["logprob"] for other in token["top_logprobs"]} for token in tokens]
+        return {
+            "tokens": [token["token"] for token in tokens],
+            "token_logprobs": [token["logprob"] for token in tokens],
+            "top_logprobs": best if self.generation.options["logprobs"] else None,
+            "text_offset": offsets,
         }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from inferd.client.messages import Attachment
 from inferd.http.api import media, options
 from inferd.http.api.canonical import Block, Turns, text_block
 from inferd.http.api.fields import Fields
@@ -58,7 +59,27 @@ def _read(fields: Fields) -> MessageAnswer:
     _read_tools(fields, generation)
     if (form := _format(fields)) is not None:
         generation.options["response_format"] = form
+    if generation.turns[-1]["role"] == "assistant":
+        _prefill(fields, generation)
     return MessageAnswer(generation, stops)
+
+
+def _prefill(fields: Fields, generation: Generation) -> None:
+    """The last message is the beginning of the answer."""
+    begun = generation.turns[-1]["content"]
+    if any(isinstance(block, Attachment) or block["type"] != "text" for block in begun):
+        raise fields.unsupported("messages", "may end with the assistant only if that message is text")
+    if len(generation.turns) == 1:
+        raise fields.bad("messages", "must have a message before that of the assistant")
+    own = generation.options
+    for name, there in (
+        ("tools", own.get("tools") and own.get("tool_choice") != "none"),
+        ("thinking", own.get("thinking")),
+        ("output_config", "response_format" in own),
+    ):
+        if there:
+            raise fields.unsupported(name, "cannot be had when the last message is of the assistant")
+    own["begun"] = True
 
 
 def _thinking(fields: Fields) -> bool | None:
@@ -104,8 +125,6 @@ def _turns(fields: Fields) -> list[dict[str, Any]]:
             _assistant(turns, message)
         else:
             raise message.bad("role", "must be user, assistant or system")
-    if turns.last_role == "assistant":
-        raise fields.unsupported("messages", "must not end with the assistant; a prefill is not supported")
     return turns.finish()
 
 

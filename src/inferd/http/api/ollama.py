@@ -36,23 +36,32 @@ def read_chat(body: Any) -> OllamaAnswer:
     generation = _generation(fields, turns, empty=not fields.items("messages"))
     tools = [_tool(each) for each in fields.objects("tools") if each.text("type") in (None, "function")]
     options.choose_tools(generation, fields, tools, None, None)
+    _logprobs(fields, generation)
     return OllamaAnswer(generation, chat=True, load=_load_reason(fields, not fields.items("messages")))
 
 
 def read_generate(body: Any) -> OllamaAnswer:
     """The request of a body of /api/generate. Raises BadField."""
     fields = Fields(body)
-    for name in ("suffix", "template", "context"):
+    for name in ("template", "context"):
         if fields.raw(name):
             raise fields.unsupported(name, "is not supported")
-    if fields.flag("raw"):
-        raise fields.unsupported("raw", "is not supported; the model's template is always used")
     turns = Turns()
     turns.system(fields.text("system") or "")
     prompt, pictures = fields.text("prompt") or "", _images(fields)
     turns.user([*pictures, text_block(prompt)])
     empty = not prompt and not pictures
-    return OllamaAnswer(_generation(fields, turns, empty=empty), chat=False, load=_load_reason(fields, empty))
+    generation = _generation(fields, turns, empty=empty)
+    _logprobs(fields, generation)
+    suffix = fields.text("suffix")
+    if fields.flag("raw") or suffix:
+        for name in ("system", "images", "think"):
+            if fields.raw(name):
+                raise fields.unsupported(name, "cannot be had together with raw or suffix")
+        generation.options["raw"] = True
+        if suffix:
+            generation.options["suffix"] = suffix
+    return OllamaAnswer(generation, chat=False, load=_load_reason(fields, empty))
 
 
 def _load_reason(fields: Fields, empty: bool) -> str | None:
@@ -106,9 +115,14 @@ def _generation(fields: Fields, turns: Turns, *, empty: bool) -> Generation:
         generation.options["thinking"] = thinking
     if (form := _format(fields)) is not None:
         generation.options["response_format"] = form
-    if fields.flag("logprobs") or fields.raw("top_logprobs"):
-        raise fields.unsupported("logprobs", "are not supported")
     return generation
+
+
+def _logprobs(fields: Fields, generation: Generation) -> None:
+    if fields.flag("logprobs"):
+        options.want_logprobs(generation, fields, "logprobs", options.top_logprobs(fields))
+    elif options.top_logprobs(fields):
+        raise fields.bad("top_logprobs", "needs logprobs to be true")
 
 
 def _num_predict(own: Fields) -> int | None:

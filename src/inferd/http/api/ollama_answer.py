@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
@@ -30,7 +31,7 @@ class OllamaAnswer(Dialect):
 
     def event(self, event: Event) -> bytes:
         if isinstance(event, Text):
-            return self._line(event.text)
+            return stream.ndjson(self._body(event.text) | _logprobs(event.logprobs))
         if isinstance(event, Thinking):
             return self._line("", thinking=event.text)
         return self._line("", tool_calls=[_call(event.tool_call_id, event.name, event.input, 0)])
@@ -50,7 +51,8 @@ class OllamaAnswer(Dialect):
                 _call(call["tool_call_id"], call["name"], call["input"], index)
                 for index, call in enumerate(calls)
             ]
-        return {**self._body(text_of(done, "text"), **more), **_figures(done)}
+        told = self._body(text_of(done, "text"), **more)
+        return {**told, **_logprobs(done.logprobs), **_figures(done)}
 
     def loaded(self) -> dict[str, Any]:
         """The answer to a request that only asks for the model."""
@@ -64,6 +66,10 @@ class OllamaAnswer(Dialect):
         if self._chat:
             return {**head, "message": {"role": "assistant", "content": text, **more}}
         return {**head, "response": text, **more}
+
+
+def _logprobs(tokens: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {"logprobs": tokens} if tokens else {}
 
 
 def now() -> str:

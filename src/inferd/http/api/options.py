@@ -8,6 +8,7 @@ import orjson
 
 from inferd.http.api.fields import Fields
 from inferd.http.api.request import Generation
+from inferd.wire.v2 import MAX_LOGPROBS
 
 MAX_STOPS = 16
 # The least that v2 takes, which leaves the most likely token alone as 0 does.
@@ -86,6 +87,24 @@ def choose_tools(
         generation.options["tools"] = tools
         if choice is not None:
             generation.options["tool_choice"] = choice
+
+
+def want_logprobs(generation: Generation, fields: Fields, name: str, count: int) -> None:
+    """Asks for the probabilities of tokens and of ``count`` alternatives each, as the field ``name`` does."""
+    chosen = generation.options.get("tool_choice")
+    if generation.options.get("tools") and chosen != "none":
+        raise fields.unsupported(name, "cannot be had together with tools; leave one out")
+    if generation.options.get("thinking"):
+        raise fields.unsupported(name, "cannot be had while the model thinks; leave one out")
+    generation.options["logprobs"] = count
+
+
+def top_logprobs(fields: Fields) -> int:
+    """The number of alternatives; 0 if it is absent."""
+    count = fields.count("top_logprobs") or 0
+    if count > MAX_LOGPROBS:
+        raise fields.bad("top_logprobs", f"must be at most {MAX_LOGPROBS}")
+    return count
 
 
 def json_text(value: Any) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -30,6 +30,7 @@ _ECHOED = (
     "text",
     "tool_choice",
     "tools",
+    "top_logprobs",
     "top_p",
     "truncation",
 )
@@ -95,6 +96,7 @@ class Response(Dialect):
         self._output: list[dict[str, Any]] = []
         self._open: dict[str, Any] | None = None
         self._text: list[str] = []
+        self._logprobs: list[Mapping[str, Any]] = []
         self._thoughts = 0
 
     # A stream.
@@ -114,7 +116,10 @@ class Response(Dialect):
         if isinstance(event, Thinking):
             self._thoughts += 1
             return begun + self._part_event("response.reasoning_summary_text.delta", delta=event.text)
-        return begun + self._part_event("response.output_text.delta", delta=event.text, logprobs=[])
+        self._logprobs += event.logprobs
+        return begun + self._part_event(
+            "response.output_text.delta", delta=event.text, logprobs=event.logprobs
+        )
 
     def end(self, done: MessageDone) -> bytes:
         closed = self._close()
@@ -180,13 +185,14 @@ class Response(Dialect):
         """Ends the open item, with its whole text."""
         if self._open is None:
             return b""
-        text = "".join(self._text)
-        self._text = []
+        text, tokens = "".join(self._text), self._logprobs
+        self._text, self._logprobs = [], []
         item = {**self._open, "status": "completed"}
         if item["type"] == "message":
-            item["content"] = [_text_part(text)]
-            told = self._part_event("response.output_text.done", text=text, logprobs=[])
-            told += self._part_event("response.content_part.done", part=_text_part(text))
+            part = _text_part(text, tokens)
+            item["content"] = [part]
+            told = self._part_event("response.output_text.done", text=text, logprobs=tokens)
+            told += self._part_event("response.content_part.done", part=part)
         else:
             part = {"type": "summary_text", "text": text}
             item["summary"] = [part]
@@ -223,8 +229,8 @@ class Response(Dialect):
         return told + self._finish({**item, "status": "completed", key: text})
 
 
-def _text_part(text: str) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+def _text_part(text: str, tokens: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": tokens}
 
 
 def _id(kind: str) -> str:
@@ -244,7 +250,7 @@ def _events(done: MessageDone) -> Iterator[Event]:
     """The events of an answer that was not streamed."""
     for block in done.content:
         if block["type"] == "text":
-            yield Text(block["text"])
+            yield Text(block["text"], done.logprobs)
         elif block["type"] == "thinking":
             yield Thinking(block["text"])
         else:

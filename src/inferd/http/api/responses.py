@@ -51,8 +51,9 @@ def read(body: Any) -> Response:
     text = fields.object("text")
     if text is not None and (form := chat.response_format(text.object("format"))) is not None:
         generation.options["response_format"] = form
-    if fields.raw("top_logprobs"):
-        raise fields.unsupported("top_logprobs", "are not supported")
+    count = options.top_logprobs(fields)
+    if count or "message.output_text.logprobs" in (fields.texts("include") or ()):
+        options.want_logprobs(generation, fields, "top_logprobs" if count else "include", count)
     return Response(generation, tools, dict(body), _wants_encrypted(fields))
 
 

@@ -34,6 +34,10 @@ class _Blocks(Generation[v2.Request]):
             needed.add("tools")
         if request.lora:
             needed.add(router.adapter(request.lora))
+        if request.raw or request.begun:
+            needed.add("raw")
+        if request.logprobs is not None:
+            needed.add("logprobs")
         for message in request.messages:
             for block in _flat(message.content):
                 if isinstance(block, v2.Image | v2.Audio):
@@ -63,6 +67,10 @@ class _Blocks(Generation[v2.Request]):
             if isinstance(choice, str)
             else "auto",
             tool_name=choice.name if isinstance(choice, v2.ToolName) else "",
+            raw=bool(request.raw),
+            suffix=request.suffix,
+            begun=bool(request.begun),
+            logprobs=request.logprobs,
         )
 
 
@@ -198,7 +206,9 @@ class Writer:
         self._id = request.id
         self._text = FrameTemplate(v2.delta_prefix(request.id, "text"), v2.TEXT_SUFFIX)
         self._thinking = FrameTemplate(v2.delta_prefix(request.id, "thinking"), v2.TEXT_SUFFIX)
-        self.template = self._text if request.stream is not False else None
+        self._with_logprobs = FrameTemplate(self._text.prefix, v2.LOGPROBS_SUFFIX, v2.LOGPROBS_OPENING)
+        streamed = self._text if request.logprobs is None else self._with_logprobs
+        self.template = streamed if request.stream is not False else None
         self._open: FrameTemplate | None = None
         self._pieces: list[bytes] = []
 
@@ -221,10 +231,7 @@ class Writer:
         return b"" if frame is None else frame.prefix + b"".join(pieces) + frame.suffix
 
     def end(self, done: Done, backend: Backend, timings: dict[str, float] | None) -> bytes:
-        if done.content and self.template is None:
-            self._open = self._text
-            self._pieces.append(done.content)
-        return self._close() + v2.encode_done(
+        return self._rest(done) + v2.encode_done(
             self._id,
             input_tokens=done.usage.prompt_tokens,
             output_tokens=done.usage.completion_tokens,
@@ -236,3 +243,14 @@ class Writer:
             tool_choice_unsatisfied=done.tool_missing,
             unenforced=done.unenforced,
         )
+
+    def _rest(self, done: Done) -> bytes:
+        """The text, and the records of tokens, that no frame has told."""
+        content = done.content if done.content and self.template is None else b""
+        if done.logprobs:
+            frame = self._with_logprobs
+            return frame.prefix + content + frame.opening + done.logprobs + frame.suffix
+        if content:
+            self._open = self._text
+            self._pieces.append(content)
+        return self._close()

@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "drafts.h"
+#include "logprobs.h"
 #include "media.h"
 #include "prefix.h"
 #include "sampling.h"
@@ -43,7 +44,7 @@ struct Job {
     size_t n_prompt = 0;
     uint32_t max_tokens = 0;
     bool wants_frames = false;
-    std::string prefix, suffix;
+    std::string prefix, opening, suffix;  // `opening` goes between the text and the records of its tokens
     std::unique_ptr<Sampler> sampler;
     TextStream text;
     std::vector<llama_token> preserved;  // control tokens that are shown as text
@@ -68,6 +69,8 @@ struct Job {
     uint32_t drafted = 0, accepted = 0;  // tokens of drafts that were computed, and that came
     std::string staged;                  // frames made since the last publish
     std::string content;                 // the whole answer, JSON-escaped
+    Logprobs logprobs;
+    std::string records;  // of what no frame has shown
     Finish finish = Finish::running;
     const char *error = "";
     int64_t submitted_us = 0, seated_us = 0, prefilled_us = 0, first_us = 0, finished_us = 0;

@@ -321,6 +321,7 @@ bool Prompts::render(const std::string &request, const MediaInput &media, Render
                                           [&] { return common_chat_templates_apply(templates_.get(), inputs); });
         };
         common_chat_params params = apply_whole(inputs, apply);
+        if (marked.contains("begun")) params.prompt += marked.at("begun").get<std::string>();
         Tokenizer(vocab_, media, out).take(params.prompt, mark);
         if (plain.contains("form")) {
             const common_json &form = plain.at("form");
@@ -352,6 +353,32 @@ bool Prompts::render(const std::string &request, const MediaInput &media, Render
         syntax["parser"] = without(mark, params.parser);
         syntax["generation_prompt"] = params.generation_prompt;
         out.syntax = syntax.dump();
+    });
+}
+
+bool Prompts::raw(const std::string &text, const std::string *suffix, Rendered &out,
+                  std::string &error) const noexcept {
+    return guarded(error, [&] {
+        if (!suffix) {
+            out.tokens = tokenize(vocab_, text, true);
+            return;
+        }
+        const llama_token before = llama_vocab_fim_pre(vocab_), behind = llama_vocab_fim_suf(vocab_),
+                          here = llama_vocab_fim_mid(vocab_);
+        if (before < 0 || behind < 0 || here < 0) {
+            throw std::runtime_error(
+                "the model has no tokens for a text that is to be filled in: leave out the suffix");
+        }
+        const auto put = [&](llama_token token, const std::string &piece) {
+            throw_if_cancelled();
+            out.tokens.push_back(token);
+            const auto tokens = common_tokenize(vocab_, piece, false, false);
+            out.tokens.insert(out.tokens.end(), tokens.begin(), tokens.end());
+        };
+        if (llama_vocab_get_add_bos(vocab_)) out.tokens.push_back(llama_vocab_bos(vocab_));
+        put(before, text);
+        put(behind, *suffix);
+        put(here, "");
     });
 }
 

@@ -51,7 +51,7 @@ class Prompts {
     ~Prompts();
 
     // Renders `request`, a JSON object, up to the point where the assistant speaks. Its keys: `messages` and
-    // `tools` as in OpenAI's chat completions, and `thinking`: false asks the template to let the model answer at
+    // `tools` as in OpenAI's chat completions, `begun`: text with which the assistant has begun its answer, and `thinking`: false asks the template to let the model answer at
     // once. `text_only`: true says that the answer will not be parsed, which saves finding out how, several times
     // the cost of the rest. `form` says for what the answer's parser and grammar are made, if not for text and
     // thoughts alone: an object with `tools`, `tool_choice` ("auto", "required") and `json_schema`. Its schemas need
@@ -59,6 +59,10 @@ class Prompts {
     // marker, the number of the medium and `>`.
     bool render(const std::string &request, const MediaInput &media, Rendered &out,
                 std::string &error) const noexcept;
+
+    // A prompt without a template: `text` as it stands, control tokens included; or, with a `suffix`, what the model
+    // is to fill in between the two, by the control tokens that its vocabulary has for that.
+    bool raw(const std::string &text, const std::string *suffix, Rendered &out, std::string &error) const noexcept;
 
     bool supports_thinking() const noexcept;
     bool supports_tools() const noexcept;

@@ -1,0 +1,81 @@
+#include "logprobs.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <vector>
+
+#include "common.h"
+#include "json.h"
+
+namespace inferd {
+
+namespace {
+
+constexpr double kNever = -9999;
+
+struct Choice {
+    llama_token token;
+    float logit;
+};
+
+// The `most` likeliest tokens, best first; of equal ones the first of the vocabulary.
+std::vector<Choice> likeliest(const float *logits, int32_t n_vocab, size_t most) {
+    std::vector<Choice> best;
+    for (llama_token token = 0; most > 0 && token < n_vocab; token++) {
+        if (best.size() == most && !(logits[token] > best.back().logit)) continue;
+        if (best.size() == most) best.pop_back();
+        const auto less = [](float logit, const Choice &other) { return logit > other.logit; };
+        best.insert(std::upper_bound(best.begin(), best.end(), logits[token], less), {token, logits[token]});
+    }
+    return best;
+}
+
+// The logarithm by which a logit becomes that of a probability.
+double normaliser(const float *logits, int32_t n_vocab) {
+    const float top = *std::max_element(logits, logits + n_vocab);
+    double sum = 0;
+    for (int32_t token = 0; token < n_vocab; token++) sum += std::exp(logits[token] - top);
+    return top + std::log(sum);
+}
+
+// A record but for its closing brace.
+std::string opened(const llama_vocab *vocab, llama_token token, double logprob) {
+    const std::string text = common_token_to_piece(vocab, token, true);
+    char number[32];
+    std::snprintf(number, sizeof number, "%.6g", std::isfinite(logprob) ? std::min(logprob, 0.0) : kNever);
+    std::string out = "{\"token\":" + common_json(text).dump_safe() + ",\"logprob\":" + number + ",\"bytes\":[";
+    for (size_t i = 0; i < text.size(); i++) {
+        if (i) out += ',';
+        out += std::to_string(static_cast<unsigned char>(text[i]));
+    }
+    return out + ']';
+}
+
+void append(const std::string &record, std::string &out) {
+    if (!out.empty()) out += ',';
+    out += record;
+}
+
+}  // namespace
+
+void Logprobs::add(const llama_vocab *vocab, const float *logits, llama_token token, size_t size) {
+    const int32_t n_vocab = llama_vocab_n_tokens(vocab);
+    const double one = normaliser(logits, n_vocab);
+    std::string others;
+    for (const Choice &choice : likeliest(logits, n_vocab, top_)) {
+        append(opened(vocab, choice.token, choice.logit - one) + '}', others);
+    }
+    records_.push_back({made_, opened(vocab, token, logits[token] - one) + ",\"top_logprobs\":[" + others + "]}"});
+    made_ += size;
+}
+
+void Logprobs::shown(size_t size, std::string &out) {
+    shown_ += size;
+    while (!records_.empty() && records_.front().from < shown_) {
+        append(records_.front().json, out);
+        records_.pop_front();
+    }
+}
+
+}  // namespace inferd
