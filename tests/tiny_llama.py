@@ -62,8 +62,7 @@ def random_llama() -> Path:
     directory = Path(tempfile.mkdtemp(prefix="inferd-tests-"))
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     width, random = RANDOM_WIDTH, np.random.default_rng(7)
-    types = _tokenizer()["tokenizer.ggml.token_type"]
-    control = np.frombuffer(types, dtype="<i4", offset=16) == _CONTROL  # behind two types and the count
+    control = control_tokens()
     embeddings = random.standard_normal((len(control), width), dtype=np.float32)
     output = random.standard_normal((len(control), width), dtype=np.float32)
     output[control] = 0.0
@@ -123,8 +122,7 @@ def _write(
         "llama.vocab_size": vocabulary,
         **more,
     }
-    entries = [_text(key) + _value(value) for key, value in keys.items()]
-    entries += [_text(key) + value for key, value in _tokenizer().items()]
+    entries = _entries(keys)
     items = list(tensors.items())
     for number, path in enumerate(paths):
         own = dict(items[number :: len(paths)])
@@ -137,6 +135,25 @@ def _write(
             entries = [*(entries if number == 0 else entries[:1]), *split]
         _write_file(path, entries, own)
         entries = entries[:1]
+
+
+def write_model(
+    path: Path, keys: Mapping[str, str | int | float | Sequence[int]], tensors: Mapping[str, Floats]
+) -> Path:
+    """Writes a file with these keys beside the tokenizer's; returns its path."""
+    _write_file(path, _entries(keys), tensors)
+    return path
+
+
+def control_tokens() -> npt.NDArray[np.bool_]:
+    """Which tokens of the vocabulary are control tokens."""
+    types = _tokenizer()["tokenizer.ggml.token_type"]
+    return np.frombuffer(types, dtype="<i4", offset=16) == _CONTROL  # behind two types and the count
+
+
+def _entries(keys: Mapping[str, str | int | float | Sequence[int]]) -> list[bytes]:
+    entries = [_text(key) + _value(value) for key, value in keys.items()]
+    return entries + [_text(key) + value for key, value in _tokenizer().items()]
 
 
 def _write_file(path: Path, entries: Sequence[bytes], tensors: Mapping[str, Floats]) -> None:
@@ -156,11 +173,13 @@ def _text(text: str) -> bytes:
     return struct.pack("<Q", len(text)) + text.encode("ascii")
 
 
-def _value(value: str | int | float) -> bytes:
+def _value(value: str | int | float | Sequence[int]) -> bytes:
     if isinstance(value, str):
         return struct.pack("<I", _STRING) + _text(value)
     if isinstance(value, int):
         return struct.pack("<II", _UINT32, value)
+    if isinstance(value, Sequence):
+        return struct.pack(f"<IIQ{len(value)}I", _ARRAY, _UINT32, len(value), *value)
     return struct.pack("<If", _FLOAT32, value)
 
 

@@ -109,6 +109,7 @@ cdef class Engine:
     cdef cbool prompt_is_next, hold_prompts, hold_drafts
     cdef readonly bint drafts
     cdef bint always_draft
+    cdef cbool any_cut
 
     def __cinit__(self, Model model, *, int n_ctx, int n_seq, int n_batch, int threads, str flash_attention,
                   str kv_type, bint unified, size_t cache_bytes=0, str drafts="off", Projector projector=None,
@@ -118,15 +119,16 @@ cdef class Engine:
         flash = {"on": LLAMA_FLASH_ATTN_TYPE_ENABLED, "off": LLAMA_FLASH_ATTN_TYPE_DISABLED,
                  "auto": LLAMA_FLASH_ATTN_TYPE_AUTO}
         types = {"f16": GGML_TYPE_F16, "q8_0": GGML_TYPE_Q8_0}
-        # What a draft got wrong is cut off the sequence, which not every model can do.
-        cdef cbool any_cut = not (llama_model_n_swa(model.model) > 0 or llama_model_is_recurrent(model.model)
-                                  or llama_model_is_hybrid(model.model))
+        # The state of a recurrent layer is of the last token alone. A sliding window has all its cells (`swa_full`, the
+        # default), but a cache that sequences share may give those outside the window to others.
+        self.any_cut = not (llama_model_is_recurrent(model.model) or llama_model_is_hybrid(model.model)
+                            or (unified and llama_model_n_swa(model.model) > 0))
         self.model = model
         self.projector = projector
         for adapter in adapters:
             self.adapters.add(adapter.adapter)
         self.n_adapters = len(adapters)
-        self.drafts = drafts != "off" and any_cut
+        self.drafts = drafts != "off" and self.any_cut  # what a draft got wrong is cut off the sequence
         self.always_draft = drafts == "on"
         cdef int most_rows = n_seq + (<int>MOST_DRAFTED if self.drafts else 0)
         self.pool_threads = threads or useful_threads()
@@ -162,7 +164,7 @@ cdef class Engine:
         self.n_batch = llama_n_batch(self.ctx)
         self.n_swa = llama_model_n_swa(model.model)
         self.batch = llama_batch_init(self.n_batch, 0, 1)
-        self.cache = new CPrefixCache(n_seq, cache_bytes, any_cut, piece_of(model.vocab))
+        self.cache = new CPrefixCache(n_seq, cache_bytes, self.any_cut, piece_of(model.vocab))
         self.depot = new Depot(self.exchange)
         self.depot.file_evicted(self.cache[0])
 
@@ -277,6 +279,8 @@ cdef class Engine:
             job.get().sampler.get().follow(move(guide.guide))
         job.get().preserved = prompt.rendered.preserved
         job.get().n_prompt = prompt.rendered.tokens.size()
+        if use_cache and not self.any_cut:
+            job.get().mark(prompt.rendered.turns)
         job.get().uses_cache = use_cache
         job.get().adapter = adapter
         job.get().scope = scope
@@ -476,6 +480,8 @@ cdef class Engine:
             live.n_past = other.n_past
             live.scope = &other.scope
             live.shared = other.uses_cache and other.media.empty()
+            live.checkpoints = &other.checkpoints
+            live.marks = &other.marks
             self.live.push_back(live)
         return self.cache.plan(wanted, self.live)
 
@@ -489,12 +495,17 @@ cdef class Engine:
             ok = c_load(self.ctx, plan.slot, plan.restore, self.cache[0])
         elif plan.copy_from >= 0:
             ok = self.copy(plan.copy_from, plan.slot, keep.held)
-        if not ok or not c_cut(self.ctx, plan.slot, keep.held, self.n_swa):
+        if ok and plan.rewind:
+            ok = c_rewind(self.ctx, plan.slot, plan.rewind.get()[0])
+        elif ok:
+            ok = c_cut(self.ctx, plan.slot, keep.held, self.n_swa)
+        if not ok:
             llama_memory_seq_rm(self.memory, plan.slot, -1, -1)
             keep.held = keep.prompt = 0
         self.cache.take(plan.slot)
         if keep.held > 0:
             job.begin_at(keep, plan.prompt)
+            job.checkpoints = plan.checkpoints
         job.miss = plan.miss
         job.slot = plan.slot
         job.seated_us = llama_time_us()
@@ -513,6 +524,7 @@ cdef class Engine:
             if live.slot == src:
                 sequence.tokens.assign(live.tokens[0].begin(), live.tokens[0].begin() + live.n_past)
                 sequence.scope = live.scope[0]
+                sequence.checkpoints = live.checkpoints[0]
                 return c_copy(self.ctx, src, dst, &sequence, self.cache[0])
         return c_copy(self.ctx, src, dst, NULL, self.cache[0])
 
@@ -546,6 +558,9 @@ cdef class Engine:
             for job in self.batched:
                 job.n_past += job.in_step
                 self.touched.push_back(job)
+                if job.at_mark():
+                    keep_checkpoint(self.ctx, job.slot, job.n_past, job.checkpoints, self.cache[0],
+                                    self.governor.prompt_pace())
             for job in self.batched:
                 if job.logits_row >= 0:
                     self.advance(job)
@@ -736,6 +751,8 @@ cdef class Engine:
         sequence.tokens.assign(job.tokens.begin(), job.tokens.begin() + n)
         sequence.scope = job.scope
         sequence.session = job.session
+        sequence.checkpoints = job.checkpoints
+        sequence.checkpoints.cut(n)
         self.cache.leave(job.slot, move(sequence))
 
     cdef void close_job(self, Job* job) noexcept nogil:
@@ -757,9 +774,15 @@ cdef class Engine:
 
     cdef void take_back(self, Job* job) noexcept nogil:
         """Takes back what a step has left in the cache of this job and is not a part of it."""
-        if not c_cut(self.ctx, job.slot, job.n_past, self.n_swa):
-            llama_memory_seq_rm(self.memory, job.slot, -1, -1)
-            job.fall_back_to(0)
+        cdef shared_ptr[const Checkpoint] last = job.checkpoints.at_most(job.n_past)
+        if self.any_cut:
+            if c_cut(self.ctx, job.slot, job.n_past, self.n_swa):
+                return
+        elif last and c_rewind(self.ctx, job.slot, last.get()[0]):
+            job.fall_back_to(last.get().n)
+            return
+        llama_memory_seq_rm(self.memory, job.slot, -1, -1)
+        job.fall_back_to(0)
 
     cdef void make_room(self, cbool for_prompt) noexcept nogil:
         """The shared cache is full. What finished jobs left goes first; then a prompt waits for the jobs that

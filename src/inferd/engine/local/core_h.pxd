@@ -65,6 +65,7 @@ cdef extern from "native/prompt.h" namespace "inferd" nogil:
     cdef cppclass Rendered:
         vector[llama_token] tokens
         vector[MediaSpan] media
+        vector[size_t] turns
         vector[string] stops
         string grammar
         cbool lazy
@@ -197,6 +198,14 @@ cdef extern from "native/prefix.h" namespace "inferd" nogil:
     PieceOf pieces_of(vector[string] texts)
 
 
+cdef extern from "native/checkpoints.h" namespace "inferd" nogil:
+    cdef cppclass Checkpoint:
+        size_t n
+    cdef cppclass Checkpoints:
+        shared_ptr[const Checkpoint] at_most(size_t n)
+        void cut(size_t n)
+
+
 cdef extern from "native/prefix_cache.h" namespace "inferd" nogil:
     cdef enum class Miss(int):
         none
@@ -204,6 +213,7 @@ cdef extern from "native/prefix_cache.h" namespace "inferd" nogil:
         vector[llama_token] tokens
         string scope
         string session
+        Checkpoints checkpoints
     cdef cppclass Stored:
         uint32_t id
         Sequence sequence
@@ -223,6 +233,8 @@ cdef extern from "native/prefix_cache.h" namespace "inferd" nogil:
         size_t n_past
         const string* scope
         cbool shared
+        const Checkpoints* checkpoints
+        const vector[size_t]* marks
     ctypedef uint8_t StateBytes "uint8_t[]"
     cdef cppclass Snapshot:
         Sequence sequence
@@ -235,6 +247,8 @@ cdef extern from "native/prefix_cache.h" namespace "inferd" nogil:
         cbool save
         shared_ptr[Snapshot] restore
         Match keep
+        shared_ptr[const Checkpoint] rewind
+        Checkpoints checkpoints
         vector[llama_token] prompt
         Miss miss
     cdef cppclass CPrefixCache "inferd::PrefixCache":
@@ -266,6 +280,10 @@ cdef extern from "native/state.h" namespace "inferd" nogil:
     cbool c_load "inferd::load"(llama_context* ctx, int slot, const shared_ptr[Snapshot]& snapshot, CPrefixCache& cache)
     cbool c_copy "inferd::copy"(llama_context* ctx, int src, int dst, const Sequence* keep, CPrefixCache& cache)
     cbool c_cut "inferd::cut"(llama_context* ctx, int slot, size_t n, int n_swa)
+    cbool c_rewind "inferd::rewind"(llama_context* ctx, int slot, const Checkpoint& to)
+    void keep_checkpoint(
+        llama_context* ctx, int slot, size_t n, Checkpoints& checkpoints, CPrefixCache& cache, double token_us
+    )
 
 
 cdef extern from "<chrono>" namespace "std::chrono" nogil:
@@ -304,6 +322,8 @@ cdef extern from "native/exchange.h" namespace "inferd" nogil:
         vector[MediaSpan] media
         size_t n_past
         size_t n_cached
+        vector[size_t] marks
+        Checkpoints checkpoints
         Miss miss
         uint32_t fetching
         cbool fetched
@@ -333,6 +353,8 @@ cdef extern from "native/exchange.h" namespace "inferd" nogil:
         size_t n_reusable()
         size_t n_kept()
         void begin_at(const Match& match, const vector[llama_token]& prompt)
+        void mark(const vector[size_t]& turns)
+        cbool at_mark()
         void fall_back_to(size_t n)
         size_t room_for_draft(size_t n_ctx)
         cbool prefilling()

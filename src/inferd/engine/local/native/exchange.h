@@ -20,6 +20,7 @@
 #include <utility>
 #include <vector>
 
+#include "checkpoints.h"
 #include "drafts.h"
 #include "logprobs.h"
 #include "media.h"
@@ -58,6 +59,9 @@ struct Job {
     std::vector<MediaSpan> media;     // what stands behind the prompt's kMediaToken
     size_t n_past = 0;                // how many of them are in the KV cache
     size_t n_cached = 0;              // how many of them it did not have to compute
+    std::vector<size_t>
+        marks;  // where checkpoints are kept, ascending; in no other model than those that need them
+    Checkpoints checkpoints;
     Miss miss = Miss::none;
     uint32_t fetching = 0;  // the file it waits for
     bool fetched = false;   // it has waited for one
@@ -93,9 +97,12 @@ struct Job {
         }
         return nullptr;
     }
-    // How many tokens come before the next span or the end.
+    // How many tokens come before the next span, the next mark or the end.
     size_t text_ahead() const {
         size_t end = tokens.size();
+        for (size_t mark : marks) {
+            if (mark > n_past) end = std::min(end, mark);
+        }
         for (const auto &span : media) {
             if (span.at > n_past) end = std::min(end, span.at);
         }
@@ -123,9 +130,21 @@ struct Job {
         n_past = n_cached = match.held;
         if (prompt.empty()) return;
         for (auto &span : media) span.at += prompt.size() - tokens.size();
+        marks.erase(marks.begin(), std::upper_bound(marks.begin(), marks.end(), match.prompt));
+        for (auto &mark : marks) mark += prompt.size() - tokens.size();
         tokens = prompt;
         n_prompt = prompt.size();
     }
+    // Has checkpoints kept where `turns` begin and before the prompt's end, ahead of its media.
+    void mark(const std::vector<size_t> &turns) {
+        marks = turns;
+        if (tokens.size() > Checkpoints::kBeforeEnd) marks.push_back(tokens.size() - Checkpoints::kBeforeEnd);
+        std::sort(marks.begin(), marks.end());
+        const size_t end = media.empty() ? tokens.size() : media[0].at;
+        const auto of_no_use = [&](size_t mark) { return mark < Checkpoints::kLeast || mark >= end; };
+        marks.erase(std::remove_if(marks.begin(), marks.end(), of_no_use), marks.end());
+    }
+    bool at_mark() const { return std::binary_search(marks.begin(), marks.end(), n_past); }
     // Nothing or less of it is in the cache after all.
     void fall_back_to(size_t n) {
         n_past = n;

@@ -15,6 +15,7 @@
 #include <memory>
 #include <utility>
 
+#include "checkpoints.h"
 #include "prefix.h"
 
 namespace inferd {
@@ -28,7 +29,8 @@ struct Sequence {
     Tokens tokens;
     std::string scope;
     std::string session;
-    uint64_t used = 0;  // the clock of `PrefixCache` at its last use
+    Checkpoints checkpoints;  // in a model that cannot drop a tail
+    uint64_t used = 0;        // the clock of `PrefixCache` at its last use
 };
 
 // The state of a sequence as llama.cpp writes it.
@@ -64,6 +66,8 @@ struct Live {
     size_t n_past;
     const std::string *scope;
     bool shared;  // false: it opted out
+    const Checkpoints *checkpoints = nullptr;
+    const std::vector<size_t> *marks = nullptr;  // where it will have further ones
 };
 
 struct Plan {
@@ -74,6 +78,8 @@ struct Plan {
     bool save = false;                  // first save what the slot holds: the request shares only the head of it
     std::shared_ptr<Snapshot> restore;  // a snapshot to be loaded there, or null
     Match keep;                         // what of the source agrees with the prompt
+    Checkpoints::Each rewind;           // how the source gets there, if it cannot be cut; null: it can, or need not
+    Checkpoints checkpoints;            // of the source, as far as it is kept
     Tokens prompt;           // the prompt with the source's own tokens, where they say the same by other ids
     Miss miss = Miss::none;  // the reason, when less than half of the prompt is found
 };
@@ -88,13 +94,14 @@ class PrefixCache {
     // Fewer tokens are not worth a file.
     static constexpr size_t kLeastFiled = 64;
 
-    // `budget`: bytes of all snapshots. `any_cut`: a sequence may be shortened to any length; without it a
-    // sequence is of use as a whole or not at all.
+    // `budget`: bytes of all snapshots and checkpoints. `any_cut`: a sequence may be shortened to any length; without
+    // it a sequence is of use as a whole, or up to one of its checkpoints.
     PrefixCache(int slots, size_t budget, bool any_cut, PieceOf text_of)
         : slots_(slots), budget_(budget), any_cut_(any_cut), text_of_(std::move(text_of)) {}
 
     size_t budget() const { return budget_; }
-    size_t bytes() const { return bytes_; }
+    size_t bytes() const { return bytes_ + *checkpoint_bytes_; }
+    const CheckpointBytes &checkpoint_bytes() const { return checkpoint_bytes_; }
     // Tokens that slots and snapshots hold, as of the last change.
     size_t tokens() const { return tokens_; }
     bool busy(int slot) const { return slots_[slot].busy; }
@@ -168,10 +175,14 @@ class PrefixCache {
         count();
     }
 
-    // Makes room for a snapshot of `size` bytes; false: it is larger than the budget.
+    // Makes room for a snapshot or checkpoint of `size` bytes; false: there is none.
     bool reserve(size_t size) {
         if (size > budget_) return false;
-        while (bytes_ + size > budget_) {
+        while (bytes() + size > budget_) {
+            if (snapshots_.empty()) {
+                if (!drop_checkpoints()) return false;
+                continue;
+            }
             size_t oldest = 0;
             for (size_t i = 1; i < snapshots_.size(); i++) {
                 if (sooner(snapshots_[i]->sequence, snapshots_[oldest]->sequence)) oldest = i;
@@ -302,7 +313,9 @@ class PrefixCache {
 
     struct Source {
         Match keep;
+        Checkpoints::Each rewind;
         const Tokens *tokens = nullptr;
+        const Checkpoints *checkpoints = nullptr;
         int slot = -1;
         bool live = false;
         std::shared_ptr<Snapshot> snapshot;
@@ -319,18 +332,35 @@ class PrefixCache {
     static constexpr size_t kGhostStep = 32;
     static constexpr size_t kGhosts = 256;
 
-    Match match(const Tokens &held, size_t n_held, const std::string &scope, const Wanted &wanted) const {
+    // What agrees with a prompt, and the checkpoint that ends there where a model needs one.
+    struct Found {
+        Match keep;
+        Checkpoints::Each rewind;
+    };
+
+    Found match(const Tokens &held, size_t n_held, const std::string &scope, const Checkpoints *checkpoints,
+                const Wanted &wanted) const {
         if (scope != *wanted.scope) return {};
-        const Tokens &prompt = *wanted.prompt;
-        Match match = match_prefix(held, n_held, prompt, wanted.n_reusable, &text_of_);
-        if (match.held + prompt.size() - match.prompt > wanted.n_max) {
-            match = match_prefix(held, n_held, prompt, wanted.n_reusable);
+        const Match all = match(held, n_held, wanted);
+        if (any_cut_ || all.held == n_held) return {all, nullptr};
+        Checkpoints::Each back = checkpoints ? checkpoints->at_most(all.held) : nullptr;
+        while (back) {
+            const Match keep = match(held, back->n, wanted);
+            if (keep.held == back->n) return {keep, back};
+            back = checkpoints->at_most(back->n - 1);  // it lies within a piece of equal text
         }
-        return any_cut_ || match.held == n_held ? match : Match();
+        return {};
     }
 
-    Match match(const Sequence &held, const Wanted &wanted) const {
-        return match(held.tokens, held.tokens.size(), held.scope, wanted);
+    Match match(const Tokens &held, size_t n_held, const Wanted &wanted) const {
+        const Tokens &prompt = *wanted.prompt;
+        const Match match = match_prefix(held, n_held, prompt, wanted.n_reusable, &text_of_);
+        if (match.held + prompt.size() - match.prompt <= wanted.n_max) return match;
+        return match_prefix(held, n_held, prompt, wanted.n_reusable);
+    }
+
+    Found match(const Sequence &held, const Wanted &wanted) const {
+        return match(held.tokens, held.tokens.size(), held.scope, &held.checkpoints, wanted);
     }
 
     // The place with most of the prompt; among equals an idle slot, then the one used last.
@@ -342,17 +372,20 @@ class PrefixCache {
         };
         for (const auto &snapshot : snapshots_) {
             const Sequence &held = snapshot->sequence;
-            offer({match(held, wanted), &held.tokens, -1, false, snapshot, held.used});
+            const Found found = match(held, wanted);
+            offer({found.keep, found.rewind, &held.tokens, &held.checkpoints, -1, false, snapshot, held.used});
         }
         for (const auto &each : live) {
             if (!each.shared) continue;
-            const Match found = match(*each.tokens, each.n_past, *each.scope, wanted);
-            offer({found, each.tokens, each.slot, true, nullptr, clock_});
+            const Found found = match(*each.tokens, each.n_past, *each.scope, each.checkpoints, wanted);
+            offer({found.keep, found.rewind, each.tokens, each.checkpoints, each.slot, true, nullptr, clock_});
         }
         for (int i = 0; i < static_cast<int>(slots_.size()); i++) {
             const Sequence &held = slots_[i].sequence;
-            if (!slots_[i].busy)
-                offer({match(held, wanted), &held.tokens, i, false, nullptr, clock_ + 1 + held.used});
+            if (slots_[i].busy) continue;
+            const Found found = match(held, wanted);
+            const uint64_t used = clock_ + 1 + held.used;
+            offer({found.keep, found.rewind, &held.tokens, &held.checkpoints, i, false, nullptr, used});
         }
         return best;
     }
@@ -363,7 +396,7 @@ class PrefixCache {
         size_t most = held + kLeastSaved - 1;
         for (const auto &file : files_) {
             if (file.size > budget_) continue;
-            const size_t found = match(file.sequence, wanted).prompt;
+            const size_t found = match(file.sequence, wanted).keep.prompt;
             if (found <= most) continue;
             if (wanted.token_us > 0 && us_per_file_byte_ * file.size > wanted.token_us * (found - held)) continue;
             most = found;
@@ -376,12 +409,18 @@ class PrefixCache {
     size_t being_computed(const Wanted &wanted, const std::vector<Live> &live) const {
         size_t most = 0;
         for (const auto &each : live) {
-            if (!any_cut_ || !each.shared || *each.scope != *wanted.scope) continue;
-            const size_t all =
-                match_prefix(*each.tokens, each.tokens->size(), *wanted.prompt, wanted.n_reusable).prompt;
+            if (!each.shared || *each.scope != *wanted.scope) continue;
+            size_t all = match_prefix(*each.tokens, each.tokens->size(), *wanted.prompt, wanted.n_reusable).prompt;
+            if (!any_cut_) all = each.marks ? last_mark(*each.marks, all) : 0;
             if (all > each.n_past) most = std::max(most, all);
         }
         return most;
+    }
+
+    // The last of the places where a running request will have a checkpoint, `n` at most.
+    static size_t last_mark(const std::vector<size_t> &marks, size_t n) {
+        const auto beyond = std::upper_bound(marks.begin(), marks.end(), n);
+        return beyond == marks.begin() ? 0 : *(beyond - 1);
     }
 
     void place(Source &best, const Wanted &wanted, Plan &plan) {
@@ -389,8 +428,8 @@ class PrefixCache {
             // What the slot that is taken happens to share is kept, be it little.
             plan.slot = victim();
             const Sequence &held = slots_[plan.slot].sequence;
-            best.keep = match(held, wanted);
-            best.tokens = &held.tokens;
+            const Found found = match(held, wanted);
+            best = {found.keep, found.rewind, &held.tokens, &held.checkpoints, plan.slot, false, nullptr, 0};
             plan.save = worth_saving(plan.slot, best.keep.held);
         } else if (best.slot >= 0 && !best.live) {
             const Sequence &held = slots_[best.slot].sequence;
@@ -408,6 +447,9 @@ class PrefixCache {
             plan.save = worth_saving(plan.slot, 0);
         }
         plan.keep = best.keep;
+        plan.rewind = best.rewind;
+        if (best.checkpoints) plan.checkpoints = *best.checkpoints;
+        plan.checkpoints.cut(plan.keep.held);
         const Tokens &prompt = *wanted.prompt;
         const auto kept = best.tokens->begin() + plan.keep.held;
         if (!std::equal(best.tokens->begin(), kept, prompt.begin(), prompt.begin() + plan.keep.prompt)) {
@@ -445,6 +487,17 @@ class PrefixCache {
     static bool covers(const Sequence &whole, const Sequence &part) {
         return whole.scope == part.scope && whole.tokens.size() >= part.tokens.size() &&
                std::equal(part.tokens.begin(), part.tokens.end(), whole.tokens.begin());
+    }
+
+    // Gives up the checkpoints of the idle slot used longest ago; false when no idle slot has any.
+    bool drop_checkpoints() {
+        Sequence *oldest = nullptr;
+        for (auto &slot : slots_) {
+            if (slot.busy || slot.sequence.checkpoints.empty()) continue;
+            if (!oldest || sooner(slot.sequence, *oldest)) oldest = &slot.sequence;
+        }
+        if (oldest) oldest->checkpoints.cut(0);
+        return oldest != nullptr;
     }
 
     void drop(size_t i) {
@@ -513,7 +566,8 @@ class PrefixCache {
     const size_t budget_;
     const bool any_cut_;
     const PieceOf text_of_;
-    std::atomic<size_t> bytes_{0}, tokens_{0};
+    std::atomic<size_t> bytes_{0}, tokens_{0};  // of the snapshots; of slots and snapshots
+    const CheckpointBytes checkpoint_bytes_ = std::make_shared<std::atomic<size_t>>(0);
     uint64_t clock_ = 0;
     double us_per_byte_ = 0, us_per_file_byte_ = 0;
 };

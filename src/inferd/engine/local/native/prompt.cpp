@@ -104,16 +104,24 @@ class Tokenizer {
     Tokenizer(const llama_vocab *vocab, const MediaInput &media, Rendered &out)
         : vocab_(vocab), media_(media), out_(out) {}
 
-    void take(const std::string &prompt, const std::string &mark) {
-        cut(prompt, mark, [this](const std::string &piece, bool) {
-            if (!media_.projector) return parts_.push_back({piece, kText});
-            cut(piece, media_.projector->marker(), [this](const std::string &text, bool first) {
-                first ? parts_.push_back({text, kText}) : add_place(text);
-            });
-        });
+    // `turns` are places of control tokens in the prompt, ascending.
+    void take(const std::string &prompt, const std::string &mark, const std::vector<size_t> &turns) {
+        size_t from = 0;
+        for (size_t turn : turns) {
+            add_parts(prompt.substr(from, turn - from), mark);
+            begins_.push_back(parts_.size());
+            from = turn;
+        }
+        add_parts(prompt.substr(from), mark);
         check_media();
-        for (const auto &part : parts_) {
+        auto begin = begins_.begin();
+        for (size_t i = 0; i < parts_.size(); i++) {
+            const Part &part = parts_[i];
             throw_if_cancelled();
+            if (begin != begins_.end() && *begin == i) {
+                out_.turns.push_back(out_.tokens.size());
+                begin++;
+            }
             if (part.item != kText) take_media(media_.items[part.item]);
             take_text(part.text);
         }
@@ -126,6 +134,15 @@ class Tokenizer {
         std::string text;
         size_t item;  // the medium before the text
     };
+
+    void add_parts(const std::string &prompt, const std::string &mark) {
+        cut(prompt, mark, [this](const std::string &piece, bool) {
+            if (!media_.projector) return parts_.push_back({piece, kText});
+            cut(piece, media_.projector->marker(), [this](const std::string &text, bool first) {
+                first ? parts_.push_back({text, kText}) : add_place(text);
+            });
+        });
+    }
 
     template <typename Take>
     static void cut(const std::string &text, const std::string &separator, Take take) {
@@ -175,6 +192,7 @@ class Tokenizer {
     const MediaInput &media_;
     Rendered &out_;
     std::vector<Part> parts_;
+    std::vector<size_t> begins_;  // the parts with which the turns begin
 };
 
 // Applies the template; where it leaves out text, once more without the thoughts of earlier turns, which some templates
@@ -300,6 +318,39 @@ std::string Prompts::disarm(const std::string &text, const std::string &mark) co
     return out;
 }
 
+// Where the turns of the first and the last user message and of the last message begin in the prompt, each with the
+// control token before its text. A message whose text is not found as it is has no place here.
+std::vector<size_t> Prompts::turns(const std::vector<common_chat_msg> &messages, const std::string &prompt) const {
+    constexpr size_t kLongestHead = 64;  // what a template puts between that token and the text
+    const auto is_user = [](const common_chat_msg &message) { return message.role == "user"; };
+    const auto first = std::find_if(messages.begin(), messages.end(), is_user) - messages.begin();
+    const auto last = messages.rend() - std::find_if(messages.rbegin(), messages.rend(), is_user) - 1;
+    const auto end = static_cast<std::ptrdiff_t>(messages.size());
+    std::vector<size_t> found;
+    size_t before = prompt.size();
+    for (auto i = end; i-- > std::min(first, end);) {
+        const auto &parts = messages[i].content_parts;
+        const std::string text = string_strip(parts.empty() ? messages[i].content : parts[0].text);
+        const size_t at = text.empty() || before == 0 ? std::string::npos : prompt.rfind(text, before - 1);
+        if (at == std::string::npos) continue;
+        before = at;
+        if (i != first && i != last && i != end - 1) continue;
+        for (size_t head = at; head-- > 0 && at - head <= kLongestHead;) {
+            if (!begins_with_control(prompt, head)) continue;
+            found.insert(found.begin(), head);
+            break;
+        }
+    }
+    found.erase(std::unique(found.begin(), found.end()), found.end());
+    return found;
+}
+
+bool Prompts::begins_with_control(const std::string &text, size_t at) const {
+    const auto &all = control_[static_cast<unsigned char>(text[at])];
+    return std::any_of(all.begin(), all.end(),
+                       [&](const std::string &control) { return text.compare(at, control.size(), control) == 0; });
+}
+
 bool Prompts::render(const std::string &request, const MediaInput &media, Rendered &out,
                      std::string &error) const noexcept {
     return guarded(error, [&] {
@@ -322,7 +373,7 @@ bool Prompts::render(const std::string &request, const MediaInput &media, Render
         };
         common_chat_params params = apply_whole(inputs, apply);
         if (marked.contains("begun")) params.prompt += marked.at("begun").get<std::string>();
-        Tokenizer(vocab_, media, out).take(params.prompt, mark);
+        Tokenizer(vocab_, media, out).take(params.prompt, mark, turns(inputs.messages, params.prompt));
         if (plain.contains("form")) {
             const common_json &form = plain.at("form");
             common_chat_msg message;

@@ -12,6 +12,7 @@
 #include "llama.h"
 #include "media.h"
 
+struct common_chat_msg;
 struct common_chat_templates;
 struct common_chat_parser_params;
 
@@ -28,6 +29,7 @@ struct MediaInput {
 struct Rendered {
     std::vector<llama_token> tokens;
     std::vector<MediaSpan> media;       // where `tokens` holds kMediaToken
+    std::vector<size_t> turns;          // where the first and the last user message and the last message begin
     std::vector<std::string> stops;     // further strings at which the family's turn ends
     std::string grammar;                // of the family's tool or output format, or empty
     bool lazy = false;                  // the grammar holds only from a trigger on
@@ -73,6 +75,8 @@ class Prompts {
     Prompts() = default;
     bool supports(const char *capability) const noexcept;
     std::string disarm(const std::string &text, const std::string &mark) const;
+    std::vector<size_t> turns(const std::vector<common_chat_msg> &messages, const std::string &prompt) const;
+    bool begins_with_control(const std::string &text, size_t at) const;
 
     const llama_vocab *vocab_ = nullptr;
     std::unique_ptr<common_chat_templates, void (*)(common_chat_templates *)> templates_{nullptr, nullptr};

@@ -98,4 +98,30 @@ inline bool cut(llama_context *ctx, int slot, size_t n, int n_swa) noexcept {
     return ok;
 }
 
+// Keeps a checkpoint of `slot`, which holds `n` tokens, if there is room and it pays.
+inline void keep_checkpoint(llama_context *ctx, int slot, size_t n, Checkpoints &checkpoints, PrefixCache &cache,
+                            double token_us) noexcept {
+    try {
+        const auto flags = LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY;
+        const size_t size = llama_state_seq_get_size_ext(ctx, slot, flags);
+        if (size == 0 || !cache.pays(size, n, token_us) || !cache.reserve(size)) return;
+        std::unique_ptr<uint8_t[]> data(new (std::nothrow) uint8_t[size]);
+        if (!data || llama_state_seq_get_data_ext(ctx, data.get(), size, slot, flags) != size) return;
+        checkpoints.add(std::make_shared<Checkpoint>(n, std::move(data), size, cache.checkpoint_bytes()));
+    } catch (...) {
+        // No memory: then there is none.
+    }
+}
+
+// Takes `slot` back to a checkpoint of what it holds. False, and nothing is left, when that fails.
+inline bool rewind(llama_context *ctx, int slot, const Checkpoint &to) noexcept {
+    llama_memory_t memory = llama_get_memory(ctx);
+    const auto end = static_cast<llama_pos>(to.n);
+    const auto flags = LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY;
+    const bool ok = llama_state_seq_set_data_ext(ctx, to.data.get(), to.size, slot, flags) == to.size &&
+                    llama_memory_seq_rm(memory, slot, end, -1) && llama_memory_seq_pos_max(memory, slot) + 1 == end;
+    if (!ok) llama_memory_seq_rm(memory, slot, -1, -1);
+    return ok;
+}
+
 }  // namespace inferd
