@@ -24,6 +24,7 @@ from inferd.engine.backend import (
     RankRequest,
     Stream,
 )
+from inferd.engine.local import process
 from inferd.engine.local.hosted import HostedModel
 from inferd.engine.local.messages import Load
 from inferd.engine.local.process import Patience
@@ -381,3 +382,8 @@ async def test_a_process_may_not_take_far_more_memory_than_its_model_needs() -> 
     with pytest.raises(ModelError):  # 3 GiB for the context, which would be only reserved
         async with hosted(memory_bytes=1, cache_mib=0, n_ctx=8192, n_parallel=16):
             pass
+
+
+def test_it_is_told_within_ten_seconds() -> None:
+    beats = process._IDLE_BEAT_SECS + process._BUSY_BEAT_SECS
+    assert beats + Patience().slow_secs < 10

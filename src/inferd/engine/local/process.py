@@ -39,7 +39,7 @@ END_SECS = 1.0
 KILL_SECS = 2.0
 """How long the system may take to end a killed one."""
 
-_BUSY_BEAT_SECS, _IDLE_BEAT_SECS = 1.0, 10.0
+_BUSY_BEAT_SECS, _IDLE_BEAT_SECS = 1.0, 4.0
 _KEPT_STDERR_BYTES = 8192
 
 # Nothing else of the daemon's environment, which holds keys, is for an engine.
@@ -55,9 +55,10 @@ _log = log.get("engine")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
     """Seconds without a sign of life: after ``slow_secs`` it is said, after ``hang_secs`` the process is
-    killed. A step of the loop may take ``predicted_factor`` times its predicted time, if that is longer."""
+    killed. It is said of a step of the loop once it takes so much longer than predicted. A step may take
+    ``predicted_factor`` times its predicted time, if that is longer than ``hang_secs``."""
 
-    slow_secs: float = 8.0
+    slow_secs: float = 4.0
     hang_secs: float = 30.0
     predicted_factor: float = 20.0
 
@@ -224,9 +225,10 @@ class EngineProcess:
         else:
             self._asked += max(0.0, now - self._beat_due - _BUSY_BEAT_SECS)  # the daemon itself was held up
         silent, step = now - self._asked, self._pulse.busy_ms / 1e3
-        most = max(patience.hang_secs, patience.predicted_factor * self._pulse.predicted_ms / 1e3)
+        predicted = self._pulse.predicted_ms / 1e3
+        most = max(patience.hang_secs, patience.predicted_factor * predicted)
         quiet = max(silent, step)
-        slow = patience.slow_secs <= quiet
+        slow = max(silent, step - predicted) >= patience.slow_secs
         if slow and not self.slow_secs:
             _log.warn("engine_slow", engine=self.name, seconds=round(quiet, 1))
         self.slow_secs = quiet if slow else 0.0
