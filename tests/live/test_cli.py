@@ -309,6 +309,21 @@ def test_a_second_daemon_is_refused(daemon: Daemon) -> None:
     assert second.stderr == f"inferd: another inferd-daemon already holds the lock at {lock}\n"
 
 
+def test_a_request_that_waits_says_for_what(daemon: Daemon) -> None:
+    served = daemon(mock={"tape": ["one two."], "gate": True}, active_permits=1).wait_ready()
+    user = beside(served)
+    with served.connect() as first:
+        first.send({"id": "first", "messages": [{"role": "user", "content": "hi"}]})
+        served.wait_event("connection_accepted")
+        with Terminal(user, "run", "hi") as terminal:
+            terminal.expect("1st in the queue, ")
+            served.release(2)
+            terminal.expect("reading the prompt, ")
+            served.release(2)
+            terminal.expect("\rone two.")
+            assert terminal.wait() == 0
+
+
 # A conversation.
 
 

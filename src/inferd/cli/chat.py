@@ -24,6 +24,7 @@ from inferd.cli.options import (
 from inferd.cli.output import Answer, check_done
 from inferd.cli.progress import Progress
 from inferd.cli.say import say
+from inferd.cli.waiting import Waiting
 from inferd.client import Attachment, Done, MessageDone, Text, Token
 from inferd.config import paths
 from inferd.controls import one_line
@@ -133,14 +134,16 @@ class Chat:
         answer = Answer(sys.stdout)
         try:
             self.connect()
-            for event in self._events(turns):
-                if isinstance(event, Done | MessageDone):
-                    answer.end()
-                    check_done(event)
-                elif isinstance(event, Token | Text):
-                    piece = event.content if isinstance(event, Token) else event.text
-                    said.append(piece)
-                    answer.write(piece)
+            with Waiting(self._daemon) as waiting:
+                for event in self._events(turns):
+                    waiting.over()
+                    if isinstance(event, Done | MessageDone):
+                        answer.end()
+                        check_done(event)
+                    elif isinstance(event, Token | Text):
+                        piece = event.content if isinstance(event, Token) else event.text
+                        said.append(piece)
+                        answer.write(piece)
         except KeyboardInterrupt:
             answer.end()
             say("(ended)", err=True)

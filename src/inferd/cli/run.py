@@ -23,6 +23,7 @@ from inferd.cli.options import (
 from inferd.cli.output import Answer, check_done, summary
 from inferd.cli.progress import Progress
 from inferd.cli.say import say, say_json
+from inferd.cli.waiting import Waiting
 from inferd.client import Client, Done, MessageDone, Text, ToolUse
 from inferd.errors import UsageError
 
@@ -106,7 +107,8 @@ def run_command(
     with daemon.client() as client:
         with Progress() as progress:
             background.connect(client, daemon, progress.frame)
-        done = (_blocks if typed else _text)(client, messages, choices, as_json)
+        with Waiting(daemon) as waiting:
+            done = (_blocks if typed else _text)(client, messages, choices, as_json, waiting)
         if as_json:
             say_json(asdict(done))
         if verbose:
@@ -114,10 +116,13 @@ def run_command(
         check_done(done)
 
 
-def _text(client: Client, messages: list[dict[str, Any]], choices: dict[str, Any], quiet: bool) -> Done:
+def _text(
+    client: Client, messages: list[dict[str, Any]], choices: dict[str, Any], quiet: bool, waiting: Waiting
+) -> Done:
     answer = Answer(sys.stdout)
     with client.generate(messages, **choices) as events:
         for event in events:
+            waiting.over()
             if isinstance(event, Done):
                 answer.end()
                 return event
@@ -127,11 +132,12 @@ def _text(client: Client, messages: list[dict[str, Any]], choices: dict[str, Any
 
 
 def _blocks(
-    client: Client, messages: list[dict[str, Any]], choices: dict[str, Any], quiet: bool
+    client: Client, messages: list[dict[str, Any]], choices: dict[str, Any], quiet: bool, waiting: Waiting
 ) -> MessageDone:
     answer = Answer(sys.stdout)
     with client.messages(messages, **choices) as events:
         for event in events:
+            waiting.over()
             if isinstance(event, MessageDone):
                 answer.end()
                 return event

@@ -1,0 +1,108 @@
+"""A line on stderr that says what a request waits for, until its answer begins.
+
+Only a terminal gets it, and only after a second. The admin socket tells what it says; where there is none, as
+over TCP, the line has only the time.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+
+from inferd.cli.columns import duration
+from inferd.cli.options import Target
+from inferd.client.address import Addresses
+from inferd.client.admin import AdminClient, Status
+from inferd.controls import one_line
+from inferd.errors import InferdError
+
+FIRST_SECS = 1.0
+NEXT_SECS = 0.5
+_ERASE = "\r\x1b[K"
+_ORDINALS = {1: "st", 2: "nd", 3: "rd"}
+
+
+class Waiting:
+    """To be used in a ``with``; :meth:`over` takes the line away."""
+
+    def __init__(self, daemon: Target) -> None:
+        self._daemon = daemon
+        self._over = threading.Event()
+        self._lock = threading.Lock()
+        self._shown = False
+        self._began = 0.0
+
+    def __enter__(self) -> Waiting:
+        if sys.stderr.isatty():
+            self._began = time.monotonic()
+            threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.over()
+
+    def over(self) -> None:
+        """The answer begins. Does not wait for the daemon, and may be called again."""
+        if self._over.is_set():
+            return
+        with self._lock:
+            self._over.set()
+            self._show("")
+
+    def _watch(self) -> None:
+        pause = FIRST_SECS
+        while not self._over.wait(pause):
+            pause = NEXT_SECS
+            said = self._state()
+            with self._lock:
+                if not self._over.is_set():
+                    self._show(f"{said}, {duration(time.monotonic() - self._began)}")
+
+    def _show(self, text: str) -> None:
+        if text or self._shown:
+            sys.stderr.write(_ERASE + text)
+            sys.stderr.flush()
+            self._shown = bool(text)
+
+    def _state(self) -> str:
+        address = admin_of(self._daemon)
+        if address is not None:
+            try:
+                with AdminClient(address, timeout=NEXT_SECS) as admin:
+                    return describe(admin.status(), os.getpid())
+            except InferdError:
+                pass
+        return "waiting for the answer"
+
+
+def admin_of(daemon: Target) -> Path | None:
+    """Where the daemon tells its state, if that is known."""
+    if daemon.startable:
+        return daemon.settings.admin_addr
+    found = Addresses({"v1": daemon.address}).find("admin")
+    return None if found is None else Path(found)
+
+
+def describe(state: Status, pid: int) -> str:
+    """What the request of the process ``pid`` waits for."""
+    for row in state.waiting:
+        if row.get("peer_pid") == pid:
+            return f"{ordinal(row['position'])} in the queue"
+    for row in state.running:
+        if row.get("peer_pid") == pid:
+            return "reading the prompt"
+    for load in state.loading:
+        return one_line(f"loading {load.get('name', 'the model')}")
+    return "waiting for the answer"
+
+
+def ordinal(number: int) -> str:
+    """1st, 2nd, 3rd, 4th, 11th, 21st, …"""
+    ending = "th" if number % 100 in (11, 12, 13) else _ORDINALS.get(number % 10, "th")
+    return f"{number}{ending}"

@@ -1,0 +1,32 @@
+"""The line that says what a request waits for."""
+
+from __future__ import annotations
+
+import pytest
+
+from inferd.cli import waiting
+from inferd.client.admin import Status
+
+
+def status(**rows: tuple[dict[str, object], ...]) -> Status:
+    empty: dict[str, tuple[dict[str, object], ...]] = {"running": (), "waiting": (), "loading": ()}
+    return Status({}, (), "", 0, 0.0, 1, 1, backends=(), metrics={}, **{**empty, **rows})
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        (status(waiting=({"peer_pid": 7, "position": 2},)), "2nd in the queue"),
+        (status(waiting=({"peer_pid": 8, "position": 1},)), "waiting for the answer"),
+        (status(running=({"peer_pid": 7},)), "reading the prompt"),
+        (status(loading=({"name": "a\x1b[31m"},)), "loading a\ufffd[31m"),
+    ],
+)
+def test_what_it_says(state: Status, said: str) -> None:
+    assert waiting.describe(state, 7) == said
+
+
+def test_ordinals() -> None:
+    numbers = (1, 2, 3, 4, 11, 12, 13, 21, 102, 111)
+    told = "1st 2nd 3rd 4th 11th 12th 13th 21st 102nd 111th"
+    assert " ".join(map(waiting.ordinal, numbers)) == told
