@@ -217,6 +217,35 @@ def test_many_optional_properties_are_no_burden() -> None:
     assert allows(held, '{"k3":3,"k999":999}')
 
 
+def test_what_takes_long_to_prepare_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A divisor has as many states as its value, one of many schemas their product."""
+    with pytest.raises(InvalidRequest, match="at /multipleOf: `multipleOf`: it has digits beyond 50000"):
+        hold({"type": "integer", "multipleOf": 9_999_991})
+    assert hold({"type": "number", "multipleOf": 86_400_000}).dropped == ()
+    parts = [properties(a={"type": "integer", "multipleOf": prime}) for prime in (211, 223, 227)]
+    with pytest.raises(InvalidRequest, match=r"at /allOf/2/properties/a/multipleOf: .* common multiple"):
+        hold({"allOf": parts})
+    assert hold_tool({"allOf": parts}).dropped == ("/allOf/2/properties/a/multipleOf",)
+    assert hold(properties(a=parts[0], b=parts[1], c=parts[2])).dropped == ()
+    monkeypatch.setattr("inferd.engine.local.schema_rules.MAX_OPTIONAL", 20)
+    many = {"type": "object", "properties": {f"k{i}": True for i in range(21)}}
+    with pytest.raises(InvalidRequest, match="more than 20 of its properties are optional"):
+        hold_tool(many)
+    monkeypatch.setattr("inferd.engine.local.guides.MOST_SECONDS", -1.0)
+    with pytest.raises(InvalidRequest, match="takes too much processor time"):
+        hold_tool(properties(a={"pattern": "^new here$"}))
+
+
+def test_a_client_that_leaves_ends_the_work_on_its_schema() -> None:
+    schema = properties(a={"type": "string", "pattern": "^of a client that leaves$"})
+    left = _llama.Cancellation()
+    left.cancel()
+    for work in (hold, hold_tool):
+        with left, pytest.raises(InvalidRequest, match="its client has left"):
+            work(schema)
+        assert work(schema).dropped == ()  # for the next client nothing is left of that
+
+
 def test_no_schema_is_printed() -> None:
     schema = json.dumps({"type": "string", "pattern": "^" + "(" * 300 + "my secret" + ")" * 300 + "$"})
     code = (

@@ -4,6 +4,7 @@ cdef extern from "native/guards/cancel.h" namespace "inferd" nogil:
     cdef cppclass CancelFlag:
         void store(cbool value)
     void attach_cancel_flag(const CancelFlag* flag)
+    cbool is_cancelled()
 
 
 cdef class Cancellation:

@@ -32,7 +32,10 @@ cdef class Guidance:
         self.guided.reset(new GuidanceVocab(model.vocab))
 
     def guide(self, bytes kind, bytes grammar) -> Guide:
-        """A guide through a ``json_schema`` or a ``lark`` grammar; ``ValueError`` with llguidance's reason."""
+        """A guide through a ``json_schema`` or a ``lark`` grammar; ``ValueError`` with llguidance's reason.
+
+        ``InvalidRequest`` when the preparation is cancelled.
+        """
         cdef Guide made = Guide()
         cdef string text = grammar, error
         cdef const char* name = kind
@@ -40,6 +43,8 @@ cdef class Guidance:
         with nogil:
             made.guide = CGuide.make(self.guided, name, text, error)
         if not made.guide:
+            if is_cancelled():
+                raise InvalidRequest(in_a_sentence(error))
             raise ValueError(in_a_sentence(error))
         return made
 

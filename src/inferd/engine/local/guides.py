@@ -7,6 +7,7 @@ because the same tools and formats come with every turn of a conversation.
 from __future__ import annotations
 
 import importlib
+import time
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -17,6 +18,7 @@ from inferd import log
 from inferd.engine.backend import Tool
 from inferd.engine.local import _llama, schema_check, schema_rules
 from inferd.engine.local.schema_check import Check
+from inferd.engine.local.schema_places import refusal
 from inferd.errors import InvalidRequest, ModelError
 
 _log = log.get("llamacpp")
@@ -30,6 +32,8 @@ OPTIONS: dict[str, Any] = {
 TOOL_OPTIONS = {**OPTIONS, "key_separator": ": ", "item_separator": ", "}
 """With the blanks that chat templates write, and models have therefore learnt, in the arguments of a call."""
 _KEPT = 256
+MOST_SECONDS = 10.0
+"""Of processor time for one schema, beside the last of its parts."""
 
 
 def _open_library() -> str:
@@ -95,7 +99,14 @@ class Guides:
 
     def _hold(self, text: str, lenient: bool, is_tool: bool) -> Held:
         root = schema_check.read(text)
-        rewritten = schema_rules.rewrite(root, lenient=lenient, is_tool=is_tool, compiles=self._compiles)
+        end = time.thread_time() + MOST_SECONDS
+
+        def compiles(part: dict[str, Any]) -> bool:
+            if time.thread_time() > end:
+                raise refusal("", "it takes too much processor time; make its patterns fewer or simpler")
+            return self._compiles(part)
+
+        rewritten = schema_rules.rewrite(root, lenient=lenient, is_tool=is_tool, compiles=compiles)
         check = Check(schema_check.read(text), rewritten.alternatives)
         schema, dropped = rewritten.schema, rewritten.dropped
         try:

@@ -17,7 +17,7 @@ import regex
 from jsonschema import validators
 from jsonschema.exceptions import SchemaError, ValidationError
 
-from inferd.engine.local.schema_rules import refusal, step
+from inferd.engine.local.schema_places import nodes, refusal, step
 
 PATTERN_SECONDS = 0.2
 Errors = Iterator[ValidationError]
@@ -82,23 +82,12 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(name)
 
 
-def _nodes(schema: Any) -> Iterator[dict[str, Any]]:
-    left = [schema]
-    while left:
-        node = left.pop()
-        if isinstance(node, dict):
-            yield node
-            left += node.values()
-        elif isinstance(node, list):
-            left += node
-
-
 def _any(schema: Any, test: Any) -> bool:
-    return any(test(node) for node in _nodes(schema))
+    return any(test(node) for node in nodes(schema))
 
 
 def _without(schema: Any, keys: tuple[str, ...]) -> None:
-    for node in list(_nodes(schema)):
+    for node in list(nodes(schema)):
         for key in keys:
             if isinstance(node.get(key), bool | dict):
                 del node[key]

@@ -10,19 +10,17 @@ The walk knows where schemas are inside of schemas: a property may be called ``t
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any
 from urllib.parse import quote, unquote
 
-from inferd.engine.local import schema_patterns
-from inferd.errors import InvalidRequest
+from inferd.engine.local import schema_numbers, schema_patterns
+from inferd.engine.local.schema_places import MAX_DEPTH, followed, nodes, refusal, resolve, step
 
-MAX_DEPTH = 100
 MAX_SCHEMAS = 20_000
+MAX_OPTIONAL = 2_000  # of one object, whose grammar is made in the square of that
 
 _ONE = frozenset(
     (
@@ -38,12 +36,8 @@ _OLD_DRAFTS = re.compile(r"draft-0[3-7]")
 FORMATS = frozenset(
     ("date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "unknown", "uri", "uuid")
 )
-_LARGEST = 2**63 - 1024
-_EXACT = 2**53  # integers up to here are exact as float64, which is what llguidance keeps of a bound
-_SMALLEST = 1e-16  # takes the place of the float64 next to 0, which has 324 digits
-_LOWER, _UPPER = ("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")
-_SIZES = (("minLength", "maxLength"), ("minItems", "maxItems"), ("minProperties", "maxProperties"))
 _SAYS_MORE = frozenset(("$ref", "additionalProperties", "allOf", "anyOf", "oneOf", "patternProperties"))
+_COMBINES = frozenset(("$ref", "allOf", "anyOf", "oneOf"))
 _STANDS_ASIDE = frozenset(("$defs", "definitions", "$comment", "title", "description", "default", "examples"))
 
 
@@ -80,16 +74,6 @@ def rewrite(root: dict[str, Any], *, lenient: bool, is_tool: bool, compiles: Com
     return Rewritten(schema, tuple(work.dropped), frozenset(work.alternatives))
 
 
-def refusal(pointer: str, reason: str) -> InvalidRequest:
-    where = f"at {pointer}: " if pointer else ""
-    return InvalidRequest(f"the JSON Schema cannot be used: {where}{reason}")
-
-
-def step(pointer: str, key: object) -> str:
-    """The JSON pointer of the member or item ``key``."""
-    return f"{pointer}/{str(key).replace('~', '~0').replace('/', '~1')}"
-
-
 class _Rewriter:
     def __init__(self, root: dict[str, Any], lenient: bool, compiles: Compiles) -> None:
         self._root = root
@@ -97,6 +81,8 @@ class _Rewriter:
         self._compiles = compiles
         self._old_draft = bool(_OLD_DRAFTS.search(str(root.get("$schema", ""))))
         self._seen: dict[int, Any] = {}  # by the identity of the node, which the root keeps alive
+        self._combines = any(_COMBINES & node.keys() for node in nodes(root))
+        self._multiple = schema_numbers.ONE  # of all divisors, which may meet in one value
         self.dropped: list[str] = []
         self.alternatives: list[str] = []
 
@@ -119,7 +105,7 @@ class _Rewriter:
             for key in [key for key in node if key not in _STANDS_ASIDE and key != "$ref"]:
                 del node[key]
         self._references(node, pointer, depth)
-        _check_bounds(node, pointer)
+        schema_numbers.check_bounds(node, pointer)
         if self._negation(node, pointer) is False:
             return False
         self._conditions(node, pointer)
@@ -162,7 +148,7 @@ class _Rewriter:
         if not isinstance(target, str) or not target.startswith("#"):
             raise refusal(at, "`$ref` may only refer to a place in the same schema, such as #/$defs/NAME")
         if target == "#" or target.startswith("#/"):
-            parent, name = _resolve(self._root, target, at)
+            parent, name = resolve(self._root, target, at)
             if parent is not None:
                 parent[name] = self.schema(parent[name], unquote(target[1:]), depth + 1)
         node["$ref"] = quote(target, safe="#/%~!$&'()*+,;=:@-._")  # llguidance wants a URI
@@ -222,7 +208,11 @@ class _Rewriter:
         if "propertyNames" in node:
             self._property_names(node, pointer)
         properties, required = node.get("properties") or {}, node.get("required") or []
-        optional = [name for name in properties if name not in required]
+        optional = properties.keys() - set(required)
+        if len(optional) > MAX_OPTIONAL:
+            raise refusal(
+                step(pointer, "properties"), f"more than {MAX_OPTIONAL} of its properties are optional"
+            )
         if node.get("minProperties", 0) <= len(set(required)):
             node.pop("minProperties", None)
         open_ended = node.get("additionalProperties", True) is not False or "patternProperties" in node
@@ -296,67 +286,33 @@ class _Rewriter:
             self._drop(node, pointer, "pattern", why)
 
     def _numbers(self, node: dict[str, Any], pointer: str) -> None:
-        _close_bounds(node)
-        for key in (*_LOWER, *_UPPER):
-            bound = node.get(key)
-            if isinstance(bound, int) and not isinstance(bound, bool) and abs(bound) > _EXACT:
-                node[key] = _inside(bound, upwards=key in _LOWER)
-        # llguidance counts in int64: a bound of 19 digits needs another one on its far side.
-        if any(_is_beyond(node.get(key), 1) for key in _LOWER) and not any(key in node for key in _UPPER):
-            node["maximum"] = _LARGEST
-        if any(_is_beyond(node.get(key), -1) for key in _UPPER) and not any(key in node for key in _LOWER):
-            node["minimum"] = -_LARGEST
+        schema_numbers.hold_bounds(node)
+        if "multipleOf" in node:
+            self._divisor(node, pointer)
         for key in ("const", "enum"):
             if key in node and any(
-                isinstance(value, int) and abs(value) > _EXACT for value in _values(node[key])
+                isinstance(value, int) and abs(value) > schema_numbers.EXACT for value in _values(node[key])
             ):
                 self._drop(node, pointer, key, "an integer beyond 2^53 cannot be enforced")
 
+    def _divisor(self, node: dict[str, Any], pointer: str) -> None:
+        mine = schema_numbers.digits(node["multipleOf"])
+        together = schema_numbers.least_common(self._multiple, mine) if self._combines else mine
+        if together[0] <= schema_numbers.MAX_MULTIPLE:
+            self._multiple = together
+        elif together == mine:
+            self._drop(node, pointer, "multipleOf", f"it has digits beyond {schema_numbers.MAX_MULTIPLE}")
+        else:
+            why = f"its common multiple with others has digits beyond {schema_numbers.MAX_MULTIPLE}"
+            self._drop(node, pointer, "multipleOf", why)
+
     def _disjoint(self, node: dict[str, Any], pointer: str) -> None:
         branches = node.get("oneOf")
-        if isinstance(branches, list) and not _are_disjoint([self._followed(branch) for branch in branches]):
+        if isinstance(branches, list) and not _are_disjoint(
+            [followed(self._root, branch) for branch in branches]
+        ):
             self.alternatives.append(step(pointer, "oneOf"))
             self.dropped.append(step(pointer, "oneOf"))
-
-    def _followed(self, node: Any) -> Any:
-        for _ in range(MAX_DEPTH):
-            if not isinstance(node, dict) or not str(node.get("$ref", "")).startswith("#/"):
-                return node
-            parent, name = _resolve(self._root, node["$ref"], "")
-            node = self._root if parent is None else parent[name]
-        return node
-
-
-def _check_bounds(node: dict[str, Any], pointer: str) -> None:
-    """Bounds that exclude each other are refused before anything is compiled."""
-    pairs = [(low, high) for low in _LOWER for high in _UPPER] + list(_SIZES)
-    for low, high in pairs:
-        least, most = node.get(low), node.get(high)
-        if isinstance(least, bool) or isinstance(most, bool):  # the style of draft 4
-            continue
-        if not isinstance(least, int | float) or not isinstance(most, int | float):
-            continue
-        if least > most or (least == most and (low.startswith("excl") or high.startswith("excl"))):
-            raise refusal(step(pointer, low), f"`{low}` {least} and `{high}` {most} leave no value")
-    for key in (*_LOWER, *_UPPER, "multipleOf"):
-        value = node.get(key)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise refusal(step(pointer, key), f"`{key}` is beyond what a float64 can hold")
-
-
-def _resolve(root: Any, target: str, at: str) -> tuple[Any, Any]:
-    """The container of what ``target`` refers to, and its key there; (None, None) for the root itself."""
-    parent: Any = None
-    name: Any = None
-    node = root
-    for part in unquote(target[1:]).split("/")[1:]:
-        part = part.replace("~1", "/").replace("~0", "~")
-        name = int(part) if isinstance(node, list) and part.isdecimal() else part
-        known = name in node if isinstance(node, dict) else isinstance(name, int) and name < len(node)
-        if not isinstance(node, dict | list) or not known:
-            raise refusal(at, f"`$ref` refers to {target}, which is not in the schema")
-        parent, node = node, node[name]
-    return parent, name
 
 
 def _constraints(names: dict[str, Any]) -> set[str]:
@@ -367,40 +323,6 @@ def _constraints(names: dict[str, Any]) -> set[str]:
 
 def _copy(value: Any) -> Any:
     return json.loads(json.dumps(value))
-
-
-def _inside(bound: int, *, upwards: bool) -> int:
-    """The nearest integer that is exact as a float64, not outside of the bound."""
-    nearest = float(bound)
-    if upwards and nearest < bound:
-        nearest = math.nextafter(nearest, math.inf)
-    if not upwards and nearest > bound:
-        nearest = math.nextafter(nearest, -math.inf)
-    return int(nearest)
-
-
-def _close_bounds(node: dict[str, Any]) -> None:
-    """Makes exclusive bounds of fractions inclusive, a step further in.
-
-    llguidance compares decimals, with bounds of 15 digits. A decimal that is closer to the bound than a
-    float64 can tell is the bound itself once it is read.
-    """
-    if node.get("type") == "integer":
-        return
-    for key, to, inclusive in (("exclusiveMinimum", 1, "minimum"), ("exclusiveMaximum", -1, "maximum")):
-        bound = node.get(key)
-        if isinstance(bound, bool) or not isinstance(bound, int | float) or abs(bound) > _EXACT:
-            continue
-        exact = Decimal(repr(bound))
-        nearest = float(exact + to * Decimal(10) ** (exact.adjusted() - 14)) if bound else to * _SMALLEST
-        held = node.get(inclusive, nearest)
-        if isinstance(held, int | float):
-            node[inclusive] = max(held, nearest) if to > 0 else min(held, nearest)
-            del node[key]
-
-
-def _is_beyond(bound: Any, sign: int) -> bool:
-    return isinstance(bound, int | float) and not isinstance(bound, bool) and bound * sign >= 10**17
 
 
 def _values(value: Any) -> Iterator[Any]:

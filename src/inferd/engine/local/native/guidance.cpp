@@ -11,6 +11,7 @@
 #endif
 
 #include "guarded.h"
+#include "guards/cancel.h"
 
 namespace inferd {
 
@@ -91,6 +92,8 @@ void find(void *handle, const char *name, Function &function) {
 
 // Of the parser at one place of an answer: about four for each optional property of an object. 20 take a microsecond.
 constexpr size_t kMaxItems = 20'000;
+// Of a grammar, whose making cannot be stopped: about six for each schema.
+constexpr size_t kMaxGrammar = 60'000;
 
 constexpr char kSpecial = '\xFF';  // begins the name of a control token, and no text
 
@@ -226,13 +229,16 @@ std::unique_ptr<Guide> Guide::make(std::shared_ptr<GuidanceVocab> vocab, const c
     const LlgTokenizer *tokenizer = vocab->tokenizer(error);
     if (!tokenizer) return guide;
     guarded(error, [&] {
+        throw_if_cancelled();
         ConstraintInit init = {};
         library.constraint_init_set_defaults(&init, tokenizer);
         init.log_buffer_level = init.log_stderr_level = 0;
         init.limits.max_items_in_row = kMaxItems;
+        init.limits.max_grammar_size = kMaxGrammar;
         init.limits.verbose_errors = false;  // they would quote the grammar
         std::unique_ptr<Guide> made(new Guide(std::move(vocab), tokenizer));
         made->matcher_ = library.new_matcher(&init, kind, grammar.c_str());
+        throw_if_cancelled();
         made->mask_.resize(library.matcher_get_mask_byte_size(made->matcher_) / sizeof(uint32_t));
         const bool begins = made->mask() != nullptr;
         if (const char *reason = library.matcher_get_error(made->matcher_)) throw std::runtime_error(reason);

@@ -1,0 +1,58 @@
+"""Places in a JSON Schema, and refusals that name them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import unquote
+
+from inferd.errors import InvalidRequest
+
+MAX_DEPTH = 100
+
+
+def refusal(pointer: str, reason: str) -> InvalidRequest:
+    where = f"at {pointer}: " if pointer else ""
+    return InvalidRequest(f"the JSON Schema cannot be used: {where}{reason}")
+
+
+def step(pointer: str, key: object) -> str:
+    """The JSON pointer of the member or item ``key``."""
+    return f"{pointer}/{str(key).replace('~', '~0').replace('/', '~1')}"
+
+
+def resolve(root: Any, target: str, at: str) -> tuple[Any, Any]:
+    """The container of what ``target`` refers to, and its key there; (None, None) for the root itself."""
+    parent: Any = None
+    name: Any = None
+    node = root
+    for part in unquote(target[1:]).split("/")[1:]:
+        part = part.replace("~1", "/").replace("~0", "~")
+        name = int(part) if isinstance(node, list) and part.isdecimal() else part
+        known = name in node if isinstance(node, dict) else isinstance(name, int) and name < len(node)
+        if not isinstance(node, dict | list) or not known:
+            raise refusal(at, f"`$ref` refers to {target}, which is not in the schema")
+        parent, node = node, node[name]
+    return parent, name
+
+
+def nodes(schema: Any) -> Iterator[dict[str, Any]]:
+    """All objects in the schema, those that are no schemas among them."""
+    left = [schema]
+    while left:
+        node = left.pop()
+        if isinstance(node, dict):
+            yield node
+            left += node.values()
+        elif isinstance(node, list):
+            left += node
+
+
+def followed(root: Any, node: Any) -> Any:
+    """The schema at the end of a chain of references, which are in the schema."""
+    for _ in range(MAX_DEPTH):
+        if not isinstance(node, dict) or not str(node.get("$ref", "")).startswith("#/"):
+            return node
+        parent, name = resolve(root, node["$ref"], "")
+        node = root if parent is None else parent[name]
+    return node
