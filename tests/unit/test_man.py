@@ -1,14 +1,15 @@
-"""There is a man page for every command, and man can read it."""
+"""What is installed below ``share``: a man page for every command, which man can read, and completion."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from inferd.cli import man
+from inferd.cli import man, share
 from inferd.cli.commands import COMMANDS
 
 
@@ -21,8 +22,30 @@ def test_every_command_has_a_page() -> None:
 
 @pytest.mark.skipif(shutil.which("groff") is None, reason="needs groff")
 def test_man_can_read_the_pages(tmp_path: Path) -> None:
-    assert man.main([str(tmp_path)]) == 0
-    for path in sorted(tmp_path.iterdir()):
+    assert share.main([str(tmp_path)]) == 0
+    for path in sorted((tmp_path / "man" / "man1").iterdir()):
         command = ["groff", "-Kutf8", "-man", "-Tutf8", "-ww", str(path)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         assert done.stderr == "", path
+
+
+def test_each_shell_finds_its_script() -> None:
+    """At these paths below ``share`` the shells look by themselves."""
+    made = share.files()
+    for shell, path in share.SCRIPTS.items():
+        assert f"_INFERD_COMPLETE={shell}_complete" in made[path]
+
+
+def test_bash_completes_a_command_by_the_script(tmp_path: Path) -> None:
+    assert share.main([str(tmp_path)]) == 0
+    (tmp_path / "inferd").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m inferd "$@"\n')
+    (tmp_path / "inferd").chmod(0o755)
+    asked = """
+        . "$1/bash-completion/completions/inferd"
+        PATH="$1:$PATH" COMP_WORDS=(inferd compl) COMP_CWORD=1
+        _inferd_completion inferd compl inferd
+        echo "${COMPREPLY[@]}"
+    """
+    command = ["bash", "-c", asked, "bash", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["completion"]

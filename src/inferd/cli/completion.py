@@ -28,10 +28,15 @@ def completion_command(shell: str) -> None:
     zsh:   inferd completion zsh > ~/.zfunc/_inferd     (with ~/.zfunc in fpath)
     fish:  inferd completion fish > ~/.config/fish/completions/inferd.fish
     """
+    say(script(shell))
+
+
+def script(shell: str) -> str:
+    """The completion script of one of SHELLS."""
     from inferd.cli.commands import app
 
     kinds = {"bash": BashComplete, "zsh": ZshComplete, "fish": FishComplete}
-    say(kinds[shell](app, {}, "inferd", VARIABLE).source())
+    return kinds[shell](app, {}, "inferd", VARIABLE).source()
 
 
 def answer(command: click.Command) -> int | None:

@@ -1,14 +1,10 @@
-"""Man pages, made from the help of the commands.
-
-``python -m inferd.cli.man DIRECTORY`` writes ``inferd.1``, one ``inferd-COMMAND.1`` for each command, and
+"""Man pages, made from the help of the commands: ``inferd.1``, one ``inferd-COMMAND.1`` for each command, and
 ``inferd-daemon.1`` and ``inferdctl.1``.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import click
 
@@ -79,17 +75,3 @@ def _text(text: str) -> str:
     """Text in which nothing is a command of roff."""
     escaped = text.replace("\\", "\\e").replace("-", "\\-").replace("'", "\\(aq").replace("`", "\\(ga")
     return f"\\&{escaped}" if escaped.startswith(".") else escaped
-
-
-def main(arguments: list[str]) -> int:
-    """Writes the pages into the directory that is named; returns the exit code."""
-    (directory,) = arguments
-    target = Path(directory)
-    target.mkdir(parents=True, exist_ok=True)
-    for name, page in pages().items():
-        (target / name).write_text(page, encoding="utf-8")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,39 @@
+"""The files that other programs look for below ``share``: man pages and scripts of completion.
+
+``python -m inferd.cli.share DIRECTORY`` writes them: ``man/man1`` for man, and a script each for bash, zsh
+and fish, at the place where the shell looks. A wheel that ``packaging/wheels.py`` builds has them.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from inferd.cli import man
+from inferd.cli.completion import script
+
+SCRIPTS = {
+    "bash": "bash-completion/completions/inferd",
+    "zsh": "zsh/site-functions/_inferd",
+    "fish": "fish/vendor_completions.d/inferd.fish",
+}
+
+
+def files() -> dict[str, str]:
+    """Path below ``share`` → text."""
+    pages = {f"man/man1/{name}": page for name, page in man.pages().items()}
+    return pages | {path: script(shell) + "\n" for shell, path in SCRIPTS.items()}
+
+
+def main(arguments: list[str]) -> int:
+    """Writes the files below the directory that is named; returns the exit code."""
+    (directory,) = arguments
+    for path, text in files().items():
+        file = Path(directory) / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
