@@ -28,8 +28,8 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from bench import prompts, servers  # noqa: E402
-from bench.cases import round_trip  # noqa: E402
+from bench import prompts, servers, sessions  # noqa: E402
+from bench.cases import round_trip, schema  # noqa: E402
 from bench.clients import ask  # noqa: E402
 from bench.pairs import Metric  # noqa: E402
 from bench.report import machine, quantile  # noqa: E402
@@ -41,9 +41,12 @@ METRICS = {
     "framing": [("token frame", "ns"), ("frame of a paragraph", "ns"), ("split 600 lines", "ns")],
     "round_trip": [("round trip, p50", "µs"), ("requests", "1/s")],
     "decode": [("decode", "tokens/s"), ("prefill", "ms"), ("time to first token", "ms")],
+    "agent": [("first token, turn 1", "ms"), ("later turns", "ms"), ("the same again", "ms")],
+    "schema": [("decode, 6 strings", "tokens/s")],
 }
-BOUNDS = {"framing": 1.10, "round_trip": 1.10, "decode": 1.05}
+BOUNDS = {"framing": 1.10, "round_trip": 1.10, "decode": 1.05, "agent": 1.10, "schema": 1.05}
 N_PREDICT = 64
+AGENT_HEAD, AGENT_TURNS = 400, 3
 
 
 def python_of(build: str) -> Path:
@@ -119,7 +122,53 @@ def decode(python: Path, options: argparse.Namespace) -> Iterator[Measure]:
         yield measure
 
 
-CASES = {"framing": framing, "round_trip": round_trips, "decode": decode}
+@contextlib.contextmanager
+def agent(python: Path, options: argparse.Namespace) -> Iterator[Measure]:
+    """A new session in each round; its later turns repeat what came before."""
+    model = servers.model_file(options)
+    rng = random.Random(1)
+    with servers.Inferd(model, threads=options.threads, slots=2, python=python) as server:
+
+        def measure() -> dict[str, float]:
+            messages = sessions.head(rng, AGENT_HEAD)
+            times = []
+            for _ in range(AGENT_TURNS):
+                messages.append(sessions.question(rng))
+                times.append(sessions.continued(server, messages).ttft_ms)
+            again = ask(server.stream(messages[:-1], sessions.N_PREDICT))
+            return {
+                "first token, turn 1": times[0],
+                "later turns": statistics.median(times[1:]),
+                "the same again": again.ttft_ms,
+            }
+
+        measure()
+        yield measure
+
+
+@contextlib.contextmanager
+def held_to_schema(python: Path, options: argparse.Namespace) -> Iterator[Measure]:
+    model = servers.model_file(options)
+    rng = random.Random(1)
+    with servers.Inferd(model, threads=options.threads, python=python) as server:
+
+        def measure() -> dict[str, float]:
+            asked = f"{prompts.words(rng, 4)}. Invent a person and tell all about them."
+            stream = ask(schema.stream_of(server, [{"role": "user", "content": asked}], 6))
+            json.loads("".join(stream.text))
+            return {"decode, 6 strings": stream.tokens_per_second}
+
+        measure()
+        yield measure
+
+
+CASES = {
+    "framing": framing,
+    "round_trip": round_trips,
+    "decode": decode,
+    "agent": agent,
+    "schema": held_to_schema,
+}
 
 
 def run_case(case: str, pythons: list[Path], options: argparse.Namespace) -> list[Metric]:
