@@ -2,24 +2,32 @@
 
 Run it when a dependency changes, and before a release:
 
-    pip install uv cyclonedx-bom pip-audit
+    pip install uv pip-audit packaging
     python packaging/freeze.py
 
-``requirements.txt`` has every package that a user's machine gets, ``build-requirements.txt`` what compiles
-inferd, each at one version with the hashes of its files: ``pip install --require-hashes -r`` takes nothing
-else. Both become ``sbom.cdx.json``, in CycloneDX, together with the sources that are compiled in. At the end
-the audit asks a public list which of it is known to be vulnerable; any finding ends this with 1.
+``requirements.txt`` has every package that a user's machine gets, with the extras ``http`` and ``bedrock``;
+``build-requirements.txt`` what compiles inferd; each at one version with the hashes of its files: ``pip
+install --require-hashes -r`` takes nothing else. Both become ``sbom.cdx.json``, in CycloneDX, with the
+licence that each package declares, and with the sources that are compiled in. At the end the audit asks a
+public list which of it is known to be vulnerable; any finding ends this with 1. ``--no-audit`` leaves it
+out, ``--keep-locks`` writes only the bill.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+import toolchain
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -28,13 +36,36 @@ COMPILE = ["uv", "pip", "compile", "--generate-hashes", "--universal", "--python
 QUIET = ["--quiet", "--no-header", "--no-annotate", "--no-emit-index-url"]
 
 
+BUNDLED = {
+    "cpp-httplib": "MIT",
+    "llamafile-sgemm": "MIT",
+    "miniaudio": "Unlicense OR MIT-0",
+    "nlohmann-json": "MIT",
+    "rotate-bits": "MIT",
+    "stb_image": "MIT OR Unlicense",
+    "subprocess": "Unlicense",
+    "xxhash": "BSD-2-Clause",
+    "yarn": "MIT",
+}
+"""What llama.cpp carries of others, and its licence; the texts are in ``vendor/licenses``."""
+
+
 def main() -> int:
-    compile_lock(["pyproject.toml", "--extra", "bedrock"], LOCKS[0])
-    with tempfile.TemporaryDirectory() as scratch:
-        wanted = Path(scratch, "build.in")
-        wanted.write_text("\n".join(build_requirements()))
-        compile_lock([str(wanted)], LOCKS[1])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--keep-locks", action="store_true")
+    parser.add_argument("--no-audit", action="store_true")
+    chosen = parser.parse_args()
+    if not chosen.keep_locks:
+        compile_lock(["pyproject.toml", "--extra", "http", "--extra", "bedrock"], LOCKS[0])
+        with tempfile.TemporaryDirectory() as scratch:
+            wanted = Path(scratch, "build.in")
+            wanted.write_text("\n".join(build_requirements()))
+            compile_lock([str(wanted)], LOCKS[1])
     (HERE / "sbom.cdx.json").write_text(json.dumps(bill_of_materials(), indent=1, sort_keys=True) + "\n")
+    if chosen.no_audit:
+        return 0
     audits = [["pip-audit", "--disable-pip", "--require-hashes", "-r", str(HERE / lock)] for lock in LOCKS]
     return max(subprocess.run(audit, check=False).returncode for audit in audits)
 
@@ -51,12 +82,14 @@ def build_requirements() -> list[str]:
 
 
 def bill_of_materials() -> dict[str, Any]:
-    """The packages of both locks, and llama.cpp with what it bundles."""
+    """The packages of both locks, llama.cpp with what it bundles, and the C++ runtime of the wheels."""
     components: dict[str, dict[str, Any]] = {}
     for lock, scope in zip(LOCKS, ("required", "excluded"), strict=True):
         for found in packages(HERE / lock):
             component = components.setdefault(found["purl"], found)
             component.setdefault("scope", scope)
+    for component, licence in zip(components.values(), licences(components.values()), strict=True):
+        component["licenses"] = licence
     pin = json.loads((ROOT / "vendor/llama.cpp/pin.json").read_text())
     sources = {
         "type": "library",
@@ -67,34 +100,83 @@ def bill_of_materials() -> dict[str, Any]:
         "hashes": [{"alg": "SHA-256", "content": pin["sha256"]}],
         "licenses": [{"license": {"id": pin["license"]}}],
         "components": [
-            {"type": "library", "name": path.stem}
-            for path in sorted((ROOT / "vendor/licenses").glob("*.txt"))
-            if path.stem != "llama.cpp"
+            {"type": "library", "name": name, "licenses": [{"expression": licence}]}
+            for name, licence in sorted(BUNDLED.items())
         ],
     }
+    runtime = {
+        "type": "library",
+        "name": "libc++",
+        "version": f"of ziglang {toolchain.ZIG}",
+        "purl": f"pkg:pypi/ziglang@{toolchain.ZIG}",
+        "scope": "required",
+        "licenses": [{"expression": "Apache-2.0 WITH LLVM-exception"}],
+    }
+    version = re.search(r'(?m)^version = "(.*)"', (ROOT / "pyproject.toml").read_text())
+    assert version is not None
+    product = {"type": "application", "name": "inferd", "version": version[1]}
     return {
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
         "version": 1,
-        "metadata": {
-            "component": {"type": "application", "name": "inferd", "licenses": [{"license": {"id": "MIT"}}]}
-        },
-        "components": [*(components[purl] for purl in sorted(components)), sources],
+        "metadata": {"component": product | {"licenses": [{"license": {"id": "MIT"}}]}},
+        "components": [*(components[purl] for purl in sorted(components)), sources, runtime],
     }
 
 
 def packages(lock: Path) -> list[dict[str, Any]]:
-    """The packages of a lock as CycloneDX has them."""
-    command = ["cyclonedx-py", "requirements", str(lock), "--output-reproducible", "--of", "JSON", "-o", "-"]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    kept = []
-    for component in json.loads(done.stdout)["components"]:
-        files = [ref for ref in component["externalReferences"] if ref["type"] == "distribution"]
-        hashes = [each for ref in files for each in ref["hashes"]]
-        kept.append(
-            {**{key: component[key] for key in ("type", "name", "version", "purl")}, "hashes": hashes}
+    """The packages of a lock as CycloneDX has them, without licences."""
+    found = []
+    for line in lock.read_text().replace("\\\n", " ").splitlines():
+        words, *hashes = line.split("--hash=sha256:")
+        package = Requirement(words.strip())
+        name, version = canonicalize_name(package.name), str(package.specifier).removeprefix("==")
+        found.append(
+            {
+                "type": "library",
+                "name": name,
+                "version": version,
+                "purl": f"pkg:pypi/{name}@{version}",
+                "hashes": [{"alg": "SHA-256", "content": each.strip()} for each in hashes],
+            }
         )
-    return kept
+    return found
+
+
+def licences(components: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """What each package says of its licence in its metadata, which pip reads from the index."""
+    wanted = [(each["name"], each["version"]) for each in components]
+    told: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    while rest := [each for each in wanted if each not in told]:
+        # pip takes one version of a package at a time.
+        told |= reported([f"{name}=={version}" for name, version in dict(rest).items()])
+    return [told[each] for each in wanted]
+
+
+def reported(requirements: list[str]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--dry-run",
+        "--ignore-installed",
+        "--no-deps",
+        "--quiet",
+    ]
+    command += ["--ignore-requires-python", "--report", "-", *requirements]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    metadata = [each["metadata"] for each in json.loads(done.stdout)["install"]]
+    return {(canonicalize_name(each["name"]), each["version"]): licence(each) for each in metadata}
+
+
+def licence(metadata: dict[str, Any]) -> list[dict[str, Any]]:
+    """From the expression of SPDX, else the classifiers, else the field of older metadata."""
+    if "license_expression" in metadata:
+        return [{"expression": metadata["license_expression"]}]
+    classifiers = [each for each in metadata.get("classifier", []) if each.startswith("License ::")]
+    names = [each.rpartition(" :: ")[2] for each in classifiers] or [metadata.get("license", "")]
+    return [{"license": {"name": each}} for each in names]
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ def test_every_package_has_one_version_and_its_hashes(lock: str) -> None:
     [
         ("requirements.txt", r"^dependencies = \[(.*?)^\]"),
         ("requirements.txt", r"^bedrock = \[(.*?)\]"),
+        ("requirements.txt", r"^http = \[(.*?)\]"),
         ("build-requirements.txt", r"^(?:build\.)?requires = \[(.*?)\]"),
     ],
 )
@@ -71,15 +72,27 @@ def test_the_bill_of_materials_has_what_is_locked_and_what_is_compiled_in() -> N
         for lock in LOCKS
         for package, _ in locked(lock)
     }
-    assert listed == packages | {("llama.cpp", PIN["commit"])}, AGAIN
+    zig = re.search(r'^ZIG = "(.*)"', (ROOT / "packaging/toolchain.py").read_text(), re.MULTILINE)
+    assert zig is not None
+    assert listed == packages | {("llama.cpp", PIN["commit"]), ("libc++", f"of ziglang {zig[1]}")}, AGAIN
+    assert BILL["metadata"]["component"]["version"] == __version__, AGAIN
     (sources,) = [part for part in BILL["components"] if part["name"] == "llama.cpp"]
     assert sources["hashes"] == [{"alg": "SHA-256", "content": PIN["sha256"]}]
     bundled = {path.stem for path in (ROOT / "vendor/licenses").glob("*.txt")} - {"llama.cpp"}
     assert {part["name"] for part in sources["components"]} == bundled
 
 
+def test_the_bill_of_materials_names_every_licence() -> None:
+    (sources,) = [part for part in BILL["components"] if part["name"] == "llama.cpp"]
+    for part in (BILL["metadata"]["component"], *BILL["components"], *sources["components"]):
+        assert part["licenses"], part["name"]
+        for each in part["licenses"]:
+            told = each.get("expression") or each["license"].get("id") or each["license"]["name"]
+            assert re.search(r"MIT|BSD|Apache|MPL|ISC|PSF|Unlicense|HPND", told), (part["name"], told)
+
+
 def test_the_bill_of_materials_has_the_hashes_of_the_locks() -> None:
-    listed = {each["content"] for part in BILL["components"] for each in part["hashes"]}
+    listed = {each["content"] for part in BILL["components"] for each in part.get("hashes", ())}
     hashes = {each.removeprefix("sha256:") for lock in LOCKS for _, found in locked(lock) for each in found}
     assert listed == hashes | {PIN["sha256"]}, AGAIN
 
