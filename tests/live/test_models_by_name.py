@@ -18,7 +18,7 @@ from tests.daemon_process import DaemonProcess
 from tests.demo_model import demo_model
 from tests.shell import Shell
 from tests.tiny_bert import write_bert
-from tests.tiny_llama import random_llama, write_adapter
+from tests.tiny_llama import random_llama, write_adapter, write_llama
 from tests.tiny_model import stock
 
 Start = Callable[..., DaemonProcess]
@@ -59,6 +59,35 @@ def test_a_model_of_the_store_answers_a_request_that_names_it(process: DaemonPro
         assert rows["talker"]["engine"]["pid"] not in (0, rows["own"]["engine"]["pid"])
     assert ask(process, model="talker")["type"] == "done"
     assert len(process.wait_event("model_resident")) == 1
+    process.note_resources()
+
+
+def test_a_request_that_waits_for_its_model_is_told_how_far_it_is(
+    process: DaemonProcess, short_dir: Path
+) -> None:
+    stock(ModelStore(short_dir / "models"), "small", write_llama(short_dir / "small.gguf").read_bytes())
+    shell = Shell(process.dir, INFERD_ADDRESS=str(process.uds), INFERD_ADMIN_ADDR=str(process.admin))
+    for surface, content in (("v1", "hi"), ("v2", [{"type": "text", "text": "hi"}])):
+        messages = [{"role": "user", "content": content}]
+        request = {"id": "q", "messages": messages, "max_tokens": 1, "model": "small", "progress": True}
+        with process.connect(surface) as client:
+            client.send(request)
+            loading, frames = [], client.frames()
+            while (frame := next(frames))["type"] == "progress":
+                loading.append(frame)
+            assert [*frames][-1]["type"] == "done"
+            client.send(request)  # it is there now
+            assert {frame["type"] for frame in client.frames()} <= {"token", "frame", "done"}
+        assert {(frame["id"], frame["model"]) for frame in loading} == {("q", "small")}
+        phases = [frame["phase"] for frame in loading]
+        assert (phases[0], phases[-1]) == ("waiting", "loaded")
+        assert {"mmap", "kv_cache"} <= set(phases)
+        assert any(0 < frame.get("progress", 0) <= 1 for frame in loading)
+        assert str(short_dir) not in json.dumps(loading)
+        assert shell("unload", "small").returncode == 0
+    run = shell("run", "--model", "small", "--max-tokens", "1", "hi")
+    assert (run.returncode, "Loading the model" in run.stderr) == (0, True)
+    assert "Loading" not in run.stdout
     process.note_resources()
 
 

@@ -48,6 +48,23 @@ def test_tokens_then_done(peer: Callable[[Script], Peer], clients: Clients) -> N
     assert sent == {"id": "c1", "messages": [{"role": "user", "content": "Hi"}], "seed": 7, "stop": ["x"]}
 
 
+def test_the_phases_of_a_load_are_told_and_are_no_events(
+    peer: Callable[[Script], Peer], clients: Clients
+) -> None:
+    phases: list[object] = []
+    load = {"type": "progress", "model": "m", "phase": "mmap", "progress": 0.5}
+    server = peer(frames(load, token("Hel"), DONE))
+    with (
+        clients.client(server.path) as client,
+        client.generate(
+            "Hi", model="m", on_progress=lambda phase, details: phases.append((phase, details["progress"]))
+        ) as answer,
+    ):
+        assert [type(event) for event in answer] == [Token, Done]
+    assert phases == [("mmap", 0.5)]
+    assert orjson.loads(server.lines[0])["progress"] is True
+
+
 def test_a_finished_generation_leaves_its_connection_to_the_next(
     peer: Callable[[Script], Peer], clients: Clients
 ) -> None:

@@ -69,6 +69,7 @@ class Home:
         self.gate.set()
         self.made: list[Model] = []
         self.entries: list[LlamaCppEntry] = []
+        self.progresses: list[Progress] = []
         self.told: list[tuple[str, str]] = []
         self.router = Router([Mock("main")])
         wanted = {"models_home": directory, "keep_alive_secs": 0.0, **settings}
@@ -88,6 +89,7 @@ class Home:
     ) -> Model:
         assert isinstance(entry, LlamaCppEntry)
         self.entries.append(entry)
+        self.progresses.append(progress)
         self.made.append(Model(entry.name, self.gate))
         return self.made[-1]
 
@@ -122,6 +124,35 @@ async def test_all_who_wait_share_one_load(tmp_path: Path) -> None:
     home.gate.set()
     await asyncio.gather(*uses)
     assert len(home.made) == 1
+    await home.models.close()
+
+
+async def test_who_waits_is_shown_the_phases_and_a_latecomer_the_present_one(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.gate.clear()
+    early: list[str] = []
+    late: list[str] = []
+
+    async def use(shown: list[str]) -> None:
+        async with home.models.hold("a", None, USUAL, lambda phase, details: shown.append(phase)):
+            pass
+
+    first = asyncio.create_task(use(early))
+    await until(lambda: len(home.progresses) == 1)
+    assert early == ["waiting"]
+    await asyncio.to_thread(home.progresses[0], "mmap", {"progress": 0.5})
+    await until(lambda: early == ["waiting", "mmap"])
+    second = asyncio.create_task(use(late))
+    await until(lambda: late == ["mmap"])
+    second.cancel()
+    await asyncio.wait((second,))
+    await asyncio.to_thread(home.progresses[0], "kv_cache", {})
+    await until(lambda: early == ["waiting", "mmap", "kv_cache"])
+    home.gate.set()
+    await first
+    assert early == ["waiting", "mmap", "kv_cache", "loaded"]
+    await use(late)
+    assert late == ["mmap"]  # it has left, and has nothing to wait for
     await home.models.close()
 
 

@@ -30,3 +30,20 @@ def test_ordinals() -> None:
     numbers = (1, 2, 3, 4, 11, 12, 13, 21, 102, 111)
     told = "1st 2nd 3rd 4th 11th 12th 13th 21st 102nd 111th"
     assert " ".join(map(waiting.ordinal, numbers)) == told
+
+
+def test_what_is_no_terminal_gets_a_line_for_each_step_of_a_load(capsys: pytest.CaptureFixture[str]) -> None:
+    line = waiting.Waiting(None)  # type: ignore[arg-type]
+    for phase, share in (
+        ("waiting", None),
+        ("mmap", 0.1),
+        ("mmap", 0.6),
+        ("kv_cache", None),
+        ("loaded", None),
+    ):
+        line.phase(phase, {} if share is None else {"progress": share})
+    assert capsys.readouterr().err.splitlines() == [
+        "Waiting for the model …",
+        "Loading the model …",
+        "Making room for the context …",
+    ]

@@ -72,7 +72,8 @@ def test_a_request_with_nothing_but_messages() -> None:
 NULLABLE = [
     "temperature", "top_p", "top_k", "max_tokens", "stream", "image_token_budget", "seed", "stop", "min_p",
     "repeat_penalty", "presence_penalty", "frequency_penalty", "json_schema", "schema_lenient", "priority",
-    "deadline_ms", "session", "cache", "model", "lora", "model_defaults", "keep_alive", "on_behalf_of",
+    "deadline_ms", "session", "cache", "model", "lora", "model_defaults", "keep_alive", "progress",
+    "on_behalf_of",
 ]  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from inferd.cli.progress import Progress
 from inferd.cli.say import say
 from inferd.cli.waiting import Waiting
 from inferd.client import Attachment, Done, MessageDone, Text, Token
+from inferd.client.protocol import OnProgress
 from inferd.config import paths
 from inferd.controls import one_line
 from inferd.errors import InferdError, UsageError
@@ -135,7 +136,7 @@ class Chat:
         try:
             self.connect()
             with Waiting(self._daemon) as waiting:
-                for event in self._events(turns):
+                for event in self._events(turns, waiting.phase):
                     waiting.over()
                     if isinstance(event, Done | MessageDone):
                         answer.end()
@@ -153,13 +154,13 @@ class Chat:
         if said:
             self.turns += [question, {"role": "assistant", "content": "".join(said)}]
 
-    def _events(self, turns: list[dict[str, Any]]) -> Iterator[Any]:
+    def _events(self, turns: list[dict[str, Any]], on_progress: OnProgress) -> Iterator[Any]:
         """Of an answer to texts by v1, which every daemon serves, else by v2."""
         if all(isinstance(turn["content"], str) for turn in turns):
-            with self._client.generate(turns, **self._choices) as tokens:
+            with self._client.generate(turns, on_progress=on_progress, **self._choices) as tokens:
                 yield from tokens
         else:
-            with self._client.messages(turns, **self._choices) as events:
+            with self._client.messages(turns, on_progress=on_progress, **self._choices) as events:
                 yield from events
 
     def command(self, line: str) -> bool:

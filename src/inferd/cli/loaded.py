@@ -78,11 +78,13 @@ def _stays(row: Frame) -> str:
 def load_command(name: str, keep_alive: float | None, address: str | None, api_key_file: Path | None) -> None:
     """Load a stored model into the daemon, before the first request."""
     daemon = target(address, api_key_file)
-    with daemon.client() as client:
-        with Progress() as progress:
-            background.connect(client, daemon, progress.frame)
+    with daemon.client() as client, Progress() as progress:
+        background.connect(client, daemon, progress.frame)
         try:
-            name = client.generate("load", model=name, keep_alive=keep_alive, max_tokens=0).result().model
+            reply = client.generate(
+                "load", model=name, keep_alive=keep_alive, max_tokens=0, on_progress=progress.phase
+            )
+            name = reply.result().model
         except RequestFailed as error:
             if error.details.get("reason") != NO_TEXT:  # a model for vectors is loaded before it refuses
                 raise

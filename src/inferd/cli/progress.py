@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 _TITLES = {
+    "waiting": "Waiting for the model",
     "checking_local": "Looking for the model",
     "download": "Downloading the model",
     "verify": "Verifying the model",
@@ -25,6 +26,11 @@ _TITLES = {
     "mmap": "Loading the model",
     "kv_cache": "Making room for the context",
 }
+
+
+def title(phase: str) -> str:
+    """What people call a phase."""
+    return one_line(_TITLES.get(phase, phase))
 
 
 class Progress:
@@ -43,15 +49,18 @@ class Progress:
 
     def phase(self, name: str, details: Mapping[str, Any]) -> None:
         """Shows a step; bytes done and in all, or a fraction, where ``details`` have them."""
-        title, note = one_line(_TITLES.get(name, name)), one_line(_note(details))
+        if name == "loaded":
+            self.end()
+            return
+        step, note = title(name), one_line(_note(details))
         if name == "download" and str(details.get("source_url")).startswith("file:"):
-            title = "Copying the model"
+            step = "Copying the model"
         if not sys.stderr.isatty():
-            if (title, note) != (self._title, self._note):
-                say(f"{title}{note} …", err=True)
+            if (step, note) != (self._title, self._note):
+                say(f"{step}{note} …", err=True)
         else:
-            self._draw(title, note, details)
-        self._title, self._note = title, note
+            self._draw(step, note, details)
+        self._title, self._note = step, note
 
     def _draw(self, title: str, note: str, details: Mapping[str, Any]) -> None:
         bars = self._bars or self._start()
@@ -90,9 +99,13 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Takes the bar off the terminal, which is then free for other text. Idempotent."""
         if self._bars is not None:
             self._bars.stop()
-            self._bars = None
+            self._bars = self._task = None
 
 
 def _note(details: Mapping[str, Any]) -> str:

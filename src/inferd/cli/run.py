@@ -108,6 +108,7 @@ def run_command(
         with Progress() as progress:
             background.connect(client, daemon, progress.frame)
         with Waiting(daemon) as waiting:
+            choices["on_progress"] = waiting.phase
             done = (_blocks if typed else _text)(client, messages, choices, as_json, waiting)
         if as_json:
             say_json(asdict(done))

@@ -1,7 +1,8 @@
 """A line on stderr that says what a request waits for, until its answer begins.
 
-Only a terminal gets it, and only after a second. The admin socket tells what it says; where there is none, as
-over TCP, the line has only the time.
+Only a terminal gets it, and only after a second. The request itself is told of the load of its model, and the
+admin socket tells the rest; where there is none, as over TCP, the line has only the time. What is no terminal
+gets a line for each step of a load.
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from inferd.cli.columns import duration
 from inferd.cli.options import Target
+from inferd.cli.progress import Progress, title
 from inferd.client.address import Addresses
 from inferd.client.admin import AdminClient, Status
 from inferd.controls import one_line
@@ -35,6 +39,8 @@ class Waiting:
         self._lock = threading.Lock()
         self._shown = False
         self._began = 0.0
+        self._steps = Progress()
+        self._step = ""
 
     def __enter__(self) -> Waiting:
         if sys.stderr.isatty():
@@ -55,6 +61,16 @@ class Waiting:
             self._over.set()
             self._show("")
 
+    def phase(self, name: str, details: Mapping[str, Any]) -> None:
+        """A step of the load that the request waits for."""
+        if name == "loaded":
+            self._step = ""
+        elif sys.stderr.isatty():
+            share = details.get("progress")
+            self._step = title(name) + (f" ({share:.0%})" if isinstance(share, float) else "")
+        else:
+            self._steps.phase(name, details)
+
     def _watch(self) -> None:
         pause = FIRST_SECS
         while not self._over.wait(pause):
@@ -71,6 +87,8 @@ class Waiting:
             self._shown = bool(text)
 
     def _state(self) -> str:
+        if self._step:
+            return self._step
         address = admin_of(self._daemon)
         if address is not None:
             try:

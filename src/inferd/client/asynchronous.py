@@ -25,7 +25,7 @@ from inferd.client.async_channel import AsyncChannel, AsyncReply
 from inferd.client.conversation import Conversation
 from inferd.client.core import Backoff, Core, SurfaceAddresses, Tooling
 from inferd.client.messages import Block, Content, Event, MessageDone
-from inferd.client.protocol import Incoming
+from inferd.client.protocol import Incoming, OnProgress
 from inferd.client.text import Done, Sampling, Token
 from inferd.client.vectors import Embeddings, Ranking
 from inferd.errors import DaemonUnreachable
@@ -72,15 +72,25 @@ class AsyncClient:
             await self._channel(surface).connect(timeout)
 
     def generate(
-        self, messages: str | Sequence[Mapping[str, str]], **sampling: Unpack[Sampling]
+        self,
+        messages: str | Sequence[Mapping[str, str]],
+        *,
+        on_progress: OnProgress | None = None,
+        **sampling: Unpack[Sampling],
     ) -> AsyncGeneration:
         """A generation of text: see :meth:`inferd.Client.generate`."""
-        surface, request = self._core.generate(messages, sampling)
+        surface, request = self._core.generate(messages, sampling, on_progress)
         return AsyncReply(self._channel(surface), request)
 
-    def messages(self, messages: str | Sequence[Block], **options: Unpack[Tooling]) -> AsyncAnswer:
+    def messages(
+        self,
+        messages: str | Sequence[Block],
+        *,
+        on_progress: OnProgress | None = None,
+        **options: Unpack[Tooling],
+    ) -> AsyncAnswer:
         """A generation of blocks: see :meth:`inferd.Client.messages`."""
-        return AsyncReply(self._channel("v2"), self._core.messages(messages, options))
+        return AsyncReply(self._channel("v2"), self._core.messages(messages, options, on_progress))
 
     def chat(self, system: str | None = None, **options: Unpack[Tooling]) -> AsyncChat:
         """A conversation: see :meth:`inferd.Client.chat`."""

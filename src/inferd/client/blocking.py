@@ -24,7 +24,7 @@ from inferd.client.channel import Channel, Reply
 from inferd.client.conversation import Conversation
 from inferd.client.core import Backoff, Core, SurfaceAddresses, Tooling
 from inferd.client.messages import Block, Content, Event, MessageDone
-from inferd.client.protocol import Incoming
+from inferd.client.protocol import Incoming, OnProgress
 from inferd.client.text import Done, Sampling, Token
 from inferd.client.vectors import Embeddings, Ranking
 from inferd.errors import DaemonUnreachable
@@ -75,17 +75,28 @@ class Client:
         self._channel(surface).connect(timeout)
 
     def generate(
-        self, messages: str | Sequence[Mapping[str, str]], **sampling: Unpack[Sampling]
+        self,
+        messages: str | Sequence[Mapping[str, str]],
+        *,
+        on_progress: OnProgress | None = None,
+        **sampling: Unpack[Sampling],
     ) -> Generation:
         """Starts a generation of text (v1, or v2 where it is too long for a line).
 
         ``messages`` is one user message, or turns of ``{"role", "content"}``. Events are :class:`Token`, and
-        one :class:`Done`.
+        one :class:`Done`. While the request waits for its model to be loaded, ``on_progress`` is called with
+        each phase of the load and its details, from where the reply is read.
         """
-        surface, request = self._core.generate(messages, sampling)
+        surface, request = self._core.generate(messages, sampling, on_progress)
         return Reply(self._channel(surface), request)
 
-    def messages(self, messages: str | Sequence[Block], **options: Unpack[Tooling]) -> Answer:
+    def messages(
+        self,
+        messages: str | Sequence[Block],
+        *,
+        on_progress: OnProgress | None = None,
+        **options: Unpack[Tooling],
+    ) -> Answer:
         """Starts a generation of blocks (v2).
 
         ``messages`` is one user message, or turns of ``{"role", "content"}``, where ``content`` is a text or
@@ -93,7 +104,7 @@ class Client:
         ``auto``, ``none``, ``required`` or ``{"name": …}``. Events are :class:`Text`, :class:`Thinking` and
         :class:`ToolUse`, and one :class:`MessageDone`.
         """
-        return Reply(self._channel("v2"), self._core.messages(messages, options))
+        return Reply(self._channel("v2"), self._core.messages(messages, options, on_progress))
 
     def chat(self, system: str | None = None, **options: Unpack[Tooling]) -> Chat:
         """A conversation (v2), with these options for each of its answers."""

@@ -13,7 +13,7 @@ from inferd.client.address import Address, Addresses, Surface
 from inferd.client.conversation import Conversation
 from inferd.client.framed import FramedIncoming, FramedMessagesRequest
 from inferd.client.messages import Block, MessagesRequest
-from inferd.client.protocol import MAX_LINE_BYTES, Incoming, Request
+from inferd.client.protocol import MAX_LINE_BYTES, Incoming, OnProgress, Request
 from inferd.client.text import Done, LongTextRequest, Sampling, TextRequest, Token, given
 from inferd.client.vectors import Embeddings, Plan, Ranking
 from inferd.config import surfaces
@@ -75,21 +75,27 @@ class Core:
         return f"{self._id_prefix}{next(self._numbers)}"
 
     def generate(
-        self, messages: str | Sequence[Mapping[str, str]], sampling: Sampling
+        self, messages: str | Sequence[Mapping[str, str]], sampling: Sampling, on_progress: OnProgress | None
     ) -> tuple[Surface, Request[Token, Done]]:
         """A generation of text, and its surface: v2 for what is too long for a line of v1."""
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
-        options = given(sampling, Sampling)
+        options = {**given(sampling, Sampling), **_wants(on_progress)}
         request_id = self.next_id()
-        request = TextRequest(request_id, {"messages": turns, **options})
-        if len(request.pieces[0]) <= MAX_LINE_BYTES + 1:
-            return "v1", request
-        options = {"model_defaults": False, **options}
-        return "v2", LongTextRequest(self._blocks(request_id, turns, options))
+        request: Request[Token, Done] = TextRequest(request_id, {"messages": turns, **options})
+        surface: Surface = "v1"
+        if len(request.pieces[0]) > MAX_LINE_BYTES + 1:
+            options = {"model_defaults": False, **options}
+            surface, request = "v2", LongTextRequest(self._blocks(request_id, turns, options))
+        request.on_progress = on_progress
+        return surface, request
 
-    def messages(self, messages: str | Sequence[Block], options: Tooling) -> MessagesRequest:
+    def messages(
+        self, messages: str | Sequence[Block], options: Tooling, on_progress: OnProgress | None
+    ) -> MessagesRequest:
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-        return self._blocks(self.next_id(), turns, given(options, Tooling))
+        request = self._blocks(self.next_id(), turns, {**given(options, Tooling), **_wants(on_progress)})
+        request.on_progress = on_progress
+        return request
 
     def conversation(self, system: str | None, options: Tooling) -> Conversation:
         return Conversation(system, given(options, Tooling), self._blocks)
@@ -106,6 +112,10 @@ class Core:
     ) -> Plan[Ranking]:
         options = None if model is None else {"model": model}
         return vectors.rerank(self.next_id, query, documents, top_n, options)
+
+
+def _wants(on_progress: OnProgress | None) -> dict[str, object]:
+    return {} if on_progress is None else {"progress": True}
 
 
 class Backoff:

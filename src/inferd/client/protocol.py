@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import orjson
@@ -32,6 +32,7 @@ READ_BYTES = 65_536
 
 _ERROR_KEYS = frozenset({"type", "id", "code", "message", "retry_after_ms"})
 
+OnProgress = Callable[[str, Mapping[str, Any]], object]
 Bytes = bytes | bytearray | memoryview
 E = TypeVar("E")
 D = TypeVar("D")
@@ -126,11 +127,13 @@ class Incoming:
 class Request(ABC, Generic[E, D]):
     """One request: the ``pieces`` to send, and what the lines of its reply mean.
 
-    ``done`` is the last event of the reply, once it has come. Raises UsageError for a ``body`` that JSON
+    ``done`` is the last event of the reply, once it has come. ``on_progress`` is called with the phases of a
+    load that the request waits for, and their details. Raises UsageError for a ``body`` that JSON
     cannot hold. ``raw`` are the bytes that follow the line.
     """
 
     done: D | None = None
+    on_progress: OnProgress | None = None
 
     def __init__(self, request_id: str, body: Mapping[str, Any], raw: Sequence[Bytes] = ()) -> None:
         self._id = request_id
@@ -156,6 +159,10 @@ class Request(ABC, Generic[E, D]):
                 raise failed
             if frame["id"] != self._id:
                 raise ProtocolError("the daemon answered another request than the one that was sent")
+            if kind == "progress":
+                if self.on_progress is not None:
+                    self.on_progress(frame["phase"], frame)
+                return None
             return self.event(kind, frame)
         except (orjson.JSONDecodeError, LookupError, TypeError, AttributeError):
             raise ProtocolError(

@@ -33,7 +33,7 @@ from inferd.errors import (
     ModelTooLarge,
     QueueFull,
 )
-from inferd.serve.models import USUAL, Stay
+from inferd.serve.models import USUAL, Show, Stay
 from inferd.serve.router import BackendSlot, Router
 from inferd.store.gguf import ModelCard
 
@@ -66,6 +66,21 @@ class _Resident:
         return max(self.estimate, 0 if state is None else state.memory_bytes)
 
 
+@dataclass(slots=True)
+class _Loading:
+    """A load under way: the phase that it is in, and whom to tell of the next ones."""
+
+    task: asyncio.Task[None]
+    phase: str = "waiting"
+    details: Mapping[str, object] = field(default_factory=dict)
+    shows: list[Show] = field(default_factory=list)
+
+    def advance(self, phase: str, details: Mapping[str, object]) -> None:
+        self.phase, self.details = phase, details
+        for show in self.shows:
+            show(phase, details)
+
+
 class Residency:
     """The models of the store, for :class:`~inferd.serve.models.ModelDirectory`. For the event loop alone."""
 
@@ -75,7 +90,7 @@ class Residency:
         self._build = build
         self._tell = tell
         self._residents: dict[str, _Resident] = {}
-        self._loads: dict[str, asyncio.Task[None]] = {}
+        self._loads: dict[str, _Loading] = {}
         self._waiting: dict[str, int] = {}
         self._unloading: set[asyncio.Task[None]] = set()
         self._one_load = asyncio.Lock()
@@ -90,13 +105,15 @@ class Residency:
         self._directory.settings = settings
 
     @asynccontextmanager
-    async def hold(self, name: str, deadline: float | None, stay: Stay = USUAL) -> AsyncIterator[str]:
+    async def hold(
+        self, name: str, deadline: float | None, stay: Stay = USUAL, show: Show | None = None
+    ) -> AsyncIterator[str]:
         name = self._directory.resolve(name)
         if self._router.serves(name):
             yield name
             return
         while name not in self._residents:  # it may have had to go again before this request came to it
-            await self._wait_for(name, deadline)
+            await self._wait_for(name, deadline, show)
         resident = self._residents[name]
         resident.users += 1
         releases = resident.releases
@@ -131,7 +148,7 @@ class Residency:
                 resident.until, usual, now + (most if stay.secs < 0 else min(stay.secs, most))
             )
 
-    async def _wait_for(self, name: str, deadline: float | None) -> None:
+    async def _wait_for(self, name: str, deadline: float | None, show: Show | None) -> None:
         """Waits for the load of a model, which all who wait for it share; it goes on when they leave."""
         if self._closing:
             raise AdmissionClosed
@@ -140,22 +157,29 @@ class Residency:
         loop = asyncio.get_running_loop()
         load = self._loads.get(name)
         if load is None:
-            load = self._loads[name] = loop.create_task(self._load(name))
-            load.add_done_callback(functools.partial(self._loaded, name))
+            load = self._loads[name] = _Loading(loop.create_task(self._load(name)))
+            load.task.add_done_callback(functools.partial(self._loaded, name))
         self._waiting[name] = self._waiting.get(name, 0) + 1
+        if show is not None:
+            load.shows.append(show)
+            show(load.phase, load.details)
         try:
             await asyncio.wait(
-                (load,), timeout=None if deadline is None else max(0.0, deadline - loop.time())
+                (load.task,), timeout=None if deadline is None else max(0.0, deadline - loop.time())
             )
         finally:
+            if show is not None:
+                load.shows.remove(show)
             self._waiting[name] -= 1
             if not self._waiting[name]:
                 del self._waiting[name]
-        if not load.done():
+        if not load.task.done():
             raise DeadlineExceeded(f"the deadline passed while the model {name!r} was loaded")
-        if load.cancelled() or self._closing:
+        if load.task.cancelled() or self._closing:
             raise AdmissionClosed
-        load.result()  # raises what kept the model from being loaded
+        load.task.result()  # raises what kept the model from being loaded
+        if show is not None:
+            show("loaded", {})
 
     def _loaded(self, name: str, load: asyncio.Task[None]) -> None:
         del self._loads[name]
@@ -173,7 +197,7 @@ class Residency:
             cancelled = threading.Event()
 
             def progress(phase: str, details: Mapping[str, object]) -> None:
-                loop.call_soon_threadsafe(self._tell, name, "loading", {"phase": phase, **details})
+                loop.call_soon_threadsafe(self._advance, name, phase, details)
 
             settings = self.settings
             backend = await started(lambda: self._build(settings, entry, progress, cancelled), cancelled)
@@ -184,6 +208,11 @@ class Residency:
             self._let_idle(name, resident)
             _log.info("model_resident", model=name, n_ctx=entry.n_ctx, estimate_bytes=estimate)
             self._tell(name, "resident", {"n_ctx": entry.n_ctx})
+
+    def _advance(self, name: str, phase: str, details: Mapping[str, object]) -> None:
+        self._tell(name, "loading", {"phase": phase, **details})
+        if name in self._loads:
+            self._loads[name].advance(phase, details)
 
     async def _make_room(self, name: str, card: ModelCard) -> tuple[LlamaCppEntry, int]:
         """The entry to load, and its estimate, after idle models have given way to it."""
@@ -272,12 +301,12 @@ class Residency:
         """Loads nothing any more; who waits for a load is refused."""
         self._closing = True
         for load in self._loads.values():
-            load.cancel()
+            load.task.cancel()
 
     async def close(self) -> None:
         """Ends all that was loaded on demand."""
         self.stop()
-        if waiting := (*self._loads.values(), *self._unloading):
+        if waiting := (*(load.task for load in self._loads.values()), *self._unloading):
             await asyncio.wait(waiting)
         for name in list(self._residents):
             await self.unload(name, "the daemon stops")

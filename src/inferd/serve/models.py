@@ -3,6 +3,7 @@ end."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,14 +21,19 @@ class Stay:
 
 USUAL = Stay()
 
+Show = Callable[[str, Mapping[str, object]], object]
+"""Called on the event loop with each phase of a load, and its details."""
+
 
 class ModelDirectory(Protocol):
     """The models that can be had by name."""
 
-    def hold(self, name: str, deadline: float | None, stay: Stay) -> AbstractAsyncContextManager[str]:
+    def hold(
+        self, name: str, deadline: float | None, stay: Stay, show: Show | None
+    ) -> AbstractAsyncContextManager[str]:
         """While the block runs the model is loaded; gives the name to dispatch by.
 
-        ``deadline`` is a time of the event loop's clock. Raises ModelNotFound, ModelTooLarge, ModelError for
-        a file that cannot be loaded, QueueFull when too many requests wait for that load, DeadlineExceeded,
-        and AdmissionClosed.
+        ``deadline`` is a time of the event loop's clock. ``show`` is called while the load is waited for.
+        Raises ModelNotFound, ModelTooLarge, ModelError for a file that cannot be loaded, QueueFull when too
+        many requests wait for that load, DeadlineExceeded, and AdmissionClosed.
         """

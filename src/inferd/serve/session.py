@@ -13,7 +13,7 @@ import contextlib
 import functools
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, cast
 
@@ -45,7 +45,7 @@ from inferd.serve.router import Router
 from inferd.serve.surface import R, Request, RequestContext, Surface, ms_since
 from inferd.serve.wires import Lines, Wire, recognise
 from inferd.wire import long_texts
-from inferd.wire.frames import check_id
+from inferd.wire.frames import check_id, encode_progress
 
 # Why a request was ended early, beside what the connection says of its end.
 _DEADLINE, _STOP = "deadline", "stop"
@@ -326,7 +326,8 @@ class Session(Generic[R]):
         if not request.model or models is None:
             answer = await self._admit(context, deadline, request.model or None)
         else:
-            async with models.hold(request.model, deadline, context.stay()) as model:
+            show = functools.partial(self._show_load, request) if request.progress else None
+            async with models.hold(request.model, deadline, context.stay(), show) as model:
                 answer = await self._admit(context, deadline, model)
         if answer.get("stop_reason") == "cancelled":
             too_late = isinstance(context.interruption, DeadlineExceeded)
@@ -334,6 +335,10 @@ class Session(Generic[R]):
         else:
             self._metrics.done += 1
         _log.info("request_done", **answer, **context.fields(), **self._log_fields)
+
+    def _show_load(self, request: Request, phase: str, details: Mapping[str, object]) -> None:
+        if not self._conn.blocked:  # the next one is as good
+            self._conn.write(encode_progress(request.id, request.model or "", phase, details))
 
     async def _admit(
         self, context: RequestContext[R], deadline: float | None, model: str | None

@@ -46,6 +46,9 @@ class Request(Protocol):
     @property
     def keep_alive(self) -> float | None: ...
 
+    @property
+    def progress(self) -> bool | None: ...
+
 
 R = TypeVar("R", bound=Request)
 

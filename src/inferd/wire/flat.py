@@ -23,6 +23,7 @@ class Flat(msgspec.Struct, kw_only=True):
     on_behalf_of: Behalf | None = None
     model: str | None = None
     keep_alive: KeepAlive | None = None
+    progress: bool | None = None
 
 
 T = TypeVar("T", bound=Flat)

@@ -112,3 +112,13 @@ def encode_error(
         frame["retry_after_ms"] = max(1, round(retry_after_secs * 1e3))
     frame.update(details or {})
     return encode(frame)
+
+
+_SHOWN = frozenset(("progress", "downloaded_bytes", "total_bytes"))
+
+
+def encode_progress(request_id: str, model: str, phase: str, details: Mapping[str, Any]) -> bytes:
+    """The ``progress`` frame of a request that waits for its model; it has the numbers of ``details``, and no
+    paths."""
+    shown = {key: details[key] for key in details if key in _SHOWN}
+    return encode({"type": "progress", "id": request_id, "model": model, "phase": phase, **shown})

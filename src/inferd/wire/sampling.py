@@ -67,6 +67,7 @@ class Sampling(msgspec.Struct, kw_only=True):
     model: str | None = None
     lora: str | None = None
     keep_alive: KeepAlive | None = None
+    progress: bool | None = None
     cache: bool | None = None
     model_defaults: bool | None = None
 
