@@ -228,6 +228,22 @@ async def test_a_flood_holds_half_of_the_permits_beside_one_other(
     await queue.finish_all()
 
 
+async def test_a_flood_exceeds_its_share_by_permits_that_the_other_does_not_need(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shares, "STAY_SECS", 3600.0)
+    queue = Queue(active_permits=8, queue_depth=20)
+    await queue.come("b1", caller="b")
+    for n in range(1, 9):
+        await queue.come(f"a{n}", caller="a")
+    assert queue.started == ["b1", "a1", "a2", "a3", "a4", "a5", "a6"]  # one permit stays free for b
+    await queue.come("b2", caller="b")
+    assert queue.started[7:] == ["b2"]
+    await queue.finish("b1")
+    assert queue.started[8:] == []  # b has had two at once
+    await queue.finish_all()
+
+
 async def test_a_process_that_stays_away_leaves_its_permits_to_the_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -175,7 +175,8 @@ class Admission:
             raise
 
     def _has_room_for(self, waiter: _Waiter) -> bool:
-        return self._has_room() and self._shares.allow(waiter.process, self.active_permits)
+        free = self.active_permits - self._active
+        return self._has_room() and self._shares.allow(waiter.process, self.active_permits, free)
 
     def _make_way_for(self, waiter: _Waiter) -> None:
         """Finds a place in the queue for a newcomer; raises why there is none."""
@@ -197,8 +198,7 @@ class Admission:
             slot.taken()
         if slot is None or slot.here:
             self._active += 1
-            waiter.process.running += 1
-            waiter.process.user.running += 1
+            waiter.process.begin()
         return permit
 
     async def _wait_in_line(self, waiter: _Waiter, deadline: float | None, first: bool) -> Permit:
@@ -264,8 +264,7 @@ class Admission:
             slot.left()
         if slot is None or slot.here:
             self._active -= 1
-            permit.process.running -= 1
-            permit.process.user.running -= 1
+            permit.process.end()
             took = asyncio.get_running_loop().time() - permit.began
             mean = took if self._mean_secs is None else self._mean_secs
             self._mean_secs = mean + _NEWEST_PART * (took - mean)

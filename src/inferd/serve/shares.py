@@ -1,9 +1,10 @@
 """How many of the permits each user, and each process of a user, may hold.
 
 All users that are present have equal shares of the permits, and so have the processes of a user within its
-share; a share is rounded up. Only a user or process that is present alone may hold every permit. One is
-present while it has a request that runs or waits, and for ``STAY_SECS`` after its last one. A client that
-sends one request after the other thus keeps its share in the pause between two.
+share; a share is rounded up. A user or process may exceed its share by permits that no other one needs: each
+other one keeps, within its share, one permit more than it has held at once. A user or process is present
+while it has a request that runs or waits, and for ``STAY_SECS`` after its last one. A client that sends one
+request after the other thus finds a free permit after the pause between two.
 """
 
 from __future__ import annotations
@@ -15,26 +16,51 @@ from collections.abc import Callable, Hashable
 STAY_SECS = 0.1
 
 
-class User:
-    """``running`` counts the permits that the requests of a user hold."""
+class _Holder:
+    """``running`` counts the permits that are held, ``most`` those that were held at once."""
 
-    __slots__ = ("processes", "running")
+    __slots__ = ("most", "running")
 
     def __init__(self) -> None:
-        self.running = 0
+        self.running = self.most = 0
+
+    def begin(self) -> None:
+        self.running += 1
+        self.most = max(self.most, self.running)
+
+    def kept(self, share: int) -> int:
+        """Free permits that others leave to it."""
+        return max(0, min(share, self.most + 1) - self.running)
+
+
+class User(_Holder):
+    """The permits of a user, and its processes."""
+
+    __slots__ = ("processes",)
+
+    def __init__(self) -> None:
+        super().__init__()
         self.processes: dict[Hashable, Process] = {}
 
 
-class Process:
-    """A process of a user, and how many requests it has; ``running`` counts those with a permit."""
+class Process(_Holder):
+    """The permits of a process, and how many requests it has."""
 
-    __slots__ = ("leaving", "requests", "running", "user")
+    __slots__ = ("leaving", "requests", "user")
 
     def __init__(self, user: User) -> None:
+        super().__init__()
         self.user = user
         self.requests = 0
-        self.running = 0
         self.leaving: asyncio.TimerHandle | None = None
+
+    def begin(self) -> None:
+        super().begin()
+        self.user.begin()
+
+    def end(self) -> None:
+        self.running -= 1
+        self.user.running -= 1
 
 
 class Shares:
@@ -72,12 +98,16 @@ class Shares:
             del self._users[owner]
         self._freed()
 
-    def allow(self, process: Process, permits: int) -> bool:
-        """Whether the process may have one more of so many permits."""
+    def allow(self, process: Process, permits: int, free: int) -> bool:
+        """Whether the process may have one of the ``free`` permits, of ``permits`` in all."""
         user = process.user
         share = _part(permits, len(self._users))
         own = _part(share, len(user.processes))
-        return user.running < share and process.running < own
+        if user.running < share and process.running < own:
+            return True
+        kept = sum(other.kept(share) for other in self._users.values() if other is not user)
+        kept += sum(other.kept(own) for other in user.processes.values() if other is not process)
+        return free > kept
 
 
 def _part(whole: int, of: int) -> int:
