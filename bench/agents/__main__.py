@@ -2,7 +2,8 @@
 
 Each agent that is installed in one of the directories gets a repository with a misspelt word, a daemon of its
 own that answers by a script, and one prompt. It passes if it ends with 0 and the word is right. Ends with 1
-when one of them failed.
+when one of them failed. ``--record DIR`` keeps the requests for ``bench.agents.cached``; agents that can go
+on with a conversation then get a second prompt.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from tests.http_bridge import free_port
 
 WRONG, RIGHT = "hello wrold", "hello world"
 PROMPT = f"In greeting.txt, replace '{WRONG}' by '{RIGHT}'."
+SECOND = "Thank you. Say in one word which file that was."
 START_SECS, AGENT_SECS = 60, 240
 
 ARGUMENTS: Mapping[str, Sequence[str]] = {
@@ -33,11 +35,21 @@ ARGUMENTS: Mapping[str, Sequence[str]] = {
     "opencode": ("run", PROMPT),
     "qwen": ("-p", PROMPT, "--approval-mode", "yolo"),
     "pi": ("-p", PROMPT),
+    "aider": (
+        *("--yes-always", "--no-check-update", "--no-show-model-warnings", "--analytics-disable"),
+        *("--edit-format", "whole", "--message", PROMPT, "greeting.txt"),
+    ),
 }
 
 
-def run(agent: str, path: str) -> str:
-    """One agent; what went wrong, or nothing."""
+CONTINUED: Mapping[str, Sequence[str]] = {
+    "claude": ("-p", "--continue", SECOND, "--allowedTools", "Read,Edit"),
+    "codex": ("exec", "resume", "--last", "--skip-git-repo-check", SECOND),
+}
+
+
+def run(agent: str, path: str, record: Path | None) -> str:
+    """One agent; what went wrong, or nothing. With a ``record`` it gets a second prompt where it can."""
     with tempfile.TemporaryDirectory(prefix="ifa-", dir="/tmp") as folder:
         home, work, port = Path(folder, "h"), Path(folder, "work"), free_port()
         home.mkdir()
@@ -57,11 +69,16 @@ def run(agent: str, path: str) -> str:
             "CI": "1",
         }
         script = [sys.executable, "-m", "bench.agents.scripted", str(file), WRONG, RIGHT]
+        if record is not None:
+            script.append(str(record / f"{agent}.requests"))
         with (home / "stderr").open("wb") as errors:
             daemon = subprocess.Popen(script, env=env, stdin=subprocess.DEVNULL, stderr=errors)
             try:
                 _wait(f"http://127.0.0.1:{port}/health")
-                return _ask(agent, env, work, file)
+                wrong = _ask(agent, ARGUMENTS[agent], env, work, file)
+                if not wrong and record is not None and agent in CONTINUED:
+                    wrong = _ask(agent, CONTINUED[agent], env, work, file)
+                return wrong
             except subprocess.TimeoutExpired:
                 return f"did not end within {AGENT_SECS} s"
             finally:
@@ -69,8 +86,8 @@ def run(agent: str, path: str) -> str:
                 daemon.wait()
 
 
-def _ask(agent: str, env: Mapping[str, str], work: Path, file: Path) -> str:
-    command = [sys.executable, "-m", "inferd", "agent", agent, "--", *ARGUMENTS[agent]]
+def _ask(agent: str, arguments: Sequence[str], env: Mapping[str, str], work: Path, file: Path) -> str:
+    command = [sys.executable, "-m", "inferd", "agent", agent, "--", *arguments]
     done = subprocess.run(
         command,
         env=env,
@@ -111,6 +128,7 @@ def version(agent: str, path: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--bin", required=True, help="where the agents are installed")
+    parser.add_argument("--record", type=Path, metavar="DIR", help="where the requests are kept")
     parser.add_argument("agents", nargs="*", default=tuple(ARGUMENTS))
     given = parser.parse_args()
     path = f"{given.bin}{os.pathsep}{os.environ['PATH']}"
@@ -119,7 +137,7 @@ def main() -> int:
         if shutil.which(agent, path=path) is None:
             print(f"| {agent} | not installed |", flush=True)
             continue
-        wrong = run(agent, path)
+        wrong = run(agent, path, given.record)
         failed += bool(wrong)
         print(f"| {agent} {version(agent, path)} | {wrong or 'one correct edit'} |", flush=True)
     return 1 if failed else 0

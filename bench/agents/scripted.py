@@ -1,7 +1,8 @@
 """A daemon whose backend edits a file: it reads it, edits it, and says that it is done.
 
 The calls are made of the tools that the agent offers, whatever their names: a tool that reads and one that
-edits, or else a shell. The program takes the path of the file, the old text and the new text.
+edits, or else a shell. An agent that offers no tools is answered with the whole file, as aider reads it. The
+program takes the path of the file, the old text and the new text, and a file for a record of all requests.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from pathlib import Path
 from typing import Any
 
 from inferd.config import sources
@@ -16,6 +18,7 @@ from inferd.config.entries import BackendEntry
 from inferd.config.settings import Settings
 from inferd.daemon import daemon
 from inferd.engine.backend import Capabilities, GenerateRequest, Stream, Tool, ToolCall, ToolUse
+from inferd.engine.local import messages
 from inferd.engine.mock import Mock, MockStream
 
 WINDOW = 131_072
@@ -28,16 +31,23 @@ SHELLS = ("exec_command", "shell", "shell_command", "local_shell", "bash")
 class Scripted(Mock):
     """Answers by what the conversation holds so far. It keeps nothing between requests."""
 
-    def __init__(self, path: str, old: str, new: str) -> None:
+    def __init__(self, path: str, old: str, new: str, record: str | None) -> None:
         able = Capabilities(v2=True, tools=True, thinking=True, n_ctx=WINDOW)
         super().__init__(capabilities=able)
         self._path, self._old, self._new = path, old, new
+        self._record = None if record is None else Path(record)
 
     async def generate(self, request: GenerateRequest) -> Stream:
+        if self._record is not None:
+            body, _ = messages.pack_generate(request)
+            with self._record.open("ab") as file:
+                file.write(len(body).to_bytes(4, "little") + body)
         scripted = Mock(self.name, tape=self._tape(request))
         return MockStream(scripted, request)
 
     def _tape(self, request: GenerateRequest) -> list[str | ToolUse]:
+        if not request.tools:
+            return [f"{Path(self._path).name}\n```\n{self._new}\n```\n"]
         results = sum(message.role == "tool" for message in request.messages)
         calls = self._calls({tool.name.lower(): tool for tool in request.tools})
         if results >= len(calls):
@@ -81,13 +91,13 @@ def _properties(tool: Tool) -> dict[str, Any]:
 
 
 def main() -> int:
-    path, old, new = sys.argv[1:]
+    path, old, new, *record = sys.argv[1:]
 
     def read() -> Any:
         return sources.read({})
 
     def build(settings: Settings, entry: BackendEntry, *more: Any) -> Mock:
-        return Scripted(path, old, new)
+        return Scripted(path, old, new, record[0] if record else None)
 
     return daemon.run(read, build)
 

@@ -159,7 +159,9 @@ def test_names_and_origins_from_elsewhere_are_refused(bridge: Callable[..., Brid
 
 def test_keys(bridge: Callable[..., BridgeProcess], tmp_path: Path) -> None:
     file = tmp_path / "keys"
-    file.write_text(f"ada {KEY}\nbob {KEY}-b scopes=embed\neve {KEY}-e requests=1\n")
+    file.write_text(
+        f"ada {KEY}\nbob {KEY}-b scopes=embed\neve {KEY}-e requests=1\nops {KEY}-o scopes=admin\n"
+    )
     file.chmod(0o600)
     process = bridge(http_key_file=file)
     url = f"{process.base}/v1/chat/completions"
@@ -173,6 +175,15 @@ def test_keys(bridge: Callable[..., BridgeProcess], tmp_path: Path) -> None:
     assert ask(Authorization=f"Bearer {KEY}") == 200
     assert ask(**{"x-api-key": KEY}) == 200
     assert ask(Authorization=f"Bearer {KEY}-b") == 403
+    # What is served is told to any key, and changed by none but an admin's.
+    for path in ("/v1/models", "/v1/models/mock", "/api/tags", "/status"):
+        told = httpx.get(f"{process.base}{path}", headers={"x-api-key": f"{KEY}-b"})
+        assert told.status_code == 200, path
+    unload = f"{process.base}/unload"
+    refused = httpx.post(unload, json={"model": "mock"}, headers={"x-api-key": KEY})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "forbidden")
+    admin = httpx.post(unload, json={"model": "mock"}, headers={"x-api-key": f"{KEY}-o"})
+    assert admin.json()["error"]["message"] == "the model 'mock' is of the configuration and stays"
     assert ask(Authorization=f"Bearer {KEY}-e") == 200
     assert ask(Authorization=f"Bearer {KEY}-e") == 429
     stranger = openai.OpenAI(base_url=f"{process.base}/v1", api_key="wrong")

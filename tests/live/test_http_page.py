@@ -10,8 +10,11 @@ from typing import Any
 import httpx
 import pytest
 
+from inferd.store.models import ModelStore
 from tests.browser import Browser, needs_browser
 from tests.http_bridge import BridgeProcess
+from tests.tiny_llama import random_llama
+from tests.tiny_model import stock
 
 KEY = "sk-inferd-0123456789abcdef"
 HTML = {"Accept": "text/html,application/xhtml+xml"}
@@ -276,3 +279,17 @@ def test_the_live_view_and_the_models(bridge: Start, browser: Browser) -> None:
     for theme in ("light", "dark"):
         browser.click("#theme")
         assert browser.js("return document.documentElement.dataset.theme") == theme
+
+
+@needs_browser
+def test_a_model_is_loaded_and_unloaded_on_the_page(bridge: Start, browser: Browser, tmp_path: Path) -> None:
+    stock(ModelStore(tmp_path), "talker", random_llama().read_bytes())
+    process = bridge(MODELS_HOME=tmp_path, threads=1, n_ctx=256)
+    browser.open(process.base)
+    browser.click("nav a[data-view=models]")
+    button = "return document.querySelector('[data-model=talker]')?.textContent"
+    for word in ("Load", "Unload"):
+        browser.until(f"{button} === '{word}'")
+        browser.click("[data-model=talker]")
+    browser.until(f"{button} === 'Load'")
+    assert [backend["name"] for backend in process.status().backends] == ["mock"]

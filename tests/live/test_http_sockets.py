@@ -84,6 +84,14 @@ def test_a_head_without_end_is_dropped(bridge: BridgeProcess) -> None:
         assert until(sock, b"nothing") == b""
 
 
+def test_head_is_answered_as_get_without_the_body(bridge: BridgeProcess) -> None:
+    for path in ("/", "/health", "/api/hello", "/api/version", "/api/tags", "/v1/models"):
+        head, whole = httpx.head(f"{bridge.base}{path}"), httpx.get(f"{bridge.base}{path}")
+        assert head.status_code == whole.status_code == 200, path
+        assert head.headers["content-length"] == str(len(whole.content))
+        assert not head.content
+
+
 def test_no_websocket(bridge: BridgeProcess) -> None:
     headers = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
     assert httpx.get(f"{bridge.base}/v1/responses", headers=headers).status_code == 404

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from inferd import __version__
 from inferd.http import ollama_endpoints, page_endpoints
 from inferd.http.api import chat, completions, embeddings, messages, responses
+from inferd.http.api.fields import Fields
 from inferd.http.app import Call, Handler
-from inferd.http.failures import HttpFailure
+from inferd.http.failures import BadField, HttpFailure
 from inferd.http.models import Model
 
 MODEL_CREATED = 0
@@ -32,6 +34,21 @@ async def _status(call: Call) -> None:
     await call.json({**state, "models": [_model(model) for model in call.bridge.models.all()]})
 
 
+def _named(body: Any) -> str:
+    return Fields(body).required_text("model")
+
+
+async def _unload(call: Call) -> None:
+    name = await call.body(_named)
+    await call.bridge.upstream.refresh_models()
+    model = call.bridge.models.find(name)
+    if not model.on_demand:
+        reason = "is of the configuration and stays" if model.loaded else "is not in memory"
+        raise BadField("model", f"the model {model.name!r} {reason}")
+    running = await call.bridge.upstream.unload(model)
+    await call.json({"model": model.name, "running": running})
+
+
 def _model(model: Model) -> dict[str, object]:
     """One model, in a form that both OpenAI's and Anthropic's SDKs read."""
     return {
@@ -45,6 +62,7 @@ def _model(model: Model) -> dict[str, object]:
         "context_window": model.n_ctx,
         "capabilities": model.capabilities,
         "state": "loaded" if model.loaded else "stored",
+        "on_demand": model.on_demand,
         "size": model.size,
         "parameters": model.parameters,
         "quantization": model.quantization,
@@ -144,11 +162,17 @@ ROUTES: dict[str, Mapping[str, Handler]] = {
     **ollama_endpoints.ROUTES,
     **page_endpoints.ROUTES,
     "/status": {"GET": _status},
+    "/unload": {"POST": _unload},
 }
 
 
+_TELLING = ("/status", "/v1/models", "/models", "/api/tags", "/api/ps", "/api/show")
+
+
 def scope_of(path: str) -> str:
-    """The scope that a key needs for a path."""
-    if path == "/metrics":
+    """The scope that a key needs for a path; empty where any key will do, which only tells what is served."""
+    if path in ("/metrics", "/unload"):
         return "admin"
+    if path in _TELLING or path.startswith(("/v1/models/", "/models/")):
+        return ""
     return "embed" if path.endswith(("/embeddings", "/rerank", "/embed")) else "generate"

@@ -141,7 +141,7 @@ class Gate:
     def _use(self, key: Key, path: str, exchange: Exchange) -> None:
         needed = self._scope_of(path)
         if not _is_open(path):
-            if needed not in key.scopes:
+            if needed and needed not in key.scopes:
                 raise HttpFailure("forbidden", f"the key {key.name} lacks the scope {needed}")
             if wait := key.admit():
                 limits = f"the key {key.name} has used up its requests or tokens of this minute"

@@ -28,7 +28,7 @@ class Model:
 
     ``n_ctx`` is the context in tokens, ``size`` that of the file in bytes. ``wire_name`` is what the daemon
     is to be asked for, a pool rather than one of its backends; empty where it chooses the first that is
-    capable.
+    capable. ``on_demand``: it is in memory because a request named it.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Model:
     audio: bool = False
     wire_name: str = ""
     loaded: bool = True
+    on_demand: bool = False
     size: int = 0
     parameters: int = 0
     family: str = ""
@@ -102,6 +103,7 @@ class Models:
                 tools=bool(row.get("tools")),
                 wire_name=str(row["name"]),
                 loaded=bool(row.get("resident")),
+                on_demand=bool(row.get("resident")),
             )
             for row in rows
         ]

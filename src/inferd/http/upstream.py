@@ -145,6 +145,11 @@ class Upstream:
             async with AsyncAdminClient(self._addresses.of("admin"), timeout=LISTING_SECS) as admin:
                 self.models.update_stored(await admin.models())
 
+    async def unload(self, model: Model) -> int:
+        """Has the daemon unload a model once no request uses it; how many do now. Raises RequestFailed."""
+        async with AsyncAdminClient(self._addresses.of("admin"), timeout=LISTING_SECS) as admin:
+            return await admin.unload(model.wire_name)
+
     async def status(self) -> Status:
         """The state of the daemon, with its models. Raises DaemonUnreachable and ConnectionLost."""
         async with AsyncAdminClient(self._addresses.of("admin"), timeout=LISTING_SECS) as admin:

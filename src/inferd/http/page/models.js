@@ -23,9 +23,9 @@ export function update(models, state) {
   const sketch = JSON.stringify([models, [...memory], [...busy]]);
   if (sketch === shown) return;
   shown = sketch;
-  const focused = document.activeElement?.getAttribute("data-load");
+  const focused = document.activeElement?.getAttribute("data-model");
   at("model-rows").replaceChildren(...models.map((model) => row(model, memory.get(model.id))));
-  if (focused) /** @type {HTMLElement | null} */ (document.querySelector(`[data-load="${CSS.escape(focused)}"]`))?.focus();
+  if (focused) /** @type {HTMLElement | null} */ (document.querySelector(`[data-model="${CSS.escape(focused)}"]`))?.focus();
 }
 
 /** @param {any} model @param {number | undefined} bytes */
@@ -49,19 +49,25 @@ function row(model, bytes) {
 
 /** @param {any} model */
 function action(model) {
-  if (model.state !== "stored" || busy.has(model.id) || !model.capabilities.includes("completion")) return [];
-  const button = make("button", { type: "button", class: "quiet", "data-load": model.id, "aria-label": `Load ${model.id}` }, "Load");
-  button.addEventListener("click", () => load(model.id));
+  if (busy.has(model.id)) return [];
+  const loadable = model.state === "stored" && model.capabilities.includes("completion");
+  if (!loadable && !model.on_demand) return [];
+  const word = loadable ? "Load" : "Unload";
+  const button = make("button", { type: "button", class: "quiet", "data-model": model.id, "aria-label": `${word} ${model.id}` }, word);
+  const tell = loadable
+    ? () => change(model.id, "loading", "is loaded", "api/chat", { model: model.id, messages: [] })
+    : () => change(model.id, "unloading", "is unloaded when no request uses it", "unload", { model: model.id });
+  button.addEventListener("click", tell);
   return [button];
 }
 
-/** @param {string} name */
-async function load(name) {
-  busy.set(name, "loading");
+/** @param {string} name @param {string} doing @param {string} done @param {string} path @param {any} body */
+async function change(name, doing, done, path, body) {
+  busy.set(name, doing);
   update(latest, null);
   try {
-    await ask("api/chat", { body: { model: name, messages: [] } });
-    say(`${name} is loaded`);
+    await ask(path, { body });
+    say(`${name} ${done}`);
   } catch (error) {
     at("models-lead").textContent = /** @type {Error} */ (error).message;
     say(/** @type {Error} */ (error).message);
