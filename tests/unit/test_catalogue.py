@@ -8,8 +8,8 @@ import pytest
 
 from inferd.config.settings import DEFAULT_MODEL
 from inferd.errors import StoreError
-from inferd.store import sources
-from inferd.store.catalogue import CATALOGUE, CatalogueModel, lookup
+from inferd.store import hub, sources
+from inferd.store.catalogue import CATALOGUE, HUB_MODELS, CatalogueModel, lookup
 from inferd.store.fetch import ModelSpec, resolve
 from inferd.store.models import Manifest, ModelStore, Provenance, check_name, check_sha256
 
@@ -36,8 +36,18 @@ class TestEntries:
             assert lookup(name) is model
 
 
+def test_every_name_on_the_hub_can_be_stored_and_means_a_repository() -> None:
+    for name, model in HUB_MODELS.items():
+        assert check_name(model.name) == name
+        assert hub.is_repository(model.source)
+        assert model.license
+        assert model.description
+        assert model.size_bytes is None or model.size_bytes > 0
+
+
 def test_names_and_aliases_are_all_different() -> None:
     names = [name for model in CATALOGUE.values() for name in (model.name, *model.aliases)]
+    names += [model.name for model in HUB_MODELS.values()]
     assert len(names) == len(set(names))
 
 
@@ -97,9 +107,15 @@ class TestResolve:
         with pytest.raises(StoreError, match=f"did you mean '{DEFAULT_MODEL}'"):
             resolve(store, ModelSpec(name="smollm2-135m-instrct"))
 
+    def test_a_name_on_the_hub_is_pulled_first(self, store: ModelStore) -> None:
+        with pytest.raises(StoreError, match="run `inferd pull qwen3-4b`"):
+            resolve(store, ModelSpec(name="qwen3-4b"))
+        store.write_manifest(Manifest(name="qwen3-4b", blob=f"sha256:{DIGEST}", size_bytes=7))
+        assert resolve(store, ModelSpec(name="qwen3-4b")).sha256 == DIGEST
+
     def test_an_unknown_name_with_nothing_near_lists_all(self, store: ModelStore) -> None:
         store.write_manifest(Manifest(name="mine", blob=f"sha256:{DIGEST}", size_bytes=7))
-        with pytest.raises(StoreError, match=f"no model 'zzz' in the .*; known: mine, {DEFAULT_MODEL}"):
+        with pytest.raises(StoreError, match=f"no model 'zzz' in the .*; known: .*mine, .*{DEFAULT_MODEL}"):
             resolve(store, ModelSpec(name="zzz"))
 
     @pytest.mark.parametrize("name", ["../x", "a/b"])

@@ -16,7 +16,8 @@ from inferd.config.entries import LlamaCppEntry, ModelSpec
 from inferd.config.settings import Settings
 from inferd.daemon.build import build_backend
 from inferd.errors import FetchError
-from inferd.store import https, hub
+from inferd.store import fetch, https, hub
+from inferd.store.catalogue import HubModel
 from inferd.store.gguf import part_names
 from inferd.store.models import ModelStore
 from tests.tiny_llama import WIDTH, write_llama
@@ -136,3 +137,31 @@ async def test_a_split_model_and_its_projector_come_as_one(
         assert backend.capabilities().vision
     finally:
         await backend.close()
+
+
+def test_a_name_of_the_catalogue_is_pinned_by_its_first_pull(
+    server: TlsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = HubModel(
+        name="tiny-chat", source="hf:org/repo:Q8_0", license="Gemma", size_bytes=1, description="d"
+    )
+    monkeypatch.setattr(fetch, "HUB_MODELS", {known.name: known})
+    first = write_llama(tmp_path / "tiny-Q8_0.gguf").read_bytes()
+    server.plan = [repository({"tiny-Q8_0.gguf": first})] * 10
+    assert cli.main(["pull", "tiny-chat"]) == 0
+    assert cli.main(["list", "--json"]) == 0
+    listing = json.loads(capsys.readouterr().out.splitlines()[-1])
+    store = ModelStore(Path(listing["models_home"]))
+    manifest = store.manifest("tiny-chat")
+    assert manifest is not None
+    assert (manifest.sha256, manifest.license) == (hashlib.sha256(first).hexdigest(), "Gemma")
+    assert manifest.source is not None
+    assert manifest.source.text == f"hf:org/repo/tiny-Q8_0.gguf@{COMMIT}"
+    # The hub has another file now. The name goes on to mean the first one, which is asked for again.
+    store.blob_path(manifest.sha256).unlink()
+    server.plan = [repository({"tiny-Q8_0.gguf": first[::-1]}, "license:mit")] * 10
+    assert cli.main(["pull", "tiny-chat"]) != 0
+    assert "sha256" in capsys.readouterr().err
+    again = store.manifest("tiny-chat")
+    assert again is not None
+    assert again.sha256 == manifest.sha256

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from inferd.controls import one_line
 from inferd.errors import StoreError
 
 if TYPE_CHECKING:
-    from inferd.store.catalogue import CatalogueModel
+    from inferd.store.catalogue import CatalogueModel, HubModel
     from inferd.store.models import ModelStore
     from inferd.store.verify import OpenModel
 
@@ -248,21 +248,12 @@ def gc_command(quarantine: bool, dry_run: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_command(as_json: bool) -> None:
     """List the stored models and the catalogue."""
-    from inferd.store.catalogue import CATALOGUE
+    from inferd.store.catalogue import CATALOGUE, HUB_MODELS
     from inferd.store.partial import largest_file
 
     store = open_store()
-    rows: dict[str, dict[str, Any]] = {
-        model.name: {
-            "name": model.name,
-            "stored": False,
-            "size_bytes": model.size_bytes,
-            "sha256": model.sha256,
-            "license": model.license,
-            "description": model.description,
-        }
-        for model in CATALOGUE.values()
-    }
+    rows = {model.name: _row(model, model.sha256, model.sources) for model in CATALOGUE.values()}
+    rows |= {model.name: _row(model, None, (model.source,)) for model in HUB_MODELS.values()}
     for manifest in store.list():
         row = rows.setdefault(manifest.name, {"name": manifest.name, "description": ""})
         files = [
@@ -274,11 +265,24 @@ def list_command(as_json: bool) -> None:
         if not row["description"] and manifest.source is not None:
             row["description"] = manifest.source.text
     for row in rows.values():
-        row["downloaded_bytes"] = 0 if row["stored"] else largest_file(store.partial_dir(row["sha256"]))
+        part = 0 if row["stored"] or not row["sha256"] else largest_file(store.partial_dir(row["sha256"]))
+        row["downloaded_bytes"] = part
     if as_json:
         say_json({"models_home": str(store.home), "models": list(rows.values())})
     else:
         _show(list(rows.values()))
+
+
+def _row(model: CatalogueModel | HubModel, sha256: str | None, sources: Sequence[str]) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "stored": False,
+        "size_bytes": model.size_bytes,
+        "sha256": sha256,
+        "license": model.license,
+        "description": model.description,
+        "sources": list(sources),
+    }
 
 
 def _show(rows: list[dict[str, Any]]) -> None:

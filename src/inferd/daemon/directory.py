@@ -18,7 +18,7 @@ from inferd.config.entries import LlamaCppEntry, ModelSpec
 from inferd.config.settings import Settings
 from inferd.errors import ModelError, ModelNotFound, StoreError
 from inferd.serve.router import Router
-from inferd.store.catalogue import CATALOGUE, lookup
+from inferd.store.catalogue import CATALOGUE, HUB_MODELS, lookup
 from inferd.store.gguf import ModelCard, part_names, read_card, whole_card
 from inferd.store.models import ModelStore
 
@@ -98,10 +98,17 @@ class Directory:
             manifest = store.manifest(name)
             if manifest is not None:
                 return manifest.digests
+        if name in HUB_MODELS:
+            raise ModelNotFound(name, missing=True)
         raise ModelNotFound(name, difflib.get_close_matches(name, sorted(self._names(store)), n=3))
 
     def _names(self, store: ModelStore) -> set[str]:
-        names = {*CATALOGUE, *(manifest.name for manifest in store.list()), *self._router.names()}
+        names = {
+            *CATALOGUE,
+            *HUB_MODELS,
+            *(manifest.name for manifest in store.list()),
+            *self._router.names(),
+        }
         for entry in self.settings.backends:
             if isinstance(entry, LlamaCppEntry):
                 names |= {entry.name, *entry.aliases}

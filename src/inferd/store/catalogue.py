@@ -1,7 +1,9 @@
 """The models that inferd knows by a short name.
 
-Every entry is pinned by the sha256 of the model file, so a source can fail but cannot substitute. The sources
-are tried in order; their forms are in :mod:`inferd.store.sources`.
+A :class:`CatalogueModel` is pinned by the sha256 of the model file, so a source can fail but cannot
+substitute. The sources are tried in order; their forms are in :mod:`inferd.store.sources`. A
+:class:`HubModel` is a name for a repository of the hub. The hub tells the hashes of its files at the first
+pull, and the manifest in the store keeps them with the commit; from then on the model is pinned, too.
 """
 
 from __future__ import annotations
@@ -34,6 +36,21 @@ class CatalogueModel:
         return (self, *self.parts, *(() if self.projector is None else (self.projector,)))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubModel:
+    """A name for ``source``, which is of the form ``hf:ORG/REPO[:QUANT]``.
+
+    ``license`` is the one of the model's publisher; a pull takes the licence that the hub tells.
+    ``size_bytes`` is about what is downloaded, with the projector; ``None`` is not known.
+    """
+
+    name: str
+    source: str
+    license: str
+    size_bytes: int | None
+    description: str
+
+
 _MODELS = (
     CatalogueModel(
         name=DEFAULT_MODEL,
@@ -49,7 +66,95 @@ _MODELS = (
     ),
 )
 
+_HUB_MODELS = (
+    HubModel(
+        name="smollm2-1.7b-instruct",
+        source="hf:second-state/SmolLM2-1.7B-Instruct-GGUF:Q4_K_M",
+        license="Apache-2.0",
+        size_bytes=1_060_000_000,
+        description="SmolLM2 1.7B Instruct: a chat model in English",
+    ),
+    HubModel(
+        name="qwen3-4b",
+        source="hf:bartowski/Qwen_Qwen3-4B-GGUF:Q4_K_M",
+        license="Apache-2.0",
+        size_bytes=2_500_000_000,
+        description="Qwen3 4B: chat, thinking and tools",
+    ),
+    HubModel(
+        name="ministral-3-3b-instruct",
+        source="hf:mistralai/Ministral-3-3B-Instruct-2512-GGUF",
+        license="Apache-2.0",
+        size_bytes=None,
+        description="Ministral 3 3B Instruct: chat and tools in many languages",
+    ),
+    HubModel(
+        name="gemma-3-270m-it",
+        source="hf:ggml-org/gemma-3-270m-it-GGUF",
+        license="Gemma",
+        size_bytes=None,
+        description="Gemma 3 270M: a small chat model",
+    ),
+    HubModel(
+        name="gemma-3-1b-it",
+        source="hf:ggml-org/gemma-3-1b-it-GGUF",
+        license="Gemma",
+        size_bytes=None,
+        description="Gemma 3 1B: a small chat model in many languages",
+    ),
+    HubModel(
+        name="gemma-3-4b-it",
+        source="hf:ggml-org/gemma-3-4b-it-GGUF:Q4_K_M",
+        license="Gemma",
+        size_bytes=3_340_000_000,
+        description="Gemma 3 4B: chat in many languages, and pictures",
+    ),
+    HubModel(
+        name="gemma-4-e2b-it",
+        source="hf:ggml-org/gemma-4-E2B-it-GGUF:Q8_0",
+        license="Apache-2.0",
+        size_bytes=None,
+        description="Gemma 4 E2B: chat, tools, pictures and sounds",
+    ),
+    HubModel(
+        name="gpt-oss-20b",
+        source="hf:unsloth/gpt-oss-20b-GGUF:Q4_K_M",
+        license="Apache-2.0",
+        size_bytes=11_600_000_000,
+        description="gpt-oss 20B: chat, thinking and tools",
+    ),
+    HubModel(
+        name="smolvlm2-2.2b-instruct",
+        source="hf:ggml-org/SmolVLM2-2.2B-Instruct-GGUF:Q4_K_M",
+        license="Apache-2.0",
+        size_bytes=None,
+        description="SmolVLM2 2.2B Instruct: pictures",
+    ),
+    HubModel(
+        name="voxtral-mini-3b",
+        source="hf:ggml-org/Voxtral-Mini-3B-2507-GGUF:Q4_K_M",
+        license="Apache-2.0",
+        size_bytes=None,
+        description="Voxtral Mini 3B: sounds",
+    ),
+    HubModel(
+        name="nomic-embed-text-v1.5",
+        source="hf:nomic-ai/nomic-embed-text-v1.5-GGUF:Q8_0",
+        license="Apache-2.0",
+        size_bytes=146_000_000,
+        description="Nomic Embed Text 1.5: vectors",
+    ),
+    HubModel(
+        name="bge-reranker-v2-m3",
+        source="hf:gpustack/bge-reranker-v2-m3-GGUF:Q8_0",
+        license="Apache-2.0",
+        size_bytes=636_000_000,
+        description="BGE Reranker v2 M3: scores in many languages",
+    ),
+)
+
 CATALOGUE: Mapping[str, CatalogueModel] = MappingProxyType({model.name: model for model in _MODELS})
+HUB_MODELS: Mapping[str, HubModel] = MappingProxyType({model.name: model for model in _HUB_MODELS})
 _BY_ALIAS = {alias: model for model in _MODELS for alias in model.aliases}
 
 

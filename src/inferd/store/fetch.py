@@ -25,7 +25,7 @@ from inferd.config.entries import ModelSpec
 from inferd.errors import FetchError, HashMismatch, StoreError
 from inferd.progress import Progress
 from inferd.store import sources
-from inferd.store.catalogue import CATALOGUE, CatalogueModel, lookup
+from inferd.store.catalogue import CATALOGUE, HUB_MODELS, CatalogueModel, lookup
 from inferd.store.models import (
     PRODUCER,
     Manifest,
@@ -38,6 +38,7 @@ from inferd.store.models import (
     same_digest,
 )
 from inferd.store.partial import Sink, check_room, largest_file, read_mark
+from inferd.store.pinning import pin_known
 from inferd.store.runtime import Lock, holder
 from inferd.store.source import Reporter, Source
 from inferd.store.sources import LocalFile
@@ -63,6 +64,10 @@ def resolve(store: ModelStore, spec: ModelSpec) -> CatalogueModel:
     if known is not None:
         return known
     manifest = store.manifest(spec.name)
+    if manifest is None and spec.name in HUB_MODELS:
+        raise StoreError(
+            f"model {spec.name!r} is missing from the store at {store.home}; run `inferd pull {spec.name}`"
+        )
     if manifest is None:
         near = difflib.get_close_matches(spec.name, _names(store), n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(_names(store)))}"
@@ -94,7 +99,7 @@ def _sources_of(origin: Provenance | None) -> tuple[str, ...]:
 
 
 def _names(store: ModelStore) -> set[str]:
-    return {*CATALOGUE, *(manifest.name for manifest in store.list())}
+    return {*CATALOGUE, *HUB_MODELS, *(manifest.name for manifest in store.list())}
 
 
 def ensure_model(
@@ -111,7 +116,7 @@ def ensure_model(
     ``verify`` is ``auto`` (hash unless the stamp of the last time still fits) or ``always``. Raises
     StoreError, FetchError with every source's reason, HashMismatch, BootCancelled.
     """
-    model = spec if isinstance(spec, CatalogueModel) else resolve(store, spec)
+    model = spec if isinstance(spec, CatalogueModel) else _pinned(store, spec, auto_pull, progress, cancelled)
     path = store.blob_path(model.sha256)
     progress("checking_local", {"path": str(path)})
     size = store.blob_size(model.sha256)
@@ -128,6 +133,16 @@ def ensure_model(
         with suppress(StoreError):  # a store that cannot be written can still be read
             _fetch(store, model, progress, cancelled)
     return open_blob(store, model, verify, progress, cancelled)
+
+
+def _pinned(
+    store: ModelStore, spec: ModelSpec, auto_pull: bool, progress: Progress, cancelled: threading.Event
+) -> CatalogueModel:
+    """What ``spec`` means; the hub is asked for a model that only it knows, if that may be fetched."""
+    known = HUB_MODELS.get(spec.name)
+    if known is not None and auto_pull and spec.sha256 is None and store.manifest(spec.name) is None:
+        return pin_known(store, known, progress, cancelled)
+    return resolve(store, spec)
 
 
 def _fits(size: int | None, model: CatalogueModel) -> bool:

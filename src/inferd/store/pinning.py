@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from inferd.errors import FetchError, ModelError, StoreError
 from inferd.progress import Progress
 from inferd.store import hub, sources
-from inferd.store.catalogue import CatalogueModel, lookup
+from inferd.store.catalogue import CatalogueModel, HubModel, lookup
 from inferd.store.foreign import Foreign, told_digest
 from inferd.store.gguf import part_names, plain_name, read_card
 from inferd.store.https import Https
@@ -106,6 +106,14 @@ def _pin_repository(
     text = source.origin.text
     projector = dataclasses.replace(model, sha256=digest, size_bytes=size, sources=(text,), parts=())
     return dataclasses.replace(model, projector=projector)
+
+
+def pin_known(
+    store: ModelStore, model: HubModel, progress: Progress, cancelled: threading.Event
+) -> CatalogueModel:
+    """The model that a name of the catalogue means on the hub now; raises as :func:`pin`."""
+    found = _pin_repository(store, model.source, model.name, None, "", progress, cancelled)
+    return found if found.license else dataclasses.replace(found, license=model.license)
 
 
 def pin_foreign(
