@@ -189,6 +189,8 @@ def test_the_daemon_says_its_version(flag: str, capsys: Capture) -> None:
 def test_a_misspelt_flag_names_the_nearest(capsys: Capture) -> None:
     assert cli.daemon_main(["--queue-dept", "3"]) == 2
     assert "--queue-depth" in capsys.readouterr().err
+    assert cli.daemon_main(["--pipe", "x"]) == 2
+    assert "Did you mean" not in capsys.readouterr().err
 
 
 def test_check_knows_a_model_that_there_is_not(home: Path, capsys: Capture) -> None:

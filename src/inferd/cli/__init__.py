@@ -82,6 +82,13 @@ def run_command(
         return fail(f"{where}{error.strerror or error}", 1)
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx is not None else program
+        if isinstance(error, click.NoSuchOption):
+            from inferd.config.nearest import nearest
+
+            near = nearest(error.option_name, error.possibilities or ())
+            error = click.NoSuchOption(
+                error.option_name, possibilities=None if near is None else [near], ctx=error.ctx
+            )
         return fail(f"{error.format_message().rstrip('.')}; see `{path} --help`", error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         if sys.stderr.isatty():

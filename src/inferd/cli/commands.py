@@ -65,10 +65,10 @@ class _Commands(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and not args[0].startswith("-") and args[0] not in (*COMMANDS, *ALIASES):
-            import difflib
+            from inferd.config.nearest import nearest
 
-            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
-            hint = f"; the nearest is {near[0]!r}" if near else ""
+            near = nearest(args[0], COMMANDS)
+            hint = "" if near is None else f"; the nearest is {near!r}"
             raise click.UsageError(f"there is no command {args[0]!r}{hint}", ctx)
         return super().resolve_command(ctx, args)
 

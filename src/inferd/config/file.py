@@ -8,7 +8,6 @@ since a newer inferd may have written it.
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ import msgspec
 from inferd.config.entries import Adapter, ModelSpec
 from inferd.config.keys import BACKEND_KEYS, LORA_KEYS, MODEL_KEYS, TAKES_MODEL, Key
 from inferd.config.kinds import FilePath, Kind
+from inferd.config.nearest import nearest
 from inferd.config.settings import OPTIONS
 from inferd.errors import ConfigError
 from inferd.private import written_by_others
@@ -160,8 +160,8 @@ def _check_kinds(raw: Any) -> None:
     for position, entry in enumerate(listed if isinstance(listed, list) else ()):
         kind = entry.get("kind") if isinstance(entry, dict) else None
         if isinstance(kind, str) and kind not in BACKEND_KEYS:
-            near = difflib.get_close_matches(kind, BACKEND_KEYS, n=1)
-            hint = f"the nearest is {near[0]!r}" if near else f"known are {', '.join(BACKEND_KEYS)}"
+            near = nearest(kind, BACKEND_KEYS)
+            hint = f"the nearest is {near!r}" if near else f"known are {', '.join(BACKEND_KEYS)}"
             raise ValueError(f"`backends[{position}].kind` {kind!r} is not known; {hint}")
 
 
@@ -199,11 +199,11 @@ def _unknown_in(raw: Any, known: Mapping[str, Any], where: str) -> Iterator[str]
 
 def _nearest(key: str, known: Mapping[str, Any], where: str) -> str | None:
     """The key beside it that looks like it, or one of another section that does; ``None`` without either."""
-    beside = difflib.get_close_matches(key, known, n=1)
+    if (beside := nearest(key, known)) is not None:
+        return where + beside
     elsewhere = {leaf: f"{name}.{leaf}" for name, leaves in _KNOWN.items() for leaf in leaves or ()}
-    if not beside and (leaf := difflib.get_close_matches(key, elsewhere, n=1)):
-        return elsewhere[leaf[0]]
-    return where + beside[0] if beside else None
+    leaf = nearest(key, elsewhere)
+    return None if leaf is None else elsewhere[leaf]
 
 
 def _parse(kind: Kind, value: Any, key: str) -> Any:

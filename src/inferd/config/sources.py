@@ -9,7 +9,6 @@ it can report that, so the problem is handed over for the boot to raise in its t
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from inferd.config import backends, paths
 from inferd.config.file import ConfigFile, read_file
 from inferd.config.http_options import QUEUE_DEPTH
 from inferd.config.kinds import FilePath, Secret, SecretText
+from inferd.config.nearest import nearest
 from inferd.config.option import OptionValue, variable
 from inferd.config.settings import EXCLUSIVE, OPTIONS, TRANSPORTS, Settings
 from inferd.errors import ConfigError, UsageError
@@ -147,8 +147,8 @@ def _misspelt(env: Mapping[str, str]) -> Iterator[str]:
     leaves = {name.removeprefix("INFERD_"): name for name in known}
     for name in env:
         if name.startswith("INFERD_") and name not in known:
-            near = difflib.get_close_matches(name.removeprefix("INFERD_"), leaves, n=1)
-            hint = f"; the nearest known one is {leaves[near[0]]}" if near else ""
+            near = nearest(name.removeprefix("INFERD_"), leaves)
+            hint = "" if near is None else f"; the nearest known one is {leaves[near]}"
             yield f"unknown variable {name} is ignored{hint}"
 
 

@@ -10,7 +10,6 @@ attempt and reason in the pause before another try}.
 
 from __future__ import annotations
 
-import difflib
 import errno
 import os
 import shutil
@@ -22,6 +21,7 @@ from pathlib import Path
 
 from inferd import log
 from inferd.config.entries import ModelSpec
+from inferd.config.nearest import nearest
 from inferd.errors import FetchError, HashMismatch, StoreError
 from inferd.progress import Progress
 from inferd.store import sources
@@ -69,8 +69,8 @@ def resolve(store: ModelStore, spec: ModelSpec) -> CatalogueModel:
             f"model {spec.name!r} is missing from the store at {store.home}; run `inferd pull {spec.name}`"
         )
     if manifest is None:
-        near = difflib.get_close_matches(spec.name, _names(store), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(_names(store)))}"
+        near = nearest(spec.name, _names(store))
+        hint = f"did you mean {near!r}?" if near else f"known: {', '.join(sorted(_names(store)))}"
         raise StoreError(f"no model {spec.name!r} in the catalogue or the store at {store.home}; {hint}")
     return CatalogueModel(
         name=manifest.name,
