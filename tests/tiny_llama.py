@@ -35,10 +35,16 @@ _CONTROL = 3  # the type of a token that is no text
 
 
 def write_llama(
-    path: Path, *, files: int = 1, keys: Mapping[str, int] | None = None, **sampling: float
+    path: Path,
+    *,
+    files: int = 1,
+    keys: Mapping[str, int] | None = None,
+    eager: bool = False,
+    **sampling: float,
 ) -> Path:
     """Writes a model of one layer whose likely tokens are those that end something; returns its path.
 
+    An ``eager`` one ends its turn as soon as it may.
     Its file recommends ``sampling`` and has the further ``keys``. With several ``files`` it is a split model,
     and the path is the first's.
     """
@@ -46,6 +52,9 @@ def write_llama(
     tokens = _texts(_tokenizer()["tokenizer.ggml.tokens"])
     output = np.zeros((len(tokens), width), dtype=np.float32)
     output[:, 0] = [LIKELY if text[:1] and text[0] in ENDS else 0.0 for text in tokens]
+    if eager:
+        output[[text == b"<|im_end|>" for text in tokens], 0] = 3 * LIKELY
+        output[[text.startswith((b"</", b"}\n")) for text in tokens], 0] = 2 * LIKELY  # of a tool call
     tensors = {"token_embd.weight": np.ones_like(output), "output.weight": output}
     nothing = np.zeros((width, width), dtype=np.float32)
     more = {f"general.sampling.{name}": value for name, value in sampling.items()} | dict(keys or {})

@@ -161,7 +161,7 @@ def test_a_text_beside_tools_is_text_behind_the_prompt_of_command_r_plus() -> No
 
 
 def conversation_of(messages: tuple[Message, ...], name: str) -> str:
-    prompt = family(TEMPLATES / f"{name}.jinja").render(messages, thinking=False)
+    prompt = family(TEMPLATES / f"{name}.jinja").render(messages, (), thinking=False)
     return model().text(prompt.tokens).decode()
 
 

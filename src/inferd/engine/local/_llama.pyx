@@ -310,7 +310,8 @@ cdef class Engine:
 
         The result is (finish, error, content as the inside of a JSON string, prompt tokens, completion tokens,
         prefill ms, decode ms, ms to the first text or 0, cached tokens of the prompt, why there are not more or
-        ``""``, the records of tokens that no frame has told, tokens of drafts that were computed, and that came).
+        ``""``, the records of tokens that no frame has told, tokens of drafts that were computed, and that came, the
+        ids of its tokens).
         """
         cdef string out
         cdef unique_ptr[Job] whole
@@ -326,7 +327,8 @@ cdef class Engine:
             job.n_completion(), (prefilled - (job.seated_us or prefilled)) / 1000.0,
             (job.finished_us - prefilled) / 1000.0,
             (job.first_us - job.submitted_us) / 1000.0 if job.first_us else 0.0,
-            job.n_cached, MISS_NAMES[<int>job.miss], <bytes>job.records, job.drafted, job.accepted)
+            job.n_cached, MISS_NAMES[<int>job.miss], <bytes>job.records, job.drafted, job.accepted,
+            (<char*>(job.tokens.data() + job.n_prompt))[:job.n_completion() * sizeof(llama_token)])
 
     @property
     def cache_bytes(self) -> int:

@@ -343,16 +343,20 @@ cdef class Templates:
         """Whether the template shows more than the first call of a turn."""
         return self.prompts.get().supports_several_calls()
 
-    def render(self, bytes request, Projector projector=None, items=(), int n_batch=0) -> Prompt:
+    def render(self, bytes request, Projector projector=None, items=(), int n_batch=0, kept=()) -> Prompt:
         """Renders and tokenises a conversation, given as JSON with the keys that prompt.h lists.
 
         ``items`` are its media as (kind, encoded, width, height, buffer), which ``projector`` encodes; ``n_batch``
-        is what a step of the engine takes. ``InvalidRequest`` when the template or the projector refuses.
+        is what a step of the engine takes. ``kept`` are the answers in it whose tokens are known, as (length and hash
+        of the prompt before, token ids). ``InvalidRequest`` when the template or the projector refuses.
         """
         cdef string text = request, error
         cdef MediaInput media
         cdef MediaItem item
+        cdef vector[KeptAnswer] answers
+        cdef KeptAnswer answer
         cdef const unsigned char[::1] data
+        cdef const llama_token* ids
         cdef Prompt prompt = Prompt()
         cdef cbool ok
         if projector is not None:
@@ -362,8 +366,12 @@ cdef class Templates:
                 item.audio = kind == "audio"
                 item.data, item.size = &data[0], data.shape[0]
                 media.items.push_back(item)
+        for answer.at, answer.hash, tokens in kept:
+            ids = <const llama_token*><const char*>tokens
+            answer.tokens.assign(ids, ids + len(tokens) // sizeof(llama_token))
+            answers.push_back(answer)
         with nogil:
-            ok = self.prompts.get().render(text, media, prompt.rendered, error)
+            ok = self.prompts.get().render(text, media, answers, prompt.rendered, error)
         if not ok:
             raise InvalidRequest(
                 f"the conversation cannot be given to the model: {refusal_of_template(error)}")
@@ -399,6 +407,11 @@ cdef class Prompt:
     def tokens(self):
         """The token ids, as a list."""
         return self.rendered.tokens
+
+    @property
+    def text(self):
+        """Length and hash of the text that was tokenised."""
+        return self.rendered.length, self.rendered.hash
 
     @property
     def media(self):

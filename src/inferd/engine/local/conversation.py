@@ -27,6 +27,7 @@ from inferd.engine.backend import (
     ToolUse,
 )
 from inferd.engine.local import _llama, constrain, generic_tools, media, turns
+from inferd.engine.local.answers import Kept
 from inferd.engine.local.family_grammar import NoCalls
 from inferd.engine.local.family_repairs import repaired
 from inferd.engine.local.guides import Guides, Held
@@ -81,7 +82,7 @@ class Family:
     most_chars: int = sys.maxsize
     n_ctx: int = 0
 
-    def prompt(self, request: GenerateRequest, *, thinking: bool) -> _llama.Prompt:
+    def prompt(self, request: GenerateRequest, kept: Sequence[Kept], *, thinking: bool) -> _llama.Prompt:
         """The prompt of a request without tools."""
         messages = request.messages
         if request.raw:
@@ -93,7 +94,7 @@ class Family:
         more: dict[str, object] = {}
         if request.begun:
             messages, more = messages[:-1], {"begun": turns.text(messages[-1])}
-        return self.render(messages, thinking=thinking, text_only=not thinking, **more)
+        return self.render(messages, kept, thinking=thinking, text_only=not thinking, **more)
 
     def _check_size(self, chars: int) -> None:
         # A prompt takes forty times its size while it is made, so one that cannot fit is not even begun.
@@ -105,8 +106,9 @@ class Family:
                 self.n_ctx,
             )
 
-    def render(self, messages: Sequence[Message], **more: object) -> _llama.Prompt:
-        """The prompt of a conversation; ``more`` are further keys of the template's request."""
+    def render(self, messages: Sequence[Message], kept: Sequence[Kept], **more: object) -> _llama.Prompt:
+        """The prompt of a conversation, with the tokens of the answers that are ``kept``; ``more`` are
+        further keys of the template's request."""
         self._check_size(sum(len(turns.text(message)) for message in messages))
         # Each medium keeps its number, in whatever order the messages and the template put them.
         parts = [part for message in messages for part in turns.media(message)]
@@ -117,7 +119,7 @@ class Family:
         def rendered(shown: Sequence[Message]) -> _llama.Prompt:
             content = [_message(message, lambda part: f"{marker}{places[id(part)]}>") for message in shown]
             conversation = orjson.dumps({"messages": content, **more})
-            return self.templates.render(conversation, self.projector, items, self.n_batch)
+            return self.templates.render(conversation, self.projector, items, self.n_batch, kept)
 
         given = turns.fitting(messages, self.templates)
         try:
@@ -129,8 +131,8 @@ class Family:
             raise
 
 
-def prepare(family: Family, request: GenerateRequest) -> Prepared:
-    """Renders the conversation.
+def prepare(family: Family, request: GenerateRequest, kept: Sequence[Kept] = ()) -> Prepared:
+    """Renders the conversation, with the tokens of the answers that are ``kept``.
 
     Raises ``InvalidRequest`` for what the family cannot express and ``AttachmentUnsupported`` for media that
     the model cannot take.
@@ -139,20 +141,20 @@ def prepare(family: Family, request: GenerateRequest) -> Prepared:
     required = bool(tools) and (request.tool_choice == "required" or bool(request.tool_name))
     if tools and family.templates.tools:
         with contextlib.suppress(NoCalls):
-            return _with_tools(family, request, tools, required)
+            return _with_tools(family, request, kept, tools, required)
     if tools:
-        return _with_generic_tools(family, request, tools, required)
+        return _with_generic_tools(family, request, kept, tools, required)
     thinks = _thinks(family, request)
     held = None
     if request.json_schema:
         held = family.guides.answer(request.json_schema, lenient=request.schema_lenient)
         if thinks:
-            prompt = family.render(request.messages, thinking=True, form=constrain.ANSWER)
+            prompt = family.render(request.messages, kept, thinking=True, form=constrain.ANSWER)
             guide = constrain.answer(family.guides, prompt, held)
             if guide is not None:
                 return Prepared(prompt, _FamilyReader(_llama.Reply(prompt.syntax)), guide=guide, held=held)
         thinks = False  # in this family thoughts and a schema do not go together
-    prompt = family.prompt(request, thinking=thinks)
+    prompt = family.prompt(request, kept, thinking=thinks)
     reader = _FamilyReader(_llama.Reply(prompt.syntax)) if thinks else None
     guide = family.guides.value(held) if held else None
     return Prepared(prompt, reader, request.grammar.encode(), guide, held)
@@ -164,7 +166,7 @@ def _thinks(family: Family, request: GenerateRequest) -> bool:
 
 
 def _with_tools(
-    family: Family, request: GenerateRequest, tools: tuple[Tool, ...], required: bool
+    family: Family, request: GenerateRequest, kept: Sequence[Kept], tools: tuple[Tool, ...], required: bool
 ) -> Prepared:
     held = {tool.name: family.guides.tool(tool) for tool in tools}
     thinking = _thinks(family, request)
@@ -172,7 +174,7 @@ def _with_tools(
     def rendered(shown: Sequence[Tool], *, typed: bool) -> _llama.Prompt:
         form = constrain.calls_form(tools, held, required, typed=typed)
         return family.render(
-            request.messages, tools=[_tool(tool) for tool in shown], thinking=thinking, form=form
+            request.messages, kept, tools=[_tool(tool) for tool in shown], thinking=thinking, form=form
         )
 
     try:
@@ -188,7 +190,7 @@ def _with_tools(
 
 
 def _with_generic_tools(
-    family: Family, request: GenerateRequest, tools: tuple[Tool, ...], required: bool
+    family: Family, request: GenerateRequest, kept: Sequence[Kept], tools: tuple[Tool, ...], required: bool
 ) -> Prepared:
     held = {tool.name: family.guides.tool(tool) for tool in tools}
     system = Message("system", generic_tools.instructions(tools, required))
@@ -196,7 +198,7 @@ def _with_generic_tools(
     if messages[0].role == "system":
         system = replace(system, content=turns.joined(messages.pop(0).content, f"\n{system.content}"))
     return Prepared(
-        family.render((system, *turns.alternating(messages)), thinking=False, text_only=True),
+        family.render((system, *turns.alternating(messages)), kept, thinking=False, text_only=True),
         generic_tools.Reader(required),
         guide=generic_tools.guide(family.guides, held, required),
         tools=held,

@@ -62,7 +62,13 @@ cdef extern from "native/prompt.h" namespace "inferd" nogil:
         const CProjector* projector
         int n_batch
         vector[MediaItem] items
+    cdef cppclass KeptAnswer:
+        size_t at
+        uint64_t hash
+        vector[llama_token] tokens
     cdef cppclass Rendered:
+        size_t length
+        uint64_t hash
         vector[llama_token] tokens
         vector[MediaSpan] media
         vector[size_t] turns
@@ -81,7 +87,9 @@ cdef extern from "native/prompt.h" namespace "inferd" nogil:
     cdef cppclass Prompts:
         @staticmethod
         unique_ptr[Prompts] make(const llama_model* model, const string& source, string& error)
-        cbool render(const string& request, const MediaInput& media, Rendered& out, string& error)
+        cbool render(
+            const string& request, const MediaInput& media, const vector[KeptAnswer]& kept, Rendered& out, string& error
+        )
         cbool raw(const string& text, const string* suffix, Rendered& out, string& error)
         cbool supports_thinking()
         cbool supports_tools()

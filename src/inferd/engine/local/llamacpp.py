@@ -19,6 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
+import orjson
+
 from inferd import log
 from inferd.engine.backend import (
     Accelerator,
@@ -37,6 +39,7 @@ from inferd.engine.backend import (
     Usage,
 )
 from inferd.engine.local import _llama
+from inferd.engine.local.answers import Answers, Keeper, Turn
 from inferd.engine.local.checked_stream import CheckedStream
 from inferd.engine.local.conversation import Family, Prepared, prepare
 from inferd.engine.local.guides import Guides
@@ -215,6 +218,7 @@ class LlamaCpp(Backend):
         }
         """The number of each adapter, and what distinguishes what was computed with it."""
         self._suggested = suggested(functools.partial(_llama.metadata, model))
+        self._answers = Answers()
         self._streams: dict[int, _LlamaStream] = {}
         self._preparing = preparing
         # A family's parser reads the whole answer again for each piece of it; no prompt waits for that.
@@ -329,17 +333,19 @@ class LlamaCpp(Backend):
         if isinstance(answer, Done):
             return Finished(answer)
         job, prepared = answer
-        stream: Stream = self._open(job)
+        whole = request.cache and not (request.raw or request.begun)
+        keeper = Keeper(self._answers, request, prepared.prompt.text) if whole else None
+        stream: Stream = self._open(job, keeper, as_text=prepared.reader is None)
         pool = self._reading
         if prepared.reader is not None:
             required = request.tool_choice == "required" or bool(request.tool_name)
-            stream = TypedStream(stream, prepared.reader, pool, tool_required=required)
+            stream = TypedStream(stream, prepared.reader, pool, tool_required=required, keeper=keeper)
         if prepared.held is not None or prepared.tools:
             stream = CheckedStream(stream, prepared.held, prepared.tools, prepared.unenforced, pool)
         return stream
 
-    def _open(self, job: int) -> _LlamaStream:
-        stream = self._streams[job] = _LlamaStream(self, self._engine, job)
+    def _open(self, job: int, keeper: Keeper | None, *, as_text: bool) -> _LlamaStream:
+        stream = self._streams[job] = _LlamaStream(self, self._engine, job, keeper, as_text=as_text)
         return stream
 
     def _submit(
@@ -350,7 +356,7 @@ class LlamaCpp(Backend):
 
     def _prepare(self, request: GenerateRequest) -> tuple[int, Prepared] | Done:
         """Renders and tokenises the prompt, parses the grammar, and queues the job; runs in the pool."""
-        prepared = prepare(self._family, request)
+        prepared = prepare(self._family, request, self._answers.of(request) if request.cache else ())
         frame = request.frame if prepared.reader is None else RAW_FRAMES
         defaults = self._suggested if request.model_defaults else DEFAULTS
         sampling = request.sampling.over(replace(defaults, seed=secrets.randbits(32)))
@@ -394,7 +400,7 @@ class LlamaCpp(Backend):
 
     def _finish(self, result: _llama.Result) -> Done:
         finish, reason, content, n_prompt, n_completion, prefill, decode = result[:7]
-        ttft_ms, n_cached, miss, records, drafted, accepted = result[7:]
+        ttft_ms, n_cached, miss, records, drafted, accepted, _ = result[7:]
         failure = _FAILURES.get(finish)
         if failure is not None:
             pass_on_log(GGML_ERROR if finish == "broken" else GGML_ERROR + 1)
@@ -427,10 +433,17 @@ class LlamaCpp(Backend):
 
 
 class _LlamaStream(Stream):
-    """One job's events. What is not pulled stays with the loop, which then rests this job and no other."""
+    """One job's events. What is not pulled stays with the loop, which then rests this job and no other.
 
-    def __init__(self, backend: LlamaCpp, engine: _llama.Engine, job: int) -> None:
+    ``keeper`` gets the tokens of the answer, and the answer ``as_text``.
+    """
+
+    def __init__(
+        self, backend: LlamaCpp, engine: _llama.Engine, job: int, keeper: Keeper | None, *, as_text: bool
+    ) -> None:
         self._backend = backend
+        self._keeper = keeper
+        self._as_text = as_text
         self._engine = engine
         self._job = job
         # A wake-up may have come before this stream was known: look once without one.
@@ -457,9 +470,17 @@ class _LlamaStream(Stream):
             data, self._result = self._engine.collect(self._job)
             if self._result is not None:
                 self._backend._forget(self._job)
+                self._keep(self._result)
             if data:
                 return Frames(data)
         raise StopAsyncIteration
+
+    def _keep(self, result: _llama.Result) -> None:
+        if self._keeper is None or result[0] != "end":
+            return
+        self._keeper.tokens = result[-1]
+        if self._as_text:
+            self._keeper.keep(Turn(text=[orjson.loads(b'"' + result[2] + b'"')]))
 
     def cancel(self) -> None:
         if self._open and self._result is None:

@@ -15,7 +15,8 @@ from dataclasses import replace
 import orjson
 
 from inferd import log
-from inferd.engine.backend import Done, Event, Frames, FrameTemplate, Stream, ToolUse
+from inferd.engine.backend import Done, Event, Frames, FrameTemplate, Stream, Text, Thinking, ToolUse
+from inferd.engine.local.answers import Keeper, Turn
 from inferd.engine.local.conversation import Reader
 from inferd.errors import ToolCallMalformed
 
@@ -26,9 +27,18 @@ RAW_FRAMES = FrameTemplate(b"", b"\n")
 
 
 class TypedStream(Stream):
-    """``source`` gives ``RAW_FRAMES``; with ``tool_required`` an answer without a call is unfinished."""
+    """``source`` gives ``RAW_FRAMES``; with ``tool_required`` an answer without a call is unfinished.
+    ``keeper`` gets the whole of it."""
 
-    def __init__(self, source: Stream, reader: Reader, pool: Executor, *, tool_required: bool) -> None:
+    def __init__(
+        self,
+        source: Stream,
+        reader: Reader,
+        pool: Executor,
+        *,
+        tool_required: bool,
+        keeper: Keeper | None = None,
+    ) -> None:
         self._source = source
         self._reader = reader
         self._pool = pool
@@ -36,6 +46,8 @@ class TypedStream(Stream):
         self._events: deque[Event] = deque()
         self._chars = 0
         self._called = False
+        self._keeper = keeper
+        self._turn = Turn()
 
     async def __anext__(self) -> Event:
         while not self._events:
@@ -62,6 +74,11 @@ class TypedStream(Stream):
         for event in events:
             if isinstance(event, ToolUse):
                 event = self._checked(event)
+                self._turn.calls.append(event.call)
+            elif isinstance(event, Text):
+                self._turn.text.append(event.text)
+            elif isinstance(event, Thinking):
+                self._turn.thinking.append(event.text)
             self._events.append(event)
 
     def _checked(self, use: ToolUse) -> ToolUse:
@@ -82,6 +99,8 @@ class TypedStream(Stream):
         )
 
     def _end(self, done: Done) -> Done:
+        if self._keeper is not None:
+            self._keeper.keep(self._turn)
         if self._called and done.stop_reason in ("end", "stop"):
             done = replace(done, stop_reason="tool_use")
         return replace(done, content=None, tool_missing=self._tool_required and not self._called)

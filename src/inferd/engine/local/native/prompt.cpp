@@ -98,29 +98,40 @@ std::vector<llama_token> tokenize(const llama_vocab *vocab, const std::string &t
     return common_tokenize(vocab, text, add_special, true);
 }
 
+// A place in a prompt: where a turn begins, or an answer from `at` to `end` that has tokens of its own.
+struct Cut {
+    size_t at, end;
+    const std::vector<llama_token> *instead = nullptr;
+};
+
+// FNV-1a, to which more text can be added.
+uint64_t hash_of(const std::string &text, size_t from, size_t to, uint64_t hash = 1469598103934665603u) {
+    for (; from < to; from++) hash = (hash ^ static_cast<unsigned char>(text[from])) * 1099511628211u;
+    return hash;
+}
+
 // Tokenises a prompt: cut at every mark, each piece on its own; the places of media become their spans.
 class Tokenizer {
   public:
     Tokenizer(const llama_vocab *vocab, const MediaInput &media, Rendered &out)
         : vocab_(vocab), media_(media), out_(out) {}
 
-    // `turns` are places of control tokens in the prompt, ascending.
-    void take(const std::string &prompt, const std::string &mark, const std::vector<size_t> &turns) {
+    // `cuts` are places in the prompt, ascending.
+    void take(const std::string &prompt, const std::string &mark, const std::vector<Cut> &cuts) {
         size_t from = 0;
-        for (size_t turn : turns) {
-            add_parts(prompt.substr(from, turn - from), mark);
-            begins_.push_back(parts_.size());
-            from = turn;
+        for (const Cut &cut : cuts) {
+            if (cut.at < from) continue;
+            add_parts(prompt.substr(from, cut.at - from), mark);
+            parts_.push_back({"", kText, &cut});
+            from = cut.end;
         }
         add_parts(prompt.substr(from), mark);
         check_media();
-        auto begin = begins_.begin();
-        for (size_t i = 0; i < parts_.size(); i++) {
-            const Part &part = parts_[i];
+        for (const auto &part : parts_) {
             throw_if_cancelled();
-            if (begin != begins_.end() && *begin == i) {
-                out_.turns.push_back(out_.tokens.size());
-                begin++;
+            if (part.cut) {
+                take_cut(*part.cut);
+                continue;
             }
             if (part.item != kText) take_media(media_.items[part.item]);
             take_text(part.text);
@@ -133,7 +144,13 @@ class Tokenizer {
     struct Part {
         std::string text;
         size_t item;  // the medium before the text
+        const Cut *cut = nullptr;
     };
+
+    void take_cut(const Cut &cut) {
+        if (!cut.instead) return out_.turns.push_back(out_.tokens.size());
+        out_.tokens.insert(out_.tokens.end(), cut.instead->begin(), cut.instead->end());
+    }
 
     void add_parts(const std::string &prompt, const std::string &mark) {
         cut(prompt, mark, [this](const std::string &piece, bool) {
@@ -192,7 +209,6 @@ class Tokenizer {
     const MediaInput &media_;
     Rendered &out_;
     std::vector<Part> parts_;
-    std::vector<size_t> begins_;  // the parts with which the turns begin
 };
 
 // Applies the template; where it leaves out text, once more without the thoughts of earlier turns, which some templates
@@ -345,14 +361,35 @@ std::vector<size_t> Prompts::turns(const std::vector<common_chat_msg> &messages,
     return found;
 }
 
-bool Prompts::begins_with_control(const std::string &text, size_t at) const {
-    const auto &all = control_[static_cast<unsigned char>(text[at])];
-    return std::any_of(all.begin(), all.end(),
-                       [&](const std::string &control) { return text.compare(at, control.size(), control) == 0; });
+// The longest control token whose text is there, or null.
+const std::string *Prompts::control_at(const std::string &text, size_t at) const {
+    const std::string *found = nullptr;
+    for (const auto &control : control_[static_cast<unsigned char>(text[at])]) {
+        if (found && found->size() >= control.size()) continue;
+        if (text.compare(at, control.size(), control) == 0) found = &control;
+    }
+    return found;
 }
 
-bool Prompts::render(const std::string &request, const MediaInput &media, Rendered &out,
-                     std::string &error) const noexcept {
+// Where the rendered text of an answer ends: at the first control token that is not its own. 0 when it has others.
+size_t Prompts::end_of_turn(const std::string &prompt, const KeptAnswer &answer) const {
+    std::vector<std::string> own;
+    for (llama_token token : answer.tokens) {
+        if (llama_vocab_is_control(vocab_, token)) own.push_back(llama_vocab_get_text(vocab_, token));
+    }
+    size_t seen = 0;
+    for (size_t at = answer.at; at < prompt.size(); at++) {
+        const std::string *control = control_at(prompt, at);
+        if (!control) continue;
+        if (seen == own.size()) return at;
+        if (*control != own[seen++]) return 0;
+        at += control->size() - 1;
+    }
+    return 0;
+}
+
+bool Prompts::render(const std::string &request, const MediaInput &media, const std::vector<KeptAnswer> &kept,
+                     Rendered &out, std::string &error) const noexcept {
     return guarded(error, [&] {
         const std::string mark = unused_mark(request);
         const common_json plain = common_json::parse(request);
@@ -373,7 +410,22 @@ bool Prompts::render(const std::string &request, const MediaInput &media, Render
         };
         common_chat_params params = apply_whole(inputs, apply);
         if (marked.contains("begun")) params.prompt += marked.at("begun").get<std::string>();
-        Tokenizer(vocab_, media, out).take(params.prompt, mark, turns(inputs.messages, params.prompt));
+        const std::string &prompt = params.prompt;
+        std::vector<Cut> cuts;
+        for (size_t turn : turns(inputs.messages, prompt)) cuts.push_back({turn, turn});
+        size_t hashed = 0;
+        out.hash = hash_of(prompt, 0, 0);
+        for (const auto &answer : kept) {
+            if (answer.at < hashed || answer.at > prompt.size()) continue;
+            out.hash = hash_of(prompt, hashed, answer.at, out.hash);
+            hashed = answer.at;
+            const size_t end = out.hash == answer.hash ? end_of_turn(prompt, answer) : 0;
+            if (end > 0) cuts.push_back({answer.at, end, &answer.tokens});
+        }
+        out.length = prompt.size();
+        out.hash = hash_of(prompt, hashed, prompt.size(), out.hash);
+        std::sort(cuts.begin(), cuts.end(), [](const Cut &a, const Cut &b) { return a.at < b.at; });
+        Tokenizer(vocab_, media, out).take(prompt, mark, cuts);
         if (plain.contains("form")) {
             const common_json &form = plain.at("form");
             common_chat_msg message;

@@ -5,6 +5,7 @@
 // from several threads at once. What a client wrote never becomes a control token: see `disarm` in prompt.cpp.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
@@ -25,8 +26,17 @@ struct MediaInput {
     std::vector<MediaItem> items;
 };
 
+// An earlier answer: the prompt before it, as the length and the hash of its text, and its tokens.
+struct KeptAnswer {
+    size_t at;
+    uint64_t hash;
+    std::vector<llama_token> tokens;
+};
+
 // A request as the model gets it, and what is needed to follow its answer.
 struct Rendered {
+    size_t length = 0;  // of the text that was tokenised, and its hash
+    uint64_t hash = 0;
     std::vector<llama_token> tokens;
     std::vector<MediaSpan> media;       // where `tokens` holds kMediaToken
     std::vector<size_t> turns;          // where the first and the last user message and the last message begin
@@ -59,8 +69,9 @@ class Prompts {
     // thoughts alone: an object with `tools`, `tool_choice` ("auto", "required") and `json_schema`. Its schemas need
     // not be those that the model is shown. A content part of type `media_marker` has as its text the projector's
     // marker, the number of the medium and `>`.
-    bool render(const std::string &request, const MediaInput &media, Rendered &out,
-                std::string &error) const noexcept;
+    // Where one of the `kept` answers stands in the prompt, ascending by place, its tokens take the place of its text.
+    bool render(const std::string &request, const MediaInput &media, const std::vector<KeptAnswer> &kept,
+                Rendered &out, std::string &error) const noexcept;
 
     // A prompt without a template: `text` as it stands, control tokens included; or, with a `suffix`, what the model
     // is to fill in between the two, by the control tokens that its vocabulary has for that.
@@ -76,7 +87,9 @@ class Prompts {
     bool supports(const char *capability) const noexcept;
     std::string disarm(const std::string &text, const std::string &mark) const;
     std::vector<size_t> turns(const std::vector<common_chat_msg> &messages, const std::string &prompt) const;
-    bool begins_with_control(const std::string &text, size_t at) const;
+    bool begins_with_control(const std::string &text, size_t at) const { return control_at(text, at) != nullptr; }
+    const std::string *control_at(const std::string &text, size_t at) const;
+    size_t end_of_turn(const std::string &prompt, const KeptAnswer &answer) const;
 
     const llama_vocab *vocab_ = nullptr;
     std::unique_ptr<common_chat_templates, void (*)(common_chat_templates *)> templates_{nullptr, nullptr};
