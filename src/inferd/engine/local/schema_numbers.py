@@ -16,8 +16,8 @@ _SMALLEST = 1e-16  # takes the place of the float64 next to 0, which has 324 dig
 _LOWER, _UPPER = ("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")
 _SIZES = (("minLength", "maxLength"), ("minItems", "maxItems"), ("minProperties", "maxProperties"))
 
-MAX_MULTIPLE = 50_000
-"""Of the digits of a divisor: its grammar has as many states, and is made in the square of that."""
+MAX_DIGITS, MAX_DIVISOR = 50_000, 5_000_000
+"""Of a divisor without zeros at its end, and of the divisor. Its grammar is made in the square of that."""
 
 
 def check_bounds(node: dict[str, Any], pointer: str) -> None:
@@ -49,6 +49,11 @@ def hold_bounds(node: dict[str, Any]) -> None:
         node["maximum"] = _LARGEST
     if any(_is_beyond(node.get(key), -1) for key in _UPPER) and not any(key in node for key in _LOWER):
         node["minimum"] = -_LARGEST
+
+
+def is_too_large(divisor: Digits) -> bool:
+    found, exponent = divisor
+    return found > MAX_DIGITS or (found > 1 and exponent > 0 and found * 10**exponent > MAX_DIVISOR)
 
 
 def digits(number: float) -> Digits:

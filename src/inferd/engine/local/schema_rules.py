@@ -298,13 +298,11 @@ class _Rewriter:
     def _divisor(self, node: dict[str, Any], pointer: str) -> None:
         mine = schema_numbers.digits(node["multipleOf"])
         together = schema_numbers.least_common(self._multiple, mine) if self._combines else mine
-        if together[0] <= schema_numbers.MAX_MULTIPLE:
+        if not schema_numbers.is_too_large(together):
             self._multiple = together
-        elif together == mine:
-            self._drop(node, pointer, "multipleOf", f"it has digits beyond {schema_numbers.MAX_MULTIPLE}")
         else:
-            why = f"its common multiple with others has digits beyond {schema_numbers.MAX_MULTIPLE}"
-            self._drop(node, pointer, "multipleOf", why)
+            which = "it" if together == mine else "its least common multiple with others"
+            self._drop(node, pointer, "multipleOf", f"{which} is too large")
 
     def _disjoint(self, node: dict[str, Any], pointer: str) -> None:
         branches = node.get("oneOf")
