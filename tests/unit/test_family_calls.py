@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from inferd.engine.backend import Message, Tool, ToolCall
-from inferd.engine.local import _llama, generic_tools
+from inferd.engine.local import _llama, generic_tools, raw_texts
 from inferd.engine.local.conversation import Family, Prepared, _FamilyReader, prepare
 from inferd.engine.local.family_repairs import repaired
 from inferd.engine.local.guides import Guides
@@ -207,21 +207,21 @@ MODE = Tool(
 )
 
 
-@pytest.mark.parametrize(
-    ("name", "form"),
-    [
-        (
-            "Qwen3-Coder",
-            "<tool_call>\n<function=set_mode>\n<parameter=mode>\n{}\n</parameter>\n"
-            "<parameter=note>\nmedium\n</parameter>\n</function>\n</tool_call>",
-        ),
-        (
-            "MiniMax-M2",
-            '</think><minimax:tool_call>\n<invoke name="set_mode">\n<parameter name="mode">{}</parameter>\n'
-            '<parameter name="note">medium</parameter>\n</invoke>\n</minimax:tool_call>',
-        ),
-    ],
-)
+RAW_FORMS = [
+    (
+        "Qwen3-Coder",
+        "<tool_call>\n<function=set_mode>\n<parameter=mode>\n{}\n</parameter>\n"
+        "<parameter=note>\nmedium\n</parameter>\n</function>\n</tool_call>",
+    ),
+    (
+        "MiniMax-M2",
+        '</think><minimax:tool_call>\n<invoke name="set_mode">\n<parameter name="mode">{}</parameter>\n'
+        '<parameter name="note">medium</parameter>\n</invoke>\n</minimax:tool_call>',
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "form"), RAW_FORMS)
 def test_a_raw_parameter_is_one_of_the_texts_of_its_enum(name: str, form: str) -> None:
     asked = request(tools=(MODE,), tool_choice="required", thinking=False)
     of_family = family(TEMPLATES / f"{name}.jinja")
@@ -241,3 +241,65 @@ def test_a_parameter_without_a_type_is_served_by_a_template_that_wants_one() -> 
     prompt = prepare(of_family, request(tools=(bare,))).prompt
     text = model().text(prompt.tokens).decode()
     assert "anything: Any,more: Any,both: Any" in text
+
+
+HELD_TEXTS = Tool(
+    "set_mode",
+    "Sets it",
+    json.dumps(
+        {
+            "type": "object",
+            "$defs": {"Day": {"type": "string", "format": "date"}},
+            "properties": {
+                "mode": {"type": "string", "pattern": r"^[A-Z]{2}/\d+$"},
+                "note": {"allOf": [{"$ref": "#/$defs/Day"}, {"maxLength": 10}]},
+            },
+            "required": ["mode", "note"],
+        }
+    ),
+)
+
+
+@pytest.mark.parametrize(("name", "form"), RAW_FORMS)
+def test_a_raw_parameter_follows_its_pattern_format_and_lengths(name: str, form: str) -> None:
+    asked = request(tools=(HELD_TEXTS,), tool_choice="required", thinking=False)
+    of_family = family(TEMPLATES / f"{name}.jinja")
+    day = "2026-02-28"
+    for mode, note, fits in (
+        ("AB/12", day, True),
+        ("AB/", day, False),
+        ("xAB/1", day, False),
+        ("AB/1x", day, False),
+        ("AB/12", "2026-13-01", False),
+        ("AB/12", "28 February", False),
+    ):
+        guide = prepare(of_family, asked).guide
+        assert guide is not None
+        text = form.format(mode).replace("medium", note)
+        assert guide.accept_text(text.encode()) == fits, (mode, note)
+
+
+@pytest.mark.parametrize(
+    ("schema", "fits", "others"),
+    [
+        ({"pattern": "b+"}, ["abc", "b", "x\ny b"], ["", "ac"]),
+        ({"pattern": "^(a|b)$"}, ["a", "b"], ["ab", "c"]),
+        ({"pattern": "^a|b$"}, None, []),
+        ({"pattern": r"^a\$$"}, ["a$"], ["a", "a\\"]),
+        ({"pattern": r"[$^/]\d"}, ["x$1", "/2"], ["1"]),
+        ({"pattern": "(^a)"}, None, []),
+        ({"minLength": 2, "maxLength": 3}, ["ab", "a\nb"], ["a", "abcd"]),
+        ({"format": "ipv4"}, ["127.0.0.1"], ["256.1.1.1", "1.2.3"]),
+        ({"format": "email"}, ["a.b@example.com"], ["a.@example.com", "a b"]),
+        ({"format": "date-time"}, ["2026-11-28T01:02:03.5Z"], ["2026-11-28"]),
+        ({"format": "uri"}, None, []),
+    ],
+)
+def test_an_expression_says_which_texts_follow_a_schema(
+    schema: dict[str, Any], fits: list[str] | None, others: list[str]
+) -> None:
+    expression = raw_texts.expression({"type": "string", **schema}, {})
+    assert (expression is None) == (fits is None)
+    for text in (*(fits or ()), *others):
+        guide = guides().grammar(f"%llguidance {{}}\nstart: TEXT\nTEXT: {expression}")
+        assert (guide.accept_text(text.encode()) and guide.accepting) == (text in (fits or ())), text

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from inferd.engine.backend import Tool
-from inferd.engine.local import _llama
+from inferd.engine.local import _llama, raw_texts
 from inferd.engine.local.family_grammar import Format, Inexpressible
 from inferd.engine.local.guides import TOOL_OPTIONS, Guides, Held, json_text
 
@@ -60,13 +60,13 @@ def calls(
     llama.cpp's own grammar enforces the form, and the arguments are checked at the end.
     """
     schemas: dict[str, bytes] = {}
-    texts: dict[str, list[str] | None] = {}
+    texts: dict[str, Sequence[str] | str | None] = {}
     for name, each in held.items():
         schemas[f"tool-{name}-schema"] = each.text
         for parameter, schema in (each.schema.get("properties") or {}).items():
             if _types(schema, each.schema) & {"string"}:
                 rule = _NOT_IN_RULES.sub("-", f"tool-{name}-arg-{parameter}")
-                texts[rule] = None if rule in texts else _texts(schema, each.schema)
+                texts[rule] = None if rule in texts else _texts(guides, schema, each.schema)
                 continue
             text = json_text(_with_definitions(schema, each.schema), TOOL_OPTIONS)
             for end in ("", "-schema"):
@@ -134,28 +134,17 @@ def _types(schema: Any, root: Mapping[str, Any], depth: int = 0) -> set[str]:
     for part in schema.get("allOf", ()):
         found &= _types(part, root, depth + 1)
     if str(schema.get("$ref", "")).startswith("#/"):
-        found &= _types(_place(root, schema["$ref"]), root, depth + 1)
+        found &= _types(raw_texts.place(root, schema["$ref"]), root, depth + 1)
     return found
 
 
-def _texts(schema: Any, root: Mapping[str, Any], depth: int = 0) -> list[str] | None:
-    """The texts that a value of the schema may be, where it names them all and they are nothing else."""
-    if not isinstance(schema, dict) or depth > 20:
-        return None
-    values = [schema["const"]] if "const" in schema else schema.get("enum")
-    if values is None and str(schema.get("$ref", "")).startswith("#/"):
-        return _texts(_place(root, schema["$ref"]), root, depth + 1)
-    texts = [value for value in values or () if isinstance(value, str) and value]
-    return texts if texts and len(texts) == len(values or ()) else None
-
-
-def _place(root: Any, reference: str) -> Any:
-    """What a reference within the schema refers to; ``True``, which says nothing, when there is nothing."""
-    node = root
-    for part in reference[2:].split("/"):
-        name = part.replace("~1", "/").replace("~0", "~")
-        node = node.get(name, True) if isinstance(node, dict) else True
-    return node
+def _texts(guides: Guides, schema: Any, root: Mapping[str, Any]) -> Sequence[str] | str | None:
+    """What a raw text may be: one of some, or what an expression says, or anything."""
+    given = raw_texts.given(schema, root)
+    if given is not None or _types(schema, root) != {"string"}:
+        return given
+    expression = raw_texts.expression(schema, root)
+    return expression if expression and guides.takes(f"start: TEXT\nTEXT: {expression}") else None
 
 
 def _type_of(value: Any) -> str:

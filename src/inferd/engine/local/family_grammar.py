@@ -30,7 +30,7 @@ class Format:
     """The parser ``syntax`` of a rendered prompt; ``control`` are the ids of control tokens by their text.
 
     ``schema_of`` gives the JSON text of the schema that a ``schema`` node names, or ``None`` for raw text;
-    ``texts_of`` all texts that the raw text in a rule may be, or ``None`` for any.
+    ``texts_of`` all texts that the raw text in a rule may be, or an expression for them, or ``None`` for any.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Format:
         syntax: bytes,
         control: Mapping[str, int],
         schema_of: Callable[[str], bytes | None],
-        texts_of: Callable[[str], Sequence[str] | None] = lambda name: None,
+        texts_of: Callable[[str], Sequence[str] | str | None] = lambda name: None,
     ) -> None:
         read = orjson.loads(syntax)
         arena = orjson.loads(read["parser"])
@@ -50,8 +50,8 @@ class Format:
         self._control = control
         self._schema_of = schema_of
         self._texts_of = texts_of
-        self._texts: Sequence[str] | None = None  # of the rule that is being made
-        self._numbers: dict[tuple[str, ...], int] = {}
+        self._texts: Sequence[str] | str | None = None  # of the rule that is being made
+        self._numbers: dict[str | tuple[str, ...], int] = {}
         self._special = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))))
         self._rules: dict[str, str] = {}
 
@@ -110,10 +110,22 @@ class Format:
 
     def _raw(self, ends: list[str]) -> str:
         """Raw text and its end: one of the texts of the rule, or any."""
+        if isinstance(self._texts, str):
+            return self._matching(self._texts, ends)
         if self._texts is None or any(end in text for end in ends for text in self._texts):
             return self.up_to(ends)
         texts, last = (" | ".join(map(self.literal, given)) for given in (self._texts, ends))
         return f"({texts}) ({last})"
+
+    def _matching(self, expression: str, ends: list[str]) -> str:
+        """A text that an expression says, up to one of ``ends``, which it does not hold."""
+        number = len(self._rules)
+        text = self.add(f"TEXT_{number}", expression)
+        if any(self._special.search(end) for end in ends):
+            return f"{text} ({' | '.join(map(self.literal, ends))})"
+        pattern = "|".join(map(_regex_quoted, ends))
+        with_end = self.add(f"ENDED_{number}", f"{text} /(?:{pattern})/")
+        return self.add(f"RAW_{number}", f"{with_end} & ~/(?s:.*)(?:{pattern})(?s:.+)/")
 
     def text(self, start: str) -> str:
         """The whole grammar, which begins with the expression ``start``."""
@@ -141,7 +153,8 @@ class Format:
         texts = self._texts_of(name) or around
         mine = f"r{self._named[name]}"
         if texts is not None:  # a rule that others share has other texts there
-            mine += f"_{self._numbers.setdefault(tuple(texts), len(self._numbers))}"
+            key = texts if isinstance(texts, str) else tuple(texts)
+            mine += f"_{self._numbers.setdefault(key, len(self._numbers))}"
         if mine not in self._rules:
             self._rules[mine] = ""  # a rule may refer to itself
             self._texts = texts

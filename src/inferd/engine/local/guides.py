@@ -97,6 +97,14 @@ class Guides:
         except ValueError as error:
             raise InvalidRequest(f"the schemas of the tools cannot be used together: {error}") from None
 
+    def takes(self, lark: str) -> bool:
+        """Whether llguidance can follow the grammar."""
+        try:
+            self._guidance.guide(b"lark", f"%llguidance {{}}\n{lark}".encode())
+        except ValueError:
+            return False
+        return True
+
     def _hold(self, text: str, lenient: bool, is_tool: bool) -> Held:
         root = schema_check.read(text)
         end = time.thread_time() + MOST_SECONDS

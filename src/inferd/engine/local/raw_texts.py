@@ -1,0 +1,98 @@
+"""What a tool's parameter may be where the family writes its text without quotes.
+
+Such a text is held by literals or by an expression of llguidance's Lark. An expression may be narrower than
+the schema, never wider on purpose: the finished arguments are checked all the same.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+MAX_LENGTH = 10_000  # longer ones are left to the check
+_MAX_DEPTH = 20
+
+_DATE = "[0-9]{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12][0-9]|3[01])"
+_TIME = (
+    r"(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]{1,9})?(?:Z|[+\-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
+)
+_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9\-]{0,61}[A-Za-z0-9])?"
+_BYTE = "(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
+FORMATS = {
+    "date": _DATE,
+    "time": _TIME,
+    "date-time": f"{_DATE}T{_TIME}",
+    "uuid": "[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}",
+    "ipv4": rf"{_BYTE}(?:\.{_BYTE}){{3}}",
+    "hostname": rf"{_LABEL}(?:\.{_LABEL})*",
+    "email": rf"[A-Za-z0-9_+\-]+(?:\.[A-Za-z0-9_+\-]+)*@(?:{_LABEL}\.)+[A-Za-z]{{2,12}}",
+}
+
+
+def given(schema: Any, root: Mapping[str, Any]) -> Sequence[str] | None:
+    """The texts that a value of the schema may be, where it names them all and they are nothing else."""
+    for part in _parts(schema, root):
+        values = [part["const"]] if "const" in part else part.get("enum") or ()
+        texts = [value for value in values if isinstance(value, str) and value]
+        if texts and len(texts) == len(values):
+            return texts
+    return None
+
+
+def expression(schema: Any, root: Mapping[str, Any]) -> str | None:
+    """The texts that follow the schema of a string, as an expression; ``None`` for any."""
+    regexes = []
+    for part in _parts(schema, root):
+        if "pattern" in part:
+            regexes.append(_whole(part["pattern"]))
+        regexes.append(FORMATS.get(part.get("format", "")))
+        least, most = part.get("minLength", 0), part.get("maxLength")
+        if 0 < max(least, most or 0) <= MAX_LENGTH:
+            regexes.append(f"(?s:.{{{least},{'' if most is None else most}}})")
+    return " & ".join(f"/{regex}/" for regex in regexes if regex is not None) or None
+
+
+def _parts(schema: Any, root: Mapping[str, Any], depth: int = 0) -> Iterator[dict[str, Any]]:
+    """The schemas that a value has to follow all."""
+    if not isinstance(schema, dict) or depth > _MAX_DEPTH:
+        return
+    yield schema
+    for part in schema.get("allOf") or ():
+        yield from _parts(part, root, depth + 1)
+    if str(schema.get("$ref", "")).startswith("#/"):
+        yield from _parts(place(root, schema["$ref"]), root, depth + 1)
+
+
+def place(root: Any, reference: str) -> Any:
+    """What a reference within the schema refers to; ``True``, which says nothing, when there is nothing."""
+    node = root
+    for part in reference[2:].split("/"):
+        name = part.replace("~1", "/").replace("~0", "~")
+        node = node.get(name, True) if isinstance(node, dict) else True
+    return node
+
+
+def _whole(pattern: str) -> str | None:
+    """A regular expression for the whole text in which the pattern is; ``None`` where its anchors are not
+    at its ends, or mean one of several alternatives."""
+    starts = pattern.startswith("^")
+    ends = pattern.endswith("$") and not re.search(r"(?<!\\)(?:\\\\)*\\\$\Z", pattern)
+    inner = pattern[starts : len(pattern) - ends]
+    bare = re.sub(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", "", inner, flags=re.S)
+    if "^" in bare or "$" in bare or ((starts or ends) and _has_alternatives(bare)):
+        return None
+    inner = re.sub(r"\\d", "[0-9]", re.sub(r"\\w", "[A-Za-z0-9_]", inner)) if "\\\\" not in inner else inner
+    inner = re.sub(r"(?<!\\)((?:\\\\)*)/", r"\1\\/", inner)
+    anything = "(?s:.*)"
+    return f"{'' if starts else anything}(?:{inner}){'' if ends else anything}"
+
+
+def _has_alternatives(bare: str) -> bool:
+    """Whether the pattern, without escapes and classes, has a ``|`` outside of all groups."""
+    depth = 0
+    for char in bare:
+        depth += (char == "(") - (char == ")")
+        if char == "|" and depth == 0:
+            return True
+    return False
