@@ -18,7 +18,7 @@ from inferd.engine.local import _llama, generic_tools, raw_texts
 from inferd.engine.local.conversation import Family, Prepared, _FamilyReader, prepare
 from inferd.engine.local.family_repairs import repaired
 from inferd.engine.local.guides import Guides
-from tests.unit.test_conversation import TEMPLATES, read, request, summary
+from tests.unit.test_conversation import TEMPLATES, follow, read, request, summary
 from tests.unit.test_llamacpp import load_model
 
 PAGE = (Path(__file__).parents[2] / "docs/structured.md").read_text("utf-8")
@@ -54,11 +54,18 @@ ENDS = re.compile(
                     "<\uff5chy_eos:opensource\uff5c>",
                     "<|assistant_start|>",
                 ),
-                *("<|start|>", "<|end|>", "<|user|>", "RESULT"),
+                *("<|start|>", "<|end|>", "<|user|>", "RESULT", "<turn|>"),
             ),
         )
     )
 )
+
+# What a guide holds the model to is not what these templates write of earlier calls.
+WRITTEN_OTHERWISE = {
+    "CohereForAI-c4ai-command-r-plus-tool_use",  # arguments in lines of their own
+    "Reka-Edge",  # escapes
+    "meetkai-functionary-medium-v3.2",  # has a guide only where a call is required
+}
 
 
 @cache
@@ -133,6 +140,10 @@ def outcome(path: Path) -> str:
     for reader, pieces in ((prepared.reader, [answer]), (another, list(answer))):
         assert reader is not None
         assert summary(read(reader, pieces))[1:] == ("", CALLS[:n]), (path.stem, answer)
+    if path.stem not in WRITTEN_OTHERWISE:
+        assert prepared.guide is not None, path.stem
+        assert prepared.guide.accept_text(shown_calls(of_family, prepared, n).rstrip().encode()), path.stem
+        assert prepared.guide.accepting, path.stem
     if apart:
         return "writes each call as a message of its own"
     return "" if n == 2 else "takes one call per message: inferd splits several calls into several messages"
@@ -241,6 +252,61 @@ def test_a_parameter_without_a_type_is_served_by_a_template_that_wants_one() -> 
     prompt = prepare(of_family, request(tools=(bare,))).prompt
     text = model().text(prompt.tokens).decode()
     assert "anything: Any,more: Any,both: Any" in text
+
+
+ALL_HELD = [
+    (
+        "openai-gpt-oss-120b",
+        "<|channel|>analysis<|message|>hmm<|end|><|start|>assistant",
+        "<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>"
+        '{"city": "Paris", "days": DAYS}',
+        "<|channel|>final<|message|>It is sunny.",
+    ),
+    (
+        "muse-glimmer",
+        " to=self<|message|>hmm<|eom|><|start|>assistant",
+        ' to=f<|message|><atem:function_calls>\n<atem:invoke name="get_weather">\n'
+        '<atem:parameter name="city">Paris</atem:parameter>\n'
+        '<atem:parameter name="days">DAYS</atem:parameter>\n'
+        "</atem:invoke>\n"
+        "</atem:function_calls>",
+        " to=user<|message|>It is sunny.",
+    ),
+    (
+        "inclusionai-ling-3.0-flash",
+        "hmm</think>",
+        "<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>Paris</arg_value><arg_key>days</arg_key>\n"
+        "<arg_value>DAYS</arg_value>\n</tool_call>",
+        "It is sunny.",
+    ),
+    (
+        "Kimi-K3",
+        "hmm<|close|>think<|sep|>",
+        '<|open|>tools<|sep|><|open|>call tool="get_weather" index="1"<|sep|><|open|>argument key="days" '
+        'type="number"<|sep|>DAYS<|close|>argument<|sep|><|close|>call<|sep|><|close|>tools<|sep|>',
+        "<|open|>response<|sep|>It is sunny.",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "thought", "call", "text"), ALL_HELD, ids=lambda value: value if len(value) < 30 else ""
+)
+def test_calls_with_auto_are_held_beside_thoughts_and_text(
+    name: str, thought: str, call: str, text: str
+) -> None:
+    of_family = family(TEMPLATES / f"{name}.jinja")
+
+    def takes(answer: str) -> bool:
+        guide = prepare(of_family, request(tools=TOOLS, tool_choice="auto")).guide
+        assert guide is not None
+        return follow(model(), guide, answer) and guide.accepting
+
+    assert takes(thought + text)
+    assert takes(thought + call.replace("DAYS", "3"))
+    for bad in ("three", "3.5", '{"a": 3}'):
+        assert not takes(thought + call.replace("DAYS", bad)), bad
+    assert not takes(thought + call.replace("DAYS", "3").replace("get_weather", "get_nothing"))
 
 
 HELD_TEXTS = Tool(

@@ -17,6 +17,8 @@ from inferd.engine.local.guides import TOOL_OPTIONS, Guides, Held, json_text
 
 _TYPES = ("array", "boolean", "integer", "null", "number", "object", "string")
 _NOT_IN_RULES = re.compile("[^a-zA-Z0-9-]+")  # llama.cpp writes a dash for them in the names of rules
+_RULES = ("tool-{tool}-arg-{parameter}", "ling3-arg-{tool}-{parameter}", "kimi-k3-arg-{tool}-{parameter}")
+"""What llama.cpp calls the rule of a parameter, by family."""
 _ANSWER_SCHEMA = ("response-format", "response-format-schema")
 
 ANSWER = {"json_schema": {"type": "object", "properties": {}}}
@@ -43,12 +45,7 @@ def answer(guides: Guides, prompt: _llama.Prompt, held: Held) -> _llama.Guide | 
     def schema_of(name: str) -> bytes | None:
         return held.text if name in _ANSWER_SCHEMA else None
 
-    try:
-        form = Format(prompt.syntax, guides.control, schema_of)
-        guide = guides.grammar(form.text(form.root()))
-    except Inexpressible:
-        return None
-    return guide if guide.accept_text(form.begun.encode()) else None
+    return _whole(guides, Format(prompt.syntax, guides.control, schema_of))
 
 
 def calls(
@@ -59,18 +56,20 @@ def calls(
     ``syntax`` is that of the prompt, or a mended one. ``None`` where the format cannot be expressed: then
     llama.cpp's own grammar enforces the form, and the arguments are checked at the end.
     """
-    schemas: dict[str, bytes] = {}
+    schemas: dict[str, bytes | None] = {}
     texts: dict[str, Sequence[str] | str | None] = {}
     for name, each in held.items():
         schemas[f"tool-{name}-schema"] = each.text
         for parameter, schema in (each.schema.get("properties") or {}).items():
+            names = [rule.format(tool=name, parameter=parameter) for rule in _RULES]
+            rules = [_NOT_IN_RULES.sub("-", each_name) for each_name in names]
             if _types(schema, each.schema) & {"string"}:
-                rule = _NOT_IN_RULES.sub("-", f"tool-{name}-arg-{parameter}")
-                texts[rule] = None if rule in texts else _texts(guides, schema, each.schema)
+                said = _texts(guides, schema, each.schema)
+                texts |= {rule: None if rule in texts else said for rule in rules[:-1]}
                 continue
             text = json_text(_with_definitions(schema, each.schema), TOOL_OPTIONS)
-            for end in ("", "-schema"):
-                schemas[f"tool-{name}-arg-{parameter}{end}"] = text
+            schemas |= {rule: None if rule in schemas else text for rule in rules}
+            schemas |= {f"{name}{end}": text for name in names for end in ("", "-schema")}
     try:
         form = Format(syntax, guides.control, schemas.get, texts.get)
         call = form.calls()
@@ -80,11 +79,21 @@ def calls(
         return guides.grammar(form.text(f"{_thoughts(form, prompt)} ({call})"))
     if not prompt.grammar:  # a call has no mark of its own: it is what begins with a brace
         return guides.grammar(form.text(f"{form.text_without_brace()} | {call}"))
-    if prompt.triggers is None:
-        return None
+    if prompt.triggers is None:  # it takes more than a word to know a call: all of the answer is held
+        whole = Format(syntax, guides.control, schemas.get, texts.get)
+        return _whole(guides, whole, free_text=True)
     guide = guides.grammar(form.text(call))
     guide.wait_for(*prompt.triggers)
     return guide
+
+
+def _whole(guides: Guides, form: Format, *, free_text: bool = False) -> _llama.Guide | None:
+    """A guide through all of an answer; ``None`` where the format cannot be expressed."""
+    try:
+        guide = guides.grammar(form.text(form.root(free_text=free_text)))
+    except Inexpressible:
+        return None
+    return guide if guide.accept_text(form.begun.encode()) else None
 
 
 def _thoughts(form: Format, prompt: _llama.Prompt) -> str:

@@ -29,8 +29,9 @@ class NoCalls(Exception):
 class Format:
     """The parser ``syntax`` of a rendered prompt; ``control`` are the ids of control tokens by their text.
 
-    ``schema_of`` gives the JSON text of the schema that a ``schema`` node names, or ``None`` for raw text;
-    ``texts_of`` all texts that the raw text in a rule may be, or an expression for them, or ``None`` for any.
+    ``schema_of`` gives the JSON text of the schema that a ``schema`` node or a rule names, ``None`` for raw
+    text. ``texts_of`` gives all texts that the raw text in a rule may be, or an expression for them, ``None``
+    for any.
     """
 
     def __init__(
@@ -51,12 +52,20 @@ class Format:
         self._schema_of = schema_of
         self._texts_of = texts_of
         self._texts: Sequence[str] | str | None = None  # of the rule that is being made
+        self._value: bytes | None = None  # the schema of its value
+        self._free_text = False
         self._numbers: dict[str | tuple[str, ...], int] = {}
-        self._special = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))))
+        special = [re.escape(name) for name in sorted(control, key=len, reverse=True)]
+        self._special = re.compile("|".join(special) or "(?!)")
+        self._marks = re.compile(f"({'|'.join((*special, '<[|][a-z_]+[|]>'))})")
         self._rules: dict[str, str] = {}
 
-    def root(self) -> str:
-        """The rule of the whole answer, what already stands in the prompt among it."""
+    def root(self, *, free_text: bool = False) -> str:
+        """The rule of the whole answer, what already stands in the prompt among it.
+
+        With ``free_text`` a message may be any text up to its end.
+        """
+        self._free_text = free_text
         return self.add("whole", self._expression(self._root))
 
     def calls(self) -> str:
@@ -80,16 +89,14 @@ class Format:
         return self.add(f"json_{len(self._rules)}", f"%json {text.decode()}")
 
     def literal(self, text: str) -> str:
-        """``text``, with control tokens as such."""
+        """``text``, with control tokens as such.
+
+        Other marks are parts of their own, too: where texts begin alike, the longest part is taken for the
+        text, and a rule with shorter parts is passed over.
+        """
         parts = []
-        at = 0
-        for found in self._special.finditer(text) if self._control else ():
-            if found.start() > at:
-                parts.append(_quoted(text[at : found.start()]))
-            parts.append(f"<[{self._control[found[0]]}]>")
-            at = found.end()
-        if at < len(text):
-            parts.append(_quoted(text[at:]))
+        for part in filter(None, self._marks.split(text)):
+            parts.append(f"<[{self._control[part]}]>" if part in self._control else _quoted(part))
         return " ".join(parts)
 
     def space(self) -> str:
@@ -157,9 +164,10 @@ class Format:
             mine += f"_{self._numbers.setdefault(key, len(self._numbers))}"
         if mine not in self._rules:
             self._rules[mine] = ""  # a rule may refer to itself
+            value, self._value = self._value, self._schema_of(name) or self._value
             self._texts = texts
             self._rules[mine] = self._expression(self._nodes[self._named[name]]["child"]) or '""'
-            self._texts = around
+            self._texts, self._value = around, value
         return mine
 
     def _expression(self, i: int) -> str:
@@ -194,6 +202,8 @@ class Format:
             return ""
         if kind == "ac":
             return self._raw(node["delimiters"])
+        if self._is_value(node):
+            return self.value(self._value or b"{}")
         if kind == "until":
             raise Inexpressible("text that ends before something unknown")
         if "child" in node:
@@ -205,7 +215,7 @@ class Format:
         node = self._nodes[i]
         if node["type"] == "sequence":
             return [part for child in node["children"] for part in self._flat(child)]
-        if node["type"] in ("tag", "atomic"):
+        if node["type"] in ("tag", "atomic") and not self._is_value(node):
             return self._flat(node["child"])
         if node["type"] in ("epsilon", "start", "end", "and", "not"):
             return []
@@ -223,6 +233,9 @@ class Format:
                 if text:
                     out.append(self.literal(text))
                 continue
+            if node["type"] == "until" and self._free_text and at == len(parts) - 1:
+                out.append(self._text_without(node["delimiters"]))
+                continue
             if node["type"] == "until":
                 rest = self._end_of(node, parts[at + 1 :])
                 out.append(self._raw([rest]))
@@ -232,6 +245,8 @@ class Format:
             inner = self._flat(node["child"]) if self._is_optional(node) else []
             if inner and self._resolved(inner[-1])["type"] == "until":
                 # The end of that text comes behind the option.
+                if all(self._may_be_empty(part) for part in parts[at + 1 :]):
+                    continue  # a text behind everything, which may be left out
                 rest = self._end_of(self._resolved(inner[-1]), parts[at + 1 :])
                 head = self._sequence(inner[:-1])
                 out.append(f"({head} {self.up_to([rest])} | {self.literal(rest)})")
@@ -251,6 +266,17 @@ class Format:
             if not self._is_blank(node):
                 break
         raise Inexpressible("text that ends before something unknown")
+
+    def _is_value(self, node: dict[str, Any]) -> bool:
+        """Whether it is a JSON value that is read as any text up to its end."""
+        if self._value is None or node["type"] != "tag" or node["tag"] != "tool-arg-value":
+            return False
+        child = self._nodes[node["child"]]
+        return any(self._nodes[i]["type"] == "until" for i in child.get("children", [node["child"]]))
+
+    def _may_be_empty(self, i: int) -> bool:
+        node = self._resolved(i)
+        return bool(node["type"] == "space" or (node["type"] == "repetition" and node["min_count"] == 0))
 
     def _is_optional(self, node: dict[str, Any]) -> bool:
         return node["type"] == "repetition" and (node["min_count"], node["max_count"]) == (0, 1)
@@ -275,6 +301,13 @@ class Format:
             return ""
         choice = f"({' | '.join(given)})"
         return choice + "?" if len(given) < len(options) else choice
+
+    def _text_without(self, ends: list[str]) -> str:
+        """Any text, or none, at the end of an answer or a message."""
+        if not ends:
+            return f"{self._any_text()}?"
+        pattern = "|".join(map(_regex_quoted, ends))
+        return self.add(f"REST_{len(self._rules)}", f"/(?s:.+)/ & ~/(?s:.*)(?:{pattern})(?s:.*)/") + "?"
 
     def _any_text(self) -> str:
         return self.add("ANYTEXT", "/(?s:.+)/")
