@@ -41,9 +41,25 @@ include(${CMAKE_SOURCE_DIR}/cmake/portable.cmake)
 
 add_subdirectory(${LLAMA_DIR} llama.cpp EXCLUDE_FROM_ALL)
 
-# Its unity sources lie in the build directory and would hold absolute paths, which ccache can share with no
-# other checkout. (CMake before 4.0 does not know the property.)
-set_target_properties(llama PROPERTIES UNITY_BUILD_RELOCATABLE ON)
+# unite(<target> <count> <folder>): the files of a folder are compiled as <count> units. There are many, small ones,
+# which all include the same large headers.
+function(unite target count folder)
+    set(number 0)
+    file(GLOB sources ${folder}/*.cpp)
+    foreach(source IN LISTS sources)
+        math(EXPR group "${number} % ${count}")
+        math(EXPR number "${number} + 1")
+        set_source_files_properties(${source} TARGET_DIRECTORY ${target} PROPERTIES UNITY_GROUP ${group})
+    endforeach()
+    set_target_properties(${target} PROPERTIES UNITY_BUILD ON UNITY_BUILD_MODE GROUP)
+endfunction()
+
+unite(llama-common 2 ${LLAMA_DIR}/common/parsers)
+unite(mtmd 3 ${LLAMA_DIR}/tools/mtmd/models)
+
+# Unity sources lie in the build directory and would hold absolute paths, which ccache can share with no other
+# checkout. (CMake before 4.0 does not know the property.)
+set_target_properties(llama llama-common mtmd PROPERTIES UNITY_BUILD_RELOCATABLE ON)
 
 set(native "")
 if(GGML_NATIVE AND NOT CMAKE_HOST_WIN32)
