@@ -32,7 +32,6 @@ BEYOND = [
     ("{{ range(200) | join('x' * 1000000) }}", MEMORY),
     ("{{ messages | tojson(indent=150000000) }}", MEMORY),
     ("{{ ('a\\n' * 1000) | indent(1000000) }}", MEMORY),
-    (MEMORY,),
     (SHARED + "{{ ns.x }}", MEMORY),
     (SHARED + "{{ ns.x | tojson }}", MEMORY),
     # depth, while it runs
