@@ -249,6 +249,19 @@ def test_a_client_that_leaves_ends_the_work_on_its_schema() -> None:
         assert work(schema).dropped == ()  # for the next client nothing is left of that
 
 
+@pytest.mark.parametrize(
+    "draft", ["draft-04/schema#", "draft-07/schema#", "draft/2019-09/schema", "draft/2020-12/schema"]
+)
+def test_a_client_that_leaves_ends_the_validation_of_its_schema(draft: str) -> None:
+    home = "http://json-schema.org/" if "/schema#" in draft else "https://json-schema.org/"
+    text = json.dumps({"$schema": home + draft, "properties": {"a": {"properties": {"b": {}}}}})
+    left = _llama.Cancellation()
+    left.cancel()
+    with left, pytest.raises(InvalidRequest, match="its client has left"):
+        schema_check.read(text)
+    assert "properties" in schema_check.read(text)
+
+
 def test_no_schema_is_printed() -> None:
     schema = json.dumps({"type": "string", "pattern": "^" + "(" * 300 + "my secret" + ")" * 300 + "$"})
     code = (

@@ -7,6 +7,12 @@ cdef extern from "native/guards/cancel.h" namespace "inferd" nogil:
     cbool is_cancelled()
 
 
+def stop_if_cancelled():
+    """Raises ``InvalidRequest`` when the preparation that this thread does is cancelled."""
+    if is_cancelled():
+        raise InvalidRequest("its client has left")
+
+
 cdef class Cancellation:
     """``with cancellation: …`` does a preparation; ``cancel`` from another thread makes it raise soon.
 

@@ -9,14 +9,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from decimal import Decimal
+from functools import cache
 from typing import Any
 
 import jsonschema
 import referencing
 import regex
 from jsonschema import validators
-from jsonschema.exceptions import SchemaError, ValidationError
+from jsonschema.exceptions import ValidationError
+from jsonschema_specifications import REGISTRY as SPECIFICATIONS
+from referencing.jsonschema import specification_with
 
+from inferd.engine.local import _llama
 from inferd.engine.local.schema_places import nodes, refusal, step
 
 PATTERN_SECONDS = 0.2
@@ -26,18 +30,57 @@ _WITHOUT_FORMATS = jsonschema.FormatChecker(formats=())
 
 
 def read(text: str) -> dict[str, Any]:
-    """The schema in ``text``, a JSON object; ``InvalidRequest`` when it is not valid by its own draft."""
+    """The schema in ``text``, a JSON object; ``InvalidRequest`` when it is not valid by its own draft, and
+    when the preparation is cancelled: to validate a large one takes seconds."""
     try:
-        schema: dict[str, Any] = json.loads(text, parse_constant=_refuse_constant)
-        _draft_of(schema).check_schema(schema, format_checker=_WITHOUT_FORMATS)
-    except SchemaError as error:
-        where = "".join(step("", key) for key in error.absolute_path)
-        raise refusal(where or "/", error.message[:200]) from None
+        schema = parse(text)
+        draft = _draft_of(schema)
+        fault = next(_validator_of(draft).iter_errors(schema), None)
     except RecursionError:
         raise refusal("", "it nests too deeply") from None
     except ValueError as error:
         raise refusal("", f"it is not JSON ({error})") from None
+    if fault is not None:
+        where = "".join(step("", key) for key in fault.absolute_path)
+        raise refusal(where or "/", fault.message[:200])
     return schema
+
+
+def parse(text: str) -> dict[str, Any]:
+    """The schema in ``text`` once more, which was read before."""
+    schema: dict[str, Any] = json.loads(text, parse_constant=_refuse_constant)
+    return schema
+
+
+@cache
+def _validator_of(draft: Any) -> Any:
+    """The validator of the draft's schemas; at each reference within them it may be cancelled.
+
+    A part with ``$schema`` would be validated by the class that is registered for it, and not by this one.
+    """
+    keywords = {key: _cancellable(draft.VALIDATORS[key]) for key in _REFERENCES if key in draft.VALIDATORS}
+    specification = specification_with(draft.META_SCHEMA["$schema"])
+    parts = [
+        (uri, specification.create_resource(_plain(SPECIFICATIONS.contents(uri)))) for uri in SPECIFICATIONS
+    ]
+    kind = validators.extend(draft, keywords)
+    registry = referencing.Registry().with_resources(parts)
+    return kind(_plain(draft.META_SCHEMA), format_checker=_WITHOUT_FORMATS, registry=registry)
+
+
+_REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
+
+
+def _plain(schema: Any) -> dict[str, Any]:
+    return {key: value for key, value in schema.items() if key != "$schema"}
+
+
+def _cancellable(keyword: Any) -> Any:
+    def look(validator: Any, value: Any, instance: Any, schema: Any) -> Errors:
+        _llama.stop_if_cancelled()
+        yield from keyword(validator, value, instance, schema) or ()
+
+    return look
 
 
 def _draft_of(schema: dict[str, Any]) -> Any:
