@@ -10,7 +10,8 @@
 
 Ends with 1 when a bar is missed: at most 0.7 ms more than the Unix socket, at least 1.5 times llama-server's
 requests per second, at most half of its time to the first token. On a busy machine the first quarter of the
-times (p25) tells more than the median.
+times (p25) tells more than the median, and the processor time of a request more than how many there are in a
+second.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from pathlib import Path
 
 import trustme
 
+from bench.quiet import family
 from bench.servers import LlamaServer
 from tests.http_bridge import BridgeProcess
 
@@ -252,6 +254,13 @@ def rate(port: int, requests: int) -> float:
     return requests / secs
 
 
+def processors(pid: int, port: int) -> float:
+    """Processor seconds of a request of eight connections, in a server and all of its processes."""
+    before = sum(map(processor, family(pid)))
+    rate(port, 16)
+    return (sum(map(processor, family(pid))) - before) / 16
+
+
 def peers(model: Path, threads: int, count: int, rounds: int) -> bool:
     """inferd and llama-server side by side."""
     options = {"model_path": model, "threads": threads, "n_ctx": 2048, "active_permits": CONNECTIONS}
@@ -271,11 +280,17 @@ def peers(model: Path, threads: int, count: int, rounds: int) -> bool:
         one.close()
         other.close()
         rates = [(rate(ours.port, 16), rate(port, 16)) for _ in range(rounds)]
+        spent = [
+            (processors(ours.process.pid, ours.port), processors(theirs.popen.pid, port))
+            for _ in range(rounds)
+        ]
     show("first token, inferd over HTTP", first[0])
     show("first token, llama-server", first[1])
     ratio = p25(first[0]) / p25(first[1])
     times = statistics.median(mine / other for mine, other in rates)
     best = max(mine for mine, _ in rates), max(other for _, other in rates)
+    mine, other = (statistics.median(found) * 1e3 for found in zip(*spent, strict=True))
+    print(f"processor time a request: inferd {mine:.1f} ms, llama-server {other:.1f} ms ({other / mine:.2f})")
     print(f"time to the first token: {ratio:.2f} of llama-server's (at most {FIRST_TIMES})")
     print(
         f"requests/s over {CONNECTIONS}, best round: inferd {best[0]:.1f}, llama-server {best[1]:.1f};",

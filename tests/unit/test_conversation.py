@@ -245,6 +245,24 @@ def test_no_text_of_a_conversation_is_dropped(
         assert str(message.content) in prompt
 
 
+def test_arrays_among_the_parameters_are_shown_where_llama_cpp_cannot_ask_for_their_items(
+    model: _llama.Model,
+) -> None:
+    inner = {"type": "object", "properties": {"deep": {"type": "array", "items": {"type": "integer"}}}}
+    properties = {
+        "names": {"type": "array", "items": {"type": "string"}},
+        "list": {"type": "array"},
+        "in": inner,
+    }
+    schema = {"type": "object", "properties": properties, "required": ["names"]}
+    tool = Tool("find", "Finds", orjson.dumps(schema).decode())
+    prepared = prepare(templates(model, "openai-gpt-oss-120b"), request(Message("user", "a"), tools=(tool,)))
+    prompt = model.text(prepared.prompt.tokens).decode()
+    for shown in ("names: string[]", "list?: any[]", "deep?: integer[]"):
+        assert shown in re.sub(r"\s+", " ", prompt), prompt
+    assert prepared.tools["find"].check.fault('{"names":[1]}') is not None
+
+
 def test_a_template_that_drops_text_is_told(model: _llama.Model) -> None:
     of_users = Family(
         _llama.Templates(model, "{% for m in messages %}{{ m.content if m.role == 'user' }}{% endfor %}"),

@@ -26,11 +26,17 @@ ANSWER = {"json_schema": {"type": "object", "properties": {}}}
 
 
 def calls_form(
-    tools: Sequence[Tool], held: Mapping[str, Held], required: bool, *, typed: bool = False
+    tools: Sequence[Tool],
+    held: Mapping[str, Held],
+    required: bool,
+    *,
+    typed: bool = False,
+    listed: bool = False,
 ) -> dict[str, object]:
-    """The form of an answer with calls of these tools; ``typed`` gives each parameter one ``type``."""
+    """The form of an answer with calls of these tools; ``typed`` gives each parameter one ``type``, and
+    ``listed`` puts that of an array into a list."""
     shapes = [
-        {"name": tool.name, "description": "", "parameters": _shape(held[tool.name].schema, typed)}
+        {"name": tool.name, "description": "", "parameters": _shape(held[tool.name].schema, typed, listed)}
         for tool in tools
     ]
     return {
@@ -108,17 +114,19 @@ def _thoughts(form: Format, prompt: _llama.Prompt) -> str:
     return f"({form.literal(start)} {form.up_to(ends[:1])} {form.space()})?"
 
 
-def _shape(schema: Mapping[str, Any], typed: bool) -> dict[str, object]:
+def _shape(schema: Mapping[str, Any], typed: bool, listed: bool) -> dict[str, object]:
     """As much of a tool's schema as the parser has to know: the names and types of its parameters."""
     properties = {
-        name: _shape_of_types(_types(part, schema), typed)
+        name: _shape_of_types(_types(part, schema), typed, listed)
         for name, part in (schema.get("properties") or {}).items()
     }
     required = [name for name in schema.get("required") or () if name in properties]
     return {"type": "object", "properties": properties, "required": required}
 
 
-def _shape_of_types(types: set[str], typed: bool) -> dict[str, object]:
+def _shape_of_types(types: set[str], typed: bool, listed: bool) -> dict[str, object]:
+    if listed and types == {"array"}:
+        return {"type": ["array"]}
     if typed and len(types) > 1:
         return {"type": "string" if "string" in types else "any"}
     if len(types) == len(_TYPES):

@@ -11,7 +11,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import orjson
 
@@ -171,22 +171,33 @@ def _with_tools(
     held = {tool.name: family.guides.tool(tool) for tool in tools}
     thinking = _thinks(family, request)
 
-    def rendered(shown: Sequence[Tool], *, typed: bool) -> _llama.Prompt:
-        form = constrain.calls_form(tools, held, required, typed=typed)
+    def rendered(shown: Sequence[Tool], *, typed: bool, listed: bool = False) -> _llama.Prompt:
+        form = constrain.calls_form(tools, held, required, typed=typed, listed=listed)
         return family.render(
             request.messages, kept, tools=[_tool(tool) for tool in shown], thinking=thinking, form=form
         )
 
-    try:
-        prompt = rendered(tools, typed=False)
-    except InvalidRequest as refusal:
-        try:
-            prompt = rendered([_with_all_keys(tool) for tool in tools], typed=True)
-        except InvalidRequest:
-            raise refusal from None
+    prompt = _first_that_renders(
+        lambda: rendered(tools, typed=False),
+        lambda: rendered([_with_all_keys(tool) for tool in tools], typed=True),
+        lambda: rendered(
+            [_with_named_arrays(_with_all_keys(tool)) for tool in tools], typed=True, listed=True
+        ),
+    )
     syntax = repaired(prompt.syntax)
     guide = constrain.calls(family.guides, prompt, syntax, held, required)
     return Prepared(prompt, _FamilyReader(_llama.Reply(syntax)), guide=guide, tools=held)
+
+
+def _first_that_renders(*renders: Callable[[], _llama.Prompt]) -> _llama.Prompt:
+    """The first prompt that the template does not refuse; else its first refusal."""
+    refusals: list[InvalidRequest] = []
+    for render in renders:
+        try:
+            return render()
+        except InvalidRequest as refusal:
+            refusals.append(refusal)
+    raise refusals[0]
 
 
 def _with_generic_tools(
@@ -256,6 +267,25 @@ def _with_all_keys(tool: Tool) -> Tool:
         one = said.get("type") if isinstance(said.get("type"), str) else "any"
         parameters[name] = {**said, "type": one}
     return replace(tool, schema=orjson.dumps({"required": [], **schema, "properties": parameters}).decode())
+
+
+def _with_named_arrays(tool: Tool) -> Tool:
+    """The tool for templates that look for the ``items`` of an array, where llama.cpp gives them a method.
+    gpt-oss's writes the same for the type ``["string[]"]`` as it would for an array of strings."""
+
+    def named(part: Any) -> Any:
+        if isinstance(part, list):
+            return [named(each) for each in part]
+        if not isinstance(part, dict):
+            return part
+        whole = {name: named(each) for name, each in part.items()}
+        if part.get("type") == "array":
+            items = part.get("items")
+            kind = items.get("type") if isinstance(items, dict) else None
+            whole["type"] = [f"{kind if isinstance(kind, str) else 'any'}[]"]
+        return whole
+
+    return replace(tool, schema=orjson.dumps(named(orjson.loads(tool.schema))).decode())
 
 
 class _FamilyReader:
