@@ -4,6 +4,9 @@ Each agent that is installed in one of the directories gets a repository with a 
 own that answers by a script, and one prompt. It passes if it ends with 0 and the word is right. Ends with 1
 when one of them failed. ``--record DIR`` keeps the requests for ``bench.agents.cached``; agents that can go
 on with a conversation then get a second prompt.
+
+With ``--model FILE`` the daemon answers with that model in place of the script, and an agent passes if it
+ends with 0 and has said something.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ from tests.http_bridge import free_port
 WRONG, RIGHT = "hello wrold", "hello world"
 PROMPT = f"In greeting.txt, replace '{WRONG}' by '{RIGHT}'."
 SECOND = "Thank you. Say in one word which file that was."
-START_SECS, AGENT_SECS = 60, 240
+RESULT = {True: "one correct edit", False: "one turn"}
+START_SECS, AGENT_SECS = 60, 600
 
 ARGUMENTS: Mapping[str, Sequence[str]] = {
     "claude": ("-p", PROMPT, "--allowedTools", "Read,Edit"),
@@ -48,7 +52,7 @@ CONTINUED: Mapping[str, Sequence[str]] = {
 }
 
 
-def run(agent: str, path: str, record: Path | None) -> str:
+def run(agent: str, path: str, record: Path | None, model: Path | None) -> str:
     """One agent; what went wrong, or nothing. With a ``record`` it gets a second prompt where it can."""
     with tempfile.TemporaryDirectory(prefix="ifa-", dir="/tmp") as folder:
         home, work, port = Path(folder, "h"), Path(folder, "work"), free_port()
@@ -71,11 +75,14 @@ def run(agent: str, path: str, record: Path | None) -> str:
         script = [sys.executable, "-m", "bench.agents.scripted", str(file), WRONG, RIGHT]
         if record is not None:
             script.append(str(record / f"{agent}.requests"))
+        if model is not None:
+            script = [sys.executable, "-m", "inferd", "serve", "--model-path", str(model)]
+            del env["INFERD_BACKEND"]
         with (home / "stderr").open("wb") as errors:
             daemon = subprocess.Popen(script, env=env, stdin=subprocess.DEVNULL, stderr=errors)
             try:
                 _wait(f"http://127.0.0.1:{port}/health")
-                wrong = _ask(agent, ARGUMENTS[agent], env, work, file)
+                wrong = _ask(agent, ARGUMENTS[agent], env, work, file if model is None else None)
                 if not wrong and record is not None and agent in CONTINUED:
                     wrong = _ask(agent, CONTINUED[agent], env, work, file)
                 return wrong
@@ -86,7 +93,8 @@ def run(agent: str, path: str, record: Path | None) -> str:
                 daemon.wait()
 
 
-def _ask(agent: str, arguments: Sequence[str], env: Mapping[str, str], work: Path, file: Path) -> str:
+def _ask(agent: str, arguments: Sequence[str], env: Mapping[str, str], work: Path, file: Path | None) -> str:
+    """A turn of an agent, after which ``file`` has to be right; what went wrong, or nothing."""
     command = [sys.executable, "-m", "inferd", "agent", agent, "--", *arguments]
     done = subprocess.run(
         command,
@@ -99,7 +107,9 @@ def _ask(agent: str, arguments: Sequence[str], env: Mapping[str, str], work: Pat
         timeout=AGENT_SECS,
     )
     tail = " / ".join(done.stdout.split("\n")[-12:])
-    if file.read_text().strip() != RIGHT:
+    if file is None and not done.stdout.strip():
+        return f"said nothing ({done.returncode})"
+    if file is not None and file.read_text().strip() != RIGHT:
         return f"the file is not corrected ({done.returncode}): {tail}"
     return f"ended with {done.returncode}: {tail}" if done.returncode else ""
 
@@ -128,6 +138,7 @@ def version(agent: str, path: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--bin", required=True, help="where the agents are installed")
+    parser.add_argument("--model", type=Path, metavar="FILE", help="a GGUF file that answers")
     parser.add_argument("--record", type=Path, metavar="DIR", help="where the requests are kept")
     parser.add_argument("agents", nargs="*", default=tuple(ARGUMENTS))
     given = parser.parse_args()
@@ -137,9 +148,9 @@ def main() -> int:
         if shutil.which(agent, path=path) is None:
             print(f"| {agent} | not installed |", flush=True)
             continue
-        wrong = run(agent, path, given.record)
+        wrong = run(agent, path, given.record, given.model)
         failed += bool(wrong)
-        print(f"| {agent} {version(agent, path)} | {wrong or 'one correct edit'} |", flush=True)
+        print(f"| {agent} {version(agent, path)} | {wrong or RESULT[given.model is None]} |", flush=True)
     return 1 if failed else 0
 
 
