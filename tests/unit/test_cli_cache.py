@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from inferd import cli
-from inferd.cli.status import cache_line
+from inferd.cli.status import cache_line, guess_line
 from inferd.config import paths
 from inferd.store.states import StateFiles
 from tests.unit.test_states import head, save
@@ -41,7 +41,17 @@ def test_the_line_of_status() -> None:
     row = {"engine": {"cache_disk_bytes": 25 * 10**6}}
     assert cache_line(row, numbers) == (
         "  cache: 4,100 tokens held, 7 MB in memory, 25 MB on disk,"
-        " 3 of 5 requests found half of their prompt or more"
+        " 3 of 5 requests found half of their prompt or more; the others: 1 first, 1 evicted"
     )
     assert cache_line(row, None) == "  cache: 0 tokens held, 0 MB in memory, 25 MB on disk"
     assert cache_line({"engine": None}, {**numbers, "cache_hits": 0, "cache_misses": {}}) == ""
+
+
+def test_the_line_of_drafts_and_pools() -> None:
+    assert guess_line(None) == ""
+    assert guess_line({"drafted_tokens": 0, "accepted_tokens": 0, "routed": {}}) == ""
+    assert guess_line({"drafted_tokens": 3000, "accepted_tokens": 1200, "routed": {}}) == (
+        "  drafts: 1,200 of 3,000 tokens accepted"
+    )
+    numbers = {"drafted_tokens": 0, "routed": {"least": 1200, "spill": 2, "retry": 0}}
+    assert guess_line(numbers) == "  routed: 1,200 least, 2 spill"

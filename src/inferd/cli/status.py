@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,9 +141,12 @@ def _backends(state: Status, width: int) -> list[str]:
         cache_line(states.get(name), state.metrics["backends"].get(name))
         for name in (frame.get("name", "") for frame in state.capabilities)
     ]
+    guesses = [
+        guess_line(state.metrics["backends"].get(frame.get("name", ""))) for frame in state.capabilities
+    ]
     header, *lines = aligned(rows)
     shown = [cut(header, width)]
-    for row_line, *details in zip(lines, abilities, engines, caches, strict=True):
+    for row_line, *details in zip(lines, abilities, engines, caches, guesses, strict=True):
         shown.append(cut(row_line, width))
         shown += [line for detail in details for line in wrapped(detail, width)]
     return shown
@@ -183,7 +187,8 @@ def engine_line(row: Frame | None) -> str:
 def cache_line(row: Frame | None, numbers: Frame | None) -> str:
     """What the backend holds of computed prompts; empty for one that holds nothing and was never asked."""
     held = numbers or {}
-    hits, misses = held.get("cache_hits", 0), sum(held.get("cache_misses", {}).values())
+    reasons = {name: count for name, count in held.get("cache_misses", {}).items() if count}
+    hits, misses = held.get("cache_hits", 0), sum(reasons.values())
     disk = ((row or {}).get("engine") or {}).get("cache_disk_bytes", 0)
     if not hits + misses + disk:
         return ""
@@ -194,7 +199,24 @@ def cache_line(row: Frame | None, numbers: Frame | None) -> str:
     ]
     if hits + misses:
         parts.append(f"{hits} of {hits + misses} requests found half of their prompt or more")
-    return "  " + ", ".join(parts)
+    why = f"; the others: {_counts(reasons)}" if reasons else ""
+    return "  " + ", ".join(parts) + why
+
+
+def guess_line(numbers: Frame | None) -> str:
+    """What drafts were computed, and how requests of a pool came here; empty where there were none."""
+    held = numbers or {}
+    parts = []
+    if held.get("drafted_tokens"):
+        parts.append(f"drafts: {held['accepted_tokens']:,} of {held['drafted_tokens']:,} tokens accepted")
+    routed = {name: count for name, count in held.get("routed", {}).items() if count}
+    if routed:
+        parts.append(f"routed: {_counts(routed)}")
+    return "  " + "; ".join(parts) if parts else ""
+
+
+def _counts(named: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in named.items())
 
 
 def _numbers(numbers: Frame | None) -> tuple[object, ...]:
