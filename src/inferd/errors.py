@@ -228,6 +228,19 @@ class NoBackend(BackendError):
         super().__init__("no backend available")
 
 
+class ModelBroken(BackendError):
+    """The file of the model was changed or cannot be loaded: only a reload helps."""
+
+    retryable = False
+    counts = False
+    elsewhere = False
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"no backend available: the model of {name!r} cannot be loaded; `inferd doctor` says why"
+        )
+
+
 class NotReady(BackendError):
     """The backend has not finished loading."""
 

@@ -8,13 +8,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from inferd.engine.backend import Capabilities
+from inferd.engine.backend import Capabilities, EngineState
 from inferd.engine.mock import Mock
 from inferd.errors import (
     AttachmentUnsupported,
     BackendInternal,
     EmbedUnsupported,
     InvalidRequest,
+    ModelBroken,
     NoBackend,
     NotReady,
     QueueFull,
@@ -91,6 +92,23 @@ def test_what_counts(clock: Clock, error: Exception) -> None:
     router = Router([Mock()], clock)
     fail(router, error, FAILURES)
     assert refused(router)
+
+
+class Broken(Mock):
+    """A backend whose model cannot be loaded any more."""
+
+    def engine_state(self) -> EngineState:
+        return EngineState(pid=0, memory_bytes=0, file_bytes=0, restarts=3, problem="the file was changed")
+
+
+def test_a_model_that_cannot_be_loaded_any_more_is_no_matter_of_time(clock: Clock) -> None:
+    router = Router([Broken("own", is_ready=False)], clock)
+    with pytest.raises(ModelBroken, match="the model of 'own' cannot be loaded") as caught:
+        router.dispatch()
+    assert not caught.value.retryable
+    router = Router([Broken("own", is_ready=False), Mock("other", is_ready=False)], clock)
+    with pytest.raises(NoBackend):  # the other one may come back
+        router.dispatch()
 
 
 @pytest.mark.parametrize("error", [InvalidRequest("no"), QueueFull(), NoBackend(), asyncio.CancelledError()])

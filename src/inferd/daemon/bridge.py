@@ -45,8 +45,7 @@ def check(settings: Settings) -> None:
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(
-            f"--http needs packages that are not installed ({', '.join(missing)});"
-            " run: pip install 'inferd[http]'"
+            f"--http needs packages that are not installed; run: pip install {' '.join(missing)}"
         )
     for file in (settings.http_key_file, settings.http_cert, settings.http_key):
         if file is not None and not file.is_file():

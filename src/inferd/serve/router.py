@@ -20,6 +20,7 @@ from inferd.errors import (
     EmbedUnsupported,
     InferdError,
     InvalidRequest,
+    ModelBroken,
     ModelNotFound,
     NoBackend,
     RerankUnsupported,
@@ -88,8 +89,8 @@ class Router:
         """The backend for the next request; with ``model`` only those of that name, or that model, count.
 
         Raises NoBackend where the request may be served later: a capable backend is not ready or shut off by
-        its breaker, or none is fit. Else no repetition helps, and the Unsupported tells what the first fit
-        backend lacks. ModelNotFound when no backend has that name or model.
+        its breaker, or none is fit. ModelBroken where only a reload helps. Else the Unsupported tells what
+        the first fit backend lacks. ModelNotFound when no backend has that name or model.
         """
         for member in self._named(model):
             if needs <= member.able and member.fit():
@@ -104,7 +105,10 @@ class Router:
         """Why no backend serves the request now; see :meth:`dispatch`."""
         members = self._named(model)
         fit = next((member for member in members if member.fit()), None)
-        if fit is None or any(needs <= member.able for member in members):
+        able = [member for member in members if needs <= member.able]
+        if able and all(is_broken(member.backend) for member in able):
+            return ModelBroken(able[0].backend.name)
+        if fit is None or able:
             return NoBackend()
         return _unsupported(fit.backend, needs - fit.able)
 
@@ -246,3 +250,9 @@ def _unsupported(backend: Backend, lacking: frozenset[str]) -> InferdError:
         return InvalidRequest(f'backend "{name}" has no LoRA adapter of the name that `lora` gives; {has}')
     kind = "image" if "vision" in lacking else "audio"
     return AttachmentUnsupported(f'backend "{name}" takes no {kind} attachments')
+
+
+def is_broken(backend: Backend) -> bool:
+    """Whether its model cannot be loaded any more."""
+    state = backend.engine_state()
+    return state is not None and bool(state.problem)
