@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from inferd.engine.mock import Mock
-from inferd.serve import auth, connection
+from inferd.serve import auth, output
 from tests.in_process import DONE, TOKEN, Client, Gate, ask, error, serving, until
 
 pytestmark = pytest.mark.both_loops
@@ -269,7 +269,7 @@ async def test_a_write_timeout_of_zero_waits(path: Path) -> None:
 async def test_a_client_that_leaves_its_last_answer_unread_is_dropped(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "HIGH_WATER_BYTES", 1 << 30)  # the answer never stops the request
+    monkeypatch.setattr(output, "HIGH_WATER_BYTES", 1 << 30)  # the answer never stops the request
     async with serving(path, Mock(tape=["x" * 400_000]), write_timeout_secs=0.05) as server:
         slow = await server.connect()
         await slow.send(ask(stream=False))

@@ -1,4 +1,4 @@
-"""One accepted socket of an inference surface: lines or frames in, bytes out, and how it ends.
+"""One accepted socket of an inference surface: lines or frames in, and how it ends. Output writes.
 
 * Bytes are read into the splitter in place. While no task waits for a line, reading goes on only until one
   frame is held; then it pauses, so a connection holds at most one frame and one read.
@@ -10,8 +10,6 @@
   ``PIECE_SECS`` is dropped, as is one that sends nothing between two requests for ``idle_timeout``.
 * ``reserve`` is called before a line grows beyond ``LARGE_BYTES``. While a request runs, no more than that
   is read of the next line.
-* ``write`` never waits; ``writable`` does, once the client has left more unread than the high-water mark. A
-  client that keeps it waiting longer than the write timeout is dropped.
 * ``on_gone`` is called once when the client no longer reads the answers: the client closed its socket, the
   connection was reset, or one of these times passed. One that only shut down its sending side is not gone.
 """
@@ -20,18 +18,15 @@ from __future__ import annotations
 
 import asyncio
 import codecs
-import contextlib
-import mmap
 import socket
 from collections.abc import Callable
-from typing import cast
 
-from inferd.errors import FrameTooLarge, InferdError, InputMemoryFull, MalformedFrame
-from inferd.fastpath import LineSplitter, frame_lines
+from inferd.errors import FrameTooLarge, InferdError, MalformedFrame
+from inferd.fastpath import LineSplitter
 from inferd.serve.hangup import HangupWatch
+from inferd.serve.memory import room_for
+from inferd.serve.output import Output
 
-# An answer of a thousand tokens fits, so that a slow reader seldom keeps a place from the others.
-HIGH_WATER_BYTES = 64 * 1024
 # How long a client may take for PIECE_BYTES of its input, once begun, or for what is left of it. Who has
 # something to say is not that slow; who trickles holds a place and memory from the others.
 PIECE_SECS = 30.0
@@ -41,23 +36,28 @@ LARGE_BYTES = 256 * 1024
 # How long what a client still sends is read and dropped after an error frame, so that closing with unread
 # bytes does not reset the connection and take the frame with it.
 LINGER_SECS = 1.0
-# Up to here memory that is filled costs less than asking the system for memory that is not.
-SMALL_BYTES = 64 * 1024
-# From here on memory comes in huge pages where the system has them: freeing 16,384 small ones takes 6 ms.
-HUGE_BYTES = 4 * 1024 * 1024
-# What is written before the loop turns waits for the turn, up to this much.
-FLUSH_BYTES = 16 * 1024
-FLUSH_PIECES = 64
 # So many first bytes tell which of the wires a client speaks.
 OPENING_BYTES = 5
 
 _DROPPED = bytearray(16 * 1024)
 
 
-class Connection(asyncio.BufferedProtocol):
-    """``max_line`` is the cap of a line in bytes; the timeouts are in seconds, 0 waits for ever."""
+class Connection(Output):
+    """``max_line`` is the cap of a line in bytes; the timeouts are in seconds, 0 waits for ever.
 
-    _transport: asyncio.Transport
+    At most one task waits for input, and which of three futures it waits for says where arriving bytes go:
+
+    * ``_line_waiter``, in :meth:`next_line`: into the splitter, until it holds a line or the end has come;
+    * ``_more_waiter``, in :meth:`next_head` and :meth:`opening`: into the splitter, one read at a time;
+    * ``_raw_waiter``, in :meth:`read_raw`: past the splitter into ``_raw``, what is left to be filled.
+
+    With none of them the splitter takes what comes until :meth:`_pause`; ``_reading`` is false from there on.
+
+    The end: with ``_eof`` the client sends no more, but may still read. With ``_dropping`` the last frame is
+    written, and input is read and thrown away. With ``_closing`` the daemon closes, so that the loss of the
+    connection is no news. ``closed`` is done when the transport is. Whatever comes first of the ways in which
+    a client can leave is reported, once: :meth:`_gone` takes ``_on_gone`` away.
+    """
 
     def __init__(
         self,
@@ -68,9 +68,8 @@ class Connection(asyncio.BufferedProtocol):
         idle_timeout: float = 0.0,
         reserve: Callable[[int], None] = lambda size: None,
     ) -> None:
-        self._loop = asyncio.get_running_loop()
+        super().__init__(write_timeout)
         self._splitter = LineSplitter(max_line)
-        self._write_timeout = write_timeout
         self._hangups = hangups
         self._may_carry_raw = may_carry_raw
         self._idle_timeout = idle_timeout
@@ -83,9 +82,6 @@ class Connection(asyncio.BufferedProtocol):
         self._at_most: int | None = None
         self._raw: memoryview | None = None
         self._raw_waiter: asyncio.Future[bool] | None = None
-        self._unsent: list[bytes] = []
-        self._write_waiter: asyncio.Future[None] | None = None
-        self._write_alarm: asyncio.TimerHandle | None = None
         self._read_alarm: asyncio.TimerHandle | None = None
         self._piece_end = 0
         self._raw_size = 0
@@ -93,10 +89,6 @@ class Connection(asyncio.BufferedProtocol):
         self._dropping = False
         self._closing = False
         self._eof = False
-        self.framed = False
-        """Whether each line that is written goes out as a frame."""
-        self.blocked = False
-        """Whether the client has more unread than the high-water mark."""
         self.gone_because = ""
         self.closed: asyncio.Future[None] = self._loop.create_future()
 
@@ -210,7 +202,7 @@ class Connection(asyncio.BufferedProtocol):
 
         Raises InputMemoryFull, with the bytes unread, where the system gives no memory for them.
         """
-        memory = _memory(size)
+        memory = room_for(size)
         held = self._splitter.take_into(memory)
         if held < size:
             if self._eof:
@@ -329,55 +321,6 @@ class Connection(asyncio.BufferedProtocol):
             self._hand_over()
         return True
 
-    # Writing.
-
-    def write(self, data: bytes) -> None:
-        """Sends ``data``, which is whole lines, at the end of this turn of the loop or once the client reads.
-
-        What is written in one turn goes out in one piece: each piece costs a system call here and one there.
-        """
-        if self.framed:
-            data = frame_lines(data)
-        if not self._unsent:
-            self._loop.call_soon(self._flush)
-        self._unsent.append(data)
-        if len(data) >= FLUSH_BYTES or len(self._unsent) >= FLUSH_PIECES:
-            self._flush()
-
-    def _flush(self) -> None:
-        unsent, self._unsent = self._unsent, []
-        if unsent:
-            self._transport.write(unsent[0] if len(unsent) == 1 else b"".join(unsent))
-
-    async def writable(self) -> None:
-        """Waits until the client has read on, or :meth:`wait_no_more`."""
-        if self.blocked:
-            self._write_waiter = self._loop.create_future()
-            try:
-                await self._write_waiter
-            finally:
-                self._write_waiter = None
-
-    def wait_no_more(self) -> None:
-        """Ends the wait for the client; the next one is a new one."""
-        if self._write_waiter is not None and not self._write_waiter.done():
-            self._write_waiter.set_result(None)
-
-    def pause_writing(self) -> None:
-        self.blocked = True
-        self._arm_write_alarm()
-
-    def resume_writing(self) -> None:
-        self.blocked = False
-        if self._write_alarm is not None:
-            self._write_alarm.cancel()
-            self._write_alarm = None
-        self.wait_no_more()
-
-    def _arm_write_alarm(self) -> None:
-        if self._write_timeout and self._write_alarm is None:
-            self._write_alarm = self._loop.call_later(self._write_timeout, self._gone, "write timeout")
-
     # The end.
 
     async def linger(self) -> None:
@@ -405,10 +348,6 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.abort()
             await asyncio.wait((self.closed,))
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
-        self._transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
-
     def connection_lost(self, exc: Exception | None) -> None:
         self._hangups.forget(self._fd, self._hung_up)
         self.resume_writing()
@@ -426,17 +365,3 @@ class Connection(asyncio.BufferedProtocol):
         if on_gone is not None:
             self.gone_because = why
             on_gone()
-
-
-def _memory(size: int) -> memoryview:
-    if size <= SMALL_BYTES:
-        return memoryview(bytearray(size))
-    # Of a private mapping only the pages that were written take memory: a size costs nothing by itself.
-    try:
-        memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except OSError:
-        raise InputMemoryFull from None
-    if size >= HUGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without them
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return memoryview(memory)

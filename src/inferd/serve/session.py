@@ -13,7 +13,7 @@ import contextlib
 import functools
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, cast
 
@@ -34,6 +34,7 @@ from inferd.errors import (
 from inferd.serve import auth, faults
 from inferd.serve.burst import Burst
 from inferd.serve.connection import LARGE_BYTES, Connection
+from inferd.serve.deadline import alarm, deadline_of
 from inferd.serve.hangup import HangupWatch
 from inferd.serve.memory import InputMemory
 from inferd.serve.models import ModelDirectory
@@ -119,24 +120,6 @@ class Service(Generic[R]):
 
 def _this_task() -> asyncio.Task[None]:
     return cast("asyncio.Task[None]", asyncio.current_task())
-
-
-def _deadline_of(request: Request) -> float | None:
-    """A time of the event loop's clock, counted from now; ``None`` where the request has no deadline."""
-    if request.deadline_ms is None:
-        return None
-    return asyncio.get_running_loop().time() + request.deadline_ms / 1e3
-
-
-@contextlib.contextmanager
-def _alarm(when: float | None, ring: Callable[[], object]) -> Iterator[None]:
-    """Calls ``ring`` at a time of the event loop's clock, if the block has not ended by then."""
-    alarm = None if when is None else asyncio.get_running_loop().call_at(when, ring)
-    try:
-        yield
-    finally:
-        if alarm is not None:
-            alarm.cancel()
 
 
 def _pass_deadline(context: RequestContext[R]) -> None:
@@ -234,7 +217,7 @@ class Session(Generic[R]):
 
     async def _authenticate(self, key: auth.ApiKey) -> bool:
         """Whether the first line holds the key; not a byte is written either way."""
-        alarm = asyncio.get_running_loop().call_later(auth.TIMEOUT_SECS, _this_task().cancel)
+        silence = asyncio.get_running_loop().call_later(auth.TIMEOUT_SECS, _this_task().cancel)
         accepted = False
         self._conn.begin_lines()
         try:
@@ -243,7 +226,7 @@ class Session(Generic[R]):
         except FrameTooLarge:
             pass
         finally:
-            alarm.cancel()
+            silence.cancel()
             self._first_line = False
             if not accepted:
                 _log.warn("tcp_auth_rejected", **self._log_fields)
@@ -280,8 +263,8 @@ class Session(Generic[R]):
             context.ask_for(behalf.caller)
         whole = False  # unread bytes of a request must never be taken for the next one
         try:
-            deadline = _deadline_of(request)
-            with _alarm(deadline, self._miss_deadline):
+            deadline = deadline_of(request)
+            with alarm(deadline, self._miss_deadline):
                 await wire.receive(
                     request, self._service.max_attachment_bytes, functools.partial(self._make_room, request)
                 )
@@ -378,7 +361,7 @@ class Session(Generic[R]):
                     with dispatch as backend:
                         context.backend = backend.name
                         metrics = service.metrics.backends[backend.name]
-                        with _alarm(deadline, functools.partial(_pass_deadline, context)):
+                        with alarm(deadline, functools.partial(_pass_deadline, context)):
                             return await self._surface.answer(context, backend, metrics)
             except BackendError as error:
                 context.permit = None
