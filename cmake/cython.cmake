@@ -19,16 +19,27 @@ function(add_cython_module module pyx)
         VERBATIM)
     python_add_library(${target} MODULE WITH_SOABI ${cpp} ${ARGN})
 
-    # The headers beside the .pyx are for "" alone: some share their name with one of the system or of llama.cpp.
     get_filename_component(headers ${pyx} DIRECTORY)
+    add_quoted_includes(${target} ${headers})
     if(MSVC)
-        target_include_directories(${target} BEFORE PRIVATE ${headers})
         target_compile_options(${target} PRIVATE /utf-8 /bigobj)
-    else()
-        target_compile_options(${target} PRIVATE "SHELL:-iquote \"${headers}\"")
     endif()
     if(NOT APPLE AND NOT WIN32)
         # The symbols of static libraries that were built without our visibility.
         target_link_options(${target} PRIVATE LINKER:--version-script=${CMAKE_SOURCE_DIR}/cmake/exports.map)
     endif()
+endfunction()
+
+# add_quoted_includes(<target> <folder>…)
+#
+# Folders whose headers are found by #include "" alone: some share their name with one of the system or of llama.cpp.
+function(add_quoted_includes target)
+    foreach(folder IN LISTS ARGN)
+        get_filename_component(folder ${folder} ABSOLUTE)
+        if(MSVC)
+            target_include_directories(${target} BEFORE PRIVATE ${folder})
+        else()
+            target_compile_options(${target} PRIVATE "SHELL:-iquote \"${folder}\"")
+        endif()
+    endforeach()
 endfunction()

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from inferd.engine.backend import Done, GenerateRequest, Usage
-from inferd.engine.local import messages
+from inferd.engine.local.child import messages
 from inferd.engine.local.llamacpp import LlamaCpp, LlamaCppConfig
 from tests.tiny_llama import write_llama
 

@@ -18,7 +18,7 @@ from inferd.config.entries import BackendEntry
 from inferd.config.settings import Settings
 from inferd.daemon import daemon
 from inferd.engine.backend import Capabilities, GenerateRequest, Stream, Tool, ToolCall, ToolUse
-from inferd.engine.local import messages
+from inferd.engine.local.child import messages
 from inferd.engine.mock import Mock, MockStream
 
 WINDOW = 131_072

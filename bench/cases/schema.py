@@ -70,7 +70,7 @@ def turn(report: Report, server: servers.Server, way: str, rng: random.Random) -
 def masks(report: Report, options: argparse.Namespace) -> None:
     """The time for the mask at each token of answers that walk through the schemas."""
     from inferd.engine.local import _llama
-    from inferd.engine.local.guides import Guides
+    from inferd.engine.local.schema.guides import Guides
 
     path = servers.model_file(options)
     with path.open("rb") as file:

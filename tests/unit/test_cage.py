@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from inferd.engine.local import _llama
+from inferd.engine.local.child.messages import Load
 from inferd.engine.local.load import cage_profile
-from inferd.engine.local.messages import Load
 
 SCRIPT = """
 import asyncio, ctypes, json, os, socket, subprocess, sys, threading
-from inferd.engine.local import cage
+from inferd.engine.local.child import cage
 
 listener = socket.socket()
 listener.bind(("127.0.0.1", 0))
@@ -112,7 +112,7 @@ def test_what_holds_is_told(tried: dict[str, dict[str, str]]) -> None:
 
 
 def test_a_crash_in_the_cage_still_ends_the_process_and_leaves_no_core(tmp_path: Path) -> None:
-    script = "from inferd.engine.local import cage; import os; cage.enter('cpu'); os.abort()"
+    script = "from inferd.engine.local.child import cage; import os; cage.enter('cpu'); os.abort()"
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=False, capture_output=True)
     assert done.returncode == -6
     assert list(tmp_path.iterdir()) == []

@@ -23,7 +23,8 @@ from inferd.cli.columns import caller
 from inferd.cli.status import admin_address, overview
 from inferd.client.admin import AdminClient
 from inferd.config import sources
-from inferd.engine.local import process, states
+from inferd.engine.local import states
+from inferd.engine.local.child import process
 from inferd.serve.observe.metrics import Metrics
 from inferd.wire import admin as wire
 from tests.scripted_peer import AdminPeer, Peer

@@ -34,7 +34,7 @@ from inferd.engine.backend import (
 )
 from inferd.engine.local import _llama, generic_tools
 from inferd.engine.local.conversation import Family, Reader, prepare
-from inferd.engine.local.guides import Guides
+from inferd.engine.local.schema.guides import Guides
 from inferd.engine.local.typed_stream import TypedStream
 from inferd.errors import InvalidRequest, ToolCallMalformed
 from tests.demo_model import demo_model

@@ -12,8 +12,8 @@ import msgspec
 import pytest
 
 from inferd.engine.backend import GenerateRequest, Media, Message, Tool
-from inferd.engine.local import messages as m
-from inferd.engine.local.link import HEADER, MAX_BODY_BYTES, Link
+from inferd.engine.local.child import messages as m
+from inferd.engine.local.child.link import HEADER, MAX_BODY_BYTES, Link
 from tests.in_process import until
 
 

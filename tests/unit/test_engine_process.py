@@ -24,10 +24,10 @@ from inferd.engine.backend import (
     RankRequest,
     Stream,
 )
-from inferd.engine.local import process
-from inferd.engine.local.hosted import HostedModel
-from inferd.engine.local.messages import Load
-from inferd.engine.local.process import Patience
+from inferd.engine.local.child import process
+from inferd.engine.local.child.hosted import HostedModel
+from inferd.engine.local.child.messages import Load
+from inferd.engine.local.child.process import Patience
 from inferd.errors import (
     EmbedUnsupported,
     EngineEnded,

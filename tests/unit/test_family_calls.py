@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 from inferd.engine.backend import Message, Tool, ToolCall
-from inferd.engine.local import _llama, generic_tools, raw_texts
+from inferd.engine.local import _llama, generic_tools
 from inferd.engine.local.conversation import Family, Prepared, _FamilyReader, prepare
-from inferd.engine.local.family_repairs import repaired
-from inferd.engine.local.guides import Guides
+from inferd.engine.local.schema import raw_texts
+from inferd.engine.local.schema.family_repairs import repaired
+from inferd.engine.local.schema.guides import Guides
 from tests.unit.test_conversation import TEMPLATES, follow, read, request, summary
 from tests.unit.test_llamacpp import load_model
 

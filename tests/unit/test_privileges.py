@@ -29,7 +29,7 @@ FILES = sorted(
     if path.relative_to(SOURCE).parts[0] not in ("cli", "client", "__main__.py")
 )
 FETCHES_BY_PIP = SOURCE / "store" / "wheel.py"
-STARTS_ENGINES = SOURCE / "engine" / "local" / "process.py"
+STARTS_ENGINES = SOURCE / "engine" / "local" / "child" / "process.py"
 
 STARTS_BRIDGE = SOURCE / "daemon" / "bridge.py"
 
@@ -45,13 +45,13 @@ LOADERS = re.compile(
 
 KNOWN_LOADERS: dict[str, tuple[str, ...]] = {
     "__init__.py": ("importlib.import_module",),  # two modules of our own, by names that are in its text
-    "engine/local/guides.py": ("importlib",),  # the file of llguidance, in the process of a model
+    "engine/local/schema/guides.py": ("importlib",),  # the file of llguidance, in the process of a model
     "store/wheel.py": ("importlib.util",),  # looks whether pip is there
     "engine/local/portable.py": ("importlib.metadata", "importlib.util"),  # looks which companions are there
     "engine/local/states.py": ("importlib.util",),  # looks where the compiled engine is
     "daemon/bridge.py": ("importlib.util",),  # looks whether the extra inferd[http] is there
     "coredump.py": ("ctypes",),  # prctl
-    "engine/local/cage.py": ("ctypes",),  # the system calls that shut an engine in
+    "engine/local/child/cage.py": ("ctypes",),  # the system calls that shut an engine in
 }
 
 
@@ -107,7 +107,7 @@ def test_the_engine_starts_no_program() -> None:
     assert starts <= {"fork", "execlp", "execlpe"}
     assert (
         'os.environ.setdefault("GGML_NO_BACKTRACE", "1")'
-        in (SOURCE / "engine" / "local" / "_llama.pyx").read_text()
+        in (SOURCE / "engine" / "local" / "loop" / "_llama.pyx").read_text()
     )
 
 

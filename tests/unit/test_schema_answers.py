@@ -13,7 +13,7 @@ from jsonschema import validators
 
 from inferd.engine.backend import Done, GenerateRequest, Message
 from inferd.engine.local import _llama
-from inferd.engine.local.guides import Guides
+from inferd.engine.local.schema.guides import Guides
 from inferd.errors import InvalidRequest, SchemaViolation
 from inferd.sampling import SamplingParams
 from tests.schema_examples import REFUSED, SERVED

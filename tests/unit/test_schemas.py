@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from inferd.engine.backend import Tool
-from inferd.engine.local import _llama, schema_check
-from inferd.engine.local.guides import Guides, Held
-from inferd.engine.local.schema_check import Check
+from inferd.engine.local import _llama
+from inferd.engine.local.schema import schema_check
+from inferd.engine.local.schema.guides import Guides, Held
+from inferd.engine.local.schema.schema_check import Check
 from inferd.errors import InvalidRequest
 from tests.unit.test_llamacpp import load_model
 
@@ -230,11 +231,11 @@ def test_what_takes_long_to_prepare_is_bounded(monkeypatch: pytest.MonkeyPatch) 
         hold({"allOf": parts})
     assert hold_tool({"allOf": parts}).dropped == ("/allOf/2/properties/a/multipleOf",)
     assert hold(properties(a=parts[0], b=parts[1], c=parts[2])).dropped == ()
-    monkeypatch.setattr("inferd.engine.local.schema_rules.MAX_OPTIONAL", 20)
+    monkeypatch.setattr("inferd.engine.local.schema.schema_rules.MAX_OPTIONAL", 20)
     many = {"type": "object", "properties": {f"k{i}": True for i in range(21)}}
     with pytest.raises(InvalidRequest, match="more than 20 of its properties are optional"):
         hold_tool(many)
-    monkeypatch.setattr("inferd.engine.local.guides.MOST_SECONDS", -1.0)
+    monkeypatch.setattr("inferd.engine.local.schema.guides.MOST_SECONDS", -1.0)
     with pytest.raises(InvalidRequest, match="takes too much processor time"):
         hold_tool(properties(a={"pattern": "^new here$"}))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from inferd import log
 from inferd.config import paths
 from inferd.config.settings import Settings
-from inferd.engine.local.messages import KeptState, LeavingState
+from inferd.engine.local.child.messages import KeptState, LeavingState
 from inferd.errors import StoreError
 from inferd.store import verify
 from inferd.store.states import Head, Kept, StateFiles

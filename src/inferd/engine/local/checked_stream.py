@@ -15,7 +15,7 @@ import orjson
 
 from inferd import log
 from inferd.engine.backend import Done, Event, Stream, Text, ToolUse
-from inferd.engine.local.guides import Held
+from inferd.engine.local.schema.guides import Held
 from inferd.errors import SchemaViolation, ToolCallMalformed
 
 _log = log.get("llamacpp")

@@ -26,11 +26,13 @@ from inferd.engine.backend import (
     ToolCall,
     ToolUse,
 )
-from inferd.engine.local import _llama, constrain, generic_tools, media, turns
+from inferd.engine.local import _llama, generic_tools, media
 from inferd.engine.local.answers import Kept
-from inferd.engine.local.family_grammar import NoCalls
-from inferd.engine.local.family_repairs import repaired
-from inferd.engine.local.guides import Guides, Held
+from inferd.engine.local.child import turns
+from inferd.engine.local.schema import constrain
+from inferd.engine.local.schema.family_grammar import NoCalls
+from inferd.engine.local.schema.family_repairs import repaired
+from inferd.engine.local.schema.guides import Guides, Held
 from inferd.errors import InvalidRequest, PromptTooLong
 
 

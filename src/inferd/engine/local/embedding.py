@@ -31,8 +31,8 @@ from inferd.engine.backend import (
     Stream,
 )
 from inferd.engine.local import _llama, embed_prefixes
+from inferd.engine.local.child.messages import Pulse
 from inferd.engine.local.llamacpp import GGML_ERROR, LlamaCppConfig, accelerator_of, loading, pass_on_log
-from inferd.engine.local.messages import Pulse
 from inferd.errors import (
     BackendInternal,
     EmbedUnsupported,

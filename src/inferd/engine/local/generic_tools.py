@@ -13,7 +13,7 @@ import orjson
 
 from inferd.engine.backend import Event, Text, Tool, ToolCall, ToolUse
 from inferd.engine.local import _llama
-from inferd.engine.local.guides import Guides, Held
+from inferd.engine.local.schema.guides import Guides, Held
 
 MARKER = "<tool_call>"
 

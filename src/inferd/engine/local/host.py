@@ -2,8 +2,8 @@
 
 Everything that touches llama.cpp runs here and nowhere else. The daemon starts this program with a socket as
 its standard input; over that come the descriptors of the model and what to do with it, and back go frames,
-results and log lines (:mod:`inferd.engine.local.messages`). The process ends when the socket does: the daemon
-holds the other end, so no engine outlives its daemon.
+results and log lines (:mod:`inferd.engine.local.child.messages`). The process ends when the socket does: the
+daemon holds the other end, so no engine outlives its daemon.
 
 With a file as its argument it loads that in the foreground instead, answers the lines of its standard input,
 and is in no cage: for a debugger.
@@ -35,10 +35,10 @@ from inferd.engine.backend import (
     Thinking,
     Usage,
 )
-from inferd.engine.local import cage
-from inferd.engine.local import messages as m
+from inferd.engine.local.child import cage
+from inferd.engine.local.child import messages as m
+from inferd.engine.local.child.link import Link, receive
 from inferd.engine.local.embedding import EmbeddingModel
-from inferd.engine.local.link import Link, receive
 from inferd.engine.local.llamacpp import LlamaCpp
 from inferd.engine.local.load import cage_profile, limit_memory, load_model, preload_modules
 from inferd.errors import EmbedUnsupported, RerankUnsupported

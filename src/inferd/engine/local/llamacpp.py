@@ -41,9 +41,9 @@ from inferd.engine.backend import (
 from inferd.engine.local import _llama
 from inferd.engine.local.answers import Answers, Keeper, Turn
 from inferd.engine.local.checked_stream import CheckedStream
+from inferd.engine.local.child.messages import Adapter, Pulse
 from inferd.engine.local.conversation import Family, Prepared, prepare
-from inferd.engine.local.guides import Guides
-from inferd.engine.local.messages import Adapter, Pulse
+from inferd.engine.local.schema.guides import Guides
 from inferd.engine.local.states import EngineStates, Send
 from inferd.engine.local.suggested import DEFAULTS, suggested
 from inferd.engine.local.typed_stream import RAW_FRAMES, TypedStream

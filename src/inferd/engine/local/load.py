@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from inferd.engine.local import _llama
+from inferd.engine.local.child.messages import Load
 from inferd.engine.local.embedding import EmbeddingModel
 from inferd.engine.local.llamacpp import PREPARING_STACK_BYTES, LlamaCpp, LlamaCppConfig, accelerator_of
-from inferd.engine.local.messages import Load
 from inferd.errors import ModelError
 from inferd.progress import Progress
 
@@ -78,7 +78,7 @@ def limit_memory(load: Load, profile: str) -> None:
 
 
 def cage_profile(load: Load) -> str:
-    """The profile of :mod:`inferd.engine.local.cage` for this load: a GPU's driver needs a looser one."""
+    """The profile of :mod:`~inferd.engine.local.child.cage` for this load, looser for drivers of GPUs."""
     on_gpu = load.n_gpu_layers != 0 and load.force_backend != "cpu"
     if load.cage == "cpu" and on_gpu and any(device[0] in ("gpu", "igpu") for device in _llama.devices()):
         return "gpu"

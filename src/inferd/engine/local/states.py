@@ -23,11 +23,11 @@ import msgspec
 
 from inferd import __version__
 from inferd.engine.backend import Capabilities
-from inferd.engine.local import messages as m
+from inferd.engine.local.child import messages as m
 
 if TYPE_CHECKING:
     from inferd.engine.local._llama import Engine, LeavingState
-    from inferd.engine.local.process import EngineProcess
+    from inferd.engine.local.child.process import EngineProcess
 
 FLUSH_SECS = 5.0
 """How long the states of a model that is closed may take to be saved."""

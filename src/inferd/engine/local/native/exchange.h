@@ -20,12 +20,12 @@
 #include <utility>
 #include <vector>
 
-#include "checkpoints.h"
-#include "drafts.h"
-#include "logprobs.h"
+#include "cache/checkpoints.h"
+#include "sampling/drafts.h"
+#include "sampling/logprobs.h"
 #include "media.h"
-#include "prefix.h"
-#include "sampling.h"
+#include "cache/prefix_plan.h"
+#include "sampling/sampling.h"
 #include "text.h"
 
 #ifdef __linux__

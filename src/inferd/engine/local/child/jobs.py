@@ -15,11 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from inferd.engine.backend import EmbedRequest, GenerateRequest, RankRequest
-from inferd.engine.local import messages as m
+from inferd.engine.local.child import messages as m
 from inferd.errors import EngineEnded, InferdError
 
 if TYPE_CHECKING:
-    from inferd.engine.local.process import EngineProcess
+    from inferd.engine.local.child.process import EngineProcess
 
 Request = GenerateRequest | EmbedRequest | RankRequest
 Message = tuple[int, bytes, list[int]]

@@ -33,8 +33,8 @@ from libcpp.utility cimport move
 from libcpp.vector cimport vector
 
 from inferd._json cimport json_escape_into
-from inferd.engine.local.core_h cimport *
-from inferd.engine.local.llama_h cimport *
+from inferd.engine.local.loop.core_h cimport *
+from inferd.engine.local.loop.llama_h cimport *
 
 import os
 

@@ -16,12 +16,12 @@
 #include <string>
 #include <vector>
 
-#include "gbnf.h"
+#include "sampling/gbnf.h"
 #include "guards/grammar.h"
-#include "guidance.h"
+#include "sampling/guidance.h"
 #include "llama.h"
-#include "nucleus.h"
-#include "penalties.h"
+#include "sampling/nucleus.h"
+#include "sampling/penalties.h"
 
 namespace inferd {
 

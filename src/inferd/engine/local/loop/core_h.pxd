@@ -7,7 +7,7 @@ from libcpp.pair cimport pair
 from libcpp.string cimport string
 from libcpp.vector cimport vector
 
-from inferd.engine.local.llama_h cimport (
+from inferd.engine.local.loop.llama_h cimport (
     llama_adapter_lora, llama_batch, llama_context, llama_model, llama_token, llama_token_data, llama_vocab)
 
 
@@ -106,7 +106,7 @@ cdef extern from "common.h" nogil:
     vector[llama_token] common_tokenize(const llama_vocab* vocab, const string& text, cbool add_special, cbool special)
 
 
-cdef extern from "native/guidance.h" namespace "inferd" nogil:
+cdef extern from "native/sampling/guidance.h" namespace "inferd" nogil:
     cbool c_open_guidance "inferd::open_guidance"(const string& path, string& version, string& error)
     cdef cppclass GuidanceVocab:
         GuidanceVocab(const llama_vocab* vocab)
@@ -124,7 +124,7 @@ cdef extern from "native/guidance.h" namespace "inferd" nogil:
         const uint32_t* mask()
 
 
-cdef extern from "native/sampling.h" namespace "inferd" nogil:
+cdef extern from "native/sampling/sampling.h" namespace "inferd" nogil:
     cdef cppclass SamplingParams:
         float temperature
         float top_p
@@ -151,12 +151,12 @@ cdef extern from "native/sampling.h" namespace "inferd" nogil:
         llama_token sample(const float* logits)
 
 
-cdef extern from "native/nucleus.h" namespace "inferd" nogil:
+cdef extern from "native/sampling/nucleus.h" namespace "inferd" nogil:
     void c_nucleus "inferd::nucleus"(
         const float* logits, int32_t n, float p, vector[llama_token_data]& out) except +
 
 
-cdef extern from "native/logprobs.h" namespace "inferd" nogil:
+cdef extern from "native/sampling/logprobs.h" namespace "inferd" nogil:
     cdef cppclass CLogprobs "inferd::Logprobs":
         void want(int top)
         cbool wanted()
@@ -187,7 +187,7 @@ cdef extern from "native/threads.h" namespace "inferd" nogil:
         void stalled(int64_t now)
 
 
-cdef extern from "native/drafts.h" namespace "inferd" nogil:
+cdef extern from "native/sampling/drafts.h" namespace "inferd" nogil:
     cdef size_t MOST_DRAFTED "inferd::Drafter::kMost"
     cdef cppclass CDrafter "inferd::Drafter":
         const vector[llama_token]& draft()
@@ -197,7 +197,7 @@ cdef extern from "native/drafts.h" namespace "inferd" nogil:
         void came(const vector[llama_token]& tokens)
 
 
-cdef extern from "native/prefix.h" namespace "inferd" nogil:
+cdef extern from "native/cache/prefix.h" namespace "inferd" nogil:
     cdef cppclass PieceOf:
         pass
     cdef cppclass Match:
@@ -206,7 +206,7 @@ cdef extern from "native/prefix.h" namespace "inferd" nogil:
     PieceOf pieces_of(vector[string] texts)
 
 
-cdef extern from "native/checkpoints.h" namespace "inferd" nogil:
+cdef extern from "native/cache/checkpoints.h" namespace "inferd" nogil:
     cdef cppclass Checkpoint:
         size_t n
     cdef cppclass Checkpoints:
@@ -214,7 +214,7 @@ cdef extern from "native/checkpoints.h" namespace "inferd" nogil:
         void cut(size_t n)
 
 
-cdef extern from "native/prefix_cache.h" namespace "inferd" nogil:
+cdef extern from "native/cache/prefix_cache.h" namespace "inferd" nogil:
     cdef enum class Miss(int):
         none
     cdef cppclass Sequence:
@@ -280,7 +280,7 @@ cdef extern from "native/prefix_cache.h" namespace "inferd" nogil:
         void add(Sequence sequence, unique_ptr[StateBytes] data, size_t size)
 
 
-cdef extern from "native/state.h" namespace "inferd" nogil:
+cdef extern from "native/cache/state.h" namespace "inferd" nogil:
     PieceOf piece_of(const llama_vocab* vocab)
     cbool c_save "inferd::save"(
         llama_context* ctx, int slot, const Sequence& sequence, CPrefixCache& cache, double token_us
@@ -394,7 +394,7 @@ cdef extern from "native/adapters.h" namespace "inferd" nogil:
         int turn(const vector[Job*]& active, size_t& decoders)
 
 
-cdef extern from "native/depot.h" namespace "inferd" nogil:
+cdef extern from "native/cache/depot.h" namespace "inferd" nogil:
     cdef cppclass Depot:
         Depot(Exchange& exchange)
         void open()

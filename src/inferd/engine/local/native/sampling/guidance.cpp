@@ -1,4 +1,4 @@
-#include "guidance.h"
+#include "sampling/guidance.h"
 
 #include <algorithm>
 #include <cstring>

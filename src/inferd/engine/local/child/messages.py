@@ -98,8 +98,8 @@ class Load:
     ``cache_mib`` bounds the memory of saved prefixes; ``drafts`` are ``auto``, ``on`` or ``off``. The daemon
     keeps files of states if ``files`` is set;
     one is written when there was no job for ``file_after_ms``. ``cage`` is a profile of
-    :mod:`inferd.engine.local.cage`. ``chat_template`` is Jinja in the place of the model's own. The last
-    descriptors are those of the ``adapters``.
+    :mod:`inferd.engine.local.child.cage`. ``chat_template`` is Jinja in the place of the model's own. The
+    last descriptors are those of the ``adapters``.
     """
 
     name: str

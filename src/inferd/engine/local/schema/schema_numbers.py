@@ -6,7 +6,7 @@ import math
 from decimal import Decimal
 from typing import Any
 
-from inferd.engine.local.schema_places import refusal, step
+from inferd.engine.local.schema.schema_places import refusal, step
 
 Digits = tuple[int, int]
 ONE: Digits = (1, 0)

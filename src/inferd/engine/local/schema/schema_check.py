@@ -21,7 +21,7 @@ from jsonschema_specifications import REGISTRY as SPECIFICATIONS
 from referencing.jsonschema import specification_with
 
 from inferd.engine.local import _llama
-from inferd.engine.local.schema_places import nodes, refusal, step
+from inferd.engine.local.schema.schema_places import nodes, refusal, step
 
 PATTERN_SECONDS = 0.2
 Errors = Iterator[ValidationError]

@@ -16,9 +16,10 @@ import orjson
 
 from inferd import log
 from inferd.engine.backend import Tool
-from inferd.engine.local import _llama, schema_check, schema_rules
-from inferd.engine.local.schema_check import Check
-from inferd.engine.local.schema_places import refusal
+from inferd.engine.local import _llama
+from inferd.engine.local.schema import schema_check, schema_rules
+from inferd.engine.local.schema.schema_check import Check
+from inferd.engine.local.schema.schema_places import refusal
 from inferd.errors import InvalidRequest, ModelError
 
 _log = log.get("llamacpp")

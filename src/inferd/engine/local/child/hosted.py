@@ -41,11 +41,11 @@ from inferd.engine.backend import (
     ToolUse,
     Usage,
 )
-from inferd.engine.local import messages as m
-from inferd.engine.local.jobs import Job, Request, Turns
-from inferd.engine.local.process import EngineProcess, Patience
+from inferd.engine.local.child import messages as m
+from inferd.engine.local.child.jobs import Job, Request, Turns
+from inferd.engine.local.child.process import EngineProcess, Patience
+from inferd.engine.local.child.suspects import Suspects
 from inferd.engine.local.states import DaemonStates, StateStore
-from inferd.engine.local.suspects import Suspects
 from inferd.errors import (
     BackendInternal,
     EmbedUnsupported,

@@ -5,6 +5,8 @@
 // snapshots and the requests that run, and says what to do about it; the caller moves the cells and reports back.
 // Of states that are in files the cache knows the tokens; `plan` asks for one that holds more than all else.
 //
+// Over 400 lines: every choice here weighs the same slots, snapshots and files against each other.
+//
 // Sequences of different scopes never meet. Everything but `bytes` and `tokens` happens on the engine's thread.
 #pragma once
 
@@ -15,74 +17,10 @@
 #include <memory>
 #include <utility>
 
-#include "checkpoints.h"
-#include "prefix.h"
+#include "cache/misses.h"
+#include "cache/prefix_plan.h"
 
 namespace inferd {
-
-// Why a prompt, or the larger part of it, has to be computed. `model`: it was held for another model or another
-// context, before a restart, or for another adapter.
-enum class Miss : int { none = 0, first, changed, evicted, other_user, opted_out, model };
-
-// Tokens that were computed for a scope: a user, and behind a NUL what was computed with.
-struct Sequence {
-    Tokens tokens;
-    std::string scope;
-    std::string session;
-    Checkpoints checkpoints;  // in a model that cannot drop a tail
-    uint64_t used = 0;        // the clock of `PrefixCache` at its last use
-};
-
-// The state of a sequence as llama.cpp writes it.
-struct Snapshot {
-    Sequence sequence;
-    std::unique_ptr<uint8_t[]> data;
-    size_t size = 0;
-};
-
-// A state in a file.
-struct Stored {
-    uint32_t id = 0;
-    Sequence sequence;
-    size_t size = 0;
-};
-
-// A request that is about to get a slot.
-struct Wanted {
-    const Tokens *prompt;
-    size_t n_reusable;  // so many tokens from the start may come from the cache
-    size_t n_max;       // room for a prompt, in tokens
-    const std::string *scope;
-    const std::string *session;
-    bool opted_out;
-    bool may_fetch = true;  // false: it has already waited for a file
-    double token_us = 0;    // what computing a token takes; 0 is not known
-};
-
-// A request that runs: the first `n_past` of its tokens are in the cells of `slot`, the others follow.
-struct Live {
-    int slot;
-    const Tokens *tokens;
-    size_t n_past;
-    const std::string *scope;
-    bool shared;  // false: it opted out
-    const Checkpoints *checkpoints = nullptr;
-    const std::vector<size_t> *marks = nullptr;  // where it will have further ones
-};
-
-struct Plan {
-    bool wait = false;                  // for `fetch`, or a running request is computing what this one begins with
-    uint32_t fetch = 0;                 // the file to bring, or 0
-    int slot = -1;                      // the slot to take, never a busy one
-    int copy_from = -1;                 // a slot whose cells are to be copied there, or -1
-    bool save = false;                  // first save what the slot holds: the request shares only the head of it
-    std::shared_ptr<Snapshot> restore;  // a snapshot to be loaded there, or null
-    Match keep;                         // what of the source agrees with the prompt
-    Checkpoints::Each rewind;           // how the source gets there, if it cannot be cut; null: it can, or need not
-    Checkpoints checkpoints;            // of the source, as far as it is kept
-    Tokens prompt;           // the prompt with the source's own tokens, where they say the same by other ids
-    Miss miss = Miss::none;  // the reason, when less than half of the prompt is found
-};
 
 class PrefixCache {
   public:
@@ -93,6 +31,8 @@ class PrefixCache {
     static constexpr size_t kLeastSaved = 32;
     // Fewer tokens are not worth a file.
     static constexpr size_t kLeastFiled = 64;
+    // So many sequences are remembered as those that cannot be in a file.
+    static constexpr size_t kMostUnfiled = 256;
 
     // `budget`: bytes of all snapshots and checkpoints. `any_cut`: a sequence may be shortened to any length; without
     // it a sequence is of use as a whole, or up to one of its checkpoints.
@@ -138,7 +78,7 @@ class PrefixCache {
 
     // The slot now belongs to a request; what it held is forgotten here.
     void take(int slot) {
-        if (!saved(slots_[slot].sequence)) remember(slots_[slot].sequence);
+        if (!saved(slots_[slot].sequence)) misses_.remember(slots_[slot].sequence, Miss::evicted);
         slots_[slot].busy = true;
         slots_[slot].sequence = {};
         count();
@@ -164,7 +104,7 @@ class PrefixCache {
 
     // The idle slot was emptied to make room.
     void evict(int slot) {
-        remember(slots_[slot].sequence);
+        misses_.remember(slots_[slot].sequence, Miss::evicted);
         slots_[slot].sequence = {};
         count();
     }
@@ -188,7 +128,7 @@ class PrefixCache {
                 if (sooner(snapshots_[i]->sequence, snapshots_[oldest]->sequence)) oldest = i;
             }
             if (on_evict_ && !filed(snapshots_[oldest]->sequence)) on_evict_(snapshots_[oldest]);
-            remember(snapshots_[oldest]->sequence);
+            misses_.remember(snapshots_[oldest]->sequence, Miss::evicted);
             drop(oldest);
         }
         return true;
@@ -242,7 +182,7 @@ class PrefixCache {
     // `sequence` cannot be in a file.
     void no_file(Sequence sequence) {
         no_files_.push_front(std::move(sequence));
-        if (no_files_.size() > kGhosts) no_files_.pop_back();
+        if (no_files_.size() > kMostUnfiled) no_files_.pop_back();
     }
 
     // Whether a file holds all of `sequence`, or none should.
@@ -279,7 +219,7 @@ class PrefixCache {
     }
 
     // `sequence` was computed for another model or in another way, and is of no use.
-    void outdated(const Sequence &sequence) { remember(sequence, Miss::model); }
+    void outdated(const Sequence &sequence) { misses_.remember(sequence, Miss::model); }
 
     // Bringing a file of `size` bytes took `us`.
     void fetched(size_t size, int64_t us) {
@@ -321,16 +261,6 @@ class PrefixCache {
         std::shared_ptr<Snapshot> snapshot;
         uint64_t used = 0;
     };
-
-    // Prefixes of what was given up, as hashes of every kGhostStep tokens.
-    struct Ghost {
-        std::string scope;
-        std::vector<uint64_t> heads;
-        Miss why;
-    };
-
-    static constexpr size_t kGhostStep = 32;
-    static constexpr size_t kGhosts = 256;
 
     // What agrees with a prompt, and the checkpoint that ends there where a model needs one.
     struct Found {
@@ -476,19 +406,6 @@ class PrefixCache {
         return empty >= 0 ? empty : oldest();
     }
 
-    // A conversation that was given a name outlasts those without.
-    static bool sooner(const Sequence &a, const Sequence &b) {
-        if (a.session.empty() != b.session.empty()) return a.session.empty();
-        return a.used < b.used;
-    }
-
-    static bool same(const Sequence &a, const Sequence &b) { return a.scope == b.scope && a.tokens == b.tokens; }
-
-    static bool covers(const Sequence &whole, const Sequence &part) {
-        return whole.scope == part.scope && whole.tokens.size() >= part.tokens.size() &&
-               std::equal(part.tokens.begin(), part.tokens.end(), whole.tokens.begin());
-    }
-
     // Gives up the checkpoints of the idle slot used longest ago; false when no idle slot has any.
     bool drop_checkpoints() {
         Sequence *oldest = nullptr;
@@ -517,13 +434,8 @@ class PrefixCache {
 
     Miss reason(const Wanted &wanted, const Source &best) const {
         const size_t enough = std::max(wanted.n_reusable / 2, kLeastShared);
-        const std::vector<uint64_t> heads = heads_of(*wanted.prompt);
-        for (const auto &ghost : ghosts_) {
-            size_t n = 0;
-            while (n < heads.size() && n < ghost.heads.size() && heads[n] == ghost.heads[n]) n++;
-            if (ghost.scope == *wanted.scope && n * kGhostStep + kGhostStep > enough && n > 0) return ghost.why;
-        }
-        Miss why = Miss::none;
+        Miss why = misses_.reason(*wanted.prompt, *wanted.scope, enough);
+        if (why != Miss::none) return why;
         const auto look = [&](const Sequence &held) {
             if (held.scope == *wanted.scope || why == Miss::model) return;
             const Match found = match_prefix(held.tokens, held.tokens.size(), *wanted.prompt, wanted.n_reusable);
@@ -536,33 +448,12 @@ class PrefixCache {
         return best.keep.prompt >= kLeastShared ? Miss::changed : Miss::first;
     }
 
-    static bool same_user(const std::string &a, const std::string &b) {
-        const auto user = [](const std::string &scope) { return scope.substr(0, scope.find('\0')); };
-        return user(a) == user(b);
-    }
-
-    static std::vector<uint64_t> heads_of(const Tokens &tokens) {
-        std::vector<uint64_t> heads;
-        uint64_t hash = 1469598103934665603u;  // FNV-1a
-        for (size_t i = 0; i < tokens.size(); i++) {
-            hash = (hash ^ static_cast<uint32_t>(tokens[i])) * 1099511628211u;
-            if ((i + 1) % kGhostStep == 0) heads.push_back(hash);
-        }
-        return heads;
-    }
-
-    void remember(const Sequence &sequence, Miss why = Miss::evicted) {
-        if (sequence.tokens.size() < kGhostStep) return;
-        ghosts_.push_front({sequence.scope, heads_of(sequence.tokens), why});
-        if (ghosts_.size() > kGhosts) ghosts_.pop_back();
-    }
-
     std::vector<Slot> slots_;
     std::vector<std::shared_ptr<Snapshot>> snapshots_;
     std::vector<Stored> files_;
     std::deque<Sequence> no_files_;
     std::function<void(std::shared_ptr<Snapshot>)> on_evict_;
-    std::deque<Ghost> ghosts_;
+    Misses misses_;
     const size_t budget_;
     const bool any_cut_;
     const PieceOf text_of_;

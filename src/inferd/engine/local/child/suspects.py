@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from inferd.engine.backend import GenerateRequest
-from inferd.engine.local import messages as m
-from inferd.engine.local.jobs import Request
+from inferd.engine.local.child import messages as m
+from inferd.engine.local.child.jobs import Request
 from inferd.errors import InvalidRequest
 
 REMEMBERED_SECS = 600.0

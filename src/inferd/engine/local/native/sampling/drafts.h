@@ -18,7 +18,7 @@
 #include <utility>
 
 #include "llama.h"
-#include "prefix.h"
+#include "cache/prefix.h"
 #include "threads.h"
 
 namespace inferd {

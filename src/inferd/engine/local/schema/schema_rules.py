@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, unquote
 
-from inferd.engine.local import schema_numbers, schema_patterns
-from inferd.engine.local.schema_places import MAX_DEPTH, followed, nodes, refusal, resolve, step
+from inferd.engine.local.schema import schema_numbers, schema_patterns
+from inferd.engine.local.schema.schema_places import MAX_DEPTH, followed, nodes, refusal, resolve, step
 
 MAX_SCHEMAS = 20_000
 MAX_OPTIONAL = 2_000  # of one object, whose grammar is made in the square of that

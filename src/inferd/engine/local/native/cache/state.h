@@ -11,7 +11,7 @@
 #include <utility>
 
 #include "llama.h"
-#include "prefix_cache.h"
+#include "cache/prefix_cache.h"
 
 namespace inferd {
 

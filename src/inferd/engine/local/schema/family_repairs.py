@@ -1,8 +1,8 @@
 """Mends of the parsers that llama.cpp makes, where they differ from what a chat template writes.
 
 llama.cpp finds out a family's format by comparing renderings, and is mistaken for some templates. Each
-function here changes one such mistake in the list of nodes (see :mod:`inferd.engine.local.family_grammar`)
-and leaves every other parser as it is.
+function here changes one such mistake in the list of nodes
+(see :mod:`~inferd.engine.local.schema.family_grammar`) and leaves every other parser as it is.
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ from typing import Protocol
 import msgspec
 
 from inferd import log
-from inferd.engine.local import messages as m
-from inferd.engine.local.link import Link
+from inferd.engine.local.child import messages as m
+from inferd.engine.local.child.link import Link
 from inferd.errors import InferdError, ModelError
 from inferd.progress import Progress
 

@@ -1,7 +1,7 @@
 """Guides for the answers of a family with a format of its own: thoughts, then calls or a JSON value.
 
-The format comes from llama.cpp's parser of the family (see :mod:`inferd.engine.local.family_grammar`). That
-is made for a ``form``: the tools with no more of their schemas than the parser needs to know.
+The format comes from llama.cpp's parser of the family, see :mod:`~inferd.engine.local.schema.family_grammar`.
+That is made for a ``form``: the tools with no more of their schemas than the parser needs to know.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from inferd.engine.backend import Tool
-from inferd.engine.local import _llama, raw_texts
-from inferd.engine.local.family_grammar import Format, Inexpressible
-from inferd.engine.local.guides import TOOL_OPTIONS, Guides, Held, json_text
+from inferd.engine.local import _llama
+from inferd.engine.local.schema import raw_texts
+from inferd.engine.local.schema.family_grammar import Format, Inexpressible
+from inferd.engine.local.schema.guides import TOOL_OPTIONS, Guides, Held, json_text
 
 _TYPES = ("array", "boolean", "integer", "null", "number", "object", "string")
 _NOT_IN_RULES = re.compile("[^a-zA-Z0-9-]+")  # llama.cpp writes a dash for them in the names of rules

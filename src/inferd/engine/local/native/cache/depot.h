@@ -15,8 +15,8 @@
 #include <vector>
 
 #include "exchange.h"
-#include "prefix_cache.h"
-#include "state.h"
+#include "cache/prefix_cache.h"
+#include "cache/state.h"
 
 namespace inferd {
 

@@ -1,0 +1,57 @@
+// Prefixes that were given up, so that a request which needs one can be told why it is not there.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <string>
+#include <vector>
+
+#include "cache/prefix_plan.h"
+
+namespace inferd {
+
+class Misses {
+  public:
+    void remember(const Sequence &sequence, Miss why) {
+        if (sequence.tokens.size() < kStep) return;
+        ghosts_.push_front({sequence.scope, heads_of(sequence.tokens), why});
+        if (ghosts_.size() > kMost) ghosts_.pop_back();
+    }
+
+    // Why `prompt` is no longer there: more than about `enough` of its first tokens were given up. `none`: they were not.
+    Miss reason(const Tokens &prompt, const std::string &scope, size_t enough) const {
+        const std::vector<uint64_t> heads = heads_of(prompt);
+        for (const auto &ghost : ghosts_) {
+            size_t n = 0;
+            while (n < heads.size() && n < ghost.heads.size() && heads[n] == ghost.heads[n]) n++;
+            if (ghost.scope == scope && n * kStep + kStep > enough && n > 0) return ghost.why;
+        }
+        return Miss::none;
+    }
+
+  private:
+    // The hashes of every kStep tokens: 8 bytes for each 32 tokens, and not the tokens of a client.
+    struct Ghost {
+        std::string scope;
+        std::vector<uint64_t> heads;
+        Miss why;
+    };
+
+    static constexpr size_t kStep = 32;
+    static constexpr size_t kMost = 256;
+
+    static std::vector<uint64_t> heads_of(const Tokens &tokens) {
+        std::vector<uint64_t> heads;
+        uint64_t hash = 1469598103934665603u;  // FNV-1a
+        for (size_t i = 0; i < tokens.size(); i++) {
+            hash = (hash ^ static_cast<uint32_t>(tokens[i])) * 1099511628211u;
+            if ((i + 1) % kStep == 0) heads.push_back(hash);
+        }
+        return heads;
+    }
+
+    std::deque<Ghost> ghosts_;
+};
+
+}  // namespace inferd
