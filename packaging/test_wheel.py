@@ -25,8 +25,8 @@ from pathlib import Path
 
 QUESTION = "Why is the sky blue?"
 GREEDY = ["--temperature", "0", "--max-tokens", "24"]
-FLOORS = range(17, 36)
-"""Minor versions of glibc that are tried as the floor of the dependencies."""
+FLOORS = range(28, 41)
+"""Minor versions of glibc that are tried as the floor of the dependencies, from that of the wheel on."""
 
 
 class Failed(Exception):
@@ -108,17 +108,8 @@ def floor(python: str, wheel: Path, scratch: Path) -> str:
         # pip takes each tag literally: a system with glibc 2.n takes the wheels of all before.
         tags = [f"manylinux_2_{minor}_{machine}" for minor in range(5, newest + 1)]
         tags += [f"manylinux{year}_{machine}" for year in ("1", "2010", "2014")] + [f"linux_{machine}"]
-        command = [
-            python,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--only-binary",
-            ":all:",
-            "--dest",
-            str(scratch),
-        ]
+        command = [python, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed"]
+        command += ["--target", str(scratch), "--only-binary", ":all:"]
         command += ["--python-version", version, "--implementation", "cp", *needed]
         command += [f"--platform={tag}" for tag in tags]
         if subprocess.run(command, check=False, capture_output=True).returncode == 0:
