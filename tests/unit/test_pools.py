@@ -12,7 +12,15 @@ import pytest
 
 from inferd.engine.backend import Capabilities
 from inferd.engine.mock import Mock
-from inferd.errors import EngineEnded, InvalidRequest, NoBackend, QueueFull, SchemaViolation, Unavailable
+from inferd.errors import (
+    EngineEnded,
+    InferdError,
+    InvalidRequest,
+    NoBackend,
+    QueueFull,
+    SchemaViolation,
+    Unavailable,
+)
 from inferd.serve.admission import Admission, Permit
 from inferd.serve.breaker import FAILURES, OPEN_SECS
 from inferd.serve.pool import AFFINITY_SLACK, TEXT, BackendSlot, Choice, Route
@@ -292,9 +300,9 @@ def failing(error: Exception, name: str = "bad") -> Mock:
     return Mock(name, error=error)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("error", [Unavailable("down"), EngineEnded("died")])
-async def test_another_one_serves_what_one_has_failed(short_dir: Path, error: Exception) -> None:
-    bad, good = failing(error), Mock("mock")
+@pytest.mark.parametrize("kind", [Unavailable, EngineEnded])
+async def test_another_one_serves_what_one_has_failed(short_dir: Path, kind: type[InferdError]) -> None:
+    bad, good = failing(kind("down")), Mock("mock")
     async with serving(short_dir / "s", bad, good, routes={bad: HERE, good: there()}) as server:
         client = await server.connect()
         await client.send(ask())
@@ -305,11 +313,11 @@ async def test_another_one_serves_what_one_has_failed(short_dir: Path, error: Ex
         assert sum(metrics["bad"].errors.values()) == 1
 
 
-@pytest.mark.parametrize("error", [InvalidRequest("no"), SchemaViolation("no")])
+@pytest.mark.parametrize("kind", [InvalidRequest, SchemaViolation])
 async def test_what_another_one_would_answer_alike_is_not_tried_again(
-    short_dir: Path, error: Exception
+    short_dir: Path, kind: type[InferdError]
 ) -> None:
-    bad, good = failing(error), Mock("mock")
+    bad, good = failing(kind("no")), Mock("mock")
     async with serving(short_dir / "s", bad, good, routes={bad: HERE, good: there()}) as server:
         client = await server.connect()
         await client.send(ask())
