@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from inferd.client import Client
 from inferd.client.admin import AdminClient
 from inferd.errors import RequestFailed
+from inferd.store.gguf import read_card
 from inferd.store.models import ModelStore
 from inferd.wire import admin as wire
 from tests.daemon_process import DaemonProcess
@@ -208,4 +210,32 @@ def test_a_request_names_an_adapter_of_its_model(daemon: Start, short_dir: Path)
         assert admin.snapshot().capabilities[0]["lora"] == ["pirate"]
     shown = json.loads(shell("show", "--json", str(random_llama())).stdout)
     assert shown["lora"] == ["pirate"]
+    process.note_resources()
+
+
+def test_five_models_share_the_room_for_two(daemon: Start, short_dir: Path) -> None:
+    store = ModelStore(short_dir / "models")
+    names = [f"m{number}" for number in range(5)]
+    for number, name in enumerate(names):
+        path = stock(store, name, write_llama(short_dir / "m.gguf", temp=number / 10).read_bytes())
+    with path.open("rb") as file:
+        need = read_card(file.fileno()).memory_bytes(8192, 1)
+    room = {"active_permits": 1, "memory_budget_bytes": 2 * need + need // 2}
+    process = daemon(MODELS_HOME=store.home, threads=1, **room).wait_ready()
+    question = [{"role": "user", "content": "hi"}]
+    with ExitStack() as open_wires:
+        wires = [open_wires.enter_context(process.connect()) for _ in names]
+        for name, wire in zip(names, wires, strict=True):
+            wire.send({"id": name, "messages": question, "max_tokens": 8, "model": name})
+        for name, wire in zip(names, wires, strict=True):
+            done = [*wire.frames()][-1]
+            assert (done["type"], done.get("model")) == ("done", name), done
+    loaded: set[str] = set()
+    process.wait_event("model_resident", 5)
+    for event in process.events():
+        if event["msg"] == "model_resident":
+            loaded.add(event["model"])
+            assert len(loaded) <= 2
+        elif event["msg"] == "model_unloaded":
+            loaded.remove(event["model"])
     process.note_resources()

@@ -203,10 +203,59 @@ async def test_an_idle_model_gives_way_and_a_busy_one_does_not(tmp_path: Path) -
     async with home.models.hold("a", None):
         await home.use("c")  # b is unused for longer than a, and a is in use
         assert home.resident() == {"a", "c"}
-        async with home.models.hold("c", None):
-            with pytest.raises(ModelTooLarge, match=r"'b' needs about .* MiB"):
-                await home.use("b")
-        assert home.resident() == {"a", "c"}
+    await home.models.close()
+
+
+async def test_a_busy_model_ends_its_requests_first_and_gets_no_further_ones(tmp_path: Path) -> None:
+    home = Home(tmp_path, active_permits=1)
+    need = home.need("a")
+    home.models.settings = Settings(
+        models_home=tmp_path, keep_alive_secs=0.0, active_permits=1, memory_budget_bytes=need + need // 2
+    )
+    served: list[str] = []
+
+    async def use(name: str) -> None:
+        async with home.models.hold(name, None):
+            served.append(name)
+            assert home.resident() == {name}
+
+    async with home.models.hold("a", None):
+        other = asyncio.create_task(use("b"))
+        await until(lambda: home.models._residents["a"].drained is not None)
+        late = asyncio.create_task(use("a"))
+        await until(lambda: set(home.models._loads) == {"a", "b"})
+        assert home.resident() == {"a"}
+    await asyncio.gather(other, late)
+    assert served == ["b", "a"]
+    await home.models.close()
+
+
+async def test_a_model_that_gave_way_in_vain_serves_on(tmp_path: Path) -> None:
+    home = Home(tmp_path, active_permits=1)
+    need = home.need("a")
+    home.models.settings = Settings(
+        models_home=tmp_path, keep_alive_secs=0.0, active_permits=1, memory_budget_bytes=need + need // 2
+    )
+    async with home.models.hold("a", None):
+        other = asyncio.create_task(home.use("b"))
+        await until(lambda: home.models._residents["a"].drained is not None)
+        late = asyncio.create_task(home.use("a"))
+        await until(lambda: "a" in home.models._loads)
+        home.models._loads["b"].task.cancel()
+        await late
+    with pytest.raises(AdmissionClosed):
+        await other
+    assert len(home.made) == 1
+    await home.models.close()
+
+
+async def test_a_model_that_never_fits_is_refused_with_the_numbers(tmp_path: Path) -> None:
+    home = Home(tmp_path, active_permits=1)
+    home.models.settings = Settings(
+        models_home=tmp_path, keep_alive_secs=0.0, active_permits=1, memory_budget_bytes=home.need("a") // 2
+    )
+    with pytest.raises(ModelTooLarge, match=r"'b' needs about .* MiB"):
+        await home.use("b")
     await home.models.close()
 
 

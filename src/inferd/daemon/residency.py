@@ -47,7 +47,8 @@ _log = log.get("residency")
 class _Resident:
     """A model that was loaded on demand. ``until`` is when it goes, by the event loop's clock; a pinned one
     has no end and does not give way to others either, and one that is ``leaving`` goes when its last request
-    ends. ``releases`` counts how often the owner had it unloaded."""
+    ends. ``releases`` counts how often the owner had it unloaded. While it has a ``drained`` it takes no
+    further request, and that is done when its last one ends."""
 
     backend: Backend
     slot: BackendSlot
@@ -59,6 +60,7 @@ class _Resident:
     leaving: bool = False
     releases: int = 0
     alarm: asyncio.TimerHandle | None = field(default=None)
+    drained: asyncio.Future[None] | None = None
 
     def memory_bytes(self) -> int:
         """What it takes, or will once all its pages were touched."""
@@ -112,7 +114,8 @@ class Residency:
         if self._router.serves(name):
             yield name
             return
-        while name not in self._residents:  # it may have had to go again before this request came to it
+        # It may have had to go again before this request came to it.
+        while name not in self._residents or self._residents[name].drained is not None:
             await self._wait_for(name, deadline, show)
         resident = self._residents[name]
         resident.users += 1
@@ -128,6 +131,8 @@ class Residency:
             self._stays(resident, stay if releases == resident.releases else USUAL)
             if not resident.users:
                 self._let_idle(name, resident)
+                if resident.drained is not None and not resident.drained.done():
+                    resident.drained.set_result(None)
 
     def _stays(self, resident: _Resident, stay: Stay) -> None:
         """Notes until when a model stays after a request. Only the owner's wish can shorten that."""
@@ -191,6 +196,8 @@ class Residency:
     async def _load(self, name: str) -> None:
         card = await in_thread(lambda: self._directory.card(name), threading.Event())
         async with self._one_load:  # two estimates at once would each count the same room
+            if name in self._residents:
+                return  # it was to give way, and has stayed
             entry, estimate = await self._make_room(name, card)
             self._tell(name, "loading", {"estimate_bytes": estimate, "n_ctx": entry.n_ctx})
             loop = asyncio.get_running_loop()
@@ -229,11 +236,34 @@ class Residency:
             idle = [
                 (resident.last_used, other)
                 for other, resident in self._residents.items()
-                if not resident.users and not resident.pinned
+                if not resident.users and not resident.pinned and other not in self._waiting
             ]
-            if not idle:
-                raise ModelTooLarge(name, sizes[-1][1], budget, used)
-            await self.unload(min(idle)[1], "another model needs its memory")
+            if idle:
+                await self.unload(min(idle)[1], "another model needs its memory")
+            else:
+                await self._drain(name, sizes[-1][1], budget, used)
+
+    async def _drain(self, name: str, needed: int, budget: int, used: int) -> None:
+        """Unloads the model unused for longest once its requests have ended; it gets no further ones.
+
+        Raises ModelTooLarge where ``name`` would not fit though all models gave way that may.
+        """
+        giving = {other: resident for other, resident in self._residents.items() if not resident.pinned}
+        if not giving or used - sum(each.memory_bytes() for each in giving.values()) + needed > budget:
+            raise ModelTooLarge(name, needed, budget, used)
+        busy = [(resident.last_used, other) for other, resident in giving.items() if resident.users]
+        if not busy:
+            await asyncio.sleep(0.001)  # they were just loaded, and the requests for that are about to begin
+            return
+        _, victim = min(busy)
+        resident = self._residents[victim]
+        resident.drained = asyncio.get_running_loop().create_future()
+        try:
+            await resident.drained
+        finally:
+            resident.drained = None
+        if self._residents.get(victim) is resident and not resident.pinned:
+            await self.unload(victim, "another model needs its memory")
 
     def _used(self) -> int:
         """What the models take that are loaded now."""
