@@ -346,6 +346,21 @@ def test_a_raw_parameter_follows_its_pattern_format_and_lengths(name: str, form:
         assert guide.accept_text(text.encode()) == fits, (mode, note)
 
 
+@pytest.mark.parametrize("choice", ["required", "auto"])
+@pytest.mark.parametrize(("name", "form"), RAW_FORMS)
+def test_no_tool_makes_its_family_refuse_the_request(name: str, form: str, choice: str) -> None:
+    """A text too long for the grammar is left to the check, and what may never come has no place."""
+    properties = {
+        "mode": {"type": "string", "minLength": 9000},
+        "note": {"enum": ["medium"]},
+        "never": False,
+    }
+    hard = Tool("set_mode", "", json.dumps({"type": "object", "properties": properties}))
+    guide = prepare(family(TEMPLATES / f"{name}.jinja"), request(tools=(hard,), tool_choice=choice)).guide
+    assert guide is not None
+    assert choice == "auto" or guide.accept_text(form.format("any").encode())
+
+
 @pytest.mark.parametrize(
     ("schema", "fits", "others"),
     [

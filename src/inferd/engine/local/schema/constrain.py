@@ -15,6 +15,7 @@ from inferd.engine.local import _llama
 from inferd.engine.local.schema import raw_texts
 from inferd.engine.local.schema.family_grammar import Format, Inexpressible
 from inferd.engine.local.schema.guides import TOOL_OPTIONS, Guides, Held, json_text
+from inferd.errors import InvalidRequest
 
 _TYPES = ("array", "boolean", "integer", "null", "number", "object", "string")
 _NOT_IN_RULES = re.compile("[^a-zA-Z0-9-]+")  # llama.cpp writes a dash for them in the names of rules
@@ -60,14 +61,15 @@ def calls(
 ) -> _llama.Guide | None:
     """A guide through calls: from the first token on where one is ``required``, else from what begins a call.
 
-    ``syntax`` is that of the prompt, or a mended one. ``None`` where the format cannot be expressed: then
-    llama.cpp's own grammar enforces the form, and the arguments are checked at the end.
+    ``syntax`` is that of the prompt, or a mended one. ``None`` where the format cannot be expressed, or all
+    schemas together are too much: then llama.cpp's own grammar enforces the form, and the arguments are
+    checked at the end.
     """
     schemas: dict[str, bytes | None] = {}
     texts: dict[str, Sequence[str] | str | None] = {}
     for name, each in held.items():
         schemas[f"tool-{name}-schema"] = each.text
-        for parameter, schema in (each.schema.get("properties") or {}).items():
+        for parameter, schema in _parameters(each.schema).items():
             names = [rule.format(tool=name, parameter=parameter) for rule in _RULES]
             rules = [_NOT_IN_RULES.sub("-", each_name) for each_name in names]
             if _types(schema, each.schema) & {"string"}:
@@ -77,18 +79,25 @@ def calls(
             text = json_text(_with_definitions(schema, each.schema), TOOL_OPTIONS)
             schemas |= {rule: None if rule in schemas else text for rule in rules}
             schemas |= {f"{name}{end}": text for name in names for end in ("", "-schema")}
-    try:
-        form = Format(syntax, guides.control, schemas.get, texts.get)
-        call = form.calls()
-    except Inexpressible:
-        return None
+    simpler = {rule: None if isinstance(said, str) else said for rule, said in texts.items()}
+    for given in (texts, simpler):
+        try:
+            return _calls(guides, prompt, Format(syntax, guides.control, schemas.get, given.get), required)
+        except Inexpressible:
+            return None
+        except InvalidRequest:  # too much together, though each schema is not
+            _llama.stop_if_cancelled()
+    return None
+
+
+def _calls(guides: Guides, prompt: _llama.Prompt, form: Format, required: bool) -> _llama.Guide | None:
+    call = form.calls()
     if required:
         return guides.grammar(form.text(f"{_thoughts(form, prompt)} ({call})"))
     if not prompt.grammar:  # a call has no mark of its own: it is what begins with a brace
         return guides.grammar(form.text(f"{form.text_without_brace()} | {call}"))
     if prompt.triggers is None:  # it takes more than a word to know a call: all of the answer is held
-        whole = Format(syntax, guides.control, schemas.get, texts.get)
-        return _whole(guides, whole, free_text=True)
+        return _whole(guides, form, free_text=True)
     guide = guides.grammar(form.text(call))
     guide.wait_for(*prompt.triggers)
     return guide
@@ -119,10 +128,15 @@ def _shape(schema: Mapping[str, Any], typed: bool, listed: bool) -> dict[str, ob
     """As much of a tool's schema as the parser has to know: the names and types of its parameters."""
     properties = {
         name: _shape_of_types(_types(part, schema), typed, listed)
-        for name, part in (schema.get("properties") or {}).items()
+        for name, part in _parameters(schema).items()
     }
     required = [name for name in schema.get("required") or () if name in properties]
     return {"type": "object", "properties": properties, "required": required}
+
+
+def _parameters(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The schemas of the parameters that a call may have."""
+    return {name: part for name, part in (schema.get("properties") or {}).items() if part is not False}
 
 
 def _shape_of_types(types: set[str], typed: bool, listed: bool) -> dict[str, object]:
@@ -173,6 +187,6 @@ def _type_of(value: Any) -> str:
 def _with_definitions(schema: Any, root: Mapping[str, Any]) -> dict[str, Any]:
     """The schema of a parameter, fit to stand alone."""
     if not isinstance(schema, dict):
-        return {} if schema else {"not": {}}
+        return {}
     definitions = {key: root[key] for key in ("$defs", "definitions") if key in root and key not in schema}
     return {**schema, **definitions}
