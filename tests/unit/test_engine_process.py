@@ -387,3 +387,16 @@ async def test_a_process_may_not_take_far_more_memory_than_its_model_needs() -> 
 def test_it_is_told_within_ten_seconds() -> None:
     beats = process._IDLE_BEAT_SECS + process._BUSY_BEAT_SECS
     assert beats + Patience().slow_secs < 10
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (3, "it left with exit status 3"),
+        (-signal.SIGSEGV, "SIGSEGV"),
+        (-signal.SIGKILL, "SIGKILL, the system may be out of memory"),
+        (-signal.SIGBUS, "SIGBUS, the model file may have become shorter while it was read"),
+    ],
+)
+def test_an_end_is_told_with_what_it_may_mean(code: int, said: str) -> None:
+    assert process._ending(code) == said

@@ -49,6 +49,11 @@ _PASSED_ON = re.compile(
 # What of its stderr may be logged: where it crashed. Anything else could quote a request.
 _PLACE = re.compile(r'Fatal Python error: [\w ]+|  File "[^"]*", line \d+ in [\w<>]+|\S+:\d+: GGML_ASSERT.*')
 
+_MEANINGS = {
+    "SIGKILL": "the system may be out of memory",
+    "SIGBUS": "the model file may have become shorter while it was read",
+}
+
 _log = log.get("engine")
 
 
@@ -305,5 +310,5 @@ def _ending(code: int) -> str:
         return f"it left with exit status {code}"
     with contextlib.suppress(ValueError):
         name = signal.Signals(-code).name
-        return f"{name}, the system may be out of memory" if name == "SIGKILL" else name
+        return f"{name}, {_MEANINGS[name]}" if name in _MEANINGS else name
     return f"signal {-code}"
