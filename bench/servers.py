@@ -314,6 +314,9 @@ class Loop(Process):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+        for pipe in (self.popen.stdin, self.popen.stdout):
+            assert pipe is not None
+            pipe.close()
 
     def ask(self, line: str) -> dict[str, object]:
         assert self.popen.stdin is not None
@@ -338,13 +341,14 @@ def bare_loop(model: Path, threads: int, n_ctx: int) -> Loop:
         )
     program = Path(tempfile.gettempdir()) / f"inferd-bare-loop-{os.getuid()}"
     headers = [f"-I{ROOT / 'vendor/llama.cpp' / part}" for part in ("include", "ggml/include")]
-    source = PEERS / "bare_loop.cpp"
+    # Patches of ours make llama.cpp's grammars call the second.
+    sources = [PEERS / "bare_loop.cpp", ROOT / "src/inferd/engine/local/native/guards/grammar.cpp"]
     command = [
         compiler,
         "-O2",
         "-std=c++17",
         *headers,
-        source,
+        *sources,
         "-o",
         program,
         *libraries,
