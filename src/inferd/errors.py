@@ -264,7 +264,7 @@ class UpstreamFull(BackendError):
 
 
 class ModelTooLarge(BackendError):
-    """A model needs more memory than the budget leaves, and no idle model can give way; sizes in bytes."""
+    """A model needs more memory than the budget leaves when all models gave way that may; sizes in bytes."""
 
     retryable = False
     counts = False
