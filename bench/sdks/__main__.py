@@ -1,8 +1,8 @@
 """Runs the SDKs: ``python -m bench.sdks --work DIR``.
 
-Installs two generations of the Python SDKs and the Node SDKs into DIR, from the package indexes that pip and
-npm use, starts a daemon with the default model and its HTTP bridge, and prints a table. Ends with 1 when a
-check failed.
+Installs two generations of the Python SDKs and the Node SDKs, and frameworks that are built on them, into
+DIR, from the package indexes that pip and npm use, starts a daemon with the default model and its HTTP
+bridge, and prints a table. Ends with 1 when a check failed. ``--only`` runs a part.
 """
 
 from __future__ import annotations
@@ -22,6 +22,11 @@ HERE = Path(__file__).parent
 PYTHON = {
     "old": ("openai==1.109.1", "anthropic==0.125.0", "ollama==0.6.1"),
     "new": ("openai==3.57.0", "anthropic==2.14.0", "ollama==0.6.3"),
+    "frameworks": (
+        "pydantic-ai-slim[openai]==2.68.0",
+        "langchain-openai==1.7.4",
+        "langchain-ollama==1.1.0",
+    ),
 }
 NODE = {
     "old": ("openai@5", "@anthropic-ai/sdk@0.91.1", "ollama@0.6.0"),
@@ -36,7 +41,8 @@ def python_of(work: Path, age: str) -> list[str]:
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", home], check=True)
         subprocess.run([python, "-m", "pip", "install", "--quiet", *PYTHON[age]], check=True)
-    return [str(python), str(HERE / "python_client.py")]
+    client = "frameworks_client.py" if age == "frameworks" else "python_client.py"
+    return [str(python), str(HERE / client)]
 
 
 def node_of(work: Path, age: str) -> list[str]:
@@ -55,8 +61,11 @@ def node_of(work: Path, age: str) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
-    work = parser.parse_args().work.absolute()
-    commands = [make(work, age) for make in (python_of, node_of) for age in ("old", "new")]
+    parser.add_argument("--only", choices=("old", "new", "frameworks"))
+    given = parser.parse_args()
+    work = given.work.absolute()
+    ages = tuple(PYTHON) if given.only is None else (given.only,)
+    commands = [python_of(work, age) for age in ages] + [node_of(work, age) for age in ages if age in NODE]
     failed = 0
     demo_model()
     with BridgeProcess(MODELS_HOME=paths.models_home(), n_ctx=2048) as process:
