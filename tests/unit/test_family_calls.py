@@ -99,7 +99,7 @@ def shown_calls(of_family: Family, prepared: Prepared, n: int) -> str:
     ]
 
     def text(*messages: Message) -> tuple[str, str]:
-        prompt = of_family.render((Message("user", "Hello"), *messages), tools=tools, thinking=False)
+        prompt = of_family.render((Message("user", "Hello"), *messages), (), tools=tools, thinking=False)
         begun = json.loads(prompt.syntax)["generation_prompt"]
         whole = model().text(prompt.tokens).decode()
         return whole, whole.removesuffix(begun)

@@ -141,7 +141,7 @@ def model() -> _llama.Model:
 def ours(family: Family, messages: Sequence[Message], thinking: bool, tools: Any) -> str | None:
     more = {"tools": tools} if tools else {}
     try:
-        prompt = family.render(messages, thinking=thinking, text_only=True, **more)
+        prompt = family.render(messages, (), thinking=thinking, text_only=True, **more)
     except InvalidRequest:
         return None
     return model().text(prompt.tokens).decode()
