@@ -70,11 +70,12 @@ def _what_libuv_keeps() -> None:
 
 
 @pytest.fixture(autouse=True)
-def no_leaks(_what_libuv_keeps: None) -> Iterator[None]:
+def no_leaks(_what_libuv_keeps: None, request: pytest.FixtureRequest) -> Iterator[None]:
     """A descriptor, a thread, or an object of a request that outlives its test fails it."""
     threads, descriptors = set(threading.enumerate()), _descriptors()
     requests = {id(each) for each in left_behind.requests()}
     yield
+    _forget_tracebacks(request.node)
     leaked = {thread for thread in threading.enumerate() if thread not in threads and not _is_pooled(thread)}
     for thread in leaked:
         thread.join(ENDING_SECS)
@@ -86,6 +87,14 @@ def no_leaks(_what_libuv_keeps: None) -> Iterator[None]:
     assert not left, f"descriptors left behind: {left}"
     kept = [each for each in left_behind.requests() if id(each) not in requests]
     assert not kept, f"left behind: {kept}, held by {[gc.get_referrers(each) for each in kept]}"
+
+
+def _forget_tracebacks(item: pytest.Item) -> None:
+    """An exception that is a parameter outlives the test, and with it the frames that raised it."""
+    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    for given in parameters:
+        if isinstance(given, BaseException):
+            given.__traceback__ = given.__context__ = given.__cause__ = None
 
 
 def _is_pooled(thread: threading.Thread) -> bool:
