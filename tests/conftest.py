@@ -7,8 +7,10 @@ import contextlib
 import gc
 import os
 import shutil
+import signal
 import socket
 import ssl
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +26,14 @@ from tests.remote_server import RemoteServer
 
 # A thread that was told to stop may need a moment to hear it.
 ENDING_SECS = 100.0
+
+# Many tests start Python, and each start would compile inferd again.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# A job in the background of a shell ignores Ctrl-C, and so would all that the tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # numpy's threads wait for each other by spinning, which a busy machine pays for many times over.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -60,6 +60,22 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.001)
 
 
+class Clock:
+    """The time of the running loop, which is asyncio's own, with what a test adds to it."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._added, real = 0.0, self._loop.time
+        self._loop.time = lambda: real() + self._added  # type: ignore[method-assign]
+
+    async def advance(self, seconds: float) -> None:
+        """Returns when everything that is due by then has been called."""
+        self._added += seconds
+        passed = self._loop.create_future()
+        self._loop.call_at(self._loop.time(), passed.set_result, None)
+        await passed
+
+
 class Gate:
     """A mock's pace: an event passes for each ``open``; ``waiting`` counts those that stand before it."""
 

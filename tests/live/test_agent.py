@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
+from inferd import cli
 from inferd.cli.agents import AGENTS, INSTALL, Served
 from tests.http_bridge import BridgeProcess
 
-_SEEN = """#!{python}
+_SEEN = """#!{python} -IS
 import json, os, sys
 files = {{}}
 for word in [*sys.argv, *os.environ.values()]:
@@ -70,13 +71,18 @@ def test_the_window_and_a_quarter_of_it_are_set() -> None:
     assert set(INSTALL) == set(AGENTS)
 
 
-def test_what_is_missing_is_named(bridge: BridgeProcess, tmp_path: Path) -> None:
-    env = {**os.environ, "PATH": str(tmp_path), "HOME": str(tmp_path)}
-    command = [sys.executable, "-m", "inferd", "agent", "--url"]
+def test_what_is_missing_is_named(
+    bridge: BridgeProcess,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("PATH", "HOME"):
+        monkeypatch.setenv(name, str(tmp_path))
     for arguments, code, sentence in (
         (["http://127.0.0.1:1", "claude"], 3, "inferd serve --http"),
         ([bridge.base, "claude"], 2, "npm install -g @anthropic-ai/claude-code"),
         ([bridge.base, "--model", "none", "claude"], 2, "served are: mock"),
     ):
-        done = subprocess.run([*command, *arguments], env=env, capture_output=True, text=True)
-        assert (done.returncode, sentence in done.stderr) == (code, True), done.stderr
+        assert cli.main(["agent", "--url", *arguments]) == code
+        assert sentence in capsys.readouterr().err

@@ -14,8 +14,7 @@ import pytest
 
 from inferd.client.admin import AdminClient
 from tests.daemon_process import DaemonProcess
-from tests.demo_model import demo_model
-from tests.tiny_llama import write_llama
+from tests.tiny_llama import random_llama, write_llama
 
 Start = Callable[..., DaemonProcess]
 LONG = "Remember: " + ", ".join(f"thing {n}" for n in range(25)) + "."
@@ -77,7 +76,7 @@ def misses(process: DaemonProcess) -> dict[str, int]:
 
 
 def test_a_restart_keeps_what_was_computed(daemon: Start, short_dir: Path) -> None:
-    config = write_config(short_dir / "config.json", demo_model())
+    config = write_config(short_dir / "config.json", random_llama())
     first = serve(daemon, config)
     before = ask(first)
     ask(first, "Something else that is to stay unknown. " * 9, cache=False)

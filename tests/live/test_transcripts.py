@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import cases
 from tests.daemon_process import DaemonProcess, Wire
 
 AT_ONCE = 32  # connections that are cut at the same time
@@ -75,11 +76,6 @@ class Transcript:
 NAMES = sorted(path.stem for path in TRANSCRIPTS.glob("*.ndjson"))
 
 
-@pytest.fixture(params=NAMES)
-def transcript(request: pytest.FixtureRequest) -> Transcript:
-    return Transcript.read(request.param)
-
-
 @pytest.fixture(scope="module")
 def connect() -> Iterator[Connect]:
     with tempfile.TemporaryDirectory(prefix="i", dir="/tmp") as directory:
@@ -105,12 +101,16 @@ def test_there_are_transcripts_of_both_ends_and_every_surface() -> None:
     assert {Transcript.read(name).surface for name in NAMES} == set(TAILS)
 
 
-def test_whole_and_byte_by_byte(connect: Connect, transcript: Transcript) -> None:
+@cases("name", NAMES)
+def test_whole_and_byte_by_byte(connect: Connect, name: str) -> None:
+    transcript = Transcript.read(name)
     play(connect(transcript.surface), transcript, [transcript.sent])
     play(connect(transcript.surface), transcript, [bytes([byte]) for byte in transcript.sent])
 
 
-def test_cut_at_every_point(connect: Connect, transcript: Transcript) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_cut_at_every_point(connect: Connect, name: str) -> None:
+    transcript = Transcript.read(name)
     cuts = range(1, len(transcript.sent))
     for some in (cuts[start : start + AT_ONCE] for start in range(0, len(cuts), AT_ONCE)):
         with contextlib.ExitStack() as wires:
@@ -127,12 +127,16 @@ def test_cut_at_every_point(connect: Connect, transcript: Transcript) -> None:
                 assert transcript.is_answered_by(received), (cut, received)
 
 
-def test_without_its_last_newline(connect: Connect, transcript: Transcript) -> None:
+@cases("name", NAMES)
+def test_without_its_last_newline(connect: Connect, name: str) -> None:
+    transcript = Transcript.read(name)
     play(connect(transcript.surface), transcript, [transcript.sent.removesuffix(b"\n")])
 
 
-def test_with_a_tail(connect: Connect, transcript: Transcript) -> None:
+@cases("name", NAMES)
+def test_with_a_tail(connect: Connect, name: str) -> None:
     """What follows is served on an open connection and dropped on one that is being closed."""
+    transcript = Transcript.read(name)
     tail, tail_answer = TAILS[transcript.surface]
     more = tail_answer if transcript.stays_open else b""
     for pieces in ([transcript.sent + tail], [transcript.sent, tail], [transcript.sent + tail[:7], tail[7:]]):

@@ -21,6 +21,7 @@ from inferd.engine.backend import (
 from inferd.engine.remote.anthropic_answer import Answer
 from inferd.errors import BackendInternal, InferdError, InvalidRequest, ToolCallMalformed, Unavailable
 from tests.bedrock_server import answer, end
+from tests.cases import cases
 from tests.requests import generate_request
 
 HI = Message("user", "hi")
@@ -56,8 +57,8 @@ def test_a_text() -> None:
     assert read(*answer("Hel", "lo")) == [Text("Hel"), Text("lo"), Done("end", Usage(9, 2))]
 
 
-@pytest.mark.parametrize(
-    ("said", "reason"),
+@cases(
+    "said, reason",
     [
         ("end_turn", "end"), ("stop_sequence", "stop"), ("max_tokens", "length"), ("tool_use", "tool_use"),
         ("model_context_window_exceeded", "length"), ("refusal", "error"), ("something_new", "end"),
@@ -154,7 +155,7 @@ def test_what_is_new_is_passed_over() -> None:
     ) == []  # fmt: skip
 
 
-@pytest.mark.parametrize(
+@cases(
     "data",
     [
         b"",
@@ -167,7 +168,6 @@ def test_what_is_new_is_passed_over() -> None:
         b'{"type":"a","more":' + b"[" * 100_000,
         b"\xff",
     ],
-    ids=range(9),
 )
 def test_what_is_not_the_api_is_an_error(data: bytes) -> None:
     with pytest.raises(BackendInternal, match="Messages API"):

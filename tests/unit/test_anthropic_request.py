@@ -13,6 +13,7 @@ from PIL import Image
 from inferd.engine.backend import Media, Message, Tool, ToolCall
 from inferd.engine.remote.anthropic_request import request_body
 from inferd.errors import AttachmentUnsupported, InvalidRequest
+from tests.cases import cases
 from tests.requests import generate_request
 
 HI = Message("user", "hi")
@@ -116,8 +117,8 @@ TOOL = {
 }
 
 
-@pytest.mark.parametrize(
-    ("choice", "said"),
+@cases(
+    "choice, said",
     [
         ({}, {"tools": [TOOL]}),
         ({"tool_choice": "required"}, {"tools": [TOOL], "tool_choice": {"type": "any"}}),

@@ -21,6 +21,7 @@ from inferd.errors import BootCancelled, ModelError
 from inferd.http.models import Models
 from inferd.progress import Progress
 from inferd.serve.router import Router
+from tests.cases import cases
 
 
 class Mortal(Mock):
@@ -148,9 +149,7 @@ async def test_patience_with_what_does_not_become_ready_has_an_end() -> None:
     await exchange.backends.close()
 
 
-@pytest.mark.parametrize(
-    "change", [{"active_permits": 9}, {"threads": 3}, {"n_batch": 64}, {"kv_unified": True}]
-)
+@cases("change", [{"active_permits": 9}, {"threads": 3}, {"n_batch": 64}, {"kv_unified": True}])
 def test_a_model_is_loaded_again_when_its_engine_would_be_another(change: dict[str, Any]) -> None:
     entry = LlamaCppEntry(name="one")
     before = Settings(backends=(entry,))

@@ -28,6 +28,7 @@ from inferd.engine.remote.bedrock import Bedrock
 from inferd.errors import BackendInternal, InferdError, InvalidRequest, NotReady, Unavailable
 from tests import bedrock_server
 from tests.bedrock_server import BedrockServer, Exchange, Script, answer, chunk, exception, message
+from tests.cases import cases
 
 MODEL = "anthropic.claude-3-5-sonnet-20241022-v2:0"
 KEYS: dict[str, Any] = {
@@ -82,7 +83,7 @@ async def failure(script: Script, **more: Any) -> InferdError:
 
 
 @pytest.mark.both_loops
-@pytest.mark.parametrize(
+@cases(
     "more",
     [
         {},
@@ -90,7 +91,6 @@ async def failure(script: Script, **more: Any) -> InferdError:
         {"bearer_token": Secret(bedrock_server.BEARER_TOKEN)},
         {"model_id": "arn:aws:bedrock:us-east-1:1234:inference-profile/us.anthropic.claude-v1:0"},
     ],
-    ids=["key", "session", "bearer", "arn"],
 )
 async def test_a_request_is_let_in_and_answered(more: dict[str, Any]) -> None:
     async with serving(says("Hel", "lo"), **more) as (backend, server):
@@ -106,8 +106,8 @@ async def test_a_request_is_let_in_and_answered(more: dict[str, Any]) -> None:
     assert exchange.target == f"/model/{model}/invoke-with-response-stream"
 
 
-@pytest.mark.parametrize(
-    ("more", "name"),
+@cases(
+    "more, name",
     [
         ({"secret_access_key": Secret("wrong")}, "InvalidSignatureException"),
         ({"access_key_id": "AKIDOTHER"}, "UnrecognizedClientException"),
@@ -135,8 +135,8 @@ async def test_each_request_is_signed_anew() -> None:
 # What goes wrong.
 
 
-@pytest.mark.parametrize(
-    ("name", "kind", "words"),
+@cases(
+    "name, kind, words",
     [
         ("validationException", InvalidRequest, "too long"),
         ("throttlingException", Unavailable, "throttlingException"),
@@ -170,8 +170,8 @@ async def test_an_error_that_is_not_modelled() -> None:
     assert "InternalFailure" in str(error)
 
 
-@pytest.mark.parametrize(
-    ("status", "name", "kind", "words"),
+@cases(
+    "status, name, kind, words",
     [
         (400, "ValidationException", InvalidRequest, "status 400: because"),
         (404, "ResourceNotFoundException", InvalidRequest, "status 404: because"),
@@ -286,7 +286,7 @@ async def happened(event: threading.Event) -> None:
 
 
 @pytest.mark.both_loops
-@pytest.mark.parametrize("mute", [False, True])
+@cases("mute", [False, True])
 async def test_cancel_ends_the_request_over_there(mute: bool) -> None:
     held = Held(mute=mute)
     async with serving(held) as (backend, _):
@@ -305,7 +305,7 @@ async def test_cancel_ends_the_request_over_there(mute: bool) -> None:
 
 
 @pytest.mark.both_loops
-@pytest.mark.parametrize("end", ["stream", "backend"])
+@cases("end", ["stream", "backend"])
 async def test_close_ends_the_request_over_there(end: str) -> None:
     held = Held()
     async with serving(held) as (backend, _):

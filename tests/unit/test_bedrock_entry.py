@@ -11,6 +11,7 @@ from inferd.config.entries import BedrockEntry
 from inferd.config.kinds import Secret
 from inferd.engine.remote.bedrock import Bedrock, url_of
 from inferd.errors import ConfigError
+from tests.cases import cases
 
 
 def entry(endpoint: str | None = None, **more: Any) -> BedrockEntry:
@@ -32,7 +33,7 @@ def test_the_address() -> None:
     assert url_of(entry("https://vpce.example/base/")).startswith("https://vpce.example/base/model/anthropic")
 
 
-@pytest.mark.parametrize("region", ["", "us east", "us-east-1.example.com", "us-east-1/", "US-EAST-1"])
+@cases("region", ["", "us east", "us-east-1.example.com", "us-east-1/", "US-EAST-1"])
 def test_a_region_is_a_name_and_nothing_else(region: str) -> None:
     with pytest.raises(ConfigError, match="no AWS region"):
         Bedrock(entry(region=region))

@@ -23,6 +23,7 @@ from inferd.engine.backend import (
 from inferd.engine.mock import Mock
 from inferd.serve.surfaces.v2 import BlockSurface, Writer, conversation
 from inferd.wire import v2, v2_rules
+from tests.cases import cases
 from tests.requests import generate_request
 
 TEXT = {"type": "text", "text": "hi"}
@@ -238,8 +239,8 @@ def test_the_template_makes_the_frame_of_a_text() -> None:
     assert Writer(request(stream=False)).template is None
 
 
-@pytest.mark.parametrize(
-    ("reason", "said"),
+@cases(
+    "reason, said",
     [
         ("end", "end_turn"), ("length", "max_tokens"), ("tool_use", "tool_use"), ("stop", "stop_sequence"),
         ("cancelled", "cancelled"), ("error", "error"),

@@ -27,6 +27,7 @@ from inferd.config.option import Option
 from inferd.config.settings import OPTIONS
 from inferd.config.sources import LoadedConfig
 from inferd.store.models import Manifest, ModelStore
+from tests.cases import cases
 from tests.daemon_process import until
 from tests.scripted_peer import Peer, Script
 from tests.tiny_model import DIGEST, put
@@ -56,7 +57,7 @@ def subclasses(kind: type[errors.InferdError]) -> list[type[errors.InferdError]]
 # From errors to exit codes.
 
 
-@pytest.mark.parametrize("kind", subclasses(errors.InferdError), ids=lambda kind: kind.__name__)
+@cases("kind", subclasses(errors.InferdError))
 def test_every_error_ends_a_command_with_its_sentence_and_its_exit_code(
     kind: type[errors.InferdError], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -72,8 +73,8 @@ def test_ctrl_c_ends_a_command_with_130(error: BaseException) -> None:
     assert cli.run_command(command_raising(error), "inferd", []) == 130
 
 
-@pytest.mark.parametrize(
-    ("line", "part"),
+@cases(
+    "line, part",
     [
         (["nonsense"], "there is no command 'nonsense'; see `inferd --help`"),
         (["run", "--nonsense"], "see `inferd run --help`"),
@@ -111,7 +112,7 @@ def test_help_and_version(home: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "Usage: inferd-daemon " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", commands.COMMANDS)
+@cases("name", commands.COMMANDS)
 def test_every_command_has_help(name: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([name, "-h"]) == 0
     assert f"Usage: inferd {name} " in capsys.readouterr().out
@@ -186,7 +187,9 @@ def test_the_help_of_serve_has_the_defaults(home: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_a_shell_completes(shell: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_shell_completes(
+    shell: str, home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert cli.main(["completion", shell]) == 0
     script = capsys.readouterr().out
     assert "_INFERD_COMPLETE" in script
@@ -194,31 +197,23 @@ def test_a_shell_completes(shell: str, home: Path, capsys: pytest.CaptureFixture
     ModelStore(home).write_manifest(
         Manifest(name="tiny-model", blob=f"sha256:{DIGEST}", size_bytes=1, produced_by="", produced_at="")
     )
+    monkeypatch.setenv("_INFERD_COMPLETE", f"{shell}_complete")
     for line, answer in (
         ("inferd st", "status"),
         ("inferd run --js", "--json-schema"),
         ("inferd rm ti", "tiny-model"),
     ):
         words = line.split()
-        env = {
-            "_INFERD_COMPLETE": f"{shell}_complete",
-            "COMP_WORDS": line,
-            "COMP_CWORD": words[-1] if shell == "fish" else str(len(words) - 1),
-        }
-        done = subprocess.run(
-            [sys.executable, "-m", "inferd"],
-            env={**os.environ, **env},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert answer in done.stdout, done.stderr
+        monkeypatch.setenv("COMP_WORDS", line)
+        monkeypatch.setenv("COMP_CWORD", words[-1] if shell == "fish" else str(len(words) - 1))
+        assert cli.main([]) == 0
+        assert answer in capsys.readouterr().out
 
 
 # The flags of serve.
 
 
-@pytest.mark.parametrize("option", FLAGGED, ids=lambda option: option.name)
+@cases("option", FLAGGED)
 def test_an_option_is_a_flag_of_serve(option: Option) -> None:
     (parameter,) = [each for each in serve.serve_command.params if each.name == option.name]
     assert isinstance(parameter, click.Option)
@@ -390,8 +385,8 @@ def test_sampling_options_become_arguments_of_generate(tmp_path: Path) -> None:
         options.sampling(**nothing, stop=(), grammar=None, json_schema=str(tmp_path / "s"))
 
 
-@pytest.mark.parametrize(
-    ("pieces", "written"),
+@cases(
+    "pieces, written",
     [(["Hel", "lo"], "Hello\n"), (["Hello\n"], "Hello\n"), ([], ""), (["a", ""], "a\n")],
 )
 def test_an_answer_ends_its_line_once(pieces: list[str], written: str) -> None:

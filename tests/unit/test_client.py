@@ -18,6 +18,7 @@ from inferd import errors
 from inferd.client import Done, Token, core, protocol
 from inferd.config import paths
 from tests.both_clients import Blocking
+from tests.cases import cases
 from tests.scripted_peer import AdminPeer, Peer, Script, frames
 
 Clients = type[Blocking]
@@ -132,8 +133,8 @@ def test_a_connection_that_the_daemon_closed_meanwhile_is_not_used(
     assert server.accepted == 2
 
 
-@pytest.mark.parametrize(
-    ("code", "exit_code", "retryable"),
+@cases(
+    "code, exit_code, retryable",
     [
         ("queue_full", 4, True),
         ("backend_unavailable", 4, True),
@@ -165,7 +166,7 @@ def test_an_error_frame_of_an_unreadable_request_has_no_id(
         next(client.generate("Hi"))
 
 
-@pytest.mark.parametrize(("said", "lines"), [(b"", 3), (b'{"id":"c2","type":"tok', 2)])
+@cases("said, lines", [(b"", 3), (b'{"id":"c2","type":"tok', 2)])
 def test_a_request_that_met_the_end_of_an_idle_connection_is_sent_once_more(
     said: bytes, lines: int, peer: Callable[[Script], Peer], clients: Clients
 ) -> None:
@@ -191,9 +192,7 @@ def test_a_request_that_met_the_end_of_an_idle_connection_is_sent_once_more(
     assert server.accepted == lines - 1
 
 
-@pytest.mark.parametrize(
-    "sent", [b"", b'{"id":"c1","type":"tok', b'{"id":"c1","type":"token","content":"a"}\n']
-)
+@cases("sent", [b"", b'{"id":"c1","type":"tok', b'{"id":"c1","type":"token","content":"a"}\n'])
 def test_an_end_before_the_terminal_frame_is_a_lost_connection(
     sent: bytes, peer: Callable[[Script], Peer], clients: Clients
 ) -> None:
@@ -206,7 +205,7 @@ def test_an_end_before_the_terminal_frame_is_a_lost_connection(
         list(client.generate("Hi"))
 
 
-@pytest.mark.parametrize(
+@cases(
     "sent",
     [
         b"garbage\n",
@@ -318,7 +317,7 @@ def test_the_key_goes_ahead_on_tcp_only(peer: Callable[[Script], Peer], clients:
     assert b"auth" not in b"".join(server.lines)
 
 
-@pytest.mark.parametrize("api_key", ["wrong", None])
+@cases("api_key", ["wrong", None])
 def test_a_refused_key_is_explained(clients: Clients, api_key: str | None) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
@@ -337,7 +336,7 @@ def test_a_refused_key_is_explained(clients: Clients, api_key: str | None) -> No
         thread.join()
 
 
-@pytest.mark.parametrize("address", ["tcp://", "tcp://127.0.0.1", "tcp://127.0.0.1:x"])
+@cases("address", ["tcp://", "tcp://127.0.0.1", "tcp://127.0.0.1:x"])
 def test_a_malformed_address_is_a_usage_error(address: str, clients: Clients) -> None:
     with pytest.raises(errors.UsageError):
         clients.client(address).connect()

@@ -19,6 +19,7 @@ from inferd.client.address import Addresses
 from inferd.config import paths
 from inferd.wire import v2, v2_rules
 from tests.both_clients import Blocking
+from tests.cases import cases
 from tests.scripted_peer import AdminPeer, Peer, Script, after_attachments, frames
 
 Start = Callable[[Script], Peer]
@@ -76,7 +77,7 @@ def v2_rules_without_bytes(request: v2.Request) -> None:
     v2_rules.validate(request)
 
 
-@pytest.mark.parametrize(("above", "surface"), [(0, "v1"), (1, "v2")])
+@cases("above, surface", [(0, "v1"), (1, "v2")])
 def test_the_line_of_v1_is_used_up_to_its_end(
     above: int, surface: str, peer: Start, clients: Clients
 ) -> None:

@@ -15,6 +15,7 @@ from inferd.wire import attachments, v2, v2_rules
 from inferd.wire import embed as embed_wire
 from inferd.wire import rerank as rerank_wire
 from tests.both_clients import Blocking
+from tests.cases import cases
 from tests.scripted_peer import Peer, Script, after_attachments, frames
 
 Start = Callable[[Script], Peer]
@@ -114,7 +115,7 @@ def test_only_texts_too_long_for_the_line_go_behind_it(peer: Start, clients: Cli
     assert [bytes(each.content).decode() for each in request.attachments or ()] == [long]
 
 
-@pytest.mark.parametrize("size", range(protocol.MAX_LINE_BYTES - 140, protocol.MAX_LINE_BYTES - 40, 7))
+@cases("size", range(protocol.MAX_LINE_BYTES - 140, protocol.MAX_LINE_BYTES - 40, 7))
 def test_a_line_is_never_over_the_cap(size: int, peer: Start, clients: Clients) -> None:
     server = peer(after_attachments(frames(DONE)))
     with clients.client(v2=server.path) as client:
@@ -132,7 +133,7 @@ def test_closing_an_answer_closes_its_connection(peer: Start, clients: Clients) 
         assert list(answer) == []
 
 
-@pytest.mark.parametrize("body", [block(type="other"), block(type="text"), {"type": "embeddings"}])
+@cases("body", [block(type="other"), block(type="text"), {"type": "embeddings"}])
 def test_what_is_no_block_is_a_protocol_error(body: dict[str, object], peer: Start, clients: Clients) -> None:
     with clients.client(v2=peer(frames(body)).path) as client, pytest.raises(errors.ProtocolError):
         next(client.messages("Hi"))
@@ -209,7 +210,7 @@ def test_documents_of_several_requests_are_ranked_together(peer: Start, clients:
     assert found.input_tokens == 2
 
 
-@pytest.mark.parametrize("kind", ["embeddings", "rerank", "done"])
+@cases("kind", ["embeddings", "rerank", "done"])
 def test_an_answer_without_its_parts_is_a_protocol_error(kind: str, peer: Start, clients: Clients) -> None:
     body: dict[str, object] = {"type": kind, "usage": {"input_tokens": 1}}
     with clients.client(embed=peer(frames(body)).path) as client, pytest.raises(errors.ProtocolError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from inferd.config.kinds import (
 )
 from inferd.config.settings import DEFAULT_MODEL, OPTIONS, Option
 from inferd.errors import ConfigError, UsageError
+from tests.cases import Test, cases
 
 ENV = {"HOME": "/home/ada"}
 SHA = "ab" * 32
@@ -119,8 +120,8 @@ def base(option: Option) -> dict[str, str]:
 BY_NAME = {option.name: option for option in OPTIONS}
 
 
-def each(options: Iterable[Option]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("option", list(options), ids=lambda option: option.name)
+def each(options: Iterable[Option]) -> Callable[[Test], Test]:
+    return cases("option", options)
 
 
 # The table itself.
@@ -210,8 +211,8 @@ def test_docs_and_schema_show_every_option() -> None:
 # Kinds.
 
 
-@pytest.mark.parametrize(
-    ("kind", "good", "bad"),
+@cases(
+    "kind, good, bad",
     [
         (Integer(0, 9), ["0", "9", "+3", "007"], ["-1", "10", "", "1.0", "1e0", "٣", "9" * 30]),
         (Seconds(), ["0", "1", "0.25"], ["-1", "inf", "nan", "1e3", "", ".5", "99999999"]),
@@ -241,7 +242,6 @@ def test_docs_and_schema_show_every_option() -> None:
         (SecretText(optional=True), ["", "k"], ["\0"]),
         (FilePath(), ["/a", "b"], ["", "a\0b"]),
     ],
-    ids=lambda value: type(value).__name__ if isinstance(value, Kind) else "",
 )
 def test_kinds(kind: Kind, good: list[str], bad: list[str]) -> None:
     for text in good:
@@ -251,8 +251,8 @@ def test_kinds(kind: Kind, good: list[str], bad: list[str]) -> None:
             kind.parse(text)
 
 
-@pytest.mark.parametrize(
-    ("text", "level"),
+@cases(
+    "text, level",
     [
         ("0", "off"),
         ("1", "error"),
@@ -269,7 +269,7 @@ def test_the_log_level_as_0_2_1_took_it(text: str, level: str) -> None:
     assert (settings.log_level, notes) == (level, [])
 
 
-@pytest.mark.parametrize("text", ["6", "loud", "junk!!", "hyper=debug", "warn,loud", ",", "=info,x"])
+@cases("text", ["6", "loud", "junk!!", "hyper=debug", "warn,loud", ",", "=info,x"])
 def test_an_unusable_log_level_is_a_warning(text: str) -> None:
     settings, (note,) = sources.load({}, {**ENV, "INFERD_LOG": text}, serving=False)
     assert settings.log_level == "info"

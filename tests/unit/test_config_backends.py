@@ -12,6 +12,7 @@ from inferd.config import sources
 from inferd.config.entries import BedrockEntry, InferdEntry, LlamaCppEntry, OpenAICompatEntry, surfaces_of
 from inferd.config.kinds import Secret
 from inferd.errors import ConfigError
+from tests.cases import cases
 
 ENV = {"HOME": "/home/ada"}
 OPENAI = {"kind": "openai-compat", "name": "far", "base_url": "https://a.example/v1/", "model": "m:8b"}
@@ -54,8 +55,8 @@ def test_an_entry_of_the_file_is_complete(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("entry", "reason"),
+@cases(
+    "entry, reason",
     [
         ({**OPENAI, "base_url": "ftp://a"}, "`backends[0].base_url` must be an http:// or https://"),
         ({**OPENAI, "base_url": "https://u:p@a"}, "`backends[0].base_url` must be"),
@@ -191,8 +192,8 @@ def test_a_named_variable_that_is_not_set_is_noted(tmp_path: Path) -> None:
     assert notes == ["backend 'far' names the variable FAR_KEY, which is not set; no key is sent"]
 
 
-@pytest.mark.parametrize(
-    ("url", "told"),
+@cases(
+    "url, told",
     [
         ("http://a.example", True),
         ("https://a.example", False),

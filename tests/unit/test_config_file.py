@@ -11,6 +11,7 @@ import pytest
 from inferd.config import docs, sources
 from inferd.config.entries import BackendEntry, LlamaCppEntry, MockEntry, ModelSpec
 from inferd.errors import ConfigError
+from tests.cases import cases
 
 ENV = {"HOME": "/home/ada"}
 SHA = "ab" * 32
@@ -48,8 +49,8 @@ def test_the_default_file_is_read(tmp_path: Path) -> None:
     assert sources.load({}, {"HOME": str(tmp_path)})[0].max_connections == 7
 
 
-@pytest.mark.parametrize(
-    ("content", "reason"),
+@cases(
+    "content, reason",
     [
         ("{", "is not JSON: .* line 1, column 2"),
         ("[]", "Expected `object`"),

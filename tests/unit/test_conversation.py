@@ -37,6 +37,7 @@ from inferd.engine.local.conversation import Family, Reader, prepare
 from inferd.engine.local.schema.guides import Guides
 from inferd.engine.local.typed_stream import TypedStream
 from inferd.errors import InvalidRequest, ToolCallMalformed
+from tests.cases import cases
 from tests.demo_model import demo_model
 from tests.requests import generate_request
 from tests.unit.test_llamacpp import backend, load_model
@@ -122,7 +123,7 @@ def summary(events: list[Event]) -> tuple[str, str, list[tuple[str, Any]]]:
     return thinking.strip(), text.strip(), calls
 
 
-@pytest.mark.parametrize("family", ANSWERS)
+@cases("family", ANSWERS)
 def test_a_family_gets_its_tools_and_its_call_is_read_back(model: _llama.Model, family: str) -> None:
     of_family = templates(model, family)
     answer = ANSWERS[family]
@@ -137,7 +138,7 @@ def test_a_family_gets_its_tools_and_its_call_is_read_back(model: _llama.Model, 
     assert summary(read(bit_by_bit, list(answer))) == expected
 
 
-@pytest.mark.parametrize("family", sorted(set(ANSWERS) - {"mistralai-Mistral-Nemo-Instruct-2407"}))
+@cases("family", sorted(set(ANSWERS) - {"mistralai-Mistral-Nemo-Instruct-2407"}))
 def test_a_family_takes_back_what_was_called_and_what_came_of_it(model: _llama.Model, family: str) -> None:
     call = ToolCall("abcdefghi", "get_weather", '{"city":"Paris"}')
     history = (
@@ -274,7 +275,7 @@ def test_a_template_that_drops_text_is_told(model: _llama.Model) -> None:
         )
 
 
-@pytest.mark.parametrize("path", sorted(TEMPLATES.glob("*.jinja")), ids=lambda path: path.stem)
+@cases("path", sorted(TEMPLATES.glob("*.jinja")))
 def test_every_vendored_template_keeps_an_ordinary_conversation(model: _llama.Model, path: Path) -> None:
     messages = (
         Message("system", 'Be   brief,\nand "kind".'),

@@ -21,6 +21,7 @@ from inferd import cli
 from inferd.cli import check_models, check_places, doctor
 from inferd.config import sources
 from inferd.store.runtime import Lock
+from tests.cases import cases
 
 
 def findings(capsys: pytest.CaptureFixture[str], exit_code: int) -> dict[str, dict[str, str]]:
@@ -338,8 +339,8 @@ def test_doctor_on_a_remote_backend(
     assert "cannot be reached" in findings(capsys, 1)["backend far"]["detail"]
 
 
-@pytest.mark.parametrize(
-    ("url", "here"),
+@cases(
+    "url, here",
     [
         ("http://127.0.0.2:8080", True),
         ("http://[::1]", True),

@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 
 from inferd.engine.local.embed_prefixes import prefixes
+from tests.cases import cases
 
 QUERIES = ("retrieval_query", "question_answering", "fact_verification", "code_retrieval_query")
 TASKS = (*QUERIES, "retrieval_document", "similarity", "classification", "clustering")
 
 
-@pytest.mark.parametrize(
-    ("architecture", "name", "task", "prefix"),
+@cases(
+    "architecture, name, task, prefix",
     [
         ("gemma-embedding", "Embeddinggemma 300m", "retrieval_query", "task: search result | query: "),
         ("gemma-embedding", "", "retrieval_document", "title: none | text: "),
@@ -37,8 +38,8 @@ def test_a_family_is_known_by_architecture_and_name(
     assert prefixes(architecture, name)[task] == prefix
 
 
-@pytest.mark.parametrize(
-    ("architecture", "name"),
+@cases(
+    "architecture, name",
     [
         ("bert", "all-MiniLM-L6-v2"),
         ("bert", ""),

@@ -41,6 +41,7 @@ from tests.demo_model import demo_model
 from tests.in_process import until
 from tests.requests import generate_request
 from tests.tiny_bert import write_bert
+from tests.tiny_llama import random_llama
 
 FRAME = FrameTemplate(b"<", b">\n")
 
@@ -54,7 +55,7 @@ async def hosted(
     progress: Callable[[str, dict[str, object]], None] = lambda phase, details: None,
     **options: object,
 ) -> AsyncIterator[HostedModel]:
-    where = demo_model() if path is None else path
+    where = random_llama() if path is None else path
     wanted = {"n_ctx": 256, "n_parallel": 1, "threads": 1, **options}
     load = Load(name="test", model="test", path=str(where), **wanted)  # type: ignore[arg-type]
     model = HostedModel(load, [os.open(where, os.O_RDONLY)], progress, check_files, patience)
@@ -273,7 +274,7 @@ async def test_a_file_that_was_changed_is_not_loaded_again() -> None:
 
 async def test_the_descriptor_is_loaded_again_whatever_lies_at_its_path(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
-    path.write_bytes(demo_model().read_bytes())
+    path.write_bytes(random_llama().read_bytes())
     async with hosted(path) as model:
         path.unlink()
         path.write_bytes(b"something else")
@@ -380,7 +381,7 @@ async def test_a_process_may_not_take_far_more_memory_than_its_model_needs() -> 
         most, _ = resource.prlimit(pid_of(model), resource.RLIMIT_DATA)
         assert most == (64 << 20) + (1 << 30) + (256 << 20)
     with pytest.raises(ModelError):  # 3 GiB for the context, which would be only reserved
-        async with hosted(memory_bytes=1, cache_mib=0, n_ctx=8192, n_parallel=16):
+        async with hosted(demo_model(), memory_bytes=1, cache_mib=0, n_ctx=8192, n_parallel=16):
             pass
 
 

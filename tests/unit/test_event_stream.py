@@ -10,6 +10,7 @@ import pytest
 from inferd.engine.remote.bedrock import Decoder
 from inferd.errors import BackendInternal
 from tests.bedrock_server import chunk, message
+from tests.cases import cases
 
 
 def fed(*pieces: bytes) -> list[bytes]:
@@ -42,7 +43,7 @@ def test_messages_that_carry_no_event_are_passed_over() -> None:
     assert fed(other + chunk(b"one")) == [b"one"]
 
 
-@pytest.mark.parametrize("at", [0, 7, 9, 20, 100, -1])
+@cases("at", [0, 7, 9, 20, 100, -1])
 def test_a_bit_that_flipped_is_noticed(at: int) -> None:
     damaged = bytearray(chunk(b"one" * 40))
     damaged[at] ^= 1
@@ -57,7 +58,7 @@ def unsound_header() -> bytes:
     return start + struct.pack("!I", binascii.crc32(start))
 
 
-@pytest.mark.parametrize(
+@cases(
     "data",
     [
         unsound_header(),
@@ -66,7 +67,6 @@ def unsound_header() -> bytes:
         message({":event-type": "chunk", ":message-type": "event"}, b"\xff"),
         message({":event-type": "chunk", ":message-type": "event"}, b'{"p":' + b"[" * 100_000),
     ],
-    ids=["header", "no-bytes", "no-base64", "no-json", "too-deep"],
 )
 def test_sound_checksums_do_not_make_sense_of_nonsense(data: bytes) -> None:
     with pytest.raises(BackendInternal, match="damaged"):

@@ -19,6 +19,7 @@ from inferd.engine.local.conversation import Family, Prepared, _FamilyReader, pr
 from inferd.engine.local.schema import raw_texts
 from inferd.engine.local.schema.family_repairs import repaired
 from inferd.engine.local.schema.guides import Guides
+from tests.cases import cases
 from tests.unit.test_conversation import TEMPLATES, follow, read, request, summary
 from tests.unit.test_llamacpp import load_model
 
@@ -177,9 +178,7 @@ def conversation_of(messages: tuple[Message, ...], name: str) -> str:
     return model().text(prompt.tokens).decode()
 
 
-@pytest.mark.parametrize(
-    "name", ["GigaChat3-10B-A1.8B", "LFM2-8B-A1B", "HuggingFaceTB-SmolLM3-3B", "google-gemma-2-2b-it"]
-)
+@cases("name", ["GigaChat3-10B-A1.8B", "LFM2-8B-A1B", "HuggingFaceTB-SmolLM3-3B", "google-gemma-2-2b-it"])
 def test_no_call_of_a_conversation_is_dropped(name: str) -> None:
     calls = tuple(ToolCall(f"abcdefgh{i}", f"tool_{i}", f'{{"at":"place{i}"}}') for i in range(2))
     messages = (

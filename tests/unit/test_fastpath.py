@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import itertools
 import os
 import socket
 import subprocess
@@ -25,6 +26,7 @@ from hypothesis import strategies as st
 
 from inferd import _fastpath, _purepath
 from inferd.errors import FrameTooLarge
+from tests.cases import cases
 
 CAP = 65536
 READ_CHUNK = 4096
@@ -104,25 +106,28 @@ CORPUS = {
     "one over the cap in the tail": b"ab\n" + b"x" * (SMALL_CAP + 1),
     "far over the cap": b"ab\ncd\n" + b"x" * (5 * SMALL_CAP) + b"\n",
 }
-STREAMS = pytest.mark.parametrize("stream", CORPUS.values(), ids=CORPUS.keys())
+STREAMS = cases("stream", CORPUS.values())
 
 
 @IMPLEMENTATIONS
-@STREAMS
 class TestCorpus:
+    @STREAMS
     def test_whole(self, impl: ModuleType, stream: bytes) -> None:
         assert deliver(impl.LineSplitter(SMALL_CAP), [stream], by_feed) == expected(stream, SMALL_CAP)
 
+    @STREAMS
     def test_byte_by_byte(self, impl: ModuleType, stream: bytes) -> None:
         pieces = [bytes([byte]) for byte in stream]
         assert deliver(impl.LineSplitter(SMALL_CAP), pieces, by_feed) == expected(stream, SMALL_CAP)
         assert deliver(impl.LineSplitter(SMALL_CAP), pieces, in_place) == expected(stream, SMALL_CAP)
 
+    @STREAMS
     def test_every_split_point(self, impl: ModuleType, stream: bytes) -> None:
         for at in range(len(stream) + 1):
             pieces = [stream[:at], stream[at:]]
             assert deliver(impl.LineSplitter(SMALL_CAP), pieces, by_feed) == expected(stream, SMALL_CAP), at
 
+    @STREAMS
     def test_followed_by_more(self, impl: ModuleType, stream: bytes) -> None:
         longer = stream + b"\ntail"
         assert deliver(impl.LineSplitter(SMALL_CAP), [stream, b"\nta", b"il"], by_feed) == expected(
@@ -357,7 +362,7 @@ ESCAPED = {
 
 @IMPLEMENTATIONS
 class TestFrames:
-    @pytest.mark.parametrize("text", ESCAPED)
+    @cases("text", ESCAPED)
     def test_what_is_escaped(self, impl: ModuleType, text: str) -> None:
         assert impl.escape_json(text) == ESCAPED[text]
 
@@ -367,17 +372,14 @@ class TestFrames:
                 text = "".join(map(chr, range(start, start + 0x800)))
                 assert impl.escape_json(text) == orjson.dumps(text)[1:-1]
 
-    @pytest.mark.parametrize(
-        "special", ['"', "\\", "\n", "\0", "\x1f", "\x7f", "é", "😀", " ", "!", "#", "[", "]"]
-    )
+    @cases("special", ['"', "\\", "\n", "\0", "\x1f", "\x7f", "é", "😀", " ", "!", "#", "[", "]"])
     def test_at_every_place_of_a_word(self, impl: ModuleType, special: str) -> None:
         for size in range(20):
             for at in range(size + 1):
                 text = "a" * at + special + "b" * (size - at)
                 assert impl.escape_json(text) == orjson.dumps(text)[1:-1]
 
-    @pytest.mark.parametrize("size", [511, 512, 513, 100_000])
-    @pytest.mark.parametrize("char", ["a", "\x01", "é"])
+    @cases("char, size", itertools.product(["a", "\x01", "é"], [511, 512, 513, 100_000]))
     def test_long_texts(self, impl: ModuleType, char: str, size: int) -> None:
         text = char * size
         assert impl.escape_json(text) == orjson.dumps(text)[1:-1]
@@ -393,7 +395,7 @@ class TestFrames:
             assert impl.token_frame(prefix, text, suffix) == frame
             assert orjson.loads(frame) == {"type": "token", "id": "q7", "content": text}
 
-    @pytest.mark.parametrize("text", ["\ud800", "a\udfffb", "\ude00\ud83d", "x" * 600 + "\ud83d"])
+    @cases("text", ["\ud800", "a\udfffb", "\ude00\ud83d", "x" * 600 + "\ud83d"])
     def test_lone_surrogates_are_refused(self, impl: ModuleType, text: str) -> None:
         with pytest.raises(ValueError, match="surrogates"):
             impl.escape_json(text)

@@ -13,14 +13,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from inferd import _fastpath, _purepath
+from tests.cases import cases
 
 IMPLEMENTATIONS = pytest.mark.parametrize("impl", [_fastpath, _purepath], ids=["c", "python"])
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
 @IMPLEMENTATIONS
-@pytest.mark.parametrize(
-    ("number", "text"),
+@cases(
+    "number, text",
     [(0.1, "0.1"), (0.5, "0.5"), (-0.25, "-0.25"), (1.0, "1.0"), (0.0, "0.0"), (1 / 3, "0.33333334")],
 )
 def test_numbers_have_the_digits_of_a_float32(impl: ModuleType, number: float, text: str) -> None:
@@ -60,14 +61,14 @@ def digits(number: str) -> int:
 
 
 @IMPLEMENTATIONS
-@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+@cases("number", [float("nan"), float("inf"), -float("inf")])
 def test_what_json_cannot_carry_is_refused(impl: ModuleType, number: float) -> None:
     with pytest.raises(ValueError, match="not finite"):
         impl.float_rows(array("f", [1.0, number]), 2)
 
 
 @IMPLEMENTATIONS
-@pytest.mark.parametrize(("size", "width"), [(8, 3), (7, 1), (4, 0), (4, -1)])
+@cases("size, width", [(8, 3), (7, 1), (4, 0), (4, -1)])
 def test_only_whole_rows_are_taken(impl: ModuleType, size: int, width: int) -> None:
     with pytest.raises(ValueError, match="no whole rows"):
         impl.float_rows(bytes(size), width)

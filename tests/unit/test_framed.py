@@ -18,6 +18,7 @@ from inferd.serve.surfaces.v1 import TextSurface
 from inferd.serve.surfaces.v2 import BlockSurface, FramedSurface
 from inferd.serve.surfaces.vectors import EmbedSurface
 from inferd.wire import framed
+from tests.cases import cases
 from tests.fuzz.test_frames import frame, read_head
 from tests.in_process import Client, Gate, ask, error, serving, until
 
@@ -135,7 +136,7 @@ async def test_an_empty_first_line_is_answered_before_more_comes(path: Path, sur
 
 
 @SOCKETS
-@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
+@cases("bom", [b"", b"\xef\xbb\xbf"])
 async def test_every_generation_socket_takes_lines(path: Path, surface: Surface[Any], bom: bytes) -> None:
     line = TEXT_LINE if isinstance(surface, TextSurface) else BLOCKS_LINE
     async with serving(path, surface=surface) as server:
@@ -148,7 +149,7 @@ async def test_every_generation_socket_takes_lines(path: Path, surface: Surface[
 
 
 @SOCKETS
-@pytest.mark.parametrize("size", [BOM_LENGTH, 123, 2, 128, 70_000])
+@cases("size", [BOM_LENGTH, 123, 2, 128, 70_000])
 async def test_a_frame_byte_by_byte_whatever_its_length_looks_like(
     path: Path, surface: Surface[Any], size: int
 ) -> None:
@@ -196,7 +197,7 @@ NOT_FRAMES = {
 }
 
 
-@pytest.mark.parametrize("name", NOT_FRAMES)
+@cases("name", NOT_FRAMES)
 async def test_a_malformed_frame_is_answered_in_a_frame(path: Path, name: str) -> None:
     data, message = NOT_FRAMES[name]
     async with serving(path, surface=FramedSurface()) as server:
@@ -230,8 +231,8 @@ async def test_a_large_frame_is_reserved_before_it_is_read(path: Path) -> None:
 # Requests.
 
 
-@pytest.mark.parametrize(
-    ("version", "message"),
+@cases(
+    "version, message",
     [
         (None, "the request has no wire_version: this daemon speaks wire_version 1"),
         (2, "unsupported wire_version 2: this daemon speaks wire_version 1"),
@@ -262,8 +263,8 @@ async def test_a_request_that_is_no_json_closes_and_a_wrong_field_does_not(path:
         assert await frames.next() is None
 
 
-@pytest.mark.parametrize(
-    ("more", "message"),
+@cases(
+    "more, message",
     [
         ({"tool_choice": "auto"}, "tool_choice requires a non-empty tools array"),
         (
@@ -388,7 +389,7 @@ BLOBS = {
 }
 
 
-@pytest.mark.parametrize("name", BLOBS)
+@cases("name", BLOBS)
 async def test_blobs_that_are_not_those_of_the_request(path: Path, name: str) -> None:
     data, message = BLOBS[name]
     async with serving(path, Listening(), surface=FramedSurface()) as server:

@@ -11,6 +11,7 @@ import pytest
 
 from inferd.errors import ModelError
 from inferd.store.gguf import ModelCard, read_card
+from tests.cases import cases
 from tests.demo_model import demo_model
 from tests.tiny_bert import CONTEXT, LAYERS, write_bert
 
@@ -65,7 +66,7 @@ def text(value: bytes) -> bytes:
 HUGE = 2**63
 
 
-@pytest.mark.parametrize(
+@cases(
     "data",
     [
         b"not a model at all, but long enough",

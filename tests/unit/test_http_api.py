@@ -15,6 +15,7 @@ from inferd.http.api.canonical import Turns, text_block
 from inferd.http.api.request import Dialect
 from inferd.http.failures import BadField, Failure, HttpFailure, UnknownModel
 from inferd.http.models import Models
+from tests.cases import cases
 
 HI = [{"role": "user", "content": "hi"}]
 EVENTS = [Thinking("hm"), Text("Hel"), Text("lo"), ToolUse("tc-1", "f", {"a": 1})]
@@ -131,8 +132,8 @@ def test_fields_that_mean_nothing_here_are_ignored() -> None:
     assert request.max_tokens == 2**31 - 1
 
 
-@pytest.mark.parametrize(
-    ("more", "param"),
+@cases(
+    "more, param",
     [
         ({"temperature": True}, "temperature"),
         ({"stop": [1]}, "stop[0]"),
@@ -525,8 +526,8 @@ def test_the_lines_of_an_ollama_chat() -> None:
     assert lines[-1]["eval_count"] == 5
 
 
-@pytest.mark.parametrize(
-    ("given", "secs"),
+@cases(
+    "given, secs",
     [
         (None, None), (0, 0), ("0", 0), (-1.0, -1), ("-1", -1), ("-5m", -1), (90, 90), ("24h", 86400),
         ("1h30m", 5400), ("1.5s", 1.5), ("500ms", 0.5), (1e300, 1e9),
@@ -536,7 +537,7 @@ def test_ollama_says_how_long_a_model_stays(given: object, secs: float | None) -
     assert ollama.read_chat({"model": "m", "messages": HI, "keep_alive": given}).generation.keep_alive == secs
 
 
-@pytest.mark.parametrize("given", [True, [], "soon", "5 m", "m5", "1d", "", float("nan")])
+@cases("given", [True, [], "soon", "5 m", "m5", "1d", "", float("nan")])
 def test_ollama_refuses_what_is_no_duration(given: object) -> None:
     with pytest.raises(BadField, match="keep_alive"):
         ollama.read_chat({"model": "m", "messages": HI, "keep_alive": given})

@@ -20,6 +20,7 @@ from inferd.store import https, sources
 from inferd.store.models import ModelStore
 from inferd.store.partial import read_mark
 from inferd.store.runtime import Lock
+from tests.cases import cases
 from tests.tiny_model import CONTENT, DIGEST, EVIL, Phases, files, load, tiny
 from tests.tls_server import (
     TlsServer,
@@ -570,8 +571,8 @@ class TestRedirects:
 
 
 class TestNames:
-    @pytest.mark.parametrize(
-        ("text", "reason"),
+    @cases(
+        "text, reason",
         [
             ("https://user:pass@host/m", "it holds a user name, which would be shown"),
             ("https://host", "it is not of the form https://HOST/PATH"),

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
+from tests.cases import cases
 
 SOURCE = Path(__file__).parents[2] / "src" / "inferd"
 PYTHON = {".py", ".pyi"}
@@ -102,8 +102,8 @@ def test_every_file_imports_only_lower_layers() -> None:
     assert {file: names for file, names in found.items() if names} == {}
 
 
-@pytest.mark.parametrize(
-    ("file", "source"),
+@cases(
+    "file, source",
     [
         ("wire/v1.py", "from inferd.engine import backend"),
         ("wire/v1.py", "from inferd import engine"),
@@ -123,8 +123,8 @@ def test_an_upward_import_is_found(file: str, source: str) -> None:
     assert upward(SOURCE / file, source)
 
 
-@pytest.mark.parametrize(
-    ("file", "source"),
+@cases(
+    "file, source",
     [
         ("client/blocking.py", "from inferd.config.paths import socket_path"),
         ("client/blocking.py", "from inferd.config import paths"),
@@ -139,7 +139,7 @@ def test_a_downward_import_is_not(file: str, source: str) -> None:
     assert upward(SOURCE / file, source) == []
 
 
-@pytest.mark.parametrize("module", ["inferd", "inferd.client", "inferd.cli", "inferd.daemon.daemon"])
+@cases("module", ["inferd", "inferd.client", "inferd.cli", "inferd.daemon.daemon"])
 def test_import_loads_no_llama_cpp(module: str) -> None:
     """The package, its client and its command line start without the 10 MB of the engine."""
     code = f"import {module}, sys; print('inferd.engine.local._llama' in sys.modules)"
@@ -147,7 +147,7 @@ def test_import_loads_no_llama_cpp(module: str) -> None:
     assert done.stdout == "False\n"
 
 
-@pytest.mark.parametrize("module", ["inferd", "inferd.client", "inferd.cli.run", "inferd.daemon.daemon"])
+@cases("module", ["inferd", "inferd.client", "inferd.cli.run", "inferd.daemon.daemon"])
 def test_import_loads_no_http_server(module: str) -> None:
     """The packages of the extra are loaded by the bridge's own process alone."""
     code = f"import {module}, sys; print({{'starlette', 'uvicorn', 'httptools'}} & set(sys.modules))"

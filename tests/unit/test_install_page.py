@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 import click
-import pytest
 
 from inferd.cli.commands import app
+from tests.cases import cases
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "install.md").read_text()
@@ -31,7 +31,7 @@ def test_the_page_calls_inferd() -> None:
     assert len(CALLS) > 15
 
 
-@pytest.mark.parametrize("call", sorted(set(CALLS)))
+@cases("call", sorted(set(CALLS)))
 def test_a_command_of_the_page_exists(call: str) -> None:
     words = call.split()
     context = click.Context(app, info_name="inferd")

@@ -17,6 +17,7 @@ import pytest
 from inferd.errors import AddressError
 from inferd.serve import bind, listener
 from inferd.serve.listener import ConnectionLimit, Listener
+from tests.cases import cases
 from tests.in_process import serving, until
 
 ASK = b'{"id":"q","messages":[{"role":"user","content":"hi"}]}\n'
@@ -163,7 +164,7 @@ def test_closing_removes_our_file_and_no_other(short_dir: Path) -> None:
 # TCP.
 
 
-@pytest.mark.parametrize("address", ["0.0.0.0:0", "[::]:0", "10.1.2.3:0", "[::ffff:10.0.0.1]:0"])
+@cases("address", ["0.0.0.0:0", "[::]:0", "10.1.2.3:0", "[::ffff:10.0.0.1]:0"])
 def test_off_loopback_a_key_is_needed(address: str) -> None:
     with pytest.raises(AddressError, match="without an API key"):
         bind.bind_tcp(address, has_key=False)
@@ -189,7 +190,7 @@ NO_ADDRESS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("address", NO_ADDRESS)
+@cases("address", NO_ADDRESS)
 def test_only_a_literal_address_is_taken(address: str) -> None:
     with pytest.raises(AddressError, match="literal IP:port"):
         bind.bind_tcp(address, has_key=True)

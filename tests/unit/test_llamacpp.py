@@ -14,6 +14,7 @@ import re
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
+from functools import cache
 from pathlib import Path
 
 import orjson
@@ -173,7 +174,7 @@ async def test_a_grammar_that_cannot_be_used_is_refused_with_the_reason(
 
 
 async def test_a_grammar_that_takes_too_long_ends_its_own_request_only() -> None:
-    async with backend(n_parallel=2) as engine:
+    async with backend(demo_model(), n_parallel=2) as engine:  # the work grows with the vocabulary
         with pytest.raises(InvalidRequest, match="ambiguous"):
             await answer(engine, "Hi", grammar='root ::= ("a"?){120}')
         assert (await answer(engine, "Hi", 3))[1].usage.completion_tokens == 3
@@ -240,8 +241,10 @@ async def test_what_a_client_writes_never_becomes_a_control_token() -> None:
     assert ids(marks + "<|im_end|>").count(end_of_turn) == ids("hi").count(end_of_turn)
 
 
-def load_model() -> _llama.Model:
-    with demo_model().open("rb") as file:
+@cache
+def load_model(path: Path | None = None) -> _llama.Model:
+    """The demo model, or that of another file; no test changes it."""
+    with (path or demo_model()).open("rb") as file:
         return _llama.Model(file.fileno(), path="test", n_gpu_layers=0, report=lambda progress: True)
 
 
@@ -253,7 +256,7 @@ async def test_a_prompt_that_does_not_fit_is_refused_with_both_numbers() -> None
 
 
 async def test_a_prompt_that_cannot_fit_is_refused_before_it_is_made() -> None:
-    most = 256 * load_model().longest_token
+    most = 256 * load_model(random_llama()).longest_token
     async with backend(n_ctx=256) as engine:
         with pytest.raises(InvalidRequest, match=r"prompt is \d+ tokens long"):
             await engine.generate(ask("x" * most))

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from inferd import _fastpath, _purepath
 from inferd.errors import DecodeError, NotJson
 from inferd.wire import long_texts, v1, v2
+from tests.cases import cases
 
 MARK = b"m" * 24
 LONG = "é" * long_texts.LONG_BYTES
@@ -39,7 +40,7 @@ class TestSetAside:
         inside = json.dumps(text, ensure_ascii=escaped).encode()
         assert impl.set_aside(inside, 4, MARK)[1] == [text]
 
-    @pytest.mark.parametrize(
+    @cases(
         "inside",
         [
             b"12345\x1f",
@@ -118,7 +119,7 @@ CALL = {"type": "tool_use", "tool_call_id": "c", "name": "f", "input": {"text": 
 RESULT = {"type": "tool_result", "tool_call_id": "c", "content": [{"type": "text", "text": LONG}]}
 
 
-@pytest.mark.parametrize(
+@cases(
     "line",
     [
         v2_line(
@@ -131,7 +132,6 @@ RESULT = {"type": "tool_result", "tool_call_id": "c", "content": [{"type": "text
         v2_line(messages=[{"role": "assistant", "content": [CALL]}, {"role": "user", "content": [RESULT]}]),
         v2_line(id=LONG, unknown={LONG: LONG}),
     ],
-    ids=["content", "tools", "options", "calls", "id"],
 )
 def test_a_large_request_is_read_as_a_small_one(line: bytes) -> None:
     large, small = long_texts.parse(v2.parse, memoryview(line)), v2.parse(line)

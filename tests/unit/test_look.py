@@ -9,6 +9,7 @@ import pytest
 from inferd.engine.remote.http import Upstream
 from inferd.engine.remote.look import look
 from inferd.errors import Unavailable
+from tests.cases import cases
 from tests.remote_server import Exchange, RemoteServer, Script
 
 Start = Callable[..., RemoteServer]
@@ -34,7 +35,7 @@ async def ask(server: RemoteServer) -> int | None:
         await upstream.close()
 
 
-@pytest.mark.parametrize("status", [301, 400, 404, 429, 501])
+@cases("status", [301, 400, 404, 429, 501])
 async def test_a_server_that_only_refuses_the_path_runs(remote: Start, status: int) -> None:
     server = remote(says(status, 200))
     assert await ask(server) == 3

@@ -18,6 +18,7 @@ from inferd.serve.breaker import FAILURES
 from inferd.serve.observe.metrics import KEPT, Histogram, quantile
 from inferd.serve.surfaces import generation
 from inferd.serve.surfaces.vectors import EmbedSurface
+from tests.cases import cases
 from tests.in_process import Gate, ask, serving, until
 from tests.observed import Measuring, seen
 
@@ -31,8 +32,8 @@ def test_a_histogram_counts_a_bound_with_what_is_below_it() -> None:
     assert (histogram.counts, histogram.total) == ([2, 2, 1], 11.5)
 
 
-@pytest.mark.parametrize(
-    ("values", "share", "value"),
+@cases(
+    "values, share, value",
     [
         ([], 0.5, None),
         ([10.69], 0.5, 10.69),

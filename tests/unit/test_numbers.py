@@ -13,6 +13,7 @@ import pytest
 
 from inferd.engine.local import _llama
 from inferd.errors import InvalidRequest
+from tests.cases import cases
 from tests.tiny_llama import write_llama
 from tests.unit.test_conversation import TEMPLATES
 from tests.unit.test_llamacpp import answer, backend, load_model
@@ -79,7 +80,7 @@ def test_a_template_prints_numbers(model: _llama.Model) -> None:
     )
 
 
-@pytest.mark.parametrize("path", sorted(TEMPLATES.glob("*.jinja")), ids=lambda path: path.stem)
+@cases("path", sorted(TEMPLATES.glob("*.jinja")))
 def test_numbers_cut_nothing_from_a_prompt(model: _llama.Model, path: Path) -> None:
     """A template shows as much of tools and calls that hold numbers as of the same ones with strings."""
     source = path.read_text("utf-8")

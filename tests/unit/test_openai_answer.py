@@ -12,6 +12,7 @@ from inferd.engine.backend import Done, Event, Text, Thinking, ToolCall, ToolUse
 from inferd.engine.remote.http import UNREADABLE
 from inferd.engine.remote.openai_answer import Answer
 from inferd.errors import BackendError, InferdError, InvalidRequest, ToolCallMalformed, Unavailable
+from tests.cases import cases
 from tests.remote_server import delta, finish, usage
 
 
@@ -50,8 +51,8 @@ def test_text_and_thinking_in_their_order() -> None:
     ) == [Thinking("hm"), Thinking("so"), Text("Hel"), Text("lo"), Done("end", Usage(7, 4, 2))]
 
 
-@pytest.mark.parametrize(
-    ("reason", "meaning"),
+@cases(
+    "reason, meaning",
     [
         ("stop", "end"),
         ("length", "length"),
@@ -160,8 +161,8 @@ def test_a_required_call_that_did_not_come_is_told() -> None:
     assert not last(delta(content="no"), finish("stop")).tool_missing
 
 
-@pytest.mark.parametrize(
-    ("error", "kind", "message"),
+@cases(
+    "error, kind, message",
     [
         (
             {"code": 400, "message": "too long"},
@@ -189,7 +190,7 @@ def test_an_error_in_the_stream(error: Any, kind: type[InferdError], message: st
     assert str(raised.value) == message
 
 
-@pytest.mark.parametrize(
+@cases(
     "data",
     [
         "",
@@ -206,8 +207,8 @@ def test_what_is_no_piece_of_an_answer(data: str) -> None:
         list(Answer("far", tool_required=False).feed(data))
 
 
-@pytest.mark.parametrize(
-    ("usage", "counted"),
+@cases(
+    "usage, counted",
     [
         (None, Usage(0, 1)),
         ([], Usage(0, 1)),

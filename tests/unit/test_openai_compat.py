@@ -43,6 +43,7 @@ from inferd.errors import (
     Unavailable,
     Unsupported,
 )
+from tests.cases import cases
 from tests.in_process import until
 from tests.remote_server import DONE, Exchange, RemoteServer, Script, data, delta, finish, says
 from tests.requests import generate_request
@@ -308,7 +309,7 @@ async def test_a_page_in_place_of_an_answer_has_no_end(remote: Start) -> None:
     assert await answer(remote, lambda exchange: exchange.whole(200, b"<html>\n\nHello</html>")) == []
 
 
-@pytest.mark.parametrize(
+@cases(
     "junk",
     [
         b"data: {\n\n",
@@ -317,7 +318,6 @@ async def test_a_page_in_place_of_an_answer_has_no_end(remote: Start) -> None:
         b'data: "x"\n\n',
         b'data: {"more":' + b"[" * 100_000 + b"\n\n",
     ],
-    ids=range(5),
 )
 async def test_what_cannot_be_read(remote: Start, junk: bytes) -> None:
     def script(exchange: Exchange) -> None:
@@ -469,7 +469,7 @@ async def test_many_vectors_are_read_aside(remote: Start, monkeypatch: pytest.Mo
     assert await embed(remote, vectors([0.0, 2.0])) == (array("f", [0.0, 1.0]), 2, 0)
 
 
-@pytest.mark.parametrize(
+@cases(
     "body",
     [
         b"no",
@@ -483,7 +483,6 @@ async def test_many_vectors_are_read_aside(remote: Start, monkeypatch: pytest.Mo
         b'{"more":' + b"[" * 100_000,
         b'{"data":[{"index":0,"embedding":[1]}],"usage":{"prompt_tokens":-1}}',
     ],
-    ids=range(10),
 )
 async def test_vectors_that_are_none(remote: Start, body: bytes) -> None:
     with pytest.raises(BackendInternal, match="sent an answer that cannot be read"):
@@ -507,7 +506,7 @@ async def test_scores_come_in_the_order_of_the_documents(remote: Start) -> None:
     assert server.requests[0].json == {"model": "m", "query": "q", "documents": ["a", "b"]}
 
 
-@pytest.mark.parametrize(
+@cases(
     "results",
     [
         [],
@@ -535,8 +534,8 @@ async def test_a_server_that_makes_neither(remote: Start) -> None:
 # The entry.
 
 
-@pytest.mark.parametrize(
-    ("of_entry", "able"),
+@cases(
+    "of_entry, able",
     [
         ({}, {"v2", "embed"}),
         ({"embed": False}, {"v2"}),

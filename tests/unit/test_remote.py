@@ -23,6 +23,7 @@ from inferd.engine.remote import http as module
 from inferd.engine.remote.http import Upstream
 from inferd.engine.remote.stream import RemoteStream
 from inferd.errors import BackendInternal, ConfigError, InferdError, InvalidRequest, Unavailable, Unsupported
+from tests.cases import cases
 from tests.in_process import until
 from tests.remote_server import Exchange, RemoteServer
 
@@ -58,14 +59,14 @@ async def test_an_answer_is_read(remote: Start) -> None:
 REASON = orjson.dumps({"error": {"message": "the  reason\nis secret", "type": "some_name", "code": None}})
 
 
-@pytest.mark.parametrize("status", [400, 404, 405, 409, 413, 415, 422])
+@cases("status", [400, 404, 405, 409, 413, 415, 422])
 async def test_the_clients_fault_is_told_to_the_client(remote: Start, status: int) -> None:
     error = await failure(remote(lambda exchange: exchange.whole(status, REASON)))
     assert type(error) is InvalidRequest
     assert str(error).endswith(f" refused the request with status {status}: the reason is secret")
 
 
-@pytest.mark.parametrize("status", [401, 403, 408, 429, 500, 502, 503, 504])
+@cases("status", [401, 403, 408, 429, 500, 502, 503, 504])
 async def test_another_fault_counts_and_its_reason_is_for_the_client_alone(
     remote: Start, status: int
 ) -> None:
@@ -95,8 +96,8 @@ async def test_what_is_not_implemented_does_not_count(remote: Start) -> None:
     assert type(error) is Unsupported
 
 
-@pytest.mark.parametrize(
-    ("body", "reason"),
+@cases(
+    "body, reason",
     [
         (b'{"error":"text"}', "text"),
         (b'{"message":"text"}', "text"),
@@ -118,8 +119,8 @@ async def test_the_name_of_a_fault_is_a_name(remote: Start) -> None:
     assert str(error).endswith("answered with status 500 (server_error)")
 
 
-@pytest.mark.parametrize(
-    ("value", "told"),
+@cases(
+    "value, told",
     [
         ("7", "; it asks to wait 7 s"),
         ("soon", ""),
@@ -166,7 +167,7 @@ async def test_an_explanation_without_bounds(remote: Start) -> None:
     assert sent < 1000
 
 
-@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@cases("status", [301, 302, 303, 307, 308])
 async def test_no_redirect_is_followed(remote: Start, status: int) -> None:
     """The key must not reach a host that it is not for."""
     elsewhere = remote(lambda exchange: exchange.whole(200, b"gotcha"))
@@ -234,7 +235,7 @@ async def test_silence_in_the_middle(remote: Start) -> None:
     await until(server.left.is_set)
 
 
-@pytest.mark.parametrize(
+@cases(
     "begin", [b"", b"HTTP/1.1 200 OK\r\n", b"junk\r\n\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nxx"]
 )
 async def test_the_connection_is_cut(remote: Start, begin: bytes) -> None:

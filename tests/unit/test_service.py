@@ -21,6 +21,7 @@ import pytest
 from inferd import cli
 from inferd.cli import units
 from inferd.store.runtime import Lock
+from tests.cases import cases
 
 PACKAGING = Path(__file__).parents[2] / "packaging"
 COMMAND = [sys.executable, "-m", "inferd", "serve"]
@@ -60,7 +61,7 @@ def section(unit: str) -> dict[str, str]:
     return dict(parser["Service"])
 
 
-@pytest.mark.parametrize("path", units.files())
+@cases("path", units.files())
 def test_the_files_for_packagers_are_those_of_this_version(path: str) -> None:
     assert (PACKAGING / path).read_bytes() == units.files()[path], "run: python -m inferd.cli.units packaging"
 

@@ -25,6 +25,7 @@ from inferd.engine.backend import (
 from inferd.engine.mock import Mock
 from inferd.errors import BackendInternal, InferdError, InvalidRequest, NotReady, Unavailable
 from inferd.serve.surfaces import generation
+from tests.cases import cases
 from tests.in_process import DONE, TOKEN, Gate, ask, error, serving, until
 
 pytestmark = pytest.mark.both_loops
@@ -125,7 +126,7 @@ BACKEND_ERRORS = [
 ]
 
 
-@pytest.mark.parametrize(("raised", "code", "message", "counts"), BACKEND_ERRORS)
+@cases("raised, code, message, counts", BACKEND_ERRORS)
 async def test_errors_of_the_backend_before_the_stream(
     path: Path, raised: InferdError, code: str, message: str, counts: bool
 ) -> None:

@@ -18,6 +18,7 @@ from inferd.serve import connection
 from inferd.serve.pool import Route
 from inferd.serve.surfaces.v2 import BlockSurface
 from inferd.wire import v2
+from tests.cases import cases
 from tests.in_process import Client, Gate, serving, until
 
 pytestmark = pytest.mark.both_loops
@@ -145,8 +146,8 @@ async def test_a_request_with_bytes_cut_at_every_point(path: Path) -> None:
             backend.heard.clear()
 
 
-@pytest.mark.parametrize(
-    ("line", "reason"),
+@cases(
+    "line, reason",
     [
         (
             ask(messages=[], attachments=[{"kind": "text", "id": "t", "size": 9}]),
@@ -172,8 +173,8 @@ async def test_video_bytes_are_skipped_too(path: Path) -> None:
         await expect(client, TOKEN, DONE)
 
 
-@pytest.mark.parametrize(
-    ("sizes", "message"),
+@cases(
+    "sizes, message",
     [
         ([1000, 1001], "attachments[1] exceeds 1000 byte cap"),
         ([2**80], "attachments[0] exceeds 1000 byte cap"),
@@ -198,7 +199,7 @@ async def test_the_caps_count_together(path: Path) -> None:
         assert await client.rest() == b""
 
 
-@pytest.mark.parametrize("sent", [0, 1, 99])
+@cases("sent", [0, 1, 99])
 async def test_the_end_of_the_input_within_the_bytes(path: Path, sent: int) -> None:
     async with serving(path, surface=V2) as server:
         client = await server.connect()
@@ -301,7 +302,7 @@ class Failing(BlockSurface):
         raise ZeroDivisionError
 
 
-@pytest.mark.parametrize("step", ["size", "assign"])
+@cases("step", ["size", "assign"])
 async def test_an_unexpected_failure_before_the_request_is_whole_closes_the_connection(
     path: Path, step: str
 ) -> None:
@@ -319,8 +320,8 @@ SOUND = [{"kind": "audio", "id": "a", "sample_rate": 16000, "bytes": "AACAPw=="}
 HEAR = {"type": "audio", "attachment_id": "a"}
 
 
-@pytest.mark.parametrize(
-    ("able", "request_", "code", "message"),
+@cases(
+    "able, request_, code, message",
     [
         (Capabilities(embed=True), ask(), "internal", 'backend "m" does not advertise v2 capability'),
         (

@@ -11,6 +11,7 @@ import pytest
 
 from inferd.engine.mock import Mock
 from inferd.serve import connection
+from tests.cases import cases
 from tests.in_process import DONE, TOKEN, Gate, ask, serving, until
 
 pytestmark = pytest.mark.both_loops
@@ -33,7 +34,7 @@ async def test_a_client_that_ends_both_sides_after_an_error_still_gets_it(path: 
         assert (await client.rest()).count(b"\n") == 1
 
 
-@pytest.mark.parametrize("state", ["running", "queued", "with more lines waiting", "after a half-close"])
+@cases("state", ["running", "queued", "with more lines waiting", "after a half-close"])
 async def test_a_client_that_closes_its_socket_cancels_its_request(path: Path, state: str) -> None:
     gate = Gate()
     async with serving(path, Mock(pace=gate)) as server:

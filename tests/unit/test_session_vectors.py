@@ -14,6 +14,7 @@ from inferd.engine.backend import Capabilities, Embeddings, EmbedRequest
 from inferd.engine.mock import Mock
 from inferd.errors import Unavailable
 from inferd.serve.surfaces.vectors import EmbedSurface, RerankSurface
+from tests.cases import cases
 from tests.in_process import Gate, serving, until
 
 pytestmark = pytest.mark.both_loops
@@ -64,8 +65,8 @@ async def test_an_answer_beyond_what_is_written_at_once(path: Path) -> None:
         assert frame["embeddings"][3][:3] == [0.5, 1.0, 1.5]
 
 
-@pytest.mark.parametrize(
-    ("surface", "request_", "code", "message"),
+@cases(
+    "surface, request_, code, message",
     [
         (EMBED, ASK, "embed_unsupported", 'backend "m" cannot embed'),
         (RERANK, RANK, "rerank_unsupported", 'backend "m" cannot rerank'),
@@ -157,7 +158,7 @@ async def test_an_error_after_the_client_has_left_is_dropped(path: Path) -> None
     assert complaints == []
 
 
-@pytest.mark.parametrize("surface", [EMBED, RERANK])
+@cases("surface", [EMBED, RERANK])
 async def test_a_wrong_field_leaves_the_connection_open_and_a_broken_line_closes_it(
     path: Path, surface: Any
 ) -> None:

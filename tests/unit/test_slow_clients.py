@@ -14,11 +14,11 @@ import pytest
 
 from inferd import log
 from inferd.engine.mock import Mock
-from inferd.serve import burst, connection, listener, session
+from inferd.serve import auth, burst, connection, listener, session
 from inferd.serve.listener import ConnectionLimit
 from inferd.serve.strangers import Strangers
 from inferd.serve.surfaces.v2 import BlockSurface
-from tests.in_process import DONE, TOKEN, Gate, ask, serving, until
+from tests.in_process import DONE, TOKEN, Clock, Gate, ask, serving, until
 
 both_loops = pytest.mark.both_loops
 NOTE = {"kind": "text", "id": "t", "size": 9}
@@ -63,39 +63,59 @@ async def test_who_does_not_send_all_bytes_behind_a_line_is_dropped(
         assert server.admission.running == 0
 
 
-async def test_who_goes_on_by_pieces_may_take_longer(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "PIECE_SECS", 1.0)
+async def test_a_client_that_goes_on_by_pieces_may_take_longer(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(connection, "PIECE_BYTES", 1)
+    clock = Clock()
     async with serving(path) as server:
         client = await server.connect()
-        for _ in range(4):
+        for sent in range(1, 5):
             await client.send(b" ")
-            await asyncio.sleep(0.3)
+            await until(lambda: bool(server.service.sessions))
+            (session,) = server.service.sessions
+            await until(lambda: session._conn._splitter.buffered == sent)  # noqa: B023
+            await clock.advance(0.6 * connection.PIECE_SECS)
         await client.send(ask())
         assert await client.line() == TOKEN
 
 
-async def test_the_time_is_that_of_one_request(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "PIECE_SECS", 0.15)
-    gate = Gate()
+async def test_the_time_is_that_of_one_request(path: Path) -> None:
+    gate, clock = Gate(), Clock()
     async with serving(path, Mock(pace=gate)) as server:
         client = await server.connect()
         await client.send(ask(), b'{"id":"q",')  # the second one is begun while the first one runs
         await until(lambda: gate.waiting == 1)
-        await asyncio.sleep(0.3)
+        await clock.advance(2 * connection.PIECE_SECS)
         gate.open(2)
         assert await client.line() + await client.line() == TOKEN + DONE
+        (session,) = server.service.sessions
+        await until(lambda: session._conn._read_alarm is not None)
+        await clock.advance(2 * connection.PIECE_SECS)
         assert await client.receive() == b""  # and from here on it takes too long
 
 
-async def test_silence_between_requests_is_none_of_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "PIECE_SECS", 0.05)
+async def test_silence_between_requests_is_none_of_it(path: Path) -> None:
+    clock = Clock()
     async with serving(path) as server:
         client = await server.connect()
         for _ in range(2):
-            await asyncio.sleep(0.15)
             await client.send(ask())
             assert await client.line() + await client.line() == TOKEN + DONE
+            await clock.advance(2 * connection.PIECE_SECS)
+        await client.send(ask())
+        assert await client.line() == TOKEN
+
+
+async def test_after_the_key_silence_is_no_fault() -> None:
+    clock = Clock()
+    async with serving("127.0.0.1:0", api_key="k" * 32) as server:
+        client = await server.connect()
+        await client.send({"type": "auth", "key": "k" * 32}, ask())
+        assert await client.line() + await client.line() == TOKEN + DONE
+        await clock.advance(2 * auth.TIMEOUT_SECS)
+        await client.send(ask())
+        assert await client.line() == TOKEN
 
 
 # Not reading.
@@ -173,12 +193,12 @@ async def test_who_idles_is_closed(path: Path) -> None:
 
 
 async def test_a_request_that_runs_is_not_idle(path: Path) -> None:
-    gate = Gate()
-    async with serving(path, Mock(pace=gate), idle_timeout_secs=0.1) as server:
+    gate, clock = Gate(), Clock()
+    async with serving(path, Mock(pace=gate), idle_timeout_secs=10) as server:
         client = await server.connect()
         await client.send(ask())
         await until(lambda: gate.waiting == 1)
-        await asyncio.sleep(0.3)
+        await clock.advance(30)
         gate.open(2)
         assert await client.line() + await client.line() == TOKEN + DONE
 
@@ -245,10 +265,8 @@ def test_places_are_counted_by_owner() -> None:
     assert places.take("b")
 
 
-async def test_a_flood_does_not_fill_the_log(
-    path: Path, short_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(listener, "REFUSALS_SECS", 0.2)
+async def test_a_flood_does_not_fill_the_log(path: Path, short_dir: Path) -> None:
+    clock = Clock()
     activity = log.setup("info", short_dir, stderr=False)
     try:
         async with serving(path, max_connections=1) as server:
@@ -256,7 +274,7 @@ async def test_a_flood_does_not_fill_the_log(
             await until(lambda: server.places.taken == 1)
             for _ in range(50):
                 assert await (await server.connect()).receive() == b""
-            await asyncio.sleep(0.3)
+            await clock.advance(listener.REFUSALS_SECS)
     finally:
         activity.close()
     records = (short_dir / log.FILE_NAME).read_text()
@@ -340,6 +358,7 @@ async def test_nothing_is_left_of_many_bad_clients(path: Path, monkeypatch: pyte
             if number % 5 == 0:
                 client.close()
         await until(lambda: server.places.taken == 0)
+        server.service.idle_timeout_secs = connection.PIECE_SECS = 100.0
         client = await server.connect()
         await client.send(ask())
         assert await client.line() == TOKEN

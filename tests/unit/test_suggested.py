@@ -5,21 +5,20 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-import pytest
-
 from inferd.engine.backend import Message
 from inferd.engine.local.suggested import DEFAULTS, UNSUGGESTED, suggested
 from inferd.sampling import SamplingParams
 from inferd.serve.surfaces.v1 import TextSurface
 from inferd.serve.surfaces.v2 import BlockSurface
 from inferd.wire import v1, v2
+from tests.cases import cases
 from tests.requests import generate_request
 from tests.tiny_llama import write_llama
 from tests.unit.test_llamacpp import FRAME, load, read
 
 
-@pytest.mark.parametrize(
-    ("file", "settings"),
+@cases(
+    "file, settings",
     [
         ({}, {}),
         ({"temp": "0.700000", "top_k": "20"}, {"temperature": 0.7, "top_k": 20}),

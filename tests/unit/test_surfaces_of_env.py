@@ -11,6 +11,7 @@ from inferd import AdminClient, AsyncClient, Client, errors
 from inferd.cli.options import target
 from inferd.client.address import Addresses, default_admin_address, endpoint
 from inferd.config import paths, surfaces
+from tests.cases import cases
 
 Env = dict[str, str]
 
@@ -69,7 +70,7 @@ def test_other_surfaces_follow(env: Env, monkeypatch: pytest.MonkeyPatch) -> Non
         AdminClient()
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"listen": 3}', "{", "\xff"])
+@cases("content", ["", "[]", '{"listen": 3}', "{", "\xff"])
 def test_a_file_that_is_none_is_left_to_the_daemon(env: Env, content: str) -> None:
     path = paths.config_path(env)
     path.parent.mkdir(exist_ok=True)

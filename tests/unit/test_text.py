@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from inferd.engine.local._llama import TextStream
+from tests.cases import cases
 
 
 def shown(pieces: list[bytes], stops: Sequence[bytes] = ()) -> tuple[list[bytes], bool]:
@@ -60,7 +60,7 @@ def test_text_ends_before_the_first_stop_string(text: str, stops: list[str]) -> 
     assert b"".join(out).decode() == (text[: min(ends)[1]] if ends else text)
 
 
-@pytest.mark.parametrize("cut", range(8))
+@cases("cut", range(8))
 def test_a_stop_string_split_over_tokens_is_never_shown(cut: int) -> None:
     data = b"yes<end>no"
     out, stopped = shown([data[: 3 + cut], data[3 + cut :]], [b"<end>"])

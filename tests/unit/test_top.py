@@ -10,10 +10,11 @@ from inferd.cli.columns import aligned, duration, rate
 from inferd.cli.top import KEPT, Trends, sparkline
 from inferd.client.admin import Status
 from inferd.serve.observe.metrics import Metrics
+from tests.cases import cases
 
 
-@pytest.mark.parametrize(
-    ("values", "drawn"),
+@cases(
+    "values, drawn",
     [
         ([], ""),
         ([0.0, 0.0], "▁▁"),
@@ -25,8 +26,8 @@ def test_sparkline(values: list[float | None], drawn: str) -> None:
     assert sparkline(values) == drawn
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
+@cases(
+    "seconds, text",
     [
         (0.0, "0 ms"),
         (0.00042, "0.42 ms"),

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from inferd.errors import DecodeError, InvalidRequest
 from inferd.wire import attachments, v2, v2_rules
+from tests.cases import cases
 
 TEXT = {"type": "text", "text": "hi"}
 IMAGE = {"kind": "image", "id": "i", "width": 1, "height": 1, "bytes": "AAAA"}
@@ -190,7 +191,7 @@ WRONG_TYPES = [
 ]
 
 
-@pytest.mark.parametrize(("key", "value", "path"), WRONG_TYPES)
+@cases("key, value, path", WRONG_TYPES)
 def test_a_wrong_type_is_refused_by_its_path(key: str, value: object, path: str) -> None:
     message, request_id = refusal(line(**{key: value}))
     assert message.startswith("decode: ")
@@ -199,7 +200,7 @@ def test_a_wrong_type_is_refused_by_its_path(key: str, value: object, path: str)
 
 
 # Each is the encoding of something, but not the standard, padded, canonical one.
-@pytest.mark.parametrize(
+@cases(
     "text", ["AAA", "AAA=A", "A AA", "AAAA\n", "AAAA====", "AA-_", "AB==", "AAB=", "Ä===", "=", "A", "A==="]
 )
 def test_base64_is_read_strictly(text: str) -> None:
@@ -233,7 +234,7 @@ DOUBLES = [
 ]
 
 
-@pytest.mark.parametrize("raw", DOUBLES)
+@cases("raw", DOUBLES)
 def test_a_known_key_may_not_stand_twice(raw: bytes) -> None:
     message, request_id = refusal(raw)
     assert "is given twice - at `$" in message
@@ -247,7 +248,7 @@ def test_what_passes_through_may_repeat_keys() -> None:
     )
 
 
-@pytest.mark.parametrize("raw", [b"", b"[]", b"7", b"{", b'{"messages":[]} x', b'{"messages":["\xff"]}'])
+@cases("raw", [b"", b"[]", b"7", b"{", b'{"messages":[]} x', b'{"messages":["\xff"]}'])
 def test_what_is_no_request_at_all(raw: bytes) -> None:
     assert refusal(raw)[0].startswith("decode: ")
 

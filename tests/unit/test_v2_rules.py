@@ -9,6 +9,7 @@ import pytest
 
 from inferd.errors import AttachmentTooLarge, AttachmentUnsupported, DecodeError, InvalidRequest
 from inferd.wire import attachments, v2, v2_rules
+from tests.cases import cases
 
 TEXT = {"type": "text", "text": "hi"}
 USE = {"type": "tool_use", "tool_call_id": "c", "name": "f", "input": {}}
@@ -188,7 +189,7 @@ def refusal(**fields: object) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize(("fields", "reason"), RULES)
+@cases("fields, reason", RULES)
 def test_each_rule(fields: dict[str, Any], reason: str) -> None:
     assert refusal(**fields) == f"invalid request: {reason}"
 
@@ -205,7 +206,7 @@ STEPS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize("first", range(len(STEPS)))
+@cases("first", range(len(STEPS)))
 def test_the_first_fault_in_order_is_the_one_that_is_told(first: int) -> None:
     for fields, _ in STEPS[first + 1 :]:
         both = {**fields, **STEPS[first][0]}
@@ -241,7 +242,7 @@ VALID: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("fields", VALID)
+@cases("fields", VALID)
 def test_what_is_valid(fields: dict[str, Any]) -> None:
     v2_rules.validate(request(**fields))
 

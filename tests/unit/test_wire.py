@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from inferd.errors import DecodeError, InvalidRequest, ProtocolError
 from inferd.wire import admin, frames, v1
+from tests.cases import cases
 
 TURN = b'{"role":"user","content":"hi"}'
 
@@ -77,7 +78,7 @@ NULLABLE = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("key", NULLABLE)
+@cases("key", NULLABLE)
 def test_null_is_absent(key: str) -> None:
     request = v1.parse(line(**{key: None}))
     without = v1.parse(line())
@@ -122,7 +123,7 @@ WRONG_TYPES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("key", "value"), WRONG_TYPES)
+@cases("key, value", WRONG_TYPES)
 def test_a_wrong_type_is_refused_by_name(key: str, value: object) -> None:
     message, request_id = refusal(line(**{key: value}))
     assert message.startswith("decode: ")
@@ -143,7 +144,7 @@ def test_what_was_expected_is_named() -> None:
     )
 
 
-@pytest.mark.parametrize("turn", [{"role": "user"}, {"content": "x"}, {"role": 1, "content": "x"}, {}])
+@cases("turn", [{"role": "user"}, {"content": "x"}, {"role": 1, "content": "x"}, {}])
 def test_a_turn_that_is_not_whole(turn: dict[str, object]) -> None:
     message, request_id = refusal(line(messages=[{"role": "user", "content": "x"}, turn]))
     assert "$.messages[1]" in message
@@ -164,7 +165,7 @@ NOT_AN_OBJECT = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("raw", NOT_AN_OBJECT)
+@cases("raw", NOT_AN_OBJECT)
 def test_what_is_not_one_json_object(raw: bytes) -> None:
     message, request_id = refusal(raw)
     assert message.startswith("decode: ")
@@ -215,7 +216,7 @@ DOUBLES = [
 ]
 
 
-@pytest.mark.parametrize("raw", DOUBLES)
+@cases("raw", DOUBLES)
 def test_a_known_key_may_not_stand_twice(raw: bytes) -> None:
     message, request_id = refusal(raw)
     assert message.startswith("decode: key `")
@@ -234,7 +235,7 @@ NO_DOUBLES = [
 ]
 
 
-@pytest.mark.parametrize("raw", NO_DOUBLES)
+@cases("raw", NO_DOUBLES)
 def test_what_only_looks_like_a_key_twice(raw: bytes) -> None:
     v1.parse(raw)
 
@@ -286,7 +287,7 @@ INVALID = [
 ]
 
 
-@pytest.mark.parametrize(("fields", "reason"), INVALID)
+@cases("fields, reason", INVALID)
 def test_well_typed_but_not_valid(fields: dict[str, Any], reason: str) -> None:
     request = v1.parse(line(**fields))
     with pytest.raises(InvalidRequest) as caught:
@@ -306,7 +307,7 @@ VALID: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("fields", VALID)
+@cases("fields", VALID)
 def test_the_bounds_themselves_are_valid(fields: dict[str, Any]) -> None:
     v1.validate(v1.parse(line(**fields)))
 
@@ -383,7 +384,7 @@ def test_a_status_frame_is_read_back() -> None:
 NO_STATUS = [b"", b"x", b"[]", b"{}", b'{"type":"status"}', b'{"type":"token","status":"x"}']
 
 
-@pytest.mark.parametrize("raw", NO_STATUS)
+@cases("raw", NO_STATUS)
 def test_what_is_no_status_frame(raw: bytes) -> None:
     with pytest.raises(ProtocolError):
         admin.parse(raw)

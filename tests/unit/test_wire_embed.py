@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from inferd.errors import DecodeError, InvalidRequest
 from inferd.wire import embed
 from inferd.wire.flat import Flat
+from tests.cases import cases
 
 HALVES = array("f", [0.5, -0.25]).tobytes()
 
@@ -55,8 +56,8 @@ def test_null_is_absent_and_unknown_keys_are_ignored() -> None:
     assert found == embed.Request(id="e1", input=["a"])
 
 
-@pytest.mark.parametrize(
-    ("raw", "message"),
+@cases(
+    "raw, message",
     [
         (b"", "decode: expected one JSON object on the line: the line is blank"),
         (b'{"id":"e1"}', "decode: Object missing required field `input`"),
@@ -102,7 +103,7 @@ def test_what_cannot_be_served() -> None:
     embed.validate(request(input=["a"] * 2048))
 
 
-@pytest.mark.parametrize("task", sorted(embed.TASKS))
+@cases("task", sorted(embed.TASKS))
 def test_every_task_is_known(task: str) -> None:
     embed.validate(request(task=task))
 

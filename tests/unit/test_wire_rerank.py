@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from inferd.errors import DecodeError, InvalidRequest
 from inferd.wire import rerank
+from tests.cases import cases
 from tests.unit.test_wire_embed import TEXTS, VALUES, check, near_valid
 
 
@@ -41,8 +42,8 @@ def test_null_is_absent_and_unknown_keys_are_ignored() -> None:
     assert found == rerank.Request(id="r1", query="q", documents=["a", "b"])
 
 
-@pytest.mark.parametrize(
-    ("raw", "message"),
+@cases(
+    "raw, message",
     [
         (b'{"query":"q"}', "decode: Object missing required field `documents`"),
         (b'{"documents":["a"]}', "decode: Object missing required field `query`"),
