@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -63,14 +65,24 @@ class Shell:
     def pid(self) -> int:
         return int((self.runtime / "inferd.lock").read_text())
 
+    def stop(self) -> None:
+        """Ends the background daemon, where there is one; without the time that ``inferd stop`` takes."""
+        if self.is_running():
+            os.kill(self.pid(), signal.SIGTERM)
+            until(lambda: not self.is_running())
+
     def is_running(self) -> bool:
         lock = self.runtime / "inferd.lock"
         return lock.exists() and not _lockable(lock)
 
 
 def _lockable(lock: Path) -> bool:
-    probe = subprocess.run(["flock", "-n", str(lock), "true"], check=False)
-    return probe.returncode == 0
+    with lock.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
 
 
 class Terminal:

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -66,18 +67,23 @@ def names(path: Path) -> Iterator[tuple[str, int]]:
             yield ast.unparse(node.func).replace("self._loop", "loop"), node.lineno
 
 
+@cache
+def names_in(path: Path) -> list[tuple[str, int]]:
+    return [*names(path)]
+
+
 def uses(path: Path, pattern: re.Pattern[str]) -> list[str]:
-    return [f"{path}:{line}: {name}" for name, line in names(path) if pattern.fullmatch(name)]
+    return [f"{path}:{line}: {name}" for name, line in names_in(path) if pattern.fullmatch(name)]
 
 
 def test_the_patterns_see_what_they_should(tmp_path: Path) -> None:
-    sample = tmp_path / "sample.py"
+    sample, other = tmp_path / "sample.py", tmp_path / "other.py"
     sample.write_text(
         "import subprocess, os\nfrom os import fork\nos.execv('a', [])\nasyncio.create_subprocess_exec()\n"
     )
     assert len(uses(sample, STARTERS)) == 4
-    sample.write_text("import pickle\nfrom importlib import import_module\neval('1')\nimport ctypes.util\n")
-    assert len(uses(sample, LOADERS)) == 4
+    other.write_text("import pickle\nfrom importlib import import_module\neval('1')\nimport ctypes.util\n")
+    assert len(uses(other, LOADERS)) == 4
 
 
 def test_three_files_of_the_daemon_start_a_program_and_no_other() -> None:
