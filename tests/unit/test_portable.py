@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from inferd.config.settings import Settings
 from inferd.engine.local import portable
 from inferd.errors import ConfigError
 
+ROOT = Path(__file__).parents[2]
 IMPORT = "from inferd.engine.local import _llama; print(_llama.cpu_variant())"
 
 
@@ -100,3 +102,12 @@ def test_the_verbose_version_tells_the_variant(capsys: pytest.CaptureFixture[str
 def test_verbose_alone_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--verbose"]) == 2
     assert "--verbose belongs to --version" in capsys.readouterr().err
+
+
+def test_a_portable_build_has_the_defaults_of_llama_cpp() -> None:
+    """It adds ggml by itself, before llama.cpp says what it wants of it."""
+    sources = (ROOT / "vendor/llama.cpp/CMakeLists.txt").read_text()
+    wanted = re.findall(r"set\((GGML_\w+_DEFAULT) ON\)", sources)
+    assert wanted
+    for name in wanted:
+        assert f"set({name} ON)" in (ROOT / "cmake/portable.cmake").read_text()
