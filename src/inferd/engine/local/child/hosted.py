@@ -214,7 +214,7 @@ class HostedModel(Backend):
             self._restarts += 1
             try:
                 self._check_files()
-                self._loaded = await self._launch(_tell_nobody)
+                self._loaded = await self._launch(_ignore)
             except InferdError as error:
                 # Waiting requests fail now: the process may never start.
                 self._broken = str(error)
@@ -298,7 +298,7 @@ class HostedModel(Backend):
             raise BackendInternal("the engine sent something that is no answer") from error
 
 
-def _tell_nobody(phase: str, details: dict[str, object]) -> None: ...
+def _ignore(phase: str, details: dict[str, object]) -> None: ...
 
 
 class _HostedStream(Stream):
