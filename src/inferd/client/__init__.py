@@ -1,6 +1,6 @@
-"""Clients of the daemon: ``Client`` for its surfaces, ``AdminClient`` for its state, and both for asyncio.
+"""Clients of the daemon: ``Client`` for requests, ``AdminClient`` for the state, and both for asyncio.
 
-Loads nothing of the engine, and each name only when it is used.
+Nothing of the engine is imported, and each name is imported on first use.
 """
 
 from __future__ import annotations

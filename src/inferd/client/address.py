@@ -1,7 +1,8 @@
-"""Where the surfaces of a daemon are, and the errors for a client that cannot connect there.
+"""The addresses of a daemon's surfaces, and the errors of a failed connection.
 
-An address is a Unix socket's path or ``tcp://IP:port``. A surface whose address was not given is looked for
-beside the one of v1, or else at its default place: never at the default place of another daemon.
+An address is a Unix socket's path or ``tcp://IP:port``. If a surface's address is not given, it is looked up
+next to the v1 socket, else at the default address. It is never looked up at the default address of another
+daemon.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ Address = str | os.PathLike[str]
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """An address, taken apart. ``tcp`` is a host and a port, and ``None`` for a Unix socket."""
+    """A parsed address. ``tcp`` is a host and a port; it is ``None`` for a Unix socket."""
 
     text: str
     surface: paths.Surface
     tcp: tuple[str, int] | None
 
     def unreachable(self, error: OSError) -> DaemonUnreachable:
-        """The error for a client that could not connect."""
+        """The error of a failed connection."""
         if isinstance(error, PermissionError) and self.surface == "admin":
             return NotPermitted(
                 f"the status socket {self.text} is for the user alone who runs the daemon; requests are"
@@ -55,7 +56,7 @@ class Endpoint:
         )
 
     def _runs_without(self) -> bool:
-        """Whether a daemon's v1 socket is beside the one that is missing."""
+        """Whether the directory of the missing socket holds a daemon's v1 socket."""
         return Path(self.text).with_name(paths.socket_path("v1").name).exists()
 
 
@@ -63,7 +64,7 @@ _SERVING = {"embed": " --embed", "rerank": " --rerank"}
 
 
 def endpoint(address: Address, surface: paths.Surface) -> Endpoint:
-    """Raises UsageError for what is no address."""
+    """Raises UsageError for an invalid address."""
     text = os.fspath(address)
     if not text.startswith("tcp://"):
         return Endpoint(text, surface, None)
@@ -76,18 +77,18 @@ def endpoint(address: Address, surface: paths.Surface) -> Endpoint:
 class Addresses:
     """The addresses given to a client; ``None`` where none was given.
 
-    Where that of v2 cannot be told it is v1's, which takes the requests of v2 in frames.
+    An unknown v2 address falls back to the v1 address, which accepts v2 requests in frames.
     """
 
     def __init__(self, given: Mapping[paths.Surface, Address | None]) -> None:
         self._given = given
 
     def of(self, surface: paths.Surface) -> Address:
-        """Raises UsageError where it cannot be told."""
+        """Raises UsageError if the address is unknown."""
         found = self.find(surface)
         given = self._given["v1"]
         if found is None and surface == "v2" and given is not None:
-            return given  # every socket of generations takes frames
+            return given  # every generation socket accepts frames
         if found is None:
             raise UsageError(
                 f"the daemon at {given} may serve {surface} anywhere; give the client {surface}=ADDRESS"
@@ -95,7 +96,7 @@ class Addresses:
         return found
 
     def find(self, surface: paths.Surface) -> Address | None:
-        """``None`` where it cannot be told."""
+        """``None`` if the address is unknown."""
         given, default = self._given.get(surface), paths.socket_path(surface)
         if given is not None:
             return given
@@ -108,6 +109,6 @@ class Addresses:
 
 
 def default_admin_address() -> Address:
-    """The admin socket of the daemon that environment and config file name, else the default one."""
+    """The admin socket from the environment or the config file, else the default one."""
     found = surfaces.addresses()
     return Addresses({"v1": found.get("v1"), "admin": found.get("admin")}).of("admin")

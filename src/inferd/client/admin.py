@@ -1,6 +1,6 @@
-"""The admin client: what a daemon says about itself.
+"""The admin client: the state of a daemon.
 
-The admin socket is there before the models are, so it is also how one waits for a daemon that boots.
+The admin socket opens before the models are loaded, so a client can wait on it for a daemon that boots.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ Frame = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The state on connecting: one capabilities frame for each backend so far, and the lifecycle frame."""
+    """The state at connection time: one capabilities frame for each backend so far, and the lifecycle
+    frame."""
 
     capabilities: tuple[Frame, ...]
     lifecycle: Frame
@@ -28,7 +29,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The state of a daemon; rows and numbers are as on the wire."""
+    """The state of a daemon; rows and numbers have the form of the wire."""
 
     lifecycle: Frame
     capabilities: tuple[Frame, ...]
@@ -43,7 +44,7 @@ class Status:
     metrics: Frame
     loading: tuple[Frame, ...] = ()
     settings: Frame = field(default_factory=dict)
-    """Hashes by which a command finds out whether its own settings are those of the daemon."""
+    """Hashes for a command to compare its own settings with those of the daemon."""
 
 
 _FACTS = ("lifecycle", "version", "pid", "uptime_secs", "active_permits", "queue_depth", "metrics")
@@ -51,13 +52,13 @@ _ROWS = ("running", "waiting", "backends")
 
 
 class Inquiry:
-    """The frames that come after :data:`admin.SNAPSHOT_REQUEST`, up to its answer."""
+    """Collects the frames after :data:`admin.SNAPSHOT_REQUEST`, up to its answer."""
 
     def __init__(self) -> None:
         self._capabilities: list[Frame] = []
 
     def take(self, frame: Frame) -> Status | None:
-        """The state, with its last frame. Raises ProtocolError for an answer that is not whole."""
+        """The state, once its last frame is taken. Raises ProtocolError for an incomplete answer."""
         if frame["status"] == "capabilities":
             self._capabilities.append(frame)
         if frame["status"] != "snapshot":
@@ -75,13 +76,14 @@ class Inquiry:
 
 
 class Removal:
-    """The frames that come after :func:`admin.unload_request`, up to its answer."""
+    """Collects the frames after :func:`admin.unload_request`, up to its answer."""
 
     def __init__(self, name: str) -> None:
         self._name = name
 
     def take(self, frame: Frame) -> int | None:
-        """How many requests still run on the model, with the answer. Raises RequestFailed."""
+        """The number of requests that still run on the model, once the answer is taken. Raises
+        RequestFailed."""
         if frame["status"] == "refused" and frame.get("model") == self._name:
             raise RequestFailed(str(frame.get("code")), str(frame.get("message")))
         if frame["status"] != "unload" or frame.get("model") != self._name:
@@ -90,13 +92,13 @@ class Removal:
 
 
 class Opening:
-    """The frames with which a subscription opens, up to the lifecycle."""
+    """Collects the first frames of a subscription, up to the lifecycle frame."""
 
     def __init__(self) -> None:
         self._capabilities: list[Frame] = []
 
     def take(self, frame: Frame) -> Snapshot | None:
-        """The state, with its last frame."""
+        """The state, once its last frame is taken."""
         if frame["status"] != "capabilities":
             return Snapshot(tuple(self._capabilities), frame)
         self._capabilities.append(frame)
@@ -104,9 +106,9 @@ class Opening:
 
 
 def is_ready(frame: Frame) -> bool:
-    """Whether the daemon serves, as it does while it takes on another configuration.
+    """Whether the daemon serves requests, as it also does during a reload.
 
-    Raises BootFailed with the daemon's own words.
+    Raises BootFailed with the daemon's message.
     """
     if frame["status"] == "failed":
         raise BootFailed(str(frame.get("message", "the daemon could not start")))
@@ -116,8 +118,8 @@ def is_ready(frame: Frame) -> bool:
 class AdminClient:
     """A subscription to the admin socket at ``address`` (default: the default one).
 
-    ``timeout`` bounds, in seconds, connecting and each wait for a frame; a quiet daemon sends none, so it is
-    ``None`` for a subscription that is to last.
+    ``timeout``, in seconds, bounds connecting and each wait for a frame. An idle daemon sends no frames, so
+    pass ``None`` for a long subscription.
     """
 
     def __init__(self, address: Address | None = None, timeout: float | None = None) -> None:
@@ -126,34 +128,34 @@ class AdminClient:
         self._connection = Connection(where, timeout=timeout, connect_timeout=timeout)
 
     def events(self) -> Iterator[Frame]:
-        """The frames as they come, the snapshot first; raises ConnectionLost when the daemon ends."""
+        """Yields frames as they arrive, the snapshot first. Raises ConnectionLost when the daemon exits."""
         while True:
             yield admin.parse(self._connection.line())
 
     def snapshot(self) -> Snapshot:
-        """The state of the daemon; to be called first."""
+        """The state of the daemon. Call it before any other method."""
         opening = Opening()
         return next(state for frame in self.events() if (state := opening.take(frame)) is not None)
 
     def status(self) -> Status:
         """The state of the daemon with its requests, backends and metrics.
 
-        May be asked for again and again; ``capabilities`` are those that were told since the last time.
+        May be called repeatedly; ``capabilities`` holds the frames since the previous call.
         """
         self._connection.send([admin.SNAPSHOT_REQUEST])
         inquiry = Inquiry()
         return next(state for frame in self.events() if (state := inquiry.take(frame)) is not None)
 
     def unload(self, name: str) -> int:
-        """Has the daemon unload a model once no request uses it; how many do now. Raises RequestFailed."""
+        """Unloads a model once no request uses it. Returns how many use it now. Raises RequestFailed."""
         self._connection.send([admin.unload_request(name)])
         removal = Removal(name)
         return next(left for frame in self.events() if (left := removal.take(frame)) is not None)
 
     def wait_ready(self, on_event: Callable[[Frame], None] = lambda frame: None) -> None:
-        """Returns when the daemon is ready, having shown every frame to ``on_event``.
+        """Waits until the daemon is ready, and passes every frame to ``on_event``.
 
-        Raises BootFailed with the daemon's own words when it cannot start, and ConnectionLost when it ends.
+        Raises BootFailed with the daemon's message if it cannot start, and ConnectionLost if it exits.
         """
         for frame in self.events():
             on_event(frame)

@@ -12,7 +12,7 @@ from inferd.wire import admin
 
 
 class AsyncAdminClient:
-    """:class:`AdminClient` for asyncio. It connects on entering ``async with``, or when first used."""
+    """:class:`AdminClient` for asyncio. It connects on entry of ``async with``, or on first use."""
 
     def __init__(self, address: Address | None = None, timeout: float | None = None) -> None:
         self.address: Address = default_admin_address() if address is None else address
@@ -20,17 +20,17 @@ class AsyncAdminClient:
         self._connection: AsyncConnection | None = None
 
     async def event(self) -> Frame:
-        """The next frame; those of the snapshot come first. Raises ConnectionLost when the daemon ends."""
+        """The next frame; the snapshot comes first. Raises ConnectionLost when the daemon exits."""
         connection = await self._connected()
         return admin.parse(await connection.line())
 
     async def events(self) -> AsyncIterator[Frame]:
-        """The frames as they come."""
+        """Yields frames as they arrive."""
         while True:
             yield await self.event()
 
     async def snapshot(self) -> Snapshot:
-        """The state of the daemon; to be called first."""
+        """The state of the daemon. Call it before any other method."""
         opening = Opening()
         while (state := opening.take(await self.event())) is None:
             pass
@@ -46,7 +46,7 @@ class AsyncAdminClient:
         return state
 
     async def models(self) -> Sequence[Frame]:
-        """The models of the daemon's store, which a request may name; rows are as on the wire."""
+        """The models in the daemon's store, which a request may name. Rows have the form of the wire."""
         connection = await self._connected()
         await connection.send([admin.MODELS_REQUEST])
         while (frame := await self.event())["status"] != "models":

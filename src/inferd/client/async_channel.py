@@ -1,6 +1,6 @@
-"""The asyncio connections of a client to one surface, and the replies that come on them.
+"""The asyncio connections of a client to one surface, and their replies.
 
-As :mod:`inferd.client.channel`, but a request is sent when its reply is entered or asked for an event.
+Like :mod:`inferd.client.channel`, but a request is sent when its reply is entered or first read.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _CLOSED = "the reply was closed before it was complete"
 
 
 class AsyncChannel:
-    """``timeout`` is the longest silence of the daemon in seconds; ``None`` waits for ever. ``incoming`` cuts
-    what the daemon sends, and has to fit the requests."""
+    """``timeout`` bounds each wait for the daemon, in seconds; ``None`` waits for ever. ``incoming`` splits
+    the received bytes, and must match the form of the requests."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class AsyncChannel:
         self._idle: ConnectionPool[AsyncConnection] = ConnectionPool()
 
     async def connect(self, timeout: float | None) -> None:
-        """Connects, unless it is connected; ``timeout``, in seconds, is for this alone."""
+        """Connects, unless it is connected. ``timeout``, in seconds, bounds only the connecting."""
         self._idle.give_back(await self.take(self._timeout if timeout is None else timeout))
 
     async def take(self, connect_timeout: float | None) -> AsyncConnection:
@@ -58,13 +58,13 @@ class AsyncChannel:
         )
 
     async def ask(self, request: Request[E, D], *, anew: bool = False) -> AsyncConnection:
-        """Sends a request, on a new connection if ``anew``; the connection on which the reply will come."""
+        """Sends a request, on a new connection if ``anew``. Returns the connection of the reply."""
         connection = await (self._connect(self._timeout) if anew else self.take(self._timeout))
         await connection.ask(request.pieces)
         return connection
 
     async def follow(self, plan: Plan[T]) -> T:
-        """Does the requests of a plan."""
+        """Runs the requests of a plan."""
         try:
             request = next(plan)
             while True:
@@ -75,18 +75,18 @@ class AsyncChannel:
             return result
 
     def give_back(self, connection: AsyncConnection) -> None:
-        """Keeps a connection whose request is finished for the next one."""
+        """Keeps the connection of a finished request for the next one."""
         self._idle.give_back(connection)
 
     def close(self) -> None:
-        """Closes the idle connections; requests that still run are not touched. Idempotent."""
+        """Closes the idle connections; running requests continue. Idempotent."""
         self._idle.close()
 
 
 class AsyncReply(AsyncIterator[E | D], Generic[E, D]):
-    """The events of one request, the last of which is the ``D``.
+    """The events of one request; the last event is the ``D``.
 
-    Closing it before that, or cancelling the task that reads it, closes its connection, which cancels the
+    Closing it earlier, or cancelling the task that reads it, closes its connection and so cancels the
     request. Use it in an ``async with``.
     """
 
@@ -98,14 +98,15 @@ class AsyncReply(AsyncIterator[E | D], Generic[E, D]):
         self._request = request
 
     async def __anext__(self) -> E | D:
-        """The next event; RequestFailed for an error frame, ConnectionLost when the reply breaks off."""
+        """The next event. Raises RequestFailed for an error frame, and ConnectionLost if the reply breaks
+        off."""
         if self._over:
             raise StopAsyncIteration
         try:
             while (event := self._request.take(await self._line(await self._started()))) is None:
                 pass
         except ConnectionLost:
-            if self._over:  # by another task that closed it
+            if self._over:  # another task closed it
                 raise StopAsyncIteration from None
             self._close()
             raise
@@ -128,9 +129,9 @@ class AsyncReply(AsyncIterator[E | D], Generic[E, D]):
         return await (await self._started(anew=True)).line()
 
     async def result(self) -> D:
-        """Reads to the end; the last event.
+        """Reads to the end, and returns the last event.
 
-        Raises ConnectionLost where the reply was closed before it, AnswerCancelled where the daemon ended it.
+        Raises ConnectionLost if the reply was closed earlier, and AnswerCancelled if the daemon ended it.
         """
         async for _ in self:
             pass
@@ -140,7 +141,7 @@ class AsyncReply(AsyncIterator[E | D], Generic[E, D]):
         return self._request.done
 
     async def aclose(self) -> None:
-        """Cancels what is not finished. Idempotent, and allowed while another task reads."""
+        """Cancels the request unless it is finished. Idempotent, and allowed while another task reads."""
         self._close()
 
     async def __aenter__(self) -> Self:

@@ -1,8 +1,8 @@
-"""One asyncio connection to a daemon, pieces out and lines in.
+"""One asyncio connection to a daemon: it sends byte strings and receives lines.
 
-Used by one task at a time, except that any may close it. Whatever goes wrong closes the connection and is a
-typed error, as on a blocking one. It works on the bare socket: a transport would throw away what a daemon
-said before it stopped reading. Between two operations no event loop knows of it.
+One task uses it at a time, but any task may close it. Every failure closes the connection and raises a typed
+error, as on a blocking one. It uses the bare socket, because a transport would discard what the daemon sent
+before it stopped reading. Between two operations it is not registered with an event loop.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class AsyncConnection:
         connect_timeout: float | None = None,
         incoming: type[Incoming] = Incoming,
     ) -> AsyncConnection:
-        """Connects; ``incoming`` cuts what the daemon sends. Raises DaemonUnreachable."""
+        """Connects; ``incoming`` splits the received bytes. Raises DaemonUnreachable."""
         keyed = api_key if endpoint.tcp is not None and api_key else None
         try:
             connected = await _connect(endpoint, connect_timeout)
@@ -61,7 +61,7 @@ class AsyncConnection:
     async def send(self, pieces: Sequence[Bytes]) -> None:
         """Sends all of the pieces.
 
-        A peer that has already closed is not an error here: what it said before that is still to be read.
+        A peer that has already closed is not an error here, since its last data is still to be read.
         """
         loop = asyncio.get_running_loop()
         try:
@@ -83,7 +83,7 @@ class AsyncConnection:
 
     @property
     def lapsed(self) -> bool:
-        """Whether the daemon closed the connection, idle too long, in the moment of the last request."""
+        """Whether the daemon closed the idle connection just as the last request was sent."""
         return self._incoming.lapsed
 
     async def line(self) -> bytes:
@@ -104,13 +104,13 @@ class AsyncConnection:
         return line
 
     def alive(self) -> bool:
-        """Whether the connection is quiet and open, as one between two requests must be."""
+        """Whether the connection is open with nothing to read, as required between two requests."""
         return is_quiet(self._socket)
 
     def close(self) -> None:
-        """Closes the connection, which cancels the request that runs on it. Idempotent.
+        """Closes the connection, which cancels its running request. Idempotent.
 
-        A task that waits on it finds the end of the stream, and then lets go of the socket.
+        A task that waits on it reads the end of the stream, and then releases the socket.
         """
         if self._closed:
             return
@@ -168,7 +168,7 @@ async def _connect(endpoint: Endpoint, limit_secs: float | None) -> socket.socke
                 require_trusted(connection, endpoint.text)
                 return connection
             except BlockingIOError:
-                # The daemon's backlog is full, and nothing tells when it no longer is.
+                # The daemon's backlog is full. No event tells when it has room again, so poll.
                 if end is not None and time.monotonic() >= end:
                     raise
             await asyncio.sleep(BACKLOG_PAUSE_SECS)

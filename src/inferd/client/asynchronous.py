@@ -4,9 +4,9 @@
         async for event in answer:
             ...
 
-What it does and what it raises is what :mod:`inferd.client.blocking` says. A request is sent when its reply
-is entered, or first asked for an event; a task that is cancelled while it waits cancels its request. Tasks
-may share a client; it belongs to no event loop.
+It behaves and raises as described in :mod:`inferd.client.blocking`. A request is sent when its reply is
+entered or first read. Cancelling a task that waits for a reply cancels the request. Tasks may share a client,
+and a client is not bound to an event loop.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ AsyncAnswer = AsyncReply[Event, MessageDone]
 class AsyncClient:
     """:class:`inferd.Client` for asyncio, with the same arguments.
 
-    With ``start`` a daemon is started, when none runs, on entry of the ``async with`` or by :meth:`connect`.
+    With ``start``, entering the ``async with`` or calling :meth:`connect` starts a daemon if none runs.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class AsyncClient:
         self.address = self._core.addresses.of("v1")
 
     async def connect(self, timeout: float | None = None, surface: Surface = "v1") -> None:
-        """Connects, unless it is connected; ``timeout``, in seconds, is for this alone."""
+        """Connects, unless it is connected. ``timeout``, in seconds, bounds only the connecting."""
         try:
             await self._channel(surface).connect(timeout)
         except DaemonUnreachable:
@@ -78,7 +78,7 @@ class AsyncClient:
         on_progress: OnProgress | None = None,
         **sampling: Unpack[Sampling],
     ) -> AsyncGeneration:
-        """A generation of text: see :meth:`inferd.Client.generate`."""
+        """Generates text: see :meth:`inferd.Client.generate`."""
         surface, request = self._core.generate(messages, sampling, on_progress)
         return AsyncReply(self._channel(surface), request)
 
@@ -89,7 +89,7 @@ class AsyncClient:
         on_progress: OnProgress | None = None,
         **options: Unpack[Tooling],
     ) -> AsyncAnswer:
-        """A generation of blocks: see :meth:`inferd.Client.messages`."""
+        """Generates typed blocks: see :meth:`inferd.Client.messages`."""
         return AsyncReply(self._channel("v2"), self._core.messages(messages, options, on_progress))
 
     def chat(self, system: str | None = None, **options: Unpack[Tooling]) -> AsyncChat:
@@ -104,7 +104,7 @@ class AsyncClient:
         dimensions: int | None = None,
         model: str | None = None,
     ) -> Embeddings:
-        """The vectors of one text or many: see :meth:`inferd.Client.embed`."""
+        """The embeddings of one or many texts: see :meth:`inferd.Client.embed`."""
         return await self._channel("embed").follow(self._core.embed(texts, task, dimensions, model))
 
     async def rerank(
@@ -115,16 +115,16 @@ class AsyncClient:
         top_n: int | None = None,
         model: str | None = None,
     ) -> Ranking:
-        """The documents by how well they answer the query: see :meth:`inferd.Client.rerank`."""
+        """The documents ranked by relevance to the query: see :meth:`inferd.Client.rerank`."""
         return await self._channel("rerank").follow(self._core.rerank(query, documents, top_n, model))
 
     async def status(self) -> Status:
-        """What the daemon is and does, with the requests that run and wait; also while it boots."""
+        """The state of the daemon, with its running and queued requests. Also works while it boots."""
         async with AsyncAdminClient(self._core.addresses.of("admin"), self._timeout) as admin:
             return await admin.status()
 
     async def aclose(self) -> None:
-        """Closes the idle connections; requests that still run are not touched. Idempotent."""
+        """Closes the idle connections; running requests continue. Idempotent."""
         for channel in self._channels.values():
             channel.close()
         self._channels = {}
@@ -152,23 +152,24 @@ class AsyncClient:
 
 
 class AsyncChat:
-    """A conversation. A turn joins it when it has been answered, if only in part."""
+    """A conversation. A turn is added once it has an answer, even a partial one."""
 
     def __init__(self, client: AsyncClient, conversation: Conversation) -> None:
         self._client = client
         self._conversation = conversation
 
     def ask(self, content: Content) -> AsyncAnswer:
-        """The answer to a text, or to a list of texts, attachments and blocks; one at a time."""
+        """The answer to a text, or to a list of texts, attachments and blocks. One answer at a time."""
         return self._client._ask(self._conversation, content)
 
     @property
     def turns(self) -> list[dict[str, Any]]:
-        """What has been said, without the system message: fit for :meth:`AsyncClient.messages`."""
+        """The turns so far, without the system message, in the form that :meth:`AsyncClient.messages`
+        takes."""
         return self._conversation.turns
 
     def clear(self) -> None:
-        """Starts over; the system message stays."""
+        """Forgets all turns; the system message stays."""
         self._conversation.clear()
 
 
@@ -182,7 +183,7 @@ async def async_dial_and_wait_ready(
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     **elsewhere: Unpack[SurfaceAddresses],
 ) -> AsyncClient:
-    """A connected client, as soon as the daemon is ready: see :func:`inferd.dial_and_wait_ready`."""
+    """Waits for the daemon, and returns a connected client: see :func:`inferd.dial_and_wait_ready`."""
     client = AsyncClient(address, api_key, timeout, **elsewhere)
     backoff = Backoff(limit_secs, clock)
     while True:

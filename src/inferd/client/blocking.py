@@ -4,10 +4,10 @@
         for event in answer:
             ...
 
-Each surface has connections of its own, which are made when they are first needed. Closing a reply early
-cancels its request in the daemon. Several threads may share a client, but not a reply. Errors are those of
-``inferd.errors``: RequestFailed for an error frame, DaemonUnreachable, ConnectionLost, ProtocolError, and
-UsageError for what cannot be written as JSON.
+Each surface has its own connections, opened on first use. Closing a reply early cancels its request in the
+daemon. Several threads may share a client, but not a reply. Errors come from ``inferd.errors``: RequestFailed
+for an error frame, DaemonUnreachable, ConnectionLost, ProtocolError, and UsageError for values that JSON
+cannot hold.
 """
 
 from __future__ import annotations
@@ -37,14 +37,15 @@ Answer = Reply[Event, MessageDone]
 
 
 class Client:
-    """Talks to a daemon at ``address``, and at ``v2``, ``embed``, ``rerank`` and ``admin`` for the rest.
+    """Connects to a daemon at ``address`` for v1, and at ``v2``, ``embed``, ``rerank`` and ``admin`` for the
+    other surfaces.
 
-    An address is a Unix socket's path, or ``tcp://IP:port``, for which there may be an ``api_key``; by
-    default it is the surface's default socket, beside ``address`` where that is another daemon's
-    ``infer.sock``. ``timeout`` is the longest silence of the daemon in seconds that is put up with; ``None``
-    waits for ever. ``id_prefix`` begins the ids of its requests, by which status and the log name them.
-    With ``start`` it connects at once, and starts a daemon in the background when none runs; BootFailed says
-    why that was not possible. Else nothing is sent before :meth:`connect` or the first request.
+    An address is a Unix socket's path, or ``tcp://IP:port``, which may need an ``api_key``. The default is
+    the surface's default socket, or the socket next to ``address`` if that is another daemon's
+    ``infer.sock``. ``timeout`` bounds each wait for the daemon, in seconds; ``None`` waits for ever.
+    ``id_prefix`` begins the ids of the client's requests, as shown by status and the log. With ``start`` it
+    connects at once, and starts a daemon in the background if none runs; BootFailed gives the reason of a
+    failed start. Otherwise it connects on :meth:`connect` or the first request.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class Client:
                 self.connect()
 
     def connect(self, timeout: float | None = None, surface: Surface = "v1") -> None:
-        """Connects, unless it is connected; ``timeout``, in seconds, is for this alone."""
+        """Connects, unless it is connected. ``timeout``, in seconds, bounds only the connecting."""
         self._channel(surface).connect(timeout)
 
     def generate(
@@ -81,11 +82,11 @@ class Client:
         on_progress: OnProgress | None = None,
         **sampling: Unpack[Sampling],
     ) -> Generation:
-        """Starts a generation of text (v1, or v2 where it is too long for a line).
+        """Starts generating text (on v1, or on v2 if the request is too long for a line).
 
         ``messages`` is one user message, or turns of ``{"role", "content"}``. Events are :class:`Token`, and
-        one :class:`Done`. While the request waits for its model to be loaded, ``on_progress`` is called with
-        each phase of the load and its details, from where the reply is read.
+        one final :class:`Done`. While the request waits for its model to load, reading the reply calls
+        ``on_progress`` with each phase of the load and its details.
         """
         surface, request = self._core.generate(messages, sampling, on_progress)
         return Reply(self._channel(surface), request)
@@ -97,17 +98,17 @@ class Client:
         on_progress: OnProgress | None = None,
         **options: Unpack[Tooling],
     ) -> Answer:
-        """Starts a generation of blocks (v2).
+        """Starts generating typed blocks (on v2).
 
         ``messages`` is one user message, or turns of ``{"role", "content"}``, where ``content`` is a text or
         a list of texts, instances of :class:`Attachment`, and blocks of the wire. ``tool_choice`` is
         ``auto``, ``none``, ``required`` or ``{"name": …}``. Events are :class:`Text`, :class:`Thinking` and
-        :class:`ToolUse`, and one :class:`MessageDone`.
+        :class:`ToolUse`, and one final :class:`MessageDone`.
         """
         return Reply(self._channel("v2"), self._core.messages(messages, options, on_progress))
 
     def chat(self, system: str | None = None, **options: Unpack[Tooling]) -> Chat:
-        """A conversation (v2), with these options for each of its answers."""
+        """A conversation (on v2); the options apply to each of its answers."""
         return Chat(self, self._core.conversation(system, options))
 
     def embed(
@@ -118,8 +119,8 @@ class Client:
         dimensions: int | None = None,
         model: str | None = None,
     ) -> Embeddings:
-        """The vectors of one text or many. A long list is sent in several requests, one after the other; the
-        RequestFailed of one that is not the first says where it began."""
+        """The embeddings of one or many texts. A long list is sent in several requests, one after the other;
+        a RequestFailed after the first request names the index of its first text."""
         return self._channel("embed").follow(self._core.embed(texts, task, dimensions, model))
 
     def rerank(
@@ -130,16 +131,16 @@ class Client:
         top_n: int | None = None,
         model: str | None = None,
     ) -> Ranking:
-        """The documents by how well they answer the query; with ``top_n`` only so many of the best."""
+        """The documents ranked by relevance to the query; with ``top_n`` only the best ``top_n``."""
         return self._channel("rerank").follow(self._core.rerank(query, documents, top_n, model))
 
     def status(self) -> Status:
-        """What the daemon is and does, with the requests that run and wait; also while it boots."""
+        """The state of the daemon, with its running and queued requests. Also works while it boots."""
         with AdminClient(self._core.addresses.of("admin"), self._timeout) as admin:
             return admin.status()
 
     def close(self) -> None:
-        """Closes the idle connections; requests that still run are not touched. Idempotent."""
+        """Closes the idle connections; running requests continue. Idempotent."""
         for channel in self._channels.values():
             channel.close()
         self._channels = {}
@@ -157,7 +158,7 @@ class Client:
         if channel is None:
             where = endpoint(self._core.addresses.of(surface), surface)
             incoming = self._core.incoming_v2 if surface == "v2" else Incoming
-            # Of two threads that come first, both go on with the channel of the one.
+            # If two threads create a channel at the same time, both use the first one.
             channel = self._channels.setdefault(
                 surface, Channel(where, self._api_key, self._timeout, incoming)
             )
@@ -168,23 +169,23 @@ class Client:
 
 
 class Chat:
-    """A conversation. A turn joins it when it has been answered, if only in part."""
+    """A conversation. A turn is added once it has an answer, even a partial one."""
 
     def __init__(self, client: Client, conversation: Conversation) -> None:
         self._client = client
         self._conversation = conversation
 
     def ask(self, content: Content) -> Answer:
-        """Starts the answer to a text, or to a list of texts, attachments and blocks; one at a time."""
+        """Asks a text, or a list of texts, attachments and blocks. One answer at a time."""
         return self._client._ask(self._conversation, content)
 
     @property
     def turns(self) -> list[dict[str, Any]]:
-        """What has been said, without the system message: fit for :meth:`Client.messages`."""
+        """The turns so far, without the system message, in the form that :meth:`Client.messages` takes."""
         return self._conversation.turns
 
     def clear(self) -> None:
-        """Starts over; the system message stays."""
+        """Forgets all turns; the system message stays."""
         self._conversation.clear()
 
 
@@ -198,10 +199,10 @@ def dial_and_wait_ready(
     sleep: Callable[[float], None] = time.sleep,
     **elsewhere: Unpack[SurfaceAddresses],
 ) -> Client:
-    """A connected client, as soon as the daemon is ready: its socket does not exist before that.
+    """Waits for the daemon, and returns a connected client. The socket exists only from then on.
 
-    Tries again after 100 ms, doubling up to 5 s, and raises DaemonUnreachable when ``limit_secs`` have
-    passed; the last pause is cut so that the limit is not overshot.
+    Retries after 100 ms, doubling up to 5 s, and raises DaemonUnreachable after ``limit_secs``. The last
+    pause is shortened to end at the limit.
     """
     client = Client(address, api_key, timeout, **elsewhere)
     backoff = Backoff(limit_secs, clock)

@@ -1,7 +1,7 @@
-"""The blocking connections of a client to one surface, and the replies that come on them.
+"""The blocking connections of a client to one surface, and their replies.
 
-A request has a connection to itself while it runs, so several may run at once, and closing its reply early
-closes the connection, which cancels it in the daemon. A finished one leaves its connection to the next.
+Each running request has its own connection, so several may run at once. Closing a reply early closes the
+connection, which cancels the request in the daemon. The connection of a finished request is reused.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Channel:
-    """``timeout`` is the longest silence of the daemon in seconds; ``None`` waits for ever."""
+    """``timeout`` bounds each wait for the daemon, in seconds; ``None`` waits for ever."""
 
     def __init__(
         self,
@@ -38,17 +38,17 @@ class Channel:
         self._idle: ConnectionPool[Connection] = ConnectionPool()
 
     def connect(self, timeout: float | None) -> None:
-        """Connects, unless it is connected; ``timeout``, in seconds, is for this alone."""
+        """Connects, unless it is connected. ``timeout``, in seconds, bounds only the connecting."""
         self._idle.give_back(self._take(self._timeout if timeout is None else timeout))
 
     def ask(self, request: Request[E, D], *, anew: bool = False) -> Connection:
-        """Sends a request, on a new connection if ``anew``; the connection on which the reply will come."""
+        """Sends a request, on a new connection if ``anew``. Returns the connection of the reply."""
         connection = self._connect(self._timeout) if anew else self._take(self._timeout)
         connection.ask(request.pieces)
         return connection
 
     def follow(self, plan: Plan[T]) -> T:
-        """Does the requests of a plan."""
+        """Runs the requests of a plan."""
         try:
             request = next(plan)
             while True:
@@ -59,11 +59,11 @@ class Channel:
             return result
 
     def give_back(self, connection: Connection) -> None:
-        """Keeps a connection whose request is finished for the next one."""
+        """Keeps the connection of a finished request for the next one."""
         self._idle.give_back(connection)
 
     def close(self) -> None:
-        """Closes the idle connections; requests that still run are not touched. Idempotent."""
+        """Closes the idle connections; running requests continue. Idempotent."""
         self._idle.close()
 
     def _take(self, connect_timeout: float | None) -> Connection:
@@ -80,9 +80,9 @@ class Channel:
 
 
 class Reply(Iterator[E | D], Generic[E, D]):
-    """The events of one request, the last of which is the ``D``.
+    """The events of one request; the last event is the ``D``.
 
-    Closing it before that closes its connection, which cancels the request. Use it in a ``with``.
+    Closing it earlier closes its connection and so cancels the request. Use it in a ``with``.
     """
 
     _connection: Connection | None = None
@@ -93,7 +93,8 @@ class Reply(Iterator[E | D], Generic[E, D]):
         self._connection = channel.ask(request)
 
     def __next__(self) -> E | D:
-        """The next event; RequestFailed for an error frame, ConnectionLost when the reply breaks off."""
+        """The next event. Raises RequestFailed for an error frame, and ConnectionLost if the reply breaks
+        off."""
         if self._connection is None:
             raise StopIteration
         try:
@@ -117,9 +118,9 @@ class Reply(Iterator[E | D], Generic[E, D]):
         return self._connection.line()
 
     def result(self) -> D:
-        """Reads to the end; the last event.
+        """Reads to the end, and returns the last event.
 
-        Raises ConnectionLost where the reply was closed before it, AnswerCancelled where the daemon ended it.
+        Raises ConnectionLost if the reply was closed earlier, and AnswerCancelled if the daemon ended it.
         """
         for _ in self:
             pass
@@ -129,7 +130,7 @@ class Reply(Iterator[E | D], Generic[E, D]):
         return self._request.done
 
     def close(self) -> None:
-        """Cancels what is not finished. Idempotent."""
+        """Cancels the request unless it is finished. Idempotent."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None

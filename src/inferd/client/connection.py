@@ -1,7 +1,7 @@
-"""One blocking connection to a daemon, pieces out and lines in.
+"""One blocking connection to a daemon: it sends byte strings and receives lines.
 
-Used by one thread at a time. Whatever goes wrong closes the connection and is a typed error:
-DaemonUnreachable before anything answered, ConnectionLost when an answer ended early.
+One thread uses it at a time. Every failure closes the connection and raises a typed error: DaemonUnreachable
+if no daemon answered, ConnectionLost if an answer ended early.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from inferd.client.trust import require_trusted
 class Connection:
     """A connected socket.
 
-    On TCP the ``api_key``, where there is one, goes ahead of everything else. ``connect_timeout`` bounds the
-    connecting and ``timeout`` every wait for the other side after it, in seconds; ``None`` waits for ever.
+    On TCP the ``api_key``, if given, is sent first. ``connect_timeout`` bounds the connecting and ``timeout``
+    every later wait for the daemon, in seconds; ``None`` waits for ever.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Connection:
     def send(self, pieces: Sequence[Bytes]) -> None:
         """Sends all of the pieces.
 
-        A peer that has already closed is not an error here: what it said before that is still to be read.
+        A peer that has already closed is not an error here, since its last data is still to be read.
         """
         try:
             for piece in pieces:
@@ -65,7 +65,7 @@ class Connection:
 
     @property
     def lapsed(self) -> bool:
-        """Whether the daemon closed the connection, idle too long, in the moment of the last request."""
+        """Whether the daemon closed the idle connection just as the last request was sent."""
         return self._incoming.lapsed
 
     def line(self) -> bytes:
@@ -85,16 +85,16 @@ class Connection:
         return line
 
     def alive(self) -> bool:
-        """Whether the connection is quiet and open, as one between two requests must be."""
+        """Whether the connection is open with nothing to read, as required between two requests."""
         return is_quiet(self._socket)
 
     def close(self) -> None:
-        """Closes the connection, which cancels the request that runs on it. Idempotent."""
+        """Closes the connection, which cancels its running request. Idempotent."""
         self._socket.close()
 
 
 def is_quiet(sock: socket.socket) -> bool:
-    """Whether nothing has come on the socket, not even its end."""
+    """Whether the socket has nothing to read, not even an end of file."""
     readable = select.poll()
     readable.register(sock, select.POLLIN)
     return not readable.poll(0)

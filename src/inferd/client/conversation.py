@@ -1,4 +1,4 @@
-"""A conversation: what has been said, and the next question with all of it."""
+"""A conversation: its turns, and the request for the next answer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from inferd.client.messages import Content, MessagesRequest
 
 
 class Conversation:
-    """A turn joins it when it has been answered, if only in part; a failed question can be asked again."""
+    """A turn is added once it has an answer, even a partial one. A failed question can be asked again."""
 
     def __init__(
         self,
@@ -40,5 +40,5 @@ class Conversation:
         return self._answer
 
     def clear(self) -> None:
-        """Starts over; the system message stays."""
+        """Forgets all turns; the system message stays."""
         self._settled, self._answer = [], None

@@ -1,4 +1,5 @@
-"""What the blocking and the asyncio client share: requests out of arguments, pauses, and idle connections."""
+"""Code shared by the blocking and the asyncio client: requests from arguments, back-off, and idle
+connections."""
 
 from __future__ import annotations
 
@@ -21,11 +22,11 @@ from inferd.config import surfaces
 FIRST_PAUSE_SECS = 0.1
 LONGEST_PAUSE_SECS = 5.0
 MAX_IDLE = 16
-"""Connections of a surface that are kept for the next requests."""
+"""The most idle connections kept for each surface."""
 
 
 class Tooling(Sampling, total=False):
-    """The options of an answer of blocks; ``tools`` are ``{"name", "description", "input_schema"}``."""
+    """The options of a v2 answer; ``tools`` are ``{"name", "description", "input_schema"}``."""
 
     tools: Sequence[Mapping[str, Any]] | None
     tool_choice: str | Mapping[str, str] | None
@@ -47,12 +48,12 @@ class SurfaceAddresses(TypedDict, total=False):
 
 
 class Core:
-    """Makes requests; each with an id of its own."""
+    """Builds requests with unique ids."""
 
     def __init__(self, address: Address | None, elsewhere: SurfaceAddresses, id_prefix: str = "c") -> None:
         found = surfaces.addresses() if address is None else {}
         self.api_key: str | None = None
-        """The key of the environment, for an address of the environment."""
+        """The key from the environment, for an address from the environment."""
         if found:
             self.api_key = os.environ.get("INFERD_API_KEY") or None
         self.addresses = Addresses(
@@ -67,7 +68,7 @@ class Core:
         framed = self.addresses.find("v2") is None
         self._blocks: type[MessagesRequest] = FramedMessagesRequest if framed else MessagesRequest
         self.incoming_v2: type[Incoming] = FramedIncoming if framed else Incoming
-        """What cuts the answers of v2."""
+        """The class that splits v2 answers."""
         self._id_prefix = id_prefix
         self._numbers = itertools.count(1)
 
@@ -77,7 +78,7 @@ class Core:
     def generate(
         self, messages: str | Sequence[Mapping[str, str]], sampling: Sampling, on_progress: OnProgress | None
     ) -> tuple[Surface, Request[Token, Done]]:
-        """A generation of text, and its surface: v2 for what is too long for a line of v1."""
+        """A text request and its surface: v2 if the request is too long for a line of v1."""
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
         options = {**given(sampling, Sampling), **_wants(on_progress)}
         request_id = self.next_id()
@@ -119,7 +120,7 @@ def _wants(on_progress: OnProgress | None) -> dict[str, object]:
 
 
 class Backoff:
-    """When to try again: after 100 ms, doubling up to 5 s, and never past ``limit_secs`` from now."""
+    """Retry delays: 100 ms, doubling up to 5 s, and never past ``limit_secs`` from now."""
 
     def __init__(self, limit_secs: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -127,18 +128,18 @@ class Backoff:
         self._pause = FIRST_PAUSE_SECS
 
     def left(self) -> float:
-        """Seconds up to the limit; 0 past it."""
+        """Seconds left before the limit; 0 after it."""
         return max(self._end - self._clock(), 0.0)
 
     def pause(self) -> float:
-        """Seconds to wait before the next try; 0 when there is to be none."""
+        """Seconds to wait before the next try; 0 if no time is left for one."""
         pause = min(self._pause, self.left())
         self._pause = min(2 * self._pause, LONGEST_PAUSE_SECS)
         return pause
 
 
 class Closable(Protocol):
-    """A connection, as far as keeping it goes."""
+    """A connection, as the pool sees it."""
 
     def alive(self) -> bool: ...
 
@@ -149,14 +150,14 @@ C = TypeVar("C", bound=Closable)
 
 
 class ConnectionPool(Generic[C]):
-    """Connections whose requests are finished, kept for the next ones. Several threads may share it."""
+    """Idle connections, kept for the next requests. Several threads may share a pool."""
 
     def __init__(self) -> None:
         self._kept: list[C] = []
         self._closed = False
 
     def take(self) -> C | None:
-        """The connection used last, of those that are still open."""
+        """The most recently used connection that is still open."""
         while True:
             try:
                 connection = self._kept.pop()
@@ -173,7 +174,7 @@ class ConnectionPool(Generic[C]):
             self._kept.append(connection)
 
     def close(self) -> None:
-        """Closes those that are kept, and from now on each that is given back. Idempotent."""
+        """Closes the idle connections, and from now on every connection that is given back. Idempotent."""
         self._closed = True
         while self._kept:
             self._kept.pop().close()

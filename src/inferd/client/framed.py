@@ -1,7 +1,8 @@
-"""Requests of typed blocks in frames with a length before them, and their answers.
+"""v2 requests and answers in length-prefixed frames.
 
-A line may hold 64 KiB and a request at most 32 attachments, so a long conversation fits neither. A frame may
-hold 64 MiB. Long texts are still sent as attachments: the daemon need not look for keys in them.
+A line holds at most 64 KiB and a request at most 32 attachments, which is too little for a long conversation.
+A frame holds up to 64 MiB. Long texts are still sent as attachments, so that the daemon need not scan them
+for keys.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _LONGEST_HEAD = 6
 
 
 def head(size: int, kind: int) -> bytes:
-    """What goes before a payload of ``size`` bytes."""
+    """The frame head for a payload of ``size`` bytes."""
     data = bytearray()
     while size >= 0x80:
         data.append(size & 0x7F | 0x80)
@@ -49,7 +50,7 @@ class FramedMessagesRequest(MessagesRequest):
 
 
 class FramedIncoming(Incoming):
-    """What a framed connection has received, as the payloads of its frames, which are JSON as lines are."""
+    """Splits the received bytes of a framed connection into payloads, which are JSON like the lines."""
 
     def __init__(self, address: str, *, tcp: bool) -> None:
         super().__init__(address, tcp=tcp)
@@ -71,7 +72,7 @@ class FramedIncoming(Incoming):
 
 
 def _head_at(held: bytearray, at: int) -> tuple[int, int] | None:
-    """Where the payload of the frame at ``at`` begins and its size; ``None`` before its head is whole."""
+    """The start and the size of the payload of the frame at ``at``; ``None`` while its head is incomplete."""
     size = 0
     for place, byte in enumerate(held[at : at + _LONGEST_HEAD]):
         size |= (byte & 0x7F) << (7 * place)

@@ -1,7 +1,7 @@
-"""Typed blocks (v2): what a conversation holds, and the blocks of an answer.
+"""Typed blocks (v2): the content of a conversation, and the blocks of an answer.
 
-A message's ``content`` is a text or a list of texts, attachments and blocks in the form of the wire. Whatever
-is long travels behind the request line: attachments always, texts where the line would be too long otherwise.
+A message's ``content`` is a text or a list of texts, attachments and blocks in the form of the wire.
+Attachments follow the request line as raw bytes. So do long texts, if the line would exceed its limit.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from inferd.client.protocol import MAX_LINE_BYTES, Bytes, Request, encode
 
-# A reference takes these many bytes at most on the line, with its attachment.
+# The most bytes that a reference and its attachment entry take on the line.
 _REFERENCE_BYTES = 128
 # Room for the request's id.
 _ID_BYTES = 64
@@ -40,9 +40,9 @@ Content = str | Sequence["str | Attachment | Block"]
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A piece of the answer's text; always whole characters.
+    """A piece of the answer's text, in whole characters.
 
-    ``logprobs`` are its tokens, where they were asked for, each with ``token``, ``bytes``, ``logprob`` and
+    ``logprobs``, if requested, holds its tokens, each with ``token``, ``bytes``, ``logprob`` and
     ``top_logprobs``.
     """
 
@@ -52,14 +52,14 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Thinking:
-    """A piece of what the model thought before it answered."""
+    """A piece of the model's reasoning before its answer."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class ToolUse:
-    """A whole call of a tool, to be answered by a ``tool_result`` with the same ``tool_call_id``."""
+    """A complete tool call. Answer it with a ``tool_result`` of the same ``tool_call_id``."""
 
     tool_call_id: str
     name: str
@@ -68,12 +68,12 @@ class ToolUse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MessageDone:
-    """The end of an answer: all of its blocks, why it ended, and what it cost (times in milliseconds).
+    """The end of an answer: all of its blocks, the reason it ended, and its cost (times in milliseconds).
 
-    ``content`` is fit to be the assistant's turn of the next request. ``tool_choice_unsatisfied`` says that
-    a tool had to be called and was not. ``unenforced`` lists the parts of the JSON Schema, or of a tool's
-    (behind its name), that were checked at the end only. ``logprobs`` are the tokens of its text, as of
-    :class:`Text`.
+    ``content`` can be sent as the assistant's turn of the next request. ``tool_choice_unsatisfied`` is true
+    if a required tool was not called. ``unenforced`` lists the parts of the JSON Schema, or of a tool's
+    schema (after the tool's name), that were checked only at the end. ``logprobs`` holds the tokens of the
+    text, as in :class:`Text`.
     """
 
     content: tuple[Block, ...]
@@ -90,7 +90,7 @@ class MessageDone:
 
 
 def tool_result(call: ToolUse | str, content: Content) -> Block:
-    """The block that answers a call of a tool, which is given whole or by its id."""
+    """The block that answers a tool call, given as the call or its id."""
     call_id = call if isinstance(call, str) else call.tool_call_id
     return {"type": "tool_result", "tool_call_id": call_id, "content": content}
 
@@ -99,7 +99,7 @@ Event = Text | Thinking | ToolUse
 
 
 class MessagesRequest(Request[Event, MessageDone]):
-    """One answer on v2. ``blocks`` are those of the answer so far, in the form of a turn's content."""
+    """One answer on v2. ``blocks`` holds the answer so far, in the form of a turn's content."""
 
     def __init__(
         self, request_id: str, turns: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
@@ -114,7 +114,7 @@ class MessagesRequest(Request[Event, MessageDone]):
         super().__init__(request_id, body, outgoing.raw)
 
     def _fit(self, outgoing: Outgoing, body: Mapping[str, Any]) -> None:
-        """Makes the request fit the wire."""
+        """Makes the request fit the limits of the wire."""
         outgoing.shorten(body)
 
     def event(self, kind: str, frame: Mapping[str, Any]) -> Event | MessageDone:
@@ -155,7 +155,7 @@ class MessagesRequest(Request[Event, MessageDone]):
 
 
 class Outgoing:
-    """Messages on their way to the wire, with what travels behind the line."""
+    """Messages in the form of the wire, with the bytes that follow the line."""
 
     def __init__(self) -> None:
         self.attachments: list[dict[str, Any]] = []
@@ -166,7 +166,7 @@ class Outgoing:
         return {"messages": [{**each, "content": self._content(each["content"])} for each in messages]}
 
     def shorten(self, body: Mapping[str, Any]) -> None:
-        """Moves texts behind the line, the longest first, until it fits."""
+        """Moves texts out of the line, the longest first, until it fits."""
         excess = len(encode({**body, "attachments": self.attachments})) + _ID_BYTES - MAX_LINE_BYTES
         for block in sorted(self._texts, key=lambda block: len(block["text"]), reverse=True):
             if excess <= 0:
@@ -176,7 +176,7 @@ class Outgoing:
             block["attachment_id"] = self._attach(Attachment("text", text.encode()))
 
     def move_long_texts(self, least: int, most: int) -> None:
-        """Moves the longest texts, of ``least`` characters or more, behind the line; at most ``most``
+        """Moves the longest texts, of ``least`` characters or more, out of the line, up to ``most``
         attachments in all."""
         room = most - len(self.attachments)
         long = [block for block in self._texts if len(block["text"]) >= least]

@@ -1,7 +1,8 @@
-"""The protocol of a client without any I/O; blocking and asyncio clients drive the same code.
+"""The client protocol without I/O, shared by the blocking and the asyncio client.
 
-A driver connects and sends ``opening(...)``. For each request it sends the ``pieces``, feeds what it reads to
-the connection's ``Incoming``, and gives each line from there to the request, until that is ``done``.
+A driver connects and sends ``opening(...)``. For each request it sends the ``pieces``, feeds received bytes
+to the connection's ``Incoming``, and passes each line from there to the request, until the request is
+``done``.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from inferd.errors import (
 )
 
 MAX_LINE_BYTES = 65_536
-"""The longest request line that every daemon takes unless its operator has set less; without the newline."""
+"""The longest request line, without the newline, that a daemon accepts by default. An operator may set
+less."""
 
 MAX_RESPONSE_BYTES = 64 * 1024 * 1024
-"""The longest line that is read: a whole answer travels in the last frame of a request."""
+"""The longest line that is read. The last frame of a request holds the whole answer."""
 
 READ_BYTES = 65_536
 
@@ -39,18 +41,18 @@ D = TypeVar("D")
 
 
 def check_whole(done: object) -> None:
-    """Raises AnswerCancelled where the last event of a reply says that the daemon ended it early."""
+    """Raises AnswerCancelled if the last event of a reply says that the daemon ended it early."""
     if getattr(done, "stop_reason", None) == "cancelled":
         raise AnswerCancelled(done)
 
 
 def opening(api_key: str) -> bytes:
-    """What goes ahead of everything else on TCP when there is a key."""
+    """The first bytes of a TCP connection with a key."""
     return encode({"type": "auth", "key": api_key}) + b"\n"
 
 
 def encode(value: object) -> bytes:
-    """``value`` as JSON; raises UsageError where it cannot be."""
+    """``value`` as JSON. Raises UsageError for a value that JSON cannot hold."""
     try:
         return orjson.dumps(value)
     except orjson.JSONEncodeError as error:
@@ -58,7 +60,7 @@ def encode(value: object) -> bytes:
 
 
 class Incoming:
-    """What one connection has received, cut into lines; and the error for each way in which it can end."""
+    """Splits the received bytes of one connection into lines, and makes the error for each way it can end."""
 
     def __init__(self, address: str, *, tcp: bool) -> None:
         self._address = address
@@ -70,20 +72,20 @@ class Incoming:
         self._requests = 0
         self._unheard = False
         self.lapsed = False
-        """Whether the daemon closed the connection between two requests, and so never saw the second one."""
+        """Whether the daemon closed the connection between two requests, before it saw the second one."""
 
     def expect(self) -> None:
-        """A request is about to be sent."""
+        """Call it before a request is sent."""
         self._requests += 1
         self._unheard = True
 
     def line(self) -> bytes | None:
-        """The next line, without its newline; ``None`` before it has come as a whole."""
+        """The next line, without its newline; ``None`` while it is incomplete."""
         return self._lines.popleft() if self._lines else None
 
     def feed(self, data: bytes) -> None:
-        """Takes what was read, which is nothing at the end of the stream. Raises ConnectionLost then, and
-        ProtocolError for a line that does not end."""
+        """Takes received bytes. Raises ConnectionLost for empty ``data``, the end of the stream, and
+        ProtocolError for a line that exceeds its limit."""
         if not data:
             self.lapsed = self._unheard and self._requests > 1
             raise self._ended()
@@ -107,11 +109,11 @@ class Incoming:
             raise ProtocolError(f"the daemon at {self._address} sent a line that does not end")
 
     def silent(self) -> ConnectionLost:
-        """The error for a daemon that sends nothing for too long."""
+        """The error if the daemon sends nothing before the timeout."""
         return ConnectionLost(f"the daemon at {self._address} did not answer in time")
 
     def deaf(self) -> ConnectionLost:
-        """The error for a daemon that does not take what it is sent."""
+        """The error if the daemon does not read before the timeout."""
         return ConnectionLost(f"the daemon at {self._address} did not take the request in time")
 
     def _ended(self) -> ConnectionLost:
@@ -125,11 +127,11 @@ class Incoming:
 
 
 class Request(ABC, Generic[E, D]):
-    """One request: the ``pieces`` to send, and what the lines of its reply mean.
+    """One request: the ``pieces`` to send, and the parser of its reply.
 
-    ``done`` is the last event of the reply, once it has come. ``on_progress`` is called with the phases of a
-    load that the request waits for, and their details. Raises UsageError for a ``body`` that JSON
-    cannot hold. ``raw`` are the bytes that follow the line.
+    ``done`` is the last event of the reply, once it has arrived. ``raw`` are the bytes that follow the line.
+    While the request waits for a model to load, ``on_progress`` is called with the phases of the load and
+    their details. Raises UsageError for a ``body`` that JSON cannot hold.
     """
 
     done: D | None = None
@@ -140,13 +142,14 @@ class Request(ABC, Generic[E, D]):
         self.pieces = self._written({"id": request_id, **body}, raw)
 
     def _written(self, body: dict[str, Any], raw: Sequence[Bytes]) -> tuple[Bytes, ...]:
-        """The request as it is sent."""
+        """The bytes of the request."""
         return (encode(body) + b"\n", *raw)
 
     def take(self, line: bytes) -> E | D | None:
-        """The event of a line, ``None`` for a frame without news for the caller.
+        """The event of a line; ``None`` for a frame without an event.
 
-        Raises RequestFailed for an error frame, ProtocolError for what is no reply to this request.
+        Raises RequestFailed for an error frame, and ProtocolError for a line that does not reply to this
+        request.
         """
         try:
             frame = orjson.loads(line)
@@ -171,7 +174,7 @@ class Request(ABC, Generic[E, D]):
 
     @abstractmethod
     def event(self, kind: str, frame: Mapping[str, Any]) -> E | D | None:
-        """What a frame means; a LookupError, TypeError or AttributeError says that it is no response."""
+        """The event of a frame. Raises LookupError, TypeError or AttributeError for a malformed frame."""
 
     def _failed(self, code: str, message: str) -> RequestFailed:
         return RequestFailed(code, message)

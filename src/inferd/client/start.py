@@ -11,13 +11,14 @@ COMMAND = (sys.executable, "-m", "inferd", "start")
 
 
 def check(wanted: bool, address: object) -> None:
-    """Raises UsageError where a daemon is wanted elsewhere than where one is started."""
+    """Raises UsageError if a daemon is wanted at an address where ``start`` does not start one."""
     if wanted and address is not None:
         raise UsageError("a daemon is started at the default address alone; leave out address or start")
 
 
 def start() -> None:
-    """Returns when a daemon of this user is ready; raises BootFailed with the reason when none can start."""
+    """Starts a daemon of this user, and waits until it is ready. Raises BootFailed with the reason of a
+    failed start."""
     done = subprocess.run(  # noqa: S603 - our own interpreter with fixed arguments
         COMMAND, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False
     )

@@ -1,4 +1,5 @@
-"""Text (v1): tokens as they come, then the whole answer. What is too long for a line of v1 travels by v2."""
+"""Text (v1): tokens as they arrive, then the whole answer. A request too long for a line of v1 is sent on
+v2."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from inferd.errors import UsageError
 
 
 class Sampling(TypedDict, total=False):
-    """How text is made and when; what is absent or ``None`` is left to the daemon's default."""
+    """The options of a generation. An absent option, or ``None``, leaves the daemon's default."""
 
     temperature: float | None
     top_p: float | None
@@ -39,7 +40,8 @@ class Sampling(TypedDict, total=False):
 
 
 def given(options: Sampling, kind: type[Sampling] = Sampling) -> dict[str, object]:
-    """What was really given, ready for the wire. Raises TypeError for a name that ``kind`` does not have."""
+    """The options that are not ``None``, in the form of the wire. Raises TypeError for an option unknown to
+    ``kind``."""
     for name in options.keys() - kind.__annotations__.keys():
         raise TypeError(f"a generation has no option {name!r}")
     for name, value in options.items():
@@ -50,16 +52,16 @@ def given(options: Sampling, kind: type[Sampling] = Sampling) -> dict[str, objec
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A piece of the answer; always whole characters."""
+    """A piece of the answer, in whole characters."""
 
     content: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
-    """The end of an answer: all of it, why it ended, and what it cost (times in milliseconds).
+    """The end of an answer: its whole text, the reason it ended, and its cost (times in milliseconds).
 
-    ``unenforced`` lists the parts of the JSON Schema that the answer was checked for at its end only.
+    ``unenforced`` lists the parts of the JSON Schema that were checked only at the end of the answer.
     """
 
     content: str
@@ -100,7 +102,7 @@ _STOP_REASONS = {"end_turn": "end", "stop_sequence": "end", "max_tokens": "lengt
 
 
 class LongTextRequest(Request[Token, Done]):
-    """The same answer on v2, where the longest texts travel behind the line."""
+    """The same answer on v2, where the longest texts follow the line as raw bytes."""
 
     def __init__(self, inner: messages.MessagesRequest) -> None:
         self._id = inner._id

@@ -1,9 +1,9 @@
-"""Whether the process behind a Unix socket may be sent a prompt.
+"""Checks that a Unix socket's server may be sent a prompt.
 
-In a directory where everybody may write, such as /tmp, another user can make the socket's directory first and
-answer in the daemon's place. A server that runs as this user or as root is trusted. Another user is trusted
-where the owner of the directory above gave it that place: /run/inferd of the user inferd, but not
-/tmp/inferd-1000 of anyone else.
+In a world-writable directory such as /tmp, another user can create the socket's directory first and
+impersonate the daemon. A server that runs as this user or as root is trusted. Another user is trusted if the
+owner of the parent directory granted it the path: /run/inferd of the user inferd, but not a stranger's
+/tmp/inferd-1000.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _UCRED = struct.Struct("3i")  # Linux: pid, uid, gid
 
 
 def require_trusted(connected: socket.socket, path: str) -> None:
-    """Raises DaemonUntrusted for a socket, connected to ``path``, of a user who is not to see a prompt."""
+    """Raises DaemonUntrusted if the server of a socket, connected to ``path``, runs as an untrusted user."""
     server = _server_uid(connected, path)
     trusted = {0, os.geteuid()}
     if server not in trusted and server not in _owners(Path(path).absolute(), trusted):
@@ -39,9 +39,10 @@ def _server_uid(connected: socket.socket, path: str) -> int:
 
 
 def _owners(path: Path, trusted: set[int]) -> set[int]:
-    """The owners along ``path`` whose place there was given by ``trusted`` ones, and so on down to the file.
+    """The trusted owners along ``path``: the initial ``trusted`` and, from the root down, each owner that a
+    trusted one let in.
 
-    The path is walked as it was given and as links resolve it, since either can be another user's work.
+    Both the given path and the resolved path are walked, since another user can make either.
     """
     found = set(trusted)
     for way in (path, path.resolve()):

@@ -1,4 +1,4 @@
-"""Vectors of texts, and scores of documents. Long lists go to the daemon in several requests."""
+"""Embeddings of texts, and scores of documents. Long lists are sent in several requests."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 from inferd.client.protocol import MAX_LINE_BYTES, Request, encode
 from inferd.errors import RequestFailed
 
-# Beside other clients' requests one of ours should not take long, and its reply has to fit on a line.
+# A request must not hold up other clients' requests for long, and its reply must fit on a line.
 MAX_INPUTS = 512
 MAX_DOCUMENTS = 256
-# Room for the request's id and the keys around what is counted.
+# Bytes for the request's id and the JSON keys.
 _FRAME_BYTES = 128
 
 Frame = Mapping[str, Any]
@@ -20,7 +20,7 @@ Frame = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Embeddings:
-    """One vector of length 1 for each text, in their order, each of ``dimensions`` numbers."""
+    """One vector of length 1 for each text, in the order of the texts, each of ``dimensions`` numbers."""
 
     embeddings: list[list[float]]
     dimensions: int
@@ -31,7 +31,7 @@ class Embeddings:
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """A document by its place in the request, and its score; more is better."""
+    """The index of a document in the request, and its score; higher is better."""
 
     index: int
     score: float
@@ -39,7 +39,7 @@ class Ranked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranking:
-    """The documents, the best first; those of equal score in their order."""
+    """The documents, the best first; equal scores keep the order of the request."""
 
     results: list[Ranked]
     model: str
@@ -48,7 +48,8 @@ class Ranking:
 
 
 class WholeRequest(Request[Frame, Frame]):
-    """A request whose reply is one frame. ``start`` is the place of its first text in the caller's list."""
+    """A request with one frame as its reply. ``start`` is the index of its first text in the caller's
+    list."""
 
     def __init__(self, request_id: str, body: Mapping[str, Any], start: int) -> None:
         super().__init__(request_id, body)
@@ -70,7 +71,7 @@ class WholeRequest(Request[Frame, Frame]):
 
 T = TypeVar("T")
 Plan = Generator[WholeRequest, Frame, T]
-"""Requests, each to be sent the frame that came back; returns what comes of all of them."""
+"""Yields requests, receives the reply frame of each, and returns the combined result."""
 
 
 def embed(next_id: Callable[[], str], texts: Sequence[str], options: Mapping[str, Any]) -> Plan[Embeddings]:
@@ -97,7 +98,8 @@ def rerank(
     top_n: int | None,
     options: Mapping[str, Any] | None = None,
 ) -> Plan[Ranking]:
-    """Ranks any number of documents: the score of one does not depend on the others."""
+    """Ranks any number of documents. Batches are possible since a score does not depend on the other
+    documents."""
     options = options or {}
     results: list[Ranked] = []
     tokens = 0
@@ -114,7 +116,8 @@ def rerank(
 
 
 def _batches(texts: Sequence[str], room: int, most: int) -> Iterator[tuple[int, list[str]]]:
-    """The texts in lists that fit on a line of their own, each with the place of its first; at least one."""
+    """Splits the texts into batches that each fit on a line, each with the index of its first text. Yields at
+    least one."""
     start, batch, left = 0, list[str](), room
     for place, text in enumerate(texts):
         size = len(encode(text)) + 1
