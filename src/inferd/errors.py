@@ -1,15 +1,14 @@
 """The one exception tree.
 
-Each class carries, as data, what the layers above need to know about it, so that nothing ever
-recognises an error by its text:
+Class attributes classify an error, so that no layer matches on its text:
 
-* ``code``       the wire code of the error frame that a client sees (``serve.session`` alone writes it);
-* ``exit_code``  the exit status of a command that ends with it (``cli`` alone uses it);
-* ``fault``      who has to change something: ``"client"``, ``"backend"``, ``"daemon"`` or ``"operator"``;
-* ``retryable``  whether the same request may succeed later without a change;
+* ``code``       the wire code of the error frame that a client sees (only ``serve.session`` writes it);
+* ``exit_code``  the exit status of a command that ends with the error (only ``cli`` uses it);
+* ``fault``      the party at fault: ``"client"``, ``"backend"``, ``"daemon"`` or ``"operator"``;
+* ``retryable``  whether the same request may succeed later unchanged;
 * ``closes``     whether the daemon closes the connection after the error frame.
 
-The message of an error is one sentence that names what was wrong and, where it can be known, what to do.
+The message is one sentence that names the problem and, where known, the remedy.
 """
 
 from __future__ import annotations
@@ -29,18 +28,18 @@ class InferdError(Exception):
     fault: Fault = "daemon"
     retryable: bool = False
     logged: str | None = None
-    """What the log has instead of the message, where that may hold the words of others."""
+    """The text to log instead of the message, if the message may quote a client or a server."""
     closes: ClassVar[bool] = False
 
     details: Mapping[str, Any] = MappingProxyType({})
-    """What the error frame says beside code and message, for programs: names and plain values."""
+    """Machine-readable fields of the error frame besides code and message: names and plain values."""
 
 
-# What a client did.
+# Errors of a client.
 
 
 class InvalidRequest(InferdError):
-    """A well-formed request that cannot be served as it is: an empty list, a number out of range."""
+    """A well-formed request with invalid values: an empty list, a number out of range."""
 
     code = "invalid_request"
     exit_code = 5
@@ -48,9 +47,9 @@ class InvalidRequest(InferdError):
 
 
 class DecodeError(InvalidRequest):
-    """JSON that is not a request: a field has another type, is missing, or is given twice.
+    """JSON that is not a request: a field has the wrong type, is missing, or is given twice.
 
-    ``request_id`` is the request's ``id`` when it was an object with a string there, else ``""``.
+    ``request_id`` is the request's ``id`` if the JSON was an object with a string ``id``, else ``""``.
     """
 
     def __init__(self, message: str, request_id: str = "") -> None:
@@ -59,13 +58,13 @@ class DecodeError(InvalidRequest):
 
 
 class NotJson(DecodeError):
-    """Bytes that are not JSON in UTF-8, so that what follows them cannot be trusted either."""
+    """Bytes that are not JSON in UTF-8; the bytes after them cannot be trusted either."""
 
     closes = True
 
 
 class MalformedFrame(DecodeError):
-    """Bytes that are not a frame where one must be."""
+    """Bytes that are not a frame where a frame is expected."""
 
     closes = True
 
@@ -75,7 +74,7 @@ class MalformedFrame(DecodeError):
 
 
 class WireVersionUnsupported(DecodeError):
-    """A framed request of another version of the wire, or of none."""
+    """A framed request with an unsupported ``wire_version``, or without one."""
 
     code = "wire_version_unsupported"
     closes = True
@@ -88,7 +87,7 @@ class WireVersionUnsupported(DecodeError):
 
 
 class PromptTooLong(InvalidRequest):
-    """A prompt of ``tokens`` tokens, at least, for a context of ``limit``."""
+    """A prompt of at least ``tokens`` tokens for a context of ``limit`` tokens."""
 
     def __init__(self, message: str, tokens: int, limit: int) -> None:
         super().__init__(message)
@@ -96,7 +95,7 @@ class PromptTooLong(InvalidRequest):
 
 
 class FrameTooLarge(InferdError):
-    """A line or a frame longer than the cap of ``cap`` bytes."""
+    """A line or a frame longer than ``cap`` bytes."""
 
     code = "frame_too_large"
     exit_code = 5
@@ -109,7 +108,7 @@ class FrameTooLarge(InferdError):
 
 
 class AttachmentTooLarge(FrameTooLarge):
-    """Attachments announced beyond their cap of ``cap`` bytes; none of their bytes was read."""
+    """Announced attachments exceed ``cap`` bytes; none of their bytes was read."""
 
     def __init__(self, message: str, cap: int) -> None:
         InferdError.__init__(self, message)
@@ -117,7 +116,7 @@ class AttachmentTooLarge(FrameTooLarge):
 
 
 class ModelNotFound(InferdError):
-    """A request names a model that cannot be had; ``near`` are names that could have been meant.
+    """A request names a model that is not available; ``near`` are similar names.
 
     ``missing``: the model is known, but its file is not in the store. A request never starts a download.
     """
@@ -140,13 +139,13 @@ class ModelNotFound(InferdError):
         super().__init__(what)
 
 
-# What the daemon cannot do just now.
+# Temporary limits of the daemon.
 
 
 class QueueFull(InferdError):
     """Every place of the admission queue is taken.
 
-    ``retry_after_secs`` is about when the next place becomes free; ``None`` is unknown.
+    ``retry_after_secs`` estimates when the next place becomes free; ``None`` if unknown.
     """
 
     code = "queue_full"
@@ -159,7 +158,7 @@ class QueueFull(InferdError):
 
 
 class InputMemoryFull(InferdError):
-    """No memory is left for a long line or for attachments; their bytes are unread, so the connection is
+    """No memory is left for a long line or for attachments. Their bytes stay unread, so the connection is
     closed after the error frame."""
 
     code = "queue_full"
@@ -183,7 +182,7 @@ class AdmissionClosed(InferdError):
 
 
 class AnswerUnread(InferdError):
-    """A client did not read its answer while others waited for the place of its request."""
+    """A client did not read its answer while other requests waited for its slot."""
 
     code = "queue_full"
     exit_code = 4
@@ -203,8 +202,8 @@ class DeadlineExceeded(InferdError):
     retryable = True
 
 
-# What a backend did. ``counts`` says whether the circuit breaker takes it as a failure of the backend,
-# ``elsewhere`` whether another backend of the same model may well serve the request.
+# Errors of a backend. ``counts``: the circuit breaker counts it as a failure of the backend.
+# ``elsewhere``: another backend of the same model may be able to serve the request.
 
 
 class BackendError(InferdError):
@@ -219,7 +218,7 @@ class BackendError(InferdError):
 
 
 class NoBackend(BackendError):
-    """No configured backend is ready, capable and not shut off by its breaker."""
+    """No configured backend is ready, capable and unblocked by its breaker."""
 
     counts = False
     elsewhere = False
@@ -229,7 +228,7 @@ class NoBackend(BackendError):
 
 
 class ModelBroken(BackendError):
-    """The file of the model was changed or cannot be loaded: only a reload helps."""
+    """The model file has changed or cannot be loaded; only a reload helps."""
 
     retryable = False
     counts = False
@@ -249,11 +248,11 @@ class NotReady(BackendError):
 
 
 class Unavailable(BackendError):
-    """The backend cannot serve now; the text says why."""
+    """The backend cannot serve now; the message gives the reason."""
 
 
 class UpstreamFull(BackendError):
-    """The queue of the daemon behind a backend is full; ``retry_after_secs`` as of :class:`QueueFull`."""
+    """The queue of an upstream daemon is full; ``retry_after_secs`` as in :class:`QueueFull`."""
 
     code = "queue_full"
     counts = False
@@ -264,7 +263,7 @@ class UpstreamFull(BackendError):
 
 
 class ModelTooLarge(BackendError):
-    """A model needs more memory than the budget leaves when all models gave way that may; sizes in bytes."""
+    """A model does not fit the memory budget even after every evictable model is unloaded; sizes in bytes."""
 
     retryable = False
     counts = False
@@ -281,21 +280,21 @@ class ModelTooLarge(BackendError):
 class EngineEnded(Unavailable):
     """The engine process of the request has died or hung; a new one is started.
 
-    Its supervisor has its own limit for that, so the breaker does not count each request that was lost.
+    The supervisor limits restarts itself, so the breaker does not count the lost requests.
     """
 
     counts = False
 
 
 class BackendInternal(BackendError):
-    """The backend failed in a way that is its own fault."""
+    """The backend failed through its own fault."""
 
     code = "internal"
     retryable = False
 
 
 class Unsupported(BackendError):
-    """No backend that could serve has the capability that the request needs; not the backend's failure."""
+    """No available backend has the capability that the request needs; not a failure of a backend."""
 
     code = "internal"
     retryable = False
@@ -322,7 +321,7 @@ class AttachmentUnsupported(Unsupported):
 
 
 class ToolCallMalformed(BackendError):
-    """The model wrote a tool call that cannot be read; its text is not in the message."""
+    """The model wrote a tool call that cannot be parsed; the message does not quote it."""
 
     code = "tool_call_malformed"
     counts = False
@@ -330,14 +329,15 @@ class ToolCallMalformed(BackendError):
 
 
 class SchemaViolation(BackendError):
-    """The finished answer breaks a part of its schema that could not be enforced; the message says where."""
+    """The finished answer violates a part of its schema that the grammar cannot enforce; the message names
+    the place."""
 
     code = "schema_violation"
     counts = False
     elsewhere = False
 
 
-# What the operator has to mend.
+# Errors that the operator has to fix.
 
 
 class OperatorError(InferdError):
@@ -347,11 +347,11 @@ class OperatorError(InferdError):
 
 
 class ConfigError(OperatorError):
-    """A flag, an environment variable or the config file holds something unusable."""
+    """A flag, an environment variable or the config file holds an invalid value."""
 
 
 class UsageError(ConfigError):
-    """A command line that cannot be followed."""
+    """An invalid command line."""
 
     exit_code = 2
 
@@ -373,17 +373,17 @@ class StoreError(OperatorError):
 
 
 class FetchError(StoreError):
-    """A model could not be brought from any of its sources."""
+    """A model could not be fetched from any of its sources."""
 
     retryable = True
 
 
 class HashMismatch(StoreError):
-    """A model file is not the one that was asked for; if it lay in the store, it was moved to quarantine."""
+    """A model file does not have the expected hash; in the store it was moved to quarantine."""
 
 
 class ServiceError(OperatorError):
-    """The system's service manager is not there, or does not do what it is asked."""
+    """The system's service manager is missing or fails."""
 
 
 class BootCancelled(OperatorError):
@@ -392,30 +392,30 @@ class BootCancelled(OperatorError):
     exit_code = 0
 
 
-# What a client of the daemon meets.
+# Errors that a client of the daemon raises.
 
 
 class DaemonUnreachable(OperatorError):
-    """Nothing answers on the daemon's socket."""
+    """No daemon answers on the socket."""
 
     exit_code = 3
     retryable = True
 
 
 class NotPermitted(DaemonUnreachable):
-    """The daemon's socket may not be opened by this user."""
+    """This user may not open the daemon's socket."""
 
     retryable = False
 
 
 class SurfaceNotServed(DaemonUnreachable):
-    """The daemon that runs does not serve this surface."""
+    """The running daemon does not serve this surface."""
 
     retryable = False
 
 
 class DaemonUntrusted(OperatorError):
-    """The daemon's socket is served by a user who could have put it there to read prompts."""
+    """Another user serves the daemon's socket, possibly to read prompts."""
 
     exit_code = 3
 
@@ -428,7 +428,7 @@ class ConnectionLost(OperatorError):
 
 
 class AnswerCancelled(InferdError):
-    """The daemon ended an answer before it was whole; ``done`` is its last event, with what there is."""
+    """The daemon ended an answer early; ``done`` is its last event, with the partial result."""
 
     exit_code = 4
     retryable = True
@@ -441,17 +441,17 @@ class AnswerCancelled(InferdError):
 
 
 class KeyRefused(ConnectionLost):
-    """The daemon closed a TCP connection without a word, as it does for a wrong API key."""
+    """The daemon closed a TCP connection without a reply, as it does for a wrong API key."""
 
     retryable = False
 
 
 class BootFailed(OperatorError):
-    """The daemon that was waited for could not start; the text is the daemon's own."""
+    """The daemon could not start; the message is the daemon's own."""
 
 
 class ProtocolError(InferdError):
-    """The peer sent something that is not the wire protocol."""
+    """The peer violated the wire protocol."""
 
     exit_code = 3
 
@@ -477,11 +477,10 @@ _MEANING: dict[str, type[InferdError]] = {
 
 
 class RequestFailed(InferdError):
-    """An error frame, as a client sees it: ``wire_code``, the daemon's message, and its ``details``.
+    """An error frame received by a client: ``wire_code``, the daemon's message, and its ``details``.
 
-    Exit code, fault and whether a retry may help are those of the class that the code belongs to; a code
-    that this version does not know means ``internal``. ``retry_after_secs`` is when a retry may succeed,
-    where the daemon knows.
+    ``exit_code``, ``fault`` and ``retryable`` are those of the class with that code; an unknown code counts
+    as ``internal``. ``retry_after_secs`` estimates when a retry may succeed; ``None`` if unknown.
     """
 
     def __init__(self, wire_code: str, message: str, retry_after_secs: float | None = None) -> None:

@@ -1,6 +1,6 @@
-"""Model files: which there are, where they lie, and how they come there; and the lock of the daemon.
+"""The model store: catalogue, downloads, verification; and the daemon's lock.
 
-``catalogue`` names models and ``models`` lays them out on disk. ``fetch`` brings one: from ``sources``
-(``https``, ``wheel``) through ``partial``, and ``verify`` opens it. ``pinning`` makes a model of what a user
-names, ``upkeep`` takes things out again, ``runtime`` makes directories and locks.
+``catalogue`` names models; ``models`` is the layout on disk. ``fetch`` downloads from ``sources``
+(``https``, ``wheel``) through ``partial``, and ``verify`` opens the file. ``pinning`` turns a user's source
+into a pinned model, ``upkeep`` removes models and unused files, ``runtime`` makes directories and locks.
 """

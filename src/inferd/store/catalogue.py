@@ -1,9 +1,9 @@
 """The models that inferd knows by a short name.
 
 A :class:`CatalogueModel` is pinned by the sha256 of the model file, so a source can fail but cannot
-substitute. The sources are tried in order; their forms are in :mod:`inferd.store.sources`. A
-:class:`HubModel` is a name for a repository of the hub. The hub tells the hashes of its files at the first
-pull, and the manifest in the store keeps them with the commit; from then on the model is pinned, too.
+substitute another file. The sources are tried in order; :mod:`inferd.store.sources` defines their forms. A
+:class:`HubModel` names a repository of the hub. The first pull gets the hashes from the hub, and the
+manifest in the store keeps them with the commit; from then on the model is pinned, too.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from inferd.config.settings import DEFAULT_MODEL
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CatalogueModel:
-    """One model file, and the further ``parts`` of a split model and its ``projector``. ``size_bytes`` is
-    ``None`` only for a model of a config file that does not say it."""
+    """One model file, the further ``parts`` of a split model, and its ``projector``. ``size_bytes`` is
+    ``None`` only if a config file defines the model without a size."""
 
     name: str
     sha256: str
@@ -38,10 +38,10 @@ class CatalogueModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubModel:
-    """A name for ``source``, which is of the form ``hf:ORG/REPO[:QUANT]``.
+    """A name for ``source``, which has the form ``hf:ORG/REPO[:QUANT]``.
 
-    ``license`` is the one of the model's publisher; a pull takes the licence that the hub tells.
-    ``size_bytes`` is about what is downloaded, with the projector; ``None`` is not known.
+    ``license`` is the publisher's; a pull records the licence that the hub reports. ``size_bytes`` is the
+    approximate download size, with the projector; ``None`` if unknown.
     """
 
     name: str

@@ -1,11 +1,11 @@
-"""From a model's name to an open, verified file.
+"""Resolves a model's name to an open, verified file, and downloads it if needed.
 
-Everything here blocks and runs in a thread of its own; ``cancelled`` ends it with BootCancelled within about
-POLL_SECS, with no child process and no temporary file left but the part of a download that can be resumed.
+Every function blocks and runs in its own thread. ``cancelled`` ends it with BootCancelled within about
+POLL_SECS; no child process and no temporary file remains except the resumable part of a download.
 
 ``progress(phase, details)`` gets the phases of the status stream: those of :mod:`inferd.store.verify`, and
-``download`` {downloaded_bytes, total_bytes, source_url; waiting_for_pid while another process does it;
-attempt and reason in the pause before another try}.
+``download`` {downloaded_bytes, total_bytes, source_url; waiting_for_pid while another process downloads;
+attempt and reason in the pause before a retry}.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _log = log.get("store")
 
 
 def resolve(store: ModelStore, spec: ModelSpec) -> CatalogueModel:
-    """The pinned model that ``spec`` means: its own sha256, else the catalogue's, else the store's."""
+    """The pinned model for ``spec``: its own sha256, else the catalogue's, else the store's."""
     known = lookup(spec.name)
     if spec.sha256 is not None:
         digest = check_sha256(spec.sha256)
@@ -94,7 +94,7 @@ def _further(manifest: Manifest, part: Part) -> CatalogueModel:
 
 
 def _sources_of(origin: Provenance | None) -> tuple[str, ...]:
-    """Where a file can be had again; not a file of this machine, which another user might not read."""
+    """Sources to fetch the file from again; not local files, which another user might not be able to read."""
     return () if origin is None or origin.registry == "file" or not origin.text else (origin.text,)
 
 
@@ -113,8 +113,8 @@ def ensure_model(
 ) -> OpenModel:
     """The model, from the store or, with ``auto_pull``, from its sources.
 
-    ``verify`` is ``auto`` (hash unless the stamp of the last time still fits) or ``always``. Raises
-    StoreError, FetchError with every source's reason, HashMismatch, BootCancelled.
+    ``verify`` is ``auto`` (hash unless the stamp of the last verification still matches) or ``always``.
+    Raises StoreError, FetchError with every source's reason, HashMismatch, BootCancelled.
     """
     model = spec if isinstance(spec, CatalogueModel) else _pinned(store, spec, auto_pull, progress, cancelled)
     path = store.blob_path(model.sha256)
@@ -138,7 +138,7 @@ def ensure_model(
 def _pinned(
     store: ModelStore, spec: ModelSpec, auto_pull: bool, progress: Progress, cancelled: threading.Event
 ) -> CatalogueModel:
-    """What ``spec`` means; the hub is asked for a model that only it knows, if that may be fetched."""
+    """The pinned model for ``spec``; asks the hub for a :class:`HubModel` if downloads are allowed."""
     known = HUB_MODELS.get(spec.name)
     if known is not None and auto_pull and spec.sha256 is None and store.manifest(spec.name) is None:
         return pin_known(store, known, progress, cancelled)
@@ -150,7 +150,7 @@ def _fits(size: int | None, model: CatalogueModel) -> bool:
 
 
 def _is_listed(store: ModelStore, model: CatalogueModel) -> bool:
-    """Whether the name has a usable manifest that means this blob."""
+    """Whether the name has a readable manifest that refers to this blob."""
     with suppress(StoreError):
         manifest = store.manifest(model.name)
         return manifest is not None and manifest.digests == tuple(file.sha256 for file in model.files)
@@ -158,7 +158,7 @@ def _is_listed(store: ModelStore, model: CatalogueModel) -> bool:
 
 
 def _fetch(store: ModelStore, model: CatalogueModel, progress: Progress, cancelled: threading.Event) -> None:
-    """Bring what is missing of blob and manifest into the store, or wait for the process that does."""
+    """Download a missing blob and write a missing manifest, or wait for the process that does so."""
     name_lock = store.name_lock(model.name)
     with store.writing():
         make_dirs(name_lock.parent)
@@ -192,7 +192,7 @@ def _fetch(store: ModelStore, model: CatalogueModel, progress: Progress, cancell
 def _bring_blob(
     store: ModelStore, model: CatalogueModel, progress: Progress, cancelled: threading.Event
 ) -> Provenance | None:
-    """Brings one file into the store if it is missing; where it came from."""
+    """Downloads one file into the store if it is missing; returns its provenance."""
     lock = store.blob_lock(model.sha256)
     with Lock.wait(lock, cancelled, _waiting(store, model, lock, progress)):
         if _fits(store.blob_size(model.sha256), model):
@@ -201,14 +201,14 @@ def _bring_blob(
 
 
 def _first_source(model: CatalogueModel) -> Provenance | None:
-    """What a manifest says of a file that was there already: where it can be had again."""
+    """The provenance to record for a file that was already in the store."""
     with suppress(FetchError):
         return sources.parse(model.sources[0]).provenance() if model.sources else None
     return None
 
 
 def _waiting(store: ModelStore, model: CatalogueModel, lock: Path, progress: Progress) -> Callable[[], None]:
-    """What to do at each look at a lock that another process holds: show that process's download."""
+    """The callback for each poll of a lock that another process holds: shows that process's download."""
     partial = store.partial_dir(model.sha256)
     first = sources.shown(model.sources[0]) if model.sources else ""
     reporters: dict[str, Reporter] = {}
@@ -226,7 +226,7 @@ def _waiting(store: ModelStore, model: CatalogueModel, lock: Path, progress: Pro
 def _download(
     store: ModelStore, model: CatalogueModel, progress: Progress, cancelled: threading.Event
 ) -> Provenance:
-    """Try the sources in order and install the file from the first that delivers. The locks are held."""
+    """Try the sources in order and install the file from the first that works. The caller holds the locks."""
     if not model.sources:
         raise FetchError(
             f"model {model.name!r} is not in the store at {store.home} and has no source; "
@@ -263,12 +263,12 @@ def _link(
     progress: Progress,
     cancelled: threading.Event,
 ) -> bool:
-    """Gives the file of another program a second name in the store; False where only a copy can be made.
+    """Hard-links the file of another program into the store; False if only a copy is possible.
 
-    What is verified is the file under its new name. Raises HashMismatch, and leaves the file as it is.
+    Verifies the file under its new name. Raises HashMismatch and leaves the other program's file alone.
     """
     partial = store.partial_dir(model.sha256)
-    # Never data.tmp, to which a download would write: that is the other program's file.
+    # Not data.tmp: a download would write through the link into the other program's file.
     scratch = partial / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)
     try:
@@ -309,7 +309,7 @@ def _bring(
     data, scratch = partial / "data.tmp", partial / "scratch"
     if partial.is_symlink():
         raise StoreError(f"{partial} is a symbolic link; remove it")
-    shutil.rmtree(scratch, ignore_errors=True)  # what a killed process of ours left
+    shutil.rmtree(scratch, ignore_errors=True)  # left by a killed process
     try:
         with store.writing():
             make_dirs(partial)

@@ -1,9 +1,8 @@
-"""Models that other programs keep on this machine: Ollama, the Hugging Face hub's cache, LM Studio.
+"""Models of other programs on this machine: Ollama, the Hugging Face hub's cache, LM Studio.
 
-:func:`find` lists them; nothing is written. Their content is verified when it is brought into the store.
-Where both are on one file system the store gets a link to the same file, so that nothing is copied and the
-model stays when the other program deletes it. A file that the other program changes later no longer has the
-hash of its blob, and is then refused as any damaged one.
+:func:`find` lists them and writes nothing. An import verifies their content. On one file system the store
+hard-links the file: nothing is copied, and the model stays when the other program deletes it. If the other
+program changes the file later, its hash no longer matches, and it is refused like any damaged file.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _UNFIT = re.compile(r"[^\w.+:@-]+")
 
 @dataclass(frozen=True, slots=True)
 class Foreign:
-    """A model of another program: its files in order, their hashes where the program tells them, and its
+    """A model of another program: its files in order, their hashes if the program records them, and its
     projector."""
 
     name: str
@@ -53,7 +52,7 @@ class _OllamaManifest(msgspec.Struct):
 
 
 def home_of(program: str, env: Mapping[str, str]) -> Path:
-    """Where a program keeps its models."""
+    """The directory of a program's models."""
     home = Path(env.get("HOME") or Path.home())
     if program == "ollama":
         return Path(env.get("OLLAMA_MODELS") or home / ".ollama" / "models")
@@ -65,7 +64,7 @@ def home_of(program: str, env: Mapping[str, str]) -> Path:
 
 
 def find(program: str, home: Path) -> list[Foreign]:
-    """The GGUF models in the folder of a program, by name. Raises StoreError where that is not there."""
+    """The GGUF models in the folder of a program, sorted by name. Raises StoreError if it does not exist."""
     if not home.is_dir():
         raise StoreError(f"there is no folder {home}; name that of {program} with --path")
     finders = {"ollama": _ollama, "hub": _hub, "lmstudio": _lm_studio}
@@ -111,7 +110,7 @@ def _lm_studio(home: Path) -> Iterator[Foreign]:
 
 
 def _in_folder(folder: Path) -> Iterator[Foreign]:
-    """The models of one repository, and the projector beside them."""
+    """The models of one repository, with the projector in the same folder."""
     names = sorted(path for path in folder.rglob("*.gguf") if path.is_file())
     projectors = [path for path in names if path.name.lower().startswith("mmproj")]
     for path in names:
@@ -125,11 +124,11 @@ def _in_folder(folder: Path) -> Iterator[Foreign]:
 
 
 def told_digest(path: Path) -> str | None:
-    """The hash that the hub's cache, or Ollama, names a file by."""
+    """The sha256 in the file's name in the hub's cache or in Ollama's store."""
     match = _NAMED_BY_DIGEST.fullmatch(Path(os.path.realpath(path)).name)
     return None if match is None else match[1]
 
 
 def _fit(name: str) -> str:
-    """``name`` as it can be one of the store."""
+    """``name`` made valid as a name in the store."""
     return _UNFIT.sub("-", name).strip(".-") or "model"

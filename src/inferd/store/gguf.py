@@ -1,8 +1,7 @@
-"""What the header of a GGUF file says of its model, read without llama.cpp.
+"""Reads the header of a GGUF file without llama.cpp.
 
-A file comes from a stranger, so nothing here trusts a number in it: counts and sizes are bounded, and reading
-stops at ``MAX_HEADER_BYTES``. Values that are lists are passed over, but for the few bytes that say how long
-they are.
+Files are untrusted: counts and sizes are bounded, and reading stops at ``MAX_HEADER_BYTES``. Lists are
+skipped, except for their lengths and the numbers of short ones.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ _CHUNK_BYTES = 1 << 20
 
 Value = int | float | bool | str
 
-# The types of values, by their number: the letter of their layout.
+# GGUF value type → letter of its layout in ``struct``.
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _TEXT, _LIST = 8, 9
 
-# `general.file_type`, as llama.cpp numbers them; the newer ones are named by their number.
+# `general.file_type` in the numbering of llama.cpp; newer types are shown as their number.
 _QUANTISATIONS = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S",
     12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K",
@@ -38,10 +37,10 @@ _QUANTISATIONS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCard:
-    """A model as its file describes it. A number that the file does not give is 0, a text is empty.
+    """A model as its file describes it. A missing number is 0, a missing text is empty.
 
-    ``parameters`` counts weights, ``kv_bytes_per_token`` is the cache of one token with 16-bit numbers.
-    ``parts`` is how many files a split model has. ``pooling`` says that it makes vectors, ``ranks`` scores.
+    ``parameters`` counts weights; ``kv_bytes_per_token`` is the size of one token's KV cache at 16 bits.
+    ``parts`` is the number of files of a split model. ``pooling``: it makes vectors; ``ranks``: scores.
     """
 
     architecture: str
@@ -73,7 +72,7 @@ MAX_PARTS = 1000
 
 
 def part_names(name: str) -> list[str]:
-    """The names of all files of the split model of which ``name`` is the first; empty for another name."""
+    """The names of all files of a split model whose first file is ``name``; empty if it is not split."""
     match = _SPLIT_NAME.fullmatch(name)
     if match is None or int(match["number"]) != 1 or not 1 < int(match["count"]) <= MAX_PARTS:
         return []
@@ -82,13 +81,13 @@ def part_names(name: str) -> list[str]:
 
 
 def plain_name(name: str) -> str:
-    """A file's name without its ending, and without the numbers of a split model."""
+    """A file's name without its suffix and without the numbers of a split model."""
     match = _SPLIT_NAME.fullmatch(name)
     return match["stem"] if match is not None else name.removesuffix(".gguf")
 
 
 def whole_card(card: ModelCard, parts: Iterable[ModelCard]) -> ModelCard:
-    """The card of a split model, of that of its first file and of the others."""
+    """The card of a split model, merged from its first file's ``card`` and the other ``parts``."""
     others = list(parts)
     return replace(
         card,
@@ -98,7 +97,7 @@ def whole_card(card: ModelCard, parts: Iterable[ModelCard]) -> ModelCard:
 
 
 def read_card(fd: int, path: object = "the file") -> ModelCard:
-    """The card of the model in an open file. Raises ModelError for what is no whole GGUF header."""
+    """The card of the model in an open file. Raises ModelError if the GGUF header is invalid or cut short."""
     size = os.fstat(fd).st_size
     reader = _Reader(fd, min(size, MAX_HEADER_BYTES))
     try:
@@ -117,7 +116,7 @@ def read_card(fd: int, path: object = "the file") -> ModelCard:
 
 
 class _Reader:
-    """Reads forward through the first ``limit`` bytes of a file. Raises EOFError beyond them."""
+    """Reads the first ``limit`` bytes of a file sequentially. Raises EOFError beyond them."""
 
     def __init__(self, fd: int, limit: int) -> None:
         self._fd = fd
@@ -154,7 +153,7 @@ class _Reader:
         return self.take(size).decode("utf-8", "replace")
 
     def values(self, n_keys: int) -> tuple[dict[str, Value], dict[str, int]]:
-        """Texts and numbers by key, and the lengths of lists by key."""
+        """Strings and numbers by key, and the lengths of lists by key."""
         values: dict[str, Value] = {}
         lengths: dict[str, int] = {}
         for _ in range(n_keys):
@@ -173,8 +172,7 @@ class _Reader:
         return values, lengths
 
     def _pass_over_list(self) -> tuple[int, Value | None]:
-        """The length of a list, and its largest number if they are few (heads may differ from layer to
-        layer)."""
+        """The length of a list, and its largest number if the list is short: heads may differ by layer."""
         kind, count = self.unpack("<IQ")
         if kind == _TEXT:
             for _ in range(min(count, self._limit)):
@@ -190,14 +188,14 @@ class _Reader:
         return count, None
 
     def tensor_sizes(self, n_tensors: int) -> Iterator[int]:
-        """How many numbers each tensor has."""
+        """The number of elements of each tensor."""
         for _ in range(n_tensors):
             self.text()
             (n_dimensions,) = self.unpack("<I")
             if n_dimensions > 8:
                 raise ValueError(n_dimensions)
             yield math.prod(self.unpack(f"<{n_dimensions}Q"))
-            self.skip(12)  # its type and place
+            self.skip(12)  # type and offset
 
 
 def _card(values: Mapping[str, Value], lengths: Mapping[str, int], parameters: int, size: int) -> ModelCard:

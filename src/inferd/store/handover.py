@@ -1,4 +1,4 @@
-"""Letting a thread of its own wait for what cannot be interrupted."""
+"""Iterates a blocking generator in a helper thread, so that the consumer can be cancelled."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from inferd.store.runtime import POLL_SECS
 
 T = TypeVar("T")
 
-AHEAD = 16  # items that may wait for their consumer
+AHEAD = 16  # items buffered ahead of the consumer
 
 
 def iterate_in_thread(items: Generator[T], cancelled: threading.Event) -> Generator[T]:
-    """``items``, made in another thread; ends with BootCancelled within POLL_SECS of ``cancelled``.
+    """Yields ``items``, produced in another thread; raises BootCancelled within POLL_SECS of ``cancelled``.
 
-    An exception of the generator is raised here. When the consumer leaves early, the thread is not waited
-    for: it ends when its present item comes, and the end of the process does not wait for it either.
+    An exception of the generator is raised here. If the consumer leaves early, the thread is not joined: it
+    ends with its current item, and process exit does not wait for it either.
     """
     handed: queue.Queue[tuple[T] | BaseException | None] = queue.Queue(AHEAD)
     left = threading.Event()

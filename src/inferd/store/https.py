@@ -1,12 +1,12 @@
 """``https://HOST/PATH`` and ``hf:ORG/REPO/FILE[@REVISION]``, a file of the Hugging Face hub.
 
-A download that breaks off goes on where it stopped, in this process or a later one, as long as the server's
-ETag and size are still the same. What a later try may mend (a connection cut or silent, 429, 500 …) is tried
-TRIES times in a row, each time after a longer pause. Only https is spoken, also after a redirect, and only
-the hub itself is shown the key of ``HF_TOKEN``.
+An interrupted download resumes, in this process or a later one, if the server's ETag and size are unchanged.
+Transient failures (a connection cut or silent, 429, 500 …) are retried up to TRIES times in a row, with
+exponential back-off. Redirects must be https as well. Only the hub itself receives the token of
+``HF_TOKEN``.
 
-The exchange with the server runs in a thread of its own, since a resolver or a connect can hang for longer
-than a cancellation may wait. That thread never touches the store.
+The HTTP exchange runs in its own thread, because a resolver or a connect can hang for longer than a
+cancellation may take. That thread never touches the store.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ _log = log.get("store")
 CONNECT_SECS = 30.0
 STALL_SECS = 60.0
 TRIES = 5
-PAUSE_SECS = 1.0  # before the second try; each further one doubles it
-MAX_PAUSE_SECS = 120.0  # as long as a server's Retry-After is obeyed
-GOOD_TRY_BYTES = 1 << 20  # a try that brought so much does not count: a large file may take many connections
+PAUSE_SECS = 1.0  # before the first retry; doubles with each further one
+MAX_PAUSE_SECS = 120.0  # the longest Retry-After that is obeyed
+GOOD_TRY_BYTES = 1 << 20  # a try that got this much does not count: large files may need many connections
 MAX_REDIRECTS = 10
 HUB = "https://huggingface.co"
 
@@ -56,7 +56,7 @@ _RANGE = re.compile(r"bytes (\d{1,19})-\d{1,19}/(\d{1,19})", re.ASCII)
 
 @dataclass(frozen=True)
 class Head:
-    """The beginning of the last answer, after all redirects."""
+    """Status and headers of the last response, after all redirects."""
 
     status: int
     headers: httpx.Headers
@@ -64,7 +64,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Setback:
-    """Why a try did not succeed although the next may; ``pause_secs`` is what the server asks for."""
+    """The reason of a failed try that may be repeated; ``pause_secs`` is the server's Retry-After."""
 
     reason: str
     pause_secs: float | None = None
@@ -72,7 +72,7 @@ class Setback:
 
 @dataclass(frozen=True)
 class Https(Source):
-    """``location`` is fetched; ``url`` is shown. ``headers`` are for its host alone and may hold secrets."""
+    """Fetches ``location``; ``url`` is for display. ``headers`` may hold secrets and go to its host only."""
 
     resumable: ClassVar[bool] = True
 
@@ -83,7 +83,7 @@ class Https(Source):
 
     @classmethod
     def parse(cls, text: str) -> Https:
-        """The source of an https address; a query may be a secret, so it is used but not shown."""
+        """The source for an https URL; its query may hold a secret, so it is sent but not shown."""
         try:
             parts = urlsplit(text)
             reachable = bool(parts.hostname) and parts.port != 0
@@ -98,7 +98,7 @@ class Https(Source):
 
     @classmethod
     def of_hub(cls, text: str) -> Https:
-        """The source of what follows ``hf:``."""
+        """The source for the text after ``hf:``."""
         match = _HUB_FILE.fullmatch(text)
         if match is None or not text.isprintable() or {"", ".", ".."} & set(match["file"].split("/")):
             raise FetchError(f"it is not of the form {_FORM}")
@@ -124,7 +124,7 @@ class Https(Source):
         persist(lambda: self._receive(sink, reporter), sink.cancelled, wait, lambda: sink.received)
 
     def _receive(self, sink: Sink, reporter: Reporter) -> Setback | None:
-        """One try to bring all that is missing; ``None`` when nothing is any more."""
+        """One try to download the missing bytes; ``None`` when the file is complete."""
         if sink.received and sink.received == sink.expected:
             return None
         headers = {**self.headers, "Accept-Encoding": "identity"}
@@ -150,9 +150,9 @@ class Https(Source):
         return attempt("GET", self.location, headers, sink.cancelled, take)
 
     def _begin(self, head: Head, sink: Sink) -> Setback | None:
-        """Make the sink ready for the body that follows ``head``, if it is what was asked for."""
+        """Prepare the sink for the body after ``head``, if the response matches the request."""
         etag, length = head.headers.get("ETag", ""), head.headers.get("Content-Length", "")
-        etag = etag if etag.isascii() else ""  # it could not be sent back
+        etag = etag if etag.isascii() else ""  # others cannot be sent in a request header
         if head.headers.get("Content-Encoding", "identity") != "identity":
             raise FetchError("the server sends it compressed, although that was not asked for")
         if head.status == 206:
@@ -166,7 +166,7 @@ class Https(Source):
             return Setback("the file has changed on the server", pause_secs=0.0)
         if head.status != 200:
             return refused(head)
-        sink.restart()  # the server knows no ranges, or the file has changed
+        sink.restart()  # the server does not support ranges, or the file has changed
         size = whole_number(length)
         if None not in (size, sink.expected) and size != sink.expected:
             raise FetchError(f"it has {size} bytes, but the model has {sink.expected}")
@@ -175,7 +175,7 @@ class Https(Source):
 
 
 def hub_access() -> tuple[str, dict[str, str]]:
-    """The address of the hub, and the headers that it gets to know the user by. Raises FetchError."""
+    """The hub's address, and the headers that authenticate the user. Raises FetchError."""
     hub = os.environ.get("HF_ENDPOINT", "").rstrip("/") or HUB
     if not hub.startswith("https://"):
         raise FetchError(f"HF_ENDPOINT is {hub!r} and not an https address")
@@ -186,12 +186,12 @@ def hub_access() -> tuple[str, dict[str, str]]:
 
 
 def whole_number(text: str) -> int | None:
-    """The number in a header; ``None`` when there is none that makes sense."""
+    """The number in a header; ``None`` if it is missing or invalid."""
     return int(text) if re.fullmatch(r"[0-9]{1,15}", text) else None
 
 
 def refused(head: Head) -> Setback:
-    """What an answer means that is not the file: a setback, or FetchError where trying again is no use."""
+    """Classifies an error response: returns a Setback if a retry may help, else raises FetchError."""
     import httpx
 
     reason = f"the server answers {head.status} {httpx.codes.get_reason_phrase(head.status)}".rstrip()
@@ -208,7 +208,7 @@ def persist(
     wait: Callable[[Setback, int], None],
     received: Callable[[], int],
 ) -> None:
-    """Call ``once`` until it succeeds; ``wait`` hears of each pause. FetchError after TRIES in a row."""
+    """Call ``once`` until it succeeds, and ``wait`` for each pause. FetchError after TRIES in a row."""
     tries, best = 0, received()
     while setback := once():
         tries = 1 if received() - best >= GOOD_TRY_BYTES else tries + 1
@@ -231,9 +231,9 @@ def attempt(
     take: Callable[[Generator[Head | bytes]], Setback | None],
     stop_at: str | None = None,
 ) -> Setback | None:
-    """One exchange, whose answer ``take`` reads; what goes wrong on the way is a setback or FetchError.
+    """One HTTP exchange; ``take`` reads the response. A failure is a Setback or raises FetchError.
 
-    A redirect that has the header ``stop_at`` is the answer and is not followed.
+    A redirect with the header ``stop_at`` is the response and is not followed.
     """
     import httpx
 
@@ -264,7 +264,7 @@ def attempt(
 def _exchange(
     method: str, location: str, headers: dict[str, str], stop_at: str | None
 ) -> Generator[Head | bytes]:
-    """The head of the answer, then its body as it comes."""
+    """Yields the head of the response, then its body as it arrives."""
     import httpx
     import truststore
 
@@ -276,14 +276,14 @@ def _exchange(
             timeout=httpx.Timeout(STALL_SECS, connect=CONNECT_SECS),
             headers={"User-Agent": f"inferd/{__version__}", "Accept": "*/*"},
         )
-    except (ValueError, ImportError) as error:  # it has read HTTPS_PROXY and its like
+    except (ValueError, ImportError) as error:  # invalid HTTPS_PROXY and the like
         raise FetchError(f"the proxy that the environment names cannot be used: {error}") from error
     with connecting as client:
         request = client.build_request(method, location, headers=headers)
         for _ in range(MAX_REDIRECTS + 1):
             response = client.send(request, stream=True)
             with closing(response):
-                following = response.next_request  # httpx has taken the key out for another host
+                following = response.next_request  # httpx removes the token for another host
                 if following is None or (stop_at is not None and stop_at in response.headers):
                     yield Head(response.status_code, response.headers)
                     yield from response.iter_raw()

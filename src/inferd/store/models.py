@@ -3,16 +3,17 @@
 ::
 
     HOME/blobs/sha256/AA/HASH/data            a model file, AA the first two hex digits of its sha256
-    HOME/blobs/sha256/AA/HASH/verified.json   size, mtime and inode that it had when it was last hashed
-    HOME/blobs/sha256/AA/HASH/produced_by     there when inferd put the file there
-    HOME/blobs/sha256/AA/.partial-HASH/       what a fetch is writing
-    HOME/manifests/NAME.json                  which blob a name means, and where it came from
+    HOME/blobs/sha256/AA/HASH/verified.json   its size, mtime and inode at the last verification
+    HOME/blobs/sha256/AA/HASH/produced_by     marks a file that inferd installed
+    HOME/blobs/sha256/AA/.partial-HASH/       a download in progress
+    HOME/manifests/NAME.json                  the blob of a name, and its origin
     HOME/locks/NAME.lock, .HASH.lock          held while a name or a blob is being written
-    HOME/locks/quarantine/                    files whose content was not what their name said
+    HOME/locks/quarantine/                    files with the wrong content
 
-Everything appears whole or not at all: written beside its place, synced, renamed, and the directory synced;
-a blob before the manifest that names it. No name from outside becomes a path before :func:`check_name` or
-:func:`check_sha256` has passed it (F-21). Nothing is deleted that this package did not write.
+Every write is atomic: a temporary file is written, synced and renamed, and the directory synced; a blob comes
+before the manifest that names it. :func:`check_name` or :func:`check_sha256` validates every external name
+before it becomes a path (F-21). Only
+:func:`inferd.store.upkeep.remove` deletes files that this package did not write.
 """
 
 from __future__ import annotations
@@ -40,13 +41,13 @@ MAX_NAME_BYTES = 200  # leaves room for ".NAME.json.tmp" in the 255 bytes of a f
 MAX_MANIFEST_BYTES = 1 << 20
 
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""What decoding a file of the store raises when another tool, or chance, has written it."""
+"""Errors of decoding a damaged file, or one that another tool wrote."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def check_name(name: str) -> str:
-    """``name`` if it can be a file's name in the store; StoreError otherwise."""
+    """``name`` if it is valid as a file name in the store; StoreError otherwise."""
     if (
         not name
         or name.startswith(".")
@@ -75,7 +76,7 @@ def same_digest(expected: str, actual: str) -> bool:
 
 
 class Provenance(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a blob came from."""
+    """The origin of a blob."""
 
     registry: str
     repo: str = ""
@@ -84,7 +85,7 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def text(self) -> str:
-        """The source as :func:`inferd.store.sources.parse` takes it; empty when the registry is not known."""
+        """The source in the form of :func:`inferd.store.sources.parse`; empty for an unknown registry."""
         forms = {
             "https": f"https://{self.repo}/{self.filename}",
             "hf": f"hf:{self.repo}/{self.filename}@{self.revision}",
@@ -133,7 +134,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def further(self) -> tuple[Part, ...]:
-        """Its files but the first."""
+        """All its files except the first."""
         return self.parts if self.projector is None else (*self.parts, self.projector)
 
     @property
@@ -142,7 +143,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Stamp(msgspec.Struct, frozen=True, kw_only=True):
-    """What a blob looked like right after its hash was found to be right."""
+    """A blob's file attributes right after its hash was verified."""
 
     size: int
     mtime_ns: int
@@ -154,7 +155,7 @@ class Stamp(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelStore:
-    """The store in the directory ``home``, which is made when something is first written."""
+    """The store in the directory ``home``, which the first write creates."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -165,17 +166,17 @@ class ModelStore:
     # Places.
 
     def blob_path(self, sha256: str) -> Path:
-        """Where the blob is, or would be."""
+        """The path of the blob, whether or not it exists."""
         digest = check_sha256(sha256)
         return self.home / "blobs" / "sha256" / digest[:2] / digest / "data"
 
     def partial_dir(self, sha256: str) -> Path:
-        """The directory of a fetch of that blob."""
+        """The directory of a download of that blob."""
         digest = check_sha256(sha256)
         return self.home / "blobs" / "sha256" / digest[:2] / f".partial-{digest}"
 
     def manifest_path(self, name: str) -> Path:
-        """Where the manifest is, or would be."""
+        """The path of the manifest, whether or not it exists."""
         return self.home / "manifests" / f"{check_name(name)}.json"
 
     def name_lock(self, name: str) -> Path:
@@ -183,13 +184,13 @@ class ModelStore:
         return self.home / "locks" / f"{check_name(name)}.lock"
 
     def blob_lock(self, sha256: str) -> Path:
-        """The lock to hold while the blob is written; two names may mean one blob."""
+        """The lock to hold while the blob is written; two names may refer to one blob."""
         return self.home / "locks" / f".{check_sha256(sha256)}.lock"
 
     # Manifests.
 
     def manifest(self, name: str) -> Manifest | None:
-        """The manifest of ``name``, ``None`` when there is none; StoreError when it cannot be read."""
+        """The manifest of ``name``; ``None`` if it does not exist, StoreError if it cannot be read."""
         path = self.manifest_path(name)
         try:
             with path.open("rb") as file:
@@ -211,7 +212,7 @@ class ModelStore:
         return manifest
 
     def list(self) -> Sequence[Manifest]:
-        """Every manifest that can be read, by name; the others are named in the log."""
+        """Every readable manifest, sorted by name; the log names the others."""
         found = []
         for name, manifest in self._manifests():
             if isinstance(manifest, StoreError):
@@ -221,7 +222,7 @@ class ModelStore:
         return sorted(found, key=lambda manifest: manifest.name)
 
     def names_of(self, sha256: str) -> Sequence[str]:
-        """The names that mean the blob, or may mean it, since their manifest cannot be read."""
+        """The names that refer to the blob, and those whose unreadable manifest may refer to it."""
         return sorted(
             name
             for name, manifest in self._manifests()
@@ -240,18 +241,18 @@ class ModelStore:
                     yield name, manifest
 
     def write_manifest(self, manifest: Manifest) -> None:
-        """Write ``manifest`` durably; its blob must be in place. The name's lock is held by the caller."""
+        """Write ``manifest`` durably; its blob must be in place. The caller holds the name's lock."""
         path = self.manifest_path(manifest.name)
         with self.writing():
             make_dirs(path.parent)
             fields = msgspec.to_builtins(manifest)
-            for further in ("parts", "projector"):  # only where there are any, as other tools know the format
+            for further in ("parts", "projector"):  # omitted if empty: other tools read this format, too
                 if not fields[further]:
                     del fields[further]
             write_whole(path, msgspec.json.format(msgspec.json.encode(fields), indent=2) + b"\n")
 
     def remove_manifest(self, name: str) -> None:
-        """Forget ``name`` durably. Its lock is held by the caller, and nothing has to be there."""
+        """Remove the manifest of ``name`` durably, if it exists. The caller holds the name's lock."""
         path = self.manifest_path(name)
         with self.writing():
             path.unlink(missing_ok=True)
@@ -261,7 +262,7 @@ class ModelStore:
     # Blobs.
 
     def blob_size(self, sha256: str) -> int | None:
-        """The size of the blob's file, ``None`` when there is none."""
+        """The size of the blob's file; ``None`` if it does not exist."""
         path = self.blob_path(sha256)
         absent = suppress(FileNotFoundError, NotADirectoryError)
         with explained(f"look into the model store at {self.home}"), absent:
@@ -269,13 +270,13 @@ class ModelStore:
         return None
 
     def is_blob(self, sha256: str, fd: int) -> bool:
-        """Whether the open file ``fd`` is what lies in the blob's place now."""
+        """Whether the open file ``fd`` is the file now at the blob's path."""
         with suppress(OSError):
             return os.path.samestat(self.blob_path(sha256).lstat(), os.fstat(fd))
         return False
 
     def install(self, sha256: str, data: Path) -> None:
-        """Move the finished, synced file ``data`` to the blob's place."""
+        """Move the finished, synced file ``data`` to the blob's path."""
         path = self.blob_path(sha256)
         with self.writing():
             make_dirs(path.parent)
@@ -284,18 +285,18 @@ class ModelStore:
             sync_dir(path.parent)
 
     def remove_blob(self, sha256: str) -> int:
-        """Delete the blob and what was noted of it; the bytes it had. Its lock is held by the caller."""
+        """Delete the blob and its metadata; returns its size in bytes. The caller holds the blob's lock."""
         path = self.blob_path(sha256)
         size = self.blob_size(sha256) or 0
         with self.writing():
             for name in (path.name, "verified.json", ".verified.json.tmp", ".produced_by.tmp", "produced_by"):
                 path.with_name(name).unlink(missing_ok=True)
-            with suppress(OSError):  # another tool keeps something of its own there
+            with suppress(OSError):  # another tool may have files there
                 path.parent.rmdir()
         return size
 
     def is_stamped(self, sha256: str, found: os.stat_result) -> bool:
-        """Whether a file that looks like ``found`` was verified before and only we could have changed it."""
+        """Whether the file with attributes ``found`` was verified and no other user could have changed it."""
         path = self.blob_path(sha256)
         with suppress(OSError, *UNREADABLE):
             stamp = msgspec.json.decode(path.with_name("verified.json").read_bytes(), type=Stamp)
@@ -303,7 +304,7 @@ class ModelStore:
         return False
 
     def write_stamp(self, sha256: str, found: os.stat_result) -> None:
-        """Remember that the file was verified; a store that cannot be written is verified again next time."""
+        """Record that the file was verified; a read-only store is verified again next time."""
         try:
             data = msgspec.json.encode(Stamp.of(found)) + b"\n"
             write_whole(self.blob_path(sha256).with_name("verified.json"), data)
@@ -316,7 +317,7 @@ class ModelStore:
         return all(_only_ours(path.stat()) for path in inside)
 
     def quarantine(self, path: Path) -> Path:
-        """Move a file with wrong content out of the way; the new place."""
+        """Move a file with wrong content to quarantine; returns its new path."""
         directory = self.home / "locks" / "quarantine"
         moment = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         with self.writing():
@@ -334,7 +335,7 @@ class ModelStore:
         return place
 
     def writing(self) -> AbstractContextManager[None]:
-        """Context of every write: its errors say that the store cannot be written and what to do."""
+        """Context of every write: turns an OSError into a StoreError with advice."""
         return explained(
             f"write the model store at {self.home}",
             "make it writable, free some space on it, or set MODELS_HOME to another directory",
@@ -346,7 +347,7 @@ def _only_ours(found: os.stat_result) -> bool:
 
 
 def make_dirs(path: Path) -> None:
-    """Create ``path`` and its parents so that they are still there after a power cut."""
+    """Create ``path`` and its parents durably: they survive a power failure."""
     if not path.is_dir():
         make_dirs(path.parent)
         path.mkdir(mode=0o755, exist_ok=True)
@@ -363,7 +364,7 @@ def sync_dir(path: Path) -> None:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Replace the file at ``path`` durably; readers see the old content or the new, never a part."""
+    """Replace the file at ``path`` atomically and durably."""
     temporary = path.with_name(f".{path.name}.tmp")
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(temporary, flags, 0o644)

@@ -1,12 +1,12 @@
-"""A model file on its way into the store.
+"""A download in progress.
 
 ::
 
-    .partial-HASH/data.tmp      what has come so far
-    .partial-HASH/source.json   from where, so that a later process can go on from there
-    .partial-HASH/scratch/      room for the source
+    .partial-HASH/data.tmp      the bytes received so far
+    .partial-HASH/source.json   their source, so that a later process can resume
+    .partial-HASH/scratch/      temporary files of the source
 
-Only who holds the blob's lock touches them. ``data.tmp`` is appended to and never counts as the model before
+Only the holder of the blob's lock touches them. ``data.tmp`` is append-only and becomes the blob only after
 its whole content has the right hash, so a process may die at any moment.
 """
 
@@ -24,8 +24,8 @@ import msgspec
 from inferd.errors import BootCancelled, FetchError, StoreError
 from inferd.store.models import UNREADABLE, ModelStore, write_whole
 
-SPARE_BYTES = 16 << 20  # left free on the disk for everybody else
-HASH_CHUNK_BYTES = 4 << 20  # small enough to notice a cancellation in between
+SPARE_BYTES = 16 << 20  # left free on the disk for other programs
+HASH_CHUNK_BYTES = 4 << 20  # small enough to notice a cancellation between two
 
 
 class Mark(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,14 +37,14 @@ class Mark(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_mark(partial: Path) -> Mark | None:
-    """The mark of the download in ``partial``; ``None`` when there is none that can be read."""
+    """The mark of the download in ``partial``; ``None`` if it is missing or unreadable."""
     with suppress(OSError, *UNREADABLE):
         return msgspec.json.decode((partial / "source.json").read_bytes(), type=Mark)
     return None
 
 
 def check_room(store: ModelStore, needed: int) -> None:
-    """StoreError unless ``needed`` bytes and a little more are free on the store's disk."""
+    """StoreError unless ``needed`` + SPARE_BYTES are free on the store's disk."""
     free = shutil.disk_usage(store.home).free
     if free < needed + SPARE_BYTES:
         raise StoreError(
@@ -54,7 +54,7 @@ def check_room(store: ModelStore, needed: int) -> None:
 
 
 def largest_file(directory: Path) -> int:
-    """The size of the largest file under ``directory``: the one that a download is growing."""
+    """The size of the largest file under ``directory``: the download itself."""
     largest = 0
     for folder, _, names in os.walk(directory):
         for name in names:
@@ -64,10 +64,10 @@ def largest_file(directory: Path) -> int:
 
 
 class Sink:
-    """``data.tmp`` in the directory ``partial``, being written; ``limit`` is the model's size if it is known.
+    """Writes ``data.tmp`` in the directory ``partial``; ``limit`` is the model's size if known.
 
-    With ``resume`` it begins with what an earlier process got from the same ``url``. ``in_parts`` says that
-    the content did not come in one piece, so that a wrong hash may be the fault of a seam.
+    With ``resume`` it keeps the bytes that an earlier process received from the same ``url``. ``in_parts``:
+    the content came in several ranges, so a wrong hash may be due to a seam.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Sink:
 
     @property
     def expected(self) -> int | None:
-        """The size of the whole file, as far as it is known."""
+        """The size of the whole file; ``None`` if unknown."""
         return self.mark.size if self._limit is None else self._limit
 
     def writing(self) -> AbstractContextManager[None]:
@@ -118,7 +118,7 @@ class Sink:
         return self._store.writing()
 
     def restart(self) -> None:
-        """Forget what has come."""
+        """Discard the received bytes."""
         with self.writing():
             (self._partial / "source.json").unlink(missing_ok=True)
             os.ftruncate(self._fd, 0)
@@ -127,7 +127,7 @@ class Sink:
         self.received, self.in_parts, self._hash = 0, False, hashlib.sha256()
 
     def remember(self, etag: str, size: int | None) -> None:
-        """Note of which version of the source this is the beginning, before its first byte is written."""
+        """Record the version of the source, before its first byte is written."""
         self.mark = Mark(url=self.mark.url, etag=etag, size=size)
         with self.writing():
             write_whole(self._partial / "source.json", msgspec.json.encode(self.mark))
@@ -135,7 +135,7 @@ class Sink:
                 check_room(self._store, size - self.received)
 
     def check_room(self, needed: int) -> None:
-        """StoreError unless the store's disk has room for ``needed`` bytes more, and the spare."""
+        """StoreError unless the store's disk has room for ``needed`` more bytes and SPARE_BYTES."""
         check_room(self._store, needed)
 
     def write(self, chunk: bytes) -> None:
@@ -153,7 +153,7 @@ class Sink:
         self.received += len(chunk)
 
     def finish(self) -> str:
-        """Make what was written durable; its sha256 in hex."""
+        """Sync the file; returns its sha256 in hex."""
         with self.writing():
             os.fsync(self._fd)
         return self._hash.hexdigest()
@@ -163,7 +163,7 @@ class Sink:
             raise BootCancelled("the download was cancelled")
 
     def close(self) -> None:
-        """Let the file go."""
+        """Close the file."""
         os.close(self._fd)
 
     def __enter__(self) -> Sink:

@@ -1,7 +1,6 @@
-"""From a source that a user names to a pinned model: what its file must hash to, and what to call it.
+"""Turns a user's source into a pinned model: its name, and the sha256 of its file.
 
-A file of this machine is hashed, a file of the hub has its sha256 told by the hub; for any other source the
-user says it.
+A local file is hashed, the hub reports the sha256 of its files, and the user gives it for any other source.
 """
 
 from __future__ import annotations
@@ -39,8 +38,8 @@ def pin(
 ) -> CatalogueModel:
     """The model of the source ``text``, called ``name`` or after its file.
 
-    Raises StoreError when the name means something else already or the file cannot be pinned, FetchError when
-    the source cannot be asked, ModelError when it is a file that is no GGUF, BootCancelled.
+    Raises StoreError if the name is taken by another model or the file cannot be pinned, FetchError if the
+    source cannot be reached, ModelError if a local file is not GGUF, BootCancelled.
     """
     if hub.is_repository(text):
         return _pin_repository(store, text, name, sha256, license, progress, cancelled)
@@ -111,7 +110,7 @@ def _pin_repository(
 def pin_known(
     store: ModelStore, model: HubModel, progress: Progress, cancelled: threading.Event
 ) -> CatalogueModel:
-    """The model that a name of the catalogue means on the hub now; raises as :func:`pin`."""
+    """The current model on the hub for a name of the catalogue; raises as :func:`pin` does."""
     found = _pin_repository(store, model.source, model.name, None, "", progress, cancelled)
     return found if found.license else dataclasses.replace(found, license=model.license)
 
@@ -119,9 +118,9 @@ def pin_known(
 def pin_foreign(
     store: ModelStore, model: Foreign, *, name: str, progress: Progress, cancelled: threading.Event
 ) -> CatalogueModel:
-    """The model of another program, called ``name``; a file whose hash it does not tell is hashed.
+    """The model of another program, called ``name``; a file without a recorded hash is hashed.
 
-    Raises as :func:`pin`.
+    Raises as :func:`pin` does.
     """
 
     def file(path: Path, digest: str | None) -> CatalogueModel:
@@ -145,7 +144,7 @@ def pin_foreign(
 def _pin_part(
     model: CatalogueModel, first: Source, name: str, progress: Progress, cancelled: threading.Event
 ) -> CatalogueModel:
-    """A further file of a split model, which lies beside the first."""
+    """A further file of a split model, in the directory of the first."""
     size: int | None
     if isinstance(first, LocalFile):
         path = first.path.with_name(name)
@@ -167,10 +166,10 @@ def _pin_part(
 
 
 def _check_free(store: ModelStore, name: str, digest: str) -> None:
-    """StoreError when ``name`` means another file already."""
+    """StoreError if ``name`` already refers to another file."""
     known = lookup(name)
     taken = known is not None and known.sha256 != digest
-    with suppress(StoreError):  # what cannot be read is written again
+    with suppress(StoreError):  # an unreadable manifest is rewritten
         manifest = store.manifest(name)
         taken = taken or (manifest is not None and manifest.sha256 != digest)
     if taken:
@@ -182,10 +181,10 @@ def _check_free(store: ModelStore, name: str, digest: str) -> None:
 def _look_at(
     path: Path, progress: Progress, cancelled: threading.Event, *, first: bool = True
 ) -> tuple[str, int]:
-    """sha256 and size of a model file of this machine; ``first``: it begins a model."""
+    """sha256 and size of a local model file; ``first``: the first file of a model."""
     with open_file(path, None, progress=progress, cancelled=cancelled) as opened:
         _check_magic(opened)
-        with suppress(ModelError):  # a header that only llama.cpp can read is its business
+        with suppress(ModelError):  # llama.cpp may read a header that we cannot
             if first and (parts := read_card(opened.fd, path).parts) > 1 and len(opened.parts) != parts - 1:
                 raise StoreError(
                     f"{path} is one of the {parts} files of a split model; name the first of them, whose name"

@@ -1,7 +1,7 @@
-"""Directories and locks that several processes and users can meet in.
+"""Directories and locks shared by several processes and users.
 
-A lock is ``flock`` on a file that stays where it is: unlinking it would let two processes hold "the" lock on
-two files. The lock ends with its process, however that ends; the pid inside is for people only.
+A lock is ``flock`` on a file that is never unlinked: else two processes could hold "the" lock on two files.
+The kernel releases the lock when its process ends, however it ends. The pid in the file is informational.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from pathlib import Path
 from inferd import private
 from inferd.errors import BootCancelled, LockHeld, StoreError
 
-LOOK_SECS = 0.5  # far longer than a look at a lock takes
-POLL_SECS = 0.1  # how late a waiter may notice that it was cancelled
+LOOK_SECS = 0.5  # far longer than testing a lock takes
+POLL_SECS = 0.1  # the latest that a waiter notices a cancellation
 
 
 @contextmanager
 def explained(what: str, advice: str = "") -> Iterator[None]:
-    """Turn an OSError of the body into a StoreError: ``cannot WHAT: REASON``, then what to do."""
+    """Turn an OSError of the body into a StoreError: ``cannot WHAT: REASON``, then the advice."""
     try:
         yield
     except OSError as error:
@@ -34,15 +34,15 @@ def explained(what: str, advice: str = "") -> Iterator[None]:
 
 
 def make_private_dir(path: Path) -> None:
-    """Create ``path`` and its missing parents with mode 0700; an existing one is left as it is."""
+    """Create ``path`` and its missing parents with mode 0700; existing ones keep their mode."""
     with explained(f"make the directory {path}"):
         private.make_private_dirs(path)
 
 
 def ensure_private_dir(path: Path) -> None:
-    """As :func:`make_private_dir`, and refuse a directory that another user made or can point elsewhere.
+    """As :func:`make_private_dir`, and refuse a directory that another user made or can redirect.
 
-    For the places that inferd chooses itself: one of them is in a directory where everybody may write.
+    For inferd's default directories: one of them is below the world-writable ``/tmp``.
     """
     make_private_dir(path)
     with explained(f"use the directory {path}"):
@@ -54,7 +54,7 @@ def ensure_private_dir(path: Path) -> None:
 
 
 class Lock:
-    """A held lock; :meth:`release` or the end of the process gives it back."""
+    """A held lock; :meth:`release` or the end of the process frees it."""
 
     def __init__(self, path: Path, fd: int) -> None:
         self.path = path
@@ -62,7 +62,7 @@ class Lock:
 
     @classmethod
     def acquire(cls, path: Path) -> Lock:
-        """Take the lock or raise LockHeld at once. StoreError: the path is no place for a lock."""
+        """Take the lock or raise LockHeld at once. StoreError: the path cannot hold a lock."""
         make_private_dir(path.parent)
         while True:
             fd = _open(path)
@@ -84,7 +84,7 @@ class Lock:
 
     @classmethod
     def wait(cls, path: Path, cancelled: threading.Event, held: Callable[[], None]) -> Lock:
-        """Take the lock when it is free. ``held`` is called at each look at a lock that is not.
+        """Take the lock as soon as it is free; calls ``held`` at each poll until then.
 
         Raises BootCancelled within POLL_SECS of ``cancelled``.
         """
@@ -121,7 +121,7 @@ class Lock:
 
 
 def is_held(path: Path) -> bool:
-    """Whether a running process holds the lock. Makes nothing, and keeps no process from taking the lock."""
+    """Whether a running process holds the lock. Creates nothing, and never keeps a process from the lock."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
@@ -140,9 +140,9 @@ def is_held(path: Path) -> bool:
 
 
 def _take(fd: int) -> None:
-    """Locks the file; BlockingIOError where another process holds it.
+    """Locks the file; BlockingIOError if another process holds it.
 
-    :func:`is_held` shares the lock for a moment. So a lock without a living holder is waited for.
+    :func:`is_held` takes a shared lock for a moment, so a lock without a living holder is waited for.
     """
     give_up = time.monotonic() + LOOK_SECS
     while True:
@@ -166,7 +166,7 @@ def _has_living_holder(fd: int) -> bool:
 
 
 def holder(path: Path) -> int | None:
-    """The pid that the holder of the lock wrote down, for people; ``None`` when it is not known."""
+    """The pid that the lock's holder wrote, for display; ``None`` if unknown."""
     with suppress(OSError, ValueError), path.open("rb") as file:
         return int(file.read(32)) or None
     return None
@@ -181,7 +181,7 @@ def _open(path: Path) -> int:
             raise StoreError(f"the lock {path} is a symbolic link; remove it") from error
         raise StoreError(f"cannot open the lock {path}: {error.strerror}") from error
     found = os.fstat(fd)
-    # A second name of the file means that the pid would be written into a file from somewhere else.
+    # With a hard link, the pid would be written into a file from another place.
     if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
         os.close(fd)
         raise StoreError(f"the lock {path} is not a plain file of its own; remove it")

@@ -1,8 +1,8 @@
-"""Where a model file can come from, by the text that names it.
+"""The kinds of sources of a model file, by their textual form.
 
 ``https://HOST/PATH`` and ``hf:ORG/REPO/FILE[@REVISION]``  :mod:`inferd.store.https`
 ``pypi:PACKAGE==VERSION/PATH/IN/WHEEL``  :mod:`inferd.store.wheel`
-``file:PATH``  a file on this machine; ``link:PATH`` one that need not be copied
+``file:PATH``  a local file; ``link:PATH`` a local file that may be hard-linked instead of copied
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ SCHEMES = ("https", "hf", "pypi", "file", "link")
 
 
 def is_source(text: str) -> bool:
-    """Whether ``text`` is meant to be a source, and not a model's name."""
+    """Whether ``text`` is a source rather than a model's name."""
     scheme, colon, rest = text.partition(":")
     return bool(colon) and (scheme in SCHEMES or rest.startswith("//"))
 
 
 def shown(text: str) -> str:
-    """``text`` without what may be secret in it, or is of no interest to people."""
+    """``text`` without possible secrets and without details that users do not need."""
     text = text.partition("#")[0]
     return re.sub(r"//[^/]*@", "//", text.partition("?")[0]) if text.startswith("https:") else text
 
 
 def parse(text: str) -> Source:
-    """The source that ``text`` names; FetchError when there is no such kind or it is malformed."""
+    """The source that ``text`` names; FetchError if its kind is unknown or it is malformed."""
     scheme, colon, rest = text.partition(":")
     if colon and scheme == "https":
         return Https.parse(text)
@@ -58,7 +58,7 @@ def parse(text: str) -> Source:
 
 @dataclass(frozen=True)
 class LocalFile(Source):
-    """``file:PATH``, or with ``link`` one that the store may share with the program that keeps it."""
+    """``file:PATH``; with ``link``, the store may hard-link the file of another program."""
 
     path: Path
     link: bool = False

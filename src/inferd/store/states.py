@@ -1,17 +1,17 @@
-"""Files of what a model has computed for earlier prompts: the prefix cache that survives a restart.
+"""The prefix cache on disk: KV states of earlier prompts, kept across restarts.
 
-A state says what its prompt said: whoever can read the file can rebuild the prompt. So the directory has mode
-0700 and its files 0600; each names the model, the build and the context that it was computed with, and the
-scope of its owner; and each carries two codes (HMAC-SHA256, with a key that never leaves the directory): one
-over its head, checked when the directory is opened, and one over all of it, checked before the state is given
-away. A file that is damaged, cut short, or made with another key is removed and counted, and never used.
+A prompt can be rebuilt from its KV state, so the directory has mode 0700 and its files 0600. Each file names
+the model, the build and the context of its state, and the scope of its owner. Two authentication codes
+(HMAC-SHA256, with a key that never leaves the directory) protect it: one over its head, checked when the
+directory is opened, and one over the whole file, checked before the state is used. A file that is damaged,
+cut short, or made with another key is removed, counted and never used.
 
-A file is written under a name of its own and renamed when it is whole; what a killed daemon leaves of one is
-removed by the next. All files together stay within a budget of bytes; those used last are kept. Several
-daemons may share a directory: a file that another one has removed is not there.
+A file is written under a temporary name and renamed when complete; the next daemon removes the leftovers of a
+killed one. All files together stay within a budget of bytes; the least recently used are removed. Several
+daemons may share a directory: each tolerates files that another one has removed.
 
-No engine process sees the directory: it gets the descriptor of one file. Everything blocks and is for a
-thread; all methods may be called from any.
+An engine process does not see the directory; it gets the descriptor of one file. Every method blocks, so call
+them in a thread; all are thread-safe.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from inferd.store.runtime import ensure_private_dir
 MAGIC = b"inferds1"
 MAX_HEAD_BYTES = 8 << 20
 MAX_FILES = 256
-"""Of one backend; each costs its engine the memory of its tokens."""
+"""Limit per backend; the engine keeps the tokens of each file in memory."""
 FREE_BYTES = 1 << 30
-"""So much of the disk is left to others."""
+"""The free disk space left to other programs."""
 
 _SUFFIX, _TEMP, _KEY = ".state", ".part", "key"
 _MAC_BYTES = 32
@@ -48,8 +48,8 @@ _log = log.get("cache")
 
 
 class Head(msgspec.Struct, frozen=True, kw_only=True):
-    """What a file says of its state: ``owner`` is the config entry, ``made_by`` the model, build and context;
-    ``tokens`` are 32-bit little-endian ids; ``size`` is the bytes of the state."""
+    """The head of a file: ``owner`` is the config entry; ``made_by`` the model, build and context; ``tokens``
+    32-bit little-endian ids; ``size`` the bytes of the state."""
 
     owner: str
     made_by: str
@@ -61,7 +61,7 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A file that is there; ``number`` is its name for this process, ``offset`` where its state begins."""
+    """A file of the cache; ``number`` is its id in this process, ``offset`` the start of its state."""
 
     number: int
     path: Path
@@ -74,8 +74,8 @@ class Kept:
 
 
 class StateFiles:
-    """The files in ``directory``, of at most ``budget`` bytes together. Raises StoreError for a directory
-    that is no place for secrets, OSError when it cannot be used."""
+    """The files in ``directory``, of at most ``budget`` bytes together. Raises StoreError if the directory is
+    not private, OSError if it cannot be used."""
 
     def __init__(self, directory: Path, budget: int) -> None:
         self._directory = directory
@@ -84,7 +84,7 @@ class StateFiles:
         self._files: dict[int, Kept] = {}
         self._last = 0
         self.removed = 0
-        """How many files were damaged, foreign or cut short."""
+        """The number of removed files: damaged, cut short, or made with another key."""
         ensure_private_dir(directory)
         if stat.S_IMODE(directory.stat().st_mode) & 0o077:
             directory.chmod(0o700)
@@ -99,7 +99,7 @@ class StateFiles:
             return list(self._files.values())
 
     def of(self, owner: str, made_by: str) -> tuple[list[Kept], list[Kept]]:
-        """The files of ``owner``: those of ``made_by``, and the others, which are removed."""
+        """The files of ``owner``: those of ``made_by``, and the others, which it removes."""
         with self._lock:
             own = [kept for kept in self._files.values() if kept.head.owner == owner]
             usable = [kept for kept in own if kept.head.made_by == made_by]
@@ -109,7 +109,7 @@ class StateFiles:
             return usable, outdated
 
     def fetch(self, number: int, owner: str) -> tuple[int, int, int] | None:
-        """A descriptor of the file, and offset and size of its state; ``None`` when it is not there or
+        """A descriptor of the file, and the offset and size of its state; ``None`` if it is missing or
         damaged."""
         with self._lock:
             kept = self._files.get(number)
@@ -135,8 +135,8 @@ class StateFiles:
         return fd, kept.offset, kept.head.size
 
     def save(self, head: Head, fd: int, replaces: Iterable[int] = ()) -> tuple[int, list[int]]:
-        """Writes the state at the beginning of ``fd``: the number of its file, or 0 when it is not kept, and
-        the numbers of the files that are gone."""
+        """Stores the state at the start of ``fd``. Returns the number of its file, or 0 if it was not kept,
+        and the numbers of the removed files."""
         packed = msgspec.msgpack.encode(head)
         whole = len(MAGIC) + 4 + len(packed) + 2 * _MAC_BYTES + head.size
         if len(packed) > MAX_HEAD_BYTES or whole > self._budget or os.fstat(fd).st_size != head.size:
@@ -162,13 +162,13 @@ class StateFiles:
     # Writing.
 
     def _write(self, packed: bytes, fd: int, size: int) -> Path:
-        """A whole file, under its final name. What the other side does to ``fd`` meanwhile costs only
+        """Writes a complete file under its final name. An engine that changes ``fd`` meanwhile harms only
         itself."""
         name = secrets.token_hex(12)
         temp, path = self._directory / (name + _TEMP), self._directory / (name + _SUFFIX)
         out = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(out, fcntl.LOCK_EX)  # so that no other daemon takes it for left over
+            fcntl.flock(out, fcntl.LOCK_EX)  # keeps other daemons from removing it as a leftover
             start = MAGIC + len(packed).to_bytes(4, "little") + packed
             head_code = hmac.digest(self._key, start, "sha256")
             _write_all(out, start + head_code)
@@ -186,8 +186,8 @@ class StateFiles:
         return path
 
     def _make_room(self, size: int, owner: str = "", replaced: Container[int] = ()) -> list[int]:
-        """Removes files until ``size`` bytes and a file of ``owner`` fit, first the ``replaced``, then those
-        used longest ago; the numbers of those that are gone."""
+        """Removes files until ``size`` bytes and a file of ``owner`` fit: first the ``replaced``, then the
+        least recently used. Returns the numbers of the removed files."""
         gone = []
         total = sum(kept.bytes for kept in self._files.values())
         own = sum(kept.head.owner == owner for kept in self._files.values())
@@ -203,7 +203,7 @@ class StateFiles:
     # Reading.
 
     def _look(self, path: Path) -> None:
-        """Takes a file in if its head is one that we wrote, and removes it otherwise."""
+        """Lists a file if the code of its head is valid, and removes it otherwise."""
         try:
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError:
@@ -237,7 +237,7 @@ class StateFiles:
         return (head, offset) if status.st_size == offset + head.size + _MAC_BYTES else None
 
     def _is_sound(self, fd: int, kept: Kept) -> bool:
-        """Whether the file is still what was looked at, and its state what was written."""
+        """Whether the file is unchanged since it was listed, and its code valid."""
         found = self._read_head(fd)
         if found is None or found[0] != kept.head:
             return False
@@ -270,7 +270,7 @@ class StateFiles:
             path.unlink()
 
     def _sweep(self) -> None:
-        """Removes what killed daemons have left of files."""
+        """Removes the leftovers of killed daemons."""
         for path in self._directory.glob(f"*{_TEMP}"):
             with contextlib.suppress(OSError):
                 fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -282,7 +282,7 @@ class StateFiles:
 
 
 def usage(directory: Path) -> list[os.stat_result]:
-    """The files that are there, each with its size and when it was used last; for a person who asks."""
+    """Size and last use of each file, for display."""
     found = []
     for path in _by_use(directory):
         with contextlib.suppress(OSError):
@@ -291,7 +291,7 @@ def usage(directory: Path) -> list[os.stat_result]:
 
 
 def clear(directory: Path) -> int:
-    """Removes all files; how many. A daemon that runs notices."""
+    """Removes all files, and returns their number. A running daemon tolerates it."""
     count = 0
     for path in _by_use(directory):
         with contextlib.suppress(FileNotFoundError):
@@ -301,7 +301,7 @@ def clear(directory: Path) -> int:
 
 
 def _by_use(directory: Path) -> list[Path]:
-    """The files, those used longest ago first."""
+    """The files, the least recently used first."""
     found = []
     for path in directory.glob(f"*{_SUFFIX}"):
         with contextlib.suppress(OSError):
@@ -317,7 +317,7 @@ def _used(kept: Kept) -> int:
 
 
 def _key(path: Path) -> bytes:
-    """The key of the directory, made when it is not there or not one."""
+    """The key of the directory; creates it if it is missing or invalid."""
     for _ in range(3):
         try:
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -344,7 +344,7 @@ def _key(path: Path) -> bytes:
 
 
 def _chunks(fd: int, offset: int, size: int) -> Iterator[memoryview]:
-    """``size`` bytes of a file in pieces; OSError when it has fewer."""
+    """``size`` bytes of a file in chunks; OSError if it has fewer."""
     buffer = memoryview(bytearray(min(size, _CHUNK_BYTES)))
     end = offset + size
     while offset < end:

@@ -2,7 +2,7 @@
 
 ``remove`` deletes the model that the user names, whichever program wrote it. ``collect`` deletes only files
 of inferd: blobs without a name, broken downloads and, on request, quarantined files. Neither touches a file
-that another process is fetching. A manifest always goes before its blob, so that no name is left without one.
+that another process is fetching. A manifest is always removed before its blob, so that every name has a blob.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _QUARANTINED = re.compile(r"\d{8}T\d{6}Z-sha-mismatch(-\d+)?\.bin")
 
 @dataclass(frozen=True)
 class Removed:
-    """What ``remove`` did: the bytes it freed, and the other names for whose sake the blob was kept."""
+    """The result of ``remove``: the freed bytes, and the other names that still need the blob."""
 
     name: str
     freed_bytes: int
@@ -44,9 +44,9 @@ class Rubbish:
 
 
 def remove(store: ModelStore, name: str) -> Removed:
-    """Delete the model ``name``: its manifest, and its blob unless another name means it too.
+    """Delete the model ``name``: its manifest, and its blob unless another name refers to it.
 
-    Raises StoreError when there is no such model or another process is fetching it.
+    Raises StoreError if the model does not exist or another process is fetching it.
     """
     known = lookup(name)
     if known is not None and not store.manifest_path(name).exists():
@@ -57,7 +57,7 @@ def remove(store: ModelStore, name: str) -> Removed:
     with _held(store.name_lock(name), f"model {name!r}"):
         freed, kept_for = 0, set[str]()
         with contextlib.ExitStack() as locks:
-            digests = _digests(store, name)  # again: they could still change before
+            digests = _digests(store, name)  # read again under the lock
             for digest in sorted(set(digests)):
                 locks.enter_context(_held(store.blob_lock(digest), f"the file of model {name!r}"))
             store.remove_manifest(name)
@@ -70,7 +70,7 @@ def remove(store: ModelStore, name: str) -> Removed:
 
 
 def _digests(store: ModelStore, name: str) -> tuple[str, ...]:
-    """Which blobs ``name`` means; none when its manifest cannot be read, which does not keep it there."""
+    """The blobs of ``name``; empty if its manifest is unreadable, which does not prevent its removal."""
     try:
         manifest = store.manifest(name)
     except StoreError:
@@ -84,7 +84,7 @@ def _digests(store: ModelStore, name: str) -> tuple[str, ...]:
 def collect(store: ModelStore, *, quarantine: bool, dry_run: bool) -> Iterator[Rubbish]:
     """Delete unused files that inferd wrote, and return them; with ``dry_run``, only return them.
 
-    As long as a manifest cannot be read, any blob may be needed.
+    An unreadable manifest keeps every blob, since it may refer to any.
     """
     for path in sorted((store.home / "blobs" / "sha256").glob("[0-9a-f][0-9a-f]/*")):
         if rubbish := _rubbish(store, path):
@@ -106,7 +106,7 @@ def _digest_in(path: Path) -> str:
 
 
 def _rubbish(store: ModelStore, path: Path) -> Rubbish | None:
-    """What the entry ``path`` of ``blobs/sha256/AA`` is if it can go; ``None`` when it must stay."""
+    """Describes the entry ``path`` of ``blobs/sha256/AA`` if it is unused; ``None`` if it must stay."""
     digest = _digest_in(path)
     if not _DIGEST.fullmatch(digest) or path.is_symlink() or not path.is_dir():
         return None
@@ -127,13 +127,13 @@ def _held(lock: Path, what: str) -> Lock:
 
 
 def _is_ours(partial: Path) -> bool:
-    """Whether inferd made this directory of a download: no other tool leaves these."""
+    """Whether inferd made this download directory: no other tool writes these files."""
     names = {path.name for path in partial.iterdir()}
     return not names or bool(names & {"scratch", "source.json"})
 
 
 def _discard(partial: Path) -> int:
-    """Delete the directory of a download; the bytes it held. The blob's lock is held."""
+    """Delete a download directory; returns its size in bytes. The caller holds the blob's lock."""
     if not partial.is_dir() or partial.is_symlink():
         return 0
     size = largest_file(partial)

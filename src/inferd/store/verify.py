@@ -1,8 +1,8 @@
-"""Opening a model file and making sure that it is the right one.
+"""Opens model files and verifies their hashes.
 
-What comes back is the very descriptor whose content was verified, and the engine loads that, not the path
-(F-6). ``progress`` gets ``checking_local`` {path}, ``verify`` {path; progress 0-1 as it goes on} and
-``quarantine`` {path, expected_sha256, actual_sha256, quarantine_path}.
+The engine loads the model from the verified descriptor, not from the path (F-6). ``progress`` gets
+``checking_local`` {path}, ``verify`` {path; progress 0-1} and ``quarantine`` {path, expected_sha256,
+actual_sha256, quarantine_path}.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from inferd.store.source import REPORT_SECS
 
 _log = log.get("store")
 
-HASH_CHUNK_BYTES = 4 << 20  # hashed without the GIL; small enough to notice a cancellation in between
+HASH_CHUNK_BYTES = 4 << 20  # hashed without the GIL; small enough to notice a cancellation between two
 
 
 @dataclass(slots=True)
 class OpenModel:
-    """A model file, open for reading. ``path`` is to show, ``fd`` to load from; ``sha256`` if it is known.
-    ``parts`` are the further files of a split model, in order, ``projector`` lets it see or hear."""
+    """A model file, open for reading: load from ``fd``; ``path`` is for display. ``sha256`` is set if known.
+    ``parts`` are the further files of a split model, in order; ``projector`` encodes images or audio."""
 
     path: Path
     fd: int
@@ -44,7 +44,7 @@ class OpenModel:
 
     @property
     def fds(self) -> list[int]:
-        """The descriptors of its files, without the projector's."""
+        """The descriptors of its files, except the projector's."""
         return [self.fd, *(part.fd for part in self.parts)]
 
     def close(self) -> None:
@@ -67,9 +67,9 @@ class OpenModel:
 def open_blob(
     store: ModelStore, model: CatalogueModel, verify: str, progress: Progress, cancelled: threading.Event
 ) -> OpenModel:
-    """Open the blob of ``model`` and verify what was opened, unless its stamp says that it was.
+    """Open the blob of ``model`` and verify the open file, unless its stamp shows an earlier verification.
 
-    Raises StoreError, HashMismatch after the wrong file was moved to quarantine, BootCancelled.
+    Raises StoreError, HashMismatch after moving a wrong file to quarantine, BootCancelled.
     """
     path = store.blob_path(model.sha256)
     try:
@@ -101,10 +101,10 @@ def open_file(
     progress: Progress,
     cancelled: threading.Event,
 ) -> OpenModel:
-    """A model file outside the store, verified when ``sha256`` is given; it is never moved or changed. With
-    the first file of a split model the others are opened too; ``sha256`` is that of the first.
+    """A model file outside the store, verified if ``sha256`` is given; it is never moved or changed. For the
+    first file of a split model, the others are opened too; ``sha256`` is that of the first.
 
-    Raises ModelError when it cannot be opened, HashMismatch, BootCancelled.
+    Raises ModelError if it cannot be opened, HashMismatch, BootCancelled.
     """
     expected = None if sha256 is None else check_sha256(sha256)
     progress("checking_local", {"path": str(path)})
@@ -138,7 +138,7 @@ def _regular(opened: OpenModel) -> os.stat_result:
 
 
 def hash_open(opened: OpenModel, progress: Progress, cancelled: threading.Event) -> str:
-    """The sha256 of the open file in hex; StoreError when it changed meanwhile."""
+    """The sha256 of the open file in hex; StoreError if the file changes meanwhile."""
     details: dict[str, object] = {"path": str(opened.path)}
     progress("verify", details)
     before = os.fstat(opened.fd)
@@ -181,7 +181,7 @@ def _refuse_blob(
 def set_aside(
     store: ModelStore, model: CatalogueModel, path: Path, actual: str, progress: Progress
 ) -> HashMismatch:
-    """Move the file at ``path`` to quarantine; the error to raise. The blob's lock is held."""
+    """Move the file at ``path`` to quarantine; returns the error. The caller holds the blob's lock."""
     place = store.quarantine(path)
     details = {
         "path": path,

