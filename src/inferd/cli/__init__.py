@@ -1,8 +1,8 @@
-"""The commands: ``inferd``, and ``inferd-daemon``, which is ``inferd serve``; ``inferdctl`` is in ctl.py.
+"""The command lines ``inferd`` and ``inferd-daemon`` (``inferd serve``); ``inferdctl`` is in ctl.py.
 
-Each command lives in a module of its own that is loaded when it is called, so that ``inferd status`` is
-quick. Only this package turns an error into an exit code: that of the error's class, 2 for a command line
-that cannot be followed, 130 after Ctrl-C, and 141 when the reader of our output has left.
+Each command is a module that is imported when the command runs, so that ``inferd status`` is quick. Only
+this package maps errors to exit codes: that of the error's class, 2 for an invalid command line, 130 after
+Ctrl-C, and 141 after a broken pipe on stdout.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def daemon_main(arguments: Sequence[str] | None = None) -> int:
-    """Runs ``inferd-daemon`` likewise."""
+    """Runs ``inferd-daemon`` as :func:`main` does."""
     from inferd.cli.serve import daemon_command
 
     return run_command(daemon_command, "inferd-daemon", sys.argv[1:] if arguments is None else arguments)
@@ -52,12 +52,12 @@ def run_command(
 ) -> int:
     """Runs ``command`` and returns the exit code.
 
-    The line of an error begins with ``prefix``, else the name of the program, and its code is ``failure``,
-    else its own.
+    An error line begins with ``prefix``, by default the name of the program. The exit code of an error is
+    ``failure``, by default that of the error.
     """
 
     def fail(sentence: str, exit_code: int) -> int:
-        with contextlib.suppress(OSError):  # stderr may be what fails
+        with contextlib.suppress(OSError):  # stderr may be the failing stream
             say(f"{program if prefix is None else prefix}: {one_line(sentence)}", err=True)
         return exit_code if failure is None else failure
 
@@ -97,7 +97,7 @@ def run_command(
 
 
 def _prepare_streams() -> None:
-    """Has a character that the locale cannot express printed as ``?``, and gives a closed stderr a place."""
+    """Prints characters that the locale cannot encode as ``?``, and opens a closed stderr on /dev/null."""
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123 - for the rest of the process
     for stream in (sys.stdout, sys.stderr):
@@ -110,7 +110,7 @@ def _is_open(stream: TextIO | None) -> bool:
 
 
 def _abandon_stdout() -> None:
-    """What Python would still write at exit cannot be written either."""
+    """Keeps Python's flush at exit from failing on the broken pipe."""
     if _is_open(sys.stdout):
         with contextlib.suppress(OSError), open(os.devnull, "w") as nothing:  # noqa: PTH123
             os.dup2(nothing.fileno(), sys.stdout.fileno())

@@ -21,14 +21,14 @@ from inferd.config.addresses import HttpAddress
 from inferd.errors import DaemonUnreachable, UsageError
 
 LEAST_WINDOW = 16_384
-"""The first requests of agents have 5,000 to 16,000 tokens."""
+"""Smallest useful context: the first requests of agents have 5,000 to 16,000 tokens."""
 
 UNKNOWN_WINDOW = 32_768
-"""What is assumed of a model elsewhere, whose context the daemon does not know."""
+"""Assumed context of a remote model whose context the daemon does not know."""
 
 _TIMEOUT_SECS = 10.0
 _NO_KEY = "inferd"
-"""Agents want a key also where none is needed."""
+"""A placeholder: agents require a key even if the server needs none."""
 
 
 @click.command("agent", context_settings={"ignore_unknown_options": True})
@@ -60,7 +60,7 @@ def agent_command(url: str | None, model: str | None, agent: str, arguments: tup
 
 
 def find(url: str | None, model: str | None) -> Served:
-    """What the bridge at ``url`` serves. Raises DaemonUnreachable, and UsageError for an unknown model."""
+    """The model to use at ``url``. Raises DaemonUnreachable, and UsageError for an unknown model."""
     settings, _ = sources.load({}, serving=False)
     if url is None:
         scheme = "http" if settings.http_cert is None else "https"
@@ -87,7 +87,7 @@ def find(url: str | None, model: str | None) -> Served:
 
 
 def run(launch: Launch, program: str, arguments: tuple[str, ...]) -> int:
-    """Runs the agent to its end; its exit status."""
+    """Runs the agent until it ends; returns its exit status."""
     with tempfile.TemporaryDirectory(prefix="inferd-agent-") as directory:
         for name, text in launch.files.items():
             Path(directory, name).write_text(text, "utf-8")

@@ -1,7 +1,7 @@
-"""How each coding agent is pointed at this machine's models: its variables, arguments and files.
+"""Variables, arguments and files that point each coding agent at this machine's models.
 
-Pure functions, one an agent. The window is set, too: most agents take an unknown model for one of 200,000
-tokens or more, and then send what does not fit.
+One pure function per agent. Each sets the context window, too: most agents assume 200,000 tokens or more for
+an unknown model, and then send prompts that do not fit.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 OUTPUT_SHARE = 4
-"""An answer may take this part of the window; with all of it, agents spend their turns on compaction."""
+"""An answer may take 1/OUTPUT_SHARE of the window; with all of it, agents spend their turns on compaction."""
 
 _COMPACT_PERCENT = 80
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
-    """What is served: ``base`` is the address without a path, ``window`` the context in tokens."""
+    """A served model: ``base`` is the server's address without a path, ``window`` the context in tokens."""
 
     base: str
     key: str
@@ -32,10 +32,10 @@ class Served:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """A program with its arguments, and what its environment and its private directory must hold.
+    """A program with its arguments, its environment, and the files of its private directory.
 
-    ``unset`` are variables that would point it elsewhere. A ``DIRECTORY`` in arguments and variables is the
-    path of the private directory, in which the ``files`` lie.
+    ``unset`` names variables that would point it elsewhere. ``DIRECTORY`` in arguments and variables is
+    replaced by the path of the private directory, which holds the ``files``.
     """
 
     program: str
@@ -122,7 +122,7 @@ def qwen(served: Served) -> Launch:
 
 
 def pi(served: Served) -> Launch:
-    """pi; its models are named in a file."""
+    """pi, which reads its models from a file."""
     models = {
         "providers": {
             "inferd": {
@@ -152,7 +152,7 @@ def pi(served: Served) -> Launch:
 
 
 def aider(served: Served) -> Launch:
-    """aider; its windows are in a file."""
+    """aider, which reads context windows from a file."""
     name = f"openai/{served.model}"
     limits = {
         "max_input_tokens": served.window,
@@ -186,4 +186,4 @@ INSTALL: Mapping[str, str] = {
     "pi": "npm install -g @mariozechner/pi-coding-agent",
     "aider": "pipx install aider-chat",
 }
-"""How each is installed."""
+"""Installation hints."""

@@ -1,7 +1,7 @@
-"""Reaching a daemon, starting one in the background when none runs.
+"""Connects to the daemon, and starts one in the background if none runs.
 
-Starters take turns by a lock of their own, so that two commands at the same moment share one daemon. What
-decides whether one runs is the daemon's lock, never a pid or a socket file that may be left over.
+A separate lock serialises starts, so that two simultaneous commands share one daemon. The daemon's lock
+decides whether one runs, never a pid or a stale socket file.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ IDLE_EXIT_SECS = 900
 
 POLL_SECS = 0.05
 LAST_WORDS_SECS = 10.0
-"""A daemon that closed its admin socket has little left to do before its last line and its end."""
+"""A daemon that has closed its admin socket soon writes its last line and exits."""
 
 ROUNDS = 3
-"""Daemons that may end by themselves under our hands (one that was just stopping) before we give up."""
+"""Attempts before giving up: a daemon found while it is stopping may exit before we connect."""
 
 
 _NOT_SERVED: dict[Surface, str] = {
@@ -48,9 +48,9 @@ _NOT_SERVED: dict[Surface, str] = {
 
 
 def connect(client: Client, target: Target, show: Callable[[Frame], None], *, compare: bool = True) -> None:
-    """Connects the client; a daemon that boots, or has to be started first, is shown to ``show``.
+    """Connects the client, and starts a daemon if needed; ``show`` gets the status frames of its boot.
 
-    With ``compare`` it is said where a daemon that ran already has other settings than this command.
+    With ``compare``, warns if an already running daemon has other settings than this command.
     """
     started = False
     for _ in range(ROUNDS):
@@ -77,7 +77,7 @@ def connect(client: Client, target: Target, show: Callable[[Frame], None], *, co
 
 
 def log_path(settings: Settings) -> Path:
-    """Where a background daemon's stdout and stderr go."""
+    """The file that gets a background daemon's stdout and stderr."""
     return settings.log_dir / BACKGROUND_NAME
 
 
@@ -106,11 +106,11 @@ def _wait_for_boot(settings: Settings, show: Callable[[Frame], None]) -> None:
                 raise BootFailed(_why(settings, child)) from None
         finally:
             if child is not None and child.returncode is None:
-                child.returncode = 0  # it is to outlive us; Popen would warn that it was not waited for
+                child.returncode = 0  # it outlives us; Popen would warn that it was not waited for
 
 
 def _why(settings: Settings, child: subprocess.Popen[bytes] | None) -> str:
-    """Why a daemon ended that did not come to say it on its admin socket."""
+    """The reason why a daemon ended, if it could not report it on its admin socket."""
     if child is not None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(LAST_WORDS_SECS)
@@ -119,7 +119,7 @@ def _why(settings: Settings, child: subprocess.Popen[bytes] | None) -> str:
 
 
 def _booting_daemon(settings: Settings) -> tuple[AdminClient, subprocess.Popen[bytes] | None]:
-    """The admin socket of the daemon, and its process if it was started here."""
+    """A client of the daemon's admin socket, and the daemon's process if we started it."""
     child: subprocess.Popen[bytes] | None = None
     while True:
         with contextlib.suppress(DaemonUnreachable):
@@ -138,7 +138,7 @@ def _start(settings: Settings) -> subprocess.Popen[bytes]:
     path = log_path(settings)
     ensure_private_dir(path.parent)
     with contextlib.suppress(FileNotFoundError):
-        path.replace(path.with_suffix(".log.1"))  # it may say why the last daemon is gone
+        path.replace(path.with_suffix(".log.1"))  # it may tell why the last daemon ended
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     output = os.open(path, flags, 0o600)
     command = [sys.executable, "-m", "inferd", "serve"]
@@ -159,14 +159,14 @@ def _start(settings: Settings) -> subprocess.Popen[bytes]:
 
 
 def _absolute(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment for a process in another directory."""
+    """The environment with absolute paths, for a process in another directory."""
     names = ["INFERD_CONFIG", *(option.env for option in OPTIONS if isinstance(option.kind, FilePath))]
     given = {name: Path(environment[name]).expanduser() for name in names if name and environment.get(name)}
     return {**environment, **{name: str(Path.cwd() / path) for name, path in given.items()}}
 
 
 def _last_words(settings: Settings) -> str:
-    """What a daemon that ended at once said: the last line of its stderr."""
+    """The last line of the daemon's stderr."""
     try:
         lines = log_path(settings).read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError:

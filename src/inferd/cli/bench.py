@@ -1,8 +1,7 @@
-"""``inferd bench``: what the daemon's model does on this machine, in numbers that a person asks for.
+"""``inferd bench``: measures the speed of the daemon's model on this machine.
 
-All of it is measured from outside, as a client sees it: when the first piece of an answer came and when the
-last. Each prompt is new, and all but the measurement of the cache do without the cache. Other programs make
-the numbers worse.
+The measurements are a client's: the times of the first and the last chunk of each answer. Each prompt is
+new, so only the measurement of the cache uses the cache. Load by other programs makes the numbers worse.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from inferd.client import Client, Done, Token
 from inferd.errors import DaemonUnreachable, RequestFailed
 
 LONG_PIECES = 90
-"""Of a prompt of about a thousand tokens; where the context has no room for it, half of that, and so on."""
+"""Pieces of a prompt of about a thousand tokens; halved until the prompt fits the context."""
 READING = 10.0
 """Tokens per second: faster than a person reads."""
 MOST_STREAMS = 16
@@ -40,7 +39,7 @@ _THINGS = ("river", "clock", "garden", "engine", "letter", "island", "winter", "
 
 @dataclass(frozen=True)
 class Streams:
-    """``count`` answers at once: tokens per second of all together, and of the slowest."""
+    """``count`` concurrent answers: tokens per second of all together, and of the slowest."""
 
     count: int
     together: float
@@ -49,8 +48,8 @@ class Streams:
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds, tokens, and tokens per second; ``long_cached`` of the ``long_tokens`` were in the cache when
-    the long prompt was sent again."""
+    """Results in seconds, tokens, and tokens per second. On the second send of the long prompt,
+    ``long_cached`` of its ``long_tokens`` were in the cache."""
 
     model: str
     backend: str
@@ -76,12 +75,12 @@ class _Timed:
 
     @property
     def rate(self) -> float:
-        """Of the tokens after the first."""
+        """Tokens per second after the first token."""
         return (self.done.completion_tokens - 1) / max(self.ended - self.first, 1e-9)
 
 
 class Bench:
-    """The measurements, through one client; ``note`` is told what comes next."""
+    """Runs the measurements through one client; calls ``note`` with the name of each step."""
 
     def __init__(self, client: Client, model: str | None, tokens: int, note: Callable[[str], None]) -> None:
         self._client = client
@@ -89,7 +88,7 @@ class Bench:
         self._tokens = tokens
         self._note = note
         self._pieces = LONG_PIECES
-        self._random = random.Random()  # noqa: S311 - a prompt that was never sent before is no secret
+        self._random = random.Random()  # noqa: S311 - prompts must be new, not unpredictable
 
     def run(self, rounds: int, most_streams: int) -> Measured:
         self._note("first answers")
@@ -127,7 +126,7 @@ class Bench:
         return " ".join([*notes, "What is late?"])
 
     def _twice(self) -> tuple[_Timed, _Timed]:
-        """A long prompt, and the same again; shorter where the context has no room for it."""
+        """Sends a long prompt twice; halves it until it fits the context."""
         while True:
             prompt = self._long(self._pieces)
             try:
@@ -158,7 +157,7 @@ class Bench:
             return list(pool.map(lambda prompt: self._ask(prompt, self._tokens), prompts))
 
     def _together(self, timed: Sequence[_Timed]) -> tuple[float, float]:
-        """Tokens per second of all, and of the slowest; of answers that ran one by one, their median."""
+        """Tokens per second of all answers together, and of the slowest; the median of sequential ones."""
         rates = [each.rate for each in timed]
         began, ended = max(each.first for each in timed), min(each.ended for each in timed)
         if ended <= began:  # they did not overlap
@@ -167,13 +166,13 @@ class Bench:
 
 
 def bar(value: float, most: float, width: int = BAR) -> str:
-    """A bar that is ``width`` characters long for ``most``."""
+    """A bar for ``value``; ``most`` is ``width`` characters long."""
     eighths = round(value / most * width * 8) if most > 0 else 0
     return "█" * (eighths // 8) + _BLOCKS[eighths % 8].strip()
 
 
 def report(found: Measured) -> list[str]:
-    """The numbers in sentences, and the streams as a plot."""
+    """The report: the numbers in sentences, and the streams as a plot."""
     computed = found.long_tokens - found.long_cached
     prefill = found.long_tokens / found.long_first if found.long_first > 0 else 0.0
     lines = [

@@ -1,4 +1,4 @@
-"""``inferd cache``: the files of computed prompts, looked at and removed."""
+"""``inferd cache``: shows and deletes the files of the prefix cache."""
 
 from __future__ import annotations
 

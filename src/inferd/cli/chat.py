@@ -93,7 +93,7 @@ def chat_command(
 
 
 class Chat:
-    """The conversation so far; a turn is added when it has been answered, if only in part."""
+    """The conversation; a turn is added once it has an answer, even a partial one."""
 
     def __init__(
         self,
@@ -113,12 +113,12 @@ class Chat:
         self._last: str | list[Attachment | str] = ""
 
     def connect(self, *, compare: bool = False) -> None:
-        """Makes sure of the daemon, which is started again if it has left meanwhile."""
+        """Connects to the daemon, and restarts one that has stopped meanwhile."""
         with Progress() as progress:
             background.connect(self._client, self._daemon, progress.frame, compare=compare)
 
     def ask(self, text: str) -> None:
-        """Writes the answer to ``text`` and what is attached."""
+        """Sends ``text`` with the attachments, and writes the answer."""
         text = "\n\n".join((*self._files, text))
         attached: list[Attachment | str] = [*self._attached]
         self._files.clear()
@@ -126,7 +126,7 @@ class Chat:
         self._answer([*attached, text] if attached else text)
 
     def _answer(self, content: str | list[Attachment | str]) -> None:
-        """Writes the answer as it comes. Ctrl-C ends it, an error is told: the chat goes on."""
+        """Streams the answer. Ctrl-C ends the answer, an error is printed; the chat continues."""
         self._last = content
         question = {"role": "user", "content": content}
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
@@ -155,7 +155,7 @@ class Chat:
             self.turns += [question, {"role": "assistant", "content": "".join(said)}]
 
     def _events(self, turns: list[dict[str, Any]], on_progress: OnProgress) -> Iterator[Any]:
-        """Of an answer to texts by v1, which every daemon serves, else by v2."""
+        """The events of the answer. Text alone is sent by v1, which every daemon serves, else by v2."""
         if all(isinstance(turn["content"], str) for turn in turns):
             with self._client.generate(turns, on_progress=on_progress, **self._choices) as tokens:
                 yield from tokens
@@ -164,7 +164,7 @@ class Chat:
                 yield from events
 
     def command(self, line: str) -> bool:
-        """Obeys a line that starts with a slash; ``False`` ends the chat."""
+        """Runs a line that starts with a slash; ``False`` ends the chat."""
         word, _, rest = line.partition(" ")
         if word in _LEAVE:
             return False
@@ -219,7 +219,7 @@ class Chat:
         say(f"(model: {name or 'the own one of the daemon'})", err=True)
 
     def _set(self, words: str) -> None:
-        """Takes the option as the command line does, with its bounds."""
+        """Sets an option, with the parser and bounds of the command line."""
         name, _, value = words.partition(" ")
         flag = f"--{name.replace('_', '-')}"
         option = next((each for each in chat_command.params if flag in each.opts and name in SETTABLE), None)
@@ -289,7 +289,7 @@ def _converse(chat: Chat) -> None:
 
 
 def _history_file() -> Path:
-    """The history, made for its owner's eyes only."""
+    """The history file, created readable by its owner only."""
     path = paths.history_path()
     ensure_private_dir(path.parent)
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))

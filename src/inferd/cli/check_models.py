@@ -1,6 +1,6 @@
-"""Checks of ``inferd doctor``: the models, and the servers that have them elsewhere.
+"""Checks of ``inferd doctor``: the models and the remote servers.
 
-A model is hashed only where the daemon would hash it, too. A server is connected to, and asked nothing.
+A model is hashed only if the daemon would hash it. A server is only connected to; no request is sent.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _file(path: Path, sha256: str | None) -> Finding:
 
 
 def _fits(path: Path) -> Finding | None:
-    """What is wrong with the size of a model; ``None`` when nothing is, or it is not known."""
+    """A finding if the model is too large; ``None`` if it fits or its size is unknown."""
     if not {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= set(getattr(os, "sysconf_names", ())):
         return None
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -104,7 +104,7 @@ def _daemons(entry: InferdEntry) -> Findings:
 
 
 def _unserved(path: str) -> str:
-    """Why nothing serves a Unix socket; empty when something does."""
+    """The reason why the Unix socket is not served; empty if it is."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(CONNECT_SECS)
         try:
@@ -146,7 +146,7 @@ def _is_here(url: str) -> bool:
 
 
 def _unreachable(url: str) -> str:
-    """Why no server can be reached there; empty when one can."""
+    """The reason why ``url`` cannot be reached; empty if it can."""
     parts = urlsplit(url)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:

@@ -1,6 +1,6 @@
 """Checks of ``inferd doctor``: the directories, sockets, ports and limits that a daemon needs.
 
-Nothing is made or removed; a port is tried by binding it for a moment while no daemon runs.
+The checks create and remove nothing. If no daemon runs, a port is tested by binding it for a moment.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ def _nearest(path: Path) -> Path:
 
 
 def _directory(name: str, path: Path, variable: str, private: bool = False) -> Finding:
-    """Whether ``path`` is, or can be made, a directory that we can write; ``private``: that others cannot.
+    """Whether ``path`` is, or can become, a directory that we can write; ``private``: and others cannot.
 
-    ``variable`` names another place.
+    ``variable`` is the environment variable that selects another directory.
     """
     there = _nearest(path)
     elsewhere = f"name another place by {variable}"
@@ -75,7 +75,7 @@ def _directory(name: str, path: Path, variable: str, private: bool = False) -> F
 
 
 def _sockets(settings: Settings) -> Iterator[tuple[str, str | None, Path | None]]:
-    """(what it is called, TCP address, path) of every socket that the daemon will have."""
+    """(name, TCP address, path) of every socket of the daemon."""
     yield "admin socket", None, settings.admin_addr
     names = {
         "v1": "inference socket",
@@ -101,7 +101,7 @@ def _sockets(settings: Settings) -> Iterator[tuple[str, str | None, Path | None]
 
 def sockets(settings: Settings) -> Findings:
     running = True
-    with suppress(InferdError, OSError):  # of which :func:`lock` will tell
+    with suppress(InferdError, OSError):  # reported by :func:`lock`
         running = is_held(settings.lock)
     for name, tcp, path in _sockets(settings):
         if path is not None:
@@ -113,7 +113,7 @@ def sockets(settings: Settings) -> Findings:
 
 
 def _listens(path: Path) -> bool:
-    """Whether a process holds the other end of the socket, seen without connecting; Linux only."""
+    """Whether a process listens on the socket, found without connecting; Linux only."""
     try:
         rows = Path("/proc/net/unix").read_text().splitlines()
     except OSError:
@@ -198,7 +198,7 @@ def lock(settings: Settings) -> Findings:
 
 
 def open_files(settings: Settings) -> Findings:
-    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)  # the daemon goes up to the hard limit by itself
+    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)  # the daemon raises its soft limit to the hard one
     needed = settings.max_connections + OTHER_DESCRIPTORS
     if limit != resource.RLIM_INFINITY and limit < needed:
         detail = (

@@ -1,6 +1,6 @@
-"""Tables as plain text, for commands that have to be quick: without loading rich.
+"""Plain-text tables for commands that must start quickly: without importing rich.
 
-What a daemon says may be in a client's own words, so nothing of it may move the terminal.
+A daemon's frames may quote clients, so no control character reaches the terminal.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ PIPE_COLUMNS = 10_000
 
 
 def aligned(rows: Iterable[Sequence[object]]) -> list[str]:
-    """The rows as lines; each column is as wide as its longest cell, and all have as many columns."""
+    """The rows as lines; each column is as wide as its longest cell. All rows need as many cells."""
     cells = [[one_line(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
 
 
 def wrapped(text: str, width: int) -> list[str]:
-    """The text as lines that fit ``width``; those behind the first are indented further."""
+    """The text as lines that fit ``width``; the lines after the first are indented further."""
     indent = " " * (len(text) - len(text.lstrip()))
     return textwrap.wrap(text, max(width, 20), subsequent_indent=indent + "  ", break_on_hyphens=False)
 
 
 def screen_width() -> int:
-    """The columns of the terminal on stdout; a pipe has no end."""
+    """The columns of the terminal on stdout; practically unlimited for a pipe."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_COLUMNS
 
 
@@ -39,7 +39,7 @@ def cut(text: str, width: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time in the unit that fits it: ``0.42 ms``, ``85 ms``, ``3.1 s``, ``12 min``, ``5 h``."""
+    """A time in a suitable unit: ``0.42 ms``, ``85 ms``, ``3.1 s``, ``12 min``, ``5 h``."""
     for limit, unit, name in ((1, 1e-3, "ms"), (120, 1, "s"), (7200, 60, "min"), (172800, 3600, "h")):
         if seconds < limit:
             return f"{_short(seconds / unit)} {name}"
@@ -51,7 +51,7 @@ def megabytes(size: int) -> str:
 
 
 def rate(per_second: float | None) -> str:
-    """A speed in tokens per second; ``-`` when there is none."""
+    """A speed in tokens per second; ``-`` if unknown."""
     return "-" if per_second is None else _short(per_second)
 
 
@@ -64,7 +64,7 @@ def _short(value: float) -> str:
 
 
 def caller(row: dict[str, object]) -> str:
-    """Who asked, of a row of requests: a user and a command, or an address."""
+    """The caller of a request: a user and a command, or an address."""
     pid, uid = row.get("peer_pid"), row.get("peer_uid")
     if not isinstance(pid, int):
         return str(row.get("peer"))
@@ -82,7 +82,7 @@ def _user(uid: object) -> str:
 
 
 def _command(pid: int, uid: object) -> str:
-    """The name of a process that still runs, and still as this user; else nothing."""
+    """The name of the process, if it still runs as this user; else empty."""
     process = Path(f"/proc/{pid}")
     try:
         if process.stat().st_uid != uid:

@@ -1,4 +1,4 @@
-"""The group of commands; a command's module is loaded when the command is asked for."""
+"""The group of commands; a command's module is imported on demand."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ COMMANDS = {
     "help": "commands",
     "version": "commands",
 }
-"""Command → module; the command is the attribute ``NAME_command`` of it."""
+"""Command → module; the command is the module's attribute ``NAME_command``."""
 
 ALIASES = {"ls": "list"}
-"""What the command is called by people who come from elsewhere."""
+"""Names of commands in similar programs."""
 
 
 class _Commands(click.Group):
@@ -102,7 +102,7 @@ def help_command(context: click.Context, words: tuple[str, ...]) -> None:
     for word in words:
         if not isinstance(shown.command, click.Group):
             raise click.UsageError(f"`{shown.command_path}` has no command {word!r}", shown)
-        shown.command.resolve_command(shown, [word])  # an unknown one is an error
+        shown.command.resolve_command(shown, [word])  # raises for an unknown command
         found = shown.command.get_command(shown, word)
         if found is None:
             raise click.UsageError(f"`{shown.command_path}` has no command {word!r}", shown)

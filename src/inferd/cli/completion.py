@@ -1,6 +1,6 @@
-"""``inferd completion``: the script that has a shell complete commands, options and names of models.
+"""``inferd completion``: the script by which a shell completes commands, options and names of models.
 
-The script calls ``inferd`` again with a variable in its environment, which click answers.
+The script calls ``inferd`` with a variable in its environment, and click prints the completions.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def script(shell: str) -> str:
 
 
 def answer(command: click.Command) -> int | None:
-    """Answers the shell, if it is the script that calls; the exit code."""
+    """Prints the completions if the script called; returns the exit code, else ``None``."""
     instruction = os.environ.get(VARIABLE)
     return shell_complete(command, {}, "inferd", VARIABLE, instruction) if instruction else None
 

@@ -1,7 +1,7 @@
-"""``inferd config``: what the daemon would run with, and the file that says it.
+"""``inferd config``: the effective configuration, and the config file.
 
-``show`` and ``check`` read every source as ``inferd serve`` does, so that what they say is what a daemon
-started now would do. Secrets are never printed.
+``show`` and ``check`` read every source as ``inferd serve`` does, so they report the configuration of a
+daemon started now. Secrets are never printed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from inferd.errors import ConfigError
 from inferd.private import make_private_dirs
 
 HIDDEN = "(set)"
-"""What is shown of a secret."""
+"""Shown instead of a secret."""
 
 _file = click.option(
     "--config",
@@ -89,7 +89,7 @@ def check(file: Path | None) -> None:
 
 
 def _check_models(given: LoadedConfig) -> None:
-    """Raises an error for a model that no store or catalogue knows, or a file that is not there."""
+    """Raises an error for a model unknown to store and catalogue, or a missing file."""
     from inferd.store.fetch import resolve
     from inferd.store.models import ModelStore
 
@@ -127,7 +127,7 @@ def init(path: Path | None, model: str, model_path: Path | None, force: bool) ->
 
 
 def _write(path: Path, text: str, force: bool) -> None:
-    """Writes a file that only its owner can read, whole or not at all; an old one stays unless ``force``."""
+    """Writes a file atomically, readable by its owner only; replaces an existing one only with ``force``."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         make_private_dirs(path.parent)
@@ -173,7 +173,7 @@ def _shown(value: Any) -> Any:
 
 
 def _text(value: Any) -> str:
-    """The value as people write it."""
+    """The value as users write it."""
     if isinstance(value, dict):
         return ", ".join(f"{key} {_text(given)}" for key, given in value.items())
     if isinstance(value, bool):

@@ -17,7 +17,7 @@ from inferd.errors import ConfigError, DaemonUnreachable
 from inferd.store.runtime import holder, is_held
 
 SILENCE_SECS = 0.5
-"""How long `stop` waits before it says what for."""
+"""How long `stop` waits before it prints the reason."""
 
 
 @click.command("stop")

@@ -1,8 +1,8 @@
-"""``inferdctl``: the commands of inferd 0.2.1, with its output and its exit codes, on top of our own.
+"""``inferdctl``: the commands of inferd 0.2.1, with its output and exit codes.
 
-stdout is for programs: ``status`` and ``watch`` print one JSON object a line, keys in order, and ``doctor``
-one line a check. An error is a line on stderr that begins with ``error:``, and exit 2; exit 1 says that the
-daemon is not ready, or that a check failed. The two options stand before or behind the command.
+stdout is machine-readable: ``status`` and ``watch`` print one JSON object per line, with sorted keys, and
+``doctor`` one line per check. An error is a line on stderr that begins with ``error:``, and exit code 2. Exit
+code 1: the daemon is not ready, or a check failed. Both options may precede or follow the command.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from inferd.controls import json_escaped
 from inferd.errors import ConnectionLost, DaemonUnreachable, InferdError
 
 ANSWER_SECS = 1.0
-"""A daemon that is alive answers on its admin socket at once; 0.2.1 waited as long."""
+"""Time-out of the admin socket, as in 0.2.1; a live daemon answers at once."""
 
 Check = tuple[bool, str, str]
-"""Whether all is well, what was looked at, and what was found."""
+"""(passed, name of the check, finding)."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _globals(command: F) -> F:
-    """``--config`` and ``--admin-addr``, which the group has as well as each command."""
+    """Adds ``--config`` and ``--admin-addr``, which the group and each command accept."""
     for name, where in (("admin_addr", "The admin socket to talk to."), ("config", "The config file.")):
         flag = "--" + name.replace("_", "-")
         command = click.option(flag, name, type=KindType(FilePath()), metavar="PATH", help=where)(command)
@@ -64,7 +64,7 @@ def ctl(context: click.Context, /, **flags: Path | None) -> None:
 
 
 def _command(work: Callable[[LoadedConfig], int]) -> Callable[[LoadedConfig], int]:
-    """Makes a command of the group, which is given the configuration."""
+    """Makes a command of the group that gets the configuration."""
 
     @_globals
     @click.pass_obj

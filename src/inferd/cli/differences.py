@@ -1,4 +1,4 @@
-"""Telling that a running daemon was started with other settings than the command has."""
+"""Warns if a running daemon has other settings than the command."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ASK_SECS = 1.0
 
 
 def tell(settings: Settings) -> None:
-    """Says on stderr which variables and keys are without effect on the daemon that runs, if any are."""
+    """Names on stderr the variables and keys that have no effect on the running daemon."""
     with contextlib.suppress(InferdError):
         given = sources.read({})
         if not given.origins:

@@ -1,7 +1,7 @@
-"""``inferd doctor``: what could keep inferd from working here, and what to do about it.
+"""``inferd doctor``: finds faults of this machine, and names remedies.
 
-A check looks and changes nothing, and an error of its own is a finding like any other. The engine is tried in
-a process of its own, so that a crash of native code is a finding too.
+A check changes nothing, and an exception in it is a finding, too. The engine is tested in a separate process,
+so that a crash of native code becomes a finding.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def doctor_command(as_json: bool) -> int:
 
 
 def examine() -> Findings:
-    """All findings, in the order in which a daemon would meet their causes."""
+    """All findings, in the order in which a daemon would encounter their causes."""
     given = sources.read({})
     settings = given.settings
     if given.problem is not None:
@@ -205,7 +205,7 @@ def _daemon(settings: Settings) -> Findings:
 
 
 def _engine_process(name: str, engine: dict[str, Any]) -> Finding:
-    """How the process of a model is doing, and what of its cage is not in force."""
+    """The state of a model's process, and the parts of its sandbox that are not in force."""
     what = f"engine {name}"
     if engine["problem"]:
         return Finding(what, "fail", engine["problem"], "mend the model, then reload: inferd reload")

@@ -1,4 +1,4 @@
-"""What ``inferd doctor`` has to say: a line of its report."""
+"""A line of the report of ``inferd doctor``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ State = Literal["ok", "warn", "fail"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """``advice`` says what to do unless all is well."""
+    """``advice`` is the remedy; empty if the check passed."""
 
     name: str
     state: State

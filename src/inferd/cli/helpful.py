@@ -1,4 +1,4 @@
-"""A group of commands that shows its help when it is called alone."""
+"""A group of commands that shows its help when called without a command."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from inferd.cli.say import say
 
 
 class HelpfulGroup(click.Group):
-    """Without a command, the help goes to stderr and the exit code is 2, as for ``inferd`` itself."""
+    """Without a command, it prints the help to stderr and exits with 2, as ``inferd`` itself does."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not args:

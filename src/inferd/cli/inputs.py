@@ -1,4 +1,4 @@
-"""What commands read: files that the user names, and stdin. Whatever is wrong is a UsageError."""
+"""Reads the inputs of commands: named files, and stdin. Every failure is a UsageError."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from inferd.client import Attachment
 from inferd.errors import UsageError
 
 MAX_BYTES = 128 * 1024 * 1024
-"""More than a request may carry, and as much as we are ready to read to find that out."""
+"""The most that is read of an input; more than a request may carry."""
 
 STDIN = Path("-")
 BOM = "\ufeff"
-"""The mark that some editors put at the beginning of a file."""
+"""The byte order mark that some editors put at the start of a file."""
 
 TYPES: dict[Literal["image", "audio"], dict[str, str]] = {
     "image": {
@@ -31,7 +31,7 @@ TYPES: dict[Literal["image", "audio"], dict[str, str]] = {
 
 
 def media(kind: Literal["image", "audio"], path: Path) -> Attachment:
-    """A picture or a sound; the name's suffix says how it is encoded."""
+    """An image or a sound; the suffix of its name gives the format."""
     mime = TYPES[kind].get(path.suffix.lower())
     if mime is None:
         known = ", ".join(TYPES[kind])
@@ -40,7 +40,7 @@ def media(kind: Literal["image", "audio"], path: Path) -> Attachment:
 
 
 def text_file(path: Path) -> Attachment:
-    """A text of any length; ``-`` is stdin."""
+    """A text file as an attachment; ``-`` is stdin."""
     return Attachment("text", (_stdin() if path == STDIN else text(path)).encode())
 
 
@@ -53,7 +53,7 @@ def text(path: Path) -> str:
 
 
 def json_object(given: str) -> dict[str, Any]:
-    """A JSON object, or a file of one."""
+    """A JSON object, given inline or as a file name."""
     found = _json(given)
     if not isinstance(found, dict):
         raise UsageError(f"{_named(given)} must hold a JSON object")
@@ -61,9 +61,9 @@ def json_object(given: str) -> dict[str, Any]:
 
 
 def tools(given: str) -> list[dict[str, Any]]:
-    """One tool or a list of them, or a file of that, as they are on the wire.
+    """One tool or a list of tools in wire form, given inline or as a file name.
 
-    OpenAI's form, an object ``function`` whose schema is called ``parameters``, is taken as well.
+    Also accepts OpenAI's form, an object ``function`` whose schema is called ``parameters``.
     """
     found = _json(given)
     return [_tool(each, given) for each in (found if isinstance(found, list) else [found])]
@@ -85,9 +85,9 @@ def _tool(given: Any, source: str) -> dict[str, Any]:
 
 
 def prompt(words: Sequence[str], *, stdin_taken: bool = False) -> str:
-    """The prompt: the words, and behind them what is piped in; ``-`` is stdin alone.
+    """The prompt: the words, followed by piped input; ``-`` is stdin alone.
 
-    ``stdin_taken`` says that stdin is a file of the request already.
+    ``stdin_taken``: another option of the request has already read stdin.
     """
     text = " ".join(words)
     if any(0xD800 <= ord(char) <= 0xDFFF for char in text):
@@ -108,7 +108,7 @@ def prompt(words: Sequence[str], *, stdin_taken: bool = False) -> str:
 
 
 def lines(arguments: tuple[str, ...], what: str) -> list[str]:
-    """The arguments, or the lines of stdin without any or for ``-``."""
+    """The arguments; without any, or for ``-``, the lines of stdin."""
     if arguments and arguments != ("-",):
         return list(arguments)
     if not arguments and _stdin_is_terminal():
@@ -130,7 +130,7 @@ def _json(given: str) -> Any:
 
 
 def _is_inline(given: str) -> bool:
-    """Whether JSON was given itself, and not the name of a file of it."""
+    """Whether ``given`` is JSON itself rather than the name of a file."""
     return given.lstrip().startswith(("{", "["))
 
 
@@ -150,7 +150,7 @@ def _read(path: Path) -> bytes:
 
 
 def _stdin_is_terminal() -> bool:
-    """Also when there is no stdin at all."""
+    """True also without a stdin."""
     return sys.stdin is None or sys.stdin.closed or sys.stdin.isatty()
 
 

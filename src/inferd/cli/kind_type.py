@@ -1,4 +1,4 @@
-"""The kinds of the option table as types of click's options; loads no client, for the sake of ``serve``."""
+"""The kinds of the option table as types of click's options; imports no client, to keep ``serve`` small."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from inferd.config.kinds import Kind
 if TYPE_CHECKING:
     ParamType = click.ParamType[Any]
 else:
-    ParamType = click.ParamType  # generic only in newer releases of click
+    ParamType = click.ParamType  # generic only in newer versions of click
 
 
 class KindType(ParamType):

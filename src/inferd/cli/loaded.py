@@ -18,7 +18,7 @@ from inferd.errors import RequestFailed
 from inferd.serve.router import NO_TEXT
 
 FOREVER = -1.0
-# The process of a model writes its computed prompts to files before it ends, which may take ten seconds.
+# The process of a model saves its prefix cache before it ends, which may take ten seconds.
 UNLOAD_SECS = 20.0
 
 
@@ -86,7 +86,7 @@ def load_command(name: str, keep_alive: float | None, address: str | None, api_k
             )
             name = reply.result().model
         except RequestFailed as error:
-            if error.details.get("reason") != NO_TEXT:  # a model for vectors is loaded before it refuses
+            if error.details.get("reason") != NO_TEXT:  # an embedding model is loaded before it refuses
                 raise
     say(f"{name} is loaded")
 

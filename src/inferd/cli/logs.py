@@ -46,12 +46,12 @@ def _show(line: bytes, as_json: bool) -> None:
     try:
         entry = orjson.loads(line)
         say(text if as_json else short_text(entry))
-    except (orjson.JSONDecodeError, KeyError, TypeError):  # another program wrote there
+    except (orjson.JSONDecodeError, KeyError, TypeError):  # not a line of inferd
         say(text)
 
 
 def _following(path: Path) -> Iterator[bytes]:
-    """Whole lines that are written behind the end of the file, also after a rotation."""
+    """Complete lines appended to the file from now on, also after a rotation."""
     position = path.stat().st_size if path.exists() else 0
     number = path.stat().st_ino if path.exists() else 0
     while True:

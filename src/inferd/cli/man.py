@@ -1,4 +1,4 @@
-"""Man pages, made from the help of the commands: ``inferd.1``, one ``inferd-COMMAND.1`` for each command, and
+"""Generates man pages from the commands' help: ``inferd.1``, an ``inferd-COMMAND.1`` per command,
 ``inferd-daemon.1`` and ``inferdctl.1``.
 """
 
@@ -72,6 +72,6 @@ def _paragraphs(text: str) -> Iterator[str]:
 
 
 def _text(text: str) -> str:
-    """Text in which nothing is a command of roff."""
+    """The text, escaped for roff."""
     escaped = text.replace("\\", "\\e").replace("-", "\\-").replace("'", "\\(aq").replace("`", "\\(ga")
     return f"\\&{escaped}" if escaped.startswith(".") else escaped

@@ -46,16 +46,16 @@ def open_store() -> ModelStore:
 
 
 def _interruptible(work: Callable[[Show, threading.Event], T]) -> T:
-    """The result of ``work``, whose progress is shown. Ctrl-C asks it to end and clean up behind itself."""
+    """Runs ``work`` and shows its progress. Ctrl-C cancels it and waits for its clean-up."""
     cancelled = threading.Event()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    # In a thread, which an interruption cannot tear apart.
+    # In a thread, because KeyboardInterrupt is raised in the main thread only.
     with Progress() as progress, ThreadPoolExecutor(1) as thread:
         try:
             return thread.submit(work, progress.phase, cancelled).result()
         except KeyboardInterrupt:
             for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, signal.SIG_IGN)  # the end is near, and a second one would cut it short
+                signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C would interrupt the clean-up
             cancelled.set()
             raise
 
@@ -63,7 +63,7 @@ def _interruptible(work: Callable[[Show, threading.Event], T]) -> T:
 def fetch_shown(
     store: ModelStore, find: Callable[[Show, threading.Event], CatalogueModel | ModelSpec], again: bool = True
 ) -> OpenModel:
-    """The model that ``find`` finds, fetched when it is missing; ``again`` hashes one that is there."""
+    """Fetches the model that ``find`` returns if it is missing; ``again`` hashes a stored one again."""
     from inferd.store.fetch import ensure_model
 
     def work(show: Show, cancelled: threading.Event) -> OpenModel:
@@ -82,7 +82,7 @@ def fetch_shown(
 def _bring(
     store: ModelStore, find: Callable[[Show, threading.Event], CatalogueModel | ModelSpec], again: bool = True
 ) -> None:
-    """Have the model in the store that ``find`` finds, and say so."""
+    """Puts the model that ``find`` returns into the store, and prints its name."""
     with fetch_shown(store, find, again) as model:
         say(f"{model.name} is in the store and verified: {model.path}")
 

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they mean together."""
+"""Options shared by several commands, and their combined meaning."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COUNT = click.IntRange(0, 2**32 - 1)
 
 
 class Number(click.FloatRange):
-    """A range of numbers in which NaN is not."""
+    """A range of numbers that excludes NaN."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         number = super().convert(value, param, ctx)
@@ -35,14 +35,14 @@ class Number(click.FloatRange):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A surface of the daemon to talk to; a daemon at an address that was named is never started."""
+    """The surface of a daemon to connect to. A daemon at an explicit address is never started."""
 
     settings: Settings
     address: str
     startable: bool
     surface: Surface = "v1"
     v2_address: str | None = None
-    """Where text goes that is too long for a line of v1."""
+    """The address for text that is too long for a line of v1."""
 
     @property
     def api_key(self) -> str | None:
@@ -56,7 +56,7 @@ class Target:
         else:
             keyword = "address" if self.surface == "v1" else self.surface
             at = {"v2": self.v2_address, keyword: self.address}
-        # The process is in the name, so that the requests of many commands differ in status, top and the log.
+        # The pid keeps the requests of several commands apart in status, top and the log.
         return Client(api_key=self.api_key, id_prefix=f"{_command_name()}-{os.getpid()}-", **at)
 
 
@@ -66,7 +66,7 @@ def _command_name() -> str:
 
 
 def target(address: str | None, api_key_file: Path | None, surface: Surface = "v1") -> Target:
-    """The daemon that ``--address`` names, else the one of the configuration."""
+    """The daemon at ``--address``, else that of the configuration."""
     settings, _ = sources.load({"api_key_file": api_key_file}, serving=False)
     if address is not None:
         beside = Addresses({"v1": address, surface: None} if surface != "v1" else {"v1": address})
@@ -87,7 +87,7 @@ def target(address: str | None, api_key_file: Path | None, surface: Surface = "v
 
 
 def connection_options(command: F) -> F:
-    """``--address`` and ``--api-key-file``."""
+    """Adds ``--address`` and ``--api-key-file``."""
     for option in (
         click.option(
             "--api-key-file",
@@ -106,7 +106,7 @@ def connection_options(command: F) -> F:
 
 
 def attachment_options(command: F) -> F:
-    """``--image``, ``--audio`` and ``--file``."""
+    """Adds ``--image``, ``--audio`` and ``--file``."""
     path = click.Path(path_type=Path, dir_okay=False)
     for option in reversed(
         (
@@ -138,7 +138,7 @@ def attachment_options(command: F) -> F:
 
 
 def attachments(image: Sequence[Path], audio: Sequence[Path], file: Sequence[Path]) -> list[Attachment]:
-    """What these options name. Raises UsageError for a file that cannot be read."""
+    """The attachments of these options. Raises UsageError for an unreadable file."""
     if list(file).count(inputs.STDIN) > 1:
         raise UsageError("`--file -` is given twice, but stdin can be read once")
     return [
@@ -149,7 +149,7 @@ def attachments(image: Sequence[Path], audio: Sequence[Path], file: Sequence[Pat
 
 
 def sampling_options(command: F) -> F:
-    """The options of a generation; the daemon checks their bounds, and has their defaults."""
+    """Adds the options of a generation; the daemon checks their bounds and sets their defaults."""
     for option in reversed(
         (
             click.option(
@@ -253,7 +253,7 @@ def sampling(
     deadline: float | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """The keyword arguments of ``Client.generate`` for the sampling options; the rest keep their names."""
+    """The keyword arguments of ``Client.generate`` for the sampling options; most keep their names."""
     if grammar is not None and json_schema is not None:
         raise UsageError("--grammar and --json-schema exclude each other; give one of them")
     return {

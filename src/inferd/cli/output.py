@@ -1,4 +1,4 @@
-"""Writing for people and pipes."""
+"""Writes answers to terminals and pipes."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from inferd.errors import Unavailable
 
 
 class Answer:
-    """Text as it comes, flushed.
+    """Streams text to stdout and flushes it.
 
-    On a terminal controls are made harmless and lines break between words; elsewhere nothing is changed.
+    On a terminal, control characters are neutralised and words wrapped; a pipe gets the text unchanged.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -34,14 +34,14 @@ class Answer:
         self._last = text[-1:] or self._last
 
     def end(self) -> None:
-        """The answer is over: the next thing begins on a line of its own."""
+        """Ends the answer, so that other output starts on a new line."""
         if self._last not in ("", "\n"):
             self._stream.write("\n")
         self._stream.flush()
 
 
 def check_done(done: Done | MessageDone) -> None:
-    """Says on stderr when the answer is not whole; raises Unavailable when the daemon ended it."""
+    """Reports an incomplete answer on stderr; raises Unavailable if the daemon ended it."""
     if done.stop_reason in ("length", "max_tokens"):
         tokens = done.completion_tokens if isinstance(done, Done) else done.output_tokens
         say(f"(cut after {tokens} tokens, by --max-tokens or the model's context)", err=True)
@@ -52,7 +52,7 @@ def check_done(done: Done | MessageDone) -> None:
 
 
 def summary(done: Done | MessageDone) -> str:
-    """What an answer took, on one line."""
+    """One line with the tokens and times of an answer."""
     if isinstance(done, Done):
         read, written = done.prompt_tokens, done.completion_tokens
     else:

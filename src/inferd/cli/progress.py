@@ -1,6 +1,6 @@
-"""The steps of making a model ready, shown on stderr.
+"""Shows the steps of loading a model on stderr.
 
-On a terminal each step is a bar that goes when it is done; elsewhere it is one line when it begins.
+On a terminal each step is a progress bar that is removed when done; elsewhere one line at its start.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _TITLES = {
 
 
 def title(phase: str) -> str:
-    """What people call a phase."""
+    """The displayed name of a phase."""
     return one_line(_TITLES.get(phase, phase))
 
 
 class Progress:
-    """Takes status frames or (phase, details) pairs; to be used in a ``with``."""
+    """Displays status frames or (phase, details) pairs; use it in a ``with``."""
 
     def __init__(self) -> None:
         self._bars: Bars | None = None
@@ -43,12 +43,12 @@ class Progress:
         self._note = ""
 
     def frame(self, frame: Mapping[str, Any]) -> None:
-        """Shows a frame of the admin socket, where it is about loading."""
+        """Shows a frame of the admin socket if it is about loading."""
         if frame["status"] == "loading_model":
             self.phase(str(frame.get("phase", "")), frame)
 
     def phase(self, name: str, details: Mapping[str, Any]) -> None:
-        """Shows a step; bytes done and in all, or a fraction, where ``details`` have them."""
+        """Shows a step, with the bytes done and in total, or a fraction, if ``details`` has them."""
         if name == "loaded":
             self.end()
             return
@@ -83,7 +83,7 @@ class Progress:
         from rich.progress import Progress as Bars
 
         self._bars = Bars(
-            TextColumn("{task.description}", markup=False),  # a reason may have brackets
+            TextColumn("{task.description}", markup=False),  # a reason may contain brackets
             BarColumn(),
             TextColumn("{task.fields[amount]}"),
             TimeRemainingColumn(),
@@ -102,14 +102,14 @@ class Progress:
         self.end()
 
     def end(self) -> None:
-        """Takes the bar off the terminal, which is then free for other text. Idempotent."""
+        """Removes the bar, so that other text can be written. Idempotent."""
         if self._bars is not None:
             self._bars.stop()
             self._bars = self._task = None
 
 
 def _note(details: Mapping[str, Any]) -> str:
-    """What is to be said of a download that does not just go on."""
+    """A note on a download that waits or is retried."""
     if "attempt" in details:
         return f", try {details['attempt']} ({details.get('reason', '')})"
     if "waiting_for_pid" in details:

@@ -1,4 +1,4 @@
-"""``inferd run``: one prompt, its answer on stdout as it comes."""
+"""``inferd run``: streams the answer to one prompt to stdout."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CHOICES = ("auto", "none", "required")
 
 
 def tool_options(command: F) -> F:
-    """``--tools`` and ``--tool-choice``."""
+    """Adds ``--tools`` and ``--tool-choice``."""
     for option in reversed(
         (
             click.option(

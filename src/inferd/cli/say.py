@@ -1,6 +1,6 @@
-"""Printing. Every command prints through this module, so that no text from elsewhere drives the terminal.
+"""Printing. Every command prints through this module, which neutralises terminal controls in the text.
 
-An answer as it comes is written by :class:`inferd.cli.output.Answer`, with the same filter.
+:class:`inferd.cli.output.Answer` streams answers through the same filter.
 """
 
 from __future__ import annotations

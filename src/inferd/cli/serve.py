@@ -1,4 +1,4 @@
-"""``inferd serve``: its flags are those of the option table."""
+"""``inferd serve``: its flags come from the option table."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _flag(option: Option) -> click.Option:
     if isinstance(option.kind, Boolean):
         names = f"{flag}/{flag.replace('--', '--no-', 1)}"
         return click.Option([names], default=None, help=described)
-    # Given to any option, even as None, these two let it stand without its value, and take `-5` for a flag.
+    # Only here: with them, even as None, click makes an option's value optional and reads `-5` as a flag.
     bare: dict[str, Any] = {}
     if isinstance(option.kind, HttpAddress):
         bare = {"is_flag": False, "flag_value": option.kind.bare}
@@ -38,7 +38,7 @@ def _flag(option: Option) -> click.Option:
 
 
 def _default(option: Option) -> str | None:
-    """The default in words; ``None`` where it goes without saying."""
+    """The default in words; ``None`` if obvious."""
     if option.default_doc:
         return f"default {option.default_doc.replace('`', '')}"
     if option.default is None or isinstance(option.kind, Boolean):
@@ -69,7 +69,7 @@ def _serve_as_0_2(**flags: Any) -> int:
 
 
 def flags_of(names: Collection[str]) -> list[click.Option]:
-    """The flags of some options, and of the config file."""
+    """The flags of the named options, and ``--config``."""
     return [
         _CONFIG,
         *(_flag(option) for option in OPTIONS if option.flag is not None and option.name in names),

@@ -1,7 +1,7 @@
-"""``inferd service``: the daemon as a service of the user's own, by systemd or launchd.
+"""``inferd service``: runs the daemon as a user service of systemd or launchd.
 
-What is written carries a mark, and nothing without it is replaced or removed. The service has the settings of
-the config file; it does not see the environment of this command, and the command says so.
+Written files carry a mark; files without it are never replaced or removed. The service takes its settings
+from the config file; it does not see the environment of this command, and the command says so.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from inferd.store.runtime import explained, holder, is_held, make_private_dir
 MARK = "Written by `inferd service install`; `inferd service uninstall` removes it."
 
 PATIENCE_SECS = 60.0
-"""For the service manager's answer, which does not wait for the model."""
+"""Time-out for the service manager, which does not wait for the model."""
 
 
 @click.group("service", cls=HelpfulGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -70,7 +70,7 @@ def uninstall_command() -> None:
 
 
 class Manager(ABC):
-    """A service manager of the user's own; its methods raise ServiceError."""
+    """The user's service manager; its methods raise ServiceError."""
 
     hint: str
 
@@ -79,11 +79,11 @@ class Manager(ABC):
 
     @abstractmethod
     def install(self, settings: Settings, *, on_demand: bool, gpu: bool) -> list[Path]:
-        """Writes the service's files, which are returned, and starts it."""
+        """Writes the service's files and starts it; returns the files."""
 
     @abstractmethod
     def uninstall(self) -> list[Path]:
-        """Stops the service and removes its files, which are returned."""
+        """Stops the service and removes its files; returns the files."""
 
     @abstractmethod
     def is_running(self) -> bool:
@@ -111,7 +111,7 @@ class Manager(ABC):
 
 
 class Systemd(Manager):
-    """systemd's manager of this user."""
+    """systemd's user manager."""
 
     hint = "it ends when you log out, unless you run: loginctl enable-linger"
 
@@ -123,7 +123,7 @@ class Systemd(Manager):
         self._socket = directory / "inferd.socket"
 
     def install(self, settings: Settings, *, on_demand: bool, gpu: bool) -> list[Path]:
-        self._do("--user", "list-units", "inferd.*")  # is there a manager at all?
+        self._do("--user", "list-units", "inferd.*")  # fails without a manager
         wanted = {self._service: units.user_unit(_command(), gpu=gpu, on_demand=on_demand)}
         if on_demand:
             wanted[self._socket] = units.user_socket()
@@ -152,7 +152,7 @@ class Systemd(Manager):
 
 
 class Launchd(Manager):
-    """launchd, for the user who is logged in at the screen."""
+    """launchd, in the session of the user logged in at the screen."""
 
     hint = "it ends when you log out"
 
@@ -198,7 +198,7 @@ def _manager() -> Manager:
 
 
 def _command() -> list[str]:
-    """How this installation is started from any directory."""
+    """The command that starts this installation from any directory."""
     return [sys.executable, "-m", "inferd", "serve"]
 
 

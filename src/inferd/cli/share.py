@@ -1,7 +1,7 @@
-"""The files that other programs look for below ``share``: man pages and scripts of completion.
+"""Generates the files below ``share``: man pages and completion scripts.
 
 ``python -m inferd.cli.share DIRECTORY`` writes them: ``man/man1`` for man, and a script each for bash, zsh
-and fish, at the place where the shell looks. A wheel that ``packaging/wheels.py`` builds has them.
+and fish, in the directory that the shell searches. Wheels of ``packaging/wheels.py`` include them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def files() -> dict[str, str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Writes the files below the directory that is named; returns the exit code."""
+    """Writes the files below the given directory; returns the exit code."""
     (directory,) = arguments
     for path, text in files().items():
         file = Path(directory) / path

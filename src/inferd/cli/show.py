@@ -1,4 +1,4 @@
-"""``inferd show``: what the file of a model says of itself."""
+"""``inferd show``: the metadata of a model's file."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def show_command(name: str, as_json: bool) -> None:
 
 
 def _entries(settings: Settings, name: str) -> Iterator[LlamaCppEntry]:
-    """The entries of the configuration that have a stored model of that name, or a file of that path."""
+    """The entries of the configuration with a stored model or a model path called ``name``."""
     for entry in settings.backends:
         if isinstance(entry, LlamaCppEntry):
             of_store = entry.model is not None and entry.model.name == name

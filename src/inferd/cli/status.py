@@ -1,4 +1,4 @@
-"""``inferd status``, ``watch`` and ``stop``: a running daemon, seen from outside."""
+"""``inferd status`` and ``watch``: the state and the events of a running daemon."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
     from inferd.config.settings import Settings
 
 ANSWER_SECS = 5.0
-"""A daemon that is alive answers on its admin socket at once, whatever it is busy with."""
+"""Time-out of the admin socket; a live daemon answers at once, however busy it is."""
 
 _FIXED = ("id", "type", "status")
 
 
 def settings_of_daemon() -> Settings:
-    """Where the daemon is; a config file that cannot be read must not hide a running daemon."""
+    """The settings that locate the daemon; an unreadable config file must not hide a running daemon."""
     from inferd.config import sources
 
     return sources.read({}).settings
@@ -125,7 +125,7 @@ def _totals(state: Status) -> str:
 
 
 def _backends(state: Status, width: int) -> list[str]:
-    """Each backend with what it has done, and below it what it is and can."""
+    """The backends as a table; below each its capabilities, process, cache and drafts."""
     states = {row["name"]: row for row in state.backends}
     rows: list[tuple[object, ...]] = [
         ("backend", "state", "prompt", "cached", "answer", "first", "prefill/s", "decode/s")
@@ -168,7 +168,7 @@ def _condition(row: Frame | None) -> str:
 
 
 def engine_line(row: Frame | None) -> str:
-    """What there is to say of the backend's process; empty for one without."""
+    """The state of the backend's process; empty if it has none."""
     engine = (row or {}).get("engine")
     if not engine:
         return ""
@@ -185,7 +185,7 @@ def engine_line(row: Frame | None) -> str:
 
 
 def cache_line(row: Frame | None, numbers: Frame | None) -> str:
-    """What the backend holds of computed prompts; empty for one that holds nothing and was never asked."""
+    """The use of the backend's prefix cache; empty if it was never used and no files exist."""
     held = numbers or {}
     reasons = {name: count for name, count in held.get("cache_misses", {}).items() if count}
     hits, misses = held.get("cache_hits", 0), sum(reasons.values())
@@ -204,7 +204,7 @@ def cache_line(row: Frame | None, numbers: Frame | None) -> str:
 
 
 def guess_line(numbers: Frame | None) -> str:
-    """What drafts were computed, and how requests of a pool came here; empty where there were none."""
+    """Speculative decoding, and the routing of a pool's requests; empty without either."""
     held = numbers or {}
     parts = []
     if held.get("drafted_tokens"):
@@ -220,7 +220,7 @@ def _counts(named: Mapping[str, int]) -> str:
 
 
 def _numbers(numbers: Frame | None) -> tuple[object, ...]:
-    """Tokens, and the medians of times and speeds."""
+    """Token counts, and the medians of times and speeds."""
     if numbers is None:
         return (0, 0, 0, "-", "-", "-")
     return (
@@ -234,7 +234,7 @@ def _numbers(numbers: Frame | None) -> tuple[object, ...]:
 
 
 def _abilities(frame: Frame) -> str:
-    """Everything that the backend is or has, its kind and model first."""
+    """The backend's kind, model and capabilities."""
     shown = [str(frame.get("backend"))]
     if frame.get("model") not in (None, "", frame.get("name")):
         shown.append(f"model {frame['model']}")

@@ -1,4 +1,4 @@
-"""``inferd top``: what the daemon does, drawn anew each second."""
+"""``inferd top``: the daemon's activity, redrawn each second."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from inferd.client.admin import AdminClient, Frame, Status
 from inferd.errors import UsageError
 
 KEPT = 60
-"""How many points of the past are drawn."""
+"""The number of past points that are drawn."""
 
 LEAVE = ("q", "Q", "\x04")
-"""The keys that end it; Ctrl-C does as well."""
+"""The keys that quit, besides Ctrl-C."""
 
 _BARS = "▁▂▃▄▅▆▇█"
 
 
 def sparkline(values: Sequence[float | None]) -> str:
-    """A bar for each value, the highest as high as can be; nothing where there is none."""
+    """A bar for each value, scaled to the highest; a blank for ``None``."""
     most = max((value for value in values if value is not None), default=0.0)
     steps = len(_BARS) - 1
     return "".join(
@@ -40,14 +40,14 @@ def sparkline(values: Sequence[float | None]) -> str:
 
 
 class Trend:
-    """One line of the past; ``show`` writes a value."""
+    """The history of one value; ``show`` formats it."""
 
     def __init__(self, show: Callable[[float], str]) -> None:
         self.values: deque[float | None] = deque(maxlen=KEPT)
         self._show = show
 
     def cells(self) -> tuple[str, str, str]:
-        """The value now, the highest that is drawn, and the drawing."""
+        """The current value, the highest drawn value, and the sparkline."""
         known = [value for value in self.values if value is not None]
         now = self.values[-1]
         return (
@@ -58,7 +58,7 @@ class Trend:
 
 
 class Trends:
-    """What a row of states says that none of them says alone: how much happened between two."""
+    """Rates derived from consecutive snapshots."""
 
     def __init__(self) -> None:
         self._before: Status | None = None
@@ -73,7 +73,7 @@ class Trends:
         }
 
     def add(self, state: Status) -> None:
-        """A state that is newer than those before; the first only gives the others their start."""
+        """Adds a newer snapshot; the first one is only the base of the next."""
         before, self._before = self._before, state
         if before is None or state.uptime_secs <= before.uptime_secs:
             return
@@ -104,7 +104,7 @@ class Trends:
 
 
 def _between(before: Status, after: Status, part: str, name: str) -> tuple[int, float]:
-    """How many values a histogram got between two states, over all of its owners, and their sum."""
+    """The count and the sum of a histogram's new values between two snapshots, over all its owners."""
 
     def total(state: Status, of: str) -> float:
         return float(sum(owner[name][of] for owner in state.metrics[part].values()))
@@ -143,7 +143,7 @@ def top_command(interval: float) -> None:
     able: tuple[Frame, ...] = ()
     with AdminClient(admin_address(), timeout=ANSWER_SECS) as admin, contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.suppress(KeyboardInterrupt))
-        state = admin.status()  # without a daemon the screen must not flicker
+        state = admin.status()  # fails without a daemon, before the screen is switched
         pressed = stack.enter_context(_keys())
         live = stack.enter_context(Live(console=Console(highlight=False), screen=True, auto_refresh=False))
         while True:
@@ -161,7 +161,7 @@ def top_command(interval: float) -> None:
 
 @contextlib.contextmanager
 def _keys() -> Iterator[Callable[[float], str]]:
-    """Gives a function that waits some seconds for a key; ``""`` when none was pressed."""
+    """Yields a function that waits some seconds for a key; ``""`` if none was pressed."""
     if not sys.stdin.isatty():
         yield _no_key
         return

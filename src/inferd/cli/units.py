@@ -1,7 +1,7 @@
-"""What service managers are told about the daemon: systemd units and a launchd property list.
+"""Service definitions of the daemon: systemd units and a launchd property list.
 
-One place for all of them, so that what holds for one holds for the others. ``packaging/`` has them as files
-for packagers; ``python -m inferd.cli.units packaging`` writes those, and a test compares.
+They share one module, so that they agree. ``packaging/`` has them as files for packagers;
+``python -m inferd.cli.units packaging`` writes those, and a test compares.
 """
 
 from __future__ import annotations
@@ -79,9 +79,9 @@ RemoveIPC=yes
 
 
 def user_unit(command: Sequence[str], *, gpu: bool = False, on_demand: bool = False) -> str:
-    """The unit of a user's own daemon, for that user's service manager.
+    """The unit of a user's daemon, for that user's service manager.
 
-    It has no options that need namespaces: many systems forbid those to users, and the unit would not start.
+    It uses no option that needs namespaces: many systems deny those to users, and the unit would not start.
     """
     idle = f"Environment=INFERD_IDLE_EXIT_SECS={ON_DEMAND_IDLE_SECS}\n" if on_demand else ""
     return f"""\
@@ -99,7 +99,7 @@ WantedBy=default.target
 
 
 def system_unit(command: Sequence[str]) -> str:
-    """The unit of one daemon for a whole machine, as a user of its own (see :func:`sysusers`).
+    """The unit of a system-wide daemon, which runs as its own user (see :func:`sysusers`).
 
     Its state is in /var/lib/inferd, its log in /var/log/inferd, its sockets in /run/inferd.
     """
@@ -129,7 +129,7 @@ WantedBy=multi-user.target
 
 
 def user_socket() -> str:
-    """The sockets of a user's daemon that systemd opens, to start it for the first client.
+    """The sockets that systemd opens to start a user's daemon for its first client.
 
     Not the admin socket: a status query must not start a daemon.
     """
@@ -156,13 +156,13 @@ def sysusers() -> str:
 
 
 def launch_agent(command: Sequence[str], log: Path) -> bytes:
-    """The property list of a user's own daemon, for launchd; it writes what it has to say to ``log``."""
+    """The property list of a user's daemon, for launchd; its output goes to ``log``."""
     agent: dict[str, object] = {
         "Label": LABEL,
         "ProgramArguments": list(command),
         "WorkingDirectory": "/",
         "RunAtLoad": True,
-        # Started again after a crash, not after it was told to stop.
+        # Restarted after a crash, not after a stop.
         "KeepAlive": {"SuccessfulExit": False},
         "ThrottleInterval": 10,
         "ExitTimeOut": 60,
@@ -181,13 +181,13 @@ def _line(command: Sequence[str]) -> str:
 
 
 def _quoted(word: str) -> str:
-    """A word of a command as systemd reads it back, where ``%`` and ``$`` have a meaning unless doubled."""
+    """A word of a command quoted for systemd, which expands ``%`` and ``$`` unless they are doubled."""
     escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
     return escaped if escaped and not set(escaped) & set(" \t\"';") else f'"{escaped}"'
 
 
 def files() -> dict[str, bytes]:
-    """What packagers get, by its path below ``packaging/``."""
+    """Path below ``packaging/`` → content."""
     texts = {
         "systemd/inferd.service": system_unit(["/usr/bin/inferd", "serve"]),
         "systemd/inferd.sysusers.conf": sysusers(),

@@ -1,4 +1,4 @@
-"""``inferd embed`` and ``inferd rerank``: vectors of texts, and documents in order of a query."""
+"""``inferd embed`` and ``inferd rerank``: vectors of texts, and documents ranked by a query."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What ``inferd --version --verbose`` adds: the interpreter, the engine with its CPU variant and
-companions, and where the documentation is."""
+"""The additional lines of ``inferd --version --verbose``: the interpreter, the engine with its CPU variant
+and companions, and the path of the documentation."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import inferd
 
 
 def documentation() -> Path | None:
-    """The folder of the pages that were installed with the program."""
+    """The folder of the installed documentation."""
     folders = (Path(each) / "docs" for each in inferd.__path__)
     return next((folder for folder in folders if folder.is_dir()), None)
 
 
 def lines() -> Iterator[str]:
-    """One line for each part. Loads the engine."""
+    """One line for each component. Loads the engine."""
     from inferd.engine.local import _llama, portable
 
     yield f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"

@@ -1,8 +1,8 @@
-"""A line on stderr that says what a request waits for, until its answer begins.
+"""A status line on stderr while a request waits for its answer.
 
-Only a terminal gets it, and only after a second. The request itself is told of the load of its model, and the
-admin socket tells the rest; where there is none, as over TCP, the line has only the time. What is no terminal
-gets a line for each step of a load.
+It appears on a terminal only, and after a second. The connection of the request reports the loading of its
+model, the admin socket the rest; without an admin socket, as over TCP, the line shows only the time. Without
+a terminal, each step of a load is printed as a line.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _ORDINALS = {1: "st", 2: "nd", 3: "rd"}
 
 
 class Waiting:
-    """To be used in a ``with``; :meth:`over` takes the line away."""
+    """The status line; use it in a ``with``. :meth:`over` removes the line."""
 
     def __init__(self, daemon: Target) -> None:
         self._daemon = daemon
@@ -54,7 +54,7 @@ class Waiting:
         self.over()
 
     def over(self) -> None:
-        """The answer begins. Does not wait for the daemon, and may be called again."""
+        """Removes the line when the answer begins. Does not wait for the daemon. Idempotent."""
         if self._over.is_set():
             return
         with self._lock:
@@ -62,7 +62,7 @@ class Waiting:
             self._show("")
 
     def phase(self, name: str, details: Mapping[str, Any]) -> None:
-        """A step of the load that the request waits for."""
+        """Shows a step of the load that the request waits for."""
         if name == "loaded":
             self._step = ""
         elif sys.stderr.isatty():
@@ -100,7 +100,7 @@ class Waiting:
 
 
 def admin_of(daemon: Target) -> Path | None:
-    """Where the daemon tells its state, if that is known."""
+    """The admin socket of the daemon, if known."""
     if daemon.startable:
         return daemon.settings.admin_addr
     found = Addresses({"v1": daemon.address}).find("admin")
@@ -108,7 +108,7 @@ def admin_of(daemon: Target) -> Path | None:
 
 
 def describe(state: Status, pid: int) -> str:
-    """What the request of the process ``pid`` waits for."""
+    """The state of the waiting request of process ``pid``."""
     for row in state.waiting:
         if row.get("peer_pid") == pid:
             return f"{ordinal(row['position'])} in the queue"

@@ -1,7 +1,7 @@
-"""Breaking an answer between words on a terminal while it is being written.
+"""Word wrap for an answer that is streamed to a terminal.
 
-A word is written as it comes. When it turns out not to fit, it is erased and written again on the next line.
-The last column is left empty, since terminals differ in where the cursor is behind it.
+A word is written as it arrives. If it does not fit, it is erased and written again on the next line. The last
+column stays empty, since terminals differ in the cursor position after it.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import unicodedata
 
 
 class Wrapper:
-    """Turns pieces of text into what is to be written; keeps the column and the word at the cursor."""
+    """Wraps chunks of text; tracks the cursor's column and the word at the cursor."""
 
     def __init__(self) -> None:
         self._column = 0
         self._word = ""
 
     def feed(self, text: str, columns: int) -> str:
-        """What to write for ``text`` on a terminal that is ``columns`` wide."""
+        """The output for ``text`` on a terminal that is ``columns`` wide."""
         return "".join(self._put(char, columns - 1) for char in text)
 
     def _put(self, char: str, width: int) -> str:
@@ -32,7 +32,7 @@ class Wrapper:
             if 0 < size < min(self._column, width):
                 written = f"\x1b[{size}D\x1b[K\n{word}{char}"
                 self._column = size
-            else:  # the word is as long as the line, or the break is between two words
+            else:  # the word fills the line, or the break is between two words
                 written = f"\n{char}"
                 self._column, self._word = 0, ""
         self._column += cells
@@ -41,7 +41,7 @@ class Wrapper:
 
 
 def _cells(char: str) -> int:
-    """How many columns a character takes."""
+    """The number of columns that a character takes."""
     if unicodedata.combining(char) or unicodedata.category(char) in ("Cf", "Mn", "Me"):
         return 0
     return 2 if unicodedata.east_asian_width(char) in "WF" else 1
