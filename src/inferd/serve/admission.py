@@ -1,17 +1,17 @@
 """The bounded queue in front of the backends.
 
-At most ``active_permits`` requests run, and ``queue_depth`` more wait. Waiting requests are served
-``interactive`` before ``batch``, then in turns: one of each user, and within a user one of each process, each
-in order of arrival. A full queue is shared by the same rule. A newcomer takes the place of the last request
-of the user, or of the process of its own user, that holds the most places, if that leaves the newcomer with
-no more than the other keeps. Otherwise it is refused. A request leaves the queue when it is cancelled or its
-deadline passes. :class:`Shares` bounds how many of the permits one user or process holds beside others.
+At most ``active_permits`` requests run, and ``queue_depth`` more wait. ``interactive`` requests are served
+before ``batch`` ones. Within a priority, users take turns, then the processes of each user, and the requests
+of one process run in order of arrival. A full queue is shared by the same rule: a new request displaces the
+last request of the user, or of the process of its own user, with the most requests, if the newcomer then has
+no more than the other keeps. Otherwise the new request is refused. A request leaves the queue when it is
+cancelled or its deadline passes. :class:`Shares` bounds the permits that one user or process may hold.
 
-A request that may go to a pool of backends has a :class:`Choice`. It is asked for a place beside the permits,
-and may take one at once or while it waits: such a request does not count among the ``active_permits``.
+A request for a pool of backends has a :class:`Choice`, which may find it a slot on a remote backend, at once
+or while it waits. Such a request does not count among the ``active_permits``.
 
-A running request that waits for its client to read keeps its place only while no other request waits for one:
-after ``REST_SECS`` it has to give up.
+A running request that waits for its client to read keeps its permit only while no other request waits: after
+``REST_SECS`` it is ended.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from inferd.errors import AdmissionClosed, DeadlineExceeded, InferdError, QueueF
 from inferd.serve.pool import BackendSlot, Choice
 from inferd.serve.shares import Process, Shares
 
-# How long a request may wait for its client to read while others wait for its place. A client that reads at
+# How long a request may wait for its client to read while others wait for a permit. A client that reads at
 # all empties its buffer sooner.
 REST_SECS = 1.0
-# The part of the newest request in the running mean of how long a request takes.
+# The weight of the newest request in the moving average of the time a request takes.
 _NEWEST_PART = 0.2
 
 
 class Permit:
-    """A place among the running requests, given back at the end of its ``with`` block. ``holder`` is what
-    the request gave to be listed as, ``slot`` the backend that its choice took."""
+    """The permission to run, given back at the end of its ``with`` block. ``holder`` represents the request
+    in listings; ``slot`` is the backend that its choice took."""
 
     __slots__ = ("_admission", "began", "caller", "holder", "owner", "process", "slot")
 
@@ -49,11 +49,11 @@ class Permit:
         self.began = began
 
     def rest(self, give_up: Callable[[], object]) -> None:
-        """The request waits for its client. ``give_up`` is called if it has to end for another request."""
+        """The request waits for its client. ``give_up`` is called if it must end to make room for another."""
         self._admission._rest(self, give_up)
 
     def resume(self) -> None:
-        """The client has read on."""
+        """The client reads again."""
         self._admission._resting.pop(self, None)
 
     def __enter__(self) -> Permit:
@@ -65,7 +65,7 @@ class Permit:
 
 
 class _Waiter:
-    """A request in the queue; ``turn`` is done when it has left it."""
+    """A request in the queue; ``turn`` is done once it has left the queue."""
 
     __slots__ = ("caller", "choice", "holder", "overdue", "owner", "priority", "process", "turn")
 
@@ -93,16 +93,16 @@ _Turns = OrderedDict[Hashable, _Lines]  # by user
 
 
 class Admission:
-    """``with await admission.admit(caller): …`` runs the block when its turn has come."""
+    """``with await admission.admit(caller): …`` runs the block once the request may run."""
 
     def __init__(self, active_permits: int, queue_depth: int) -> None:
         self.active_permits = max(1, active_permits)
         self.queue_depth = queue_depth
         self.waiting = 0
         self._choosing = 0
-        """How many of the waiting have a choice."""
+        """The number of waiting requests with a choice."""
         self._active = 0
-        """How many of the running count among the ``active_permits``."""
+        """The number of running requests that count among the ``active_permits``."""
         self._shares = Shares(self.look_again)
         self._running: set[Permit] = set()
         self._resting: dict[Permit, tuple[float, Callable[[], object]]] = {}  # the longest resting first
@@ -119,12 +119,13 @@ class Admission:
 
     @property
     def retry_after_secs(self) -> float | None:
-        """About when the next place becomes free, in seconds; ``None`` before a request has ended."""
+        """The estimated seconds until the next permit is free; ``None`` before the first request has
+        ended."""
         return None if self._mean_secs is None else self._mean_secs / self.active_permits
 
     @property
     def refusal(self) -> AdmissionClosed | QueueFull | None:
-        """Why a request would be refused now, unless it takes another's place in the queue."""
+        """Why a request would be refused now, unless it displaces another one in the queue."""
         if self._closed:
             return AdmissionClosed()
         if not self._has_room() and self.waiting >= self.queue_depth:
@@ -135,7 +136,8 @@ class Admission:
         return self._active < self.active_permits
 
     def _wait_behind(self, ahead: int) -> float:
-        """About how long a request waits for a permit that has so many before it; 0 before one has ended."""
+        """The estimated wait, in seconds, of a request after ``ahead`` others; 0 before the first request has
+        ended."""
         return 0.0 if self._mean_secs is None else (ahead + 1) * self._mean_secs / self.active_permits
 
     async def admit(
@@ -149,12 +151,12 @@ class Admission:
         *,
         again: bool = False,
     ) -> Permit:
-        """Waits for a place for a request of the process ``caller`` of the user ``owner``.
+        """Waits for a permit for a request of the process ``caller`` of the user ``owner``.
 
         ``priority`` is ``interactive`` or ``batch``, ``deadline`` a time of the event loop's clock.
-        ``holder`` is what the listings show. ``again``: the request had a place whose backend failed, so that
-        it is served before the others that wait, and never refused. Raises AdmissionClosed, QueueFull,
-        DeadlineExceeded, and what ``choice`` raises.
+        ``holder`` represents the request in listings. With ``again``, the request retries after its backend
+        failed: it goes to the front of the queue and is never refused. Raises AdmissionClosed, QueueFull,
+        DeadlineExceeded, and the errors of ``choice``.
         """
         process = self._shares.come(owner, caller)
         try:
@@ -179,16 +181,16 @@ class Admission:
         return self._has_room() and self._shares.allow(waiter.process, self.active_permits, free)
 
     def _make_way_for(self, waiter: _Waiter) -> None:
-        """Finds a place in the queue for a newcomer; raises why there is none."""
+        """Finds a place in the queue for a new request. Raises the refusal if it finds none."""
         refusal = self.refusal
         if refusal is None and self.waiting >= self.queue_depth:
-            refusal = QueueFull(self.retry_after_secs)  # the permits that are free are not for it
+            refusal = QueueFull(self.retry_after_secs)  # the free permits are beyond its share
         if refusal is not None:
             displaced = None if self._closed else self._displaced_by(waiter)
             if displaced is None:
                 raise refusal
             self._leave(displaced)
-            if not displaced.turn.done():  # its client may be leaving in this very moment
+            if not displaced.turn.done():  # its client may be leaving right now
                 displaced.turn.set_exception(refusal)
 
     def _begin(self, waiter: _Waiter, slot: BackendSlot | None = None) -> Permit:
@@ -225,7 +227,7 @@ class Admission:
             if waiter.turn.cancelled():
                 self._leave(waiter)
             elif waiter.turn.exception() is None:
-                self._release(waiter.turn.result())  # the turn came in the moment of the cancellation
+                self._release(waiter.turn.result())  # the permit and the cancellation came together
             raise
         finally:
             for alarm in alarms:
@@ -272,14 +274,14 @@ class Admission:
         self._tell_idle()
 
     def look_again(self) -> None:
-        """Gives the places that may have become free to those that wait."""
+        """Starts waiting requests if permits or slots have become free."""
         while self._choosing and self._call_choosing():
             pass
         while not self._choosing and self.waiting and self._has_room() and self._call_next():
             pass
 
     def _call_choosing(self) -> bool:
-        """Gives a place to the first in line that can have one; whether there was one."""
+        """Starts the first request in line that can run, and returns whether one could."""
         for ahead, waiter in enumerate([*self._in_line()]):
             if waiter.turn.done():
                 continue
@@ -302,7 +304,7 @@ class Admission:
         return False
 
     def _call_next(self, *, regardless: bool = False) -> bool:
-        """Gives a permit to the next in line whose share allows it; whether there was one."""
+        """Gives a permit to the next request in line whose share allows it, and returns whether one did."""
         for turns in self._queues.values():
             for lines in turns.values():
                 for line in lines.values():
@@ -313,11 +315,11 @@ class Admission:
         return False
 
     def _call(self, waiter: _Waiter, slot: BackendSlot | None) -> None:
-        """Ends the wait of a request by a place."""
+        """Ends the wait of a request with a permit."""
         permit = self._begin(waiter, slot)
         self._leave(waiter)
         turns = self._queues[waiter.priority]
-        if waiter.owner in turns:  # behind the other users, and the other processes of the user
+        if waiter.owner in turns:  # after the other users, and the user's other processes
             turns.move_to_end(waiter.owner)
             if waiter.caller in turns[waiter.owner]:
                 turns[waiter.owner].move_to_end(waiter.caller)
@@ -326,13 +328,13 @@ class Admission:
     # A full queue.
 
     def _displaced_by(self, newcomer: _Waiter) -> _Waiter | None:
-        """The waiting request that has to make way, or ``None`` if the newcomer is to be refused."""
-        waiting = list(self._in_line())[::-1]  # of equals the one that would be served last makes way
+        """The waiting request to displace; ``None`` if the newcomer is refused."""
+        waiting = list(self._in_line())[::-1]  # of equals, displace the last in line
         everyone: list[Permit | _Waiter] = [*self._running, *waiting]
         places = Counter(request.owner for request in everyone)
         owner = max((waiter.owner for waiter in waiting), key=places.__getitem__, default=newcomer.owner)
         if places[owner] - 1 < places[newcomer.owner] + 1:
-            owner = newcomer.owner  # each user has its share; this is between its own processes
+            owner = newcomer.owner  # the users are even; compare the user's own processes
         own = [waiter for waiter in waiting if waiter.owner == owner]
         places = Counter(request.caller for request in everyone if request.owner == owner)
         caller = max((waiter.caller for waiter in own), key=places.__getitem__, default=newcomer.caller)
@@ -341,7 +343,7 @@ class Admission:
         return next(waiter for waiter in own if waiter.caller == caller)
 
     def _in_line(self) -> Iterator[_Waiter]:
-        """All that wait, in the order in which they would be served now."""
+        """The waiting requests, in the order of service."""
         for turns in self._queues.values():
             yield from _in_turn(_in_turn(lines.values()) for lines in turns.values())
 
@@ -352,7 +354,7 @@ class Admission:
         self._reclaim()
 
     def _reclaim(self) -> None:
-        """Ends as many of the requests that rest too long as there are requests waiting."""
+        """Ends requests that rest too long, at most one for each waiting request."""
         if self._rest_alarm is not None:
             self._rest_alarm.cancel()
             self._rest_alarm = None
@@ -369,27 +371,28 @@ class Admission:
     # Changes, and the end.
 
     def resize(self, active_permits: int, queue_depth: int) -> None:
-        """Changes both numbers. More permits let the next ones start at once; with fewer, running and
-        queued requests stay, and no other starts or joins until there is room."""
+        """Changes both limits. With more permits the next requests start at once. With fewer, running and
+        queued requests stay, and no other starts or joins until the counts are below the limits."""
         self.active_permits = max(1, active_permits)
         self.queue_depth = queue_depth
         self.look_again()
 
     def close(self) -> None:
-        """Refuses new requests from now on; queued and running ones stay."""
+        """Refuses new requests from now on; queued and running requests stay."""
         self._closed = True
 
     def release_waiters(self) -> None:
-        """Ends all waiting, beyond the number of permits; for requests that only have to say goodbye."""
+        """Releases all waiting requests, even beyond the permits, so that they can send their last frame and
+        end."""
         while self._call_next(regardless=True):
             pass
 
     def running_requests(self) -> list[object]:
-        """The holders of the requests that run, in no order."""
+        """The holders of the running requests, in no order."""
         return [permit.holder for permit in self._running]
 
     def queued_requests(self) -> Iterator[object]:
-        """The holders of the requests that wait, in the order in which they would be served now."""
+        """The holders of the waiting requests, in the order of service."""
         return (waiter.holder for waiter in self._in_line())
 
     async def idle(self) -> None:
@@ -404,6 +407,6 @@ class Admission:
 
 
 def _in_turn(lines: Iterable[Iterable[_Waiter]]) -> Iterator[_Waiter]:
-    """One of each line, then the next of each."""
+    """Interleaves the lines: the first of each, then the second of each."""
     for round_ in itertools.zip_longest(*lines):
         yield from (waiter for waiter in round_ if waiter is not None)

@@ -1,7 +1,7 @@
-"""The API key of TCP connections: one line, once, before anything else.
+"""API key authentication of TCP connections.
 
-The first line of the connection must be ``{"type":"auth","key":"…"}``. Whoever sends something else is closed
-without a byte, so that a prober does not learn what listens here.
+The first line of the connection must be ``{"type":"auth","key":"…"}``. On any other line the daemon closes
+the connection without sending a byte, so that a port scan does not identify the service.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from inferd import fastpath
 from inferd.errors import DecodeError
 from inferd.wire import frames
 
-MAX_LINE_BYTES = 4096  # no key is longer; a stranger may not make us hold more
-TIMEOUT_SECS = 10.0  # a client has its key at hand; a silent connection is not one of ours
+MAX_LINE_BYTES = 4096  # the longest key; bounds memory for clients not yet authenticated
+TIMEOUT_SECS = 10.0  # a legitimate client sends its key at once
 
 
 class _AuthLine(msgspec.Struct):
@@ -42,12 +42,13 @@ def is_auth_line(line: bytes) -> bool:
 
 
 class ApiKey:
-    """The key that the operator configured; not empty."""
+    """The configured key; not empty."""
 
     def __init__(self, key: str) -> None:
         self._key = key.encode()
 
     def opens_with(self, line: bytes) -> bool:
-        """Whether ``line`` is an auth line with this key. The time that takes tells nothing about the key."""
+        """Whether ``line`` is an auth line with this key. The comparison time reveals nothing about the
+        key."""
         given = _read(line) if len(line) <= MAX_LINE_BYTES else None
         return given is not None and fastpath.keys_equal(given.key.encode(), self._key)

@@ -1,7 +1,7 @@
-"""Binding the addresses that the daemon serves on.
+"""Binds the daemon's listening sockets.
 
-Each function returns a :class:`Bound`, whose socket listens and does not block, or raises AddressError with
-what to do about it. Sockets that a service manager opened are in :mod:`inferd.daemon.systemd`.
+Each function returns a :class:`Bound`, whose socket listens and is non-blocking, or raises AddressError with
+a remedy. Sockets that a service manager opened are in :mod:`inferd.daemon.systemd`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from pathlib import Path
 from inferd.errors import AddressError
 from inferd.serve import peer
 
-BACKLOG = 512  # a burst of clients connects without being refused while one of them is being accepted
+BACKLOG = 512  # absorbs a burst of clients between two calls of accept
 MAX_UNIX_PATH_BYTES = 103 if sys.platform == "darwin" else 107  # sun_path less its NUL
 
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """A listening socket; ``address`` is how people call it, ``file`` what it left in the file system.
+    """A listening socket. ``address`` is its readable address, ``file`` the path, device and inode of its
+    socket file.
 
     ``sock`` is readable when a connection waits to be accepted.
     """
@@ -42,7 +43,7 @@ class Bound:
         return sock, peer.of(sock)
 
     def is_there(self) -> bool:
-        """Whether the socket's file, where it made one, is there and its own."""
+        """Whether the socket's file, if it has one, exists and is still its own."""
         if self.file is None:
             return True
         path, device, inode = self.file
@@ -50,7 +51,7 @@ class Bound:
             found = path.lstat()
         except (FileNotFoundError, NotADirectoryError):
             return False
-        except OSError:  # a file system that does not answer may do so later
+        except OSError:  # the file system may recover
             return True
         return (found.st_dev, found.st_ino) == (device, inode)
 
@@ -63,7 +64,7 @@ class Bound:
 
 
 def bind_unix(path: Path, mode: int, group: str | None = None) -> Bound:
-    """A Unix socket at ``path`` with file mode ``mode``, owned by ``group`` when one is given."""
+    """A Unix socket at ``path`` with file mode ``mode``, owned by ``group`` if given."""
     if len(os.fsencode(path)) > MAX_UNIX_PATH_BYTES:
         raise AddressError(
             f"socket path {path} is longer than the {MAX_UNIX_PATH_BYTES} bytes that the system allows;"
@@ -75,8 +76,8 @@ def bind_unix(path: Path, mode: int, group: str | None = None) -> Bound:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _make_way(path)
-        # The umask gives the socket its mode: where others may write to the directory, a chmod could meet a
-        # link that one of them has put in the socket's place. No client can connect before it listens.
+        # The umask sets the socket's mode. In a directory that others may write, a chmod could follow a link
+        # that another user has swapped in. No client can connect before it listens.
         os.umask(0o777 & ~mode)
         sock.bind(str(path))
         made = _give_to(path, gid)
@@ -94,7 +95,8 @@ def bind_unix(path: Path, mode: int, group: str | None = None) -> Bound:
 
 
 def _give_to(path: Path, gid: int) -> os.stat_result:
-    """Gives the socket at ``path`` to a group, unless that is -1. Raises OSError for any other file."""
+    """Changes the group of the socket at ``path``, unless ``gid`` is -1. Raises OSError for any other
+    file."""
     if not hasattr(os, "O_PATH"):
         found = path.lstat()
         if stat.S_ISSOCK(found.st_mode):
@@ -106,7 +108,7 @@ def _give_to(path: Path, gid: int) -> os.stat_result:
             if stat.S_ISSOCK(found.st_mode) and gid != -1:
                 os.chown(
                     f"/proc/self/fd/{held}", -1, gid
-                )  # the file itself, whatever its path leads to by now
+                )  # by descriptor, in case the path has been replaced
         finally:
             os.close(held)
     if not stat.S_ISSOCK(found.st_mode):
@@ -122,7 +124,7 @@ def _group_id(group: str) -> int:
 
 
 def _make_way(path: Path) -> None:
-    """Removes a socket that nothing answers on; refuses to touch anything else at ``path``."""
+    """Removes a stale socket at ``path``. Raises AddressError for anything else there."""
     try:
         found = path.lstat()
     except FileNotFoundError:
@@ -140,7 +142,7 @@ def _make_way(path: Path) -> None:
 
 
 def parse_tcp(address: str) -> tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, int]:
-    """The two halves of a literal ``IP:port``; an IPv6 address is in brackets."""
+    """Splits a literal ``IP:port``. An IPv6 address is in brackets."""
     host, _, port = address.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
     with contextlib.suppress(ValueError):
@@ -151,7 +153,7 @@ def parse_tcp(address: str) -> tuple[ipaddress.IPv4Address | ipaddress.IPv6Addre
 
 
 def check_key(address: str, *, has_key: bool) -> None:
-    """Raises AddressError for a TCP address beyond loopback that is to be served without an API key."""
+    """Raises AddressError for a non-loopback TCP address without an API key."""
     if not has_key and not parse_tcp(address)[0].is_loopback:
         raise AddressError(
             f"refusing to serve on {address} without an API key, anyone who reaches it could use the model;"
@@ -177,6 +179,6 @@ def bind_tcp(address: str, *, has_key: bool) -> Bound:
 
 
 def tcp_address(sock: socket.socket) -> str:
-    """The address that a TCP socket is bound to, as :func:`parse_tcp` takes it."""
+    """The bound address of a TCP socket, in the form that :func:`parse_tcp` takes."""
     host, port = sock.getsockname()[:2]
     return f"{host}:{port}" if sock.family == socket.AF_INET else f"[{host}]:{port}"

@@ -1,7 +1,7 @@
 """The circuit breaker of a backend.
 
-Three failures within a minute open it for half a minute; then one request at a time may probe, and its
-success closes the breaker while its failure opens it again.
+Three failures within a minute open it for half a minute. Then one request at a time may probe: a success
+closes the breaker, a failure opens it again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ OPEN_SECS = 30.0
 
 Clock = Callable[[], float]
 OnBreaker = Callable[[str, str], None]
-"""Told the name of a backend and the new state of its breaker; ``half-open`` when a probe begins."""
+"""Called with a backend's name and the new state of its breaker; ``half-open`` when a probe begins."""
 
 _log = log.get("router")
 
@@ -45,7 +45,7 @@ class Breaker:
         return state == "closed" or (state == "half-open" and not self._probing)
 
     def begin(self) -> bool:
-        """A request starts; whether it is the probe of a half-open breaker."""
+        """A request starts. Returns whether it is the probe of a half-open breaker."""
         self._probing = self._open_until is not None
         if self._probing:
             self._on_change(self._name, "half-open")
@@ -57,7 +57,7 @@ class Breaker:
             self.reset()
 
     def reset(self) -> None:
-        """Closes the breaker and forgets what it has counted."""
+        """Closes the breaker and resets its counts."""
         self._failures.clear()
         if self._open_until is not None:
             self._open_until = None
@@ -69,18 +69,18 @@ class Breaker:
         if probe:
             self._probing = False
             self._open(now)
-        elif self._open_until is None:  # a request from before the opening says nothing new
+        elif self._open_until is None:  # ignore failures of requests from before the opening
             self._failures.append(now)
             if len(self._failures) == FAILURES and now - self._failures[0] <= WINDOW_SECS:
                 self._open(now)
 
     def trip(self) -> None:
-        """Opens the breaker: the backend itself has counted enough."""
+        """Opens the breaker at once, for a backend that counts its own failures."""
         if self._open_until is None or self._clock() >= self._open_until:
             self._open(self._clock())
 
     def undecided(self, probe: bool) -> None:
-        """The request ended without telling anything about the backend."""
+        """The request ended without evidence about the backend."""
         if probe:
             self._probing = False
 

@@ -1,7 +1,7 @@
-"""Events of the log that a client can cause at any rate.
+"""Rate limit for log events that clients cause.
 
-In each second so many are written one by one. The others are counted, and their number is written once, so
-that a flood cannot push other events out of the log.
+The first ``LIMIT`` events of a second are written one by one. The others are counted and written as one
+number, so that a flood cannot push other events out of the log.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import time
 from inferd import log
 
 LIMIT = 32
-"""Events a second that are written one by one."""
+"""The events per second that are written one by one."""
 
 SPAN_SECS = 1.0
 
 
 class Burst:
-    """One kind of event: ``event`` for each, ``counted`` for the number of those that were not written."""
+    """One kind of event: ``event`` names a single one, ``counted`` the number of the rest."""
 
     def __init__(self, events: log.Log, event: str, counted: str) -> None:
         self._log = events
@@ -29,7 +29,7 @@ class Burst:
         self._left_out = 0
 
     def info(self, **fields: object) -> None:
-        """Writes the event, or counts it. To be called in an event loop."""
+        """Writes the event, or counts it. Call it on the event loop."""
         now = time.monotonic()
         if now - self._began >= SPAN_SECS:
             self._flush()

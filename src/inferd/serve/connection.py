@@ -1,17 +1,18 @@
-"""One accepted socket of an inference surface: lines or frames in, and how it ends. Output writes.
+"""One accepted socket of an inference surface: it reads lines or frames, and detects the end. Output writes.
 
-* Bytes are read into the splitter in place. While no task waits for a line, reading goes on only until one
-  frame is held; then it pauses, so a connection holds at most one frame and one read.
-* Where a line may be followed by raw bytes, nothing is read beyond the line before it is known whether they
-  follow; they are then read in place, into memory that takes them all.
-* Between the parts of a frame, and before it is known whether a client sends lines or frames, nothing is read
-  that no task waits for, beyond one read.
-* Who has begun a line, or the bytes behind one, has to go on with it: a client that lets it take longer than
-  ``PIECE_SECS`` is dropped, as is one that sends nothing between two requests for ``idle_timeout``.
-* ``reserve`` is called before a line grows beyond ``LARGE_BYTES``. While a request runs, no more than that
-  is read of the next line.
-* ``on_gone`` is called once when the client no longer reads the answers: the client closed its socket, the
-  connection was reset, or one of these times passed. One that only shut down its sending side is not gone.
+* Bytes are read into the splitter in place. While no task waits for a line, reading pauses once one frame is
+  held, so a connection holds at most one frame and one read.
+* If raw bytes may follow a line, reading stops at the line until it is known whether they do. They are then
+  read in place, into memory for all of them.
+* Between the parts of a frame, and before it is known whether a client sends lines or frames, at most one
+  read happens that no task waits for.
+* Once a client has started a line or its raw bytes, it must send ``PIECE_BYTES``, or the rest, every
+  ``PIECE_SECS``, or it is dropped. A client that sends nothing between two requests for ``idle_timeout`` is
+  dropped, too.
+* ``reserve`` is called before a line grows beyond ``LARGE_BYTES``. While a request runs, at most that much of
+  the next line is read.
+* ``on_gone`` is called once when the client no longer reads the answers: it closed its socket, the connection
+  was reset, or one of these timeouts passed. A client that only shut down its sending side is not gone.
 """
 
 from __future__ import annotations
@@ -27,36 +28,36 @@ from inferd.serve.hangup import HangupWatch
 from inferd.serve.memory import room_for
 from inferd.serve.output import Output
 
-# How long a client may take for PIECE_BYTES of its input, once begun, or for what is left of it. Who has
-# something to say is not that slow; who trickles holds a place and memory from the others.
+# How long a client may take for PIECE_BYTES of started input, or for the rest of it. Legitimate clients are
+# never this slow; a slow-loris client ties up a slot and memory.
 PIECE_SECS = 30.0
 PIECE_BYTES = 1024 * 1024
-# A line up to this size needs no reservation, and is small enough to be parsed on the event loop.
+# A line up to this size needs no reservation, and is parsed on the event loop.
 LARGE_BYTES = 256 * 1024
-# How long what a client still sends is read and dropped after an error frame, so that closing with unread
-# bytes does not reset the connection and take the frame with it.
+# How long input is still read and dropped after an error frame. Closing with unread bytes would reset the
+# connection and lose the frame.
 LINGER_SECS = 1.0
-# So many first bytes tell which of the wires a client speaks.
+# The number of first bytes that always identify the wire of a client.
 OPENING_BYTES = 5
 
 _DROPPED = bytearray(16 * 1024)
 
 
 class Connection(Output):
-    """``max_line`` is the cap of a line in bytes; the timeouts are in seconds, 0 waits for ever.
+    """``max_line`` is the longest line in bytes. The timeouts are in seconds; 0 waits for ever.
 
-    At most one task waits for input, and which of three futures it waits for says where arriving bytes go:
+    At most one task waits for input. The future it waits for decides where arriving bytes go:
 
     * ``_line_waiter``, in :meth:`next_line`: into the splitter, until it holds a line or the end has come;
     * ``_more_waiter``, in :meth:`next_head` and :meth:`opening`: into the splitter, one read at a time;
-    * ``_raw_waiter``, in :meth:`read_raw`: past the splitter into ``_raw``, what is left to be filled.
+    * ``_raw_waiter``, in :meth:`read_raw`: past the splitter into ``_raw``, the part still to be filled.
 
-    With none of them the splitter takes what comes until :meth:`_pause`; ``_reading`` is false from there on.
+    Without a future the splitter takes all bytes until :meth:`_pause`, which clears ``_reading``.
 
     The end: with ``_eof`` the client sends no more, but may still read. With ``_dropping`` the last frame is
-    written, and input is read and thrown away. With ``_closing`` the daemon closes, so that the loss of the
-    connection is no news. ``closed`` is done when the transport is. Whatever comes first of the ways in which
-    a client can leave is reported, once: :meth:`_gone` takes ``_on_gone`` away.
+    written, and input is read and discarded. With ``_closing`` the daemon closes, so the loss of the
+    connection is not reported. ``closed`` is done when the transport is closed. The first sign that a client
+    has left is reported, once: :meth:`_gone` clears ``_on_gone``.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class Connection(Output):
         self.closed: asyncio.Future[None] = self._loop.create_future()
 
     async def open(self, sock: socket.socket, on_gone: Callable[[], object]) -> bool:
-        """Takes the accepted socket over; False when its client has left already."""
+        """Takes over the accepted socket. Returns False if its client has already left."""
         fd = sock.fileno()
         try:
             await self._loop.connect_accepted_socket(lambda: self, sock)
@@ -114,8 +115,8 @@ class Connection(Output):
         """The next line, ``None`` at the end of the input. One beyond LARGE_BYTES is not copied.
 
         Raises FrameTooLarge for a line beyond the cap, and for bytes beyond ``at_most`` without a newline.
-        With ``at_most`` nothing is read beyond the line, since frames may follow it. Passes on what
-        ``reserve`` raises; the rest of the line is unread then.
+        With ``at_most`` nothing is read beyond the line, since frames may follow it. If ``reserve`` raises,
+        its error propagates and the rest of the line stays unread.
         """
         line = self._take_line()
         if line is not None and (at_most is not None or self._raw_may_follow(line)):
@@ -141,12 +142,12 @@ class Connection(Output):
             self._clear_read_alarm()
 
     def expect_either(self) -> None:
-        """What comes next may be lines or frames."""
+        """The next bytes may be lines or frames."""
         self._splitter.framed = True
 
     async def opening(self, is_known: Callable[[bytes], bool | None]) -> bool:
-        """What ``is_known`` says of the first bytes that come; it is asked again with more while that is
-        ``None``. False where the input ends before. The bytes stay, and are neither lines nor frames yet."""
+        """The result of ``is_known`` for the first bytes. It is called again with more bytes while it returns
+        ``None``. False if the input ends first. The bytes stay, as neither lines nor frames yet."""
         self.expect_either()
         while True:
             first = self.first(OPENING_BYTES)
@@ -156,19 +157,20 @@ class Connection(Output):
             await self._more()
 
     def first(self, size: int) -> bytes:
-        """The first bytes that are held, at most ``size`` of them."""
+        """The first bytes held, at most ``size`` of them."""
         return self._splitter.peek(size)
 
     def begin_lines(self) -> None:
-        """What comes next are lines. A byte order mark before the first is dropped."""
+        """The next bytes are lines. A byte order mark before the first line is dropped."""
         if self.first(3) == codecs.BOM_UTF8:
             self._splitter.take_into(memoryview(bytearray(3)))
         self._splitter.framed = False
 
     async def next_head(self, *, begun: bool = False) -> tuple[int, int] | None:
-        """Takes the head of the next frame, its kind and its payload's size; ``None`` at the input's end.
+        """Takes the head of the next frame: its kind and its payload's size. ``None`` at the end of the
+        input.
 
-        ``begun`` says that a frame before it began the request. Raises FrameTooLarge and MalformedFrame.
+        ``begun`` means that an earlier frame began the request. Raises FrameTooLarge and MalformedFrame.
         """
         while (head := self._splitter.next_head()) is None:
             if self._eof:
@@ -194,13 +196,13 @@ class Connection(Output):
             self._clear_read_alarm()
 
     def _raw_may_follow(self, line: bytes | memoryview) -> bool:
-        # A large line is not searched on the event loop; nothing is read on before it was parsed.
+        # A large line is too long to search on the event loop, so assume yes until it is parsed.
         return self._may_carry_raw is not None and (isinstance(line, memoryview) or self._may_carry_raw(line))
 
     async def read_raw(self, size: int) -> memoryview | None:
-        """The ``size`` bytes behind the last line, whatever they are; ``None`` if the input ends before.
+        """The ``size`` raw bytes after the last line; ``None`` if the input ends first.
 
-        Raises InputMemoryFull, with the bytes unread, where the system gives no memory for them.
+        Raises InputMemoryFull, with the bytes unread, if the system has no memory for them.
         """
         memory = room_for(size)
         held = self._splitter.take_into(memory)
@@ -222,7 +224,7 @@ class Connection(Output):
         return memory.toreadonly()
 
     def stop_reading(self, error: InferdError) -> None:
-        """Ends the wait for content that follows a request; what waits for it raises ``error``."""
+        """Ends the wait for the content of a request; the waiting call raises ``error``."""
         for waiter in (self._raw_waiter, self._more_waiter):
             if waiter is not None and not waiter.done():
                 waiter.set_exception(error)
@@ -234,7 +236,7 @@ class Connection(Output):
             self._raw_waiter.set_result(True)
 
     def _went_on(self, done: int) -> None:
-        """Of a line, or of the bytes behind one, ``done`` are here and more have to come, in time."""
+        """``done`` bytes of a line or of its raw bytes have arrived; the next ones must arrive in time."""
         if done >= self._piece_end:
             self._piece_end = done + PIECE_BYTES
             self._set_read_alarm(PIECE_SECS, "read timeout")
@@ -264,7 +266,7 @@ class Connection(Output):
 
     def _hand_over(self) -> None:
         if self._splitter.framed:
-            self._pause()  # at once: a loop may read several times before the waiter gets to run
+            self._pause()  # at once: the loop may read again before the waiter runs
             if self._more_waiter is not None and not self._more_waiter.done():
                 self._more_waiter.set_result(None)
             return
@@ -291,7 +293,7 @@ class Connection(Output):
         if held > self._line_room:
             self._line_room = held + PIECE_BYTES
             try:
-                # Twice: the splitter holds the line, and its taker has a copy.
+                # Twice: the splitter holds the line, and its consumer has a copy.
                 self._reserve(2 * PIECE_BYTES)
             except InferdError as error:
                 waiter.set_exception(error)
@@ -324,7 +326,7 @@ class Connection(Output):
     # The end.
 
     async def linger(self) -> None:
-        """Ends the output behind what was written, then reads and drops what still comes, for a second."""
+        """Ends the output after the last write, then reads and drops input for a second."""
         self._dropping = True
         self._flush()
         if not self._transport.is_closing() and not self._eof:
@@ -333,8 +335,8 @@ class Connection(Output):
             await asyncio.wait((self.closed,), timeout=LINGER_SECS)
 
     async def close(self) -> None:
-        """Closes the connection behind what was written, or now when the client is gone; returns when it is
-        closed. A cancel during it closes now, too."""
+        """Closes the connection after the last write, or at once if the client is gone, and waits for that. A
+        cancellation closes at once, too."""
         self._closing = True
         if self.gone_because:
             self._transport.abort()
@@ -357,7 +359,7 @@ class Connection(Output):
             self._gone("reset" if exc is not None else "closed")
 
     def _hung_up(self) -> None:
-        if not self._dropping:  # then both sides have shut down, and the end of the input comes
+        if not self._dropping:  # with both sides shut down, the end of the input follows
             self._gone("hang-up")
 
     def _gone(self, why: str) -> None:

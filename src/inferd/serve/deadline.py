@@ -1,4 +1,4 @@
-"""Deadlines of requests: times of the event loop's clock, and the alarm that keeps one."""
+"""Request deadlines: times of the event loop's clock, and an alarm for one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from inferd.serve.surface import Request
 
 
 def deadline_of(request: Request) -> float | None:
-    """A time of the event loop's clock, counted from now; ``None`` where the request has no deadline."""
+    """The deadline, counted from now, on the event loop's clock; ``None`` for a request without one."""
     if request.deadline_ms is None:
         return None
     return asyncio.get_running_loop().time() + request.deadline_ms / 1e3
@@ -18,7 +18,7 @@ def deadline_of(request: Request) -> float | None:
 
 @contextlib.contextmanager
 def alarm(when: float | None, ring: Callable[[], object]) -> Iterator[None]:
-    """Calls ``ring`` at a time of the event loop's clock, if the block has not ended by then."""
+    """Calls ``ring`` at ``when`` of the event loop's clock, unless the block ends first."""
     handle = None if when is None else asyncio.get_running_loop().call_at(when, ring)
     try:
         yield

@@ -1,10 +1,9 @@
-"""Notices that a client is gone, also while we do not read from it.
+"""Detects a departed client, even while its connection is not read.
 
-A client that closes its socket and one that only shuts down its sending side look the same to a reader: end
-of file. The kernel tells them apart by the hang-up condition, which it sets when both directions are closed:
-on a Unix socket as soon as the client closes, on TCP when it resets. epoll reports a hang-up of a descriptor
-that is registered for no event at all, so one epoll of our own watches every connection, whether it is being
-read from or not, and costs nothing until it fires.
+A reader sees end of file both for a closed socket and for one whose sending side was shut down. The kernel
+distinguishes them by the hang-up condition, which it sets when both directions are closed: on a Unix socket
+as soon as the client closes, on TCP when it resets. epoll reports a hang-up even for a descriptor registered
+without events. So one epoll watches every connection, read from or not, and costs nothing until it fires.
 """
 
 from __future__ import annotations
@@ -19,8 +18,7 @@ from collections.abc import Callable
 class HangupWatch:
     """Calls back once for each watched descriptor that hangs up.
 
-    Where there is no epoll, :meth:`watch` does nothing, and a departed client is noticed by the first write
-    that fails.
+    Without epoll, :meth:`watch` does nothing, and the first failed write reveals a departed client.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -35,11 +33,11 @@ class HangupWatch:
         """Watches ``fd`` until it hangs up, is closed, or :meth:`forget` is called."""
         if self._epoll is not None:
             self._callbacks[fd] = gone
-            with contextlib.suppress(OSError):  # too many watches: the first failed write will tell
+            with contextlib.suppress(OSError):  # too many watches: the first failed write reveals it
                 self._epoll.register(fd, select.EPOLLET)
 
     def forget(self, fd: int, gone: Callable[[], None]) -> None:
-        """Ends the watch that was begun with these arguments; a descriptor that was reused is left alone."""
+        """Ends the watch begun with these arguments; a reused descriptor is left alone."""
         if self._epoll is not None and self._callbacks.get(fd) == gone:
             del self._callbacks[fd]
             with contextlib.suppress(OSError):  # closing a descriptor takes it out of the epoll

@@ -1,8 +1,8 @@
-"""Looks after the remote backends of the pools.
+"""Health checks of the remote backends of the pools.
 
-Each is asked every ``LOOK_SECS`` how it is. One that fails to say so twice in a row gets no requests until
-it answers again. Then its breaker closes, too, once it may be probed: so no client's request has to be the
-probe.
+Each backend is polled every ``LOOK_SECS``. After two failures in a row it gets no requests until it answers
+again. That answer also closes its breaker, once the breaker may be probed, so that no client's request has to
+be the probe.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ _log = log.get("health")
 
 
 class HealthWatch:
-    """``on_news`` is called after each look, as places may have become free for those that wait."""
+    """``on_news`` is called after each round, since slots may have become free for waiting requests."""
 
     def __init__(self, router: Router, on_news: Callable[[], None]) -> None:
         self._router = router
         self._on_news = on_news
 
     async def run(self) -> None:
-        """Looks until it is cancelled."""
+        """Polls until it is cancelled."""
         while True:
             await asyncio.sleep(LOOK_SECS)
             if self._router.has_pools:
                 await self.look()
 
     async def look(self) -> None:
-        """Looks at each once."""
+        """Polls each backend once."""
         await asyncio.gather(*(self._look_at(slot) for slot in self._router.members if not slot.here))
         self._on_news()
 
@@ -48,9 +48,9 @@ class HealthWatch:
         requests: int | None = None
         try:
             requests = await _within(ANSWER_SECS, slot)
-        except Exception as error:  # an unexpected one must not end the watch
+        except Exception as error:  # an unexpected error must not end the watch
             failure = error
-        if slot.here:  # a reload has taken it out of its pool meanwhile
+        if slot.here:  # a reload has removed it from its pool meanwhile
             return
         if failure is not None:
             slot.failures += 1

@@ -1,9 +1,8 @@
-"""Accepts connections on one listening socket and gives each to a task of its own.
+"""Accepts connections on one listening socket and serves each in its own task.
 
-No error of ``accept`` ends the listening: a client that left in between is forgotten, anything else, such as
-a shortage of descriptors, is waited out. A newcomer for whom there is no place is closed at once. Of a flood
-of newcomers the log gets one record a second. A TCP peer that has vanished without a word is noticed by
-keepalive probes.
+No error of ``accept`` ends the listening. A client that has left meanwhile is skipped; on any other error,
+such as a shortage of descriptors, accepting pauses. Connections beyond the limit are closed at once, and
+logged at most once a second. Keepalive probes detect a vanished TCP peer.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ from inferd.serve.bind import Bound, check_key
 from inferd.serve.peer import Peer
 from inferd.serve.strangers import Strangers
 
-# How long accepting rests when the system cannot give us a connection.
+# How long accepting pauses when the system cannot provide a connection.
 BACKOFF_SECS = 0.5
-# Connections accepted in one go, before the event loop gets to serve those that are there.
+# Connections accepted in one callback, before the event loop serves the open ones.
 ACCEPTS_AT_ONCE = 64
 # Refusals are logged at most this often.
 REFUSALS_SECS = 1.0
-# A silent TCP peer is asked after a minute whether it is there, and given half a minute to say so.
+# A silent TCP peer is probed after a minute, and dropped after half a minute without an answer.
 KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 
 Serve = Callable[..., Coroutine[Any, Any, None]]
@@ -38,10 +37,10 @@ _numbers = itertools.count(1)
 
 
 class ConnectionLimit:
-    """How many connections the listeners that share this may have open, and have.
+    """The limit and the count of open connections, shared by several listeners.
 
-    ``limit`` is for all together and ``per_owner`` for those of one user or, over TCP, of one host, where
-    0 is no limit. Both may be changed at any time.
+    ``limit`` bounds the total, and ``per_owner`` the connections of one user or, over TCP, of one host; a
+    ``per_owner`` of 0 is no limit. Both may be changed at any time.
     """
 
     __slots__ = ("_owners", "limit", "per_owner", "taken")
@@ -53,7 +52,7 @@ class ConnectionLimit:
         self._owners: Counter[Hashable] = Counter()
 
     def take(self, owner: Hashable) -> bool:
-        """Whether there was a place for one more connection of ``owner``."""
+        """Counts one more connection of ``owner``. Returns False if a limit is reached."""
         if self.taken >= self.limit or 0 < self.per_owner <= self._owners[owner]:
             return False
         self.taken += 1
@@ -69,12 +68,12 @@ class ConnectionLimit:
 
 
 class Listener:
-    """``serve(sock, peer, number)`` serves one connection until it is closed and closes ``sock``;
-    ``on_change`` is called whenever a connection has come or gone.
+    """``serve(sock, peer, number)`` serves one connection until it ends, and closes ``sock``. ``on_change``
+    is called whenever a connection has opened or closed.
 
-    With ``strangers``, a TCP connection has no place yet while ``asks_key()`` holds. It is served by
-    ``serve(sock, peer, number, enter)``, which calls ``enter()`` when the client has shown the key. The
-    result says whether there was a place.
+    With ``strangers``, while ``asks_key()`` holds, a new TCP connection does not count towards the limit. It
+    is served by ``serve(sock, peer, number, enter)``, which calls ``enter()`` once the client has sent the
+    key. ``enter()`` returns False if the limit is reached.
     """
 
     def __init__(
@@ -103,7 +102,7 @@ class Listener:
         _log.info("listening", address=self.address)
 
     def check_key(self, *, has_key: bool) -> None:
-        """Raises AddressError when this address may not be served without an API key and there is none."""
+        """Raises AddressError if this address needs an API key and none is configured."""
         if self._bound.is_tcp:
             check_key(self.address, has_key=has_key)
 
@@ -121,7 +120,7 @@ class Listener:
             self._bound.close()
 
     async def close(self, grace: float) -> None:
-        """Stops, closes every connection behind what was written to it, and after ``grace`` seconds now."""
+        """Stops, and closes every connection after its last write, or at once after ``grace`` seconds."""
         self.stop()
         for timeout in (grace, None):
             if self._connections:
@@ -162,7 +161,7 @@ class Listener:
         return taken
 
     def _tell_refusals(self, peer: Peer) -> None:
-        """Logs the first refusal at once, and a second later how many there were."""
+        """Logs the first refusal at once, and the number of refusals a second later."""
         places = self._places
         _log.warn(
             "too_many_connections",
@@ -214,7 +213,7 @@ class Listener:
         self._on_change()
 
     def _ended(self, task: asyncio.Task[None], sock: socket.socket, leave: Callable[[], None]) -> None:
-        sock.close()  # by now it is, unless the task was cancelled before it began
+        sock.close()  # already closed, unless the task was cancelled before it began
         self._connections.discard(task)
         leave()
         if not task.cancelled() and (error := task.exception()) is not None:
@@ -227,5 +226,5 @@ def _prepare_tcp(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in KEEPALIVE.items():
-            if hasattr(socket, name):  # a system that lacks one has its own, longer time
+            if hasattr(socket, name):  # a system without the option uses its own, longer time
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -1,8 +1,8 @@
-"""The memory that requests may hold before the queue has let them in: long lines and attachments.
+"""The input memory of requests before admission: long lines and attachments.
 
-A request reserves its bytes before they are read and keeps the reservation until it has ended. All
-connections share one budget. A user (over TCP a host) may hold at most half of what the others leave of it,
-so that one user never takes all of it; its first request needs only to fit.
+A request reserves its bytes before they are read, and keeps the reservation until it ends. All connections
+share one budget. A user (over TCP, a host) may hold at most half of the memory that others leave free, so
+that one user never takes the whole budget. A user's first request only needs to fit.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from collections.abc import Hashable
 
 from inferd.errors import AttachmentTooLarge, InputMemoryFull
 
-# Up to here memory that is filled costs less than asking the system for memory that is not.
+# Up to this size, zeroed memory from the allocator is cheaper than a mapping from the system.
 SMALL_BYTES = 64 * 1024
-# From here on memory comes in huge pages where the system has them: freeing 16,384 small ones takes 6 ms.
+# From this size on, use huge pages if the system has them: freeing 16,384 small pages takes 6 ms.
 HUGE_BYTES = 4 * 1024 * 1024
 
 
 class InputMemory:
-    """``limit`` is in bytes and may be changed at any time; ``reserved`` is what requests hold now."""
+    """``limit`` is in bytes and may be changed at any time; ``reserved`` counts the bytes held now."""
 
     __slots__ = ("_owners", "limit", "reserved")
 
@@ -52,7 +52,7 @@ class InputMemory:
 
 
 class Reservation:
-    """What one request holds, in bytes; released once it has ended."""
+    """The bytes that one request holds, until it ends."""
 
     __slots__ = ("_memory", "_owner", "size")
 
@@ -62,28 +62,28 @@ class Reservation:
         self.size = 0
 
     def add(self, size: int) -> None:
-        """Reserves ``size`` bytes more. Raises InputMemoryFull, and AttachmentTooLarge for more than
-        there will ever be, with nothing reserved for them."""
+        """Reserves ``size`` more bytes. Raises InputMemoryFull, or AttachmentTooLarge for more than the whole
+        budget; then nothing more is reserved."""
         self._memory._take(self._owner, size)
         self.size += size
 
     def release(self) -> None:
-        """Gives all of it back. Idempotent."""
+        """Releases all bytes. Idempotent."""
         if self.size:
             self._memory._give_back(self._owner, self.size)
             self.size = 0
 
 
 def room_for(size: int) -> memoryview:
-    """Memory for ``size`` bytes of a request. Raises InputMemoryFull where the system gives none."""
+    """Memory for ``size`` bytes of a request. Raises InputMemoryFull if the system has none."""
     if size <= SMALL_BYTES:
         return memoryview(bytearray(size))
-    # Of a private mapping only the pages that were written take memory: a size costs nothing by itself.
+    # In a private mapping only written pages take memory, so the announced size alone costs nothing.
     try:
         memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError:
         raise InputMemoryFull from None
     if size >= HUGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without them
+        with contextlib.suppress(OSError):  # a kernel without huge pages
             memory.madvise(mmap.MADV_HUGEPAGE)
     return memoryview(memory)

@@ -1,5 +1,4 @@
-"""What a session asks for when its request names a model: that the model is there, and stays until the
-end."""
+"""The interface through which a session keeps the model of its request loaded."""
 
 from __future__ import annotations
 
@@ -11,9 +10,9 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Stay:
-    """How long a request wants its model to stay loaded behind it: ``secs``, negative for always; ``None``
-    leaves that to the settings. ``by_owner``: the request is the daemon's own user's, or root's. They alone
-    may shorten a stay, or pin a model."""
+    """How long a model is to stay loaded after a request: ``secs``, negative for always, or ``None`` for the
+    configured time. ``by_owner`` is true for requests of the daemon's own user and of root. Only they may
+    shorten a stay or pin a model."""
 
     secs: float | None = None
     by_owner: bool = False
@@ -26,14 +25,14 @@ Show = Callable[[str, Mapping[str, object]], object]
 
 
 class ModelDirectory(Protocol):
-    """The models that can be had by name."""
+    """The models that a request may name."""
 
     def hold(
         self, name: str, deadline: float | None, stay: Stay, show: Show | None
     ) -> AbstractAsyncContextManager[str]:
-        """While the block runs the model is loaded; gives the name to dispatch by.
+        """Keeps the model loaded while the block runs, and yields the name to dispatch by.
 
-        ``deadline`` is a time of the event loop's clock. ``show`` is called while the load is waited for.
-        Raises ModelNotFound, ModelTooLarge, ModelError for a file that cannot be loaded, QueueFull when too
-        many requests wait for that load, DeadlineExceeded, and AdmissionClosed.
+        ``deadline`` is a time of the event loop's clock. ``show`` is called during the load. Raises
+        ModelNotFound, ModelTooLarge, ModelError for a file that cannot be loaded, QueueFull if too many
+        requests wait for the load, DeadlineExceeded, and AdmissionClosed.
         """

@@ -1,8 +1,8 @@
-"""The half of a connection that writes.
+"""The writing half of a connection.
 
-* ``write`` never waits; ``writable`` does, once the client has left more unread than the high-water mark. A
+* ``write`` never waits. ``writable`` waits while the client has more unread than the high-water mark. A
   client that keeps it waiting longer than the write timeout is dropped.
-* What is written in one turn of the event loop goes out in one piece, up to a size.
+* All writes of one event loop iteration are sent together, up to a size.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import cast
 
 from inferd.fastpath import frame_lines
 
-# An answer of a thousand tokens fits, so that a slow reader seldom keeps a place from the others.
+# An answer of a thousand tokens fits, so a slow reader seldom holds up its permit.
 HIGH_WATER_BYTES = 64 * 1024
-# What is written before the loop turns waits for the turn, up to this much.
+# Writes are buffered until the end of the loop iteration, up to this size.
 FLUSH_BYTES = 16 * 1024
 FLUSH_PIECES = 64
 
@@ -40,9 +40,10 @@ class Output(asyncio.BufferedProtocol):
         self._transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
 
     def write(self, data: bytes) -> None:
-        """Sends ``data``, which is whole lines, at the end of this turn of the loop or once the client reads.
+        """Sends ``data``, which is whole lines, at the end of this loop iteration or once the client reads.
 
-        What is written in one turn goes out in one piece: each piece costs a system call here and one there.
+        The writes of one iteration are sent together: each send costs a system call here and one in the
+        client.
         """
         if self.framed:
             data = frame_lines(data)
@@ -58,7 +59,7 @@ class Output(asyncio.BufferedProtocol):
             self._transport.write(unsent[0] if len(unsent) == 1 else b"".join(unsent))
 
     async def writable(self) -> None:
-        """Waits until the client has read on, or :meth:`wait_no_more`."""
+        """Waits until the client has read, or until :meth:`wait_no_more`."""
         if self.blocked:
             self._write_waiter = self._loop.create_future()
             try:
@@ -67,7 +68,7 @@ class Output(asyncio.BufferedProtocol):
                 self._write_waiter = None
 
     def wait_no_more(self) -> None:
-        """Ends the wait for the client; the next one is a new one."""
+        """Ends the current wait for the client. Later waits are not affected."""
         if self._write_waiter is not None and not self._write_waiter.done():
             self._write_waiter.set_result(None)
 

@@ -1,6 +1,6 @@
 """The identity of the peer of a connection, as far as the system reports it.
 
-Recorded with every connection and request, and used to be fair between callers; never to let anyone in.
+Recorded with every connection and request, and used for fairness between callers, never for access control.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _SOL_LOCAL, _LOCAL_PEERCRED, _LOCAL_PEERPID = 0, 1, 2
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """``address`` is set for TCP alone, uid and gid for a Unix socket alone, ``sid`` for a named pipe alone;
+    """``address`` is set only for TCP, uid and gid only for a Unix socket, ``sid`` only for a named pipe;
     ``None`` is unknown."""
 
     transport: str
@@ -31,18 +31,18 @@ class Peer:
 
     @property
     def caller(self) -> Hashable:
-        """The same for all connections of one process, or over TCP of one host."""
+        """A key shared by all connections of one process or, over TCP, of one host."""
         return self.address if self.address is not None else (self.owner, self.pid)
 
     @property
     def owner(self) -> Hashable:
-        """The same for all connections of one user, or over TCP of one host."""
+        """A key shared by all connections of one user or, over TCP, of one host."""
         if self.address is not None:
             return self.address
         return self.uid if self.sid is None else self.sid
 
     def fields(self) -> dict[str, object]:
-        """What a log record says about the peer."""
+        """The fields of the peer in a log record."""
         if self.address is not None:
             return {"peer": f"tcp:{self.address}"}
         if self.sid is not None:
@@ -51,7 +51,7 @@ class Peer:
 
 
 def of(sock: socket.socket) -> Peer:
-    """The peer of a connected socket. Never fails: what the system does not tell stays unknown."""
+    """The peer of a connected socket. Never fails: unavailable fields stay unknown."""
     if sock.family != socket.AF_UNIX:
         with contextlib.suppress(OSError):
             return Peer("tcp", address=sock.getpeername()[0])
@@ -67,6 +67,6 @@ def of(sock: socket.socket) -> Peer:
 
 
 def parse_xucred(data: bytes) -> tuple[int, int]:
-    """uid and gid out of a ``struct xucred``."""
+    """The uid and gid from a ``struct xucred``."""
     _, uid, _, *groups = _XUCRED.unpack(data)
     return uid, groups[0]

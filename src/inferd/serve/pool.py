@@ -1,11 +1,12 @@
-"""The backends of the router, and the pools that several of them form.
+"""The router's backends, and the pools they form.
 
-Backends whose routes ``serve`` one name form a pool. Local ones run on the daemon's permits. Remote ones, up
-to ``limit`` requests each, take what the local ones would serve too late. Among the remote ones the least
-loaded is chosen. A conversation goes where its last turn went, unless that backend has more to do.
+Backends whose routes ``serve`` one name form a pool. Local backends run on the daemon's permits. Remote
+backends, up to ``limit`` requests each, take the requests that a local one would serve too late. The least
+loaded remote backend is chosen. A conversation returns to the backend of its last turn, unless that backend
+is busier.
 
-A :class:`Choice` is one request's way through the pools: it is asked for a place when the request arrives,
-and again whenever a place may have become free. All of it is for the event loop alone.
+A :class:`Choice` picks a backend for one request. It is asked for a slot when the request arrives, and again
+whenever a slot may have become free. Everything here runs on the event loop.
 """
 
 from __future__ import annotations
@@ -21,20 +22,20 @@ from inferd.errors import BackendError, InferdError
 from inferd.serve.breaker import Breaker
 
 TEXT = frozenset({"text"})
-"""What a v1 request needs. The other needs have the names of :class:`~inferd.engine.backend.Capabilities`."""
+"""The needs of a v1 request. Other needs have the names in :class:`~inferd.engine.backend.Capabilities`."""
 
 AFFINITY_SLACK = 1
-"""By how many requests the backend that knows a conversation may be busier than the least loaded one."""
+"""How many more requests than the least loaded backend the backend of a conversation may have."""
 
 MAX_CONVERSATIONS = 4096
-"""Conversations of a pool of which it is known where they went; the one used least recently is forgotten."""
+"""The conversations of a pool whose backend is remembered; the least recently used is forgotten."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """What the router is told of a backend: the name that it ``serves`` beside its own, whether it is
-    ``remote``, and how many requests it is sent at once as a remote one of a pool. ``aliases`` are further
-    names of it, which are its own name when they come to the router."""
+    """The routing of a backend: the name that it ``serves`` besides its own, whether it is ``remote``, and
+    the ``limit`` of concurrent requests as a remote backend of a pool. ``aliases`` are further names for it;
+    they are resolved before the router."""
 
     serves: str = ""
     remote: bool = False
@@ -46,18 +47,18 @@ ALONE = Route()
 
 
 def pool_names(routes: Collection[Route]) -> set[str]:
-    """The names that several backends serve as a pool, of which one at least is remote."""
+    """The names served by pools: by several backends, of which at least one is remote."""
     served = Counter(route.serves for route in routes)
-    # Two local models of one name differ in something, or there would not be two.
+    # Local models alone never form a pool: two of one name are different models.
     return {route.serves for route in routes if route.remote and route.serves and served[route.serves] > 1}
 
 
 class BackendSlot:
     """One backend of the router, its breaker, and how many requests are ``running`` on it.
 
-    ``outstanding`` are the places that requests of its pool have on it. ``others`` are the requests of other
-    clients that the backend said it has; ``healthy`` is what it said last of its health, and ``failures`` how
-    often in a row it did not say.
+    ``outstanding`` counts the slots taken by requests of its pool. ``others`` counts the requests of other
+    clients, as the backend reports them. ``healthy`` is the last health check's result, and ``failures`` the
+    number of failed checks in a row.
     """
 
     __slots__ = (
@@ -85,17 +86,17 @@ class BackendSlot:
         self.forget_health()
         self.follow(ALONE)
         self.idle_since = now
-        """When its last request ended, or it came, by the clock of the router."""
+        """When its last request ended, or the backend was added, by the router's clock."""
         self._released: asyncio.Future[None] | None = None
 
     def follow(self, route: Route) -> None:
-        """Takes on another route."""
+        """Applies another route."""
         self.route = route
         self.here = not route.remote
         self.limit = route.limit
 
     def forget_health(self) -> None:
-        """As before it was first asked how it is."""
+        """Resets the results of health checks."""
         self.healthy = True
         self.failures = 0
         self.others = 0
@@ -104,14 +105,14 @@ class BackendSlot:
         return model in (self.backend.name, self.backend.model) or model == self.route.serves != ""
 
     def release(self) -> None:
-        """Takes the backend out; results of its last requests no longer reach the breaker."""
+        """Removes the backend; results of its last requests no longer reach the breaker."""
         self.breaker.reset()
         self._released = asyncio.get_running_loop().create_future()
         if not self.running:
             self._released.set_result(None)
 
     async def released(self) -> None:
-        """Returns when a backend that was taken out has ended its last request."""
+        """Returns once a removed backend has ended its last request."""
         if self._released is not None:
             await self._released
 
@@ -120,7 +121,7 @@ class BackendSlot:
         return self.healthy and self.backend.ready() and self.breaker.lets_pass()
 
     def has_room(self) -> bool:
-        """Whether a place is free on it. While its breaker has to be probed, one place is all there is."""
+        """Whether the backend has a free slot. While its breaker awaits a probe, it has one slot."""
         return self.outstanding < self.limit and (not self.outstanding or self.breaker.state == "closed")
 
     def taken(self) -> None:
@@ -130,7 +131,7 @@ class BackendSlot:
         self.outstanding -= 1
 
     def begin(self) -> bool:
-        """A request starts; whether it is the breaker's probe."""
+        """A request starts. Returns whether it is the breaker's probe."""
         self.running += 1
         return self.breaker.begin()
 
@@ -153,7 +154,7 @@ class BackendSlot:
 
 
 def adapter(name: str) -> str:
-    """What a request needs that names a LoRA adapter."""
+    """The need of a request that names a LoRA adapter."""
     return f"lora {name}"
 
 
@@ -167,7 +168,7 @@ _CAPABILITIES = ("v2", "tools", "vision", "audio", "embed", "rerank", "raw", "lo
 
 
 class Pool:
-    """Backends of one name that are able to serve a request, in order of priority."""
+    """The backends of one name that can serve a request, in order of priority."""
 
     __slots__ = ("_known", "here", "remote")
 
@@ -177,11 +178,11 @@ class Pool:
         self._known = known
 
     def fit(self, without: BackendSlot | None) -> bool:
-        """Whether one of them takes requests now, other than ``without``."""
+        """Whether a backend other than ``without`` takes requests now."""
         return any(slot.fit() for slot in (*self.here, *self.remote) if slot is not without)
 
     def local(self, without: BackendSlot | None) -> BackendSlot | None:
-        """The local backend with the least to do, of those that are fit."""
+        """The least loaded of the fit local backends."""
         best: BackendSlot | None = None
         for slot in self.here:
             if (best is None or slot.outstanding < best.outstanding) and slot is not without and slot.fit():
@@ -189,7 +190,7 @@ class Pool:
         return best
 
     def least(self, without: BackendSlot | None, conversation: Hashable) -> tuple[BackendSlot | None, str]:
-        """The remote backend to choose, and why it: ``spill`` or ``affinity``."""
+        """The remote backend to choose, and the reason: ``spill`` or ``affinity``."""
         best: BackendSlot | None = None
         load = 0
         for slot in self.remote:
@@ -213,7 +214,7 @@ class Pool:
 
 
 class Known:
-    """Where conversations went last."""
+    """The last backend of each conversation."""
 
     def __init__(self) -> None:
         self._slots: OrderedDict[Hashable, BackendSlot] = OrderedDict()
@@ -232,7 +233,7 @@ class Known:
 
 
 class Pools(Protocol):
-    """What a choice asks the router."""
+    """The router, as a choice uses it."""
 
     spill_after_secs: float
 
@@ -240,12 +241,12 @@ class Pools(Protocol):
         """The pools that can serve the request, in order of priority. Raises as ``dispatch``."""
 
     def refuse(self, needs: frozenset[str], model: str | None) -> InferdError:
-        """Why none of them serves now."""
+        """Why no backend serves the request now."""
 
 
 class Choice:
-    """One request's way to a backend; ``conversation`` names the conversation that it belongs to, ``None``
-    if it belongs to none. ``why`` is why the last place was chosen."""
+    """Picks the backend of one request. ``conversation`` returns the key of its conversation, or ``None``.
+    ``why`` is the reason for the last choice."""
 
     __slots__ = ("_conversation", "_failed", "_key", "_model", "_needs", "_router", "why")
 
@@ -270,10 +271,10 @@ class Choice:
         return self._router.spill_after_secs
 
     def take(self, room: bool, wait_secs: float) -> BackendSlot | None:
-        """The backend on which the request has a place now, or ``None`` if it has to wait.
+        """The backend that serves the request now, or ``None`` if the request must wait.
 
-        ``room``: a permit is free for a local backend; ``wait_secs`` is how long one may be waited for.
-        Raises NoBackend, or what else keeps every pool from serving.
+        ``room``: a permit is free for a local backend. ``wait_secs`` is the estimated wait for a permit.
+        Raises NoBackend, or another reason why no pool can serve.
         """
         failed = self._failed
         for pool in self._router.pools(self._needs, self._model):
@@ -293,7 +294,8 @@ class Choice:
         raise self._router.refuse(self._needs, self._model)
 
     def may_retry(self, slot: BackendSlot) -> bool:
-        """Whether another backend of the pool may serve the request after ``slot`` has failed it; once."""
+        """Whether another backend of the pool may serve the request after ``slot`` failed. True at most
+        once."""
         if self._failed is not None:
             return False
         self._failed = slot

@@ -1,7 +1,7 @@
-"""One bounded queue for each model: requests for a busy or slow model take no place of another's.
+"""One bounded queue per model, so that requests for a busy or slow model do not block those for another.
 
-``active_permits`` and ``queue_depth`` hold for each of them. All together are bounded by the connections that
-the daemon accepts, since each has one request at a time.
+``active_permits`` and ``queue_depth`` apply to each queue. The connection limit bounds the total, since each
+connection has one request at a time.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from inferd.serve.admission import Admission
 
 
 class Queues:
-    """The queues by the name of their backend; each is made when it is first asked for."""
+    """The queues by backend name, each created on first use."""
 
     def __init__(self, active_permits: int, queue_depth: int) -> None:
         self.active_permits = max(1, active_permits)
@@ -30,7 +30,7 @@ class Queues:
         return queue
 
     def waiting_for(self, backend: str) -> int:
-        """How many requests wait for a place at a backend."""
+        """The number of requests queued for a backend."""
         queue = self._queues.get(backend)
         return 0 if queue is None else queue.waiting
 
@@ -43,11 +43,11 @@ class Queues:
         return sum(queue.waiting for queue in self._queues.values())
 
     def running_requests(self) -> list[object]:
-        """The holders of the requests that run, in no order."""
+        """The holders of the running requests, in no order."""
         return [holder for queue in self._queues.values() for holder in queue.running_requests()]
 
     def queued_requests(self) -> Iterator[tuple[int, object]]:
-        """The requests that wait: the place in their queue, from 1, and the holder; queue after queue."""
+        """The queued requests, queue by queue: the position in the queue, from 1, and the holder."""
         for queue in self._queues.values():
             yield from enumerate(queue.queued_requests(), start=1)
 
@@ -64,13 +64,13 @@ class Queues:
             queue.look_again()
 
     def close(self) -> None:
-        """Refuses new requests from now on; queued and running ones stay."""
+        """Refuses new requests from now on; queued and running requests stay."""
         self._closed = True
         for queue in self._queues.values():
             queue.close()
 
     def release_waiters(self) -> None:
-        """Ends all waiting; for requests that only have to say goodbye."""
+        """As :meth:`Admission.release_waiters`, for every queue."""
         for queue in self._queues.values():
             queue.release_waiters()
 

@@ -1,12 +1,12 @@
 """Chooses the backend of a request.
 
-Backends are in order of priority; the first that is ready, has the capabilities that the request needs and
-whose breaker lets it serves. Where several serve one name, they form a pool, and :mod:`inferd.serve.pool`
-chooses among them. What counts as a failure for a breaker is data on the error: what the client did, a full
-queue or a cancellation never does.
+Backends are in order of priority. A request goes to the first backend that is ready, has the needed
+capabilities, and whose breaker admits it. Several backends that serve one name form a pool, and
+:mod:`inferd.serve.pool` chooses among them. Each error class declares whether it counts as a failure for the
+breaker. Client errors, a full queue and cancellations never count.
 
-The backends can be replaced while requests run: each ends on the backend that it began on, and
-:meth:`BackendSlot.released` tells when a backend that was taken out has ended its last one.
+Backends can be replaced while requests run. A request ends on the backend it started on, and
+:meth:`BackendSlot.released` waits until a removed backend has ended its last request.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ __all__ = ["TEXT", "BackendSlot", "Dispatch", "Route", "Router", "adapter"]
 
 SPILL_AFTER_SECS = 0.5
 MAX_KEPT_POOLS = 1024
-"""Combinations of needs and model whose pools are kept; a client could name any number of models."""
+"""The cached combinations of needs and model; bounded, since a client can name any number of models."""
 
 NO_TEXT = "no_text"
-"""The reason, among the details of the error, of a model that makes only vectors or scores."""
+"""The ``reason`` in the error's details for a model that makes only embeddings or scores."""
 
 
 class Dispatch:
-    """``with router.dispatch() as backend: …``: how the block ends is what the breaker learns."""
+    """``with router.dispatch() as backend: …``. The breaker counts how the block ends."""
 
     __slots__ = ("_clock", "_member", "_probe")
 
@@ -74,23 +74,23 @@ class Router:
         self._on_breaker = on_breaker
         self._added: list[BackendSlot] = []
         self.has_pools = False
-        """Whether there is a pool to choose from."""
+        """Whether any pool exists."""
         self._pools: dict[tuple[frozenset[str], str | None], list[Pool]] = {}
         self._known = Known()
         self._queue_names: dict[str, str] = {}
         """The name of the queue of each pool."""
         self.spill_after_secs = SPILL_AFTER_SECS
-        """How long a request of a pool waits for a local backend while a remote one has room."""
+        """How long a pooled request waits for a local backend while a remote one has a free slot."""
         self.members: tuple[BackendSlot, ...] = ()
-        """The backends in order of priority, as :meth:`replace` was given them last."""
+        """The backends in order of priority, as last given to :meth:`replace`."""
         self.replace(backends, routes or {})
 
     def dispatch(self, needs: frozenset[str] = TEXT, model: str | None = None) -> Dispatch:
         """The backend for the next request; with ``model`` only those of that name, or that model, count.
 
-        Raises NoBackend where the request may be served later: a capable backend is not ready or shut off by
-        its breaker, or none is fit. ModelBroken where only a reload helps. Else the Unsupported tells what
-        the first fit backend lacks. ModelNotFound when no backend has that name or model.
+        Raises NoBackend if the request may be served later: a capable backend is not ready or its breaker is
+        open, or no backend is fit. Raises ModelBroken if only a reload helps, ModelNotFound if no backend has
+        that name or model, and else the Unsupported for the capability that the first fit backend lacks.
         """
         for member in self._named(model):
             if needs <= member.able and member.fit():
@@ -98,7 +98,7 @@ class Router:
         raise self.refuse(needs, model)
 
     def dispatch_to(self, slot: BackendSlot) -> Dispatch:
-        """The backend that a choice took for the next request."""
+        """The backend that a choice took for its request."""
         return Dispatch(slot, self._clock)
 
     def refuse(self, needs: frozenset[str], model: str | None) -> InferdError:
@@ -113,9 +113,9 @@ class Router:
         return _unsupported(fit.backend, needs - fit.able)
 
     def queue_for(self, needs: frozenset[str] = TEXT, model: str | None = None) -> str:
-        """The name of the backend that :meth:`dispatch` would choose now, in front of which the request
-        waits; where it would raise, that of the one that the request waits for. A pool has one queue, which
-        has the name of its first backend."""
+        """The name of the queue for a request: that of the backend that :meth:`dispatch` would choose now or,
+        if it would raise, of the backend that the request waits for. A pool has one queue, named after its
+        first backend."""
         members = self._candidates(model)
         able = [member for member in members if needs <= member.able] or members
         chosen = next((member for member in able if member.fit()), able[0] if able else None)
@@ -135,8 +135,8 @@ class Router:
     # Pools.
 
     def pools(self, needs: frozenset[str], model: str | None) -> Sequence[Pool]:
-        """The pools that can serve the request, in order of priority. A backend outside a pool is one of its
-        own. Raises ModelNotFound."""
+        """The pools that can serve the request, in order of priority. A backend outside a pool counts as a
+        pool of one. Raises ModelNotFound."""
         found = self._pools.get((needs, model))
         if found is None:
             groups: dict[Hashable, list[BackendSlot]] = {}
@@ -150,11 +150,11 @@ class Router:
         return found
 
     def pooled(self, slot: BackendSlot) -> bool:
-        """Whether the backend shares its work with others of a pool."""
+        """Whether the backend is in a pool with others."""
         return slot.route.serves in self._queue_names
 
     def _regroup(self) -> None:
-        """Finds the pools anew, for other backends or other routes."""
+        """Rebuilds the pools after a change of backends or routes."""
         self._pools.clear()
         self._known = Known()
         first = {member.route.serves: member.backend.name for member in reversed(self.members)}
@@ -162,17 +162,17 @@ class Router:
         self._queue_names = {name: first[name] for name in names}
         self.has_pools = bool(self._queue_names)
         for member in self.members:
-            # A backend outside a pool runs on the daemon's permits wherever it is.
+            # A backend outside a pool runs on the daemon's permits, even a remote one.
             member.here = not (member.route.remote and self.pooled(member))
             if member.here:
-                member.forget_health()  # it is not asked any more, so it could not become well again
+                member.forget_health()  # it is no longer polled, so it could not recover
 
     def replace(
         self, backends: Sequence[Backend], routes: Mapping[Backend, Route] | None = None
     ) -> list[BackendSlot]:
         """Serves with ``backends`` from the next request on; a backend that stays keeps its breaker.
 
-        Returns what was taken out; see :meth:`BackendSlot.released`.
+        Returns the removed backends; see :meth:`BackendSlot.released`.
         """
         before = {member.backend: member for member in self.members}
         self.members = tuple(
@@ -185,7 +185,7 @@ class Router:
             member.release()
         return list(before.values())
 
-    # Backends that are there for requests which name them, and for no others.
+    # Backends for requests that name them, and for no others.
 
     def add(self, backend: Backend) -> BackendSlot:
         slot = self._member(backend)
@@ -194,24 +194,24 @@ class Router:
         return slot
 
     def remove(self, slot: BackendSlot) -> None:
-        """Takes out what was added; see :meth:`BackendSlot.released`."""
+        """Removes an added backend; see :meth:`BackendSlot.released`."""
         self._added.remove(slot)
         self._pools.clear()
         slot.release()
 
     def idle_secs(self, slot: BackendSlot) -> float:
-        """For how long no request has run on a backend."""
+        """The seconds since a request last ran on a backend."""
         return 0.0 if slot.running else max(0.0, self._clock() - slot.idle_since)
 
     def all_members(self) -> tuple[BackendSlot, ...]:
         return (*self.members, *self._added)
 
     def serves(self, model: str) -> bool:
-        """Whether a backend of the configuration has that name or that model."""
+        """Whether a configured backend has that name or model."""
         return any(member.is_named(model) for member in self.members)
 
     def names(self) -> set[str]:
-        """The names by which the backends of the configuration may be asked for."""
+        """The names by which a request may address the configured backends."""
         members = self.members
         named = {name for member in members for name in (member.backend.name, member.backend.model)}
         return named | {member.route.serves for member in members if member.route.serves}
@@ -226,7 +226,7 @@ _IN_A_REQUEST = {
     "raw": "takes no prompt without a chat template and continues no answer; leave out raw and begun",
     "logprobs": "tells no probabilities of tokens; leave out logprobs",
 }
-"""What the model of a daemon itself does, and what to leave out where another does not."""
+"""For each capability of the daemon's own engine: the error text for a backend without it."""
 
 
 def _unsupported(backend: Backend, lacking: frozenset[str]) -> InferdError:
@@ -253,6 +253,6 @@ def _unsupported(backend: Backend, lacking: frozenset[str]) -> InferdError:
 
 
 def is_broken(backend: Backend) -> bool:
-    """Whether its model cannot be loaded any more."""
+    """Whether the backend's model can no longer be loaded."""
     state = backend.engine_state()
     return state is not None and bool(state.problem)

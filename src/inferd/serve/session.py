@@ -1,9 +1,9 @@
-"""One connection, read from top to bottom: the key, then request after request until the client leaves.
+"""One connection: the API key, then one request after another until the client leaves.
 
 A request goes parse → validate → admission → dispatch → generate → stream, and ends with exactly one terminal
-frame; this file alone writes error frames. A client that goes away cancels the session's task wherever it
-stands, and leaving the ``with`` blocks gives everything back: the place in the queue, the backend's slot, the
-breaker's probe. After a cancellation by the client nothing is written any more.
+frame. Only this module writes error frames. When the client leaves, the session's task is cancelled at any
+stage, and the ``with`` blocks release the place in the queue, the backend's slot and the breaker's probe.
+Nothing is written after that.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ from inferd.serve.wires import Lines, Wire, recognise
 from inferd.wire import long_texts
 from inferd.wire.frames import check_id, encode_progress
 
-# Why a request was ended early, beside what the connection says of its end.
+# Why a request was ended early, besides the reasons that the connection reports.
 _DEADLINE, _STOP = "deadline", "stop"
 
-# A connection that was refused for a full queue is read again after this time, which doubles with each
-# further refusal. So a client that repeats its request at once cannot keep the event loop busy with refusals.
+# After a refusal for a full queue the connection is not read for this time, which doubles with each further
+# refusal. So a client that retries at once cannot keep the event loop busy.
 FIRST_PAUSE_SECS, LONGEST_PAUSE_SECS = 0.01, 0.5
 
 _log = log.get("session")
@@ -62,11 +62,10 @@ _closed = Burst(_log, "connection_closed", "connections_closed")
 
 @dataclass(slots=True, kw_only=True)
 class Service(Generic[R]):
-    """What all sessions of a surface share. ``api_key`` is asked for on TCP alone.
+    """The state shared by all sessions of a surface. ``api_key`` is required only on TCP.
 
-    Key and limits may be changed at any time; open connections keep the key they were asked for, and the cap
-    and the times that they began with. ``bridge_token`` is how the HTTP bridge
-    is known that this daemon started; empty if there is none.
+    Key and limits may be changed at any time. Open connections stay authenticated, and keep their line limit
+    and timeouts. ``bridge_token`` identifies the HTTP bridge that this daemon started; empty without one.
     """
 
     surface: Surface[R]
@@ -85,7 +84,7 @@ class Service(Generic[R]):
     sessions: set[Session[R]] = field(default_factory=set)
 
     def asks_key(self) -> bool:
-        """Whether a client has to show a key over TCP."""
+        """Whether a TCP client must send a key."""
         return self.api_key is not None
 
     async def serve(
@@ -93,7 +92,8 @@ class Service(Generic[R]):
     ) -> None:
         """Serves an accepted socket until it is closed; ``number`` names the connection in the log.
 
-        ``enter`` is called once the client may send requests, and says whether there is a place for it.
+        ``enter`` is called once the client may send requests, and returns False if the connection limit is
+        reached.
         """
         session = Session(self, sock, peer, number, enter)
         metrics = self.metrics.surfaces[self.surface.name]
@@ -112,7 +112,7 @@ class Service(Generic[R]):
         return bool(ours) and fastpath.keys_equal(token.encode(), ours)
 
     def interrupt(self) -> None:
-        """Ends every request that runs or waits."""
+        """Ends every running and waiting request."""
         for session in self.sessions:
             session.interrupt(AdmissionClosed())
         self.admission.release_waiters()
@@ -123,7 +123,7 @@ def _this_task() -> asyncio.Task[None]:
 
 
 def _pass_deadline(context: RequestContext[R]) -> None:
-    # A new exception each time: one that is raised again and again keeps the frames of every raise alive.
+    # A new exception each time: a shared one would keep the frames of every raise alive.
     context.interrupt(DeadlineExceeded("the deadline passed while the request ran"))
 
 
@@ -157,7 +157,8 @@ class Session(Generic[R]):
         self._context: RequestContext[R] | None = None
 
     async def run(self) -> None:
-        """Returns when the socket is closed. A first cancel closes it behind the last write, a second now."""
+        """Returns when the socket is closed. A first cancellation closes it after the last write, a second at
+        once."""
         _accepted.info(**self._log_fields)
         conn = self._conn
         try:
@@ -170,7 +171,7 @@ class Session(Generic[R]):
             _closed.info(reason=conn.gone_because or "end", **self._log_fields)
 
     def interrupt(self, reason: InferdError) -> None:
-        """Ends the request that runs or waits, if there is one; see :meth:`RequestContext.interrupt`."""
+        """Ends the running or waiting request, if any; see :meth:`RequestContext.interrupt`."""
         if self._context is not None:
             self._context.interrupt(reason)
 
@@ -208,7 +209,7 @@ class Session(Generic[R]):
         await self._conn.linger()
 
     async def _recognise(self) -> Wire:
-        """Finds out in which form the client sends requests, and takes the surface for that."""
+        """Detects the wire that the client uses, and selects the surface for it."""
         wire = self._wire = await recognise(self._conn, self._service.surface, self._reserved.add)
         self._surface = wire.surface
         self._metrics = self._service.metrics.surfaces[wire.surface.name]
@@ -216,7 +217,7 @@ class Session(Generic[R]):
         return wire
 
     async def _authenticate(self, key: auth.ApiKey) -> bool:
-        """Whether the first line holds the key; not a byte is written either way."""
+        """Whether the first line holds the key. Nothing is written either way."""
         silence = asyncio.get_running_loop().call_later(auth.TIMEOUT_SECS, _this_task().cancel)
         accepted = False
         self._conn.begin_lines()
@@ -233,7 +234,7 @@ class Session(Generic[R]):
         return accepted
 
     async def _answer(self, wire: Wire, raw: bytes | memoryview) -> bool:
-        """Serves the request of which ``raw`` is the JSON, a memoryview if it is large.
+        """Serves the request whose JSON is ``raw``, a memoryview if it is large.
 
         Returns whether the connection stays open.
         """
@@ -249,7 +250,7 @@ class Session(Generic[R]):
         except DecodeError as error:
             self._reserved.release()
             if first and isinstance(raw, bytes) and isinstance(wire, Lines) and auth.is_auth_line(raw):
-                self._wire = None  # a client that sends its key everywhere; frames may follow it
+                self._wire = None  # the client sends its key on every transport; frames may follow
                 return True
             _log.info("request_error", code=error.code, stage="decode", **self._log_fields)
             self._write_error(error.request_id, error)
@@ -261,7 +262,7 @@ class Session(Generic[R]):
         self._context = context = RequestContext(request, self._conn, arrived, self._log_fields, self._peer)
         if (behalf := request.on_behalf_of) is not None and self._service.believes(behalf.token):
             context.ask_for(behalf.caller)
-        whole = False  # unread bytes of a request must never be taken for the next one
+        whole = False  # unread bytes of this request must never be parsed as the next one
         try:
             deadline = deadline_of(request)
             with alarm(deadline, self._miss_deadline):
@@ -295,8 +296,8 @@ class Session(Generic[R]):
         return whole
 
     def _make_room(self, request: R, size: int) -> None:
-        """Reserves memory for the attachments. Raises what speaks against reading them at all."""
-        # Whether a model that a request names takes them is found out when it is loaded.
+        """Reserves memory for the attachments. Raises the error if they cannot be served anyway."""
+        # Whether a named model takes them is known only once it is loaded.
         if size > LARGE_BYTES and (request.model is None or self._service.models is None):
             self._service.router.dispatch(self._surface.needs(request), request.model)
         self._reserved.add(size)
@@ -320,15 +321,15 @@ class Session(Generic[R]):
         _log.info("request_done", **answer, **context.fields(), **self._log_fields)
 
     def _show_load(self, request: Request, phase: str, details: Mapping[str, object]) -> None:
-        if not self._conn.blocked:  # the next one is as good
+        if not self._conn.blocked:  # the client reads too slowly; a later frame replaces this one
             self._conn.write(encode_progress(request.id, request.model or "", phase, details))
 
     async def _admit(
         self, context: RequestContext[R], deadline: float | None, model: str | None
     ) -> dict[str, object]:
-        """Serves the request when its turn has come; what the log says of the answer.
+        """Serves the request once it is admitted. Returns the log fields of the answer.
 
-        Where a backend of a pool fails it before it has said anything, another one serves it; once.
+        If a backend of a pool fails before its first output, another one serves the request; once.
         """
         request, service = context.request, self._service
         needs = self._surface.needs(request)
@@ -395,6 +396,6 @@ class Session(Generic[R]):
             _log.warn("request_oversized", cap=error.cap, **context.fields(), **self._log_fields)
             return
         name = "request_error_mid_stream" if context.streaming else "request_error"
-        # What the client did wrong may be described in the client's own words; those are not for the log.
+        # The message of a client error may quote the request, which must not be logged.
         message = None if error.fault == "client" else error.logged or str(error)
         _log.warn(name, code=error.code, message=message, **context.fields(), **self._log_fields)

@@ -1,10 +1,10 @@
-"""How many of the permits each user, and each process of a user, may hold.
+"""The number of permits that each user, and each process of a user, may hold.
 
-All users that are present have equal shares of the permits, and so have the processes of a user within its
-share; a share is rounded up. A user or process may exceed its share by permits that no other one needs: each
-other one keeps, within its share, one permit more than it has held at once. A user or process is present
-while it has a request that runs or waits, and for ``STAY_SECS`` after its last one. A client that sends one
-request after the other thus finds a free permit after the pause between two.
+All present users have equal shares of the permits, and the processes of a user divide its share equally;
+shares are rounded up. A user or process may exceed its share with permits that the others do not need. For
+each other one, within its share, one permit more than its peak so far is kept free. A user or process is
+present while it has a running or waiting request, and for ``STAY_SECS`` after its last one. So a client that
+sends one request after another finds a free permit after each pause.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Hashable
 
-# A client sends its next request some milliseconds after an answer. Permits may be unused for so long.
+# A client sends its next request some milliseconds after an answer. Permits may stay unused for this long.
 STAY_SECS = 0.1
 
 
 class _Holder:
-    """``running`` counts the permits that are held, ``most`` those that were held at once."""
+    """``running`` counts the permits held now, ``most`` the peak."""
 
     __slots__ = ("most", "running")
 
@@ -29,7 +29,7 @@ class _Holder:
         self.most = max(self.most, self.running)
 
     def kept(self, share: int) -> int:
-        """Free permits that others leave to it."""
+        """The free permits that others must leave for it."""
         return max(0, min(share, self.most + 1) - self.running)
 
 
@@ -44,7 +44,7 @@ class User(_Holder):
 
 
 class Process(_Holder):
-    """The permits of a process, and how many requests it has."""
+    """The permits of a process, and the number of its requests."""
 
     __slots__ = ("leaving", "requests", "user")
 
@@ -64,14 +64,14 @@ class Process(_Holder):
 
 
 class Shares:
-    """The users and processes that are present. ``freed`` is called when one of them no longer is."""
+    """The present users and processes. ``freed`` is called when one of them leaves."""
 
     def __init__(self, freed: Callable[[], None]) -> None:
         self._freed = freed
         self._users: dict[Hashable, User] = {}
 
     def come(self, owner: Hashable, caller: Hashable) -> Process:
-        """A request of the process ``caller`` of the user ``owner`` arrives."""
+        """Registers a request of the process ``caller`` of the user ``owner``."""
         user = self._users.get(owner)
         if user is None:
             user = self._users[owner] = User()
@@ -85,7 +85,7 @@ class Shares:
         return process
 
     def go(self, process: Process, owner: Hashable, caller: Hashable) -> None:
-        """A request has ended, or is refused."""
+        """A request has ended or was refused."""
         process.requests -= 1
         if not process.requests:
             loop = asyncio.get_running_loop()
@@ -99,7 +99,7 @@ class Shares:
         self._freed()
 
     def allow(self, process: Process, permits: int, free: int) -> bool:
-        """Whether the process may have one of the ``free`` permits, of ``permits`` in all."""
+        """Whether the process may take one of the ``free`` permits, of ``permits`` in all."""
         user = process.user
         share = _part(permits, len(self._users))
         own = _part(share, len(user.processes))

@@ -1,7 +1,7 @@
-"""The connections that have not shown the API key yet: a few, apart from the places of everybody else.
+"""Connections that have not sent the API key yet. They have a small limit of their own.
 
-When their number is reached, a newcomer takes the place of the oldest one of the host that has the most. A
-client that has the key shows it at once, so it is through before a flood of silent connections reaches it.
+At the limit, a new connection displaces the oldest connection of the host with the most. A client with the
+key sends it at once, so it passes before a flood of silent connections displaces it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Strangers:
         self._hosts: OrderedDict[Hashable, OrderedDict[object, Callable[[], object]]] = OrderedDict()
 
     def add(self, host: Hashable, connection: object, close: Callable[[], object]) -> None:
-        """Lets ``connection`` in; ``close`` closes it when another one needs its place."""
+        """Adds ``connection``. ``close`` is called if another connection displaces it."""
         if self._number >= self._limit:
             crowded = max(self._hosts, key=lambda host: len(self._hosts[host]))
             oldest, end = next(iter(self._hosts[crowded].items()))
@@ -31,7 +31,7 @@ class Strangers:
         self._number += 1
 
     def discard(self, host: Hashable, connection: object) -> bool:
-        """Takes ``connection`` out; whether it was there."""
+        """Removes ``connection``. Returns whether it was present."""
         connections = self._hosts.get(host, OrderedDict())
         if connections.pop(connection, None) is None:
             return False

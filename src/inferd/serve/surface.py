@@ -1,6 +1,6 @@
-"""What makes a session speak one surface and not another: a codec and the way to and from the engine.
+"""The interface between a session and its surface: the codec, and the calls to the engine.
 
-The session knows the stages of a request and nothing of its fields, so one session serves every surface.
+A session knows the stages of a request but not its fields, so one class serves every surface.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from inferd.serve.peer import Peer
 from inferd.wire.frames import encode_error
 from inferd.wire.sampling import Behalf
 
-# An id is the client's own text, as long as a line may be; the log is to recognise it, not to keep it.
+# An id is client text as long as a line may be. The log needs only enough to recognise it.
 _LOGGED_ID_CHARS = 128
 
 
 class Request(Protocol):
-    """What every surface's request has."""
+    """The fields common to the requests of all surfaces."""
 
     @property
     def id(self) -> str: ...
@@ -61,10 +61,10 @@ def ms_since(start: float) -> float:
 class RequestContext(Generic[R]):
     """One request in progress: its caller, its stage, and whether it is to end early.
 
-    ``source`` is what the log says of the connection; ``tokens`` counts the pieces of the answer so far;
-    ``permit`` is the request's place among those that run. ``caller`` is whose turn in the queue the request
-    takes, ``owner`` the user whose share it counts in. ``route`` is why its backend of a pool was chosen.
-    ``engine_request`` is what a generating backend is asked, kept for as long as another one may be asked it.
+    ``source`` holds the connection's log fields. ``tokens`` counts the chunks of the answer so far.
+    ``permit`` is the request's permit. ``caller`` is the process, and ``owner`` the user, in the fairness of
+    the queue. ``route`` is the reason for the choice of a pool's backend. ``engine_request`` is the request
+    to a generating backend, kept while a retry is possible.
     """
 
     __slots__ = (
@@ -108,16 +108,16 @@ class RequestContext(Generic[R]):
 
     @property
     def scope(self) -> str:
-        """Names the owner: requests of different scopes never share what was computed for one of them."""
+        """Identifies the owner. Requests of different scopes never share cached computations."""
         return repr(self.owner)
 
     @property
     def untouched(self) -> bool:
-        """Whether the client has been sent nothing of an answer, and still wants one."""
+        """Whether no part of an answer has been sent, and the client still wants one."""
         return not self.tokens and not self.streaming and self.interruption is None
 
     def conversation(self, surface: Surface[R]) -> Callable[[], Hashable]:
-        """Tells, when it is asked, which conversation of the owner the request belongs to."""
+        """Returns a function that computes the key of the request's conversation."""
 
         def conversation() -> Hashable:
             head = surface.head(self.request)
@@ -126,9 +126,9 @@ class RequestContext(Generic[R]):
         return conversation
 
     def ask_for(self, caller: str) -> None:
-        """The request is made for a client of the HTTP bridge, which takes turns under its own name.
+        """The request comes from a client of the HTTP bridge, which is queued under its own name.
 
-        ``caller`` is ``uid:N``, a user as on a Unix socket, or ``key:NAME``.
+        ``caller`` is ``uid:N``, for a user as on a Unix socket, or ``key:NAME``.
         """
         kind, _, name = caller.partition(":")
         self.owner = int(name) if kind == "uid" and name.isdecimal() else caller
@@ -140,20 +140,20 @@ class RequestContext(Generic[R]):
         return Stay(self.request.keep_alive, by_owner=self.owner in (0, os.getuid()))
 
     def interrupt(self, reason: InferdError) -> None:
-        """Asks for an early end; ``reason`` is for answers that have no other word for it."""
+        """Asks for an early end. ``reason`` is the error for answers that cannot express one otherwise."""
         self.interruption = reason
         self.conn.wait_no_more()
         if self._on_interrupt is not None:
             self._on_interrupt()
 
     def on_interrupt(self, end: Callable[[], object]) -> None:
-        """``end`` is called when the turn shall end early, at once if it shall already."""
+        """``end`` is called when the request is to end early, at once if it already is."""
         self._on_interrupt = end
         if self.interruption is not None:
             end()
 
     async def let_client_read(self) -> None:
-        """Waits until the client has read on, or the request is to end: others may need its place."""
+        """Waits until the client has read, or the request must end because others need its permit."""
         if self.interruption is None:
             if self.permit is not None:
                 self.permit.rest(self._give_up)
@@ -167,7 +167,7 @@ class RequestContext(Generic[R]):
         self.interrupt(AnswerUnread())
 
     def fields(self) -> dict[str, object]:
-        """What the log says about the request."""
+        """The log fields of the request."""
         return {
             "req_id": self.request.id[:_LOGGED_ID_CHARS],
             "backend": self.backend,
@@ -178,7 +178,8 @@ class RequestContext(Generic[R]):
         }
 
     def row(self, position: int | None) -> dict[str, object]:
-        """What a listing says about the request; ``position`` in the queue, from 1, if it waits there."""
+        """The row of the request in a listing; ``position`` is its place in the queue, from 1, if it
+        waits."""
         return {
             "id": self.request.id[:_LOGGED_ID_CHARS],
             **self.source,
@@ -193,7 +194,8 @@ class RequestContext(Generic[R]):
 
 
 class Surface(ABC, Generic[R]):
-    """``parse`` raises DecodeError, ``validate`` the reason why a well-typed request cannot be served."""
+    """``parse`` raises DecodeError. ``validate`` raises the reason why a well-formed request cannot be
+    served."""
 
     name: ClassVar[str]
     encode_error = staticmethod(encode_error)
@@ -206,11 +208,10 @@ class Surface(ABC, Generic[R]):
 
     @abstractmethod
     def needs(self, request: R) -> frozenset[str]:
-        """The capabilities that a backend must have to serve the request; see :mod:`inferd.serve.router`."""
+        """The capabilities that the request needs; see :mod:`inferd.serve.router`."""
 
     def head(self, request: R, /) -> Hashable:
-        """What the next turn of the same conversation has in common with the request; ``None`` where there is
-        no such thing."""
+        """A key shared by all turns of the request's conversation; ``None`` if it belongs to none."""
         return None
 
     @abstractmethod
@@ -219,29 +220,30 @@ class Surface(ABC, Generic[R]):
     ) -> dict[str, object]:
         """Has ``backend`` serve the request and writes the answer, the terminal frame included.
 
-        Counts what the backend did in ``metrics``. Returns what the log says of it. Raises what becomes an
-        error frame.
+        Counts the backend's work in ``metrics``. Returns the log fields of the answer. Raises the error for
+        an error frame.
         """
 
-    # Clients may speak in lines or in frames where a surface has both.
+    # A surface may accept lines, frames, or both.
 
     @property
     def lines(self) -> Surface[Any]:
-        """The surface of clients of this socket that send lines."""
+        """The surface for clients of this socket that send lines."""
         return self
 
     @property
     def frames(self) -> Surface[Any] | None:
-        """The surface of clients of this socket that send frames."""
+        """The surface for clients of this socket that send frames."""
         return None
 
-    # Content behind a request; a surface that knows none needs nothing of this.
+    # Content after a request. A surface without such content overrides nothing here.
 
     may_carry_raw: Callable[[bytes], bool] | None = None
-    """Whether content could follow a line or frame; asked before it is parsed, so it may say yes in vain."""
+    """Whether content could follow a line or frame. Called before parsing, so a yes may be wrong."""
 
     def raw_size(self, request: R, max_attachment_bytes: int) -> int:
-        """How many raw bytes follow the request's line; raises FrameTooLarge before any of them is read."""
+        """The number of raw bytes after the request's line. Raises FrameTooLarge before any of them is
+        read."""
         return 0
 
     def assign(self, request: R, raw: memoryview) -> None:

@@ -1,8 +1,8 @@
-"""The two forms in which requests arrive, and how one connection's form is recognised.
+"""The two wire forms of requests, and their detection.
 
-``Lines`` is newline-delimited JSON, with raw bytes behind a line. ``Frames`` is the framed wire of
-:mod:`inferd.wire.framed`. A connection has one form from its first bytes to its end. Both raise
-FrameTooLarge, NotJson and MalformedFrame for bytes after which the stream cannot be trusted.
+``Lines`` is newline-delimited JSON, with raw bytes after a line. ``Frames`` is the framed wire of
+:mod:`inferd.wire.framed`. A connection keeps its form to the end. Both raise FrameTooLarge, NotJson and
+MalformedFrame if the rest of the stream cannot be trusted.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from inferd.serve.surface import Surface
 from inferd.wire import attachments, framed
 
 Reserve = Callable[[int], None]
-"""Reserves memory for so many bytes before they are read, or raises what speaks against reading them."""
+"""Reserves memory for a number of bytes before they are read, or raises why they must not be read."""
 
 
 class Wire(ABC):
-    """What a connection's form is; ``surface`` reads its requests."""
+    """The form of a connection; ``surface`` parses its requests."""
 
     def __init__(self, conn: Connection, surface: Surface[Any]) -> None:
         self.surface = surface
@@ -33,7 +33,7 @@ class Wire(ABC):
 
     @abstractmethod
     async def receive(self, request: Any, max_attachment_bytes: int, reserve: Reserve) -> None:
-        """Reads the content that follows the request. FrameTooLarge comes before a byte of it is read."""
+        """Reads the content that follows the request. Raises FrameTooLarge before any of it is read."""
 
 
 class Lines(Wire):
@@ -51,7 +51,7 @@ class Lines(Wire):
 
 
 class Frames(Wire):
-    """``reserve`` is for large requests; ``head`` is that of the first frame where it was taken already."""
+    """``reserve`` is for large requests; ``head`` is the head of the first frame, if already taken."""
 
     def __init__(
         self, conn: Connection, surface: Surface[Any], reserve: Reserve, head: framed.Head | None = None
@@ -66,7 +66,7 @@ class Frames(Wire):
         if head is None:
             return None
         if head[1] > LARGE_BYTES:
-            self._reserve(2 * head[1])  # twice, for what is read and what is parsed
+            self._reserve(2 * head[1])  # twice: the bytes read and the parsed values
         payload = await self._payload(head, framed.JSON, "")
         return payload if len(payload) > LARGE_BYTES else bytes(payload)
 
@@ -86,7 +86,7 @@ class Frames(Wire):
             framed.assign(attachment, await self._payload(head, framed.BLOB, request.id))
 
     async def _next_head(self, request_id: str) -> framed.Head:
-        """The head of a frame without which the request is not whole."""
+        """The head of the next frame, which the request requires."""
         head = await self._conn.next_head(begun=True)
         if head is None:
             raise MalformedFrame("stream ended before all attachments were sent", request_id)
@@ -105,7 +105,7 @@ class Frames(Wire):
 async def recognise(conn: Connection, surface: Surface[Any], reserve: Reserve) -> Wire:
     """The form of a fresh connection to a socket of ``surface``, by its first bytes.
 
-    Bytes that fit neither form are left to the form of the socket, whose error says what is wrong with them.
+    Bytes that fit neither form are treated as the socket's own form, whose error describes them.
     """
     frames = surface.frames
     if frames is None:

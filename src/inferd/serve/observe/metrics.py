@@ -1,8 +1,8 @@
-"""What the daemon counts of itself: plain numbers, kept where the things happen.
+"""The daemon's own metrics: plain numbers, updated where the events happen.
 
-Counting is part of every request and every piece of an answer, so it is an addition and no more; whoever
-reads the numbers does the work. They only grow, also over a reload, and start from zero with the daemon. All
-of it happens on the event loop's thread.
+Every request and every chunk of an answer is counted, so counting is one addition; the reader does the rest
+of the work. The numbers only grow, also across a reload, and start at zero with the daemon. All updates
+happen on the event loop's thread.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ WAIT_BOUNDS = (
 GAP_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 10.0)
 PREFILL_BOUNDS = (10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1e3, 2.5e3, 5e3, 1e4, 2.5e4, 5e4)
 DECODE_BOUNDS = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 50.0, 75.0, 100.0, 150.0, 200.0, 300.0, 500.0, 1e3)
-# How many of the last values say how things are now.
+# The number of recent values kept for quantiles.
 KEPT = 128
 _SHOWN_QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
 
 class Histogram:
-    """How many values fell up to each of ``bounds``, and beyond the last; ``total`` is their sum. The last
-    ``KEPT`` values are kept as they were."""
+    """Counts of values up to each of ``bounds``, and beyond the last; ``total`` is their sum. The last
+    ``KEPT`` values are kept."""
 
     __slots__ = ("bounds", "counts", "recent", "total")
 
@@ -56,8 +56,8 @@ class Histogram:
         self.recent.append(value)
 
     def summary(self) -> dict[str, object]:
-        """The numbers and what they mean: ``counts`` has one more than ``bounds``, for what is beyond. The
-        quantiles are values of the last ``KEPT``, and ``None`` of nothing."""
+        """The histogram as plain values. ``counts`` has one more item than ``bounds``, for larger values. The
+        quantiles are over the last ``KEPT`` values, ``None`` without values."""
         recent = sorted(self.recent)
         return {
             "count": sum(self.counts),
@@ -69,14 +69,14 @@ class Histogram:
 
 
 def quantile(ordered: Sequence[float], share: float) -> float | None:
-    """The smallest of the values that ``share`` of them do not pass; ``None`` of nothing."""
+    """The smallest value that at least ``share`` of the values do not exceed; ``None`` without values."""
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else None
 
 
 class SurfaceMetrics:
-    """One surface. Every request is counted once: answered (``done``), refused or failed with an error of
-    that code, or ended early for that reason. An error that answers no request, such as a line over the cap,
-    is counted like one."""
+    """The metrics of one surface. Every request is counted once: as answered (``done``), by the code of its
+    error, or by the reason of its early end. An error without a request, such as a line over the limit, is
+    counted, too."""
 
     def __init__(self) -> None:
         self.connections_open = 0
@@ -98,12 +98,13 @@ class SurfaceMetrics:
 
 
 class BackendMetrics:
-    """One entry of the configuration.
+    """The metrics of one configured backend.
 
-    ``ttft`` counts from the arrival of a request to the first piece of its answer, ``inter_token`` from piece
-    to piece, without the time in which the client did not read; both know streamed answers alone. ``prefill``
-    (of the tokens that were not cached) and ``decode`` are what the backend itself measured, in tokens per
-    second. ``breaker`` counts how often it came to a state, ``routed`` why requests of its pool came to it.
+    ``ttft`` is the time from the arrival of a request to the first chunk of its answer, ``inter_token`` the
+    time between chunks, without the time in which the client did not read. Both cover only streamed answers.
+    ``prefill`` (of the tokens that were not cached) and ``decode`` are measured by the backend, in tokens per
+    second. ``breaker`` counts changes to each state, ``routed`` the reasons why requests of its pool were
+    sent to it.
     """
 
     def __init__(self) -> None:
@@ -146,7 +147,7 @@ class BackendMetrics:
 
 
 class Metrics:
-    """All numbers, by the names of surfaces and of backend entries; a name is there once it was used."""
+    """All metrics, by surface and by backend name. A name appears on first use."""
 
     def __init__(self) -> None:
         self.surfaces: defaultdict[str, SurfaceMetrics] = defaultdict(SurfaceMetrics)
@@ -156,7 +157,7 @@ class Metrics:
         self.backends[backend].breaker[state] += 1
 
     def summary(self) -> dict[str, object]:
-        """All of it, as it goes into a snapshot."""
+        """All metrics, in the form of a snapshot."""
         return {
             "surfaces": {name: metrics.summary() for name, metrics in self.surfaces.items()},
             "backends": {name: metrics.summary() for name, metrics in self.backends.items()},

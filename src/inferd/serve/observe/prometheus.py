@@ -1,7 +1,7 @@
 """The metrics for Prometheus: the families, and a server for ``GET /metrics`` on h11.
 
-Loaded only when metrics are asked for. One connection gets one answer. A client that sends anything else, or
-nothing, costs one of a few places for a few seconds.
+Imported only if metrics are enabled. Each connection gets one answer. A client that sends anything else, or
+nothing, holds one of a few connections for a few seconds.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Exporter:
         return 200, self._content_type, await self._metrics()
 
     async def _metrics(self) -> bytes:
-        """All families, one after the other: a scrape must not keep the answers waiting for long."""
+        """All families, encoded one by one, so that a scrape does not delay answers for long."""
         parts = []
         for family in self._registry.collect():
             parts.append(self._encode(_Only(family)))
@@ -103,7 +103,7 @@ class _Only(Collector):
 
 
 class InferdCollector(Collector):
-    """Makes the families from the plain numbers, anew for each scrape."""
+    """Builds the families from the plain numbers, for each scrape."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot

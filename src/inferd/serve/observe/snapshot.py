@@ -1,4 +1,4 @@
-"""The daemon at one moment, for the admin socket and the metrics."""
+"""The state of the daemon at one moment, for the admin socket and the metrics."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class Residents(Protocol):
     """The models that are loaded on demand."""
 
     def loading(self) -> list[dict[str, object]]:
-        """Those that are being loaded."""
+        """The models that are loading now."""
 
     def stay(self, slot: BackendSlot) -> dict[str, object]:
-        """How long a backend stays: ``pinned`` and ``stays_secs``."""
+        """How long a backend stays loaded: ``pinned`` and ``stays_secs``."""
 
 
 class Snapshot:
-    """Looks at the parts that know."""
+    """Builds snapshots from the live objects."""
 
     def __init__(
         self, admission: Queues, router: Router, metrics: Metrics, residents: Residents | None = None
@@ -42,7 +42,8 @@ class Snapshot:
         return time.monotonic() - self._began
 
     def snapshot(self) -> dict[str, object]:
-        """The details of a ``snapshot`` frame; requests in the order of their age or of their turn."""
+        """The details of a ``snapshot`` frame: running requests by age, waiting requests in the order of
+        service."""
         admission = self.admission
         running = sorted(_contexts(admission.running_requests()), key=lambda context: context.arrived)
         return {
@@ -62,7 +63,7 @@ class Snapshot:
         }
 
     def backends(self) -> list[dict[str, Any]]:
-        """The backends in order of priority, and what may keep each from serving."""
+        """The backends in order of priority, with the state that may keep each from serving."""
         return [
             {
                 "name": member.backend.name,
@@ -86,11 +87,11 @@ class Snapshot:
 
 
 def _engine(backend: Backend) -> dict[str, object] | None:
-    """The state of the backend's process, ``None`` for one without a process of its own."""
+    """The state of the backend's process; ``None`` for a backend without one."""
     state = backend.engine_state()
     return None if state is None else dataclasses.asdict(state)
 
 
 def _contexts(holders: list[object]) -> list[RequestContext[Any]]:
-    """Sessions give their turn to the queue to be known by."""
+    """Narrows the type: the holders in the queues are request contexts."""
     return cast("list[RequestContext[Any]]", holders)

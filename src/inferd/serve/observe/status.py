@@ -1,10 +1,10 @@
 """The state of the daemon, published on the admin socket.
 
 A subscriber gets one ``capabilities`` frame for each backend, the current lifecycle frame, and then each
-event as it is published. Publishing never blocks: what a subscriber does not read is kept for it, up to a
-bound, and past the bound it is disconnected; it comes back for a fresh start. A subscriber may ask for a
-snapshot, for the models, or to unload one, and gets the answer beside the events; whatever else it sends is
-ignored. Models are unloaded one after another, and the same bound holds for those that wait for it.
+event as it is published. Publishing never blocks. Unread frames are kept for a slow subscriber up to a limit;
+beyond it the subscriber is disconnected, and may reconnect. A subscriber may ask for a snapshot, for the
+models, or to unload a model, and gets the answer among the events. All other input is ignored. Models are
+unloaded one after another; the same limit applies to the waiting requests for it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import cast
 from inferd.errors import InferdError, ModelNotFound
 from inferd.wire import admin
 
-MAX_UNREAD_EVENTS = 256  # minutes of a download's progress; beyond that a fresh snapshot says more
+MAX_UNREAD_EVENTS = 256  # minutes of a download's progress; after that a fresh snapshot is more useful
 
 
 async def _no_models() -> Sequence[Mapping[str, object]]:
@@ -30,9 +30,9 @@ async def _no_such_model(name: str) -> int:
 
 
 class StatusBoard:
-    """The current state and its subscribers; ``report`` makes the details of a snapshot, ``list_models``
-    the rows of the models; ``unload`` ends a model, and returns how many requests still run on it. All
-    methods run on the event loop's thread."""
+    """The current state and its subscribers. ``report`` returns the details of a snapshot, and
+    ``list_models`` the rows of the models. ``unload`` unloads a model, and returns how many requests still
+    run on it. All methods run on the event loop's thread."""
 
     def __init__(
         self,
@@ -48,26 +48,27 @@ class StatusBoard:
         self._subscribers: set[Subscriber] = set()
 
     def publish(self, frame: bytes) -> None:
-        """A lifecycle frame: replaces the current one and goes to every subscriber."""
+        """Replaces the lifecycle frame, and sends it to every subscriber."""
         self._lifecycle = frame
         self.publish_event(frame)
 
     def publish_event(self, frame: bytes) -> None:
-        """A frame that leaves the lifecycle as it is: is sent to the present subscribers and not kept."""
+        """Sends a frame to the present subscribers, without keeping it. The lifecycle frame stays."""
         for subscriber in tuple(self._subscribers):
             subscriber.send(frame)
 
     def publish_capabilities(self, frame: bytes) -> None:
-        """A ``capabilities`` frame: goes to every subscriber, and to newcomers from now on."""
+        """Sends a ``capabilities`` frame to every subscriber, and to each new one."""
         self._capabilities.append(frame)
         self.publish_event(frame)
 
     def forget_capabilities(self) -> None:
-        """Newcomers are no longer told of the backends so far; others are about to be published."""
+        """New subscribers no longer get the ``capabilities`` frames published so far. Call it before
+        publishing others."""
         self._capabilities.clear()
 
     async def serve(self, sock: socket.socket) -> None:
-        """One subscriber, until it leaves. When cancelled, what it has been sent is still flushed."""
+        """Serves one subscriber until it leaves. On cancellation, frames already sent are still flushed."""
         subscriber = Subscriber(self)
         loop = asyncio.get_running_loop()
         connecting = loop.create_task(loop.connect_accepted_socket(lambda: subscriber, sock))
@@ -75,14 +76,14 @@ class StatusBoard:
             await asyncio.shield(connecting)
             await asyncio.shield(subscriber.closed)
         except asyncio.CancelledError:
-            await connecting  # it may have been welcomed already
+            await connecting  # it may already have been sent frames
             subscriber.finish()
             await subscriber.closed
         finally:
             subscriber.abort()
 
     def welcome(self, subscriber: Subscriber) -> None:
-        """A newcomer hears how things stand, and from then on everything."""
+        """Sends a new subscriber the current state, and every frame from then on."""
         for frame in (*self._capabilities, self._lifecycle):
             subscriber.send(frame)
         self._subscribers.add(subscriber)
@@ -124,13 +125,13 @@ class Subscriber(asyncio.Protocol):
             self.abort()
 
     def finish(self) -> None:
-        """Closes the connection behind the last frame."""
+        """Closes the connection after the last frame."""
         self._finishing = True
         if not self._unread:
             self._transport.close()
 
     def abort(self) -> None:
-        """Closes the connection now, if there ever was one."""
+        """Closes the connection at once, if it was ever open."""
         self._unread.clear()
         if self._connected:
             self._transport.abort()
@@ -138,7 +139,7 @@ class Subscriber(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self._connected = True
-        # Frames wait in our own queue, where they can be counted, and not in the transport's.
+        # Frames wait in this object's queue, where they are counted, not in the transport's buffer.
         self._transport.set_write_buffer_limits(high=0)
         self._board.welcome(self)
 
@@ -172,7 +173,7 @@ class Subscriber(asyncio.Protocol):
             self._listing = None
 
     async def _unload(self) -> None:
-        """Serves the requests for that one after another, each with an answer of its own."""
+        """Serves the unload requests one after another, and answers each."""
         try:
             while self._to_unload:
                 name = self._to_unload.popleft()

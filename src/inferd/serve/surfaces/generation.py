@@ -1,7 +1,7 @@
-"""Answers that come bit by bit: the events of a backend's stream, each written as it comes.
+"""Streamed answers: each event of a backend's stream is written as it arrives.
 
-What the surfaces differ in, the form of their frames, is a :class:`Writer`. Frames that a backend made
-itself, from the writer's template, pass through untouched.
+Surfaces differ in the form of their frames, which a :class:`Writer` encodes. Frames that a backend made from
+the writer's template pass through unchanged.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from inferd.serve.observe.metrics import BackendMetrics
 from inferd.serve.surface import R, RequestContext, Surface
 from inferd.wire import sampling
 
-# An answer is kept until its end, for the last frame or for want of deltas. A server that never ends must not
-# fill the memory; no client reads a longer line either.
+# An answer is kept until its end, for the last frame or because the client wants no deltas. An upstream that
+# never stops must not fill the memory, and no client reads a longer line.
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 
 
@@ -42,10 +42,10 @@ class Writer(Protocol):
     template: FrameTemplate | None
 
     def event(self, event: Text | Thinking | ToolUse) -> bytes:
-        """What is to be sent now for a part of the answer; may be nothing."""
+        """The bytes to send now for a part of the answer; may be empty."""
 
     def end(self, done: Done, backend: Backend, timings: dict[str, float] | None) -> bytes:
-        """What is still to be sent, ``done`` last; ``timings`` in milliseconds."""
+        """The bytes still to send, ``done`` last; ``timings`` in milliseconds."""
 
 
 class Generation(Surface[R]):
@@ -56,7 +56,8 @@ class Generation(Surface[R]):
 
     @abstractmethod
     def engine_request(self, request: R, template: FrameTemplate | None) -> GenerateRequest:
-        """A valid request as the backends take it. It may take bytes out of ``request``: called once."""
+        """Converts a valid request for the backends. It may take bytes out of ``request``, so call it
+        once."""
 
     async def answer(
         self, context: RequestContext[R], backend: Backend, metrics: BackendMetrics
@@ -82,7 +83,7 @@ class Generation(Surface[R]):
     async def _stream(
         self, context: RequestContext[R], backend: Backend, writer: Writer, metrics: BackendMetrics
     ) -> Done:
-        """Writes what comes; returns the end of the stream."""
+        """Writes the events, and returns the last one."""
         conn = context.conn
         stream = await backend.generate(await self._asked(context, writer.template))
         clock = time.monotonic
@@ -130,12 +131,12 @@ class Generation(Surface[R]):
         return context.engine_request
 
 
-# A system message may be long and common to all conversations; the first words of the user are not.
+# A system message may be long and shared by all conversations; the user's first words are not.
 HEAD_CHARS = 4096
 
 
 def head_of(session: str | None, texts: Iterable[str]) -> Hashable:
-    """What the turns of one conversation have in common: its name, else its first two messages."""
+    """A key shared by the turns of one conversation: its name, else its first two messages."""
     return session or tuple(text[:HEAD_CHARS] for text in itertools.islice(texts, 2))
 
 
@@ -162,7 +163,7 @@ def _count(done: Done, metrics: BackendMetrics) -> None:
         metrics.accepted_tokens += done.drafts.accepted
     if timings is not None:
         computed = usage.prompt_tokens - usage.cached_tokens
-        # A prompt that was given up within says nothing of its speed.
+        # The time of an aborted prompt would give a wrong speed.
         if computed > 0 and timings.prefill_ms > 0 and usage.completion_tokens:
             metrics.prefill.observe(computed / timings.prefill_ms * 1e3)
         if timings.tokens_per_second > 0:
@@ -170,7 +171,7 @@ def _count(done: Done, metrics: BackendMetrics) -> None:
 
 
 def _timings(context: RequestContext[R], done: Done) -> dict[str, float] | None:
-    """What the client is told, in milliseconds; ``None`` from a backend that measures nothing."""
+    """The timings for the client, in milliseconds; ``None`` if the backend measures none."""
     if done.timings is None:
         return None
     times = {name: round(value, 3) for name, value in dataclasses.asdict(done.timings).items()}
@@ -180,7 +181,7 @@ def _timings(context: RequestContext[R], done: Done) -> dict[str, float] | None:
 def generate_request(
     request: sampling.Sampling, messages: Sequence[Message], template: FrameTemplate | None
 ) -> GenerateRequest:
-    """A valid request as the backends take it."""
+    """Converts a valid request for the backends."""
     return GenerateRequest(
         messages=tuple(messages),
         max_tokens=request.max_tokens,

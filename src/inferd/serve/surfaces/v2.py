@@ -108,9 +108,9 @@ class FramedSurface(_Blocks):
 
 
 def conversation(request: v2.Request) -> list[Message]:
-    """The messages of a valid request as the engine takes them, attachments in their places.
+    """Converts the messages of a valid request for the engine, with attachments in place.
 
-    The request has no bytes of texts afterwards: freeing them later costs the event loop milliseconds.
+    The bytes of text attachments are dropped here: freeing them later would cost the event loop milliseconds.
     """
     media = {attachment.id: attachment for attachment in request.attachments or ()}
     messages: list[Message] = []
@@ -135,7 +135,7 @@ def _of_assistant(message: v2.Message, media: Attachments) -> list[Message]:
 
 
 def _of_user(message: v2.Message, media: Attachments) -> Iterator[Message]:
-    """A result of a tool is a message of its own, so the blocks around it are, too."""
+    """A tool result is a separate message, so the blocks before and after it are, too."""
     around: list[v2.Block] = []
     for block in message.content:
         if isinstance(block, v2.ToolResult):
@@ -150,7 +150,7 @@ def _of_user(message: v2.Message, media: Attachments) -> Iterator[Message]:
 
 
 def _words(message: v2.Message) -> str:
-    """The text of a message, however long, but not what is attached to it."""
+    """The text of a message, without its attachments."""
     return "\n".join(block.text or "" for block in message.content if isinstance(block, v2.Text))
 
 
@@ -163,7 +163,7 @@ def _flat(blocks: Iterable[v2.Block]) -> Iterator[v2.Block]:
 
 
 def _content(blocks: Iterable[v2.Block], media: Attachments) -> str | tuple[str | Media, ...]:
-    """Texts that follow each other become one, a line each; alone they are a plain string."""
+    """Joins consecutive texts with newlines. Content with only text becomes a plain string."""
     parts: list[str | Media] = []
     for block in _flat(blocks):
         part = _part(block, media)
@@ -200,7 +200,8 @@ def _part(block: v2.Block, media: Attachments) -> str | Media | None:
 
 
 class Writer:
-    """Frames of blocks. Without deltas each block is one frame, sent when the next one begins or all end."""
+    """Encodes frames of blocks. Without deltas, each block is one frame, sent when the next block begins or
+    the answer ends."""
 
     def __init__(self, request: v2.Request) -> None:
         self._id = request.id
@@ -245,7 +246,7 @@ class Writer:
         )
 
     def _rest(self, done: Done) -> bytes:
-        """The text, and the records of tokens, that no frame has told."""
+        """The text and the token records that no frame has carried yet."""
         content = done.content if done.content and self.template is None else b""
         if done.logprobs:
             frame = self._with_logprobs

@@ -14,12 +14,12 @@ from inferd.wire import embed, rerank
 
 A = TypeVar("A", Embeddings, Ranking)
 
-# Writing a million numbers takes a tenth of a second; the encoder lets go of the GIL meanwhile.
+# Encoding a million numbers takes a tenth of a second; the encoder releases the GIL meanwhile.
 _ENCODE_ASIDE_BYTES = 256 * 1024
 
 
 class UnarySurface(Surface[R], Generic[R, A]):
-    """A surface whose answer comes whole. A request that is to end early ends with an error instead."""
+    """A surface whose answer is one frame. A request that is to end early ends with an error instead."""
 
     @abstractmethod
     async def call(self, request: R, backend: Backend) -> A: ...
@@ -29,7 +29,7 @@ class UnarySurface(Surface[R], Generic[R, A]):
 
     @abstractmethod
     def size(self, answer: A) -> int:
-        """About how many bytes there are to encode."""
+        """The approximate number of bytes to encode."""
 
     async def answer(
         self, context: RequestContext[R], backend: Backend, metrics: BackendMetrics
