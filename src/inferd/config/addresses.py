@@ -1,4 +1,4 @@
-"""The kinds of option that say where something is on a network or on this machine."""
+"""Kinds of option whose values are addresses: URLs, TCP addresses, socket paths."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from inferd.config.kinds import Kind
 
 @dataclass(frozen=True)
 class HttpsUrl(Kind):
-    """An https address, or nothing."""
+    """An https address, or an empty string."""
 
     @property
     def metavar(self) -> str:
@@ -35,7 +35,7 @@ class HttpsUrl(Kind):
 
 @dataclass(frozen=True)
 class TcpAddress(Kind):
-    """A literal ``IP:port``; IPv6 in brackets. Names are refused, since a resolver could move them."""
+    """A literal ``IP:port``; IPv6 in brackets. Host names are refused: a resolver could redirect them."""
 
     @property
     def metavar(self) -> str:
@@ -59,7 +59,7 @@ class TcpAddress(Kind):
 
 @dataclass(frozen=True)
 class HttpAddress(TcpAddress):
-    """An address to serve HTTP on; the option alone means where clients of Ollama look."""
+    """An address to serve HTTP on; the bare option means the default address of Ollama clients."""
 
     bare: str = "127.0.0.1:11434"
 
@@ -93,7 +93,7 @@ class LocalAddress(Kind):
 
 @dataclass(frozen=True)
 class DaemonAddress(Kind):
-    """Where another daemon serves a surface: the path of a Unix socket, or a literal ``IP:port``."""
+    """The address of another daemon's surface: the path of a Unix socket, or a literal ``IP:port``."""
 
     @property
     def metavar(self) -> str:
@@ -113,15 +113,15 @@ class DaemonAddress(Kind):
 
 
 CALLS = ("/chat/completions", "/completions", "/embeddings", "/rerank", "/messages")
-"""What an address ends with that was copied from an example of a call."""
+"""Endings of addresses that were copied from an example of a call."""
 
 
 @dataclass(frozen=True)
 class ServerUrl(Kind):
-    """Where a remote server is: scheme, host, and a path below which its API lies.
+    """The address of a remote server: scheme, host, and the base path of its API.
 
-    A slash at the end is dropped, and so is the ``/v1`` that other tools want there. User names, queries and
-    fragments are refused: the first are secrets, and the others would end up inside of a path.
+    A trailing slash is removed, and so is the trailing ``/v1`` that other tools expect. User names are
+    refused as secrets, queries and fragments because they would end up inside a path.
     """
 
     @property

@@ -1,8 +1,8 @@
-"""The backends that flags, environment and config file ask for together.
+"""The backends configured by flags, environment and config file together.
 
-The file lists them. A flag or a variable that speaks of a kind of backend is laid over the first entry of
-that kind; without a list, such options make the one entry there is. Secrets come from the environment or a
-flag, never from the file, which only names variables.
+The file lists the entries. Flags and variables for a kind of backend override the first entry of that kind;
+without a list, they define the only entry. Secrets come from the environment or a flag, never from the file,
+which only names variables.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from inferd.errors import ConfigError
 
 Env = Mapping[str, str]
 Fields = dict[str, Any]
-"""An entry in the making: its kind, and its fields as far as they are known."""
+"""An unfinished entry: its kind, and the fields known so far."""
 
 _REMOTE = {"openai-compat": "openai_", "bedrock-invoke": "bedrock_"}
-"""How the options of a kind begin; the rest is the name of the entry's field."""
+"""The prefix of a kind's options; the rest is the name of the entry's field."""
 
 _OPTIONS: dict[str, tuple[str, ...]] = {
     "llamacpp": ("model", "model_path", "model_sha256", "n_ctx", "n_gpu_layers"),
@@ -50,8 +50,8 @@ def entries(
 ) -> tuple[BackendEntry, ...]:
     """The complete entries in order of priority, at least one.
 
-    ``settings`` has the values of all options, ``chosen`` those that were given. Raises ConfigError when a
-    backend lacks what it needs.
+    ``settings`` has the values of all options, ``chosen`` the explicitly given ones. Raises ConfigError if a
+    backend lacks a required value.
     """
     listed: list[Fields] = [dict(fields) for fields in file.backends]
     if "backend" in chosen and listed:
@@ -77,7 +77,7 @@ def entries(
 
 
 def _is_explicit(name: str, given: OptionValue) -> bool:
-    """A variable with a secret is a place to look a key up in, not a wish for another key."""
+    """Whether the option overrides an entry: a variable with a secret is only a fallback for its key."""
     return given.place == "flag" or (given.place == "env" and not _BY_NAME[name].secret)
 
 
@@ -93,7 +93,7 @@ def _lay_over(fields: Fields, settings: Settings, names: list[str]) -> None:
     fields.update({name: getattr(settings, name) for name in names if name in ("n_ctx", "n_gpu_layers")})
     sha256 = settings.model_sha256
     if {"model", "model_path"} & set(names):
-        for name in ("mmproj", "lora"):  # a projector and an adapter fit one model
+        for name in ("mmproj", "lora"):  # a projector and an adapter fit only their own model
             fields.pop(name, None)
     if settings.model_path is not None and {"model", "model_path"} & set(names):
         fields.update(model=None, model_path=settings.model_path, model_sha256=sha256)
@@ -122,7 +122,7 @@ def _complete(fields: Fields, settings: Settings, env: Env, notes: list[str]) ->
 
 
 def _check_needed(fields: Fields, kind: str, needed: tuple[str, ...]) -> None:
-    """The config file has been checked for these; options have not."""
+    """Raises ConfigError for missing fields: options are not checked for them, unlike the config file."""
     missing = [_BY_NAME[_REMOTE[kind] + name] for name in needed if name not in fields]
     if missing:
         flags = " and ".join(f"{option.flag} (or {option.env})" for option in missing)
@@ -170,7 +170,7 @@ def _note_if_seen(name: str, url: str, notes: list[str]) -> None:
 
 
 def _is_private(url: str) -> bool:
-    """Whether what is sent there is encrypted, or stays on this machine."""
+    """Whether requests to ``url`` are encrypted or stay on this machine."""
     parts = urlsplit(url)
     try:
         here = ipaddress.ip_address(str(parts.hostname)).is_loopback
@@ -211,7 +211,7 @@ def _bedrock(fields: Fields, env: Env, notes: list[str]) -> BedrockEntry:
 def _first_secret(
     entry: str, named: str | None, others: tuple[str, ...], env: Env, notes: list[str], *, otherwise: str
 ) -> Secret | None:
-    """What the variable ``named`` in the file holds, else the first of ``others`` that is set."""
+    """The secret in the variable that the file names, else in the first of ``others`` that is set."""
     names = ((named,) if named is not None else ()) + others
     found = next((name for name in names if env.get(name)), None)
     if named is not None and found != named:

@@ -1,7 +1,7 @@
 """Writes docs/config.md and docs/config.schema.json from the option table.
 
-``python -m inferd.config.docs`` writes both below the current directory, ``--check`` only compares and exits
-1 when one is stale.
+``python -m inferd.config.docs`` writes both below the current directory; ``--check`` only compares, and exits
+with 1 if one is stale.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def schema() -> str:
     for shape in made["$defs"].values():
         if "properties" in shape:
             shape["additionalProperties"] = (
-                False  # a typo is a warning of the daemon, and an error of an editor
+                False  # an unknown key is a warning of the daemon, but an error in an editor
             )
     made["$defs"]["Config"]["properties"]["$schema"] = {"type": "string"}
     return json.dumps(made, indent=2, sort_keys=True) + "\n"

@@ -1,9 +1,9 @@
-"""The backends that the configuration asks for: one class for each kind.
+"""The configured backends: one class per kind.
 
-An entry is complete: defaults are filled in, and secrets have been looked up, so that who builds a backend
-reads nothing else but the settings that all backends share. ``serves`` is the name by which requests may ask
-for the entry beside its own, and entries of one such name form a pool; ``None`` is the name of its model.
-``max_requests`` is how many requests of a pool a remote entry is sent at once.
+An entry is complete: defaults are filled in and secrets looked up, so that a backend is built from its entry
+and the common settings alone. ``serves`` is a second name by which requests select the entry; entries with
+the same ``serves`` form a pool; ``None`` means the name of its model. ``max_requests`` limits the concurrent
+requests of a pool to a remote entry.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from inferd.config.kinds import Secret
 
 
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """A model by name; without ``sha256`` the name is looked up in the store and the catalogue."""
+    """A model by name; without ``sha256``, the catalogue or the store gives its hash."""
 
     name: str
     sha256: str | None = None
@@ -28,7 +28,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Adapter(msgspec.Struct, frozen=True, kw_only=True):
-    """A LoRA adapter: a GGUF file, and the name by which a request asks for it."""
+    """A LoRA adapter: a GGUF file, and the name by which a request selects it."""
 
     name: str
     path: Path
@@ -48,14 +48,14 @@ class MockEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LlamaCppEntry:
-    """A model of our own; exactly one of ``model`` and ``model_path`` is set.
+    """A local model; exactly one of ``model`` and ``model_path`` is set.
 
-    ``embed``: the model makes vectors instead of text, or scores when ``embed_pooling`` is ``rank``; ``None``
-    leaves that to the model where embedding or ranking is asked for. ``mmproj`` is the projector, a file of
-    its own or one of the store. ``n_ctx`` ``None``: up to 16,384, as the model and the memory allow.
-    ``preload``: it is loaded at the start and stays; else when a request names it, and ``pin`` lets it stay
-    then. ``system`` is the system prompt of requests that have none. ``chat_template_file`` replaces the
-    model's own template. ``lora`` are adapters that requests may choose from.
+    ``embed``: the model makes vectors instead of text, or scores if ``embed_pooling`` is ``rank``; with
+    ``None`` the model decides, if embedding or ranking is enabled. ``mmproj`` is the projector, a file or a
+    model of the store. ``n_ctx`` ``None``: up to 16,384, as far as model and memory allow. ``preload``: load
+    at the start and keep loaded; else load on demand, and with ``pin`` keep loaded then. ``system`` is the
+    system prompt of requests that have none. ``chat_template_file`` replaces the model's template. ``lora``
+    are adapters that requests may select.
     """
 
     kind: ClassVar[str] = "llamacpp"
@@ -80,10 +80,10 @@ class LlamaCppEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenAICompatEntry:
-    """A server that speaks the OpenAI API below ``base_url``, which has no path ``/v1`` of its own.
+    """A server with the OpenAI API below ``base_url``, which does not include ``/v1``.
 
-    ``embed`` and ``rerank``: whether the server does that; ``None`` is as the settings of the same name ask.
-    ``top_k``: whether the server knows that setting. ``timeout_secs`` is the longest silence.
+    ``embed`` and ``rerank``: whether the server offers it; ``None`` follows the setting of the same name.
+    ``top_k``: whether the server supports that parameter. ``timeout_secs`` limits the silence of the server.
     """
 
     kind: ClassVar[str] = "openai-compat"
@@ -103,7 +103,7 @@ class OpenAICompatEntry:
 class BedrockEntry:
     """A model of AWS Bedrock; either ``bearer_token`` or both parts of the access key are set.
 
-    ``endpoint`` replaces the address of the region's own service. ``timeout_secs`` is the longest silence.
+    ``endpoint`` replaces the region's endpoint. ``timeout_secs`` limits the silence of the server.
     """
 
     kind: ClassVar[str] = "bedrock-invoke"
@@ -122,8 +122,8 @@ class BedrockEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InferdEntry:
-    """Another daemon: the path of a Unix socket or ``IP:port`` of its v2 surface, and of those for vectors
-    and scores, at least one of them. ``model`` is what it is asked for, empty for its first one."""
+    """Another daemon: the addresses (socket path or ``IP:port``) of its v2, embed and rerank surfaces, at
+    least one of them. ``model`` is the model to request; empty for the daemon's first one."""
 
     kind: ClassVar[str] = "inferd"
     name: str
@@ -141,7 +141,7 @@ BackendEntry = MockEntry | LlamaCppEntry | OpenAICompatEntry | BedrockEntry | In
 
 
 def surfaces_of(entry: BackendEntry) -> frozenset[str]:
-    """Which of ``embed`` and ``rerank`` the entry itself asks to be served."""
+    """Those of ``embed`` and ``rerank`` that the entry itself enables."""
     if isinstance(entry, LlamaCppEntry):
         if not entry.embed:
             return frozenset()

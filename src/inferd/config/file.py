@@ -1,9 +1,8 @@
-"""The config file: its shape, and the reading of one.
+"""The config file: its shape, and its parser.
 
-The shape is made from the option table for the single values and from the tables of keys for the backends;
-msgspec checks the types and bounds, the kinds the form of strings. A file that cannot be read, parsed or
-validated raises ConfigError with file, key and reason; a key that the shape does not know is a warning,
-since a newer inferd may have written it.
+The shape is built from the option table and, for the backends, from the tables of keys. msgspec checks types
+and bounds, the kinds check strings. A file that cannot be read, parsed or validated raises ConfigError with
+file, key and reason. An unknown key is only a warning, since it may belong to a newer inferd.
 """
 
 from __future__ import annotations
@@ -26,14 +25,14 @@ from inferd.errors import ConfigError
 from inferd.private import written_by_others
 
 MAX_FILE_BYTES = 1024 * 1024
-"""Far above any real config, so that a wrong path (a model, a device) fails at once."""
+"""Far above any real config file, so that a wrong path (a model, a device) fails at once."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
 class ConfigFile:
-    """What a file says: option name → (key, value), the backends' fields in order, and warnings."""
+    """A parsed file: option name → (key, value), the backends' fields in order, and warnings."""
 
     values: Mapping[str, tuple[str, Any]] = field(default_factory=dict)
     backends: tuple[dict[str, Any], ...] = ()
@@ -51,7 +50,7 @@ def _rows(keys: tuple[Key, ...]) -> list[tuple[str, Any, bool]]:
 
 
 def _documented(kind: Kind, doc: str) -> Any:
-    """The type of a value, with the sentence that an editor shows for its key."""
+    """The type of a value, with the description that an editor shows for its key."""
     return Annotated[kind.file_type, msgspec.Meta(description=doc)]
 
 
@@ -74,7 +73,7 @@ def _shape() -> tuple[Any, dict[str, Any]]:
         ("model", model, False),
         ("backends", list[Union[tuple(entries)]], False),  # type: ignore[misc]  # noqa: UP007
     ]
-    known: dict[str, Any] = {"model": None, "backends": None, "$schema": None}  # the last is an editor's
+    known: dict[str, Any] = {"model": None, "backends": None, "$schema": None}  # the last is for editors
     sections: dict[str, list[tuple[str, Any, bool]]] = {}
     for option in OPTIONS:
         if option.key is not None:
@@ -90,7 +89,7 @@ FILE_TYPE, _KNOWN = _shape()
 
 
 def read_file(path: Path, *, required: bool) -> ConfigFile:
-    """Reads and checks the file at ``path``; an absent one is empty unless it is ``required``."""
+    """Reads and checks the file at ``path``; a missing file counts as empty unless it is ``required``."""
 
     def fail(reason: str) -> NoReturn:
         raise ConfigError(f"config file {path}: {reason}")
@@ -126,7 +125,7 @@ def read_file(path: Path, *, required: bool) -> ConfigFile:
 
 
 def _sound(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of ``pairs``, whose keys differ, and whose texts a system call or a terminal can take."""
+    """The object of ``pairs``; ValueError for a repeated key, or a lone surrogate in a string."""
     result = dict(pairs)
     for name, value in pairs:
         if any(_SURROGATE.search(text) for text in (name, value) if isinstance(text, str)):
@@ -138,7 +137,7 @@ def _sound(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _number(text: str) -> int | float:
-    """A number; Python refuses one of thousands of digits in words of its own, a bound refuses it by key."""
+    """A number. A long integer becomes a float, so that a bound refuses it by key, not Python's parser."""
     return int(text) if len(text) <= 20 else float(text)
 
 
@@ -147,7 +146,7 @@ def _shown(key: str) -> str:
 
 
 def _converted(raw: Any) -> Any:
-    """``raw`` as FILE_TYPE; what is missing may be there under a name that is spelt wrong."""
+    """``raw`` as FILE_TYPE. An error also lists unknown keys: a missing key may be misspelt."""
     try:
         return msgspec.convert(raw, FILE_TYPE)
     except msgspec.ValidationError as error:
@@ -166,7 +165,7 @@ def _check_kinds(raw: Any) -> None:
 
 
 def _unknown(raw: Any) -> Iterator[str]:
-    """A sentence for each key that the shape does not know; ``raw`` need not have the shape otherwise."""
+    """A sentence for each unknown key; ``raw`` may be otherwise invalid."""
     if not isinstance(raw, dict):
         return
     yield from _unknown_in(raw, _KNOWN, "")
@@ -198,7 +197,7 @@ def _unknown_in(raw: Any, known: Mapping[str, Any], where: str) -> Iterator[str]
 
 
 def _nearest(key: str, known: Mapping[str, Any], where: str) -> str | None:
-    """The key beside it that looks like it, or one of another section that does; ``None`` without either."""
+    """The most similar key of the same section, else of another section, else ``None``."""
     if (beside := nearest(key, known)) is not None:
         return where + beside
     elsewhere = {leaf: f"{name}.{leaf}" for name, leaves in _KNOWN.items() for leaf in leaves or ()}
@@ -282,7 +281,7 @@ def _adapters(nodes: Sequence[Any], where: str) -> tuple[Adapter, ...]:
 
 
 def _model(node: Any, where: str) -> dict[str, Any]:
-    """The fields of an entry that a model object gives."""
+    """The fields of an entry that come from a model object."""
     fields: dict[str, Any] = {"model": _spec(node, where)}
     if isinstance(node.mmproj, str):
         fields["mmproj"] = _parse(FilePath(), node.mmproj, f"{where}.mmproj")

@@ -1,7 +1,7 @@
-"""The settings of a running daemon in a form that can be compared and not read.
+"""Hashes of a running daemon's settings: comparable, but not readable.
 
-A command compares them with its own, since what its environment and config file say of models and limits is
-without effect on a daemon that runs already.
+A command compares them with its own, since its environment and config file have no effect on the models and
+limits of a running daemon.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from inferd.config.model_options import ModelOptions
 from inferd.config.settings import OPTIONS, Settings
 from inferd.config.sources import LoadedConfig
 
-# What only concerns the process that is started, and what must not even be compared.
+# Options that concern only the start of the process, and secrets, which must not even be compared.
 _LEFT_OUT = {"idle_exit_secs", "log_dir", "core_dumps", *(option.name for option in OPTIONS if option.secret)}
 _NAMES = ({each.name for kind in (ModelOptions, LimitOptions) for each in fields(kind)} - _LEFT_OUT) | {
     "backends"
@@ -23,7 +23,7 @@ _NAMES = ({each.name for kind in (ModelOptions, LimitOptions) for each in fields
 
 
 def of(settings: Settings) -> dict[str, str]:
-    """For each option that says how a daemon serves, a short hash of its value."""
+    """Option name → short hash of its value, for the options that affect serving."""
     return {
         name: hashlib.sha256(repr(getattr(settings, name)).encode()).hexdigest()[:12]
         for name in sorted(_NAMES)
@@ -31,7 +31,7 @@ def of(settings: Settings) -> dict[str, str]:
 
 
 def differing(given: LoadedConfig, running: Mapping[str, str]) -> list[str]:
-    """The places (variables, keys of the config file) whose values are not those of the running daemon."""
+    """The places (variables, keys of the config file) whose values differ from the running daemon's."""
     ours = of(given.settings)
     other = {name for name, value in ours.items() if running.get(name, value) != value}
     places = dict.fromkeys(place for name, place in given.origins.items() if name in other)

@@ -1,4 +1,4 @@
-"""The HTTP bridge: where it serves, and for whom."""
+"""The HTTP bridge: its address, and the clients that may use it."""
 
 # ruff: noqa: RUF009 - a field is made by a function here, so that its row of the table stands beside it
 from __future__ import annotations
@@ -14,7 +14,7 @@ from inferd.config.option import option
 _HTTP = "HTTP"
 
 QUEUE_DEPTH = 64
-"""The default of ``queue_depth`` where the bridge runs: one agent alone sends several requests at once."""
+"""The default of ``queue_depth`` with the bridge: a single agent sends several requests at once."""
 
 
 def _no_aliases(env: Mapping[str, str] | None = None) -> Mapping[str, str]:

@@ -1,6 +1,6 @@
-"""The keys of the objects of the config file: of each kind of backend, of a model, of an adapter.
+"""The keys of the config file's objects: each kind of backend, a model, an adapter.
 
-Each names its kind, which checks and describes its value, and a sentence for the documentation.
+Each key has a kind, which checks and describes its value, and a sentence for the documentation.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The types that an option can have.
+"""The types of options.
 
-A kind turns text (a flag, a variable, a string of the config file) into a value, or raises ``ValueError``
-whose text completes "… must be"; it also gives the msgspec type that the config file is checked against, so
-that a bound is written once.
+A kind parses text (a flag, a variable, a string of the config file) into a value, or raises ``ValueError``
+whose text completes "… must be". It also gives the msgspec type that validates the config file, so that a
+bound is written once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from msgspec import Meta
 
 
 class Secret:
-    """A value that must not be seen: only :meth:`reveal` shows it."""
+    """A secret value: its repr hides it, only :meth:`reveal` returns it."""
 
     __slots__ = ("_value",)
 
@@ -38,7 +38,7 @@ class Secret:
 
 
 class Kind(ABC):
-    """What an option's value may be."""
+    """The type of an option's value."""
 
     @property
     @abstractmethod
@@ -48,7 +48,7 @@ class Kind(ABC):
     @property
     @abstractmethod
     def description(self) -> str:
-        """What a value must be, as a noun phrase."""
+        """The valid values, as a noun phrase."""
 
     @property
     def file_type(self) -> Any:
@@ -57,15 +57,15 @@ class Kind(ABC):
 
     @abstractmethod
     def parse(self, text: str) -> object:
-        """The value of ``text``; ``ValueError`` says what it must be instead."""
+        """The value of ``text``; raises ``ValueError`` with the valid values."""
 
     @property
     def ignores_unusable_variables(self) -> bool:
-        """Whether a variable without a value is left out with a warning; else it is an error."""
+        """Whether an invalid environment variable is ignored with a warning; otherwise it is an error."""
         return False
 
     def of_file(self, value: Any) -> object:
-        """The value of what stands in the file, which is of :attr:`file_type`."""
+        """The value of a config file's ``value``, which has the type :attr:`file_type`."""
         return self.parse(value) if isinstance(value, str) else value
 
 
@@ -126,7 +126,7 @@ class Seconds(Kind):
 
 @dataclass(frozen=True)
 class Choice(Kind):
-    """One of a few words; ``numbers`` are whole numbers that the config file may have in their place."""
+    """One of a few words; ``numbers`` maps integers that the config file may use instead."""
 
     values: tuple[str, ...]
     aliases: Mapping[str, str] = field(default_factory=dict)
@@ -159,10 +159,10 @@ LOG_LEVELS = ("off", "error", "warn", "info", "debug", "trace")
 
 @dataclass(frozen=True)
 class LogLevel(Kind):
-    """A level of the log in any case, its number, or filters in the form of Rust's ``env_logger``.
+    """A log level in any case, its number, or filters in the form of Rust's ``env_logger``.
 
-    Of filters, which are separated by commas, the last one for inferd counts, else the one for everything. An
-    unusable variable is ignored with a warning, as inferd 0.2.1 ignores it.
+    Of several filters, separated by commas, the last one for inferd applies, else the global one. An invalid
+    variable is ignored with a warning, as in inferd 0.2.1.
     """
 
     @property
@@ -220,7 +220,7 @@ class Boolean(Kind):
 
 @dataclass(frozen=True)
 class FilePath(Kind):
-    """A path of the file system; a leading ``~/`` is the home directory."""
+    """A file path; a leading ``~/`` is the home directory."""
 
     @property
     def metavar(self) -> str:
@@ -261,7 +261,7 @@ class Name(Kind):
 
 @dataclass(frozen=True)
 class Text(Kind):
-    """Any printable text; not an empty one where it is ``needed``."""
+    """Printable text; must not be empty if ``needed``."""
 
     what: str = "TEXT"
     needed: bool = False
@@ -282,7 +282,7 @@ class Text(Kind):
 
 @dataclass(frozen=True)
 class Paragraphs(Kind):
-    """Text of any length, in lines."""
+    """Text of any length, which may have several lines."""
 
     @property
     def metavar(self) -> str:
@@ -318,7 +318,7 @@ class Sha256(Kind):
 
 @dataclass(frozen=True)
 class SecretText(Kind):
-    """A secret; ``optional`` lets an empty one say that there is none."""
+    """A secret; with ``optional``, an empty one means none."""
 
     optional: bool = False
 
@@ -338,7 +338,7 @@ class SecretText(Kind):
 
 @dataclass(frozen=True)
 class Words(Kind):
-    """Several words without blanks: separated by commas, in the config file an array."""
+    """Words without blanks: separated by commas; an array in the config file."""
 
     what: str = "WORD"
 
@@ -368,8 +368,8 @@ class Words(Kind):
 
 @dataclass(frozen=True)
 class Aliases(Kind):
-    """Patterns of names and what they mean: ``PATTERN=NAME`` separated by commas, in the config file an
-    object."""
+    """Patterns of names and the names they map to: ``PATTERN=NAME`` separated by commas; an object in the
+    config file."""
 
     @property
     def metavar(self) -> str:

@@ -1,4 +1,4 @@
-"""How much the daemon takes on, where it keeps models, and what it logs."""
+"""Limits, the model store, and logging."""
 
 # ruff: noqa: RUF009 - a field is made by a function here, so that its row of the table stands beside it
 from __future__ import annotations
@@ -13,7 +13,7 @@ from inferd.config.option import option
 _LIMITS, _STORE, _LOG = "Limits", "Store", "Log"
 
 OTHER_DESCRIPTORS = 256
-"""What a daemon may have open beside its connections: models, sockets, logs, and connections to servers."""
+"""Descriptors besides client connections: models, sockets, logs, and connections to servers."""
 
 
 @dataclass(frozen=True, kw_only=True)

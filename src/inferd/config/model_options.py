@@ -1,4 +1,4 @@
-"""Which models are served, and how: the options that a backend is made from."""
+"""The served models: the options that configure a backend."""
 
 # ruff: noqa: RUF009 - a field is made by a function here, so that its row of the table stands beside it
 from __future__ import annotations
@@ -22,7 +22,7 @@ from inferd.config.kinds import (
 from inferd.config.option import option
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
-"""The catalogue name of the model that is served when none is named."""
+"""The catalogue name of the default model."""
 
 _MODEL, _OPENAI, _BEDROCK, _ENGINE = "Model", "OpenAI-compatible server", "AWS Bedrock", "Engine"
 

@@ -1,16 +1,16 @@
-"""The known name that an unknown one may be a misspelling of."""
+"""Finds the known name that resembles a misspelt one."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
-# Of a misspelt name; below it names have little more in common than some letters, and no hint is better.
+# The similarity of a misspelt name; below it, names share little more than letters, and a hint misleads.
 LIKENESS = 0.75
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """``None`` where none of the known names looks like it. Dashes in front do not count."""
+    """The most similar known name, or ``None``. Leading dashes are ignored."""
     stripped = {each.lstrip("-"): each for each in known}
     found = difflib.get_close_matches(name.lstrip("-"), stripped, n=1, cutoff=LIKENESS)
     return stripped[found[0]] if found else None

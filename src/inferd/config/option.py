@@ -1,4 +1,4 @@
-"""What an option is, how a field of the option table says it, and what a place gave for it."""
+"""An option, its declaration as a field of the option table, and its value with its origin."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ PathRule = Callable[[Mapping[str, str] | None], Path]
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """One row of the table; ``flag``, ``env`` or ``key`` is ``None`` where the option has none.
+    """One row of the table; ``flag``, ``env`` or ``key`` is ``None`` if the option has none.
 
-    ``reload``: a running daemon can take on another value.
+    ``reload``: a reload can change the value in a running daemon.
     """
 
     name: str
@@ -53,7 +53,7 @@ def option(
     default_doc: str = "",
     reload: bool = False,
 ) -> Any:
-    """A field of Settings; the flag and the variable follow the field's name unless said otherwise."""
+    """A field of Settings; by default the flag and the variable are derived from the field's name."""
     metadata = {
         "kind": kind,
         "default": default,
@@ -72,7 +72,7 @@ def option(
 
 @dataclass(frozen=True, slots=True)
 class OptionValue:
-    """The value of an option, and the flag, variable or key that it came from."""
+    """The value of an option, with the flag, variable or key as its origin."""
 
     value: Any
     origin: str
@@ -80,7 +80,7 @@ class OptionValue:
 
 
 def variable(name: str, kind: Kind, text: str) -> Any:
-    """The value of ``text``, which the environment variable ``name`` holds; ConfigError when it has none."""
+    """Parses ``text``, the content of the environment variable ``name``; ConfigError if it is invalid."""
     try:
         return kind.parse(text)
     except ValueError as reason:

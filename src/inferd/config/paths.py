@@ -1,9 +1,9 @@
-"""Where inferd keeps its sockets, lock, logs, history and models.
+"""The paths of inferd's sockets, lock, logs, history and models.
 
-The daemon and every client use these rules, so that they always meet. Each function reads the environment it
-is given (``os.environ`` when none is given), makes nothing and needs nothing to exist. An empty variable
-counts as unset, and so does a relative ``XDG_RUNTIME_DIR`` or ``XDG_DATA_HOME``, as the XDG base directory
-specification asks.
+The daemon and every client use these rules, so that they find each other. Each function reads the given
+environment (default: ``os.environ``), creates nothing and needs nothing to exist. An empty variable counts as
+unset, and so does a relative ``XDG_RUNTIME_DIR`` or ``XDG_DATA_HOME``, as the XDG base directory
+specification requires.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def _home(env: Env) -> Path | None:
 def runtime_dir(env: Env = None) -> Path:
     """The directory of the sockets and the lock.
 
-    A shell of cron, su or ssh may lack the ``XDG_RUNTIME_DIR`` of a login session. So of the two directories
-    that this user can have, the one in which a daemon runs is taken, with the variable and without it.
+    A shell of cron, su or ssh may lack the ``XDG_RUNTIME_DIR`` of a login session. So with and without the
+    variable, the one of the user's two possible directories in which a daemon runs is preferred.
     """
     parent = _absolute(env, "TMPDIR" if sys.platform == "darwin" else "XDG_RUNTIME_DIR")
     home = _home(env)
@@ -61,7 +61,7 @@ _SESSIONS = Path("/run/user")
 
 
 def _runs_in(directory: Path) -> bool:
-    """Whether a daemon of this user holds the lock there."""
+    """Whether a daemon of this user holds the lock in ``directory``."""
     try:
         if directory.stat().st_uid != os.getuid():
             return False
@@ -126,7 +126,7 @@ def state_dir(env: Env = None) -> Path:
 
 
 def config_path(env: Env = None) -> Path:
-    """The config file that is read when no other is named."""
+    """The default config file."""
     return state_dir(env) / "config.json"
 
 
@@ -141,12 +141,12 @@ def log_dir(env: Env = None) -> Path:
 
 
 def cache_dir(env: Env = None) -> Path:
-    """The files of computed prompts."""
+    """The directory of the prefix cache's files."""
     return state_dir(env) / "cache"
 
 
 def models_home(env: Env = None) -> Path:
-    """The model store, which other tools may share, and which they all find by ``MODELS_HOME``."""
+    """The model store, which other tools may share by ``MODELS_HOME``."""
     named = (os.environ if env is None else env).get("MODELS_HOME", "")
     if named:
         return Path(named).expanduser()

@@ -1,10 +1,10 @@
 """Every option of the daemon, defined once.
 
-A field of :class:`Settings` says what the option is: its type and bounds, its default, its flag, its
-environment variable, its key in ``config.json``, whether it is secret, whether a running daemon can change
-it, and a sentence for people. The fields stand in four parts, one a file. ``OPTIONS`` is that table; the
-flags of ``inferd serve``, the reading of the environment and of the config file, and docs/config.md are made
-from it, and nothing else knows a default or a bound.
+A field of :class:`Settings` declares an option: its type and bounds, its default, its flag, its environment
+variable, its key in ``config.json``, whether it is secret, whether a reload can change it, and a sentence of
+documentation. The fields are in four files, ``*_options.py``. ``OPTIONS`` is the table of all options. The
+flags of ``inferd serve``, the parsers of environment and config file, and docs/config.md are generated from
+it; no default or bound is defined elsewhere.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from inferd.config.socket_options import SocketOptions
 __all__ = ["DEFAULT_MODEL", "EXCLUSIVE", "OPTIONS", "TRANSPORTS", "Option", "Settings"]
 
 
-# Fields come from the last base first.
+# dataclasses collects the fields of the last base first.
 @dataclass(frozen=True, kw_only=True)
 class Settings(LimitOptions, HttpOptions, SocketOptions, ModelOptions):
-    """What the daemon runs with; made by :func:`inferd.config.sources.read`.
+    """The daemon's settings, made by :func:`inferd.config.sources.read`.
 
-    Of the TCP address and the Unix socket of a surface exactly one is set. ``backends`` is never empty when
-    the configuration is sound. Spans are in seconds, sizes in bytes.
+    Of the TCP address and the Unix socket of a surface exactly one is set. A valid configuration has at least
+    one backend. Durations are in seconds, sizes in bytes.
     """
 
     backends: tuple[BackendEntry, ...] = ()
     implicit_surfaces: frozenset[str] = frozenset()
-    """Surfaces that nothing asked for. Where their socket cannot be made, the daemon serves without them."""
+    """Surfaces that are on by default. If their socket cannot be made, the daemon serves without them."""
 
     @property
     def surfaces(self) -> frozenset[str]:
-        """The surfaces that are to be served, where a backend is capable of them."""
+        """The surfaces to serve, if a backend is capable of them."""
         asked = {"v1", "framed"}.union(*map(surfaces_of, self.backends))
         return frozenset(asked | {name for name in ("v2", "embed", "rerank") if getattr(self, name)})
 
@@ -62,11 +62,11 @@ TRANSPORTS = (
     ("embed_tcp", "embed_addr"),
     ("rerank_tcp", "rerank_addr"),
 )
-"""Where each surface can be served; one that is given replaces the default of the last."""
+"""The address options of each surface; a given one replaces the default of the last."""
 
 EXCLUSIVE: tuple[tuple[str, ...], ...] = (
     *TRANSPORTS,
     ("model", "model_path"),
     ("api_key", "api_key_file", "api_key_env"),
 )
-"""Options of which one excludes the others when they are given in the same place."""
+"""Mutually exclusive options, if they come from the same source."""

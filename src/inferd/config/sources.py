@@ -1,9 +1,9 @@
-"""From flags, environment and config file to Settings.
+"""Merges flags, environment and config file into Settings.
 
-Each option is taken from the first place that gives it: flag, environment, config file, default. What a
-lower place says about an option that excludes a chosen one is dropped with it. :func:`read` never fails
-because of the config file or of what the backends need: a daemon needs its lock and its admin socket before
-it can report that, so the problem is handed over for the boot to raise in its turn.
+The precedence is: flag, environment, config file, default. Of mutually exclusive options, the one from the
+lower-precedence source is ignored. :func:`read` does not raise an error of the config file or the backends: a
+daemon needs its lock and its admin socket before it can report the error, so it is returned for the boot to
+raise later.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from inferd.errors import ConfigError, UsageError
 OTHER_VARIABLES = frozenset(
     {"INFERD_ADDRESS", "INFERD_CONFIG", "INFERD_IMPL", "INFERD_CPU_VARIANT", "INFERD_CLI_LOG"}
 )
-"""What begins with INFERD_ and is no option: where clients look, the config file, two switches, and one of
-inferd 0.2.1's."""
+"""Variables with the prefix INFERD_ that are no options: the clients' address, the config file, two switches,
+and one of inferd 0.2.1."""
 
 
 MAX_LINE_BYTES_0_2 = 64 * 1024 * 1024
@@ -37,12 +37,12 @@ MAX_LINE_BYTES_0_2 = 64 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class LoadedConfig:
-    """Settings with what a person should be told: ``notes`` to log, and ``problem`` to end the boot with.
+    """Settings, with ``notes`` to log and the ``problem`` that ends the boot.
 
-    When the file is the problem, the settings come from flags, environment and defaults alone; when it is
-    only a secret or an option that serving needs (``serving``), they are whole but for backends or key, and
-    a client can work with them. ``origins`` says for each option that was given where: a flag, a variable,
-    or a key of the file at ``path``.
+    If the file is the problem, the settings come from flags, environment and defaults alone. If only a secret
+    or an option for serving is missing (``serving``), they are complete except for backends or key, and a
+    client can use them. ``origins`` maps each given option to its flag, its variable, or its key in the file
+    at ``path``.
     """
 
     settings: Settings
@@ -58,10 +58,10 @@ def read(
 ) -> LoadedConfig:
     """Reads every source.
 
-    ``flags`` maps option names, and ``config`` for the config file, to parsed values; ``None`` is not given.
-    With ``as_0_2`` a config file that is named and not there is a note, and request lines may have 64 MiB, as
-    in inferd 0.2.1, whose clients know no other way for a long prompt. Raises UsageError for flags that
-    exclude each other and ConfigError for an unusable variable or key file.
+    ``flags`` maps option names, and ``config`` for the config file, to parsed values; ``None``: not given.
+    With ``as_0_2``, a missing config file that is named is only a note, and request lines may have 64 MiB, as
+    in inferd 0.2.1, whose clients have no other way to send a long prompt. Raises UsageError for mutually
+    exclusive flags and ConfigError for an invalid variable or key file.
     """
     env = os.environ if env is None else env
     unusable: list[str] = []
@@ -101,7 +101,7 @@ def read(
 def load(
     flags: Mapping[str, object], env: Mapping[str, str] | None = None, *, serving: bool = True
 ) -> tuple[Settings, list[str]]:
-    """Like :func:`read`, but raises the problem at once; without ``serving`` only one of the file."""
+    """Like :func:`read`, but raises the problem at once; without ``serving``, only a problem of the file."""
     result = read(flags, env)
     if result.problem is not None and (serving or not result.serving):
         raise result.problem
@@ -160,7 +160,7 @@ def _check_exclusive(level: Mapping[str, OptionValue], error: type[ConfigError],
 
 
 def config_path(flags: Mapping[str, object], env: Mapping[str, str]) -> tuple[Path, bool]:
-    """The config file, and whether it was named, so that it has to be there."""
+    """The config file, and whether it was named explicitly and so must exist."""
     flag = flags.get("config")
     if isinstance(flag, Path):
         return flag, True
@@ -197,7 +197,7 @@ def _origins(chosen: Mapping[str, OptionValue]) -> dict[str, str]:
 
 
 def _settings(chosen: Mapping[str, OptionValue], env: Mapping[str, str]) -> Settings:
-    """The settings without their backends, and without a key that the file names a variable for."""
+    """The settings without backends, and without the key from ``api_key_env``."""
     values: dict[str, Any] = {option.name: option.default_for(env) for option in OPTIONS}
     values.update({name: given.value for name, given in chosen.items()})
     for tcp, *_, local in TRANSPORTS:
@@ -205,7 +205,7 @@ def _settings(chosen: Mapping[str, OptionValue], env: Mapping[str, str]) -> Sett
             values[local] = None
     values["implicit_surfaces"] = implicit = _implicit_surfaces(chosen)
     if "uds" in chosen:
-        # Beside the socket that was given, and not at the default place, where another daemon may serve.
+        # Next to the given socket, since another daemon may serve at the default path.
         for name in implicit:
             values[f"{name}_addr"] = values["uds"].with_name(paths.socket_path(name, env).name)
     if values["http"] is not None and "queue_depth" not in chosen:
@@ -216,13 +216,13 @@ def _settings(chosen: Mapping[str, OptionValue], env: Mapping[str, str]) -> Sett
 
 
 def _implicit_surfaces(chosen: Mapping[str, OptionValue]) -> frozenset[Literal["v2", "framed"]]:
-    """The surfaces that are served without having been asked for."""
+    """The surfaces that are served by default."""
     asked = {"v2": ("v2", "v2_addr", "v2_tcp"), "framed": ("framed_addr",)}
     return frozenset(name for name in ("v2", "framed") if not any(option in chosen for option in asked[name]))
 
 
 def _api_key(settings: Settings, env: Mapping[str, str]) -> Secret | None:
-    """The key of TCP clients; ConfigError when the file names a variable that is not set."""
+    """The key of TCP clients; ConfigError if the file names an unset variable."""
     name = settings.api_key_env
     if name is None:
         return settings.api_key

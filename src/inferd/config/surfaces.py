@@ -1,8 +1,8 @@
-"""The addresses of the daemon's surfaces for a client that was given none.
+"""The default addresses of the daemon's surfaces for a client.
 
-``INFERD_ADDRESS`` names the v1 socket of any daemon. Without it the variables and the config file that steer
-the daemon steer its clients, too. An address is a Unix socket's path or ``tcp://IP:port``. Nothing here
-fails: what cannot be read is left to the daemon to complain about.
+``INFERD_ADDRESS`` names the v1 socket of any daemon. Without it, clients use the daemon's variables and
+config file. An address is a Unix socket's path or ``tcp://IP:port``. An unreadable config file is ignored
+here; the daemon reports it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from inferd.config import paths
 from inferd.config.paths import Surface
 
-# Of each surface the variables of its TCP address and of its socket, and the keys of the config file.
+# Surface → variables of its TCP address and its socket, and its key in the config file.
 _PLACES: dict[Surface, tuple[str, str, str]] = {
     "v1": ("INFERD_TCP", "INFERD_UDS", "tcp"),
     "v2": ("INFERD_V2_TCP", "INFERD_V2_ADDR", "tcp_v2"),
@@ -26,7 +26,7 @@ _PLACES: dict[Surface, tuple[str, str, str]] = {
 
 
 def addresses(env: Mapping[str, str] | None = None) -> dict[Surface, str]:
-    """What environment and config file say; a surface of which they say nothing is missing."""
+    """The addresses in the environment and the config file; other surfaces are missing."""
     env = os.environ if env is None else env
     named = env.get("INFERD_ADDRESS")
     if named:
@@ -43,12 +43,12 @@ def addresses(env: Mapping[str, str] | None = None) -> dict[Surface, str]:
         elif isinstance(in_file, str):
             found[surface] = f"tcp://{in_file}"
     if env.get("INFERD_UDS") and "v1" in found and not found["v1"].startswith("tcp://"):
-        # The daemon puts v2 beside a socket that it was given.
+        # The daemon puts v2 next to a given v1 socket.
         found.setdefault("v2", str(Path(found["v1"]).with_name(paths.socket_path("v2", env).name)))
     admin = env.get("INFERD_ADMIN_ADDR") or file.get("admin_addr")
     if isinstance(admin, str):
         found["admin"] = admin
-    if found:  # the others are at their default places, which do not follow v1
+    if found:  # the others are at their default paths, which do not follow v1
         for surface in (*_PLACES, "admin"):
             found.setdefault(surface, str(paths.socket_path(surface, env)))
     return found
