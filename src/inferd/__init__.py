@@ -1,11 +1,11 @@
 """inferd: one warm model for every program on a machine.
 
-The tree, in the order in which a request walks through it: ``fastpath`` cuts lines and encodes frames;
-``wire`` knows what the bytes mean and ``serve`` moves them; ``engine`` makes the text; ``store`` brings and
-verifies models; ``daemon`` puts them together; ``client`` and ``cli`` are the other end of the socket.
+The packages, in the order of a request's path: ``fastpath`` splits lines and encodes frames. ``wire`` defines
+the formats, and ``serve`` handles connections and queues. ``engine`` generates the text. ``store`` downloads
+and verifies models. ``daemon`` assembles the parts. ``client`` and ``cli`` are the other end of the socket.
 
-For programs there are the client's names and the errors that it raises, each loaded when it is used, so that
-``import inferd`` costs nothing.
+The public names are the client's classes and the errors they raise. Each is imported on first use, so that
+``import inferd`` is cheap.
 """
 
 from __future__ import annotations

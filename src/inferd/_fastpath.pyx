@@ -1,12 +1,13 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-"""The compiled half of :mod:`inferd.fastpath`; its twin, ``_purepath``, says what each function does.
+"""The compiled implementation of :mod:`inferd.fastpath`; the docstrings of ``_purepath`` document it.
 
-Memory of a :class:`LineSplitter`: bytes live in a block that does not move under a memoryview and is freed only
-when the last one over it is gone. Memory that a memoryview can see is never written again: where it would be, the
-splitter goes on in a new block. So a line that its caller keeps stays what it was, and costs only memory.
+Memory of a :class:`LineSplitter`: bytes are held in a block that does not move while a memoryview refers to
+it, and that is freed with its last memoryview. Memory that a memoryview refers to is never overwritten: the
+splitter continues in a new block instead. So a line that its caller keeps does not change, and costs only
+memory.
 
-Cost: each byte is searched for the newline once. Bytes are moved only when at least as many were handed out
-before them, when the block doubles, or once for a line that meets the end of the largest block.
+Cost: each byte is searched for a newline once. Bytes are moved only after at least as many have been handed
+out, when the block doubles, or once for a line that reaches the end of the largest block.
 """
 
 from cpython.buffer cimport PyBUF_ND, PyBUF_SIMPLE, PyBUF_STRIDES, PyBUF_WRITABLE
@@ -49,15 +50,15 @@ cdef extern from "Python.h":
 cdef enum:
     # The block of a fresh connection: a short conversation fits, and 1,024 idle connections cost 4 MiB.
     FIRST_BLOCK = 4096
-    # How far a block may reach beyond the cap: the newline, and what the same read brings after it.
+    # How far a block may exceed the cap: the newline, and the bytes of the same read after it.
     READ_CHUNK = 4096
-    # With less room at its end a block is rearranged, so that no read asks for a handful of bytes.
+    # A block with less room at its end is rearranged, to avoid reads of a few bytes.
     LEAST_READ = 1024
     # Texts up to this size are escaped on the stack; a token is a few bytes.
     STACK_TEXT = 512
-    # Keys are compared over at least this length, whatever theirs is: no auth line may be longer.
+    # Keys are compared over at least this length, the limit of an auth line.
     KEY_BOUND = 4096
-    # A text of so many characters has memory of its own, which may come in huge pages.
+    # A text of this many characters is allocated in a mapping of its own, which may use huge pages.
     HUGE_TEXT = 4194304
     # The head of a frame: its length as LEB128 of at most 5 bytes, then one byte for its kind.
     MAX_LENGTH_BYTES = 5
@@ -74,7 +75,7 @@ cdef Py_ssize_t _MAX_FRAME_BYTES = MAX_FRAME_BYTES
 
 @cython.final
 cdef class _Block:
-    """Memory of a fixed place and size, which counts the memoryviews over parts of it."""
+    """Memory at a fixed address, which counts the memoryviews over parts of it."""
 
     cdef char* data
     cdef Py_ssize_t size
@@ -295,7 +296,7 @@ cdef class LineSplitter:
         if size == old.size and old.views == 0:
             memmove(old.data, old.data + self.start, held)
         elif old.views == 0 and self.start == 0 and size > old.size:
-            old.grow(size)  # for large blocks the system moves pages, not bytes
+            old.grow(size)  # for large blocks the system remaps pages instead of copying
         else:
             self.block = _Block(size)
             memcpy(self.block.data, old.data + self.start, held)
@@ -307,7 +308,7 @@ cdef class LineSplitter:
 
 
 cdef char* _escape(str text, char* stack, size_t* size) except NULL:
-    """The escaped text: in ``stack`` when it is small, else in memory that the caller frees."""
+    """The escaped text: in ``stack`` if it is small, else in memory that the caller frees."""
     cdef Py_ssize_t n
     cdef const char* source = PyUnicode_AsUTF8AndSize(text, &n)
     cdef char* out = stack
@@ -399,7 +400,7 @@ def set_aside(line not None, Py_ssize_t longest, bytes mark not None):
 
 
 cdef str _unescaped(const char* text, Py_ssize_t size):
-    """What the inside of a JSON string means."""
+    """Decodes the inside of a JSON string."""
     cdef char* plain = NULL
     cdef Py_ssize_t length
     if memchr(text, b'\\', size) != NULL:
@@ -448,7 +449,7 @@ cdef str _decoded(const unsigned char* text, Py_ssize_t size):
         raise ValueError("invalid UTF-8")
     if length == 0:
         return ""
-    # Nobody else knows the new string yet, so it can be filled while others run.
+    # No other thread has a reference to the new string yet, so it can be filled without the GIL.
     cdef str result = PyUnicode_New(length, 0x7F if widest < 0x80 else widest)
     out = PyUnicode_DATA(result)
     with nogil:
@@ -511,8 +512,8 @@ cdef char* _write_head(char* out, Py_ssize_t size) noexcept:
 
 
 def keys_equal(bytes a not None, bytes b not None):
-    # Every pass of the loop does the same work wherever the keys end or differ: past its end a key is read at
-    # its first byte and masked to zero. `volatile` keeps the compiler from ending the loop early.
+    # Every iteration does the same work wherever the keys end or differ: past its end a key is read at its
+    # first byte and masked to zero. `volatile` keeps the compiler from ending the loop early.
     cdef Py_ssize_t a_size = PyBytes_GET_SIZE(a)
     cdef Py_ssize_t b_size = PyBytes_GET_SIZE(b)
     cdef const unsigned char* a_data = <const unsigned char*>PyBytes_AS_STRING(a)

@@ -1,4 +1,4 @@
-# Vectors as JSON text. Part of _fastpath.pyx.
+# Encodes vectors as JSON. Included by _fastpath.pyx.
 
 from libc.math cimport isfinite
 
@@ -10,7 +10,7 @@ cdef extern from "<charconv>" namespace "std" nogil:
 
 
 cdef enum:
-    # The longest are like -1.1754944e-38; one more for the comma.
+    # The longest numbers are like -1.1754944e-38, plus a comma.
     FLOAT_ROOM = 17
 
 
@@ -21,7 +21,7 @@ cdef char* _write_float(char* at, float value) noexcept nogil:
         if start[0] == b'.' or start[0] == b'e':
             return at
         start += 1
-    at[0] = b'.'  # so that no reader takes it for an integer
+    at[0] = b'.'  # so that no parser reads it as an integer
     at[1] = b'0'
     return at + 2
 

@@ -1,9 +1,7 @@
-# The JSON string escape that every byte of model text passes through, inline for the extensions that cimport
-# it; there is nothing here to import at run time.
-#
-# Shared contract: UTF-8 in, the inside of a JSON string out (no quotes); the input is trusted to be valid.
-# The quote, the backslash and the bytes below 0x20 are escaped (\n \t \r \b \f where JSON has a short form,
-# \u00XX in lower-case hex otherwise); every other byte is copied as it is, DEL and non-ASCII included.
+# The JSON string escape for all model text, inline for the extensions that cimport it. Not importable at run
+# time.  Shared contract: UTF-8 in, the inside of a JSON string out (no quotes); the input is trusted to be
+# valid. The quote, the backslash and the bytes below 0x20 are escaped (\n \t \r \b \f where JSON has a short
+# form, \u00XX in lower-case hex otherwise); every other byte is copied unchanged, DEL and non-ASCII included.
 
 from libc.stdint cimport uint64_t
 from libc.string cimport memcpy

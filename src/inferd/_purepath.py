@@ -1,7 +1,6 @@
-"""The readable half of :mod:`inferd.fastpath`, and the oracle of its tests: plain Python.
+"""The pure Python implementation of :mod:`inferd.fastpath`, and the oracle of its tests.
 
-Every function here says what its compiled twin does too. The two differ in speed, and in that a line is a
-copy here.
+The docstrings here also document the compiled twins. The two differ in speed, and a line is a copy here.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ MAX_FRAME_BYTES = 64 * 1024 * 1024
 # Values of the next newline's position: not searched yet, and none found.
 _UNSEEN, _NONE = -2, -1
 
-# Keys are padded to at least this length before they are compared: no auth line may be longer.
+# Keys are padded to at least this length, the limit of an auth line, before they are compared.
 _KEY_BOUND = 4096
 
 _NAME_END = re.compile(rb'"[ \t\r\n]*:')
@@ -41,23 +40,23 @@ _ESCAPES = str.maketrans({chr(c): f"\\u{c:04x}" for c in range(0x20)} | _SHORT_E
 class LineSplitter:
     """Splits a byte stream into lines of at most ``cap`` bytes, for one connection and one thread.
 
-    Bytes come in through ``get_buffer`` and ``buffer_updated``, which are those of an
-    ``asyncio.BufferedProtocol``: the socket reads in place. Lines go out through ``next_line``, in order.
+    Bytes enter through ``get_buffer`` and ``buffer_updated``, as of an ``asyncio.BufferedProtocol``, so the
+    socket reads in place. ``next_line`` returns lines in order.
 
-    * A line ends with ``\\n``, which is not part of it. One ``\\r`` before that is not part of it either, but
-      it counts towards the cap; only the ``\\n`` does not.
-    * ``has_line`` says that ``next_line`` has something to say: a line, or that one is too long. As soon as
-      the line to come is known to exceed the cap, everything held is dropped, ``oversized`` is set,
-      ``next_line`` raises ``FrameTooLarge`` now and ever after, and what is still read is dropped.
-    * Never more than the cap and one read chunk is held, and the memory of a long line is given back once it
-      is taken. To that end reading on is refused with ``BufferError`` when lines wait that together fill more
-      than half the cap: pause the transport while ``has_line``.
-    * A line is a read-only memoryview, to be dropped before more bytes come. One that is kept longer still
-      shows the same bytes, and costs memory of its own.
-    * What follows a line is not looked at before it is asked for or more bytes come, so that bytes which are
-      no lines can be taken from right behind it by ``take_into``.
-    * While ``framed`` is set, newlines mean nothing: there are no lines, ``peek`` shows the bytes that are
-      held, and ``next_head`` takes the head of a frame. Its payload follows through ``take_into``.
+    * A line ends with ``\\n``, which is not part of it. One ``\\r`` before that is removed, too, but counts
+      towards the cap; the ``\\n`` does not count.
+    * ``has_line`` is true if ``next_line`` would return a line or raise. Once the next line is known to
+      exceed the cap, all held bytes are dropped and ``oversized`` is set. From then on ``next_line`` raises
+      ``FrameTooLarge`` and further input is dropped.
+    * At most the cap and one read chunk is held, and the memory of a long line is released once it is taken.
+      To keep this bound, ``get_buffer`` raises ``BufferError`` if waiting lines fill more than half the cap:
+      pause the transport while ``has_line``.
+    * A line is a read-only memoryview; drop it before more bytes arrive. A view kept longer still shows the
+      same bytes, but costs extra memory.
+    * The bytes after a line are not examined before the next call or read, so that ``take_into`` can take raw
+      bytes right after a line.
+    * While ``framed`` is set, newlines have no meaning: ``peek`` shows the held bytes, ``next_head`` takes
+      the head of a frame, and ``take_into`` its payload.
     """
 
     def __init__(self, cap: int) -> None:
@@ -72,7 +71,7 @@ class LineSplitter:
 
     @property
     def buffered(self) -> int:
-        """Bytes held, those of whole lines included."""
+        """The number of bytes held, whole lines included."""
         return len(self._held)
 
     @property
@@ -92,12 +91,12 @@ class LineSplitter:
         return self.oversized or self._newline >= 0
 
     def get_buffer(self, sizehint: int = -1) -> memoryview:
-        """Writable memory of at least one byte for the next read; the hint is not needed."""
+        """Writable memory of at least one byte for the next read; the hint is ignored."""
         self._check_room()
         return memoryview(self._chunk)
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Takes the first ``nbytes`` bytes of what ``get_buffer`` gave."""
+        """Takes the first ``nbytes`` bytes of the last ``get_buffer`` memory."""
         if not 0 <= nbytes <= len(self._chunk):
             raise ValueError("nbytes does not fit the buffer that get_buffer gave")
         self._receive(memoryview(self._chunk)[:nbytes])
@@ -108,7 +107,8 @@ class LineSplitter:
         self._receive(data)
 
     def next_line(self) -> memoryview | None:
-        """The next line, ``None`` when no whole line is held; ``FrameTooLarge`` when it exceeds the cap."""
+        """The next line; ``None`` if no whole line is held. Raises ``FrameTooLarge`` if it exceeds the
+        cap."""
         self._look()
         if self.oversized:
             raise FrameTooLarge(self.cap)
@@ -117,14 +117,15 @@ class LineSplitter:
         return self._take(self._newline, self._newline + 1)
 
     def take_tail(self) -> memoryview | None:
-        """After the end of the stream: the next line, then what followed the last newline, then ``None``."""
+        """After the end of the stream: the next line, then the bytes after the last newline, then
+        ``None``."""
         line = self.next_line()
         if line is None and self._held:
             return self._take(len(self._held), len(self._held))
         return line
 
     def take_into(self, buffer: memoryview) -> int:
-        """Moves the bytes held, lines or not, to the front of ``buffer``, as many as fit; their number."""
+        """Moves as many held bytes as fit, lines or not, to the front of ``buffer``. Returns their number."""
         size = min(len(buffer), len(self._held))
         buffer[:size] = self._held[:size]
         del self._held[:size]
@@ -132,14 +133,14 @@ class LineSplitter:
         return size
 
     def peek(self, size: int) -> bytes:
-        """The first bytes held, at most ``size`` of them; they stay."""
+        """The first bytes held, at most ``size`` of them, without taking them."""
         return bytes(self._held[:size])
 
     def next_head(self) -> tuple[int, int] | None:
-        """The kind (1 for JSON, 2 for a blob) and the payload's size of the next frame; takes its head.
+        """Takes the head of the next frame: the kind (1 for JSON, 2 for a blob) and the payload's size.
 
-        ``None`` before the head is whole. Raises FrameTooLarge for a payload beyond ``MAX_FRAME_BYTES`` and
-        MalformedFrame for any other head that cannot be; the bytes stay then.
+        ``None`` while the head is incomplete. Raises FrameTooLarge for a payload beyond ``MAX_FRAME_BYTES``
+        and MalformedFrame for any other invalid head; the bytes then stay.
         """
         size = 0
         for i, byte in enumerate(self._held[:_MAX_LENGTH_BYTES]):
@@ -196,32 +197,32 @@ class LineSplitter:
 def escape_json(text: str) -> bytes:
     """``text`` as the inside of a JSON string, in UTF-8, without the quotes.
 
-    Only what JSON requires is escaped, in its short form where there is one. Raises ``ValueError`` for a lone
-    surrogate, which UTF-8 cannot carry.
+    Only the characters that JSON requires are escaped, in the short form if one exists. Raises ``ValueError``
+    for a lone surrogate, which UTF-8 cannot encode.
     """
     return text.translate(_ESCAPES).encode()
 
 
 def token_frame(prefix: bytes, text: str, suffix: bytes) -> bytes:
-    """``text`` escaped by :func:`escape_json` between the bytes that make it a frame."""
+    """``text``, escaped by :func:`escape_json`, between ``prefix`` and ``suffix``."""
     return prefix + escape_json(text) + suffix
 
 
 def count_names(line: bytes) -> int:
-    """The quotes with a colon behind them: a line of JSON has no more names than that."""
+    """The number of quotes followed by a colon: an upper bound of the names in a line of JSON."""
     return len(_NAME_END.findall(line))
 
 
 def set_aside(line: bytes | memoryview, longest: int, mark: bytes) -> tuple[bytes, list[str]]:
-    """The line with each JSON string of more than ``longest`` bytes replaced by ``mark`` and its number in
-    eight digits, and what these strings mean. ValueError where one of them is not valid."""
+    """Replaces each JSON string of more than ``longest`` bytes by ``mark`` and its number in eight digits.
+    Returns the line and the decoded strings. Raises ValueError for an invalid string."""
     texts: list[str] = []
 
     def replace(string: re.Match[bytes]) -> bytes:
         if len(string[1]) <= longest:
             return string[0]
         text: str = json.loads(string[0].decode())
-        text.encode()  # half a surrogate pair cannot be
+        text.encode()  # raises for a lone surrogate
         texts.append(text)
         return b'"%b%08d"' % (mark, len(texts) - 1)
 
@@ -229,7 +230,7 @@ def set_aside(line: bytes | memoryview, longest: int, mark: bytes) -> tuple[byte
 
 
 def is_utf8(data: bytes | memoryview) -> bool:
-    """Whether the bytes are UTF-8. The compiled twin lets other threads run."""
+    """Whether the bytes are UTF-8. The compiled twin releases the GIL."""
     try:
         str(data, "utf-8")
     except UnicodeDecodeError:
@@ -238,12 +239,12 @@ def is_utf8(data: bytes | memoryview) -> bool:
 
 
 def decode_utf8(data: bytes | memoryview) -> str:
-    """The text; ValueError where it is not UTF-8. The compiled twin lets other threads run."""
+    """The decoded text. Raises ValueError if it is not UTF-8. The compiled twin releases the GIL."""
     return str(data, "utf-8")
 
 
 def frame_lines(lines: bytes) -> bytes:
-    """Each line of ``lines`` as a frame of JSON; ValueError where the last one has no newline."""
+    """Converts each line of ``lines`` to a JSON frame. Raises ValueError if the last line has no newline."""
     *whole, rest = lines.split(b"\n")
     if rest:
         raise ValueError("the last line has no newline")
@@ -259,16 +260,16 @@ def _head(size: int) -> bytes:
 
 
 def keys_equal(a: bytes, b: bytes) -> bool:
-    """Whether two keys are the same, in a time that tells nothing of either key or of its length.
+    """Whether two keys are equal, in a time that depends on neither key nor its length.
 
-    That holds for keys up to 4,096 bytes, the most that an auth line can carry.
+    This holds for keys up to 4,096 bytes, the limit of an auth line.
     """
     size = max(_KEY_BOUND, len(a), len(b))
     return hmac.compare_digest(a.ljust(size, b"\0"), b.ljust(size, b"\0")) & (len(a) == len(b))
 
 
 def float_rows(values: Buffer, width: int) -> bytes:
-    """Rows of ``width`` float32 as a JSON array of arrays, for a buffer of whole rows.
+    """A buffer of whole rows of ``width`` float32 as a JSON array of arrays.
 
     Each number has the fewest digits that read back as the same float32, and never reads as an integer.
     Raises ``ValueError`` for a number that is not finite.

@@ -1,5 +1,5 @@
-# What is done with the bytes of long texts while other threads run: JSON strings without their escapes, and UTF-8
-# as the characters of a str. Inline for the extensions that cimport it; nothing here to import at run time.
+# Conversions of long texts without the GIL: from escaped JSON strings to text, and from UTF-8 to the
+# characters of a str. Inline for the extensions that cimport it; not importable at run time.
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memchr, memcpy
@@ -29,7 +29,8 @@ cdef inline const char* text_long_string(
 cdef inline Py_ssize_t text_unescape(
     const unsigned char* text, Py_ssize_t size, unsigned char* out
 ) noexcept nogil:
-    """The size of the text without its escapes, which is written to ``out`` if there is one; -1 if invalid."""
+    """Writes the unescaped text to ``out``, unless ``out`` is NULL. Returns its size, or -1 if it is
+    invalid."""
     cdef Py_ssize_t i = 0, n = 0
     cdef long unit, low
     cdef unsigned char c
@@ -124,7 +125,7 @@ cdef inline int _text_put_utf8(unsigned char* out, long point) noexcept nogil:
 
 
 cdef inline Py_ssize_t text_count_points(const unsigned char* text, Py_ssize_t size, Py_UCS4* widest) noexcept nogil:
-    """How many characters the text has, and the largest; -1 if it is not UTF-8."""
+    """Returns the number of characters, and sets ``widest`` to the largest; -1 if the text is not UTF-8."""
     cdef Py_ssize_t i = 0, count = 0
     cdef uint64_t eight
     cdef Py_UCS4 point, most = 0
@@ -183,7 +184,7 @@ ctypedef fused _Char:
 
 
 cdef inline void text_fill(const unsigned char* text, Py_ssize_t size, _Char* out) noexcept nogil:
-    """Writes the characters of valid UTF-8, each of which fits."""
+    """Writes the characters of valid UTF-8; ``out`` must be wide enough for each."""
     cdef Py_ssize_t i = 0
     cdef unsigned char c
     while i < size:

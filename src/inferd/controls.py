@@ -1,8 +1,9 @@
-"""Text from elsewhere, made harmless for the terminal it is printed on.
+"""Neutralises control characters in untrusted text for a terminal.
 
 A server's error, a manifest of a shared store, a file name and a model's answer can hold escape sequences,
-which drive a terminal, and bidirectional overrides, which show text in another order. All output of the
-commands and of the log passes one of these functions. Joiners, spaces and marks that scripts need are kept.
+which control a terminal, and bidirectional overrides, which reorder the displayed text. All output of the
+commands and of the log passes through one of these functions. Joiners, spaces and marks that scripts need are
+kept.
 """
 
 from __future__ import annotations
@@ -19,20 +20,20 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 def harmless(text: str) -> str:
-    """``text`` with each control replaced by U+FFFD; line feeds and tabs are kept."""
+    """``text`` with each control character replaced by U+FFFD, except line feeds and tabs."""
     return _LINES.sub(REPLACEMENT, text)
 
 
 def one_line(value: object) -> str:
-    """``str(value)`` with each control replaced by U+FFFD, line feeds and tabs too."""
+    """``str(value)`` with each control character replaced by U+FFFD, including line feeds and tabs."""
     return _ALL.sub(REPLACEMENT, str(value))
 
 
 def json_escaped(document: str) -> str:
-    r"""The JSON ``document``, which is one line, with each control as ``\uXXXX``."""
+    r"""The one-line JSON ``document``, with each control character as ``\uXXXX``."""
     return _ALL.sub(lambda found: f"\\u{ord(found[0]):04x}", document)
 
 
 def to_json(value: Any, *, ascii_only: bool = False) -> str:
-    """``value`` as one line of JSON that holds no control."""
+    """``value`` as one line of JSON without control characters."""
     return json_escaped(json.dumps(value, ensure_ascii=ascii_only))

@@ -1,8 +1,8 @@
-"""No core dump of a process that holds prompts and answers.
+"""Disables core dumps of processes that hold prompts and answers.
 
-A limit of zero stops the dumps that the kernel writes into files. A program that collects dumps ignores the
-limit, so on Linux the process is also made undumpable; other programs of the same user then cannot attach a
-debugger or read ``/proc/PID/mem`` either. A child process is dumpable again until it calls this itself.
+A core size limit of zero stops dumps into files. A dump collector ignores the limit, so on Linux the process
+is also marked undumpable. Other programs of the same user then cannot attach a debugger or read
+``/proc/PID/mem``. A child process that executes a program is dumpable again until it calls this.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _PR_SET_DUMPABLE = 4
 
 
 def forbid() -> None:
-    """Forbids core dumps of this process. Raises OSError when the system refuses."""
+    """Disables core dumps of this process. Raises OSError if the system refuses."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":
         import ctypes

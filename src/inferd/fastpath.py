@@ -1,8 +1,8 @@
-"""What every byte on the wire passes through: line splitting, token frames, vectors, the comparison of keys.
+"""The hot path of the wire: line splitting, token frames, vectors, and the comparison of keys.
 
-Two implementations stand behind the same names: ``_fastpath``, compiled, and ``_purepath``, plain Python,
-whose docstrings say what each name does. ``INFERD_IMPL`` chooses: ``c`` (the default) or ``python``. It is
-read once, and a choice that cannot be met is an error; nothing falls back by itself.
+Two implementations share the same names: ``_fastpath``, compiled, and ``_purepath``, plain Python, whose
+docstrings document both. ``INFERD_IMPL`` selects ``c`` (the default) or ``python``. It is read once. An
+unavailable choice is an error, without a fallback.
 """
 
 from __future__ import annotations

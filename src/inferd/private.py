@@ -1,7 +1,7 @@
-"""Files and directories that only their owner may write.
+"""Files and directories that only their owner can write.
 
-The standard library makes the missing parents of a directory with the mode of the umask. inferd makes each of
-them with mode 0700, so that no other user can put a file beside ours. Nothing here changes what exists.
+The standard library creates missing parent directories with the mode of the umask. inferd creates each with
+mode 0700, so that no other user can add a file there. Existing directories are not changed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ def make_private_dirs(path: Path) -> None:
 
 
 def written_by_others(path: Path, fd: int) -> str | None:
-    """How another user can change or replace the file ``path``, open as ``fd``; ``None`` when none can.
+    """How another user can change or replace the file ``path``, open as ``fd``; ``None`` if no other user
+    can.
 
     Root and this user are trusted. So is a directory with the sticky bit, in which only the owner of a
     file can replace it. Raises OSError.
@@ -46,7 +47,8 @@ def _others_write(found: os.stat_result) -> bool:
 
 
 def _is_own_group(gid: int) -> bool:
-    """Whether this user alone is in the group: many systems give each user a group of the same name."""
+    """Whether this user is the only member of the group: many systems give each user a group of the same
+    name."""
     import grp
     import pwd
 

@@ -1,7 +1,7 @@
-"""Secrets in what is logged, found by their shape or by the name they stand under.
+"""Redacts secrets in log records, by their shape or by their field name.
 
-A secret that has a known shape is replaced by a marker that says which. What has no shape cannot be found:
-callers do not log prompts, answers or keys in the first place.
+A secret of a known shape is replaced by a marker that names the kind. Text without a known shape cannot be
+found, so callers must not log prompts, answers or keys in the first place.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-# In each pattern an unbounded repetition is the last thing and holds no other, so a match never
-# backtracks and the whole pass is linear in the length of the text.
+# In each pattern an unbounded repetition comes last and is not nested, so a match never backtracks and the
+# pass is linear in the length of the text.
 
 _START = r"(?:(?<![A-Za-z0-9])|(?<=%[0-9A-Fa-f]{2}))"  # no letter before it, or a percent-encoded character
 _SEPARATOR = r"(?:\\{0,3}[\"'])?[ \t]{0,4}[:=][ \t]{0,4}"
@@ -48,20 +48,20 @@ _REDACTIONS: tuple[tuple[re.Pattern[str], str], ...] = (
 )
 _SENSITIVE_NAME = re.compile(rf"{_SENSITIVE}\Z", re.IGNORECASE)
 _AUTH_NAME = re.compile(r"authorization\Z", re.IGNORECASE)
-# Shorter text holds no secret but the value of a `key=` or `key:`; most of what is logged is such text.
+# Shorter text can hold a secret only as the value of `key=` or `key:`. Most logged text is shorter.
 SHORTEST_SECRET = 11
 
 
-@lru_cache(maxsize=1024)  # the names of fields, which the code makes and not the client
+@lru_cache(maxsize=1024)  # field names come from the code, not from clients
 def marker_of_name(name: str) -> str | None:
-    """What is logged in place of any value that stands under ``name``; ``None`` for an ordinary name."""
+    """The marker logged instead of a value named ``name``; ``None`` for an ordinary name."""
     if _SENSITIVE_NAME.search(name):
         return "[REDACTED:secret-kv]"
     return "[REDACTED:auth-header]" if _AUTH_NAME.search(name) else None
 
 
 def redact(text: str) -> str:
-    """``text`` with every secret that has a known shape replaced by its marker."""
+    """``text`` with every secret of a known shape replaced by its marker."""
     if len(text) < SHORTEST_SECRET and ":" not in text and "=" not in text:
         return text
     for pattern, marker in _REDACTIONS:

@@ -1,4 +1,4 @@
-"""How a token is chosen: one object from the wire to the token loop."""
+"""The sampling parameters, one object from the wire to the token loop."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What stands on the wire: types, validation and encoding of every surface. No I/O and no socket in here."""
+"""The wire formats: types, validation and encoding of every surface, without I/O."""

@@ -1,7 +1,7 @@
 """The admin surface: status frames, encoded for subscribers and parsed for the client.
 
-Every frame is ``{"id":"admin","type":"status","status":…}`` with its details beside these keys. A subscriber
-may send :data:`SNAPSHOT_REQUEST`, :data:`MODELS_REQUEST` and :func:`unload_request`, as often as it likes.
+Every frame is ``{"id":"admin","type":"status","status":…}`` with its details next to these keys. A subscriber
+may send :data:`SNAPSHOT_REQUEST`, :data:`MODELS_REQUEST` and :func:`unload_request` any number of times.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from inferd.errors import ProtocolError
 
 
 def encode_status(status: str, details: Mapping[str, Any] | None = None) -> bytes:
-    """A status frame as a line; ``details`` keep their order and may not name the three fixed keys."""
+    """A status frame as a line; ``details`` keep their order and must not contain the three fixed keys."""
     frame = {"id": "admin", "type": "status", "status": status, **(details or {})}
     return orjson.dumps(frame, option=orjson.OPT_APPEND_NEWLINE)
 
@@ -26,13 +26,13 @@ MAX_REQUEST_BYTES = 4096
 
 
 def unload_request(model: str) -> bytes:
-    """Asks for a model to be unloaded; answered by :func:`unloaded` or :func:`refused`."""
+    """A request to unload a model; answered by :func:`unloaded` or :func:`refused`."""
     return orjson.dumps({"type": "unload", "model": model}, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def read_request(line: bytes) -> tuple[str, str]:
-    """The type of a request from a subscriber, its newline not included, and the model that it names; empty
-    for what is no request."""
+    """The type of a subscriber's request, given without its newline, and the model that it names; both empty
+    for an invalid request."""
     if len(line) > MAX_REQUEST_BYTES:
         return "", ""
     try:
@@ -49,22 +49,23 @@ DRAINING = encode_status("draining")
 
 
 def loading_model(phase: str, details: Mapping[str, Any]) -> bytes:
-    """A step of making a model ready: ``checking_local``, ``download``, ``verify``, ``mmap`` …"""
+    """A step of loading a model: ``checking_local``, ``download``, ``verify``, ``mmap`` …"""
     return encode_status("loading_model", {"phase": phase, **details})
 
 
 def restarting(phase: str, details: Mapping[str, Any]) -> bytes:
-    """A step of taking on another configuration: ``config``, then those of making a model ready."""
+    """A step of a reload: ``config``, then the steps of loading a model."""
     return encode_status("restarting", {"phase": phase, **details})
 
 
 def reload_failed(message: str) -> bytes:
-    """The configuration stays as it was; ``message`` says why and what to do. An event."""
+    """A reload failed and the old configuration stays; ``message`` gives the reason and a remedy. An
+    event."""
     return encode_status("reload_failed", {"message": message.encode("utf-8", "backslashreplace").decode()})
 
 
 def failed(message: str) -> bytes:
-    """The boot failed; ``message`` says why and what to do."""
+    """The boot failed; ``message`` gives the reason and a remedy."""
     return encode_status("failed", {"message": message.encode("utf-8", "backslashreplace").decode()})
 
 
@@ -81,27 +82,29 @@ def models(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def model(name: str, state: str, details: Mapping[str, Any]) -> bytes:
-    """A model that a request has named is ``loading``, ``resident``, ``unloaded`` or ``failed``. An event."""
+    """The state of a model loaded on demand: ``loading``, ``resident``, ``unloaded`` or ``failed``. An
+    event."""
     return encode_status("model", {"model": name, "state": state, **details})
 
 
 def unloaded(name: str, running: int) -> bytes:
-    """The answer to :func:`unload_request`: the model is gone, or goes when its ``running`` requests end."""
+    """The answer to :func:`unload_request`: the model is unloaded, or will be once its ``running`` requests
+    end."""
     return encode_status("unload", {"model": name, "running": running})
 
 
 def refused(name: str, code: str, message: str) -> bytes:
-    """The other answer to :func:`unload_request`."""
+    """The error answer to :func:`unload_request`."""
     return encode_status("refused", {"model": name, "code": code, "message": message})
 
 
 def breaker(backend: str, state: str) -> bytes:
-    """The breaker of a backend came to a state: ``open``, ``half-open`` or ``closed``. An event."""
+    """The new state of a backend's breaker: ``open``, ``half-open`` or ``closed``. An event."""
     return encode_status("breaker", {"backend": backend, "state": state})
 
 
 def parse(line: bytes | memoryview) -> dict[str, Any]:
-    """The status frame on a line, as it stands there; raises ProtocolError for anything else."""
+    """Parses the status frame on a line. Raises ProtocolError for anything else."""
     try:
         frame = orjson.loads(line)
     except orjson.JSONDecodeError:

@@ -1,8 +1,8 @@
-"""Attachments of a request: what they say of themselves, and their bytes.
+"""Attachments of a request: their metadata and their bytes.
 
-An attachment carries its bytes as base64 in ``bytes``, or says in ``size`` how many raw bytes follow the
-line; the raw bytes of all of them stand there in order, with nothing between. That holds whatever its kind
-is, so that the next line is found even behind a request that is refused. On the framed wire the content of an
+An attachment carries its bytes as base64 in ``bytes``, or announces in ``size`` the number of raw bytes after
+the line. The raw bytes of all attachments follow in order, without separators. This framing is the same for
+every kind, so that the next line is found even after a refused request. On the framed wire the content of an
 attachment without ``bytes`` follows in a blob (:mod:`inferd.wire.framed`).
 """
 
@@ -29,7 +29,7 @@ Size = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class _Attachment(msgspec.Struct, kw_only=True, tag_field="kind"):
-    """``data`` is the content: decoded from base64, or given by :func:`assign`."""
+    """``data`` is the content, decoded from base64 or set by :func:`assign`."""
 
     id: str
     data: memoryview | None = msgspec.field(name="bytes", default=None)
@@ -37,7 +37,7 @@ class _Attachment(msgspec.Struct, kw_only=True, tag_field="kind"):
 
     @property
     def content(self) -> memoryview:
-        """The bytes; none before :func:`assign` has given them."""
+        """The bytes; empty before :func:`assign` has set them."""
         return memoryview(b"") if self.data is None else self.data
 
 
@@ -65,7 +65,7 @@ class Video(_Attachment, tag="video", kw_only=True):
 
 
 class Unknown(msgspec.Struct, kw_only=True, tag_field="kind", tag="unknown"):
-    """A kind that this version does not know; of its fields only the framing matters."""
+    """A kind unknown to this version; only the framing fields are read."""
 
     id: str = ""
     size: Size | None = None
@@ -77,9 +77,9 @@ KEYS = frozenset({"kind", "id", "bytes", "size", "width", "height", "sample_rate
 
 
 def read(attachments: Sequence[Attachment], request_id: str, *, content_follows: bool = False) -> None:
-    """Raises DecodeError for an attachment that is not whole.
+    """Raises DecodeError for an incomplete attachment.
 
-    With ``content_follows`` the content of one without ``bytes`` comes in a blob.
+    With ``content_follows``, the content of an attachment without ``bytes`` follows in a blob.
     """
     for i, attachment in enumerate(attachments):
         where = f"$.attachments[{i}]"
@@ -105,7 +105,7 @@ def _missing(attachment: Image | Audio | Text | Video, content_follows: bool) ->
 
 
 def is_canonical_base64(text: str, data: memoryview) -> bool:
-    """Whether ``text``, which decodes to ``data``, is the one way to write it."""
+    """Whether ``text``, which decodes to ``data``, is its canonical encoding."""
     return base64.b64encode(data[-(len(data) % 3 or 3) :]).decode() == text[-4:]
 
 
@@ -113,7 +113,7 @@ def is_canonical_base64(text: str, data: memoryview) -> bool:
 
 
 def raw_size(attachments: Sequence[Attachment], max_bytes: int) -> int:
-    """How many raw bytes follow the line. Raises AttachmentTooLarge, before any of them is read."""
+    """The number of raw bytes after the line. Raises AttachmentTooLarge before any of them is read."""
     total = 0
     for i, attachment in enumerate(attachments):
         total = add_size(i, attachment.size or 0, total, max_bytes)
@@ -121,7 +121,7 @@ def raw_size(attachments: Sequence[Attachment], max_bytes: int) -> int:
 
 
 def add_size(i: int, size: int, total: int, max_bytes: int) -> int:
-    """``total`` with the ``size`` of the attachment at ``i``. Raises AttachmentTooLarge."""
+    """``total`` plus the ``size`` of the attachment at index ``i``. Raises AttachmentTooLarge."""
     if size > max_bytes:
         raise AttachmentTooLarge(f"attachments[{i}] exceeds {max_bytes} byte cap", max_bytes)
     if total + size > MAX_TOGETHER_BYTES:
@@ -130,7 +130,7 @@ def add_size(i: int, size: int, total: int, max_bytes: int) -> int:
 
 
 def assign(attachments: Sequence[Attachment], raw: memoryview) -> None:
-    """Gives each attachment that named a ``size`` its part of ``raw``, which holds all of them; no copies."""
+    """Gives each attachment with a ``size`` its part of ``raw``, which holds all of them, without copying."""
     start = 0
     for attachment in attachments:
         if attachment.size is not None:
@@ -165,13 +165,14 @@ def check_count(attachments: Sequence[Attachment]) -> None:
 
 
 def refuse_video(attachments: Sequence[Attachment]) -> None:
-    """Raises AttachmentUnsupported where one is a video."""
+    """Raises AttachmentUnsupported if one is a video."""
     if any(isinstance(attachment, Video) for attachment in attachments):
         raise AttachmentUnsupported("video attachments are not supported; send single frames as images")
 
 
 def check_contents(attachments: Sequence[Attachment]) -> None:
-    """Raises InvalidRequest for bytes that are not what they should be, AttachmentUnsupported for video."""
+    """Raises InvalidRequest for bytes that do not match their declared format, AttachmentUnsupported for
+    video."""
     total = 0
     refuse_video(attachments)
     for i, attachment in enumerate(attachments):
@@ -216,12 +217,12 @@ def _check_file(mime: str, known: tuple[str, ...], content: memoryview, where: s
 
 
 def drop_texts(attachments: Sequence[Attachment]) -> None:
-    """Lets go of the bytes of texts, once :func:`text_of` has read them."""
+    """Releases the bytes of texts, once :func:`text_of` has read them."""
     for attachment in attachments:
         if isinstance(attachment, Text):
             attachment.data = None
 
 
 def text_of(attachment: Text) -> str:
-    """The content of a valid attachment."""
+    """The text of a valid text attachment."""
     return fastpath.decode_utf8(attachment.content)

@@ -1,8 +1,8 @@
-"""The embed surface: texts in, one vector for each out.
+"""The embed surface: texts in, one vector per text out.
 
-``parse`` says whether a line is a request at all (``DecodeError``: the connection is closed afterwards),
-``validate`` whether it can be served as it is (``InvalidRequest``: the connection stays open). The encoder
-returns a whole line; for many vectors it takes milliseconds, during which others can run.
+``parse`` raises ``DecodeError`` for a line that is not a request; the connection is then closed. ``validate``
+raises ``InvalidRequest`` for a request with invalid values; the connection stays open. The encoder returns a
+whole line. For many vectors it takes milliseconds, and releases the GIL meanwhile.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MAX_INPUTS = 2048
 
 
 class Request(Flat, kw_only=True):
-    """Texts to embed, as they stood on the line; ``encoding`` is that of the vectors, ``None`` is float."""
+    """Texts to embed, as parsed; ``encoding`` is the encoding of the vectors, ``None`` for float."""
 
     input: list[str]
     dimensions: U32 | None = None

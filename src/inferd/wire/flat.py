@@ -1,6 +1,6 @@
-"""Requests that are one flat object on the line: what embed and rerank share.
+"""Requests that are one flat JSON object: code shared by embed and rerank.
 
-A field that is ``None`` was absent or ``null``.
+A ``None`` field was absent or ``null``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from inferd.wire.sampling import PRIORITIES, U32, Behalf, KeepAlive, invalid
 
 
 class Flat(msgspec.Struct, kw_only=True):
-    """The fields that say whose request it is and how it is to be queued."""
+    """The fields for identification and queueing."""
 
     id: str = ""
     priority: str | None = None
@@ -30,7 +30,7 @@ T = TypeVar("T", bound=Flat)
 
 
 class Parser(Generic[T]):
-    """Reads requests of one kind from their lines."""
+    """Parses requests of one kind from their lines."""
 
     def __init__(self, kind: type[T]) -> None:
         self._decoder = msgspec.json.Decoder(kind)
@@ -41,7 +41,7 @@ class Parser(Generic[T]):
         """The request on one line, without its newline. Raises DecodeError."""
         raw = bytes(line)
         request = frames.decode(self._decoder, raw)
-        # A key that stands twice as a key stands twice as bytes, which clears nearly every line at once.
+        # A repeated key repeats as bytes, so counting bytes clears nearly every line without a second parse.
         if frames.has_escaped_key_letter(raw) or any(raw.count(needle) > 1 for needle in self._needles):
             frames.pairs(raw).require_unique(self._keys, "$")
         if request.priority is not None and request.priority not in PRIORITIES:

@@ -1,9 +1,9 @@
-"""The framed wire: v2's JSON in frames with a length before them, told apart from lines by its first bytes.
+"""The framed wire: v2's JSON in length-prefixed frames, distinguished from lines by the first bytes.
 
 A frame is the length of its payload (LEB128, at most 64 MiB), one byte for its kind, and the payload:
 ``JSON`` or ``BLOB``. A request is a JSON frame with ``"wire_version": 1``. Each of its attachments follows in
 order, as a JSON frame that describes it and one blob frame. :class:`inferd.fastpath.LineSplitter` reads
-heads. Answers are encoded as lines, and :func:`inferd.fastpath.frame_lines` makes frames of them.
+heads. Answers are encoded as lines, which :func:`inferd.fastpath.frame_lines` converts to frames.
 """
 
 from __future__ import annotations
@@ -27,20 +27,21 @@ Head = tuple[int, int]
 """A frame's kind and the size of its payload."""
 
 MAX_DESCRIPTOR_BYTES = 64 * 1024
-"""No descriptor of an attachment is longer."""
+"""The longest descriptor of an attachment."""
 
 LONGEST_OPENING = 5
-"""With so many first bytes of a connection :func:`is_framed` always knows."""
+"""The number of first bytes from which :func:`is_framed` always decides."""
 
 _BOM = b"\xef\xbb\xbf"
 
 
 def is_framed(first: bytes) -> bool | None:
-    """Whether a connection that begins with ``first`` speaks frames; ``None`` when more bytes are needed.
+    """Whether a connection that begins with ``first`` uses frames; ``None`` if more bytes are needed.
 
-    A head begins with a byte of 0x80 or more, or has the kind as its second byte; no line of JSON does. A
-    byte order mark could be the head of a frame of a megabyte or more, and is one if a kind follows. A
-    newline ends an empty line, and its sender may wait for the answer: no request fits into ten bytes.
+    The head of a frame begins with a byte of 0x80 or more, or has the kind as its second byte; a line of JSON
+    never does. A byte order mark could be the head of a frame of a megabyte or more, and is taken for a head
+    if a kind follows. A first newline byte means an empty line, whose sender may be waiting for the answer;
+    as a frame length, ten bytes, it is too short for any request.
     """
     if first[:1] == b"\n":
         return False
@@ -54,7 +55,7 @@ def is_framed(first: bytes) -> bool | None:
 
 
 def could_be_json(first: bytes) -> bool:
-    """Whether bytes that are no head could begin a line of JSON instead."""
+    """Whether bytes that are not a head could begin a line of JSON."""
     return first.removeprefix(_BOM)[:1] in (b"{", b" ", b"\t", b"\r", b"\n", b"")
 
 
@@ -70,7 +71,7 @@ CODES = frozenset(
         "wire_version_unsupported",
     }
 )
-"""The codes of errors that clients of this wire know; they cannot decode a frame with another one."""
+"""The error codes that clients of this wire know. They cannot decode a frame with another code."""
 
 _NEAREST = {"deadline_exceeded": "backend_unavailable", "model_not_found": "invalid_request"}
 
@@ -82,7 +83,7 @@ def encode_error(
     retry_after_secs: float | None = None,
     details: Mapping[str, Any] | None = None,
 ) -> bytes:
-    """The ``error`` frame, with the nearest of ``CODES``; ``reason`` is the code that it replaces."""
+    """The ``error`` frame, with the nearest of ``CODES``; ``reason`` is the original code."""
     if code not in CODES:
         details = {"reason": code, **(details or {})}
         code = _NEAREST.get(code, "internal")
@@ -95,7 +96,7 @@ class _Version(msgspec.Struct):
 
 
 class _Descriptor(msgspec.Struct):
-    """What goes ahead of a blob."""
+    """The frame that describes a blob, sent before it."""
 
     type: Literal["attachment_blob"]
     attachment_id: str
@@ -115,12 +116,13 @@ def parse(payload: bytes) -> v2.Request:
 
 
 def content_may_follow(payload: bytes) -> bool:
-    """Whether blobs could follow a JSON frame that is not a request; False is certain."""
+    """Whether blobs could follow a JSON frame that is not a valid request. False is always right; True may be
+    wrong."""
     return b'"attachments"' in payload or frames.has_escaped_key_letter(payload)
 
 
 def validate(request: v2.Request) -> None:
-    """The rules of v2, and those that only this wire has. Raises InvalidRequest."""
+    """Checks the rules of v2, and those of this wire alone. Raises InvalidRequest."""
     if request.tool_choice is not None:
         if not request.tools:
             raise invalid("tool_choice requires a non-empty tools array")
@@ -133,9 +135,9 @@ def validate(request: v2.Request) -> None:
 
 
 def expected(request: v2.Request) -> list[tuple[int, Attachment]]:
-    """The attachments whose blobs follow the request, with their places; not those that hold their bytes.
+    """The attachments whose blobs follow the request, with their indices; not those with inline bytes.
 
-    Raises InvalidRequest and AttachmentUnsupported where no blob needs to be read to refuse the request.
+    Raises InvalidRequest and AttachmentUnsupported if the request can be refused before any blob is read.
     """
     listed = request.attachments or ()
     attachments.check_count(listed)
@@ -148,7 +150,7 @@ def expected(request: v2.Request) -> list[tuple[int, Attachment]]:
 
 
 def read_descriptor(payload: bytes | memoryview, attachment: Attachment, request_id: str) -> int:
-    """The size of the blob that follows, which has to be that of ``attachment``. Raises MalformedFrame."""
+    """The size of the next blob, whose descriptor must match ``attachment``. Raises MalformedFrame."""
     try:
         descriptor = _descriptor_decoder.decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -159,6 +161,6 @@ def read_descriptor(payload: bytes | memoryview, attachment: Attachment, request
 
 
 def assign(attachment: Attachment, blob: memoryview) -> None:
-    """Gives an attachment the content that its blob brought."""
+    """Sets the content of an attachment to its blob."""
     if not isinstance(attachment, attachments.Unknown):
         attachment.data = blob

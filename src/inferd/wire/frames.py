@@ -1,9 +1,9 @@
-"""What the frames of every surface share: one JSON object a line, strict going in, compact coming out.
+"""The frames of every surface: one JSON object per line, parsed strictly and encoded compactly.
 
-A line goes through three gates: it is UTF-8 as a whole, it is one JSON object with the types that the surface
-declares, and no key that the surface knows is repeated. A failure is a ``DecodeError`` that says which
-field and what was expected; it carries the line's ``id`` when the line was an object with a string there.
-It is a ``NotJson`` when the line is not JSON. A ``DecodeError`` never quotes more of the line than a key.
+A line passes three checks: all of it is UTF-8, it is one JSON object with the types that the surface
+declares, and no known key is repeated. A failure raises a ``DecodeError`` that names the field and the
+expected type, and carries the line's ``id`` if the line was an object with a string ``id``. A line that is
+not JSON raises ``NotJson``. A ``DecodeError`` never quotes more of the line than a key.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ T = TypeVar("T")
 
 MAX_ID_BYTES = 1024
 
-# The letters of our keys as \u escapes. Accented text escapes to \u00a0 and above, and is not looked at.
+# Matches \u escapes of the letters in known keys. Accented text escapes to \u00a0 and above, and does not
+# match.
 _ESCAPED_KEY_LETTER = re.compile(rb"\\u00[567]")
 
 
 def decode(decoder: msgspec.json.Decoder[T], raw: bytes) -> T:
-    """The object on the line ``raw``; raises DecodeError, NotJson where it is none."""
+    """The object on the line ``raw``. Raises DecodeError, and NotJson if it is not JSON."""
     try:
         if not raw.isascii():
-            raw.decode()  # msgspec looks only at the strings that it keeps
+            raw.decode()  # msgspec validates only the strings that it keeps
         return decoder.decode(raw)
     except UnicodeDecodeError as error:
         raise NotJson(f"the line is not valid UTF-8 at byte {error.start}") from None
@@ -46,7 +47,8 @@ def decode(decoder: msgspec.json.Decoder[T], raw: bytes) -> T:
 
 
 def _misfit(raw: bytes, reason: str) -> DecodeError:
-    """The error for a field that does not fit. The decoder stops there, and has not seen the rest."""
+    """The error for a field of the wrong type. The decoder stops there, so the rest of the line is checked
+    here."""
     try:
         found = orjson.loads(raw)
     except orjson.JSONDecodeError:
@@ -56,13 +58,13 @@ def _misfit(raw: bytes, reason: str) -> DecodeError:
 
 
 class Pairs(list["tuple[str, Any]"]):
-    """A JSON object as it stands on the line: its keys in order, doubles included."""
+    """A JSON object as an ordered list of pairs, repeated keys included."""
 
     def get(self, key: str) -> Any:
         return next((value for name, value in self if name == key), None)
 
     def require_unique(self, keys: frozenset[str], where: str) -> None:
-        """Raises DecodeError when one of ``keys`` is repeated in this object."""
+        """Raises DecodeError if one of ``keys`` is repeated in this object."""
         seen = [name for name, _ in self if name in keys]
         for name in seen:
             if seen.count(name) > 1:
@@ -70,15 +72,15 @@ class Pairs(list["tuple[str, Any]"]):
 
 
 def has_escaped_key_letter(raw: bytes) -> bool:
-    """Whether a key of ours could be hidden behind ``\\u`` escapes on this line."""
+    """Whether ``\\u`` escapes on this line could spell a known key."""
     return b"\\u00" in raw and _ESCAPED_KEY_LETTER.search(raw) is not None
 
 
 def pairs(raw: bytes) -> Pairs:
-    """The line, already known to be one valid JSON object, with every key that it gives."""
+    """Parses a line, known to be one valid JSON object, with every key including repeated ones."""
     hook: Callable[[list[tuple[str, Any]]], Pairs] = Pairs
     try:
-        # Numbers stay text: their values do not matter here, and Python refuses to convert very long ones.
+        # Numbers stay text: their values are not needed, and Python refuses to convert very long ones.
         found: Pairs = json.loads(raw, object_pairs_hook=hook, parse_int=str, parse_float=str)
     except RecursionError:
         raise NotJson("the line is nested too deeply") from None
@@ -103,9 +105,9 @@ def encode_error(
     retry_after_secs: float | None = None,
     details: Mapping[str, Any] | None = None,
 ) -> bytes:
-    """The ``error`` frame of every surface; ``retry_after_secs`` is told in whole milliseconds, ``details``
-    are further keys."""
-    # A message may quote a file name of the system, whose bytes need not be UTF-8.
+    """The ``error`` frame of every surface; ``retry_after_secs`` is sent in whole milliseconds, ``details``
+    as further keys."""
+    # A message may quote a file name, which need not be valid UTF-8.
     message = message.encode("utf-8", "backslashreplace").decode()
     frame: dict[str, Any] = {"type": "error", "id": request_id, "code": code, "message": message}
     if retry_after_secs is not None:
@@ -118,7 +120,7 @@ _SHOWN = frozenset(("progress", "downloaded_bytes", "total_bytes"))
 
 
 def encode_progress(request_id: str, model: str, phase: str, details: Mapping[str, Any]) -> bytes:
-    """The ``progress`` frame of a request that waits for its model; it has the numbers of ``details``, and no
-    paths."""
+    """The ``progress`` frame of a request that waits for its model. It includes the numbers in ``details``,
+    but no paths."""
     shown = {key: details[key] for key in details if key in _SHOWN}
     return encode({"type": "progress", "id": request_id, "model": model, "phase": phase, **shown})

@@ -1,7 +1,7 @@
-"""Large requests without their long texts: parsed as small ones, so that other threads run meanwhile.
+"""Parses large requests without holding the GIL over their long texts.
 
-A decoder keeps the interpreter's lock until it has read the whole line. So the long strings are set aside
-first, which runs without the lock; what is left has to be small, and is parsed with a mark for each of them.
+A JSON decoder holds the GIL until it has read the whole line. So the long strings are first extracted without
+the GIL. The small rest is then parsed, with a placeholder for each string.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from inferd.wire.attachments import is_canonical_base64
 T = TypeVar("T", bound=msgspec.Struct)
 
 LONG_BYTES = 256
-# What a line may hold beside its long strings: about four thousand messages.
+# The largest line without its long strings: about four thousand messages.
 MAX_REST_BYTES = 1024 * 1024
 MAX_NAMES = 16_384
 
-# With its number a mark is base64, too, of MARK_DATA_BYTES: it may stand for content.
+# A mark with its number is also valid base64, of MARK_DATA_BYTES, so that it can replace attachment content.
 _MARK_CHARS = 24
 _MARK_DATA_BYTES = 24
 _BASE64_STEP = 1024 * 1024
@@ -53,7 +53,7 @@ def parse(parse_small: Callable[[bytes], T], line: bytes | memoryview) -> T:
 
 
 class _Texts:
-    """The texts that were set aside, and the mark of their places."""
+    """The extracted texts, and the mark that replaced them."""
 
     def __init__(self, mark: str, texts: list[str]) -> None:
         self._mark = mark
@@ -61,7 +61,7 @@ class _Texts:
         self._texts = texts
 
     def of(self, text: str) -> str:
-        """``text``, or the text that it marks the place of."""
+        """``text``, or the extracted text if ``text`` is a mark."""
         return self._texts[int(text[_MARK_CHARS:])] if text.startswith(self._mark) else text
 
     def put_into(self, struct: msgspec.Struct) -> None:

@@ -1,8 +1,8 @@
-"""The rerank surface: a query and documents in, the documents' scores out, the best first.
+"""The rerank surface: a query and documents in, scores of the documents out, the best first.
 
-``parse`` says whether a line is a request at all (``DecodeError``: the connection is closed afterwards),
-``validate`` whether it can be served as it is (``InvalidRequest``: the connection stays open). The encoder
-returns a whole line.
+``parse`` raises ``DecodeError`` for a line that is not a request; the connection is then closed. ``validate``
+raises ``InvalidRequest`` for a request with invalid values; the connection stays open. The encoder returns a
+whole line.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAX_DOCUMENTS = 256
 
 
 class Request(Flat, kw_only=True):
-    """Documents to rank, as they stood on the line; of ``top_n`` only the best are wanted."""
+    """Documents to rank, as parsed; only the best ``top_n`` are returned."""
 
     query: str
     documents: list[str]
@@ -46,7 +46,8 @@ def validate(request: Request) -> None:
 def encode_rerank(
     request: Request, scores: Sequence[float], *, input_tokens: int, model: str, backend: str
 ) -> bytes:
-    """The ``rerank`` frame; ``scores`` are float32, one for each document. Equal ones keep their order."""
+    """The ``rerank`` frame; ``scores`` are float32, one per document. Equal scores keep the order of the
+    request."""
     order = sorted(range(len(scores)), key=lambda index: -scores[index])[: request.top_n]
     texts = float_rows(array("f", scores), 1)[2:-2].split(b"],[")
     return frames.encode(

@@ -1,7 +1,7 @@
-"""What a request of every generation surface may say about how text is made, when, and for whom.
+"""The fields common to the requests of all generation surfaces: sampling, queueing and ownership.
 
-``read`` belongs to parsing and raises DecodeError, ``check`` to validation and raises InvalidRequest. A field
-that is ``None`` was absent or ``null``.
+``read`` is part of parsing and raises DecodeError. ``check`` is part of validation and raises InvalidRequest.
+A ``None`` field was absent or ``null``.
 """
 
 from __future__ import annotations
@@ -16,34 +16,34 @@ from inferd.sampling import NAMES, NOTHING_GIVEN, SamplingParams
 
 PRIORITIES = ("interactive", "batch")
 
-# A grammar is compiled before the first token: these bound the memory and the time that takes.
+# A grammar is compiled before the first token; these limits bound its memory and time.
 MAX_GRAMMAR_BYTES = 65_536
 MAX_GRAMMAR_ALTERNATIVES = 4_096
-# Every stop string is looked for after every token.
+# Every stop string is searched for after every token.
 MAX_STOPS = 16
-# The name of a conversation becomes a key of caches.
+# The name of a conversation is used as a cache key.
 MAX_SESSION_BYTES = 128
-# Far beyond any use; it keeps float32 arithmetic on logits finite.
+# Far above any useful value; keeps float32 arithmetic on logits finite.
 MAX_SAMPLING_NUMBER = 100.0
-# A logit is divided by it.
+# Logits are divided by it, so it must not be near 0.
 MIN_REPEAT_PENALTY = 0.01
 
 U32 = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
-# -1 is what others send for none.
+# Other APIs send -1 for no seed.
 Seed = Annotated[int, msgspec.Meta(ge=-1, le=2**32 - 1)]
-# Seconds; -1 is for always.
+# Seconds; -1 keeps the model loaded always.
 KeepAlive = Annotated[float, msgspec.Meta(ge=-1, le=1e9)]
 
 
 class Behalf(msgspec.Struct):
-    """The client of the HTTP bridge that a request is made for, and the token that the bridge is known by."""
+    """The HTTP bridge's client for whom a request is made, and the token that identifies the bridge."""
 
     caller: str
     token: str
 
 
 class Sampling(msgspec.Struct, kw_only=True):
-    """The fields that the generation surfaces share, as they stood on the line."""
+    """The fields shared by the generation surfaces, as parsed."""
 
     id: str = ""
     temperature: float | None = None
@@ -87,9 +87,9 @@ def invalid(reason: str) -> InvalidRequest:
 
 
 def read(request: Sampling) -> None:
-    """Checks what the types of the fields do not say.
+    """Checks the constraints that the field types do not express.
 
-    A ``null`` schema and a seed of -1 become absent ones, and a single stop string a list.
+    A ``null`` schema and a seed of -1 become absent, and a single stop string becomes a list.
     """
     if request.seed == -1:
         request.seed = None
@@ -101,7 +101,8 @@ def read(request: Sampling) -> None:
 
 
 def read_object(raw: msgspec.Raw, where: str, request_id: str) -> msgspec.Raw:
-    """``raw`` if it is a JSON object, an empty one if it is absent or ``null``; else DecodeError."""
+    """``raw`` if it is a JSON object, empty if it is absent or ``null``. Raises DecodeError for anything
+    else."""
     text = bytes(raw)
     if text == b"null":
         return msgspec.Raw()
@@ -111,7 +112,7 @@ def read_object(raw: msgspec.Raw, where: str, request_id: str) -> msgspec.Raw:
 
 
 def check(request: Sampling) -> None:
-    """Raises InvalidRequest, which names the field and its bounds."""
+    """Raises an InvalidRequest that names the field and its bounds."""
     _check_range("temperature", request.temperature, 0.0)
     if request.top_p is not None and not 0.0 < request.top_p <= 1.0:
         raise invalid("top_p must be above 0 and at most 1")

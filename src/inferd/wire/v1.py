@@ -1,8 +1,8 @@
 """The v1 surface: text in, text out.
 
-``parse`` says whether a line is a request at all (``DecodeError``: the connection is closed afterwards),
-``validate`` whether it can be served as it is (``InvalidRequest``: the connection stays open). A field that
-is ``None`` was absent or ``null``. The encoders return whole lines.
+``parse`` raises ``DecodeError`` for a line that is not a request; the connection is then closed. ``validate``
+raises ``InvalidRequest`` for a request with invalid values; the connection stays open. A ``None`` field was
+absent or ``null``. The encoders return whole lines.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Message(msgspec.Struct):
 
 
 class Request(Sampling, kw_only=True):
-    """A generation request, as it stood on the line."""
+    """A generation request, as parsed."""
 
     messages: list[Message]
     image_token_budget: U32 | None = None
@@ -59,13 +59,13 @@ def parse(line: bytes | memoryview) -> Request:
 
 
 def _may_repeat_a_key(raw: bytes, request: Request) -> bool:
-    # When there are no more keys on the line than the request has values, none can stand there twice.
+    # If the line has no more keys than the request has values, none is repeated.
     values = msgspec.structs.astuple(request)
     given = len(values) - values.count(None) - values.count("") + 2 * len(request.messages)
     if count_names(raw) == given - (not bytes(request.json_schema)):
         return False
-    # A key that stands twice as a key stands twice as bytes. So counting bytes clears nearly every line, at a
-    # tenth of what a parse that keeps doubles costs. A field that is None can still hide a double of `null`.
+    # A repeated key repeats as bytes. So counting bytes clears nearly every line, at a tenth of the cost of a
+    # parse that keeps repeated keys. A None field can still hide a repeated key with `null`.
     every = b"null" in raw
     for key, needle in _NEEDLES:
         if (every or getattr(request, key) is not None) and raw.count(needle) > 1:
@@ -84,7 +84,7 @@ def _refuse_repeated_keys(raw: bytes) -> None:
 
 
 def validate(request: Request) -> None:
-    """Raises InvalidRequest, which names the field and its bounds."""
+    """Raises an InvalidRequest that names the field and its bounds."""
     if not request.messages:
         raise invalid("messages must not be empty")
     budget = request.image_token_budget
@@ -97,7 +97,7 @@ TOKEN_SUFFIX = b'"}\n'
 
 
 def token_prefix(request_id: str) -> bytes:
-    """A token frame up to its content, which stands JSON-escaped between this and ``TOKEN_SUFFIX``."""
+    """A token frame up to its content. The JSON-escaped content goes between this and ``TOKEN_SUFFIX``."""
     return b'{"type":"token","id":' + orjson.dumps(request_id) + b',"content":"'
 
 
@@ -114,7 +114,7 @@ def encode_done(
     timings: dict[str, float] | None,
     unenforced: tuple[str, ...] = (),
 ) -> bytes:
-    """The ``done`` frame. ``content`` as bytes is the inside of a JSON string, escaped already."""
+    """The ``done`` frame. ``content``, if bytes, is the inside of an already escaped JSON string."""
     usage = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
     if cached_tokens:
         usage["cached_tokens"] = cached_tokens

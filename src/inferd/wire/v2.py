@@ -1,9 +1,9 @@
-"""The v2 surface: typed content blocks, tools and attachments in; frames of blocks out.
+"""The v2 surface: typed content blocks, tools and attachments in, frames of blocks out.
 
-``parse`` says whether a line is a request at all (``DecodeError``: the connection is closed afterwards).
-Blocks and attachments of a kind that this version does not know are part of a request; whether it can be
-served is up to :mod:`inferd.wire.v2_rules`. A field that is ``None`` was absent or ``null``. JSON that only
-passes through (schemas, inputs of tools) is kept as text. The encoders return whole lines.
+``parse`` raises ``DecodeError`` for a line that is not a request; the connection is then closed. Blocks and
+attachments of unknown kinds parse; :mod:`inferd.wire.v2_rules` decides whether the request can be served. A
+``None`` field was absent or ``null``. JSON that only passes through (schemas, tool inputs) is kept as text.
+The encoders return whole lines.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ class Video(_Block, tag="video", kw_only=True):
 
 
 class Thinking(_Block, tag="thinking", kw_only=True):
-    """What an assistant thought before it answered."""
+    """The assistant's reasoning before its answer."""
 
     text: str
 
 
 class ToolUse(_Block, tag="tool_use", kw_only=True):
-    """A call that an assistant made; ``input`` should be an object."""
+    """A tool call by the assistant; ``input`` should be an object."""
 
     tool_call_id: str
     name: str
@@ -65,14 +65,14 @@ class ToolUse(_Block, tag="tool_use", kw_only=True):
 
 
 class ToolResult(_Block, tag="tool_result", kw_only=True):
-    """What a call returned."""
+    """The result of a tool call."""
 
     tool_call_id: str
     content: list[Block]
 
 
 class Unknown(_Block, tag="unknown", kw_only=True):
-    """A block that this version does not know."""
+    """A block type unknown to this version."""
 
 
 Block = Union[Text, Image, Audio, Video, Thinking, ToolUse, ToolResult, Unknown]  # noqa: UP007
@@ -100,7 +100,7 @@ class _Function(msgspec.Struct):
 
 
 class ToolName(msgspec.Struct):
-    """The choice of one tool; ``function`` has its name in the form of OpenAI's API, until it is read."""
+    """The choice of one tool; ``function`` holds its name in OpenAI's form, until ``parse`` converts it."""
 
     name: str = ""
     function: _Function | None = None
@@ -111,9 +111,9 @@ class _NamedSchema(msgspec.Struct):
 
 
 class ResponseFormat(msgspec.Struct):
-    """What the answer has to be: any JSON object, or one that follows ``schema``.
+    """The format of the answer: any JSON object, or JSON that follows ``schema``.
 
-    ``json_schema`` holds the schema in the form of OpenAI's API, until it is read.
+    ``json_schema`` holds the schema in OpenAI's form, until ``parse`` converts it.
     """
 
     type: str
@@ -126,7 +126,7 @@ Logprobs = Annotated[int, msgspec.Meta(ge=0, le=MAX_LOGPROBS)]
 
 
 class Request(Sampling, kw_only=True):
-    """A generation request, as it stood on the line."""
+    """A generation request, as parsed."""
 
     messages: list[Message]
     attachments: list[Attachment] | None = None
@@ -141,7 +141,7 @@ class Request(Sampling, kw_only=True):
 
     @property
     def schema(self) -> str:
-        """The JSON Schema that the answer has to follow, or nothing."""
+        """The JSON Schema that the answer must follow; empty without one."""
         if self.response_format is None:
             return bytes(self.json_schema).decode()
         if self.response_format.type == "json_object":
@@ -161,14 +161,14 @@ _KEYS_OF = {
 
 
 def may_carry_raw(line: bytes) -> bool:
-    """Whether raw bytes could follow the line; False is certain."""
+    """Whether raw bytes could follow the line. False is always right; True may be wrong."""
     return b'"size"' in line or frames.has_escaped_key_letter(line)
 
 
 def parse(line: bytes | memoryview, *, content_follows: bool = False) -> Request:
     """The request on one line, without its newline. Raises DecodeError.
 
-    With ``content_follows`` the content of attachments without ``bytes`` is yet to come.
+    With ``content_follows``, the content of attachments without ``bytes`` follows in blobs.
     """
     raw = bytes(line)
     try:
@@ -224,12 +224,12 @@ def _read_object(raw: msgspec.Raw, where: str, request_id: str) -> None:
         raise DecodeError(f"Expected `object` - at `{where}`", request_id)
 
 
-# The decoder has no room for what it does not know. So a line that it refuses is tried once more with every
-# unknown kind of block and attachment replaced by a stand-in; positions, and so the paths of errors, stay.
+# The decoder rejects unknown kinds. So a rejected line is parsed once more with every unknown kind of block
+# and attachment replaced by a stand-in. Positions stay, and so do the paths in errors.
 
 
 def _with_known_kinds(raw: bytes) -> bytes | None:
-    """The line with stand-ins, ``None`` when there is nothing to replace."""
+    """The line with stand-ins; ``None`` if it has no unknown kind."""
     try:
         line = orjson.loads(raw)
     except orjson.JSONDecodeError:
@@ -266,7 +266,7 @@ def _replace(items: Any, tag: str, known: frozenset[str]) -> bool:
 
 
 def _read_exactly(line: Pairs, request: Request) -> None:
-    """Refuses what the decoder lets pass: known keys that stand twice, base64 with stray bits at its end."""
+    """Rejects what the decoder accepts: repeated known keys, and base64 with stray bits at its end."""
     line.require_unique(_KEYS, "$")
     for key, known in _KEYS_OF.items():
         for i, item in enumerate(line.get(key) or ()):
@@ -299,17 +299,17 @@ def _require_unique_in_blocks(content: list[Pairs], where: str) -> None:
 
 TEXT_SUFFIX = b'"}}\n'
 LOGPROBS_OPENING, LOGPROBS_SUFFIX = b'"},"logprobs":[', b"]}\n"
-"""What stands behind the delta instead, with the records of its tokens between."""
+"""The end of a delta frame with logprobs: the token records go between the two."""
 
 
 def delta_prefix(request_id: str, kind: Literal["text", "thinking"]) -> bytes:
-    """A frame up to its delta, which stands JSON-escaped between this and ``TEXT_SUFFIX``."""
+    """A frame up to its delta. The JSON-escaped delta goes between this and ``TEXT_SUFFIX``."""
     block = b',"block":{"type":"' + kind.encode() + b'","delta":"'
     return b'{"type":"frame","id":' + orjson.dumps(request_id) + block
 
 
 def encode_tool_use(request_id: str, tool_call_id: str, tool: str, arguments: str) -> bytes:
-    """The frame of a whole tool call; ``arguments`` is a JSON object as text."""
+    """The frame of a complete tool call; ``arguments`` is a JSON object as text."""
     compact = msgspec.json.format(arguments.encode(), indent=-1)
     block = {
         "type": "tool_use",

@@ -1,6 +1,6 @@
-"""Whether a v2 request can be served: the rules of its messages, attachments and tools.
+"""Validation of a v2 request: the rules of messages, attachments and tools.
 
-The first fault in the order of :func:`validate` is the one that is told, with the path of what is wrong.
+Only the first fault, in the order of :func:`validate`, is reported, with the path of the wrong value.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from inferd.wire.v2 import (
 )
 
 MAX_TOOLS = 128
-# A result that holds results of results; beyond any use, and each level takes room on the stack.
+# The nesting limit of tool results: above any useful depth, since each level takes stack space.
 MAX_DEPTH = 16
 
 _REFERS_TO: dict[type[Block], tuple[str, type[Attachment]]] = {
@@ -68,7 +68,7 @@ def _check_tool_names(request: Request) -> None:
 
 
 def _walk(blocks: Sequence[Block], path: str, depth: int = 0) -> Iterator[tuple[str, Block]]:
-    """Every block with its path, those inside of tool results behind theirs."""
+    """Yields every block with its path; the blocks inside a tool result follow it."""
     if depth > MAX_DEPTH:
         raise invalid(f"{path} is nested too deeply")
     for j, block in enumerate(blocks):
@@ -94,7 +94,7 @@ def _check_block(block: Block, path: str, by_id: Mapping[str, Attachment]) -> No
 
 
 def _check_history(request: Request) -> None:
-    """Calls are made by the assistant, once each, and answered by the user, each after it was made."""
+    """Tool calls come from the assistant, each with a unique id; the user answers each after the call."""
     called: set[str] = set()
     for i, message in enumerate(request.messages):
         for path, block in _walk(message.content, f"messages[{i}].content"):
@@ -116,7 +116,7 @@ def _check_history(request: Request) -> None:
 
 
 def _check_constraints(request: Request) -> None:
-    """At most one thing decides what the answer may look like."""
+    """At most one option may constrain the form of the answer."""
     choice = request.tool_choice
     names = {tool.name for tool in request.tools or ()}
     if isinstance(choice, ToolName) and choice.name not in names:
@@ -137,7 +137,7 @@ def _check_constraints(request: Request) -> None:
 
 
 def _check_prompt(request: Request) -> None:
-    """What a request says of its prompt and its probabilities goes with text alone."""
+    """Checks ``suffix``, ``raw``, ``begun`` and ``logprobs``, which apply only to plain text."""
     if request.suffix is not None and not request.raw:
         raise invalid("suffix is for raw prompts; set raw to true")
     if request.raw and request.begun:
