@@ -1,10 +1,10 @@
-# The index of prefixes as a class of its own, without a model. Part of _llama.pyx.
+# The prefix cache as a Python class, without a model. Part of _llama.pyx.
 
 
 cdef class PrefixCache:
-    """What slots and memory hold of earlier prompts; see prefix_cache.h. Its states are ``size`` zero bytes.
+    """The prefix cache of prefix_cache.h. Its states have a ``size`` but no bytes.
 
-    ``pieces`` are the texts of the vocabulary by token, an empty one for a control token.
+    ``pieces`` are the texts of the vocabulary by token, empty for a control token.
     """
 
     cdef CPrefixCache* cache
@@ -18,17 +18,17 @@ cdef class PrefixCache:
 
     @property
     def bytes(self) -> int:
-        """Of all snapshots."""
+        """Bytes of all snapshots and checkpoints."""
         return self.cache.bytes()
 
     def plan(self, prompt, *, bytes scope=b"", bytes session=b"", bint opted_out=False, bint may_fetch=True, live=(),
              n_max=1 << 30):
-        """Where to begin with ``prompt``, all of whose tokens may be reused, beside the jobs that run, given as
+        """Plans where to begin with ``prompt``, all of whose tokens may be reused. ``live`` are the running jobs as
         (slot, tokens, n_past, scope).
 
-        Returns ``None`` for waiting, the id of a file to bring, or (slot, slot to copy from or -1, tokens of the
-        snapshot to load or ``None``, whether to save the slot first, tokens kept, tokens of the prompt they stand
-        for, the prompt with the kept tokens, reason of a miss).
+        Returns ``None`` to wait, the id of a file to load, or (slot, slot to copy from or -1, tokens of the snapshot
+        to load or ``None``, whether to save the slot first, tokens kept, prompt tokens that they replace, the prompt
+        with the kept tokens, reason of a miss).
         """
         cdef vector[llama_token] tokens = prompt
         cdef vector[vector[llama_token]] all_tokens = [each[1] for each in live]
@@ -81,7 +81,7 @@ cdef class PrefixCache:
         return True
 
     def file(self, uint32_t id, tokens, *, size_t size, bytes scope=b"", bint usable=True):
-        """There is a file with the state of ``tokens``."""
+        """Registers a file with the state of ``tokens``."""
         cdef Stored stored
         stored.id = id
         stored.size = size

@@ -1,4 +1,4 @@
-# The flag that ends a preparation early. Part of _llama.pyx.
+# Cancels a preparation. Part of _llama.pyx.
 
 cdef extern from "native/guards/cancel.h" namespace "inferd" nogil:
     cdef cppclass CancelFlag:
@@ -8,15 +8,15 @@ cdef extern from "native/guards/cancel.h" namespace "inferd" nogil:
 
 
 def stop_if_cancelled():
-    """Raises ``InvalidRequest`` when the preparation that this thread does is cancelled."""
+    """Raises ``InvalidRequest`` if this thread's preparation is cancelled."""
     if is_cancelled():
         raise InvalidRequest("its client has left")
 
 
 cdef class Cancellation:
-    """``with cancellation: …`` does a preparation; ``cancel`` from another thread makes it raise soon.
+    """``with cancellation: …`` surrounds a preparation; ``cancel`` from another thread makes it raise soon.
 
-    What it raises is an ``InvalidRequest`` as for any other refusal; no client is left to read it.
+    It raises ``InvalidRequest`` like any other refusal, although the client has gone.
     """
 
     cdef CancelFlag flag

@@ -1,8 +1,8 @@
-# Drafts as a class of its own, without a token loop. Part of _llama.pyx.
+# Speculative decoding as a Python class, without a token loop. Part of _llama.pyx.
 
 
 cdef class Drafter:
-    """What an answer is expected to go on with, and how much of it is worth computing; see drafts.h."""
+    """Drafts the continuation of an answer and weighs its cost; see drafts.h."""
 
     cdef CDrafter drafter
     cdef Model model
@@ -11,16 +11,16 @@ cdef class Drafter:
         self.model = model
 
     def look(self, tokens, forced=()):
-        """Drafts what may follow ``tokens``, ``forced`` if there is any; returns the draft."""
+        """Drafts the continuation of ``tokens``, which is ``forced`` unless that is empty; returns the draft."""
         self.drafter.look(self.model.vocab, tokens, forced)
         return self.drafter.draft()
 
     def came(self, tokens):
-        """The answer went on with the last of ``tokens``."""
+        """The answer continued with the last of ``tokens``."""
         self.drafter.came(tokens)
 
     def promising(self, int sequences, size_t most) -> int:
-        """How many tokens of the draft are likely to come."""
+        """How many tokens of the draft are likely to be accepted."""
         return self.drafter.promising(sequences, most)
 
     def worth(self, ThreadGovernor governor, int sequences, int rows, size_t most) -> int:

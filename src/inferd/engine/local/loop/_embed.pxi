@@ -1,4 +1,4 @@
-# Token sequences to vectors and scores, for embedding and ranking models. Part of _llama.pyx.
+# Embedding and ranking models: token sequences to vectors and scores. Part of _llama.pyx.
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.math cimport isfinite, sqrt
@@ -61,7 +61,7 @@ POOLINGS = {"unspecified": -1, "none": 0, "mean": 1, "cls": 2, "last": 3, "rank"
 
 
 def metadata(Model model, str key) -> str:
-    """A string of the model file's metadata, ``""`` when it has no such key."""
+    """A string of the model file's metadata; ``""`` if the key is missing."""
     cdef char value[512]
     cdef bytes c_key = key.encode()
     if llama_model_meta_val_str(model.model, c_key, value, sizeof(value)) < 0:
@@ -70,9 +70,9 @@ def metadata(Model model, str key) -> str:
 
 
 def file_pooling(int fd) -> str:
-    """How the model in an open file makes one vector of many, as its metadata say; a key of POOLINGS.
+    """The pooling in the metadata of an open model file, a key of POOLINGS.
 
-    The weights are not read. ``unspecified``, too, for a file that cannot be read: its load will say why.
+    Does not read the weights. Returns ``unspecified`` for an unreadable file: its load reports the reason.
     """
     cdef gguf_init_params params
     cdef gguf_context* header
@@ -106,7 +106,7 @@ def file_pooling(int fd) -> str:
 def unit_vectors(bytes rows, int width, int dimensions) -> bytes:
     """The first ``dimensions`` of each row of ``width`` float32, scaled to length 1; a zero row stays zero.
 
-    ``ValueError`` for a number that is not finite.
+    Raises ``ValueError`` for a number that is not finite.
     """
     cdef Py_ssize_t n = len(rows) // (4 * width), row
     cdef int i
@@ -138,11 +138,11 @@ cdef bytes as_bytes(const Tokens& tokens):
 cdef class Embedder:
     """A model's context for embeddings, or for scores when it pools by ``rank``.
 
-    ``n_ctx`` is the most tokens of one sequence and of a batch, ``n_seq`` the most sequences of a batch; what
-    llama.cpp makes of ``n_ctx`` is read back. ``pooling`` is a key of ``POOLINGS``; ``unspecified`` is the model
-    file's own. ``threads`` 0 lets the context choose; ``flash_attention`` is ``on``, ``off`` or ``auto``.
-    Sequences are bytes: int32 token ids. ``compute`` is for one thread at a time, all else for any. Raises
-    ``ModelError``.
+    ``n_ctx`` is the most tokens of one sequence and of a batch, ``n_seq`` the most sequences of a batch. The
+    property ``n_ctx`` is the number that llama.cpp granted. ``pooling`` is a key of ``POOLINGS``; ``unspecified``
+    keeps the model file's. ``threads`` 0 lets the context choose; ``flash_attention`` is ``on``, ``off`` or
+    ``auto``. Sequences are bytes: int32 token ids. Everything is thread-safe except ``compute``, which is for one
+    thread at a time. Raises ``ModelError``.
     """
 
     cdef Model model
@@ -175,7 +175,7 @@ cdef class Embedder:
 
     @property
     def width(self) -> int:
-        """Floats of a row: a vector's width, or how many outputs the classifier has; the score is the first."""
+        """Floats of a row: the vector's width, or the number of the classifier's outputs. The first is the score."""
         return self.context.get().width()
 
     @property
@@ -185,9 +185,9 @@ cdef class Embedder:
                 return name
 
     def text(self, bytes text) -> bytes:
-        """The tokens of one text (UTF-8) with the model's special tokens around it; may be empty.
+        """The tokens of one text (UTF-8), with the model's special tokens; may be empty.
 
-        ``ValueError`` when the tokenizer cannot take it, as for ``pair``.
+        Raises ``ValueError`` if the tokenizer fails; so does ``pair``.
         """
         cdef string c_text = text
         cdef Tokens tokens
@@ -196,7 +196,7 @@ cdef class Embedder:
         return as_bytes(tokens)
 
     def pair(self, bytes query, bytes document) -> bytes:
-        """The tokens of a query with a document, as the model was trained to read them."""
+        """The tokens of a query with a document, in the format of the model's family."""
         cdef string c_query = query, c_document = document
         cdef Tokens tokens
         with nogil:
@@ -204,7 +204,7 @@ cdef class Embedder:
         return as_bytes(tokens)
 
     def warm_up(self) -> bool:
-        """Computes 16 tokens twice on one thread. False when llama.cpp cannot compute at all."""
+        """Computes 16 tokens twice on one thread. False if llama.cpp cannot compute at all."""
         cdef Tokens tokens
         cdef llama_token token = max(0, llama_vocab_bos(self.model.vocab))
         cdef cbool done
@@ -214,9 +214,9 @@ cdef class Embedder:
         return done
 
     def compute(self, sequences):
-        """The rows of a batch, one float32 row of ``width`` for each sequence; ``None`` when interrupted.
+        """The rows of a batch, one float32 row of ``width`` for each sequence; ``None`` if interrupted.
 
-        ``RuntimeError`` when llama.cpp fails, its log says why, and for a batch beyond the limits.
+        Raises ``RuntimeError`` if llama.cpp fails (its log has the reason) and for a batch beyond the limits.
         """
         cdef vector[Tokens] batch
         cdef bytes sequence
@@ -236,7 +236,7 @@ cdef class Embedder:
         return rows if outcome == EMBED_DONE else None
 
     def interrupt(self):
-        """Ends the ``compute`` under way, and every further one at once until ``resume``."""
+        """Ends the current ``compute`` and every further one until ``resume``."""
         self.context.get().interrupt()
 
     def resume(self):

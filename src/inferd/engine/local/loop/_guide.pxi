@@ -1,4 +1,4 @@
-# Answers held to a schema or a grammar by llguidance. Part of _llama.pyx.
+# Answers constrained to a schema or a grammar by llguidance. Part of _llama.pyx.
 
 from libcpp.memory cimport shared_ptr
 
@@ -8,9 +8,9 @@ cdef extern from *:
 
 
 def open_guidance(str library) -> str:
-    """Loads llguidance from the file that exports its C interface, once; returns its version.
+    """Loads llguidance from the library with its C interface, once; returns its version.
 
-    ``ModelError`` when a function that is needed is missing.
+    Raises ``ModelError`` if a function is missing.
     """
     cdef string path = library.encode(), version, error
     cdef cbool ok
@@ -22,7 +22,7 @@ def open_guidance(str library) -> str:
 
 
 cdef class Guidance:
-    """A model's vocabulary as llguidance sees it; ``open_guidance`` comes first."""
+    """A model's vocabulary for llguidance; call ``open_guidance`` first."""
 
     cdef Model model
     cdef shared_ptr[GuidanceVocab] guided
@@ -32,8 +32,7 @@ cdef class Guidance:
         self.guided.reset(new GuidanceVocab(model.vocab))
 
     def guide(self, bytes kind, bytes grammar) -> Guide:
-        """A guide through a ``json_schema`` or a ``lark`` grammar; ``ValueError`` with llguidance's reason.
-
+        """A guide for a ``json_schema`` or a ``lark`` grammar. Raises ``ValueError`` with llguidance's reason, and
         ``InvalidRequest`` when the preparation is cancelled.
         """
         cdef Guide made = Guide()
@@ -50,34 +49,34 @@ cdef class Guidance:
 
 
 cdef class Guide:
-    """One answer on its way through a grammar; ``Engine.submit`` takes it over."""
+    """The position of one answer in a grammar; ``Engine.submit`` consumes it."""
 
     cdef Model model
     cdef unique_ptr[CGuide] guide
 
     def wait_for(self, words, tokens):
-        """Lets everything pass until the answer holds one of ``words`` (bytes) or one of the ``tokens`` comes."""
+        """Allows every token until the answer contains one of the ``words`` (bytes) or ``tokens``."""
         self.guide.get().wait_for(words, tokens)
 
     def accept_text(self, bytes text) -> bool:
-        """Takes a text; false when it does not fit."""
+        """Advances by a text; false if the grammar does not allow it."""
         cdef string c_text = text
         return self.guide.get().accept_text(c_text)
 
     def allows(self, llama_token token) -> bool:
-        """Whether the answer may go on with the token."""
+        """Whether the token may come next."""
         return self.guide.get().allows(token)
 
     def accept(self, llama_token token) -> bool:
-        """Takes a token; false when it is not allowed."""
+        """Advances by a token; false if it is not allowed."""
         return self.guide.get().accept(token)
 
     def forced(self):
-        """The token ids that have to come next, whatever the model says."""
+        """The token ids that the grammar forces next."""
         return self.guide.get().forced()
 
     def choices(self) -> int:
-        """How many tokens may come next; 0 where the grammar cannot go on."""
+        """How many tokens may come next."""
         cdef const uint32_t* mask = self.guide.get().mask()
         cdef int word, count = 0
         if mask != NULL:
@@ -92,5 +91,5 @@ cdef class Guide:
 
     @property
     def complete(self) -> bool:
-        """Whether nothing but the end can follow."""
+        """Whether only the end can follow."""
         return self.guide.get().complete()

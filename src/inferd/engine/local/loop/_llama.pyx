@@ -2,26 +2,22 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
 """The token loop on llama.cpp's C API.
 
-``Model`` (in ``_model.pxi``) is a loaded GGUF file: it renders and tokenises prompts. ``Engine`` is one context
-of it with a fixed number of sequences; one thread spends its life in ``Engine.run`` and never holds the GIL
-there. Everything that enters the loop is numbers and bytes, everything that leaves it is bytes: no pointer and
-no Python object crosses, so the loop could as well run in a process of its own.
+``Model`` (in ``_model.pxi``) is a loaded GGUF file; it renders and tokenises prompts. ``Engine`` is one context
+with a fixed number of sequences. One thread runs ``Engine.run`` and never holds the GIL there. Numbers and bytes
+enter the loop, bytes leave it; no pointer and no Python object crosses.
 
-A step of the loop: take in new jobs and cancels; give free slots to waiting jobs; fill one batch; decode; sample
-tokens from the rows of logits; append the finished frames; publish them and wake the event loop once. A batch is
-either the next token of every running sequence, with drafts of those behind it, or a chunk of one prompt, in
-turns. llama.cpp would split a mixed one in the same way, and as it is, what is computed for a prompt never
-depends on the other sequences.
+A step takes in new jobs and cancels, gives free slots to waiting jobs, fills one batch (``Engine.fill_batch``),
+decodes it, samples tokens from the rows of logits, appends the finished frames, publishes them and wakes the event
+loop once.
 
-A job is the list of its tokens (prompt and answer) and ``n_past``, how many of them the KV cache holds. Prefill,
-decoding, repair after an interrupted step and the reuse of a prefix are the same thing: feed what is missing.
+A job is the list of its tokens (prompt and answer) and ``n_past``, the number of them in the KV cache. Prefill,
+decoding, repair after an interrupted step and prefix reuse are one operation: decode the missing tokens.
 
-A finished job leaves its cells in its slot. ``PrefixCache`` knows what is held there, in memory and in files, and
-plans where the next job begins. A job that is to begin with a file waits for it; ``Depot`` passes states on to the
-files and back, and the loop goes on meanwhile.
+A finished job leaves its cells in its slot. ``PrefixCache`` indexes the slots, memory and files, and plans where
+the next job begins. A job whose prefix is in a file waits for it. ``Depot`` passes states to the files and back
+while the loop keeps running.
 
-(Over 400 lines, because the loop and the state it works on are one idea; what is not the loop is in the headers
-beside it.)
+(Over 400 lines, because every method works on the same state of the loop; the rest is in the headers.)
 """
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -60,15 +56,15 @@ cdef struct StepGuard:
 
 
 cdef cbool give_up(void* data) noexcept nogil:
-    """llama.cpp asks this between the nodes of a step's graph."""
+    """llama.cpp calls this between the nodes of a step's graph; true aborts the step."""
     cdef StepGuard* guard = <StepGuard*>data
     return guard.exchange.interrupted() or (guard.deadline_us != 0 and llama_time_us() > guard.deadline_us)
 
 
 cdef enum:
-    # While others decode, a prompt chunk takes about this long ...
+    # µs. While other sequences decode, a prompt chunk takes about this long ...
     PROMPT_SHARE_US = 50000
-    # ... but is never shorter than this, so that a prompt always gets on.
+    # ... but has at least this many tokens, so that every prompt advances.
     MIN_CHUNK = 16
 
 
@@ -77,10 +73,10 @@ cdef class Engine:
 
     ``flash_attention`` is ``on``, ``off`` or ``auto`` (llama.cpp's choice); ``kv_type`` ``f16`` or ``q8_0``;
     ``threads`` 0 lets the loop choose. With ``unified`` the sequences share one cache of ``n_ctx`` tokens.
-    ``cache_bytes`` is how much memory may hold what earlier requests computed and no slot has room for. ``drafts`` is
-    ``off``, ``auto`` or ``on``: answers take several tokens a step never, where it is measured to pay, or whenever
-    they are likely to come true. ``adapters`` are those that a job may name by their number.
-    ``submit``, ``cancel``, ``ready``, ``collect``, ``stop`` and what deals with files may be called from any thread.
+    ``cache_bytes`` bounds the memory for states of earlier requests outside the slots. ``drafts`` controls
+    speculative decoding: ``off`` never drafts, ``auto`` drafts where measurements say that it pays, ``on`` drafts
+    whenever the tokens are likely. A job names one of the ``adapters`` by its number.
+    ``submit``, ``cancel``, ``ready``, ``collect``, ``stop`` and the methods for files are thread-safe.
     """
 
     cdef Model model
@@ -119,8 +115,8 @@ cdef class Engine:
         flash = {"on": LLAMA_FLASH_ATTN_TYPE_ENABLED, "off": LLAMA_FLASH_ATTN_TYPE_DISABLED,
                  "auto": LLAMA_FLASH_ATTN_TYPE_AUTO}
         types = {"f16": GGML_TYPE_F16, "q8_0": GGML_TYPE_Q8_0}
-        # The state of a recurrent layer is of the last token alone. A sliding window has all its cells (`swa_full`, the
-        # default), but a cache that sequences share may give those outside the window to others.
+        # A recurrent layer keeps the state of the last token only. A sliding window keeps all its cells (`swa_full`,
+        # the default), but a cache shared by sequences may give cells outside the window to others.
         self.any_cut = not (llama_model_is_recurrent(model.model) or llama_model_is_hybrid(model.model)
                             or (unified and llama_model_n_swa(model.model) > 0))
         self.model = model
@@ -128,7 +124,7 @@ cdef class Engine:
         for adapter in adapters:
             self.adapters.add(adapter.adapter)
         self.n_adapters = len(adapters)
-        self.drafts = drafts != "off" and self.any_cut  # what a draft got wrong is cut off the sequence
+        self.drafts = drafts != "off" and self.any_cut  # rejected draft tokens are cut off the sequence
         self.always_draft = drafts == "on"
         cdef int most_rows = n_seq + (<int>MOST_DRAFTED if self.drafts else 0)
         self.pool_threads = threads or useful_threads()
@@ -158,7 +154,7 @@ cdef class Engine:
                              f"lower --n-ctx or --active-permits (the log has llama.cpp's reason)")
         if self.memory == NULL:
             raise ModelError("this model makes no text, only vectors or scores: serve it with --embed or --rerank")
-        # llama.cpp clamps and rounds what it was asked for. No more than that is served.
+        # llama.cpp clamps and rounds these; serve no more than it granted.
         self.n_seq = n_seq
         self.n_ctx = min(n_ctx, <int>llama_n_ctx_seq(self.ctx))
         self.n_batch = llama_n_batch(self.ctx)
@@ -193,8 +189,8 @@ cdef class Engine:
         self.pool = NULL
 
     def warm_up(self) -> bool:
-        """Decodes one token twice on one thread, so that the weights are in memory and the loop knows what a
-        token costs without help. False when llama.cpp cannot decode at all."""
+        """Decodes one token twice on one thread, which brings the weights into memory and measures the
+        single-thread time of a token. False when llama.cpp cannot decode at all."""
         cdef int code = 0, _turn
         cdef int64_t started
         cdef Job job
@@ -216,7 +212,7 @@ cdef class Engine:
     # The event loop's side.
 
     def fileno(self) -> int:
-        """Readable when ``ready`` has something."""
+        """The descriptor that is readable when ``ready`` has something."""
         return self.exchange.fd()
 
     def submit(self, Prompt prompt, *, int max_tokens, sampling, bytes grammar, stops, frame, Guide guide=None,
@@ -225,13 +221,13 @@ cdef class Engine:
         """Queues a job and returns its id.
 
         ``sampling`` is an :class:`inferd.sampling.SamplingParams` in which no value is ``None``. ``grammar`` is
-        GBNF in place of the prompt's own; ``guide`` takes the place of both and is used up. ``stops`` are UTF-8
-        byte strings beside the prompt's; ``frame`` the (prefix, opening, suffix) of a token frame or ``None`` for no
-        frames. ``logprobs`` is how many alternatives to tell of each token, -1 for no probabilities; they are the
-        records of logprobs.h, separated by commas, between ``opening`` and ``suffix``.
-        Jobs of one ``scope`` reuse each other's prefixes, except those that do not ``use_cache``; ``session`` names
-        a conversation. ``adapter`` is the number of the one to compute with, -1 for none; a ``scope`` belongs to one.
-        ``InvalidRequest`` for a grammar that does not parse and for a prompt that does not fit.
+        GBNF that replaces the prompt's own; ``guide`` replaces both and is consumed. ``stops`` are UTF-8 byte
+        strings in addition to the prompt's; ``frame`` is the (prefix, opening, suffix) of a token frame, or ``None``
+        for no frames. ``logprobs`` is the number of alternatives reported for each token, -1 for no probabilities;
+        their records (logprobs.h) stand between ``opening`` and ``suffix``, separated by commas.
+        Jobs of one ``scope`` reuse each other's prefixes unless ``use_cache`` is false; ``session`` names a
+        conversation. ``adapter`` is the number of the LoRA adapter, -1 for none; each ``scope`` has one adapter.
+        Raises ``InvalidRequest`` for a grammar that does not parse and for a prompt that does not fit.
         """
         cdef SamplingParams params
         cdef Grammar c_grammar
@@ -297,21 +293,21 @@ cdef class Engine:
         return id
 
     def cancel(self, uint64_t id, bint drop):
-        """Ends a job within a step; with ``drop`` nothing more can be collected of it."""
+        """Ends a job within a step; with ``drop`` its output is discarded and its id becomes invalid."""
         with nogil:
             self.exchange.cancel(id, drop)
 
     def ready(self):
-        """The ids of jobs that have something new to collect."""
+        """The ids of jobs with new output."""
         return self.exchange.ready()
 
     def collect(self, uint64_t id):
         """(finished frames, None) or, at the end of a job, (frames, its result).
 
         The result is (finish, error, content as the inside of a JSON string, prompt tokens, completion tokens,
-        prefill ms, decode ms, ms to the first text or 0, cached tokens of the prompt, why there are not more or
-        ``""``, the records of tokens that no frame has told, tokens of drafts that were computed, and that came, the
-        ids of its tokens).
+        prefill ms, decode ms, ms to the first text or 0, cached prompt tokens, the reason of a cache miss or ``""``,
+        records of tokens that no frame carried, draft tokens computed, draft tokens accepted, ids of the answer's
+        tokens as int32).
         """
         cdef string out
         cdef unique_ptr[Job] whole
@@ -332,24 +328,24 @@ cdef class Engine:
 
     @property
     def cache_bytes(self) -> int:
-        """Memory that snapshots take now."""
+        """Memory used by snapshots, in bytes."""
         return self.cache.bytes()
 
     @property
     def cache_tokens(self) -> int:
-        """Tokens that idle slots and snapshots hold now."""
+        """Tokens held by idle slots and snapshots."""
         return self.cache.tokens()
 
-    # Files of states, which the process that holds the other end of the link keeps.
+    # Files of states. The daemon, at the other end of the link, keeps them.
 
     def open_files(self, int64_t idle_ms):
-        """From now on states leave for files: before they are given up, and after ``idle_ms`` without a job."""
+        """Starts saving states to files: before they are evicted, and after ``idle_ms`` without a job."""
         self.idle_after = milliseconds(idle_ms)
         with nogil:
             self.depot.open()
 
     def file_kept(self, uint32_t id, tokens, size_t size, *, bytes scope, bytes session, bint usable=True):
-        """The file ``id`` holds a state of ``size`` bytes, which is of use to this context if ``usable``."""
+        """Registers the file ``id``, a state of ``size`` bytes; ``usable`` if this context can load it."""
         cdef Stored file
         cdef cbool c_usable = usable
         file.id = id
@@ -361,11 +357,11 @@ cdef class Engine:
             self.depot.kept(move(file), c_usable)
 
     def files_wanted(self):
-        """The ids of the files that jobs have begun to wait for."""
+        """The ids of files that jobs wait for, each returned once."""
         return self.depot.wanted()
 
     def file_delivered(self, uint32_t id, int fd, size_t offset, size_t size):
-        """Reads the state of the file ``id``; -1 for ``fd`` says that there is none."""
+        """Reads the state of the file ``id``; a ``fd`` of -1 reports that the file is gone."""
         cdef unique_ptr[StateBytes] data
         with nogil:
             if fd >= 0:
@@ -373,19 +369,19 @@ cdef class Engine:
             self.depot.delivered(id, move(data), size)
 
     def leaving(self) -> LeavingState:
-        """A state that is to go to a file, or ``None``; ``file_saved`` has to follow."""
+        """The next state to be written to a file, or ``None``; the caller then calls ``file_saved``."""
         cdef LeavingState state = LeavingState()
         state.snapshot = self.depot.leaving(state.replaces)
         return state if state.snapshot else None
 
     def file_saved(self, uint32_t id, gone):
-        """The state that left is now in the file ``id``, or in none (0); the files ``gone`` are not there any more."""
+        """Reports that the state is in the file ``id`` (0: it was not written) and the files ``gone`` are deleted."""
         cdef vector[uint32_t] c_gone = gone
         with nogil:
             self.depot.saved(id, c_gone)
 
     def flush_files(self):
-        """Has all states leave that are in no file; ``files_flushed`` is then true once."""
+        """Starts saving every state that is in no file; ``files_flushed`` is true once when that is done."""
         with nogil:
             self.depot.flush()
 
@@ -393,14 +389,14 @@ cdef class Engine:
         return self.depot.flushed()
 
     def pulse(self):
-        """(turns of the loop so far, µs of the one under way or 0, µs that it should take or 0)."""
+        """(turns of the loop so far, µs since the current one began or 0, its expected µs or 0)."""
         cdef uint64_t steps = 0
         cdef int64_t busy_us = 0, predicted_us = 0
         self.exchange.pulse(steps, busy_us, predicted_us)
         return steps, busy_us, predicted_us
 
     def stop(self):
-        """Ends ``run`` within a step; what is unfinished stays so."""
+        """Ends ``run`` within a step; unfinished jobs stay unfinished."""
         with nogil:
             self.exchange.stop()
 
@@ -488,7 +484,7 @@ cdef class Engine:
         return self.cache.plan(wanted, self.live)
 
     cdef void seat(self, Job* job, const Plan& plan) noexcept nogil:
-        """Gives a job its slot, with as much of its prompt as the plan has found."""
+        """Gives a job its slot, with the part of its prompt that the plan found."""
         cdef Match keep = plan.keep
         cdef cbool ok = True
         if plan.save:
@@ -518,6 +514,7 @@ cdef class Engine:
         """Copies at least the first ``n`` tokens of one slot to another."""
         cdef Sequence sequence
         cdef Live live
+        # In a unified cache both slots refer to the same cells; separate caches copy the bytes.
         if self.params.kv_unified:
             llama_memory_seq_rm(self.memory, dst, -1, -1)
             llama_memory_seq_cp(self.memory, src, dst, 0, <llama_pos>n)
@@ -554,6 +551,7 @@ cdef class Engine:
             code = decode(self.ctx, self.batch)
         llama_synchronize(self.ctx)
         elapsed = llama_time_us() - started
+        # 0: computed; 2: aborted by `give_up`; 1: the KV cache has no room; other: llama.cpp failed.
         if code == 0:
             self.governor.measured(started + elapsed, rows, prompt, elapsed, drafted)
             self.hold_drafts = False
@@ -567,19 +565,27 @@ cdef class Engine:
                 if job.logits_row >= 0:
                     self.advance(job)
         elif code == 2:
+            # An aborted step leaves the cells of its finished part. Without an interrupt it passed its deadline.
             if not self.exchange.interrupted():
                 self.governor.stalled(started + elapsed)
             for job in self.batched:
                 self.take_back(job)
         elif code == 1 and drafted > 0:
-            self.hold_drafts = True
+            self.hold_drafts = True  # the next step is the same without drafts
         elif code == 1:
             self.make_room(prompt > 0)
         else:
             self.lose_context()
 
     cdef cbool fill_batch(self) noexcept nogil:
-        """Puts the tokens of the next step into the batch; whether they are a prompt's."""
+        """Puts the tokens of the next step into the batch. True if they belong to a prompt.
+
+        A batch holds either the next token of every decoding sequence or a chunk of one prompt. llama.cpp would split
+        a mixed batch the same way, and so the numbers computed for a prompt never depend on the other sequences.
+
+        Prompt and decoding steps alternate. While no sequence decodes, every step is a prompt step. While no prompt
+        waits, or a full shared cache holds prompts back (``hold_prompts``), every step is a decoding step.
+        """
         cdef Job* job
         cdef Job* prompt = NULL
         cdef size_t decoders = 0, rest, room
@@ -591,9 +597,12 @@ cdef class Engine:
             if not job.prefilling():
                 decoders += 1
             elif prompt == NULL or job.tokens.size() - job.n_past < prompt.tokens.size() - prompt.n_past:
-                prompt = job  # the shortest rest first
+                prompt = job  # the shortest rest first: a short prompt overtakes a long one
         self.prompt_is_next = not self.prompt_is_next
         if prompt == NULL or (decoders > 0 and (self.hold_prompts or not self.prompt_is_next)):
+            # A decoding step, in slot order: llama.cpp computes sequences of neighbouring slots together. Each sequence
+            # adds its token and its draft before the next sequence does; `add_draft` leaves rows for the others. A
+            # batch has one LoRA adapter, so sequences with another adapter wait for their turn.
             sort_by_slot(self.active)
             adapter = self.adapters.turn(self.active, decoders)
             for job in self.active:
@@ -602,19 +611,22 @@ cdef class Engine:
                     if self.drafts:
                         self.add_draft(job, decoders)
             return False
+        # A prompt step. An image or a sound is a step by itself: the projector decodes its embeddings, not this batch.
         self.media = prompt.next_media()
         if self.media != NULL:
             prompt.in_step = self.media.n_pos
             prompt.logits_row = -1
             self.batched.push_back(prompt)
             return True
+        # A chunk ends at the next medium, checkpoint mark or the prompt's end, and is bounded by the batch and, while
+        # other sequences decode and the pace is known, by their share of the time.
         rest = prompt.text_ahead()
         room = self.n_batch
         if decoders > 0 and self.governor.prompt_pace() > 0:
             room = min(room, max(<size_t>(PROMPT_SHARE_US / self.governor.prompt_pace()), <size_t>MIN_CHUNK))
         if rest == room + 1 and room > 2:
-            # ggml computes a single token by other kernels than several: a lone last one would come out a
-            # little differently from the same token in a longer chunk.
+            # ggml computes a single token with other kernels than several, with slightly different results. Leave
+            # two tokens for the last chunk.
             room -= 1
         self.add_tokens(prompt, min(rest, room))
         return True
@@ -641,7 +653,11 @@ cdef class Engine:
             self.batch.logits[job.logits_row] = True
 
     cdef void add_draft(self, Job* job, size_t decoders) noexcept nogil:
-        """Puts a draft behind the last token of a sequence, one of ``decoders``."""
+        """Adds the draft after the last token of a sequence, one of ``decoders``.
+
+        The draft takes at most its share of the remaining rows. While the governor compares thread counts, ``auto``
+        adds none, because only steps without drafts compare.
+        """
         cdef size_t i, most
         if self.hold_drafts or job.logits_row < 0:
             return
@@ -656,7 +672,7 @@ cdef class Engine:
             self.batch.logits[self.batch.n_tokens - 1] = True
 
     cdef void advance(self, Job* job) noexcept nogil:
-        """The rows of logits become tokens of the answer, as far as its draft comes true, or its end."""
+        """Samples tokens from the rows of logits while the draft is right; the first differing token is the last."""
         cdef size_t came = 0
         while True:
             self.next_token(job, job.logits_row + <int>came)
@@ -674,7 +690,7 @@ cdef class Engine:
             self.take_back(job)
 
     cdef void next_token(self, Job* job, int row) noexcept nogil:
-        """One row of logits becomes one token of the answer, or its end."""
+        """Samples one token of the answer, or its end, from one row of logits."""
         cdef const float* logits = llama_get_logits_ith(self.ctx, row)
         cdef llama_token token = -1
         cdef char small[256]
@@ -713,7 +729,7 @@ cdef class Engine:
             self.write(job, text)
 
     cdef void write(self, Job* job, const string& text) noexcept nogil:
-        """Appends text to the answer and, as a frame, to what the next publish hands over."""
+        """Appends text to the answer and stages it as a frame for the next publish."""
         cdef size_t before = job.content.size()
         if text.empty():
             return
@@ -744,7 +760,7 @@ cdef class Engine:
         self.close_job(job)
 
     cdef void keep(self, Job* job) noexcept nogil:
-        """What a finished job has computed stays in its slot, up to its first image or sound."""
+        """Keeps a finished job's cells in its slot, up to its first image or sound."""
         cdef Sequence sequence
         cdef size_t n = job.n_kept()
         if self.ctx != NULL and (n == 0 or not c_cut(self.ctx, job.slot, n, self.n_swa)):
@@ -775,7 +791,7 @@ cdef class Engine:
     # When a step does not succeed.
 
     cdef void take_back(self, Job* job) noexcept nogil:
-        """Takes back what a step has left in the cache of this job and is not a part of it."""
+        """Removes cells beyond ``n_past`` from this job's slot, or goes back to its last checkpoint."""
         cdef shared_ptr[const Checkpoint] last = job.checkpoints.at_most(job.n_past)
         if self.any_cut:
             if c_cut(self.ctx, job.slot, job.n_past, self.n_swa):
@@ -787,8 +803,8 @@ cdef class Engine:
         job.fall_back_to(0)
 
     cdef void make_room(self, cbool for_prompt) noexcept nogil:
-        """The shared cache is full. What finished jobs left goes first; then a prompt waits for the jobs that
-        decode; else the youngest gives way."""
+        """Makes room in a full shared cache: evicts an idle slot; else a prompt waits for the decoding jobs; else
+        the youngest job fails."""
         cdef Job* job
         cdef Job* youngest = self.active[0]
         cdef int slot = self.cache.oldest()
@@ -811,7 +827,7 @@ cdef class Engine:
         self.leave(youngest)
 
     cdef void lose_context(self) noexcept nogil:
-        """llama.cpp failed: the requests of this step end, the context is made anew, the others start over."""
+        """Handles a failure of llama.cpp: this step's requests fail, the context is recreated, the others restart."""
         cdef size_t i = 0
         cdef Job* job
         for job in self.batched:
@@ -835,7 +851,7 @@ cdef class Engine:
 
 
 cdef class LeavingState:
-    """A state on its way to a file."""
+    """A state that is being written to a file."""
 
     cdef shared_ptr[Snapshot] snapshot
     cdef readonly vector[uint32_t] replaces
@@ -853,7 +869,7 @@ cdef class LeavingState:
         return self.snapshot.get().sequence.session
 
     def write(self, int fd) -> bool:
-        """Writes its bytes to the beginning of a file; false when there is no room."""
+        """Writes the state at the beginning of a file; false when there is no room."""
         cdef cbool ok
         with nogil:
             ok = write_file(fd, self.snapshot.get()[0])
@@ -861,7 +877,7 @@ cdef class LeavingState:
 
 
 cdef load_ggml():
-    """Loads what a portable build keeps in shared libraries."""
+    """Loads the shared libraries of a portable build."""
     cdef vector[string] files = [os.fsencode(file) for file in portable.companion_files()]
     cdef string directory, variant = portable.chosen_variant().encode()
     if portable.GGML.is_dir():

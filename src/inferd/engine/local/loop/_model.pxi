@@ -1,4 +1,4 @@
-# What there is to know and do before a token is made: devices, log, model, prompt. Part of _llama.pyx.
+# Everything before decoding: devices, log, model, prompt. Part of _llama.pyx.
 
 cdef extern from "unistd.h" nogil:
     int dup(int fd)
@@ -9,13 +9,13 @@ cdef extern from "stdio.h" nogil:
 
 
 cdef str in_a_sentence(const string& error):
-    """llama.cpp's words on one line; a parser quotes what follows, which at the end of its text is nothing."""
+    """llama.cpp's message on one line. A parser quotes the text after an error; at the end it quotes nothing."""
     cdef str words = " ".join(error.decode("utf-8", "replace").split())
     return words + " the end" if words.endswith(" at") else words
 
 
 cdef str refusal_of_template(const string& error):
-    """A template's own words, without the frames of its interpreter."""
+    """A template's own message, without the interpreter's frames."""
     cdef str words = in_a_sentence(error)
     return words.rpartition("Error: ")[2] if "While executing" in words else words
 
@@ -25,7 +25,7 @@ MISS_NAMES = ("", "first", "changed", "evicted", "other user", "opted out", "mod
 
 
 def devices():
-    """The devices llama.cpp can compute on: (kind, name, description, bytes of memory), kind as in ggml."""
+    """The devices of llama.cpp as (kind, name, description, bytes of memory), kind as in ggml."""
     return [
         (d.kind.decode(), d.name.decode(), d.description.decode("utf-8", "replace"), d.memory_total)
         for d in c_devices()
@@ -38,7 +38,7 @@ def cpu_variant() -> str:
 
 
 def system_info() -> str:
-    """The instruction sets that this build uses on this machine, in llama.cpp's words."""
+    """The instruction sets that this build uses on this machine, as llama.cpp prints them."""
     return llama_print_system_info().decode()
 
 
@@ -53,7 +53,7 @@ def drain_log():
 
 
 cdef class TextStream:
-    """Text of a stream of tokens: whole characters only, cut before the first stop string."""
+    """The text of a token stream: whole characters only, cut before the first stop string."""
 
     cdef CTextStream stream
 
@@ -62,20 +62,20 @@ cdef class TextStream:
         self.stream.set_stops(c_stops)
 
     def push(self, bytes piece):
-        """Takes a token's bytes; returns (text that may be shown, whether a stop string was completed)."""
+        """Takes a token's bytes; returns (text to release, whether a stop string was completed)."""
         cdef string out
         stopped = self.stream.push(piece, len(piece), out)
         return <bytes>out, stopped
 
     def finish(self) -> bytes:
-        """The text that was held back because a stop string might have begun."""
+        """The text held back for a possible stop string."""
         cdef string out
         self.stream.finish(out)
         return out
 
 
 cdef class ThreadGovernor:
-    """The choice of threads for a decode step; times in microseconds of a monotonic clock."""
+    """Chooses the threads of a decode step (threads.h); times in microseconds of a monotonic clock."""
 
     cdef CThreadGovernor* governor
 
@@ -110,7 +110,7 @@ cdef class ThreadGovernor:
 
 cdef struct Loading:
     void* report
-    void* raised  # a list, for what the report raised
+    void* raised  # a list for the exception of the report
     float last
     cbool go_on
 
@@ -133,9 +133,9 @@ cdef cbool on_progress(float progress, void* data) noexcept nogil:
 cdef class Model:
     """A model loaded from an open file; ``parts`` are the further files of a split model, in order.
 
-    ``report(progress)`` is called with 0 to 1 while it loads and ends the load by returning false.
-    Raises ``ModelError`` for a file that llama.cpp cannot load, ``BootCancelled`` when ended, and what ``report``
-    raised.
+    ``report(progress)`` is called with 0 to 1 during the load and ends it by returning false. Raises ``ModelError``
+    for a file that llama.cpp cannot load, ``BootCancelled`` if ``report`` ended the load, and the exceptions of
+    ``report``.
     """
 
     cdef llama_model* model
@@ -187,7 +187,7 @@ cdef class Model:
 
     @property
     def n_ctx_train(self) -> int:
-        """Tokens of context the model was trained for."""
+        """The context that the model was trained with, in tokens."""
         return llama_model_n_ctx_train(self.model)
 
     @property
@@ -201,14 +201,14 @@ cdef class Model:
 
     @property
     def longest_token(self) -> int:
-        """Bytes of the longest text that one token can stand for."""
+        """Bytes of the longest text of a token."""
         cdef int32_t token, longest = 1
         for token in range(llama_vocab_n_tokens(self.vocab)):
             longest = max(longest, -llama_token_to_piece(self.vocab, token, NULL, 0, 0, True))
         return longest
 
     def tokens(self, bytes text):
-        """The token ids of a text, in which control tokens are no more than text."""
+        """The token ids of a text. Control tokens in it are plain text."""
         cdef string c_text = text
         return common_tokenize(self.vocab, c_text, False, False)
 
@@ -228,14 +228,14 @@ cdef class Model:
 
     @property
     def description(self) -> str:
-        """Architecture, size and quantisation, as llama.cpp puts it."""
+        """Architecture, size and quantisation, as llama.cpp prints them."""
         cdef char text[256]
         llama_model_desc(self.model, text, sizeof(text))
         return text.decode("utf-8", "replace")
 
     @property
     def control_tokens(self):
-        """The ids of the tokens that are no text, by what they are written as (bytes)."""
+        """The ids of the control tokens by their text (bytes)."""
         cdef int32_t token
         return {
             self.text([token]): token
@@ -251,7 +251,7 @@ cdef class Model:
 cdef class Adapter:
     """A LoRA adapter for ``model``, loaded from an open file. Raises ``ModelError``.
 
-    It has to be loaded before the context that is to use it, and lives as long as the model.
+    Load it before the context that uses it. It lives as long as the model.
     """
 
     cdef Model model
@@ -275,7 +275,7 @@ cdef class Adapter:
 
 
 cdef class Projector:
-    """What turns images and sounds into something the model reads: the GGUF file ``path``, made for it."""
+    """The encoder of images and sounds for ``model``, in the GGUF file ``path``."""
 
     cdef Model model
     cdef unique_ptr[CProjector] projector
@@ -304,12 +304,12 @@ cdef class Projector:
 
     @property
     def marker(self) -> str:
-        """What begins the place of a medium in a conversation; its number and ``>`` follow."""
+        """The beginning of a medium's placeholder in a conversation; its number and ``>`` follow."""
         return self.projector.get().marker().decode()
 
 
 cdef class Templates:
-    """How the model's family writes conversations: its own templates, or ``source`` (Jinja) in their place."""
+    """The model's chat templates, or ``source`` (Jinja) instead of them."""
 
     cdef Model model
     cdef unique_ptr[Prompts] prompts
@@ -325,7 +325,7 @@ cdef class Templates:
 
     @property
     def thinking(self) -> bool:
-        """Whether the template can ask the model to think first, or not to."""
+        """Whether the template can turn the model's thinking on and off."""
         return self.prompts.get().supports_thinking()
 
     @property
@@ -344,11 +344,12 @@ cdef class Templates:
         return self.prompts.get().supports_several_calls()
 
     def render(self, bytes request, Projector projector=None, items=(), int n_batch=0, kept=()) -> Prompt:
-        """Renders and tokenises a conversation, given as JSON with the keys that prompt.h lists.
+        """Renders and tokenises a conversation: JSON with the keys that prompt.h lists.
 
         ``items`` are its media as (kind, encoded, width, height, buffer), which ``projector`` encodes; ``n_batch``
-        is what a step of the engine takes. ``kept`` are the answers in it whose tokens are known, as (length and hash
-        of the prompt before, token ids). ``InvalidRequest`` when the template or the projector refuses.
+        is the number of tokens in a step of the engine. ``kept`` are the answers in it whose tokens are known, as
+        (length of the prompt before, its hash, token ids). Raises ``InvalidRequest`` if the template or the projector
+        refuses.
         """
         cdef string text = request, error
         cdef MediaInput media
@@ -362,7 +363,7 @@ cdef class Templates:
         if projector is not None:
             media.projector = projector.projector.get()
             media.n_batch = n_batch
-            for kind, item.encoded, item.width, item.height, data in items:  # which hold the buffers
+            for kind, item.encoded, item.width, item.height, data in items:  # `items` keeps the buffers alive
                 item.audio = kind == "audio"
                 item.data, item.size = &data[0], data.shape[0]
                 media.items.push_back(item)
@@ -378,9 +379,9 @@ cdef class Templates:
         return prompt
 
     def raw(self, bytes text, suffix=None) -> Prompt:
-        """A prompt without a template: ``text`` alone, or before and behind what is to be filled in.
+        """A prompt without a template: ``text``, or ``text`` and ``suffix`` around a middle that the model fills in.
 
-        ``InvalidRequest`` with a ``suffix`` for a model that has no tokens for that.
+        Raises ``InvalidRequest`` for a ``suffix`` if the model has no tokens for that.
         """
         cdef string c_text = text, c_suffix = suffix or b"", error
         cdef const string* behind = NULL
@@ -396,7 +397,7 @@ cdef class Templates:
 
 
 cdef class Prompt:
-    """A rendered conversation: its token ids, and what is needed to constrain and to read the answer."""
+    """A rendered conversation: its token ids, and the data to constrain and parse the answer."""
 
     cdef Rendered rendered
 
@@ -415,17 +416,17 @@ cdef class Prompt:
 
     @property
     def media(self):
-        """(place among the tokens, what the model sees there) of each medium, in the order of the prompt."""
+        """(position among the tokens, embeddings) of each medium, in the order of the prompt."""
         return [(span.at, tuple(span.embeddings)) for span in self.rendered.media]
 
     @property
     def grammar(self) -> bytes:
-        """GBNF of the family's tool calls or output format; empty when nothing constrains the answer."""
+        """GBNF of the family's tool calls or output format; empty if nothing constrains the answer."""
         return self.rendered.grammar
 
     @property
     def triggers(self):
-        """(words, token ids) that begin a call, or ``None`` where it takes more than a word to know one."""
+        """(words, token ids) that begin a call; ``None`` if only a pattern recognises one."""
         if self.rendered.trigger_words.empty():
             return None
         return self.rendered.trigger_words, self.rendered.trigger_tokens
@@ -437,17 +438,17 @@ cdef class Prompt:
 
     @property
     def thinking(self):
-        """How the family's thoughts begin (bytes), and what each may end with; nothing where it has none."""
+        """(start mark, end marks) of the family's thoughts as bytes; empty if it has none."""
         return self.rendered.think_start, self.rendered.think_ends
 
     @property
     def syntax(self) -> bytes:
-        """How to parse the answer, for ``Reply``."""
+        """The parser of the answer, for ``Reply``."""
         return self.rendered.syntax
 
 
 cdef class Reply:
-    """An answer in its family's format, taken apart into text, thinking and tool calls while it grows."""
+    """Parses a growing answer in its family's format into text, thinking and tool calls."""
 
     cdef unique_ptr[CReply] reply
 
@@ -458,7 +459,7 @@ cdef class Reply:
             raise ValueError(error.decode("utf-8", "replace"))
 
     def feed(self, bytes text, *, bint last):
-        """What is new after more text, as JSON (see prompt.h), or ``None`` when the answer does not parse."""
+        """The new parts after more text, as JSON (see prompt.h); ``None`` if the answer does not parse."""
         cdef string c_text = text, news, error
         cdef cbool ok
         with nogil:

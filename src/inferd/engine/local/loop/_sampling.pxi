@@ -1,8 +1,8 @@
-# The choice of candidates as functions of their own, beside llama.cpp's. Part of _llama.pyx.
+# Top-p sampling as Python functions, ours and llama.cpp's. Part of _llama.pyx.
 
 
 def nucleus(const float[::1] logits, float top_p):
-    """The ids of the likeliest tokens that together have the probability ``top_p``, in no order; see nucleus.h."""
+    """The ids of the likeliest tokens whose probabilities add up to ``top_p``, in no order; see nucleus.h."""
     cdef vector[llama_token_data] found
     cdef llama_token_data one
     c_nucleus(&logits[0], <int32_t>logits.shape[0], top_p, found)
@@ -10,7 +10,7 @@ def nucleus(const float[::1] logits, float top_p):
 
 
 def nucleus_of_llama_cpp(const float[::1] logits, float top_p):
-    """The same by llama.cpp's own sampler, which sorts."""
+    """The same ids from llama.cpp's own sampler, which sorts."""
     cdef vector[llama_token_data] all_of_them
     cdef llama_token_data one
     cdef llama_token_data_array array

@@ -1,8 +1,7 @@
-// The LoRA adapters of a model, and whose turn it is.
+// The LoRA adapters of a model, and which of them has the turn.
 //
-// llama.cpp computes a whole batch with one adapter or none. So sequences that decode with the same one share their
-// steps, and those with different ones take turns, a few steps each, because every change has llama.cpp lay out the
-// step anew.
+// llama.cpp computes a whole batch with one adapter or none. Decoding sequences with the same adapter share their
+// steps; different adapters take turns of a few steps each, because llama.cpp rebuilds the graph at every change.
 #pragma once
 
 #include <algorithm>
@@ -20,10 +19,10 @@ class Adapters {
 
     void add(llama_adapter_lora *adapter) { adapters_.push_back(adapter); }
 
-    // The context is a new one.
+    // The context was recreated and has no adapter.
     void forget() { in_force_ = kNone; }
 
-    // Has the context compute with the adapter of this number from now on.
+    // Selects the adapter that the context computes with.
     void apply(llama_context *ctx, int adapter) {
         if (adapter == in_force_) return;
         float scale = 1.0f;
@@ -32,8 +31,8 @@ class Adapters {
         in_force_ = adapter;
     }
 
-    // The adapter of the next step for the jobs that decode, of which there is at least one; `decoders` becomes the
-    // number of those that have it.
+    // The adapter of the next decoding step, in ascending order by turns. At least one job must be decoding.
+    // `decoders` becomes the number of decoding jobs with this adapter.
     int turn(const std::vector<Job *> &active, size_t &decoders) {
         if (adapters_.empty()) return kNone;
         int next = kNone, least = kNone;

@@ -32,7 +32,7 @@ void *cpu_function(const char *name) {
 
 std::string cpu_variant() {
 #ifndef _WIN32
-    // ggml does not keep the name of the file, but the dynamic linker knows where a function of it comes from.
+    // ggml does not keep the file name, but the dynamic linker knows the file of a function.
     Dl_info info;
     void *function = cpu_function("ggml_backend_get_features");
     if (function && dladdr(function, &info)) {

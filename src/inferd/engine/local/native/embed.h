@@ -1,12 +1,11 @@
-// A context of its own that turns token sequences into pooled vectors, or into scores.
+// A llama.cpp context that turns token sequences into pooled vectors or scores.
 //
-// A batch is some whole sequences. llama.cpp ends the process for a batch larger than its context, for a
-// position beyond what the model was trained for and for an empty batch, so `compute` looks first.
+// A batch is a set of whole sequences. llama.cpp ends the process for an empty batch, a batch larger than its context
+// and a position beyond the model's training context, so `compute` checks first.
 //
-// The number of threads is chosen by the governor of the token loop. Batches differ in size and only those of
-// about the same size compare, so a batch of n tokens counts as a step of log2(n) sequences that took log2(n)
-// times as long as one of its tokens did. A batch that takes far longer than one thread alone would need is cut
-// off and done again with fewer threads.
+// A `ThreadGovernor` chooses the number of threads. Only batches of about the same size compare, so a batch of n tokens
+// counts as a step of log2(n) sequences that took log2(n) times as long as one of its tokens. A batch that takes far
+// longer than one thread alone would need is cut off and repeated with fewer threads.
 #pragma once
 
 #include <algorithm>
@@ -28,7 +27,7 @@ class Embedder {
     struct Params {
         int n_ctx = 0;                                 // most tokens of one sequence and of a batch
         int n_seq = 0;                                 // most sequences of a batch
-        int pooling = LLAMA_POOLING_TYPE_UNSPECIFIED;  // = as the model file says
+        int pooling = LLAMA_POOLING_TYPE_UNSPECIFIED;  // = as in the model file
         int threads = 0;                               // 0 = chosen
         int flash_attention = LLAMA_FLASH_ATTN_TYPE_AUTO;
     };
@@ -56,10 +55,10 @@ class Embedder {
     int pooling() const { return llama_pooling_type(ctx_); }
     int n_ctx() const { return n_ctx_; }
 
-    // Floats of one row: the vector's, or the classifier's, of which the first is the score.
+    // Floats of one row: of the vector, or the classifier's outputs, the first of which is the score.
     int width() const { return width_; }
 
-    // Learns what a token costs on one thread, with `tokens` as a batch. False when it cannot be computed.
+    // Measures the time of a token on one thread, with `tokens` as a batch. False if llama.cpp cannot compute it.
     bool warm_up(const Tokens &tokens) noexcept {
         std::vector<float> row(width_);
         fill({tokens});
@@ -72,7 +71,7 @@ class Embedder {
         return collect(1, row.data());
     }
 
-    // A row of `width()` floats for each sequence, in their order, into `out`.
+    // Writes a row of `width()` floats for each sequence, in order, to `out`.
     Outcome compute(const std::vector<Tokens> &sequences, float *out) noexcept {
         if (!fits(sequences)) return Outcome::failed;
         fill(sequences);
@@ -94,7 +93,7 @@ class Embedder {
         return Outcome::interrupted;
     }
 
-    // Ends the computation under way and lets none begin, until `resume`. From any thread.
+    // Ends the current computation and every further one until `resume`. Thread-safe.
     void interrupt() { interrupted_.store(true, std::memory_order_relaxed); }
     void resume() { interrupted_.store(false, std::memory_order_relaxed); }
 
@@ -120,7 +119,7 @@ class Embedder {
         params.abort_callback_data = this;
         ctx_ = llama_init_from_model(model, params);
         if (!ctx_) return;
-        // llama.cpp clamps and rounds what it was asked for; only what it says now holds.
+        // llama.cpp clamps and rounds these; read back what it granted.
         n_ctx_ = std::min(n_ctx_, static_cast<int>(std::min(llama_n_batch(ctx_), llama_n_ctx_seq(ctx_))));
         memory_ = llama_get_memory(ctx_);
         pool_ = attach_pool(ctx_, threads_);

@@ -1,9 +1,8 @@
-// From texts to the token sequences that an embedding or ranking model reads.
+// Turns texts into the token sequences of an embedding or ranking model.
 //
-// A text becomes a sequence between the model's own special tokens. A query and a document become one sequence
-// in the way of the model's family: by the file's `rerank` template when it has one, else joined by the
-// tokenizer's own separators, as in `[CLS] query [SEP] document [SEP]`. Whatever a user writes is text: it never
-// becomes a control token. Only a template's own words do.
+// A text becomes a sequence between the model's special tokens. A query and a document become one sequence, by the
+// file's `rerank` template if it has one, else joined by the tokenizer's separators, as in
+// `[CLS] query [SEP] document [SEP]`. Text of a client never becomes a control token; only the template's own does.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +18,7 @@ using Tokens = std::vector<llama_token>;
 
 class EmbedInput {
   public:
-    // Throws std::invalid_argument for a vocabulary on which llama.cpp's tokenizer would end the process.
+    // Throws std::invalid_argument for a vocabulary with which llama.cpp's tokenizer would end the process.
     explicit EmbedInput(const llama_model *model) : vocab_(llama_model_get_vocab(model)) {
         const auto kind = llama_vocab_type(vocab_);
         if (kind == LLAMA_VOCAB_TYPE_NONE) throw std::invalid_argument("the model file has no vocabulary");
@@ -67,8 +66,8 @@ class EmbedInput {
         llama_token control = LLAMA_TOKEN_NULL;
     };
 
-    // The template is cut at its control tokens, once, so that the text between them can be tokenised as plain
-    // text together with what is put into it.
+    // Splits the template at its control tokens, once, so that the pieces between them, filled in, are tokenised as
+    // plain text.
     void cut_template(const std::string &source) {
         size_t from = 0;
         for (const llama_token token : tokenize(source, false, true)) {

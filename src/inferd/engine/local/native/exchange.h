@@ -1,9 +1,20 @@
-// Where the event loop and the engine thread meet.
+// The jobs shared by the event loop and the engine thread.
 //
-// A `Job` belongs to the exchange from `submit` until it is both finished by the engine and collected (or
-// dropped) by the other side. One mutex guards everything both sides touch; the engine thread takes it twice
-// a step (`intake`, `publish`), holds it for moves of strings only, and never touches Python. Each publish
-// that has something for the event loop signals the wake-up descriptor once.
+// Ownership of a `Job`:
+// - Before `submit`, the caller owns it, a preparing thread. From then on `jobs_` owns the memory.
+// - The engine thread gets a pointer from `intake`. Until it publishes the job as finished, it alone reads and writes
+//   the fields, except those that the mutex guards. The other side sees only the guarded ones, through `cancel` and
+//   `collect`. Frames move from `staged` (the engine's) to `out` (guarded) in `publish`.
+// - Once `publish` has set `finished`, the engine thread has dropped its pointers. `collect` then hands the job, with
+//   all its fields, to its caller. A dropped job is deleted instead: by `publish`, or by `cancel` if it has finished.
+//
+// Ownership of the exchange's fields: the mutex guards `jobs_`, `inbox_`, `ready_`, `last_id_`, `stopping_`, `called_`
+// and `interruptible_`. The atomics are read without it: `interrupt_` between the nodes of a step, so that a cancel
+// takes effect within it, and the others by the watchdog. Only the engine thread writes those others. `fds_` are fixed.
+//
+// The engine thread takes the mutex three times a step (`intake`, `begin_step`, `publish`), holds it only to move
+// pointers and append bytes, and never touches Python. A `publish` with new output writes to the wake-up descriptor
+// once.
 #pragma once
 
 #include <sys/types.h>
@@ -36,11 +47,11 @@
 
 namespace inferd {
 
-// `refused`, `unavailable` and `broken` are failures: the client's, of the moment, and ours.
+// `refused`, `unavailable` and `broken` are failures: the request's, a temporary one, and the server's.
 enum class Finish : int { running = 0, end, stop, length, cancelled, refused, unavailable, broken };
 
 struct Job {
-    // What was asked.
+    // The request. Set before `submit` (`id` by it), then the engine thread's.
     uint64_t id = 0;
     size_t n_prompt = 0;
     uint32_t max_tokens = 0;
@@ -49,40 +60,39 @@ struct Job {
     std::unique_ptr<Sampler> sampler;
     TextStream text;
     std::vector<llama_token> preserved;  // control tokens that are shown as text
-    bool uses_cache = true;              // false: it takes nothing from earlier requests and leaves nothing
+    bool uses_cache = true;              // false: reuses nothing of other requests and leaves nothing to them
     int adapter = -1;                    // the number of its LoRA adapter, -1 = none
-    std::string scope;                   // only requests of one scope share what they computed
+    std::string scope;                   // only requests of one scope share computed prefixes
     std::string session;                 // the client's name for the conversation, or empty
 
-    // The engine thread's own.
-    std::vector<llama_token> tokens;  // the prompt and what came after it
-    std::vector<MediaSpan> media;     // what stands behind the prompt's kMediaToken
-    size_t n_past = 0;                // how many of them are in the KV cache
-    size_t n_cached = 0;              // how many of them it did not have to compute
-    std::vector<size_t>
-        marks;  // where checkpoints are kept, ascending; in no other model than those that need them
+    // The engine thread's working state; `tokens`, `media`, `marks`, `logprobs` and `submitted_us` begin as submitted.
+    std::vector<llama_token> tokens;  // the prompt and the answer
+    std::vector<MediaSpan> media;     // the spans at the prompt's kMediaToken
+    size_t n_past = 0;                // how many of the tokens are in the KV cache
+    size_t n_cached = 0;              // how many of them came from the cache
+    std::vector<size_t> marks;        // positions of checkpoints, ascending; empty in models that can drop a tail
     Checkpoints checkpoints;
     Miss miss = Miss::none;
-    uint32_t fetching = 0;  // the file it waits for
-    bool fetched = false;   // it has waited for one
+    uint32_t fetching = 0;  // the file it waits for, 0 = none
+    bool fetched = false;   // it has waited for a file
     int slot = -1;
     int logits_row = -1;  // row of this job's logits in the step, -1 = none
     size_t in_step = 0;   // how many of its tokens the step holds
-    size_t n_draft = 0;   // how many tokens of its draft come after them
+    size_t n_draft = 0;   // how many draft tokens follow them
     Drafter drafter;
-    uint32_t drafted = 0, accepted = 0;  // tokens of drafts that were computed, and that came
+    uint32_t drafted = 0, accepted = 0;  // draft tokens computed, and accepted
     std::string staged;                  // frames made since the last publish
     std::string content;                 // the whole answer, JSON-escaped
     Logprobs logprobs;
-    std::string records;  // of what no frame has shown
+    std::string records;  // of tokens that no frame carried
     Finish finish = Finish::running;
     const char *error = "";
     int64_t submitted_us = 0, seated_us = 0, prefilled_us = 0, first_us = 0, finished_us = 0;
 
     // Guarded by the exchange's mutex.
-    bool cancel = false;
-    bool dropped = false;  // it will not be collected
-    bool finished = false;
+    bool cancel = false;     // set by `cancel`, read by `intake` and `begin_step`
+    bool dropped = false;    // it will not be collected
+    bool finished = false;   // set by `publish`: the engine thread no longer has it
     bool announced = false;  // in `ready_`, not collected since
     std::string out;         // frames not yet collected
 
@@ -108,14 +118,14 @@ struct Job {
         }
         return end - n_past;
     }
-    // Cells of the cache that its media take beyond their positions.
+    // KV cache cells that its media take beyond their positions.
     size_t extra_cells() const {
         size_t extra = 0;
         for (const auto &span : media) extra += span.n_cells - std::min(span.n_cells, span.n_pos);
         return extra;
     }
     // How many tokens from the start may come from the cache: none of media, and at least two are computed again,
-    // because ggml computes a single token by other kernels than several.
+    // because ggml computes a single token with other kernels than several.
     size_t n_reusable() const {
         const size_t end = media.empty() ? tokens.size() : media[0].at;
         return std::min(end, tokens.size() > 2 ? tokens.size() - 2 : 0);
@@ -125,7 +135,7 @@ struct Job {
         if (!uses_cache) return 0;
         return media.empty() ? n_past : std::min(n_past, media[0].at);
     }
-    // The first `match.prompt` tokens come from the cache; `prompt`, if not empty, is the prompt with its tokens.
+    // The first `match.prompt` tokens come from the cache; `prompt`, if not empty, is the prompt with those tokens.
     void begin_at(const Match &match, const std::vector<llama_token> &prompt) {
         n_past = n_cached = match.held;
         if (prompt.empty()) return;
@@ -135,7 +145,7 @@ struct Job {
         tokens = prompt;
         n_prompt = prompt.size();
     }
-    // Has checkpoints kept where `turns` begin and before the prompt's end, ahead of its media.
+    // Plans checkpoints where `turns` begin and before the prompt's end, up to its first medium.
     void mark(const std::vector<size_t> &turns) {
         marks = turns;
         if (tokens.size() > Checkpoints::kBeforeEnd) marks.push_back(tokens.size() - Checkpoints::kBeforeEnd);
@@ -145,12 +155,12 @@ struct Job {
         marks.erase(std::remove_if(marks.begin(), marks.end(), of_no_use), marks.end());
     }
     bool at_mark() const { return std::binary_search(marks.begin(), marks.end(), n_past); }
-    // Nothing or less of it is in the cache after all.
+    // Only the first `n` tokens are in the KV cache after all.
     void fall_back_to(size_t n) {
         n_past = n;
         n_cached = std::min(n_cached, n);
     }
-    // How many tokens of a draft there is use and room for, beside the token that a step brings in any case.
+    // How many draft tokens the answer and the context have room for, besides the token that each step yields.
     size_t room_for_draft(size_t n_ctx) const {
         const size_t used = tokens.size() + extra_cells();
         return std::min<size_t>(max_tokens - n_completion() - 1, n_ctx > used ? n_ctx - used : 0);
@@ -158,14 +168,14 @@ struct Job {
     bool prefilling() const { return tokens.size() - n_past > 1 || tokens.size() == n_prompt; }
 };
 
-// Sequences whose slots follow each other are computed together.
+// llama.cpp computes sequences of neighbouring slots together.
 inline void sort_by_slot(std::vector<Job *> &jobs) {
     std::sort(jobs.begin(), jobs.end(), [](const Job *a, const Job *b) { return a->slot < b->slot; });
 }
 
 class Exchange {
   public:
-    // Frames a reader may leave uncollected before its sequence rests: about 1,000 tokens.
+    // Bytes of uncollected frames at which a sequence pauses: about 1,000 tokens.
     static constexpr size_t kHighWater = 64 * 1024;
 
     Exchange() {
@@ -201,7 +211,7 @@ class Exchange {
         return id;
     }
 
-    // Ends a job soon. `drop`: and throws away what it made; its id is then no longer valid.
+    // Ends a job soon. `drop` also discards its output, and its id becomes invalid.
     void cancel(uint64_t id, bool drop) {
         std::lock_guard<std::mutex> lock(mutex_);
         auto found = jobs_.find(id);
@@ -224,8 +234,8 @@ class Exchange {
         work_.notify_one();
     }
 
-    // For the watchdog of the loop: how many turns it has done, for how long the present one has been under way
-    // (0: there is none), and how long it should take (0: not known).
+    // For the watchdog: the number of turns of the loop, the time since the current one began (0: none is running),
+    // and its expected time (0: not known).
     void pulse(uint64_t &steps, int64_t &busy_us, int64_t &predicted_us) const {
         const int64_t since = busy_since_us_.load(std::memory_order_relaxed);
         steps = steps_.load(std::memory_order_relaxed);
@@ -233,7 +243,7 @@ class Exchange {
         predicted_us = predicted_us_.load(std::memory_order_relaxed);
     }
 
-    // The ids that have something new, each once until it is collected. Resets the wake-up descriptor.
+    // The ids with new output, each once until it is collected. Resets the wake-up descriptor.
     std::vector<uint64_t> ready() {
         uint64_t buffer[8];
         while (read(fds_[0], buffer, sizeof buffer) == static_cast<ssize_t>(sizeof buffer)) {}
@@ -241,7 +251,7 @@ class Exchange {
         return std::exchange(ready_, {});
     }
 
-    // Moves a job's frames into `out`. When it is finished, also hands the job itself over.
+    // Moves a job's frames into `out`. Returns the job itself when it is finished.
     std::unique_ptr<Job> collect(uint64_t id, std::string &out) {
         out.clear();
         std::lock_guard<std::mutex> lock(mutex_);
@@ -258,7 +268,7 @@ class Exchange {
         return whole;
     }
 
-    // Has the loop take a turn although there may be no job for it.
+    // Makes the loop take a turn, even without a job.
     void call() {
         std::lock_guard<std::mutex> lock(mutex_);
         called_ = true;
@@ -267,16 +277,16 @@ class Exchange {
 
     // The engine thread's side.
 
-    // Has the event loop look, although there may be nothing of a job for it.
+    // Wakes the event loop, even without new output.
     void wake() {
         const uint64_t one = 1;
-        // A full pipe or counter means that a wake-up is already under way.
+        // A full pipe or counter means that a wake-up is already pending.
         if (write(fds_[1], &one, sizeof one) < 0) return;
     }
 
     // Moves new jobs to the end of `waiting`, marks cancelled ones in both lists as finished, and lists in
-    // `active` the running ones whose reader keeps up. Sleeps while there is nothing to do, at first for no longer
-    // than `idle_after`: then `idle` is true until there is a job. False: stop.
+    // `active` the running ones whose client keeps up. Sleeps while there is no work, at first for at most
+    // `idle_after`; after that `idle` is true until a job comes. False: stop.
     bool intake(std::vector<Job *> &waiting, std::vector<Job *> &running, std::vector<Job *> &active, size_t slots,
                 std::chrono::milliseconds idle_after, bool &idle) {
         std::unique_lock<std::mutex> lock(mutex_);
@@ -316,8 +326,9 @@ class Exchange {
         return false;
     }
 
-    // A step begins, with a chunk of the prompt of `prompt` if that is not null; from here to `publish` a cancel
-    // of that job interrupts the step. False: it is already cancelled, so the step is not worth beginning.
+    // Begins a step, of the job `prompt` alone unless that is null; from here to `publish` a cancel of that job
+    // interrupts the step. A step of several jobs is never interrupted for one of them. False: the job is already
+    // cancelled or the loop stops, so skip the step.
     bool begin_step(const Job *prompt) {
         std::lock_guard<std::mutex> lock(mutex_);
         if (stopping_ || (prompt && prompt->cancel)) return false;
@@ -328,10 +339,10 @@ class Exchange {
 
     bool interrupted() const { return interrupt_.load(std::memory_order_relaxed); }
 
-    // The step under way should take so long.
+    // The expected time of the current step.
     void expect(int64_t us) { predicted_us_.store(us, std::memory_order_relaxed); }
 
-    // Hands what a step made to the event loop; finished jobs are no longer the engine's after this.
+    // Hands a step's output to the event loop. Finished jobs no longer belong to the engine thread.
     void publish(const std::vector<Job *> &jobs) {
         bool wakes = false;
         busy_since_us_.store(0, std::memory_order_relaxed);
@@ -344,7 +355,7 @@ class Exchange {
                 if (job->dropped) {
                     job->staged.clear();
                     const uint64_t id = job->id;
-                    if (finished) jobs_.erase(id);  // and with it the job
+                    if (finished) jobs_.erase(id);  // deletes the job
                     continue;
                 }
                 if (job->staged.empty() && !finished) continue;

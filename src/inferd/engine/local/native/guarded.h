@@ -1,4 +1,4 @@
-// The border that no exception crosses.
+// Turns C++ exceptions into error strings.
 #pragma once
 
 #include <exception>

@@ -57,7 +57,7 @@ int useful_threads() {
 
 namespace {
 
-constexpr size_t kMaxLines = 1000;  // a broken model can log without end
+constexpr size_t kMaxLines = 1000;  // a broken model can log endlessly
 std::mutex log_mutex;
 std::deque<std::pair<int, std::string>> log_lines;
 
@@ -92,8 +92,8 @@ std::vector<std::pair<int, std::string>> drain_log() {
 
 void *attach_pool(llama_context *ctx, int threads) {
     ggml_threadpool_params params = ggml_threadpool_params_default(threads);
-    // Between two steps of a running answer the threads wait by spinning for about a millisecond and then
-    // sleep; ggml's default spins a hundred times longer, which is a busy core on an idle machine.
+    // Between two steps the threads spin for about a millisecond and then sleep. ggml's default spins a hundred times
+    // longer, which keeps cores busy on an idle machine.
     params.poll = 1;
     const auto make =
         reinterpret_cast<ggml_threadpool *(*)(ggml_threadpool_params *)>(cpu_function("ggml_threadpool_new"));

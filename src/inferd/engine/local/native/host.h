@@ -1,5 +1,5 @@
-// What the token loop needs of the machine and of llama.cpp's process-wide state: its log, its devices, the
-// number of useful threads, and a thread pool that sleeps when there is no work.
+// The machine and llama.cpp's process-wide state: its log, its devices, the number of useful threads, and a thread
+// pool that sleeps while idle.
 #pragma once
 
 #include <string>
@@ -22,11 +22,11 @@ std::vector<Device> devices();
 // Threads worth using for token generation: performance cores this process may run on.
 int useful_threads();
 
-// Has glibc give back what a model or an attachment leaves: no memory for each thread of its own, which would stay with
-// the process, and large blocks apart from the small ones, however often such blocks have come and gone.
+// Makes glibc return the memory of freed models and attachments: it limits the arenas, whose memory would stay with the
+// process, and always keeps large blocks apart from small ones.
 void settle_malloc();
 
-// Takes over llama.cpp's log: lines are kept (a bounded number) until `drain_log`. Never blocks on Python.
+// Redirects llama.cpp's log: keeps a bounded number of lines until `drain_log`. Never blocks on Python.
 void capture_log();
 void keep_log_line(ggml_log_level level, const char *text, void *);
 std::vector<std::pair<int, std::string>> drain_log();  // (ggml_log_level, line), oldest first
@@ -35,7 +35,7 @@ std::vector<std::pair<int, std::string>> drain_log();  // (ggml_log_level, line)
 void *attach_pool(llama_context *ctx, int threads);
 void free_pool(void *pool);
 
-// `llama_decode`, with an exception as one more negative code.
+// `llama_decode`; returns kDecodeThrew for an exception.
 constexpr int kDecodeThrew = -100;
 int decode(llama_context *ctx, const llama_batch &batch) noexcept;
 

@@ -15,7 +15,7 @@ namespace inferd {
 struct Projector::State {
     const llama_model *model = nullptr;
     std::unique_ptr<mtmd_context, void (*)(mtmd_context *)> ctx{nullptr, mtmd_free};
-    std::mutex encoding;  // the context has one place for the outcome
+    std::mutex encoding;  // the context has one output buffer
 };
 
 namespace {
@@ -23,7 +23,7 @@ namespace {
 using Bitmap = std::unique_ptr<mtmd_bitmap, void (*)(mtmd_bitmap *)>;
 using Chunks = std::unique_ptr<mtmd_input_chunks, void (*)(mtmd_input_chunks *)>;
 
-// A file of sound, unpacked. A few bytes of it may hold days: patches/sounds.patch sets a limit.
+// Decodes a sound file. A few bytes may decode to days of sound: patches/sounds.patch limits it.
 Bitmap unpacked(const mtmd_context *ctx, const MediaItem &item) {
     return Bitmap(
         mtmd_helper_bitmap_init_from_buf(ctx, item.data, item.size, false, mtmd_helper_init_opt_default()).bitmap,
@@ -42,7 +42,7 @@ Bitmap bitmap_of(const mtmd_context *ctx, const MediaItem &item) {
     }
     if (!owned)
         throw std::runtime_error(item.audio ? "the sound cannot be decoded" : "the image cannot be decoded");
-    // Less than a window of the spectrum ends the process in some families.
+    // In some families a sound shorter than a spectrum window ends the process.
     const size_t least = item.audio ? mtmd_get_audio_sample_rate(ctx) / 10 * sizeof(float) : 0;
     if (mtmd_bitmap_get_n_bytes(owned.get()) < least) throw std::runtime_error("the sound is shorter than 0.1 s");
     return owned;

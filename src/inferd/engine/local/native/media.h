@@ -1,7 +1,7 @@
-// Images and sounds through llama.cpp's `mtmd`: from pixels or samples to embeddings that stand among the tokens.
+// Images and sounds through llama.cpp's `mtmd`: pixels or samples become embeddings among the tokens.
 //
-// Encoding is done where prompts are made, one at a time for each projector; the engine thread only decodes what
-// comes out. Nothing here throws: a false return leaves the reason in `error`.
+// The preparing threads encode, one item at a time for each projector; the engine thread only decodes the embeddings.
+// Nothing here throws: a false return leaves the reason in `error`.
 #pragma once
 
 #include <cstdint>
@@ -16,10 +16,10 @@ struct mtmd_input_chunk;
 
 namespace inferd {
 
-// Stands in a prompt for each position that a span of media takes.
+// The placeholder token for each position of a media span.
 constexpr llama_token kMediaToken = -1;
 
-// Its bytes are the client's own, not copied; they stay where they are until `add` returns.
+// The bytes are not copied; they must stay valid until `add` returns.
 struct MediaItem {
     bool audio = false;
     bool encoded = false;  // an audio file; else `width` x `height` RGB bytes, or float32 samples
@@ -32,7 +32,7 @@ struct MediaItem {
 struct MediaSpan {
     size_t at = 0;
     size_t n_pos = 0;    // positions it takes among the tokens
-    size_t n_cells = 0;  // cells of the KV cache it takes; more than positions in some families
+    size_t n_cells = 0;  // KV cache cells it takes; more than positions in some families
     std::shared_ptr<mtmd_input_chunk> chunk;
     std::vector<float> embeddings;
 };
@@ -46,12 +46,12 @@ class Projector {
 
     bool sees() const noexcept;
     bool hears() const noexcept;
-    int sample_rate() const noexcept;  // Hz, of the samples it wants
+    int sample_rate() const noexcept;  // Hz; 0 without audio
 
     // The placeholder of an item in the text of a prompt. It is random, so that no client can write it.
     const std::string &marker() const noexcept { return marker_; }
 
-    // Appends what `item` becomes to `tokens`, and its media to `spans`. `n_batch`: what one step can take.
+    // Appends the tokens of `item` to `tokens` and its media to `spans`. `n_batch`: tokens of a step.
     bool add(const MediaItem &item, int n_batch, std::vector<llama_token> &tokens, std::vector<MediaSpan> &spans,
              std::string &error) const noexcept;
 

@@ -19,7 +19,7 @@ namespace inferd {
 
 namespace {
 
-// A noncharacter that `text` does not contain: it can mark places without being mistaken for text.
+// A noncharacter that `text` does not contain, to mark positions in it.
 std::string unused_mark(const std::string &text) {
     for (unsigned char last = 0x90; last <= 0xAF; last++) {  // U+FDD0 to U+FDEF
         const std::string mark = {'\xEF', '\xB7', static_cast<char>(last)};
@@ -50,7 +50,7 @@ std::string at_place(const std::string &reason, const std::string &source, size_
     return reason + " at line " + std::to_string(line) + ", column " + std::to_string(column);
 }
 
-// The first line of an error of the lexer or the parser; the place that they quote below it has no number.
+// The first line of a lexer or parser error; the source that they quote below it has no line number.
 std::string reason_of(std::string what) {
     what.resize(std::min(what.find('\n'), what.size()));
     for (const std::string prefix : {"lexer: ", "parser: ", "Parser Error: "}) {
@@ -59,8 +59,8 @@ std::string reason_of(std::string what) {
     return what.substr(0, what.find(" of type "));
 }
 
-// The reason of an error of the lexer, with the text before it. The lexer quotes the source between `...`, with `↵`
-// for a newline, and puts a `^` under the place.
+// The reason of a lexer error, with the text before it. The lexer quotes the source between `...`, with `↵` for a
+// newline, and puts a `^` under the position.
 std::string lexer_error(const std::string &what) {
     const size_t first = what.find('\n'), second = what.find('\n', first + 1);
     if (second == std::string::npos) return reason_of(what);
@@ -73,7 +73,7 @@ std::string lexer_error(const std::string &what) {
     return reason_of(what) + " after `" + before + "`";
 }
 
-// Parses `source` ahead of llama.cpp, which throws its parser's errors on without their reason.
+// Parses `source` before llama.cpp does, which rethrows its parser's errors without the reason.
 void parse_template(const std::string &source) {
     jinja::lexer_result read;
     try {
@@ -83,7 +83,7 @@ void parse_template(const std::string &source) {
     }
     const std::string what = parse_error(read.tokens, read.source);
     if (what.empty()) return;
-    // The error is at the last token of the shortest beginning that has it: a shorter one just ends too early.
+    // The error is at the last token of the shortest prefix with the same error; a shorter prefix just ends too early.
     size_t without = 0, with = read.tokens.size();
     while (with - without > 1) {
         const size_t middle = (without + with) / 2;
@@ -98,25 +98,25 @@ std::vector<llama_token> tokenize(const llama_vocab *vocab, const std::string &t
     return common_tokenize(vocab, text, add_special, true);
 }
 
-// A place in a prompt: where a turn begins, or an answer from `at` to `end` that has tokens of its own.
+// A position in a prompt: the start of a turn, or an answer from `at` to `end` with known tokens.
 struct Cut {
     size_t at, end;
     const std::vector<llama_token> *instead = nullptr;
 };
 
-// FNV-1a, to which more text can be added.
+// FNV-1a; `hash` continues an earlier one.
 uint64_t hash_of(const std::string &text, size_t from, size_t to, uint64_t hash = 1469598103934665603u) {
     for (; from < to; from++) hash = (hash ^ static_cast<unsigned char>(text[from])) * 1099511628211u;
     return hash;
 }
 
-// Tokenises a prompt: cut at every mark, each piece on its own; the places of media become their spans.
+// Tokenises a prompt: splits it at every mark, tokenises each piece, and puts media spans in place of their markers.
 class Tokenizer {
   public:
     Tokenizer(const llama_vocab *vocab, const MediaInput &media, Rendered &out)
         : vocab_(vocab), media_(media), out_(out) {}
 
-    // `cuts` are places in the prompt, ascending.
+    // `cuts` are positions in the prompt, ascending.
     void take(const std::string &prompt, const std::string &mark, const std::vector<Cut> &cuts) {
         size_t from = 0;
         for (const Cut &cut : cuts) {
@@ -170,7 +170,7 @@ class Tokenizer {
         }
     }
 
-    // What follows a marker: the number of the medium, `>`, and text.
+    // Takes the text after a marker: the number of the medium, `>`, and text.
     void add_place(const std::string &text) {
         const size_t end = text.find_first_not_of("0123456789");
         if (end == 0 || end > kMostDigits || end == std::string::npos || text[end] != '>')
@@ -178,7 +178,7 @@ class Tokenizer {
         parts_.push_back({text.substr(end + 1), std::stoul(text.substr(0, end))});
     }
 
-    // Ahead of the work on them: each medium has one place, wherever the template puts it.
+    // Before encoding, checks that the template puts each medium in exactly one place.
     void check_media() const {
         std::vector<int> places(media_.items.size());
         for (const auto &part : parts_) {
@@ -211,8 +211,8 @@ class Tokenizer {
     std::vector<Part> parts_;
 };
 
-// Applies the template; where it leaves out text, once more without the thoughts of earlier turns, which some templates
-// put into its place, and with a system message alone as the user's. Throws when text is missing even so.
+// Applies the template. If it omits text, tries again without the thoughts of earlier turns, which some templates put
+// in place of the text, and with system messages as the user's if the user has none. Throws if text is still missing.
 template <typename Apply>
 common_chat_params apply_whole(common_chat_templates_inputs &inputs, Apply apply) {
     common_chat_params params = apply();
@@ -232,7 +232,7 @@ common_chat_params apply_whole(common_chat_templates_inputs &inputs, Apply apply
 
 bool is_word(const common_grammar_trigger &trigger) { return trigger.type == COMMON_GRAMMAR_TRIGGER_TYPE_WORD; }
 
-// When the lazy grammar begins to hold: on a token where the word is one, else where the text matches.
+// The triggers of a lazy grammar: a token if the word is one, else a pattern of the text.
 void take_triggers(const llama_vocab *vocab, const common_chat_params &params, Rendered &out) {
     for (const auto &trigger : params.grammar_triggers) {
         const std::string &value = trigger.value;
@@ -315,10 +315,10 @@ bool Prompts::supports(const char *capability) const noexcept {
     }
 }
 
-// Puts `mark` after the first character of everything in `text` that reads like a control token. The template
-// then renders as it would, and the prompt is cut at the marks before it is tokenised, so no piece holds a whole
-// control token that the template itself did not write. `text` is the request as JSON: no vocabulary has a
-// control token with a quote or a backslash in it, so none is hidden by JSON's escapes.
+// Puts `mark` after the first character of every control token text in `text`. The template renders as before, and the
+// prompt is split at the marks before it is tokenised, so no piece contains a whole control token that the template did
+// not write. `text` is the request as JSON. No vocabulary has a control token with a quote or a backslash, so JSON's
+// escapes hide none.
 std::string Prompts::disarm(const std::string &text, const std::string &mark) const {
     std::string out;
     out.reserve(text.size());
@@ -334,10 +334,10 @@ std::string Prompts::disarm(const std::string &text, const std::string &mark) co
     return out;
 }
 
-// Where the turns of the first and the last user message and of the last message begin in the prompt, each with the
-// control token before its text. A message whose text is not found as it is has no place here.
+// The positions in the prompt where the first and last user message and the last message begin, each with the control
+// token before its text. A message whose text is not found verbatim is left out.
 std::vector<size_t> Prompts::turns(const std::vector<common_chat_msg> &messages, const std::string &prompt) const {
-    constexpr size_t kLongestHead = 64;  // what a template puts between that token and the text
+    constexpr size_t kLongestHead = 64;  // bytes that a template puts between that token and the text
     const auto is_user = [](const common_chat_msg &message) { return message.role == "user"; };
     const auto first = std::find_if(messages.begin(), messages.end(), is_user) - messages.begin();
     const auto last = messages.rend() - std::find_if(messages.rbegin(), messages.rend(), is_user) - 1;
@@ -361,7 +361,7 @@ std::vector<size_t> Prompts::turns(const std::vector<common_chat_msg> &messages,
     return found;
 }
 
-// The longest control token whose text is there, or null.
+// The longest control token whose text is at `at`, or null.
 const std::string *Prompts::control_at(const std::string &text, size_t at) const {
     const std::string *found = nullptr;
     for (const auto &control : control_[static_cast<unsigned char>(text[at])]) {
@@ -371,7 +371,7 @@ const std::string *Prompts::control_at(const std::string &text, size_t at) const
     return found;
 }
 
-// Where the rendered text of an answer ends: at the first control token that is not its own. 0 when it has others.
+// The end of an answer's rendered text: the first control token that is not its own. 0 if its own differ.
 size_t Prompts::end_of_turn(const std::string &prompt, const KeptAnswer &answer) const {
     std::vector<std::string> own;
     for (llama_token token : answer.tokens) {
@@ -399,7 +399,7 @@ bool Prompts::render(const std::string &request, const MediaInput &media, const 
         common_chat_templates_inputs inputs;
         inputs.messages = common_chat_msgs_parse_oaicompat(marked.at("messages"));
         if (marked.contains("tools")) inputs.tools = common_chat_tools_parse_oaicompat(marked.at("tools"));
-        inputs.tool_choice = COMMON_CHAT_TOOL_CHOICE_NONE;  // no grammar is made of what the client wrote
+        inputs.tool_choice = COMMON_CHAT_TOOL_CHOICE_NONE;  // the client's schemas make no grammar here
         inputs.enable_thinking = thinking;
         inputs.reasoning_format = COMMON_REASONING_FORMAT_AUTO;
         inputs.force_pure_content = plain.value("text_only", false);
@@ -507,7 +507,7 @@ bool Reply::feed(const std::string &text, bool last, std::string &news, std::str
         text_ += text;
         const common_chat_msg message = common_chat_parse(text_, !last, *params_);
         common_json out = common_json::object();
-        // What was shown stays shown, even where a longer answer reads differently.
+        // Text already sent stays, even if the longer answer parses differently.
         auto show = [&out](const char *key, const std::string &whole, size_t &shown) {
             if (whole.size() > shown) {
                 out[key] = whole.substr(shown);

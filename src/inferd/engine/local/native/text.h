@@ -1,8 +1,7 @@
-// From token pieces to text that may be shown.
+// Turns token pieces into text for the client.
 //
-// Pieces are arbitrary bytes: a character can be split over tokens and a stop string can too. `TextStream`
-// gives out only whole UTF-8 characters which cannot be the beginning of a stop string. Bytes that can never
-// become a character are dropped: the wire carries only what the model said.
+// Pieces are arbitrary bytes: tokens can split a character or a stop string. `TextStream` releases only whole UTF-8
+// characters that cannot begin a stop string. It drops bytes that can never become a character.
 #pragma once
 
 #include <algorithm>
@@ -13,7 +12,7 @@
 
 namespace inferd {
 
-// Length of the character at `s` (1-4), 0 if its end is still missing, -1 if it is not UTF-8.
+// Length of the character at `s` (1-4), 0 if it is incomplete, -1 if it is not UTF-8.
 inline int utf8_length(const unsigned char *s, size_t available) noexcept {
     const unsigned char lead = s[0];
     if (lead < 0x80) return 1;
@@ -49,8 +48,8 @@ class TextStream {
         for (const auto &stop : stops_) longest_ = std::max(longest_, stop.size());
     }
 
-    // Takes the bytes of one token and appends to `out` what may be shown. True when a stop string is
-    // complete: `out` then ends before it, and nothing more is to be pushed.
+    // Takes the bytes of one token and appends the releasable text to `out`. True when a stop string is complete: `out`
+    // then ends before it, and the caller pushes nothing more.
     bool push(const char *bytes, size_t n, std::string &out) {
         unfinished_.append(bytes, n);
         const size_t known = held_.size();
@@ -74,7 +73,7 @@ class TextStream {
         return false;
     }
 
-    // The end of the answer: what was held back only because a stop string might have begun.
+    // Ends the answer: appends the text held back for a possible stop string.
     void finish(std::string &out) {
         out += held_;
         held_.clear();
@@ -94,7 +93,7 @@ class TextStream {
         unfinished_.erase(0, at);
     }
 
-    // Length of the longest end of `held_` with which a stop string could begin.
+    // Length of the longest suffix of `held_` that could begin a stop string.
     size_t possible_stop() const {
         size_t best = 0;
         for (const auto &stop : stops_) {

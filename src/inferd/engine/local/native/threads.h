@@ -1,14 +1,14 @@
-// How many threads a decode step gets.
+// The number of threads for each decode step.
 //
 // ggml's threads wait for each other by spinning, some hundred times in a step. A thread that loses its core
-// to another program stalls all of them: two threads on two busy cores can be fifty times slower than one. So
-// the count is never taken for granted. Decode steps are timed; now and then a few steps run with another
-// count and the faster one is kept; and a step of several threads that takes much longer than usual is cut
-// off (`deadline`) and done again with half of them. Before anything is usual, the single-thread baseline is what one
-// thread alone would need, which is measured when the model is loaded.
+// to another program stalls all of them: two threads on two busy cores can be fifty times slower than one.
+// Therefore the governor measures. It times decode steps; now and then it runs a few steps with another count
+// and keeps the faster one; and it cuts off a step of several threads that takes much longer than usual
+// (`deadline`), to repeat it with half as many. Until it has measurements, the limit of a step is the time that
+// one thread alone needs, as measured when the model is loaded: a busy machine cannot stall a first prompt.
 //
-// Times are microseconds of a monotonic clock. A step computes either some `prompt` tokens or `rows` tokens of answers:
-// one of each sequence, and drafts. Steps of answers are compared with such steps of as many rows.
+// Times are microseconds of a monotonic clock. A step computes either `prompt` tokens or `rows` tokens of answers:
+// one of each sequence, and drafts. A decode step is compared only with decode steps of as many rows.
 #pragma once
 
 #include <algorithm>
@@ -19,35 +19,36 @@ namespace inferd {
 
 class ThreadGovernor {
   public:
-    // `fixed`: the operator has named the count; it is never changed and no step is cut off.
+    // `fixed`: the operator set the count; it never changes and no step is cut off.
     ThreadGovernor(int threads, bool fixed, int max_rows)
         : max_(threads), threads_(threads), fixed_(fixed), pace_(max_rows + 1) {}
 
     int threads() const { return probing_ ? candidate_ : threads_; }
 
-    // What one token takes on one thread.
+    // The single-thread baseline: the time of one token on one thread.
     void set_yardstick(int64_t one_token) { one_token_ = static_cast<double>(one_token); }
 
     // Expected µs for each further prompt token, 0 = not known yet.
     double prompt_pace() const { return prompt_pace_; }
 
-    // What one thread alone would need for a step, in µs; 0 = not known yet.
+    // The expected time of a step, in µs, at the slower of one thread's pace and the prompt pace; 0 = not known yet.
     int64_t predicted(int rows, int prompt) const {
         return static_cast<int64_t>((rows + prompt) * std::max(one_token_, prompt_pace_));
     }
 
-    // When a step that starts now is to be cut off; 0 = never.
+    // When to cut off a step that starts now; 0 = never.
     int64_t deadline(int64_t now, int rows, int prompt) const {
         if (fixed_ || threads() == 1) return 0;
         const Pace &pace = pace_[rows];
         const bool known = (rows == 0 || pace.steps >= kEnough) && (prompt == 0 || prompt_pace_ > 0);
         if (!known && one_token_ == 0) return 0;
         const double usual = known ? (rows ? pace.mean : 0) + prompt * prompt_pace_ : (rows + prompt) * one_token_;
+        // Until the pace is known, no more than one thread would need. A probe of more threads gets less patience.
         const int patience = !known ? 1 : probing_ && candidate_ > threads_ ? 3 : 8;
         return now + std::max<int64_t>(static_cast<int64_t>(usual * patience), kShortestCut);
     }
 
-    // What a step of answers takes, as measured or by those that are next to it; 0 = not known yet.
+    // The usual time of a decode step, measured or interpolated from neighbouring row counts; 0 = not known yet.
     double usual(int rows) const {
         int below = rows, above = rows;
         while (below > 0 && !recent(below)) below--;
@@ -62,7 +63,7 @@ class ThreadGovernor {
         return from + row * (rows - below);
     }
 
-    // Whether counts of threads are, or should be, compared: only steps without drafts are alike.
+    // Whether a comparison of thread counts is running or due. It needs steps without drafts, which alone compare.
     bool comparing(int64_t now) const { return probing_ || (next_probe_ != 0 && now >= next_probe_ && max_ > 1); }
 
     // A step took `elapsed`; `drafted` of its rows were drafts.
@@ -79,7 +80,7 @@ class ThreadGovernor {
     void stalled(int64_t now) {
         if (probing_) return end_probe(now, false);
         move_to(std::max(1, threads_ / 2));
-        // Going up again at once would meet the same neighbour.
+        // Trying more threads at once would meet the same busy program.
         backoff_ = std::min(backoff_ * 2, kLongestBackoff);
         next_probe_ = now + backoff_;
     }
@@ -88,14 +89,22 @@ class ThreadGovernor {
     struct Pace {
         double mean = 0;  // µs a step at `threads_`, smoothed
         int steps = 0;
-        int64_t last = 0;  // the number of the last one among all steps of answers
+        int64_t last = 0;  // the number of its latest step among all decode steps
     };
 
+    // Steps until a mean counts as known; as many slow steps in a row mean that the machine has changed.
     static constexpr int kEnough = 6;
-    static constexpr int64_t kForgotten = 500;  // steps after which what a draft costs is found out again
+    // Decode steps after which the mean of a row count is stale, so that the cost of a draft is measured again. Steps
+    // of one row never go stale, so `usual` always has a base.
+    static constexpr int64_t kForgotten = 500;
+    // Timed steps of a probe. One more runs before them, which also pays for waking the threads.
     static constexpr int kProbeSteps = 3;
+    // No step is cut off before this time, however short it usually is.
     static constexpr int64_t kShortestCut = 20'000;
+    // The first probe waits this long if several threads beat the single-thread baseline: they are plainly worth it.
     static constexpr int64_t kConfidence = 10'000'000;
+    // The pause after a probe that found a better count, and the first one. Each probe without a gain, and each step
+    // that is cut off, doubles the pause up to the longest, so probing stays cheap while the machine stays busy.
     static constexpr int64_t kFirstBackoff = 1'000'000;
     static constexpr int64_t kLongestBackoff = 64'000'000;
 
@@ -110,13 +119,14 @@ class ThreadGovernor {
             // The first step after a change also pays for waking the threads.
             if (++probe_steps_ > 1) probe_sum_ += elapsed;
             if (probe_steps_ <= kProbeSteps) return;
+            // Only a gain of 5 % changes the count.
             return end_probe(now, probe_sum_ / kProbeSteps < pace_[rows].mean * 0.95);
         }
         Pace &pace = pace_[rows];
         const bool known = pace.steps >= kEnough;
         pace.last = ++steps_;
         if (known && elapsed > pace.mean * 1.5) {
-            // Slower than usual again and again: another process is busy. Look for a better count soon.
+            // Repeatedly slower than usual: another process is busy. Probe for a better count soon.
             if (++slow_ >= kEnough) {
                 slow_ = 0;
                 backoff_ = kFirstBackoff;
@@ -130,7 +140,7 @@ class ThreadGovernor {
         pace.steps++;
         if (drafts || fixed_) return;
         if (known && next_probe_ == 0) {
-            // Several threads that beat the single-thread baseline are right for now; others are compared at once.
+            // Threads that beat the single-thread baseline are kept for now; otherwise probe at once.
             next_probe_ = pace.mean < one_token_ * rows ? now + kConfidence : now;
         }
         if (known && now >= next_probe_ && max_ > 1) start_probe(rows);

@@ -1,4 +1,4 @@
-// Whether a prompt has all of a conversation's text: some chat templates leave out what they have no place for.
+// Checks that a prompt contains all text of a conversation: some chat templates omit parts that they do not support.
 #pragma once
 
 #include <algorithm>
@@ -12,7 +12,7 @@ namespace inferd {
 
 class WholeText {
   public:
-    // The first of `messages` whose text is not in `prompt`, whatever the blanks between its words; -1: there is none.
+    // The first of `messages` whose text is not in `prompt`, ignoring whitespace; -1 if every text is.
     static int missing(const std::vector<common_chat_msg> &messages, const std::string &prompt) {
         for (size_t i = 0; i < messages.size(); i++) {
             const auto &message = messages[i];
@@ -25,11 +25,11 @@ class WholeText {
     }
 
   private:
-    static constexpr size_t kGap = 16;  // bytes of blanks and escapes
-    static constexpr int kTries = 200;  // places at which the first word is found
+    static constexpr size_t kGap = 16;  // bytes of blanks and escapes between two words
+    static constexpr int kTries = 200;  // occurrences of the first word to try
 
     static bool holds(const std::string &prompt, const common_chat_msg &message, const std::string &text) {
-        // A template may take thoughts out of an answer, and write the JSON of a result anew.
+        // A template may drop the thoughts of an answer, and reformat a JSON result.
         if (message.role == "assistant" && text.find("</think>") != std::string::npos) return true;
         const size_t first = text.find_first_not_of(" \t\r\n");
         if (first == std::string::npos || prompt.find(text) != std::string::npos) return true;
@@ -42,10 +42,10 @@ class WholeText {
             if (at == std::string::npos) return false;
             if (follow_each_other(prompt, all, at)) return true;
         }
-        return true;  // it cannot be told in a reasonable time
+        return true;  // undecided within a reasonable time
     }
 
-    // Whether the words come one after the other from `at` on, with little between two of them.
+    // Whether the words follow each other from `at` on, at most kGap bytes apart.
     static bool follow_each_other(const std::string &prompt, const std::vector<std::string> &all, size_t at) {
         for (const auto &word : all) {
             const size_t from = at;
@@ -70,7 +70,7 @@ class WholeText {
         return found;
     }
 
-    // As JSON writes it, for the words of a text that comes without a line break.
+    // A word as JSON escapes it.
     static std::string escaped(const std::string &word) {
         std::string out;
         for (const char c : word) {

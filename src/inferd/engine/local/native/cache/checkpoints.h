@@ -1,8 +1,8 @@
-// Checkpoints: where a sequence can be taken back to in a model that cannot drop a tail.
+// Checkpoints: positions that a sequence can return to in a model that cannot drop a tail.
 //
-// The state of a recurrent layer is of the last token alone. While a prompt is computed, copies of it are kept at the
-// places where later prompts are likely to differ: before the first and the last user message, before the last message,
-// and a few tokens before the end. They belong to the sequence and go with it from place to place, shared and unchanged.
+// A recurrent layer keeps the state of the last token only. While a prompt is computed, the engine copies that state
+// where later prompts are likely to differ: before the first and the last user message, before the last message, and a
+// few tokens before the end. Checkpoints belong to the sequence and move with it, shared and unchanged.
 #pragma once
 
 #include <atomic>
@@ -14,7 +14,7 @@
 
 namespace inferd {
 
-// The bytes of all checkpoints that there are.
+// The bytes of all checkpoints.
 using CheckpointBytes = std::shared_ptr<std::atomic<size_t>>;
 
 struct Checkpoint {
@@ -26,21 +26,21 @@ struct Checkpoint {
     Checkpoint(const Checkpoint &) = delete;
     Checkpoint &operator=(const Checkpoint &) = delete;
 
-    const size_t n;  // of so many tokens
+    const size_t n;  // tokens
     const std::unique_ptr<uint8_t[]> data;
     const size_t size;
     const CheckpointBytes total;
 };
 
-// Those of one sequence, the shortest first.
+// The checkpoints of one sequence, the shortest first.
 class Checkpoints {
   public:
     using Each = std::shared_ptr<const Checkpoint>;
 
-    // So many tokens before a prompt's end is the last one: what opens an answer may be written in another way in the
-    // next prompt.
+    // Tokens between the last checkpoint and the prompt's end: the next prompt may write the head of an answer
+    // differently.
     static constexpr size_t kBeforeEnd = 14;
-    // One of fewer tokens is not worth its bytes.
+    // A shorter checkpoint is not worth its bytes.
     static constexpr size_t kLeast = 16;
 
     bool empty() const { return all_.empty(); }
@@ -48,11 +48,11 @@ class Checkpoints {
     void add(Each one) {
         cut(one->n - 1);
         all_.push_back(std::move(one));
-        // The first is that of the head which other conversations share.
+        // Keep the first: other conversations share that head.
         if (all_.size() > kMost) all_.erase(all_.begin() + 1);
     }
 
-    // Those of at most `n` tokens remain.
+    // Keeps those of at most `n` tokens.
     void cut(size_t n) {
         while (!all_.empty() && all_.back()->n > n) all_.pop_back();
     }

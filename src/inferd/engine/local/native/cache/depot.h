@@ -1,8 +1,8 @@
-// Where states leave the token loop for files, and come back from them.
+// Passes states between the token loop and files.
 //
-// The loop never waits for a file. It hands over one state at a time (`offer`), and asks for files by their ids
-// (`want`); the event loop's side takes both (`leaving`, `wanted`), has them written and read elsewhere, and says
-// what came of it (`saved`, `delivered`). `settle` lets the loop know. Nothing is handed over before `open`.
+// The loop never waits for a file. It hands over one state at a time (`offer`) and asks for files by id (`want`). The
+// event loop's side takes both (`leaving`, `wanted`), has the daemon write and read them, and reports the outcome
+// (`saved`, `delivered`). The loop takes it in with `settle`. Nothing is handed over before `open`.
 #pragma once
 
 #include <unistd.h>
@@ -30,17 +30,17 @@ class Depot {
         change([&] { open_ = true; });
     }
 
-    // A file that is there; `usable` false: its state cannot be loaded into this context.
+    // Registers a file; `usable` false: this context cannot load its state.
     void kept(Stored file, bool usable) {
         change([&] { (usable ? kept_ : outdated_).push_back(std::move(file)); });
     }
 
-    // The state of a file: `data` has `size` bytes, or is null when the file is gone or damaged.
+    // Delivers the state of a file: `data` has `size` bytes, or is null when the file is gone or damaged.
     void delivered(uint32_t id, std::unique_ptr<uint8_t[]> data, size_t size) {
         change([&] { delivered_.push_back({id, std::move(data), size}); });
     }
 
-    // The state handed over is in the file `id`, or in none (0); the files `gone` are not there any more.
+    // The state handed over is in the file `id` (0: it was not written); the files `gone` are deleted.
     void saved(uint32_t id, std::vector<uint32_t> gone) {
         change([&] {
             gone_.insert(gone_.end(), gone.begin(), gone.end());
@@ -51,7 +51,7 @@ class Depot {
         });
     }
 
-    // Has everything handed over that is in no file, one state after the other; then `flushed` is true once.
+    // Hands over every state that is in no file, one after the other; then `flushed` is true once.
     void flush() {
         change([&] { flushing_ = true; });
     }
@@ -66,7 +66,7 @@ class Depot {
         return std::exchange(wanted_, {});
     }
 
-    // The state to be written and the files that it replaces; null when there is none, or it was taken before.
+    // The state to write and the files that it replaces; null if there is none or it was already taken.
     std::shared_ptr<Snapshot> leaving(std::vector<uint32_t> &replaces) {
         std::lock_guard<std::mutex> lock(mutex_);
         if (!leaving_ || std::exchange(taken_, true)) return nullptr;
@@ -76,7 +76,7 @@ class Depot {
 
     // The engine thread's side.
 
-    // Takes in what the other side has said, also for the jobs that wait for a file.
+    // Takes in the other side's reports and releases the jobs whose file has arrived.
     void settle(PrefixCache &cache, const std::vector<Job *> &waiting) {
         std::vector<Delivery> delivered;
         {
@@ -110,7 +110,7 @@ class Depot {
         }
     }
 
-    // Asks for a file; asking again while it is on its way does nothing.
+    // Asks for a file. Does nothing if it was already asked for.
     void want(uint32_t id) {
         for (const auto &[asked, when] : asked_) {
             if (asked == id) return;
@@ -121,7 +121,7 @@ class Depot {
         exchange_.wake();
     }
 
-    // Has a snapshot that must leave the memory handed over.
+    // Hands over snapshots that the cache evicts from memory.
     void file_evicted(PrefixCache &cache) {
         cache.on_evict([this, &cache](std::shared_ptr<Snapshot> snapshot) { offer(snapshot, cache); });
     }
@@ -132,7 +132,7 @@ class Depot {
         return open_ && !leaving_;
     }
 
-    // Hands a state over; it is lost when another one is still on its way.
+    // Hands a state over. Drops it if another one is still being written.
     void offer(const std::shared_ptr<Snapshot> &snapshot, const PrefixCache &cache) {
         std::lock_guard<std::mutex> lock(mutex_);
         if (!open_ || leaving_) return;
@@ -141,8 +141,7 @@ class Depot {
         exchange_.wake();
     }
 
-    // Hands over what is in no file yet: a snapshot, else a slot. To be called while the loop has nothing to do, or
-    // is about to end.
+    // Hands over a state that is in no file: of a slot, else a snapshot. For an idle or ending loop.
     void file_one(llama_context *ctx, PrefixCache &cache) noexcept {
         if (!takes()) return;
         try {
@@ -150,7 +149,7 @@ class Depot {
             const int slot = cache.unfiled_slot();
             if (ctx && slot >= 0) {
                 const size_t size = llama_state_seq_get_size_ext(ctx, slot, 0);
-                if (size > cache.budget()) {  // it could not be brought back
+                if (size > cache.budget()) {  // it could not be loaded again
                     cache.no_file(cache.held(slot));
                     return exchange_.call();
                 }
@@ -159,7 +158,7 @@ class Depot {
             }
             if (snapshot) return offer(snapshot, cache);
         } catch (const std::bad_alloc &) {
-            // Then it is not saved.
+            // Out of memory: not saved.
         }
         std::lock_guard<std::mutex> lock(mutex_);
         if (std::exchange(flushing_, false)) {
@@ -197,11 +196,11 @@ class Depot {
     std::vector<Stored> kept_, outdated_;
     std::vector<Delivery> delivered_;
     std::vector<Sequence> refused_;
-    // The engine thread's own: files on their way, and since when.
+    // The engine thread's own: files asked for, and when. The mutex guards the fields above.
     std::vector<std::pair<uint32_t, int64_t>> asked_;
 };
 
-// Reads `size` bytes of a file from `offset` on; null when it has fewer.
+// Reads `size` bytes of a file from `offset` on; null if it has fewer or memory is short.
 inline std::unique_ptr<uint8_t[]> read_file(int fd, size_t offset, size_t size) {
     std::unique_ptr<uint8_t[]> data(new (std::nothrow) uint8_t[size]);
     for (size_t at = 0; data && at < size;) {
@@ -212,7 +211,7 @@ inline std::unique_ptr<uint8_t[]> read_file(int fd, size_t offset, size_t size) 
     return data;
 }
 
-// Writes a state to a file from its beginning; false: there is no room.
+// Writes a state at the beginning of a file; false if there is no room.
 inline bool write_file(int fd, const Snapshot &snapshot) {
     for (size_t at = 0; at < snapshot.size;) {
         const ssize_t n = write(fd, snapshot.data.get() + at, snapshot.size - at);

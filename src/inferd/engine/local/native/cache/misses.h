@@ -1,4 +1,4 @@
-// Prefixes that were given up, so that a request which needs one can be told why it is not there.
+// Evicted prefixes, remembered to report why a request misses one.
 #pragma once
 
 #include <cstddef>
@@ -19,7 +19,7 @@ class Misses {
         if (ghosts_.size() > kMost) ghosts_.pop_back();
     }
 
-    // Why `prompt` is no longer there: more than about `enough` of its first tokens were given up. `none`: they were not.
+    // Why `prompt` misses: more than about `enough` of its first tokens were evicted. `none`: they were not.
     Miss reason(const Tokens &prompt, const std::string &scope, size_t enough) const {
         const std::vector<uint64_t> heads = heads_of(prompt);
         for (const auto &ghost : ghosts_) {
@@ -31,7 +31,7 @@ class Misses {
     }
 
   private:
-    // The hashes of every kStep tokens: 8 bytes for each 32 tokens, and not the tokens of a client.
+    // A hash for every kStep tokens: 8 bytes for each 32 tokens, and none of the client's tokens.
     struct Ghost {
         std::string scope;
         std::vector<uint64_t> heads;

@@ -1,9 +1,8 @@
-// How much of a prompt a sequence in the KV cache already holds.
+// Matches a prompt with the tokens of a sequence in the KV cache.
 //
-// Two token sequences agree as far as their ids are equal. They also agree where the ids differ and the text is
-// the same: an answer that comes back in the next request is tokenised anew, and its tokens are rarely the ones
-// that were generated. There the held tokens take the place of the prompt's. Control tokens agree by their ids
-// alone, so no text of a client can pass for one.
+// Two token sequences match as far as their ids are equal. They also match where the ids differ and the text is the
+// same: an answer repeated in the next request is tokenised again, rarely into the tokens that were generated. There
+// the cached tokens replace the prompt's. Control tokens match by id only, so no text of a client matches one.
 #pragma once
 
 #include <algorithm>
@@ -18,10 +17,10 @@ namespace inferd {
 
 using Tokens = std::vector<llama_token>;
 
-// Appends a token's text; false for a control token and for the place of media, which have none.
+// Appends a token's text; false for control tokens and media placeholders, which have none.
 using PieceOf = std::function<bool(llama_token token, std::string &text)>;
 
-// The texts of a vocabulary, by token; an empty one is a control token's.
+// The texts of a vocabulary, by token; empty for a control token.
 inline PieceOf pieces_of(std::vector<std::string> texts) {
     return [texts](llama_token token, std::string &text) {
         if (token < 0 || static_cast<size_t>(token) >= texts.size() || texts[token].empty()) return false;
@@ -30,17 +29,17 @@ inline PieceOf pieces_of(std::vector<std::string> texts) {
     };
 }
 
-// The first `held` tokens of a sequence say the same as the first `prompt` tokens of a prompt.
+// The first `held` tokens of a sequence have the same text as the first `prompt` tokens of a prompt.
 struct Match {
     size_t held = 0;
     size_t prompt = 0;
 };
 
-// The longest match of the first `n_held` tokens of `held` with the first `n_prompt` of `prompt`. With `text_of`
-// it goes on behind a difference of ids as long as the texts are equal, and ends where a token ends in both.
+// The longest match of the first `n_held` tokens of `held` with the first `n_prompt` of `prompt`. With `text_of` it
+// continues past different ids as long as the texts are equal, and ends where a token ends in both.
 inline Match match_prefix(const Tokens &held, size_t n_held, const Tokens &prompt, size_t n_prompt,
                           const PieceOf *text_of = nullptr) {
-    // Text that belongs to one side alone; beyond it no token ends in both places.
+    // Bytes of text without a common token boundary after which the match ends.
     constexpr size_t kMaxUnmatched = 1024;
     size_t a = 0, b = 0;
     const auto equal_ids = [&] {

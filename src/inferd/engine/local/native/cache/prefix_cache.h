@@ -1,13 +1,13 @@
-// What the KV cache and the memory beside it still hold of earlier requests, and where the next one begins.
+// The prefix cache: indexes the sequences of earlier requests, and plans where the next one begins.
 //
-// A finished request leaves its cells in its slot, which is then idle. When a slot has to make room, what it held
-// can be saved as a snapshot in memory. `plan` looks for the longest prefix of a prompt among the idle slots, the
-// snapshots and the requests that run, and says what to do about it; the caller moves the cells and reports back.
-// Of states that are in files the cache knows the tokens; `plan` asks for one that holds more than all else.
+// A finished request leaves its cells in its slot, which is then idle. Before a slot is reused, its sequence can be
+// saved as a snapshot in memory. `plan` finds the longest prefix of a prompt among idle slots, snapshots and running
+// requests and returns the steps to take; the caller moves the cells and reports back. Of states in files the cache
+// knows the tokens; `plan` asks for a file that holds more than every other place.
 //
-// Over 400 lines: every choice here weighs the same slots, snapshots and files against each other.
+// Over 400 lines, because every choice here weighs the same slots, snapshots and files against each other.
 //
-// Sequences of different scopes never meet. Everything but `bytes` and `tokens` happens on the engine's thread.
+// Requests never share sequences across scopes. Only the engine thread uses the cache, except `bytes` and `tokens`.
 #pragma once
 
 #include <atomic>
@@ -24,18 +24,18 @@ namespace inferd {
 
 class PrefixCache {
   public:
-    // Fewer common tokens than this are no reason to choose one place over another.
+    // Fewer common tokens do not matter for the choice of a place.
     static constexpr size_t kLeastShared = 16;
-    // A request that continues a conversation may drop so many of its last tokens; what drops more is another
-    // conversation with the same head.
+    // A request that drops fewer of the last tokens continues the conversation; one that drops more begins another with
+    // the same head.
     static constexpr size_t kLeastSaved = 32;
     // Fewer tokens are not worth a file.
     static constexpr size_t kLeastFiled = 64;
-    // So many sequences are remembered as those that cannot be in a file.
+    // The most sequences remembered as impossible to save in a file.
     static constexpr size_t kMostUnfiled = 256;
 
-    // `budget`: bytes of all snapshots and checkpoints. `any_cut`: a sequence may be shortened to any length; without
-    // it a sequence is of use as a whole, or up to one of its checkpoints.
+    // `budget`: bytes of all snapshots and checkpoints. `any_cut`: the model can shorten a sequence to any length;
+    // otherwise only to one of its checkpoints.
     PrefixCache(int slots, size_t budget, bool any_cut, PieceOf text_of)
         : slots_(slots), budget_(budget), any_cut_(any_cut), text_of_(std::move(text_of)) {}
 
@@ -47,11 +47,11 @@ class PrefixCache {
     bool busy(int slot) const { return slots_[slot].busy; }
     bool any_cut() const { return any_cut_; }
 
-    // Called with a snapshot that has to make room and is in no file.
+    // Sets the callback for evicted snapshots that are in no file.
     void on_evict(std::function<void(std::shared_ptr<Snapshot>)> call) { on_evict_ = std::move(call); }
     const Sequence &held(int slot) const { return slots_[slot].sequence; }
 
-    // Where to begin with a prompt. At least one slot is idle, unless the answer is to wait.
+    // Plans where to begin with a prompt. Needs an idle slot, unless the plan is to wait.
     Plan plan(const Wanted &wanted, const std::vector<Live> &live) {
         clock_++;
         Plan plan;
@@ -76,7 +76,7 @@ class PrefixCache {
         return plan;
     }
 
-    // The slot now belongs to a request; what it held is forgotten here.
+    // The slot now belongs to a request; the cache forgets its sequence.
     void take(int slot) {
         if (!saved(slots_[slot].sequence)) misses_.remember(slots_[slot].sequence, Miss::evicted);
         slots_[slot].busy = true;
@@ -92,7 +92,7 @@ class PrefixCache {
         count();
     }
 
-    // The idle slot that is given up first among those that hold something, or -1.
+    // The first idle slot to evict, or -1 if all idle slots are empty.
     int oldest() const {
         int found = -1;
         for (int i = 0; i < static_cast<int>(slots_.size()); i++) {
@@ -109,13 +109,13 @@ class PrefixCache {
         count();
     }
 
-    // Everything that the slots held is lost.
+    // The context was lost, and with it the sequences of all slots.
     void lose_slots() {
         for (auto &slot : slots_) slot.sequence = {};
         count();
     }
 
-    // Makes room for a snapshot or checkpoint of `size` bytes; false: there is none.
+    // Makes room for a snapshot or checkpoint of `size` bytes; false if that is impossible.
     bool reserve(size_t size) {
         if (size > budget_) return false;
         while (bytes() + size > budget_) {
@@ -134,7 +134,7 @@ class PrefixCache {
         return true;
     }
 
-    // Keeps a snapshot, for which there is room. It takes the place of those whose tokens it begins with.
+    // Keeps a snapshot after `reserve`. It replaces the snapshots of its own prefixes.
     void add(Sequence sequence, std::unique_ptr<uint8_t[]> data, size_t size) {
         for (size_t i = snapshots_.size(); i-- > 0;) {
             if (any_cut_ && covers(sequence, snapshots_[i]->sequence)) drop(i);
@@ -170,7 +170,7 @@ class PrefixCache {
         return nullptr;
     }
 
-    // The files that are of no use beside one that holds `sequence`.
+    // The files that a file of `sequence` makes useless.
     std::vector<uint32_t> replaced_by(const Sequence &sequence) const {
         std::vector<uint32_t> ids;
         for (const auto &file : files_) {
@@ -179,13 +179,13 @@ class PrefixCache {
         return ids;
     }
 
-    // `sequence` cannot be in a file.
+    // `sequence` cannot be saved in a file.
     void no_file(Sequence sequence) {
         no_files_.push_front(std::move(sequence));
         if (no_files_.size() > kMostUnfiled) no_files_.pop_back();
     }
 
-    // Whether a file holds all of `sequence`, or none should.
+    // Whether a file holds all of `sequence`, or it needs no file.
     bool filed(const Sequence &sequence) const {
         if (sequence.tokens.size() < kLeastFiled) return true;
         for (const auto &each : no_files_) {
@@ -197,7 +197,7 @@ class PrefixCache {
         return false;
     }
 
-    // The idle slot used last whose sequence is in no file and no snapshot, or -1.
+    // The most recently used idle slot whose sequence is in no file and no snapshot, or -1.
     int unfiled_slot() const {
         int found = -1;
         for (int i = 0; i < static_cast<int>(slots_.size()); i++) {
@@ -208,7 +208,7 @@ class PrefixCache {
         return found;
     }
 
-    // The snapshot used last that is in no file, or null.
+    // The most recently used snapshot that is in no file, or null.
     std::shared_ptr<Snapshot> unfiled_snapshot() const {
         std::shared_ptr<Snapshot> found;
         for (const auto &snapshot : snapshots_) {
@@ -218,10 +218,10 @@ class PrefixCache {
         return found;
     }
 
-    // `sequence` was computed for another model or in another way, and is of no use.
+    // `sequence` was computed for another model, build or context and cannot be loaded.
     void outdated(const Sequence &sequence) { misses_.remember(sequence, Miss::model); }
 
-    // Bringing a file of `size` bytes took `us`.
+    // Loading a file of `size` bytes took `us`.
     void fetched(size_t size, int64_t us) {
         const double pace = static_cast<double>(us) / std::max<size_t>(size, 1);
         us_per_file_byte_ = us_per_file_byte_ == 0 ? pace : us_per_file_byte_ + (pace - us_per_file_byte_) / 4;
@@ -240,7 +240,7 @@ class PrefixCache {
         us_per_byte_ = us_per_byte_ == 0 ? pace : us_per_byte_ + (pace - us_per_byte_) / 4;
     }
 
-    // Whether a copy of `size` bytes is cheaper than computing `tokens` at `us_per_token` would be; there and back.
+    // Whether copying `size` bytes out and back is cheaper than computing `tokens` at `us_per_token`.
     bool pays(size_t size, size_t tokens, double us_per_token) const {
         return us_per_token == 0 || 2 * us_per_byte_ * size < us_per_token * tokens;
     }
@@ -262,7 +262,7 @@ class PrefixCache {
         uint64_t used = 0;
     };
 
-    // What agrees with a prompt, and the checkpoint that ends there where a model needs one.
+    // A match with a prompt, and the checkpoint at its end if the model needs one.
     struct Found {
         Match keep;
         Checkpoints::Each rewind;
@@ -277,7 +277,8 @@ class PrefixCache {
         while (back) {
             const Match keep = match(held, back->n, wanted);
             if (keep.held == back->n) return {keep, back};
-            back = checkpoints->at_most(back->n - 1);  // it lies within a piece of equal text
+            back =
+                checkpoints->at_most(back->n - 1);  // inside a stretch of equal text: no token ends there in both
         }
         return {};
     }
@@ -293,7 +294,7 @@ class PrefixCache {
         return match(held.tokens, held.tokens.size(), held.scope, &held.checkpoints, wanted);
     }
 
-    // The place with most of the prompt; among equals an idle slot, then the one used last.
+    // The place with the longest match; among equals an idle slot, then the most recently used.
     Source find(const Wanted &wanted, const std::vector<Live> &live) {
         Source best;
         const auto offer = [&best](const Source &source) {
@@ -320,7 +321,7 @@ class PrefixCache {
         return best;
     }
 
-    // The file that holds most of the prompt, if it is so much more than `held` tokens that it pays; else null.
+    // The file with the longest match, if it beats `held` tokens by enough to be worth loading; else null.
     const Stored *better_file(size_t held, const Wanted &wanted) const {
         const Stored *best = nullptr;
         size_t most = held + kLeastSaved - 1;
@@ -335,7 +336,7 @@ class PrefixCache {
         return best;
     }
 
-    // How many tokens of the prompt the running requests will have computed.
+    // The most tokens of the prompt that a running request is going to compute.
     size_t being_computed(const Wanted &wanted, const std::vector<Live> &live) const {
         size_t most = 0;
         for (const auto &each : live) {
@@ -347,7 +348,7 @@ class PrefixCache {
         return most;
     }
 
-    // The last of the places where a running request will have a checkpoint, `n` at most.
+    // The last planned checkpoint of a running request, at most `n`; else 0.
     static size_t last_mark(const std::vector<size_t> &marks, size_t n) {
         const auto beyond = std::upper_bound(marks.begin(), marks.end(), n);
         return beyond == marks.begin() ? 0 : *(beyond - 1);
@@ -355,7 +356,7 @@ class PrefixCache {
 
     void place(Source &best, const Wanted &wanted, Plan &plan) {
         if (best.keep.prompt < kLeastShared) {
-            // What the slot that is taken happens to share is kept, be it little.
+            // Keep the match of the slot that is taken, however short.
             plan.slot = victim();
             const Sequence &held = slots_[plan.slot].sequence;
             const Found found = match(held, wanted);
@@ -388,7 +389,7 @@ class PrefixCache {
         }
     }
 
-    // Whether a slot that is cut to `kept` tokens loses something that no other place has.
+    // Whether cutting a slot to `kept` tokens would lose tokens that no snapshot holds.
     bool worth_saving(int slot, size_t kept) const {
         const Sequence &sequence = slots_[slot].sequence;
         return sequence.tokens.size() >= kept + kLeastSaved && budget_ > 0 && !saved(sequence);
@@ -406,7 +407,7 @@ class PrefixCache {
         return empty >= 0 ? empty : oldest();
     }
 
-    // Gives up the checkpoints of the idle slot used longest ago; false when no idle slot has any.
+    // Drops the checkpoints of the first idle slot in eviction order; false if no idle slot has any.
     bool drop_checkpoints() {
         Sequence *oldest = nullptr;
         for (auto &slot : slots_) {

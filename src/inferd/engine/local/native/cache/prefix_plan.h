@@ -1,4 +1,4 @@
-// What is computed already, what a request needs of it, and how it comes to its slot.
+// The types of the prefix cache: computed sequences, a request that looks for one, and the plan for its slot.
 #pragma once
 
 #include <algorithm>
@@ -13,11 +13,10 @@
 
 namespace inferd {
 
-// Why a prompt, or the larger part of it, has to be computed. `model`: it was held for another model or another
-// context, before a restart, or for another adapter.
+// Why more than half of a prompt must be computed. `model`: it was computed for another model, context or adapter.
 enum class Miss : int { none = 0, first, changed, evicted, other_user, opted_out, model };
 
-// Tokens that were computed for a scope: a user, and behind a NUL what was computed with.
+// Tokens computed for a scope: the user, and for an adapter a NUL and its key.
 struct Sequence {
     Tokens tokens;
     std::string scope;
@@ -43,13 +42,13 @@ struct Stored {
 // A request that is about to get a slot.
 struct Wanted {
     const Tokens *prompt;
-    size_t n_reusable;  // so many tokens from the start may come from the cache
-    size_t n_max;       // room for a prompt, in tokens
+    size_t n_reusable;  // tokens from the start that may come from the cache
+    size_t n_max;       // the longest prompt, in tokens
     const std::string *scope;
     const std::string *session;
     bool opted_out;
     bool may_fetch = true;  // false: it has already waited for a file
-    double token_us = 0;    // what computing a token takes; 0 is not known
+    double token_us = 0;    // the time to compute a token; 0 = not known
 };
 
 // A request that runs: the first `n_past` of its tokens are in the cells of `slot`, the others follow.
@@ -60,24 +59,24 @@ struct Live {
     const std::string *scope;
     bool shared;  // false: it opted out
     const Checkpoints *checkpoints = nullptr;
-    const std::vector<size_t> *marks = nullptr;  // where it will have further ones
+    const std::vector<size_t> *marks = nullptr;  // positions of its further checkpoints
 };
 
 struct Plan {
-    bool wait = false;                  // for `fetch`, or a running request is computing what this one begins with
-    uint32_t fetch = 0;                 // the file to bring, or 0
+    bool wait = false;                  // for `fetch`, or for a running request that computes this prefix
+    uint32_t fetch = 0;                 // the file to load, or 0
     int slot = -1;                      // the slot to take, never a busy one
-    int copy_from = -1;                 // a slot whose cells are to be copied there, or -1
-    bool save = false;                  // first save what the slot holds: the request shares only the head of it
-    std::shared_ptr<Snapshot> restore;  // a snapshot to be loaded there, or null
-    Match keep;                         // what of the source agrees with the prompt
-    Checkpoints::Each rewind;           // how the source gets there, if it cannot be cut; null: it can, or need not
-    Checkpoints checkpoints;            // of the source, as far as it is kept
-    Tokens prompt;           // the prompt with the source's own tokens, where they say the same by other ids
+    int copy_from = -1;                 // the slot whose cells to copy there, or -1
+    bool save = false;                  // save the slot's sequence first: the request shares only the head of it
+    std::shared_ptr<Snapshot> restore;  // the snapshot to load there, or null
+    Match keep;                         // the part of the source that matches the prompt
+    Checkpoints::Each rewind;           // the checkpoint to return to; null: the source can be cut, or need not be
+    Checkpoints checkpoints;            // of the kept part of the source
+    Tokens prompt;           // the prompt with the source's tokens, where their ids differ and the text is the same
     Miss miss = Miss::none;  // the reason, when less than half of the prompt is found
 };
 
-// A conversation that was given a name outlasts those without.
+// The eviction order: sequences without a session name first, then by last use.
 inline bool sooner(const Sequence &a, const Sequence &b) {
     if (a.session.empty() != b.session.empty()) return a.session.empty();
     return a.used < b.used;

@@ -1,6 +1,6 @@
-// Moving what a sequence has computed: out of its slot into memory, back, from slot to slot, and shortening it.
+// Saves, loads, copies and shortens the state of a sequence.
 //
-// llama.cpp reports a failure as a size of 0; what a failed load leaves in the slot is removed. Nothing here throws.
+// llama.cpp reports a failure as a size of 0. A failed load empties the slot. Nothing here throws.
 #pragma once
 
 #include <algorithm>
@@ -29,7 +29,7 @@ inline PieceOf piece_of(const llama_vocab *vocab) {
 
 using State = std::pair<std::unique_ptr<uint8_t[]>, size_t>;
 
-// The state of `slot`, of which `size` bytes are expected; {null, 0} when there is none.
+// The state of `slot`, `size` bytes long; {null, 0} on failure.
 inline State read_state(llama_context *ctx, int slot, size_t size) {
     State state{std::unique_ptr<uint8_t[]>(new (std::nothrow) uint8_t[size]), size};
     if (!state.first || llama_state_seq_get_data_ext(ctx, state.first.get(), size, slot, 0) != size)
@@ -43,7 +43,7 @@ inline bool write_state(llama_context *ctx, int slot, const uint8_t *data, size_
     return false;
 }
 
-// Saves `sequence`, which `slot` holds, as a snapshot in `cache`; false when there is no room or it does not pay.
+// Saves `sequence`, which `slot` holds, as a snapshot in `cache`. False if there is no room or recomputing is cheaper.
 // Computing a token takes `token_us` (0: not known).
 inline bool save(llama_context *ctx, int slot, const Sequence &sequence, PrefixCache &cache,
                  double token_us) noexcept {
@@ -57,7 +57,7 @@ inline bool save(llama_context *ctx, int slot, const Sequence &sequence, PrefixC
         cache.add(sequence, std::move(state.first), size);
         return true;
     } catch (...) {
-        return false;  // no memory: then it is not saved
+        return false;  // out of memory
     }
 }
 
@@ -73,8 +73,8 @@ inline bool load(llama_context *ctx, int slot, const std::shared_ptr<Snapshot> &
     return true;
 }
 
-// Copies the cells of `src` to `dst`, which may lie in different buffers. Keeps the copy as a snapshot of `sequence`,
-// if that is not null and there is room, because others may be about to begin with the same.
+// Copies the cells of `src` to `dst`, which may be in different buffers. Keeps the copy as a snapshot of `sequence`, if
+// that is not null and there is room, because further requests may begin with the same prefix.
 inline bool copy(llama_context *ctx, int src, int dst, const Sequence *sequence, PrefixCache &cache) noexcept {
     try {
         State state = read_state(ctx, src, llama_state_seq_get_size_ext(ctx, src, 0));
@@ -86,8 +86,8 @@ inline bool copy(llama_context *ctx, int src, int dst, const Sequence *sequence,
     }
 }
 
-// Leaves the first `n` tokens in `slot`. False, and nothing is left, when the model cannot go back: a recurrent one,
-// or one whose sliding window of `n_swa` tokens has given up cells that the shorter sequence needs again.
+// Cuts `slot` to its first `n` tokens. On failure empties it and returns false: the model is recurrent, or its sliding
+// window of `n_swa` tokens has dropped cells that the shorter sequence needs.
 inline bool cut(llama_context *ctx, int slot, size_t n, int n_swa) noexcept {
     llama_memory_t memory = llama_get_memory(ctx);
     const auto end = static_cast<llama_pos>(n);
@@ -98,7 +98,7 @@ inline bool cut(llama_context *ctx, int slot, size_t n, int n_swa) noexcept {
     return ok;
 }
 
-// Keeps a checkpoint of `slot`, which holds `n` tokens, if there is room and it pays.
+// Keeps a checkpoint of `slot`, which holds `n` tokens, if there is room and recomputing costs more.
 inline void keep_checkpoint(llama_context *ctx, int slot, size_t n, Checkpoints &checkpoints, PrefixCache &cache,
                             double token_us) noexcept {
     try {
@@ -109,11 +109,11 @@ inline void keep_checkpoint(llama_context *ctx, int slot, size_t n, Checkpoints 
         if (!data || llama_state_seq_get_data_ext(ctx, data.get(), size, slot, flags) != size) return;
         checkpoints.add(std::make_shared<Checkpoint>(n, std::move(data), size, cache.checkpoint_bytes()));
     } catch (...) {
-        // No memory: then there is none.
+        // Out of memory: no checkpoint.
     }
 }
 
-// Takes `slot` back to a checkpoint of what it holds. False, and nothing is left, when that fails.
+// Returns `slot` to a checkpoint of its sequence. On failure empties it and returns false.
 inline bool rewind(llama_context *ctx, int slot, const Checkpoint &to) noexcept {
     llama_memory_t memory = llama_get_memory(ctx);
     const auto end = static_cast<llama_pos>(to.n);

@@ -13,12 +13,11 @@ const char *const kTooMuchMemory = "the chat template takes too much memory";
 
 namespace {
 
-constexpr int64_t kMaxBytes = INT64_C(128)
-                              << 20;  // and for a long input so many times its size: it is copied a lot
+constexpr int64_t kMaxBytes = INT64_C(128) << 20;  // plus kMaxCopies times the input, which templates copy often
 constexpr int64_t kMaxCopies = 16;
-constexpr int64_t kMaxBlocks = INT64_C(1) << 20;  // so that no value nests too deeply to be taken apart again
+constexpr int64_t kMaxBlocks = INT64_C(1) << 20;  // so that no value nests too deeply for its destructor
 constexpr int64_t kMaxNanoseconds = INT64_C(5'000'000'000);
-// Code that has caught a breach may clean up, but not run the template again at leisure.
+// Code that catches a breach gets this long to clean up, too short to run the template again.
 constexpr int64_t kGraceNanoseconds = INT64_C(200'000'000);
 constexpr ptrdiff_t kMaxStack = 1 << 20;
 constexpr size_t kMaxSource = 64 << 10;  // the longest of the templates that llama.cpp knows has 17 KiB
@@ -39,8 +38,7 @@ thread_local Usage usage;
     throw std::runtime_error(breach);
 }
 
-// While an exception is on its way, destructors that copy a value must be let through: a second one would end the
-// process.
+// During stack unwinding, destructors that copy a value must succeed: a second exception would end the process.
 bool may_refuse() { return usage.active && std::uncaught_exceptions() == 0; }
 
 }  // namespace

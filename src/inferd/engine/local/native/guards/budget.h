@@ -1,9 +1,9 @@
-// What a chat template may use.
+// The resource limits of a chat template.
 //
-// A template is a program that came with a model file, and llama.cpp's interpreter runs it without a bound: a loop
-// over a large range or a string multiplied by a large number would take all memory, and a macro that calls itself
-// would end the process. While a `Budget` lives, its thread is held to so much memory, processor time and stack; what
-// goes beyond throws from the functions of jinja/bounds.h, which patches/templates.patch has the interpreter call.
+// A template is a program from a model file, and llama.cpp's interpreter runs it without limits: a loop over a large
+// range or a string multiplied by a large number would take all memory, and a recursive macro would end the process.
+// While a `Budget` lives, its thread has limited memory, processor time and stack. Exceeding them throws from the
+// functions of jinja/bounds.h, which the interpreter calls (patches/templates.patch).
 #pragma once
 
 #include <cstddef>
@@ -16,20 +16,20 @@ namespace inferd {
 
 class Budget {
   public:
-    // That of a template which is given `input` bytes; one at a time in a thread.
+    // The budget of a template with `input` bytes of data; at most one in a thread.
     explicit Budget(size_t input) noexcept;
     ~Budget();
     Budget(const Budget &) = delete;
     Budget &operator=(const Budget &) = delete;
 
-    // Throws when the budget was passed, even if what was thrown then has been caught.
+    // Throws if the budget was exceeded, even if the first exception was caught.
     void check() const;
 };
 
 extern const char *const kTooMuchMemory;
 
-// What `body` returns, made within a budget; a breach is told as such, whatever became of its exception. The process
-// has a limit too, which holds where the interpreter makes something that the budget does not count.
+// Runs `body` within a budget. A breach is reported as such, even if its exception was caught. The limit of the process
+// covers allocations that the budget does not count.
 template <typename Body>
 auto within_template_budget(size_t input, Body body) {
     const Budget budget(input);
@@ -45,7 +45,7 @@ auto within_template_budget(size_t input, Body body) {
     }
 }
 
-// Throws for the source of a template that the parser cannot be trusted with: it recurses on brackets and chains.
+// Throws for a source that is too long or too deeply nested for the parser, which recurses on brackets and chains.
 void check_template_source(const std::string &source);
 
 }  // namespace inferd

@@ -1,7 +1,7 @@
-// Ends a preparation whose client has left.
+// Ends a preparation whose client has disconnected.
 //
-// A preparation (rendering, tokenising, parsing of a grammar) runs in a thread of its own and cannot be stopped
-// from outside. It looks at its thread's flag now and then, and throws when it is set.
+// A preparation (rendering, tokenising, parsing a grammar) runs in a pool thread and cannot be stopped from outside.
+// It polls its thread's flag, and throws when the flag is set.
 #pragma once
 
 #include <atomic>
@@ -11,7 +11,7 @@ namespace inferd {
 
 using CancelFlag = std::atomic<bool>;
 
-inline thread_local const CancelFlag *cancel_flag = nullptr;  // null: nothing here can be cancelled
+inline thread_local const CancelFlag *cancel_flag = nullptr;  // null: this thread cannot be cancelled
 
 inline void attach_cancel_flag(const CancelFlag *flag) { cancel_flag = flag; }
 

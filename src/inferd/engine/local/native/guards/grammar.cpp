@@ -13,7 +13,7 @@ void grammar_step(bool holds) {
 }
 
 void keep_grammar_error(const char *reason) {
-    grammar_error = std::string(reason).substr(0, 80);  // it may quote all the rest of the grammar
+    grammar_error = std::string(reason).substr(0, 80);  // it may quote the rest of the grammar
 }
 
 }  // namespace inferd

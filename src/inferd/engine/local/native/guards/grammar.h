@@ -1,7 +1,6 @@
-// What bounds llama.cpp's grammar engine. A grammar comes from a client, and that engine was written for grammars one
-// trusts: a failed assertion ends the process, a parse error is printed with the grammar to stderr, and an ambiguous
-// grammar can take longer than the age of the universe to refuse one token. patches/grammars.patch has it call the
-// functions of this file instead.
+// Limits for llama.cpp's grammar engine. A grammar comes from a client, and the engine expects trusted ones: a failed
+// assertion ends the process, a parse error prints the grammar to stderr, and an ambiguous grammar can take longer than
+// the age of the universe to refuse one token. With patches/grammars.patch the engine calls these functions instead.
 #pragma once
 
 #include <chrono>
@@ -20,7 +19,7 @@ void grammar_step(bool holds);
 // Keeps the reason of a parse error for the client.
 void keep_grammar_error(const char *reason);
 
-// Nanoseconds of processor time of this thread, so that a busy machine does not make a grammar look worse.
+// Nanoseconds of processor time of this thread, so that a busy machine does not make a grammar look slower.
 inline int64_t thread_time() {
 #ifdef CLOCK_THREAD_CPUTIME_ID
     timespec now;

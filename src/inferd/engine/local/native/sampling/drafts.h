@@ -1,14 +1,14 @@
-// Drafts: the tokens that an answer is expected to go on with.
+// Speculative decoding: drafts the tokens that an answer is expected to continue with.
 //
 // A step computes a draft in the same batch as the last token of its sequence. The answer's tokens are then sampled
-// from the rows of logits in turn, each as if it had a step of its own, for as long as the row before it was that of
-// the token which came. So a draft changes how many steps an answer takes and never the choice of a token.
+// from the rows of logits in order, each as in a step of its own, up to the first that differs from the draft. So a
+// draft changes how many steps an answer takes and never the choice of a token.
 //
-// There are two sources: the text that a grammar leaves no choice about, and the tokens that followed when the last
-// ones stood in the prompt or the answer before. Every draft is compared with what comes, computed or not; with the
-// measured time of larger steps this says how many tokens of the next one are worth computing.
+// A draft has two sources: text that the grammar forces, and the tokens that followed an earlier occurrence of the
+// last tokens in the prompt or the answer. Every draft, computed or not, is compared with the answer. That acceptance
+// rate and the measured time of larger steps decide how many draft tokens are worth computing.
 //
-// Belongs to one sequence and to the engine's thread.
+// Belongs to one sequence and to the engine thread.
 #pragma once
 
 #include <algorithm>
@@ -25,12 +25,12 @@ namespace inferd {
 
 class Drafter {
   public:
-    // Tokens of all the drafts of a step.
+    // The most draft tokens in a step, over all its sequences.
     static constexpr size_t kMost = 15;
 
     const Tokens &draft() const { return draft_; }
 
-    // Drafts what may follow `tokens`; `forced` is what a grammar leaves there and goes first.
+    // Drafts the continuation of `tokens`; `forced` are the tokens that a grammar forces there, and come first.
     void look(const llama_vocab *vocab, const Tokens &tokens, Tokens forced) {
         at_ = 0;
         forced_ = !forced.empty();
@@ -41,8 +41,8 @@ class Drafter {
         if (draft_.size() > kMost) draft_.resize(kMost);
     }
 
-    // How many tokens of the draft, `most` at most, are likely to come. `sequences` share the step: with more of them
-    // drafts are shorter.
+    // How many tokens of the draft are likely to be accepted, at most `most`. `sequences` share the step, and with
+    // more of them drafts are shorter.
     size_t promising(int sequences, size_t most) const {
         double chance = 1;
         size_t n = 0;
@@ -50,8 +50,8 @@ class Drafter {
         return n;
     }
 
-    // How many of them are worth their time in a step of `rows` rows without them; no sequence waits for the draft
-    // of another.
+    // How many tokens of the draft are worth their time in a step of `rows` rows without them. A draft must hardly slow
+    // the other sequences (`kMostSlower`).
     size_t worth(const ThreadGovernor &governor, int sequences, int rows, size_t most) const {
         const double plain = governor.usual(sequences);
         if (plain == 0) return 0;
@@ -70,7 +70,7 @@ class Drafter {
         return found;
     }
 
-    // The answer went on with the last of `tokens`.
+    // The answer continued with the last of `tokens`.
     void came(const Tokens &tokens) {
         const llama_token token = tokens.back();
         if (at_ < draft_.size()) {
@@ -89,13 +89,13 @@ class Drafter {
     }
 
   private:
-    static constexpr size_t kLeastMatch = 3;        // fewer equal tokens say nothing
-    static constexpr size_t kLongestMatch = 32;     // more make no match more likely to go on
+    static constexpr size_t kLeastMatch = 3;        // fewer equal tokens predict nothing
+    static constexpr size_t kLongestMatch = 32;     // a longer match is no more likely to continue
     static constexpr size_t kFarthest = 32 * 1024;  // tokens to look back
-    static constexpr float kMemory = 16;            // tokens by which a chance is known
+    static constexpr float kMemory = 16;            // tokens over which an acceptance rate is averaged
     static constexpr double kLikely = 0.5;
-    static constexpr double kLeastGain = 0.2;    // what is known of costs and chances is not exact
-    static constexpr double kMostSlower = 1.05;  // what a draft may add to the step of others
+    static constexpr double kLeastGain = 0.2;    // costs and rates are known too roughly for a smaller gain
+    static constexpr double kMostSlower = 1.05;  // the factor by which a draft may slow a shared step
 
     size_t room(int sequences, size_t most) const { return std::min({most, draft_.size(), kMost / sequences}); }
 
@@ -103,19 +103,19 @@ class Drafter {
         return forced_ ? forced_chance_ : repeat_chance_[length_class(matched_ + n)];
     }
 
-    // Matches of less than 4, 8, 16 and 32 tokens, and longer ones.
+    // The class of a match: less than 4, 8, 16 or 32 tokens, or more.
     static size_t length_class(size_t matched) {
         size_t found = 0;
         for (size_t bound = 4; found < 4 && matched >= bound; bound *= 2) found++;
         return found;
     }
 
-    // Drafts what followed the longest end of `tokens` that stood there before.
+    // Drafts the tokens that followed the earlier occurrence of the longest suffix of `tokens`.
     void repeat(const Tokens &tokens) {
         if (source_ == 0) find(tokens);
         if (source_ == 0) return;
         for (size_t i = source_; draft_.size() < kMost; i++) {
-            // Behind the end the draft itself goes on, as in a text that repeats itself.
+            // Past the end the draft continues with itself, as in a text that repeats itself.
             draft_.push_back(i < tokens.size() ? tokens[i] : draft_[i - tokens.size()]);
         }
     }
@@ -137,10 +137,10 @@ class Drafter {
 
     Tokens draft_;
     bool forced_ = false;
-    size_t at_ = 0;       // so many tokens of the draft have come
-    size_t source_ = 0;   // where in the tokens the text is that repeats itself; 0: it does not
-    size_t matched_ = 0;  // so many tokens before it are equal
-    // How often a token of a draft has come, by its source.
+    size_t at_ = 0;       // draft tokens that the answer has matched
+    size_t source_ = 0;   // index of the token that the repeated text continues with; 0: nothing repeats
+    size_t matched_ = 0;  // equal tokens before it
+    // Acceptance rates by source: of forced tokens, and of repeated ones by the length of the match.
     float forced_chance_ = 0.9f;
     std::array<float, 5> repeat_chance_ = {0.4f, 0.5f, 0.7f, 0.8f, 0.9f};
 };

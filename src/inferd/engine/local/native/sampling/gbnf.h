@@ -1,5 +1,5 @@
-// What is asked of a client's grammar (GBNF) before llama.cpp parses it: its parser recurses into parentheses, and
-// writes a repeated item out as often as it may be repeated.
+// Checks a client's grammar (GBNF) before llama.cpp parses it. That parser recurses into parentheses and expands a
+// repeated item as often as it may repeat.
 #pragma once
 
 #include <algorithm>
@@ -84,7 +84,7 @@ class GbnfCheck {
 
     const std::string &text_;
     size_t at_ = 0;
-    uint64_t item_ = 0;  // elements of what comes before a repetition
+    uint64_t item_ = 0;  // elements of the item before a repetition
     uint64_t expanded_ = 0;
 };
 

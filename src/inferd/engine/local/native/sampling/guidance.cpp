@@ -17,7 +17,7 @@ namespace inferd {
 
 namespace {
 
-// The parts of llguidance's C interface that are used, as its versions from 1.7.6 on have them.
+// The parts of llguidance's C interface that inferd uses, as of version 1.7.6.
 
 using TokenizeFn = size_t (*)(const void *user, const uint8_t *bytes, size_t n_bytes, uint32_t *out, size_t n_out);
 
@@ -55,7 +55,7 @@ struct ConstraintInit {
     bool ff_tokens_ok;
     bool backtrack_ok;
     ParserLimits limits;
-    uint64_t room[8];  // for what a later version appends: the library fills in its defaults there
+    uint64_t room[8];  // room for fields of later versions, which the library fills with defaults
 };
 
 struct Library {
@@ -90,12 +90,12 @@ void find(void *handle, const char *name, Function &function) {
     std::memcpy(&function, &found, sizeof function);
 }
 
-// Of the parser at one place of an answer: about four for each optional property of an object. 20 take a microsecond.
+// Parser items at one position of an answer: about four for each optional property of an object. 20 take a microsecond.
 constexpr size_t kMaxItems = 20'000;
-// Of a grammar, whose making cannot be stopped: about six for each schema.
+// Items of a grammar, whose compilation cannot be interrupted: about six for each schema.
 constexpr size_t kMaxGrammar = 60'000;
 
-constexpr char kSpecial = '\xFF';  // begins the name of a control token, and no text
+constexpr char kSpecial = '\xFF';  // marks the name of a control token; no text begins with it
 
 std::string piece_of(const llama_vocab *vocab, llama_token token, bool special) {
     std::string piece(64, '\0');
@@ -108,7 +108,7 @@ std::string piece_of(const llama_vocab *vocab, llama_token token, bool special) 
     return piece;
 }
 
-// The bytes that llguidance shall take a token for. One without text is in no answer.
+// The bytes of a token for llguidance. A token without text occurs in no answer.
 std::string bytes_of(const llama_vocab *vocab, llama_token token) {
     const auto attributes = llama_vocab_get_attr(vocab, token);
     if (llama_vocab_is_eog(vocab, token) || (attributes & (LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_UNKNOWN))) {
@@ -134,7 +134,7 @@ std::vector<llama_token> tokens_of(const llama_vocab *vocab, const std::string &
     };
     auto tokens = make(text);
     if (is_text(tokens)) return tokens;
-    // Some vocabularies put a blank before any text: here it comes before a line break, which is taken off again.
+    // Some vocabularies put a blank before any text. A leading line break takes it, and both are removed again.
     const auto first = make("\n");
     auto all = make("\n" + text);
     if (all.size() < first.size() || !std::equal(first.begin(), first.end(), all.begin())) return tokens;
@@ -142,7 +142,7 @@ std::vector<llama_token> tokens_of(const llama_vocab *vocab, const std::string &
     return is_text(all) ? all : tokens;
 }
 
-// llguidance tokenises with this what a grammar forces, and checks that the tokens have these bytes.
+// llguidance calls this to tokenise forced text, and checks that the tokens have these bytes.
 size_t tokenize(const void *user, const uint8_t *bytes, size_t n_bytes, uint32_t *out, size_t n_out) {
     std::string error;
     size_t n = 0;

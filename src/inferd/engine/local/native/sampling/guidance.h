@@ -1,8 +1,8 @@
-// Answers held to a schema or a grammar by llguidance, through its C interface.
+// Constrains answers to a schema or a grammar with llguidance, through its C interface.
 //
-// llguidance is a Rust library; the extension module of its Python package exports the interface, so no Rust compiler
-// is needed. It is opened once in a process, in which Python already runs. Nothing here touches Python or throws:
-// guides are made in a preparing thread and used by the engine thread, one thread at a time.
+// llguidance is a Rust library. The extension module of its Python package exports the C interface, so the build needs
+// no Rust compiler. A process opens it once. Nothing here touches Python or throws. A preparing thread makes a guide,
+// then the engine thread uses it: one thread at a time.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,7 @@ struct LlgTokenizer;
 namespace inferd {
 
 // Opens the library in the file `path`; false with the reason in `error` when it or one of its functions is missing.
-// A second call does nothing. `version` becomes what the library calls itself.
+// A second call does nothing. `version` becomes the library's version.
 bool open_guidance(const std::string &path, std::string &version, std::string &error) noexcept;
 
 // The vocabulary of a model as llguidance sees it: the bytes of each token, and which tokens end an answer. The model
@@ -33,7 +33,7 @@ class GuidanceVocab {
     GuidanceVocab &operator=(const GuidanceVocab &) = delete;
 
     const llama_vocab *vocab() const { return vocab_; }
-    // Made at its first use, which takes about 5 microseconds for each token; null with `error` set.
+    // Made at its first use, which takes about 5 microseconds per token of the vocabulary; null with `error` set.
     const LlgTokenizer *tokenizer(std::string &error) noexcept;
 
   private:
@@ -52,23 +52,23 @@ class Guide {
     Guide(const Guide &) = delete;
     Guide &operator=(const Guide &) = delete;
 
-    // Lets everything pass until the answer holds one of the words, or one of the tokens comes: the grammar begins
-    // with that word or token.
+    // Allows every token until the answer contains one of the words or tokens; the grammar begins with that word or
+    // token.
     void wait_for(std::vector<std::string> words, std::vector<llama_token> tokens) noexcept;
 
-    // Whether the answer may go on with `token`; an end token may come where the grammar accepts.
+    // Whether `token` may come next; an end token may where the grammar accepts.
     bool allows(llama_token token) noexcept;
-    // One bit for each token that may come next, in words of 32; null when the grammar cannot go on.
+    // A bit for each token that may come next, in words of 32; null if none may.
     const uint32_t *mask() noexcept;
-    // Takes a token that is allowed; false when it is not.
+    // Advances by a token; false if it is not allowed.
     bool accept(llama_token token) noexcept;
-    // Takes a text that stands in the prompt already; false when it does not fit.
+    // Advances by text that is already in the prompt; false if the grammar does not allow it.
     bool accept_text(const std::string &text) noexcept;
     // Whether the answer may end here.
     bool accepting() noexcept;
-    // Whether nothing but the end can follow.
+    // Whether only the end can follow.
     bool complete() noexcept;
-    // The tokens that must come next, whatever the model says, as its tokenizer would write them: a draft.
+    // The tokens that the grammar forces next, as the model's tokenizer writes them: a draft.
     std::vector<llama_token> forced() noexcept;
 
   private:
@@ -86,7 +86,7 @@ class Guide {
     bool waiting_ = false;
     std::vector<std::string> words_;
     std::vector<llama_token> tokens_;
-    std::string tail_;  // the end of the answer in which a word could have begun
+    std::string tail_;  // the end of the answer, where a word may have begun
 };
 
 }  // namespace inferd

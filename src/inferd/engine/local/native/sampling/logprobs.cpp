@@ -19,7 +19,7 @@ struct Choice {
     float logit;
 };
 
-// The `most` likeliest tokens, best first; of equal ones the first of the vocabulary.
+// The `most` likeliest tokens, best first; equal ones in the order of the vocabulary.
 std::vector<Choice> likeliest(const float *logits, int32_t n_vocab, size_t most) {
     std::vector<Choice> best;
     for (llama_token token = 0; most > 0 && token < n_vocab; token++) {
@@ -31,7 +31,7 @@ std::vector<Choice> likeliest(const float *logits, int32_t n_vocab, size_t most)
     return best;
 }
 
-// The logarithm by which a logit becomes that of a probability.
+// The log of the sum of e^logit: subtract it from a logit for the log-probability.
 double normaliser(const float *logits, int32_t n_vocab) {
     const float top = *std::max_element(logits, logits + n_vocab);
     double sum = 0;
@@ -39,7 +39,7 @@ double normaliser(const float *logits, int32_t n_vocab) {
     return top + std::log(sum);
 }
 
-// A record but for its closing brace.
+// A record without its closing brace.
 std::string opened(const llama_vocab *vocab, llama_token token, double logprob) {
     const std::string text = common_token_to_piece(vocab, token, true);
     char number[32];

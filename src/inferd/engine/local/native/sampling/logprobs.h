@@ -1,8 +1,8 @@
-// The probabilities of an answer's tokens, as JSON records that travel beside its text.
+// The probabilities of an answer's tokens, as JSON records that accompany its text.
 //
-// They are those of the model before anything is applied to them: no penalty, temperature, top-k, grammar or schema.
-// A record is `{"token":TEXT,"logprob":X,"bytes":[...],"top_logprobs":[...]}`, the last a list of the likeliest tokens,
-// best first, without lists of their own. Bytes that are no UTF-8 are U+FFFD in TEXT and as they are in `bytes`. A
+// They are the model's own, before penalties, temperature, top-k, grammar or schema. A record is
+// `{"token":TEXT,"logprob":X,"bytes":[...],"top_logprobs":[...]}`. `top_logprobs` lists the likeliest tokens, best
+// first, as records without that list. Bytes that are not UTF-8 become U+FFFD in TEXT and stay unchanged in `bytes`. A
 // probability of 0 has the logarithm -9999.
 #pragma once
 
@@ -16,21 +16,21 @@ namespace inferd {
 
 class Logprobs {
   public:
-    // Records are wanted, each with `top` alternatives.
+    // Asks for records with `top` alternatives each.
     void want(int top) { top_ = top; }
     bool wanted() const { return top_ >= 0; }
 
-    // `token` was chosen by `logits`; `size` bytes of the answer come of it.
+    // `token` was sampled from `logits` and adds `size` bytes to the answer.
     void add(const llama_vocab *vocab, const float *logits, llama_token token, size_t size);
 
-    // `size` more bytes of the answer are shown: appends to `out`, separated by commas, the records of the tokens whose
-    // text has begun to be shown.
+    // `size` more bytes of the answer were released: appends to `out` the records of the tokens whose text has begun,
+    // separated by commas.
     void shown(size_t size, std::string &out);
 
-    // The same for all that are left, at the end of the answer.
+    // Appends all remaining records, at the end of the answer.
     void rest(std::string &out) { shown(made_ + 1, out); }
 
-    // The text that was not shown never will be.
+    // Drops the records of text that is never released.
     void drop() { records_.clear(); }
 
   private:

@@ -1,8 +1,8 @@
-// The fewest candidates that together have a given probability, without sorting the vocabulary.
+// Top-p sampling without sorting the vocabulary.
 //
-// The same set as llama.cpp's top-p: the likeliest tokens up to and with the one that reaches `p`, but for sums that
-// differ from `p` by less than a float's rounding. Nearly all tokens are passed over by one comparison each: those so
-// unlikely that all of them together cannot be more than what `p` leaves. Nothing here throws but for want of memory.
+// The result is the same set as llama.cpp's top-p: the likeliest tokens up to and including the one that reaches `p`,
+// except for sums within a float's rounding of `p`. One comparison each rules out nearly all tokens: those so unlikely
+// that all of them together have less than the remaining 1 - `p`. Throws only when out of memory.
 #pragma once
 
 #include <algorithm>
@@ -48,8 +48,8 @@ inline float greatest(const float *values, int32_t n) {
     return found;
 }
 
-// e to the power of `values` less `top`, which none of them is above, to 2 in 10 million. Loops without a call and
-// without a branch, which become vector instructions.
+// e^(value - top) for each value, none above `top`, with a relative error of 2e-7. The loops have no call and no
+// branch, so that compilers vectorise them.
 inline void exp_block(const float *values, float top, float *out) {
     float rest[kBlock], power[kBlock];
     int32_t twos[kBlock];
@@ -79,7 +79,7 @@ inline double sum_of_exp(const float *values, int32_t n, float top) {
     double sum = 0;
     for (int32_t at = 0; at + kBlock <= n;) {
         float lanes[kBlock] = {}, powers[kBlock];
-        // Few enough to a lane that a float's rounding does not show.
+        // Few enough additions per lane that a float's rounding does not matter.
         for (int turn = 0; turn < 64 && at + kBlock <= n; turn++, at += kBlock) {
             exp_block(values + at, top, powers);
             for (int i = 0; i < kBlock; i++) lanes[i] += powers[i];
@@ -90,7 +90,7 @@ inline double sum_of_exp(const float *values, int32_t n, float top) {
     return sum;
 }
 
-// Leaves the first `found` of `candidates`: the likeliest ones whose `p` come to `mass`, in no order.
+// Moves the likeliest candidates whose `p` add up to `mass` to the front, in no order, and returns their number.
 inline size_t heaviest(std::vector<llama_token_data> &candidates, double mass) {
     const auto better = [](const llama_token_data &a, const llama_token_data &b) {
         return a.logit != b.logit ? a.logit > b.logit : a.id < b.id;
@@ -120,7 +120,7 @@ inline void nucleus(const float *logits, int32_t n, float p, std::vector<llama_t
     const float top = greatest(logits, n);
     if (!std::isfinite(top)) return;
     const double sum = sum_of_exp(logits, n, top);
-    // All tokens below this bar together have less than what `p` leaves, so the set ends above it; mostly far above.
+    // All tokens below this bar together have less than 1 - `p`, so the set ends above it, mostly far above.
     const double rest = std::max(0.0, 1.0 - p) * sum / n;
     const float lowest = rest > 0 ? top - 1e-3f + std::min(0.0f, static_cast<float>(std::log(rest))) : -INFINITY;
     double mass = 0;

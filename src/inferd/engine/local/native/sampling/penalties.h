@@ -1,4 +1,4 @@
-// The penalties on tokens that came lately: llama.cpp's rule, applied to those few logits and no others.
+// Penalties on recent tokens: llama.cpp's rule, applied to their few logits only.
 #pragma once
 
 #include <cstddef>
@@ -17,7 +17,7 @@ class Penalties {
         : repeat_(repeat), presence_(presence), frequency_(frequency),
           any_(repeat != 1.0f || presence != 0.0f || frequency != 0.0f) {}
 
-    // `logits` of `n` tokens with the penalties: themselves when there is none, else a copy that the next call changes.
+    // `logits` of `n` tokens with the penalties: unchanged if none applies, else a copy valid until the next call.
     const float *apply(const float *logits, size_t n) {
         if (counts_.empty()) return logits;
         penalised_.assign(logits, logits + n);
@@ -29,7 +29,7 @@ class Penalties {
         return penalised_.data();
     }
 
-    // The answer goes on with `token`.
+    // The answer continues with `token`.
     void accept(llama_token token) {
         if (!any_) return;
         counts_[token]++;

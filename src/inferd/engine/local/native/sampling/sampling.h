@@ -1,10 +1,10 @@
-// From logits to a token.
+// Samples a token from logits.
 //
-// Order of the chain: penalties, top-k, top-p, min-p, temperature, draw; temperature 0 takes the best token.
-// Shortcuts give the same result for less: penalties touch only the tokens that they are for, the best token needs no
-// candidate list, and the top-k of the vocabulary is picked while it is read, or the top-p where there is no top-k. A
-// grammar or a guide is asked about the drawn token alone and filters the whole vocabulary only when it refuses it: at
-// the head of the chain it would walk the vocabulary for every token.
+// The order of the chain: penalties, top-k, top-p, min-p, temperature, draw; temperature 0 takes the best token.
+// Shortcuts give the same result in less time: penalties change only the tokens that they apply to, the best token
+// needs no candidate list, and one pass over the vocabulary selects the top-k, or the top-p without a top-k. A grammar
+// or a guide checks only the drawn token, and filters the whole vocabulary only when it refuses that token: at the head
+// of the chain it would walk the vocabulary for every token.
 #pragma once
 
 #include <algorithm>
@@ -38,10 +38,10 @@ struct SamplingParams {
 
 struct Grammar {
     std::string text;                   // GBNF with a rule `root`; empty: none
-    bool lazy = false;                  // holds only from the first trigger on
+    bool lazy = false;                  // applies only from the first trigger on
     std::vector<std::string> triggers;  // regular expressions on the text of the answer
     std::vector<llama_token> trigger_tokens;
-    std::vector<llama_token> prefill;  // what of the text already stands in the prompt
+    std::vector<llama_token> prefill;  // the part of the text that is already in the prompt
 };
 
 class Sampler {
@@ -60,19 +60,19 @@ class Sampler {
         }
     }
 
-    // Holds the answer to `guide` from here on.
+    // Constrains the answer to `guide` from here on.
     void follow(std::unique_ptr<Guide> guide) noexcept { guide_ = std::move(guide); }
 
-    // Whether a grammar or a guide has a say in the answer.
+    // Whether a grammar or a guide constrains the answer.
     bool constrained() const noexcept { return grammar_ || guide_; }
 
-    // Whether the guide has the answer end here.
+    // Whether the guide ends the answer here.
     bool complete() noexcept { return guide_ && guide_->complete(); }
 
-    // What the guide leaves no choice about.
+    // The tokens that the guide forces next.
     std::vector<llama_token> forced() noexcept { return guide_ ? guide_->forced() : std::vector<llama_token>(); }
 
-    // The next token for one row of logits, or -1 when there is none that may come.
+    // The next token for one row of logits, or -1 if none is allowed.
     llama_token sample(const float *logits) noexcept {
         try {
             if (grammar_) grammar_deadline = thread_time() + kGrammarTime;
@@ -85,7 +85,7 @@ class Sampler {
             penalties_.accept(token);
             return token;
         } catch (const std::exception &) {
-            return -1;  // the grammar cannot go on, or not in reasonable time
+            return -1;  // the grammar allows no token, or not within its time limit
         }
     }
 
@@ -97,9 +97,9 @@ class Sampler {
 
     static constexpr int32_t kMaxPicked = 1024;  // beyond it a heap is no faster than a sort
 
-    static constexpr int64_t kGrammarTime = 2'000'000'000;  // ns for a token: four thousand alternatives fit
+    static constexpr int64_t kGrammarTime = 2'000'000'000;  // ns per token, enough for four thousand alternatives
     static constexpr uint32_t kSeedInItsPlace = 0x9E3779B9;
-    static constexpr float kGreedyBelow = 1e-6f;  // a division by less makes all logits infinite
+    static constexpr float kGreedyBelow = 1e-6f;  // dividing by less makes all logits infinite
 
     explicit Sampler(int32_t n_vocab) : n_vocab_(n_vocab) {}
 
@@ -142,13 +142,13 @@ class Sampler {
         if (p.top_p < 1.0f) add(llama_sampler_init_top_p(p.top_p, 1));
         if (p.min_p > 0.0f) add(llama_sampler_init_min_p(p.min_p, 1));
         add(llama_sampler_init_temp(p.temperature));
-        // llama.cpp takes its default seed for the wish to have a random one.
+        // llama.cpp treats its default seed as a request for a random one.
         add(llama_sampler_init_dist(p.seed == LLAMA_DEFAULT_SEED ? kSeedInItsPlace : p.seed));
     }
 
     llama_token draw(const float *logits, bool constrained) {
         if (best_only_ && !constrained) return best(logits);
-        int first = 0;  // of the chain's samplers that are still to be applied
+        int first = 0;  // the first sampler of the chain that still applies
         if (constrained && guide_) {
             if (!take_allowed(logits)) return -1;
         } else if (pick_ > 0 && !constrained) {
@@ -196,7 +196,7 @@ class Sampler {
         for (llama_token id = 0; id < n_vocab_; id++) candidates_[id] = {id, logits[id], 0.0f};
     }
 
-    // What the guide allows; false when that is nothing.
+    // Takes the tokens that the guide allows; false if it allows none.
     bool take_allowed(const float *logits) {
         const uint32_t *mask = guide_->mask();
         candidates_.clear();
@@ -210,7 +210,7 @@ class Sampler {
         return !candidates_.empty();
     }
 
-    // The `pick_` best candidates, best first: one pass, a heap of the best so far.
+    // Takes the `pick_` best candidates, best first, in one pass with a heap.
     void pick_top(const float *logits) {
         auto better = [](const llama_token_data &a, const llama_token_data &b) { return a.logit > b.logit; };
         candidates_.resize(pick_);
@@ -229,7 +229,7 @@ class Sampler {
     const int32_t n_vocab_;
     bool best_only_ = false;
     int32_t pick_ = 0;
-    float nucleus_ = 0;  // the top-p, where it comes first in the chain
+    float nucleus_ = 0;  // the top-p if it is first in the chain
     Penalties penalties_;
     Owned chain_;
     Owned grammar_;
