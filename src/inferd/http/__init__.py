@@ -1,6 +1,6 @@
-"""The HTTP bridge: OpenAI's, Anthropic's and Ollama's APIs in front of a running daemon.
+"""The HTTP bridge serves the APIs of OpenAI, Anthropic and Ollama for a running daemon.
 
-It is a process of its own and an ordinary client of the daemon: ``server`` starts it, ``app`` routes a
-request, ``api`` translates bodies and answers without any I/O, ``upstream`` talks to the daemon. Loaded only
-on demand; it needs the packages of the extra ``inferd[http]``.
+It runs in a separate process and is an ordinary client of the daemon. ``server`` starts it, ``app`` routes
+requests, ``api`` translates bodies and answers without I/O, ``upstream`` talks to the daemon. It is imported
+only on demand and needs the packages of the extra ``inferd[http]``.
 """

@@ -1,4 +1,4 @@
-"""``python -m inferd.http``: the bridge as the daemon starts it."""
+"""``python -m inferd.http``: the daemon starts the bridge by this command."""
 
 import sys
 

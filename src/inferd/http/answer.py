@@ -1,8 +1,8 @@
-"""Driving one generation: the daemon's events in, one API's bytes out, as an ASGI response.
+"""The ASGI response of one generation: turns the daemon's events into one API's bytes.
 
-Nothing is sent before the first event, so a refusal still has its status. A client that closes its connection
-closes the reply, which frees the daemon's slot within a decode step. A stream always has a proper end: the
-dialect's last words, or an error in its form.
+Nothing is sent before the first event, so that a refusal can set the status. When the client closes its
+connection, the reply is closed, which frees the daemon's slot within a decode step. A stream always ends
+properly: with the dialect's final event, or with an error in its form.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from inferd.http.failures import Failure
 from inferd.http.upstream import Reply
 
 SILENCE_SECS = 10.0
-"""How long a stream says nothing before it says that it is still there."""
+"""Silence after which a stream sends a keep-alive."""
 
 _STREAM_HEADERS = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 
@@ -32,7 +32,7 @@ _log = log.get("http")
 
 
 class Answer:
-    """The response that tells ``reply`` in the words of ``dialect``."""
+    """Renders ``reply`` as a response in ``dialect``."""
 
     def __init__(self, reply: Reply, dialect: Dialect, exchange: Exchange) -> None:
         self._reply = reply
@@ -142,7 +142,7 @@ class Answer:
         return failures.of(error)
 
     async def _write(self, data: bytes, *, last: bool = False) -> None:
-        """Sends a piece of a stream, the first one behind the headers and the dialect's first words."""
+        """Sends a chunk of a stream; headers and the dialect's first event precede the first chunk."""
         self._last_sent = time.monotonic()
         if not self._opened:
             self._opened = True
@@ -163,7 +163,7 @@ class Answer:
 
 
 def log_line(error: Exception) -> str:
-    """What the log says of an unexpected exception: class and place, never the message, which may quote."""
+    """How unexpected exceptions are logged: class and location, never the message, which may quote."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

@@ -1,7 +1,7 @@
-"""The endpoints, and which API each belongs to.
+"""The ASGI application: routing, and the operations that the endpoints share.
 
-An endpoint reads the body by its API's module, finds the model, and answers through :class:`Answer`. Known
-paths with another method are 405, unknown ones 404, both in the shape of the API that the path belongs to.
+An endpoint reads the body with its API's module, finds the model, and answers through :class:`Answer`. A
+known path with another method is a 405, an unknown path a 404; both have the error shape of the path's API.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Handler = Callable[["Call"], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """How the bridge is set up; ``addresses`` are those of the daemon's surfaces."""
+    """Settings of the bridge; ``addresses`` are those of the daemon's surfaces."""
 
     addresses: Mapping[str, str]
     keys: Keys
@@ -69,11 +69,11 @@ class Call:
         await self.send({"type": "http.response.body", "body": data})
 
     async def body(self, convert: Callable[[Any], R]) -> R:
-        """The body, read by ``convert``. Raises BadField and what reading a body raises."""
+        """Returns the body, converted by ``convert``. Raises as :func:`inferd.http.body.read`."""
         return await body.read(self.scope, self.receive, convert)
 
     async def unless_gone(self, work: Coroutine[Any, Any, R]) -> R:
-        """The result of ``work``, which is cancelled when the client leaves. Raises ClientGone then."""
+        """Awaits ``work``; if the client disconnects first, cancels it and raises ClientGone."""
         loop = asyncio.get_running_loop()
         task, watch = loop.create_task(work), loop.create_task(body.until_gone(self.receive))
         try:
@@ -87,16 +87,16 @@ class Call:
             await asyncio.wait((task, watch))
 
     async def generate(self, read: Callable[[Any], Dialect]) -> None:
-        """Reads a request for an answer and answers it."""
+        """Reads a generation request and answers it."""
         await self.answer(await self.body(read))
 
     async def model(self, name: str, task: Task | None = None) -> Model:
-        """The model of a name. Raises UnknownModel, and HttpFailure while the daemon is not ready."""
+        """Finds a model by name. Raises UnknownModel, and HttpFailure while the daemon is not ready."""
         models = self.bridge.models
         try:
             return models.find(name, task)
         except UnknownModel:
-            await self.bridge.upstream.refresh_models()  # it may have come since
+            await self.bridge.upstream.refresh_models()  # the store may have a new model
             return models.find(name, task)
 
     async def answer(self, dialect: Dialect) -> None:
@@ -107,7 +107,7 @@ class Call:
         await Answer(reply, dialect, exchange)(self.scope, self.receive, self.send)
 
     async def count(self, generation: Generation) -> int:
-        """The tokens of a request's prompt, by the model's own template."""
+        """Counts the tokens of a request's prompt with the model's own template."""
         model = await self.model(generation.model, "v2")
         self.exchange.model = model.name
         generation.max_tokens = 0
@@ -116,7 +116,7 @@ class Call:
 
 
 class Bridge:
-    """The application and what its endpoints share."""
+    """The application and the state that its endpoints share."""
 
     def __init__(self, options: Options) -> None:
         self.models = Models(options.aliases)
@@ -150,7 +150,7 @@ class Bridge:
 
 
 class _Endpoint:
-    """The handlers of a path by their methods; HEAD is answered as GET, whose body the server drops."""
+    """The handlers of a path, by method. HEAD runs the handler of GET; the server drops the body."""
 
     def __init__(self, bridge: Bridge, path: str, methods: Mapping[str, Handler]) -> None:
         self._bridge = bridge

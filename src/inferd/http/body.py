@@ -1,4 +1,4 @@
-"""Reading the body of a request: bounded in size and time, parsed where it delays no other request."""
+"""Reads the body of a request within limits of size and time, and parses large ones in a thread."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from starlette.types import Message, Receive, Scope
 from inferd.http.failures import BadField, HttpFailure
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
-# As on the daemon's own sockets: a client has this long for each MiB, or the rest.
+# Time for each MiB, or the rest; the same as on the daemon's own sockets.
 PIECE_SECS = 30.0
 PIECE_BYTES = 1024 * 1024
-# A body from this size on is read in a thread.
+# A body of this size or more is parsed in a thread, so that it does not block other requests.
 LARGE_BYTES = 128 * 1024
 
 R = TypeVar("R")
@@ -26,7 +26,7 @@ class ClientGone(Exception):
 
 
 async def read_bytes(scope: Scope, receive: Receive) -> bytes:
-    """The whole body. Raises HttpFailure for one that is too large or too slow, and ClientGone."""
+    """Reads the whole body. Raises HttpFailure if it is too large or too slow, and ClientGone."""
     length = next((value for name, value in scope["headers"] if name == b"content-length"), None)
     if length is not None and int(length) > MAX_BODY_BYTES:
         raise _too_large()
@@ -63,13 +63,16 @@ def _too_large() -> HttpFailure:
 
 
 async def until_gone(receive: Receive) -> None:
-    """Returns when the client has closed its connection; the body must have been read."""
+    """Waits until the client has closed its connection. The body must have been read before."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
 async def read(scope: Scope, receive: Receive, convert: Callable[[Any], R]) -> R:
-    """The body, parsed as JSON and converted; a large one in a thread. Raises as ``convert`` and BadField."""
+    """Parses the body as JSON and converts it, in a thread if it is large.
+
+    Raises BadField, as :func:`read_bytes`, and as ``convert``.
+    """
     data = await read_bytes(scope, receive)
     if len(data) < LARGE_BYTES:
         return convert(_parsed(data))

@@ -1,4 +1,4 @@
-"""The paths that are served, and what each does."""
+"""The served paths and their handlers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from inferd.http.failures import BadField, HttpFailure
 from inferd.http.models import Model
 
 MODEL_CREATED = 0
-"""The daemon does not know when a model was made; the SDKs need a number and a date."""
+"""The daemon does not know the date of a model, but the SDKs require a number and a date."""
 
 
 async def _health(call: Call) -> None:
@@ -50,7 +50,7 @@ async def _unload(call: Call) -> None:
 
 
 def _model(model: Model) -> dict[str, object]:
-    """One model, in a form that both OpenAI's and Anthropic's SDKs read."""
+    """Describes a model in a form that the SDKs of both OpenAI and Anthropic read."""
     return {
         "id": model.name,
         "object": "model",
@@ -102,7 +102,7 @@ async def _responses(call: Call) -> None:
 
 
 async def _no_websocket(call: Call) -> None:
-    # Codex tries a WebSocket first if it is told to, and takes 404 for "there is none".
+    # Codex, if so configured, tries a WebSocket first, and falls back to POST on a 404.
     raise HttpFailure("not_found", "responses are served by POST alone")
 
 
@@ -170,7 +170,7 @@ _TELLING = ("/status", "/v1/models", "/models", "/api/tags", "/api/ps", "/api/sh
 
 
 def scope_of(path: str) -> str:
-    """The scope that a key needs for a path; empty where any key will do, which only tells what is served."""
+    """The scope that a path requires; empty for read-only paths, which any key may use."""
     if path in ("/metrics", "/unload"):
         return "admin"
     if path in _TELLING or path.startswith(("/v1/models/", "/models/")):

@@ -1,4 +1,4 @@
-"""One HTTP request and its response, as gate, endpoints, log and metrics share it."""
+"""One HTTP request and its response, shared by gate, endpoints, log and metrics."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _MAX_DEADLINE_MS = 2**31 - 1
 
 @dataclass(slots=True)
 class Exchange:
-    """``api`` decides the shape of errors. ``path`` is the pattern of the endpoint once the request is
-    ``routed``, and before that the client's own text."""
+    """``api`` selects the shape of errors. ``path`` is the client's own text until the request is ``routed``,
+    and then the pattern of the endpoint."""
 
     method: str
     path: str
@@ -42,12 +42,12 @@ class Exchange:
     ttft_secs: float | None = None
 
     def first_token(self) -> None:
-        """Notes the time of the first event."""
+        """Records the time of the first event."""
         if self.ttft_secs is None:
             self.ttft_secs = time.monotonic() - self.started
 
     def count(self, done: MessageDone) -> None:
-        """Notes what an answer cost."""
+        """Records the token counts of an answer."""
         self.input_tokens = done.input_tokens
         self.output_tokens = done.output_tokens
         self.cached_tokens = done.cached_tokens
@@ -61,12 +61,12 @@ def api_of(path: str) -> Api:
 
 
 def header(scope: Scope, name: bytes) -> str:
-    """The first header of that name, or nothing."""
+    """The first header with a name, or the empty string."""
     return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
 
 
 def asker_of(scope: Scope, caller: str) -> Asker:
-    """For whom the request is made, with the limits that its headers ask for. Raises BadField."""
+    """The caller, with the priority and deadline in the request's headers. Raises BadField."""
     priority, deadline = header(scope, b"x-inferd-priority"), header(scope, b"x-inferd-deadline-ms")
     if priority and priority not in _PRIORITIES:
         raise BadField("X-Inferd-Priority", "X-Inferd-Priority must be interactive or batch")

@@ -1,8 +1,7 @@
-"""What went wrong, and how each API says it: status, retry headers, and the body in the API's own shape.
+"""Failures, and how each API reports them: status, retry headers, and the body in the API's own shape.
 
-One row a kind of failure. The shape goes by the path of the request, never by its headers. A failure that the
-same request would meet again carries ``x-should-retry: false``, since the SDKs repeat every 5xx by
-themselves.
+The table has one row for each kind of failure. The request's path selects the shape, never its headers. A
+failure that a retry cannot fix carries ``x-should-retry: false``, because the SDKs otherwise retry every 5xx.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ LONGEST_RETRY_SECS = 30
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A kind of failure; ``ollama`` is its status there where it differs from ``status``."""
+    """A kind of failure; ``ollama`` is its status in Ollama's API if it differs from ``status``."""
 
     status: int
     openai_type: str
@@ -75,7 +74,7 @@ _KIND_OF_CODE = {
 
 
 class HttpFailure(InferdError):
-    """A failure that the bridge itself finds; ``kind`` is a row of the table."""
+    """A failure detected by the bridge itself; ``kind`` is a key of the table."""
 
     def __init__(self, kind: str, message: str, retry_after: int | None = None) -> None:
         super().__init__(message)
@@ -84,7 +83,7 @@ class HttpFailure(InferdError):
 
 
 class BadField(HttpFailure):
-    """A field of the body that cannot be served; ``param`` is its path, ``None`` for the body as a whole."""
+    """An invalid or unsupported field; ``param`` is its path, ``None`` for the body as a whole."""
 
     fault = "client"
 
@@ -106,7 +105,7 @@ class UnknownModel(HttpFailure):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """A failure as the client is told it."""
+    """A failure as reported to the client."""
 
     kind: str
     message: str
@@ -124,7 +123,7 @@ class Failure:
         return (self.row.ollama if api == "ollama" else None) or self.row.status
 
     def headers(self) -> list[tuple[str, str]]:
-        """The headers that say whether and when to repeat the request."""
+        """The headers that tell the client whether and when to retry."""
         if not self.row.retry:
             return [("x-should-retry", "false")]
         seconds = DEFAULT_RETRY_SECS if self.retry_after is None else self.retry_after
@@ -140,7 +139,7 @@ class Failure:
         }
 
     def anthropic(self) -> dict[str, Any]:
-        """Anthropic's ``error`` object. Agents read the numbers out of the sentence for a long prompt."""
+        """Anthropic's ``error`` object. Agents parse the numbers in the message for a long prompt."""
         message = self.message
         if self.numbers is not None:
             message = f"prompt is too long: {self.numbers[0]} tokens > {self.numbers[1]} maximum"
@@ -157,7 +156,7 @@ class Failure:
         return {"error": self.openai()}
 
     def ollama(self) -> str:
-        """Ollama's sentence."""
+        """Ollama's error message."""
         if self.kind == "queue_full":
             return f"server busy, please try again. {self.message}"
         if self.model is not None:
@@ -166,7 +165,7 @@ class Failure:
 
 
 def of(error: BaseException) -> Failure:
-    """The failure that an exception is for the client."""
+    """Maps an exception to the failure that the client sees."""
     if isinstance(error, BadField):
         return Failure(kind=error.kind, message=str(error), param=error.param, code=error.api_code)
     if isinstance(error, UnknownModel):
@@ -191,7 +190,7 @@ def _of_frame(error: RequestFailed) -> Failure:
         return Failure(kind="prompt_too_long", message=str(error), numbers=numbers)
     after = error.retry_after_secs
     retry_after = None if after is None else math.ceil(after)
-    # On the framed wire the code is the nearest that every client knows, and the reason is the exact one.
+    # Frames carry a code that every client knows, and the exact code as the reason.
     exact = str(details.get("reason", error.wire_code))
     kind = _KIND_OF_CODE.get(exact, "internal")
     code = exact if kind == "useless_answer" else None
@@ -199,7 +198,7 @@ def _of_frame(error: RequestFailed) -> Failure:
 
 
 def cancelled(*, had_deadline: bool) -> Failure:
-    """An answer that the daemon ended early: at the request's deadline, or because it stops."""
+    """The failure for an answer that the daemon ended early: at the deadline, or because it is stopping."""
     if had_deadline:
         return Failure(kind="deadline_exceeded", message="the deadline passed while the request ran")
     return Failure(kind="unavailable", message="the daemon is stopping; the answer is not complete")

@@ -1,8 +1,8 @@
-"""What every request passes before its endpoint: who asks, from where, and with which key.
+"""Access control for every request, before its endpoint runs.
 
-In this order: the name in ``Host`` (against DNS rebinding), the ``Origin`` of a web page, the key or else the
-user at the other end of loopback, the key's scope and limits. The gate also gives each response its request
-id, keeps the access log (never a body, a query or a key), and counts.
+The checks are, in this order: the name in ``Host`` (against DNS rebinding), the ``Origin`` of a web page, the
+key or else the user of the loopback peer, the key's scope and limits. The gate also adds a request id to each
+response, writes the access log (never a body, a query or a key), and updates the metrics.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from inferd.http.metrics import Metrics, family_of
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 OPEN_PATHS = frozenset({"/", "/health", "/api/hello", "/api/version"})
-"""What says nothing about models or clients; served without a key, as are the files of the page."""
+"""Paths that reveal nothing about models or clients. Like the files of the page, they need no key."""
 
 QUIET_PATHS = frozenset({"/status"})
-"""What the page asks for each second; logged only as debug."""
+"""The page polls these every second; they are logged only at debug level."""
 
 _ALLOWED_HEADERS = b"authorization, content-type, x-api-key, x-inferd-priority, x-inferd-deadline-ms"
 _ALLOWED_METHODS = b"GET, POST, HEAD, OPTIONS"
@@ -39,8 +39,8 @@ _log = log.get("http")
 
 
 class Gate:
-    """Middleware around ``app``. ``hosts`` and ``origins`` are allowed beside loopback's; ``scope_of`` says
-    which scope of a key a path needs."""
+    """Middleware around ``app``. ``hosts`` and ``origins`` are allowed in addition to loopback's;
+    ``scope_of`` returns the scope that a path requires of a key."""
 
     def __init__(
         self,
@@ -83,12 +83,12 @@ class Gate:
             if not isinstance(error, HttpFailure):
                 _log.error("request_failed", id=exchange.id, error=log_line(error))
             if exchange.status:
-                raise  # the response has begun; closing the connection is all that is left
+                raise  # the response has begun, so only closing the connection can signal the error
             await send_failure(answered, failures.of(error), exchange)
         finally:
             self._finish(exchange)
 
-    # From where.
+    # Host and origin.
 
     def _check_host(self, scope: Scope) -> None:
         host = header(scope, b"host")
@@ -105,7 +105,7 @@ class Gate:
             ipaddress.ip_address(name)
         except ValueError:
             return False
-        return True  # an address cannot be rebound to another one, as a name can
+        return True  # unlike a name, an address cannot be rebound
 
     def _check_origin(self, scope: Scope, origin: str) -> None:
         if origin and not self._allows(origin, header(scope, b"host")):
@@ -121,7 +121,7 @@ class Gate:
             return False
         return parts.hostname in LOOPBACK_NAMES or parts.netloc.lower() == host.lower()
 
-    # Who.
+    # Key or local user.
 
     def _identify(self, scope: Scope, exchange: Exchange) -> None:
         path = scope["path"]
@@ -148,7 +148,7 @@ class Gate:
                 raise HttpFailure("rate_limited", limits, retry_after=wait)
         exchange.key = key
 
-    # What is told of it.
+    # Headers, metrics, log.
 
     def _with_headers(self, send: Send, exchange: Exchange, origin: str) -> Send:
         name = exchange.id.encode()
@@ -198,7 +198,7 @@ def _is_open(path: str) -> bool:
 
 
 def _name_of(host: str) -> str:
-    """The name in a Host header, without its port and an IPv6 address's brackets."""
+    """The name in a Host header, without the port and the brackets of an IPv6 address."""
     name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
     return name.lower().rstrip(".")
 
@@ -209,7 +209,7 @@ def _secret_of(scope: Scope) -> str:
 
 
 def _local_caller(scope: Scope, *, needs_owner: bool) -> str:
-    """The user of a loopback peer. Without a key only this user and root may ask, as on a Unix socket."""
+    """The user of a loopback peer. Without keys only the bridge's user and root pass, as on a Unix socket."""
     peer: local_user.Peer = scope["peer"]
     uid = peer.uid(scope["client"], scope["server"]) if scope["client"] else None
     if needs_owner and uid not in (os.getuid(), _ROOT):
@@ -219,7 +219,7 @@ def _local_caller(scope: Scope, *, needs_owner: bool) -> str:
 
 
 async def _preflight(send: Send, exchange: Exchange) -> None:
-    """Answers OPTIONS; the origin has been checked."""
+    """Answers OPTIONS after the origin was checked."""
     headers = [
         (b"access-control-allow-methods", _ALLOWED_METHODS),
         (b"access-control-allow-headers", _ALLOWED_HEADERS),

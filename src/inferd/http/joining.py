@@ -1,7 +1,7 @@
-"""A transport that sends what is written in one turn of the event loop as one piece.
+"""A transport that joins the writes of one turn of the event loop.
 
-The head of a response and its first event, or the last token and the end of a stream, are written one behind
-the other: together they cost one system call, and wake the client once.
+The head of a response and its first event, or the last token and the end of a stream, are written one after
+the other. Joined, they cost one system call and wake the client once.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class JoiningTransport(asyncio.Transport):
-    """``inner``, with its writes held back until the turn ends. What is not here is that of ``inner``."""
+    """Buffers writes until the turn ends and delegates everything else to ``inner``."""
 
     def __init__(self, inner: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__()

@@ -1,12 +1,12 @@
 """Named keys of HTTP clients, from a file that is read again when it changes.
 
-A line is a name, the key, and optionally scopes and limits; blank lines and those that begin with # are
+A line has a name, the key, and optionally scopes and limits. Blank lines and lines that begin with # are
 skipped:
 
     alice   sk-K3Y...   scopes=generate,embed   requests=60   tokens=100000
 
-Scopes are ``generate``, ``embed`` and ``admin``; without any a key has ``generate`` and ``embed``. Limits are
-a minute's. Keys are compared by their hash, so the time that takes tells nothing about them.
+Scopes are ``generate``, ``embed`` and ``admin``; the default is ``generate`` and ``embed``. Limits are per
+minute. Keys are compared by their hashes, so the time of a comparison reveals nothing about a key.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _log = log.get("http")
 
 
 class Allowance:
-    """A budget that fills up over a minute; it may be overdrawn once and then has to fill up again."""
+    """A budget that refills over a minute. A request may overdraw it; the next waits for the refill."""
 
     def __init__(self, limit: int, clock: Callable[[], float]) -> None:
         self.limit = limit
@@ -45,7 +45,7 @@ class Allowance:
         self._seen = clock()
 
     def wait_secs(self) -> float:
-        """Seconds until something may be taken; 0 if it may be now."""
+        """Seconds until the next request is allowed; 0 if it is allowed now."""
         now = self._clock()
         self._left = min(self._left + (now - self._seen) * self.limit / MINUTE_SECS, float(self.limit))
         self._seen = now
@@ -58,7 +58,7 @@ class Allowance:
 
 @dataclass(slots=True, eq=False)
 class Key:
-    """One key. ``digest`` is the SHA-256 of its text; a limit of ``None`` is none."""
+    """One key. ``digest`` is the SHA-256 of its text; ``None`` means no limit."""
 
     name: str
     digest: bytes
@@ -69,7 +69,7 @@ class Key:
     _allowances: dict[str, Allowance] = field(default_factory=dict)
 
     def admit(self) -> int:
-        """Takes one request; 0, or the seconds after which it may be tried again."""
+        """Admits one request and returns 0, or refuses it and returns the seconds until a retry."""
         waits = [self._of("requests", self.requests), self._of("tokens", self.tokens)]
         wait = max((allowance.wait_secs() for allowance in waits if allowance is not None), default=0.0)
         if wait > 0:
@@ -91,7 +91,7 @@ class Key:
         return self._allowances[name]
 
     def adopt(self, other: Key) -> None:
-        """Goes on with the budgets of the same key before its file changed."""
+        """Keeps the budgets that the same key had before its file changed."""
         if (self.requests, self.tokens) == (other.requests, other.tokens):
             self._allowances = other._allowances
 
@@ -101,7 +101,7 @@ def digest_of(text: str) -> bytes:
 
 
 def parse(text: str, where: str) -> list[Key]:
-    """The keys of a file's text. Raises ConfigError, which names the line and never quotes a key."""
+    """Parses the text of a key file. Raises ConfigError, which names the line and never quotes a key."""
     keys: list[Key] = []
     for number, line in enumerate(text.splitlines(), 1):
         words = line.split()
@@ -134,7 +134,7 @@ def _parse_line(words: list[str], where: str) -> Key:
 
 
 class Keys:
-    """The keys in force: those of ``path``, or else one ``single`` key, or none."""
+    """The active keys: those of the file ``path``, or else one ``single`` key, or none."""
 
     def __init__(self, path: Path | None, single: str | None = None) -> None:
         self._path = path
@@ -154,7 +154,7 @@ class Keys:
         return bool(self._keys)
 
     def find(self, secret: str) -> Key | None:
-        """The key with that text."""
+        """The key with the text ``secret``, or ``None``."""
         self._refresh()
         given, found = digest_of(secret), None
         for key in self._keys:
@@ -163,7 +163,7 @@ class Keys:
         return found
 
     def _refresh(self) -> None:
-        """Takes on the file if it changed; a file that cannot be used leaves the keys as they are."""
+        """Reloads the file if it changed; an invalid file leaves the keys unchanged."""
         now = time.monotonic()
         if self._path is None or now - self._checked < CHECK_SECS:
             return

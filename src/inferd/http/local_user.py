@@ -1,7 +1,7 @@
-"""The user at the other end of a loopback connection, asked from the kernel by the connection's addresses.
+"""Looks up the user of a loopback peer in the kernel, by the connection's addresses.
 
-Linux alone can tell (``sock_diag``). Elsewhere, and for a peer in another network namespace, the answer is
-``None``.
+Only Linux supports this (``sock_diag``). On other systems, and for a peer in another network namespace, the
+result is ``None``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Place = tuple[str, int]
 
 
 class Peer:
-    """The user of one connection, asked from the kernel once: a socket stays its maker's."""
+    """The user of one connection, looked up once, because the owner of a socket does not change."""
 
     def __init__(self) -> None:
         self._known: tuple[int | None] | None = None

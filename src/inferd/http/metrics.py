@@ -1,4 +1,4 @@
-"""What the bridge counts, in the format of Prometheus: by path, client family and status, never by text."""
+"""Prometheus metrics of the bridge, by path, client family and status; never by text of a client."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
-# A user agent is the client's own text: only families that are known here become labels.
+# A user agent is the client's own text, so only known families become labels.
 _FAMILIES = (
     ("openai-python", r"openai/python|asyncopenai"),
     ("openai-node", r"openai/js"),
@@ -39,7 +39,7 @@ def family_of(agent: str) -> str:
     for name, pattern in _PATTERNS:
         if pattern.search(agent):
             return name
-    # OpenAI's and Anthropic's SDKs begin with the name of their client class.
+    # The user agents of OpenAI's and Anthropic's SDKs begin with the name of their client class.
     first = agent.partition("/")[0].lower()
     return {"openai": "openai-python", "anthropic": "anthropic-python"}.get(first, "other")
 
@@ -79,7 +79,7 @@ class Metrics:
         self._open.inc()
 
     def observe(self, exchange: Exchange, seconds: float) -> None:
-        """Counts a finished request, which took ``seconds``."""
+        """Counts a finished request and its duration."""
         path = exchange.path if exchange.routed else "other"
         status, stream = str(exchange.status or "none"), str(exchange.stream).lower()
         self._requests.labels(path, exchange.agent, status, stream).inc()

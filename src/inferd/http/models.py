@@ -1,9 +1,8 @@
-"""The models by their names, as clients ask for them.
+"""Resolves the model names in requests.
 
-A name is a model's own, the same with ``:latest``, an alias of the configuration (``claude-*`` = NAME), or
-``default``, which is the first backend of the daemon that is capable. A backend is also there by its own
-name, its aliases and its pool. Models of the daemon's store are there by their names, and loaded when they
-are asked for.
+A name is that of a model, the same with ``:latest``, an alias of the configuration (``claude-*`` = NAME), or
+``default``, which selects the daemon's first capable backend. The name of a backend, its aliases and its pool
+are names, too. So are the names of the models in the daemon's store, which are loaded on request.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ _TASKS: tuple[Task, ...] = ("v2", "embed", "rerank")
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model that can be asked for. What the daemon does not know of it is 0 or empty.
+    """A model that requests can name. Values that the daemon does not know are 0 or empty.
 
-    ``n_ctx`` is the context in tokens, ``size`` that of the file in bytes. ``wire_name`` is what the daemon
-    is to be asked for, a pool rather than one of its backends; empty where it chooses the first that is
-    capable. ``on_demand``: it is in memory because a request named it.
+    ``n_ctx`` is the context in tokens, ``size`` the size of the file in bytes. ``wire_name`` is the name sent
+    to the daemon, of a pool rather than of one of its backends; if empty, the daemon chooses the first
+    capable backend. ``on_demand`` is true if a request loaded the model.
     """
 
     name: str
@@ -49,28 +48,28 @@ class Model:
 
     @property
     def capabilities(self) -> list[str]:
-        """The words that Ollama's API has for what a model can do."""
+        """The model's capabilities in the terms of Ollama's API."""
         able = [("completion", "v2" in self.tasks), ("tools", self.tools), ("thinking", self.thinking)]
         able += [("vision", self.vision), ("audio", self.audio), ("embedding", "embed" in self.tasks)]
         return [name for name, has in able if has]
 
 
 class Models:
-    """What the daemon serves now. ``aliases`` maps patterns of names to models."""
+    """The models that the daemon serves now. ``aliases`` maps name patterns to models."""
 
     def __init__(self, aliases: Mapping[str, str]) -> None:
         self._aliases = dict(aliases)
         self._served: dict[Task, Model] = {}
         self._further: list[Model] = []
         self._names: list[tuple[set[str], Model]] = []
-        """Each backend by all of its names."""
+        """The names of each backend."""
         self._stored: list[Model] = []
         self._files: dict[str, Mapping[str, Any]] = {}
         self._entries: dict[str, str] = {}
         self.ready = False
 
     def update(self, frames: Sequence[Mapping[str, Any]]) -> None:
-        """Takes the capabilities that the daemon tells of its backends, in their order."""
+        """Replaces the backends with those in the daemon's capability frames, in their order."""
         self._served = {}
         self._further = []
         self._names = []
@@ -89,10 +88,10 @@ class Models:
                 self._further.append(model)
             self._names.append(({model.name, pool, *frame.get("aliases", ())} - {""}, model))
             pinned.append(({name} - {""}, replace(model, wire_name=name)))
-        self._names += pinned  # last, as a pool may have the name of one of its backends
+        self._names += pinned  # last, since a pool may share the name of one of its backends
 
     def update_stored(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Takes the models that the daemon can load when they are named."""
+        """Replaces the list of models that the daemon can load on request."""
         self._stored = [
             Model(
                 name=str(row["name"]),
@@ -118,7 +117,7 @@ class Models:
         return list(models.values())
 
     def _with_file(self, model: Model) -> Model:
-        """The model with what its file in the store says, if it has one there."""
+        """Adds the metadata of the model's file, if it is in the store."""
         row = self._files.get(model.name)
         if row is None:
             return model
@@ -132,7 +131,7 @@ class Models:
         )
 
     def find(self, name: str, task: Task | None = None) -> Model:
-        """The model of a name, which has to do ``task`` if that is given.
+        """Finds the model with a name; if ``task`` is given, the model must support it.
 
         Raises UnknownModel, and HttpFailure while the daemon is not ready.
         """

@@ -1,4 +1,4 @@
-"""Ollama's paths below /api."""
+"""The endpoints of Ollama's API, below /api."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from inferd.http.failures import HttpFailure
 from inferd.http.models import Model
 
 FOLLOWED_VERSION = "0.13.5"
-"""The release of Ollama whose API this is; clients refuse older ones (Codex below 0.13.4)."""
+"""The release of Ollama whose API this follows. Codex refuses releases below 0.13.4."""
 
 MODIFIED_AT = "1970-01-01T00:00:00Z"
-"""The daemon does not know when a model was made; the clients need a date."""
+"""The daemon does not know the date of a model, but the clients require one."""
 
 _CUTS = 8
-"""Tries to cut a text that is too long; each leaves what would fit at the last measured rate."""
+"""Attempts to shorten a text. Each keeps as much as fits by the ratio of characters to tokens so far."""
 
 
 async def _hello(call: Call) -> None:
@@ -53,7 +53,7 @@ async def _answer(call: Call, read: Any) -> None:
 
 
 async def _load_or_unload(call: Call, generation: Generation, wish: str) -> None:
-    """An empty request: the model comes, or goes when its requests have ended."""
+    """Serves an empty request: loads the model, or unloads it after its requests."""
     model = await call.model(generation.model, "v2")
     if wish == "unload":
         await call.bridge.upstream.refresh_models()
@@ -77,7 +77,7 @@ def _details(model: Model) -> dict[str, Any]:
 
 
 def _parameter_size(count: int) -> str:
-    """Ollama's way to write a number of parameters: 134.52M, 7.62B."""
+    """Formats a number of parameters as Ollama does: 134.52M, 7.62B."""
     if not count:
         return ""
     unit, name = (1e9, "B") if count >= 1e9 else (1e6, "M")
@@ -113,7 +113,7 @@ def _named(body: Any) -> str:
 
 async def _show(call: Call) -> None:
     model = await call.model(await call.body(_named))
-    # Where the daemon does not know the architecture, clients look for any key with this end.
+    # If the architecture is unknown, any prefix will do: clients search for a key with this suffix.
     family = model.family or "unknown"
     info: dict[str, Any] = {"general.architecture": family, f"{family}.context_length": model.n_ctx}
     if model.parameters:
@@ -179,7 +179,7 @@ async def _embeddings(call: Call) -> None:
 async def _embedded(
     call: Call, fields: Fields, texts: list[str], dimensions: int | None, cut: bool
 ) -> tuple[Embeddings, list[int]]:
-    """The vectors, and the places of the texts that were cut to fit, where that is asked for."""
+    """Returns the vectors and, with ``cut``, the indices of the shortened texts."""
     model = await call.model(ollama.model_of(fields), "embed")
     call.exchange.model = model.name
 

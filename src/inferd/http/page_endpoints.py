@@ -1,8 +1,8 @@
-"""The page at `/`: its files, and the state of the daemon that it draws.
+"""The page at `/`: its files, and the daemon's state that it shows.
 
-The files hold nothing secret and are served without a key. A browser gets the page at `/`; Ollama's clients,
-which probe there and do not ask for HTML, get Ollama's sentence. The page may run its own scripts alone, load
-from this server alone, and not make HTML of text.
+The files contain no secrets and need no key. At `/` a browser gets the page; Ollama's clients, which probe
+`/` without accepting HTML, get Ollama's greeting. The page may run only its own scripts, load only from this
+server, and never turn text into HTML.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ async def _send(call: Call, name: str) -> None:
 
 
 def told(status: Status, *, names: bool) -> dict[str, Any]:
-    """The state of the daemon for the page; ``names``: also who asks, which not everybody may know."""
+    """The daemon's state for the page; ``names`` includes the callers, which not every key may see."""
 
     def row(request: Mapping[str, Any]) -> dict[str, Any]:
         shown = {name: request[name] for name in _ROW}

@@ -1,8 +1,8 @@
-"""uvicorn's HTTP/1.1 connection with the limits that it lacks: of a head, of silence, of connections.
+"""uvicorn's HTTP/1.1 connection, with added limits for the request head, idle time and connections.
 
-A client may take 30 seconds and 64 KiB for the head of a request, and may rest as long as ``keep_alive`` says
-between two. A client that has closed its connection, or the side on which it sends, has left: every request
-on the connection ends, also one that others wait behind.
+The head of a request may take 30 seconds and 64 KiB; between two requests a client may idle for
+``timeout_keep_alive`` seconds. If a client closes its connection, or only its sending side, every request on
+the connection ends, including pipelined ones.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ HEAD_SECS = 30.0
 
 
 class Protocol(HttpToolsProtocol):
-    """One connection. ``max_connections`` is set on a subclass."""
+    """One connection. A subclass sets ``max_connections``."""
 
     max_connections = 1024
 

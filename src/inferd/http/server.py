@@ -1,7 +1,7 @@
-"""The process of the bridge: uvicorn with our connections and signals, on a socket that is already bound.
+"""The process of the bridge: uvicorn with its own connections and signals, on an already bound socket.
 
-The daemon starts it with ``python -m inferd.http`` and writes one line of JSON, a :class:`Setup`, to its
-standard input. The end of that input is the end of the daemon, and of the bridge with it.
+The daemon runs ``python -m inferd.http`` and writes one line of JSON, a :class:`Setup`, to its standard
+input. When that input ends, the daemon has ended, and the bridge stops.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from inferd.http.keys import Keys
 from inferd.http.protocol import Protocol
 
 KEEP_ALIVE_SECS = 120
-"""Longer than the SDKs keep an idle connection, so that none of them meets one that was just closed."""
+"""Longer than the SDKs keep an idle connection, so that they never reuse one that was just closed."""
 
 LAST_WORDS_SECS = 15
 TICK_SECS = 1.0
 
 
 class Setup(msgspec.Struct, kw_only=True):
-    """What a bridge needs to know. ``fd`` is the listening socket; ``addresses`` are the daemon's."""
+    """Settings of a bridge process. ``fd`` is the listening socket; ``addresses`` are the daemon's."""
 
     fd: int
     version: str
@@ -54,12 +54,12 @@ class Setup(msgspec.Struct, kw_only=True):
 
 
 def setup(values: Mapping[str, object]) -> Setup:
-    """A setup out of plain values."""
+    """Converts plain values to a setup."""
     return msgspec.convert(values, Setup)
 
 
 def main() -> int:
-    """The bridge that a daemon started; 0 when it is told to stop."""
+    """Runs the bridge of a daemon. Returns 0 when it is stopped."""
     given = msgspec.json.decode(sys.stdin.buffer.readline(), type=Setup)
     if given.version != __version__:
         raise ConfigError(
@@ -83,7 +83,7 @@ def run(setup: Setup, *, supervised: bool = False) -> int:
         )
     )
     _check_certificate(setup)
-    # uvicorn's own words go where Python's logging sends them: warnings to stderr.
+    # uvicorn uses Python's logging, which writes warnings to stderr.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     activity = log.setup(setup.log_level, Path(setup.log_dir) if setup.log_dir else None)
     try:
@@ -125,7 +125,7 @@ def _end_of_daemon(loop: asyncio.AbstractEventLoop, server: _Server) -> None:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, stopped by a signal without dying of it, which wakes once a second when idle."""
+    """uvicorn's server, which exits normally on a signal and wakes only once a second when idle."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -141,7 +141,7 @@ class _Server(uvicorn.Server):
         self._ended.set()
 
     async def main_loop(self) -> None:
-        # uvicorn's own looks ten times a second whether it is to end. The tick keeps the Date header right.
+        # uvicorn's own loop polls ten times a second for its end. The tick keeps the Date header right.
         while not await self.on_tick(0):
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._ended.wait(), TICK_SECS)

@@ -1,10 +1,10 @@
-"""The two forms in which an answer is streamed: server-sent events, and lines of JSON (NDJSON).
+"""The two formats of a streamed answer: server-sent events, and lines of JSON (NDJSON).
 
-One event is one ``bytes`` object, written at once. Every SSE parser skips a comment; it keeps proxies and
-clients patient during a long prompt.
+Each event is one ``bytes`` object, written at once. SSE parsers skip comments, which keep proxies and clients
+from timing out during a long prompt.
 
-U+0085, U+2028 and U+2029 are escaped. JSON allows them in a string as they are, but clients that split a
-stream as ``str.splitlines`` does, such as those built on httpx's ``iter_lines``, end the line there.
+U+0085, U+2028 and U+2029 are escaped. JSON allows them unescaped in a string, but clients that split a stream
+like ``str.splitlines``, such as those built on httpx's ``iter_lines``, end the line there.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def sse(data: Any, event: str | None = None) -> bytes:
 
 
 def ndjson(value: Any) -> bytes:
-    """One line."""
+    """One line of NDJSON."""
     return _on_one_line(orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE))
 
 

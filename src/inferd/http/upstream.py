@@ -1,8 +1,8 @@
-"""The bridge's side towards the daemon: requests on pooled connections, and what the daemon serves.
+"""The bridge as a client of the daemon: sends requests over shared connections and tracks the models.
 
-The bridge is an ordinary client. It tells the daemon for whom it asks (``on_behalf_of``), which the daemon
-believes only with the token that it gave to the bridge it started itself. Without that token the daemon takes
-every request for one of the bridge's own user.
+The bridge is an ordinary client. It names the caller of each request (``on_behalf_of``). The daemon accepts
+that name only with the token that it gave to the bridge it started; without the token it attributes every
+request to the bridge's own user.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ Reply = AsyncReply[Event, MessageDone]
 _SURFACES: tuple[paths.Surface, ...] = ("v1", "v2", "embed", "rerank", "admin")
 
 LISTING_SECS = 5.0
-"""How long a client waits for the daemon to look through its store."""
+"""Timeout for the daemon's listing of its store."""
 
 _log = log.get("http")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asker:
-    """For whom a request is made: ``caller`` is ``uid:N`` or ``key:NAME``; limits of its time and turn."""
+    """The caller of a request, ``uid:N`` or ``key:NAME``, with the request's priority and deadline."""
 
     caller: str
     priority: str | None = None
@@ -56,7 +56,7 @@ class Asker:
 
 
 class Upstream:
-    """``addresses`` are those of the daemon's surfaces; ``token`` is the one of a bridge that it started."""
+    """``addresses`` are those of the daemon's surfaces; ``token`` is set if the daemon started the bridge."""
 
     def __init__(
         self,
@@ -77,9 +77,9 @@ class Upstream:
     # Requests.
 
     def generate(self, generation: Generation, model: Model, asker: Asker) -> Reply:
-        """Starts a request for an answer; it is sent when the reply is entered or read."""
+        """Creates a request for an answer; it is sent when the reply is entered or read."""
         options = {**generation.options, **self._common(asker, model, generation.keep_alive)}
-        # Without a limit of the client's own, an answer ends with the model or with the context.
+        # Without a limit in the request, the answer may use the whole context.
         most = generation.max_tokens if generation.max_tokens is not None else model.n_ctx or None
         if most is not None:
             options["max_tokens"] = most
@@ -94,7 +94,7 @@ class Upstream:
         model: Model,
         keep_alive: float | None = None,
     ) -> Embeddings:
-        """The vectors of texts. Raises RequestFailed."""
+        """Computes the vectors of texts. Raises RequestFailed."""
         options = self._common(asker, model, keep_alive)
         if dimensions is not None:
             options["dimensions"] = dimensions
@@ -103,7 +103,7 @@ class Upstream:
     async def rerank(
         self, query: str, documents: Sequence[str], top_n: int | None, asker: Asker, model: Model
     ) -> Ranking:
-        """The ranking of documents. Raises RequestFailed."""
+        """Ranks documents. Raises RequestFailed."""
         plan = vectors.rerank(self._next_id, query, documents, top_n, self._common(asker, model))
         return await self._channel("rerank").follow(plan)
 
@@ -111,7 +111,7 @@ class Upstream:
         options: dict[str, Any] = {}
         if model.wire_name:
             options["model"] = model.wire_name
-        # Without a token the daemon would let every client unload and pin models, as it lets this user.
+        # Without a token the daemon would let every client unload and pin models with this user's rights.
         if keep_alive is not None and (self._token or asker.is_own_user):
             options["keep_alive"] = keep_alive
         if asker.priority is not None:
@@ -133,32 +133,32 @@ class Upstream:
             channel = self._channels[surface] = AsyncChannel(where, self._api_key, None, incoming)
         return channel
 
-    # What the daemon serves.
+    # The daemon's state.
 
     async def start(self) -> None:
-        """Begins to follow the daemon's state."""
+        """Starts to follow the daemon's state."""
         self._watch = asyncio.get_running_loop().create_task(self._follow())
 
     async def refresh_models(self) -> None:
-        """Asks the daemon which models it could load; without an answer in time nothing changes."""
+        """Updates the list of stored models; without an answer in time nothing changes."""
         with contextlib.suppress(InferdError):
             async with AsyncAdminClient(self._addresses.of("admin"), timeout=LISTING_SECS) as admin:
                 self.models.update_stored(await admin.models())
 
     async def unload(self, model: Model) -> int:
-        """Has the daemon unload a model once no request uses it; how many do now. Raises RequestFailed."""
+        """Unloads a model once no request uses it. Returns how many still do. Raises RequestFailed."""
         async with AsyncAdminClient(self._addresses.of("admin"), timeout=LISTING_SECS) as admin:
             return await admin.unload(model.wire_name)
 
     async def status(self) -> Status:
-        """The state of the daemon, with its models. Raises DaemonUnreachable and ConnectionLost."""
+        """Returns the daemon's state and updates the models. Raises DaemonUnreachable and ConnectionLost."""
         async with AsyncAdminClient(self._addresses.of("admin"), timeout=LISTING_SECS) as admin:
             state = await admin.status()
             self.models.update_stored(await admin.models())
             return state
 
     async def aclose(self) -> None:
-        """Closes the connections; requests that run are not touched."""
+        """Stops following the daemon and closes the connections."""
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.wait([self._watch])
@@ -186,7 +186,7 @@ class Upstream:
             if status == "capabilities":
                 told.append(frame)
             elif status == "restarting":
-                told = []  # what the new configuration serves is told after it
+                told = []  # the capabilities of the new configuration follow
             elif status == "ready":
                 if told:
                     self.models.update(told)

@@ -1,1 +1,1 @@
-"""The APIs: one module each, pure functions from a body to a request and from events to what is sent."""
+"""The APIs, one module each: pure functions from a body to a request and from events to bytes."""

@@ -1,13 +1,12 @@
-"""One form of a conversation before it is rendered, whatever API it came by.
+"""The canonical form of a conversation, the same for every API.
 
-The same history must become the same text each time, or the daemon's prefix cache is lost, and it must lose
-nothing:
+The same history must always render to the same text, or the daemon's prefix cache misses. Nothing is lost:
 
-* leading system texts are one system message, joined by a blank line;
-* a later system message becomes text of the user, since many chat templates refuse it or drop others for it;
-  the first of them stands before the user's own text;
-* messages of one role in a row are one; a string and a list of one block are the same; ``null`` is empty;
-* arguments of a call keep their bytes; a call id that is used again is told apart from the earlier one.
+* leading system texts become one system message, joined by blank lines;
+* a later system message becomes text of the user, because many chat templates refuse it or drop others for
+  it; the first such message precedes the user's own text;
+* consecutive messages of one role are merged; a string equals a list of one block; ``null`` is empty;
+* arguments of a call keep their bytes; a reused call id is made distinct from the earlier one.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from inferd.client.messages import Attachment
 from inferd.http.failures import BadField
 
 BILLING_LINE = "x-anthropic-billing-header:"
-"""How the line begins that Claude Code puts before its system prompt; it changes with each session."""
+"""Prefix of the line that Claude Code puts before its system prompt; the line changes with each session."""
 
 Block = dict[str, Any] | Attachment
 
@@ -41,14 +40,14 @@ class Turns:
         self._calls: list[tuple[str, str]] = []
 
     def system(self, text: str) -> None:
-        """A system text; one behind the first turn becomes text of the user."""
+        """Adds a system text; after the first turn it becomes text of the user."""
         if not text or text.startswith(BILLING_LINE):
             return
         if not self._turns:
             self._system.append(text)
         elif not self._late_system and self._turns[-1]["role"] == "user":
             content = self._turns[-1]["content"]
-            # Results of tools have to stay right behind their calls.
+            # Results of tools must directly follow their calls.
             place = next((n for n, block in enumerate(content) if not _is_result(block)), len(content))
             content.insert(place, text_block(text))
             self._late_system = True
@@ -63,7 +62,7 @@ class Turns:
         self._add("assistant", blocks)
 
     def call(self, call_id: str, name: str, arguments: str, where: str) -> None:
-        """A tool call of the assistant; ``arguments`` is the JSON text of an object, at ``where``."""
+        """Adds a tool call; ``arguments`` is the JSON text of an object, at the path ``where``."""
         try:
             if not isinstance(orjson.loads(arguments or "{}"), dict):
                 raise ValueError
@@ -84,7 +83,7 @@ class Turns:
         self._add("assistant", [block])
 
     def result(self, call_id: str | None, name: str | None, blocks: list[Block], where: str) -> None:
-        """What a call returned. Without an id it answers the first open call, of that ``name`` if given."""
+        """Adds a call's result. Without an id it answers the first open call, of that ``name`` if given."""
         if call_id:
             own = self._ids.get(call_id)
         else:
@@ -95,7 +94,7 @@ class Turns:
         self._add("user", [{"type": "tool_result", "tool_call_id": own, "content": blocks}])
 
     def finish(self) -> list[dict[str, Any]]:
-        """The turns in the form of v2."""
+        """Returns the turns in the form of v2."""
         for turn in self._turns:
             turn["content"] = turn["content"] or [text_block("")]
         if not self._system:

@@ -18,13 +18,13 @@ from inferd.http.api.request import Dialect, Generation, calls_of, text_of
 from inferd.http.failures import Failure
 
 FINISH = {"max_tokens": "length", "tool_use": "tool_calls"}
-"""The reasons other than ``stop``."""
+"""Finish reasons other than ``stop``."""
 
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 
 def read(body: Any) -> Chat:
-    """The request of a body. Raises BadField."""
+    """Parses the body of a request. Raises BadField."""
     fields = Fields(body)
     generation = Generation(
         model=fields.required_text("model"),
@@ -55,7 +55,7 @@ def _first(*values: int | None) -> int | None:
 
 
 def _refuse(fields: Fields) -> None:
-    """What this API knows and this server does not do is refused, never dropped."""
+    """Refuses features of the API that this server does not support, rather than dropping them."""
     if (n := fields.integer("n")) is not None and n != 1:
         raise fields.unsupported("n", "must be 1; send the request again for another answer")
     if fields.raw("logit_bias"):
@@ -103,7 +103,7 @@ def _assistant(turns: Turns, message: Fields) -> None:
 
 
 def joined_text(message: Fields) -> str:
-    """The content of a message that can only be text."""
+    """The content of a message that must be text."""
     blocks = parts(message)
     if any(not isinstance(block, dict) for block in blocks):
         raise message.bad("content", "of this role must be text")

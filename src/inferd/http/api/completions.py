@@ -1,4 +1,4 @@
-"""OpenAI's legacy completions: the prompt as it stands, without the model's template."""
+"""OpenAI's legacy completions: the prompt verbatim, without the model's template."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from inferd.wire.v2 import MAX_LOGPROBS
 
 
 def read(body: Any) -> Completion:
-    """The request of a body. Raises BadField."""
+    """Parses the body of a request. Raises BadField."""
     fields = Fields(body)
     model, prompts = fields.required_text("model"), fields.raw("prompt")
     if isinstance(prompts, list) and len(prompts) == 1:
@@ -57,7 +57,7 @@ def read(body: Any) -> Completion:
 
 
 class Completion(Dialect):
-    """One text completion; ``echo`` is the text that goes before the answer."""
+    """One text completion; ``echo`` is text to put before the answer."""
 
     api = "openai"
     media_type = stream.EVENT_STREAM
@@ -106,7 +106,7 @@ class Completion(Dialect):
         }
 
     def _logprobs(self, tokens: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """The four lists of the legacy form."""
+        """The four lists of the legacy format."""
         offsets: list[int] = []
         for token in tokens:
             offsets.append(self._told)

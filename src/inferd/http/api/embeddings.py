@@ -1,4 +1,4 @@
-"""OpenAI's embeddings and the rerank endpoint that other servers share."""
+"""OpenAI's embeddings, and the rerank endpoint of Jina, Cohere and llama-server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from inferd.http.api.fields import Fields
 
 @dataclass(frozen=True, slots=True)
 class EmbedBody:
-    """Texts to embed, and whether the vectors are wanted as base64."""
+    """Texts to embed, and whether to encode the vectors as base64."""
 
     model: str
     texts: list[str]
@@ -24,7 +24,7 @@ class EmbedBody:
 
 
 def read(body: Any) -> EmbedBody:
-    """The request of a body. Raises BadField."""
+    """Parses the body of a request. Raises BadField."""
     fields = Fields(body)
     model, given = fields.required_text("model"), fields.raw("input")
     if _has_tokens(given):
@@ -68,7 +68,7 @@ def as_base64(vector: Sequence[float]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class RerankBody:
-    """Documents to rank; ``with_documents`` wants their texts back."""
+    """Documents to rank; ``with_documents`` returns their texts, too."""
 
     model: str
     query: str
@@ -78,7 +78,7 @@ class RerankBody:
 
 
 def read_rerank(body: Any) -> RerankBody:
-    """The request of a body, as Jina, Cohere and llama-server take it. Raises BadField."""
+    """Parses the body of a rerank request, as sent to Jina, Cohere and llama-server. Raises BadField."""
     fields = Fields(body)
     documents = [
         each if isinstance(each, str) else Fields(each, f"documents[{number}]").required_text("text")
@@ -95,7 +95,7 @@ def read_rerank(body: Any) -> RerankBody:
 
 
 def rerank_answer(body: RerankBody, ranking: Ranking) -> dict[str, Any]:
-    """The answer, the best document first."""
+    """The answer, with the best document first."""
     results: list[dict[str, Any]] = []
     for ranked in ranking.results:
         result: dict[str, Any] = {"index": ranked.index, "relevance_score": ranked.score}

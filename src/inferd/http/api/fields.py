@@ -1,6 +1,6 @@
-"""Reading the fields of a JSON body: a wrong type is an error that names the field, ``null`` means absent.
+"""Reads the fields of a JSON body. A wrong type is an error that names the field; ``null`` means absent.
 
-Unknown fields are never looked at. Paths in errors are those of the API, ``messages[1].content``.
+Unknown fields are ignored. Errors use the API's own paths, such as ``messages[1].content``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ U31 = 2**31 - 1
 
 
 class Fields:
-    """A JSON object and the path at which it stands in the body."""
+    """A JSON object and its path in the body."""
 
     __slots__ = ("_path", "_values")
 
@@ -28,16 +28,16 @@ class Fields:
         return f"{self._path}.{name}" if self._path else name
 
     def bad(self, name: str, expected: str, code: str | None = None) -> BadField:
-        """The error for a field: ``expected`` completes the sentence that begins with its path."""
+        """The error for a field; ``expected`` completes the sentence after the field's path."""
         where = self.path(name) if name else self._path
         return BadField(where or None, f"{where or 'the body'} {expected}", code)
 
     def unsupported(self, name: str, sentence: str) -> BadField:
-        """The error for a value that the API knows and this server does not serve."""
+        """The error for a valid value that this server does not support."""
         return self.bad(name, sentence, "unsupported_value")
 
     def raw(self, name: str) -> Any:
-        """The value of any type; ``None`` if absent."""
+        """The value, of any type; ``None`` if absent."""
         return self._values.get(name)
 
     def __contains__(self, name: str) -> bool:
@@ -74,7 +74,7 @@ class Fields:
         return None if value is None else int(value)
 
     def count(self, name: str) -> int | None:
-        """An integer of at least 0; beyond 2^31 - 1 it is that."""
+        """An integer of at least 0, clamped to 2^31 - 1."""
         value = self.integer(name)
         if value is not None and value < 0:
             raise self.bad(name, "must be at least 0")

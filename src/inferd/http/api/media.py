@@ -1,4 +1,4 @@
-"""Pictures and sounds in a body: base64 in, attachments of v2 out. Nothing is ever fetched from a URL."""
+"""Decodes base64 pictures and sounds of a body to attachments of v2. Nothing is fetched from a URL."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def image_of_url(url: str, where: str) -> Attachment:
 
 
 def image(text: str, where: str) -> Attachment:
-    """The picture in base64 text; its type is found by its first bytes, whatever the client says."""
+    """The picture in base64 text. Its first bytes determine the type, not the client's declaration."""
     data = _decode(text, where)
     for magic, mime in _MAGIC:
         if magic.match(data):
@@ -42,7 +42,7 @@ def image(text: str, where: str) -> Attachment:
 
 
 def audio(text: str, form: str, where: str) -> Attachment:
-    """The sound in base64 text, ``form`` being ``wav``, ``mp3`` or ``flac``."""
+    """The sound in base64 text; ``form`` is ``wav``, ``mp3`` or ``flac``."""
     if form not in _AUDIO_TYPES:
         raise BadField(where, f"{where} must be in the format wav, mp3 or flac", "unsupported_value")
     return Attachment("audio", _decode(text, where), mime=_AUDIO_TYPES[form])

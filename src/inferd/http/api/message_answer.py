@@ -13,11 +13,11 @@ from inferd.http.api.request import Dialect, Generation
 from inferd.http.failures import Failure
 
 _SIGNATURE = "inferd"
-"""Thinking must be signed; clients send the signature back and never check it."""
+"""The API requires a signature of thinking; clients send it back and never check it."""
 
 
 class MessageAnswer(Dialect):
-    """One message; ``stops`` are the stop strings that the request gave."""
+    """One message; ``stops`` are the stop strings of the request."""
 
     api = "anthropic"
     media_type = stream.EVENT_STREAM
@@ -74,7 +74,7 @@ class MessageAnswer(Dialect):
 
     def _reason(self, done: MessageDone) -> tuple[str, str | None]:
         if done.stop_reason == "stop_sequence":
-            # The daemon does not say which of several strings it was.
+            # The daemon does not report which of several strings matched.
             return "stop_sequence", self._stops[0] if len(self._stops) == 1 else None
         asked = self.generation.max_tokens
         if done.stop_reason == "max_tokens" and asked is not None and done.output_tokens < asked:

@@ -1,6 +1,6 @@
-"""Anthropic's messages: the body, for every date of its API, and the words of the answer.
+"""Anthropic's messages: parses the body, for every version of the API.
 
-Unknown fields and betas are ignored. ``temperature``, ``top_p`` and ``top_k`` hold under every date.
+Unknown fields and betas are ignored. ``temperature``, ``top_p`` and ``top_k`` apply in every version.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _DROPPED = frozenset(
         "container_upload",
     }
 )
-"""Blocks of the hosted API's own tools, which mean nothing to another model."""
+"""Blocks of the hosted API's own tools, which have no meaning for other models."""
 
 
 def read(body: Any) -> MessageAnswer:
-    """The request of a body. Raises BadField."""
+    """Parses the body of a request. Raises BadField."""
     fields = Fields(body)
     if fields.count("max_tokens") is None:
         raise fields.bad("max_tokens", "is required")
@@ -36,7 +36,7 @@ def read(body: Any) -> MessageAnswer:
 
 
 def read_for_count(body: Any) -> Generation:
-    """The request whose tokens are to be counted: the same body, without ``max_tokens``."""
+    """Parses a request for a token count: the same body, without ``max_tokens``."""
     generation = _read(Fields(body)).generation
     generation.max_tokens, generation.stream = 0, False
     return generation
@@ -65,7 +65,7 @@ def _read(fields: Fields) -> MessageAnswer:
 
 
 def _prefill(fields: Fields, generation: Generation) -> None:
-    """The last message is the beginning of the answer."""
+    """Makes the last message the beginning of the answer."""
     begun = generation.turns[-1]["content"]
     if any(isinstance(block, Attachment) or block["type"] != "text" for block in begun):
         raise fields.unsupported("messages", "may end with the assistant only if that message is text")
@@ -93,7 +93,7 @@ def _thinking(fields: Fields) -> bool | None:
 
 
 def _format(fields: Fields) -> dict[str, Any] | None:
-    """The form of the answer: in ``output_config``, and in ``output_format`` before 2026."""
+    """The format of the answer, from ``output_config``, or from ``output_format`` as before 2026."""
     config = fields.object("output_config")
     form = (config.object("format") if config is not None else None) or fields.object("output_format")
     if form is None:
@@ -173,7 +173,7 @@ def _assistant(turns: Turns, message: Fields) -> None:
 
 
 def _content(block: Fields) -> list[Block]:
-    """The text or picture of a block; nothing for one that this server has no use for."""
+    """The text or picture of a block; empty for blocks that this server ignores."""
     kind = block.required_text("type")
     if kind == "text":
         return [text_block(block.required_text("text"))]

@@ -1,7 +1,7 @@
-"""Ollama's chat and generate: the bodies.
+"""Ollama's chat and generate: parses the bodies.
 
-An answer is streamed unless the body says otherwise. ``null`` and options that this server does not know are
-ignored; the context is the model's own, whatever ``num_ctx`` asks for.
+Answers are streamed unless ``stream`` is false. ``null`` and unknown options are ignored. The context is the
+model's own; ``num_ctx`` has no effect.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def model_of(fields: Fields) -> str:
 
 
 def read_chat(body: Any) -> OllamaAnswer:
-    """The request of a body of /api/chat. Raises BadField."""
+    """Parses the body of /api/chat. Raises BadField."""
     fields = Fields(body)
     turns = Turns()
     for message in fields.objects("messages"):
@@ -41,7 +41,7 @@ def read_chat(body: Any) -> OllamaAnswer:
 
 
 def read_generate(body: Any) -> OllamaAnswer:
-    """The request of a body of /api/generate. Raises BadField."""
+    """Parses the body of /api/generate. Raises BadField."""
     fields = Fields(body)
     for name in ("template", "context"):
         if fields.raw(name):
@@ -65,7 +65,7 @@ def read_generate(body: Any) -> OllamaAnswer:
 
 
 def _load_reason(fields: Fields, empty: bool) -> str | None:
-    """What an empty request is for, which is no answer."""
+    """The purpose of an empty request, ``load`` or ``unload``; ``None`` for other requests."""
     if not empty:
         return None
     return "unload" if keep_alive_of(fields) == 0 else "load"
@@ -77,7 +77,7 @@ _MOST_SECS = 1e9
 
 
 def keep_alive_of(fields: Fields) -> float | None:
-    """For how many seconds the model is to stay, -1 for always: a number, or a duration such as ``1h30m``."""
+    """Seconds for which the model stays loaded, -1 for always; from a number or a duration like ``1h30m``."""
     stay = fields.raw("keep_alive")
     if stay is None:
         return None

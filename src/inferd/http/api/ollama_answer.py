@@ -1,4 +1,4 @@
-"""Ollama's answers: one object, or lines of them (NDJSON), the last with ``done`` and its figures."""
+"""Ollama's answers: one object, or lines of objects (NDJSON); the last has ``done`` and the figures."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _NS_PER_MS = 1_000_000
 
 
 class OllamaAnswer(Dialect):
-    """An answer of /api/chat, or else of /api/generate. ``load`` is the reason of an answer without text to a
-    request that only asks for the model: ``load`` or ``unload``."""
+    """An answer of /api/chat, or else of /api/generate. For an empty request, which only loads or unloads the
+    model, ``load`` is the reason of the answer: ``load`` or ``unload``."""
 
     api = "ollama"
     media_type = stream.NDJSON
@@ -55,7 +55,7 @@ class OllamaAnswer(Dialect):
         return {**told, **_logprobs(done.logprobs), **_figures(done)}
 
     def loaded(self) -> dict[str, Any]:
-        """The answer to a request that only asks for the model."""
+        """The answer to a request that only loads or unloads the model."""
         return {**self._body(""), "done": True, "done_reason": self.load}
 
     def _line(self, text: str, **more: Any) -> bytes:
@@ -73,7 +73,7 @@ def _logprobs(tokens: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def now() -> str:
-    """This moment as Ollama writes it."""
+    """The current time in Ollama's format."""
     return datetime.now(timezone.utc).isoformat().replace("+00:00", "Z")
 
 

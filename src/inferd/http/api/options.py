@@ -1,4 +1,4 @@
-"""The options of an answer that the APIs share, as v2 takes them."""
+"""Options that the APIs share, in the form of v2."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from inferd.http.api.request import Generation
 from inferd.wire.v2 import MAX_LOGPROBS
 
 MAX_STOPS = 16
-# The least that v2 takes, which leaves the most likely token alone as 0 does.
+# The least value that v2 accepts. Like 0, it leaves only the most likely token.
 _LEAST_TOP_P = 1e-6
 _NUMBERS = ("temperature", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty")
 _SESSION_BYTES = 128
@@ -21,7 +21,7 @@ EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max", "ultra")
 
 
 def sampling(fields: Fields) -> dict[str, Any]:
-    """How text is sampled; what is absent is left to the daemon."""
+    """The sampling options; the daemon applies its defaults for absent ones."""
     options: dict[str, Any] = {name: fields.number(name) for name in _NUMBERS}
     options["top_k"] = fields.count("top_k")
     if (top_p := fields.number("top_p")) is not None:
@@ -45,7 +45,7 @@ def add_stops(options: dict[str, Any], found: list[str]) -> None:
 
 
 def session(options: dict[str, Any], name: str | None) -> None:
-    """The hint that keeps a conversation's place in the cache."""
+    """Sets the session, which keeps a conversation on its cache slot."""
     if name:
         options["session"] = name.encode()[:_SESSION_BYTES].decode(errors="ignore")
 
@@ -61,7 +61,7 @@ def thinking_of_effort(fields: Fields, name: str) -> bool | None:
 
 
 def tool(name: str, description: str | None, schema: Any) -> dict[str, Any]:
-    """A tool in the form of v2; without a schema it takes an empty object."""
+    """A tool in the form of v2; without a schema its input is an empty object."""
     return {
         "name": name,
         "description": description or "",
@@ -72,7 +72,7 @@ def tool(name: str, description: str | None, schema: Any) -> dict[str, Any]:
 def choose_tools(
     generation: Generation, fields: Fields, tools: list[dict[str, Any]], choice: Any, allowed: set[str] | None
 ) -> None:
-    """Puts the tools and the choice among them into the request.
+    """Adds the tools and the tool choice to the request.
 
     ``choice`` is ``auto``, ``none``, ``required``, ``{"name"}`` or ``None``; ``allowed`` restricts the tools.
     """
@@ -90,7 +90,7 @@ def choose_tools(
 
 
 def want_logprobs(generation: Generation, fields: Fields, name: str, count: int) -> None:
-    """Asks for the probabilities of tokens and of ``count`` alternatives each, as the field ``name`` does."""
+    """Requests log probabilities with ``count`` alternatives a token; errors name the field ``name``."""
     chosen = generation.options.get("tool_choice")
     if generation.options.get("tools") and chosen != "none":
         raise fields.unsupported(name, "cannot be had together with tools; leave one out")
@@ -108,5 +108,5 @@ def top_logprobs(fields: Fields) -> int:
 
 
 def json_text(value: Any) -> str:
-    """A JSON value as text, keys in their order."""
+    """A JSON value as text, with keys in their order."""
     return orjson.dumps(value).decode()

@@ -1,7 +1,7 @@
-"""What every API's request becomes: turns of typed blocks (v2) and options, and how its answer is told.
+"""The common form of every API's request (turns of typed blocks as in v2, and options), and of its answer.
 
-A ``Dialect`` turns the events of the daemon's answer into the bytes of one API. It does no I/O and is used
-for one answer.
+A ``Dialect`` turns the events of the daemon's answer into the bytes of one API. It does no I/O and serves one
+answer.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ ToolChoice = Literal["auto", "none", "required"]
 
 @dataclass(kw_only=True)
 class Generation:
-    """A request for an answer. ``turns`` and ``options`` are in the form of v2; ``max_tokens`` ``None`` is up
-    to the context. ``one_call``: at most one tool call is wanted. ``keep_alive`` is for how many seconds the
-    model stays loaded behind the request, negative for always."""
+    """A request for an answer. ``turns`` and ``options`` are in the form of v2. Without ``max_tokens`` the
+    answer may use the whole context. ``one_call`` keeps only the first tool call. ``keep_alive`` is the time
+    in seconds for which the model stays loaded after the request, negative for always."""
 
     model: str
     turns: list[dict[str, Any]]
@@ -32,15 +32,16 @@ class Generation:
 
 
 class Dialect(ABC):
-    """One answer in the words of an API.
+    """One answer in the format of an API.
 
-    When streamed: ``start``, then ``event`` for each event, then ``end`` or ``failed``. Otherwise ``whole``.
+    A streamed answer calls ``start``, then ``event`` for each event, then ``end`` or ``failed``. Any other
+    answer calls ``whole``.
     """
 
     api: ClassVar[Api]
     media_type: ClassVar[str]
     silence: ClassVar[bytes] = b""
-    """What is sent while there is nothing to say; empty where the form has no such thing."""
+    """The keep-alive of a silent stream; empty if the format has none."""
 
     generation: Generation
 

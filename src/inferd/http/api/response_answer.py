@@ -1,7 +1,7 @@
 """OpenAI's response: the object, and the events that build it item by item.
 
-Agents take an answer from ``response.output_item.done`` alone, so each item ends with one, whole. Every event
-has its number; ``created`` and the last event carry the same id.
+Agents read an answer only from ``response.output_item.done``, so each item ends with that event, which holds
+the complete item. Events are numbered; ``created`` and the last event carry the same id.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ _DEFAULTS: dict[str, Any] = {
 
 
 class Tools:
-    """The names that tools have for the model, and what they are for the client."""
+    """Maps tool names between the model and the client."""
 
     def __init__(self) -> None:
         self.custom: set[str] = set()
         self._namespaced: dict[str, tuple[str, str]] = {}
 
     def add_namespaced(self, namespace: str, name: str) -> str:
-        """The model's name of a tool of a namespace."""
+        """Adds a tool of a namespace and returns the model's name for it."""
         own = f"{namespace}{_SEPARATOR}{name}"
         self._namespaced[own] = (namespace, name)
         return own
@@ -61,7 +61,7 @@ class Tools:
         return f"{namespace}{_SEPARATOR}{name}" if namespace else name
 
     def client_name(self, name: str) -> dict[str, str]:
-        """The ``name`` of a call, and its ``namespace`` if it has one."""
+        """The client's ``name`` of a call, and its ``namespace`` if any."""
         if name in self._namespaced:
             namespace, own = self._namespaced[name]
             return {"name": own, "namespace": namespace}
@@ -69,7 +69,7 @@ class Tools:
 
 
 class Response(Dialect):
-    """One response. ``body`` is the request, parts of which are told back."""
+    """One response. ``body`` is the request; the response repeats some of its fields."""
 
     api = "openai"
     media_type = stream.EVENT_STREAM
@@ -145,7 +145,7 @@ class Response(Dialect):
             "input_tokens": done.input_tokens,
             "input_tokens_details": {"cached_tokens": done.cached_tokens},
             "output_tokens": done.output_tokens,
-            # The daemon does not count them apart; a piece of thinking is about a token.
+            # The daemon does not count these separately; a chunk of thinking has about one token.
             "output_tokens_details": {"reasoning_tokens": min(self._thoughts, done.output_tokens)},
             "total_tokens": done.input_tokens + done.output_tokens,
         }
@@ -162,7 +162,7 @@ class Response(Dialect):
         return self._event(f"response.output_item.{kind}", output_index=len(self._output), item=item)
 
     def _part_event(self, kind: str, **values: Any) -> bytes:
-        """An event about the one part of the open item."""
+        """An event about the only part of the open item."""
         item = self._open or {}
         index = "content_index" if item["type"] == "message" else "summary_index"
         place = {"item_id": item["id"], "output_index": len(self._output), index: 0}
@@ -182,7 +182,7 @@ class Response(Dialect):
         return closed + self._item_event("added", self._open) + self._part_event(name, part=part)
 
     def _close(self) -> bytes:
-        """Ends the open item, with its whole text."""
+        """Ends the open item with its complete text."""
         if self._open is None:
             return b""
         text, tokens = "".join(self._text), self._logprobs
@@ -238,7 +238,7 @@ def _id(kind: str) -> str:
 
 
 def _error(failure: Failure) -> dict[str, str]:
-    """The error of a response; agents start over unless the code says that a repeat is useless."""
+    """The error of a response. Agents start over unless the code rules out a retry."""
     told = failure.openai()
     code = told["code"] or "server_error"
     if failure.kind in ("useless_answer", "invalid_request"):

@@ -1,7 +1,7 @@
-"""OpenAI's responses: the body. Nothing is stored, so what refers to an earlier response is refused.
+"""OpenAI's responses: parses the body. Nothing is stored, so references to earlier responses are refused.
 
-Items that hold text or calls are never dropped; only definitions of tools that this server cannot run are.
-A tool inside a namespace gets a name of its own for the model, and its namespace back in the answer.
+Items with text or calls are never dropped; definitions of tools that this server cannot run are. The model
+sees a namespaced tool under a combined name; the answer has the client's namespace and name.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _CUSTOM_SCHEMA = {
 
 
 def read(body: Any) -> Response:
-    """The request of a body. Raises BadField."""
+    """Parses the body of a request. Raises BadField."""
     fields = Fields(body)
     for name in ("previous_response_id", "conversation"):
         if fields.raw(name) is not None:
@@ -102,7 +102,7 @@ def _item(turns: Turns, item: Fields, tools: Tools) -> None:
 
 
 def _other(turns: Turns, item: Fields, kind: str) -> None:
-    """An item of another type: its text, if it has any."""
+    """Adds the text of an item of another type. Raises BadField if it has none."""
     for name in ("content", "output", "text", "summary"):
         if isinstance(item.raw(name), str | list):
             blocks = _parts(item, name)
@@ -148,7 +148,7 @@ def _part(part: Fields) -> Block:
 
 
 def _thinking(item: Fields) -> str:
-    """The text of a reasoning item: as we wrote it, else its content, else its summary."""
+    """The text of a reasoning item: its ``encrypted_content``, else its content, else its summary."""
     if own := item.text("encrypted_content"):
         return own
     for name in ("content", "summary"):
@@ -186,7 +186,7 @@ def _read_tools(fields: Fields, generation: Generation, tools: Tools) -> None:
         elif kind in ("function", "custom"):
             choice = {"name": _model_name(chosen, tools)}
         else:
-            choice = None  # of a tool that this server cannot run
+            choice = None  # the choice is a tool that this server cannot run
     elif choice not in (None, "auto", "none", "required"):
         raise fields.bad("tool_choice", "must be auto, none, required or an object")
     options.choose_tools(generation, fields, found, choice, allowed)
