@@ -1,4 +1,4 @@
-"""``python -m inferd.http``: the daemon starts the bridge by this command."""
+"""``python -m inferd.http`` runs the bridge; the daemon starts it by this command."""
 
 import sys
 

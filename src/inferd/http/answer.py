@@ -163,7 +163,7 @@ class Answer:
 
 
 def log_line(error: Exception) -> str:
-    """How unexpected exceptions are logged: class and location, never the message, which may quote."""
+    """Describes an unexpected exception by class and location, never by its message, which may quote."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

@@ -102,7 +102,7 @@ async def _responses(call: Call) -> None:
 
 
 async def _no_websocket(call: Call) -> None:
-    # Codex, if so configured, tries a WebSocket first, and falls back to POST on a 404.
+    # Codex, if so configured, tries a WebSocket first, and reads a 404 as "not supported".
     raise HttpFailure("not_found", "responses are served by POST alone")
 
 

@@ -157,6 +157,7 @@ class Keys:
         """The key with the text ``secret``, or ``None``."""
         self._refresh()
         given, found = digest_of(secret), None
+        # No early exit, so that the time does not depend on the position of the key.
         for key in self._keys:
             if hmac.compare_digest(key.digest, given):
                 found = key

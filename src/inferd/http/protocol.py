@@ -37,6 +37,7 @@ class Protocol(HttpToolsProtocol):
         if len(self.connections) > self.max_connections:
             transport.close()
             return
+        # uvicorn arms this timer only after a response; a client that sends nothing must be dropped, too.
         self.timeout_keep_alive_task = self.loop.call_later(
             self.timeout_keep_alive, self.timeout_keep_alive_handler
         )
@@ -44,6 +45,7 @@ class Protocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_head()
         self._unset_keepalive_if_required()
+        # uvicorn wakes only its newest cycle. The running and the pipelined ones must end, too.
         for cycle in (self._running, *(waiting for waiting, _ in self.pipeline)):
             if cycle is not None and not cycle.response_complete:
                 cycle.disconnected = True

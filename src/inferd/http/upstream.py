@@ -158,7 +158,7 @@ class Upstream:
             return state
 
     async def aclose(self) -> None:
-        """Stops following the daemon and closes the connections."""
+        """Stops following the daemon and closes the idle connections; running requests continue."""
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.wait([self._watch])
