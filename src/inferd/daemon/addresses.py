@@ -1,4 +1,4 @@
-"""Which surfaces a daemon serves, and on which socket each."""
+"""The surfaces that a daemon serves, and their sockets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _log = log.get("addresses")
 
 
 def surfaces(settings: Settings, backends: Sequence[Backend]) -> list[Surface[Any]]:
-    """The surfaces that the settings ask for, as far as one of the backends is capable of them."""
+    """The configured surfaces for which at least one backend has the capability."""
     able = [backend.capabilities() for backend in backends]
     known: list[tuple[Surface[Any], bool]] = [
         (TextSurface(), True),
@@ -45,7 +45,7 @@ def configured(settings: Settings) -> dict[str, str]:
 
 
 def for_clients(settings: Settings) -> dict[str, str]:
-    """The addresses as a client on this machine takes them: a path, or ``tcp://IP:port``."""
+    """The addresses in the form for clients on this machine: a path, or ``tcp://IP:port``."""
     found: dict[str, str] = {}
     for name, (tcp, path) in _pairs(settings).items():
         if tcp is None:
@@ -59,7 +59,8 @@ def for_clients(settings: Settings) -> dict[str, str]:
 
 
 def bind_surface(settings: Settings, name: str, passed: Mapping[str, Bound]) -> Bound:
-    """The listening socket of a surface or of ``admin``; one that was passed to us is not made anew.
+    """The listening socket of a surface or of ``admin``: the socket passed by the service manager, else a new
+    one.
 
     Raises AddressError.
     """
@@ -77,14 +78,14 @@ def bind_surface(settings: Settings, name: str, passed: Mapping[str, Bound]) -> 
 
 
 def check_keys(settings: Settings, passed: Mapping[str, Bound]) -> None:
-    """Raises AddressError, as binding would, for a surface that is to be open to a network without a key."""
+    """Raises AddressError, as binding would, for a surface on a network address without a key."""
     for name, (tcp, _) in _pairs(settings).items():
         if tcp is not None and name in settings.surfaces and name not in passed:
             bind.check_key(tcp, has_key=settings.api_key is not None)
 
 
 def bind_metrics(address: str, group: str | None) -> Bound:
-    """The listening socket of the metrics: a Unix socket's path or a loopback ``IP:port``.
+    """The listening socket of the metrics, on a Unix socket's path or a loopback ``IP:port``.
 
     Raises AddressError.
     """
@@ -94,7 +95,7 @@ def bind_metrics(address: str, group: str | None) -> Bound:
 
 
 def _pairs(settings: Settings) -> dict[str, tuple[str | None, Path | None]]:
-    """Of each surface the TCP address, or else the path of its Unix socket."""
+    """For each surface its TCP address, or else the path of its Unix socket."""
     return {
         "v1": (settings.tcp, settings.uds),
         "v2": (settings.v2_tcp, settings.v2_addr),

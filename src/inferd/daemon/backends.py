@@ -1,9 +1,8 @@
-"""The backends of the configuration: made in its order, used by the router, exchanged while requests run.
+"""The configured backends: built in order, used by the router, and replaced while requests run.
 
-:meth:`Backends.make` changes nothing for the requests: it makes what a configuration asks for and is not
-there yet. :meth:`Backends.use` then lets the router serve with it, and what is used no longer is closed when
-its last request has ended. A backend whose entry and settings have not changed is not made again, unless it
-has died.
+:meth:`Backends.make` builds the backends of a configuration that do not exist yet, without effect on
+requests. :meth:`Backends.use` then switches the router to the new list, and closes each dropped backend after
+its last request. A backend with unchanged entry and settings is kept, unless it has died.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from inferd.serve.router import BackendSlot, Route, Router
 from inferd.wire import admin, framed
 
 READY_POLL_SECS = 0.05
-# Progress of one phase is told at most this often; a subscriber is a person or a waiting program.
+# The shortest interval between progress events of one phase; people and waiting programs need no more.
 PROGRESS_SECS = 0.1
 
 Build = Callable[[Settings, BackendEntry, Progress, threading.Event], Backend]
@@ -38,22 +37,22 @@ _log = log.get("backends")
 
 
 class Backends:
-    """``build`` makes a backend in a thread of its own; all methods run on the event loop."""
+    """``build`` builds a backend, and runs in its own thread. All methods run on the event loop."""
 
     def __init__(self, router: Router, build: Build) -> None:
         self._router = router
         self._build = build
         self._recipes: dict[Backend, tuple[object, ...]] = {}
         self._routes: dict[Backend, Route] = {}
-        """What the router and clients are to be told of those that were made last."""
+        """The routes of the backends made last, for the router and clients."""
         self._retiring: set[asyncio.Task[None]] = set()
 
     async def make(self, settings: Settings, show: Show) -> list[Backend]:
-        """The started backends of ``settings``, in order, without those that are loaded on demand.
+        """The started backends of ``settings``, in order, without the ones loaded on demand.
 
-        ``show`` is told the phases of their making.
+        ``show`` is called with the phases of the builds.
 
-        Raises what keeps one from being made. A cancel ends the making soon, and waits until it has ended.
+        Raises the error of a failed build. A cancellation aborts the build, and waits until it has stopped.
         """
         routes: dict[Backend, Route] = {}
         for entry in settings.backends:
@@ -81,7 +80,7 @@ class Backends:
         return backend
 
     async def until_ready(self, backends: Sequence[Backend], patience: float) -> None:
-        """Returns when all are ready; raises ModelError after ``patience`` seconds."""
+        """Waits until all are ready. Raises ModelError after ``patience`` seconds."""
         loop = asyncio.get_running_loop()
         give_up = loop.time() + patience
         while waiting := [backend.name for backend in backends if not backend.ready()]:
@@ -93,7 +92,7 @@ class Backends:
             await asyncio.sleep(READY_POLL_SECS)
 
     def capabilities_frames(self) -> list[bytes]:
-        """A frame for each of those that were made last, in order: what it can do and how it is named."""
+        """The ``capabilities`` frame of each backend made last, in order."""
         pools = pool_names(self._routes.values())
         return [
             capabilities_frame(backend, route, pooled=route.serves in pools)
@@ -101,7 +100,7 @@ class Backends:
         ]
 
     def use(self, backends: Sequence[Backend]) -> None:
-        """Serves with these, which were made here, from the next request on."""
+        """Routes to ``backends``, which :meth:`make` returned, from the next request on."""
         for member in self._router.replace(backends, self._routes):
             del self._recipes[member.backend]
             task = asyncio.get_running_loop().create_task(self._retire(member))
@@ -115,7 +114,7 @@ class Backends:
         _log.info("backend_closed", backend=name)
 
     async def discard(self) -> None:
-        """Closes what was made and is not used."""
+        """Closes the backends that were made but are not used."""
         used = {member.backend for member in self._router.members}
         unused = [backend for backend in self._recipes if backend not in used]
         for backend in unused:
@@ -124,11 +123,11 @@ class Backends:
             await backend.close()
 
     def dead(self) -> list[str]:
-        """The names of the backends in use of which a thread has died."""
+        """The names of the used backends with a dead thread."""
         return [member.backend.name for member in self._router.members if not member.backend.alive()]
 
     async def close(self) -> None:
-        """Closes them all; no request may run any more."""
+        """Closes all backends. No request may be running."""
         if self._retiring:
             await asyncio.wait(tuple(self._retiring))
         for backend in reversed(self._recipes):
@@ -136,7 +135,7 @@ class Backends:
 
 
 async def started(build: Callable[[], Backend], cancelled: threading.Event) -> Backend:
-    """The backend that ``build`` makes in a thread, started; a failure or a cancel leaves nothing of it."""
+    """Builds a backend in a thread and starts it. A failure or a cancellation closes it."""
     made: list[Backend] = []
     try:
         await in_thread(lambda: made.append(build()), cancelled)
@@ -149,7 +148,8 @@ async def started(build: Callable[[], Backend], cancelled: threading.Event) -> B
 
 
 class _Pace:
-    """Passes progress on when the phase changes or is complete, and else now and then."""
+    """Forwards progress when the phase changes or completes, and otherwise at most every
+    ``PROGRESS_SECS``."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, show: Show) -> None:
         self._loop = loop
@@ -165,10 +165,11 @@ class _Pace:
 
 
 async def in_thread(call: Callable[[], T], cancelled: threading.Event) -> T:
-    """Runs ``call`` in a thread of its own; a cancel sets ``cancelled``, and waits until that was heard."""
+    """Runs ``call`` in its own thread. A cancellation sets ``cancelled``, and waits until the call
+    returns."""
     thread = ThreadPoolExecutor(1, thread_name_prefix="inferd-load")
     running = asyncio.get_running_loop().run_in_executor(thread, call)
-    thread.shutdown(wait=False)  # it ends with the call; a pool would keep it
+    thread.shutdown(wait=False)  # the thread ends with the call instead of staying in a pool
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:
@@ -179,13 +180,14 @@ async def in_thread(call: Callable[[], T], cancelled: threading.Event) -> T:
 
 
 def capabilities_frame(backend: Backend, route: Route, *, pooled: bool) -> bytes:
-    """What a backend can do and the names by which requests may ask for it, as the admin socket tells it."""
+    """The ``capabilities`` frame of a backend: its capabilities, and the names by which requests may address
+    it."""
     able = dataclasses.asdict(backend.capabilities())
     accelerator = able.pop("accelerator")
     kind = accelerator.pop("kind")
     first = {name: able.pop(name) for name in ("v2", "vision", "audio", "tools", "thinking", "embed")}
     names = {"wire_version": framed.WIRE_VERSION, "name": backend.name, "model": backend.model}
-    # A name that it serves alone is no more than one of its names.
+    # A name that no other backend serves is listed like an alias.
     further = (route.serves,) if not pooled and route.serves not in ("", backend.name, backend.model) else ()
     pool = {"pool": route.serves if pooled else "", "aliases": [*route.aliases, *further]}
     ours = {**accelerator, **able, **names, **pool}

@@ -1,8 +1,8 @@
 """The HTTP bridge as a child process: its socket, its start, its restarts and its end.
 
 The socket is bound here and outlives the child, so clients wait in its backlog while a new child starts. The
-child gets what it needs as one line on its standard input, which also ends it when the daemon is gone. It is
-this interpreter with fixed arguments.
+child reads its setup as one line from standard input, and exits at end of file, when the daemon is gone. It
+runs this interpreter with fixed arguments.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from inferd.serve import bind
 
 COMMAND = (sys.executable, "-m", "inferd.http")
 PAUSES_SECS = (0.0, 1.0, 5.0, 30.0)
-"""How long the first, the second, … restart waits; a child that has run for 10 s begins anew."""
+"""The delay before the first, the second, … restart. A child that has run for 10 s resets the sequence."""
 
 STABLE_SECS = 10.0
 STOP_SECS = 20.0
-"""How long a child may take to end; it lets its own requests finish."""
+"""How long a child may take to exit; it drains its requests first."""
 
 NEEDED = ("starlette", "uvicorn", "httptools")
 
@@ -39,7 +39,7 @@ _log = log.get("bridge")
 
 
 def check(settings: Settings) -> None:
-    """Raises, before a model is loaded, what would keep the bridge from starting."""
+    """Raises the errors that would keep the bridge from starting. Call it before models are loaded."""
     if settings.http is None:
         return
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
@@ -52,7 +52,7 @@ def check(settings: Settings) -> None:
             raise ConfigError(f"{file}, which the HTTP bridge needs, is not there")
     if "v2" not in settings.surfaces:
         raise ConfigError("the HTTP bridge needs v2; leave out --no-v2 or --http")
-    bind_address(settings).close()  # it is bound again when there is something to serve
+    bind_address(settings).close()  # bound again later, when the daemon can serve
 
 
 def has_keys(settings: Settings) -> bool:
@@ -61,7 +61,7 @@ def has_keys(settings: Settings) -> bool:
 
 
 def setup_of(settings: Settings, fd: int, token: str) -> Mapping[str, object]:
-    """What a bridge on the listening socket ``fd`` is told; see :class:`inferd.http.server.Setup`."""
+    """The setup of a bridge on the listening socket ``fd``; see :class:`inferd.http.server.Setup`."""
     key = None if settings.api_key is None else settings.api_key.reveal()
     return {
         "fd": fd,
@@ -87,7 +87,7 @@ def _path(path: Path | None) -> str | None:
 
 
 def bind_address(settings: Settings) -> bind.Bound:
-    """The listening socket. Raises AddressError, which says who has the address if that can be known."""
+    """The listening socket. Raises AddressError, which names the process that holds the address, if known."""
     address = str(settings.http)
     try:
         return bind.bind_tcp(address, has_key=has_keys(settings))
@@ -98,7 +98,7 @@ def bind_address(settings: Settings) -> bind.Bound:
 
 
 class HttpBridge:
-    """The child and its supervision; ``token`` is how the daemon knows it."""
+    """The child and its supervisor. ``token`` authenticates the child to the daemon."""
 
     def __init__(self, settings: Settings) -> None:
         self.token = secrets.token_hex(32)
@@ -109,14 +109,14 @@ class HttpBridge:
         self._told_to_stop = asyncio.Event()
 
     def start(self) -> None:
-        """Starts the child, and starts it again whenever it ends."""
+        """Starts the child, and restarts it whenever it exits."""
         self._task = asyncio.get_running_loop().create_task(self._supervise())
         _log.info("http_listening", address=self._bound.address)
 
     def stop(self) -> None:
-        """Lets the child finish what it serves; no new connection is accepted. Idempotent."""
+        """Drains the child: it finishes its requests and accepts no new connection. Idempotent."""
         if self._told_to_stop.is_set():
-            return  # a second signal would end it at once
+            return  # a second signal would kill it at once
         self._told_to_stop.set()
         self._bound.close()
         if self._child is not None and self._child.returncode is None:
@@ -124,7 +124,7 @@ class HttpBridge:
                 self._child.terminate()
 
     async def close(self) -> None:
-        """Ends the child, at once if it takes too long."""
+        """Stops the child, and kills it after ``STOP_SECS``."""
         self.stop()
         if self._task is None:
             return
@@ -153,7 +153,7 @@ class HttpBridge:
                 await asyncio.wait_for(self._told_to_stop.wait(), pause)
 
     async def _run(self) -> int:
-        """Runs one child to its end; its exit status."""
+        """Runs one child until it exits, and returns its exit status."""
         fd = self._bound.sock.fileno()
         self._child = child = await asyncio.create_subprocess_exec(
             *COMMAND, stdin=asyncio.subprocess.PIPE, pass_fds=(fd,), cwd="/", start_new_session=True

@@ -1,4 +1,4 @@
-"""Makes the backends of the configuration, models and all."""
+"""Builds the configured backends, including their models."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from inferd.engine.mock import Mock
 from inferd.progress import Progress
 from inferd.serve.pool import Route
 
-# llama.cpp has no more in one context.
+# The limit of llama.cpp for one context.
 MAX_SEQUENCES = 256
 
 
 def build_backend(
     settings: Settings, entry: BackendEntry, progress: Progress, cancelled: threading.Event
 ) -> Backend:
-    """Makes the backend of ``entry``, model and all; blocks, and ends with BootCancelled soon after
+    """Builds the backend of ``entry``, including its model. Blocks; raises BootCancelled soon after
     ``cancelled`` is set."""
     if isinstance(entry, MockEntry):
         progress("checking_local", {"path": "(mock)"})
         return Mock(entry.name)
     if isinstance(entry, LlamaCppEntry):
-        # Only a daemon with a model of its own pays for loading the engine and the store.
+        # Imported here, so that only a daemon with a local model loads the engine and the store.
         from inferd.daemon.local import load
 
         return load(settings, entry, _engine_options(settings), progress, cancelled)
@@ -57,9 +57,9 @@ def build_backend(
 
 
 def build_key(settings: Settings, entry: BackendEntry) -> tuple[object, ...]:
-    """All that the backend of ``entry`` is made of: equal recipes make equal backends."""
-    if not isinstance(entry, InferdEntry) or entry.model:  # else it is the name of the model, too
-        entry = dataclasses.replace(entry, serves=None)  # the router's business, as is the next
+    """Everything that determines the backend of ``entry``: equal keys give equal backends."""
+    if not isinstance(entry, InferdEntry) or entry.model:  # otherwise it is also the model's name
+        entry = dataclasses.replace(entry, serves=None)  # only the router uses it, like the next one
     if not isinstance(entry, MockEntry | LlamaCppEntry):
         entry = dataclasses.replace(entry, max_requests=MAX_REQUESTS)
     if isinstance(entry, LlamaCppEntry):
@@ -77,7 +77,7 @@ def build_key(settings: Settings, entry: BackendEntry) -> tuple[object, ...]:
 
 
 def _stamps(entry: LlamaCppEntry) -> list[tuple[int, int]]:
-    """What tells that the chat template or an adapter of an entry has changed."""
+    """Changes when the chat template or an adapter file of an entry changes."""
     stamps = []
     for path in (entry.chat_template_file, *(adapter.path for adapter in entry.lora)):
         with contextlib.suppress(OSError):
@@ -88,7 +88,7 @@ def _stamps(entry: LlamaCppEntry) -> list[tuple[int, int]]:
 
 
 def route_of(entry: BackendEntry) -> Route:
-    """What the router has to know of the backend of ``entry``."""
+    """The route of the backend of ``entry``."""
     if isinstance(entry, MockEntry):
         return Route(serves=entry.serves or "")
     if isinstance(entry, LlamaCppEntry):
@@ -99,14 +99,14 @@ def route_of(entry: BackendEntry) -> Route:
 
 
 def _left_open(settings: Settings) -> dict[str, bool]:
-    """Whether a server is asked for vectors and scores whose entry does not say: where they are wanted, and
-    no entry says that it makes them."""
+    """Whether to offer embed/rerank through a server that does not declare them: if the setting is on and no
+    other entry declares them."""
     said = frozenset[str]().union(*map(surfaces_of, settings.backends))
     return {name: getattr(settings, name) and name not in said for name in ("embed", "rerank")}
 
 
 def _engine_options(settings: Settings) -> dict[str, Any]:
-    """What the settings say of every model's engine."""
+    """The engine options common to all models."""
     return {
         "n_parallel": min(max(1, settings.active_permits), MAX_SEQUENCES),
         "require_gpu": settings.require_gpu,

@@ -1,11 +1,10 @@
-"""The daemon: everything is built from Settings here, in one order, and taken down in the reverse.
+"""The daemon: builds everything from Settings, in one order, and tears it down in reverse.
 
-Boot: signals, lock, admin socket, configuration, backends, capabilities, inference sockets, ready. There is
-no inference socket before every backend is ready. A signal at any point ends the boot cleanly; a failure is
-told to the subscribers of the admin socket and raised. Reload: what the configuration says anew is made
-beside what is there, and takes its place at once and as a whole, or not at all. Stop: no new connections, no
-new requests, the running ones get ``drain_timeout_secs``, then their end is ``cancelled``. A second signal
-ends the process at once.
+Boot: signals, lock, admin socket, configuration, backends, capabilities, inference sockets, ready. Inference
+sockets open only once every backend is ready. A signal at any point ends the boot cleanly; a failure is
+published on the admin socket and raised. Reload: new backends are built alongside the old and swapped in
+atomically, or the old configuration stays. Stop: no new connections and no new requests; running requests get
+``drain_timeout_secs``, then end as ``cancelled``. A second signal ends the process at once.
 """
 
 from __future__ import annotations
@@ -48,19 +47,19 @@ from inferd.serve.router import Router
 from inferd.store.runtime import Lock, ensure_private_dir
 from inferd.wire import admin
 
-# How often the daemon looks whether its lock and its sockets are still there.
+# How often the daemon checks that its lock and its sockets still exist.
 LOOK_SECS = 2.0
-# Large requests are checked and converted in threads; few, because only one at a time runs Python code.
+# Large requests are validated and converted in threads; few, because of the GIL.
 WORKER_THREADS = 4
 
 _log = log.get("daemon")
 
 
 def run(read: Callable[[], LoadedConfig], build: Build = build_backend) -> int:
-    """Serves until it is told to stop; 0. Raises the InferdError that kept the daemon from starting.
+    """Serves until it is stopped; returns 0. Raises the InferdError of a failed boot.
 
-    ``read`` reads the configuration, now and for each reload. What it found in the config file is reported
-    when the admin socket is there to report it.
+    ``read`` reads the configuration, now and for each reload. Its findings in the config file are reported
+    once the admin socket is open.
     """
     given = read()
     if not given.settings.core_dumps:
@@ -68,7 +67,7 @@ def run(read: Callable[[], LoadedConfig], build: Build = build_backend) -> int:
     faulthandler.enable()
     activity = log.setup(given.settings.log_level, given.settings.log_dir)
     _raise_descriptor_limit(given.settings.max_connections)
-    # A thread that parses a large request gives way to the event loop this soon; 5 ms is the default.
+    # A thread that parses a large request yields the GIL to the event loop after 0.5 ms; the default is 5 ms.
     sys.setswitchinterval(0.0005)
     loop = new_event_loop()
     loop.set_default_executor(_worker_threads())
@@ -84,7 +83,7 @@ def run(read: Callable[[], LoadedConfig], build: Build = build_backend) -> int:
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
-    """uvloop's, where it is installed."""
+    """A uvloop event loop if uvloop is installed, else asyncio's."""
     try:
         import uvloop
     except ImportError:
@@ -93,8 +92,8 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
 
 
 def _worker_threads() -> ThreadPoolExecutor:
-    """The threads behind ``asyncio.to_thread``. All of them are there from now on, so that a daemon at rest
-    has the same threads before and after any load."""
+    """The thread pool of ``asyncio.to_thread``. All threads are started now, so that an idle daemon has the
+    same threads before and after any load."""
     pool = ThreadPoolExecutor(WORKER_THREADS, thread_name_prefix="inferd-work")
     started = threading.Barrier(WORKER_THREADS + 1)
     for _ in range(WORKER_THREADS):
@@ -104,19 +103,20 @@ def _worker_threads() -> ThreadPoolExecutor:
 
 
 def _raise_descriptor_limit(connections: int) -> None:
-    """Lets the process have a descriptor for each connection, as far as it may; many begin with fewer."""
+    """Raises the limit of open descriptors for ``connections``, as far as allowed; the default is often
+    lower."""
     wanted = connections + OTHER_DESCRIPTORS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         possible = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        with contextlib.suppress(ValueError, OSError):  # a system may have a limit beside this one
+        with contextlib.suppress(ValueError, OSError):  # a system may have another limit
             resource.setrlimit(resource.RLIMIT_NOFILE, (possible, hard))
         if possible < wanted:
             _log.warn("max_connections is more than this process may open", descriptors=possible)
 
 
 class Daemon:
-    """One run of the daemon, with the configuration as it was ``given`` at first."""
+    """One run of the daemon. ``given`` is the first configuration."""
 
     def __init__(
         self, given: LoadedConfig, read: Callable[[], LoadedConfig], build: Build, activity: log.ActivityLog
@@ -146,7 +146,7 @@ class Daemon:
         self._lost: AddressError | None = None
 
     async def run(self) -> None:
-        """Boots, serves until a signal or the idle time ends it, drains. Raises what ends the boot."""
+        """Boots, serves until a signal or the idle timeout, and drains. Raises the error of a failed boot."""
         self._loop = asyncio.get_running_loop()
         async with contextlib.AsyncExitStack() as held:
             self._handle_signals(held)
@@ -172,7 +172,7 @@ class Daemon:
         _log.info("stopped")
 
     async def _do(self, work: Coroutine[Any, Any, None]) -> bool:
-        """Does a piece of work that a signal may cancel; whether it came to its end."""
+        """Runs ``work``, which a signal may cancel. Returns whether it completed."""
         self._work = self._loop.create_task(work)
         try:
             await self._work
@@ -182,7 +182,7 @@ class Daemon:
             self._work = None
         return True
 
-    # Boot. What is acquired is pushed on ``held``, which gives it back in the reverse order.
+    # Boot. Resources are pushed on ``held``, which releases them in reverse order.
 
     async def _boot(self, held: contextlib.AsyncExitStack) -> None:
         settings = self._settings
@@ -199,7 +199,7 @@ class Daemon:
         if self._given.problem is not None:
             raise self._given.problem
         check_bridge(settings)
-        addresses.check_keys(settings, passed)  # before a model is fetched and loaded in vain
+        addresses.check_keys(settings, passed)  # fail before a model is fetched and loaded
         held.push_async_callback(self._backends.close)
         held.push_async_callback(self._models.close)
         backends = await self._backends.make(settings, self._show_loading)
@@ -228,12 +228,12 @@ class Daemon:
             ensure_private_dir(runtime)
         self._held_lock = Lock.acquire(settings.lock)
         held.callback(self._held_lock.release)
-        # Before the lock is free: a command takes that for the end, and may send one more signal.
+        # Before the lock is released: a command takes that for the exit, and may send one more signal.
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             held.callback(signal.signal, number, signal.SIG_IGN)
 
     async def _watch_places(self) -> None:
-        """Stops the daemon when its lock or a socket of it is gone: no client could find it any more."""
+        """Stops the daemon if its lock or one of its sockets is removed, since no client could find it."""
         listeners = [*self._server.listeners, *([] if self._admin is None else [self._admin])]
         while True:
             await asyncio.sleep(LOOK_SECS)
@@ -283,7 +283,7 @@ class Daemon:
     # Reload.
 
     async def _reload(self) -> None:
-        """Takes on what the configuration says now; when that cannot be, everything stays as it is."""
+        """Applies the current configuration. On failure the old one stays in effect."""
         _log.info("reloading")
         systemd.notify_reloading()
         self._board.publish(admin.restarting("config", {}))
@@ -327,19 +327,19 @@ class Daemon:
             number: functools.partial(self._on_stop_signal, number)
             for number in (signal.SIGTERM, signal.SIGINT)
         }
-        # The default of SIGHUP would end the daemon with the terminal that it was started from.
+        # By default SIGHUP would end the daemon when its terminal closes.
         handlers[signal.SIGHUP] = self._on_reload_signal
         for number, handler in handlers.items():
             signal.signal(number, functools.partial(self._pass_on, handler))
-            # Not by the loop's own handlers: when those are removed, a signal that comes then would end the
-            # process with the signal's status, although it is about to end as it was asked to.
+            # Not the loop's own handlers: once they are removed, a late signal would kill the process with
+            # the signal's status during a clean exit.
             held.callback(signal.signal, number, signal.SIG_IGN)
 
     def _pass_on(self, handler: Callable[[], None], *_: object) -> None:
         self._loop.call_soon_threadsafe(handler)
 
     def _on_reload_signal(self) -> None:
-        """Reloads as soon as the daemon is ready; a reload that is under way is given up for the new one."""
+        """Reloads as soon as the daemon is ready. A running reload is cancelled in favour of the new one."""
         self._reload_wanted = True
         self._woken.set()
         if self._ready and self._work is not None:
@@ -389,7 +389,7 @@ def _describe(error: Exception) -> str:
 
 
 def _reloadable(old: Settings, new: Settings) -> Settings:
-    """``new`` with the old values of what only a restart can change, which the log names."""
+    """``new``, with the old values of settings that need a restart. The log names these settings."""
     fixed = [
         option
         for option in OPTIONS

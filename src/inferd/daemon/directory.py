@@ -1,8 +1,8 @@
-"""The models that a request may name: those of the configuration, and all others of the store.
+"""The models that a request may name: the configured ones, and all others in the store.
 
-An entry of the configuration with ``"preload": false`` is loaded when it is named, with its own options. A
-model of the store that no entry speaks of is served with the defaults. Nothing here loads anything; whatever
-looks into the store blocks.
+A configured entry with ``"preload": false`` is loaded when a request names it, with its own options. A stored
+model without an entry is served with the defaults. Nothing here loads a model. Methods that read the store
+block.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Directory:
         self._cards: dict[str, ModelCard] = {}
 
     def resolve(self, name: str) -> str:
-        """The one name under which the model of that name, alias or entry is loaded and dispatched; a name
-        that nothing knows is returned as it is. Raises ModelNotFound for one that cannot be any."""
-        if len(name) > MAX_NAME_CHARS:  # no such name is in a store, and to look for the nearest takes long
+        """Resolves a name, alias or entry to the one name under which its model is loaded and dispatched. An
+        unknown name is returned unchanged. Raises ModelNotFound for an impossible name."""
+        if len(name) > MAX_NAME_CHARS:  # too long for a store, and the search for similar names is slow
             raise ModelNotFound(name[:MAX_NAME_CHARS] + "…")
         if self._router.serves(name):
             return name
@@ -54,14 +54,14 @@ class Directory:
         return name
 
     def entry(self, name: str) -> LlamaCppEntry:
-        """What is loaded for a resolved name; its ``n_ctx`` is ``None`` where that is to be chosen."""
+        """The entry to load for a resolved name. An ``n_ctx`` of ``None`` is still to be chosen."""
         for entry in self.settings.backends:
             if isinstance(entry, LlamaCppEntry) and entry.name == name and not entry.preload:
                 return entry
         return LlamaCppEntry(name=name, model=ModelSpec(name=name))
 
     def card(self, name: str) -> ModelCard:
-        """The card of the file of a resolved name. Raises ModelNotFound with what to do, and ModelError."""
+        """The model card of a resolved name's file. Raises ModelNotFound with a remedy, and ModelError."""
         entry = self.entry(name)
         if entry.model is not None:
             name = entry.model.name
@@ -115,7 +115,7 @@ class Directory:
         return names
 
     def listing(self, is_resident: Callable[[str], bool]) -> list[dict[str, object]]:
-        """Every model that a request may name, and what its file says of it."""
+        """Every model that a request may name, with the metadata of its file."""
         rows: list[dict[str, object]] = []
         told: set[str] = set()
         for entry in self.settings.backends:
@@ -149,12 +149,12 @@ class Directory:
 
 
 def _of_entry(entry: LlamaCppEntry) -> dict[str, object]:
-    """What the configuration says of a model, and its file does not."""
+    """The metadata of a model that only its entry holds."""
     adapters = [adapter.name for adapter in entry.lora]
     return {"aliases": list(entry.aliases), **({"lora": adapters} if adapters else {})}
 
 
 def with_context(entry: LlamaCppEntry, card: ModelCard, n_ctx: int) -> LlamaCppEntry:
-    """``entry`` with a context; a model that no entry says otherwise of makes what its file is for."""
+    """``entry`` with a context size, and with ``embed`` from the model's file unless the entry sets it."""
     embed = entry.embed if entry.embed is not None else (card.pooling or card.ranks or None)
     return dataclasses.replace(entry, n_ctx=n_ctx, embed=embed)

@@ -1,7 +1,7 @@
-"""Errors that asyncio, the interpreter and libraries report by themselves, in the activity log.
+"""Redirects errors reported by asyncio, the interpreter and libraries to the activity log.
 
-They would reach stderr as they are, with whatever their text holds: words of a prompt, a key. The log gets
-the class of an error and where it was raised, and of a library's message only what is in its source.
+By default they reach stderr unredacted, and may quote a prompt or a key. The log gets the class of an error
+and where it was raised. Of a library's message it gets only the format string.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class _Handler(logging.Handler):
         fields: dict[str, object] = {
             "logger": record.name,
             "where": f"{record.filename}:{record.lineno}",
-            # With arguments it is a template; without them the words of anyone may be in it.
+            # With arguments it is a format string; without arguments it may hold data.
             "template": record.msg if record.args and isinstance(record.msg, str) else None,
         }
         if record.exc_info is not None and record.exc_info[1] is not None:
@@ -40,7 +40,7 @@ _handler = _Handler(logging.WARNING)
 
 
 def capture(loop: asyncio.AbstractEventLoop) -> None:
-    """Takes all such errors from now on, for one daemon at a time."""
+    """Captures these errors from now on, for one daemon at a time."""
     loop.set_exception_handler(_of_asyncio)
     sys.unraisablehook = _unraisable
     threading.excepthook = _of_thread
@@ -48,7 +48,7 @@ def capture(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def release() -> None:
-    """Leaves them to the interpreter again."""
+    """Restores the interpreter's own reporting."""
     sys.unraisablehook = sys.__unraisablehook__
     threading.excepthook = threading.__excepthook__
     logging.getLogger().removeHandler(_handler)
@@ -57,7 +57,7 @@ def release() -> None:
 def _of_asyncio(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     error = context.get("exception")
     described = None if error is None else faults.describe(error)
-    # The message of asyncio is a fixed sentence; the rest of the context shows arguments.
+    # The message of asyncio is a fixed sentence; other context entries may show arguments.
     _log.error("asyncio_error", reason=context.get("message"), error=described)
 
 

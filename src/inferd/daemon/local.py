@@ -1,4 +1,4 @@
-"""Makes the backends whose models are on this machine: the verified file, for an engine process."""
+"""Builds the backends of local models: a verified file for an engine process."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def load(
 
 
 def _card(model: verify.OpenModel) -> ModelCard | None:
-    """What the header says; ``None`` for one that only llama.cpp can read, which is its business."""
+    """The model card from the header; ``None`` for a header that only llama.cpp can read."""
     try:
         card, *parts = [read_card(fd, model.path) for fd in model.fds]
     except ModelError:
@@ -88,14 +88,14 @@ def _card(model: verify.OpenModel) -> ModelCard | None:
 
 
 def _most_memory(settings: Settings, card: ModelCard, n_ctx: int, beside: Sequence[int]) -> int:
-    """The memory that the process of a model may take for it and the files ``beside`` it."""
+    """The most memory that the process of a model may take, including the files ``beside`` the model."""
     needed = card.memory_bytes(n_ctx or card.context, max(1, settings.active_permits), settings.n_batch)
     needed += 2 * sum(os.fstat(fd).st_size for fd in beside)
     return settings.engine_memory_factor * needed
 
 
 def _fitting_context(settings: Settings, entry: LlamaCppEntry, card: ModelCard | None) -> int:
-    """The context that the entry asks for, or the largest that memory is likely to have room for."""
+    """The context size that the entry sets, else the largest that is likely to fit in memory."""
     if entry.n_ctx is not None:
         return entry.n_ctx
     if card is None:
@@ -122,7 +122,7 @@ def _template(path: Path | None) -> str:
 
 
 def _changes(path: Path, fds: Sequence[int]) -> Callable[[], None]:
-    """Raises ModelError when it is called after one of the files has changed."""
+    """Returns a check that raises ModelError once one of the files has changed."""
 
     def stamps() -> list[tuple[int, int]]:
         return [(found.st_size, found.st_mtime_ns) for found in map(os.fstat, fds)]

@@ -1,4 +1,4 @@
-"""How much memory models may take on this machine."""
+"""The memory budget of the models on this machine."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from pathlib import Path
 from inferd.store.gguf import ModelCard
 
 CONTEXTS = (16384, 8192, 4096, 2048)
-"""The context of a model where none is asked for: the largest of these that fits."""
+"""The default context sizes: the largest that fits is used."""
 
 SHARE = 0.8
-"""Of what is available, that much may be taken by models; the rest is for everything else."""
+"""The share of the available memory that models may take; the rest is for everything else."""
 
 _CGROUP = Path("/sys/fs/cgroup")
 
 
 def budget_bytes(used: int, asked: int = 0) -> int:
-    """What all models together may take: ``asked``, or a share of what is available beside the ``used``
-    bytes that they hold. 0 where the system does not tell."""
+    """The bytes that all models together may take: ``asked``, or a share of the memory that is available or
+    already ``used`` by models. 0 if unknown."""
     if asked:
         return asked
     available = available_bytes()
@@ -26,15 +26,15 @@ def budget_bytes(used: int, asked: int = 0) -> int:
 
 
 def context_sizes(card: ModelCard, n_ctx: int | None, permits: int) -> Sequence[tuple[int, int]]:
-    """The contexts that a model may be loaded with, largest first, and the memory that each takes. ``n_ctx``
-    ``None`` leaves the choice; 0 is all that the model was trained for."""
+    """The possible context sizes of a model, largest first, with the bytes that each takes. An ``n_ctx`` of
+    ``None`` allows all of ``CONTEXTS``; 0 is the model's training context."""
     wanted = CONTEXTS if n_ctx is None else (n_ctx or card.context,)
     contexts = dict.fromkeys(min(n, card.context or n) for n in wanted)
     return [(n, card.memory_bytes(n, 1 if card.pooling or card.ranks else max(1, permits))) for n in contexts]
 
 
 def available_bytes() -> int:
-    """Memory that can be had without swapping, also within the limit of the control group; 0 is unknown."""
+    """The bytes available without swapping, within the limit of the control group; 0 if unknown."""
     system = _meminfo()
     group = _group_room()
     return min(system, group) if system and group else system or group
@@ -51,7 +51,7 @@ def _meminfo() -> int:
 
 
 def _group_room() -> int:
-    """What the control group of this process may still take; 0 without a limit."""
+    """The bytes that the control group of this process may still take; 0 without a limit."""
     try:
         path = Path("/proc/self/cgroup").read_text().rpartition("::")[2].strip().lstrip("/")
         group = _CGROUP / path

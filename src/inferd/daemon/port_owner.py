@@ -1,4 +1,4 @@
-"""Which process of this user has a TCP port, for the sentence that says that the port is taken."""
+"""Finds the process of this user that holds a TCP port, for the error message of a taken port."""
 
 from __future__ import annotations
 

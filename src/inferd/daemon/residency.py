@@ -1,11 +1,10 @@
-"""Models on demand: loaded when a request names them, kept while they are used, unloaded when they idle.
+"""Models on demand: loaded when a request names them, kept while in use, unloaded when idle.
 
-The preloaded backends of the configuration are always there and never touched. Any other model of
-:mod:`inferd.daemon.directory` is loaded when it is asked for by name; requests for it wait for that outside
-the queue, so they take no place in it.
-Before a load its memory is estimated from the header of its file; models that idle give way, the one unused
-for longest first, and a model that cannot fit is refused with the numbers. Nothing is ever downloaded for a
-request.
+The preloaded backends of the configuration always stay loaded. Any other model of
+:mod:`inferd.daemon.directory` is loaded when a request names it. Requests wait for the load outside the
+queue, so they take no place in it. Before a load, its memory is estimated from the header of the file. Idle
+models are unloaded to make room, the least recently used first. A model that cannot fit is refused with the
+numbers. A request never starts a download.
 """
 
 from __future__ import annotations
@@ -38,17 +37,18 @@ from inferd.serve.router import BackendSlot, Router
 from inferd.store.gguf import ModelCard
 
 Tell = Callable[[str, str, Mapping[str, object]], None]
-"""Told the name of a model, its state (``loading``, ``resident``, ``unloaded``, ``failed``), and details."""
+"""Called with a model's name, its state (``loading``, ``resident``, ``unloaded``, ``failed``), and
+details."""
 
 _log = log.get("residency")
 
 
 @dataclass(slots=True)
 class _Resident:
-    """A model that was loaded on demand. ``until`` is when it goes, by the event loop's clock; a pinned one
-    has no end and does not give way to others either, and one that is ``leaving`` goes when its last request
-    ends. ``releases`` counts how often the owner had it unloaded. While it has a ``drained`` it takes no
-    further request, and that is done when its last one ends."""
+    """A model loaded on demand. ``until`` is its unload time by the event loop's clock. A pinned model is
+    neither unloaded by time nor to make room. A ``leaving`` model is unloaded when its last request ends.
+    ``releases`` counts explicit unloads by the owner. With ``drained`` set, the model takes no further
+    requests; the future is done when the last one ends."""
 
     backend: Backend
     slot: BackendSlot
@@ -63,14 +63,14 @@ class _Resident:
     drained: asyncio.Future[None] | None = None
 
     def memory_bytes(self) -> int:
-        """What it takes, or will once all its pages were touched."""
+        """The memory that the model takes, or will take once all its pages are touched."""
         state = self.backend.engine_state()
         return max(self.estimate, 0 if state is None else state.memory_bytes)
 
 
 @dataclass(slots=True)
 class _Loading:
-    """A load under way: the phase that it is in, and whom to tell of the next ones."""
+    """A running load: its phase, and the callbacks for the next phases."""
 
     task: asyncio.Task[None]
     phase: str = "waiting"
@@ -84,7 +84,8 @@ class _Loading:
 
 
 class Residency:
-    """The models of the store, for :class:`~inferd.serve.models.ModelDirectory`. For the event loop alone."""
+    """Implements :class:`~inferd.serve.models.ModelDirectory` for the models of the store. Runs on the event
+    loop."""
 
     def __init__(self, router: Router, build: Build, settings: Settings, tell: Tell) -> None:
         self._directory = Directory(router, settings)
@@ -114,7 +115,7 @@ class Residency:
         if self._router.serves(name):
             yield name
             return
-        # It may have had to go again before this request came to it.
+        # It may be unloaded again before this request runs.
         while name not in self._residents or self._residents[name].drained is not None:
             await self._wait_for(name, deadline, show)
         resident = self._residents[name]
@@ -127,7 +128,7 @@ class Residency:
         finally:
             resident.users -= 1
             resident.last_used = asyncio.get_running_loop().time()
-            # The owner had it unloaded after this request began: that is the later wish.
+            # If the owner unloaded it after this request began, the unload takes precedence.
             self._stays(resident, stay if releases == resident.releases else USUAL)
             if not resident.users:
                 self._let_idle(name, resident)
@@ -135,7 +136,7 @@ class Residency:
                     resident.drained.set_result(None)
 
     def _stays(self, resident: _Resident, stay: Stay) -> None:
-        """Notes until when a model stays after a request. Only the owner's wish can shorten that."""
+        """Sets how long a model stays after a request. Only a request of the owner can shorten it."""
         settings, now = self.settings, resident.last_used
         usual = now + (settings.keep_alive_secs or math.inf)
         if stay.secs is not None and stay.by_owner:
@@ -154,7 +155,8 @@ class Residency:
             )
 
     async def _wait_for(self, name: str, deadline: float | None, show: Show | None) -> None:
-        """Waits for the load of a model, which all who wait for it share; it goes on when they leave."""
+        """Waits for the load of a model. All waiting requests share the load, and it continues if they
+        leave."""
         if self._closing:
             raise AdmissionClosed
         if self._waiting.get(name, 0) >= max(1, self.settings.queue_depth):
@@ -182,7 +184,7 @@ class Residency:
             raise DeadlineExceeded(f"the deadline passed while the model {name!r} was loaded")
         if load.task.cancelled() or self._closing:
             raise AdmissionClosed
-        load.task.result()  # raises what kept the model from being loaded
+        load.task.result()  # raises the error of a failed load
         if show is not None:
             show("loaded", {})
 
@@ -195,9 +197,9 @@ class Residency:
 
     async def _load(self, name: str) -> None:
         card = await in_thread(lambda: self._directory.card(name), threading.Event())
-        async with self._one_load:  # two estimates at once would each count the same room
+        async with self._one_load:  # two estimates at once would count the same free memory
             if name in self._residents:
-                return  # it was to give way, and has stayed
+                return  # it was to be unloaded, but has stayed
             entry, estimate = await self._make_room(name, card)
             self._tell(name, "loading", {"estimate_bytes": estimate, "n_ctx": entry.n_ctx})
             loop = asyncio.get_running_loop()
@@ -222,14 +224,14 @@ class Residency:
             self._loads[name].advance(phase, details)
 
     async def _make_room(self, name: str, card: ModelCard) -> tuple[LlamaCppEntry, int]:
-        """The entry to load, and its estimate, after idle models have given way to it."""
+        """Unloads idle models to make room. Returns the entry to load and its estimate in bytes."""
         entry = self._directory.entry(name)
         sizes = memory.context_sizes(card, entry.n_ctx, self.settings.active_permits)
         while True:
             used = self._used()
             budget = memory.budget_bytes(used, self.settings.memory_budget_bytes)
             fitting = next(((n, size) for n, size in sizes if not budget or used + size <= budget), None)
-            # Rather a shorter context than to unload what may be wanted again.
+            # Prefer a shorter context to unloading a model that may be needed again.
             if fitting is not None:
                 n_ctx, size = fitting
                 return with_context(entry, card, n_ctx), size
@@ -244,16 +246,16 @@ class Residency:
                 await self._drain(name, sizes[-1][1], budget, used)
 
     async def _drain(self, name: str, needed: int, budget: int, used: int) -> None:
-        """Unloads the model unused for longest once its requests have ended; it gets no further ones.
+        """Unloads the least recently used model once its requests have ended; it gets no new ones.
 
-        Raises ModelTooLarge where ``name`` would not fit though all models gave way that may.
+        Raises ModelTooLarge if ``name`` would not fit even with all unpinned models unloaded.
         """
         giving = {other: resident for other, resident in self._residents.items() if not resident.pinned}
         if not giving or used - sum(each.memory_bytes() for each in giving.values()) + needed > budget:
             raise ModelTooLarge(name, needed, budget, used)
         busy = [(resident.last_used, other) for other, resident in giving.items() if resident.users]
         if not busy:
-            await asyncio.sleep(0.001)  # they were just loaded, and the requests for that are about to begin
+            await asyncio.sleep(0.001)  # just loaded; the waiting requests are about to start
             return
         _, victim = min(busy)
         resident = self._residents[victim]
@@ -266,7 +268,7 @@ class Residency:
             await self.unload(victim, "another model needs its memory")
 
     def _used(self) -> int:
-        """What the models take that are loaded now."""
+        """The memory of all loaded models, in bytes."""
         used = sum(resident.memory_bytes() for resident in self._residents.values())
         for member in self._router.members:
             state = member.backend.engine_state()
@@ -285,10 +287,9 @@ class Residency:
             self._unload(name, "it was idle for a while")
 
     async def release(self, name: str) -> int:
-        """Unloads a model at once, or as soon as the requests have ended that use it now; how many do.
+        """Unloads a model once its current requests have ended. Returns their number.
 
-        Raises ModelNotFound for a model that is not loaded, InvalidRequest for one that the configuration
-        keeps loaded.
+        Raises ModelNotFound for a model that is not loaded, and InvalidRequest for a preloaded one.
         """
         name = self._directory.resolve(name)
         resident = self._residents.get(name)
@@ -305,13 +306,13 @@ class Residency:
         return resident.users
 
     async def unload(self, name: str, reason: str) -> None:
-        """Ends the process of a model; its last requests end first."""
+        """Ends the process of a model, after its last requests."""
         if name in self._residents:
             await asyncio.shield(self._unload(name, reason))
 
     def _unload(self, name: str, reason: str) -> asyncio.Task[None]:
-        """Takes a model out at once, so that a request which comes now has it loaded again; the task ends
-        its process. A caller that leaves does not stop the task, for nothing else knows the process then."""
+        """Removes a model at once, so that a later request loads it again. The returned task ends the
+        process. It outlives a cancelled caller, since nothing else refers to the process."""
         resident = self._residents.pop(name)
         if resident.alarm is not None:
             resident.alarm.cancel()
@@ -328,34 +329,34 @@ class Residency:
         self._tell(name, "unloaded", {"reason": reason})
 
     def stop(self) -> None:
-        """Loads nothing any more; who waits for a load is refused."""
+        """Starts no more loads, and refuses the requests that wait for one."""
         self._closing = True
         for load in self._loads.values():
             load.task.cancel()
 
     async def close(self) -> None:
-        """Ends all that was loaded on demand."""
+        """Unloads all models loaded on demand."""
         self.stop()
         if waiting := (*(load.task for load in self._loads.values()), *self._unloading):
             await asyncio.wait(waiting)
         for name in list(self._residents):
             await self.unload(name, "the daemon stops")
 
-    # What there is.
+    # Listings.
 
     async def listing(self) -> list[dict[str, object]]:
-        """Every model that a request may name, and what its file says of it."""
+        """Every model that a request may name, with the metadata of its file."""
         return await in_thread(
             lambda: self._directory.listing(self._residents.__contains__), threading.Event()
         )
 
     def loading(self) -> list[dict[str, object]]:
-        """The models that are being loaded, and how many requests wait for each."""
+        """The models that are loading, and how many requests wait for each."""
         return [{"name": name, "waiting": self._waiting.get(name, 0)} for name in self._loads]
 
     def stay(self, slot: BackendSlot) -> dict[str, object]:
-        """How long a backend stays if nothing uses it: in seconds, ``None`` for as long as there is memory
-        for it; a pinned one stays for good."""
+        """How long an unused backend stays loaded, in seconds; ``None`` until its memory is needed. A pinned
+        one stays for good."""
         resident = next((each for each in self._residents.values() if each.slot is slot), None)
         if resident is None:
             return {"pinned": True, "stays_secs": None}

@@ -1,7 +1,7 @@
-"""The side of the daemon that clients see: its surfaces on their sockets, and the limits they share.
+"""The server: the surfaces on their sockets, and their shared limits.
 
-All sockets are bound before any is served. The limits and the key follow the settings while requests run.
-A drain accepts no new request, lets running requests finish for a time, and cancels the rest.
+All sockets are bound before any is served. A reload changes the limits and the key while requests run. A
+drain accepts no new request, lets running requests finish for a time, and cancels the rest.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from inferd.serve.router import Router
 from inferd.serve.session import Service
 from inferd.serve.strangers import Strangers
 
-# A cancelled request ends within a step of its backend; one that does not is cut off.
+# A cancelled request ends within one step of its backend; after this time it is cut off.
 CANCEL_GRACE_SECS = 5.0
-# How long a client may take to read what was written to it before the daemon closes.
+# How long a client may take to read the last output before the daemon closes its connection.
 FLUSH_GRACE_SECS = 1.0
 
 _log = log.get("front")
 
 
 class Server:
-    """``on_change`` is called whenever a connection of a client has come or gone."""
+    """``on_change`` is called whenever a client connection has opened or closed."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class Server:
         passed: Mapping[str, Bound],
         held: contextlib.AsyncExitStack,
     ) -> None:
-        """Serves what the settings ask for and ``backends`` can do; ``held`` closes it again."""
+        """Serves the configured surfaces that ``backends`` support. Leaving ``held`` closes them."""
         served = []
         for surface in addresses.surfaces(settings, backends):
             try:
@@ -108,17 +108,17 @@ class Server:
             held.push_async_callback(listener.close, FLUSH_GRACE_SECS)
 
     def trust(self, bridge_token: str) -> None:
-        """Believes the HTTP bridge with this token for whom it asks."""
+        """Trusts the HTTP bridge with this token to name the clients of its requests."""
         for service in self._services:
             service.bridge_token = bridge_token
 
     def check_keys(self, settings: Settings) -> None:
-        """Raises AddressError when an address may not be served any longer with the key of ``settings``."""
+        """Raises AddressError if an address must not be served with the key of ``settings``."""
         for listener in self.listeners:
             listener.check_key(has_key=settings.api_key is not None)
 
     def follow(self, settings: Settings, backends: Sequence[Backend]) -> None:
-        """Takes on other limits and another key; names the surfaces that only a restart can open."""
+        """Applies new limits and a new key. Logs the surfaces that need a restart."""
         self._router.spill_after_secs = settings.spill_after_ms / 1e3
         self.admission.resize(settings.active_permits, settings.queue_depth)
         self.places.limit = settings.max_connections
@@ -141,7 +141,8 @@ class Server:
             listener.stop()
 
     async def drain(self, patience: float) -> None:
-        """Lets requests finish, then ends them, then closes the connections behind what was written."""
+        """Lets requests finish for ``patience`` seconds, cancels the rest, and closes the connections after
+        the last output."""
         idle = asyncio.get_running_loop().create_task(self.admission.idle())
         await asyncio.wait((idle,), timeout=patience)
         if not idle.done():

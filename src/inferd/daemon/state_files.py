@@ -1,4 +1,4 @@
-"""The files of computed prompts, as the engine of one config entry sees them."""
+"""The KV cache files of one config entry, as its engine sees them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _log = log.get("cache")
 
 
 class EntryStates:
-    """The files of one config entry, as its engine sees them."""
+    """The store of state files for one config entry."""
 
     def __init__(self, files: StateFiles, owner: str, model: str) -> None:
         self._files = files
@@ -66,7 +66,7 @@ def _kept(file: Kept, usable: bool) -> KeptState:
 
 
 def state_files(settings: Settings, owner: str, model: verify.OpenModel) -> EntryStates | None:
-    """The files of the config entry ``owner`` with this model; ``None`` when none are kept."""
+    """The state files of the config entry ``owner`` with this model; ``None`` if disabled or unusable."""
     if not settings.cache_disk_mib or not settings.cache_mib:
         return None
     try:
@@ -83,7 +83,7 @@ def _state_files(directory: Path, budget: int) -> StateFiles:
 
 
 def look_of(fd: int) -> str:
-    """Tells files of models and adapters apart without reading them whole."""
+    """An identity of a model or adapter file, without reading the whole file."""
     found = os.fstat(fd)
     start = hashlib.sha256(os.pread(fd, 1 << 20, 0)).hexdigest()
     return f"{found.st_size} {found.st_mtime_ns} {start}"

@@ -1,8 +1,8 @@
-"""What a service manager and the daemon tell each other, in the protocols of systemd.
+"""The protocols between the daemon and a systemd-style service manager.
 
-To the manager: ready, reloading, stopping, and a sign of life as often as it wants one. From the manager:
-sockets that it opened before it started us, and keeps open when we end. Where no manager is, there is
-nothing to do. The variables are taken out of the environment, so that no child takes them for its own.
+To the manager: ready, reloading, stopping, and watchdog pings. From the manager: sockets that it opened
+before the start, and keeps open after the exit. Without a manager nothing happens. The variables are removed
+from the environment, so that no child uses them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _log = log.get("systemd")
 
 
 def notify(*states: str) -> None:
-    """Sends assignments such as ``READY=1``, if there is anybody to tell."""
+    """Sends assignments such as ``READY=1``, if a manager listens."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if address:
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
@@ -35,14 +35,14 @@ def notify(*states: str) -> None:
 
 
 def notify_reloading() -> None:
-    """Says that a reload begins; ``READY=1`` ends it."""
+    """Announces a reload; a later ``READY=1`` ends it."""
     notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
 
 class Watchdog:
-    """Gives a sign of life twice within the manager's patience, as long as ``dead`` names nothing.
+    """Pings the manager twice per watchdog interval, as long as ``dead`` returns no names.
 
-    It comes from a timer of the event loop, so a loop that hangs gives none.
+    The timer runs on the event loop, so a hung loop sends no ping.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, dead: Callable[[], Sequence[str]]) -> None:
@@ -69,7 +69,7 @@ class Watchdog:
 
 
 def _patience_secs() -> float:
-    """How long the manager waits for a sign of life; 0: it does not."""
+    """The watchdog interval of the manager, in seconds; 0 without a watchdog."""
     if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return 0.0
     with contextlib.suppress(ValueError):
@@ -78,11 +78,11 @@ def _patience_secs() -> float:
 
 
 def passed_sockets(addresses: Mapping[str, str], *, has_key: bool) -> dict[str, Bound]:
-    """The listening sockets that were passed to this process, by the name of their surface.
+    """The listening sockets passed to this process, by surface name.
 
-    ``addresses`` are the configured ones, by name: a socket belongs to the surface that it is named after, or
-    else to the one whose address it has. Raises AddressError for one that fits none, does not listen, or may
-    not be served without an API key.
+    ``addresses`` are the configured ones, by surface name. A socket belongs to the surface of its name, else
+    to the surface of its address. Raises AddressError for a socket that matches no surface, does not listen,
+    or needs an API key.
     """
     variables = {name: os.environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")}
     if variables["LISTEN_PID"] != str(os.getpid()) or not variables["LISTEN_FDS"].isdecimal():
@@ -113,7 +113,7 @@ def _surface_at(address: str, addresses: Mapping[str, str]) -> str | None:
 
 
 def _adopt(fd: int, has_key: bool) -> Bound:
-    """The listening socket with that descriptor; its file, if it has one, stays the manager's."""
+    """The listening socket ``fd``. Its file, if any, still belongs to the manager."""
     try:
         sock = socket.socket(fileno=fd)
     except OSError as error:
