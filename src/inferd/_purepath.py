@@ -107,8 +107,7 @@ class LineSplitter:
         self._receive(data)
 
     def next_line(self) -> memoryview | None:
-        """The next line; ``None`` if no whole line is held. Raises ``FrameTooLarge`` if it exceeds the
-        cap."""
+        """The next line; ``None`` if none is complete. Raises ``FrameTooLarge`` for a line beyond the cap."""
         self._look()
         if self.oversized:
             raise FrameTooLarge(self.cap)
@@ -117,8 +116,7 @@ class LineSplitter:
         return self._take(self._newline, self._newline + 1)
 
     def take_tail(self) -> memoryview | None:
-        """After the end of the stream: the next line, then the bytes after the last newline, then
-        ``None``."""
+        """At the end of the stream: the next line, then the bytes after the last newline, then None."""
         line = self.next_line()
         if line is None and self._held:
             return self._take(len(self._held), len(self._held))

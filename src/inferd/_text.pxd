@@ -29,8 +29,7 @@ cdef inline const char* text_long_string(
 cdef inline Py_ssize_t text_unescape(
     const unsigned char* text, Py_ssize_t size, unsigned char* out
 ) noexcept nogil:
-    """Writes the unescaped text to ``out``, unless ``out`` is NULL. Returns its size, or -1 if it is
-    invalid."""
+    """Writes the unescaped text to ``out`` unless that is NULL. Returns its size, or -1 if invalid."""
     cdef Py_ssize_t i = 0, n = 0
     cdef long unit, low
     cdef unsigned char c

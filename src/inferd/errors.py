@@ -329,8 +329,7 @@ class ToolCallMalformed(BackendError):
 
 
 class SchemaViolation(BackendError):
-    """The finished answer violates a part of its schema that the grammar cannot enforce; the message names
-    the place."""
+    """The finished answer violates a schema part that the grammar cannot enforce; the message says where."""
 
     code = "schema_violation"
     counts = False

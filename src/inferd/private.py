@@ -22,8 +22,7 @@ def make_private_dirs(path: Path) -> None:
 
 
 def written_by_others(path: Path, fd: int) -> str | None:
-    """How another user can change or replace the file ``path``, open as ``fd``; ``None`` if no other user
-    can.
+    """How another user can change or replace the file ``path``, open as ``fd``; ``None`` if none can.
 
     Root and this user are trusted. So is a directory with the sticky bit, in which only the owner of a
     file can replace it. Raises OSError.
@@ -47,8 +46,7 @@ def _others_write(found: os.stat_result) -> bool:
 
 
 def _is_own_group(gid: int) -> bool:
-    """Whether this user is the only member of the group: many systems give each user a group of the same
-    name."""
+    """Whether this user is the group's only member: many systems give each user a group of the same name."""
     import grp
     import pwd
 

@@ -20,8 +20,7 @@ Frame = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The state at connection time: one capabilities frame for each backend so far, and the lifecycle
-    frame."""
+    """The state at connection time: a capabilities frame for each backend, and the lifecycle frame."""
 
     capabilities: tuple[Frame, ...]
     lifecycle: Frame
@@ -82,8 +81,7 @@ class Removal:
         self._name = name
 
     def take(self, frame: Frame) -> int | None:
-        """The number of requests that still run on the model, once the answer is taken. Raises
-        RequestFailed."""
+        """How many requests still run on the model, once the answer is taken. Raises RequestFailed."""
         if frame["status"] == "refused" and frame.get("model") == self._name:
             raise RequestFailed(str(frame.get("code")), str(frame.get("message")))
         if frame["status"] != "unload" or frame.get("model") != self._name:

@@ -98,8 +98,7 @@ class AsyncReply(AsyncIterator[E | D], Generic[E, D]):
         self._request = request
 
     async def __anext__(self) -> E | D:
-        """The next event. Raises RequestFailed for an error frame, and ConnectionLost if the reply breaks
-        off."""
+        """The next event. Raises RequestFailed for an error frame, ConnectionLost if the reply breaks off."""
         if self._over:
             raise StopAsyncIteration
         try:

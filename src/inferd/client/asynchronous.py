@@ -164,8 +164,7 @@ class AsyncChat:
 
     @property
     def turns(self) -> list[dict[str, Any]]:
-        """The turns so far, without the system message, in the form that :meth:`AsyncClient.messages`
-        takes."""
+        """The turns so far, without the system message, in the form of :meth:`AsyncClient.messages`."""
         return self._conversation.turns
 
     def clear(self) -> None:

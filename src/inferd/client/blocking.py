@@ -37,8 +37,8 @@ Answer = Reply[Event, MessageDone]
 
 
 class Client:
-    """Connects to a daemon at ``address`` for v1, and at ``v2``, ``embed``, ``rerank`` and ``admin`` for the
-    other surfaces.
+    """Connects to v1 at ``address``, and to the surfaces ``v2``, ``embed``, ``rerank`` and ``admin`` at
+    theirs.
 
     An address is a Unix socket's path, or ``tcp://IP:port``, which may need an ``api_key``. The default is
     the surface's default socket, or the socket next to ``address`` if that is another daemon's
@@ -181,7 +181,7 @@ class Chat:
 
     @property
     def turns(self) -> list[dict[str, Any]]:
-        """The turns so far, without the system message, in the form that :meth:`Client.messages` takes."""
+        """The turns so far, without the system message, in the form of :meth:`Client.messages`."""
         return self._conversation.turns
 
     def clear(self) -> None:

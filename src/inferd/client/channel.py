@@ -93,8 +93,7 @@ class Reply(Iterator[E | D], Generic[E, D]):
         self._connection = channel.ask(request)
 
     def __next__(self) -> E | D:
-        """The next event. Raises RequestFailed for an error frame, and ConnectionLost if the reply breaks
-        off."""
+        """The next event. Raises RequestFailed for an error frame, ConnectionLost if the reply breaks off."""
         if self._connection is None:
             raise StopIteration
         try:

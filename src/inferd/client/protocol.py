@@ -148,8 +148,7 @@ class Request(ABC, Generic[E, D]):
     def take(self, line: bytes) -> E | D | None:
         """The event of a line; ``None`` for a frame without an event.
 
-        Raises RequestFailed for an error frame, and ProtocolError for a line that does not reply to this
-        request.
+        Raises RequestFailed for an error frame, ProtocolError for a line that is no reply to this request.
         """
         try:
             frame = orjson.loads(line)

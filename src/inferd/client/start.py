@@ -17,8 +17,7 @@ def check(wanted: bool, address: object) -> None:
 
 
 def start() -> None:
-    """Starts a daemon of this user, and waits until it is ready. Raises BootFailed with the reason of a
-    failed start."""
+    """Starts a daemon of this user, and waits until it is ready. Raises BootFailed with the reason."""
     done = subprocess.run(  # noqa: S603 - our own interpreter with fixed arguments
         COMMAND, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False
     )

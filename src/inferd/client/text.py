@@ -40,8 +40,7 @@ class Sampling(TypedDict, total=False):
 
 
 def given(options: Sampling, kind: type[Sampling] = Sampling) -> dict[str, object]:
-    """The options that are not ``None``, in the form of the wire. Raises TypeError for an option unknown to
-    ``kind``."""
+    """The options that are not ``None``, ready for the wire. Raises TypeError for one unknown to ``kind``."""
     for name in options.keys() - kind.__annotations__.keys():
         raise TypeError(f"a generation has no option {name!r}")
     for name, value in options.items():

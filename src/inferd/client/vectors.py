@@ -48,8 +48,7 @@ class Ranking:
 
 
 class WholeRequest(Request[Frame, Frame]):
-    """A request with one frame as its reply. ``start`` is the index of its first text in the caller's
-    list."""
+    """A request with a one-frame reply. ``start`` is the index of its first text in the caller's list."""
 
     def __init__(self, request_id: str, body: Mapping[str, Any], start: int) -> None:
         super().__init__(request_id, body)
@@ -98,8 +97,7 @@ def rerank(
     top_n: int | None,
     options: Mapping[str, Any] | None = None,
 ) -> Plan[Ranking]:
-    """Ranks any number of documents. Batches are possible since a score does not depend on the other
-    documents."""
+    """Ranks any number of documents, in batches: a score does not depend on the other documents."""
     options = options or {}
     results: list[Ranked] = []
     tokens = 0
@@ -116,8 +114,7 @@ def rerank(
 
 
 def _batches(texts: Sequence[str], room: int, most: int) -> Iterator[tuple[int, list[str]]]:
-    """Splits the texts into batches that each fit on a line, each with the index of its first text. Yields at
-    least one."""
+    """Splits the texts into batches that fit on a line, each with its first index; yields at least one."""
     start, batch, left = 0, list[str](), room
     for place, text in enumerate(texts):
         size = len(encode(text)) + 1

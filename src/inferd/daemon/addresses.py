@@ -59,8 +59,7 @@ def for_clients(settings: Settings) -> dict[str, str]:
 
 
 def bind_surface(settings: Settings, name: str, passed: Mapping[str, Bound]) -> Bound:
-    """The listening socket of a surface or of ``admin``: the socket passed by the service manager, else a new
-    one.
+    """The listening socket of a surface or of ``admin``: a socket from the service manager, else a new one.
 
     Raises AddressError.
     """

@@ -165,8 +165,7 @@ class _Pace:
 
 
 async def in_thread(call: Callable[[], T], cancelled: threading.Event) -> T:
-    """Runs ``call`` in its own thread. A cancellation sets ``cancelled``, and waits until the call
-    returns."""
+    """Runs ``call`` in its own thread. A cancellation sets ``cancelled`` and waits for the call."""
     thread = ThreadPoolExecutor(1, thread_name_prefix="inferd-load")
     running = asyncio.get_running_loop().run_in_executor(thread, call)
     thread.shutdown(wait=False)  # the thread ends with the call instead of staying in a pool
@@ -180,8 +179,7 @@ async def in_thread(call: Callable[[], T], cancelled: threading.Event) -> T:
 
 
 def capabilities_frame(backend: Backend, route: Route, *, pooled: bool) -> bytes:
-    """The ``capabilities`` frame of a backend: its capabilities, and the names by which requests may address
-    it."""
+    """The ``capabilities`` frame of a backend: its capabilities, and the names that requests may use."""
     able = dataclasses.asdict(backend.capabilities())
     accelerator = able.pop("accelerator")
     kind = accelerator.pop("kind")

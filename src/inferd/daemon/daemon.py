@@ -103,8 +103,7 @@ def _worker_threads() -> ThreadPoolExecutor:
 
 
 def _raise_descriptor_limit(connections: int) -> None:
-    """Raises the limit of open descriptors for ``connections``, as far as allowed; the default is often
-    lower."""
+    """Raises the descriptor limit for ``connections`` as far as allowed; the default is often lower."""
     wanted = connections + OTHER_DESCRIPTORS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted:

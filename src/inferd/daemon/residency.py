@@ -84,8 +84,7 @@ class _Loading:
 
 
 class Residency:
-    """Implements :class:`~inferd.serve.models.ModelDirectory` for the models of the store. Runs on the event
-    loop."""
+    """The :class:`~inferd.serve.models.ModelDirectory` of the stored models. Runs on the event loop."""
 
     def __init__(self, router: Router, build: Build, settings: Settings, tell: Tell) -> None:
         self._directory = Directory(router, settings)
@@ -155,8 +154,7 @@ class Residency:
             )
 
     async def _wait_for(self, name: str, deadline: float | None, show: Show | None) -> None:
-        """Waits for the load of a model. All waiting requests share the load, and it continues if they
-        leave."""
+        """Waits for the load of a model. All waiting requests share it, and it continues if they leave."""
         if self._closing:
             raise AdmissionClosed
         if self._waiting.get(name, 0) >= max(1, self.settings.queue_depth):

@@ -119,8 +119,7 @@ class Admission:
 
     @property
     def retry_after_secs(self) -> float | None:
-        """The estimated seconds until the next permit is free; ``None`` before the first request has
-        ended."""
+        """The estimated seconds until a permit is free; ``None`` before the first request has ended."""
         return None if self._mean_secs is None else self._mean_secs / self.active_permits
 
     @property
@@ -136,8 +135,7 @@ class Admission:
         return self._active < self.active_permits
 
     def _wait_behind(self, ahead: int) -> float:
-        """The estimated wait, in seconds, of a request after ``ahead`` others; 0 before the first request has
-        ended."""
+        """The estimated wait in seconds after ``ahead`` requests; 0 before the first request has ended."""
         return 0.0 if self._mean_secs is None else (ahead + 1) * self._mean_secs / self.active_permits
 
     async def admit(
@@ -382,8 +380,7 @@ class Admission:
         self._closed = True
 
     def release_waiters(self) -> None:
-        """Releases all waiting requests, even beyond the permits, so that they can send their last frame and
-        end."""
+        """Releases all waiting requests, even beyond the permits, to send their last frame and end."""
         while self._call_next(regardless=True):
             pass
 

@@ -48,7 +48,6 @@ class ApiKey:
         self._key = key.encode()
 
     def opens_with(self, line: bytes) -> bool:
-        """Whether ``line`` is an auth line with this key. The comparison time reveals nothing about the
-        key."""
+        """Whether ``line`` is an auth line with this key. The time taken reveals nothing about the key."""
         given = _read(line) if len(line) <= MAX_LINE_BYTES else None
         return given is not None and fastpath.keys_equal(given.key.encode(), self._key)

@@ -26,8 +26,7 @@ MAX_UNIX_PATH_BYTES = 103 if sys.platform == "darwin" else 107  # sun_path less 
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """A listening socket. ``address`` is its readable address, ``file`` the path, device and inode of its
-    socket file.
+    """A listening socket. ``address`` is for messages, ``file`` the path, device and inode of its file.
 
     ``sock`` is readable when a connection waits to be accepted.
     """
@@ -95,8 +94,7 @@ def bind_unix(path: Path, mode: int, group: str | None = None) -> Bound:
 
 
 def _give_to(path: Path, gid: int) -> os.stat_result:
-    """Changes the group of the socket at ``path``, unless ``gid`` is -1. Raises OSError for any other
-    file."""
+    """Changes the group of the socket at ``path`` unless ``gid`` is -1. Raises OSError for other files."""
     if not hasattr(os, "O_PATH"):
         found = path.lstat()
         if stat.S_ISSOCK(found.st_mode):

@@ -167,8 +167,7 @@ class Connection(Output):
         self._splitter.framed = False
 
     async def next_head(self, *, begun: bool = False) -> tuple[int, int] | None:
-        """Takes the head of the next frame: its kind and its payload's size. ``None`` at the end of the
-        input.
+        """Takes the next frame's head: its kind and its payload's size. ``None`` at the end of the input.
 
         ``begun`` means that an earlier frame began the request. Raises FrameTooLarge and MalformedFrame.
         """

@@ -42,8 +42,7 @@ class Output(asyncio.BufferedProtocol):
     def write(self, data: bytes) -> None:
         """Sends ``data``, which is whole lines, at the end of this loop iteration or once the client reads.
 
-        The writes of one iteration are sent together: each send costs a system call here and one in the
-        client.
+        The writes of one iteration are sent together: each send costs a system call on both sides.
         """
         if self.framed:
             data = frame_lines(data)

@@ -294,8 +294,7 @@ class Choice:
         raise self._router.refuse(self._needs, self._model)
 
     def may_retry(self, slot: BackendSlot) -> bool:
-        """Whether another backend of the pool may serve the request after ``slot`` failed. True at most
-        once."""
+        """Whether another backend of the pool may serve the request after ``slot`` failed; true only once."""
         if self._failed is not None:
             return False
         self._failed = slot

@@ -114,7 +114,7 @@ class Router:
 
     def queue_for(self, needs: frozenset[str] = TEXT, model: str | None = None) -> str:
         """The name of the queue for a request: that of the backend that :meth:`dispatch` would choose now or,
-        if it would raise, of the backend that the request waits for. A pool has one queue, named after its
+        if it would raise, of the backend that the request waits for. A pool has one queue, named for its
         first backend."""
         members = self._candidates(model)
         able = [member for member in members if needs <= member.able] or members

@@ -92,8 +92,7 @@ class Service(Generic[R]):
     ) -> None:
         """Serves an accepted socket until it is closed; ``number`` names the connection in the log.
 
-        ``enter`` is called once the client may send requests, and returns False if the connection limit is
-        reached.
+        ``enter`` is called once the client may send requests. It returns False at the connection limit.
         """
         session = Session(self, sock, peer, number, enter)
         metrics = self.metrics.surfaces[self.surface.name]
@@ -157,7 +156,7 @@ class Session(Generic[R]):
         self._context: RequestContext[R] | None = None
 
     async def run(self) -> None:
-        """Returns when the socket is closed. A first cancellation closes it after the last write, a second at
+        """Returns when the socket is closed. A cancellation closes it after the last write, another at
         once."""
         _accepted.info(**self._log_fields)
         conn = self._conn

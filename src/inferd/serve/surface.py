@@ -153,7 +153,7 @@ class RequestContext(Generic[R]):
             end()
 
     async def let_client_read(self) -> None:
-        """Waits until the client has read, or the request must end because others need its permit."""
+        """Waits until the client has read or the request is to end. Meanwhile others may claim its permit."""
         if self.interruption is None:
             if self.permit is not None:
                 self.permit.rest(self._give_up)
@@ -178,8 +178,8 @@ class RequestContext(Generic[R]):
         }
 
     def row(self, position: int | None) -> dict[str, object]:
-        """The row of the request in a listing; ``position`` is its place in the queue, from 1, if it
-        waits."""
+        """The row of the request in a listing; ``position`` is its place in the queue, from 1, or
+        ``None``."""
         return {
             "id": self.request.id[:_LOGGED_ID_CHARS],
             **self.source,
@@ -194,8 +194,7 @@ class RequestContext(Generic[R]):
 
 
 class Surface(ABC, Generic[R]):
-    """``parse`` raises DecodeError. ``validate`` raises the reason why a well-formed request cannot be
-    served."""
+    """``parse`` raises DecodeError. ``validate`` raises why a well-formed request cannot be served."""
 
     name: ClassVar[str]
     encode_error = staticmethod(encode_error)
@@ -242,8 +241,7 @@ class Surface(ABC, Generic[R]):
     """Whether content could follow a line or frame. Called before parsing, so a yes may be wrong."""
 
     def raw_size(self, request: R, max_attachment_bytes: int) -> int:
-        """The number of raw bytes after the request's line. Raises FrameTooLarge before any of them is
-        read."""
+        """The number of raw bytes after the request's line. Raises FrameTooLarge before any is read."""
         return 0
 
     def assign(self, request: R, raw: memoryview) -> None:

@@ -59,8 +59,7 @@ def restarting(phase: str, details: Mapping[str, Any]) -> bytes:
 
 
 def reload_failed(message: str) -> bytes:
-    """A reload failed and the old configuration stays; ``message`` gives the reason and a remedy. An
-    event."""
+    """A reload failed; the old configuration stays. ``message`` gives reason and remedy. An event."""
     return encode_status("reload_failed", {"message": message.encode("utf-8", "backslashreplace").decode()})
 
 
@@ -82,14 +81,12 @@ def models(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def model(name: str, state: str, details: Mapping[str, Any]) -> bytes:
-    """The state of a model loaded on demand: ``loading``, ``resident``, ``unloaded`` or ``failed``. An
-    event."""
+    """A model on demand is now ``loading``, ``resident``, ``unloaded`` or ``failed``. An event."""
     return encode_status("model", {"model": name, "state": state, **details})
 
 
 def unloaded(name: str, running: int) -> bytes:
-    """The answer to :func:`unload_request`: the model is unloaded, or will be once its ``running`` requests
-    end."""
+    """The answer to :func:`unload_request`; the unload waits for the ``running`` requests."""
     return encode_status("unload", {"model": name, "running": running})
 
 

@@ -171,8 +171,7 @@ def refuse_video(attachments: Sequence[Attachment]) -> None:
 
 
 def check_contents(attachments: Sequence[Attachment]) -> None:
-    """Raises InvalidRequest for bytes that do not match their declared format, AttachmentUnsupported for
-    video."""
+    """Raises InvalidRequest for bytes not in their declared format, AttachmentUnsupported for video."""
     total = 0
     refuse_video(attachments)
     for i, attachment in enumerate(attachments):

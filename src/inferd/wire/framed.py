@@ -116,8 +116,7 @@ def parse(payload: bytes) -> v2.Request:
 
 
 def content_may_follow(payload: bytes) -> bool:
-    """Whether blobs could follow a JSON frame that is not a valid request. False is always right; True may be
-    wrong."""
+    """Whether blobs could follow a JSON frame that is not a valid request. Only False is certain."""
     return b'"attachments"' in payload or frames.has_escaped_key_letter(payload)
 
 

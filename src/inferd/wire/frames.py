@@ -47,8 +47,7 @@ def decode(decoder: msgspec.json.Decoder[T], raw: bytes) -> T:
 
 
 def _misfit(raw: bytes, reason: str) -> DecodeError:
-    """The error for a field of the wrong type. The decoder stops there, so the rest of the line is checked
-    here."""
+    """The error for a field of the wrong type. The decoder stops there, so the rest is checked here."""
     try:
         found = orjson.loads(raw)
     except orjson.JSONDecodeError:

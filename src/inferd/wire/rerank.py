@@ -46,8 +46,7 @@ def validate(request: Request) -> None:
 def encode_rerank(
     request: Request, scores: Sequence[float], *, input_tokens: int, model: str, backend: str
 ) -> bytes:
-    """The ``rerank`` frame; ``scores`` are float32, one per document. Equal scores keep the order of the
-    request."""
+    """The ``rerank`` frame; ``scores`` are float32, one per document. Equal scores keep their order."""
     order = sorted(range(len(scores)), key=lambda index: -scores[index])[: request.top_n]
     texts = float_rows(array("f", scores), 1)[2:-2].split(b"],[")
     return frames.encode(

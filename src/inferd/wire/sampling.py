@@ -101,8 +101,7 @@ def read(request: Sampling) -> None:
 
 
 def read_object(raw: msgspec.Raw, where: str, request_id: str) -> msgspec.Raw:
-    """``raw`` if it is a JSON object, empty if it is absent or ``null``. Raises DecodeError for anything
-    else."""
+    """``raw`` if it is a JSON object, empty if it is absent or ``null``. Raises DecodeError otherwise."""
     text = bytes(raw)
     if text == b"null":
         return msgspec.Raw()

@@ -161,7 +161,7 @@ _KEYS_OF = {
 
 
 def may_carry_raw(line: bytes) -> bool:
-    """Whether raw bytes could follow the line. False is always right; True may be wrong."""
+    """Whether raw bytes could follow the line. Only False is certain."""
     return b'"size"' in line or frames.has_escaped_key_letter(line)
 
 

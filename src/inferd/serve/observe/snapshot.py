@@ -42,8 +42,7 @@ class Snapshot:
         return time.monotonic() - self._began
 
     def snapshot(self) -> dict[str, object]:
-        """The details of a ``snapshot`` frame: running requests by age, waiting requests in the order of
-        service."""
+        """The details of a ``snapshot`` frame: running requests by age, waiting ones in order of service."""
         admission = self.admission
         running = sorted(_contexts(admission.running_requests()), key=lambda context: context.arrived)
         return {

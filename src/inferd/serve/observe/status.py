@@ -63,8 +63,7 @@ class StatusBoard:
         self.publish_event(frame)
 
     def forget_capabilities(self) -> None:
-        """New subscribers no longer get the ``capabilities`` frames published so far. Call it before
-        publishing others."""
+        """Drops the kept ``capabilities`` frames, so that new subscribers get only those published later."""
         self._capabilities.clear()
 
     async def serve(self, sock: socket.socket) -> None:

@@ -56,8 +56,7 @@ class Generation(Surface[R]):
 
     @abstractmethod
     def engine_request(self, request: R, template: FrameTemplate | None) -> GenerateRequest:
-        """Converts a valid request for the backends. It may take bytes out of ``request``, so call it
-        once."""
+        """Converts a valid request for the backends. Call it once: it may take bytes out of ``request``."""
 
     async def answer(
         self, context: RequestContext[R], backend: Backend, metrics: BackendMetrics
