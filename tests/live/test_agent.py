@@ -71,7 +71,7 @@ def test_the_window_and_a_quarter_of_it_are_set() -> None:
     assert set(INSTALL) == set(AGENTS)
 
 
-def test_what_is_missing_is_named(
+def test_names_a_missing_bridge_model_or_agent(
     bridge: BridgeProcess,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -221,7 +221,7 @@ def test_a_client_that_leaves_ends_the_request_over_there(over: Callable[..., Da
     assert cancelled["backend"] == "bedrock-invoke"
 
 
-def test_faults_and_whose_they_are(over: Callable[..., DaemonProcess]) -> None:
+def test_only_server_faults_open_the_breaker(over: Callable[..., DaemonProcess]) -> None:
     """A client's faults are its own, however many; three of the far end shut it off."""
     faults = [("validationException", 4), ("throttlingException", 3)]
     names = [name for name, times in faults for _ in range(times)]

@@ -75,7 +75,7 @@ def misses(process: DaemonProcess) -> dict[str, int]:
     return counted
 
 
-def test_a_restart_keeps_what_was_computed(daemon: Start, short_dir: Path) -> None:
+def test_the_prefix_cache_survives_a_restart(daemon: Start, short_dir: Path) -> None:
     config = write_config(short_dir / "config.json", random_llama())
     first = serve(daemon, config)
     before = ask(first)

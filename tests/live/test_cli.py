@@ -117,7 +117,7 @@ def test_a_daemon_that_cannot_start_says_why(env: dict[str, str], reason: str, s
     assert not shell.is_running()
 
 
-def test_the_background_daemon_leaves_when_nobody_comes(shell: Shell) -> None:
+def test_the_background_daemon_stops_without_clients(shell: Shell) -> None:
     assert shell("run", "hi", INFERD_IDLE_EXIT_SECS="0.2").returncode == 0
     until(lambda: len(shell.events("stopped")) == 1)
     until(lambda: not shell.is_running())
@@ -199,14 +199,14 @@ def test_errors_have_their_exit_codes(daemon: Daemon) -> None:
     assert away.returncode == 3
 
 
-def test_a_daemon_that_breaks_off_is_told(daemon: Daemon) -> None:
+def test_a_daemon_that_stops_mid_answer_is_reported(daemon: Daemon) -> None:
     served = daemon(mock={"tape": ["one ", "two "], "drop_after": 1}).wait_ready()
     broken = beside(served)("run", "hi")
     assert (broken.returncode, broken.stdout) == (4, "one ")
     assert broken.stderr == "inferd: backend ended stream without terminal frame\n"
 
 
-def test_a_daemon_that_crashes_is_told(daemon: Daemon) -> None:
+def test_a_daemon_crash_is_reported(daemon: Daemon) -> None:
     served = daemon(mock={"tape": ["one ", "two "], "gate": True}).wait_ready()
     process = beside(served).start("run", "hi")
     served.release()

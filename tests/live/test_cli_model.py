@@ -72,7 +72,7 @@ def test_bench_measures_the_model(real: Shell) -> None:
     assert all(each["together"] >= each["slowest"] > 0 for each in found["streams"])
 
 
-def test_pull_verifies_what_is_there(models_home: Path, short_dir: Path) -> None:
+def test_pull_verifies_a_stored_model(models_home: Path, short_dir: Path) -> None:
     user = Shell(short_dir, MODELS_HOME=str(models_home))
     done = user("pull", "smollm2-135m-instruct")
     assert done.returncode == 0

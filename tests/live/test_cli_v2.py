@@ -103,7 +103,7 @@ def test_embed_and_rerank(daemon: Daemon) -> None:
     assert "task uses an unknown variant" in refused.stderr
 
 
-def test_a_running_daemon_without_the_surface_is_told(daemon: Daemon, tmp_path: Path) -> None:
+def test_a_surface_that_the_daemon_does_not_serve_is_reported(daemon: Daemon, tmp_path: Path) -> None:
     served = daemon(v2="false").wait_ready()
     user = Shell(served.dir)
     failed = user("embed", "a")
@@ -144,7 +144,7 @@ def test_a_required_tool_call_of_the_default_model(short_dir: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("place", ["tcp", "own.sock"])
-def test_an_address_without_v2_beside_it_takes_the_requests_of_v2(
+def test_an_address_without_a_v2_sibling_takes_v2_requests(
     place: str, daemon: Daemon, tmp_path: Path
 ) -> None:
     (tmp_path / "notes.txt").write_text("é" * 50_000)

@@ -42,7 +42,7 @@ def test_reload_logs_and_stop(shell: Shell, short_dir: Path) -> None:
     assert not shell.is_running()
 
 
-def test_stop_says_what_it_waits_for(
+def test_stop_prints_the_reason_for_waiting(
     daemon: Callable[..., DaemonProcess],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -60,7 +60,7 @@ def test_stop_says_what_it_waits_for(
     assert "waiting for the requests that run; after 10 s they are cut" in err
 
 
-def test_ctrl_c_while_a_model_is_fetched_says_that_the_daemon_goes_on(shell: Shell, short_dir: Path) -> None:
+def test_ctrl_c_during_a_fetch_says_that_the_daemon_continues(shell: Shell, short_dir: Path) -> None:
     """The lock of the model is held, so that the daemon waits for it."""
     shell.env.update(INFERD_BACKEND="llamacpp", MODELS_HOME=str(short_dir / "m"))
     (short_dir / "m" / "locks").mkdir(parents=True)

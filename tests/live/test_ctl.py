@@ -152,7 +152,7 @@ def test_pull_brings_every_local_model_of_the_file(home: Path, capsys: Capture) 
     ]
 
 
-def test_pull_of_what_cannot_be_had(home: Path, capsys: Capture) -> None:
+def test_pull_of_an_unavailable_model(home: Path, capsys: Capture) -> None:
     path = write(home, model(home))
     assert ctl.main(["pull", "--config", str(path)]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: ")

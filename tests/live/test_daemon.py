@@ -58,7 +58,7 @@ def test_a_request_is_answered(daemon: Start) -> None:
         assert wire.line() + wire.line() == TOKEN + DONE
 
 
-def test_the_boot_is_told_in_order_and_the_socket_is_there_with_ready(daemon: Start) -> None:
+def test_boot_phases_are_in_order_and_the_socket_exists_when_ready(daemon: Start) -> None:
     process = daemon(mock={"hold": "build"})
     with process.subscribe() as admin:
         first = admin.line()
@@ -113,7 +113,7 @@ def test_a_failed_boot_says_why_on_the_admin_socket_and_on_stderr(daemon: Start)
     assert [event["error"] for event in process.events("boot_failed")] == [message]
 
 
-def test_the_modes_of_what_is_made(daemon: Start) -> None:
+def test_file_modes(daemon: Start) -> None:
     process = daemon().wait_ready()
     process.wait_event("ready")
     modes = {path.name: stat.S_IMODE(path.lstat().st_mode) for path in process.uds.parent.iterdir()}
@@ -188,7 +188,7 @@ def test_tcp_with_a_key(daemon: Start) -> None:
     assert "k3y-of-the-test" not in process.log_file.read_text() + process.stderr
 
 
-def test_systemd_is_told(daemon: Start, short_dir: Path) -> None:
+def test_notifies_systemd(daemon: Start, short_dir: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
         notify.settimeout(30)
         notify.bind(str(short_dir / "notify"))
@@ -200,7 +200,7 @@ def test_systemd_is_told(daemon: Start, short_dir: Path) -> None:
         assert ended_cleanly(process)
 
 
-def test_systemd_is_told_on_an_abstract_socket(daemon: Start) -> None:
+def test_notifies_systemd_on_an_abstract_socket(daemon: Start) -> None:
     name = f"inferd-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
         notify.settimeout(30)
@@ -250,7 +250,7 @@ def test_passed_sockets_are_served_and_outlive_the_daemon(daemon: Start, short_d
             assert late.line() == TOKEN
 
 
-def test_there_are_descriptors_for_every_connection(daemon: Start) -> None:
+def test_raises_the_descriptor_limit_for_all_connections(daemon: Start) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
     try:
@@ -310,7 +310,7 @@ def test_running_and_waiting_requests_finish_before_the_end(daemon: Start) -> No
     assert ended_cleanly(process)
 
 
-def test_what_does_not_finish_in_time_is_cancelled(daemon: Start) -> None:
+def test_the_drain_cancels_requests_after_its_time_out(daemon: Start) -> None:
     process = daemon(mock={"gate": True}, active_permits=1, drain_timeout_secs=0.2).wait_ready()
     with process.connect() as running, process.connect() as waiting:
         running.send(ASK)

@@ -18,7 +18,7 @@ from tests.tls_server import stall, tls_server, trusted
 HALF = len(CONTENT) // 2
 
 
-def test_a_signal_ends_a_download_which_goes_on_later(
+def test_a_signal_ends_a_download_which_resumes_later(
     daemon: Callable[..., DaemonProcess], short_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ca = trustme.CA()

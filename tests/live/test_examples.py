@@ -42,7 +42,7 @@ def run(user: Shell, *arguments: str, stdin: str = "") -> subprocess.CompletedPr
     )
 
 
-def test_every_example_does_what_it_says(daemon: Callable[..., DaemonProcess]) -> None:
+def test_every_example_works_as_documented(daemon: Callable[..., DaemonProcess]) -> None:
     user = Shell(daemon(embed=1, rerank=1).wait_ready().dir)
     for arguments, stdin, expected in RUNS:
         done = run(user, *arguments, stdin=stdin)
@@ -85,7 +85,7 @@ def test_watching_ends_with_the_daemon(daemon: Callable[..., DaemonProcess]) -> 
 
 
 @pytest.mark.parametrize("example", ["state.py", "many.py"])
-def test_without_a_daemon_the_reason_is_told(example: str, short_dir: Path) -> None:
+def test_without_a_daemon_examples_print_the_reason(example: str, short_dir: Path) -> None:
     done = run(Shell(short_dir), example)
     assert done.returncode != 0
     assert "no daemon is running" in done.stderr

@@ -91,7 +91,7 @@ def test_a_schema_and_a_tool(client: ollama.Client) -> None:
     assert client.chat(MODEL, history, options=OPTIONS).message.content is not None
 
 
-def test_what_is_asked_of_models(client: ollama.Client) -> None:
+def test_lists_shows_and_loads_models(client: ollama.Client) -> None:
     assert [model.model for model in client.list().models] == [MODEL]
     assert client.ps().models[0].model == MODEL
     shown = client.show(MODEL)

@@ -83,7 +83,7 @@ def test_a_chat_completion(client: openai.OpenAI, model: str) -> None:
     assert answer.model == model
 
 
-def test_a_stream_says_what_the_whole_answer_says(client: openai.OpenAI, model: str) -> None:
+def test_a_stream_equals_the_whole_answer(client: openai.OpenAI, model: str) -> None:
     whole = client.chat.completions.create(
         model=model, messages=ask("Count to five."), max_tokens=12, temperature=0
     )
@@ -266,14 +266,14 @@ async def test_cancelling_a_whole_answer_frees_the_slot(bridge: BridgeProcess) -
         await asyncio.to_thread(bridge.wait_idle)
 
 
-def test_what_is_not_served_is_refused(client: openai.OpenAI, model: str) -> None:
+def test_unsupported_calls_are_refused(client: openai.OpenAI, model: str) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(model=model, messages=ask("Hi."), n=2)
     assert caught.value.param == "n"
     assert caught.value.code == "unsupported_value"
 
 
-def test_embeddings_of_a_model_that_makes_none(client: openai.OpenAI, model: str) -> None:
+def test_embeddings_of_a_text_model_are_refused(client: openai.OpenAI, model: str) -> None:
     with pytest.raises(openai.NotFoundError):
         client.embeddings.create(model=model, input="hello")
 

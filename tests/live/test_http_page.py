@@ -91,7 +91,7 @@ def test_the_page_is_small_and_loads_nothing_from_elsewhere() -> None:
         assert "innerHTML" not in text, file
 
 
-def test_the_state_names_callers_only_to_those_who_may_know(bridge: Start, tmp_path: Path) -> None:
+def test_the_state_hides_callers_from_other_users(bridge: Start, tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text(f"ada {KEY}\nops {KEY}-o scopes=generate,admin\n")
     file.chmod(0o600)
@@ -165,7 +165,7 @@ INJECTIONS = (
 
 
 @needs_browser
-def test_what_a_model_writes_never_runs(bridge: Start, browser: Browser) -> None:
+def test_model_output_is_never_executed(bridge: Start, browser: Browser) -> None:
     text = "\n\n".join(INJECTIONS)
     process = bridge(
         {"tape": [text[:40], *text[40:].partition("iframe"), "<details open ontoggle='owned=1'>"]}

@@ -97,13 +97,13 @@ def test_no_websocket(bridge: BridgeProcess) -> None:
     assert httpx.get(f"{bridge.base}/v1/responses", headers=headers).status_code == 404
 
 
-def test_what_is_no_http(bridge: BridgeProcess) -> None:
+def test_non_http_bytes_get_400(bridge: BridgeProcess) -> None:
     with connect(bridge) as sock:
         sock.sendall(b"\x16\x03\x01\x00hello\r\n\r\n")
         assert until(sock, b"\r\n\r\n").startswith(b"HTTP/1.1 400 ")
 
 
-def test_half_and_cut_requests_leave_nothing_behind(bridge: BridgeProcess) -> None:
+def test_partial_and_cut_requests_leak_nothing(bridge: BridgeProcess) -> None:
     for data, shut in (
         (WHOLE[:-10], False),
         (WHOLE[:-10], True),

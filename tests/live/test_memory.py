@@ -59,7 +59,7 @@ def test_an_attachment_costs_little_more_than_its_size(
         until(lambda: resident(process, "VmRSS") - before <= 0.1 * len(data))
 
 
-def test_the_engine_copies_no_pixels_of_its_own(daemon: Callable[..., DaemonProcess], tmp_path: Path) -> None:
+def test_the_engine_does_not_copy_pixels(daemon: Callable[..., DaemonProcess], tmp_path: Path) -> None:
     """Beside the bytes that the client sent there are two copies, both llama.cpp's."""
     projector = write_vision_projector(tmp_path / "projector.gguf", 576)
     entry = {"kind": "llamacpp", "name": "eyes", "model_path": str(demo_model()), "mmproj": str(projector)}

@@ -64,9 +64,7 @@ def test_a_model_of_the_store_answers_a_request_that_names_it(process: DaemonPro
     process.note_resources()
 
 
-def test_a_request_that_waits_for_its_model_is_told_how_far_it_is(
-    process: DaemonProcess, short_dir: Path
-) -> None:
+def test_a_request_waiting_for_its_model_gets_load_progress(process: DaemonProcess, short_dir: Path) -> None:
     stock(ModelStore(short_dir / "models"), "small", write_llama(short_dir / "small.gguf").read_bytes())
     shell = Shell(process.dir, INFERD_ADDRESS=str(process.uds), INFERD_ADMIN_ADDR=str(process.admin))
     for surface, content in (("v1", "hi"), ("v2", [{"type": "text", "text": "hi"}])):
@@ -120,7 +118,7 @@ def test_an_unknown_name_ends_the_request_and_not_the_connection(process: Daemon
             assert words in error["message"]
 
 
-def test_the_admin_socket_lists_what_can_be_named(process: DaemonProcess) -> None:
+def test_the_admin_socket_lists_available_models(process: DaemonProcess) -> None:
     with process.subscribe() as admin:
         admin.send(wire.MODELS_REQUEST)
         while (frame := admin.frame())["status"] != "models":
@@ -131,7 +129,7 @@ def test_the_admin_socket_lists_what_can_be_named(process: DaemonProcess) -> Non
     assert rows["vectors"]["embed"] is True
 
 
-def test_a_user_sees_what_is_loaded_and_has_it_unloaded(process: DaemonProcess) -> None:
+def test_ps_lists_and_unload_removes_loaded_models(process: DaemonProcess) -> None:
     shell = Shell(process.dir, INFERD_ADMIN_ADDR=str(process.admin), INFERD_UDS=str(process.uds))
     assert ask(process, model="talker", keep_alive=-1)["type"] == "done"
     loaded = {row["name"]: row for row in json.loads(shell("ps", "--json").stdout)["loaded"]}

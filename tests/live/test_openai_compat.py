@@ -144,7 +144,7 @@ def asked_once(connection: Wire, request: dict[str, Any]) -> list[dict[str, Any]
     return [connection.frame()]
 
 
-def test_each_entry_does_what_it_says(daemon: Start, remote: Serve, short_dir: Path) -> None:
+def test_each_entry_has_its_own_settings(daemon: Start, remote: Serve, short_dir: Path) -> None:
     """One says that it embeds, and nothing else; the other, which comes first, leaves it open."""
 
     def embeds(exchange: Exchange) -> None:
@@ -201,7 +201,7 @@ def test_a_deadline_ends_a_request_that_the_server_has_not_answered(over: Start,
     until(server.left.is_set)
 
 
-def test_what_counts_and_what_is_logged(over: Start, remote: Serve) -> None:
+def test_only_server_faults_count_and_logs_hide_prompts(over: Start, remote: Serve) -> None:
     """The client's own faults do not open the breaker; the server's do. The server quotes the prompt."""
     statuses = iter([400, 404, 422, 413, 500, 429])
 
@@ -243,7 +243,7 @@ def test_a_stop_waits_for_the_answer(over: Start, remote: Serve) -> None:
     until(server.left.is_set)
 
 
-def test_the_boot_says_what_it_would_ask(over: Start, remote: Serve) -> None:
+def test_the_boot_logs_the_server_and_model(over: Start, remote: Serve) -> None:
     server = remote(talks)
     process = over(server)
     seen = process.wait_for("ready")

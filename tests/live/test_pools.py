@@ -93,7 +93,7 @@ def test_spill_retry_load_and_an_upstream_that_goes(daemon: Start, remote: Serve
     assert metrics["r1"]["routed"] == {"spill": 1, "affinity": 1}
 
 
-def test_over_http_another_of_the_pool_serves_what_one_fails(remote: Serve, short_dir: Path) -> None:
+def test_over_http_another_pool_member_retries_a_failed_request(remote: Serve, short_dir: Path) -> None:
     well = server()
 
     def failing(exchange: Exchange) -> None:
@@ -110,7 +110,9 @@ def test_over_http_another_of_the_pool_serves_what_one_fails(remote: Serve, shor
                 assert answer.json()["choices"][0]["message"]["content"] == "remote"
 
 
-def test_a_reload_changes_pools_and_makes_nothing_anew(daemon: Start, remote: Serve, short_dir: Path) -> None:
+def test_a_reload_changes_pools_without_rebuilding_backends(
+    daemon: Start, remote: Serve, short_dir: Path
+) -> None:
     one = remote(server())
     one.keep = False
     config = write(short_dir / "c.json", one, serves="apart")

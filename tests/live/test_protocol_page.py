@@ -75,7 +75,7 @@ def name(example: Example) -> str:
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=name)
-def test_what_is_shown_is_what_happens(hello: Callable[..., DaemonProcess], example: Example) -> None:
+def test_the_examples_match_the_daemon(hello: Callable[..., DaemonProcess], example: Example) -> None:
     if "auth" in example.how:
         process = hello(tcp="127.0.0.1:0", api_key="the-key")
         port = int(process.wait_event("ready")[0]["address"].rpartition(":")[2])

@@ -23,7 +23,7 @@ def us() -> dict[str, object]:
     return {"peer": "unix", "peer_uid": os.getuid(), "peer_gid": os.getgid(), "peer_pid": os.getpid()}
 
 
-def test_who_asked_is_recorded_with_the_connection_and_with_each_request(daemon: Start) -> None:
+def test_connections_and_requests_record_the_caller(daemon: Start) -> None:
     process = daemon(active_permits=1, queue_depth=0, mock={"gate": True, "tape": [ANSWER]}).wait_ready()
     with process.connect() as first, process.connect() as second:
         first.send(ask("done"))
@@ -44,7 +44,7 @@ def test_who_asked_is_recorded_with_the_connection_and_with_each_request(daemon:
     assert {event["conn"] for event in requests} == by_conn
 
 
-def test_what_is_recorded_of_a_request(daemon: Start) -> None:
+def test_a_request_record_has_all_fields(daemon: Start) -> None:
     process = daemon(mock={"tape": [ANSWER, ANSWER]}).wait_ready()
     with process.connect() as wire:
         wire.send(ask("a" * 500))

@@ -103,7 +103,7 @@ def test_a_request_ends_on_the_backend_that_it_began_on(daemon: Start, config: C
     assert served_by(process, 2) == ["old", "new"]
 
 
-def test_what_has_not_changed_is_not_made_again(daemon: Start, config: Config) -> None:
+def test_unchanged_backends_are_not_rebuilt(daemon: Start, config: Config) -> None:
     config.write("stays", "leaves")
     process = daemon(config=config.path).wait_ready()
     with subscribe(process) as admin:
@@ -181,7 +181,7 @@ def test_the_level_of_the_log_changes(daemon: Start, config: Config) -> None:
     assert len(process.wait_event("request_done")) == 1
 
 
-def test_the_key_changes_for_who_comes_later(daemon: Start, config: Config, short_dir: Path) -> None:
+def test_a_new_key_applies_to_later_connections(daemon: Start, config: Config, short_dir: Path) -> None:
     key = short_dir / "key"
     key.write_text("first-key")
     config.write("one", log_level="info")
@@ -215,7 +215,7 @@ def test_the_key_changes_for_who_comes_later(daemon: Start, config: Config, shor
         ('{"backends": [{"kind": "llamacpp", "name": "x", "model_path": "/nowhere.gguf"}]}', "/nowhere.gguf"),
     ],
 )
-def test_an_unusable_configuration_leaves_all_as_it_is(
+def test_an_invalid_configuration_changes_nothing(
     daemon: Start, config: Config, text: str, reason: str
 ) -> None:
     config.write("old", engine={"queue_depth": 7})
@@ -234,7 +234,7 @@ def test_an_unusable_configuration_leaves_all_as_it_is(
     assert not process.events("backend_closed")
 
 
-def test_what_was_made_for_a_failed_reload_is_closed_again(daemon: Start, config: Config) -> None:
+def test_a_failed_reload_closes_its_new_backends(daemon: Start, config: Config) -> None:
     config.write("old")
     process = daemon(config=config.path, backend="").wait_ready()
     with subscribe(process) as admin:
@@ -266,7 +266,7 @@ def test_an_open_address_is_never_left_without_its_key(
         assert wire.rest() == b""
 
 
-def test_what_only_a_restart_can_change_is_named(daemon: Start, config: Config, short_dir: Path) -> None:
+def test_options_that_need_a_restart_are_named(daemon: Start, config: Config, short_dir: Path) -> None:
     config.write("one")
     process = daemon(config=config.path).wait_ready()
     with subscribe(process) as admin:
@@ -325,7 +325,7 @@ def test_a_reload_that_takes_long_is_given_up_for_a_newer_one(daemon: Start, con
     assert served_by(process, 1) == ["old"]
 
 
-def test_who_waits_for_the_daemon_does_not_wait_for_its_reload(daemon: Start, config: Config) -> None:
+def test_waiting_for_ready_does_not_wait_for_a_reload(daemon: Start, config: Config) -> None:
     config.write("old")
     process = daemon(mock={"hold": "build"}, config=config.path)
     with process.subscribe() as admin:
@@ -374,7 +374,7 @@ def test_a_stop_reaches_requests_on_backends_that_were_taken_out(daemon: Start, 
     assert [event["backend"] for event in process.events("backend_closed")] == ["old"]
 
 
-def test_the_service_manager_is_told(daemon: Start, config: Config, short_dir: Path) -> None:
+def test_a_reload_notifies_the_service_manager(daemon: Start, config: Config, short_dir: Path) -> None:
     config.write("old")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
         notify.settimeout(30)

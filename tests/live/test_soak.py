@@ -12,7 +12,7 @@ VISITS = (
 )
 
 
-async def test_mixed_load_leaves_nothing_behind() -> None:
+async def test_mixed_load_leaks_nothing() -> None:
     shown: list[str] = []
     findings = await soak.soak(random_llama(), 3, seed=1, show=shown.append, visits=VISITS, fill=False)
     assert not findings, "\n".join([*findings, *shown])

@@ -73,7 +73,7 @@ def test_top_ends_with_a_sentence_when_the_daemon_does(daemon: Daemon) -> None:
     assert gone.returncode == 3
 
 
-def test_what_is_quick_loads_nothing_that_is_slow(daemon: Daemon) -> None:
+def test_quick_commands_import_no_slow_module(daemon: Daemon) -> None:
     served = daemon(backend="mock").wait_ready()
     user = Shell(served.dir)
     code = (

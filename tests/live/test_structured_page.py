@@ -60,7 +60,7 @@ def run(user: Shell, *command: str) -> str:
     return done.stdout
 
 
-def test_the_examples_do_what_they_say(user: Shell) -> None:
+def test_the_examples_work_as_documented(user: Shell) -> None:
     (shell,) = examples("sh")
     assert 'inferd run --json-schema person.json "Invent a person"' in (ROOT / "README.md").read_text("utf-8")
     inferd = f'inferd() {{ "{sys.executable}" -m inferd "$@"; }}\n'

@@ -46,7 +46,9 @@ def sockets(process: DaemonProcess) -> set[str]:
         ({"rerank": 1, "v2": "no"}, {"infer.rerank.sock"}),
     ],
 )
-def test_which_sockets_there_are(daemon: Start, options: dict[str, object], names: set[str]) -> None:
+def test_the_sockets_of_each_configuration(
+    daemon: Start, options: dict[str, object], names: set[str]
+) -> None:
     process = daemon(**options).wait_ready()
     assert sockets(process) == {*names, "infer.sock", "inferd.sock", "admin.sock"}
     process.signal(signal.SIGTERM)
@@ -71,7 +73,7 @@ def test_sockets_of_ones_own_choice(daemon: Start, short_dir: Path) -> None:
             assert answer(wire, surface)["type"] == LAST[surface]
 
 
-def test_a_second_daemon_with_sockets_of_its_own(daemon: Start, short_dir: Path) -> None:
+def test_a_second_daemon_with_its_own_sockets(daemon: Start, short_dir: Path) -> None:
     first = daemon().wait_ready()
     own = {name: short_dir / name for name in ("lock", "uds", "admin_addr")}
     second = daemon(XDG_RUNTIME_DIR=first.dir, **own)
@@ -233,7 +235,7 @@ def test_a_drain_that_takes_too_long_ends_every_request(daemon: Start) -> None:
     assert process.wait() == 0
 
 
-def test_capabilities_say_what_the_surfaces_can_do(daemon: Start) -> None:
+def test_capabilities_match_the_surfaces(daemon: Start) -> None:
     (frame,) = [f for f in daemon().wait_for("ready") if f["status"] == "capabilities"]
     names = ("v2", "vision", "audio", "tools", "thinking", "embed", "rerank")
     assert {name: frame[name] for name in names} == dict.fromkeys(names, True)

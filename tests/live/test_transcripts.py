@@ -96,7 +96,7 @@ def play(wire: Wire, transcript: Transcript, pieces: list[bytes]) -> None:
         assert transcript.is_answered_by(received), received
 
 
-def test_there_are_transcripts_of_both_ends_and_every_surface() -> None:
+def test_transcripts_cover_both_ends_and_every_surface() -> None:
     assert {Transcript.read(name).stays_open for name in NAMES} == {True, False}
     assert {Transcript.read(name).surface for name in NAMES} == set(TAILS)
 

@@ -147,7 +147,7 @@ def test_a_stop_string_ends_the_answer(wire: Wire) -> None:
     assert done["stop_reason"] == "stop_sequence"
 
 
-def test_a_text_behind_the_line_is_read(wire: Wire) -> None:
+def test_a_text_after_the_line_is_read(wire: Wire) -> None:
     inline, told = ask(wire, user("Repeat:\nhello\nworld"), max_tokens=12)
     note = {"kind": "text", "id": "t", "size": 11}
     block = {"type": "text", "attachment_id": "t"}

@@ -81,7 +81,7 @@ async def test_an_adapter_changes_the_text_and_without_it_the_text_is_as_before(
         assert [(await answer(model, name))[0] for name in ("", "pirate", "poet")] == [base, first, second]
 
 
-async def test_requests_with_different_adapters_run_beside_each_other(pirate: Path, poet: Path) -> None:
+async def test_requests_with_different_adapters_run_concurrently(pirate: Path, poet: Path) -> None:
     names = ("", "pirate", "poet", "pirate")
     async with engine(pirate, poet) as model:
         alone = [(await answer(model, name, 12))[0] for name in names]
@@ -90,7 +90,7 @@ async def test_requests_with_different_adapters_run_beside_each_other(pirate: Pa
     assert [text for text, _ in together] == alone
 
 
-async def test_what_was_computed_with_one_adapter_is_of_no_use_to_another(pirate: Path, poet: Path) -> None:
+async def test_adapters_do_not_share_cached_prefixes(pirate: Path, poet: Path) -> None:
     async with engine(pirate, poet) as model:
         assert (await answer(model, "pirate", 1))[1].usage.cached_tokens == 0
         _, foreign = await answer(model, "poet", 1)
@@ -110,7 +110,7 @@ def no_adapters(tmp_path: Path, pirate: Path) -> list[Path]:
     return [random_llama(), wide, short]
 
 
-async def test_a_file_that_is_no_adapter_for_the_model_is_refused(no_adapters: list[Path]) -> None:
+async def test_an_adapter_of_another_model_is_refused(no_adapters: list[Path]) -> None:
     for path in no_adapters:
         with pytest.raises(ModelError, match=f"cannot load the adapter {path.stem!r}"):
             async with engine(path):

@@ -56,7 +56,7 @@ class Queue:
         return self.started
 
 
-async def test_capacity_is_what_runs_and_what_waits() -> None:
+async def test_capacity_counts_running_and_waiting_requests() -> None:
     queue = Queue(active_permits=2, queue_depth=1)
     for name in ("a", "b", "c"):
         await queue.come(name)
@@ -163,7 +163,7 @@ async def test_a_caller_that_fills_the_queue_cannot_come_back_before_the_other_i
     assert await queue.finish_all() == ["a0", "b1"]
 
 
-async def test_with_no_queue_there_is_nothing_to_displace() -> None:
+async def test_without_a_queue_no_request_is_displaced() -> None:
     queue = Queue(active_permits=2, queue_depth=0)
     await queue.come("a0", caller="a")
     await queue.come("a1", caller="a")
@@ -172,7 +172,7 @@ async def test_with_no_queue_there_is_nothing_to_displace() -> None:
     assert await queue.finish_all() == ["a0", "a1"]
 
 
-async def test_a_refusal_tells_when_the_next_place_becomes_free() -> None:
+async def test_a_refusal_has_the_time_of_the_next_free_place() -> None:
     queue = Queue(active_permits=2, queue_depth=0)
     await queue.come("a0")
     await queue.come("a1")
@@ -205,7 +205,7 @@ async def test_a_newcomer_among_callers_is_not_starved() -> None:
 
 
 @pytest.mark.parametrize("level", ["process", "user"])
-async def test_a_flood_holds_half_of_the_permits_beside_one_other(
+async def test_a_flood_gets_half_of_the_permits_with_one_other_client(
     level: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shares, "STAY_SECS", 3600.0)
@@ -259,7 +259,7 @@ async def test_a_process_that_stays_away_leaves_its_permits_to_the_others(
     await queue.finish("a2")
 
 
-async def test_whoever_is_cancelled_while_waiting_leaves_the_queue() -> None:
+async def test_a_cancelled_waiter_leaves_the_queue() -> None:
     queue = Queue(queue_depth=2)
     for name in ("a", "b", "c"):
         await queue.come(name)
@@ -298,7 +298,7 @@ async def test_a_cancellation_in_the_moment_of_the_deadline_gives_no_place_back(
     await queue.finish("a")
 
 
-async def test_a_turn_is_not_given_to_whoever_is_just_leaving() -> None:
+async def test_a_turn_is_not_given_to_a_leaving_request() -> None:
     queue = Queue()
     running = await queue.admission.admit("caller")
     await queue.come("b")
@@ -330,7 +330,7 @@ async def test_a_deadline_that_is_met_leaves_no_alarm() -> None:
     await queue.finish("b")
 
 
-async def test_a_free_place_is_given_whatever_the_deadline() -> None:
+async def test_a_free_place_ignores_the_deadline() -> None:
     queue = Queue()
     await queue.come("a", deadline=asyncio.get_running_loop().time() - 1)
     assert await queue.finish_all() == ["a"]
@@ -368,7 +368,7 @@ async def test_more_permits_let_those_start_that_waited(permits: int) -> None:
     assert await queue.finish_all() == ["a", "b", "c"]
 
 
-async def test_fewer_permits_cut_nobody_off() -> None:
+async def test_fewer_permits_cut_off_no_running_request() -> None:
     queue = Queue(active_permits=3, queue_depth=1)
     for name in ("a", "b", "c", "d"):
         await queue.come(name)
@@ -383,7 +383,7 @@ async def test_fewer_permits_cut_nobody_off() -> None:
     await queue.finish("d")
 
 
-async def test_the_listings_say_who_runs_and_who_is_served_next() -> None:
+async def test_the_listings_show_running_and_waiting_in_order() -> None:
     queue = Queue(active_permits=2)
     for name in ("r1", "r2", "a1", "a2", "b1", "a3", "b2"):
         await queue.come(name, caller=name[0])

@@ -69,11 +69,11 @@ async def answer(engine: LlamaCpp, request: GenerateRequest) -> tuple[Message, D
 
 
 @pytest.mark.parametrize("manner", [as_it_came, in_other_words])
-async def test_a_session_of_an_agent_computes_only_what_is_new(manner: Manner, tmp_path: Path) -> None:
+async def test_an_agent_session_computes_only_new_tokens(manner: Manner, tmp_path: Path) -> None:
     await session(tmp_path, manner, {"tools": TOOLS, "tool_choice": "required"})
 
 
-async def test_so_does_one_whose_answers_follow_a_schema(tmp_path: Path) -> None:
+async def test_a_session_with_schemas_computes_only_new_tokens(tmp_path: Path) -> None:
     await session(tmp_path, in_other_words, {"json_schema": json.dumps(EDIT)})
 
 

@@ -100,7 +100,7 @@ def test_calls_are_gathered_by_index() -> None:
 
 
 @pytest.mark.parametrize("arguments", ['{"at":', "[]", "nonsense"])
-def test_a_call_that_is_no_object_is_an_error(arguments: str) -> None:
+def test_a_call_that_is_not_an_object_is_an_error(arguments: str) -> None:
     with pytest.raises(ToolCallMalformed):
         read(*call_events(0, arguments), *end("tool_use", 3))
 
@@ -147,7 +147,7 @@ def test_a_reported_reason_is_one_line_that_ends() -> None:
         read({"type": "error", "error": {"type": "invalid_request_error", "message": "a\nb " + "x" * 9999}})
 
 
-def test_what_is_new_is_passed_over() -> None:
+def test_unknown_events_are_skipped() -> None:
     assert read(
         {"type": "content_block_start", "index": 0, "content_block": {"type": "new_block", "x": 1}},
         {"type": "content_block_delta", "index": 0, "delta": {"type": "citations_delta", "citation": {}}},
@@ -169,6 +169,6 @@ def test_what_is_new_is_passed_over() -> None:
         b"\xff",
     ],
 )
-def test_what_is_not_the_api_is_an_error(data: bytes) -> None:
+def test_a_malformed_event_is_an_error(data: bytes) -> None:
     with pytest.raises(BackendInternal, match="Messages API"):
         read(data)

@@ -35,7 +35,7 @@ def text(value: str) -> dict[str, str]:
     return {"type": "text", "text": value}
 
 
-def test_what_is_not_given_is_not_said() -> None:
+def test_absent_fields_are_not_sent() -> None:
     assert body() == {
         "anthropic_version": "bedrock-2023-05-31",
         "max_tokens": 1024,
@@ -180,7 +180,7 @@ def test_a_grammar_is_refused() -> None:
         body(grammar='root ::= "a"')
 
 
-def test_an_encoded_picture_goes_as_it_is() -> None:
+def test_an_encoded_image_is_sent_unchanged() -> None:
     picture = Media("image", memoryview(b"\x89PNG..."), mime="image/png")
     turns = conversation(Message("user", ("Look:", picture, "What is it?")))
     source = {"type": "base64", "media_type": "image/png", "data": base64.b64encode(b"\x89PNG...").decode()}

@@ -70,7 +70,7 @@ class Exchange:
         return [backend for backend in made if isinstance(backend, Mortal)]
 
 
-async def test_what_has_not_changed_is_kept() -> None:
+async def test_unchanged_backends_are_kept() -> None:
     exchange = Exchange()
     one, two = await exchange.take_on("one", "two")
     again, three = await exchange.take_on("one", "three")
@@ -80,7 +80,7 @@ async def test_what_has_not_changed_is_kept() -> None:
     assert (one.closed, two.closed, three.closed) == (1, 1, 1)
 
 
-async def test_what_has_died_is_named_and_made_again() -> None:
+async def test_a_dead_backend_is_named_and_rebuilt() -> None:
     exchange = Exchange()
     one, two = await exchange.take_on("one", "two")
     assert exchange.backends.dead() == []
@@ -93,7 +93,7 @@ async def test_what_has_died_is_named_and_made_again() -> None:
     await exchange.backends.close()
 
 
-async def test_what_is_not_used_in_the_end_is_closed() -> None:
+async def test_unused_backends_are_closed() -> None:
     exchange = Exchange()
     (one,) = await exchange.take_on("one")
     with pytest.raises(ModelError):
@@ -105,7 +105,7 @@ async def test_what_is_not_used_in_the_end_is_closed() -> None:
     await exchange.backends.close()
 
 
-async def test_clients_are_told_the_names_by_which_they_may_ask() -> None:
+async def test_capabilities_list_the_requestable_names() -> None:
     entries = (
         MockEntry(name="zero"),
         LlamaCppEntry(name="here", model_path=Path("h"), serves="B", aliases=("big",)),
@@ -141,7 +141,7 @@ async def test_a_cancel_ends_the_making_and_waits_for_its_end() -> None:
     assert not exchange.backends._recipes
 
 
-async def test_patience_with_what_does_not_become_ready_has_an_end() -> None:
+async def test_waiting_for_a_backend_times_out() -> None:
     exchange = Exchange()
     made = await exchange.backends.make(settings("one", "lazy"), show)
     with pytest.raises(ModelError, match=r"backend 'lazy' was not ready within 0\.01 s"):

@@ -228,7 +228,7 @@ async def test_silence_has_an_end(before: int) -> None:
     assert "silent for 0.05 s" in str(error)
 
 
-async def test_a_slow_answer_is_no_silence() -> None:
+async def test_a_slow_answer_is_not_silence() -> None:
     """Its pieces come more often than the limit asks for, and together they take longer."""
     limit, beat = 0.5, 0.05
     beats = threading.Semaphore(0)
@@ -253,7 +253,7 @@ async def test_a_slow_answer_is_no_silence() -> None:
     assert time.monotonic() - began > limit
 
 
-async def test_nobody_at_the_address() -> None:
+async def test_connection_refused() -> None:
     with BedrockServer(says("no")) as server:
         url = server.url
     backend = Bedrock(entry(url))
@@ -319,7 +319,7 @@ async def test_close_ends_the_request_over_there(end: str) -> None:
         assert [event async for event in stream] == []
 
 
-async def test_without_a_budget_nobody_is_asked() -> None:
+async def test_without_a_budget_no_request_is_sent() -> None:
     async with serving(says("no")) as (backend, server):
         request = GenerateRequest(messages=REQUEST.messages, max_tokens=0)
         assert await events(backend, request) == [Done("length", Usage(0, 0))]
@@ -343,14 +343,14 @@ async def test_many_pixels_are_encoded_off_the_event_loop(monkeypatch: pytest.Mo
     assert server.exchanges[0].body["messages"][0]["content"][0]["source"]["data"] == "iVBO"
 
 
-async def test_what_cannot_be_said_is_refused_before_anybody_is_asked() -> None:
+async def test_an_inexpressible_request_is_refused_before_it_is_sent() -> None:
     async with serving(says("no")) as (backend, server):
         with pytest.raises(InvalidRequest, match="grammar"):
             await backend.generate(GenerateRequest(messages=REQUEST.messages, grammar='root ::= "a"'))
     assert server.exchanges == []
 
 
-def test_what_it_can_do() -> None:
+def test_capabilities() -> None:
     assert Bedrock(entry()).capabilities() == Capabilities(
         v2=True, vision=True, tools=True, thinking=True, accelerator=Accelerator(kind="remote")
     )

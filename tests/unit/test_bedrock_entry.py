@@ -59,7 +59,7 @@ def test_a_key_that_http_cannot_carry(more: dict[str, Any]) -> None:
     assert "sch" not in str(caught.value)
 
 
-def test_without_botocore_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_botocore_the_error_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.split(".")[0] == "botocore"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "botocore", None)

@@ -25,7 +25,7 @@ REPORT = {
 }
 
 
-def test_the_page_is_what_the_numbers_make() -> None:
+def test_the_page_matches_the_numbers() -> None:
     reports = json.loads(page.NUMBERS.read_text())
     assert page.rendered(page.PAGE.read_text(), reports) == page.PAGE.read_text(), "run python -m bench.page"
 

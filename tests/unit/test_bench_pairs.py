@@ -23,7 +23,7 @@ def test_the_ratio_is_of_rounds_and_not_of_medians() -> None:
 
 
 @pytest.mark.parametrize("more_is_better", [False, True])
-def test_what_is_worse_in_every_round_is_a_regression(more_is_better: bool) -> None:
+def test_worse_in_every_round_is_a_regression(more_is_better: bool) -> None:
     rng = random.Random(1)
     good, bad = (110.0, 100.0) if more_is_better else (100.0, 110.0)
     base, head = noisy(rng, good, 0.01), noisy(rng, bad, 0.01)
@@ -31,7 +31,7 @@ def test_what_is_worse_in_every_round_is_a_regression(more_is_better: bool) -> N
     assert not metric(head, base, more_is_better=more_is_better).regressed()
 
 
-def test_noise_is_no_regression() -> None:
+def test_noise_is_not_a_regression() -> None:
     rng = random.Random(2)
     pair = metric(noisy(rng, 100, 0.3), noisy(rng, 106, 0.3))
     low, high = pair.interval()
@@ -39,7 +39,7 @@ def test_noise_is_no_regression() -> None:
     assert not pair.regressed()
 
 
-def test_worse_within_the_bound_is_no_regression() -> None:
+def test_worse_within_the_bound_is_not_a_regression() -> None:
     rng = random.Random(3)
     pair = metric(noisy(rng, 100, 0.001), noisy(rng, 103, 0.001))
     assert pair.interval()[0] > 1

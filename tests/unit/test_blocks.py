@@ -46,7 +46,7 @@ def request(**fields: object) -> v2.Request:
 # To the engine.
 
 
-def test_what_is_not_given_is_left_to_the_backend() -> None:
+def test_absent_fields_are_left_to_the_backend() -> None:
     got = BlockSurface().engine_request(request(), None)
     assert got == GenerateRequest(messages=(Message("user", "hi"),), typed=True, model_defaults=True)
 
@@ -162,7 +162,7 @@ def test_a_result_may_show_pictures() -> None:
     assert BlockSurface().needs(got) == {"v2", "vision"}
 
 
-def test_what_a_request_needs() -> None:
+def test_capabilities_that_a_request_needs() -> None:
     needs = BlockSurface().needs
     tool = {"name": "f", "description": "", "input_schema": {}}
     image = {"kind": "image", "id": "i", "width": 1, "height": 1, "bytes": "AAEC"}
@@ -251,6 +251,6 @@ def test_stop_reasons(reason: Any, said: str) -> None:
     assert end["stop_reason"] == said
 
 
-def test_a_choice_that_was_not_met_is_told() -> None:
+def test_an_unsatisfied_tool_choice_is_reported() -> None:
     ((end,),) = written(Writer(request()), done=Done("length", Usage(1, 1), tool_missing=True))
     assert end["tool_choice_unsatisfied"] is True

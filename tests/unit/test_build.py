@@ -94,13 +94,15 @@ async def test_a_model_can_be_kept_off_a_gpu(monkeypatch: pytest.MonkeyPatch) ->
         await backend.close()
 
 
-def test_what_a_model_must_run_on_is_part_of_its_recipe(settings: Settings, entry: LlamaCppEntry) -> None:
+def test_device_and_memory_options_are_part_of_the_build_key(
+    settings: Settings, entry: LlamaCppEntry
+) -> None:
     assert build_key(settings, entry) == build_key(replace(settings, queue_depth=1), entry)
     assert build_key(settings, entry) != build_key(replace(settings, force_backend="cpu"), entry)
     assert build_key(settings, entry) != build_key(replace(settings, engine_memory_factor=99), entry)
 
 
-def test_a_served_name_is_part_of_a_recipe_only_where_it_names_the_model(settings: Settings) -> None:
+def test_serves_is_part_of_the_build_key_only_if_it_names_the_model(settings: Settings) -> None:
     bare = InferdEntry(name="far", address="/far.sock", serves="old")
     renamed = replace(bare, serves="new")
     assert [Inferd(entry).model for entry in (bare, renamed)] == ["old", "new"]

@@ -107,7 +107,7 @@ def test_everything_but_computing_is_refused(tried: dict[str, dict[str, str]]) -
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the cage is Linux's")
-def test_what_holds_is_told(tried: dict[str, dict[str, str]]) -> None:
+def test_reports_the_guards_in_force(tried: dict[str, dict[str, str]]) -> None:
     assert tried["held"]["no_new_privs"] == tried["held"]["seccomp"] == "yes"
 
 

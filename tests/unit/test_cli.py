@@ -147,7 +147,7 @@ def test_a_group_alone_shows_its_help(
     assert "Commands:" in err
 
 
-def test_what_people_from_elsewhere_ask_for(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_common_aliases_work(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def shown(*line: str, code: int = 0) -> str:
         assert cli.main(line) == code
         return capsys.readouterr().out
@@ -310,7 +310,7 @@ def test_the_prompt_is_the_argument_or_stdin(monkeypatch: pytest.MonkeyPatch) ->
         inputs.prompt(())
 
 
-def test_what_is_piped_in_goes_with_the_prompt(
+def test_piped_input_follows_the_prompt(
     home: Path, peer: Callable[[Script], Peer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def answer(connection: socket.socket, line: bytes) -> None:
@@ -407,7 +407,7 @@ def test_an_answer_cannot_drive_the_terminal() -> None:
     assert pipe.getvalue() == text
 
 
-def test_an_answer_that_is_not_whole_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_incomplete_answer_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     output.check_done(DONE)
     assert capsys.readouterr().err == ""
     output.check_done(Done(content="", stop_reason="length", prompt_tokens=1, completion_tokens=7))
@@ -513,9 +513,7 @@ def handlers() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def test_an_interrupted_pull_cleans_up_behind_itself(
-    home: Path, handlers: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_pull_cleans_up(home: Path, handlers: None, monkeypatch: pytest.MonkeyPatch) -> None:
     from inferd.store import fetch
 
     ended: list[str] = []

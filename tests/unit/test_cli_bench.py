@@ -19,7 +19,7 @@ FOUND = Measured(
 )
 
 
-def test_the_report_says_what_a_person_asks() -> None:
+def test_the_report_has_all_numbers() -> None:
     text = "\n".join(report(FOUND))
     assert "40 tokens/s, one at a time" in text
     assert "50 ms after a short prompt" in text

@@ -96,7 +96,7 @@ def test_show_reads_the_named_file(home: Path, capsys: Capture) -> None:
 # check
 
 
-def test_check_says_what_is_wrong(home: Path, capsys: Capture) -> None:
+def test_check_reports_errors(home: Path, capsys: Capture) -> None:
     path = write(home, {"backends": [{"kind": "mock", "name": "m"}], "engine": {"threads": -1}})
     assert config("check") == 1
     assert capsys.readouterr().err.startswith(f"inferd: config file {path}: ")
@@ -104,7 +104,7 @@ def test_check_says_what_is_wrong(home: Path, capsys: Capture) -> None:
     assert "there is no such file" in capsys.readouterr().err
 
 
-def test_check_warns_and_goes_on(home: Path, capsys: Capture) -> None:
+def test_check_warns_and_continues(home: Path, capsys: Capture) -> None:
     path = write(home, {"backends": [{"kind": "mock", "name": "m"}], "engin": {}})
     assert config("check", str(path)) == 0
     out, err = capsys.readouterr()
@@ -153,7 +153,7 @@ def test_init_takes_a_model(home: Path, capsys: Capture) -> None:
     assert shown(capsys, "--config", str(path))["backends"][0]["model_path"] == "/m.gguf"
 
 
-def test_init_keeps_what_is_there_unless_forced(home: Path, capsys: Capture) -> None:
+def test_init_keeps_an_existing_file_unless_forced(home: Path, capsys: Capture) -> None:
     path = write(home, {"backends": [{"kind": "mock", "name": "mine"}]})
     before = path.read_bytes()
     assert config("init") == 1
@@ -193,7 +193,7 @@ def test_a_misspelt_flag_names_the_nearest(capsys: Capture) -> None:
     assert "Did you mean" not in capsys.readouterr().err
 
 
-def test_check_knows_a_model_that_there_is_not(home: Path, capsys: Capture) -> None:
+def test_check_reports_an_unknown_model(home: Path, capsys: Capture) -> None:
     def check(entry: dict[str, object]) -> str:
         path = home / "c.json"
         path.write_text(json.dumps({"backends": [{"kind": "llamacpp", "name": "chat", **entry}]}))

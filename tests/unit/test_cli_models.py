@@ -97,7 +97,7 @@ def test_a_file_with_two_names_stays_for_the_second(home: Path, file: Path, caps
     assert capsys.readouterr().out == "tiny is removed; its file stays for second\n"
 
 
-def test_verify_finds_what_is_damaged_and_goes_on(home: Path, file: Path, capsys: Capture) -> None:
+def test_verify_finds_damaged_files_and_continues(home: Path, file: Path, capsys: Capture) -> None:
     run("import", str(file), "--name", "bad")
     path = ModelStore(home).blob_path(DIGEST)
     file.write_bytes(GGUF + b"more")
@@ -154,7 +154,7 @@ def test_pull_of_an_address_needs_a_hash(server: TlsServer, home: Path, capsys: 
     assert listed(capsys, "mine")["stored"] is True
 
 
-def test_list_shows_what_has_come_so_far(home: Path, file: Path, capsys: Capture) -> None:
+def test_list_shows_partial_downloads(home: Path, file: Path, capsys: Capture) -> None:
     run("import", str(file))
     ModelStore(home).blob_path(DIGEST).unlink()
     partial = ModelStore(home).partial_dir(DIGEST)
@@ -166,7 +166,7 @@ def test_list_shows_what_has_come_so_far(home: Path, file: Path, capsys: Capture
     assert re.search(r"tiny +2 MB of it +16 kB", capsys.readouterr().out)
 
 
-def test_what_another_tool_wrote_cannot_drive_the_terminal(home: Path, capsys: Capture) -> None:
+def test_a_foreign_manifest_cannot_control_the_terminal(home: Path, capsys: Capture) -> None:
     manifest = {"name": "odd", "blob": f"sha256:{DIGEST}", "size_bytes": 1, "license": "\x1b[2J"}
     source = {"registry": "hf", "repo": "\x1b]0;x\x07", "filename": "f"}
     (home / "manifests").mkdir(parents=True)
@@ -193,7 +193,7 @@ def test_a_line_that_cannot_be_followed(home: Path, capsys: Capture, line: list[
     assert reason in capsys.readouterr().err
 
 
-def test_ctrl_c_ends_a_download_that_the_next_pull_goes_on_with(server: TlsServer, short_dir: Path) -> None:
+def test_ctrl_c_ends_a_download_that_the_next_pull_resumes(server: TlsServer, short_dir: Path) -> None:
     """In a terminal, where the bar is."""
     server.content = b"GGUF" + bytes(3_000_000)
     digest = hashlib.sha256(server.content).hexdigest()

@@ -129,7 +129,7 @@ ENGINE = {
         ({"problem": "the file was changed"}, ["cannot load", "the file was changed"]),
     ],
 )
-def test_status_tells_how_the_process_of_a_model_is(
+def test_status_shows_the_state_of_a_model_process(
     engine: dict[str, object],
     parts: list[str],
     admin: Callable[..., None],
@@ -331,7 +331,7 @@ def test_stop_waits_until_the_holder_of_the_lock_has_gone(
 # The background daemon.
 
 
-def test_looking_at_a_lock_makes_nothing(home: Path) -> None:
+def test_testing_a_lock_creates_nothing(home: Path) -> None:
     assert not background.is_held(home / "a" / "lock")
     assert not (home / "a").exists()
 

@@ -51,7 +51,7 @@ def files(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_what_run_attaches_and_prints(
+def test_run_sends_attachments_and_prints_calls(
     files: Path, home: Path, peer: Start, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server = peer(after_attachments(frames(*ANSWER)))
@@ -108,7 +108,7 @@ def test_json_is_one_object_with_every_block(
         (["--tool-choice", "required"], "needs --tools FILE"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_told_before_a_daemon_is_asked(
+def test_an_unusable_file_is_reported_before_connecting(
     line: list[str], part: str, files: Path, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["run", "hi", *(each.format(files) for each in line)]) == 2
@@ -125,7 +125,7 @@ def test_a_file_is_read_no_further_than_a_request_may_carry(monkeypatch: pytest.
         inputs.text(Path("/dev/zero"))
 
 
-def test_an_answer_without_the_tool_it_owes_is_told(
+def test_a_missing_required_call_is_reported(
     files: Path, home: Path, peer: Start, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server = peer(frames({**DONE, "stop_reason": "max_tokens", "tool_choice_unsatisfied": True}))
@@ -164,7 +164,7 @@ def test_the_target_is_the_socket_of_the_surface(home: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize(("command", "how"), [("embed", "--embed"), ("rerank", "--rerank")])
-def test_without_a_model_for_it_no_daemon_is_started_but_the_user_told_how(
+def test_without_a_suitable_model_prints_advice_and_starts_no_daemon(
     command: str, how: str, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main([command, "a", "b"]) == 3

@@ -49,7 +49,7 @@ def test_tokens_then_done(peer: Callable[[Script], Peer], clients: Clients) -> N
     assert sent == {"id": "c1", "messages": [{"role": "user", "content": "Hi"}], "seed": 7, "stop": ["x"]}
 
 
-def test_the_phases_of_a_load_are_told_and_are_no_events(
+def test_load_phases_are_reported_but_are_not_events(
     peer: Callable[[Script], Peer], clients: Clients
 ) -> None:
     phases: list[object] = []
@@ -96,9 +96,7 @@ def test_closing_a_generation_closes_its_connection(peer: Callable[[Script], Pee
         assert list(answer) == []
 
 
-def test_an_answer_that_the_daemon_ended_is_no_result(
-    peer: Callable[[Script], Peer], clients: Clients
-) -> None:
+def test_an_answer_ended_by_the_daemon_raises(peer: Callable[[Script], Peer], clients: Clients) -> None:
     cancelled = {**DONE, "content": "a", "stop_reason": "cancelled"}
     server = peer(frames(token("a"), cancelled))
     with clients.client(server.path) as client:
@@ -216,7 +214,7 @@ def test_an_end_before_the_terminal_frame_is_a_lost_connection(
         b'{"id":"c1","type":"done","content":"","stop_reason":"end"}\n',
     ],
 )
-def test_what_is_no_response_is_a_protocol_error(
+def test_a_malformed_response_is_a_protocol_error(
     sent: bytes, peer: Callable[[Script], Peer], clients: Clients
 ) -> None:
     server = peer(lambda connection, line: connection.sendall(sent))
@@ -256,7 +254,9 @@ def test_a_silent_daemon_is_given_up_after_the_timeout(
         next(client.generate("Hi"))
 
 
-def test_what_json_cannot_hold_is_a_usage_error(peer: Callable[[Script], Peer], clients: Clients) -> None:
+def test_values_that_json_cannot_hold_are_usage_errors(
+    peer: Callable[[Script], Peer], clients: Clients
+) -> None:
     server = peer(frames(DONE))
     with clients.client(server.path) as client:
         with pytest.raises(errors.UsageError, match="surrogates"):
@@ -345,7 +345,7 @@ def test_a_malformed_address_is_a_usage_error(address: str, clients: Clients) ->
 # Dialling.
 
 
-def test_nobody_there(short_dir: Path, clients: Clients) -> None:
+def test_no_daemon(short_dir: Path, clients: Clients) -> None:
     with pytest.raises(errors.DaemonUnreachable, match="no daemon is running") as caught:
         clients.client(short_dir / "none").connect()
     assert (caught.value.exit_code, caught.value.retryable) == (3, True)
@@ -371,7 +371,7 @@ def test_a_daemon_that_does_not_serve_a_surface_will_not_serve_it_later(
     assert not caught.value.retryable
 
 
-def test_connecting_has_a_limit_of_its_own(short_dir: Path, clients: Clients) -> None:
+def test_connecting_has_its_own_time_out(short_dir: Path, clients: Clients) -> None:
     with socket.socket(socket.AF_UNIX) as busy, socket.socket(socket.AF_UNIX) as ahead:
         busy.bind(str(short_dir / "busy"))
         busy.listen(0)
@@ -468,7 +468,7 @@ def test_waiting_shows_every_frame_up_to_ready(short_dir: Path, clients: Clients
     assert seen == ["starting", "loading_model", "capabilities", "ready"]
 
 
-def test_a_failed_boot_is_told_in_the_daemons_words(short_dir: Path, clients: Clients) -> None:
+def test_a_failed_boot_raises_the_daemons_message(short_dir: Path, clients: Clients) -> None:
     server = AdminPeer(short_dir / "a", {"status": "failed", "message": "no such model"}, hang_up=True)
     with clients.admin(server.path) as admin, pytest.raises(errors.BootFailed, match="no such model"):
         admin.wait_ready()

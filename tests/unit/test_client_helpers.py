@@ -104,7 +104,7 @@ def text(content: str) -> list[dict[str, str]]:
     return [{"type": "text", "text": content}]
 
 
-def test_a_chat_sends_what_was_said(peer: Start, clients: Clients) -> None:
+def test_a_chat_sends_its_history(peer: Start, clients: Clients) -> None:
     server = peer(frames(says("one"), {"type": "frame", "block": CALL}, DONE))
     with clients.client(v2=server.path) as client:
         chat = client.chat("Be brief.", seed=7, tools=[])
@@ -184,7 +184,7 @@ def test_a_closed_client_keeps_nothing_of_a_reply_that_ends_later(peer: Start, c
 # Addresses.
 
 
-def test_other_surfaces_are_looked_for_beside_the_one_that_was_given(
+def test_other_surfaces_are_found_next_to_the_given_one(
     short_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(short_dir))

@@ -102,7 +102,7 @@ def test_attachments_follow_the_line_in_order(peer: Start, clients: Clients) -> 
         assert bytes(by_id[part.attachment_id].content) == data
 
 
-def test_only_texts_too_long_for_the_line_go_behind_it(peer: Start, clients: Clients) -> None:
+def test_only_texts_too_long_for_the_line_are_sent_after_it(peer: Start, clients: Clients) -> None:
     server = peer(after_attachments(frames(DONE)))
     long = "ü" * protocol.MAX_LINE_BYTES + "\n"
     fitting = "x" * (protocol.MAX_LINE_BYTES - 1000)
@@ -134,7 +134,9 @@ def test_closing_an_answer_closes_its_connection(peer: Start, clients: Clients) 
 
 
 @cases("body", [block(type="other"), block(type="text"), {"type": "embeddings"}])
-def test_what_is_no_block_is_a_protocol_error(body: dict[str, object], peer: Start, clients: Clients) -> None:
+def test_a_malformed_block_is_a_protocol_error(
+    body: dict[str, object], peer: Start, clients: Clients
+) -> None:
     with clients.client(v2=peer(frames(body)).path) as client, pytest.raises(errors.ProtocolError):
         next(client.messages("Hi"))
 

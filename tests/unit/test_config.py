@@ -351,7 +351,7 @@ def test_options_that_exclude_each_other(first: str, second: str) -> None:
     assert caught.value.exit_code == 1
 
 
-def test_a_flag_displaces_what_it_excludes_further_down() -> None:
+def test_a_flag_overrides_exclusive_options_of_lower_precedence() -> None:
     settings, _ = sources.load({"tcp": "127.0.0.1:1"}, {**ENV, "INFERD_UDS": "/s"})
     assert (settings.tcp, settings.uds) == ("127.0.0.1:1", None)
     settings, _ = sources.load({"model": "a"}, {**ENV, "INFERD_MODEL_PATH": "/m.gguf"})

@@ -117,7 +117,7 @@ def test_options_alone_make_a_bedrock_entry() -> None:
     assert notes == []
 
 
-def test_what_a_remote_backend_needs_is_named() -> None:
+def test_missing_options_of_a_remote_backend_are_named() -> None:
     both = problem(INFERD_BACKEND="openai-compat")
     assert "--openai-base-url (or INFERD_OPENAI_BASE_URL) and --openai-model" in both
     one = problem(INFERD_BACKEND="bedrock-invoke", INFERD_BEDROCK_REGION="r")
@@ -159,7 +159,7 @@ def test_an_option_of_a_kind_that_is_not_served_is_noted(tmp_path: Path) -> None
 # Keys.
 
 
-def test_the_key_of_an_openai_entry_is_the_first_there_is(tmp_path: Path) -> None:
+def test_the_key_of_an_openai_entry_is_the_first_set_variable(tmp_path: Path) -> None:
     named = {**OPENAI, "api_key_env": "FAR_KEY"}
     env = {"FAR_KEY": "a", "INFERD_OPENAI_API_KEY": "b", "OPENAI_API_KEY": "c"}
     assert load(tmp_path, named, env=env, openai_api_key=Secret("f"))[0].api_key == Secret("f")
@@ -275,7 +275,7 @@ def test_a_client_needs_no_secret_of_the_daemon(tmp_path: Path, lack: dict[str, 
     assert sources.load({"config": path}, ENV, serving=False)[0].admin_addr == Path("/a.sock")
 
 
-def test_a_client_is_told_of_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_reported_to_a_client(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no such file"):
         sources.load({"config": tmp_path / "none"}, ENV, serving=False)
     with pytest.raises(ConfigError, match="there is no such file"):

@@ -120,7 +120,7 @@ def test_an_unusable_file_names_file_key_and_reason(content: object, reason: str
     assert re.search(reason, problem(tmp_path, content))
 
 
-def test_a_file_that_is_no_text_or_too_large(tmp_path: Path) -> None:
+def test_a_file_that_is_binary_or_too_large(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match="is not UTF-8 text"):
@@ -180,7 +180,7 @@ def test_the_schema_explains_each_key() -> None:
     }
 
 
-def test_a_problem_of_the_file_leaves_what_flags_and_environment_say(tmp_path: Path) -> None:
+def test_a_file_error_keeps_flags_and_environment(tmp_path: Path) -> None:
     path = write(tmp_path, "{")
     result = sources.read({"config": path, "lock": Path("/l")}, {**ENV, "INFERD_ADMIN_ADDR": "/a"})
     assert result.problem is not None
@@ -297,7 +297,7 @@ def test_no_hint_is_better_than_an_absurd_one(tmp_path: Path) -> None:
     )
 
 
-def test_a_mark_at_the_beginning_of_a_file_is_no_part_of_it(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps(MOCK).encode())
     key = tmp_path / "key"
@@ -309,7 +309,7 @@ def test_a_mark_at_the_beginning_of_a_file_is_no_part_of_it(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("end", ["/v1/chat/completions", "/v1/embeddings/", "/completions"])
-def test_the_address_of_a_call_is_no_address_of_a_server(tmp_path: Path, end: str) -> None:
+def test_the_address_of_a_call_is_refused_as_a_server(tmp_path: Path, end: str) -> None:
     entry = {"kind": "openai-compat", "name": "m", "model": "x", "base_url": f"https://example.com{end}"}
     assert "the address of the server alone, without" in problem(tmp_path, {"backends": [entry]})
 

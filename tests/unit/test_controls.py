@@ -28,7 +28,7 @@ HOSTILE = "\x1b]0;mine\x07 \x9b2J \u202egpj.exe\u2066 \u2028 \rforged"
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
-def test_controls_are_replaced_and_what_scripts_need_is_kept() -> None:
+def test_controls_are_replaced_and_joiners_kept() -> None:
     kept = "é 漢字 \u00a0\u3000 नि \u200d👩‍🚀 \u200cمی\u200f\tx\n"
     assert harmless(kept) == kept
     assert one_line(kept) == kept.replace("\t", "�").replace("\n", "�")

@@ -139,7 +139,7 @@ def test_a_family_gets_its_tools_and_its_call_is_read_back(model: _llama.Model, 
 
 
 @cases("family", sorted(set(ANSWERS) - {"mistralai-Mistral-Nemo-Instruct-2407"}))
-def test_a_family_takes_back_what_was_called_and_what_came_of_it(model: _llama.Model, family: str) -> None:
+def test_calls_and_results_render_in_the_form_of_the_family(model: _llama.Model, family: str) -> None:
     call = ToolCall("abcdefghi", "get_weather", '{"city":"Paris"}')
     history = (
         Message("user", "What is the weather in Paris?"),
@@ -264,7 +264,7 @@ def test_arrays_among_the_parameters_are_shown_where_llama_cpp_cannot_ask_for_th
     assert prepared.tools["find"].check.fault('{"names":[1]}') is not None
 
 
-def test_a_template_that_drops_text_is_told(model: _llama.Model) -> None:
+def test_a_template_that_drops_text_is_reported(model: _llama.Model) -> None:
     of_users = Family(
         _llama.Templates(model, "{% for m in messages %}{{ m.content if m.role == 'user' }}{% endfor %}"),
         guides(model),
@@ -327,7 +327,7 @@ def test_text_before_a_generic_call_is_shown_as_it_comes() -> None:
     assert undecided.feed("", last=True) == [Text("<tool_")]
 
 
-async def test_what_may_have_begun_a_call_is_not_lost_when_the_answer_is_cut() -> None:
+async def test_a_possible_call_start_is_kept_when_the_answer_is_cut() -> None:
     class Cut(Stream):
         def __init__(self, text: bytes) -> None:
             self._events = iter((Frames(text + b"\n"), Done("length", Usage(1, 3))))
@@ -380,7 +380,7 @@ async def test_a_required_call_that_finds_no_room_is_said_to_be_missing() -> Non
         assert (events, done.stop_reason, done.tool_missing) == ([], "length", True)
 
 
-async def test_an_answer_beside_tools_is_text() -> None:
+async def test_an_answer_without_a_call_is_text() -> None:
     async with backend() as engine:
         events, done = await collect(engine, request(tools=(WEATHER,), max_tokens=20, stop=("\n",)))
         assert summary(events)[1]

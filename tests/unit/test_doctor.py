@@ -89,7 +89,7 @@ def test_doctor_on_the_accelerator(
     assert findings(capsys, 0)["accelerator"]["detail"] == "g0 (Big)"
 
 
-def test_doctor_finds_what_is_in_the_way(quick_doctor: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_finds_obstacles(quick_doctor: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runtime = quick_doctor / "inferd"
     runtime.mkdir(mode=0o777)
     runtime.chmod(0o777)
@@ -348,7 +348,7 @@ def test_doctor_on_a_remote_backend(
         ("https://a.b", False),
     ],
 )
-def test_what_is_on_this_machine(url: str, here: bool) -> None:
+def test_loopback_addresses_are_on_this_machine(url: str, here: bool) -> None:
     assert check_models._is_here(url) is here
 
 

@@ -47,7 +47,7 @@ def test_the_longest_match_is_followed_and_a_shorter_later_one_is_not(model: Mod
     assert Drafter(model).look(tokens)[:1] == [50]
 
 
-def test_what_repeats_itself_is_drafted_beyond_its_end(model: Model) -> None:
+def test_a_repetition_is_drafted_beyond_its_end(model: Model) -> None:
     assert Drafter(model).look([5, 6, 7, 5, 6, 7, 5])[:6] == [6, 7, 5, 6, 7, 5]
 
 
@@ -106,7 +106,7 @@ def test_drafts_that_do_not_come_true_end_and_return_when_they_would(model: Mode
     assert drafter.promising(1, 15) > 0
 
 
-def test_what_a_step_costs_is_found_out_again_after_a_while() -> None:
+def test_the_cost_of_a_step_is_measured_again_after_a_while() -> None:
     governor = steps_cost(10, 20, 30)
     assert governor.usual(3) == 30_000
     for _ in range(600):

@@ -137,7 +137,7 @@ async def test_vectors_are_those_of_the_published_model() -> None:
     assert rows[0] @ rows[1] > rows[0] @ rows[2]  # cats are nearer to kittens than to stocks
 
 
-async def test_a_batch_gives_what_each_text_gives_alone() -> None:
+async def test_a_batch_equals_single_texts() -> None:
     texts = [f"{TEXTS[i % 5]} {i} " + "and on it goes " * (i % 7) for i in range(40)]
     async with serving(minilm.minilm()) as model:
         together = await vectors(model, *texts)
@@ -170,7 +170,7 @@ async def test_a_text_beyond_the_model_is_refused_and_the_next_is_served() -> No
 # A decoder: causal, with a cache, and without special tokens.
 
 
-async def test_a_decoder_model_pools_as_told() -> None:
+async def test_a_decoder_model_uses_the_configured_pooling() -> None:
     async with serving(demo_model(), n_ctx=128, pooling="last") as model:
         together = await vectors(model, *TEXTS)
         for text, row in zip(TEXTS, together, strict=True):
@@ -212,7 +212,7 @@ async def test_the_family_decides_on_the_prefix(tmp_path: Path) -> None:
         )
 
 
-def test_what_a_user_writes_is_text(tmp_path: Path) -> None:
+def test_user_text_never_becomes_control_tokens(tmp_path: Path) -> None:
     embedder = raw(write_bert(tmp_path / "m"))
     tokens = ids(embedder.text(b"a [SEP] b"))
     assert tokens[0] == CLS
@@ -224,7 +224,7 @@ def test_white_space_alone_is_the_special_tokens(tmp_path: Path) -> None:
     assert ids(raw(write_bert(tmp_path / "m")).text(b" \n")) == [CLS, SEP]
 
 
-def test_what_would_end_the_process_is_refused(tmp_path: Path) -> None:
+def test_inputs_that_would_abort_the_process_are_refused(tmp_path: Path) -> None:
     embedder = raw(write_bert(tmp_path / "m"))
     one = embedder.text(b"a")
     for batch in ([], [b""], [one * CONTEXT], [one] * 9, [embedder.text(b"a " * CONTEXT)]):
@@ -293,7 +293,7 @@ async def test_a_cancelled_request_is_left_out_of_the_next_batch(tmp_path: Path)
         assert held.batches[1:] == [2]
 
 
-async def test_a_batch_that_somebody_waits_for_is_not_interrupted(tmp_path: Path) -> None:
+async def test_an_awaited_batch_is_not_interrupted(tmp_path: Path) -> None:
     async with serving(write_bert(tmp_path / "m")) as model:
         held = Held(model)
         first = asyncio.create_task(vectors(model, "a"))
@@ -334,7 +334,7 @@ async def test_numbers_that_json_cannot_carry_are_a_failure(tmp_path: Path) -> N
             await vectors(model, "a")
 
 
-async def test_closing_ends_what_waits(tmp_path: Path) -> None:
+async def test_closing_ends_waiting_requests(tmp_path: Path) -> None:
     async with serving(write_bert(tmp_path / "m")) as model:
         held = Held(model)
         asked = [asyncio.create_task(vectors(model, "a")) for _ in range(2)]
@@ -353,7 +353,7 @@ async def test_closing_ends_what_waits(tmp_path: Path) -> None:
 # Loading.
 
 
-def test_a_load_tells_how_far_it_is(tmp_path: Path) -> None:
+def test_a_load_reports_its_progress(tmp_path: Path) -> None:
     phases: list[tuple[str, dict[str, object]]] = []
     path = write_bert(tmp_path / "m")
     load(path, progress=lambda phase, details: phases.append((phase, details)))
@@ -370,7 +370,7 @@ def test_a_load_can_be_cancelled(tmp_path: Path) -> None:
         load(write_bert(tmp_path / "m"), cancelled=cancelled)
 
 
-def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_model_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "m"
     path.write_bytes(b"GGUF" + bytes(100))
     with pytest.raises(ModelError, match="cannot load"):

@@ -146,7 +146,7 @@ async def test_scores(tmp_path: Path) -> None:
             await model.embed(EmbedRequest(inputs=("hello",)))
 
 
-async def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
+async def test_a_file_that_is_not_a_model_is_refused(tmp_path: Path) -> None:
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF" + bytes(100))
     with pytest.raises(ModelError, match="cannot load"):
@@ -245,7 +245,7 @@ async def test_a_suspect_runs_alone() -> None:
         assert (await alone).stop_reason == "length"
 
 
-async def test_a_crash_loop_is_told_and_ends_the_waiting() -> None:
+async def test_a_crash_loop_is_reported_and_fails_waiting_requests() -> None:
     told = asyncio.Event()
     async with hosted() as model:
         model.on_crash_loop(told.set)
@@ -272,7 +272,7 @@ async def test_a_file_that_was_changed_is_not_loaded_again() -> None:
             await model.generate(ask())
 
 
-async def test_the_descriptor_is_loaded_again_whatever_lies_at_its_path(tmp_path: Path) -> None:
+async def test_a_restart_loads_the_descriptor_not_the_path(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(random_llama().read_bytes())
     async with hosted(path) as model:
@@ -297,7 +297,7 @@ async def test_a_stopped_process_is_a_hung_one() -> None:
         assert pid_of(model) != first
 
 
-async def test_a_cancel_is_answered_whatever_the_process_does() -> None:
+async def test_a_cancel_is_answered_even_if_the_process_hangs() -> None:
     async with hosted() as model:
         stream = await begin(model, ask())
         os.kill(pid_of(model), signal.SIGSTOP)
@@ -385,7 +385,7 @@ async def test_a_process_may_not_take_far_more_memory_than_its_model_needs() -> 
             pass
 
 
-def test_it_is_told_within_ten_seconds() -> None:
+def test_it_is_reported_within_ten_seconds() -> None:
     beats = process._IDLE_BEAT_SECS + process._BUSY_BEAT_SECS
     assert beats + Patience().slow_secs < 10
 
@@ -399,5 +399,5 @@ def test_it_is_told_within_ten_seconds() -> None:
         (-signal.SIGBUS, "SIGBUS, the model file may have become shorter while it was read"),
     ],
 )
-def test_an_end_is_told_with_what_it_may_mean(code: int, said: str) -> None:
+def test_an_end_is_reported_with_its_likely_cause(code: int, said: str) -> None:
     assert process._ending(code) == said

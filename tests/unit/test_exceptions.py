@@ -60,7 +60,7 @@ def test_no_module_holds_an_exception_instance() -> None:
     assert found == []
 
 
-def test_the_walk_finds_an_instance_wherever_it_stands() -> None:
+def test_the_walk_finds_an_instance_anywhere() -> None:
     error = ValueError()
 
     class Holder:

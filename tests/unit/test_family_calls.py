@@ -156,7 +156,7 @@ def outcomes() -> dict[str, str]:
     return {path.stem: outcome(path) for path in sorted(TEMPLATES.glob("*.jinja"))}
 
 
-def test_the_table_lists_what_is_not_read_back(outcomes: dict[str, str]) -> None:
+def test_the_table_lists_calls_that_are_not_read_back(outcomes: dict[str, str]) -> None:
     assert len(outcomes) == 70
     rows = ["| template | behaviour |", "|---|---|"]
     rows += [f"| {name} | {reason} |" for name, reason in outcomes.items() if reason]
@@ -165,7 +165,7 @@ def test_the_table_lists_what_is_not_read_back(outcomes: dict[str, str]) -> None
     assert found[0] == "\n".join(rows) + "\n"
 
 
-def test_a_text_beside_tools_is_text_behind_the_prompt_of_command_r_plus() -> None:
+def test_text_without_a_call_is_text_after_the_prompt_of_command_r_plus() -> None:
     prepared = prepare(
         family(TEMPLATES / "CohereForAI-c4ai-command-r-plus-tool_use.jinja"), request(tools=TOOLS)
     )
@@ -193,7 +193,7 @@ def test_no_call_of_a_conversation_is_dropped(name: str) -> None:
     assert "place1" in text
 
 
-def test_what_the_user_says_behind_a_result_is_kept_by_a_strict_template() -> None:
+def test_a_strict_template_keeps_user_text_after_a_result() -> None:
     messages = (
         Message("user", "a"),
         Message("assistant", "", tool_calls=(ToolCall("abcdefghi", "f", '{"at":"here"}'),)),
@@ -292,9 +292,7 @@ ALL_HELD = [
 @pytest.mark.parametrize(
     ("name", "thought", "call", "text"), ALL_HELD, ids=lambda value: value if len(value) < 30 else ""
 )
-def test_calls_with_auto_are_held_beside_thoughts_and_text(
-    name: str, thought: str, call: str, text: str
-) -> None:
+def test_calls_with_auto_work_with_thoughts_and_text(name: str, thought: str, call: str, text: str) -> None:
     of_family = family(TEMPLATES / f"{name}.jinja")
 
     def takes(answer: str) -> bool:

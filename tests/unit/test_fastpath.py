@@ -157,7 +157,7 @@ class TestCap:
         with pytest.raises(FrameTooLarge):
             splitter.next_line()
 
-    def test_what_follows_a_long_line_is_dropped(self, impl: ModuleType) -> None:
+    def test_bytes_after_a_long_line_are_dropped(self, impl: ModuleType) -> None:
         splitter = impl.LineSplitter(SMALL_CAP)
         splitter.feed(b"x" * 17)
         for _ in range(3):
@@ -183,7 +183,7 @@ class TestCap:
             splitter.buffer_updated(len(buffer))
         assert CAP < total <= CAP + READ_CHUNK
 
-    def test_lines_that_nobody_takes_stop_the_reading(self, impl: ModuleType) -> None:
+    def test_untaken_lines_stop_the_reading(self, impl: ModuleType) -> None:
         splitter = impl.LineSplitter(CAP)
         while splitter.buffered <= CAP // 2:
             buffer = splitter.get_buffer(-1)
@@ -247,7 +247,7 @@ class TestBuffers:
             line[0] = 0
         assert orjson.loads(memoryview(b'"x"')) == "x"
 
-    def test_a_kept_line_stays_what_it_was(self, impl: ModuleType) -> None:
+    def test_a_kept_line_does_not_change(self, impl: ModuleType) -> None:
         splitter = impl.LineSplitter(CAP)
         kept = []
         for number in range(200):
@@ -363,7 +363,7 @@ ESCAPED = {
 @IMPLEMENTATIONS
 class TestFrames:
     @cases("text", ESCAPED)
-    def test_what_is_escaped(self, impl: ModuleType, text: str) -> None:
+    def test_escaped_characters(self, impl: ModuleType, text: str) -> None:
         assert impl.escape_json(text) == ESCAPED[text]
 
     def test_every_code_point_as_orjson(self, impl: ModuleType) -> None:
@@ -461,7 +461,7 @@ class TestSwitch:
         assert "ConfigError: the compiled module inferd._fastpath cannot be loaded" in done.stderr
         assert imported_with({"INFERD_IMPL": "python"}, code).returncode == 0
 
-    def test_the_stub_names_what_both_have(self) -> None:
+    def test_the_stub_matches_both_implementations(self) -> None:
         stub = ast.parse((Path(_purepath.__file__).parent / "_fastpath.pyi").read_text())
         functions = {node.name for node in stub.body if isinstance(node, ast.FunctionDef)}
         (splitter,) = (node for node in stub.body if isinstance(node, ast.ClassDef))

@@ -101,7 +101,7 @@ class TestFile:
         pull(store, good.replace("file:", "file://"))
         assert files(store.home) == WHOLE
 
-    def test_what_is_there_is_not_fetched_again(self, store: ModelStore, good: str) -> None:
+    def test_a_stored_model_is_not_fetched_again(self, store: ModelStore, good: str) -> None:
         pull(store, good)
         Path(good.removeprefix("file:")).unlink()
         pull(store, good)
@@ -124,7 +124,7 @@ class TestFile:
         assert manifest.sha256 == DIGEST
         assert old.read_bytes() == b"old"
 
-    def test_what_a_killed_process_left_is_cleared_away(self, store: ModelStore, good: str) -> None:
+    def test_leftovers_of_a_killed_process_are_removed(self, store: ModelStore, good: str) -> None:
         partial = store.partial_dir(DIGEST)
         (partial / "scratch" / "tmp").mkdir(parents=True)
         (partial / "data.tmp").write_bytes(EVIL * 3)
@@ -132,7 +132,7 @@ class TestFile:
         pull(store, good)
         assert files(store.home) == WHOLE
 
-    def test_nobody_else_may_write_what_it_made(self, store: ModelStore, good: str) -> None:
+    def test_other_users_cannot_write_its_files(self, store: ModelStore, good: str) -> None:
         old = os.umask(0)
         try:
             pull(store, good)

@@ -62,7 +62,7 @@ def digits(number: str) -> int:
 
 @IMPLEMENTATIONS
 @cases("number", [float("nan"), float("inf"), -float("inf")])
-def test_what_json_cannot_carry_is_refused(impl: ModuleType, number: float) -> None:
+def test_values_that_json_cannot_carry_are_refused(impl: ModuleType, number: float) -> None:
     with pytest.raises(ValueError, match="not finite"):
         impl.float_rows(array("f", [1.0, number]), 2)
 

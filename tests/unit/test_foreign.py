@@ -149,7 +149,7 @@ def test_on_another_file_system_it_is_copied(
     assert blob.read_bytes() == GGUF
 
 
-def test_what_is_not_there_is_told(home: Path, capsys: Capture) -> None:
+def test_a_missing_folder_is_reported(home: Path, capsys: Capture) -> None:
     assert cli.main(["import", "--from", "ollama"]) == StoreError.exit_code
     assert "--path" in capsys.readouterr().err
     ollama(home / ".ollama" / "models")

@@ -250,7 +250,7 @@ async def test_another_version_is_refused_and_closes(path: Path, version: object
         assert await frames.next() is None
 
 
-async def test_a_request_that_is_no_json_closes_and_a_wrong_field_does_not(path: Path) -> None:
+async def test_invalid_json_closes_and_a_wrong_field_does_not(path: Path) -> None:
     async with serving(path, surface=FramedSurface()) as server:
         client = await server.connect()
         frames = Frames(client)
@@ -359,7 +359,7 @@ async def test_attachments_come_in_blobs_in_order(path: Path) -> None:
         assert content[1] == "note\n"
 
 
-async def test_large_blobs_right_behind_their_request(path: Path) -> None:
+async def test_large_blobs_right_after_their_request(path: Path) -> None:
     side = 1000
     picture = {**PICTURE, "width": side, "height": side}
     asked = request(**{**TWO, "attachments": [picture, NOTE]})
@@ -410,7 +410,7 @@ async def test_a_blob_beyond_the_cap_is_refused_before_it_is_read(path: Path) ->
         assert await frames.next() is None
 
 
-async def test_what_needs_no_blob_to_be_refused_is_refused_at_once(path: Path) -> None:
+async def test_a_refusal_that_needs_no_blob_comes_at_once(path: Path) -> None:
     async with serving(path, Listening(), surface=FramedSurface()) as server:
         for listed, code in (
             ([{"kind": "video", "id": "v"}], "attachment_unsupported"),
@@ -423,7 +423,7 @@ async def test_what_needs_no_blob_to_be_refused_is_refused_at_once(path: Path) -
             assert await frames.next() is None
 
 
-async def test_an_unknown_kind_is_refused_behind_its_blob(path: Path) -> None:
+async def test_an_unknown_kind_is_refused_after_its_blob(path: Path) -> None:
     async with serving(path, Listening(), surface=FramedSurface()) as server:
         client = await server.connect()
         frames = Frames(client)

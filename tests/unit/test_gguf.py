@@ -38,7 +38,7 @@ def test_the_card_of_a_chat_model() -> None:
     ("pooling", "embeds", "ranks"),
     [(gguf.PoolingType.MEAN, True, False), (gguf.PoolingType.RANK, False, True), (None, False, False)],
 )
-def test_what_makes_vectors_or_scores_is_known(
+def test_embedding_and_ranking_models_are_recognised(
     pooling: gguf.PoolingType | None, embeds: bool, ranks: bool, tmp_path: Path
 ) -> None:
     card = card_of(write_bert(tmp_path / "bert", pooling=pooling))

@@ -76,7 +76,7 @@ def test_a_later_system_text_is_the_users() -> None:
     assert texts == [["first", "hi"], ["yes"], ["second", "more"]]
 
 
-def test_results_stay_behind_their_calls() -> None:
+def test_results_stay_after_their_calls() -> None:
     turns = Turns()
     turns.user([text_block("hi")])
     turns.call("c1", "f", '{"b":1,"a":2}', "x")
@@ -348,7 +348,7 @@ def test_the_events_of_a_message() -> None:
     }
 
 
-def test_a_full_context_is_told_apart_from_the_clients_limit() -> None:
+def test_a_full_context_differs_from_the_clients_limit() -> None:
     dialect = messages.read({"model": "m", "max_tokens": 9, "messages": HI, "stop_sequences": ["x"]})
     for reason, tokens, told in (
         ("max_tokens", 9, "max_tokens"),
@@ -362,7 +362,7 @@ def test_a_full_context_is_told_apart_from_the_clients_limit() -> None:
         assert answer["stop_sequence"] == ("x" if reason == "stop_sequence" else None)
 
 
-def test_what_claude_code_sends_is_taken() -> None:
+def test_requests_of_claude_code_are_accepted() -> None:
     request = messages.read(
         {
             "model": "m",
@@ -426,7 +426,7 @@ WITH_TOKENS = MessageDone(
 )
 
 
-def test_each_api_tells_probabilities_in_its_own_form() -> None:
+def test_each_api_reports_logprobs_in_its_own_form() -> None:
     asked = {"model": "m", "messages": HI, "logprobs": True, "top_logprobs": 2}
     completion = {"model": "m", "prompt": "hi", "logprobs": 2}
     response = {"model": "m", "input": "hi", "top_logprobs": 2}
@@ -487,13 +487,13 @@ def test_each_api_tells_probabilities_in_its_own_form() -> None:
         (ollama.read_generate, {"prompt": "hi", "template": "x"}, "template"),
     ],
 )
-def test_what_does_not_go_together_is_refused(read: Any, more: dict[str, Any], param: str) -> None:
+def test_contradictory_options_are_refused(read: Any, more: dict[str, Any], param: str) -> None:
     with pytest.raises(BadField) as caught:
         read({"model": "m", "messages": HI, **more})
     assert caught.value.param == param
 
 
-def test_probabilities_may_be_asked_for_beside_tools_that_are_not_called() -> None:
+def test_logprobs_are_allowed_with_tools_that_are_not_called() -> None:
     tools = [{"type": "function", "function": {"name": "f"}}]
     body = {"model": "m", "messages": HI, "logprobs": True, "tools": tools, "tool_choice": "none"}
     assert chat.read(body).generation.options["logprobs"] == 0
@@ -538,7 +538,7 @@ def test_ollama_says_how_long_a_model_stays(given: object, secs: float | None) -
 
 
 @cases("given", [True, [], "soon", "5 m", "m5", "1d", "", float("nan")])
-def test_ollama_refuses_what_is_no_duration(given: object) -> None:
+def test_ollama_refuses_an_invalid_duration(given: object) -> None:
     with pytest.raises(BadField, match="keep_alive"):
         ollama.read_chat({"model": "m", "messages": HI, "keep_alive": given})
 

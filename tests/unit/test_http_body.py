@@ -68,7 +68,7 @@ async def test_a_client_that_leaves_within_its_body() -> None:
         await body.read_bytes(SCOPE, Receive([piece(b"1", more=True), {"type": "http.disconnect"}]))
 
 
-async def test_what_is_no_json() -> None:
+async def test_invalid_json() -> None:
     with pytest.raises(BadField, match="not valid JSON"):
         await body.read(SCOPE, Receive([piece(b"{", more=False)]), lambda value: value)
 

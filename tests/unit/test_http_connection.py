@@ -31,7 +31,7 @@ class Recorder(asyncio.Transport):
         return self.closed
 
 
-async def test_what_is_written_in_one_turn_is_one_piece() -> None:
+async def test_writes_of_one_loop_turn_are_one_chunk() -> None:
     inner = Recorder()
     joined = JoiningTransport(inner, asyncio.get_running_loop())
     joined.write(b"head")
@@ -47,7 +47,7 @@ async def test_what_is_written_in_one_turn_is_one_piece() -> None:
     assert len(inner.pieces) == 3
 
 
-async def test_what_is_held_back_is_lost_when_the_connection_is() -> None:
+async def test_buffered_writes_are_dropped_with_the_connection() -> None:
     for abort in (True, False):
         inner = Recorder()
         joined = JoiningTransport(inner, asyncio.get_running_loop())

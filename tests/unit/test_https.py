@@ -141,9 +141,7 @@ class TestWell:
         assert "hush" not in str(caught.value) + repr(phases)
 
     @pytest.mark.parametrize("behaviour", [chunked(CONTENT), ignoring_ranges])
-    def test_a_size_that_nobody_knows_before(
-        self, store: ModelStore, server: TlsServer, behaviour: object
-    ) -> None:
+    def test_an_unknown_size(self, store: ModelStore, server: TlsServer, behaviour: object) -> None:
         server.plan = [behaviour]  # type: ignore[list-item]
         pull(store, server.url, size=None)
         manifest = store.manifest("tiny")
@@ -161,7 +159,7 @@ class TestWell:
 
 
 class TestBreakingOff:
-    def test_it_goes_on_where_it_stopped(self, store: ModelStore, server: TlsServer) -> None:
+    def test_it_resumes_where_it_stopped(self, store: ModelStore, server: TlsServer) -> None:
         server.plan = [cut(HALF), cut(1024)]
         phases = Phases()
         pull(store, server.url, progress=phases)
@@ -185,14 +183,12 @@ class TestBreakingOff:
             "nothing came for 0.05 s"
         ]
 
-    def test_a_body_that_ends_early_without_a_break_goes_on_too(
-        self, store: ModelStore, server: TlsServer
-    ) -> None:
+    def test_a_short_body_is_resumed(self, store: ModelStore, server: TlsServer) -> None:
         server.plan = [chunked(CONTENT[:HALF])]
         pull(store, server.url)
         assert server.ranges == [None, f"bytes={HALF}-"]
 
-    def test_five_tries_in_a_row_are_the_end_and_what_came_is_kept(
+    def test_five_failures_in_a_row_end_it_and_keep_the_bytes(
         self, store: ModelStore, server: TlsServer
     ) -> None:
         server.plan = [cut(HALF)] + [cut(0)] * 4
@@ -251,7 +247,7 @@ class TestBreakingOff:
         pull(store, server.url)
         assert server.ranges == [None, f"bytes={HALF}-"]
 
-    def test_a_server_that_is_not_there_is_tried_again(self, store: ModelStore, server: TlsServer) -> None:
+    def test_a_missing_server_is_tried_again(self, store: ModelStore, server: TlsServer) -> None:
         with socket.create_server(("127.0.0.1", 0)) as gone:
             port = gone.getsockname()[1]
         assert "Connection refused (5 tries)" in fail(store, f"https://127.0.0.1:{port}/m.gguf")
@@ -282,7 +278,7 @@ class TestBreakingOff:
             (418, "the server answers 418"),
         ],
     )
-    def test_what_another_try_does_not_mend_is_not_tried_again(
+    def test_a_permanent_error_is_not_tried_again(
         self, store: ModelStore, server: TlsServer, code: int, reason: str
     ) -> None:
         server.plan = [status(code)]
@@ -302,7 +298,7 @@ class TestLies:
         assert files(store.home) == LOCKS
 
     @pytest.mark.parametrize("length", ["9" * 5000, "-1", "1e9", "many"])
-    def test_a_length_that_is_none_is_no_trouble(
+    def test_an_invalid_content_length_is_ignored(
         self, store: ModelStore, server: TlsServer, length: str
     ) -> None:
         server.plan = [plain(CONTENT, Content_Length=length)]
@@ -331,7 +327,7 @@ class TestLies:
         server.plan = [plain(b"x", Content_Encoding="gzip", Content_Length=1)]
         assert "the server sends it compressed" in fail(store, server.url)
 
-    def test_a_certificate_that_nobody_vouches_for(
+    def test_an_untrusted_certificate(
         self, store: ModelStore, server: TlsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         for name, value in trusted(trustme.CA(), tmp_path).items():
@@ -380,7 +376,7 @@ class TestChanged:
         reasons = [details["reason"] for _, details in phases if "reason" in details]
         assert reasons[1:] == ["the file has changed on the server"]
 
-    def test_no_more_bytes_than_there_are_begins_again(self, store: ModelStore, server: TlsServer) -> None:
+    def test_an_unsatisfiable_range_restarts(self, store: ModelStore, server: TlsServer) -> None:
         leave(store, server, CONTENT[:HALF])
         server.plan = [status(416)]
         pull(store, server.url)
@@ -399,7 +395,7 @@ class TestChanged:
 
 class TestLaterProcess:
     @pytest.mark.parametrize("size", [SIZE, None])
-    def test_it_goes_on_from_what_a_killed_one_left(
+    def test_it_resumes_the_download_of_a_killed_process(
         self, store: ModelStore, server: TlsServer, size: int | None
     ) -> None:
         leave(store, server, CONTENT[:HALF])
@@ -413,13 +409,13 @@ class TestLaterProcess:
         pull(store, server.url)
         assert server.requests == []
 
-    def test_what_came_from_elsewhere_is_not_gone_on_with(self, store: ModelStore, server: TlsServer) -> None:
+    def test_bytes_of_another_source_are_not_resumed(self, store: ModelStore, server: TlsServer) -> None:
         leave(store, server, EVIL[:HALF], url="https://elsewhere/m.gguf")
         pull(store, server.url)
         assert server.ranges == [None]
 
     @pytest.mark.parametrize("mark", [None, b"{"])
-    def test_what_nobody_knows_the_source_of_is_not_gone_on_with(
+    def test_bytes_of_an_unknown_source_are_not_resumed(
         self, store: ModelStore, server: TlsServer, mark: bytes | None
     ) -> None:
         leave(store, server, EVIL[:HALF])
@@ -428,7 +424,7 @@ class TestLaterProcess:
         pull(store, server.url)
         assert server.ranges == [None]
 
-    def test_what_is_begun_anew_elsewhere_is_not_gone_on_with_here(
+    def test_a_download_restarted_elsewhere_is_not_resumed_here(
         self, store: ModelStore, server: TlsServer, tmp_path: Path
     ) -> None:
         """Whatever happens to the process that begins anew, its data has no mark of the source before."""
@@ -440,7 +436,7 @@ class TestLaterProcess:
         assert marks == [None]
 
     @pytest.mark.parametrize("data", [EVIL[:HALF], EVIL, CONTENT + b"x"], ids=["part", "whole", "longer"])
-    def test_damage_to_what_was_left_is_no_fault_of_the_server(
+    def test_a_damaged_partial_file_is_not_the_servers_fault(
         self, store: ModelStore, server: TlsServer, data: bytes
     ) -> None:
         leave(store, server, data)
@@ -458,7 +454,7 @@ class TestLaterProcess:
         assert server.ranges == [f"bytes={HALF}-", None]
         assert len([*(store.home / "locks" / "quarantine").iterdir()]) == 1
 
-    def test_what_is_there_already_needs_no_room(
+    def test_received_bytes_need_no_room(
         self, store: ModelStore, server: TlsServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         leave(store, server, CONTENT[:HALF])
@@ -482,7 +478,7 @@ class TestLaterProcess:
         assert elsewhere.read_bytes() == b"mine" if name else not [*elsewhere.iterdir()]
 
     @pytest.mark.parametrize("size", [SIZE, None])
-    def test_who_waits_sees_where_the_other_one_fetches_from(
+    def test_a_waiter_sees_the_source_of_the_other_process(
         self, store: ModelStore, server: TlsServer, size: int | None
     ) -> None:
         leave(store, server, CONTENT[:HALF], url="https://elsewhere/m.gguf")
@@ -499,7 +495,7 @@ class TestLaterProcess:
 
 class TestCancel:
     @pytest.mark.parametrize("after", [None, HALF])
-    def test_silence_is_not_waited_for_and_what_came_is_kept(
+    def test_silence_ends_a_try_and_keeps_the_bytes(
         self, store: ModelStore, server: TlsServer, after: int | None
     ) -> None:
         server.plan = [stall(after)]
@@ -589,7 +585,7 @@ class TestNames:
             ("hf:../repo/x", "it is not of the form hf:ORG/REPO/FILE"),
         ],
     )
-    def test_what_is_malformed_is_refused(self, text: str, reason: str) -> None:
+    def test_malformed_sources_are_refused(self, text: str, reason: str) -> None:
         with pytest.raises(FetchError, match=reason.replace("[", r"\[")) as caught:
             sources.parse(text)
         assert "pass" not in str(caught.value)

@@ -70,7 +70,7 @@ MANY = ("m-Q2_K.gguf", "m-Q4_K_M.gguf", "m-Q8_0.gguf", "big/m-F16-00001-of-00002
         "big/m-F16-00002-of-00002.gguf", "README.md", "mmproj-m-f16.gguf", "mmproj-m-f32.gguf")  # fmt: skip
 
 
-def test_the_file_of_a_quantisation_is_chosen_and_the_projector_beside_it(server: TlsServer) -> None:
+def test_selects_the_file_of_a_quantisation_and_its_projector(server: TlsServer) -> None:
     for text, file in (
         ("hf:org/repo", "m-Q4_K_M.gguf"),
         ("hf:org/repo:q8_0", "m-Q8_0.gguf"),
@@ -93,7 +93,7 @@ def test_the_file_of_a_quantisation_is_chosen_and_the_projector_beside_it(server
         ("hf:org/repo:4", ("m-Q4_0.gguf",), "no file of the quantisation 4"),
     ],
 )
-def test_what_cannot_be_chosen_is_told_with_the_choices(
+def test_an_ambiguous_name_lists_the_choices(
     server: TlsServer, text: str, names: tuple[str, ...], reason: str
 ) -> None:
     with pytest.raises(FetchError, match=reason):

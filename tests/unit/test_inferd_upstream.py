@@ -217,7 +217,7 @@ async def test_an_error_keeps_its_code_and_its_details(short_dir: Path) -> None:
     assert caught.value.details == error.details
 
 
-def test_every_code_stays_what_it_is() -> None:
+def test_every_code_is_passed_on() -> None:
     from inferd import errors
 
     for code in errors._MEANING:
@@ -255,7 +255,7 @@ async def test_a_client_that_leaves_cancels_at_the_far_end(short_dir: Path) -> N
         await until(lambda: not there.open_streams and not far.admission.running)
 
 
-async def test_a_full_queue_there_is_told_here(short_dir: Path) -> None:
+async def test_a_full_upstream_queue_is_reported(short_dir: Path) -> None:
     async with (
         behind(short_dir / "far", Mock(), queue_depth=0) as (far, upstream),
         serving(short_dir / "near", upstream, surface=TextSurface()) as near,

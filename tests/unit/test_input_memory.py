@@ -65,7 +65,7 @@ def test_the_first_request_of_an_owner_only_has_to_fit() -> None:
         memory.of("c").add(1)
 
 
-def test_what_can_never_fit_is_not_a_matter_of_time() -> None:
+def test_a_request_that_can_never_fit_is_not_retryable() -> None:
     with pytest.raises(AttachmentTooLarge) as caught:
         InputMemory(100).of("a").add(101)
     assert (caught.value.cap, caught.value.retryable) == (100, False)
@@ -141,7 +141,7 @@ async def test_a_request_keeps_its_memory_until_it_has_ended(path: Path) -> None
 
 
 @both_loops
-async def test_what_no_backend_can_take_is_refused_before_its_bytes(path: Path) -> None:
+async def test_an_unsupported_attachment_is_refused_before_its_bytes(path: Path) -> None:
     request = {
         "id": "q",
         "messages": [{"role": "user", "content": [{"type": "image", "attachment_id": "i"}]}],
@@ -180,7 +180,7 @@ async def test_a_long_line_is_reserved_while_it_comes(path: Path) -> None:
 
 
 @both_loops
-async def test_a_long_line_behind_a_running_request_is_not_read(path: Path) -> None:
+async def test_a_long_line_after_a_running_request_is_not_read(path: Path) -> None:
     gate = Gate()
     async with serving(path, Mock(pace=gate), max_frame_bytes=64 * MIB) as server:
         client = await server.connect()

@@ -67,7 +67,7 @@ SIZE = LARGE_BYTES + 1
     ],
     ids=["a small request", "a large line", "a large attachment"],
 )
-async def test_what_takes_time_by_size_is_done_in_a_thread(
+async def test_large_work_is_done_in_a_thread(
     short_dir: Path, request_: bytes, on_loop: dict[str, bool]
 ) -> None:
     surface = Watched()
@@ -93,7 +93,7 @@ async def test_a_large_line_holds_few_names(short_dir: Path, monkeypatch: pytest
         assert server.service.memory.reserved == 0
 
 
-async def test_a_large_line_that_is_no_request_keeps_no_memory(short_dir: Path) -> None:
+async def test_a_large_invalid_line_keeps_no_memory(short_dir: Path) -> None:
     async with serving(short_dir / "s", surface=BlockSurface(), max_frame_bytes=2**24) as server:
         client = await server.connect()
         await client.send(b" " * SIZE + b"{}\n")

@@ -31,7 +31,7 @@ def mode(path: Path) -> int:
 
 
 @pytest.mark.parametrize("wanted", [0o600, 0o660])
-def test_the_mode_is_exact_whatever_the_umask(short_dir: Path, wanted: int) -> None:
+def test_the_mode_does_not_depend_on_the_umask(short_dir: Path, wanted: int) -> None:
     before = os.umask(0)
     try:
         bound = bind.bind_unix(short_dir / "s", wanted)
@@ -306,7 +306,7 @@ async def test_an_open_connection_outlives_the_stop(short_dir: Path) -> None:
 
 
 @both_loops
-async def test_every_change_of_the_number_is_told(short_dir: Path) -> None:
+async def test_every_change_of_the_number_is_reported(short_dir: Path) -> None:
     numbers: list[int] = []
     leave = asyncio.Event()
 

@@ -83,7 +83,7 @@ async def answer(engine: LlamaCpp, *args: object, **options: object) -> tuple[st
     return text, done
 
 
-async def test_an_answer_is_the_same_alone_and_beside_three_others() -> None:
+async def test_an_answer_is_the_same_alone_and_with_three_others() -> None:
     async with backend(demo_model()) as engine:
         alone, done = await answer(engine, "Why is the sky blue?")
         assert done.stop_reason == "length"
@@ -104,7 +104,7 @@ async def test_a_seed_repeats_a_drawn_answer_and_another_seed_changes_it() -> No
         assert first != other
 
 
-async def test_top_k_of_one_is_greedy_whatever_the_temperature() -> None:
+async def test_top_k_of_one_is_greedy_at_any_temperature() -> None:
     async with backend() as engine:
         greedy, _ = await answer(engine, "Why is the sky blue?")
         for options in ({"top_k": 1}, {"top_k": 1, "presence_penalty": 1e-30}):
@@ -204,7 +204,7 @@ async def test_the_ends_of_the_sampling_ranges_mean_what_they_say() -> None:
         assert seeded[0][0] == seeded[1][0]
 
 
-async def test_a_schema_that_is_no_grammar_is_refused() -> None:
+async def test_a_schema_without_a_grammar_is_refused() -> None:
     async with backend(n_parallel=1) as engine:
         with pytest.raises(InvalidRequest, match="the JSON Schema cannot be used: at /type"):
             await engine.generate(ask("Hi", json_schema='{"type":"no such type"}'))
@@ -227,7 +227,7 @@ async def test_a_character_of_four_bytes_is_never_split_between_frames() -> None
         assert done.usage.completion_tokens > 5  # so characters really were split over tokens
 
 
-async def test_what_a_client_writes_never_becomes_a_control_token() -> None:
+async def test_client_text_never_becomes_a_control_token() -> None:
     templates = _llama.Templates(load_model())
     end_of_turn = 2
 
@@ -290,7 +290,7 @@ async def test_a_request_without_frames_has_its_answer_in_the_end_alone() -> Non
         assert json.loads(b'"' + done.content + b'"') == framed
 
 
-async def test_cancel_keeps_what_was_made_and_close_frees_the_slot() -> None:
+async def test_cancel_keeps_the_partial_answer_and_close_frees_the_slot() -> None:
     async with backend(n_parallel=1) as engine:
         running = await engine.generate(ask("Tell me a long story.", 800))
         assert isinstance(await anext(running), Frames)
@@ -331,7 +331,7 @@ async def test_prompts_interrupted_in_the_middle_leave_their_neighbour_unharmed(
         assert done.usage.completion_tokens == 60
 
 
-async def test_a_reader_that_rests_holds_nobody_and_loses_nothing() -> None:
+async def test_a_paused_reader_blocks_no_request_and_loses_nothing() -> None:
     async with backend(n_parallel=2) as engine:
         expected, _ = await answer(engine, "Why is the sky blue?", 40)
         fat = FrameTemplate(b" " * 16_000 + FRAME.prefix, FRAME.suffix)  # five tokens are too much unread
@@ -366,7 +366,7 @@ async def test_an_engine_that_is_closed_takes_nothing_more() -> None:
 
 
 @pytest.mark.parametrize("damage", ["text", "cut", "empty"])
-def test_a_file_that_is_no_model_is_refused_with_a_reason(tmp_path: Path, damage: str) -> None:
+def test_a_file_that_is_not_a_model_is_refused_with_a_reason(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "broken.gguf"
     with demo_model().open("rb") as good:
         path.write_bytes({"text": b"hello" * 100, "cut": good.read(1 << 20), "empty": b""}[damage])
@@ -374,7 +374,7 @@ def test_a_file_that_is_no_model_is_refused_with_a_reason(tmp_path: Path, damage
         load(path)
 
 
-def test_a_model_that_makes_no_text_is_refused_with_what_to_do(tmp_path: Path) -> None:
+def test_a_model_without_text_output_is_refused_with_advice(tmp_path: Path) -> None:
     path = tmp_path / "bert.gguf"
     write_bert(path)
     with pytest.raises(ModelError, match="--embed"):
@@ -410,13 +410,13 @@ async def test_no_more_context_is_served_than_was_asked_for() -> None:
         assert done.usage.prompt_tokens + done.usage.completion_tokens == 301
 
 
-def test_a_context_beyond_what_llama_cpp_counts_is_refused() -> None:
+def test_a_context_too_large_for_llama_cpp_is_refused() -> None:
     options = {"n_batch": 32, "threads": 1, "flash_attention": "off", "kv_type": "f16", "unified": False}
     with pytest.raises(ModelError, match=r"2 x 2147483647 tokens is more than llama\.cpp can count"):
         _llama.Engine(load_model(), n_ctx=2**31 - 1, n_seq=2, **options)
 
 
-def test_loading_tells_how_far_it_is() -> None:
+def test_loading_reports_its_progress() -> None:
     phases: list[tuple[str, dict[str, object]]] = []
     with demo_model().open("rb") as file:
         config = LlamaCppConfig(name="t", model="t", path=demo_model(), fd=file.fileno(), n_ctx=256)

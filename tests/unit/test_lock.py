@@ -49,7 +49,7 @@ class TestLock:
         finally:
             os.umask(old)
 
-    def test_the_pid_stands_in_it_while_it_is_held(self, path: Path) -> None:
+    def test_a_held_lock_contains_the_pid(self, path: Path) -> None:
         with Lock.acquire(path):
             assert path.read_text() == f"{os.getpid()}\n"
             assert holder(path) == os.getpid()
@@ -107,7 +107,7 @@ class TestLock:
 
 
 class TestWait:
-    def test_it_tells_of_each_look_and_takes_the_lock_when_it_is_free(self, path: Path) -> None:
+    def test_wait_reports_each_poll_and_takes_a_free_lock(self, path: Path) -> None:
         first = Lock.acquire(path)
         looks: list[int | None] = []
 
@@ -145,7 +145,7 @@ class TestPlaces:
         assert not (path.parent / "target").exists()
 
     @pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir])
-    def test_what_is_no_file_is_refused(self, path: Path, make: object) -> None:
+    def test_a_path_that_is_not_a_file_is_refused(self, path: Path, make: object) -> None:
         path.parent.mkdir()
         assert callable(make)
         make(path)
@@ -210,14 +210,14 @@ class TestDirectories:
 
 
 class TestLook:
-    def test_it_tells_whether_the_lock_is_held_and_makes_nothing(self, path: Path) -> None:
+    def test_is_held_creates_nothing(self, path: Path) -> None:
         assert not is_held(path)
         assert not path.parent.exists()
         with Lock.acquire(path):
             assert is_held(path)
         assert not is_held(path)
 
-    def test_it_keeps_nobody_from_starting(self, path: Path) -> None:
+    def test_is_held_does_not_block_a_start(self, path: Path) -> None:
         Lock.acquire(path).release()
         over = threading.Event()
 

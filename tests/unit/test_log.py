@@ -242,7 +242,7 @@ class TestStalledStderr:
 
     EVENTS = 12_000  # fewer than the log queues, and more than the pipe and the text sink keep
 
-    def test_the_file_has_every_event_and_stderr_is_told_what_it_missed(
+    def test_the_file_has_every_event_and_stderr_counts_dropped_ones(
         self, setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         reading, writing = os.pipe()

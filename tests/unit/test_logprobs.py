@@ -83,7 +83,7 @@ async def test_an_answer_without_frames_has_all_of_them_at_its_end() -> None:
         assert without.content == whole.content
 
 
-async def test_tokens_of_a_stop_string_are_not_told() -> None:
+async def test_tokens_of_a_stop_string_are_not_reported() -> None:
     async with backend() as engine:
         grammar = 'root ::= "abc" "\\n\\n" "END" "x"*'
         frames, done = await told(
@@ -94,7 +94,7 @@ async def test_tokens_of_a_stop_string_are_not_told() -> None:
         assert "".join(frame["t"] for frame in frames) == "abc\n\n"
 
 
-async def test_bytes_of_a_character_are_told_one_by_one() -> None:
+async def test_bytes_of_a_character_are_reported_one_by_one() -> None:
     async with backend() as engine:
         for most in (30, 2):
             frames, done = await told(

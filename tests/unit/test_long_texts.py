@@ -55,7 +55,7 @@ class TestSetAside:
             b"12345\xc3",
         ],
     )
-    def test_what_is_no_string_is_refused(self, impl: ModuleType, inside: bytes) -> None:
+    def test_non_strings_are_refused(self, impl: ModuleType, inside: bytes) -> None:
         with pytest.raises(ValueError, match=r"."):
             impl.set_aside(b'"' + inside + b'"', 4, MARK)
 
@@ -174,12 +174,12 @@ def test_an_error_names_the_id_of_the_request() -> None:
 
 
 @pytest.mark.parametrize("line", [b'{"id":"' + LONG.encode() + b'\xff"}', b'{"id":"' + LONG.encode()])
-def test_what_is_not_json_is_refused(line: bytes) -> None:
+def test_invalid_json_is_refused(line: bytes) -> None:
     with pytest.raises(NotJson):
         long_texts.parse(v1.parse, line)
 
 
-def test_what_is_beside_the_long_texts_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rest_of_the_line_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     line = json.dumps({"messages": [{"role": "user", "content": LONG}], "x": [1] * 1000}).encode()
     assert long_texts.parse(v1.parse, line).messages[0].content == LONG
     monkeypatch.setattr(long_texts, "MAX_REST_BYTES", 1000)

@@ -166,7 +166,7 @@ async def test_a_small_file_of_a_huge_picture_is_not_unpacked(tmp_path: Path) ->
                 await engine.generate(ask(Media("image", file.getvalue(), mime="image/png")))
 
 
-async def test_what_the_model_cannot_take_is_said_to_be_unsupported(tmp_path: Path) -> None:
+async def test_media_that_the_model_cannot_take_are_unsupported(tmp_path: Path) -> None:
     async with seeing(tmp_path) as engine:
         for media in Media("audio", b"\0" * 4, sample_rate=16000), Media("image", b"", mime="image/tiff"):
             with pytest.raises(AttachmentUnsupported):

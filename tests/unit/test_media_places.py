@@ -67,7 +67,7 @@ def seen(family: Family, messages: tuple[Message, ...], tools: tuple[Tool, ...])
 
 
 @pytest.mark.parametrize("tools", [TOOLS, ()], ids=["with tools", "without"])
-def test_each_picture_stays_behind_its_text(projector: _llama.Projector, tools: tuple[Tool, ...]) -> None:
+def test_each_image_stays_after_its_text(projector: _llama.Projector, tools: tuple[Tool, ...]) -> None:
     alone = Family(_llama.Templates(model()), Guides(model()), projector, n_batch=512)
     expected = {}
     for label in PICTURES:

@@ -25,7 +25,7 @@ from tests.observed import Measuring, seen
 # Numbers.
 
 
-def test_a_histogram_counts_a_bound_with_what_is_below_it() -> None:
+def test_a_histogram_bound_is_inclusive() -> None:
     histogram = Histogram((1.0, 2.0))
     for value in (0.0, 1.0, 1.5, 2.0, 7.0):
         histogram.observe(value)
@@ -46,7 +46,7 @@ def test_a_quantile_is_one_of_the_values(values: list[float], share: float, valu
     assert quantile(values, share) == value
 
 
-def test_what_is_shown_are_values_of_the_last_answers() -> None:
+def test_quantiles_are_of_recent_values() -> None:
     histogram = Histogram((10.0, 20.0))
     for _ in range(KEPT):
         histogram.observe(3.0)
@@ -159,7 +159,7 @@ async def test_the_time_of_a_reader_is_not_the_time_of_the_backend(
         await client.line()
 
 
-async def test_refusals_and_what_is_no_request_are_errors_by_code(path: Path) -> None:
+async def test_refusals_and_invalid_requests_are_errors_by_code(path: Path) -> None:
     async with serving(path, queue_depth=0) as server:
         client = await server.connect()
         with await server.admission.of("mock").admit("another"):
@@ -174,7 +174,7 @@ async def test_refusals_and_what_is_no_request_are_errors_by_code(path: Path) ->
         assert surface["done"] == 0
 
 
-async def test_what_a_backend_fails_is_its_own_and_the_breakers(path: Path) -> None:
+async def test_backend_failures_count_for_the_backend_and_its_breaker(path: Path) -> None:
     async with serving(path, Mock("broken", error=Unavailable("no"))) as server:
         client = await server.connect()
         for _ in range(FAILURES + 1):
@@ -189,7 +189,7 @@ async def test_what_a_backend_fails_is_its_own_and_the_breakers(path: Path) -> N
         ]
 
 
-async def test_what_a_backend_refuses_is_not_its_failure(path: Path) -> None:
+async def test_a_refusal_of_a_backend_is_not_its_failure(path: Path) -> None:
     async with serving(path, Mock(error=InvalidRequest("no"))) as server:
         client = await server.connect()
         await client.send(ask())
@@ -210,7 +210,7 @@ async def test_those_that_run_longest_come_first(path: Path) -> None:
             assert await client.line()
 
 
-async def test_an_error_that_nobody_foresaw_is_counted_too(path: Path) -> None:
+async def test_an_unexpected_error_is_counted(path: Path) -> None:
     class Odd(Mock):
         async def generate(self, request: GenerateRequest) -> Stream:
             raise ZeroDivisionError
@@ -255,7 +255,7 @@ async def test_vectors_count_their_tokens(path: Path) -> None:
         assert metrics["backends"]["mock"]["prompt_tokens"] == 4
 
 
-async def test_the_rows_say_who_runs_and_who_waits(path: Path) -> None:
+async def test_the_rows_list_running_and_waiting_requests(path: Path) -> None:
     gate = Gate()
     async with serving(path, Mock(tape=["a", "b"], pace=gate)) as server:
         first, second, third = [await server.connect() for _ in range(3)]

@@ -93,7 +93,7 @@ async def test_a_cancel_does_not_wait_for_the_pace() -> None:
     assert gate.waiting == 0
 
 
-async def test_a_reader_that_is_cancelled_leaves_nothing_behind() -> None:
+async def test_a_cancelled_reader_leaks_nothing() -> None:
     gate = Gate()
     stream = await Mock(pace=gate).generate(request())
     first = asyncio.ensure_future(anext(stream))
@@ -123,7 +123,7 @@ async def test_closing_the_backend_closes_its_streams() -> None:
         await anext(stream)
 
 
-async def test_vectors_tell_the_length_of_a_text() -> None:
+async def test_vectors_encode_the_length_of_a_text() -> None:
     made = await Mock().embed(EmbedRequest(inputs=("abc", "é")))
     expected = [(i + 1) / 4 for i in range(8)] + [(i + 1) / 3 for i in range(8)]
     assert array("f", made.vectors) == array("f", expected)

@@ -65,7 +65,7 @@ def test_reasons_to_stop(reason: str, meaning: str) -> None:
     assert last(delta(content="x"), finish(reason)).stop_reason == meaning
 
 
-def test_without_a_reason_there_is_no_end() -> None:
+def test_without_a_finish_reason_the_answer_does_not_end() -> None:
     assert read(delta(content="x"), usage(1, 1)) == [Text("x")]
 
 
@@ -78,13 +78,13 @@ def test_counts_may_be_null() -> None:
     assert last(finish("stop"), {"choices": None, "usage": counts}).usage == Usage(3, 0)
 
 
-def test_only_the_first_choice_is_told() -> None:
+def test_only_the_first_choice_is_used() -> None:
     other = {"choices": [{"index": 1, "delta": {"content": "no"}, "finish_reason": "length"}]}
     assert read(delta(content="yes"), other, finish("stop"))[:1] == [Text("yes")]
     assert read(other) == []
 
 
-def test_a_call_in_pieces_comes_whole() -> None:
+def test_a_call_in_chunks_is_assembled() -> None:
     events = read(
         call(index=0, id="a", name="look", arguments=""),
         call(index=0, arguments='{"ci'),
@@ -104,7 +104,7 @@ def test_several_calls_mixed() -> None:
     ) == [ToolCall("a", "f", "{}"), ToolCall("b", "g", "{}")]
 
 
-def test_calls_that_share_an_index_are_told_apart_by_their_ids() -> None:
+def test_calls_that_share_an_index_differ_by_their_ids() -> None:
     found = calls(
         call(index=0, id="a", name="f", arguments="{}"), call(index=0, id="b", name="f", arguments="{}")
     )
@@ -123,7 +123,7 @@ def test_arguments_may_be_an_object_or_nothing() -> None:
     assert calls(call(index=0, id="a", name="f")) == [ToolCall("a", "f", "{}")]
 
 
-def test_a_call_without_an_id_gets_one_of_its_own() -> None:
+def test_a_call_without_an_id_gets_one() -> None:
     first, second = calls(call(index=0, name="f"), call(index=1, name="f"))
     assert first.id != second.id
     assert first.id.startswith("tc-")
@@ -155,7 +155,7 @@ def test_a_call_cut_by_the_budget_is_left_out() -> None:
     assert events[-1].stop_reason == "length"
 
 
-def test_a_required_call_that_did_not_come_is_told() -> None:
+def test_a_missing_required_call_is_reported() -> None:
     assert last(delta(content="no"), finish("stop"), tool_required=True).tool_missing
     assert not last(call(index=0, name="f"), finish("stop"), tool_required=True).tool_missing
     assert not last(delta(content="no"), finish("stop")).tool_missing
@@ -202,7 +202,7 @@ def test_an_error_in_the_stream(error: Any, kind: type[InferdError], message: st
         '{"error":' + "[" * 100_000,
     ],
 )
-def test_what_is_no_piece_of_an_answer(data: str) -> None:
+def test_a_malformed_chunk(data: str) -> None:
     with pytest.raises(UNREADABLE):
         list(Answer("far", tool_required=False).feed(data))
 
@@ -229,7 +229,7 @@ def test_the_mark_of_the_end_ends_an_answer() -> None:
     assert events == [Text("x"), Done("end", Usage(0, 1))]
 
 
-def test_an_answer_may_come_whole() -> None:
+def test_an_answer_may_come_unstreamed() -> None:
     call = {"id": "c", "function": {"name": "f", "arguments": "{}"}}
     message = {"role": "assistant", "content": "x", "tool_calls": [call]}
     whole = {"choices": [{"index": 0, "message": message, "finish_reason": "tool_calls"}]}

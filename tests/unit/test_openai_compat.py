@@ -186,7 +186,7 @@ async def test_an_end_without_its_mark(remote: Start) -> None:
     ended(await answer(remote, script), "length", "x")
 
 
-async def test_a_cut_behind_the_end_takes_nothing_away(remote: Start) -> None:
+async def test_a_cut_after_the_end_loses_nothing(remote: Start) -> None:
     def script(exchange: Exchange) -> None:
         exchange.head()
         exchange.chunk(data(delta(content="x")) + data(finish("stop")))
@@ -195,7 +195,7 @@ async def test_a_cut_behind_the_end_takes_nothing_away(remote: Start) -> None:
     ended(await answer(remote, script), "end", "x")
 
 
-async def test_a_stall_behind_the_end_takes_no_time(remote: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stall_after_the_end_takes_no_time(remote: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     def script(exchange: Exchange) -> None:
         exchange.head()
         exchange.chunk(data(delta(content="x")) + data(finish("stop")))
@@ -259,7 +259,7 @@ async def test_a_stall_before_the_first_token(remote: Start) -> None:
     assert "was silent for 0.05 s" in str(error)
 
 
-async def test_a_stall_behind_the_first_token(remote: Start) -> None:
+async def test_a_stall_after_the_first_token(remote: Start) -> None:
     def script(exchange: Exchange) -> None:
         exchange.head()
         exchange.chunk(data(delta(content="x")))
@@ -319,7 +319,7 @@ async def test_a_page_in_place_of_an_answer_has_no_end(remote: Start) -> None:
         b'data: {"more":' + b"[" * 100_000 + b"\n\n",
     ],
 )
-async def test_what_cannot_be_read(remote: Start, junk: bytes) -> None:
+async def test_unreadable_chunks(remote: Start, junk: bytes) -> None:
     def script(exchange: Exchange) -> None:
         exchange.head()
         exchange.chunk(data(delta(content="x")))
@@ -383,7 +383,7 @@ async def test_close_closes_the_request_at_once(remote: Start) -> None:
         await until(server.left.is_set)
 
 
-async def test_the_backend_closes_what_is_running(remote: Start) -> None:
+async def test_close_ends_running_requests(remote: Start) -> None:
     server = remote(begins)
     async with backend(server) as far:
         stream = await far.generate(ask())
@@ -406,7 +406,7 @@ async def test_an_embedding_that_is_cancelled_closes_its_request(remote: Start) 
         await until(server.left.is_set)
 
 
-async def test_who_does_not_pull_holds_the_server(remote: Start) -> None:
+async def test_a_slow_consumer_slows_the_server(remote: Start) -> None:
     held = threading.Event()
 
     def script(exchange: Exchange) -> None:
@@ -457,7 +457,7 @@ async def test_fewer_dimensions_are_of_length_one_too(remote: Start) -> None:
     assert found == (array("f", [0.6, 0.8]), 2, 0)
 
 
-async def test_more_dimensions_than_there_are(remote: Start) -> None:
+async def test_too_many_dimensions(remote: Start) -> None:
     with pytest.raises(
         InvalidRequest, match="dimensions is 4 and the vectors of this model have 3: ask for 1 to 3"
     ):
@@ -544,7 +544,7 @@ async def test_a_server_that_makes_neither(remote: Start) -> None:
         ({"rerank": True, "embed": True}, {"rerank", "embed"}),
     ],
 )
-def test_what_it_is_asked_for(of_entry: dict[str, bool], able: set[str]) -> None:
+def test_capabilities_of_an_entry(of_entry: dict[str, bool], able: set[str]) -> None:
     capabilities = OpenAICompat(entry(**of_entry), embed=True).capabilities()
     assert {name for name in ("v2", "embed", "rerank") if getattr(capabilities, name)} == able
     for ability in ("vision", "tools", "thinking"):

@@ -33,7 +33,7 @@ BARE = {
 }
 
 
-def test_what_was_not_given_is_not_sent() -> None:
+def test_absent_fields_are_not_sent() -> None:
     assert body() == BARE
 
 
@@ -42,7 +42,7 @@ def test_an_answer_in_text_has_an_end() -> None:
     assert body(typed=False, max_tokens=7)["max_tokens"] == 7
 
 
-def test_what_was_given_is() -> None:
+def test_given_fields_are_sent() -> None:
     given = {
         "max_tokens": 5,
         "temperature": 0.0,

@@ -29,7 +29,7 @@ def test_a_tcp_peer_is_its_address_alone() -> None:
     assert found.fields() == {"peer": "tcp:127.0.0.1"}
 
 
-def test_what_the_system_does_not_tell_is_unknown() -> None:
+def test_peer_data_missing_from_the_system_is_unknown() -> None:
     with socket.socket(socket.AF_INET) as unconnected:
         assert peer.of(unconnected) == Peer("tcp", address="unknown")
 

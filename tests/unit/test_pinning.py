@@ -83,7 +83,7 @@ class TestFile:
         )
         assert pinned(store, f"file:{path}", name="x").name == "x"
 
-    def test_what_is_no_model_is_not_taken(self, store: ModelStore, tmp_path: Path) -> None:
+    def test_a_file_that_is_not_a_model_is_refused(self, store: ModelStore, tmp_path: Path) -> None:
         (tmp_path / "m").write_bytes(EVIL)
         with pytest.raises(ModelError, match=f"{tmp_path}/m is not a GGUF file; convert the model"):
             pinned(store, f"file:{tmp_path}/m")
@@ -123,7 +123,7 @@ class TestFile:
 
 
 class TestHub:
-    def test_it_tells_hash_size_and_commit_without_the_file(self, store: ModelStore, hub: TlsServer) -> None:
+    def test_it_gets_hash_size_and_commit_without_the_file(self, store: ModelStore, hub: TlsServer) -> None:
         hub.plan = [plain(b"", 302, Location="https://elsewhere.invalid/", Content_Length="0", **told())]
         model = pinned(store, "hf:org/repo/dir/m.gguf")
         assert model == CatalogueModel(
@@ -151,7 +151,7 @@ class TestHub:
         assert pinned(store, "hf:org/repo/m.gguf").sha256 == GGUF_DIGEST
         assert len(hub.requests) == 2
 
-    def test_trouble_is_tried_again_and_told(self, store: ModelStore, hub: TlsServer) -> None:
+    def test_failures_are_retried_and_reported(self, store: ModelStore, hub: TlsServer) -> None:
         hub.plan = [status(503), status(200, **told())]
         assert pinned(store, "hf:org/repo/m.gguf").sha256 == GGUF_DIGEST
         hub.plan = [status(404)]
@@ -168,7 +168,7 @@ class TestHub:
 
 
 @pytest.mark.parametrize("text", ["https://host/dir/m.gguf", "pypi:package==1.0/dir/m.gguf"])
-def test_what_nobody_vouches_for_needs_a_hash(store: ModelStore, text: str) -> None:
+def test_a_source_without_a_known_hash_needs_one(store: ModelStore, text: str) -> None:
     with pytest.raises(StoreError, match=f"no sha256 is known for {text}; give its sha256"):
         pinned(store, text)
     assert pinned(store, text, sha256=DIGEST) == CatalogueModel(
@@ -177,13 +177,13 @@ def test_what_nobody_vouches_for_needs_a_hash(store: ModelStore, text: str) -> N
 
 
 @pytest.mark.parametrize("text", ["hf:a", "https://me:hush@host/m", "ftp://host/m"])
-def test_what_is_malformed_is_named_without_its_secrets(store: ModelStore, text: str) -> None:
+def test_a_malformed_source_is_named_without_its_secrets(store: ModelStore, text: str) -> None:
     with pytest.raises(FetchError, match=f"cannot fetch from {text.replace('me:hush@', '')}: ") as caught:
         pinned(store, text)
     assert "hush" not in str(caught.value)
 
 
-def test_an_alias_stands_for_the_name_of_the_catalogue(store: ModelStore) -> None:
+def test_an_alias_resolves_to_the_catalogue_name(store: ModelStore) -> None:
     known = CATALOGUE["smollm2-135m-instruct"]
     model = pinned(store, "https://host/smollm2.gguf", sha256=known.sha256, license="")
     assert (model.name, model.license) == (known.name, known.license)

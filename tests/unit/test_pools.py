@@ -84,7 +84,7 @@ def test_backends_of_one_name_form_a_pool_and_others_do_not() -> None:
     assert apart.names() == {"one", "two", "mock", "a", "b"}
 
 
-def test_the_local_one_first_and_as_long_as_it_is_soon_free() -> None:
+def test_the_local_backend_is_preferred_if_it_is_free_soon() -> None:
     fleet = Fleet(1, 1)
     assert fleet.name(room=True) == "local"
     assert fleet.name(wait=1.0) is None  # it is to wait
@@ -103,7 +103,7 @@ def test_a_local_one_that_is_not_fit_is_not_waited_for() -> None:
         fleet.take(room=True)
 
 
-def test_the_least_loaded_with_what_others_have_there() -> None:
+def test_load_counts_the_requests_of_other_daemons() -> None:
     fleet = Fleet(8, 8, 8)
     fleet.slot("r0").others = 2
     fleet.slot("r1").outstanding = 1
@@ -202,7 +202,7 @@ def held(permit: Permit) -> Iterator[str]:
         yield permit.slot.backend.name
 
 
-async def test_places_beside_the_permits() -> None:
+async def test_remote_slots_add_to_the_permits() -> None:
     fleet = Fleet(1)
     admission = Admission(1, 0)
     # Nothing is known of the wait, but the queue is full.
@@ -301,7 +301,7 @@ def failing(error: Exception, name: str = "bad") -> Mock:
 
 
 @pytest.mark.parametrize("kind", [Unavailable, EngineEnded])
-async def test_another_one_serves_what_one_has_failed(short_dir: Path, kind: type[InferdError]) -> None:
+async def test_another_backend_retries_a_failed_request(short_dir: Path, kind: type[InferdError]) -> None:
     bad, good = failing(kind("down")), Mock("mock")
     async with serving(short_dir / "s", bad, good, routes={bad: HERE, good: there()}) as server:
         client = await server.connect()
@@ -314,9 +314,7 @@ async def test_another_one_serves_what_one_has_failed(short_dir: Path, kind: typ
 
 
 @pytest.mark.parametrize("kind", [InvalidRequest, SchemaViolation])
-async def test_what_another_one_would_answer_alike_is_not_tried_again(
-    short_dir: Path, kind: type[InferdError]
-) -> None:
+async def test_a_client_fault_is_not_retried_elsewhere(short_dir: Path, kind: type[InferdError]) -> None:
     bad, good = failing(kind("no")), Mock("mock")
     async with serving(short_dir / "s", bad, good, routes={bad: HERE, good: there()}) as server:
         client = await server.connect()

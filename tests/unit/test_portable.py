@@ -77,7 +77,7 @@ def test_a_companion_of_another_version_is_not_loaded(
     assert found.problem == f"it is 0.0.1, inferd is {__version__}; install both at one version"
 
 
-def test_doctor_tells_that_a_build_for_one_machine_loads_no_companion(
+def test_doctor_reports_that_a_native_build_loads_no_companion(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(portable, "GGML", tmp_path / "absent")
@@ -91,7 +91,7 @@ def test_doctor_tells_that_a_build_for_one_machine_loads_no_companion(
     ]
 
 
-def test_the_verbose_version_tells_the_variant(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_verbose_version_names_the_variant(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--version", "--verbose"]) == 0
     first, *more = capsys.readouterr().out.splitlines()
     assert first == f"inferd {__version__}"

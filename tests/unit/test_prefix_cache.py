@@ -54,7 +54,7 @@ def test_a_head_that_is_being_computed_is_waited_for_and_then_copied() -> None:
     assert (plan[0], plan[1], plan[4]) == (1, 0, 300)
 
 
-def test_another_conversation_with_the_same_head_leaves_the_first_one_whole() -> None:
+def test_another_conversation_with_the_same_head_keeps_the_first() -> None:
     cache = PrefixCache(2, 0)
     cache.leave(0, prompt(*range(40)))
     plan = cache.plan(prompt(*range(50, 90)))
@@ -73,7 +73,7 @@ def test_another_conversation_with_the_same_head_leaves_the_first_one_whole() ->
     assert (plan[0], plan[3], plan[4]) == (0, True, 300)  # the only slot: it is saved first
 
 
-def test_a_conversation_that_goes_on_may_drop_its_last_answer_unsaved() -> None:
+def test_a_continued_conversation_may_drop_its_last_answer_unsaved() -> None:
     cache = PrefixCache(2, 1000)
     cache.leave(0, prompt(*range(40)), session=b"s")
     plan = cache.plan(prompt(*range(50, 90)), session=b"s")
@@ -108,7 +108,7 @@ def test_snapshots_stay_within_the_budget_and_the_oldest_goes() -> None:
     assert (plan[2], plan[4]) == ([2] * 64, 64)
 
 
-def test_a_longer_snapshot_replaces_what_it_begins_with() -> None:
+def test_a_longer_snapshot_replaces_its_prefix() -> None:
     cache = PrefixCache(1, 100)
     cache.save(HEAD, size=40)
     cache.save(prompt(1), size=41)
@@ -132,7 +132,7 @@ def test_a_file_is_brought_when_it_holds_more_than_all_else() -> None:
     assert isinstance(cache.plan(prompt(1, 2, 3)), tuple)
 
 
-def test_what_a_file_holds_needs_no_other() -> None:
+def test_a_prefix_in_a_file_needs_no_other_file() -> None:
     cache = PrefixCache(1, 1000)
     cache.file(7, HEAD, size=10, scope=b"a")
     assert cache.filed(HEAD[:100], scope=b"a")
@@ -153,7 +153,7 @@ def test_a_file_of_another_model_is_the_reason_of_a_miss() -> None:
     assert (plan[2], plan[7]) == (None, "model")
 
 
-def test_a_model_that_cannot_be_cut_uses_whole_sequences_alone() -> None:
+def test_a_model_that_cannot_be_cut_uses_whole_sequences_only() -> None:
     cache = PrefixCache(2, 100, any_cut=False)
     cache.leave(0, prompt(1, 2))
     plan = cache.plan(prompt(1, 3))

@@ -41,7 +41,7 @@ async def test_the_same_request_again_computes_two_tokens_and_says_the_same(unif
     assert repeated.cache.miss == ""
 
 
-async def test_a_conversation_computes_only_what_is_new() -> None:
+async def test_a_conversation_computes_only_new_tokens() -> None:
     async with backend(n_parallel=2) as engine:
         text, done = await answer(engine, LONG, 40)
         history = (Message("user", LONG), Message("assistant", text), Message("user", "Go on."))
@@ -106,7 +106,7 @@ async def test_without_memory_for_states_the_reason_is_eviction() -> None:
     assert done.usage.cached_tokens < 32
 
 
-async def test_a_request_that_was_left_in_its_prompt_leaves_what_it_computed() -> None:
+async def test_a_request_abandoned_in_its_prompt_keeps_the_computed_prefix() -> None:
     request = ask(LONG * 4, 4)
     async with backend(n_parallel=1, n_ctx=4096, n_batch=64) as engine:
         stream = await engine.generate(request)

@@ -81,7 +81,7 @@ def test_a_config_file_in_a_directory_that_others_may_write_is_refused(tmp_path:
     assert sources.load({"config": path}, {"HOME": str(tmp_path)})[0].backends
 
 
-def test_the_directories_behind_a_link_count(tmp_path: Path) -> None:
+def test_the_directories_of_a_link_target_count(tmp_path: Path) -> None:
     open_to_all = tmp_path / "open"
     open_to_all.mkdir()
     config(open_to_all / "config.json")

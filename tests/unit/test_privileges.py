@@ -76,7 +76,7 @@ def uses(path: Path, pattern: re.Pattern[str]) -> list[str]:
     return [f"{path}:{line}: {name}" for name, line in names_in(path) if pattern.fullmatch(name)]
 
 
-def test_the_patterns_see_what_they_should(tmp_path: Path) -> None:
+def test_the_patterns_find_calls(tmp_path: Path) -> None:
     sample, other = tmp_path / "sample.py", tmp_path / "other.py"
     sample.write_text(
         "import subprocess, os\nfrom os import fork\nos.execv('a', [])\nasyncio.create_subprocess_exec()\n"

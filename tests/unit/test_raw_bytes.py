@@ -102,7 +102,7 @@ class TestSplitter:
 
 
 @IMPLEMENTATIONS
-def test_taking_gives_what_fits_and_leaves_the_rest(impl: ModuleType) -> None:
+def test_taking_fills_the_buffer_and_leaves_the_rest(impl: ModuleType) -> None:
     splitter = impl.LineSplitter(CAP)
     splitter.feed(b"a\nbcd\ne")
     assert bytes(splitter.next_line()) == b"a"
@@ -131,7 +131,7 @@ def test_a_line_that_is_kept_survives_the_taking(impl: ModuleType) -> None:
 
 
 @IMPLEMENTATIONS
-def test_what_is_read_only_cannot_be_filled(impl: ModuleType) -> None:
+def test_a_read_only_buffer_is_refused(impl: ModuleType) -> None:
     splitter = impl.LineSplitter(CAP)
     splitter.feed(b"abc")
     with pytest.raises((TypeError, BufferError)):

@@ -74,7 +74,7 @@ def test_a_raw_prompt_that_cannot_fit_is_not_begun(model: _llama.Model) -> None:
         prepare(family(model, most_chars=10, n_ctx=5), asked("a" * 6, raw=True, suffix="b" * 6))
 
 
-def test_an_answer_that_is_begun_stands_behind_the_template(model: _llama.Model) -> None:
+def test_a_prefilled_answer_follows_the_template(model: _llama.Model) -> None:
     plain = prepare(family(model), asked("Hi")).prompt.tokens
     begun = prepare(family(model), asked("Hi", "Sure<|im_end|>: ", begun=True)).prompt.tokens
     assert begun[: len(plain)] == plain
@@ -82,7 +82,7 @@ def test_an_answer_that_is_begun_stands_behind_the_template(model: _llama.Model)
     assert not set(model.control_tokens.values()) & set(begun[len(plain) :])
 
 
-async def test_the_real_model_goes_on_with_what_is_begun() -> None:
+async def test_the_real_model_continues_a_prefilled_answer() -> None:
     async with backend(demo_model(), n_parallel=1) as engine:
 
         async def answer(*texts: str, **more: object) -> str:

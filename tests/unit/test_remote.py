@@ -60,7 +60,7 @@ REASON = orjson.dumps({"error": {"message": "the  reason\nis secret", "type": "s
 
 
 @cases("status", [400, 404, 405, 409, 413, 415, 422])
-async def test_the_clients_fault_is_told_to_the_client(remote: Start, status: int) -> None:
+async def test_a_client_fault_is_reported_to_the_client(remote: Start, status: int) -> None:
     error = await failure(remote(lambda exchange: exchange.whole(status, REASON)))
     assert type(error) is InvalidRequest
     assert str(error).endswith(f" refused the request with status {status}: the reason is secret")
@@ -79,7 +79,7 @@ async def test_another_fault_counts_and_its_reason_is_for_the_client_alone(
     assert "secret" not in error.logged
 
 
-async def test_no_key_is_told_to_the_client(remote: Start) -> None:
+async def test_no_key_is_shown_to_the_client(remote: Start) -> None:
     said = orjson.dumps({"error": {"message": "k is wrong, and so is sk-" + "a1" * 20}})
     error = await failure(remote(lambda exchange: exchange.whole(401, said)))
     assert "it says: … is wrong, and so is " in str(error)
@@ -91,7 +91,7 @@ async def test_success_of_another_kind_is_a_failure(remote: Start) -> None:
     assert str(error).endswith("answered with status 204")
 
 
-async def test_what_is_not_implemented_does_not_count(remote: Start) -> None:
+async def test_not_implemented_does_not_count(remote: Start) -> None:
     error = await failure(remote(lambda exchange: exchange.whole(501, REASON)))
     assert type(error) is Unsupported
 
@@ -128,12 +128,12 @@ async def test_the_name_of_a_fault_is_a_name(remote: Start) -> None:
         ("Sun, 06 Nov 1994 08:49:37 GMT", "; it asks to wait 0 s"),
     ],
 )
-async def test_how_long_to_wait_is_told(remote: Start, value: str, told: str) -> None:
+async def test_retry_after_is_passed_on(remote: Start, value: str, told: str) -> None:
     error = await failure(remote(lambda exchange: exchange.whole(429, b"", retry_after=value)))
     assert str(error).endswith(f"answered with status 429{told}")
 
 
-async def test_a_date_to_wait_for_is_told_in_seconds(remote: Start) -> None:
+async def test_a_retry_after_date_becomes_seconds(remote: Start) -> None:
     date = format_datetime(datetime.now(timezone.utc) + timedelta(hours=1), usegmt=True)
     error = await failure(remote(lambda exchange: exchange.whole(503, b"", retry_after=date)))
     secs = int(str(error).split()[-2])
@@ -181,7 +181,7 @@ async def test_no_redirect_is_followed(remote: Start, status: int) -> None:
 # The connection.
 
 
-async def test_nobody_listens() -> None:
+async def test_connection_refused() -> None:
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
     upstream = Upstream(f"http://127.0.0.1:{port}", 30.0)
@@ -196,14 +196,14 @@ def test_an_address_that_is_none(url: str) -> None:
         Upstream(url, 30.0)
 
 
-async def test_a_name_that_is_nobodys() -> None:
+async def test_an_unresolvable_name() -> None:
     upstream = Upstream("http://nobody.invalid", 30.0)
     with pytest.raises(Unavailable, match=r"^nobody\.invalid cannot be reached: "):
         await upstream.read("http://nobody.invalid/x", b"", {}, at_most=1)
     await upstream.close()
 
 
-async def test_nobody_accepts(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_full_listen_backlog(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CONNECT_SECS", 0.05)
     with socket.socket() as listener, socket.socket() as first:
         listener.bind(("127.0.0.1", 0))
@@ -417,13 +417,13 @@ async def test_calls_alone_say_nothing_of_the_speed() -> None:
     assert done.timings.tokens_per_second == done.timings.decode_ms == 0
 
 
-async def test_what_comes_behind_the_end_is_not_waited_for() -> None:
+async def test_bytes_after_the_end_are_not_waited_for() -> None:
     source = Source(DONE)
     assert len(await source.rest()) == 1
     assert source.given == 1
 
 
-async def test_a_failure_comes_behind_the_events_before_it() -> None:
+async def test_a_failure_follows_the_earlier_events() -> None:
     source = Source(Text("a"), Unavailable("gone"))
     assert await anext(source.stream) == Text("a")
     with pytest.raises(Unavailable, match="gone"):
@@ -438,7 +438,7 @@ async def test_an_end_without_done_is_an_end() -> None:
     assert [event async for event in RemoteStream(two(), set())] == [Text("a")]
 
 
-async def test_cancel_keeps_what_has_come() -> None:
+async def test_cancel_keeps_received_events() -> None:
     source = Source(Text("a"), Text("b"))
     await until(lambda: source.given == 2)
     source.stream.cancel()
@@ -457,7 +457,7 @@ async def test_cancel_before_anything_has_begun() -> None:
     assert (done.stop_reason, done.usage) == ("cancelled", Usage(0, 0))
 
 
-async def test_cancel_behind_the_end_changes_nothing() -> None:
+async def test_cancel_after_the_end_changes_nothing() -> None:
     source = Source(DONE)
     await until(lambda: source.given == 1)
     source.stream.cancel()
@@ -499,7 +499,7 @@ async def test_closed_returns_when_the_source_is_left() -> None:
     assert not source.running
 
 
-async def test_who_does_not_pull_holds_the_source() -> None:
+async def test_a_slow_consumer_slows_the_source() -> None:
     source = Source(*[Text("a")] * 1000, DONE)
     await until(lambda: source.given >= 1)
     for _ in range(2000):

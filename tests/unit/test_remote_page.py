@@ -44,7 +44,7 @@ def names(cell: str) -> list[str]:
     return re.findall(r"`([^`]+)`", cell)
 
 
-def test_the_configuration_means_what_it_says(tmp_path: Path) -> None:
+def test_the_configuration_is_read_as_documented(tmp_path: Path) -> None:
     (shown,) = re.findall(r"^```json\n(.*?)^```$", PAGE, re.M | re.S)
     path = tmp_path / "config.json"
     path.write_text(shown)
@@ -57,7 +57,7 @@ def test_the_configuration_means_what_it_says(tmp_path: Path) -> None:
     assert cloud.bearer_token is not None
 
 
-def test_the_command_lines_have_the_flags_that_there_are() -> None:
+def test_the_command_lines_use_existing_flags() -> None:
     from inferd.config.settings import OPTIONS
 
     shown = set(re.findall(r"--(?:backend|openai|bedrock)[a-z-]*", PAGE))
@@ -111,7 +111,7 @@ FAILURES_BY_ROW = {
 }
 
 
-def test_failures_and_whose_they_are() -> None:
+def test_failures_and_their_faults() -> None:
     rows = table(EVERY, "the server")
     assert len(rows) == len(FAILURES_BY_ROW)
     for what, code, counts in rows:
@@ -167,7 +167,7 @@ def test_every_field_of_a_request_has_its_row(section: str) -> None:
     assert told(section) == fields - NOT_IN_A_ROW
 
 
-def test_what_bedrock_has_no_word_for_is_not_said() -> None:
+def test_fields_that_bedrock_lacks_are_not_sent() -> None:
     (row,) = (
         row for row in table(BEDROCK, "field of the request") if row[1].startswith("not sent: the API has no")
     )
@@ -176,7 +176,7 @@ def test_what_bedrock_has_no_word_for_is_not_said() -> None:
     assert anthropic_request.request_body(generate_request(messages=HI, **SEEDED)) == plain
 
 
-def test_what_openai_is_told_stays_the_same() -> None:
+def test_fields_documented_as_the_same_reach_openai_unchanged() -> None:
     given = {**SEEDED, "max_tokens": 5, "temperature": 0.5, "top_p": 0.5, "top_k": 3, "stop": ("x",)}
     said = json.loads(openai_request.chat("m", generate_request(messages=HI, **given), top_k=True))
     for what, becomes in table(OPENAI, "field of the request"):

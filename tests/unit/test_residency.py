@@ -116,7 +116,7 @@ async def test_a_model_is_loaded_when_it_is_named_and_stays(tmp_path: Path) -> N
     assert home.resident() == set()
 
 
-async def test_all_who_wait_share_one_load(tmp_path: Path) -> None:
+async def test_waiting_requests_share_one_load(tmp_path: Path) -> None:
     home = Home(tmp_path)
     home.gate.clear()
     uses = [asyncio.create_task(home.use("a")) for _ in range(5)]
@@ -127,7 +127,7 @@ async def test_all_who_wait_share_one_load(tmp_path: Path) -> None:
     await home.models.close()
 
 
-async def test_who_waits_is_shown_the_phases_and_a_latecomer_the_present_one(tmp_path: Path) -> None:
+async def test_waiters_get_the_phases_and_a_latecomer_the_current_one(tmp_path: Path) -> None:
     home = Home(tmp_path)
     home.gate.clear()
     early: list[str] = []
@@ -156,13 +156,13 @@ async def test_who_waits_is_shown_the_phases_and_a_latecomer_the_present_one(tmp
     await home.models.close()
 
 
-async def test_a_configured_backend_is_used_as_it_is(tmp_path: Path) -> None:
+async def test_a_configured_backend_is_used_unchanged(tmp_path: Path) -> None:
     home = Home(tmp_path)
     await home.use("main")
     assert home.made == []
 
 
-async def test_an_unknown_name_is_told_with_the_nearest(tmp_path: Path) -> None:
+async def test_an_unknown_name_suggests_the_nearest(tmp_path: Path) -> None:
     home = Home(tmp_path)
     with pytest.raises(ModelNotFound, match="no model 'brokn'; did you mean 'broken'"):
         await home.use("brokn")
@@ -181,7 +181,7 @@ async def test_a_model_without_its_file_is_never_downloaded(tmp_path: Path) -> N
     assert home.made == []
 
 
-async def test_one_that_cannot_be_loaded_fails_those_who_wait_and_may_be_tried_again(tmp_path: Path) -> None:
+async def test_a_failed_load_fails_the_waiters_and_may_be_retried(tmp_path: Path) -> None:
     home = Home(tmp_path)
     for _ in range(2):
         with pytest.raises(ModelError, match="cannot be loaded"):
@@ -306,7 +306,7 @@ async def test_a_deadline_ends_the_wait_and_not_the_load(tmp_path: Path) -> None
     await home.models.close()
 
 
-async def test_those_who_wait_for_one_model_take_no_place_of_another(tmp_path: Path) -> None:
+async def test_waiters_for_one_model_take_no_place_of_another(tmp_path: Path) -> None:
     home = Home(tmp_path, queue_depth=2)
     home.gate.clear()
     uses = [asyncio.create_task(home.use("a")) for _ in range(2)]
@@ -331,7 +331,7 @@ async def test_a_stop_ends_the_waiting(tmp_path: Path) -> None:
     assert home.made[0].closed
 
 
-async def test_the_listing_says_what_each_file_says(tmp_path: Path) -> None:
+async def test_the_listing_has_the_metadata_of_each_file(tmp_path: Path) -> None:
     home = Home(tmp_path)
     await home.use("a")
     rows: dict[str, Mapping[str, object]] = {str(row["name"]): row for row in await home.models.listing()}

@@ -88,7 +88,7 @@ def test_three_failures_open_the_breaker(clock: Clock) -> None:
 @pytest.mark.parametrize(
     "error", [NotReady(), Unavailable("down"), BackendInternal("broken"), ZeroDivisionError()]
 )
-def test_what_counts(clock: Clock, error: Exception) -> None:
+def test_failures_that_count(clock: Clock, error: Exception) -> None:
     router = Router([Mock()], clock)
     fail(router, error, FAILURES)
     assert refused(router)
@@ -101,7 +101,7 @@ class Broken(Mock):
         return EngineState(pid=0, memory_bytes=0, file_bytes=0, restarts=3, problem="the file was changed")
 
 
-def test_a_model_that_cannot_be_loaded_any_more_is_no_matter_of_time(clock: Clock) -> None:
+def test_a_model_that_can_no_longer_be_loaded_is_not_retryable(clock: Clock) -> None:
     router = Router([Broken("own", is_ready=False)], clock)
     with pytest.raises(ModelBroken, match="the model of 'own' cannot be loaded") as caught:
         router.dispatch()
@@ -112,7 +112,7 @@ def test_a_model_that_cannot_be_loaded_any_more_is_no_matter_of_time(clock: Cloc
 
 
 @pytest.mark.parametrize("error", [InvalidRequest("no"), QueueFull(), NoBackend(), asyncio.CancelledError()])
-def test_what_does_not_count(clock: Clock, error: BaseException) -> None:
+def test_failures_that_do_not_count(clock: Clock, error: BaseException) -> None:
     router = Router([Mock()], clock)
     fail(router, error, 10)
     assert not refused(router)
@@ -187,7 +187,7 @@ def test_a_probe_that_fails_opens_again(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("error", [InvalidRequest("no"), asyncio.CancelledError()])
-def test_a_probe_that_tells_nothing_leaves_room_for_another(clock: Clock, error: BaseException) -> None:
+def test_an_inconclusive_probe_allows_another(clock: Clock, error: BaseException) -> None:
     router = Router([Mock()], clock)
     fail(router, times=FAILURES)
     clock.now += OPEN_SECS
@@ -242,7 +242,7 @@ def test_the_first_that_has_all_that_is_needed(clock: Clock) -> None:
         ({"text"}, Unsupported, 'backend "one" does not generate text'),
     ],
 )
-def test_what_the_first_fit_one_lacks(
+def test_the_error_names_a_missing_capability(
     clock: Clock, needs: set[str], kind: type[Exception], message: str
 ) -> None:
     first = Mock("zero", capabilities=Capabilities(), is_ready=False)
@@ -277,7 +277,7 @@ def test_a_capable_backend_whose_breaker_is_open_is_not_fit(clock: Clock) -> Non
     assert caught.value.retryable
 
 
-def test_a_breaker_tells_its_states(clock: Clock) -> None:
+def test_a_breaker_reports_its_states(clock: Clock) -> None:
     told: list[tuple[str, str]] = []
     router = Router([Mock("one")], clock, lambda name, state: told.append((name, state)))
     succeed(router)
@@ -305,7 +305,7 @@ async def test_a_request_ends_on_the_backend_that_it_began_on(clock: Clock) -> N
     await asyncio.wait_for(released, 100)
 
 
-async def test_a_backend_that_serves_nobody_is_released_at_once(clock: Clock) -> None:
+async def test_an_idle_backend_is_released_at_once(clock: Clock) -> None:
     router = Router([Mock("old")], clock)
     succeed(router)
     (removed,) = router.replace([Mock("new")])
@@ -322,7 +322,7 @@ async def test_a_backend_that_stays_keeps_its_breaker(clock: Clock) -> None:
     assert refused(router)
 
 
-async def test_what_ends_on_a_removed_backend_tells_nobody_anything(clock: Clock) -> None:
+async def test_results_of_a_removed_backend_are_ignored(clock: Clock) -> None:
     told: list[tuple[str, str]] = []
     router = Router([Mock("same")], clock, lambda name, state: told.append((name, state)))
     running = [router.dispatch() for _ in range(FAILURES)]

@@ -81,7 +81,7 @@ def follows(engine: Any, schema: object, text: str) -> bool:
     return guide.accept_text(text.encode())
 
 
-async def test_what_is_not_enforced_is_told_and_checked(tiny_llama: Path) -> None:
+async def test_unenforced_keywords_are_reported_and_checked(tiny_llama: Path) -> None:
     """A list of one value that has to be unique: with two items the answer can only break it."""
     engine = await asyncio.to_thread(load, tiny_llama)
     await engine.start()

@@ -65,7 +65,7 @@ REFUSED = [
 
 
 @cases("schema, where", REFUSED)
-def test_what_cannot_be_enforced_is_refused_by_pointer_and_keyword(schema: object, where: str) -> None:
+def test_unenforceable_keywords_are_refused_by_pointer_and_name(schema: object, where: str) -> None:
     with pytest.raises(InvalidRequest, match=where):
         hold(schema)
 
@@ -90,7 +90,7 @@ def test_bounds_that_contradict_each_other_are_refused_before_any_work(
         hold_tool(properties(a={low: least, high: most}))
 
 
-def test_what_loses_no_meaning_is_dropped_from_an_answer() -> None:
+def test_annotations_are_dropped_for_an_answer() -> None:
     names = {
         "type": "object",
         "propertyNames": {"type": "string"},
@@ -220,7 +220,7 @@ def test_many_optional_properties_are_no_burden() -> None:
     assert allows(held, '{"k3":3,"k999":999}')
 
 
-def test_what_takes_long_to_prepare_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_expensive_schemas_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A divisor has as many states as its value, one of many schemas their product."""
     with pytest.raises(InvalidRequest, match="at /multipleOf: `multipleOf`: it is too large"):
         hold({"type": "integer", "multipleOf": 9_999_991})

@@ -66,7 +66,7 @@ def test_the_files_for_packagers_are_those_of_this_version(path: str) -> None:
     assert (PACKAGING / path).read_bytes() == units.files()[path], "run: python -m inferd.cli.units packaging"
 
 
-def test_there_are_no_other_files_for_packagers() -> None:
+def test_packaging_has_no_other_files() -> None:
     folders = {name.split("/")[0] for name in units.files()}
     there = {str(path.relative_to(PACKAGING)) for path in PACKAGING.glob("*/**/*") if path.is_file()}
     assert {name for name in there if name.split("/")[0] in folders} == set(units.files())
@@ -106,7 +106,7 @@ def test_plutil_takes_the_property_list(tmp_path: Path) -> None:
     subprocess.run(["plutil", "-lint", str(tmp_path / "agent.plist")], check=True)
 
 
-def test_a_word_reaches_systemd_as_it_is() -> None:
+def test_words_are_quoted_for_systemd() -> None:
     line = units.user_unit(["/a b/python", "100%", "$HOME", 'q"\\']).splitlines()
     assert 'ExecStart="/a b/python" 100%% $$HOME "q\\"\\\\"' in line
 
@@ -189,7 +189,7 @@ def test_install_on_demand_starts_the_socket_in_its_place(home: Path, asked: Pat
     assert lines[-1] == "--user --no-block enable --now inferd.socket"
 
 
-def test_uninstall_removes_what_install_wrote(
+def test_uninstall_removes_the_files_of_install(
     home: Path, asked: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     manager(home, "systemctl")
@@ -203,9 +203,7 @@ def test_uninstall_removes_what_install_wrote(
     assert not asked.exists()
 
 
-def test_what_somebody_else_wrote_is_left(
-    home: Path, asked: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_foreign_files_are_kept(home: Path, asked: Path, capsys: pytest.CaptureFixture[str]) -> None:
     manager(home, "systemctl")
     unit = home / ".config/systemd/user/inferd.service"
     unit.parent.mkdir(parents=True)
@@ -216,7 +214,7 @@ def test_what_somebody_else_wrote_is_left(
     assert unit.read_text() == "[Service]\n"
 
 
-def test_a_daemon_that_runs_beside_the_service_is_in_the_way(
+def test_a_daemon_outside_the_service_prevents_the_install(
     home: Path, asked: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     manager(home, "systemctl")

@@ -166,7 +166,7 @@ async def test_an_error_in_the_stream_is_its_terminal_frame(path: Path) -> None:
     assert backend.closed == 2
 
 
-async def test_an_error_that_nobody_foresaw_says_nothing_of_itself(path: Path) -> None:
+async def test_an_unexpected_error_does_not_show_its_message(path: Path) -> None:
     activity = log.setup("trace", path.parent, stderr=False)
     async with serving(path, Scripted(ZeroDivisionError("the user's words"))) as server:
         client = await server.connect()
@@ -357,7 +357,7 @@ async def test_an_interrupt_ends_running_and_waiting_requests_as_cancelled(path:
         assert await asyncio.wait_for(server.admission.idle(), 100) is None
 
 
-async def test_closing_the_listener_flushes_what_was_written(path: Path) -> None:
+async def test_closing_the_listener_flushes_written_frames(path: Path) -> None:
     async with serving(path) as server:
         client = await server.connect()
         await client.send(ask())

@@ -104,7 +104,7 @@ async def test_frames_of_every_kind(path: Path) -> None:
 NOTE = {"kind": "text", "id": "t", "size": 9}
 
 
-async def test_bytes_behind_the_line_arrive_as_they_are(path: Path) -> None:
+async def test_bytes_after_the_line_arrive_unchanged(path: Path) -> None:
     backend = Listening()
     noise = random.Random(1).randbytes
     files = [noise(10), b"\n" * 300, noise(200_000), b'{"id":"x"}\n']
@@ -232,7 +232,7 @@ async def test_a_line_that_only_speaks_of_size_holds_nothing_up(path: Path) -> N
         assert await client.rest() == b""
 
 
-async def test_a_request_whose_bytes_wait_behind_a_running_one(path: Path) -> None:
+async def test_a_request_whose_bytes_wait_for_a_running_one(path: Path) -> None:
     gate = Gate()
     backend = Listening(pace=gate)
     big = b"\0" * 300_000  # no newline in it, and far beyond the cap of a line
@@ -303,9 +303,7 @@ class Failing(BlockSurface):
 
 
 @cases("step", ["size", "assign"])
-async def test_an_unexpected_failure_before_the_request_is_whole_closes_the_connection(
-    path: Path, step: str
-) -> None:
+async def test_an_unexpected_failure_before_the_request_is_complete_closes(path: Path, step: str) -> None:
     async with serving(path, surface=Failing(step)) as server:
         client = await server.connect()
         await client.send(show(3) + b"abc" + ask())
@@ -344,7 +342,7 @@ HEAR = {"type": "audio", "attachment_id": "a"}
         ),
     ],
 )
-async def test_what_no_backend_can_do(
+async def test_unsupported_requests_are_refused(
     path: Path, able: Capabilities, request_: bytes, code: str, message: str
 ) -> None:
     async with serving(path, Mock("m", capabilities=able), surface=V2) as server:

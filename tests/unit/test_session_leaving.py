@@ -60,7 +60,7 @@ async def test_a_client_that_closes_its_socket_cancels_its_request(path: Path, s
         await until(lambda: len(server.service.sessions) == 1)
 
 
-async def test_a_half_close_is_no_cancellation(path: Path) -> None:
+async def test_a_half_close_does_not_cancel(path: Path) -> None:
     gate = Gate()
     async with serving(path, Mock(pace=gate)) as server:
         client = await server.connect()
@@ -95,7 +95,7 @@ async def test_a_close_on_tcp_cancels_with_the_first_failed_write() -> None:
             await asyncio.sleep(0.001)
 
 
-async def test_a_half_close_on_tcp_is_no_cancellation() -> None:
+async def test_a_half_close_on_tcp_does_not_cancel() -> None:
     gate = Gate()
     async with serving("127.0.0.1:0", Mock(pace=gate)) as server:
         client = await server.connect()
@@ -123,7 +123,7 @@ async def test_nothing_is_written_after_a_cancellation(path: Path) -> None:
 # The end after an error.
 
 
-async def test_the_error_frame_arrives_though_the_client_goes_on_sending() -> None:
+async def test_the_error_frame_arrives_while_the_client_keeps_sending() -> None:
     async with serving("127.0.0.1:0") as server:
         client = await server.connect()
         await client.send(b"nonsense\n" + b"x" * 300_000)

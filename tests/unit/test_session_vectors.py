@@ -56,7 +56,7 @@ async def test_ranking(path: Path) -> None:
         )
 
 
-async def test_an_answer_beyond_what_is_written_at_once(path: Path) -> None:
+async def test_an_answer_larger_than_one_write(path: Path) -> None:
     async with serving(path, surface=EMBED) as server:
         client = await server.connect()
         await client.send({"id": "e", "input": ["a"] * 4, "dimensions": 65_536})
@@ -72,7 +72,7 @@ async def test_an_answer_beyond_what_is_written_at_once(path: Path) -> None:
         (RERANK, RANK, "rerank_unsupported", 'backend "m" cannot rerank'),
     ],
 )
-async def test_what_no_backend_can_do(
+async def test_unsupported_requests_are_refused(
     path: Path, surface: Any, request_: dict[str, Any], code: str, message: str
 ) -> None:
     backend = Mock("m", capabilities=Capabilities(v2=True))

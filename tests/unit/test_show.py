@@ -26,7 +26,9 @@ def test_it_shows_one_for_vectors_as_json(tmp_path: Path, capsys: pytest.Capture
     assert shown["memory_bytes"] > shown["file_bytes"]
 
 
-def test_what_is_no_model_ends_with_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_is_not_a_model_gives_one_error_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     other = tmp_path / "notes.txt"
     other.write_text("hello")
     assert cli.main(["show", str(other)]) == 1

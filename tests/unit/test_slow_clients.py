@@ -35,7 +35,7 @@ def path(short_dir: Path) -> Path:
 
 @both_loops
 @pytest.mark.parametrize("address", ["unix", "tcp"])
-async def test_who_does_not_end_a_line_is_dropped(
+async def test_a_client_that_does_not_end_a_line_is_dropped(
     path: Path, monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
     monkeypatch.setattr(connection, "PIECE_SECS", 0.2)
@@ -52,7 +52,7 @@ async def test_who_does_not_end_a_line_is_dropped(
 
 
 @both_loops
-async def test_who_does_not_send_all_bytes_behind_a_line_is_dropped(
+async def test_a_client_that_does_not_send_all_attachment_bytes_is_dropped(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "PIECE_SECS", 0.1)
@@ -63,7 +63,7 @@ async def test_who_does_not_send_all_bytes_behind_a_line_is_dropped(
         assert server.admission.running == 0
 
 
-async def test_a_client_that_goes_on_by_pieces_may_take_longer(
+async def test_a_client_that_keeps_sending_may_take_longer(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "PIECE_BYTES", 1)
@@ -107,7 +107,7 @@ async def test_silence_between_requests_is_none_of_it(path: Path) -> None:
         assert await client.line() == TOKEN
 
 
-async def test_after_the_key_silence_is_no_fault() -> None:
+async def test_after_the_key_silence_is_allowed() -> None:
     clock = Clock()
     async with serving("127.0.0.1:0", api_key="k" * 32) as server:
         client = await server.connect()
@@ -184,7 +184,7 @@ async def test_an_id_is_bounded_since_every_frame_repeats_it(path: Path) -> None
 
 
 @both_loops
-async def test_who_idles_is_closed(path: Path) -> None:
+async def test_an_idle_connection_is_closed(path: Path) -> None:
     async with serving(path, idle_timeout_secs=0.2) as server:
         client = await server.connect()
         await client.send(ask())
@@ -303,7 +303,7 @@ async def test_a_flood_of_connections_does_not_fill_the_log(
     assert written.count("connection_accepted") == written.count("connection_closed") == burst.LIMIT
 
 
-async def test_what_a_flood_left_out_of_the_log_is_counted(
+async def test_log_lines_dropped_in_a_flood_are_counted(
     short_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(burst, "SPAN_SECS", 0.05)

@@ -83,7 +83,7 @@ async def test_it_is_one_model_in_the_store_and_answers(
     assert not any(store.blob_path(digest).exists() for digest in manifest.digests)
 
 
-def test_one_that_is_not_whole_is_refused(
+def test_an_incomplete_split_model_is_refused(
     first: Path, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = parts_of(first)

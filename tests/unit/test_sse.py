@@ -49,12 +49,12 @@ def test_an_event_comes_as_soon_as_it_is_complete() -> None:
     assert decoder.feed(b"\n") == ["a"]
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_line() -> None:
+def test_a_byte_order_mark_is_skipped() -> None:
     assert decoded(b"\xef\xbb\xbfdata: a\n\n") == ["a"]
 
 
 @pytest.mark.parametrize("junk", [b"data: \xff\n\n", b"data: \xe2\x82"])
-def test_what_is_not_utf8_is_refused(junk: bytes) -> None:
+def test_invalid_utf8_is_refused(junk: bytes) -> None:
     with pytest.raises(ValueError, match="utf-8"):
         decoded(junk)
 
@@ -66,7 +66,7 @@ def test_an_endless_event_is_refused(monkeypatch: pytest.MonkeyPatch, line: byte
         decoded(*[line] * 50)
 
 
-def test_comments_and_whole_events_may_go_on_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_comments_and_complete_events_are_unbounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sse, "MAX_EVENT_CHARS", 100)
     assert decoded(*[b": ping\n"] * 50, *[b"data: a\n\n"] * 100) == ["a"] * 100
 

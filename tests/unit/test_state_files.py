@@ -55,7 +55,7 @@ async def cached(hosted: HostedModel, request: GenerateRequest) -> tuple[int, st
     return ended.usage.cached_tokens, ended.cache.miss
 
 
-async def test_a_close_saves_what_is_in_no_file_and_only_its_user_gets_it(tmp_path: Path) -> None:
+async def test_close_saves_unsaved_prefixes_for_their_user_only(tmp_path: Path) -> None:
     async with model(tmp_path / "c") as (hosted, files):
         first = await done(hosted, ask())
         assert await cached(hosted, replace(ask("Not to be kept. " * 30), cache=False)) == (0, "opted out")
@@ -78,7 +78,7 @@ async def test_an_idle_engine_writes_a_conversation_and_then_its_next_turn(tmp_p
         await until(lambda: [kept.number for kept in files.files()] == [2])  # in the place of the first
 
 
-async def test_what_memory_has_no_room_for_comes_back_from_its_file(tmp_path: Path) -> None:
+async def test_an_evicted_prefix_is_loaded_from_its_file(tmp_path: Path) -> None:
     texts = ["".join(f"{letter} is {n}. " for n in range(240)) for letter in ("A", "B", "C")]
     async with model(tmp_path / "c", cache_mib=1) as (hosted, files):
         first = await done(hosted, ask(texts[0]))

@@ -131,7 +131,7 @@ def test_no_directory_of_another_user_is_used(directory: Path, monkeypatch: pyte
         StateFiles(directory, 1 << 20)
 
 
-def test_the_budget_holds_and_what_was_used_last_stays(directory: Path) -> None:
+def test_the_budget_evicts_the_least_recently_used(directory: Path) -> None:
     files = StateFiles(directory, 4 * (len(STATE) + 500))
     numbers = [save(files, head(b"%d" % n)) for n in range(3)]
     for number, path in zip(numbers, [kept.path for kept in files.files()], strict=True):

@@ -81,7 +81,7 @@ async def test_everyone_gets_every_event_in_order(short_dir: Path) -> None:
             assert [await client.line() for _ in range(201)] == [admin.STARTING, *frames]
 
 
-async def test_what_else_a_subscriber_sends_is_ignored(short_dir: Path) -> None:
+async def test_other_bytes_of_a_subscriber_are_ignored(short_dir: Path) -> None:
     async with board_at(short_dir / "a") as admin_socket:
         client = await admin_socket.subscribe()
         for line in (b"x" * 100_000, b'{"type":"shutdown"}', b'["snapshot"]', b'"snapshot"', b"snapshot"):
@@ -96,7 +96,7 @@ async def test_what_else_a_subscriber_sends_is_ignored(short_dir: Path) -> None:
         assert await client.line() + await client.line() == admin.STARTING + admin.READY
 
 
-async def test_a_snapshot_comes_to_whom_it_is_asked_by_and_as_often(short_dir: Path) -> None:
+async def test_a_snapshot_goes_to_its_requester_once_per_request(short_dir: Path) -> None:
     async with board_at(short_dir / "a") as admin_socket:
         asking, quiet = await admin_socket.subscribe(), await admin_socket.subscribe()
         assert await asking.line() == admin.STARTING
@@ -185,7 +185,7 @@ async def test_a_subscriber_that_leaves_is_forgotten(short_dir: Path) -> None:
         assert await staying.line() + await staying.line() == admin.STARTING + admin.READY
 
 
-async def test_an_event_in_the_moment_of_the_leaving_harms_nobody(short_dir: Path) -> None:
+async def test_an_event_during_a_disconnect_is_harmless(short_dir: Path) -> None:
     async with board_at(short_dir / "a") as admin_socket:
         client = await admin_socket.subscribe()
         (subscriber,) = admin_socket.board._subscribers
@@ -195,7 +195,7 @@ async def test_an_event_in_the_moment_of_the_leaving_harms_nobody(short_dir: Pat
             subscriber.send(admin.READY)
 
 
-async def test_a_subscriber_too_far_behind_is_disconnected_and_no_other(short_dir: Path) -> None:
+async def test_only_a_subscriber_that_lags_is_disconnected(short_dir: Path) -> None:
     frame = admin.loading_model("verify", {"path": "x" * 4000})
     async with board_at(short_dir / "a") as admin_socket:
         slow, quick = await admin_socket.subscribe(), await admin_socket.subscribe()
@@ -236,7 +236,7 @@ async def test_the_last_event_arrives_before_the_end(short_dir: Path) -> None:
             assert await client.rest() == admin.STARTING + admin.DRAINING
 
 
-async def test_who_never_reads_does_not_keep_the_daemon_from_ending(short_dir: Path) -> None:
+async def test_a_subscriber_that_never_reads_does_not_block_the_shutdown(short_dir: Path) -> None:
     frame = admin.loading_model("verify", {"path": "x" * 4000})
     async with board_at(short_dir / "a") as admin_socket:
         await admin_socket.subscribe()
@@ -248,7 +248,7 @@ async def test_who_never_reads_does_not_keep_the_daemon_from_ending(short_dir: P
         assert not admin_socket.board._subscribers
 
 
-async def test_who_is_just_coming_hears_the_end_too(short_dir: Path) -> None:
+async def test_a_subscriber_that_is_connecting_gets_the_end(short_dir: Path) -> None:
     board = StatusBoard(REPORT)
     ours, theirs = socket.socketpair()
     for sock in (ours, theirs):

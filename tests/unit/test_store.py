@@ -126,7 +126,7 @@ class TestLayout:
         ],
         ids=range(7),
     )
-    def test_an_unusable_manifest_says_why_and_what_to_do(
+    def test_an_unusable_manifest_gives_reason_and_advice(
         self, store: ModelStore, text: bytes, reason: str
     ) -> None:
         path = store.manifest_path("m")
@@ -144,7 +144,7 @@ class TestLayout:
         path.write_bytes(orjson.dumps({"name": "m", "blob": f"sha256:{DIGEST}", "size_bytes": 1, "x": []}))
         assert store.manifest("m") == Manifest(name="m", blob=f"sha256:{DIGEST}", size_bytes=1)
 
-    def test_the_list_is_by_name_and_leaves_out_what_cannot_be_read(self, store: ModelStore) -> None:
+    def test_the_list_is_sorted_and_omits_unreadable_manifests(self, store: ModelStore) -> None:
         assert store.list() == []
         for name in ("b", "a"):
             store.write_manifest(Manifest(name=name, blob=f"sha256:{DIGEST}", size_bytes=1))
@@ -192,7 +192,7 @@ class TestDurability:
         assert steps[steps.index(order[1]) + 1] == f"sync {DIGEST}"
 
 
-def test_a_file_replaced_under_a_reader_is_whole_either_way(tmp_path: Path) -> None:
+def test_a_reader_sees_the_old_or_the_new_file_whole(tmp_path: Path) -> None:
     path = tmp_path / "f"
     models.write_whole(path, b"old")
     with path.open("rb") as reader:

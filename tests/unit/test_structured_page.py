@@ -93,7 +93,7 @@ def outcome(schema: dict[str, Any], *, tool: bool) -> str:
     return "checked at the end" if held.dropped else "enforced"
 
 
-def test_the_table_is_what_happens() -> None:
+def test_the_table_matches_the_engine() -> None:
     rows = ["| keyword | in an answer | in a tool |", "|---|---|---|"]
     for keyword, schema in TRIED.items():
         rows.append(f"| {keyword} | {outcome(schema, tool=False)} | {outcome(schema, tool=True)} |")

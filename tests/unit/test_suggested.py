@@ -26,7 +26,7 @@ from tests.unit.test_llamacpp import FRAME, load, read
         ({"min_p": "0.05", "penalty_repeat": "1.1"}, {"min_p": 0.05, "repeat_penalty": 1.1}),
     ],
 )
-def test_what_the_file_says_and_what_a_request_could_say(
+def test_settings_of_the_file_are_valid_request_settings(
     file: dict[str, str], settings: dict[str, float]
 ) -> None:
     found = suggested(lambda key: file.get(key.removeprefix("general.sampling."), ""))

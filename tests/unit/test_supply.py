@@ -54,7 +54,7 @@ def test_every_package_has_one_version_and_its_hashes(lock: str) -> None:
         ("build-requirements.txt", r"^(?:build\.)?requires = \[(.*?)\]"),
     ],
 )
-def test_the_lock_has_what_the_project_asks_for(lock: str, pattern: str) -> None:
+def test_the_lock_has_the_projects_dependencies(lock: str, pattern: str) -> None:
     versions: dict[str, set[str]] = {}
     for package, _ in locked(lock):
         (specifier,) = package.specifier
@@ -65,7 +65,7 @@ def test_the_lock_has_what_the_project_asks_for(lock: str, pattern: str) -> None
         assert all(requirement.specifier.contains(version) for version in found), AGAIN
 
 
-def test_the_bill_of_materials_has_what_is_locked_and_what_is_compiled_in() -> None:
+def test_the_bill_of_materials_has_locked_and_compiled_in_parts() -> None:
     listed = {(part["name"], part["version"]) for part in BILL["components"]}
     packages = {
         (canonicalize_name(package.name), next(iter(package.specifier)).version)

@@ -48,7 +48,7 @@ def test_nothing_said_is_the_default_place(env: Env) -> None:
         ({"INFERD_UDS": "/x/own.sock"}, {"listen": {"tcp": "127.0.0.1:9"}}, "/x/own.sock"),
     ],
 )
-def test_what_names_the_daemon_steers_the_clients(
+def test_clients_follow_the_daemons_settings(
     env: Env, monkeypatch: pytest.MonkeyPatch, variables: Env, file: dict[str, object], expected: str
 ) -> None:
     configure(env, file)
@@ -85,14 +85,14 @@ def test_the_key_of_the_environment_is_for_its_address(env: Env, monkeypatch: py
     assert Client("tcp://127.0.0.1:9")._api_key is None
 
 
-def test_a_surface_is_looked_for_beside_the_address_of_a_command(env: Env) -> None:
+def test_a_surface_is_found_next_to_the_address_of_a_command(env: Env) -> None:
     assert target("/x/infer.sock", None, "v2").address == "/x/infer.v2.sock"
     assert target("/x/infer.sock", None).v2_address == "/x/infer.v2.sock"
     assert target("/x/own.sock", None, "v2").address == "/x/own.sock"
     assert target("tcp://127.0.0.1:9", None, "v2").address == "tcp://127.0.0.1:9"
 
 
-def test_nobody_is_told_to_join_a_group_that_may_not_see_the_status() -> None:
+def test_no_advice_to_join_a_group_without_access_to_the_status() -> None:
     denied = PermissionError(13, "Permission denied")
     assert "group" in str(endpoint("/x/infer.sock", "v1").unreachable(denied))
     told = str(endpoint("/x/admin.sock", "admin").unreachable(denied))

@@ -63,7 +63,7 @@ async def test_signs_of_life_come_while_all_is_well(
 
 
 @pytest.mark.parametrize(("usec", "pid"), [("", ""), ("0", ""), ("nonsense", ""), ("-5", ""), ("20000", "1")])
-async def test_nobody_waits_for_signs_of_life(
+async def test_without_a_watchdog_no_message_is_sent(
     manager: socket.socket, monkeypatch: pytest.MonkeyPatch, usec: str, pid: str
 ) -> None:
     monkeypatch.setenv("WATCHDOG_USEC", usec)
@@ -148,13 +148,13 @@ def test_a_socket_without_such_a_name_is_known_by_its_address(short_dir: Path, p
     close(passed)
 
 
-def test_what_is_meant_for_another_process_is_left_alone(short_dir: Path, passing: Passing) -> None:
+def test_sockets_for_another_process_are_ignored(short_dir: Path, passing: Passing) -> None:
     passing.pass_on("v1", unix(short_dir / "a"), pid=1)
     assert systemd.passed_sockets(ADDRESSES, has_key=False) == {}
     os.close(systemd.FIRST_FD)
 
 
-def test_what_fits_no_surface_is_refused_and_closed(short_dir: Path, passing: Passing) -> None:
+def test_a_socket_of_no_surface_is_refused_and_closed(short_dir: Path, passing: Passing) -> None:
     passing.pass_on("v1:else", unix(short_dir / "a"), unix(short_dir / "b"))
     with pytest.raises(AddressError, match=r"else .* is that of no surface; name it v1, v2, admin by"):
         systemd.passed_sockets(ADDRESSES, has_key=False)
@@ -177,13 +177,13 @@ def test_with_a_key_it_does_not(passing: Passing) -> None:
     close(systemd.passed_sockets(ADDRESSES, has_key=True))
 
 
-def test_what_does_not_listen_is_refused(passing: Passing) -> None:
+def test_a_socket_that_does_not_listen_is_refused(passing: Passing) -> None:
     passing.pass_on("v1", socket.socket(socket.AF_UNIX))
     with pytest.raises(AddressError, match="does not listen for streams"):
         systemd.passed_sockets(ADDRESSES, has_key=False)
 
 
-def test_a_descriptor_that_is_no_socket_is_refused(short_dir: Path, passing: Passing) -> None:
+def test_a_descriptor_that_is_not_a_socket_is_refused(short_dir: Path, passing: Passing) -> None:
     passing.pass_on("v1")
     with (short_dir / "file").open("w") as file:
         os.dup2(file.fileno(), systemd.FIRST_FD)

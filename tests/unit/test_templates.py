@@ -83,7 +83,7 @@ def test_a_template_beyond_a_bound_is_refused(
         ("{{ 'a", "unexpected end of input during consume_while after `{{ 'a`"),
     ],
 )
-def test_a_syntax_error_is_told_with_its_place(
+def test_a_syntax_error_is_reported_with_its_position(
     source: str, error: str, model: _llama.Model, preparing: ThreadPoolExecutor
 ) -> None:
     with pytest.raises(ModelError, match=re.escape(f"cannot be parsed: {error}")):
@@ -103,7 +103,7 @@ def test_one_that_passes_a_bound_later_costs_its_request_only(
     assert len(preparing.submit(templates.render, conversation("later")).result()) > 0
 
 
-def test_one_whose_client_has_left_ends(model: _llama.Model, preparing: ThreadPoolExecutor) -> None:
+def test_a_template_ends_when_its_client_has_left(model: _llama.Model, preparing: ThreadPoolExecutor) -> None:
     long = DOUBLED + "{{ ns.x }}"
     source = "{% if messages[0].content == 'now' %}" + long + "{% else %}later{% endif %}"
     templates = preparing.submit(_llama.Templates, model, source).result()

@@ -68,6 +68,6 @@ def test_a_stop_string_split_over_tokens_is_never_shown(cut: int) -> None:
     assert b"".join(out) == b"yes"
 
 
-def test_what_only_looked_like_a_stop_string_is_shown_at_once_or_at_the_end() -> None:
+def test_a_false_stop_prefix_is_shown_at_once_or_at_the_end() -> None:
     assert shown([b"a<", b"e", b"x"], [b"<end>"])[0] == [b"a", b"", b"<ex", b""]
     assert shown([b"a<en"], [b"<end>"])[0] == [b"a", b"<en"]

@@ -13,7 +13,7 @@ def engine_request(line: bytes, template: FrameTemplate | None = None) -> Genera
     return TextSurface().engine_request(v1.parse(line), template)
 
 
-def test_what_is_not_given_is_left_to_the_backend() -> None:
+def test_absent_fields_are_left_to_the_backend() -> None:
     got = engine_request(b'{"messages":[{"role":"user","content":"hi"}]}')
     assert got == GenerateRequest(messages=(Message("user", "hi"),))
     assert (got.max_tokens, got.sampling) == (None, SamplingParams())

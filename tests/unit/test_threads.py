@@ -61,7 +61,7 @@ def test_threads_that_are_plainly_worth_it_are_left_alone_for_a_while() -> None:
     assert counts == {2, 4}
 
 
-def test_a_stalled_step_is_cut_off_and_the_loop_goes_down_to_what_works() -> None:
+def test_a_stalled_step_is_cut_off_and_fewer_threads_are_tried() -> None:
     machine = Machine(4, quiet)
     machine.run(1)
     machine.cost = crowded
@@ -105,7 +105,7 @@ def test_a_count_that_the_operator_named_is_never_changed() -> None:
     assert machine.cut_off == 0
 
 
-def test_a_first_prompt_may_take_what_one_thread_would_and_no_longer() -> None:
+def test_a_first_prompt_may_take_the_time_of_one_thread_at_most() -> None:
     governor = ThreadGovernor(2, False, 4)
     assert governor.deadline(0, 0, 36) == 0  # nothing to compare with
     governor.set_yardstick(20 * MS)

@@ -65,7 +65,7 @@ def state(metrics: Metrics, uptime: float, running: int = 0) -> Status:
     )
 
 
-def test_trends_are_what_happened_between_two_states() -> None:
+def test_trends_are_differences_of_snapshots() -> None:
     metrics, trends = Metrics(), Trends()
     metrics.surfaces["v1"].done = 1000
     for _ in range(1000):
@@ -95,6 +95,6 @@ def test_trends_are_what_happened_between_two_states() -> None:
     assert first.split() == ["requests/s", "2", "2", "▁█"]
 
 
-def test_top_without_a_terminal_says_what_to_use(capsys: pytest.CaptureFixture[str]) -> None:
+def test_top_without_a_terminal_names_the_alternative(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["top"]) == 2
     assert "inferd status --json" in capsys.readouterr().err

@@ -62,7 +62,7 @@ class TestRemove:
         assert remove(store, "theirs").freed_bytes == SIZE
         assert not store.blob_path(DIGEST).exists()
 
-    def test_what_another_tool_keeps_beside_it_stays(self, full: ModelStore) -> None:
+    def test_files_of_other_tools_are_kept(self, full: ModelStore) -> None:
         note = full.blob_path(DIGEST).with_name("note-of-another-tool")
         note.touch()
         remove(full, "tiny")
@@ -101,9 +101,7 @@ class TestRemove:
         assert order.index("tiny.json") < order.index("data")
         assert order.index("data") < order.index("produced_by")  # until then it is ours to collect
 
-    def test_what_is_left_of_a_download_goes_by_the_catalogues_name_and_alias(
-        self, store: ModelStore
-    ) -> None:
+    def test_remove_deletes_a_partial_download_by_name_and_alias(self, store: ModelStore) -> None:
         for called in ("smollm2", "smollm2-135m-instruct"):
             model = CATALOGUE["smollm2-135m-instruct"]
             directory = store.partial_dir(model.sha256)
@@ -112,7 +110,7 @@ class TestRemove:
             assert remove(store, called) == Removed(model.name, 70)
             assert not directory.exists()
 
-    def test_what_is_not_there_is_said(self, store: ModelStore) -> None:
+    def test_an_unknown_name_is_reported(self, store: ModelStore) -> None:
         for called in ("nobody", "smollm2"):
             with pytest.raises(StoreError, match=f"is in the store at {store.home}; `inferd list` shows"):
                 remove(store, called)
@@ -126,7 +124,7 @@ class TestRemove:
         assert files(full.home.parent) == before
 
     @pytest.mark.parametrize("lock", ["name", "blob"])
-    def test_what_is_being_fetched_stays(self, full: ModelStore, lock: str) -> None:
+    def test_a_file_being_fetched_stays(self, full: ModelStore, lock: str) -> None:
         before = [path for path in files(full.home) if not path.startswith("locks")]
         with (
             Lock.acquire(full.name_lock("tiny") if lock == "name" else full.blob_lock(DIGEST)),
@@ -162,19 +160,19 @@ class TestCollect:
         assert full.blob_path(DIGEST).exists()
 
     @pytest.mark.parametrize("names", [("data.tmp", "source.json"), ("scratch",), ()])
-    def test_what_broke_off(self, store: ModelStore, names: tuple[str, ...]) -> None:
+    def test_a_partial_download_is_removed(self, store: ModelStore, names: tuple[str, ...]) -> None:
         directory = part(store, *names)
         assert [(what, size) for what, _, size in gone(store)] == [
             ("part of a download", 100 if names else 0)
         ]
         assert not directory.exists()
 
-    def test_what_another_tool_began_stays(self, store: ModelStore) -> None:
+    def test_a_download_of_another_tool_stays(self, store: ModelStore) -> None:
         directory = part(store, "data.tmp")
         assert gone(store) == []
         assert directory.exists()
 
-    def test_what_is_being_fetched_stays(self, full: ModelStore) -> None:
+    def test_a_file_being_fetched_stays(self, full: ModelStore) -> None:
         full.manifest_path("tiny").unlink()
         part(full, "data.tmp", "source.json")
         with Lock.acquire(full.blob_lock(DIGEST)):

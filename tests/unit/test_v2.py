@@ -63,7 +63,7 @@ def test_every_kind_of_block() -> None:
     assert third == [result, v2.Video(attachment_id="v")]
 
 
-def test_what_is_absent_stays_absent() -> None:
+def test_absent_fields_stay_absent() -> None:
     request = v2.parse(line())
     values = {name: getattr(request, name) for name in request.__struct_fields__}
     given_or_text = {"id", "messages", "grammar", "json_schema"}
@@ -93,7 +93,7 @@ def test_attachments_inline() -> None:
     assert contents == [b"\0\0\0", b"\0\0\x80?", b"\x89PNG", b"hi", b""]
 
 
-def test_what_clients_of_openai_send() -> None:
+def test_accepts_fields_in_openais_form() -> None:
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
     named = {"name": "answer", "strict": True, "schema": schema}
     request = v2.parse(line(response_format={"type": "json_schema", "json_schema": named}))
@@ -122,7 +122,7 @@ def test_unknown_keys_are_ignored_everywhere() -> None:
 
 
 @pytest.mark.parametrize("where", ["text", "image", "assistant"])
-def test_unknown_kinds_parse_whatever_they_hold(where: str) -> None:
+def test_unknown_kinds_parse_with_any_content(where: str) -> None:
     odd = {"type": "hologram", "text": 7, "attachment_id": [], "content": "x", "input": None}
     if where == "image":
         raw = line(attachments=[{"kind": "hologram", "id": 7, "bytes": [], "width": "wide"}])
@@ -140,7 +140,7 @@ def test_an_unknown_kind_hides_no_other_fault() -> None:
     assert request_id == "q"
 
 
-def test_the_bytes_behind_an_unknown_attachment_are_known() -> None:
+def test_the_size_of_an_unknown_attachment_is_known() -> None:
     request = v2.parse(line(attachments=[{"kind": "hologram", "id": "h", "size": 7}]))
     assert attachments.raw_size(request.attachments or (), 100) == 7
 
@@ -241,7 +241,7 @@ def test_a_known_key_may_not_stand_twice(raw: bytes) -> None:
     assert request_id == ""
 
 
-def test_what_passes_through_may_repeat_keys() -> None:
+def test_opaque_objects_may_repeat_keys() -> None:
     v2.parse(
         b'{"messages":[{"role":"assistant","content":[{"type":"tool_use","tool_call_id":"c","name":"f",'
         b'"input":{"text":1,"text":2}}]}],"json_schema":{"type":1,"type":2}}'
@@ -249,7 +249,7 @@ def test_what_passes_through_may_repeat_keys() -> None:
 
 
 @cases("raw", [b"", b"[]", b"7", b"{", b'{"messages":[]} x', b'{"messages":["\xff"]}'])
-def test_what_is_no_request_at_all(raw: bytes) -> None:
+def test_malformed_requests(raw: bytes) -> None:
     assert refusal(raw)[0].startswith("decode: ")
 
 
@@ -273,7 +273,7 @@ def test_whether_bytes_may_follow_a_line() -> None:
 
 @pytest.mark.parametrize("kind", ["text", "thinking"])
 @given(request_id=st.text(), text=st.text())
-def test_a_delta_is_what_a_json_library_writes(kind: Any, request_id: str, text: str) -> None:
+def test_a_delta_equals_the_output_of_a_json_library(kind: Any, request_id: str, text: str) -> None:
     prefix = v2.delta_prefix(request_id, kind)
     frame = {"type": "frame", "id": request_id, "block": {"type": kind, "delta": text}}
     assert prefix + orjson.dumps(text)[1:-1] + v2.TEXT_SUFFIX == orjson.dumps(frame) + b"\n"

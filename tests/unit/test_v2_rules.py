@@ -207,7 +207,7 @@ STEPS: list[tuple[dict[str, Any], str]] = [
 
 
 @cases("first", range(len(STEPS)))
-def test_the_first_fault_in_order_is_the_one_that_is_told(first: int) -> None:
+def test_the_first_fault_in_order_is_reported(first: int) -> None:
     for fields, _ in STEPS[first + 1 :]:
         both = {**fields, **STEPS[first][0]}
         assert refusal(**both).startswith(f"invalid request: {STEPS[first][1]}")
@@ -243,11 +243,11 @@ VALID: list[dict[str, Any]] = [
 
 
 @cases("fields", VALID)
-def test_what_is_valid(fields: dict[str, Any]) -> None:
+def test_valid_requests(fields: dict[str, Any]) -> None:
     v2_rules.validate(request(**fields))
 
 
-def test_video_is_refused_by_a_code_of_its_own() -> None:
+def test_video_is_refused_with_its_own_code() -> None:
     block = {"type": "video", "attachment_id": "v"}
     with pytest.raises(AttachmentUnsupported) as caught:
         v2_rules.validate(request(attachments=[VIDEO], messages=[user(block)]))

@@ -146,7 +146,7 @@ class TestVerification:
         with pytest.raises(StoreError, match=f"{path} was changed while it was verified; try again"):
             load(full)
 
-    def test_a_file_that_another_process_has_mended_meanwhile_stays(self, full: ModelStore) -> None:
+    def test_a_file_replaced_meanwhile_is_not_quarantined(self, full: ModelStore) -> None:
         path = put(full, EVIL)
 
         def mend() -> None:
@@ -257,7 +257,7 @@ class TestOpenFile:
             self.open(path, DIGEST)
         assert files(tmp_path) == ["m"]
 
-    def test_what_cannot_be_opened_is_named(self, tmp_path: Path) -> None:
+    def test_an_unreadable_file_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(ModelError, match=f"cannot open the model file {tmp_path}/none: No such file"):
             self.open(tmp_path / "none")
         os.mkfifo(tmp_path / "fifo")

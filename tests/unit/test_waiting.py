@@ -22,7 +22,7 @@ def status(**rows: tuple[dict[str, object], ...]) -> Status:
         (status(loading=({"name": "a\x1b[31m"},)), "loading a\ufffd[31m"),
     ],
 )
-def test_what_it_says(state: Status, said: str) -> None:
+def test_the_text_of_the_line(state: Status, said: str) -> None:
     assert waiting.describe(state, 7) == said
 
 
@@ -32,7 +32,7 @@ def test_ordinals() -> None:
     assert " ".join(map(waiting.ordinal, numbers)) == told
 
 
-def test_what_is_no_terminal_gets_a_line_for_each_step_of_a_load(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_terminal_each_step_of_a_load_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     line = waiting.Waiting(None)  # type: ignore[arg-type]
     for phase, share in (
         ("waiting", None),

@@ -66,7 +66,7 @@ def metadata(wheel: zipfile.ZipFile, info: str) -> Message:
     return Parser().parsestr(wheel.read(f"{info}/METADATA").decode())
 
 
-def test_the_package_is_whole_and_alone(wheel: zipfile.ZipFile, info: str) -> None:
+def test_the_package_is_complete_and_nothing_else(wheel: zipfile.ZipFile, info: str) -> None:
     kept = {".py", ".pyi", ".typed", ".html", ".css", ".js", ".svg"}
     sources = (file for file in (SOURCE / "inferd").rglob("*") if file.suffix in kept)
     extensions = [f"{name}{EXTENSION_SUFFIXES[0]}" for name in EXTENSIONS]

@@ -54,7 +54,7 @@ def test_a_request_with_everything() -> None:
     v1.validate(request)
 
 
-def test_what_clients_of_openai_send() -> None:
+def test_accepts_fields_in_openais_form() -> None:
     request = v1.parse(
         line(stop="x", seed=-1, response_format={"type": "text"}, tool_choice="any", thinking={})
     )
@@ -131,7 +131,7 @@ def test_a_wrong_type_is_refused_by_name(key: str, value: object) -> None:
     assert request_id == ("q" if key != "id" else "")
 
 
-def test_what_was_expected_is_named() -> None:
+def test_errors_name_the_expected_type() -> None:
     assert refusal(line(temperature="hot"))[0] == (
         "decode: Expected `float | null`, got `str` - at `$.temperature`"
     )
@@ -145,7 +145,7 @@ def test_what_was_expected_is_named() -> None:
 
 
 @cases("turn", [{"role": "user"}, {"content": "x"}, {"role": 1, "content": "x"}, {}])
-def test_a_turn_that_is_not_whole(turn: dict[str, object]) -> None:
+def test_an_incomplete_turn(turn: dict[str, object]) -> None:
     message, request_id = refusal(line(messages=[{"role": "user", "content": "x"}, turn]))
     assert "$.messages[1]" in message
     assert request_id == "q"
@@ -166,7 +166,7 @@ NOT_AN_OBJECT = [
 
 
 @cases("raw", NOT_AN_OBJECT)
-def test_what_is_not_one_json_object(raw: bytes) -> None:
+def test_a_line_that_is_not_one_json_object(raw: bytes) -> None:
     message, request_id = refusal(raw)
     assert message.startswith("decode: ")
     assert request_id == ""
@@ -236,7 +236,7 @@ NO_DOUBLES = [
 
 
 @cases("raw", NO_DOUBLES)
-def test_what_only_looks_like_a_key_twice(raw: bytes) -> None:
+def test_false_duplicate_keys(raw: bytes) -> None:
     v1.parse(raw)
 
 
@@ -312,7 +312,7 @@ def test_the_bounds_themselves_are_valid(fields: dict[str, Any]) -> None:
     v1.validate(v1.parse(line(**fields)))
 
 
-def test_the_first_fault_is_the_one_that_is_told() -> None:
+def test_the_first_fault_is_reported() -> None:
     with pytest.raises(InvalidRequest, match="messages must not be empty"):
         v1.validate(v1.parse(line(messages=[], temperature=-1)))
 
@@ -321,7 +321,7 @@ def test_the_first_fault_is_the_one_that_is_told() -> None:
 
 
 @given(st.text(), st.text())
-def test_a_token_frame_is_what_a_json_library_writes(request_id: str, text: str) -> None:
+def test_a_token_frame_equals_the_output_of_a_json_library(request_id: str, text: str) -> None:
     prefix = v1.token_prefix(request_id)
     inside = orjson.dumps(text)[1:-1]
     frame = {"type": "token", "id": request_id, "content": text}
@@ -385,6 +385,6 @@ NO_STATUS = [b"", b"x", b"[]", b"{}", b'{"type":"status"}', b'{"type":"token","s
 
 
 @cases("raw", NO_STATUS)
-def test_what_is_no_status_frame(raw: bytes) -> None:
+def test_malformed_status_frames(raw: bytes) -> None:
     with pytest.raises(ProtocolError):
         admin.parse(raw)

@@ -75,7 +75,7 @@ def test_null_is_absent_and_unknown_keys_are_ignored() -> None:
         (b'["a"]', None),
     ],
 )
-def test_what_is_no_request(raw: bytes, message: str | None) -> None:
+def test_malformed_requests(raw: bytes, message: str | None) -> None:
     with pytest.raises(DecodeError) as error:
         embed.parse(raw)
     assert str(error.value).startswith("decode: ")
@@ -83,7 +83,7 @@ def test_what_is_no_request(raw: bytes, message: str | None) -> None:
         assert str(error.value) == message
 
 
-def test_a_text_may_say_what_a_key_is_called() -> None:
+def test_a_text_may_contain_the_name_of_a_key() -> None:
     assert request(input=["input", "id", '"input":']).input == ["input", "id", '"input":']
 
 
@@ -93,7 +93,7 @@ def test_a_refused_line_keeps_its_id() -> None:
     assert error.value.request_id == "e1"
 
 
-def test_what_cannot_be_served() -> None:
+def test_invalid_requests() -> None:
     assert refusal(input=[]) == "invalid request: input must not be empty"
     assert refusal(input=["a", ""]) == "invalid request: input[1] must not be empty"
     assert refusal(input=["a"] * 2049) == "invalid request: input must hold at most 2048 strings"

@@ -54,13 +54,13 @@ def test_null_is_absent_and_unknown_keys_are_ignored() -> None:
         (b'{"query":"q","documents":["a"],"query":"p"}', "decode: key `query` is given twice - at `$`"),
     ],
 )
-def test_what_is_no_request(raw: bytes, message: str) -> None:
+def test_malformed_requests(raw: bytes, message: str) -> None:
     with pytest.raises(DecodeError) as error:
         rerank.parse(raw)
     assert str(error.value) == message
 
 
-def test_what_cannot_be_served() -> None:
+def test_invalid_requests() -> None:
     assert refusal(query="") == "invalid request: query must not be empty"
     assert refusal(documents=[]) == "invalid request: documents must not be empty"
     assert refusal(documents=["a", ""]) == "invalid request: documents[1] must not be empty"
