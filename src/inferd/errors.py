@@ -194,7 +194,7 @@ class AnswerUnread(InferdError):
 
 
 class DeadlineExceeded(InferdError):
-    """The request's ``deadline_ms`` passed while it waited for a place."""
+    """The request's ``deadline_ms`` passed before it was answered."""
 
     code = "deadline_exceeded"
     exit_code = 4

@@ -37,8 +37,7 @@ Answer = Reply[Event, MessageDone]
 
 
 class Client:
-    """Connects to v1 at ``address``, and to the surfaces ``v2``, ``embed``, ``rerank`` and ``admin`` at
-    theirs.
+    """Connects to v1 at ``address``, and to ``v2``, ``embed``, ``rerank`` and ``admin`` at their addresses.
 
     An address is a Unix socket's path, or ``tcp://IP:port``, which may need an ``api_key``. The default is
     the surface's default socket, or the socket next to ``address`` if that is another daemon's

@@ -3,8 +3,8 @@
 The preloaded backends of the configuration always stay loaded. Any other model of
 :mod:`inferd.daemon.directory` is loaded when a request names it. Requests wait for the load outside the
 queue, so they take no place in it. Before a load, its memory is estimated from the header of the file. Idle
-models are unloaded to make room, the least recently used first. A model that cannot fit is refused with the
-numbers. A request never starts a download.
+models are unloaded to make room, the least recently used first. A model that cannot fit is refused, and the
+error states the sizes. A request never starts a download.
 """
 
 from __future__ import annotations

@@ -3,9 +3,10 @@
 At most ``active_permits`` requests run, and ``queue_depth`` more wait. ``interactive`` requests are served
 before ``batch`` ones. Within a priority, users take turns, then the processes of each user, and the requests
 of one process run in order of arrival. A full queue is shared by the same rule: a new request displaces the
-last request of the user, or of the process of its own user, with the most requests, if the newcomer then has
-no more than the other keeps. Otherwise the new request is refused. A request leaves the queue when it is
-cancelled or its deadline passes. :class:`Shares` bounds the permits that one user or process may hold.
+last request of the user with the most, if its own user then has no more than that user keeps. If the users
+are even, the same holds for the processes of its user. Otherwise the new request is refused. A request leaves
+the queue when it is cancelled or its deadline passes. :class:`Shares` bounds the permits that one user or
+process may hold.
 
 A request for a pool of backends has a :class:`Choice`, which may find it a slot on a remote backend, at once
 or while it waits. Such a request does not count among the ``active_permits``.

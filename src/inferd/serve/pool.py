@@ -57,8 +57,8 @@ class BackendSlot:
     """One backend of the router, its breaker, and how many requests are ``running`` on it.
 
     ``outstanding`` counts the slots taken by requests of its pool. ``others`` counts the requests of other
-    clients, as the backend reports them. ``healthy`` is the last health check's result, and ``failures`` the
-    number of failed checks in a row.
+    clients, as the backend reports them. ``failures`` counts the failed health checks in a row, and
+    ``healthy`` is false after too many.
     """
 
     __slots__ = (

@@ -156,7 +156,7 @@ class Session(Generic[R]):
         self._context: RequestContext[R] | None = None
 
     async def run(self) -> None:
-        """Returns when the socket is closed. A cancellation closes it after the last write, another at
+        """Returns when the socket is closed. A cancellation closes it after the last write, a second at
         once."""
         _accepted.info(**self._log_fields)
         conn = self._conn
@@ -295,7 +295,7 @@ class Session(Generic[R]):
         return whole
 
     def _make_room(self, request: R, size: int) -> None:
-        """Reserves memory for the attachments. Raises the error if they cannot be served anyway."""
+        """Reserves memory for the attachments. Raises early if the request cannot be served anyway."""
         # Whether a named model takes them is known only once it is loaded.
         if size > LARGE_BYTES and (request.model is None or self._service.models is None):
             self._service.router.dispatch(self._surface.needs(request), request.model)
@@ -320,7 +320,7 @@ class Session(Generic[R]):
         _log.info("request_done", **answer, **context.fields(), **self._log_fields)
 
     def _show_load(self, request: Request, phase: str, details: Mapping[str, object]) -> None:
-        if not self._conn.blocked:  # the client reads too slowly; a later frame replaces this one
+        if not self._conn.blocked:  # skipped for a slow reader: a later frame replaces it
             self._conn.write(encode_progress(request.id, request.model or "", phase, details))
 
     async def _admit(

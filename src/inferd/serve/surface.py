@@ -62,9 +62,9 @@ class RequestContext(Generic[R]):
     """One request in progress: its caller, its stage, and whether it is to end early.
 
     ``source`` holds the connection's log fields. ``tokens`` counts the chunks of the answer so far.
-    ``permit`` is the request's permit. ``caller`` is the process, and ``owner`` the user, in the fairness of
-    the queue. ``route`` is the reason for the choice of a pool's backend. ``engine_request`` is the request
-    to a generating backend, kept while a retry is possible.
+    ``permit`` is the request's permit. For the fairness of the queue, ``caller`` identifies the process and
+    ``owner`` the user. ``route`` is the reason for the choice of a pool's backend. ``engine_request`` is the
+    request to a generating backend, kept while a retry is possible.
     """
 
     __slots__ = (
@@ -147,7 +147,7 @@ class RequestContext(Generic[R]):
             self._on_interrupt()
 
     def on_interrupt(self, end: Callable[[], object]) -> None:
-        """``end`` is called when the request is to end early, at once if it already is."""
+        """Sets the callback for an early end. It is called at once if the request is already to end."""
         self._on_interrupt = end
         if self.interruption is not None:
             end()
@@ -178,8 +178,7 @@ class RequestContext(Generic[R]):
         }
 
     def row(self, position: int | None) -> dict[str, object]:
-        """The row of the request in a listing; ``position`` is its place in the queue, from 1, or
-        ``None``."""
+        """The row of the request in a listing; ``position`` is its place in the queue, from 1, if any."""
         return {
             "id": self.request.id[:_LOGGED_ID_CHARS],
             **self.source,
@@ -217,7 +216,7 @@ class Surface(ABC, Generic[R]):
     async def answer(
         self, context: RequestContext[R], backend: Backend, metrics: BackendMetrics
     ) -> dict[str, object]:
-        """Has ``backend`` serve the request and writes the answer, the terminal frame included.
+        """Serves the request with ``backend`` and writes the answer, including the terminal frame.
 
         Counts the backend's work in ``metrics``. Returns the log fields of the answer. Raises the error for
         an error frame.

@@ -149,11 +149,11 @@ class Subscriber(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         *lines, begun = (self._begun + data).split(b"\n")
-        # Enough to recognise a line that is too long: it cannot be one of ours.
+        # One byte more than the longest request: enough to reject a line that is too long.
         self._begun = begun[: admin.MAX_REQUEST_BYTES + 1]
         asked = list(map(admin.read_request, lines))
         kinds = {kind for kind, _ in asked}
-        # Several of one of these in one read get one answer, so that a client cannot keep the loop busy.
+        # Repeated requests of one kind in one read get one answer, so a client cannot keep the loop busy.
         if "snapshot" in kinds:
             self.send(self._board.snapshot())
         if self._listing is None and "models" in kinds:
