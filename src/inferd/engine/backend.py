@@ -1,10 +1,12 @@
-"""The interface between the daemon and whatever produces text.
+"""The interface between the daemon and its backends.
 
-``generate`` is the one entry: it raises a typed error before anything was produced, or returns a
-:class:`Stream` of events which ends with exactly one :class:`Done`. A stream that ends without ``Done`` is a
-failure of the backend. Every wire surface is a view of the same events, so a backend knows no wire format;
-a :class:`FrameTemplate` lets a backend with its own fast path wrap its text in the bytes of a frame without
-knowing what they mean.
+``generate`` raises a typed error before any output, or returns a :class:`Stream` of events that ends with
+exactly one :class:`Done`. A stream that ends without ``Done`` is a failure of the backend. Every wire surface
+presents the same events, so a backend knows no wire format. A :class:`FrameTemplate` lets a backend with its
+own fast path wrap its text in the bytes of a frame without knowing their meaning.
+
+(Over 400 lines, because it is one interface: the data of requests and events, and the two classes that carry
+them.)
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from inferd.errors import EmbedUnsupported, RerankUnsupported
 from inferd.sampling import NOTHING_GIVEN, SamplingParams
 
 StopReason = Literal["end", "stop", "length", "tool_use", "cancelled", "error"]
-"""``end``: the model closed its turn; ``stop``: a stop string; ``length``: budget or context ran out."""
+"""``end``: the model ended its turn; ``stop``: a stop string; ``length``: budget or context ran out."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,7 +50,7 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A function the model may call; ``schema`` is the JSON Schema of its arguments as JSON text."""
+    """A function that the model may call; ``schema`` is the JSON Schema of its arguments as JSON text."""
 
     name: str
     description: str
@@ -60,8 +62,8 @@ class Message:
     """One turn of the conversation.
 
     ``role`` is ``system``, ``user``, ``assistant``, or ``tool`` for the result of the call ``tool_call_id``.
-    ``content`` is text, or texts and media in their order. An assistant's turn may carry its ``thinking`` and
-    the ``tool_calls`` it made.
+    ``content`` is text, or texts and media in order. An assistant's turn may carry its ``thinking`` and
+    ``tool_calls``.
     """
 
     role: str
@@ -75,7 +77,7 @@ class Message:
 class FrameTemplate:
     """The bytes before and after the JSON-escaped text of a token frame.
 
-    Where probabilities are asked for, ``opening`` goes behind the text, and then the records of its tokens.
+    If the request asks for probabilities, ``opening`` and the records of the tokens follow the text.
     """
 
     prefix: bytes
@@ -85,25 +87,24 @@ class FrameTemplate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateRequest:
-    """What a backend needs to know of a request; already validated.
+    """A validated request to a backend.
 
     A ``max_tokens`` of ``None`` leaves the limit to the backend. ``json_schema`` is the schema as JSON text
-    and excludes ``grammar`` (GBNF); with ``schema_lenient`` a keyword that cannot be enforced is dropped
-    where it can be checked at the end. ``frame`` is ``None`` when the client wants no token frames. Requests
+    and excludes ``grammar`` (GBNF). ``schema_lenient`` drops a keyword that cannot be enforced, if the
+    finished answer can be checked for it. ``frame`` is ``None`` if the client wants no token frames. Requests
     of one ``scope`` may reuse each other's computed prefixes, unless ``cache`` is false; ``session`` is the
-    client's name for the conversation. With ``model_defaults`` what ``sampling`` leaves open is as the
-    model's publisher recommends. ``priority`` (``interactive`` or ``batch``) is for a backend with a queue of
-    its own.
+    client's name for the conversation. ``model_defaults`` fills settings that ``sampling`` leaves open with
+    the publisher's recommendation. ``priority`` (``interactive`` or ``batch``) is for a backend with its own
+    queue.
 
-    ``typed``: thinking and tool calls are wanted as events of their own; without it the model is asked to
-    answer at once, in text. ``thinking`` ``None`` leaves that to the model. ``tool_choice`` is ``auto``,
-    ``none`` or ``required``; with a ``tool_name`` that one is required. ``lora`` names an adapter of the
-    model, empty for none.
+    ``typed`` asks for thinking and tool calls as separate events; without it the model answers at once, in
+    text. ``thinking`` ``None`` leaves that to the model. ``tool_choice`` is ``auto``, ``none`` or
+    ``required``; with a ``tool_name`` that tool is required. ``lora`` names an adapter of the model, empty
+    for none.
 
-    ``raw``: the text of the one message is the whole prompt, without a template; with a ``suffix`` the model
-    fills in what goes between the two. ``begun``: the last message is the beginning of the answer.
-    ``logprobs``: the probability of each token is wanted, and those of so many others that are likely. None
-    of these goes with tools or thinking.
+    ``raw``: the text of the only message is the whole prompt, without a template; with a ``suffix`` the model
+    fills in the middle. ``begun``: the last message is the beginning of the answer. ``logprobs`` asks for the
+    probability of each token and of that many alternatives. None of these combines with tools or thinking.
     """
 
     messages: tuple[Message, ...]
@@ -133,7 +134,7 @@ class GenerateRequest:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Token counts; ``cached_tokens`` of the prompt were served from the KV cache."""
+    """Token counts; ``cached_tokens`` of the prompt came from the KV cache."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -142,12 +143,12 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class CacheUse:
-    """What a backend's own prefix cache did for a request.
+    """The effect of a backend's prefix cache on a request.
 
-    ``miss`` is empty when at least half of the prompt was held, else the reason: ``first`` (nothing alike was
-    computed before), ``changed`` (it begins alike and differs early), ``evicted``, ``other user``, ``opted
-    out``, or ``model`` (it was held for another model, build or context). ``held_bytes`` is the memory of the
-    cache beside the slots, now; ``held_tokens`` are those of idle slots and of that memory.
+    ``miss`` is empty if the cache had at least half of the prompt, else the reason: ``first`` (no similar
+    prompt was computed), ``changed`` (an early difference), ``evicted``, ``other user``, ``opted out``, or
+    ``model`` (computed for another model, build or context). ``held_bytes`` is the cache's current memory
+    outside the slots; ``held_tokens`` are the tokens in idle slots and in that memory.
     """
 
     miss: str
@@ -157,7 +158,7 @@ class CacheUse:
 
 @dataclass(frozen=True, slots=True)
 class DraftUse:
-    """Tokens that were computed before it was known that they come, and how many of them came."""
+    """Speculative decoding: draft tokens computed, and accepted."""
 
     drafted: int
     accepted: int
@@ -182,14 +183,14 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Thinking:
-    """A piece of what the model thinks before it answers."""
+    """A piece of the model's thinking before the answer."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class ToolUse:
-    """A whole tool call."""
+    """A complete tool call."""
 
     call: ToolCall
 
@@ -206,10 +207,10 @@ class Done:
     """The end of a stream.
 
     ``content`` is the whole answer as the inside of a JSON string (escaped, UTF-8, no quotes), or ``None``
-    from a backend that sent :class:`Text` events, whose concatenation it then is. ``tool_missing``: a tool
-    call was required and the budget ended before there was one. ``unenforced`` lists what the answer was not
-    held to of its schema, or of a tool's: the tool's name or nothing, ``#``, and a JSON pointer. ``logprobs``
-    are records of tokens that no frame has told, JSON objects separated by commas.
+    from a backend that sent the answer as :class:`Text` events. ``tool_missing``: a tool call was required
+    and the budget ended before one. ``unenforced`` lists the keywords of the schema, or of a tool's schema,
+    that did not constrain the answer: the tool's name or nothing, ``#``, and a JSON pointer. ``logprobs`` are
+    records of tokens that no frame carried, JSON objects separated by commas.
     """
 
     stop_reason: StopReason
@@ -229,17 +230,17 @@ Event = Text | Thinking | ToolUse | Frames | Done
 class Stream(ABC, AsyncIterator[Event]):
     """The events of one request, pulled by the session.
 
-    A backend stops producing for a stream that is not pulled (a slow client) without slowing the others.
-    A failure after the start is raised by ``__anext__`` as one of ``generate``'s errors and ends the stream.
+    A backend pauses a stream that is not pulled (a slow client) without slowing the others. ``__anext__``
+    raises a failure after the start as one of ``generate``'s errors, which ends the stream.
     """
 
     @abstractmethod
     def cancel(self) -> None:
-        """Ends the request soon: the events already made, then ``Done("cancelled")``, still arrive."""
+        """Ends the request soon: the remaining events, then ``Done("cancelled")``, still arrive."""
 
     @abstractmethod
     def close(self) -> None:
-        """Drops the request and all it has produced. Idempotent; never blocks."""
+        """Drops the request and its output. Idempotent; never blocks."""
 
 
 class Finished(Stream):
@@ -263,7 +264,7 @@ class Finished(Stream):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbedRequest:
-    """Texts to embed, none empty; ``dimensions`` truncates vectors, ``task`` picks the family's prefix."""
+    """Texts to embed, none empty; ``dimensions`` truncates vectors, ``task`` selects the family's prefix."""
 
     inputs: tuple[str, ...]
     dimensions: int | None = None
@@ -289,7 +290,7 @@ class RankRequest:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """One score for each document, in their order; more is better."""
+    """One score for each document, in order; higher is better."""
 
     scores: tuple[float, ...]
     input_tokens: int
@@ -297,9 +298,9 @@ class Ranking:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accelerator:
-    """Where the model runs: ``kind`` is ``cpu``, ``cuda``, ``metal``, ``vulkan``, ``remote`` …
+    """The device of the model: ``kind`` is ``cpu``, ``cuda``, ``metal``, ``vulkan``, ``remote`` …
 
-    ``cpu_variant`` is the variant of the CPU backend, which computes beside a GPU, too; empty for a remote
+    ``cpu_variant`` is the variant of the CPU backend, which is used with a GPU, too; empty for a remote
     model.
     """
 
@@ -312,8 +313,8 @@ class Accelerator:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """What a backend can do; ``lora`` names its adapters. ``raw`` prompts are those that a request makes
-    itself, wholly or in part."""
+    """The features of a backend; ``lora`` names its adapters. ``raw``: a request may bring its own prompt or
+    a part of it."""
 
     v2: bool = False
     vision: bool = False
@@ -333,13 +334,13 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineState:
-    """The process of a model: ``file_bytes`` is the size of its files, ``restarts`` since the daemon's start,
-    ``last_end`` why the last one ended.
+    """The process of a model: ``file_bytes`` is the size of its files, ``restarts`` counts since the daemon's
+    start, ``last_end`` is the reason why the last process ended.
 
-    ``silent_secs`` is for how long it has given no sign of life, from the moment on that this is unusual;
-    ``problem`` why it does not serve. ``cage`` is what holds it, by layer: ``yes``, or why not.
-    ``cache_disk_bytes`` are those of the files of computed prompts; ``cache_files_removed`` counts the files
-    that were damaged or foreign.
+    ``silent_secs`` is the time without a sign of life, 0 while it is usual; ``problem`` is the reason why the
+    model does not serve. ``cage`` gives each layer of the sandbox: ``yes``, or why it is missing.
+    ``cache_disk_bytes`` is the size of the files of computed prompts; ``cache_files_removed`` counts removed
+    damaged or foreign files.
     """
 
     pid: int = 0
@@ -355,7 +356,7 @@ class EngineState:
 
 
 class Backend(ABC):
-    """One configured source of text: ``name`` of its config entry, ``kind``, ``model``."""
+    """One configured backend: ``name`` of its config entry, ``kind``, ``model``."""
 
     name: str
     kind: str
@@ -363,28 +364,28 @@ class Backend(ABC):
 
     @abstractmethod
     def ready(self) -> bool:
-        """Whether ``generate`` would be served now."""
+        """Whether the backend would serve ``generate`` now."""
 
     def alive(self) -> bool:
-        """Whether the threads that were started are still there; without them only a restart helps."""
+        """Whether the backend's threads still run; without them only a restart helps."""
         return True
 
     async def look(self) -> int | None:
-        """Asks a remote backend how it is. How many requests it has, of all its clients; ``None`` where it
-        does not tell. Raises Unavailable where it does not serve."""
+        """Checks a remote backend's health. Returns its number of requests, of all clients; ``None`` if it
+        does not report that. Raises Unavailable if it does not serve."""
         return None
 
     def engine_state(self) -> EngineState | None:
-        """The state of its process, if it has one of its own."""
+        """The state of the engine process, if the backend has one."""
         return None
 
     def on_crash_loop(self, call: Callable[[], None]) -> None:
-        """Calls ``call`` each time that the engine process has died too often."""
+        """Registers ``call``, called each time that the engine process has died too often."""
         return
 
     @abstractmethod
     def capabilities(self) -> Capabilities:
-        """What this backend can do; constant once it is ready."""
+        """The backend's features; constant once it is ready."""
 
     @abstractmethod
     async def start(self) -> None:
@@ -394,16 +395,16 @@ class Backend(ABC):
     async def generate(self, request: GenerateRequest) -> Stream:
         """Starts a request.
 
-        Raises ``InvalidRequest`` for what the client has to change, and ``NotReady``, ``Unavailable`` or
-        ``BackendInternal`` for what it cannot.
+        Raises ``InvalidRequest`` if the client must change the request, else ``NotReady``, ``Unavailable`` or
+        ``BackendInternal``.
         """
 
     async def embed(self, request: EmbedRequest) -> Embeddings:
-        """The vectors of some texts; errors as for ``generate``, and ``EmbedUnsupported``."""
+        """The vectors of texts. Raises as ``generate``, and ``EmbedUnsupported``."""
         raise EmbedUnsupported(f"backend {self.name!r} cannot embed")
 
     async def rank(self, request: RankRequest) -> Ranking:
-        """The scores of some documents; errors as for ``generate``, and ``RerankUnsupported``."""
+        """The scores of documents. Raises as ``generate``, and ``RerankUnsupported``."""
         raise RerankUnsupported(f"backend {self.name!r} cannot rerank")
 
     @abstractmethod

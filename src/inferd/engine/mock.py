@@ -1,7 +1,7 @@
 """A backend without a model: it answers every request with its tape.
 
-It obeys the whole interface, so that everything above it can be tried without weights. Its knobs are the ways
-in which a backend can behave: how fast (``pace`` is awaited before each event), how long, how badly.
+It implements the whole interface, so that the layers above it can be tested without weights. Its options set
+the speed (``pace`` is awaited before each event), the length and the failures of an answer.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from inferd.errors import InferdError, InvalidRequest, NotReady
 Pace = Callable[[], Coroutine[Any, Any, None]]
 
 
-# It takes whatever it is given, and pays attention to none of it.
+# The mock accepts every feature and ignores it.
 _TAKES_ALL = Capabilities(
     v2=True, vision=True, audio=True, tools=True, thinking=True, embed=True, rerank=True, raw=True
 )
@@ -43,9 +43,9 @@ _WIDTH, _MAX_WIDTH = 8, 65_536
 class Mock(Backend):
     """Serves ``tape``, one token an item: a string is text.
 
-    ``drop_after`` ends each stream without ``Done`` after so many tokens; ``error`` is raised by every
-    ``generate``, ``embed`` and ``rank``; ``is_ready`` may be changed at any time. Vectors and scores tell
-    nothing but how many bytes a text has; a shorter document scores more.
+    ``drop_after`` ends each stream without ``Done`` after that many tokens. ``generate``, ``embed`` and
+    ``rank`` raise ``error``; ``is_ready`` may change at any time. Vectors and scores depend only on the
+    number of bytes of a text; a shorter document scores higher.
     """
 
     kind = "mock"
@@ -111,7 +111,7 @@ class Mock(Backend):
         if not self.is_ready:
             raise NotReady
         if self.error is not None:
-            raise self.error.with_traceback(None)  # else each raise would keep one more request alive
+            raise self.error.with_traceback(None)  # otherwise each raise keeps one more request alive
 
     async def close(self) -> None:
         for stream in tuple(self.open_streams):

@@ -1,12 +1,12 @@
-"""The tokens of earlier answers, for the turns that come back.
+"""Keeps the tokens of earlier answers for the next prompts of their conversations.
 
-The next request of a conversation has the answer in it, and the model's template writes it anew: the
-arguments of a call with other spaces and in another order, the text without the spaces around it. Then
-neither its text nor its tokens are those that the cache holds, and all behind it would be computed again. A
-turn with the same text, thoughts and calls in the same place of the same conversation has the same meaning,
-so its own tokens take its place in the prompt. Whatever differs in that is rendered as it is.
+The next request of a conversation contains the answer, and the model's template rewrites it: it changes the
+spaces and the order of a call's arguments, and strips the text. Then neither text nor tokens match the prefix
+cache, and everything after them would be computed again. A turn with the same text, thoughts and calls at the
+same place of the same conversation has the same meaning, so its original tokens replace it in the prompt. A
+turn with any difference is rendered normally.
 
-Belongs to one model. May be used from several threads.
+Belongs to one model. Thread-safe.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ import orjson
 from inferd.engine.backend import GenerateRequest, Message, ToolCall
 
 MOST_BYTES = 16 << 20
-"""What the answers may take together."""
+"""The limit for all answers together."""
 
 Kept = tuple[int, int, bytes]
-"""How long the prompt before an answer was in characters of its text, the hash of that text, and the answer's
-token ids."""
+"""The length of the text of the prompt before an answer, the hash of that text, and the answer's token
+ids."""
 
 _ENTRY_BYTES = 200
 
 
 @dataclass(slots=True)
 class Turn:
-    """An answer as the client got it, piece by piece."""
+    """An answer as the client received it, piece by piece."""
 
     thinking: list[str] = field(default_factory=list)
     text: list[str] = field(default_factory=list)
@@ -48,7 +48,7 @@ class Answers:
         self._lock = threading.Lock()
 
     def keep(self, request: GenerateRequest, prompt: tuple[int, int], turn: Turn, tokens: bytes) -> None:
-        """The answer to ``request`` is finished; ``prompt`` is length and hash of what it was rendered to."""
+        """Keeps the finished answer to ``request``; ``prompt`` is length and hash of the rendered request."""
         key = _key(
             request.scope, len(request.messages), "".join(turn.thinking), "".join(turn.text), turn.calls
         )
@@ -60,7 +60,7 @@ class Answers:
                 self._drop(next(iter(self._kept)))
 
     def of(self, request: GenerateRequest) -> list[Kept]:
-        """The kept answers among the messages of ``request``, in their order."""
+        """The kept answers among the messages of ``request``, in order."""
         found = []
         for place, message in enumerate(request.messages):
             if message.role != "assistant":
@@ -82,8 +82,7 @@ class Answers:
 
 
 class Keeper:
-    """Keeps the answer to one request: ``tokens`` are set when it has ended by itself, then ``keep`` is
-    called."""
+    """Keeps the answer to one request: set ``tokens`` when it ends by itself, then call ``keep``."""
 
     def __init__(self, answers: Answers, request: GenerateRequest, prompt: tuple[int, int]) -> None:
         self._answers = answers
@@ -97,7 +96,7 @@ class Keeper:
 
 
 def _text(message: Message) -> str | None:
-    """The text of a message; ``None`` with media in it."""
+    """The text of a message; ``None`` if it contains media."""
     if isinstance(message.content, str):
         return message.content
     parts = [part for part in message.content if isinstance(part, str)]
@@ -111,7 +110,7 @@ def _key(scope: str, place: int, thinking: str, text: str, calls: Sequence[ToolC
 
 
 def _value(arguments: str) -> object:
-    """The arguments of a call: equal for equal values, however they are written."""
+    """The arguments of a call in a form that is equal for equal values."""
     try:
         return _plain(orjson.loads(arguments))
     except orjson.JSONDecodeError:

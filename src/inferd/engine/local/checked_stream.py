@@ -1,7 +1,7 @@
-"""A stream whose answer is checked against its schemas when it is finished.
+"""A stream whose finished answer is checked against its schemas.
 
-The token loop enforces what a grammar can express. This checks the whole of each schema. It runs in a
-thread of the pool, because a schema and a value may be large.
+The token loop enforces the part of a schema that a grammar can express. This checks the whole schema. It runs
+in a thread of the pool, because a schema and a value may be large.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _log = log.get("llamacpp")
 
 
 class CheckedStream(Stream):
-    """The events of ``source``; raises ``SchemaViolation`` instead of ``Done``, ``ToolCallMalformed``
-    instead of a call.
+    """The events of ``source``; raises ``SchemaViolation`` in place of ``Done``, ``ToolCallMalformed`` in
+    place of a call.
 
-    ``held`` is the schema of the whole answer, ``tools`` are those of the calls by name. ``unenforced``
+    ``held`` is the schema of the whole answer, ``tools`` are the schemas of the calls by name. ``unenforced``
     goes into ``Done``.
     """
 

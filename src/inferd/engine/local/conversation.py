@@ -1,8 +1,8 @@
-"""A conversation as the template of a model's family wants it, and the reading of the answer.
+"""Renders a conversation for the template of a model's family, and parses the answer.
 
-A family whose template knows tools is left to llama.cpp, which renders, constrains and parses its format; any
-other gets the format of :mod:`inferd.engine.local.generic_tools`. Everything here is slow, so
-it runs off the event loop.
+If the template supports tools, llama.cpp renders, constrains and parses the family's format. Other families
+use the format of :mod:`inferd.engine.local.generic_tools`. Everything here is slow, so it runs off the event
+loop.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ from inferd.errors import InvalidRequest, PromptTooLong
 
 
 class Reader(Protocol):
-    """Takes an answer apart while it grows."""
+    """Parses an answer while it grows."""
 
     def feed(self, text: str, *, last: bool) -> list[Event] | None:
-        """The events of more text, ``last`` with the end of it; ``None`` when the answer does not parse."""
+        """The events of more text, ``last`` with its end; ``None`` if the answer does not parse."""
 
     def cut(self) -> list[Event]:
-        """The events of what was held back when the answer ends in the middle."""
+        """The events of text held back, for an answer that was cut off."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """A request, ready for the token loop.
 
-    ``grammar`` is the client's GBNF; ``guide`` replaces it and the prompt's own grammar. Without a
-    ``reader`` the answer is nothing but text. ``held`` is the schema of the answer and ``tools`` are those
-    of the calls in it, by name: both are checked at the end.
+    ``grammar`` is the client's GBNF; ``guide`` replaces it and the prompt's own grammar. Without a ``reader``
+    the answer is plain text. ``held`` is the schema of the answer and ``tools`` are the schemas of its calls,
+    by name: both are checked at the end.
     """
 
     prompt: _llama.Prompt
@@ -64,17 +64,18 @@ class Prepared:
 
     @property
     def unenforced(self) -> tuple[str, ...]:
-        """What ``done`` lists: each pointer behind the name of its tool, which is empty for an answer."""
+        """The list for ``Done``: each pointer after the name of its tool, empty for the answer's own
+        schema."""
         schemas = {"": self.held} if self.held else self.tools
         return tuple(f"{name}#{pointer}" for name, held in schemas.items() for pointer in held.dropped)
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """How a loaded model is spoken to.
+    """The templates, guides and limits of a loaded model.
 
-    ``n_batch`` is what a step of its engine takes; no text of more than ``most_chars`` fits its context
-    of ``n_ctx`` tokens.
+    ``n_batch`` is the number of tokens in a step of its engine. A text of more than ``most_chars`` cannot fit
+    its context of ``n_ctx`` tokens.
     """
 
     templates: _llama.Templates
@@ -99,7 +100,8 @@ class Family:
         return self.render(messages, kept, thinking=thinking, text_only=not thinking, **more)
 
     def _check_size(self, chars: int) -> None:
-        # A prompt takes forty times its size while it is made, so one that cannot fit is not even begun.
+        # Rendering takes forty times a prompt's size in memory, so refuse a prompt that cannot fit before
+        # that.
         if chars > self.most_chars:
             raise PromptTooLong(
                 f"the prompt has {chars} characters and the context holds {self.most_chars} at the very most:"
@@ -109,10 +111,10 @@ class Family:
             )
 
     def render(self, messages: Sequence[Message], kept: Sequence[Kept], **more: object) -> _llama.Prompt:
-        """The prompt of a conversation, with the tokens of the answers that are ``kept``; ``more`` are
-        further keys of the template's request."""
+        """The prompt of a conversation, with the tokens of the ``kept`` answers; ``more`` are further keys of
+        the template's request."""
         self._check_size(sum(len(turns.text(message)) for message in messages))
-        # Each medium keeps its number, in whatever order the messages and the template put them.
+        # Each medium keeps its number, whatever the order in the messages and the template.
         parts = [part for message in messages for part in turns.media(message)]
         items = [media.to_item(part, self.projector) for part in parts]
         places = {id(part): number for number, part in enumerate(parts)}
@@ -134,10 +136,10 @@ class Family:
 
 
 def prepare(family: Family, request: GenerateRequest, kept: Sequence[Kept] = ()) -> Prepared:
-    """Renders the conversation, with the tokens of the answers that are ``kept``.
+    """Renders the conversation, with the tokens of the ``kept`` answers.
 
-    Raises ``InvalidRequest`` for what the family cannot express and ``AttachmentUnsupported`` for media that
-    the model cannot take.
+    Raises ``InvalidRequest`` for content that the family cannot express and ``AttachmentUnsupported`` for
+    media that the model does not support.
     """
     tools = _tools(request)
     required = bool(tools) and (request.tool_choice == "required" or bool(request.tool_name))
@@ -155,7 +157,7 @@ def prepare(family: Family, request: GenerateRequest, kept: Sequence[Kept] = ())
             guide = constrain.answer(family.guides, prompt, held)
             if guide is not None:
                 return Prepared(prompt, _FamilyReader(_llama.Reply(prompt.syntax)), guide=guide, held=held)
-        thinks = False  # in this family thoughts and a schema do not go together
+        thinks = False  # this family cannot combine thoughts with a schema
     prompt = family.prompt(request, kept, thinking=thinks)
     reader = _FamilyReader(_llama.Reply(prompt.syntax)) if thinks else None
     guide = family.guides.value(held) if held else None
@@ -192,7 +194,7 @@ def _with_tools(
 
 
 def _first_that_renders(*renders: Callable[[], _llama.Prompt]) -> _llama.Prompt:
-    """The first prompt that the template does not refuse; else its first refusal."""
+    """The first prompt that the template accepts; else raises its first refusal."""
     refusals: list[InvalidRequest] = []
     for render in renders:
         try:
@@ -228,7 +230,7 @@ def _tools(request: GenerateRequest) -> tuple[Tool, ...]:
 
 
 def _message(message: Message, place: Callable[[Media], str]) -> dict[str, object]:
-    """A message in the form of OpenAI's chat completions; ``place`` gives the text for a medium."""
+    """A message in the form of OpenAI's chat completions; ``place`` returns the text for a medium."""
     content: object = message.content
     if not isinstance(message.content, str):
         content = [
@@ -260,8 +262,7 @@ def _tool(tool: Tool) -> dict[str, object]:
 
 
 def _with_all_keys(tool: Tool) -> Tool:
-    """The tool for templates that fail where a schema has no ``required``, or a parameter no single
-    ``type``."""
+    """The tool for templates that fail if a schema has no ``required`` or a parameter no single ``type``."""
     schema = orjson.loads(tool.schema)
     parameters = {}
     for name, part in (schema.get("properties") or {}).items():
@@ -272,8 +273,8 @@ def _with_all_keys(tool: Tool) -> Tool:
 
 
 def _with_named_arrays(tool: Tool) -> Tool:
-    """The tool for templates that look for the ``items`` of an array, where llama.cpp gives them a method.
-    gpt-oss's writes the same for the type ``["string[]"]`` as it would for an array of strings."""
+    """The tool for templates that read the ``items`` of an array, where llama.cpp's interpreter finds a
+    method. gpt-oss's template writes the type ``["string[]"]`` like an array of strings."""
 
     def named(part: Any) -> Any:
         if isinstance(part, list):
@@ -311,4 +312,4 @@ class _FamilyReader:
         return events
 
     def cut(self) -> list[Event]:
-        return []  # a last parse would show half a call as text
+        return []  # a final parse would emit half a call as text

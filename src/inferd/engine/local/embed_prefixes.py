@@ -1,8 +1,8 @@
-"""What a family of embedding models wants before a text, by what the text is for.
+"""The prefixes of embedding models, by family and task.
 
-Such models were trained with short instructions in front of their texts, and give worse vectors without. A
-family is recognised by ``general.architecture`` and ``general.name`` of the model file. A model of no known
-family, and a text of no stated task, gets none.
+Such models were trained with a short instruction before each text, and give worse vectors without it. The
+family is recognised by ``general.architecture`` and ``general.name`` of the model file. An unknown family, or
+a text without a task, gets no prefix.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ _NOMIC = {
 _BGE_ENGLISH = dict.fromkeys(_QUERIES, "Represent this sentence for searching relevant passages: ")
 _BGE_CHINESE = dict.fromkeys(_QUERIES, "为这个句子生成表示以用于检索相关文章：")  # noqa: RUF001
 
-# Patterns of the architecture and of the name, in lower case with single spaces between its words. The
-# instruction-tuned E5 and BGE-M3 are of other families: they want a sentence of the user, or nothing.
+# Patterns of the architecture and of the name, in lower case with single spaces between words. The
+# instruction-tuned E5 and BGE-M3 are other families: they take a sentence from the user, or no prefix.
 _FAMILIES = (
     (r"gemma-embedding", r"", _EMBEDDING_GEMMA),
     (r"bert", r"\be5\b(?!.*\binstruct\b)", _E5),
@@ -48,7 +48,7 @@ _FAMILIES = (
 
 
 def prefixes(architecture: str, name: str) -> Mapping[str, str]:
-    """The prefix of each task that this model knows; a task without one gets none."""
+    """The prefix of each task that this model knows."""
     words = " ".join(re.split(r"[\W_]+", name.lower())).strip()
     for architectures, pattern, found in _FAMILIES:
         if re.fullmatch(architectures, architecture) and re.search(pattern, words):

@@ -1,10 +1,9 @@
 """Embedding and ranking models on llama.cpp, as a :class:`~inferd.engine.backend.Backend`.
 
-A request becomes a job: its texts as token sequences, made by a small pool and each checked before any is
+A request becomes a job: its texts as token sequences, which a small pool makes and checks before any is
 computed. One thread computes batches of whole sequences. A batch takes one sequence of each job in turn until
-it is full, so requests of several clients are served side by side and a short one never waits for a long one.
-The GIL is free while a batch is computed. A job that is cancelled is left out of the next batch; a batch that
-no client waits for any more is cut off.
+it is full, so concurrent requests share it and a short one never waits for a long one. The GIL is free while
+a batch is computed. The next batch omits a cancelled job; a batch whose jobs are all cancelled is cut off.
 """
 
 from __future__ import annotations
@@ -53,12 +52,13 @@ _log = log.get("embedding")
 _CLOSING = "the backend is closing"
 _TOKEN_BYTES = 4
 _MAX_SEQUENCES = 64
-# On a CPU larger batches are no faster, and slower to end.
+# On a CPU larger batches are no faster, and take longer to end.
 _CPU_BATCH_TOKENS = 256
 
 
 def _strips_accents(model: _llama.Model) -> bool:
-    """Whether the tokenizer decomposes text and drops its marks, as llama.cpp reads it from the file."""
+    """Whether the tokenizer decomposes text and drops its marks, by the file's metadata as llama.cpp reads
+    them."""
     if _llama.metadata(model, "tokenizer.ggml.model") != "bert":
         return False
     lowercase = _llama.metadata(model, "tokenizer.ggml.normalizer.lowercase") or "true"
@@ -77,7 +77,7 @@ class _Job:
         self.cancelled = False
 
     def prepare(self, sequences: Iterator[bytes]) -> None:
-        """Makes the sequences, until all are made or the client has left."""
+        """Makes the sequences until all are made or the client has left."""
         for sequence in sequences:
             if self.cancelled:
                 return
@@ -88,7 +88,7 @@ class _Job:
         return sum(map(len, self.sequences)) // _TOKEN_BYTES
 
     def settle(self, result: object) -> None:
-        """Ends the wait of the event loop; an exception is raised there."""
+        """Ends the wait on the event loop, which raises ``result`` if it is an exception."""
         self.future.get_loop().call_soon_threadsafe(self._settle, result)
 
     def _settle(self, result: object) -> None:
@@ -101,7 +101,7 @@ class _Job:
 
 
 class EmbeddingModel(Backend):
-    """One loaded model that makes vectors, or scores when it pools by ``rank``. Made by :meth:`load`."""
+    """One loaded model that makes vectors, or scores if it pools by ``rank``. Made by :meth:`load`."""
 
     kind = "llamacpp"
 
@@ -141,11 +141,11 @@ class EmbeddingModel(Backend):
         progress: Progress,
         cancelled: threading.Event,
     ) -> EmbeddingModel:
-        """Loads the model and makes its context; blocks for as long as that takes.
+        """Loads the model and makes its context; blocks.
 
-        ``config.n_ctx`` is the most tokens of one input; what concerns only generation is not looked at.
-        ``pooling`` is ``mean``, ``cls``, ``last`` or ``rank``; ``None`` is what the model file says. Progress
-        and errors as for ``LlamaCpp.load``.
+        ``config.n_ctx`` is the most tokens of one input; options for generation are ignored. ``pooling`` is
+        ``mean``, ``cls``, ``last`` or ``rank``; ``None`` keeps the model file's. Progress and errors as for
+        ``LlamaCpp.load``.
         """
 
         def report(fraction: float) -> bool:
@@ -202,7 +202,7 @@ class EmbeddingModel(Backend):
         return self._capabilities
 
     def pulse(self) -> Pulse:
-        """How the computing thread is doing."""
+        """The progress of the computing thread."""
         began = self._batch_began
         busy_ms = 0.0 if began is None else max(0.001, (time.monotonic() - began) * 1e3)
         return Pulse(steps=self._batches, busy_ms=busy_ms)
@@ -253,7 +253,7 @@ class EmbeddingModel(Backend):
         return (unicodedata.normalize("NFD", text) if self._strips_accents else text).encode()
 
     def _checked(self, what: str, tokenize: Callable[..., bytes], *texts: bytes) -> bytes:
-        """The tokens of ``texts``, a sequence that llama.cpp can take. Raises InvalidRequest."""
+        """The tokens of ``texts``, checked for llama.cpp's limits. Raises InvalidRequest."""
         try:
             tokens = tokenize(*texts)
         except ValueError as error:
@@ -277,7 +277,7 @@ class EmbeddingModel(Backend):
         return scores
 
     async def _compute(self, sequences: Iterator[bytes], finish: Callable[[bytes], R]) -> tuple[R, int]:
-        """What ``finish`` makes of the rows of all sequences, and the number of their tokens."""
+        """The result of ``finish`` for the rows of all sequences, and the number of their tokens."""
         if not self.ready() or self._loop is None:
             raise NotReady
         job = _Job(finish, self._loop.create_future())
@@ -319,7 +319,7 @@ class EmbeddingModel(Backend):
                 self._keep(batch, rows)
 
     def _next_batch(self) -> list[tuple[_Job, bytes]]:
-        """Waits for work. Empty when the backend closes, which ends every job."""
+        """Waits for work. Returns an empty batch when the backend closes, which ends every job."""
         with self._changed:
             last, self._batch = self._batch, []
             self._batch_began = None

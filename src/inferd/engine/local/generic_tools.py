@@ -1,8 +1,8 @@
-"""Tool calls for models whose own template knows nothing of tools.
+"""Tool calls for models whose template does not support tools.
 
-The tools are described in the system message, and the model is asked to write a call as one JSON object,
-after ``<tool_call>`` when it may also answer in text. A guide holds it to that: from the first character
-where a call is required, from the marker on where it is not.
+The system message describes the tools and asks the model to write a call as one JSON object, after
+``<tool_call>`` if it may also answer in text. A guide constrains the answer: from the first character if a
+call is required, else from the marker on.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MARKER = "<tool_call>"
 
 
 def instructions(tools: Sequence[Tool], required: bool) -> str:
-    """What the system message says about the tools."""
+    """The system message's text about the tools."""
     described = [
         {"name": tool.name, "description": tool.description, "parameters": orjson.Fragment(tool.schema)}
         for tool in tools
@@ -34,7 +34,7 @@ def instructions(tools: Sequence[Tool], required: bool) -> str:
 
 
 def guide(guides: Guides, held: Mapping[str, Held], required: bool) -> _llama.Guide:
-    """A guide through one call: from the first token on if it is ``required``, else from the marker on."""
+    """A guide for one call: from the first token on if it is ``required``, else from the marker on."""
     calls = []
     rules = []
     for i, (name, each) in enumerate(held.items()):
@@ -51,19 +51,19 @@ def guide(guides: Guides, held: Mapping[str, Held], required: bool) -> _llama.Gu
 
 
 def as_text(call: ToolCall) -> str:
-    """How a call of an earlier turn stands in the conversation."""
+    """The text of an earlier turn's call in the conversation."""
     return f'{MARKER}{{"name": {orjson.dumps(call.name).decode()}, "arguments": {call.arguments}}}'
 
 
 class Reader:
-    """Takes an answer apart while it grows: text up to the marker, and one call at the end."""
+    """Parses an answer while it grows: text up to the marker, and one call at the end."""
 
     def __init__(self, required: bool) -> None:
         self._in_call = required
         self._held = ""
 
     def feed(self, text: str, *, last: bool) -> list[Event] | None:
-        """The events of more text, ``last`` with the end of it; ``None`` for a call that cannot be read."""
+        """The events of more text, ``last`` with its end; ``None`` for a call that does not parse."""
         self._held += text
         events: list[Event] = []
         if not self._in_call:
@@ -84,11 +84,11 @@ class Reader:
         return events
 
     def cut(self) -> list[Event]:
-        """What could have begun a call, and did not; half a call is nothing."""
+        """The text held back as a possible marker; half a call gives no event."""
         return [Text(self._held)] if self._held and not self._in_call else []
 
     def _split_before_marker(self) -> tuple[str, str]:
-        """What may be shown, and the end with which the marker could begin."""
+        """The text to emit, and the end that may begin the marker."""
         for n in range(min(len(self._held), len(MARKER) - 1), 0, -1):
             if self._held.endswith(MARKER[:n]):
                 return self._held[:-n], self._held[-n:]

@@ -1,12 +1,12 @@
-"""One loaded model in a process of its own: ``python -m inferd.engine.local.host``.
+"""The engine process of one model: ``python -m inferd.engine.local.host``.
 
-Everything that touches llama.cpp runs here and nowhere else. The daemon starts this program with a socket as
-its standard input; over that come the descriptors of the model and what to do with it, and back go frames,
-results and log lines (:mod:`inferd.engine.local.child.messages`). The process ends when the socket does: the
-daemon holds the other end, so no engine outlives its daemon.
+Only this process runs llama.cpp. The daemon starts it with a socket as standard input, sends the model's
+descriptors and requests over it, and receives frames, results and log lines
+(:mod:`inferd.engine.local.child.messages`). The process ends when the socket closes. The daemon holds the
+other end, so no engine outlives its daemon.
 
-With a file as its argument it loads that in the foreground instead, answers the lines of its standard input,
-and is in no cage: for a debugger.
+For a debugger: with a file as its argument the program loads that file in the foreground, answers the lines
+of its standard input, and runs without a sandbox.
 """
 
 from __future__ import annotations
@@ -109,11 +109,11 @@ class Host:
     def _begin(self, number: int, work: Coroutine[Any, Any, None]) -> None:
         job = self._jobs[number] = _Job(self._loop)
         job.task = self._loop.create_task(work)
-        # Not in the task itself: one that is cancelled before its first step never runs.
+        # Not in the task itself: a task that is cancelled before its first step never runs.
         job.task.add_done_callback(lambda task: self._end(number, job, task))
 
     def _end(self, number: int, job: _Job, task: asyncio.Task[None]) -> None:
-        """Sends the end of a job that has not sent it itself."""
+        """Sends the end of a job that did not send it itself."""
         del self._jobs[number]
         if task.cancelled():
             if job.dropped:
@@ -170,7 +170,7 @@ class Host:
 
 
 class _Job:
-    """A request under way: ``sent`` bytes of its events that the daemon has not passed on yet."""
+    """A running request: ``sent`` bytes of its events that the daemon has not passed on yet."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -191,7 +191,7 @@ class _Job:
             await self._room
 
     def cancel(self) -> None:
-        """Ends the job soon: with a stream by its own end, without one at once."""
+        """Ends the job soon: cancels its stream, or else its task at once."""
         if self.stream is not None:
             self.stream.cancel()
         elif self.task is not None:
@@ -218,18 +218,18 @@ def _tell(error: BaseException) -> None:
 
 
 def _plain(fields: Mapping[str, object]) -> dict[str, object]:
-    """Fields of a log record that msgpack can carry."""
+    """The fields of a log record as types that msgpack can carry."""
     kept = (type(None), bool, int, float, str, list, dict)
     return {name: value if isinstance(value, kept) else str(value) for name, value in fields.items()}
 
 
 def _leave() -> None:
-    """The daemon is gone, or has no more use for this process: nothing here needs an orderly end."""
+    """Exits without cleanup: the daemon has gone or has closed the link, and no state here needs saving."""
     os._exit(0)
 
 
 def _event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
-    """uvloop's, where it is installed; what it needs is imported here."""
+    """uvloop's factory if it is installed; imports its modules."""
     try:
         import uvloop
     except ImportError:
@@ -244,10 +244,10 @@ async def _serve(sock: socket.socket, load: m.Load, fds: list[int], held: dict[s
 
 
 def serve() -> None:
-    """Serves the daemon at the other end of standard input, until that end is closed."""
+    """Serves the daemon at the other end of standard input until that end closes."""
     cage.die_with_parent(os.getppid())
     faulthandler.enable()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's; the daemon says when it is over
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # from a terminal; the daemon ends this process
     sock = socket.socket(fileno=os.dup(0))
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
@@ -259,7 +259,8 @@ def serve() -> None:
         return
     load = m.decode(m.Load, body)
     preload_modules(load)
-    # Still one thread, not a byte of the model was read, and no event loop has begun with io_uring.
+    # Enter the cage here: the process has one thread, has read no byte of the model, and no event loop uses
+    # io_uring.
     profile = cage_profile(load)
     held = cage.enter(profile, fds)
     limit_memory(load, profile)

@@ -1,9 +1,8 @@
 """The llama.cpp backend: the token loop as a :class:`~inferd.engine.backend.Backend`.
 
-Three kinds of threads meet here. The event loop's thread owns the streams. A small pool renders, tokenises
-and parses grammars, so that no request can hold the event loop. One engine thread decodes; it signals a
-descriptor once a step, and :meth:`LlamaCpp._wake` passes that on to the streams that have something to
-collect.
+It uses three kinds of threads. The event loop's thread owns the streams. A small pool renders, tokenises and
+parses grammars, so that no request blocks the event loop. One engine thread decodes; it signals a descriptor
+once a step, and :meth:`LlamaCpp._wake` wakes the streams with new output.
 """
 
 from __future__ import annotations
@@ -68,23 +67,22 @@ _FAILURES: dict[str, type[InferdError]] = {
 GGML_WARN, GGML_ERROR = 3, 4
 
 PREPARING_STACK_BYTES = 256 << 20
-"""Room for the deepest expression and the deepest value of a chat template that budget.cpp lets through; only
-what is used of it is ever memory."""
+"""Enough for the deepest expression and value of a chat template that budget.cpp allows. Only the used part
+takes memory."""
 
 MAX_TOKENS = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LlamaCppConfig:
-    """What to load and how to serve it.
+    """The model to load and the options to serve it.
 
-    ``name`` is the config entry's, ``model`` the model's. ``fd`` is the open, verified file, which is what
-    gets loaded, with the further ``parts`` of a split model;
-    ``path`` is only shown. ``n_ctx`` is the room of one request in tokens, ``n_parallel`` how
-    many run at once. ``n_gpu_layers`` -1 is all; ``threads`` 0 lets the loop choose; ``flash_attention`` is
-    ``auto``, ``on`` or ``off``, and so are ``drafts``. ``projector`` is the GGUF file that lets the model see
-    or hear.
-    ``chat_template`` replaces the model's own; empty for none. ``adapters`` come with their open files.
+    ``name`` is the config entry's, ``model`` the model's. ``fd`` is the open, verified file to load,
+    ``parts`` are the further files of a split model; ``path`` is only for display. ``n_ctx`` is the context
+    of one request in tokens, ``n_parallel`` the number of concurrent requests. ``n_gpu_layers`` -1 is all;
+    ``threads`` 0 lets the loop choose; ``flash_attention`` and ``drafts`` are ``auto``, ``on`` or ``off``.
+    ``projector`` is the GGUF file of the encoder for images and sounds. ``chat_template`` replaces the
+    model's own; empty keeps it. ``adapters`` come with their open files.
     """
 
     name: str
@@ -109,7 +107,7 @@ class LlamaCppConfig:
 
 
 def pass_on_log(at_least: int = 0) -> str:
-    """Moves llama.cpp's log lines to ours; returns the last error among them, or ``""``."""
+    """Moves llama.cpp's log lines to inferd's log; returns the last error among them, or ``""``."""
     last_error = ""
     for level, text in _llama.drain_log():
         if level == GGML_ERROR:
@@ -123,7 +121,8 @@ def pass_on_log(at_least: int = 0) -> str:
 
 @contextmanager
 def loading(cancelled: threading.Event) -> Iterator[None]:
-    """Around a load: a ``ModelError`` gets llama.cpp's reason; ``BootCancelled`` if ``cancelled`` is set."""
+    """Surrounds a load: adds llama.cpp's reason to a ``ModelError``; raises ``BootCancelled`` if
+    ``cancelled`` is set."""
     try:
         yield
     except ModelError as error:
@@ -135,10 +134,10 @@ def loading(cancelled: threading.Event) -> Iterator[None]:
 
 
 def preparing_threads(count: int = 2) -> ThreadPoolExecutor:
-    """``count`` threads that render, tokenise and parse grammars: one for each request that may run, so that
-    none waits for the preparation of another.
+    """``count`` threads that render, tokenise and parse grammars: one for each concurrent request, so that no
+    request waits for the preparation of another.
 
-    Raises ModelError when the system has no room for their stacks.
+    Raises ModelError if the system has no memory for their stacks.
     """
     pool = ThreadPoolExecutor(count, thread_name_prefix="inferd-prepare")
     all_started = threading.Barrier(count)
@@ -147,7 +146,7 @@ def preparing_threads(count: int = 2) -> ThreadPoolExecutor:
         for started in [pool.submit(all_started.wait) for _ in range(count)]:
             started.result()
     except (RuntimeError, MemoryError) as error:
-        all_started.abort()  # or those that were started wait for ever
+        all_started.abort()  # otherwise the started threads wait forever
         pool.shutdown(wait=False)
         raise ModelError(f"the system has no room for {count} threads: lower --active-permits") from error
     finally:
@@ -165,7 +164,7 @@ def _ended_on_error(pool: ThreadPoolExecutor) -> Iterator[None]:
 
 
 def accelerator_of(config: LlamaCppConfig, n_layer: int) -> Accelerator:
-    """Where a model of ``n_layer`` layers runs with this configuration."""
+    """The device of a model of ``n_layer`` layers with this configuration."""
     devices = _llama.devices()
     gpu = next((d for d in devices if d[0] in ("gpu", "igpu")), None)
     if gpu is None or config.n_gpu_layers == 0:
@@ -216,12 +215,13 @@ class LlamaCpp(Backend):
             adapter.name: (number, b"\0" + adapter.key.encode())
             for number, (adapter, _) in enumerate(config.adapters)
         }
-        """The number of each adapter, and what distinguishes what was computed with it."""
+        """The number of each adapter, and the suffix of the scopes computed with it."""
         self._suggested = suggested(functools.partial(_llama.metadata, model))
         self._answers = Answers()
         self._streams: dict[int, _LlamaStream] = {}
         self._preparing = preparing
-        # A family's parser reads the whole answer again for each piece of it; no prompt waits for that.
+        # A family's parser reads the whole answer again for each piece. A separate thread keeps prompts from
+        # waiting.
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="inferd-read")
         self._thread = threading.Thread(target=engine.run, name="inferd-engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -229,7 +229,7 @@ class LlamaCpp(Backend):
 
     @classmethod
     def load(cls, config: LlamaCppConfig, *, progress: Progress, cancelled: threading.Event) -> LlamaCpp:
-        """Loads the model and makes its context; blocks for as long as that takes.
+        """Loads the model and makes its context; blocks.
 
         ``progress`` gets the phases ``mmap`` (``path``, ``progress`` 0 to 1) and ``kv_cache`` (``n_ctx``).
         Raises ``ModelError`` with llama.cpp's reason, and ``BootCancelled`` soon after ``cancelled`` is set.
@@ -262,7 +262,8 @@ class LlamaCpp(Backend):
             adapters = [_llama.Adapter(model, fd, name=adapter.name) for adapter, fd in config.adapters]
             n_ctx = min(config.n_ctx or model.n_ctx_train, model.n_ctx_train)
             progress("kv_cache", {"n_ctx": n_ctx})
-            # On a CPU flash attention helps prompts and hurts answers; answers are what people wait for.
+            # On a CPU flash attention speeds up prompts and slows down answers; answers take more of a
+            # request's time.
             flash = config.flash_attention
             engine = _llama.Engine(
                 model,
@@ -301,7 +302,7 @@ class LlamaCpp(Backend):
         return self._capabilities
 
     def pulse(self) -> Pulse:
-        """How the token loop is doing."""
+        """The progress of the token loop."""
         steps, busy_us, predicted_us = self._engine.pulse()
         return Pulse(steps=steps, busy_ms=busy_us / 1e3, predicted_ms=predicted_us / 1e3)
 
@@ -311,7 +312,7 @@ class LlamaCpp(Backend):
         self._thread.start()
 
     def keep_states(self, send: Send, idle_ms: int) -> None:
-        """From now on the daemon, to which ``send`` leads, keeps files of states."""
+        """Starts saving states in files of the daemon, which ``send`` reaches."""
         self.states = EngineStates(self._engine, send, idle_ms)
 
     async def generate(self, request: GenerateRequest) -> Stream:
@@ -325,11 +326,11 @@ class LlamaCpp(Backend):
         except asyncio.CancelledError:
             cancellation.cancel()
             submitted.add_done_callback(self._drop)
-            if not work.cancel():  # a thread has begun it: the request holds its place until that has ended
+            if not work.cancel():  # a thread has begun it; the request keeps its place until that ends
                 await asyncio.wait((submitted,))
             raise
         finally:
-            del work, submitted  # they hold their error, which holds this frame, which holds the attachments
+            del work, submitted  # they keep their error alive, and that this frame with the attachments
         if isinstance(answer, Done):
             return Finished(answer)
         job, prepared = answer
@@ -381,7 +382,7 @@ class LlamaCpp(Backend):
         return job, prepared
 
     def _drop(self, submitted: asyncio.Future[tuple[int, Prepared] | Done]) -> None:
-        """The client left while its request was being prepared."""
+        """Drops a request whose client left during its preparation."""
         if not submitted.cancelled() and submitted.exception() is None:
             answer = submitted.result()
             if not isinstance(answer, Done):
@@ -407,7 +408,7 @@ class LlamaCpp(Backend):
             raise failure(reason)
         if miss:
             _log.debug("prompt not cached", reason=miss, equal_tokens=n_cached, prompt_tokens=n_prompt)
-        # The first token comes out of the prompt's last step, so n tokens take n - 1 steps of decoding.
+        # The prompt's last step yields the first token, so n tokens take n - 1 decoding steps.
         rate = (n_completion - 1) / decode * 1000 if n_completion > 1 and decode > 0 else 0.0
         return Done(
             cast("StopReason", finish),
@@ -433,9 +434,9 @@ class LlamaCpp(Backend):
 
 
 class _LlamaStream(Stream):
-    """One job's events. What is not pulled stays with the loop, which then rests this job and no other.
+    """One job's events. Events that are not pulled stay with the loop, which pauses this job only.
 
-    ``keeper`` gets the tokens of the answer, and the answer ``as_text``.
+    ``keeper`` gets the tokens of the answer, and its text if ``as_text``.
     """
 
     def __init__(
@@ -446,7 +447,7 @@ class _LlamaStream(Stream):
         self._as_text = as_text
         self._engine = engine
         self._job = job
-        # A wake-up may have come before this stream was known: look once without one.
+        # A wake-up may have come before this stream was registered: look once without one.
         self._something_new = True
         self._waiter: asyncio.Future[None] | None = None
         self._result: _llama.Result | None = None

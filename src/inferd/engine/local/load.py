@@ -1,4 +1,4 @@
-"""From a model's descriptor to a model that answers; runs in the engine process."""
+"""Loads a model from its descriptors, in the engine process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from inferd.progress import Progress
 
 
 def load_model(load: Load, fds: Sequence[int], progress: Progress) -> LlamaCpp | EmbeddingModel:
-    """Loads the model in ``fds``: the files of a split one in order, its projector, its adapters; blocks.
+    """Loads the model in ``fds``: its files in order, its projector, its adapters; blocks.
 
     Raises ModelError.
     """
@@ -52,7 +52,7 @@ def load_model(load: Load, fds: Sequence[int], progress: Progress) -> LlamaCpp |
             f"INFERD_FORCE_BACKEND asks for {load.force_backend}, but this model would run on {found};"
             " install a build and a driver for it, or unset the variable"
         )
-    cancelled = threading.Event()  # a load is given up by ending the process
+    cancelled = threading.Event()  # never set: the daemon ends the process to stop a load
     if embeds and load.adapters:
         raise ModelError(f"{load.name!r} makes no text, so its adapters are of no use: take out its `lora`")
     if embeds:
@@ -61,13 +61,13 @@ def load_model(load: Load, fds: Sequence[int], progress: Progress) -> LlamaCpp |
 
 
 _OTHER_BYTES = 1 << 30
-"""What an engine may take beside its model: for the interpreter, pictures and sounds."""
+"""Memory of an engine besides its model: for the interpreter, pictures and sounds."""
 
 
 def limit_memory(load: Load, profile: str) -> None:
-    """Has the system refuse more memory than the model should need; mapped files do not count.
+    """Limits the process's memory to the model's expected need; mapped files do not count.
 
-    A driver of a GPU reserves far more than it uses, so there is no limit with one.
+    A GPU driver reserves far more than it uses, so a process with one has no limit.
     """
     if load.memory_bytes and profile == "cpu" and sys.platform == "linux":
         most = load.memory_bytes + (load.cache_mib << 20) + _OTHER_BYTES
@@ -78,7 +78,7 @@ def limit_memory(load: Load, profile: str) -> None:
 
 
 def cage_profile(load: Load) -> str:
-    """The profile of :mod:`~inferd.engine.local.child.cage` for this load, looser for drivers of GPUs."""
+    """The sandbox profile for this load (:mod:`~inferd.engine.local.child.cage`), looser for GPU drivers."""
     on_gpu = load.n_gpu_layers != 0 and load.force_backend != "cpu"
     if load.cage == "cpu" and on_gpu and any(device[0] in ("gpu", "igpu") for device in _llama.devices()):
         return "gpu"
@@ -86,7 +86,7 @@ def cage_profile(load: Load) -> str:
 
 
 def preload_modules(load: Load) -> None:
-    """Imports what this load needs at its first use: in the cage no file can be opened any more."""
+    """Imports the modules that this load needs later: the sandbox blocks opening files."""
     import concurrent.futures.thread  # noqa: F401
     import encodings.idna  # noqa: F401
     import traceback  # noqa: F401

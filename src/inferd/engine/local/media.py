@@ -1,7 +1,7 @@
-"""Images and sounds of a request, checked and decoded into what a projector takes.
+"""Checks and decodes the images and sounds of a request for a projector.
 
-The bounds are those of one item; how many items and bytes a request may carry is the wire's business. A
-picture can unpack to a thousand times its size, so its dimensions are looked at before a pixel is decoded.
+The limits here apply to one item; the wire limits the items and bytes of a request. A picture can unpack to a
+thousand times its size, so its dimensions are checked before a pixel is decoded.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LEAST_FILE_BYTES = 12
 MAX_ENCODED_AUDIO_BYTES = 32 << 20  # ten minutes of uncompressed speech
 
 IMAGE_TYPES = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP", "image/gif": "GIF"}
-# What a file of each type begins with. Anything else the decoder would take for a picture, without bounds.
+# The first bytes of a file of each type. The decoder would treat any other file as a picture, without limits.
 AUDIO_TYPES = {
     "audio/wav": re.compile(rb"RIFF....WAVE", re.DOTALL),
     "audio/mpeg": re.compile(rb"ID3|\xff[\xe0-\xff]"),
@@ -28,11 +28,11 @@ AUDIO_TYPES = {
 }
 
 Item = tuple[str, bool, int, int, "bytes | memoryview"]
-"""(kind, encoded, width, height, its bytes, never none), as the engine takes it."""
+"""(kind, encoded, width, height, bytes, never empty), as the engine takes it."""
 
 
 def to_item(media: Media, projector: _llama.Projector | None) -> Item:
-    """The item of some media; ``AttachmentUnsupported`` for a kind that the model cannot take."""
+    """The item for a medium. Raises ``AttachmentUnsupported`` for a kind that the model does not support."""
     if projector is None or not (projector.vision if media.kind == "image" else projector.audio):
         raise AttachmentUnsupported(f"the model takes no {media.kind} attachments")
     if media.kind == "image":
@@ -53,7 +53,7 @@ def _image(media: Media) -> Item:
         raise AttachmentUnsupported(
             f"images of type {media.mime!r} are not read; use {', '.join(IMAGE_TYPES)}"
         )
-    # Loaded at the start where there is a projector, and for no other model.
+    # Already imported at the start of a model with a projector; other models never need it.
     from PIL import Image, UnidentifiedImageError
 
     try:

@@ -1,7 +1,7 @@
 """The files of a portable build: ggml with its CPU variants, and companion packages with a GPU backend.
 
-A build for one machine has none of them: everything is compiled into ``_llama``. ``INFERD_CPU_VARIANT``
-chooses a CPU variant by name; otherwise the best one that the machine can run is used.
+A build for one machine has none of them: everything is compiled into ``_llama``. ``INFERD_CPU_VARIANT`` names
+a CPU variant; by default inferd uses the best one that the machine can run.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from inferd.errors import ConfigError
 
 _llama = find_spec("inferd.engine.local._llama")
 GGML = Path((_llama and _llama.origin) or __file__).parent / "ggml"
-"""Beside the extension module, which an editable install keeps apart from the Python files."""
+"""Next to the extension module, which an editable install keeps apart from the Python files."""
 COMPANIONS = {"inferd-cuda": "libggml-cuda.so", "inferd-vulkan": "libggml-vulkan.so"}
-"""Distribution → its shared library, which lies in the package of the same name."""
+"""Distribution → its shared library, in the package of the same name."""
 
 
 @dataclass(frozen=True)
 class Companion:
-    """An installed companion package; ``problem`` says why its library is not loaded."""
+    """An installed companion package; ``problem`` is the reason why its library is not loaded."""
 
     name: str
     file: Path
@@ -32,13 +32,13 @@ class Companion:
 
 
 def variants() -> list[str]:
-    """The CPU variants of this build; ``native`` alone is that of a build for one machine."""
+    """The CPU variants of this build; only ``native`` in a build for one machine."""
     found = sorted(file.stem.removeprefix("libggml-cpu-") for file in GGML.glob("libggml-cpu-*.so"))
     return found or ["native"]
 
 
 def chosen_variant() -> str:
-    """What INFERD_CPU_VARIANT asks for, or ``""``. Raises ConfigError when this build does not have it."""
+    """The variant in INFERD_CPU_VARIANT, or ``""``. Raises ConfigError if this build does not have it."""
     name = os.environ.get("INFERD_CPU_VARIANT", "")
     if name and name not in variants():
         raise ConfigError(f"INFERD_CPU_VARIANT is {name!r}; this build has {', '.join(variants())}")
@@ -46,14 +46,15 @@ def chosen_variant() -> str:
 
 
 def cannot_run(variant: str) -> str:
-    """Why there is no CPU backend: the ``variant`` that was asked for, or for ``""`` any, cannot be used."""
+    """The message for a missing CPU backend: the machine cannot run ``variant``, or for ``""`` any of
+    them."""
     if variant:
         return f"this processor cannot run the CPU variant {variant}; unset INFERD_CPU_VARIANT"
     return f"no CPU backend in {GGML} could be loaded; install inferd again"
 
 
 def companions() -> list[Companion]:
-    """The companion packages that are installed, in the order in which they are loaded."""
+    """The installed companion packages, in the order of loading."""
     found = []
     for name, library in COMPANIONS.items():
         spec = find_spec(name.replace("-", "_"))

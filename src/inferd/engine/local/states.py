@@ -1,9 +1,8 @@
-"""How states travel between the token loop of an engine process and the daemon's files of them.
+"""Moves states between the token loop of an engine process and the daemon's files.
 
-The daemon tells the engine at its start which files there are. When a request begins with what a file holds,
-the engine asks for it and gets its descriptor; the request waits, the others do not. What is to be kept comes
-to the daemon in a memory file. The engine opens no file and knows no path. One state at a time is on its way
-to a file.
+At its start the daemon tells the engine which files exist. If a request begins with the prefix in a file, the
+engine asks for it and gets its descriptor; only that request waits. A state to be saved reaches the daemon in
+a memory file. The engine opens no file and knows no path. One state at a time is being saved.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ if TYPE_CHECKING:
     from inferd.engine.local.child.process import EngineProcess
 
 FLUSH_SECS = 5.0
-"""How long the states of a model that is closed may take to be saved."""
+"""The time limit for saving the states of a closed model."""
 FLUSH_STEP_SECS = 2.0
-"""How long a single one may take."""
+"""The time limit for a single state."""
 
 Send = Callable[[int, int, bytes, Sequence[int]], None]
 
@@ -48,7 +47,7 @@ class EngineStates:
         engine.open_files(idle_ms)
 
     def wake(self) -> None:
-        """The token loop may want a file, or have a state to be kept."""
+        """Looks whether the token loop wants a file or has a state to save."""
         for number in self._engine.files_wanted():
             self._send(m.WANTED, number, b"", ())
         state = self._engine.leaving()
@@ -105,22 +104,22 @@ class EngineStates:
 
 
 class StateStore(Protocol):
-    """The files, as far as one model is concerned. All of it blocks, but for the two numbers."""
+    """The files of one model. Every method blocks, except ``bytes`` and ``removed``."""
 
     def bytes(self) -> int:
-        """What the files take."""
+        """The bytes of the files."""
 
     def removed(self) -> int:
         """How many files were removed because they were damaged or foreign."""
 
     def open(self, made_by: str) -> list[m.KeptState]:
-        """The files that there are. ``made_by`` names the model, the build and the context."""
+        """The existing files. ``made_by`` names the model, the build and the context."""
 
     def fetch(self, number: int) -> tuple[int, int, int] | None:
-        """A descriptor of a sound file, and offset and size of its state."""
+        """A descriptor of an undamaged file, and offset and size of its state."""
 
     def save(self, state: m.LeavingState, fd: int) -> tuple[int, list[int]]:
-        """The number of the new file, or 0, and the numbers of those that are gone."""
+        """The number of the new file, or 0, and the numbers of deleted files."""
 
 
 class DaemonStates:
@@ -138,13 +137,13 @@ class DaemonStates:
         process.on_state = self._receive
 
     async def open(self, load: m.Load, capabilities: Capabilities) -> None:
-        """Tells the process which files there are."""
+        """Tells the process which files exist."""
         made_by = await self._loop.run_in_executor(None, fingerprint, load, capabilities)
         for kept in await self._loop.run_in_executor(None, self._store.open, made_by):
             self._process.tell_states(m.KEPT, 0, m.encode(kept))
 
     async def flush(self) -> None:
-        """Has everything saved that is in no file, a few seconds at most."""
+        """Saves every state that is in no file; takes a few seconds at most."""
         self._process.tell_states(m.FLUSH)
         give_up = self._loop.time() + FLUSH_SECS
         while not self._flushed.is_set() and self._loop.time() < give_up:
@@ -198,8 +197,8 @@ class DaemonStates:
 
 
 def fingerprint(load: m.Load, capabilities: Capabilities) -> str:
-    """Names all that a state depends on besides the model's file: the build, the device and the context. The
-    size of the context is one of them: some models turn their positions by other factors in a long one."""
+    """Names everything that a state depends on besides the model's file: the build, the device and the
+    context, its size included: some models scale positions differently in a long context."""
     parts = (
         __version__,
         _build(),

@@ -1,8 +1,7 @@
-"""How tokens are chosen where a request does not say.
+"""Sampling defaults for requests that leave settings open.
 
-``DEFAULTS`` are those of inferd 0.2.1, which v1 keeps. ``suggested`` is what the publisher of a model
-recommends in its file, by the keys ``general.sampling.*``, over one temperature that suits small and large
-models.
+``DEFAULTS`` are those of inferd 0.2.1, which v1 keeps. ``suggested`` reads the publisher's recommendation
+from the model's file (``general.sampling.*``), on top of a temperature that suits small and large models.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ DEFAULTS = SamplingParams(
 )
 UNSUGGESTED = replace(DEFAULTS, temperature=0.6)
 
-# Each with the least and the most that a request may give.
+# Each with the minimum and the maximum that a request may give.
 _KEYS: dict[str, tuple[str, float, float]] = {
     "general.sampling.temp": ("temperature", 0.0, 100.0),
     "general.sampling.top_p": ("top_p", 1e-6, 1.0),
@@ -36,9 +35,9 @@ _KEYS: dict[str, tuple[str, float, float]] = {
 
 
 def suggested(metadata: Callable[[str], str]) -> SamplingParams:
-    """The settings for a model; ``metadata`` gives a value of its file as text, empty where there is none.
+    """The settings for a model; ``metadata`` returns a value of its file as text, empty if missing.
 
-    A value that no request could give is ignored.
+    A value outside the range of requests is ignored.
     """
     found: dict[str, Any] = {}
     for key, (name, least, most) in _KEYS.items():

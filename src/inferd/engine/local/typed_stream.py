@@ -1,7 +1,7 @@
-"""A stream of text turned into one of text, thinking and tool calls.
+"""Turns a stream of raw text into events of text, thinking and tool calls.
 
-The token loop delivers the answer's raw text as ``RAW_FRAMES``; a reader takes it apart, in a thread of
-the pool, because a family's parser reads the whole answer again for every piece.
+The token loop delivers the answer's raw text as ``RAW_FRAMES``. A reader parses it in a thread of the pool,
+because a family's parser reads the whole answer again for every piece.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from inferd.errors import ToolCallMalformed
 _log = log.get("llamacpp")
 
 RAW_FRAMES = FrameTemplate(b"", b"\n")
-"""One line for each piece of text, still escaped as in a JSON string (so without a newline of its own)."""
+"""One line for each piece of text, escaped as in a JSON string and so without newlines."""
 
 
 class TypedStream(Stream):
-    """``source`` gives ``RAW_FRAMES``; with ``tool_required`` an answer without a call is unfinished.
-    ``keeper`` gets the whole of it."""
+    """``source`` yields ``RAW_FRAMES``; with ``tool_required`` an answer without a call is unfinished.
+    ``keeper`` gets the whole answer."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class TypedStream(Stream):
         if events is None:
             if last:
                 raise self._malformed()
-            return  # not readable yet; the end will tell
+            return  # does not parse yet; the end decides
         for event in events:
             if isinstance(event, ToolUse):
                 event = self._checked(event)
@@ -89,7 +89,7 @@ class TypedStream(Stream):
         if not isinstance(arguments, dict):
             raise self._malformed()
         self._called = True
-        # A family that gives its calls no id leaves that to us; it has to be new in the whole conversation.
+        # Some families give calls no id. A generated one must be unique in the whole conversation.
         return use if use.call.id else ToolUse(replace(use.call, id=f"tc-{secrets.token_hex(4)}"))
 
     def _malformed(self) -> ToolCallMalformed:

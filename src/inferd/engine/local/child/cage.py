@@ -1,14 +1,14 @@
-"""What an engine process may not do: everything but compute on the descriptors it holds.
+"""The sandbox of an engine process, which may only compute on the descriptors it holds.
 
-:func:`enter` is called once, before a byte of a model is read, and cannot be taken back. A model file, a chat
-template and a grammar come from strangers; what takes over llama.cpp through one of them finds itself without
-network, programs, files and other processes. Three layers of Linux do that, each on its own:
+:func:`enter` is called once, before a byte of a model is read, and cannot be undone. Model files, chat
+templates and grammars are untrusted; code that takes over llama.cpp through one of them reaches no network,
+program, file or other process. Three independent layers of Linux enforce that:
 
 * ``no_new_privs`` and resource limits: no privileges by exec, no core dump, which would hold prompts;
-* Landlock: no path can be opened, but the files whose descriptors the process was given can be opened again;
+* Landlock: no path can be opened, except the files whose descriptors the process was given;
 * seccomp: sockets, programs, other processes, and every system call that changes a file system are refused.
 
-What the system does not have is left out, and :func:`enter` says so. The profile ``gpu`` leaves Landlock out,
+:func:`enter` skips layers that the system lacks, and reports them. The profile ``gpu`` omits Landlock,
 because drivers open devices and libraries whose names inferd cannot know; ``off`` is for a debugger.
 """
 
@@ -33,9 +33,10 @@ _SIGKILL = 9
 
 
 def enter(profile: str, files: Sequence[int] = ()) -> dict[str, str]:
-    """Shuts this process in; ``files`` are descriptors that may be opened again by way of /dev/fd.
+    """Confines this process; ``files`` are descriptors that may be opened again through /dev/fd.
 
-    Returns what is in force, by layer: ``yes``, or why not. Call it before the process has a second thread.
+    Returns the state of each layer: ``yes``, or why it is missing. Call it before the process has a second
+    thread.
     """
     if profile == "off":
         return {"cage": "off"}
@@ -43,7 +44,7 @@ def enter(profile: str, files: Sequence[int] = ()) -> dict[str, str]:
     if not sys.platform.startswith("linux"):
         return {"core_dumps": "refused", "cage": f"{sys.platform} has none"}
     libc = ctypes.CDLL(None, use_errno=True)
-    with contextlib.suppress(OSError):  # a system out of memory ends a model before it ends the daemon
+    with contextlib.suppress(OSError):  # out of memory, the system kills a model before the daemon
         Path("/proc/self/oom_score_adj").write_text("500")
     held = {"core_dumps": "refused"}
     privileges = libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
@@ -57,7 +58,8 @@ def enter(profile: str, files: Sequence[int] = ()) -> dict[str, str]:
 
 
 def die_with_parent(parent: int) -> None:
-    """Has the system kill this process when the thread that started it is gone; ``parent`` is its process."""
+    """Makes the system kill this process when the thread that started it ends; ``parent`` is that thread's
+    process."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
@@ -68,7 +70,7 @@ def die_with_parent(parent: int) -> None:
 
 _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446
 _READ_FILE = 1 << 2
-# How many of the rights to files, to the network, and scopes each version of the interface knows.
+# The number of file rights in each version of the interface.
 _FILE_RIGHTS = (0, 13, 14, 15, 15, 16, 16, 16)
 _NET_RIGHTS = 0b11  # TCP: bind and connect
 _SCOPES = 0b11  # abstract Unix sockets, signals
@@ -196,10 +198,11 @@ _DENIED: dict[str, tuple[int, int]] = {
     "fanotify_init": (300, 262),
     "memfd_secret": (447, 447),
 }
-# CUDA's driver talks to its services over local sockets.
+# CUDA's driver uses local sockets to reach its services.
 _ALLOWED_WITH_GPU = ("socket", "connect")
 
-# Calls whose structures a filter cannot look into: the C library falls back when they do not exist.
+# Calls with arguments in structures, which a filter cannot read. The C library falls back if they do not
+# exist.
 _MISSING = {"openat2": (437, 437), "clone3": (435, 435)}
 _CLONE = (56, 220)
 _OPEN, _OPENAT = (2, -1), (257, 56)
@@ -207,7 +210,7 @@ _KILL, _TGKILL = (62, 129), (234, 131)
 _SOCKETPAIR = (53, 199)
 _SOCK_STREAM = 1
 _IOCTL = (16, 29)
-_TIOCSTI, _TIOCLINUX = 0x5412, 0x541C  # write into the input of a terminal
+_TIOCSTI, _TIOCLINUX = 0x5412, 0x541C  # inject input into a terminal
 _CLONE_THREAD = 0x10000
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
@@ -231,7 +234,7 @@ def _seccomp(libc: ctypes.CDLL, profile: str) -> str:
 
 
 def _filter(architecture: int, column: int, allowed: Iterable[str]) -> bytes:
-    """The program. Jumps are relative and forward; every check ends in a return of its own."""
+    """The BPF program. Jumps are relative and forward; every check ends in its own return."""
     out: list[tuple[int, int, int, int]] = []
 
     def load(offset: int) -> None:
@@ -241,7 +244,7 @@ def _filter(architecture: int, column: int, allowed: Iterable[str]) -> bytes:
         out.append((_RET, 0, 0, value))
 
     def only(number: int, *checks: tuple[int, int, int, int]) -> None:
-        """``checks`` for one system call; they decide it."""
+        """Adds ``checks`` that decide one system call."""
         if number >= 0:
             out.append((_JEQ, 0, len(checks), number))
             out.extend(checks)
@@ -277,7 +280,7 @@ def _filter(architecture: int, column: int, allowed: Iterable[str]) -> bytes:
             (_RET, 0, 0, refused),
             (_RET, 0, 0, _ALLOW),
         )
-    # An event loop wakes itself through a pair of streams; one of datagrams could be sent anywhere.
+    # An event loop wakes itself through a pair of stream sockets. A datagram socket could send anywhere.
     only(
         _SOCKETPAIR[column],
         (_LD, 0, 0, _FIRST_ARG + 8),
@@ -294,7 +297,7 @@ def _filter(architecture: int, column: int, allowed: Iterable[str]) -> bytes:
         (_RET, 0, 0, refused),
         (_RET, 0, 0, _ALLOW),
     )
-    # No file is opened for writing, except by a GPU's driver, which writes to its devices.
+    # Nothing may open a file for writing, except a GPU driver, which writes to its devices.
     if not skip:
         for argument, numbers in ((1, _OPEN), (2, _OPENAT)):
             only(

@@ -1,10 +1,10 @@
 """A model in an engine process, as a :class:`~inferd.engine.backend.Backend` of the daemon.
 
-The process is supervised. When it dies or hangs it is started again, at once and then after longer and longer
-pauses. The requests that it was at work on end with an error that says so and that a repetition can cure;
-those that still waited for their turn wait for the new process and are served. A request that was running at
-two deaths is a suspect, and a suspect runs alone; one with which a process dies alone is refused for a time.
-Three deaths within a minute that no request was convicted of open the breaker.
+A supervisor restarts the process when it dies or hangs, at once and then with increasing back-off. Running
+requests end with an error that says so; the client may repeat them. Queued requests wait for the new process.
+A request that was running at two deaths is a suspect and runs alone from then on. A request that is alone at
+its second or later death is convicted and refused for a time. Three deaths within a minute without a
+conviction open the circuit breaker.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ from inferd.progress import Progress
 
 BACK_OFF_SECS = (0.0, 1.0, 5.0, 30.0)
 HEALTHY_SECS = 10.0
-"""A process that has served for so long has started well; the next pause is the first again."""
+"""After serving for this long a process counts as healthy, and the back-off starts again."""
 LOOP_DEATHS, LOOP_SECS = 3, 60.0
 CANCEL_GRACE_SECS = 0.25
-"""How long a cancelled request waits for its end from the process; a deadline is late by that at most."""
+"""How long a cancelled request waits for the process to end it; a deadline is at most this late."""
 
 T = TypeVar("T")
 
@@ -71,10 +71,10 @@ _log = log.get("engine")
 
 
 class HostedModel(Backend):
-    """The model of ``load``. ``fds`` are its verified file and its projector, which this object then owns;
-    each process gets them anew. ``check_files`` raises ModelError for a file that has changed meanwhile.
-    ``system`` is the system prompt of requests that bring none.
-    ``states`` keeps files of what was computed, also for the next daemon.
+    """The model of ``load``. This object owns ``fds``, its verified file and its projector, and passes them
+    to each process. ``check_files`` raises ModelError for a file that has changed since. ``system`` is the
+    system prompt of requests without one. ``states`` keeps files of computed prompts, also for the next
+    daemon.
     """
 
     kind = "llamacpp"
@@ -172,7 +172,7 @@ class HostedModel(Backend):
 
     def _died(self, process: EngineProcess, reason: str) -> None:
         if process is not self._serving or self._closed:
-            return  # it was given up, or :meth:`_launch` tells of it
+            return  # already replaced, or :meth:`_launch` reports it
         self._process = self._serving = None
         self._turns.serve(None)
         self._last_reason = reason
@@ -207,7 +207,7 @@ class HostedModel(Backend):
         self._restarting = asyncio.get_running_loop().create_task(self._restart())
 
     async def _restart(self) -> None:
-        """Starts a new process, after a pause, until one serves."""
+        """Starts new processes, with back-off, until one serves."""
         while True:
             await asyncio.sleep(BACK_OFF_SECS[min(self._in_a_row, len(BACK_OFF_SECS) - 1)])
             self._in_a_row += 1
@@ -216,7 +216,7 @@ class HostedModel(Backend):
                 self._check_files()
                 self._loaded = await self._launch(_ignore)
             except InferdError as error:
-                # Waiting requests fail now: the process may never start.
+                # Fail the queued requests now: the process may never start.
                 self._broken = str(error)
                 _log.error("engine_restart_failed", engine=self.name, error=str(error))
                 self._turns.fail_waiting(
@@ -273,7 +273,7 @@ class HostedModel(Backend):
         return Ranking(scores, tokens)
 
     async def _call(self, request: Request, kind: int, result: type[T]) -> tuple[T, memoryview]:
-        """The packed answer of a request that has one."""
+        """Runs a request with a packed answer, and returns that."""
         job = self.job(request)
         try:
             await job.begin()
@@ -289,7 +289,7 @@ class HostedModel(Backend):
 
     @contextlib.contextmanager
     def believed(self) -> Iterator[None]:
-        """Around the reading of a message: a process that sends what is none is ended."""
+        """Surrounds the decoding of a message: kills a process that sends a malformed one."""
         try:
             yield
         except (msgspec.MsgspecError, ValueError) as error:
@@ -302,7 +302,7 @@ def _ignore(phase: str, details: dict[str, object]) -> None: ...
 
 
 class _HostedStream(Stream):
-    """The events of a job. The process rests the job while ``WINDOW_BYTES`` of them are not pulled."""
+    """The events of a job. The process pauses the job while ``WINDOW_BYTES`` of them are not pulled."""
 
     def __init__(self, model: HostedModel, job: Job) -> None:
         self._model = model
@@ -366,7 +366,7 @@ class _HostedStream(Stream):
         self._job.leave()
 
     def cancel(self) -> None:
-        """A process that does not answer in time is not waited for."""
+        """Cancels the job; does not wait for a process that does not answer in time."""
         if self._over or self._cancelled:
             return
         self._cancelled = True
@@ -377,7 +377,7 @@ class _HostedStream(Stream):
 
     def _give_up(self) -> None:
         if self._job.process is None:
-            self._job.leave()  # it still waited for its turn
+            self._job.leave()  # it was still queued
         else:
             self._job.put((m.DONE, m.encode(Done("cancelled", Usage(0, self._pieces))), []))
 

@@ -1,9 +1,9 @@
 """Requests sent to an engine process: the queued, the running, and their results.
 
-A :class:`Job` waits for its turn, travels to the process, and collects the messages that come back. A
-:class:`Turns` gives the turns: at most ``limit`` jobs at once, in order of arrival. A job keeps its turn
-until the process has said that it has ended, also after its client has left: work that goes on unseen still
-counts. A job that is suspected of ending processes runs alone.
+A :class:`Job` waits for its turn, goes to the process, and collects the messages that come back.
+:class:`Turns` admits at most ``limit`` jobs at once, in order of arrival. A job keeps its turn until the
+process reports its end, even after its client has left: work without a client still counts. A job suspected
+of crashing processes runs alone.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ Message = tuple[int, bytes, list[int]]
 """Kind, body, descriptors."""
 
 LARGE_REQUEST_CHARS = 256 << 10
-"""A request beyond this is packed in a thread, so that the event loop does not stop for it."""
+"""A larger request is packed in a thread, so that it does not block the event loop."""
 
 
 class Job:
-    """One request; ``alone`` if it must not run beside others. All methods are for the event loop."""
+    """One request; ``alone`` if it must not run with others. All methods are for the event loop."""
 
     def __init__(self, turns: Turns, request: Request, *, alone: bool) -> None:
         self.request = request
         self.alone = alone
         self.process: EngineProcess | None = None
         self.ended = False
-        """Whether the process is done with it, or never heard of it."""
+        """Whether the process has finished it, or never got it."""
         self._turns = turns
         self._number = 0
         self._messages: deque[Message] = deque()
@@ -46,7 +46,7 @@ class Job:
         self._waiter: asyncio.Future[None] | None = None
 
     async def begin(self) -> bool:
-        """Waits for its turn and gives the request to the process. False: it was left before that."""
+        """Waits for its turn and sends the request to the process. False: the consumer left before that."""
         self._turns.join(self)
         try:
             await self._until(lambda: self.process is not None)
@@ -77,7 +77,7 @@ class Job:
         return m.pack(request)
 
     async def next(self) -> Message:
-        """The next message of the process. Raises what has ended the job instead."""
+        """The next message of the process. Raises the error that ended the job."""
         await self._until(lambda: bool(self._messages))
         if self._messages:
             return self._messages.popleft()
@@ -89,17 +89,17 @@ class Job:
             await self._waiter
 
     def put(self, message: Message) -> None:
-        """A message in the place of the process's own."""
+        """Queues a message as if the process had sent it."""
         self._messages.append(message)
         self._wake()
 
     def credit(self, size: int) -> None:
-        """Tells the process that ``size`` bytes of events were passed on."""
+        """Tells the process that the daemon passed on ``size`` bytes of events."""
         if self.process is not None:
             self.process.tell(m.CREDIT, self._number, m.CREDIT_BODY.pack(size))
 
     def cancel(self) -> None:
-        """Asks the process to end it soon."""
+        """Asks the process to end the job soon."""
         if self._number and self.process is not None:
             self.process.tell(m.CANCEL, self._number)
 
@@ -156,7 +156,7 @@ class Job:
 
 
 class Turns:
-    """At most ``limit`` jobs at once on the process that :meth:`serve` was given last."""
+    """Admits at most ``limit`` jobs at once to the process last given to :meth:`serve`."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -183,12 +183,12 @@ class Turns:
         self._call_next()
 
     def take_running(self) -> set[Job]:
-        """The jobs that ran on a process which has ended; they have no turn any more."""
+        """The jobs of a process that has ended; they lose their turns."""
         running, self.running = self.running, set()
         return running
 
     def fail_waiting(self, error: Callable[[], InferdError]) -> None:
-        """Ends the wait of all."""
+        """Fails all queued jobs."""
         queue, self._queue = self._queue, deque()
         for job in queue:
             job.ended = True
@@ -209,7 +209,7 @@ Packed = tuple[bytes, list[int]]
 
 
 async def _pack_aside(request: GenerateRequest) -> Packed:
-    """Packs in a thread that ends with it; what comes too late for a client that has left is closed."""
+    """Packs in a thread of its own; if the client leaves first, closes the result's descriptors."""
     thread = ThreadPoolExecutor(1, thread_name_prefix="inferd-pack")
     packing = asyncio.get_running_loop().run_in_executor(thread, m.pack_generate, request)
     thread.shutdown(wait=False)
@@ -226,7 +226,7 @@ def _close_packed(packing: asyncio.Future[Packed]) -> None:
 
 
 def _size(request: GenerateRequest) -> int:
-    """About how many bytes there are to pack."""
+    """The approximate number of bytes to pack."""
     size = 0
     for message in request.messages:
         if isinstance(message.content, str):

@@ -1,11 +1,11 @@
 """Messages between the daemon and an engine process, over a stream socket pair.
 
-A message is a header (:data:`HEADER`: bytes of the body, job, kind, number of descriptors) and a body. The
-descriptors travel beside the first byte of their message. What is sent within one turn of the event loop
-leaves in one write, so a step of the engine costs one write for all its requests. Nothing here knows what a
-kind means.
+A message is a header (:data:`HEADER`: bytes of the body, job, kind, number of descriptors) and a body.
+Descriptors are attached to the first byte of their message. All messages sent within one turn of the event
+loop leave in one write, so a step of the engine costs one write for all its requests. This module does not
+interpret kinds.
 
-A :class:`Link` never blocks. A peer that breaks the rules, or closes its end, ends the link: ``on_closed`` is
+A :class:`Link` never blocks. It ends when the peer breaks the rules or closes its end: ``on_closed`` is
 called once, from the event loop.
 """
 
@@ -24,18 +24,18 @@ HEADER = struct.Struct("<IIBB")
 """Bytes of the body, job, kind, number of descriptors."""
 
 MAX_BODY_BYTES = 8 << 20
-"""A larger body goes by a memory file; a peer that announces more is not followed."""
+"""A larger body goes in a memory file; a peer that announces more ends the link."""
 MAX_FDS = 4
 _READ_BYTES = 256 << 10
 _INT_BYTES = array.array("i").itemsize
 _RIGHTS_BYTES = socket.CMSG_SPACE(MAX_FDS * _INT_BYTES)
 
 OnMessage = Callable[[int, int, bytes, list[int]], None]
-"""Called with kind, job, body, and descriptors, which the receiver has to close."""
+"""Called with kind, job, body and descriptors; the receiver closes the descriptors."""
 
 
 class Link:
-    """One end of the pair. All methods are for the thread of the event loop that it is made on."""
+    """One end of the pair. All methods are for the thread of the event loop that creates it."""
 
     def __init__(self, sock: socket.socket, on_message: OnMessage, on_closed: Callable[[], None]) -> None:
         self._loop = asyncio.get_running_loop()
@@ -62,12 +62,12 @@ class Link:
             self._loop.call_soon(self._flush)
 
     def drain(self) -> None:
-        """Hands on what the peer has sent before it ended."""
+        """Delivers the messages that the peer sent before it ended."""
         while not self.closed and self._readable():
             pass
 
     def close(self) -> None:
-        """Closes this end; what was not sent yet is lost. Idempotent, and does not call ``on_closed``."""
+        """Closes this end and drops unsent messages. Idempotent; does not call ``on_closed``."""
         if not self.closed:
             self.closed = True
             self._loop.remove_reader(self._sock)
@@ -84,7 +84,7 @@ class Link:
             self._on_closed()
 
     def _flush(self) -> None:
-        """Writes what is queued, in order; waits for the socket when it is full."""
+        """Writes the queue in order; waits for the socket when it is full."""
         try:
             while self._out and not self.closed:
                 data, fds = self._take()
@@ -98,7 +98,8 @@ class Link:
         self._flushing = False
 
     def _take(self) -> tuple[bytes, tuple[int, ...]]:
-        """The next bytes to write: a message with descriptors, or all up to the next that has some."""
+        """The next bytes to write: a message with descriptors, or all messages up to the next one with
+        some."""
         if self._out[0][1]:
             return self._out.popleft()
         parts = []
@@ -125,7 +126,7 @@ class Link:
         self._flush()
 
     def _readable(self) -> bool:
-        """Reads once; whether there was something."""
+        """Reads once; true if bytes came."""
         try:
             n, ancillary, flags, _ = self._sock.recvmsg_into(
                 [self._buffer],
@@ -153,7 +154,7 @@ class Link:
         return True
 
     def _parse(self, data: memoryview) -> int:
-        """Hands on the whole messages in ``data``; returns their bytes. Ends the link at a broken one."""
+        """Delivers the whole messages in ``data``; returns their bytes. Ends the link at a malformed one."""
         at = 0
         while not self.closed and len(data) - at >= HEADER.size:
             size, job, kind, n_fds = HEADER.unpack_from(data, at)
@@ -174,7 +175,7 @@ class Link:
 
 
 def receive(sock: socket.socket) -> tuple[int, int, bytes, list[int]]:
-    """The next message, waited for: kind, job, body, descriptors. Raises EOFError at the end of the link."""
+    """Waits for the next message: kind, job, body, descriptors. Raises EOFError at the end of the link."""
     head, ancillary, _, _ = sock.recvmsg(HEADER.size, _RIGHTS_BYTES, socket.MSG_WAITALL)
     if len(head) < HEADER.size:
         raise EOFError

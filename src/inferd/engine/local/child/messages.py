@@ -1,8 +1,8 @@
-"""What the daemon and an engine process say to each other: the kinds of messages and their bodies.
+"""The messages between the daemon and an engine process: their kinds and bodies.
 
-Frames, texts and vectors are raw bytes; every other body is msgpack of the type named beside its kind. A body
-that is large, and the media of a request, travel in a memory file: one descriptor, no copy through the
-socket. The daemon trusts no byte of an engine: what does not decode to its type ends that engine.
+Frames, texts and vectors are raw bytes; every other body is msgpack of the type named after its kind. Large
+bodies and the media of a request travel in a memory file: one descriptor, no copy through the socket. The
+daemon trusts no byte of an engine: a body that does not decode to its type ends that engine.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ CANCEL = 5  # end the job soon; its Done still comes
 DROP = 6  # end the job; only GONE comes
 CREDIT = 7  # <I: bytes of the job's events that the daemon has passed on
 PING = 8
-KEPT = 9  # KeptState: a file that is there
-STATE = 10  # STATE_BODY; job: the number of a file; its descriptor, or none when it is gone
-SAVED = 11  # (number of the file or 0, numbers of the files that are gone): the answer to SAVE
-FLUSH = 12  # have all states saved now
+KEPT = 9  # KeptState: an existing file
+STATE = 10  # STATE_BODY; job: the number of a file; its descriptor, or none if it is gone
+SAVED = 11  # (number of the file or 0, numbers of deleted files): the answer to SAVE
+FLUSH = 12  # save all states now
 # From the engine.
 WANTED = 13  # job: the number of a file whose state is needed
-SAVE = 14  # LeavingState, with the descriptor of its bytes; with neither: after FLUSH, all is saved
+SAVE = 14  # LeavingState, with the descriptor of its bytes; without both: after FLUSH, all is saved
 LOAD_FAILED = 15  # Failure
 PROGRESS = 16  # (phase, details)
 LOADED = 17  # Loaded
@@ -62,14 +62,14 @@ ENDS = frozenset((DONE, FAILED, GONE, VECTORS, SCORES))
 """The last message of a job is one of these."""
 
 WINDOW_BYTES = 64 << 10
-"""An engine sends so much of a job's events ahead of the daemon's CREDIT; then that job rests."""
+"""The bytes of a job's events that an engine sends ahead of the daemon's CREDIT; then it pauses the job."""
 
 INLINE_BYTES = 128 << 10
-"""A packed body up to this goes through the socket."""
+"""A packed body up to this size goes through the socket."""
 
 CREDIT_BODY = struct.Struct("<I")
 STATE_BODY = struct.Struct("<QQ")
-"""Where the state begins in its file, and its bytes."""
+"""The offset of the state in its file, and its bytes."""
 _LENGTH = struct.Struct("<I")
 
 T = TypeVar("T")
@@ -77,7 +77,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """A LoRA adapter by the ``name`` that requests have for it; ``key`` tells its file from others."""
+    """A LoRA adapter by its ``name`` in requests; ``key`` distinguishes its file."""
 
     name: str
     key: str
@@ -85,21 +85,20 @@ class Adapter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What an engine loads, and how it serves it; the descriptors come with the message.
+    """The model to load and the options to serve it; the descriptors come with the message.
 
-    ``memory_bytes`` is the most that the model may take, 0 sets no limit.
+    ``memory_bytes`` limits the model's memory, 0 sets no limit. ``name`` is the config entry's, ``model`` the
+    model's, ``path`` is only for display. ``n_ctx`` is the context of one request in tokens, ``n_parallel``
+    the number of concurrent requests. ``n_gpu_layers`` -1 is all; ``threads`` 0 lets the loop choose;
+    ``flash_attention`` is ``auto``, ``on`` or ``off``. ``embed``: the model makes vectors or scores;
+    ``None``: it does if its file names a pooling and ``vectors_wanted``. ``embed_pooling`` ``None`` keeps the
+    file's. ``force_backend`` is the required kind of device.
 
-    ``name`` is that of the config entry, ``model`` the model's, ``path`` is only shown. ``n_ctx`` is the room
-    of one request in tokens, ``n_parallel`` how many run at once. ``n_gpu_layers`` -1 is all; ``threads`` 0
-    lets the loop choose; ``flash_attention`` is ``auto``, ``on`` or ``off``. ``embed``: the model makes
-    vectors or scores; ``None``: it does if its file says how to pool and ``vectors_wanted``.
-    ``embed_pooling`` ``None`` is what the file says. ``force_backend`` is the kind of device that it has to
-    run on. ``parts`` is of how many files the model is, ``projector`` says that one more descriptor is one.
-    ``cache_mib`` bounds the memory of saved prefixes; ``drafts`` are ``auto``, ``on`` or ``off``. The daemon
-    keeps files of states if ``files`` is set;
-    one is written when there was no job for ``file_after_ms``. ``cage`` is a profile of
-    :mod:`inferd.engine.local.child.cage`. ``chat_template`` is Jinja in the place of the model's own. The
-    last descriptors are those of the ``adapters``.
+    ``parts`` is the number of the model's files; ``projector`` adds one descriptor; the last descriptors are
+    those of the ``adapters``. ``cache_mib`` bounds the memory of saved prefixes; ``drafts`` are ``auto``,
+    ``on`` or ``off``. The daemon keeps files of states if ``files`` is set; the engine saves one after
+    ``file_after_ms`` without a job. ``cage`` is a profile of :mod:`inferd.engine.local.child.cage`.
+    ``chat_template`` is Jinja that replaces the model's own.
     """
 
     name: str
@@ -134,7 +133,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
-    """A model is ready; ``cage`` names what holds the process, and what of it this system does not have."""
+    """A model is ready; ``cage`` gives each layer of the sandbox: ``yes``, or why it is missing."""
 
     capabilities: Capabilities
     cage: dict[str, str] = field(default_factory=dict)
@@ -142,8 +141,8 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pulse:
-    """The state of an engine: how many steps it has done, how long the one under way takes (0: none is), and
-    how long it was expected to take (0: not known)."""
+    """The state of an engine: the number of its steps, the time since the current one began (0: none is
+    running), and its expected time (0: not known)."""
 
     steps: int = 0
     busy_ms: float = 0.0
@@ -152,7 +151,7 @@ class Pulse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptState:
-    """A file with a state of ``size`` bytes. ``tokens`` are 32-bit ids in the machine's order; ``usable``
+    """A file with a state of ``size`` bytes. ``tokens`` are 32-bit ids in native byte order; ``usable``
     false: it was made for another model, build or context."""
 
     number: int
@@ -165,7 +164,7 @@ class KeptState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeavingState:
-    """A state that is to become a file, and the numbers of the files that are of no use beside it."""
+    """A state to save in a file, and the numbers of the files that it makes useless."""
 
     scope: bytes
     session: bytes
@@ -201,7 +200,7 @@ _NAMED = {
 
 
 def failure(error: BaseException) -> Failure:
-    """How an error crosses to the daemon; the message of an unexpected exception is not sent."""
+    """The message for an error; omits the text of an unexpected exception."""
     for kind in type(error).__mro__:
         if kind.__name__ in _NAMED:
             details = error.details if isinstance(error, InferdError) else {}
@@ -221,7 +220,7 @@ _decoders: dict[Any, msgspec.msgpack.Decoder[Any]] = {}
 
 
 def decode(kind: type[T], body: bytes | memoryview) -> T:
-    """``body`` as a ``kind``; raises ``msgspec.DecodeError`` or its subclass ``msgspec.ValidationError``."""
+    """Decodes ``body`` as a ``kind``. Raises ``msgspec.DecodeError``, also as ``msgspec.ValidationError``."""
     decoder = _decoders.get(kind)
     if decoder is None:
         decoder = _decoders[kind] = msgspec.msgpack.Decoder(kind)
@@ -229,11 +228,11 @@ def decode(kind: type[T], body: bytes | memoryview) -> T:
     return made
 
 
-# A packed body: the length of a msgpack value, the value, and the raw buffers that belong to it.
+# A packed body: the length of a msgpack value, the value, and its raw buffers.
 
 
 def pack(value: object, buffers: Sequence[bytes | memoryview] = ()) -> tuple[bytes, list[int]]:
-    """The body and the descriptors of a message; a large body is in the descriptor's file instead."""
+    """The body and the descriptors of a message; a large body goes in the descriptor's file."""
     head = msgspec.msgpack.encode(value)
     parts = [_LENGTH.pack(len(head)), head, *buffers]
     size = sum(map(len, parts))
@@ -260,7 +259,7 @@ def close_all(fds: Iterable[int]) -> None:
 
 
 def unpack(kind: type[T], body: bytes, fds: Sequence[int]) -> tuple[T, memoryview]:
-    """The value of a packed body, and what follows it; closes ``fds``. Raises as :func:`decode`."""
+    """The value of a packed body, and the buffers after it; closes ``fds``. Raises as :func:`decode`."""
     whole = memoryview(body)
     if fds:
         try:
@@ -277,7 +276,7 @@ def unpack(kind: type[T], body: bytes, fds: Sequence[int]) -> tuple[T, memoryvie
 
 
 def memory_file() -> int:
-    """The descriptor of an empty file that has no name."""
+    """The descriptor of an empty memory file."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("inferd", os.MFD_CLOEXEC)
     with tempfile.TemporaryFile() as file:
@@ -309,7 +308,7 @@ def take_apart(request: GenerateRequest) -> tuple[tuple[GenerateRequest, list[in
 
 
 def pack_generate(request: GenerateRequest) -> tuple[bytes, list[int]]:
-    """A request with its media behind it."""
+    """A request followed by its media."""
     return pack(*take_apart(request))
 
 

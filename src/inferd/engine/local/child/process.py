@@ -1,12 +1,12 @@
-"""One engine process, seen from the daemon: started, loaded, asked for work, watched, ended.
+"""The daemon's side of one engine process: starts, loads, feeds, watches and ends it.
 
-It is started on the event loop's own thread, because the system kills it when the thread that started it
-ends. All of its messages are checked before they are believed. It ends in one way: ``on_exit`` is called
-once, with the reason, after the process was reaped; every job that it still had is told before that.
+The event loop's thread starts the process, because the system kills it when the thread that started it ends.
+Every message is validated. ``on_exit`` is called once, with the reason, after the process was reaped; before
+that, every running job gets ``lost``.
 
-A process that answers no ping, or whose step of the loop takes far longer than it should, counts as hung and
-is killed, also when it was merely stopped. Times are the monotonic clock's, which does not count the sleep of
-the machine; time in which the daemon itself did not run does not count either.
+A process that answers no ping, or whose step takes far longer than predicted, counts as hung and is killed,
+even if it was only stopped. Times are of the monotonic clock, which does not count the machine's sleep; time
+in which the daemon itself did not run does not count either.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ from inferd.progress import Progress
 
 PROGRAM = "inferd.engine.local.host"
 END_SECS = 1.0
-"""How long a process may take to end by itself."""
+"""The time limit for a process to end by itself."""
 KILL_SECS = 2.0
-"""How long the system may take to end a killed one."""
+"""The time limit for the system to end a killed process."""
 
 _BUSY_BEAT_SECS, _IDLE_BEAT_SECS = 1.0, 4.0
 _KEPT_STDERR_BYTES = 8192
 
-# Nothing else of the daemon's environment, which holds keys, is for an engine.
+# An engine gets no other variable of the daemon's environment, which contains keys.
 _PASSED_ON = re.compile(
     r"(PYTHON|LD_|DYLD_|GGML_|LLAMA_|CUDA_|NVIDIA_|HIP_|ROCR_|HSA_|VK_|OMP_|MALLOC_|LC_).*|LANG|TZ|INFERD_CPU_VARIANT"
 )
-# What of its stderr may be logged: where it crashed. Anything else could quote a request.
+# The lines of its stderr that may be logged: the place of a crash. Others could quote a request.
 _PLACE = re.compile(r'Fatal Python error: [\w ]+|  File "[^"]*", line \d+ in [\w<>]+|\S+:\d+: GGML_ASSERT.*')
 
 _MEANINGS = {
@@ -59,8 +59,8 @@ _log = log.get("engine")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
-    """Seconds without a sign of life: after ``slow_secs`` it is said, after ``hang_secs`` the process is
-    killed. It is said of a step of the loop once it takes so much longer than predicted. A step may take
+    """Limits for a process without a sign of life: after ``slow_secs`` it is reported, after ``hang_secs``
+    killed. A step of the loop is reported once it takes ``slow_secs`` longer than predicted. It may take
     ``predicted_factor`` times its predicted time, if that is longer than ``hang_secs``."""
 
     slow_secs: float = 4.0
@@ -72,14 +72,14 @@ class Receiver(Protocol):
     """The receiver of a job's messages."""
 
     def take(self, kind: int, body: bytes, fds: list[int]) -> None:
-        """A message of the job; its last one is one of ``messages.ENDS``."""
+        """Takes a message of the job; the last one is one of ``messages.ENDS``."""
 
     def lost(self) -> None:
-        """The process has ended before the job."""
+        """Reports that the process ended before the job."""
 
 
 class EngineProcess:
-    """Made by :meth:`start`; :meth:`load` has to be awaited before the first :meth:`submit`."""
+    """Made by :meth:`start`; await :meth:`load` before the first :meth:`submit`."""
 
     def __init__(self, name: str, on_exit: Callable[[str], None], patience: Patience) -> None:
         self.name = name
@@ -87,7 +87,7 @@ class EngineProcess:
         self.on_state: Callable[[int, int, bytes, list[int]], None] | None = None
         """Called with the messages about files of states."""
         self.slow_secs = 0.0
-        """For how long there has been no sign of life, from ``patience.slow_secs`` on; else 0."""
+        """The time without a sign of life, from ``patience.slow_secs`` on; else 0."""
         self._loop = asyncio.get_running_loop()
         self._on_exit = on_exit
         self._patience = patience
@@ -132,11 +132,11 @@ class EngineProcess:
 
     @property
     def running(self) -> bool:
-        """Whether it can be given work."""
+        """Whether the process takes work."""
         return self.loaded is not None and not self._link.closed
 
     def memory_bytes(self) -> int:
-        """Resident memory, the mapped model included; 0 where the system does not tell."""
+        """Resident memory, the mapped model included; 0 if the system does not report it."""
         try:
             pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
         except (OSError, ValueError, IndexError):
@@ -144,7 +144,7 @@ class EngineProcess:
         return pages * os.sysconf("SC_PAGE_SIZE")
 
     async def load(self, load: m.Load, fds: Sequence[int], progress: Progress) -> m.Loaded:
-        """Has it load a model; ``fds`` stay the caller's. Raises ModelError, also when the process ends."""
+        """Loads a model; the caller keeps ``fds``. Raises ModelError, also when the process ends."""
         self._progress = progress
         self._link.send(m.LOAD, 0, m.encode(load), [os.dup(fd) for fd in fds])
         self._beat_soon()
@@ -154,7 +154,7 @@ class EngineProcess:
     # Jobs.
 
     def submit(self, kind: int, body: bytes, fds: Sequence[int], receiver: Receiver) -> int:
-        """Gives it a job; ``fds`` are closed once they are sent."""
+        """Sends a job; closes ``fds`` once they are sent."""
         self._last_job = self._last_job % 0xFFFFFFFF + 1
         self._jobs[self._last_job] = receiver
         self._link.send(kind, self._last_job, body, fds)
@@ -162,12 +162,12 @@ class EngineProcess:
         return self._last_job
 
     def tell(self, kind: int, job: int, body: bytes = b"") -> None:
-        """Sends CANCEL, DROP or CREDIT for a job; nothing happens when it has ended."""
+        """Sends CANCEL, DROP or CREDIT for a job; does nothing if it has ended."""
         if job in self._jobs:
             self._link.send(kind, job, body)
 
     def tell_states(self, kind: int, number: int = 0, body: bytes = b"", fds: Sequence[int] = ()) -> None:
-        """Sends KEPT, STATE, SAVED or FLUSH; ``fds`` are closed once they are sent."""
+        """Sends KEPT, STATE, SAVED or FLUSH; closes ``fds`` once they are sent."""
         self._link.send(kind, number, body, fds)
 
     def _receive(self, kind: int, job: int, body: bytes, fds: list[int]) -> None:
@@ -204,7 +204,7 @@ class EngineProcess:
     def _fail_load(self, error: InferdError) -> None:
         if not self._load.done():
             self._load.set_exception(error)
-            self._load.exception()  # a caller that was cancelled does not hear of it
+            self._load.exception()  # a cancelled caller does not retrieve it
 
     # The watch.
 
@@ -246,13 +246,13 @@ class EngineProcess:
     # The end.
 
     def kill(self, reason: str) -> None:
-        """Ends it at once; ``on_exit`` gets the reason."""
+        """Kills the process; ``on_exit`` gets the reason."""
         self._reason = self._reason or reason
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
 
     async def close(self) -> None:
-        """Ends it and waits until it is gone, a few seconds at most."""
+        """Ends the process and waits for that, a few seconds at most."""
         self._reason = self._reason or "the daemon has no more use for it"
         self._link.close()
         await asyncio.wait((self._ended,), timeout=END_SECS)
@@ -263,13 +263,13 @@ class EngineProcess:
             _log.error("engine_stays", engine=self.name, pid=self.pid)
 
     def _hung_up(self) -> None:
-        """Its end of the link is closed: it is ending, or has broken the rules and has to."""
+        """The link is closed: the process is ending, or broke the rules and is killed."""
         with contextlib.suppress(ProcessLookupError):
             if self._process.poll() is None:
                 self._loop.call_later(END_SECS, self.kill, "it closed its link")
 
     def _reap(self) -> None:
-        """Waits for the process; in a thread of its own, because no other wait is portable."""
+        """Waits for the process in a separate thread, because no other wait is portable."""
         code = self._process.wait()
         with contextlib.suppress(RuntimeError):  # the event loop is closed: the daemon ends, too
             self._loop.call_soon_threadsafe(self._exited, code)
@@ -305,7 +305,7 @@ class EngineProcess:
 
 
 def _ending(code: int) -> str:
-    """How a process has ended, for people."""
+    """The end of a process in words."""
     if code >= 0:
         return f"it left with exit status {code}"
     with contextlib.suppress(ValueError):

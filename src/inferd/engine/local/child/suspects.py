@@ -1,9 +1,9 @@
-"""Which requests end engine processes.
+"""Finds the requests that crash engine processes.
 
-A request is known by a keyed hash that means nothing outside this daemon; its text is kept nowhere. To have
-run when a process died proves little, because others ran, too. So a request that was there at two deaths runs
-alone from then on, and only a request that is alone at its second death is convicted: it is refused for ten
-minutes.
+A request is identified by a keyed hash that means nothing outside this daemon; its text is not kept. Running
+at one death proves little, because other requests ran, too. A request that was running at two deaths runs
+alone from then on. Only a request that runs alone at its second or later death is convicted and refused for
+ten minutes.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Suspects:
         return self._deaths.get(known, (0, 0.0))[0] >= DEATHS_FOR_SUSPICION
 
     def engine_died(self, running: Sequence[Request], now: float) -> bool:
-        """These were running when a process ended; whether one of them is convicted of it."""
+        """Records that ``running`` were running when a process died; true if one of them is convicted."""
         self._forget(now)
         for request in running:
             known = self._fingerprint(request)

@@ -1,7 +1,7 @@
-"""The messages of a conversation, rewritten for templates that take less than clients send.
+"""Rewrites the messages of a conversation for templates with fewer features than clients use.
 
-Nothing of a conversation is left out, pictures and sounds among it: what a template has no place for is given
-to it as text, or in another order.
+The rewriting omits nothing, pictures and sounds included: parts that a template does not support become text,
+or change their order.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")
 
 
 def fitting(messages: Sequence[Message], templates: _llama.Templates) -> Sequence[Message]:
-    """The messages with calls in a form that the template shows: as text, or one in each turn."""
+    """The messages with calls in a form that the template renders: as text, or one in each turn."""
     if not any(message.tool_calls or message.role == "tool" for message in messages):
         return messages
     if not templates.tools and not templates.calls:
@@ -31,7 +31,7 @@ def fitting(messages: Sequence[Message], templates: _llama.Templates) -> Sequenc
 
 
 def alternating(messages: Sequence[Message]) -> Iterator[Message]:
-    """The messages with neighbours of one role joined, as our own rewriting of them may have made some."""
+    """The messages with neighbours of one role joined; the rewriting can produce such neighbours."""
     last: Message | None = None
     for message in messages:
         if last is not None and last.role == message.role:
@@ -46,17 +46,17 @@ def alternating(messages: Sequence[Message]) -> Iterator[Message]:
 
 
 def without_tools(message: Message) -> Message:
-    """The message as a template sees it that knows no tools."""
+    """The message for a template without tools."""
     if message.role == "tool":
         return Message("user", _around(message.content, "<tool_response>", "</tool_response>"))
     return _calls_as_text(message)
 
 
 def stricter(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
-    """The same conversation for templates that refuse it or leave out a part, least changed first.
+    """The same conversation for templates that refuse it or omit a part, least changed first.
 
-    Ids become nine letters and digits. A text beside calls becomes a message of its own. What the user says
-    behind the results of tools is joined to the last of them. At last, calls and results become text.
+    Ids become nine letters and digits. A text with calls becomes a separate message. A user's text after tool
+    results is joined to the last of them. Finally, calls and results become text.
     """
     with_ids = [_with_short_ids(message) for message in messages]
     apart = [part for message in with_ids for part in _apart(message)]
@@ -103,7 +103,7 @@ def _calls_as_text(message: Message) -> Message:
 
 
 def _one_call_each(messages: Sequence[Message]) -> Iterator[Message]:
-    """Several calls of a turn become as many turns, each with the result of its call behind it."""
+    """Splits several calls of a turn into one turn each, followed by the result of its call."""
     results = {message.tool_call_id: message for message in messages if message.role == "tool"}
     moved: set[str] = set()
     for message in messages:
