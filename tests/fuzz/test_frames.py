@@ -115,7 +115,7 @@ NAMES = st.lists(
 
 
 @given(line=NAMES.map(b"".join))
-def test_names_are_counted_alike(line: bytes) -> None:
+def test_both_parsers_count_names_alike(line: bytes) -> None:
     assert _fastpath.count_names(line) == _purepath.count_names(line)
 
 
@@ -223,7 +223,7 @@ def requests(draw: st.DrawFn) -> bytes:
 
 
 @given(parts=st.lists(requests(), min_size=1, max_size=3), cuts=st.lists(st.integers(0, 6000), max_size=6))
-def test_however_frames_are_cut(parts: list[bytes], cuts: list[int]) -> None:
+def test_frames_cut_at_any_point(parts: list[bytes], cuts: list[int]) -> None:
     stream = b"".join(parts)
     edges = sorted({0, len(stream), *(cut for cut in cuts if cut < len(stream))})
     pieces = [stream[start:stop] for start, stop in itertools.pairwise(edges)]

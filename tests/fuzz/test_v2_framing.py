@@ -121,7 +121,7 @@ def requests(draw: st.DrawFn) -> bytes:
 
 
 @given(parts=st.lists(requests(), max_size=3), cuts=st.lists(st.integers(0, 6000), max_size=6))
-def test_however_a_stream_is_cut(parts: list[bytes], cuts: list[int]) -> None:
+def test_a_stream_cut_at_any_point(parts: list[bytes], cuts: list[int]) -> None:
     stream = b"".join(parts)
     edges = sorted({0, len(stream), *(cut for cut in cuts if cut < len(stream))})
     pieces = [stream[start:stop] for start, stop in itertools.pairwise(edges)]

@@ -203,7 +203,7 @@ def test_a_tool_is_called_and_answered(over: Callable[..., DaemonProcess]) -> No
     ]
 
 
-def test_a_client_that_leaves_ends_the_request_over_there(over: Callable[..., DaemonProcess]) -> None:
+def test_a_client_that_leaves_ends_the_upstream_request(over: Callable[..., DaemonProcess]) -> None:
     left = threading.Event()
 
     def script(exchange: Exchange) -> None:

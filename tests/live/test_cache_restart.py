@@ -116,7 +116,7 @@ def test_a_damaged_file_is_removed_and_not_used(daemon: Start, config: Path) -> 
     assert ask(second)["usage"]["cached_tokens"] > 0
 
 
-def test_another_context_has_no_use_for_it_and_says_so(daemon: Start, config: Path, tiny: Path) -> None:
+def test_a_file_of_another_context_is_not_used_and_reported(daemon: Start, config: Path, tiny: Path) -> None:
     first = serve(daemon, config)
     ask(first)
     stop(first)
@@ -127,7 +127,7 @@ def test_another_context_has_no_use_for_it_and_says_so(daemon: Start, config: Pa
     assert misses(second) == {"model": 1}
 
 
-def test_an_engine_that_is_started_again_has_it_too(daemon: Start, config: Path) -> None:
+def test_a_restarted_engine_has_it_too(daemon: Start, config: Path) -> None:
     process = serve(daemon, config)
     ask(process)
     stop(process)

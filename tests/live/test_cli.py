@@ -46,7 +46,7 @@ def read_exactly(process: subprocess.Popen[bytes], size: int) -> bytes:
 # A daemon in the background.
 
 
-def test_settings_that_a_running_daemon_does_not_have_are_named(shell: Shell) -> None:
+def test_differing_settings_of_a_running_daemon_are_named(shell: Shell) -> None:
     config = shell.home / ".inferd" / "config.json"
     assert shell("run", "hi").returncode == 0
     assert shell("run", "hi", INFERD_MODEL=DEFAULT_MODEL, INFERD_BACKEND="mock").stderr == ""
@@ -136,7 +136,7 @@ def test_relative_paths_mean_the_same_in_the_background(shell: Shell) -> None:
 # One answer.
 
 
-def test_text_is_written_as_it_comes(daemon: Daemon) -> None:
+def test_text_is_streamed(daemon: Daemon) -> None:
     served = daemon(mock={"tape": ["one ", "two ", "three"], "gate": True}).wait_ready()
     process = beside(served).start("run", "hi")
     served.release()
@@ -244,7 +244,7 @@ def test_run_shows_the_loading_and_then_answers(daemon: Daemon) -> None:
     assert finish(process)[:2] == (0, "mock-response\n")
 
 
-def test_ctrl_c_while_the_model_loads_ends_the_waiting_and_not_the_daemon(daemon: Daemon) -> None:
+def test_ctrl_c_during_a_load_ends_the_wait_and_not_the_daemon(daemon: Daemon) -> None:
     served = daemon(mock={"hold": "build"})
     served.wait_for("loading_model")
     process = beside(served).start("run", "hi")
@@ -307,7 +307,7 @@ def test_a_second_daemon_is_refused(daemon: Daemon) -> None:
     assert second.stderr == f"inferd: another inferd-daemon already holds the lock at {lock}\n"
 
 
-def test_a_request_that_waits_says_for_what(daemon: Daemon) -> None:
+def test_a_waiting_request_shows_its_reason(daemon: Daemon) -> None:
     served = daemon(mock={"tape": ["one two."], "gate": True}, active_permits=1).wait_ready()
     user = beside(served)
     with served.connect() as first:
@@ -362,7 +362,7 @@ def test_chat(daemon: Daemon) -> None:
     assert typed == ["+hello", "+/help", "+/nonsense", "+again", "+third"]
 
 
-def test_chat_starts_a_daemon_again_that_has_left(shell: Shell) -> None:
+def test_chat_restarts_a_stopped_daemon(shell: Shell) -> None:
     with Terminal(shell, "chat") as terminal:
         terminal.expect(">")
         terminal.type("hello\r")

@@ -115,7 +115,7 @@ def test_a_surface_that_the_daemon_does_not_serve_is_reported(daemon: Daemon, tm
     assert "does not serve v2" in failed.stderr
 
 
-def test_embed_starts_a_daemon_where_the_configuration_asks_for_embeddings(short_dir: Path) -> None:
+def test_embed_starts_a_daemon_if_embeddings_are_configured(short_dir: Path) -> None:
     user = Shell(short_dir, INFERD_BACKEND="mock", INFERD_EMBED="true")
     try:
         done = user("embed", "a", "--dimensions", "1")

@@ -68,7 +68,7 @@ def test_a_named_address_starts_none(short_dir: Path) -> None:
             kind(short_dir / "s", start=True)
 
 
-def test_a_number_that_is_none_is_not_sent(short_dir: Path) -> None:
+def test_nan_is_not_sent(short_dir: Path) -> None:
     for value in (float("nan"), float("inf")):
         with (
             Client(short_dir / "s") as client,

@@ -37,9 +37,7 @@ def test_a_program_that_collects_core_dumps_gets_none() -> None:
 
 
 @pytest.mark.parametrize("allowed", [False, True])
-def test_a_core_dump_is_only_written_where_it_is_asked_for(
-    allowed: bool, daemon: Callable[..., DaemonProcess]
-) -> None:
+def test_a_core_dump_is_written_only_on_request(allowed: bool, daemon: Callable[..., DaemonProcess]) -> None:
     before = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (before[1], before[1]))
     try:

@@ -66,7 +66,7 @@ def model(home: Path) -> dict[str, object]:
 # The program.
 
 
-def test_no_command_is_a_call_for_help(capsys: Capture) -> None:
+def test_without_a_command_it_prints_the_help(capsys: Capture) -> None:
     assert ctl.main([]) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -75,7 +75,7 @@ def test_no_command_is_a_call_for_help(capsys: Capture) -> None:
     assert capsys.readouterr().out == f"inferdctl {__version__}\n"
 
 
-def test_a_command_line_that_cannot_be_followed_ends_with_2(capsys: Capture) -> None:
+def test_an_invalid_command_line_exits_with_2(capsys: Capture) -> None:
     assert ctl.main(["statu"]) == 2
     assert capsys.readouterr().err.startswith("error: ")
 
@@ -140,7 +140,7 @@ def test_watch_prints_events_until_the_daemon_ends(daemon: Daemon) -> None:
 # pull
 
 
-def test_pull_brings_every_local_model_of_the_file(home: Path, capsys: Capture) -> None:
+def test_pull_fetches_every_local_model_of_the_file(home: Path, capsys: Capture) -> None:
     store = stored(home)
     assert ctl.main(["pull", "--config", str(write(home, model(home)))]) == 0
     out, err = capsys.readouterr()

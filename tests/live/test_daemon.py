@@ -209,7 +209,7 @@ def test_notifies_systemd_on_an_abstract_socket(daemon: Start) -> None:
         assert notify.recv(100) == b"READY=1"
 
 
-def test_the_service_manager_gets_signs_of_life(daemon: Start, short_dir: Path) -> None:
+def test_the_service_manager_gets_watchdog_messages(daemon: Start, short_dir: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
         notify.settimeout(30)
         notify.bind(str(short_dir / "notify"))
@@ -276,7 +276,7 @@ def test_a_signal_during_the_boot_ends_it_cleanly(daemon: Start, number: int, ho
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_an_idle_daemon_and_subscribers_hear_of_it(daemon: Start, number: int) -> None:
+def test_a_signal_ends_an_idle_daemon_and_notifies_subscribers(daemon: Start, number: int) -> None:
     process = daemon().wait_ready()
     with process.subscribe() as admin, process.connect() as idle:
         assert admin.line() + admin.line() == CAPABILITIES + status("ready")
@@ -339,7 +339,7 @@ def test_a_second_signal_ends_it_at_once(daemon: Start) -> None:
     assert not process.admin.exists()
 
 
-def test_a_client_that_does_not_read_cannot_hold_the_end(daemon: Start) -> None:
+def test_a_client_that_does_not_read_cannot_block_the_shutdown(daemon: Start) -> None:
     process = daemon(mock={"tape": ["x" * 50_000], "repeat": 100}, drain_timeout_secs=0.2).wait_ready()
     with process.connect() as slow:
         slow.send(ASK)
@@ -370,7 +370,7 @@ def test_a_connection_keeps_a_daemon_from_idling(daemon: Start) -> None:
 
 
 @pytest.mark.parametrize("gone", ["inferd.lock", "infer.sock", "admin.sock", ""])
-def test_a_daemon_that_cannot_be_found_any_more_ends_with_a_sentence(daemon: Start, gone: str) -> None:
+def test_an_unreachable_daemon_exits_with_one_error_line(daemon: Start, gone: str) -> None:
     process = daemon().wait_ready()
     place = process.uds.with_name(gone) if gone else process.uds.parent
     if gone:

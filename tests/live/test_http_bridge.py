@@ -38,7 +38,7 @@ def bridge() -> Iterator[Callable[..., BridgeProcess]]:
         process.end()
 
 
-def test_requests_that_are_no_use(bridge: Callable[..., BridgeProcess]) -> None:
+def test_invalid_requests(bridge: Callable[..., BridgeProcess]) -> None:
     base = bridge().base
     with httpx.Client(base_url=base) as client:
         for path, body, status, code, param in (
@@ -105,7 +105,7 @@ def test_a_deadline_ends_a_stream_with_an_error(bridge: Callable[..., BridgeProc
     assert "[DONE]" not in answer.text
 
 
-def test_an_answer_that_breaks_off_ends_with_an_error(bridge: Callable[..., BridgeProcess]) -> None:
+def test_an_interrupted_answer_ends_with_an_error(bridge: Callable[..., BridgeProcess]) -> None:
     process = bridge({"tape": ["a", "b", "c"], "drop_after": 1})
     answer = httpx.post(f"{process.base}/v1/chat/completions", json={**CHAT, "stream": True})
     assert '"content":"a"' in answer.text
@@ -128,7 +128,7 @@ def test_a_client_that_leaves_frees_its_place(bridge: Callable[..., BridgeProces
         process.wait_idle()
 
 
-def test_names_and_origins_from_elsewhere_are_refused(bridge: Callable[..., BridgeProcess]) -> None:
+def test_foreign_hosts_and_origins_are_refused(bridge: Callable[..., BridgeProcess]) -> None:
     process = bridge(http_hosts="box.example", http_origins="https://app.example")
     for host, allowed in (
         ("localhost:11434", True),
@@ -219,7 +219,7 @@ def test_another_user_of_this_machine_needs_a_key(bridge: Callable[..., BridgePr
         assert done.stdout.split()[1] == status, done.stderr
 
 
-def test_a_killed_bridge_is_started_again(bridge: Callable[..., BridgeProcess]) -> None:
+def test_a_killed_bridge_is_restarted(bridge: Callable[..., BridgeProcess]) -> None:
     process = bridge()
     pid = int(re.findall(r"http_bridge_started pid=(\d+)", process.stderr)[-1])
     os.kill(pid, signal.SIGKILL)

@@ -58,7 +58,7 @@ def test_chat_whole_and_streamed(client: ollama.Client) -> None:
     assert generated.response == whole.message.content
 
 
-def test_probabilities_and_a_raw_prompt(client: ollama.Client) -> None:
+def test_logprobs_and_a_raw_prompt(client: ollama.Client) -> None:
     ask = [{"role": "user", "content": "Say hello."}]
     whole = client.chat(MODEL, ask, options=OPTIONS, logprobs=True, top_logprobs=2)
     parts = list(client.chat(MODEL, ask, options=OPTIONS, logprobs=True, top_logprobs=2, stream=True))

@@ -208,7 +208,7 @@ def test_completions(client: openai.OpenAI, model: str) -> None:
         client.completions.create(model=model, prompt="a", suffix="b", max_tokens=1)
 
 
-def test_the_probabilities_of_tokens(client: openai.OpenAI, model: str) -> None:
+def test_logprobs(client: openai.OpenAI, model: str) -> None:
     options: Any = {"model": model, "max_tokens": 6, "temperature": 0}
     whole = client.chat.completions.create(
         messages=ask("Say hello."), logprobs=True, top_logprobs=3, **options

@@ -57,7 +57,7 @@ def test_floats_and_base64_are_the_same_vectors(bridge: BridgeProcess) -> None:
     assert np.allclose(np.frombuffer(base64.b64decode(raw), "<f4"), floats.data[0].embedding, atol=1e-6)
 
 
-def test_ollama_cuts_only_where_it_is_asked_to(bridge: BridgeProcess) -> None:
+def test_ollama_truncates_only_on_request(bridge: BridgeProcess) -> None:
     client = ollama.Client(bridge.base)
     made = client.embed("default", TEXTS)
     assert [len(vector) for vector in made.embeddings] == [WIDTH, WIDTH]

@@ -60,7 +60,7 @@ def backends(process: DaemonProcess) -> dict[str, Any]:
         return {row["name"]: row for row in admin.status().backends}
 
 
-def test_spill_retry_load_and_an_upstream_that_goes(daemon: Start, remote: Serve, short_dir: Path) -> None:
+def test_spill_retry_load_and_a_lost_upstream(daemon: Start, remote: Serve, short_dir: Path) -> None:
     one, two = remote(server(METRICS)), remote(server())
     for each in (one, two):
         each.keep = False

@@ -57,7 +57,7 @@ def test_a_request_record_has_all_fields(daemon: Start) -> None:
     assert "ttft_ms" in done
 
 
-def test_requests_that_do_not_end_well_are_recorded_by_their_kind(daemon: Start) -> None:
+def test_failed_requests_are_recorded_by_kind(daemon: Start) -> None:
     mock = {"gate": True, "tape": [ANSWER], "drop_after": 0}
     process = daemon(mock=mock, max_frame_bytes=1024).wait_ready()
     with process.connect() as wire:

@@ -68,7 +68,7 @@ def subscribe(process: DaemonProcess) -> Wire:
 # Taking it on.
 
 
-def test_the_new_backends_serve_and_subscribers_hear_of_them(daemon: Start, config: Config) -> None:
+def test_the_new_backends_serve_and_subscribers_are_notified(daemon: Start, config: Config) -> None:
     config.write("old")
     process = daemon(config=config.path).wait_ready()
     with subscribe(process) as admin:
@@ -84,7 +84,7 @@ def test_the_new_backends_serve_and_subscribers_hear_of_them(daemon: Start, conf
         assert [later.frame().get("name"), later.frame()["status"]] == ["new", "ready"]
 
 
-def test_a_request_ends_on_the_backend_that_it_began_on(daemon: Start, config: Config) -> None:
+def test_a_request_stays_on_its_backend(daemon: Start, config: Config) -> None:
     config.write("old")
     process = daemon(mock={"gate": True}, config=config.path).wait_ready()
     with subscribe(process) as admin, process.connect() as wire:
@@ -307,7 +307,7 @@ def test_a_reload_during_the_boot_waits_for_its_end(daemon: Start, config: Confi
     assert served_by(process, 2) == ["old", "new"], "nobody meets a backend that is not ready"
 
 
-def test_a_reload_that_takes_long_is_given_up_for_a_newer_one(daemon: Start, config: Config) -> None:
+def test_a_newer_reload_cancels_a_slow_one(daemon: Start, config: Config) -> None:
     config.write("old")
     process = daemon(mock={"hold": "build"}, config=config.path)
     with process.subscribe() as admin:
@@ -359,7 +359,7 @@ def test_a_stop_ends_a_reload_cleanly(daemon: Start, config: Config) -> None:
     assert [path.name for path in process.uds.parent.iterdir()] == ["inferd.lock"]
 
 
-def test_a_stop_reaches_requests_on_backends_that_were_taken_out(daemon: Start, config: Config) -> None:
+def test_a_stop_reaches_requests_on_removed_backends(daemon: Start, config: Config) -> None:
     config.write("old")
     process = daemon(mock={"gate": True}, config=config.path, drain_timeout_secs=0.2).wait_ready()
     with subscribe(process) as admin, process.connect() as wire:

@@ -65,7 +65,7 @@ def test_every_surface_answers_in_one_daemon(daemon: Start) -> None:
     assert seen == set(LAST)
 
 
-def test_sockets_of_ones_own_choice(daemon: Start, short_dir: Path) -> None:
+def test_configured_socket_paths(daemon: Start, short_dir: Path) -> None:
     process = daemon(v2_addr=short_dir / "two", embed=1, embed_addr=short_dir / "e").wait_ready()
     assert sockets(process) == {"infer.sock", "inferd.sock", "admin.sock"}
     for name, surface in (("two", "v2"), ("e", "embed")):
@@ -87,9 +87,7 @@ def test_a_second_daemon_with_its_own_sockets(daemon: Start, short_dir: Path) ->
                 assert answer(wire, surface)["type"] == LAST[surface]
 
 
-def test_a_surface_that_nothing_asked_for_and_that_has_no_place_is_a_warning(
-    daemon: Start, short_dir: Path
-) -> None:
+def test_an_implicit_surface_without_an_address_is_a_warning(daemon: Start, short_dir: Path) -> None:
     first = daemon(uds=short_dir / "one").wait_ready()
     second = daemon(uds=short_dir / "two").wait_ready()
     told = {event["surface"] for event in second.wait_event("surface not served", 2)}
@@ -99,9 +97,7 @@ def test_a_surface_that_nothing_asked_for_and_that_has_no_place_is_a_warning(
     assert not first.events("surface not served")
 
 
-def test_a_surface_that_was_asked_for_and_that_has_no_place_ends_the_boot(
-    daemon: Start, short_dir: Path
-) -> None:
+def test_a_requested_surface_without_an_address_ends_the_boot(daemon: Start, short_dir: Path) -> None:
     daemon(uds=short_dir / "one", v2_addr=short_dir / "v2").wait_ready()
     process = daemon(v2_addr=short_dir / "v2")
     assert process.wait() == 1

@@ -157,7 +157,7 @@ def test_a_text_after_the_line_is_read(wire: Wire) -> None:
     assert (text(blocks), done["usage"]) == (text(inline), told["usage"])
 
 
-def test_a_picture_for_a_model_without_eyes(wire: Wire) -> None:
+def test_an_image_for_a_model_without_vision_is_refused(wire: Wire) -> None:
     image = {"kind": "image", "id": "i", "width": 1, "height": 1, "size": 3}
     block = {"type": "image", "attachment_id": "i"}
     _, refused = ask(wire, user("What is this?", block), raw=b"\n\n\n", attachments=[image])

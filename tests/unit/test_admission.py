@@ -244,7 +244,7 @@ async def test_a_flood_exceeds_its_share_by_permits_that_the_other_does_not_need
     await queue.finish_all()
 
 
-async def test_a_process_that_stays_away_leaves_its_permits_to_the_others(
+async def test_an_idle_process_leaves_its_permits_to_the_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(shares, "STAY_SECS", 0.001)
@@ -271,7 +271,7 @@ async def test_a_cancelled_waiter_leaves_the_queue() -> None:
     assert await queue.finish_all() == ["a", "c", "d"]
 
 
-async def test_a_cancellation_in_the_moment_of_the_turn_passes_the_turn_on() -> None:
+async def test_a_cancellation_during_the_turn_passes_it_on() -> None:
     queue = Queue()
     running = await queue.admission.admit("caller")
     await queue.come("b")
@@ -284,7 +284,7 @@ async def test_a_cancellation_in_the_moment_of_the_turn_passes_the_turn_on() -> 
     assert (queue.admission.running, queue.admission.waiting) == (0, 0)
 
 
-async def test_a_cancellation_in_the_moment_of_the_deadline_gives_no_place_back() -> None:
+async def test_a_cancellation_at_the_deadline_frees_no_place() -> None:
     queue = Queue()
     await queue.come("a")
     await queue.come("b", deadline=asyncio.get_running_loop().time())
@@ -320,7 +320,7 @@ async def test_a_deadline_ends_the_waiting() -> None:
     assert await queue.finish_all() == ["a"]
 
 
-async def test_a_deadline_that_is_met_leaves_no_alarm() -> None:
+async def test_a_met_deadline_leaves_no_timer() -> None:
     queue = Queue()
     await queue.come("a")
     await queue.come("b", deadline=asyncio.get_running_loop().time() + 0.02)
@@ -336,7 +336,7 @@ async def test_a_free_place_ignores_the_deadline() -> None:
     assert await queue.finish_all() == ["a"]
 
 
-async def test_closing_refuses_newcomers_alone() -> None:
+async def test_closing_refuses_new_requests_only() -> None:
     queue = Queue()
     await queue.come("a")
     await queue.come("b")
@@ -346,7 +346,7 @@ async def test_closing_refuses_newcomers_alone() -> None:
     assert await queue.finish_all() == ["a", "b"]
 
 
-async def test_letting_all_through() -> None:
+async def test_release_waiters_starts_all_waiting_requests() -> None:
     queue = Queue()
     for name in ("a", "b", "c"):
         await queue.come(name)
@@ -357,7 +357,7 @@ async def test_letting_all_through() -> None:
 
 
 @pytest.mark.parametrize("permits", [3, 5])
-async def test_more_permits_let_those_start_that_waited(permits: int) -> None:
+async def test_more_permits_start_waiting_requests(permits: int) -> None:
     queue = Queue(active_permits=1, queue_depth=2)
     for name in ("a", "b", "c"):
         await queue.come(name)
@@ -419,7 +419,7 @@ async def test_idle_sees_the_last_one_leave_the_queue() -> None:
 # Requests that wait for their clients.
 
 
-async def test_a_request_that_rests_too_long_gives_up_for_one_that_waits(
+async def test_a_request_paused_too_long_yields_to_a_waiting_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(admission, "REST_SECS", 0.02)
@@ -438,7 +438,7 @@ async def test_a_request_that_rests_too_long_gives_up_for_one_that_waits(
     second.__exit__()
 
 
-async def test_a_wait_begins_before_the_rest_is_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_paused_request_yields_to_an_earlier_waiter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admission, "REST_SECS", 0.02)
     queue = Admission(1, 10)
     running = await queue.admit("a")

@@ -129,7 +129,7 @@ def test_an_answer_is_known_by_its_meaning_and_its_place() -> None:
     assert answers.of(request(CALLED, scope="unix:7")) == []
 
 
-def test_answers_that_were_used_last_stay_within_the_bytes() -> None:
+def test_the_budget_keeps_the_most_recently_used_answers() -> None:
     answers = Answers(3 * 300)
     asked = [request(scope=str(n)) for n in range(4)]
     for n in (0, 1, 2):

@@ -64,13 +64,13 @@ def test_a_text() -> None:
         ("model_context_window_exceeded", "length"), ("refusal", "error"), ("something_new", "end"),
     ],
 )  # fmt: skip
-def test_why_it_ended(said: str, reason: str) -> None:
+def test_stop_reasons(said: str, reason: str) -> None:
     done = read(*answer("a", stop_reason=said))[-1]
     assert isinstance(done, Done)
     assert done.stop_reason == reason
 
 
-def test_thoughts_come_as_such_and_their_signature_is_passed_over() -> None:
+def test_thinking_is_returned_and_its_signature_skipped() -> None:
     deltas = [
         {"type": "thinking_delta", "thinking": "hm"},
         {"type": "signature_delta", "signature": "EqQBCgIYAhIM"},

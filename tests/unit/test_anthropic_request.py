@@ -43,7 +43,7 @@ def test_absent_fields_are_not_sent() -> None:
     }
 
 
-def test_every_field_that_has_a_word() -> None:
+def test_every_supported_field_is_sent() -> None:
     said = body(max_tokens=7, temperature=0.0, top_p=0.5, top_k=5, stop=("x", "y"), seed=1, min_p=0.5)
     del said["messages"], said["anthropic_version"]
     assert said == {
@@ -146,7 +146,7 @@ def test_tools_of_the_history_are_named_even_if_none_may_be_called() -> None:
 @pytest.mark.parametrize(
     ("given", "limit", "budget"), [(None, 2048, 1024), (1025, 1025, 1024), (8000, 8000, 4000)]
 )
-def test_thinking_takes_its_share(given: int | None, limit: int, budget: int) -> None:
+def test_thinking_gets_its_share_of_the_budget(given: int | None, limit: int, budget: int) -> None:
     got = body(max_tokens=given, thinking=True)
     assert got["max_tokens"] == limit
     assert got["thinking"] == {"type": "enabled", "budget_tokens": budget}

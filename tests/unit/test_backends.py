@@ -131,7 +131,7 @@ async def test_capabilities_list_the_requestable_names() -> None:
     await exchange.backends.close()
 
 
-async def test_a_cancel_ends_the_making_and_waits_for_its_end() -> None:
+async def test_a_cancel_stops_the_build_and_waits_for_it() -> None:
     exchange = Exchange()
     making = asyncio.create_task(exchange.backends.make(settings("slow"), show))
     await asyncio.sleep(0.01)
@@ -150,7 +150,7 @@ async def test_waiting_for_a_backend_times_out() -> None:
 
 
 @cases("change", [{"active_permits": 9}, {"threads": 3}, {"n_batch": 64}, {"kv_unified": True}])
-def test_a_model_is_loaded_again_when_its_engine_would_be_another(change: dict[str, Any]) -> None:
+def test_options_of_the_engine_are_part_of_the_build_key(change: dict[str, Any]) -> None:
     entry = LlamaCppEntry(name="one")
     before = Settings(backends=(entry,))
     assert build_key(before, entry) == build_key(dataclasses.replace(before, queue_depth=99), entry)

@@ -92,7 +92,7 @@ async def failure(script: Script, **more: Any) -> InferdError:
         {"model_id": "arn:aws:bedrock:us-east-1:1234:inference-profile/us.anthropic.claude-v1:0"},
     ],
 )
-async def test_a_request_is_let_in_and_answered(more: dict[str, Any]) -> None:
+async def test_a_request_is_accepted_and_answered(more: dict[str, Any]) -> None:
     async with serving(says("Hel", "lo"), **more) as (backend, server):
         *texts, done = await events(backend)
     assert texts == [Text("Hel"), Text("lo")]
@@ -116,7 +116,7 @@ async def test_a_request_is_let_in_and_answered(more: dict[str, Any]) -> None:
         ({"region": "eu-central-1"}, "InvalidSignatureException"),
     ],
 )
-async def test_a_wrong_key_is_the_backends_fault_and_stays_unsaid(more: dict[str, Any], name: str) -> None:
+async def test_a_wrong_key_is_the_backends_fault_and_is_not_shown(more: dict[str, Any], name: str) -> None:
     error = await failure(says("no"), **more)
     assert isinstance(error, Unavailable)
     assert f"status 403 ({name})" in str(error)
@@ -163,7 +163,7 @@ async def test_an_exception_ends_the_stream_with_its_error(
         stream.close()
 
 
-async def test_an_error_that_is_not_modelled() -> None:
+async def test_an_unmodelled_error() -> None:
     headers = {":message-type": "error", ":error-code": "InternalFailure", ":error-message": "oh"}
     error = await failure(lambda exchange: exchange.send(message(headers, b"")))
     assert isinstance(error, Unavailable)
@@ -217,7 +217,7 @@ async def test_damage_is_the_servers_own_fault() -> None:
 
 
 @pytest.mark.parametrize("before", [0, 4], ids=["first", "between"])
-async def test_silence_has_an_end(before: int) -> None:
+async def test_silence_times_out(before: int) -> None:
     def script(exchange: Exchange) -> None:
         if before:
             exchange.events(*answer("a")[:before])
@@ -287,7 +287,7 @@ async def happened(event: threading.Event) -> None:
 
 @pytest.mark.both_loops
 @cases("mute", [False, True])
-async def test_cancel_ends_the_request_over_there(mute: bool) -> None:
+async def test_cancel_ends_the_upstream_request(mute: bool) -> None:
     held = Held(mute=mute)
     async with serving(held) as (backend, _):
         stream = await backend.generate(REQUEST)
@@ -306,7 +306,7 @@ async def test_cancel_ends_the_request_over_there(mute: bool) -> None:
 
 @pytest.mark.both_loops
 @cases("end", ["stream", "backend"])
-async def test_close_ends_the_request_over_there(end: str) -> None:
+async def test_close_ends_the_upstream_request(end: str) -> None:
     held = Held()
     async with serving(held) as (backend, _):
         stream = await backend.generate(REQUEST)

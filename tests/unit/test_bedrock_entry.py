@@ -34,7 +34,7 @@ def test_the_address() -> None:
 
 
 @cases("region", ["", "us east", "us-east-1.example.com", "us-east-1/", "US-EAST-1"])
-def test_a_region_is_a_name_and_nothing_else(region: str) -> None:
+def test_an_invalid_region_is_refused(region: str) -> None:
     with pytest.raises(ConfigError, match="no AWS region"):
         Bedrock(entry(region=region))
 

@@ -26,7 +26,7 @@ def nobodys_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("nobodys_home")
-def test_it_is_let_in_at_our_address_and_reads_the_stream() -> None:
+def test_botocore_is_accepted_and_reads_the_stream() -> None:
     def script(exchange: Exchange) -> None:
         exchange.events(*EVENTS)
         exchange.send(exception("throttlingException", "slow down"))

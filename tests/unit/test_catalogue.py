@@ -81,7 +81,7 @@ class TestResolve:
             (Provenance(registry="file", filename="/etc/shadow"), ()),
         ],
     )
-    def test_a_name_in_the_store_can_be_had_again(
+    def test_a_name_in_the_store_can_be_fetched_again(
         self, store: ModelStore, origin: Provenance, known: tuple[str, ...]
     ) -> None:
         manifest = Manifest(name="mine", blob=f"sha256:{DIGEST}", size_bytes=7, source=origin)

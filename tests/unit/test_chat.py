@@ -85,7 +85,7 @@ def test_the_system_message_can_be_removed_and_exit_ends(peer: Peer) -> None:
     assert sent(peer) == [[("user", "a")]]
 
 
-def test_an_answer_that_broke_off_is_kept_and_an_empty_one_is_not(
+def test_a_partial_answer_is_kept_and_an_empty_one_is_not(
     peer: Peer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     failure = {"type": "error", "code": "backend_unavailable", "message": "no more"}
@@ -124,7 +124,7 @@ def test_a_question_can_be_asked_again_and_carry_a_file(peer: Peer, tmp_path: Pa
     ]
 
 
-def test_a_conversation_is_saved_and_gone_on_with(
+def test_a_conversation_is_saved_and_continued(
     peer: Peer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "c.json"
@@ -165,7 +165,7 @@ def test_options_are_set_with_the_bounds_of_the_command_line(
     assert ("temperature" in second, second["max_tokens"]) == (False, 5)
 
 
-def test_another_model_is_named_and_given_up(peer: Peer) -> None:
+def test_the_model_can_be_changed_and_reset(peer: Peer) -> None:
     chat = chat_with(peer, says("1"), says("2"))
     assert chat.command("/model small")
     chat.ask("a")

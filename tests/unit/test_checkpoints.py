@@ -89,7 +89,7 @@ async def test_checkpoints_take_no_more_than_the_budget() -> None:
         assert done.cache.held_bytes == 0
 
 
-async def test_a_request_that_was_left_in_its_prompt_can_be_asked_again() -> None:
+async def test_a_request_abandoned_in_its_prompt_can_be_repeated() -> None:
     request = turns(LONG * 4)
     path = random_model("jamba")
     async with backend(path, n_parallel=1, n_ctx=4096, n_batch=64) as engine:

@@ -89,7 +89,7 @@ def test_ctrl_c_ends_a_command_with_130(error: BaseException) -> None:
         (["chat"], "a chat needs a terminal"),
     ],
 )
-def test_a_command_line_that_cannot_be_followed_ends_with_2_and_one_line(
+def test_an_invalid_command_line_exits_with_2_and_one_line(
     line: list[str], part: str, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(line) == 2
@@ -137,7 +137,7 @@ def test_a_quick_command_loads_little(home: Path) -> None:
 
 
 @pytest.mark.parametrize("line", [["service"], ["config"]])
-def test_a_group_alone_shows_its_help(
+def test_a_group_without_a_command_shows_its_help(
     line: list[str], home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(line) == 2
@@ -163,7 +163,7 @@ def test_common_aliases_work(home: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert shown("logs", code=1) == ""
 
 
-def test_no_help_shows_the_insides_of_a_program(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_help_shows_python_details(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def walk(command: click.Command, line: list[str]) -> None:
         assert cli.main([*line, "--help"]) == 0
         text = capsys.readouterr().out
@@ -353,7 +353,7 @@ def test_a_number_out_of_its_range_is_an_error_of_the_flag(
     assert not (home / "inferd").exists()
 
 
-def test_tools_in_the_form_of_openai_are_taken() -> None:
+def test_tools_in_openais_form_are_accepted() -> None:
     schema = {"type": "object", "properties": {"city": {"type": "string"}}}
     function = {"name": "weather", "description": "Tells it.", "parameters": schema, "strict": True}
     ours = {"name": "weather", "description": "Tells it.", "input_schema": schema}
@@ -398,7 +398,7 @@ def test_an_answer_ends_its_line_once(pieces: list[str], written: str) -> None:
     assert stream.getvalue() == written
 
 
-def test_an_answer_cannot_drive_the_terminal() -> None:
+def test_an_answer_cannot_control_the_terminal() -> None:
     text = "\x1b[2J\x07\x9b1mtab\there\nünïcode 🙂\x7f"
     terminal, pipe = Terminal(), io.StringIO()
     output.Answer(terminal).write(text)

@@ -64,7 +64,7 @@ def listed(capsys: Capture, name: str) -> dict[str, object]:
     return found
 
 
-def test_a_file_goes_in_and_out(home: Path, file: Path, capsys: Capture) -> None:
+def test_a_file_is_imported_and_removed(home: Path, file: Path, capsys: Capture) -> None:
     run("import", str(file), "--name", "mine", "--license", "MIT")
     path = ModelStore(home).blob_path(DIGEST)
     out, err = capsys.readouterr()
@@ -188,7 +188,7 @@ def test_a_foreign_manifest_cannot_control_the_terminal(home: Path, capsys: Capt
         (["import"], "see `inferd import --help`"),
     ],
 )
-def test_a_line_that_cannot_be_followed(home: Path, capsys: Capture, line: list[str], reason: str) -> None:
+def test_an_invalid_command_line(home: Path, capsys: Capture, line: list[str], reason: str) -> None:
     run(*line, code=2)
     assert reason in capsys.readouterr().err
 

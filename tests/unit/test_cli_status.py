@@ -355,7 +355,7 @@ def test_a_daemon_in_another_directory_gets_absolute_paths(
 
 
 @pytest.mark.parametrize(("given", "flags"), [("", ["--idle-exit-secs", "900"]), ("5", [])])
-def test_a_background_daemon_is_detached_and_leaves_by_itself(
+def test_a_background_daemon_is_detached_and_stops_when_idle(
     given: str, flags: list[str], home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if given:
@@ -371,7 +371,9 @@ def test_a_background_daemon_is_detached_and_leaves_by_itself(
     assert background.log_path(settings).stat().st_mode & 0o777 == 0o600
 
 
-def test_the_log_of_the_background_daemon_before_is_kept(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_log_of_the_previous_background_daemon_is_kept(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(background.subprocess, "Popen", lambda command, **how: None)
     settings, _ = sources.load({})
     log = background.log_path(settings)
@@ -419,7 +421,7 @@ def test_a_daemon_is_started_once_and_only_when_the_lock_is_free(
     assert world.started_at == [3]
 
 
-def test_a_daemon_that_another_one_forestalled_is_not_started_again(
+def test_a_daemon_that_lost_the_lock_race_is_not_restarted(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = World(monkeypatch, [False, True, True, True], child_lives=False)
@@ -427,7 +429,7 @@ def test_a_daemon_that_another_one_forestalled_is_not_started_again(
     assert world.started_at == [1]
 
 
-def test_a_daemon_is_started_when_the_one_that_forestalled_it_has_gone(
+def test_a_daemon_is_started_after_the_winner_of_the_lock_race_ends(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = World(monkeypatch, [False, True, False, True], child_lives=False)
@@ -435,7 +437,7 @@ def test_a_daemon_is_started_when_the_one_that_forestalled_it_has_gone(
     assert world.started_at == [1, 3]
 
 
-def test_a_daemon_that_ends_at_once_is_not_started_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_daemon_that_ends_at_once_is_not_restarted(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(monkeypatch, [False] * 9, child_lives=False)
     log = background.log_path(sources.load({})[0])
     log.parent.mkdir(parents=True)

@@ -66,9 +66,7 @@ def test_load_phases_are_reported_but_are_not_events(
     assert orjson.loads(server.lines[0])["progress"] is True
 
 
-def test_a_finished_generation_leaves_its_connection_to_the_next(
-    peer: Callable[[Script], Peer], clients: Clients
-) -> None:
+def test_the_next_generation_reuses_the_connection(peer: Callable[[Script], Peer], clients: Clients) -> None:
     server = peer(frames(DONE))
     with clients.client(server.path) as client:
         for _ in range(3):
@@ -77,7 +75,7 @@ def test_a_finished_generation_leaves_its_connection_to_the_next(
     assert [orjson.loads(line)["id"] for line in server.lines] == ["c1", "c2", "c3"]
 
 
-def test_generations_side_by_side_have_a_connection_each(
+def test_concurrent_generations_have_a_connection_each(
     peer: Callable[[Script], Peer], clients: Clients
 ) -> None:
     server = peer(frames(token("a"), DONE))
@@ -165,7 +163,7 @@ def test_an_error_frame_of_an_unreadable_request_has_no_id(
 
 
 @cases("said, lines", [(b"", 3), (b'{"id":"c2","type":"tok', 2)])
-def test_a_request_that_met_the_end_of_an_idle_connection_is_sent_once_more(
+def test_a_request_on_a_stale_connection_is_sent_again(
     said: bytes, lines: int, peer: Callable[[Script], Peer], clients: Clients
 ) -> None:
     """The daemon had given up the connection and never saw it; but one that was begun is not done twice."""
@@ -243,9 +241,7 @@ def test_a_response_is_read_to_its_limit_and_no_further(
         next(client.generate("Hi"))
 
 
-def test_a_silent_daemon_is_given_up_after_the_timeout(
-    peer: Callable[[Script], Peer], clients: Clients
-) -> None:
+def test_a_silent_daemon_times_out(peer: Callable[[Script], Peer], clients: Clients) -> None:
     server = peer(lambda connection, line: None)
     with (
         clients.client(server.path, timeout=0.05) as client,
@@ -295,7 +291,7 @@ def test_the_error_frame_of_a_daemon_that_stopped_reading_is_read(
 # TCP.
 
 
-def test_the_key_goes_ahead_on_tcp_only(peer: Callable[[Script], Peer], clients: Clients) -> None:
+def test_the_key_is_sent_first_on_tcp_only(peer: Callable[[Script], Peer], clients: Clients) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         seen: list[bytes] = []
 
@@ -419,7 +415,7 @@ def test_dialling_backs_off_and_never_overshoots_its_limit(short_dir: Path, clie
     assert clock.now == pytest.approx(20)
 
 
-def test_dialling_ends_as_soon_as_the_daemon_is_there(
+def test_dialling_ends_as_soon_as_the_daemon_listens(
     short_dir: Path, peer: Callable[[Script], Peer], clients: Clients
 ) -> None:
     clock = Clock()

@@ -101,7 +101,7 @@ async def test_many_requests_at_once_share_a_client(peer: Start) -> None:
     assert server.accepted <= 10
 
 
-async def test_a_daemon_that_takes_nothing_is_given_up_after_the_timeout(short_dir: Path) -> None:
+async def test_a_daemon_that_does_not_read_times_out(short_dir: Path) -> None:
     with socket.socket(socket.AF_UNIX) as deaf:
         deaf.bind(str(short_dir / "deaf"))
         deaf.listen()

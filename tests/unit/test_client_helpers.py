@@ -43,7 +43,7 @@ def says(text: str) -> dict[str, object]:
 # Long texts.
 
 
-def test_a_text_too_long_for_v1_travels_by_v2(peer: Start, clients: Clients) -> None:
+def test_a_text_too_long_for_v1_is_sent_by_v2(peer: Start, clients: Clients) -> None:
     thought = {"type": "frame", "block": {"type": "thinking", "delta": "hm"}}
     server = peer(after_attachments(frames(thought, says("O"), says("K"), DONE)))
     long = "ü" * protocol.MAX_LINE_BYTES + "\n"
@@ -128,7 +128,7 @@ def test_a_chat_sends_its_history(peer: Start, clients: Clients) -> None:
     assert all(orjson.loads(line)["seed"] == 7 for line in server.lines)
 
 
-def test_a_chat_keeps_an_answer_that_broke_off_and_no_question_without_one(
+def test_a_chat_keeps_a_partial_answer_and_drops_an_unanswered_question(
     peer: Start, clients: Clients
 ) -> None:
     failure = {"type": "error", "code": "backend_unavailable", "message": "no more"}
@@ -250,7 +250,7 @@ def test_half_a_state_is_a_protocol_error(short_dir: Path, clients: Clients) -> 
 # Names.
 
 
-def test_every_name_of_the_package_is_there() -> None:
+def test_every_public_name_exists() -> None:
     for name in inferd.__all__:
         assert getattr(inferd, name) is not None
     with pytest.raises(AttributeError, match="'nonsense'"):

@@ -264,7 +264,7 @@ def test_kinds(kind: Kind, good: list[str], bad: list[str]) -> None:
         ("hyper=trace,warn", "warn"),
     ],
 )
-def test_the_log_level_as_0_2_1_took_it(text: str, level: str) -> None:
+def test_log_levels_of_0_2_1(text: str, level: str) -> None:
     settings, notes = sources.load({}, {**ENV, "INFERD_LOG": text}, serving=False)
     assert (settings.log_level, notes) == (level, [])
 
@@ -289,7 +289,7 @@ def test_as_0_2_1_a_missing_config_file_is_a_warning_and_lines_are_long(tmp_path
     assert sources.read({}, ENV).settings.max_frame_bytes == 65536
 
 
-def test_numbers_that_0_2_1_took(tmp_path: Path) -> None:
+def test_numbers_of_0_2_1(tmp_path: Path) -> None:
     env = {**ENV, "INFERD_N_CTX": "0", "INFERD_READY_TIMEOUT_SECS": "0", "INFERD_ACTIVE_PERMITS": "1000"}
     settings, _ = sources.load({}, env, serving=False)
     assert (settings.n_ctx, settings.ready_timeout_secs, settings.active_permits) == (0, 0, 1000)
@@ -361,7 +361,7 @@ def test_a_flag_overrides_exclusive_options_of_lower_precedence() -> None:
 # Secrets.
 
 
-def test_a_secret_is_shown_by_nothing(tmp_path: Path) -> None:
+def test_a_secret_is_never_shown(tmp_path: Path) -> None:
     result = sources.read({"api_key": Secret("hunter22")}, ENV)
     assert result.settings.api_key is not None
     assert result.settings.api_key.reveal() == "hunter22"

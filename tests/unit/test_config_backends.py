@@ -135,7 +135,7 @@ def test_the_daemon_still_learns_its_sockets_from_such_options() -> None:
 # Options over a file.
 
 
-def test_an_option_is_laid_over_the_first_entry_of_its_kind(tmp_path: Path) -> None:
+def test_an_option_overrides_the_first_entry_of_its_kind(tmp_path: Path) -> None:
     second = {**OPENAI, "name": "second"}
     path = tmp_path / "config.json"
     path.write_text(json.dumps({"backends": [{"kind": "mock", "name": "m"}, OPENAI, second]}))

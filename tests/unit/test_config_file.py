@@ -35,7 +35,7 @@ def problem(tmp_path: Path, content: object) -> str:
 # The file.
 
 
-def test_an_absent_default_file_is_fine_and_a_named_one_is_not(tmp_path: Path) -> None:
+def test_only_a_named_file_must_exist(tmp_path: Path) -> None:
     assert sources.load({}, {"HOME": str(tmp_path)})[1] == []
     with pytest.raises(ConfigError, match="there is no such file"):
         sources.load({"config": tmp_path / "none.json"}, ENV)
@@ -150,7 +150,7 @@ def test_an_unknown_key_is_a_warning_with_the_nearest_known_one(tmp_path: Path) 
         )
 
 
-def test_a_key_that_belongs_elsewhere_is_sent_there(tmp_path: Path) -> None:
+def test_a_misplaced_key_names_its_section(tmp_path: Path) -> None:
     path = write(tmp_path, {**MOCK, "max_connections": 1, "engine": {"write_timeout_sec": 1, "thread": 1}})
     assert [note.rpartition(" ")[2] for note in sources.load({"config": path}, ENV)[1]] == [
         "`limits.max_connections`",
@@ -159,7 +159,7 @@ def test_a_key_that_belongs_elsewhere_is_sent_there(tmp_path: Path) -> None:
     ]
 
 
-def test_a_key_cannot_drive_the_terminal(tmp_path: Path) -> None:
+def test_a_key_cannot_control_the_terminal(tmp_path: Path) -> None:
     path = write(tmp_path, {**MOCK, "\x1b[31m\n": 1})
     (note,) = sources.load({"config": path}, ENV)[1]
     assert note.isprintable()
@@ -254,7 +254,7 @@ def test_entries_keep_their_order_and_fall_back_to_the_top_level(tmp_path: Path)
     assert notes == []
 
 
-def test_an_explicit_option_is_laid_over_the_first_llamacpp_entry(tmp_path: Path) -> None:
+def test_an_explicit_option_overrides_the_first_llamacpp_entry(tmp_path: Path) -> None:
     backends, notes = entries(tmp_path, {"model": "other", "n_ctx": 16})
     assert backends[1] == LlamaCppEntry(name="big", model=ModelSpec(name="other"), n_ctx=16, n_gpu_layers=-1)
     assert backends[2] == LlamaCppEntry(name="small", model=ModelSpec(name="s"), n_ctx=16)
@@ -282,7 +282,7 @@ def test_a_file_without_backends_means_the_default_model(tmp_path: Path, content
     assert [entry.kind for entry in chosen.backends] == ["mock"]
 
 
-def test_no_hint_is_better_than_an_absurd_one(tmp_path: Path) -> None:
+def test_dissimilar_keys_are_not_suggested(tmp_path: Path) -> None:
     path = write(tmp_path, {**MOCK, "xyzzy": 1})
     env = {**ENV, "INFERD_XYZZY": "1", "INFERD_QUEUE_DEPHT": "1"}
     assert [
@@ -325,7 +325,7 @@ def test_the_schema_has_a_dialect_and_knows_every_key() -> None:
     assert all("kind" in shape["properties"] for shape in tagged)
 
 
-def test_an_entry_may_have_names_a_prompt_and_wait_to_be_named(tmp_path: Path) -> None:
+def test_an_entry_may_have_names_a_prompt_and_no_preload(tmp_path: Path) -> None:
     first = {"kind": "mock", "name": "m"}
     more = {
         "aliases": ["big"],

@@ -118,7 +118,7 @@ def test_the_progress_of_a_download(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "\u202e" not in stream.getvalue()
 
 
-def test_the_log_that_people_read_with_cat(tmp_path: Path) -> None:
+def test_the_log(tmp_path: Path) -> None:
     activity = log.setup("info", tmp_path, stderr=False)
     log.get("x").info("event", error=HOSTILE)
     activity.close()

@@ -373,7 +373,7 @@ async def test_a_required_call_is_made_and_fits_its_schema() -> None:
         assert not done.tool_missing
 
 
-async def test_a_required_call_that_finds_no_room_is_said_to_be_missing() -> None:
+async def test_a_required_call_without_room_is_reported_missing() -> None:
     async with backend() as engine:
         asked = request(tools=(WEATHER,), tool_choice="required", max_tokens=3)
         events, done = await collect(engine, asked)

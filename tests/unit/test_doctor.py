@@ -69,7 +69,7 @@ def test_doctor_for_people(quick_doctor: Path, capsys: pytest.CaptureFixture[str
         ("import time; time.sleep(60)", "did not load within"),
     ],
 )
-def test_doctor_survives_its_engine(
+def test_doctor_survives_a_crash_of_the_engine(
     code: str, detail: str, home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doctor, "_ENGINE_CODE", code)

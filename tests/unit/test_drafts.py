@@ -36,7 +36,7 @@ FLAT = [10.0] * 20
 STEEP = [10.0 * rows for rows in range(1, 21)]
 
 
-def test_text_that_comes_again_is_drafted_from_where_it_stood(model: Model) -> None:
+def test_repeated_text_is_drafted_from_its_earlier_place(model: Model) -> None:
     drafter = Drafter(model)
     assert drafter.look([*TEXT, 99]) == []
     assert drafter.look([*TEXT, 99, 11, 12, 13])[:5] == [14, 15, 16, 17, 18]
@@ -62,7 +62,7 @@ def test_forced_tokens_go_first(model: Model) -> None:
     assert Drafter(model).look([11, 12, 13, 14, 11, 12, 13], [7, 8]) == [7, 8]
 
 
-def test_as_much_is_computed_as_steps_are_faster_with(model: Model) -> None:
+def test_drafts_are_as_long_as_they_speed_up_a_step(model: Model) -> None:
     drafter = Drafter(model)
     drafter.look(TEXT, TEXT)
     assert drafter.worth(steps_cost(*FLAT), 1, 1, 15) == len(TEXT)
@@ -87,7 +87,7 @@ def test_drafts_shrink_with_the_sequences_and_slow_none_of_them(model: Model) ->
     assert drafter.worth(steps_cost(*[10 + rows for rows in range(20)]), 2, 2, 15) == 0
 
 
-def test_drafts_that_do_not_come_true_end_and_return_when_they_would(model: Model) -> None:
+def test_rejected_drafts_stop_and_return_when_they_would_be_accepted(model: Model) -> None:
     rng = random.Random(1)
     drafter, tokens = Drafter(model), [*range(100, 140)]
     for _ in range(60):  # three known tokens, and another one than the time before

@@ -51,12 +51,12 @@ def test_a_family_is_known_by_architecture_and_name(
         ("gemma3", "Gemma 3 270m"),
     ],
 )
-def test_other_models_want_none(architecture: str, name: str) -> None:
+def test_other_models_get_no_prefix(architecture: str, name: str) -> None:
     assert prefixes(architecture, name) == {}
 
 
 @pytest.mark.parametrize("known", [("gemma-embedding", ""), ("bert", "e5"), ("nomic-bert", "nomic embed")])
-def test_a_family_that_marks_everything_knows_every_task(known: tuple[str, str]) -> None:
+def test_a_family_with_all_prefixes_knows_every_task(known: tuple[str, str]) -> None:
     assert set(prefixes(*known)) == set(TASKS)
 
 

@@ -69,7 +69,7 @@ async def test_descriptors_come_with_their_message() -> None:
         HEADER.pack(0, 0, 1, 1),  # a descriptor is announced and none is there
     ],
 )
-async def test_a_peer_that_breaks_the_rules_is_left(data: bytes) -> None:
+async def test_a_peer_that_violates_the_protocol_is_disconnected(data: bytes) -> None:
     ours, theirs = socket.socketpair()
     end = End(ours)
     with closing(theirs):

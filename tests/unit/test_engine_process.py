@@ -154,7 +154,7 @@ async def test_a_file_that_is_not_a_model_is_refused(tmp_path: Path) -> None:
             pass
 
 
-async def test_a_load_can_be_given_up() -> None:
+async def test_a_load_can_be_cancelled() -> None:
     begun = asyncio.Event()
 
     async def load() -> None:
@@ -195,7 +195,7 @@ async def test_a_request_between_two_processes_waits_for_the_second() -> None:
         assert (await finish(await model.generate(ask(max_tokens=2)))).stop_reason == "length"
 
 
-async def test_one_that_no_longer_waits_can_be_cancelled_between_two_processes() -> None:
+async def test_a_request_can_be_cancelled_between_two_processes() -> None:
     async with hosted() as model:
         os.kill(pid_of(model), signal.SIGKILL)
         await until(lambda: restarts_of(model) == 1)
@@ -286,7 +286,7 @@ async def test_a_restart_loads_the_descriptor_not_the_path(tmp_path: Path) -> No
 # When it hangs.
 
 
-async def test_a_stopped_process_is_a_hung_one() -> None:
+async def test_a_stopped_process_counts_as_hung() -> None:
     async with hosted(patience=Patience(slow_secs=2, hang_secs=8)) as model:
         stream = await begin(model, ask())
         first = pid_of(model)
@@ -305,7 +305,7 @@ async def test_a_cancel_is_answered_even_if_the_process_hangs() -> None:
         assert (await finish(stream)).stop_reason == "cancelled"
 
 
-async def test_a_stopped_process_cannot_hold_the_end() -> None:
+async def test_a_stopped_process_cannot_block_the_shutdown() -> None:
     async with hosted() as model:
         pid = pid_of(model)
         os.kill(pid, signal.SIGSTOP)

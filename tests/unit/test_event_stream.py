@@ -32,19 +32,19 @@ def test_a_recorded_message() -> None:
     assert data.startswith(b'{"choices":[{"index":0,"message":{"role":"assistant","content":"I"}')
 
 
-def test_bytes_come_as_they_like() -> None:
+def test_any_chunking_gives_the_same_messages() -> None:
     stream = chunk(b"one") + RECORDED + chunk(b"two")
     assert fed(*(stream[i : i + 1] for i in range(len(stream)))) == fed(stream)
     assert fed(stream)[::2] == [b"one", b"two"]
 
 
-def test_messages_that_carry_no_event_are_passed_over() -> None:
+def test_messages_without_an_event_are_skipped() -> None:
     other = message({":event-type": "initial-response", ":message-type": "event"}, b"{}")
     assert fed(other + chunk(b"one")) == [b"one"]
 
 
 @cases("at", [0, 7, 9, 20, 100, -1])
-def test_a_bit_that_flipped_is_noticed(at: int) -> None:
+def test_a_flipped_bit_is_detected(at: int) -> None:
     damaged = bytearray(chunk(b"one" * 40))
     damaged[at] ^= 1
     with pytest.raises(BackendInternal, match="damaged"):
@@ -68,6 +68,6 @@ def unsound_header() -> bytes:
         message({":event-type": "chunk", ":message-type": "event"}, b'{"p":' + b"[" * 100_000),
     ],
 )
-def test_sound_checksums_do_not_make_sense_of_nonsense(data: bytes) -> None:
+def test_malformed_messages_with_valid_checksums_are_refused(data: bytes) -> None:
     with pytest.raises(BackendInternal, match="damaged"):
         fed(data)

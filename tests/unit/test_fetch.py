@@ -297,7 +297,7 @@ class TestOthers:
         }
         assert [manifest.name for manifest in store.list()] == ["tiny"]
 
-    def test_two_names_of_one_blob_do_not_meet(self, store: ModelStore, good: str) -> None:
+    def test_two_names_of_one_blob_do_not_collide(self, store: ModelStore, good: str) -> None:
         errors: list[BaseException] = []
 
         def one(name: str) -> None:

@@ -158,7 +158,7 @@ def test_a_missing_folder_is_reported(home: Path, capsys: Capture) -> None:
     assert cli.main(["import"]) == 2
 
 
-def test_where_each_program_keeps_its_models(tmp_path: Path) -> None:
+def test_the_folder_of_each_program(tmp_path: Path) -> None:
     home = {"HOME": str(tmp_path)}
     assert foreign.home_of("ollama", {**home, "OLLAMA_MODELS": "/m"}) == Path("/m")
     assert foreign.home_of("hub", {**home, "HF_HOME": "/h"}) == Path("/h/hub")

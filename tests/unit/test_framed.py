@@ -175,7 +175,7 @@ async def test_the_embed_socket_knows_lines_alone(path: Path) -> None:
 @pytest.mark.parametrize(
     "start", [b"\xff\xff\xff\xff\xff\xff", b"\x80\x07", b"\xff\xff\xff\x7f\x01", b"\x07\x03"]
 )
-async def test_bytes_of_neither_form_are_answered_in_the_form_of_lines(
+async def test_bytes_of_neither_form_are_answered_with_a_line(
     path: Path, surface: Surface[Any], start: bytes
 ) -> None:
     async with serving(path, surface=surface) as server:
@@ -277,9 +277,7 @@ async def test_invalid_json_closes_and_a_wrong_field_does_not(path: Path) -> Non
         ),
     ],
 )
-async def test_a_choice_of_tools_that_can_mean_nothing(
-    path: Path, more: dict[str, Any], message: str
-) -> None:
+async def test_an_impossible_tool_choice(path: Path, more: dict[str, Any], message: str) -> None:
     async with serving(path, surface=FramedSurface()) as server:
         client = await server.connect()
         await client.send(request(**more))
@@ -433,7 +431,7 @@ async def test_an_unknown_kind_is_refused_after_its_blob(path: Path) -> None:
         assert await frames.answer() == [TOKEN, DONE]
 
 
-async def test_a_client_that_does_not_go_on_with_its_blobs_is_dropped(
+async def test_a_client_that_stops_sending_its_blobs_is_dropped(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "PIECE_SECS", 0.01)
@@ -458,7 +456,7 @@ async def test_frames_follow_the_auth_line(surface: Surface[Any]) -> None:
 
 
 @SOCKETS
-async def test_frames_follow_an_auth_line_that_nothing_asked_for(path: Path, surface: Surface[Any]) -> None:
+async def test_frames_may_follow_an_unneeded_auth_line(path: Path, surface: Surface[Any]) -> None:
     async with serving(path, surface=surface) as server:
         client = await server.connect()
         await client.send(b'{"type":"auth","key":"k"}\n' + request())

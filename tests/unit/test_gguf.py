@@ -81,7 +81,7 @@ HUGE = 2**63
         header(1, 0, text(b"t") + struct.pack("<I", 99)),
     ],
 )
-def test_a_number_that_cannot_be_is_refused(data: bytes, tmp_path: Path) -> None:
+def test_an_impossible_number_is_refused(data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "model"
     path.write_bytes(data)
     with pytest.raises(ModelError, match="GGUF"):

@@ -69,7 +69,7 @@ class Asked(Patient):
         return await super().look()
 
 
-async def test_a_sick_one_that_leaves_its_pool_is_well() -> None:
+async def test_an_unhealthy_backend_that_leaves_its_pool_counts_as_healthy() -> None:
     gate = Gate()
     sick, other = Asked("sick", gate), Mock("other")
     sick.answer = Unavailable("gone")
@@ -97,7 +97,7 @@ async def test_a_sick_one_that_leaves_its_pool_is_well() -> None:
     assert slot.others == 0
 
 
-async def test_an_unexpected_failure_of_a_look_is_one_more_and_does_not_end_the_watch(
+async def test_an_unexpected_failure_of_a_check_counts_and_does_not_end_the_checks(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("inferd.serve.health.LOOK_SECS", 0.0)

@@ -92,7 +92,7 @@ def test_results_stay_after_their_calls() -> None:
     assert turned[4]["content"][0]["tool_call_id"] == second
 
 
-def test_a_history_that_cannot_be_is_refused_with_its_place() -> None:
+def test_an_impossible_history_is_refused_with_its_place() -> None:
     turns = Turns()
     with pytest.raises(BadField, match=r"messages\[1\] answers no tool call"):
         turns.result("c9", None, [], "messages[1]")
@@ -295,7 +295,7 @@ def test_state_is_refused() -> None:
     assert responses.read({"model": "m", "input": "hi", "previous_response_id": None, "store": True})
 
 
-def test_a_failed_response_says_when_a_repeat_is_useless() -> None:
+def test_a_failed_response_marks_errors_that_are_not_retryable() -> None:
     for kind, code in (
         ("prompt_too_long", "context_length_exceeded"),
         ("useless_answer", "invalid_prompt"),

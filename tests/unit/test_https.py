@@ -101,7 +101,7 @@ def leave(store: ModelStore, server: TlsServer, data: bytes, **mark: object) -> 
 
 
 class TestWell:
-    def test_it_comes_whole_and_nothing_else_is_left(self, store: ModelStore, server: TlsServer) -> None:
+    def test_it_is_complete_and_leaves_no_other_file(self, store: ModelStore, server: TlsServer) -> None:
         phases = Phases()
         pull(store, server.url, progress=phases)
         assert phases.names == ["checking_local", "download", "download"]
@@ -131,7 +131,7 @@ class TestWell:
         assert "hush" not in repr(sources.parse(f"{server.url}?signature=hush"))
 
     @pytest.mark.parametrize("text", ["https://localhost/m?signature=hush", "https://me:hush@localhost/m"])
-    def test_nor_is_it_when_it_fails(self, store: ModelStore, text: str) -> None:
+    def test_a_failure_does_not_show_the_query(self, store: ModelStore, text: str) -> None:
         phases = Phases()
         with Lock.acquire(store.blob_lock(DIGEST)) as other:
             phases.on["download"] = other.release
@@ -208,7 +208,7 @@ class TestBreakingOff:
         pull(store, server.url)
         assert len(server.requests) == 13
 
-    def test_a_server_that_always_begins_again_is_left_after_five_tries(
+    def test_a_server_that_always_restarts_is_given_up_after_five_tries(
         self, store: ModelStore, server: TlsServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(https, "GOOD_TRY_BYTES", 1024)
@@ -217,7 +217,7 @@ class TestBreakingOff:
         assert len(server.requests) == 5
 
     @pytest.mark.parametrize(("number", "tries"), [(socket.EAI_NONAME, 1), (socket.EAI_AGAIN, 5)])
-    def test_a_name_that_is_not_known_is_looked_up_again_only_if_it_may_be_later(
+    def test_only_a_temporary_resolver_error_is_retried(
         self, store: ModelStore, monkeypatch: pytest.MonkeyPatch, number: int, tries: int
     ) -> None:
         asked: list[object] = []
@@ -241,7 +241,7 @@ class TestBreakingOff:
         assert "the proxy that the environment names cannot be used: " in reason
         assert "hush" not in reason
 
-    def test_an_etag_that_cannot_be_sent_back_is_none(self, store: ModelStore, server: TlsServer) -> None:
+    def test_a_non_ascii_etag_is_ignored(self, store: ModelStore, server: TlsServer) -> None:
         server.etag = '"\xe9"'
         server.plan = [cut(HALF)]
         pull(store, server.url)
@@ -260,9 +260,7 @@ class TestBreakingOff:
         pull(store, server.url)
         assert len(server.requests) == 3
 
-    def test_the_patience_that_a_server_asks_for_has_an_end(
-        self, store: ModelStore, server: TlsServer
-    ) -> None:
+    def test_retry_after_is_capped(self, store: ModelStore, server: TlsServer) -> None:
         server.plan = [status(429, Retry_After="9" * 4000), status(429, Retry_After=3600)]
         assert "429 Too Many Requests and wants 3600 s of patience; try again later" in fail(
             store, server.url
@@ -285,14 +283,16 @@ class TestBreakingOff:
         assert reason in fail(store, server.url)
         assert len(server.requests) == 1
 
-    def test_the_next_source_is_next(self, store: ModelStore, server: TlsServer, other: TlsServer) -> None:
+    def test_a_failure_continues_with_the_next_source(
+        self, store: ModelStore, server: TlsServer, other: TlsServer
+    ) -> None:
         server.plan = [status(404)]
         pull(store, server.url, other.url)
         assert other.ranges == [None]
 
 
 class TestLies:
-    def test_a_file_of_another_size_is_not_even_begun(self, store: ModelStore, server: TlsServer) -> None:
+    def test_a_file_of_another_size_is_not_downloaded(self, store: ModelStore, server: TlsServer) -> None:
         server.plan = [plain(CONTENT[:HALF], Content_Length=HALF)]
         assert f"it has {HALF} bytes, but the model has {SIZE}" in fail(store, server.url)
         assert files(store.home) == LOCKS
@@ -343,12 +343,16 @@ class TestLies:
 
 
 class TestChanged:
-    def test_a_server_that_ignores_ranges_begins_again(self, store: ModelStore, server: TlsServer) -> None:
+    def test_a_server_that_ignores_ranges_restarts_the_download(
+        self, store: ModelStore, server: TlsServer
+    ) -> None:
         server.plan = [cut(HALF), ignoring_ranges]
         pull(store, server.url)
         assert server.ranges == [None, f"bytes={HALF}-"]
 
-    def test_a_new_version_on_the_server_begins_again(self, store: ModelStore, server: TlsServer) -> None:
+    def test_a_new_version_on_the_server_restarts_the_download(
+        self, store: ModelStore, server: TlsServer
+    ) -> None:
         leave(store, server, EVIL[:HALF])
         server.etag = '"two"'
         pull(store, server.url)
@@ -366,7 +370,7 @@ class TestChanged:
         ],
         ids=["etag", "size", "start", "malformed", "none"],
     )
-    def test_a_part_of_something_else_is_not_taken(
+    def test_a_range_of_another_file_is_refused(
         self, store: ModelStore, server: TlsServer, headers: dict[str, str]
     ) -> None:
         server.plan = [cut(HALF), plain(EVIL[HALF:], 206, Content_Length=HALF, **headers)]
@@ -591,7 +595,7 @@ class TestNames:
         assert "pass" not in str(caught.value)
 
     @pytest.mark.parametrize("host", ["a..b", "x" * 70, "xn--", "..."])
-    def test_a_host_that_cannot_be_one_is_refused(self, store: ModelStore, host: str) -> None:
+    def test_an_invalid_host_is_refused(self, store: ModelStore, host: str) -> None:
         assert f"from https://{host}/m: it is not of the form https://HOST/PATH" in fail(
             store, f"https://{host}/m"
         )
@@ -602,7 +606,7 @@ class TestNames:
             sources.parse("hf:org/repo/m.gguf")
 
     @pytest.mark.parametrize("token", ["hush\nX-Other: 1", "h\xfcsh"])
-    def test_a_token_that_is_none_is_refused_and_not_shown(
+    def test_an_invalid_token_is_refused_and_not_shown(
         self, monkeypatch: pytest.MonkeyPatch, token: str
     ) -> None:
         monkeypatch.setenv("HF_TOKEN", token)

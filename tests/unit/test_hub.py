@@ -101,7 +101,7 @@ def test_an_ambiguous_name_lists_the_choices(
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b'{"sha":"x","siblings":[]}', b"[" * 100_000])
-def test_a_list_that_is_none_is_refused(server: TlsServer, body: bytes) -> None:
+def test_a_malformed_list_is_refused(server: TlsServer, body: bytes) -> None:
     def behave(answer: Answer) -> None:
         answer.head(200, Content_Length=len(body))
         answer.send(body)

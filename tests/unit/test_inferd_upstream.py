@@ -151,7 +151,7 @@ def test_no_field_is_left_out() -> None:
     }
 
 
-async def test_a_request_for_text_is_asked_to_answer_at_once_and_to_end(short_dir: Path) -> None:
+async def test_a_text_request_disables_thinking_and_has_a_limit(short_dir: Path) -> None:
     backend = Recorder()
     async with behind(short_dir / "s", backend) as (_, upstream):
         async for _event in await upstream.generate(GenerateRequest(messages=CONVERSATION[:1])):
@@ -231,7 +231,7 @@ def test_every_code_is_passed_on() -> None:
     assert (full.retry_after_secs, full.counts, full.elsewhere) == (2.0, False, True)
 
 
-async def test_a_daemon_that_is_not_there(short_dir: Path) -> None:
+async def test_no_daemon(short_dir: Path) -> None:
     upstream = Inferd(InferdEntry(name="up", address=str(short_dir / "none")))
     await upstream.start()
     with pytest.raises(Unavailable):

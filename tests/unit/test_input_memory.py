@@ -90,7 +90,7 @@ async def refused(client: Client, request_id: str) -> None:
 
 
 @both_loops
-async def test_clients_that_keep_the_last_byte_hold_no_more_than_the_budget(path: Path) -> None:
+async def test_clients_that_withhold_the_last_byte_stay_within_the_budget(path: Path) -> None:
     async with serving(path, surface=BlockSurface(), max_input_memory_bytes=4 * MIB) as server:
         holding = [await server.connect() for _ in range(2)]
         for client in holding:

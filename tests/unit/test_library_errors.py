@@ -80,7 +80,7 @@ sys.exit(code)
 """
 
 
-def test_a_stop_signal_in_the_last_moment_ends_with_0_too(short_dir: Path) -> None:
+def test_a_late_stop_signal_exits_with_0(short_dir: Path) -> None:
     env = {"HOME": str(short_dir), "XDG_RUNTIME_DIR": str(short_dir), "INFERD_BACKEND": "mock"}
     env |= {"PYTHONPATH": ":".join(sys.path), "INFERD_IMPL": "python"}
     assert subprocess.run([sys.executable, "-c", STOPPED], env=env, timeout=100).returncode == 0

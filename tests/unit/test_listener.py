@@ -64,7 +64,7 @@ def test_the_socket_has_its_mode_and_group_before_it_listens(
     assert seen == [(0o660, os.getgid())]
 
 
-def test_a_link_that_takes_the_place_of_a_fresh_socket_leads_nowhere(
+def test_a_link_swapped_for_a_fresh_socket_is_not_followed(
     short_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     victim = short_dir / "victim"
@@ -276,7 +276,7 @@ async def test_errors_of_accept_do_not_end_the_listening(
 
 
 @both_loops
-async def test_stopping_during_a_rest_is_final(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_stopping_during_a_pause_is_final(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listener, "BACKOFF_SECS", 0.01)
     bound = bind.bind_unix(short_dir / "s", 0o660)
     flaky = Flaky(bound.sock, OSError(errno.EMFILE, "too many"))
@@ -328,7 +328,7 @@ async def test_every_change_of_the_number_is_reported(short_dir: Path) -> None:
 
 
 @both_loops
-async def test_a_crowd_that_comes_and_goes_leaves_nothing(short_dir: Path) -> None:
+async def test_many_short_connections_leak_nothing(short_dir: Path) -> None:
     async with serving(short_dir / "s", max_connections=1000) as server:
 
         def crowd() -> None:

@@ -125,7 +125,7 @@ async def test_a_penalty_holds_for_the_last_64_tokens(tiny_llama: Path) -> None:
     assert penalised[65:] == penalised[:2]
 
 
-async def test_a_grammar_holds_however_much_the_model_would_say_otherwise() -> None:
+async def test_a_grammar_overrides_the_models_preference() -> None:
     async with backend() as engine:
         grammar = 'root ::= [0-9]{3} "-" ("yes" | "no")'
         text, done = await answer(engine, "Tell me a long story.", grammar=grammar)
@@ -188,7 +188,7 @@ NO_REPETITIONS = [
 ]
 
 
-async def test_a_repetition_that_cannot_be_is_refused_before_the_grammar_is_read() -> None:
+async def test_an_impossible_repetition_is_refused_before_the_grammar_is_parsed() -> None:
     async with backend(n_parallel=1) as engine:
         for grammar, reason in NO_REPETITIONS:
             with pytest.raises(InvalidRequest, match=reason):
@@ -317,7 +317,7 @@ async def test_a_waiting_request_can_leave_before_its_turn() -> None:
             assert done.usage.completion_tokens == 0
 
 
-async def test_prompts_interrupted_in_the_middle_leave_their_neighbour_unharmed() -> None:
+async def test_an_interrupted_prompt_does_not_affect_its_neighbour() -> None:
     async with backend(n_parallel=2) as engine:
         alone, _ = await answer(engine, "Why is the sky blue?", 60)
         neighbour = await engine.generate(ask("Why is the sky blue?", 60))
@@ -357,7 +357,7 @@ async def test_a_shared_cache_that_is_full_ends_the_youngest_request_only() -> N
         assert (await answer(engine, "Hi", 3))[1].usage.completion_tokens == 3
 
 
-async def test_an_engine_that_is_closed_takes_nothing_more() -> None:
+async def test_a_closed_engine_refuses_requests() -> None:
     async with backend(n_parallel=1) as engine:
         open_stream = await engine.generate(ask("Tell me a long story.", 800))
     with pytest.raises(NotReady):
@@ -427,7 +427,7 @@ def test_loading_reports_its_progress() -> None:
     assert phases[-1] == ("kv_cache", {"n_ctx": 256})
 
 
-def test_a_gpu_that_is_required_and_missing_is_said_so() -> None:
+def test_a_required_missing_gpu_is_reported() -> None:
     if any(kind in ("gpu", "igpu") for kind, *_ in _llama.devices()):
         pytest.skip("this machine has a GPU")
     with pytest.raises(ModelError, match="require-gpu"):

@@ -31,7 +31,7 @@ def path(tmp_path: Path) -> Path:
 
 
 class TestLock:
-    def test_a_second_one_is_refused_until_the_first_lets_go(self, path: Path) -> None:
+    def test_a_second_lock_is_refused_until_the_first_is_released(self, path: Path) -> None:
         first = Lock.acquire(path)
         with pytest.raises(LockHeld) as caught:
             Lock.acquire(path)
@@ -57,7 +57,7 @@ class TestLock:
         assert holder(path) is None
         assert holder(path.with_name("none")) is None
 
-    def test_it_ends_with_its_process_however_that_ends(self, path: Path) -> None:
+    def test_it_ends_with_its_process(self, path: Path) -> None:
         with subprocess.Popen(
             [sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         ) as process:
@@ -175,7 +175,7 @@ class TestPlaces:
 
 
 class TestDirectories:
-    def test_missing_ones_are_made_private_and_others_left_alone(self, tmp_path: Path) -> None:
+    def test_missing_parents_are_private_and_existing_ones_unchanged(self, tmp_path: Path) -> None:
         (tmp_path / "old").mkdir()
         (tmp_path / "old").chmod(0o755)
         old = os.umask(0)
@@ -192,7 +192,7 @@ class TestDirectories:
             ensure_private_dir(tmp_path / "file")
 
     @pytest.mark.parametrize("through_a_link", [False, True])
-    def test_one_that_belongs_to_another_user_is_refused(
+    def test_a_directory_of_another_user_is_refused(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, through_a_link: bool
     ) -> None:
         place = tmp_path / "place"

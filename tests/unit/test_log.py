@@ -169,7 +169,7 @@ class TestEvents:
         )
         assert second["msg"] == "second"
 
-    def test_a_stalled_sink_costs_records_and_not_memory(
+    def test_a_stalled_sink_drops_records_and_uses_no_memory(
         self, setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(log, "MAX_QUEUED", 10)
@@ -217,7 +217,9 @@ class TestText:
         monkeypatch.setenv("NO_COLOR", "1")
         assert "\x1b" not in self.lines(monkeypatch, True)
 
-    def test_a_value_cannot_move_the_terminal_or_forge_a_line(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_value_cannot_control_the_terminal_or_forge_a_line(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         text = self.lines(monkeypatch, False, a="\x1b[2J\nERROR forged", b="\x9b2J", c="\u202eabc")
         assert text.count("\n") == 1
         assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", text)
@@ -477,7 +479,7 @@ os.write(2, b"last of stderr\\n")
         assert event.endswith("number=1999")
         assert (first, second) == ("last of stdout", "last of stderr")
 
-    def test_a_file_that_a_person_chose_is_left(self, tmp_path: Path) -> None:
+    def test_a_file_chosen_by_the_user_is_kept(self, tmp_path: Path) -> None:
         output = tmp_path / "mine.log"
         self.run(tmp_path, output, 500)
         assert output.read_text().count("x: event") == 500

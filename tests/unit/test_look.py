@@ -36,7 +36,7 @@ async def ask(server: RemoteServer) -> int | None:
 
 
 @cases("status", [301, 400, 404, 429, 501])
-async def test_a_server_that_only_refuses_the_path_runs(remote: Start, status: int) -> None:
+async def test_a_server_that_refuses_only_the_path_counts_as_up(remote: Start, status: int) -> None:
     server = remote(says(status, 200))
     assert await ask(server) == 3
     assert [request.path for request in server.requests] == ["/health", "/v1/models", "/metrics"]
@@ -45,8 +45,6 @@ async def test_a_server_that_only_refuses_the_path_runs(remote: Start, status: i
 
 
 @pytest.mark.parametrize(("health", "models"), [(503, 200), (404, 502)])
-async def test_a_server_that_says_that_it_fails_does_not_serve(
-    remote: Start, health: int, models: int
-) -> None:
+async def test_a_server_that_reports_failure_counts_as_down(remote: Start, health: int, models: int) -> None:
     with pytest.raises(Unavailable, match=f"does not serve: status {max(health, models)}"):
         await ask(remote(says(health, models)))

@@ -197,7 +197,7 @@ async def test_a_refusal_of_a_backend_is_not_its_failure(path: Path) -> None:
         assert seen(server)["metrics"]["backends"]["mock"]["errors"] == {}
 
 
-async def test_those_that_run_longest_come_first(path: Path) -> None:
+async def test_the_longest_running_requests_come_first(path: Path) -> None:
     gate = Gate()
     async with serving(path, Mock(pace=gate), active_permits=5) as server:
         clients = [await server.connect() for _ in range(5)]

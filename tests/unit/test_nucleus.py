@@ -29,7 +29,7 @@ def test_the_same_candidates_as_by_sorting(spread: float) -> None:
             assert all(logit <= least for token, logit in enumerate(logits) if token not in ours)
 
 
-def test_the_candidates_are_as_few_as_reach_the_probability() -> None:
+def test_the_fewest_candidates_that_reach_the_probability() -> None:
     logits = row(50_000, 3.0, 1)
     weights = [math.exp(logit) for logit in logits]
     for top_p in (0.3, 0.95, 0.999):
@@ -38,7 +38,7 @@ def test_the_candidates_are_as_few_as_reach_the_probability() -> None:
         assert sum(kept) - min(kept) < (top_p + 1e-6) * sum(weights)
 
 
-def test_equal_logits_and_tokens_that_may_not_come() -> None:
+def test_equal_logits_and_excluded_tokens() -> None:
     assert sorted(nucleus(array("f", [1.0] * 100), 0.5)) == list(range(50))
     assert nucleus(array("f", [-math.inf, 2.0, -math.inf]), 0.95) == [1]
     assert nucleus(array("f", [-1e30, 0.0] * 40), 1e-6) == [1]

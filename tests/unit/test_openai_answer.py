@@ -61,7 +61,7 @@ def test_text_and_thinking_in_their_order() -> None:
         ("tool_calls", "end"),
     ],
 )
-def test_reasons_to_stop(reason: str, meaning: str) -> None:
+def test_stop_reasons(reason: str, meaning: str) -> None:
     assert last(delta(content="x"), finish(reason)).stop_reason == meaning
 
 
@@ -69,7 +69,7 @@ def test_without_a_finish_reason_the_answer_does_not_end() -> None:
     assert read(delta(content="x"), usage(1, 1)) == [Text("x")]
 
 
-def test_without_counts_each_piece_counts() -> None:
+def test_without_usage_each_chunk_counts_as_a_token() -> None:
     assert last(delta(content="a"), delta(reasoning="b"), finish("stop")).usage == Usage(0, 2)
 
 

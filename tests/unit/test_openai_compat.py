@@ -127,7 +127,7 @@ async def test_one_byte_at_a_time(remote: Start) -> None:
 
 
 @pytest.mark.parametrize("large", [True, False])
-async def test_images_travel_as_data_urls(
+async def test_images_are_sent_as_data_urls(
     remote: Start, monkeypatch: pytest.MonkeyPatch, large: bool
 ) -> None:
     """Large ones are made off the event loop."""
@@ -464,7 +464,7 @@ async def test_too_many_dimensions(remote: Start) -> None:
         await embed(remote, vectors([3.0, 4.0, 12.0]), dimensions=4)
 
 
-async def test_many_vectors_are_read_aside(remote: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_large_response_is_parsed_in_a_thread(remote: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_ASIDE_BYTES", 1)
     assert await embed(remote, vectors([0.0, 2.0])) == (array("f", [0.0, 1.0]), 2, 0)
 
@@ -484,7 +484,7 @@ async def test_many_vectors_are_read_aside(remote: Start, monkeypatch: pytest.Mo
         b'{"data":[{"index":0,"embedding":[1]}],"usage":{"prompt_tokens":-1}}',
     ],
 )
-async def test_vectors_that_are_none(remote: Start, body: bytes) -> None:
+async def test_malformed_vectors(remote: Start, body: bytes) -> None:
     with pytest.raises(BackendInternal, match="sent an answer that cannot be read"):
         await embed(remote, lambda exchange: exchange.whole(200, body))
 
@@ -516,14 +516,14 @@ async def test_scores_come_in_the_order_of_the_documents(remote: Start) -> None:
         [{"index": 0, "relevance_score": 1}, {"index": 1, "relevance_score": None}],
     ],
 )
-async def test_scores_that_are_none(remote: Start, results: list[dict[str, Any]]) -> None:
+async def test_malformed_scores(remote: Start, results: list[dict[str, Any]]) -> None:
     server = remote(lambda exchange: exchange.whole(200, orjson.dumps({"results": results})))
     async with backend(server, rerank=True) as far:
         with pytest.raises(BackendInternal):
             await far.rank(RankRequest("q", ("a", "b")))
 
 
-async def test_a_server_that_makes_neither(remote: Start) -> None:
+async def test_a_server_without_vectors_and_scores(remote: Start) -> None:
     async with backend(remote(lambda exchange: exchange.whole(501, b"")), embed=True, rerank=True) as far:
         with pytest.raises(EmbedUnsupported):
             await far.embed(EmbedRequest(inputs=("a",)))

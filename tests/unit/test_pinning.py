@@ -71,7 +71,7 @@ def bring(store: ModelStore, spec: CatalogueModel | ModelSpec) -> None:
 
 
 class TestFile:
-    def test_it_is_hashed_and_called_after_itself(self, store: ModelStore, tmp_path: Path) -> None:
+    def test_it_is_hashed_and_named_after_its_file(self, store: ModelStore, tmp_path: Path) -> None:
         path = tmp_path / "My Model.gguf"
         path.write_bytes(GGUF)
         assert pinned(store, f"file:{path}") == CatalogueModel(

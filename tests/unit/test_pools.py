@@ -110,7 +110,7 @@ def test_load_counts_the_requests_of_other_daemons() -> None:
     assert [fleet.name() for _ in range(4)] == ["r2", "r1", "r2", "r0"]
 
 
-def test_a_sick_one_gets_nothing() -> None:
+def test_an_unhealthy_backend_gets_no_request() -> None:
     fleet = Fleet(8, 8)
     fleet.slot("r0").healthy = False
     assert [fleet.name() for _ in range(2)] == ["r1", "r1"]
@@ -278,7 +278,7 @@ async def test_users_take_turns_at_the_places_of_a_pool() -> None:
     assert "".join(served) == "ababa"
 
 
-async def test_the_second_try_is_first_in_line_and_never_refused() -> None:
+async def test_a_retry_is_first_in_the_queue_and_never_refused() -> None:
     fleet = Fleet(1)
     fleet.remote[0].is_ready = False
     admission = Admission(1, 1)

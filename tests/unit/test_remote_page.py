@@ -121,7 +121,7 @@ def test_failures_and_their_faults() -> None:
             assert (isinstance(error, BackendError) and error.counts) == (counts == "yes"), what
 
 
-def test_the_reason_for_a_refusal_is_the_clients_and_no_other() -> None:
+def test_the_reason_for_a_refusal_goes_to_the_client_only() -> None:
     (refused,) = statuses(400)
     assert "why" in str(refused)
     assert refused.fault == "client"  # which keeps it out of the log

@@ -230,7 +230,7 @@ async def test_a_busy_model_ends_its_requests_first_and_gets_no_further_ones(tmp
     await home.models.close()
 
 
-async def test_a_model_that_gave_way_in_vain_serves_on(tmp_path: Path) -> None:
+async def test_a_model_keeps_serving_if_its_replacement_is_cancelled(tmp_path: Path) -> None:
     home = Home(tmp_path, active_permits=1)
     need = home.need("a")
     home.models.settings = Settings(

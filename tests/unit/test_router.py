@@ -196,7 +196,7 @@ def test_an_inconclusive_probe_allows_another(clock: Clock, error: BaseException
         assert refused(router)  # it is a probe again: the breaker was neither closed nor opened
 
 
-def test_requests_from_before_the_opening_say_nothing_new(clock: Clock) -> None:
+def test_requests_from_before_the_opening_do_not_count(clock: Clock) -> None:
     router = Router([Mock()], clock)
     early, late = router.dispatch(), router.dispatch()
     early.__enter__()
@@ -293,7 +293,7 @@ def test_a_breaker_reports_its_states(clock: Clock) -> None:
 # Replacing the backends.
 
 
-async def test_a_request_ends_on_the_backend_that_it_began_on(clock: Clock) -> None:
+async def test_a_request_stays_on_its_backend(clock: Clock) -> None:
     old, new = Mock("old"), Mock("new")
     router = Router([old], clock)
     with router.dispatch() as backend, router.dispatch():

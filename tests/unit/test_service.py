@@ -78,7 +78,7 @@ def test_the_units_give_up_privileges() -> None:
     assert "MemoryDenyWriteExecute" not in section(units.user_unit(COMMAND, gpu=True))
 
 
-def test_a_crash_is_followed_by_a_start_and_a_refusal_is_not() -> None:
+def test_restarts_after_a_crash_but_not_after_a_refusal() -> None:
     for unit in (units.user_unit(COMMAND), units.system_unit(COMMAND)):
         found = section(unit)
         assert (found["Restart"], found["RestartPreventExitStatus"]) == ("on-failure", "1 2")
@@ -101,7 +101,7 @@ def test_the_property_list_says_the_same() -> None:
 
 
 @pytest.mark.skipif(shutil.which("plutil") is None, reason="plutil is not installed")
-def test_plutil_takes_the_property_list(tmp_path: Path) -> None:
+def test_plutil_accepts_the_property_list(tmp_path: Path) -> None:
     (tmp_path / "agent.plist").write_bytes(units.launch_agent(COMMAND, Path("/log")))
     subprocess.run(["plutil", "-lint", str(tmp_path / "agent.plist")], check=True)
 
@@ -119,7 +119,7 @@ def analyze(*arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([program, *arguments], capture_output=True, text=True, env=environment, check=False)
 
 
-def test_systemd_takes_the_units(tmp_path: Path) -> None:
+def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     (tmp_path / "inferd.service").write_text(units.system_unit(COMMAND))
     done = analyze("verify", str(tmp_path / "inferd.service"), home=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")

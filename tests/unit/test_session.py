@@ -128,7 +128,7 @@ async def test_carriage_return_and_white_space_around_the_object_are_tolerated(p
 # The end of the input.
 
 
-async def test_end_of_input_between_frames_closes_without_a_word(path: Path) -> None:
+async def test_end_of_input_between_frames_closes_silently(path: Path) -> None:
     async with serving(path) as server:
         client = await server.connect()
         await client.send(ask())
@@ -136,7 +136,7 @@ async def test_end_of_input_between_frames_closes_without_a_word(path: Path) -> 
         assert await client.rest() == TOKEN + DONE
 
 
-async def test_end_of_input_at_once_closes_without_a_word(path: Path) -> None:
+async def test_end_of_input_at_once_closes_silently(path: Path) -> None:
     async with serving(path) as server:
         client = await server.connect()
         client.finish_sending()

@@ -210,7 +210,7 @@ async def test_the_end_of_the_input_within_the_bytes(path: Path, sent: int) -> N
         assert await client.rest() == b""
 
 
-async def test_a_client_that_leaves_within_the_bytes_leaves_nothing(path: Path) -> None:
+async def test_a_client_that_leaves_within_the_bytes_leaks_nothing(path: Path) -> None:
     async with serving(path, surface=V2) as server:
         client = await server.connect()
         await client.send(show(1000) + b"x")
@@ -219,7 +219,7 @@ async def test_a_client_that_leaves_within_the_bytes_leaves_nothing(path: Path) 
         await until(lambda: not server.service.sessions)
 
 
-async def test_a_line_that_only_speaks_of_size_holds_nothing_up(path: Path) -> None:
+async def test_a_line_that_only_mentions_size_does_not_wait_for_bytes(path: Path) -> None:
     gate = Gate()
     async with serving(path, Mock(pace=gate), surface=V2) as server:
         client = await server.connect()

@@ -95,7 +95,7 @@ async def test_the_time_is_that_of_one_request(path: Path) -> None:
         assert await client.receive() == b""  # and from here on it takes too long
 
 
-async def test_silence_between_requests_is_none_of_it(path: Path) -> None:
+async def test_silence_between_requests_does_not_count(path: Path) -> None:
     clock = Clock()
     async with serving(path) as server:
         client = await server.connect()
@@ -224,7 +224,7 @@ KEY = "k" * 32
 
 
 @both_loops
-async def test_silent_strangers_take_no_place_from_the_holder_of_the_key() -> None:
+async def test_silent_clients_without_the_key_do_not_block_the_keyholder() -> None:
     async with serving("127.0.0.1:0", api_key=KEY, max_connections=2, max_strangers=4) as server:
         strangers = [await server.connect() for _ in range(12)]
         for stranger in strangers[:8]:  # each newcomer beyond four displaces the oldest
@@ -242,7 +242,7 @@ async def test_silent_strangers_take_no_place_from_the_holder_of_the_key() -> No
         await until(lambda: server.places.taken == 1)
 
 
-def test_of_the_strangers_the_oldest_of_the_host_with_the_most_makes_way() -> None:
+def test_the_oldest_unauthenticated_client_of_the_busiest_host_is_dropped() -> None:
     closed: list[str] = []
     strangers = Strangers(3)
     for name in ("a1", "b1", "b2", "c1", "b3"):
@@ -333,7 +333,7 @@ def events(directory: Path) -> list[dict[str, Any]]:
 
 
 @both_loops
-async def test_a_tcp_peer_that_is_silent_is_asked_whether_it_is_there() -> None:
+async def test_tcp_keepalive_is_on() -> None:
     async with serving("127.0.0.1:0") as server:
         await server.connect()
         await until(lambda: len(server.service.sessions) == 1)
@@ -348,7 +348,7 @@ async def test_a_tcp_peer_that_is_silent_is_asked_whether_it_is_there() -> None:
 
 
 @both_loops
-async def test_nothing_is_left_of_many_bad_clients(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_many_bad_clients_leak_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "PIECE_SECS", 0.1)
     async with serving(path, max_connections=50, idle_timeout_secs=0.1) as server:
         for number in range(200):

@@ -38,7 +38,7 @@ def test_one_byte_at_a_time() -> None:
 
 
 @given(st.lists(st.integers(0, len(STREAM)), max_size=8))
-def test_pieces_do_not_matter(cuts: list[int]) -> None:
+def test_any_chunking_gives_the_same_events(cuts: list[int]) -> None:
     at = [0, *sorted(cuts), len(STREAM)]
     assert decoded(*(STREAM[a:b] for a, b in itertools.pairwise(at))) == EVENTS
 

@@ -70,7 +70,7 @@ def test_only_the_owner_can_read_anything_of_it(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("at", ["magic", "head", "head code", "state", "code"])
-def test_a_byte_that_changed_is_noticed(at: str, directory: Path) -> None:
+def test_a_changed_byte_is_detected(at: str, directory: Path) -> None:
     files = StateFiles(directory, 1 << 20)
     number = save(files, head())
     (kept,) = files.files()
@@ -178,7 +178,7 @@ def test_an_engine_gets_no_file_of_another_backend(directory: Path) -> None:
     assert read(files, number) == STATE
 
 
-def test_files_of_another_model_are_of_no_use_to_this_one(directory: Path) -> None:
+def test_files_of_another_model_are_not_used(directory: Path) -> None:
     files = StateFiles(directory, 1 << 20)
     old, new, other = (save(files, made) for made in (head(made_by="old"), head(), head(owner="other")))
     usable, outdated = files.of("chat", "m")

@@ -122,7 +122,7 @@ async def test_the_start_comes_before_the_snapshot(short_dir: Path) -> None:
         await until(lambda: not admin_socket.board._subscribers)
 
 
-async def test_many_questions_in_one_go_get_one_answer(short_dir: Path) -> None:
+async def test_many_requests_in_one_read_get_one_snapshot(short_dir: Path) -> None:
     async with board_at(short_dir / "a") as admin_socket:
         client = await admin_socket.subscribe()
         (subscriber,) = admin_socket.board._subscribers
@@ -160,7 +160,7 @@ async def test_every_unloading_that_is_asked_for_is_answered_one_after_another(s
         assert at_work == ["a", "b", "c"]
 
 
-async def test_an_event_is_not_kept_for_newcomers_and_forgotten_capabilities_are_not(
+async def test_new_subscribers_get_no_old_event_and_no_removed_capabilities(
     short_dir: Path,
 ) -> None:
     async with board_at(short_dir / "a") as admin_socket:

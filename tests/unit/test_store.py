@@ -58,7 +58,7 @@ class TestNames:
     @pytest.mark.parametrize(
         "digest", ["", "../" * 21 + "x", "g" * 64, "a" * 63, "a" * 65, "sha256:" + "a" * 57]
     )
-    def test_a_digest_that_is_none_is_refused(self, store: ModelStore, digest: str) -> None:
+    def test_an_invalid_digest_is_refused(self, store: ModelStore, digest: str) -> None:
         for use in (store.blob_path, store.partial_dir, store.blob_lock, store.blob_size):
             with pytest.raises(StoreError, match="is not a sha256; it must be 64 hex digits"):
                 use(digest)

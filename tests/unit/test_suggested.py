@@ -44,7 +44,7 @@ def test_v1_keeps_its_defaults_unless_it_is_asked() -> None:
     assert DEFAULTS.temperature == 1.0
 
 
-async def test_a_file_that_recommends_no_chance_is_answered_alike(tmp_path: Path) -> None:
+async def test_a_file_that_recommends_temperature_0_gives_equal_answers(tmp_path: Path) -> None:
     backend = await asyncio.to_thread(load, write_llama(tmp_path / "model.gguf", temp=0.0), n_ctx=256)
     await backend.start()
 

@@ -32,7 +32,7 @@ def configure(env: Env, content: object) -> None:
     path.write_text(json.dumps(content), "utf-8-sig")
 
 
-def test_nothing_said_is_the_default_place(env: Env) -> None:
+def test_without_settings_the_default_path_is_used(env: Env) -> None:
     assert surfaces.addresses(env) == {}
     assert Client().address == paths.socket_path("v1", env)
 
@@ -71,7 +71,7 @@ def test_other_surfaces_follow(env: Env, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @cases("content", ["", "[]", '{"listen": 3}', "{", "\xff"])
-def test_a_file_that_is_none_is_left_to_the_daemon(env: Env, content: str) -> None:
+def test_an_invalid_file_is_left_to_the_daemon(env: Env, content: str) -> None:
     path = paths.config_path(env)
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(content.encode("latin-1"))

@@ -35,7 +35,7 @@ def silent(manager: socket.socket) -> bool:
         return True
 
 
-def test_a_manager_that_has_gone_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_vanished_manager_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", "/nowhere/at/all")
     systemd.notify("READY=1")
 
@@ -43,7 +43,7 @@ def test_a_manager_that_has_gone_is_not_missed(monkeypatch: pytest.MonkeyPatch) 
 # Signs of life.
 
 
-async def test_signs_of_life_come_while_all_is_well(
+async def test_watchdog_messages_come_while_healthy(
     manager: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WATCHDOG_USEC", "40000")
@@ -160,7 +160,7 @@ def test_a_socket_of_no_surface_is_refused_and_closed(short_dir: Path, passing: 
         systemd.passed_sockets(ADDRESSES, has_key=False)
 
 
-def test_two_for_one_surface_are_refused(short_dir: Path, passing: Passing) -> None:
+def test_two_sockets_for_one_surface_are_refused(short_dir: Path, passing: Passing) -> None:
     passing.pass_on("v1:v1", unix(short_dir / "a"), unix(short_dir / "b"))
     with pytest.raises(AddressError, match="each once"):
         systemd.passed_sockets(ADDRESSES, has_key=False)

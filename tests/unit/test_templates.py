@@ -90,7 +90,7 @@ def test_a_syntax_error_is_reported_with_its_position(
         preparing.submit(_llama.Templates, model, source).result()
 
 
-def test_one_that_passes_a_bound_later_costs_its_request_only(
+def test_a_template_that_exceeds_a_bound_later_fails_its_request_only(
     model: _llama.Model, preparing: ThreadPoolExecutor
 ) -> None:
     source = (
@@ -124,9 +124,7 @@ def test_a_template_ends_when_its_client_has_left(model: _llama.Model, preparing
     assert len(preparing.submit(templates.render, conversation("later")).result()) > 0
 
 
-def test_a_long_deep_expression_that_is_sound_still_runs(
-    model: _llama.Model, preparing: ThreadPoolExecutor
-) -> None:
+def test_a_long_deep_valid_expression_still_runs(model: _llama.Model, preparing: ThreadPoolExecutor) -> None:
     source = "{{ " + "not " * 15_000 + "1 }}{{ messages[0].content }}"
     templates = preparing.submit(_llama.Templates, model, source).result()
     assert len(preparing.submit(templates.render, conversation("hi")).result()) > 0

@@ -51,7 +51,7 @@ def test_a_quiet_machine_uses_all_its_threads() -> None:
     assert machine.cut_off == 0
 
 
-def test_threads_that_are_plainly_worth_it_are_left_alone_for_a_while() -> None:
+def test_clearly_useful_threads_are_kept_for_a_while() -> None:
     machine = Machine(4, quiet)
     counts = set()
     machine.cost = lambda threads: counts.add(threads) or quiet(threads)  # type: ignore[func-returns-value]
@@ -96,7 +96,7 @@ def test_fewer_threads_are_kept_where_they_are_faster() -> None:
     assert machine.governor.threads == 4
 
 
-def test_a_count_that_the_operator_named_is_never_changed() -> None:
+def test_a_configured_count_is_never_changed() -> None:
     machine = Machine(4, quiet, fixed=True)
     machine.run(1)
     machine.cost = crowded

@@ -81,7 +81,7 @@ def test_a_stranger_in_a_planted_directory_is_sent_nothing(planted: Path, client
 
 
 @as_root
-def test_a_link_that_a_stranger_planted_leads_to_no_trust(planted: Path, short_dir: Path) -> None:
+def test_a_link_planted_by_another_user_is_not_trusted(planted: Path, short_dir: Path) -> None:
     short_dir.chmod(0o755)
     home = short_dir / "home"
     home.mkdir()
@@ -99,7 +99,7 @@ def test_a_link_that_a_stranger_planted_leads_to_no_trust(planted: Path, short_d
         link.unlink()
 
 
-def test_ones_own_server_is_trusted_wherever_it_is(short_dir: Path) -> None:
+def test_a_server_of_the_same_user_is_trusted_anywhere(short_dir: Path) -> None:
     short_dir.chmod(0o777)
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as connected:
         listener.bind(str(short_dir / "s"))

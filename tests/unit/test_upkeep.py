@@ -51,12 +51,12 @@ def gone(store: ModelStore, *, quarantine: bool = False, dry_run: bool = False) 
 
 
 class TestRemove:
-    def test_name_and_file_go(self, full: ModelStore) -> None:
+    def test_remove_deletes_name_and_file(self, full: ModelStore) -> None:
         assert remove(full, "tiny") == Removed("tiny", SIZE)
         assert files(full.home) == [f"locks/.{DIGEST}.lock", "locks/tiny.lock"]
         assert not full.blob_path(DIGEST).parent.exists()
 
-    def test_a_file_that_another_tool_wrote_goes_too(self, store: ModelStore) -> None:
+    def test_remove_deletes_a_file_of_another_tool(self, store: ModelStore) -> None:
         put(store, CONTENT)
         name(store, "theirs")
         assert remove(store, "theirs").freed_bytes == SIZE
@@ -75,7 +75,7 @@ class TestRemove:
         load(full, tiny(name="second")).close()
         assert remove(full, "second") == Removed("second", SIZE)
 
-    def test_a_file_stays_that_a_name_may_mean_which_cannot_be_read(self, full: ModelStore) -> None:
+    def test_a_file_that_an_unreadable_name_may_refer_to_stays(self, full: ModelStore) -> None:
         full.manifest_path("broken").write_text("{")
         assert remove(full, "tiny") == Removed("tiny", 0, ("broken",))
         assert full.blob_path(DIGEST).exists()
@@ -135,7 +135,7 @@ class TestRemove:
 
 
 class TestCollect:
-    def test_a_store_in_use_has_nothing_to_spare(self, full: ModelStore) -> None:
+    def test_a_store_in_use_has_no_unused_files(self, full: ModelStore) -> None:
         before = files(full.home)
         assert gone(full, quarantine=True) == []
         assert files(full.home) == before
@@ -154,7 +154,7 @@ class TestCollect:
         assert gone(store) == []
         assert store.blob_path(DIGEST).exists()
 
-    def test_no_file_goes_while_a_name_cannot_be_read(self, full: ModelStore) -> None:
+    def test_an_unreadable_name_keeps_every_file(self, full: ModelStore) -> None:
         full.manifest_path("tiny").write_text("{")
         assert gone(full) == []
         assert full.blob_path(DIGEST).exists()
@@ -179,7 +179,7 @@ class TestCollect:
             assert gone(full) == []
         assert len(gone(full)) == 2
 
-    def test_a_link_leads_nowhere(self, store: ModelStore, tmp_path: Path) -> None:
+    def test_a_link_is_not_followed(self, store: ModelStore, tmp_path: Path) -> None:
         elsewhere = tmp_path / "elsewhere"
         elsewhere.mkdir()
         for each in ("data.tmp", "source.json", "produced_by", "data"):

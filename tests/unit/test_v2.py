@@ -210,7 +210,7 @@ def test_base64_is_read_strictly(text: str) -> None:
 
 
 @given(st.binary())
-def test_base64_that_is_right(data: bytes) -> None:
+def test_valid_base64(data: bytes) -> None:
     text = base64.b64encode(data).decode()
     (found,) = v2.parse(line(attachments=[{"kind": "text", "id": "t", "bytes": text}])).attachments or ()
     assert isinstance(found, attachments.Text)
@@ -235,7 +235,7 @@ DOUBLES = [
 
 
 @cases("raw", DOUBLES)
-def test_a_known_key_may_not_stand_twice(raw: bytes) -> None:
+def test_a_repeated_known_key_is_refused(raw: bytes) -> None:
     message, request_id = refusal(raw)
     assert "is given twice - at `$" in message
     assert request_id == ""

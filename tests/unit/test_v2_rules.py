@@ -213,7 +213,7 @@ def test_the_first_fault_in_order_is_reported(first: int) -> None:
         assert refusal(**both).startswith(f"invalid request: {STEPS[first][1]}")
 
 
-def test_messages_are_looked_at_in_order() -> None:
+def test_messages_are_checked_in_order() -> None:
     faults = [user({"type": "odd"}), user(), user(SHOW)]
     texts = ["uses unknown", "must not be empty", "references unknown"]
     for first in range(3):

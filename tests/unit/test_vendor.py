@@ -112,7 +112,7 @@ def test_unpacks_the_listed_paths_only(step: Step) -> None:
     assert not (step.folder.parent / "evil").exists()
 
 
-def test_does_nothing_when_the_sources_are_there(step: Step) -> None:
+def test_does_nothing_if_the_sources_exist(step: Step) -> None:
     step.pin(SDIST, PATHS)
     step.run()
     (step.folder / "src" / "a.c").write_text("edited")

@@ -50,7 +50,7 @@ class TestVerification:
         assert phases.names == ["checking_local", "verify"]
 
     @pytest.mark.parametrize("change", ["mtime", "inode", "stamp", "home", "blobs", "directory", "file"])
-    def test_a_stamp_that_proves_nothing_is_not_believed(self, full: ModelStore, change: str) -> None:
+    def test_an_unreliable_stamp_is_ignored(self, full: ModelStore, change: str) -> None:
         path = full.blob_path(DIGEST)
         load(full).close()
         found = path.stat()
@@ -157,7 +157,7 @@ class TestVerification:
             load(full, progress=Phases(verify=mend))
         assert path.read_bytes() == CONTENT
 
-    def test_wrong_content_that_cannot_be_moved_is_not_loaded_either(self, full: ModelStore) -> None:
+    def test_wrong_content_that_cannot_be_moved_is_not_loaded(self, full: ModelStore) -> None:
         put(full, EVIL)
         (full.home / "locks").touch()
         with pytest.raises(HashMismatch, match=r"has the sha256 .*; cannot make the directory .*/locks"):

@@ -90,7 +90,7 @@ def test_each_licence_is_named_in_the_metadata(wheel: zipfile.ZipFile, info: str
     }
 
 
-def test_the_commands_are_there(wheel: zipfile.ZipFile, info: str) -> None:
+def test_the_commands_are_installed(wheel: zipfile.ZipFile, info: str) -> None:
     lines = wheel.read(f"{info}/entry_points.txt").decode().splitlines()
     assert "inferd = inferd.cli:main" in lines
     assert "inferd-daemon = inferd.cli:daemon_main" in lines

@@ -217,7 +217,7 @@ DOUBLES = [
 
 
 @cases("raw", DOUBLES)
-def test_a_known_key_may_not_stand_twice(raw: bytes) -> None:
+def test_a_repeated_known_key_is_refused(raw: bytes) -> None:
     message, request_id = refusal(raw)
     assert message.startswith("decode: key `")
     assert "is given twice - at `$" in message
@@ -258,7 +258,7 @@ def test_doubles_are_found_exactly(keys: list[tuple[str, str]]) -> None:
 
 
 @given(st.binary(max_size=200))
-def test_no_line_does_more_than_be_refused(raw: bytes) -> None:
+def test_any_line_is_parsed_or_refused(raw: bytes) -> None:
     with contextlib.suppress(DecodeError, InvalidRequest):
         v1.validate(v1.parse(raw))
 
