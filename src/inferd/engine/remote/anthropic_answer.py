@@ -1,7 +1,6 @@
-"""An answer of Anthropic's Messages API, put together from the events that a server streams.
+"""Assembles an answer from the event stream of Anthropic's Messages API.
 
-Tool calls are told whole. Events and blocks of kinds that are not known here are passed over, as the API asks
-of a client.
+A tool call becomes one event. Unknown kinds of events and blocks are ignored, as the API asks of clients.
 """
 
 from __future__ import annotations
@@ -80,7 +79,7 @@ _decode = msgspec.json.Decoder(_Event).decode
 
 
 class Answer:
-    """An answer as it is read."""
+    """An answer while it is read."""
 
     def __init__(self, request: GenerateRequest) -> None:
         self._tool_required = request.tool_choice == "required" or bool(request.tool_name)
@@ -90,10 +89,10 @@ class Answer:
         self._calls: dict[int, tuple[_Block, list[str]]] = {}
 
     def feed(self, data: bytes) -> Iterator[Event]:
-        """The events of one event of the API, ``Done`` with the last.
+        """The events for one event of the API; the last one gives ``Done``.
 
-        Raises InvalidRequest and Unavailable for faults that the far end reports, ToolCallMalformed, and
-        BackendInternal for what is not the API.
+        Raises InvalidRequest and Unavailable for errors that the server reports, ToolCallMalformed, and
+        BackendInternal for a malformed event.
         """
         try:
             event = _decode(data)
@@ -116,7 +115,7 @@ class Answer:
             yield self._end()
 
     def _count(self, usage: _Usage | None) -> None:
-        """The numbers of a later event replace those of an earlier one."""
+        """Takes token counts; those of a later event replace earlier ones."""
         if usage is not None:
             for name in usage.__struct_fields__:
                 if (value := getattr(usage, name)) is not None:
@@ -141,7 +140,7 @@ class Answer:
             yield Text(delta.text)
 
     def _call(self, block: _Block, pieces: list[str]) -> Iterator[Event]:
-        """The call, unless it was cut off; whether the budget did that is known at the end."""
+        """The call, unless it was cut off. Only the end of the answer tells whether the budget cut it."""
         arguments = "".join(pieces) or "{}"
         try:
             whole = isinstance(orjson.loads(arguments), dict)
@@ -168,7 +167,7 @@ class Answer:
 
 
 def fault(name: str, text: str) -> InvalidRequest | Unavailable:
-    """The error for a fault that is reported within an answer."""
+    """The error for a fault reported within an answer."""
     name, text = fault_of({"code": name, "message": text})
     if name in ("invalid_request_error", "validationException"):
         return InvalidRequest(f"the model's server refused the request: {text or 'it gave no reason'}")

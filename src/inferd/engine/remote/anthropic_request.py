@@ -1,6 +1,6 @@
-"""A request as Anthropic's Messages API takes it on Bedrock.
+"""Builds requests for Anthropic's Messages API on Bedrock.
 
-What the far end checks anyway is left to it: its reason reaches the client as an ``InvalidRequest``.
+Checks that the service makes anyway are left to it: its reason reaches the client as an ``InvalidRequest``.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ Json = dict[str, Any]
 
 
 def request_body(request: GenerateRequest) -> bytes:
-    """The JSON of a request; encodes its pictures, which takes time.
+    """The JSON of a request. Encodes its pictures, which is slow.
 
-    Raises InvalidRequest for what the API has no word for, and AttachmentUnsupported for sounds.
+    Raises InvalidRequest for options that the API does not have, and AttachmentUnsupported for sounds.
     """
     if request.grammar:
         raise InvalidRequest(
@@ -56,7 +56,7 @@ def request_body(request: GenerateRequest) -> bytes:
 
 
 def _max_tokens(request: GenerateRequest, *, thinks: bool) -> int:
-    """Thoughts are counted like the answer."""
+    """The limit for the answer; thoughts count, too."""
     if request.max_tokens is None:
         return MAX_TOKENS + MIN_THINKING_TOKENS if thinks else MAX_TOKENS
     return request.max_tokens
@@ -65,8 +65,8 @@ def _max_tokens(request: GenerateRequest, *, thinks: bool) -> int:
 def _thinking(request: GenerateRequest) -> Json | None:
     """Half of the tokens are for thoughts.
 
-    An answer to the result of a tool goes on without: the API wants the thoughts before the call back with
-    their signature, which the history of a conversation here does not hold.
+    The answer to a tool result continues without thinking: the API requires the signed thoughts before the
+    call, which the conversation here does not keep.
     """
     if not request.thinking or request.messages[-1].role == "tool":
         return None
@@ -80,9 +80,10 @@ def _thinking(request: GenerateRequest) -> Json | None:
 
 
 def _tools(request: GenerateRequest) -> Json:
-    """What to say about tools.
+    """The part of the request about tools.
 
-    A choice of none means not to mention them, unless the history does: its calls have to be of known tools.
+    With the choice ``none`` it lists tools only if the history has calls, because these must be of listed
+    tools.
     """
     called = any(message.tool_calls for message in request.messages)
     if not request.tools or (request.tool_choice == "none" and not called):
@@ -115,10 +116,10 @@ class _Turn:
 
 
 def _conversation(messages: Sequence[Message]) -> tuple[str, list[Json]]:
-    """The system prompt, and turns of user and assistant by turns.
+    """The system prompt, and alternating turns of user and assistant.
 
-    Empty texts are left out, which the API refuses. The results of tools come first in their turn, because
-    they have to follow their calls directly.
+    Omits empty texts, which the API refuses. Tool results come first in their turn, because they must
+    directly follow their calls.
     """
     system: list[str] = []
     turns: list[_Turn] = []

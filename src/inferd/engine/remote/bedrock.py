@@ -41,17 +41,17 @@ _HEADERS = {"content-type": "application/json", "accept": "application/vnd.amazo
 _REGION = re.compile(r"[a-z0-9-]{1,63}")
 
 Signer = Callable[[str, bytes], Mapping[str, str]]
-"""From the URL and the body of a request to its headers."""
+"""Returns the headers of a request from its URL and body."""
 
 
 class Bedrock(Backend):
-    """Raises ConfigError when botocore is not installed or the entry has no credentials."""
+    """Raises ConfigError if botocore is not installed or the entry has no credentials."""
 
     kind = "bedrock-invoke"
 
     def __init__(self, entry: BedrockEntry) -> None:
         try:
-            # Whatever is slow to import is imported here, and not by the first request on the event loop.
+            # Import slow modules here, not on the event loop with the first request.
             import botocore.awsrequest
             import botocore.eventstream  # noqa: F401
         except ImportError:
@@ -116,13 +116,13 @@ class Bedrock(Backend):
 
 
 def url_of(entry: BedrockEntry) -> str:
-    """Where an entry's model is invoked; raises ConfigError for a region that could be no name of one."""
+    """The URL to invoke the entry's model. Raises ConfigError for an invalid region name."""
     if not _REGION.fullmatch(entry.region):
         raise ConfigError(
             f"backend {entry.name!r}: {entry.region!r} is no AWS region; give one like us-east-1"
         )
     base = entry.endpoint or f"https://bedrock-runtime.{entry.region}.amazonaws.com"
-    # An id holds a colon, an ARN slashes, too; none of them may end the segment of the path.
+    # An id contains a colon, an ARN also slashes; quote them to keep one path segment.
     return f"{base.rstrip('/')}/model/{quote(entry.model_id, safe='')}/invoke-with-response-stream"
 
 
@@ -130,7 +130,7 @@ def url_of(entry: BedrockEntry) -> str:
 
 
 def signer_of(entry: BedrockEntry) -> Signer:
-    """What makes the headers of a request to a URL with a body."""
+    """The signer of the entry's requests."""
     if entry.bearer_token is not None:
         headers = {**_HEADERS, "authorization": f"Bearer {_sendable(entry, entry.bearer_token.reveal())}"}
         return lambda url, body: headers
@@ -156,7 +156,7 @@ def _sendable(entry: BedrockEntry, key: str) -> str:
 
 
 def signed(auth: Any, method: str, url: str, headers: Mapping[str, str], body: bytes) -> dict[str, str]:
-    """The headers with those that sign them; ``auth`` is a signer of botocore."""
+    """The headers with their signature; ``auth`` is a signer of botocore."""
     from botocore.awsrequest import AWSRequest
 
     request = AWSRequest(method, url, headers=headers, data=body)
@@ -176,17 +176,17 @@ class _Exception(msgspec.Struct):
 
 
 class Decoder:
-    """AWS's binary event stream, and in it the events of the model."""
+    """Decodes AWS's binary event stream and the model's events in it."""
 
     def __init__(self) -> None:
         from botocore.eventstream import EventStreamBuffer, ParserError
 
         self._buffer = EventStreamBuffer()
-        # With a checksum that is right and a length or type that is not, botocore meets other errors, too.
+        # For a valid checksum with an invalid length or type botocore raises other errors, too.
         self._damage = (ParserError, LookupError, ValueError, struct.error)
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """The events that are whole with more ``data``.
+        """The events that ``data`` completes.
 
         Raises BackendInternal for damaged data, and
         :func:`~inferd.engine.remote.anthropic_answer.fault` for an exception in the stream.
@@ -214,7 +214,7 @@ def _damaged() -> BackendInternal:
 
 
 def _failure(headers: Mapping[str, Any], payload: bytes) -> InferdError:
-    """The error for an ``exception`` that is modelled, or an ``error`` that is not."""
+    """The error for a modelled ``exception``, or for an ``error``, which is not modelled."""
     name = str(headers.get(":exception-type") or headers.get(":error-code"))
     try:
         text = msgspec.json.decode(payload, type=_Exception).message

@@ -1,4 +1,4 @@
-"""The error frame of another inferd as the error that it was there, so that the client gets the same code."""
+"""Turns the error frame of another inferd into the same error, so that the client gets the same code."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ _AS_THERE: dict[str, type[InferdError]] = {
 
 
 def error_of(backend: str, failed: RequestFailed) -> InferdError:
-    """What the daemon behind ``backend`` said. A code that is not known is a failure of that daemon, and so
-    is a model that it does not have: the entry names it, not the client."""
+    """The error for the frame that the daemon of ``backend`` sent. An unknown code is a failure of that
+    daemon. So is a model that it does not have: the config entry names it, not the client."""
     error: InferdError
     if failed.wire_code == "queue_full":
         error = UpstreamFull(str(failed), failed.retry_after_secs)

@@ -1,11 +1,11 @@
 """HTTP client code shared by the remote backends.
 
-An :class:`Upstream` is one server. Every failure there is raised as one of the errors of
-:mod:`inferd.errors`, and leaving a response closes its connection at once.
+An :class:`Upstream` is one server. It raises every failure as one of the errors of :mod:`inferd.errors`, and
+closes the connection at once when a response is abandoned.
 
-What the far end says of a failure goes to the client only when the client has to change something: such an
-error is not logged, and the text may well quote the prompt. Of its other failures only the bare name of the
-fault is passed on.
+The server's explanation of an error reaches the client only if the client must change its request: such an
+error is not logged, because the text may quote the prompt. Of other failures only the name of the fault is
+passed on.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from inferd.errors import BackendInternal, ConfigError, InferdError, InvalidRequ
 from inferd.redaction import redact
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
-"""A number of tokens, as the far end may tell it: one that adds up, and that JSON can carry on."""
+"""A server's number of tokens, within the integers that JSON carries exactly."""
 
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""What decoding raises for JSON that is not what was expected, or is nested too deeply."""
+"""The exceptions of decoding malformed, unexpected or too deeply nested JSON."""
 
 CONNECT_SECS = 10.0
-# Servers commonly close a connection that was idle for 5 s; a request must not meet that moment.
+# Servers commonly close a connection after 5 s of idling; a request must not race with that.
 _KEEP_IDLE_SECS = 4.0
 
 _MAX_ERROR_BYTES = 64 * 1024
@@ -44,18 +44,18 @@ _MAX_ERROR_CHARS = 500
 _ERROR_BODY_SECS = 5.0
 _FAULT_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
-# Of the statuses from 400 to 499 these are the operator's or the server's to mend, not the client's.
+# The statuses from 400 to 499 that the operator or the server must fix, not the client.
 _NOT_THE_CLIENTS_FAULT = frozenset({401, 403, 408, 429})
 
-# How long the end of a response may follow the end of the answer for the connection to be kept.
+# The longest wait for the end of a response after the end of the answer, to keep the connection.
 _ENDING_SECS = 0.1
 
 
 class _PooledClient:
-    """A client with one connection at most.
+    """An HTTP client with at most one connection.
 
-    A pool loses connections of requests that are cancelled at a bad moment, and looks after the others only
-    when it is used. So each line has a pool of its own, and is closed with it.
+    httpx's pool loses connections of requests cancelled at a bad moment, and cleans up others only when it is
+    used. So each connection has its own pool and is closed with it.
     """
 
     def __init__(self, client: httpx.AsyncClient) -> None:
@@ -68,16 +68,16 @@ class _PooledClient:
 
     async def close(self) -> None:
         await self.client.aclose()
-        if self._opened is not None:  # a handshake that was cancelled is in no pool
+        if self._opened is not None:  # a cancelled handshake is in no pool
             await self._opened.aclose()
 
 
 class Upstream:
-    """The far end at ``base_url``.
+    """The server at ``base_url``.
 
-    A connection has to stand after ``CONNECT_SECS``; from then on ``timeout_secs`` is the longest silence,
-    before the first byte as between any two, however long the whole takes. Redirects are not followed: the
-    next host may not be one that the key is for. Raises ConfigError for a ``base_url`` that is none.
+    Connecting may take ``CONNECT_SECS``. After that ``timeout_secs`` is the longest silence, before the first
+    byte and between any two; the whole response may take longer. Redirects are not followed: the key may not
+    be meant for the next host. Raises ConfigError for an invalid ``base_url``.
     """
 
     def __init__(self, base_url: str, timeout_secs: float) -> None:
@@ -92,7 +92,7 @@ class Upstream:
         self._timeout_secs = timeout_secs
         self._tls = truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         self._open = True
-        # Lines that have nothing to do, and when each is dropped.
+        # Idle connections, and the timer that closes each.
         self._idle: dict[_PooledClient, asyncio.TimerHandle] = {}
         self._dropping: set[asyncio.Future[None]] = set()
 
@@ -102,14 +102,14 @@ class Upstream:
             timeout=httpx.Timeout(self._timeout_secs, connect=CONNECT_SECS, pool=None),
             limits=httpx.Limits(max_connections=1, keepalive_expiry=_KEEP_IDLE_SECS),
             follow_redirects=False,
-            # A proxy named in the environment serves what lies beyond this machine.
+            # A proxy from the environment is for other machines only.
             trust_env=self._url.host not in ("localhost", "127.0.0.1", "::1"),
         )
         return _PooledClient(client)
 
     @contextmanager
     def _checkout(self) -> Iterator[_PooledClient]:
-        """A line for one request; kept for the next when all went well."""
+        """A client for one request; kept for the next one if the request succeeds."""
         if self._idle:
             line, expiry = self._idle.popitem()
             expiry.cancel()
@@ -131,17 +131,17 @@ class Upstream:
         self._drop(line)
 
     def _drop(self, line: _PooledClient) -> None:
-        """In a task of its own, since the task that ends a request may be cancelled once more."""
+        """Closes the client in a separate task, because the request's task may be cancelled again."""
         dropping = asyncio.ensure_future(line.close())
         self._dropping.add(dropping)
         dropping.add_done_callback(self._dropping.discard)
 
     @asynccontextmanager
     async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> AsyncIterator[httpx.Response]:
-        """The response to a request, its body still to be read with ``aiter_raw``.
+        """The response to a request; read its body with ``aiter_raw``.
 
-        Raises, also while the body is read: InvalidRequest when the far end refuses the request itself,
-        Unsupported when it does not implement it, else Unavailable.
+        Raises, also while the body is read: InvalidRequest if the server refuses the request itself,
+        Unsupported if it does not implement it, else Unavailable.
         """
         async with self._ask("POST", url, body, headers) as response:
             if response.status_code != 200:
@@ -149,7 +149,10 @@ class Upstream:
             yield response
 
     async def get(self, url: str, headers: Mapping[str, str], *, at_most: int) -> tuple[int, bytes]:
-        """The status of the response, whichever it is, and its body. Raises Unavailable, BackendInternal."""
+        """The status of the response, an error status included, and its body.
+
+        Raises Unavailable and BackendInternal.
+        """
         async with self._ask("GET", url, b"", headers) as response:
             return response.status_code, await self.read_all(response, at_most=at_most)
 
@@ -175,12 +178,13 @@ class Upstream:
             raise Unavailable(f"{self.host} broke off the connection ({what})") from None
 
     async def read(self, url: str, body: bytes, headers: Mapping[str, str], *, at_most: int) -> bytes:
-        """The whole body of the response, at most so long. Raises as :meth:`post`, and BackendInternal."""
+        """The whole body of the response, at most ``at_most`` bytes. Raises as :meth:`post`, and
+        BackendInternal."""
         async with self.post(url, body, headers) as response:
             return await self.read_all(response, at_most=at_most)
 
     async def read_all(self, response: httpx.Response, *, at_most: int) -> bytes:
-        """The whole body of a response, at most so long. Raises BackendInternal."""
+        """The whole body of a response, at most ``at_most`` bytes. Raises BackendInternal."""
         answer = bytearray()
         async for chunk in response.aiter_raw():
             answer += chunk
@@ -190,7 +194,7 @@ class Upstream:
 
     async def _refusal(self, response: httpx.Response) -> InferdError:
         body = bytearray()
-        # The status says enough when the explanation does not come.
+        # If the explanation does not come in time, the status suffices.
         with anyio.move_on_after(_ERROR_BODY_SECS), suppress(httpx.HTTPError):
             async for chunk in response.aiter_raw():
                 body += chunk
@@ -210,14 +214,15 @@ class Upstream:
 
 
 async def let_end(chunks: AsyncIterator[bytes]) -> None:
-    """Reads what follows the end of an answer, if it comes soon: only so can the connection serve again."""
+    """Reads the rest of a response after the answer, if it comes soon, so that the connection can be
+    reused."""
     with anyio.move_on_after(_ENDING_SECS):
         async for _ in chunks:
             pass
 
 
 def _reason(error: BaseException) -> str:
-    """What the system or the TLS library said at the root of a failure to connect."""
+    """The message of the system or the TLS library for a failure to connect."""
     while root := error.__cause__ or error.__context__:
         error = root
     if isinstance(error, ssl.SSLCertVerificationError):
@@ -230,10 +235,10 @@ def _reason(error: BaseException) -> str:
 
 
 def refusal(host: str, status: int, headers: Mapping[str, str], body: bytes, secret: str = "") -> InferdError:
-    """The error for a response that is no answer; ``headers`` with lower-case names.
+    """The error for a response with an error status; ``headers`` with lower-case names.
 
-    What the server says reaches the client, without ``secret`` and whatever else looks like a key. It does
-    not reach the log, since it may quote the request.
+    The server's explanation reaches the client, without ``secret`` and other text that looks like a key. It
+    does not reach the log, because it may quote the request.
     """
     name, text = _explanation(body)
     name = name or _name_in(headers.get("x-amzn-errortype", ""))
@@ -247,7 +252,7 @@ def refusal(host: str, status: int, headers: Mapping[str, str], body: bytes, sec
         return Unavailable(
             f"{host} redirects elsewhere (status {status}); configure the address that it redirects to"
         )
-    text = redact(text)  # first: without a short key in it, another key may no longer look like one
+    text = redact(text)  # before `secret`: removing a short secret can disguise another key
     if secret:
         text = text.replace(secret, "…")
     said = f"; it says: {text}" if text else ""
@@ -263,7 +268,7 @@ def refusal(host: str, status: int, headers: Mapping[str, str], body: bytes, sec
 
 
 def _explanation(body: bytes) -> tuple[str, str]:
-    """What :func:`fault_of` finds in the body of a response."""
+    """The result of :func:`fault_of` for the body of a response."""
     try:
         answer = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -272,9 +277,9 @@ def _explanation(body: bytes) -> tuple[str, str]:
 
 
 def fault_of(error: Any) -> tuple[str, str]:
-    """The name of a fault, as ``rate_limit_exceeded``, and its description; each may be empty.
+    """The name of a fault, such as ``rate_limit_exceeded``, and its description; each may be empty.
 
-    ``error`` is what a server says of it: a text, or an object in one of the usual forms.
+    ``error`` is a text, or an object in one of the usual forms.
     """
     if isinstance(error, str):
         return "", _shortened(error)
@@ -287,7 +292,7 @@ def fault_of(error: Any) -> tuple[str, str]:
 
 
 def _name_in(error_type: str) -> str:
-    """AWS names a fault in a header, and may add an address behind a colon."""
+    """The fault's name in AWS's header, which may add a colon and a URL."""
     name = error_type.partition(":")[0]
     return name if _FAULT_NAME.fullmatch(name) else ""
 
@@ -298,7 +303,7 @@ def _shortened(text: str) -> str:
 
 
 def _retry_after_secs(value: str) -> int | None:
-    """Seconds, from a number of them or a date."""
+    """The seconds to wait; the value is a number or a date."""
     if value.isascii() and value.isdigit():
         return int(value[:9])
     try:

@@ -1,9 +1,8 @@
-"""A backend that has its answers made by another inferd, over that one's own wire.
+"""A backend that uses another inferd as its upstream, over inferd's own protocol.
 
-Texts, blocks, tools and attachments go to its v2 socket, in lines with what is long behind them; texts to
-embed or to rank to its sockets for those. Nothing of a request or an answer is lost on the way: an error
-keeps its code, the usage its cached tokens. A request that is left is cancelled there, by closing its
-connection.
+Text, blocks, tools and attachments go to its v2 socket, as lines with attachment bytes after them; texts to
+embed or rank go to its sockets for those. Requests and answers arrive complete: errors keep their codes, the
+usage its cached tokens. Closing the connection cancels an abandoned request upstream.
 """
 
 from __future__ import annotations
@@ -58,9 +57,9 @@ from inferd.errors import (
 )
 
 CONNECT_SECS = 10.0
-# What a v1 request may take there when it says nothing, as v1 promises an end.
+# The limit for a v1 request without one, because v1 promises an end.
 _TEXT_MAX_TOKENS = 1000
-# A request beyond this is written in a thread, so that the event loop does not stop for it.
+# A larger request is encoded in a thread, so that it does not block the event loop.
 _ASIDE_CHARS = 256 * 1024
 
 _STOP_REASONS: dict[str, StopReason] = {
@@ -74,7 +73,7 @@ _TIMES = ("prefill_ms", "decode_ms", "ttft_ms", "tokens_per_second")
 
 
 class Inferd(Backend):
-    """The daemon of ``entry``. Whether its model can do what it is asked for is not known before."""
+    """The daemon of ``entry``. The features of its model are not known in advance."""
 
     kind = "inferd"
 
@@ -115,14 +114,15 @@ class Inferd(Backend):
         self._open = True
 
     async def look(self) -> int | None:
-        """A daemon accepts connections as long as it takes requests; how many it has it tells nobody here."""
+        """Connects: a daemon that takes requests accepts connections. It does not report their number
+        here."""
         for channel in self._channels.values():
             with self._translated():
                 await channel.connect(CONNECT_SECS)
         return None
 
     async def generate(self, request: GenerateRequest) -> Stream:
-        """Errors of the daemon come from the stream, which can be cancelled while the daemon is silent."""
+        """The stream raises the daemon's errors, and can be cancelled while the daemon is silent."""
         if not self._open:
             raise NotReady
         if request.max_tokens == 0:
@@ -147,7 +147,7 @@ class Inferd(Backend):
         )
 
     def _options(self, request: GenerateRequest) -> dict[str, Any]:
-        """What the request says beside its messages."""
+        """The options of the request, without its messages."""
         sampling = request.sampling
         choice: Any = {"name": request.tool_name} if request.tool_name else request.tool_choice
         tools = [
@@ -200,7 +200,7 @@ class Inferd(Backend):
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
-        """What goes wrong there or on the way, as an error of a backend."""
+        """Turns errors of the daemon and the connection into a backend's errors."""
         try:
             yield
         except RequestFailed as failed:
@@ -274,7 +274,7 @@ def _event(event: blocks.Event | blocks.MessageDone) -> Event:
 
 
 def _size(request: GenerateRequest) -> int:
-    """About how many characters there are to write; attachments are sent as they are."""
+    """The approximate number of characters to encode; attachments are sent unchanged."""
     contents = (message.content for message in request.messages)
     parts = ((content,) if isinstance(content, str) else content for content in contents)
     return sum(len(part) for texts in parts for part in texts if isinstance(part, str))

@@ -1,7 +1,7 @@
-"""How a server with OpenAI's API is, and how much it has to do.
+"""The health and load of a server with OpenAI's API.
 
-Servers tell the first at ``/health``, or at least answer at ``/v1/models``. vLLM, SGLang and llama-server
-tell the second among their metrics.
+Servers report their health at ``/health``, or at least answer at ``/v1/models``. vLLM, SGLang and
+llama-server report their load in their metrics.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _REQUESTS = re.compile(
 
 
 def _does_not_serve(status: int) -> bool:
-    """A server that says that the path is elsewhere, not there, not for everybody or not now runs."""
+    """A server that redirects, has no such path, refuses access or limits the rate still serves."""
     return status >= 500 and status != 501
 
 
 async def look(upstream: Upstream, base_url: str, headers: Mapping[str, str]) -> int | None:
-    """How many requests the server has, its queue included; ``None`` where it does not tell.
+    """The server's number of requests, queued ones included; ``None`` if it does not report that.
 
-    Raises Unavailable where it cannot be reached, or says itself that it does not serve.
+    Raises Unavailable if it cannot be reached or reports that it does not serve.
     """
     for path in ("/health", "/v1/models"):
         status, _ = await upstream.get(base_url + path, headers, at_most=_MAX_BYTES)

@@ -1,7 +1,8 @@
-"""A backend that has its answers made by a server with OpenAI's API: chat completions, embeddings, rerank.
+"""A backend that uses a server with OpenAI's API: chat completions, embeddings, rerank.
 
-What a request does not say is not sent, so that the server's own defaults apply. What the server sends may be
-odd in the ways that such servers are known for; what cannot be understood is its failure, never a guess.
+Options that a request leaves open are not sent, so that the server's defaults apply. The backend accepts the
+known deviations of such servers. Any other malformed response is the server's failure; the backend never
+guesses.
 """
 
 from __future__ import annotations
@@ -52,11 +53,11 @@ from inferd.errors import (
 
 T = TypeVar("T")
 
-# An answer with all its vectors; 2,048 of 4,096 numbers are about 180 MB as text.
+# The limit of a response with vectors; 2,048 vectors of 4,096 numbers are about 180 MB as text.
 _MAX_ANSWER_BYTES = 256 * 1024 * 1024
-# Reading a million numbers takes a tenth of a second.
+# Larger responses are decoded in a thread: a million numbers take a tenth of a second.
 _ASIDE_BYTES = 256 * 1024
-# How long the token counts may follow the last word; an answer is whole without them.
+# The longest wait for the token counts after the answer, which is complete without them.
 _SETTLING_SECS = 2.0
 _MAX_FLOAT32 = 3.4028234663852886e38
 
@@ -93,8 +94,8 @@ class _Scores(msgspec.Struct):
 class OpenAICompat(Backend):
     """The server of ``entry`` and one of its models.
 
-    ``embed`` and ``rerank`` stand for what the entry leaves open. One that says itself that its model embeds
-    or ranks is asked for nothing else. Whether the model can do what it is asked for is not known before.
+    ``embed`` and ``rerank`` apply if the entry leaves them open. An entry that declares that its model embeds
+    or ranks is used for that only. The features of the model are not known in advance.
     """
 
     kind = "openai-compat"
@@ -139,7 +140,7 @@ class OpenAICompat(Backend):
         self._open = True
 
     async def generate(self, request: GenerateRequest) -> Stream:
-        """Errors of the server come from the stream, which can be cancelled while the server is silent."""
+        """The stream raises the server's errors, and can be cancelled while the server is silent."""
         if not self._open:
             raise NotReady
         if not self._capabilities.v2:
@@ -170,13 +171,13 @@ class OpenAICompat(Backend):
             yield event
 
     async def _stream(self, body: bytes) -> AsyncGenerator[str, None]:
-        """The data of the server's events, up to its mark of the end."""
+        """The data of the server's events, up to its end marker."""
         decoder = sse.Decoder()
         async with self._upstream.post(
             f"{self._base_url}/v1/chat/completions", body, {**self._headers, "accept": "text/event-stream"}
         ) as response:
             if response.headers.get("content-type", "").startswith("application/json"):
-                # The server does not stream, although it was asked to; a whole answer is one piece.
+                # The server ignored the request to stream; the whole answer is one chunk.
                 yield (await self._upstream.read_all(response, at_most=sse.MAX_EVENT_CHARS)).decode()
                 yield END
                 return
@@ -269,7 +270,7 @@ class OpenAICompat(Backend):
 
 
 async def _next(pieces: AsyncGenerator[str, None], *, soon: bool) -> str | None:
-    """The next piece; ``None`` at the end, or when one that has to come soon does not."""
+    """The next chunk; ``None`` at the end, or if ``soon`` and it does not come in time."""
     with anyio.move_on_after(_SETTLING_SECS if soon else None):
         return await anext(pieces, None)
     return None

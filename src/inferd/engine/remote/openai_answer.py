@@ -1,7 +1,7 @@
-"""An answer of OpenAI's chat completions, put together from the pieces that a server streams.
+"""Assembles an answer from the chunks of OpenAI's chat completions.
 
-Tool calls come in pieces, too: they are gathered and told whole, once the server has said how the answer
-ended. A server that counts no tokens has each piece of text taken for one.
+Tool calls come in chunks, too. Each becomes one event once the server reports the finish reason. Without
+usage data each text chunk counts as one token.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class _Delta(msgspec.Struct):
 class _Choice(msgspec.Struct):
     index: int = 0
     delta: _Delta | None = None
-    message: _Delta | None = None  # of an answer that came whole
+    message: _Delta | None = None  # of an answer without streaming
     finish_reason: str | None = None
 
 
@@ -65,7 +65,7 @@ _decoder = msgspec.json.Decoder(_Chunk)
 
 
 class _Call:
-    """A tool call as far as it has come."""
+    """A tool call, as received so far."""
 
     def __init__(self, call_id: str) -> None:
         self.id = call_id
@@ -74,7 +74,7 @@ class _Call:
 
 
 class Answer:
-    """Takes the pieces of ``host``'s answer to a request that has to call a tool if ``tool_required``."""
+    """Takes the chunks of ``host``'s answer, which must call a tool if ``tool_required``."""
 
     def __init__(self, host: str, *, tool_required: bool) -> None:
         self._host = host
@@ -87,13 +87,13 @@ class Answer:
 
     @property
     def finished(self) -> bool:
-        """Whether the server has said how the answer ended; the token counts may still follow."""
+        """Whether the server has reported the finish reason; the token counts may still follow."""
         return self._finish is not None
 
     def feed(self, data: str) -> Iterator[Event]:
-        """The events of one piece; ``END`` ends an answer of which the server did not say how it ended.
+        """The events of one chunk; ``END`` ends an answer without a finish reason.
 
-        Raises the error that the piece tells of, and one of UNREADABLE for what is no piece of an answer.
+        Raises the error reported in the chunk, or one of UNREADABLE if the chunk is malformed.
         """
         if data == END:
             self._finish = self._finish or "stop"
@@ -131,7 +131,7 @@ class Answer:
     def _gather(self, piece: _CallPiece) -> None:
         function = piece.function or _Function()
         index = piece.index
-        if index is None:  # some servers send each call whole, and leave the index out
+        if index is None:  # some servers send each call whole, without an index
             index = len(self._calls) - (0 if piece.id or function.name or not self._calls else 1)
         call = self._at_index.get(index)
         if call is None or (piece.id and call.id and piece.id != call.id):
@@ -145,7 +145,7 @@ class Answer:
             call.arguments += function.arguments or ""
 
     def end(self) -> Iterator[Event]:
-        """What is left to tell when the stream has ended; nothing when the answer has not.
+        """The remaining events after the end of the stream; none if the answer is unfinished.
 
         Raises ToolCallMalformed.
         """
@@ -181,14 +181,14 @@ class Answer:
 
 
 def _number(count: object) -> int | None:
-    """A count of tokens, as far as it is one: some servers send floats, others null."""
+    """A count of tokens; ``None`` if it is not a number. Some servers send floats, others null."""
     if isinstance(count, float) and count.is_integer():
         count = int(count)
     return count if isinstance(count, int) and 0 <= count <= _MAX_COUNT else None
 
 
 def _whole(call: _Call) -> ToolCall | None:
-    """The call, if it is complete."""
+    """The call if it is complete."""
     arguments = call.arguments.strip() or "{}"
     try:
         is_object = isinstance(orjson.loads(arguments), dict)

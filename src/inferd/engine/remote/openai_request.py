@@ -1,7 +1,7 @@
-"""A request as OpenAI's chat completions take it.
+"""Builds requests for OpenAI's chat completions.
 
-What the request does not say is left out. ``top_k``, ``min_p``, ``repeat_penalty``, ``grammar`` and the
-switch for thinking are not OpenAI's own but widely known; a server that does not know them says so.
+Options that the request leaves open are not sent. ``top_k``, ``min_p``, ``repeat_penalty``, ``grammar`` and
+the switch for thinking are common extensions of OpenAI's API; a server without them refuses the request.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from inferd.engine.backend import GenerateRequest, Media, Message, Tool
 from inferd.engine.remote.pictures import as_base64
 from inferd.sampling import SamplingParams
 
-# The v1 surface promises an end to answers for which nothing is asked.
+# The limit for a v1 request without one, because v1 promises an end.
 _TEXT_MAX_TOKENS = 1000
 
 _NEUTRAL = {"min_p": 0.0, "repeat_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 
 
 def chat(model: str, request: GenerateRequest, *, top_k: bool = False) -> bytes:
-    """The body of the request to the server, with ``top_k`` if it knows that."""
+    """The body of the request, with ``top_k`` if the server supports it."""
     body: dict[str, Any] = {
         "model": model,
         "messages": [_message(message) for message in request.messages],
@@ -51,7 +51,7 @@ def chat(model: str, request: GenerateRequest, *, top_k: bool = False) -> bytes:
 
 
 def _sampling(sampling: SamplingParams) -> dict[str, float | None]:
-    """The given settings, without those that change nothing: a server need not know them."""
+    """The given settings, except neutral ones, which the server need not support."""
     given = dataclasses.asdict(sampling)
     return {name: None if value == _NEUTRAL.get(name) else value for name, value in given.items()}
 
@@ -66,7 +66,7 @@ def _format(schema: str) -> dict[str, Any]:
 def _add_tools(body: dict[str, Any], request: GenerateRequest) -> None:
     tools, choice = request.tools, request.tool_choice
     if request.tool_name:
-        # Not every server obeys a choice by name, but with a single tool every one knows which is required.
+        # Some servers ignore a choice by name. Sending only that tool, as required, works everywhere.
         tools, choice = tuple(tool for tool in tools if tool.name == request.tool_name), "required"
     body["tools"] = [_tool(tool) for tool in tools]
     body["tool_choice"] = choice

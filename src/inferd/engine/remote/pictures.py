@@ -1,6 +1,6 @@
-"""Images as files, for a far end that takes no raw pixels.
+"""Encodes images as files, for servers that take no raw pixels.
 
-What came as a file is passed on as it is: whether it can be read is for the far end to say.
+A file is passed on unchanged; the server decides whether it can read it.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from typing import cast
 
 from inferd.engine.backend import Media, Message
 
-# Making a file of pixels takes tens of milliseconds for a megapixel.
+# Encoding a megapixel takes tens of milliseconds.
 _LARGE_BYTES = 256 * 1024
 
 
 def are_large(messages: Iterable[Message]) -> bool:
-    """Whether the images of a conversation take so long that they belong off the event loop."""
+    """Whether encoding the images of a conversation would block the event loop for too long."""
     contents = (message.content for message in messages if not isinstance(message.content, str))
     images = (part for content in contents for part in content if isinstance(part, Media))
     return sum(len(image.data) for image in images) >= _LARGE_BYTES
 
 
 def as_base64(image: Media) -> tuple[str, str]:
-    """MIME type and file of an image, the file as base64; raw pixels become a PNG."""
+    """The MIME type of an image and its file as base64; raw pixels become a PNG."""
     if image.mime:
         return image.mime, base64.b64encode(image.data).decode("ascii")
     from PIL import Image
 
     size = (image.width, image.height)
     file = io.BytesIO()
-    pixels = cast("bytes", image.data)  # any buffer does, which Pillow's types do not say
+    pixels = cast("bytes", image.data)  # Pillow takes any buffer, unlike its type annotation
     Image.frombuffer("RGB", size, pixels, "raw", "RGB", 0, 1).save(file, "PNG", compress_level=1)
     return "image/png", base64.b64encode(file.getbuffer()).decode("ascii")

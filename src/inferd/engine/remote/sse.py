@@ -1,9 +1,8 @@
-"""Server-sent events, as far as answers of models use them: the data of each event, comments skipped.
+"""Parses the server-sent events of model servers: the data of each event, without comments.
 
-The data of an event named ``error`` comes as the JSON object ``{"error": …}``, as other servers send it.
-
-Bytes come in pieces of any size. Lines end as the standard allows; an event may also be ended by the end of
-the stream, since not every server sends the blank line behind its last one.
+The data of an event named ``error`` becomes the JSON object ``{"error": …}``, the form of other servers.
+Chunks have any size. Lines end as in the standard. The end of the stream also ends an event, because some
+servers omit the blank line after the last one.
 """
 
 from __future__ import annotations
@@ -17,19 +16,19 @@ MAX_EVENT_CHARS = 16 * 1024 * 1024
 
 
 class Decoder:
-    """Raises ValueError for what is not UTF-8, and for an event longer than ``MAX_EVENT_CHARS``."""
+    """Raises ValueError for invalid UTF-8, and for an event longer than ``MAX_EVENT_CHARS``."""
 
     def __init__(self) -> None:
         utf8 = codecs.getincrementaldecoder("utf-8-sig")()
         self._text = io.IncrementalNewlineDecoder(utf8, translate=True)
-        # The line that has not ended, in pieces, and the data of the event that has not.
+        # The unfinished line, in pieces, and the data of the unfinished event.
         self._line: list[str] = []
         self._data: list[str] = []
         self._is_error = False
         self._line_chars = self._data_chars = 0
 
     def feed(self, chunk: bytes, *, last: bool = False) -> list[str]:
-        """The data of the events that ``chunk`` completes; ``last`` with the end of the stream."""
+        """The data of the events that ``chunk`` completes; ``last`` at the end of the stream."""
         text = self._text.decode(chunk, final=last) + ("\n\n" if last else "")
         first, *more = text.split("\n")
         self._line.append(first)
@@ -45,7 +44,7 @@ class Decoder:
         return found
 
     def _take(self, line: str) -> str | None:
-        """The data of the event that ``line`` ends, if it ends one that has data."""
+        """The data of the event that ``line`` ends; ``None`` if it ends none, or one without data."""
         if line:
             field, _, value = line.partition(":")
             if field == "data":

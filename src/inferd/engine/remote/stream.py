@@ -1,6 +1,6 @@
 """The answer of a remote backend as a stream of events.
 
-A task of its own reads the answer, so that ``cancel`` and ``close`` need not wait for it.
+A separate task reads the answer, so that ``cancel`` and ``close`` need not wait for it.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _EVENTS_AHEAD = 64
 
 
 class RemoteStream(Stream):
-    """The events of ``source``, an answer as it is read from the far end.
+    """The events of ``source``, which reads an answer from a server.
 
-    ``source`` is an async generator that sends the request when it is first asked for an event; it is left,
-    and so its connection closed, when the stream is. It may be a few events ahead of the consumer, not more.
-    ``running`` holds this stream for as long as the reading goes on.
+    ``source`` is an async generator that sends the request at its first event. Closing the stream closes it
+    and its connection. It may be a few events ahead of the consumer. ``running`` holds this stream while it
+    is being read.
     """
 
     def __init__(self, source: AsyncGenerator[Event, None], running: set[RemoteStream]) -> None:
@@ -59,13 +59,13 @@ class RemoteStream(Stream):
             return self._measured(event)
         self._pieces += 1
         self._last = time.monotonic()
-        # A call comes when it is whole; with nothing before it there is no telling how fast it was made.
+        # A call arrives whole: a first call says nothing about the speed of its tokens.
         if self._first is None and not isinstance(event, ToolUse):
             self._first = self._last
         return event
 
     def _measured(self, done: Done) -> Done:
-        if done.timings is not None:  # the far end has told them
+        if done.timings is not None:  # the server reported them
             return done
         first, last = self._first, self._last
         if first is None:
@@ -81,7 +81,7 @@ class RemoteStream(Stream):
         if not task.cancelled():
             self._failure = task.exception()
         elif self._cancelled and not (self._complete or self._closed):
-            # The far end counts tokens only at the end; until then each piece is taken for one.
+            # The server counts tokens only at the end; until then each chunk counts as one.
             self._events.append(self._measured(Done("cancelled", Usage(0, self._pieces))))
         self._news.set()
 
@@ -107,12 +107,12 @@ class RemoteStream(Stream):
         self._leave()
 
     def _leave(self) -> None:
-        """Once is enough: again would disturb the leaving."""
+        """Cancels the reading task once; a second cancel would disturb its cleanup."""
         if not self._leaving:
             self._leaving = True
             self._task.cancel()
 
     async def closed(self) -> None:
-        """Closes the stream and returns when nothing of it is left."""
+        """Closes the stream and waits until its task has ended."""
         self.close()
         await asyncio.wait((self._task,))

@@ -1,4 +1,4 @@
-# What the token loop calls of llama.cpp's C API, and nothing more.
+# The functions of llama.cpp's C API that the token loop calls.
 
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdio cimport FILE

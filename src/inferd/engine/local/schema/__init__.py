@@ -1,1 +1,2 @@
-"""Answers held to a schema: rules for llguidance, the formats of model families, and the last check."""
+"""Answers constrained to a schema: grammars for llguidance, formats of model families, and the final
+check."""

@@ -1,7 +1,7 @@
-"""Guides for the answers of a family with a format of its own: thoughts, then calls or a JSON value.
+"""Guides for families with their own answer format: thoughts, then calls or a JSON value.
 
-The format comes from llama.cpp's parser of the family, see :mod:`~inferd.engine.local.schema.family_grammar`.
-That is made for a ``form``: the tools with no more of their schemas than the parser needs to know.
+The format comes from llama.cpp's parser of the family (:mod:`~inferd.engine.local.schema.family_grammar`).
+The parser is made for a ``form``: the tools with only the parts of their schemas that the parser needs.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from inferd.engine.local.schema.guides import TOOL_OPTIONS, Guides, Held, json_t
 from inferd.errors import InvalidRequest
 
 _TYPES = ("array", "boolean", "integer", "null", "number", "object", "string")
-_NOT_IN_RULES = re.compile("[^a-zA-Z0-9-]+")  # llama.cpp writes a dash for them in the names of rules
+_NOT_IN_RULES = re.compile("[^a-zA-Z0-9-]+")  # llama.cpp replaces them with a dash in rule names
 _RULES = ("tool-{tool}-arg-{parameter}", "ling3-arg-{tool}-{parameter}", "kimi-k3-arg-{tool}-{parameter}")
-"""What llama.cpp calls the rule of a parameter, by family."""
+"""llama.cpp's name of a parameter's rule, by family."""
 _ANSWER_SCHEMA = ("response-format", "response-format-schema")
 
 ANSWER = {"json_schema": {"type": "object", "properties": {}}}
@@ -35,8 +35,8 @@ def calls_form(
     typed: bool = False,
     listed: bool = False,
 ) -> dict[str, object]:
-    """The form of an answer with calls of these tools; ``typed`` gives each parameter one ``type``, and
-    ``listed`` puts that of an array into a list."""
+    """The form of an answer with calls of these tools. ``typed`` gives each parameter one ``type``;
+    ``listed`` puts the type of an array into a list."""
     shapes = [
         {"name": tool.name, "description": "", "parameters": _shape(held[tool.name].schema, typed, listed)}
         for tool in tools
@@ -48,7 +48,7 @@ def calls_form(
 
 
 def answer(guides: Guides, prompt: _llama.Prompt, held: Held) -> _llama.Guide | None:
-    """A guide through thoughts and a JSON value; ``None`` where the format cannot be expressed."""
+    """A guide for thoughts and a JSON value; ``None`` if the grammar cannot express the format."""
 
     def schema_of(name: str) -> bytes | None:
         return held.text if name in _ANSWER_SCHEMA else None
@@ -59,10 +59,10 @@ def answer(guides: Guides, prompt: _llama.Prompt, held: Held) -> _llama.Guide | 
 def calls(
     guides: Guides, prompt: _llama.Prompt, syntax: bytes, held: Mapping[str, Held], required: bool
 ) -> _llama.Guide | None:
-    """A guide through calls: from the first token on where one is ``required``, else from what begins a call.
+    """A guide for calls: from the first token on if one is ``required``, else from the beginning of a call.
 
-    ``syntax`` is that of the prompt, or a mended one. ``None`` where the format cannot be expressed, or all
-    schemas together are too much: then llama.cpp's own grammar enforces the form, and the arguments are
+    ``syntax`` is the prompt's, or a repaired one. ``None`` if the grammar cannot express the format or all
+    schemas together are too large: then llama.cpp's own grammar enforces the form, and the arguments are
     checked at the end.
     """
     schemas: dict[str, bytes | None] = {}
@@ -85,7 +85,7 @@ def calls(
             return _calls(guides, prompt, Format(syntax, guides.control, schemas.get, given.get), required)
         except Inexpressible:
             return None
-        except InvalidRequest:  # too much together, though each schema is not
+        except InvalidRequest:  # each schema fits, all together do not
             _llama.stop_if_cancelled()
     return None
 
@@ -94,9 +94,9 @@ def _calls(guides: Guides, prompt: _llama.Prompt, form: Format, required: bool) 
     call = form.calls()
     if required:
         return guides.grammar(form.text(f"{_thoughts(form, prompt)} ({call})"))
-    if not prompt.grammar:  # a call has no mark of its own: it is what begins with a brace
+    if not prompt.grammar:  # calls have no mark; a brace begins one
         return guides.grammar(form.text(f"{form.text_without_brace()} | {call}"))
-    if prompt.triggers is None:  # it takes more than a word to know a call: all of the answer is held
+    if prompt.triggers is None:  # only a pattern recognises a call: constrain the whole answer
         return _whole(guides, form, free_text=True)
     guide = guides.grammar(form.text(call))
     guide.wait_for(*prompt.triggers)
@@ -104,7 +104,7 @@ def _calls(guides: Guides, prompt: _llama.Prompt, form: Format, required: bool) 
 
 
 def _whole(guides: Guides, form: Format, *, free_text: bool = False) -> _llama.Guide | None:
-    """A guide through all of an answer; ``None`` where the format cannot be expressed."""
+    """A guide for the whole answer; ``None`` if the grammar cannot express the format."""
     try:
         guide = guides.grammar(form.text(form.root(free_text=free_text)))
     except Inexpressible:
@@ -113,7 +113,7 @@ def _whole(guides: Guides, form: Format, *, free_text: bool = False) -> _llama.G
 
 
 def _thoughts(form: Format, prompt: _llama.Prompt) -> str:
-    """What may, or must, be thought before a call."""
+    """The expression for optional or required thoughts before a call."""
     start, ends = prompt.thinking[0].decode(), [end.decode() for end in prompt.thinking[1]]
     if not ends:
         return ""
@@ -125,7 +125,7 @@ def _thoughts(form: Format, prompt: _llama.Prompt) -> str:
 
 
 def _shape(schema: Mapping[str, Any], typed: bool, listed: bool) -> dict[str, object]:
-    """As much of a tool's schema as the parser has to know: the names and types of its parameters."""
+    """The part of a tool's schema that the parser needs: the names and types of its parameters."""
     properties = {
         name: _shape_of_types(_types(part, schema), typed, listed)
         for name, part in _parameters(schema).items()
@@ -171,7 +171,7 @@ def _types(schema: Any, root: Mapping[str, Any], depth: int = 0) -> set[str]:
 
 
 def _texts(guides: Guides, schema: Any, root: Mapping[str, Any]) -> Sequence[str] | str | None:
-    """What a raw text may be: one of some, or what an expression says, or anything."""
+    """The allowed raw texts: a list, an expression, or ``None`` for any."""
     given = raw_texts.given(schema, root)
     if given is not None or _types(schema, root) != {"string"}:
         return given
@@ -185,7 +185,7 @@ def _type_of(value: Any) -> str:
 
 
 def _with_definitions(schema: Any, root: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema of a parameter, fit to stand alone."""
+    """The schema of a parameter with its definitions, usable on its own."""
     if not isinstance(schema, dict):
         return {}
     definitions = {key: root[key] for key in ("$defs", "definitions") if key in root and key not in schema}

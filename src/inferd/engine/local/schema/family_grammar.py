@@ -1,9 +1,9 @@
-"""A family's own format as a grammar for llguidance, with JSON Schemas in the places of its JSON values.
+"""Translates a family's format to a grammar for llguidance, with JSON Schemas for its JSON values.
 
-llama.cpp finds out how a family writes tool calls and thoughts, and gives that as a parser: a list of
-numbered nodes, each of which is a literal, a sequence, a choice and so on. Here those nodes become rules of
-llguidance's Lark. A node of type ``schema`` has a name (``tool-NAME-schema``,
-``tool-NAME-arg-PARAMETER-schema``, ``response-format-schema``), and gets the schema of that name.
+llama.cpp detects how a family writes tool calls and thoughts, and represents that as a parser: a list of
+numbered nodes such as literals, sequences and choices. This module turns the nodes into rules of llguidance's
+Lark. A node of type ``schema`` has a name (``tool-NAME-schema``, ``tool-NAME-arg-PARAMETER-schema``,
+``response-format-schema``), and gets the schema of that name.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from typing import Any
 
 import orjson
 
-_LONGEST = 20  # blanks in a row; a model may write them without end
+_LONGEST = 20  # blanks in a row; without a limit a model may write them endlessly
 
 
 class Inexpressible(Exception):
-    """The format has a part that the grammar cannot say."""
+    """The format has a part that the grammar cannot express."""
 
 
 class NoCalls(Exception):
-    """llama.cpp has not found out how the family writes calls."""
+    """llama.cpp has not detected how the family writes calls."""
 
 
 class Format:
     """The parser ``syntax`` of a rendered prompt; ``control`` are the ids of control tokens by their text.
 
-    ``schema_of`` gives the JSON text of the schema that a ``schema`` node or a rule names, ``None`` for raw
-    text. ``texts_of`` gives all texts that the raw text in a rule may be, or an expression for them, ``None``
+    ``schema_of`` returns the JSON text of the schema for the name of a ``schema`` node or a rule, ``None``
+    for raw text. ``texts_of`` returns the allowed raw texts of a rule, as a list or an expression, ``None``
     for any.
     """
 
@@ -44,14 +44,14 @@ class Format:
         read = orjson.loads(syntax)
         arena = orjson.loads(read["parser"])
         self.begun: str = read["generation_prompt"]
-        """What of the answer already stands in the prompt."""
+        """The part of the answer that is already in the prompt."""
         self._nodes: list[dict[str, Any]] = arena["parsers"]
         self._named: dict[str, int] = arena["rules"]
         self._root: int = arena["root"]
         self._control = control
         self._schema_of = schema_of
         self._texts_of = texts_of
-        self._texts: Sequence[str] | str | None = None  # of the rule that is being made
+        self._texts: Sequence[str] | str | None = None  # of the current rule
         self._value: bytes | None = None  # the schema of its value
         self._free_text = False
         self._numbers: dict[str | tuple[str, ...], int] = {}
@@ -61,7 +61,7 @@ class Format:
         self._rules: dict[str, str] = {}
 
     def root(self, *, free_text: bool = False) -> str:
-        """The rule of the whole answer, what already stands in the prompt among it.
+        """The rule of the whole answer, including the part that is already in the prompt.
 
         With ``free_text`` a message may be any text up to its end.
         """
@@ -69,10 +69,11 @@ class Format:
         return self.add("whole", self._expression(self._root))
 
     def calls(self) -> str:
-        """The rule of one or several tool calls; adds what it needs to :meth:`text`."""
+        """The rule of one or several tool calls; adds the rules it needs to :meth:`text`."""
         nodes = self._nodes
         triggers = sorted(name for name, i in self._named.items() if nodes[i].get("trigger"))
-        # A family with a section around its calls has a rule for each, and the outer refers to the inner one.
+        # A family with a section around its calls has a rule for each; the outer rule refers to the inner
+        # one.
         inner = {name for outer in triggers for name in self._inside(outer) if name != outer}
         outermost = [name for name in triggers if name not in inner]
         if not outermost:
@@ -80,7 +81,7 @@ class Format:
         return " | ".join(self._rule(name) for name in outermost)
 
     def add(self, name: str, body: str) -> str:
-        """Adds a rule, with its attributes in brackets behind the name; returns how to refer to it."""
+        """Adds a rule, with its attributes in brackets after the name; returns a reference to it."""
         self._rules[name] = body
         return name.partition("[")[0]
 
@@ -89,10 +90,10 @@ class Format:
         return self.add(f"json_{len(self._rules)}", f"%json {text.decode()}")
 
     def literal(self, text: str) -> str:
-        """``text``, with control tokens as such.
+        """``text``, with control tokens as tokens.
 
-        Other marks are parts of their own, too: where texts begin alike, the longest part is taken for the
-        text, and a rule with shorter parts is passed over.
+        Other marks become separate parts, too: among texts with a common beginning llguidance takes the
+        longest part, and so skips a rule with shorter parts.
         """
         parts = []
         for part in filter(None, self._marks.split(text)):
@@ -100,7 +101,7 @@ class Format:
         return " ".join(parts)
 
     def space(self) -> str:
-        """Some blanks, or none."""
+        """Optional blanks."""
         return self.add("SPACE", f"/[ \\n\\t]{{1,{_LONGEST}}}/") + "?"
 
     def text_without_brace(self) -> str:
@@ -108,7 +109,7 @@ class Format:
         return self.add("PLAIN", "/[^{\\s](?s:.*)/") + "?"
 
     def up_to(self, ends: list[str]) -> str:
-        """Any text that has one of ``ends`` at its end and nowhere else."""
+        """Any text up to and including the first of ``ends``."""
         if any(self._special.search(end) for end in ends):
             choice = " | ".join(self.literal(end) for end in ends)
             return f"({self._any_text()})? ({choice})"
@@ -116,7 +117,7 @@ class Format:
         return self.add(f"upto_{len(self._rules)}[lazy]", f"/(?s:.*?)(?:{pattern})/")
 
     def _raw(self, ends: list[str]) -> str:
-        """Raw text and its end: one of the texts of the rule, or any."""
+        """Raw text and its end: one of the rule's texts, or any."""
         if isinstance(self._texts, str):
             return self._matching(self._texts, ends)
         if self._texts is None or any(end in text for end in ends for text in self._texts):
@@ -125,7 +126,7 @@ class Format:
         return f"({texts}) ({last})"
 
     def _matching(self, expression: str, ends: list[str]) -> str:
-        """A text that an expression says, up to one of ``ends``, which it does not hold."""
+        """A text that matches an expression, up to one of ``ends``, none of which it contains."""
         number = len(self._rules)
         text = self.add(f"TEXT_{number}", expression)
         if any(self._special.search(end) for end in ends):
@@ -135,7 +136,7 @@ class Format:
         return self.add(f"RAW_{number}", f"{with_end} & ~/(?s:.*)(?:{pattern})(?s:.+)/")
 
     def text(self, start: str) -> str:
-        """The whole grammar, which begins with the expression ``start``."""
+        """The whole grammar, starting with the expression ``start``."""
         rules = [f"{name}: {body}" for name, body in self._rules.items()]
         return "\n".join(("%llguidance {}", f"start: {start}", *rules))
 
@@ -159,7 +160,7 @@ class Format:
         around = self._texts
         texts = self._texts_of(name) or around
         mine = f"r{self._named[name]}"
-        if texts is not None:  # a rule that others share has other texts there
+        if texts is not None:  # a shared rule has other texts elsewhere
             key = texts if isinstance(texts, str) else tuple(texts)
             mine += f"_{self._numbers.setdefault(key, len(self._numbers))}"
         if mine not in self._rules:
@@ -171,7 +172,7 @@ class Format:
         return mine
 
     def _expression(self, i: int) -> str:
-        """The node as an expression; empty for one that takes no text."""
+        """The node as an expression; empty for a node without text."""
         node = self._nodes[i]
         kind = node["type"]
         if kind in ("epsilon", "start", "end", "and", "not"):
@@ -211,7 +212,7 @@ class Format:
         raise Inexpressible(kind)
 
     def _flat(self, i: int) -> list[int]:
-        """The parts of a sequence, those of sequences in it among them."""
+        """The parts of a sequence, nested sequences flattened."""
         node = self._nodes[i]
         if node["type"] == "sequence":
             return [part for child in node["children"] for part in self._flat(child)]
@@ -241,12 +242,12 @@ class Format:
                 out.append(self._raw([rest]))
                 continue
             if rest and self._is_blank(node):
-                continue  # the text before the end may hold it, too
+                continue  # the text before the end includes it
             inner = self._flat(node["child"]) if self._is_optional(node) else []
             if inner and self._resolved(inner[-1])["type"] == "until":
-                # The end of that text comes behind the option.
+                # The end of that text comes after the option.
                 if all(self._may_be_empty(part) for part in parts[at + 1 :]):
-                    continue  # a text behind everything, which may be left out
+                    continue  # optional text at the end
                 rest = self._end_of(self._resolved(inner[-1]), parts[at + 1 :])
                 head = self._sequence(inner[:-1])
                 out.append(f"({head} {self.up_to([rest])} | {self.literal(rest)})")
@@ -257,7 +258,7 @@ class Format:
         return " ".join(out)
 
     def _end_of(self, until: dict[str, Any], following: list[int]) -> str:
-        """The delimiter of a text that the literal behind it begins with."""
+        """The delimiter of a text that the following literal begins with."""
         for node in map(self._resolved, following):
             if node["type"] == "literal":
                 for delimiter in until["delimiters"]:
@@ -268,7 +269,7 @@ class Format:
         raise Inexpressible("text that ends before something unknown")
 
     def _is_value(self, node: dict[str, Any]) -> bool:
-        """Whether it is a JSON value that is read as any text up to its end."""
+        """Whether the node is a JSON value that the parser reads as any text up to its end."""
         if self._value is None or node["type"] != "tag" or node["tag"] != "tool-arg-value":
             return False
         child = self._nodes[node["child"]]

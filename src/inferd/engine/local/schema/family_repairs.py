@@ -1,8 +1,8 @@
-"""Mends of the parsers that llama.cpp makes, where they differ from what a chat template writes.
+"""Repairs llama.cpp's parsers where they differ from the output of a chat template.
 
-llama.cpp finds out a family's format by comparing renderings, and is mistaken for some templates. Each
-function here changes one such mistake in the list of nodes
-(see :mod:`~inferd.engine.local.schema.family_grammar`) and leaves every other parser as it is.
+llama.cpp detects a family's format by comparing renderings, with errors for some templates. Each function
+here fixes one such error in the list of nodes (see :mod:`~inferd.engine.local.schema.family_grammar`) and
+leaves every other parser unchanged.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import orjson
 
 Node = dict[str, Any]
 
-_PROBE_ID = "call00001"  # the id of the calls that llama.cpp renders to find out a format
+_PROBE_ID = "call00001"  # the id of the calls that llama.cpp renders to detect a format
 
 
 def repaired(syntax: bytes) -> bytes:
-    """The ``syntax`` of a prompt with tools, with a parser that reads what the template writes."""
+    """The ``syntax`` of a prompt with tools, with a parser that matches the template."""
     whole = orjson.loads(syntax)
     arena = orjson.loads(whole["parser"])
     nodes = _Nodes(arena["parsers"])
@@ -56,7 +56,7 @@ class _Nodes:
 
 
 def _id_of_the_probe(nodes: _Nodes, node: Node) -> None:
-    """Solar Open: what stands before the name of a tool holds the id of a call, which differs."""
+    """Solar Open: the text before a tool's name contains the call's id, which varies."""
     before, found, behind = node["literal"].partition(_PROBE_ID)
     if found and behind:
         until = nodes.add(type="until", delimiters=[behind])
@@ -66,7 +66,7 @@ def _id_of_the_probe(nodes: _Nodes, node: Node) -> None:
 
 
 def _mark_of_arguments_twice(nodes: _Nodes, node: Node) -> None:
-    """Mistral Small 3.2: the mark before the arguments comes behind the id, and not behind the name, too."""
+    """Mistral Small 3.2: the mark before the arguments comes after the id, and not also after the name."""
     children = nodes.children(node)
     for opening, option, mark in zip(children, children[1:], children[2:], strict=False):
         if opening["type"] != "atomic" or option["type"] != "repetition" or mark["type"] != "literal":
@@ -78,7 +78,7 @@ def _mark_of_arguments_twice(nodes: _Nodes, node: Node) -> None:
 
 
 def _commas_outside_of_an_array(nodes: _Nodes, rule: Node) -> None:
-    """MiniMax: between two calls there is a comma only where calls are the items of an array."""
+    """MiniMax: a comma separates two calls only if calls are items of an array."""
     before = ""
     left = [rule["child"]]
     while left:
@@ -106,13 +106,13 @@ def _are_tools(nodes: _Nodes, choice: Node) -> bool:
 
 
 def _scalars_of_python(nodes: _Nodes, node: Node) -> None:
-    """Templates that print a parameter as Python does: the reader turns these words into JSON."""
+    """Templates that print a parameter as Python does: the parser turns these words into JSON."""
     words = [nodes.literal(word) for word in ("True", "False", "None")]
     node["child"] = nodes.add(type="choice", children=[*words, node["child"]])
 
 
 def _text_behind_the_prompt(nodes: _Nodes, root: Node, prompt: str) -> None:
-    """Command R+: a text needs no mark that ends the prompt already, and ends where a call begins."""
+    """Command R+: a text omits the mark that already ends the prompt, and ends where a call begins."""
     if root["type"] != "sequence":
         return
     children = nodes.children(root)
@@ -142,7 +142,7 @@ def _first_literal(nodes: _Nodes, node: Node) -> str:
 
 
 def _marks_between_calls(nodes: _Nodes, rules: dict[str, int], prompt: str) -> None:
-    """Functionary 3.2: the mark that ends the prompt stands before each further call."""
+    """Functionary 3.2: the mark at the end of the prompt precedes each further call."""
     if "tools" not in rules or not prompt.endswith(">>>"):
         return
     calls = nodes.all[nodes.all[rules["tools"]]["child"]]

@@ -1,7 +1,7 @@
-"""From the JSON Schemas of a request to guides for the token loop, and to checks of what came out.
+"""Turns the JSON Schemas of a request into guides for the token loop and checks of the finished answer.
 
 llguidance's shared library is the extension module of its Python package. Rewritten schemas are cached,
-because the same tools and formats come with every turn of a conversation.
+because every turn of a conversation repeats its tools and formats.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from inferd.errors import InvalidRequest, ModelError
 _log = log.get("llamacpp")
 
 OPTIONS: dict[str, Any] = {
-    "whitespace_flexible": False,  # a model may write blanks without end
-    "json_allowed_escapes": 'nrbtf\\"',  # else a declared name, spelt with \u, passes for an undeclared one
+    "whitespace_flexible": False,  # a model may write blanks endlessly
+    "json_allowed_escapes": 'nrbtf\\"',  # otherwise a declared name spelt with \u passes as an undeclared one
     "coerce_one_of": True,
     "lenient": False,
 }
 TOOL_OPTIONS = {**OPTIONS, "key_separator": ": ", "item_separator": ", "}
-"""With the blanks that chat templates write, and models have therefore learnt, in the arguments of a call."""
+"""With the blanks in a call's arguments that chat templates write and models have learnt."""
 _KEPT = 256
 MOST_SECONDS = 10.0
-"""Of processor time for one schema, beside the last of its parts."""
+"""The limit of processor time for one schema, checked before each of its parts."""
 
 
 def _open_library() -> str:
-    """Loads llguidance; returns what keeps it from being used. In the cage no file can be opened any more."""
+    """Loads llguidance before the sandbox blocks opening files; returns the reason if that fails."""
     try:
         _llama.open_guidance(importlib.import_module("llguidance._lib").__file__ or "")
     except (ImportError, ModelError) as error:
@@ -51,10 +51,10 @@ _PROBLEM = _open_library()
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Held:
-    """A schema as it is enforced.
+    """An enforced schema.
 
-    ``schema`` is the rewritten one and ``text`` its JSON for llguidance. ``dropped`` are the JSON pointers
-    of what llguidance does not enforce; ``check`` tests a value against the original schema.
+    ``schema`` is the rewritten one and ``text`` its JSON for llguidance. ``dropped`` are the JSON pointers of
+    keywords that llguidance does not enforce; ``check`` tests a value against the original schema.
     """
 
     schema: dict[str, Any]
@@ -74,13 +74,13 @@ class Guides:
         self.control = {text.decode(errors="replace"): i for text, i in model.control_tokens.items() if text}
 
     def answer(self, schema: str, *, lenient: bool) -> Held:
-        """Raises ``InvalidRequest`` with JSON pointer and keyword for what cannot be enforced; ``lenient``
-        drops it where the finished answer can be checked for it."""
+        """Raises ``InvalidRequest`` with JSON pointer and keyword for a keyword that cannot be enforced;
+        ``lenient`` drops it if the finished answer can be checked for it."""
         return self._held(schema, lenient, False)
 
     def tool(self, tool: Tool) -> Held:
-        """Drops what cannot be enforced. ``InvalidRequest`` names the tool whose schema cannot be used at
-        all."""
+        """Drops keywords that cannot be enforced. ``InvalidRequest`` names a tool whose schema is
+        unusable."""
         try:
             return self._held(tool.schema, True, True)
         except InvalidRequest as error:
@@ -88,18 +88,18 @@ class Guides:
             raise InvalidRequest(f"the input_schema of the tool {name}: {error}") from None
 
     def value(self, held: Held) -> _llama.Guide:
-        """A guide through the value alone."""
+        """A guide for the value alone."""
         return self._guidance.guide(b"json_schema", held.text)
 
     def grammar(self, lark: str) -> _llama.Guide:
-        """A guide through a grammar in llguidance's Lark; ``InvalidRequest`` when that is too large."""
+        """A guide for a grammar in llguidance's Lark. Raises ``InvalidRequest`` if that is too large."""
         try:
             return self._guidance.guide(b"lark", lark.encode())
         except ValueError as error:
             raise InvalidRequest(f"the schemas of the tools cannot be used together: {error}") from None
 
     def takes(self, lark: str) -> bool:
-        """Whether llguidance can follow the grammar."""
+        """Whether llguidance accepts the grammar."""
         try:
             self._guidance.guide(b"lark", f"%llguidance {{}}\n{lark}".encode())
         except ValueError:
@@ -123,7 +123,7 @@ class Guides:
         except ValueError as error:
             if not is_tool or "nsatisfiable" in str(error):
                 raise InvalidRequest(f"the JSON Schema cannot be used: {error}") from None
-            schema, dropped = {"type": "object"}, ("",)  # all of it is checked afterwards
+            schema, dropped = {"type": "object"}, ("",)  # checked as a whole afterwards
         if dropped:
             _log.warn("a JSON Schema is not enforced in all", pointers=list(dropped))
         return Held(schema, json_text(schema, TOOL_OPTIONS if is_tool else OPTIONS), dropped, check)
@@ -137,5 +137,5 @@ class Guides:
 
 
 def json_text(schema: dict[str, Any], options: dict[str, Any] = OPTIONS) -> bytes:
-    """The schema as llguidance takes it."""
+    """The schema as text for llguidance."""
     return orjson.dumps({**schema, "x-guidance": options})

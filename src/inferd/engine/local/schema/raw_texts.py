@@ -1,7 +1,7 @@
-"""What a tool's parameter may be where the family writes its text without quotes.
+"""Constraints on a tool's parameter in families that write its text without quotes.
 
-Such a text is held by literals or by an expression of llguidance's Lark. An expression may be narrower than
-the schema, never wider on purpose: the finished arguments are checked all the same.
+Literals or an expression of llguidance's Lark constrain such a text. An expression may be narrower than the
+schema, never wider on purpose: the finished arguments are checked in any case.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FORMATS = {
 
 
 def given(schema: Any, root: Mapping[str, Any]) -> Sequence[str] | None:
-    """The texts that a value of the schema may be, where it names them all and they are nothing else."""
+    """The texts that the schema allows, if it lists them and allows nothing else."""
     for part in _parts(schema, root):
         values = [part["const"]] if "const" in part else part.get("enum") or ()
         texts = [value for value in values if isinstance(value, str) and value]
@@ -41,7 +41,7 @@ def given(schema: Any, root: Mapping[str, Any]) -> Sequence[str] | None:
 
 
 def expression(schema: Any, root: Mapping[str, Any]) -> str | None:
-    """The texts that follow the schema of a string, as an expression; ``None`` for any."""
+    """The texts that match the schema of a string, as an expression; ``None`` for any."""
     regexes = []
     for part in _parts(schema, root):
         if "pattern" in part:
@@ -54,7 +54,7 @@ def expression(schema: Any, root: Mapping[str, Any]) -> str | None:
 
 
 def _parts(schema: Any, root: Mapping[str, Any], depth: int = 0) -> Iterator[dict[str, Any]]:
-    """The schemas that a value has to follow all."""
+    """All the schemas that a value must satisfy."""
     if not isinstance(schema, dict) or depth > _MAX_DEPTH:
         return
     yield schema
@@ -65,7 +65,7 @@ def _parts(schema: Any, root: Mapping[str, Any], depth: int = 0) -> Iterator[dic
 
 
 def place(root: Any, reference: str) -> Any:
-    """What a reference within the schema refers to; ``True``, which says nothing, when there is nothing."""
+    """The target of a reference within the schema; ``True``, which allows everything, if it has none."""
     node = root
     for part in reference[2:].split("/"):
         name = part.replace("~1", "/").replace("~0", "~")
@@ -74,8 +74,8 @@ def place(root: Any, reference: str) -> Any:
 
 
 def _whole(pattern: str) -> str | None:
-    """A regular expression for the whole text in which the pattern is; ``None`` where its anchors are not
-    at its ends, or mean one of several alternatives."""
+    """A regular expression for a whole text that contains the pattern; ``None`` if its anchors are not at its
+    ends or belong to one of several alternatives."""
     starts = pattern.startswith("^")
     ends = pattern.endswith("$") and not re.search(r"(?<!\\)(?:\\\\)*\\\$\Z", pattern)
     inner = pattern[starts : len(pattern) - ends]

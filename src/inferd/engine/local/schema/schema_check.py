@@ -1,7 +1,7 @@
-"""Whether a finished value follows its JSON Schema, under the draft that the schema declares.
+"""Validates a finished value against its JSON Schema, under the draft that the schema declares.
 
-The grammar enforces most of it. This checks the rest, and all of it once more. Patterns are matched within
-a time limit, because a client controls both the pattern and, in effect, the text.
+The grammar enforces most of the schema. This checks the whole schema again. Patterns are matched within a
+time limit, because a client controls both the pattern and, in effect, the text.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _WITHOUT_FORMATS = jsonschema.FormatChecker(formats=())
 
 
 def read(text: str) -> dict[str, Any]:
-    """The schema in ``text``, a JSON object; ``InvalidRequest`` when it is not valid by its own draft, and
-    when the preparation is cancelled: to validate a large one takes seconds."""
+    """The schema in ``text``, a JSON object. Raises ``InvalidRequest`` if it is invalid by its own draft, or
+    if the preparation is cancelled: validating a large schema takes seconds."""
     try:
         schema = parse(text)
         draft = _draft_of(schema)
@@ -47,16 +47,16 @@ def read(text: str) -> dict[str, Any]:
 
 
 def parse(text: str) -> dict[str, Any]:
-    """The schema in ``text`` once more, which was read before."""
+    """Another copy of a schema that :func:`read` has accepted."""
     schema: dict[str, Any] = json.loads(text, parse_constant=_refuse_constant)
     return schema
 
 
 @cache
 def _validator_of(draft: Any) -> Any:
-    """The validator of the draft's schemas; at each reference within them it may be cancelled.
+    """The validator of the draft's schemas, which polls for a cancel at each reference.
 
-    A part with ``$schema`` would be validated by the class that is registered for it, and not by this one.
+    For a part with ``$schema`` jsonschema would use the class registered for that draft, not this one.
     """
     keywords = {key: _cancellable(draft.VALIDATORS[key]) for key in _REFERENCES if key in draft.VALIDATORS}
     specification = specification_with(draft.META_SCHEMA["$schema"])
@@ -85,13 +85,12 @@ def _cancellable(keyword: Any) -> Any:
 
 def _draft_of(schema: dict[str, Any]) -> Any:
     if "$schema" not in schema and _any(schema, lambda node: isinstance(node.get("items"), list)):
-        return jsonschema.Draft7Validator  # that is how a tuple was written up to then
+        return jsonschema.Draft7Validator  # a tuple in the syntax up to draft 7
     return validators.validator_for(schema, default=_LATEST)
 
 
 class Check:
-    """Tests values against ``schema``, which it changes: a ``oneOf`` in ``alternatives`` becomes an
-    ``anyOf``."""
+    """Tests values against ``schema``. Changes it: a ``oneOf`` in ``alternatives`` becomes an ``anyOf``."""
 
     def __init__(self, schema: dict[str, Any], alternatives: frozenset[str]) -> None:
         draft = _draft_of(schema)
@@ -109,7 +108,7 @@ class Check:
         self._validator = kind(schema, format_checker=draft.FORMAT_CHECKER, registry=referencing.Registry())
 
     def fault(self, text: str) -> str | None:
-        """Where the JSON value in ``text`` breaks the schema (a JSON pointer and a keyword), or ``None``."""
+        """The JSON pointer and keyword at which the JSON value in ``text`` breaks the schema, or ``None``."""
         try:
             value = json.loads(text, parse_constant=_refuse_constant)
             error = next(self._validator.iter_errors(value), None)
@@ -137,12 +136,12 @@ def _without(schema: Any, keys: tuple[str, ...]) -> None:
 
 
 def _matches(pattern: str, text: str) -> bool:
-    """Whether the pattern, as ECMAScript means it, is in the text; not, if that takes too long to say."""
+    """Whether the text contains the pattern, by ECMAScript's rules; false if matching takes too long."""
     try:
         return regex.search(pattern, text, regex.ASCII, timeout=PATTERN_SECONDS) is not None
     except TimeoutError:
         return False
-    except regex.error:  # of another dialect: the grammar holds it
+    except regex.error:  # another dialect: the grammar enforces it
         return True
 
 

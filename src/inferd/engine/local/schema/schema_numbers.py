@@ -1,4 +1,4 @@
-"""Numbers in JSON Schemas: bounds that llguidance counts right, and limits of what it takes time for."""
+"""Numbers in JSON Schemas: bounds that llguidance handles correctly, and limits on its work."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from inferd.engine.local.schema.schema_places import refusal, step
 Digits = tuple[int, int]
 ONE: Digits = (1, 0)
 _LARGEST = 2**63 - 1024
-EXACT = 2**53  # integers up to here are exact as float64, which is what llguidance keeps of a bound
-_SMALLEST = 1e-16  # takes the place of the float64 next to 0, which has 324 digits
+EXACT = 2**53  # integers up to here are exact as float64, in which llguidance keeps a bound
+_SMALLEST = 1e-16  # replaces the float64 next to 0, which has 324 digits
 _LOWER, _UPPER = ("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")
 _SIZES = (("minLength", "maxLength"), ("minItems", "maxItems"), ("minProperties", "maxProperties"))
 
 MAX_DIGITS, MAX_DIVISOR = 50_000, 5_000_000
-"""Of a divisor without zeros at its end, and of the divisor. Its grammar is made in the square of that."""
+"""The limits of a divisor, without trailing zeros and in all. Making its grammar takes quadratic time."""
 
 
 def check_bounds(node: dict[str, Any], pointer: str) -> None:
-    """Bounds that exclude each other are refused before anything is compiled."""
+    """Refuses bounds that exclude each other, before compiling anything."""
     pairs = [(low, high) for low in _LOWER for high in _UPPER] + list(_SIZES)
     for low, high in pairs:
         least, most = node.get(low), node.get(high)
@@ -38,13 +38,13 @@ def check_bounds(node: dict[str, Any], pointer: str) -> None:
 
 
 def hold_bounds(node: dict[str, Any]) -> None:
-    """Changes bounds into equal ones, or a step narrower, that llguidance takes."""
+    """Changes bounds to equal ones that llguidance accepts, or one step narrower."""
     _close_bounds(node)
     for key in (*_LOWER, *_UPPER):
         bound = node.get(key)
         if isinstance(bound, int) and not isinstance(bound, bool) and abs(bound) > EXACT:
             node[key] = _inside(bound, upwards=key in _LOWER)
-    # llguidance counts in int64: a bound of 19 digits needs another one on its far side.
+    # llguidance counts in int64: a bound of 19 digits needs another bound on its far side.
     if any(_is_beyond(node.get(key), 1) for key in _LOWER) and not any(key in node for key in _UPPER):
         node["maximum"] = _LARGEST
     if any(_is_beyond(node.get(key), -1) for key in _UPPER) and not any(key in node for key in _LOWER):
@@ -57,7 +57,7 @@ def is_too_large(divisor: Digits) -> bool:
 
 
 def digits(number: float) -> Digits:
-    """The digits of the number as an integer, without zeros at the end, and their exponent of 10."""
+    """The digits of the number as an integer, without trailing zeros, and their exponent of 10."""
     _, found, exponent = Decimal(str(number)).normalize().as_tuple()
     return int("".join(map(str, found))), int(exponent)
 
@@ -73,7 +73,7 @@ def least_common(one: Digits, other: Digits) -> Digits:
 
 
 def _inside(bound: int, *, upwards: bool) -> int:
-    """The nearest integer that is exact as a float64, not outside of the bound."""
+    """The nearest integer inside the bound that is exact as a float64."""
     nearest = float(bound)
     if upwards and nearest < bound:
         nearest = math.nextafter(nearest, math.inf)
@@ -83,10 +83,10 @@ def _inside(bound: int, *, upwards: bool) -> int:
 
 
 def _close_bounds(node: dict[str, Any]) -> None:
-    """Makes exclusive bounds of fractions inclusive, a step further in.
+    """Turns exclusive bounds of fractions into inclusive ones, a step further in.
 
-    llguidance compares decimals, with bounds of 15 digits. A decimal that is closer to the bound than a
-    float64 can tell is the bound itself once it is read.
+    llguidance compares decimals, with bounds of 15 digits. A decimal closer to the bound than float64
+    resolves equals the bound once it is read.
     """
     if node.get("type") == "integer":
         return

@@ -1,4 +1,4 @@
-"""Patterns with look-around that common libraries write, and equal ones without it.
+"""Equivalents without look-around for the patterns of common libraries.
 
 llguidance turns a pattern into an automaton, which has no look-around. The patterns here are those of
 Pydantic and Zod, compared as whole strings.
@@ -23,5 +23,5 @@ _EQUAL = {
 
 
 def without_look_around(pattern: str) -> str:
-    """The equal pattern when one is known, else ``pattern`` itself."""
+    """The equivalent pattern if known, else ``pattern`` itself."""
     return _EQUAL.get(pattern, pattern)

@@ -22,7 +22,7 @@ def step(pointer: str, key: object) -> str:
 
 
 def resolve(root: Any, target: str, at: str) -> tuple[Any, Any]:
-    """The container of what ``target`` refers to, and its key there; (None, None) for the root itself."""
+    """The container of the target of a reference, and its key there; (None, None) for the root itself."""
     parent: Any = None
     name: Any = None
     node = root
@@ -37,7 +37,7 @@ def resolve(root: Any, target: str, at: str) -> tuple[Any, Any]:
 
 
 def nodes(schema: Any) -> Iterator[dict[str, Any]]:
-    """All objects in the schema, those that are no schemas among them."""
+    """All objects in the schema, also those that are not schemas."""
     left = [schema]
     while left:
         node = left.pop()
@@ -49,7 +49,7 @@ def nodes(schema: Any) -> Iterator[dict[str, Any]]:
 
 
 def followed(root: Any, node: Any) -> Any:
-    """The schema at the end of a chain of references, which are in the schema."""
+    """The schema at the end of a chain of references within the schema."""
     for _ in range(MAX_DEPTH):
         if not isinstance(node, dict) or not str(node.get("$ref", "")).startswith("#/"):
             return node

@@ -1,10 +1,10 @@
-"""JSON Schemas in a form that llguidance can enforce.
+"""Rewrites JSON Schemas to a form that llguidance can enforce.
 
-:func:`rewrite` makes an equal schema, or a narrower one, that llguidance takes. A keyword that it cannot
-enforce is refused by JSON pointer. A lenient caller has it dropped and listed instead, and checks the
-finished answer. The order of properties is kept, because the grammar writes them in that order.
+:func:`rewrite` makes an equal or narrower schema that llguidance accepts. It refuses a keyword that it cannot
+enforce by JSON pointer. For a lenient caller it drops and lists the keyword instead, and the caller checks
+the finished answer. It keeps the order of properties, because the grammar writes them in that order.
 
-The walk knows where schemas are inside of schemas: a property may be called ``type`` or ``pattern``.
+The walk tells schemas from names: a property may be called ``type`` or ``pattern``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from inferd.engine.local.schema import schema_numbers, schema_patterns
 from inferd.engine.local.schema.schema_places import MAX_DEPTH, followed, nodes, refusal, resolve, step
 
 MAX_SCHEMAS = 20_000
-MAX_OPTIONAL = 2_000  # of one object, whose grammar is made in the square of that
+MAX_OPTIONAL = 2_000  # of one object; making its grammar takes quadratic time
 
 _ONE = frozenset(
     (
@@ -32,7 +32,7 @@ _LIST = frozenset(("allOf", "anyOf", "items", "oneOf", "prefixItems"))
 _MAP = frozenset(("$defs", "definitions", "dependentSchemas", "patternProperties", "properties"))
 _OLD_DRAFTS = re.compile(r"draft-0[3-7]")
 
-# Those that llguidance knows as regular expressions.
+# The formats that llguidance has regular expressions for.
 FORMATS = frozenset(
     ("date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "unknown", "uri", "uuid")
 )
@@ -48,7 +48,7 @@ Compiles = Callable[[dict[str, Any]], bool]
 class Rewritten:
     """``schema`` is for the grammar; ``dropped`` are JSON pointers to the keywords that it does not enforce.
 
-    ``alternatives`` are the pointers among them of each ``oneOf`` that is held as ``anyOf``.
+    ``alternatives`` are the pointers among them of each ``oneOf`` enforced as ``anyOf``.
     """
 
     schema: dict[str, Any]
@@ -57,11 +57,11 @@ class Rewritten:
 
 
 def rewrite(root: dict[str, Any], *, lenient: bool, is_tool: bool, compiles: Compiles) -> Rewritten:
-    """Changes ``root``, which is valid by its draft; ``compiles`` tells whether llguidance takes a small
+    """Changes ``root``, which is valid by its draft; ``compiles`` tells whether llguidance accepts a small
     schema.
 
-    With ``is_tool`` the root describes an object. If that declares properties and says nothing about
-    others, it is closed. Raises ``InvalidRequest`` with the JSON pointer and the keyword.
+    With ``is_tool`` the root describes an object. If it declares properties and does not mention others, it
+    is closed. Raises ``InvalidRequest`` with the JSON pointer and the keyword.
     """
     work = _Rewriter(root, lenient, compiles)
     if is_tool:
@@ -80,14 +80,14 @@ class _Rewriter:
         self._lenient = lenient
         self._compiles = compiles
         self._old_draft = bool(_OLD_DRAFTS.search(str(root.get("$schema", ""))))
-        self._seen: dict[int, Any] = {}  # by the identity of the node, which the root keeps alive
+        self._seen: dict[int, Any] = {}  # by the id() of the node, which the root keeps alive
         self._combines = any(_COMBINES & node.keys() for node in nodes(root))
-        self._multiple = schema_numbers.ONE  # of all divisors, which may meet in one value
+        self._multiple = schema_numbers.ONE  # of all divisors, which may apply to one value
         self.dropped: list[str] = []
         self.alternatives: list[str] = []
 
     def schema(self, node: Any, pointer: str, depth: int) -> Any:
-        """What takes the place of the schema ``node``; ``False`` when nothing can follow it."""
+        """The replacement of the schema ``node``; ``False`` if no value can match it."""
         if node is True or node is False:
             return node
         if not isinstance(node, dict):
@@ -118,7 +118,7 @@ class _Rewriter:
         return node
 
     def _drop(self, node: dict[str, Any], pointer: str, key: str, why: str = "it cannot be enforced") -> None:
-        """Takes a keyword out that the grammar cannot hold an answer to."""
+        """Removes a keyword that the grammar cannot enforce."""
         if not self._lenient:
             raise refusal(step(pointer, key), f"`{key}`: {why}")
         del node[key]
@@ -186,7 +186,7 @@ class _Rewriter:
                 self._drop(node, pointer, key)
 
     def _arrays(self, node: dict[str, Any], pointer: str) -> None:
-        if isinstance(node.get("items"), list):  # a tuple, as it was written up to draft 7
+        if isinstance(node.get("items"), list):  # a tuple in the syntax up to draft 7
             node["prefixItems"] = node.pop("items")
             if "additionalItems" in node:
                 node["items"] = node["additionalItems"]
@@ -314,7 +314,7 @@ class _Rewriter:
 
 
 def _constraints(names: dict[str, Any]) -> set[str]:
-    """What a schema of property names, which are strings, says about them."""
+    """The constraints of a schema of property names, which are strings."""
     said = set(names) - {"$comment", "default", "description", "examples", "title"}
     return said - {"type"} if names.get("type", "string") == "string" else said
 
@@ -335,7 +335,7 @@ def _values(value: Any) -> Iterator[Any]:
 
 
 def _are_disjoint(branches: list[Any]) -> bool:
-    """Whether it is plain that no value follows two of the schemas."""
+    """Whether clearly no value matches two of the schemas."""
     return all(_are_two_disjoint(one, other) for i, one in enumerate(branches) for other in branches[i + 1 :])
 
 
