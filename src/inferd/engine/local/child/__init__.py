@@ -1,1 +1,1 @@
-"""The process of a model: how the daemon starts it, watches it and talks to it, and what shuts it in."""
+"""The engine process of a model: its supervisor, its messages and its sandbox."""

@@ -209,7 +209,7 @@ Packed = tuple[bytes, list[int]]
 
 
 async def _pack_aside(request: GenerateRequest) -> Packed:
-    """Packs in a thread of its own; if the client leaves first, closes the result's descriptors."""
+    """Packs in a separate thread; if the client leaves first, closes the result's descriptors."""
     thread = ThreadPoolExecutor(1, thread_name_prefix="inferd-pack")
     packing = asyncio.get_running_loop().run_in_executor(thread, m.pack_generate, request)
     thread.shutdown(wait=False)

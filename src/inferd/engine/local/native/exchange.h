@@ -5,8 +5,8 @@
 // - The engine thread gets a pointer from `intake`. Until it publishes the job as finished, it alone reads and writes
 //   the fields, except those that the mutex guards. The other side sees only the guarded ones, through `cancel` and
 //   `collect`. Frames move from `staged` (the engine's) to `out` (guarded) in `publish`.
-// - Once `publish` has set `finished`, the engine thread has dropped its pointers. `collect` then hands the job, with
-//   all its fields, to its caller. A dropped job is deleted instead: by `publish`, or by `cancel` if it has finished.
+// - Once `publish` has set `finished`, the engine thread no longer uses its pointers. `collect` then hands the job,
+//   with all its fields, to its caller. A dropped job is deleted instead: by `publish`, or by `cancel` if it has finished.
 //
 // Ownership of the exchange's fields: the mutex guards `jobs_`, `inbox_`, `ready_`, `last_id_`, `stopping_`, `called_`
 // and `interruptible_`. The atomics are read without it: `interrupt_` between the nodes of a step, so that a cancel

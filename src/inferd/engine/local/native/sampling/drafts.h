@@ -1,7 +1,7 @@
 // Speculative decoding: drafts the tokens that an answer is expected to continue with.
 //
 // A step computes a draft in the same batch as the last token of its sequence. The answer's tokens are then sampled
-// from the rows of logits in order, each as in a step of its own, up to the first that differs from the draft. So a
+// from the rows of logits in order, each as in a separate step, up to the first that differs from the draft. So a
 // draft changes how many steps an answer takes and never the choice of a token.
 //
 // A draft has two sources: text that the grammar forces, and the tokens that followed an earlier occurrence of the
