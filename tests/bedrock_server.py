@@ -1,7 +1,7 @@
-"""AWS Bedrock on the loopback, as far as a client can tell.
+"""A stand-in for AWS Bedrock on the loopback interface.
 
-It checks signatures with nothing but the rules that AWS published and `hmac`, and speaks the binary event
-stream. What it answers is up to a script, which runs in a thread of its connection and may misbehave.
+It checks signatures with the rules published by AWS and `hmac` alone, and speaks the binary event stream. A
+script, which runs in a thread of its connection, makes the answers and may misbehave.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """``AsyncClient`` with the blocking client's methods, so that one test is a test of both.
 
-What a test does at once the asyncio client does on an event loop of its own: both must show it the same.
+The asyncio client runs each blocking call of a test on its own event loop. Both clients must behave alike.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""One test of many cases: all of them run, and each that fails is shown with its values.
+"""One test with many cases: all of them run, and each failure is shown with its values.
 
-``@cases("text, level", [("0", "off"), ("1", "error")])`` is written and read as ``pytest.mark.parametrize``
-is, and costs one test instead of one for each row. The fixtures of the test are made once for all rows, so
-use it where a row leaves nothing behind.
+``@cases("text, level", [("0", "off"), ("1", "error")])`` has the syntax of ``pytest.mark.parametrize``, and
+costs one test instead of one per row. All rows share the fixtures of the test, so use it only if a row
+changes no shared state.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What all tests share: short socket paths, both event loops, daemons, and the check for what is left."""
+"""Shared fixtures: short socket paths, both event loops, daemons, and the check for leaks."""
 
 from __future__ import annotations
 

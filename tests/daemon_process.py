@@ -1,8 +1,8 @@
 """A real daemon process on real sockets, and a plain socket client to talk to it.
 
 Options are given by name and reach the daemon as its environment variables. With ``mock`` knobs this file is
-the daemon's main program: the same daemon, whose mock backend has a tape, a fault, or a gate that opens one
-event for each byte written by :meth:`DaemonProcess.release`.
+the daemon's main program: the same daemon, with a mock backend that has a tape, a fault, or a gate. The gate
+lets one event pass for each byte written by :meth:`DaemonProcess.release`.
 """
 
 from __future__ import annotations

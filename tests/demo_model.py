@@ -1,4 +1,4 @@
-"""The real model of the tests: the catalogue's default, from the user's store (brought there if missing)."""
+"""The real model of the tests: the catalogue's default, from the user's store (downloaded if missing)."""
 
 from __future__ import annotations
 

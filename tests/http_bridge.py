@@ -1,4 +1,4 @@
-"""A real daemon with its HTTP bridge, for tests: a mock that obeys, or the real default model."""
+"""A real daemon with its HTTP bridge, for tests: with a controllable mock, or the real default model."""
 
 from __future__ import annotations
 

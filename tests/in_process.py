@@ -1,7 +1,6 @@
 """The serving half of the daemon on the test's own event loop, and a client that shares it.
 
-What a test of one layer needs and a whole process would hide: the mock's gate, the admission's counters, the
-exact moment of things.
+It exposes what a separate process would hide: the mock's gate, the admission's counters, and exact timing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The objects of requests that are alive: what exists once for each connection or request."""
+"""The live objects of requests: those of the classes that exist once per connection or request."""
 
 from __future__ import annotations
 

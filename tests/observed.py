@@ -1,4 +1,4 @@
-"""What the tests of counted numbers share: a snapshot of a server, and a mock that measures itself."""
+"""Helpers for tests of metrics: a snapshot of a server, and a mock that measures itself."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""A server on loopback, by script: what OpenAI's API says, and all that no server should.
+"""A scripted server on loopback: it follows OpenAI's API, or violates it.
 
-Each request is answered by the script of the server, in a thread of its connection. A script that returns
-normally leaves the connection open for the next request; one that calls :meth:`Exchange.wait_until_left`
-stalls until the client has closed its end.
+The server's script answers each request, in a thread of its connection. A script that returns normally leaves
+the connection open for the next request; :meth:`Exchange.wait_until_left` stalls until the client has closed
+its end.
 """
 
 from __future__ import annotations

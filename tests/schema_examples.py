@@ -1,4 +1,4 @@
-"""Eighty JSON Schemas in the manner of Pydantic, Zod, OpenAPI and MCP servers.
+"""Eighty JSON Schemas in the style of Pydantic, Zod, OpenAPI and MCP servers.
 
 ``SERVED`` are sampled and validated; ``REFUSED`` has a schema and the JSON pointer that the refusal names.
 """

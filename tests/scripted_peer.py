@@ -1,4 +1,4 @@
-"""The other end of a client, by script: what a daemon could say, and what no daemon should."""
+"""A scripted peer of a client: it behaves as a daemon, or misbehaves."""
 
 from __future__ import annotations
 

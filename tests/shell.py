@@ -1,4 +1,4 @@
-"""A user at a shell: ``inferd`` as processes with a home of their own, and in a terminal of their own."""
+"""A user at a shell: runs ``inferd`` as processes with a private home directory, and in a terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A BERT with random weights and 64 words: no sense in it, but every step from texts to vectors or scores."""
+"""A BERT with random weights and 64 words: meaningless, but with every step from text to vector or score."""
 
 from __future__ import annotations
 

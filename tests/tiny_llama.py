@@ -1,11 +1,9 @@
 """Small models with the tokenizer and chat template of the demo model, each written in a moment.
 
-``write_llama`` has no preferences: its next token depends on nothing, and an answer under a grammar is random
-and comes to its end. ``random_llama`` has random weights, so that each token depends on all before it; it
-never ends its turn and writes no control token.
-
-The second has only the first tokens of the tokenizer, from which the later ones are merged: it is loaded in
-an eighth of the time.
+The next token of ``write_llama`` depends on nothing: an answer under a grammar is random and ends.
+``random_llama`` has random weights, so that each token depends on all before it; it never ends its turn and
+writes no control token. It has only the first tokens of the tokenizer, from which the later ones are merged,
+and so loads in an eighth of the time.
 """
 
 from __future__ import annotations

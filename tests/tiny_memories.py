@@ -1,4 +1,4 @@
-"""Small models with random weights and other memories than llama: recurrent, hybrid, a sliding window.
+"""Small models with random weights and another kind of memory: recurrent, hybrid, a sliding window.
 
 Each token depends on those before it, and none is a control token, as in ``random_llama``.
 """

@@ -1,4 +1,4 @@
-"""A model of 16 KiB that stands for any: the store and the fetch know files, not what is in them."""
+"""A model of 16 KiB for tests of the store and of downloads, which do not look into files."""
 
 from __future__ import annotations
 

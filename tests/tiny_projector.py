@@ -1,4 +1,4 @@
-"""Projectors with random weights: no sense in them, but every step of the path from a picture to text."""
+"""Projectors with random weights: meaningless, but with every step from an image to text."""
 
 from __future__ import annotations
 

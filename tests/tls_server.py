@@ -1,7 +1,7 @@
-"""An https server on loopback that behaves, or misbehaves as its plan says.
+"""An https server on loopback that misbehaves according to its plan.
 
-``plan`` holds one behaviour for each of the next requests; what comes after it is served well: with an ETag,
-ranges and If-Range. ``requests`` are those that came.
+``plan`` holds one behaviour for each of the next requests; later requests are served correctly: with an ETag,
+ranges and If-Range. ``requests`` are the received ones.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Request lines that are nearly right, for the parsers of the surfaces."""
+"""Nearly valid request lines for the parsers of the surfaces."""
 
 from __future__ import annotations
 

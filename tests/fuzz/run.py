@@ -1,8 +1,8 @@
-"""The fuzz tests as a longer run, guided by coverage: ``python tests/fuzz/run.py TARGET [OPTIONS]``.
+"""Runs a fuzz test for longer, guided by coverage: ``python tests/fuzz/run.py TARGET [OPTIONS]``.
 
-Needs ``pip install atheris``; OPTIONS are libFuzzer's. For ten minutes with a corpus that is kept:
+Needs ``pip install atheris``; OPTIONS are libFuzzer's. For ten minutes with a persistent corpus:
 ``python tests/fuzz/run.py v1_request -max_total_time=600 CORPUS_DIR``. It ends at the first finding, which
-Hypothesis keeps: the test of that name then fails with it, shrunk, under pytest.
+Hypothesis stores: under pytest the test of that name then fails with the shrunk finding.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whatever a config file holds, it is read or refused with one sentence that names it."""
+"""Any config file is either read or refused with one sentence that names it."""
 
 from __future__ import annotations
 

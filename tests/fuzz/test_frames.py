@@ -1,4 +1,4 @@
-"""Frames: both splitters in lockstep, lines made into frames, and sessions, each against a simple reading."""
+"""Frames: both splitters in lockstep, lines as frames, and sessions, each against a simple parser."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The two line splitters in lockstep, against each other and against the bytes that went in."""
+"""The two line splitters in lockstep, compared with each other and with the input bytes."""
 
 from __future__ import annotations
 

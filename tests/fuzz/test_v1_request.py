@@ -1,4 +1,4 @@
-"""The v1 request parser: whatever the line, it is a request, a DecodeError or an InvalidRequest."""
+"""The v1 request parser: any line gives a request, a DecodeError or an InvalidRequest."""
 
 from __future__ import annotations
 

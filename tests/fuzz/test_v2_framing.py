@@ -1,4 +1,4 @@
-"""Attachments behind their lines: however a stream is cut into reads, the answers are the same."""
+"""Attachments after their lines: the answers do not depend on how the stream is cut into reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``inferd agent``: what an agent of each kind is started with, seen by a program in its place."""
+"""``inferd agent``: the arguments, environment and files of each agent, recorded by a stand-in program."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A daemon whose model is far away, on an endpoint of ours that takes nothing but sound signatures."""
+"""A daemon with a bedrock-invoke backend, on a local endpoint that accepts only valid signatures."""
 
 from __future__ import annotations
 
@@ -222,7 +222,7 @@ def test_a_client_that_leaves_ends_the_upstream_request(over: Callable[..., Daem
 
 
 def test_only_server_faults_open_the_breaker(over: Callable[..., DaemonProcess]) -> None:
-    """A client's faults are its own, however many; three of the far end shut it off."""
+    """No number of client faults opens the breaker; three upstream faults do."""
     faults = [("validationException", 4), ("throttlingException", 3)]
     names = [name for name, times in faults for _ in range(times)]
 

@@ -1,4 +1,4 @@
-"""The files of computed prompts, in the real daemon: what a restart keeps, and for whom."""
+"""The files of the prefix cache in the real daemon: they survive a restart, for their user only."""
 
 from __future__ import annotations
 

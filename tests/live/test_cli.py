@@ -90,7 +90,7 @@ def test_runs_at_the_same_moment_share_one_daemon(shell: Shell) -> None:
 
 
 def test_run_waits_for_a_daemon_that_is_just_ending(shell: Shell) -> None:
-    """Its lock is held and nothing answers; a new daemon can start only when it has gone."""
+    """The old daemon holds the lock but does not answer; a new one can start only after it ends."""
     shell.runtime.mkdir(mode=0o700)
     lock = Lock.acquire(shell.runtime / "inferd.lock")
     process = shell.start("run", "hi")

@@ -1,4 +1,4 @@
-"""The commands with streams that are closed, full, piped, or of another encoding."""
+"""The commands with closed, full or piped streams, and with another encoding."""
 
 from __future__ import annotations
 

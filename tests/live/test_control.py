@@ -61,7 +61,7 @@ def test_stop_prints_the_reason_for_waiting(
 
 
 def test_ctrl_c_during_a_fetch_says_that_the_daemon_continues(shell: Shell, short_dir: Path) -> None:
-    """The lock of the model is held, so that the daemon waits for it."""
+    """The test holds the model's lock, so that the daemon waits for it."""
     shell.env.update(INFERD_BACKEND="llamacpp", MODELS_HOME=str(short_dir / "m"))
     (short_dir / "m" / "locks").mkdir(parents=True)
     with Lock.acquire(short_dir / "m" / "locks" / f"{DEFAULT_MODEL}.lock"):

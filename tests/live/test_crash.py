@@ -1,4 +1,4 @@
-"""A crash of native code says where, tells nothing of what was asked, and leaves a clean next start."""
+"""A crash of native code reports its place, reveals no prompt, and does not affect the next start."""
 
 from __future__ import annotations
 

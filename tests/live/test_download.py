@@ -1,4 +1,4 @@
-"""A daemon that brings its model over https while it boots."""
+"""A daemon that downloads its model over https while it boots."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The daemon and its engine processes: who holds what, who outlives whom, and what the clients notice."""
+"""The daemon and its engine processes: their resources, their lifetimes, and the effects on clients."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def test_every_example_works_as_documented(daemon: Callable[..., DaemonProcess])
 
 
 def test_the_tools_are_called(short_dir: Path) -> None:
-    """The daemon is a scripted one, since the mock never has enough."""
+    """A scripted daemon, since the mock never ends its calls."""
     text = {"type": "text", "delta": "Rain."}
     done: dict[str, object] = {
         "type": "done",

@@ -1,4 +1,4 @@
-"""The bridge on real sockets: who may ask, what is refused and how, and what an abandoned request costs."""
+"""The bridge on real sockets: access, refusals, and abandoned requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models by name over HTTP: those of the store are listed, and loaded by the request that names them."""
+"""Models by name over HTTP: stored models are listed, and loaded by the first request that names them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page at `/`: what is served without a browser, and how it behaves in a real one."""
+"""The page at `/`: its responses without a browser, and its behaviour in a real one."""
 
 from __future__ import annotations
 

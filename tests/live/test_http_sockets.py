@@ -1,4 +1,4 @@
-"""HTTP byte by byte, on bare sockets: what odd and unfinished requests get, and what they cost others."""
+"""HTTP on raw sockets: malformed and unfinished requests, and their effect on other clients."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_a_thousand_idle_connections(bridge: BridgeProcess) -> None:
 
 
 def test_a_long_conversation_arrives_whole(bridge: BridgeProcess) -> None:
-    """More than a line may hold, more texts than attachments are allowed, and large tools and arguments."""
+    """More than the cap of a line, more texts than allowed attachments, and large tools and arguments."""
     turns = []
     for number in range(60):
         function = {"name": "f", "arguments": json.dumps({"a": "y" * 3000})}

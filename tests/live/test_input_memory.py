@@ -1,4 +1,4 @@
-"""The memory of a real daemon while many clients keep back the last byte of their attachments."""
+"""The memory of a real daemon while many clients withhold the last byte of their attachments."""
 
 from __future__ import annotations
 

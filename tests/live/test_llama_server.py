@@ -1,4 +1,4 @@
-"""A daemon in front of a real llama-server, where the xllamacpp wheel is installed to bring one."""
+"""A daemon in front of a real llama-server, if the xllamacpp wheel is installed, which contains one."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_text_and_structured_output(process: DaemonProcess) -> None:
 
 
 def test_a_client_that_leaves_frees_the_slots_of_the_server(process: DaemonProcess) -> None:
-    """Two slots, and four answers without an end: whoever comes next need not wait for them."""
+    """Two slots and four abandoned endless answers: the next request does not wait for them."""
     story = [{"role": "user", "content": "Tell a story."}]
     for _ in range(4):
         with process.connect() as connection:

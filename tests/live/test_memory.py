@@ -1,4 +1,4 @@
-"""What an attachment costs: its bytes are read once, into memory that takes them all, and given back."""
+"""The memory of an attachment: its bytes are read once, into one buffer, which is freed."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_an_attachment_costs_little_more_than_its_size(
 
 
 def test_the_engine_does_not_copy_pixels(daemon: Callable[..., DaemonProcess], tmp_path: Path) -> None:
-    """Beside the bytes that the client sent there are two copies, both llama.cpp's."""
+    """Besides the bytes from the client, only llama.cpp holds copies: two."""
     projector = write_vision_projector(tmp_path / "projector.gguf", 576)
     entry = {"kind": "llamacpp", "name": "eyes", "model_path": str(demo_model()), "mmproj": str(projector)}
     config = tmp_path / "config.json"

@@ -1,4 +1,4 @@
-"""A request names a model of the store: it is loaded beside the others, answers, and is told of."""
+"""A request names a stored model: it is loaded in addition to the others, answers, and is reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A daemon whose answers are made by a server with OpenAI's API, from its client's side."""
+"""A daemon with an openai-compat backend, seen by its client."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def asked_once(connection: Wire, request: dict[str, Any]) -> list[dict[str, Any]
 
 
 def test_each_entry_has_its_own_settings(daemon: Start, remote: Serve, short_dir: Path) -> None:
-    """One says that it embeds, and nothing else; the other, which comes first, leaves it open."""
+    """One entry declares that it only embeds; the other, which comes first, declares nothing."""
 
     def embeds(exchange: Exchange) -> None:
         exchange.whole(200, b'{"data":[{"index":0,"embedding":[2]}]}', connection="close")
@@ -230,7 +230,7 @@ def test_only_server_faults_count_and_logs_hide_prompts(over: Start, remote: Ser
 
 
 def test_a_stop_waits_for_the_answer(over: Start, remote: Serve) -> None:
-    """Past the time to drain, what still runs ends as cancelled, and its request with it."""
+    """After the drain time-out, a running answer ends as cancelled, and so does its upstream request."""
     server = remote(stalls)
     process = over(server, drain_timeout_secs=0.2)
     with process.connect() as connection:

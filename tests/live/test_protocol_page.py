@@ -1,4 +1,4 @@
-"""docs/protocol.md: every example is sent to a daemon, and every table is held against the code."""
+"""docs/protocol.md: every example is sent to a daemon, and every table is compared with the code."""
 
 from __future__ import annotations
 

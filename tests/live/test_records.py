@@ -1,4 +1,4 @@
-"""What the activity log says of connections and requests, and what it never says."""
+"""The activity log's records of connections and requests; prompts and answers are never logged."""
 
 from __future__ import annotations
 

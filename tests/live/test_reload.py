@@ -1,4 +1,4 @@
-"""SIGHUP: another configuration in a running daemon, as a whole or not at all, and no request dropped."""
+"""SIGHUP: a running daemon applies a new configuration atomically and drops no request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The daemon at work, seen from outside: ``inferd status``, ``inferd top``, and a scrape of its metrics."""
+"""A busy daemon in ``inferd status``, in ``inferd top``, and in a scrape of its metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The examples of docs/structured.md run as they stand, against a model whose answers end soon."""
+"""The examples of docs/structured.md run unchanged, against a model with short answers."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_the_examples_work_as_documented(user: Shell) -> None:
 
 
 def test_the_schema_of_zod_is_served(user: Shell, tmp_path: Path) -> None:
-    """Zod 4's own output for the example, which needs npm to be made."""
+    """The output of Zod 4 for the example; generating it needs npm."""
     (zod,) = examples("js")
     assert "z.object({ name: z.string(), age: z.int().min(0).max(120) })" in zod
     schema = {

@@ -1,4 +1,4 @@
-"""The sockets of all surfaces in one daemon: when they are there, on what, and what they share."""
+"""The sockets of all surfaces in one daemon: their addresses, when they appear, and their shared limits."""
 
 from __future__ import annotations
 

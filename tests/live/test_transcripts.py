@@ -1,8 +1,8 @@
 """The transcripts: each conversation sent whole, byte by byte, cut at every point, and with a tail.
 
-A transcript is NDJSON: what it is about, whether the connection is ``open`` or ``closed`` at its end, and the
-surface if it is not v1; then what goes ``in`` (``in_hex`` for what is not text) and the lines that come
-``out``. Of a message in the words of the JSON parser only the start is ours, and given as ``out_start``.
+A transcript is NDJSON. The first line has its subject, whether the connection is ``open`` or ``closed`` at
+its end, and the surface if it is not v1. The others have the bytes sent (``in``; ``in_hex`` if they are not
+text) and the lines received (``out``). ``out_start`` is the start of a message that quotes the JSON parser.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def test_without_its_last_newline(connect: Connect, name: str) -> None:
 
 @cases("name", NAMES)
 def test_with_a_tail(connect: Connect, name: str) -> None:
-    """What follows is served on an open connection and dropped on one that is being closed."""
+    """Further bytes are served on an open connection and dropped on a closing one."""
     transcript = Transcript.read(name)
     tail, tail_answer = TAILS[transcript.surface]
     more = tail_answer if transcript.stays_open else b""

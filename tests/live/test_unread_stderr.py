@@ -1,4 +1,4 @@
-"""A daemon whose stderr nobody reads keeps its activity log whole, and ends."""
+"""A daemon with an unread stderr keeps its activity log complete, and can still exit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What unit tests of several modules share."""
+"""Fixtures shared by unit tests of several modules."""
 
 from __future__ import annotations
 

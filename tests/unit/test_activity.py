@@ -1,4 +1,4 @@
-"""What the activity log says of real requests: who sent them (F-7), how they end, and not a word of them."""
+"""The activity log of real requests: their callers (F-7) and their ends, but never their text."""
 
 from __future__ import annotations
 

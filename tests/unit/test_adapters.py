@@ -1,4 +1,4 @@
-"""LoRA adapters: chosen by name for each request, and never mixed up."""
+"""LoRA adapters: selected by name per request, and never mixed up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The queue: how many, in which order, and how one leaves it."""
+"""The queue: its limits, its order, and how requests leave it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers that come back in the next prompt keep their tokens, however a client and a template write them."""
+"""Answers in the next prompt keep their tokens, even if the client or the template rewrites them."""
 
 from __future__ import annotations
 

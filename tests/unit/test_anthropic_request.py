@@ -1,4 +1,4 @@
-"""Requests as Anthropic's Messages API takes them."""
+"""Requests in the form of Anthropic's Messages API."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_thinking_needs_room() -> None:
 
 
 def test_the_result_of_a_tool_is_answered_without_thinking() -> None:
-    """The far end wants the thoughts before the call back, signed, and nobody has kept the signature."""
+    """The API requires the signed thoughts before the call, and the signature was not kept."""
     called = Message("assistant", "", thinking="hm", tool_calls=(ToolCall("c1", "weather", "{}"),))
     got = body(HI, called, Message("tool", "sun", tool_call_id="c1"), tools=(WEATHER,), thinking=True)
     assert "thinking" not in got

@@ -1,4 +1,4 @@
-"""Making backends and exchanging them: what is made, what is kept, and when it is closed."""
+"""Building and replacing backends: which are built, which are kept, and when they are closed."""
 
 from __future__ import annotations
 

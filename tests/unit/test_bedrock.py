@@ -229,7 +229,7 @@ async def test_silence_times_out(before: int) -> None:
 
 
 async def test_a_slow_answer_is_not_silence() -> None:
-    """Its pieces come more often than the limit asks for, and together they take longer."""
+    """Each chunk comes within the time-out; all together take longer."""
     limit, beat = 0.5, 0.05
     beats = threading.Semaphore(0)
 

@@ -1,4 +1,4 @@
-"""What a bedrock-invoke entry has to be for a backend to be made of it."""
+"""The requirements of a bedrock-invoke entry."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""AWS's own client against the endpoint of our tests: what those prove holds for the real service as well."""
+"""AWS's own client against the test endpoint, to show that the endpoint matches the real service."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/benchmarks.md says what docs/benchmarks.json holds."""
+"""docs/benchmarks.md matches docs/benchmarks.json."""
 
 from __future__ import annotations
 

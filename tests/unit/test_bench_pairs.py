@@ -1,4 +1,4 @@
-"""The arithmetic of ``bench/ci.py``: only what is worse beyond doubt is a regression."""
+"""The arithmetic of ``bench/ci.py``: only an unambiguous slowdown is a regression."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From an entry of the configuration to a backend: what is checked on the way, and which file is loaded."""
+"""Building a backend from a configuration entry: the checks, and the loaded file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a caged process cannot do, tried one thing after another in a real one."""
+"""The operations that the sandbox denies, each tried in a real sandboxed process."""
 
 from __future__ import annotations
 

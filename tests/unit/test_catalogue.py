@@ -1,4 +1,4 @@
-"""The built-in catalogue is usable as it stands: every name, digest and source is well formed."""
+"""The built-in catalogue is valid: every name, digest and source is well formed."""
 
 from __future__ import annotations
 

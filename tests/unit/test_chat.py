@@ -1,4 +1,4 @@
-"""A conversation: what of it is sent with the next question."""
+"""``inferd chat``: the part of a conversation that is sent with the next question."""
 
 from __future__ import annotations
 

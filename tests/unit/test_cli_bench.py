@@ -1,4 +1,4 @@
-"""What ``inferd bench`` makes of what it measured."""
+"""The report of ``inferd bench``."""
 
 from __future__ import annotations
 

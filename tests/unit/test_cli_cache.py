@@ -1,4 +1,4 @@
-"""``inferd cache``, and what status says of the cache."""
+"""``inferd cache``, and the cache in ``inferd status``."""
 
 from __future__ import annotations
 

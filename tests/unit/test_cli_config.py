@@ -1,4 +1,4 @@
-"""``inferd config``: what it prints, the file it makes, and that it shows no secret."""
+"""``inferd config``: its output, the file it writes, and that it shows no secret."""
 
 from __future__ import annotations
 

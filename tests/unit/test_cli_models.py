@@ -1,4 +1,4 @@
-"""The commands of the model store, as a user meets them."""
+"""The commands of the model store."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def test_an_invalid_command_line(home: Path, capsys: Capture, line: list[str], r
 
 
 def test_ctrl_c_ends_a_download_that_the_next_pull_resumes(server: TlsServer, short_dir: Path) -> None:
-    """In a terminal, where the bar is."""
+    """In a terminal, with the progress bar."""
     server.content = b"GGUF" + bytes(3_000_000)
     digest = hashlib.sha256(server.content).hexdigest()
     server.pause = 0.0005

@@ -303,7 +303,7 @@ def test_stop_without_a_daemon_says_so(home: Path, capsys: pytest.CaptureFixture
 def test_stop_signals_no_process_whose_lock_is_not_held(
     home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A pid that a crashed daemon left in the file may be anybody's by now."""
+    """The pid that a crashed daemon left in the file may belong to another process by now."""
     (home / "inferd").mkdir(mode=0o700)
     (home / "inferd" / "inferd.lock").write_text(f"{os.getpid()}\n")
     monkeypatch.setattr(os, "kill", lambda pid, number: pytest.fail("signalled a stranger"))

@@ -166,7 +166,7 @@ def test_an_error_frame_of_an_unreadable_request_has_no_id(
 def test_a_request_on_a_stale_connection_is_sent_again(
     said: bytes, lines: int, peer: Callable[[Script], Peer], clients: Clients
 ) -> None:
-    """The daemon had given up the connection and never saw it; but one that was begun is not done twice."""
+    """The daemon closed the connection before the request arrived. A started request is never sent twice."""
 
     def close_at_the_second(connection: socket.socket, line: bytes) -> None:
         if len(server.lines) == 2:

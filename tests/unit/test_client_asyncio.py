@@ -1,4 +1,4 @@
-"""What only the asyncio client can do: be cancelled, be closed by another task, outlive its event loop."""
+"""Features of the asyncio client alone: cancellation, close by another task, a change of event loop."""
 
 from __future__ import annotations
 

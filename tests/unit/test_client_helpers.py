@@ -1,4 +1,4 @@
-"""What the clients do beyond the wire: conversations, long texts, addresses, results and the state."""
+"""Client features above the wire: conversations, long texts, addresses, results and the state."""
 
 from __future__ import annotations
 

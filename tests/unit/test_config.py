@@ -1,4 +1,4 @@
-"""The option table, and the way from flags, environment and file to Settings."""
+"""The option table, and the merge of flags, environment and file into Settings."""
 
 from __future__ import annotations
 

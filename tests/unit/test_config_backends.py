@@ -1,4 +1,4 @@
-"""The entries that flags, environment and config file make together, and the secrets they are given."""
+"""The backend entries from flags, environment and config file together, and their secrets."""
 
 from __future__ import annotations
 

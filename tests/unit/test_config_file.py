@@ -1,4 +1,4 @@
-"""Reading config.json: what is refused and why, and how its entries become backends."""
+"""Reading config.json: refusals with their reasons, and backends from its entries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Escape sequences and bidi overrides from elsewhere never reach the terminal."""
+"""Escape sequences and bidi overrides in foreign text never reach the terminal."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Conversations of many families: rendered with tools, and their answers taken apart, whole and bit by bit.
+"""Conversations of many families: rendered with tools, and their answers parsed, whole and in chunks.
 
-The templates are those that come with llama.cpp's sources; the vocabulary is the demo model's, which is
-enough for text. Only the demo model's own family also runs.
+The templates are from llama.cpp's sources; the vocabulary is the demo model's, which is enough for text. Only
+the demo model's own family also runs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``inferd doctor``: each thing that can be wrong is found, and nothing is changed."""
+"""``inferd doctor``: finds each possible fault, and changes nothing."""
 
 from __future__ import annotations
 

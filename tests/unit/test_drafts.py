@@ -1,4 +1,4 @@
-"""Drafts: the policy on made-up costs, and answers that stay the same with several tokens a step."""
+"""Speculative decoding: the policy with simulated costs, and equal answers with several tokens per step."""
 
 from __future__ import annotations
 

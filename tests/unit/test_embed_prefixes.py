@@ -1,4 +1,4 @@
-"""Which prefix a model's family puts before a text."""
+"""The prefix that a model's family puts before a text."""
 
 from __future__ import annotations
 

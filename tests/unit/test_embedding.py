@@ -1,4 +1,4 @@
-"""Vectors: the right ones on a real model, and every step and refusal on tiny random ones."""
+"""Vectors: correct values on a real model, and every step and refusal on tiny random ones."""
 
 from __future__ import annotations
 

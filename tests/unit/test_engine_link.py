@@ -1,4 +1,4 @@
-"""The messages between daemon and engine: whole, in order, and never believed unchecked."""
+"""The messages between daemon and engine: complete, in order, and always validated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model in a process of its own: what its supervisor promises when that process dies, hangs or lies."""
+"""A model in its own process: the guarantees of its supervisor if the process dies, hangs or lies."""
 
 from __future__ import annotations
 

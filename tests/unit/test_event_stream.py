@@ -1,4 +1,4 @@
-"""AWS's binary event stream, as botocore decodes it, and what is made of damage."""
+"""AWS's binary event stream, compared with botocore's decoder, and damaged streams."""
 
 from __future__ import annotations
 

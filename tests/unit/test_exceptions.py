@@ -88,6 +88,6 @@ async def test_a_request_that_met_its_deadline_is_not_kept(short_dir: Path) -> N
 
 
 def test_an_object_of_a_request_is_seen_while_it_lives() -> None:
-    """The fixture `no_leaks` fails a test that leaves one behind."""
+    """The fixture `no_leaks` fails a test that leaks such an object."""
     request = generate_request(messages=())
     assert [each for each in left_behind.requests() if each is request]

@@ -1,4 +1,4 @@
-"""One process that floods the daemon, and what it leaves to another."""
+"""A process that floods the daemon leaves a share of the service to another."""
 
 from __future__ import annotations
 

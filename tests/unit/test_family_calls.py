@@ -1,6 +1,6 @@
-"""Every vendored template's own rendering of calls, read back whole and character by character.
+"""Every vendored template's own rendering of calls, parsed whole and character by character.
 
-docs/structured.md lists the templates whose calls cannot be read so; its table is made here.
+docs/structured.md lists the templates whose calls cannot be parsed; this module generates its table.
 """
 
 from __future__ import annotations
@@ -346,7 +346,7 @@ def test_a_raw_parameter_follows_its_pattern_format_and_lengths(name: str, form:
 @pytest.mark.parametrize("choice", ["required", "auto"])
 @pytest.mark.parametrize(("name", "form"), RAW_FORMS)
 def test_no_tool_makes_its_family_refuse_the_request(name: str, form: str, choice: str) -> None:
-    """A text too long for the grammar is left to the check, and what may never come has no place."""
+    """A text too long for the grammar is left to the final check; an impossible value is left out."""
     properties = {
         "mode": {"type": "string", "minLength": 9000},
         "note": {"enum": ["medium"]},

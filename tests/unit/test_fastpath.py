@@ -1,6 +1,6 @@
-"""Both implementations of the fast path run the same cases; what is right is said here or by orjson.
+"""Both implementations of the fast path run the same cases; expected values are here or from orjson.
 
-(Over 400 lines, because whatever has two implementations is held against both here, and nowhere else.)
+(Over 400 lines, because everything with two implementations is tested here, and nowhere else.)
 """
 
 from __future__ import annotations

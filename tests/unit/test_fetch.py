@@ -1,4 +1,4 @@
-"""Fetching into the store: sources in order, other processes, cancellation, and what can go wrong."""
+"""Fetching into the store: order of sources, other processes, cancellation, and failures."""
 
 from __future__ import annotations
 
@@ -322,7 +322,7 @@ class TestOthers:
         assert files(store.home) == WHOLE
 
     def test_a_crash_at_any_step_leaves_a_valid_store(self, store: ModelStore, good: str) -> None:
-        """The process ends at its first, second, ... sync or rename, and the next one goes on from there."""
+        """The process ends at its first, second, ... sync or rename, and the next one resumes."""
         steps, _ = script(CRASH, store.home, good).communicate()
         for step in range(1, int(steps) + 1):
             home = store.home / str(step)

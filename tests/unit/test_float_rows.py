@@ -1,4 +1,4 @@
-"""Vectors as JSON text, by both implementations of the fast path; numpy says which digits are needed."""
+"""Vectors as JSON text, by both implementations of the fast path; numpy gives the expected digits."""
 
 from __future__ import annotations
 

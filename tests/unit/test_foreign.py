@@ -1,4 +1,4 @@
-"""Models of Ollama, the hub's cache and LM Studio: taken without a copy, and verified."""
+"""Models of Ollama, the hub's cache and LM Studio: imported without a copy, and verified."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The framed wire on a real socket: how it is told from lines, its errors, and attachments in blobs."""
+"""The framed wire on a real socket: its detection, its errors, and attachments in blobs."""
 
 from __future__ import annotations
 

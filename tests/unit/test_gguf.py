@@ -1,4 +1,4 @@
-"""The header of a GGUF file, read without llama.cpp: what it says, and that nothing in it is believed."""
+"""The header of a GGUF file, read without llama.cpp and without trust in its numbers."""
 
 from __future__ import annotations
 

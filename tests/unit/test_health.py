@@ -1,4 +1,4 @@
-"""Which remote backends of a pool get requests, by what they say of their health."""
+"""The health checks of a pool's remote backends decide which of them get requests."""
 
 from __future__ import annotations
 

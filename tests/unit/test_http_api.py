@@ -1,4 +1,4 @@
-"""The APIs as pure functions: bodies in, turns and options out; events in, the bytes of a stream out."""
+"""The APIs as pure functions: from bodies to turns and options, from events to the bytes of a stream."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bodies that are too large, too slow, cut, or no JSON; keys and their limits."""
+"""Bodies that are too large, too slow, cut, or not JSON; keys and their limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A connection of the bridge: what is written together leaves together, and its user is asked for once."""
+"""A connection of the bridge: writes of one turn are sent together, and its user is looked up once."""
 
 from __future__ import annotations
 

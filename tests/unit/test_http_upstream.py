@@ -1,4 +1,4 @@
-"""What the bridge asks of the daemon for its clients."""
+"""The requests of the bridge to the daemon."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Models over https, from servers on loopback that break off, fall silent, lie and point elsewhere.
+"""Models over https, from loopback servers that disconnect, stall, lie and redirect.
 
-(Over 400 lines, because it is one list of what a server can do, on one store and one set of helpers.)
+(Over 400 lines, because it is one list of server behaviours, with one store and one set of helpers.)
 """
 
 from __future__ import annotations
@@ -431,7 +431,7 @@ class TestLaterProcess:
     def test_a_download_restarted_elsewhere_is_not_resumed_here(
         self, store: ModelStore, server: TlsServer, tmp_path: Path
     ) -> None:
-        """Whatever happens to the process that begins anew, its data has no mark of the source before."""
+        """Even if the process that restarts the download dies, its data has no mark of the earlier source."""
         leave(store, server, CONTENT[:HALF])
         (tmp_path / "good").write_bytes(CONTENT)
         marks: list[object] = []

@@ -1,4 +1,4 @@
-"""Repositories of the hub by their name, from a server on loopback that answers as the hub's API does."""
+"""Repositories of the hub by name, from a loopback server with the hub's API."""
 
 from __future__ import annotations
 

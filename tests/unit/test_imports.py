@@ -1,7 +1,7 @@
-"""Imports point one way: each part of the package imports only parts of the layers below it.
+"""Each part of the package imports only parts of lower layers.
 
-The table says, for every part of `inferd` (a module or a package directly under it), which others it may
-import. What an `if TYPE_CHECKING` block, a function body or a `cimport` names counts like any other import.
+The table lists, for every part of `inferd` (a module or package directly under it), the parts it may import.
+Imports in an `if TYPE_CHECKING` block or a function body, and `cimport`, count like any other.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An inferd behind an inferd: nothing of a request or of an answer is lost between the two."""
+"""An inferd as the upstream of an inferd: no field of a request or of an answer is lost between them."""
 
 from __future__ import annotations
 

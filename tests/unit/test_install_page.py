@@ -1,4 +1,4 @@
-"""docs/install.md holds: its commands, flags and files exist, and the unit is as it says."""
+"""docs/install.md is correct: its commands, flags and files exist, and it describes the unit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CALLS = [
 
 
 def test_no_page_installs_a_name_that_is_not_published() -> None:
-    """A package index gives such a name to the first stranger who asks for it."""
+    """Anyone could register such a name on the package index."""
     files = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "src").rglob("*.py")]
     named = re.compile(r"pip install(?! --no-index)[^\n|;&`]*?['\" ]inferd(\[\w+\])?['\"`\s]")
     assert [(file.name, named.search(text)) for file in files if named.search(text := file.read_text())] == []

@@ -1,7 +1,7 @@
-"""kill -9 in the middle of downloads: the store stays valid, and the next process goes on where one stopped.
+"""kill -9 during downloads: the store stays valid, and the next process resumes.
 
 The processes are forked from one that has imported everything, so that each costs milliseconds, and killed
-when they have reported a random number of steps, or a little later.
+after a random number of reported steps, or a little later.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Binding and accepting: modes, refusals, limits, and errors that must not end it."""
+"""Binding and accepting: modes, refusals, limits, and errors that must not end the listener."""
 
 from __future__ import annotations
 

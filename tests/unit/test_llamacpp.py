@@ -1,8 +1,8 @@
-"""The token loop: what it promises about text, slots, refusals and repair.
+"""The token loop: its guarantees about text, slots, refusals and recovery.
 
-Most tests run on a small model with random weights, and those about the numbers of a step on the real one.
-Wording is never pinned, only properties. One thread, so that a busy machine makes these slow but not
-different.
+Most tests use a small model with random weights; tests of the numbers of a step use the real one. They check
+properties, never the wording of answers. They run with one thread, so that a busy machine makes them slow
+but does not change results.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ async def test_top_k_of_one_is_greedy_at_any_temperature() -> None:
 
 
 async def test_a_penalty_holds_for_the_last_64_tokens(tiny_llama: Path) -> None:
-    """Of a model to which many tokens are equally likely; each frame is a token."""
+    """The model finds many tokens equally likely; each frame is a token."""
     engine = await asyncio.to_thread(load, tiny_llama, n_parallel=1)
     await engine.start()
     try:

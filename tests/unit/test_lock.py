@@ -1,4 +1,4 @@
-"""Locks between real processes and threads, and the paths where somebody else was first (F-2)."""
+"""Locks between real processes and threads, and paths that another user occupied first (F-2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The activity log on real files: what it writes, what it hides, and what it survives."""
+"""The activity log on real files: its records, its redaction, and its recovery from faults."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ async def test_a_greedy_token_is_the_likeliest_and_the_sums_are_of_probabilities
 
 
 async def test_a_token_that_the_model_would_not_choose_has_its_own_probability() -> None:
-    """A grammar decides what comes; what the model thinks of it stays what it is."""
+    """A grammar decides the token, but the model's probability of it is reported."""
     async with backend() as engine:
         frames, done = await told(
             engine, ask("Anything.", 8, frame=FRAME, logprobs=20, grammar='root ::= "0123"')

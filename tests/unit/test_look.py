@@ -1,4 +1,4 @@
-"""What a server with OpenAI's API tells of its health, and by which status."""
+"""The health of a server with OpenAI's API, by the status codes of its responses."""
 
 from __future__ import annotations
 

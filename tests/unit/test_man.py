@@ -1,4 +1,4 @@
-"""What is installed below ``share``: a man page for every command, which man can read, and completion."""
+"""The files below ``share``: a valid man page for every command, and completion scripts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_man_can_read_the_pages(tmp_path: Path) -> None:
 
 
 def test_each_shell_finds_its_script() -> None:
-    """At these paths below ``share`` the shells look by themselves."""
+    """The shells search these paths below ``share`` by default."""
     made = share.files()
     for shell, path in share.SCRIPTS.items():
         assert f"_INFERD_COMPLETE={shell}_complete" in made[path]

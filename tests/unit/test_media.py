@@ -1,6 +1,6 @@
-"""Pictures and sounds from bytes to the tokens of an answer, on a model and projectors with random weights.
+"""Images and sounds from bytes to the tokens of an answer, on a model and projectors with random weights.
 
-What such a projector shows the model has no sense; that it arrives, is counted, and is bounded, has.
+Their output is meaningless; the tests check that media arrive, are counted, and are bounded.
 """
 
 from __future__ import annotations

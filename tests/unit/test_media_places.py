@@ -1,4 +1,4 @@
-"""Pictures in the results of tools: each stays behind its own text, however messages are rewritten."""
+"""Images in tool results: each stays after its own text, even if messages are rewritten."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is counted of requests, and what a snapshot says of them."""
+"""The metrics of requests, and their snapshot."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ async def test_a_prompt_that_was_given_up_has_no_speed(path: Path) -> None:
 
 
 async def test_frames_that_come_together_are_as_many_tokens(path: Path) -> None:
-    """A backend with its own fast path hands over at once what has gathered while nobody asked."""
+    """A backend with its own fast path hands over all gathered tokens at once."""
     backend = _Framing(tape=["a", "b"])
     async with serving(path, backend) as server:
         client = await server.connect()
@@ -140,7 +140,7 @@ async def test_frames_that_come_together_are_as_many_tokens(path: Path) -> None:
 async def test_the_time_of_a_reader_is_not_the_time_of_the_backend(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The gap between two pieces is counted from when the client had read the first."""
+    """The gap between two chunks is counted from the moment the client had read the first."""
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(generation, "time", SimpleNamespace(monotonic=lambda: clock.now))
     gate = Gate()

@@ -82,7 +82,7 @@ def test_a_template_prints_numbers(model: _llama.Model) -> None:
 
 @cases("path", sorted(TEMPLATES.glob("*.jinja")))
 def test_numbers_cut_nothing_from_a_prompt(model: _llama.Model, path: Path) -> None:
-    """A template shows as much of tools and calls that hold numbers as of the same ones with strings."""
+    """A template renders tools and calls with numbers as completely as those with strings."""
     source = path.read_text("utf-8")
     try:
         strings = render(model, source, conversation("integer_value", "real_value"))

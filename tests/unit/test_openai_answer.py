@@ -1,4 +1,4 @@
-"""Answers put together from what servers with OpenAI's API stream, oddities included."""
+"""Answers assembled from the streams of servers with OpenAI's API, oddities included."""
 
 from __future__ import annotations
 

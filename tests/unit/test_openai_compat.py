@@ -1,6 +1,6 @@
-"""The openai-compat backend against a server that does its worst.
+"""The openai-compat backend against a misbehaving server.
 
-(Over 400 lines, because text, vectors and scores meet the same server and the same ways of failing.)
+(Over 400 lines, because text, vectors and scores share the server and its failures.)
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a request becomes for a server with OpenAI's API."""
+"""Requests in the form of OpenAI's API."""
 
 from __future__ import annotations
 

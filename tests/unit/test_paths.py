@@ -1,4 +1,4 @@
-"""Where things lie, by environment."""
+"""The default paths, by environment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Peer identity: who connected, as the kernel says, and what that makes a caller."""
+"""Peer identity: the kernel's credentials of a connection, and the caller derived from them."""
 
 from __future__ import annotations
 

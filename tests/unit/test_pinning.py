@@ -1,4 +1,4 @@
-"""Sources that a user names: what their file must hash to, and what they are called."""
+"""Sources that a user names: the hash and the name of their model."""
 
 from __future__ import annotations
 

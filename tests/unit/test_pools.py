@@ -1,4 +1,4 @@
-"""Which backend of a pool a request gets, when one that waits spills, and who serves when one fails."""
+"""Pools: the choice of a backend, the spilling of waiting requests, and retries after a failure."""
 
 from __future__ import annotations
 

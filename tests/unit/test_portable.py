@@ -105,7 +105,7 @@ def test_verbose_alone_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_portable_build_has_the_defaults_of_llama_cpp() -> None:
-    """It adds ggml by itself, before llama.cpp says what it wants of it."""
+    """The build adds ggml itself, before llama.cpp sets ggml's options."""
     sources = (ROOT / "vendor/llama.cpp/CMakeLists.txt").read_text()
     wanted = re.findall(r"set\((GGML_\w+_DEFAULT) ON\)", sources)
     assert wanted

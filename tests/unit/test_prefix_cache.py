@@ -1,4 +1,4 @@
-"""The index of prefixes: which slot a prompt gets, where it begins there, and what is saved or given up."""
+"""The index of prefixes: a prompt's slot and start, and the choice of states to save or evict."""
 
 from __future__ import annotations
 

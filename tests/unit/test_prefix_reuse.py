@@ -1,4 +1,4 @@
-"""The prefix cache in the token loop, on the real model: reuse, and answers that stay the same."""
+"""The prefix cache in the token loop, on the real model: reuse, and unchanged answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which directories inferd makes, and whose config file it reads."""
+"""The modes of directories that inferd makes, and the owner of the config file that it reads."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_a_group_of_others_counts_and_a_group_of_ones_own_does_not(tmp_path: Pat
 
 @as_root
 def test_a_planted_config_does_not_start_a_daemon(short_dir: Path) -> None:
-    """A user with umask 000 meets a file that a stranger put into the directory of an older inferd."""
+    """With umask 000, an older inferd left a world-writable directory, and another user put a file there."""
     inferd = Shell(short_dir)
     (short_dir / ".inferd").mkdir()
     (short_dir / ".inferd").chmod(0o777)

@@ -1,6 +1,6 @@
-"""What the daemon cannot do, because nothing in it can: start programs, or run code from outside.
+"""The daemon contains no code that starts programs or runs code from outside, with three exceptions.
 
-The files of the daemon are all but the commands' and the clients'. One of them may start pip, for a model
+The files of the daemon are all except the commands' and the clients'. One of them may start pip, for a model
 from a package index; two start the daemon's own interpreter, as the process of a model and as the HTTP
 bridge.
 """
@@ -102,7 +102,7 @@ def test_the_bridge_is_our_own_interpreter_with_fixed_arguments() -> None:
 
 
 def test_the_engine_starts_no_program() -> None:
-    """ggml forks for a debugger's backtrace, which inferd switches off; its engine knows no other way."""
+    """ggml forks for a debugger's backtrace, which inferd disables; the engine has no other fork."""
     if shutil.which("nm") is None:
         pytest.skip("nm is not installed")
     done = subprocess.run(
@@ -124,7 +124,7 @@ def test_the_daemon_runs_no_code_from_outside() -> None:
 
 
 def test_no_option_names_code() -> None:
-    """There are no plug-ins: what extends inferd is a client, with the rights of a client."""
+    """inferd has no plug-ins: an extension is a client, with a client's rights."""
     assert [
         option.name
         for option in OPTIONS

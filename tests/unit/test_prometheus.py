@@ -1,4 +1,4 @@
-"""The metrics as Prometheus gets them, and who gets nothing."""
+"""The metrics in Prometheus's format, and refused requests."""
 
 from __future__ import annotations
 

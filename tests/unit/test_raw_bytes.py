@@ -1,4 +1,4 @@
-"""Bytes that are no lines, taken from between lines: in both splitters, and in a connection on a socket."""
+"""Raw bytes between lines: in both splitters, and in a connection on a socket."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts that a request makes itself: raw ones, those to be filled in, and answers that are begun."""
+"""Raw prompts, fill-in-the-middle, and prefilled answers."""
 
 from __future__ import annotations
 

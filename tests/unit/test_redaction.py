@@ -1,4 +1,4 @@
-"""F-3: which secrets the log hides, on every value, and that no pattern can be made to run for long."""
+"""F-3: the log redacts secrets in every value, and no pattern can be made to run for long."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class TestRedaction:
         assert "sk-S3" not in (tmp_path / log.FILE_NAME).read_text()
 
     def test_no_pattern_can_backtrack(self) -> None:
-        """Nothing that can fail follows an unbounded repetition and none holds another: each is linear."""
+        """No unbounded repetition contains another or is followed by a part that can fail: each is linear."""
         for pattern, _ in redaction._REDACTIONS:
             assert_linear(list(rp.parse(pattern.pattern, pattern.flags)), tail=True)
 

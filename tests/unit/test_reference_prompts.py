@@ -1,7 +1,7 @@
 """Seventy chat templates and twelve conversations: our prompts against those of Jinja2.
 
-Every difference is in a table of docs/structured.md with its reason, and that table is made here. A prompt
-that differs because we rewrote the messages has to be what Jinja2 makes of the rewritten ones.
+A table of docs/structured.md, generated here, lists every difference with its reason. A prompt that differs
+because we rewrote the messages must equal Jinja2's prompt of the rewritten ones.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The far end of a remote backend: what its failures become, and what is left of a stream that has ended.
+"""The upstream of a remote backend: its failures, and the clean-up of its streams.
 
 (Over 400 lines, because statuses, connections, TLS and streams fail against one scripted server.)
 """
@@ -169,7 +169,7 @@ async def test_an_error_body_without_bounds(remote: Start) -> None:
 
 @cases("status", [301, 302, 303, 307, 308])
 async def test_no_redirect_is_followed(remote: Start, status: int) -> None:
-    """The key must not reach a host that it is not for."""
+    """The key must not reach another host."""
     elsewhere = remote(lambda exchange: exchange.whole(200, b"gotcha"))
     server = remote(lambda exchange: exchange.whole(status, b"", location=f"{elsewhere.url}/x"))
     error = await failure(server)
@@ -257,7 +257,7 @@ async def test_more_than_was_allowed(remote: Start) -> None:
 async def test_no_connection_stays_when_it_is_not_used(
     remote: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server that closes an idle connection leaves it half closed in our hands."""
+    """A connection that the server closes when idle would stay half open here."""
     monkeypatch.setattr(module, "_KEEP_IDLE_SECS", 0.05)
     server = remote(lambda exchange: exchange.whole(200, b"yes"))
     upstream = Upstream(server.url, 30.0)
@@ -270,7 +270,7 @@ async def test_no_connection_stays_when_it_is_not_used(
 
 
 async def test_no_connection_is_lost_by_a_cancellation(remote: Start) -> None:
-    """Whenever it comes: while connecting, sending, waiting, reading or closing."""
+    """At any time: while connecting, sending, waiting, reading or closing."""
     server = remote(lambda exchange: exchange.whole(200, b"yes"))
     upstream = Upstream(server.url, 30.0)
     for steps in range(60):

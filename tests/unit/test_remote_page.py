@@ -1,4 +1,4 @@
-"""docs/remote.md holds: its configuration is read as it says, and its tables are those of the code."""
+"""docs/remote.md is correct: its configuration is read as documented, and its tables match the code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models on demand: loaded once for all requests, kept while used, and never at another's expense."""
+"""Models on demand: loaded once for all requests, kept while in use, and never evicting a busy model."""
 
 from __future__ import annotations
 

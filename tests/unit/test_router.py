@@ -1,4 +1,4 @@
-"""Which backend serves, and when a breaker opens and closes; time is the test's own."""
+"""The choice of a backend, and the state of its breaker, with a simulated clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers under eighty JSON Schemas, made by a model without preferences and checked by jsonschema itself."""
+"""Answers under eighty JSON Schemas, by a model without preferences, validated by jsonschema."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def follows(engine: Any, schema: object, text: str) -> bool:
 
 
 async def test_unenforced_keywords_are_reported_and_checked(tiny_llama: Path) -> None:
-    """A list of one value that has to be unique: with two items the answer can only break it."""
+    """A list of unique items with only one possible value: any answer with two items violates the schema."""
     engine = await asyncio.to_thread(load, tiny_llama)
     await engine.start()
     try:

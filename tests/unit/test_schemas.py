@@ -1,4 +1,4 @@
-"""JSON Schemas: what is enforced, rewritten, dropped or refused, and that a hostile one costs little."""
+"""JSON Schemas: enforced, rewritten, dropped and refused keywords, and bounds for hostile schemas."""
 
 from __future__ import annotations
 
@@ -221,7 +221,7 @@ def test_many_optional_properties_are_cheap() -> None:
 
 
 def test_expensive_schemas_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A divisor has as many states as its value, one of many schemas their product."""
+    """A divisor has as many states as its value; a combination of schemas has the product of theirs."""
     with pytest.raises(InvalidRequest, match="at /multipleOf: `multipleOf`: it is too large"):
         hold({"type": "integer", "multipleOf": 9_999_991})
     with pytest.raises(InvalidRequest, match="at /multipleOf: `multipleOf`: it is too large"):

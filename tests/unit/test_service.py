@@ -1,7 +1,7 @@
-"""The units and the property list, and what ``inferd service`` does with them.
+"""The units and the property list, and their installation by ``inferd service``.
 
-The service manager is a script here that notes what it is asked; systemd's own checker looks at the units
-where it is installed.
+The service manager is a script that records its calls; systemd's own checker verifies the units if it is
+installed.
 """
 
 from __future__ import annotations

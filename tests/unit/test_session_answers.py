@@ -1,4 +1,4 @@
-"""What each stage of a request answers, over a real socket, on both event loops."""
+"""The answers of each stage of a request, over a real socket, on both event loops."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""v2 through a session: attachments behind the line, what backends can do, and frames of every kind."""
+"""v2 through a session: attachments after the line, capabilities, and frames of every kind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Embed and rerank through a session: one frame for each request, and the ways not to get one."""
+"""Embed and rerank through a session: one frame per request, refusals and cancellations."""
 
 from __future__ import annotations
 

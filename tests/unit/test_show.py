@@ -1,4 +1,4 @@
-"""``inferd show``: what a GGUF file says of itself."""
+"""``inferd show``: the metadata of a GGUF file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signature Version 4: what AWS published, held against our signer and against the check of our tests."""
+"""Signature Version 4: our signer and the check in our tests, compared with AWS's published examples."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_the_check_of_our_tests_agrees(request_: Request, published: str) -> Non
 
 
 def test_a_path_that_is_encoded_already_is_encoded_once_more() -> None:
-    """What AWS asks of every service but S3; a model id with a colon stands and falls with it."""
+    """AWS requires this of every service except S3; a model id with a colon depends on it."""
     auth = SigV4Auth(Credentials(ACCESS_KEY_ID, SECRET_ACCESS_KEY), "bedrock", "us-east-1")
     target = "/model/anthropic.claude-v2%3A1/invoke-with-response-stream"
     got = signed(auth, "POST", f"https://{HOST}{target}", {}, b"{}")

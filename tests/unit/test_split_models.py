@@ -1,4 +1,4 @@
-"""Models in several files: one in the store and one in the engine, and whole or not there."""
+"""Models in several files: the store and the engine treat them as one, and refuse an incomplete one."""
 
 from __future__ import annotations
 

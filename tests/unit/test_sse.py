@@ -1,4 +1,4 @@
-"""Server-sent events: one meaning, whatever the pieces."""
+"""Server-sent events: the result does not depend on the chunking."""
 
 from __future__ import annotations
 

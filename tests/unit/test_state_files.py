@@ -1,4 +1,4 @@
-"""Files of computed prompts with a real engine process: when they are written, and whose they are."""
+"""Files of the prefix cache with a real engine process: when they are written, and their owners."""
 
 from __future__ import annotations
 

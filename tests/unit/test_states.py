@@ -1,4 +1,4 @@
-"""The files of computed prompts: whole or not there, ours or not used, and never more than the budget."""
+"""The files of the prefix cache: written atomically, authenticated, and within the budget."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ for writes in range(7):
 
 
 def test_killed_in_the_middle_of_writing_leaves_no_half_of_a_file(tmp_path: Path) -> None:
-    """At each of its writes: the head, four pieces of the state, the code at the end; and after them."""
+    """Killed at each write: the head, four chunks of the state, the final code; and after them."""
     subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=True)
     for writes in range(7):
         directory = tmp_path / str(writes)

@@ -1,4 +1,4 @@
-"""The admin socket: a snapshot on connecting, every event afterwards, and nobody who can block it."""
+"""The admin socket: a snapshot on connecting, every event afterwards, and no client that can block it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/structured.md: its table is what the engine does with each keyword."""
+"""docs/structured.md: its table matches the engine's treatment of each keyword."""
 
 from __future__ import annotations
 

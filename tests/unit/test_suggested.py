@@ -1,4 +1,4 @@
-"""What the file of a model recommends holds where a request says nothing, but not on v1."""
+"""Sampling settings of a model's file are the defaults of requests, except on v1."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What inferd is made of: each package at one version with its hashes, and a list of all of it."""
+"""The dependencies of inferd: each package at one version with its hashes, and a bill of materials."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a client that was given no address looks: what steers the daemon steers its clients."""
+"""The default addresses of a client: it follows the daemon's settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a service manager is told, and the sockets that it passes on."""
+"""Notifications to a service manager, and the sockets that it passes."""
 
 from __future__ import annotations
 

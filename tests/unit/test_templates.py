@@ -1,4 +1,4 @@
-"""Chat templates that take too much: each is refused with its reason, in bounded time, memory and stack."""
+"""Excessive chat templates: each is refused with its reason, in bounded time, memory and stack."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From token pieces to text: every way to cut the bytes must show the same whole characters."""
+"""From tokens to text: every split of the bytes must give the same complete characters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""v1 requests as the engine gets them."""
+"""v1 requests in the form that the engine receives."""
 
 from __future__ import annotations
 

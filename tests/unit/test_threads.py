@@ -1,4 +1,4 @@
-"""The choice of threads, on a made-up machine: time passes only as the test says."""
+"""The choice of threads, on a simulated machine with a simulated clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``inferd top`` makes of a row of states."""
+"""``inferd top``: its display of consecutive snapshots."""
 
 from __future__ import annotations
 

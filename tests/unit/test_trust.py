@@ -1,4 +1,4 @@
-"""A client sends nothing to a socket that another user may have put in the daemon's place."""
+"""A client sends nothing to a socket that another user may have planted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What leaves the store, and what must not: removal by name, and the clearing away of what nobody needs."""
+"""Removal from the store by name, the collection of unused files, and the files that must stay."""
 
 from __future__ import annotations
 

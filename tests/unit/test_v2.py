@@ -1,4 +1,4 @@
-"""The v2 codec: what is a request, and the bytes of each frame."""
+"""The v2 codec: the parsing of requests, and the bytes of each frame."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which v2 requests can be served: every rule with its text, and the order of the rules."""
+"""The validation of v2 requests: every rule with its message, and the order of the rules."""
 
 from __future__ import annotations
 

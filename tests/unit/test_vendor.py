@@ -1,6 +1,6 @@
-"""The step that brings llama.cpp's sources and patches them.
+"""The step that fetches and patches llama.cpp's sources.
 
-The step runs as it does in a build, as a program of its own, in a folder with a pin of the test's making.
+The step runs as in a build, as a separate program, in a folder with the test's own pin.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def test_a_changed_pin_replaces_the_sources(step: Step) -> None:
 
 
 def test_an_interrupted_run_does_not_look_complete(step: Step) -> None:
-    """Neither what a failed run leaves nor what a killed one would: a scratch folder and no stamp."""
+    """A failed or killed run leaves a scratch folder and no stamp."""
     step.pin(SDIST, PATHS)
     step.run()
     step.pin(SDIST[: len(SDIST) // 2], PATHS)
@@ -153,7 +153,7 @@ def test_a_listed_path_that_the_archive_lacks_is_an_error(step: Step) -> None:
 
 
 def test_a_wrong_archive_is_never_unpacked(step: Step) -> None:
-    """Here the cache's copy is wrong, and pip, which is asked next, finds nothing."""
+    """The cached copy is wrong, and pip, the next source, finds nothing."""
     step.pin(SDIST, PATHS, sha256="0" * 64)
     done = step.run()
     assert done.returncode == 1
@@ -217,7 +217,7 @@ def test_a_changed_patch_replaces_the_sources(step: Step) -> None:
     ],
 )
 def test_a_patch_that_does_not_fit_is_an_error(step: Step, changed: dict[str, str]) -> None:
-    """An upgrade that moves or changes a patched line is seen before anything is compiled."""
+    """An upgrade that moves or changes a patched line is detected before the compilation."""
     step.pin(archive({f"{LIB}/{name}": text for name, text in changed.items()}), ["src/"])
     step.patch(PATCH)
     done = step.run()
@@ -245,7 +245,7 @@ def words(text: str) -> str:
 
 
 def test_every_licence_is_that_of_the_sources() -> None:
-    """A licence that changes with the pin is changed here; yarn.txt is a notice in a comment there."""
+    """A licence that changes with the pin must change here, too; yarn.txt is from a source comment."""
     ours = {file.name: file for file in (VENDOR / "licenses").iterdir()}
     assert set(ours) == {*LICENCES, "yarn.txt"}
     for name, source in LICENCES.items():

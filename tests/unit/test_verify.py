@@ -1,4 +1,4 @@
-"""When a model file is trusted, opened and refused: what stands between the disk and the engine."""
+"""The verification of model files between the disk and the engine."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ class TestVerification:
         assert compared == [(DIGEST.encode(), DIGEST.encode())] * 2
 
     def test_the_descriptor_that_was_verified_is_the_one_that_is_loaded(self, full: ModelStore) -> None:
-        """F-6: a file put in the blob's place while it is hashed is not what comes back."""
+        """F-6: a file that replaces the blob during the hash is not returned."""
         path = full.blob_path(DIGEST)
 
         def swap() -> None:

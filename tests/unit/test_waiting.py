@@ -1,4 +1,4 @@
-"""The line that says what a request waits for."""
+"""The status line of a waiting request."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What a wheel of this tree holds: the package, its two extensions, the licences, and nothing else.
+"""The contents of a wheel of this tree: the package, its two extensions, the licences, and nothing else.
 
-The wheel is built in the build directory of the tree, which makes it a matter of seconds wherever inferd was
-installed from the tree, and without build isolation, so that no package index is needed.
+The wheel is built in the tree's build directory, which takes seconds after an install from the tree, and
+without build isolation, so that no package index is needed.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def test_the_commands_are_installed(wheel: zipfile.ZipFile, info: str) -> None:
 def test_an_extension_shows_its_entry_point_and_no_other_symbol(
     wheel: zipfile.ZipFile, name: str, tmp_path: Path
 ) -> None:
-    """Another package of the process may carry a llama.cpp or ggml of another version."""
+    """Another package in the process may contain a llama.cpp or ggml of another version."""
     library = wheel.extract(f"{name}{EXTENSION_SUFFIXES[0]}", tmp_path)
     entry = f"PyInit_{name.split('/')[-1]}"
     symbols = [entry, "llama_decode", "ggml_init", "gguf_init_empty", "mtmd_tokenize"]

@@ -1,4 +1,4 @@
-"""The v1 and admin wire: what is read, what is refused with which words, and the exact bytes that go out."""
+"""The v1 and admin wire: accepted and refused requests with their messages, and the exact output bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The embed surface on the wire: requests, refusals and their words, and what vectors look like."""
+"""The embed surface on the wire: requests, refusals with their messages, and the form of vectors."""
 
 from __future__ import annotations
 

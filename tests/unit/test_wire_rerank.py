@@ -1,4 +1,4 @@
-"""The rerank surface on the wire: requests, refusals and their words, and what results look like."""
+"""The rerank surface on the wire: requests, refusals with their messages, and the form of results."""
 
 from __future__ import annotations
 
