@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from tests.left_behind import forget_tracebacks
+
 Test = Callable[..., Any]
 SHOWN = 300  # characters of the values of a row
 
@@ -33,6 +35,8 @@ def cases(names: str, rows: Iterable[Any]) -> Callable[[Test], Test]:
                     test(*own, **row, **fixtures)
                 except _FAILURES as error:
                     failures.add(row, error)
+                finally:
+                    forget_tracebacks(row)
             failures.tell(len(listed))
 
         @functools.wraps(test)
@@ -43,6 +47,8 @@ def cases(names: str, rows: Iterable[Any]) -> Callable[[Test], Test]:
                     await test(*own, **row, **fixtures)
                 except _FAILURES as error:
                     failures.add(row, error)
+                finally:
+                    forget_tracebacks(row)
             failures.tell(len(listed))
 
         chosen: Any = each_async if inspect.iscoroutinefunction(test) else each

@@ -85,7 +85,8 @@ def no_leaks(_what_libuv_keeps: None, request: pytest.FixtureRequest) -> Iterato
     threads, descriptors = set(threading.enumerate()), _descriptors()
     requests = {id(each) for each in left_behind.requests()}
     yield
-    _forget_tracebacks(request.node)
+    if hasattr(request.node, "callspec"):
+        left_behind.forget_tracebacks(request.node.callspec.params)
     leaked = {thread for thread in threading.enumerate() if thread not in threads and not _is_pooled(thread)}
     for thread in leaked:
         thread.join(ENDING_SECS)
@@ -97,14 +98,6 @@ def no_leaks(_what_libuv_keeps: None, request: pytest.FixtureRequest) -> Iterato
     assert not left, f"descriptors left behind: {left}"
     kept = [each for each in left_behind.requests() if id(each) not in requests]
     assert not kept, f"left behind: {kept}, held by {[gc.get_referrers(each) for each in kept]}"
-
-
-def _forget_tracebacks(item: pytest.Item) -> None:
-    """An exception that is a parameter outlives the test, and with it the frames that raised it."""
-    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
-    for given in parameters:
-        if isinstance(given, BaseException):
-            given.__traceback__ = given.__context__ = given.__cause__ = None
 
 
 def _is_pooled(thread: threading.Thread) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+from collections.abc import Mapping
 
 # Modules that no test has imported have no such objects.
 OF_A_REQUEST = {
@@ -23,3 +24,14 @@ def requests() -> list[object]:
         for name in names
     )
     return [each for each in gc.get_objects() if type(each) in kinds]
+
+
+def forget_tracebacks(values: object) -> None:
+    """An exception among the values of a test outlives the test, and with it the frames that raised it."""
+    if isinstance(values, BaseException):
+        values.__traceback__ = values.__context__ = values.__cause__ = None
+    elif isinstance(values, Mapping):
+        forget_tracebacks(list(values.values()))
+    elif isinstance(values, (list, tuple)):
+        for each in values:
+            forget_tracebacks(each)

@@ -14,7 +14,7 @@ import pytest
 from inferd.engine.backend import Capabilities, GenerateRequest, Media, Stream, Thinking, ToolCall, ToolUse
 from inferd.engine.mock import Mock
 from inferd.errors import Unavailable
-from inferd.serve import connection
+from inferd.serve import memory
 from inferd.serve.pool import Route
 from inferd.serve.surfaces.v2 import BlockSurface
 from inferd.wire import v2
@@ -269,7 +269,7 @@ async def test_no_memory_for_the_bytes_is_an_error_frame_and_the_end(
         ask({"type": "text", "text": "read as a request"}) * 1000
     )  # too much for memory without a mapping
     async with serving(path, backend, surface=V2) as server:
-        monkeypatch.setattr(connection, "mmap", NoMapping())
+        monkeypatch.setattr(memory, "mmap", NoMapping())
         client = await server.connect()
         await client.send(show(len(hidden)) + hidden)
         message = "no memory is left for a request of this size; send it again later"

@@ -18,6 +18,11 @@ def say(text: object = "", *, err: bool = False, head: str = "") -> None:
     click.echo(head + harmless(str(text)), err=err)
 
 
+def say_status(text: str) -> None:
+    """Replaces the line on stderr by ``text``, without a line feed; an empty text leaves no line."""
+    click.echo("\r\x1b[K" + harmless(text), err=True, nl=False)
+
+
 def say_json(value: Any) -> None:
     """Prints ``value`` to stdout as one line of JSON."""
     click.echo(to_json(value, ascii_only=not (sys.stdout.encoding or "").lower().startswith("utf")))

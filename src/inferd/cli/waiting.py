@@ -19,6 +19,7 @@ from typing import Any
 from inferd.cli.columns import duration
 from inferd.cli.options import Target
 from inferd.cli.progress import Progress, title
+from inferd.cli.say import say_status
 from inferd.client.address import Addresses
 from inferd.client.admin import AdminClient, Status
 from inferd.controls import one_line
@@ -26,7 +27,6 @@ from inferd.errors import InferdError
 
 FIRST_SECS = 1.0
 NEXT_SECS = 0.5
-_ERASE = "\r\x1b[K"
 _ORDINALS = {1: "st", 2: "nd", 3: "rd"}
 
 
@@ -82,8 +82,7 @@ class Waiting:
 
     def _show(self, text: str) -> None:
         if text or self._shown:
-            sys.stderr.write(_ERASE + text)
-            sys.stderr.flush()
+            say_status(text)
             self._shown = bool(text)
 
     def _state(self) -> str:
