@@ -91,7 +91,7 @@ def end(stop_reason: str, output_tokens: int) -> list[dict[str, Any]]:
 
 
 class Rejected(Exception):
-    """Why a request is not let in."""
+    """The reason for rejecting a request."""
 
 
 def signature(
@@ -103,13 +103,13 @@ def signature(
     scope: str,
     secret: str = SECRET_ACCESS_KEY,
 ) -> str:
-    """The signature that a request has to carry; ``target`` as it stands in the request line."""
+    """The expected signature of a request; ``target`` is from the request line."""
     path, _, query = target.partition("?")
     names = sorted(signed)
     canonical = "\n".join(
         (
             method,
-            quote(path, safe="/-._~"),  # as it came, so that what was encoded there is encoded twice
+            quote(path, safe="/-._~"),  # unchanged, so that encoded characters are encoded twice
             "&".join(sorted(query.split("&"))) if query else "",
             *(f"{name}:{' '.join(headers[name].split())}" for name in names),
             "",
@@ -155,7 +155,7 @@ def check_signature(method: str, target: str, headers: Mapping[str, str], body: 
 
 @dataclass
 class Exchange:
-    """A request that was let in, and the means to answer it."""
+    """An accepted request, and the methods to answer it."""
 
     target: str
     headers: dict[str, str]
@@ -172,7 +172,7 @@ class Exchange:
         self._begun = True
 
     def send(self, *messages: bytes) -> None:
-        """Sends messages of the event stream, each in a piece of its own."""
+        """Sends messages of the event stream, each in its own chunk."""
         if not self._begun:
             self._begun = True
             close = b"" if self.keep_alive else b"connection: close\r\n"
@@ -199,9 +199,9 @@ Script = Callable[[Exchange], None]
 
 
 class BedrockServer:
-    """Serves ``script`` at ``url`` until it is closed; ``exchanges`` are the requests that were let in.
+    """Serves ``script`` at ``url`` until it is closed; ``exchanges`` are the accepted requests.
 
-    Without ``keep_alive`` each answer is the last of its connection, so that the client keeps none.
+    Without ``keep_alive``, each connection closes after one answer.
     """
 
     def __init__(self, script: Script, *, keep_alive: bool = True) -> None:
@@ -259,7 +259,7 @@ class BedrockServer:
                 check_signature(method, target, headers, body)
         except Rejected as reason:
             self.rejections.append(str(reason))
-            # As AWS does it: the text repeats what was signed, the session token among it.
+            # As in AWS: the text repeats the signed string, which includes the session token.
             text = f"should have been 'x-amz-security-token:{SESSION_TOKEN}'"
             _refuse(sock, 403, str(reason), text, connection="keep-alive" if self._keep_alive else "close")
             return

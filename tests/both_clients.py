@@ -104,7 +104,7 @@ class BlockingAdminClient:
 
 
 class Asyncio:
-    """What ``inferd`` offers to programs without an event loop, made of what it offers to those with one."""
+    """The blocking API of ``inferd``, implemented with the asyncio client."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop

@@ -37,7 +37,7 @@ needs_browser = pytest.mark.skipif(
 
 
 class Browser:
-    """One window. ``js`` gives what the body of a function returns; ``until`` waits until that is true."""
+    """One window. ``js`` runs a function body and returns its result; ``until`` waits until that is true."""
 
     def __init__(self) -> None:
         self._dir = tempfile.TemporaryDirectory(prefix="inferd-browser-")
@@ -108,7 +108,7 @@ class Browser:
         path.write_bytes(base64.b64decode(self._ask("GET", f"{self._session}/screenshot")))
 
     def log(self) -> list[dict[str, Any]]:
-        """What the browser has said since the last time: errors of scripts, broken rules of the policy."""
+        """The browser's log since the last call: script errors, and violations of the content policy."""
         entries: list[dict[str, Any]] = self._do("/se/log", {"type": "browser"})
         return entries
 

@@ -24,18 +24,18 @@ from tests import left_behind, remote_server
 from tests.daemon_process import DaemonProcess
 from tests.remote_server import RemoteServer
 
-# A thread that was told to stop may need a moment to hear it.
+# A thread may need a moment to stop.
 ENDING_SECS = 100.0
 
-# Many tests start Python, and each start would compile inferd again.
+# Many tests start Python, and each start would recompile inferd.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-# A job in the background of a shell ignores Ctrl-C, and so would all that the tests start and interrupt.
+# A background job of a shell ignores Ctrl-C, and so would every process that the tests start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# numpy's threads wait for each other by spinning, which a busy machine pays for many times over.
+# numpy's threads spin while they wait, which is very slow on a busy machine.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
@@ -49,7 +49,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What the modules hold lives as long as the process: the look for what is left behind passes over it."""
+    """Objects held by modules live as long as the process, so the leak check skips them."""
     gc.collect()
     gc.freeze()
 
@@ -75,13 +75,13 @@ def short_dir() -> Iterator[Path]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _what_libuv_keeps() -> None:
-    """The first loop of a process opens the pipe that carries signals to all of them, for good."""
+    """The first event loop of a process permanently opens the signal pipe of all loops."""
     uvloop.new_event_loop().close()
 
 
 @pytest.fixture(autouse=True)
 def no_leaks(_what_libuv_keeps: None, request: pytest.FixtureRequest) -> Iterator[None]:
-    """A descriptor, a thread, or an object of a request that outlives its test fails it."""
+    """Fails a test that leaks a descriptor, a thread, or an object of a request."""
     threads, descriptors = set(threading.enumerate()), _descriptors()
     requests = {id(each) for each in left_behind.requests()}
     yield
@@ -101,14 +101,14 @@ def no_leaks(_what_libuv_keeps: None, request: pytest.FixtureRequest) -> Iterato
 
 
 def _is_pooled(thread: threading.Thread) -> bool:
-    """Threads of the event loop's own pool end with the loop's fixture, which may be torn down after us."""
+    """Threads of the event loop's pool end with the loop's fixture, which may be torn down later."""
     return thread.name.startswith("asyncio_")
 
 
 def _descriptors() -> set[tuple[str, str]]:
     found = set()
     for fd in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # the listing's own
+        with contextlib.suppress(FileNotFoundError):  # the descriptor of the listing itself
             found.add((fd.name, str(fd.readlink())))
     return found
 

@@ -58,11 +58,11 @@ class Wire:
             self.sock.sendall(item if isinstance(item, bytes) else json.dumps(item).encode() + b"\n")
 
     def wait_until_read(self) -> None:
-        """Returns when the daemon has taken everything that was sent."""
+        """Returns when the daemon has read all sent bytes."""
         until(lambda: fcntl.ioctl(self.sock, termios.TIOCOUTQ, b"\0\0\0\0") == b"\0\0\0\0")
 
     def line(self) -> bytes:
-        """The next line with its newline; what there was before the end of the stream, at the end."""
+        """The next line with its newline; at the end of the stream, the remaining bytes."""
         while b"\n" not in self._received:
             chunk = self.sock.recv(65536)
             if not chunk:
@@ -103,7 +103,7 @@ class Wire:
         self.close()
 
 
-# What a service manager does: the sockets stand from descriptor 3 on when the daemon's program begins.
+# As a service manager does: the sockets are descriptors 3 and up when the daemon starts.
 _PASS_ON = """
 import fcntl, json, os, sys
 names, fds, *program = sys.argv[1:]
@@ -143,7 +143,7 @@ class DaemonProcess:
             "INFERD_LOG_DIR": str(self.log_file.parent),
         }
         if os.getuid() != 0:
-            env["INFERD_CORE_DUMPS"] = "1"  # without this only root can see what the daemon has open
+            env["INFERD_CORE_DUMPS"] = "1"  # otherwise only root can see the daemon's open files
         if "INFERD_IMPL" in os.environ:
             env["INFERD_IMPL"] = os.environ["INFERD_IMPL"]
         for name, value in options.items():
@@ -190,7 +190,7 @@ class DaemonProcess:
         return self
 
     def note_resources(self) -> None:
-        """From now on this is what the daemon holds when nobody uses it; after an engine was replaced."""
+        """Makes the present resources the baseline of the idle daemon, after an engine was replaced."""
         self._at_ready = self._resources()
 
     def connect(self, surface: str = "v1") -> Wire:
@@ -202,7 +202,7 @@ class DaemonProcess:
         return (self.dir / "stderr").read_text()
 
     def events(self, msg: str | None = None) -> list[dict[str, Any]]:
-        """The activity log, as far as it is written; all of it once the process has ended."""
+        """The activity log written so far; complete once the process has ended."""
         lines = self.log_file.read_text().splitlines() if self.log_file.exists() else []
         return [event for event in map(json.loads, lines) if msg is None or event["msg"] == msg]
 
@@ -213,7 +213,7 @@ class DaemonProcess:
     # Acting.
 
     def release(self, events: int = 1) -> None:
-        """Opens the gate for so many events of the mock."""
+        """Lets this many events of the mock pass the gate."""
         assert self.process.stdin is not None
         self.process.stdin.write(b"x" * events)
         self.process.stdin.flush()
@@ -226,7 +226,7 @@ class DaemonProcess:
         return self.process.wait(PATIENCE_SECS)
 
     def end(self) -> list[str]:
-        """Stops the daemon if the test has not; what it did wrong, leaks included."""
+        """Stops the daemon if the test has not; returns its faults, leaks included."""
         problems = []
         if self.process.poll() is None:
             if self._at_ready is not None:
@@ -254,7 +254,7 @@ class DaemonProcess:
         return self._resources() - (self._at_ready or set())
 
     def _resources(self) -> set[str]:
-        """The daemon's threads and what its descriptors mean."""
+        """The daemon's threads and the targets of its descriptors."""
         proc = Path(f"/proc/{self.process.pid}")
         found = {f"thread {task.name}" for task in (proc / "task").iterdir()}
         for fd in (proc / "fd").iterdir():
@@ -264,7 +264,7 @@ class DaemonProcess:
 
 
 def until(condition: Callable[[], bool], fail: bool = True) -> bool:
-    """Waits for a state that tells nobody when it comes."""
+    """Polls until the condition is true."""
     deadline = time.monotonic() + PATIENCE_SECS
     while not condition():
         if time.monotonic() >= deadline:
@@ -274,11 +274,11 @@ def until(condition: Callable[[], bool], fail: bool = True) -> bool:
     return True
 
 
-# From here on: the main program of a daemon with a mock that obeys.
+# From here on: the main program of a daemon with a controllable mock.
 
 
 class _Gate:
-    """Lets one event pass for each byte on stdin, whichever backend it is of."""
+    """Lets one event of any backend pass for each byte on stdin."""
 
     def __init__(self) -> None:
         self._passes = asyncio.Semaphore(0)

@@ -64,9 +64,9 @@ class BridgeProcess:
         )
 
     def wait_ready(self) -> BridgeProcess:
-        """Returns when the bridge says that the daemon is ready."""
+        """Returns when the bridge reports that the daemon is ready."""
         deadline = time.monotonic() + PATIENCE_SECS
-        with httpx.Client(timeout=5, verify=False) as client:  # one, for each reads all certificates anew
+        with httpx.Client(timeout=5, verify=False) as client:  # each loads all certificates
             while True:
                 assert self.process.poll() is None, self.stderr
                 assert time.monotonic() < deadline, self.stderr
@@ -93,14 +93,14 @@ class BridgeProcess:
         self.wait_running(0)
 
     def wait_running(self, count: int) -> None:
-        """Returns when so many requests run in the daemon."""
+        """Returns when this many requests run in the daemon."""
         deadline = time.monotonic() + PATIENCE_SECS
         while len((status := self.status()).running) != count or (not count and status.waiting):
             assert time.monotonic() < deadline, "waited in vain"
             time.sleep(0.01)
 
     def release(self, events: int = 1) -> None:
-        """Opens the mock's gate for so many events."""
+        """Lets this many events pass the mock's gate."""
         assert self.process.stdin is not None
         self.process.stdin.write(b"x" * events)
         self.process.stdin.flush()
@@ -119,7 +119,7 @@ class BridgeProcess:
         return found
 
     def end(self) -> None:
-        """Stops the daemon, which must end cleanly and take the bridge along."""
+        """Stops the daemon, which must end cleanly and stop the bridge."""
         try:
             if self.process.poll() is None:
                 self.process.send_signal(signal.SIGTERM)
@@ -134,7 +134,7 @@ class BridgeProcess:
             self.close()
 
     def close(self) -> None:
-        """Gives back what belongs to a daemon that has ended."""
+        """Releases the resources of an ended daemon."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.errors.close()

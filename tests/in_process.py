@@ -52,7 +52,7 @@ def error(code: str, message: str, request_id: str = "") -> bytes:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Waits for a state that tells nobody when it comes."""
+    """Polls until the condition is true."""
     deadline = time.monotonic() + PATIENCE_SECS
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -60,7 +60,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 class Clock:
-    """The time of the running loop, which is asyncio's own, with what a test adds to it."""
+    """The clock of the running asyncio loop, plus the time that a test adds."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -68,7 +68,7 @@ class Clock:
         self._loop.time = lambda: real() + self._added  # type: ignore[method-assign]
 
     async def advance(self, seconds: float) -> None:
-        """Returns when everything that is due by then has been called."""
+        """Advances the clock; returns when all due callbacks have run."""
         self._added += seconds
         passed = self._loop.create_future()
         self._loop.call_at(self._loop.time(), passed.set_result, None)
@@ -76,7 +76,7 @@ class Clock:
 
 
 class Gate:
-    """A mock's pace: an event passes for each ``open``; ``waiting`` counts those that stand before it."""
+    """A mock's pace: each ``open`` lets one event pass; ``waiting`` counts the blocked events."""
 
     def __init__(self) -> None:
         self.waiting = 0
@@ -111,7 +111,7 @@ class Client:
         return await asyncio.wait_for(loop.sock_recv(self.sock, 65536), PATIENCE_SECS)
 
     async def line(self) -> bytes:
-        """The next line with its newline; what there was before the end of the stream, at the end."""
+        """The next line with its newline; at the end of the stream, the remaining bytes."""
         while b"\n" not in self._received:
             chunk = await self.receive()
             if not chunk:
@@ -223,7 +223,7 @@ async def serving(
         yield server
     finally:
         await server.close()
-    if left := asyncio.all_tasks() - before:  # one of a server beside this one may be about to end
+    if left := asyncio.all_tasks() - before:  # a task of another server may be about to end
         _, left = await asyncio.wait(left, timeout=PATIENCE_SECS)
     assert not left, f"tasks left behind: {left}"
     assert not service.sessions

@@ -15,7 +15,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 
 class _Generation(Extension):
-    """``{% generation %}…{% endgeneration %}``, which marks text of the assistant and shows it as it is."""
+    """``{% generation %}…{% endgeneration %}``, which marks the assistant's text and renders it unchanged."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -45,7 +45,7 @@ def _raise_exception(message: str) -> NoReturn:
 
 
 def compiled(source: str, now: Callable[[], datetime] = datetime.now) -> jinja2.Template:
-    """``render(messages=…, tools=…, add_generation_prompt=…, …)`` of it gives the prompt."""
+    """The compiled template; ``render(messages=…, tools=…, add_generation_prompt=…, …)`` gives the prompt."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
     )

@@ -16,7 +16,7 @@ OF_A_REQUEST = {
 
 
 def requests() -> list[object]:
-    """All of them, but for those that :func:`gc.freeze` has put aside."""
+    """All live objects of requests, except those under :func:`gc.freeze`."""
     kinds = tuple(
         getattr(sys.modules[module], name)
         for module, names in OF_A_REQUEST.items()

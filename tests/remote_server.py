@@ -92,7 +92,7 @@ def data(event: dict[str, Any]) -> bytes:
 
 
 def delta(**fields: Any) -> dict[str, Any]:
-    """A piece of an answer."""
+    """A chunk of an answer."""
     return {"choices": [{"index": 0, "delta": fields, "finish_reason": None}]}
 
 
@@ -113,7 +113,7 @@ def says(*texts: str) -> Script:
 
 
 class RemoteServer:
-    """Serves on a port of its own until :meth:`stop`. With ``tls`` it speaks https as ``localhost``.
+    """Serves on a free port until :meth:`stop`. With ``tls`` it speaks https as ``localhost``.
 
     Without ``keep`` each connection is for one request.
     """
@@ -143,7 +143,7 @@ class RemoteServer:
 
     @property
     def open(self) -> int:
-        """How many connections there are."""
+        """The number of open connections."""
         return self.accepted - self._ended
 
     def _accept(self) -> None:

@@ -11,6 +11,6 @@ HI = (Message("user", "hi"),)
 
 
 def generate_request(**fields: Any) -> GenerateRequest:
-    """A request that says hi, unless ``messages`` says more."""
+    """A request; ``messages`` defaults to a greeting."""
     sampling = {name: fields.pop(name) for name in NAMES if name in fields}
     return GenerateRequest(**{"messages": HI, **fields}, sampling=SamplingParams(**sampling))

@@ -13,7 +13,7 @@ Script = Callable[[socket.socket, bytes], None]
 
 
 class Peer:
-    """Answers each connection on ``path`` with a script; remembers what it read."""
+    """Answers each connection on ``path`` with a script; keeps the received lines."""
 
     def __init__(self, path: Path, script: Script) -> None:
         self.path = path
@@ -90,7 +90,7 @@ def after_attachments(script: Script) -> Script:
 
 
 class AdminPeer:
-    """Sends frames to the first who connects, then keeps the connection until it is stopped."""
+    """Sends frames to the first client, then keeps the connection open until it is stopped."""
 
     def __init__(self, path: Path, *frames: dict[str, object], hang_up: bool = False) -> None:
         self.path = path

@@ -66,7 +66,7 @@ class Shell:
         return int((self.runtime / "inferd.lock").read_text())
 
     def stop(self) -> None:
-        """Ends the background daemon, where there is one; without the time that ``inferd stop`` takes."""
+        """Ends the background daemon, if any; faster than ``inferd stop``."""
         if self.is_running():
             os.kill(self.pid(), signal.SIGTERM)
             until(lambda: not self.is_running())
@@ -86,12 +86,12 @@ def _lockable(lock: Path) -> bool:
 
 
 class Terminal:
-    """A command in a terminal of its own."""
+    """A command in its own terminal."""
 
     def __init__(self, shell: Shell, *arguments: str) -> None:
         self._fd, inner = os.openpty()
         self.screen = ""
-        # The shell leads a session, so that the terminal it opens becomes its own and Ctrl-C a signal.
+        # The shell leads a session, so that the terminal becomes its controlling one and Ctrl-C a signal.
         opening = 'tty=$1; shift; exec "$@" <"$tty" >"$tty" 2>&1'
         self.process = subprocess.Popen(
             ["sh", "-c", opening, "sh", os.ttyname(inner), *INFERD, *arguments],
@@ -105,7 +105,7 @@ class Terminal:
         os.write(self._fd, text.encode())
 
     def expect(self, text: str) -> str:
-        """Reads up to ``text``, which must come; what stood before it."""
+        """Reads up to ``text``, which must appear; returns the output before it."""
         deadline = time.monotonic() + PATIENCE_SECS
         while text not in self.screen:
             assert time.monotonic() < deadline, self.screen

@@ -28,7 +28,7 @@ RANDOM_WIDTH = 64  # of the random model's embeddings
 LIKELY = 7.0
 ENDS = frozenset(b'"}],')
 
-WIDTH = 32  # of the embeddings of the one without preferences
+WIDTH = 32  # of the embeddings of the model without preferences
 RANDOM_VOCABULARY = 8192
 _ALIGNMENT = 32
 _UINT16, _UINT32, _INT32, _FLOAT32, _STRING, _ARRAY = 2, 4, 5, 6, 8, 9
@@ -158,7 +158,7 @@ def write_model(
 
 
 def control_tokens(tokenizer: Mapping[str, bytes] | None = None) -> npt.NDArray[np.bool_]:
-    """Which tokens of the vocabulary are control tokens."""
+    """The control tokens of the vocabulary."""
     types = (tokenizer or _tokenizer())["tokenizer.ggml.token_type"]
     return np.frombuffer(types, dtype="<i4", offset=16) == _CONTROL  # behind two types and the count
 
@@ -242,7 +242,7 @@ def _first(value: bytes, count: int) -> bytes:
 
 
 def _behind(data: mmap.mmap, kind: int, at: int) -> int:
-    """Where the value of this type that begins at ``at`` ends."""
+    """The end of the value of this type that begins at ``at``."""
     if kind == _STRING:
         return at + 8 + int.from_bytes(data[at : at + 8], "little")
     if kind != _ARRAY:

@@ -23,7 +23,7 @@ def tiny(*sources: str, size: int | None = len(CONTENT), name: str = "tiny") -> 
 
 
 def stock(store: ModelStore, name: str, content: bytes) -> Path:
-    """Puts a model into the store; the place of its blob."""
+    """Puts a model into the store; returns the path of its blob."""
     digest = hashlib.sha256(content).hexdigest()
     blob = store.blob_path(digest)
     blob.parent.mkdir(parents=True, exist_ok=True)
@@ -33,7 +33,7 @@ def stock(store: ModelStore, name: str, content: bytes) -> Path:
 
 
 def put(store: ModelStore, content: bytes) -> Path:
-    """Write ``content`` into the place of the tiny model's blob, as a broken disk or another tool might."""
+    """Write ``content`` to the path of the tiny model's blob, as a broken disk or another tool might."""
     path = store.blob_path(DIGEST)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
@@ -46,7 +46,7 @@ def files(directory: Path) -> list[str]:
 
 
 class Phases(list[tuple[str, dict[str, object]]]):
-    """A progress callback that remembers, and calls ``on[phase]`` when that phase comes."""
+    """A progress callback that records phases, and calls ``on[phase]`` in that phase."""
 
     def __init__(self, **on: Callable[[], object]) -> None:
         self.on = on

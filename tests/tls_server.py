@@ -24,7 +24,7 @@ PIECE_BYTES = 1024
 
 @dataclass(frozen=True)
 class Request:
-    """What a client asked for; the names of ``headers`` are in lower case."""
+    """A client's request; the names of ``headers`` are in lower case."""
 
     method: str
     path: str
@@ -67,13 +67,13 @@ class Answer(http.server.BaseHTTPRequestHandler):
             self.wfile.write(data[start : start + PIECE_BYTES])
 
     def wanted(self) -> int:
-        """The first byte that the client wants, after a look at If-Range."""
+        """The first byte to send, by Range and If-Range."""
         span = re.fullmatch(r"bytes=(\d+)-", self.request_.headers.get("range", ""))
         fresh = self.request_.headers.get("if-range", self.server.etag) == self.server.etag
         return int(span[1]) if span and fresh else 0
 
     def begin(self) -> bytes:
-        """The head of a good answer; what is left to send."""
+        """Sends the head of a correct answer; returns the bytes still to send."""
         content, start = self.server.content, self.wanted()
         if start >= len(content):
             self.head(416, Content_Range=f"bytes */{len(content)}", Content_Length=0)
@@ -88,17 +88,17 @@ Behaviour = Callable[[Answer], None]
 
 
 def serve(answer: Answer) -> None:
-    """As it should be."""
+    """Answers correctly."""
     answer.send(answer.begin())
 
 
 def cut(after: int) -> Behaviour:
-    """The connection breaks after so many bytes."""
+    """Cuts the connection after this many bytes."""
     return lambda answer: answer.send(answer.begin()[:after])
 
 
 def stall(after: int | None = None) -> Behaviour:
-    """Silence after so many bytes; with ``None`` there is not even a head."""
+    """Stalls after this many bytes; with ``None``, before the head."""
 
     def behave(answer: Answer) -> None:
         if after is not None:
@@ -118,13 +118,13 @@ def redirect(location: str) -> Behaviour:
 
 
 def ignoring_ranges(answer: Answer) -> None:
-    """The whole file, whatever was asked for."""
+    """Sends the whole file, regardless of the range."""
     answer.head(200, Content_Length=len(answer.server.content), ETag=answer.server.etag)
     answer.send(answer.server.content)
 
 
 def plain(body: bytes, code: int = 200, **headers: object) -> Behaviour:
-    """``body`` with these headers, whether they are true or not."""
+    """Sends ``body`` with these headers, even if they are wrong."""
 
     def behave(answer: Answer) -> None:
         answer.head(code, **headers)
@@ -206,7 +206,7 @@ def tls_server(content: bytes, ca: trustme.CA, *names: str) -> Iterator[TlsServe
 
 
 def trusted(ca: trustme.CA, directory: Path) -> dict[str, str]:
-    """The environment variables with which a process trusts ``ca`` and asks no proxy."""
+    """The environment variables with which a process trusts ``ca`` and uses no proxy."""
     path = directory / "ca.pem"
     ca.cert_pem.write_to_path(str(path))
     return {"SSL_CERT_FILE": str(path), "NO_PROXY": "*", "no_proxy": "*"}

@@ -15,7 +15,7 @@ R = TypeVar("R")
 
 
 def outcome(call: Callable[[A], R], argument: A) -> R | InferdError:
-    """What the call returns, or the error that it raises on purpose."""
+    """The result of the call, or the InferdError that it raises."""
     try:
         return call(argument)
     except InferdError as error:
@@ -23,7 +23,7 @@ def outcome(call: Callable[[A], R], argument: A) -> R | InferdError:
 
 
 def line_of(draw: st.DrawFn, members: Sequence[tuple[str, Any]]) -> bytes:
-    """An object with these members in any order, a name now and then with all its letters escaped."""
+    """An object with these members in any order; sometimes all letters of a name are escaped."""
     parts = []
     for key, value in draw(st.permutations(members)):
         name = json.dumps(key)

@@ -33,7 +33,7 @@ def frame(payload: bytes, kind: int = framed.JSON, padding: int = 0) -> bytes:
 
 
 def read_head(data: bytes) -> tuple[tuple[int, int] | str | None, int]:
-    """The head at the start of ``data``, or which error it is, and its length; in the simplest way."""
+    """The head at the start of ``data``, or its error, and its length, by a simple parser."""
     end = next((i for i, byte in enumerate(data[:5]) if byte < 0x80), None)
     if end is None:
         return ("malformed" if len(data) >= 5 else None), 0
@@ -135,7 +135,7 @@ async def answers(pieces: list[bytes]) -> list[tuple[str, str]]:
 
 
 def expected_ends(stream: bytes) -> list[tuple[str, str]]:
-    """What a session answers to a stream of frames, from the whole of it, read in the simplest way."""
+    """The expected answers of a session to a stream of frames, by a simple parser of the whole stream."""
     found: list[tuple[str, str]] = []
     rest = stream
 
@@ -191,7 +191,7 @@ KINDS = st.sampled_from(["text", "text", "image", "odd", "video"])
 
 @st.composite
 def requests(draw: st.DrawFn) -> bytes:
-    """The frames of a request, or now and then what is none."""
+    """The frames of a request, or sometimes invalid ones."""
     sizes = draw(st.lists(st.sampled_from([0, 1, 50, 400, FILE_CAP, FILE_CAP + 1]), max_size=3))
     files = [{"kind": draw(KINDS), "id": str(n), "width": 1, "height": 1} for n, _ in enumerate(sizes)]
     body = {

@@ -17,7 +17,7 @@ Step = tuple[str, bytes]
 
 
 class Pair:
-    """Both splitters, and the bytes that they must be holding."""
+    """Both splitters, and the bytes that they must hold."""
 
     def __init__(self, cap: int) -> None:
         self.compiled, self.pure = _fastpath.LineSplitter(cap), _purepath.LineSplitter(cap)
@@ -33,7 +33,7 @@ class Pair:
             self.held += data
 
     def take(self, name: str, keep: bool) -> bool:
-        """Takes a line of both; whether there was one."""
+        """Takes a line from both; returns whether they had one."""
         line, same = outcome(self.compiled, name), outcome(self.pure, name)
         end = self.held.find(b"\n")
         if isinstance(line, FrameTooLarge) or isinstance(same, FrameTooLarge):

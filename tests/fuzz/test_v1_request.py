@@ -50,7 +50,7 @@ def refused(request_id: str, error: InvalidRequest) -> None:
 
 
 def accepted(line: bytes, request: v1.Request) -> None:
-    """What was parsed is what an independent parser sees, and no key of ours stands there twice."""
+    """The result equals that of an independent parser, and no known key is repeated."""
     pairs = json.loads(line.decode(), object_pairs_hook=list, parse_int=str, parse_float=str)
     assert_unique(pairs, KEYS)
     seen = dict(pairs)

@@ -29,7 +29,7 @@ FILE_CAP = 2000
 
 
 async def exchange(pieces: list[bytes], surface: Surface[Any]) -> bytes:
-    """What a session sends back for the pieces, each in a read of its own where the reads keep up."""
+    """The session's output for the pieces, each in its own read if the reads keep up."""
     ours, theirs = socket.socketpair()
     for sock in (ours, theirs):
         sock.setblocking(False)
@@ -60,7 +60,7 @@ async def exchange(pieces: list[bytes], surface: Surface[Any]) -> bytes:
 
 
 async def answers(pieces: list[bytes]) -> list[tuple[str, str]]:
-    """The id of each answer, and what its last frame says."""
+    """The id of each answer, and its last frame."""
     received = await exchange(pieces, BlockSurface())
     frames = [json.loads(line) for line in received.splitlines()]
     ends = [frame for frame in frames if frame["type"] != "frame"]
@@ -75,7 +75,7 @@ async def send(sock: socket.socket, pieces: list[bytes]) -> None:
 
 
 def expected(stream: bytes) -> list[tuple[str, str]]:
-    """The same from the whole stream, read in the simplest way."""
+    """The expected answers, by a simple parser of the whole stream."""
     found: list[tuple[str, str]] = []
     while stream:
         line, _, rest = stream.partition(b"\n")
@@ -107,7 +107,7 @@ RAW = st.sampled_from([b"\n", b"\0", b'{"id":"x"}\n', b"\r\n", "é".encode()])
 
 @st.composite
 def requests(draw: st.DrawFn) -> bytes:
-    """A request and the bytes behind it, or now and then fewer or more of them, or no request at all."""
+    """A request and its bytes, sometimes with too few or too many bytes, or an invalid request."""
     sizes = draw(SIZES)
     kind = draw(st.sampled_from(["text", "text", "video", "odd"]))
     files = [{"kind": kind, "id": str(n), "size": size} for n, size in enumerate(sizes)]

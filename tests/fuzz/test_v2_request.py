@@ -60,7 +60,7 @@ def refused(request_id: str, error: InferdError) -> None:
 
 
 def accepted(request: v2.Request, seen: dict[str, Any]) -> None:
-    """What reaches the engine is what an independent parser sees, and it is what the rules promise."""
+    """The engine's request equals the result of an independent parser, and satisfies the rules."""
     surface = BlockSurface()
     engine = surface.engine_request(request, surface.writer(request).template)
     assert surface.needs(request) >= {"v2"}
@@ -109,7 +109,7 @@ BASE64 = st.binary(max_size=6).map(lambda data: base64.b64encode(data).decode())
 
 
 def objects(**fields: Any) -> Any:
-    """Objects with these fields, where now and then one has any value."""
+    """Objects with these fields; sometimes one of them has an arbitrary value."""
     return st.fixed_dictionaries(
         {name: st.one_of(*[value] * 9, VALUES) if name != "type" else value for name, value in fields.items()}
     )

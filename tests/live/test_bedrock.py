@@ -110,7 +110,7 @@ def test_text_and_blocks(over: Callable[..., DaemonProcess]) -> None:
         )
         assert able["v2"] is able["vision"] is able["tools"] is able["thinking"] is True
     first, second = server.exchanges
-    # What a request does not say is not said for it: newer models refuse the two together.
+    # Absent fields are not sent: newer models refuse the two together.
     assert not {"temperature", "top_p", "top_k"} & set(first.body)
     assert (first.body["max_tokens"], second.body["temperature"]) == (1024, 0.5)
     said, seen = second.body["messages"][0]["content"]

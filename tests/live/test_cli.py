@@ -22,14 +22,14 @@ Daemon = Callable[..., DaemonProcess]
 
 @pytest.fixture
 def shell(short_dir: Path) -> Iterator[Shell]:
-    """A user with the mock backend and no daemon yet; one that was started is gone afterwards."""
+    """A user with the mock backend and no daemon yet; a started daemon is stopped afterwards."""
     user = Shell(short_dir, INFERD_BACKEND="mock")
     yield user
     user.stop()
 
 
 def beside(daemon: DaemonProcess, **env: str) -> Shell:
-    """The user whose daemon it is."""
+    """The user of the daemon."""
     return Shell(daemon.dir, **env)
 
 
@@ -231,7 +231,7 @@ def test_over_tcp_with_a_key(daemon: Daemon, tmp_path: Path) -> None:
     assert "check the API key" in refused.stderr
 
 
-# A daemon on its way up and down.
+# Boot and shutdown.
 
 
 def test_run_shows_the_loading_and_then_answers(daemon: Daemon) -> None:

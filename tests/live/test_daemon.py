@@ -43,7 +43,7 @@ LOADING = status("loading_model", ',"phase":"checking_local","path":"(mock)"')
 
 
 def ended_cleanly(process: DaemonProcess) -> bool:
-    """Exit status 0, and nothing of it left in the file system but the lock file."""
+    """Exit status 0, and no file left except the lock file."""
     assert process.wait() == 0, process.stderr
     return [path.name for path in process.uds.parent.iterdir()] == ["inferd.lock"]
 
@@ -366,7 +366,7 @@ def test_a_connection_keeps_a_daemon_from_idling(daemon: Start) -> None:
     assert ended_cleanly(process)
 
 
-# Places that go.
+# Removed paths.
 
 
 @pytest.mark.parametrize("gone", ["inferd.lock", "infer.sock", "admin.sock", ""])

@@ -48,7 +48,7 @@ def engine(process: DaemonProcess) -> int:
 
 
 def state_of(pid: int) -> str:
-    """One letter: R, S, T, Z; empty for a process that is not there."""
+    """One letter: R, S, T, Z; empty if the process does not exist."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
@@ -96,7 +96,7 @@ def test_the_engine_is_caged(daemon: Start, config: Path) -> None:
 
 def test_no_secret_of_the_daemon_reaches_the_engine(daemon: Start, config: Path) -> None:
     process = serve(daemon, config, AWS_SECRET_ACCESS_KEY="hidden", HF_TOKEN="hidden", api_key="k" * 40)
-    # The process is not dumpable, so its environment is root's to read.
+    # The process is not dumpable, so only root can read its environment.
     if os.geteuid() == 0:
         environment = Path(f"/proc/{engine(process)}/environ").read_text()
         assert "hidden" not in environment

@@ -14,7 +14,7 @@ from tests.demo_model import demo_model
 from tests.http_bridge import BridgeProcess
 
 if TYPE_CHECKING:
-    import anthropic  # where it is used: it takes six seconds, which each worker of a run would pay
+    import anthropic  # imported here, since it takes six seconds in each worker of a run
 
 TOOL: dict[str, Any] = {
     "name": "weather",

@@ -175,7 +175,7 @@ def test_keys(bridge: Callable[..., BridgeProcess], tmp_path: Path) -> None:
     assert ask(Authorization=f"Bearer {KEY}") == 200
     assert ask(**{"x-api-key": KEY}) == 200
     assert ask(Authorization=f"Bearer {KEY}-b") == 403
-    # What is served is told to any key, and changed by none but an admin's.
+    # Any key may list the models; only an admin's key may change them.
     for path in ("/v1/models", "/v1/models/mock", "/api/tags", "/status"):
         told = httpx.get(f"{process.base}{path}", headers={"x-api-key": f"{KEY}-b"})
         assert told.status_code == 200, path

@@ -46,7 +46,7 @@ def window() -> Iterator[Browser]:
 
 @pytest.fixture
 def browser(window: Browser) -> Iterator[Browser]:
-    """The window, which must have had nothing to complain of at the end."""
+    """The window; its log must be empty at the end."""
     yield window
     complaints = [entry for entry in window.log() if entry["source"] in ("javascript", "security")]
     assert not complaints
@@ -139,7 +139,7 @@ def test_a_chat_streams_stops_and_survives_a_reload(bridge: Start, browser: Brow
     browser.click("#conversations .line")
     texts = browser.js("return [...document.querySelectorAll('.message .body')].map(each => each.innerText)")
     assert [text.strip() for text in texts] == ["hello", "one two", "again", "one two three"]
-    # "Again" asks for the last answer once more, "Edit" takes a message back to the prompt.
+    # "Again" requests the last answer again, "Edit" moves a message back to the prompt.
     browser.click("[aria-label=Model]:last-child .act:last-child")
     process.release(9)
     browser.until(f"{IDLE} && document.querySelectorAll('.message').length === 4")

@@ -28,7 +28,7 @@ Start = Callable[..., DaemonProcess]
 
 @pytest.fixture
 def process(daemon: Start, short_dir: Path) -> DaemonProcess:
-    """A daemon with a small embedding model of its own; its store has a chat model and one for vectors."""
+    """A daemon with a small configured embedding model; its store has a chat model and an embedding model."""
     home = short_dir / "models"
     store = ModelStore(home)
     stock(store, "talker", demo_model().read_bytes())

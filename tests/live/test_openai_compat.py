@@ -25,7 +25,7 @@ def over(daemon: Start) -> Start:
     """Starts a daemon whose backend is a server."""
 
     def start(server: RemoteServer, **options: object) -> DaemonProcess:
-        server.keep = False  # nothing is to be left open in a daemon whose clients have left
+        server.keep = False  # a daemon without clients must have no open connection
         return daemon(
             backend="openai-compat",
             openai_base_url=f"{server.url}/v1",

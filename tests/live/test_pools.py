@@ -27,7 +27,7 @@ llamacpp:requests_deferred 4
 
 
 def server(requests_there: bytes = b"") -> Callable[[Exchange], None]:
-    """Answers with one word, and tells its health and load."""
+    """Answers with one word, and reports its health and load."""
     answer = says("remote")
 
     def script(exchange: Exchange) -> None:

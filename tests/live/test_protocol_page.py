@@ -61,7 +61,7 @@ def hello(daemon: Callable[..., DaemonProcess]) -> Callable[..., DaemonProcess]:
 
 
 def same(shown: dict[str, Any], received: dict[str, Any]) -> bool:
-    """The frames agree but for what depends on the backend; the keys agree in their order, too."""
+    """The frames are equal, including the order of keys, except for values that depend on the backend."""
     for frame in (shown, received):
         for key in ("backend", "model", "usage"):
             if key in frame:
@@ -150,7 +150,7 @@ def test_status_frames_are_shown_as_they_are_sent(hello: Callable[..., DaemonPro
 
 
 def shape(value: Any, key: str = "") -> Any:
-    """What of JSON is its form: names and types, the first of a list for all, and no names of things."""
+    """The form of a JSON value: names and types; the first item represents a list."""
     if isinstance(value, dict):
         inner = {name: shape(item, name) for name, item in value.items()}
         named = key in ("errors", "cancels", "cache_misses", "breaker", "routed", "surfaces", "backends")
@@ -176,7 +176,7 @@ def test_a_snapshot_has_the_form_that_is_shown(daemon: Callable[..., DaemonProce
                 pass
         served.release(4)
         assert [*one.frames(), *two.frames()]
-    # The mock measures nothing, and nothing went wrong.
+    # The mock measures nothing, and no error occurred.
     for metrics in (shown["metrics"], received["metrics"]):
         for owners in metrics.values():
             for numbers in owners.values():

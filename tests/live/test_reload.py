@@ -49,7 +49,7 @@ def ask(process: DaemonProcess) -> dict[str, Any]:
 
 
 def reload(process: DaemonProcess, admin: Wire) -> list[dict[str, Any]]:
-    """What a subscriber is told of a reload, from ``restarting`` to ``ready``."""
+    """A subscriber's frames of a reload, from ``restarting`` to ``ready``."""
     process.signal(signal.SIGHUP)
     seen = [admin.frame()]
     while seen[-1]["status"] != "ready":
@@ -58,14 +58,14 @@ def reload(process: DaemonProcess, admin: Wire) -> list[dict[str, Any]]:
 
 
 def subscribe(process: DaemonProcess) -> Wire:
-    """A subscriber that has heard how things stand."""
+    """A subscriber that has read the snapshot."""
     admin = process.subscribe()
     while admin.frame()["status"] != "ready":
         pass
     return admin
 
 
-# Taking it on.
+# Successful reloads.
 
 
 def test_the_new_backends_serve_and_subscribers_are_notified(daemon: Start, config: Config) -> None:
@@ -203,7 +203,7 @@ def test_a_new_key_applies_to_later_connections(daemon: Start, config: Config, s
             assert late.frame()["type"] == "token"
 
 
-# Not taking it on.
+# Failed reloads.
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def user(*blocks: Any) -> dict[str, Any]:
 def ask(
     wire: Wire, *turns: dict[str, Any], raw: bytes = b"", **fields: Any
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The blocks of the frames, and the last frame."""
+    """Sends a request; returns the blocks of the frames, and the last frame."""
     wire.send(json.dumps({"id": "q", "messages": turns, **GREEDY, **fields}).encode() + b"\n" + raw)
     *frames, last = wire.frames()
     return [frame["block"] for frame in frames], last

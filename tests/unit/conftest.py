@@ -44,7 +44,7 @@ def peer(short_dir: Path) -> Iterator[Callable[[Script], Peer]]:
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The file of a model whose next token depends on nothing."""
-    from tests.tiny_llama import write_llama  # brings NumPy, which few tests need
+    from tests.tiny_llama import write_llama  # imports NumPy, which few tests need
 
     return write_llama(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
 

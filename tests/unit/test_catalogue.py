@@ -56,7 +56,7 @@ def test_the_default_model_is_in_it() -> None:
 
 
 class TestResolve:
-    """What a name in the settings means."""
+    """The resolution of a model's name in the settings."""
 
     @pytest.fixture
     def store(self, tmp_path: Path) -> ModelStore:
@@ -77,7 +77,7 @@ class TestResolve:
             (Provenance(registry="hf", repo="o/r", revision="v", filename="d/m"), ("hf:o/r/d/m@v",)),
             (Provenance(registry="pypi", repo="p", revision="1", filename="d/m"), ("pypi:p==1/d/m",)),
             (Provenance(registry="another tool's", repo="x"), ()),
-            # Who may write into a shared store must not get a file read that only its reader may read.
+            # A user who may write to a shared store must not make another user's process read a private file.
             (Provenance(registry="file", filename="/etc/shadow"), ()),
         ],
     )

@@ -203,7 +203,7 @@ def test_doctor_on_sockets_that_listen(quick_doctor: Path, capsys: pytest.Captur
         listening.listen()
         listening.settimeout(0.0)
         assert "starts a daemon" in findings(capsys, 0)["inference socket"]["detail"]
-        with pytest.raises(BlockingIOError):  # nobody connected, so no daemon was started
+        with pytest.raises(BlockingIOError):  # no client connected, so no daemon was started
             listening.accept()
         with Lock.acquire(quick_doctor / "inferd" / "inferd.lock"):
             assert findings(capsys, 1)["inference socket"]["detail"].endswith(" answers")

@@ -92,7 +92,7 @@ def ids(tokens: bytes) -> list[int]:
 
 
 class Held:
-    """Stands before the compiled half: each batch waits to be let through, and all are counted."""
+    """Wraps the compiled half: each batch waits for its release, and all are counted."""
 
     def __init__(self, model: EmbeddingModel) -> None:
         self.embedder = model._embedder
@@ -287,7 +287,7 @@ async def test_a_cancelled_request_is_left_out_of_the_next_batch(tmp_path: Path)
         leaving.cancel()
         with pytest.raises(asyncio.CancelledError):
             await leaving
-        assert held.interrupted == 1  # nobody else was in that batch
+        assert held.interrupted == 1  # no other request was in that batch
         held.open()
         assert (await staying).shape == (2, WIDTH)
         assert held.batches[1:] == [2]

@@ -50,7 +50,7 @@ def modules() -> Iterator[ModuleType]:
             continue
         try:
             yield importlib.import_module(info.name)
-        except ImportError:  # what another system or another build has
+        except ImportError:  # modules of another system or another build
             continue
 
 

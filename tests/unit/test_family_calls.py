@@ -127,7 +127,7 @@ def thought(prepared: Prepared) -> str:
 
 
 def outcome(path: Path) -> str:
-    """Why a template's calls are not all read back from its own rendering; empty when they are."""
+    """The reason why some calls of a template are not parsed from its own rendering; empty if all are."""
     of_family = family(path)
     prepared = prepare(of_family, request(tools=TOOLS))
     if isinstance(prepared.reader, generic_tools.Reader):

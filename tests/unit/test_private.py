@@ -77,7 +77,7 @@ def test_a_config_file_in_a_directory_that_others_may_write_is_refused(tmp_path:
     path = config(tmp_path / "config.json")
     tmp_path.chmod(0o777)
     assert f"chmod go-w {tmp_path})" in refusal(path)
-    tmp_path.chmod(0o1777)  # nobody can replace another user's file
+    tmp_path.chmod(0o1777)  # no user can replace another user's file
     assert sources.load({"config": path}, {"HOME": str(tmp_path)})[0].backends
 
 

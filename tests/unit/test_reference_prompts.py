@@ -231,7 +231,7 @@ def reason(
     thinking: bool = False,
     tools: Any = None,
 ) -> str:
-    """Why our prompt is another one; empty when it is not."""
+    """The reason why our prompt differs; empty if it does not."""
     prompt = ours(family, messages, thinking, tools)
     for why, others in rewritings(family, messages):
         if prompt in theirs(template, others, thinking, tools):

@@ -144,7 +144,7 @@ def test_systemd_finds_the_units_hardly_exposed(tmp_path: Path) -> None:
 
 @pytest.fixture
 def asked(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What the only service manager here was asked, a line each; what is a line of ``fails`` it refuses."""
+    """The calls of the scripted service manager, one per line; it refuses the lines of ``fails``."""
     monkeypatch.setenv("PATH", str(home / "bin"))
     return home / "asked"
 

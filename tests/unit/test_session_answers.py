@@ -334,7 +334,7 @@ async def test_interactive_requests_pass_batch_requests(path: Path) -> None:
         assert await batch.line() + await batch.line() == TOKEN + DONE
 
 
-# Being ended from above.
+# Ended by the daemon.
 
 
 async def test_an_interrupt_ends_running_and_waiting_requests_as_cancelled(path: Path) -> None:

@@ -114,7 +114,7 @@ async def test_the_start_comes_before_the_snapshot(short_dir: Path) -> None:
     async with board_at(short_dir / "a") as admin_socket:
         sock = socket.socket(socket.AF_UNIX)
         sock.connect(admin_socket.listener.address)
-        sock.sendall(admin.SNAPSHOT_REQUEST)  # before anybody has accepted
+        sock.sendall(admin.SNAPSHOT_REQUEST)  # before the connection is accepted
         sock.setblocking(False)
         client = Client(sock)
         assert await client.line() + await client.line() == admin.STARTING + SNAPSHOT
@@ -206,7 +206,7 @@ async def test_only_a_subscriber_that_lags_is_disconnected(short_dir: Path) -> N
             published += 1
             assert await quick.line() == frame
         received = (await slow.rest()).count(b"\n") - 1
-        # One that the transport held, those that we held, and the one that was too many.
+        # One held by the transport, those held by us, and one too many.
         assert published - received == 1 + MAX_UNREAD_EVENTS + 1
         admin_socket.board.publish(admin.READY)
         assert await quick.line() == admin.READY

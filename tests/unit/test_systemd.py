@@ -40,7 +40,7 @@ def test_a_vanished_manager_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     systemd.notify("READY=1")
 
 
-# Signs of life.
+# The watchdog.
 
 
 async def test_watchdog_messages_come_while_healthy(
@@ -107,7 +107,7 @@ class Passing:
             try:
                 os.close(fd)
             except OSError:
-                continue  # whoever took it has closed it
+                continue  # the new owner has closed it
             raise AssertionError(f"descriptor {fd} was left open")
 
 

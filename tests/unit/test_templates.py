@@ -120,7 +120,7 @@ def test_a_template_ends_when_its_client_has_left(model: _llama.Model, preparing
     cancellation.cancel()
     with pytest.raises(InvalidRequest, match="client has left"):
         rendering.result()
-    # The thread serves the next request as if nothing had been.
+    # The thread still serves the next request.
     assert len(preparing.submit(templates.render, conversation("later")).result()) > 0
 
 
