@@ -14,7 +14,7 @@ class Machine:
 
     def __init__(self, threads: int, cost: Callable[[int], float], fixed: bool = False) -> None:
         self.governor = ThreadGovernor(threads, fixed, 4)
-        self.governor.set_yardstick(50 * MS)
+        self.governor.set_single_thread_baseline(50 * MS)
         self.cost = cost
         self.now = 0
         self.cut_off = 0
@@ -108,7 +108,7 @@ def test_a_configured_count_is_never_changed() -> None:
 def test_a_first_prompt_may_take_the_time_of_one_thread_at_most() -> None:
     governor = ThreadGovernor(2, False, 4)
     assert governor.deadline(0, 0, 36) == 0  # nothing to compare with
-    governor.set_yardstick(20 * MS)
+    governor.set_single_thread_baseline(20 * MS)
     assert governor.deadline(1000, 0, 36) == 1000 + 36 * 20 * MS
     governor.measured(0, 0, 100, 200 * MS)
     assert governor.deadline(1000, 0, 36) == 1000 + 8 * 36 * 2 * MS
@@ -116,5 +116,5 @@ def test_a_first_prompt_may_take_the_time_of_one_thread_at_most() -> None:
 
 def test_one_thread_is_never_cut_off() -> None:
     governor = ThreadGovernor(1, False, 4)
-    governor.set_yardstick(1)
+    governor.set_single_thread_baseline(1)
     assert governor.deadline(0, 1, 512) == 0

@@ -205,7 +205,7 @@ cdef class Engine:
                 started = llama_time_us()
                 code = decode(self.ctx, self.batch)
                 llama_synchronize(self.ctx)
-                self.governor.set_yardstick(llama_time_us() - started)
+                self.governor.set_single_thread_baseline(llama_time_us() - started)
                 llama_memory_seq_rm(self.memory, 0, -1, -1)
         return code == 0
 

@@ -1,4 +1,4 @@
-# Everything before decoding: devices, log, model, prompt. Part of _llama.pyx.
+# Preparation for decoding, in this order: devices, log, model, prompt. Part of _llama.pyx.
 
 cdef extern from "unistd.h" nogil:
     int dup(int fd)
@@ -89,8 +89,8 @@ cdef class ThreadGovernor:
     def threads(self):
         return self.governor.threads()
 
-    def set_yardstick(self, int64_t one_token):
-        self.governor.set_yardstick(one_token)
+    def set_single_thread_baseline(self, int64_t one_token):
+        self.governor.set_single_thread_baseline(one_token)
 
     def deadline(self, int64_t now, int rows, int prompt):
         return self.governor.deadline(now, rows, prompt)

@@ -178,7 +178,7 @@ cdef extern from "native/threads.h" namespace "inferd" nogil:
     cdef cppclass CThreadGovernor "inferd::ThreadGovernor":
         CThreadGovernor(int threads, cbool fixed, int max_rows)
         int threads()
-        void set_yardstick(int64_t one_token)
+        void set_single_thread_baseline(int64_t one_token)
         double prompt_pace()
         int64_t predicted(int rows, int prompt)
         int64_t deadline(int64_t now, int rows, int prompt)

@@ -66,7 +66,7 @@ class Embedder {
             const int64_t started = llama_time_us();
             deadline_us_ = 0;
             if (run(1) != 0) return false;
-            governor_.set_yardstick((llama_time_us() - started) / static_cast<int64_t>(tokens.size()));
+            governor_.set_single_thread_baseline((llama_time_us() - started) / static_cast<int64_t>(tokens.size()));
         }
         return collect(1, row.data());
     }

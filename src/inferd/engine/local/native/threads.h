@@ -26,7 +26,7 @@ class ThreadGovernor {
     int threads() const { return probing_ ? candidate_ : threads_; }
 
     // The single-thread baseline: the time of one token on one thread.
-    void set_yardstick(int64_t one_token) { one_token_ = static_cast<double>(one_token); }
+    void set_single_thread_baseline(int64_t one_token) { one_token_ = static_cast<double>(one_token); }
 
     // Expected µs for each further prompt token, 0 = not known yet.
     double prompt_pace() const { return prompt_pace_; }

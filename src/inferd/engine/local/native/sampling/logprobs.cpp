@@ -7,6 +7,7 @@
 
 #include "common.h"
 #include "json.h"
+#include "sampling/nucleus.h"
 
 namespace inferd {
 
@@ -33,10 +34,8 @@ std::vector<Choice> likeliest(const float *logits, int32_t n_vocab, size_t most)
 
 // The log of the sum of e^logit: subtract it from a logit for the log-probability.
 double normaliser(const float *logits, int32_t n_vocab) {
-    const float top = *std::max_element(logits, logits + n_vocab);
-    double sum = 0;
-    for (int32_t token = 0; token < n_vocab; token++) sum += std::exp(logits[token] - top);
-    return top + std::log(sum);
+    const float top = greatest(logits, n_vocab);
+    return top + std::log(sum_of_exp(logits, n_vocab, top));
 }
 
 // A record without its closing brace.
