@@ -11,12 +11,14 @@ from inferd.store.catalogue import CATALOGUE, DEFAULT_MODEL
 from inferd.store.fetch import ensure_model
 from inferd.store.models import ModelStore
 
+STORE = ModelStore(paths.models_home())  # that of the user, also when a test has a home of its own
+
 
 @cache
 def demo_model() -> Path:
     """The path of the verified file in the store."""
     with ensure_model(
-        ModelStore(paths.models_home()),
+        STORE,
         CATALOGUE[DEFAULT_MODEL],
         auto_pull=True,
         verify="auto",
