@@ -129,13 +129,13 @@ class ModelNotFound(InferdError):
         self, name: str, near: Sequence[str] = (), *, missing: bool = False, loaded: bool = True
     ) -> None:
         if not loaded:
-            what = f"the model {name!r} is not loaded; `inferd ps` names those that are"
+            what = f"the model {name!r} is not loaded; `inferd ps` lists the loaded ones"
         elif missing:
             what = f"the file of model {name!r} is not in the store; run `inferd pull {name}`"
         elif near:
             what = f"no model {name!r}; did you mean {' or '.join(map(repr, near))}?"
         else:
-            what = f"no model {name!r}; `inferd list` names those that there are"
+            what = f"no model {name!r}; `inferd list` shows the known models"
         super().__init__(what)
 
 

@@ -253,7 +253,7 @@ def test_ctrl_c_during_a_load_ends_the_wait_and_not_the_daemon(daemon: Daemon) -
     process.send_signal(signal.SIGINT)
     status, out, said = finish(process)
     assert (status, out) == (130, "")
-    assert "the daemon goes on loading" in said
+    assert "the daemon keeps loading" in said
     served.release()
     served.wait_ready()
 

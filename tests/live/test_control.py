@@ -73,6 +73,6 @@ def test_ctrl_c_during_a_fetch_says_that_the_daemon_continues(shell: Shell, shor
             run.send_signal(signal.SIGINT)
             rest = run.stderr.read()
         assert run.returncode == 130
-        assert b"the daemon goes on loading its model" in rest
+        assert b"the daemon keeps loading its model" in rest
         assert shell.is_running()
         assert shell("stop").returncode == 0

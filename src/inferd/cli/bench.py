@@ -203,7 +203,7 @@ def report(found: Measured) -> list[str]:
 
 def _saved(found: Measured, computed: int) -> str:
     if not found.long_cached:
-        return "this backend has no cache of its own"
+        return "this backend has no prefix cache"
     saved = max(0.0, 1 - found.long_again / found.long_first) if found.long_first > 0 else 0.0
     return f"the cache saves {saved:.0%}, {computed:,} tokens were computed"
 

@@ -39,12 +39,12 @@ _HELP = """\
 /retry           ask the last question again
 /file PATH       put a text ahead of the next question
 /image PATH      show a picture with the next question
-/model NAME      go on with another model; without NAME, with the daemon's own
+/model NAME      use another model; without NAME, the daemon's default
 /set NAME VALUE  set temperature, seed or another option of `inferd run`; without VALUE, reset it
 /save PATH       write the conversation into a file
-/load PATH       go on with one
-/exit, /bye      leave, as Ctrl-D does
-A question that begins with a slash begins with two. Ctrl-C ends an answer early."""
+/load PATH       continue a saved conversation
+/exit, /bye      leave (or Ctrl-D)
+Double the slash of a question that starts with one. Ctrl-C ends an answer early."""
 
 SETTABLE = (
     "max_tokens",

@@ -142,7 +142,7 @@ def _unix(name: str, path: Path, running: bool) -> Finding:
             return Finding(name, "fail", f"{path} may not be opened by this user", advice)
         except (BlockingIOError, TimeoutError):
             return Finding(
-                name, "fail", f"{path} is there, but no daemon accepts", "restart the daemon: inferd stop"
+                name, "fail", f"{path} exists, but no daemon listens", "restart the daemon: inferd stop"
             )
         except OSError:
             advice = "the next daemon removes it"

@@ -61,7 +61,7 @@ def show(path: Path | None, origin: bool, as_json: bool) -> None:
         report = {"config_file": str(given.path), "options": options, "backends": backends}
         say_json(report)
         return
-    say(f"config file {given.path}{'' if given.path.exists() else ' (there is none)'}\n")
+    say(f"config file {given.path}{'' if given.path.exists() else ' (does not exist)'}\n")
     texts = {name: _text(value) for name, value in values.items()}
     widths = max(map(len, texts)), max(map(len, texts.values()))
     for name, text in texts.items():
@@ -116,7 +116,7 @@ def schema() -> None:
 @_file
 @click.option("--model", type=KindType(Name()), default=DEFAULT_MODEL, show_default=True, metavar="NAME")
 @click.option("--model-path", type=KindType(FilePath()), metavar="PATH", help="A GGUF file instead.")
-@click.option("--force", is_flag=True, help="Replace a file that is there.")
+@click.option("--force", is_flag=True, help="Replace an existing file.")
 def init(path: Path | None, model: str, model_path: Path | None, force: bool) -> None:
     """Write a config file with one backend, for you to edit."""
     target = sources.config_path({"config": path}, os.environ)[0]
@@ -149,7 +149,7 @@ def _place(made: Path, path: Path, force: bool) -> None:
     try:
         os.link(made, path)
     except FileExistsError:
-        raise ConfigError(f"config file {path} is there already; --force replaces it") from None
+        raise ConfigError(f"config file {path} exists already; --force replaces it") from None
 
 
 def _tell(given: LoadedConfig) -> None:

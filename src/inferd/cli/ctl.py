@@ -95,7 +95,7 @@ def status(given: LoadedConfig) -> int:
 
 @_command
 def watch(given: LoadedConfig) -> int:
-    """Print what the daemon reports as JSON, one line an event, until it ends."""
+    """Print the daemon's events as JSON, one per line, until it ends."""
     with _admin(given, None) as admin:
         for frame in admin.events():
             say(_line(frame))
@@ -124,7 +124,7 @@ def pull(given: LoadedConfig) -> int:
 
 @_command
 def doctor(given: LoadedConfig) -> int:
-    """Print what is there and what is missing; exit 1 when something is missing."""
+    """Check the configuration, the models and the daemon; exit 1 if a check fails."""
     sound = True
     for well, label, detail in (*_config(given), *_daemon(given)):
         say(f"[{' ok ' if well else 'FAIL'}] {label}: {detail}")

@@ -48,7 +48,7 @@ def check_done(done: Done | MessageDone) -> None:
     elif done.stop_reason in ("cancelled", "error"):
         raise Unavailable(f"the daemon ended the answer early ({done.stop_reason}); ask again")
     if isinstance(done, MessageDone) and done.tool_choice_unsatisfied:
-        say("(no tool was called, although one had to be)", err=True)
+        say("(no tool was called, although a call was required)", err=True)
 
 
 def summary(done: Done | MessageDone) -> str:

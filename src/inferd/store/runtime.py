@@ -184,7 +184,7 @@ def _open(path: Path) -> int:
     # With a hard link, the pid would be written into a file from another place.
     if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
         os.close(fd)
-        raise StoreError(f"the lock {path} is not a plain file of its own; remove it")
+        raise StoreError(f"the lock {path} is not a plain file, or has a hard link; remove it")
     return fd
 
 

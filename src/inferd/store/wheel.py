@@ -104,7 +104,7 @@ class Wheel(Source):
         """The wheel, verified by pip."""
         if importlib.util.find_spec("pip") is None:
             raise FetchError(
-                f"pip is not installed beside {sys.executable}; "
+                f"pip is not installed for {sys.executable}; "
                 "run `python -m ensurepip` or `uv pip install pip` in that environment"
             )
         for name in ("tmp", "wheel"):
