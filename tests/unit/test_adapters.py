@@ -25,7 +25,7 @@ QUESTION = (
 
 @asynccontextmanager
 async def engine(*adapters: Path, **options: object) -> AsyncIterator[LlamaCpp]:
-    """The random model with adapters that have the names of their files."""
+    """The random model with adapters named after their files."""
     named = tuple(Adapter(path.stem, f"key of {path.stem}") for path in adapters)
     settings = {"n_ctx": 1024, "n_parallel": 4, "threads": 1, "drafts": "off", **options}
     wanted = Load(name="t", model="t", path="t", adapters=named, **settings)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from tests.in_process import until
 
 
 class Queue:
-    """Runs requests through an admission; each runs until it is told to finish."""
+    """Runs requests through an admission; each runs until ``finish``."""
 
     def __init__(self, active_permits: int = 1, queue_depth: int = 10) -> None:
         self.admission = Admission(active_permits, queue_depth)
@@ -47,7 +47,7 @@ class Queue:
         await asyncio.sleep(0)
 
     async def finish_all(self) -> list[str]:
-        """Finishes what runs until nothing is left; the order in which it was served."""
+        """Finishes all requests; returns the order in which they were served."""
         finished = 0
         while finished < len(self.started):
             await self.finish(self.started[finished])
@@ -277,7 +277,7 @@ async def test_a_cancellation_during_the_turn_passes_it_on() -> None:
     await queue.come("b")
     await queue.come("c")
     running.__exit__()
-    queue.tasks["b"].cancel()  # its turn has come, and it has not seen it yet
+    queue.tasks["b"].cancel()  # its turn has come, but it has not resumed yet
     await until(lambda: queue.started == ["c"])
     assert queue.tasks["b"].cancelled()
     await queue.finish("c")
@@ -288,10 +288,10 @@ async def test_a_cancellation_at_the_deadline_frees_no_place() -> None:
     queue = Queue()
     await queue.come("a")
     await queue.come("b", deadline=asyncio.get_running_loop().time())
-    for _ in range(2):  # the alarm is found to be due, and rings
+    for _ in range(2):  # the timer becomes due and fires
         await asyncio.sleep(0)
     assert queue.admission.waiting == 0
-    queue.tasks["b"].cancel()  # it has not seen yet that its deadline has come
+    queue.tasks["b"].cancel()  # it has not resumed since its deadline
     with pytest.raises(asyncio.CancelledError):
         await queue.tasks["b"]
     assert queue.admission.running == 1
@@ -431,7 +431,7 @@ async def test_a_request_paused_too_long_yields_to_a_waiting_one(
     await asyncio.sleep(0.05)
     assert told == []  # nothing waits
     waiting = asyncio.ensure_future(queue.admit("b"))
-    await until(lambda: told == ["first"])  # the longest resting, and no more than wait
+    await until(lambda: told == ["first"])  # those paused for the longest, and at most as many as wait
     first.__exit__()
     with await waiting:
         assert told == ["first"]

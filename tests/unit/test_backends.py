@@ -25,7 +25,7 @@ from tests.cases import cases
 
 
 class Mortal(Mock):
-    """A mock that knows how far its life has come."""
+    """A mock that records its state."""
 
     living = True
     started = closed = 0

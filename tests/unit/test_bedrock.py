@@ -79,7 +79,7 @@ async def failure(script: Script, **more: Any) -> InferdError:
     return caught.value
 
 
-# Who asks.
+# Authentication.
 
 
 @pytest.mark.both_loops
@@ -132,7 +132,7 @@ async def test_each_request_is_signed_anew() -> None:
     assert server.exchanges[0].sock is server.exchanges[1].sock  # one connection serves both
 
 
-# What goes wrong.
+# Failures.
 
 
 @cases(
@@ -267,7 +267,7 @@ async def test_connection_refused() -> None:
 
 
 class Held:
-    """A server that says one word and waits until the client has gone; before it, if it is ``mute``."""
+    """A server that sends one word, or nothing if ``mute``, and waits until the client has gone."""
 
     def __init__(self, *, mute: bool = False) -> None:
         self.mute = mute

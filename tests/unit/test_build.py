@@ -52,7 +52,7 @@ async def test_a_projector_comes_from_the_store(
     made.rename(blob)
 
     def swap(phase: str, details: object) -> None:
-        """Another file takes the place of the verified one while the model is loaded."""
+        """Replaces the verified file while the model is loaded."""
         if phase == "mmap":
             blob.unlink(missing_ok=True)
             blob.write_bytes(b"something else")

@@ -386,7 +386,7 @@ def test_the_log_of_the_previous_background_daemon_is_kept(
 
 
 class World:
-    """What a starter sees at each look: whether the lock is held, and when the admin socket answers."""
+    """A starter's view at each poll: whether the lock is held, and when the admin socket answers."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, held: list[bool], *, child_lives: bool) -> None:
         self.held = held

@@ -32,7 +32,7 @@ ANSWER = (*({"type": "frame", "block": block} for block in SAID), DONE)
 
 
 def named_v2(server: Peer) -> str:
-    """An address by which the surface is known, which is then asked in lines."""
+    """An address that identifies the surface, which then uses the line protocol."""
     link = server.path.with_name("infer.v2.sock")
     link.symlink_to(server.path)
     return str(link)

@@ -392,7 +392,7 @@ def test_a_name_with_several_addresses_is_tried_at_each(
 
 
 class Clock:
-    """A clock that only sleeping moves."""
+    """A clock that only advances by sleeping."""
 
     def __init__(self) -> None:
         self.now = 0.0

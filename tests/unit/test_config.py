@@ -113,7 +113,7 @@ REMOTE = {
 
 
 def base(option: Option) -> dict[str, str]:
-    """An environment in which the option has something to act on."""
+    """An environment in which the option has an effect."""
     return ENV | next((env for prefix, env in REMOTE.items() if option.name.startswith(prefix)), {})
 
 
@@ -300,7 +300,7 @@ def test_home_is_expanded_in_paths(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sources.load({}, {**ENV, "INFERD_UDS": "~/s"})[0].uds == Path("/home/ada/s")
 
 
-# What is read without any file.
+# Settings without a file.
 
 
 def test_nothing_given_serves_the_default_model_on_llamacpp_over_the_default_socket() -> None:

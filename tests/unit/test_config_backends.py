@@ -36,7 +36,7 @@ def problem(**env: str) -> str:
     return str(caught.value)
 
 
-# What an entry of a remote kind holds.
+# Entries of remote kinds.
 
 
 def test_an_entry_of_the_file_is_complete(tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_a_key_that_leaves_the_machine_unencrypted_is_noted(tmp_path: Path, url:
     bedrock = {**BEDROCK, "endpoint": url}
     _, notes = load(tmp_path, bedrock, env={"AWS_BEARER_TOKEN_BEDROCK": "t"})
     assert any("unencrypted" in note for note in notes) == told
-    signed = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}  # of which nothing secret is sent
+    signed = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}  # to which no secret is sent
     assert not any("unencrypted" in note for note in load(tmp_path, bedrock, env=signed)[1])
 
 
@@ -249,7 +249,7 @@ def test_no_secret_is_shown(tmp_path: Path) -> None:
     assert "K must be a key of printable characters" in str(caught.value)
 
 
-# Variables that mean nothing.
+# Unknown variables.
 
 
 def test_a_misspelt_variable_is_noted() -> None:
@@ -259,7 +259,7 @@ def test_a_misspelt_variable_is_noted() -> None:
     ]
 
 
-# What only a daemon needs.
+# Requirements of the daemon alone.
 
 
 @pytest.mark.parametrize("lack", [{"backends": [BEDROCK]}, {"listen": {"api_key_env": "K"}}])

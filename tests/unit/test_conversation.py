@@ -193,7 +193,7 @@ def test_arguments_are_held_to_their_schema_within_the_form_of_the_family(
 
 
 def follow(model: _llama.Model, guide: _llama.Guide, text: str) -> bool:
-    """Whether an answer may go on so, token by token."""
+    """Whether an answer may continue with these tokens."""
     return all(guide.allows(token) and guide.accept(token) for token in model.tokens(text.encode()))
 
 

@@ -25,7 +25,7 @@ def model() -> Model:
 
 
 def steps_cost(*millis: float) -> ThreadGovernor:
-    """Where a step of 1, 2, … rows takes so long."""
+    """Simulates the times of steps of 1, 2, … rows."""
     governor = ThreadGovernor(1, True, len(millis))
     for rows, cost in enumerate(millis, 1):
         governor.measured(0, rows, 0, int(cost * 1000))

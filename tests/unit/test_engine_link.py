@@ -18,7 +18,7 @@ from tests.in_process import until
 
 
 class End:
-    """A link that remembers what came."""
+    """A link that records the received messages."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.seen: list[tuple[int, int, bytes]] = []

@@ -84,7 +84,7 @@ def pid_of(model: HostedModel) -> int:
 
 
 def is_gone(pid: int) -> bool:
-    """Whether there is no such process, not even a zombie."""
+    """Whether the process does not exist, not even as a zombie."""
     return not Path(f"/proc/{pid}").exists()
 
 
@@ -95,7 +95,7 @@ def restarts_of(model: HostedModel) -> int:
 
 
 async def begin(model: HostedModel, request: GenerateRequest) -> Stream:
-    """A stream whose request is running: its first frames are there."""
+    """A stream of a running request, whose first frames have arrived."""
     stream = await model.generate(request)
     assert isinstance(await anext(stream), Frames)
     return stream
@@ -369,7 +369,7 @@ async def test_abandoned_preparations_are_no_more_than_the_sequences() -> None:
         for task, stream in zip(begun, streams, strict=True):
             task.cancel()
             stream.close()
-        # Those that waited are gone at once; the others hold their turns until the process says so.
+        # Waiting requests leave at once; the others hold their turns until the process confirms the end.
         assert len(model._turns.running) == 2
         assert not model._turns._queue
         assert (await finish(await model.generate(ask(max_tokens=1)))).stop_reason == "length"

@@ -52,7 +52,7 @@ def test_a_flipped_bit_is_detected(at: int) -> None:
 
 
 def unsound_header() -> bytes:
-    """A message whose checksums are right and whose header is of no type that there is."""
+    """A message with correct checksums and a header of an unknown type."""
     good = message({"a": "b"}, b"")
     start = good[:8] + good[8:12] + good[12:14] + b"\x63" + good[15:-4]
     return start + struct.pack("!I", binascii.crc32(start))

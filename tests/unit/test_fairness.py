@@ -20,7 +20,7 @@ STRANGER = Peer("unix", uid=2, gid=2, pid=3)
 
 @contextlib.asynccontextmanager
 async def as_peer(server: Server, peer: Peer):  # type: ignore[no-untyped-def]
-    """A connection that the daemon takes for one of ``peer``."""
+    """A connection that appears to come from ``peer``."""
     ours, theirs = socket.socketpair()
     for sock in (ours, theirs):
         sock.setblocking(False)
@@ -33,7 +33,7 @@ async def as_peer(server: Server, peer: Peer):  # type: ignore[no-untyped-def]
 
 
 async def served(client: Client) -> bool:
-    """Sends a request; whether it was answered and not refused."""
+    """Sends a request; returns whether it was answered, not refused."""
     await client.send(ask())
     while (frame := await client.frame())["type"] == "token":
         continue

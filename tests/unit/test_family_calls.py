@@ -41,7 +41,7 @@ CALLS: list[tuple[str, Any]] = [
     ("get_weather", {"city": 'São "Paulo"', "days": 3}),
     ("get_time", {"zone": "UTC", "exact": True}),
 ]
-# What ends a turn in the vocabularies of the families, and is therefore in no answer.
+# End-of-turn tokens in the vocabularies of the families, which no answer contains.
 ENDS = re.compile(
     "|".join(
         map(
@@ -62,7 +62,7 @@ ENDS = re.compile(
     )
 )
 
-# What a guide holds the model to is not what these templates write of earlier calls.
+# The guides of these templates differ from their rendering of earlier calls.
 WRITTEN_OTHERWISE = {
     "CohereForAI-c4ai-command-r-plus-tool_use",  # arguments in lines of their own
     "Reka-Edge",  # escapes
@@ -86,7 +86,7 @@ def guides() -> Guides:
 
 
 def shown_calls(of_family: Family, prepared: Prepared, n: int) -> str:
-    """How the template writes the first ``n`` calls of an answer."""
+    """The template's rendering of the first ``n`` calls of an answer."""
     calls = tuple(
         ToolCall(f"abcdefgh{i}", name, json.dumps(arguments, ensure_ascii=False))
         for i, (name, arguments) in enumerate(CALLS[:n])
@@ -119,7 +119,7 @@ def shown_calls(of_family: Family, prepared: Prepared, n: int) -> str:
 
 
 def thought(prepared: Prepared) -> str:
-    """A thought, where the prompt has begun one."""
+    """A thought, if the prompt has opened one."""
     start, ends = prepared.prompt.thinking
     begun = json.loads(prepared.prompt.syntax)["generation_prompt"]
     inside = bool(ends) and (begun.rstrip().endswith(start.decode()) or "reasoning steps" in begun)

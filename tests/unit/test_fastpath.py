@@ -44,7 +44,7 @@ def drain(splitter: Any, lines: list[memoryview]) -> None:
 
 
 def deliver(splitter: Any, pieces: list[bytes], put: Callable[[Any, bytes], None]) -> list[bytes | None]:
-    """Every line with the tail; ``None`` at the end stands for a line over the cap."""
+    """Every line with the tail; a final ``None`` marks a line over the cap."""
     lines: list[memoryview] = []
     try:
         for piece in pieces:

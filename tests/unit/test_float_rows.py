@@ -56,7 +56,7 @@ def test_every_number_reads_back_and_has_no_digit_too_many(impl: ModuleType, num
 
 
 def digits(number: str) -> int:
-    """How many significant ones."""
+    """The number of significant digits."""
     return len(number.split("e")[0].replace(".", "").replace("-", "").strip("0")) or 1
 
 

@@ -93,7 +93,7 @@ class Frames:
 
 
 class Listening(Mock):
-    """Sees and hears, and keeps what it was asked."""
+    """Supports images and audio, and records its requests."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class Listening(Mock):
         return await super().generate(request)
 
 
-# Telling the wires apart.
+# Detection of the wire.
 
 
 @SOCKETS

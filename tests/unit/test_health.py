@@ -21,7 +21,7 @@ THERE = Route(serves="m", remote=True, limit=8)
 
 
 class Patient(Mock):
-    """Says what it is told to say of its health."""
+    """Reports the health that the test sets."""
 
     answer: int | Exception | None = None
 
@@ -88,7 +88,7 @@ async def test_an_unhealthy_backend_that_leaves_its_pool_counts_as_healthy() -> 
     with router.dispatch() as backend:
         assert backend is sick
     gate.open()
-    await looking  # what it says now is of no use any more
+    await looking  # its answer comes too late
     assert slot.healthy
     router.replace([sick, other], pool)
     gate.open()

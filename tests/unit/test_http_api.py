@@ -33,7 +33,7 @@ DONE = MessageDone(
 
 
 def plain(turns: list[dict[str, Any]]) -> Any:
-    """Turns as they look on the wire."""
+    """Turns in wire form."""
     return orjson.loads(orjson.dumps(turns))
 
 

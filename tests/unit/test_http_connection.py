@@ -11,7 +11,7 @@ from inferd.http.joining import JoiningTransport
 
 
 class Recorder(asyncio.Transport):
-    """A transport that keeps each piece."""
+    """A transport that records each write."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -48,7 +48,7 @@ def ca() -> trustme.CA:
 
 @pytest.fixture(autouse=True)
 def network(ca: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """This process trusts the servers, and is not patient with them."""
+    """Makes this process trust the servers, with short time-outs."""
     for name, value in trusted(ca, tmp_path).items():
         monkeypatch.setenv(name, value)
     for name in ("HF_TOKEN", "HF_ENDPOINT"):
@@ -76,7 +76,7 @@ def store(tmp_path: Path) -> ModelStore:
 def pull(
     store: ModelStore, *texts: str, progress: Phases | None = None, size: int | None = SIZE
 ) -> ModelStore:
-    """Fetch the tiny model; it must be whole then, and nothing else may be left."""
+    """Fetch the tiny model; it must be complete, without other files left."""
     with load(store, tiny(*texts, size=size), progress, auto_pull=True) as model:
         assert os.read(model.fd, SIZE + 1) == CONTENT
     assert not store.partial_dir(DIGEST).exists()
@@ -84,7 +84,7 @@ def pull(
 
 
 def fail(store: ModelStore, *texts: str, size: int | None = SIZE) -> str:
-    """The error of a fetch that must not succeed."""
+    """The error of a fetch that must fail."""
     with pytest.raises(FetchError) as caught:
         load(store, tiny(*texts, size=size), auto_pull=True)
     assert store.blob_size(DIGEST) is None
@@ -92,7 +92,7 @@ def fail(store: ModelStore, *texts: str, size: int | None = SIZE) -> str:
 
 
 def leave(store: ModelStore, server: TlsServer, data: bytes, **mark: object) -> None:
-    """What a process leaves that was killed when it had ``data`` of the model."""
+    """Makes the leftovers of a process that was killed after receiving ``data``."""
     directory = store.partial_dir(DIGEST)
     directory.mkdir(parents=True)
     (directory / "data.tmp").write_bytes(data)

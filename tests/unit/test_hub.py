@@ -157,7 +157,7 @@ def test_a_name_of_the_catalogue_is_pinned_by_its_first_pull(
     assert (manifest.sha256, manifest.license) == (hashlib.sha256(first).hexdigest(), "Gemma")
     assert manifest.source is not None
     assert manifest.source.text == f"hf:org/repo/tiny-Q8_0.gguf@{COMMIT}"
-    # The hub has another file now. The name goes on to mean the first one, which is asked for again.
+    # The hub has another file now. The name still refers to the first one, which is requested again.
     store.blob_path(manifest.sha256).unlink()
     server.plan = [repository({"tiny-Q8_0.gguf": first[::-1]}, "license:mit")] * 10
     assert cli.main(["pull", "tiny-chat"]) != 0

@@ -51,7 +51,7 @@ ALLOWED: dict[str, set[str]] = {
 
 
 def part_of(file: Path) -> str:
-    """The row of the table that speaks of a file."""
+    """The row of the table for a file."""
     first = file.relative_to(SOURCE).parts[0]
     return first.split(".")[0]
 

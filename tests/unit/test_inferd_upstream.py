@@ -40,7 +40,7 @@ from tests.in_process import Gate, Server, ask, serving, until
 
 
 class Recorder(Mock):
-    """Keeps what it was asked for."""
+    """Records its request."""
 
     asked: GenerateRequest
 
@@ -53,7 +53,7 @@ class Recorder(Mock):
 async def behind(
     there: Path | str, backend: Mock, key: str | None = None, **more: Any
 ) -> AsyncIterator[tuple[Server, Inferd]]:
-    """A daemon at ``there``, and a backend that has its answers made by it."""
+    """A daemon at ``there``, and a backend that uses it as its upstream."""
     async with serving(there, backend, surface=BlockSurface(), api_key=key, **more) as server:
         entry = InferdEntry(
             name="up", address=server.listener.address, api_key=None if key is None else Secret(key)
@@ -67,7 +67,7 @@ async def behind(
 
 
 def plain(request: GenerateRequest) -> GenerateRequest:
-    """Comparable by value, without what is the receiving side's own."""
+    """Comparable by value, without the fields that the receiving side sets."""
 
     def part(content: Any) -> Any:
         return content if isinstance(content, str) else (content.kind, bytes(content.data), content.mime)
@@ -160,7 +160,7 @@ async def test_a_text_request_disables_thinking_and_has_a_limit(short_dir: Path)
 
 
 class Measured(Mock):
-    """Ends with all that an end can say."""
+    """Ends with every optional field set."""
 
     async def generate(self, request: GenerateRequest) -> Stream:
         stream = await super().generate(request)

@@ -77,7 +77,7 @@ def server(tmp_path: Path) -> Iterator[TlsServer]:
 
 
 def check(store: ModelStore) -> None:
-    """Every name has its whole file, and no file is anything else than what its place says."""
+    """Every name has its complete file, and every file has the content that its path names."""
     for path in store.home.glob("manifests/*.json"):
         manifest = store.manifest(path.stem)
         assert manifest is not None
@@ -87,7 +87,7 @@ def check(store: ModelStore) -> None:
 
 
 def held(store: ModelStore) -> int:
-    """How much of the model a dead process has left for the next one."""
+    """The number of bytes that a dead process has left for the next one."""
     partial = store.partial_dir(DIGEST)
     path = partial / "data.tmp"
     return path.stat().st_size if path.exists() and read_mark(partial) is not None else 0

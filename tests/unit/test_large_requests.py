@@ -17,7 +17,7 @@ from tests.in_process import Client, serving
 
 
 class Watched(BlockSurface):
-    """Notes what is done on the event loop's thread, and what is not."""
+    """Records the thread of each operation: the event loop's or another."""
 
     def __init__(self) -> None:
         self._loop_thread = threading.get_ident()

@@ -45,7 +45,7 @@ def load(path: Path, **options: object) -> LlamaCpp:
 
 @asynccontextmanager
 async def backend(path: Path | None = None, **options: object) -> AsyncIterator[LlamaCpp]:
-    """An engine that runs, by default on the model with random weights."""
+    """A running engine, by default on the model with random weights."""
     loaded = await asyncio.to_thread(load, path or random_llama(), **options)
     await loaded.start()
     try:
@@ -170,7 +170,7 @@ async def test_a_grammar_that_cannot_be_used_is_refused_with_the_reason(
             with pytest.raises(InvalidRequest, match=reason):
                 await engine.generate(ask("Hi", grammar=grammar))
         assert (await answer(engine, "Hi", 1))[1].usage.completion_tokens == 1
-    assert capfd.readouterr() == ("", "")  # what a client wrote is not for the terminal
+    assert capfd.readouterr() == ("", "")  # client text must not reach the terminal
 
 
 async def test_a_grammar_that_takes_too_long_ends_its_own_request_only() -> None:

@@ -287,7 +287,7 @@ class TestStalledStderr:
 
 
 class TestFile:
-    """Guards of the file: F-4 and who may read and redirect it."""
+    """Guards of the file: F-4, its mode, and links."""
 
     def write(self, directory: Path, *messages: str) -> None:
         activity = log.setup("info", directory, stderr=False)

@@ -17,7 +17,7 @@ LOAD = b"llamacpp:requests_processing 3\n"
 
 
 def says(health: int, models: int) -> Script:
-    """Answers with these statuses, and tells its load."""
+    """Answers with these statuses, and reports its load."""
     statuses = {"/health": health, "/v1/models": models, "/metrics": 200}
 
     def script(exchange: Exchange) -> None:

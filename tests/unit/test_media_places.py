@@ -57,7 +57,7 @@ def projector(tmp_path_factory: pytest.TempPathFactory) -> _llama.Projector:
 
 
 def seen(family: Family, messages: tuple[Message, ...], tools: tuple[Tool, ...]) -> dict[str, object]:
-    """What the model sees behind each label: the last text before it."""
+    """The model's view of each image: the last text before it."""
     prompt = prepare(family, request(*messages, tools=tools)).prompt
     found: dict[str, object] = {}
     for place, embeddings in prompt.media:

@@ -18,7 +18,7 @@ from tests.tiny_llama import write_llama
 from tests.unit.test_conversation import TEMPLATES
 from tests.unit.test_llamacpp import answer, backend, load_model
 
-# A template that shows one of these words has to show it whatever is written before it.
+# A template that renders one of these words must render it after any other text.
 WORDS = ("first_word", "second_word", "third_word", "fourth_word", "fifth_word", "last_word")
 
 
@@ -86,7 +86,7 @@ def test_numbers_cut_nothing_from_a_prompt(model: _llama.Model, path: Path) -> N
     source = path.read_text("utf-8")
     try:
         strings = render(model, source, conversation("integer_value", "real_value"))
-    except InvalidRequest:  # of this conversation, whatever is in it
+    except InvalidRequest:  # of this conversation, with numbers or strings
         with pytest.raises(InvalidRequest):
             render(model, source, conversation(7919, 0.25))
         return

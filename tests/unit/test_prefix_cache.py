@@ -187,7 +187,7 @@ def same(held: list[int], asked: list[int], n_max: int = 1000) -> tuple[int, int
 def test_equal_text_keeps_the_tokens_that_were_generated() -> None:
     head = [4] * 20
     assert same([*head, 1, 2, 4], [*head, 3, 4, 0]) == (23, 22, [*head, 1, 2, 4, 0])
-    # They meet again only where both have a token's end.
+    # They match again only where both have a token boundary.
     assert same([*head, 1, 5, 0, 4], [*head, 3, 4, 0, 4, 4]) == (24, 24, [*head, 1, 5, 0, 4, 4])
     assert same([*head, 1, 5], [*head, 3, 1]) == (20, 20, [*head, 3, 1])
 

@@ -80,7 +80,7 @@ async def test_simultaneous_requests_compute_their_common_head_once(unified: boo
     whole = answers[0][1].usage.prompt_tokens
     assert sum(computed) < whole + 2 * 40
     if unified:
-        return  # with a shared KV buffer, text depends on the sequences that run beside it
+        return  # with a shared KV buffer, text depends on the concurrent sequences
     for (text, _), request in zip(answers, asked, strict=True):
         assert text == await cold(request)
 

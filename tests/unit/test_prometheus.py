@@ -38,7 +38,7 @@ async def scraped(path: Path, server: Server) -> AsyncIterator[Listener]:
 
 
 async def get(listener: Listener, request: bytes) -> tuple[str, bytes]:
-    """The status line and the body; whatever is said on the connection ends it."""
+    """The status line and the body; the connection closes after the response."""
     reader, writer = await asyncio.open_unix_connection(listener.address)
     writer.write(request)
     answer = await asyncio.wait_for(reader.read(), 100)

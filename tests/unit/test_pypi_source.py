@@ -50,7 +50,7 @@ def store(tmp_path: Path) -> ModelStore:
 
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The directory that pip takes its packages from, and nothing else."""
+    """The directory that is pip's only source of packages."""
     for name in [name for name in os.environ if name.startswith("PIP_")]:
         monkeypatch.delenv(name)
     directory = tmp_path / "index"

@@ -150,7 +150,7 @@ def ours(family: Family, messages: Sequence[Message], thinking: bool, tools: Any
 def theirs(
     template: jinja2.Template, messages: Sequence[Message], thinking: bool, tools: Any
 ) -> Iterator[str]:
-    """What Jinja2 makes of the messages in each of the forms that templates want."""
+    """Jinja2's prompts of the messages, in each form that templates expect."""
     now = datetime.now()
     calls = any(message.tool_calls for message in messages)
     forms = itertools.product((False, True), ("", None, ...), (False, True)) if calls else [(False, "", True)]

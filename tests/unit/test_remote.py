@@ -363,7 +363,7 @@ DONE = Done("end", Usage(2, 3))
 
 
 class Source:
-    """Events by hand; an error is raised."""
+    """A source of given events; an exception among them is raised."""
 
     def __init__(self, *events: Event | Exception) -> None:
         self.events = asyncio.Queue[Event | Exception]()

@@ -34,7 +34,7 @@ HI = (Message("user", "hi"),)
 
 
 def table(section: str, first: str) -> list[list[str]]:
-    """The rows of the table of a section whose first column is headed so."""
+    """The rows of the section's table whose first column has this heading."""
     text = SECTIONS[section]
     lines = text[text.index(f"| {first} |") :].split("\n\n")[0].splitlines()[2:]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
@@ -131,7 +131,7 @@ def test_the_reason_for_a_refusal_goes_to_the_client_only() -> None:
         assert "why" not in error.logged
 
 
-# What is no field of the wire, and what the tables tell in words.
+# Names that are not fields of the wire, and fields that the tables describe in words.
 NOT_IN_A_ROW = {
     "messages",
     "frame",
@@ -189,7 +189,7 @@ def test_fields_documented_as_the_same_reach_openai_unchanged() -> None:
 
 
 def ended(done: Done) -> tuple[str, str]:
-    """How an end is called on v1 and on v2."""
+    """The name of a stop reason on v1 and on v2."""
     text = TextSurface().writer(v1.parse(b'{"messages":[]}')).end(done, Mock(), None)
     blocks = BlockSurface().writer(v2.parse(b'{"messages":[]}')).end(done, Mock(), None)
     return json.loads(text)["stop_reason"], json.loads(blocks)["stop_reason"]

@@ -38,7 +38,7 @@ MIB = 1 << 20
 
 
 class Model(Mock):
-    """A mock whose memory is known, and whose start waits for its gate."""
+    """A mock with known memory, whose start waits for its gate."""
 
     def __init__(self, name: str, gate: asyncio.Event) -> None:
         super().__init__(name)
@@ -94,7 +94,7 @@ class Home:
         return self.made[-1]
 
     def need(self, name: str) -> int:
-        """What a model takes for one request, by the estimate."""
+        """The estimated memory of a model for one request."""
         return Directory(self.router, self.models.settings).card(name).memory_bytes(48, 1)
 
     async def use(self, name: str, deadline: float | None = None, stay: Stay = USUAL) -> None:

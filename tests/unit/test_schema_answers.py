@@ -75,7 +75,7 @@ async def test_every_schema_is_followed_or_refused(tiny_llama: Path) -> None:
 
 
 def follows(engine: Any, schema: object, text: str) -> bool:
-    """Whether the grammar takes a cut answer as the beginning of one."""
+    """Whether the grammar accepts a cut answer as the prefix of one."""
     guides: Guides = engine._family.guides
     guide: _llama.Guide = guides.value(guides.answer(json.dumps(schema), lenient=False))
     return guide.accept_text(text.encode())

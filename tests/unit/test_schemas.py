@@ -34,7 +34,7 @@ def hold_tool(schema: object) -> Held:
 
 
 def allows(held: Held, text: str) -> bool:
-    """Whether the grammar takes the whole text as an answer."""
+    """Whether the grammar accepts the whole text as an answer."""
     guide = guides().value(held)
     return guide.accept_text(text.encode()) and guide.accepting
 
@@ -249,7 +249,7 @@ def test_a_client_that_leaves_ends_the_work_on_its_schema() -> None:
     for work in (hold, hold_tool):
         with left, pytest.raises(InvalidRequest, match="its client has left"):
             work(schema)
-        assert work(schema).dropped == ()  # for the next client nothing is left of that
+        assert work(schema).dropped == ()  # the next client is not affected
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def path(short_dir: Path) -> Path:
 
 
 class Scripted(Backend):
-    """Plays its events; an exception among them is raised where it stands."""
+    """Plays its events; an exception among them is raised in its turn."""
 
     kind = "llamacpp"
     name = "scripted"

@@ -32,7 +32,7 @@ DONE = {
 
 
 class Listening(Mock):
-    """Keeps what it was asked, and a copy of its media."""
+    """Records its requests, with a copy of their media."""
 
     def __init__(self, **knobs: Any) -> None:
         super().__init__(**knobs)
@@ -57,7 +57,7 @@ def ask(*blocks: object, **fields: object) -> bytes:
 
 
 def show(*sizes: int, **fields: object) -> bytes:
-    """A request with images of so many bytes behind its line."""
+    """A request with images of these sizes after its line."""
     blocks = [{"type": "image", "attachment_id": str(n)} for n in range(len(sizes))]
     files = [
         {"kind": "image", "mime": "image/png", "id": str(n), "size": size} for n, size in enumerate(sizes)
@@ -288,7 +288,7 @@ async def test_the_deadline_counts_from_the_line_and_ends_the_wait_for_attachmen
 
 
 class Failing(BlockSurface):
-    """Fails in a way that no code expects, before or while the bytes are assigned."""
+    """Fails with an unexpected exception, before or while the bytes are assigned."""
 
     def __init__(self, step: str) -> None:
         self.step = step

@@ -13,7 +13,7 @@ from tests.cases import cases
 
 
 def shown(pieces: list[bytes], stops: Sequence[bytes] = ()) -> tuple[list[bytes], bool]:
-    """What each push shows, then the end; and whether a stop string was met."""
+    """The text of each push, then of the end; and whether a stop string matched."""
     stream = TextStream(stops)
     out = []
     for piece in pieces:

@@ -10,7 +10,7 @@ MS = 1000  # µs
 
 
 class Machine:
-    """Runs decode steps of one sequence that take what ``cost(threads)`` says, in ms."""
+    """Runs decode steps of one sequence that take ``cost(threads)`` ms."""
 
     def __init__(self, threads: int, cost: Callable[[int], float], fixed: bool = False) -> None:
         self.governor = ThreadGovernor(threads, fixed, 4)
@@ -40,7 +40,7 @@ def quiet(threads: int) -> float:
 
 
 def crowded(threads: int) -> float:
-    """Another program computes on every core: threads that wait for each other hardly get on."""
+    """Another program computes on every core: threads that wait for each other make little progress."""
     return 1200 if threads > 1 else 50
 
 

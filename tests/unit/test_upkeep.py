@@ -36,7 +36,7 @@ def name(store: ModelStore, called: str) -> None:
 
 
 def part(store: ModelStore, *names: str) -> Path:
-    """A directory of a download with so many bytes in each file of ``names``."""
+    """A download directory with this many bytes in each file of ``names``."""
     directory = store.partial_dir(DIGEST)
     directory.mkdir(parents=True)
     for each in names:
@@ -45,7 +45,7 @@ def part(store: ModelStore, *names: str) -> Path:
 
 
 def gone(store: ModelStore, *, quarantine: bool = False, dry_run: bool = False) -> list[tuple[str, str, int]]:
-    """What ``collect`` says, with paths inside the store."""
+    """The result of ``collect``, with paths relative to the store."""
     found = collect(store, quarantine=quarantine, dry_run=dry_run)
     return [(each.what, str(each.path.relative_to(store.home)), each.size_bytes) for each in found]
 

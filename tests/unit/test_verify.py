@@ -134,7 +134,7 @@ class TestVerification:
 
         with load(full, progress=Phases(verify=swap)) as model:
             assert os.read(model.fd, len(CONTENT)) == CONTENT
-        with pytest.raises(HashMismatch):  # and the stamp does not vouch for the newcomer
+        with pytest.raises(HashMismatch):  # and the stamp does not match the new file
             load(full)
 
     def test_a_file_that_changes_while_it_is_hashed_is_refused(

@@ -134,7 +134,7 @@ def test_base64_carries_the_same_numbers() -> None:
     assert as_text == as_numbers
 
 
-# Whatever the line, it is a request, a DecodeError or an InvalidRequest.
+# Any line gives a request, a DecodeError or an InvalidRequest.
 
 SCALARS = st.one_of(
     st.none(),
@@ -171,7 +171,7 @@ def near_valid(draw: st.DrawFn, kind: type[Flat], required: dict[str, st.SearchS
 def check(
     raw: bytes, parse: Callable[[bytes], Any], validate: Callable[[Any], None], keys: tuple[str, ...]
 ) -> Any:
-    """The request if it can be served. What was parsed is what an independent parser sees, each key once."""
+    """The request if it is valid. The result equals that of an independent parser, with each key once."""
     found = result_of(parse, raw)
     if isinstance(found, InvalidRequest):
         assert isinstance(found, DecodeError)

@@ -12,7 +12,7 @@ from inferd.cli.wrapping import Wrapper, _cells
 
 
 def screen(written: str) -> list[str]:
-    """The lines that a terminal shows, which knows going back and erasing to the end of a line."""
+    """The lines on a simulated terminal, which supports cursor left and erase to the end of line."""
     lines = [""]
     for part in re.findall(r"\x1b\[\d+D\x1b\[K|\n|[^\x1b\n]", written):
         if part == "\n":

@@ -1,6 +1,6 @@
 """The HTTP bridge: its address, and the clients that may use it."""
 
-# ruff: noqa: RUF009 - a field is made by a function here, so that its row of the table stands beside it
+# ruff: noqa: RUF009 - each field calls option(), which holds its row of the option table
 from __future__ import annotations
 
 from collections.abc import Mapping

@@ -59,8 +59,8 @@ class ModelCard:
     parts: int = 1
 
     def memory_bytes(self, n_ctx: int, n_parallel: int, n_batch: int = 512) -> int:
-        """About what a process needs that serves ``n_parallel`` requests of ``n_ctx`` tokens each: the
-        weights, the cache, the buffers of a step, and the process itself."""
+        """The approximate memory of a process for ``n_parallel`` requests of ``n_ctx`` tokens each: the
+        weights, the KV cache, the buffers of a step, and the process itself."""
         cache = self.kv_bytes_per_token * n_ctx * n_parallel
         step = 4 * n_batch * max(4096, self.vocabulary // 4)
         return self.file_bytes + cache + step + _PROCESS_BYTES
