@@ -62,7 +62,7 @@ def _serve(**flags: Any) -> int:
 
 
 def _serve_as_0_2(**flags: Any) -> int:
-    """Run the daemon until it is told to stop, as inferd 0.2.1 did."""
+    """Run the daemon in the foreground, as inferd 0.2.1 did."""
     from inferd.daemon import daemon
 
     return daemon.run(lambda: sources.read(flags, as_0_2=True))

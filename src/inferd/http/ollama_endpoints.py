@@ -130,7 +130,7 @@ async def _pull(call: Call) -> None:
         await call.model(name)
     except HttpFailure as error:
         raise HttpFailure(
-            "not_found", f"{error}; a request starts no download: run `inferd pull` and restart the daemon"
+            "not_found", f"{error}; a request starts no download: run `inferd pull`, and name the model again"
         ) from None
     if fields.flag("stream") is False:
         await call.json({"status": "success"})
