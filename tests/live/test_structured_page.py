@@ -68,7 +68,7 @@ def test_the_examples_work_as_documented(user: Shell) -> None:
     jsonschema.validate(person, json.loads((user.home / "person.json").read_text()))
 
     pydantic, mcp = examples("python")
-    assert re.match(r"name='.*' age=\d+", run(user, sys.executable, "-c", pydantic))
+    assert re.match(r"name=(['\"]).*\1 age=\d+", run(user, sys.executable, "-c", pydantic))
 
     (user.home / "listed.json").write_text(json.dumps({"tools": [WEATHER]}))
     assert re.match(r"weather \{'city': .*, 'days': [123]\}", run(user, sys.executable, "-c", mcp))
@@ -77,12 +77,12 @@ def test_the_examples_work_as_documented(user: Shell) -> None:
 def test_the_schema_of_zod_is_served(user: Shell, tmp_path: Path) -> None:
     """The output of Zod 4 for the example; generating it needs npm."""
     (zod,) = examples("js")
-    assert "z.object({ name: z.string(), age: z.int().min(0).max(120) })" in zod
+    assert "z.object({ name: z.string().max(40), age: z.int().min(0).max(120) })" in zod
     schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "type": "object",
         "properties": {
-            "name": {"type": "string"},
+            "name": {"type": "string", "maxLength": 40},
             "age": {"type": "integer", "minimum": 0, "maximum": 120},
         },
         "required": ["name", "age"],

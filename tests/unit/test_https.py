@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -505,17 +506,18 @@ class TestCancel:
         server.plan = [stall(after)]
         cancelled = threading.Event()
 
-        def watch() -> None:
-            if after is None or store.partial_dir(DIGEST).joinpath("data.tmp").stat().st_size == after:
-                cancelled.set()
+        def cancel_in_the_silence() -> None:
+            partial = store.partial_dir(DIGEST) / "data.tmp"
+            while after is not None and not (partial.is_file() and partial.stat().st_size == after):
+                time.sleep(0.01)
+            cancelled.set()
 
-        # The first report comes with the head, so silence before it is cancelled by the clock.
-        timer = threading.Timer(0.2, cancelled.set)
-        if after is None:
-            timer.start()
+        # Silence before the head is cancelled by the clock, silence behind bytes once they are in the file.
+        timer = threading.Timer(0.2 if after is None else 0, cancel_in_the_silence)
+        timer.start()
         with pytest.raises(BootCancelled):
-            load(store, tiny(server.url), Phases(download=watch), auto_pull=True, cancelled=cancelled)
-        timer.cancel()
+            load(store, tiny(server.url), Phases(), auto_pull=True, cancelled=cancelled)
+        timer.join()
         pull(store, server.url)
         assert server.ranges == [None, f"bytes={HALF}-" if after else None]
 
