@@ -228,7 +228,11 @@ def test_logprobs(client: openai.OpenAI, model: str) -> None:
     assert "".join(legacy.logprobs.tokens or []) == legacy.text
     assert [len(best) for best in legacy.logprobs.top_logprobs or []] == [2] * 6
     response = client.responses.create(
-        model=model, input="Say hello.", include=["message.output_text.logprobs"], max_output_tokens=16
+        model=model,
+        input="Say hello.",
+        include=["message.output_text.logprobs"],
+        max_output_tokens=16,
+        temperature=0,
     )
     part = response.output[0].content[0]  # type: ignore[union-attr, index]
     assert "".join(token.token for token in part.logprobs) == response.output_text  # type: ignore[union-attr]
