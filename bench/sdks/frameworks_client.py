@@ -6,24 +6,15 @@ where the framework has them. The model is small, so a check looks at the form o
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import sys
-from collections.abc import Callable
 from typing import Any
+
+from checked import check
 
 BASE, MODEL = sys.argv[1:]
 HELLO = "Say hello."
 CITY = {"type": "string", "maxLength": 12}
-
-
-def check(package: str, name: str, run: Callable[[], Any]) -> None:
-    try:
-        wrong = "" if run() else "an empty answer"
-    except Exception as error:
-        wrong = f"{type(error).__name__}: {error}"[:200]
-    told = {"sdk": f"{package} {importlib.metadata.version(package)}", "check": name, "wrong": wrong}
-    print(json.dumps(told), flush=True)
 
 
 def place() -> Any:

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from checked import check
+
 BASE, MODEL = sys.argv[1:]
 HI = [{"role": "user", "content": "Say hello."}]
 SCHEMA = {
@@ -19,15 +21,6 @@ SCHEMA = {
     "required": ["city"],
     "additionalProperties": False,
 }
-
-
-def check(sdk: str, name: str, run: Callable[[], Any]) -> None:
-    try:
-        wrong = "" if run() else "an empty answer"
-    except Exception as error:
-        wrong = f"{type(error).__name__}: {error}"[:200]
-    told = {"sdk": f"{sdk} {importlib.metadata.version(sdk)}", "check": name, "wrong": wrong}
-    print(json.dumps(told), flush=True)
 
 
 def raises(kind: type[Exception], run: Callable[[], Any]) -> bool:

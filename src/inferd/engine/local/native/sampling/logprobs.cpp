@@ -23,12 +23,19 @@ struct Choice {
 // The `most` likeliest tokens, best first; equal ones in the order of the vocabulary.
 std::vector<Choice> likeliest(const float *logits, int32_t n_vocab, size_t most) {
     std::vector<Choice> best;
-    for (llama_token token = 0; most > 0 && token < n_vocab; token++) {
-        if (best.size() == most && !(logits[token] > best.back().logit)) continue;
-        if (best.size() == most) best.pop_back();
-        const auto less = [](float logit, const Choice &other) { return logit > other.logit; };
+    const auto less = [](float logit, const Choice &other) { return logit > other.logit; };
+    const auto insert = [&](llama_token token) {
         best.insert(std::upper_bound(best.begin(), best.end(), logits[token], less), {token, logits[token]});
-    }
+    };
+    const llama_token first = std::min<int64_t>(most, n_vocab);
+    for (llama_token token = 0; token < first; token++) insert(token);
+    if (first == 0) return best;
+    float bar = best.back().logit;
+    above(logits, first, n_vocab, bar, [&](llama_token token) {
+        best.pop_back();
+        insert(token);
+        bar = best.back().logit;
+    });
     return best;
 }
 
