@@ -34,9 +34,11 @@ class Watched(BlockSurface):
         self._note("validate")
         super().validate(request)
 
-    def engine_request(self, request: v2.Request, template: FrameTemplate | None) -> GenerateRequest:
+    def engine_request(
+        self, request: v2.Request, template: FrameTemplate | None, scope: str = ""
+    ) -> GenerateRequest:
         self._note("engine_request")
-        return super().engine_request(request, template)
+        return super().engine_request(request, template, scope)
 
 
 def ask(*blocks: dict[str, Any], **more: Any) -> bytes:

@@ -12,7 +12,7 @@ import itertools
 import time
 from abc import abstractmethod
 from collections.abc import Hashable, Iterable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from inferd.engine.backend import (
     Backend,
@@ -55,8 +55,9 @@ class Generation(Surface[R]):
     def writer(self, request: R) -> Writer: ...
 
     @abstractmethod
-    def engine_request(self, request: R, template: FrameTemplate | None) -> GenerateRequest:
-        """Converts a valid request for the backends. Call it once: it may take bytes out of ``request``."""
+    def engine_request(self, request: R, template: FrameTemplate | None, scope: str = "") -> GenerateRequest:
+        """Converts a valid request for the backends; requests of one ``scope`` share computed prefixes. Call
+        it once: it may take bytes out of ``request``."""
 
     async def answer(
         self, context: RequestContext[R], backend: Backend, metrics: BackendMetrics
@@ -122,11 +123,11 @@ class Generation(Surface[R]):
     async def _asked(self, context: RequestContext[R], template: FrameTemplate | None) -> GenerateRequest:
         """The engine's request; a retry gets that of the first attempt."""
         if context.engine_request is None:
+            asked = context.request, template, context.scope
             if context.large:
-                request = await asyncio.to_thread(self.engine_request, context.request, template)
+                context.engine_request = await asyncio.to_thread(self.engine_request, *asked)
             else:
-                request = self.engine_request(context.request, template)
-            context.engine_request = dataclasses.replace(request, scope=context.scope)
+                context.engine_request = self.engine_request(*asked)
         return context.engine_request
 
 
@@ -178,21 +179,25 @@ def _timings(context: RequestContext[R], done: Done) -> dict[str, float] | None:
 
 
 def generate_request(
-    request: sampling.Sampling, messages: Sequence[Message], template: FrameTemplate | None
+    request: sampling.Sampling,
+    messages: Sequence[Message],
+    template: FrameTemplate | None,
+    scope: str,
+    **own: Any,
 ) -> GenerateRequest:
-    """Converts a valid request for the backends."""
+    """Converts a valid request for the backends; ``own`` has the fields that the wires read differently."""
     return GenerateRequest(
         messages=tuple(messages),
         max_tokens=request.max_tokens,
         sampling=request.params(),
         stop=tuple(request.stop or ()),
         grammar=request.grammar,
-        json_schema=bytes(request.json_schema).decode(),
         schema_lenient=bool(request.schema_lenient),
         session=request.session or "",
+        scope=scope,
         cache=request.cache is not False,
-        model_defaults=bool(request.model_defaults),
         priority=request.priority or "interactive",
         frame=template,
         lora=request.lora or "",
+        **own,
     )

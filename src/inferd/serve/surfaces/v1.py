@@ -67,6 +67,15 @@ class TextSurface(Generation[v1.Request]):
     def head(self, request: v1.Request) -> Hashable:
         return head_of(request.session, (message.content for message in request.messages))
 
-    def engine_request(self, request: v1.Request, template: FrameTemplate | None) -> GenerateRequest:
+    def engine_request(
+        self, request: v1.Request, template: FrameTemplate | None, scope: str = ""
+    ) -> GenerateRequest:
         messages = [Message(message.role, message.content) for message in request.messages]
-        return generate_request(request, messages, template)
+        return generate_request(
+            request,
+            messages,
+            template,
+            scope,
+            json_schema=bytes(request.json_schema).decode(),
+            model_defaults=bool(request.model_defaults),
+        )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping
-from dataclasses import replace
 from typing import Literal, cast
 
 from inferd.engine.backend import (
@@ -50,14 +49,19 @@ class _Blocks(Generation[v2.Request]):
     def writer(self, request: v2.Request) -> Writer:
         return Writer(request)
 
-    def engine_request(self, request: v2.Request, template: FrameTemplate | None) -> GenerateRequest:
+    def engine_request(
+        self, request: v2.Request, template: FrameTemplate | None, scope: str = ""
+    ) -> GenerateRequest:
         choice = request.tool_choice
         tools = [
             Tool(tool.name, tool.description, bytes(tool.input_schema).decode())
             for tool in request.tools or ()
         ]
-        return replace(
-            generate_request(request, conversation(request), template),
+        return generate_request(
+            request,
+            conversation(request),
+            template,
+            scope,
             json_schema=request.schema,
             typed=True,
             model_defaults=request.model_defaults is not False,
