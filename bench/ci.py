@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from bench import prompts, servers, sessions  # noqa: E402
+from bench.builds import python_of  # noqa: E402
 from bench.cases import round_trip, schema  # noqa: E402
 from bench.clients import ask  # noqa: E402
 from bench.pairs import Metric  # noqa: E402
@@ -47,33 +48,6 @@ METRICS = {
 BOUNDS = {"framing": 1.10, "round_trip": 1.10, "decode": 1.05, "agent": 1.10, "schema": 1.05}
 N_PREDICT = 64
 AGENT_HEAD, AGENT_TURNS = 400, 3
-
-
-def python_of(build: str) -> Path:
-    """The interpreter that has ``build`` installed."""
-    if build == "installed":
-        return Path(sys.executable)
-    wheel = Path(build)
-    if wheel.suffix == ".whl":
-        name, source = wheel.name, wheel
-    else:
-        done = subprocess.run(
-            ["git", "rev-parse", "--verify", f"{build}^{{commit}}"], cwd=ROOT, capture_output=True, text=True
-        )
-        if done.returncode != 0:
-            raise SystemExit(f"{build!r} is no wheel and no commit: {done.stderr.strip()}")
-        name = done.stdout.strip()
-        source = ROOT / "build" / "bench-ci" / f"{name}.tree"
-        if not source.exists():
-            command = ["git", "worktree", "add", "--detach", str(source), name]
-            subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    home = ROOT / "build" / "bench-ci" / name
-    python = home / "bin" / "python"
-    if not (home / "complete").exists():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", home], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", source], check=True)
-        (home / "complete").touch()
-    return python
 
 
 @contextlib.contextmanager

@@ -128,6 +128,9 @@ def options(about: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--model", type=Path, help="a GGUF file; default: the store's default model")
     parser.add_argument("--peer-python", type=Path, default=Path(sys.executable), help="that has the peers")
+    parser.add_argument(
+        "--against", metavar="BUILD", help="an earlier inferd to measure beside this one: a wheel or a commit"
+    )
     parser.add_argument("--head", type=int, default=1500, help="tokens of a long system prompt")
     cache = Path(tempfile.gettempdir()) / "inferd-cargo"
     parser.add_argument("--cargo-cache", type=Path, default=cache, help="where cargo puts the Rust inferd")

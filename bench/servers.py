@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from bench import quiet
+from bench.builds import python_of
 from bench.clients import Address, BlockStream, NdjsonStream, SseStream, Stream
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -197,6 +198,18 @@ class Inferd(Server):
     def v2_stream(self, messages: list[dict[str, str]], max_tokens: int) -> Stream:
         """The same in typed blocks, on the socket that the daemon opens for them by itself."""
         return BlockStream(Address.unix(self.home / "inferd" / "infer.v2.sock"), messages, max_tokens)
+
+
+EARLIER = "inferd, earlier"
+"""The name of the build that ``--against`` gives."""
+
+
+def earlier(options: Namespace, model: Path, **room: Any) -> dict[str, Callable[[], Server]]:
+    """The maker of the build that ``--against`` gives, by its name; none without it."""
+    if options.against is None:
+        return {}
+    python = python_of(options.against)
+    return {EARLIER: lambda: Inferd(model, **room, python=python, name=EARLIER)}
 
 
 class RustInferd(Server):

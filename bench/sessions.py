@@ -63,11 +63,12 @@ def settings(options: Namespace, report: Report, slots: int, n_ctx: int) -> dict
 def both(
     options: Namespace, report: Report, slots: int, n_ctx: int, rng: random.Random
 ) -> Iterator[list[servers.Server]]:
-    """inferd and llama-server, warm; who cannot take part is noted."""
+    """inferd, its earlier build if one was given, and llama-server, all warm. Notes the missing ones."""
     model: Path = servers.model_file(options)
     room = settings(options, report, slots, n_ctx)
     makers: dict[str, Callable[[], servers.Server]] = {
         "inferd": functools.partial(servers.Inferd, model, **room),
+        **servers.earlier(options, model, **room),
         "llama-server": functools.partial(
             servers.LlamaServer, options.peer_python, model, keeps_prompts=True, **room
         ),
@@ -96,4 +97,5 @@ def rounds(options: Namespace, report: Report, slots: int, n_ctx: int, *turns: T
                     watch.undisturbed(functools.partial(turn, server, own, report, options.head))
                 time.sleep(REST_SECS)
     for metric in sorted({sample.metric for sample in report.samples}):
-        report.ratio(metric, "inferd", "llama-server")
+        for to in ("llama-server", servers.EARLIER):
+            report.ratio(metric, "inferd", to)

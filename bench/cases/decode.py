@@ -104,6 +104,7 @@ def run(options: argparse.Namespace, report: Report) -> None:
         own_flash = {"flash_attention": "auto", "name": "llama-server, its flash attention"}
         contestants: dict[str, Callable[[], servers.Server]] = {
             "inferd": functools.partial(servers.Inferd, model, **room),
+            **servers.earlier(options, model, **room),
             own_threads["name"]: functools.partial(servers.Inferd, model, **own_threads),
             "llama-server": functools.partial(servers.LlamaServer, python, model, **room),
             own_flash["name"]: functools.partial(servers.LlamaServer, python, model, **room, **own_flash),

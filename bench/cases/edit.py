@@ -60,6 +60,7 @@ def run(options: argparse.Namespace, report: Report) -> None:
     contestants: dict[str, Callable[[], servers.Server]] = {
         ours: functools.partial(servers.Inferd, model, **room),
         plain: functools.partial(servers.Inferd, model, **room, name=plain, drafts="off"),
+        **servers.earlier(options, model, **room),
         peer: functools.partial(servers.LlamaServer, peer_python, model, **room),
         peer_drafts: functools.partial(
             servers.LlamaServer, peer_python, model, **room, name=peer_drafts, n_grams=True
@@ -75,7 +76,7 @@ def run(options: argparse.Namespace, report: Report) -> None:
                     again = random.Random(seed)
                     watch.undisturbed(functools.partial(turn, report, server, way, again))
     for measure in ("decode", "processor time"):
-        for to in (plain, peer, peer_drafts):
+        for to in (plain, peer, peer_drafts, servers.EARLIER):
             report.paired((ours, f"{measure}, edit"), (to, f"{measure}, edit"))
         report.paired((ours, f"{measure}, prose"), (plain, f"{measure}, prose"))
 

@@ -41,6 +41,7 @@ def run(options: argparse.Namespace, report: Report) -> None:
         ours = functools.partial(servers.Inferd, model, **room)
         makers: dict[str, Callable[[], servers.Server]] = {
             "inferd": functools.partial(ours, keep=home),
+            **servers.earlier(options, model, **room),
             "inferd, no files": functools.partial(
                 ours, name="inferd, no files", more=("--cache-disk-mib", 0)
             ),
@@ -56,7 +57,7 @@ def run(options: argparse.Namespace, report: Report) -> None:
         files = [path.stat().st_size for path in home.rglob("*.state")]
         report.add("inferd", "file", "MB", sum(files) / 1e6)
         shutil.rmtree(home)
-    for to in ("inferd, no files", "llama-server"):
+    for to in ("inferd, no files", "llama-server", servers.EARLIER):
         report.ratio("first token after a restart", "inferd", to)
 
 

@@ -101,6 +101,7 @@ def run(options: argparse.Namespace, report: Report) -> None:
     room = {"threads": options.threads, "n_ctx": N_CTX}
     contestants: dict[str, Callable[[], servers.Server]] = {
         "inferd": functools.partial(servers.Inferd, model, **room),
+        **servers.earlier(options, model, **room),
         "inferd, no drafts": functools.partial(
             servers.Inferd, model, **room, name="inferd, no drafts", drafts="off"
         ),
@@ -128,6 +129,7 @@ def run(options: argparse.Namespace, report: Report) -> None:
         report.paired((ours, twelve), (plain, twelve))
         report.paired((ours, twelve), ("llama-server", twelve))
         report.paired((ours, free), (plain, free))
+        report.paired((ours, twelve), (servers.EARLIER, twelve))
         report.paired((ours, free), ("llama-server", free))
 
 
