@@ -68,11 +68,12 @@ def write_llama(
 
 
 @cache
-def random_llama() -> Path:
-    """The path of a model of two layers, which lasts as long as this process."""
+def random_llama(layers: int = 2, seed: int = 7) -> Path:
+    """The path of a model, which lasts as long as this process. Models of one ``seed`` are of one family:
+    they differ only in the number of their equal ``layers``."""
     directory = Path(tempfile.mkdtemp(prefix="inferd-tests-"))
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
-    width, random = RANDOM_WIDTH, np.random.default_rng(7)
+    width, random = RANDOM_WIDTH, np.random.default_rng(seed)
     control = control_tokens(_short_tokenizer())
     embeddings = random.standard_normal((len(control), width), dtype=np.float32)
     output = random.standard_normal((len(control), width), dtype=np.float32)
@@ -80,7 +81,7 @@ def random_llama() -> Path:
     tensors = {"token_embd.weight": embeddings, "output.weight": output}
     matrices = {name: random.standard_normal((width, width), dtype=np.float32) / 8 for name in _LAYER}
     matrices["attn_output"] *= 6  # or the average over a long prompt would hardly count
-    _write([directory / "random.gguf"], _short_tokenizer(), tensors, matrices, layers=2, heads=2)
+    _write([directory / "random.gguf"], _short_tokenizer(), tensors, matrices, layers=layers, heads=2)
     return directory / "random.gguf"
 
 

@@ -34,6 +34,42 @@ def models(settings: Settings) -> Findings:
                 yield _file(entry.mmproj, None)
             for adapter in entry.lora:
                 yield _file(adapter.path, None)
+            if entry.draft is not None:
+                yield _draft(settings, entry, entry.draft)
+
+
+def _draft(settings: Settings, entry: LlamaCppEntry, draft: Path | ModelSpec) -> Finding:
+    """Whether the draft model of an entry is there and has the vocabulary of its model."""
+    from inferd.store.gguf import read_vocabulary, same_vocabulary
+
+    found = _stored(settings, draft) if isinstance(draft, ModelSpec) else _file(draft, None)
+    if found.state == "fail":
+        return found
+    vocabularies = []
+    for source in (entry.model or entry.model_path, draft):
+        try:
+            with _path(settings, source).open("rb") as file:
+                vocabularies.append(read_vocabulary(file.fileno(), source))
+        except (OSError, ModelError, StoreError):
+            return found  # a finding of the file itself says more
+    if not same_vocabulary(*vocabularies):
+        return Finding(
+            "model",
+            "fail",
+            f"the draft model of {entry.name} has another vocabulary than its model",
+            "choose a draft model of the same family",
+        )
+    return found
+
+
+def _path(settings: Settings, source: Path | ModelSpec | None) -> Path:
+    from inferd.store import fetch
+    from inferd.store.models import ModelStore
+
+    if isinstance(source, ModelSpec):
+        store = ModelStore(settings.models_home)
+        return store.blob_path(fetch.resolve(store, source).sha256)
+    return Path(str(source))
 
 
 def _stored(settings: Settings, spec: ModelSpec) -> Finding:

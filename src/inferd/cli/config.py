@@ -97,7 +97,7 @@ def _check_models(given: LoadedConfig) -> None:
     for entry in given.settings.backends:
         if isinstance(entry, LlamaCppEntry):
             adapters = (adapter.path for adapter in entry.lora)
-            for source in (entry.model, entry.model_path, entry.mmproj, *adapters):
+            for source in (entry.model, entry.model_path, entry.mmproj, entry.draft, *adapters):
                 if isinstance(source, ModelSpec):
                     resolve(store, source)
                 elif source is not None and not Path(source).is_file():

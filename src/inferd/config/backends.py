@@ -93,7 +93,7 @@ def _lay_over(fields: Fields, settings: Settings, names: list[str]) -> None:
     fields.update({name: getattr(settings, name) for name in names if name in ("n_ctx", "n_gpu_layers")})
     sha256 = settings.model_sha256
     if {"model", "model_path"} & set(names):
-        for name in ("mmproj", "lora"):  # a projector and an adapter fit only their own model
+        for name in ("mmproj", "lora", "draft"):  # these fit only their own model
             fields.pop(name, None)
     if settings.model_path is not None and {"model", "model_path"} & set(names):
         fields.update(model=None, model_path=settings.model_path, model_sha256=sha256)

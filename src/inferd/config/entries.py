@@ -55,7 +55,7 @@ class LlamaCppEntry:
     model of the store. ``n_ctx`` ``None``: up to 16,384, as far as model and memory allow. ``preload``: load
     at the start and keep loaded; else load on demand, and with ``pin`` keep loaded then. ``system`` is the
     system prompt of requests that have none. ``chat_template_file`` replaces the model's template. ``lora``
-    are adapters that requests may select.
+    are adapters that requests may select. ``draft`` is a small model that drafts for this one.
     """
 
     kind: ClassVar[str] = "llamacpp"
@@ -75,6 +75,7 @@ class LlamaCppEntry:
     system: str = ""
     chat_template_file: Path | None = None
     lora: tuple[Adapter, ...] = ()
+    draft: Path | ModelSpec | None = None
     serves: str | None = None
 
 

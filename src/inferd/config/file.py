@@ -265,6 +265,12 @@ def _entry(node: Any, where: str) -> dict[str, Any]:
             if {"mmproj"} & set(entry) & set(made):
                 raise ValueError(f"`{where}.mmproj` and `{where}.model.mmproj` exclude each other")
             entry.update(made)
+        if {"draft", "draft_path"} <= set(entry):
+            raise ValueError(f"`{where}.draft` and `{where}.draft_path` exclude each other")
+        if "draft_path" in entry:
+            entry["draft"] = entry.pop("draft_path")
+        elif "draft" in entry:
+            entry["draft"] = ModelSpec(name=entry["draft"])
         if node.lora:
             entry["lora"] = _adapters(node.lora, f"{where}.lora")
     return entry

@@ -83,6 +83,13 @@ BACKEND_KEYS: dict[str, tuple[Key, ...]] = {
         Key("n_ctx", _KINDS["n_ctx"], "Context of one request; the top-level `n_ctx` when absent."),
         Key("n_gpu_layers", _KINDS["n_gpu_layers"], "The top-level `n_gpu_layers` when absent."),
         Key("mmproj", FilePath(), "The GGUF file of the projector for pictures or sounds."),
+        Key(
+            "draft",
+            Name(),
+            "A small model with the same vocabulary, by its name in the store or the catalogue; it drafts "
+            "tokens for this model, as `engine.drafts` says.",
+        ),
+        Key("draft_path", FilePath(), "The GGUF file of the small model; excludes `draft`."),
         Key("embed", Boolean(), "The model makes embeddings, or ranks documents, instead of text."),
         Key(
             "embed_pooling",

@@ -224,8 +224,8 @@ class ModelOptions:
         _ENGINE,
         Choice(("auto", "on", "off")),
         "auto",
-        "Speculative decoding from forced text and n-grams: auto if it measures as faster, on if "
-        "guesses are likely to be right, off never.",
+        "Speculative decoding from forced text, n-grams, and the `draft` model of an entry: auto if it "
+        "measures as faster, on if guesses are likely to be right, off never.",
         key="engine.drafts",
         reload=True,
     )

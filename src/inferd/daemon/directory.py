@@ -75,6 +75,18 @@ class Directory:
             raise ModelNotFound(name)
         return self._read(name, [path.with_name(each) for each in part_names(path.name)] or [path])
 
+    def card_with_draft(self, name: str) -> ModelCard:
+        """``card`` as a load counts it: with the entry's draft model, if that can be read."""
+        card, entry = self.card(name), self.entry(name)
+        if entry.draft is None or self.settings.drafts == "off":
+            return card
+        with suppress(ModelError, ModelNotFound, StoreError):
+            path = entry.draft
+            if isinstance(path, ModelSpec):
+                path = ModelStore(self.settings.models_home).blob_path(self._digests(path.name)[0])
+            return card.with_draft(self._read(name, [path]))
+        return card
+
     def _read(self, name: str, paths: Sequence[Path]) -> ModelCard:
         cards = []
         for path in paths:

@@ -37,35 +37,41 @@ def load(
     common to all models. Blocks while the file is fetched and verified."""
     with contextlib.ExitStack() as held:
         model = held.enter_context(_open_model(settings, entry, progress, cancelled))
-        fds = list(model.fds)
-        if isinstance(entry.mmproj, ModelSpec):
-            fds.append(held.enter_context(_of_store(settings, entry.mmproj, progress, cancelled)).fd)
-        elif entry.mmproj is not None:
-            opened = verify.open_file(entry.mmproj, None, progress=progress, cancelled=cancelled)
-            fds.append(held.enter_context(opened).fd)
-        elif model.projector is not None:
-            fds.append(model.projector.fd)
-        beside = len(model.fds)
-        projector = len(fds) > beside
-        adapters = []
-        for adapter in entry.lora:
-            opened = verify.open_file(adapter.path, None, progress=progress, cancelled=cancelled)
-            fds.append(held.enter_context(opened).fd)
-            adapters.append(Adapter(adapter.name, look_of(fds[-1])))
-        card = _card(model)
+
+        def opened(source: Path | ModelSpec) -> verify.OpenModel:
+            if isinstance(source, ModelSpec):
+                return held.enter_context(_of_store(settings, source, progress, cancelled))
+            return held.enter_context(verify.open_file(source, None, progress=progress, cancelled=cancelled))
+
+        projector = model.projector if entry.mmproj is None else opened(entry.mmproj)
+        draft = None if entry.draft is None or settings.drafts == "off" else opened(entry.draft)
+        lora = [opened(adapter.path).fd for adapter in entry.lora]
+        beside = [*([] if projector is None else [projector.fd]), *lora]
+        card, small = _card(model), None if draft is None else _card(draft)
+        if card is not None and small is not None:
+            card = card.with_draft(small)
+        fds = [
+            *model.fds,
+            *([] if projector is None else [projector.fd]),
+            *([] if draft is None else [draft.fd]),
+            *lora,
+        ]
         n_ctx = _fitting_context(settings, entry, card)
         wanted = Load(
             name=entry.name,
             model=model.name,
             path=str(model.path),
             n_ctx=n_ctx,
-            memory_bytes=0 if card is None else _most_memory(settings, card, n_ctx, fds[beside:]),
+            memory_bytes=0 if card is None else _most_memory(settings, card, n_ctx, beside),
             chat_template=_template(entry.chat_template_file),
             n_gpu_layers=entry.n_gpu_layers,
             force_backend=settings.force_backend,
-            parts=beside,
-            projector=projector,
-            adapters=tuple(adapters),
+            parts=len(model.fds),
+            projector=projector is not None,
+            draft_model=draft is not None,
+            adapters=tuple(
+                Adapter(adapter.name, look_of(fd)) for adapter, fd in zip(entry.lora, lora, strict=True)
+            ),
             embed=entry.embed,
             vectors_wanted=settings.embed or settings.rerank,
             embed_pooling=entry.embed_pooling,

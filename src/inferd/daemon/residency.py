@@ -194,7 +194,7 @@ class Residency:
     # Loading.
 
     async def _load(self, name: str) -> None:
-        card = await in_thread(lambda: self._directory.card(name), threading.Event())
+        card = await in_thread(lambda: self._directory.card_with_draft(name), threading.Event())
         async with self._one_load:  # two estimates at once would count the same free memory
             if name in self._residents:
                 return  # it was to be unloaded, but has stayed

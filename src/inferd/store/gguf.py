@@ -10,7 +10,7 @@ import math
 import os
 import re
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from inferd.errors import ModelError
@@ -65,6 +65,14 @@ class ModelCard:
         step = 4 * n_batch * max(4096, self.vocabulary // 4)
         return self.file_bytes + cache + step + _PROCESS_BYTES
 
+    def with_draft(self, draft: ModelCard) -> ModelCard:
+        """The card by which ``memory_bytes`` counts a draft model, too."""
+        return replace(
+            self,
+            file_bytes=self.file_bytes + draft.file_bytes,
+            kv_bytes_per_token=self.kv_bytes_per_token + draft.kv_bytes_per_token,
+        )
+
 
 _PROCESS_BYTES = 96 << 20
 _SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
@@ -101,18 +109,30 @@ def read_card(fd: int, path: object = "the file") -> ModelCard:
     size = os.fstat(fd).st_size
     reader = _Reader(fd, min(size, MAX_HEADER_BYTES))
     try:
-        if reader.take(4) != b"GGUF":
-            raise ModelError(f"{path} is no GGUF file")
-        version, n_tensors, n_keys = reader.unpack("<IQQ")
-        if not 2 <= version <= 3 or n_keys > _MAX_KEYS or n_tensors > 1_000_000:
-            raise ModelError(
-                f"{path} has a GGUF header that cannot be read (version {version}, {n_keys} keys)"
-            )
+        n_tensors, n_keys = reader.head(path)
         values, lengths = reader.values(n_keys)
         parameters = sum(reader.tensor_sizes(n_tensors))
     except (EOFError, KeyError, ValueError, struct.error):
         raise ModelError(f"{path} has a GGUF header that is damaged or cut short") from None
     return _card(values, lengths, parameters, size)
+
+
+def read_vocabulary(fd: int, path: object = "the file") -> list[bytes]:
+    """The texts of a model's tokens by id; empty if it has none. Raises ModelError as ``read_card``."""
+    reader = _Reader(fd, min(os.fstat(fd).st_size, MAX_HEADER_BYTES))
+    try:
+        return reader.texts("tokenizer.ggml.tokens", reader.head(path)[1])
+    except (EOFError, KeyError, ValueError, struct.error):
+        raise ModelError(f"{path} has a GGUF header that is damaged or cut short") from None
+
+
+MOST_MORE_TOKENS = 256
+
+
+def same_vocabulary(one: Sequence[bytes], other: Sequence[bytes]) -> bool:
+    """Whether tokens have the same ids in both; the longer may end with a few more (draft_model.h)."""
+    count = min(len(one), len(other))
+    return abs(len(one) - len(other)) <= MOST_MORE_TOKENS and one[:count] == other[:count]
 
 
 class _Reader:
@@ -145,6 +165,17 @@ class _Reader:
 
     def unpack(self, layout: str) -> tuple[int, ...]:
         return struct.unpack(layout, self.take(struct.calcsize(layout)))
+
+    def head(self, path: object) -> tuple[int, int]:
+        """The numbers of tensors and keys. Raises ModelError."""
+        if self.take(4) != b"GGUF":
+            raise ModelError(f"{path} is no GGUF file")
+        version, n_tensors, n_keys = self.unpack("<IQQ")
+        if not 2 <= version <= 3 or n_keys > _MAX_KEYS or n_tensors > 1_000_000:
+            raise ModelError(
+                f"{path} has a GGUF header that cannot be read (version {version}, {n_keys} keys)"
+            )
+        return n_tensors, n_keys
 
     def text(self) -> str:
         (size,) = self.unpack("<Q")
@@ -186,6 +217,24 @@ class _Reader:
             return count, max(numbers, default=0)
         self.skip(count * width)
         return count, None
+
+    def texts(self, wanted: str, n_keys: int) -> list[bytes]:
+        """The texts of the list ``wanted``; empty without it."""
+        for _ in range(n_keys):
+            key = self.text()
+            (kind,) = self.unpack("<I")
+            if key == wanted and kind == _LIST:
+                kind, count = self.unpack("<IQ")
+                if kind != _TEXT:
+                    raise ValueError(kind)
+                return [self.take(*self.unpack("<Q")) for _ in range(count)]
+            if kind == _TEXT:
+                self.skip(*self.unpack("<Q"))
+            elif kind == _LIST:
+                self._pass_over_list()
+            else:
+                self.skip(struct.calcsize(_SCALARS[kind]))
+        return []
 
     def tensor_sizes(self, n_tensors: int) -> Iterator[int]:
         """The number of elements of each tensor."""

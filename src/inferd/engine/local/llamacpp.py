@@ -82,7 +82,8 @@ class LlamaCppConfig:
     of one request in tokens, ``n_parallel`` the number of concurrent requests. ``n_gpu_layers`` -1 is all;
     ``threads`` 0 lets the loop choose; ``flash_attention`` and ``drafts`` are ``auto``, ``on`` or ``off``.
     ``projector`` is the GGUF file of the encoder for images and sounds. ``chat_template`` replaces the
-    model's own; empty keeps it. ``adapters`` come with their open files.
+    model's own; empty keeps it. ``draft_fd`` is the open file of a small model of the same vocabulary, which
+    drafts for this one. ``adapters`` come with their open files.
     """
 
     name: str
@@ -102,6 +103,7 @@ class LlamaCppConfig:
     cache_mib: int = 1024
     drafts: str = "auto"
     projector: Path | None = None
+    draft_fd: int | None = None
     chat_template: str = ""
     adapters: tuple[tuple[Adapter, int], ...] = ()
 
@@ -260,6 +262,14 @@ class LlamaCpp(Backend):
                 threads = config.threads or _llama.useful_threads()
                 projector = _llama.Projector(model, str(config.projector), threads=threads)
             adapters = [_llama.Adapter(model, fd, name=adapter.name) for adapter, fd in config.adapters]
+            draft_model = None
+            if config.draft_fd is not None and config.drafts != "off":
+                draft_model = _llama.Model(
+                    config.draft_fd,
+                    path=f"the draft model of {config.name}",
+                    n_gpu_layers=config.n_gpu_layers,
+                    report=lambda fraction: not cancelled.is_set(),
+                )
             n_ctx = min(config.n_ctx or model.n_ctx_train, model.n_ctx_train)
             progress("kv_cache", {"n_ctx": n_ctx})
             # On a CPU flash attention speeds up prompts and slows down answers; answers take more of a
@@ -278,6 +288,7 @@ class LlamaCpp(Backend):
                 drafts=config.drafts,
                 projector=projector,
                 adapters=adapters,
+                draft_model=draft_model,
             )
             if not engine.warm_up():
                 raise ModelError(f"llama.cpp cannot decode with {config.path}")

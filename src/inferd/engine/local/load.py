@@ -17,7 +17,7 @@ from inferd.progress import Progress
 
 
 def load_model(load: Load, fds: Sequence[int], progress: Progress) -> LlamaCpp | EmbeddingModel:
-    """Loads the model in ``fds``: its files in order, its projector, its adapters; blocks.
+    """Loads the model in ``fds``: its files in order, its projector, its draft model, its adapters; blocks.
 
     Raises ModelError.
     """
@@ -25,6 +25,7 @@ def load_model(load: Load, fds: Sequence[int], progress: Progress) -> LlamaCpp |
     embeds = load.embed
     if embeds is None:
         embeds = load.vectors_wanted and _llama.file_pooling(model_fd) not in ("unspecified", "none")
+    beside = iter(fds[load.parts :])
     config = LlamaCppConfig(
         name=load.name,
         model=load.model,
@@ -43,8 +44,9 @@ def load_model(load: Load, fds: Sequence[int], progress: Progress) -> LlamaCpp |
         cache_mib=load.cache_mib,
         chat_template=load.chat_template,
         drafts=load.drafts,
-        projector=Path(f"/dev/fd/{fds[load.parts]}") if load.projector else None,
-        adapters=tuple(zip(load.adapters, fds[load.parts + load.projector :], strict=True)),
+        projector=Path(f"/dev/fd/{next(beside)}") if load.projector else None,
+        draft_fd=next(beside) if load.draft_model else None,
+        adapters=tuple(zip(load.adapters, beside, strict=True)),
     )
     found = accelerator_of(config, 0).kind
     if load.force_backend not in (None, found):
@@ -53,8 +55,9 @@ def load_model(load: Load, fds: Sequence[int], progress: Progress) -> LlamaCpp |
             " install a build and a driver for it, or unset the variable"
         )
     cancelled = threading.Event()  # never set: the daemon ends the process to stop a load
-    if embeds and load.adapters:
-        raise ModelError(f"{load.name!r} makes no text, so its adapters are of no use: take out its `lora`")
+    for key, useless in (("lora", load.adapters), ("draft", load.draft_model)):
+        if embeds and useless:
+            raise ModelError(f"{load.name!r} makes no text, so its `{key}` is of no use: take it out")
     if embeds:
         return EmbeddingModel.load(config, pooling=load.embed_pooling, progress=progress, cancelled=cancelled)
     return LlamaCpp.load(config, progress=progress, cancelled=cancelled)

@@ -28,7 +28,7 @@ from inferd.engine.backend import (
 from inferd.errors import BackendInternal, InferdError
 
 # From the daemon.
-LOAD = 1  # Load; descriptors: the files of the model, then the projector, then the adapters
+LOAD = 1  # Load; descriptors: the files of the model, then the projector, the draft model, the adapters
 GENERATE = 2  # packed GenerateRequest
 EMBED = 3  # packed EmbedRequest
 RANK = 4  # packed RankRequest
@@ -94,11 +94,11 @@ class Load:
     ``None``: it does if its file names a pooling and ``vectors_wanted``. ``embed_pooling`` ``None`` keeps the
     file's. ``force_backend`` is the required kind of device.
 
-    ``parts`` is the number of the model's files; ``projector`` adds one descriptor; the last descriptors are
-    those of the ``adapters``. ``cache_mib`` bounds the memory of saved prefixes; ``drafts`` are ``auto``,
-    ``on`` or ``off``. The daemon keeps files of states if ``files`` is set; the engine saves one after
-    ``file_after_ms`` without a job. ``cage`` is a profile of :mod:`inferd.engine.local.child.cage`.
-    ``chat_template`` is Jinja that replaces the model's own.
+    ``parts`` is the number of the model's files; ``projector`` and ``draft_model`` add one descriptor each;
+    the last descriptors are those of the ``adapters``. ``cache_mib`` bounds the memory of saved prefixes;
+    ``drafts`` are ``auto``, ``on`` or ``off``. The daemon keeps files of states if ``files`` is set; the
+    engine saves one after ``file_after_ms`` without a job. ``cage`` is a profile of
+    :mod:`inferd.engine.local.child.cage`. ``chat_template`` is Jinja that replaces the model's own.
     """
 
     name: str
@@ -120,6 +120,7 @@ class Load:
     parts: int = 1
     drafts: str = "auto"
     projector: bool = False
+    draft_model: bool = False
     embed: bool | None = None
     vectors_wanted: bool = False
     embed_pooling: str | None = None

@@ -66,6 +66,8 @@ cdef enum:
     PROMPT_SHARE_US = 50000
     # ... but has at least this many tokens, so that every prompt advances.
     MIN_CHUNK = 16
+    # The draft model is not cut off before this time, however short its steps are.
+    SHORTEST_DRAFT_US = 20000
 
 
 cdef class Engine:
@@ -75,7 +77,8 @@ cdef class Engine:
     ``threads`` 0 lets the loop choose. With ``unified`` the sequences share one cache of ``n_ctx`` tokens.
     ``cache_bytes`` bounds the memory for states of earlier requests outside the slots. ``drafts`` controls
     speculative decoding: ``off`` never drafts, ``auto`` drafts where measurements say that it pays, ``on`` drafts
-    whenever the tokens are likely. A job names one of the ``adapters`` by its number.
+    whenever the tokens are likely; ``draft_model`` is a small model that drafts, too. A job names one of the
+    ``adapters`` by its number.
     ``submit``, ``cancel``, ``ready``, ``collect``, ``stop`` and the methods for files are thread-safe.
     """
 
@@ -105,11 +108,15 @@ cdef class Engine:
     cdef cbool prompt_is_next, hold_prompts, hold_drafts
     cdef readonly bint drafts
     cdef bint always_draft
+    cdef Model draft_weights
+    cdef unique_ptr[DraftModel] draft_model
+    cdef vector[DraftWanted] wanted
+    cdef double draft_us
     cdef cbool any_cut
 
     def __cinit__(self, Model model, *, int n_ctx, int n_seq, int n_batch, int threads, str flash_attention,
                   str kv_type, bint unified, size_t cache_bytes=0, str drafts="off", Projector projector=None,
-                  adapters=()):
+                  adapters=(), Model draft_model=None):
         cdef int64_t cells
         cdef Adapter adapter
         flash = {"on": LLAMA_FLASH_ATTN_TYPE_ENABLED, "off": LLAMA_FLASH_ATTN_TYPE_DISABLED,
@@ -163,8 +170,22 @@ cdef class Engine:
         self.cache = new CPrefixCache(n_seq, cache_bytes, self.any_cut, piece_of(model.vocab))
         self.depot = new Depot(self.exchange)
         self.depot.file_evicted(self.cache[0])
+        if draft_model is not None and self.drafts:
+            self.open_draft_model(draft_model)
+
+    cdef open_draft_model(self, Model model):
+        cdef llama_context_params params = self.params
+        if not same_vocabulary(self.model.vocab, model.vocab):
+            raise ModelError("the draft model has another vocabulary than the model: choose one of the same family")
+        with nogil:
+            self.draft_model = DraftModel.make(model.model, params, self.n_seq, self.pool)
+        if not self.draft_model:
+            raise ModelError("llama.cpp cannot make a context for the draft model: it is recurrent, makes no text, or "
+                             "needs more memory than there is")
+        self.draft_weights = model
 
     def __dealloc__(self):
+        self.draft_model.reset()
         self.close_context()
         if self.batch.token != NULL:
             llama_batch_free(self.batch)
@@ -179,6 +200,8 @@ cdef class Engine:
         self.adapters.forget()
         self.memory = llama_get_memory(self.ctx)
         self.pool = attach_pool(self.ctx, self.pool_threads)
+        if self.draft_model:
+            self.draft_model.get().use_pool(self.pool)
         return True
 
     cdef void close_context(self) noexcept nogil:
@@ -207,6 +230,9 @@ cdef class Engine:
                 llama_synchronize(self.ctx)
                 self.governor.set_single_thread_baseline(llama_time_us() - started)
                 llama_memory_seq_rm(self.memory, 0, -1, -1)
+            if code == 0 and self.draft_model:
+                self.draft_model.get().set_threads(1)
+                code = 0 if self.draft_model.get().warm_up() else 1
         return code == 0
 
     # The event loop's side.
@@ -564,6 +590,8 @@ cdef class Engine:
             for job in self.batched:
                 if job.logits_row >= 0:
                     self.advance(job)
+            if self.draft_us > 0:
+                self.settle_drafts(rows, drafted)
         elif code == 2:
             # An aborted step leaves the cells of its finished part. Without an interrupt it passed its deadline.
             if not self.exchange.interrupted():
@@ -593,6 +621,7 @@ cdef class Engine:
         self.batch.n_tokens = 0
         self.batched.clear()
         self.media = NULL
+        self.draft_us = 0
         for job in self.active:
             if not job.prefilling():
                 decoders += 1
@@ -605,6 +634,8 @@ cdef class Engine:
             # batch has one LoRA adapter, so sequences with another adapter wait for their turn.
             sort_by_slot(self.active)
             adapter = self.adapters.turn(self.active, decoders)
+            if self.drafts and not self.hold_drafts:
+                self.look_for_drafts(decoders, adapter)
             for job in self.active:
                 if not job.prefilling() and job.adapter == adapter:
                     self.add_tokens(job, 1)
@@ -652,6 +683,54 @@ cdef class Engine:
             job.logits_row = self.batch.n_tokens - 1
             self.batch.logits[job.logits_row] = True
 
+    cdef void look_for_drafts(self, size_t decoders, int adapter) noexcept nogil:
+        """Drafts for every sequence of the step, ``decoders`` in all; asks the draft model for those that need it."""
+        cdef Job* job
+        cdef DraftWanted want
+        cdef double plain = self.governor.usual(<int>decoders), longest = 0
+        cdef int64_t started = llama_time_us()
+        cdef size_t i = 0
+        self.wanted.clear()
+        for job in self.active:
+            if job.prefilling() or job.adapter != adapter:
+                continue
+            job.drafter.look(self.model.vocab, job.tokens, job.sampler.get().forced())
+            if self.draft_model and job.media.empty() and job.drafter.unsure():
+                want.slot = job.slot
+                want.tokens = &job.tokens
+                want.most = min(job.room_for_draft(self.n_ctx), MOST_DRAFTED // decoders)
+                # Missing tokens must not take longer than the rest of the answer could save.
+                if want.most > 0 and (self.always_draft or self.draft_model.get().behind(want) < (
+                        job.max_tokens - job.n_completion()) * plain * LEAST_GAIN):
+                    self.wanted.push_back(want)
+                    longest = max(longest, <double>want.most)
+        if self.wanted.empty():
+            return
+        if not self.always_draft and (
+                plain == 0 or self.governor.comparing(started) or not self.draft_model.get().earnings.due()):
+            return
+        longest = self.draft_model.get().expected(<size_t>longest) + plain
+        self.guard.deadline_us = started + max(<int64_t>(longest * 8), <int64_t>SHORTEST_DRAFT_US)
+        self.draft_model.get().set_threads(self.governor.threads())
+        self.draft_us = self.draft_model.get().draft(self.wanted, plain)
+        if self.draft_us < 0:
+            self.draft_model.get().earnings.rest()
+            return
+        for job in self.active:
+            if i < self.wanted.size() and self.wanted[i].slot == job.slot:
+                job.drafter.take(self.model.vocab, self.wanted[i].draft)
+                i += 1
+
+    cdef void settle_drafts(self, int rows, int drafted) noexcept nogil:
+        """Reports to the draft model what its drafts in the step cost and saved, in the time of steps without them."""
+        cdef Job* job
+        cdef double accepted = 0, plain = self.governor.usual(rows - drafted)
+        for job in self.batched:
+            if job.drafter.from_model():
+                accepted += job.came
+        self.draft_model.get().earnings.add(
+            self.draft_us + self.governor.usual(rows) - plain, accepted / self.batched.size() * plain)
+
     cdef void add_draft(self, Job* job, size_t decoders) noexcept nogil:
         """Adds the draft after the last token of a sequence, one of ``decoders``.
 
@@ -661,7 +740,6 @@ cdef class Engine:
         cdef size_t i, most
         if self.hold_drafts or job.logits_row < 0:
             return
-        job.drafter.look(self.model.vocab, job.tokens, job.sampler.get().forced())
         most = min(job.room_for_draft(self.n_ctx), <size_t>(self.n_batch - self.batch.n_tokens) // decoders)
         if self.always_draft:
             job.n_draft = job.drafter.promising(<int>decoders, most)
@@ -684,6 +762,7 @@ cdef class Engine:
             job.n_past += 1
         job.drafted += job.n_draft
         job.accepted += came
+        job.came = came
         if job.finish != Finish.running:
             self.leave(job)
         elif came < job.n_draft:

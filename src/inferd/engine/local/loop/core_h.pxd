@@ -9,7 +9,8 @@ from libcpp.string cimport string
 from libcpp.vector cimport vector
 
 from inferd.engine.local.loop.llama_h cimport (
-    llama_adapter_lora, llama_batch, llama_context, llama_model, llama_token, llama_token_data, llama_vocab)
+    llama_adapter_lora, llama_batch, llama_context, llama_context_params, llama_model, llama_token, llama_token_data,
+    llama_vocab)
 
 
 cdef extern from "native/host.h" namespace "inferd" nogil:
@@ -190,12 +191,39 @@ cdef extern from "native/threads.h" namespace "inferd" nogil:
 
 cdef extern from "native/sampling/drafts.h" namespace "inferd" nogil:
     cdef size_t MOST_DRAFTED "inferd::Drafter::kMost"
+    cdef double LEAST_GAIN "inferd::Drafter::kLeastGain"
     cdef cppclass CDrafter "inferd::Drafter":
         const vector[llama_token]& draft()
         void look(const llama_vocab* vocab, const vector[llama_token]& tokens, vector[llama_token] forced)
         size_t promising(int sequences, size_t most)
         size_t worth(const CThreadGovernor& governor, int sequences, int rows, size_t most)
         void came(const vector[llama_token]& tokens)
+        cbool unsure()
+        void take(const llama_vocab* vocab, vector[llama_token] of_model)
+        cbool from_model()
+
+
+cdef extern from "native/sampling/draft_model.h" namespace "inferd" nogil:
+    cbool same_vocabulary(const llama_vocab* one, const llama_vocab* other)
+    cdef cppclass Earnings:
+        cbool due()
+        void add(double cost, double saved)
+        void rest()
+    cdef cppclass DraftWanted:
+        int slot
+        const vector[llama_token]* tokens
+        size_t most
+        vector[llama_token] draft
+    cdef cppclass DraftModel:
+        @staticmethod
+        unique_ptr[DraftModel] make(llama_model* model, llama_context_params params, int n_slots, void* pool)
+        void use_pool(void* pool)
+        cbool warm_up()
+        void set_threads(int threads)
+        double expected(size_t n)
+        double behind(const DraftWanted& wanted)
+        double draft(vector[DraftWanted]& all, double allowance)
+        Earnings earnings
 
 
 cdef extern from "native/cache/prefix.h" namespace "inferd" nogil:
@@ -340,6 +368,7 @@ cdef extern from "native/exchange.h" namespace "inferd" nogil:
         int logits_row
         size_t in_step
         size_t n_draft
+        size_t came
         CDrafter drafter
         uint32_t drafted
         uint32_t accepted

@@ -80,6 +80,7 @@ struct Job {
     size_t in_step = 0;   // how many of its tokens the step holds
     size_t n_draft = 0;   // how many draft tokens follow them
     Drafter drafter;
+    size_t came = 0;                     // how many of the step's draft tokens were accepted
     uint32_t drafted = 0, accepted = 0;  // draft tokens computed, and accepted
     std::string staged;                  // frames made since the last publish
     std::string content;                 // the whole answer, JSON-escaped

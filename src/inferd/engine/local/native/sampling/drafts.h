@@ -4,9 +4,10 @@
 // from the rows of logits in order, each as in a separate step, up to the first that differs from the draft. So a
 // draft changes how many steps an answer takes and never the choice of a token.
 //
-// A draft has two sources: text that the grammar forces, and the tokens that followed an earlier occurrence of the
-// last tokens in the prompt or the answer. Every draft, computed or not, is compared with the answer. That acceptance
-// rate and the measured time of larger steps decide how many draft tokens are worth computing.
+// A draft has three sources: text that the grammar forces, the tokens that followed an earlier occurrence of the last
+// tokens in the prompt or the answer, and a draft model (draft_model.h) where it is more often right. Every draft,
+// computed or not, is compared with the answer. That acceptance rate and the measured time of larger steps decide how
+// many draft tokens are worth computing.
 //
 // Belongs to one sequence and to the engine thread.
 #pragma once
@@ -27,19 +28,31 @@ class Drafter {
   public:
     // The most draft tokens in a step, over all its sequences.
     static constexpr size_t kMost = 15;
+    // The least gain of a draft: costs and rates are known too roughly for a smaller one.
+    static constexpr double kLeastGain = 0.2;
 
     const Tokens &draft() const { return draft_; }
 
     // Drafts the continuation of `tokens`; `forced` are the tokens that a grammar forces there, and come first.
     void look(const llama_vocab *vocab, const Tokens &tokens, Tokens forced) {
-        at_ = 0;
-        forced_ = !forced.empty();
+        from_ = forced.empty() ? Source::repeated : Source::forced;
         draft_ = std::move(forced);
-        if (!forced_) repeat(tokens);
-        const auto no_text = [&](llama_token token) { return token < 0 || llama_vocab_is_eog(vocab, token); };
-        draft_.erase(std::find_if(draft_.begin(), draft_.end(), no_text), draft_.end());
-        if (draft_.size() > kMost) draft_.resize(kMost);
+        if (from_ == Source::repeated) repeat(tokens);
+        cut(vocab);
     }
+
+    // Whether a draft model is more likely to be right than the draft.
+    bool unsure() const { return from_ != Source::forced && (draft_.empty() || chance_of(0) < model_chance_); }
+
+    // Replaces the draft by that of a draft model, if there is one.
+    void take(const llama_vocab *vocab, Tokens of_model) {
+        if (of_model.empty()) return;
+        from_ = Source::model;
+        draft_ = std::move(of_model);
+        cut(vocab);
+    }
+
+    bool from_model() const { return from_ == Source::model; }
 
     // How many tokens of the draft are likely to be accepted, at most `most`. `sequences` share the step, and with
     // more of them drafts are shorter.
@@ -75,7 +88,9 @@ class Drafter {
         const llama_token token = tokens.back();
         if (at_ < draft_.size()) {
             const bool right = draft_[at_] == token;
-            float &chance = forced_ ? forced_chance_ : repeat_chance_[length_class(matched_)];
+            float &chance = from_ == Source::forced  ? forced_chance_
+                            : from_ == Source::model ? model_chance_
+                                                     : repeat_chance_[length_class(matched_)];
             chance += ((right ? 1.0f : 0.0f) - chance) / kMemory;
             at_ = right ? at_ + 1 : draft_.size();
         }
@@ -89,18 +104,28 @@ class Drafter {
     }
 
   private:
+    enum class Source { forced, repeated, model };
+
     static constexpr size_t kLeastMatch = 3;        // fewer equal tokens predict nothing
     static constexpr size_t kLongestMatch = 32;     // a longer match is no more likely to continue
     static constexpr size_t kFarthest = 32 * 1024;  // tokens to look back
     static constexpr float kMemory = 16;            // tokens over which an acceptance rate is averaged
     static constexpr double kLikely = 0.5;
-    static constexpr double kLeastGain = 0.2;    // costs and rates are known too roughly for a smaller gain
     static constexpr double kMostSlower = 1.05;  // the factor by which a draft may slow a shared step
 
     size_t room(int sequences, size_t most) const { return std::min({most, draft_.size(), kMost / sequences}); }
 
     double chance_of(size_t n) const {
-        return forced_ ? forced_chance_ : repeat_chance_[length_class(matched_ + n)];
+        if (from_ == Source::repeated) return repeat_chance_[length_class(matched_ + n)];
+        return from_ == Source::forced ? forced_chance_ : model_chance_;
+    }
+
+    // Ends the draft before the end of the answer, media, and what a step has no room for.
+    void cut(const llama_vocab *vocab) {
+        at_ = 0;
+        const auto no_text = [&](llama_token token) { return token < 0 || llama_vocab_is_eog(vocab, token); };
+        draft_.erase(std::find_if(draft_.begin(), draft_.end(), no_text), draft_.end());
+        if (draft_.size() > kMost) draft_.resize(kMost);
     }
 
     // The class of a match: less than 4, 8, 16 or 32 tokens, or more.
@@ -136,12 +161,12 @@ class Drafter {
     }
 
     Tokens draft_;
-    bool forced_ = false;
+    Source from_ = Source::repeated;
     size_t at_ = 0;       // draft tokens that the answer has matched
     size_t source_ = 0;   // index of the token that the repeated text continues with; 0: nothing repeats
     size_t matched_ = 0;  // equal tokens before it
-    // Acceptance rates by source: of forced tokens, and of repeated ones by the length of the match.
-    float forced_chance_ = 0.9f;
+    // Acceptance rates by source: of forced tokens, of a draft model's, and of repeated ones by the length of the match.
+    float forced_chance_ = 0.9f, model_chance_ = 0.8f;
     std::array<float, 5> repeat_chance_ = {0.4f, 0.5f, 0.7f, 0.8f, 0.9f};
 };
 
