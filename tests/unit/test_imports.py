@@ -1,4 +1,4 @@
-"""Each part of the package imports only parts of lower layers.
+"""Each part of the package imports only parts of lower layers, and no files import each other in a circle.
 
 The table lists, for every part of `inferd` (a module or package directly under it), the parts it may import.
 Imports in an `if TYPE_CHECKING` block or a function body, and `cimport`, count like any other.
@@ -10,7 +10,7 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tests.cases import cases
@@ -94,6 +94,66 @@ def upward(file: Path, source: str) -> list[str]:
         if imported not in allowed and not any(inner == a or inner.startswith(f"{a}.") for a in allowed):
             bad.append(name)
     return bad
+
+
+def module_of(file: Path) -> str:
+    """The dotted name of a file's module. The files of a compiled module share its name."""
+    if "loop" in file.parts or file.stem == "_llama":
+        return "inferd.engine.local._llama"
+    return ".".join([*package_of(file), *([] if file.stem == "__init__" else [file.stem])])
+
+
+def imports_of_modules(sources: Mapping[Path, str]) -> dict[str, set[str]]:
+    """For each module the modules that it imports. `from a import b` is the module `a.b`, or else `a`."""
+    modules = {module_of(file) for file in sources}
+    graph: dict[str, set[str]] = {module: set() for module in modules}
+    for file, source in sources.items():
+        package = package_of(file)
+        for name in names_in_python(source, package) if file.suffix in PYTHON else names_in_cython(source):
+            found = next((each for each in (name, name.rpartition(".")[0]) if each in modules), None)
+            if found not in (None, module_of(file)):
+                graph[module_of(file)].add(found)
+    return graph
+
+
+def in_a_circle(graph: Mapping[str, set[str]]) -> set[str]:
+    """The modules that import each other in a circle, and those between two circles."""
+    left = {module: set(imported) for module, imported in graph.items()}
+    while ends := {module for module in left if not left[module] & left.keys()}:
+        left = {module: imported for module, imported in left.items() if module not in ends}
+    while ends := left.keys() - set().union(*left.values()):
+        left = {module: imported for module, imported in left.items() if module not in ends}
+    return set(left)
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    assert in_a_circle(imports_of_modules({file: file.read_text("utf-8") for file in FILES})) == set()
+
+
+@cases(
+    "sources, circle",
+    [
+        (
+            {"wire/a.py": "from inferd.wire import b", "wire/b.py": "import inferd.wire.a"},
+            {"wire.a", "wire.b"},
+        ),
+        (
+            {"wire/a.py": "def f():\n    from .b import X", "wire/b.py": "from .a import Y"},
+            {"wire.a", "wire.b"},
+        ),
+        (
+            {"wire/__init__.py": "from .a import X", "wire/a.py": "from inferd.wire import Y"},
+            {"wire", "wire.a"},
+        ),
+        (
+            {"wire/a.py": "from . import b, c", "wire/b.py": "from . import c", "wire/c.py": "import json"},
+            set(),
+        ),
+    ],
+)
+def test_a_circle_is_found(sources: dict[str, str], circle: str) -> None:
+    found = in_a_circle(imports_of_modules({SOURCE / file: source for file, source in sources.items()}))
+    assert found == {f"inferd.{name}" for name in circle.split()}
 
 
 def test_every_file_imports_only_lower_layers() -> None:

@@ -6,7 +6,6 @@ The script calls ``inferd`` with a variable in its environment, and click prints
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 
 import click
 from click.shell_completion import BashComplete, FishComplete, ZshComplete, shell_complete
@@ -43,10 +42,3 @@ def answer(command: click.Command) -> int | None:
     """Prints the completions if the script called; returns the exit code, else ``None``."""
     instruction = os.environ.get(VARIABLE)
     return shell_complete(command, {}, "inferd", VARIABLE, instruction) if instruction else None
-
-
-def stored_models(context: click.Context, parameter: click.Parameter, incomplete: str) -> Sequence[str]:
-    """The names of models in the store, for completion."""
-    from inferd.cli.models import open_store
-
-    return [each.name for each in open_store().list() if each.name.startswith(incomplete)]

@@ -8,11 +8,11 @@ import click
 
 from inferd.cli import background
 from inferd.cli.columns import aligned, cut, duration, megabytes, screen_width
-from inferd.cli.completion import stored_models
 from inferd.cli.options import Number, connection_options, target
 from inferd.cli.progress import Progress
 from inferd.cli.say import say, say_json
 from inferd.cli.status import ANSWER_SECS, admin_address
+from inferd.cli.stored import stored_models
 from inferd.client.admin import AdminClient, Frame
 from inferd.errors import RequestFailed
 from inferd.serve.router import NO_TEXT

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from inferd.cli.columns import aligned, cut, screen_width
-from inferd.cli.completion import stored_models
 from inferd.cli.progress import Progress
 from inferd.cli.say import say, say_json
-from inferd.config import sources
+from inferd.cli.stored import open_store, stored_models
 from inferd.config.entries import ModelSpec
 from inferd.controls import one_line
 from inferd.errors import StoreError
@@ -36,13 +35,6 @@ _NAME = click.option("--name", metavar="NAME", help="The name in the store; by d
 _LICENSE = click.option(
     "--license", "licence", default="", metavar="TEXT", help="The licence, stored with the model."
 )
-
-
-def open_store() -> ModelStore:
-    from inferd.store.models import ModelStore
-
-    settings, _ = sources.load({}, serving=False)
-    return ModelStore(settings.models_home)
 
 
 def _interruptible(work: Callable[[Show, threading.Event], T]) -> T:

@@ -124,12 +124,11 @@ class Bridge:
         self.upstream = Upstream(options.addresses, self.models, options.token, options.api_key)
         self._options = options
 
-    def app(self) -> ASGIApp:
-        """The ASGI application."""
-        from inferd.http.endpoints import ROUTES, scope_of
-
-        routes = [self._route(path, methods) for path, methods in ROUTES.items()]
-        inner = Router(routes, redirect_slashes=False, default=_not_found, lifespan=self._lifespan)
+    def app(self, routes: Mapping[str, Mapping[str, Handler]], scope_of: Callable[[str], str]) -> ASGIApp:
+        """The ASGI application of ``routes``: the handlers of each path by method. ``scope_of`` returns the
+        scope that a path requires of a key."""
+        endpoints = [self._route(path, methods) for path, methods in routes.items()]
+        inner = Router(endpoints, redirect_slashes=False, default=_not_found, lifespan=self._lifespan)
         return Gate(
             inner,
             keys=self._options.keys,

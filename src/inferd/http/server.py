@@ -22,6 +22,7 @@ import uvloop
 
 from inferd import __version__, log
 from inferd.errors import ConfigError
+from inferd.http import endpoints
 from inferd.http.app import Bridge, Options
 from inferd.http.keys import Keys
 from inferd.http.protocol import Protocol
@@ -96,7 +97,7 @@ def run(setup: Setup, *, supervised: bool = False) -> int:
 async def _serve(setup: Setup, bridge: Bridge, supervised: bool) -> None:
     protocol = type("BoundedProtocol", (Protocol,), {"max_connections": setup.max_connections})
     config = uvicorn.Config(
-        bridge.app(),
+        bridge.app(endpoints.ROUTES, endpoints.scope_of),
         http=protocol,
         ws="none",
         lifespan="on",
