@@ -3,6 +3,8 @@
 A server is started by its context manager, which returns when it takes requests and ends the process on the
 way out; what it wrote to stderr is shown only when it did not come up. ``Unavailable`` says why a contestant
 cannot take part and what to install.
+
+(Over 400 lines, because it is one list of contestants and how each is started.)
 """
 
 from __future__ import annotations

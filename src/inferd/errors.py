@@ -9,6 +9,8 @@ Class attributes classify an error, so that no layer matches on its text:
 * ``closes``     whether the daemon closes the connection after the error frame.
 
 The message is one sentence that names the problem and, where known, the remedy.
+
+(Over 400 lines, because it is one list of every error, with the attributes that classify each.)
 """
 
 from __future__ import annotations

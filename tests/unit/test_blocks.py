@@ -21,7 +21,7 @@ from inferd.engine.backend import (
     Usage,
 )
 from inferd.engine.mock import Mock
-from inferd.serve.surfaces.v2 import BlockSurface, Writer, conversation
+from inferd.serve.surfaces.v2 import BlockSurface, BlockWriter, conversation
 from inferd.wire import v2, v2_rules
 from tests.cases import cases
 from tests.requests import generate_request
@@ -181,7 +181,7 @@ CALL = ToolUse(ToolCall("c1", "f", '{"k": 1}'))
 DONE = Done("end", Usage(31, 4))
 
 
-def written(writer: Writer, *events: Text | Thinking | ToolUse, done: Done = DONE) -> list[list[Any]]:
+def written(writer: BlockWriter, *events: Text | Thinking | ToolUse, done: Done = DONE) -> list[list[Any]]:
     """The frames of each write."""
     writes = [*map(writer.event, events), writer.end(done, Mock(), None)]
     return [[json.loads(line) for line in data.splitlines()] for data in writes]
@@ -200,7 +200,7 @@ USE = block(type="tool_use", tool_call_id="c1", name="f", input={"k": 1})
 
 def test_each_event_is_a_frame() -> None:
     events = [Thinking("hm"), Text('a"'), Text("b\n"), CALL, Text("c")]
-    assert written(Writer(request()), *events) == [
+    assert written(BlockWriter(request()), *events) == [
         [block(type="thinking", delta="hm")],
         [block(type="text", delta='a"')],
         [block(type="text", delta="b\n")],
@@ -212,7 +212,7 @@ def test_each_event_is_a_frame() -> None:
 
 def test_without_stream_each_block_is_a_frame() -> None:
     events = [Thinking("h"), Thinking("m"), Text('a"'), Text("b\n"), CALL, CALL, Text("c"), Text("d")]
-    assert written(Writer(request(stream=False)), *events) == [
+    assert written(BlockWriter(request(stream=False)), *events) == [
         [],
         [],
         [block(type="thinking", delta="hm")],
@@ -227,16 +227,16 @@ def test_without_stream_each_block_is_a_frame() -> None:
 
 def test_the_whole_text_of_a_backend_with_a_fast_path() -> None:
     done = Done("end", Usage(31, 4), content=b'a\\"\\n')
-    assert written(Writer(request(stream=False)), done=done) == [[block(type="text", delta='a"\n'), END]]
-    assert written(Writer(request()), done=done) == [[END]]
-    assert written(Writer(request(stream=False)), done=Done("end", Usage(31, 4), content=b"")) == [[END]]
+    assert written(BlockWriter(request(stream=False)), done=done) == [[block(type="text", delta='a"\n'), END]]
+    assert written(BlockWriter(request()), done=done) == [[END]]
+    assert written(BlockWriter(request(stream=False)), done=Done("end", Usage(31, 4), content=b"")) == [[END]]
 
 
 def test_the_template_makes_the_frame_of_a_text() -> None:
-    template = Writer(request()).template
+    template = BlockWriter(request()).template
     assert template is not None
     assert json.loads(template.prefix + b"Hel" + template.suffix) == block(type="text", delta="Hel")
-    assert Writer(request(stream=False)).template is None
+    assert BlockWriter(request(stream=False)).template is None
 
 
 @cases(
@@ -247,10 +247,10 @@ def test_the_template_makes_the_frame_of_a_text() -> None:
     ],
 )  # fmt: skip
 def test_stop_reasons(reason: Any, said: str) -> None:
-    ((end,),) = written(Writer(request()), done=Done(reason, Usage(1, 1)))
+    ((end,),) = written(BlockWriter(request()), done=Done(reason, Usage(1, 1)))
     assert end["stop_reason"] == said
 
 
 def test_an_unsatisfied_tool_choice_is_reported() -> None:
-    ((end,),) = written(Writer(request()), done=Done("length", Usage(1, 1), tool_missing=True))
+    ((end,),) = written(BlockWriter(request()), done=Done("length", Usage(1, 1), tool_missing=True))
     assert end["tool_choice_unsatisfied"] is True

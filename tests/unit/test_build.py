@@ -14,8 +14,8 @@ from inferd.config.settings import Settings
 from inferd.daemon.build import build_backend, build_key
 from inferd.engine.backend import Backend
 from inferd.engine.local import _llama
+from inferd.engine.local.child.load import load_model
 from inferd.engine.local.child.messages import Load
-from inferd.engine.local.load import load_model
 from inferd.engine.remote.inferd import Inferd
 from inferd.errors import HashMismatch, ModelError
 from inferd.progress import Progress

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from inferd.engine.local import _llama
+from inferd.engine.local.child.load import cage_profile
 from inferd.engine.local.child.messages import Load
-from inferd.engine.local.load import cage_profile
 
 SCRIPT = """
 import asyncio, ctypes, json, os, socket, subprocess, sys, threading

@@ -7,20 +7,18 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import click
 import pytest
 
 from inferd import cli, errors
-from inferd.cli import commands, inputs, kind_type, options, output, progress, serve
+from inferd.cli import commands, kind_type, options, serve
 from inferd.client import Done
 from inferd.config.kinds import Boolean, Integer
 from inferd.config.option import Option
@@ -29,7 +27,6 @@ from inferd.config.sources import LoadedConfig
 from inferd.store.models import Manifest, ModelStore
 from tests.cases import cases
 from tests.daemon_process import until
-from tests.scripted_peer import Peer, Script
 from tests.tiny_model import DIGEST, put
 
 DONE = Done(content="Hello", stop_reason="end", prompt_tokens=1, completion_tokens=2)
@@ -277,219 +274,6 @@ def test_a_named_address_starts_no_daemon(home: Path, capsys: pytest.CaptureFixt
     assert cli.main(["run", "hi", "--address", str(home / "s")]) == 3
     assert "no daemon is running" in capsys.readouterr().err
     assert not (home / "inferd").exists()
-
-
-# Prompts and answers.
-
-
-def test_the_prompt_is_the_argument_or_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
-    def stdin(data: bytes) -> None:
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
-
-    stdin(b"")
-    assert inputs.prompt(("hi",)) == "hi"
-    assert inputs.prompt(("Name", "three", "rivers")) == "Name three rivers"
-    stdin("\ufeffgrüß\n".encode())
-    assert inputs.prompt(()) == "grüß"
-    stdin(b"dash\n")
-    assert inputs.prompt(("-",)) == "dash"
-    stdin(b" the text\n")
-    assert inputs.prompt(("Summarise", "this:")) == "Summarise this:\n\nthe text"
-    stdin(b"taken")
-    assert inputs.prompt(("hi",), stdin_taken=True) == "hi"
-    with pytest.raises(errors.UsageError, match="`--file -`"):
-        inputs.prompt((), stdin_taken=True)
-    with pytest.raises(errors.UsageError, match="encoding of your locale"):
-        inputs.prompt(("\udcff",))
-    for data in (b"", b" \n", b"\xff"):
-        stdin(data)
-        with pytest.raises(errors.UsageError):
-            inputs.prompt(("-",))
-    monkeypatch.setattr(sys, "stdin", Terminal())
-    with pytest.raises(errors.UsageError, match="no prompt"):
-        inputs.prompt(())
-
-
-def test_piped_input_follows_the_prompt(
-    home: Path, peer: Callable[[Script], Peer], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def answer(connection: socket.socket, line: bytes) -> None:
-        connection.sendall(b'{"type":"error","code":"queue_full","message":"no"}\n')
-
-    daemon = peer(answer)
-    v1 = daemon.path.rename(daemon.path.with_name("infer.sock"))
-    v1.with_name("infer.v2.sock").symlink_to(v1)
-    for line in (["run", "Sum", "up:"], ["run", "--file", "-", "Sum", "up:"]):
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"the text\n")))
-        cli.main([*line, "--address", str(v1)])
-    until(lambda: len(daemon.lines) >= 3)
-    joined, attached, *raw = daemon.lines
-    assert json.loads(joined)["messages"] == [{"role": "user", "content": "Sum up:\n\nthe text"}]
-    assert [block["type"] for block in json.loads(attached)["messages"][0]["content"]] == ["text", "text"]
-    assert raw == [b"the text\n"]
-
-
-def test_a_number_out_of_its_range_is_an_error_of_the_flag(
-    home: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for line in (
-        "--max-tokens -3",
-        "--top-k -1",
-        "--temperature -0.1",
-        "--temperature nan",
-        "--temperature 101",
-        "--top-p 0",
-        "--top-p 1.1",
-        "--min-p 2",
-        "--repeat-penalty 0",
-        "--presence-penalty inf",
-        "--seed 4294967296",
-        "--deadline 0",
-        "--priority high",
-    ):
-        flag, value = line.split()
-        assert cli.main(["run", flag, value, "hi"]) == 2, line
-        assert flag in capsys.readouterr().err
-    assert not (home / "inferd").exists()
-
-
-def test_tools_in_openais_form_are_accepted() -> None:
-    schema = {"type": "object", "properties": {"city": {"type": "string"}}}
-    function = {"name": "weather", "description": "Tells it.", "parameters": schema, "strict": True}
-    ours = {"name": "weather", "description": "Tells it.", "input_schema": schema}
-    assert inputs.tools(json.dumps([{"type": "function", "function": function}])) == [ours]
-    assert inputs.tools(json.dumps(ours)) == [ours]
-    with pytest.raises(
-        errors.UsageError, match="the JSON on the command line must hold a JSON array of tools"
-    ):
-        inputs.tools('[{"name": "x"}]')
-
-
-def test_sampling_options_become_arguments_of_generate(tmp_path: Path) -> None:
-    (tmp_path / "g").write_text('root ::= "é"')
-    (tmp_path / "s").write_text('{"type": "object"}')
-    nothing: dict[str, Any] = dict.fromkeys(("max_tokens", "temperature", "top_p", "top_k", "seed"))
-    both = options.sampling(**nothing, stop=(), grammar=tmp_path / "g", json_schema=None)
-    assert both["grammar"] == 'root ::= "é"'
-    assert both["stop"] is None
-    both = options.sampling(**nothing, stop=("a", "b"), grammar=None, json_schema=str(tmp_path / "s"))
-    assert both["json_schema"] == {"type": "object"}
-    assert both["stop"] == ("a", "b")
-    (tmp_path / "s").write_bytes(b'\xef\xbb\xbf{"type": "object"}')
-    for given in (str(tmp_path / "s"), ' {"type": "object"}'):
-        both = options.sampling(**nothing, stop=(), grammar=None, json_schema=given, deadline=1.5)
-        assert both["json_schema"] == {"type": "object"}
-        assert both["deadline_ms"] == 1500
-    (tmp_path / "s").write_text("[]")
-    with pytest.raises(errors.UsageError, match="JSON object"):
-        options.sampling(**nothing, stop=(), grammar=None, json_schema=str(tmp_path / "s"))
-
-
-@cases(
-    "pieces, written",
-    [(["Hel", "lo"], "Hello\n"), (["Hello\n"], "Hello\n"), ([], ""), (["a", ""], "a\n")],
-)
-def test_an_answer_ends_its_line_once(pieces: list[str], written: str) -> None:
-    stream = io.StringIO()
-    answer = output.Answer(stream)
-    for piece in pieces:
-        answer.write(piece)
-    answer.end()
-    assert stream.getvalue() == written
-
-
-def test_an_answer_cannot_control_the_terminal() -> None:
-    text = "\x1b[2J\x07\x9b1mtab\there\nünïcode 🙂\x7f"
-    terminal, pipe = Terminal(), io.StringIO()
-    output.Answer(terminal).write(text)
-    output.Answer(pipe).write(text)
-    assert terminal.getvalue() == "\ufffd[2J\ufffd\ufffd1mtab\there\nünïcode 🙂\ufffd"
-    assert pipe.getvalue() == text
-
-
-def test_an_incomplete_answer_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
-    output.check_done(DONE)
-    assert capsys.readouterr().err == ""
-    output.check_done(Done(content="", stop_reason="length", prompt_tokens=1, completion_tokens=7))
-    assert "cut after 7 tokens" in capsys.readouterr().err
-    for reason in ("cancelled", "error"):
-        with pytest.raises(errors.Unavailable):
-            output.check_done(Done(content="", stop_reason=reason, prompt_tokens=1, completion_tokens=7))
-
-
-# Progress.
-
-STEPS: list[dict[str, Any]] = [
-    {"status": "starting"},
-    {"status": "loading_model", "phase": "download", "downloaded_bytes": 0, "total_bytes": None},
-    {
-        "status": "loading_model",
-        "phase": "download",
-        "downloaded_bytes": 40_000_000,
-        "total_bytes": 98_000_000,
-    },
-    {
-        "status": "loading_model",
-        "phase": "download",
-        "downloaded_bytes": 50_000_000,
-        "total_bytes": 98_000_000,
-    },
-    {
-        "status": "loading_model",
-        "phase": "download",
-        "downloaded_bytes": 50_000_000,
-        "total_bytes": 98_000_000,
-        "attempt": 2,
-        "reason": "[Errno 111] Connection refused",
-    },
-    {
-        "status": "loading_model",
-        "phase": "download",
-        "downloaded_bytes": 60_000_000,
-        "total_bytes": 98_000_000,
-        "waiting_for_pid": 7,
-    },
-    {"status": "loading_model", "phase": "verify", "path": "/p"},
-    {"status": "loading_model", "phase": "mmap", "path": "/p", "progress": 0.5},
-    {"status": "loading_model", "phase": "of a later version"},
-    {"status": "ready"},
-]
-
-
-def test_progress_off_a_terminal_is_a_line_for_each_step(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress.Progress() as shown:
-        for step in STEPS:
-            shown.frame(step)
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.splitlines() == [
-        "Downloading the model …",
-        "Downloading the model, try 2 ([Errno 111] Connection refused) …",
-        "Downloading the model: process 7 does it …",
-        "Verifying the model …",
-        "Loading the model …",
-        "of a later version …",
-    ]
-
-
-def test_progress_on_a_terminal_is_a_bar(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "160")
-    with progress.Progress() as shown:
-        for step in STEPS:
-            shown.frame(step)
-            if shown._bars is not None:
-                shown._bars.refresh()
-    drawn = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
-    assert re.search(r"50/98 MB \d+\.\d MB/s +\d+:\d\d:\d\d", drawn)
-    assert "Downloading the model, try 2 ([Errno 111] Connection refused)" in drawn
-    assert "Downloading the model: process 7 does it" in drawn
-    assert "Loading the model" in drawn
-    assert capsys.readouterr().out == ""
 
 
 # Models.

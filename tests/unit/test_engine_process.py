@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import resource
 import signal
@@ -25,9 +24,9 @@ from inferd.engine.backend import (
     Stream,
 )
 from inferd.engine.local.child import process
-from inferd.engine.local.child.hosted import HostedModel
 from inferd.engine.local.child.messages import Load
 from inferd.engine.local.child.process import Patience
+from inferd.engine.local.child.supervisor import HostedModel
 from inferd.errors import (
     EmbedUnsupported,
     EngineEnded,
@@ -250,7 +249,7 @@ async def test_a_crash_loop_is_reported_and_fails_waiting_requests() -> None:
     async with hosted() as model:
         model.on_crash_loop(told.set)
         for deaths in range(1, 4):
-            await until(lambda: pid_of(model) != 0 and model._turns._process is not None)
+            await until(lambda: pid_of(model) != 0 and model._jobs._process is not None)
             last = pid_of(model)
             os.kill(last, signal.SIGKILL)
             await until(lambda last=last: pid_of(model) != last)  # type: ignore[misc]
@@ -313,66 +312,6 @@ async def test_a_stopped_process_cannot_block_the_shutdown() -> None:
         assert is_gone(pid)
         with pytest.raises((NotReady, Unavailable)):
             await model.generate(ask())
-
-
-# Clients that leave, or do not read.
-
-
-async def test_a_request_keeps_its_turn_until_the_process_is_done_with_it() -> None:
-    async with hosted() as model:
-        stream = await begin(model, ask())
-        stream.close()
-        assert len(model._turns.running) == 1
-        await until(lambda: not model._turns.running)
-        assert (await finish(await model.generate(ask(max_tokens=2)))).stop_reason == "length"
-
-
-async def test_a_reader_that_does_not_read_rests_and_another_is_served() -> None:
-    frame = FrameTemplate(b"<" * 30_000, b">\n")
-    async with hosted(n_parallel=2) as model:
-        resting = await model.generate(
-            generate_request(
-                messages=(Message("user", "Count."),),
-                max_tokens=200,
-                grammar="root ::= [a-z]{2000}",
-                frame=frame,
-            )
-        )
-        assert isinstance(await anext(resting), Frames)
-        assert (await finish(await model.generate(ask("Run.", max_tokens=8)))).stop_reason == "length"
-        assert (await finish(resting)).usage.completion_tokens == 200
-
-
-# Preparation.
-
-
-def slow(text: str) -> GenerateRequest:
-    """A request whose schema takes some seconds to be made into a grammar."""
-    schema = {"type": "object", "properties": {f"p{n}": {"type": "string"} for n in range(400)}}
-    return generate_request(messages=(Message("user", text),), json_schema=json.dumps(schema), max_tokens=2)
-
-
-async def test_a_bystander_does_not_wait_for_the_preparation_of_another() -> None:
-    async with hosted(n_parallel=2) as model:
-        other = asyncio.create_task(finish(await model.generate(slow("Slow."))))
-        await until(lambda: len(model._turns.running) == 1)
-        assert (await finish(await model.generate(ask(max_tokens=1)))).stop_reason == "length"
-        assert not other.done()
-        other.cancel()
-
-
-async def test_abandoned_preparations_are_no_more_than_the_sequences() -> None:
-    async with hosted(n_parallel=2) as model:
-        streams = [await model.generate(slow(f"Slow {n}.")) for n in range(6)]
-        begun = [asyncio.create_task(anext(stream)) for stream in streams]
-        await until(lambda: len(model._turns.running) == 2)
-        for task, stream in zip(begun, streams, strict=True):
-            task.cancel()
-            stream.close()
-        # Waiting requests leave at once; the others hold their turns until the process confirms the end.
-        assert len(model._turns.running) == 2
-        assert not model._turns._queue
-        assert (await finish(await model.generate(ask(max_tokens=1)))).stop_reason == "length"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such limit")

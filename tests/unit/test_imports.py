@@ -21,7 +21,7 @@ CYTHON = {".pyx", ".pxd", ".pxi"}
 FILES = sorted(file for file in SOURCE.rglob("*") if file.suffix in PYTHON | CYTHON)
 
 GROUND = {"controls", "coredump", "errors", "log", "private"}
-FAST = {"fastpath", "_fastpath", "_purepath", "_json", "_text", "_floats"}
+FAST = {"fastpath", "_fastpath", "_purepath", "_json", "_text", "_floats", "_line_splitter"}
 BELOW_WIRE = GROUND | FAST | {"config", "sampling", "progress"}
 BELOW_SERVE = BELOW_WIRE | {"wire", "engine", "store"}
 BELOW_CLI = BELOW_SERVE | {"serve", "daemon", "client"}

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from inferd.daemon.state_files import EntryStates
 from inferd.engine.backend import Done, GenerateRequest, Message
-from inferd.engine.local.child.hosted import HostedModel
 from inferd.engine.local.child.messages import Load
+from inferd.engine.local.child.supervisor import HostedModel
 from inferd.store.states import StateFiles
 from tests.in_process import until
 from tests.requests import generate_request

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from inferd.engine.local import _llama
-from inferd.engine.local.llamacpp import preparing_threads
+from inferd.engine.local.loading import preparing_threads
 from inferd.errors import InvalidRequest, ModelError
 from tests.unit.test_llamacpp import load_model
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Generic
 from inferd.client.address import Endpoint
 from inferd.client.async_connection import AsyncConnection
 from inferd.client.core import ConnectionPool
-from inferd.client.protocol import D, E, Incoming, Request, check_whole
+from inferd.client.protocol import D, E, Incoming, PendingRequest, check_whole
 from inferd.client.vectors import Plan, T
 from inferd.errors import ConnectionLost
 
@@ -57,7 +57,7 @@ class AsyncChannel:
             incoming=self._incoming,
         )
 
-    async def ask(self, request: Request[E, D], *, anew: bool = False) -> AsyncConnection:
+    async def ask(self, request: PendingRequest[E, D], *, anew: bool = False) -> AsyncConnection:
         """Sends a request, on a new connection if ``anew``. Returns the connection of the reply."""
         connection = await (self._connect(self._timeout) if anew else self.take(self._timeout))
         await connection.ask(request.pieces)
@@ -93,7 +93,7 @@ class AsyncReply(AsyncIterator[E | D], Generic[E, D]):
     _connection: AsyncConnection | None = None
     _over = False
 
-    def __init__(self, channel: AsyncChannel, request: Request[E, D]) -> None:
+    def __init__(self, channel: AsyncChannel, request: PendingRequest[E, D]) -> None:
         self._channel = channel
         self._request = request
 

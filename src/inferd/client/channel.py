@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Generic
 from inferd.client.address import Endpoint
 from inferd.client.connection import Connection
 from inferd.client.core import ConnectionPool
-from inferd.client.protocol import D, E, Incoming, Request, check_whole
+from inferd.client.protocol import D, E, Incoming, PendingRequest, check_whole
 from inferd.client.vectors import Plan, T
 from inferd.errors import ConnectionLost
 
@@ -41,7 +41,7 @@ class Channel:
         """Connects, unless it is connected. ``timeout``, in seconds, bounds only the connecting."""
         self._idle.give_back(self._take(self._timeout if timeout is None else timeout))
 
-    def ask(self, request: Request[E, D], *, anew: bool = False) -> Connection:
+    def ask(self, request: PendingRequest[E, D], *, anew: bool = False) -> Connection:
         """Sends a request, on a new connection if ``anew``. Returns the connection of the reply."""
         connection = self._connect(self._timeout) if anew else self._take(self._timeout)
         connection.ask(request.pieces)
@@ -87,7 +87,7 @@ class Reply(Iterator[E | D], Generic[E, D]):
 
     _connection: Connection | None = None
 
-    def __init__(self, channel: Channel, request: Request[E, D]) -> None:
+    def __init__(self, channel: Channel, request: PendingRequest[E, D]) -> None:
         self._channel = channel
         self._request = request
         self._connection = channel.ask(request)

@@ -14,7 +14,7 @@ from inferd.client.address import Address, Addresses, Surface
 from inferd.client.conversation import Conversation
 from inferd.client.framed import FramedIncoming, FramedMessagesRequest
 from inferd.client.messages import Block, MessagesRequest
-from inferd.client.protocol import MAX_LINE_BYTES, Incoming, OnProgress, Request
+from inferd.client.protocol import MAX_LINE_BYTES, Incoming, OnProgress, PendingRequest
 from inferd.client.text import Done, LongTextRequest, Sampling, TextRequest, Token, given
 from inferd.client.vectors import Embeddings, Plan, Ranking
 from inferd.config import surfaces
@@ -77,12 +77,12 @@ class Core:
 
     def generate(
         self, messages: str | Sequence[Mapping[str, str]], sampling: Sampling, on_progress: OnProgress | None
-    ) -> tuple[Surface, Request[Token, Done]]:
+    ) -> tuple[Surface, PendingRequest[Token, Done]]:
         """A text request and its surface: v2 if the request is too long for a line of v1."""
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
         options = {**given(sampling, Sampling), **_wants(on_progress)}
         request_id = self.next_id()
-        request: Request[Token, Done] = TextRequest(request_id, {"messages": turns, **options})
+        request: PendingRequest[Token, Done] = TextRequest(request_id, {"messages": turns, **options})
         surface: Surface = "v1"
         if len(request.pieces[0]) > MAX_LINE_BYTES + 1:
             options = {"model_defaults": False, **options}

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from inferd.client.protocol import MAX_LINE_BYTES, Bytes, Request, encode
+from inferd.client.protocol import MAX_LINE_BYTES, Bytes, PendingRequest, encode
 
 # The most bytes that a reference and its attachment entry take on the line.
 _REFERENCE_BYTES = 128
@@ -98,7 +98,7 @@ def tool_result(call: ToolUse | str, content: Content) -> Block:
 Event = Text | Thinking | ToolUse
 
 
-class MessagesRequest(Request[Event, MessageDone]):
+class MessagesRequest(PendingRequest[Event, MessageDone]):
     """One answer on v2. ``blocks`` holds the answer so far, in the form of a turn's content."""
 
     def __init__(

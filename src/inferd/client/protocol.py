@@ -126,7 +126,7 @@ class Incoming:
         )
 
 
-class Request(ABC, Generic[E, D]):
+class PendingRequest(ABC, Generic[E, D]):
     """One request: the ``pieces`` to send, and the parser of its reply.
 
     ``done`` is the last event of the reply, once it has arrived. ``raw`` are the bytes that follow the line.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
 
 from inferd.client import messages
-from inferd.client.protocol import Request
+from inferd.client.protocol import PendingRequest
 from inferd.errors import UsageError
 
 
@@ -74,7 +74,7 @@ class Done:
     unenforced: tuple[str, ...] = ()
 
 
-class TextRequest(Request[Token, Done]):
+class TextRequest(PendingRequest[Token, Done]):
     """One answer on v1."""
 
     def event(self, kind: str, frame: Mapping[str, Any]) -> Token | Done:
@@ -100,7 +100,7 @@ class TextRequest(Request[Token, Done]):
 _STOP_REASONS = {"end_turn": "end", "stop_sequence": "end", "max_tokens": "length"}
 
 
-class LongTextRequest(Request[Token, Done]):
+class LongTextRequest(PendingRequest[Token, Done]):
     """The same answer on v2, where the longest texts follow the line as raw bytes."""
 
     def __init__(self, inner: messages.MessagesRequest) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from inferd.client.protocol import MAX_LINE_BYTES, Request, encode
+from inferd.client.protocol import MAX_LINE_BYTES, PendingRequest, encode
 from inferd.errors import RequestFailed
 
 # A request must not hold up other clients' requests for long, and its reply must fit on a line.
@@ -47,7 +47,7 @@ class Ranking:
     backend: str
 
 
-class WholeRequest(Request[Frame, Frame]):
+class WholeRequest(PendingRequest[Frame, Frame]):
     """A request with a one-frame reply. ``start`` is the index of its first text in the caller's list."""
 
     def __init__(self, request_id: str, body: Mapping[str, Any], start: int) -> None:

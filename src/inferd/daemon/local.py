@@ -15,8 +15,8 @@ from inferd.config.settings import Settings
 from inferd.daemon import memory
 from inferd.daemon.state_files import look_of, state_files
 from inferd.engine.backend import Backend
-from inferd.engine.local.child.hosted import HostedModel
 from inferd.engine.local.child.messages import Adapter, Load
+from inferd.engine.local.child.supervisor import HostedModel
 from inferd.errors import ConfigError, ModelError
 from inferd.progress import Progress
 from inferd.store import fetch, verify

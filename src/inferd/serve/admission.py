@@ -13,6 +13,8 @@ or while it waits. Such a request does not count among the ``active_permits``.
 
 A running request that waits for its client to read keeps its permit only while no other request waits: after
 ``REST_SECS`` it is ended.
+
+(Over 400 lines, because every decision weighs the same running and waiting requests.)
 """
 
 from __future__ import annotations

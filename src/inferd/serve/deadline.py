@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
 
-from inferd.serve.surface import Request
+from inferd.serve.surface import WireRequest
 
 
-def deadline_of(request: Request) -> float | None:
+def deadline_of(request: WireRequest) -> float | None:
     """The deadline, counted from now, on the event loop's clock; ``None`` for a request without one."""
     if request.deadline_ms is None:
         return None

@@ -43,7 +43,7 @@ from inferd.serve.peer import Peer
 from inferd.serve.pool import Choice
 from inferd.serve.queues import Queues
 from inferd.serve.router import Router
-from inferd.serve.surface import R, Request, RequestContext, Surface, ms_since
+from inferd.serve.surface import R, RequestContext, Surface, WireRequest, ms_since
 from inferd.serve.wires import Lines, Wire, recognise
 from inferd.wire import long_texts
 from inferd.wire.frames import check_id, encode_progress
@@ -319,7 +319,7 @@ class Session(Generic[R]):
             self._metrics.done += 1
         _log.info("request_done", **answer, **context.fields(), **self._log_fields)
 
-    def _show_load(self, request: Request, phase: str, details: Mapping[str, object]) -> None:
+    def _show_load(self, request: WireRequest, phase: str, details: Mapping[str, object]) -> None:
         if not self._conn.blocked:  # skipped for a slow reader: a later frame replaces it
             self._conn.write(encode_progress(request.id, request.model or "", phase, details))
 

@@ -25,7 +25,7 @@ from inferd.wire.sampling import Behalf
 _LOGGED_ID_CHARS = 128
 
 
-class Request(Protocol):
+class WireRequest(Protocol):
     """The fields common to the requests of all surfaces."""
 
     @property
@@ -50,7 +50,7 @@ class Request(Protocol):
     def progress(self) -> bool | None: ...
 
 
-R = TypeVar("R", bound=Request)
+R = TypeVar("R", bound=WireRequest)
 
 
 def ms_since(start: float) -> float:

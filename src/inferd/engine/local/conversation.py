@@ -29,7 +29,7 @@ from inferd.engine.backend import (
 from inferd.engine.local import _llama, generic_tools, media
 from inferd.engine.local.answers import Kept
 from inferd.engine.local.child import turns
-from inferd.engine.local.schema import constrain
+from inferd.engine.local.schema import family_guides
 from inferd.engine.local.schema.family_grammar import NoCalls
 from inferd.engine.local.schema.family_repairs import repaired
 from inferd.engine.local.schema.guides import Guides, Held
@@ -153,8 +153,8 @@ def prepare(family: Family, request: GenerateRequest, kept: Sequence[Kept] = ())
     if request.json_schema:
         held = family.guides.answer(request.json_schema, lenient=request.schema_lenient)
         if thinks:
-            prompt = family.render(request.messages, kept, thinking=True, form=constrain.ANSWER)
-            guide = constrain.answer(family.guides, prompt, held)
+            prompt = family.render(request.messages, kept, thinking=True, form=family_guides.ANSWER)
+            guide = family_guides.answer(family.guides, prompt, held)
             if guide is not None:
                 return Prepared(prompt, _FamilyReader(_llama.Reply(prompt.syntax)), guide=guide, held=held)
         thinks = False  # this family cannot combine thoughts with a schema
@@ -176,7 +176,7 @@ def _with_tools(
     thinking = _thinks(family, request)
 
     def rendered(shown: Sequence[Tool], *, typed: bool, listed: bool = False) -> _llama.Prompt:
-        form = constrain.calls_form(tools, held, required, typed=typed, listed=listed)
+        form = family_guides.calls_form(tools, held, required, typed=typed, listed=listed)
         return family.render(
             request.messages, kept, tools=[_tool(tool) for tool in shown], thinking=thinking, form=form
         )
@@ -189,7 +189,7 @@ def _with_tools(
         ),
     )
     syntax = repaired(prompt.syntax)
-    guide = constrain.calls(family.guides, prompt, syntax, held, required)
+    guide = family_guides.calls(family.guides, prompt, syntax, held, required)
     return Prepared(prompt, _FamilyReader(_llama.Reply(syntax)), guide=guide, tools=held)
 
 

@@ -31,7 +31,8 @@ from inferd.engine.backend import (
 )
 from inferd.engine.local import _llama, embed_prefixes
 from inferd.engine.local.child.messages import Pulse
-from inferd.engine.local.llamacpp import GGML_ERROR, LlamaCppConfig, accelerator_of, loading, pass_on_log
+from inferd.engine.local.llamacpp import LlamaCppConfig
+from inferd.engine.local.loading import GGML_ERROR, accelerator_of, loading, pass_on_log
 from inferd.errors import (
     BackendInternal,
     EmbedUnsupported,
@@ -115,7 +116,7 @@ class EmbeddingModel(Backend):
             _llama.metadata(model, "general.architecture"), _llama.metadata(model, "general.name")
         )
         self._strips_accents = _strips_accents(model)
-        accelerator = accelerator_of(config, model.n_layer)
+        accelerator = accelerator_of(config.n_gpu_layers, model.n_layer)
         self._batch_tokens = embedder.n_ctx
         if accelerator.kind == "cpu":
             self._batch_tokens = min(embedder.n_ctx, _CPU_BATCH_TOKENS)
@@ -152,7 +153,7 @@ class EmbeddingModel(Backend):
             progress("mmap", {"path": str(config.path), "progress": round(fraction, 2)})
             return not cancelled.is_set()
 
-        if config.require_gpu and accelerator_of(config, 0).kind == "cpu":
+        if config.require_gpu and accelerator_of(config.n_gpu_layers, 0).kind == "cpu":
             raise ModelError(
                 "no GPU can be used: this build or this machine has none, or --n-gpu-layers is 0; "
                 "install a build for your GPU or drop --require-gpu"

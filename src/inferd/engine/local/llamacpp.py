@@ -11,26 +11,19 @@ import asyncio
 import functools
 import secrets
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
-import orjson
-
 from inferd import log
 from inferd.engine.backend import (
-    Accelerator,
     Backend,
     CacheUse,
     Capabilities,
     Done,
     DraftUse,
-    Event,
     Finished,
-    Frames,
     GenerateRequest,
     StopReason,
     Stream,
@@ -38,17 +31,25 @@ from inferd.engine.backend import (
     Usage,
 )
 from inferd.engine.local import _llama
-from inferd.engine.local.answers import Answers, Keeper, Turn
-from inferd.engine.local.checked_stream import CheckedStream
+from inferd.engine.local.answers import Answers, Keeper
 from inferd.engine.local.child.messages import Adapter, Pulse
 from inferd.engine.local.conversation import Family, Prepared, prepare
+from inferd.engine.local.loading import (
+    GGML_ERROR,
+    accelerator_of,
+    ended_on_error,
+    loading,
+    pass_on_log,
+    preparing_threads,
+)
 from inferd.engine.local.schema.guides import Guides
 from inferd.engine.local.states import EngineStates, Send
+from inferd.engine.local.streams.checked_stream import CheckedStream
+from inferd.engine.local.streams.job_stream import JobStream
+from inferd.engine.local.streams.typed_stream import RAW_FRAMES, TypedStream
 from inferd.engine.local.suggested import DEFAULTS, suggested
-from inferd.engine.local.typed_stream import RAW_FRAMES, TypedStream
 from inferd.errors import (
     BackendInternal,
-    BootCancelled,
     InferdError,
     InvalidRequest,
     ModelError,
@@ -64,12 +65,6 @@ _FAILURES: dict[str, type[InferdError]] = {
     "unavailable": Unavailable,
     "broken": BackendInternal,
 }
-GGML_WARN, GGML_ERROR = 3, 4
-
-PREPARING_STACK_BYTES = 256 << 20
-"""Enough for the deepest expression and value of a chat template that budget.cpp allows. Only the used part
-takes memory."""
-
 MAX_TOKENS = 1000
 
 
@@ -108,80 +103,6 @@ class LlamaCppConfig:
     adapters: tuple[tuple[Adapter, int], ...] = ()
 
 
-def pass_on_log(at_least: int = 0) -> str:
-    """Moves llama.cpp's log lines to inferd's log; returns the last error among them, or ``""``."""
-    last_error = ""
-    for level, text in _llama.drain_log():
-        if level == GGML_ERROR:
-            last_error = text
-        if level >= at_least and level >= GGML_WARN:
-            _log.warn("llama.cpp", line=text)
-        else:
-            _log.debug("llama.cpp", line=text)
-    return last_error
-
-
-@contextmanager
-def loading(cancelled: threading.Event) -> Iterator[None]:
-    """Surrounds a load: adds llama.cpp's reason to a ``ModelError``; raises ``BootCancelled`` if
-    ``cancelled`` is set."""
-    try:
-        yield
-    except ModelError as error:
-        reason = pass_on_log(GGML_ERROR)
-        raise ModelError(f"{error}: {reason}" if reason else str(error)) from None
-    if cancelled.is_set():
-        raise BootCancelled("the load was cancelled")
-    pass_on_log(GGML_ERROR)
-
-
-def preparing_threads(count: int = 2) -> ThreadPoolExecutor:
-    """``count`` threads that render, tokenise and parse grammars: one for each concurrent request, so that no
-    request waits for the preparation of another.
-
-    Raises ModelError if the system has no memory for their stacks.
-    """
-    pool = ThreadPoolExecutor(count, thread_name_prefix="inferd-prepare")
-    all_started = threading.Barrier(count)
-    usual = threading.stack_size(PREPARING_STACK_BYTES)
-    try:
-        for started in [pool.submit(all_started.wait) for _ in range(count)]:
-            started.result()
-    except (RuntimeError, MemoryError) as error:
-        all_started.abort()  # otherwise the started threads wait forever
-        pool.shutdown(wait=False)
-        raise ModelError(f"the system has no room for {count} threads: lower --active-permits") from error
-    finally:
-        threading.stack_size(usual)
-    return pool
-
-
-@contextmanager
-def _ended_on_error(pool: ThreadPoolExecutor) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        pool.shutdown()
-        raise
-
-
-def accelerator_of(config: LlamaCppConfig, n_layer: int) -> Accelerator:
-    """The device of a model of ``n_layer`` layers with this configuration."""
-    devices = _llama.devices()
-    gpu = next((d for d in devices if d[0] in ("gpu", "igpu")), None)
-    if gpu is None or config.n_gpu_layers == 0:
-        cpu = next((d for d in devices if d[0] == "cpu"), ("cpu", "CPU", "", 0))
-        return Accelerator(kind="cpu", device_name=cpu[2], cpu_variant=_llama.cpu_variant())
-    layers = n_layer + 1 if config.n_gpu_layers < 0 else min(config.n_gpu_layers, n_layer + 1)
-    return Accelerator(
-        kind=gpu[1].rstrip("0123456789").lower(),
-        gpu_layers=layers,
-        device_name=gpu[2],
-        vram_total_bytes=gpu[3],
-        cpu_variant=_llama.cpu_variant(),
-    )
-
-
 class LlamaCpp(Backend):
     """One loaded model, its context, and the thread that decodes. Made by :meth:`load`."""
 
@@ -206,7 +127,7 @@ class LlamaCpp(Backend):
             audio_sample_rate=family.projector.sample_rate if family.projector else 0,
             tools=True,
             thinking=family.templates.thinking,
-            accelerator=accelerator_of(config, model.n_layer),
+            accelerator=accelerator_of(config.n_gpu_layers, model.n_layer),
             n_ctx=engine.n_ctx,
             n_parallel=engine.n_seq,
             lora=tuple(adapter.name for adapter, _ in config.adapters),
@@ -220,7 +141,7 @@ class LlamaCpp(Backend):
         """The number of each adapter, and the suffix of the scopes computed with it."""
         self._suggested = suggested(functools.partial(_llama.metadata, model))
         self._answers = Answers()
-        self._streams: dict[int, _LlamaStream] = {}
+        self._streams: dict[int, JobStream] = {}
         self._preparing = preparing
         # A family's parser reads the whole answer again for each piece. A separate thread keeps prompts from
         # waiting.
@@ -241,14 +162,14 @@ class LlamaCpp(Backend):
             progress("mmap", {"path": str(config.path), "progress": round(fraction, 2)})
             return not cancelled.is_set()
 
-        on_gpu = accelerator_of(config, 0).kind != "cpu"
+        on_gpu = accelerator_of(config.n_gpu_layers, 0).kind != "cpu"
         if config.require_gpu and not on_gpu:
             raise ModelError(
                 "no GPU can be used: this build or this machine has none, or --n-gpu-layers is 0; "
                 "install a build for your GPU or drop --require-gpu"
             )
         preparing = preparing_threads(config.n_parallel)
-        with _ended_on_error(preparing), loading(cancelled):
+        with ended_on_error(preparing), loading(cancelled):
             model = _llama.Model(
                 config.fd,
                 path=str(config.path),
@@ -356,8 +277,10 @@ class LlamaCpp(Backend):
             stream = CheckedStream(stream, prepared.held, prepared.tools, prepared.unenforced, pool)
         return stream
 
-    def _open(self, job: int, keeper: Keeper | None, *, as_text: bool) -> _LlamaStream:
-        stream = self._streams[job] = _LlamaStream(self, self._engine, job, keeper, as_text=as_text)
+    def _open(self, job: int, keeper: Keeper | None, *, as_text: bool) -> JobStream:
+        stream = self._streams[job] = JobStream(
+            self._engine, job, keeper, as_text=as_text, finish=self._finish, forget=self._forget
+        )
         return stream
 
     def _submit(
@@ -442,66 +365,3 @@ class LlamaCpp(Backend):
         for stream in list(self._streams.values()):
             stream.close()
         self._loop = None
-
-
-class _LlamaStream(Stream):
-    """One job's events. Events that are not pulled stay with the loop, which pauses this job only.
-
-    ``keeper`` gets the tokens of the answer, and its text if ``as_text``.
-    """
-
-    def __init__(
-        self, backend: LlamaCpp, engine: _llama.Engine, job: int, keeper: Keeper | None, *, as_text: bool
-    ) -> None:
-        self._backend = backend
-        self._keeper = keeper
-        self._as_text = as_text
-        self._engine = engine
-        self._job = job
-        # A wake-up may have come before this stream was registered: look once without one.
-        self._something_new = True
-        self._waiter: asyncio.Future[None] | None = None
-        self._result: _llama.Result | None = None
-        self._open = True
-
-    def wake(self) -> None:
-        self._something_new = True
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def __anext__(self) -> Event:
-        while self._open:
-            if self._result is not None:
-                self._open = False
-                return self._backend._finish(self._result)
-            if not self._something_new:
-                self._waiter = asyncio.get_running_loop().create_future()
-                await self._waiter
-                continue
-            self._something_new = False
-            data, self._result = self._engine.collect(self._job)
-            if self._result is not None:
-                self._backend._forget(self._job)
-                self._keep(self._result)
-            if data:
-                return Frames(data)
-        raise StopAsyncIteration
-
-    def _keep(self, result: _llama.Result) -> None:
-        if self._keeper is None or result[0] != "end":
-            return
-        self._keeper.tokens = result[-1]
-        if self._as_text:
-            self._keeper.keep(Turn(text=[orjson.loads(b'"' + result[2] + b'"')]))
-
-    def cancel(self) -> None:
-        if self._open and self._result is None:
-            self._engine.cancel(self._job, False)
-
-    def close(self) -> None:
-        if self._open:
-            self._open = False
-            self._backend._forget(self._job)
-            if self._result is None:
-                self._engine.cancel(self._job, True)
-            self.wake()

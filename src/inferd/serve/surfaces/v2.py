@@ -46,8 +46,8 @@ class _Blocks(Generation[v2.Request]):
     def head(self, request: v2.Request) -> Hashable:
         return head_of(request.session, map(_words, request.messages))
 
-    def writer(self, request: v2.Request) -> Writer:
-        return Writer(request)
+    def writer(self, request: v2.Request) -> BlockWriter:
+        return BlockWriter(request)
 
     def engine_request(
         self, request: v2.Request, template: FrameTemplate | None, scope: str = ""
@@ -203,7 +203,7 @@ def _part(block: v2.Block, media: Attachments) -> str | Media | None:
     return None
 
 
-class Writer:
+class BlockWriter:
     """Encodes frames of blocks. Without deltas, each block is one frame, sent when the next block begins or
     the answer ends."""
 

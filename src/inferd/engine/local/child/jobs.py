@@ -1,7 +1,7 @@
 """Requests sent to an engine process: the queued, the running, and their results.
 
 A :class:`Job` waits for its turn, goes to the process, and collects the messages that come back.
-:class:`Turns` admits at most ``limit`` jobs at once, in order of arrival. A job keeps its turn until the
+:class:`JobQueue` admits at most ``limit`` jobs at once, in order of arrival. A job keeps its turn until the
 process reports its end, even after its client has left: work without a client still counts. A job suspected
 of crashing processes runs alone.
 """
@@ -21,7 +21,7 @@ from inferd.errors import EngineEnded, InferdError
 if TYPE_CHECKING:
     from inferd.engine.local.child.process import EngineProcess
 
-Request = GenerateRequest | EmbedRequest | RankRequest
+EngineRequest = GenerateRequest | EmbedRequest | RankRequest
 Message = tuple[int, bytes, list[int]]
 """Kind, body, descriptors."""
 
@@ -32,13 +32,13 @@ LARGE_REQUEST_CHARS = 256 << 10
 class Job:
     """One request; ``alone`` if it must not run with others. All methods are for the event loop."""
 
-    def __init__(self, turns: Turns, request: Request, *, alone: bool) -> None:
+    def __init__(self, jobs: JobQueue, request: EngineRequest, *, alone: bool) -> None:
         self.request = request
         self.alone = alone
         self.process: EngineProcess | None = None
         self.ended = False
         """Whether the process has finished it, or never got it."""
-        self._turns = turns
+        self._jobs = jobs
         self._number = 0
         self._messages: deque[Message] = deque()
         self._error: InferdError | None = None
@@ -47,7 +47,7 @@ class Job:
 
     async def begin(self) -> bool:
         """Waits for its turn and sends the request to the process. False: the consumer left before that."""
-        self._turns.join(self)
+        self._jobs.join(self)
         try:
             await self._until(lambda: self.process is not None)
             if self.process is None:
@@ -109,7 +109,7 @@ class Job:
             return
         self._left = True
         if self.process is None:
-            self._turns.quit(self)
+            self._jobs.quit(self)
             self.ended = True
         elif self._number and not self.ended:
             self.process.tell(m.DROP, self._number)
@@ -138,7 +138,7 @@ class Job:
     def _give_up_turn(self) -> None:
         if not self.ended:
             self.ended = True
-            self._turns.end(self)
+            self._jobs.end(self)
 
     def _close_fds(self) -> None:
         for _, _, fds in self._messages:
@@ -155,7 +155,7 @@ class Job:
             self._waiter.set_result(None)
 
 
-class Turns:
+class JobQueue:
     """Admits at most ``limit`` jobs at once to the process last given to :meth:`serve`."""
 
     def __init__(self, limit: int) -> None:

@@ -33,7 +33,7 @@ from inferd.engine.local.child.link import Link
 from inferd.errors import InferdError, ModelError
 from inferd.progress import Progress
 
-PROGRAM = "inferd.engine.local.host"
+PROGRAM = "inferd.engine.local.child.host"
 END_SECS = 1.0
 """The time limit for a process to end by itself."""
 KILL_SECS = 2.0

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from inferd.engine.backend import GenerateRequest
 from inferd.engine.local.child import messages as m
-from inferd.engine.local.child.jobs import Request
+from inferd.engine.local.child.jobs import EngineRequest
 from inferd.errors import InvalidRequest
 
 REMEMBERED_SECS = 600.0
@@ -31,7 +31,7 @@ class Suspects:
         self._deaths: dict[bytes, tuple[int, float]] = {}
         self._convicted: dict[bytes, float] = {}
 
-    def runs_alone(self, request: Request, now: float) -> bool:
+    def runs_alone(self, request: EngineRequest, now: float) -> bool:
         """Whether the request is a suspect. Raises InvalidRequest for a convicted request."""
         if not self._deaths and not self._convicted:
             return False
@@ -44,7 +44,7 @@ class Suspects:
             )
         return self._deaths.get(known, (0, 0.0))[0] >= DEATHS_FOR_SUSPICION
 
-    def engine_died(self, running: Sequence[Request], now: float) -> bool:
+    def engine_died(self, running: Sequence[EngineRequest], now: float) -> bool:
         """Records that ``running`` were running when a process died; true if one of them is convicted."""
         self._forget(now)
         for request in running:
@@ -63,7 +63,7 @@ class Suspects:
         self._deaths = {known: seen for known, seen in self._deaths.items() if seen[1] > oldest}
         self._convicted = {known: when for known, when in self._convicted.items() if when > oldest}
 
-    def _fingerprint(self, request: Request) -> bytes:
+    def _fingerprint(self, request: EngineRequest) -> bytes:
         digest = hashlib.blake2b(key=self._key, digest_size=16)
         if isinstance(request, GenerateRequest):
             # The frame holds the id, which a client chooses anew each time.

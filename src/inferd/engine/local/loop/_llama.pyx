@@ -31,6 +31,7 @@ from libcpp.vector cimport vector
 from inferd._json cimport json_escape_into
 from inferd.engine.local.loop.core_h cimport *
 from inferd.engine.local.loop.llama_h cimport *
+from inferd.engine.local.loop.prompt_h cimport *
 
 import os
 
@@ -42,6 +43,7 @@ os.environ.setdefault("GGML_NO_BACKTRACE", "1")
 
 
 include "_model.pxi"
+include "_prompt.pxi"
 include "_guide.pxi"
 include "_embed.pxi"
 include "_cancel.pxi"

@@ -1,5 +1,4 @@
 # The Cython declarations of the token loop's C++ parts. The contracts are in the headers.
-# (Over 400 lines, because it is one list of declarations.)
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libcpp cimport bool as cbool
@@ -57,51 +56,6 @@ cdef extern from "native/media.h" namespace "inferd" nogil:
         int sample_rate()
         const string& marker()
         int decode(llama_context* ctx, const MediaSpan& span, int sequence, int n_batch)
-
-
-cdef extern from "native/prompt.h" namespace "inferd" nogil:
-    cdef cppclass MediaInput:
-        const CProjector* projector
-        int n_batch
-        vector[MediaItem] items
-    cdef cppclass KeptAnswer:
-        size_t at
-        uint64_t hash
-        vector[llama_token] tokens
-    cdef cppclass Rendered:
-        size_t length
-        uint64_t hash
-        vector[llama_token] tokens
-        vector[MediaSpan] media
-        vector[size_t] turns
-        vector[string] stops
-        string grammar
-        cbool lazy
-        vector[string] triggers
-        vector[llama_token] trigger_tokens
-        vector[string] trigger_words
-        cbool thinks
-        string think_start
-        vector[string] think_ends
-        vector[llama_token] prefill
-        vector[llama_token] preserved
-        string syntax
-    cdef cppclass Prompts:
-        @staticmethod
-        unique_ptr[Prompts] make(const llama_model* model, const string& source, string& error)
-        cbool render(
-            const string& request, const MediaInput& media, const vector[KeptAnswer]& kept, Rendered& out, string& error
-        )
-        cbool raw(const string& text, const string* suffix, Rendered& out, string& error)
-        cbool supports_thinking()
-        cbool supports_tools()
-        cbool supports_calls()
-        cbool supports_several_calls()
-    cdef cppclass CReply "inferd::Reply":
-        @staticmethod
-        unique_ptr[CReply] make(const string& syntax, string& error)
-        cbool feed(const string& text, cbool last, string& news, string& error)
-    void silence_common()
 
 
 cdef extern from "common.h" nogil:

@@ -1,7 +1,7 @@
-// Renders prompts and parses answers with llama.cpp's `common`, which knows each family's template and formats.
+// Renders prompts with llama.cpp's `common`, which knows each family's template and format.
 //
-// Nothing here throws: a false return leaves the reason in `error`. Everything except `Reply` is thread-safe. Text of a
-// client never becomes a control token: see `disarm` in prompt.cpp.
+// Nothing here throws: a false return leaves the reason in `error`. Everything is thread-safe. Text of a client never
+// becomes a control token: see `disarm` in prompt.cpp.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,6 @@
 
 struct common_chat_msg;
 struct common_chat_templates;
-struct common_chat_parser_params;
 
 namespace inferd {
 
@@ -95,26 +94,6 @@ class Prompts {
     const llama_vocab *vocab_ = nullptr;
     std::unique_ptr<common_chat_templates, void (*)(common_chat_templates *)> templates_{nullptr, nullptr};
     std::vector<std::vector<std::string>> control_;  // control token texts by their first byte
-};
-
-// An answer, parsed while it grows.
-class Reply {
-  public:
-    // `syntax` comes from `render`.
-    static std::unique_ptr<Reply> make(const std::string &syntax, std::string &error) noexcept;
-    ~Reply();
-
-    // Takes more text of the answer, `last` with its end. Sets `news` to a JSON object with the new parts: `thinking`
-    // and `text` (strings to append), `tools` (whole calls: id, name, arguments as JSON text). False: the answer does
-    // not fit the family's format.
-    bool feed(const std::string &text, bool last, std::string &news, std::string &error) noexcept;
-
-  private:
-    Reply() = default;
-
-    std::unique_ptr<common_chat_parser_params> params_;
-    std::string text_;
-    size_t shown_text_ = 0, shown_thinking_ = 0, shown_tools_ = 0;
 };
 
 // Turns off the log of `common`, which quotes prompts and answers.

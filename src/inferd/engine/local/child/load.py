@@ -11,7 +11,8 @@ from pathlib import Path
 from inferd.engine.local import _llama
 from inferd.engine.local.child.messages import Load
 from inferd.engine.local.embedding import EmbeddingModel
-from inferd.engine.local.llamacpp import PREPARING_STACK_BYTES, LlamaCpp, LlamaCppConfig, accelerator_of
+from inferd.engine.local.llamacpp import LlamaCpp, LlamaCppConfig
+from inferd.engine.local.loading import PREPARING_STACK_BYTES, accelerator_of
 from inferd.errors import ModelError
 from inferd.progress import Progress
 
@@ -48,7 +49,7 @@ def load_model(load: Load, fds: Sequence[int], progress: Progress) -> LlamaCpp |
         draft_fd=next(beside) if load.draft_model else None,
         adapters=tuple(zip(load.adapters, beside, strict=True)),
     )
-    found = accelerator_of(config, 0).kind
+    found = accelerator_of(config.n_gpu_layers, 0).kind
     if load.force_backend not in (None, found):
         raise ModelError(
             f"INFERD_FORCE_BACKEND asks for {load.force_backend}, but this model would run on {found};"

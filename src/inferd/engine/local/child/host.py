@@ -1,4 +1,4 @@
-"""The engine process of one model: ``python -m inferd.engine.local.host``.
+"""The engine process of one model: ``python -m inferd.engine.local.child.host``.
 
 Only this process runs llama.cpp. The daemon starts it with a socket as standard input, sends the model's
 descriptors and requests over it, and receives frames, results and log lines
@@ -38,9 +38,9 @@ from inferd.engine.backend import (
 from inferd.engine.local.child import cage
 from inferd.engine.local.child import messages as m
 from inferd.engine.local.child.link import Link, receive
+from inferd.engine.local.child.load import cage_profile, limit_memory, load_model, preload_modules
 from inferd.engine.local.embedding import EmbeddingModel
 from inferd.engine.local.llamacpp import LlamaCpp
-from inferd.engine.local.load import cage_profile, limit_memory, load_model, preload_modules
 from inferd.errors import EmbedUnsupported, RerankUnsupported
 
 _log = log.get("engine")

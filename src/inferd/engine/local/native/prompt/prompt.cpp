@@ -1,4 +1,4 @@
-#include "prompt.h"
+#include "prompt/prompt.h"
 
 #include <algorithm>
 #include <exception>
@@ -9,11 +9,11 @@
 #include "chat.h"
 #include "common.h"
 #include "guarded.h"
-#include "jinja/lexer.h"
-#include "jinja/parser.h"
 #include "json.h"
 #include "log.h"
-#include "whole_text.h"
+#include "prompt/template_check.h"
+#include "prompt/tokenizer.h"
+#include "prompt/whole_text.h"
 
 namespace inferd {
 
@@ -34,182 +34,11 @@ std::string without(const std::string &mark, std::string text) {
     return text;
 }
 
-std::string parse_error(const std::vector<jinja::token> &tokens, const std::string &source) {
-    try {
-        jinja::parse_from_tokens({tokens, source});
-        return "";
-    } catch (const std::runtime_error &e) {
-        return e.what();
-    }
-}
-
-std::string at_place(const std::string &reason, const std::string &source, size_t place) {
-    const auto line = std::count(source.begin(), source.begin() + place, '\n') + 1;
-    const size_t before = place ? source.rfind('\n', place - 1) : std::string::npos;
-    const size_t column = before == std::string::npos ? place + 1 : place - before;
-    return reason + " at line " + std::to_string(line) + ", column " + std::to_string(column);
-}
-
-// The first line of a lexer or parser error; the source that they quote below it has no line number.
-std::string reason_of(std::string what) {
-    what.resize(std::min(what.find('\n'), what.size()));
-    for (const std::string prefix : {"lexer: ", "parser: ", "Parser Error: "}) {
-        if (what.rfind(prefix, 0) == 0) what.erase(0, prefix.size());
-    }
-    return what.substr(0, what.find(" of type "));
-}
-
-// The reason of a lexer error, with the text before it. The lexer quotes the source between `...`, with `↵` for a
-// newline, and puts a `^` under the position.
-std::string lexer_error(const std::string &what) {
-    const size_t first = what.find('\n'), second = what.find('\n', first + 1);
-    if (second == std::string::npos) return reason_of(what);
-    std::string before = what.substr(first + 1, second - first - 1);
-    string_replace_all(before, "↵", "\n");
-    if (before.size() < 6 || what.size() < second + 5) return reason_of(what);
-    before = before.substr(3, std::min(what.size() - second - 5, before.size() - 6));
-    before.erase(0, before.rfind('\n') + 1);
-    while (!before.empty() && (before[0] & 0xC0) == 0x80) before.erase(0, 1);
-    return reason_of(what) + " after `" + before + "`";
-}
-
-// Parses `source` before llama.cpp does, which rethrows its parser's errors without the reason.
-void parse_template(const std::string &source) {
-    jinja::lexer_result read;
-    try {
-        read = jinja::lexer().tokenize(source);
-    } catch (const std::runtime_error &e) {
-        throw std::runtime_error(lexer_error(e.what()));
-    }
-    const std::string what = parse_error(read.tokens, read.source);
-    if (what.empty()) return;
-    // The error is at the last token of the shortest prefix with the same error; a shorter prefix just ends too early.
-    size_t without = 0, with = read.tokens.size();
-    while (with - without > 1) {
-        const size_t middle = (without + with) / 2;
-        const std::vector<jinja::token> beginning(read.tokens.begin(), read.tokens.begin() + middle);
-        (parse_error(beginning, read.source) == what ? with : without) = middle;
-    }
-    throw std::runtime_error(with ? at_place(reason_of(what), read.source, read.tokens[with - 1].pos)
-                                  : reason_of(what));
-}
-
-std::vector<llama_token> tokenize(const llama_vocab *vocab, const std::string &text, bool add_special) {
-    return common_tokenize(vocab, text, add_special, true);
-}
-
-// A position in a prompt: the start of a turn, or an answer from `at` to `end` with known tokens.
-struct Cut {
-    size_t at, end;
-    const std::vector<llama_token> *instead = nullptr;
-};
-
 // FNV-1a; `hash` continues an earlier one.
 uint64_t hash_of(const std::string &text, size_t from, size_t to, uint64_t hash = 1469598103934665603u) {
     for (; from < to; from++) hash = (hash ^ static_cast<unsigned char>(text[from])) * 1099511628211u;
     return hash;
 }
-
-// Tokenises a prompt: splits it at every mark, tokenises each piece, and puts media spans in place of their markers.
-class Tokenizer {
-  public:
-    Tokenizer(const llama_vocab *vocab, const MediaInput &media, Rendered &out)
-        : vocab_(vocab), media_(media), out_(out) {}
-
-    // `cuts` are positions in the prompt, ascending.
-    void take(const std::string &prompt, const std::string &mark, const std::vector<Cut> &cuts) {
-        size_t from = 0;
-        for (const Cut &cut : cuts) {
-            if (cut.at < from) continue;
-            add_parts(prompt.substr(from, cut.at - from), mark);
-            parts_.push_back({"", kText, &cut});
-            from = cut.end;
-        }
-        add_parts(prompt.substr(from), mark);
-        check_media();
-        for (const auto &part : parts_) {
-            throw_if_cancelled();
-            if (part.cut) {
-                take_cut(*part.cut);
-                continue;
-            }
-            if (part.item != kText) take_media(media_.items[part.item]);
-            take_text(part.text);
-        }
-    }
-
-  private:
-    static constexpr size_t kText = static_cast<size_t>(-1);
-
-    struct Part {
-        std::string text;
-        size_t item;  // the medium before the text
-        const Cut *cut = nullptr;
-    };
-
-    void take_cut(const Cut &cut) {
-        if (!cut.instead) return out_.turns.push_back(out_.tokens.size());
-        out_.tokens.insert(out_.tokens.end(), cut.instead->begin(), cut.instead->end());
-    }
-
-    void add_parts(const std::string &prompt, const std::string &mark) {
-        cut(prompt, mark, [this](const std::string &piece, bool) {
-            if (!media_.projector) return parts_.push_back({piece, kText});
-            cut(piece, media_.projector->marker(), [this](const std::string &text, bool first) {
-                first ? parts_.push_back({text, kText}) : add_place(text);
-            });
-        });
-    }
-
-    template <typename Take>
-    static void cut(const std::string &text, const std::string &separator, Take take) {
-        for (size_t from = 0, at; from != std::string::npos; from = at) {
-            at = text.find(separator, from);
-            take(text.substr(from, at - from), from == 0);
-            if (at != std::string::npos) at += separator.size();
-        }
-    }
-
-    // Takes the text after a marker: the number of the medium, `>`, and text.
-    void add_place(const std::string &text) {
-        const size_t end = text.find_first_not_of("0123456789");
-        if (end == 0 || end > kMostDigits || end == std::string::npos || text[end] != '>')
-            throw std::runtime_error("the template changes the places of media");
-        parts_.push_back({text.substr(end + 1), std::stoul(text.substr(0, end))});
-    }
-
-    // Before encoding, checks that the template puts each medium in exactly one place.
-    void check_media() const {
-        std::vector<int> places(media_.items.size());
-        for (const auto &part : parts_) {
-            if (part.item == kText) continue;
-            if (part.item >= places.size() || places[part.item]++)
-                throw std::runtime_error("the template repeats media");
-        }
-        if (std::count(places.begin(), places.end(), 0)) {
-            throw std::runtime_error("the template leaves out some of the media");
-        }
-    }
-
-    void take_text(const std::string &text) {
-        if (text.empty() && !out_.tokens.empty()) return;
-        const auto tokens = tokenize(vocab_, text, out_.tokens.empty());
-        out_.tokens.insert(out_.tokens.end(), tokens.begin(), tokens.end());
-    }
-
-    void take_media(const MediaItem &item) {
-        std::string error;
-        if (!media_.projector->add(item, media_.n_batch, out_.tokens, out_.media, error)) {
-            throw std::runtime_error(error);
-        }
-    }
-
-    static constexpr size_t kMostDigits = 9;
-    const llama_vocab *vocab_;
-    const MediaInput &media_;
-    Rendered &out_;
-    std::vector<Part> parts_;
-};
 
 // Applies the template. If it omits text, tries again without the thoughts of earlier turns, which some templates put
 // in place of the text, and with system messages as the user's if the user has none. Throws if text is still missing.
@@ -482,49 +311,6 @@ bool Prompts::raw(const std::string &text, const std::string *suffix, Rendered &
         put(before, text);
         put(behind, *suffix);
         put(here, "");
-    });
-}
-
-std::unique_ptr<Reply> Reply::make(const std::string &syntax, std::string &error) noexcept {
-    std::unique_ptr<Reply> reply(new Reply());
-    const bool ok = guarded(error, [&] {
-        const common_json parsed = common_json::parse(syntax);
-        auto params = std::make_unique<common_chat_parser_params>();
-        params->format = static_cast<common_chat_format>(parsed.at("format").get<int>());
-        params->generation_prompt = parsed.at("generation_prompt").get<std::string>();
-        params->reasoning_format = COMMON_REASONING_FORMAT_AUTO;
-        const auto parser = parsed.at("parser").get<std::string>();
-        if (!parser.empty()) params->parser.load(parser);
-        reply->params_ = std::move(params);
-    });
-    return ok ? std::move(reply) : nullptr;
-}
-
-Reply::~Reply() = default;
-
-bool Reply::feed(const std::string &text, bool last, std::string &news, std::string &error) noexcept {
-    return guarded(error, [&] {
-        text_ += text;
-        const common_chat_msg message = common_chat_parse(text_, !last, *params_);
-        common_json out = common_json::object();
-        // Text already sent stays, even if the longer answer parses differently.
-        auto show = [&out](const char *key, const std::string &whole, size_t &shown) {
-            if (whole.size() > shown) {
-                out[key] = whole.substr(shown);
-                shown = whole.size();
-            }
-        };
-        show("thinking", message.reasoning_content, shown_thinking_);
-        show("text", message.content, shown_text_);
-        // The last call may still grow until the answer has ended.
-        const size_t whole = message.tool_calls.size() - (last || message.tool_calls.empty() ? 0 : 1);
-        common_json tools = common_json::array();
-        for (; shown_tools_ < whole; shown_tools_++) {
-            const auto &call = message.tool_calls[shown_tools_];
-            tools.push_back({{"id", call.id}, {"name", call.name}, {"arguments", call.arguments}});
-        }
-        if (!tools.empty()) out["tools"] = tools;
-        news = out.dump_safe();
     });
 }
 

@@ -42,7 +42,7 @@ from inferd.engine.backend import (
     Usage,
 )
 from inferd.engine.local.child import messages as m
-from inferd.engine.local.child.jobs import Job, Request, Turns
+from inferd.engine.local.child.jobs import EngineRequest, Job, JobQueue
 from inferd.engine.local.child.process import EngineProcess, Patience
 from inferd.engine.local.child.suspects import Suspects
 from inferd.engine.local.states import DaemonStates, StateStore
@@ -103,7 +103,7 @@ class HostedModel(Backend):
         self._loaded: m.Loaded | None = None
         self._process: EngineProcess | None = None
         self._serving: EngineProcess | None = None
-        self._turns = Turns(load.n_parallel)
+        self._jobs = JobQueue(load.n_parallel)
         self._suspects = Suspects()
         self._restarting: asyncio.Task[None] | None = None
         self._deaths: deque[float] = deque(maxlen=LOOP_DEATHS)
@@ -167,19 +167,19 @@ class HostedModel(Backend):
         self._served_since = time.monotonic()
         _log.info("engine_started", engine=self.name, pid=process.pid, cage=loaded.cage)
         self._serving = process
-        self._turns.serve(process)
+        self._jobs.serve(process)
         return loaded
 
     def _died(self, process: EngineProcess, reason: str) -> None:
         if process is not self._serving or self._closed:
             return  # already replaced, or :meth:`_launch` reports it
         self._process = self._serving = None
-        self._turns.serve(None)
+        self._jobs.serve(None)
         self._last_reason = reason
         now = time.monotonic()
         if now - self._served_since >= HEALTHY_SECS:
             self._in_a_row = 0
-        running = self._turns.take_running()
+        running = self._jobs.take_running()
         convicted = self._suspects.engine_died([job.request for job in running], now)
         _log.error("engine_died", engine=self.name, pid=process.pid, reason=reason, requests=len(running))
         for job in running:
@@ -198,7 +198,7 @@ class HostedModel(Backend):
         if len(self._deaths) == LOOP_DEATHS and now - self._deaths[0] <= LOOP_SECS:
             self._deaths.clear()
             _log.error("engine_crash_loop", engine=self.name, deaths=LOOP_DEATHS)
-            self._turns.fail_waiting(
+            self._jobs.fail_waiting(
                 lambda: Unavailable(
                     f"the engine of {self.model!r} ends again and again ({reason}); the log says more"
                 )
@@ -219,7 +219,7 @@ class HostedModel(Backend):
                 # Fail the queued requests now: the process may never start.
                 self._broken = str(error)
                 _log.error("engine_restart_failed", engine=self.name, error=str(error))
-                self._turns.fail_waiting(
+                self._jobs.fail_waiting(
                     lambda: Unavailable(f"the model cannot be loaded again: {self._broken}")
                 )
             else:
@@ -230,14 +230,14 @@ class HostedModel(Backend):
         if self._closed:
             return
         self._closed = True
-        self._turns.serve(None)
+        self._jobs.serve(None)
         if self._restarting is not None:
             self._restarting.cancel()
             await asyncio.wait((self._restarting,))
-        running = self._turns.take_running()
+        running = self._jobs.take_running()
         for job in running:
             job.fail(Unavailable("the backend is closing"))
-        self._turns.fail_waiting(lambda: Unavailable("the backend is closing"))
+        self._jobs.fail_waiting(lambda: Unavailable("the backend is closing"))
         if self._process is not None:
             if self._states is not None and self._process.running and not running:
                 await self._states.flush()
@@ -249,11 +249,11 @@ class HostedModel(Backend):
 
     # Requests.
 
-    def job(self, request: Request) -> Job:
+    def job(self, request: EngineRequest) -> Job:
         """A request for the process. Raises NotReady, and InvalidRequest for a convicted request."""
         if not self.ready():
             raise NotReady
-        return Job(self._turns, request, alone=self._suspects.runs_alone(request, time.monotonic()))
+        return Job(self._jobs, request, alone=self._suspects.runs_alone(request, time.monotonic()))
 
     async def generate(self, request: GenerateRequest) -> Stream:
         if self._system and not any(message.role == "system" for message in request.messages):
@@ -272,7 +272,7 @@ class HostedModel(Backend):
         (scores, tokens), _ = await self._call(request, m.SCORES, tuple[tuple[float, ...], int])
         return Ranking(scores, tokens)
 
-    async def _call(self, request: Request, kind: int, result: type[T]) -> tuple[T, memoryview]:
+    async def _call(self, request: EngineRequest, kind: int, result: type[T]) -> tuple[T, memoryview]:
         """Runs a request with a packed answer, and returns that."""
         job = self.job(request)
         try:

@@ -1,0 +1,95 @@
+"""Helpers of a load: llama.cpp's log lines, the preparing threads, and the device."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+from inferd import log
+from inferd.engine.backend import Accelerator
+from inferd.engine.local import _llama
+from inferd.errors import BootCancelled, ModelError
+
+_log = log.get("llamacpp")
+
+GGML_WARN, GGML_ERROR = 3, 4
+
+PREPARING_STACK_BYTES = 256 << 20
+"""Enough for the deepest expression and value of a chat template that budget.cpp allows. Only the used part
+takes memory."""
+
+
+def pass_on_log(at_least: int = 0) -> str:
+    """Moves llama.cpp's log lines to inferd's log; returns the last error among them, or ``""``."""
+    last_error = ""
+    for level, text in _llama.drain_log():
+        if level == GGML_ERROR:
+            last_error = text
+        if level >= at_least and level >= GGML_WARN:
+            _log.warn("llama.cpp", line=text)
+        else:
+            _log.debug("llama.cpp", line=text)
+    return last_error
+
+
+@contextmanager
+def loading(cancelled: threading.Event) -> Iterator[None]:
+    """Surrounds a load: adds llama.cpp's reason to a ``ModelError``; raises ``BootCancelled`` if
+    ``cancelled`` is set."""
+    try:
+        yield
+    except ModelError as error:
+        reason = pass_on_log(GGML_ERROR)
+        raise ModelError(f"{error}: {reason}" if reason else str(error)) from None
+    if cancelled.is_set():
+        raise BootCancelled("the load was cancelled")
+    pass_on_log(GGML_ERROR)
+
+
+def preparing_threads(count: int = 2) -> ThreadPoolExecutor:
+    """``count`` threads that render, tokenise and parse grammars: one for each concurrent request, so that no
+    request waits for the preparation of another.
+
+    Raises ModelError if the system has no memory for their stacks.
+    """
+    pool = ThreadPoolExecutor(count, thread_name_prefix="inferd-prepare")
+    all_started = threading.Barrier(count)
+    usual = threading.stack_size(PREPARING_STACK_BYTES)
+    try:
+        for started in [pool.submit(all_started.wait) for _ in range(count)]:
+            started.result()
+    except (RuntimeError, MemoryError) as error:
+        all_started.abort()  # otherwise the started threads wait forever
+        pool.shutdown(wait=False)
+        raise ModelError(f"the system has no room for {count} threads: lower --active-permits") from error
+    finally:
+        threading.stack_size(usual)
+    return pool
+
+
+@contextmanager
+def ended_on_error(pool: ThreadPoolExecutor) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        pool.shutdown()
+        raise
+
+
+def accelerator_of(n_gpu_layers: int, n_layer: int) -> Accelerator:
+    """The device of a model of ``n_layer`` layers; ``n_gpu_layers`` -1 is all."""
+    devices = _llama.devices()
+    gpu = next((d for d in devices if d[0] in ("gpu", "igpu")), None)
+    if gpu is None or n_gpu_layers == 0:
+        cpu = next((d for d in devices if d[0] == "cpu"), ("cpu", "CPU", "", 0))
+        return Accelerator(kind="cpu", device_name=cpu[2], cpu_variant=_llama.cpu_variant())
+    layers = n_layer + 1 if n_gpu_layers < 0 else min(n_gpu_layers, n_layer + 1)
+    return Accelerator(
+        kind=gpu[1].rstrip("0123456789").lower(),
+        gpu_layers=layers,
+        device_name=gpu[2],
+        vram_total_bytes=gpu[3],
+        cpu_variant=_llama.cpu_variant(),
+    )

@@ -1,0 +1,165 @@
+# Prompts and answers by llama.cpp's chat templates and parsers. Part of _llama.pyx.
+
+cdef str refusal_of_template(const string& error):
+    """A template's own message, without the interpreter's frames."""
+    cdef str words = in_a_sentence(error)
+    return words.rpartition("Error: ")[2] if "While executing" in words else words
+
+
+cdef class Templates:
+    """The model's chat templates, or ``source`` (Jinja) instead of them."""
+
+    cdef Model model
+    cdef unique_ptr[Prompts] prompts
+
+    def __cinit__(self, Model model, str source=""):
+        cdef string error
+        cdef string c_source = source.encode()
+        self.model = model
+        with nogil:
+            self.prompts = Prompts.make(model.model, c_source, error)
+        if not self.prompts:
+            raise ModelError(f"the model's chat template cannot be parsed: {in_a_sentence(error)}")
+
+    @property
+    def thinking(self) -> bool:
+        """Whether the template can turn the model's thinking on and off."""
+        return self.prompts.get().supports_thinking()
+
+    @property
+    def tools(self) -> bool:
+        """Whether the template itself describes tools to the model."""
+        return self.prompts.get().supports_tools()
+
+    @property
+    def calls(self) -> bool:
+        """Whether the template shows the calls of earlier turns."""
+        return self.prompts.get().supports_calls()
+
+    @property
+    def several_calls(self) -> bool:
+        """Whether the template shows more than the first call of a turn."""
+        return self.prompts.get().supports_several_calls()
+
+    def render(self, bytes request, Projector projector=None, items=(), int n_batch=0, kept=()) -> Prompt:
+        """Renders and tokenises a conversation: JSON with the keys that prompt.h lists.
+
+        ``items`` are its media as (kind, encoded, width, height, buffer), which ``projector`` encodes; ``n_batch``
+        is the number of tokens in a step of the engine. ``kept`` are the answers in it whose tokens are known, as
+        (length of the prompt before, its hash, token ids). Raises ``InvalidRequest`` if the template or the projector
+        refuses.
+        """
+        cdef string text = request, error
+        cdef MediaInput media
+        cdef MediaItem item
+        cdef vector[KeptAnswer] answers
+        cdef KeptAnswer answer
+        cdef const unsigned char[::1] data
+        cdef const llama_token* ids
+        cdef Prompt prompt = Prompt()
+        cdef cbool ok
+        if projector is not None:
+            media.projector = projector.projector.get()
+            media.n_batch = n_batch
+            for kind, item.encoded, item.width, item.height, data in items:  # `items` keeps the buffers alive
+                item.audio = kind == "audio"
+                item.data, item.size = &data[0], data.shape[0]
+                media.items.push_back(item)
+        for answer.at, answer.hash, tokens in kept:
+            ids = <const llama_token*><const char*>tokens
+            answer.tokens.assign(ids, ids + len(tokens) // sizeof(llama_token))
+            answers.push_back(answer)
+        with nogil:
+            ok = self.prompts.get().render(text, media, answers, prompt.rendered, error)
+        if not ok:
+            raise InvalidRequest(
+                f"the conversation cannot be given to the model: {refusal_of_template(error)}")
+        return prompt
+
+    def raw(self, bytes text, suffix=None) -> Prompt:
+        """A prompt without a template: ``text``, or ``text`` and ``suffix`` around a middle that the model fills in.
+
+        Raises ``InvalidRequest`` for a ``suffix`` if the model has no tokens for that.
+        """
+        cdef string c_text = text, c_suffix = suffix or b"", error
+        cdef const string* behind = NULL
+        cdef Prompt prompt = Prompt()
+        cdef cbool ok
+        if suffix is not None:
+            behind = &c_suffix
+        with nogil:
+            ok = self.prompts.get().raw(c_text, behind, prompt.rendered, error)
+        if not ok:
+            raise InvalidRequest(in_a_sentence(error))
+        return prompt
+
+
+cdef class Prompt:
+    """A rendered conversation: its token ids, and the data to constrain and parse the answer."""
+
+    cdef Rendered rendered
+
+    def __len__(self):
+        return self.rendered.tokens.size()
+
+    @property
+    def tokens(self):
+        """The token ids, as a list."""
+        return self.rendered.tokens
+
+    @property
+    def text(self):
+        """Length and hash of the text that was tokenised."""
+        return self.rendered.length, self.rendered.hash
+
+    @property
+    def media(self):
+        """(position among the tokens, embeddings) of each medium, in the order of the prompt."""
+        return [(span.at, tuple(span.embeddings)) for span in self.rendered.media]
+
+    @property
+    def grammar(self) -> bytes:
+        """GBNF of the family's tool calls or output format; empty if nothing constrains the answer."""
+        return self.rendered.grammar
+
+    @property
+    def triggers(self):
+        """(words, token ids) that begin a call; ``None`` if only a pattern recognises one."""
+        if self.rendered.trigger_words.empty():
+            return None
+        return self.rendered.trigger_words, self.rendered.trigger_tokens
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the model was asked to think first."""
+        return self.rendered.thinks
+
+    @property
+    def thinking(self):
+        """(start mark, end marks) of the family's thoughts as bytes; empty if it has none."""
+        return self.rendered.think_start, self.rendered.think_ends
+
+    @property
+    def syntax(self) -> bytes:
+        """The parser of the answer, for ``Reply``."""
+        return self.rendered.syntax
+
+
+cdef class Reply:
+    """Parses a growing answer in its family's format into text, thinking and tool calls."""
+
+    cdef unique_ptr[CReply] reply
+
+    def __cinit__(self, bytes syntax):
+        cdef string error
+        self.reply = CReply.make(syntax, error)
+        if not self.reply:
+            raise ValueError(error.decode("utf-8", "replace"))
+
+    def feed(self, bytes text, *, bint last):
+        """The new parts after more text, as JSON (see reply.h); ``None`` if the answer does not parse."""
+        cdef string c_text = text, news, error
+        cdef cbool ok
+        with nogil:
+            ok = self.reply.get().feed(c_text, last, news, error)
+        return <bytes>news if ok else None

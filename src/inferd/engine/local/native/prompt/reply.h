@@ -1,0 +1,33 @@
+// Parses answers with llama.cpp's `common`, which knows each family's format of thoughts and tool calls.
+//
+// Nothing here throws: a false return leaves the reason in `error`. A `Reply` is used by one thread at a time.
+#pragma once
+
+#include <memory>
+#include <string>
+
+struct common_chat_parser_params;
+
+namespace inferd {
+
+// An answer, parsed while it grows.
+class Reply {
+  public:
+    // `syntax` comes from `render`.
+    static std::unique_ptr<Reply> make(const std::string &syntax, std::string &error) noexcept;
+    ~Reply();
+
+    // Takes more text of the answer, `last` with its end. Sets `news` to a JSON object with the new parts: `thinking`
+    // and `text` (strings to append), `tools` (whole calls: id, name, arguments as JSON text). False: the answer does
+    // not fit the family's format.
+    bool feed(const std::string &text, bool last, std::string &news, std::string &error) noexcept;
+
+  private:
+    Reply() = default;
+
+    std::unique_ptr<common_chat_parser_params> params_;
+    std::string text_;
+    size_t shown_text_ = 0, shown_thinking_ = 0, shown_tools_ = 0;
+};
+
+}  // namespace inferd

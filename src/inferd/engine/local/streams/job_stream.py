@@ -1,0 +1,84 @@
+"""The output of a job of the token loop as a :class:`~inferd.engine.backend.Stream` of finished frames."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import orjson
+
+from inferd.engine.backend import Done, Event, Frames, Stream
+from inferd.engine.local import _llama
+from inferd.engine.local.answers import Keeper, Turn
+
+
+class JobStream(Stream):
+    """One job's events. Events that are not pulled stay with the loop, which pauses this job only.
+
+    ``keeper`` gets the tokens of the answer, and its text if ``as_text``. ``finish`` converts a result to the
+    last event. ``forget`` is called once, when the job needs no more wake-ups.
+    """
+
+    def __init__(
+        self,
+        engine: _llama.Engine,
+        job: int,
+        keeper: Keeper | None,
+        *,
+        as_text: bool,
+        finish: Callable[[_llama.Result], Done],
+        forget: Callable[[int], None],
+    ) -> None:
+        self._finish = finish
+        self._forget = forget
+        self._keeper = keeper
+        self._as_text = as_text
+        self._engine = engine
+        self._job = job
+        # A wake-up may have come before this stream was registered: look once without one.
+        self._something_new = True
+        self._waiter: asyncio.Future[None] | None = None
+        self._result: _llama.Result | None = None
+        self._open = True
+
+    def wake(self) -> None:
+        self._something_new = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def __anext__(self) -> Event:
+        while self._open:
+            if self._result is not None:
+                self._open = False
+                return self._finish(self._result)
+            if not self._something_new:
+                self._waiter = asyncio.get_running_loop().create_future()
+                await self._waiter
+                continue
+            self._something_new = False
+            data, self._result = self._engine.collect(self._job)
+            if self._result is not None:
+                self._forget(self._job)
+                self._keep(self._result)
+            if data:
+                return Frames(data)
+        raise StopAsyncIteration
+
+    def _keep(self, result: _llama.Result) -> None:
+        if self._keeper is None or result[0] != "end":
+            return
+        self._keeper.tokens = result[-1]
+        if self._as_text:
+            self._keeper.keep(Turn(text=[orjson.loads(b'"' + result[2] + b'"')]))
+
+    def cancel(self) -> None:
+        if self._open and self._result is None:
+            self._engine.cancel(self._job, False)
+
+    def close(self) -> None:
+        if self._open:
+            self._open = False
+            self._forget(self._job)
+            if self._result is None:
+                self._engine.cancel(self._job, True)
+            self.wake()

@@ -1,0 +1,75 @@
+"""Clients of an engine process that leave, do not read, or wait beside the preparation of another."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+from inferd.engine.backend import (
+    Frames,
+    FrameTemplate,
+    GenerateRequest,
+    Message,
+)
+from tests.in_process import until
+from tests.requests import generate_request
+from tests.unit.test_engine_process import ask, begin, finish, hosted
+
+# Clients that leave, or do not read.
+
+
+async def test_a_request_keeps_its_turn_until_the_process_is_done_with_it() -> None:
+    async with hosted() as model:
+        stream = await begin(model, ask())
+        stream.close()
+        assert len(model._jobs.running) == 1
+        await until(lambda: not model._jobs.running)
+        assert (await finish(await model.generate(ask(max_tokens=2)))).stop_reason == "length"
+
+
+async def test_a_reader_that_does_not_read_rests_and_another_is_served() -> None:
+    frame = FrameTemplate(b"<" * 30_000, b">\n")
+    async with hosted(n_parallel=2) as model:
+        resting = await model.generate(
+            generate_request(
+                messages=(Message("user", "Count."),),
+                max_tokens=200,
+                grammar="root ::= [a-z]{2000}",
+                frame=frame,
+            )
+        )
+        assert isinstance(await anext(resting), Frames)
+        assert (await finish(await model.generate(ask("Run.", max_tokens=8)))).stop_reason == "length"
+        assert (await finish(resting)).usage.completion_tokens == 200
+
+
+# Preparation.
+
+
+def slow(text: str) -> GenerateRequest:
+    """A request whose schema takes some seconds to be made into a grammar."""
+    schema = {"type": "object", "properties": {f"p{n}": {"type": "string"} for n in range(400)}}
+    return generate_request(messages=(Message("user", text),), json_schema=json.dumps(schema), max_tokens=2)
+
+
+async def test_a_bystander_does_not_wait_for_the_preparation_of_another() -> None:
+    async with hosted(n_parallel=2) as model:
+        other = asyncio.create_task(finish(await model.generate(slow("Slow."))))
+        await until(lambda: len(model._jobs.running) == 1)
+        assert (await finish(await model.generate(ask(max_tokens=1)))).stop_reason == "length"
+        assert not other.done()
+        other.cancel()
+
+
+async def test_abandoned_preparations_are_no_more_than_the_sequences() -> None:
+    async with hosted(n_parallel=2) as model:
+        streams = [await model.generate(slow(f"Slow {n}.")) for n in range(6)]
+        begun = [asyncio.create_task(anext(stream)) for stream in streams]
+        await until(lambda: len(model._jobs.running) == 2)
+        for task, stream in zip(begun, streams, strict=True):
+            task.cancel()
+            stream.close()
+        # Waiting requests leave at once; the others hold their turns until the process confirms the end.
+        assert len(model._jobs.running) == 2
+        assert not model._jobs._queue
+        assert (await finish(await model.generate(ask(max_tokens=1)))).stop_reason == "length"
