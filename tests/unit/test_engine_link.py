@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import struct
+import sys
 from contextlib import closing
 
 import msgspec
@@ -119,3 +120,29 @@ def test_a_body_of_the_wrong_type_is_refused() -> None:
         m.unpack(int, b"", ())
     with pytest.raises(msgspec.DecodeError):
         m.unpack(int, struct.pack("<I", 1 << 30), ())
+
+
+# An engine process with an error in a callback of its event loop.
+FAILING = """
+from inferd.engine.local.child import host
+
+class Failing(host.Host):
+    def __init__(self, *args):
+        super().__init__(*args)
+        self._loop.call_soon(lambda: 1 / 0)
+
+host.Host = Failing
+host.serve()
+"""
+
+
+async def test_an_error_of_the_event_loop_reaches_the_daemons_log() -> None:
+    daemon, engine = socket.socketpair()
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", FAILING, stdin=engine)
+    engine.close()
+    end = End(daemon)
+    load = m.Load(name="n", model="m", path="p", n_parallel=1, cage="off", log_level=1)
+    end.link.send(m.LOAD, 0, m.encode(load), [os.open(os.devnull, os.O_RDONLY)])
+    await until(lambda: any(b"asyncio_error" in body for kind, _, body in end.seen if kind == m.LOG))
+    end.link.close()
+    await process.wait()

@@ -22,7 +22,7 @@ SILENCE_SECS = 0.5
 
 @click.command("stop")
 def stop_command() -> None:
-    """Stop the daemon. Running requests may finish. The command waits for the end."""
+    """Stop the daemon, and wait until it has ended. Running requests may finish."""
     settings = settings_of_daemon()
     lock = settings.lock
     pid = _running(lock)

@@ -42,7 +42,7 @@ def embed_command(
 ) -> None:
     """Print the vector of each TEXT, one JSON array a line.
 
-    Without TEXT, or with `-`, each line of stdin is one. The daemon must serve a model made for it.
+    Without TEXT, or with `-`, each line of stdin is a text. The daemon must serve a model for embeddings.
     """
     wanted = inputs.lines(texts, "text")
     with _connected("embed", address, api_key_file) as client:
@@ -72,7 +72,7 @@ def rerank_command(
 
     Prints the place, score and text of each, the best first.
 
-    Without DOCUMENT, or with `-`, each line of stdin is one. The daemon must serve a model made for it.
+    Without DOCUMENT, or with `-`, each line of stdin is a document. The daemon must serve a model that ranks.
     """
     wanted = inputs.lines(documents, "document")
     with _connected("rerank", address, api_key_file) as client:

@@ -84,7 +84,7 @@ class AsyncChannel:
 
 
 class AsyncReply(AsyncIterator[E | D], Generic[E, D]):
-    """The events of one request; the last event is the ``D``.
+    """The events of one request; the last event has the type ``D``.
 
     Closing it earlier, or cancelling the task that reads it, closes its connection and so cancels the
     request. Use it in an ``async with``.

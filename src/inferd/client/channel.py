@@ -80,7 +80,7 @@ class Channel:
 
 
 class Reply(Iterator[E | D], Generic[E, D]):
-    """The events of one request; the last event is the ``D``.
+    """The events of one request; the last event has the type ``D``.
 
     Closing it earlier closes its connection and so cancels the request. Use it in a ``with``.
     """

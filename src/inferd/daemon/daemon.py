@@ -111,7 +111,9 @@ def _raise_descriptor_limit(connections: int) -> None:
         with contextlib.suppress(ValueError, OSError):  # a system may have another limit
             resource.setrlimit(resource.RLIMIT_NOFILE, (possible, hard))
         if possible < wanted:
-            _log.warn("max_connections is more than this process may open", descriptors=possible)
+            _log.warn(
+                "max_connections exceeds the number of files that this process may open", descriptors=possible
+            )
 
 
 class Daemon:

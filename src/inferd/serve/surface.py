@@ -140,7 +140,7 @@ class RequestContext(Generic[R]):
         return Stay(self.request.keep_alive, by_owner=self.owner in (0, os.getuid()))
 
     def interrupt(self, reason: InferdError) -> None:
-        """Asks for an early end. ``reason`` is the error for answers that cannot express one otherwise."""
+        """Asks for an early end. An answer that cannot report a partial end fails with ``reason``."""
         self.interruption = reason
         self.conn.wait_no_more()
         if self._on_interrupt is not None:

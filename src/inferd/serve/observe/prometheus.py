@@ -111,13 +111,15 @@ class InferdCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         snapshot = self._snapshot
         yield _gauge("inferd_info", "The version of the daemon.", ("version",), [((__version__,), 1)])
-        yield _gauge("inferd_uptime_seconds", "Since the daemon began.", (), [((), snapshot.uptime_secs)])
+        yield _gauge(
+            "inferd_uptime_seconds", "Time since the daemon started.", (), [((), snapshot.uptime_secs)]
+        )
         admission = snapshot.admission
         for name, text, value in (
-            ("inferd_requests_running", "Requests that run.", admission.running),
-            ("inferd_requests_waiting", "Requests that wait for a place.", admission.waiting),
-            ("inferd_active_permits", "How many requests may run.", admission.active_permits),
-            ("inferd_queue_depth", "How many requests may wait.", admission.queue_depth),
+            ("inferd_requests_running", "Running requests.", admission.running),
+            ("inferd_requests_waiting", "Queued requests.", admission.waiting),
+            ("inferd_active_permits", "Requests that may run at once.", admission.active_permits),
+            ("inferd_queue_depth", "Requests that may be queued.", admission.queue_depth),
         ):
             yield _gauge(name, text, (), [((), value)])
         yield from _of_surfaces(snapshot.metrics)
@@ -154,7 +156,7 @@ def _of_surfaces(metrics: Metrics) -> Iterator[Metric]:
     )
     yield _histogram(
         "inferd_queue_wait_seconds",
-        "From the arrival of a request to its place.",
+        "Time from the arrival of a request to its admission.",
         "surface",
         ((name, metrics.queue_wait) for name, metrics in surfaces),
     )
@@ -178,43 +180,43 @@ def _of_backends(metrics: Metrics) -> Iterator[Metric]:
     )
     yield _counter(
         "inferd_cached_tokens",
-        "Tokens of prompts that did not have to be computed.",
+        "Prompt tokens taken from the prefix cache.",
         label,
         each(lambda b: b.cached_tokens),
     )
     yield _counter(
         "inferd_cache_hits",
-        "Requests of whose prompt at least half did not have to be computed.",
+        "Requests with at least half of their prompt in the prefix cache.",
         label,
         each(lambda b: b.cache_hits),
     )
     yield _counter(
         "inferd_cache_misses",
-        "The other requests of backends with a prefix cache, by reason.",
+        "Requests with less than half of their prompt in the prefix cache, by reason.",
         ("backend", "reason"),
         each_of(lambda b: b.cache_misses),
     )
     yield _gauge(
         "inferd_cache_bytes",
-        "Memory that holds computed prompts beside the slots.",
+        "Memory used for computed prompts outside the slots.",
         label,
         each(lambda b: b.cache_bytes),
     )
     yield _gauge(
         "inferd_cache_tokens",
-        "Tokens of computed prompts that idle slots and memory hold.",
+        "Tokens of computed prompts in idle slots and in memory.",
         label,
         each(lambda b: b.cache_tokens),
     )
     yield _counter(
         "inferd_drafted_tokens",
-        "Tokens of answers that were computed before it was known that they come.",
+        "Draft tokens computed.",
         label,
         each(lambda b: b.drafted_tokens),
     )
     yield _counter(
         "inferd_accepted_tokens",
-        "Drafted tokens that came.",
+        "Draft tokens that became part of an answer.",
         label,
         each(lambda b: b.accepted_tokens),
     )
@@ -226,25 +228,33 @@ def _of_backends(metrics: Metrics) -> Iterator[Metric]:
     )
     yield _counter(
         "inferd_breaker_changes",
-        "How often the breaker came to a state.",
+        "Changes of the circuit breaker to each state.",
         ("backend", "state"),
         each_of(lambda b: b.breaker),
     )
     yield _counter(
         "inferd_routed",
-        "Requests of a pool that the backend was given, by reason.",
+        "Requests of a pool sent to the backend, by the reason of the choice.",
         ("backend", "reason"),
         each_of(lambda b: b.routed),
     )
     histograms: tuple[tuple[str, str, Callable[[BackendMetrics], Histogram]], ...] = (
         (
             "inferd_time_to_first_token_seconds",
-            "From the arrival of a request to the first piece of its answer.",
+            "Time from the arrival of a request to the first piece of its answer.",
             lambda b: b.ttft,
         ),
-        ("inferd_inter_token_seconds", "From piece to piece of an answer.", lambda b: b.inter_token),
-        ("inferd_prefill_tokens_per_second", "How fast prompts are computed.", lambda b: b.prefill),
-        ("inferd_decode_tokens_per_second", "How fast answers are made.", lambda b: b.decode),
+        ("inferd_inter_token_seconds", "Time between two pieces of an answer.", lambda b: b.inter_token),
+        (
+            "inferd_prefill_tokens_per_second",
+            "Prompt tokens computed per second of a request.",
+            lambda b: b.prefill,
+        ),
+        (
+            "inferd_decode_tokens_per_second",
+            "Answer tokens made per second of a request.",
+            lambda b: b.decode,
+        ),
     )
     for name, text, of in histograms:
         yield _histogram(name, text, "backend", ((key, of(metrics)) for key, metrics in backends))
@@ -260,11 +270,11 @@ def _of_entries(backends: list[dict[str, Any]]) -> Iterator[Metric]:
     ]
     yield _gauge(
         "inferd_pool_outstanding",
-        "Requests that the backend of a pool has: ours, and those of others as far as it tells.",
+        "Requests at the backend of a pool: this daemon's, and the others that the backend reports.",
         ("backend", "whose"),
         outstanding,
     )
-    yield _gauge("inferd_backend_ready", "Whether the backend would serve now.", ("backend",), up)
+    yield _gauge("inferd_backend_ready", "1 if the backend can serve a request now.", ("backend",), up)
     states: list[Sample] = [
         ((str(row["name"]), state), float(row["breaker"] == state))
         for row in backends
@@ -273,19 +283,33 @@ def _of_entries(backends: list[dict[str, Any]]) -> Iterator[Metric]:
     engines = [(str(row["name"]), engine) for row in backends if (engine := row["engine"])]
     for name, text, key in (
         ("inferd_engine_memory_bytes", "Resident memory of the backend's process.", "memory_bytes"),
-        ("inferd_engine_silent_seconds", "How long its process has given no sign of life.", "silent_secs"),
-        ("inferd_cache_disk_bytes", "Files that hold computed prompts.", "cache_disk_bytes"),
+        (
+            "inferd_engine_silent_seconds",
+            "Time for which the backend's process has not responded.",
+            "silent_secs",
+        ),
+        (
+            "inferd_cache_disk_bytes",
+            "Size of the files with the backend's computed prompts.",
+            "cache_disk_bytes",
+        ),
     ):
         yield _gauge(name, text, ("backend",), [((of,), engine[key]) for of, engine in engines])
     restarts = [((of,), engine["restarts"]) for of, engine in engines]
-    yield _counter(
-        "inferd_engine_restarts", "How often its process was started again.", ("backend",), restarts
-    )
+    yield _counter("inferd_engine_restarts", "Restarts of the backend's process.", ("backend",), restarts)
     removed = [((of,), engine["cache_files_removed"]) for of, engine in engines]
     yield _counter(
-        "inferd_cache_files_removed", "Such files that were damaged or foreign.", ("backend",), removed
+        "inferd_cache_files_removed",
+        "Files of computed prompts removed because they were damaged or from another model.",
+        ("backend",),
+        removed,
     )
-    yield _gauge("inferd_breaker_state", "1 for the state of the breaker.", ("backend", "state"), states)
+    yield _gauge(
+        "inferd_breaker_state",
+        "1 for the present state of the circuit breaker, else 0.",
+        ("backend", "state"),
+        states,
+    )
 
 
 def _gauge(name: str, text: str, labels: tuple[str, ...], samples: Iterable[Sample]) -> Metric:
