@@ -14,8 +14,6 @@ from tests.fuzz.test_frames import frame
 from tests.in_process import serving
 from tests.unit.test_framed import DONE, TOKEN, Frames, Listening, blob, refusal, request
 
-# Attachments.
-
 PICTURE = {"kind": "image", "id": "p", "width": 1, "height": 1}
 NOTE = {"kind": "text", "id": "n"}
 TWO = {
@@ -27,6 +25,11 @@ TWO = {
     ],
     "attachments": [PICTURE, NOTE],
 }
+
+
+@pytest.fixture
+def path(short_dir: Path) -> Path:
+    return short_dir / "s"
 
 
 async def test_attachments_come_in_blobs_in_order(path: Path) -> None:

@@ -151,9 +151,9 @@ def test_no_files_import_each_other_in_a_circle() -> None:
         ),
     ],
 )
-def test_a_circle_is_found(sources: dict[str, str], circle: str) -> None:
+def test_a_circle_is_found(sources: dict[str, str], circle: set[str]) -> None:
     found = in_a_circle(imports_of_modules({SOURCE / file: source for file, source in sources.items()}))
-    assert found == {f"inferd.{name}" for name in circle.split()}
+    assert found == {f"inferd.{name}" for name in circle}
 
 
 def test_every_file_imports_only_lower_layers() -> None:

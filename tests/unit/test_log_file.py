@@ -13,7 +13,7 @@ import pytest
 
 from inferd import log
 from inferd.log import file, text
-from tests.unit.test_log import Setup, entries
+from tests.unit.test_log import entries
 
 
 class TestFile:
@@ -128,9 +128,9 @@ class TestFile:
         lines = (tmp_path / log.FILE_NAME).read_bytes().splitlines()
         assert orjson.loads(lines[2])["msg"] == "next"
 
-    def test_a_file_that_was_moved_away_is_made_anew(self, setup: Setup, tmp_path: Path) -> None:
+    def test_a_file_that_was_moved_away_is_made_anew(self, tmp_path: Path) -> None:
         self.write(tmp_path, "old")
-        activity = setup("info", tmp_path)
+        activity = log.setup("info", tmp_path, stderr=False)
         (tmp_path / log.FILE_NAME).rename(tmp_path / "taken")
         log.get("x").info("new")
         activity.close()

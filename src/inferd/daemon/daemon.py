@@ -111,9 +111,7 @@ def _raise_descriptor_limit(connections: int) -> None:
         with contextlib.suppress(ValueError, OSError):  # a system may have another limit
             resource.setrlimit(resource.RLIMIT_NOFILE, (possible, hard))
         if possible < wanted:
-            _log.warn(
-                "max_connections exceeds the number of files that this process may open", descriptors=possible
-            )
+            _log.warn("max_connections exceeds the open files allowed to this process", allowed=possible)
 
 
 class Daemon:
