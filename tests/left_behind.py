@@ -17,13 +17,16 @@ OF_A_REQUEST = {
 
 def requests() -> list[object]:
     """All live objects of requests, except those under :func:`gc.freeze`."""
-    kinds = tuple(
+    kinds = {
         getattr(sys.modules[module], name)
         for module, names in OF_A_REQUEST.items()
         if module in sys.modules
         for name in names
-    )
-    return [each for each in gc.get_objects() if type(each) in kinds]
+    }
+    objects = gc.get_objects()
+    if kinds.isdisjoint(map(type, objects)):  # the usual case, and ten times as fast
+        return []
+    return [each for each in objects if type(each) in kinds]
 
 
 def forget_tracebacks(values: object) -> None:
