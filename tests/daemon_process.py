@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from inferd import log
 from inferd.config import sources
 from inferd.config.entries import BackendEntry, MockEntry
 from inferd.config.settings import Settings
@@ -118,7 +119,8 @@ os.execv(sys.executable, [sys.executable, "-W", "error", *program])
 
 class DaemonProcess:
     """``mock`` knobs: ``tape`` and ``repeat``, ``drop_after``, ``gate``, and ``hold``, which keeps the boot
-    at ``build`` or ``ready`` until :meth:`release`, or lets it ``fail`` then. A token of the tape may be an
+    at ``build`` or ``ready`` until :meth:`release`, or lets it ``fail`` then. Held at ``ready``, the mock
+    logs ``not_ready`` whenever the daemon asks. A token of the tape may be an
     object, ``{"thinking"}`` or ``{"id", "name", "arguments"}``; ``able`` are the capabilities. ``passed`` are
     listening sockets by their names, which the daemon gets as from a service manager."""
 
@@ -264,13 +266,15 @@ class DaemonProcess:
 
 
 def until(condition: Callable[[], bool], fail: bool = True) -> bool:
-    """Polls until the condition is true."""
+    """Polls until the condition is true, at once and then less and less often: the polls take CPU time."""
     deadline = time.monotonic() + PATIENCE_SECS
+    pause = 0.0005
     while not condition():
         if time.monotonic() >= deadline:
             assert not fail, "waited in vain"
             return False
-        time.sleep(0.0005)
+        time.sleep(pause)
+        pause = min(1.2 * pause, 0.02)
     return True
 
 
@@ -311,6 +315,11 @@ class _GatedMock(Mock):
             self.pace = _the_gate()
         if self._held:
             asyncio.get_running_loop().add_reader(0, self._become_ready)
+
+    def ready(self) -> bool:
+        if not self.is_ready:
+            log.get("mock").info("not_ready")
+        return self.is_ready
 
     def _become_ready(self) -> None:
         os.read(0, 1)

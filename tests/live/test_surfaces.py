@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import socket
@@ -189,15 +190,24 @@ def test_a_place_in_the_queue_is_a_place_on_every_surface(daemon: Start) -> None
         assert [frame["type"] for frame in busy.frames()] == ["token", "done"]
 
 
-def test_a_connection_of_any_surface_keeps_an_idle_daemon(daemon: Start) -> None:
-    process = daemon(idle_exit_secs=0.3).wait_ready()
-    with process.connect("v2") as wire:
-        assert answer(wire, "v2")["type"] == "done"
-        wire.sock.settimeout(1.0)
-        with pytest.raises(TimeoutError):
-            wire.line()
-        assert process.process.poll() is None
-    assert process.wait() == 0
+def test_a_connection_of_any_surface_keeps_an_idle_daemon(daemon: Start, short_dir: Path) -> None:
+    with contextlib.ExitStack() as held:
+        passed = {name: held.enter_context(socket.socket(socket.AF_UNIX)) for name in ("v1", "v2")}
+        for name, sock in passed.items():
+            sock.bind(str(short_dir / name))
+            sock.listen()
+        wire = Wire(short_dir / "v1")  # before the daemon starts: it always has a client
+        process = daemon(idle_exit_secs=0.1, passed=passed)
+        for surface in ("v1", "v2"):
+            assert answer(wire, surface)["type"] == "done"
+            wire.sock.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                wire.line()
+            next_wire = Wire(short_dir / "v2")
+            wire.close()
+            wire = next_wire
+        wire.close()
+        assert process.wait() == 0
 
 
 def test_a_stop_waits_for_the_requests_of_every_surface(daemon: Start) -> None:

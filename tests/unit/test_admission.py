@@ -10,7 +10,7 @@ import pytest
 from inferd.errors import DeadlineExceeded, QueueFull
 from inferd.serve import admission, shares
 from inferd.serve.admission import Admission
-from tests.in_process import until
+from tests.in_process import Clock, until
 
 
 class Queue:
@@ -173,19 +173,19 @@ async def test_without_a_queue_no_request_is_displaced() -> None:
 
 
 async def test_a_refusal_has_the_time_of_the_next_free_place() -> None:
-    queue = Queue(active_permits=2, queue_depth=0)
+    queue, clock = Queue(active_permits=2, queue_depth=0), Clock()
     await queue.come("a0")
     await queue.come("a1")
     with pytest.raises(QueueFull) as caught:
         await queue.admission.admit("caller")
     assert caught.value.retry_after_secs is None  # nothing has ended yet
-    await asyncio.sleep(0.02)
+    await clock.advance(1000)
     await queue.finish("a0")
     await queue.come("a2")
     with pytest.raises(QueueFull) as caught:
         await queue.admission.admit("caller")
     assert caught.value.retry_after_secs is not None
-    assert caught.value.retry_after_secs >= 0.01
+    assert caught.value.retry_after_secs > 100
     await queue.finish_all()
 
 
@@ -321,11 +321,11 @@ async def test_a_deadline_ends_the_waiting() -> None:
 
 
 async def test_a_met_deadline_leaves_no_timer() -> None:
-    queue = Queue()
+    queue, clock = Queue(), Clock()
     await queue.come("a")
-    await queue.come("b", deadline=asyncio.get_running_loop().time() + 0.02)
+    await queue.come("b", deadline=asyncio.get_running_loop().time() + 1000)
     await queue.finish("a")
-    await asyncio.sleep(0.04)
+    await clock.advance(1001)
     assert not queue.tasks["b"].done()
     await queue.finish("b")
 
@@ -339,16 +339,13 @@ async def test_a_free_place_ignores_the_deadline() -> None:
 # Requests that wait for their clients.
 
 
-async def test_a_request_paused_too_long_yields_to_a_waiting_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(admission, "REST_SECS", 0.02)
-    queue = Admission(2, 10)
+async def test_a_request_paused_too_long_yields_to_a_waiting_one() -> None:
+    queue, clock = Admission(2, 10), Clock()
     first, second = await queue.admit("a"), await queue.admit("a")
     told: list[str] = []
     first.rest(lambda: told.append("first"))
     second.rest(lambda: told.append("second"))
-    await asyncio.sleep(0.05)
+    await clock.advance(admission.REST_SECS)
     assert told == []  # nothing waits
     waiting = asyncio.ensure_future(queue.admit("b"))
     await until(lambda: told == ["first"])  # those paused for the longest, and at most as many as wait
@@ -358,27 +355,27 @@ async def test_a_request_paused_too_long_yields_to_a_waiting_one(
     second.__exit__()
 
 
-async def test_a_paused_request_yields_to_an_earlier_waiter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(admission, "REST_SECS", 0.02)
-    queue = Admission(1, 10)
+async def test_a_paused_request_yields_to_an_earlier_waiter() -> None:
+    queue, clock = Admission(1, 10), Clock()
     running = await queue.admit("a")
     waiting = asyncio.ensure_future(queue.admit("b"))
     await asyncio.sleep(0)
     running.rest(running.__exit__)
+    assert not waiting.done()
+    await clock.advance(admission.REST_SECS)
     with await waiting:
         assert queue.running == 1
 
 
-async def test_a_client_that_reads_on_keeps_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(admission, "REST_SECS", 0.02)
-    queue = Admission(1, 10)
+async def test_a_client_that_reads_on_keeps_its_place() -> None:
+    queue, clock = Admission(1, 10), Clock()
     running = await queue.admit("a")
     waiting = asyncio.ensure_future(queue.admit("b"))
     await asyncio.sleep(0)
     told: list[str] = []
     running.rest(lambda: told.append("running"))
     running.resume()
-    await asyncio.sleep(0.05)
+    await clock.advance(2 * admission.REST_SECS)
     assert told == []
     running.__exit__()
     (await waiting).__exit__()

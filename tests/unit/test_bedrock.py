@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -29,6 +28,7 @@ from inferd.errors import BackendInternal, InferdError, InvalidRequest, NotReady
 from tests import bedrock_server
 from tests.bedrock_server import BedrockServer, Exchange, Script, answer, chunk, exception, message
 from tests.cases import cases
+from tests.in_process import Clock
 
 MODEL = "anthropic.claude-3-5-sonnet-20241022-v2:0"
 KEYS: dict[str, Any] = {
@@ -218,39 +218,47 @@ async def test_damage_is_the_servers_own_fault() -> None:
 
 @pytest.mark.parametrize("before", [0, 4], ids=["first", "between"])
 async def test_silence_times_out(before: int) -> None:
+    sent = threading.Event()
+
     def script(exchange: Exchange) -> None:
         if before:
             exchange.events(*answer("a")[:before])
+        sent.set()
         exchange.until_left()
 
-    error = await failure(script, timeout_secs=0.05)
-    assert isinstance(error, Unavailable)
-    assert "silent for 0.05 s" in str(error)
+    async with serving(script, timeout_secs=1000.0) as (backend, _):
+        clock = Clock()
+        asking = asyncio.ensure_future(events(backend))
+        await asyncio.to_thread(sent.wait, PATIENCE_SECS)
+        while not asking.done():
+            await clock.advance(1000.0)
+        with pytest.raises(Unavailable, match="silent for 1000 s"):
+            await asking
 
 
 async def test_a_slow_answer_is_not_silence() -> None:
     """Each chunk comes within the time-out; all together take longer."""
-    limit, beat = 0.5, 0.05
+    texts, limit, clock = "abcdefgh", 1000.0, Clock()
     beats = threading.Semaphore(0)
 
     def script(exchange: Exchange) -> None:
-        for event in answer(*"abcdefgh"):
-            assert beats.acquire(timeout=PATIENCE_SECS)
+        for event in answer(*texts):
+            if event["type"] == "content_block_delta":
+                assert beats.acquire(timeout=PATIENCE_SECS)
             exchange.events(event)
         exchange.finish()
 
-    async def drum() -> None:
-        while True:
-            beats.release()
-            await asyncio.sleep(beat)
-
     async with serving(script, timeout_secs=limit) as (backend, _):
-        began = time.monotonic()
-        drumming = asyncio.ensure_future(drum())
-        got = await events(backend)
-        drumming.cancel()
-    assert "".join(event.text for event in got if isinstance(event, Text)) == "abcdefgh"
-    assert time.monotonic() - began > limit
+        stream = await backend.generate(REQUEST)
+        for number, text in enumerate(texts):
+            event = asyncio.ensure_future(anext(stream))
+            if number:  # it is connected
+                await clock.advance(0)  # it has begun to wait
+                await clock.advance(0.6 * limit)
+            beats.release()
+            assert await event == Text(text)
+        assert isinstance(await anext(stream), Done)
+        stream.close()
 
 
 async def test_connection_refused() -> None:

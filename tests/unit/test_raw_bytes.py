@@ -18,7 +18,7 @@ from inferd import _fastpath, _purepath
 from inferd.serve.connection import Connection
 from inferd.serve.hangup import HangupWatch
 from tests.cases import cases
-from tests.in_process import PATIENCE_SECS
+from tests.in_process import PATIENCE_SECS, until
 
 IMPLEMENTATIONS = pytest.mark.parametrize("impl", [_fastpath, _purepath], ids=["c", "python"])
 both_loops = pytest.mark.both_loops
@@ -199,7 +199,7 @@ async def test_requests_and_their_bytes_may_be_sent_ahead() -> None:
     async with connected() as (connection, sock):
         sending = asyncio.ensure_future(send(sock, stream(parts)))
         for at in range(0, len(parts), 2):
-            await asyncio.sleep(0.01)  # a request that runs while the next one waits
+            await until(lambda: connection._splitter.has_line)  # the next request waits
             assert await received(connection, 2) == parts[at : at + 2]
         await sending
 
@@ -211,7 +211,7 @@ async def test_the_end_of_the_input_within_the_bytes(sent: int) -> None:
         await send(sock, b"3000\n" + b"\n" * sent)
         assert await connection.next_line() == b"3000"
         reading = asyncio.ensure_future(connection.read_raw(3000))
-        await asyncio.sleep(0.01)
+        await until(lambda: connection._raw_waiter is not None)
         sock.shutdown(socket.SHUT_WR)
         assert await asyncio.wait_for(reading, PATIENCE_SECS) is None
         assert await connection.next_line() is None
@@ -226,7 +226,7 @@ async def test_nothing_is_read_beyond_a_line_before_its_bytes_are_asked_for() ->
         assert await reading == b"1000000"
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         sending = asyncio.ensure_future(send(sock, b"\0" * 1_000_000))
-        await asyncio.sleep(0.05)
+        await until(lambda: not connection._reading)
         assert not sending.done()
         assert connection._splitter.buffered <= 2 * 4096
         raw = await connection.read_raw(1_000_000)

@@ -29,7 +29,7 @@ from inferd.progress import Progress
 from inferd.serve.models import USUAL, Stay
 from inferd.serve.router import Router
 from inferd.store.models import ModelStore
-from tests.in_process import until
+from tests.in_process import Clock, until
 from tests.tiny_bert import write_bert
 from tests.tiny_model import stock
 
@@ -259,10 +259,13 @@ async def test_a_model_that_never_fits_is_refused_with_the_numbers(tmp_path: Pat
 
 
 async def test_an_idle_model_is_unloaded_after_a_while(tmp_path: Path) -> None:
-    home = Home(tmp_path, keep_alive_secs=0.01)
+    home, clock = Home(tmp_path, keep_alive_secs=600.0), Clock()
     async with home.models.hold("a", None):
-        await asyncio.sleep(0.05)
+        await clock.advance(1000)
         assert home.resident() == {"a"}
+    await clock.advance(599)
+    assert home.resident() == {"a"}
+    await clock.advance(1)
     await until(lambda: home.told[-1] == ("a", "unloaded"))
     assert home.made[0].closed
     await home.use("a")

@@ -13,6 +13,7 @@ import pytest
 from inferd.daemon import systemd
 from inferd.errors import AddressError
 from inferd.serve.bind import Bound
+from tests.in_process import Clock
 
 
 @pytest.fixture
@@ -46,18 +47,21 @@ def test_a_vanished_manager_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_watchdog_messages_come_while_healthy(
     manager: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WATCHDOG_USEC", "40000")
+    monkeypatch.setenv("WATCHDOG_USEC", "4000000000")
     monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
+    clock = Clock()
     dead: list[str] = []
     watchdog = systemd.Watchdog(asyncio.get_running_loop(), lambda: dead)
-    assert [await heard(manager) for _ in range(3)] == [b"WATCHDOG=1"] * 3
+    for _ in range(3):
+        assert await heard(manager) == b"WATCHDOG=1"
+        assert silent(manager)
+        await clock.advance(4000)
+    assert await heard(manager) == b"WATCHDOG=1"
     dead.append("the engine")
-    await asyncio.sleep(0.03)
-    while not silent(manager):
-        pass
-    await asyncio.sleep(0.1)
+    await clock.advance(4000)
     assert silent(manager)
     dead.clear()
+    await clock.advance(4000)
     assert await heard(manager) == b"WATCHDOG=1"
     watchdog.close()
 
