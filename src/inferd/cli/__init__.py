@@ -17,6 +17,7 @@ from typing import TextIO
 
 import click
 
+from inferd.cli.collecting import collect_less
 from inferd.cli.commands import app
 from inferd.cli.say import say
 from inferd.controls import one_line
@@ -28,6 +29,8 @@ BROKEN_PIPE = 141
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs ``inferd`` with ``arguments`` (default: the process's own); returns the exit code."""
+    if arguments is None:
+        collect_less()
     if "_INFERD_COMPLETE" in os.environ:
         from inferd.cli.completion import answer
 
@@ -37,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def daemon_main(arguments: Sequence[str] | None = None) -> int:
     """Runs ``inferd-daemon`` as :func:`main` does."""
+    if arguments is None:
+        collect_less()
     from inferd.cli.serve import daemon_command
 
     return run_command(daemon_command, "inferd-daemon", sys.argv[1:] if arguments is None else arguments)

@@ -17,6 +17,7 @@ import click
 
 from inferd import __version__
 from inferd.cli import run_command
+from inferd.cli.collecting import collect_less
 from inferd.cli.kind_type import KindType
 from inferd.cli.say import say
 from inferd.client import AdminClient, Snapshot
@@ -39,6 +40,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs ``inferdctl`` with ``arguments`` (default: the process's own); returns the exit code."""
+    if arguments is None:
+        collect_less()
     given = sys.argv[1:] if arguments is None else arguments
     return run_command(ctl, "inferdctl", given, prefix="error", failure=2)
 

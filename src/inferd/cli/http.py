@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from inferd.cli.collecting import collect_as_usual
 from inferd.cli.say import say
 from inferd.cli.serve import flags_of
 from inferd.config import sources
@@ -30,6 +31,7 @@ def _http(address: str | None, **flags: Any) -> int:
     bridge.check(settings)
     from inferd.http import server
 
+    collect_as_usual()
     bound = bridge.bind_address(settings)
     setup = bridge.setup_of(settings, bound.sock.fileno(), token="")
     bound.sock.detach()

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import click
 
 from inferd import __version__
+from inferd.cli.collecting import collect_as_usual
 from inferd.cli.kind_type import KindType
 from inferd.config import sources
 from inferd.config.addresses import HttpAddress
 from inferd.config.kinds import Boolean, FilePath
 from inferd.config.option import Option
 from inferd.config.settings import OPTIONS
+from inferd.config.sources import LoadedConfig
 
 
 def _flag(option: Option) -> click.Option:
@@ -56,16 +58,19 @@ _CONFIG = click.Option(
 
 def _serve(**flags: Any) -> int:
     """Run the daemon in the foreground."""
-    from inferd.daemon import daemon
-
-    return daemon.run(lambda: sources.read(flags))
+    return _run(lambda: sources.read(flags))
 
 
 def _serve_as_0_2(**flags: Any) -> int:
     """Run the daemon in the foreground, as inferd 0.2.1 did."""
+    return _run(lambda: sources.read(flags, as_0_2=True))
+
+
+def _run(read: Callable[[], LoadedConfig]) -> int:
     from inferd.daemon import daemon
 
-    return daemon.run(lambda: sources.read(flags, as_0_2=True))
+    collect_as_usual()
+    return daemon.run(read)
 
 
 def flags_of(names: Collection[str]) -> list[click.Option]:
