@@ -11,7 +11,6 @@ from urllib.parse import urlsplit
 from inferd.config.kinds import Kind
 
 
-@dataclass(frozen=True)
 class HttpsUrl(Kind):
     """An https address, or an empty string."""
 
@@ -33,7 +32,6 @@ class HttpsUrl(Kind):
         return text
 
 
-@dataclass(frozen=True)
 class TcpAddress(Kind):
     """A literal ``IP:port``; IPv6 in brackets. Host names are refused: a resolver could redirect them."""
 
@@ -67,7 +65,6 @@ class HttpAddress(TcpAddress):
         return super().parse(text or self.bare)
 
 
-@dataclass(frozen=True)
 class LocalAddress(Kind):
     """The path of a Unix socket, or a loopback address of TCP."""
 
@@ -91,7 +88,6 @@ class LocalAddress(Kind):
         return text
 
 
-@dataclass(frozen=True)
 class DaemonAddress(Kind):
     """The address of another daemon's surface: the path of a Unix socket, or a literal ``IP:port``."""
 
@@ -116,7 +112,6 @@ CALLS = ("/chat/completions", "/completions", "/embeddings", "/rerank", "/messag
 """Endings of addresses that were copied from an example of a call."""
 
 
-@dataclass(frozen=True)
 class ServerUrl(Kind):
     """The address of a remote server: scheme, host, and the base path of its API.
 
@@ -147,7 +142,6 @@ class ServerUrl(Kind):
         return base.removesuffix("/v1").rstrip("/")
 
 
-@dataclass(frozen=True)
 class Endpoint(ServerUrl):
     """Overrides a service's endpoint; the empty string keeps the default. A bare host means https."""
 

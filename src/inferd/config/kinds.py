@@ -157,7 +157,6 @@ class Choice(Kind):
 LOG_LEVELS = ("off", "error", "warn", "info", "debug", "trace")
 
 
-@dataclass(frozen=True)
 class LogLevel(Kind):
     """A log level in any case, its number, or filters in the form of Rust's ``env_logger``.
 
@@ -193,7 +192,6 @@ class LogLevel(Kind):
         return levels.get(True) or levels[False]
 
 
-@dataclass(frozen=True)
 class Boolean(Kind):
     """A switch; in a variable ``1``/``true``/``yes``/``on`` or ``0``/``false``/``no``/``off``."""
 
@@ -218,7 +216,6 @@ class Boolean(Kind):
         raise ValueError(self.description)
 
 
-@dataclass(frozen=True)
 class FilePath(Kind):
     """A file path; a leading ``~/`` is the home directory."""
 
@@ -280,7 +277,6 @@ class Text(Kind):
         return text
 
 
-@dataclass(frozen=True)
 class Paragraphs(Kind):
     """Text of any length, which may have several lines."""
 
@@ -298,7 +294,6 @@ class Paragraphs(Kind):
         return text
 
 
-@dataclass(frozen=True)
 class Sha256(Kind):
     """A SHA-256 in hexadecimal, kept in lower case."""
 
@@ -366,7 +361,6 @@ class Words(Kind):
         return tuple(words)
 
 
-@dataclass(frozen=True)
 class Aliases(Kind):
     """Patterns of names and the names they map to: ``PATTERN=NAME`` separated by commas; an object in the
     config file."""
