@@ -19,7 +19,7 @@ import openai
 import pytest
 
 from tests.daemon_process import Wire
-from tests.http_bridge import BridgeProcess
+from tests.http_bridge import BridgeProcess, web
 
 CHAT = {"model": "mock", "messages": [{"role": "user", "content": "hi"}]}
 KEY = "sk-inferd-0123456789abcdef"
@@ -38,9 +38,15 @@ def bridge() -> Iterator[Callable[..., BridgeProcess]]:
         process.end()
 
 
-def test_invalid_requests(bridge: Callable[..., BridgeProcess]) -> None:
-    base = bridge().base
-    with httpx.Client(base_url=base) as client:
+@pytest.fixture(scope="module")
+def shared() -> Iterator[BridgeProcess]:
+    """The bridge of the tests that change nothing in it."""
+    with BridgeProcess(mock={}, http_hosts="box.example", http_origins="https://app.example") as process:
+        yield process
+
+
+def test_invalid_requests(shared: BridgeProcess) -> None:
+    with httpx.Client(base_url=shared.base, verify=False) as client:
         for path, body, status, code, param in (
             ("/v1/chat/completions", {"messages": []}, 400, None, "model"),
             ("/v1/chat/completions", {**CHAT, "messages": []}, 400, None, "messages"),
@@ -65,8 +71,11 @@ def test_invalid_requests(bridge: Callable[..., BridgeProcess]) -> None:
 
 def test_a_full_queue_is_429_with_a_time(bridge: Callable[..., BridgeProcess]) -> None:
     process = bridge({"gate": True}, active_permits=1, queue_depth=0)
-    with ThreadPoolExecutor(1) as pool, httpx.Client(base_url=process.base, timeout=100) as client:
-        running = pool.submit(httpx.post, f"{process.base}/v1/chat/completions", json=CHAT, timeout=100)
+    with (
+        ThreadPoolExecutor(1) as pool,
+        httpx.Client(base_url=process.base, timeout=100, verify=False) as client,
+    ):
+        running = pool.submit(web.post, f"{process.base}/v1/chat/completions", json=CHAT)
         process.wait_running(1)
         answer = client.post("/v1/chat/completions", json=CHAT)
         assert answer.status_code == 429
@@ -79,8 +88,11 @@ def test_a_full_queue_is_429_with_a_time(bridge: Callable[..., BridgeProcess]) -
 
 def test_headers_set_deadline_and_priority(bridge: Callable[..., BridgeProcess]) -> None:
     process = bridge({"gate": True}, active_permits=1)
-    with ThreadPoolExecutor(1) as pool, httpx.Client(base_url=process.base, timeout=100) as client:
-        running = pool.submit(httpx.post, f"{process.base}/v1/chat/completions", json=CHAT, timeout=100)
+    with (
+        ThreadPoolExecutor(1) as pool,
+        httpx.Client(base_url=process.base, timeout=100, verify=False) as client,
+    ):
+        running = pool.submit(web.post, f"{process.base}/v1/chat/completions", json=CHAT)
         process.wait_running(1)
         late = client.post("/v1/chat/completions", json=CHAT, headers={"X-Inferd-Deadline-Ms": "20"})
         assert late.status_code == 408
@@ -95,7 +107,7 @@ def test_headers_set_deadline_and_priority(bridge: Callable[..., BridgeProcess])
 def test_a_deadline_ends_a_stream_with_an_error(bridge: Callable[..., BridgeProcess]) -> None:
     process = bridge({"gate": True, "tape": ["a", "b"]})
     process.release(1)
-    with httpx.Client(base_url=process.base, timeout=100) as client:
+    with httpx.Client(base_url=process.base, timeout=100, verify=False) as client:
         answer = client.post(
             "/v1/chat/completions", json={**CHAT, "stream": True}, headers={"X-Inferd-Deadline-Ms": "700"}
         )
@@ -107,10 +119,10 @@ def test_a_deadline_ends_a_stream_with_an_error(bridge: Callable[..., BridgeProc
 
 def test_an_interrupted_answer_ends_with_an_error(bridge: Callable[..., BridgeProcess]) -> None:
     process = bridge({"tape": ["a", "b", "c"], "drop_after": 1})
-    answer = httpx.post(f"{process.base}/v1/chat/completions", json={**CHAT, "stream": True})
+    answer = web.post(f"{process.base}/v1/chat/completions", json={**CHAT, "stream": True})
     assert '"content":"a"' in answer.text
     assert answer.text.rstrip().split("\n\n")[-1].startswith('data: {"error":')
-    whole = httpx.post(f"{process.base}/v1/chat/completions", json=CHAT)
+    whole = web.post(f"{process.base}/v1/chat/completions", json=CHAT)
     assert whole.status_code == 503
 
 
@@ -128,8 +140,7 @@ def test_a_client_that_leaves_frees_its_place(bridge: Callable[..., BridgeProces
         process.wait_idle()
 
 
-def test_foreign_hosts_and_origins_are_refused(bridge: Callable[..., BridgeProcess]) -> None:
-    process = bridge(http_hosts="box.example", http_origins="https://app.example")
+def test_foreign_hosts_and_origins_are_refused(shared: BridgeProcess) -> None:
     for host, allowed in (
         ("localhost:11434", True),
         ("127.0.0.1", True),
@@ -138,7 +149,7 @@ def test_foreign_hosts_and_origins_are_refused(bridge: Callable[..., BridgeProce
         ("evil.example", False),
         ("localhost.evil.example", False),
     ):
-        answer = httpx.get(f"{process.base}/v1/models", headers={"Host": host})
+        answer = web.get(f"{shared.base}/v1/models", headers={"Host": host})
         assert (answer.status_code == 200) is allowed, host
     for origin, allowed in (
         ("http://localhost:3000", True),
@@ -147,11 +158,11 @@ def test_foreign_hosts_and_origins_are_refused(bridge: Callable[..., BridgeProce
         ("http://localhost.evil.example", False),
         ("null", False),
     ):
-        answer = httpx.get(f"{process.base}/v1/models", headers={"Origin": origin})
+        answer = web.get(f"{shared.base}/v1/models", headers={"Origin": origin})
         assert (answer.status_code == 200) is allowed, origin
         assert answer.headers.get("access-control-allow-origin") == (origin if allowed else None)
-        asked = httpx.options(
-            f"{process.base}/v1/chat/completions",
+        asked = web.options(
+            f"{shared.base}/v1/chat/completions",
             headers={"Origin": origin, "Access-Control-Request-Method": "POST"},
         )
         assert (asked.status_code == 204) is allowed, origin
@@ -167,9 +178,9 @@ def test_keys(bridge: Callable[..., BridgeProcess], tmp_path: Path) -> None:
     url = f"{process.base}/v1/chat/completions"
 
     def ask(**headers: str) -> int:
-        return httpx.post(url, json=CHAT, headers=headers).status_code
+        return web.post(url, json=CHAT, headers=headers).status_code
 
-    assert httpx.get(f"{process.base}/health").status_code == 200
+    assert web.get(f"{process.base}/health").status_code == 200
     assert ask() == 401
     assert ask(Authorization="Bearer wrong") == 401
     assert ask(Authorization=f"Bearer {KEY}") == 200
@@ -177,12 +188,12 @@ def test_keys(bridge: Callable[..., BridgeProcess], tmp_path: Path) -> None:
     assert ask(Authorization=f"Bearer {KEY}-b") == 403
     # Any key may list the models; only an admin's key may change them.
     for path in ("/v1/models", "/v1/models/mock", "/api/tags", "/status"):
-        told = httpx.get(f"{process.base}{path}", headers={"x-api-key": f"{KEY}-b"})
+        told = web.get(f"{process.base}{path}", headers={"x-api-key": f"{KEY}-b"})
         assert told.status_code == 200, path
     unload = f"{process.base}/unload"
-    refused = httpx.post(unload, json={"model": "mock"}, headers={"x-api-key": KEY})
+    refused = web.post(unload, json={"model": "mock"}, headers={"x-api-key": KEY})
     assert (refused.status_code, refused.json()["error"]["code"]) == (403, "forbidden")
-    admin = httpx.post(unload, json={"model": "mock"}, headers={"x-api-key": f"{KEY}-o"})
+    admin = web.post(unload, json={"model": "mock"}, headers={"x-api-key": f"{KEY}-o"})
     assert admin.json()["error"]["message"] == "the model 'mock' is of the configuration and stays"
     assert ask(Authorization=f"Bearer {KEY}-e") == 200
     assert ask(Authorization=f"Bearer {KEY}-e") == 429
@@ -210,11 +221,10 @@ sys.stdout.write(sock.recv(4096).decode())
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
-def test_another_user_of_this_machine_needs_a_key(bridge: Callable[..., BridgeProcess]) -> None:
-    process = bridge()
+def test_another_user_of_this_machine_needs_a_key(shared: BridgeProcess) -> None:
     for uid, status in ((0, "200"), (65534, "401")):
         done = subprocess.run(
-            [sys.executable, "-c", _CONNECT, str(process.port), str(uid)], capture_output=True, text=True
+            [sys.executable, "-c", _CONNECT, str(shared.port), str(uid)], capture_output=True, text=True
         )
         assert done.stdout.split()[1] == status, done.stderr
 
@@ -224,7 +234,7 @@ def test_a_killed_bridge_is_restarted(bridge: Callable[..., BridgeProcess]) -> N
     pid = int(re.findall(r"http_bridge_started pid=(\d+)", process.stderr)[-1])
     os.kill(pid, signal.SIGKILL)
     process.wait_ready()
-    assert httpx.post(f"{process.base}/v1/chat/completions", json=CHAT).status_code == 200
+    assert web.post(f"{process.base}/v1/chat/completions", json=CHAT).status_code == 200
 
 
 def test_the_bridge_ends_with_its_daemon(bridge: Callable[..., BridgeProcess]) -> None:
@@ -255,22 +265,24 @@ def test_a_taken_port_is_named(bridge: Callable[..., BridgeProcess]) -> None:
         process.close()
 
 
-def test_the_log_holds_no_text(bridge: Callable[..., BridgeProcess]) -> None:
-    process = bridge()
+def test_the_log_holds_no_text(shared: BridgeProcess) -> None:
+    before = len(shared.events("http_request"))
     body = {**CHAT, "messages": [{"role": "user", "content": "SECRETPROMPT"}]}
-    httpx.post(f"{process.base}/v1/chat/completions?key=SECRETQUERY", json=body)
-    httpx.get(f"{process.base}/SECRETPATH")
-    process.wait_event("http_request", 3)
-    assert "SECRET" not in process.stderr
-    assert all("mock-response" not in str(event) for event in process.events("http_request"))
+    web.post(f"{shared.base}/v1/chat/completions?key=SECRETQUERY", json=body)
+    web.get(f"{shared.base}/SECRETPATH")
+    events = shared.wait_event("http_request", before + 2)
+    assert "SECRET" not in shared.stderr
+    assert all("mock-response" not in str(event) for event in events)
 
 
-def test_metrics(bridge: Callable[..., BridgeProcess]) -> None:
-    process = bridge()
-    httpx.post(f"{process.base}/v1/chat/completions", json=CHAT, headers={"User-Agent": "x/SECRET"})
-    text = httpx.get(f"{process.base}/metrics").text
-    labels = 'client="other",path="/v1/chat/completions",status="200",stream="false"'
-    assert f"inferd_http_requests_total{{{labels}}} 1.0" in text
+def test_metrics(shared: BridgeProcess) -> None:
+    labels = 'client="other",path="/v1/chat/completions",status="200",stream="true"'
+    row = f"inferd_http_requests_total{{{labels}}} 1.0"
+    assert row not in web.get(f"{shared.base}/metrics").text
+    body = {**CHAT, "stream": True}
+    web.post(f"{shared.base}/v1/chat/completions", json=body, headers={"User-Agent": "x/SECRET"})
+    text = web.get(f"{shared.base}/metrics").text
+    assert row in text
     assert "SECRET" not in text
 
 
@@ -280,7 +292,7 @@ def test_a_foreign_token_is_not_believed(bridge: Callable[..., BridgeProcess]) -
     with Wire(process.dir / "inferd" / "infer.v2.sock") as wire, ThreadPoolExecutor(1) as pool:
         turn = {"role": "user", "content": [{"type": "text", "text": "hi"}]}
         wire.send({"id": "q", "messages": [turn], "on_behalf_of": behalf})
-        running = pool.submit(httpx.post, f"{process.base}/v1/chat/completions", json=CHAT, timeout=100)
+        running = pool.submit(web.post, f"{process.base}/v1/chat/completions", json=CHAT)
         process.wait_running(2)
         callers = {row["peer_pid"]: row.get("caller") for row in process.status().running}
         assert callers.pop(os.getpid()) is None

@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import httpx
 import ollama
 
 from inferd.store.models import ModelStore
 from tests.demo_model import demo_model
-from tests.http_bridge import PATIENCE_SECS, BridgeProcess
+from tests.http_bridge import PATIENCE_SECS, BridgeProcess, web
 from tests.tiny_model import stock
 
 
@@ -34,17 +33,17 @@ def test_a_model_of_the_store_is_listed_and_loaded_by_its_name(tmp_path: Path) -
         assert state(process) == "stored"
 
         body = {"model": "talker", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
-        answer = httpx.post(f"{process.base}/v1/chat/completions", json=body, timeout=PATIENCE_SECS)
+        answer = web.post(f"{process.base}/v1/chat/completions", json=body)
         assert answer.json()["usage"]["completion_tokens"] == 2
         while state(process) != "loaded":
             assert time.monotonic() < deadline
         assert [model.model for model in host.ps().models] == ["mock", "talker"]
         # The first of the configuration still is the default.
-        answer = httpx.post(f"{process.base}/v1/chat/completions", json={**body, "model": "default"})
+        answer = web.post(f"{process.base}/v1/chat/completions", json={**body, "model": "default"})
         assert answer.json()["choices"][0]["message"]["content"] == "mock-response"
         assert host.show("talker").modelinfo["llama.context_length"] == 8192
 
 
 def state(process: BridgeProcess) -> object:
     """The state that the bridge tells of the model."""
-    return httpx.get(f"{process.base}/v1/models/talker").json()["state"]
+    return web.get(f"{process.base}/v1/models/talker").json()["state"]

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import ollama
 import pytest
 
@@ -15,7 +14,7 @@ from inferd.store.catalogue import DEFAULT_MODEL as MODEL
 from inferd.store.models import ModelStore
 from tests.daemon_process import until
 from tests.demo_model import demo_model
-from tests.http_bridge import BridgeProcess
+from tests.http_bridge import BridgeProcess, web
 from tests.tiny_bert import write_bert
 from tests.tiny_model import stock
 
@@ -114,9 +113,9 @@ def test_errors(client: ollama.Client, bridge: BridgeProcess) -> None:
     with pytest.raises(ollama.ResponseError) as caught:
         client.embed(MODEL, "text")
     assert caught.value.status_code == 404
-    assert httpx.get(bridge.base).text == "Ollama is running"
-    assert httpx.head(f"{bridge.base}/api/hello").status_code == 200
-    assert httpx.post(f"{bridge.base}/api/show", json={"name": MODEL}).status_code == 200
+    assert web.get(bridge.base).text == "Ollama is running"
+    assert web.head(f"{bridge.base}/api/hello").status_code == 200
+    assert web.post(f"{bridge.base}/api/show", json={"name": MODEL}).status_code == 200
 
 
 def test_models_of_the_store_are_loaded_and_unloaded_by_name(tmp_path: Path) -> None:

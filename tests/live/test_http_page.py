@@ -12,7 +12,7 @@ import pytest
 
 from inferd.store.models import ModelStore
 from tests.browser import Browser, needs_browser
-from tests.http_bridge import BridgeProcess
+from tests.http_bridge import BridgeProcess, web
 from tests.tiny_llama import random_llama
 from tests.tiny_model import stock
 
@@ -69,17 +69,17 @@ def send(browser: Browser, text: str) -> None:
 
 def test_a_browser_gets_the_page_and_other_clients_ollamas_sentence(bridge: Start) -> None:
     base = bridge().base
-    assert httpx.get(base).text == "Ollama is running"
-    page = httpx.get(base, headers=HTML)
+    assert web.get(base).text == "Ollama is running"
+    page = web.get(base, headers=HTML)
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     policy = page.headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
     assert "http" not in policy
     for name in ("app.js", "page.css", "icon.svg"):
-        assert httpx.get(f"{base}/page/{name}").headers["x-content-type-options"] == "nosniff"
+        assert web.get(f"{base}/page/{name}").headers["x-content-type-options"] == "nosniff"
     for name in ("../app.py", "%2e%2e%2fapp.py", "page_endpoints.py", "nothing.js"):
-        assert httpx.get(f"{base}/page/{name}").status_code == 404
+        assert web.get(f"{base}/page/{name}").status_code == 404
 
 
 def test_the_page_is_small_and_loads_nothing_from_elsewhere() -> None:
@@ -96,17 +96,17 @@ def test_the_state_hides_callers_from_other_users(bridge: Start, tmp_path: Path)
     file.write_text(f"ada {KEY}\nops {KEY}-o scopes=generate,admin\n")
     file.chmod(0o600)
     process = bridge({"gate": True}, http_key_file=file)
-    assert httpx.get(f"{process.base}/", headers=HTML).status_code == 200
-    assert httpx.get(f"{process.base}/page/app.js").status_code == 200
-    assert httpx.get(f"{process.base}/status").status_code == 401
+    assert web.get(f"{process.base}/", headers=HTML).status_code == 200
+    assert web.get(f"{process.base}/page/app.js").status_code == 200
+    assert web.get(f"{process.base}/status").status_code == 401
     body = {"model": "mock", "messages": [{"role": "user", "content": "hi"}], "stream": True}
     ada = {"Authorization": f"Bearer {KEY}"}
-    with httpx.Client(base_url=process.base, timeout=60) as client:
+    with httpx.Client(base_url=process.base, timeout=60, verify=False) as client:
         process.release(1)
         with client.stream("POST", "/v1/chat/completions", json=body, headers=ada):
             process.wait_running(1)
-            hidden = httpx.get(f"{process.base}/status", headers=ada).json()
-            shown = httpx.get(f"{process.base}/status", headers={"x-api-key": f"{KEY}-o"}).json()
+            hidden = web.get(f"{process.base}/status", headers=ada).json()
+            shown = web.get(f"{process.base}/status", headers={"x-api-key": f"{KEY}-o"}).json()
     assert "caller" not in hidden["running"][0]
     assert "ada" not in json.dumps(hidden)
     assert shown["running"][0]["caller"] == "key:ada"

@@ -7,10 +7,9 @@ import json
 import socket
 from collections.abc import Iterator
 
-import httpx
 import pytest
 
-from tests.http_bridge import BridgeProcess
+from tests.http_bridge import BridgeProcess, web
 
 BODY = json.dumps({"model": "mock", "messages": [{"role": "user", "content": "hi"}]}).encode()
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -86,7 +85,7 @@ def test_a_head_without_end_is_dropped(bridge: BridgeProcess) -> None:
 
 def test_head_is_answered_as_get_without_the_body(bridge: BridgeProcess) -> None:
     for path in ("/", "/health", "/api/hello", "/api/version", "/api/tags", "/v1/models"):
-        head, whole = httpx.head(f"{bridge.base}{path}"), httpx.get(f"{bridge.base}{path}")
+        head, whole = web.head(f"{bridge.base}{path}"), web.get(f"{bridge.base}{path}")
         assert head.status_code == whole.status_code == 200, path
         assert head.headers["content-length"] == str(len(whole.content))
         assert not head.content
@@ -94,7 +93,7 @@ def test_head_is_answered_as_get_without_the_body(bridge: BridgeProcess) -> None
 
 def test_no_websocket(bridge: BridgeProcess) -> None:
     headers = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
-    assert httpx.get(f"{bridge.base}/v1/responses", headers=headers).status_code == 404
+    assert web.get(f"{bridge.base}/v1/responses", headers=headers).status_code == 404
 
 
 def test_non_http_bytes_get_400(bridge: BridgeProcess) -> None:
@@ -116,7 +115,7 @@ def test_partial_and_cut_requests_leak_nothing(bridge: BridgeProcess) -> None:
                 sock.shutdown(socket.SHUT_WR)
                 until(sock, b"nothing")
     bridge.wait_idle()
-    assert httpx.post(f"{bridge.base}/v1/chat/completions", content=BODY).status_code == 200
+    assert web.post(f"{bridge.base}/v1/chat/completions", content=BODY).status_code == 200
 
 
 def test_a_thousand_idle_connections(bridge: BridgeProcess) -> None:
@@ -125,7 +124,7 @@ def test_a_thousand_idle_connections(bridge: BridgeProcess) -> None:
             sock = held.enter_context(connect(bridge))
             sock.sendall(b"GET /api/hello HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert until(sock, b"{}").startswith(b"HTTP/1.1 200 ")
-        assert httpx.post(f"{bridge.base}/v1/chat/completions", content=BODY).status_code == 200
+        assert web.post(f"{bridge.base}/v1/chat/completions", content=BODY).status_code == 200
 
 
 def test_a_long_conversation_arrives_whole(bridge: BridgeProcess) -> None:
@@ -141,6 +140,6 @@ def test_a_long_conversation_arrives_whole(bridge: BridgeProcess) -> None:
         ]
     tool = {"type": "function", "function": {"name": "f", "description": "d" * 100_000}}
     body = {"model": "mock", "messages": turns, "tools": [tool]}
-    answer = httpx.post(f"{bridge.base}/v1/chat/completions", json=body, timeout=100)
+    answer = web.post(f"{bridge.base}/v1/chat/completions", json=body)
     assert answer.status_code == 200, answer.text
     assert answer.json()["choices"][0]["message"]["content"] == "mock-response"

@@ -9,13 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import gguf
-import httpx
 import numpy as np
 import ollama
 import openai
 import pytest
 
-from tests.http_bridge import BridgeProcess
+from tests.http_bridge import BridgeProcess, web
 from tests.tiny_bert import CONTEXT, WIDTH, write_bert
 
 TEXTS = ["a b c", "x y"]
@@ -53,7 +52,7 @@ def test_floats_and_base64_are_the_same_vectors(bridge: BridgeProcess) -> None:
         assert np.linalg.norm(one.embedding) == pytest.approx(1, abs=1e-5)
     assert len(short.data[0].embedding) == 8
     body = {"model": "default", "input": TEXTS, "encoding_format": "base64"}
-    raw = httpx.post(f"{bridge.base}/v1/embeddings", json=body).json()["data"][0]["embedding"]
+    raw = web.post(f"{bridge.base}/v1/embeddings", json=body).json()["data"][0]["embedding"]
     assert np.allclose(np.frombuffer(base64.b64decode(raw), "<f4"), floats.data[0].embedding, atol=1e-6)
 
 
@@ -63,7 +62,7 @@ def test_ollama_truncates_only_on_request(bridge: BridgeProcess) -> None:
     assert [len(vector) for vector in made.embeddings] == [WIDTH, WIDTH]
     with pytest.raises(ollama.ResponseError):
         client.embed("default", LONG)
-    cut = httpx.post(
+    cut = web.post(
         f"{bridge.base}/api/embed", json={"model": "default", "input": ["a b c", LONG], "truncate": True}
     ).json()
     assert cut["truncated"] == [1]
@@ -80,7 +79,7 @@ def test_rerank(bridge: BridgeProcess) -> None:
         "top_n": 2,
         "return_documents": True,
     }
-    answer = httpx.post(f"{bridge.base}/v1/rerank", json=body).json()
+    answer = web.post(f"{bridge.base}/v1/rerank", json=body).json()
     scores = [result["relevance_score"] for result in answer["results"]]
     assert scores == sorted(scores, reverse=True)
     assert len(scores) == 2

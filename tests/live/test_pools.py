@@ -9,12 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from inferd.client import AdminClient
 from inferd.config import sources
 from tests.daemon_process import DaemonProcess, until
-from tests.http_bridge import BridgeProcess
+from tests.http_bridge import BridgeProcess, web
 from tests.remote_server import Exchange, RemoteServer, says
 
 Start = Callable[..., DaemonProcess]
@@ -105,7 +103,7 @@ def test_over_http_another_pool_member_retries_a_failed_request(remote: Serve, s
         for one.script, two.script in ((failing, well), (well, failing)):
             for name in ("far", "x"):
                 body = {"model": name, "messages": [{"role": "user", "content": "hi"}]}
-                answer = httpx.post(f"{process.base}/v1/chat/completions", json=body, timeout=100)
+                answer = web.post(f"{process.base}/v1/chat/completions", json=body)
                 assert answer.status_code == 200, answer.text
                 assert answer.json()["choices"][0]["message"]["content"] == "remote"
 
