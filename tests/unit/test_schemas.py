@@ -12,7 +12,7 @@ import pytest
 
 from inferd.engine.backend import Tool
 from inferd.engine.local import _llama
-from inferd.engine.local.schema import schema_check, schema_rules
+from inferd.engine.local.schema import schema_check, schema_places, schema_rules
 from inferd.engine.local.schema.guides import Guides, Held
 from inferd.engine.local.schema.schema_check import Check
 from inferd.errors import InvalidRequest
@@ -204,15 +204,46 @@ def test_a_pattern_that_backtracks_without_end_is_given_up() -> None:
 
 
 def test_a_schema_that_is_too_large_or_too_deep_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schema_rules, "MAX_SCHEMAS", 200)  # 20,000 take some seconds to be valid at all
-    many = properties(**{f"k{i}": {"type": "string"} for i in range(200)})
+    with monkeypatch.context() as patch:
+        # Validating 20,001 schemas takes seconds of processor time.
+        patch.setattr(schema_check, "_validator_of", lambda draft: pytest.fail("it was counted too late"))
+        parts = [True] * 20_001
+        named = {f"k{i}": True for i in range(20_001)}
+        for many in (
+            {"properties": {name: {"type": "string"} for name in named}},
+            {"allOf": [{"not": {"anyOf": parts}}]},
+            {"$schema": "http://json-schema.org/draft-07/schema#", "items": parts},
+            {"$schema": "http://json-schema.org/draft-07/schema#", "dependencies": named},
+            {"contentSchema": {"$defs": named}},
+        ):
+            with pytest.raises(InvalidRequest, match="more than 20000 schemas"):
+                hold(many)
+    assert schema_places.count({"enum": [{"properties": named}]}) == 1  # no schemas, but a value
+    monkeypatch.setattr(schema_rules, "MAX_SCHEMAS", 200)  # references have schemas in other places
+    hidden = {"x": {f"k{i}": {"type": "string"} for i in range(200)}}
+    refers = properties(**{f"k{i}": {"$ref": f"#/x/k{i}"} for i in range(199)})
     with pytest.raises(InvalidRequest, match="more than 200 schemas"):
-        hold(many)
+        hold({**refers, **hidden})
     deep: dict[str, Any] = {"type": "integer"}
     for _ in range(150):
         deep = properties(a=deep)
     with pytest.raises(InvalidRequest, match="nests"):
         hold(deep)
+
+
+def test_equal_items_are_found_without_comparing_each_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jsonschema._utils.equal", lambda one, two: pytest.fail("a pair was compared"))
+    items: list[Any] = [1, "1", True, None, [1], {"a": 1, "b": [2.5]}]
+    check = Check({"uniqueItems": True}, frozenset())
+    draft_4 = {"$schema": "http://json-schema.org/draft-04/schema#", "type": "object"}
+    for same in ([], [1.0], [True], [{"b": [2.5], "a": 1.0}]):
+        assert (check.fault(json.dumps(items + same)) is None) == (not same)
+        schema = json.dumps({**draft_4, "properties": {"a": {"enum": items + same}}})
+        if same:
+            with pytest.raises(InvalidRequest, match="two items are equal"):
+                schema_check.read(schema)
+        else:
+            schema_check.read(schema)
 
 
 def test_many_optional_properties_are_cheap() -> None:

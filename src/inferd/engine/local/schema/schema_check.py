@@ -21,7 +21,7 @@ from jsonschema_specifications import REGISTRY as SPECIFICATIONS
 from referencing.jsonschema import specification_with
 
 from inferd.engine.local import _llama
-from inferd.engine.local.schema.schema_places import nodes, refusal, step
+from inferd.engine.local.schema.schema_places import MAX_SCHEMAS, count, nodes, refusal, step
 
 PATTERN_SECONDS = 0.2
 Errors = Iterator[ValidationError]
@@ -30,10 +30,15 @@ _WITHOUT_FORMATS = jsonschema.FormatChecker(formats=())
 
 
 def read(text: str) -> dict[str, Any]:
-    """The schema in ``text``, a JSON object. Raises ``InvalidRequest`` if it is invalid by its own draft, or
-    if the preparation is cancelled: validating a large schema takes seconds."""
+    """The schema in ``text``, a JSON object.
+
+    Raises ``InvalidRequest`` if it is too large, if it is invalid by its own draft, or if the preparation is
+    cancelled: validating a large schema takes seconds.
+    """
     try:
         schema = parse(text)
+        if count(schema) > MAX_SCHEMAS:
+            raise refusal("", f"it holds more than {MAX_SCHEMAS} schemas")
         draft = _draft_of(schema)
         fault = next(_validator_of(draft).iter_errors(schema), None)
     except RecursionError:
@@ -63,7 +68,7 @@ def _validator_of(draft: Any) -> Any:
     parts = [
         (uri, specification.create_resource(_plain(SPECIFICATIONS.contents(uri)))) for uri in SPECIFICATIONS
     ]
-    kind = validators.extend(draft, keywords)
+    kind = validators.extend(draft, {**keywords, "uniqueItems": _unique_items})
     registry = referencing.Registry().with_resources(parts)
     return kind(_plain(draft.META_SCHEMA), format_checker=_WITHOUT_FORMATS, registry=registry)
 
@@ -180,9 +185,27 @@ def _multiple_of(validator: Any, divisor: Any, instance: Any, schema: Any) -> Er
         yield ValidationError("not a multiple")
 
 
+def _unique_items(validator: Any, unique: Any, instance: Any, schema: Any) -> Errors:
+    """Linear; jsonschema compares each pair of items if they cannot be sorted."""
+    if unique and isinstance(instance, list):
+        texts = {json.dumps(_plain_numbers(item), sort_keys=True) for item in instance}
+        if len(texts) < len(instance):
+            yield ValidationError("two items are equal")
+
+
+def _plain_numbers(value: Any) -> Any:
+    """The value with 1.0 as 1, which JSON Schema holds equal."""
+    if isinstance(value, list):
+        return [_plain_numbers(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _plain_numbers(item) for name, item in value.items()}
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 _KEYWORDS = {
     "pattern": _pattern,
     "patternProperties": _pattern_properties,
     "additionalProperties": _additional_properties,
     "multipleOf": _multiple_of,
+    "uniqueItems": _unique_items,
 }

@@ -9,6 +9,19 @@ from urllib.parse import unquote
 from inferd.errors import InvalidRequest
 
 MAX_DEPTH = 100
+MAX_SCHEMAS = 20_000
+
+# The keywords whose value is a schema, a list of schemas, and an object of schemas by name.
+ONE = frozenset(
+    (
+        *("additionalItems", "additionalProperties", "contains", "else", "if", "items", "not"),
+        *("propertyNames", "then", "unevaluatedItems", "unevaluatedProperties"),
+    )
+)
+LIST = frozenset(("allOf", "anyOf", "items", "oneOf", "prefixItems"))
+MAP = frozenset(("$defs", "definitions", "dependentSchemas", "patternProperties", "properties"))
+_ANY_ONE = ONE | {"contentSchema"}
+_ANY_MAP = MAP | {"dependencies"}
 
 
 def refusal(pointer: str, reason: str) -> InvalidRequest:
@@ -46,6 +59,22 @@ def nodes(schema: Any) -> Iterator[dict[str, Any]]:
             left += node.values()
         elif isinstance(node, list):
             left += node
+
+
+def count(root: Any) -> int:
+    """How many schemas there are where the keywords of any draft have some, up to one beyond the limit."""
+    left, found = [root], 0
+    while left and found <= MAX_SCHEMAS:
+        node = left.pop()
+        found += isinstance(node, bool | dict)
+        for key, value in node.items() if isinstance(node, dict) else ():
+            if key in LIST and isinstance(value, list):
+                left += value
+            elif key in _ANY_MAP and isinstance(value, dict):
+                left += value.values()
+            elif key in _ANY_ONE:
+                left.append(value)
+    return found
 
 
 def followed(root: Any, node: Any) -> Any:

@@ -17,19 +17,21 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from inferd.engine.local.schema import schema_numbers, schema_patterns
-from inferd.engine.local.schema.schema_places import MAX_DEPTH, followed, nodes, refusal, resolve, step
+from inferd.engine.local.schema.schema_places import (
+    LIST,
+    MAP,
+    MAX_DEPTH,
+    MAX_SCHEMAS,
+    ONE,
+    followed,
+    nodes,
+    refusal,
+    resolve,
+    step,
+)
 
-MAX_SCHEMAS = 20_000
 MAX_OPTIONAL = 2_000  # of one object; making its grammar takes quadratic time
 
-_ONE = frozenset(
-    (
-        *("additionalItems", "additionalProperties", "contains", "else", "if", "items", "not"),
-        *("propertyNames", "then", "unevaluatedItems", "unevaluatedProperties"),
-    )
-)
-_LIST = frozenset(("allOf", "anyOf", "items", "oneOf", "prefixItems"))
-_MAP = frozenset(("$defs", "definitions", "dependentSchemas", "patternProperties", "properties"))
 _OLD_DRAFTS = re.compile(r"draft-0[3-7]")
 
 # The formats that llguidance has regular expressions for.
@@ -127,15 +129,15 @@ class _Rewriter:
     def _children(self, node: dict[str, Any], pointer: str, depth: int) -> None:
         for key, value in list(node.items()):
             at = step(pointer, key)
-            if key in _LIST and isinstance(value, list):
+            if key in LIST and isinstance(value, list):
                 parts = [self.schema(part, step(at, i), depth + 1) for i, part in enumerate(value)]
                 if key in ("anyOf", "oneOf") and any(part is not False for part in parts):
                     parts = [part for part in parts if part is not False]
                 node[key] = parts
-            elif key in _MAP and isinstance(value, dict):
+            elif key in MAP and isinstance(value, dict):
                 for name, part in value.items():
                     value[name] = self.schema(part, step(at, name), depth + 1)
-            elif key in _ONE:
+            elif key in ONE:
                 node[key] = self.schema(value, at, depth + 1)
 
     def _references(self, node: dict[str, Any], pointer: str, depth: int) -> None:
