@@ -30,6 +30,7 @@ from inferd.errors import (
     InferdError,
     InputMemoryFull,
     MalformedFrame,
+    NotJson,
     QueueFull,
     UpstreamFull,
 )
@@ -201,7 +202,7 @@ class Session(Generic[R]):
         except InputMemoryFull as error:
             _log.warn("request_error", code=error.code, message=str(error), **self._log_fields)
             await self._refuse_line(error)
-        except MalformedFrame as error:
+        except (MalformedFrame, NotJson) as error:
             _log.info("request_error", code=error.code, stage="decode", **self._log_fields)
             await self._refuse_line(error)
 

@@ -118,7 +118,7 @@ async def recognise(conn: Connection, surface: Surface[Any], reserve: Reserve) -
         try:
             head = await conn.next_head()
         except InferdError:
-            is_framed = False  # the bytes are still there
+            raise NotJson("expected one JSON object on the line, or a frame; the bytes are neither") from None
     if is_framed:
         return Frames(conn, frames, reserve, head)
     conn.begin_lines()
