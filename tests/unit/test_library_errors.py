@@ -80,6 +80,28 @@ sys.exit(code)
 """
 
 
+# A process that gets the stop signal while it imports the daemon.
+STARTING = """
+import os, signal, sys
+from importlib.abc import MetaPathFinder
+from inferd import cli
+
+class Stop(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "inferd.daemon.daemon":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+sys.meta_path.insert(0, Stop())
+sys.exit(cli.main(["serve"]))
+"""
+
+
+def test_an_early_stop_signal_exits_with_0(short_dir: Path) -> None:
+    env = {"HOME": str(short_dir), "XDG_RUNTIME_DIR": str(short_dir), "INFERD_BACKEND": "mock"}
+    env |= {"PYTHONPATH": ":".join(sys.path), "INFERD_IMPL": "python"}
+    assert subprocess.run([sys.executable, "-c", STARTING], env=env, timeout=100).returncode == 0
+
+
 def test_a_late_stop_signal_exits_with_0(short_dir: Path) -> None:
     env = {"HOME": str(short_dir), "XDG_RUNTIME_DIR": str(short_dir), "INFERD_BACKEND": "mock"}
     env |= {"PYTHONPATH": ":".join(sys.path), "INFERD_IMPL": "python"}

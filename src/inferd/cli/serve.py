@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -67,6 +68,8 @@ def _serve_as_0_2(**flags: Any) -> int:
 
 
 def _run(read: Callable[[], LoadedConfig]) -> int:
+    # Until the daemon handles the stop signals they wait: its modules are not imported yet.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
     from inferd.daemon import daemon
 
     collect_as_usual()

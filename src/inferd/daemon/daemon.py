@@ -338,6 +338,7 @@ class Daemon:
             # Not the loop's own handlers: once they are removed, a late signal would kill the process with
             # the signal's status during a clean exit.
             held.callback(signal.signal, number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, handlers)  # the command has blocked them until now
 
     def _pass_on(self, handler: Callable[[], None], *_: object) -> None:
         self._loop.call_soon_threadsafe(handler)
