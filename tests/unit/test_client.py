@@ -332,7 +332,7 @@ def test_a_refused_key_is_explained(clients: Clients, api_key: str | None) -> No
         thread.join()
 
 
-@cases("address", ["tcp://", "tcp://127.0.0.1", "tcp://127.0.0.1:x"])
+@cases("address", ["tcp://", "tcp://127.0.0.1", "tcp://127.0.0.1:x", "http://127.0.0.1:1", "unix:///s"])
 def test_a_malformed_address_is_a_usage_error(address: str, clients: Clients) -> None:
     with pytest.raises(errors.UsageError):
         clients.client(address).connect()

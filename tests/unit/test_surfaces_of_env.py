@@ -41,7 +41,7 @@ def test_without_settings_the_default_path_is_used(env: Env) -> None:
     ("variables", "file", "expected"),
     [
         ({"INFERD_ADDRESS": "/x/infer.sock", "INFERD_TCP": "127.0.0.1:1"}, {}, "/x/infer.sock"),
-        ({"INFERD_ADDRESS": "tcp://127.0.0.1:7"}, {}, "tcp://127.0.0.1:7"),
+        ({"INFERD_ADDRESS": "tcp://127.0.0.1:7", "INFERD_ADMIN_ADDR": "/a"}, {}, "tcp://127.0.0.1:7"),
         ({"INFERD_UDS": "/x/own.sock"}, {}, "/x/own.sock"),
         ({"INFERD_TCP": "127.0.0.1:8"}, {}, "tcp://127.0.0.1:8"),
         ({}, {"listen": {"tcp": "127.0.0.1:9"}}, "tcp://127.0.0.1:9"),
@@ -61,7 +61,15 @@ def test_clients_follow_the_daemons_settings(
 def test_other_surfaces_follow(env: Env, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INFERD_ADDRESS", "/x/infer.sock")
     assert default_admin_address() == Path("/x/admin.sock")
-    monkeypatch.delenv("INFERD_ADDRESS")
+    monkeypatch.setenv("INFERD_ADDRESS", "/x/inferd.sock")
+    assert default_admin_address() == Path("/x/admin.sock")
+    monkeypatch.setenv("INFERD_ADDRESS", "/x/own.sock")
+    with pytest.raises(errors.UsageError, match="set INFERD_ADMIN_ADDR"):
+        default_admin_address()
+    monkeypatch.setenv("INFERD_ADMIN_ADDR", "/y/admin.sock")
+    assert default_admin_address() == "/y/admin.sock"
+    for name in ("INFERD_ADDRESS", "INFERD_ADMIN_ADDR"):
+        monkeypatch.delenv(name)
     monkeypatch.setenv("INFERD_UDS", "/x/own.sock")
     found = Addresses(surfaces.addresses())
     assert found.of("v2") == "/x/infer.v2.sock"

@@ -1,8 +1,8 @@
 """The addresses of a daemon's surfaces, and the errors of a failed connection.
 
 An address is a Unix socket's path or ``tcp://IP:port``. If a surface's address is not given, it is looked up
-next to the v1 socket, else at the default address. It is never looked up at the default address of another
-daemon.
+next to the given socket if that has a default name, else at the default address. It is never looked up at the
+default address of another daemon.
 """
 
 from __future__ import annotations
@@ -60,16 +60,18 @@ class Endpoint:
         return Path(self.text).with_name(paths.socket_path("v1").name).exists()
 
 
+_GENERATION: tuple[paths.Surface, ...] = ("v1", "v2", "framed")
 _SERVING = {"embed": " --embed", "rerank": " --rerank"}
 
 
 def endpoint(address: Address, surface: paths.Surface) -> Endpoint:
     """Raises UsageError for an invalid address."""
     text = os.fspath(address)
-    if not text.startswith("tcp://"):
+    scheme, separator, place = text.rpartition("://")
+    if not separator:
         return Endpoint(text, surface, None)
-    host, _, port = text.removeprefix("tcp://").rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
+    host, _, port = place.rpartition(":")
+    if scheme != "tcp" or not host or not port.isdecimal() or int(port) > 65535:
         raise UsageError(f"{text} is no address; give a Unix socket's path or tcp://IP:port")
     return Endpoint(text, surface, (host.strip("[]"), int(port)))
 
@@ -90,8 +92,10 @@ class Addresses:
         if found is None and surface == "v2" and given is not None:
             return given  # every generation socket accepts frames
         if found is None:
+            variable = "set INFERD_ADMIN_ADDR, or " if surface == "admin" else ""
             raise UsageError(
-                f"the daemon at {given} may serve {surface} anywhere; give the client {surface}=ADDRESS"
+                f"the daemon at {given} may serve {surface} anywhere;"
+                f" {variable}give the client {surface}=ADDRESS"
             )
         return found
 
@@ -104,7 +108,7 @@ class Addresses:
         if v1 is None:
             return default
         tcp = os.fspath(v1).startswith("tcp://")
-        beside = not tcp and Path(v1).name == paths.socket_path("v1").name
+        beside = not tcp and Path(v1).name in {paths.socket_path(of).name for of in _GENERATION}
         return Path(v1).with_name(default.name) if beside else None
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from inferd.client.address import Address, default_admin_address, endpoint
 from inferd.client.connection import Connection
-from inferd.errors import BootFailed, ProtocolError, RequestFailed
+from inferd.errors import BootFailed, ProtocolError, RequestFailed, UsageError
 from inferd.wire import admin
 
 Frame = dict[str, Any]
@@ -75,10 +75,17 @@ class Inquiry:
 
 
 class Removal:
-    """Collects the frames after :func:`admin.unload_request`, up to its answer."""
+    """Collects the frames after ``request``, up to its answer."""
 
     def __init__(self, name: str) -> None:
+        """Raises UsageError for a name that no model can have."""
         self._name = name
+        try:
+            self.request = admin.unload_request(name)
+        except TypeError:
+            raise UsageError(f"{name!r} is not a model's name") from None
+        if len(self.request) > admin.MAX_REQUEST_BYTES:
+            raise UsageError("no model has such a long name")
 
     def take(self, frame: Frame) -> int | None:
         """How many requests still run on the model, once the answer is taken. Raises RequestFailed."""
@@ -146,8 +153,8 @@ class AdminClient:
 
     def unload(self, name: str) -> int:
         """Unloads a model once no request uses it. Returns how many use it now. Raises RequestFailed."""
-        self._connection.send([admin.unload_request(name)])
         removal = Removal(name)
+        self._connection.send([removal.request])
         return next(left for frame in self.events() if (left := removal.take(frame)) is not None)
 
     def wait_ready(self, on_event: Callable[[Frame], None] = lambda frame: None) -> None:

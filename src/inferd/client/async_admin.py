@@ -56,9 +56,9 @@ class AsyncAdminClient:
 
     async def unload(self, name: str) -> int:
         """As :meth:`AdminClient.unload`."""
-        connection = await self._connected()
-        await connection.send([admin.unload_request(name)])
         removal = Removal(name)
+        connection = await self._connected()
+        await connection.send([removal.request])
         while (left := removal.take(await self.event())) is None:
             pass
         return left

@@ -1,8 +1,8 @@
 """The default addresses of the daemon's surfaces for a client.
 
-``INFERD_ADDRESS`` names the v1 socket of any daemon. Without it, clients use the daemon's variables and
-config file. An address is a Unix socket's path or ``tcp://IP:port``. An unreadable config file is ignored
-here; the daemon reports it.
+``INFERD_ADDRESS`` names a socket of any daemon, and with it ``INFERD_ADMIN_ADDR`` that daemon's admin socket.
+Without ``INFERD_ADDRESS``, clients use the daemon's variables and config file. An address is a Unix socket's
+path or ``tcp://IP:port``. An unreadable config file is ignored here; the daemon reports it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ def addresses(env: Mapping[str, str] | None = None) -> dict[Surface, str]:
     env = os.environ if env is None else env
     named = env.get("INFERD_ADDRESS")
     if named:
-        return {"v1": named}
+        own_admin = env.get("INFERD_ADMIN_ADDR")
+        return {"v1": named, "admin": own_admin} if own_admin else {"v1": named}
     file = _file(env)
     listen = file.get("listen")
     found: dict[Surface, str] = {}
