@@ -173,3 +173,50 @@ def test_the_model_can_be_changed_and_reset(peer: Peer) -> None:
     chat.ask("b")
     chat.close()
     assert [orjson.loads(line).get("model") for line in peer.lines] == ["small", None]
+
+
+def test_the_results_of_tools_are_asked_for_and_sent(
+    short_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def frames(*blocks: dict[str, Any], reason: str = "end_turn") -> list[dict[str, Any]]:
+        usage = {"input_tokens": 1, "output_tokens": 1}
+        end = {"type": "done", "usage": usage, "stop_reason": reason}
+        return [*({"type": "frame", "block": block} for block in blocks), end]
+
+    def call(name: str) -> dict[str, Any]:
+        return {"type": "tool_use", "tool_call_id": f"tc-{name}", "name": name, "input": {"at": "Oslo"}}
+
+    replies = Replies()
+    replies.frames += [
+        frames({"type": "text", "delta": "let me see"}, call("time"), call("rain"), reason="tool_use"),
+        frames({"type": "text", "delta": "ten past nine, dry"}),
+        frames(call("time"), reason="tool_use"),
+        frames({"type": "text", "delta": "well"}),
+    ]
+    peer = Peer(short_dir / "infer.v2.sock", replies)
+    results = iter(["9:10", "none", None])
+    settings, _ = sources.load({}, {"HOME": str(short_dir)})
+    at = str(peer.path)
+    choices: dict[str, Any] = {"tools": [{"name": "time"}], "tool_choice": "required"}
+    chat = Chat(
+        Target(settings, at, startable=False, v2_address=at), None, choices, result_of=lambda _: next(results)
+    )
+    chat.ask("when?")
+    chat.ask("and now?")  # the call gets no result
+    chat.ask("never mind")
+    chat.close()
+    peer.stop()
+    first, second, third, fourth = map(orjson.loads, peer.lines)
+    assert [line.get("tool_choice") for line in (first, second, third)] == ["required", None, "required"]
+    question, answer, told = second["messages"]
+    assert question["content"] == [{"type": "text", "text": "when?"}]
+    assert [block["type"] for block in answer["content"]] == ["text", "tool_use", "tool_use"]
+    assert told["content"] == [
+        {"type": "tool_result", "tool_call_id": f"tc-{name}", "content": [{"type": "text", "text": said}]}
+        for name, said in (("time", "9:10"), ("rain", "none"))
+    ]
+    texts = [[block.get("text") for block in turn["content"]] for turn in fourth["messages"]]
+    assert texts[3:] == [["ten past nine, dry"], ["never mind"]]
+    out, err = capsys.readouterr()
+    assert '{"tool_call_id": "tc-rain", "name": "rain", "input": {"at": "Oslo"}}' in out
+    assert err == "(the question is taken back)\n"

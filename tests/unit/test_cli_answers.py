@@ -71,27 +71,39 @@ def test_piped_input_follows_the_prompt(
     assert raw == [b"the text\n"]
 
 
-def test_a_number_out_of_its_range_is_an_error_of_the_flag(
+def test_a_value_out_of_its_bounds_is_an_error_of_the_flag(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (home / "long.gbnf").write_text("#" * 65_537)
+    tools = '[{"name":"a","description":"","input_schema":{}}]'
     for line in (
-        "--max-tokens -3",
-        "--top-k -1",
-        "--temperature -0.1",
-        "--temperature nan",
-        "--temperature 101",
-        "--top-p 0",
-        "--top-p 1.1",
-        "--min-p 2",
-        "--repeat-penalty 0",
-        "--presence-penalty inf",
-        "--seed 4294967296",
-        "--deadline 0",
-        "--priority high",
+        ("--max-tokens", "-3"),
+        ("--top-k", "-1"),
+        ("--temperature", "-0.1"),
+        ("--temperature", "nan"),
+        ("--temperature", "101"),
+        ("--top-p", "0"),
+        ("--top-p", "1.1"),
+        ("--min-p", "2"),
+        ("--repeat-penalty", "0"),
+        ("--repeat-penalty", "0.001"),
+        ("--presence-penalty", "inf"),
+        ("--seed", "4294967296"),
+        ("--deadline", "0"),
+        ("--priority", "high"),
+        ("--stop", ""),
+        ("--stop", "x") * 17,
+        ("--session", "x" * 129),
+        ("--session", "\udcff"),
+        ("--model", "\udcff"),
+        ("--stop", "\udcff"),
+        ("--grammar", str(home / "long.gbnf")),
+        ("--tool-choice", "b", "--tools", tools),
+        ("--tool-choice", "auto"),
     ):
-        flag, value = line.split()
-        assert cli.main(["run", flag, value, "hi"]) == 2, line
-        assert flag in capsys.readouterr().err
+        assert cli.main(["run", *line, "hi"]) == 2, line
+        named = capsys.readouterr().err.replace("_", "-")
+        assert line[0] in named or line[0].removeprefix("--") in named
     assert not (home / "inferd").exists()
 
 

@@ -98,6 +98,8 @@ def test_a_file_with_two_names_stays_for_the_second(home: Path, file: Path, caps
 
 
 def test_verify_finds_damaged_files_and_continues(home: Path, file: Path, capsys: Capture) -> None:
+    run("verify")
+    assert capsys.readouterr().out == "no model is in the store\n"
     run("import", str(file), "--name", "bad")
     path = ModelStore(home).blob_path(DIGEST)
     file.write_bytes(GGUF + b"more")

@@ -360,3 +360,13 @@ def test_unload_waits_for_as_long_as_a_model_may_take_to_close(
     finally:
         peer.stop()
     assert capsys.readouterr().out == "m is unloaded\n"
+
+
+def test_a_name_that_no_model_can_have_is_not_sent(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (home / "inferd").mkdir()
+    peer = Peer(home / "inferd" / "admin.sock", lambda connection, line: connection.sendall(b"not asked\n"))
+    for name in ("\udcff", "x" * 5000):
+        assert cli.main(["unload", name]) == 2
+        assert capsys.readouterr().err.startswith("inferd: ")
+    peer.stop()
+    assert peer.lines == []

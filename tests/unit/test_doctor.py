@@ -209,6 +209,20 @@ def test_doctor_on_sockets_that_listen(quick_doctor: Path, capsys: pytest.Captur
             assert findings(capsys, 1)["inference socket"]["detail"].endswith(" answers")
 
 
+def test_doctor_looks_at_the_address_of_the_environment(
+    quick_doctor: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = quick_doctor / "other.sock"
+    monkeypatch.setenv("INFERD_ADDRESS", str(path))
+    found = findings(capsys, 1)["INFERD_ADDRESS"]
+    assert (found["state"], found["advice"]) == ("fail", "unset it to use a daemon of this user")
+    assert str(path) in found["detail"]
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        assert findings(capsys, 0)["INFERD_ADDRESS"]["state"] == "ok"
+
+
 def test_doctor_on_the_daemon_of_another_user(quick_doctor: Path) -> None:
     if os.getuid() != 0:
         pytest.skip("only root can become somebody else")

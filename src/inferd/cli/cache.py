@@ -7,12 +7,13 @@ import time
 import click
 
 from inferd.cli.columns import duration, megabytes
+from inferd.cli.helpful import HelpfulGroup
 from inferd.cli.say import say, say_json
 from inferd.config import paths
 from inferd.store import states
 
 
-@click.group("cache")
+@click.group("cache", cls=HelpfulGroup)
 def cache_command() -> None:
     """Show or delete the files of computed prompts."""
 

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ from inferd.cli.options import (
     sampling,
     sampling_options,
     target,
+    tool_choices,
+    tool_options,
 )
 from inferd.cli.output import Answer, check_done
 from inferd.cli.progress import Progress
 from inferd.cli.say import say
 from inferd.cli.waiting import Waiting
-from inferd.client import Attachment, Done, MessageDone, Text, Token
+from inferd.client import Attachment, Done, MessageDone, Text, Token, ToolUse, tool_result
 from inferd.client.protocol import OnProgress
 from inferd.config import paths
 from inferd.controls import one_line
@@ -59,34 +62,43 @@ SETTABLE = (
     "priority",
 )
 
+ResultOf = Callable[[ToolUse], str | None]
+"""Asks the user for the result of a call; ``None``: there is none."""
+
 _LEAVE = ("/exit", "/bye", "/quit", "exit", "quit")
 
 
 @click.command("chat")
 @sampling_options
 @attachment_options
+@tool_options
 @connection_options
 def chat_command(
     system: str | None,
     image: Sequence[Path],
     audio: Sequence[Path],
     file: Sequence[Path],
+    tools: str | None,
+    tool_choice: str | None,
+    thinking: bool | None,
     address: str | None,
     api_key_file: Path | None,
     **options: Any,
 ) -> None:
     """Chat with the model. Starts a daemon in the background when none runs.
 
-    Pictures, sounds and files are sent with the first question.
+    Pictures, sounds and files are sent with the first question. When the model calls a tool, the chat asks
+    for the result.
     """
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError("a chat needs a terminal; use `inferd run` in scripts and pipes")
     chat = Chat(
         target(address, api_key_file),
         system,
-        sampling(**options),
+        {**sampling(**options), **tool_choices(tools, tool_choice, thinking)},
         attachments(image, audio, ()),
         [inputs.text(path) for path in file],
+        _ask_for_result,
     )
     chat.connect(compare=True)
     _converse(chat)
@@ -102,6 +114,7 @@ class Chat:
         choices: dict[str, Any],
         attached: Sequence[Attachment] = (),
         files: Sequence[str] = (),
+        result_of: ResultOf = lambda call: None,
     ) -> None:
         self._daemon = daemon
         self._choices = choices
@@ -110,7 +123,9 @@ class Chat:
         self.turns: list[dict[str, Any]] = []
         self._attached = [*attached]
         self._files = [*files]
-        self._last: str | list[Attachment | str] = ""
+        self._result_of = result_of
+        self._last: str | list[Any] = ""
+        self._asked_at = 0
 
     def connect(self, *, compare: bool = False) -> None:
         """Connects to the daemon, and restarts one that has stopped meanwhile."""
@@ -120,27 +135,52 @@ class Chat:
     def ask(self, text: str) -> None:
         """Sends ``text`` with the attachments, and writes the answer."""
         text = "\n\n".join((*self._files, text))
-        attached: list[Attachment | str] = [*self._attached]
+        attached: list[Any] = [*self._attached]
         self._files.clear()
         self._attached.clear()
-        self._answer([*attached, text] if attached else text)
+        self._ask([*attached, text] if attached else text)
 
-    def _answer(self, content: str | list[Attachment | str]) -> None:
-        """Streams the answer. Ctrl-C ends the answer, an error is printed; the chat continues."""
-        self._last = content
+    def _ask(self, question: str | list[Any]) -> None:
+        """Sends the question, and the results of the tools that the model calls."""
+        self._last, self._asked_at = question, len(self.turns)
+        choices = dict(self._choices)
+        calls = self._answer(question, choices)
+        choices.pop("tool_choice", None)  # a call that must be made has been made
+        while calls:
+            results = []
+            for call in calls:
+                result = self._result_of(call)
+                if result is None:
+                    del self.turns[self._asked_at :]  # no model takes a call without its result
+                    say("(the question is taken back)", err=True)
+                    return
+                results.append(tool_result(call, result))
+            calls = self._answer(results, choices)
+
+    def _answer(self, content: str | list[Any], choices: dict[str, Any]) -> list[ToolUse]:
+        """Streams one answer, and returns its calls. Ctrl-C ends the answer, an error is printed; the chat
+        continues."""
         question = {"role": "user", "content": content}
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
         turns = [*system, *self.turns, question]
         said: list[str] = []
+        calls: list[ToolUse] = []
         answer = Answer(sys.stdout)
         try:
             self.connect()
             with Waiting(self._daemon) as waiting:
-                for event in self._events(turns, waiting.phase):
+                for event in self._events(turns, choices, waiting.phase):
                     waiting.over()
                     if isinstance(event, Done | MessageDone):
                         answer.end()
                         check_done(event)
+                        if calls:
+                            self.turns += [question, {"role": "assistant", "content": [*event.content]}]
+                            return calls
+                    elif isinstance(event, ToolUse):
+                        answer.end()
+                        answer.write(json.dumps(asdict(event), ensure_ascii=False) + "\n")
+                        calls.append(event)
                     elif isinstance(event, Token | Text):
                         piece = event.content if isinstance(event, Token) else event.text
                         said.append(piece)
@@ -153,14 +193,18 @@ class Chat:
             say(f"inferd: {one_line(error)}", err=True)
         if said:
             self.turns += [question, {"role": "assistant", "content": "".join(said)}]
+        return []
 
-    def _events(self, turns: list[dict[str, Any]], on_progress: OnProgress) -> Iterator[Any]:
+    def _events(
+        self, turns: list[dict[str, Any]], choices: dict[str, Any], on_progress: OnProgress
+    ) -> Iterator[Any]:
         """The events of the answer. Text alone is sent by v1, which every daemon serves, else by v2."""
-        if all(isinstance(turn["content"], str) for turn in turns):
-            with self._client.generate(turns, on_progress=on_progress, **self._choices) as tokens:
+        text_alone = all(isinstance(turn["content"], str) for turn in turns)
+        if text_alone and not {"tools", "thinking"} & choices.keys():
+            with self._client.generate(turns, on_progress=on_progress, **choices) as tokens:
                 yield from tokens
         else:
-            with self._client.messages(turns, on_progress=on_progress, **self._choices) as events:
+            with self._client.messages(turns, on_progress=on_progress, **choices) as events:
                 yield from events
 
     def command(self, line: str) -> bool:
@@ -200,9 +244,9 @@ class Chat:
     def _retry(self, _: str) -> None:
         if not self._last:
             raise UsageError("nothing was asked yet")
-        if self.turns and self.turns[-2]["content"] == self._last:
-            del self.turns[-2:]
-        self._answer(self._last)
+        if [turn["content"] for turn in self.turns[self._asked_at :][:1]] == [self._last]:
+            del self.turns[self._asked_at :]
+        self._ask(self._last)
 
     def _attach(self, name: str) -> None:
         path = Path(name).expanduser()
@@ -235,7 +279,7 @@ class Chat:
     def _save(self, name: str) -> None:
         path = Path(name).expanduser()
         if not all(isinstance(turn["content"], str) for turn in self.turns):
-            raise UsageError("a conversation with pictures or sounds cannot be saved")
+            raise UsageError("a conversation with pictures, sounds or calls cannot be saved")
         document = json.dumps({"system": self.system, "turns": self.turns}, indent=2, ensure_ascii=False)
         try:
             with os.fdopen(
@@ -286,6 +330,16 @@ def _converse(chat: Chat) -> None:
                 return
     finally:
         chat.close()
+
+
+def _ask_for_result(call: ToolUse) -> str | None:
+    """Reads the result of a call from the terminal; Ctrl-C and Ctrl-D give none."""
+    from prompt_toolkit import PromptSession
+
+    try:
+        return PromptSession[str]().prompt(f"{one_line(call.name)} returns> ")
+    except (KeyboardInterrupt, EOFError):
+        return None
 
 
 def _history_file() -> Path:

@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from inferd.cli.finding import Finding, Findings
+from inferd.client import Client
 from inferd.config.limit_options import OTHER_DESCRIPTORS
 from inferd.config.settings import Settings
 from inferd.errors import InferdError
@@ -41,6 +42,20 @@ def model_store(settings: Settings) -> Findings:
         free = shutil.disk_usage(_nearest(settings.models_home)).free
         finding = Finding(finding.name, "ok", f"{finding.detail}; {free / 1e9:.1f} GB free")
     yield finding
+
+
+def named_address(_: Settings) -> Findings:
+    """Whether a daemon answers at the address that replaces this user's daemon for clients."""
+    named = os.environ.get("INFERD_ADDRESS")
+    if not named:
+        return
+    try:
+        with Client(named, timeout=ANSWER_SECS) as client:
+            client.connect()
+    except InferdError as error:
+        yield Finding("INFERD_ADDRESS", "fail", str(error), "unset it to use a daemon of this user")
+    else:
+        yield Finding("INFERD_ADDRESS", "ok", f"a daemon answers at {named}, which commands and programs use")
 
 
 def _nearest(path: Path) -> Path:

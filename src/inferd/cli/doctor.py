@@ -92,6 +92,7 @@ def examine() -> Findings:
         ("model", check_models.models),
         ("backends", check_models.remotes),
         ("daemon", _daemon),
+        ("INFERD_ADDRESS", check_places.named_address),
     ]
     for name, check in checks:
         try:

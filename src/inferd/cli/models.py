@@ -205,7 +205,10 @@ def verify_command(names: tuple[str, ...]) -> int:
         spec = ModelSpec(name=name)
         return ensure_model(store, spec, auto_pull=False, verify="always", progress=show, cancelled=cancelled)
 
-    for name in names or [manifest.name for manifest in store.list()]:
+    wanted = names or [manifest.name for manifest in store.list()]
+    if not wanted:
+        say("no model is in the store")
+    for name in wanted:
         try:
             with _interruptible(partial(work, name)) as model:
                 say(f"{model.name}: ok, {_size(model.size_bytes)}")

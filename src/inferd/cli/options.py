@@ -15,11 +15,13 @@ from inferd.client import Attachment, Client
 from inferd.client.address import Addresses, Surface
 from inferd.config import paths, sources
 from inferd.config.settings import Settings
-from inferd.errors import UsageError
-from inferd.wire.sampling import MAX_SAMPLING_NUMBER, PRIORITIES
+from inferd.errors import InvalidRequest, UsageError
+from inferd.sampling import NAMES
+from inferd.wire.sampling import MAX_SAMPLING_NUMBER, PRIORITIES, Sampling, check
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+TOOL_CHOICES = ("auto", "none", "required")
 COUNT = click.IntRange(0, 2**32 - 1)
 
 
@@ -148,6 +150,50 @@ def attachments(image: Sequence[Path], audio: Sequence[Path], file: Sequence[Pat
     ]
 
 
+def tool_options(command: F) -> F:
+    """Adds ``--tools``, ``--tool-choice`` and ``--thinking``."""
+    for option in reversed(
+        (
+            click.option(
+                "--tools",
+                metavar="FILE|JSON",
+                help=(
+                    "JSON array of tools that the model may call: name, description, input_schema; "
+                    "or in OpenAI's form."
+                ),
+            ),
+            click.option(
+                "--tool-choice",
+                metavar="auto|none|required|NAME",
+                help="Whether a tool must be called, and which.",
+            ),
+            click.option(
+                "--thinking/--no-thinking", default=None, help="Make a model that can think do so, or not."
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def tool_choices(tools: str | None, tool_choice: str | None, thinking: bool | None) -> dict[str, Any]:
+    """The keyword arguments of ``Client.messages`` for the tool options that were given."""
+    choices: dict[str, Any] = {}
+    if tools is not None:
+        choices["tools"] = inputs.tools(tools)
+    if tool_choice is not None:
+        if tools is None:
+            raise UsageError("--tool-choice needs --tools FILE, which says what there is to choose from")
+        if tool_choice not in (*TOOL_CHOICES, *(tool["name"] for tool in choices["tools"])):
+            raise UsageError(
+                f"--tool-choice {tool_choice} is none of the tools, and not auto, none or required"
+            )
+        choices["tool_choice"] = tool_choice if tool_choice in TOOL_CHOICES else {"name": tool_choice}
+    if thinking is not None:
+        choices["thinking"] = thinking
+    return choices
+
+
 def sampling_options(command: F) -> F:
     """Adds the options of a generation; the daemon checks their bounds and sets their defaults."""
     for option in reversed(
@@ -256,11 +302,21 @@ def sampling(
     """The keyword arguments of ``Client.generate`` for the sampling options; most keep their names."""
     if grammar is not None and json_schema is not None:
         raise UsageError("--grammar and --json-schema exclude each other; give one of them")
-    return {
+    for name, given in (*options.items(), *(("stop", text) for text in stop)):
+        if isinstance(given, str) and any(0xD800 <= ord(char) <= 0xDFFF for char in given):
+            raise UsageError(f"--{name} is not text in the encoding of your locale")
+    choices = {
         **options,
         "model_defaults": True,
         "deadline_ms": None if deadline is None else round(deadline * 1000),
         "stop": stop or None,
         "grammar": None if grammar is None else inputs.text(grammar),
-        "json_schema": None if json_schema is None else inputs.json_object(json_schema),
     }
+    bounded = {
+        name: choices[name] for name in ("grammar", "session", *NAMES) if choices.get(name) is not None
+    }
+    try:
+        check(Sampling(stop=[*stop], **bounded))
+    except InvalidRequest as error:
+        raise UsageError(str(error).removeprefix("invalid request: ")) from None
+    return {**choices, "json_schema": None if json_schema is None else inputs.json_object(json_schema)}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
@@ -19,40 +19,14 @@ from inferd.cli.options import (
     sampling,
     sampling_options,
     target,
+    tool_choices,
+    tool_options,
 )
 from inferd.cli.output import Answer, check_done, summary
 from inferd.cli.progress import Progress
 from inferd.cli.say import say, say_json
 from inferd.cli.waiting import Waiting
 from inferd.client import Client, Done, MessageDone, Text, ToolUse
-from inferd.errors import UsageError
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-CHOICES = ("auto", "none", "required")
-
-
-def tool_options(command: F) -> F:
-    """Adds ``--tools`` and ``--tool-choice``."""
-    for option in reversed(
-        (
-            click.option(
-                "--tools",
-                metavar="FILE|JSON",
-                help=(
-                    "JSON array of tools that the model may call: name, description, input_schema; "
-                    "or in OpenAI's form."
-                ),
-            ),
-            click.option(
-                "--tool-choice",
-                metavar="auto|none|required|NAME",
-                help="Whether a tool must be called, and which.",
-            ),
-        )
-    ):
-        command = option(command)
-    return command
 
 
 @click.command("run")
@@ -60,7 +34,6 @@ def tool_options(command: F) -> F:
 @sampling_options
 @attachment_options
 @tool_options
-@click.option("--thinking/--no-thinking", default=None, help="Make a model that can think do so, or not.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object when the answer is complete.")
 @click.option("--verbose", is_flag=True, help="Print tokens and times of the answer on stderr.")
 @connection_options
@@ -86,17 +59,10 @@ def run_command(
     Each call of a tool is printed as one line of JSON. Starts a daemon in the background when none runs; it
     stops after 15 idle minutes.
     """
-    if tool_choice is not None and tools is None:
-        raise UsageError("--tool-choice needs --tools FILE, which says what there is to choose from")
     attached = attachments(image, audio, file)
-    choices = sampling(**options)
-    if tools is not None:
-        choices["tools"] = inputs.tools(tools)
-    if tool_choice is not None:
-        choices["tool_choice"] = tool_choice if tool_choice in CHOICES else {"name": tool_choice}
-    if thinking is not None:
-        choices["thinking"] = thinking
-    typed = bool(attached) or tools is not None or thinking is not None
+    blocks = tool_choices(tools, tool_choice, thinking)
+    choices = {**sampling(**options), **blocks}
+    typed = bool(attached or blocks)
     question = inputs.prompt(prompt, stdin_taken=inputs.STDIN in file)
     messages: list[dict[str, Any]] = [
         {"role": "user", "content": [*attached, question] if typed else question}
