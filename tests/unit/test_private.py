@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from inferd import log
+from inferd import AdminClient, AsyncClient, Client, log
 from inferd.config import sources
 from inferd.errors import ConfigError
 from inferd.private import make_private_dirs
@@ -107,6 +107,22 @@ def test_a_group_of_others_counts_and_a_group_of_ones_own_does_not(tmp_path: Pat
     assert sources.load({"config": path}, {"HOME": str(tmp_path)})[0].backends
     os.chown(path, 0, NOBODY)
     assert f"chmod go-w {path})" in refusal(path)
+
+
+def test_a_config_file_that_others_may_write_steers_no_client(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "config.json"
+    path.write_text('{"listen": {"tcp": "127.0.0.1:9"}, "admin_addr": "/elsewhere"}')
+    for name in ("INFERD_ADDRESS", "INFERD_UDS", "INFERD_TCP", "INFERD_ADMIN_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("INFERD_CONFIG", str(path))
+    path.chmod(0o600)
+    assert Client().address == "tcp://127.0.0.1:9"
+    path.chmod(0o666)
+    for client in (Client, AsyncClient, AdminClient):
+        with pytest.raises(ConfigError, match="who could send your prompts elsewhere"):
+            client()
 
 
 @as_root

@@ -15,6 +15,8 @@ from typing import Any
 
 from inferd.config import paths
 from inferd.config.paths import Surface
+from inferd.errors import ConfigError
+from inferd.private import written_by_others
 
 # Surface → variables of its TCP address and its socket, and its key in the config file.
 _PLACES: dict[Surface, tuple[str, str, str]] = {
@@ -26,7 +28,10 @@ _PLACES: dict[Surface, tuple[str, str, str]] = {
 
 
 def addresses(env: Mapping[str, str] | None = None) -> dict[Surface, str]:
-    """The addresses in the environment and the config file; other surfaces are missing."""
+    """The addresses in the environment and the config file; other surfaces are missing.
+
+    Raises ConfigError for a config file that another user may write.
+    """
     env = os.environ if env is None else env
     named = env.get("INFERD_ADDRESS")
     if named:
@@ -59,7 +64,11 @@ def _file(env: Mapping[str, str]) -> dict[str, Any]:
     named = env.get("INFERD_CONFIG")
     path = Path(named).expanduser() if named else paths.config_path(env)
     try:
-        found = json.loads(path.read_text("utf-8-sig"))
+        with path.open("rb") as file:
+            danger = written_by_others(path, file.fileno())
+            found = json.loads(file.read().decode("utf-8-sig")) if danger is None else None
     except (OSError, ValueError, RecursionError):
         return {}
+    if danger is not None:
+        raise ConfigError(f"config file {path}: is refused: {danger}, who could send your prompts elsewhere")
     return found if isinstance(found, dict) else {}
