@@ -6,6 +6,7 @@ The asyncio client runs each blocking call of a test on its own event loop. Both
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,7 @@ class Asyncio:
         self._loop = loop
 
     def client(self, *arguments: Any, **options: Any) -> BlockingClient:
-        return BlockingClient(self._loop, AsyncClient(*arguments, **options))
+        return BlockingClient(self._loop, AsyncClient(*arguments, **{"id_prefix": "c", **options}))
 
     def admin(self, *arguments: Any, **options: Any) -> BlockingAdminClient:
         return BlockingAdminClient(self._loop, AsyncAdminClient(*arguments, **options))
@@ -124,6 +125,6 @@ class Asyncio:
 
 
 class Blocking:
-    client = Client
+    client = staticmethod(functools.partial(Client, id_prefix="c"))
     admin = AdminClient
     dial = staticmethod(dial_and_wait_ready)

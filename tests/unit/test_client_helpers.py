@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import inferd
 from inferd import Attachment, Done, Text, Token, errors, tool_result
 from inferd.client import protocol
 from inferd.client.address import Addresses
+from inferd.client.core import Core
 from inferd.config import paths
 from inferd.wire import v2, v2_rules
 from tests.both_clients import Blocking
@@ -90,6 +92,11 @@ def test_the_line_of_v1_is_used_up_to_its_end(
     with clients.client(servers["v1"].path, v2=servers["v2"].path) as client:
         client.generate(text).result()
     assert [name for name, server in servers.items() if server.lines] == [surface]
+
+
+def test_the_requests_of_two_programs_have_different_ids() -> None:
+    assert Core("/s", {}).next_id() == f"c{os.getpid()}-1"
+    assert Core("/s", {}, "mine-").next_id() == "mine-1"
 
 
 # Conversations.

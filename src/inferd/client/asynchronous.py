@@ -49,7 +49,7 @@ class AsyncClient:
         api_key: str | None = None,
         timeout: float | None = None,
         *,
-        id_prefix: str = "c",
+        id_prefix: str | None = None,
         start: bool = False,
         **elsewhere: Unpack[SurfaceAddresses],
     ) -> None:

@@ -42,9 +42,10 @@ class Client:
     An address is a Unix socket's path, or ``tcp://IP:port``, which may need an ``api_key``. The default is
     the surface's default socket, or the socket next to ``address`` if that is another daemon's
     ``infer.sock``. ``timeout`` bounds each wait for the daemon, in seconds; ``None`` waits for ever.
-    ``id_prefix`` begins the ids of the client's requests, as shown by status and the log. With ``start`` it
-    connects at once, and starts a daemon in the background if none runs; BootFailed gives the reason of a
-    failed start. Otherwise it connects on :meth:`connect` or the first request.
+    ``id_prefix`` begins the ids of the client's requests, as shown by status and the log; by default it
+    contains the pid. With ``start`` it connects at once, and starts a daemon in the background if none runs;
+    BootFailed gives the reason of a failed start. Otherwise it connects on :meth:`connect` or the first
+    request.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class Client:
         api_key: str | None = None,
         timeout: float | None = None,
         *,
-        id_prefix: str = "c",
+        id_prefix: str | None = None,
         start: bool = False,
         **elsewhere: Unpack[SurfaceAddresses],
     ) -> None:

@@ -50,7 +50,9 @@ class SurfaceAddresses(TypedDict, total=False):
 class Core:
     """Builds requests with unique ids."""
 
-    def __init__(self, address: Address | None, elsewhere: SurfaceAddresses, id_prefix: str = "c") -> None:
+    def __init__(
+        self, address: Address | None, elsewhere: SurfaceAddresses, id_prefix: str | None = None
+    ) -> None:
         found = surfaces.addresses() if address is None else {}
         self.api_key: str | None = None
         """The key from the environment, for an address from the environment."""
@@ -69,7 +71,8 @@ class Core:
         self._blocks: type[MessagesRequest] = FramedMessagesRequest if framed else MessagesRequest
         self.incoming_v2: type[Incoming] = FramedIncoming if framed else Incoming
         """The class that splits v2 answers."""
-        self._id_prefix = id_prefix
+        # With the pid, the requests of several programs differ in status, top and the log.
+        self._id_prefix = f"c{os.getpid()}-" if id_prefix is None else id_prefix
         self._numbers = itertools.count(1)
 
     def next_id(self) -> str:
