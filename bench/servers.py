@@ -31,6 +31,7 @@ from bench.clients import Address, BlockStream, NdjsonStream, SseStream, Stream
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = ROOT / "bench" / "peers"
+END_SECS = 1.0
 START_SECS = 120
 
 Contestant = TypeVar("Contestant", bound=AbstractContextManager[Any])
@@ -101,8 +102,20 @@ class Process:
             shutil.rmtree(self.home, ignore_errors=True)
 
     def failed(self) -> Unavailable:
+        """Why the process does not run, with the signal that ended it."""
         self.log.seek(0)
-        return Unavailable(f"does not run: {self.log.read().strip()[-800:]}")
+        return Unavailable(f"does not run{self._ending()}: {self.log.read().strip()[-800:]}")
+
+    def _ending(self) -> str:
+        try:
+            code = self.popen.wait(END_SECS)
+        except subprocess.TimeoutExpired:
+            return ""
+        return f" ({signal.Signals(-code).name})" if code < 0 else f" (exit status {code})"
+
+    def ended(self) -> bool:
+        """Whether the process has ended by itself; one that is about to end gets a second."""
+        return bool(self._ending())
 
     def cpu_seconds(self) -> float:
         """What the process and those below it have used of the processor so far."""
@@ -340,7 +353,7 @@ class Loop(Process):
         self.popen.stdin.flush()
         answer = self.popen.stdout.readline()
         if not answer:
-            raise RuntimeError(f"{self.name} ended: {self.failed()}")
+            raise self.failed()
         return json.loads(answer)  # type: ignore[no-any-return]
 
 

@@ -41,8 +41,11 @@ class Contest:
         self.report = report
         self.watch = quiet.Watch(report, patience)
         self.turns: dict[str, Callable[[list[dict[str, str]]], None]] = {}
+        self._processes: dict[str, servers.Process] = {}
 
-    def through(self, name: str, start: Callable[[list[dict[str, str]], int], Stream]) -> None:
+    def through(
+        self, name: str, server: servers.Process, start: Callable[[list[dict[str, str]], int], Stream]
+    ) -> None:
         """Adds a server, whose streams ``start`` makes; what it measures is what its client sees."""
 
         def turn(messages: list[dict[str, str]]) -> None:
@@ -54,7 +57,7 @@ class Contest:
                 add(name, "prefill", "ms", stream.prefill_ms)
                 add(name, "time to first token less prefill", "ms", stream.ttft_ms - stream.prefill_ms)
 
-        self.turns[name] = turn
+        self.turns[name], self._processes[name] = turn, server
 
     def loop(self, loop: servers.Loop, line: Callable[[list[dict[str, str]]], str]) -> None:
         """Adds a bare loop; ``line`` makes what it reads."""
@@ -67,7 +70,7 @@ class Contest:
             self.report.add(loop.name, "decode", "tokens/s", (len(times) - 1) / (times[-1] - times[0]))
             self.report.add(loop.name, "prefill", "ms", answer["prefill_ms"])
 
-        self.turns[loop.name] = turn
+        self.turns[loop.name], self._processes[loop.name] = turn, loop
 
     def round(self, rng: random.Random, first: int) -> None:
         seed = rng.random()
@@ -78,7 +81,18 @@ class Contest:
             time.sleep(REST_SECS)
 
     def turn(self, name: str, rng: random.Random) -> None:
-        self.turns[name](prompts.story(rng))
+        """Takes a turn; a contestant whose process ends is missing from then on, with its signal."""
+        if name not in self.turns:
+            return
+        try:
+            self.turns[name](prompts.story(rng))
+        except Exception:
+            process = self._processes[name]
+            if not process.ended():
+                raise
+            self.report.missing[name] = str(process.failed())
+            self.report.samples = [each for each in self.report.samples if each.contestant != name]
+            del self.turns[name]
 
 
 def run(options: argparse.Namespace, report: Report) -> None:
@@ -117,17 +131,17 @@ def run(options: argparse.Namespace, report: Report) -> None:
                 report.missing[name] = str(reason)
                 continue
             running.append(server)
-            contest.through(name, server.stream)
+            contest.through(name, server, server.stream)
             if isinstance(server, servers.Inferd) and name == "inferd":
-                contest.through("inferd, v2", server.v2_stream)
+                contest.through("inferd, v2", server, server.v2_stream)
 
         rng = random.Random(options.seed)
-        for name in contest.turns:
+        for name in list(contest.turns):
             contest.turn(name, rng)  # warms caches and is not counted
         report.samples.clear()
         for number in range(options.repeats):
             contest.round(rng, number)
-        for server in running:
+        for server in (server for server in running if server.name in contest.turns):
             for metric, mebibytes in server.memory().items():
                 report.add(server.name, metric, "MiB", mebibytes)
 

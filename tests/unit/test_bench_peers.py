@@ -1,10 +1,16 @@
-"""The bare loop in C++ links against the libraries of the engine, as they are patched."""
+"""The bare loop in C++ links against the patched libraries of the engine, and peers may fail."""
 
 from __future__ import annotations
+
+import random
+import sys
+from contextlib import ExitStack
 
 import pytest
 
 from bench import servers
+from bench.cases import decode
+from bench.report import Report
 from tests.demo_model import demo_model
 
 
@@ -18,3 +24,30 @@ def test_the_bare_loop_answers() -> None:
         pytest.skip(str(reason))
     assert isinstance(told["times"], list)
     assert len(told["times"]) == 2
+
+
+LOOP = """
+import json, os, signal
+print("ready", flush=True)
+input()
+if DIES:
+    os.kill(os.getpid(), signal.SIGILL)
+print(json.dumps({"times": [0.0, 0.5], "prefill_ms": 1.0}), flush=True)
+"""
+
+
+def test_a_peer_that_dies_is_missing_with_its_signal_and_the_others_are_measured() -> None:
+    report = Report("decode", "")
+    contest = decode.Contest(report, patience=0)
+    rng = random.Random(0)
+    with ExitStack() as stack:
+        for name, dies in (("dies", True), ("lives", False)):
+            program = LOOP.replace("DIES", str(dies))
+            loop = stack.enter_context(servers.Loop(name, [sys.executable, "-c", program]))
+            contest.loop(loop, decode.as_text)
+        for name in list(contest.turns):
+            contest.turn(name, rng)
+        contest.turn("dies", rng)
+    assert list(report.missing) == ["dies"]
+    assert report.missing["dies"].startswith("does not run (SIGILL)")
+    assert report.values("lives", "decode") == [2.0]
