@@ -9,6 +9,7 @@ import pytest
 
 from inferd.engine.local import _llama
 from inferd.engine.local.llamacpp import LlamaCpp, LlamaCppConfig
+from inferd.engine.local.loading import preparing_threads
 from inferd.errors import BootCancelled, InvalidRequest, ModelError
 from tests.demo_model import demo_model
 from tests.tiny_bert import write_bert
@@ -29,6 +30,22 @@ def test_a_model_without_text_output_is_refused_with_advice(tmp_path: Path) -> N
     write_bert(path)
     with pytest.raises(ModelError, match="--embed"):
         load(path, n_ctx=32)
+
+
+def test_a_load_fails_if_one_of_its_threads_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    began: list[threading.Thread] = []
+
+    def start(thread: threading.Thread) -> None:
+        if began:
+            raise RuntimeError("can't start new thread")
+        began.append(thread)
+        original(thread)
+
+    original = threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(ModelError, match="no room for 2 threads: lower --active-permits"):
+        preparing_threads()
+    began[0].join()
 
 
 def test_a_load_ends_when_it_is_cancelled() -> None:
