@@ -27,6 +27,7 @@ LOOK_EVERY_SECS = 10.0
 MEMORY_SLACK_MIB = 16.0
 MOST_FINDINGS = 20
 REST_SECS = 30.0
+STEADY_LOOKS = 20
 PROMPT_MARGIN = 80
 """What a chat template adds to a prompt, and some tokens of answer."""
 
@@ -101,16 +102,24 @@ class Soak:
                 self.outcomes[name, "FAILED"] += 1
                 self.findings.append(f"{name}: {type(error).__name__}: {error}")
 
-    async def _at_rest(self, guest: Guest, most_tasks: int = 0) -> dict[str, Any]:
-        """The inventory when nothing runs and nobody is connected. A task that ends may take a moment."""
+    async def _at_rest(self, guest: Guest, most_tasks: int | None = None) -> dict[str, Any]:
+        """The inventory when nothing runs and no client is connected.
+
+        A task that ends may take a moment: it is the first inventory with at most ``most_tasks``, or without
+        that number the last of STEADY_LOOKS with the same number of tasks.
+        """
         await guest.client.aclose()
+        looks: list[int] = []
         patience = time.monotonic() + REST_SECS
         while True:
             state = await guest.client.status()
             open_ = sum(surface["connections_open"] for surface in state.metrics["surfaces"].values())
             if not (state.running or state.waiting or open_):
                 found = await self.served.inventory()
-                if found["tasks"] <= most_tasks or time.monotonic() > patience:
+                looks = [*looks, found["tasks"]][-STEADY_LOOKS:]
+                steady = looks == [looks[0]] * STEADY_LOOKS
+                settled = steady if most_tasks is None else looks[-1] <= most_tasks
+                if settled or time.monotonic() > patience:
                     return found
             await asyncio.sleep(0.05)
 
