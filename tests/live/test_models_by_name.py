@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from inferd.store.gguf import read_card
 from inferd.store.models import ModelStore
 from inferd.wire import admin as wire
 from tests.daemon_process import DaemonProcess
-from tests.demo_model import demo_model
 from tests.shell import Shell
 from tests.tiny_bert import write_bert
 from tests.tiny_llama import random_llama, write_adapter, write_llama
@@ -26,19 +26,33 @@ from tests.tiny_model import stock
 Start = Callable[..., DaemonProcess]
 
 
+@pytest.fixture(scope="module")
+def shared() -> Iterator[DaemonProcess]:
+    """A daemon with a small configured embedding model; its store has two chat models and one for vectors."""
+    with tempfile.TemporaryDirectory(prefix="i", dir="/tmp") as name:
+        directory = Path(name)
+        home, config = directory / "models", directory / "config.json"
+        store = ModelStore(home)
+        stock(store, "talker", random_llama().read_bytes())
+        stock(store, "small", write_llama(directory / "small", keys={"general.file_type": 0}).read_bytes())
+        stock(store, "vectors", write_bert(directory / "vectors", name="vectors").read_bytes())
+        path = str(write_bert(directory / "own"))
+        own = {"kind": "llamacpp", "name": "own", "model_path": path, "embed": True}
+        config.write_text(json.dumps({"backends": [own], "models_home": str(home)}))
+        options = {"backend": "", "config": config, "embed": "true", "MODELS_HOME": home}
+        process = DaemonProcess(directory / "0", {**options, "threads": 1, "active_permits": 1}, {})
+        yield process.wait_ready()
+        assert not (problems := process.end()), problems
+
+
 @pytest.fixture
-def process(daemon: Start, short_dir: Path) -> DaemonProcess:
-    """A daemon with a small configured embedding model; its store has a chat model and an embedding model."""
-    home = short_dir / "models"
-    store = ModelStore(home)
-    stock(store, "talker", demo_model().read_bytes())
-    stock(store, "vectors", write_bert(short_dir / "vectors", name="vectors").read_bytes())
-    config = short_dir / "config.json"
-    own = {"kind": "llamacpp", "name": "own", "model_path": str(write_bert(short_dir / "own")), "embed": True}
-    config.write_text(json.dumps({"backends": [own], "models_home": str(home)}))
-    return daemon(
-        backend="", config=config, threads=1, active_permits=1, embed="true", MODELS_HOME=home
-    ).wait_ready()
+def process(shared: DaemonProcess) -> Iterator[DaemonProcess]:
+    """The shared daemon; what a test has loaded is unloaded after it."""
+    yield shared
+    with AdminClient(shared.admin) as admin:
+        for row in admin.status().backends:
+            if row["name"] != "own":
+                admin.unload(row["name"])
 
 
 def ask(process: DaemonProcess, **more: Any) -> dict[str, Any]:
@@ -59,13 +73,12 @@ def test_a_model_of_the_store_answers_a_request_that_names_it(process: DaemonPro
         assert told[0] == "loading"
         rows = {row["name"]: row for row in admin.status().backends}
         assert rows["talker"]["engine"]["pid"] not in (0, rows["own"]["engine"]["pid"])
-    assert ask(process, model="talker")["type"] == "done"
-    assert len(process.wait_event("model_resident")) == 1
-    process.note_resources()
+        assert ask(process, model="talker")["type"] == "done"
+        again = {row["name"]: row for row in admin.status().backends}
+        assert again["talker"]["engine"]["pid"] == rows["talker"]["engine"]["pid"]
 
 
-def test_a_request_waiting_for_its_model_gets_load_progress(process: DaemonProcess, short_dir: Path) -> None:
-    stock(ModelStore(short_dir / "models"), "small", write_llama(short_dir / "small.gguf").read_bytes())
+def test_a_request_waiting_for_its_model_gets_load_progress(process: DaemonProcess) -> None:
     shell = Shell(process.dir, INFERD_ADDRESS=str(process.uds), INFERD_ADMIN_ADDR=str(process.admin))
     for surface, content in (("v1", "hi"), ("v2", [{"type": "text", "text": "hi"}])):
         messages = [{"role": "user", "content": content}]
@@ -83,12 +96,11 @@ def test_a_request_waiting_for_its_model_gets_load_progress(process: DaemonProce
         assert (phases[0], phases[-1]) == ("waiting", "loaded")
         assert {"mmap", "kv_cache"} <= set(phases)
         assert any(0 < frame.get("progress", 0) <= 1 for frame in loading)
-        assert str(short_dir) not in json.dumps(loading)
+        assert str(process.dir.parent) not in json.dumps(loading)
         assert shell("unload", "small").returncode == 0
     run = shell("run", "--model", "small", "--max-tokens", "1", "hi")
     assert (run.returncode, "Loading the model" in run.stderr) == (0, True)
     assert "Loading" not in run.stdout
-    process.note_resources()
 
 
 def test_without_a_name_the_models_of_the_configuration_serve(process: DaemonProcess) -> None:
@@ -96,7 +108,6 @@ def test_without_a_name_the_models_of_the_configuration_serve(process: DaemonPro
     refused = ask(process)
     assert refused["type"] == "error"  # the daemon's own model makes vectors only
     assert refused["code"] != "model_not_found"
-    process.note_resources()
 
 
 def test_every_surface_takes_a_name(process: DaemonProcess) -> None:
@@ -106,7 +117,6 @@ def test_every_surface_takes_a_name(process: DaemonProcess) -> None:
         with pytest.raises(RequestFailed, match="talker") as caught:
             client.embed("text", model="talker")
         assert caught.value.wire_code == "embed_unsupported"
-    process.note_resources()
 
 
 def test_an_unknown_name_ends_the_request_and_not_the_connection(process: DaemonProcess) -> None:
@@ -124,17 +134,18 @@ def test_the_admin_socket_lists_available_models(process: DaemonProcess) -> None
         while (frame := admin.frame())["status"] != "models":
             pass
     rows = {row["name"]: row for row in frame["models"]}
-    assert set(rows) == {"talker", "vectors"}
-    assert (rows["talker"]["quantisation"], rows["talker"]["resident"]) == ("Q4_1", False)
+    assert set(rows) == {"small", "talker", "vectors"}
+    assert (rows["small"]["quantisation"], rows["small"]["resident"]) == ("F32", False)
     assert rows["vectors"]["embed"] is True
 
 
 def test_ps_lists_and_unload_removes_loaded_models(process: DaemonProcess) -> None:
     shell = Shell(process.dir, INFERD_ADMIN_ADDR=str(process.admin), INFERD_UDS=str(process.uds))
+    size = random_llama().stat().st_size
     assert ask(process, model="talker", keep_alive=-1)["type"] == "done"
     loaded = {row["name"]: row for row in json.loads(shell("ps", "--json").stdout)["loaded"]}
     assert {"own", "talker"} == set(loaded)
-    assert (loaded["talker"]["pinned"], loaded["talker"]["engine"]["file_bytes"]) == (True, 98_362_432)
+    assert (loaded["talker"]["pinned"], loaded["talker"]["engine"]["file_bytes"]) == (True, size)
     heading, *lines = shell("ps").stdout.splitlines()
     assert heading.startswith("model")
     assert [line.split()[-1] for line in lines] == ["always", "always"]
@@ -146,13 +157,12 @@ def test_ps_lists_and_unload_removes_loaded_models(process: DaemonProcess) -> No
     row = next(line for line in shell("ps").stdout.splitlines() if line.startswith("vectors"))
     assert row.endswith(" s")
     assert shell("unload", "vectors").returncode == 0
-    process.note_resources()
 
 
 def test_an_entry_gives_its_names_template_and_system_prompt(daemon: Start, short_dir: Path) -> None:
     template = short_dir / "template.jinja"
     template.write_text("{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}")
-    entry = {"kind": "llamacpp", "model_path": str(demo_model()), "n_ctx": 256}
+    entry = {"kind": "llamacpp", "model_path": str(random_llama()), "n_ctx": 256}
     backends = [
         {**entry, "name": "plain", "chat_template_file": str(template)},
         {
