@@ -1,17 +1,17 @@
-"""Anthropic's SDK, unmodified, against the real default model."""
+"""Anthropic's SDK, unmodified, against a small random model, and the default model where its text matters."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import pytest
 
 from inferd.config import paths
-from inferd.store.catalogue import DEFAULT_MODEL as MODEL
+from inferd.store.catalogue import DEFAULT_MODEL
 from tests.demo_model import demo_model
-from tests.http_bridge import BridgeProcess
+from tests.http_bridge import BridgeProcess, web
+from tests.tiny_llama import random_llama
 
 if TYPE_CHECKING:
     import anthropic  # imported here, since it takes six seconds in each worker of a run
@@ -26,15 +26,15 @@ TOOL: dict[str, Any] = {
         "additionalProperties": False,
     },
 }
+MODEL = "random"
 ASK: list[Any] = [{"role": "user", "content": "Say hello."}]
 
 
 @pytest.fixture(scope="module")
 def bridge() -> Iterator[BridgeProcess]:
     demo_model()
-    with BridgeProcess(
-        MODELS_HOME=paths.models_home(), n_ctx=1024, http_aliases="claude-*=" + MODEL
-    ) as process:
+    options = {"n_ctx": 1024, "http_aliases": f"claude-*={MODEL}"}
+    with BridgeProcess(model_path=random_llama(), MODELS_HOME=paths.models_home(), **options) as process:
         yield process
 
 
@@ -66,15 +66,16 @@ def test_a_prefill_is_continued(client: anthropic.Anthropic) -> None:
     question = {"role": "user", "content": "Which city is the capital of France?"}
     begun = {"role": "assistant", "content": "The capital of France is"}
     answer = client.messages.create(
-        model=MODEL, max_tokens=6, messages=[question, begun], extra_body={"temperature": 0}
+        model=DEFAULT_MODEL, max_tokens=6, messages=[question, begun], extra_body={"temperature": 0}
     )
     assert "Paris" in answer.content[0].text
-    counted = client.messages.count_tokens(model=MODEL, messages=[question, begun])
+    counted = client.messages.count_tokens(model=DEFAULT_MODEL, messages=[question, begun])
     assert counted.input_tokens == answer.usage.input_tokens + (answer.usage.cache_read_input_tokens or 0)
 
 
 def test_models(client: anthropic.Anthropic) -> None:
-    assert [model.id for model in client.models.list()] == [MODEL]
+    listed = [model.id for model in client.models.list()]
+    assert (listed[0], listed.count(MODEL), listed.count(DEFAULT_MODEL)) == (MODEL, 1, 1)
     assert client.models.retrieve("claude-sonnet-9").id == MODEL
 
 
@@ -137,7 +138,7 @@ def test_errors(client: anthropic.Anthropic, bridge: BridgeProcess) -> None:
         client.messages.create(model=MODEL, max_tokens=5, messages=long)
     for version in ("2023-06-01", "2026-10-21", None):
         headers = {} if version is None else {"anthropic-version": version, "x-api-key": "any"}
-        answer = httpx.post(f"{bridge.base}/v1/messages?beta=true", headers=headers, json={"model": MODEL})
+        answer = web.post(f"{bridge.base}/v1/messages?beta=true", headers=headers, json={"model": MODEL})
         assert answer.status_code == 400
         assert answer.json()["type"] == "error"
         assert answer.json()["error"]["type"] == "invalid_request_error"

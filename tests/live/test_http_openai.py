@@ -1,4 +1,4 @@
-"""OpenAI's SDK, unmodified, against the real default model."""
+"""OpenAI's SDK, unmodified, against a small random model, and the default model where its text matters."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from inferd.config import paths
 from inferd.store.catalogue import DEFAULT_MODEL
 from tests.demo_model import demo_model
 from tests.http_bridge import BridgeProcess
+from tests.tiny_llama import random_llama
 
 TOOL: dict[str, Any] = {
     "type": "function",
@@ -38,7 +39,7 @@ SCHEMA = {
 @pytest.fixture(scope="module")
 def bridge() -> Iterator[BridgeProcess]:
     demo_model()
-    with BridgeProcess(MODELS_HOME=paths.models_home(), n_ctx=2048) as process:
+    with BridgeProcess(model_path=random_llama(), MODELS_HOME=paths.models_home(), n_ctx=2048) as process:
         yield process
 
 
@@ -51,7 +52,7 @@ def client(bridge: BridgeProcess) -> Iterator[openai.OpenAI]:
 @pytest.fixture
 def model(client: openai.OpenAI) -> str:
     name = client.models.list().data[0].id
-    assert name == DEFAULT_MODEL
+    assert name == random_llama().stem
     return name
 
 
@@ -182,34 +183,36 @@ def test_a_schema_holds(client: openai.OpenAI, model: str, strict: bool | None) 
 
 def test_a_stop_string(client: openai.OpenAI, model: str) -> None:
     plain = client.chat.completions.create(
-        model=model, messages=ask("Tell me a story."), max_tokens=12, temperature=0
+        model=model, messages=ask("Tell me a story."), max_tokens=100, temperature=0
     )
     text = plain.choices[0].message.content or ""
-    word = text.split()[3]
+    word = next(word for word in text.split()[3:] if word.isalpha())
     stopped = client.chat.completions.create(
-        model=model, messages=ask("Tell me a story."), max_tokens=12, temperature=0, stop=word
+        model=model, messages=ask("Tell me a story."), max_tokens=100, temperature=0, stop=word
     )
     assert stopped.choices[0].message.content == text.partition(word)[0]
     assert stopped.choices[0].finish_reason == "stop"
 
 
-def test_completions(client: openai.OpenAI, model: str) -> None:
-    answer = client.completions.create(model=model, prompt="Say hello.", max_tokens=6, temperature=0)
+def test_completions(client: openai.OpenAI) -> None:
+    answer = client.completions.create(model=DEFAULT_MODEL, prompt="Say hello.", max_tokens=6, temperature=0)
     assert answer.choices[0].text
     chunks = list(
-        client.completions.create(model=model, prompt="Say hello.", max_tokens=6, temperature=0, stream=True)
+        client.completions.create(
+            model=DEFAULT_MODEL, prompt="Say hello.", max_tokens=6, temperature=0, stream=True
+        )
     )
     assert "".join(chunk.choices[0].text for chunk in chunks) == answer.choices[0].text
     raw = client.completions.create(
-        model=model, prompt="The capital of France is", max_tokens=6, temperature=0
+        model=DEFAULT_MODEL, prompt="The capital of France is", max_tokens=6, temperature=0
     )
     assert "Paris" in raw.choices[0].text
     with pytest.raises(openai.BadRequestError, match="no tokens for a text that is to be filled in"):
-        client.completions.create(model=model, prompt="a", suffix="b", max_tokens=1)
+        client.completions.create(model=DEFAULT_MODEL, prompt="a", suffix="b", max_tokens=1)
 
 
-def test_logprobs(client: openai.OpenAI, model: str) -> None:
-    options: Any = {"model": model, "max_tokens": 6, "temperature": 0}
+def test_logprobs(client: openai.OpenAI) -> None:
+    options: Any = {"model": DEFAULT_MODEL, "max_tokens": 6, "temperature": 0}
     whole = client.chat.completions.create(
         messages=ask("Say hello."), logprobs=True, top_logprobs=3, **options
     ).choices[0]
@@ -228,7 +231,7 @@ def test_logprobs(client: openai.OpenAI, model: str) -> None:
     assert "".join(legacy.logprobs.tokens or []) == legacy.text
     assert [len(best) for best in legacy.logprobs.top_logprobs or []] == [2] * 6
     response = client.responses.create(
-        model=model,
+        model=DEFAULT_MODEL,
         input="Say hello.",
         include=["message.output_text.logprobs"],
         max_output_tokens=16,
@@ -246,9 +249,9 @@ def test_a_prompt_that_is_too_long(client: openai.OpenAI, model: str) -> None:
     assert caught.value.response.headers["x-should-retry"] == "false"
 
 
-def test_closing_a_stream_frees_the_slot(bridge: BridgeProcess, client: openai.OpenAI, model: str) -> None:
+def test_closing_a_stream_frees_the_slot(bridge: BridgeProcess, client: openai.OpenAI) -> None:
     stream = client.chat.completions.create(
-        model=model, messages=ask("Write a very long story."), max_tokens=1500, stream=True
+        model=DEFAULT_MODEL, messages=ask("Write a very long story."), max_tokens=1500, stream=True
     )
     next(iter(stream))
     bridge.wait_running(1)
@@ -262,7 +265,7 @@ async def test_cancelling_a_whole_answer_frees_the_slot(bridge: BridgeProcess) -
     async with openai.AsyncOpenAI(base_url=f"{bridge.base}/v1", api_key="any", max_retries=0) as client:
         request = asyncio.ensure_future(
             client.chat.completions.create(
-                model="default", messages=ask("Write a very long story."), max_tokens=1500
+                model=DEFAULT_MODEL, messages=ask("Write a very long story."), max_tokens=1500
             )
         )
         await asyncio.to_thread(bridge.wait_running, 1)
