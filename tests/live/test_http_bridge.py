@@ -15,11 +15,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
-import openai
 import pytest
 
 from tests.daemon_process import Wire
 from tests.http_bridge import BridgeProcess, web
+from tests.lazy import Lazy
+
+openai = Lazy("openai")
 
 CHAT = {"model": "mock", "messages": [{"role": "user", "content": "hi"}]}
 KEY = "sk-inferd-0123456789abcdef"

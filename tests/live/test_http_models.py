@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import ollama
-
 from inferd.store.models import ModelStore
 from tests.demo_model import demo_model
 from tests.http_bridge import PATIENCE_SECS, BridgeProcess, web
+from tests.lazy import Lazy
 from tests.tiny_model import stock
+
+ollama = Lazy("ollama")
 
 
 def test_a_model_of_the_store_is_listed_and_loaded_by_its_name(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import ollama
 import pytest
 
 from inferd.config import paths
@@ -15,8 +14,11 @@ from inferd.store.models import ModelStore
 from tests.daemon_process import until
 from tests.demo_model import demo_model
 from tests.http_bridge import BridgeProcess, web
+from tests.lazy import Lazy
 from tests.tiny_bert import write_bert
 from tests.tiny_model import stock
+
+ollama = Lazy("ollama")
 
 OPTIONS = {"temperature": 0, "num_predict": 6, "top_k": None, "num_ctx": 99999}
 

@@ -6,14 +6,16 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-import openai
 import pytest
 
 from inferd.config import paths
 from inferd.store.catalogue import DEFAULT_MODEL
 from tests.demo_model import demo_model
 from tests.http_bridge import BridgeProcess
+from tests.lazy import Lazy
 from tests.tiny_llama import random_llama
+
+openai = Lazy("openai")
 
 TOOL: dict[str, Any] = {
     "type": "function",

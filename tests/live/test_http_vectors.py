@@ -10,12 +10,14 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-import ollama
-import openai
 import pytest
 
 from tests.http_bridge import BridgeProcess, web
+from tests.lazy import Lazy
 from tests.tiny_bert import CONTEXT, WIDTH, write_bert
+
+ollama = Lazy("ollama")
+openai = Lazy("openai")
 
 TEXTS = ["a b c", "x y"]
 LONG = "a " * (3 * CONTEXT)

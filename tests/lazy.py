@@ -1,0 +1,16 @@
+"""A package that is imported with its first use: an SDK takes a second in each worker, and is used in one."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+
+class Lazy:
+    """Has the attributes of the package ``name``."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module(self._name), name)
