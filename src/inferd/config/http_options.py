@@ -21,7 +21,7 @@ def _no_aliases(env: Mapping[str, str] | None = None) -> Mapping[str, str]:
     return {}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)  # only Settings is ever made
 class HttpOptions:
     """Rows of :class:`inferd.config.settings.Settings`."""
 

@@ -16,7 +16,7 @@ OTHER_DESCRIPTORS = 256
 """Descriptors besides client connections: models, sockets, logs, and connections to servers."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)  # only Settings is ever made
 class LimitOptions:
     """Rows of :class:`inferd.config.settings.Settings`."""
 

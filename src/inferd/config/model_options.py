@@ -27,7 +27,7 @@ DEFAULT_MODEL = "smollm2-135m-instruct"
 _MODEL, _OPENAI, _BEDROCK, _ENGINE = "Model", "OpenAI-compatible server", "AWS Bedrock", "Engine"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)  # only Settings is ever made
 class ModelOptions:
     """Rows of :class:`inferd.config.settings.Settings`."""
 

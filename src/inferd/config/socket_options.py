@@ -14,7 +14,7 @@ from inferd.config.option import option
 _SOCKETS = "Sockets"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)  # only Settings is ever made
 class SocketOptions:
     """Rows of :class:`inferd.config.settings.Settings`."""
 
