@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from inferd.config.file import FILE_TYPE
+from inferd.config.file import shape
 from inferd.config.keys import BACKEND_KEYS, LORA_KEYS, MODEL_KEYS, TAKES_MODEL, Key
 from inferd.config.option import Option
 from inferd.config.settings import OPTIONS
@@ -80,10 +80,10 @@ def markdown() -> str:
 
 def schema() -> str:
     """The config file's JSON Schema."""
-    made = {"$schema": DIALECT, **msgspec.json.schema(FILE_TYPE)}
-    for shape in made["$defs"].values():
-        if "properties" in shape:
-            shape["additionalProperties"] = (
+    made = {"$schema": DIALECT, **msgspec.json.schema(shape()[0])}
+    for part in made["$defs"].values():
+        if "properties" in part:
+            part["additionalProperties"] = (
                 False  # an unknown key is a warning of the daemon, but an error in an editor
             )
     made["$defs"]["Config"]["properties"]["$schema"] = {"type": "string"}

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, Union
 
@@ -54,8 +55,12 @@ def _documented(kind: Kind, doc: str) -> Any:
     return Annotated[kind.file_type, msgspec.Meta(description=doc)]
 
 
-def _shape() -> tuple[Any, dict[str, Any]]:
-    """The whole file as a msgspec type, and its known keys as nested dictionaries."""
+@cache
+def shape() -> tuple[Any, dict[str, Any]]:
+    """The whole file as a msgspec type, and its known keys as nested dictionaries.
+
+    Only a process that has a file makes it: it takes longer than anything else of this package.
+    """
     projector: Any = Union[FilePath().file_type, _struct("Projector", _rows(MODEL_KEYS))]  # noqa: UP007
     model = _struct("Model", [*_rows(MODEL_KEYS), ("mmproj", projector, False)])
     adapters: Any = list[_struct("Adapter", _rows(LORA_KEYS))]  # type: ignore[misc]
@@ -83,9 +88,6 @@ def _shape() -> tuple[Any, dict[str, Any]]:
             (known.setdefault(section, {}) if section else known)[leaf] = None
     top.extend((name, _struct(name.capitalize(), rows), False) for name, rows in sections.items())
     return _struct("Config", top), known
-
-
-FILE_TYPE, _KNOWN = _shape()
 
 
 def read_file(path: Path, *, required: bool) -> ConfigFile:
@@ -146,9 +148,9 @@ def _shown(key: str) -> str:
 
 
 def _converted(raw: Any) -> Any:
-    """``raw`` as FILE_TYPE. An error also lists unknown keys: a missing key may be misspelt."""
+    """``raw`` as the type of the file. An error also lists unknown keys: a missing key may be misspelt."""
     try:
-        return msgspec.convert(raw, FILE_TYPE)
+        return msgspec.convert(raw, shape()[0])
     except msgspec.ValidationError as error:
         raise ValueError("; ".join((str(error), *_unknown(raw)))) from None
 
@@ -168,7 +170,7 @@ def _unknown(raw: Any) -> Iterator[str]:
     """A sentence for each unknown key; ``raw`` may be otherwise invalid."""
     if not isinstance(raw, dict):
         return
-    yield from _unknown_in(raw, _KNOWN, "")
+    yield from _unknown_in(raw, shape()[1], "")
     names = dict.fromkeys(key.name for key in MODEL_KEYS)
     model = {**names, "mmproj": names}
     yield from _unknown_in(raw.get("model"), model, "model.")
@@ -200,7 +202,7 @@ def _nearest(key: str, known: Mapping[str, Any], where: str) -> str | None:
     """The most similar key of the same section, else of another section, else ``None``."""
     if (beside := nearest(key, known)) is not None:
         return where + beside
-    elsewhere = {leaf: f"{name}.{leaf}" for name, leaves in _KNOWN.items() for leaf in leaves or ()}
+    elsewhere = {leaf: f"{name}.{leaf}" for name, leaves in shape()[1].items() for leaf in leaves or ()}
     leaf = nearest(key, elsewhere)
     return None if leaf is None else elsewhere[leaf]
 
