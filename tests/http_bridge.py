@@ -136,6 +136,8 @@ class BridgeProcess:
             assert code == 0, (code, self.stderr)
             for sign in ("Traceback", "was never retrieved", "was destroyed", "Exception ignored"):
                 assert sign not in self.stderr, self.stderr
+            for msg in ("asyncio_error", "unraisable_error", "thread_failed"):
+                assert self.events(msg) == []
         finally:
             if self.process.poll() is None:
                 self.process.kill()

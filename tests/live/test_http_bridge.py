@@ -268,12 +268,18 @@ def test_a_taken_port_is_named(bridge: Callable[..., BridgeProcess]) -> None:
 
 
 def test_the_log_holds_no_text(shared: BridgeProcess) -> None:
-    before = len(shared.events("http_request"))
+    before, warnings = (len(shared.events(msg)) for msg in ("http_request", "library_record"))
     body = {**CHAT, "messages": [{"role": "user", "content": "SECRETPROMPT"}]}
     web.post(f"{shared.base}/v1/chat/completions?key=SECRETQUERY", json=body)
     web.get(f"{shared.base}/SECRETPATH")
+    with socket.create_connection(("127.0.0.1", shared.port)) as junk:
+        junk.sendall(b"SECRET NOISE\r\n\r\n")
+        assert junk.recv(100).startswith(b"HTTP/1.1 400")
     events = shared.wait_event("http_request", before + 2)
+    # The server's own warning is an event of the log, and not a line of stderr.
+    assert shared.wait_event("library_record", warnings + 1)[-1]["logger"] == "uvicorn.error"
     assert "SECRET" not in shared.stderr
+    assert "Invalid" not in shared.stderr
     assert all("mock-response" not in str(event) for event in events)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from inferd import log
-from inferd.daemon import library
+from inferd.log import library
 
 SECRET = "words of a prompt"
 

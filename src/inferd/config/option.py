@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from inferd.config.kinds import Kind, SecretText
 from inferd.errors import ConfigError
-
-PathRule = Callable[[Mapping[str, str] | None], Path]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ from inferd.config import fingerprints, paths
 from inferd.config.limit_options import OTHER_DESCRIPTORS
 from inferd.config.settings import OPTIONS, Settings
 from inferd.config.sources import LoadedConfig
-from inferd.daemon import addresses, library, systemd
+from inferd.daemon import addresses, systemd
 from inferd.daemon.backends import Backends, Build, in_thread
 from inferd.daemon.bridge import HttpBridge
 from inferd.daemon.bridge import check as check_bridge
@@ -38,6 +38,7 @@ from inferd.daemon.build import build_backend
 from inferd.daemon.residency import Residency
 from inferd.daemon.server import FLUSH_GRACE_SECS, Server
 from inferd.errors import AddressError, BootCancelled, InferdError
+from inferd.log import library
 from inferd.serve.health import HealthWatch
 from inferd.serve.listener import ConnectionLimit, Listener
 from inferd.serve.observe.metrics import Metrics

@@ -26,6 +26,7 @@ from inferd.http import endpoints
 from inferd.http.app import Bridge, Options
 from inferd.http.keys import Keys
 from inferd.http.protocol import Protocol
+from inferd.log import library
 
 KEEP_ALIVE_SECS = 120
 """Longer than the SDKs keep an idle connection, so that they never reuse one that was just closed."""
@@ -84,17 +85,18 @@ def run(setup: Setup, *, supervised: bool = False) -> int:
         )
     )
     _check_certificate(setup)
-    # uvicorn uses Python's logging, which writes warnings to stderr.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     activity = log.setup(setup.log_level, Path(setup.log_dir) if setup.log_dir else None)
     try:
         uvloop.run(_serve(setup, bridge, supervised))
     finally:
+        library.release()
         activity.close()
     return 0
 
 
 async def _serve(setup: Setup, bridge: Bridge, supervised: bool) -> None:
+    library.capture(asyncio.get_running_loop())
     protocol = type("BoundedProtocol", (Protocol,), {"max_connections": setup.max_connections})
     config = uvicorn.Config(
         bridge.app(endpoints.ROUTES, endpoints.scope_of),

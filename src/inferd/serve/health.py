@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from inferd import log
 from inferd.errors import InferdError, Unavailable
-from inferd.serve import faults
+from inferd.log import faults
 from inferd.serve.pool import BackendSlot
 from inferd.serve.router import Router
 

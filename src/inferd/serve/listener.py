@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine, Hashable
 from typing import Any
 
 from inferd import log
-from inferd.serve import faults
+from inferd.log import faults
 from inferd.serve.bind import Bound, check_key
 from inferd.serve.peer import Peer
 from inferd.serve.strangers import Strangers

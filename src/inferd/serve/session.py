@@ -34,7 +34,8 @@ from inferd.errors import (
     QueueFull,
     UpstreamFull,
 )
-from inferd.serve import auth, faults
+from inferd.log import faults
+from inferd.serve import auth
 from inferd.serve.burst import Burst
 from inferd.serve.connection import LARGE_BYTES, Connection
 from inferd.serve.deadline import alarm, deadline_of

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from inferd.client.messages import Event, MessageDone
 from inferd.http.failures import Api, Failure
-
-ToolChoice = Literal["auto", "none", "required"]
 
 
 @dataclass(kw_only=True)

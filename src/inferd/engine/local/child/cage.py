@@ -26,8 +26,6 @@ from pathlib import Path
 
 from inferd import coredump
 
-PROFILES = ("cpu", "gpu", "off")
-
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 _SIGKILL = 9
 

@@ -42,6 +42,7 @@ from inferd.engine.local.child.load import cage_profile, limit_memory, load_mode
 from inferd.engine.local.embedding import EmbeddingModel
 from inferd.engine.local.llamacpp import LlamaCpp
 from inferd.errors import EmbedUnsupported, RerankUnsupported
+from inferd.log import library
 
 _log = log.get("engine")
 
@@ -265,6 +266,7 @@ def serve() -> None:
     held = cage.enter(profile, fds)
     limit_memory(load, profile)
     loop = new_event_loop()
+    library.capture(loop)
     loop.run_until_complete(_serve(sock, load, fds, held))
 
 

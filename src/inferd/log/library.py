@@ -13,7 +13,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from inferd import log
-from inferd.serve import faults
+from inferd.log import faults
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
@@ -40,7 +40,7 @@ _handler = _Handler(logging.WARNING)
 
 
 def capture(loop: asyncio.AbstractEventLoop) -> None:
-    """Captures these errors from now on, for one daemon at a time."""
+    """Captures these errors from now on, for one event loop at a time."""
     loop.set_exception_handler(_of_asyncio)
     sys.unraisablehook = _unraisable
     threading.excepthook = _of_thread
