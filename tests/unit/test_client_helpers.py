@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import socket
 import subprocess
@@ -14,9 +15,13 @@ import orjson
 import pytest
 
 import inferd
-from inferd import Attachment, Done, Text, Token, errors, tool_result
+from inferd import AsyncClient, Attachment, Client, Done, Text, Token, errors, tool_result
 from inferd.client import protocol
 from inferd.client.address import Addresses
+from inferd.client.async_channel import AsyncReply
+from inferd.client.asynchronous import AsyncChat
+from inferd.client.blocking import Chat
+from inferd.client.channel import Reply
 from inferd.client.core import Core
 from inferd.config import paths
 from inferd.wire import v2, v2_rules
@@ -274,3 +279,17 @@ def test_the_blocking_client_loads_no_event_loop() -> None:
     code = "import inferd, sys; inferd.Client, inferd.AdminClient; print('asyncio' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def methods(kind: type) -> dict[str, list[str]]:
+    """The public methods of a class with the names of their arguments; ``aclose`` counts as ``close``."""
+    return {
+        "close" if name == "aclose" else name: list(inspect.signature(method).parameters)
+        for name, method in inspect.getmembers(kind, callable)
+        if not name.startswith("_") or name == "__init__"
+    }
+
+
+def test_both_clients_have_the_same_methods_with_the_same_arguments() -> None:
+    for blocking, asynchronous in ((Client, AsyncClient), (Chat, AsyncChat), (Reply, AsyncReply)):
+        assert methods(blocking) == methods(asynchronous)
