@@ -5,6 +5,8 @@ sockets open only once every backend is ready. A signal at any point ends the bo
 published on the admin socket and raised. Reload: new backends are built alongside the old and swapped in
 atomically, or the old configuration stays. Stop: no new connections and no new requests; running requests get
 ``drain_timeout_secs``, then end as ``cancelled``. A second signal ends the process at once.
+
+(Over 400 lines, because boot, reload and stop are one order of steps, forwards and backwards.)
 """
 
 from __future__ import annotations
