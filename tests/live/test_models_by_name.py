@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from inferd.client import Client
@@ -17,7 +19,8 @@ from inferd.errors import RequestFailed
 from inferd.store.gguf import read_card
 from inferd.store.models import ModelStore
 from inferd.wire import admin as wire
-from tests.daemon_process import DaemonProcess
+from tests.daemon_process import PATIENCE_SECS, DaemonProcess, until
+from tests.http_bridge import free_port
 from tests.shell import Shell
 from tests.tiny_bert import write_bert
 from tests.tiny_llama import random_llama, write_adapter, write_llama
@@ -191,7 +194,8 @@ def test_an_entry_gives_its_names_template_and_system_prompt(daemon: Start, shor
 
 
 def test_a_request_names_an_adapter_of_its_model(daemon: Start, short_dir: Path) -> None:
-    lora = [{"name": "pirate", "path": str(write_adapter(short_dir / "pirate.gguf", seed=1))}]
+    path = str(write_adapter(short_dir / "pirate.gguf", seed=1))
+    lora = [{"name": "pirate", "path": path}, {"name": "mute", "path": path, "scale": 0}]
     entry = {
         "kind": "llamacpp",
         "name": "chat",
@@ -201,7 +205,8 @@ def test_a_request_names_an_adapter_of_its_model(daemon: Start, short_dir: Path)
     }
     config = short_dir / "config.json"
     config.write_text(json.dumps({"backends": [entry]}))
-    process = daemon(backend="", config=config, threads=1, active_permits=1).wait_ready()
+    web = f"127.0.0.1:{free_port()}"
+    process = daemon(backend="", config=config, threads=1, active_permits=1, http=web).wait_ready()
     shell = Shell(process.dir, INFERD_ADDRESS=str(process.uds), INFERD_CONFIG=str(config))
 
     def answer(*options: str) -> str:
@@ -210,15 +215,30 @@ def test_a_request_names_an_adapter_of_its_model(daemon: Start, short_dir: Path)
         return run.stdout
 
     plain = answer()
-    assert answer("--lora", "pirate") != plain
-    assert answer() == plain
+    pirate = answer("--lora", "pirate")
+    assert pirate != plain
+    assert answer("--lora", "mute") == answer() == plain
+    hi = {"role": "user", "content": "hi"}
+    body = {"model": "chat", "messages": [hi], "max_tokens": 6, "temperature": 0}
+    with httpx.Client(base_url=f"http://{web}", timeout=PATIENCE_SECS, verify=False) as client:
+        until(lambda: serves(client))
+        told = client.post("/v1/chat/completions", json=body, headers={"X-Inferd-Lora": "pirate"}).json()
+        assert told["choices"][0]["message"]["content"].strip() == pirate.strip()
+        unknown = client.post("/v1/chat/completions", json=body, headers={"X-Inferd-Lora": "parrot"})
+        assert (unknown.status_code, "it has pirate" in unknown.text) == (400, True)
     refused = ask(process, lora="parrot")
     assert (refused["code"], "it has pirate" in refused["message"]) == ("invalid_request", True)
     with AdminClient(process.admin) as admin:
-        assert admin.snapshot().capabilities[0]["lora"] == ["pirate"]
+        assert admin.snapshot().capabilities[0]["lora"] == ["pirate", "mute"]
     shown = json.loads(shell("show", "--json", str(random_llama())).stdout)
-    assert shown["lora"] == ["pirate"]
+    assert shown["lora"] == ["pirate", "mute"]
     process.note_resources()
+
+
+def serves(client: httpx.Client) -> bool:
+    with contextlib.suppress(httpx.TransportError):
+        return client.get("/health").status_code == 200
+    return False
 
 
 def test_five_models_share_the_room_for_two(daemon: Start, short_dir: Path) -> None:

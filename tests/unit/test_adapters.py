@@ -24,9 +24,9 @@ QUESTION = (
 
 
 @asynccontextmanager
-async def engine(*adapters: Path, **options: object) -> AsyncIterator[LlamaCpp]:
+async def engine(*adapters: Path, scale: float = 1.0, **options: object) -> AsyncIterator[LlamaCpp]:
     """The random model with adapters named after their files."""
-    named = tuple(Adapter(path.stem, f"key of {path.stem}") for path in adapters)
+    named = tuple(Adapter(path.stem, f"key of {path.stem}", scale) for path in adapters)
     settings = {"n_ctx": 1024, "n_parallel": 4, "threads": 1, "drafts": "off", **options}
     wanted = Load(name="t", model="t", path="t", adapters=named, **settings)  # type: ignore[arg-type]
     with ExitStack() as files:
@@ -79,6 +79,16 @@ async def test_an_adapter_changes_the_text_and_without_it_the_text_is_as_before(
         assert base == before
         assert len({base, first, second}) == 3
         assert [(await answer(model, name))[0] for name in ("", "pirate", "poet")] == [base, first, second]
+
+
+async def test_the_scale_of_an_adapter_is_its_strength(pirate: Path) -> None:
+    told = []
+    for scale in (0.0, 1.0, -2.0):
+        async with engine(pirate, scale=scale) as model:
+            told.append((await answer(model, "pirate"))[0])
+            base, _ = await answer(model, "")
+    assert told[0] == base
+    assert len(set(told)) == 3
 
 
 async def test_requests_with_different_adapters_run_concurrently(pirate: Path, poet: Path) -> None:

@@ -216,15 +216,16 @@ def test_the_projector_of_a_model_is_a_path_or_another_model(tmp_path: Path) -> 
 
 
 def test_the_adapters_of_an_entry_fit_its_model_and_no_other(tmp_path: Path) -> None:
-    lora = [{"name": "pirate", "path": "/a.gguf"}, {"name": "poet", "path": "/b.gguf", "scael": 1}]
+    pirate = {"name": "pirate", "path": "/a.gguf", "scale": 0.5}
+    lora = [pirate, {"name": "poet", "path": "/b.gguf", "scael": 1}]
     listed = {"kind": "llamacpp", "name": "x", "model_path": "/m.gguf", "lora": lora}
     path = write(tmp_path, {"backends": [listed]})
     settings, notes = sources.load({"config": path}, ENV)
     (entry,) = settings.backends
     assert isinstance(entry, LlamaCppEntry)
-    assert [(each.name, each.path) for each in entry.lora] == [
-        ("pirate", Path("/a.gguf")),
-        ("poet", Path("/b.gguf")),
+    assert [(each.name, each.path, each.scale) for each in entry.lora] == [
+        ("pirate", Path("/a.gguf"), 0.5),
+        ("poet", Path("/b.gguf"), 1.0),
     ]
     assert any("`backends[0].lora[1].scael`" in note for note in notes)
     (entry,) = sources.load({"config": path, "model": "y"}, ENV)[0].backends

@@ -28,10 +28,11 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Adapter(msgspec.Struct, frozen=True, kw_only=True):
-    """A LoRA adapter: a GGUF file, and the name by which a request selects it."""
+    """A LoRA adapter: a GGUF file, its strength, and the name by which a request selects it."""
 
     name: str
     path: Path
+    scale: float = 1.0
 
 
 MAX_REQUESTS = 64

@@ -16,6 +16,7 @@ from inferd.config.kinds import (
     Integer,
     Kind,
     Name,
+    Number,
     Paragraphs,
     Sha256,
     Text,
@@ -52,6 +53,7 @@ MODEL_KEYS = (
 LORA_KEYS = (
     Key("name", Name(), "The name by which a request asks for the adapter.", required=True),
     Key("path", FilePath(), "The GGUF file of the adapter.", required=True),
+    Key("scale", Number(-100, 100), "The strength of the adapter; 1 when absent."),
 )
 
 _SERVES = Key(

@@ -95,6 +95,34 @@ class Integer(Kind):
 
 
 @dataclass(frozen=True)
+class Number(Kind):
+    """A number from ``minimum`` to ``maximum``, with or without a fraction."""
+
+    minimum: float
+    maximum: float
+
+    @property
+    def metavar(self) -> str:
+        return "N"
+
+    @property
+    def description(self) -> str:
+        return f"a number from {self.minimum:g} to {self.maximum:g}"
+
+    @property
+    def file_type(self) -> Any:
+        return Annotated[float, Meta(ge=self.minimum, le=self.maximum)]
+
+    def parse(self, text: str) -> float:
+        if not re.fullmatch(r"[+-]?[0-9]{1,9}(\.[0-9]{1,9})?", text):
+            raise ValueError(self.description)
+        value = float(text)
+        if not self.minimum <= value <= self.maximum:
+            raise ValueError(self.description)
+        return value
+
+
+@dataclass(frozen=True)
 class Seconds(Kind):
     """A span of time; zero is allowed unless ``positive``."""
 

@@ -70,7 +70,8 @@ def load(
             projector=projector is not None,
             draft_model=draft is not None,
             adapters=tuple(
-                Adapter(adapter.name, look_of(fd)) for adapter, fd in zip(entry.lora, lora, strict=True)
+                Adapter(adapter.name, f"{look_of(fd)} {adapter.scale}", adapter.scale)
+                for adapter, fd in zip(entry.lora, lora, strict=True)
             ),
             embed=entry.embed,
             vectors_wanted=settings.embed or settings.rerank,

@@ -66,7 +66,7 @@ def header(scope: Scope, name: bytes) -> str:
 
 
 def asker_of(scope: Scope, caller: str) -> Asker:
-    """The caller, with the priority and deadline in the request's headers. Raises BadField."""
+    """The caller, with the priority, deadline and adapter in the request's headers. Raises BadField."""
     priority, deadline = header(scope, b"x-inferd-priority"), header(scope, b"x-inferd-deadline-ms")
     if priority and priority not in _PRIORITIES:
         raise BadField("X-Inferd-Priority", "X-Inferd-Priority must be interactive or batch")
@@ -76,4 +76,9 @@ def asker_of(scope: Scope, caller: str) -> Asker:
         raise BadField(
             "X-Inferd-Deadline-Ms", "X-Inferd-Deadline-Ms must be a number of milliseconds above 0"
         )
-    return Asker(caller=caller, priority=priority or None, deadline_ms=int(deadline) if deadline else None)
+    return Asker(
+        caller=caller,
+        priority=priority or None,
+        deadline_ms=int(deadline) if deadline else None,
+        lora=header(scope, b"x-inferd-lora") or None,
+    )

@@ -31,7 +31,9 @@ OPEN_PATHS = frozenset({"/", "/health", "/api/hello", "/api/version"})
 QUIET_PATHS = frozenset({"/status"})
 """The page polls these every second; they are logged only at debug level."""
 
-_ALLOWED_HEADERS = b"authorization, content-type, x-api-key, x-inferd-priority, x-inferd-deadline-ms"
+_ALLOWED_HEADERS = (
+    b"authorization, content-type, x-api-key, x-inferd-priority, x-inferd-deadline-ms, x-inferd-lora"
+)
 _ALLOWED_METHODS = b"GET, POST, HEAD, OPTIONS"
 _ROOT = 0
 

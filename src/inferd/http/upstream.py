@@ -43,11 +43,13 @@ _log = log.get("http")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asker:
-    """The caller of a request, ``uid:N`` or ``key:NAME``, with the request's priority and deadline."""
+    """The caller of a request, ``uid:N`` or ``key:NAME``, with the request's priority and deadline, and the
+    adapter that is to write its text."""
 
     caller: str
     priority: str | None = None
     deadline_ms: int | None = None
+    lora: str | None = None
 
     @property
     def is_own_user(self) -> bool:
@@ -83,6 +85,8 @@ class Upstream:
         most = generation.max_tokens if generation.max_tokens is not None else model.n_ctx or None
         if most is not None:
             options["max_tokens"] = most
+        if asker.lora is not None:
+            options["lora"] = asker.lora
         request = FramedMessagesRequest(self._next_id(), generation.turns, options)
         return AsyncReply(self._channel("v2"), request)
 

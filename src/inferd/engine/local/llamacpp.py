@@ -182,7 +182,10 @@ class LlamaCpp(Backend):
             if config.projector is not None:
                 threads = config.threads or _llama.useful_threads()
                 projector = _llama.Projector(model, str(config.projector), threads=threads)
-            adapters = [_llama.Adapter(model, fd, name=adapter.name) for adapter, fd in config.adapters]
+            adapters = [
+                _llama.Adapter(model, fd, name=adapter.name, scale=adapter.scale)
+                for adapter, fd in config.adapters
+            ]
             draft_model = None
             if config.draft_fd is not None and config.drafts != "off":
                 draft_model = _llama.Model(

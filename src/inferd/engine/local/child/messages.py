@@ -77,10 +77,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """A LoRA adapter by its ``name`` in requests; ``key`` distinguishes its file."""
+    """A LoRA adapter by its ``name`` in requests; ``key`` distinguishes its file and its ``scale``."""
 
     name: str
     key: str
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

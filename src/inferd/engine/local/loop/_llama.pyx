@@ -131,7 +131,7 @@ cdef class Engine:
         self.model = model
         self.projector = projector
         for adapter in adapters:
-            self.adapters.add(adapter.adapter)
+            self.adapters.add(adapter.adapter, adapter.scale)
         self.n_adapters = len(adapters)
         self.drafts = drafts != "off" and self.any_cut  # rejected draft tokens are cut off the sequence
         self.always_draft = drafts == "on"

@@ -245,15 +245,18 @@ cdef class Model:
 cdef class Adapter:
     """A LoRA adapter for ``model``, loaded from an open file. Raises ``ModelError``.
 
-    Load it before the context that uses it. It lives as long as the model.
+    ``scale`` is its strength, 1 is that of the file. Load it before the context that uses it. It lives as long as
+    the model.
     """
 
     cdef Model model
     cdef llama_adapter_lora* adapter
+    cdef float scale
 
-    def __cinit__(self, Model model, int fd, *, str name):
+    def __cinit__(self, Model model, int fd, *, str name, float scale=1.0):
         cdef FILE* file = fdopen(dup(fd), "rb")
         self.model = model
+        self.scale = scale
         if file == NULL:
             raise ModelError(f"cannot read the adapter {name!r}")
         with nogil:

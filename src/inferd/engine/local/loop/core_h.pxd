@@ -372,7 +372,7 @@ cdef extern from "native/exchange.h" namespace "inferd" nogil:
 
 cdef extern from "native/adapters.h" namespace "inferd" nogil:
     cdef cppclass CAdapters "inferd::Adapters":
-        void add(llama_adapter_lora* adapter)
+        void add(llama_adapter_lora* adapter, float scale)
         void forget()
         void apply(llama_context* ctx, int adapter)
         int turn(const vector[Job*]& active, size_t& decoders)

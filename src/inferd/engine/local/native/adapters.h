@@ -17,7 +17,10 @@ class Adapters {
     static constexpr int kNone = -1;
     static constexpr int kStepsOfATurn = 4;
 
-    void add(llama_adapter_lora *adapter) { adapters_.push_back(adapter); }
+    void add(llama_adapter_lora *adapter, float scale) {
+        adapters_.push_back(adapter);
+        scales_.push_back(scale);
+    }
 
     // The context was recreated and has no adapter.
     void forget() { in_force_ = kNone; }
@@ -25,9 +28,8 @@ class Adapters {
     // Selects the adapter that the context computes with.
     void apply(llama_context *ctx, int adapter) {
         if (adapter == in_force_) return;
-        float scale = 1.0f;
-        llama_adapter_lora **chosen = adapter == kNone ? nullptr : &adapters_[adapter];
-        llama_set_adapters_lora(ctx, chosen, chosen ? 1 : 0, chosen ? &scale : nullptr);
+        const bool any = adapter != kNone;
+        llama_set_adapters_lora(ctx, any ? &adapters_[adapter] : nullptr, any, any ? &scales_[adapter] : nullptr);
         in_force_ = adapter;
     }
 
@@ -55,6 +57,7 @@ class Adapters {
 
   private:
     std::vector<llama_adapter_lora *> adapters_;
+    std::vector<float> scales_;  // the strength of each adapter
     int in_force_ = kNone;
     int turn_ = kNone;
     int steps_ = 0;
