@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import sys
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from inferd.engine.backend import (
     RankRequest,
     Stream,
 )
+from inferd.engine.local.child import hosted as supervisor
 from inferd.engine.local.child import process
 from inferd.engine.local.child.messages import Load
 from inferd.engine.local.child.process import Patience
@@ -225,6 +227,31 @@ async def test_a_request_that_kills_alone_twice_is_refused_and_no_other() -> Non
         assert (await finish(await model.generate(ask("Live.", max_tokens=2)))).stop_reason == "length"
 
 
+async def test_the_request_that_kills_is_convicted_and_its_five_neighbours_are_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(supervisor, "BACK_OFF_SECS", (0.0,))
+    neighbours = [ask(f"Neighbour {n}.") for n in range(5)]
+    async with hosted(n_parallel=6) as model:
+        for _ in range(2):
+            streams = [await begin(model, request) for request in (ask("Kill."), *neighbours)]
+            os.kill(pid_of(model), signal.SIGSEGV)
+            for stream in streams:
+                with pytest.raises(EngineEnded):
+                    await finish(stream)
+        # All six are suspects, so each runs alone.
+        killer = await begin(model, ask("Kill."))
+        os.kill(pid_of(model), signal.SIGSEGV)
+        with pytest.raises(EngineEnded):
+            await finish(killer)
+        with pytest.raises(InvalidRequest, match="refused for ten minutes"):
+            await model.generate(ask("Kill."))
+        for request in neighbours:
+            stream = await begin(model, request)
+            stream.cancel()
+            assert (await finish(stream)).stop_reason == "cancelled"
+
+
 async def test_a_suspect_runs_alone() -> None:
     async with hosted(n_parallel=2) as model:
         for _ in range(2):
@@ -285,11 +312,68 @@ async def test_a_restart_loads_the_descriptor_not_the_path(tmp_path: Path) -> No
 # When it hangs.
 
 
+def wait_no_longer(model: HostedModel) -> None:
+    """Shortens the time limits of the present process, which has been stopped, and not of the next one."""
+    assert model._serving is not None
+    model._serving._patience = Patience(slow_secs=0.1, hang_secs=0.3)
+
+
+def used_by_thread(pid: int) -> dict[int, int]:
+    """The processor time of each thread but the first, in ns."""
+    tasks = [task for task in Path(f"/proc/{pid}/task").iterdir() if task.name != str(pid)]
+    return {int(task.name): int((task / "schedstat").read_text().split()[0]) for task in tasks}
+
+
+async def loop_thread_of(model: HostedModel) -> int:
+    """The thread of the token loop, which works most during an answer."""
+    await finish(await model.generate(ask(max_tokens=1)))
+    before = used_by_thread(pid_of(model))
+    await finish(await model.generate(ask(max_tokens=100)))
+    after = used_by_thread(pid_of(model))
+    return max(after, key=lambda thread: after[thread] - before.get(thread, 0))
+
+
+# A debugger can stop a single thread, a signal only all of them.
+_STOP_THREAD = """
+import ctypes, os, sys
+SEIZE, INTERRUPT, ALL = 0x4206, 0x4207, 0x40000000
+thread = int(sys.argv[1])
+libc = ctypes.CDLL(None, use_errno=True)
+trace = lambda request: libc.ptrace(ctypes.c_long(request), ctypes.c_long(thread), None, None)
+if trace(SEIZE):
+    sys.exit(os.strerror(ctypes.get_errno()))
+trace(INTERRUPT)
+os.waitpid(thread, ALL)
+print("stopped", flush=True)
+os.waitpid(thread, ALL)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may trace the process, which cannot be dumped")
+@pytest.mark.parametrize("running", [True, False])
+async def test_a_stopped_thread_counts_as_hung(running: bool) -> None:
+    async with hosted() as model:
+        first, thread = pid_of(model), await loop_thread_of(model)
+        stream = await begin(model, ask()) if running else await model.generate(ask())
+        tracer = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", _STOP_THREAD, str(thread), stdout=PIPE, stderr=PIPE
+        )
+        assert tracer.stdout is not None
+        assert await tracer.stdout.readline() == b"stopped\n", await tracer.communicate()
+        wait_no_longer(model)
+        with pytest.raises(EngineEnded, match="no sign of life"):
+            await finish(stream)
+        assert (await finish(await model.generate(ask(max_tokens=2)))).stop_reason == "length"
+        assert pid_of(model) != first
+        await tracer.communicate()
+
+
 async def test_a_stopped_process_counts_as_hung() -> None:
-    async with hosted(patience=Patience(slow_secs=2, hang_secs=8)) as model:
+    async with hosted() as model:
         stream = await begin(model, ask())
         first = pid_of(model)
         os.kill(first, signal.SIGSTOP)
+        wait_no_longer(model)
         with pytest.raises(EngineEnded, match="no sign of life"):
             await finish(stream)
         assert (await finish(await model.generate(ask(max_tokens=2)))).stop_reason == "length"

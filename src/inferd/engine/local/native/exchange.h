@@ -208,7 +208,7 @@ class Exchange {
         const uint64_t id = job->id;
         inbox_.push_back(job.get());
         jobs_.emplace(id, std::move(job));
-        work_.notify_one();
+        rouse();
         return id;
     }
 
@@ -225,7 +225,7 @@ class Exchange {
         job->cancel = true;
         job->dropped = job->dropped || drop;
         if (job == interruptible_) interrupt_.store(true, std::memory_order_relaxed);
-        work_.notify_one();
+        rouse();
     }
 
     void stop() {
@@ -235,8 +235,8 @@ class Exchange {
         work_.notify_one();
     }
 
-    // For the watchdog: the number of turns of the loop, the time since the current one began (0: none is running),
-    // and its expected time (0: not known).
+    // For the watchdog: the number of turns of the loop, the time since the current one began or is due (0: the loop
+    // has nothing to do), and its expected time (0: not known).
     void pulse(uint64_t &steps, int64_t &busy_us, int64_t &predicted_us) const {
         const int64_t since = busy_since_us_.load(std::memory_order_relaxed);
         steps = steps_.load(std::memory_order_relaxed);
@@ -262,7 +262,7 @@ class Exchange {
         const bool rested = job->out.size() >= kHighWater;
         out.swap(job->out);
         job->announced = false;
-        if (rested) work_.notify_one();
+        if (rested) rouse();
         if (!job->finished) return nullptr;
         std::unique_ptr<Job> whole = std::move(found->second);
         jobs_.erase(found);
@@ -273,7 +273,7 @@ class Exchange {
     void call() {
         std::lock_guard<std::mutex> lock(mutex_);
         called_ = true;
-        work_.notify_one();
+        rouse();
     }
 
     // The engine thread's side.
@@ -317,6 +317,8 @@ class Exchange {
                 busy_since_us_.store(llama_time_us(), std::memory_order_relaxed);
                 return true;
             }
+            predicted_us_.store(0, std::memory_order_relaxed);
+            busy_since_us_.store(0, std::memory_order_relaxed);
             if (idle || !nothing || idle_after.count() == 0) {
                 work_.wait(lock);
             } else if (work_.wait_for(lock, idle_after) == std::cv_status::timeout && inbox_.empty() && !called_) {
@@ -346,7 +348,6 @@ class Exchange {
     // Hands a step's output to the event loop. Finished jobs no longer belong to the engine thread.
     void publish(const std::vector<Job *> &jobs) {
         bool wakes = false;
-        busy_since_us_.store(0, std::memory_order_relaxed);
         steps_.fetch_add(1, std::memory_order_relaxed);
         {
             std::lock_guard<std::mutex> lock(mutex_);
@@ -374,6 +375,13 @@ class Exchange {
     }
 
   private:
+    // Wakes the loop, under the lock. Its next turn is due from now on, even if its thread does not wake.
+    void rouse() {
+        int64_t asleep = 0;
+        busy_since_us_.compare_exchange_strong(asleep, llama_time_us(), std::memory_order_relaxed);
+        work_.notify_one();
+    }
+
     std::mutex mutex_;
     std::condition_variable work_;
     std::unordered_map<uint64_t, std::unique_ptr<Job>> jobs_;
