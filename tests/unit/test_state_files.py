@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
+
+import pytest
 
 from inferd.daemon.state_files import EntryStates
 from inferd.engine.backend import Done, GenerateRequest, Message
+from inferd.engine.local import states
+from inferd.engine.local.child import messages as m
 from inferd.engine.local.child.messages import Load
 from inferd.engine.local.child.supervisor import HostedModel
 from inferd.store.states import StateFiles
@@ -98,3 +105,32 @@ async def test_a_file_that_was_removed_meanwhile_is_computed_again(tmp_path: Pat
             kept.path.unlink()
         assert (await cached(hosted, ask()))[0] == 0
         assert (await cached(hosted, ask()))[0] > 0
+
+
+async def test_a_write_that_has_begun_outlives_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(states, "FLUSH_SECS", 0.0)
+    disk, asked = threading.Event(), asyncio.Event()
+
+    class Disk:
+        def save(self, state: m.LeavingState, fd: int) -> tuple[int, list[int]]:
+            disk.wait()
+            return 1, []
+
+    class Process:
+        on_state: Any = None
+
+        def tell_states(self, kind: int, *_: object) -> None:
+            asked.set()
+
+    process = Process()
+    saver = states.DaemonStates(cast("Any", Disk()), cast("Any", process))
+    state = m.LeavingState(scope=b"1", session=b"", tokens=b"", replaces=[])
+    process.on_state(m.SAVE, 0, m.encode(state), [os.open(os.devnull, os.O_RDONLY)])
+    flushing = asyncio.create_task(saver.flush())
+    try:
+        await asked.wait()
+        await asyncio.sleep(0)
+        assert not flushing.done()
+    finally:
+        disk.set()
+    await flushing

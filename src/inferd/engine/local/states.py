@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 FLUSH_SECS = 5.0
 """The time limit for saving the states of a closed model."""
 FLUSH_STEP_SECS = 2.0
-"""The time limit for a single state."""
+"""The time limit for the engine to send its next state."""
 
 Send = Callable[[int, int, bytes, Sequence[int]], None]
 
@@ -143,13 +143,17 @@ class DaemonStates:
             self._process.tell_states(m.KEPT, 0, m.encode(kept))
 
     async def flush(self) -> None:
-        """Saves every state that is in no file; takes a few seconds at most."""
+        """Saves every state that is in no file; takes a few seconds, and the last write to the disk, at most.
+
+        The limit of a step is for the engine: a write that has begun is finished, however busy the disk is.
+        """
         self._process.tell_states(m.FLUSH)
         give_up = self._loop.time() + FLUSH_SECS
-        while not self._flushed.is_set() and self._loop.time() < give_up:
+        while not self._flushed.is_set() and (self._saving or self._loop.time() < give_up):
             self._progress.clear()
             try:
-                await asyncio.wait_for(self._progress.wait(), FLUSH_STEP_SECS)
+                limit = None if self._saving else FLUSH_STEP_SECS
+                await asyncio.wait_for(self._progress.wait(), limit)
             except asyncio.TimeoutError:
                 return
 
@@ -191,8 +195,8 @@ class DaemonStates:
             return
         finally:
             m.close_all(fds)
-        self._saving = False
-        self._progress.set()
+            self._saving = False
+            self._progress.set()
         self._process.tell_states(m.SAVED, 0, m.encode((number, gone)))
 
 
