@@ -284,7 +284,7 @@ def test_a_named_address_starts_no_daemon(home: Path, capsys: pytest.CaptureFixt
 
 def test_list_shows_catalogue_and_store(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["list"]) == 0
-    assert re.search(r"smollm2-135m-instruct +no +98 MB +Apache-2\.0", capsys.readouterr().out)
+    assert re.search(r"smollm2-135m-instruct +no +98 MB +\? +Apache-2\.0", capsys.readouterr().out)
     assert cli.main(["list", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["models_home"] == str(home)

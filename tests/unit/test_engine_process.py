@@ -24,8 +24,7 @@ from inferd.engine.backend import (
     RankRequest,
     Stream,
 )
-from inferd.engine.local.child import hosted as supervisor
-from inferd.engine.local.child import process
+from inferd.engine.local.child import process, supervisor
 from inferd.engine.local.child.messages import Load
 from inferd.engine.local.child.process import Patience
 from inferd.engine.local.child.supervisor import HostedModel

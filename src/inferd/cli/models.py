@@ -19,9 +19,10 @@ from inferd.cli.say import say, say_json
 from inferd.cli.stored import open_store, stored_models
 from inferd.config.entries import ModelSpec
 from inferd.controls import one_line
-from inferd.errors import StoreError
+from inferd.errors import ModelError, StoreError
 
 if TYPE_CHECKING:
+    from inferd.config.settings import Settings
     from inferd.store.catalogue import CatalogueModel, HubModel
     from inferd.store.models import ModelStore
     from inferd.store.verify import OpenModel
@@ -242,21 +243,29 @@ def gc_command(quarantine: bool, dry_run: bool) -> None:
 @click.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_command(as_json: bool) -> None:
-    """List the stored models and the catalogue."""
+    """List the stored models and the catalogue.
+
+    The memory of a stored model is computed from the header of its file, for the configured context and
+    number of requests. `inferd ps` measures that of a loaded one.
+    """
     from inferd.store.catalogue import CATALOGUE, HUB_MODELS
+    from inferd.store.models import ModelStore
     from inferd.store.partial import largest_file
 
-    store = open_store()
+    settings, _ = sources.load({}, serving=False)
+    store = ModelStore(settings.models_home)
     rows = {model.name: _row(model, model.sha256, model.sources) for model in CATALOGUE.values()}
     rows |= {model.name: _row(model, None, (model.source,)) for model in HUB_MODELS.values()}
     for manifest in store.list():
-        row = rows.setdefault(manifest.name, {"name": manifest.name, "description": ""})
+        row = rows.setdefault(manifest.name, {"name": manifest.name, "memory_bytes": None, "description": ""})
         files = [
             (manifest.sha256, manifest.size_bytes),
             *((p.sha256, p.size_bytes) for p in manifest.further),
         ]
         row["stored"] = all(store.blob_size(digest) == size for digest, size in files)
         row.update(size_bytes=manifest.whole_bytes, sha256=manifest.sha256, license=manifest.license or "")
+        if row["stored"]:
+            row["memory_bytes"] = _memory(settings, [store.blob_path(each) for each in manifest.digests])
         if not row["description"] and manifest.source is not None:
             row["description"] = manifest.source.text
     for row in rows.values():
@@ -268,11 +277,24 @@ def list_command(as_json: bool) -> None:
         _show(list(rows.values()))
 
 
+def _memory(settings: Settings, paths: Sequence[Path]) -> int | None:
+    """The memory that the model in these files needs, in bytes; ``None`` for an unreadable header."""
+    from inferd.daemon.memory import context_sizes
+    from inferd.store.gguf import card_of_files
+
+    try:
+        card = card_of_files(paths)
+    except (ModelError, OSError):
+        return None
+    return context_sizes(card, settings.n_ctx, settings.active_permits)[0][1]
+
+
 def _row(model: CatalogueModel | HubModel, sha256: str | None, sources: Sequence[str]) -> dict[str, Any]:
     return {
         "name": model.name,
         "stored": False,
         "size_bytes": model.size_bytes,
+        "memory_bytes": None,
         "sha256": sha256,
         "license": model.license,
         "description": model.description,
@@ -281,12 +303,13 @@ def _row(model: CatalogueModel | HubModel, sha256: str | None, sources: Sequence
 
 
 def _show(rows: list[dict[str, Any]]) -> None:
-    cells: list[tuple[object, ...]] = [("name", "stored", "size", "licence", "description")]
+    cells: list[tuple[object, ...]] = [("name", "stored", "size", "memory", "licence", "description")]
     for row in rows:
         part = f"{_size(row['downloaded_bytes'])} of it" if row["downloaded_bytes"] else "no"
         size = "?" if row["size_bytes"] is None else _size(row["size_bytes"])
         stored = "yes" if row["stored"] else part
-        cells.append((row["name"], stored, size, row["license"], row["description"]))
+        memory = "?" if row["memory_bytes"] is None else f"~{_size(row['memory_bytes'])}"
+        cells.append((row["name"], stored, size, memory, row["license"], row["description"]))
     width = screen_width()
     for line in aligned(cells):
         say(cut(line, width))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -18,9 +16,6 @@ from inferd.config.settings import Settings
 from inferd.controls import one_line
 from inferd.errors import StoreError
 
-if TYPE_CHECKING:
-    from inferd.store.gguf import ModelCard
-
 
 @click.command("show")
 @click.argument("name", metavar="NAME|FILE")
@@ -29,7 +24,7 @@ def show_command(name: str, as_json: bool) -> None:
     """Show the facts of a model, and the memory it needs."""
     from inferd.daemon.memory import context_sizes
     from inferd.store.fetch import resolve
-    from inferd.store.gguf import part_names, whole_card
+    from inferd.store.gguf import card_of_files, part_names
     from inferd.store.models import ModelStore
 
     settings, _ = sources.load({}, serving=False)
@@ -41,8 +36,12 @@ def show_command(name: str, as_json: bool) -> None:
         paths = [store.blob_path(part.sha256) for part in (model, *model.parts)]
     else:
         paths = [path.with_name(each) for each in part_names(path.name)] or [path]
-    card, *parts = map(_card, paths)
-    card = whole_card(card, parts)
+    try:
+        card = card_of_files(paths)
+    except OSError as error:
+        raise StoreError(
+            f"cannot open the model {error.filename}: {error.strerror}; run `inferd pull` with its name"
+        ) from None
     adapters = [adapter.name for entry in _entries(settings, name) for adapter in entry.lora]
     n_ctx, needed = context_sizes(card, settings.n_ctx, settings.active_permits)[0]
     if as_json:
@@ -75,18 +74,3 @@ def _entries(settings: Settings, name: str) -> Iterator[LlamaCppEntry]:
             of_store = entry.model is not None and entry.model.name == name
             if of_store or (entry.model_path is not None and entry.model_path == Path(name)):
                 yield entry
-
-
-def _card(path: Path) -> ModelCard:
-    from inferd.store.gguf import read_card
-
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise StoreError(
-            f"cannot open the model {path}: {error.strerror}; run `inferd pull` with its name"
-        ) from None
-    try:
-        return read_card(fd, path)
-    finally:
-        os.close(fd)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,7 +18,7 @@ from inferd.config.settings import Settings
 from inferd.errors import ModelError, ModelNotFound, StoreError
 from inferd.serve.router import Router
 from inferd.store.catalogue import CATALOGUE, HUB_MODELS, lookup
-from inferd.store.gguf import ModelCard, part_names, read_card, whole_card
+from inferd.store.gguf import ModelCard, card_of_files, part_names
 from inferd.store.models import ModelStore
 
 MAX_NAME_CHARS = 128
@@ -88,17 +87,10 @@ class Directory:
         return card
 
     def _read(self, name: str, paths: Sequence[Path]) -> ModelCard:
-        cards = []
-        for path in paths:
-            try:
-                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            except OSError:
-                raise ModelNotFound(name, (), missing=True) from None
-            try:
-                cards.append(read_card(fd, path))
-            finally:
-                os.close(fd)
-        return whole_card(cards[0], cards[1:])
+        try:
+            return card_of_files(paths)
+        except OSError:
+            raise ModelNotFound(name, (), missing=True) from None
 
     def _digests(self, name: str) -> tuple[str, ...]:
         """The digests of the files of a stored model. Raises ModelNotFound."""

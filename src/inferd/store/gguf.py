@@ -12,19 +12,22 @@ import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from inferd.errors import ModelError
 
 MAX_HEADER_BYTES = 256 << 20
 _MAX_KEYS = 10_000
 _MAX_TEXT_BYTES = 1 << 20
-_CHUNK_BYTES = 1 << 20
+# Larger blocks, once freed, would stay in the memory of the daemon.
+_CHUNK_BYTES = 64 << 10
 
 Value = int | float | bool | str
 
 # GGUF value type → letter of its layout in ``struct``.
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _TEXT, _LIST = 8, 9
+_LENGTH = struct.Struct("<Q")
 
 # `general.file_type` in the numbering of llama.cpp; newer types are shown as their number.
 _QUANTISATIONS = {
@@ -117,6 +120,18 @@ def read_card(fd: int, path: object = "the file") -> ModelCard:
     return _card(values, lengths, parameters, size)
 
 
+def card_of_files(paths: Sequence[Path]) -> ModelCard:
+    """The card of the model in these files, the first one first. Raises ModelError, and OSError."""
+    cards = []
+    for path in paths:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            cards.append(read_card(fd, path))
+        finally:
+            os.close(fd)
+    return whole_card(cards[0], cards[1:])
+
+
 def read_vocabulary(fd: int, path: object = "the file") -> list[bytes]:
     """The texts of a model's tokens by id; empty if it has none. Raises ModelError as ``read_card``."""
     reader = _Reader(fd, min(os.fstat(fd).st_size, MAX_HEADER_BYTES))
@@ -206,8 +221,7 @@ class _Reader:
         """The length of a list, and its largest number if the list is short: heads may differ by layer."""
         kind, count = self.unpack("<IQ")
         if kind == _TEXT:
-            for _ in range(min(count, self._limit)):
-                self.skip(*self.unpack("<Q"))
+            self._pass_over_texts(count)
             return count, None
         if kind not in _SCALARS:
             raise ValueError(kind)
@@ -217,6 +231,21 @@ class _Reader:
             return count, max(numbers, default=0)
         self.skip(count * width)
         return count, None
+
+    def _pass_over_texts(self, count: int) -> None:
+        """Skips texts; a vocabulary has some hundred thousand, so the chunk in memory is walked in place."""
+        length_at = _LENGTH.unpack_from
+        while count:
+            self.skip(*self.unpack("<Q"))  # reads the next chunk
+            count -= 1
+            chunk, at = self._chunk, self._at - self._chunk_at
+            last = len(chunk) - _LENGTH.size
+            while count and at <= last:
+                at += _LENGTH.size + length_at(chunk, at)[0]
+                count -= 1
+            self._at = self._chunk_at + at
+            self.skip(0)  # may be beyond the end
+
 
     def texts(self, wanted: str, n_keys: int) -> list[bytes]:
         """The texts of the list ``wanted``; empty without it."""
