@@ -8,7 +8,10 @@
              the time to the errors, and to the next token as a multiple of spawn to ready
 ``loads``    PSS of the daemon and its children before and after a model was loaded and unloaded many times
 ``switch``   round trips with one resident model, and with two in turns
-``headers``  models with damaged headers, loaded on demand: the daemon has to live
+``headers``  models with damaged headers, first for the reader of headers, then loaded on demand: the daemon
+             has to live
+``cold``     a request for a model that is not loaded, until its first token, beside llama-server's start and
+             first token; the imports of both Pythons are subtracted (``--peer-python`` has xllamacpp)
 
 Times on a busy machine say little by themselves; each is shown beside one of the same moment.
 """
@@ -30,17 +33,22 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from http.client import HTTPConnection
 from pathlib import Path
 
 from inferd.client.admin import AdminClient
+from inferd.errors import ModelError
+from inferd.store.gguf import card_of_files
 from inferd.store.models import ModelStore
 from tests.daemon_process import DaemonProcess, Wire, until
+from tests.http_bridge import free_port
 from tests.tiny_llama import write_llama
 from tests.tiny_model import stock
 
 STREAMS, QUEUED = 6, 2
 _numbers = itertools.count()
-BACK_OFF_IS_RESET_SECS = 10.5
+APART_SECS = 30.5
+"""Between two crashes: the back-off is reset, and no three deaths come within a minute, a crash loop."""
 
 
 def say(text: str) -> None:
@@ -75,6 +83,9 @@ def ask(wire: Wire, tokens: int, **more: object) -> None:
     wire.send({"messages": [message], "max_tokens": tokens, "temperature": 0, **more})
 
 
+ENDLESS = "root ::= [a-z]{2000}"
+
+
 def last(wire: Wire) -> dict[str, object]:
     return list(wire.frames())[-1]
 
@@ -105,7 +116,7 @@ def crashes(directory: Path, model: Path, count: int) -> None:
             (pid,) = children(process.process.pid)
             wires = [process.connect() for _ in range(STREAMS + QUEUED)]
             for wire in wires[:STREAMS]:
-                ask(wire, 900)
+                ask(wire, 900, grammar=ENDLESS)
             for wire in wires[:STREAMS]:
                 wire.frame()
             for wire in wires[STREAMS:]:
@@ -138,7 +149,8 @@ def crashes(directory: Path, model: Path, count: int) -> None:
                 except (OSError, ValueError, IndexError):
                     closed += 1
                 wire.close()
-            time.sleep(BACK_OFF_IS_RESET_SECS)
+            say(f"{number}: {errors[-1] * 1e3:.0f} ms, {tokens[-1]:.2f} s, {loads[-1]:.2f} s to load")
+            time.sleep(max(0.0, killed + APART_SECS - time.monotonic()))
     within = sum(token <= 1.5 * load + 0.1 for token, load in zip(tokens, loads, strict=True))
     median = statistics.median
     say(
@@ -220,6 +232,7 @@ def headers(directory: Path, model: Path, count: int) -> None:
     for number in range(count):
         stock(store, f"bad{number}", damaged(sound, end, draw))
     answers: dict[str, int] = {}
+    readable = sum(map(is_readable, store.home.glob("blobs/*/*/*/data")))
     with serving(directory / "h", backend="mock", MODELS_HOME=store.home, threads=1) as process:
         for number in range(count):
             with process.connect() as wire:
@@ -233,7 +246,18 @@ def headers(directory: Path, model: Path, count: int) -> None:
                         admin.unload(row["name"])
             if process.process.poll() is not None:
                 raise SystemExit(f"headers: the daemon died of number {number}")
-    say(f"headers: {count} damaged models, the daemon lives; the answers: {json.dumps(answers)}")
+    say(
+        f"headers: {count} damaged models, of which the reader of headers refuses {count - readable}; the"
+        f" daemon lives; the answers: {json.dumps(answers)}"
+    )
+
+
+def is_readable(path: Path) -> bool:
+    try:
+        card_of_files([path])
+    except ModelError:
+        return False
+    return True
 
 
 def damaged(sound: bytes, end: int, draw: random.Random) -> bytes:
@@ -252,12 +276,76 @@ def damaged(sound: bytes, end: int, draw: random.Random) -> bytes:
     return bytes(file)
 
 
+def cold(directory: Path, model: Path, count: int) -> None:
+    store = ModelStore(directory / "models")
+    stock(store, "cold", model.read_bytes())
+    ours, theirs = [], []
+    options = {"n_ctx": 1024, "threads": 2, "active_permits": 1}
+    with (
+        serving(directory / "c", backend="mock", MODELS_HOME=store.home, **options) as process,
+        AdminClient(process.admin) as admin,
+        process.connect() as wire,
+    ):
+        for _ in range(count):
+            begun = time.monotonic()
+            ask(wire, 1, model="cold")
+            if wire.frame()["type"] != "token":
+                raise SystemExit("cold: no token")
+            took = time.monotonic() - begun
+            last(wire)
+            admin.unload("cold")
+            until(lambda: not children(process.process.pid))
+            ours.append(took - import_secs(sys.executable, "inferd.engine.local.host"))
+            theirs.append(llama_server_secs(model) - import_secs(peer_python, "xllamacpp"))
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    median = statistics.median
+    say(
+        f"cold: first token after {median(ours) * 1e3:.0f} ms, llama-server's after"
+        f" {median(theirs) * 1e3:.0f} ms; median of the ratios {median(ratios):.2f} over {count} pairs"
+    )
+
+
+peer_python = sys.executable
+
+
+def import_secs(python: str, module: str) -> float:
+    begun = time.monotonic()
+    subprocess.run([python, "-c", f"import {module}"], check=True)
+    return time.monotonic() - begun
+
+
+def llama_server_secs(model: Path) -> float:
+    """The time from the start of a llama-server to its first token."""
+    settings = {"model": str(model), "port": free_port(), "threads": 2, "n_ctx": 1024, "slots": 1}
+    program = Path(__file__).parents[1] / "peers" / "llama_server.py"
+    command = [peer_python, program, json.dumps({**settings, "flash_attention": "off"})]
+    begun = time.monotonic()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as server:
+        assert server.stdout is not None
+        server.stdout.readline()
+        client = HTTPConnection("127.0.0.1", settings["port"])
+        message = {"role": "user", "content": "Write the numbers from one to a thousand. 1"}
+        asked = {"messages": [message], "max_tokens": 1, "temperature": 0, "stream": True}
+        client.request(
+            "POST", "/v1/chat/completions", json.dumps(asked), {"Content-Type": "application/json"}
+        )
+        answer = client.getresponse()
+        while b'"content":"' not in (line := answer.readline()):
+            if not line:
+                raise SystemExit("cold: llama-server sent no token")
+        took = time.monotonic() - begun
+        client.close()
+        server.terminate()
+    return took
+
+
 PARTS: dict[str, tuple[Callable[[Path, Path, int], None], int]] = {
     "alone": (alone, 10),
     "crashes": (crashes, 20),
     "loads": (loads, 20),
     "switch": (switch, 200),
     "headers": (headers, 300),
+    "cold": (cold, 10),
 }
 
 
@@ -268,7 +356,10 @@ def main() -> int:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--count", type=int, help="how often, instead of what the bars ask for")
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--peer-python", default=sys.executable)
     options = parser.parse_args()
+    global peer_python
+    peer_python = options.peer_python
     for name in options.parts or PARTS:
         part, count = PARTS[name]
         with tempfile.TemporaryDirectory(prefix="i", dir="/tmp") as directory:

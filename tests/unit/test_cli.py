@@ -20,7 +20,8 @@ import pytest
 from inferd import cli, errors
 from inferd.cli import commands, kind_type, options, serve
 from inferd.client import Done
-from inferd.config.kinds import Boolean, Integer
+from inferd.config.kinds import Boolean
+from inferd.config.numbers import Integer
 from inferd.config.option import Option
 from inferd.config.settings import OPTIONS
 from inferd.config.sources import LoadedConfig

@@ -23,17 +23,16 @@ from inferd.config.kinds import (
     Boolean,
     Choice,
     FilePath,
-    Integer,
     Kind,
     LogLevel,
     Name,
-    Seconds,
     Secret,
     SecretText,
     Sha256,
     Text,
     Words,
 )
+from inferd.config.numbers import Integer, Seconds
 from inferd.config.settings import DEFAULT_MODEL, OPTIONS, Option
 from inferd.errors import ConfigError, UsageError
 from tests.cases import Test, cases

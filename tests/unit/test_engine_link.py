@@ -7,6 +7,7 @@ import os
 import socket
 import struct
 import sys
+import tracemalloc
 from contextlib import closing
 
 import msgspec
@@ -77,6 +78,19 @@ async def test_a_peer_that_violates_the_protocol_is_disconnected(data: bytes) ->
         theirs.sendall(data)
         await until(lambda: end.closed)
         assert end.seen == []
+
+
+async def test_a_closed_link_holds_no_buffer() -> None:
+    ours, theirs = socket.socketpair()
+    tracemalloc.start()
+    try:
+        held = End(ours)
+        before = tracemalloc.get_traced_memory()[0]
+        held.link.close()
+        assert tracemalloc.get_traced_memory()[0] < before - 200_000
+    finally:
+        tracemalloc.stop()
+        theirs.close()
 
 
 async def test_a_message_may_come_byte_by_byte() -> None:

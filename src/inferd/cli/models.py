@@ -17,6 +17,7 @@ from inferd.cli.columns import aligned, cut, screen_width
 from inferd.cli.progress import Progress
 from inferd.cli.say import say, say_json
 from inferd.cli.stored import open_store, stored_models
+from inferd.config import sources
 from inferd.config.entries import ModelSpec
 from inferd.controls import one_line
 from inferd.errors import ModelError, StoreError

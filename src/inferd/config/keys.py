@@ -9,19 +9,8 @@ from dataclasses import dataclass
 
 from inferd.config.addresses import DaemonAddress, Endpoint, HttpsUrl, ServerUrl
 from inferd.config.entries import MAX_REQUESTS
-from inferd.config.kinds import (
-    Boolean,
-    Choice,
-    FilePath,
-    Integer,
-    Kind,
-    Name,
-    Number,
-    Paragraphs,
-    Sha256,
-    Text,
-    Words,
-)
+from inferd.config.kinds import Boolean, Choice, FilePath, Kind, Name, Paragraphs, Sha256, Text, Words
+from inferd.config.numbers import Integer, Number
 from inferd.config.settings import OPTIONS
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inferd.config import paths
-from inferd.config.kinds import Boolean, Choice, FilePath, Integer, LogLevel, Seconds
+from inferd.config.kinds import Boolean, Choice, FilePath, LogLevel
+from inferd.config.numbers import Integer, Seconds
 from inferd.config.option import option
 
 _LIMITS, _STORE, _LOG = "Limits", "Store", "Log"

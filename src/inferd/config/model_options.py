@@ -7,18 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inferd.config.addresses import Endpoint, ServerUrl
-from inferd.config.kinds import (
-    Boolean,
-    Choice,
-    FilePath,
-    Integer,
-    Name,
-    Seconds,
-    Secret,
-    SecretText,
-    Sha256,
-    Text,
-)
+from inferd.config.kinds import Boolean, Choice, FilePath, Name, Secret, SecretText, Sha256, Text
+from inferd.config.numbers import Integer, Seconds
 from inferd.config.option import option
 
 DEFAULT_MODEL = "smollm2-135m-instruct"

@@ -246,7 +246,6 @@ class _Reader:
             self._at = self._chunk_at + at
             self.skip(0)  # may be beyond the end
 
-
     def texts(self, wanted: str, n_keys: int) -> list[bytes]:
         """The texts of the list ``wanted``; empty without it."""
         for _ in range(n_keys):

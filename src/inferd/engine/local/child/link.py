@@ -77,6 +77,7 @@ class Link:
             for _, fds in self._out:
                 _close_all(fds)
             self._out.clear()
+            self._buffer = bytearray()  # a closed link may be in a reference cycle for long
 
     def _end(self) -> None:
         if not self.closed:
