@@ -126,6 +126,23 @@ def requirements(wheel: Path) -> list[str]:
     return [line for line in wanted if "extra ==" not in line]
 
 
+def by_tools(wheel: Path, wheelhouse: Path, python: str, scratch: Path) -> None:
+    """The installers for programs give the wheel environments of their own, and its engine runs there."""
+    user = Machine(scratch / "tools", python)
+    subprocess.run([user.venv / "bin" / "pip", "install", "--quiet", "uv", "pipx"], check=True)
+    its_python = str(user.venv / "bin" / "python")
+    places = {name: str(user.home / name.lower()) for name in ("UV_TOOL_DIR", "UV_CACHE_DIR", "PIPX_HOME")}
+    places |= {"UV_TOOL_BIN_DIR": str(user.venv / "bin")}
+    offline = ["--no-index", "--find-links", str(wheelhouse)]
+    user.run("uv", "tool", "install", "--quiet", *offline, "--python", its_python, str(wheel), **places)
+    told = user.run("inferd", "--version", "--verbose")
+    spec = ["--python", its_python, "--spec", str(wheel), "--pip-args", " ".join(offline)]
+    again = user.run("pipx", "run", *spec, "inferd", "--version", "--verbose", **places)
+    if "\nCPU variant " not in told or again != told:
+        raise Failed(f"uv gives {told!r}, and pipx {again!r}")
+    print("uv tool install and pipx run start it")
+
+
 def native_answer(inferd: str, environment: dict[str, str]) -> str:
     """The greedy answer of another installation: the path of its ``inferd``."""
     command = [inferd, "run", *GREEDY, QUESTION]
@@ -134,7 +151,7 @@ def native_answer(inferd: str, environment: dict[str, str]) -> str:
     return done.stdout
 
 
-def check(wheel: Path, python: str, second: str, native: str | None, scratch: Path) -> None:
+def check(wheel: Path, python: str, second: str, native: str | None, tools: bool, scratch: Path) -> None:
     wheelhouse = scratch / "wheelhouse"
     subprocess.run(
         [python, "-m", "pip", "download", "--quiet", "--only-binary", ":all:", "--dest", wheelhouse, wheel],
@@ -178,6 +195,8 @@ def check(wheel: Path, python: str, second: str, native: str | None, scratch: Pa
     if left:
         raise Failed(f"uninstalling left {', '.join(left)}")
     print("uninstalling left nothing of inferd")
+    if tools:
+        by_tools(wheel, wheelhouse, python, scratch)
 
 
 def main() -> int:
@@ -188,12 +207,13 @@ def main() -> int:
     parser.add_argument("--python", default=sys.executable, help="of the environment (default: this one)")
     parser.add_argument("--second", default="x64", help="a CPU variant to force (default: x64)")
     parser.add_argument("--native", metavar="INFERD", help="compare with this one's greedy text")
+    parser.add_argument("--tools", action="store_true", help="install it by uv and pipx, too")
     parser.add_argument("--floor", action="store_true", help="find the oldest glibc of the dependencies")
     options = parser.parse_args()
     # A short path, because the sockets lie below it.
     scratch = Path(tempfile.mkdtemp(prefix="ifd-", dir="/tmp"))
     try:
-        check(options.wheel.resolve(), options.python, options.second, options.native, scratch)
+        check(options.wheel.resolve(), options.python, options.second, options.native, options.tools, scratch)
         if options.floor:
             found = floor(options.python, options.wheel.resolve(), scratch / "floor")
             print(f"all dependencies have wheels from {found} on")
