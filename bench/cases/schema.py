@@ -1,11 +1,11 @@
 """Answers held to a JSON Schema: what the schema costs, and what is gained by the text that it leaves no
 choice about.
 
-Each contestant answers one prompt in three ways: freely, by a schema of six strings, and by one of
-twelve, which must have the same names in each server. All is greedy, with one stream and the prompt cache
-off. Two daemons take part, one without drafts. The processor time of an answer holds its prompt; on a
-machine that others use too it says more than the tokens per second. The masks are computed apart, for
-each token of one answer after the other.
+Each contestant answers one prompt in four ways: freely, by a schema of six strings, by one of twelve, and by
+one of twelve fields as programs ask for them: a few texts, and numbers, dates, flags and choices. All is
+greedy, with one stream and the prompt cache off. Two daemons take part, one without drafts. The processor
+time of an answer holds its prompt; on a machine that others use too it says more than the tokens per second.
+The masks are computed apart, for each token of one answer after the other.
 """
 
 from __future__ import annotations
@@ -29,28 +29,48 @@ NAMES = (
     "first_name", "last_name", "street_address", "postal_code", "city_of_residence", "country",
     "phone_number", "email_address", "date_of_birth", "favourite_colour", "occupation", "employer_name",
 )  # fmt: skip
-WAYS = {"freely": 0, "6 strings": 6, "12 strings": 12}
+FIELDS: dict[str, dict[str, Any]] = {
+    "customer_number": {"type": "integer", "minimum": 1, "maximum": 99999},
+    "first_name": {"type": "string", "maxLength": 24},
+    "last_name": {"type": "string", "maxLength": 24},
+    "date_of_birth": {"type": "string", "format": "date"},
+    "preferred_language": {"enum": ["english", "french", "german", "spanish"]},
+    "country_of_residence": {"type": "string", "maxLength": 24},
+    "number_of_orders": {"type": "integer", "minimum": 0, "maximum": 999},
+    "account_balance": {"type": "number", "minimum": 0, "maximum": 9999},
+    "is_active": {"type": "boolean"},
+    "has_newsletter": {"type": "boolean"},
+    "membership_level": {"enum": ["basic", "silver", "gold"]},
+    "last_contact": {"type": "string", "format": "date"},
+}
 
 
-def schema_of(count: int) -> dict[str, Any]:
-    names = list(NAMES[:count])
+def object_of(properties: dict[str, Any]) -> dict[str, Any]:
     return {
         "type": "object",
-        "properties": {name: {"type": "string", "maxLength": 24} for name in names},
-        "required": names,
+        "properties": properties,
+        "required": list(properties),
         "additionalProperties": False,
     }
 
 
-def stream_of(server: servers.Server, messages: list[dict[str, str]], count: int) -> Stream:
-    """A request for ``count`` strings, or for free text with 0."""
-    budget = N_PREDICT if count == 0 else 600
-    schema = schema_of(count)
+def strings(count: int) -> dict[str, Any]:
+    return object_of({name: {"type": "string", "maxLength": 24} for name in NAMES[:count]})
+
+
+WAYS = {"freely": None, "6 strings": strings(6), "12 strings": strings(12), "12 fields": object_of(FIELDS)}
+
+
+def stream_of(
+    server: servers.Server, messages: list[dict[str, str]], schema: dict[str, Any] | None
+) -> Stream:
+    """A request for an answer by the schema, or for free text without one."""
+    budget = N_PREDICT if schema is None else 600
     if isinstance(server, servers.Inferd):
-        ours = {"cache": False} | ({"json_schema": schema} if count else {})
+        ours = {"cache": False} | ({"json_schema": schema} if schema else {})
         return NdjsonStream(server.address, messages, budget, ours)
     extra: dict[str, Any] = {"cache_prompt": False}
-    if count:
+    if schema:
         extra["response_format"] = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
     return SseStream(server.address, messages, budget, extra)
 
@@ -79,7 +99,7 @@ def masks(report: Report, options: argparse.Namespace) -> None:
     for count in (6, 12):
         times: list[float] = []
         for number in range(20):
-            guide = guides.value(guides.answer(json.dumps(schema_of(count)), lenient=False))
+            guide = guides.value(guides.answer(json.dumps(strings(count)), lenient=False))
             value = {name: f"{name} {number}, é"[:24] for name in NAMES[:count]}
             for token in model.tokens(json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()):
                 start = time.thread_time()
@@ -122,12 +142,15 @@ def run(options: argparse.Namespace, report: Report) -> None:
                     watch.undisturbed(functools.partial(turn, report, server, way, again))
     ours, plain = "inferd", "inferd, no drafts"
     for measure in ("decode", "processor time"):
-        free, six, twelve = (f"{measure}, {way}" for way in WAYS)
+        free, six, twelve, fields = (f"{measure}, {way}" for way in WAYS)
         report.paired((plain, six), (plain, free))
         report.paired((ours, six), (plain, free))
         report.paired((ours, twelve), (plain, free))
         report.paired((ours, twelve), (plain, twelve))
         report.paired((ours, twelve), ("llama-server", twelve))
+        report.paired((ours, fields), (plain, free))
+        report.paired((ours, fields), (plain, fields))
+        report.paired((ours, fields), ("llama-server", fields))
         report.paired((ours, free), (plain, free))
         report.paired((ours, twelve), (servers.EARLIER, twelve))
         report.paired((ours, free), ("llama-server", free))

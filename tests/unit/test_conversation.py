@@ -35,6 +35,7 @@ from inferd.engine.local.conversation import Family, Reader, prepare
 from inferd.engine.local.schema.guides import Guides
 from inferd.engine.local.streams.typed_stream import TypedStream
 from inferd.errors import InvalidRequest
+from inferd.wire import v2
 from tests.cases import cases
 from tests.requests import generate_request
 from tests.unit.test_llamacpp import load_model
@@ -259,6 +260,26 @@ def test_arrays_among_the_parameters_are_shown_where_llama_cpp_cannot_ask_for_th
     for shown in ("names: string[]", "list?: any[]", "deep?: integer[]"):
         assert shown in re.sub(r"\s+", " ", prompt), prompt
     assert prepared.tools["find"].check.fault('{"names":[1]}') is not None
+
+
+@cases(
+    "family", ["Qwen-Qwen3-0.6B", "openai-gpt-oss-120b", "Qwen3-Coder", "HuggingFaceTB-SmolLM2-135M-Instruct"]
+)
+def test_properties_keep_their_order_from_the_wire_to_the_prompt_and_the_grammar(
+    model: _llama.Model, family: str
+) -> None:
+    names = ("zeta", "alpha", "mid", "beta")
+    schema = {"type": "object", "properties": {name: {"type": "integer"} for name in names}}
+    asked = {"name": "f", "description": "", "input_schema": schema}
+    line = {"id": "1", "messages": [{"role": "user", "content": "a"}], "tools": [asked]}
+    (sent,) = v2.parse(json.dumps(line).encode()).tools
+    tool = Tool(sent.name, sent.description, bytes(sent.input_schema).decode())
+    prompt = prepare(templates(model, family), request(tools=(tool,))).prompt
+    shown = re.findall("|".join(names), model.text(prompt.tokens).decode())
+    assert shown == list(names)
+    held = guides(model).tool(tool)
+    for arguments, fits in (('{"zeta": 1, "mid": 2, "beta": 3}', True), ('{"mid": 2, "zeta": 1}', False)):
+        assert guides(model).value(held).accept_text(arguments.encode()) == fits
 
 
 def test_a_template_that_drops_text_is_reported(model: _llama.Model) -> None:

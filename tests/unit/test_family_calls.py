@@ -66,7 +66,6 @@ ENDS = re.compile(
 WRITTEN_OTHERWISE = {
     "CohereForAI-c4ai-command-r-plus-tool_use",  # arguments in lines of their own
     "Reka-Edge",  # escapes
-    "meetkai-functionary-medium-v3.2",  # has a guide only where a call is required
 }
 
 
@@ -204,6 +203,36 @@ def test_a_strict_template_keeps_user_text_after_a_result() -> None:
     assert text.index("here") < text.index("sunny") < text.index("And then?")
 
 
+def test_nested_arguments_are_json_where_a_template_prints_them_as_they_are() -> None:
+    arguments = {"to": ["a@b.c", "d"], "options": {"rate": 0.5, "big": 2**70}, "urgent": True}
+    messages = (
+        Message("user", "a"),
+        Message("assistant", "", tool_calls=(ToolCall("abcdefghi", "send", json.dumps(arguments)),)),
+        Message("tool", "sent", tool_call_id="abcdefghi"),
+    )
+    text = conversation_of(messages, "openbmb-MiniCPM5-1B")
+    assert '<param name="to">["a@b.c", "d"]</param>' in text
+    assert '<param name="options">{"rate": 0.5, "big": 1180591620717411303424}</param>' in text
+
+
+@cases("name", ["Apriel-1.6-15b-Thinker-fixed", "unsloth-Apriel-1.5"])
+def test_a_call_with_its_id_is_read_as_apriel_shows_it(name: str) -> None:
+    calls = tuple(ToolCall(f"abcdefgh{i}", tool, json.dumps(given)) for i, (tool, given) in enumerate(CALLS))
+    results = (Message("tool", "RESULT", tool_call_id=call.id) for call in calls)
+    shown = conversation_of(
+        (Message("user", "Hello"), Message("assistant", "", tool_calls=calls), *results), name
+    )
+    begin, end = "<tool_calls>", "</tool_calls>"
+    answer = begin + shown.rpartition(begin)[2].partition(end)[0] + end
+    assert '"id": "abcdefgh1"' in answer
+    prepared = prepare(family(TEMPLATES / f"{name}.jinja"), request(tools=TOOLS))
+    for pieces in ([answer], list(answer)):
+        reader = _FamilyReader(_llama.Reply(repaired(prepared.prompt.syntax)))
+        assert summary(read(reader, pieces)) == ("", "", CALLS)
+    assert prepared.guide is not None
+    assert prepared.guide.accept_text(answer.encode())
+
+
 MODE = Tool(
     "set_mode",
     "Sets it",
@@ -228,6 +257,13 @@ RAW_FORMS = [
         "MiniMax-M2",
         '</think><minimax:tool_call>\n<invoke name="set_mode">\n<parameter name="mode">{}</parameter>\n'
         '<parameter name="note">medium</parameter>\n</invoke>\n</minimax:tool_call>',
+    ),
+    (
+        "Kimi-K3",
+        '<|close|>think<|sep|><|open|>tools<|sep|><|open|>call tool="set_mode" index="1"<|sep|>'
+        '<|open|>argument key="mode" type="string"<|sep|>{}<|close|>argument<|sep|>'
+        '<|open|>argument key="note" type="string"<|sep|>medium<|close|>argument<|sep|>'
+        "<|close|>call<|sep|><|close|>tools<|sep|>",
     ),
 ]
 
@@ -256,6 +292,12 @@ def test_a_parameter_without_a_type_is_served_by_a_template_that_wants_one() -> 
 
 ALL_HELD = [
     (
+        "meetkai-functionary-medium-v3.2",
+        "",
+        'get_weather\n{"city": "Paris", "days": DAYS}',
+        "all\nType >>> and see.",
+    ),
+    (
         "openai-gpt-oss-120b",
         "<|channel|>analysis<|message|>hmm<|end|><|start|>assistant",
         "<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>"
@@ -282,11 +324,19 @@ ALL_HELD = [
     (
         "Kimi-K3",
         "hmm<|close|>think<|sep|>",
-        '<|open|>tools<|sep|><|open|>call tool="get_weather" index="1"<|sep|><|open|>argument key="days" '
-        'type="number"<|sep|>DAYS<|close|>argument<|sep|><|close|>call<|sep|><|close|>tools<|sep|>',
+        '<|open|>tools<|sep|><|open|>call tool="get_weather" index="1"<|sep|>'
+        '<|open|>argument key="city" type="string"<|sep|>Paris<|close|>argument<|sep|>'
+        '<|open|>argument key="days" type="number"<|sep|>DAYS<|close|>argument<|sep|><|close|>call<|sep|><|close|>tools<|sep|>',
         "<|open|>response<|sep|>It is sunny.",
     ),
 ]
+
+
+CITY = (  # the argument in each form
+    r'("city": "Paris", |<atem:parameter name="city">Paris</atem:parameter>\n'
+    r"|<arg_key>city</arg_key>\n<arg_value>Paris</arg_value>"
+    r'|<[|]open[|]>argument key="city" type="string"<[|]sep[|]>Paris<[|]close[|]>argument<[|]sep[|]>)'
+)
 
 
 @pytest.mark.parametrize(
@@ -305,6 +355,30 @@ def test_calls_with_auto_work_with_thoughts_and_text(name: str, thought: str, ca
     for bad in ("three", "3.5", '{"a": 3}'):
         assert not takes(thought + call.replace("DAYS", bad)), bad
     assert not takes(thought + call.replace("DAYS", "3").replace("get_weather", "get_nothing"))
+    twice, missing = (re.sub(CITY, text, call.replace("DAYS", "3")) for text in (r"\1\1", ""))
+    assert "Paris" not in missing
+    assert twice.count("Paris") == 2
+    assert not takes(thought + twice)
+    assert not takes(thought + missing)
+
+
+def test_a_call_behind_a_text_of_functionary_3_2_is_held_and_read() -> None:
+    of_family = family(TEMPLATES / "meetkai-functionary-medium-v3.2.jinja")
+    text = "all\nType >>> and see."
+    call = 'get_weather\n{"city": "Paris", "days": 3}'
+    for answer, fits in (
+        (f"{text}\n>>>{call}", True),
+        (f"{text}\n>>>{call.replace('3', 'null')}", False),
+        (f'{text}>>>get_time\n{{"zone": "UTC", "exact": true}}>>>{call}', True),
+        (f'{text}>>>get_time\n{{"zone": "UTC", "exact": 1}}>>>{call}', False),
+    ):
+        prepared = prepare(of_family, request(tools=TOOLS, tool_choice="auto"))
+        assert prepared.guide is not None
+        assert (follow(model(), prepared.guide, answer) and prepared.guide.accepting) == fits, answer
+        assert prepared.reader is not None
+        _, shown, calls = summary(read(prepared.reader, list(answer)))
+        assert shown == "Type >>> and see."
+        assert len(calls) == 1 + ("get_time" in answer)
 
 
 HELD_TEXTS = Tool(

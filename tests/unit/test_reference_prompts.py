@@ -129,7 +129,6 @@ KNOWN = {
     "google-gemma-2-2b-it": "takes no system message: inferd joins it to the user's",
     "llama-cpp-deepseek-r1": "Jinja2 fails: the template was written for llama.cpp",
     "meetkai-functionary-medium-v3.1": "Jinja2's `safe` makes `&#34;` of each `\"` in the tools",
-    "openbmb-MiniCPM5-1B": "Jinja2 prints lists and objects as Python does, llama.cpp only what is in a list",
 }
 
 
@@ -207,12 +206,12 @@ def rewritings(family: Family, messages: Sequence[Message]) -> Iterator[tuple[st
     yield "", messages
     given = turns.fitting(messages, family.templates)
     if given != messages:
-        reason = (
-            "takes one call per message"
-            if family.templates.calls
-            else "renders no calls: inferd writes them as text"
-        )
-        yield reason, given
+        if not family.templates.calls:
+            yield "renders no calls: inferd writes them as text", given
+        elif not family.templates.nested_arguments:
+            yield "inferd writes lists and objects among arguments as JSON, Jinja2 as Python", given
+        else:
+            yield "takes one call per message", given
     for others in turns.stricter(given):
         as_text = not any(message.tool_calls for message in others)
         yield (

@@ -7,6 +7,7 @@ or change their order.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -27,6 +28,8 @@ def fitting(messages: Sequence[Message], templates: _llama.Templates) -> Sequenc
         return list(alternating([without_tools(message) for message in messages]))
     if not templates.calls:
         return [_calls_as_text(message) for message in messages]
+    if not templates.nested_arguments:
+        messages = [_with_flat_arguments(message) for message in messages]
     return messages if templates.several_calls else list(_one_call_each(messages))
 
 
@@ -100,6 +103,27 @@ def media(message: Message) -> list[Media]:
 def _calls_as_text(message: Message) -> Message:
     calls = "".join(generic_tools.as_text(call) for call in message.tool_calls)
     return replace(message, content=_around(message.content, "", calls), tool_calls=()) if calls else message
+
+
+def _with_flat_arguments(message: Message) -> Message:
+    """The message with JSON text in place of objects and arrays among the arguments of its calls."""
+    calls = tuple(replace(call, arguments=_flat(call.arguments)) for call in message.tool_calls)
+    return replace(message, tool_calls=calls)
+
+
+def _flat(arguments: str) -> str:
+    try:
+        values = json.loads(arguments)
+    except ValueError:
+        return arguments
+    if not isinstance(values, dict):
+        return arguments
+    flat = {key: _json(value) if isinstance(value, dict | list) else value for key, value in values.items()}
+    return _json(flat)
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _one_call_each(messages: Sequence[Message]) -> Iterator[Message]:

@@ -41,6 +41,11 @@ cdef class Templates:
         """Whether the template shows more than the first call of a turn."""
         return self.prompts.get().supports_several_calls()
 
+    @property
+    def nested_arguments(self) -> bool:
+        """Whether the template shows objects and arrays among the arguments of a call."""
+        return self.prompts.get().supports_nested_arguments()
+
     def render(self, bytes request, Projector projector=None, items=(), int n_batch=0, kept=()) -> Prompt:
         """Renders and tokenises a conversation: JSON with the keys that prompt.h lists.
 

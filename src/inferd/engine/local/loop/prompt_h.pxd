@@ -47,6 +47,7 @@ cdef extern from "native/prompt/prompt.h" namespace "inferd" nogil:
         cbool supports_tools()
         cbool supports_calls()
         cbool supports_several_calls()
+        cbool supports_nested_arguments()
     void silence_common()
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -31,7 +31,7 @@ class Format:
 
     ``schema_of`` returns the JSON text of the schema for the name of a ``schema`` node or a rule, ``None``
     for raw text. ``texts_of`` returns the allowed raw texts of a rule, as a list or an expression, ``None``
-    for any.
+    for any. ``requires`` returns whether a tool requires a parameter.
     """
 
     def __init__(
@@ -40,6 +40,7 @@ class Format:
         control: Mapping[str, int],
         schema_of: Callable[[str], bytes | None],
         texts_of: Callable[[str], Sequence[str] | str | None] = lambda name: None,
+        requires: Callable[[str, str], bool] = lambda tool, parameter: False,
     ) -> None:
         read = orjson.loads(syntax)
         arena = orjson.loads(read["parser"])
@@ -51,6 +52,8 @@ class Format:
         self._control = control
         self._schema_of = schema_of
         self._texts_of = texts_of
+        self._requires = requires
+        self._tool_of = dict(self._arguments())
         self._texts: Sequence[str] | str | None = None  # of the current rule
         self._value: bytes | None = None  # the schema of its value
         self._free_text = False
@@ -59,6 +62,7 @@ class Format:
         self._special = re.compile("|".join(special) or "(?!)")
         self._marks = re.compile(f"({'|'.join((*special, '<[|][a-z_]+[|]>'))})")
         self._rules: dict[str, str] = {}
+        self._values: dict[bytes, str] = {}
 
     def root(self, *, free_text: bool = False) -> str:
         """The rule of the whole answer, including the part that is already in the prompt.
@@ -87,7 +91,9 @@ class Format:
 
     def value(self, text: bytes) -> str:
         """A rule for a JSON value of the schema."""
-        return self.add(f"json_{len(self._rules)}", f"%json {text.decode()}")
+        if text not in self._values:
+            self._values[text] = self.add(f"json_{len(self._rules)}", f"%json {text.decode()}")
+        return self._values[text]
 
     def literal(self, text: str) -> str:
         """``text``, with control tokens as tokens.
@@ -108,20 +114,22 @@ class Format:
         """Any text that does not begin with a brace."""
         return self.add("PLAIN", "/[^{\\s](?s:.*)/") + "?"
 
-    def up_to(self, ends: list[str]) -> str:
-        """Any text up to and including the first of ``ends``."""
+    def up_to(self, ends: list[str], others: Sequence[str] = ()) -> str:
+        """Any text up to and including the first of ``ends``, and without the ``others`` before it."""
         if any(self._special.search(end) for end in ends):
             choice = " | ".join(self.literal(end) for end in ends)
             return f"({self._any_text()})? ({choice})"
         pattern = "|".join(map(_regex_quoted, ends))
-        return self.add(f"upto_{len(self._rules)}[lazy]", f"/(?s:.*?)(?:{pattern})/")
+        never = "|".join(map(_regex_quoted, others))
+        without = f" & ~/(?s:.*)(?:{never})(?s:.*)/" if others else ""
+        return self.add(f"upto_{len(self._rules)}[lazy]", f"/(?s:.*?)(?:{pattern})/{without}")
 
-    def _raw(self, ends: list[str]) -> str:
-        """Raw text and its end: one of the rule's texts, or any."""
+    def _raw(self, ends: list[str], others: Sequence[str] = ()) -> str:
+        """Raw text and its end: one of the rule's texts, or any without one of the ``others``."""
         if isinstance(self._texts, str):
             return self._matching(self._texts, ends)
         if self._texts is None or any(end in text for end in ends for text in self._texts):
-            return self.up_to(ends)
+            return self.up_to(ends, others)
         texts, last = (" | ".join(map(self.literal, given)) for given in (self._texts, ends))
         return f"({texts}) ({last})"
 
@@ -141,6 +149,48 @@ class Format:
         return "\n".join(("%llguidance {}", f"start: {start}", *rules))
 
     # Nodes.
+
+    def _arguments(self) -> Iterator[tuple[int, str]]:
+        """The nodes with the arguments of a call, and the tool of each."""
+        for node in self._nodes:
+            if node["type"] == "tag" and node["tag"] == "tool":
+                tool = self._literal_in("tool-name", node["child"])
+                yield from ((part, tool) for part in self._tagged("tool-args", node["child"]))
+
+    def _tagged(self, tag: str, i: int) -> Iterator[int]:
+        """The children of the nodes with the tag, at or below a node."""
+        left, seen = [i], set()
+        while left:
+            at = left.pop()
+            if at in seen:
+                continue
+            seen.add(at)
+            node = self._nodes[at]
+            if node["type"] == "tag" and node["tag"] == tag:
+                yield node["child"]
+            left += [node["child"]] if "child" in node else reversed(node.get("children", ()))
+
+    def _literal_in(self, tag: str, i: int) -> str:
+        """The text of the first node with the tag; empty if it has none."""
+        tagged = next(self._tagged(tag, i), None)
+        return "" if tagged is None else str(self._nodes[tagged].get("literal", ""))
+
+    def _in_order(self, repetition: dict[str, Any], tool: str) -> str | None:
+        """Arguments in the order of the schema, each at most once, in place of any of them any number of
+        times; ``None`` for another kind of arguments."""
+        inner = self._nodes[repetition["child"]]
+        parts = inner["children"] if inner["type"] == "sequence" else [repetition["child"]]
+        choices = [at for at, i in enumerate(parts) if self._nodes[i]["type"] == "choice"]
+        if (repetition["min_count"], repetition["max_count"]) != (0, -1) or len(choices) != 1:
+            return None
+        out = []
+        for option in self._nodes[parts[choices[0]]]["children"]:
+            name = self._literal_in("tool-arg-name", option)
+            if not name:
+                return None
+            argument = self._sequence([*parts[: choices[0]], option, *parts[choices[0] + 1 :]])
+            out.append(argument if self._requires(tool, name) else f"({argument})?")
+        return " ".join(out)
 
     def _inside(self, name: str) -> set[str]:
         """The rules that a rule refers to, directly or not."""
@@ -184,6 +234,9 @@ class Format:
         if kind == "choice":
             return self._choice([self._expression(child) for child in node["children"]])
         if kind == "repetition":
+            in_order = self._in_order(node, self._tool_of[i]) if i in self._tool_of else None
+            if in_order is not None:
+                return in_order
             return _repeated(self._expression(node["child"]), node["min_count"], node["max_count"])
         if kind == "space":
             return self.space()
@@ -227,10 +280,11 @@ class Format:
     def _sequence(self, parts: list[int]) -> str:
         out = []
         rest = ""
+        untils = [at for at, i in enumerate(parts) if self._resolved(i)["type"] == "until"]
         for at, i in enumerate(parts):
             node = self._resolved(i)
             if rest and node["type"] == "literal":
-                text, rest = node["literal"][len(rest) :], ""
+                text, rest = node["literal"][len(rest) :], rest[len(node["literal"]) :]
                 if text:
                     out.append(self.literal(text))
                 continue
@@ -239,7 +293,10 @@ class Format:
                 continue
             if node["type"] == "until":
                 rest = self._end_of(node, parts[at + 1 :])
-                out.append(self._raw([rest]))
+                if at == untils[-1]:
+                    out.append(self._raw([rest], [end for end in node["delimiters"] if end != rest]))
+                else:  # attributes before the value
+                    out.append(self.up_to([rest]))
                 continue
             if rest and self._is_blank(node):
                 continue  # the text before the end includes it
@@ -258,12 +315,17 @@ class Format:
         return " ".join(out)
 
     def _end_of(self, until: dict[str, Any], following: list[int]) -> str:
-        """The delimiter of a text that the following literal begins with."""
+        """The delimiter of a text that the following literals begin with."""
+        text = ""
         for node in map(self._resolved, following):
             if node["type"] == "literal":
+                text += node["literal"]
                 for delimiter in until["delimiters"]:
-                    if node["literal"].startswith(delimiter):
+                    if text.startswith(delimiter):
                         return str(delimiter)
+                if any(delimiter.startswith(text) for delimiter in until["delimiters"]):
+                    continue
+            text = ""
             if not self._is_blank(node):
                 break
         raise Inexpressible("text that ends before something unknown")

@@ -74,15 +74,20 @@ def calls(
             rules = [_NOT_IN_RULES.sub("-", each_name) for each_name in names]
             if _types(schema, each.schema) & {"string"}:
                 said = _texts(guides, schema, each.schema)
-                texts |= {rule: None if rule in texts else said for rule in rules[:-1]}
+                texts |= {rule: None if rule in texts else said for rule in rules}
                 continue
             text = json_text(_with_definitions(schema, each.schema), TOOL_OPTIONS)
             schemas |= {rule: None if rule in schemas else text for rule in rules}
             schemas |= {f"{name}{end}": text for name in names for end in ("", "-schema")}
+
+    def requires(tool: str, parameter: str) -> bool:
+        return tool in held and parameter in (held[tool].schema.get("required") or ())
+
     simpler = {rule: None if isinstance(said, str) else said for rule, said in texts.items()}
     for given in (texts, simpler):
         try:
-            return _calls(guides, prompt, Format(syntax, guides.control, schemas.get, given.get), required)
+            form = Format(syntax, guides.control, schemas.get, given.get, requires)
+            return _calls(guides, prompt, form, required)
         except Inexpressible:
             return None
         except InvalidRequest:  # each schema fits, all together do not

@@ -33,6 +33,7 @@ def repaired(syntax: bytes) -> bytes:
             _scalars_of_python(nodes, node)
         elif node["type"] == "rule" and node["trigger"]:
             _commas_outside_of_an_array(nodes, node)
+            _ids_behind_arguments(nodes, node)
     _marks_between_calls(nodes, arena["rules"], whole["generation_prompt"])
     if root["type"] == "sequence" and nodes.all[root["children"][-1]]["type"] == "end":
         root["children"].insert(-1, nodes.add(type="space"))
@@ -105,6 +106,25 @@ def _are_tools(nodes: _Nodes, choice: Node) -> bool:
     )
 
 
+def _ids_behind_arguments(nodes: _Nodes, rule: Node) -> None:
+    """Apriel: a call that has a result is shown with its id as the last member."""
+    parts = nodes.children(nodes.all[rule["child"]]) if "children" in nodes.all[rule["child"]] else []
+    if [part["literal"] for part in parts if part["type"] == "literal"][:2] != ["<tool_calls>", "["]:
+        return
+    until = nodes.add(type="until", delimiters=['"'])
+    given = nodes.add(type="atomic", child=nodes.add(type="tag", tag="tool-id", child=until))
+    space, quote = nodes.add(type="space"), nodes.literal('"')
+    name = [space, nodes.literal(","), space, nodes.literal('"id"'), space, nodes.literal(":"), space]
+    member = nodes.add(type="sequence", children=[*name, quote, given, quote])
+    option = nodes.add(type="repetition", child=member, min_count=0, max_count=1)
+    for node in list(nodes.all):
+        if node["type"] != "tag" or node["tag"] != "tool":
+            continue
+        call = nodes.all[node["child"]]
+        if call["type"] == "sequence" and _first_literal(nodes, nodes.all[call["children"][-1]]) == "}":
+            call["children"].insert(-1, option)
+
+
 def _scalars_of_python(nodes: _Nodes, node: Node) -> None:
     """Templates that print a parameter as Python does: the parser turns these words into JSON."""
     words = [nodes.literal(word) for word in ("True", "False", "None")]
@@ -146,6 +166,30 @@ def _marks_between_calls(nodes: _Nodes, rules: dict[str, int], prompt: str) -> N
     if "tools" not in rules or not prompt.endswith(">>>"):
         return
     calls = nodes.all[nodes.all[rules["tools"]]["child"]]
-    if calls["type"] == "repetition":
-        mark = nodes.add(type="repetition", child=nodes.literal(">>>"), min_count=0, max_count=1)
-        calls["child"] = nodes.add(type="sequence", children=[mark, calls["child"]])
+    if calls["type"] != "repetition":
+        return
+    tools = [nodes.all[i]["child"] for i in nodes.all[calls["child"]]["children"]]
+    mark = nodes.add(type="repetition", child=nodes.literal(">>>"), min_count=0, max_count=1)
+    calls["child"] = nodes.add(type="sequence", children=[mark, calls["child"]])
+    _text_before_calls(nodes, rules["tools"], tools, calls["child"])
+
+
+def _text_before_calls(nodes: _Nodes, rule: int, tools: list[int], call: int) -> None:
+    """Functionary 3.2: a text may contain the mark, and ends where the mark and the name of a tool follow."""
+    heads = [f">>>{_first_literal(nodes, nodes.all[tool])}\n" for tool in tools]
+    further = nodes.add(type="repetition", child=call, min_count=0, max_count=-1)
+    for node in list(nodes.all):
+        if node["type"] != "sequence" or nodes.all[node["children"][-1]]["type"] != "tag":
+            continue
+        text = nodes.all[nodes.all[node["children"][-1]]["child"]]
+        if text["type"] == "until" and text["delimiters"] == []:
+            text["delimiters"] = heads
+    for node in list(nodes.all):
+        if node["type"] != "sequence" or rule not in node["children"]:
+            continue
+        before = node.pop("children")[:-1]
+        for until in (nodes.all[part.get("child", -1)] for part in map(nodes.all.__getitem__, before)):
+            if until["type"] == "until":
+                until["delimiters"] = heads
+        ways = [[*before, nodes.literal(">>>"), tool, further] for tool in tools]
+        node.update(type="choice", children=[nodes.add(type="sequence", children=way) for way in ways])

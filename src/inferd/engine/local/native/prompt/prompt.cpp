@@ -106,6 +106,7 @@ std::unique_ptr<Prompts> Prompts::make(const llama_model *model, const std::stri
         }
         auto made = within_template_budget(0, [&] { return common_chat_templates_init(model, source); });
         prompts->templates_ = {made.release(), common_chat_templates_free};
+        prompts->nested_ = prompts->shows_nested_arguments();
         prompts->control_.resize(256);
         const int32_t n_vocab = llama_vocab_n_tokens(prompts->vocab_);
         for (llama_token token = 0; token < n_vocab; token++) {
@@ -141,6 +142,28 @@ bool Prompts::supports(const char *capability) const noexcept {
         return found != caps.end() && found->second;
     } catch (const std::exception &) {
         return false;
+    }
+}
+
+// Renders a call with an object among its arguments. llama.cpp's interpreter prints an object as nothing. A template
+// that shows no calls, or refuses this conversation, tells nothing.
+bool Prompts::shows_nested_arguments() const noexcept {
+    try {
+        common_chat_templates_inputs inputs;
+        common_chat_msg asked, called;
+        asked.role = "user";
+        asked.content = "Hello";
+        called.role = "assistant";
+        called.tool_calls = {{"outer_name", R"({"flat": "flat_text", "nested": {"key": "nested_text"}})", "call00001"}};
+        inputs.messages = {asked, called};
+        inputs.tool_choice = COMMON_CHAT_TOOL_CHOICE_NONE;
+        inputs.force_pure_content = true;
+        const std::string prompt = within_template_budget(0, [&] {
+            return common_chat_templates_apply(templates_.get(), inputs).prompt;
+        });
+        return prompt.find("flat_text") == std::string::npos || prompt.find("nested_text") != std::string::npos;
+    } catch (const std::exception &) {
+        return true;
     }
 }
 

@@ -81,10 +81,12 @@ class Prompts {
     bool supports_tools() const noexcept;
     bool supports_calls() const noexcept;          // whether it shows earlier calls
     bool supports_several_calls() const noexcept;  // whether it shows several of one turn
+    bool supports_nested_arguments() const noexcept { return nested_; }  // whether it shows objects in their arguments
 
   private:
     Prompts() = default;
     bool supports(const char *capability) const noexcept;
+    bool shows_nested_arguments() const noexcept;
     std::string disarm(const std::string &text, const std::string &mark) const;
     std::vector<size_t> turns(const std::vector<common_chat_msg> &messages, const std::string &prompt) const;
     bool begins_with_control(const std::string &text, size_t at) const { return control_at(text, at) != nullptr; }
@@ -94,6 +96,7 @@ class Prompts {
     const llama_vocab *vocab_ = nullptr;
     std::unique_ptr<common_chat_templates, void (*)(common_chat_templates *)> templates_{nullptr, nullptr};
     std::vector<std::vector<std::string>> control_;  // control token texts by their first byte
+    bool nested_ = true;
 };
 
 // Turns off the log of `common`, which quotes prompts and answers.

@@ -95,6 +95,19 @@ constexpr size_t kMaxItems = 20'000;
 // Items of a grammar, whose compilation cannot be interrupted: about six for each schema.
 constexpr size_t kMaxGrammar = 60'000;
 
+// The lengths of text in JSON strings by which llguidance slices the vocabulary. A mask takes a slice as a whole where
+// the grammar allows all of it, and walks through the tokens of the others. Its own slices are 10, 30 and any length;
+// with these, masks of strings with a `maxLength` take three quarters of the time.
+constexpr int kSliceLengths[] = {1, 2, 3, 4, 5, 6, 8, 10, 16, 30};
+
+std::vector<std::string> slices() {
+    const std::string text = "[^\"\\\\\\x00-\\x1F\\x7F]";
+    std::vector<std::string> found = {"[\\x20\\x0A\\x0D\\x09]+"};
+    for (const int length : kSliceLengths) found.push_back(text + "{1," + std::to_string(length) + "}");
+    found.push_back(text + "+");
+    return found;
+}
+
 constexpr char kSpecial = '\xFF';  // marks the name of a control token; no text begins with it
 
 std::string piece_of(const llama_vocab *vocab, llama_token token, bool special) {
@@ -214,6 +227,11 @@ const LlgTokenizer *GuidanceVocab::tokenizer(std::string &error) noexcept {
         init.tokenize_assumes_string = true;
         init.tokenize_fn = tokenize;
         init.tokenize_user_data = vocab_;
+        const auto sliced = slices();
+        std::vector<const char *> each;
+        for (const auto &slice : sliced) each.push_back(slice.c_str());
+        each.push_back(nullptr);
+        init.slices = each.data();
         init.tok_eos_extra = ends.data() + 1;
         init.tok_eos_extra_count = static_cast<uint32_t>(ends.size() - 1);
         char reason[256] = "";
