@@ -326,7 +326,8 @@ ALL_HELD = [
         "hmm<|close|>think<|sep|>",
         '<|open|>tools<|sep|><|open|>call tool="get_weather" index="1"<|sep|>'
         '<|open|>argument key="city" type="string"<|sep|>Paris<|close|>argument<|sep|>'
-        '<|open|>argument key="days" type="number"<|sep|>DAYS<|close|>argument<|sep|><|close|>call<|sep|><|close|>tools<|sep|>',
+        '<|open|>argument key="days" type="number"<|sep|>DAYS<|close|>argument<|sep|>'
+        "<|close|>call<|sep|><|close|>tools<|sep|>",
         "<|open|>response<|sep|>It is sunny.",
     ),
 ]
@@ -360,6 +361,72 @@ def test_calls_with_auto_work_with_thoughts_and_text(name: str, thought: str, ca
     assert twice.count("Paris") == 2
     assert not takes(thought + twice)
     assert not takes(thought + missing)
+
+
+BOOKING = Tool(
+    "book",
+    "Books",
+    json.dumps(
+        {
+            "type": "object",
+            "$defs": {"Node": {"type": "object", "properties": {"next": {"$ref": "#/$defs/Node"}}}},
+            "properties": {
+                "when": {"type": "string", "pattern": "^[0-9]{4}$"},
+                "Class": {"enum": ["first", 2, None]},
+                "guests": {"type": "array", "items": {"type": "integer", "minimum": 0}, "maxItems": 2},
+                "note": {"anyOf": [{"type": "string", "maxLength": 3}, {"type": "null"}]},
+                "seat": {
+                    "type": "object",
+                    "properties": {"row": {"type": "integer"}, "aisle": {"type": "boolean"}},
+                    "required": ["row"],
+                    "additionalProperties": False,
+                },
+                "tree": {"$ref": "#/$defs/Node"},
+                "more": {"allOf": [{"type": "string"}]},
+            },
+            "required": ["when", "guests"],
+        }
+    ),
+)
+
+
+def test_the_arguments_of_gemma_4_follow_their_schema() -> None:
+    of_family = family(TEMPLATES / "google-gemma-4-31B-it.jinja")
+
+    def takes(tool: Tool, arguments: str) -> bool:
+        asked = request(tools=(tool,), tool_choice="required", thinking=False)
+        guide = prepare(of_family, asked).guide
+        assert guide is not None
+        call = f"<|tool_call>call:{tool.name}{arguments}<tool_call|>".replace("'", '<|"|>')
+        return follow(model(), guide, call) and guide.accepting
+
+    for arguments in (
+        "{guests:[],when:'1200'}",
+        "{Class:'first',guests:[1,22],note:null,seat:{aisle:true,row:3},when:'1200'}",
+        "{Class:2,guests:[0],more:'any',note:'abc',seat:{row:-3},tree:{next:{}},when:'0000'}",
+    ):
+        assert takes(BOOKING, arguments), arguments
+    for arguments in (
+        "{}",
+        "{guests:[]}",
+        "{guests:[],when:'12'}",
+        "{guests:[-1],when:'1200'}",
+        "{guests:[1,2,3],when:'1200'}",
+        "{guests:[1,],when:'1200'}",
+        "{,guests:[],when:'1200'}",
+        "{guests:[],guests:[],when:'1200'}",
+        "{Class:3,guests:[],when:'1200'}",
+        "{guests:[],note:'abcd',when:'1200'}",
+        "{guests:[],other:1,when:'1200'}",
+        "{guests:[],seat:{aisle:true},when:'1200'}",
+        "{guests:[],seat:{row:1,column:2},when:'1200'}",
+    ):
+        assert not takes(BOOKING, arguments), arguments
+    every_part_optional = tool("f", a="integer", b="boolean", c="null")
+    optional = Tool("f", "", every_part_optional.schema.replace('["a", "b", "c"]', "[]"))
+    for arguments in ("{}", "{a:1}", "{b:true}", "{a:1,c:null}", "{b:false,c:null}", "{a:1,b:true,c:null}"):
+        assert takes(optional, arguments), arguments
+    assert takes(Tool("f", "", "{}"), "{any:[1,'x']}")
 
 
 def test_a_call_behind_a_text_of_functionary_3_2_is_held_and_read() -> None:

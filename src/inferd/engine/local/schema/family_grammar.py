@@ -31,7 +31,8 @@ class Format:
 
     ``schema_of`` returns the JSON text of the schema for the name of a ``schema`` node or a rule, ``None``
     for raw text. ``texts_of`` returns the allowed raw texts of a rule, as a list or an expression, ``None``
-    for any. ``requires`` returns whether a tool requires a parameter.
+    for any. ``requires`` returns whether a tool requires a parameter. ``members`` returns the expression
+    for a tool's arguments in Gemma 4's notation.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Format:
         schema_of: Callable[[str], bytes | None],
         texts_of: Callable[[str], Sequence[str] | str | None] = lambda name: None,
         requires: Callable[[str, str], bool] = lambda tool, parameter: False,
+        members: Callable[[Format, str], str | None] = lambda form, tool: None,
     ) -> None:
         read = orjson.loads(syntax)
         arena = orjson.loads(read["parser"])
@@ -53,6 +55,7 @@ class Format:
         self._schema_of = schema_of
         self._texts_of = texts_of
         self._requires = requires
+        self._members = members
         self._tool_of = dict(self._arguments())
         self._texts: Sequence[str] | str | None = None  # of the current rule
         self._value: bytes | None = None  # the schema of its value
@@ -63,6 +66,7 @@ class Format:
         self._marks = re.compile(f"({'|'.join((*special, '<[|][a-z_]+[|]>'))})")
         self._rules: dict[str, str] = {}
         self._values: dict[bytes, str] = {}
+        self._fresh = 0
 
     def root(self, *, free_text: bool = False) -> str:
         """The rule of the whole answer, including the part that is already in the prompt.
@@ -82,12 +86,17 @@ class Format:
         outermost = [name for name in triggers if name not in inner]
         if not outermost:
             raise NoCalls
-        return " | ".join(self._rule(name) for name in outermost)
+        return " | ".join(self.rule(name) for name in outermost)
 
     def add(self, name: str, body: str) -> str:
         """Adds a rule, with its attributes in brackets after the name; returns a reference to it."""
         self._rules[name] = body
         return name.partition("[")[0]
+
+    def fresh(self, name: str) -> str:
+        """A name that no rule has."""
+        self._fresh += 1
+        return f"{name}_{self._fresh}"
 
     def value(self, text: bytes) -> str:
         """A rule for a JSON value of the schema."""
@@ -124,14 +133,15 @@ class Format:
         without = f" & ~/(?s:.*)(?:{never})(?s:.*)/" if others else ""
         return self.add(f"upto_{len(self._rules)}[lazy]", f"/(?s:.*?)(?:{pattern})/{without}")
 
-    def _raw(self, ends: list[str], others: Sequence[str] = ()) -> str:
-        """Raw text and its end: one of the rule's texts, or any without one of the ``others``."""
-        if isinstance(self._texts, str):
-            return self._matching(self._texts, ends)
-        if self._texts is None or any(end in text for end in ends for text in self._texts):
+    def raw(self, texts: Sequence[str] | str | None, ends: list[str], others: Sequence[str] = ()) -> str:
+        """Raw text and its end: one of ``texts``, a match of that expression, or any text without one of the
+        ``others``."""
+        if isinstance(texts, str):
+            return self._matching(texts, ends)
+        if texts is None or any(end in text for end in ends for text in texts):
             return self.up_to(ends, others)
-        texts, last = (" | ".join(map(self.literal, given)) for given in (self._texts, ends))
-        return f"({texts}) ({last})"
+        either, last = (" | ".join(map(self.literal, given)) for given in (texts, ends))
+        return f"({either}) ({last})"
 
     def _matching(self, expression: str, ends: list[str]) -> str:
         """A text that matches an expression, up to one of ``ends``, none of which it contains."""
@@ -151,14 +161,14 @@ class Format:
     # Nodes.
 
     def _arguments(self) -> Iterator[tuple[int, str]]:
-        """The nodes with the arguments of a call, and the tool of each."""
+        """The tags around the arguments of a call, and the tool of each."""
         for node in self._nodes:
             if node["type"] == "tag" and node["tag"] == "tool":
                 tool = self._literal_in("tool-name", node["child"])
                 yield from ((part, tool) for part in self._tagged("tool-args", node["child"]))
 
     def _tagged(self, tag: str, i: int) -> Iterator[int]:
-        """The children of the nodes with the tag, at or below a node."""
+        """The nodes with the tag, at or below a node."""
         left, seen = [i], set()
         while left:
             at = left.pop()
@@ -167,17 +177,22 @@ class Format:
             seen.add(at)
             node = self._nodes[at]
             if node["type"] == "tag" and node["tag"] == tag:
-                yield node["child"]
+                yield at
             left += [node["child"]] if "child" in node else reversed(node.get("children", ()))
 
     def _literal_in(self, tag: str, i: int) -> str:
         """The text of the first node with the tag; empty if it has none."""
         tagged = next(self._tagged(tag, i), None)
-        return "" if tagged is None else str(self._nodes[tagged].get("literal", ""))
+        return "" if tagged is None else str(self._nodes[self._nodes[tagged]["child"]].get("literal", ""))
+
+    def _call_arguments(self, arguments: dict[str, Any], tool: str) -> str | None:
+        """The arguments of a call where the parser takes any of them any number of times: in the order of the
+        schema, each at most once. ``None`` for other parsers."""
+        if arguments["type"] == "rule" and arguments["name"] == "gemma4-dict":
+            return self._members(self, tool)
+        return self._in_order(arguments, tool) if arguments["type"] == "repetition" else None
 
     def _in_order(self, repetition: dict[str, Any], tool: str) -> str | None:
-        """Arguments in the order of the schema, each at most once, in place of any of them any number of
-        times; ``None`` for another kind of arguments."""
         inner = self._nodes[repetition["child"]]
         parts = inner["children"] if inner["type"] == "sequence" else [repetition["child"]]
         choices = [at for at, i in enumerate(parts) if self._nodes[i]["type"] == "choice"]
@@ -206,7 +221,8 @@ class Format:
             left += [node["child"]] if "child" in node else node.get("children", [])
         return seen
 
-    def _rule(self, name: str) -> str:
+    def rule(self, name: str) -> str:
+        """A named rule of the parser."""
         around = self._texts
         texts = self._texts_of(name) or around
         mine = f"r{self._named[name]}"
@@ -227,6 +243,9 @@ class Format:
         kind = node["type"]
         if kind in ("epsilon", "start", "end", "and", "not"):
             return ""
+        if i in self._tool_of:
+            held = self._call_arguments(self._nodes[node["child"]], self._tool_of[i])
+            return self._expression(node["child"]) if held is None else held
         if kind == "literal":
             return self.literal(node["literal"]) if node["literal"] else ""
         if kind == "sequence":
@@ -234,9 +253,6 @@ class Format:
         if kind == "choice":
             return self._choice([self._expression(child) for child in node["children"]])
         if kind == "repetition":
-            in_order = self._in_order(node, self._tool_of[i]) if i in self._tool_of else None
-            if in_order is not None:
-                return in_order
             return _repeated(self._expression(node["child"]), node["min_count"], node["max_count"])
         if kind == "space":
             return self.space()
@@ -251,11 +267,11 @@ class Format:
             text = self._schema_of(node["name"])
             return self._expression(node["child"]) if text is None else self.value(text)
         if kind in ("rule", "ref"):
-            return self._rule(node["name"])
+            return self.rule(node["name"])
         if kind == "gbnf" and not node["grammar"]:
             return ""
         if kind == "ac":
-            return self._raw(node["delimiters"])
+            return self.raw(self._texts, node["delimiters"])
         if self._is_value(node):
             return self.value(self._value or b"{}")
         if kind == "until":
@@ -269,7 +285,7 @@ class Format:
         node = self._nodes[i]
         if node["type"] == "sequence":
             return [part for child in node["children"] for part in self._flat(child)]
-        if node["type"] in ("tag", "atomic") and not self._is_value(node):
+        if node["type"] in ("tag", "atomic") and not self._is_value(node) and i not in self._tool_of:
             return self._flat(node["child"])
         if node["type"] in ("epsilon", "start", "end", "and", "not"):
             return []
@@ -294,7 +310,9 @@ class Format:
             if node["type"] == "until":
                 rest = self._end_of(node, parts[at + 1 :])
                 if at == untils[-1]:
-                    out.append(self._raw([rest], [end for end in node["delimiters"] if end != rest]))
+                    out.append(
+                        self.raw(self._texts, [rest], [end for end in node["delimiters"] if end != rest])
+                    )
                 else:  # attributes before the value
                     out.append(self.up_to([rest]))
                 continue

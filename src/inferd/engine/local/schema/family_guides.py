@@ -12,7 +12,7 @@ from typing import Any
 
 from inferd.engine.backend import Tool
 from inferd.engine.local import _llama
-from inferd.engine.local.schema import raw_texts
+from inferd.engine.local.schema import gemma_values, raw_texts
 from inferd.engine.local.schema.family_grammar import Format, Inexpressible
 from inferd.engine.local.schema.guides import TOOL_OPTIONS, Guides, Held, json_text
 from inferd.errors import InvalidRequest
@@ -83,10 +83,16 @@ def calls(
     def requires(tool: str, parameter: str) -> bool:
         return tool in held and parameter in (held[tool].schema.get("required") or ())
 
+    def members(form: Format, tool: str) -> str | None:
+        if tool not in held:
+            return None
+        schema = held[tool].schema
+        return gemma_values.Values(form, schema, lambda part: _texts(guides, part, schema)).arguments()
+
     simpler = {rule: None if isinstance(said, str) else said for rule, said in texts.items()}
     for given in (texts, simpler):
         try:
-            form = Format(syntax, guides.control, schemas.get, given.get, requires)
+            form = Format(syntax, guides.control, schemas.get, given.get, requires, members)
             return _calls(guides, prompt, form, required)
         except Inexpressible:
             return None
