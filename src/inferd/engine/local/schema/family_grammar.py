@@ -8,12 +8,13 @@ Lark. A node of type ``schema`` has a name (``tool-NAME-schema``, ``tool-NAME-ar
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import orjson
+
+from inferd.engine.local.schema import lark
 
 _LONGEST = 20  # blanks in a row; without a limit a model may write them endlessly
 
@@ -112,7 +113,7 @@ class Format:
         """
         parts = []
         for part in filter(None, self._marks.split(text)):
-            parts.append(f"<[{self._control[part]}]>" if part in self._control else _quoted(part))
+            parts.append(f"<[{self._control[part]}]>" if part in self._control else lark.quoted(part))
         return " ".join(parts)
 
     def space(self) -> str:
@@ -128,8 +129,8 @@ class Format:
         if any(self._special.search(end) for end in ends):
             choice = " | ".join(self.literal(end) for end in ends)
             return f"({self._any_text()})? ({choice})"
-        pattern = "|".join(map(_regex_quoted, ends))
-        never = "|".join(map(_regex_quoted, others))
+        pattern = "|".join(map(lark.regex_quoted, ends))
+        never = "|".join(map(lark.regex_quoted, others))
         without = f" & ~/(?s:.*)(?:{never})(?s:.*)/" if others else ""
         return self.add(f"upto_{len(self._rules)}[lazy]", f"/(?s:.*?)(?:{pattern})/{without}")
 
@@ -149,7 +150,7 @@ class Format:
         text = self.add(f"TEXT_{number}", expression)
         if any(self._special.search(end) for end in ends):
             return f"{text} ({' | '.join(map(self.literal, ends))})"
-        pattern = "|".join(map(_regex_quoted, ends))
+        pattern = "|".join(map(lark.regex_quoted, ends))
         with_end = self.add(f"ENDED_{number}", f"{text} /(?:{pattern})/")
         return self.add(f"RAW_{number}", f"{with_end} & ~/(?s:.*)(?:{pattern})(?s:.+)/")
 
@@ -253,13 +254,13 @@ class Format:
         if kind == "choice":
             return self._choice([self._expression(child) for child in node["children"]])
         if kind == "repetition":
-            return _repeated(self._expression(node["child"]), node["min_count"], node["max_count"])
+            return lark.repeated(self._expression(node["child"]), node["min_count"], node["max_count"])
         if kind == "space":
             return self.space()
         if kind == "any":
             return "/(?s:.)/"
         if kind == "chars":
-            return f"/{_char_class(node)}{_counts(node)}/{_optional(node)}"
+            return f"/{lark.char_class(node)}{lark.counts(node)}/{lark.optional(node)}"
         if kind == "string":
             delimiter = re.escape(node["delimiter"])
             return f"/([^{delimiter}\\\\]|\\\\[{delimiter}\\\\\\/bfnrt]|\\\\u[0-9a-fA-F]{{4}})+/?"
@@ -329,7 +330,7 @@ class Format:
                 continue
             expression = self._expression(i)
             if expression:
-                out.append(f"({expression})" if _is_choice(self._resolved(i)) else expression)
+                out.append(f"({expression})" if self._resolved(i)["type"] == "choice" else expression)
         return " ".join(out)
 
     def _end_of(self, until: dict[str, Any], following: list[int]) -> str:
@@ -387,46 +388,8 @@ class Format:
         """Any text, or none, at the end of an answer or a message."""
         if not ends:
             return f"{self._any_text()}?"
-        pattern = "|".join(map(_regex_quoted, ends))
+        pattern = "|".join(map(lark.regex_quoted, ends))
         return self.add(f"REST_{len(self._rules)}", f"/(?s:.+)/ & ~/(?s:.*)(?:{pattern})(?s:.*)/") + "?"
 
     def _any_text(self) -> str:
         return self.add("ANYTEXT", "/(?s:.+)/")
-
-
-def _is_choice(node: dict[str, Any]) -> bool:
-    return bool(node["type"] == "choice")
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
-
-
-def _regex_quoted(text: str) -> str:
-    return re.sub(r"[\\^$.|?*+(){}\[\]/#]", r"\\\g<0>", text).replace("\n", "\\n")
-
-
-def _repeated(inner: str, least: int, most: int) -> str:
-    if not inner:
-        return ""
-    sign = {(0, 1): "?", (0, -1): "*", (1, -1): "+", (1, 1): ""}.get((least, most))
-    if sign is None:
-        sign = f"{{{least},{'' if most < 0 else most}}}"
-    return f"({inner}){sign}"
-
-
-def _counts(node: dict[str, Any]) -> str:
-    least, most = max(node["min_count"], 1), node["max_count"]
-    return "+" if (least, most) == (1, -1) else f"{{{least},{'' if most < 0 else most}}}"
-
-
-def _optional(node: dict[str, Any]) -> str:
-    return "?" if node["min_count"] == 0 else ""
-
-
-def _char_class(node: dict[str, Any]) -> str:
-    ranges = "".join(
-        f"\\u{{{part['start']:x}}}" + (f"-\\u{{{part['end']:x}}}" if part["end"] != part["start"] else "")
-        for part in node["ranges"]
-    )
-    return f"[{'^' if node['negated'] else ''}{ranges}]"
