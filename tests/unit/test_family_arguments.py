@@ -210,6 +210,60 @@ def test_the_arguments_of_gemma_4_follow_their_schema() -> None:
     assert takes(Tool("f", "", "{}"), "{any:[1,'x']}")
 
 
+SETTING = Tool(
+    "f",
+    "",
+    json.dumps(
+        {
+            "type": "object",
+            "properties": {
+                "a": {"type": "integer", "maximum": 9},
+                "b": {"type": "boolean"},
+                "c": {"type": "string", "enum": ["x", "y'z"]},
+                "d": {"type": "array", "items": {"type": "integer"}},
+                "e": {"type": "string", "pattern": "^[a-z']{2}$"},
+                "f": {"type": "string"},
+            },
+            "required": ["b"],
+        }
+    ),
+)
+
+
+def test_the_arguments_of_lfm_2_5_follow_their_schema() -> None:
+    of_family = family(TEMPLATES / "LFM2.5-Instruct.jinja")
+    asked = request(tools=(SETTING,), tool_choice="required", thinking=False)
+    for arguments, read_as in (
+        ("b=True", {"b": True}),
+        ("a=3,b=false", {"a": 3, "b": False}),
+        ('a=-3, b=True, c="x", d=[1, 2]', {"a": -3, "b": True, "c": "x", "d": [1, 2]}),
+        (
+            "b=False, c=\"y'z\", e='uv', f='São \"Paulo\"'",
+            {"b": False, "c": "y'z", "e": "uv", "f": 'São "Paulo"'},
+        ),
+        ('b=False, e="u\'", f="it\'s"', {"b": False, "e": "u'", "f": "it's"}),
+        ("", None),
+        ("a=3", None),
+        ("a=10, b=True", None),
+        ("b=1", None),
+        ("b=True, a=3", None),
+        ("b=True, b=True", None),
+        ('b=True, c="z"', None),
+        ("b=True, e='uvw'", None),
+        ('b=True, e="UV"', None),
+        ("b=True, f=1", None),
+        ("b=True, g=1", None),
+    ):
+        prepared = prepare(of_family, asked)
+        call = f"<|tool_call_start|>[f({arguments})]<|tool_call_end|>"
+        assert prepared.guide is not None
+        fits = follow(model(), prepared.guide, call) and prepared.guide.accepting
+        assert fits == (read_as is not None), arguments
+        assert prepared.reader is not None
+        if fits:
+            assert summary(read(prepared.reader, list(call)))[2] == [("f", read_as)]
+
+
 def test_a_call_behind_a_text_of_functionary_3_2_is_held_and_read() -> None:
     of_family = family(TEMPLATES / "meetkai-functionary-medium-v3.2.jinja")
     text = "all\nType >>> and see."

@@ -18,6 +18,9 @@ from inferd.engine.local.schema import lark
 
 _LONGEST = 20  # blanks in a row; without a limit a model may write them endlessly
 
+DICT, KEYWORDS = "gemma4-dict", "python-or-json-value"
+"""The rules of notations that the parser takes with any values: Gemma 4's, and one like Python's."""
+
 
 class Inexpressible(Exception):
     """The format has a part that the grammar cannot express."""
@@ -33,7 +36,7 @@ class Format:
     ``schema_of`` returns the JSON text of the schema for the name of a ``schema`` node or a rule, ``None``
     for raw text. ``texts_of`` returns the allowed raw texts of a rule, as a list or an expression, ``None``
     for any. ``requires`` returns whether a tool requires a parameter. ``members`` returns the expression
-    for a tool's arguments in Gemma 4's notation.
+    for a tool's arguments in a notation of :mod:`~inferd.engine.local.schema.notations`, given by its rule.
     """
 
     def __init__(
@@ -43,7 +46,7 @@ class Format:
         schema_of: Callable[[str], bytes | None],
         texts_of: Callable[[str], Sequence[str] | str | None] = lambda name: None,
         requires: Callable[[str, str], bool] = lambda tool, parameter: False,
-        members: Callable[[Format, str], str | None] = lambda form, tool: None,
+        members: Callable[[Format, str, str], str | None] = lambda form, tool, notation: None,
     ) -> None:
         read = orjson.loads(syntax)
         arena = orjson.loads(read["parser"])
@@ -189,8 +192,10 @@ class Format:
     def _call_arguments(self, arguments: dict[str, Any], tool: str) -> str | None:
         """The arguments of a call where the parser takes any of them any number of times: in the order of the
         schema, each at most once. ``None`` for other parsers."""
-        if arguments["type"] == "rule" and arguments["name"] == "gemma4-dict":
-            return self._members(self, tool)
+        if arguments["type"] == "rule" and arguments["name"] == DICT:
+            return self._members(self, tool, arguments["name"])
+        if arguments["type"] == "sequence" and KEYWORDS in self._named:
+            return self._members(self, tool, KEYWORDS)
         return self._in_order(arguments, tool) if arguments["type"] == "repetition" else None
 
     def _in_order(self, repetition: dict[str, Any], tool: str) -> str | None:

@@ -12,8 +12,8 @@ from typing import Any
 
 from inferd.engine.backend import Tool
 from inferd.engine.local import _llama
-from inferd.engine.local.schema import gemma_values, raw_texts
-from inferd.engine.local.schema.family_grammar import Format, Inexpressible
+from inferd.engine.local.schema import notations, raw_texts
+from inferd.engine.local.schema.family_grammar import KEYWORDS, Format, Inexpressible
 from inferd.engine.local.schema.guides import TOOL_OPTIONS, Guides, Held, json_text
 from inferd.errors import InvalidRequest
 
@@ -83,11 +83,13 @@ def calls(
     def requires(tool: str, parameter: str) -> bool:
         return tool in held and parameter in (held[tool].schema.get("required") or ())
 
-    def members(form: Format, tool: str) -> str | None:
+    def members(form: Format, tool: str, notation: str) -> str | None:
         if tool not in held:
             return None
         schema = held[tool].schema
-        return gemma_values.Values(form, schema, lambda part: _texts(guides, part, schema)).arguments()
+        if notation == KEYWORDS:
+            return notations.keywords(form, schema, lambda part: _texts(guides, part, schema))
+        return notations.Values(form, schema, lambda part: _texts(guides, part, schema)).arguments()
 
     simpler = {rule: None if isinstance(said, str) else said for rule, said in texts.items()}
     for given in (texts, simpler):

@@ -1,8 +1,9 @@
-"""The arguments of a call in Gemma 4's notation: ``{name:<|"|>text<|"|>,count:3,list:[1,2]}``.
+"""The arguments of a call in notations of which llama.cpp's parser takes any values.
 
-llama.cpp's parser of the family takes any names and values. These expressions follow the tool's schema.
-The members of an object come in the order in which the template shows them, sorted by name. A schema that
-combines others beyond ``anyOf`` allows any value, and the arguments are checked at the end.
+Gemma 4 writes ``{name:<|"|>text<|"|>,count:3,list:[1,2]}``, with the members of an object in the order in
+which its template shows them, sorted by name. LFM2.5 writes ``name="text", count=3``, as Python does. The
+expressions here follow the schema of the tool. A schema of Gemma's that combines others beyond ``anyOf``
+allows any value, and the arguments are checked at the end.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from inferd.engine.local.schema import raw_texts
-from inferd.engine.local.schema.family_grammar import Format
+from inferd.engine.local.schema.family_grammar import DICT, KEYWORDS, Format
 from inferd.engine.local.schema.guides import TOOL_OPTIONS, json_text
 
 QUOTE = '<|"|>'
-DICT, VALUE = "gemma4-dict", "gemma4-value"
+VALUE = "gemma4-value"
 _MOST_MEMBERS = 200  # of an object; a larger one is checked at the end
 _COMBINING = frozenset(
     (
@@ -30,9 +31,56 @@ _COMBINING = frozenset(
         "dependentSchemas",
     )
 )
+_PYTHON = {"True": "boolean", "False": "boolean", "None": "null"}
 _SCALARS = ("boolean", "integer", "null", "number")
 
+
 Texts = Callable[[Any], "Sequence[str] | str | None"]
+
+
+def keywords(form: Format, schema: Mapping[str, Any], texts: Texts) -> str:
+    """LFM2.5's arguments. Arrays and objects may have any value."""
+    members = {name: part for name, part in (schema.get("properties") or {}).items() if part is not False}
+    required = schema.get("required") or ()
+    parts = [f"{form.literal(f'{name}=')} {_python(form, part, texts)}" for name, part in members.items()]
+    return listed(form, parts, [name in required for name in members], f'"," {form.space()}')
+
+
+def _python(form: Format, schema: Any, texts: Texts) -> str:
+    """A value as JSON or as Python writes it."""
+    kind = schema.get("type") if isinstance(schema, dict) else None
+    if kind == "string":
+        return f"({' | '.join(_python_texts(form, schema, texts(schema)))})"
+    if kind not in _SCALARS or "enum" in schema or "const" in schema:
+        return form.rule(KEYWORDS)
+    words = [form.literal(word) for word, of_kind in _PYTHON.items() if of_kind == kind]
+    return f"({' | '.join([form.value(json_text(schema, TOOL_OPTIONS)), *words])})"
+
+
+def _python_texts(form: Format, schema: Mapping[str, Any], texts: Sequence[str] | str | None) -> list[str]:
+    if isinstance(texts, str):
+        single = form.add(form.fresh("SINGLE"), f"{texts} & /[^'\\\\\\n]*/")
+        return [form.value(json_text(dict(schema), TOOL_OPTIONS)), f'"\'" {single} "\'"']
+    if texts is not None:
+        plain = [text for text in texts if not set(text) & set("'\\\n")]
+        return [
+            *(form.literal(f"'{text}'") for text in plain),
+            *(form.literal(json.dumps(text)) for text in texts),
+        ]
+    return [form.value(json_text({"type": "string"}, TOOL_OPTIONS)), "/'([^'\\\\\\n]|\\\\['\\\\\\/bfnrt])*'/"]
+
+
+def listed(form: Format, parts: list[str], needed: list[bool], comma: str) -> str:
+    """The parts in their order, with commas between them; those that are not needed may be left out."""
+    rest = ""
+    beginnings = [] if any(needed) else [""]
+    for part, is_needed in reversed(list(zip(parts, needed, strict=True))):
+        rule = form.add(form.fresh("member"), part)
+        beginnings = [*([] if is_needed else beginnings), f"{rule} {rest}"]
+        rest = form.add(form.fresh("further"), f"({comma} {rule}){'' if is_needed else '?'} {rest}")
+    given = [beginning for beginning in beginnings if beginning]
+    choice = f"({' | '.join(given)})" if given else ""
+    return f"{choice}?" if given and "" in beginnings else choice
 
 
 class Values:
@@ -104,18 +152,5 @@ class Values:
         required = schema.get("required") or ()
         names = sorted(members, key=str.lower)
         parts = [f"{self._form.literal(f'{name}:')} {self._value(members[name])}" for name in names]
-        return f'"{{" {self._listed(parts, [name in required for name in names])} "}}"'
-
-    def _listed(self, parts: list[str], needed: list[bool]) -> str:
-        """The parts in their order with commas between them, without any that are not needed."""
-        rest = ""
-        beginnings = [""] if not any(needed) else []
-        for part, is_needed in reversed(list(zip(parts, needed, strict=True))):
-            rule = self._form.add(self._form.fresh("member"), part)
-            beginnings = [] if is_needed else beginnings
-            beginnings.append(f"{rule} {rest}")
-            with_comma = f'"," {rule}' if is_needed else f'("," {rule})?'
-            rest = self._form.add(self._form.fresh("further"), f"{with_comma} {rest}")
-        given = [beginning for beginning in beginnings if beginning]
-        choice = f"({' | '.join(given)})" if given else ""
-        return f"{choice}?" if given and "" in beginnings else choice
+        inner = listed(self._form, parts, [name in required for name in names], '","')
+        return f'"{{" {inner} "}}"'
