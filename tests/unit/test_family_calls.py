@@ -225,8 +225,9 @@ def test_a_call_with_its_id_is_read_as_apriel_shows_it(name: str) -> None:
     answer = begin + shown.rpartition(begin)[2].partition(end)[0] + end
     assert '"id": "abcdefgh1"' in answer
     prepared = prepare(family(TEMPLATES / f"{name}.jinja"), request(tools=TOOLS))
-    for pieces in ([answer], list(answer)):
+    whole = thought(prepared) + answer
+    for pieces in ([whole], list(whole)):
         reader = _FamilyReader(_llama.Reply(repaired(prepared.prompt.syntax)))
-        assert summary(read(reader, pieces)) == ("", "", CALLS)
+        assert summary(read(reader, pieces))[1:] == ("", CALLS)
     assert prepared.guide is not None
     assert prepared.guide.accept_text(answer.encode())
