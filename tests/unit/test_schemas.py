@@ -143,6 +143,18 @@ def test_a_lenient_answer_and_a_tool_list_what_is_dropped() -> None:
     assert set(hold_tool(loose).dropped) == pointers
 
 
+def test_lengths_beside_a_complex_pattern_are_left_to_the_check() -> None:
+    schema = properties(a={"type": "string", "pattern": "a.{15}b.{15}c", "maxLength": 900})
+    with pytest.raises(InvalidRequest, match=r"at /properties/a/maxLength: .* too complex beside"):
+        hold(schema)
+    held = hold_tool(schema)
+    assert held.dropped == ("/properties/a/maxLength",)
+    fitting = f"a{'.' * 15}b{'.' * 15}c"
+    assert allows(held, json.dumps({"a": fitting}))
+    assert not allows(held, json.dumps({"a": fitting[:-1]}))
+    assert held.check.fault(json.dumps({"a": fitting + "." * 900})) == "/a breaks `maxLength`"
+
+
 def test_a_tool_gets_an_object_and_is_closed_where_it_declares_all() -> None:
     assert allows(hold_tool({"$schema": "http://json-schema.org/draft-07/schema#"}), '{"any": [1]}')
     declared = hold_tool({"properties": {"a": {"type": "integer"}}})
