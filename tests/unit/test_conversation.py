@@ -271,7 +271,8 @@ def test_properties_keep_their_order_from_the_wire_to_the_prompt_and_the_grammar
     names = ("zeta", "alpha", "mid", "beta")
     schema = {"type": "object", "properties": {name: {"type": "integer"} for name in names}}
     asked = {"name": "f", "description": "", "input_schema": schema}
-    line = {"id": "1", "messages": [{"role": "user", "content": "a"}], "tools": [asked]}
+    messages = [{"role": "user", "content": [{"type": "text", "text": "a"}]}]
+    line = {"id": "1", "messages": messages, "tools": [asked]}
     (sent,) = v2.parse(orjson.dumps(line)).tools
     tool = Tool(sent.name, sent.description, bytes(sent.input_schema).decode())
     prompt = prepare(templates(model, family), request(tools=(tool,))).prompt
