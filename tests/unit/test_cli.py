@@ -236,6 +236,7 @@ def test_serve_hands_its_flags_to_the_daemon(
         return 0
 
     monkeypatch.setattr(daemon, "run", note)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     line = ["--backend", "mock", "--no-auto-pull", "--require-gpu", "--drain-timeout-secs", "0.5"]
     assert cli.daemon_main(line) == 0
     settings = seen[0].settings
@@ -246,6 +247,7 @@ def test_serve_hands_its_flags_to_the_daemon(
     assert cli.main(["serve", "--config", str(home / "bad.json"), "--lock", "/l"]) == 0
     assert isinstance(seen[1].problem, errors.ConfigError)
     assert seen[1].settings.lock == Path("/l")
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == blocked
 
 
 def test_a_flag_is_checked_by_the_kind_of_its_option() -> None:

@@ -69,11 +69,14 @@ def _serve_as_0_2(**flags: Any) -> int:
 
 def _run(read: Callable[[], LoadedConfig]) -> int:
     # Until the daemon handles the stop signals they wait: its modules are not imported yet.
-    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
-    from inferd.daemon import daemon
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+    try:
+        from inferd.daemon import daemon
 
-    collect_as_usual()
-    return daemon.run(read)
+        collect_as_usual()
+        return daemon.run(read)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def flags_of(names: Collection[str]) -> list[click.Option]:
