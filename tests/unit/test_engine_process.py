@@ -7,7 +7,6 @@ import os
 import resource
 import signal
 import sys
-from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -35,7 +34,6 @@ from inferd.errors import (
     ModelError,
     NotReady,
     RerankUnsupported,
-    Unavailable,
 )
 from tests.demo_model import demo_model
 from tests.in_process import until
@@ -306,95 +304,6 @@ async def test_a_restart_loads_the_descriptor_not_the_path(tmp_path: Path) -> No
         os.kill(pid_of(model), signal.SIGKILL)
         await until(lambda: restarts_of(model) == 1)
         assert (await finish(await model.generate(ask(max_tokens=2)))).stop_reason == "length"
-
-
-# When it hangs.
-
-
-def wait_no_longer(model: HostedModel) -> None:
-    """Shortens the time limits of the present process, which has been stopped, and not of the next one."""
-    assert model._serving is not None
-    model._serving._patience = Patience(slow_secs=0.1, hang_secs=0.3)
-
-
-def used_by_thread(pid: int) -> dict[int, int]:
-    """The processor time of each thread but the first, in ns."""
-    tasks = [task for task in Path(f"/proc/{pid}/task").iterdir() if task.name != str(pid)]
-    return {int(task.name): int((task / "schedstat").read_text().split()[0]) for task in tasks}
-
-
-async def loop_thread_of(model: HostedModel) -> int:
-    """The thread of the token loop, which works most during an answer."""
-    await finish(await model.generate(ask(max_tokens=1)))
-    before = used_by_thread(pid_of(model))
-    await finish(await model.generate(ask(max_tokens=100)))
-    after = used_by_thread(pid_of(model))
-    return max(after, key=lambda thread: after[thread] - before.get(thread, 0))
-
-
-# A debugger can stop a single thread, a signal only all of them.
-_STOP_THREAD = """
-import ctypes, os, sys
-SEIZE, INTERRUPT, ALL = 0x4206, 0x4207, 0x40000000
-thread = int(sys.argv[1])
-libc = ctypes.CDLL(None, use_errno=True)
-trace = lambda request: libc.ptrace(ctypes.c_long(request), ctypes.c_long(thread), None, None)
-if trace(SEIZE):
-    sys.exit(os.strerror(ctypes.get_errno()))
-trace(INTERRUPT)
-os.waitpid(thread, ALL)
-print("stopped", flush=True)
-os.waitpid(thread, ALL)
-"""
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may trace the process, which cannot be dumped")
-@pytest.mark.parametrize("running", [True, False])
-async def test_a_stopped_thread_counts_as_hung(running: bool) -> None:
-    async with hosted() as model:
-        first, thread = pid_of(model), await loop_thread_of(model)
-        stream = await begin(model, ask()) if running else await model.generate(ask())
-        tracer = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", _STOP_THREAD, str(thread), stdout=PIPE, stderr=PIPE
-        )
-        assert tracer.stdout is not None
-        assert await tracer.stdout.readline() == b"stopped\n", await tracer.communicate()
-        wait_no_longer(model)
-        with pytest.raises(EngineEnded, match="no sign of life"):
-            await finish(stream)
-        assert (await finish(await model.generate(ask(max_tokens=2)))).stop_reason == "length"
-        assert pid_of(model) != first
-        await tracer.communicate()
-
-
-async def test_a_stopped_process_counts_as_hung() -> None:
-    async with hosted() as model:
-        stream = await begin(model, ask())
-        first = pid_of(model)
-        os.kill(first, signal.SIGSTOP)
-        wait_no_longer(model)
-        with pytest.raises(EngineEnded, match="no sign of life"):
-            await finish(stream)
-        assert (await finish(await model.generate(ask(max_tokens=2)))).stop_reason == "length"
-        assert pid_of(model) != first
-
-
-async def test_a_cancel_is_answered_even_if_the_process_hangs() -> None:
-    async with hosted() as model:
-        stream = await begin(model, ask())
-        os.kill(pid_of(model), signal.SIGSTOP)
-        stream.cancel()
-        assert (await finish(stream)).stop_reason == "cancelled"
-
-
-async def test_a_stopped_process_cannot_block_the_shutdown() -> None:
-    async with hosted() as model:
-        pid = pid_of(model)
-        os.kill(pid, signal.SIGSTOP)
-        await model.close()
-        assert is_gone(pid)
-        with pytest.raises((NotReady, Unavailable)):
-            await model.generate(ask())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such limit")
