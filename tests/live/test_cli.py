@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from inferd.client import AdminClient
 from inferd.config.settings import DEFAULT_MODEL
 from inferd.store.runtime import Lock
 from tests.daemon_process import DaemonProcess, until
@@ -183,17 +184,16 @@ def test_errors_have_their_exit_codes(daemon: Daemon) -> None:
     served = daemon(mock={"gate": True}, active_permits=1, queue_depth=0).wait_ready()
     user = beside(served)
     running = user.start("run", "hi")
-    served.wait_event("connection_accepted")
+    with AdminClient(served.admin, timeout=PATIENCE_SECS) as admin:
+        until(lambda: len(admin.status().running) == 1)
     full = user("run", "hi")
-    while full.returncode == 0:
-        full = user("run", "hi")
     assert (full.returncode, full.stderr) == (4, "inferd: queue full\n")
     served.release(10)
     assert finish(running)[0] == 0
     bad = user("run", "hi", "--temperature", "1000")
     assert (bad.returncode, bad.stdout) == (2, "")
     assert "temperature" in bad.stderr
-    refused = user("run", "hi", *["--stop", "x"] * 17)
+    refused = user("run", "hi", "--model", "none")
     assert (refused.returncode, refused.stdout) == (5, "")
     away = user("run", "hi", "--address", str(served.dir / "none"))
     assert away.returncode == 3
