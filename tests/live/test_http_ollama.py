@@ -16,6 +16,7 @@ from tests.demo_model import demo_model
 from tests.http_bridge import BridgeProcess, web
 from tests.lazy import Lazy
 from tests.tiny_bert import write_bert
+from tests.tiny_llama import random_llama
 from tests.tiny_model import stock
 
 ollama = Lazy("ollama")
@@ -122,7 +123,7 @@ def test_errors(client: ollama.Client, bridge: BridgeProcess) -> None:
 
 def test_models_of_the_store_are_loaded_and_unloaded_by_name(tmp_path: Path) -> None:
     store = ModelStore(tmp_path / "models")
-    stock(store, "talker", demo_model().read_bytes())
+    stock(store, "talker", random_llama().read_bytes())
     own = write_bert(tmp_path / "own")
     with BridgeProcess(MODELS_HOME=store.home, model_path=own, embed="true", threads=1, n_ctx=256) as process:
         client = ollama.Client(process.wait_ready().base)
