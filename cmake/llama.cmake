@@ -36,6 +36,9 @@ set(MTMD_VIDEO OFF CACHE BOOL "llama.cpp: decode video by running ffmpeg")
 # ggml's own thread pool is as fast, and the wheel needs no OpenMP library.
 option(GGML_OPENMP "ggml: use OpenMP" OFF)
 set(GGML_CCACHE OFF) # compiler.cmake has set the launcher
+# A model over two hosts. Over TCP only: RDMA would need a library that wheels cannot bring.
+set(GGML_RPC ON CACHE BOOL "ggml: compute a part of a model on other hosts")
+set(GGML_RPC_RDMA OFF)
 
 include(${CMAKE_SOURCE_DIR}/cmake/portable.cmake)
 

@@ -140,3 +140,58 @@ def test_only_a_model_on_a_gpu_gets_the_looser_cage(
 ) -> None:
     monkeypatch.setattr(_llama, "devices", lambda: devices)
     assert cage_profile(Load(name="m", model="m", path="m", **options)) == profile
+
+
+RPC = """
+import ctypes, json, socket, sys
+from inferd.engine.local.child import cage
+
+profile, use = sys.argv[1:]
+other = "bind" if use == "connect" else "connect"
+ports = []
+for _ in range(2):
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    ports.append(listener.getsockname()[1])
+    if use == "connect":
+        listener.listen()
+        globals()[f"kept{len(ports)}"] = listener
+    else:
+        listener.close()
+held = cage.enter(profile, ports=ports[:1])
+tries = {
+    "the port": lambda: getattr(socket.socket(), use)(("127.0.0.1", ports[0])),
+    "another port": lambda: getattr(socket.socket(), use)(("127.0.0.1", ports[1])),
+    "a Unix socket": lambda: socket.socket(socket.AF_UNIX),
+    "IPv6": lambda: socket.socket(socket.AF_INET6),
+    "datagrams": lambda: socket.socket(type=socket.SOCK_DGRAM),
+    "a file": lambda: open("/etc/passwd"),
+    "the other way": lambda: getattr(socket.socket(), other)(("127.0.0.1", 1)),
+}
+found = {}
+for name, attempt in tries.items():
+    try:
+        attempt()
+        found[name] = "done"
+    except OSError as error:
+        found[name] = "refused" if error.errno in (1, 13) else error.errno
+version = ctypes.CDLL(None).syscall(444, None, 0, 1)
+print(json.dumps({"held": held, "found": found, "landlock_version": version}))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the cage is Linux's")
+@pytest.mark.parametrize(("profile", "use"), [("rpc", "connect"), ("worker", "bind")])
+def test_the_engine_and_the_worker_of_a_split_model_use_their_ports_only(profile: str, use: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", RPC, profile, use], capture_output=True, text=True, check=True
+    )
+    told = json.loads(done.stdout)
+    found: dict[str, str] = told["found"]
+    assert told["held"]["seccomp"] == "yes"
+    if told["landlock_version"] < 4:  # before Linux 6.7
+        found.pop("another port")
+    if told["landlock_version"] < 1:
+        found.pop("a file")
+    assert found.pop("the port") == "done"
+    assert found == dict.fromkeys(found, "refused")

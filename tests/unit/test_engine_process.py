@@ -332,3 +332,25 @@ def test_it_is_reported_within_ten_seconds() -> None:
 )
 def test_an_end_is_reported_with_its_likely_cause(code: int, said: str) -> None:
     assert process._ending(code) == said
+
+
+async def test_a_waiting_request_gets_the_reason_why_the_model_cannot_be_loaded_again() -> None:
+    broken = False
+
+    def check() -> None:
+        if broken:
+            raise ModelError("the file has gone")
+
+    async with hosted(check_files=check) as model:
+        running = await model.generate(ask())
+        await anext(running)
+        waiting = await model.generate(ask(max_tokens=2))
+        waits = asyncio.create_task(anext(waiting))
+        await asyncio.sleep(0)
+        broken = True
+        os.kill(pid_of(model), signal.SIGKILL)
+        with pytest.raises(EngineEnded):
+            async for _ in running:
+                pass
+        with pytest.raises(Unavailable, match="the file has gone"):
+            await waits

@@ -45,6 +45,7 @@ ALLOWED: dict[str, set[str]] = {
     "client": {"errors", "wire", "config.paths", "config.surfaces"},
     "http": GROUND | {"client", "wire", "config"},
     "cli": BELOW_CLI | {"http"},
+    "ray": GROUND | {"client", "config", "engine", "http", "cli"},
     "__init__": BELOW_CLI,
     "__main__": {"cli"},
 }

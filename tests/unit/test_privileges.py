@@ -27,7 +27,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "inferd"
 FILES = sorted(
     path
     for path in SOURCE.rglob("*.py")
-    if path.relative_to(SOURCE).parts[0] not in ("cli", "client", "__main__.py")
+    if path.relative_to(SOURCE).parts[0] not in ("cli", "client", "ray", "__main__.py")
 )
 FETCHES_BY_PIP = SOURCE / "store" / "wheel.py"
 STARTS_ENGINES = SOURCE / "engine" / "local" / "child" / "process.py"

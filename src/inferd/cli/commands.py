@@ -38,12 +38,13 @@ COMMANDS = {
     "bench": "bench",
     "config": "config",
     "doctor": "doctor",
+    "rpc-worker": "rpc_worker",
     "service": "service",
     "completion": "completion",
     "help": "commands",
     "version": "commands",
 }
-"""Command → module; the command is the module's attribute ``NAME_command``."""
+"""Command → module; the command is the module's attribute ``NAME_command``, with underscores."""
 
 ALIASES = {"ls": "list"}
 """Names of commands in similar programs."""
@@ -58,7 +59,7 @@ class _Commands(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = import_module(f"inferd.cli.{COMMANDS[cmd_name]}")
-        command: click.Command = getattr(module, f"{cmd_name}_command")
+        command: click.Command = getattr(module, f"{cmd_name.replace('-', '_')}_command")
         return command
 
     def resolve_command(

@@ -5,9 +5,10 @@ Like :mod:`inferd.client.channel`, but a request is sent when its reply is enter
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Generic
+from typing import TYPE_CHECKING, Any, Generic, Protocol
 
 from inferd.client.address import Endpoint
 from inferd.client.async_connection import AsyncConnection
@@ -23,7 +24,41 @@ if TYPE_CHECKING:
 _CLOSED = "the reply was closed before it was complete"
 
 
-class AsyncChannel:
+class Connection(Protocol):
+    """The connection of one reply."""
+
+    @property
+    def lapsed(self) -> bool: ...
+
+    async def line(self) -> bytes: ...
+
+    def close(self) -> None: ...
+
+
+class Channel(ABC):
+    """Sends requests, and gives each the connection of its reply."""
+
+    @abstractmethod
+    async def ask(self, request: Request[E, D], *, anew: bool = False) -> Connection:
+        """Sends a request, on a new connection if ``anew``. Returns the connection of the reply."""
+
+    @abstractmethod
+    def give_back(self, connection: Any) -> None:
+        """Keeps the connection of a finished request for the next one."""
+
+    async def follow(self, plan: Plan[T]) -> T:
+        """Runs the requests of a plan."""
+        try:
+            request = next(plan)
+            while True:
+                async with AsyncReply(self, request) as reply:
+                    request = plan.send(await reply.result())
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+
+class AsyncChannel(Channel):
     """``timeout`` bounds each wait for the daemon, in seconds; ``None`` waits for ever. ``incoming`` splits
     the received bytes, and must match the form of the requests."""
 
@@ -58,24 +93,11 @@ class AsyncChannel:
         )
 
     async def ask(self, request: PendingRequest[E, D], *, anew: bool = False) -> AsyncConnection:
-        """Sends a request, on a new connection if ``anew``. Returns the connection of the reply."""
         connection = await (self._connect(self._timeout) if anew else self.take(self._timeout))
         await connection.ask(request.pieces)
         return connection
 
-    async def follow(self, plan: Plan[T]) -> T:
-        """Runs the requests of a plan."""
-        try:
-            request = next(plan)
-            while True:
-                async with AsyncReply(self, request) as reply:
-                    request = plan.send(await reply.result())
-        except StopIteration as end:
-            result: T = end.value
-            return result
-
     def give_back(self, connection: AsyncConnection) -> None:
-        """Keeps the connection of a finished request for the next one."""
         self._idle.give_back(connection)
 
     def close(self) -> None:
@@ -90,10 +112,10 @@ class AsyncReply(AsyncIterator[E | D], Generic[E, D]):
     request. Use it in an ``async with``.
     """
 
-    _connection: AsyncConnection | None = None
+    _connection: Connection | None = None
     _over = False
 
-    def __init__(self, channel: AsyncChannel, request: PendingRequest[E, D]) -> None:
+    def __init__(self, channel: Channel, request: PendingRequest[E, D]) -> None:
         self._channel = channel
         self._request = request
 
@@ -118,7 +140,7 @@ class AsyncReply(AsyncIterator[E | D], Generic[E, D]):
             self._connection = None
         return event
 
-    async def _line(self, connection: AsyncConnection) -> bytes:
+    async def _line(self, connection: Connection) -> bytes:
         try:
             return await connection.line()
         except ConnectionLost:
@@ -156,7 +178,7 @@ class AsyncReply(AsyncIterator[E | D], Generic[E, D]):
     def __del__(self) -> None:
         self._close()
 
-    async def _started(self, *, anew: bool = False) -> AsyncConnection:
+    async def _started(self, *, anew: bool = False) -> Connection:
         if self._connection is None:
             connection = await self._channel.ask(self._request, anew=anew)
             if self._over:

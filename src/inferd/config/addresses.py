@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from inferd.config.kinds import Kind
+from inferd.config.kinds import Kind, Words
 
 
 class HttpsUrl(Kind):
@@ -53,6 +54,26 @@ class TcpAddress(Kind):
         if bracketed != (address.version == 6) or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
             raise ValueError(self.description)
         return text
+
+
+@dataclass(frozen=True)
+class Workers(Words):
+    """Addresses of RPC workers, whose protocol knows IPv4 only."""
+
+    what: str = "IP:PORT"
+
+    @property
+    def description(self) -> str:
+        return "literal IPv4 addresses with ports, such as 127.0.0.1:50052"
+
+    def _checked(self, words: Sequence[str]) -> tuple[str, ...]:
+        try:
+            found = tuple(TcpAddress().parse(word) for word in words)
+        except ValueError:
+            raise ValueError(self.description) from None
+        if any(word.startswith("[") for word in found) or len(set(found)) < len(found):
+            raise ValueError(f"{self.description}, each once")
+        return found
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,8 @@ class LlamaCppEntry:
     at the start and keep loaded; else load on demand, and with ``pin`` keep loaded then. ``system`` is the
     system prompt of requests that have none. ``chat_template_file`` replaces the model's template. ``lora``
     are adapters that requests may select. ``draft`` is a small model that drafts for this one.
+    ``rpc`` are the addresses (``IP:port``) of workers that compute a part of the model; ``rpc_unprotected``
+    permits those whose network is neither local nor a tunnel.
     """
 
     kind: ClassVar[str] = "llamacpp"
@@ -77,6 +79,8 @@ class LlamaCppEntry:
     chat_template_file: Path | None = None
     lora: tuple[Adapter, ...] = ()
     draft: Path | ModelSpec | None = None
+    rpc: tuple[str, ...] = ()
+    rpc_unprotected: bool = False
     serves: str | None = None
 
 

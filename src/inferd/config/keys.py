@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from inferd.config.addresses import DaemonAddress, Endpoint, HttpsUrl, ServerUrl
+from inferd.config.addresses import DaemonAddress, Endpoint, HttpsUrl, ServerUrl, Workers
 from inferd.config.entries import MAX_REQUESTS
 from inferd.config.kinds import Boolean, Choice, FilePath, Kind, Name, Paragraphs, Sha256, Text, Words
 from inferd.config.numbers import Integer, Number
@@ -89,6 +89,19 @@ BACKEND_KEYS: dict[str, tuple[Key, ...]] = {
             "numbers 1 to 4 mean the same. The model file's value when absent.",
         ),
         Key("embed_n_ctx", Integer(1), "Tokens of the longest input to embed; 2048 when absent."),
+        Key(
+            "rpc",
+            Workers(),
+            "Workers on other hosts that compute a part of the model (docs/scale.md). Without a GPU here, "
+            "each of them and this host get an equal share of the layers; with `n_gpu_layers` the workers "
+            "get that many.",
+        ),
+        Key(
+            "rpc_unprotected",
+            Boolean(),
+            "Allow workers outside this machine and WireGuard, although their protocol has no encryption and "
+            "no keys.",
+        ),
         _SERVES,
     ),
     "openai-compat": (

@@ -301,6 +301,7 @@ class Words(Kind):
         return self._checked(value)
 
     def _checked(self, words: Sequence[str]) -> tuple[str, ...]:
+        """The words as a value. Raises ValueError for a word that is not of this kind."""
         if any(not word or not word.isprintable() or set(word) & set(" ,") for word in words):
             raise ValueError(self.description)
         return tuple(words)

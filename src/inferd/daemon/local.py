@@ -17,6 +17,7 @@ from inferd.daemon.state_files import look_of, state_files
 from inferd.engine.backend import Backend
 from inferd.engine.local.child.messages import Adapter, Load
 from inferd.engine.local.child.supervisor import HostedModel
+from inferd.engine.local.workers import is_protected, parts_of
 from inferd.errors import ConfigError, ModelError
 from inferd.progress import Progress
 from inferd.store import fetch, verify
@@ -57,6 +58,7 @@ def load(
             *lora,
         ]
         n_ctx = _fitting_context(settings, entry, card)
+        _check_workers(entry)
         wanted = Load(
             name=entry.name,
             model=model.name,
@@ -73,6 +75,9 @@ def load(
                 Adapter(adapter.name, f"{look_of(fd)} {adapter.scale}", adapter.scale)
                 for adapter, fd in zip(entry.lora, lora, strict=True)
             ),
+            workers=entry.rpc,
+            # One more than the layers, because llama.cpp counts the vocabulary's matrix, which stays here.
+            worker_layers=-1 if card is None else memory.worker_layers(card, len(entry.rpc)) + 1,
             embed=entry.embed,
             vectors_wanted=settings.embed or settings.rerank,
             embed_pooling=entry.embed_pooling,
@@ -107,9 +112,21 @@ def _fitting_context(settings: Settings, entry: LlamaCppEntry, card: ModelCard |
         return entry.n_ctx
     if card is None:
         return memory.CONTEXTS[0]
-    sizes = memory.context_sizes(card, None, settings.active_permits)
+    held = memory.part_here(card, len(entry.rpc), entry.n_gpu_layers)
+    sizes = memory.context_sizes(held, None, settings.active_permits)
     budget = memory.budget_bytes(0, settings.memory_budget_bytes)
     return next((n for n, size in sizes if not budget or size <= budget), sizes[-1][0])
+
+
+def _check_workers(entry: LlamaCppEntry) -> None:
+    """Raises ConfigError for a worker that a prompt would reach unprotected."""
+    for endpoint in () if entry.rpc_unprotected else entry.rpc:
+        if not is_protected(parts_of(endpoint)[0]):
+            raise ConfigError(
+                f"backend {entry.name!r}: the RPC worker {endpoint} is neither on this machine nor behind"
+                " WireGuard, and its protocol has no encryption and no keys; forward its port through SSH"
+                " and give the local address, or set `rpc_unprotected`"
+            )
 
 
 def _template(path: Path | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from inferd.store.gguf import ModelCard
@@ -31,6 +32,22 @@ def context_sizes(card: ModelCard, n_ctx: int | None, permits: int) -> Sequence[
     wanted = CONTEXTS if n_ctx is None else (n_ctx or card.context,)
     contexts = dict.fromkeys(min(n, card.context or n) for n in wanted)
     return [(n, card.memory_bytes(n, 1 if card.pooling or card.ranks else max(1, permits))) for n in contexts]
+
+
+def part_here(card: ModelCard, workers: int, layers: int = -1) -> ModelCard:
+    """The card of the part of a model that stays on this host if RPC ``workers`` compute ``layers`` of it, or
+    an equal share each."""
+    if not workers or not card.layers:
+        return card
+    share = 1 - min(1.0, worker_layers(card, workers, layers) / card.layers)
+    return replace(
+        card, file_bytes=int(card.file_bytes * share), kv_bytes_per_token=int(card.kv_bytes_per_token * share)
+    )
+
+
+def worker_layers(card: ModelCard, workers: int, layers: int = -1) -> int:
+    """The layers of a model that its ``workers`` compute: ``layers``, or an equal share each."""
+    return layers if layers >= 0 else card.layers * workers // (workers + 1)
 
 
 def available_bytes() -> int:

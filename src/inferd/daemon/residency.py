@@ -224,7 +224,8 @@ class Residency:
     async def _make_room(self, name: str, card: ModelCard) -> tuple[LlamaCppEntry, int]:
         """Unloads idle models to make room. Returns the entry to load and its estimate in bytes."""
         entry = self._directory.entry(name)
-        sizes = memory.context_sizes(card, entry.n_ctx, self.settings.active_permits)
+        held = memory.part_here(card, len(entry.rpc), entry.n_gpu_layers)
+        sizes = memory.context_sizes(held, entry.n_ctx, self.settings.active_permits)
         while True:
             used = self._used()
             budget = memory.budget_bytes(used, self.settings.memory_budget_bytes)

@@ -118,10 +118,13 @@ class Call:
 class Bridge:
     """The application and the state that its endpoints share."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, connect: Callable[[Models], Upstream] | None = None) -> None:
         self.models = Models(options.aliases)
         self.metrics = Metrics()
-        self.upstream = Upstream(options.addresses, self.models, options.token, options.api_key)
+        if connect is None:
+            self.upstream = Upstream(options.addresses, self.models, options.token, options.api_key)
+        else:
+            self.upstream = connect(self.models)
         self._options = options
 
     def app(self, routes: Mapping[str, Mapping[str, Handler]], scope_of: Callable[[str], str]) -> ASGIApp:

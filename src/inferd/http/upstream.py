@@ -20,7 +20,7 @@ from inferd.client import vectors
 from inferd.client.address import Addresses, Surface, endpoint
 from inferd.client.admin import Status
 from inferd.client.async_admin import AsyncAdminClient
-from inferd.client.async_channel import AsyncChannel, AsyncReply
+from inferd.client.async_channel import AsyncChannel, AsyncReply, Channel
 from inferd.client.core import Backoff
 from inferd.client.framed import FramedIncoming, FramedMessagesRequest
 from inferd.client.messages import Event, MessageDone
@@ -88,7 +88,7 @@ class Upstream:
         if asker.lora is not None:
             options["lora"] = asker.lora
         request = FramedMessagesRequest(self._next_id(), generation.turns, options)
-        return AsyncReply(self._channel("v2"), request)
+        return AsyncReply(self._channel("v2", model, generation), request)
 
     async def embed(
         self,
@@ -102,14 +102,14 @@ class Upstream:
         options = self._common(asker, model, keep_alive)
         if dimensions is not None:
             options["dimensions"] = dimensions
-        return await self._channel("embed").follow(vectors.embed(self._next_id, texts, options))
+        return await self._channel("embed", model).follow(vectors.embed(self._next_id, texts, options))
 
     async def rerank(
         self, query: str, documents: Sequence[str], top_n: int | None, asker: Asker, model: Model
     ) -> Ranking:
         """Ranks documents. Raises RequestFailed."""
         plan = vectors.rerank(self._next_id, query, documents, top_n, self._common(asker, model))
-        return await self._channel("rerank").follow(plan)
+        return await self._channel("rerank", model).follow(plan)
 
     def _common(self, asker: Asker, model: Model, keep_alive: float | None = None) -> dict[str, Any]:
         options: dict[str, Any] = {}
@@ -129,7 +129,8 @@ class Upstream:
     def _next_id(self) -> str:
         return f"http-{next(self._numbers)}"
 
-    def _channel(self, surface: Surface) -> AsyncChannel:
+    def _channel(self, surface: Surface, model: Model, generation: Generation | None = None) -> Channel:
+        """The connections for a request to ``model``."""
         channel = self._channels.get(surface)
         if channel is None:
             where = endpoint(self._addresses.of(surface), surface)

@@ -74,7 +74,8 @@ class LlamaCppConfig:
 
     ``name`` is the config entry's, ``model`` the model's. ``fd`` is the open, verified file to load,
     ``parts`` are the further files of a split model; ``path`` is only for display. ``n_ctx`` is the context
-    of one request in tokens, ``n_parallel`` the number of concurrent requests. ``n_gpu_layers`` -1 is all;
+    of one request in tokens, ``n_parallel`` the number of concurrent requests. ``n_gpu_layers`` -1 is all,
+    on GPUs and RPC workers; ``output_here`` keeps the vocabulary's matrix on this CPU;
     ``threads`` 0 lets the loop choose; ``flash_attention`` and ``drafts`` are ``auto``, ``on`` or ``off``.
     ``projector`` is the GGUF file of the encoder for images and sounds. ``chat_template`` replaces the
     model's own; empty keeps it. ``draft_fd`` is the open file of a small model of the same vocabulary, which
@@ -90,6 +91,7 @@ class LlamaCppConfig:
     n_parallel: int = 4
     n_gpu_layers: int = -1
     require_gpu: bool = False
+    output_here: bool = False
     threads: int = 0
     n_batch: int = 512
     flash_attention: str = "auto"
@@ -176,6 +178,7 @@ class LlamaCpp(Backend):
                 n_gpu_layers=config.n_gpu_layers,
                 report=report,
                 parts=config.parts,
+                output_here=config.output_here,
             )
             templates = preparing.submit(_llama.Templates, model, config.chat_template).result()
             projector = None

@@ -9,7 +9,8 @@ program, file or other process. Three independent layers of Linux enforce that:
 * seccomp: sockets, programs, other processes, and every system call that changes a file system are refused.
 
 :func:`enter` skips layers that the system lacks, and reports them. The profile ``gpu`` omits Landlock,
-because drivers open devices and libraries whose names inferd cannot know; ``off`` is for a debugger.
+because drivers open devices and libraries whose names inferd cannot know; ``rpc`` and ``worker`` permit TCP
+to the workers of a model and from its engine; ``off`` is for a debugger.
 """
 
 from __future__ import annotations
@@ -21,20 +22,22 @@ import os
 import platform
 import struct
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from inferd import coredump
+
+_WITH_GPU = ("gpu", "worker-gpu")
 
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 _SIGKILL = 9
 
 
-def enter(profile: str, files: Sequence[int] = ()) -> dict[str, str]:
+def enter(profile: str, files: Sequence[int] = (), ports: Sequence[int] = ()) -> dict[str, str]:
     """Confines this process; ``files`` are descriptors that may be opened again through /dev/fd.
 
-    Returns the state of each layer: ``yes``, or why it is missing. Call it before the process has a second
-    thread.
+    ``ports`` are the TCP ports that ``rpc`` may connect to, or ``worker`` listen on. Returns the state of
+    each layer: ``yes``, or why it is missing. Call it before the process has a second thread.
     """
     if profile == "off":
         return {"cage": "off"}
@@ -47,10 +50,10 @@ def enter(profile: str, files: Sequence[int] = ()) -> dict[str, str]:
     held = {"core_dumps": "refused"}
     privileges = libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     held["no_new_privs"] = "yes" if privileges == 0 else os.strerror(ctypes.get_errno())
-    if profile == "gpu":
+    if profile in _WITH_GPU:
         held["landlock"] = "not with a GPU, whose driver opens files of its own"
     else:
-        held["landlock"] = _landlock(libc, files)
+        held["landlock"] = _landlock(libc, files, ports, _BIND_TCP if profile == "worker" else _CONNECT_TCP)
     held["seccomp"] = _seccomp(libc, profile)
     return held
 
@@ -70,17 +73,17 @@ _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446
 _READ_FILE = 1 << 2
 # The number of file rights in each version of the interface.
 _FILE_RIGHTS = (0, 13, 14, 15, 15, 16, 16, 16)
-_NET_RIGHTS = 0b11  # TCP: bind and connect
+_BIND_TCP, _CONNECT_TCP = 1, 2
 _SCOPES = 0b11  # abstract Unix sockets, signals
 
 
-def _landlock(libc: ctypes.CDLL, files: Sequence[int]) -> str:
+def _landlock(libc: ctypes.CDLL, files: Sequence[int], ports: Sequence[int], use: int) -> str:
     version = libc.syscall(_LANDLOCK_CREATE, None, 0, 1)
     if version < 1:
         return f"this kernel has none ({os.strerror(ctypes.get_errno())})"
     rights = (1 << _FILE_RIGHTS[min(version, len(_FILE_RIGHTS) - 1)]) - 1
     attributes = struct.pack(
-        "<QQQ", rights, _NET_RIGHTS if version >= 4 else 0, _SCOPES if version >= 6 else 0
+        "<QQQ", rights, _BIND_TCP | _CONNECT_TCP if version >= 4 else 0, _SCOPES if version >= 6 else 0
     )
     attributes = attributes[: 24 if version >= 6 else 16 if version >= 4 else 8]
     ruleset = libc.syscall(_LANDLOCK_CREATE, attributes, ctypes.c_size_t(len(attributes)), 0)
@@ -90,6 +93,9 @@ def _landlock(libc: ctypes.CDLL, files: Sequence[int]) -> str:
         for fd in files:
             rule = struct.pack("<Qi", _READ_FILE, fd)
             if libc.syscall(_LANDLOCK_ADD, ruleset, 1, rule, 0) < 0:
+                return os.strerror(ctypes.get_errno())
+        for port in ports if version >= 4 else ():
+            if libc.syscall(_LANDLOCK_ADD, ruleset, 2, struct.pack("<QQ", use, port), 0) < 0:
                 return os.strerror(ctypes.get_errno())
         if libc.syscall(_LANDLOCK_RESTRICT, ruleset, 0) < 0:
             return os.strerror(ctypes.get_errno())
@@ -197,7 +203,12 @@ _DENIED: dict[str, tuple[int, int]] = {
     "memfd_secret": (447, 447),
 }
 # CUDA's driver uses local sockets to reach its services.
-_ALLOWED_WITH_GPU = ("socket", "connect")
+_ALLOWED = {
+    "gpu": ("socket", "connect"),
+    "rpc": ("connect",),
+    "worker": ("bind", "listen", "accept", "accept4"),
+    "worker-gpu": ("socket", "connect", "bind", "listen", "accept", "accept4"),
+}
 
 # Calls with arguments in structures, which a filter cannot read. The C library falls back if they do not
 # exist.
@@ -205,8 +216,8 @@ _MISSING = {"openat2": (437, 437), "clone3": (435, 435)}
 _CLONE = (56, 220)
 _OPEN, _OPENAT = (2, -1), (257, 56)
 _KILL, _TGKILL = (62, 129), (234, 131)
-_SOCKETPAIR = (53, 199)
-_SOCK_STREAM = 1
+_SOCKET, _SOCKETPAIR = (41, 198), (53, 199)
+_AF_INET, _SOCK_STREAM = 2, 1
 _IOCTL = (16, 29)
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C  # inject input into a terminal
 _CLONE_THREAD = 0x10000
@@ -221,7 +232,7 @@ def _seccomp(libc: ctypes.CDLL, profile: str) -> str:
     known = _ARCHITECTURES.get(platform.machine())
     if known is None:
         return f"not on {platform.machine()}"
-    code = _filter(*known, _ALLOWED_WITH_GPU if profile == "gpu" else ())
+    code = _filter(*known, profile)
     program = ctypes.create_string_buffer(code, len(code))
     header = struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(program))
     seccomp = {"x86_64": 317, "aarch64": 277}[platform.machine()]
@@ -231,7 +242,7 @@ def _seccomp(libc: ctypes.CDLL, profile: str) -> str:
     return "yes"
 
 
-def _filter(architecture: int, column: int, allowed: Iterable[str]) -> bytes:
+def _filter(architecture: int, column: int, profile: str) -> bytes:
     """The BPF program. Jumps are relative and forward; every check ends in its own return."""
     out: list[tuple[int, int, int, int]] = []
 
@@ -255,7 +266,18 @@ def _filter(architecture: int, column: int, allowed: Iterable[str]) -> bytes:
     if column == 0:  # the numbers of the x32 interface of x86_64
         out.append((_JGE, 0, 1, 0x40000000))
         leave(_KILL_PROCESS)
-    skip = set(allowed)
+    if profile in ("rpc", "worker"):  # TCP alone
+        only(
+            _SOCKET[column],
+            (_LD, 0, 0, _FIRST_ARG),
+            (_JEQ, 0, 4, _AF_INET),
+            (_LD, 0, 0, _FIRST_ARG + 8),
+            (_AND, 0, 0, 0xF),
+            (_JEQ, 0, 1, _SOCK_STREAM),
+            (_RET, 0, 0, _ALLOW),
+            (_RET, 0, 0, refused),
+        )
+    skip = _ALLOWED.get(profile, ())
     for name, numbers in _DENIED.items():
         if name not in skip:
             only(numbers[column], (_RET, 0, 0, refused))
@@ -296,7 +318,7 @@ def _filter(architecture: int, column: int, allowed: Iterable[str]) -> bytes:
         (_RET, 0, 0, _ALLOW),
     )
     # Nothing may open a file for writing, except a GPU driver, which writes to its devices.
-    if not skip:
+    if profile not in _WITH_GPU:
         for argument, numbers in ((1, _OPEN), (2, _OPENAT)):
             only(
                 numbers[column],

@@ -38,7 +38,13 @@ from inferd.engine.backend import (
 from inferd.engine.local.child import cage
 from inferd.engine.local.child import messages as m
 from inferd.engine.local.child.link import Link, receive
-from inferd.engine.local.child.load import cage_profile, limit_memory, load_model, preload_modules
+from inferd.engine.local.child.load import (
+    cage_profile,
+    limit_memory,
+    load_model,
+    preload_modules,
+    worker_ports,
+)
 from inferd.engine.local.embedding import EmbeddingModel
 from inferd.engine.local.llamacpp import LlamaCpp
 from inferd.errors import EmbedUnsupported, RerankUnsupported
@@ -263,7 +269,7 @@ def serve() -> None:
     # Enter the cage here: the process has one thread, has read no byte of the model, and no event loop uses
     # io_uring.
     profile = cage_profile(load)
-    held = cage.enter(profile, fds)
+    held = cage.enter(profile, fds, worker_ports(load))
     limit_memory(load, profile)
     loop = new_event_loop()
     library.capture(loop)

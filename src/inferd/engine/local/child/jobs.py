@@ -51,6 +51,8 @@ class Job:
         try:
             await self._until(lambda: self.process is not None)
             if self.process is None:
+                if self._error is not None:
+                    raise self._error
                 return False
             process = self.process
             body, fds = await self._pack()

@@ -13,6 +13,7 @@ from inferd.engine.local.child.messages import Load
 from inferd.engine.local.embedding import EmbeddingModel
 from inferd.engine.local.llamacpp import LlamaCpp, LlamaCppConfig
 from inferd.engine.local.loading import PREPARING_STACK_BYTES, accelerator_of
+from inferd.engine.local.workers import parts_of, reach
 from inferd.errors import ModelError
 from inferd.progress import Progress
 
@@ -26,6 +27,10 @@ def load_model(load: Load, fds: Sequence[int], progress: Progress) -> LlamaCpp |
     embeds = load.embed
     if embeds is None:
         embeds = load.vectors_wanted and _llama.file_pooling(model_fd) not in ("unspecified", "none")
+    for endpoint in load.workers:
+        reach(endpoint, load.worker_absent_secs)
+        if not _llama.add_worker(endpoint):
+            raise ModelError(f"the RPC worker {endpoint} has no device that can compute")
     beside = iter(fds[load.parts :])
     config = LlamaCppConfig(
         name=load.name,
@@ -35,7 +40,8 @@ def load_model(load: Load, fds: Sequence[int], progress: Progress) -> LlamaCpp |
         parts=tuple(fds[1 : load.parts]),
         n_ctx=load.embed_n_ctx if embeds else load.n_ctx,
         n_parallel=load.n_parallel,
-        n_gpu_layers=0 if load.force_backend == "cpu" else load.n_gpu_layers,
+        n_gpu_layers=_offloaded_layers(load),
+        output_here=bool(load.workers) and not _has_gpu(),
         require_gpu=load.require_gpu,
         threads=load.threads,
         n_batch=load.n_batch,
@@ -64,6 +70,20 @@ def load_model(load: Load, fds: Sequence[int], progress: Progress) -> LlamaCpp |
     return LlamaCpp.load(config, progress=progress, cancelled=cancelled)
 
 
+def _offloaded_layers(load: Load) -> int:
+    """The layers that this process's CPU does not compute. llama.cpp distributes them by memory over the GPUs
+    and the workers."""
+    if load.workers and not _has_gpu():
+        return load.worker_layers
+    if load.workers and load.force_backend == "cpu":
+        raise ModelError("INFERD_FORCE_BACKEND is cpu, but `rpc` would also use the GPU; unset the variable")
+    return 0 if load.force_backend == "cpu" else load.n_gpu_layers
+
+
+def _has_gpu() -> bool:
+    return any(device[0] in ("gpu", "igpu") for device in _llama.devices())
+
+
 _OTHER_BYTES = 1 << 30
 """Memory of an engine besides its model: for the interpreter, pictures and sounds."""
 
@@ -73,7 +93,7 @@ def limit_memory(load: Load, profile: str) -> None:
 
     A GPU driver reserves far more than it uses, so a process with one has no limit.
     """
-    if load.memory_bytes and profile == "cpu" and sys.platform == "linux":
+    if load.memory_bytes and profile in ("cpu", "rpc") and sys.platform == "linux":
         most = load.memory_bytes + (load.cache_mib << 20) + _OTHER_BYTES
         most += load.n_parallel * PREPARING_STACK_BYTES
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
@@ -82,11 +102,16 @@ def limit_memory(load: Load, profile: str) -> None:
 
 
 def cage_profile(load: Load) -> str:
-    """The sandbox profile for this load (:mod:`~inferd.engine.local.child.cage`), looser for GPU drivers."""
+    """The sandbox profile for this load (:mod:`~inferd.engine.local.child.cage`), looser for GPU drivers and
+    for a model with workers."""
     on_gpu = load.n_gpu_layers != 0 and load.force_backend != "cpu"
-    if load.cage == "cpu" and on_gpu and any(device[0] in ("gpu", "igpu") for device in _llama.devices()):
+    if load.cage == "cpu" and on_gpu and _has_gpu():
         return "gpu"
-    return load.cage
+    return "rpc" if load.cage == "cpu" and load.workers else load.cage
+
+
+def worker_ports(load: Load) -> list[int]:
+    return [parts_of(endpoint)[1] for endpoint in load.workers]
 
 
 def preload_modules(load: Load) -> None:

@@ -100,6 +100,9 @@ class Load:
     ``drafts`` are ``auto``, ``on`` or ``off``. The daemon keeps files of states if ``files`` is set; the
     engine saves one after ``file_after_ms`` without a job. ``cage`` is a profile of
     :mod:`inferd.engine.local.child.cage`. ``chat_template`` is Jinja that replaces the model's own.
+    ``workers`` are the RPC workers that compute a part of it: without a GPU here the last ``worker_layers``
+    layers (-1: all), and else ``n_gpu_layers`` together with the GPU. A worker may be absent for
+    ``worker_absent_secs``.
     """
 
     name: str
@@ -131,6 +134,9 @@ class Load:
     memory_bytes: int = 0
     chat_template: str = ""
     adapters: tuple[Adapter, ...] = ()
+    workers: tuple[str, ...] = ()
+    worker_layers: int = -1
+    worker_absent_secs: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

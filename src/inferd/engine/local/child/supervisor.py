@@ -62,6 +62,8 @@ BACK_OFF_SECS = (0.0, 1.0, 5.0, 30.0)
 HEALTHY_SECS = 10.0
 """After serving for this long a process counts as healthy, and the back-off starts again."""
 LOOP_DEATHS, LOOP_SECS = 3, 60.0
+WORKER_SECS = 15.0
+"""How long a restarted process waits for an RPC worker, whose end may have caused that of the process."""
 CANCEL_GRACE_SECS = 0.25
 """How long a cancelled request waits for the process to end it; a deadline is at most this late."""
 
@@ -214,6 +216,7 @@ class HostedModel(Backend):
             self._restarts += 1
             try:
                 self._check_files()
+                self._settings = replace(self._settings, worker_absent_secs=WORKER_SECS)
                 self._loaded = await self._launch(_ignore)
             except InferdError as error:
                 # Fail the queued requests now: the process may never start.

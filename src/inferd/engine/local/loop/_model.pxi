@@ -31,6 +31,25 @@ def cpu_variant() -> str:
     return c_cpu_variant().decode()
 
 
+def add_worker(str endpoint) -> bool:
+    """Adds the devices of the RPC worker at ``endpoint`` (``IP:port``, reachable) for the models loaded afterwards.
+
+    False if it has none.
+    """
+    cdef string where = endpoint.encode()
+    cdef cbool added
+    with nogil:
+        added = c_add_worker(where)
+    return added
+
+
+def serve_worker(str endpoint, int threads):
+    """Serves the devices of this process at ``endpoint``. Returns only if it cannot listen there."""
+    cdef string where = endpoint.encode()
+    with nogil:
+        c_serve_worker(where, threads)
+
+
 def system_info() -> str:
     """The instruction sets that this build uses on this machine, as llama.cpp prints them."""
     return llama_print_system_info().decode()
@@ -127,7 +146,8 @@ cdef cbool on_progress(float progress, void* data) noexcept nogil:
 cdef class Model:
     """A model loaded from an open file; ``parts`` are the further files of a split model, in order.
 
-    ``report(progress)`` is called with 0 to 1 during the load and ends it by returning false. Raises ``ModelError``
+    With ``output_here`` the matrix of the vocabulary stays on the CPU even if the last layer is elsewhere: a worker
+    then returns a few kilobytes for each token, not its logits. ``report(progress)`` is called with 0 to 1 during the load and ends it by returning false. Raises ``ModelError``
     for a file that llama.cpp cannot load, ``BootCancelled`` if ``report`` ended the load, and the exceptions of
     ``report``.
     """
@@ -135,8 +155,9 @@ cdef class Model:
     cdef llama_model* model
     cdef const llama_vocab* vocab
 
-    def __cinit__(self, int fd, *, str path, int n_gpu_layers, report, parts=()):
+    def __cinit__(self, int fd, *, str path, int n_gpu_layers, report, parts=(), bint output_here=False):
         cdef llama_model_params params = llama_model_default_params()
+        cdef llama_model_tensor_buft_override[2] overrides
         cdef Loading loading
         cdef FILE* file
         cdef list raised = []
@@ -148,6 +169,11 @@ cdef class Model:
         loading.last = -1
         loading.go_on = True
         params.n_gpu_layers = n_gpu_layers
+        if output_here:
+            overrides[0].pattern = b"^(output|token_embd)\\.weight$"
+            overrides[0].buft = ggml_backend_cpu_buffer_type()
+            overrides[1].pattern = NULL
+            params.tensor_buft_overrides = overrides
         params.progress_callback = on_progress
         params.progress_callback_user_data = &loading
         if parts:

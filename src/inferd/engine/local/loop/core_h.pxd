@@ -32,6 +32,8 @@ cdef extern from "native/backends.h" namespace "inferd" nogil:
     cbool c_load_backends "inferd::load_backends"(
         const string& directory, const vector[string]& files, const string& variant)
     string c_cpu_variant "inferd::cpu_variant"()
+    cbool c_add_worker "inferd::add_worker"(const string& endpoint)
+    void c_serve_worker "inferd::serve_worker"(const string& endpoint, int threads)
 
 
 cdef extern from "native/media.h" namespace "inferd" nogil:

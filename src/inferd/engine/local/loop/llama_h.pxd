@@ -36,6 +36,10 @@ cdef extern from "llama.h" nogil:
     ctypedef struct llama_memory_i:
         pass
     ctypedef llama_memory_i* llama_memory_t
+    ctypedef struct ggml_backend_buffer_type:
+        pass
+    ctypedef ggml_backend_buffer_type* ggml_backend_buffer_type_t
+    ggml_backend_buffer_type_t ggml_backend_cpu_buffer_type()
 
     ctypedef enum ggml_type "enum ggml_type":
         GGML_TYPE_F16
@@ -48,7 +52,12 @@ cdef extern from "llama.h" nogil:
     ctypedef cbool (*llama_progress_callback)(float progress, void* user_data) noexcept nogil
     ctypedef cbool (*ggml_abort_callback)(void* data) noexcept nogil
 
+    ctypedef struct llama_model_tensor_buft_override:
+        const char* pattern
+        ggml_backend_buffer_type_t buft
+
     ctypedef struct llama_model_params:
+        const llama_model_tensor_buft_override* tensor_buft_overrides
         int32_t n_gpu_layers
         llama_progress_callback progress_callback
         void* progress_callback_user_data

@@ -4,13 +4,21 @@
 #include <dlfcn.h>
 #endif
 
-#include "ggml-backend.h"
+#include "ggml-rpc.h"
 
 namespace inferd {
 
 namespace {
 
 constexpr char kPrefix[] = "libggml-cpu-", kSuffix[] = ".so";
+constexpr char kRpc[] = "RPC";
+
+// A function of the RPC backend by its name. In a portable build it is in a library of its own.
+template <typename Function>
+Function rpc_function(const char *name) {
+    ggml_backend_reg_t rpc = ggml_backend_reg_by_name(kRpc);
+    return rpc ? reinterpret_cast<Function>(ggml_backend_reg_get_proc_address(rpc, name)) : nullptr;
+}
 
 }  // namespace
 
@@ -21,8 +29,33 @@ bool load_backends(const std::string &directory, const std::vector<std::string> 
         ggml_backend_load_all_from_path(directory.c_str());
     } else {
         ggml_backend_load((directory + "/" + kPrefix + variant + kSuffix).c_str());
+        ggml_backend_load((directory + "/libggml-rpc" + kSuffix).c_str());
     }
     return ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU) != nullptr;
+}
+
+bool is_remote(ggml_backend_dev_t device) {
+    return ggml_backend_reg_name(ggml_backend_dev_backend_reg(device)) == std::string(kRpc);
+}
+
+bool add_worker(const std::string &endpoint) {
+    auto add = rpc_function<decltype(&ggml_backend_rpc_add_server)>("ggml_backend_rpc_add_server");
+    ggml_backend_reg_t worker = add ? add(endpoint.c_str()) : nullptr;
+    if (worker) ggml_backend_register(worker);
+    return worker != nullptr;
+}
+
+void serve_worker(const std::string &endpoint, int threads) {
+    std::vector<ggml_backend_dev_t> gpus, cpus;
+    for (size_t i = 0; i < ggml_backend_dev_count(); i++) {
+        ggml_backend_dev_t device = ggml_backend_dev_get(i);
+        const auto type = ggml_backend_dev_type(device);
+        if (type == GGML_BACKEND_DEVICE_TYPE_CPU) cpus.push_back(device);
+        if (type == GGML_BACKEND_DEVICE_TYPE_GPU || type == GGML_BACKEND_DEVICE_TYPE_IGPU) gpus.push_back(device);
+    }
+    std::vector<ggml_backend_dev_t> &served = gpus.empty() ? cpus : gpus;
+    auto serve = rpc_function<decltype(&ggml_backend_rpc_start_server)>("ggml_backend_rpc_start_server");
+    if (serve) serve(endpoint.c_str(), nullptr, threads, served.size(), served.data());
 }
 
 void *cpu_function(const char *name) {

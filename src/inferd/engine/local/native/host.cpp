@@ -18,25 +18,30 @@
 
 namespace inferd {
 
+namespace {
+
+const char *kind_of(ggml_backend_dev_t device) {
+    if (is_remote(device)) return "rpc";
+    switch (ggml_backend_dev_type(device)) {
+    case GGML_BACKEND_DEVICE_TYPE_CPU:
+        return "cpu";
+    case GGML_BACKEND_DEVICE_TYPE_GPU:
+        return "gpu";
+    case GGML_BACKEND_DEVICE_TYPE_IGPU:
+        return "igpu";
+    default:
+        return "accel";
+    }
+}
+
+}  // namespace
+
 std::vector<Device> devices() {
     std::vector<Device> found;
     for (size_t i = 0; i < ggml_backend_dev_count(); i++) {
         ggml_backend_dev_t device = ggml_backend_dev_get(i);
         Device one;
-        switch (ggml_backend_dev_type(device)) {
-        case GGML_BACKEND_DEVICE_TYPE_CPU:
-            one.kind = "cpu";
-            break;
-        case GGML_BACKEND_DEVICE_TYPE_GPU:
-            one.kind = "gpu";
-            break;
-        case GGML_BACKEND_DEVICE_TYPE_IGPU:
-            one.kind = "igpu";
-            break;
-        default:
-            one.kind = "accel";
-            break;
-        }
+        one.kind = kind_of(device);
         one.name = ggml_backend_dev_name(device);
         one.description = ggml_backend_dev_description(device);
         size_t free = 0;

@@ -5,6 +5,7 @@
 #include <random>
 #include <stdexcept>
 
+#include "backends.h"
 #include "guarded.h"
 #include "host.h"
 #include "mtmd-helper.h"
@@ -71,6 +72,9 @@ std::unique_ptr<Projector> Projector::make(const std::string &path, const llama_
         params.n_threads = threads;
         params.media_marker = projector->marker_.c_str();
         params.warmup = false;
+        // ggml takes a worker on another host for a GPU, and the projector would go there.
+        ggml_backend_dev_t gpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_GPU);
+        params.use_gpu = !gpu || !is_remote(gpu);
         projector->state_->ctx.reset(mtmd_init_from_file(path.c_str(), model, params));
         if (!projector->state_->ctx) throw std::runtime_error("llama.cpp cannot load it for this model");
     });

@@ -1,0 +1,27 @@
+"""The process of an RPC worker: ``python -m inferd.engine.local.rpc_worker IP:port threads``.
+
+It serves the devices of this machine to one engine after another, in a sandbox with a listening socket and
+nothing else. ``inferd rpc-worker`` starts it, and starts it again when it ends.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from inferd.engine.local import _llama
+from inferd.engine.local.child import cage
+from inferd.engine.local.workers import parts_of
+
+
+def main(endpoint: str, threads: int) -> int:
+    cage.die_with_parent(os.getppid())
+    on_gpu = any(device[0] in ("gpu", "igpu") for device in _llama.devices())
+    threads = threads or _llama.useful_threads()
+    cage.enter("worker-gpu" if on_gpu else "worker", ports=[parts_of(endpoint)[1]])
+    _llama.serve_worker(endpoint, threads)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], int(sys.argv[2])))
