@@ -1,0 +1,185 @@
+"""inferd on a Ray cluster of two nodes of this machine: a node killed under load, 1 to 3 replicas and back.
+
+``python -m bench.bars.ray_serve`` needs ``ray[serve]`` and serves the default model. Clients stream short
+answers without pause. A request that has no part of its answer when the node dies must be served; one that
+has may end with an error in the shape of its API, and with nothing else. Ends with 1 otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import socket
+import sys
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import httpx
+import ray
+from ray import serve
+from ray.cluster_utils import Cluster
+
+from inferd.ray import build_app
+
+MODEL = "smollm2-135m-instruct"
+CLIENTS = 8
+PATIENCE_SECS = 240.0
+
+
+class Load:
+    """Clients that each ask again as soon as they have an answer. ``ends`` counts how requests ended."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._ending = False
+        self.ends: Counter[str] = Counter()
+        self.streaming = 0
+        """The requests of which a part of the answer has come."""
+
+    async def run(self, clients: int, meanwhile: Callable[[Load], Awaitable[None]]) -> None:
+        async with httpx.AsyncClient(timeout=PATIENCE_SECS) as http:
+            tasks = [asyncio.create_task(self._client(http, number)) for number in range(clients)]
+            await meanwhile(self)
+            self._ending = True
+            await asyncio.gather(*tasks)
+
+    async def _client(self, http: httpx.AsyncClient, number: int) -> None:
+        turn = 0
+        while not self._ending:
+            turn += 1
+            self.ends[await self._ask(http, f"Client {number}, question {turn}: count to thirty.")] += 1
+
+    async def _ask(self, http: httpx.AsyncClient, text: str) -> str:
+        body = {
+            "model": MODEL,
+            "messages": [{"role": "user", "content": text}],
+            "max_tokens": 40,
+            "stream": True,
+        }
+        came = False
+        try:
+            async with http.stream("POST", f"{self._url}/v1/chat/completions", json=body) as response:
+                if response.status_code != 200:
+                    return f"refused: {response.status_code} {(await response.aread())[:200]!r}"
+                async for line in response.aiter_lines():
+                    if not line.startswith("data: "):
+                        continue
+                    if line == "data: [DONE]":
+                        return "answered"
+                    event = json.loads(line[6:])
+                    if "error" in event:
+                        return f"error {'after' if came else 'before'} a token: {event['error'].get('code')}"
+                    if not came and event["choices"] and event["choices"][0]["delta"].get("content"):
+                        came = True
+                        self.streaming += 1
+            return f"cut {'after' if came else 'before'} a token"
+        except httpx.HTTPError as error:
+            return f"broken {'after' if came else 'before'} a token: {type(error).__name__}"
+        finally:
+            self.streaming -= came
+
+
+async def until(condition: Callable[[], bool], seconds: float = PATIENCE_SECS) -> float:
+    """Waits for a condition; returns the seconds. Raises TimeoutError."""
+    started = time.monotonic()
+    while not condition():
+        if time.monotonic() - started > seconds:
+            raise TimeoutError
+        await asyncio.sleep(0.2)
+    return time.monotonic() - started
+
+
+def replicas() -> int:
+    """The running replicas of the model."""
+    for application in serve.status().applications.values():
+        found = application.deployments.get(MODEL)
+        if found is not None:
+            return int(found.replica_states.get("RUNNING", 0))
+    return 0
+
+
+def application(**more: Any) -> Any:
+    config = {
+        "model": {"name": MODEL},
+        "engine": {"active_permits": 2, "queue_depth": 64, "threads": 1},
+    }
+    return build_app({"config": config, "open": True, "num_cpus": 1.5, **more})
+
+
+def lost(ends: Counter[str]) -> list[str]:
+    """The ends that must not be: of a request without a token, and without an error."""
+    return [end for end in ends if end != "answered" and not end.startswith("error after a token")]
+
+
+async def killed_node(cluster: Cluster, node: Any, url: str) -> bool:
+    async def kill(load: Load) -> None:
+        await until(lambda: load.ends["answered"] >= 2 * CLIENTS)
+        await until(lambda: load.streaming >= 3)
+        before = load.ends["answered"]
+        await asyncio.to_thread(cluster.remove_node, node, False)
+        print(f"a node was killed after {before} answers", flush=True)
+        await until(lambda: load.ends["answered"] >= before + 4 * CLIENTS)
+
+    load = Load(url)
+    await load.run(CLIENTS, kill)
+    print(dict(load.ends), flush=True)
+    return not lost(load.ends)
+
+
+async def scaled(url: str) -> bool:
+    async def up(load: Load) -> None:
+        print(f"3 replicas after {await until(lambda: replicas() == 3):.0f} s", flush=True)
+
+    async def down(load: Load) -> None:
+        print(f"1 replica after {await until(lambda: replicas() == 1):.0f} s", flush=True)
+
+    busy, quiet = Load(url), Load(url)
+    await busy.run(3 * CLIENTS, up)
+    await quiet.run(1, down)
+    print(dict(busy.ends), dict(quiet.ends), flush=True)
+    return not lost(busy.ends) and not lost(quiet.ends)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--part", choices=("node", "scale"), action="append")
+    parts = parser.parse_args().part or ["node", "scale"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    second = cluster.add_node(num_cpus=2)
+    good = True
+    try:
+        ray.init(address=cluster.address, log_to_driver=False)
+        # A proxy on each node would share the port, for the nodes are on one machine.
+        serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
+        if "node" in parts:
+            # Each node has room for one replica, and the head for the ingress besides.
+            serve.run(application(min_replicas=2, max_replicas=2), name="bars")
+            good &= asyncio.run(killed_node(cluster, second, url))
+            serve.delete("bars")
+            second = None
+        if "scale" in parts:
+            if second is not None:
+                cluster.remove_node(second)
+            cluster.add_node(num_cpus=3)
+            quick = {"upscale_delay_s": 1.0, "downscale_delay_s": 5.0, "metrics_interval_s": 1.0}
+            serve.run(application(min_replicas=1, max_replicas=3, autoscaling=quick), name="bars")
+            good &= asyncio.run(scaled(url))
+    finally:
+        with contextlib.suppress(Exception):
+            serve.shutdown()
+        ray.shutdown()
+        cluster.shutdown()
+    print("good" if good else "NOT GOOD")
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""inferd on Ray Serve: models on the hosts of a cluster, behind the APIs of the HTTP bridge.
+
+:func:`build_app` makes a Serve application. Each model of the configuration is a deployment, whose replicas
+each run a daemon with that model (:mod:`inferd.ray.replica`). The ingress is the HTTP bridge, which sends a
+request through the handle of its model (:mod:`inferd.ray.ingress`).
+
+Ray starts, scales and replaces the replicas. Its consistent-hash router sends the requests of a conversation
+to one replica, whose cache holds their prefix.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from inferd.config import sources
+from inferd.config.entries import LlamaCppEntry
+from inferd.config.settings import Settings
+from inferd.errors import ConfigError, UsageError
+
+ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
+SHUTDOWN_SECS = 3600.0
+"""How long a replica that leaves may finish its requests."""
+
+
+class Arguments(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The arguments of the application. ``config`` is the path of a config file, or its content.
+
+    The numbers are those of each model; ``autoscaling`` holds further options of Ray's ``AutoscalingConfig``.
+    ``open``: clients need no key.
+    """
+
+    config: str | dict[str, Any]
+    min_replicas: int = 1
+    max_replicas: int = 1
+    num_cpus: float = 1.0
+    num_gpus: float = 0.0
+    ingress_replicas: int = 1
+    autoscaling: dict[str, Any] = {}
+    open: bool = False
+
+
+def build_app(arguments: Mapping[str, Any]) -> Any:
+    """The Serve application of a configuration; see :class:`Arguments`.
+
+    Raises UsageError for an unknown argument, ConfigError for an invalid configuration.
+    """
+    try:
+        given = msgspec.convert(arguments, Arguments, strict=False)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"build_app: {error}") from None
+    content = _content(given.config)
+    settings = settings_of(content)
+    if not given.open and settings.http_key_file is None and settings.api_key is None:
+        raise ConfigError(
+            "Ray Serve is reachable from the network: name a file with keys in `http.key_file`, set"
+            " INFERD_API_KEY, or allow clients without a key by the argument `open`"
+        )
+    models = {entry.name: _config_of(content, entry.name) for entry in settings.backends}
+    for entry in settings.backends:
+        if not isinstance(entry, LlamaCppEntry):
+            raise ConfigError(
+                f"backend {entry.name!r}: Ray Serve can only deploy local models; leave out this entry"
+            )
+
+    from ray import serve
+    from ray.serve.config import RequestRouterConfig
+
+    from inferd.ray.ingress import Ingress
+    from inferd.ray.replica import Replica
+
+    deployed = [
+        serve.deployment(
+            Replica,
+            name=name,
+            autoscaling_config={
+                "min_replicas": given.min_replicas,
+                "max_replicas": given.max_replicas,
+                "target_ongoing_requests": settings.active_permits,
+                **given.autoscaling,
+            },
+            # The rest waits in Ray, where a new replica can take it.
+            max_ongoing_requests=2 * settings.active_permits,
+            ray_actor_options={"num_cpus": given.num_cpus, "num_gpus": given.num_gpus},
+            request_router_config=RequestRouterConfig(request_router_class=ROUTER),
+            graceful_shutdown_timeout_s=SHUTDOWN_SECS,
+        ).bind(config)
+        for name, config in models.items()
+    ]
+    ingress = serve.deployment(
+        serve.ingress()(Ingress),
+        name="inferd-http",
+        num_replicas=given.ingress_replicas,
+        max_ongoing_requests=settings.max_connections,
+        ray_actor_options={"num_cpus": 0.1},
+    )
+    return ingress.bind(content, given.open, *deployed)
+
+
+def _content(config: str | dict[str, Any]) -> dict[str, Any]:
+    if isinstance(config, dict):
+        return config
+    try:
+        content = json.loads(Path(config).read_bytes())
+    except OSError as error:
+        raise ConfigError(f"config file {config}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"config file {config}: is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"config file {config}: is no object")
+    return content
+
+
+def settings_of(content: Mapping[str, Any]) -> Settings:
+    """The settings of a configuration; of this process's environment only the key counts.
+
+    Raises ConfigError.
+    """
+    env = {name: value for name, value in os.environ.items() if name == "INFERD_API_KEY"}
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(content, file)
+        file.flush()
+        read = sources.read({"config": Path(file.name)}, env)
+    if read.problem is not None:
+        raise read.problem
+    return read.settings
+
+
+def _config_of(content: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The configuration of the replicas of one entry."""
+    own = {key: value for key, value in content.items() if key != "http"}
+    if "backends" in own:
+        own["backends"] = [entry for entry in own["backends"] if entry.get("name") == name]
+    return own

@@ -1,0 +1,193 @@
+"""The HTTP bridge as the ingress of a Serve application. Its requests go through the handles of the models.
+
+A request whose replica dies is sent to another one while no part of its answer has come. After that its
+client gets an error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+from ray.exceptions import RayError
+from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from inferd import log
+from inferd.client.address import Surface
+from inferd.client.admin import Status
+from inferd.client.async_channel import Channel
+from inferd.client.framed import FramedIncoming
+from inferd.client.protocol import D, E, Incoming, Request
+from inferd.errors import ConnectionLost
+from inferd.http.api.request import Generation
+from inferd.http.app import Bridge, Options
+from inferd.http.failures import HttpFailure
+from inferd.http.keys import Keys
+from inferd.http.models import Model, Models
+from inferd.http.upstream import Upstream
+from inferd.ray import settings_of
+
+TRIES = 8
+_PAUSE_SECS = 0.25
+
+_log = log.get("ray")
+
+
+class Ingress:
+    """The ingress of the models behind ``handles``; ``config`` is the whole configuration."""
+
+    def __init__(self, config: Mapping[str, Any], is_open: bool, *handles: DeploymentHandle) -> None:
+        settings = settings_of(config)
+        single = None if settings.api_key is None else settings.api_key.reveal()
+        file = None if settings.http_key_file is None else Path(settings.http_key_file)
+        self._handles = handles
+        self._is_open = is_open
+        self._options = Options(
+            addresses={},
+            keys=Keys(file, None if file is not None else single),
+            aliases=settings.http_aliases,
+            hosts=settings.http_hosts,
+            origins=settings.http_origins,
+        )
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        bridge = Bridge(self._options, lambda models: RayUpstream(models, self._handles))
+        app = bridge.app()
+
+        async def known(scope: Scope, receive: Receive, send: Send) -> None:
+            # Behind Ray's proxy the peer of a connection is the proxy. Only keys tell clients apart.
+            if scope["type"] == "http":
+                client = scope.get("client") or ("", 0)
+                scope = {**scope, "client": client, "peer": _Peer(os.getuid() if self._is_open else None)}
+            await app(scope, receive, send)
+
+        return known
+
+
+class _Peer:
+    """The user of a connection, as the bridge's gate asks for it."""
+
+    def __init__(self, uid: int | None) -> None:
+        self._uid = uid
+
+    def uid(self, client: object, server: object) -> int | None:
+        return self._uid
+
+
+class RayUpstream(Upstream):
+    """The deployments as the daemon of the bridge."""
+
+    def __init__(self, models: Models, handles: Sequence[DeploymentHandle]) -> None:
+        super().__init__({}, models)
+        self._deployments = list(handles)
+        self._handle_of: dict[str, DeploymentHandle] = {}
+        self._load: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        self._load = asyncio.get_running_loop().create_task(self._follow())
+
+    async def aclose(self) -> None:
+        if self._load is not None:
+            self._load.cancel()
+            await asyncio.wait([self._load])
+
+    async def _follow(self) -> None:
+        """Waits for a replica of each model, and lists its capabilities."""
+        told: list[Mapping[str, Any]] = []
+        for handle in self._deployments:
+            frames = await self._capabilities(handle)
+            self._handle_of.update((str(frame.get("model") or frame["name"]), handle) for frame in frames)
+            told += frames
+        self.models.update(told)
+        self.models.ready = True
+
+    async def _capabilities(self, handle: DeploymentHandle) -> Sequence[Mapping[str, Any]]:
+        while True:
+            try:
+                frames: Sequence[Mapping[str, Any]] = await handle.capabilities.remote()
+            except RayError as error:
+                _log.warn("replica_unreachable", error=type(error).__name__)
+                await asyncio.sleep(_PAUSE_SECS)
+            else:
+                return frames
+
+    def _channel(self, surface: Surface, model: Model, generation: Generation | None = None) -> Channel:
+        handle = self._handle_of[model.name].options(stream=True)
+        if generation is not None:
+            # A pool of the daemon identifies a conversation in the same way.
+            key = generation.options.get("session") or orjson.dumps(generation.turns[:2])
+            handle = handle.options(session_id=hashlib.sha256(str(key).encode()).hexdigest())
+        return RayChannel(handle, surface)
+
+    async def refresh_models(self) -> None:
+        """Does nothing: the models are those of the configuration."""
+
+    async def unload(self, model: Model) -> int:
+        raise HttpFailure("not_served", "Ray Serve decides how many replicas of a model are loaded")
+
+    async def status(self) -> Status:
+        raise HttpFailure("not_served", "this is Ray Serve; its dashboard and `serve status` show its state")
+
+
+class RayChannel(Channel):
+    """Calls of a deployment. ``handle`` streams; its options name the conversation."""
+
+    def __init__(self, handle: DeploymentHandle, surface: Surface) -> None:
+        self._handle = handle
+        self._surface = surface
+
+    async def ask(self, request: Request[E, D], *, anew: bool = False) -> RayConnection:
+        return RayConnection(self._handle, self._surface, b"".join(request.pieces))
+
+    def give_back(self, connection: object) -> None:
+        """Does nothing: a call carries one request."""
+
+
+class RayConnection:
+    """One request, and its answer from a replica."""
+
+    lapsed = False
+
+    def __init__(self, handle: DeploymentHandle, surface: Surface, data: bytes) -> None:
+        self._handle = handle
+        self._surface = surface
+        self._data = data
+        self._tries = 0
+        self._answered = False
+        self._call()
+
+    def _call(self) -> None:
+        self._tries += 1
+        incoming = FramedIncoming if self._surface == "v2" else Incoming
+        self._incoming = incoming("the replica", tcp=False)
+        self._response: DeploymentResponseGenerator = self._handle.call.remote(self._surface, self._data)
+
+    async def line(self) -> bytes:
+        """The next line of the answer. Raises ConnectionLost if its replica dies."""
+        while (line := self._incoming.line()) is None:
+            try:
+                piece = await self._response.__anext__()
+            except StopAsyncIteration:
+                piece = b""
+            except RayError as error:
+                _log.warn("replica_lost", error=type(error).__name__, answered=self._answered)
+                if self._answered or self._tries == TRIES:
+                    raise ConnectionLost(
+                        "the replica that worked on this request has ended; send the request again"
+                    ) from None
+                await asyncio.sleep(_PAUSE_SECS)
+                self._call()
+                continue
+            self._answered = self._answered or bool(piece)
+            self._incoming.feed(piece)
+        return line
+
+    def close(self) -> None:
+        """Cancels the call, and so its request, unless it is over."""
+        self._response.cancel()
