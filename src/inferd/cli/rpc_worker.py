@@ -12,10 +12,10 @@ import click
 
 from inferd.cli.say import say
 from inferd.config.addresses import Workers
-from inferd.engine.local import workers
+from inferd.engine.local.rpc import workers
 from inferd.errors import ConfigError, ModelError
 
-_PROGRAM = "inferd.engine.local.rpc_worker"
+_PROGRAM = "inferd.engine.local.rpc.serve"
 _BACK_OFF_SECS = (0.0, 1.0, 5.0, 30.0)
 _HEALTHY_SECS = 10.0
 _START_SECS = 60.0

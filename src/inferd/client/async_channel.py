@@ -39,7 +39,7 @@ class Channel(ABC):
     """Sends requests, and gives each the connection of its reply."""
 
     @abstractmethod
-    async def ask(self, request: Request[E, D], *, anew: bool = False) -> Connection:
+    async def ask(self, request: PendingRequest[E, D], *, anew: bool = False) -> Connection:
         """Sends a request, on a new connection if ``anew``. Returns the connection of the reply."""
 
     @abstractmethod

@@ -17,7 +17,7 @@ from inferd.daemon.state_files import look_of, state_files
 from inferd.engine.backend import Backend
 from inferd.engine.local.child.messages import Adapter, Load
 from inferd.engine.local.child.supervisor import HostedModel
-from inferd.engine.local.workers import is_protected, parts_of
+from inferd.engine.local.rpc.workers import is_protected, parts_of
 from inferd.errors import ConfigError, ModelError
 from inferd.progress import Progress
 from inferd.store import fetch, verify

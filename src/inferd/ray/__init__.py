@@ -10,19 +10,14 @@ to one replica, whose cache holds their prefix.
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from inferd.config import sources
 from inferd.config.entries import LlamaCppEntry
-from inferd.config.settings import Settings
 from inferd.errors import ConfigError, UsageError
+from inferd.ray.config import config_of, content_of, settings_of
 
 ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
 SHUTDOWN_SECS = 3600.0
@@ -55,14 +50,14 @@ def build_app(arguments: Mapping[str, Any]) -> Any:
         given = msgspec.convert(arguments, Arguments, strict=False)
     except msgspec.ValidationError as error:
         raise UsageError(f"build_app: {error}") from None
-    content = _content(given.config)
+    content = content_of(given.config)
     settings = settings_of(content)
     if not given.open and settings.http_key_file is None and settings.api_key is None:
         raise ConfigError(
             "Ray Serve is reachable from the network: name a file with keys in `http.key_file`, set"
             " INFERD_API_KEY, or allow clients without a key by the argument `open`"
         )
-    models = {entry.name: _config_of(content, entry.name) for entry in settings.backends}
+    models = {entry.name: config_of(content, entry.name) for entry in settings.backends}
     for entry in settings.backends:
         if not isinstance(entry, LlamaCppEntry):
             raise ConfigError(
@@ -101,40 +96,3 @@ def build_app(arguments: Mapping[str, Any]) -> Any:
         ray_actor_options={"num_cpus": 0.1},
     )
     return ingress.bind(content, given.open, *deployed)
-
-
-def _content(config: str | dict[str, Any]) -> dict[str, Any]:
-    if isinstance(config, dict):
-        return config
-    try:
-        content = json.loads(Path(config).read_bytes())
-    except OSError as error:
-        raise ConfigError(f"config file {config}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise ConfigError(f"config file {config}: is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"config file {config}: is no object")
-    return content
-
-
-def settings_of(content: Mapping[str, Any]) -> Settings:
-    """The settings of a configuration; of this process's environment only the key counts.
-
-    Raises ConfigError.
-    """
-    env = {name: value for name, value in os.environ.items() if name == "INFERD_API_KEY"}
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        json.dump(content, file)
-        file.flush()
-        read = sources.read({"config": Path(file.name)}, env)
-    if read.problem is not None:
-        raise read.problem
-    return read.settings
-
-
-def _config_of(content: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The configuration of the replicas of one entry."""
-    own = {key: value for key, value in content.items() if key != "http"}
-    if "backends" in own:
-        own["backends"] = [entry for entry in own["backends"] if entry.get("name") == name]
-    return own

@@ -23,15 +23,16 @@ from inferd.client.address import Surface
 from inferd.client.admin import Status
 from inferd.client.async_channel import Channel
 from inferd.client.framed import FramedIncoming
-from inferd.client.protocol import D, E, Incoming, Request
+from inferd.client.protocol import D, E, Incoming, PendingRequest
 from inferd.errors import ConnectionLost
+from inferd.http import endpoints
 from inferd.http.api.request import Generation
 from inferd.http.app import Bridge, Options
 from inferd.http.failures import HttpFailure
 from inferd.http.keys import Keys
 from inferd.http.models import Model, Models
 from inferd.http.upstream import Upstream
-from inferd.ray import settings_of
+from inferd.ray.config import settings_of
 
 TRIES = 8
 _PAUSE_SECS = 0.25
@@ -58,7 +59,7 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         bridge = Bridge(self._options, lambda models: RayUpstream(models, self._handles))
-        app = bridge.app()
+        app = bridge.app(endpoints.ROUTES, endpoints.scope_of)
 
         async def known(scope: Scope, receive: Receive, send: Send) -> None:
             # Behind Ray's proxy the peer of a connection is the proxy. Only keys tell clients apart.
@@ -142,7 +143,7 @@ class RayChannel(Channel):
         self._handle = handle
         self._surface = surface
 
-    async def ask(self, request: Request[E, D], *, anew: bool = False) -> RayConnection:
+    async def ask(self, request: PendingRequest[E, D], *, anew: bool = False) -> RayConnection:
         return RayConnection(self._handle, self._surface, b"".join(request.pieces))
 
     def give_back(self, connection: object) -> None:

@@ -13,7 +13,7 @@ from inferd.engine.local.child.messages import Load
 from inferd.engine.local.embedding import EmbeddingModel
 from inferd.engine.local.llamacpp import LlamaCpp, LlamaCppConfig
 from inferd.engine.local.loading import PREPARING_STACK_BYTES, accelerator_of
-from inferd.engine.local.workers import parts_of, reach
+from inferd.engine.local.rpc.workers import parts_of, reach
 from inferd.errors import ModelError
 from inferd.progress import Progress
 

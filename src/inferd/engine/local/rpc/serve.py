@@ -1,4 +1,4 @@
-"""The process of an RPC worker: ``python -m inferd.engine.local.rpc_worker IP:port threads``.
+"""The process of an RPC worker: ``python -m inferd.engine.local.rpc.serve IP:port threads``.
 
 It serves the devices of this machine to one engine after another, in a sandbox with a listening socket and
 nothing else. ``inferd rpc-worker`` starts it, and starts it again when it ends.
@@ -11,7 +11,7 @@ import sys
 
 from inferd.engine.local import _llama
 from inferd.engine.local.child import cage
-from inferd.engine.local.workers import parts_of
+from inferd.engine.local.rpc.workers import parts_of
 
 
 def main(endpoint: str, threads: int) -> int:

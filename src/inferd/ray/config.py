@@ -1,0 +1,52 @@
+"""The configuration of a Serve application, and that of the replicas of each model."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from inferd.config import sources
+from inferd.config.settings import Settings
+from inferd.errors import ConfigError
+
+
+def content_of(config: str | dict[str, Any]) -> dict[str, Any]:
+    """The content of a config file, or of the path of one. Raises ConfigError."""
+    if isinstance(config, dict):
+        return config
+    try:
+        content = json.loads(Path(config).read_bytes())
+    except OSError as error:
+        raise ConfigError(f"config file {config}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"config file {config}: is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"config file {config}: is no object")
+    return content
+
+
+def settings_of(content: Mapping[str, Any]) -> Settings:
+    """The settings of a configuration; of this process's environment only the key counts.
+
+    Raises ConfigError.
+    """
+    env = {name: value for name, value in os.environ.items() if name == "INFERD_API_KEY"}
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(content, file)
+        file.flush()
+        read = sources.read({"config": Path(file.name)}, env)
+    if read.problem is not None:
+        raise read.problem
+    return read.settings
+
+
+def config_of(content: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The configuration of the replicas of one entry."""
+    own = {key: value for key, value in content.items() if key != "http"}
+    if "backends" in own:
+        own["backends"] = [entry for entry in own["backends"] if entry.get("name") == name]
+    return own
