@@ -34,6 +34,7 @@ from inferd.errors import (
     ModelError,
     NotReady,
     RerankUnsupported,
+    Unavailable,
 )
 from tests.demo_model import demo_model
 from tests.in_process import until
