@@ -13,7 +13,7 @@ import pytest
 from inferd.errors import ModelNotFound
 from inferd.serve import bind
 from inferd.serve.listener import ConnectionLimit, Listener
-from inferd.serve.observe.status import MAX_UNREAD_EVENTS, StatusBoard
+from inferd.serve.observe.status import MAX_UNREAD_EVENTS, ShowPull, StatusBoard
 from inferd.wire import admin
 from tests.in_process import Client, until
 
@@ -158,6 +158,30 @@ async def test_every_unloading_that_is_asked_for_is_answered_one_after_another(s
         subscriber.data_received(admin.unload_request("d") * (MAX_UNREAD_EVENTS + 1))
         assert await client.rest() == b""
         assert at_work == ["a", "b", "c"]
+
+
+async def test_a_subscriber_has_one_download_which_ends_with_it(short_dir: Path) -> None:
+    async with board_at(short_dir / "a") as admin_socket:
+        ended: list[str] = []
+
+        async def pull(name: str, show: ShowPull) -> str:
+            show("download", {"downloaded_bytes": 1})
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.append(name)
+            return name
+
+        admin_socket.board.pull = pull
+        client = await admin_socket.subscribe()
+        (subscriber,) = admin_socket.board._subscribers
+        subscriber.data_received(admin.pull_request("a"))
+        subscriber.data_received(admin.pull_request("b"))
+        frames = [admin.parse(await client.line()) for _ in range(3)]
+        assert [frame["status"] for frame in frames] == ["starting", "refused", "pulling"]
+        assert (frames[1]["model"], frames[2]["model"]) == ("b", "a")
+        client.close()
+        await until(lambda: ended == ["a"])
 
 
 async def test_new_subscribers_get_no_old_event_and_no_removed_capabilities(

@@ -8,6 +8,7 @@ from types import TracebackType
 from inferd.client.address import Address, default_admin_address, endpoint
 from inferd.client.admin import Frame, Inquiry, Opening, Removal, Snapshot, Status, is_ready
 from inferd.client.async_connection import AsyncConnection
+from inferd.errors import RequestFailed
 from inferd.wire import admin
 
 
@@ -62,6 +63,21 @@ class AsyncAdminClient:
         while (left := removal.take(await self.event())) is None:
             pass
         return left
+
+    async def pull(self, name: str) -> AsyncIterator[Frame]:
+        """Downloads a model, and yields the frames of its steps; the last has the status ``pulled``. To end
+        the client ends the download. Raises RequestFailed."""
+        connection = await self._connected()
+        await connection.send([admin.pull_request(name)])
+        async for frame in self.events():
+            if frame.get("model") != name:
+                continue
+            if frame["status"] == "refused":
+                raise RequestFailed(str(frame.get("code")), str(frame.get("message")))
+            if frame["status"] in ("pulling", "pulled"):
+                yield frame
+            if frame["status"] == "pulled":
+                return
 
     async def wait_ready(self, on_event: Callable[[Frame], None] = lambda frame: None) -> None:
         """As :meth:`AdminClient.wait_ready`."""

@@ -69,7 +69,7 @@ class Backends:
         self, settings: Settings, entry: BackendEntry, wanted: tuple[object, ...], show: Show
     ) -> Backend:
         loop = asyncio.get_running_loop()
-        pace = _Pace(loop, show)
+        pace = Pace(loop, show)
         cancelled = threading.Event()
 
         def progress(phase: str, details: Mapping[str, object]) -> None:
@@ -147,7 +147,7 @@ async def started(build: Callable[[], Backend], cancelled: threading.Event) -> B
     return made[0]
 
 
-class _Pace:
+class Pace:
     """Forwards progress when the phase changes or completes, and otherwise at most every
     ``PROGRESS_SECS``."""
 
@@ -159,7 +159,10 @@ class _Pace:
     def show(self, phase: str, details: Mapping[str, object]) -> None:
         last_phase, last_time = self._last
         now = self._loop.time()
-        if phase != last_phase or details.get("progress") == 1.0 or now - last_time >= PROGRESS_SECS:
+        whole = details.get("progress") == 1.0 or (
+            details.get("downloaded_bytes") == details.get("total_bytes") is not None
+        )
+        if phase != last_phase or whole or now - last_time >= PROGRESS_SECS:
             self._last = (phase, now)
             self._show(phase, details)
 

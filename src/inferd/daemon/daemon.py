@@ -37,6 +37,7 @@ from inferd.daemon.backends import Backends, Build, in_thread
 from inferd.daemon.bridge import HttpBridge
 from inferd.daemon.bridge import check as check_bridge
 from inferd.daemon.build import build_backend
+from inferd.daemon.pulls import Pulls
 from inferd.daemon.residency import Residency
 from inferd.daemon.server import FLUSH_GRACE_SECS, Server
 from inferd.errors import AddressError, BootCancelled, InferdError
@@ -139,7 +140,9 @@ class Daemon:
         self._models = Residency(router, build, settings, self._tell_model)
         self._server = Server(settings, router, self._metrics, self._watch_idleness, self._models)
         self._snapshot = Snapshot(self._server.admission, router, self._metrics, self._models)
-        self._board = StatusBoard(self._report, self._models.listing, self._models.release)
+        self._board = StatusBoard(
+            self._report, self._models.listing, self._models.release, Pulls(lambda: self._settings).pull
+        )
         self._admin_places = ConnectionLimit(settings.max_connections)
         self._admin: Listener | None = None
         self._bridge: HttpBridge | None = None

@@ -119,15 +119,17 @@ class Directory:
         return names
 
     def listing(self, is_resident: Callable[[str], bool]) -> list[dict[str, object]]:
-        """Every model that a request may name, with the metadata of its file."""
+        """Every model that a request may name, with the metadata of its file; none whose file is missing."""
         rows: list[dict[str, object]] = []
         told: set[str] = set()
         for entry in self.settings.backends:
             if isinstance(entry, LlamaCppEntry) and not entry.preload:
                 rows.append(self._row(entry.name, is_resident, **_of_entry(entry)))
                 told |= {entry.name} if entry.model is None else {entry.name, entry.model.name}
-        for manifest in ModelStore(self.settings.models_home).list():
-            if manifest.name not in told:
+        store = ModelStore(self.settings.models_home)
+        for manifest in store.list():
+            there = all(store.blob_size(digest) is not None for digest in manifest.digests)
+            if there and manifest.name not in told:
                 rows.append(self._row(manifest.name, is_resident, sha256=manifest.sha256))
         return rows
 

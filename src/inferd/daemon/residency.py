@@ -4,7 +4,7 @@ The preloaded backends of the configuration always stay loaded. Any other model 
 :mod:`inferd.daemon.directory` is loaded when a request names it. Requests wait for the load outside the
 queue, so they take no place in it. Before a load, its memory is estimated from the header of the file. Idle
 models are unloaded to make room, the least recently used first. A model that cannot fit is refused, and the
-error states the sizes. A request never starts a download.
+error states the sizes. A request that names a model never starts a download.
 """
 
 from __future__ import annotations

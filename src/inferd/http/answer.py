@@ -8,11 +8,11 @@ properly: with the dialect's final event, or with an error in its form.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Mapping
+from typing import Any
 
 import orjson
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Send
 
 from inferd import log
 from inferd.client.messages import Event, MessageDone, ToolUse
@@ -26,34 +26,66 @@ from inferd.http.upstream import Reply
 SILENCE_SECS = 10.0
 """Silence after which a stream sends a keep-alive."""
 
-_STREAM_HEADERS = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
+LOAD_SECS = 1.0
+"""The same while the model is loaded; the keep-alive then tells the step. A load that fails sooner can still
+set the status of the response."""
+
+STEPS = {
+    "waiting": "waiting for memory",
+    "checking_local": "opening the file",
+    "verify": "verifying the file",
+    "mmap": "reading the file",
+    "kv_cache": "making room for the context",
+}
+
+STREAM_HEADERS = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 
 _log = log.get("http")
 
 
 class Answer:
-    """Renders ``reply`` as a response in ``dialect``."""
+    """Renders a reply as a response in ``dialect``, which it writes by ``send``."""
 
-    def __init__(self, reply: Reply, dialect: Dialect, exchange: Exchange) -> None:
-        self._reply = reply
+    _reply: Reply
+
+    def __init__(self, dialect: Dialect, exchange: Exchange, send: Send) -> None:
         self._dialect = dialect
         self._exchange = exchange
+        self._send = send
+        self._loop = asyncio.get_running_loop()
         self._opened = False
         self._last_sent = 0.0
         self._calls = 0
+        self._step = ""
+        self._alarm: asyncio.TimerHandle | None = None
+        self._keep_alive: asyncio.Task[None] | None = None
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._send = send
-        loop = asyncio.get_running_loop()
-        watch = loop.create_task(self._close_when_gone(receive))
-        ticker = loop.create_task(self._break_silence()) if self._streams and self._dialect.silence else None
+    async def serve(self, reply: Reply, receive: Receive) -> None:
+        """Sends the whole response."""
+        self._reply = reply
+        watch = self._loop.create_task(self._close_when_gone(receive))
         try:
-            await (self._stream() if self._streams else self._whole())
+            if self._streams:
+                self._break_silence()
+                await self._stream()
+            else:
+                await self._whole()
         finally:
             watch.cancel()
-            if ticker is not None:
-                ticker.cancel()
-            await self._reply.aclose()
+            if self._alarm is not None:
+                self._alarm.cancel()
+            if self._keep_alive is not None:
+                self._keep_alive.cancel()
+            await reply.aclose()
+
+    def show_load(self, phase: str, details: Mapping[str, Any]) -> None:
+        """Tells a step of the model's load to the client of a stream."""
+        before, share = self._step, details.get("progress")
+        self._step = "" if phase == "loaded" else STEPS.get(phase, phase)
+        if self._step and isinstance(share, float):
+            self._step += f", {share:.0%}"
+        if self._streams and self._step and not before:
+            self._break_silence()
 
     @property
     def _streams(self) -> bool:
@@ -69,9 +101,10 @@ class Answer:
         failure: Failure | None = None
         try:
             async for event in self._reply:
-                self._exchange.first_token()
                 if isinstance(event, MessageDone):
                     done = event
+                    if (ttft_ms := done.timings.get("ttft_ms")) is not None:
+                        self._exchange.ttft_secs = ttft_ms / 1e3
         except Exception as error:
             failure = self._failure_of(error)
         if done is not None:
@@ -143,23 +176,28 @@ class Answer:
 
     async def _write(self, data: bytes, *, last: bool = False) -> None:
         """Sends a chunk of a stream; headers and the dialect's first event precede the first chunk."""
-        self._last_sent = time.monotonic()
+        self._last_sent = self._loop.time()
         if not self._opened:
             self._opened = True
             self._exchange.status = 200
-            headers = [(b"content-type", self._dialect.media_type.encode()), *_STREAM_HEADERS]
+            headers = [(b"content-type", self._dialect.media_type.encode()), *STREAM_HEADERS]
             await self._send({"type": "http.response.start", "status": 200, "headers": headers})
             data = self._dialect.start() + data
         await self._send({"type": "http.response.body", "body": data, "more_body": not last})
 
-    async def _break_silence(self) -> None:
-        self._last_sent = time.monotonic()
-        while True:
-            left = self._last_sent + SILENCE_SECS - time.monotonic()
-            if left > 0:
-                await asyncio.sleep(left)
-            else:
-                await self._write(self._dialect.silence)
+    def _break_silence(self) -> None:
+        """Sends a keep-alive after each silence."""
+        now, limit = self._loop.time(), LOAD_SECS if self._step else SILENCE_SECS
+        if self._alarm is None:
+            self._last_sent = now
+        else:
+            self._alarm.cancel()
+        if now - self._last_sent >= limit:
+            self._last_sent = now
+            data = self._dialect.loading(self._step) if self._step else self._dialect.silence
+            if data and (self._keep_alive is None or self._keep_alive.done()):
+                self._keep_alive = self._loop.create_task(self._write(data))
+        self._alarm = self._loop.call_at(self._last_sent + limit, self._break_silence)
 
 
 def log_line(error: Exception) -> str:

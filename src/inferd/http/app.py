@@ -103,8 +103,9 @@ class Call:
         generation, exchange = dialect.generation, self.exchange
         model = await self.model(generation.model, "v2")
         exchange.model, exchange.stream = model.name, generation.stream
-        reply = self.bridge.upstream.generate(generation, model, exchange.asker)
-        await Answer(reply, dialect, exchange)(self.scope, self.receive, self.send)
+        answer = Answer(dialect, exchange, self.send)
+        reply = self.bridge.upstream.generate(generation, model, exchange.asker, answer.show_load)
+        await answer.serve(reply, self.receive)
 
     async def count(self, generation: Generation) -> int:
         """Counts the tokens of a request's prompt with the model's own template."""

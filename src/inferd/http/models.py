@@ -27,7 +27,8 @@ class Model:
 
     ``n_ctx`` is the context in tokens, ``size`` the size of the file in bytes. ``wire_name`` is the name sent
     to the daemon, of a pool rather than of one of its backends; if empty, the daemon chooses the first
-    capable backend. ``on_demand`` is true if a request loaded the model.
+    capable backend. ``on_demand`` is true if a request loaded the model. ``load`` is the done share of the
+    current step of its load, ``None`` unless it is being loaded.
     """
 
     name: str
@@ -40,11 +41,17 @@ class Model:
     wire_name: str = ""
     loaded: bool = True
     on_demand: bool = False
+    load: float | None = None
     size: int = 0
     parameters: int = 0
     family: str = ""
     quantization: str = ""
     digest: str = ""
+
+    @property
+    def state(self) -> str:
+        """``loaded``, ``loading``, or ``stored``."""
+        return "loaded" if self.loaded else "stored" if self.load is None else "loading"
 
     @property
     def capabilities(self) -> list[str]:
@@ -66,6 +73,7 @@ class Models:
         self._stored: list[Model] = []
         self._files: dict[str, Mapping[str, Any]] = {}
         self._entries: dict[str, str] = {}
+        self._loads: dict[str, float] = {}
         self.ready = False
 
     def update(self, frames: Sequence[Mapping[str, Any]]) -> None:
@@ -109,6 +117,14 @@ class Models:
         self._files = {str(row["name"]): row for row in rows}
         self._entries = {alias: str(row["name"]) for row in rows for alias in row.get("aliases", ())}
 
+    def tell(self, name: str, state: str, details: Mapping[str, Any]) -> None:
+        """Takes a daemon's event on the load of a model."""
+        if state == "loading":
+            share = details.get("progress")
+            self._loads[name] = float(share) if isinstance(share, float | int) else 0.0
+        else:
+            self._loads.pop(name, None)
+
     def all(self) -> list[Model]:
         """The models, each once."""
         models: dict[str, Model] = {}
@@ -117,12 +133,13 @@ class Models:
         return list(models.values())
 
     def _with_file(self, model: Model) -> Model:
-        """Adds the metadata of the model's file, if it is in the store."""
+        """Adds the metadata of the model's file, if it is in the store, and the state of its load."""
         row = self._files.get(model.name)
         if row is None:
             return model
         return replace(
             model,
+            load=self._loads.get(model.wire_name),
             size=int(row.get("bytes") or 0),
             parameters=int(row.get("parameters") or 0),
             family=str(row.get("architecture") or ""),

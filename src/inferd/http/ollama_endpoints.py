@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import PurePath
 from typing import Any
 
 from inferd import __version__
+from inferd.client.admin import Frame
 from inferd.client.vectors import Embeddings
-from inferd.errors import RequestFailed
-from inferd.http import stream
+from inferd.errors import InferdError, RequestFailed
+from inferd.http import failures, stream
+from inferd.http.answer import STREAM_HEADERS
 from inferd.http.api import ollama
 from inferd.http.api.fields import Fields
 from inferd.http.api.request import Generation
 from inferd.http.app import Call, Handler
-from inferd.http.failures import HttpFailure
+from inferd.http.failures import HttpFailure, UnknownModel
 from inferd.http.models import Model
 
 FOLLOWED_VERSION = "0.13.5"
@@ -22,6 +25,8 @@ FOLLOWED_VERSION = "0.13.5"
 
 MODIFIED_AT = "1970-01-01T00:00:00Z"
 """The daemon does not know the date of a model, but the clients require one."""
+
+_PULLED: dict[str, object] = {"status": "success"}
 
 _CUTS = 8
 """Attempts to shorten a text. Each keeps as much as fits by the ratio of characters to tokens so far."""
@@ -126,17 +131,70 @@ async def _show(call: Call) -> None:
 async def _pull(call: Call) -> None:
     fields = await call.body(Fields)
     name = ollama.model_of(fields)
+    streams = fields.flag("stream") is not False
     try:
         await call.model(name)
-    except HttpFailure as error:
-        raise HttpFailure(
-            "not_found", f"{error}; a request starts no download: run `inferd pull`, and name the model again"
-        ) from None
-    if fields.flag("stream") is False:
-        await call.json({"status": "success"})
-    else:
-        lines = stream.ndjson({"status": "pulling manifest"}) + stream.ndjson({"status": "success"})
+    except UnknownModel:
+        key = call.exchange.key
+        if key is not None and "admin" not in key.scopes:
+            raise HttpFailure(
+                "forbidden", f"the key {key.name} lacks the scope admin, which a download needs"
+            ) from None
+        call.exchange.model = name
+        await call.unless_gone(_download(call, name, streams))
+        return
+    if streams:
+        lines = stream.ndjson({"status": "pulling manifest"}) + stream.ndjson(_PULLED)
         await call.text(lines, stream.NDJSON)
+    else:
+        await call.json(_PULLED)
+
+
+async def _download(call: Call, name: str, streams: bool) -> None:
+    """Answers with the steps of a download. A failure before the first step sets the status."""
+    exchange, digest = call.exchange, ""
+    try:
+        async for frame in call.bridge.upstream.pull(name):
+            digest = _digest_of(frame) or digest
+            if streams:
+                await _write_line(call, _step(frame, digest), last=frame["status"] == "pulled")
+    except InferdError as error:
+        if not exchange.status:
+            raise
+        failure = failures.of(error)
+        exchange.error = failure.kind
+        await _write_line(call, {"error": failure.ollama()}, last=True)
+        return
+    if not streams:
+        await call.json(_PULLED)
+
+
+async def _write_line(call: Call, line: Mapping[str, object], *, last: bool) -> None:
+    if not call.exchange.status:
+        headers = [(b"content-type", stream.NDJSON.encode()), *STREAM_HEADERS]
+        await call.send({"type": "http.response.start", "status": 200, "headers": headers})
+    await call.send({"type": "http.response.body", "body": stream.ndjson(line), "more_body": not last})
+
+
+def _digest_of(frame: Frame) -> str:
+    """The digest of the file, which is the name of its directory in the store."""
+    return PurePath(str(frame["path"])).parent.name if frame.get("phase") == "checking_local" else ""
+
+
+def _step(frame: Frame, digest: str) -> dict[str, object]:
+    """A step of a download in Ollama's form."""
+    if frame["status"] == "pulled":
+        return _PULLED
+    if frame["phase"] == "download":
+        if "waiting_for_pid" in frame:
+            return {"status": "another process downloads this file"}
+        if "attempt" in frame:
+            return {"status": f"try {frame['attempt']} follows: {frame.get('reason', '')}"}
+        sizes = {"total": frame.get("total_bytes"), "completed": frame.get("downloaded_bytes")}
+        told = {key: value for key, value in sizes.items() if value is not None}
+        return {"status": f"pulling {digest[:12]}", "digest": f"sha256:{digest}", **told}
+    words = {"checking_local": "pulling manifest", "verify": "verifying sha256 digest"}
+    return {"status": words.get(frame["phase"], frame["phase"])}
 
 
 async def _not_served(call: Call) -> None:

@@ -22,6 +22,11 @@ COMMENT = b": working\n\n"
 _LINE_ENDS = re.compile(rb"\xc2\x85|\xe2\x80[\xa8\xa9]")
 
 
+def comment(text: str) -> bytes:
+    """A line that SSE parsers skip. ``text`` is one line."""
+    return f": {text}\n\n".encode()
+
+
 def sse(data: Any, event: str | None = None) -> bytes:
     """One server-sent event with a JSON value."""
     name = b"" if event is None else b"event: " + event.encode() + b"\n"

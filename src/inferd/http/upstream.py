@@ -11,20 +11,20 @@ import asyncio
 import contextlib
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from inferd import log
 from inferd.client import vectors
 from inferd.client.address import Addresses, Surface, endpoint
-from inferd.client.admin import Status
+from inferd.client.admin import Frame, Status
 from inferd.client.async_admin import AsyncAdminClient
 from inferd.client.async_channel import AsyncChannel, AsyncReply, Channel
 from inferd.client.core import Backoff
 from inferd.client.framed import FramedIncoming, FramedMessagesRequest
 from inferd.client.messages import Event, MessageDone
-from inferd.client.protocol import Incoming
+from inferd.client.protocol import Incoming, OnProgress
 from inferd.client.vectors import Embeddings, Ranking
 from inferd.config import paths
 from inferd.errors import ConnectionLost, DaemonUnreachable, InferdError
@@ -78,8 +78,11 @@ class Upstream:
 
     # Requests.
 
-    def generate(self, generation: Generation, model: Model, asker: Asker) -> Reply:
-        """Creates a request for an answer; it is sent when the reply is entered or read."""
+    def generate(
+        self, generation: Generation, model: Model, asker: Asker, on_load: OnProgress | None = None
+    ) -> Reply:
+        """Creates a request for an answer; it is sent when the reply is entered or read. ``on_load`` is
+        called with the steps of the load of the model that it waits for."""
         options = {**generation.options, **self._common(asker, model, generation.keep_alive)}
         # Without a limit in the request, the answer may use the whole context.
         most = generation.max_tokens if generation.max_tokens is not None else model.n_ctx or None
@@ -87,7 +90,10 @@ class Upstream:
             options["max_tokens"] = most
         if asker.lora is not None:
             options["lora"] = asker.lora
+        if on_load is not None:
+            options["progress"] = True
         request = FramedMessagesRequest(self._next_id(), generation.turns, options)
+        request.on_progress = on_load
         return AsyncReply(self._channel("v2", model, generation), request)
 
     async def embed(
@@ -155,6 +161,13 @@ class Upstream:
         async with AsyncAdminClient(self._addresses.of("admin"), timeout=LISTING_SECS) as admin:
             return await admin.unload(model.wire_name)
 
+    async def pull(self, name: str) -> AsyncIterator[Frame]:
+        """Downloads a model to the daemon's store; see :meth:`AsyncAdminClient.pull`."""
+        async with AsyncAdminClient(self._addresses.of("admin")) as admin:
+            async for frame in admin.pull(name):
+                yield frame
+        await self.refresh_models()
+
     async def status(self) -> Status:
         """Returns the daemon's state and updates the models. Raises DaemonUnreachable and ConnectionLost."""
         async with AsyncAdminClient(self._addresses.of("admin"), timeout=LISTING_SECS) as admin:
@@ -190,6 +203,8 @@ class Upstream:
             status = frame["status"]
             if status == "capabilities":
                 told.append(frame)
+            elif status == "model":
+                self.models.tell(str(frame["model"]), str(frame["state"]), frame)
             elif status == "restarting":
                 told = []  # the capabilities of the new configuration follow
             elif status == "ready":

@@ -1,7 +1,8 @@
 """The admin surface: status frames, encoded for subscribers and parsed for the client.
 
 Every frame is ``{"id":"admin","type":"status","status":…}`` with its details next to these keys. A subscriber
-may send :data:`SNAPSHOT_REQUEST`, :data:`MODELS_REQUEST` and :func:`unload_request` any number of times.
+may send :data:`SNAPSHOT_REQUEST`, :data:`MODELS_REQUEST`, :func:`unload_request` and :func:`pull_request` any
+number of times.
 """
 
 from __future__ import annotations
@@ -28,6 +29,12 @@ MAX_REQUEST_BYTES = 4096
 def unload_request(model: str) -> bytes:
     """A request to unload a model; answered by :func:`unloaded` or :func:`refused`."""
     return orjson.dumps({"type": "unload", "model": model}, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def pull_request(model: str) -> bytes:
+    """A request to download a model; answered by :func:`pulling`, and at the end by :func:`pulled` or
+    :func:`refused`."""
+    return orjson.dumps({"type": "pull", "model": model}, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def read_request(line: bytes) -> tuple[str, str]:
@@ -90,8 +97,18 @@ def unloaded(name: str, running: int) -> bytes:
     return encode_status("unload", {"model": name, "running": running})
 
 
+def pulling(name: str, phase: str, details: Mapping[str, Any]) -> bytes:
+    """A step of a download: ``checking_local``, ``download``, ``verify`` …"""
+    return encode_status("pulling", {"model": name, "phase": phase, **details})
+
+
+def pulled(name: str, stored_as: str) -> bytes:
+    """The end of a download: the model is in the store under the name ``stored_as``."""
+    return encode_status("pulled", {"model": name, "stored_as": stored_as})
+
+
 def refused(name: str, code: str, message: str) -> bytes:
-    """The error answer to :func:`unload_request`."""
+    """The error answer to :func:`unload_request` and :func:`pull_request`."""
     return encode_status("refused", {"model": name, "code": code, "message": message})
 
 

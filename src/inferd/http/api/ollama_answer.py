@@ -29,6 +29,9 @@ class OllamaAnswer(Dialect):
     def start(self) -> bytes:
         return b""
 
+    def loading(self, step: str) -> bytes:
+        return stream.ndjson({**self._body(""), "status": f"loading the model: {step}"})
+
     def event(self, event: Event) -> bytes:
         if isinstance(event, Text):
             return stream.ndjson(self._body(event.text) | _logprobs(event.logprobs))

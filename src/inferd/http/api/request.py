@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from inferd.client.messages import Event, MessageDone
+from inferd.http import stream
 from inferd.http.failures import Api, Failure
 
 
@@ -32,8 +33,8 @@ class Generation:
 class Dialect(ABC):
     """One answer in the format of an API.
 
-    A streamed answer calls ``start``, then ``event`` for each event, then ``end`` or ``failed``. Any other
-    answer calls ``whole``.
+    A streamed answer calls ``start``, then ``loading`` while the model is loaded, then ``event`` for each
+    event, then ``end`` or ``failed``. Any other answer calls ``whole``.
     """
 
     api: ClassVar[Api]
@@ -42,6 +43,10 @@ class Dialect(ABC):
     """The keep-alive of a silent stream; empty if the format has none."""
 
     generation: Generation
+
+    def loading(self, step: str) -> bytes:
+        """A step of the load of the model that the stream waits for, as a comment and a keep-alive."""
+        return stream.comment(f"loading the model: {step}") + self.silence
 
     @abstractmethod
     def start(self) -> bytes: ...
@@ -67,3 +72,12 @@ def text_of(done: MessageDone, kind: str) -> str:
 def calls_of(done: MessageDone) -> list[dict[str, Any]]:
     """The ``tool_use`` blocks of an answer."""
     return [dict(block) for block in done.content if block["type"] == "tool_use"]
+
+
+def reasoning_tokens(done: MessageDone) -> int:
+    """The tokens of the thinking, which the daemon does not count: its share of the answer's characters."""
+    thought = len(text_of(done, "thinking"))
+    if not thought:
+        return 0
+    rest = len(text_of(done, "text")) + sum(len(str(call["input"])) for call in calls_of(done))
+    return round(done.output_tokens * thought / (thought + rest))

@@ -87,9 +87,9 @@ export async function get(path) {
   return (await ask(path)).json();
 }
 
-/** The events of a streamed answer. Throws ApiError also for an error in the stream.
- * @param {string} path @param {any} body @param {AbortSignal} signal */
-export async function* events(path, body, signal) {
+/** The parts of a streamed answer, each up to a separator. Throws ApiError.
+ * @param {string} path @param {any} body @param {AbortSignal} signal @param {string} separator */
+async function* pieces(path, body, signal, separator) {
   const answer = await ask(path, { body, signal });
   const reader = /** @type {ReadableStream<Uint8Array>} */ (answer.body).getReader();
   const decoder = new TextDecoder();
@@ -103,16 +103,33 @@ export async function* events(path, body, signal) {
       throw new ApiError("The connection broke before the answer was complete.", 0);
     }
     rest += decoder.decode(piece.value, { stream: !piece.done });
-    const parts = rest.split("\n\n");
+    const parts = rest.split(separator);
     rest = parts.pop() ?? "";
-    for (const part of parts) {
-      if (!part.startsWith("data: ")) continue;
-      const data = part.slice(6);
-      if (data === "[DONE]") return;
-      const event = JSON.parse(data);
-      if (event.error) throw new ApiError(String(event.error.message), 0);
-      yield event;
-    }
+    yield* parts;
     if (piece.done) throw new ApiError("The answer ended before it was complete.", 0);
+  }
+}
+
+/** The events of a streamed answer. Throws ApiError also for an error in the stream.
+ * @param {string} path @param {any} body @param {AbortSignal} signal */
+export async function* events(path, body, signal) {
+  for await (const part of pieces(path, body, signal, "\n\n")) {
+    if (!part.startsWith("data: ")) continue;
+    const data = part.slice(6);
+    if (data === "[DONE]") return;
+    const event = JSON.parse(data);
+    if (event.error) throw new ApiError(String(event.error.message), 0);
+    yield event;
+  }
+}
+
+/** The lines of an answer up to its success. Throws ApiError also for an error in a line.
+ * @param {string} path @param {any} body @param {AbortSignal} signal */
+export async function* lines(path, body, signal) {
+  for await (const part of pieces(path, body, signal, "\n")) {
+    const line = JSON.parse(part);
+    if (line.error) throw new ApiError(String(line.error), 0);
+    yield line;
+    if (line.status === "success") return;
   }
 }

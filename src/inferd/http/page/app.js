@@ -88,5 +88,6 @@ document.addEventListener("visibilitychange", () => document.hidden || look());
 addEventListener("hashchange", turn);
 paint();
 live.start();
+models.start();
 chat.start();
 turn();

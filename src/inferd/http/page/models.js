@@ -1,7 +1,7 @@
 // @ts-check
 // The models that are served: what each is, and whether it is in memory.
 
-import { ask } from "./api.js";
+import { ask, lines } from "./api.js";
 import { at, make, say, short, size } from "./dom.js";
 
 /** @type {Map<string, string>} what a model is being told to do */
@@ -18,7 +18,7 @@ export function update(models, state) {
     memory.set(backend.model, (memory.get(backend.model) ?? 0) + (backend.memory_bytes ?? 0));
   }
   const loaded = models.filter((model) => model.state === "loaded").length;
-  at("models-lead").textContent = `${loaded} of ${models.length} ${models.length === 1 ? "model is" : "models are"} in memory. A request that names another one loads it; inferd pull brings more.`;
+  at("models-lead").textContent = `${loaded} of ${models.length} ${models.length === 1 ? "model is" : "models are"} in memory. A request that names another one loads it.`;
   // Only what has changed is drawn anew, or the focus would be lost each second.
   const sketch = JSON.stringify([models, [...memory], [...busy]]);
   if (sketch === shown) return;
@@ -59,6 +59,53 @@ function action(model) {
     : () => change(model.id, "unloading", "is unloaded when no request uses it", "unload", { model: model.id });
   button.addEventListener("click", tell);
   return [button];
+}
+
+// Downloads.
+
+/** @type {AbortController | null} */
+let pull = null;
+
+export function start() {
+  at("pull").addEventListener("submit", (/** @type {Event} */ event) => {
+    event.preventDefault();
+    if (!pull) void download(at("pull-name").value.trim());
+  });
+  at("pull-stop").addEventListener("click", () => pull?.abort());
+}
+
+/** @param {string} name */
+async function download(name) {
+  pull = new AbortController();
+  const bar = at("pull-bar");
+  at("pull-start").disabled = true;
+  at("pull-stop").hidden = bar.hidden = false;
+  bar.removeAttribute("value");
+  tell(`Looking for ${name}`);
+  try {
+    for await (const line of lines("api/pull", { model: name, stream: true }, pull.signal)) {
+      if (line.total) {
+        bar.value = line.completed / line.total;
+        at("pull-step").textContent = `${size(line.completed)} of ${size(line.total)}`;
+      } else if (line.status !== "success") {
+        bar.removeAttribute("value");
+        tell(line.status);
+      }
+    }
+    tell(`${name} is in the store.`);
+  } catch (error) {
+    const stopped = pull.signal.aborted;
+    tell(stopped ? `The download is stopped; the next one resumes it.` : /** @type {Error} */ (error).message);
+  } finally {
+    pull = null;
+    at("pull-start").disabled = false;
+    at("pull-stop").hidden = bar.hidden = true;
+  }
+}
+
+/** @param {string} text */
+function tell(text) {
+  if (at("pull-step").textContent !== text) at("pull-step").textContent = text;
 }
 
 /** @param {string} name @param {string} doing @param {string} done @param {string} path @param {any} body */

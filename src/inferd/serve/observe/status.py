@@ -3,8 +3,9 @@
 A subscriber gets one ``capabilities`` frame for each backend, the current lifecycle frame, and then each
 event as it is published. Publishing never blocks. Unread frames are kept for a slow subscriber up to a limit;
 beyond it the subscriber is disconnected, and may reconnect. A subscriber may ask for a snapshot, for the
-models, or to unload a model, and gets the answer among the events. All other input is ignored. Models are
-unloaded one after another; the same limit applies to the waiting requests for it.
+models, to unload a model, or to download one, and gets the answer among the events. All other input is
+ignored. Models are unloaded one after another; the same limit applies to the waiting requests for it. A
+subscriber has one download at a time, which ends when the subscriber leaves.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import cast
 
-from inferd.errors import InferdError, ModelNotFound
+from inferd.errors import InferdError, InvalidRequest, ModelNotFound
 from inferd.wire import admin
 
 MAX_UNREAD_EVENTS = 256  # minutes of a download's progress; after that a fresh snapshot is more useful
+
+ShowPull = Callable[[str, Mapping[str, object]], None]
+"""Called with each phase of a download, and its details."""
 
 
 async def _no_models() -> Sequence[Mapping[str, object]]:
@@ -29,18 +33,25 @@ async def _no_such_model(name: str) -> int:
     raise ModelNotFound(name)
 
 
+async def _no_download(name: str, show: ShowPull) -> str:
+    raise ModelNotFound(name)
+
+
 class StatusBoard:
     """The current state and its subscribers. ``report`` returns the details of a snapshot, and
     ``list_models`` the rows of the models. ``unload`` unloads a model, and returns how many requests still
-    run on it. All methods run on the event loop's thread."""
+    run on it. ``pull`` downloads a model, and returns its name. All methods run on the event loop's
+    thread."""
 
     def __init__(
         self,
         report: Callable[[], Mapping[str, object]],
         list_models: Callable[[], Awaitable[Sequence[Mapping[str, object]]]] = _no_models,
         unload: Callable[[str], Awaitable[int]] = _no_such_model,
+        pull: Callable[[str, ShowPull], Awaitable[str]] = _no_download,
     ) -> None:
         self._report = report
+        self.pull = pull
         self.unload = unload
         self.list_models = list_models
         self._capabilities: list[bytes] = []
@@ -80,6 +91,7 @@ class StatusBoard:
             await subscriber.closed
         finally:
             subscriber.abort()
+            await subscriber.end_pull()
 
     def welcome(self, subscriber: Subscriber) -> None:
         """Sends a new subscriber the current state, and every frame from then on."""
@@ -111,6 +123,8 @@ class Subscriber(asyncio.Protocol):
         self._listing: asyncio.Future[None] | None = None
         self._to_unload: deque[str] = deque()
         self._unloading: asyncio.Future[None] | None = None
+        self._pulling: asyncio.Future[None] | None = None
+        self._pull_cancelled = False
 
     def send(self, frame: bytes) -> None:
         """Sends ``frame`` now or as soon as the subscriber reads; a subscriber that has left misses it."""
@@ -144,6 +158,7 @@ class Subscriber(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._board.forget(self)
+        self._cancel_pull()
         if not self.closed.done():
             self.closed.set_result(None)
 
@@ -164,6 +179,8 @@ class Subscriber(asyncio.Protocol):
             self.abort()
         elif self._unloading is None and self._to_unload:
             self._unloading = asyncio.ensure_future(self._unload())
+        for name in (name for kind, name in asked if kind == "pull"):
+            self._begin_pull(name)
 
     async def _list_models(self) -> None:
         try:
@@ -182,6 +199,40 @@ class Subscriber(asyncio.Protocol):
                     self.send(admin.refused(name, error.code, str(error)))
         finally:
             self._unloading = None
+
+    def _begin_pull(self, name: str) -> None:
+        if self._pulling is not None:
+            error = InvalidRequest("this connection already downloads a model; open another one")
+            self.send(admin.refused(name, error.code, str(error)))
+            return
+        self._pulling = asyncio.ensure_future(self._pull(name))
+
+    async def _pull(self, name: str) -> None:
+        def show(phase: str, details: Mapping[str, object]) -> None:
+            if not self._blocked:  # skipped for a slow reader: a later frame replaces it
+                self.send(admin.pulling(name, phase, details))
+
+        try:
+            self.send(admin.pulled(name, await self._board.pull(name, show)))
+        except InferdError as error:
+            self.send(admin.refused(name, error.code, str(error)))
+        except Exception:
+            self.send(admin.refused(name, InferdError.code, "internal error; the daemon's log says more"))
+            raise
+        finally:
+            self._pulling = None
+
+    async def end_pull(self) -> None:
+        """Cancels the download, and waits until it has ended."""
+        self._cancel_pull()
+        if self._pulling is not None:
+            await asyncio.wait((self._pulling,))
+
+    def _cancel_pull(self) -> None:
+        """Once: a second cancellation would interrupt the clean-up."""
+        if self._pulling is not None and not self._pull_cancelled:
+            self._pull_cancelled = True
+            self._pulling.cancel()
 
     def eof_received(self) -> bool:
         return False
