@@ -14,7 +14,7 @@ from inferd.http import stream
 from inferd.http.api import media, options
 from inferd.http.api.canonical import Block, Turns, text_block
 from inferd.http.api.fields import Fields
-from inferd.http.api.request import Dialect, Generation, calls_of, text_of
+from inferd.http.api.request import Dialect, Generation, calls_of, reasoning_tokens, text_of
 from inferd.http.failures import Failure
 
 FINISH = {"max_tokens": "length", "tool_use": "tool_calls"}
@@ -269,4 +269,5 @@ def usage(done: MessageDone) -> dict[str, Any]:
         "completion_tokens": done.output_tokens,
         "total_tokens": done.input_tokens + done.output_tokens,
         "prompt_tokens_details": {"cached_tokens": done.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": reasoning_tokens(done)},
     }

@@ -15,7 +15,7 @@ import orjson
 
 from inferd.client.messages import Event, MessageDone, Text, Thinking, ToolUse
 from inferd.http import stream
-from inferd.http.api.request import Dialect, Generation
+from inferd.http.api.request import Dialect, Generation, reasoning_tokens
 from inferd.http.failures import Failure
 
 _SEPARATOR = "__"
@@ -97,7 +97,6 @@ class Response(Dialect):
         self._open: dict[str, Any] | None = None
         self._text: list[str] = []
         self._logprobs: list[Mapping[str, Any]] = []
-        self._thoughts = 0
 
     # A stream.
 
@@ -114,7 +113,6 @@ class Response(Dialect):
         begun = b"" if self._open is not None and self._open["type"] == kind else self._begin(kind)
         self._text.append(event.text)
         if isinstance(event, Thinking):
-            self._thoughts += 1
             return begun + self._part_event("response.reasoning_summary_text.delta", delta=event.text)
         self._logprobs += event.logprobs
         return begun + self._part_event(
@@ -145,8 +143,7 @@ class Response(Dialect):
             "input_tokens": done.input_tokens,
             "input_tokens_details": {"cached_tokens": done.cached_tokens},
             "output_tokens": done.output_tokens,
-            # The daemon does not count these separately; a chunk of thinking has about one token.
-            "output_tokens_details": {"reasoning_tokens": min(self._thoughts, done.output_tokens)},
+            "output_tokens_details": {"reasoning_tokens": reasoning_tokens(done)},
             "total_tokens": done.input_tokens + done.output_tokens,
         }
         return {**self._object(status), "incomplete_details": details, "usage": usage}
