@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Any, TypeVar, cast
 
 import orjson
-from starlette.types import Message, Receive, Scope
+from starlette.types import Receive, Scope
 
 from inferd.http.failures import BadField, HttpFailure
 
@@ -32,30 +34,53 @@ async def read_bytes(scope: Scope, receive: Receive) -> bytes:
         raise _too_large()
     chunks: list[bytes] = []
     size, piece_end = 0, PIECE_BYTES
-    loop = asyncio.get_running_loop()
-    limit = loop.time() + PIECE_SECS
-    while True:
-        message = await _within(receive, limit - loop.time())
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        chunks.append(message.get("body", b""))
-        size += len(chunks[-1])
-        if size > MAX_BODY_BYTES:
-            raise _too_large()
-        if not message.get("more_body", False):
-            return b"".join(chunks) if len(chunks) > 1 else chunks[0]
-        if size >= piece_end:
-            piece_end = size + PIECE_BYTES
-            limit = loop.time() + PIECE_SECS
+    with _TimeLimit() as limit:
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            chunks.append(message.get("body", b""))
+            size += len(chunks[-1])
+            if size > MAX_BODY_BYTES:
+                raise _too_large()
+            if not message.get("more_body", False):
+                return b"".join(chunks) if len(chunks) > 1 else chunks[0]
+            if size >= piece_end:
+                piece_end = size + PIECE_BYTES
+                limit.extend()
 
 
-async def _within(receive: Receive, seconds: float) -> Message:
-    try:
-        return await asyncio.wait_for(receive(), seconds)
-    except asyncio.TimeoutError:
-        raise HttpFailure(
-            "timeout", f"the body must send 1 MiB, or the rest, every {PIECE_SECS:g} seconds"
-        ) from None
+class _TimeLimit:
+    """Cancels the block after ``PIECE_SECS`` and raises HttpFailure for it, unless extended.
+
+    ``asyncio.wait_for`` would run each read in a task of its own, and ``asyncio.timeout`` needs Python 3.11.
+    """
+
+    def __enter__(self) -> _TimeLimit:
+        self._task = cast("asyncio.Task[object]", asyncio.current_task())
+        self._loop = asyncio.get_running_loop()
+        self._passed = False
+        self._alarm = self._loop.call_later(PIECE_SECS, self._pass)
+        return self
+
+    def extend(self) -> None:
+        self._alarm.cancel()
+        self._alarm = self._loop.call_later(PIECE_SECS, self._pass)
+
+    def _pass(self) -> None:
+        self._passed = True
+        self._task.cancel()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._alarm.cancel()
+        if self._passed and kind is asyncio.CancelledError:
+            if sys.version_info >= (3, 11):
+                self._task.uncancel()
+            raise HttpFailure(
+                "timeout", f"the body must send 1 MiB, or the rest, every {PIECE_SECS:g} seconds"
+            ) from None
 
 
 def _too_large() -> HttpFailure:

@@ -7,6 +7,7 @@ response, writes the access log (never a body, a query or a key), and updates th
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import os
 import time
@@ -88,7 +89,8 @@ class Gate:
                 raise  # the response has begun, so only closing the connection can signal the error
             await send_failure(answered, failures.of(error), exchange)
         finally:
-            self._finish(exchange)
+            # After the last bytes of the response, which are written at the end of this turn of the loop.
+            asyncio.get_running_loop().call_soon(self._finish, exchange)
 
     # Host and origin.
 

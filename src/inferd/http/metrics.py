@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -34,6 +35,7 @@ _FAMILIES = (
 _PATTERNS = tuple((name, re.compile(pattern, re.IGNORECASE)) for name, pattern in _FAMILIES)
 
 
+@lru_cache(maxsize=256)
 def family_of(agent: str) -> str:
     """The family of a client by its User-Agent header."""
     for name, pattern in _PATTERNS:

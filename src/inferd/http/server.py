@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import socket
@@ -33,6 +34,7 @@ KEEP_ALIVE_SECS = 120
 
 LAST_WORDS_SECS = 15
 TICK_SECS = 1.0
+SWITCH_SECS = 0.0005
 
 
 class Setup(msgspec.Struct, kw_only=True):
@@ -87,6 +89,9 @@ def run(setup: Setup, *, supervised: bool = False) -> int:
     _check_certificate(setup)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     activity = log.setup(setup.log_level, Path(setup.log_dir) if setup.log_dir else None)
+    gc.freeze()  # a collection need not look at what stays
+    # The log's threads format records while requests run. By default one may keep the interpreter for 5 ms.
+    sys.setswitchinterval(SWITCH_SECS)
     try:
         uvloop.run(_serve(setup, bridge, supervised))
     finally:

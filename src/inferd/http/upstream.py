@@ -90,6 +90,8 @@ class Upstream:
             options["max_tokens"] = most
         if asker.lora is not None:
             options["lora"] = asker.lora
+        if not generation.stream:
+            options["stream"] = False  # the engine then makes no frame for each token
         if on_load is not None:
             options["progress"] = True
         request = FramedMessagesRequest(self._next_id(), generation.turns, options)
