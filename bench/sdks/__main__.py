@@ -26,8 +26,13 @@ PYTHON = {
         "pydantic-ai-slim[openai]==2.68.0",
         "langchain-openai==1.7.4",
         "langchain-ollama==1.1.0",
+        "llm==0.36",
     ),
+    "agents": ("instructor==1.17.0", "openai-agents==0.24.0", "smolagents[openai]==1.26.0"),
+    "litellm": ("litellm==1.110.2",),
+    "llama-index": ("llama-index-llms-ollama==0.11.0", "llama-index-llms-openai-like==0.8.1"),
 }
+"""Each in an environment of its own, because their requirements conflict."""
 NODE = {
     "old": ("openai@5", "@anthropic-ai/sdk@0.91.1", "ollama@0.6.0"),
     "new": ("openai@6.49.0", "@anthropic-ai/sdk@1.14.0", "ollama@0.6.4"),
@@ -41,7 +46,7 @@ def python_of(work: Path, age: str) -> list[str]:
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", home], check=True)
         subprocess.run([python, "-m", "pip", "install", "--quiet", *PYTHON[age]], check=True)
-    client = "frameworks_client.py" if age == "frameworks" else "python_client.py"
+    client = "python_client.py" if age in NODE else "frameworks_client.py"
     return [str(python), str(HERE / client)]
 
 
@@ -61,7 +66,7 @@ def node_of(work: Path, age: str) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--only", choices=("old", "new", "frameworks"))
+    parser.add_argument("--only", choices=tuple(PYTHON))
     given = parser.parse_args()
     work = given.work.absolute()
     ages = tuple(PYTHON) if given.only is None else (given.only,)

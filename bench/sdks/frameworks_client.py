@@ -6,10 +6,13 @@ where the framework has them. The model is small, so a check looks at the form o
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import sys
+from functools import partial
 from typing import Any
 
+import more_frameworks
 from checked import check
 
 BASE, MODEL = sys.argv[1:]
@@ -75,10 +78,20 @@ def with_pydantic_ai() -> None:
             )
 
 
-for run in (with_langchain_openai, with_langchain_ollama, with_pydantic_ai):
+RUNS = {
+    "langchain-openai": with_langchain_openai,
+    "langchain-ollama": with_langchain_ollama,
+    "pydantic-ai-slim": with_pydantic_ai,
+    **{name: partial(run, BASE, MODEL, place) for name, run in more_frameworks.RUNS.items()},
+}
+
+for package, run in RUNS.items():
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        continue
     try:
         run()
     except Exception as error:
-        print(
-            json.dumps({"sdk": run.__name__, "check": "", "wrong": f"{type(error).__name__}: {error}"[:200]})
-        )
+        wrong = f"{type(error).__name__}: {error}"[:200]
+        print(json.dumps({"sdk": package, "check": "", "wrong": wrong}), flush=True)
