@@ -42,7 +42,9 @@ def test_a_model_of_the_store_is_listed_and_loaded_by_its_name(tmp_path: Path) -
         # The first of the configuration still is the default.
         answer = web.post(f"{process.base}/v1/chat/completions", json={**body, "model": "default"})
         assert answer.json()["choices"][0]["message"]["content"] == "mock-response"
-        assert host.show("talker").modelinfo["llama.context_length"] == 8192
+        told = host.show("talker").modelinfo
+        assert told is not None
+        assert (told["llama.context_length"], told["llama.embedding_length"]) == (8192, 576)
 
 
 def state(process: BridgeProcess) -> object:

@@ -101,7 +101,7 @@ def test_a_model_is_pulled_on_the_page(short_dir: Path, content: bytes) -> None:
         browser.open(process.base)
         browser.click("nav a[data-view=models]")
         browser.type("#pull-name", "far\ue007")
-        browser.until("return document.querySelector('#pull-bar').value > 0")
+        browser.until("return document.querySelector('#pull-step').innerText.includes(' % of ')")
         browser.click("#pull-stop")
         browser.until("return document.querySelector('#pull-step').innerText.includes('stopped')")
         browser.click("#pull-start")

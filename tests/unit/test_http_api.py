@@ -233,6 +233,7 @@ def test_the_events_of_a_response() -> None:
     whole = responses.read({"model": "m", "input": "hi"}).whole(DONE)
     assert [item["type"] for item in whole["output"]] == ["reasoning", "message", "function_call"]
     assert whole["usage"]["total_tokens"] == 15
+    assert whole["usage"]["output_tokens_details"] == {"reasoning_tokens": 1}  # 2 of 15 characters
 
 
 def test_a_namespace_and_a_custom_tool_come_back() -> None:

@@ -146,6 +146,7 @@ class Directory:
                 "quantisation": card.quantisation,
                 "parameters": card.parameters,
                 "context": card.context,
+                "width": card.width,
                 "bytes": card.file_bytes,
                 "embed": card.pooling,
                 "rerank": card.ranks,

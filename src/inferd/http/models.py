@@ -25,7 +25,8 @@ _TASKS: tuple[Task, ...] = ("v2", "embed", "rerank")
 class Model:
     """A model that requests can name. Values that the daemon does not know are 0 or empty.
 
-    ``n_ctx`` is the context in tokens, ``size`` the size of the file in bytes. ``wire_name`` is the name sent
+    ``n_ctx`` is the context in tokens, ``size`` the size of the file in bytes, ``width``
+    the length of an embedding. ``wire_name`` is the name sent
     to the daemon, of a pool rather than of one of its backends; if empty, the daemon chooses the first
     capable backend. ``on_demand`` is true if a request loaded the model. ``load`` is the done share of the
     current step of its load, ``None`` unless it is being loaded.
@@ -44,6 +45,7 @@ class Model:
     load: float | None = None
     size: int = 0
     parameters: int = 0
+    width: int = 0
     family: str = ""
     quantization: str = ""
     digest: str = ""
@@ -142,6 +144,7 @@ class Models:
             load=self._loads.get(model.wire_name),
             size=int(row.get("bytes") or 0),
             parameters=int(row.get("parameters") or 0),
+            width=int(row.get("width") or 0),
             family=str(row.get("architecture") or ""),
             quantization=str(row.get("quantisation") or ""),
             digest=str(row.get("sha256") or ""),

@@ -121,6 +121,8 @@ async def _show(call: Call) -> None:
     # If the architecture is unknown, any prefix will do: clients search for a key with this suffix.
     family = model.family or "unknown"
     info: dict[str, Any] = {"general.architecture": family, f"{family}.context_length": model.n_ctx}
+    if model.width:
+        info[f"{family}.embedding_length"] = model.width
     if model.parameters:
         info["general.parameter_count"] = model.parameters
     await call.json(

@@ -42,8 +42,9 @@ _QUANTISATIONS = {
 class ModelCard:
     """A model as its file describes it. A missing number is 0, a missing text is empty.
 
-    ``parameters`` counts weights; ``kv_bytes_per_token`` is the size of one token's KV cache at 16 bits.
-    ``parts`` is the number of files of a split model. ``pooling``: it makes vectors; ``ranks``: scores.
+    ``parameters`` counts weights; ``width`` is the length of an embedding; ``kv_bytes_per_token`` is the size
+    of one token's KV cache at 16 bits. ``parts`` is the number of files of a split model. ``pooling``: it
+    makes vectors; ``ranks``: scores.
     """
 
     architecture: str
@@ -52,6 +53,7 @@ class ModelCard:
     parameters: int
     context: int
     layers: int
+    width: int
     vocabulary: int
     kv_bytes_per_token: int
     file_bytes: int
@@ -301,6 +303,7 @@ def _card(values: Mapping[str, Value], lengths: Mapping[str, int], parameters: i
         parameters=parameters,
         context=number("context_length"),
         layers=layers,
+        width=width,
         vocabulary=lengths.get("tokenizer.ggml.tokens", 0),
         kv_bytes_per_token=2 * layers * kv_heads * (keys + vals),
         file_bytes=size,

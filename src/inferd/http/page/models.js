@@ -86,7 +86,7 @@ async function download(name) {
     for await (const line of lines("api/pull", { model: name, stream: true }, pull.signal)) {
       if (line.total) {
         bar.value = line.completed / line.total;
-        at("pull-step").textContent = `${size(line.completed)} of ${size(line.total)}`;
+        at("pull-step").textContent = `${Math.round(100 * bar.value)} % of ${size(line.total)}`;
       } else if (line.status !== "success") {
         bar.removeAttribute("value");
         tell(line.status);
