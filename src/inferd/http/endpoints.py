@@ -168,12 +168,15 @@ ROUTES: dict[str, Mapping[str, Handler]] = {
 
 
 _TELLING = ("/status", "/v1/models", "/models", "/api/tags", "/api/ps", "/api/show")
+_OWN_CHECK = ("/api/pull",)
+"""Paths whose endpoint checks the scope, because it depends on the request."""
 
 
 def scope_of(path: str) -> str:
-    """The scope that a path requires; empty for read-only paths, which any key may use."""
+    """The scope that a path requires; empty for read-only paths, which any key may use, and for endpoints
+    that check it."""
     if path in ("/metrics", "/unload"):
         return "admin"
-    if path in _TELLING or path.startswith(("/v1/models/", "/models/")):
+    if path in (*_TELLING, *_OWN_CHECK) or path.startswith(("/v1/models/", "/models/")):
         return ""
     return "embed" if path.endswith(("/embeddings", "/rerank", "/embed")) else "generate"
