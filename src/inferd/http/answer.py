@@ -83,7 +83,7 @@ class Answer:
         before, share = self._step, details.get("progress")
         self._step = "" if phase == "loaded" else STEPS.get(phase, phase)
         if self._step and isinstance(share, float):
-            self._step += f", {share:.0%}"
+            self._step += f", {round(100 * share)} %"
         if self._streams and self._step and not before:
             self._break_silence()
 
