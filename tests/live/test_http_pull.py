@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import ollama
 import pytest
 import trustme
 
@@ -17,8 +16,11 @@ from inferd.store.models import Manifest, ModelStore, Provenance
 from tests.browser import Browser, needs_browser
 from tests.daemon_process import until
 from tests.http_bridge import BridgeProcess
+from tests.lazy import Lazy
 from tests.tiny_llama import random_llama
 from tests.tls_server import TlsServer, serve, stall, status, tls_server, trusted
+
+ollama = Lazy("ollama")
 
 KEY = "sk-1f2e3d4c5b6a7988"
 

@@ -9,9 +9,6 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
-import anthropic
-import ollama
-import openai
 import pytest
 from starlette.types import Message
 
@@ -23,6 +20,9 @@ from inferd.http.api.request import Dialect
 from inferd.http.exchange import Exchange, api_of
 from inferd.http.models import Models
 from tests.cases import cases
+from tests.lazy import Lazy
+
+anthropic, ollama, openai = Lazy("anthropic"), Lazy("ollama"), Lazy("openai")
 
 HI = [{"role": "user", "content": "hi"}]
 DONE = MessageDone(
@@ -104,7 +104,7 @@ def serving(body: bytes, media_type: str) -> Iterator[str]:
 
 def with_chat(base: str) -> str:
     with openai.OpenAI(base_url=f"{base}/v1", api_key="any") as sdk:
-        parts = sdk.chat.completions.create(model="m", messages=HI, stream=True)  # type: ignore[call-overload]
+        parts = sdk.chat.completions.create(model="m", messages=HI, stream=True)
         return "".join(part.choices[0].delta.content or "" for part in parts)
 
 
@@ -119,7 +119,7 @@ def with_responses(base: str) -> str:
 def with_messages(base: str) -> str:
     with (
         anthropic.Anthropic(base_url=base, api_key="any") as sdk,
-        sdk.messages.stream(model="m", messages=HI, max_tokens=9) as events,  # type: ignore[arg-type]
+        sdk.messages.stream(model="m", messages=HI, max_tokens=9) as events,
     ):
         return "".join(events.text_stream)
 
