@@ -76,7 +76,8 @@ def run(agent: str, path: str, record: Path | None, model: Path | None) -> str:
         if record is not None:
             script.append(str(record / f"{agent}.requests"))
         if model is not None:
-            script = [sys.executable, "-m", "inferd", "serve", "--model-path", str(model)]
+            serve = (sys.executable, "-m", "inferd", "serve", "--n-ctx", "0")
+            script = [*serve, "--model-path", str(model)]
             del env["INFERD_BACKEND"]
         with (home / "stderr").open("wb") as errors:
             daemon = subprocess.Popen(script, env=env, stdin=subprocess.DEVNULL, stderr=errors)
