@@ -157,6 +157,7 @@ def row(request_id: str, position: int | None) -> dict[str, object]:
         "queue_ms": 0.0,
         "backend": None if position else "main",
         "tokens": 0 if position else 12,
+        "prompt_read": None,
     }
 
 
@@ -187,21 +188,22 @@ def test_status_of_a_daemon_at_work(admin: Callable[..., None], capsys: pytest.C
         {"status": "breaker", "backend": "main", "state": "open"},
         snapshot(
             {"status": "ready"},
-            running=[row("first", None)],
+            running=[row("first", None), {**row("long", None), "prompt_read": 0.42}],
             waiting=waiting,
             backends=[MAIN],
             metrics=metrics.summary(),
         ),
     )
     assert cli.main(["status"]) == 0
-    headline, totals, _, _, main, able, _, _, first, evil, last = capsys.readouterr().out.splitlines()
+    headline, totals, _, _, main, able, _, _, first, long, evil, last = capsys.readouterr().out.splitlines()
     assert headline == "ready, inferd 9.9, process 4711, up 2 h"
-    assert totals == "1 of 2 running, 2 of 5 waiting; 41 answered, 2 failed, 1 cancelled"
+    assert totals == "2 of 2 running, 2 of 5 waiting; 41 answered, 2 failed, 1 cancelled"
     columns = ["main", "breaker open", "300", "200", "50", "50 ms", "-", "80"]
     assert re.split(" {2,}", main) == columns
     assert able == "  llamacpp, model [red]m[/], n_ctx 512"
     of_first = ["first", "v2", "uid 99999, pid 77", "1.5 s", "running", "12", "main"]
     assert re.split(" {2,}", first) == of_first
+    assert re.split(" {2,}", long)[4] == "prompt 42 %"
     assert evil.startswith("evil\N{REPLACEMENT CHARACTER}[2J\N{REPLACEMENT CHARACTER}xxxxxxxx")
     assert "waits, 1." in evil
     assert re.split(" {2,}", last) == ["-", "v2", "tcp:10.0.0.9", "1.5 s", "waits, 2.", "0", "-"]

@@ -307,6 +307,23 @@ async def test_a_restart_loads_the_descriptor_not_the_path(tmp_path: Path) -> No
         assert (await finish(await model.generate(ask(max_tokens=2)))).stop_reason == "length"
 
 
+async def test_the_share_of_the_prompt_that_was_computed_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "_BUSY_BEAT_SECS", 0.002)
+    async with hosted(n_ctx=2048, n_batch=16) as model:
+        seen: list[float | None] = []
+        for number in range(100):  # until a pulse comes within a prompt
+            stream = await model.generate(ask(f"{number} " + "one two " * 700, max_tokens=1))
+            answer = asyncio.create_task(finish(stream))
+            while not answer.done():
+                seen.append(stream.prompt_read())
+                await asyncio.sleep(0)
+            if any(share is not None and 0 < share < 1 for share in seen):
+                break
+        else:
+            pytest.fail(f"no share of a prompt was seen: {set(seen)}")
+        assert all(share is None or 0 <= share <= 1 for share in seen)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such limit")
 async def test_a_process_may_not_take_far_more_memory_than_its_model_needs() -> None:
     async with hosted(memory_bytes=64 << 20, cache_mib=0) as model:

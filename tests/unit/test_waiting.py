@@ -18,7 +18,9 @@ def status(**rows: tuple[dict[str, object], ...]) -> Status:
     [
         (status(waiting=({"peer_pid": 7, "position": 2},)), "2nd in the queue"),
         (status(waiting=({"peer_pid": 8, "position": 1},)), "waiting for the answer"),
-        (status(running=({"peer_pid": 7},)), "reading the prompt"),
+        (status(running=({"peer_pid": 7, "prompt_read": 0.416},)), "reading the prompt 42 %"),
+        (status(running=({"peer_pid": 7, "prompt_read": 1.0},)), "writing the answer"),
+        (status(running=({"peer_pid": 7, "prompt_read": None},)), "waiting for the answer"),
         (status(loading=({"name": "a\x1b[31m"},)), "loading a\ufffd[31m"),
     ],
 )

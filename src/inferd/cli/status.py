@@ -248,19 +248,25 @@ def _abilities(frame: Frame) -> str:
 def _requests(requests: list[Frame]) -> list[str]:
     rows: list[tuple[object, ...]] = [("request", "surface", "caller", "age", "state", "tokens", "backend")]
     for row in requests:
-        position = row["position"]
         rows.append(
             (
                 cut(one_line(row["id"]), 24) or "-",
                 row["surface"],
                 caller(row),
                 duration(row["age_ms"] / 1e3),
-                "running" if position is None else f"waits, {position}.",
+                _stage(row),
                 row["tokens"],
                 row["backend"] or "-",
             )
         )
     return aligned(rows)
+
+
+def _stage(row: Frame) -> str:
+    if row["position"] is not None:
+        return f"waits, {row['position']}."
+    read = row.get("prompt_read")
+    return "running" if read is None or read >= 1 else f"prompt {read * 100:.0f} %"
 
 
 @click.command("watch")

@@ -112,8 +112,9 @@ def describe(state: Status, pid: int) -> str:
         if row.get("peer_pid") == pid:
             return f"{ordinal(row['position'])} in the queue"
     for row in state.running:
-        if row.get("peer_pid") == pid:
-            return "reading the prompt"
+        share = row.get("prompt_read")
+        if row.get("peer_pid") == pid and share is not None:
+            return f"reading the prompt {share * 100:.0f} %" if share < 1 else "writing the answer"
     for load in state.loading:
         return one_line(f"loading {load.get('name', 'the model')}")
     return "waiting for the answer"

@@ -234,6 +234,10 @@ class Stream(ABC, AsyncIterator[Event]):
     raises a failure after the start as one of ``generate``'s errors, which ends the stream.
     """
 
+    def prompt_read(self) -> float | None:
+        """The share of the prompt, 0 to 1, that has been computed; ``None`` if it is not known."""
+        return None
+
     @abstractmethod
     def cancel(self) -> None:
         """Ends the request soon: the remaining events, then ``Done("cancelled")``, still arrive."""

@@ -53,6 +53,10 @@ class WireRequest(Protocol):
 R = TypeVar("R", bound=WireRequest)
 
 
+def _unknown() -> None:
+    return None
+
+
 def ms_since(start: float) -> float:
     """Milliseconds since ``start`` of the monotonic clock."""
     return (time.monotonic() - start) * 1e3
@@ -62,8 +66,9 @@ class RequestContext(Generic[R]):
     """One request in progress: its caller, its stage, and whether it is to end early.
 
     ``source`` holds the connection's log fields. ``tokens`` counts the chunks of the answer so far.
-    ``permit`` is the request's permit. For the fairness of the queue, ``caller`` identifies the process and
-    ``owner`` the user. ``route`` is the reason for the choice of a pool's backend. ``engine_request`` is the
+    ``permit`` is the request's permit; ``prompt_read`` gives the share of the prompt that has been computed,
+    if the backend knows it. For the fairness of the queue, ``caller`` identifies the process and ``owner``
+    the user. ``route`` is the reason for the choice of a pool's backend. ``engine_request`` is the
     request to a generating backend, kept while a retry is possible.
     """
 
@@ -78,6 +83,7 @@ class RequestContext(Generic[R]):
         "large",
         "owner",
         "permit",
+        "prompt_read",
         "queue_ms",
         "request",
         "route",
@@ -102,6 +108,7 @@ class RequestContext(Generic[R]):
         self.route = ""
         self.streaming = False
         self.tokens = 0
+        self.prompt_read: Callable[[], float | None] = _unknown
         self.engine_request: GenerateRequest | None = None
         self.interruption: InferdError | None = None
         self._on_interrupt: Callable[[], object] | None = None
@@ -189,6 +196,7 @@ class RequestContext(Generic[R]):
             "backend": self.backend,
             "route": self.route,
             "tokens": self.tokens,
+            "prompt_read": self.prompt_read(),
         }
 
 

@@ -91,6 +91,7 @@ class Generation(Surface[R]):
         size = 0
         try:
             context.on_interrupt(stream.cancel)
+            context.prompt_read = stream.prompt_read
             async for event in stream:
                 if isinstance(event, Done):
                     return event

@@ -19,6 +19,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,11 @@ class Host:
                 self._jobs[job].drop()
 
     def _pulse(self) -> m.Pulse:
-        return m.Pulse() if self._model is None else self._model.pulse()
+        if self._model is None:
+            return m.Pulse()
+        streams = ((number, job.stream) for number, job in self._jobs.items() if job.stream is not None)
+        read = {number: share for number, stream in streams if (share := stream.prompt_read()) is not None}
+        return replace(self._model.pulse(), read=read)
 
     async def _load_model(self, load: m.Load, fds: list[int], held: dict[str, str]) -> None:
         def send(kind: int, *values: object) -> None:

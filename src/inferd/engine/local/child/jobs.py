@@ -100,6 +100,10 @@ class Job:
         if self.process is not None:
             self.process.tell(m.CREDIT, self._number, m.CREDIT_BODY.pack(size))
 
+    def prompt_read(self) -> float | None:
+        """The share of the prompt that has been computed, if known."""
+        return None if self.process is None else self.process.prompt_read(self._number)
+
     def cancel(self) -> None:
         """Asks the process to end the job soon."""
         if self._number and self.process is not None:

@@ -150,11 +150,13 @@ class Loaded:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pulse:
     """The state of an engine: the number of its steps, the time since the current one began (0: none is
-    running), and its expected time (0: not known)."""
+    running), and its expected time (0: not known). ``read`` is the share of each job's prompt that has been
+    computed, 0 to 1."""
 
     steps: int = 0
     busy_ms: float = 0.0
     predicted_ms: float = 0.0
+    read: dict[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -151,6 +151,10 @@ class EngineProcess:
         self.loaded = await asyncio.shield(self._load)
         return self.loaded
 
+    def prompt_read(self, job: int) -> float | None:
+        """The share of a job's prompt that had been computed a second ago, if the process has said so."""
+        return self._pulse.read.get(job)
+
     # Jobs.
 
     def submit(self, kind: int, body: bytes, fds: Sequence[int], receiver: Receiver) -> int:

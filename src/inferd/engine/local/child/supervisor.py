@@ -368,6 +368,9 @@ class _HostedStream(Stream):
             self._grace = None
         self._job.leave()
 
+    def prompt_read(self) -> float | None:
+        return self._job.prompt_read()
+
     def cancel(self) -> None:
         """Cancels the job; does not wait for a process that does not answer in time."""
         if self._over or self._cancelled:

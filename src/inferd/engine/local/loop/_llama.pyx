@@ -354,6 +354,13 @@ cdef class Engine:
             job.n_cached, MISS_NAMES[<int>job.miss], <bytes>job.records, job.drafted, job.accepted,
             (<char*>(job.tokens.data() + job.n_prompt))[:job.n_completion() * sizeof(llama_token)])
 
+    def prompt_read(self, uint64_t id) -> float:
+        """The share of a job's prompt, 0 to 1, that has been computed or found in the cache."""
+        cdef double share
+        with nogil:
+            share = self.exchange.read_share(id)
+        return share
+
     @property
     def cache_bytes(self) -> int:
         """Memory used by snapshots, in bytes."""

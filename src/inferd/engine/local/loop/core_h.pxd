@@ -362,6 +362,7 @@ cdef extern from "native/exchange.h" namespace "inferd" nogil:
         void stop()
         vector[uint64_t] ready()
         unique_ptr[Job] collect(uint64_t id, string& out)
+        double read_share(uint64_t id)
         void call()
         cbool intake(vector[Job*]& waiting, vector[Job*]& running, vector[Job*]& active, size_t slots,
                      milliseconds idle_after, cbool& idle)

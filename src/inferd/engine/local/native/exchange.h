@@ -95,6 +95,7 @@ struct Job {
     bool dropped = false;    // it will not be collected
     bool finished = false;   // set by `publish`: the engine thread no longer has it
     bool announced = false;  // in `ready_`, not collected since
+    double read = 0;         // the share of the prompt that was in the KV cache at the last turn; 0: it waits
     std::string out;         // frames not yet collected
 
     bool shows(llama_token token) const {
@@ -269,6 +270,13 @@ class Exchange {
         return whole;
     }
 
+    // The share of a job's prompt that has been computed or found in the cache.
+    double read_share(uint64_t id) {
+        std::lock_guard<std::mutex> lock(mutex_);
+        auto found = jobs_.find(id);
+        return found == jobs_.end() ? 1 : found->second->read;
+    }
+
     // Makes the loop take a turn, even without a job.
     void call() {
         std::lock_guard<std::mutex> lock(mutex_);
@@ -305,6 +313,8 @@ class Exchange {
                 }
             }
             for (Job *job : running) {
+                const double share = double(job->n_past) / job->n_prompt;
+                job->read = job->prefilling() ? std::min(share, 1.0) : 1;
                 if (job->finish == Finish::running && job->out.size() < kHighWater) active.push_back(job);
             }
             const auto fetches = [](const Job *job) { return job->fetching != 0; };

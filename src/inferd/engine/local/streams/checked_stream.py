@@ -72,6 +72,9 @@ class CheckedStream(Stream):
     async def _fault(self, held: Held, text: str) -> str | None:
         return await asyncio.get_running_loop().run_in_executor(self._pool, held.check.fault, text)
 
+    def prompt_read(self) -> float | None:
+        return self._source.prompt_read()
+
     def cancel(self) -> None:
         self._source.cancel()
 

@@ -71,6 +71,9 @@ class JobStream(Stream):
         if self._as_text:
             self._keeper.keep(Turn(text=[orjson.loads(b'"' + result[2] + b'"')]))
 
+    def prompt_read(self) -> float | None:
+        return self._engine.prompt_read(self._job)
+
     def cancel(self) -> None:
         if self._open and self._result is None:
             self._engine.cancel(self._job, False)

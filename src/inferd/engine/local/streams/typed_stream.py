@@ -105,6 +105,9 @@ class TypedStream(Stream):
             done = replace(done, stop_reason="tool_use")
         return replace(done, content=None, tool_missing=self._tool_required and not self._called)
 
+    def prompt_read(self) -> float | None:
+        return self._source.prompt_read()
+
     def cancel(self) -> None:
         self._source.cancel()
 
