@@ -21,7 +21,7 @@ import jinja2
 from inferd.engine.backend import Message, ToolCall
 from inferd.engine.local import _llama
 from inferd.engine.local.child import turns
-from inferd.engine.local.conversation import Family
+from inferd.engine.local.conversation import NOTHING, Family
 from inferd.engine.local.schema.guides import Guides
 from inferd.errors import InvalidRequest
 from tests.jinja_reference import compiled
@@ -140,7 +140,7 @@ def model() -> _llama.Model:
 def ours(family: Family, messages: Sequence[Message], thinking: bool, tools: Any) -> str | None:
     more = {"tools": tools} if tools else {}
     try:
-        prompt = family.render(messages, (), thinking=thinking, text_only=True, **more)
+        prompt = family.render(messages, NOTHING, thinking=thinking, text_only=True, **more)
     except InvalidRequest:
         return None
     return model().text(prompt.tokens).decode()

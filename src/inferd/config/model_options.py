@@ -210,6 +210,25 @@ class ModelOptions:
         key="engine.cache_disk_mib",
         reload=True,
     )
+    ahead_tokens: int = option(
+        _ENGINE,
+        Integer(0, 1 << 20),
+        8192,
+        "After an answer with thinking, the most tokens of the next prompt to compute while nothing else "
+        "runs: templates leave out earlier thinking, which changes all that follows. Not on battery. 0 "
+        "computes none.",
+        key="engine.ahead_tokens",
+        reload=True,
+    )
+    keep_thinking: bool = option(
+        _ENGINE,
+        Boolean(),
+        False,
+        "Keep the thinking of earlier answers in the prompt where the template would leave it out, if the "
+        "client sends it back: less to compute at each new message, and a context that fills faster.",
+        key="engine.keep_thinking",
+        reload=True,
+    )
     drafts: str = option(
         _ENGINE,
         Choice(("auto", "on", "off")),

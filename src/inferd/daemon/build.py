@@ -116,5 +116,7 @@ def _engine_options(settings: Settings) -> dict[str, Any]:
         "kv_cache_type": settings.kv_cache_type,
         "kv_unified": settings.kv_unified,
         "cache_mib": settings.cache_mib,
+        "ahead_tokens": settings.ahead_tokens,
+        "keep_thinking": settings.keep_thinking,
         "drafts": settings.drafts,
     }

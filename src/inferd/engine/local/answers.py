@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import orjson
@@ -59,11 +59,14 @@ class Answers:
             while self._bytes > self._most_bytes:
                 self._drop(next(iter(self._kept)))
 
-    def of(self, request: GenerateRequest) -> list[Kept]:
-        """The kept answers among the messages of ``request``, in order."""
+    def of(self, request: GenerateRequest, *, thoughts: bool = True) -> list[Kept]:
+        """The kept answers among the messages of ``request``, in order. Without ``thoughts`` those with
+        thinking before the last message of the user are left out: their tokens have it, and the template
+        does not show it."""
         found = []
+        asked = max((i for i, message in enumerate(request.messages) if message.role == "user"), default=0)
         for place, message in enumerate(request.messages):
-            if message.role != "assistant":
+            if message.role != "assistant" or (message.thinking and place < asked and not thoughts):
                 continue
             text = _text(message)
             if text is None:
@@ -82,17 +85,26 @@ class Answers:
 
 
 class Keeper:
-    """Keeps the answer to one request: set ``tokens`` when it ends by itself, then call ``keep``."""
+    """Keeps the answer to one request: set ``tokens`` when it ends by itself, then call ``keep``. After that
+    ``ended`` gets the answer."""
 
-    def __init__(self, answers: Answers, request: GenerateRequest, prompt: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        answers: Answers,
+        request: GenerateRequest,
+        prompt: tuple[int, int],
+        ended: Callable[[Turn], None] = lambda turn: None,
+    ) -> None:
         self._answers = answers
         self._request = request
         self._prompt = prompt
+        self._ended = ended
         self.tokens = b""
 
     def keep(self, turn: Turn) -> None:
         if self.tokens:
             self._answers.keep(self._request, self._prompt, turn, self.tokens)
+            self._ended(turn)
 
 
 def _text(message: Message) -> str | None:

@@ -47,6 +47,18 @@ class Reader(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Past:
+    """What is known of a conversation: its answers whose tokens were kept, and the time that its template
+    sees, in seconds since 1970 (0: the present)."""
+
+    answers: Sequence[Kept] = ()
+    now: int = 0
+
+
+NOTHING = Past()
+
+
+@dataclass(frozen=True, slots=True)
 class Prepared:
     """A request, ready for the token loop.
 
@@ -85,7 +97,7 @@ class Family:
     most_chars: int = sys.maxsize
     n_ctx: int = 0
 
-    def prompt(self, request: GenerateRequest, kept: Sequence[Kept], *, thinking: bool) -> _llama.Prompt:
+    def prompt(self, request: GenerateRequest, past: Past, *, thinking: bool) -> _llama.Prompt:
         """The prompt of a request without tools."""
         messages = request.messages
         if request.raw:
@@ -97,7 +109,7 @@ class Family:
         more: dict[str, object] = {}
         if request.begun:
             messages, more = messages[:-1], {"begun": turns.text(messages[-1])}
-        return self.render(messages, kept, thinking=thinking, text_only=not thinking, **more)
+        return self.render(messages, past, thinking=thinking, text_only=not thinking, **more)
 
     def _check_size(self, chars: int) -> None:
         # Rendering takes forty times a prompt's size in memory, so refuse a prompt that cannot fit before
@@ -110,9 +122,9 @@ class Family:
                 self.n_ctx,
             )
 
-    def render(self, messages: Sequence[Message], kept: Sequence[Kept], **more: object) -> _llama.Prompt:
-        """The prompt of a conversation, with the tokens of the ``kept`` answers; ``more`` are further keys of
-        the template's request."""
+    def render(self, messages: Sequence[Message], past: Past, **more: object) -> _llama.Prompt:
+        """The prompt of a conversation with this ``past``; ``more`` are further keys of the template's
+        request."""
         self._check_size(sum(len(turns.text(message)) for message in messages))
         # Each medium keeps its number, whatever the order in the messages and the template.
         parts = [part for message in messages for part in turns.media(message)]
@@ -122,8 +134,8 @@ class Family:
 
         def rendered(shown: Sequence[Message]) -> _llama.Prompt:
             content = [_message(message, lambda part: f"{marker}{places[id(part)]}>") for message in shown]
-            conversation = orjson.dumps({"messages": content, **more})
-            return self.templates.render(conversation, self.projector, items, self.n_batch, kept)
+            conversation = orjson.dumps({"messages": content, "now": past.now, **more})
+            return self.templates.render(conversation, self.projector, items, self.n_batch, past.answers)
 
         given = turns.fitting(messages, self.templates)
         try:
@@ -135,8 +147,23 @@ class Family:
             raise
 
 
-def prepare(family: Family, request: GenerateRequest, kept: Sequence[Kept] = ()) -> Prepared:
-    """Renders the conversation, with the tokens of the ``kept`` answers.
+def shows_earlier_thoughts(templates: _llama.Templates, model: _llama.Model) -> bool:
+    """Whether the template shows the thinking of an answer once the user has spoken again."""
+    thought = "an earlier thought"
+    messages = [
+        {"role": "user", "content": "Why?"},
+        {"role": "assistant", "content": "Because.", "reasoning_content": thought},
+        {"role": "user", "content": "And now?"},
+    ]
+    try:
+        prompt = templates.render(orjson.dumps({"messages": messages, "text_only": True}))
+    except InvalidRequest:
+        return True
+    return thought.encode() in model.text(prompt.tokens)
+
+
+def prepare(family: Family, request: GenerateRequest, past: Past = NOTHING) -> Prepared:
+    """Renders the conversation with this ``past``.
 
     Raises ``InvalidRequest`` for content that the family cannot express and ``AttachmentUnsupported`` for
     media that the model does not support.
@@ -145,20 +172,20 @@ def prepare(family: Family, request: GenerateRequest, kept: Sequence[Kept] = ())
     required = bool(tools) and (request.tool_choice == "required" or bool(request.tool_name))
     if tools and family.templates.tools:
         with contextlib.suppress(NoCalls):
-            return _with_tools(family, request, kept, tools, required)
+            return _with_tools(family, request, past, tools, required)
     if tools:
-        return _with_generic_tools(family, request, kept, tools, required)
+        return _with_generic_tools(family, request, past, tools, required)
     thinks = _thinks(family, request)
     held = None
     if request.json_schema:
         held = family.guides.answer(request.json_schema, lenient=request.schema_lenient)
         if thinks:
-            prompt = family.render(request.messages, kept, thinking=True, form=family_guides.ANSWER)
+            prompt = family.render(request.messages, past, thinking=True, form=family_guides.ANSWER)
             guide = family_guides.answer(family.guides, prompt, held)
             if guide is not None:
                 return Prepared(prompt, _FamilyReader(_llama.Reply(prompt.syntax)), guide=guide, held=held)
         thinks = False  # this family cannot combine thoughts with a schema
-    prompt = family.prompt(request, kept, thinking=thinks)
+    prompt = family.prompt(request, past, thinking=thinks)
     reader = _FamilyReader(_llama.Reply(prompt.syntax)) if thinks else None
     guide = family.guides.value(held) if held else None
     return Prepared(prompt, reader, request.grammar.encode(), guide, held)
@@ -170,7 +197,7 @@ def _thinks(family: Family, request: GenerateRequest) -> bool:
 
 
 def _with_tools(
-    family: Family, request: GenerateRequest, kept: Sequence[Kept], tools: tuple[Tool, ...], required: bool
+    family: Family, request: GenerateRequest, past: Past, tools: tuple[Tool, ...], required: bool
 ) -> Prepared:
     held = {tool.name: family.guides.tool(tool) for tool in tools}
     thinking = _thinks(family, request)
@@ -178,7 +205,7 @@ def _with_tools(
     def rendered(shown: Sequence[Tool], *, typed: bool, listed: bool = False) -> _llama.Prompt:
         form = family_guides.calls_form(tools, held, required, typed=typed, listed=listed)
         return family.render(
-            request.messages, kept, tools=[_tool(tool) for tool in shown], thinking=thinking, form=form
+            request.messages, past, tools=[_tool(tool) for tool in shown], thinking=thinking, form=form
         )
 
     prompt = _first_that_renders(
@@ -205,7 +232,7 @@ def _first_that_renders(*renders: Callable[[], _llama.Prompt]) -> _llama.Prompt:
 
 
 def _with_generic_tools(
-    family: Family, request: GenerateRequest, kept: Sequence[Kept], tools: tuple[Tool, ...], required: bool
+    family: Family, request: GenerateRequest, past: Past, tools: tuple[Tool, ...], required: bool
 ) -> Prepared:
     held = {tool.name: family.guides.tool(tool) for tool in tools}
     system = Message("system", generic_tools.instructions(tools, required))
@@ -213,7 +240,7 @@ def _with_generic_tools(
     if messages[0].role == "system":
         system = replace(system, content=turns.joined(messages.pop(0).content, f"\n{system.content}"))
     return Prepared(
-        family.render((system, *turns.alternating(messages)), kept, thinking=False, text_only=True),
+        family.render((system, *turns.alternating(messages)), past, thinking=False, text_only=True),
         generic_tools.Reader(required),
         guide=generic_tools.guide(family.guides, held, required),
         tools=held,

@@ -14,6 +14,8 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import perf_counter
+from time import time as clock
 from typing import cast
 
 from inferd import log
@@ -31,9 +33,12 @@ from inferd.engine.backend import (
     Usage,
 )
 from inferd.engine.local import _llama
+from inferd.engine.local.ahead import Ahead, Ended
 from inferd.engine.local.answers import Answers, Keeper
 from inferd.engine.local.child.messages import Adapter, Pulse
-from inferd.engine.local.conversation import Family, Prepared, prepare
+from inferd.engine.local.conversation import NOTHING, Family, Past, Prepared, prepare, shows_earlier_thoughts
+from inferd.engine.local.dates import Dates
+from inferd.engine.local.file_pages import give_back
 from inferd.engine.local.loading import (
     GGML_ERROR,
     accelerator_of,
@@ -42,10 +47,11 @@ from inferd.engine.local.loading import (
     pass_on_log,
     preparing_threads,
 )
+from inferd.engine.local.power import supplies
 from inferd.engine.local.schema.guides import Guides
 from inferd.engine.local.states import EngineStates, Send
 from inferd.engine.local.streams.checked_stream import CheckedStream
-from inferd.engine.local.streams.job_stream import JobStream
+from inferd.engine.local.streams.job_stream import JobStream, Trace
 from inferd.engine.local.streams.typed_stream import RAW_FRAMES, TypedStream
 from inferd.engine.local.suggested import DEFAULTS, suggested
 from inferd.errors import (
@@ -79,7 +85,9 @@ class LlamaCppConfig:
     ``threads`` 0 lets the loop choose; ``flash_attention`` and ``drafts`` are ``auto``, ``on`` or ``off``.
     ``projector`` is the GGUF file of the encoder for images and sounds. ``chat_template`` replaces the
     model's own; empty keeps it. ``draft_fd`` is the open file of a small model of the same vocabulary, which
-    drafts for this one. ``adapters`` come with their open files.
+    drafts for this one. ``ahead_tokens`` bounds the work of :mod:`~inferd.engine.local.ahead` after an
+    answer; 0 is none. ``keep_thinking`` keeps earlier thinking that the template would leave out.
+    ``adapters`` come with their open files.
     """
 
     name: str
@@ -98,6 +106,8 @@ class LlamaCppConfig:
     kv_cache_type: str = "f16"
     kv_unified: bool = False
     cache_mib: int = 1024
+    ahead_tokens: int = 0
+    keep_thinking: bool = False
     drafts: str = "auto"
     projector: Path | None = None
     draft_fd: int | None = None
@@ -117,6 +127,7 @@ class LlamaCpp(Backend):
         family: Family,
         engine: _llama.Engine,
         preparing: ThreadPoolExecutor,
+        shows_thoughts: bool,
     ) -> None:
         self.name = config.name
         self.model = config.model
@@ -143,6 +154,10 @@ class LlamaCpp(Backend):
         """The number of each adapter, and the suffix of the scopes computed with it."""
         self._suggested = suggested(functools.partial(_llama.metadata, model))
         self._answers = Answers()
+        self._dates = Dates()
+        self._thoughts = config.keep_thinking or shows_thoughts
+        most = 0 if self._thoughts else config.ahead_tokens
+        self._ahead = Ahead(family, engine, self._answers, preparing, supplies, most)
         self._streams: dict[int, JobStream] = {}
         self._preparing = preparing
         # A family's parser reads the whole answer again for each piece. A separate thread keeps prompts from
@@ -217,6 +232,7 @@ class LlamaCpp(Backend):
                 adapters=adapters,
                 draft_model=draft_model,
             )
+            give_back(config.fd, *config.parts)
             if not engine.warm_up():
                 raise ModelError(f"llama.cpp cannot decode with {config.path}")
         if n_ctx < config.n_ctx:
@@ -228,7 +244,8 @@ class LlamaCpp(Backend):
         family = Family(
             templates, Guides(model), projector, engine.n_batch, most_chars=most_chars, n_ctx=n_ctx
         )
-        return cls(config, model, family, engine, preparing)
+        shows = preparing.submit(shows_earlier_thoughts, templates, model).result()
+        return cls(config, model, family, engine, preparing, shows)
 
     def ready(self) -> bool:
         return self._thread.is_alive()
@@ -256,8 +273,10 @@ class LlamaCpp(Backend):
     async def generate(self, request: GenerateRequest) -> Stream:
         if not self.ready() or self._loop is None:
             raise NotReady
+        self._ahead.stop()
+        trace = Trace(perf_counter())
         cancellation = _llama.Cancellation()
-        work = self._preparing.submit(self._submit, request, cancellation)
+        work = self._preparing.submit(self._submit, request, cancellation, trace)
         submitted = asyncio.wrap_future(work)
         try:
             answer = await asyncio.shield(submitted)
@@ -271,10 +290,13 @@ class LlamaCpp(Backend):
             del work, submitted  # they keep their error alive, and that this frame with the attachments
         if isinstance(answer, Done):
             return Finished(answer)
-        job, prepared = answer
+        job, prepared, ended = answer
         whole = request.cache and not (request.raw or request.begun)
-        keeper = Keeper(self._answers, request, prepared.prompt.text) if whole else None
-        stream: Stream = self._open(job, keeper, as_text=prepared.reader is None)
+        keeper = None
+        if whole:
+            then = functools.partial(self._ahead.answered, ended)
+            keeper = Keeper(self._answers, request, prepared.prompt.text, then)
+        stream: Stream = self._open(job, keeper, trace, as_text=prepared.reader is None)
         pool = self._reading
         if prepared.reader is not None:
             required = request.tool_choice == "required" or bool(request.tool_name)
@@ -283,21 +305,28 @@ class LlamaCpp(Backend):
             stream = CheckedStream(stream, prepared.held, prepared.tools, prepared.unenforced, pool)
         return stream
 
-    def _open(self, job: int, keeper: Keeper | None, *, as_text: bool) -> JobStream:
+    def _open(self, job: int, keeper: Keeper | None, trace: Trace, *, as_text: bool) -> JobStream:
         stream = self._streams[job] = JobStream(
-            self._engine, job, keeper, as_text=as_text, finish=self._finish, forget=self._forget
+            self._engine, job, keeper, trace, as_text=as_text, finish=self._finish, forget=self._forget
         )
         return stream
 
     def _submit(
-        self, request: GenerateRequest, cancellation: _llama.Cancellation
-    ) -> tuple[int, Prepared] | Done:
+        self, request: GenerateRequest, cancellation: _llama.Cancellation, trace: Trace
+    ) -> tuple[int, Prepared, Ended] | Done:
+        trace.began = perf_counter()
         with cancellation:
-            return self._prepare(request)
+            answer = self._prepare(request)
+        trace.submitted = perf_counter()
+        return answer
 
-    def _prepare(self, request: GenerateRequest) -> tuple[int, Prepared] | Done:
+    def _prepare(self, request: GenerateRequest) -> tuple[int, Prepared, Ended] | Done:
         """Renders and tokenises the prompt, parses the grammar, and queues the job; runs in the pool."""
-        prepared = prepare(self._family, request, self._answers.of(request) if request.cache else ())
+        past = NOTHING
+        if request.cache:
+            kept = self._answers.of(request, thoughts=self._thoughts)
+            past = Past(kept, self._dates.of(request, int(clock())))
+        prepared = prepare(self._family, request, past)
         frame = request.frame if prepared.reader is None else RAW_FRAMES
         defaults = self._suggested if request.model_defaults else DEFAULTS
         sampling = request.sampling.over(replace(defaults, seed=secrets.randbits(32)))
@@ -305,6 +334,7 @@ class LlamaCpp(Backend):
         if request.max_tokens == 0:
             return Done("length", Usage(len(prepared.prompt), 0), content=b"")
         adapter, behind = self._scopes[request.lora] if request.lora else (-1, b"")
+        scope = request.scope.encode() + behind
         job = self._engine.submit(
             prepared.prompt,
             max_tokens=min(MAX_TOKENS if request.max_tokens is None else request.max_tokens, 2**31 - 1),
@@ -314,14 +344,14 @@ class LlamaCpp(Backend):
             frame=(frame.prefix, frame.opening, frame.suffix) if frame else None,
             guide=prepared.guide,
             use_cache=request.cache,
-            scope=request.scope.encode() + behind,
+            scope=scope,
             adapter=adapter,
             session=request.session.encode(),
             logprobs=-1 if request.logprobs is None else request.logprobs,
         )
-        return job, prepared
+        return job, prepared, Ended(request, prepared.prompt, past.now, scope, adapter)
 
-    def _drop(self, submitted: asyncio.Future[tuple[int, Prepared] | Done]) -> None:
+    def _drop(self, submitted: asyncio.Future[tuple[int, Prepared, Ended] | Done]) -> None:
         """Drops a request whose client left during its preparation."""
         if not submitted.cancelled() and submitted.exception() is None:
             answer = submitted.result()
@@ -333,6 +363,7 @@ class LlamaCpp(Backend):
             stream = self._streams.get(job)
             if stream is not None:
                 stream.wake()
+        self._ahead.wake()
         if self.states is not None:
             self.states.wake()
 
@@ -363,6 +394,7 @@ class LlamaCpp(Backend):
     async def close(self) -> None:
         if self._loop is None:
             return
+        self._ahead.stop()
         self._loop.remove_reader(self._engine.fileno())
         self._engine.stop()
         await self._loop.run_in_executor(None, self._thread.join)

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from inferd.engine.local import _llama
+from inferd.engine.local import _llama, file_pages, power
 from inferd.engine.local.child.messages import Load
 from inferd.engine.local.embedding import EmbeddingModel
 from inferd.engine.local.llamacpp import LlamaCpp, LlamaCppConfig
@@ -50,6 +50,8 @@ def load_model(load: Load, fds: Sequence[int], progress: Progress) -> LlamaCpp |
         kv_unified=load.kv_unified,
         cache_mib=load.cache_mib,
         chat_template=load.chat_template,
+        ahead_tokens=load.ahead_tokens,
+        keep_thinking=load.keep_thinking,
         drafts=load.drafts,
         projector=Path(f"/dev/fd/{next(beside)}") if load.projector else None,
         draft_fd=next(beside) if load.draft_model else None,
@@ -115,7 +117,7 @@ def worker_ports(load: Load) -> list[int]:
 
 
 def preload_modules(load: Load) -> None:
-    """Imports the modules that this load needs later: the sandbox blocks opening files."""
+    """Imports the modules and opens the files that this load needs later: the sandbox blocks that."""
     import concurrent.futures.thread  # noqa: F401
     import encodings.idna  # noqa: F401
     import traceback  # noqa: F401
@@ -126,3 +128,5 @@ def preload_modules(load: Load) -> None:
         Image.preinit()  # the other formats of media.IMAGE_TYPES
     _llama.devices()
     _llama.useful_threads()
+    power.supplies()
+    file_pages.hold()

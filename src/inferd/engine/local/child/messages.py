@@ -97,7 +97,9 @@ class Load:
 
     ``parts`` is the number of the model's files; ``projector`` and ``draft_model`` add one descriptor each;
     the last descriptors are those of the ``adapters``. ``cache_mib`` bounds the memory of saved prefixes;
-    ``drafts`` are ``auto``, ``on`` or ``off``. The daemon keeps files of states if ``files`` is set; the
+    ``ahead_tokens`` bounds what is computed of the next prompt after an answer; ``keep_thinking`` keeps
+    earlier thinking that the template would leave out; ``drafts`` are ``auto``,
+    ``on`` or ``off``. The daemon keeps files of states if ``files`` is set; the
     engine saves one after ``file_after_ms`` without a job. ``cage`` is a profile of
     :mod:`inferd.engine.local.child.cage`. ``chat_template`` is Jinja that replaces the model's own.
     ``workers`` are the RPC workers that compute a part of it: without a GPU here the last ``worker_layers``
@@ -122,6 +124,8 @@ class Load:
     files: bool = False
     file_after_ms: int = 15_000
     parts: int = 1
+    ahead_tokens: int = 0
+    keep_thinking: bool = False
     drafts: str = "auto"
     projector: bool = False
     draft_model: bool = False

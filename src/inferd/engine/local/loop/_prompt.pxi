@@ -113,6 +113,17 @@ cdef class Prompt:
         return self.rendered.tokens
 
     @property
+    def last_turn(self) -> int:
+        """The number of tokens before the last message whose text the template shows as it is; 0 without one."""
+        return self.rendered.turns.back() if self.rendered.turns.size() else 0
+
+    def head(self, size_t n) -> Prompt:
+        """The first ``n`` tokens as a prompt of their own, without a grammar."""
+        cdef Prompt prompt = Prompt()
+        prompt.rendered.tokens.assign(self.rendered.tokens.begin(), self.rendered.tokens.begin() + n)
+        return prompt
+
+    @property
     def text(self):
         """Length and hash of the text that was tokenised."""
         return self.rendered.length, self.rendered.hash

@@ -4,19 +4,49 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
 
 import orjson
 
+from inferd import log
 from inferd.engine.backend import Done, Event, Frames, Stream
 from inferd.engine.local import _llama
 from inferd.engine.local.answers import Keeper, Turn
+
+_log = log.get("llamacpp")
+
+
+@dataclass(slots=True)
+class Trace:
+    """Moments of a request in its engine process, in seconds of one clock: it ``arrived``, a thread of the
+    pool ``began`` with it, it was ``submitted`` to the token loop, its ``first`` frames were collected."""
+
+    arrived: float
+    began: float = 0.0
+    submitted: float = 0.0
+    first: float = 0.0
+
+    def tell(self, result: _llama.Result) -> None:
+        """Logs the milliseconds of each part, for a developer. ``loop_ms`` is the time from the submission to
+        the first text in the token loop, ``prefill_ms`` the part of it that computed the prompt."""
+        prefill_ms, loop_ms = result[5], result[7]
+        _log.debug(
+            "request timed",
+            thread_ms=round((self.began - self.arrived) * 1e3, 3),
+            prepare_ms=round((self.submitted - self.began) * 1e3, 3),
+            prefill_ms=round(prefill_ms, 3),
+            loop_ms=round(loop_ms, 3),
+            first_ms=round((self.first - self.arrived) * 1e3, 3) if self.first else None,
+        )
 
 
 class JobStream(Stream):
     """One job's events. Events that are not pulled stay with the loop, which pauses this job only.
 
     ``keeper`` gets the tokens of the answer, and its text if ``as_text``. ``finish`` converts a result to the
-    last event. ``forget`` is called once, when the job needs no more wake-ups.
+    last event. ``forget`` is called once, when the job needs no more wake-ups. ``trace`` is logged at the
+    end.
     """
 
     def __init__(
@@ -24,6 +54,7 @@ class JobStream(Stream):
         engine: _llama.Engine,
         job: int,
         keeper: Keeper | None,
+        trace: Trace,
         *,
         as_text: bool,
         finish: Callable[[_llama.Result], Done],
@@ -33,6 +64,7 @@ class JobStream(Stream):
         self._forget = forget
         self._keeper = keeper
         self._as_text = as_text
+        self._trace = trace
         self._engine = engine
         self._job = job
         # A wake-up may have come before this stream was registered: look once without one.
@@ -57,9 +89,12 @@ class JobStream(Stream):
                 continue
             self._something_new = False
             data, self._result = self._engine.collect(self._job)
+            if data and not self._trace.first:
+                self._trace.first = perf_counter()
             if self._result is not None:
                 self._forget(self._job)
                 self._keep(self._result)
+                self._trace.tell(self._result)
             if data:
                 return Frames(data)
         raise StopAsyncIteration

@@ -1,6 +1,7 @@
 #include "prompt/prompt.h"
 
 #include <algorithm>
+#include <ctime>
 #include <exception>
 #include <stdexcept>
 
@@ -9,6 +10,7 @@
 #include "chat.h"
 #include "common.h"
 #include "guarded.h"
+#include "jinja/bounds.h"
 #include "json.h"
 #include "log.h"
 #include "prompt/template_check.h"
@@ -18,6 +20,18 @@
 namespace inferd {
 
 namespace {
+
+// What the templates of this thread take for the present; 0: the clock's.
+thread_local std::time_t present = 0;
+
+// While it lives, the templates of its thread see this time.
+class FrozenTime {
+  public:
+    explicit FrozenTime(std::time_t time) { present = time; }
+    ~FrozenTime() { present = 0; }
+    FrozenTime(const FrozenTime &) = delete;
+    FrozenTime &operator=(const FrozenTime &) = delete;
+};
 
 // A noncharacter that `text` does not contain, to mark positions in it.
 std::string unused_mark(const std::string &text) {
@@ -92,6 +106,12 @@ void take_triggers(const llama_vocab *vocab, const common_chat_params &params, R
 }
 
 }  // namespace
+
+const std::time_t *template_time() {
+    thread_local std::time_t now;
+    now = present ? present : std::time(nullptr);
+    return &now;
+}
 
 std::unique_ptr<Prompts> Prompts::make(const llama_model *model, const std::string &source,
                                        std::string &error) noexcept {
@@ -247,6 +267,7 @@ bool Prompts::render(const std::string &request, const MediaInput &media, const 
         const common_json plain = common_json::parse(request);
         const common_json marked = common_json::parse(disarm(request, mark));
         const bool thinking = plain.value("thinking", true);
+        const FrozenTime frozen(plain.value("now", std::time_t(0)));
 
         common_chat_templates_inputs inputs;
         inputs.messages = common_chat_msgs_parse_oaicompat(marked.at("messages"));

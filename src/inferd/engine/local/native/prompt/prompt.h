@@ -64,6 +64,7 @@ class Prompts {
     // - `messages`, `tools`: as in OpenAI's chat completions. The text of a content part of type `media_marker` is the
     //   projector's marker, the number of the medium and `>`.
     // - `begun`: the beginning of the assistant's answer.
+    // - `now`: the time that the template sees, in seconds since 1970; the clock's if absent.
     // - `thinking`: false asks the template to let the model answer at once.
     // - `text_only`: true if the answer will not be parsed. That saves making the parser, several times the cost of the
     //   rest.
