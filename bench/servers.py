@@ -360,7 +360,7 @@ class Loop(Process):
 def bare_loop(model: Path, threads: int, n_ctx: int) -> Loop:
     """The C++ loop, compiled against the static libraries of the checkout's own build."""
     built = ROOT / "build" / "llama.cpp"
-    names = ("libllama.a", "libggml.a", "libggml-cpu.a", "libggml-base.a")
+    names = ("libllama.a", "libggml.a", "libggml-rpc.a", "libggml-cpu.a", "libggml-base.a")
     libraries = [next(built.rglob(name), None) for name in names]
     compiler = os.environ.get("CXX") or shutil.which("c++")
     if None in libraries or compiler is None:

@@ -316,7 +316,7 @@ def test_a_waiting_request_shows_its_reason(daemon: Daemon) -> None:
         with Terminal(user, "run", "hi") as terminal:
             terminal.expect("1st in the queue, ")
             served.release(2)
-            terminal.expect("reading the prompt, ")
+            terminal.expect("waiting for the answer, ")  # the mock does not know the share of the prompt
             served.release(2)
             terminal.expect("\rone two.")
             assert terminal.wait() == 0

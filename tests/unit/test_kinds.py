@@ -18,13 +18,12 @@ from inferd.config.kinds import (
     Boolean,
     Choice,
     FilePath,
-    Integer,
     Kind,
     Name,
-    Seconds,
     SecretText,
     Sha256,
 )
+from inferd.config.numbers import Integer, Seconds
 from tests.cases import cases
 from tests.unit.test_config import ENV, SHA
 

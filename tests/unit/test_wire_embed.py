@@ -186,7 +186,7 @@ def check(
         if isinstance(value, float):
             assert value == float(seen[key])
         else:
-            assert (str(value) if isinstance(value, int) else value) == seen[key]
+            assert (str(value) if type(value) is int else value) == seen[key]
     problem = result_of(validate, found)
     if problem is not None:
         assert str(problem).startswith("invalid request: ")
