@@ -15,7 +15,7 @@ import pytest
 
 from inferd.engine.backend import Message, Tool, ToolCall
 from inferd.engine.local import _llama, generic_tools
-from inferd.engine.local.conversation import Family, Prepared, _FamilyReader, prepare
+from inferd.engine.local.conversation import NOTHING, Family, Prepared, _FamilyReader, prepare
 from inferd.engine.local.schema.family_repairs import repaired
 from inferd.engine.local.schema.guides import Guides
 from tests.cases import cases
@@ -98,7 +98,7 @@ def shown_calls(of_family: Family, prepared: Prepared, n: int) -> str:
     ]
 
     def text(*messages: Message) -> tuple[str, str]:
-        prompt = of_family.render((Message("user", "Hello"), *messages), (), tools=tools, thinking=False)
+        prompt = of_family.render((Message("user", "Hello"), *messages), NOTHING, tools=tools, thinking=False)
         begun = json.loads(prompt.syntax)["generation_prompt"]
         whole = model().text(prompt.tokens).decode()
         return whole, whole.removesuffix(begun)
@@ -172,7 +172,7 @@ def test_text_without_a_call_is_text_after_the_prompt_of_command_r_plus() -> Non
 
 
 def conversation_of(messages: tuple[Message, ...], name: str) -> str:
-    prompt = family(TEMPLATES / f"{name}.jinja").render(messages, (), thinking=False)
+    prompt = family(TEMPLATES / f"{name}.jinja").render(messages, NOTHING, thinking=False)
     return model().text(prompt.tokens).decode()
 
 

@@ -53,6 +53,7 @@ KNOWN_LOADERS: dict[str, tuple[str, ...]] = {
     "daemon/bridge.py": ("importlib.util",),  # looks whether the extra inferd[http] is there
     "coredump.py": ("ctypes",),  # prctl
     "engine/local/child/cage.py": ("ctypes",),  # the system calls that shut an engine in
+    "engine/local/file_pages.py": ("ctypes",),  # madvise
 }
 
 
