@@ -169,8 +169,8 @@ def killed(client: Client, worker: subprocess.Popen[bytes]) -> bool:
         for _ in events:
             pass
     except RequestFailed as error:
-        print(f"{error.code} after {time.monotonic() - started:.2f} s: {error}")
-        good = error.code == "backend_unavailable"
+        print(f"{error.wire_code} after {time.monotonic() - started:.2f} s: {error}")
+        good = error.wire_code == "backend_unavailable"
     else:
         print("the answer ended as if nothing had happened")
         return False

@@ -147,9 +147,9 @@ cdef class Model:
     """A model loaded from an open file; ``parts`` are the further files of a split model, in order.
 
     With ``output_here`` the matrix of the vocabulary stays on the CPU even if the last layer is elsewhere: a worker
-    then returns a few kilobytes for each token, not its logits. ``report(progress)`` is called with 0 to 1 during the load and ends it by returning false. Raises ``ModelError``
-    for a file that llama.cpp cannot load, ``BootCancelled`` if ``report`` ended the load, and the exceptions of
-    ``report``.
+    then returns a few kilobytes for each token, not its logits. ``report(progress)`` is called with 0 to 1 during the
+    load and ends it by returning false. Raises ``ModelError`` for a file that llama.cpp cannot load,
+    ``BootCancelled`` if ``report`` ended the load, and the exceptions of ``report``.
     """
 
     cdef llama_model* model

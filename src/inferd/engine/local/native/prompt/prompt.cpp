@@ -174,13 +174,13 @@ bool Prompts::shows_nested_arguments() const noexcept {
         asked.role = "user";
         asked.content = "Hello";
         called.role = "assistant";
-        called.tool_calls = {{"outer_name", R"({"flat": "flat_text", "nested": {"key": "nested_text"}})", "call00001"}};
+        called.tool_calls = {
+            {"outer_name", R"({"flat": "flat_text", "nested": {"key": "nested_text"}})", "call00001"}};
         inputs.messages = {asked, called};
         inputs.tool_choice = COMMON_CHAT_TOOL_CHOICE_NONE;
         inputs.force_pure_content = true;
-        const std::string prompt = within_template_budget(0, [&] {
-            return common_chat_templates_apply(templates_.get(), inputs).prompt;
-        });
+        const std::string prompt =
+            within_template_budget(0, [&] { return common_chat_templates_apply(templates_.get(), inputs).prompt; });
         return prompt.find("flat_text") == std::string::npos || prompt.find("nested_text") != std::string::npos;
     } catch (const std::exception &) {
         return true;

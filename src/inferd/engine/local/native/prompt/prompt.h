@@ -82,7 +82,9 @@ class Prompts {
     bool supports_tools() const noexcept;
     bool supports_calls() const noexcept;          // whether it shows earlier calls
     bool supports_several_calls() const noexcept;  // whether it shows several of one turn
-    bool supports_nested_arguments() const noexcept { return nested_; }  // whether it shows objects in their arguments
+    bool supports_nested_arguments() const noexcept {
+        return nested_;
+    }  // whether it shows objects in their arguments
 
   private:
     Prompts() = default;
