@@ -128,7 +128,9 @@ def held_to_schema(python: Path, options: argparse.Namespace) -> Iterator[Measur
 
         def measure() -> dict[str, float]:
             asked = f"{prompts.words(rng, 4)}. Invent a person and tell all about them."
-            stream = ask(schema.stream_of(server, [{"role": "user", "content": asked}], 6))
+            stream = ask(
+                schema.stream_of(server, [{"role": "user", "content": asked}], schema.WAYS["6 strings"])
+            )
             json.loads("".join(stream.text))
             return {"decode, 6 strings": stream.tokens_per_second}
 
