@@ -13,6 +13,7 @@ from the system. Where the wheel is larger than it may be, this ends with 1.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import shutil
 import subprocess
@@ -126,6 +127,12 @@ def main() -> int:
     chosen.out.mkdir(parents=True, exist_ok=True)
     scratch = ROOT / "build" / "wheels" / "untagged"
     scratch.mkdir(parents=True, exist_ok=True)
+    # Two builds in one build directory would put the extensions of one Python into the wheel of another.
+    lock = os.open(scratch, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise SystemExit("another wheels.py builds in this checkout; wait for its end") from None
     for stale in scratch.glob("*.whl"):
         stale.unlink()
     defines = toolchain.defines() | {"INFERD_PORTABLE": "ON", "INFERD_CPU_VARIANTS": chosen.variants}
