@@ -1,8 +1,8 @@
 """inferd on a Ray cluster of two nodes of this machine: a node killed under load, 1 to 3 replicas and back.
 
 ``python -m bench.bars.ray_serve`` needs ``ray[serve]`` and serves the default model. Clients stream short
-answers without pause. A request that has no part of its answer when the node dies must be served; one that
-has may end with an error in the shape of its API, and with nothing else. Ends with 1 otherwise.
+answers without pause. A request without a part of its answer must be served when the node dies. A request
+with a part may end with an error in the shape of its API, and with nothing else. Ends with 1 otherwise.
 """
 
 from __future__ import annotations

@@ -34,6 +34,7 @@ class Worker:
             self.address = f"127.0.0.1:{free.getsockname()[1]}"
         self.process = subprocess.Popen(
             [sys.executable, "-m", "inferd", "rpc-worker", "--listen", self.address, "--threads", "1"],
+            env={**os.environ, "SECRET_KEY": "hidden"},
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -156,6 +157,9 @@ def test_the_worker_can_do_nothing_but_listen_and_compute(worker: Work) -> None:
     status = Path(f"/proc/{there.child}/status").read_text()
     fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
     assert (fields["NoNewPrivs"], fields["Seccomp"]) == ("1", "2")
+    # The process is not dumpable, so only root can read its environment.
+    if os.geteuid() == 0:
+        assert "hidden" not in Path(f"/proc/{there.child}/environ").read_text()
     assert there.end() == 0
     assert not Path(f"/proc/{there.process.pid}").exists()
 

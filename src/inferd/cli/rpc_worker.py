@@ -12,6 +12,7 @@ import click
 
 from inferd.cli.say import say
 from inferd.config.addresses import Workers
+from inferd.engine.local.child.process import environment
 from inferd.engine.local.rpc import workers
 from inferd.errors import ConfigError, ModelError
 
@@ -58,6 +59,7 @@ def rpc_worker_command(listen: str, threads: int, i_know: bool) -> None:
         started = time.monotonic()
         with subprocess.Popen(  # noqa: S603 - our own program, with a checked address
             [sys.executable, "-m", _PROGRAM, listen, str(threads)],
+            env=environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
         ) as process:

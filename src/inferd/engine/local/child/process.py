@@ -54,6 +54,12 @@ _MEANINGS = {
     "SIGBUS": "the model file may have become shorter while it was read",
 }
 
+
+def environment() -> dict[str, str]:
+    """The variables that a process with llama.cpp gets."""
+    return {name: value for name, value in os.environ.items() if _PASSED_ON.fullmatch(name)}
+
+
 _log = log.get("engine")
 
 
@@ -111,7 +117,7 @@ class EngineProcess:
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
                 cwd="/",
-                env={name: value for name, value in os.environ.items() if _PASSED_ON.fullmatch(name)},
+                env=environment(),
                 start_new_session=True,  # a terminal's Ctrl-C is for the daemon
             )
         except OSError as error:

@@ -36,7 +36,7 @@ def reach(endpoint: str, absent_secs: float = 0.0, seconds: float = REACH_SECS) 
     """Returns if a worker greets at ``endpoint``, within ``seconds``. Raises ModelError.
 
     A worker serves one client at a time; the others wait for its greeting. ``absent_secs`` is the time for
-    which a worker may be missing, as one that is just restarted.
+    which a worker may be missing, because it is just restarted.
     """
     end = time.monotonic() + absent_secs
     while True:
