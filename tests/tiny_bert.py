@@ -7,6 +7,7 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+from gguf.quants import dequantize, quantize
 
 PAD, UNK, CLS, SEP, MASK = range(5)
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -28,10 +29,14 @@ def write_bert(
     name: str = "tiny",
     template: str | None = None,
     special: bool = True,
+    feed_forward: int = FEED_FORWARD,
+    matrices: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
+    rounded_to: gguf.GGMLQuantizationType | None = None,
 ) -> Path:
     """A model file; with pooling RANK it has a classifier head. ``template`` is for reranking.
 
-    Without ``special`` the file does not say which of its tokens are special.
+    Without ``special`` the file does not say which of its tokens are special. The matrices of its layers have
+    the type ``matrices``. Their values are those that the type ``rounded_to`` can hold.
     """
     random = np.random.default_rng(3)
     writer = gguf.GGUFWriter(path, "bert")
@@ -39,7 +44,7 @@ def write_bert(
     writer.add_block_count(LAYERS)
     writer.add_context_length(CONTEXT)
     writer.add_embedding_length(WIDTH)
-    writer.add_feed_forward_length(FEED_FORWARD)
+    writer.add_feed_forward_length(feed_forward)
     writer.add_head_count(HEADS)
     writer.add_layer_norm_eps(1e-12)
     writer.add_causal_attention(False)
@@ -63,7 +68,10 @@ def write_bert(
         writer.add_tensor(tensor, random.normal(0, 0.5, shape).astype(np.float32))
 
     def linear(tensor: str, rows: int, columns: int) -> None:
-        noise(f"{tensor}.weight", rows, columns)
+        values = random.normal(0, 0.5, (rows, columns)).astype(np.float32)
+        if rounded_to is not None:
+            values = dequantize(quantize(values, rounded_to), rounded_to)
+        writer.add_tensor(f"{tensor}.weight", quantize(values, matrices), raw_dtype=matrices)
         noise(f"{tensor}.bias", rows)
 
     def norm(tensor: str) -> None:
@@ -77,8 +85,8 @@ def write_bert(
     for layer in range(LAYERS):
         for part in ("attn_q", "attn_k", "attn_v", "attn_output"):
             linear(f"blk.{layer}.{part}", WIDTH, WIDTH)
-        linear(f"blk.{layer}.ffn_up", FEED_FORWARD, WIDTH)
-        linear(f"blk.{layer}.ffn_down", WIDTH, FEED_FORWARD)
+        linear(f"blk.{layer}.ffn_up", feed_forward, WIDTH)
+        linear(f"blk.{layer}.ffn_down", WIDTH, feed_forward)
         norm(f"blk.{layer}.attn_output_norm")
         norm(f"blk.{layer}.layer_output_norm")
     if pooling == gguf.PoolingType.RANK:
