@@ -60,7 +60,8 @@ class Channel(ABC):
 
 class AsyncChannel(Channel):
     """``timeout`` bounds each wait for the daemon, in seconds; ``None`` waits for ever. ``incoming`` splits
-    the received bytes, and must match the form of the requests."""
+    the received bytes, and must match the form of the requests. ``connection`` is the class of the
+    connections."""
 
     def __init__(
         self,
@@ -68,8 +69,10 @@ class AsyncChannel(Channel):
         api_key: str | None,
         timeout: float | None,
         incoming: type[Incoming] = Incoming,
+        connection: type[AsyncConnection] = AsyncConnection,
     ) -> None:
         self._incoming = incoming
+        self._kind = connection
         self._endpoint = endpoint
         self._api_key = api_key
         self._timeout = timeout
@@ -84,7 +87,7 @@ class AsyncChannel(Channel):
         return self._idle.take() or await self._connect(connect_timeout)
 
     async def _connect(self, connect_timeout: float | None) -> AsyncConnection:
-        return await AsyncConnection.open(
+        return await self._kind.open(
             self._endpoint,
             self._api_key,
             timeout=self._timeout,
@@ -93,7 +96,9 @@ class AsyncChannel(Channel):
         )
 
     async def ask(self, request: PendingRequest[E, D], *, anew: bool = False) -> AsyncConnection:
-        connection = await (self._connect(self._timeout) if anew else self.take(self._timeout))
+        connection = None if anew else self._idle.take()
+        if connection is None:
+            connection = await self._connect(self._timeout)
         await connection.ask(request.pieces)
         return connection
 
@@ -124,8 +129,10 @@ class AsyncReply(AsyncIterator[E | D], Generic[E, D]):
         if self._over:
             raise StopAsyncIteration
         try:
-            while (event := self._request.take(await self._line(await self._started()))) is None:
-                pass
+            event = None
+            while event is None:
+                connection = self._connection or await self._started()
+                event = self._request.take(await self._line(connection))
         except ConnectionLost:
             if self._over:  # another task closed it
                 raise StopAsyncIteration from None

@@ -63,10 +63,9 @@ class AsyncConnection:
 
         A peer that has already closed is not an error here, since its last data is still to be read.
         """
-        loop = asyncio.get_running_loop()
         try:
             for piece in pieces:
-                await self._run(loop.sock_sendall(self._socket, piece))
+                await self._send(piece)
         except TimeoutError:
             self.close()
             raise self._incoming.deaf() from None
@@ -88,11 +87,10 @@ class AsyncConnection:
 
     async def line(self) -> bytes:
         """The next line, without its newline."""
-        loop = asyncio.get_running_loop()
         try:
             while (line := self._incoming.line()) is None:
                 try:
-                    data = await self._run(loop.sock_recv(self._socket, READ_BYTES))
+                    data = await self._receive()
                 except TimeoutError:
                     raise self._incoming.silent() from None
                 except ConnectionError:
@@ -120,6 +118,12 @@ class AsyncConnection:
                 self._socket.shutdown(socket.SHUT_RDWR)
         else:
             self._socket.close()
+
+    async def _send(self, piece: Bytes) -> None:
+        await self._run(asyncio.get_running_loop().sock_sendall(self._socket, piece))
+
+    async def _receive(self) -> bytes:
+        return await self._run(asyncio.get_running_loop().sock_recv(self._socket, READ_BYTES))
 
     async def _run(self, operation: Coroutine[Any, Any, R]) -> R:
         if self._busy:

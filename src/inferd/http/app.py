@@ -131,19 +131,24 @@ class Bridge:
     def app(self, routes: Mapping[str, Mapping[str, Handler]], scope_of: Callable[[str], str]) -> ASGIApp:
         """The ASGI application of ``routes``: the handlers of each path by method. ``scope_of`` returns the
         scope that a path requires of a key."""
-        endpoints = [self._route(path, methods) for path, methods in routes.items()]
-        inner = Router(endpoints, redirect_slashes=False, default=_not_found, lifespan=self._lifespan)
+        endpoints = {path: _Endpoint(self, path, methods) for path, methods in routes.items()}
+        matched = [Route(path, endpoint) for path, endpoint in endpoints.items()]
+        router = Router(matched, redirect_slashes=False, default=_not_found, lifespan=self._lifespan)
+        # The router tries one pattern after the other; most paths are none.
+        plain = {path: endpoint for path, endpoint in endpoints.items() if "{" not in path}
+
+        async def routed(scope: Scope, receive: Receive, send: Send) -> None:
+            endpoint = plain.get(scope["path"]) if scope["type"] == "http" else None
+            await (endpoint or router)(scope, receive, send)
+
         return Gate(
-            inner,
+            routed,
             keys=self._options.keys,
             metrics=self.metrics,
             hosts=self._options.hosts,
             origins=self._options.origins,
             scope_of=scope_of,
         )
-
-    def _route(self, path: str, methods: Mapping[str, Handler]) -> Route:
-        return Route(path, _Endpoint(self, path, methods))
 
     @asynccontextmanager
     async def _lifespan(self, app: Router) -> AsyncIterator[None]:

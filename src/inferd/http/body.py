@@ -28,7 +28,12 @@ class ClientGone(Exception):
 
 
 async def read_bytes(scope: Scope, receive: Receive) -> bytes:
-    """Reads the whole body. Raises HttpFailure if it is too large or too slow, and ClientGone."""
+    """Reads the whole body. Raises HttpFailure if it is too large or too slow, and ClientGone.
+
+    ``whole`` in the scope says that the body arrived together with the head.
+    """
+    if scope.get("whole"):
+        return (await _piece(receive))[0]  # it is here, so it needs no time limit
     length = next((value for name, value in scope["headers"] if name == b"content-length"), None)
     if length is not None and int(length) > MAX_BODY_BYTES:
         raise _too_large()
@@ -36,18 +41,24 @@ async def read_bytes(scope: Scope, receive: Receive) -> bytes:
     size, piece_end = 0, PIECE_BYTES
     with _TimeLimit() as limit:
         while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGone
-            chunks.append(message.get("body", b""))
-            size += len(chunks[-1])
+            chunk, more = await _piece(receive)
+            chunks.append(chunk)
+            size += len(chunk)
             if size > MAX_BODY_BYTES:
                 raise _too_large()
-            if not message.get("more_body", False):
+            if not more:
                 return b"".join(chunks) if len(chunks) > 1 else chunks[0]
             if size >= piece_end:
                 piece_end = size + PIECE_BYTES
                 limit.extend()
+
+
+async def _piece(receive: Receive) -> tuple[bytes, bool]:
+    """The next bytes of the body, and whether more follow."""
+    message = await receive()
+    if message["type"] == "http.disconnect":
+        raise ClientGone
+    return message.get("body", b""), message.get("more_body", False)
 
 
 class _TimeLimit:

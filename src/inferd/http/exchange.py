@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from starlette.types import Scope
@@ -25,6 +26,7 @@ class Exchange:
     method: str
     path: str
     api: Api
+    headers: Mapping[bytes, bytes] = field(default_factory=dict)
     agent: str = ""
     id: str = field(default_factory=lambda: f"req_{uuid.uuid4().hex}")
     started: float = field(default_factory=time.monotonic)
@@ -60,14 +62,20 @@ def api_of(path: str) -> Api:
     return "anthropic" if path.startswith("/v1/messages") else "openai"
 
 
-def header(scope: Scope, name: bytes) -> str:
-    """The first header with a name, or the empty string."""
-    return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
+def headers_of(scope: Scope) -> dict[bytes, bytes]:
+    """The request's headers; of several with one name, the first."""
+    return dict(reversed(scope["headers"]))
 
 
-def asker_of(scope: Scope, caller: str) -> Asker:
+def header(headers: Mapping[bytes, bytes], name: bytes) -> str:
+    """The text of a header, or the empty string."""
+    value = headers.get(name)
+    return "" if value is None else value.decode("latin-1")
+
+
+def asker_of(headers: Mapping[bytes, bytes], caller: str) -> Asker:
     """The caller, with the priority, deadline and adapter in the request's headers. Raises BadField."""
-    priority, deadline = header(scope, b"x-inferd-priority"), header(scope, b"x-inferd-deadline-ms")
+    priority, deadline = header(headers, b"x-inferd-priority"), header(headers, b"x-inferd-deadline-ms")
     if priority and priority not in _PRIORITIES:
         raise BadField("X-Inferd-Priority", "X-Inferd-Priority must be interactive or batch")
     if deadline and not (
@@ -80,5 +88,5 @@ def asker_of(scope: Scope, caller: str) -> Asker:
         caller=caller,
         priority=priority or None,
         deadline_ms=int(deadline) if deadline else None,
-        lora=header(scope, b"x-inferd-lora") or None,
+        lora=header(headers, b"x-inferd-lora") or None,
     )

@@ -11,7 +11,7 @@ import asyncio
 import ipaddress
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,7 +20,7 @@ from inferd import log
 from inferd.http import failures, local_user
 from inferd.http.answer import log_line, send_failure
 from inferd.http.body import ClientGone
-from inferd.http.exchange import Exchange, api_of, asker_of, header
+from inferd.http.exchange import Exchange, api_of, asker_of, header, headers_of
 from inferd.http.failures import HttpFailure
 from inferd.http.keys import Key, Keys
 from inferd.http.metrics import Metrics, family_of
@@ -36,7 +36,7 @@ _ALLOWED_HEADERS = (
     b"authorization, content-type, x-api-key, x-inferd-priority, x-inferd-deadline-ms, x-inferd-lora"
 )
 _ALLOWED_METHODS = b"GET, POST, HEAD, OPTIONS"
-_ROOT = 0
+_OWNERS = (os.getuid(), 0)
 
 _log = log.get("http")
 
@@ -67,14 +67,17 @@ class Gate:
             await self._app(scope, receive, send)
             return
         path = scope["path"]
-        exchange = Exchange(scope["method"], path, api_of(path), family_of(header(scope, b"user-agent")))
+        headers = headers_of(scope)
+        agent = family_of(header(headers, b"user-agent"))
+        exchange = Exchange(scope["method"], path, api_of(path), headers, agent)
         scope["exchange"] = exchange
         self._metrics.begin()
-        origin = header(scope, b"origin")
+        origin = header(headers, b"origin")
         answered = self._with_headers(send, exchange, origin)
         try:
-            self._check_host(scope)
-            self._check_origin(scope, origin)
+            host = header(headers, b"host")
+            self._check_host(host)
+            self._check_origin(origin, host)
             if scope["method"] == "OPTIONS":
                 await _preflight(answered, exchange)
                 return
@@ -94,8 +97,7 @@ class Gate:
 
     # Host and origin.
 
-    def _check_host(self, scope: Scope) -> None:
-        host = header(scope, b"host")
+    def _check_host(self, host: str) -> None:
         if host and not self._is_known(_name_of(host)):
             raise HttpFailure(
                 "forbidden",
@@ -111,8 +113,8 @@ class Gate:
             return False
         return True  # unlike a name, an address cannot be rebound
 
-    def _check_origin(self, scope: Scope, origin: str) -> None:
-        if origin and not self._allows(origin, header(scope, b"host")):
+    def _check_origin(self, origin: str, host: str) -> None:
+        if origin and not self._allows(origin, host):
             raise HttpFailure(
                 "forbidden", "web pages of this origin may not use this server; allow it by --http-origins"
             )
@@ -130,7 +132,7 @@ class Gate:
     def _identify(self, scope: Scope, exchange: Exchange) -> None:
         path = scope["path"]
         if self._keys.any:
-            secret = _secret_of(scope)
+            secret = _secret_of(exchange.headers)
             key = self._keys.find(secret) if secret else None
             if key is not None:
                 self._use(key, path, exchange)
@@ -140,7 +142,7 @@ class Gate:
             caller = "" if key is None else f"key:{key.name}"
         else:
             caller = _local_caller(scope, needs_owner=not _is_open(path))
-        exchange.asker = asker_of(scope, caller)
+        exchange.asker = asker_of(exchange.headers, caller)
 
     def _use(self, key: Key, path: str, exchange: Exchange) -> None:
         needed = self._scope_of(path)
@@ -207,16 +209,16 @@ def _name_of(host: str) -> str:
     return name.lower().rstrip(".")
 
 
-def _secret_of(scope: Scope) -> str:
-    scheme, _, secret = header(scope, b"authorization").partition(" ")
-    return secret.strip() if scheme.lower() == "bearer" else header(scope, b"x-api-key")
+def _secret_of(headers: Mapping[bytes, bytes]) -> str:
+    scheme, _, secret = header(headers, b"authorization").partition(" ")
+    return secret.strip() if scheme.lower() == "bearer" else header(headers, b"x-api-key")
 
 
 def _local_caller(scope: Scope, *, needs_owner: bool) -> str:
     """The user of a loopback peer. Without keys only the bridge's user and root pass, as on a Unix socket."""
     peer: local_user.Peer = scope["peer"]
     uid = peer.uid(scope["client"], scope["server"]) if scope["client"] else None
-    if needs_owner and uid not in (os.getuid(), _ROOT):
+    if needs_owner and uid not in _OWNERS:
         whom = "this connection's user is unknown" if uid is None else "this server belongs to another user"
         raise HttpFailure("unauthorized", f"{whom}; start it with --http-key-file and send a key")
     return "" if uid is None else f"uid:{uid}"

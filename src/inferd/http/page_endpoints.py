@@ -44,7 +44,7 @@ _BACKEND = ("name", "kind", "model", "ready", "breaker", "running")
 
 
 async def _root(call: Call) -> None:
-    if "text/html" in header(call.scope, b"accept"):
+    if "text/html" in header(call.exchange.headers, b"accept"):
         await _send(call, "index.html")
     else:
         await call.text("Ollama is running")

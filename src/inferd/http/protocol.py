@@ -55,21 +55,26 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self._in_head:
+        if self._in_head:  # most heads are whole by now, and need no alarm
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self.transport.close()
+            elif self._head_alarm is None:
+                self._head_alarm = self.loop.call_later(HEAD_SECS, self.transport.close)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self.scope["peer"] = self._peer  # type: ignore[typeddict-unknown-key]
         self._in_head = True
         self._head_bytes = 0
-        self._head_alarm = self.loop.call_later(HEAD_SECS, self.transport.close)
 
     def on_headers_complete(self) -> None:
         self._end_head()
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self.scope["whole"] = True  # type: ignore[typeddict-unknown-key]
 
     def _end_head(self) -> None:
         self._in_head = False

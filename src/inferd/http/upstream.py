@@ -29,6 +29,7 @@ from inferd.client.vectors import Embeddings, Ranking
 from inferd.config import paths
 from inferd.errors import ConnectionLost, DaemonUnreachable, InferdError
 from inferd.http.api.request import Generation
+from inferd.http.lasting import LastingConnection
 from inferd.http.models import Model, Models
 
 Reply = AsyncReply[Event, MessageDone]
@@ -143,7 +144,9 @@ class Upstream:
         if channel is None:
             where = endpoint(self._addresses.of(surface), surface)
             incoming = FramedIncoming if surface == "v2" else Incoming
-            channel = self._channels[surface] = AsyncChannel(where, self._api_key, None, incoming)
+            channel = self._channels[surface] = AsyncChannel(
+                where, self._api_key, None, incoming, LastingConnection
+            )
         return channel
 
     # The daemon's state.

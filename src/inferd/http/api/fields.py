@@ -68,6 +68,8 @@ class Fields:
         return value
 
     def integer(self, name: str) -> int | None:
+        if name not in self._values:
+            return None
         value = self.number(name)
         if value is not None and value != int(value):
             raise self.bad(name, "must be an integer")
@@ -75,6 +77,8 @@ class Fields:
 
     def count(self, name: str) -> int | None:
         """An integer of at least 0, clamped to 2^31 - 1."""
+        if name not in self._values:
+            return None
         value = self.integer(name)
         if value is not None and value < 0:
             raise self.bad(name, "must be at least 0")

@@ -22,13 +22,17 @@ EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max", "ultra")
 
 def sampling(fields: Fields) -> dict[str, Any]:
     """The sampling options; the daemon applies its defaults for absent ones."""
-    options: dict[str, Any] = {name: fields.number(name) for name in _NUMBERS}
-    options["top_k"] = fields.count("top_k")
+    options: dict[str, Any] = {}
+    for name in _NUMBERS:
+        if (value := fields.number(name)) is not None:
+            options[name] = value
+    if (top_k := fields.count("top_k")) is not None:
+        options["top_k"] = top_k
     if (top_p := fields.number("top_p")) is not None:
         options["top_p"] = max(top_p, _LEAST_TOP_P)
     if (seed := fields.integer("seed")) is not None:
         options["seed"] = seed & 0xFFFFFFFF
-    return {name: value for name, value in options.items() if value is not None}
+    return options
 
 
 def stops(fields: Fields, name: str) -> list[str]:

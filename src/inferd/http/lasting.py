@@ -1,0 +1,76 @@
+"""A connection to the daemon that stays registered with the bridge's event loop.
+
+:class:`AsyncConnection` registers its socket for each read, because a client may use several loops. That
+takes about ten system calls a request. The bridge has one loop for its whole life.
+
+The socket is read only while a task waits for it. If something arrives at another time, the socket is not
+watched until the next wait. So a client that does not read slows the daemon down, and an idle connection that
+the daemon has closed is recognised without a system call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+
+from inferd.client.async_connection import AsyncConnection
+from inferd.client.protocol import READ_BYTES, Bytes, Incoming
+
+
+class LastingConnection(AsyncConnection):
+    """A connected socket, for one event loop. It has no timeout."""
+
+    def __init__(self, connected: socket.socket, incoming: Incoming, timeout: float | None) -> None:
+        super().__init__(connected, incoming, timeout)
+        self._loop = asyncio.get_running_loop()
+        self._watched = False
+        self._waiter: asyncio.Future[bytes] | None = None
+
+    async def _send(self, piece: Bytes) -> None:
+        if self._closed:
+            raise BrokenPipeError
+        sent = 0
+        with contextlib.suppress(BlockingIOError):
+            sent = self._socket.send(piece)
+        if sent < len(piece):
+            await super()._send(memoryview(piece)[sent:])
+
+    async def _receive(self) -> bytes:
+        if self._closed:
+            return b""
+        if not self._watched:
+            self._loop.add_reader(self._socket, self._read)
+            self._watched = True
+        self._waiter = self._loop.create_future()
+        try:
+            return await self._waiter
+        finally:
+            self._waiter = None
+
+    def _read(self) -> None:
+        waiter = self._waiter
+        if waiter is None or waiter.done():
+            self._unwatch()
+            return
+        try:
+            waiter.set_result(self._socket.recv(READ_BYTES))
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            waiter.set_exception(error)
+
+    def _unwatch(self) -> None:
+        if self._watched:
+            self._watched = False
+            self._loop.remove_reader(self._socket)
+
+    def alive(self) -> bool:
+        return self._watched or super().alive()
+
+    def close(self) -> None:
+        if not self._closed:
+            self._unwatch()
+        super().close()
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(b"")
