@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from inferd.engine.backend import Tool
 from inferd.engine.local.conversation import prepare
 from inferd.engine.local.schema import raw_texts
+from tests.cases import cases
 from tests.unit.test_conversation import TEMPLATES, follow, read, request, summary
 from tests.unit.test_family_calls import TOOLS, family, guides, model, tool
 
@@ -208,6 +210,189 @@ def test_the_arguments_of_gemma_4_follow_their_schema() -> None:
     for arguments in ("{}", "{a:1}", "{b:true}", "{a:1,c:null}", "{b:false,c:null}", "{a:1,b:true,c:null}"):
         assert takes(optional, arguments), arguments
     assert takes(Tool("f", "", "{}"), "{any:[1,'x']}")
+
+
+NODE = {
+    "type": "object",
+    "properties": {"kind": {"const": "node"}, "next": {"$ref": "#/$defs/Node"}},
+    "required": ["kind"],
+    "additionalProperties": False,
+}
+LEAF = {
+    "type": "object",
+    "properties": {"kind": {"const": "leaf"}, "size": {"type": "integer"}},
+    "required": ["kind", "size"],
+    "additionalProperties": False,
+}
+OPEN = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+PAIR = {"type": "array", "prefixItems": [{"type": "string"}, {"type": "integer"}], "minItems": 1}
+COMBINED: list[tuple[dict[str, Any], list[Any], list[Any]]] = [
+    (OPEN, [{"a": 1}, {"a": 1, "b": ["x", {}]}], [{"b": 1}, {"a": "x"}, 3]),
+    (
+        {**OPEN, "additionalProperties": {"type": "boolean"}},
+        [{"a": 1}, {"a": 1, "b": True, "c": False}],
+        [{"a": 1, "b": 2}, {"a": True, "b": True}],
+    ),
+    ({"additionalProperties": {"enum": [1, "x"]}, "type": "object"}, [{}, {"b": 1, "c": "x"}], [{"b": 2}]),
+    (
+        {
+            "type": "object",
+            "additionalProperties": {"type": "integer"},
+            "minProperties": 1,
+            "maxProperties": 2,
+        },
+        [{"b": 1}, {"b": 1, "c": 2}],
+        [{}, {"b": 1, "c": 2, "d": 3}],
+    ),
+    (
+        {
+            "type": "object",
+            "patternProperties": {"^x-": {"type": "string"}},
+            "additionalProperties": {"type": "integer"},
+        },
+        [{"x-a": "1", "b": 2}],
+        [{"x-a": 1}, {"b": "2"}],
+    ),
+    ({"allOf": [{"type": "string", "minLength": 2}, {"maxLength": 3}]}, ["ab", "abc"], ["a", "abcd", 1]),
+    ({"type": "number", "allOf": [{"minimum": 0}, {"maximum": 9}]}, [0, 2.5], [-1, 10]),
+    (
+        {"allOf": [OPEN, {"properties": {"b": {"type": "string"}}, "required": ["b"]}]},
+        [{"a": 1, "b": "x"}],
+        [{"a": 1}, {"b": "x"}, {"a": 1, "b": 2}],
+    ),
+    (
+        {**OPEN, "required": [], "anyOf": [{"required": ["a"]}, {"required": ["b"]}]},
+        [{"a": 1}, {"b": "any"}, {"a": 1, "b": 2}],
+        [{}, {"c": 1}],
+    ),
+    ({"oneOf": [{"type": "integer"}, {"type": "array", "items": {"type": "null"}}]}, [3, [None]], ["x", [3]]),
+    (
+        {"oneOf": [{"$ref": "#/$defs/Node"}, {"$ref": "#/$defs/Leaf"}]},
+        [{"kind": "node", "next": {"kind": "node"}}, {"kind": "leaf", "size": 2}],
+        [
+            {"kind": "leaf"},
+            {"kind": "node", "next": {"kind": "leaf", "size": 1}},
+            {"kind": "node", "size": 2},
+        ],
+    ),
+    (PAIR, [["x"], ["x", 1], ["x", 1, None]], [[], [1], ["x", "y"]]),
+    ({**PAIR, "items": False, "minItems": 2}, [["x", 1]], [["x"], ["x", 1, 2]]),
+    ({"type": "array", "items": {"$ref": "#/$defs/Größe"}, "maxItems": 2}, [[], [1, 2]], [[0], [1, 2, 3]]),
+    ({"enum": [{"a": [1, None]}, ["x", True]]}, [{"a": [1, None]}, ["x", True]], [{"a": [1]}, []]),
+    ({"type": ["boolean", "string"], "pattern": "^[a-z]+$"}, [True, "x"], ["X", None]),
+]
+
+
+def gemma(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{name}:{gemma(each)}' for name, each in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{','.join(map(gemma, value))}]"
+    return f'<|"|>{value}<|"|>' if isinstance(value, str) else json.dumps(value)
+
+
+def gemma_call(value: Any) -> str:
+    return f"<|tool_call>call:f{gemma({'v': value})}<tool_call|>"
+
+
+def python_call(value: Any) -> str:
+    return f"<|tool_call_start|>[f(v={value!r})]<|tool_call_end|>"
+
+
+def json_call(value: Any) -> str:
+    return f"<|tool_call_start|>[f(v={json.dumps(value)})]<|tool_call_end|>"
+
+
+def assert_a_combination_is_enforced(
+    name: str, call: Callable[[Any], str], schema: dict[str, Any], fits: list[Any], others: list[Any]
+) -> None:
+    definitions = {"Node": NODE, "Leaf": LEAF, "Größe": {"type": "integer", "minimum": 1}}
+    whole = {"$defs": definitions, "type": "object", "properties": {"v": schema}, "required": ["v"]}
+    asked = request(tools=(Tool("f", "", json.dumps(whole)),), tool_choice="required", thinking=False)
+    for value in (*fits, *others):
+        prepared = prepare(family(TEMPLATES / f"{name}.jinja"), asked)
+        assert prepared.guide is not None
+        accepted = follow(model(), prepared.guide, call(value)) and prepared.guide.accepting
+        assert accepted == (value in fits), value
+        assert prepared.reader is not None
+        if accepted:
+            assert summary(read(prepared.reader, list(call(value))))[2] == [("f", {"v": value})]
+
+
+@cases("schema, fits, others", COMBINED)
+def test_gemma_4_keeps_combined_schemas(schema: dict[str, Any], fits: list[Any], others: list[Any]) -> None:
+    assert_a_combination_is_enforced("google-gemma-4-31B-it", gemma_call, schema, fits, others)
+
+
+@cases("schema, fits, others", COMBINED)
+def test_lfm_2_5_keeps_combined_schemas(schema: dict[str, Any], fits: list[Any], others: list[Any]) -> None:
+    assert_a_combination_is_enforced("LFM2.5-Instruct", python_call, schema, fits, others)
+    assert_a_combination_is_enforced("LFM2.5-Instruct", json_call, schema, fits, [])
+
+
+EITHER = Tool(
+    "f",
+    "",
+    json.dumps(
+        {
+            "type": "object",
+            "anyOf": [
+                {"properties": {"a": {"type": "string", "enum": ["x", "y"]}}, "required": ["a"]},
+                {"properties": {"b": {"type": "integer"}}, "required": ["b"]},
+            ],
+        }
+    ),
+)
+
+
+@cases(
+    "name, call, one, other, wrong",
+    [
+        ("LFM2.5-Instruct", "<|tool_call_start|>[f({})]<|tool_call_end|>", "a='x'", "b=3", "a='z'"),
+        (
+            "Qwen3-Coder",
+            "<tool_call>\n<function=f>\n{}</function>\n</tool_call>",
+            "<parameter=a>\nx\n</parameter>\n",
+            "<parameter=b>\n3\n</parameter>\n",
+            "<parameter=a>\nz\n</parameter>\n",
+        ),
+    ],
+)
+def test_parameters_in_alternatives_are_parameters(
+    name: str, call: str, one: str, other: str, wrong: str
+) -> None:
+    for arguments, value in ((one, {"a": "x"}), (other, {"b": 3}), (wrong, None)):
+        asked = request(tools=(EITHER,), tool_choice="required", thinking=False)
+        prepared = prepare(family(TEMPLATES / f"{name}.jinja"), asked)
+        text = call.format(arguments)
+        assert prepared.guide is not None
+        assert (follow(model(), prepared.guide, text) and prepared.guide.accepting) == (value is not None)
+        assert prepared.reader is not None
+        if value is not None:
+            assert summary(read(prepared.reader, list(text)))[2] == [("f", value)]
+
+
+def test_lfm_2_5_holds_texts_alone_and_may_leave_out_optional_arguments() -> None:
+    texts = Tool(
+        "f", "", json.dumps({"properties": {"a": {"type": "string", "maxLength": 2}, "b": {"const": "x"}}})
+    )
+    asked = request(tools=(texts,), tool_choice="required", thinking=False)
+    for arguments, value in (
+        ("", {}),
+        ("a='it', b=\"x\"", {"a": "it", "b": "x"}),
+        ('a="\\n"', {"a": "\n"}),
+        ("a='its'", None),
+        ("b='x', a='it'", None),
+    ):
+        prepared = prepare(family(TEMPLATES / "LFM2.5-Instruct.jinja"), asked)
+        call = f"<|tool_call_start|>[f({arguments})]<|tool_call_end|>"
+        assert prepared.guide is not None
+        assert (follow(model(), prepared.guide, call) and prepared.guide.accepting) == (value is not None), (
+            call
+        )
+        assert prepared.reader is not None
+        if value is not None:
+            assert summary(read(prepared.reader, list(call)))[2] == [("f", value)]
 
 
 SETTING = Tool(

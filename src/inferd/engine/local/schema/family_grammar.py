@@ -189,14 +189,22 @@ class Format:
         tagged = next(self._tagged(tag, i), None)
         return "" if tagged is None else str(self._nodes[self._nodes[tagged]["child"]].get("literal", ""))
 
-    def _call_arguments(self, arguments: dict[str, Any], tool: str) -> str | None:
+    def _call_arguments(self, i: int, tool: str) -> str | None:
         """The arguments of a call where the parser takes any of them any number of times: in the order of the
         schema, each at most once. ``None`` for other parsers."""
+        arguments = self._nodes[i]
         if arguments["type"] == "rule" and arguments["name"] == DICT:
             return self._members(self, tool, arguments["name"])
-        if arguments["type"] == "sequence" and KEYWORDS in self._named:
+        if self._are_keywords(i):
             return self._members(self, tool, KEYWORDS)
         return self._in_order(arguments, tool) if arguments["type"] == "repetition" else None
+
+    def _are_keywords(self, i: int) -> bool:
+        """Whether the first argument is written as ``name=``."""
+        opened = next(self._tagged("tool-arg-open", i), None)
+        inner = {} if opened is None else self._nodes[self._nodes[opened]["child"]]
+        names = inner.get("children", ())
+        return len(names) == 2 and self._nodes[names[1]].get("literal") == "="
 
     def _in_order(self, repetition: dict[str, Any], tool: str) -> str | None:
         inner = self._nodes[repetition["child"]]
@@ -250,7 +258,7 @@ class Format:
         if kind in ("epsilon", "start", "end", "and", "not"):
             return ""
         if i in self._tool_of:
-            held = self._call_arguments(self._nodes[node["child"]], self._tool_of[i])
+            held = self._call_arguments(node["child"], self._tool_of[i])
             return self._expression(node["child"]) if held is None else held
         if kind == "literal":
             return self.literal(node["literal"]) if node["literal"] else ""

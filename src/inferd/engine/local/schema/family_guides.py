@@ -6,6 +6,7 @@ The parser is made for a ``form``: the tools with only the parts of their schema
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,11 +14,12 @@ from typing import Any
 from inferd.engine.backend import Tool
 from inferd.engine.local import _llama
 from inferd.engine.local.schema import notations, raw_texts
+from inferd.engine.local.schema.alternatives import TYPES, parameters, type_of
 from inferd.engine.local.schema.family_grammar import KEYWORDS, Format, Inexpressible
 from inferd.engine.local.schema.guides import TOOL_OPTIONS, Guides, Held, json_text
+from inferd.engine.local.schema.schema_places import target
 from inferd.errors import InvalidRequest
 
-_TYPES = ("array", "boolean", "integer", "null", "number", "object", "string")
 _NOT_IN_RULES = re.compile("[^a-zA-Z0-9-]+")  # llama.cpp replaces them with a dash in rule names
 _RULES = ("tool-{tool}-arg-{parameter}", "ling3-arg-{tool}-{parameter}", "kimi-k3-arg-{tool}-{parameter}")
 """llama.cpp's name of a parameter's rule, by family."""
@@ -67,9 +69,11 @@ def calls(
     """
     schemas: dict[str, bytes | None] = {}
     texts: dict[str, Sequence[str] | str | None] = {}
+    needed: dict[str, set[str]] = {}
     for name, each in held.items():
         schemas[f"tool-{name}-schema"] = each.text
-        for parameter, schema in _parameters(each.schema).items():
+        declared, needed[name] = parameters(each.schema)
+        for parameter, schema in declared.items():
             names = [rule.format(tool=name, parameter=parameter) for rule in _RULES]
             rules = [_NOT_IN_RULES.sub("-", each_name) for each_name in names]
             if _types(schema, each.schema) & {"string"}:
@@ -81,20 +85,31 @@ def calls(
             schemas |= {f"{name}{end}": text for name in names for end in ("", "-schema")}
 
     def requires(tool: str, parameter: str) -> bool:
-        return tool in held and parameter in (held[tool].schema.get("required") or ())
+        return parameter in needed.get(tool, ())
 
-    def members(form: Format, tool: str, notation: str) -> str | None:
+    def members(form: Format, tool: str, notation: str, *, simple: bool) -> str | None:
         if tool not in held:
             return None
         schema = held[tool].schema
-        if notation == KEYWORDS:
-            return notations.keywords(form, schema, lambda part: _texts(guides, part, schema))
-        return notations.Values(form, schema, lambda part: _texts(guides, part, schema)).arguments()
+        arguments = notations.keywords if notation == KEYWORDS else notations.members
+        return arguments(
+            form,
+            schema,
+            lambda part: _without_expression(_texts(guides, part, schema), simple),
+            lambda lark: not simple and guides.takes(lark),
+        )
 
-    simpler = {rule: None if isinstance(said, str) else said for rule, said in texts.items()}
-    for given in (texts, simpler):
+    for simple in (False, True):
+        given = {rule: _without_expression(said, simple) for rule, said in texts.items()}
         try:
-            form = Format(syntax, guides.control, schemas.get, given.get, requires, members)
+            form = Format(
+                syntax,
+                guides.control,
+                schemas.get,
+                given.get,
+                requires,
+                functools.partial(members, simple=simple),
+            )
             return _calls(guides, prompt, form, required)
         except Inexpressible:
             return None
@@ -139,17 +154,15 @@ def _thoughts(form: Format, prompt: _llama.Prompt) -> str:
 
 def _shape(schema: Mapping[str, Any], typed: bool, listed: bool) -> dict[str, object]:
     """The part of a tool's schema that the parser needs: the names and types of its parameters."""
+    declared, needed = parameters(schema)
     properties = {
-        name: _shape_of_types(_types(part, schema), typed, listed)
-        for name, part in _parameters(schema).items()
+        name: _shape_of_types(_types(part, schema), typed, listed) for name, part in declared.items()
     }
-    required = [name for name in schema.get("required") or () if name in properties]
-    return {"type": "object", "properties": properties, "required": required}
-
-
-def _parameters(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """The schemas of the parameters that a call may have."""
-    return {name: part for name, part in (schema.get("properties") or {}).items() if part is not False}
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": [name for name in declared if name in needed],
+    }
 
 
 def _shape_of_types(types: set[str], typed: bool, listed: bool) -> dict[str, object]:
@@ -157,7 +170,7 @@ def _shape_of_types(types: set[str], typed: bool, listed: bool) -> dict[str, obj
         return {"type": ["array"]}
     if typed and len(types) > 1:
         return {"type": "string" if "string" in types else "any"}
-    if len(types) == len(_TYPES):
+    if len(types) == len(TYPES):
         return {}
     return {"type": sorted(types) if len(types) > 1 else next(iter(types), "null")}
 
@@ -165,21 +178,21 @@ def _shape_of_types(types: set[str], typed: bool, listed: bool) -> dict[str, obj
 def _types(schema: Any, root: Mapping[str, Any], depth: int = 0) -> set[str]:
     """The types that a value of the schema may have."""
     if not isinstance(schema, dict) or depth > 20:
-        return set(_TYPES) if schema is not False else set()
-    found = set(_TYPES)
+        return set(TYPES) if schema is not False else set()
+    found = set(TYPES)
     if "type" in schema:
         given = schema["type"]
         found &= {given} if isinstance(given, str) else set(given)
     for values in (schema.get("enum"), [schema["const"]] if "const" in schema else None):
         if values is not None:
-            found &= {_type_of(value) for value in values}
+            found &= {type_of(value) for value in values}
     for key in ("anyOf", "oneOf"):
         if key in schema:
             found &= set().union(*(_types(part, root, depth + 1) for part in schema[key]))
     for part in schema.get("allOf", ()):
         found &= _types(part, root, depth + 1)
     if str(schema.get("$ref", "")).startswith("#/"):
-        found &= _types(raw_texts.place(root, schema["$ref"]), root, depth + 1)
+        found &= _types(target(root, schema["$ref"]), root, depth + 1)
     return found
 
 
@@ -192,9 +205,8 @@ def _texts(guides: Guides, schema: Any, root: Mapping[str, Any]) -> Sequence[str
     return expression if expression and guides.takes(f"start: TEXT\nTEXT: {expression}") else None
 
 
-def _type_of(value: Any) -> str:
-    names = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
-    return names.get(type(value), "null")
+def _without_expression(texts: Sequence[str] | str | None, simple: bool) -> Sequence[str] | str | None:
+    return None if simple and isinstance(texts, str) else texts
 
 
 def _with_definitions(schema: Any, root: Mapping[str, Any]) -> dict[str, Any]:

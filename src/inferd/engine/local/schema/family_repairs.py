@@ -31,6 +31,8 @@ def repaired(syntax: bytes) -> bytes:
             _mark_of_arguments_twice(nodes, node)
         elif node["type"] == "tag" and node["tag"] == "tool-arg-value":
             _scalars_of_python(nodes, node)
+        elif node["type"] == "tag" and node["tag"] == "tool-args":
+            _no_argument(nodes, node)
         elif node["type"] == "rule" and node["trigger"]:
             _commas_outside_of_an_array(nodes, node)
             _ids_behind_arguments(nodes, node)
@@ -123,6 +125,13 @@ def _ids_behind_arguments(nodes: _Nodes, rule: Node) -> None:
         call = nodes.all[node["child"]]
         if call["type"] == "sequence" and _first_literal(nodes, nodes.all[call["children"][-1]]) == "}":
             call["children"].insert(-1, option)
+
+
+def _no_argument(nodes: _Nodes, node: Node) -> None:
+    """LFM2.5: the parser wants an argument in each call of a tool that has parameters."""
+    arguments = nodes.all[node["child"]]
+    if arguments["type"] == "sequence" and nodes.children(arguments)[0]["type"] == "choice":
+        node["child"] = nodes.add(type="repetition", child=node["child"], min_count=0, max_count=1)
 
 
 def _scalars_of_python(nodes: _Nodes, node: Node) -> None:

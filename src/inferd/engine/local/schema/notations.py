@@ -1,156 +1,311 @@
 """The arguments of a call in notations of which llama.cpp's parser takes any values.
 
 Gemma 4 writes ``{name:<|"|>text<|"|>,count:3,list:[1,2]}``, with the members of an object in the order in
-which its template shows them, sorted by name. LFM2.5 writes ``name="text", count=3``, as Python does. The
-expressions here follow the schema of the tool. A schema of Gemma's that combines others beyond ``anyOf``
-allows any value, and the arguments are checked at the end.
+which its template shows them, sorted by name. LFM2.5 writes ``name="text", count=3, list=[1, 2]``, as Python
+does. The expressions here follow the schema of the tool. They may be narrower than it: members that it does
+not declare come after the declared ones, and have short names.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
-from inferd.engine.local.schema import raw_texts
+from inferd.engine.local.schema import alternatives, lark, raw_texts
+from inferd.engine.local.schema.alternatives import SCALARS, Conjunction, Parts, TooManyAlternatives
 from inferd.engine.local.schema.family_grammar import DICT, KEYWORDS, Format
 from inferd.engine.local.schema.guides import TOOL_OPTIONS, json_text
 
 QUOTE = '<|"|>'
 VALUE = "gemma4-value"
-_MOST_MEMBERS = 200  # of an object; a larger one is checked at the end
-_COMBINING = frozenset(
-    (
-        "allOf",
-        "oneOf",
-        "not",
-        "if",
-        "patternProperties",
-        "prefixItems",
-        "dependentRequired",
-        "dependentSchemas",
-    )
-)
-_PYTHON = {"True": "boolean", "False": "boolean", "None": "null"}
-_SCALARS = ("boolean", "integer", "null", "number")
-
+_MOST_MEMBERS = 2000  # of an object; a larger one may have any members
+_WORDS = {"boolean": ("True", "False"), "null": ("None",)}
+_OBJECT = {"type": "object"}
 
 Texts = Callable[[Any], "Sequence[str] | str | None"]
+"""The allowed raw texts of the schema of a string: a list, an expression, or ``None`` for any."""
+Takes = Callable[[str], bool]
+"""Whether llguidance accepts a grammar."""
+Bounds = Callable[[str, str], str]
+"""What else an expression of names says, given the texts before and behind a name."""
 
 
-def keywords(form: Format, schema: Mapping[str, Any], texts: Texts) -> str:
-    """LFM2.5's arguments. Arrays and objects may have any value."""
-    members = {name: part for name, part in (schema.get("properties") or {}).items() if part is not False}
-    required = schema.get("required") or ()
-    parts = [f"{form.literal(f'{name}=')} {_python(form, part, texts)}" for name, part in members.items()]
-    return listed(form, parts, [name in required for name in members], f'"," {form.space()}')
+class _Notation(Protocol):
+    anything: str
+    """The parser's rule of any value."""
+    comma: str
+
+    def text(self, conjunction: Conjunction, texts: Sequence[str] | str | None) -> str:
+        """A string that matches, or one of the ``texts``."""
+
+    def scalars(self, schema: dict[str, Any]) -> str:
+        """A number, a boolean or null."""
+
+    def given(self, value: Any) -> str:
+        """A value."""
+
+    def name(self, name: str) -> str | None:
+        """The name of a member and its colon; ``None`` if the parser cannot read it."""
+
+    def names(self, bounds: Bounds) -> list[str]:
+        """Terminals of names with their colons."""
+
+    def in_order(self, names: Iterable[str]) -> list[str]:
+        """The names as an object has them."""
 
 
-def _python(form: Format, schema: Any, texts: Texts) -> str:
-    """A value as JSON or as Python writes it."""
-    kind = schema.get("type") if isinstance(schema, dict) else None
-    if kind == "string":
-        return f"({' | '.join(_python_texts(form, schema, texts(schema)))})"
-    if kind not in _SCALARS or "enum" in schema or "const" in schema:
-        return form.rule(KEYWORDS)
-    words = [form.literal(word) for word, of_kind in _PYTHON.items() if of_kind == kind]
-    return f"({' | '.join([form.value(json_text(schema, TOOL_OPTIONS)), *words])})"
+class _Gemma:
+    anything = VALUE
+    comma = '","'
+
+    def __init__(self, form: Format) -> None:
+        self._form = form
+
+    def text(self, conjunction: Conjunction, texts: Sequence[str] | str | None) -> str:
+        return f"{self._form.literal(QUOTE)} {self._form.raw(texts, [QUOTE])}"
+
+    def scalars(self, schema: dict[str, Any]) -> str:
+        return self._form.value(json_text(schema, TOOL_OPTIONS))
+
+    def given(self, value: Any) -> str:
+        return self._form.literal(self._written(value))
+
+    def _written(self, value: Any) -> str:
+        if isinstance(value, dict):
+            members = (f"{name}:{self._written(value[name])}" for name in self.in_order(value))
+            return f"{{{','.join(members)}}}"
+        if isinstance(value, list):
+            return f"[{','.join(map(self._written, value))}]"
+        return f"{QUOTE}{value}{QUOTE}" if isinstance(value, str) else json.dumps(value)
+
+    def name(self, name: str) -> str | None:
+        return None if not name or set(name) & set(":}") or QUOTE in name else self._form.literal(f"{name}:")
+
+    def names(self, bounds: Bounds) -> list[str]:
+        return [rf'/[^:,{{}}\[\]<>"\n]{{1,64}}:/{bounds("", ":")}']
+
+    def in_order(self, names: Iterable[str]) -> list[str]:
+        return sorted(names, key=str.lower)
 
 
-def _python_texts(form: Format, schema: Mapping[str, Any], texts: Sequence[str] | str | None) -> list[str]:
-    if isinstance(texts, str):
-        single = form.add(form.fresh("SINGLE"), f"{texts} & /[^'\\\\\\n]*/")
-        return [form.value(json_text(dict(schema), TOOL_OPTIONS)), f'"\'" {single} "\'"']
-    if texts is not None:
-        plain = [text for text in texts if not set(text) & set("'\\\n")]
+class _Python:
+    anything = KEYWORDS
+    comma = "/, ?/"
+
+    def __init__(self, form: Format) -> None:
+        self._form = form
+
+    def text(self, conjunction: Conjunction, texts: Sequence[str] | str | None) -> str:
+        if texts is not None and not isinstance(texts, str):
+            return f"({' | '.join(map(self.given, texts))})"
+        double = self._form.value(json_text(alternatives.string(conjunction), TOOL_OPTIONS))
+        single = r"/'([^'\\\n]|\\['\\\/bfnrt])*'/"
+        if texts is not None:
+            plain = self._form.add(self._form.fresh("SINGLE"), rf"{texts} & /[^'\\\n]*/")
+            single = f'"\'" {plain} "\'"'
+        return f"({double} | {single})"
+
+    def scalars(self, schema: dict[str, Any]) -> str:
+        words = [self._form.literal(word) for kind in schema["type"] for word in _WORDS.get(kind, ())]
+        return f"({' | '.join([self._form.value(json_text(schema, TOOL_OPTIONS)), *words])})"
+
+    def given(self, value: Any) -> str:
+        written = dict.fromkeys((json.dumps(value, ensure_ascii=False), self._written(value)))
+        return f"({' | '.join(map(self._form.literal, written))})"
+
+    def _written(self, value: Any) -> str:
+        if isinstance(value, dict):
+            members = (f"{self._written(name)}: {self._written(each)}" for name, each in value.items())
+            return f"{{{', '.join(members)}}}"
+        if isinstance(value, list):
+            return f"[{', '.join(map(self._written, value))}]"
+        if isinstance(value, str):
+            plain = value.isprintable() and not set(value) & set("'\\")
+            return f"'{value}'" if plain else json.dumps(value, ensure_ascii=False)
+        return repr(value)
+
+    def name(self, name: str) -> str | None:
+        return f"{self.given(name)} /: ?/"
+
+    def names(self, bounds: Bounds) -> list[str]:
         return [
-            *(form.literal(f"'{text}'") for text in plain),
-            *(form.literal(json.dumps(text)) for text in texts),
+            rf"/{quote}[^{quote}\\\n]{{1,64}}{quote}: ?/{bounds(quote, f'{quote}: ?')}" for quote in "\"'"
         ]
-    return [form.value(json_text({"type": "string"}, TOOL_OPTIONS)), "/'([^'\\\\\\n]|\\\\['\\\\\\/bfnrt])*'/"]
+
+    def in_order(self, names: Iterable[str]) -> list[str]:
+        return list(names)
 
 
-def listed(form: Format, parts: list[str], needed: list[bool], comma: str) -> str:
-    """The parts in their order, with commas between them; those that are not needed may be left out."""
-    rest = ""
-    beginnings = [] if any(needed) else [""]
-    for part, is_needed in reversed(list(zip(parts, needed, strict=True))):
-        rule = form.add(form.fresh("member"), part)
-        beginnings = [*([] if is_needed else beginnings), f"{rule} {rest}"]
-        rest = form.add(form.fresh("further"), f"({comma} {rule}){'' if is_needed else '?'} {rest}")
-    given = [beginning for beginning in beginnings if beginning]
-    choice = f"({' | '.join(given)})" if given else ""
-    return f"{choice}?" if given and "" in beginnings else choice
+def keywords(form: Format, schema: Mapping[str, Any], texts: Texts, takes: Takes) -> str:
+    """LFM2.5's arguments."""
+    return _Values(form, schema, texts, takes, _Python(form)).keywords()
 
 
-class Values:
-    """The expressions for the values of one tool's ``schema``; ``texts`` returns the allowed raw texts of the
-    schema of a string: a list, an expression, or ``None`` for any."""
+def members(form: Format, schema: Mapping[str, Any], texts: Texts, takes: Takes) -> str:
+    """Gemma 4's arguments."""
+    held = _Values(form, schema, texts, takes, _Gemma(form)).value([schema, _OBJECT])
+    return form.rule(DICT) if held is None else held
 
-    def __init__(self, form: Format, schema: Mapping[str, Any], texts: Texts) -> None:
+
+class _Values:
+    """The expressions for the values of one tool's ``schema``."""
+
+    def __init__(
+        self, form: Format, schema: Mapping[str, Any], texts: Texts, takes: Takes, notation: _Notation
+    ) -> None:
         self._form = form
         self._root = schema
         self._texts = texts
-        self._references: dict[str, str] = {}
+        self._takes = takes
+        self._notation = notation
+        self._rules: dict[frozenset[int], str | None] = {}  # by the id() of the schemas, which the root keeps
 
-    def arguments(self) -> str:
-        return self._object(self._root)
+    def keywords(self) -> str:
+        """The arguments as ``name=value``; the parser reads only declared ones."""
+        ways = []
+        comma = f'"," {self._form.space()}'
+        known, _ = alternatives.parameters(self._root)
+        for conjunction in self._alternatives([self._root, _OBJECT]) or [[self._root]]:
+            found = alternatives.members(conjunction)
+            values = {name: self.value(parts) for name, parts in found.named.items() if name in known}
+            given = [name for name, value in values.items() if value is not None]
+            parts = [f"{self._form.literal(f'{name}=')} {values[name]}" for name in given]
+            ways.append(self._listed(parts, [name in found.required for name in given], comma))
+        return f"({' | '.join(dict.fromkeys(ways))})"
 
-    def _value(self, schema: Any) -> str:
-        if not isinstance(schema, dict) or _COMBINING & schema.keys():
-            return self._form.rule(VALUE)
-        if "$ref" in schema:
-            return self._reference(schema["$ref"])
-        if "const" in schema or "enum" in schema:
-            values = [schema["const"]] if "const" in schema else schema["enum"]
-            return self._either([self._given(value) for value in values])
-        if "anyOf" in schema:
-            return self._either([self._value(part) for part in schema["anyOf"]])
-        kind = schema.get("type")
-        if isinstance(kind, list):
-            return self._either([self._value({**schema, "type": each}) for each in kind])
-        if kind == "string":
-            return f"{self._form.literal(QUOTE)} {self._form.raw(self._texts(schema), [QUOTE])}"
-        if kind in _SCALARS:
-            limits = {key: value for key, value in schema.items() if key != "$defs"}
-            return self._form.value(json_text(limits, TOOL_OPTIONS))
-        if kind == "array":
-            return self._array(schema)
-        return self._object(schema) if kind == "object" else self._form.rule(VALUE)
+    def value(self, parts: Parts) -> str | None:
+        """A value that matches all the schemas; ``None`` if none can."""
+        if any(part is False for part in parts):
+            return None
+        schemas = [part for part in parts if isinstance(part, dict)]
+        key = frozenset(map(id, schemas))
+        if key not in self._rules:
+            rule = self._rules[key] = self._form.add(self._form.fresh("value"), "")  # it may refer to itself
+            body = self._body(schemas)
+            self._rules[key] = rule if body else None
+            self._form.add(rule, body)
+        return self._rules[key]
 
-    def _either(self, options: list[str]) -> str:
-        return f"({' | '.join(dict.fromkeys(options))})" if options else self._form.rule(VALUE)
+    def _alternatives(self, parts: Parts) -> list[Conjunction] | None:
+        try:
+            return alternatives.alternatives(parts, self._root)
+        except TooManyAlternatives:
+            return None
 
-    def _reference(self, target: str) -> str:
-        """The rule of a definition, which may refer to itself."""
-        if target not in self._references:
-            name = self._references[target] = self._form.add(self._form.fresh("defined"), "")
-            self._form.add(name, self._value(raw_texts.place(self._root, target)))
-        return self._references[target]
+    def _body(self, schemas: Parts) -> str:
+        found = self._alternatives(schemas)
+        if found is None or any(map(alternatives.says_nothing, found)):
+            return self._form.rule(self._notation.anything)
+        options = [option for conjunction in found for option in self._options(conjunction)]
+        return " | ".join(dict.fromkeys(options))
 
-    def _given(self, value: Any) -> str:
-        """One value."""
-        if isinstance(value, str):
-            return self._form.literal(f"{QUOTE}{value}{QUOTE}")
-        if isinstance(value, dict | list):
-            return self._form.rule(VALUE)
-        return self._form.literal(json.dumps(value))
+    def _options(self, conjunction: Conjunction) -> list[str]:
+        given = alternatives.listed(conjunction)
+        if given is not None:
+            return [self._notation.given(value) for value in given]
+        kinds = alternatives.kinds(conjunction)
+        options: list[str | None] = []
+        if kinds & SCALARS:
+            options.append(self._notation.scalars(alternatives.scalar(conjunction, kinds & SCALARS)))
+        if "string" in kinds:
+            texts = self._texts(alternatives.string(conjunction))
+            options.append(self._notation.text(conjunction, texts))
+        if "array" in kinds:
+            options.append(self._array(conjunction))
+        if "object" in kinds:
+            options.append(self._object(conjunction))
+        return [option for option in options if option is not None]
 
-    def _array(self, schema: Mapping[str, Any]) -> str:
-        item = self._form.add(self._form.fresh("item"), self._value(schema.get("items", True)))
-        least, most = schema.get("minItems", 0), schema.get("maxItems")
+    def _array(self, conjunction: Conjunction) -> str | None:
+        found = alternatives.items(conjunction)
+        first = [self.value(parts) for parts in found.first]
+        further = self.value(found.further)
+        most = found.most
+        if None in first or further is None:
+            count = first.index(None) if None in first else len(first)
+            most = count if most is None else min(most, count)
+        if most is not None:
+            first = first[:most]
+            if most < found.least:
+                return None
         if most == 0:
             return '"[]"'
-        more = f'("," {item}){{{max(least - 1, 0)},{"" if most is None else most - 1}}}'
-        return f'"[" {item} {more} "]"' if least else f'"[" ({item} {more})? "]"'
+        comma, count, rest = self._notation.comma, max(len(first), 1), ""
+        if most is None or most > count:
+            rest = f"({comma} {further}){_times(found.least - count, None if most is None else most - count)}"
+        for number in range(len(first) - 1, 0, -1):
+            rest = f"{comma} {first[number]} {rest}"
+            rest = rest if number < found.least else f"({rest})?"
+        begins = first[0] if first else further
+        return f'"[" {begins} {rest} "]"' if found.least else f'"[" ({begins} {rest})? "]"'
 
-    def _object(self, schema: Mapping[str, Any]) -> str:
-        members = {name: part for name, part in (schema.get("properties") or {}).items() if part is not False}
-        open_ended = schema.get("additionalProperties", True) is not False
-        if open_ended or _COMBINING & schema.keys() or len(members) > _MOST_MEMBERS:
-            return self._form.rule(DICT)
-        required = schema.get("required") or ()
-        names = sorted(members, key=str.lower)
-        parts = [f"{self._form.literal(f'{name}:')} {self._value(members[name])}" for name in names]
-        inner = listed(self._form, parts, [name in required for name in names], '","')
-        return f'"{{" {inner} "}}"'
+    def _object(self, conjunction: Conjunction) -> str | None:
+        found = alternatives.members(conjunction)
+        if len(found.named) > _MOST_MEMBERS:
+            return self._form.rule(self._notation.anything)
+        parts, needed = [], []
+        for name in self._notation.in_order(found.named):
+            value, begin = self.value(found.named[name]), self._notation.name(name)
+            if value is not None and begin is not None:
+                parts.append(f"{begin} {value}")
+                needed.append(name in found.required)
+            elif name in found.required:
+                return None
+        least = found.least - sum(needed)
+        most = None if found.most is None else found.most - sum(needed)
+        others = self._others(found)
+        if others and all(needed) and (most is None or most > 0):
+            more = None if most is None else most - 1
+            parts.append(f"{others} ({self._notation.comma} {others}){_times(least - 1, more)}")
+            needed.append(least > 0)
+        elif others and not all(needed):
+            parts.append(f"{others} ({self._notation.comma} {others})*")
+            needed.append(False)
+        return f'"{{" {self._listed(parts, needed, self._notation.comma)} "}}"'
+
+    def _others(self, found: alternatives.Members) -> str:
+        """A member that is not declared; empty if there can be none."""
+        patterns = [pattern for pattern, _ in found.others if pattern is not None]
+        options = []
+        for pattern, parts in found.others:
+            value = self.value(parts)
+            names = "" if value is None else self._names(pattern, list(found.named), patterns)
+            if names:
+                options.append(f"({names}) {value}")
+        return self._form.add(self._form.fresh("other"), " | ".join(options)) if options else ""
+
+    def _names(self, pattern: str | None, named: list[str], patterns: list[str]) -> str:
+        """Names that contain the pattern, or for ``None`` none of the ``patterns``, and are not ``named``.
+
+        Empty if no expression says that.
+        """
+        wholes = [raw_texts.whole(each) for each in (patterns if pattern is None else [pattern])]
+
+        def bounds(begin: str, end: str) -> str:
+            others = "|".join(map(lark.regex_quoted, named))
+            without = f" & ~/{begin}(?:{others}){end}/" if others else ""
+            sign = "~" if pattern is None else ""
+            return without + "".join(f" & {sign}/{begin}{whole}{end}/" for whole in wholes)
+
+        expressions = [] if None in wholes else self._notation.names(bounds)
+        taken = [each for each in expressions if self._takes(f"start: NAME\nNAME: {each}")]
+        return " | ".join(self._form.add(self._form.fresh("NAME"), each) for each in taken)
+
+    def _listed(self, parts: list[str], needed: list[bool], comma: str) -> str:
+        """The parts in their order, with commas between them; those that are not needed may be left out."""
+        rest = ""
+        beginnings = [] if any(needed) else [""]
+        for part, is_needed in reversed(list(zip(parts, needed, strict=True))):
+            rule = self._form.add(self._form.fresh("member"), part)
+            beginnings = [*([] if is_needed else beginnings), f"{rule} {rest}"]
+            further = f"({comma} {rule}){'' if is_needed else '?'} {rest}"
+            rest = self._form.add(self._form.fresh("further"), further)
+        given = [beginning for beginning in beginnings if beginning]
+        choice = f"({' | '.join(given)})" if given else ""
+        return f"{choice}?" if given and "" in beginnings else choice
+
+
+def _times(least: int, most: int | None) -> str:
+    """``least`` to ``most`` times, as an expression."""
+    return "*" if least <= 0 and most is None else f"{{{max(least, 0)},{'' if most is None else most}}}"

@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from inferd.engine.local.schema.schema_places import target
+
 MAX_LENGTH = 10_000  # longer ones are left to the check
 _MAX_DEPTH = 20
 
@@ -45,7 +47,7 @@ def expression(schema: Any, root: Mapping[str, Any]) -> str | None:
     regexes = []
     for part in _parts(schema, root):
         if "pattern" in part:
-            regexes.append(_whole(part["pattern"]))
+            regexes.append(whole(part["pattern"]))
         regexes.append(FORMATS.get(part.get("format", "")))
         least, most = part.get("minLength", 0), part.get("maxLength")
         if 0 < max(least, most or 0) <= MAX_LENGTH:
@@ -61,19 +63,10 @@ def _parts(schema: Any, root: Mapping[str, Any], depth: int = 0) -> Iterator[dic
     for part in schema.get("allOf") or ():
         yield from _parts(part, root, depth + 1)
     if str(schema.get("$ref", "")).startswith("#/"):
-        yield from _parts(place(root, schema["$ref"]), root, depth + 1)
+        yield from _parts(target(root, schema["$ref"]), root, depth + 1)
 
 
-def place(root: Any, reference: str) -> Any:
-    """The target of a reference within the schema; ``True``, which allows everything, if it has none."""
-    node = root
-    for part in reference[2:].split("/"):
-        name = part.replace("~1", "/").replace("~0", "~")
-        node = node.get(name, True) if isinstance(node, dict) else True
-    return node
-
-
-def _whole(pattern: str) -> str | None:
+def whole(pattern: str) -> str | None:
     """A regular expression for a whole text that contains the pattern; ``None`` if its anchors are not at its
     ends or belong to one of several alternatives."""
     starts = pattern.startswith("^")

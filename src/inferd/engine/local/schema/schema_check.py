@@ -140,7 +140,7 @@ def _without(schema: Any, keys: tuple[str, ...]) -> None:
                 del node[key]
 
 
-def _matches(pattern: str, text: str) -> bool:
+def matches(pattern: str, text: str) -> bool:
     """Whether the text contains the pattern, by ECMAScript's rules; false if matching takes too long."""
     try:
         return regex.search(pattern, text, regex.ASCII, timeout=PATTERN_SECONDS) is not None
@@ -151,7 +151,7 @@ def _matches(pattern: str, text: str) -> bool:
 
 
 def _pattern(validator: Any, pattern: str, instance: Any, schema: Any) -> Errors:
-    if isinstance(instance, str) and not _matches(pattern, instance):
+    if isinstance(instance, str) and not matches(pattern, instance):
         yield ValidationError("the pattern does not match")
 
 
@@ -160,7 +160,7 @@ def _pattern_properties(validator: Any, patterns: Any, instance: Any, schema: An
         return
     for pattern, part in patterns.items():
         for name, value in instance.items():
-            if _matches(pattern, name):
+            if matches(pattern, name):
                 yield from validator.descend(value, part, path=name, schema_path=pattern)
 
 
@@ -169,7 +169,7 @@ def _additional_properties(validator: Any, part: Any, instance: Any, schema: Any
         return
     patterns = schema.get("patternProperties", {})
     for name, value in instance.items():
-        if name in schema.get("properties", {}) or any(_matches(pattern, name) for pattern in patterns):
+        if name in schema.get("properties", {}) or any(matches(pattern, name) for pattern in patterns):
             continue
         if part is False:
             yield ValidationError("a property that the schema does not allow")

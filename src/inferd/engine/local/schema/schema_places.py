@@ -85,3 +85,14 @@ def followed(root: Any, node: Any) -> Any:
         parent, name = resolve(root, node["$ref"], "")
         node = root if parent is None else parent[name]
     return node
+
+
+def target(root: Any, reference: str) -> Any:
+    """The target of a reference within the schema; ``True``, which allows everything, if it has none."""
+    if reference != "#" and not reference.startswith("#/"):
+        return True
+    try:
+        parent, name = resolve(root, reference, "")
+    except InvalidRequest:  # in a part of the schema that has been rewritten
+        return True
+    return root if parent is None else parent[name]
