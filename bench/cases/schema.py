@@ -37,7 +37,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "preferred_language": {"enum": ["english", "french", "german", "spanish"]},
     "country_of_residence": {"type": "string", "maxLength": 24},
     "number_of_orders": {"type": "integer", "minimum": 0, "maximum": 999},
-    "account_balance": {"type": "number", "minimum": 0, "maximum": 9999},
+    "account_balance": {"type": "integer", "minimum": 0, "maximum": 9999},
     "is_active": {"type": "boolean"},
     "has_newsletter": {"type": "boolean"},
     "membership_level": {"enum": ["basic", "silver", "gold"]},
