@@ -1,4 +1,4 @@
-"""Products with quantized matrices, whose kernel `patches/q4_1.patch` adds to llama.cpp."""
+"""Products with quantized matrices, whose kernels `patches/panels.patch` adds to llama.cpp."""
 
 from __future__ import annotations
 
@@ -8,25 +8,27 @@ import gguf
 import numpy as np
 
 from inferd.engine.local import _llama
-from tests.tiny_bert import CONTEXT, WIDTH, write_bert
+from tests.cases import cases
+from tests.tiny_bert import CONTEXT, WIDTH, WORDS, write_bert
 
-Q4_1 = gguf.GGMLQuantizationType.Q4_1
-F32 = gguf.GGMLQuantizationType.F32
+Type = gguf.GGMLQuantizationType
 
 
-def test_a_q4_1_matrix_gives_the_products_of_the_values_that_it_holds(tmp_path: Path) -> None:
-    # A row of 49 blocks does not fit the kernel's panel of 48. Three threads split 32 rows into parts that
-    # are no multiple of the panel's 8. Texts of one to ten words are batches of every rest of its 4 columns.
-    texts = [" ".join("abcdefghij"[:words]).encode() for words in range(1, 11)]
+@cases("matrices", [Type.Q4_1, Type.Q8_0])
+def test_a_quantized_matrix_gives_the_products_of_the_values_that_it_holds(
+    tmp_path: Path, matrices: gguf.GGMLQuantizationType
+) -> None:
+    # A row of 49 blocks does not fit a panel. Three threads split 32 rows into parts that are no multiple of
+    # a panel's 8. One to ten words are batches of every rest of the 4 columns, and 38 exceed the limit of 32.
+    texts = [" ".join(WORDS[:words]).encode() for words in (*range(1, 11), 38)]
     exact, quantized = (
         vectors(
-            write_bert(tmp_path / matrices.name, feed_forward=49 * 32, matrices=matrices, rounded_to=Q4_1),
-            texts,
+            write_bert(tmp_path / kind.name, feed_forward=49 * 32, matrices=kind, rounded_to=matrices), texts
         )
-        for matrices in (F32, Q4_1)
+        for kind in (Type.F32, matrices)
     )
     assert np.abs(exact).max() > 1.5
-    # The only difference allowed: the kernel rounds the other side of the product to 8 bits.
+    # The only difference allowed: a kernel rounds the other side of the product to 8 bits.
     assert np.abs(exact - quantized).max() < 0.15
 
 
