@@ -132,6 +132,19 @@ def test_fields_that_mean_nothing_here_are_ignored() -> None:
     assert request.max_tokens == 2**31 - 1
 
 
+def test_a_schema_with_strict_false_is_lenient() -> None:
+    form = {"type": "json_schema", "name": "n", "schema": {"type": "array", "uniqueItems": True}}
+    for strict, lenient in ((None, None), (True, None), (False, True)):
+        given = {**form, "strict": strict}
+        requests = (
+            chat.read({"model": "m", "messages": HI, "response_format": {**form, "json_schema": given}}),
+            responses.read({"model": "m", "input": "hi", "text": {"format": given}}),
+        )
+        for request in requests:
+            assert request.generation.options["response_format"]["schema"] == form["schema"]
+            assert request.generation.options.get("schema_lenient") == lenient
+
+
 @cases(
     "more, param",
     [

@@ -270,6 +270,12 @@ def sampling_options(command: F) -> F:
                 help="JSON Schema that the answer must follow.",
             ),
             click.option(
+                "--schema-lenient",
+                is_flag=True,
+                default=None,
+                help="Accept keywords of the schema that can only be checked at the end.",
+            ),
+            click.option(
                 "--deadline",
                 type=Number(0.001, 4_000_000.0),
                 metavar="SECONDS",

@@ -39,8 +39,7 @@ def read(body: Any) -> Chat:
     if (thinking := options.thinking_of_effort(fields, "reasoning_effort")) is not None:
         generation.options["thinking"] = thinking
     _read_tools(fields, generation)
-    if (form := response_format(fields.object("response_format"))) is not None:
-        generation.options["response_format"] = form
+    add_format(generation.options, fields.object("response_format"))
     _refuse(fields)
     if fields.flag("logprobs"):
         options.want_logprobs(generation, fields, "logprobs", options.top_logprobs(fields))
@@ -166,20 +165,26 @@ def _function(fields: Fields) -> Fields:
     return function
 
 
-def response_format(fields: Fields | None) -> dict[str, Any] | None:
-    """The ``response_format`` of v2; ``None`` for plain text."""
+def add_format(options: dict[str, Any], fields: Fields | None) -> None:
+    """Adds the ``response_format`` of v2, if it is not plain text.
+
+    A schema that is ``strict: false`` may have keywords that can only be checked at the end.
+    """
     kind = None if fields is None else fields.required_text("type")
     if fields is None or kind == "text":
-        return None
+        return
     if kind == "json_object":
-        return {"type": "json_object"}
+        options["response_format"] = {"type": "json_object"}
+        return
     if kind != "json_schema":
         raise fields.bad("type", "must be text, json_object or json_schema")
     inner = fields.object("json_schema") or fields
     schema = inner.raw("schema")
     if not isinstance(schema, dict):
         raise inner.bad("schema", "is required and must be a JSON Schema object")
-    return {"type": "json_schema", "schema": schema}
+    options["response_format"] = {"type": "json_schema", "schema": schema}
+    if inner.flag("strict") is False:
+        options["schema_lenient"] = True
 
 
 # The answer.

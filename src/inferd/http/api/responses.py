@@ -48,9 +48,8 @@ def read(body: Any) -> Response:
         thinking = options.thinking_of_effort(reasoning, "effort")
         if thinking is not None:
             generation.options["thinking"] = thinking
-    text = fields.object("text")
-    if text is not None and (form := chat.response_format(text.object("format"))) is not None:
-        generation.options["response_format"] = form
+    if (text := fields.object("text")) is not None:
+        chat.add_format(generation.options, text.object("format"))
     count = options.top_logprobs(fields)
     if count or "message.output_text.logprobs" in (fields.texts("include") or ()):
         options.want_logprobs(generation, fields, "top_logprobs" if count else "include", count)
