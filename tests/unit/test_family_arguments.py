@@ -372,6 +372,21 @@ def test_parameters_in_alternatives_are_parameters(
             assert summary(read(prepared.reader, list(text)))[2] == [("f", value)]
 
 
+@cases("name, call", [("google-gemma-4-31B-it", gemma_call), ("LFM2.5-Instruct", python_call)])
+def test_a_definition_used_again_and_again_is_given_up(name: str, call: Callable[[Any], str]) -> None:
+    """Each definition uses the next one twice, so that the last one is used 2^40 times."""
+    twice = {f"d{i}": {"allOf": [{"$ref": f"#/$defs/d{i + 1}"}] * 2} for i in range(40)}
+    definitions = {**twice, "d40": {"type": "integer"}}
+    schema = {"$defs": definitions, "type": "object", "properties": {"v": {"$ref": "#/$defs/d0"}}}
+    prepared = prepare(
+        family(TEMPLATES / f"{name}.jinja"),
+        request(tools=(Tool("f", "", json.dumps(schema)),), tool_choice="required", thinking=False),
+    )
+    assert prepared.guide is not None
+    assert follow(model(), prepared.guide, call(3))
+    assert prepared.guide.accepting
+
+
 def test_lfm_2_5_holds_texts_alone_and_may_leave_out_optional_arguments() -> None:
     texts = Tool(
         "f", "", json.dumps({"properties": {"a": {"type": "string", "maxLength": 2}, "b": {"const": "x"}}})

@@ -2,8 +2,8 @@
 
 cdef extern from "native/guards/cancel.h" namespace "inferd" nogil:
     cdef cppclass CancelFlag:
-        void store(cbool value)
-    void attach_cancel_flag(const CancelFlag* flag)
+        void cancel()
+    void attach_cancel_flag(CancelFlag* flag)
     cbool is_cancelled()
 
 
@@ -22,7 +22,8 @@ cdef class Cancellation:
     cdef CancelFlag flag
 
     def cancel(self):
-        self.flag.store(True)
+        with nogil:
+            self.flag.cancel()
 
     def __enter__(self):
         attach_cancel_flag(&self.flag)

@@ -45,6 +45,7 @@ cdef class Guidance:
             if is_cancelled():
                 raise InvalidRequest(in_a_sentence(error))
             raise ValueError(in_a_sentence(error))
+        made.stop = made.guide.get().stop()
         return made
 
 
@@ -53,6 +54,7 @@ cdef class Guide:
 
     cdef Model model
     cdef unique_ptr[CGuide] guide
+    cdef shared_ptr[GuideStop] stop
 
     def wait_for(self, words, tokens):
         """Allows every token until the answer contains one of the ``words`` (bytes) or ``tokens``."""
@@ -61,7 +63,10 @@ cdef class Guide:
     def accept_text(self, bytes text) -> bool:
         """Advances by a text; false if the grammar does not allow it."""
         cdef string c_text = text
-        return self.guide.get().accept_text(c_text)
+        cdef cbool fits
+        with nogil:
+            fits = self.guide.get().accept_text(c_text)
+        return fits
 
     def allows(self, llama_token token) -> bool:
         """Whether the token may come next."""
@@ -77,12 +82,19 @@ cdef class Guide:
 
     def choices(self) -> int:
         """How many tokens may come next."""
-        cdef const uint32_t* mask = self.guide.get().mask()
+        cdef const uint32_t* mask
         cdef int word, count = 0
+        with nogil:
+            mask = self.guide.get().mask()
         if mask != NULL:
             for word in range((llama_vocab_n_tokens(self.model.vocab) + 31) // 32):
                 count += popcount(mask[word])
         return count
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a cancel has ended it, also after ``Engine.submit`` has consumed it."""
+        return self.stop.get().stopped()
 
     @property
     def accepting(self) -> bool:

@@ -789,7 +789,9 @@ cdef class Engine:
             job.prefilled_us = llama_time_us()
         if logits != NULL:
             token = job.sampler.get().sample(logits)
-        if token < 0 and job.sampler.get().constrained():
+        if token < 0 and job.sampler.get().stopped():
+            job.finish = Finish.cancelled
+        elif token < 0 and job.sampler.get().constrained():
             self.fail(job, Finish.refused, b"the grammar allows no token here that the model has, or is too ambiguous")
         elif token < 0:
             self.fail(job, Finish.broken, b"the model computed no number by which a token could be chosen")

@@ -68,7 +68,10 @@ cdef extern from "native/sampling/guidance.h" namespace "inferd" nogil:
     cbool c_open_guidance "inferd::open_guidance"(const string& path, string& version, string& error)
     cdef cppclass GuidanceVocab:
         GuidanceVocab(const llama_vocab* vocab)
+    cdef cppclass GuideStop:
+        cbool stopped()
     cdef cppclass CGuide "inferd::Guide":
+        const shared_ptr[GuideStop]& stop()
         @staticmethod
         unique_ptr[CGuide] make(
             shared_ptr[GuidanceVocab] vocab, const char* kind, const string& grammar, string& error)
@@ -103,6 +106,7 @@ cdef extern from "native/sampling/sampling.h" namespace "inferd" nogil:
         unique_ptr[Sampler] make(
             const llama_vocab* vocab, const SamplingParams& params, const Grammar& grammar, string& error)
         void follow(unique_ptr[CGuide] guide)
+        cbool stopped()
         cbool constrained()
         cbool complete()
         vector[llama_token] forced()

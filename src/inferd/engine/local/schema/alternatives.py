@@ -40,8 +40,23 @@ class TooManyAlternatives(Exception):
     """The schema is not a short list of alternatives."""
 
 
-def alternatives(parts: Parts, root: Mapping[str, Any], steps: int = 0) -> list[Conjunction]:
+class Budget:
+    """The work left for alternatives: definitions that use each other twice have exponentially many parts."""
+
+    def __init__(self, left: int = 2_000) -> None:
+        self._left = left
+
+    def spend(self, parts: int) -> None:
+        self._left -= parts
+        if self._left < 0:
+            raise TooManyAlternatives
+
+
+def alternatives(
+    parts: Parts, root: Mapping[str, Any], budget: Budget | None = None, steps: int = 0
+) -> list[Conjunction]:
     """The conjunctions, one of which a value must match; empty if none can."""
+    budget = budget or Budget()
     found: list[Conjunction] = [[]]
     for part in parts:
         if part is False:
@@ -53,15 +68,16 @@ def alternatives(parts: Parts, root: Mapping[str, Any], steps: int = 0) -> list[
         below = list(part.get("allOf") or ())
         if str(part.get("$ref", "")).startswith("#"):
             below.append(target(root, part["$ref"]))
-        choices: list[list[Conjunction]] = [[[part]], alternatives(below, root, steps + 1)]
+        choices: list[list[Conjunction]] = [[[part]], alternatives(below, root, budget, steps + 1)]
         for key in ("anyOf", "oneOf"):
             if key in part:
-                branches = [alternatives([branch], root, steps + 1) for branch in part[key]]
+                branches = [alternatives([branch], root, budget, steps + 1) for branch in part[key]]
                 choices.append([conjunction for branch in branches for conjunction in branch])
         for choice in choices:
             if len(found) * len(choice) > _MOST:
                 raise TooManyAlternatives
             found = [one + other for one in found for other in choice]
+        budget.spend(sum(map(len, found)))
     return found
 
 

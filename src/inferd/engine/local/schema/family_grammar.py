@@ -235,6 +235,10 @@ class Format:
             left += [node["child"]] if "child" in node else node.get("children", [])
         return seen
 
+    def knows(self, name: str) -> bool:
+        """Whether the parser has a rule of that name."""
+        return name in self._named
+
     def rule(self, name: str) -> str:
         """A named rule of the parser."""
         around = self._texts

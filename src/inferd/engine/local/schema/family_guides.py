@@ -14,10 +14,17 @@ from typing import Any
 from inferd.engine.backend import Tool
 from inferd.engine.local import _llama
 from inferd.engine.local.schema import notations, raw_texts
-from inferd.engine.local.schema.alternatives import TYPES, parameters, type_of
+from inferd.engine.local.schema.alternatives import (
+    TYPES,
+    TooManyAlternatives,
+    alternatives,
+    kinds,
+    listed,
+    parameters,
+    type_of,
+)
 from inferd.engine.local.schema.family_grammar import KEYWORDS, Format, Inexpressible
 from inferd.engine.local.schema.guides import TOOL_OPTIONS, Guides, Held, json_text
-from inferd.engine.local.schema.schema_places import target
 from inferd.errors import InvalidRequest
 
 _NOT_IN_RULES = re.compile("[^a-zA-Z0-9-]+")  # llama.cpp replaces them with a dash in rule names
@@ -175,24 +182,17 @@ def _shape_of_types(types: set[str], typed: bool, listed: bool) -> dict[str, obj
     return {"type": sorted(types) if len(types) > 1 else next(iter(types), "null")}
 
 
-def _types(schema: Any, root: Mapping[str, Any], depth: int = 0) -> set[str]:
+def _types(schema: Any, root: Mapping[str, Any]) -> set[str]:
     """The types that a value of the schema may have."""
-    if not isinstance(schema, dict) or depth > 20:
-        return set(TYPES) if schema is not False else set()
-    found = set(TYPES)
-    if "type" in schema:
-        given = schema["type"]
-        found &= {given} if isinstance(given, str) else set(given)
-    for values in (schema.get("enum"), [schema["const"]] if "const" in schema else None):
-        if values is not None:
-            found &= {type_of(value) for value in values}
-    for key in ("anyOf", "oneOf"):
-        if key in schema:
-            found &= set().union(*(_types(part, root, depth + 1) for part in schema[key]))
-    for part in schema.get("allOf", ()):
-        found &= _types(part, root, depth + 1)
-    if str(schema.get("$ref", "")).startswith("#/"):
-        found &= _types(target(root, schema["$ref"]), root, depth + 1)
+    found: set[str] = set()
+    try:
+        ways = alternatives([schema], root)
+    except TooManyAlternatives:
+        return set(TYPES)
+    for way in ways:
+        values = listed(way)
+        types = kinds(way) if values is None else {type_of(value) for value in values}
+        found |= types if len(types) == len(TYPES) or "number" not in types else types - {"integer"}
     return found
 
 

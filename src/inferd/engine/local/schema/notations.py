@@ -12,14 +12,22 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
+from inferd.engine.local import _llama
 from inferd.engine.local.schema import alternatives, lark, raw_texts
-from inferd.engine.local.schema.alternatives import SCALARS, Conjunction, Parts, TooManyAlternatives
+from inferd.engine.local.schema.alternatives import (
+    SCALARS,
+    Budget,
+    Conjunction,
+    Parts,
+    TooManyAlternatives,
+)
 from inferd.engine.local.schema.family_grammar import DICT, KEYWORDS, Format
 from inferd.engine.local.schema.guides import TOOL_OPTIONS, json_text
 
 QUOTE = '<|"|>'
 VALUE = "gemma4-value"
 _MOST_MEMBERS = 2000  # of an object; a larger one may have any members
+_DEEPEST = 60  # values within values; a deeper one may be any value
 _WORDS = {"boolean": ("True", "False"), "null": ("None",)}
 _OBJECT = {"type": "object"}
 
@@ -32,9 +40,10 @@ Bounds = Callable[[str, str], str]
 
 
 class _Notation(Protocol):
-    anything: str
-    """The parser's rule of any value."""
     comma: str
+
+    def anything(self) -> str:
+        """Any value that the parser reads."""
 
     def text(self, conjunction: Conjunction, texts: Sequence[str] | str | None) -> str:
         """A string that matches, or one of the ``texts``."""
@@ -56,11 +65,13 @@ class _Notation(Protocol):
 
 
 class _Gemma:
-    anything = VALUE
     comma = '","'
 
     def __init__(self, form: Format) -> None:
         self._form = form
+
+    def anything(self) -> str:
+        return self._form.rule(VALUE)
 
     def text(self, conjunction: Conjunction, texts: Sequence[str] | str | None) -> str:
         return f"{self._form.literal(QUOTE)} {self._form.raw(texts, [QUOTE])}"
@@ -90,11 +101,13 @@ class _Gemma:
 
 
 class _Python:
-    anything = KEYWORDS
     comma = "/, ?/"
 
     def __init__(self, form: Format) -> None:
         self._form = form
+
+    def anything(self) -> str:
+        return self._form.rule(KEYWORDS) if self._form.knows(KEYWORDS) else self.text([], None)
 
     def text(self, conjunction: Conjunction, texts: Sequence[str] | str | None) -> str:
         if texts is not None and not isinstance(texts, str):
@@ -160,6 +173,8 @@ class _Values:
         self._takes = takes
         self._notation = notation
         self._rules: dict[frozenset[int], str | None] = {}  # by the id() of the schemas, which the root keeps
+        self._budget = Budget(20_000)
+        self._depth = 0
 
     def keywords(self) -> str:
         """The arguments as ``name=value``; the parser reads only declared ones."""
@@ -180,23 +195,26 @@ class _Values:
             return None
         schemas = [part for part in parts if isinstance(part, dict)]
         key = frozenset(map(id, schemas))
-        if key not in self._rules:
+        if key not in self._rules and self._depth < _DEEPEST:
+            self._depth += 1
             rule = self._rules[key] = self._form.add(self._form.fresh("value"), "")  # it may refer to itself
             body = self._body(schemas)
             self._rules[key] = rule if body else None
             self._form.add(rule, body)
-        return self._rules[key]
+            self._depth -= 1
+        return self._rules[key] if key in self._rules else self._notation.anything()
 
     def _alternatives(self, parts: Parts) -> list[Conjunction] | None:
         try:
-            return alternatives.alternatives(parts, self._root)
+            _llama.stop_if_cancelled()
+            return alternatives.alternatives(parts, self._root, self._budget)
         except TooManyAlternatives:
             return None
 
     def _body(self, schemas: Parts) -> str:
         found = self._alternatives(schemas)
         if found is None or any(map(alternatives.says_nothing, found)):
-            return self._form.rule(self._notation.anything)
+            return self._notation.anything()
         options = [option for conjunction in found for option in self._options(conjunction)]
         return " | ".join(dict.fromkeys(options))
 
@@ -243,7 +261,7 @@ class _Values:
     def _object(self, conjunction: Conjunction) -> str | None:
         found = alternatives.members(conjunction)
         if len(found.named) > _MOST_MEMBERS:
-            return self._form.rule(self._notation.anything)
+            return self._notation.anything()
         parts, needed = [], []
         for name in self._notation.in_order(found.named):
             value, begin = self.value(found.named[name]), self._notation.name(name)

@@ -13,7 +13,6 @@ from typing import Any
 from inferd.engine.local.schema.schema_places import target
 
 MAX_LENGTH = 10_000  # longer ones are left to the check
-_MAX_DEPTH = 20
 
 _DATE = "[0-9]{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12][0-9]|3[01])"
 _TIME = (
@@ -55,15 +54,18 @@ def expression(schema: Any, root: Mapping[str, Any]) -> str | None:
     return " & ".join(f"/{regex}/" for regex in regexes if regex is not None) or None
 
 
-def _parts(schema: Any, root: Mapping[str, Any], depth: int = 0) -> Iterator[dict[str, Any]]:
-    """All the schemas that a value must satisfy."""
-    if not isinstance(schema, dict) or depth > _MAX_DEPTH:
-        return
-    yield schema
-    for part in schema.get("allOf") or ():
-        yield from _parts(part, root, depth + 1)
-    if str(schema.get("$ref", "")).startswith("#/"):
-        yield from _parts(target(root, schema["$ref"]), root, depth + 1)
+def _parts(schema: Any, root: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """All the schemas that a value must satisfy, each once."""
+    left, seen = [schema], set()
+    while left:
+        part = left.pop()
+        if not isinstance(part, dict) or id(part) in seen:
+            continue
+        seen.add(id(part))
+        yield part
+        if str(part.get("$ref", "")).startswith("#"):
+            left.append(target(root, part["$ref"]))
+        left += reversed(part.get("allOf") or ())
 
 
 def whole(pattern: str) -> str | None:

@@ -1,12 +1,16 @@
 """Validates a finished value against its JSON Schema, under the draft that the schema declares.
 
 The grammar enforces most of the schema. This checks the whole schema again. Patterns are matched within a
-time limit, because a client controls both the pattern and, in effect, the text.
+time limit, because a client controls both the pattern and, in effect, the text. So is the whole schema:
+definitions that use each other twice have exponentially many parts.
 """
 
 from __future__ import annotations
 
+import copy
 import json
+import threading
+import time
 from collections.abc import Iterator
 from decimal import Decimal
 from functools import cache
@@ -24,6 +28,8 @@ from inferd.engine.local import _llama
 from inferd.engine.local.schema.schema_places import MAX_SCHEMAS, count, nodes, refusal, step
 
 PATTERN_SECONDS = 0.2
+MOST_SECONDS = 2.0
+"""Of processor time for one value."""
 Errors = Iterator[ValidationError]
 _LATEST = jsonschema.Draft202012Validator
 _WITHOUT_FORMATS = jsonschema.FormatChecker(formats=())
@@ -94,6 +100,32 @@ def _draft_of(schema: dict[str, Any]) -> Any:
     return validators.validator_for(schema, default=_LATEST)
 
 
+class _TooLong(Exception):
+    """A check has used its processor time."""
+
+
+_check = threading.local()
+"""``end`` is the thread's processor time at which its check gives up."""
+
+
+def _bounded(keyword: Any) -> Any:
+    def look(validator: Any, value: Any, instance: Any, schema: Any) -> Errors:
+        if time.thread_time() > _check.end:
+            raise _TooLong
+        yield from keyword(validator, value, instance, schema) or ()
+
+    return look
+
+
+def _evolve(validator: Any, **changes: Any) -> Any:
+    """The validator of a part. jsonschema's own function takes the class that is registered for the part's
+    ``$schema``, whose keywords are not bounded."""
+    other = copy.copy(validator)
+    for name, value in changes.items():
+        setattr(other, name, value)
+    return other
+
+
 class Check:
     """Tests values against ``schema``. Changes it: a ``oneOf`` in ``alternatives`` becomes an ``anyOf``."""
 
@@ -109,16 +141,21 @@ class Check:
         if _any(schema, lambda node: "patternProperties" in node):
             # These two match the patterns without a time limit.
             _without(schema, ("unevaluatedProperties", "unevaluatedItems"))
-        kind = validators.extend(draft, _KEYWORDS)
+        bounded = {key: _bounded(draft.VALIDATORS[key]) for key in _REFERENCES if key in draft.VALIDATORS}
+        kind = validators.extend(draft, {**_KEYWORDS, **bounded})
+        kind.evolve = _evolve
         self._validator = kind(schema, format_checker=draft.FORMAT_CHECKER, registry=referencing.Registry())
 
     def fault(self, text: str) -> str | None:
         """The JSON pointer and keyword at which the JSON value in ``text`` breaks the schema, or ``None``."""
+        _check.end = time.thread_time() + MOST_SECONDS
         try:
             value = json.loads(text, parse_constant=_refuse_constant)
             error = next(self._validator.iter_errors(value), None)
         except (ValueError, RecursionError):
             return "it is not JSON, or nests too deeply"
+        except _TooLong:
+            return "checking it takes too much processor time"
         if error is None:
             return None
         where = "".join(step("", key) for key in error.absolute_path)

@@ -122,7 +122,8 @@ class _Rewriter:
     def _drop(self, node: dict[str, Any], pointer: str, key: str, why: str = "it cannot be enforced") -> None:
         """Removes a keyword that the grammar cannot enforce."""
         if not self._lenient:
-            raise refusal(step(pointer, key), f"`{key}`: {why}")
+            remedy = "remove it, or check the answer for it by schema_lenient (OpenAI's API: strict false)"
+            raise refusal(step(pointer, key), f"`{key}`: {why}; {remedy}")
         del node[key]
         self.dropped.append(step(pointer, key))
 
@@ -267,7 +268,8 @@ class _Rewriter:
             for key in ("format", "pattern", "minLength", "maxLength"):
                 node.pop(key, None)
         if "format" in node and node["format"] not in FORMATS:
-            if "pattern" in node:
+            beside = (node, *(part for part in node.get("allOf") or () if isinstance(part, dict)))
+            if any("pattern" in part for part in beside):
                 del node["format"]
             else:
                 self._drop(node, pointer, "format", f"the format {json.dumps(node['format'])} is not known")

@@ -1,24 +1,72 @@
 // Ends a preparation whose client has disconnected.
 //
-// A preparation (rendering, tokenising, parsing a grammar) runs in a pool thread and cannot be stopped from outside.
-// It polls its thread's flag, and throws when the flag is set.
+// A preparation (rendering, tokenising, compiling a grammar) runs in a pool thread and cannot be stopped from outside.
+// It polls its thread's flag, and throws when the flag is set. Work that cannot poll is `Stoppable`: while a `Watch` of
+// it lives, a cancel stops it.
 #pragma once
 
 #include <atomic>
+#include <mutex>
 #include <stdexcept>
 
 namespace inferd {
 
-using CancelFlag = std::atomic<bool>;
+class Stoppable {
+  public:
+    // Ends the work for good; from any thread, also before or after the work.
+    virtual void stop() noexcept = 0;
 
-inline thread_local const CancelFlag *cancel_flag = nullptr;  // null: this thread cannot be cancelled
+  protected:
+    ~Stoppable() = default;
+};
 
-inline void attach_cancel_flag(const CancelFlag *flag) { cancel_flag = flag; }
+class CancelFlag {
+  public:
+    void cancel() {
+        std::lock_guard<std::mutex> lock(mutex_);
+        cancelled_.store(true, std::memory_order_relaxed);
+        if (work_) work_->stop();
+    }
 
-inline bool is_cancelled() { return cancel_flag && cancel_flag->load(std::memory_order_relaxed); }
+    bool cancelled() const { return cancelled_.load(std::memory_order_relaxed); }
+
+    // The work that a cancel stops, null for none.
+    void watch(Stoppable *work) {
+        std::lock_guard<std::mutex> lock(mutex_);
+        work_ = work;
+        if (work_ && cancelled()) work_->stop();
+    }
+
+  private:
+    std::mutex mutex_;
+    std::atomic<bool> cancelled_{false};
+    Stoppable *work_ = nullptr;
+};
+
+inline thread_local CancelFlag *cancel_flag = nullptr;  // null: this thread cannot be cancelled
+
+inline void attach_cancel_flag(CancelFlag *flag) { cancel_flag = flag; }
+
+inline bool is_cancelled() { return cancel_flag && cancel_flag->cancelled(); }
 
 inline void throw_if_cancelled() {
     if (is_cancelled()) throw std::runtime_error("its client has left");
 }
+
+// While it lives, a cancel of this thread's preparation stops `work`.
+class Watch {
+  public:
+    explicit Watch(Stoppable &work) : flag_(cancel_flag) {
+        if (flag_) flag_->watch(&work);
+    }
+    ~Watch() {
+        if (flag_) flag_->watch(nullptr);
+    }
+    Watch(const Watch &) = delete;
+    Watch &operator=(const Watch &) = delete;
+
+  private:
+    CancelFlag *const flag_;
+};
 
 }  // namespace inferd

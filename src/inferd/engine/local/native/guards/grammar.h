@@ -3,6 +3,7 @@
 // the age of the universe to refuse one token. With patches/grammars.patch the engine calls these functions instead.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <ctime>
@@ -12,8 +13,9 @@ namespace inferd {
 
 inline thread_local std::string grammar_error;     // the reason why the last parse on this thread failed
 inline thread_local int64_t grammar_deadline = 0;  // of `thread_time`; matching gives up after it
+inline thread_local const std::atomic<bool> *grammar_stop = nullptr;  // ends matching once it is set
 
-// Throws if `holds` is false, and once the deadline of this thread has passed.
+// Throws if `holds` is false, once the deadline of this thread has passed, and once its client has left.
 void grammar_step(bool holds);
 
 // Keeps the reason of a parse error for the client.

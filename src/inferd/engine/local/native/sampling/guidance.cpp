@@ -17,7 +17,7 @@ namespace inferd {
 
 namespace {
 
-// The parts of llguidance's C interface that inferd uses, as of version 1.7.6.
+// The parts of llguidance's C interface that inferd uses, as of version 1.9.0.
 
 using TokenizeFn = size_t (*)(const void *user, const uint8_t *bytes, size_t n_bytes, uint32_t *out, size_t n_out);
 
@@ -73,6 +73,9 @@ struct Library {
     bool (*matcher_is_accepting)(LlgMatcher *);
     bool (*matcher_is_stopped)(const LlgMatcher *);
     int32_t (*matcher_compute_ff_tokens)(LlgMatcher *, uint32_t *, size_t);
+    LlgCancellationHandle *(*matcher_get_cancellation_handle)(LlgMatcher *);
+    void (*cancel)(const LlgCancellationHandle *);
+    void (*free_cancellation_handle)(LlgCancellationHandle *);
 };
 
 Library library;
@@ -98,7 +101,7 @@ constexpr size_t kMaxGrammar = 60'000;
 // The lengths of text in JSON strings by which llguidance slices the vocabulary. A mask takes a slice as a whole where
 // the grammar allows all of it, and walks through the tokens of the others. Its own slices are 10, 30 and any length;
 // with these, masks of strings with a `maxLength` take three quarters of the time.
-constexpr int kSliceLengths[] = {1, 2, 3, 4, 5, 6, 8, 10, 16, 30};
+constexpr int kSliceLengths[] = {1, 2, 3, 4, 5, 6, 8, 12};
 
 std::vector<std::string> slices() {
     const std::string text = "[^\"\\\\\\x00-\\x1F\\x7F]";
@@ -193,6 +196,9 @@ bool open_guidance(const std::string &path, std::string &version, std::string &e
             find(handle, "llg_matcher_is_accepting", library.matcher_is_accepting);
             find(handle, "llg_matcher_is_stopped", library.matcher_is_stopped);
             find(handle, "llg_matcher_compute_ff_tokens", library.matcher_compute_ff_tokens);
+            find(handle, "llg_matcher_get_cancellation_handle", library.matcher_get_cancellation_handle);
+            find(handle, "llg_cancel", library.cancel);
+            find(handle, "llg_free_cancellation_handle", library.free_cancellation_handle);
             opened = true;
 #endif
         }
@@ -241,6 +247,15 @@ const LlgTokenizer *GuidanceVocab::tokenizer(std::string &error) noexcept {
     return tokenizer_;
 }
 
+GuideStop::GuideStop(LlgMatcher *matcher) noexcept : handle_(library.matcher_get_cancellation_handle(matcher)) {}
+
+GuideStop::~GuideStop() { library.free_cancellation_handle(handle_); }
+
+void GuideStop::stop() noexcept {
+    stopped_.store(true, std::memory_order_relaxed);
+    library.cancel(handle_);
+}
+
 std::unique_ptr<Guide> Guide::make(std::shared_ptr<GuidanceVocab> vocab, const char *kind,
                                    const std::string &grammar, std::string &error) noexcept {
     std::unique_ptr<Guide> guide;
@@ -256,9 +271,11 @@ std::unique_ptr<Guide> Guide::make(std::shared_ptr<GuidanceVocab> vocab, const c
         init.limits.verbose_errors = false;  // they would quote the grammar
         std::unique_ptr<Guide> made(new Guide(std::move(vocab), tokenizer));
         made->matcher_ = library.new_matcher(&init, kind, grammar.c_str());
-        throw_if_cancelled();
+        made->stop_ = std::make_shared<GuideStop>(made->matcher_);
         made->mask_.resize(library.matcher_get_mask_byte_size(made->matcher_) / sizeof(uint32_t));
+        const Watch watch(*made->stop_);
         const bool begins = made->mask() != nullptr;
+        throw_if_cancelled();
         if (const char *reason = library.matcher_get_error(made->matcher_)) throw std::runtime_error(reason);
         if (!begins) throw std::runtime_error("no answer can follow it");
         guide = std::move(made);
@@ -277,7 +294,7 @@ void Guide::wait_for(std::vector<std::string> words, std::vector<llama_token> to
 }
 
 bool Guide::allows(llama_token token) noexcept {
-    if (waiting_) return true;
+    if (waiting_) return !stop_->stopped();
     if (llama_vocab_is_eog(vocab_, token)) return accepting();
     const uint32_t id = static_cast<uint32_t>(token);
     return library.matcher_validate_tokens(matcher_, &id, 1) == 1;
@@ -326,6 +343,7 @@ bool Guide::accept_text(const std::string &text) noexcept {
     std::string error;
     bool fits = false;
     guarded(error, [&] {
+        const Watch watch(*stop_);
         const auto tokens = tokens_of(vocab_, text, true);
         fits = std::all_of(tokens.begin(), tokens.end(), [&](llama_token token) { return consume(token); });
     });
@@ -334,7 +352,9 @@ bool Guide::accept_text(const std::string &text) noexcept {
 
 bool Guide::accepting() noexcept { return waiting_ || library.matcher_is_accepting(matcher_); }
 
-bool Guide::complete() noexcept { return !waiting_ && library.matcher_is_stopped(matcher_); }
+bool Guide::complete() noexcept {
+    return !waiting_ && library.matcher_is_stopped(matcher_) && !stop_->stopped();
+}
 
 std::vector<llama_token> Guide::forced() noexcept {
     if (waiting_) return {};

@@ -5,6 +5,7 @@
 // then the engine thread uses it: one thread at a time.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -12,8 +13,10 @@
 #include <utility>
 #include <vector>
 
+#include "guards/cancel.h"
 #include "llama.h"
 
+struct LlgCancellationHandle;
 struct LlgMatcher;
 struct LlgTokenizer;
 
@@ -42,6 +45,22 @@ class GuidanceVocab {
     LlgTokenizer *tokenizer_ = nullptr;
 };
 
+// Ends what llguidance computes for a guide, from any thread.
+class GuideStop final : public Stoppable {
+  public:
+    explicit GuideStop(LlgMatcher *matcher) noexcept;
+    ~GuideStop();
+    GuideStop(const GuideStop &) = delete;
+    GuideStop &operator=(const GuideStop &) = delete;
+
+    void stop() noexcept override;
+    bool stopped() const noexcept { return stopped_.load(std::memory_order_relaxed); }
+
+  private:
+    LlgCancellationHandle *const handle_;
+    std::atomic<bool> stopped_{false};
+};
+
 // One answer on its way through a grammar.
 class Guide {
   public:
@@ -51,6 +70,9 @@ class Guide {
     ~Guide();
     Guide(const Guide &) = delete;
     Guide &operator=(const Guide &) = delete;
+
+    // Stops it from any thread. A stopped guide allows nothing.
+    const std::shared_ptr<GuideStop> &stop() const noexcept { return stop_; }
 
     // Allows every token until the answer contains one of the words or tokens; the grammar begins with that word or
     // token.
@@ -82,6 +104,7 @@ class Guide {
     const llama_vocab *vocab_;
     const LlgTokenizer *tokenizer_;
     LlgMatcher *matcher_ = nullptr;
+    std::shared_ptr<GuideStop> stop_;
     std::vector<uint32_t> mask_;
     bool waiting_ = false;
     std::vector<std::string> words_;

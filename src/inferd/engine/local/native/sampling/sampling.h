@@ -8,6 +8,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <exception>
@@ -63,6 +64,13 @@ class Sampler {
     // Constrains the answer to `guide` from here on.
     void follow(std::unique_ptr<Guide> guide) noexcept { guide_ = std::move(guide); }
 
+    // Ends what the grammar or the guide computes, from any thread; no token is allowed then.
+    void stop() noexcept {
+        stopped_.store(true, std::memory_order_relaxed);
+        if (guide_) guide_->stop()->stop();
+    }
+    bool stopped() const noexcept { return stopped_.load(std::memory_order_relaxed); }
+
     // Whether a grammar or a guide constrains the answer.
     bool constrained() const noexcept { return grammar_ || guide_; }
 
@@ -76,6 +84,7 @@ class Sampler {
     llama_token sample(const float *logits) noexcept {
         try {
             if (grammar_) grammar_deadline = thread_time() + kGrammarTime;
+            grammar_stop = &stopped_;
             logits = penalties_.apply(logits, n_vocab_);
             llama_token token = draw(logits, false);
             if (!allowed(token)) token = draw(logits, true);
@@ -234,6 +243,7 @@ class Sampler {
     Owned chain_;
     Owned grammar_;
     std::unique_ptr<Guide> guide_;
+    std::atomic<bool> stopped_{false};
     std::vector<llama_token_data> candidates_;
 };
 

@@ -1,0 +1,126 @@
+"""A client that leaves ends the work on its schema or grammar: validation, compilation, masks."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from inferd.engine.backend import Frames
+from inferd.engine.local import _llama
+from inferd.engine.local.conversation import NOTHING
+from inferd.engine.local.schema import schema_check
+from inferd.engine.local.suggested import DEFAULTS
+from inferd.errors import InvalidRequest
+from tests.daemon_process import PATIENCE_SECS
+from tests.in_process import until
+from tests.unit.test_llamacpp import ask, backend, load, read
+from tests.unit.test_schemas import guides, hold, hold_tool, properties
+
+ANY_TEXT = "%llguidance {}\nstart: /(?s:.*)/"
+WORDS = properties(**{f"word_{i}": {"type": "string", "maxLength": 40} for i in range(40)})
+
+
+def test_a_client_that_leaves_ends_the_work_on_its_schema() -> None:
+    schema = properties(a={"type": "string", "pattern": "^of a client that leaves$"})
+    left = _llama.Cancellation()
+    left.cancel()
+    for work in (hold, hold_tool):
+        with left, pytest.raises(InvalidRequest, match="its client has left"):
+            work(schema)
+        assert work(schema).dropped == ()  # the next client is not affected
+
+
+@pytest.mark.parametrize(
+    "draft", ["draft-04/schema#", "draft-07/schema#", "draft/2019-09/schema", "draft/2020-12/schema"]
+)
+def test_a_client_that_leaves_ends_the_validation_of_its_schema(draft: str) -> None:
+    home = "http://json-schema.org/" if "/schema#" in draft else "https://json-schema.org/"
+    text = json.dumps({"$schema": home + draft, "properties": {"a": {"properties": {"b": {}}}}})
+    left = _llama.Cancellation()
+    left.cancel()
+    with left, pytest.raises(InvalidRequest, match="its client has left"):
+        schema_check.read(text)
+    assert "properties" in schema_check.read(text)
+
+
+def test_a_guide_stops_when_the_client_of_its_preparation_leaves() -> None:
+    guide, begun, left = guides().grammar(ANY_TEXT), threading.Event(), _llama.Cancellation()
+    given_up = threading.Event()
+
+    def read_on() -> None:
+        with left:
+            while guide.accept_text(b"a text without an end ") and not given_up.is_set():
+                begun.set()
+
+    reader = threading.Thread(target=read_on)
+    reader.start()
+    assert begun.wait(PATIENCE_SECS)
+    left.cancel()
+    reader.join(PATIENCE_SECS)
+    given_up.set()
+    assert guide.stopped
+    assert guide.choices() == 0
+    assert not guide.complete  # which would be an answer's end
+    assert not guides().grammar(ANY_TEXT).stopped
+
+
+def test_a_guide_that_waits_for_a_call_stops_too() -> None:
+    guide, left = guides().grammar('%llguidance {}\nstart: "<call>" /[a-z]+/'), _llama.Cancellation()
+    guide.wait_for([b"<call>"], [])
+    assert guide.allows(100)
+    left.cancel()
+    with left:
+        guide.accept_text(b"<call>")
+    assert guide.stopped
+    assert not guide.allows(100)
+
+
+async def test_a_cancelled_job_stops_its_guide_at_once(tiny_llama: Path) -> None:
+    """Here before the loop runs, which would otherwise look at the cancel after its step only."""
+    engine = await asyncio.to_thread(load, tiny_llama)
+    family = engine._family
+    prompt = family.prompt(ask("Why?"), NOTHING, thinking=False)
+    stopped = []
+    for drop in (False, True):
+        guide = family.guides.grammar(ANY_TEXT)
+        job = engine._engine.submit(
+            prompt,
+            max_tokens=5,
+            sampling=replace(DEFAULTS, seed=1),
+            grammar=b"",
+            stops=[],
+            frame=None,
+            guide=guide,
+        )
+        assert not guide.stopped
+        engine._engine.cancel(job, drop)
+        stopped.append(guide.stopped)
+    await engine.close()
+    assert stopped == [True, True]
+
+
+async def test_an_answer_cancelled_within_its_grammar_is_cancelled_and_not_refused() -> None:
+    """Most cancels here arrive while a mask is computed."""
+    async with backend() as engine:
+        for _ in range(8):
+            asked = ask("Invent words.", 600, temperature=1.0, json_schema=json.dumps(WORDS))
+            stream = await engine.generate(asked)
+            assert isinstance(await anext(stream), Frames)
+            stream.cancel()
+            _, done = await read(stream)
+            assert done.stop_reason == "cancelled"
+
+
+async def test_a_grammar_of_the_client_is_not_matched_any_further() -> None:
+    """This one reaches its limit of processor time, and is refused, unless a cancel ends it before."""
+    async with backend() as engine:
+        stream = await engine.generate(ask("Hi", grammar='root ::= ("a"?){120}'))
+        await until(lambda: engine.pulse().busy_ms > 200)
+        stream.cancel()
+        _, done = await read(stream)
+        assert done.stop_reason == "cancelled"
