@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from inferd.engine.backend import Done, GenerateRequest, Message, Text, Tool, ToolCall, ToolUse
-from inferd.engine.local.answers import Answers, Turn
 from inferd.engine.local.llamacpp import LlamaCpp
+from inferd.engine.local.past.answers import Answers, Turn
 from tests.requests import generate_request
 from tests.tiny_llama import write_llama
 from tests.unit.test_llamacpp import backend

@@ -10,7 +10,7 @@ import pytest
 
 from inferd.engine.backend import GenerateRequest, Message
 from inferd.engine.local import _llama
-from inferd.engine.local.dates import LONGEST_SECS, MOST_CONVERSATIONS, Dates
+from inferd.engine.local.past.dates import LONGEST_SECS, MOST_CONVERSATIONS, Dates
 from tests.requests import generate_request
 from tests.unit.test_llamacpp import ask, backend, load_model, read
 

@@ -27,8 +27,8 @@ from inferd.engine.backend import (
     ToolUse,
 )
 from inferd.engine.local import _llama, generic_tools, media
-from inferd.engine.local.answers import Kept
 from inferd.engine.local.child import turns
+from inferd.engine.local.past.answers import Kept
 from inferd.engine.local.schema import family_guides
 from inferd.engine.local.schema.family_grammar import NoCalls
 from inferd.engine.local.schema.family_repairs import repaired

@@ -3,6 +3,8 @@
 It uses three kinds of threads. The event loop's thread owns the streams. A small pool renders, tokenises and
 parses grammars, so that no request blocks the event loop. One engine thread decodes; it signals a descriptor
 once a step, and :meth:`LlamaCpp._wake` wakes the streams with new output.
+
+(Over 400 lines, because the load, the requests and the end of a backend share its model and its threads.)
 """
 
 from __future__ import annotations
@@ -33,11 +35,8 @@ from inferd.engine.backend import (
     Usage,
 )
 from inferd.engine.local import _llama
-from inferd.engine.local.ahead import Ahead, Ended
-from inferd.engine.local.answers import Answers, Keeper
 from inferd.engine.local.child.messages import Adapter, Pulse
 from inferd.engine.local.conversation import NOTHING, Family, Past, Prepared, prepare, shows_earlier_thoughts
-from inferd.engine.local.dates import Dates
 from inferd.engine.local.file_pages import give_back
 from inferd.engine.local.loading import (
     GGML_ERROR,
@@ -47,6 +46,9 @@ from inferd.engine.local.loading import (
     pass_on_log,
     preparing_threads,
 )
+from inferd.engine.local.past.ahead import Ahead, Ended
+from inferd.engine.local.past.answers import Answers, Keeper
+from inferd.engine.local.past.dates import Dates
 from inferd.engine.local.power import supplies
 from inferd.engine.local.schema.guides import Guides
 from inferd.engine.local.states import EngineStates, Send
@@ -85,7 +87,7 @@ class LlamaCppConfig:
     ``threads`` 0 lets the loop choose; ``flash_attention`` and ``drafts`` are ``auto``, ``on`` or ``off``.
     ``projector`` is the GGUF file of the encoder for images and sounds. ``chat_template`` replaces the
     model's own; empty keeps it. ``draft_fd`` is the open file of a small model of the same vocabulary, which
-    drafts for this one. ``ahead_tokens`` bounds the work of :mod:`~inferd.engine.local.ahead` after an
+    drafts for this one. ``ahead_tokens`` bounds the work of :mod:`~inferd.engine.local.past.ahead` after an
     answer; 0 is none. ``keep_thinking`` keeps earlier thinking that the template would leave out.
     ``adapters`` come with their open files.
     """

@@ -15,6 +15,8 @@
 // The engine thread takes the mutex three times a step (`intake`, `begin_step`, `publish`), holds it only to move
 // pointers and append bytes, and never touches Python. A `publish` with new output writes to the wake-up descriptor
 // once.
+//
+// Over 400 lines, because every function here depends on the ownership rules above.
 #pragma once
 
 #include <sys/types.h>

@@ -12,7 +12,7 @@ import orjson
 from inferd import log
 from inferd.engine.backend import Done, Event, Frames, Stream
 from inferd.engine.local import _llama
-from inferd.engine.local.answers import Keeper, Turn
+from inferd.engine.local.past.answers import Keeper, Turn
 
 _log = log.get("llamacpp")
 

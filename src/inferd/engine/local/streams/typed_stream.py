@@ -16,8 +16,8 @@ import orjson
 
 from inferd import log
 from inferd.engine.backend import Done, Event, Frames, FrameTemplate, Stream, Text, Thinking, ToolUse
-from inferd.engine.local.answers import Keeper, Turn
 from inferd.engine.local.conversation import Reader
+from inferd.engine.local.past.answers import Keeper, Turn
 from inferd.errors import ToolCallMalformed
 
 _log = log.get("llamacpp")

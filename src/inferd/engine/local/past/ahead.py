@@ -23,8 +23,8 @@ from operator import eq
 from inferd import log
 from inferd.engine.backend import GenerateRequest, Message
 from inferd.engine.local import _llama
-from inferd.engine.local.answers import Answers, Turn
 from inferd.engine.local.conversation import Family, Past, prepare
+from inferd.engine.local.past.answers import Answers, Turn
 from inferd.engine.local.power import Supplies
 from inferd.engine.local.suggested import DEFAULTS
 from inferd.errors import InferdError
