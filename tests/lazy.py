@@ -13,4 +13,6 @@ class Lazy:
         self._name = name
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # asked by pytest while it collects tests
+            raise AttributeError(name)
         return getattr(importlib.import_module(self._name), name)
