@@ -2,8 +2,8 @@
 
 The next token of ``write_llama`` depends on nothing: an answer under a grammar is random and ends.
 ``random_llama`` has random weights, so that each token depends on all before it; it never ends its turn and
-writes no control token. It has only the first tokens of the tokenizer, from which the later ones are merged,
-and so loads in an eighth of the time.
+writes no control token. They have only the first tokens of the tokenizer, from which the later ones are
+merged, and so load in an eighth of the time; ``whole`` is for tests that need more likely tokens.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LIKELY = 7.0
 ENDS = frozenset(b'"}],')
 
 WIDTH = 32  # of the embeddings of the model without preferences
-RANDOM_VOCABULARY = 8192
+VOCABULARY = 8192
 _ALIGNMENT = 32
 _UINT16, _UINT32, _INT32, _FLOAT32, _STRING, _ARRAY = 2, 4, 5, 6, 8, 9
 _WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
@@ -42,6 +42,7 @@ def write_llama(
     files: int = 1,
     keys: Mapping[str, int] | None = None,
     eager: bool = False,
+    whole: bool = False,
     **sampling: float,
 ) -> Path:
     """Writes a model of one layer whose likely tokens are those that end something; returns its path.
@@ -51,7 +52,8 @@ def write_llama(
     and the path is the first's.
     """
     width = WIDTH
-    tokens = _texts(_tokenizer()["tokenizer.ggml.tokens"])
+    tokenizer = _whole_tokenizer() if whole else _tokenizer()
+    tokens = _texts(tokenizer["tokenizer.ggml.tokens"])
     output = np.zeros((len(tokens), width), dtype=np.float32)
     output[:, 0] = [LIKELY if text[:1] and text[0] in ENDS else 0.0 for text in tokens]
     if eager:
@@ -63,7 +65,7 @@ def write_llama(
     names = [path]
     if files > 1:
         names = [path.with_name(f"{path.stem}-{i:05}-of-{files:05}.gguf") for i in range(1, files + 1)]
-    _write(names, _tokenizer(), tensors, dict.fromkeys(_LAYER, nothing), layers=1, heads=1, **more)
+    _write(names, tokenizer, tensors, dict.fromkeys(_LAYER, nothing), layers=1, heads=1, **more)
     return names[0]
 
 
@@ -74,14 +76,14 @@ def random_llama(layers: int = 2, seed: int = 7) -> Path:
     directory = Path(tempfile.mkdtemp(prefix="inferd-tests-"))
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     width, random = RANDOM_WIDTH, np.random.default_rng(seed)
-    control = control_tokens(_short_tokenizer())
+    control = control_tokens()
     embeddings = random.standard_normal((len(control), width), dtype=np.float32)
     output = random.standard_normal((len(control), width), dtype=np.float32)
     output[control] = 0.0
     tensors = {"token_embd.weight": embeddings, "output.weight": output}
     matrices = {name: random.standard_normal((width, width), dtype=np.float32) / 8 for name in _LAYER}
     matrices["attn_output"] *= 6  # or the average over a long prompt would hardly count
-    _write([directory / "random.gguf"], _short_tokenizer(), tensors, matrices, layers=layers, heads=2)
+    _write([directory / "random.gguf"], _tokenizer(), tensors, matrices, layers=layers, heads=2)
     return directory / "random.gguf"
 
 
@@ -158,9 +160,9 @@ def write_model(
     return path
 
 
-def control_tokens(tokenizer: Mapping[str, bytes] | None = None) -> npt.NDArray[np.bool_]:
+def control_tokens() -> npt.NDArray[np.bool_]:
     """The control tokens of the vocabulary."""
-    types = (tokenizer or _tokenizer())["tokenizer.ggml.token_type"]
+    types = _tokenizer()["tokenizer.ggml.token_type"]
     return np.frombuffer(types, dtype="<i4", offset=16) == _CONTROL  # behind two types and the count
 
 
@@ -199,7 +201,7 @@ def _value(value: str | int | float | Sequence[int]) -> bytes:
 
 
 @cache
-def _tokenizer() -> dict[str, bytes]:
+def _whole_tokenizer() -> dict[str, bytes]:
     """The keys that describe the tokenizer, each with its type and value as in the file."""
     found = {}
     with demo_model().open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -216,9 +218,9 @@ def _tokenizer() -> dict[str, bytes]:
 
 
 @cache
-def _short_tokenizer() -> dict[str, bytes]:
-    found = dict(_tokenizer())
-    less = _count(found["tokenizer.ggml.tokens"]) - RANDOM_VOCABULARY
+def _tokenizer() -> dict[str, bytes]:
+    found = dict(_whole_tokenizer())
+    less = _count(found["tokenizer.ggml.tokens"]) - VOCABULARY
     for name in ("tokens", "token_type", "merges"):
         items = found[f"tokenizer.ggml.{name}"]
         found[f"tokenizer.ggml.{name}"] = _first(items, _count(items) - less)

@@ -1,4 +1,4 @@
-"""Ollama's library, unmodified, against the real default model."""
+"""Ollama's library, unmodified, against a small random model."""
 
 from __future__ import annotations
 
@@ -8,11 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from inferd.config import paths
-from inferd.store.catalogue import DEFAULT_MODEL as MODEL
 from inferd.store.models import ModelStore
 from tests.daemon_process import until
-from tests.demo_model import demo_model
 from tests.http_bridge import BridgeProcess, web
 from tests.lazy import Lazy
 from tests.tiny_bert import write_bert
@@ -21,13 +18,14 @@ from tests.tiny_model import stock
 
 ollama = Lazy("ollama")
 
+MODEL = "random"
 OPTIONS = {"temperature": 0, "num_predict": 6, "top_k": None, "num_ctx": 99999}
 
 
 @pytest.fixture(scope="module")
-def bridge() -> Iterator[BridgeProcess]:
-    demo_model()
-    with BridgeProcess(MODELS_HOME=paths.models_home(), n_ctx=1024) as process:
+def bridge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BridgeProcess]:
+    store = tmp_path_factory.mktemp("models")
+    with BridgeProcess(model_path=random_llama(), MODELS_HOME=store, n_ctx=1024) as process:
         yield process
 
 
@@ -68,8 +66,11 @@ def test_logprobs_and_a_raw_prompt(client: ollama.Client) -> None:
     assert "".join(token.token for token in tokens) == whole.message.content
     assert all(len(token.top_logprobs or []) == 2 for token in tokens)
     assert [token for part in parts for token in part.logprobs or []] == tokens
-    raw = client.generate(MODEL, "The capital of France is", raw=True, options=OPTIONS)
-    assert "Paris" in raw.response
+    raw, in_template = (
+        client.generate(MODEL, "The capital", raw=each, options=OPTIONS) for each in (True, False)
+    )
+    assert raw.response != in_template.response
+    assert raw.prompt_eval_count == 2
     with pytest.raises(ollama.ResponseError, match="no tokens for a text"):
         client.generate(MODEL, "a", suffix="b", options=OPTIONS)
 

@@ -79,7 +79,7 @@ async def test_a_session_with_schemas_computes_only_new_tokens(tmp_path: Path) -
 
 async def session(directory: Path, manner: Manner, more: Mapping[str, object]) -> None:
     """Four turns, each answered by the results of its calls, or by the user."""
-    path = write_llama(directory / "model.gguf", eager=True)
+    path = write_llama(directory / "model.gguf", eager=True, whole=True)
     history: tuple[Message, ...] = (SYSTEM, Message("user", "Mend the parser."))
     held = 0
     async with backend(path, n_parallel=1, n_ctx=8192, chat_template=TEMPLATE.read_text()) as engine:

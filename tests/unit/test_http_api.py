@@ -149,6 +149,9 @@ def test_a_schema_with_strict_false_is_lenient() -> None:
     "more, param",
     [
         ({"temperature": True}, "temperature"),
+        ({"max_tokens": 1.5}, "max_tokens"),
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"stream": 1}, "stream"),
         ({"stop": [1]}, "stop[0]"),
         ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, "messages[0].content[0].type"),
         ({"messages": [{"role": "robot", "content": ""}]}, "messages[0].role"),

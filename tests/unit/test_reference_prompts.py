@@ -153,9 +153,13 @@ def theirs(
     now = datetime.now()
     calls = any(message.tool_calls for message in messages)
     forms = itertools.product((False, True), ("", None, ...), (False, True)) if calls else [(False, "", True)]
+    tried = []
     for as_text, nothing, named in forms:
         for typed in (False, True):
             shown = [form_of(message, as_text, nothing, named, typed) for message in messages]
+            if shown in tried:
+                continue
+            tried.append(shown)
             try:
                 yield template.render(
                     messages=shown,
