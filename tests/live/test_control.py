@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from inferd import cli
 from inferd.cli import control
 from inferd.config.settings import DEFAULT_MODEL
 from inferd.store.runtime import Lock
-from tests.daemon_process import DaemonProcess
+from tests.daemon_process import DaemonProcess, until
 from tests.shell import Shell
 
 
@@ -58,6 +60,54 @@ def test_stop_prints_the_reason_for_waiting(
     out, err = capsys.readouterr()
     assert "has stopped" in out
     assert "waiting for the requests that run; after 10 s they are cut" in err
+
+
+RELAY = """
+import socket, sys, threading
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+listener.listen()
+def copy(a, b):
+    while data := a.recv(65536):
+        b.sendall(data)
+    b.shutdown(socket.SHUT_WR)
+while True:
+    near, far = listener.accept()[0], socket.socket(socket.AF_UNIX)
+    far.connect(sys.argv[2])
+    for pair in ((near, far), (far, near)):
+        threading.Thread(target=copy, args=pair, daemon=True).start()
+"""
+
+
+def test_a_named_daemon_is_the_one_that_reloads_and_stops(
+    shell: Shell, short_dir: Path, daemon: Callable[..., DaemonProcess]
+) -> None:
+    """Not this user's own daemon; and behind a forwarded socket the process number is a stranger's."""
+    assert shell("run", "hi").returncode == 0
+    config = short_dir / "other.json"
+    config.write_text("{}")
+    other = daemon(backend="mock", config=str(config)).wait_ready()
+    shell.env.update(INFERD_ADDRESS=str(other.uds), INFERD_ADMIN_ADDR=str(other.admin))
+    config.write_text('{"engine": {"queue_depth": 3}}')
+    reloaded = shell("reload")
+    assert reloaded.returncode == 0, reloaded.stderr
+    assert str(other.process.pid) in reloaded.stdout
+    assert json.loads(shell("status", "--json").stdout)["queue_depth"] == 3
+    forwarded = short_dir / "far.sock"
+    with subprocess.Popen([sys.executable, "-c", RELAY, forwarded, other.admin]) as relay:
+        until(forwarded.exists)
+        for command in ("stop", "reload"):
+            refused = shell(command, INFERD_ADMIN_ADDR=str(forwarded))
+            assert refused.returncode == 3
+            assert "runs on another machine or in a container" in refused.stderr
+        relay.kill()
+    assert other.process.poll() is None
+    stopped = shell("stop")
+    assert (stopped.returncode, stopped.stderr) == (0, "")
+    assert other.process.wait() == 0
+    del shell.env["INFERD_ADDRESS"], shell.env["INFERD_ADMIN_ADDR"]
+    assert shell.is_running()
+    assert shell("stop").returncode == 0
 
 
 def test_ctrl_c_during_a_fetch_says_that_the_daemon_continues(shell: Shell, short_dir: Path) -> None:

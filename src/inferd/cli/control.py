@@ -1,18 +1,25 @@
-"""``inferd stop`` and ``reload``: signals to the process that holds the daemon's lock."""
+"""``inferd stop`` and ``reload``: signals to the daemon's process.
+
+It is the process that holds the lock or, with ``INFERD_ADDRESS``, the one that serves the admin socket of that
+daemon.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
 from inferd.cli.background import POLL_SECS
 from inferd.cli.say import say
-from inferd.cli.status import settings_of_daemon
+from inferd.cli.status import ANSWER_SECS, admin_address, settings_of_daemon
 from inferd.client.admin import AdminClient
+from inferd.client.trust import server_pid
 from inferd.errors import ConfigError, DaemonUnreachable
 from inferd.store.runtime import holder, is_held
 
@@ -23,33 +30,38 @@ SILENCE_SECS = 0.5
 @click.command("stop")
 def stop_command() -> None:
     """Stop the daemon, and wait until it has ended. Running requests may finish."""
+    if os.environ.get("INFERD_ADDRESS"):
+        named = _named()
+        _stop(named, lambda: _has_ended(named), "")
+        return
     settings = settings_of_daemon()
     lock = settings.lock
-    pid = _running(lock)
-    if pid is None:
+    found = _running(lock)
+    if found is None:
         say("no daemon is running")
         return
+    cut = f"; after {settings.drain_timeout_secs:g} s they are cut"
+    _stop(found, lambda: not is_held(lock) or holder(lock) != found, cut)
+
+
+def _stop(pid: int, has_ended: Callable[[], bool], cut: str) -> None:
     _signal(pid, signal.SIGTERM)
     speaks_at = time.monotonic() + SILENCE_SECS
-    while is_held(lock) and holder(lock) == pid:
+    while not has_ended():
         time.sleep(POLL_SECS)
         if time.monotonic() >= speaks_at:
             speaks_at = float("inf")
-            say(
-                f"waiting for the requests that run; after {settings.drain_timeout_secs:g} s they are cut …",
-                err=True,
-            )
+            say(f"waiting for the requests that run{cut} …", err=True)
     say(f"the daemon, process {pid}, has stopped")
 
 
 @click.command("reload")
 def reload_command() -> None:
     """Make the daemon read its configuration again, and wait for it. No request is dropped."""
-    settings = settings_of_daemon()
-    pid = _running(settings.lock)
+    pid = _named() if os.environ.get("INFERD_ADDRESS") else _running(settings_of_daemon().lock)
     if pid is None:
         raise DaemonUnreachable("no daemon is running; `inferd run` starts one")
-    with AdminClient(settings.admin_addr) as admin:
+    with AdminClient(admin_address()) as admin:
         events = admin.events()
         next(events)  # the state before
         _signal(pid, signal.SIGHUP)
@@ -64,6 +76,45 @@ def reload_command() -> None:
     if failure is not None:
         raise ConfigError(f"nothing has changed: {failure}")
     say(f"the daemon, process {pid}, has read its configuration")
+
+
+def _named() -> int:
+    """The process of the daemon that ``INFERD_ADDRESS`` names.
+
+    The number that a daemon behind a forwarded socket states is that of a process of its own machine, so it
+    counts only if the socket was made by that process or its parent, such as systemd.
+    """
+    address = admin_address()
+    with AdminClient(address, timeout=ANSWER_SECS) as admin:
+        pid = admin.status().pid
+    with socket.socket(socket.AF_UNIX) as connected:
+        connected.connect(os.fspath(address))
+        server = server_pid(connected)
+    if server is not None and str(server) not in (str(pid), *_stat(pid)[1:2]):
+        raise DaemonUnreachable(
+            f"the daemon at {address} runs on another machine or in a container; stop or reload it there"
+        )
+    return pid
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether the process has ended, even if its parent has not waited for it."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return _stat(pid)[:1] == ["Z"]
+
+
+def _stat(pid: int) -> list[str]:
+    """The state of a process, its parent and further facts; nothing where there is no ``/proc``."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return []
+    return text.rpartition(")")[2].split()
 
 
 def _running(lock: Path) -> int | None:

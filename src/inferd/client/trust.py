@@ -31,11 +31,18 @@ def require_trusted(connected: socket.socket, path: str) -> None:
         )
 
 
+def server_pid(connected: socket.socket) -> int | None:
+    """The process that made the socket at the other end; ``None`` where the system does not tell."""
+    return _credentials(connected)[0] if sys.platform == "linux" else None
+
+
 def _server_uid(connected: socket.socket, path: str) -> int:
-    if sys.platform == "linux":
-        _, uid, _ = _UCRED.unpack(connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-        return int(uid)
-    return os.lstat(path).st_uid
+    return _credentials(connected)[1] if sys.platform == "linux" else os.lstat(path).st_uid
+
+
+def _credentials(connected: socket.socket) -> tuple[int, int]:
+    pid, uid, _ = _UCRED.unpack(connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return pid, uid
 
 
 def _owners(path: Path, trusted: set[int]) -> set[int]:
