@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.daemon_process import DaemonProcess, Wire
+from tests.quantised import quantised_llama
 from tests.tiny_llama import random_llama
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has the sandbox of a worker")
@@ -109,6 +110,16 @@ def test_a_worker_computes_a_part_and_the_text_stays_the_same(
     assert answer(process) == alone
     (started,) = process.wait_event("engine_started")
     assert started["cage"]["seccomp"] == "yes"
+
+
+def test_a_worker_computes_quantised_layers_in_the_layout_of_its_processor(
+    daemon: Start, short_dir: Path, worker: Work
+) -> None:
+    model = str(quantised_llama(short_dir / "q.gguf"))
+    assert (alone := answer(serve(daemon, short_dir, entry(model_path=model)).wait_ready()))
+    process = serve(daemon, short_dir, entry(model_path=model, rpc=[worker().address])).wait_ready()
+    assert answer(process) == alone
+    assert answer(process) == alone  # with the graph that the worker keeps
 
 
 def test_a_worker_that_dies_ends_one_request_with_an_error_and_the_next_is_served(

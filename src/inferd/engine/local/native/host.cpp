@@ -34,6 +34,12 @@ const char *kind_of(ggml_backend_dev_t device) {
     }
 }
 
+bool has_workers() {
+    for (size_t i = 0; i < ggml_backend_dev_count(); i++)
+        if (is_remote(ggml_backend_dev_get(i))) return true;
+    return false;
+}
+
 }  // namespace
 
 std::vector<Device> devices() {
@@ -98,8 +104,9 @@ std::vector<std::pair<int, std::string>> drain_log() {
 void *attach_pool(llama_context *ctx, int threads) {
     ggml_threadpool_params params = ggml_threadpool_params_default(threads);
     // Between two steps the threads spin for about a millisecond and then sleep. ggml's default spins a hundred times
-    // longer, which keeps cores busy on an idle machine.
-    params.poll = 1;
+    // longer, which keeps cores busy on an idle machine. A worker, which may be on this machine, needs the cores
+    // between two steps.
+    params.poll = has_workers() ? 0 : 1;
     const auto make =
         reinterpret_cast<ggml_threadpool *(*)(ggml_threadpool_params *)>(cpu_function("ggml_threadpool_new"));
     ggml_threadpool *pool = make(&params);

@@ -1,0 +1,35 @@
+"""The random model with its layers quantised, for what F32 weights do not reach."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+
+from tests.tiny_llama import random_llama
+
+
+def copy_keys(reader: gguf.GGUFReader, writer: gguf.GGUFWriter, prefix: str = "") -> None:
+    """Copies the keys that begin with ``prefix``, except those that the writer makes itself."""
+    for field in reader.fields.values():
+        if field.name.startswith(prefix) and not field.name.startswith(("GGUF.", "general.architecture")):
+            writer.add_key_value(field.name, field.contents(), *field.types[:2])
+
+
+def write_file(writer: gguf.GGUFWriter) -> None:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def quantised_llama(path: Path, kind: str = "Q4_0") -> Path:
+    """Writes the random model to ``path``, with the matrices of its layers as ``kind``; returns the path."""
+    reader, writer = gguf.GGUFReader(random_llama()), gguf.GGUFWriter(path, "llama")
+    copy_keys(reader, writer)
+    for tensor in reader.tensors:
+        is_matrix = tensor.name.startswith("blk.") and tensor.data.ndim == 2
+        into = gguf.GGMLQuantizationType[kind if is_matrix else "F32"]
+        writer.add_tensor(tensor.name, gguf.quants.quantize(tensor.data, into), raw_dtype=into)
+    write_file(writer)
+    return path
