@@ -1,15 +1,16 @@
 """A pool of a local engine and two llama-servers, with requests that arrive whether or not there is room.
 
-The three engines share one machine, so each is stopped for most of the time and has a share of one core: they
-stand for three machines of equal speed. First the local engine alone tells its capacity, with as many clients
-as it has places, and how long requests wait when 0.9 of that arrives at random (Poisson). Then 2.5 of that
-arrives at the pool, and once more while one llama-server is killed and started again.
+The three engines share one machine, so they take turns on one core, and the speed of one does not depend on
+the load of the others, as on three machines. First the local engine alone tells its capacity, with as many
+clients as it has places, and how long requests wait when 0.9 of that arrives at random (Poisson). Then 2.5
+of that arrives at the pool, and once more while one llama-server is killed and started again.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -31,18 +32,18 @@ SLOTS = 2
 TOKENS = 8
 N_CTX = 512
 CAPACITY_SECS = 15
-REQUESTS = 120
+REQUESTS = 200
 QUEUE_DEPTH = 64
 CYCLE_SECS = 0.1
-SHARE = 0.1
+SHARE = 0.3
 """Of one core, for each engine."""
 
 
 class Throttle:
-    """Lets processes run for a share of each cycle, all at the same time."""
+    """Lets processes run for a share of each cycle, one after the other."""
 
     def __init__(self) -> None:
-        self.pids: set[int] = set()
+        self.pids: list[int] = []
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
@@ -53,21 +54,24 @@ class Throttle:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
-        self._signal(signal.SIGCONT)
+        for pid in self.pids:
+            _signal(pid, signal.SIGCONT)
 
     def _run(self) -> None:
-        while not self._over.is_set():
-            self._signal(signal.SIGCONT)
-            time.sleep(SHARE * CYCLE_SECS)
-            self._signal(signal.SIGSTOP)
-            time.sleep((1 - SHARE) * CYCLE_SECS)
-
-    def _signal(self, number: int) -> None:
         for pid in tuple(self.pids):
-            try:
-                os.kill(pid, number)
-            except ProcessLookupError:
-                self.pids.discard(pid)
+            _signal(pid, signal.SIGSTOP)
+        while not self._over.is_set():
+            end = time.monotonic() + CYCLE_SECS
+            for pid in tuple(self.pids):
+                _signal(pid, signal.SIGCONT)
+                time.sleep(SHARE * CYCLE_SECS)
+                _signal(pid, signal.SIGSTOP)
+            time.sleep(max(0.0, end - time.monotonic()))
+
+
+def _signal(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 class Pooled(servers.Server):
@@ -160,7 +164,7 @@ def run(options: argparse.Namespace, report: Report) -> None:
     ]
     with upstreams[0], upstreams[1], Pooled(model, upstreams) as daemon, Throttle() as throttle:
         engine = daemon.backends()["here"]["engine"]
-        throttle.pids |= {upstream.popen.pid for upstream in upstreams} | {engine["pid"]}  # type: ignore[index]
+        throttle.pids += [*(upstream.popen.pid for upstream in upstreams), engine["pid"]]  # type: ignore[index]
         asyncio.run(measure(options, report, daemon, upstreams[0], throttle))
 
 
@@ -175,6 +179,7 @@ async def measure(
     async with AsyncClient(daemon.address.path) as client:
         rate = await capacity(client, rng)
         report.add("local alone", "capacity", "requests/s", rate)
+        sys.stderr.write(f"capacity: {rate:.2f} requests/s\n")
         for name, share, chosen in (("local alone", 0.9, "here"), ("pool", 2.5, None)):
             outcome = await arrive(client, rng, share * rate, chosen)
             _tell(report, f"{name}, {share} of the capacity", outcome)
@@ -184,8 +189,9 @@ async def measure(
         victim.popen.send_signal(signal.SIGKILL)
         victim.popen.wait()
         _tell(report, "pool, one killed", await running)
+        throttle.pids.remove(victim.popen.pid)
         victim.__enter__()  # again; the first ``with`` ends it
-        throttle.pids.add(victim.popen.pid)
+        throttle.pids.append(victim.popen.pid)
         began = time.monotonic()
         await asyncio.to_thread(_until_back, daemon, victim.name)
         report.add("pool, one killed", "ready and breaker closed after", "s", time.monotonic() - began)
@@ -201,6 +207,9 @@ def _until_back(daemon: Pooled, name: str) -> None:
 
 
 def _tell(report: Report, name: str, outcome: Outcome) -> None:
+    sys.stderr.write(
+        f"{name}: p99 of the wait {quantile(outcome.waits, 0.99):.0f} ms, {dict(outcome.ends)}\n"
+    )
     report.add(name, "p99 wait", "ms", quantile(outcome.waits, 0.99))
     report.add(name, "median wait", "ms", quantile(outcome.waits, 0.5))
     report.notes.append(f"{name}: {dict(outcome.ends)}")
