@@ -1,7 +1,12 @@
 # Toolchain file: the compilers in the folder INFERD_ZIG, which packaging/toolchain.py makes: clang with the headers and
 # symbols of an old glibc, whatever the building machine has.
 
-list(APPEND CMAKE_TRY_COMPILE_PLATFORM_VARIABLES INFERD_ZIG)
+list(APPEND CMAKE_TRY_COMPILE_PLATFORM_VARIABLES INFERD_ZIG INFERD_ZIG_MACHINE)
+
+if(INFERD_ZIG_MACHINE) # another one than this
+    set(CMAKE_SYSTEM_NAME Linux)
+    set(CMAKE_SYSTEM_PROCESSOR ${INFERD_ZIG_MACHINE})
+endif()
 
 set(CMAKE_C_COMPILER ${INFERD_ZIG}/clang)
 set(CMAKE_CXX_COMPILER ${INFERD_ZIG}/clang++)

@@ -3,7 +3,7 @@
 ``ziglang`` on the package index is clang with the headers and the symbols of every glibc. It is installed by
 pip into the user's cache, at one version, and gets four small scripts, because CMake and ccache want a
 compiler that is a file and whose name tells what it is. The scripts have the same path in every checkout, so
-that ccache shares objects between them.
+that ccache shares objects between them. It compiles for other architectures as well.
 """
 
 from __future__ import annotations
@@ -16,24 +16,37 @@ from pathlib import Path
 
 ZIG = "0.17.1"
 GLIBC = "2.28"
-MACHINE = platform.machine()
+MACHINES = ("x86_64", "aarch64")
+HERE = platform.machine()
 TOOLS = {"clang": "cc -target {target}", "clang++": "c++ -target {target}", "ar": "ar", "ranlib": "ranlib"}
+ARM_VERSIONS = """\
+for option do
+    shift
+    case $option in -march=armv*)
+        option=$(echo "$option" | sed -E 's/armv([0-9]+)[.]([0-9]+)-a/armv\\1_\\2-a/
+            s/^-march=arm(v[0-9_]+)-a/-mcpu=generic+\\1a/; s/[+]fp16/+fullfp16/') ;;
+    esac
+    set -- "$@" "$option"
+done
+"""
+"""Of a script: Zig has LLVM's names of ARM's versions and features, not those of all other compilers."""
 
 
-def bring() -> Path:
-    """The folder of the scripts, for CMake's INFERD_ZIG. Raises CalledProcessError when pip cannot
-    install."""
+def bring(machine: str) -> Path:
+    """The folder of the scripts that compile for ``machine``, for CMake's INFERD_ZIG. Raises
+    CalledProcessError when pip cannot install."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     home = Path(cache).expanduser() / "inferd" / "build" / f"ziglang-{ZIG}"
     zig = home / "ziglang" / "zig"
     if not zig.is_file():
         install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary", ":all:"]
         subprocess.run([*install, "--target", str(home), f"ziglang=={ZIG}"], check=True)
-    target = f"{MACHINE}-linux-gnu.{GLIBC}"
+    target = f"{machine}-linux-gnu.{GLIBC}"
     scripts = home / target
     scripts.mkdir(exist_ok=True)
     for name, command in TOOLS.items():
-        script = f'#!/bin/sh\nexec "{zig}" {command.format(target=target)} "$@"\n'
+        names = ARM_VERSIONS if machine == "aarch64" and name.startswith("clang") else ""
+        script = f'#!/bin/sh\n{names}exec "{zig}" {command.format(target=target)} "$@"\n'
         path = scripts / name
         if not path.is_file() or path.read_text() != script:  # ccache tells compilers apart by their time
             path.write_text(script)
@@ -41,7 +54,20 @@ def bring() -> Path:
     return scripts
 
 
-def defines() -> dict[str, str]:
+def defines(machine: str) -> dict[str, str]:
     """What CMake is told in order to use it."""
     toolchain = Path(__file__).resolve().parents[1] / "cmake" / "zig.cmake"
-    return {"CMAKE_TOOLCHAIN_FILE": str(toolchain), "INFERD_ZIG": str(bring())}
+    told = {"CMAKE_TOOLCHAIN_FILE": str(toolchain), "INFERD_ZIG": str(bring(machine))}
+    return told | ({} if machine == HERE else {"INFERD_ZIG_MACHINE": machine})
+
+
+def environment(machine: str, python_tag: str) -> dict[str, str]:
+    """What the build backend is told when it builds for another machine: the names of the platform and of the
+    extensions. The headers are those of the Python that builds; they fit if its ``pyconfig.h`` is the same on
+    every 64-bit Linux, as one that was compiled from source is, and Debian's is not."""
+    if machine == HERE:
+        return {}
+    return {
+        "_PYTHON_HOST_PLATFORM": f"linux-{machine}",
+        "SETUPTOOLS_EXT_SUFFIX": f".cpython-{python_tag.removeprefix('cp')}-{machine}-linux-gnu.so",
+    }

