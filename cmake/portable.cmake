@@ -46,7 +46,9 @@ if(INFERD_COMPANION)
     list(REMOVE_ITEM built ${gpu})
     set(beside "$ORIGIN/../inferd/engine/local/ggml:$ORIGIN/../nvidia/cu13/lib")
     set_target_properties(${gpu} PROPERTIES
-        INSTALL_RPATH "${beside}" BUILD_WITH_INSTALL_RPATH ON LINK_OPTIONS LINKER:-s)
+        INSTALL_RPATH "${beside}" BUILD_WITH_INSTALL_RPATH ON
+        # The driver's library may be an empty one here, see packaging/gpu.py.
+        LINK_OPTIONS "LINKER:-s;LINKER:--no-as-needed")
     install(TARGETS ${gpu} LIBRARY DESTINATION inferd_${INFERD_COMPANION} COMPONENT companion)
 endif()
 if(INFERD_CPU_VARIANTS)

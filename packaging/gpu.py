@@ -1,0 +1,88 @@
+"""What a companion package is compiled with, beside the compiler of ``toolchain.py``.
+
+Vulkan: the headers and ``glslc`` of the system (Debian: libvulkan-dev, spirv-headers, glslc), and its C++
+compiler for the generator of shaders. CUDA: NVIDIA's compiler and libraries from the package index. The
+driver's own library comes with the driver of the machine that runs the companion; to the linker, an empty
+library shows its name.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+CUDA = ["nvidia-cuda-nvcc", "nvidia-cuda-crt", "nvidia-nvvm", "nvidia-cuda-runtime", "nvidia-cuda-cccl"]
+CUDA_VERSION = "13.5.*"
+CUBLAS = "nvidia-cublas>=13,<14"
+HEADERS = ("vulkan", "vk_video", "spirv")
+
+NO_C23_FUNCTIONS = """\
+#include_next <bits/libc-header-start.h>
+#undef __GLIBC_USE_IEC_60559_FUNCS_EXT_C23
+#define __GLIBC_USE_IEC_60559_FUNCS_EXT_C23 0
+"""
+"""Of Zig's headers of glibc: they declare functions of newer versions, such as sinpi, which CUDA declares
+otherwise."""
+
+
+def defines(companion: str, compilers: Path, folder: Path) -> dict[str, str]:
+    """What CMake is told to build ``companion`` with the ``compilers`` of ``toolchain.bring``. ``folder``
+    keeps what that needs. Raises CalledProcessError when pip cannot install, SystemExit when the system lacks
+    a package."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return (cuda if companion == "cuda" else vulkan)(compilers, folder)
+
+
+def vulkan(compilers: Path, folder: Path) -> dict[str, str]:
+    # Not /usr/include itself, which has the headers of the system's glibc.
+    include = folder / "include"
+    include.mkdir(exist_ok=True)
+    for name in HEADERS:
+        source = Path("/usr/include", name)
+        if not source.is_dir():
+            raise SystemExit(f"there is no {source}: install the headers of Vulkan and SPIR-V")
+        link(include / name, source)
+    return {
+        "Vulkan_INCLUDE_DIR": str(include),
+        "Vulkan_LIBRARY": str(empty_library(compilers, "libvulkan.so.1", folder / "libvulkan.so")),
+    }
+
+
+def cuda(compilers: Path, folder: Path) -> dict[str, str]:
+    toolkit = folder / "nvidia" / "cu13"
+    if not (folder / "complete").is_file():
+        wanted = [*(f"{name}=={CUDA_VERSION}" for name in CUDA), CUBLAS]
+        install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary", ":all:"]
+        subprocess.run([*install, "--target", str(folder), "--upgrade", *wanted], check=True)
+        (folder / "complete").touch()
+    # CMake looks for the folder and the names of a toolkit, which the packages do not have.
+    link(toolkit / "lib64", toolkit / "lib")
+    for name in ("cudart", "cublas"):
+        link(toolkit / "lib" / f"lib{name}.so", toolkit / "lib" / f"lib{name}.so.13")
+    stubs = toolkit / "lib" / "stubs"
+    stubs.mkdir(exist_ok=True)
+    empty_library(compilers, "libcuda.so.1", stubs / "libcuda.so")
+    header = folder / "include" / "bits" / "libc-header-start.h"
+    header.parent.mkdir(parents=True, exist_ok=True)
+    if not header.is_file():  # ccache and ninja look at its time
+        header.write_text(NO_C23_FUNCTIONS)
+    return {
+        "CMAKE_CUDA_COMPILER": str(toolkit / "bin" / "nvcc"),
+        "CMAKE_CUDA_HOST_COMPILER": str(compilers / "clang++"),
+        "CMAKE_CUDA_FLAGS": f"-allow-unsupported-compiler -I{header.parents[1]}",
+        "CUDAToolkit_ROOT": str(toolkit),
+    }
+
+
+def link(at: Path, target: Path) -> None:
+    if not at.is_symlink():
+        at.symlink_to(target)
+
+
+def empty_library(compilers: Path, soname: str, file: Path) -> Path:
+    """A library without symbols: what is linked with it looks for ``soname`` when it is loaded."""
+    if not file.is_file():
+        options = ["-shared", f"-Wl,-soname,{soname}", "-o", str(file), "-x", "c", "/dev/null"]
+        subprocess.run([compilers / "clang", *options], check=True)
+    return file
