@@ -46,6 +46,12 @@ def environment(python: str, name: str, packages: list[str]) -> Path:
     return home / "bin"
 
 
+def tools() -> Path:
+    """The folder of the programs that every build uses: another CMake or ninja would start the build
+    directory over."""
+    return environment(sys.executable, "here", [*BUILD_TOOLS, *AUDIT_TOOLS, *PAGE_TOOLS])
+
+
 def build(python: str, machine: str, project: Path, defines: dict[str, str], scratch: Path) -> Path:
     """Builds one wheel of ``project`` with ``python`` for ``machine`` into ``scratch``."""
     tag = subprocess.run(
@@ -54,12 +60,10 @@ def build(python: str, machine: str, project: Path, defines: dict[str, str], scr
         capture_output=True,
         text=True,
     ).stdout.strip()
-    programs = environment(python, tag, BUILD_TOOLS)
+    programs = tools() if python == sys.executable else environment(python, tag, BUILD_TOOLS)
     options = [f"-Ccmake.define.{name}={value}" for name, value in defines.items()]
     command = [programs / "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", scratch]
-    # The same programs for every Python: another CMake or ninja would start the build directory over.
-    shared = environment(sys.executable, "tools", BUILD_TOOLS)
-    variables = {**os.environ, "PATH": f"{shared}{os.pathsep}{os.environ['PATH']}"}
+    variables = {**os.environ, "PATH": f"{tools()}{os.pathsep}{os.environ['PATH']}"}
     variables |= toolchain.environment(machine, tag)
     folder = ROOT / "build" / ("portable" if machine == toolchain.HERE else f"portable-{machine}")
     before = set(scratch.glob("*.whl"))
@@ -69,17 +73,16 @@ def build(python: str, machine: str, project: Path, defines: dict[str, str], scr
 
 def shared_files() -> Path:
     """A folder with the man pages and the scripts of completion, made from the sources."""
-    programs = environment(sys.executable, "pages", PAGE_TOOLS)
     folder = ROOT / "build" / "wheels" / "share"
     shutil.rmtree(folder, ignore_errors=True)
     variables = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "INFERD_IMPL": "python"}
-    subprocess.run([programs / "python", "-m", "inferd.cli.share", folder], check=True, env=variables)
+    subprocess.run([tools() / "python", "-m", "inferd.cli.share", folder], check=True, env=variables)
     return folder
 
 
 def tagged(wheel: Path, machine: str, out: Path) -> Path:
     """The wheel with the tag that auditwheel grants it, in ``out``."""
-    programs = environment(sys.executable, "audit", AUDIT_TOOLS)
+    programs = tools()
     before = {file: file.stat().st_mtime_ns for file in out.glob("*.whl")}
     subprocess.run(
         [
@@ -127,7 +130,11 @@ def main() -> int:
     )
     parser.add_argument("--companion", choices=["vulkan", "cuda"], help="build this GPU package instead")
     parser.add_argument(
-        "--architectures", help="of the CUDA companion, as in 90-real (default: those of packaging/cuda)"
+        "--define",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a further setting of CMake, as CMAKE_CUDA_ARCHITECTURES=90-real; may be repeated",
     )
     parser.add_argument(
         "--out", type=Path, default=ROOT / "dist", help="folder of the wheels (default: dist)"
@@ -151,11 +158,10 @@ def main() -> int:
         project = ROOT / "packaging" / chosen.companion
         compilers = toolchain.bring(chosen.machine)
         defines |= gpu.defines(chosen.companion, compilers, ROOT / "build" / "wheels" / chosen.companion)
-        if chosen.architectures:
-            defines["CMAKE_CUDA_ARCHITECTURES"] = chosen.architectures
     else:
         project = ROOT
         defines["INFERD_SHARE"] = str(shared_files())
+    defines |= dict(each.split("=", 1) for each in chosen.define)
     too_large = False
     for python in chosen.python or [sys.executable]:
         start = time.monotonic()
