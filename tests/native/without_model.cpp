@@ -12,3 +12,5 @@ int64_t llama_time_us() {
 void llama_sampler_free(llama_sampler *) {}
 
 inferd::Guide::~Guide() = default;
+
+void inferd::GuideStop::stop() noexcept {}

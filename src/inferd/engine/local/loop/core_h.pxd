@@ -72,10 +72,10 @@ cdef extern from "native/sampling/guidance.h" namespace "inferd" nogil:
     cdef cppclass GuideStop:
         cbool stopped()
     cdef cppclass CGuide "inferd::Guide":
-        const shared_ptr[GuideStop]& stop()
         @staticmethod
         unique_ptr[CGuide] make(
             shared_ptr[GuidanceVocab] vocab, const char* kind, const string& grammar, string& error)
+        const shared_ptr[GuideStop]& stop()
         void wait_for(vector[string] words, vector[llama_token] tokens)
         cbool allows(llama_token token)
         cbool accept(llama_token token)

@@ -352,9 +352,7 @@ bool Guide::accept_text(const std::string &text) noexcept {
 
 bool Guide::accepting() noexcept { return waiting_ || library.matcher_is_accepting(matcher_); }
 
-bool Guide::complete() noexcept {
-    return !waiting_ && library.matcher_is_stopped(matcher_) && !stop_->stopped();
-}
+bool Guide::complete() noexcept { return !waiting_ && library.matcher_is_stopped(matcher_) && !stop_->stopped(); }
 
 std::vector<llama_token> Guide::forced() noexcept {
     if (waiting_) return {};
