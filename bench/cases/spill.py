@@ -1,9 +1,10 @@
 """A pool of a local engine and two llama-servers, with requests that arrive whether or not there is room.
 
 The three engines share one machine, so they take turns on one core, and the speed of one does not depend on
-the load of the others, as on three machines. First the local engine alone tells its capacity, with as many
-clients as it has places, and how long requests wait when 0.9 of that arrives at random (Poisson). Then 2.5
-of that arrives at the pool, and once more while one llama-server is killed and started again.
+the load of the others. Each llama-server has the share of the core with which it serves as many requests as
+the local engine, as on three machines of equal speed. First the local engine alone tells how long requests
+wait when 0.9 of what it can serve arrives at random (Poisson). Then 2.5 of that arrives at the pool, and once
+more while one llama-server is killed and started again.
 """
 
 from __future__ import annotations
@@ -31,19 +32,19 @@ from inferd.errors import InferdError
 SLOTS = 2
 TOKENS = 8
 N_CTX = 512
-CAPACITY_SECS = 15
-REQUESTS = 200
+CAPACITY_SECS = 10
+REQUESTS = 120
 QUEUE_DEPTH = 64
 CYCLE_SECS = 0.1
-SHARE = 0.3
-"""Of one core, for each engine."""
+SHARE = 0.2
+"""Of one core, for the local engine."""
 
 
 class Throttle:
-    """Lets processes run for a share of each cycle, one after the other."""
+    """Lets processes run for their share of each cycle, one after the other."""
 
     def __init__(self) -> None:
-        self.pids: list[int] = []
+        self.shares: dict[int, float] = {}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
@@ -54,17 +55,17 @@ class Throttle:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
-        for pid in self.pids:
+        for pid in self.shares:
             _signal(pid, signal.SIGCONT)
 
     def _run(self) -> None:
-        for pid in tuple(self.pids):
+        for pid in tuple(self.shares):
             _signal(pid, signal.SIGSTOP)
         while not self._over.is_set():
             end = time.monotonic() + CYCLE_SECS
-            for pid in tuple(self.pids):
+            for pid, share in tuple(self.shares.items()):
                 _signal(pid, signal.SIGCONT)
-                time.sleep(SHARE * CYCLE_SECS)
+                time.sleep(share * CYCLE_SECS)
                 _signal(pid, signal.SIGSTOP)
             time.sleep(max(0.0, end - time.monotonic()))
 
@@ -128,19 +129,19 @@ class Outcome:
             self.ends[f"{code} {'after' if heard else 'before'} the first token"] += 1
 
 
-async def capacity(client: AsyncClient, rng: random.Random) -> float:
-    """Requests per second that the local engine alone serves."""
+async def capacity(client: AsyncClient, rng: random.Random, entry: str) -> float:
+    """Requests per second that the engine of one entry serves."""
     outcome = Outcome()
     end = time.monotonic() + CAPACITY_SECS
 
     async def keep_asking() -> None:
         while time.monotonic() < end:
-            await outcome.ask(client, rng, "here")
+            await outcome.ask(client, rng, entry)
 
     began = time.monotonic()
     await asyncio.gather(*(keep_asking() for _ in range(SLOTS)))
     if not outcome.waits:
-        raise RuntimeError(f"the local engine served nothing: {dict(outcome.ends)}")
+        raise RuntimeError(f"{entry} served nothing: {dict(outcome.ends)}")
     return len(outcome.waits) / (time.monotonic() - began)
 
 
@@ -164,34 +165,42 @@ def run(options: argparse.Namespace, report: Report) -> None:
     ]
     with upstreams[0], upstreams[1], Pooled(model, upstreams) as daemon, Throttle() as throttle:
         engine = daemon.backends()["here"]["engine"]
-        throttle.pids += [*(upstream.popen.pid for upstream in upstreams), engine["pid"]]  # type: ignore[index]
-        asyncio.run(measure(options, report, daemon, upstreams[0], throttle))
+        pids = [engine["pid"], *(upstream.popen.pid for upstream in upstreams)]  # type: ignore[index]
+        throttle.shares = dict.fromkeys(pids, SHARE)
+        asyncio.run(measure(options, report, daemon, upstreams, throttle))
 
 
 async def measure(
     options: argparse.Namespace,
     report: Report,
     daemon: Pooled,
-    victim: servers.LlamaServer,
+    upstreams: Sequence[servers.LlamaServer],
     throttle: Throttle,
 ) -> None:
     rng = random.Random(options.seed)
     async with AsyncClient(daemon.address.path) as client:
-        rate = await capacity(client, rng)
-        report.add("local alone", "capacity", "requests/s", rate)
-        sys.stderr.write(f"capacity: {rate:.2f} requests/s\n")
+        rate = await capacity(client, rng, "here")
+        for upstream in upstreams:
+            own = await capacity(client, rng, upstream.name)
+            throttle.shares[upstream.popen.pid] = SHARE * rate / own
+        rates = {name: await capacity(client, rng, name) for name in daemon.backends()}
+        for name, rate in rates.items():
+            report.add(name, "capacity", "requests/s", rate)
+            sys.stderr.write(f"{name}: {rate:.2f} requests/s\n")
+        rate = rates["here"]
         for name, share, chosen in (("local alone", 0.9, "here"), ("pool", 2.5, None)):
             outcome = await arrive(client, rng, share * rate, chosen)
             _tell(report, f"{name}, {share} of the capacity", outcome)
         report.ratio("p99 wait", "pool, 2.5 of the capacity", "local alone, 0.9 of the capacity")
         running = asyncio.ensure_future(arrive(client, rng, 2.0 * rate, None))
         await asyncio.sleep(REQUESTS / rate / 8)
+        victim = upstreams[0]
         victim.popen.send_signal(signal.SIGKILL)
         victim.popen.wait()
         _tell(report, "pool, one killed", await running)
-        throttle.pids.remove(victim.popen.pid)
+        share = throttle.shares.pop(victim.popen.pid)
         victim.__enter__()  # again; the first ``with`` ends it
-        throttle.pids.append(victim.popen.pid)
+        throttle.shares[victim.popen.pid] = share
         began = time.monotonic()
         await asyncio.to_thread(_until_back, daemon, victim.name)
         report.add("pool, one killed", "ready and breaker closed after", "s", time.monotonic() - began)
