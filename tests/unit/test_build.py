@@ -11,15 +11,17 @@ import pytest
 
 from inferd.config.entries import InferdEntry, LlamaCppEntry, ModelSpec
 from inferd.config.settings import Settings
+from inferd.daemon import local
 from inferd.daemon.build import build_backend, build_key
 from inferd.engine.backend import Backend
 from inferd.engine.local import _llama
 from inferd.engine.local.child.load import load_model
 from inferd.engine.local.child.messages import Load
 from inferd.engine.remote.inferd import Inferd
-from inferd.errors import HashMismatch, ModelError
+from inferd.errors import ConfigError, HashMismatch, ModelError
 from inferd.progress import Progress
 from inferd.store.models import ModelStore
+from tests.cases import cases
 from tests.demo_model import demo_model
 from tests.tiny_projector import write_vision_projector
 
@@ -109,3 +111,21 @@ def test_serves_is_part_of_the_build_key_only_if_it_names_the_model(settings: Se
     assert build_key(settings, bare) != build_key(settings, renamed)
     named = replace(bare, model="there")
     assert build_key(settings, named) == build_key(settings, replace(named, serves="new"))
+
+
+@cases(
+    "data, reason",
+    [
+        (None, "cannot read the chat template .*: No such file"),
+        (b"x" * (local.MAX_TEMPLATE_BYTES + 1), "is larger than"),
+        (b"\xff", "is not UTF-8"),
+    ],
+)
+def test_a_template_file_that_cannot_be_used_is_named(
+    settings: Settings, entry: LlamaCppEntry, tmp_path: Path, data: bytes | None, reason: str
+) -> None:
+    path = tmp_path / "template"
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(ConfigError, match=reason):
+        build(settings, replace(entry, chat_template_file=path))

@@ -1,4 +1,7 @@
-"""The arguments of calls in the notations of the families: held to the schemas of their tools."""
+"""The arguments of calls in the notations of the families: held to the schemas of their tools.
+
+(Over 400 lines, because most of it is schemas, with values that follow them and values that do not.)
+"""
 
 from __future__ import annotations
 

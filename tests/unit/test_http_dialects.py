@@ -191,9 +191,13 @@ def test_each_api_reports_logprobs_in_its_own_form() -> None:
         (ollama.read_generate, {"prompt": "hi", "raw": True, "system": "Be brief."}, "system"),
         (ollama.read_generate, {"prompt": "hi", "suffix": "x", "think": True}, "think"),
         (ollama.read_generate, {"prompt": "hi", "template": "x"}, "template"),
+        (ollama.read_chat, {"think": "most"}, "think"),
+        (ollama.read_chat, {"think": []}, "think"),
+        (ollama.read_chat, {"format": "xml"}, "format"),
+        (ollama.read_chat, {"format": []}, "format"),
     ],
 )
-def test_contradictory_options_are_refused(read: Any, more: dict[str, Any], param: str) -> None:
+def test_invalid_and_contradictory_options_are_refused(read: Any, more: dict[str, Any], param: str) -> None:
     with pytest.raises(BadField) as caught:
         read({"model": "m", "messages": HI, **more})
     assert caught.value.param == param

@@ -163,6 +163,15 @@ def test_an_engine_that_lies_about_the_size_costs_its_state(directory: Path) -> 
     assert [path.name for path in directory.iterdir()] == ["key"]
 
 
+def test_a_state_that_ends_early_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "short").write_bytes(STATE)
+    with (tmp_path / "short").open("rb") as file:
+        chunks = states._chunks(file.fileno(), 0, len(STATE) + 1)
+        assert next(chunks) == STATE
+        with pytest.raises(OSError, match="ends early"):
+            next(chunks)
+
+
 def test_a_longer_conversation_takes_the_place_of_the_shorter(directory: Path) -> None:
     files = StateFiles(directory, 1 << 20)
     first = save(files, head())

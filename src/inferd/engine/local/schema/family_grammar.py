@@ -4,6 +4,8 @@ llama.cpp detects how a family writes tool calls and thoughts, and represents th
 numbered nodes such as literals, sequences and choices. This module turns the nodes into rules of llguidance's
 Lark. A node of type ``schema`` has a name (``tool-NAME-schema``, ``tool-NAME-arg-PARAMETER-schema``,
 ``response-format-schema``), and gets the schema of that name.
+
+(Over 400 lines, because the rules of all types of nodes refer to each other.)
 """
 
 from __future__ import annotations
