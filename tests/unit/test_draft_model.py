@@ -57,7 +57,14 @@ def texts(found: list[tuple[str, Done]]) -> list[tuple[str, str, int]]:
 def accepted(found: list[tuple[str, Done]]) -> list[tuple[int, int]]:
     """Draft tokens computed and accepted, of each answer."""
     uses = [done.drafts for _, done in found if done.drafts is not None]
+    assert len(uses) == len(found)
     return [(use.drafted, use.accepted) for use in uses]
+
+
+def every_answer_had_drafts(found: list[tuple[str, Done]]) -> bool:
+    """Whether drafts were accepted in each. On a busy machine an answer may get none in time; the tests then
+    ask again, until their time limit."""
+    return all(right > 0 for _, right in accepted(found))
 
 
 async def test_the_text_is_the_same_with_drafts_of_a_model_that_is_right_sometimes_or_never() -> None:
@@ -65,19 +72,22 @@ async def test_the_text_is_the_same_with_drafts_of_a_model_that_is_right_sometim
         greedy, drawn = await answers(engine), await answers(engine, temperature=0.3, seed=5)
     for draft in (random_llama(), random_llama(1), random_llama(1, 8)):
         async with drafting(draft) as engine:
-            found = await answers(engine), await answers(engine, temperature=0.3, seed=5)
-        assert [texts(each) for each in found] == [texts(greedy), texts(drawn)]
-        if draft == random_llama():
-            assert all(right > 0 for _, right in accepted(found[0]))
+            while True:
+                found = await answers(engine), await answers(engine, temperature=0.3, seed=5)
+                assert [texts(each) for each in found] == [texts(greedy), texts(drawn)]
+                if draft != random_llama() or every_answer_had_drafts(found[0]):
+                    break
 
 
 async def test_the_model_follows_the_answers_of_a_slot_through_other_questions() -> None:
     async with backend(n_parallel=1) as engine:
         plain = [await read(await engine.generate(ask(text, 12))) for text in QUESTIONS * 2]
     async with drafting(random_llama(), n_parallel=1) as engine:
-        found = [await read(await engine.generate(ask(text, 12))) for text in QUESTIONS * 2]
-    assert texts(found) == texts(plain)
-    assert all(right > 0 for _, right in accepted(found))
+        while True:
+            found = [await read(await engine.generate(ask(text, 12))) for text in QUESTIONS * 2]
+            assert texts(found) == texts(plain)
+            if every_answer_had_drafts(found):
+                break
 
 
 async def test_a_model_with_another_vocabulary_is_refused() -> None:
@@ -156,9 +166,8 @@ async def test_an_entry_is_served_with_its_draft_model(tmp_path: Path) -> None:
     )
     try:
         await made.start()
-        _, done = await read(await made.generate(ask("Say something.", 20)))
-        assert done.drafts is not None
-        assert done.drafts.accepted > 0
+        while not every_answer_had_drafts([await read(await made.generate(ask("Say something.", 20)))]):
+            pass
     finally:
         await made.close()
 
