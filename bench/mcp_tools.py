@@ -19,9 +19,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from inferd.engine.backend import Tool
 from inferd.engine.local import _llama
 from inferd.engine.local.schema.guides import Guides
+from inferd.engine.requests import Tool
 from inferd.errors import InvalidRequest
 
 # The package of each server, its command and its arguments; {} is an empty folder.

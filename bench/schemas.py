@@ -26,8 +26,9 @@ import jsonschema
 import orjson
 from jsonschema import validators
 
-from inferd.engine.backend import Done, Frames, FrameTemplate, GenerateRequest, Message
+from inferd.engine.events import Done, Frames
 from inferd.engine.local.llamacpp import LlamaCpp, LlamaCppConfig
+from inferd.engine.requests import FrameTemplate, GenerateRequest, Message
 from inferd.errors import InvalidRequest, SchemaViolation
 from inferd.sampling import SamplingParams
 from tests.schema_examples import REFUSED, SERVED

@@ -29,10 +29,12 @@ from inferd import log
 from inferd.config import sources
 from inferd.config.entries import BackendEntry, MockEntry
 from inferd.config.settings import Settings
-from inferd.daemon import daemon
+from inferd.daemon import start
 from inferd.daemon.build import build_backend
-from inferd.engine.backend import Backend, Capabilities, Thinking, ToolCall, ToolUse
+from inferd.engine.backend import Backend, Capabilities
+from inferd.engine.events import Thinking, ToolUse
 from inferd.engine.mock import Mock
+from inferd.engine.requests import ToolCall
 from inferd.errors import BootCancelled, InferdError, ModelError
 from inferd.progress import Progress
 from inferd.serve import health
@@ -358,7 +360,7 @@ def _serve(knobs: dict[str, Any]) -> int:
         return _GatedMock(entry.name, gate=gate, hold=hold, **knobs)
 
     try:
-        return daemon.run(lambda: sources.read({}), build)
+        return start.run(lambda: sources.read({}), build)
     except InferdError as error:
         sys.stderr.write(f"inferd: {error}\n")
         return error.exit_code

@@ -11,7 +11,7 @@ OF_A_REQUEST = {
     "inferd.serve.session": ("Session",),
     "inferd.serve.connection": ("Connection",),
     "inferd.serve.surface": ("RequestContext",),
-    "inferd.engine.backend": ("GenerateRequest", "EmbedRequest", "RankRequest"),
+    "inferd.engine.requests": ("GenerateRequest", "EmbedRequest", "RankRequest"),
 }
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from inferd.engine.backend import Done, GenerateRequest, Stream, Timings, Usage
+from inferd.engine.backend import Stream
+from inferd.engine.events import Done, Timings, Usage
 from inferd.engine.mock import Mock, MockStream
+from inferd.engine.requests import GenerateRequest
 from inferd.serve.observe.snapshot import Snapshot
 from inferd.wire import admin
 from tests.in_process import Server

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from inferd.engine.backend import GenerateRequest, Message
+from inferd.engine.requests import GenerateRequest, Message
 from inferd.sampling import NAMES, SamplingParams
 
 HI = (Message("user", "hi"),)

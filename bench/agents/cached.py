@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import dataclasses
 import os
 import sys
 import tempfile
@@ -18,9 +17,12 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from inferd.engine.backend import Done, GenerateRequest, Usage
+from msgspec.structs import replace
+
+from inferd.engine.events import Done, Usage
 from inferd.engine.local.child import messages
 from inferd.engine.local.llamacpp import LlamaCpp, LlamaCppConfig
+from inferd.engine.requests import GenerateRequest
 from tests.tiny_llama import write_llama
 
 CONTEXT = 65_536
@@ -53,7 +55,7 @@ async def usages(model: LlamaCpp, asked: list[GenerateRequest]) -> list[Usage]:
     await model.start()
     try:
         for request in asked:
-            short = dataclasses.replace(request, max_tokens=1, frame=None)
+            short = replace(request, max_tokens=1, frame=None)
             async for event in await model.generate(short):
                 if isinstance(event, Done):
                     found.append(event.usage)

@@ -16,10 +16,12 @@ from typing import Any
 from inferd.config import sources
 from inferd.config.entries import BackendEntry
 from inferd.config.settings import Settings
-from inferd.daemon import daemon
-from inferd.engine.backend import Capabilities, GenerateRequest, Stream, Tool, ToolCall, ToolUse
+from inferd.daemon import start
+from inferd.engine.backend import Capabilities, Stream
+from inferd.engine.events import ToolUse
 from inferd.engine.local.child import messages
 from inferd.engine.mock import Mock, MockStream
+from inferd.engine.requests import GenerateRequest, Tool, ToolCall
 
 WINDOW = 131_072
 DONE = "The file is corrected."
@@ -99,7 +101,7 @@ def main() -> int:
     def build(settings: Settings, entry: BackendEntry, *more: Any) -> Mock:
         return Scripted(path, old, new, record[0] if record else None)
 
-    return daemon.run(read, build)
+    return start.run(read, build)
 
 
 if __name__ == "__main__":

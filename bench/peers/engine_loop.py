@@ -16,8 +16,9 @@ from pathlib import Path
 
 import uvloop
 
-from inferd.engine.backend import Done, Frames, FrameTemplate, GenerateRequest, Message
+from inferd.engine.events import Done, Frames
 from inferd.engine.local.llamacpp import LlamaCpp, LlamaCppConfig
+from inferd.engine.requests import FrameTemplate, GenerateRequest, Message
 from inferd.sampling import SamplingParams
 
 FRAME = FrameTemplate(b'{"type":"token","id":"b","content":"', b'"}\n')

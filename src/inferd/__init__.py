@@ -10,10 +10,10 @@ The public names are the client's classes and the errors they raise. Each is imp
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # that of `typing`, which is not imported for it
 if TYPE_CHECKING:
+    from typing import Any
+
     from inferd.client import (
         AdminClient,
         Answer,
@@ -118,6 +118,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
     value = getattr(import_module("inferd.errors" if name in _ERRORS else "inferd.client"), name)
     globals()[name] = value
     return value

@@ -8,32 +8,34 @@ kept.
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
 
 # C0 and C1 controls, line and paragraph separator, and the embeddings, overrides and isolates of bidi.
-_LINES = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-_ALL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# Not compiled here: `re` does so for the first text, and many processes never have one.
+_LINES = "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+_ALL = "[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 def harmless(text: str) -> str:
     """``text`` with each control character replaced by U+FFFD, except line feeds and tabs."""
-    return _LINES.sub(REPLACEMENT, text)
+    return re.sub(_LINES, REPLACEMENT, text)
 
 
 def one_line(value: object) -> str:
     """``str(value)`` with each control character replaced by U+FFFD, including line feeds and tabs."""
-    return _ALL.sub(REPLACEMENT, str(value))
+    return re.sub(_ALL, REPLACEMENT, str(value))
 
 
 def json_escaped(document: str) -> str:
     r"""The one-line JSON ``document``, with each control character as ``\uXXXX``."""
-    return _ALL.sub(lambda found: f"\\u{ord(found[0]):04x}", document)
+    return re.sub(_ALL, lambda found: f"\\u{ord(found[0]):04x}", document)
 
 
 def to_json(value: Any, *, ascii_only: bool = False) -> str:
     """``value`` as one line of JSON without control characters."""
+    import json
+
     return json_escaped(json.dumps(value, ensure_ascii=ascii_only))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from msgspec import Struct
+from msgspec.structs import replace
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingParams:
+class SamplingParams(Struct, frozen=True, kw_only=True):
     """The sampling settings of one request, already validated.
 
     ``None`` means that the client did not give the value and the backend's default applies. ``temperature``
@@ -29,5 +29,5 @@ class SamplingParams:
         return replace(self, **missing) if missing else self
 
 
-NAMES = tuple(field.name for field in fields(SamplingParams))
+NAMES = SamplingParams.__struct_fields__
 NOTHING_GIVEN = SamplingParams()

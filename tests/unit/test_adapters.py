@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from inferd.engine.backend import Done, Frames, FrameTemplate, Message, Stream
+from inferd.engine.backend import Stream
+from inferd.engine.events import Done, Frames
 from inferd.engine.local.child.load import load_model
 from inferd.engine.local.child.messages import Adapter, Load
 from inferd.engine.local.llamacpp import LlamaCpp
+from inferd.engine.requests import FrameTemplate, Message
 from inferd.errors import ModelError
 from tests.requests import generate_request
 from tests.tiny_llama import random_llama, write_adapter

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
-from inferd.engine.backend import Done, Message, Thinking
+from inferd.engine.events import Done, Thinking
 from inferd.engine.local import power
 from inferd.engine.local.llamacpp import LlamaCpp
+from inferd.engine.requests import Message
 from tests.requests import generate_request
 from tests.unit.test_conversation import TEMPLATES
 from tests.unit.test_llamacpp import backend

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
-from inferd.engine.backend import Done, GenerateRequest, Message, Text, Tool, ToolCall, ToolUse
+from inferd.engine.events import Done, Text, ToolUse
 from inferd.engine.local.llamacpp import LlamaCpp
 from inferd.engine.local.past.answers import Answers, Turn
+from inferd.engine.requests import GenerateRequest, Message, Tool, ToolCall
 from tests.requests import generate_request
 from tests.tiny_llama import write_llama
 from tests.unit.test_llamacpp import backend

@@ -7,18 +7,9 @@ from typing import Any
 
 import pytest
 
-from inferd.engine.backend import (
-    Done,
-    Event,
-    Message,
-    Text,
-    Thinking,
-    Tool,
-    ToolCall,
-    ToolUse,
-    Usage,
-)
+from inferd.engine.events import Done, Event, Text, Thinking, ToolUse, Usage
 from inferd.engine.remote.anthropic_answer import Answer
+from inferd.engine.requests import Message, Tool, ToolCall
 from inferd.errors import BackendInternal, InferdError, InvalidRequest, ToolCallMalformed, Unavailable
 from tests.bedrock_server import answer, end
 from tests.cases import cases

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from inferd.engine.backend import Media, Message, Tool, ToolCall
 from inferd.engine.remote.anthropic_request import request_body
+from inferd.engine.requests import Media, Message, Tool, ToolCall
 from inferd.errors import AttachmentUnsupported, InvalidRequest
 from tests.cases import cases
 from tests.requests import generate_request

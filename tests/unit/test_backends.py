@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -153,12 +152,10 @@ async def test_waiting_for_a_backend_times_out() -> None:
 def test_options_of_the_engine_are_part_of_the_build_key(change: dict[str, Any]) -> None:
     entry = LlamaCppEntry(name="one")
     before = Settings(backends=(entry,))
-    assert build_key(before, entry) == build_key(dataclasses.replace(before, queue_depth=99), entry)
-    assert build_key(before, entry) != build_key(dataclasses.replace(before, **change), entry)
-    assert build_key(before, entry) != build_key(before, dataclasses.replace(entry, n_ctx=77))
-    assert build_key(before, MockEntry(name="m")) == build_key(
-        dataclasses.replace(before, **change), MockEntry(name="m")
-    )
+    assert build_key(before, entry) == build_key(before.replaced(queue_depth=99), entry)
+    assert build_key(before, entry) != build_key(before.replaced(**change), entry)
+    assert build_key(before, entry) != build_key(before, entry._replace(n_ctx=77))
+    assert build_key(before, MockEntry(name="m")) == build_key(before.replaced(**change), MockEntry(name="m"))
 
 
 async def test_a_backend_that_is_being_closed_is_not_adopted() -> None:

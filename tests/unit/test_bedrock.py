@@ -12,18 +12,10 @@ import pytest
 
 from inferd.config.entries import BedrockEntry
 from inferd.config.kinds import Secret
-from inferd.engine.backend import (
-    Accelerator,
-    Capabilities,
-    Done,
-    Event,
-    GenerateRequest,
-    Media,
-    Message,
-    Text,
-    Usage,
-)
+from inferd.engine.backend import Accelerator, Capabilities
+from inferd.engine.events import Done, Event, Text, Usage
 from inferd.engine.remote.bedrock import Bedrock
+from inferd.engine.requests import GenerateRequest, Media, Message
 from inferd.errors import BackendInternal, InferdError, InvalidRequest, NotReady, Unavailable
 from tests import bedrock_server
 from tests.bedrock_server import BedrockServer, Exchange, Script, answer, chunk, exception, message

@@ -7,20 +7,9 @@ from typing import Any
 
 import pytest
 
-from inferd.engine.backend import (
-    Done,
-    FrameTemplate,
-    GenerateRequest,
-    Media,
-    Message,
-    Text,
-    Thinking,
-    Tool,
-    ToolCall,
-    ToolUse,
-    Usage,
-)
+from inferd.engine.events import Done, Text, Thinking, ToolUse, Usage
 from inferd.engine.mock import Mock
+from inferd.engine.requests import FrameTemplate, GenerateRequest, Media, Message, Tool, ToolCall
 from inferd.serve.surfaces.v2 import BlockSurface, BlockWriter, conversation
 from inferd.wire import v2, v2_rules
 from tests.cases import cases

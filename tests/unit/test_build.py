@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,21 +58,21 @@ async def test_a_projector_comes_from_the_store(
             blob.unlink(missing_ok=True)
             blob.write_bytes(b"something else")
 
-    backend = build(settings, replace(entry, mmproj=ModelSpec(name="eyes", sha256=digest)), swap)
+    backend = build(settings, entry._replace(mmproj=ModelSpec(name="eyes", sha256=digest)), swap)
     try:
         await backend.start()
         assert backend.capabilities().vision
     finally:
         await backend.close()
     with pytest.raises(HashMismatch):
-        build(settings, replace(entry, mmproj=ModelSpec(name="eyes", sha256=digest)))
+        build(settings, entry._replace(mmproj=ModelSpec(name="eyes", sha256=digest)))
 
 
 @pytest.mark.parametrize("asked", ["cuda", "metal"])
 async def test_a_model_does_not_run_where_it_must_not(
     settings: Settings, entry: LlamaCppEntry, asked: str
 ) -> None:
-    backend = build(replace(settings, force_backend=asked), replace(entry, n_gpu_layers=0))
+    backend = build(settings.replaced(force_backend=asked), entry._replace(n_gpu_layers=0))
     try:
         with pytest.raises(ModelError, match=f"INFERD_FORCE_BACKEND asks for {asked}, .* would run on cpu"):
             await backend.start()
@@ -99,18 +98,18 @@ async def test_a_model_can_be_kept_off_a_gpu(monkeypatch: pytest.MonkeyPatch) ->
 def test_device_and_memory_options_are_part_of_the_build_key(
     settings: Settings, entry: LlamaCppEntry
 ) -> None:
-    assert build_key(settings, entry) == build_key(replace(settings, queue_depth=1), entry)
-    assert build_key(settings, entry) != build_key(replace(settings, force_backend="cpu"), entry)
-    assert build_key(settings, entry) != build_key(replace(settings, engine_memory_factor=99), entry)
+    assert build_key(settings, entry) == build_key(settings.replaced(queue_depth=1), entry)
+    assert build_key(settings, entry) != build_key(settings.replaced(force_backend="cpu"), entry)
+    assert build_key(settings, entry) != build_key(settings.replaced(engine_memory_factor=99), entry)
 
 
 def test_serves_is_part_of_the_build_key_only_if_it_names_the_model(settings: Settings) -> None:
     bare = InferdEntry(name="far", address="/far.sock", serves="old")
-    renamed = replace(bare, serves="new")
+    renamed = bare._replace(serves="new")
     assert [Inferd(entry).model for entry in (bare, renamed)] == ["old", "new"]
     assert build_key(settings, bare) != build_key(settings, renamed)
-    named = replace(bare, model="there")
-    assert build_key(settings, named) == build_key(settings, replace(named, serves="new"))
+    named = bare._replace(model="there")
+    assert build_key(settings, named) == build_key(settings, named._replace(serves="new"))
 
 
 @cases(
@@ -128,4 +127,4 @@ def test_a_template_file_that_cannot_be_used_is_named(
     if data is not None:
         path.write_bytes(data)
     with pytest.raises(ConfigError, match=reason):
-        build(settings, replace(entry, chat_template_file=path))
+        build(settings, entry._replace(chat_template_file=path))

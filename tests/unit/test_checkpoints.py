@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
-from inferd.engine.backend import GenerateRequest, Message
+from inferd.engine.requests import GenerateRequest, Message
 from tests.in_process import until
 from tests.tiny_memories import random_model
 from tests.unit.test_llamacpp import ask, backend

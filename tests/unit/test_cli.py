@@ -18,7 +18,7 @@ import click
 import pytest
 
 from inferd import cli, errors
-from inferd.cli import commands, kind_type, options, serve
+from inferd.cli import commands, kind_type, options, running, serve
 from inferd.client import Done
 from inferd.config.kinds import Boolean
 from inferd.config.numbers import Integer
@@ -61,14 +61,14 @@ def test_every_error_ends_a_command_with_its_sentence_and_its_exit_code(
 ) -> None:
     made = kind.__new__(kind)
     Exception.__init__(made, "what was wrong and what to do")
-    assert cli.run_command(command_raising(made), "inferd", []) == made.exit_code
+    assert running.run_command(command_raising(made), "inferd", []) == made.exit_code
     out, err = capsys.readouterr()
     assert (out, err) == ("", "inferd: what was wrong and what to do\n")
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), click.Abort()])
 def test_ctrl_c_ends_a_command_with_130(error: BaseException) -> None:
-    assert cli.run_command(command_raising(error), "inferd", []) == 130
+    assert running.run_command(command_raising(error), "inferd", []) == 130
 
 
 @cases(
@@ -110,6 +110,12 @@ def test_help_and_version(home: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "Usage: inferd-daemon " in capsys.readouterr().out
 
 
+def test_the_help_of_all_commands_has_the_first_sentence_of_each() -> None:
+    context = click.Context(commands.app)
+    found = {name: commands.app.get_command(context, name) for name in commands.COMMANDS}
+    assert {name: found[name].get_short_help_str(200) for name in found} == commands.SUMMARIES
+
+
 @cases("name", commands.COMMANDS)
 def test_every_command_has_help(name: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([name, "-h"]) == 0
@@ -135,9 +141,9 @@ def test_a_quick_command_loads_little(home: Path) -> None:
 
 
 def test_a_group_without_a_command_shows_its_help(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    context = click.Context(cli.app)
+    context = click.Context(commands.app)
     groups = [
-        name for name in commands.COMMANDS if isinstance(cli.app.get_command(context, name), click.Group)
+        name for name in commands.COMMANDS if isinstance(commands.app.get_command(context, name), click.Group)
     ]
     assert {"cache", "config", "service"} <= {*groups}
     for name in groups:
@@ -227,7 +233,7 @@ def test_an_option_is_a_flag_of_serve(option: Option) -> None:
 def test_serve_hands_its_flags_to_the_daemon(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from inferd.daemon import daemon
+    from inferd.daemon import start
 
     seen: list[LoadedConfig] = []
 
@@ -235,7 +241,7 @@ def test_serve_hands_its_flags_to_the_daemon(
         seen.append(read())
         return 0
 
-    monkeypatch.setattr(daemon, "run", note)
+    monkeypatch.setattr(start, "run", note)
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     line = ["--backend", "mock", "--no-auto-pull", "--require-gpu", "--drain-timeout-secs", "0.5"]
     assert cli.daemon_main(line) == 0

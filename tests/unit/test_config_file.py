@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from inferd.config import docs, sources
-from inferd.config.entries import BackendEntry, LlamaCppEntry, MockEntry, ModelSpec
+from inferd.config.entries import BackendEntry, LlamaCppEntry, MockEntry, ModelSpec, kind_of
 from inferd.errors import ConfigError
 from tests.cases import cases
 
@@ -280,7 +280,7 @@ def test_a_file_without_backends_means_the_default_model(tmp_path: Path, content
     settings, _ = sources.load({"config": write(tmp_path, content)}, ENV)
     assert settings.backends == sources.load({}, ENV)[0].backends
     chosen, _ = sources.load({"config": write(tmp_path, content), "backend": "mock"}, ENV)
-    assert [entry.kind for entry in chosen.backends] == ["mock"]
+    assert [kind_of(entry) for entry in chosen.backends] == ["mock"]
 
 
 def test_dissimilar_keys_are_not_suggested(tmp_path: Path) -> None:

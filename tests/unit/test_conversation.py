@@ -16,24 +16,13 @@ from typing import Any
 import orjson
 import pytest
 
-from inferd.engine.backend import (
-    Done,
-    Event,
-    Frames,
-    GenerateRequest,
-    Message,
-    Stream,
-    Text,
-    Thinking,
-    Tool,
-    ToolCall,
-    ToolUse,
-    Usage,
-)
+from inferd.engine.backend import Stream
+from inferd.engine.events import Done, Event, Frames, Text, Thinking, ToolUse, Usage
 from inferd.engine.local import _llama, generic_tools
 from inferd.engine.local.conversation import Family, Reader, prepare
 from inferd.engine.local.schema.guides import Guides
 from inferd.engine.local.streams.typed_stream import TypedStream
+from inferd.engine.requests import GenerateRequest, Message, Tool, ToolCall
 from inferd.errors import InvalidRequest
 from inferd.wire import v2
 from tests.cases import cases

@@ -8,19 +8,10 @@ from typing import Any
 
 import pytest
 
-from inferd.engine.backend import (
-    Done,
-    Event,
-    Frames,
-    FrameTemplate,
-    GenerateRequest,
-    Message,
-    Text,
-    Tool,
-    ToolUse,
-)
+from inferd.engine.events import Done, Event, Frames, Text, ToolUse
 from inferd.engine.local import generic_tools
 from inferd.engine.local.streams.typed_stream import TypedStream
+from inferd.engine.requests import FrameTemplate, GenerateRequest, Message, Tool
 from inferd.errors import InvalidRequest, ToolCallMalformed
 from tests.demo_model import demo_model
 from tests.unit.test_conversation import WEATHER, request, summary

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 
 import orjson
 import pytest
+from msgspec.structs import replace
 
-from inferd.engine.backend import GenerateRequest, Message
 from inferd.engine.local import _llama
 from inferd.engine.local.past.dates import LONGEST_SECS, MOST_CONVERSATIONS, Dates
+from inferd.engine.requests import GenerateRequest, Message
 from tests.requests import generate_request
 from tests.unit.test_llamacpp import ask, backend, load_model, read
 

@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from inferd.config.entries import LlamaCppEntry, ModelSpec
 from inferd.config.settings import Settings
 from inferd.daemon import build
 from inferd.daemon.directory import Directory
-from inferd.engine.backend import Done
+from inferd.engine.events import Done
 from inferd.engine.local._llama import DraftEarnings, Drafter
 from inferd.engine.local.llamacpp import LlamaCpp
 from inferd.errors import ModelError
@@ -174,7 +173,7 @@ async def test_an_entry_is_served_with_its_draft_model(tmp_path: Path) -> None:
 
 def test_the_memory_of_a_draft_model_is_counted(tmp_path: Path) -> None:
     settings = configured(tmp_path, draft_path=str(random_llama(1)))
-    settings = replace(settings, backends=(replace(entry_of(settings), preload=False),))
+    settings = settings.replaced(backends=(entry_of(settings)._replace(preload=False),))
     directory = Directory(Router([]), settings)
     with random_llama().open("rb") as one, random_llama(1).open("rb") as other:
         whole, small = read_card(one.fileno()), read_card(other.fileno())
@@ -182,7 +181,7 @@ def test_the_memory_of_a_draft_model_is_counted(tmp_path: Path) -> None:
     assert both.memory_bytes(512, 2) == whole.memory_bytes(512, 2) + small.file_bytes + (
         small.kv_bytes_per_token * 512 * 2
     )
-    directory.settings = replace(settings, drafts="off")
+    directory.settings = settings.replaced(drafts="off")
     assert directory.card_with_draft("m") == whole
 
 

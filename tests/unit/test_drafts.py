@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from inferd.engine.backend import Done, DraftUse
+from inferd.engine.events import Done, DraftUse
 from inferd.engine.local._llama import Drafter, Model, ThreadGovernor
 from tests.unit.test_llamacpp import answer, ask, backend, load, read
 from tests.unit.test_schemas import load_model

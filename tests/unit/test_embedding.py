@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from inferd.engine.backend import EmbedRequest
 from inferd.engine.local import _llama
 from inferd.engine.local.embedding import EmbeddingModel
 from inferd.engine.local.llamacpp import LlamaCppConfig
+from inferd.engine.requests import EmbedRequest
 from inferd.errors import BackendInternal, BootCancelled, InvalidRequest, ModelError, NotReady, Unavailable
 from inferd.progress import Progress
 from tests import minilm

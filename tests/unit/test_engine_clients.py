@@ -5,12 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 
-from inferd.engine.backend import (
-    Frames,
-    FrameTemplate,
-    GenerateRequest,
-    Message,
-)
+from inferd.engine.events import Frames
+from inferd.engine.requests import FrameTemplate, GenerateRequest, Message
 from tests.in_process import until
 from tests.requests import generate_request
 from tests.unit.test_engine_process import ask, begin, finish, hosted

@@ -13,9 +13,9 @@ from contextlib import closing
 import msgspec
 import pytest
 
-from inferd.engine.backend import GenerateRequest, Media, Message, Tool
 from inferd.engine.local.child import messages as m
 from inferd.engine.local.child.link import HEADER, MAX_BODY_BYTES, Link
+from inferd.engine.requests import GenerateRequest, Media, Message, Tool
 from tests.in_process import until
 
 

@@ -13,20 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from inferd.engine.backend import (
-    Done,
-    EmbedRequest,
-    Frames,
-    FrameTemplate,
-    GenerateRequest,
-    Message,
-    RankRequest,
-    Stream,
-)
+from inferd.engine.backend import Stream
+from inferd.engine.events import Done, Frames
 from inferd.engine.local.child import process, supervisor
 from inferd.engine.local.child.messages import Load
 from inferd.engine.local.child.process import Patience
 from inferd.engine.local.child.supervisor import HostedModel
+from inferd.engine.requests import EmbedRequest, FrameTemplate, GenerateRequest, Message, RankRequest
 from inferd.errors import (
     EmbedUnsupported,
     EngineEnded,

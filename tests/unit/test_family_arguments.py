@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from inferd.engine.backend import Tool
 from inferd.engine.local.conversation import prepare
 from inferd.engine.local.schema import raw_texts
+from inferd.engine.requests import Tool
 from tests.cases import cases
 from tests.unit.test_conversation import TEMPLATES, follow, read, request, summary
 from tests.unit.test_family_calls import TOOLS, family, guides, model, tool

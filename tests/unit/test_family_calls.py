@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from inferd.engine.backend import Message, Tool, ToolCall
 from inferd.engine.local import _llama, generic_tools
 from inferd.engine.local.conversation import NOTHING, Family, Prepared, _FamilyReader, prepare
 from inferd.engine.local.schema.family_repairs import repaired
 from inferd.engine.local.schema.guides import Guides
+from inferd.engine.requests import Message, Tool, ToolCall
 from tests.cases import cases
 from tests.unit.test_conversation import TEMPLATES, read, request, summary
 from tests.unit.test_llamacpp import load_model

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from inferd.engine.backend import Capabilities, GenerateRequest, Stream
+from inferd.engine.backend import Capabilities, Stream
 from inferd.engine.mock import Mock
+from inferd.engine.requests import GenerateRequest
 from inferd.errors import InferdError, SchemaViolation
 from inferd.serve.surface import Surface
 from inferd.serve.surfaces.v1 import TextSurface

@@ -4,33 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import fields, replace
 
 from inferd.config.entries import InferdEntry
 from inferd.config.kinds import Secret
-from inferd.engine.backend import (
-    Done,
-    EmbedRequest,
-    GenerateRequest,
-    Media,
-    Message,
-    RankRequest,
-    Stream,
-    Text,
-    Thinking,
-    Tool,
-    ToolCall,
-    ToolUse,
-    Usage,
-)
+from inferd.engine.backend import Stream
+from inferd.engine.events import Done, Text, Thinking, ToolUse, Usage
 from inferd.engine.mock import Mock
 from inferd.engine.remote.failed import error_of
 from inferd.engine.remote.inferd import Inferd
+from inferd.engine.requests import EmbedRequest, GenerateRequest, Media, Message, RankRequest, Tool, ToolCall
 from inferd.errors import InferdError, PromptTooLong, QueueFull, RequestFailed, Unavailable, UpstreamFull
 from inferd.sampling import SamplingParams
 from inferd.serve.surfaces.v1 import TextSurface
@@ -75,10 +63,8 @@ def plain(request: GenerateRequest) -> GenerateRequest:
     def whole(content: Any) -> Any:
         return content if isinstance(content, str) else tuple(map(part, content))
 
-    messages = tuple(
-        dataclasses.replace(message, content=whole(message.content)) for message in request.messages
-    )
-    return dataclasses.replace(request, messages=messages, scope="", frame=None)
+    messages = tuple(replace(message, content=whole(message.content)) for message in request.messages)
+    return replace(request, messages=messages, scope="", frame=None)
 
 
 SAMPLED = SamplingParams(
@@ -139,11 +125,11 @@ def test_no_field_is_left_out() -> None:
     """Each field of a request differs from its default in one of the requests above."""
     given = {
         field.name
-        for field in dataclasses.fields(GenerateRequest)
+        for field in fields(GenerateRequest)
         for request in REQUESTS.values()
         if getattr(request, field.name) != field.default
     }
-    assert given == {field.name for field in dataclasses.fields(GenerateRequest)} - {
+    assert given == set(GenerateRequest.__struct_fields__) - {
         "scope",
         "frame",
         "tool_choice",
@@ -174,7 +160,7 @@ class _Ended(Stream):
     async def __anext__(self) -> Any:
         event = await anext(self._inner)
         if isinstance(event, Done):
-            return dataclasses.replace(event, usage=Usage(9, 4, 3), unenforced=("#/a",), tool_missing=True)
+            return replace(event, usage=Usage(9, 4, 3), unenforced=("#/a",), tool_missing=True)
         return event
 
     def cancel(self) -> None:

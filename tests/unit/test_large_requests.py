@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from inferd.engine.backend import FrameTemplate, GenerateRequest
+from inferd.engine.requests import FrameTemplate, GenerateRequest
 from inferd.serve.connection import LARGE_BYTES
 from inferd.serve.surfaces.v2 import BlockSurface
 from inferd.wire import long_texts, v2

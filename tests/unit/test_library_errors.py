@@ -66,21 +66,21 @@ def test_each_kind_is_recorded_by_class_and_place(tmp_path: Path, capfd: pytest.
 STOPPED = """
 import os, signal, sys, threading
 from inferd.config import sources
-from inferd.daemon import daemon
+from inferd.daemon import start
 from inferd.engine.mock import Mock
 
 def build(settings, entry, progress, cancelled):
     threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
     return Mock(entry.name)
 
-code = daemon.run(lambda: sources.read({}), build)
+code = start.run(lambda: sources.read({}), build)
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
     os.kill(os.getpid(), number)
 sys.exit(code)
 """
 
 
-# A process that gets the stop signal while it imports the daemon.
+# A process that gets a signal to reload and one to stop while it imports the daemon.
 STARTING = """
 import os, signal, sys
 from importlib.abc import MetaPathFinder
@@ -89,6 +89,7 @@ from inferd import cli
 class Stop(MetaPathFinder):
     def find_spec(self, name, path, target=None):
         if name == "inferd.daemon.daemon":
+            os.kill(os.getpid(), signal.SIGHUP)
             os.kill(os.getpid(), signal.SIGTERM)
 
 sys.meta_path.insert(0, Stop())

@@ -20,9 +20,11 @@ from pathlib import Path
 import orjson
 import pytest
 
-from inferd.engine.backend import Done, Frames, FrameTemplate, GenerateRequest, Message, Stream
+from inferd.engine.backend import Stream
+from inferd.engine.events import Done, Frames
 from inferd.engine.local import _llama
 from inferd.engine.local.llamacpp import LlamaCpp, LlamaCppConfig
+from inferd.engine.requests import FrameTemplate, GenerateRequest, Message
 from inferd.errors import InvalidRequest, NotReady, Unavailable
 from tests.demo_model import demo_model
 from tests.requests import generate_request

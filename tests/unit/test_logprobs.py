@@ -6,7 +6,8 @@ import json
 import math
 from typing import Any
 
-from inferd.engine.backend import Done, Frames, FrameTemplate, GenerateRequest
+from inferd.engine.events import Done, Frames
+from inferd.engine.requests import FrameTemplate, GenerateRequest
 from tests.demo_model import demo_model
 from tests.unit.test_llamacpp import ask, backend
 

@@ -18,9 +18,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from inferd.engine.backend import Done, GenerateRequest, Media, Message
+from inferd.engine.events import Done
 from inferd.engine.local.llamacpp import LlamaCpp
 from inferd.engine.local.media import MAX_SIDE
+from inferd.engine.requests import GenerateRequest, Media, Message
 from inferd.errors import AttachmentUnsupported, InvalidRequest, ModelError
 from tests.requests import generate_request
 from tests.tiny_llama import RANDOM_WIDTH

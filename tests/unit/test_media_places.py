@@ -6,10 +6,10 @@ from functools import cache
 
 import pytest
 
-from inferd.engine.backend import Media, Message, Tool, ToolCall
 from inferd.engine.local import _llama
 from inferd.engine.local.conversation import Family, prepare
 from inferd.engine.local.schema.guides import Guides
+from inferd.engine.requests import Media, Message, Tool, ToolCall
 from tests.tiny_llama import RANDOM_WIDTH, random_llama
 from tests.tiny_projector import write_vision_projector
 from tests.unit.test_conversation import TEMPLATES, request

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
-from inferd.engine.backend import Frames, GenerateRequest, Stream
+from inferd.engine.backend import Stream
+from inferd.engine.events import Frames
 from inferd.engine.mock import Mock, MockStream
+from inferd.engine.requests import GenerateRequest
 from inferd.errors import InvalidRequest, Unavailable
 from inferd.fastpath import token_frame
 from inferd.serve.breaker import FAILURES

@@ -7,17 +7,9 @@ from array import array
 
 import pytest
 
-from inferd.engine.backend import (
-    Done,
-    EmbedRequest,
-    Event,
-    GenerateRequest,
-    Message,
-    RankRequest,
-    Text,
-    Usage,
-)
+from inferd.engine.events import Done, Event, Text, Usage
 from inferd.engine.mock import Mock
+from inferd.engine.requests import EmbedRequest, GenerateRequest, Message, RankRequest
 from inferd.errors import InvalidRequest, NotReady, Unavailable
 from tests.in_process import Gate, until
 from tests.requests import generate_request

@@ -8,9 +8,10 @@ from typing import Any
 import orjson
 import pytest
 
-from inferd.engine.backend import Done, Event, Text, Thinking, ToolCall, ToolUse, Usage
+from inferd.engine.events import Done, Event, Text, Thinking, ToolUse, Usage
 from inferd.engine.remote.http import UNREADABLE
 from inferd.engine.remote.openai_answer import Answer
+from inferd.engine.requests import ToolCall
 from inferd.errors import BackendError, InferdError, InvalidRequest, ToolCallMalformed, Unavailable
 from tests.cases import cases
 from tests.remote_server import delta, finish, usage

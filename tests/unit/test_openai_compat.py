@@ -16,18 +16,11 @@ import pytest
 
 from inferd.config.entries import OpenAICompatEntry
 from inferd.config.kinds import Secret
-from inferd.engine.backend import (
-    Done,
-    Event,
-    GenerateRequest,
-    Media,
-    Message,
-    Text,
-    Usage,
-)
+from inferd.engine.events import Done, Event, Text, Usage
 from inferd.engine.remote import openai as module
 from inferd.engine.remote import openai_request, pictures
 from inferd.engine.remote.openai import OpenAICompat
+from inferd.engine.requests import GenerateRequest, Media, Message
 from inferd.errors import (
     BackendInternal,
     ConfigError,

@@ -7,11 +7,8 @@ import threading
 
 import pytest
 
-from inferd.engine.backend import (
-    EmbedRequest,
-    Text,
-    Thinking,
-)
+from inferd.engine.events import Text, Thinking
+from inferd.engine.requests import EmbedRequest
 from inferd.errors import (
     NotReady,
 )

@@ -10,8 +10,8 @@ import orjson
 import pytest
 from PIL import Image
 
-from inferd.engine.backend import Media, Message, Tool, ToolCall
 from inferd.engine.remote import openai_request
+from inferd.engine.requests import Media, Message, Tool, ToolCall
 from tests.requests import generate_request
 
 HI = (Message("user", "hi"),)

@@ -8,11 +8,8 @@ from typing import Any
 import orjson
 import pytest
 
-from inferd.engine.backend import (
-    EmbedRequest,
-    RankRequest,
-)
 from inferd.engine.remote import openai as module
+from inferd.engine.requests import EmbedRequest, RankRequest
 from inferd.errors import (
     BackendInternal,
     EmbedUnsupported,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
-from inferd.engine.backend import Done, GenerateRequest, Message
+from inferd.engine.events import Done
 from inferd.engine.local.llamacpp import LlamaCpp
+from inferd.engine.requests import GenerateRequest, Message
 from tests.in_process import until
 from tests.unit.test_llamacpp import answer, ask, backend, read
 

@@ -8,7 +8,7 @@ import gguf
 import numpy as np
 import pytest
 
-from inferd.engine.backend import Message, RankRequest
+from inferd.engine.requests import Message, RankRequest
 from inferd.errors import BackendInternal, EmbedUnsupported, InvalidRequest, RerankUnsupported, Unsupported
 from tests.requests import generate_request
 from tests.tiny_bert import CLS, CONTEXT, MASK, SEP, word, write_bert

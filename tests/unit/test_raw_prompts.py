@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from inferd.engine.backend import GenerateRequest, Message
 from inferd.engine.local import _llama
 from inferd.engine.local.conversation import Family, prepare
 from inferd.engine.local.schema.guides import Guides
+from inferd.engine.requests import GenerateRequest, Message
 from inferd.errors import InvalidRequest, PromptTooLong
 from tests.demo_model import demo_model
 from tests.requests import generate_request

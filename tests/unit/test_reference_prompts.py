@@ -18,11 +18,11 @@ from typing import Any
 
 import jinja2
 
-from inferd.engine.backend import Message, ToolCall
 from inferd.engine.local import _llama
 from inferd.engine.local.child import turns
 from inferd.engine.local.conversation import NOTHING, Family
 from inferd.engine.local.schema.guides import Guides
+from inferd.engine.requests import Message, ToolCall
 from inferd.errors import InvalidRequest
 from tests.jinja_reference import compiled
 from tests.unit.test_conversation import TEMPLATES

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from collections.abc import Callable
@@ -13,11 +12,13 @@ import pytest
 
 from inferd.config import sources
 from inferd.config.entries import BedrockEntry, OpenAICompatEntry
-from inferd.engine.backend import Done, GenerateRequest, Message
+from inferd.config.keys import BACKEND_KEYS
+from inferd.engine.events import Done
 from inferd.engine.mock import Mock
 from inferd.engine.remote import anthropic_answer, anthropic_request, bedrock, openai_request
 from inferd.engine.remote.http import CONNECT_SECS, refusal
 from inferd.engine.remote.openai_answer import Answer
+from inferd.engine.requests import GenerateRequest, Message
 from inferd.errors import BackendError, BackendInternal, InferdError, ToolCallMalformed, Unavailable
 from inferd.sampling import NAMES
 from inferd.serve.breaker import FAILURES, OPEN_SECS, WINDOW_SECS
@@ -64,13 +65,13 @@ def test_the_command_lines_use_existing_flags() -> None:
     assert shown <= {option.flag for option in OPTIONS}
     assert len(shown) == 5
     for kind in re.findall(r"--backend ([a-z-]+)", PAGE):
-        assert kind in (OpenAICompatEntry.kind, BedrockEntry.kind)
+        assert kind in BACKEND_KEYS
 
 
 def test_the_numbers() -> None:
     assert f"established within {CONNECT_SECS:g} seconds" in PAGE
     for entry in (OpenAICompatEntry, BedrockEntry):
-        default = {field.name: field.default for field in dataclasses.fields(entry)}["timeout_secs"]
+        default = entry._field_defaults["timeout_secs"]
         assert f"`timeout_secs` ({default:g})" in PAGE
     assert (FAILURES, WINDOW_SECS, OPEN_SECS) == (3, 60.0, 30.0)
     assert "After three failures within a minute an entry is skipped for half a minute" in PAGE
@@ -163,7 +164,7 @@ def told(section: str) -> set[str]:
 
 @pytest.mark.parametrize("section", [OPENAI, BEDROCK])
 def test_every_field_of_a_request_has_its_row(section: str) -> None:
-    fields = {field.name for field in dataclasses.fields(GenerateRequest)} | {*NAMES}
+    fields = set(GenerateRequest.__struct_fields__) | {*NAMES}
     assert told(section) == fields - NOT_IN_A_ROW
 
 

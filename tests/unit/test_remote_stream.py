@@ -7,8 +7,9 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from inferd.engine.backend import Done, Event, Text, ToolCall, ToolUse, Usage
+from inferd.engine.events import Done, Event, Text, ToolUse, Usage
 from inferd.engine.remote.stream import RemoteStream
+from inferd.engine.requests import ToolCall
 from inferd.errors import Unavailable
 from tests.in_process import until
 

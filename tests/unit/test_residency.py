@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import threading
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
@@ -351,7 +350,7 @@ async def test_an_entry_that_is_not_preloaded_is_loaded_by_its_names_with_its_op
     await home.use("large")
     await home.use("a")
     await home.use("tall")
-    assert home.entries == [dataclasses.replace(entry, embed=True)]
+    assert home.entries == [entry._replace(embed=True)]
     told = home.models.stay(next(slot for slot in home.router.all_members() if slot.backend.name == "tall"))
     assert (told["pinned"], told["stays_secs"]) == (True, None)
     rows = {row["name"]: row for row in await home.models.listing()}

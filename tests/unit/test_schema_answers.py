@@ -11,9 +11,10 @@ import jsonschema
 import pytest
 from jsonschema import validators
 
-from inferd.engine.backend import Done, GenerateRequest, Message
+from inferd.engine.events import Done
 from inferd.engine.local import _llama
 from inferd.engine.local.schema.guides import Guides
+from inferd.engine.requests import GenerateRequest, Message
 from inferd.errors import InvalidRequest, SchemaViolation
 from inferd.sampling import SamplingParams
 from tests.schema_examples import REFUSED, SERVED

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
-from inferd.engine.backend import Frames
+from inferd.engine.events import Frames
 from inferd.engine.local import _llama
 from inferd.engine.local.conversation import NOTHING
 from inferd.engine.local.schema import schema_check

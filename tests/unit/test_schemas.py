@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from inferd.engine.backend import Tool
 from inferd.engine.local import _llama
 from inferd.engine.local.schema import schema_check, schema_places, schema_rules
 from inferd.engine.local.schema.guides import Guides, Held
 from inferd.engine.local.schema.schema_check import Check
+from inferd.engine.requests import Tool
 from inferd.errors import InvalidRequest
 from tests.cases import cases
 from tests.unit.test_llamacpp import load_model

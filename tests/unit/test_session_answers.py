@@ -11,18 +11,10 @@ from typing import Any
 import pytest
 
 from inferd import log
-from inferd.engine.backend import (
-    Backend,
-    Capabilities,
-    Done,
-    Event,
-    Frames,
-    GenerateRequest,
-    Stream,
-    Timings,
-    Usage,
-)
+from inferd.engine.backend import Backend, Capabilities, Stream
+from inferd.engine.events import Done, Event, Frames, Timings, Usage
 from inferd.engine.mock import Mock
+from inferd.engine.requests import GenerateRequest
 from inferd.errors import BackendInternal, InferdError, InvalidRequest, NotReady, Unavailable
 from inferd.serve.surfaces import generation
 from tests.cases import cases

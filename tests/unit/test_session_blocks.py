@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
-from inferd.engine.backend import Capabilities, GenerateRequest, Media, Stream, Thinking, ToolCall, ToolUse
+from inferd.engine.backend import Capabilities, Stream
+from inferd.engine.events import Thinking, ToolUse
 from inferd.engine.mock import Mock
+from inferd.engine.requests import GenerateRequest, Media, ToolCall
 from inferd.errors import Unavailable
 from inferd.serve import memory
 from inferd.serve.pool import Route

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
-from inferd.engine.backend import Capabilities, Embeddings, EmbedRequest
+from inferd.engine.backend import Capabilities
+from inferd.engine.events import Embeddings
 from inferd.engine.mock import Mock
+from inferd.engine.requests import EmbedRequest
 from inferd.errors import Unavailable
 from inferd.serve.surfaces.vectors import EmbedSurface, RerankSurface
 from tests.cases import cases

@@ -14,7 +14,8 @@ from inferd.config.entries import LlamaCppEntry, ModelSpec
 from inferd.config.settings import Settings
 from inferd.daemon.build import build_backend
 from inferd.daemon.directory import Directory
-from inferd.engine.backend import Done, GenerateRequest, Message
+from inferd.engine.events import Done
+from inferd.engine.requests import GenerateRequest, Message
 from inferd.errors import StoreError
 from inferd.sampling import SamplingParams
 from inferd.serve.router import Router

@@ -8,18 +8,19 @@ import os
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from msgspec.structs import replace
 
 from inferd.daemon.state_files import EntryStates
-from inferd.engine.backend import Done, GenerateRequest, Message
+from inferd.engine.events import Done
 from inferd.engine.local import states
 from inferd.engine.local.child import messages as m
 from inferd.engine.local.child.messages import Load
 from inferd.engine.local.child.supervisor import HostedModel
+from inferd.engine.requests import GenerateRequest, Message
 from inferd.store.states import StateFiles
 from tests.in_process import until
 from tests.requests import generate_request

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from inferd.engine.backend import Tool
+from inferd.engine.requests import Tool
 from inferd.errors import InvalidRequest
 from tests.unit.test_schemas import guides
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from inferd.engine.backend import Message
 from inferd.engine.local.suggested import DEFAULTS, UNSUGGESTED, suggested
+from inferd.engine.requests import Message
 from inferd.sampling import SamplingParams
 from inferd.serve.surfaces.v1 import TextSurface
 from inferd.serve.surfaces.v2 import BlockSurface

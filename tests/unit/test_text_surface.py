@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from inferd.engine.backend import FrameTemplate, GenerateRequest, Message
+from inferd.engine.requests import FrameTemplate, GenerateRequest, Message
 from inferd.sampling import SamplingParams
 from inferd.serve.surfaces.v1 import TextSurface
 from inferd.wire import v1

@@ -46,6 +46,43 @@ COMMANDS = {
 }
 """Command → module; the command is the module's attribute ``NAME_command``, with underscores."""
 
+SUMMARIES = {
+    "serve": "Run the daemon in the foreground.",
+    "http": "Serve the APIs of OpenAI, Anthropic and Ollama over HTTP.",
+    "agent": "Run a coding agent on the models of this machine.",
+    "run": "Answer one prompt: the words of PROMPT, then piped input.",
+    "start": "Start a daemon in the background, and wait until it is ready.",
+    "chat": "Chat with the model.",
+    "embed": "Print the vector of each TEXT, one JSON array a line.",
+    "rerank": "Rank the DOCUMENTs by how well they answer QUERY.",
+    "status": "Show the daemon's requests, backends and numbers.",
+    "top": "Show speeds, queue, backends and requests, live. q quits.",
+    "watch": "Print the daemon's events until it ends.",
+    "logs": "Show the last lines of the activity log.",
+    "reload": "Make the daemon read its configuration again, and wait for it.",
+    "stop": "Stop the daemon, and wait until it has ended.",
+    "pull": "Download and verify a model.",
+    "import": "Add a GGUF FILE, or another program's models, to the store.",
+    "list": "List the stored models and the catalogue.",
+    "show": "Show the facts of a model, and the memory it needs.",
+    "load": "Load a stored model into the daemon, before the first request.",
+    "unload": "Unload a model.",
+    "ps": "List the loaded models, and how long each stays loaded.",
+    "verify": "Hash stored models again; without NAME all of them.",
+    "rm": "Delete models from the store.",
+    "gc": "Delete files in the store that no model needs.",
+    "cache": "Show or delete the files of computed prompts.",
+    "bench": "Measure the speed of a model on this machine.",
+    "config": "Show, check and write the configuration.",
+    "doctor": "Check this machine for faults.",
+    "rpc-worker": "Compute a part of a model for an inferd on another host.",
+    "service": "Run the daemon as a service of your user.",
+    "completion": "Print the completion script of SHELL.",
+    "help": "Show the help of a command, or of all commands.",
+    "version": "Show the version.",
+}
+"""The first sentences of the commands' help, for the help of all: no command is imported for it."""
+
 ALIASES = {"ls": "list"}
 """Names of commands in similar programs."""
 
@@ -61,6 +98,10 @@ class _Commands(click.Group):
         module = import_module(f"inferd.cli.{COMMANDS[cmd_name]}")
         command: click.Command = getattr(module, f"{cmd_name.replace('-', '_')}_command")
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(SUMMARIES.items()))
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -6,20 +6,18 @@ daemon started now. Secrets are never printed.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
 
 from inferd.cli.helpful import HelpfulGroup
 from inferd.cli.kind_type import KindType
 from inferd.cli.say import say, say_json
 from inferd.config import sources
-from inferd.config.entries import BackendEntry, LlamaCppEntry, ModelSpec
+from inferd.config.entries import Adapter, BackendEntry, LlamaCppEntry, ModelSpec, kind_of
 from inferd.config.kinds import FilePath, Name, Secret
 from inferd.config.settings import DEFAULT_MODEL, OPTIONS
 from inferd.config.sources import LoadedConfig
@@ -158,8 +156,8 @@ def _tell(given: LoadedConfig) -> None:
 
 
 def _backend(entry: BackendEntry) -> dict[str, Any]:
-    fields = {field.name: _shown(getattr(entry, field.name)) for field in dataclasses.fields(entry)}
-    return {"kind": entry.kind, **{name: value for name, value in fields.items() if value is not None}}
+    fields = {name: _shown(value) for name, value in entry._asdict().items()}
+    return {"kind": kind_of(entry), **{name: value for name, value in fields.items() if value is not None}}
 
 
 def _shown(value: Any) -> Any:
@@ -167,9 +165,9 @@ def _shown(value: Any) -> Any:
         return HIDDEN
     if isinstance(value, Path):
         return str(value)
-    if isinstance(value, msgspec.Struct):
-        return {key: given for key, given in msgspec.to_builtins(value).items() if given not in (None, "")}
-    return value
+    if isinstance(value, ModelSpec | Adapter):
+        return {key: _shown(given) for key, given in value._asdict().items() if given not in (None, "")}
+    return [_shown(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _text(value: Any) -> str:

@@ -16,14 +16,14 @@ from typing import Any, TypeVar
 import click
 
 from inferd import __version__
-from inferd.cli import run_command
-from inferd.cli.collecting import collect_less
 from inferd.cli.kind_type import KindType
+from inferd.cli.running import run_command
 from inferd.cli.say import say
 from inferd.client import AdminClient, Snapshot
 from inferd.client.admin import Frame
+from inferd.collecting import collect_less
 from inferd.config import sources
-from inferd.config.entries import LlamaCppEntry, ModelSpec
+from inferd.config.entries import LlamaCppEntry, ModelSpec, kind_of
 from inferd.config.kinds import FilePath
 from inferd.config.sources import LoadedConfig
 from inferd.controls import json_escaped
@@ -150,7 +150,7 @@ def _config(given: LoadedConfig) -> Iterator[Check]:
     except InferdError as error:
         yield False, "config", str(error)
         return
-    kinds = ", ".join(f"{entry.kind}:{entry.name}" for entry in given.settings.backends)
+    kinds = ", ".join(f"{kind_of(entry)}:{entry.name}" for entry in given.settings.backends)
     pull = str(given.settings.auto_pull).lower()
     found = "loaded" if given.path.exists() else "none at"
     yield True, "config", f"{found} {given.path} (backends: [{kinds}], auto_pull={pull})"

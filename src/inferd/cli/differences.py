@@ -6,7 +6,7 @@ import contextlib
 
 from inferd.cli.say import say
 from inferd.client import AdminClient
-from inferd.config import fingerprints, sources
+from inferd.config import sources
 from inferd.config.settings import Settings
 from inferd.errors import InferdError
 
@@ -19,6 +19,8 @@ def tell(settings: Settings) -> None:
         given = sources.read({})
         if not given.origins:
             return
+        from inferd.config import fingerprints
+
         with AdminClient(settings.admin_addr, ASK_SECS) as admin:
             places = fingerprints.differing(given, admin.status().settings)
         if places:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import click
 
-from inferd.cli.collecting import collect_as_usual
 from inferd.cli.say import say
 from inferd.cli.serve import flags_of
+from inferd.collecting import collect_as_usual
 from inferd.config import sources
 from inferd.config.addresses import HttpAddress
 from inferd.config.settings import OPTIONS
@@ -25,7 +24,7 @@ def _http(address: str | None, **flags: Any) -> int:
     it runs. The daemon counts all clients of this command as one, in its queue and its log.
     """
     settings, _ = sources.load(flags, serving=False)
-    settings = dataclasses.replace(settings, http=address or settings.http or HttpAddress().bare)
+    settings = settings.replaced(http=address or settings.http or HttpAddress().bare)
     from inferd.daemon import bridge
 
     bridge.check(settings)

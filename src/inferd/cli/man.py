@@ -18,7 +18,7 @@ def pages() -> dict[str, str]:
     from inferd.cli.serve import daemon_command
 
     made: dict[str, str] = {}
-    for name, command in (("inferd", app), ("inferd-daemon", daemon_command), ("inferdctl", ctl)):
+    for name, command in (("inferd", app), ("inferd-daemon", daemon_command()), ("inferdctl", ctl)):
         for context in _walk(click.Context(command, info_name=name, **command.context_settings)):
             made[f"{context.command_path.replace(' ', '-')}.1"] = _page(context)
     return made

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,8 +16,7 @@ from inferd.client.address import Addresses, Surface
 from inferd.config import paths, sources
 from inferd.config.settings import Settings
 from inferd.errors import InvalidRequest, UsageError
-from inferd.sampling import NAMES
-from inferd.wire.sampling import MAX_SAMPLING_NUMBER, PRIORITIES, Sampling, check
+from inferd.wire.bounds import MAX_SAMPLING_NUMBER, PRIORITIES
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -297,6 +296,20 @@ def sampling_options(command: F) -> F:
     return command
 
 
+def _check(choices: Mapping[str, Any]) -> None:
+    """Raises UsageError for values that the daemon would refuse."""
+    from inferd.sampling import NAMES  # both import msgspec, which a request without options does not need
+    from inferd.wire.sampling import Sampling, check
+
+    bounded = {
+        name: choices[name] for name in ("grammar", "session", *NAMES) if choices.get(name) is not None
+    }
+    try:
+        check(Sampling(stop=[*(choices["stop"] or ())], **bounded))
+    except InvalidRequest as error:
+        raise UsageError(str(error).removeprefix("invalid request: ")) from None
+
+
 def sampling(
     *,
     stop: tuple[str, ...],
@@ -318,11 +331,6 @@ def sampling(
         "stop": stop or None,
         "grammar": None if grammar is None else inputs.text(grammar),
     }
-    bounded = {
-        name: choices[name] for name in ("grammar", "session", *NAMES) if choices.get(name) is not None
-    }
-    try:
-        check(Sampling(stop=[*stop], **bounded))
-    except InvalidRequest as error:
-        raise UsageError(str(error).removeprefix("invalid request: ")) from None
+    if any(value is not None for name, value in choices.items() if name != "model_defaults"):
+        _check(choices)
     return {**choices, "json_schema": None if json_schema is None else inputs.json_object(json_schema)}

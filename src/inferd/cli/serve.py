@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Collection
 from typing import Any
 
 import click
 
 from inferd import __version__
-from inferd.cli.collecting import collect_as_usual
 from inferd.cli.kind_type import KindType
 from inferd.config import sources
 from inferd.config.addresses import HttpAddress
@@ -68,15 +66,9 @@ def _serve_as_0_2(**flags: Any) -> int:
 
 
 def _run(read: Callable[[], LoadedConfig]) -> int:
-    # Until the daemon handles the stop signals they wait: its modules are not imported yet.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
-    try:
-        from inferd.daemon import daemon
+    from inferd.daemon import start
 
-        collect_as_usual()
-        return daemon.run(read)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return start.run(read)
 
 
 def flags_of(names: Collection[str]) -> list[click.Option]:
@@ -94,14 +86,17 @@ serve_command = click.Command(
     "serve", callback=_serve, params=_FLAGS, help=_serve.__doc__, context_settings=_HELP_OPTIONS
 )
 
-daemon_command = click.version_option(
-    __version__, "-V", "--version", prog_name="inferd-daemon", message="%(prog)s %(version)s"
-)(
-    click.Command(
+
+def daemon_command() -> click.Command:
+    """``inferd-daemon``, which reads the configuration as inferd 0.2.1 did."""
+    command = click.Command(
         "inferd-daemon",
         callback=_serve_as_0_2,
-        params=_FLAGS,
+        params=[*_FLAGS],
         help=_serve_as_0_2.__doc__,
         context_settings=_HELP_OPTIONS,
     )
-)
+    version = click.version_option(
+        __version__, "-V", "--version", prog_name="inferd-daemon", message="%(prog)s %(version)s"
+    )
+    return version(command)

@@ -13,8 +13,7 @@ from typing import Any
 from inferd.client.messages import MessagesRequest, Outgoing
 from inferd.client.protocol import Bytes, Incoming, encode
 from inferd.errors import ProtocolError
-from inferd.wire.attachments import MAX_ATTACHMENTS
-from inferd.wire.framed import BLOB, JSON, WIRE_VERSION
+from inferd.wire.bounds import BLOB, JSON, MAX_ATTACHMENTS, WIRE_VERSION
 
 LONG_TEXT_BYTES = 16 * 1024
 _LONGEST_HEAD = 6

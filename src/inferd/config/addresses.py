@@ -5,7 +5,6 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -56,11 +55,11 @@ class TcpAddress(Kind):
         return text
 
 
-@dataclass(frozen=True)
 class Workers(Words):
     """Addresses of RPC workers, whose protocol knows IPv4 only."""
 
-    what: str = "IP:PORT"
+    def __init__(self) -> None:
+        super().__init__("IP:PORT")
 
     @property
     def description(self) -> str:
@@ -76,11 +75,10 @@ class Workers(Words):
         return found
 
 
-@dataclass(frozen=True)
 class HttpAddress(TcpAddress):
     """An address to serve HTTP on; the bare option means the default address of Ollama clients."""
 
-    bare: str = "127.0.0.1:11434"
+    bare = "127.0.0.1:11434"
 
     def parse(self, text: str) -> str:
         return super().parse(text or self.bare)

@@ -7,9 +7,8 @@ which only names variables.
 
 from __future__ import annotations
 
-import dataclasses
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,7 +21,6 @@ from inferd.config.entries import (
     ModelSpec,
     OpenAICompatEntry,
 )
-from inferd.config.file import ConfigFile
 from inferd.config.kinds import Secret, SecretText
 from inferd.config.option import OptionValue, variable
 from inferd.config.settings import OPTIONS, Settings
@@ -46,25 +44,29 @@ _BY_NAME = {option.name: option for option in OPTIONS}
 
 
 def entries(
-    settings: Settings, chosen: Mapping[str, OptionValue], file: ConfigFile, env: Env, notes: list[str]
+    settings: Settings,
+    chosen: Mapping[str, OptionValue],
+    listed: Sequence[Mapping[str, Any]],
+    env: Env,
+    notes: list[str],
 ) -> tuple[BackendEntry, ...]:
     """The complete entries in order of priority, at least one.
 
-    ``settings`` has the values of all options, ``chosen`` the explicitly given ones. Raises ConfigError if a
-    backend lacks a required value.
+    ``settings`` has the values of all options, ``chosen`` the explicitly given ones, ``listed`` the entries
+    of the file. Raises ConfigError if a backend lacks a required value.
     """
-    listed: list[Fields] = [dict(fields) for fields in file.backends]
+    found: list[Fields] = [dict(fields) for fields in listed]
     if "backend" in chosen and listed:
-        kept = [fields for fields in listed if fields["kind"] == settings.backend]
+        kept = [fields for fields in found if fields["kind"] == settings.backend]
         if len(kept) < len(listed):
             notes.append(f"{chosen['backend'].origin} overrides `backends` of the config file")
-        listed = kept
-    made = not listed
+        found = kept
+    made = not found
     if made:
-        listed = [{"kind": settings.backend, "name": settings.backend}]
+        found = [{"kind": settings.backend, "name": settings.backend}]
     for kind, names in _OPTIONS.items():
         given = [name for name in names if name in chosen and _is_explicit(name, chosen[name])]
-        first = next((fields for fields in listed if fields["kind"] == kind), None)
+        first = next((fields for fields in found if fields["kind"] == kind), None)
         origins = ", ".join(chosen[name].origin for name in given)
         if first is None and given:
             notes.append(f"{origins} has no effect without a backend of the kind {kind}")
@@ -73,7 +75,7 @@ def entries(
         elif first is not None and given:
             notes.append(f"{origins} overrides the entry {first['name']!r} of the config file")
             _lay_over(first, settings, given)
-    return tuple(_complete(fields, settings, env, notes) for fields in listed)
+    return tuple(_complete(fields, settings, env, notes) for fields in found)
 
 
 def _is_explicit(name: str, given: OptionValue) -> bool:
@@ -200,8 +202,7 @@ def _bedrock(fields: Fields, env: Env, notes: list[str]) -> BedrockEntry:
             f"backend {entry.name!r} has no credentials: set {named or 'AWS_BEARER_TOKEN_BEDROCK'} to a"
             f" bearer token, or set {missing}"
         )
-    return dataclasses.replace(
-        entry,
+    return entry._replace(
         access_key_id=key_id.reveal(),
         secret_access_key=key,
         session_token=_secret("AWS_SESSION_TOKEN", env),

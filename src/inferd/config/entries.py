@@ -8,16 +8,13 @@ requests of a pool to a remote entry.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
-
-import msgspec
+from typing import NamedTuple
 
 from inferd.config.kinds import Secret
 
 
-class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
+class ModelSpec(NamedTuple):
     """A model by name; without ``sha256``, the catalogue or the store gives its hash."""
 
     name: str
@@ -27,7 +24,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     license: str = ""
 
 
-class Adapter(msgspec.Struct, frozen=True, kw_only=True):
+class Adapter(NamedTuple):
     """A LoRA adapter: a GGUF file, its strength, and the name by which a request selects it."""
 
     name: str
@@ -38,17 +35,14 @@ class Adapter(msgspec.Struct, frozen=True, kw_only=True):
 MAX_REQUESTS = 64
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MockEntry:
+class MockEntry(NamedTuple):
     """Answers without a model, for tests and for trying out a client."""
 
-    kind: ClassVar[str] = "mock"
     name: str
     serves: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LlamaCppEntry:
+class LlamaCppEntry(NamedTuple):
     """A local model; exactly one of ``model`` and ``model_path`` is set.
 
     ``embed``: the model makes vectors instead of text, or scores if ``embed_pooling`` is ``rank``; with
@@ -61,7 +55,6 @@ class LlamaCppEntry:
     permits those whose network is neither local nor a tunnel.
     """
 
-    kind: ClassVar[str] = "llamacpp"
     name: str
     model: ModelSpec | None = None
     model_path: Path | None = None
@@ -84,15 +77,13 @@ class LlamaCppEntry:
     serves: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpenAICompatEntry:
+class OpenAICompatEntry(NamedTuple):
     """A server with the OpenAI API below ``base_url``, which does not include ``/v1``.
 
     ``embed`` and ``rerank``: whether the server offers it; ``None`` follows the setting of the same name.
     ``top_k``: whether the server supports that parameter. ``timeout_secs`` limits the silence of the server.
     """
 
-    kind: ClassVar[str] = "openai-compat"
     name: str
     base_url: str
     model: str
@@ -105,14 +96,12 @@ class OpenAICompatEntry:
     max_requests: int = MAX_REQUESTS
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BedrockEntry:
+class BedrockEntry(NamedTuple):
     """A model of AWS Bedrock; either ``bearer_token`` or both parts of the access key are set.
 
     ``endpoint`` replaces the region's endpoint. ``timeout_secs`` limits the silence of the server.
     """
 
-    kind: ClassVar[str] = "bedrock-invoke"
     name: str
     region: str
     model_id: str
@@ -126,12 +115,10 @@ class BedrockEntry:
     max_requests: int = MAX_REQUESTS
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InferdEntry:
+class InferdEntry(NamedTuple):
     """Another daemon: the addresses (socket path or ``IP:port``) of its v2, embed and rerank surfaces, at
     least one of them. ``model`` is the model to request; empty for the daemon's first one."""
 
-    kind: ClassVar[str] = "inferd"
     name: str
     address: str | None = None
     embed_address: str | None = None
@@ -144,6 +131,19 @@ class InferdEntry:
 
 
 BackendEntry = MockEntry | LlamaCppEntry | OpenAICompatEntry | BedrockEntry | InferdEntry
+
+_KINDS: dict[type[BackendEntry], str] = {
+    MockEntry: "mock",
+    LlamaCppEntry: "llamacpp",
+    OpenAICompatEntry: "openai-compat",
+    BedrockEntry: "bedrock-invoke",
+    InferdEntry: "inferd",
+}
+
+
+def kind_of(entry: BackendEntry) -> str:
+    """The ``kind`` of an entry in the config file."""
+    return _KINDS[type(entry)]
 
 
 def surfaces_of(entry: BackendEntry) -> frozenset[str]:

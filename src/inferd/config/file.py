@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, Union
@@ -21,6 +20,7 @@ from inferd.config.entries import Adapter, ModelSpec
 from inferd.config.keys import BACKEND_KEYS, LORA_KEYS, MODEL_KEYS, TAKES_MODEL, Key
 from inferd.config.kinds import FilePath, Kind
 from inferd.config.nearest import nearest
+from inferd.config.option import ConfigFile
 from inferd.config.settings import OPTIONS
 from inferd.errors import ConfigError
 from inferd.private import written_by_others
@@ -29,15 +29,6 @@ MAX_FILE_BYTES = 1024 * 1024
 """Far above any real config file, so that a wrong path (a model, a device) fails at once."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-@dataclass(frozen=True)
-class ConfigFile:
-    """A parsed file: option name → (key, value), the backends' fields in order, and warnings."""
-
-    values: Mapping[str, tuple[str, Any]] = field(default_factory=dict)
-    backends: tuple[dict[str, Any], ...] = ()
-    warnings: tuple[str, ...] = ()
 
 
 def _struct(name: str, fields: list[tuple[str, Any, bool]], **options: Any) -> Any:
@@ -90,8 +81,8 @@ def shape() -> tuple[Any, dict[str, Any]]:
     return _struct("Config", top), known
 
 
-def read_file(path: Path, *, required: bool) -> ConfigFile:
-    """Reads and checks the file at ``path``; a missing file counts as empty unless it is ``required``."""
+def read_file(path: Path) -> ConfigFile:
+    """Reads and checks the file at ``path``."""
 
     def fail(reason: str) -> NoReturn:
         raise ConfigError(f"config file {path}: {reason}")
@@ -103,9 +94,7 @@ def read_file(path: Path, *, required: bool) -> ConfigFile:
                 fail(f"is refused: {danger}, who could send your prompts elsewhere")
             data = stream.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError:
-        if required:
-            fail("there is no such file")
-        return ConfigFile()
+        fail("there is no such file")
     except OSError as error:
         fail(f"cannot be read: {error.strerror}")
     if len(data) > MAX_FILE_BYTES:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import fields
 
 from inferd.config.limit_options import LimitOptions
 from inferd.config.model_options import ModelOptions
@@ -17,9 +16,9 @@ from inferd.config.sources import LoadedConfig
 
 # Options that concern only the start of the process, and secrets, which must not even be compared.
 _LEFT_OUT = {"idle_exit_secs", "log_dir", "core_dumps", *(option.name for option in OPTIONS if option.secret)}
-_NAMES = ({each.name for kind in (ModelOptions, LimitOptions) for each in fields(kind)} - _LEFT_OUT) | {
-    "backends"
-}
+_NAMES = {"backends"} | (
+    (vars(ModelOptions).keys() | vars(LimitOptions).keys()) & {option.name for option in OPTIONS}
+) - _LEFT_OUT
 
 
 def of(settings: Settings) -> dict[str, str]:

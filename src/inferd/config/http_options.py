@@ -1,10 +1,8 @@
 """The HTTP bridge: its address, and the clients that may use it."""
 
-# ruff: noqa: RUF009 - each field calls option(), which holds its row of the option table
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from inferd.config.addresses import HttpAddress
@@ -21,7 +19,6 @@ def _no_aliases(env: Mapping[str, str] | None = None) -> Mapping[str, str]:
     return {}
 
 
-@dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)  # only Settings is ever made
 class HttpOptions:
     """Rows of :class:`inferd.config.settings.Settings`."""
 

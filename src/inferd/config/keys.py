@@ -5,7 +5,7 @@ Each key has a kind, which checks and describes its value, and a sentence for th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from inferd.config.addresses import DaemonAddress, Endpoint, HttpsUrl, ServerUrl, Workers
 from inferd.config.entries import MAX_REQUESTS
@@ -14,8 +14,7 @@ from inferd.config.numbers import Integer, Number
 from inferd.config.settings import OPTIONS
 
 
-@dataclass(frozen=True)
-class Key:
+class Key(NamedTuple):
     """One key of an object in the file."""
 
     name: str

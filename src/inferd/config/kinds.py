@@ -2,7 +2,7 @@
 
 A kind parses text (a flag, a variable, a string of the config file) into a value, or raises ``ValueError``
 whose text completes "… must be". It also gives the msgspec type that validates the config file, so that a
-bound is written once.
+bound is written once. Only a process with a config file imports msgspec.
 """
 
 from __future__ import annotations
@@ -10,11 +10,8 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
-
-from msgspec import Meta
 
 
 class Secret:
@@ -53,6 +50,8 @@ class Kind(ABC):
     @property
     def file_type(self) -> Any:
         """The msgspec type of the value in the config file."""
+        from msgspec import Meta
+
         return Annotated[str, Meta(min_length=1)]
 
     @abstractmethod
@@ -69,13 +68,18 @@ class Kind(ABC):
         return self.parse(value) if isinstance(value, str) else value
 
 
-@dataclass(frozen=True)
 class Choice(Kind):
     """One of a few words; ``numbers`` maps integers that the config file may use instead."""
 
-    values: tuple[str, ...]
-    aliases: Mapping[str, str] = field(default_factory=dict)
-    numbers: Mapping[int, str] = field(default_factory=dict)
+    def __init__(
+        self,
+        values: tuple[str, ...],
+        aliases: Mapping[str, str] | None = None,
+        numbers: Mapping[int, str] | None = None,
+    ) -> None:
+        self.values = values
+        self.aliases = aliases or {}
+        self.numbers = numbers or {}
 
     @property
     def metavar(self) -> str:
@@ -181,11 +185,11 @@ class FilePath(Kind):
             raise ValueError("a path; the home directory of a leading ~ is not known") from None
 
 
-@dataclass(frozen=True)
 class Name(Kind):
     """A name that is safe to show and to use as a file name: no path separators, no control characters."""
 
-    what: str = "NAME"
+    def __init__(self, what: str = "NAME") -> None:
+        self.what = what
 
     @property
     def metavar(self) -> str:
@@ -201,12 +205,12 @@ class Name(Kind):
         return text
 
 
-@dataclass(frozen=True)
 class Text(Kind):
     """Printable text; must not be empty if ``needed``."""
 
-    what: str = "TEXT"
-    needed: bool = False
+    def __init__(self, what: str = "TEXT", needed: bool = False) -> None:
+        self.what = what
+        self.needed = needed
 
     @property
     def metavar(self) -> str:
@@ -256,11 +260,11 @@ class Sha256(Kind):
         return text.lower()
 
 
-@dataclass(frozen=True)
 class SecretText(Kind):
     """A secret; with ``optional``, an empty one means none."""
 
-    optional: bool = False
+    def __init__(self, optional: bool = False) -> None:
+        self.optional = optional
 
     @property
     def metavar(self) -> str:
@@ -276,11 +280,11 @@ class SecretText(Kind):
         return Secret(text)
 
 
-@dataclass(frozen=True)
 class Words(Kind):
     """Words without blanks: separated by commas; an array in the config file."""
 
-    what: str = "WORD"
+    def __init__(self, what: str = "WORD") -> None:
+        self.what = what
 
     @property
     def metavar(self) -> str:

@@ -1,9 +1,7 @@
 """Limits, the model store, and logging."""
 
-# ruff: noqa: RUF009 - each field calls option(), which holds its row of the option table
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from inferd.config import paths
@@ -17,7 +15,6 @@ OTHER_DESCRIPTORS = 256
 """Descriptors besides client connections: models, sockets, logs, and connections to servers."""
 
 
-@dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)  # only Settings is ever made
 class LimitOptions:
     """Rows of :class:`inferd.config.settings.Settings`."""
 

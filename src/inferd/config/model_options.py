@@ -1,9 +1,7 @@
 """The served models: the options that configure a backend."""
 
-# ruff: noqa: RUF009 - each field calls option(), which holds its row of the option table
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from inferd.config.addresses import Endpoint, ServerUrl
@@ -17,7 +15,6 @@ DEFAULT_MODEL = "smollm2-135m-instruct"
 _MODEL, _OPENAI, _BEDROCK, _ENGINE = "Model", "OpenAI-compatible server", "AWS Bedrock", "Engine"
 
 
-@dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)  # only Settings is ever made
 class ModelOptions:
     """Rows of :class:`inferd.config.settings.Settings`."""
 

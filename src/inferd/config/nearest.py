@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 # The similarity of a misspelt name; below it, names share little more than letters, and a hint misleads.
@@ -11,6 +10,8 @@ LIKENESS = 0.75
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The most similar known name, or ``None``. Leading dashes are ignored."""
+    import difflib  # only a misspelt name needs it
+
     stripped = {each.lstrip("-"): each for each in known}
     found = difflib.get_close_matches(name.lstrip("-"), stripped, n=1, cutoff=LIKENESS)
     return stripped[found[0]] if found else None

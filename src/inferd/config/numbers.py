@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Annotated, Any
-
-from msgspec import Meta
 
 from inferd.config.kinds import Kind
 
 
-@dataclass(frozen=True)
 class Integer(Kind):
     """A whole number from ``minimum`` to ``maximum``."""
 
-    minimum: int
-    maximum: int = 2**31 - 1
+    def __init__(self, minimum: int, maximum: int = 2**31 - 1) -> None:
+        self.minimum = minimum
+        self.maximum = maximum
 
     @property
     def metavar(self) -> str:
@@ -28,6 +25,8 @@ class Integer(Kind):
 
     @property
     def file_type(self) -> Any:
+        from msgspec import Meta
+
         return Annotated[int, Meta(ge=self.minimum, le=self.maximum)]
 
     def parse(self, text: str) -> int:
@@ -36,12 +35,12 @@ class Integer(Kind):
         return int(text)
 
 
-@dataclass(frozen=True)
 class Number(Kind):
     """A number from ``minimum`` to ``maximum``, with or without a fraction."""
 
-    minimum: float
-    maximum: float
+    def __init__(self, minimum: float, maximum: float) -> None:
+        self.minimum = minimum
+        self.maximum = maximum
 
     @property
     def metavar(self) -> str:
@@ -53,6 +52,8 @@ class Number(Kind):
 
     @property
     def file_type(self) -> Any:
+        from msgspec import Meta
+
         return Annotated[float, Meta(ge=self.minimum, le=self.maximum)]
 
     def parse(self, text: str) -> float:
@@ -64,12 +65,12 @@ class Number(Kind):
         return value
 
 
-@dataclass(frozen=True)
 class Seconds(Kind):
     """A span of time; zero is allowed unless ``positive``."""
 
-    positive: bool = False
-    maximum: float = 86400.0 * 365
+    def __init__(self, positive: bool = False, maximum: float = 86400.0 * 365) -> None:
+        self.positive = positive
+        self.maximum = maximum
 
     @property
     def metavar(self) -> str:
@@ -81,6 +82,8 @@ class Seconds(Kind):
 
     @property
     def file_type(self) -> Any:
+        from msgspec import Meta
+
         if self.positive:
             return Annotated[float, Meta(gt=0, le=self.maximum)]
         return Annotated[float, Meta(ge=0, le=self.maximum)]

@@ -1,18 +1,16 @@
-"""An option, its declaration as a field of the option table, and its value with its origin."""
+"""An option, its declaration as a row of the option table, its value with its origin, and a file of them."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 from inferd.config.kinds import Kind, SecretText
 from inferd.errors import ConfigError
 
 
-@dataclass(frozen=True, kw_only=True)
-class Option:
+class Option(NamedTuple):
     """One row of the table; ``flag``, ``env`` or ``key`` is ``None`` if the option has none.
 
     ``reload``: a reload can change the value in a running daemon.
@@ -33,7 +31,7 @@ class Option:
     def secret(self) -> bool:
         return isinstance(self.kind, SecretText)
 
-    def default_for(self, env: Mapping[str, str]) -> object:
+    def default_for(self, env: Mapping[str, str] | None) -> object:
         """The default, which for a path depends on the environment."""
         return self.default(env) if callable(self.default) else self.default
 
@@ -50,30 +48,42 @@ def option(
     default_doc: str = "",
     reload: bool = False,
 ) -> Any:
-    """A field of Settings; by default the flag and the variable are derived from the field's name."""
-    metadata = {
-        "kind": kind,
-        "default": default,
-        "doc": doc,
-        "group": group,
-        "flag": flag,
-        "env": env,
-        "key": key,
-        "default_doc": default_doc,
-        "reload": reload,
-    }
-    if callable(default):
-        return dataclasses.field(default_factory=default, metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
+    """A row of Settings, still without its name; by default the flag and the variable are derived from it."""
+    return Option(
+        name="",
+        kind=kind,
+        default=default,
+        doc=doc,
+        group=group,
+        flag="" if flag else None,
+        env=env,
+        key=key,
+        default_doc=default_doc,
+        reload=reload,
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class OptionValue:
+def named(row: Option, name: str) -> Option:
+    """The row of :func:`option` that has this name."""
+    upper = name.upper()
+    flag = None if row.flag is None else "--" + name.replace("_", "-")
+    return row._replace(name=name, flag=flag, env=f"INFERD_{upper}" if row.env == "" else row.env)
+
+
+class OptionValue(NamedTuple):
     """The value of an option, with the flag, variable or key as its origin."""
 
     value: Any
     origin: str
     place: Literal["flag", "env", "file"]
+
+
+class ConfigFile(NamedTuple):
+    """A parsed file: option name → (key, value), the backends' fields in order, and warnings."""
+
+    values: Mapping[str, tuple[str, Any]] = MappingProxyType({})
+    backends: tuple[dict[str, Any], ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def variable(name: str, kind: Kind, text: str) -> Any:

@@ -1,39 +1,52 @@
 """Every option of the daemon, defined once.
 
-A field of :class:`Settings` declares an option: its type and bounds, its default, its flag, its environment
-variable, its key in ``config.json``, whether it is secret, whether a reload can change it, and a sentence of
-documentation. The fields are in four files, ``*_options.py``. ``OPTIONS`` is the table of all options. The
-flags of ``inferd serve``, the parsers of environment and config file, and docs/config.md are generated from
-it; no default or bound is defined elsewhere.
+An attribute of :class:`Settings` declares an option: its type and bounds, its default, its flag, its
+environment variable, its key in ``config.json``, whether it is secret, whether a reload can change it, and a
+sentence of documentation. The rows are in four files, ``*_options.py``. ``OPTIONS`` is the table of all
+options. The flags of ``inferd serve``, the parsers of environment and config file, and docs/config.md are
+generated from it; no default or bound is defined elsewhere.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+from typing import Any
 
 from inferd.config.entries import BackendEntry, surfaces_of
 from inferd.config.http_options import HttpOptions
 from inferd.config.limit_options import LimitOptions
 from inferd.config.model_options import DEFAULT_MODEL, ModelOptions
-from inferd.config.option import Option
+from inferd.config.option import Option, named
 from inferd.config.socket_options import SocketOptions
 
 __all__ = ["DEFAULT_MODEL", "EXCLUSIVE", "OPTIONS", "TRANSPORTS", "Option", "Settings"]
 
 
-# dataclasses collects the fields of the last base first.
-@dataclass(frozen=True, kw_only=True)
 class Settings(LimitOptions, HttpOptions, SocketOptions, ModelOptions):
-    """The daemon's settings, made by :func:`inferd.config.sources.read`.
+    """The daemon's settings, made by :func:`inferd.config.sources.read`; they do not change.
 
     Of the TCP address and the Unix socket of a surface exactly one is set. A valid configuration has at least
     one backend. Durations are in seconds, sizes in bytes.
     """
 
-    backends: tuple[BackendEntry, ...] = ()
-    implicit_surfaces: frozenset[str] = frozenset()
+    backends: tuple[BackendEntry, ...]
+    implicit_surfaces: frozenset[str]
     """Surfaces that are on by default. If their socket cannot be made, the daemon serves without them."""
+
+    # No dataclass: to generate the methods of one with this many fields takes 10 ms at each start.
+    def __init__(self, **values: Any) -> None:
+        unknown = values.keys() - _NAMES
+        if unknown:
+            raise TypeError(f"there is no option {min(unknown)!r}")
+        missing = (option for option in OPTIONS if option.name not in values)
+        defaults = {option.name: option.default_for(None) for option in missing}
+        self.__dict__.update({"backends": (), "implicit_surfaces": frozenset(), **defaults, **values})
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"settings do not change; use replaced({name}=…)")
+
+    def replaced(self, **values: Any) -> Settings:
+        """These settings with other ``values``."""
+        return Settings(**{**self.__dict__, **values})
 
     @property
     def surfaces(self) -> frozenset[str]:
@@ -43,18 +56,13 @@ class Settings(LimitOptions, HttpOptions, SocketOptions, ModelOptions):
 
 
 def _table() -> tuple[Option, ...]:
-    rows: list[Option] = []
-    for row in dataclasses.fields(Settings):
-        if row.metadata:
-            meta = dict(row.metadata)
-            upper = row.name.upper()
-            meta["flag"] = "--" + row.name.replace("_", "-") if meta["flag"] else None
-            meta["env"] = f"INFERD_{upper}" if meta["env"] == "" else meta["env"]
-            rows.append(Option(name=row.name, **meta))
-    return tuple(rows)
+    parts = (ModelOptions, SocketOptions, HttpOptions, LimitOptions)
+    rows = (item for part in parts for item in vars(part).items())
+    return tuple(named(row, name) for name, row in rows if isinstance(row, Option))
 
 
 OPTIONS: tuple[Option, ...] = _table()
+_NAMES = {"backends", "implicit_surfaces", *(option.name for option in OPTIONS)}
 
 TRANSPORTS = (
     ("tcp", "uds"),

@@ -1,9 +1,7 @@
 """The daemon's sockets, and the clients that may connect."""
 
-# ruff: noqa: RUF009 - each field calls option(), which holds its row of the option table
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from inferd.config import paths
@@ -14,7 +12,6 @@ from inferd.config.option import option
 _SOCKETS = "Sockets"
 
 
-@dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)  # only Settings is ever made
 class SocketOptions:
     """Rows of :class:`inferd.config.settings.Settings`."""
 

@@ -8,19 +8,17 @@ raise later.
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 from inferd.config import backends, paths
-from inferd.config.file import ConfigFile, read_file
 from inferd.config.http_options import QUEUE_DEPTH
 from inferd.config.kinds import FilePath, Secret, SecretText
 from inferd.config.nearest import nearest
-from inferd.config.option import OptionValue, variable
+from inferd.config.option import ConfigFile, OptionValue, variable
 from inferd.config.settings import EXCLUSIVE, OPTIONS, TRANSPORTS, Settings
 from inferd.errors import ConfigError, UsageError
 
@@ -35,8 +33,7 @@ MAX_LINE_BYTES_0_2 = 64 * 1024 * 1024
 """The longest request line of inferd 0.2.1."""
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedConfig:
+class LoadedConfig(NamedTuple):
     """Settings, with ``notes`` to log and the ``problem`` that ends the boot.
 
     If the file is the problem, the settings come from flags, environment and defaults alone. If only a secret
@@ -50,7 +47,7 @@ class LoadedConfig:
     notes: tuple[str, ...] = ()
     problem: ConfigError | None = None
     serving: bool = False
-    origins: Mapping[str, str] = field(default_factory=dict)
+    origins: Mapping[str, str] = MappingProxyType({})
 
 
 def read(
@@ -73,29 +70,43 @@ def read(
     if as_0_2 and named and not path.exists():
         notes.append(f"config file {path}: there is no such file; the daemon serves without it")
         named = False
-    file, problem = ConfigFile(), None
+    listed: Sequence[Mapping[str, Any]] = ()
+    problem = None
     try:
-        found = read_file(path, required=named)
+        found = _file(path, required=named)
         values = {name: OptionValue(value, f"`{key}`", "file") for name, (key, value) in found.values.items()}
         _check_exclusive(values, ConfigError, f"config file {path}: ")
         levels.append(values)
         notes.extend(found.warnings)
-        file = found
+        listed = found.backends
     except ConfigError as of_file:
         problem = of_file
     chosen = _choose(levels, notes)
     settings = _settings(chosen, env)
     if as_0_2 and "max_frame_bytes" not in chosen:
-        settings = dataclasses.replace(settings, max_frame_bytes=MAX_LINE_BYTES_0_2)
+        settings = settings.replaced(max_frame_bytes=MAX_LINE_BYTES_0_2)
     serving = False
     try:
-        settings = dataclasses.replace(settings, api_key=_api_key(settings, env))
-        entries = backends.entries(settings, chosen, file, env, notes)
-        settings = dataclasses.replace(settings, backends=entries)
+        settings = settings.replaced(api_key=_api_key(settings, env))
+        entries = backends.entries(settings, chosen, listed, env, notes)
+        settings = settings.replaced(backends=entries)
     except ConfigError as lack:
         serving = problem is None
         problem = problem or lack
     return LoadedConfig(settings, path, tuple(notes), problem, serving, _origins(chosen))
+
+
+def _file(path: Path, *, required: bool) -> ConfigFile:
+    try:
+        path.stat()
+    except FileNotFoundError:
+        if not required:
+            return ConfigFile()
+    except OSError:
+        pass  # the reader says why
+    from inferd.config.file import read_file  # without a file, its parser and msgspec are not imported
+
+    return read_file(path)
 
 
 def load(

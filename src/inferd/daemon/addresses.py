@@ -4,39 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from inferd import log
 from inferd.config.settings import Settings
-from inferd.engine.backend import Backend
 from inferd.serve import bind
 from inferd.serve.bind import Bound
-from inferd.serve.surface import Surface
-from inferd.serve.surfaces.v1 import TextSurface
-from inferd.serve.surfaces.v2 import BlockSurface, FramedSurface
-from inferd.serve.surfaces.vectors import EmbedSurface, RerankSurface
+
+if TYPE_CHECKING:
+    from inferd.engine.backend import Backend
 
 _log = log.get("addresses")
 
 
-def surfaces(settings: Settings, backends: Sequence[Backend]) -> list[Surface[Any]]:
-    """The configured surfaces for which at least one backend has the capability."""
+def surfaces(settings: Settings, backends: Sequence[Backend]) -> list[str]:
+    """The names of the configured surfaces for which at least one backend has the capability."""
     able = [backend.capabilities() for backend in backends]
-    known: list[tuple[Surface[Any], bool]] = [
-        (TextSurface(), True),
-        (BlockSurface(), True),
-        (EmbedSurface(), any(capabilities.embed for capabilities in able)),
-        (RerankSurface(), any(capabilities.rerank for capabilities in able)),
-        (FramedSurface(), True),
-    ]
-    served = []
-    for surface, is_possible in known:
-        if surface.name in settings.surfaces:
-            if is_possible:
-                served.append(surface)
-            else:
-                _log.warn("surface not served, no backend is capable of it", surface=surface.name)
-    return served
+    possible = {
+        "v1": True,
+        "v2": True,
+        "embed": any(capabilities.embed for capabilities in able),
+        "rerank": any(capabilities.rerank for capabilities in able),
+        "framed": True,
+    }
+    wanted = [name for name in possible if name in settings.surfaces]
+    for name in wanted:
+        if not possible[name]:
+            _log.warn("surface not served, no backend is capable of it", surface=name)
+    return [name for name in wanted if possible[name]]
+
+
+def of_text(settings: Settings) -> list[str]:
+    """The names of the configured surfaces that every backend supports."""
+    return [name for name in ("v1", "v2", "framed") if name in settings.surfaces]
 
 
 def configured(settings: Settings) -> dict[str, str]:

@@ -8,7 +8,6 @@ its last request. A backend with unchanged entry and settings is kept, unless it
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +22,8 @@ from inferd.errors import ModelError
 from inferd.progress import Progress
 from inferd.serve.pool import pool_names
 from inferd.serve.router import BackendSlot, Route, Router
-from inferd.wire import admin, framed
+from inferd.wire import admin
+from inferd.wire.bounds import WIRE_VERSION
 
 READY_POLL_SECS = 0.05
 # The shortest interval between progress events of one phase; people and waiting programs need no more.
@@ -183,11 +183,11 @@ async def in_thread(call: Callable[[], T], cancelled: threading.Event) -> T:
 
 def capabilities_frame(backend: Backend, route: Route, *, pooled: bool) -> bytes:
     """The ``capabilities`` frame of a backend: its capabilities, and the names that requests may use."""
-    able = dataclasses.asdict(backend.capabilities())
-    accelerator = able.pop("accelerator")
+    able = backend.capabilities()._asdict()
+    accelerator = able.pop("accelerator")._asdict()
     kind = accelerator.pop("kind")
     first = {name: able.pop(name) for name in ("v2", "vision", "audio", "tools", "thinking", "embed")}
-    names = {"wire_version": framed.WIRE_VERSION, "name": backend.name, "model": backend.model}
+    names = {"wire_version": WIRE_VERSION, "name": backend.name, "model": backend.model}
     # A name that no other backend serves is listed like an alias.
     further = (route.serves,) if not pooled and route.serves not in ("", backend.name, backend.model) else ()
     pool = {"pool": route.serves if pooled else "", "aliases": [*route.aliases, *further]}

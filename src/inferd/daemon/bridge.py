@@ -39,9 +39,7 @@ _log = log.get("bridge")
 
 
 def check(settings: Settings) -> None:
-    """Raises the errors that would keep the bridge from starting. Call it before models are loaded."""
-    if settings.http is None:
-        return
+    """Raises the errors that would keep the bridge from starting."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(

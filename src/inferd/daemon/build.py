@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import threading
 from typing import Any
 
@@ -19,7 +18,6 @@ from inferd.config.entries import (
 )
 from inferd.config.settings import Settings
 from inferd.engine.backend import Backend
-from inferd.engine.mock import Mock
 from inferd.progress import Progress
 from inferd.serve.pool import Route
 
@@ -31,12 +29,13 @@ def build_backend(
     settings: Settings, entry: BackendEntry, progress: Progress, cancelled: threading.Event
 ) -> Backend:
     """Builds the backend of ``entry``, including its model. Blocks; raises BootCancelled soon after
-    ``cancelled`` is set."""
+    ``cancelled`` is set. A daemon imports only the backends that it has."""
     if isinstance(entry, MockEntry):
+        from inferd.engine.mock import Mock
+
         progress("checking_local", {"path": "(mock)"})
         return Mock(entry.name)
     if isinstance(entry, LlamaCppEntry):
-        # Imported here, so that only a daemon with a local model loads the engine and the store.
         from inferd.daemon.local import load
 
         return load(settings, entry, _engine_options(settings), progress, cancelled)
@@ -59,9 +58,9 @@ def build_backend(
 def build_key(settings: Settings, entry: BackendEntry) -> tuple[object, ...]:
     """Everything that determines the backend of ``entry``: equal keys give equal backends."""
     if not isinstance(entry, InferdEntry) or entry.model:  # otherwise it is also the model's name
-        entry = dataclasses.replace(entry, serves=None)  # only the router uses it, like the next one
+        entry = entry._replace(serves=None)  # only the router uses it, like the next one
     if not isinstance(entry, MockEntry | LlamaCppEntry):
-        entry = dataclasses.replace(entry, max_requests=MAX_REQUESTS)
+        entry = entry._replace(max_requests=MAX_REQUESTS)
     if isinstance(entry, LlamaCppEntry):
         return (
             entry,

@@ -1,43 +1,36 @@
 """The daemon: builds everything from Settings, in one order, and tears it down in reverse.
 
-Boot: signals, lock, admin socket, configuration, backends, capabilities, inference sockets, ready. Inference
-sockets open only once every backend is ready. A signal at any point ends the boot cleanly; a failure is
-published on the admin socket and raised. Reload: new backends are built alongside the old and swapped in
-atomically, or the old configuration stays. Stop: no new connections and no new requests; running requests get
-``drain_timeout_secs``, then end as ``cancelled``. A second signal ends the process at once.
-
-(Over 400 lines, because boot, reload and stop are one order of steps, forwards and backwards.)
+Boot: lock and admin socket (places.py), signals, configuration, backends, capabilities, inference sockets,
+ready. With a model to load, inference sockets open only once every backend is ready. A signal at any point
+ends the boot cleanly; a failure is published on the admin socket and raised. Reload: new backends are built
+alongside the old and swapped in atomically, or the old configuration stays. Stop: no new connections and no
+new requests; running requests get ``drain_timeout_secs``, then end as ``cancelled``. A second signal ends the
+process at once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
-import faulthandler
 import functools
 import gc
 import os
-import resource
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from inferd import __version__, coredump, log
-from inferd.config import fingerprints, paths
-from inferd.config.limit_options import OTHER_DESCRIPTORS
+from inferd import coredump, log
+from inferd.collecting import collect_as_usual
+from inferd.config import fingerprints
 from inferd.config.settings import OPTIONS, Settings
 from inferd.config.sources import LoadedConfig
 from inferd.daemon import addresses, systemd
 from inferd.daemon.backends import Backends, Build, in_thread
-from inferd.daemon.bridge import HttpBridge
-from inferd.daemon.bridge import check as check_bridge
-from inferd.daemon.build import build_backend
-from inferd.daemon.pulls import Pulls
+from inferd.daemon.descriptors import raise_descriptor_limit
+from inferd.daemon.places import Places
 from inferd.daemon.residency import Residency
 from inferd.daemon.server import FLUSH_GRACE_SECS, Server
 from inferd.errors import AddressError, BootCancelled, InferdError
@@ -49,8 +42,12 @@ from inferd.serve.observe.snapshot import Snapshot
 from inferd.serve.observe.status import StatusBoard
 from inferd.serve.peer import Peer
 from inferd.serve.router import Router
-from inferd.store.runtime import Lock, ensure_private_dir
 from inferd.wire import admin
+
+if TYPE_CHECKING:
+    from inferd.daemon.bridge import HttpBridge
+    from inferd.daemon.pulls import Pulls
+    from inferd.serve.observe.status import ShowPull
 
 # How often the daemon checks that its lock and its sockets still exist.
 LOOK_SECS = 2.0
@@ -60,35 +57,30 @@ WORKER_THREADS = 4
 _log = log.get("daemon")
 
 
-def run(read: Callable[[], LoadedConfig], build: Build = build_backend) -> int:
-    """Serves until it is stopped; returns 0. Raises the InferdError of a failed boot.
-
-    ``read`` reads the configuration, now and for each reload. Its findings in the config file are reported
-    once the admin socket is open.
-    """
+def serve(
+    given: LoadedConfig,
+    read: Callable[[], LoadedConfig],
+    build: Build,
+    activity: log.ActivityLog,
+    places: Places,
+) -> None:
+    """Runs a daemon in its ``places`` until it is stopped. Raises the InferdError of a failed boot."""
+    collect_as_usual()
     # The modules stay, so no collection of the running daemon visits them.
     gc.freeze()
-    given = read()
     if not given.settings.core_dumps:
         coredump.forbid()
-    faulthandler.enable()
-    activity = log.setup(given.settings.log_level, given.settings.log_dir)
-    _raise_descriptor_limit(given.settings.max_connections)
-    # A thread that parses a large request yields the GIL to the event loop after 0.5 ms; the default is 5 ms.
-    sys.setswitchinterval(0.0005)
     loop = new_event_loop()
     loop.set_default_executor(_worker_threads())
     library.capture(loop)
     try:
-        loop.run_until_complete(Daemon(given, read, build, activity).run())
+        loop.run_until_complete(Daemon(given, read, build, activity, places).run())
     finally:
         loop.run_until_complete(loop.shutdown_default_executor())
         loop.close()
         gc.collect()  # a task that was left behind is reported before the log is closed
         gc.freeze()  # to free the modules one by one takes longer than the rest of the exit
         library.release()
-        activity.close()
-    return 0
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
@@ -111,41 +103,34 @@ def _worker_threads() -> ThreadPoolExecutor:
     return pool
 
 
-def _raise_descriptor_limit(connections: int) -> None:
-    """Raises the descriptor limit for ``connections`` as far as allowed; the default is often lower."""
-    wanted = connections + OTHER_DESCRIPTORS
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        possible = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        with contextlib.suppress(ValueError, OSError):  # a system may have another limit
-            resource.setrlimit(resource.RLIMIT_NOFILE, (possible, hard))
-        if possible < wanted:
-            _log.warn("max_connections exceeds the open files allowed to this process", allowed=possible)
-
-
 class Daemon:
     """One run of the daemon. ``given`` is the first configuration."""
 
     def __init__(
-        self, given: LoadedConfig, read: Callable[[], LoadedConfig], build: Build, activity: log.ActivityLog
+        self,
+        given: LoadedConfig,
+        read: Callable[[], LoadedConfig],
+        build: Build,
+        activity: log.ActivityLog,
+        places: Places,
     ) -> None:
         settings = given.settings
         self._given = given
         self._settings = settings
         self._read = read
         self._activity = activity
+        self._places = places
         self._metrics = Metrics()
         router = self._router = Router((), on_breaker=self._tell_breaker)
         self._backends = Backends(router, build)
         self._models = Residency(router, build, settings, self._tell_model)
         self._server = Server(settings, router, self._metrics, self._watch_idleness, self._models)
         self._snapshot = Snapshot(self._server.admission, router, self._metrics, self._models)
-        self._board = StatusBoard(
-            self._report, self._models.listing, self._models.release, Pulls(lambda: self._settings).pull
-        )
+        self._board = StatusBoard(self._report, self._models.listing, self._models.release, self._pull)
         self._admin_places = ConnectionLimit(settings.max_connections)
         self._admin: Listener | None = None
         self._bridge: HttpBridge | None = None
+        self._pulls: Pulls | None = None
         self._work: asyncio.Task[None] | None = None
         self._ready = False
         self._stopping = False
@@ -160,6 +145,10 @@ class Daemon:
         self._loop = asyncio.get_running_loop()
         async with contextlib.AsyncExitStack() as held:
             self._handle_signals(held)
+            held.callback(self._places.close)
+            # Before the lock is released: a command takes that for the exit, and may send one more signal.
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                held.callback(signal.signal, number, signal.SIG_IGN)
             try:
                 if not await self._do(self._boot(held)):
                     _log.info("stopped", reason="the boot was cancelled")
@@ -196,20 +185,17 @@ class Daemon:
 
     async def _boot(self, held: contextlib.AsyncExitStack) -> None:
         settings = self._settings
-        _log.info("starting", version=__version__, pid=os.getpid())
-        self._lock(held)
-        passed = systemd.passed_sockets(addresses.configured(settings), has_key=settings.api_key is not None)
-        for bound in passed.values():
-            held.callback(bound.close)
-        admin_socket = addresses.bind_surface(settings, "admin", passed)
-        self._admin = Listener(admin_socket, self._serve_admin, self._admin_places)
+        self._admin = Listener(self._places.admin, self._serve_admin, self._admin_places)
         held.push_async_callback(self._admin.close, FLUSH_GRACE_SECS)
         for note in self._given.notes:
             _log.warn("config", note=note)
         if self._given.problem is not None:
             raise self._given.problem
-        check_bridge(settings)
-        addresses.check_keys(settings, passed)  # fail before a model is fetched and loaded
+        if settings.http is not None:
+            from inferd.daemon import bridge
+
+            bridge.check(settings)
+        addresses.check_keys(settings, self._places.passed)  # fail before a model is fetched and loaded
         held.push_async_callback(self._backends.close)
         held.push_async_callback(self._models.close)
         backends = await self._backends.make(settings, self._show_loading)
@@ -217,7 +203,8 @@ class Daemon:
             self._board.publish_capabilities(frame)
         await self._backends.until_ready(backends, settings.ready_timeout_secs)
         self._backends.use(backends)
-        self._server.open(settings, backends, passed, held)
+        sockets = self._places.bind(settings, addresses.surfaces(settings, backends))
+        self._server.serve(settings, sockets, held)
         self._serve_metrics(held)
         self._serve_http(held)
         held.callback(systemd.Watchdog(self._loop, self._backends.dead).close)
@@ -229,25 +216,12 @@ class Daemon:
         for watch in (self._watch_places(), health.run()):
             held.callback(self._loop.create_task(watch).cancel)
 
-    def _lock(self, held: contextlib.AsyncExitStack) -> None:
-        settings = self._settings
-        runtime = paths.runtime_dir()
-        ours = [settings.lock, settings.admin_addr, settings.uds, settings.v2_addr]
-        ours += [settings.framed_addr, settings.embed_addr, settings.rerank_addr]
-        if any(path is not None and path.parent == runtime for path in ours):
-            ensure_private_dir(runtime)
-        self._held_lock = Lock.acquire(settings.lock)
-        held.callback(self._held_lock.release)
-        # Before the lock is released: a command takes that for the exit, and may send one more signal.
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            held.callback(signal.signal, number, signal.SIG_IGN)
-
     async def _watch_places(self) -> None:
         """Stops the daemon if its lock or one of its sockets is removed, since no client could find it."""
         listeners = [*self._server.listeners, *([] if self._admin is None else [self._admin])]
         while True:
             await asyncio.sleep(LOOK_SECS)
-            places = [(str(self._held_lock.path), self._held_lock.is_current())]
+            places = [(str(self._places.lock.path), self._places.lock.is_current())]
             places += [(listener.address, listener.is_there()) for listener in listeners]
             gone = next((place for place, there in places if not there), None)
             if gone is not None and not self._stopping:
@@ -272,6 +246,8 @@ class Daemon:
 
     def _serve_http(self, held: contextlib.AsyncExitStack) -> None:
         if self._settings.http is not None:
+            from inferd.daemon.bridge import HttpBridge
+
             self._bridge = HttpBridge(self._settings)
             held.push_async_callback(self._bridge.close)
             self._server.trust(self._bridge.token)
@@ -279,6 +255,13 @@ class Daemon:
 
     def _show_loading(self, phase: str, details: Mapping[str, object]) -> None:
         self._board.publish(admin.loading_model(phase, details))
+
+    async def _pull(self, name: str, show: ShowPull) -> str:
+        if self._pulls is None:
+            from inferd.daemon.pulls import Pulls  # few daemons ever download a model
+
+            self._pulls = Pulls(lambda: self._settings)
+        return await self._pulls.pull(name, show)
 
     def _report(self) -> dict[str, object]:
         return {**self._snapshot.snapshot(), "settings": fingerprints.of(self._settings)}
@@ -311,7 +294,7 @@ class Daemon:
             self._settings = self._models.settings = settings
             self._activity.level = log.parse_level(settings.log_level)
             self._admin_places.limit = settings.max_connections
-            _raise_descriptor_limit(settings.max_connections)
+            raise_descriptor_limit(settings.max_connections)
             self._server.follow(settings, backends)
             self._watch_idleness()
             self._board.forget_capabilities()
@@ -344,7 +327,7 @@ class Daemon:
             # Not the loop's own handlers: once they are removed, a late signal would kill the process with
             # the signal's status during a clean exit.
             held.callback(signal.signal, number, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, handlers)  # the command has blocked them until now
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, handlers)  # start.py has blocked them until now
 
     def _pass_on(self, handler: Callable[[], None], *_: object) -> None:
         self._loop.call_soon_threadsafe(handler)
@@ -408,4 +391,4 @@ def _reloadable(old: Settings, new: Settings) -> Settings:
     ]
     for option in fixed:
         _log.warn("a restart is needed to change an option", option=option.key or option.flag)
-    return dataclasses.replace(new, **{option.name: getattr(old, option.name) for option in fixed})
+    return new.replaced(**{option.name: getattr(old, option.name) for option in fixed})

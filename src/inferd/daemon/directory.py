@@ -7,7 +7,6 @@ block.
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -164,4 +163,4 @@ def _of_entry(entry: LlamaCppEntry) -> dict[str, object]:
 def with_context(entry: LlamaCppEntry, card: ModelCard, n_ctx: int) -> LlamaCppEntry:
     """``entry`` with a context size, and with ``embed`` from the model's file unless the entry sets it."""
     embed = entry.embed if entry.embed is not None else (card.pooling or card.ranks or None)
-    return dataclasses.replace(entry, n_ctx=n_ctx, embed=embed)
+    return entry._replace(n_ctx=n_ctx, embed=embed)

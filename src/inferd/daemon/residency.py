@@ -15,14 +15,12 @@ import math
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from inferd import log
 from inferd.config.entries import LlamaCppEntry
 from inferd.config.settings import Settings
-from inferd.daemon import memory
 from inferd.daemon.backends import Build, in_thread, started
-from inferd.daemon.directory import Directory, with_context
 from inferd.engine.backend import Backend
 from inferd.errors import (
     AdmissionClosed,
@@ -34,7 +32,10 @@ from inferd.errors import (
 )
 from inferd.serve.models import USUAL, Show, Stay
 from inferd.serve.router import BackendSlot, Router
-from inferd.store.gguf import ModelCard
+
+if TYPE_CHECKING:
+    from inferd.daemon.directory import Directory
+    from inferd.store.gguf import ModelCard
 
 Tell = Callable[[str, str, Mapping[str, object]], None]
 """Called with a model's name, its state (``loading``, ``resident``, ``unloaded``, ``failed``), and
@@ -43,24 +44,24 @@ details."""
 _log = log.get("residency")
 
 
-@dataclass(slots=True)
 class _Resident:
     """A model loaded on demand. ``until`` is its unload time by the event loop's clock. A pinned model is
     neither unloaded by time nor to make room. A ``leaving`` model is unloaded when its last request ends.
     ``releases`` counts explicit unloads by the owner. With ``drained`` set, the model takes no further
     requests; the future is done when the last one ends."""
 
-    backend: Backend
-    slot: BackendSlot
-    estimate: int
-    pinned: bool
-    users: int = 0
-    last_used: float = 0.0
-    until: float = 0.0
-    leaving: bool = False
-    releases: int = 0
-    alarm: asyncio.TimerHandle | None = field(default=None)
-    drained: asyncio.Future[None] | None = None
+    def __init__(self, backend: Backend, slot: BackendSlot, estimate: int, pinned: bool) -> None:
+        self.backend = backend
+        self.slot = slot
+        self.estimate = estimate
+        self.pinned = pinned
+        self.users = 0
+        self.last_used = 0.0
+        self.until = 0.0
+        self.leaving = False
+        self.releases = 0
+        self.alarm: asyncio.TimerHandle | None = None
+        self.drained: asyncio.Future[None] | None = None
 
     def memory_bytes(self) -> int:
         """The memory that the model takes, or will take once all its pages are touched."""
@@ -68,14 +69,14 @@ class _Resident:
         return max(self.estimate, 0 if state is None else state.memory_bytes)
 
 
-@dataclass(slots=True)
 class _Loading:
     """A running load: its phase, and the callbacks for the next phases."""
 
-    task: asyncio.Task[None]
-    phase: str = "waiting"
-    details: Mapping[str, object] = field(default_factory=dict)
-    shows: list[Show] = field(default_factory=list)
+    def __init__(self, task: asyncio.Task[None]) -> None:
+        self.task = task
+        self.phase = "waiting"
+        self.details: Mapping[str, object] = {}
+        self.shows: list[Show] = []
 
     def advance(self, phase: str, details: Mapping[str, object]) -> None:
         self.phase, self.details = phase, details
@@ -87,7 +88,7 @@ class Residency:
     """The :class:`~inferd.serve.models.ModelDirectory` of the stored models. Runs on the event loop."""
 
     def __init__(self, router: Router, build: Build, settings: Settings, tell: Tell) -> None:
-        self._directory = Directory(router, settings)
+        self._settings = settings
         self._router = router
         self._build = build
         self._tell = tell
@@ -100,17 +101,27 @@ class Residency:
 
     @property
     def settings(self) -> Settings:
-        return self._directory.settings
+        return self._settings
 
     @settings.setter
     def settings(self, settings: Settings) -> None:
-        self._directory.settings = settings
+        self._settings = settings
+        self.__dict__.pop("_directory", None)
+
+    @functools.cached_property
+    def _directory(self) -> Directory:
+        from inferd.daemon.directory import (
+            Directory,  # the first request that names a model imports the store
+        )
+
+        return Directory(self._router, self._settings)
 
     @asynccontextmanager
     async def hold(
         self, name: str, deadline: float | None, stay: Stay = USUAL, show: Show | None = None
     ) -> AsyncIterator[str]:
-        name = self._directory.resolve(name)
+        if not self._router.serves(name):
+            name = self._directory.resolve(name)
         if self._router.serves(name):
             yield name
             return
@@ -223,6 +234,9 @@ class Residency:
 
     async def _make_room(self, name: str, card: ModelCard) -> tuple[LlamaCppEntry, int]:
         """Unloads idle models to make room. Returns the entry to load and its estimate in bytes."""
+        from inferd.daemon import memory
+        from inferd.daemon.directory import with_context
+
         entry = self._directory.entry(name)
         held = memory.part_here(card, len(entry.rpc), entry.n_gpu_layers)
         sizes = memory.context_sizes(held, entry.n_ctx, self.settings.active_permits)

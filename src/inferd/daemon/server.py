@@ -1,7 +1,7 @@
 """The server: the surfaces on their sockets, and their shared limits.
 
-All sockets are bound before any is served. A reload changes the limits and the key while requests run. A
-drain accepts no new request, lets running requests finish for a time, and cancels the rest.
+All sockets are bound before any is served. A reload changes the limits and the key while requests
+run. A drain accepts no new request, lets running requests finish for a time, and cancels the rest.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from inferd import log
 from inferd.config.settings import Settings
 from inferd.daemon import addresses
 from inferd.engine.backend import Backend
-from inferd.errors import AddressError
 from inferd.serve import auth
 from inferd.serve.bind import Bound
 from inferd.serve.hangup import HangupWatch
@@ -27,6 +26,10 @@ from inferd.serve.queues import Queues
 from inferd.serve.router import Router
 from inferd.serve.session import Service
 from inferd.serve.strangers import Strangers
+from inferd.serve.surface import Surface
+from inferd.serve.surfaces.v1 import TextSurface
+from inferd.serve.surfaces.v2 import BlockSurface, FramedSurface
+from inferd.serve.surfaces.vectors import EmbedSurface, RerankSurface
 
 # A cancelled request ends within one step of its backend; after this time it is cut off.
 CANCEL_GRACE_SECS = 5.0
@@ -59,30 +62,17 @@ class Server:
         self._on_change = on_change
         self._models = models
 
-    def open(
-        self,
-        settings: Settings,
-        backends: Sequence[Backend],
-        passed: Mapping[str, Bound],
-        held: contextlib.AsyncExitStack,
+    def serve(
+        self, settings: Settings, sockets: Mapping[str, Bound], held: contextlib.AsyncExitStack
     ) -> None:
-        """Serves the configured surfaces that ``backends`` support. Leaving ``held`` closes them."""
-        served = []
-        for surface in addresses.surfaces(settings, backends):
-            try:
-                bound = addresses.bind_surface(settings, surface.name, passed)
-            except AddressError as error:
-                if surface.name not in settings.implicit_surfaces:
-                    raise
-                _log.warn("surface not served", surface=surface.name, reason=str(error))
-                continue
-            held.callback(bound.close)
-            served.append((surface, bound))
+        """Serves the surfaces on their ``sockets``."""
+        surfaces = _surfaces()
+
         hangups = HangupWatch(asyncio.get_running_loop())
         held.callback(hangups.close)
-        for surface, bound in served:
+        for name, bound in sockets.items():
             service = Service(
-                surface=surface,
+                surface=surfaces[name],
                 admission=self.admission,
                 router=self._router,
                 hangups=hangups,
@@ -131,9 +121,9 @@ class Server:
             service.write_timeout_secs = settings.write_timeout_secs
             service.idle_timeout_secs = settings.idle_timeout_secs
         served = {service.surface.name for service in self._services}
-        for surface in addresses.surfaces(settings, backends):
-            if surface.name not in served | settings.implicit_surfaces:
-                _log.warn("a restart is needed to serve another surface", surface=surface.name)
+        for name in addresses.surfaces(settings, backends):
+            if name not in served | settings.implicit_surfaces:
+                _log.warn("a restart is needed to serve another surface", surface=name)
 
     def stop(self) -> None:
         """Accepts no new connection; open connections stay."""
@@ -152,6 +142,11 @@ class Server:
             await asyncio.wait((idle,), timeout=CANCEL_GRACE_SECS)
             idle.cancel()
         await asyncio.gather(*(listener.close(FLUSH_GRACE_SECS) for listener in self.listeners))
+
+
+def _surfaces() -> dict[str, Surface[Any]]:
+    known = (TextSurface(), BlockSurface(), EmbedSurface(), RerankSurface(), FramedSurface())
+    return {surface.name: surface for surface in known}
 
 
 def _api_key(settings: Settings) -> auth.ApiKey | None:

@@ -7,17 +7,20 @@ from the environment, so that no child uses them.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from inferd import log
 from inferd.errors import AddressError
 from inferd.serve import bind
 from inferd.serve.bind import Bound
+
+if TYPE_CHECKING:
+    import asyncio
 
 FIRST_FD = 3
 

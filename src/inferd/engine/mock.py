@@ -11,23 +11,9 @@ from array import array
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from inferd.engine.backend import (
-    Backend,
-    Capabilities,
-    Done,
-    Embeddings,
-    EmbedRequest,
-    Event,
-    GenerateRequest,
-    Ranking,
-    RankRequest,
-    StopReason,
-    Stream,
-    Text,
-    Thinking,
-    ToolUse,
-    Usage,
-)
+from inferd.engine.backend import Backend, Capabilities, Stream
+from inferd.engine.events import Done, Embeddings, Event, Ranking, StopReason, Text, Thinking, ToolUse, Usage
+from inferd.engine.requests import EmbedRequest, GenerateRequest, RankRequest
 from inferd.errors import InferdError, InvalidRequest, NotReady
 
 Pace = Callable[[], Coroutine[Any, Any, None]]

@@ -14,8 +14,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from inferd.controls import json_escaped
 from inferd.private import make_private_dirs
 
@@ -26,6 +24,8 @@ KEPT_FILES = 3
 
 def _line(entry: Mapping[str, Any]) -> bytes:
     """``entry`` as a line of the file, which people read with ``tail`` and ``cat``."""
+    import orjson  # in the thread that writes: the start of a daemon does not wait for it
+
     line = orjson.dumps(entry)
     return (line if line.isascii() else json_escaped(line.decode()).encode()) + b"\n"
 

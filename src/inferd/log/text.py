@@ -17,8 +17,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, TextIO
 
-import orjson
-
 MAX_KEPT = 4096
 """Events that wait for a reader of stderr."""
 
@@ -145,5 +143,11 @@ def _plain(value: object) -> str:
         return value
     if type(value) is int or type(value) is float:
         return repr(value)
-    text = value if isinstance(value, str) else orjson.dumps(value).decode()
+    text = value if isinstance(value, str) else _json(value)
     return text if text.isprintable() and _WORD.fullmatch(text) else repr(text)
+
+
+def _json(value: object) -> str:
+    import orjson  # as in file.py
+
+    return orjson.dumps(value).decode()

@@ -14,8 +14,8 @@ import os
 import socket
 import stat
 import sys
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from inferd.errors import AddressError
 from inferd.serve import peer
@@ -24,8 +24,7 @@ BACKLOG = 512  # absorbs a burst of clients between two calls of accept
 MAX_UNIX_PATH_BYTES = 103 if sys.platform == "darwin" else 107  # sun_path less its NUL
 
 
-@dataclass(frozen=True, slots=True)
-class Bound:
+class Bound(NamedTuple):
     """A listening socket. ``address`` is for messages, ``file`` the path, device and inode of its file.
 
     ``sock`` is readable when a connection waits to be accepted.

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 
-@dataclass(frozen=True, slots=True)
-class Stay:
+class Stay(NamedTuple):
     """How long a model is to stay loaded after a request: ``secs``, negative for always, or ``None`` for the
     configured time. ``by_owner`` is true for requests of the daemon's own user and of root. Only they may
     shorten a stay or pin a model."""

@@ -10,15 +10,14 @@ import socket
 import struct
 import sys
 from collections.abc import Hashable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 _UCRED = struct.Struct("3i")  # Linux: pid, uid, gid
 _XUCRED = struct.Struct("IIh2x16I")  # macOS: version, uid, number of groups, groups
 _SOL_LOCAL, _LOCAL_PEERCRED, _LOCAL_PEERPID = 0, 1, 2
 
 
-@dataclass(frozen=True, slots=True)
-class Peer:
+class Peer(NamedTuple):
     """``address`` is set only for TCP, uid and gid only for a Unix socket, ``sid`` only for a named pipe;
     ``None`` is unknown."""
 

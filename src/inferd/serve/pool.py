@@ -14,8 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Hashable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from inferd.engine.backend import Backend
 from inferd.errors import BackendError, InferdError
@@ -31,8 +30,7 @@ MAX_CONVERSATIONS = 4096
 """The conversations of a pool whose backend is remembered; the least recently used is forgotten."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Route:
+class Route(NamedTuple):
     """The routing of a backend: the name that it ``serves`` besides its own, whether it is ``remote``, and
     the ``limit`` of concurrent requests as a remote backend of a pool. ``aliases`` are further names for it;
     they are resolved before the router."""

@@ -11,7 +11,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-from inferd.engine.backend import Backend, GenerateRequest
+from inferd.engine.backend import Backend
+from inferd.engine.requests import GenerateRequest
 from inferd.errors import AnswerUnread, InferdError
 from inferd.serve.admission import Permit
 from inferd.serve.connection import Connection

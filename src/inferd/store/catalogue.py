@@ -9,14 +9,14 @@ manifest in the store keeps them with the commit; from then on the model is pinn
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
+
+import msgspec
 
 from inferd.config.settings import DEFAULT_MODEL
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CatalogueModel:
+class CatalogueModel(msgspec.Struct, frozen=True, kw_only=True):
     """One model file, the further ``parts`` of a split model, and its ``projector``. ``size_bytes`` is
     ``None`` only if a config file defines the model without a size."""
 
@@ -36,8 +36,7 @@ class CatalogueModel:
         return (self, *self.parts, *(() if self.projector is None else (self.projector,)))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HubModel:
+class HubModel(msgspec.Struct, frozen=True, kw_only=True):
     """A name for ``source``, which has the form ``hf:ORG/REPO[:QUANT]``.
 
     ``license`` is the publisher's; a pull records the licence that the hub reports. ``size_bytes`` is the

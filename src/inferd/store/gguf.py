@@ -11,8 +11,10 @@ import os
 import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
+
+import msgspec
+from msgspec.structs import replace
 
 from inferd.errors import ModelError
 
@@ -38,8 +40,7 @@ _QUANTISATIONS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelCard:
+class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     """A model as its file describes it. A missing number is 0, a missing text is empty.
 
     ``parameters`` counts weights; ``width`` is the length of an embedding; ``kv_bytes_per_token`` is the size

@@ -5,11 +5,12 @@ A local file is hashed, the hub reports the sha256 of its files, and the user gi
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import threading
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
+
+from msgspec.structs import replace
 
 from inferd.errors import FetchError, ModelError, StoreError
 from inferd.progress import Progress
@@ -75,7 +76,7 @@ def pin(
     if not names:
         return model
     parts = [_pin_part(model, source, name, progress, cancelled) for name in names]
-    return dataclasses.replace(model, parts=tuple(parts))
+    return replace(model, parts=tuple(parts))
 
 
 def _pin_repository(
@@ -103,8 +104,8 @@ def _pin_repository(
         return model
     source, digest, size = hub.digest_of(Https.of_hub(chosen.projector.removeprefix("hf:")), cancelled)
     text = source.origin.text
-    projector = dataclasses.replace(model, sha256=digest, size_bytes=size, sources=(text,), parts=())
-    return dataclasses.replace(model, projector=projector)
+    projector = replace(model, sha256=digest, size_bytes=size, sources=(text,), parts=())
+    return replace(model, projector=projector)
 
 
 def pin_known(
@@ -112,7 +113,7 @@ def pin_known(
 ) -> CatalogueModel:
     """The current model on the hub for a name of the catalogue; raises as :func:`pin` does."""
     found = _pin_repository(store, model.source, model.name, None, "", progress, cancelled)
-    return found if found.license else dataclasses.replace(found, license=model.license)
+    return found if found.license else replace(found, license=model.license)
 
 
 def pin_foreign(
@@ -138,7 +139,7 @@ def pin_foreign(
     first, *parts = map(file, model.files, model.digests)
     _check_free(store, called, first.sha256)
     projector = None if model.projector is None else file(model.projector, told_digest(model.projector))
-    return dataclasses.replace(first, parts=tuple(parts), projector=projector)
+    return replace(first, parts=tuple(parts), projector=projector)
 
 
 def _pin_part(
@@ -162,7 +163,7 @@ def _pin_part(
             f"{first.url} is the first file of a split model; fetch its files and import the first, or name"
             " it as hf:ORG/REPO/FILE"
         )
-    return dataclasses.replace(model, sha256=digest, size_bytes=size, sources=(text,))
+    return replace(model, sha256=digest, size_bytes=size, sources=(text,))
 
 
 def _check_free(store: ModelStore, name: str, digest: str) -> None:

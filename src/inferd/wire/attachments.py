@@ -16,9 +16,9 @@ import msgspec
 
 from inferd import fastpath
 from inferd.errors import AttachmentTooLarge, AttachmentUnsupported, DecodeError
+from inferd.wire.bounds import MAX_ATTACHMENTS
 from inferd.wire.sampling import U32, invalid
 
-MAX_ATTACHMENTS = 32
 MAX_TOGETHER_BYTES = 128 * 1024 * 1024
 DEFAULT_MAX_BYTES = 64 * 1024 * 1024
 

@@ -11,7 +11,8 @@ import msgspec
 
 from inferd.errors import DecodeError
 from inferd.wire import frames
-from inferd.wire.sampling import PRIORITIES, U32, Behalf, KeepAlive, invalid
+from inferd.wire.bounds import PRIORITIES
+from inferd.wire.sampling import U32, Behalf, KeepAlive, invalid
 
 
 class Flat(msgspec.Struct, kw_only=True):

@@ -16,12 +16,13 @@ import msgspec
 from inferd.errors import MalformedFrame, WireVersionUnsupported
 from inferd.wire import attachments, frames, v2, v2_rules
 from inferd.wire.attachments import Attachment
+from inferd.wire.bounds import BLOB as BLOB
+from inferd.wire.bounds import JSON as JSON
+from inferd.wire.bounds import WIRE_VERSION
 from inferd.wire.sampling import invalid
 
 name = "framed"
 
-JSON, BLOB = 1, 2
-WIRE_VERSION = 1
 
 Head = tuple[int, int]
 """A frame's kind and the size of its payload."""

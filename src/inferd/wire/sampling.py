@@ -13,8 +13,7 @@ import msgspec
 
 from inferd.errors import DecodeError, InvalidRequest
 from inferd.sampling import NAMES, NOTHING_GIVEN, SamplingParams
-
-PRIORITIES = ("interactive", "batch")
+from inferd.wire.bounds import MAX_SAMPLING_NUMBER, PRIORITIES
 
 # A grammar is compiled before the first token; these limits bound its memory and time.
 MAX_GRAMMAR_BYTES = 65_536
@@ -23,8 +22,6 @@ MAX_GRAMMAR_ALTERNATIVES = 4_096
 MAX_STOPS = 16
 # The name of a conversation is used as a cache key.
 MAX_SESSION_BYTES = 128
-# Far above any useful value; keeps float32 arithmetic on logits finite.
-MAX_SAMPLING_NUMBER = 100.0
 # Logits are divided by it, so it must not be near 0.
 MIN_REPEAT_PENALTY = 0.01
 

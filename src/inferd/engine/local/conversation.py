@@ -10,22 +10,13 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import orjson
+from msgspec.structs import replace
 
-from inferd.engine.backend import (
-    Event,
-    GenerateRequest,
-    Media,
-    Message,
-    Text,
-    Thinking,
-    Tool,
-    ToolCall,
-    ToolUse,
-)
+from inferd.engine.events import Event, Text, Thinking, ToolUse
 from inferd.engine.local import _llama, generic_tools, media
 from inferd.engine.local.child import turns
 from inferd.engine.local.past.answers import Kept
@@ -33,6 +24,7 @@ from inferd.engine.local.schema import family_guides
 from inferd.engine.local.schema.family_grammar import NoCalls
 from inferd.engine.local.schema.family_repairs import repaired
 from inferd.engine.local.schema.guides import Guides, Held
+from inferd.engine.requests import GenerateRequest, Media, Message, Tool, ToolCall
 from inferd.errors import InvalidRequest, PromptTooLong
 
 

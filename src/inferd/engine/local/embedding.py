@@ -19,20 +19,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from inferd import log
-from inferd.engine.backend import (
-    Backend,
-    Capabilities,
-    Embeddings,
-    EmbedRequest,
-    GenerateRequest,
-    Ranking,
-    RankRequest,
-    Stream,
-)
+from inferd.engine.backend import Backend, Capabilities, Stream
+from inferd.engine.events import Embeddings, Ranking
 from inferd.engine.local import _llama, embed_prefixes
 from inferd.engine.local.child.messages import Pulse
 from inferd.engine.local.llamacpp import LlamaCppConfig
 from inferd.engine.local.loading import GGML_ERROR, accelerator_of, loading, pass_on_log
+from inferd.engine.requests import EmbedRequest, GenerateRequest, RankRequest
 from inferd.errors import (
     BackendInternal,
     EmbedUnsupported,

@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 
 import orjson
 
-from inferd.engine.backend import Event, Text, Tool, ToolCall, ToolUse
+from inferd.engine.events import Event, Text, ToolUse
 from inferd.engine.local import _llama
 from inferd.engine.local.schema.guides import Guides, Held
+from inferd.engine.requests import Tool, ToolCall
 
 MARKER = "<tool_call>"
 

@@ -14,26 +14,17 @@ import functools
 import secrets
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from time import time as clock
 from typing import cast
 
+from msgspec.structs import replace
+
 from inferd import log
-from inferd.engine.backend import (
-    Backend,
-    CacheUse,
-    Capabilities,
-    Done,
-    DraftUse,
-    Finished,
-    GenerateRequest,
-    StopReason,
-    Stream,
-    Timings,
-    Usage,
-)
+from inferd.engine.backend import Backend, Capabilities, Finished, Stream
+from inferd.engine.events import CacheUse, Done, DraftUse, StopReason, Timings, Usage
 from inferd.engine.local import _llama
 from inferd.engine.local.child.messages import Adapter, Pulse
 from inferd.engine.local.conversation import NOTHING, Family, Past, Prepared, prepare, shows_earlier_thoughts
@@ -56,6 +47,7 @@ from inferd.engine.local.streams.checked_stream import CheckedStream
 from inferd.engine.local.streams.job_stream import JobStream, Trace
 from inferd.engine.local.streams.typed_stream import RAW_FRAMES, TypedStream
 from inferd.engine.local.suggested import DEFAULTS, suggested
+from inferd.engine.requests import GenerateRequest
 from inferd.errors import (
     BackendInternal,
     InferdError,

@@ -9,8 +9,8 @@ from __future__ import annotations
 import io
 import re
 
-from inferd.engine.backend import Media
 from inferd.engine.local import _llama
+from inferd.engine.requests import Media
 from inferd.errors import AttachmentUnsupported, InvalidRequest
 
 MAX_PIXELS = 40_000_000  # a large camera's picture; 120 MB of RGB

@@ -7,10 +7,9 @@ a CPU variant; by default inferd uses the best one that the machine can run.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 from inferd import __version__
 from inferd.errors import ConfigError
@@ -22,8 +21,7 @@ COMPANIONS = {"inferd-cuda": "libggml-cuda.so", "inferd-vulkan": "libggml-vulkan
 """Distribution → its shared library, in the package of the same name."""
 
 
-@dataclass(frozen=True)
-class Companion:
+class Companion(NamedTuple):
     """An installed companion package; ``problem`` is the reason why its library is not loaded."""
 
     name: str
@@ -60,6 +58,11 @@ def companions() -> list[Companion]:
         spec = find_spec(name.replace("-", "_"))
         if spec is None or not spec.submodule_search_locations:
             continue
+        from importlib.metadata import (
+            PackageNotFoundError,
+            version,
+        )  # slow, and most installs have no companion
+
         problem = ""
         try:
             its = version(name)

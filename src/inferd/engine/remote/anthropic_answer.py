@@ -10,18 +10,9 @@ from collections.abc import Iterator
 import msgspec
 import orjson
 
-from inferd.engine.backend import (
-    Done,
-    Event,
-    GenerateRequest,
-    StopReason,
-    Text,
-    Thinking,
-    ToolCall,
-    ToolUse,
-    Usage,
-)
+from inferd.engine.events import Done, Event, StopReason, Text, Thinking, ToolUse, Usage
 from inferd.engine.remote.http import UNREADABLE, Count, fault_of
+from inferd.engine.requests import GenerateRequest, ToolCall
 from inferd.errors import BackendInternal, InvalidRequest, ToolCallMalformed, Unavailable
 
 _STOP_REASONS: dict[str, StopReason] = {

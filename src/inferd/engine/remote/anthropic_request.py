@@ -11,8 +11,8 @@ from typing import Any
 
 import orjson
 
-from inferd.engine.backend import GenerateRequest, Media, Message, ToolCall
 from inferd.engine.remote.pictures import as_base64
+from inferd.engine.requests import GenerateRequest, Media, Message, ToolCall
 from inferd.errors import AttachmentUnsupported, InvalidRequest
 
 VERSION = "bedrock-2023-05-31"

@@ -16,22 +16,14 @@ from urllib.parse import quote
 import msgspec
 
 from inferd.config.entries import BedrockEntry
-from inferd.engine.backend import (
-    Accelerator,
-    Backend,
-    Capabilities,
-    Done,
-    Event,
-    Finished,
-    GenerateRequest,
-    Stream,
-    Usage,
-)
+from inferd.engine.backend import Accelerator, Backend, Capabilities, Finished, Stream
+from inferd.engine.events import Done, Event, Usage
 from inferd.engine.remote import pictures
 from inferd.engine.remote.anthropic_answer import Answer, fault
 from inferd.engine.remote.anthropic_request import request_body
 from inferd.engine.remote.http import UNREADABLE, Upstream, let_end
 from inferd.engine.remote.stream import RemoteStream
+from inferd.engine.requests import GenerateRequest
 from inferd.errors import BackendInternal, ConfigError, InferdError, NotReady
 
 _CAPABILITIES = Capabilities(

@@ -21,31 +21,22 @@ from inferd.client import vectors
 from inferd.client.address import Surface, endpoint
 from inferd.client.async_channel import AsyncChannel, AsyncReply
 from inferd.config.entries import InferdEntry
-from inferd.engine.backend import (
-    Accelerator,
-    Backend,
-    Capabilities,
+from inferd.engine.backend import Accelerator, Backend, Capabilities, Finished, Stream
+from inferd.engine.events import (
     Done,
     Embeddings,
-    EmbedRequest,
     Event,
-    Finished,
-    GenerateRequest,
-    Media,
-    Message,
     Ranking,
-    RankRequest,
     StopReason,
-    Stream,
     Text,
     Thinking,
     Timings,
-    ToolCall,
     ToolUse,
     Usage,
 )
 from inferd.engine.remote.failed import error_of
 from inferd.engine.remote.stream import RemoteStream
+from inferd.engine.requests import EmbedRequest, GenerateRequest, Media, Message, RankRequest, ToolCall
 from inferd.errors import (
     BackendInternal,
     NotReady,
@@ -55,6 +46,7 @@ from inferd.errors import (
     Unavailable,
     UsageError,
 )
+from inferd.sampling import NAMES
 
 CONNECT_SECS = 10.0
 # The limit for a v1 request without one, because v1 promises an end.
@@ -155,7 +147,7 @@ class Inferd(Backend):
             for tool in request.tools
         ]
         given = {
-            **{name: getattr(sampling, name) for name in type(sampling).__dataclass_fields__},
+            **{name: getattr(sampling, name) for name in NAMES},
             "max_tokens": request.max_tokens if request.max_tokens or request.typed else _TEXT_MAX_TOKENS,
             "stop": list(request.stop) or None,
             "grammar": request.grammar or None,

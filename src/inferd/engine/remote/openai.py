@@ -20,26 +20,14 @@ import msgspec
 import orjson
 
 from inferd.config.entries import OpenAICompatEntry
-from inferd.engine.backend import (
-    Accelerator,
-    Backend,
-    Capabilities,
-    Done,
-    Embeddings,
-    EmbedRequest,
-    Event,
-    Finished,
-    GenerateRequest,
-    Ranking,
-    RankRequest,
-    Stream,
-    Usage,
-)
+from inferd.engine.backend import Accelerator, Backend, Capabilities, Finished, Stream
+from inferd.engine.events import Done, Embeddings, Event, Ranking, Usage
 from inferd.engine.remote import openai_request, pictures, sse
 from inferd.engine.remote.http import UNREADABLE, Count, Upstream, let_end
 from inferd.engine.remote.look import look
 from inferd.engine.remote.openai_answer import END, Answer
 from inferd.engine.remote.stream import RemoteStream
+from inferd.engine.requests import EmbedRequest, GenerateRequest, RankRequest
 from inferd.errors import (
     BackendInternal,
     ConfigError,

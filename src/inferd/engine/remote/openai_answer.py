@@ -13,8 +13,9 @@ from typing import Any
 import msgspec
 import orjson
 
-from inferd.engine.backend import Done, Event, StopReason, Text, Thinking, ToolCall, ToolUse, Usage
+from inferd.engine.events import Done, Event, StopReason, Text, Thinking, ToolUse, Usage
 from inferd.engine.remote.http import fault_of, refusal
+from inferd.engine.requests import ToolCall
 from inferd.errors import InferdError, ToolCallMalformed, Unavailable
 
 END = "[DONE]"

@@ -6,13 +6,13 @@ the switch for thinking are common extensions of OpenAI's API; a server without 
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import orjson
+from msgspec.structs import asdict
 
-from inferd.engine.backend import GenerateRequest, Media, Message, Tool
 from inferd.engine.remote.pictures import as_base64
+from inferd.engine.requests import GenerateRequest, Media, Message, Tool
 from inferd.sampling import SamplingParams
 
 # The limit for a v1 request without one, because v1 promises an end.
@@ -52,7 +52,7 @@ def chat(model: str, request: GenerateRequest, *, top_k: bool = False) -> bytes:
 
 def _sampling(sampling: SamplingParams) -> dict[str, float | None]:
     """The given settings, except neutral ones, which the server need not support."""
-    given = dataclasses.asdict(sampling)
+    given = asdict(sampling)
     return {name: None if value == _NEUTRAL.get(name) else value for name, value in given.items()}
 
 

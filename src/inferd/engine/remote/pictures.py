@@ -10,7 +10,7 @@ import io
 from collections.abc import Iterable
 from typing import cast
 
-from inferd.engine.backend import Media, Message
+from inferd.engine.requests import Media, Message
 
 # Encoding a megapixel takes tens of milliseconds.
 _LARGE_BYTES = 256 * 1024

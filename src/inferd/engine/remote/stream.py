@@ -6,13 +6,15 @@ A separate task reads the answer, so that ``cancel`` and ``close`` need not wait
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import time
 from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from inferd.engine.backend import Done, Event, Stream, Timings, ToolUse, Usage
+from msgspec.structs import replace
+
+from inferd.engine.backend import Stream
+from inferd.engine.events import Done, Event, Timings, ToolUse, Usage
 
 # The reader waits when the consumer is this many events behind.
 _EVENTS_AHEAD = 64
@@ -73,7 +75,7 @@ class RemoteStream(Stream):
         ttft_ms, decode_ms = (first - self._began) * 1e3, (last - first) * 1e3
         tokens = done.usage.completion_tokens
         rate = (tokens - 1) / decode_ms * 1e3 if tokens > 1 and decode_ms > 0 else 0.0
-        return dataclasses.replace(done, timings=Timings(ttft_ms, decode_ms, ttft_ms, rate))
+        return replace(done, timings=Timings(ttft_ms, decode_ms, ttft_ms, rate))
 
     def _end(self, task: asyncio.Task[None]) -> None:
         self._running.discard(self)

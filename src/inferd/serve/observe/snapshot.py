@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import time
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from inferd import __version__
 from inferd.engine.backend import Backend
 from inferd.serve.observe.metrics import Metrics
 from inferd.serve.queues import Queues
 from inferd.serve.router import BackendSlot, Router
-from inferd.serve.surface import RequestContext
+
+if TYPE_CHECKING:
+    from inferd.serve.surface import RequestContext
 
 
 class Residents(Protocol):
@@ -88,7 +89,7 @@ class Snapshot:
 def _engine(backend: Backend) -> dict[str, object] | None:
     """The state of the backend's process; ``None`` for a backend without one."""
     state = backend.engine_state()
-    return None if state is None else dataclasses.asdict(state)
+    return None if state is None else {**state._asdict(), "cage": dict(state.cage)}
 
 
 def _contexts(holders: list[object]) -> list[RequestContext[Any]]:

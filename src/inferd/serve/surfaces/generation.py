@@ -7,25 +7,17 @@ the writer's template pass through unchanged.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import itertools
 import time
 from abc import abstractmethod
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, Protocol
 
-from inferd.engine.backend import (
-    Backend,
-    Done,
-    Frames,
-    FrameTemplate,
-    GenerateRequest,
-    Message,
-    Text,
-    Thinking,
-    ToolUse,
-    Usage,
-)
+from msgspec.structs import asdict
+
+from inferd.engine.backend import Backend
+from inferd.engine.events import Done, Frames, Text, Thinking, ToolUse, Usage
+from inferd.engine.requests import FrameTemplate, GenerateRequest, Message
 from inferd.errors import AnswerUnread, Unavailable
 from inferd.serve.observe.metrics import BackendMetrics
 from inferd.serve.surface import R, RequestContext, Surface
@@ -175,7 +167,7 @@ def _timings(context: RequestContext[R], done: Done) -> dict[str, float] | None:
     """The timings for the client, in milliseconds; ``None`` if the backend measures none."""
     if done.timings is None:
         return None
-    times = {name: round(value, 3) for name, value in dataclasses.asdict(done.timings).items()}
+    times = {name: round(value, 3) for name, value in asdict(done.timings).items()}
     return {"queue_ms": round(context.queue_ms, 3), **times}
 
 

@@ -4,16 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-from inferd.engine.backend import (
-    Backend,
-    Done,
-    FrameTemplate,
-    GenerateRequest,
-    Message,
-    Text,
-    Thinking,
-    ToolUse,
-)
+from inferd.engine.backend import Backend
+from inferd.engine.events import Done, Text, Thinking, ToolUse
+from inferd.engine.requests import FrameTemplate, GenerateRequest, Message
 from inferd.fastpath import token_frame
 from inferd.serve import router
 from inferd.serve.surfaces.generation import Generation, generate_request, head_of

@@ -5,19 +5,9 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from typing import Literal, cast
 
-from inferd.engine.backend import (
-    Backend,
-    Done,
-    FrameTemplate,
-    GenerateRequest,
-    Media,
-    Message,
-    Text,
-    Thinking,
-    Tool,
-    ToolCall,
-    ToolUse,
-)
+from inferd.engine.backend import Backend
+from inferd.engine.events import Done, Text, Thinking, ToolUse
+from inferd.engine.requests import FrameTemplate, GenerateRequest, Media, Message, Tool, ToolCall
 from inferd.fastpath import escape_json
 from inferd.serve import router
 from inferd.serve.surfaces.generation import Generation, generate_request, head_of

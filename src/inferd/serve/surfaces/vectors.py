@@ -6,7 +6,9 @@ import asyncio
 from abc import abstractmethod
 from typing import Generic, TypeVar
 
-from inferd.engine.backend import Backend, Embeddings, EmbedRequest, Ranking, RankRequest
+from inferd.engine.backend import Backend
+from inferd.engine.events import Embeddings, Ranking
+from inferd.engine.requests import EmbedRequest, RankRequest
 from inferd.errors import Unavailable
 from inferd.serve.observe.metrics import BackendMetrics
 from inferd.serve.surface import R, RequestContext, Surface

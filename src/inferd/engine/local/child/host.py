@@ -19,23 +19,14 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from inferd import log
-from inferd.engine.backend import (
-    Done,
-    EmbedRequest,
-    Frames,
-    GenerateRequest,
-    Message,
-    RankRequest,
-    Stream,
-    Text,
-    Thinking,
-    Usage,
-)
+from inferd.engine.backend import Stream
+from inferd.engine.events import Done, Frames, Text, Thinking, Usage
 from inferd.engine.local.child import cage
 from inferd.engine.local.child import messages as m
 from inferd.engine.local.child.link import Link, receive
@@ -48,6 +39,7 @@ from inferd.engine.local.child.load import (
 )
 from inferd.engine.local.embedding import EmbeddingModel
 from inferd.engine.local.llamacpp import LlamaCpp
+from inferd.engine.requests import EmbedRequest, GenerateRequest, Message, RankRequest
 from inferd.errors import EmbedUnsupported, RerankUnsupported
 from inferd.log import library
 

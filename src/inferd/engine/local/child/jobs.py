@@ -14,8 +14,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from inferd.engine.backend import EmbedRequest, GenerateRequest, RankRequest
 from inferd.engine.local.child import messages as m
+from inferd.engine.requests import EmbedRequest, GenerateRequest, RankRequest
 from inferd.errors import EngineEnded, InferdError
 
 if TYPE_CHECKING:

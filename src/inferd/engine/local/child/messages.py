@@ -13,18 +13,14 @@ import os
 import struct
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from inferd import errors
-from inferd.engine.backend import (
-    Capabilities,
-    GenerateRequest,
-    Media,
-    Message,
-)
+from inferd.engine.backend import Capabilities
+from inferd.engine.requests import GenerateRequest, Media, Message
 from inferd.errors import BackendInternal, InferdError
 
 # From the daemon.
@@ -75,8 +71,7 @@ _LENGTH = struct.Struct("<I")
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Adapter:
+class Adapter(msgspec.Struct, frozen=True):
     """A LoRA adapter by its ``name`` in requests; ``key`` distinguishes its file and its ``scale``."""
 
     name: str
@@ -84,8 +79,7 @@ class Adapter:
     scale: float = 1.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
+class Load(msgspec.Struct, frozen=True, kw_only=True):
     """The model to load and the options to serve it; the descriptors come with the message.
 
     ``memory_bytes`` limits the model's memory, 0 sets no limit. ``name`` is the config entry's, ``model`` the
@@ -143,16 +137,14 @@ class Load:
     worker_absent_secs: float = 0.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Loaded:
+class Loaded(msgspec.Struct, frozen=True, kw_only=True):
     """A model is ready; ``cage`` gives each layer of the sandbox: ``yes``, or why it is missing."""
 
     capabilities: Capabilities
-    cage: dict[str, str] = field(default_factory=dict)
+    cage: dict[str, str] = {}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pulse:
+class Pulse(msgspec.Struct, frozen=True, kw_only=True):
     """The state of an engine: the number of its steps, the time since the current one began (0: none is
     running), and its expected time (0: not known). ``read`` is the share of each job's prompt that has been
     computed, 0 to 1."""
@@ -160,11 +152,10 @@ class Pulse:
     steps: int = 0
     busy_ms: float = 0.0
     predicted_ms: float = 0.0
-    read: dict[int, float] = field(default_factory=dict)
+    read: dict[int, float] = {}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeptState:
+class KeptState(msgspec.Struct, frozen=True, kw_only=True):
     """A file with a state of ``size`` bytes. ``tokens`` are 32-bit ids in native byte order; ``usable``
     false: it was made for another model, build or context."""
 
@@ -176,8 +167,7 @@ class KeptState:
     usable: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeavingState:
+class LeavingState(msgspec.Struct, frozen=True, kw_only=True):
     """A state to save in a file, and the numbers of the files that it makes useless."""
 
     scope: bytes
@@ -186,13 +176,12 @@ class LeavingState:
     replaces: list[int]
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(msgspec.Struct, frozen=True):
     """An error of ``kind``, the name of a class of :mod:`inferd.errors`, with its ``details``."""
 
     kind: str
     message: str
-    details: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = {}
 
 
 _NAMED = {

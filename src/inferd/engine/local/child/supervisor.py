@@ -15,37 +15,20 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from inferd import log
-from inferd.engine.backend import (
-    Backend,
-    Capabilities,
-    Done,
-    Embeddings,
-    EmbedRequest,
-    EngineState,
-    Event,
-    Frames,
-    GenerateRequest,
-    Message,
-    Ranking,
-    RankRequest,
-    Stream,
-    Text,
-    Thinking,
-    ToolCall,
-    ToolUse,
-    Usage,
-)
+from inferd.engine.backend import Backend, Capabilities, EngineState, Stream
+from inferd.engine.events import Done, Embeddings, Event, Frames, Ranking, Text, Thinking, ToolUse, Usage
 from inferd.engine.local.child import messages as m
 from inferd.engine.local.child.jobs import EngineRequest, Job, JobQueue
 from inferd.engine.local.child.process import EngineProcess, Patience
 from inferd.engine.local.child.suspects import Suspects
 from inferd.engine.local.states import DaemonStates, StateStore
+from inferd.engine.requests import EmbedRequest, GenerateRequest, Message, RankRequest, ToolCall
 from inferd.errors import (
     BackendInternal,
     EmbedUnsupported,

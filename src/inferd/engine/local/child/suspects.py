@@ -11,11 +11,12 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Sequence
-from dataclasses import replace
 
-from inferd.engine.backend import GenerateRequest
+from msgspec.structs import replace
+
 from inferd.engine.local.child import messages as m
 from inferd.engine.local.child.jobs import EngineRequest
+from inferd.engine.requests import GenerateRequest
 from inferd.errors import InvalidRequest
 
 REMEMBERED_SECS = 600.0

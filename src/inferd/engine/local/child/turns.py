@@ -10,11 +10,12 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import TypeAlias
 
-from inferd.engine.backend import Media, Message
+from msgspec.structs import replace
+
 from inferd.engine.local import _llama, generic_tools
+from inferd.engine.requests import Media, Message
 
 Content: TypeAlias = "str | tuple[str | Media, ...]"
 _SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")

@@ -16,17 +16,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import takewhile
 from operator import eq
 
+from msgspec.structs import replace
+
 from inferd import log
-from inferd.engine.backend import GenerateRequest, Message
 from inferd.engine.local import _llama
 from inferd.engine.local.conversation import Family, Past, prepare
 from inferd.engine.local.past.answers import Answers, Turn
 from inferd.engine.local.power import Supplies
 from inferd.engine.local.suggested import DEFAULTS
+from inferd.engine.requests import GenerateRequest, Message
 from inferd.errors import InferdError
 
 _log = log.get("llamacpp")

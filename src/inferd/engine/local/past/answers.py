@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from inferd.engine.backend import GenerateRequest, Message, ToolCall
+from inferd.engine.requests import GenerateRequest, Message, ToolCall
 
 MOST_BYTES = 16 << 20
 """The limit for all answers together."""

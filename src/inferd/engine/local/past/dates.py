@@ -15,8 +15,8 @@ from collections import OrderedDict
 
 import orjson
 
-from inferd.engine.backend import GenerateRequest
 from inferd.engine.local.child import turns
+from inferd.engine.requests import GenerateRequest
 
 MOST_CONVERSATIONS = 4096
 LONGEST_SECS = 24 * 60 * 60

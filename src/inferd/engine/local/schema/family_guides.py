@@ -11,7 +11,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from inferd.engine.backend import Tool
 from inferd.engine.local import _llama
 from inferd.engine.local.schema import notations, raw_texts
 from inferd.engine.local.schema.alternatives import (
@@ -25,6 +24,7 @@ from inferd.engine.local.schema.alternatives import (
 )
 from inferd.engine.local.schema.family_grammar import KEYWORDS, Format, Inexpressible
 from inferd.engine.local.schema.guides import TOOL_OPTIONS, Guides, Held, json_text
+from inferd.engine.requests import Tool
 from inferd.errors import InvalidRequest
 
 _NOT_IN_RULES = re.compile("[^a-zA-Z0-9-]+")  # llama.cpp replaces them with a dash in rule names

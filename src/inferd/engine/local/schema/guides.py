@@ -15,11 +15,11 @@ from typing import Any
 import orjson
 
 from inferd import log
-from inferd.engine.backend import Tool
 from inferd.engine.local import _llama
 from inferd.engine.local.schema import schema_check, schema_rules
 from inferd.engine.local.schema.schema_check import Check
 from inferd.engine.local.schema.schema_places import refusal
+from inferd.engine.requests import Tool
 from inferd.errors import InvalidRequest, ModelError
 
 _log = log.get("llamacpp")

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from concurrent.futures import Executor
-from dataclasses import replace
 
 import orjson
+from msgspec.structs import replace
 
 from inferd import log
-from inferd.engine.backend import Done, Event, Stream, Text, ToolUse
+from inferd.engine.backend import Stream
+from inferd.engine.events import Done, Event, Text, ToolUse
 from inferd.engine.local.schema.guides import Held
 from inferd.errors import SchemaViolation, ToolCallMalformed
 

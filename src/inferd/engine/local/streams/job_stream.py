@@ -10,7 +10,8 @@ from time import perf_counter
 import orjson
 
 from inferd import log
-from inferd.engine.backend import Done, Event, Frames, Stream
+from inferd.engine.backend import Stream
+from inferd.engine.events import Done, Event, Frames
 from inferd.engine.local import _llama
 from inferd.engine.local.past.answers import Keeper, Turn
 

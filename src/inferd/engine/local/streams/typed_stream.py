@@ -10,14 +10,16 @@ import asyncio
 import secrets
 from collections import deque
 from concurrent.futures import Executor
-from dataclasses import replace
 
 import orjson
+from msgspec.structs import replace
 
 from inferd import log
-from inferd.engine.backend import Done, Event, Frames, FrameTemplate, Stream, Text, Thinking, ToolUse
+from inferd.engine.backend import Stream
+from inferd.engine.events import Done, Event, Frames, Text, Thinking, ToolUse
 from inferd.engine.local.conversation import Reader
 from inferd.engine.local.past.answers import Keeper, Turn
+from inferd.engine.requests import FrameTemplate
 from inferd.errors import ToolCallMalformed
 
 _log = log.get("llamacpp")

@@ -1,4 +1,4 @@
-"""Garbage collection of a process of one command.
+"""Garbage collection of a process of one command, and of the start of a daemon.
 
 To visit the modules while they are imported, and to free them one by one at the exit, takes a quarter of the
 time of a short command.

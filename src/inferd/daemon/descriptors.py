@@ -1,0 +1,23 @@
+"""The limit of open descriptors."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+
+from inferd import log
+from inferd.config.limit_options import OTHER_DESCRIPTORS
+
+_log = log.get("daemon")
+
+
+def raise_descriptor_limit(connections: int) -> None:
+    """Raises the descriptor limit for ``connections`` as far as allowed; the default is often lower."""
+    wanted = connections + OTHER_DESCRIPTORS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        possible = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with contextlib.suppress(ValueError, OSError):  # a system may have another limit
+            resource.setrlimit(resource.RLIMIT_NOFILE, (possible, hard))
+        if possible < wanted:
+            _log.warn("max_connections exceeds the open files allowed to this process", allowed=possible)

@@ -1,0 +1,15 @@
+"""Constants that a client shares with the daemon. Nothing is imported, so that a client starts quickly."""
+
+WIRE_VERSION = 1
+"""The version of the framed wire."""
+
+JSON, BLOB = 1, 2
+"""The kinds of its frames."""
+
+MAX_ATTACHMENTS = 32
+"""Attachments of one request."""
+
+PRIORITIES = ("interactive", "batch")
+
+MAX_SAMPLING_NUMBER = 100.0
+"""Far above any useful value; keeps float32 arithmetic on logits finite."""
