@@ -4,8 +4,8 @@ The packages, in the order of a request's path: ``fastpath`` splits lines and en
 the formats, and ``serve`` handles connections and queues. ``engine`` generates the text. ``store`` downloads
 and verifies models. ``daemon`` assembles the parts. ``client`` and ``cli`` are the other end of the socket.
 
-The public names are the client's classes and the errors they raise. Each is imported on first use, so that
-``import inferd`` is cheap.
+The public names are the client's classes and the errors they raise. Each name is imported on first use, so
+that ``import inferd`` is cheap.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The pure Python implementation of :mod:`inferd.fastpath`, and the oracle of its tests.
 
-The docstrings here also document the compiled twins. The two differ in speed, and a line is a copy here.
+The docstrings here also document the compiled twins. The compiled twins are faster, and only in this module
+is a line a copy of the received bytes.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class LineSplitter:
 
     @property
     def framed(self) -> bool:
-        """Whether the bytes are frames, or not yet known to be lines."""
+        """True if the held bytes are frames, or if it is not yet known whether they are lines."""
         return self._framed
 
     @framed.setter
@@ -123,7 +124,10 @@ class LineSplitter:
         return line
 
     def take_into(self, buffer: memoryview) -> int:
-        """Moves as many held bytes as fit, lines or not, to the front of ``buffer``. Returns their number."""
+        """Moves as many held bytes as fit, lines or not, to the front of ``buffer``.
+
+        Returns the number of moved bytes.
+        """
         size = min(len(buffer), len(self._held))
         buffer[:size] = self._held[:size]
         del self._held[:size]

@@ -1,7 +1,7 @@
 """Garbage collection of a process of one command, and of the start of a daemon.
 
-To visit the modules while they are imported, and to free them one by one at the exit, takes a quarter of the
-time of a short command.
+The collector visits the modules while they are imported, and the interpreter frees them one by one at the
+exit. Both together take a quarter of the time of a short command.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _USUAL = gc.get_threshold()
 
 
 def collect_less() -> None:
-    """Collects seldom, and not at the exit."""
+    """Makes the collector run seldom, and not at the exit."""
     gc.set_threshold(100_000, 50, 100)
     atexit.register(gc.freeze)
 

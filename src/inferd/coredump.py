@@ -2,7 +2,7 @@
 
 A core size limit of zero stops dumps into files. A dump collector ignores the limit, so on Linux the process
 is also marked undumpable. Other programs of the same user then cannot attach a debugger or read
-``/proc/PID/mem``. A child process that executes a program is dumpable again until it calls this.
+``/proc/PID/mem``. A child process that executes a program is dumpable again until it calls :func:`forbid`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Variables, arguments and files that point each coding agent at this machine's models.
 
-One pure function per agent. Each sets the context window, too: most agents assume 200,000 tokens or more for
-an unknown model, and then send prompts that do not fit.
+One pure function per agent. Each function also sets the context window: most agents assume 200,000 tokens or
+more for an unknown model, and then send prompts that do not fit.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ class Served:
 class Launch:
     """A program with its arguments, its environment, and the files of its private directory.
 
-    ``unset`` names variables that would point it elsewhere. ``DIRECTORY`` in arguments and variables is
-    replaced by the path of the private directory, which holds the ``files``.
+    ``unset`` names the variables to remove, because they would point the program to another server.
+    ``DIRECTORY`` in arguments and variables is replaced by the path of the private directory, which holds the
+    ``files``.
     """
 
     program: str

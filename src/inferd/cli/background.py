@@ -1,4 +1,4 @@
-"""Connects to the daemon, and starts one in the background if none runs.
+"""Connects to the daemon, and starts a daemon in the background if none runs.
 
 A separate lock serialises starts, so that two simultaneous commands share one daemon. The daemon's lock
 decides whether one runs, never a pid or a stale socket file.
@@ -48,7 +48,8 @@ _NOT_SERVED: dict[Surface, str] = {
 
 
 def connect(client: Client, target: Target, show: Callable[[Frame], None], *, compare: bool = True) -> None:
-    """Connects the client, and starts a daemon if needed; ``show`` gets the status frames of its boot.
+    """Connects the client, and starts a daemon if needed; ``show`` is called with each status frame of the
+    daemon's boot.
 
     With ``compare``, warns if an already running daemon has other settings than this command.
     """

@@ -166,7 +166,7 @@ class Bench:
 
 
 def bar(value: float, most: float, width: int = BAR) -> str:
-    """A bar for ``value``; ``most`` is ``width`` characters long."""
+    """A bar whose length shows ``value``; the bar for ``most`` is ``width`` characters long."""
     eighths = round(value / most * width * 8) if most > 0 else 0
     return "█" * (eighths // 8) + _BLOCKS[eighths % 8].strip()
 

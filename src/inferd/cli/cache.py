@@ -21,7 +21,7 @@ def cache_command() -> None:
 @cache_command.command("show")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show_command(as_json: bool) -> None:
-    """Show the sizes of the files, and their last use."""
+    """Show the size and the last use of each file of computed prompts."""
     directory = paths.cache_dir()
     found = states.usage(directory)
     taken = sum(status.st_size for status in found)
@@ -45,5 +45,5 @@ def show_command(as_json: bool) -> None:
 
 @cache_command.command("clear")
 def clear_command() -> None:
-    """Delete the files. A running daemon keeps its prompts in memory."""
+    """Delete the files of computed prompts. A running daemon keeps the prompts that it has in memory."""
     say(f"{states.clear(paths.cache_dir())} files removed")

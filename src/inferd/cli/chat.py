@@ -105,7 +105,7 @@ def chat_command(
 
 
 class Chat:
-    """The conversation; a turn is added once it has an answer, even a partial one."""
+    """The conversation. It keeps a question once the question has an answer, even a partial one."""
 
     def __init__(
         self,
@@ -128,7 +128,7 @@ class Chat:
         self._asked_at = 0
 
     def connect(self, *, compare: bool = False) -> None:
-        """Connects to the daemon, and restarts one that has stopped meanwhile."""
+        """Connects to the daemon; starts a new daemon if the old one has stopped."""
         with Progress() as progress:
             background.connect(self._client, self._daemon, progress.frame, compare=compare)
 
@@ -158,8 +158,10 @@ class Chat:
             calls = self._answer(results, choices)
 
     def _answer(self, content: str | list[Any], choices: dict[str, Any]) -> list[ToolUse]:
-        """Streams one answer, and returns its calls. Ctrl-C ends the answer, an error is printed; the chat
-        continues."""
+        """Streams one answer, and returns its tool calls.
+
+        Ctrl-C ends the answer, and an error is printed; after both the chat continues.
+        """
         question = {"role": "user", "content": content}
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
         turns = [*system, *self.turns, question]
@@ -198,7 +200,10 @@ class Chat:
     def _events(
         self, turns: list[dict[str, Any]], choices: dict[str, Any], on_progress: OnProgress
     ) -> Iterator[Any]:
-        """The events of the answer. Text alone is sent by v1, which every daemon serves, else by v2."""
+        """The events of the answer.
+
+        A request with text alone goes over v1, which every daemon serves; any other request goes over v2.
+        """
         text_alone = all(isinstance(turn["content"], str) for turn in turns)
         if text_alone and not {"tools", "thinking"} & choices.keys():
             with self._client.generate(turns, on_progress=on_progress, **choices) as tokens:
@@ -333,7 +338,7 @@ def _converse(chat: Chat) -> None:
 
 
 def _ask_for_result(call: ToolUse) -> str | None:
-    """Reads the result of a call from the terminal; Ctrl-C and Ctrl-D give none."""
+    """Asks for the result of a tool call in the terminal; returns ``None`` after Ctrl-C or Ctrl-D."""
     from prompt_toolkit import PromptSession
 
     try:

@@ -1,6 +1,7 @@
 """Checks of ``inferd doctor``: the models and the remote servers.
 
-A model is hashed only if the daemon would hash it. A server is only connected to; no request is sent.
+A model is hashed only if the daemon would hash it. The check of a server only connects to it, and sends no
+request.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def models(settings: Settings) -> Findings:
 
 
 def _draft(settings: Settings, entry: LlamaCppEntry, draft: Path | ModelSpec) -> Finding:
-    """Whether the draft model of an entry is there and has the vocabulary of its model."""
+    """Whether the draft model of an entry exists and has the same vocabulary as the entry's model."""
     from inferd.store.gguf import read_vocabulary, same_vocabulary
 
     found = _stored(settings, draft) if isinstance(draft, ModelSpec) else _file(draft, None)
@@ -140,7 +141,7 @@ def _daemons(entry: InferdEntry) -> Findings:
 
 
 def _unserved(path: str) -> str:
-    """The reason why the Unix socket is not served; empty if it is."""
+    """The reason why the Unix socket is not served; empty if the socket is served."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(CONNECT_SECS)
         try:
@@ -182,7 +183,7 @@ def _is_here(url: str) -> bool:
 
 
 def _unreachable(url: str) -> str:
-    """The reason why ``url`` cannot be reached; empty if it can."""
+    """The reason why ``url`` cannot be reached; empty if ``url`` can be reached."""
     parts = urlsplit(url)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:

@@ -45,7 +45,9 @@ def model_store(settings: Settings) -> Findings:
 
 
 def named_address(_: Settings) -> Findings:
-    """Whether a daemon answers at the address that replaces this user's daemon for clients."""
+    """Checks that a daemon answers at the address in INFERD_ADDRESS, which clients use instead of this user's
+    daemon.
+    """
     named = os.environ.get("INFERD_ADDRESS")
     if not named:
         return
@@ -63,7 +65,9 @@ def _nearest(path: Path) -> Path:
 
 
 def _directory(name: str, path: Path, variable: str, private: bool = False) -> Finding:
-    """Whether ``path`` is, or can become, a directory that we can write; ``private``: and others cannot.
+    """Checks that ``path`` is a writable directory, or can be created as one.
+
+    With ``private``, no other user may have write access.
 
     ``variable`` is the environment variable that selects another directory.
     """

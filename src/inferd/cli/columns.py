@@ -17,7 +17,10 @@ PIPE_COLUMNS = 10_000
 
 
 def aligned(rows: Iterable[Sequence[object]]) -> list[str]:
-    """The rows as lines; each column is as wide as its longest cell. All rows need as many cells."""
+    """The rows as lines; each column is as wide as its longest cell.
+
+    All rows must have the same number of cells.
+    """
     cells = [[one_line(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]

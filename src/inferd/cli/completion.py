@@ -39,6 +39,9 @@ def script(shell: str) -> str:
 
 
 def answer(command: click.Command) -> int | None:
-    """Prints the completions if the script called; returns the exit code, else ``None``."""
+    """If the completion script started this process, prints the completions and returns the exit code.
+
+    Otherwise returns ``None``.
+    """
     instruction = os.environ.get(VARIABLE)
     return shell_complete(command, {}, "inferd", VARIABLE, instruction) if instruction else None

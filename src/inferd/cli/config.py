@@ -74,7 +74,10 @@ def show(path: Path | None, origin: bool, as_json: bool) -> None:
 @config_command.command("check")
 @click.argument("file", type=KindType(FilePath()), required=False)
 def check(file: Path | None) -> None:
-    """Read FILE, or the config file in use, as the daemon would. Exit 1 when it would not start."""
+    """Read FILE, or the config file in use, as the daemon would.
+
+    Exit 1 if the daemon would not start with this file.
+    """
     given = sources.read({"config": file})
     _tell(given)
     if given.problem is not None:
@@ -125,7 +128,7 @@ def init(path: Path | None, model: str, model_path: Path | None, force: bool) ->
 
 
 def _write(path: Path, text: str, force: bool) -> None:
-    """Writes a file atomically, readable by its owner only; replaces an existing one only with ``force``."""
+    """Writes a file atomically, readable by its owner only; replaces an existing file only with ``force``."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         make_private_dirs(path.parent)

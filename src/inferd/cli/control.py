@@ -29,7 +29,10 @@ SILENCE_SECS = 0.5
 
 @click.command("stop")
 def stop_command() -> None:
-    """Stop the daemon, and wait until it has ended. Running requests may finish."""
+    """Stop the daemon, and wait until it has ended.
+
+    The daemon lets running requests finish, for a limited time.
+    """
     if os.environ.get("INFERD_ADDRESS"):
         named = _named()
         _stop(named, lambda: _has_ended(named), "")
@@ -57,7 +60,10 @@ def _stop(pid: int, has_ended: Callable[[], bool], cut: str) -> None:
 
 @click.command("reload")
 def reload_command() -> None:
-    """Make the daemon read its configuration again, and wait for it. No request is dropped."""
+    """Make the daemon read its configuration again, and wait until it uses the new one.
+
+    No request is dropped.
+    """
     pid = _named() if os.environ.get("INFERD_ADDRESS") else _running(settings_of_daemon().lock)
     if pid is None:
         raise DaemonUnreachable("no daemon is running; `inferd run` starts one")
@@ -118,7 +124,7 @@ def _stat(pid: int) -> list[str]:
 
 
 def _running(lock: Path) -> int | None:
-    """The process of the daemon; ``None`` when none runs."""
+    """The process of the daemon; ``None`` if no daemon runs."""
     if not is_held(lock):
         return None
     pid = holder(lock)

@@ -52,7 +52,7 @@ _COLOURS: dict[State, str] = {"ok": "green", "warn": "yellow", "fail": "red"}
 @click.command("doctor")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def doctor_command(as_json: bool) -> int:
-    """Check this machine for faults. Exit 1 if there is one."""
+    """Check this machine for faults. Exit 1 if a check finds a fault."""
     findings = list(examine())
     healthy = all(finding.state != "fail" for finding in findings)
     if as_json:

@@ -8,7 +8,7 @@ from inferd.cli.say import say
 
 
 class HelpfulGroup(click.Group):
-    """Without a command, it prints the help to stderr and exits with 2, as ``inferd`` itself does."""
+    """Without a command, the group prints its help to stderr and exits with 2, as ``inferd`` itself does."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not args:

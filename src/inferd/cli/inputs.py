@@ -31,7 +31,7 @@ TYPES: dict[Literal["image", "audio"], dict[str, str]] = {
 
 
 def media(kind: Literal["image", "audio"], path: Path) -> Attachment:
-    """An image or a sound; the suffix of its name gives the format."""
+    """Reads an image or a sound from a file; the suffix of the file's name gives the format."""
     mime = TYPES[kind].get(path.suffix.lower())
     if mime is None:
         known = ", ".join(TYPES[kind])
@@ -150,7 +150,7 @@ def _read(path: Path) -> bytes:
 
 
 def _stdin_is_terminal() -> bool:
-    """True also without a stdin."""
+    """Whether stdin is a terminal; true also for a process without a stdin."""
     return sys.stdin is None or sys.stdin.closed or sys.stdin.isatty()
 
 

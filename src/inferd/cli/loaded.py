@@ -25,7 +25,7 @@ UNLOAD_SECS = 20.0
 @click.command("ps")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def ps_command(as_json: bool) -> None:
-    """List the loaded models, and how long each stays loaded. Exit 3 when none runs."""
+    """List the loaded models, and how long each stays loaded. Exit 3 if no daemon runs."""
     with AdminClient(admin_address(), timeout=ANSWER_SECS) as admin:
         state = admin.status()
     if as_json:
@@ -94,7 +94,7 @@ def load_command(name: str, keep_alive: float | None, address: str | None, api_k
 @click.command("unload")
 @click.argument("name", metavar="NAME", shell_complete=stored_models)
 def unload_command(name: str) -> None:
-    """Unload a model. Its running requests may finish."""
+    """Unload a model. Requests that run on the model finish first."""
     with AdminClient(admin_address(), timeout=UNLOAD_SECS) as admin:
         running = admin.unload(name)
     if running:

@@ -40,7 +40,7 @@ _LICENSE = click.option(
 
 
 def _interruptible(work: Callable[[Show, threading.Event], T]) -> T:
-    """Runs ``work`` and shows its progress. Ctrl-C cancels it and waits for its clean-up."""
+    """Runs ``work`` and shows its progress. Ctrl-C cancels the work and waits for its clean-up."""
     cancelled = threading.Event()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # In a thread, because KeyboardInterrupt is raised in the main thread only.
@@ -57,7 +57,10 @@ def _interruptible(work: Callable[[Show, threading.Event], T]) -> T:
 def fetch_shown(
     store: ModelStore, find: Callable[[Show, threading.Event], CatalogueModel | ModelSpec], again: bool = True
 ) -> OpenModel:
-    """Fetches the model that ``find`` returns if it is missing; ``again`` hashes a stored one again."""
+    """Fetches the model that ``find`` returns, unless it is stored.
+
+    With ``again``, a stored model is hashed again.
+    """
     from inferd.store.fetch import ensure_model
 
     def work(show: Show, cancelled: threading.Event) -> OpenModel:
@@ -181,7 +184,10 @@ def _import_from(
 @click.command("rm")
 @click.argument("names", metavar="NAME...", nargs=-1, required=True, shell_complete=stored_models)
 def rm_command(names: tuple[str, ...]) -> None:
-    """Delete models from the store. A daemon keeps a loaded model until it unloads it or stops."""
+    """Delete models from the store.
+
+    A daemon that has loaded a model keeps it in memory until the daemon unloads it or stops.
+    """
     from inferd.store.upkeep import remove
 
     store = open_store()
@@ -226,7 +232,7 @@ def verify_command(names: tuple[str, ...]) -> int:
 def gc_command(quarantine: bool, dry_run: bool) -> None:
     """Delete files in the store that no model needs.
 
-    These are models without a name and parts of downloads.
+    Such files are models without a name, and parts of downloads.
     """
     from inferd.store.upkeep import collect
 
@@ -247,7 +253,7 @@ def list_command(as_json: bool) -> None:
     """List the stored models and the catalogue.
 
     The memory of a stored model is computed from the header of its file, for the configured context and
-    number of requests. `inferd ps` measures that of a loaded one.
+    number of requests. `inferd ps` shows the measured memory of a loaded model.
     """
     from inferd.store.catalogue import CATALOGUE, HUB_MODELS
     from inferd.store.models import ModelStore

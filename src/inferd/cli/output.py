@@ -41,7 +41,7 @@ class Answer:
 
 
 def check_done(done: Done | MessageDone) -> None:
-    """Reports an incomplete answer on stderr; raises Unavailable if the daemon ended it."""
+    """Reports an incomplete answer on stderr; raises Unavailable if the daemon ended the answer early."""
     if done.stop_reason in ("length", "max_tokens"):
         tokens = done.completion_tokens if isinstance(done, Done) else done.output_tokens
         say(f"(cut after {tokens} tokens, by --max-tokens or the model's context)", err=True)

@@ -54,10 +54,10 @@ def run_command(
 ) -> None:
     """Answer one prompt: the words of PROMPT, then piped input.
 
-    Without PROMPT, or with `-`, all of it is read from stdin.
+    Without PROMPT, or with `-`, the whole prompt is read from stdin.
 
-    Each call of a tool is printed as one line of JSON. Starts a daemon in the background when none runs; it
-    stops after 15 idle minutes.
+    Each call of a tool is printed as one line of JSON. If no daemon runs, the command starts one in the
+    background. That daemon stops after 15 idle minutes.
     """
     attached = attachments(image, audio, file)
     blocks = tool_choices(tools, tool_choice, thinking)

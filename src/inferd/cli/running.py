@@ -34,8 +34,8 @@ def run_command(
 ) -> int:
     """Runs ``command`` and returns the exit code.
 
-    An error line begins with ``prefix``, by default the name of the program. The exit code of an error is
-    ``failure``, by default that of the error.
+    An error is printed to stderr as one line, which begins with ``prefix``, by default the name of the
+    program. The exit code after an error is ``failure``, by default the ``exit_code`` of the error's class.
     """
 
     def fail(sentence: str, exit_code: int) -> int:

@@ -19,7 +19,9 @@ def say(text: object = "", *, err: bool = False, head: str = "") -> None:
 
 
 def say_status(text: str) -> None:
-    """Replaces the line on stderr by ``text``, without a line feed; an empty text leaves no line."""
+    """Replaces the status line on stderr by ``text``, without a line feed; an empty ``text`` removes the
+    status line.
+    """
     click.echo("\r\x1b[K" + harmless(text), err=True, nl=False)
 
 

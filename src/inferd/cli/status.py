@@ -47,7 +47,10 @@ def settings_of_daemon() -> Settings:
 
 
 def admin_address() -> Path:
-    """The admin socket. The options are loaded only if something could change its place."""
+    """The address of the admin socket.
+
+    The options are loaded only if a variable or the config file could change it.
+    """
     if os.environ.get("INFERD_ADDRESS"):
         return Path(default_admin_address())
     if (
@@ -61,7 +64,7 @@ def admin_address() -> Path:
 @click.command("status")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status_command(as_json: bool) -> None:
-    """Show the daemon's requests, backends and numbers. Exit 3 when none runs."""
+    """Show the daemon's requests, backends and numbers. Exit 3 if no daemon runs."""
     try:
         with AdminClient(admin_address(), timeout=ANSWER_SECS) as admin:
             state = admin.status()
@@ -168,7 +171,7 @@ def _condition(row: Frame | None) -> str:
 
 
 def engine_line(row: Frame | None) -> str:
-    """The state of the backend's process; empty if it has none."""
+    """One line on the state of the backend's process; empty for a backend without a process."""
     engine = (row or {}).get("engine")
     if not engine:
         return ""
@@ -185,7 +188,7 @@ def engine_line(row: Frame | None) -> str:
 
 
 def cache_line(row: Frame | None, numbers: Frame | None) -> str:
-    """The use of the backend's prefix cache; empty if it was never used and no files exist."""
+    """One line on the use of the backend's prefix cache; empty for a cache without use and without files."""
     held = numbers or {}
     reasons = {name: count for name, count in held.get("cache_misses", {}).items() if count}
     hits, misses = held.get("cache_hits", 0), sum(reasons.values())

@@ -73,7 +73,7 @@ class Trends:
         }
 
     def add(self, state: Status) -> None:
-        """Adds a newer snapshot; the first one is only the base of the next."""
+        """Adds a newer snapshot. The first snapshot gives no rate: it is only the base for the second one."""
         before, self._before = self._before, state
         if before is None or state.uptime_secs <= before.uptime_secs:
             return

@@ -1,8 +1,9 @@
 """A status line on stderr while a request waits for its answer.
 
-It appears on a terminal only, and after a second. The connection of the request reports the loading of its
-model, the admin socket the rest; without an admin socket, as over TCP, the line shows only the time. Without
-a terminal, each step of a load is printed as a line.
+It appears on a terminal only, and after a second. The line shows the loading of the model as the connection
+of the request reports it, and everything else as the admin socket reports it. Without an admin socket, as
+over TCP, the line shows the loading and the time. Without a terminal, each step of a load is printed as a
+line.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Waiting:
         self.over()
 
     def over(self) -> None:
-        """Removes the line when the answer begins. Does not wait for the daemon. Idempotent."""
+        """Removes the status line when the answer begins. Does not wait for the daemon. Idempotent."""
         if self._over.is_set():
             return
         with self._lock:
@@ -62,7 +63,7 @@ class Waiting:
             self._show("")
 
     def phase(self, name: str, details: Mapping[str, Any]) -> None:
-        """Shows a step of the load that the request waits for."""
+        """Shows one step of loading the model. The request waits until the model is loaded."""
         if name == "loaded":
             self._step = ""
         elif sys.stderr.isatty():

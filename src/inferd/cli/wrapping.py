@@ -1,7 +1,7 @@
 """Word wrap for an answer that is streamed to a terminal.
 
-A word is written as it arrives. If it does not fit, it is erased and written again on the next line. The last
-column stays empty, since terminals differ in the cursor position after it.
+A word is written as it arrives. If the word does not fit on the line, it is erased and written again on the
+next line. The last column stays empty, since terminals differ in the cursor position after it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The addresses of a daemon's surfaces, and the errors of a failed connection.
 
-An address is a Unix socket's path or ``tcp://IP:port``. If a surface's address is not given, it is looked up
-next to the given socket if that has a default name, else at the default address. It is never looked up at the
+An address is a Unix socket's path or ``tcp://IP:port``. A client may get the address of one surface only. It
+then looks for the other surfaces next to the given socket, if the file name of that socket is a default name.
+Without any given address it looks at the default addresses. It never looks for a surface of one daemon at the
 default address of another daemon.
 """
 
@@ -65,7 +66,7 @@ _SERVING = {"embed": " --embed", "rerank": " --rerank"}
 
 
 def endpoint(address: Address, surface: paths.Surface) -> Endpoint:
-    """Raises UsageError for an invalid address."""
+    """Parses an address. Raises UsageError if it is invalid."""
     text = os.fspath(address)
     scheme, separator, place = text.rpartition("://")
     if not separator:
@@ -86,7 +87,7 @@ class Addresses:
         self._given = given
 
     def of(self, surface: paths.Surface) -> Address:
-        """Raises UsageError if the address is unknown."""
+        """The address of ``surface``. Raises UsageError if the address is unknown."""
         found = self.find(surface)
         given = self._given["v1"]
         if found is None and surface == "v2" and given is not None:
@@ -100,7 +101,7 @@ class Addresses:
         return found
 
     def find(self, surface: paths.Surface) -> Address | None:
-        """``None`` if the address is unknown."""
+        """The address of ``surface``; ``None`` if the address is unknown."""
         given, default = self._given.get(surface), paths.socket_path(surface)
         if given is not None:
             return given

@@ -57,7 +57,10 @@ class Inquiry:
         self._capabilities: list[Frame] = []
 
     def take(self, frame: Frame) -> Status | None:
-        """The state, once its last frame is taken. Raises ProtocolError for an incomplete answer."""
+        """Takes one frame; returns the state if it is the last frame of the answer, else ``None``.
+
+        Raises ProtocolError for an incomplete answer.
+        """
         if frame["status"] == "capabilities":
             self._capabilities.append(frame)
         if frame["status"] != "snapshot":
@@ -78,7 +81,7 @@ class Removal:
     """Collects the frames after ``request``, up to its answer."""
 
     def __init__(self, name: str) -> None:
-        """Raises UsageError for a name that no model can have."""
+        """Makes the request for the model ``name``. Raises UsageError for a name that no model can have."""
         self._name = name
         try:
             self.request = admin.unload_request(name)
@@ -88,7 +91,10 @@ class Removal:
             raise UsageError("no model has such a long name")
 
     def take(self, frame: Frame) -> int | None:
-        """How many requests still run on the model, once the answer is taken. Raises RequestFailed."""
+        """Takes one frame; returns ``None`` unless it is the answer.
+
+        The answer gives the number of requests that still run on the model. Raises RequestFailed.
+        """
         if frame["status"] == "refused" and frame.get("model") == self._name:
             raise RequestFailed(str(frame.get("code")), str(frame.get("message")))
         if frame["status"] != "unload" or frame.get("model") != self._name:
@@ -103,7 +109,7 @@ class Opening:
         self._capabilities: list[Frame] = []
 
     def take(self, frame: Frame) -> Snapshot | None:
-        """The state, once its last frame is taken."""
+        """Takes one frame; returns the state if it is the last frame of the answer, else ``None``."""
         if frame["status"] != "capabilities":
             return Snapshot(tuple(self._capabilities), frame)
         self._capabilities.append(frame)
@@ -152,7 +158,10 @@ class AdminClient:
         return next(state for frame in self.events() if (state := inquiry.take(frame)) is not None)
 
     def unload(self, name: str) -> int:
-        """Unloads a model once no request uses it. Returns how many use it now. Raises RequestFailed."""
+        """Unloads a model once no request uses it.
+
+        Returns the number of requests that use the model now. Raises RequestFailed.
+        """
         removal = Removal(name)
         self._connection.send([removal.request])
         return next(left for frame in self.events() if (left := removal.take(frame)) is not None)

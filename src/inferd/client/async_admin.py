@@ -38,7 +38,7 @@ class AsyncAdminClient:
         return state
 
     async def status(self) -> Status:
-        """As :meth:`AdminClient.status`."""
+        """The state of the daemon, as :meth:`AdminClient.status` returns it."""
         connection = await self._connected()
         await connection.send([admin.SNAPSHOT_REQUEST])
         inquiry = Inquiry()
@@ -56,7 +56,7 @@ class AsyncAdminClient:
         return rows
 
     async def unload(self, name: str) -> int:
-        """As :meth:`AdminClient.unload`."""
+        """Unloads a model, as :meth:`AdminClient.unload` does."""
         removal = Removal(name)
         connection = await self._connected()
         await connection.send([removal.request])
@@ -65,8 +65,10 @@ class AsyncAdminClient:
         return left
 
     async def pull(self, name: str) -> AsyncIterator[Frame]:
-        """Downloads a model, and yields the frames of its steps; the last has the status ``pulled``. To end
-        the client ends the download. Raises RequestFailed."""
+        """Downloads a model, and yields the frames of its steps; the last has the status ``pulled``.
+
+        Closing the client cancels the download. Raises RequestFailed.
+        """
         connection = await self._connected()
         await connection.send([admin.pull_request(name)])
         async for frame in self.events():
@@ -80,7 +82,7 @@ class AsyncAdminClient:
                 return
 
     async def wait_ready(self, on_event: Callable[[Frame], None] = lambda frame: None) -> None:
-        """As :meth:`AdminClient.wait_ready`."""
+        """Waits until the daemon is ready, as :meth:`AdminClient.wait_ready` does."""
         ready = False
         while not ready:
             frame = await self.event()

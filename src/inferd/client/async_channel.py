@@ -113,8 +113,8 @@ class AsyncChannel(Channel):
 class AsyncReply(AsyncIterator[E | D], Generic[E, D]):
     """The events of one request; the last event has the type ``D``.
 
-    Closing it earlier, or cancelling the task that reads it, closes its connection and so cancels the
-    request. Use it in an ``async with``.
+    Closing the reply earlier, or cancelling the task that reads the reply, closes its connection and so
+    cancels the request. Use a reply in an ``async with``.
     """
 
     _connection: Connection | None = None

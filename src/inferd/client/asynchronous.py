@@ -152,7 +152,7 @@ class AsyncClient:
 
 
 class AsyncChat:
-    """A conversation. A turn is added once it has an answer, even a partial one."""
+    """A conversation. It keeps a question once the question has an answer, even a partial one."""
 
     def __init__(self, client: AsyncClient, conversation: Conversation) -> None:
         self._client = client

@@ -169,7 +169,7 @@ class Client:
 
 
 class Chat:
-    """A conversation. A turn is added once it has an answer, even a partial one."""
+    """A conversation. It keeps a question once the question has an answer, even a partial one."""
 
     def __init__(self, client: Client, conversation: Conversation) -> None:
         self._client = client
@@ -199,10 +199,12 @@ def dial_and_wait_ready(
     sleep: Callable[[float], None] = time.sleep,
     **elsewhere: Unpack[SurfaceAddresses],
 ) -> Client:
-    """Waits for the daemon, and returns a connected client. The socket exists only from then on.
+    """Waits until the daemon is ready, and returns a connected client.
+
+    Before that the daemon's socket does not exist.
 
     Retries after 100 ms, doubling up to 5 s, and raises DaemonUnreachable after ``limit_secs``. The last
-    pause is shortened to end at the limit.
+    pause ends at ``limit_secs``.
     """
     client = Client(address, api_key, timeout, **elsewhere)
     backoff = Backoff(limit_secs, clock)

@@ -82,7 +82,7 @@ class Channel:
 class Reply(Iterator[E | D], Generic[E, D]):
     """The events of one request; the last event has the type ``D``.
 
-    Closing it earlier closes its connection and so cancels the request. Use it in a ``with``.
+    Closing the reply earlier closes its connection and so cancels the request. Use a reply in a ``with``.
     """
 
     _connection: Connection | None = None

@@ -9,7 +9,10 @@ from inferd.client.messages import Content, MessagesRequest
 
 
 class Conversation:
-    """A turn is added once it has an answer, even a partial one. A failed question can be asked again."""
+    """Keeps a question once the question has an answer, even a partial one.
+
+    A question without an answer can be asked again.
+    """
 
     def __init__(
         self,

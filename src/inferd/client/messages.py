@@ -42,8 +42,8 @@ Content = str | Sequence["str | Attachment | Block"]
 class Text:
     """A piece of the answer's text, in whole characters.
 
-    ``logprobs``, if requested, holds its tokens, each with ``token``, ``bytes``, ``logprob`` and
-    ``top_logprobs``.
+    ``logprobs``, if requested, holds the tokens of this piece, each with ``token``, ``bytes``, ``logprob``
+    and ``top_logprobs``.
     """
 
     text: str
@@ -59,7 +59,7 @@ class Thinking:
 
 @dataclass(frozen=True, slots=True)
 class ToolUse:
-    """A complete tool call. Answer it with a ``tool_result`` of the same ``tool_call_id``."""
+    """A complete tool call. Answer the call with a ``tool_result`` that has the same ``tool_call_id``."""
 
     tool_call_id: str
     name: str

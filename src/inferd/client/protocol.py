@@ -60,7 +60,9 @@ def encode(value: object) -> bytes:
 
 
 class Incoming:
-    """Splits the received bytes of one connection into lines, and makes the error for each way it can end."""
+    """Splits the received bytes of one connection into lines, and makes the error for each way in which the
+    connection can end.
+    """
 
     def __init__(self, address: str, *, tcp: bool) -> None:
         self._address = address
@@ -75,7 +77,7 @@ class Incoming:
         """Whether the daemon closed the connection between two requests, before it saw the second one."""
 
     def expect(self) -> None:
-        """Call it before a request is sent."""
+        """Prepares for the lines of one more reply. Call this before the request is sent."""
         self._requests += 1
         self._unheard = True
 

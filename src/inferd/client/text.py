@@ -1,5 +1,7 @@
-"""Text (v1): tokens as they arrive, then the whole answer. A request too long for a line of v1 is sent on
-v2."""
+"""Text answers (v1): the tokens as they arrive, then the whole answer.
+
+A request too long for a line of v1 is sent on v2.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,10 @@ class Sampling(TypedDict, total=False):
 
 
 def given(options: Sampling, kind: type[Sampling] = Sampling) -> dict[str, object]:
-    """The options that are not ``None``, ready for the wire. Raises TypeError for one unknown to ``kind``."""
+    """The options that are not ``None``, ready for the wire.
+
+    Raises TypeError for an option that ``kind`` does not have.
+    """
     for name in options.keys() - kind.__annotations__.keys():
         raise TypeError(f"a generation has no option {name!r}")
     for name, value in options.items():

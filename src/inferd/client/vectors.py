@@ -97,7 +97,10 @@ def rerank(
     top_n: int | None,
     options: Mapping[str, Any] | None = None,
 ) -> Plan[Ranking]:
-    """Ranks any number of documents, in batches: a score does not depend on the other documents."""
+    """Ranks any number of documents, in batches.
+
+    Batches do not change the scores, because a score does not depend on the other documents.
+    """
     options = options or {}
     results: list[Ranked] = []
     tokens = 0

@@ -1,4 +1,4 @@
-"""Kinds of option whose values are addresses: URLs, TCP addresses, socket paths."""
+"""The types of options whose values are addresses: URLs, TCP addresses and socket paths."""
 
 from __future__ import annotations
 

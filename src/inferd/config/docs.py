@@ -1,7 +1,7 @@
 """Writes docs/config.md and docs/config.schema.json from the option table.
 
-``python -m inferd.config.docs`` writes both below the current directory; ``--check`` only compares, and exits
-with 1 if one is stale.
+``python -m inferd.config.docs`` writes both files below the current directory. With ``--check`` it writes
+nothing, and exits with 1 if one of the files is stale.
 """
 
 from __future__ import annotations
@@ -24,26 +24,29 @@ _HEAD = """\
 <!-- Made by `python -m inferd.config.docs` from the option table in src/inferd/config. -->
 
 A flag of `inferd serve` takes precedence over the environment, the environment over the config file, and the
-config file over the default. An empty variable counts as not set. The log notes a flag or a variable that
-overrides the config file, and an unknown variable that begins with `INFERD_`, with the nearest known name.
-Secrets never appear in `--help`, in logs or in errors. A *live* option can change while the daemon runs: the
-daemon reads its configuration again on SIGHUP. `inferd config show --origin` prints every value with its
-source.
+config file over the default. An empty variable counts as not set. The log notes each flag and variable that
+overrides the config file. It also notes each unknown variable that begins with `INFERD_`, with the nearest
+known name. Secrets never appear in `--help`, in logs or in errors. `inferd config show --origin` prints every
+value with its source.
+
+Below, *live* marks an option that a running daemon can change: `inferd reload`, or the signal SIGHUP, makes
+the daemon read its configuration again. A change of any other option needs a restart.
 
 The *runtime directory* is `$XDG_RUNTIME_DIR/inferd`, else `~/.inferd/run`, else `/tmp/inferd-UID`; on macOS
-it is `$TMPDIR/inferd`. The config file is `~/.inferd/config.json`, or the one that `--config` or
-`INFERD_CONFIG` names; the default one may be absent, a named one must exist. inferd refuses a file that
-another user owns, or can write or replace.
+it is `$TMPDIR/inferd`. The config file is `~/.inferd/config.json`, which may be absent, or the file that
+`--config` or `INFERD_CONFIG` names, which must exist. inferd refuses a config file that another user owns,
+or can write or replace.
 """
 
 _FILE_HEAD = """\
 ## The config file
 
-The file is one JSON object. An error in it names the file, the key and the reason, and the daemon does not
-start. An unknown key is a warning with the nearest known name. A file has `backends`, a list in order of
-priority, or `model`, a model object, which is short for a list of one `llamacpp` entry. With neither, the
-daemon serves the default model or that of `--model`. The file has no secrets, only the names of the variables
-that hold them. The keys of single options are given above; a dot is an object inside an object.
+The config file is one JSON object. If the file has an error, the daemon does not start, and the message names
+the file, the key and the reason. An unknown key gets a warning with the nearest known name. A config file has
+`backends`, a list of entries in order of priority, or `model`, a model object, which is short for a list of
+one `llamacpp` entry. Without `backends` and `model`, the daemon serves the default model or the model of
+`--model`. The config file has no secrets, only the names of the environment variables that hold secrets. The
+sections above give the config key of each option; a dot in a key means an object inside an object.
 docs/config.schema.json describes the file as a JSON Schema.
 
 ```json
@@ -58,14 +61,15 @@ docs/config.schema.json describes the file as a JSON Schema.
 
 _KEYS = {
     "openai-compat": """
-The key is that of `--openai-api-key` for the first entry of this kind, else the value of the variable in
-`api_key_env`, else of `INFERD_OPENAI_API_KEY`, else of `OPENAI_API_KEY`. Without any, no key is sent.
+The first of these that is set is the key of an entry: for the first entry of this kind `--openai-api-key`,
+then the variable that `api_key_env` names, `INFERD_OPENAI_API_KEY`, `OPENAI_API_KEY`. If none of them is set,
+inferd sends no key.
 """,
     "bedrock-invoke": """
-A request carries the bearer token of `--bedrock-bearer-token` for the first entry of this kind, else of the
-variable in `bearer_token_env`, else of `AWS_BEARER_TOKEN_BEDROCK`. Without one it is signed with
-`AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`, and `AWS_SESSION_TOKEN` where it is set. With neither the
-daemon does not start.
+The first of these that is set is the bearer token of an entry: for the first entry of this kind
+`--bedrock-bearer-token`, then the variable that `bearer_token_env` names, `AWS_BEARER_TOKEN_BEDROCK`. If none
+of them is set, inferd signs each request with `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`, and with
+`AWS_SESSION_TOKEN` if it is set. Without a bearer token and without these two keys the daemon does not start.
 """,
 }
 
@@ -99,13 +103,13 @@ def _options() -> Iterator[str]:
 
 
 def _option(option: Option) -> str:
-    names = [f"`{name}`" for name in (option.flag, option.env) if name is not None]
-    if option.key is not None:
-        names.append(f"config `{option.key}`")
-    live = "; *live*" if option.reload else ""
+    named = (("flag", option.flag), ("variable", option.env), ("config key", option.key))
+    names = [f"{what} `{name}`" for what, name in named if name is not None]
+    live = " *Live.*" if option.reload else ""
     return (
         f"### {option.name}\n\n{option.doc}\n\n"
-        f"- {' · '.join(names)}\n- {option.kind.description}; default {_default(option)}{live}\n"
+        f"- Set by: {', '.join(names)}.\n"
+        f"- Value: {option.kind.description}. Default: {_default(option)}.{live}\n"
     )
 
 

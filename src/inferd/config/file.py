@@ -128,7 +128,11 @@ def _sound(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _number(text: str) -> int | float:
-    """A number. A long integer becomes a float, so that a bound refuses it by key, not Python's parser."""
+    """A number.
+
+    Parses a number. A very long integer becomes a float, so that the error is that of the key's bound, and
+    not that of Python's parser.
+    """
     return int(text) if len(text) <= 20 else float(text)
 
 

@@ -1,4 +1,4 @@
-"""The HTTP bridge: its address, and the clients that may use it."""
+"""The options of the HTTP bridge: the address that it serves, and the clients that may use it."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class HttpOptions:
         _HTTP,
         FilePath(),
         None,
-        "The file of the keys for HTTP clients, one a line: name, key, scopes, limits. It is read "
-        "again when it changes. Without it the API key, if set, is the only key.",
+        "The file of the keys for HTTP clients, one key a line: name, key, scopes, limits. The bridge "
+        "reads this file again when it changes. Without this file the API key, if set, is the only key.",
         key="http.key_file",
     )
     http_cert: Path | None = option(
@@ -49,14 +49,15 @@ class HttpOptions:
         _HTTP,
         FilePath(),
         None,
-        "The private key (PEM) of the certificate; by default it is in the certificate's file.",
+        "The private key (PEM) of the certificate. By default the private key is in the file of the "
+        "certificate.",
         key="http.key",
     )
     http_hosts: tuple[str, ...] = option(
         _HTTP,
         Words("NAME"),
         (),
-        "Host names that HTTP clients may use for the server, besides localhost and IP addresses.",
+        "The host names that HTTP clients may send in `Host`, besides localhost and IP addresses.",
         key="http.hosts",
         default_doc="none",
     )
@@ -64,7 +65,7 @@ class HttpOptions:
         _HTTP,
         Words("ORIGIN"),
         (),
-        "Origins of web pages that may use the server, besides those of this machine.",
+        "The origins of web pages that may use the HTTP bridge, besides the origins on this machine.",
         key="http.origins",
         default_doc="none",
     )
@@ -72,7 +73,7 @@ class HttpOptions:
         _HTTP,
         Aliases(),
         _no_aliases,
-        "Other names of models, with patterns: `claude-*=NAME,gpt-*=NAME`.",
+        "Further names of models for HTTP clients, by patterns: `claude-*=NAME,gpt-*=NAME`.",
         key="http.aliases",
         default_doc="none",
     )

@@ -261,7 +261,7 @@ class Sha256(Kind):
 
 
 class SecretText(Kind):
-    """A secret; with ``optional``, an empty one means none."""
+    """A secret; with ``optional``, an empty text means that no secret is set."""
 
     def __init__(self, optional: bool = False) -> None:
         self.optional = optional

@@ -1,4 +1,4 @@
-"""Limits, the model store, and logging."""
+"""The options for limits, for the model store and for logging."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ class LimitOptions:
         _LIMITS,
         Integer(0, 1_000_000),
         4,
-        "Requests that run at the same time; 0 counts as 1. A local model decodes at most 256 of them.",
+        "The maximum number of requests that run at the same time for one model; 0 counts as 1. A local "
+        "model decodes at most 256 requests at a time.",
         key="engine.active_permits",
         reload=True,
     )
@@ -30,7 +31,7 @@ class LimitOptions:
         _LIMITS,
         Integer(0, 1_000_000),
         10,
-        "Requests that may wait; the next one is refused.",
+        "The maximum number of requests that wait for one model; a further request is refused.",
         key="engine.queue_depth",
         reload=True,
     )
@@ -38,8 +39,9 @@ class LimitOptions:
         _LIMITS,
         Integer(0, 3_600_000),
         500,
-        "The longest expected wait for a local model, in milliseconds; beyond it a request goes to a "
-        "remote backend of the same pool. 0 does not wait.",
+        "The longest expected wait for a local model of a pool, in milliseconds. A request that would "
+        "wait longer goes to a remote backend of the same pool. With 0 no request waits for the local "
+        "model.",
         key="engine.spill_after_ms",
         reload=True,
     )
@@ -47,21 +49,23 @@ class LimitOptions:
         _LIMITS,
         Seconds(),
         30.0,
-        "Time for a backend to become ready after it is built; with 0 it must be ready at once.",
+        "The maximum time for a backend to become ready after it is built; with 0 the backend must be "
+        "ready at once.",
         reload=True,
     )
     drain_timeout_secs: float = option(
         _LIMITS,
         Seconds(),
         10.0,
-        "Time for requests to finish after a stop.",
+        "The maximum time for which a stopping daemon lets running and waiting requests finish.",
         reload=True,
     )
     write_timeout_secs: float = option(
         _LIMITS,
         Seconds(),
         60.0,
-        "Time for which a client may leave its answer unread before it is dropped; 0 sets no limit.",
+        "The maximum time for which a client may leave its answer unread; then the daemon closes the "
+        "connection. 0 sets no limit.",
         key="limits.write_timeout_secs",
         reload=True,
     )
@@ -69,7 +73,7 @@ class LimitOptions:
         _LIMITS,
         Seconds(),
         0.0,
-        "Time for which a connection may stay open without a request; 0 sets no limit.",
+        "The maximum time for which a connection may stay open without a request; 0 sets no limit.",
         key="limits.idle_timeout_secs",
         reload=True,
     )
@@ -77,14 +81,14 @@ class LimitOptions:
         _LIMITS,
         Seconds(),
         0.0,
-        "Stop after this time without a connected client; 0 never stops.",
+        "The daemon stops after this time without a connected client; with 0 it never stops by itself.",
         reload=True,
     )
     max_frame_bytes: int = option(
         _LIMITS,
         Integer(1024, 64 * 1024 * 1024),
         65536,
-        "The longest request line in bytes.",
+        "The maximum length of a request line, in bytes.",
         key="limits.max_frame_bytes",
         reload=True,
     )
@@ -92,7 +96,7 @@ class LimitOptions:
         _LIMITS,
         Integer(1024, 128 * 1024 * 1024),
         64 * 1024 * 1024,
-        "The largest attachment in bytes.",
+        "The maximum size of one attachment, in bytes.",
         key="limits.max_attachment_bytes",
         reload=True,
     )
@@ -100,8 +104,9 @@ class LimitOptions:
         _LIMITS,
         Integer(1024, 2**40),
         384 * 1024 * 1024,
-        "Memory for the attachments and long lines of all requests together, in bytes; a request "
-        "beyond it is refused. One user may hold half of the memory that the others leave free.",
+        "The maximum memory for the attachments and long lines of all requests together, in bytes; a "
+        "request that would exceed it is refused. One user may hold at most half of the memory that the "
+        "other users leave free.",
         key="limits.max_input_memory_bytes",
         reload=True,
     )
@@ -109,9 +114,9 @@ class LimitOptions:
         _LIMITS,
         Integer(0, 2**48),
         0,
-        "Memory for all local models together, in bytes. A model that a request names is loaded only "
-        "if it fits after idle models are unloaded. 0 is four fifths of the memory available at the "
-        "load.",
+        "The maximum memory for all local models together, in bytes. A model that a request names is "
+        "loaded only if it fits after idle models are unloaded. 0 means four fifths of the memory that "
+        "is available when a model is loaded.",
         key="limits.memory_budget_bytes",
         reload=True,
     )
@@ -119,8 +124,8 @@ class LimitOptions:
         _LIMITS,
         Integer(0, 1000),
         2,
-        "Memory limit of the process of a model on a CPU, as a multiple of the estimate from its "
-        "file, besides its threads and caches; 0 sets no limit.",
+        "The memory limit of a model's process on a CPU: this many times the memory that inferd "
+        "estimates from the model file. The memory of threads and caches is added. 0 sets no limit.",
         key="limits.engine_memory_factor",
         reload=True,
     )
@@ -128,8 +133,9 @@ class LimitOptions:
         _LIMITS,
         Seconds(),
         900.0,
-        "Time for which a model that was loaded for a request stays loaded after its last request; 0 "
-        "keeps it until its memory is needed. The models of the configuration always stay.",
+        "The time for which a model that was loaded for a request stays loaded after its last request. "
+        "With 0 the model stays until another model needs its memory. The models of the configuration "
+        "always stay loaded.",
         key="limits.keep_alive_secs",
         reload=True,
     )
@@ -137,7 +143,8 @@ class LimitOptions:
         _LIMITS,
         Seconds(),
         86400.0,
-        "The longest keep_alive that a request of another user than the daemon's may set.",
+        "The maximum `keep_alive` that a request may set, unless it comes from the daemon's own user or "
+        "root.",
         key="limits.keep_alive_max_secs",
         reload=True,
     )
@@ -145,7 +152,7 @@ class LimitOptions:
         _LIMITS,
         Integer(1, 1_000_000),
         1024,
-        "Connections that may be open; the next one is closed at once.",
+        "The maximum number of open connections; a further connection is closed at once.",
         key="limits.max_connections",
         reload=True,
     )
@@ -153,7 +160,8 @@ class LimitOptions:
         _LIMITS,
         Integer(0, 1_000_000),
         0,
-        "Connections that one user may have open; the next one is closed at once. 0 sets no limit.",
+        "The maximum number of open connections of one user or, over TCP, of one host; a further "
+        "connection is closed at once. 0 sets no limit.",
         key="limits.max_connections_per_uid",
         reload=True,
     )
@@ -161,7 +169,7 @@ class LimitOptions:
         _STORE,
         Boolean(),
         True,
-        "Download a model that is not in the store.",
+        "The daemon downloads a configured model that is not in the store.",
         key="auto_pull",
         reload=True,
     )
@@ -180,14 +188,15 @@ class LimitOptions:
         _STORE,
         Choice(("auto", "always")),
         "auto",
-        "When to hash a stored model again; auto hashes it only if the file may have changed.",
+        "When the daemon hashes a stored model again: `always` at every load, `auto` only if the file "
+        "may have changed.",
         reload=True,
     )
     log_level: str = option(
         _LOG,
         LogLevel(),
         "info",
-        "The least severe level that is logged.",
+        "The least severe level of the events that are logged.",
         env="INFERD_LOG",
         key="log_level",
         reload=True,

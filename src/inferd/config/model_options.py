@@ -1,4 +1,4 @@
-"""The served models: the options that configure a backend."""
+"""The options of the served models: each configures a backend."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ModelOptions:
         _MODEL,
         Choice(("llamacpp", "openai-compat", "bedrock-invoke", "mock")),
         "llamacpp",
-        "The kind of backend to serve; with a config file, only its entries of that kind are served.",
+        "The kind of backend to serve. Of a config file, only the entries of this kind are served.",
         reload=True,
     )
     model: str = option(
@@ -50,9 +50,9 @@ class ModelOptions:
         _MODEL,
         Integer(0),
         None,
-        "Context of one request in tokens, prompt and answer together; 0 is the model's training "
-        "context. The default is 16384 or the training context, whichever is smaller; less if memory "
-        "is short, down to 2048.",
+        "The context of one request in tokens, prompt and answer together; 0 means the model's training "
+        "context. The default is 16384 or the training context, whichever is smaller. If memory is "
+        "short, the default is less, but at least 2048.",
         key="n_ctx",
         reload=True,
     )
@@ -60,7 +60,7 @@ class ModelOptions:
         _MODEL,
         Integer(-1),
         -1,
-        "Layers of the model to keep on a GPU; -1 is as many as fit, 0 uses the CPU only.",
+        "The number of the model's layers to keep on a GPU; -1 means as many as fit, 0 uses the CPU only.",
         key="n_gpu_layers",
         reload=True,
     )
@@ -77,7 +77,7 @@ class ModelOptions:
         _MODEL,
         Boolean(),
         False,
-        "Refuse to start when the model would run on the CPU.",
+        "The daemon refuses to start if the model would run on the CPU.",
         reload=True,
     )
     openai_base_url: str | None = option(
@@ -100,15 +100,16 @@ class ModelOptions:
         _OPENAI,
         SecretText(optional=True),
         None,
-        "The key for the server, empty for none. Prefer the variable, because every user of the "
-        "machine can see a flag. Without either, OPENAI_API_KEY is used.",
+        "The key for the server; an empty text means no key. Prefer the variable to the flag, because "
+        "every user of the machine can see a flag. Without flag and variable, the variable "
+        "OPENAI_API_KEY is used.",
         reload=True,
     )
     openai_timeout_secs: float = option(
         _OPENAI,
         Seconds(positive=True),
         300.0,
-        "The longest silence of the server before a request fails.",
+        "The maximum time without a byte from the server; then the request fails.",
         reload=True,
     )
     bedrock_region: str | None = option(
@@ -130,8 +131,9 @@ class ModelOptions:
         _BEDROCK,
         SecretText(),
         None,
-        "The bearer token. Prefer the variable, because every user of the machine can see a flag. "
-        "Without either, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY sign the requests.",
+        "The bearer token for AWS Bedrock. Prefer the variable to the flag, because every user of the "
+        "machine can see a flag. Without flag and variable, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY "
+        "sign the requests.",
         env="AWS_BEARER_TOKEN_BEDROCK",
         reload=True,
     )
@@ -146,14 +148,15 @@ class ModelOptions:
         _BEDROCK,
         Seconds(positive=True),
         300.0,
-        "The longest silence of the service before a request fails.",
+        "The maximum time without a byte from AWS Bedrock; then the request fails.",
         reload=True,
     )
     threads: int = option(
         _ENGINE,
         Integer(0, 512),
         0,
-        "Threads of the token loop; 0 chooses the number by the load of the machine.",
+        "The number of threads of the token loop; with 0 the loop chooses the number by the load of the "
+        "machine.",
         key="engine.threads",
         reload=True,
     )
@@ -161,7 +164,7 @@ class ModelOptions:
         _ENGINE,
         Integer(1, 65536),
         512,
-        "Upper limit on the tokens that one step of the token loop computes.",
+        "The maximum number of tokens that one step of the token loop computes.",
         key="engine.n_batch",
         reload=True,
     )
@@ -169,7 +172,8 @@ class ModelOptions:
         _ENGINE,
         Choice(("auto", "on", "off")),
         "auto",
-        "Flash attention; auto is off on a CPU, where it slows decoding, and llama.cpp's choice on a GPU.",
+        "Flash attention: `on`, `off`, or `auto`. On a CPU `auto` means off, because flash attention "
+        "slows decoding there; on a GPU llama.cpp chooses.",
         key="engine.flash_attention",
         reload=True,
     )
@@ -185,7 +189,7 @@ class ModelOptions:
         _ENGINE,
         Boolean(),
         False,
-        "Keep all requests in one KV cache instead of one for each slot.",
+        "All slots share one KV cache, instead of one KV cache for each slot.",
         key="engine.kv_unified",
         reload=True,
     )
@@ -193,7 +197,8 @@ class ModelOptions:
         _ENGINE,
         Integer(0, 1 << 20),
         1024,
-        "Memory for computed prompts outside the slots, in MiB for each model; 0 keeps none.",
+        "The maximum memory of each model for computed prompts outside the slots, in MiB; with 0 no "
+        "prompt is kept there.",
         key="engine.cache_mib",
         reload=True,
     )
@@ -201,9 +206,9 @@ class ModelOptions:
         _ENGINE,
         Integer(0, 1 << 24),
         2048,
-        "Files of computed prompts, in MiB for all models; they survive a restart. 0 writes none. "
-        "The text of a prompt can be rebuilt from its file. A prompt larger than engine.cache_mib "
-        "gets no file.",
+        "The maximum size of all files of computed prompts, in MiB for all models together; the files "
+        "survive a restart. With 0 the daemon writes no files. The text of a prompt can be rebuilt from "
+        "its file. A computed prompt larger than `engine.cache_mib` gets no file.",
         key="engine.cache_disk_mib",
         reload=True,
     )
@@ -211,9 +216,9 @@ class ModelOptions:
         _ENGINE,
         Integer(0, 1 << 20),
         8192,
-        "After an answer with thinking, the most tokens of the next prompt to compute while nothing else "
-        "runs: templates leave out earlier thinking, which changes all that follows. Not on battery. 0 "
-        "computes none.",
+        "The maximum number of tokens of the next prompt that the daemon computes after an answer with "
+        "thinking, while no other request runs. Many templates leave out earlier thinking, which changes "
+        "all later tokens of the prompt. The daemon computes nothing ahead on battery, or with 0.",
         key="engine.ahead_tokens",
         reload=True,
     )
@@ -221,8 +226,9 @@ class ModelOptions:
         _ENGINE,
         Boolean(),
         False,
-        "Keep the thinking of earlier answers in the prompt where the template would leave it out, if the "
-        "client sends it back: less to compute at each new message, and a context that fills faster.",
+        "The daemon keeps the thinking of earlier answers in the prompt, although the template would "
+        "leave it out, if the client sends the thinking back. A new message then needs less computing, "
+        "but the context fills faster.",
         key="engine.keep_thinking",
         reload=True,
     )
@@ -230,8 +236,9 @@ class ModelOptions:
         _ENGINE,
         Choice(("auto", "on", "off")),
         "auto",
-        "Speculative decoding from forced text, n-grams, and the `draft` model of an entry: auto if it "
-        "measures as faster, on if guesses are likely to be right, off never.",
+        "Speculative decoding from forced text, n-grams, and the `draft` model of an entry. `auto` "
+        "drafts tokens if measurements show that this is faster, `on` whenever a guess is likely to be "
+        "right, `off` never.",
         key="engine.drafts",
         reload=True,
     )

@@ -1,9 +1,9 @@
 """The paths of inferd's sockets, lock, logs, history and models.
 
 The daemon and every client use these rules, so that they find each other. Each function reads the given
-environment (default: ``os.environ``), creates nothing and needs nothing to exist. An empty variable counts as
-unset, and so does a relative ``XDG_RUNTIME_DIR`` or ``XDG_DATA_HOME``, as the XDG base directory
-specification requires.
+environment (default: ``os.environ``), creates no file, and works even if no directory exists yet. An empty
+variable counts as unset, and so does a relative ``XDG_RUNTIME_DIR`` or ``XDG_DATA_HOME``, as the XDG base
+directory specification requires.
 """
 
 from __future__ import annotations
@@ -41,8 +41,9 @@ def _home(env: Env) -> Path | None:
 def runtime_dir(env: Env = None) -> Path:
     """The directory of the sockets and the lock.
 
-    A shell of cron, su or ssh may lack the ``XDG_RUNTIME_DIR`` of a login session. So with and without the
-    variable, the one of the user's two possible directories in which a daemon runs is preferred.
+    A shell of cron, su or ssh may lack the ``XDG_RUNTIME_DIR`` of a login session. A user therefore has two
+    possible directories, one with the variable and one without it. The directory in which a daemon runs is
+    preferred, whether or not the variable is set.
     """
     parent = _absolute(env, "TMPDIR" if sys.platform == "darwin" else "XDG_RUNTIME_DIR")
     home = _home(env)

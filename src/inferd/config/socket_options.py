@@ -1,4 +1,4 @@
-"""The daemon's sockets, and the clients that may connect."""
+"""The options for the daemon's sockets, and for the clients that may connect to them."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class SocketOptions:
         _SOCKETS,
         FilePath(),
         paths.inference_socket_path,
-        "The Unix socket of v1.",
+        "The path of the Unix socket of v1.",
         default_doc="`infer.sock` in the runtime directory",
     )
     v2: bool = option(
         _SOCKETS,
         Boolean(),
         True,
-        "Serve typed blocks (v2) on their own socket.",
+        "The daemon serves typed blocks (v2) on a separate socket.",
     )
     v2_tcp: str | None = option(
         _SOCKETS,
@@ -53,7 +53,7 @@ class SocketOptions:
         _SOCKETS,
         FilePath(),
         paths.v2_socket_path,
-        "The Unix socket of v2.",
+        "The path of the Unix socket of v2.",
         default_doc="`infer.v2.sock` in the runtime directory",
     )
     framed_addr: Path = option(
@@ -67,8 +67,9 @@ class SocketOptions:
         _SOCKETS,
         Boolean(),
         False,
-        "Serve embeddings on their own socket, if a model makes them. `embed` of a backend in the "
-        "config file does the same. Without that key the model file decides whether a model embeds.",
+        "The daemon serves embeddings on a separate socket, if a model makes embeddings. The key `embed` "
+        "of a backend in the config file does the same. Without this key the model file decides whether "
+        "a model embeds.",
     )
     embed_tcp: str | None = option(
         _SOCKETS,
@@ -81,16 +82,16 @@ class SocketOptions:
         _SOCKETS,
         FilePath(),
         paths.embed_socket_path,
-        "The Unix socket of embed.",
+        "The path of the Unix socket of embed.",
         default_doc="`infer.embed.sock` in the runtime directory",
     )
     rerank: bool = option(
         _SOCKETS,
         Boolean(),
         False,
-        "Serve rankings of documents on their own socket, if a model makes them. `embed` of a "
-        "backend in the config file does the same. Without that key the model file decides whether a "
-        "model ranks.",
+        "The daemon serves rankings of documents on a separate socket, if a model ranks documents. The "
+        "key `embed` of a backend in the config file does the same. Without this key the model file "
+        "decides whether a model ranks.",
     )
     rerank_tcp: str | None = option(
         _SOCKETS,
@@ -104,7 +105,7 @@ class SocketOptions:
         _SOCKETS,
         FilePath(),
         paths.rerank_socket_path,
-        "The Unix socket of rerank.",
+        "The path of the Unix socket of rerank.",
         default_doc="`infer.rerank.sock` in the runtime directory",
     )
     group: str | None = option(
@@ -117,7 +118,7 @@ class SocketOptions:
         _SOCKETS,
         FilePath(),
         paths.admin_socket_path,
-        "The Unix socket that reports status.",
+        "The path of the admin socket, a Unix socket that reports the daemon's state.",
         key="admin_addr",
         default_doc="`admin.sock` in the runtime directory",
     )
@@ -132,7 +133,7 @@ class SocketOptions:
         _SOCKETS,
         SecretText(),
         None,
-        "The key that a TCP client must send. Every user of the machine can see a flag, so prefer "
+        "The API key that a TCP client must send. Every user of the machine can see a flag, so prefer "
         "the variable or --api-key-file.",
         reload=True,
     )
@@ -140,14 +141,14 @@ class SocketOptions:
         _SOCKETS,
         FilePath(),
         None,
-        "A file whose first line is the API key.",
+        "A file whose first line is the API key for TCP clients.",
         reload=True,
     )
     api_key_env: str | None = option(
         _SOCKETS,
         Name("VARIABLE"),
         None,
-        "The name of the environment variable that holds the API key.",
+        "The name of an environment variable; the value of this variable is the API key for TCP clients.",
         flag=False,
         env=None,
         key="listen.api_key_env",

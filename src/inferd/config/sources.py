@@ -56,9 +56,10 @@ def read(
     """Reads every source.
 
     ``flags`` maps option names, and ``config`` for the config file, to parsed values; ``None``: not given.
-    With ``as_0_2``, a missing config file that is named is only a note, and request lines may have 64 MiB, as
-    in inferd 0.2.1, whose clients have no other way to send a long prompt. Raises UsageError for mutually
-    exclusive flags and ConfigError for an invalid variable or key file.
+    With ``as_0_2`` two things are as in inferd 0.2.1. If the named config file is missing, the result has a
+    note instead of an error. A request line may have 64 MiB, because the clients of 0.2.1 cannot send a long
+    prompt in another way. Raises UsageError for mutually exclusive flags and ConfigError for an invalid
+    variable or key file.
     """
     env = os.environ if env is None else env
     unusable: list[str] = []
@@ -112,7 +113,10 @@ def _file(path: Path, *, required: bool) -> ConfigFile:
 def load(
     flags: Mapping[str, object], env: Mapping[str, str] | None = None, *, serving: bool = True
 ) -> tuple[Settings, list[str]]:
-    """Like :func:`read`, but raises the problem at once; without ``serving``, only a problem of the file."""
+    """Reads every source as :func:`read` does, and raises the problem at once.
+
+    With ``serving`` false, a problem that concerns only serving is not raised.
+    """
     result = read(flags, env)
     if result.problem is not None and (serving or not result.serving):
         raise result.problem

@@ -80,7 +80,7 @@ class Backends:
         return backend
 
     async def until_ready(self, backends: Sequence[Backend], patience: float) -> None:
-        """Waits until all are ready. Raises ModelError after ``patience`` seconds."""
+        """Waits until all made backends are ready. Raises ModelError after ``patience`` seconds."""
         loop = asyncio.get_running_loop()
         give_up = loop.time() + patience
         while waiting := [backend.name for backend in backends if not backend.ready()]:

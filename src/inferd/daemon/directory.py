@@ -118,7 +118,10 @@ class Directory:
         return names
 
     def listing(self, is_resident: Callable[[str], bool]) -> list[dict[str, object]]:
-        """Every model that a request may name, with the metadata of its file; none whose file is missing."""
+        """Every model that a request may name, with the metadata of its file.
+
+        A model whose file is missing is left out.
+        """
         rows: list[dict[str, object]] = []
         told: set[str] = set()
         for entry in self.settings.backends:

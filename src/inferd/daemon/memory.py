@@ -36,8 +36,11 @@ def context_sizes(card: ModelCard, n_ctx: int | None, permits: int) -> Sequence[
 
 
 def part_here(card: ModelCard, workers: int, layers: int = -1) -> ModelCard:
-    """The card of the part of a model that stays on this host if RPC ``workers`` compute ``layers`` of it, or
-    an equal share each."""
+    """The card of the part of a model that stays on this host.
+
+    The RPC ``workers`` compute ``layers`` of the model together; with -1, each worker and this host get an
+    equal share.
+    """
     if not workers or not card.layers:
         return card
     share = 1 - min(1.0, worker_layers(card, workers, layers) / card.layers)

@@ -165,7 +165,10 @@ class Residency:
             )
 
     async def _wait_for(self, name: str, deadline: float | None, show: Show | None) -> None:
-        """Waits for the load of a model. All waiting requests share it, and it continues if they leave."""
+        """Waits for the load of a model.
+
+        All waiting requests share one load, which continues if they leave.
+        """
         if self._closing:
             raise AdmissionClosed
         if self._waiting.get(name, 0) >= max(1, self.settings.queue_depth):
@@ -302,7 +305,7 @@ class Residency:
     async def release(self, name: str) -> int:
         """Unloads a model once its current requests have ended. Returns their number.
 
-        Raises ModelNotFound for a model that is not loaded, and InvalidRequest for a preloaded one.
+        Raises ModelNotFound for a model that is not loaded, and InvalidRequest for a preloaded model.
         """
         name = self._directory.resolve(name)
         resident = self._residents.get(name)

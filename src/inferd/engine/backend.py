@@ -130,8 +130,11 @@ class Backend(ABC):
         return True
 
     async def look(self) -> int | None:
-        """Checks a remote backend's health. Returns its number of requests, of all clients; ``None`` if it
-        does not report that. Raises Unavailable if it does not serve."""
+        """Checks a remote backend's health.
+
+        Returns the number of requests that the server has from all clients; ``None`` if the server does not
+        report it. Raises Unavailable if the server does not serve.
+        """
         return None
 
     def engine_state(self) -> EngineState | None:
@@ -159,11 +162,11 @@ class Backend(ABC):
         """
 
     async def embed(self, request: EmbedRequest) -> Embeddings:
-        """The vectors of texts. Raises as ``generate``, and ``EmbedUnsupported``."""
+        """The vectors of texts. Raises the errors of ``generate``, and ``EmbedUnsupported``."""
         raise EmbedUnsupported(f"backend {self.name!r} cannot embed")
 
     async def rank(self, request: RankRequest) -> Ranking:
-        """The scores of documents. Raises as ``generate``, and ``RerankUnsupported``."""
+        """The scores of documents. Raises the errors of ``generate``, and ``RerankUnsupported``."""
         raise RerankUnsupported(f"backend {self.name!r} cannot rerank")
 
     @abstractmethod

@@ -27,7 +27,7 @@ _WIDTH, _MAX_WIDTH = 8, 65_536
 
 
 class Mock(Backend):
-    """Serves ``tape``, one token an item: a string is text.
+    """Serves the items of ``tape``, each as one token; an item that is a string is text.
 
     ``drop_after`` ends each stream without ``Done`` after that many tokens. ``generate``, ``embed`` and
     ``rank`` raise ``error``; ``is_ready`` may change at any time. Vectors and scores depend only on the

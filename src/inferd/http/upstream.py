@@ -156,13 +156,19 @@ class Upstream:
         self._watch = asyncio.get_running_loop().create_task(self._follow())
 
     async def refresh_models(self) -> None:
-        """Updates the list of stored models; without an answer in time nothing changes."""
+        """Updates the list of stored models.
+
+        If the daemon does not answer in time, the list stays unchanged.
+        """
         with contextlib.suppress(InferdError):
             async with AsyncAdminClient(self._addresses.of("admin"), timeout=LISTING_SECS) as admin:
                 self.models.update_stored(await admin.models())
 
     async def unload(self, model: Model) -> int:
-        """Unloads a model once no request uses it. Returns how many still do. Raises RequestFailed."""
+        """Unloads a model once no request uses it.
+
+        Returns the number of requests that still use the model. Raises RequestFailed.
+        """
         async with AsyncAdminClient(self._addresses.of("admin"), timeout=LISTING_SECS) as admin:
             return await admin.unload(model.wire_name)
 

@@ -3,10 +3,13 @@
 The contract of this module:
 
 * A call never blocks and never raises: it puts a record on a queue, and a thread of its own redacts,
-  serialises and writes it. Below the level a call costs one comparison; before :func:`setup` all are.
+  serialises and writes it. A call below the level costs one comparison. Before :func:`setup` every call is
+  below the level.
 * Every value is redacted before it is serialised, on both sinks. Callers must not log prompts or answers.
-* The file never waits for stderr. What a stalled reader of stderr misses is counted on both sinks.
-* When the file cannot be written, stderr says so once and gets the events alone until it can.
+* The file never waits for stderr. The events that a stalled reader of stderr misses are dropped from stderr,
+  and counted on both sinks.
+* When the file cannot be written, stderr says so once. Until the file can be written again, the events go to
+  stderr alone.
 """
 
 from __future__ import annotations
@@ -98,22 +101,22 @@ class Log:
         self.component = component
 
     def error(self, msg: str, /, **fields: object) -> None:
-        """Something failed and the operator has to act."""
+        """Logs a failure on which the operator has to act."""
         if _active.level <= ERROR:
             _active.put((time.time(), ERROR, self.component, msg, fields))
 
     def warn(self, msg: str, /, **fields: object) -> None:
-        """Something is not as it should be; the daemon goes on."""
+        """Logs an unexpected state in which the daemon continues to serve."""
         if _active.level <= WARN:
             _active.put((time.time(), WARN, self.component, msg, fields))
 
     def info(self, msg: str, /, **fields: object) -> None:
-        """What an operator wants to read later."""
+        """Logs an event for the operator."""
         if _active.level <= INFO:
             _active.put((time.time(), INFO, self.component, msg, fields))
 
     def debug(self, msg: str, /, **fields: object) -> None:
-        """What a developer wants to read."""
+        """Logs an event for a developer."""
         if _active.level <= DEBUG:
             _active.put((time.time(), DEBUG, self.component, msg, fields))
 
@@ -163,21 +166,24 @@ class ActivityLog:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Takes the place of the log that was active."""
+        """Starts this log, which replaces the log that was active before."""
         global _active
         self._thread = threading.Thread(target=self._write_all, name="log", daemon=True)
         self._thread.start()
         _active = self
 
     def put(self, record: Record) -> None:
-        """Past the limit a record is counted instead of kept."""
+        """Queues a record. When ``MAX_QUEUED`` records wait already, drops and counts the new record."""
         if self._records.qsize() < MAX_QUEUED:
             self._records.put(record)
         else:
             self._dropped += 1
 
     def close(self) -> None:
-        """Idempotent. Gives up on a disk or a reader that is stuck."""
+        """Writes the queued events and ends the log.
+
+        Gives up on a disk or a reader that is stuck. Idempotent.
+        """
         global _active
         if self._thread is None:
             return
@@ -219,7 +225,9 @@ class Count:
         self._due = 0.0
 
     def entries(self, now: int, *, at_once: bool) -> list[dict[str, Any]]:
-        """The event with what was added since the last one; nothing when that is 0, or not due yet."""
+        """The event with the number added since the last event; empty if that number is 0 or the event is not
+        due yet.
+        """
         if now == self._told or not (at_once or time.monotonic() >= self._due):
             return []
         count, self._told, self._due = now - self._told, now, time.monotonic() + COUNT_EACH_SECS
@@ -271,8 +279,11 @@ def _whole_seconds(seconds: int) -> str:
 
 
 def setup(level: str, directory: Path | None, stderr: bool = True) -> ActivityLog:
-    """Start writing events of ``level`` and above: to ``directory``/inferd.ndjson unless it is ``None``, and
-    to stderr. One at a time in a process. Raises ConfigError for an unknown level."""
+    """Starts to write the events of ``level`` and above: to ``directory``/inferd.ndjson unless it is
+    ``None``, and to stderr.
+
+    One at a time in a process. Raises ConfigError for an unknown level.
+    """
     number = parse_level(level)
     text = TextSink(sys.stderr, None if directory is None else directory / BACKGROUND_NAME)
 

@@ -80,7 +80,7 @@ class FileSink:
             raise
 
     def _ready(self) -> int:
-        """Make sure that our descriptor is the file at the path; its size."""
+        """Ensures that the descriptor refers to the file at the path; returns the size of the file."""
         if self._fd >= 0:
             ours = os.fstat(self._fd)
             with suppress(FileNotFoundError):

@@ -1,8 +1,9 @@
 """The activity log as short text on stderr.
 
 A thread of its own writes to stderr, so that a reader that stalls holds up neither the daemon nor the file.
-Meanwhile events are kept up to a limit; beyond it they are counted, and the count is written when the reader
-reads again. Controls in values are escaped, so that no value can drive a terminal.
+While the reader stalls, events are kept up to a limit. Events beyond the limit are dropped and counted, and
+the count is written when the reader reads again. Controls in values are escaped, so that no value can drive a
+terminal.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _WORD = re.compile(r"""[^ "']+""")
 
 
 class TextSink:
-    """Short text for people. :meth:`write` never blocks; ``missed`` counts the events that were not kept."""
+    """Short text for people. :meth:`write` never blocks; ``missed`` counts the dropped events."""
 
     _COLOURS: ClassVar = {"error": "31", "warn": "33", "info": "32"}
 
@@ -49,7 +50,10 @@ class TextSink:
         self._thread.start()
 
     def write(self, entries: Sequence[Entry]) -> None:
-        """Hands the events over, or counts them when too many wait already."""
+        """Hands the events to the writing thread.
+
+        When ``MAX_KEPT`` events wait already, drops and counts the others.
+        """
         room = MAX_KEPT - (self._taken - self._written)
         kept = entries[:room]
         self.missed += len(entries) - len(kept)
@@ -59,7 +63,7 @@ class TextSink:
             self.start()
 
     def close(self) -> None:
-        """Gives up on a reader that does not read."""
+        """Ends the thread after the last event; gives up on a reader that does not read."""
         if self._thread is not None:
             self._batches.put(None)
             self._thread.join(CLOSE_SECS)

@@ -2,11 +2,11 @@
 
 At most ``active_permits`` requests run, and ``queue_depth`` more wait. ``interactive`` requests are served
 before ``batch`` ones. Within a priority, users take turns, then the processes of each user, and the requests
-of one process run in order of arrival. A full queue is shared by the same rule: a new request displaces the
-last request of the user with the most, if its own user then has no more than that user keeps. If the users
-are even, the same holds for the processes of its user. Otherwise the new request is refused. A request leaves
-the queue when it is cancelled or its deadline passes. :class:`Shares` bounds the permits that one user or
-process may hold.
+of one process run in order of arrival. A full queue is shared by the same rule. A new request displaces the
+last request of the user with the most waiting requests, unless the user of the new request would then have
+more requests than that user keeps. If the users are even, the same rule holds for the processes of the new
+request's user. Otherwise the new request is refused. A request leaves the queue when it is cancelled or its
+deadline passes. :class:`Shares` bounds the permits that one user or process may hold.
 
 A request for a pool of backends has a :class:`Choice`, which may find it a slot on a remote backend, at once
 or while it waits. Such a request does not count among the ``active_permits``.
@@ -52,7 +52,10 @@ class Permit:
         self.began = began
 
     def rest(self, give_up: Callable[[], object]) -> None:
-        """The request waits for its client. ``give_up`` is called if it must end to make room for another."""
+        """Records that the request waits for its client to read.
+
+        ``give_up`` is called if the request must end to make room for another one.
+        """
         self._admission._rest(self, give_up)
 
     def resume(self) -> None:
@@ -127,7 +130,9 @@ class Admission:
 
     @property
     def refusal(self) -> AdmissionClosed | QueueFull | None:
-        """Why a request would be refused now, unless it displaces another one in the queue."""
+        """The error with which a new request is refused now, unless it displaces another one in the queue;
+        ``None`` if it would be admitted or queued.
+        """
         if self._closed:
             return AdmissionClosed()
         if not self._has_room() and self.waiting >= self.queue_depth:

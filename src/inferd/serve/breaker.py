@@ -1,7 +1,7 @@
 """The circuit breaker of a backend.
 
-Three failures within a minute open it for half a minute. Then one request at a time may probe: a success
-closes the breaker, a failure opens it again.
+Three failures within a minute open it for half a minute. After half a minute, one request at a time may probe
+the backend: a success closes the breaker, and a failure opens the breaker again.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Breaker:
         return state == "closed" or (state == "half-open" and not self._probing)
 
     def begin(self) -> bool:
-        """A request starts. Returns whether it is the probe of a half-open breaker."""
+        """Records that a request starts. Returns whether this request is the probe of a half-open breaker."""
         self._probing = self._open_until is not None
         if self._probing:
             self._on_change(self._name, "half-open")
@@ -80,7 +80,7 @@ class Breaker:
             self._open(self._clock())
 
     def undecided(self, probe: bool) -> None:
-        """The request ended without evidence about the backend."""
+        """Records that a request ended without evidence about the backend."""
         if probe:
             self._probing = False
 

@@ -60,7 +60,7 @@ class ConnectionLimit:
         return True
 
     def leave(self, owner: Hashable) -> None:
-        """A connection of ``owner`` has ended."""
+        """Counts one connection of ``owner`` less, because it has ended."""
         self.taken -= 1
         self._owners[owner] -= 1
         if not self._owners[owner]:

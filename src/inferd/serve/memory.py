@@ -52,7 +52,7 @@ class InputMemory:
 
 
 class Reservation:
-    """The bytes that one request holds, until it ends."""
+    """The bytes that one request has reserved. They stay reserved until the request ends."""
 
     __slots__ = ("_memory", "_owner", "size")
 

@@ -1,6 +1,6 @@
 """The writing half of a connection.
 
-* ``write`` never waits. ``writable`` waits while the client has more unread than the high-water mark. A
+* ``write`` never waits. ``writable`` waits while the client has more unread bytes than the high-water mark. A
   client that keeps it waiting longer than the write timeout is dropped.
 * All writes of one event loop iteration are sent together, up to a size.
 """

@@ -129,12 +129,12 @@ class BackendSlot:
         self.outstanding -= 1
 
     def begin(self) -> bool:
-        """A request starts. Returns whether it is the breaker's probe."""
+        """Records that a request starts. Returns whether this request is the breaker's probe."""
         self.running += 1
         return self.breaker.begin()
 
     def end(self, error: BaseException | None, probe: bool, now: float) -> None:
-        """A request has ended with ``error``."""
+        """Records that a request has ended with ``error``."""
         self.running -= 1
         self.idle_since = now
         if self._released is not None:
@@ -239,7 +239,7 @@ class Pools(Protocol):
         """The pools that can serve the request, in order of priority. Raises as ``dispatch``."""
 
     def refuse(self, needs: frozenset[str], model: str | None) -> InferdError:
-        """Why no backend serves the request now."""
+        """The error that says why no backend serves the request now."""
 
 
 class Choice:

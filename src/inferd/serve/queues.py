@@ -52,14 +52,14 @@ class Queues:
             yield from enumerate(queue.queued_requests(), start=1)
 
     def resize(self, active_permits: int, queue_depth: int) -> None:
-        """As :meth:`Admission.resize`, for every queue."""
+        """Calls :meth:`Admission.resize` of every queue."""
         self.active_permits = max(1, active_permits)
         self.queue_depth = queue_depth
         for queue in self._queues.values():
             queue.resize(active_permits, queue_depth)
 
     def look_again(self) -> None:
-        """As :meth:`Admission.look_again`, for every queue."""
+        """Calls :meth:`Admission.look_again` of every queue."""
         for queue in self._queues.values():
             queue.look_again()
 
@@ -70,7 +70,7 @@ class Queues:
             queue.close()
 
     def release_waiters(self) -> None:
-        """As :meth:`Admission.release_waiters`, for every queue."""
+        """Calls :meth:`Admission.release_waiters` of every queue."""
         for queue in self._queues.values():
             queue.release_waiters()
 

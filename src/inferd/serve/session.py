@@ -1,4 +1,4 @@
-"""One connection: the API key, then one request after another until the client leaves.
+"""Serves one connection: checks the API key, then serves one request after another until the client leaves.
 
 A request goes parse → validate → admission → dispatch → generate → stream, and ends with exactly one terminal
 frame. Only this module writes error frames. When the client leaves, the session's task is cancelled at any

@@ -3,8 +3,8 @@
 All present users have equal shares of the permits, and the processes of a user divide its share equally;
 shares are rounded up. A user or process may exceed its share with permits that the others do not need. For
 each other one, within its share, one permit more than its peak so far is kept free. A user or process is
-present while it has a running or waiting request, and for ``STAY_SECS`` after its last one. So a client that
-sends one request after another finds a free permit after each pause.
+present while it has a running or waiting request, and for ``STAY_SECS`` after its last request. So a client
+that sends one request after another finds a free permit after each pause.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ class _Holder:
         self.most = max(self.most, self.running)
 
     def kept(self, share: int) -> int:
-        """The free permits that others must leave for it."""
+        """The number of free permits that others must leave for this user or process, whose share is
+        ``share``.
+        """
         return max(0, min(share, self.most + 1) - self.running)
 
 
@@ -85,7 +87,7 @@ class Shares:
         return process
 
     def go(self, process: Process, owner: Hashable, caller: Hashable) -> None:
-        """A request has ended or was refused."""
+        """Records that a request has ended or was refused."""
         process.requests -= 1
         if not process.requests:
             loop = asyncio.get_running_loop()

@@ -134,7 +134,9 @@ class RequestContext(Generic[R]):
         return conversation
 
     def ask_for(self, caller: str) -> None:
-        """The request comes from a client of the HTTP bridge, which is queued under its own name.
+        """Records that the request comes from a client of the HTTP bridge.
+
+        The request is queued under the name of this client.
 
         ``caller`` is ``uid:N``, for a user as on a Unix socket, or ``key:NAME``.
         """

@@ -158,7 +158,7 @@ def _is_listed(store: ModelStore, model: CatalogueModel) -> bool:
 
 
 def _fetch(store: ModelStore, model: CatalogueModel, progress: Progress, cancelled: threading.Event) -> None:
-    """Download a missing blob and write a missing manifest, or wait for the process that does so."""
+    """Downloads a missing blob and writes a missing manifest, or waits for another process that does so."""
     name_lock = store.name_lock(model.name)
     with store.writing():
         make_dirs(name_lock.parent)
@@ -226,7 +226,10 @@ def _waiting(store: ModelStore, model: CatalogueModel, lock: Path, progress: Pro
 def _download(
     store: ModelStore, model: CatalogueModel, progress: Progress, cancelled: threading.Event
 ) -> Provenance:
-    """Try the sources in order and install the file from the first that works. The caller holds the locks."""
+    """Tries the sources in order, and installs the file from the first source that works.
+
+    The caller holds the locks.
+    """
     if not model.sources:
         raise FetchError(
             f"model {model.name!r} is not in the store at {store.home} and has no source; "

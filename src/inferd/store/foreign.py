@@ -130,5 +130,5 @@ def told_digest(path: Path) -> str | None:
 
 
 def _fit(name: str) -> str:
-    """``name`` made valid as a name in the store."""
+    """Changes ``name`` so that it is valid as a name in the store."""
     return _UNFIT.sub("-", name).strip(".-") or "model"

@@ -124,7 +124,10 @@ def read_card(fd: int, path: object = "the file") -> ModelCard:
 
 
 def card_of_files(paths: Sequence[Path]) -> ModelCard:
-    """The card of the model in these files, the first one first. Raises ModelError, and OSError."""
+    """The card of the model in the files ``paths``, which are in the order of the model's parts.
+
+    Raises ModelError and OSError.
+    """
     cards = []
     for path in paths:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)

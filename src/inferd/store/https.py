@@ -150,7 +150,7 @@ class Https(Source):
         return attempt("GET", self.location, headers, sink.cancelled, take)
 
     def _begin(self, head: Head, sink: Sink) -> Setback | None:
-        """Prepare the sink for the body after ``head``, if the response matches the request."""
+        """Prepares the sink for the body after ``head``, if the response matches the request."""
         etag, length = head.headers.get("ETag", ""), head.headers.get("Content-Length", "")
         etag = etag if etag.isascii() else ""  # others cannot be sent in a request header
         if head.headers.get("Content-Encoding", "identity") != "identity":
@@ -208,7 +208,10 @@ def persist(
     wait: Callable[[Setback, int], None],
     received: Callable[[], int],
 ) -> None:
-    """Call ``once`` until it succeeds, and ``wait`` for each pause. FetchError after TRIES in a row."""
+    """Calls ``once`` until it succeeds, and ``wait`` for each pause.
+
+    Raises FetchError after TRIES failures in a row.
+    """
     tries, best = 0, received()
     while setback := once():
         tries = 1 if received() - best >= GOOD_TRY_BYTES else tries + 1
@@ -231,7 +234,9 @@ def attempt(
     take: Callable[[Generator[Head | bytes]], Setback | None],
     stop_at: str | None = None,
 ) -> Setback | None:
-    """One HTTP exchange; ``take`` reads the response. A failure is a Setback or raises FetchError.
+    """Makes one HTTP exchange; ``take`` reads the response.
+
+    Returns a Setback for a failure that may be repeated, and raises FetchError for any other failure.
 
     A redirect with the header ``stop_at`` is the response and is not followed.
     """

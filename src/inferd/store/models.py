@@ -47,7 +47,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def check_name(name: str) -> str:
-    """``name`` if it is valid as a file name in the store; StoreError otherwise."""
+    """Returns ``name`` if it is valid as a file name in the store, else raises StoreError."""
     if (
         not name
         or name.startswith(".")
@@ -64,7 +64,7 @@ def check_name(name: str) -> str:
 
 
 def check_sha256(digest: str) -> str:
-    """``digest`` in lower case if it is a sha256 in hex; StoreError otherwise."""
+    """Returns ``digest`` in lower case if it is a sha256 in hex, else raises StoreError."""
     if not _SHA256.fullmatch(digest.lower()):
         raise StoreError(f"{digest!r} is not a sha256; it must be 64 hex digits")
     return digest.lower()
@@ -143,7 +143,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Stamp(msgspec.Struct, frozen=True, kw_only=True):
-    """A blob's file attributes right after its hash was verified."""
+    """The file attributes that a blob had right after its hash was verified."""
 
     size: int
     mtime_ns: int
@@ -171,7 +171,7 @@ class ModelStore:
         return self.home / "blobs" / "sha256" / digest[:2] / digest / "data"
 
     def partial_dir(self, sha256: str) -> Path:
-        """The directory of a download of that blob."""
+        """The directory in which the blob with the hash ``sha256`` is downloaded."""
         digest = check_sha256(sha256)
         return self.home / "blobs" / "sha256" / digest[:2] / f".partial-{digest}"
 
@@ -180,11 +180,14 @@ class ModelStore:
         return self.home / "manifests" / f"{check_name(name)}.json"
 
     def name_lock(self, name: str) -> Path:
-        """The lock to hold while ``name`` is fetched."""
+        """The lock of ``name``, which a process holds while it fetches the model of this name."""
         return self.home / "locks" / f"{check_name(name)}.lock"
 
     def blob_lock(self, sha256: str) -> Path:
-        """The lock to hold while the blob is written; two names may refer to one blob."""
+        """The lock of the blob, which a process holds while it writes the blob.
+
+        The name's lock is not enough: two names may refer to one blob.
+        """
         return self.home / "locks" / f".{check_sha256(sha256)}.lock"
 
     # Manifests.
@@ -212,7 +215,7 @@ class ModelStore:
         return manifest
 
     def list(self) -> Sequence[Manifest]:
-        """Every readable manifest, sorted by name; the log names the others."""
+        """Every readable manifest, sorted by name. Unreadable manifests are named in the log."""
         found = []
         for name, manifest in self._manifests():
             if isinstance(manifest, StoreError):
@@ -241,7 +244,7 @@ class ModelStore:
                     yield name, manifest
 
     def write_manifest(self, manifest: Manifest) -> None:
-        """Write ``manifest`` durably; its blob must be in place. The caller holds the name's lock."""
+        """Writes ``manifest`` durably; its blob must be in place. The caller holds the name's lock."""
         path = self.manifest_path(manifest.name)
         with self.writing():
             make_dirs(path.parent)
@@ -252,7 +255,7 @@ class ModelStore:
             write_whole(path, msgspec.json.format(msgspec.json.encode(fields), indent=2) + b"\n")
 
     def remove_manifest(self, name: str) -> None:
-        """Remove the manifest of ``name`` durably, if it exists. The caller holds the name's lock."""
+        """Removes the manifest of ``name`` durably, if it exists. The caller holds the name's lock."""
         path = self.manifest_path(name)
         with self.writing():
             path.unlink(missing_ok=True)
@@ -276,7 +279,7 @@ class ModelStore:
         return False
 
     def install(self, sha256: str, data: Path) -> None:
-        """Move the finished, synced file ``data`` to the blob's path."""
+        """Moves the finished, synced file ``data`` to the blob's path."""
         path = self.blob_path(sha256)
         with self.writing():
             make_dirs(path.parent)
@@ -285,7 +288,10 @@ class ModelStore:
             sync_dir(path.parent)
 
     def remove_blob(self, sha256: str) -> int:
-        """Delete the blob and its metadata; returns its size in bytes. The caller holds the blob's lock."""
+        """Deletes the blob and its metadata; returns the size of the blob in bytes.
+
+        The caller holds the blob's lock.
+        """
         path = self.blob_path(sha256)
         size = self.blob_size(sha256) or 0
         with self.writing():
@@ -304,7 +310,10 @@ class ModelStore:
         return False
 
     def write_stamp(self, sha256: str, found: os.stat_result) -> None:
-        """Record that the file was verified; a read-only store is verified again next time."""
+        """Records that the file was verified.
+
+        In a read-only store nothing is recorded, and the file is verified again next time.
+        """
         try:
             data = msgspec.json.encode(Stamp.of(found)) + b"\n"
             write_whole(self.blob_path(sha256).with_name("verified.json"), data)
@@ -317,7 +326,7 @@ class ModelStore:
         return all(_only_ours(path.stat()) for path in inside)
 
     def quarantine(self, path: Path) -> Path:
-        """Move a file with wrong content to quarantine; returns its new path."""
+        """Moves a file with wrong content to quarantine; returns its new path."""
         directory = self.home / "locks" / "quarantine"
         moment = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         with self.writing():
@@ -347,7 +356,7 @@ def _only_ours(found: os.stat_result) -> bool:
 
 
 def make_dirs(path: Path) -> None:
-    """Create ``path`` and its parents durably: they survive a power failure."""
+    """Creates ``path`` and its parents durably: the directories survive a power failure."""
     if not path.is_dir():
         make_dirs(path.parent)
         path.mkdir(mode=0o755, exist_ok=True)
@@ -355,7 +364,7 @@ def make_dirs(path: Path) -> None:
 
 
 def sync_dir(path: Path) -> None:
-    """Make the directory's entries durable."""
+    """Makes the directory's entries durable."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -364,7 +373,7 @@ def sync_dir(path: Path) -> None:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Replace the file at ``path`` atomically and durably."""
+    """Replaces the file at ``path`` atomically and durably."""
     temporary = path.with_name(f".{path.name}.tmp")
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(temporary, flags, 0o644)

@@ -44,7 +44,7 @@ def read_mark(partial: Path) -> Mark | None:
 
 
 def check_room(store: ModelStore, needed: int) -> None:
-    """StoreError unless ``needed`` + SPARE_BYTES are free on the store's disk."""
+    """Raises StoreError unless ``needed`` + SPARE_BYTES bytes are free on the store's disk."""
     free = shutil.disk_usage(store.home).free
     if free < needed + SPARE_BYTES:
         raise StoreError(
@@ -118,7 +118,7 @@ class Sink:
         return self._store.writing()
 
     def restart(self) -> None:
-        """Discard the received bytes."""
+        """Discards the received bytes."""
         with self.writing():
             (self._partial / "source.json").unlink(missing_ok=True)
             os.ftruncate(self._fd, 0)
@@ -127,7 +127,7 @@ class Sink:
         self.received, self.in_parts, self._hash = 0, False, hashlib.sha256()
 
     def remember(self, etag: str, size: int | None) -> None:
-        """Record the version of the source, before its first byte is written."""
+        """Records the version of the source, before the first byte is written."""
         self.mark = Mark(url=self.mark.url, etag=etag, size=size)
         with self.writing():
             write_whole(self._partial / "source.json", msgspec.json.encode(self.mark))
@@ -135,11 +135,14 @@ class Sink:
                 check_room(self._store, size - self.received)
 
     def check_room(self, needed: int) -> None:
-        """StoreError unless the store's disk has room for ``needed`` more bytes and SPARE_BYTES."""
+        """Raises StoreError unless the store's disk has room for ``needed`` more bytes and SPARE_BYTES."""
         check_room(self._store, needed)
 
     def write(self, chunk: bytes) -> None:
-        """Append ``chunk``. BootCancelled, FetchError for too many bytes, StoreError for a full disk."""
+        """Appends ``chunk``.
+
+        Raises BootCancelled, FetchError for too many bytes, and StoreError for a full disk.
+        """
         self._check_cancelled()
         if self.expected is not None and self.received + len(chunk) > self.expected:
             expected = self.expected
@@ -153,7 +156,7 @@ class Sink:
         self.received += len(chunk)
 
     def finish(self) -> str:
-        """Sync the file; returns its sha256 in hex."""
+        """Syncs the file; returns its sha256 in hex."""
         with self.writing():
             os.fsync(self._fd)
         return self._hash.hexdigest()
@@ -163,7 +166,7 @@ class Sink:
             raise BootCancelled("the download was cancelled")
 
     def close(self) -> None:
-        """Close the file."""
+        """Closes the file."""
         os.close(self._fd)
 
     def __enter__(self) -> Sink:

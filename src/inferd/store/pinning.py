@@ -167,7 +167,7 @@ def _pin_part(
 
 
 def _check_free(store: ModelStore, name: str, digest: str) -> None:
-    """StoreError if ``name`` already refers to another file."""
+    """Raises StoreError if ``name`` already refers to another file."""
     known = lookup(name)
     taken = known is not None and known.sha256 != digest
     with suppress(StoreError):  # an unreadable manifest is rewritten
@@ -182,7 +182,7 @@ def _check_free(store: ModelStore, name: str, digest: str) -> None:
 def _look_at(
     path: Path, progress: Progress, cancelled: threading.Event, *, first: bool = True
 ) -> tuple[str, int]:
-    """sha256 and size of a local model file; ``first``: the first file of a model."""
+    """Returns the sha256 and the size of a local model file; ``first`` marks the first file of a model."""
     with open_file(path, None, progress=progress, cancelled=cancelled) as opened:
         _check_magic(opened)
         with suppress(ModelError):  # llama.cpp may read a header that we cannot

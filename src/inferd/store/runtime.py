@@ -25,7 +25,7 @@ POLL_SECS = 0.1  # the latest that a waiter notices a cancellation
 
 @contextmanager
 def explained(what: str, advice: str = "") -> Iterator[None]:
-    """Turn an OSError of the body into a StoreError: ``cannot WHAT: REASON``, then the advice."""
+    """Turns an OSError of the body into a StoreError: ``cannot WHAT: REASON``, then the advice."""
     try:
         yield
     except OSError as error:
@@ -34,13 +34,14 @@ def explained(what: str, advice: str = "") -> Iterator[None]:
 
 
 def make_private_dir(path: Path) -> None:
-    """Create ``path`` and its missing parents with mode 0700; existing ones keep their mode."""
+    """Creates ``path`` and its missing parents with mode 0700; existing directories keep their mode."""
     with explained(f"make the directory {path}"):
         private.make_private_dirs(path)
 
 
 def ensure_private_dir(path: Path) -> None:
-    """As :func:`make_private_dir`, and refuse a directory that another user made or can redirect.
+    """Does the same as :func:`make_private_dir`, and refuses a directory that another user made or can
+    redirect.
 
     For inferd's default directories: one of them is below the world-writable ``/tmp``.
     """
@@ -62,7 +63,7 @@ class Lock:
 
     @classmethod
     def acquire(cls, path: Path) -> Lock:
-        """Take the lock or raise LockHeld at once. StoreError: the path cannot hold a lock."""
+        """Takes the lock, or raises LockHeld at once. Raises StoreError if the path cannot hold a lock."""
         make_private_dir(path.parent)
         while True:
             fd = _open(path)
@@ -84,7 +85,7 @@ class Lock:
 
     @classmethod
     def wait(cls, path: Path, cancelled: threading.Event, held: Callable[[], None]) -> Lock:
-        """Take the lock as soon as it is free; calls ``held`` at each poll until then.
+        """Takes the lock as soon as it is free. Until then polls the lock, and calls ``held`` at each poll.
 
         Raises BootCancelled within POLL_SECS of ``cancelled``.
         """

@@ -33,7 +33,7 @@ class Reporter:
         self._next = 0.0
 
     def report(self, done: int, **more: object) -> None:
-        """Report ``done`` received bytes; ``more`` is added to the details unchanged."""
+        """Reports ``done`` received bytes; ``more`` is added to the details unchanged."""
         complete = done == self.total and self._done != done
         if complete or time.monotonic() >= self._next:
             self.report_now(done, **more)
@@ -62,4 +62,4 @@ class Source(ABC):
 
     @abstractmethod
     def copy(self, sink: Sink, scratch: Path, progress: Progress) -> None:
-        """Write the file into ``sink``. ``scratch`` is an empty private directory on the store's disk."""
+        """Writes the file into ``sink``. ``scratch`` is an empty private directory on the store's disk."""

@@ -44,9 +44,9 @@ class Rubbish:
 
 
 def remove(store: ModelStore, name: str) -> Removed:
-    """Delete the model ``name``: its manifest, and its blob unless another name refers to it.
+    """Deletes the model ``name``: its manifest, and its blob unless another name refers to the blob.
 
-    Raises StoreError if the model does not exist or another process is fetching it.
+    Raises StoreError if the model does not exist, or if another process is fetching the model.
     """
     known = lookup(name)
     if known is not None and not store.manifest_path(name).exists():
@@ -70,7 +70,10 @@ def remove(store: ModelStore, name: str) -> Removed:
 
 
 def _digests(store: ModelStore, name: str) -> tuple[str, ...]:
-    """The blobs of ``name``; empty if its manifest is unreadable, which does not prevent its removal."""
+    """The blobs of ``name``; empty if the manifest is unreadable.
+
+    An unreadable manifest can be removed, too.
+    """
     try:
         manifest = store.manifest(name)
     except StoreError:
@@ -82,9 +85,11 @@ def _digests(store: ModelStore, name: str) -> tuple[str, ...]:
 
 
 def collect(store: ModelStore, *, quarantine: bool, dry_run: bool) -> Iterator[Rubbish]:
-    """Delete unused files that inferd wrote, and return them; with ``dry_run``, only return them.
+    """Deletes the unused files that inferd wrote, and returns them.
 
-    An unreadable manifest keeps every blob, since it may refer to any.
+    With ``dry_run``, returns them and deletes nothing.
+
+    An unreadable manifest keeps every blob, since the manifest may refer to any blob.
     """
     for path in sorted((store.home / "blobs" / "sha256").glob("[0-9a-f][0-9a-f]/*")):
         if rubbish := _rubbish(store, path):
@@ -133,7 +138,7 @@ def _is_ours(partial: Path) -> bool:
 
 
 def _discard(partial: Path) -> int:
-    """Delete a download directory; returns its size in bytes. The caller holds the blob's lock."""
+    """Deletes a download directory; returns its size in bytes. The caller holds the blob's lock."""
     if not partial.is_dir() or partial.is_symlink():
         return 0
     size = largest_file(partial)

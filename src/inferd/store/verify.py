@@ -67,9 +67,10 @@ class OpenModel:
 def open_blob(
     store: ModelStore, model: CatalogueModel, verify: str, progress: Progress, cancelled: threading.Event
 ) -> OpenModel:
-    """Open the blob of ``model`` and verify the open file, unless its stamp shows an earlier verification.
+    """Opens the file of ``model`` in the store, and verifies its hash unless a stamp proves it.
 
-    Raises StoreError, HashMismatch after moving a wrong file to quarantine, BootCancelled.
+    Raises StoreError if the file cannot be opened or read. If the hash is wrong, moves the file to quarantine
+    and raises HashMismatch. Raises BootCancelled after a cancellation.
     """
     path = store.blob_path(model.sha256)
     try:
@@ -168,7 +169,7 @@ def _refuse_blob(
     progress: Progress,
     cancelled: threading.Event,
 ) -> StoreError:
-    """Move the open blob to quarantine, unless it has been replaced meanwhile; returns the error to raise."""
+    """Moves the open blob to quarantine, unless it was replaced meanwhile; returns the error to raise."""
     try:
         with Lock.wait(store.blob_lock(model.sha256), cancelled, lambda: None):
             if store.is_blob(model.sha256, opened.fd):
@@ -181,7 +182,7 @@ def _refuse_blob(
 def set_aside(
     store: ModelStore, model: CatalogueModel, path: Path, actual: str, progress: Progress
 ) -> HashMismatch:
-    """Move the file at ``path`` to quarantine; returns the error. The caller holds the blob's lock."""
+    """Moves the file at ``path`` to quarantine; returns the error. The caller holds the blob's lock."""
     place = store.quarantine(path)
     details = {
         "path": path,

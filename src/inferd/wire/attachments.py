@@ -77,7 +77,9 @@ KEYS = frozenset({"kind", "id", "bytes", "size", "width", "height", "sample_rate
 
 
 def read(attachments: Sequence[Attachment], request_id: str, *, content_follows: bool = False) -> None:
-    """Raises DecodeError for an incomplete attachment.
+    """Checks that each attachment of a parsed request has the fields that it needs.
+
+    Raises DecodeError for an incomplete attachment.
 
     With ``content_follows``, the content of an attachment without ``bytes`` follows in a blob.
     """

@@ -76,7 +76,10 @@ def has_escaped_key_letter(raw: bytes) -> bool:
 
 
 def pairs(raw: bytes) -> Pairs:
-    """Parses a line, known to be one valid JSON object, with every key including repeated ones."""
+    """Parses a line into pairs of key and value.
+
+    Repeated keys are kept. The line must already be known to be one valid JSON object.
+    """
     hook: Callable[[list[tuple[str, Any]]], Pairs] = Pairs
     try:
         # Numbers stay text: their values are not needed, and Python refuses to convert very long ones.

@@ -40,7 +40,7 @@ class Behalf(msgspec.Struct):
 
 
 class Sampling(msgspec.Struct, kw_only=True):
-    """The fields shared by the generation surfaces, as parsed."""
+    """The parsed fields that the requests of all generation surfaces share."""
 
     id: str = ""
     temperature: float | None = None

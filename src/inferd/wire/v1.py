@@ -97,7 +97,10 @@ TOKEN_SUFFIX = b'"}\n'
 
 
 def token_prefix(request_id: str) -> bytes:
-    """A token frame up to its content. The JSON-escaped content goes between this and ``TOKEN_SUFFIX``."""
+    """A token frame up to its content.
+
+    The JSON-escaped content goes between this prefix and ``TOKEN_SUFFIX``.
+    """
     return b'{"type":"token","id":' + orjson.dumps(request_id) + b',"content":"'
 
 

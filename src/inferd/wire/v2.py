@@ -303,7 +303,7 @@ LOGPROBS_OPENING, LOGPROBS_SUFFIX = b'"},"logprobs":[', b"]}\n"
 
 
 def delta_prefix(request_id: str, kind: Literal["text", "thinking"]) -> bytes:
-    """A frame up to its delta. The JSON-escaped delta goes between this and ``TEXT_SUFFIX``."""
+    """A frame up to its delta. The JSON-escaped delta goes between this prefix and ``TEXT_SUFFIX``."""
     block = b',"block":{"type":"' + kind.encode() + b'","delta":"'
     return b'{"type":"frame","id":' + orjson.dumps(request_id) + block
 

@@ -4,8 +4,8 @@ llama.cpp maps the file. Weights that it rearranges for the processor, or sends 
 there, and the pages that they came from stay resident. After a load all pages of the file are given back;
 those that are still read come again from the system's cache of the file.
 
-The sandbox of an engine forbids to open the list of mappings, so ``hold`` opens it before. Where a system has
-none, nothing is given back.
+The sandbox of an engine forbids to open the list of mappings, so ``hold`` opens it before. On a system
+without such a list, nothing is given back.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _held: list[int] = []
 
 
 def hold() -> None:
-    """Opens the list for the life of the process."""
+    """Opens the list of mappings for the life of the process."""
     with suppress(OSError):
         _held.append(os.open(_MAPS, os.O_RDONLY | os.O_CLOEXEC))
 

@@ -57,7 +57,7 @@ def as_text(call: ToolCall) -> str:
 
 
 class Reader:
-    """Parses an answer while it grows: text up to the marker, and one call at the end."""
+    """Parses an answer while it grows. The answer is text up to the marker, and at most one call after it."""
 
     def __init__(self, required: bool) -> None:
         self._in_call = required

@@ -30,7 +30,7 @@ class Companion(NamedTuple):
 
 
 def variants() -> list[str]:
-    """The CPU variants of this build; only ``native`` in a build for one machine."""
+    """The names of the CPU variants of this build. A build for one machine has only ``native``."""
     found = sorted(file.stem.removeprefix("libggml-cpu-") for file in GGML.glob("libggml-cpu-*.so"))
     return found or ["native"]
 

@@ -40,5 +40,5 @@ class Supplies:
 
 @cache
 def supplies() -> Supplies:
-    """Those of this machine, for the life of the process."""
+    """The batteries of this machine. Their files stay open for the life of the process."""
     return Supplies()

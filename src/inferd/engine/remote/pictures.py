@@ -24,7 +24,10 @@ def are_large(messages: Iterable[Message]) -> bool:
 
 
 def as_base64(image: Media) -> tuple[str, str]:
-    """The MIME type of an image and its file as base64; raw pixels become a PNG."""
+    """Returns the MIME type of an image, and the content of its file as base64.
+
+    Encodes raw pixels as a PNG file.
+    """
     if image.mime:
         return image.mime, base64.b64encode(image.data).decode("ascii")
     from PIL import Image

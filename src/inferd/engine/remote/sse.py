@@ -44,7 +44,9 @@ class Decoder:
         return found
 
     def _take(self, line: str) -> str | None:
-        """The data of the event that ``line`` ends; ``None`` if it ends none, or one without data."""
+        """The data of the event that ``line`` ends; ``None`` if the line ends no event, or an event without
+        data.
+        """
         if line:
             field, _, value = line.partition(":")
             if field == "data":

@@ -109,7 +109,7 @@ class RemoteStream(Stream):
         self._leave()
 
     def _leave(self) -> None:
-        """Cancels the reading task once; a second cancel would disturb its cleanup."""
+        """Cancels the task that reads the answer, at most once: a second cancel would disturb its cleanup."""
         if not self._leaving:
             self._leaving = True
             self._task.cancel()

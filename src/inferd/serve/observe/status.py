@@ -229,7 +229,7 @@ class Subscriber(asyncio.Protocol):
             await asyncio.wait((self._pulling,))
 
     def _cancel_pull(self) -> None:
-        """Once: a second cancellation would interrupt the clean-up."""
+        """Cancels the download, at most once: a second cancellation would interrupt the clean-up."""
         if self._pulling is not None and not self._pull_cancelled:
             self._pull_cancelled = True
             self._pulling.cancel()

@@ -174,7 +174,10 @@ class Host:
 
 
 class _Job:
-    """A running request: ``sent`` bytes of its events that the daemon has not passed on yet."""
+    """A running request.
+
+    ``sent`` counts the bytes of its events that the daemon has not passed on to the client yet.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -189,7 +192,7 @@ class _Job:
         self._wake()
 
     async def room(self) -> None:
-        """Returns when the daemon has passed on enough."""
+        """Waits until the daemon has yet to pass on fewer than ``WINDOW_BYTES`` of the sent events."""
         while self.sent >= m.WINDOW_BYTES:
             self._room = self._loop.create_future()
             await self._room
@@ -212,7 +215,7 @@ class _Job:
 
 
 def _tell(error: BaseException) -> None:
-    """Logs an error that inferd did not raise on purpose: its class and its place."""
+    """Logs the class and the place of an error that inferd did not raise on purpose."""
     if m.failure(error).kind == "BackendInternal":
         place = error.__traceback__
         while place is not None and place.tb_next is not None:
@@ -222,7 +225,7 @@ def _tell(error: BaseException) -> None:
 
 
 def _plain(fields: Mapping[str, object]) -> dict[str, object]:
-    """The fields of a log record as types that msgpack can carry."""
+    """Converts the fields of a log record to types that msgpack can encode."""
     kept = (type(None), bool, int, float, str, list, dict)
     return {name: value if isinstance(value, kept) else str(value) for name, value in fields.items()}
 

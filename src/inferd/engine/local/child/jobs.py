@@ -46,7 +46,10 @@ class Job:
         self._waiter: asyncio.Future[None] | None = None
 
     async def begin(self) -> bool:
-        """Waits for its turn and sends the request to the process. False: the consumer left before that."""
+        """Waits for the job's turn and sends the request to the process.
+
+        Returns False if the consumer left before that.
+        """
         self._jobs.join(self)
         try:
             await self._until(lambda: self.process is not None)
@@ -110,7 +113,7 @@ class Job:
             self.process.tell(m.CANCEL, self._number)
 
     def leave(self) -> None:
-        """The consumer has gone. Idempotent."""
+        """Ends the job, whose consumer has gone. Idempotent."""
         if self._left:
             return
         self._left = True
@@ -123,7 +126,7 @@ class Job:
         self._wake()
 
     def fail(self, error: InferdError) -> None:
-        """Ends its wait with ``error``."""
+        """Ends the job's wait with ``error``."""
         self._error = error
         self._wake()
 
@@ -152,7 +155,7 @@ class Job:
         self._messages.clear()
 
     def start(self, process: EngineProcess) -> None:
-        """Its turn has come."""
+        """Ends the job's wait, because its turn has come."""
         self.process = process
         self._wake()
 
@@ -215,7 +218,10 @@ Packed = tuple[bytes, list[int]]
 
 
 async def _pack_aside(request: GenerateRequest) -> Packed:
-    """Packs in a separate thread; if the client leaves first, closes the result's descriptors."""
+    """Packs a request in a separate thread.
+
+    If the client leaves before the thread is done, closes the descriptors of the packed request.
+    """
     thread = ThreadPoolExecutor(1, thread_name_prefix="inferd-pack")
     packing = asyncio.get_running_loop().run_in_executor(thread, m.pack_generate, request)
     thread.shutdown(wait=False)

@@ -92,13 +92,12 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     ``parts`` is the number of the model's files; ``projector`` and ``draft_model`` add one descriptor each;
     the last descriptors are those of the ``adapters``. ``cache_mib`` bounds the memory of saved prefixes;
     ``ahead_tokens`` bounds what is computed of the next prompt after an answer; ``keep_thinking`` keeps
-    earlier thinking that the template would leave out; ``drafts`` are ``auto``,
-    ``on`` or ``off``. The daemon keeps files of states if ``files`` is set; the
-    engine saves one after ``file_after_ms`` without a job. ``cage`` is a profile of
-    :mod:`inferd.engine.local.child.cage`. ``chat_template`` is Jinja that replaces the model's own.
-    ``workers`` are the RPC workers that compute a part of it: without a GPU here the last ``worker_layers``
-    layers (-1: all), and else ``n_gpu_layers`` together with the GPU. A worker may be absent for
-    ``worker_absent_secs``.
+    earlier thinking that the template would leave out; ``drafts`` are ``auto``, ``on`` or ``off``. The daemon
+    keeps files of states if ``files`` is set; the engine saves one after ``file_after_ms`` without a job.
+    ``cage`` is a profile of :mod:`inferd.engine.local.child.cage`. ``chat_template`` is Jinja that replaces
+    the model's own. ``workers`` are the RPC workers that compute a part of it: without a GPU here the last
+    ``worker_layers`` layers (-1: all), and else ``n_gpu_layers`` together with the GPU. A load waits at most
+    ``worker_absent_secs`` for a worker that cannot be reached.
     """
 
     name: str
@@ -203,7 +202,7 @@ _NAMED = {
 
 
 def failure(error: BaseException) -> Failure:
-    """The message for an error; omits the text of an unexpected exception."""
+    """Makes the message for an error. The message omits the text of an unexpected exception."""
     for kind in type(error).__mro__:
         if kind.__name__ in _NAMED:
             details = error.details if isinstance(error, InferdError) else {}

@@ -259,7 +259,7 @@ class HostedModel(Backend):
         return Ranking(scores, tokens)
 
     async def _call(self, request: EngineRequest, kind: int, result: type[T]) -> tuple[T, memoryview]:
-        """Runs a request with a packed answer, and returns that."""
+        """Runs a request with a packed answer, and returns this answer."""
         job = self.job(request)
         try:
             await job.begin()

@@ -2,7 +2,7 @@
 
 Many templates leave out the thinking of earlier turns once the user speaks again. Then all tokens after the
 first thought that is left out differ from those in the slot, and the next request would compute them while
-its client waits. But they are known as soon as the answer has ended: the prompt of the next request up to the
+its client waits. But as soon as the answer has ended, inferd knows the prompt of the next request up to the
 text of the user.
 
 The work begins a moment after the last request has ended, not on battery, and is bounded. The next request
@@ -53,8 +53,10 @@ class Ended:
 
 
 class Ahead:
-    """For a template that leaves out earlier thinking. ``most`` bounds the tokens computed after one answer;
-    0 does nothing."""
+    """Computes ahead for a template that leaves out earlier thinking.
+
+    ``most`` is the maximum number of tokens computed after one answer; with 0 nothing is computed.
+    """
 
     def __init__(
         self,
@@ -77,7 +79,10 @@ class Ahead:
         self._computed: asyncio.Future[None] | None = None
 
     def answered(self, ended: Ended, turn: Turn) -> None:
-        """The answer ``turn`` has ended. Does nothing unless a thought may be left out of the next prompt."""
+        """Begins the work after the answer ``turn`` has ended.
+
+        Does nothing unless the next prompt may leave out a thought.
+        """
         thought = bool(turn.thinking) or any(message.thinking for message in ended.request.messages)
         if self._most == 0 or turn.calls or not thought or not ended.request.cache:
             return
@@ -86,7 +91,7 @@ class Ahead:
         self._work = asyncio.get_running_loop().create_task(self._run(ended, turn))
 
     def stop(self) -> None:
-        """Ends the work: a request has come."""
+        """Ends the work, because a request has come."""
         if self._work is not None:
             self._work.cancel()
             self._work = None
@@ -105,7 +110,7 @@ class Ahead:
                 self._computed.set_result(None)
 
     async def computed(self) -> bool:
-        """Waits for the work; whether there was any."""
+        """Waits until the work has ended; returns whether any was running."""
         if self._work is None:
             return False
         await asyncio.wait((self._work,))
@@ -139,7 +144,10 @@ class Ahead:
     def _next_prompt(
         self, ended: Ended, turn: Turn, cancellation: _llama.Cancellation
     ) -> _llama.Prompt | None:
-        """The known beginning of the next prompt; ``None`` if it is hardly new. Runs in the pool."""
+        """The known beginning of the next prompt; ``None`` if nearly all of it is computed already.
+
+        Runs in the pool.
+        """
         answer = Message("assistant", "".join(turn.text), thinking="".join(turn.thinking))
         messages = (*ended.request.messages, answer, Message("user", "Next."))
         request = replace(ended.request, messages=messages)

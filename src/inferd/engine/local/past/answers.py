@@ -48,7 +48,10 @@ class Answers:
         self._lock = threading.Lock()
 
     def keep(self, request: GenerateRequest, prompt: tuple[int, int], turn: Turn, tokens: bytes) -> None:
-        """Keeps the finished answer to ``request``; ``prompt`` is length and hash of the rendered request."""
+        """Keeps the tokens of the finished answer to ``request``.
+
+        ``prompt`` holds the length and the hash of the rendered request.
+        """
         key = _key(
             request.scope, len(request.messages), "".join(turn.thinking), "".join(turn.text), turn.calls
         )
@@ -60,9 +63,11 @@ class Answers:
                 self._drop(next(iter(self._kept)))
 
     def of(self, request: GenerateRequest, *, thoughts: bool = True) -> list[Kept]:
-        """The kept answers among the messages of ``request``, in order. Without ``thoughts`` those with
-        thinking before the last message of the user are left out: their tokens have it, and the template
-        does not show it."""
+        """The kept answers among the messages of ``request``, in order.
+
+        Without ``thoughts``, an answer with thinking is left out if it precedes the last message of the user:
+        its tokens include the thinking, which the template does not show.
+        """
         found = []
         asked = max((i for i, message in enumerate(request.messages) if message.role == "user"), default=0)
         for place, message in enumerate(request.messages):

@@ -33,7 +33,7 @@ def parts_of(endpoint: str) -> tuple[str, int]:
 
 
 def reach(endpoint: str, absent_secs: float = 0.0, seconds: float = REACH_SECS) -> None:
-    """Returns if a worker greets at ``endpoint``, within ``seconds``. Raises ModelError.
+    """Waits until a worker at ``endpoint`` greets, at most ``seconds``. Raises ModelError if no worker does.
 
     A worker serves one client at a time; the others wait for its greeting. ``absent_secs`` is the time for
     which a worker may be missing, because it is just restarted.

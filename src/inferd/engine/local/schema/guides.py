@@ -38,7 +38,10 @@ MOST_SECONDS = 10.0
 
 
 def _open_library() -> str:
-    """Loads llguidance before the sandbox blocks opening files; returns the reason if that fails."""
+    """Loads llguidance, before the sandbox blocks opening files.
+
+    Returns the reason if loading fails, else an empty text.
+    """
     try:
         _llama.open_guidance(importlib.import_module("llguidance._lib").__file__ or "")
     except (ImportError, ModelError) as error:

@@ -46,7 +46,7 @@ class _Notation(Protocol):
         """Any value that the parser reads."""
 
     def text(self, conjunction: Conjunction, texts: Sequence[str] | str | None) -> str:
-        """A string that matches, or one of the ``texts``."""
+        """The expression for a string that matches the schema, or for one of the ``texts``."""
 
     def scalars(self, schema: dict[str, Any]) -> str:
         """A number, a boolean or null."""
@@ -55,7 +55,7 @@ class _Notation(Protocol):
         """A value."""
 
     def name(self, name: str) -> str | None:
-        """The name of a member and its colon; ``None`` if the parser cannot read it."""
+        """The expression for a member's name and its colon; ``None`` if the parser cannot read the name."""
 
     def names(self, bounds: Bounds) -> list[str]:
         """Terminals of names with their colons."""
@@ -190,7 +190,7 @@ class _Values:
         return f"({' | '.join(dict.fromkeys(ways))})"
 
     def value(self, parts: Parts) -> str | None:
-        """A value that matches all the schemas; ``None`` if none can."""
+        """The expression for a value that matches all the schemas; ``None`` if no value can."""
         if any(part is False for part in parts):
             return None
         schemas = [part for part in parts if isinstance(part, dict)]
@@ -283,7 +283,7 @@ class _Values:
         return f'"{{" {self._listed(parts, needed, self._notation.comma)} "}}"'
 
     def _others(self, found: alternatives.Members) -> str:
-        """A member that is not declared; empty if there can be none."""
+        """The expression for a member that is not declared; empty if the object can have no such member."""
         patterns = [pattern for pattern, _ in found.others if pattern is not None]
         options = []
         for pattern, parts in found.others:
@@ -294,9 +294,10 @@ class _Values:
         return self._form.add(self._form.fresh("other"), " | ".join(options)) if options else ""
 
     def _names(self, pattern: str | None, named: list[str], patterns: list[str]) -> str:
-        """Names that contain the pattern, or for ``None`` none of the ``patterns``, and are not ``named``.
+        """The expression for names that are not ``named`` and contain the pattern, or for ``None`` none of
+        the ``patterns``.
 
-        Empty if no expression says that.
+        Empty if no expression can describe these names.
         """
         wholes = [raw_texts.whole(each) for each in (patterns if pattern is None else [pattern])]
 

@@ -63,7 +63,7 @@ def digits(number: float) -> Digits:
 
 
 def least_common(one: Digits, other: Digits) -> Digits:
-    """The least common multiple, in the same form."""
+    """The least common multiple, in the form of :func:`digits`."""
     exponent = min(one[1], other[1])
     a, b = (number * 10 ** (up - exponent) for number, up in (one, other))
     found = math.lcm(a, b)

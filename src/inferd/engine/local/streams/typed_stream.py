@@ -29,8 +29,11 @@ RAW_FRAMES = FrameTemplate(b"", b"\n")
 
 
 class TypedStream(Stream):
-    """``source`` yields ``RAW_FRAMES``; with ``tool_required`` an answer without a call is unfinished.
-    ``keeper`` gets the whole answer."""
+    """``source`` yields ``RAW_FRAMES``; with ``tool_required`` an answer without a tool call counts as
+    unfinished.
+
+    ``keeper`` gets the whole answer.
+    """
 
     def __init__(
         self,
