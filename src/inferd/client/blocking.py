@@ -201,10 +201,8 @@ def dial_and_wait_ready(
 ) -> Client:
     """Waits until the daemon is ready, and returns a connected client.
 
-    Before that the daemon's socket does not exist.
-
-    Retries after 100 ms, doubling up to 5 s, and raises DaemonUnreachable after ``limit_secs``. The last
-    pause ends at ``limit_secs``.
+    Before that the daemon's socket may not exist. Retries after 100 ms, doubling up to 5 s, and raises
+    DaemonUnreachable after ``limit_secs``. The last pause ends at ``limit_secs``.
     """
     client = Client(address, api_key, timeout, **elsewhere)
     backoff = Backoff(limit_secs, clock)
