@@ -14,7 +14,7 @@ import pytest
 
 from inferd import log
 from inferd.engine.mock import Mock
-from inferd.serve import auth, burst, connection, listener, session
+from inferd.serve import auth, connection, listener, log_limit, session
 from inferd.serve.listener import ConnectionLimit
 from inferd.serve.strangers import Strangers
 from inferd.serve.surfaces.v2 import BlockSurface
@@ -282,9 +282,9 @@ async def test_a_flood_does_not_fill_the_log(path: Path, short_dir: Path) -> Non
 async def test_a_flood_of_connections_does_not_fill_the_log(
     path: Path, short_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(burst, "SPAN_SECS", 3600.0)
+    monkeypatch.setattr(log_limit, "SPAN_SECS", 3600.0)
     for name in ("accepted", "closed"):
-        counter = burst.Burst(log.get("session"), f"connection_{name}", f"connections_{name}")
+        counter = log_limit.Burst(log.get("session"), f"connection_{name}", f"connections_{name}")
         monkeypatch.setattr(session, f"_{name}", counter)
     activity = log.setup("info", short_dir, stderr=False)
     try:
@@ -297,14 +297,14 @@ async def test_a_flood_of_connections_does_not_fill_the_log(
     finally:
         activity.close()
     written = [event["msg"] for event in events(short_dir)]
-    assert written.count("connection_accepted") == written.count("connection_closed") == burst.LIMIT
+    assert written.count("connection_accepted") == written.count("connection_closed") == log_limit.LIMIT
 
 
 async def test_log_lines_dropped_in_a_flood_are_counted(
     short_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(burst, "SPAN_SECS", 0.05)
-    counter = burst.Burst(log.get("session"), "came", "came_too")
+    monkeypatch.setattr(log_limit, "SPAN_SECS", 0.05)
+    counter = log_limit.Burst(log.get("session"), "came", "came_too")
     activity = log.setup("info", short_dir, stderr=False)
     try:
         for _ in range(1000):

@@ -1,6 +1,7 @@
 """The asyncio connections of a client to one surface, and their replies.
 
-Like :mod:`inferd.client.channel`, but a request is sent when its reply is entered or first read.
+The same as :mod:`inferd.client.channel` for asyncio, except that a request is sent when its reply is entered
+or first read.
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ _ID_BYTES = 64
 class Attachment:
     """Bytes in a message: UTF-8 text, or a picture or sound.
 
-    An encoded file has a ``mime`` type; without one it is interleaved RGB of ``width`` x ``height``, or
-    little-endian float32 mono samples at ``sample_rate`` Hz.
+    An encoded file has a ``mime`` type; without a ``mime`` type the bytes are interleaved RGB of ``width`` x
+    ``height``, or little-endian float32 mono samples at ``sample_rate`` Hz.
     """
 
     kind: Literal["image", "audio", "text"]

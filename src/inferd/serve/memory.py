@@ -2,7 +2,8 @@
 
 A request reserves its bytes before they are read, and keeps the reservation until it ends. All connections
 share one budget. A user (over TCP, a host) may hold at most half of the memory that others leave free, so
-that one user never takes the whole budget. A user's first request only needs to fit.
+that one user never takes the whole budget. A request of a user that holds no bytes may reserve all of the
+free memory.
 """
 
 from __future__ import annotations

@@ -18,8 +18,10 @@ _SOL_LOCAL, _LOCAL_PEERCRED, _LOCAL_PEERPID = 0, 1, 2
 
 
 class Peer(NamedTuple):
-    """``address`` is set only for TCP, uid and gid only for a Unix socket, ``sid`` only for a named pipe;
-    ``None`` is unknown."""
+    """``address`` is set only for TCP, uid and gid only for a Unix socket, ``sid`` only for a named pipe.
+
+    A field that is unknown is ``None``.
+    """
 
     transport: str
     uid: int | None = None

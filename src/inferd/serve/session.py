@@ -36,10 +36,10 @@ from inferd.errors import (
 )
 from inferd.log import faults
 from inferd.serve import auth
-from inferd.serve.burst import Burst
 from inferd.serve.connection import LARGE_BYTES, Connection
 from inferd.serve.deadline import alarm, deadline_of
 from inferd.serve.hangup import HangupWatch
+from inferd.serve.log_limit import Burst
 from inferd.serve.memory import InputMemory
 from inferd.serve.models import ModelDirectory
 from inferd.serve.observe.metrics import Metrics

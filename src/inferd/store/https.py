@@ -64,7 +64,10 @@ class Head:
 
 @dataclass(frozen=True)
 class Setback:
-    """The reason of a failed try that may be repeated; ``pause_secs`` is the server's Retry-After."""
+    """The reason why a try failed that may be repeated.
+
+    ``pause_secs`` is the pause that the server asks for in ``Retry-After``.
+    """
 
     reason: str
     pause_secs: float | None = None

@@ -266,7 +266,9 @@ def _replace(items: Any, tag: str, known: frozenset[str]) -> bool:
 
 
 def _read_exactly(line: Pairs, request: Request) -> None:
-    """Rejects what the decoder accepts: repeated known keys, and base64 with stray bits at its end."""
+    """Rejects two faults that the JSON decoder accepts: repeated known keys, and base64 with stray bits at
+    its end.
+    """
     line.require_unique(_KEYS, "$")
     for key, known in _KEYS_OF.items():
         for i, item in enumerate(line.get(key) or ()):

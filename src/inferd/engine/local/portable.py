@@ -36,7 +36,10 @@ def variants() -> list[str]:
 
 
 def chosen_variant() -> str:
-    """The variant in INFERD_CPU_VARIANT, or ``""``. Raises ConfigError if this build does not have it."""
+    """The CPU variant that INFERD_CPU_VARIANT names, or ``""`` if the variable is not set.
+
+    Raises ConfigError if this build does not have it.
+    """
     name = os.environ.get("INFERD_CPU_VARIANT", "")
     if name and name not in variants():
         raise ConfigError(f"INFERD_CPU_VARIANT is {name!r}; this build has {', '.join(variants())}")

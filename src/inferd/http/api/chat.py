@@ -102,7 +102,7 @@ def _assistant(turns: Turns, message: Fields) -> None:
 
 
 def joined_text(message: Fields) -> str:
-    """The content of a message that must be text."""
+    """Returns the content of a message as one text. Raises BadField for content other than text."""
     blocks = parts(message)
     if any(not isinstance(block, dict) for block in blocks):
         raise message.bad("content", "of this role must be text")

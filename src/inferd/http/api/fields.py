@@ -1,6 +1,6 @@
 """Reads the fields of a JSON body. A wrong type is an error that names the field; ``null`` means absent.
 
-Unknown fields are ignored. Errors use the API's own paths, such as ``messages[1].content``.
+Unknown fields are ignored. An error names the field by its path in the body, such as ``messages[1].content``.
 """
 
 from __future__ import annotations

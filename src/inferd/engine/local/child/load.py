@@ -19,7 +19,8 @@ from inferd.progress import Progress
 
 
 def load_model(load: Load, fds: Sequence[int], progress: Progress) -> LlamaCpp | EmbeddingModel:
-    """Loads the model in ``fds``: its files in order, its projector, its draft model, its adapters; blocks.
+    """Loads the model whose descriptors are ``fds``: its files in order, its projector, its draft model, its
+    adapters. Blocks.
 
     Raises ModelError.
     """

@@ -25,7 +25,7 @@ DICT, KEYWORDS = "gemma4-dict", "python-or-json-value"
 
 
 class Inexpressible(Exception):
-    """The format has a part that the grammar cannot express."""
+    """Raised for a family's format with a part that the grammar cannot express."""
 
 
 class NoCalls(Exception):

@@ -55,7 +55,7 @@ def expression(schema: Any, root: Mapping[str, Any]) -> str | None:
 
 
 def _parts(schema: Any, root: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """All the schemas that a value must satisfy, each once."""
+    """Yields all schemas that a value of ``schema`` must satisfy, each once."""
     left, seen = [schema], set()
     while left:
         part = left.pop()
