@@ -59,7 +59,7 @@ SUMMARIES = {
     "top": "Show speeds, queue, backends and requests, live. q quits.",
     "watch": "Print the daemon's events until it ends.",
     "logs": "Show the last lines of the activity log.",
-    "reload": "Make the daemon read its configuration again, and wait for it.",
+    "reload": "Make the daemon read its configuration again, and wait until it uses the new one.",
     "stop": "Stop the daemon, and wait until it has ended.",
     "pull": "Download and verify a model.",
     "import": "Add a GGUF FILE, or another program's models, to the store.",
