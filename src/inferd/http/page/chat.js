@@ -3,7 +3,7 @@
 // (Over 400 lines, because sending, showing and keeping change the same open conversation.)
 
 import { events } from "./api.js";
-import { at, make, say, time } from "./dom.js";
+import { at, copier, make, say, time } from "./dom.js";
 import { show } from "./markdown.js";
 
 /** @typedef {{role: "user" | "assistant", content: string, thinking?: string, pictures?: string[], stats?: string,
@@ -281,7 +281,6 @@ function actions(shown, message) {
     const button = make("button", { type: "button", class: "quiet act" }, name);
     button.addEventListener("click", run);
     acts.append(button);
-    return button;
   };
   if (message.role === "user") {
     act("Edit", () => {
@@ -295,11 +294,7 @@ function actions(shown, message) {
     });
     return;
   }
-  const copy = act("Copy", async () => {
-    await navigator.clipboard.writeText(message.content);
-    copy.textContent = "Copied";
-    setTimeout(() => (copy.textContent = "Copy"), 1500);
-  });
+  acts.append(copier(message.content, "act"));
   act("Again", () => {
     cutFrom(open.messages.indexOf(message));
     at("prompt").focus();

@@ -23,6 +23,19 @@ export function make(name, given = {}, ...children) {
   return element;
 }
 
+/** A button that copies a text. Off loopback, browsers allow it only with TLS; else there is none.
+ * @param {string} text @param {string} kind @returns {Node | string} */
+export function copier(text, kind) {
+  if (!navigator.clipboard) return "";
+  const button = make("button", { type: "button", class: `quiet ${kind}` }, "Copy");
+  button.addEventListener("click", async () => {
+    await navigator.clipboard.writeText(text);
+    button.textContent = "Copied";
+    setTimeout(() => (button.textContent = "Copy"), 1500);
+  });
+  return button;
+}
+
 /** Tells it to a screen reader, without showing it. @param {string} text */
 export function say(text) {
   at("said").textContent = text;

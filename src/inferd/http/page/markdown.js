@@ -2,7 +2,7 @@
 // Markdown as elements. Everything is built node by node with text in it, so that nothing a model writes is
 // ever parsed as HTML. Pictures become links: the page loads nothing from elsewhere.
 
-import { make } from "./dom.js";
+import { copier, make } from "./dom.js";
 
 // Patterns see lines that a model wrote, as long as it likes: each is one pass over its line.
 const FENCE = /^ {0,3}(```+|~~~+)([^`]*)$/;
@@ -106,13 +106,7 @@ function within(lines, depth) {
 function code(lines, fence) {
   const closed = lines.length > 1 && closes(lines[lines.length - 1], fence[1]);
   const text = lines.slice(1, closed ? -1 : undefined).join("\n");
-  const copy = make("button", { type: "button", class: "quiet copy" }, "Copy");
-  copy.addEventListener("click", async () => {
-    await navigator.clipboard.writeText(text);
-    copy.textContent = "Copied";
-    setTimeout(() => (copy.textContent = "Copy"), 1500);
-  });
-  const head = make("div", { class: "code-head" }, make("span", {}, fence[2].trim() || "text"), copy);
+  const head = make("div", { class: "code-head" }, make("span", {}, fence[2].trim() || "text"), copier(text, "copy"));
   const body = make("pre", { tabindex: "0" }, make("code", {}, text));
   return make("div", { class: "code" }, head, body);
 }

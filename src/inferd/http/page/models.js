@@ -112,12 +112,12 @@ function tell(text) {
 async function change(name, doing, done, path, body) {
   busy.set(name, doing);
   update(latest, null);
+  at("models-notice").textContent = "";
   try {
     await ask(path, { body });
     say(`${name} ${done}`);
   } catch (error) {
-    at("models-lead").textContent = /** @type {Error} */ (error).message;
-    say(/** @type {Error} */ (error).message);
+    at("models-notice").textContent = `${name}: ${/** @type {Error} */ (error).message}`;
   } finally {
     busy.delete(name);
   }
