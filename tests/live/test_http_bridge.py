@@ -17,6 +17,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from inferd import __version__
 from tests.daemon_process import Wire, until
 from tests.http_bridge import BridgeProcess, web
 from tests.lazy import Lazy
@@ -176,13 +177,14 @@ def test_keys(bridge: Callable[..., BridgeProcess], tmp_path: Path) -> None:
         f"ada {KEY}\nbob {KEY}-b scopes=embed\neve {KEY}-e requests=1\nops {KEY}-o scopes=admin\n"
     )
     file.chmod(0o600)
-    process = bridge(http_key_file=file)
+    process = bridge(http_key_file=file, http_ollama_version="0.99.1")
     url = f"{process.base}/v1/chat/completions"
 
     def ask(**headers: str) -> int:
         return web.post(url, json=CHAT, headers=headers).status_code
 
     assert web.get(f"{process.base}/health").status_code == 200
+    assert web.get(f"{process.base}/api/version").json() == {"version": "0.99.1", "inferd": __version__}
     assert ask() == 401
     assert ask(Authorization="Bearer wrong") == 401
     assert ask(Authorization=f"Bearer {KEY}") == 200

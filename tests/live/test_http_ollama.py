@@ -45,7 +45,7 @@ def test_line_separators_of_unicode_do_not_end_a_line_of_the_stream() -> None:
     assert "".join(part.message.content or "" for part in parts) == text
 
 
-def test_chat_whole_and_streamed(client: ollama.Client) -> None:
+def test_chat_whole_and_streamed(client: ollama.Client, bridge: BridgeProcess) -> None:
     ask = [{"role": "user", "content": "Say hello."}]
     whole = client.chat(MODEL, ask, options=OPTIONS, keep_alive=-1)
     parts = list(client.chat(f"{MODEL}:latest", ask, options=OPTIONS, stream=True))
@@ -56,6 +56,8 @@ def test_chat_whole_and_streamed(client: ollama.Client) -> None:
     assert whole.prompt_eval_count
     generated = client.generate(MODEL, "Say hello.", options=OPTIONS)
     assert generated.response == whole.message.content
+    # The context is the model's own; the log says that another one was asked for.
+    until(lambda: sum(event["ignored"] == "num_ctx" for event in bridge.events("http_request")) >= 3)
 
 
 def test_logprobs_and_a_raw_prompt(client: ollama.Client) -> None:

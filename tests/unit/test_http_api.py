@@ -60,7 +60,8 @@ def test_system_texts_at_the_beginning_are_one() -> None:
     turns = Turns()
     turns.system("x-anthropic-billing-header: cc_version=2.1.332.629; cc_entrypoint=sdk-cli;")
     turns.system("A")
-    turns.system("B")
+    # A system message of several blocks may begin with that line.
+    turns.system("x-anthropic-billing-header: cc_version=2.1.332.197;\n\nB")
     turns.user([text_block("hi")])
     assert plain(turns.finish())[0] == {"role": "system", "content": [{"type": "text", "text": "A\n\nB"}]}
 

@@ -88,6 +88,7 @@ def test_requests_of_claude_code_are_accepted() -> None:
     ).generation
     assert request.options["thinking"] is True
     assert request.options["session"] == '{"session_id":"s"}'
+    assert request.ignored == {"redacted_thinking"}
     assert [turn["role"] for turn in request.turns] == ["system", "user", "assistant", "user"]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from inferd.config.addresses import HttpAddress
-from inferd.config.kinds import Aliases, FilePath, Words
+from inferd.config.kinds import Aliases, FilePath, Text, Words
 from inferd.config.option import option
 
 _HTTP = "HTTP"
@@ -68,6 +68,13 @@ class HttpOptions:
         "The origins of web pages that may use the HTTP bridge, besides the origins on this machine.",
         key="http.origins",
         default_doc="none",
+    )
+    http_ollama_version: str = option(
+        _HTTP,
+        Text("VERSION", needed=True),
+        "0.13.5",
+        "The version of Ollama that /api/version reports. Some clients refuse an old one.",
+        key="http.ollama_version",
     )
     http_aliases: Mapping[str, str] = option(
         _HTTP,

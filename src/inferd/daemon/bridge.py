@@ -70,6 +70,7 @@ def setup_of(settings: Settings, fd: int, token: str) -> Mapping[str, object]:
         "key_file": _path(settings.http_key_file),
         "single_key": None if settings.http_key_file is not None else key,
         "aliases": dict(settings.http_aliases),
+        "ollama_version": settings.http_ollama_version,
         "hosts": list(settings.http_hosts),
         "origins": list(settings.http_origins),
         "cert": _path(settings.http_cert),

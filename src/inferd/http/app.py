@@ -36,6 +36,7 @@ class Options:
 
     addresses: Mapping[str, str]
     keys: Keys
+    ollama_version: str
     aliases: Mapping[str, str] = field(default_factory=dict)
     hosts: Iterable[str] = ()
     origins: Iterable[str] = ()
@@ -103,6 +104,9 @@ class Call:
         generation, exchange = dialect.generation, self.exchange
         model = await self.model(generation.model, "v2")
         exchange.model, exchange.stream = model.name, generation.stream
+        if generation.num_ctx is not None and 0 < model.n_ctx < generation.num_ctx:
+            generation.ignored.add("num_ctx")
+        exchange.ignored = ", ".join(sorted(generation.ignored))
         answer = Answer(dialect, exchange, self.send)
         reply = self.bridge.upstream.generate(generation, model, exchange.asker, answer.show_load)
         await answer.serve(reply, self.receive)
@@ -126,6 +130,7 @@ class Bridge:
             self.upstream = Upstream(options.addresses, self.models, options.token, options.api_key)
         else:
             self.upstream = connect(self.models)
+        self.ollama_version = options.ollama_version
         self._options = options
 
     def app(self, routes: Mapping[str, Mapping[str, Handler]], scope_of: Callable[[str], str]) -> ASGIApp:

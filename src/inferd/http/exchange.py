@@ -38,6 +38,7 @@ class Exchange:
     stream: bool = False
     gone: bool = False
     model: str = ""
+    ignored: str = ""
     input_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int = 0

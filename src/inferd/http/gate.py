@@ -191,6 +191,7 @@ class Gate:
             agent=exchange.agent,
             stream=exchange.stream,
             model=exchange.model or None,
+            ignored=exchange.ignored or None,
             input_tokens=exchange.input_tokens,
             output_tokens=exchange.output_tokens,
             cached_tokens=exchange.cached_tokens,

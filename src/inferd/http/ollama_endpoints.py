@@ -20,9 +20,6 @@ from inferd.http.app import Call, Handler
 from inferd.http.failures import HttpFailure, UnknownModel
 from inferd.http.models import Model
 
-FOLLOWED_VERSION = "0.13.5"
-"""The release of Ollama whose API this follows. Codex refuses releases below 0.13.4."""
-
 MODIFIED_AT = "1970-01-01T00:00:00Z"
 """The daemon does not know the date of a model, but the clients require one."""
 
@@ -37,7 +34,7 @@ async def _hello(call: Call) -> None:
 
 
 async def _version(call: Call) -> None:
-    await call.json({"version": FOLLOWED_VERSION, "inferd": __version__})
+    await call.json({"version": call.bridge.ollama_version, "inferd": __version__})
 
 
 async def _chat(call: Call) -> None:

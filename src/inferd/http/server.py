@@ -48,6 +48,7 @@ class Setup(msgspec.Struct, kw_only=True):
     key_file: str | None = None
     single_key: str | None = None
     aliases: dict[str, str] = {}
+    ollama_version: str
     hosts: list[str] = []
     origins: list[str] = []
     cert: str | None = None
@@ -80,6 +81,7 @@ def run(setup: Setup, *, supervised: bool = False) -> int:
             addresses=setup.addresses,
             keys=keys,
             aliases=setup.aliases,
+            ollama_version=setup.ollama_version,
             hosts=setup.hosts,
             origins=setup.origins,
             token=setup.token,

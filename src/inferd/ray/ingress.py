@@ -53,6 +53,7 @@ class Ingress:
             addresses={},
             keys=Keys(file, None if file is not None else single),
             aliases=settings.http_aliases,
+            ollama_version=settings.http_ollama_version,
             hosts=settings.http_hosts,
             origins=settings.http_origins,
         )

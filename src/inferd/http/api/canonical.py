@@ -38,10 +38,14 @@ class Turns:
         self._ids: dict[str, str] = {}
         self._used: set[str] = set()
         self._calls: list[tuple[str, str]] = []
+        self.ignored: set[str] = set()
+        """The types of blocks that were left out."""
 
     def system(self, text: str) -> None:
         """Adds a system text; after the first turn it becomes text of the user."""
-        if not text or text.startswith(BILLING_LINE):
+        if text.startswith(BILLING_LINE):
+            text = text.partition("\n")[2].lstrip("\n")
+        if not text:
             return
         if not self._turns:
             self._system.append(text)

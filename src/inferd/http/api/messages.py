@@ -43,12 +43,14 @@ def read_for_count(body: Any) -> Generation:
 
 
 def _read(fields: Fields) -> MessageAnswer:
+    turns = _turns(fields)
     generation = Generation(
         model=fields.required_text("model"),
-        turns=_turns(fields),
+        turns=turns.finish(),
         options=options.sampling(fields),
         max_tokens=fields.count("max_tokens"),
         stream=bool(fields.flag("stream")),
+        ignored=turns.ignored,
     )
     stops = options.stops(fields, "stop_sequences")
     options.add_stops(generation.options, stops)
@@ -109,7 +111,7 @@ def _format(fields: Fields) -> dict[str, Any] | None:
 # The conversation.
 
 
-def _turns(fields: Fields) -> list[dict[str, Any]]:
+def _turns(fields: Fields) -> Turns:
     if not fields.items("messages"):
         raise fields.bad("messages", "must be an array of at least one message")
     turns = Turns()
@@ -125,7 +127,7 @@ def _turns(fields: Fields) -> list[dict[str, Any]]:
             _assistant(turns, message)
         else:
             raise message.bad("role", "must be user, assistant or system")
-    return turns.finish()
+    return turns
 
 
 def _system_texts(fields: Fields, name: str) -> list[str]:
@@ -147,12 +149,12 @@ def _user(turns: Turns, message: Fields) -> None:
     for block in _blocks(message):
         kind = block.required_text("type")
         if kind == "tool_result":
-            content = [part for inner in _blocks(block) for part in _content(inner)]
+            content = [part for inner in _blocks(block) for part in _content(turns, inner)]
             if block.flag("is_error"):
                 content.insert(0, text_block("Error:"))
             turns.result(block.required_text("tool_use_id"), None, content, block.path("tool_use_id"))
         else:
-            own += _content(block)
+            own += _content(turns, block)
     turns.user(own)
 
 
@@ -169,10 +171,10 @@ def _assistant(turns: Turns, message: Fields) -> None:
         elif kind == "thinking":
             turns.assistant([{"type": "thinking", "text": block.text("thinking") or ""}])
         else:
-            turns.assistant(_content(block))
+            turns.assistant(_content(turns, block))
 
 
-def _content(block: Fields) -> list[Block]:
+def _content(turns: Turns, block: Fields) -> list[Block]:
     """The text or picture of a block; empty for blocks that this server ignores."""
     kind = block.required_text("type")
     if kind == "text":
@@ -187,6 +189,7 @@ def _content(block: Fields) -> list[Block]:
     if kind == "search_result":
         return [text_block(inner.required_text("text")) for inner in block.objects("content")]
     if kind in _DROPPED:
+        turns.ignored.add(kind)
         return []
     raise block.unsupported("type", f"must be text, image, document or tool_result, not {kind!r}")
 

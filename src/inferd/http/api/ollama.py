@@ -109,6 +109,7 @@ def _generation(fields: Fields, turns: Turns, *, empty: bool) -> Generation:
         max_tokens=_num_predict(own),
         stream=streams is None or streams,
         keep_alive=keep_alive_of(fields),
+        num_ctx=own.integer("num_ctx"),
     )
     options.add_stops(generation.options, options.stops(own, "stop"))
     if (thinking := _think(fields)) is not None:

@@ -19,7 +19,9 @@ from inferd.http.failures import Api, Failure
 class Generation:
     """A request for an answer. ``turns`` and ``options`` are in the form of v2. Without ``max_tokens`` the
     answer may use the whole context. ``one_call`` keeps only the first tool call. ``keep_alive`` is the time
-    in seconds for which the model stays loaded after the request, negative for always."""
+    in seconds for which the model stays loaded after the request, negative for always. ``ignored`` names the
+    parts of the request that have no effect here, for the log; ``num_ctx`` is the context that a client of
+    Ollama asks for."""
 
     model: str
     turns: list[dict[str, Any]]
@@ -28,6 +30,8 @@ class Generation:
     stream: bool = False
     one_call: bool = False
     keep_alive: float | None = None
+    num_ctx: int | None = None
+    ignored: set[str] = field(default_factory=set)
 
 
 class Dialect(ABC):
@@ -39,10 +43,12 @@ class Dialect(ABC):
 
     api: ClassVar[Api]
     media_type: ClassVar[str]
-    silence: ClassVar[bytes] = b""
-    """The keep-alive of a silent stream; empty if the format has none."""
-
     generation: Generation
+
+    @property
+    def silence(self) -> bytes:
+        """The keep-alive of a silent stream, to be sent at once; empty if the format has none."""
+        return b""
 
     def loading(self, step: str) -> bytes:
         """A step of the load of the model that the stream waits for, as a comment and a keep-alive."""
