@@ -13,7 +13,7 @@ from checked import check
 
 HELLO = "Say hello."
 CITY = "Invent a city."
-FEW = 32
+FEW, ENOUGH = 32, 400
 TOOL = {
     "type": "function",
     "function": {
@@ -50,7 +50,8 @@ def with_openai_agents(base: str, model: str, place: Callable[[], Any]) -> None:
 
     agents.set_tracing_disabled(True)
     sdk = openai.AsyncOpenAI(base_url=f"{base}/v1", api_key="any", timeout=300)
-    settings = agents.ModelSettings(max_tokens=FEW)
+    # It raises for a response that ends at its limit.
+    settings = agents.ModelSettings(max_tokens=ENOUGH, temperature=0)
     for kind in (agents.OpenAIChatCompletionsModel, agents.OpenAIResponsesModel):
         name = "chat" if kind is agents.OpenAIChatCompletionsModel else "responses"
         options: dict[str, Any] = {

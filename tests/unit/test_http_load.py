@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
@@ -152,6 +153,18 @@ def test_a_stream_tells_the_load_and_every_sdk_reads_the_answer(
     assert body.count(STEP.encode()) >= 2
     with serving(body, dialect.media_type) as base:
         assert ask(base) == "hello"
+
+
+def test_a_silent_response_sends_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Codex gives up after a time without an event, whatever comments come."""
+    dialect = responses.read({"model": "m", "stream": True, "input": "hi"})
+    body = streamed(dialect, "/v1/responses", monkeypatch).decode()
+    events = [json.loads(line[6:]) for line in body.splitlines() if line.startswith("data: ")]
+    assert [event["sequence_number"] for event in events] == [*range(len(events))]
+    kinds = [event["type"] for event in events]
+    assert kinds[:2] == ["response.created", "response.in_progress"]
+    assert kinds.count("response.in_progress") > 1
+    assert kinds[-1] == "response.completed"
 
 
 def test_the_state_of_a_load_is_that_of_the_daemons_events() -> None:

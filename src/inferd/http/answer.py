@@ -185,6 +185,10 @@ class Answer:
             data = self._dialect.start() + data
         await self._send({"type": "http.response.body", "body": data, "more_body": not last})
 
+    async def _write_keep_alive(self) -> None:
+        if data := self._dialect.loading(self._step) if self._step else self._dialect.silence:
+            await self._write(data)
+
     def _break_silence(self) -> None:
         """Sends a keep-alive after each silence."""
         now, limit = self._loop.time(), LOAD_SECS if self._step else SILENCE_SECS
@@ -194,9 +198,8 @@ class Answer:
             self._alarm.cancel()
         if now - self._last_sent >= limit:
             self._last_sent = now
-            data = self._dialect.loading(self._step) if self._step else self._dialect.silence
-            if data and (self._keep_alive is None or self._keep_alive.done()):
-                self._keep_alive = self._loop.create_task(self._write(data))
+            if self._keep_alive is None or self._keep_alive.done():
+                self._keep_alive = self._loop.create_task(self._write_keep_alive())
         self._alarm = self._loop.call_at(self._last_sent + limit, self._break_silence)
 
 

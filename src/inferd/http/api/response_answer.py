@@ -73,7 +73,6 @@ class Response(Dialect):
 
     api = "openai"
     media_type = stream.EVENT_STREAM
-    silence = stream.COMMENT
 
     def __init__(
         self, generation: Generation, tools: Tools, body: dict[str, Any], wants_encrypted: bool
@@ -105,6 +104,13 @@ class Response(Dialect):
         return self._event("response.created", response=begun) + self._event(
             "response.in_progress", response=begun
         )
+
+    @property
+    def silence(self) -> bytes:
+        # Codex gives up five minutes after the last event; comments do not count.
+        if not self._number:
+            return stream.COMMENT  # the first events precede it
+        return self._event("response.in_progress", response=self._object("in_progress"))
 
     def event(self, event: Event) -> bytes:
         if isinstance(event, ToolUse):
