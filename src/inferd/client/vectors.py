@@ -20,7 +20,7 @@ Frame = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Embeddings:
-    """One vector of length 1 for each text, in the order of the texts, each of ``dimensions`` numbers."""
+    """One vector for each text, in the order of the texts. Each has ``dimensions`` numbers and the norm 1."""
 
     embeddings: list[list[float]]
     dimensions: int

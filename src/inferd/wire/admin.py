@@ -98,7 +98,7 @@ def unloaded(name: str, running: int) -> bytes:
 
 
 def pulling(name: str, phase: str, details: Mapping[str, Any]) -> bytes:
-    """A step of a download: ``checking_local``, ``download``, ``verify`` …"""
+    """The event for a step of a download: ``checking_local``, ``download``, ``verify`` …"""
     return encode_status("pulling", {"model": name, "phase": phase, **details})
 
 

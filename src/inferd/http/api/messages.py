@@ -36,7 +36,7 @@ def read(body: Any) -> MessageAnswer:
 
 
 def read_for_count(body: Any) -> Generation:
-    """Parses a request for a token count: the same body, without ``max_tokens``."""
+    """Parses a request for a token count: the body of a message request; ``max_tokens`` may be missing."""
     generation = _read(Fields(body)).generation
     generation.max_tokens, generation.stream = 0, False
     return generation

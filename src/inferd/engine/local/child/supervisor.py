@@ -236,7 +236,10 @@ class HostedModel(Backend):
     # Requests.
 
     def job(self, request: EngineRequest) -> Job:
-        """A request for the process. Raises NotReady, and InvalidRequest for a convicted request."""
+        """A request for the process.
+
+        Raises NotReady before the model is loaded, and InvalidRequest if the request ended a process before.
+        """
         if not self.ready():
             raise NotReady
         return Job(self._jobs, request, alone=self._suspects.runs_alone(request, time.monotonic()))

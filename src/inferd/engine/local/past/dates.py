@@ -1,8 +1,9 @@
 """Keeps the time that the template of a conversation sees.
 
 Many templates put the date into the system prompt. When the date changes, all tokens after it differ from
-those in the prefix cache. So a conversation keeps the time of its first request, for a day. A conversation is
-known by its messages up to the first of the user; a request without an answer among its messages begins one.
+those in the prefix cache. So the template sees the time of a conversation's first request, for a day. A
+conversation is known by its messages up to the first of the user; a request without an answer among its
+messages begins one.
 
 Belongs to one model. Thread-safe.
 """
