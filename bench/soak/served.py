@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -71,7 +72,7 @@ class Served:
 
     async def ready(self) -> None:
         """Raises RuntimeError when it does not become ready."""
-        await until(lambda: (self.runtime / "admin.sock").exists() or self.process.poll() is not None)
+        await until(lambda: _listens(self.runtime / "admin.sock") or self.process.poll() is not None)
         try:
             async with AsyncAdminClient(self.runtime / "admin.sock", PATIENCE_SECS) as admin:
                 await admin.wait_ready()
@@ -148,3 +149,9 @@ async def until(condition: Any) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError("the daemon did not come to rest")
         await asyncio.sleep(0.01)
+
+
+def _listens(path: Path) -> bool:
+    """Whether a client can connect: a socket's file exists a moment before that."""
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(str(path)) == 0
