@@ -267,6 +267,29 @@ async def test_no_connection_stays_when_it_is_not_used(
     await upstream.close()
 
 
+async def test_a_request_is_sent_again_when_its_idle_connection_was_closed(remote: Start) -> None:
+    served: list[socket.socket] = []
+
+    def script(exchange: Exchange) -> None:
+        if exchange.connection in served:
+            exchange.cut()
+        served.append(exchange.connection)
+        exchange.whole(200, b"yes")
+
+    server = remote(script)
+    upstream = Upstream(server.url, 30.0)
+    for _ in range(3):
+        assert await upstream.read(f"{server.url}/x", b"{}", {}, at_most=9) == b"yes"
+    assert (server.accepted, len(server.requests)) == (3, 5)
+    await upstream.close()
+
+
+async def test_a_request_on_a_new_connection_is_sent_once(remote: Start) -> None:
+    server = remote(lambda exchange: exchange.cut())
+    assert type(await failure(server)) is Unavailable
+    assert len(server.requests) == 1
+
+
 async def test_no_connection_is_lost_by_a_cancellation(remote: Start) -> None:
     """At any time: while connecting, sending, waiting, reading or closing."""
     server = remote(lambda exchange: exchange.whole(200, b"yes"))

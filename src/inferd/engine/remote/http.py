@@ -47,6 +47,9 @@ _FAULT_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 # The statuses from 400 to 499 that the operator or the server must fix, not the client.
 _NOT_THE_CLIENTS_FAULT = frozenset({401, 403, 408, 429})
 
+# How a connection fails that the server has closed.
+_CLOSED = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
+
 # The longest wait for the end of a response after the end of the answer, to keep the connection.
 _ENDING_SECS = 0.1
 
@@ -60,6 +63,7 @@ class _PooledClient:
 
     def __init__(self, client: httpx.AsyncClient) -> None:
         self.client = client
+        self.reused = False
         self._opened: Any = None
 
     async def trace(self, event: str, details: Mapping[str, Any]) -> None:
@@ -113,6 +117,7 @@ class Upstream:
         if self._idle:
             line, expiry = self._idle.popitem()
             expiry.cancel()
+            line.reused = True
         else:
             line = self._new_line()
         sound = False
@@ -163,10 +168,20 @@ class Upstream:
         headers = {"accept-encoding": "identity", **headers}
         try:
             with self._checkout() as line:
-                async with line.client.stream(
+                request = line.client.build_request(
                     method, url, content=body, headers=headers, extensions={"trace": line.trace}
-                ) as response:
+                )
+                try:
+                    response = await line.client.send(request, stream=True)
+                except _CLOSED:
+                    if not line.reused:
+                        raise
+                    # The server closed the idle connection as the request came. The client makes a new one.
+                    response = await line.client.send(request, stream=True)
+                try:
                     yield response
+                finally:
+                    await response.aclose()
         except httpx.ConnectTimeout:
             raise Unavailable(f"{self.host} did not take a connection within {CONNECT_SECS:g} s") from None
         except httpx.ConnectError as error:
