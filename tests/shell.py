@@ -68,12 +68,22 @@ class Shell:
     def stop(self) -> None:
         """Ends the background daemon, if any; faster than ``inferd stop``."""
         if self.is_running():
-            os.kill(self.pid(), signal.SIGTERM)
-            until(lambda: not self.is_running())
+            pid = self.pid()
+            os.kill(pid, signal.SIGTERM)
+            # The daemon may still write its log after it has released the lock.
+            until(lambda: not _exists(pid))
 
     def is_running(self) -> bool:
         lock = self.runtime / "inferd.lock"
         return lock.exists() and not _lockable(lock)
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _lockable(lock: Path) -> bool:

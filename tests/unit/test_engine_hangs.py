@@ -51,6 +51,8 @@ libc = ctypes.CDLL(None, use_errno=True)
 trace = lambda request: libc.ptrace(ctypes.c_long(request), ctypes.c_long(thread), None, None)
 if trace(SEIZE):
     sys.exit(os.strerror(ctypes.get_errno()))
+print("attached", flush=True)
+sys.stdin.readline()
 trace(INTERRUPT)
 os.waitpid(thread, ALL)
 print("stopped", flush=True)
@@ -63,11 +65,15 @@ os.waitpid(thread, ALL)
 async def test_a_stopped_thread_counts_as_hung(running: bool) -> None:
     async with hosted() as model:
         first, thread = pid_of(model), await loop_thread_of(model)
-        stream = await begin(model, ask()) if running else await model.generate(ask())
         tracer = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", _STOP_THREAD, str(thread), stdout=PIPE, stderr=PIPE
+            sys.executable, "-c", _STOP_THREAD, str(thread), stdin=PIPE, stdout=PIPE, stderr=PIPE
         )
+        assert tracer.stdin is not None
         assert tracer.stdout is not None
+        assert await tracer.stdout.readline() == b"attached\n", await tracer.communicate()
+        # Only now, or the answer could end before its thread is stopped.
+        stream = await begin(model, ask()) if running else await model.generate(ask())
+        tracer.stdin.write(b"\n")
         assert await tracer.stdout.readline() == b"stopped\n", await tracer.communicate()
         wait_no_longer(model)
         with pytest.raises(EngineEnded, match="no sign of life"):
