@@ -13,7 +13,7 @@ import gguf
 import numpy as np
 
 from tests.demo_model import demo_model
-from tests.quantised import copy_keys, write_file
+from tests.gguf_files import copy_keys, write_file
 from tests.tiny_llama import control_tokens
 
 WIDTH, FEED_FORWARD, HEADS, KV_HEADS = 2048, 5632, 32, 4

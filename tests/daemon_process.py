@@ -280,6 +280,15 @@ def until(condition: Callable[[], bool], fail: bool = True) -> bool:
     return True
 
 
+def is_gone(pid: int) -> bool:
+    """Whether the process does not exist, not even as a zombie."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
 # From here on: the main program of a daemon with a controllable mock.
 
 

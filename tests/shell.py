@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.daemon_process import until
+from tests.daemon_process import is_gone, until
 
 PATIENCE_SECS = 100.0
 INFERD = (sys.executable, "-W", "error", "-m", "inferd")
@@ -71,19 +71,11 @@ class Shell:
             pid = self.pid()
             os.kill(pid, signal.SIGTERM)
             # The daemon may still write its log after it has released the lock.
-            until(lambda: not _exists(pid))
+            until(lambda: is_gone(pid))
 
     def is_running(self) -> bool:
         lock = self.runtime / "inferd.lock"
         return lock.exists() and not _lockable(lock)
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def _lockable(lock: Path) -> bool:

@@ -9,6 +9,8 @@ import gguf
 import numpy as np
 from gguf.quants import dequantize, quantize
 
+from tests.gguf_files import write_file
+
 PAD, UNK, CLS, SEP, MASK = range(5)
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WORDS = (*string.ascii_lowercase, *string.digits, *".,:!?")
@@ -92,8 +94,5 @@ def write_bert(
     if pooling == gguf.PoolingType.RANK:
         linear("cls", WIDTH, WIDTH)
         linear("cls.output", 1, WIDTH)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_file(writer)
     return path

@@ -7,6 +7,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 
+from tests.gguf_files import write_file
+
 IMAGE_TOKENS = 16  # of a picture, which is scaled to 32 x 32
 SAMPLE_RATE = 16_000
 _WIDTH, _HIDDEN = 8, 16
@@ -58,10 +60,7 @@ class _Writer:
         self.file.add_tensor(f"{self._encoder}.{name}.bias", np.zeros(_WIDTH, np.float32))
 
     def close(self) -> None:
-        self.file.write_header_to_file()
-        self.file.write_kv_data_to_file()
-        self.file.write_tensors_to_file()
-        self.file.close()
+        write_file(self.file)
 
 
 def write_vision_projector(path: Path, text_width: int) -> Path:

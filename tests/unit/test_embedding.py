@@ -78,12 +78,12 @@ async def vectors(
     return np.frombuffer(made.vectors, "<f4").reshape(len(texts), made.width)
 
 
-def raw(path: Path) -> _llama.Embedder:
+def raw(path: Path, *, threads: int = 1) -> _llama.Embedder:
     """The compiled half alone, with 8 sequences a batch."""
     with path.open("rb") as file:
         model = _llama.Model(file.fileno(), path=str(path), n_gpu_layers=0, report=lambda fraction: True)
     return _llama.Embedder(
-        model, n_ctx=CONTEXT, n_seq=8, pooling="unspecified", threads=1, flash_attention="auto"
+        model, n_ctx=CONTEXT, n_seq=8, pooling="unspecified", threads=threads, flash_attention="auto"
     )
 
 

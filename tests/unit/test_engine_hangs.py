@@ -18,7 +18,8 @@ from inferd.errors import (
     NotReady,
     Unavailable,
 )
-from tests.unit.test_engine_process import ask, begin, finish, hosted, is_gone, pid_of
+from tests.daemon_process import is_gone
+from tests.unit.test_engine_process import ask, begin, finish, hosted, pid_of
 
 
 def wait_no_longer(model: HostedModel) -> None:

@@ -29,6 +29,7 @@ from inferd.errors import (
     RerankUnsupported,
     Unavailable,
 )
+from tests.daemon_process import is_gone
 from tests.demo_model import demo_model
 from tests.in_process import until
 from tests.requests import generate_request
@@ -73,11 +74,6 @@ def pid_of(model: HostedModel) -> int:
     state = model.engine_state()
     assert state is not None
     return state.pid
-
-
-def is_gone(pid: int) -> bool:
-    """Whether the process does not exist, not even as a zombie."""
-    return not Path(f"/proc/{pid}").exists()
 
 
 def restarts_of(model: HostedModel) -> int:

@@ -7,9 +7,9 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from inferd.engine.local import _llama
 from tests.cases import cases
-from tests.tiny_bert import CONTEXT, WIDTH, WORDS, write_bert
+from tests.tiny_bert import WIDTH, WORDS, write_bert
+from tests.unit.test_embedding import raw
 
 Type = gguf.GGMLQuantizationType
 
@@ -36,11 +36,7 @@ def test_a_quantized_matrix_gives_the_products_of_the_values_that_it_holds(
 def vectors(
     path: Path, texts: list[bytes], *, threads: int
 ) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
-    with path.open("rb") as file:
-        model = _llama.Model(file.fileno(), path=str(path), n_gpu_layers=0, report=lambda fraction: True)
-    embedder = _llama.Embedder(
-        model, n_ctx=CONTEXT, n_seq=1, pooling="unspecified", threads=threads, flash_attention="auto"
-    )
+    embedder = raw(path, threads=threads)
     rows = []
     for text in texts:
         made = embedder.compute([embedder.text(text)])
