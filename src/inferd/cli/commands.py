@@ -10,78 +10,48 @@ from inferd import __version__
 from inferd.cli.say import say
 
 COMMANDS = {
-    "serve": "serve",
-    "http": "http",
-    "agent": "agent",
-    "run": "run",
-    "start": "start",
-    "chat": "chat",
-    "embed": "vectors",
-    "rerank": "vectors",
-    "status": "status",
-    "top": "top",
-    "watch": "status",
-    "logs": "logs",
-    "reload": "control",
-    "stop": "control",
-    "pull": "models",
-    "import": "models",
-    "list": "models",
-    "show": "show",
-    "load": "loaded",
-    "unload": "loaded",
-    "ps": "loaded",
-    "verify": "models",
-    "rm": "models",
-    "gc": "models",
-    "cache": "cache",
-    "bench": "bench",
-    "config": "config",
-    "doctor": "doctor",
-    "rpc-worker": "rpc_worker",
-    "service": "service",
-    "completion": "completion",
-    "help": "commands",
-    "version": "commands",
+    "serve": ("serve", "Run the daemon in the foreground."),
+    "http": ("http", "Serve the APIs of OpenAI, Anthropic and Ollama over HTTP."),
+    "agent": ("agent", "Run a coding agent on the models of this machine."),
+    "run": ("run", "Answer one prompt: the words of PROMPT, then piped input."),
+    "start": ("start", "Start a daemon in the background, and wait until it is ready."),
+    "chat": ("chat", "Chat with the model."),
+    "embed": ("vectors", "Print the vector of each TEXT, one JSON array a line."),
+    "rerank": ("vectors", "Rank the DOCUMENTs by how well they answer QUERY."),
+    "status": ("status", "Show the daemon's requests, backends and numbers."),
+    "top": ("top", "Show speeds, queue, backends and requests, live. q quits."),
+    "watch": ("status", "Print the daemon's events until it ends."),
+    "logs": ("logs", "Show the last lines of the activity log."),
+    "reload": (
+        "control",
+        "Make the daemon read its configuration again, and wait until it uses the new one.",
+    ),
+    "stop": ("control", "Stop the daemon, and wait until it has ended."),
+    "pull": ("models", "Download and verify a model."),
+    "import": ("models", "Add a GGUF FILE, or another program's models, to the store."),
+    "list": ("models", "List the stored models and the catalogue."),
+    "show": ("show", "Show the facts of a model, and the memory it needs."),
+    "load": ("loaded", "Load a stored model into the daemon, before the first request."),
+    "unload": ("loaded", "Unload a model."),
+    "ps": ("loaded", "List the loaded models, and how long each stays loaded."),
+    "verify": ("models", "Hash stored models again; without NAME all of them."),
+    "rm": ("models", "Delete models from the store."),
+    "gc": ("models", "Delete files in the store that no model needs."),
+    "cache": ("cache", "Show or delete the files of computed prompts."),
+    "bench": ("bench", "Measure the speed of a model on this machine."),
+    "config": ("config", "Show, check and write the configuration."),
+    "doctor": ("doctor", "Check this machine for faults."),
+    "rpc-worker": ("rpc_worker", "Compute a part of a model for an inferd on another host."),
+    "service": ("service", "Run the daemon as a service of your user."),
+    "completion": ("completion", "Print the completion script of SHELL."),
+    "help": ("commands", "Show the help of a command, or of all commands."),
+    "version": ("commands", "Show the version."),
 }
-"""Command → module; the command is the module's attribute ``NAME_command``, with underscores."""
+"""Command → module, and the first sentence of its help.
 
-SUMMARIES = {
-    "serve": "Run the daemon in the foreground.",
-    "http": "Serve the APIs of OpenAI, Anthropic and Ollama over HTTP.",
-    "agent": "Run a coding agent on the models of this machine.",
-    "run": "Answer one prompt: the words of PROMPT, then piped input.",
-    "start": "Start a daemon in the background, and wait until it is ready.",
-    "chat": "Chat with the model.",
-    "embed": "Print the vector of each TEXT, one JSON array a line.",
-    "rerank": "Rank the DOCUMENTs by how well they answer QUERY.",
-    "status": "Show the daemon's requests, backends and numbers.",
-    "top": "Show speeds, queue, backends and requests, live. q quits.",
-    "watch": "Print the daemon's events until it ends.",
-    "logs": "Show the last lines of the activity log.",
-    "reload": "Make the daemon read its configuration again, and wait until it uses the new one.",
-    "stop": "Stop the daemon, and wait until it has ended.",
-    "pull": "Download and verify a model.",
-    "import": "Add a GGUF FILE, or another program's models, to the store.",
-    "list": "List the stored models and the catalogue.",
-    "show": "Show the facts of a model, and the memory it needs.",
-    "load": "Load a stored model into the daemon, before the first request.",
-    "unload": "Unload a model.",
-    "ps": "List the loaded models, and how long each stays loaded.",
-    "verify": "Hash stored models again; without NAME all of them.",
-    "rm": "Delete models from the store.",
-    "gc": "Delete files in the store that no model needs.",
-    "cache": "Show or delete the files of computed prompts.",
-    "bench": "Measure the speed of a model on this machine.",
-    "config": "Show, check and write the configuration.",
-    "doctor": "Check this machine for faults.",
-    "rpc-worker": "Compute a part of a model for an inferd on another host.",
-    "service": "Run the daemon as a service of your user.",
-    "completion": "Print the completion script of SHELL.",
-    "help": "Show the help of a command, or of all commands.",
-    "version": "Show the version.",
-}
-"""The first sentences of the commands' help, for the help of all: no command is imported for it."""
+The command is the module's attribute ``NAME_command``, with underscores. For the help of all commands none is
+imported.
+"""
 
 ALIASES = {"ls": "list"}
 """Names of commands in similar programs."""
@@ -95,13 +65,13 @@ class _Commands(click.Group):
         cmd_name = ALIASES.get(cmd_name, cmd_name)
         if cmd_name not in COMMANDS:
             return None
-        module = import_module(f"inferd.cli.{COMMANDS[cmd_name]}")
+        module = import_module(f"inferd.cli.{COMMANDS[cmd_name][0]}")
         command: click.Command = getattr(module, f"{cmd_name.replace('-', '_')}_command")
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl(list(SUMMARIES.items()))
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -1,7 +1,7 @@
 """``inferd stop`` and ``reload``: signals to the daemon's process.
 
-It is the process that holds the lock or, with ``INFERD_ADDRESS``, the one that serves the admin socket of
-that daemon.
+Without ``INFERD_ADDRESS`` the process is the holder of the lock. With it, the process serves the admin socket
+of that daemon.
 """
 
 from __future__ import annotations

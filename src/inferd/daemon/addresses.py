@@ -14,29 +14,28 @@ from inferd.serve.bind import Bound
 if TYPE_CHECKING:
     from inferd.engine.backend import Backend
 
+_NEEDED = {"v1": None, "v2": None, "embed": "embed", "rerank": "rerank", "framed": None}
+"""The capability of a backend that each surface needs; all backends generate text."""
+
 _log = log.get("addresses")
 
 
 def surfaces(settings: Settings, backends: Sequence[Backend]) -> list[str]:
     """The names of the configured surfaces for which at least one backend has the capability."""
     able = [backend.capabilities() for backend in backends]
-    possible = {
-        "v1": True,
-        "v2": True,
-        "embed": any(capabilities.embed for capabilities in able),
-        "rerank": any(capabilities.rerank for capabilities in able),
-        "framed": True,
-    }
-    wanted = [name for name in possible if name in settings.surfaces]
-    for name in wanted:
-        if not possible[name]:
-            _log.warn("surface not served, no backend is capable of it", surface=name)
-    return [name for name in wanted if possible[name]]
+    served = []
+    for name, needed in _NEEDED.items():
+        if name in settings.surfaces:
+            if needed is None or any(getattr(capabilities, needed) for capabilities in able):
+                served.append(name)
+            else:
+                _log.warn("surface not served, no backend is capable of it", surface=name)
+    return served
 
 
 def of_text(settings: Settings) -> list[str]:
     """The names of the configured surfaces that every backend supports."""
-    return [name for name in ("v1", "v2", "framed") if name in settings.surfaces]
+    return [name for name, needed in _NEEDED.items() if needed is None and name in settings.surfaces]
 
 
 def configured(settings: Settings) -> dict[str, str]:

@@ -88,8 +88,9 @@ class Residency:
     """The :class:`~inferd.serve.models.ModelDirectory` of the stored models. Runs on the event loop."""
 
     def __init__(self, router: Router, build: Build, settings: Settings, tell: Tell) -> None:
-        self._settings = settings
+        self.settings = settings
         self._router = router
+        self._made: Directory | None = None
         self._build = build
         self._tell = tell
         self._residents: dict[str, _Resident] = {}
@@ -100,21 +101,14 @@ class Residency:
         self._closing = False
 
     @property
-    def settings(self) -> Settings:
-        return self._settings
-
-    @settings.setter
-    def settings(self, settings: Settings) -> None:
-        self._settings = settings
-        self.__dict__.pop("_directory", None)
-
-    @functools.cached_property
     def _directory(self) -> Directory:
-        from inferd.daemon.directory import (
-            Directory,  # the first request that names a model imports the store
-        )
+        if self._made is None:
+            # Imports the store, so it is made for the first request that names a model.
+            from inferd.daemon.directory import Directory
 
-        return Directory(self._router, self._settings)
+            self._made = Directory(self._router, self.settings)
+        self._made.settings = self.settings  # a reload replaces them
+        return self._made
 
     @asynccontextmanager
     async def hold(

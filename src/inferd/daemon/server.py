@@ -67,7 +67,6 @@ class Server:
     ) -> None:
         """Serves the surfaces on their ``sockets``."""
         surfaces = _surfaces()
-
         hangups = HangupWatch(asyncio.get_running_loop())
         held.callback(hangups.close)
         for name, bound in sockets.items():

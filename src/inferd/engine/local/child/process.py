@@ -54,13 +54,12 @@ _MEANINGS = {
     "SIGBUS": "the model file may have become shorter while it was read",
 }
 
+_log = log.get("engine")
+
 
 def environment() -> dict[str, str]:
     """The variables that a process with llama.cpp gets."""
     return {name: value for name, value in os.environ.items() if _PASSED_ON.fullmatch(name)}
-
-
-_log = log.get("engine")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

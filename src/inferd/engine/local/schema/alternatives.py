@@ -2,8 +2,8 @@
 
 A *conjunction* is a list of schemas, all of which a value must match. Only their keywords other than
 ``$ref``, ``allOf``, ``anyOf`` and ``oneOf`` count, because :func:`alternatives` has resolved these. A
-``oneOf`` counts as an ``anyOf``. The schema is one that :mod:`~inferd.engine.local.schema.schema_rules` has
-rewritten.
+``oneOf`` counts as an ``anyOf``. :mod:`~inferd.engine.local.schema.schema_rules` has rewritten the schema
+before.
 """
 
 from __future__ import annotations
