@@ -63,8 +63,8 @@ def defines(machine: str) -> dict[str, str]:
 
 def environment(machine: str, python_tag: str) -> dict[str, str]:
     """What the build backend is told when it builds for another machine: the names of the platform and of the
-    extensions. The headers are those of the Python that builds; they fit if its ``pyconfig.h`` is the same on
-    every 64-bit Linux, as one that was compiled from source is, and Debian's is not."""
+    extensions. The headers are those of the Python that builds. They fit if its ``pyconfig.h`` is the same on
+    every 64-bit Linux: that of a Python compiled from source is, Debian's is not."""
     if machine == HERE:
         return {}
     return {
