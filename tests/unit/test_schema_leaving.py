@@ -119,8 +119,8 @@ async def test_an_answer_cancelled_within_its_grammar_is_cancelled_and_not_refus
 async def test_a_grammar_of_the_client_is_not_matched_any_further() -> None:
     """This one reaches its limit of processor time, and is refused, unless a cancel ends it before."""
     async with backend() as engine:
-        stream = await engine.generate(ask("Hi", grammar='root ::= ("a"?){120}'))
-        await until(lambda: engine.pulse().busy_ms > 200)
+        stream = await engine.generate(ask("Hi", grammar='root ::= ("a"?){400}'))
+        await until(lambda: engine.pulse().busy_ms > 100)
         stream.cancel()
         _, done = await read(stream)
         assert done.stop_reason == "cancelled"
