@@ -36,7 +36,7 @@ def findings(capsys: pytest.CaptureFixture[str], exit_code: int) -> dict[str, di
 @pytest.fixture
 def quick_doctor(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A doctor that does not load the engine."""
-    monkeypatch.setattr(doctor, "_ENGINE_CODE", 'print(\'[[], "native", "", 1]\')')
+    monkeypatch.setattr(doctor, "_ENGINE_CODE", 'print(\'[[], "native", "", 1, {}]\')')
     return home
 
 
@@ -81,10 +81,10 @@ def test_doctor_survives_a_crash_of_the_engine(
 def test_doctor_on_the_accelerator(
     home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "_ENGINE_CODE", 'print(\'[[["cpu", "c", "C", 1]], "haswell", "", 1]\')')
+    monkeypatch.setattr(doctor, "_ENGINE_CODE", 'print(\'[[["cpu", "c", "C", 1]], "haswell", "", 1, {}]\')')
     monkeypatch.setenv("INFERD_REQUIRE_GPU", "1")
     assert findings(capsys, 1)["accelerator"]["state"] == "fail"
-    code = 'print(\'[[["gpu", "g0", "Big", 1]], "native", "", 1]\')'
+    code = 'print(\'[[["gpu", "g0", "Big", 1]], "native", "", 1, {}]\')'
     monkeypatch.setattr(doctor, "_ENGINE_CODE", code)
     assert findings(capsys, 0)["accelerator"]["detail"] == "g0 (Big)"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -78,18 +79,49 @@ def test_a_companion_of_another_version_is_not_loaded(
     assert found.problem == f"it is 0.0.1, inferd is {__version__}; install both at one version"
 
 
-def test_doctor_reports_that_a_native_build_loads_no_companion(
+def test_a_library_that_cannot_be_loaded_has_the_reason_of_the_linker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(portable, "GGML", tmp_path / "absent")
+    monkeypatch.setattr(portable, "GGML", tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
+    library = companion(tmp_path, __version__)
+    (found,) = portable.companions()
+    assert str(library) in portable.not_loaded(found)  # it is empty
+    monkeypatch.setattr(portable, "GGML", tmp_path / "absent")
+    (found,) = portable.companions()
+    assert portable.not_loaded(found) == found.problem
+    assert found.problem.startswith("this inferd was compiled for one machine")
+    extension = importlib.util.find_spec("inferd._fastpath")
+    assert extension is not None
+    assert extension.origin is not None
+    good = portable.Companion("inferd-vulkan", Path(extension.origin))
+    assert portable.not_loaded(good) == ""
+
+
+def test_doctor_asks_the_engine_about_companions(tmp_path: Path) -> None:
     companion(tmp_path, __version__)
-    monkeypatch.setattr(doctor, "_ENGINE_CODE", 'print(\'[[["cpu", "c", "C", 1]], "native", "", 1]\')')
-    findings = [each for each in doctor._engine(Settings()) if each.state == "warn"]
-    assert [each.detail for each in findings] == [
-        "inferd-vulkan is not loaded: this inferd was compiled for one machine and loads no companions; "
-        "install its wheel"
+    code = [sys.executable, "-c", doctor._ENGINE_CODE]
+    done = subprocess.run(code, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=True)
+    reasons = json.loads(done.stdout)[4]
+    assert list(reasons) == ["inferd-vulkan"]
+    assert reasons["inferd-vulkan"]
+
+
+def told(companions: dict[str, str], devices: list[list[str]]) -> list[tuple[str, str, str]]:
+    found = doctor._devices(Settings(), devices, "x64", "", 1, companions)
+    return [(each.name, each.state, each.detail) for each in found][1:]
+
+
+def test_doctor_says_why_a_companion_gives_no_gpu() -> None:
+    gpu = ["gpu", "Vulkan0", "Big", "1"]
+    assert told({"inferd-cuda": "libcuda.so.1: no such file"}, []) == [
+        ("engine", "warn", "inferd-cuda is not loaded: libcuda.so.1: no such file"),
+        ("accelerator", "ok", "none; models run on the CPU"),
     ]
+    assert told({"inferd-vulkan": ""}, []) == [
+        ("accelerator", "warn", "inferd-vulkan found none; models run on the CPU")
+    ]
+    assert told({"inferd-vulkan": ""}, [gpu]) == [("accelerator", "ok", "Vulkan0 (Big)")]
 
 
 def test_the_verbose_version_names_the_variant(capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,7 +28,6 @@ from inferd.client import AdminClient
 from inferd.config import sources
 from inferd.config.settings import Settings
 from inferd.controls import one_line
-from inferd.engine.local import portable
 from inferd.errors import ConnectionLost, DaemonUnreachable, InferdError
 from inferd.store.runtime import is_held
 
@@ -38,9 +37,15 @@ ENGINE_SECS = 60.0
 
 _ENGINE_CODE = """
 import json
-from inferd.engine.local import _llama
-print(json.dumps([_llama.devices(), _llama.cpu_variant(), _llama.system_info(), _llama.useful_threads()]))
+from inferd.engine.local import _llama, portable
+found = {each.name: portable.not_loaded(each) for each in portable.companions()}
+print(
+    json.dumps(
+        [_llama.devices(), _llama.cpu_variant(), _llama.system_info(), _llama.useful_threads(), found]
+    )
+)
 """
+"""Prints what ``_devices`` takes."""
 
 _IN_FORCE = ("yes", "refused")
 
@@ -171,19 +176,30 @@ def _engine(settings: Settings) -> Findings:
 
 
 def _devices(
-    settings: Settings, devices: list[list[str]], variant: str, features: str, threads: int
+    settings: Settings,
+    devices: list[list[str]],
+    variant: str,
+    features: str,
+    threads: int,
+    companions: dict[str, str],
 ) -> Findings:
+    """``companions`` has for each the reason why it is not loaded, or ``""``."""
     sets = " ".join(re.findall(r"(\w+) = 1", features))
     yield Finding("engine", "ok", f"CPU variant {variant}; {threads} useful threads; {sets}")
-    for companion in portable.companions():
-        if companion.problem:
-            yield Finding("engine", "warn", f"{companion.name} is not loaded: {companion.problem}")
+    for companion, problem in companions.items():
+        if problem:
+            yield Finding("engine", "warn", f"{companion} is not loaded: {problem}")
     described = [f"{name} ({description})" for kind, name, description, _ in devices if kind != "cpu"]
     if described:
         yield Finding("accelerator", "ok", ", ".join(described))
     elif settings.require_gpu:
         yield Finding(
             "accelerator", "fail", "none, but one is required", "unset require_gpu or mend the driver"
+        )
+    elif loaded := [companion for companion, problem in companions.items() if not problem]:
+        found = f"{' and '.join(loaded)} found none; models run on the CPU"
+        yield Finding(
+            "accelerator", "warn", found, "check its driver, and that this user may open the device"
         )
     else:
         yield Finding("accelerator", "ok", "none; models run on the CPU")

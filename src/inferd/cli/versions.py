@@ -23,7 +23,7 @@ def lines() -> Iterator[str]:
     yield f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
     yield f"CPU variant {_llama.cpu_variant()} (of {', '.join(portable.variants())})"
     for companion in portable.companions():
-        yield f"{companion.name}: {companion.problem or companion.file}"
+        yield f"{companion.name}: {portable.not_loaded(companion) or companion.file}"
     for kind, name, description, _ in _llama.devices():
         yield f"device {name}: {description} ({kind})"
     if (pages := documentation()) is not None:

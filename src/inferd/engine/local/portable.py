@@ -79,6 +79,19 @@ def companions() -> list[Companion]:
     return found
 
 
+def not_loaded(companion: Companion) -> str:
+    """Why the library of ``companion`` is not loaded, or ``""``. The linker names what is missing, such
+    as the library of the GPU's driver. This loads the library: import the engine first."""
+    if not companion.problem:
+        import ctypes  # most installs have no companion
+
+        try:
+            ctypes.CDLL(str(companion.file))
+        except OSError as error:
+            return str(error)
+    return companion.problem
+
+
 def companion_files() -> list[Path]:
     """The libraries of the companions that fit this inferd."""
     return [companion.file for companion in companions() if not companion.problem]
