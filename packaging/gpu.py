@@ -1,21 +1,32 @@
 """What a companion package is compiled with, beside the compiler of ``toolchain.py``.
 
-Vulkan: the headers and ``glslc`` of the system (Debian: libvulkan-dev, spirv-headers, glslc), and its C++
-compiler for the generator of shaders. CUDA: NVIDIA's compiler and libraries from the package index. The
-driver's own library comes with the driver of the machine that runs the companion; to the linker, an empty
-library shows its name.
+Vulkan: the headers and ``glslc`` of the system (Debian: libvulkan-dev, spirv-headers, glslc) or of the Vulkan
+SDK in ``$VULKAN_SDK``, and the system's C++ compiler for the generator of shaders. An old ``glslc`` leaves
+the shaders for matrix units out; CMake prints which extensions it lacks.
+
+CUDA: NVIDIA's compiler and libraries from the package index. The driver's own library comes with the driver
+of the machine that runs the companion; to the linker, an empty library shows its name.
 """
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
-CUDA = ["nvidia-cuda-nvcc", "nvidia-cuda-crt", "nvidia-nvvm", "nvidia-cuda-runtime", "nvidia-cuda-cccl"]
-CUDA_VERSION = "13.5.*"
-CUBLAS = "nvidia-cublas>=13,<14"
+CUDA = [
+    "nvidia-cuda-nvcc==13.5.*",
+    "nvidia-cuda-crt==13.5.*",
+    "nvidia-nvvm==13.5.*",
+    "nvidia-cuda-runtime==13.5.*",
+    "nvidia-cuda-cccl==13.3.5.*",  # for CUDA 13, CCCL 3.5
+    "nvidia-cublas>=13,<14",
+]
 HEADERS = ("vulkan", "vk_video", "spirv")
+OLDEST_HEADERS = 272
+"""Of Vulkan 1.3: the first version with everything that ggml uses. Debian 12 has an older one."""
 
 NO_C23_FUNCTIONS = """\
 #include_next <bits/libc-header-start.h>
@@ -35,14 +46,21 @@ def defines(companion: str, compilers: Path, folder: Path) -> dict[str, str]:
 
 
 def vulkan(compilers: Path, folder: Path) -> dict[str, str]:
+    sources = Path(os.environ.get("VULKAN_SDK", "/usr"), "include")
     # Not /usr/include itself, which has the headers of the system's glibc.
     include = folder / "include"
     include.mkdir(exist_ok=True)
     for name in HEADERS:
-        source = Path("/usr/include", name)
-        if not source.is_dir():
-            raise SystemExit(f"there is no {source}: install the headers of Vulkan and SPIR-V")
-        link(include / name, source)
+        if not (sources / name).is_dir():
+            raise SystemExit(f"there is no {sources / name}: install the headers of Vulkan and SPIR-V")
+        link(include / name, sources / name)
+    core = (sources / "vulkan" / "vulkan_core.h").read_text()
+    found = re.search(r"define VK_HEADER_VERSION (\d+)", core)
+    if not found or int(found[1]) < OLDEST_HEADERS:
+        raise SystemExit(
+            f"{sources} has older headers than Vulkan 1.3.{OLDEST_HEADERS}: install newer ones, "
+            "or set VULKAN_SDK to the folder of the Vulkan SDK"
+        )
     return {
         "Vulkan_INCLUDE_DIR": str(include),
         "Vulkan_LIBRARY": str(empty_library(compilers, "libvulkan.so.1", folder / "libvulkan.so")),
@@ -52,9 +70,8 @@ def vulkan(compilers: Path, folder: Path) -> dict[str, str]:
 def cuda(compilers: Path, folder: Path) -> dict[str, str]:
     toolkit = folder / "nvidia" / "cu13"
     if not (folder / "complete").is_file():
-        wanted = [*(f"{name}=={CUDA_VERSION}" for name in CUDA), CUBLAS]
         install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary", ":all:"]
-        subprocess.run([*install, "--target", str(folder), "--upgrade", *wanted], check=True)
+        subprocess.run([*install, "--target", str(folder), "--upgrade", *CUDA], check=True)
         (folder / "complete").touch()
     # CMake looks for the folder and the names of a toolkit, which the packages do not have.
     link(toolkit / "lib64", toolkit / "lib")
@@ -76,7 +93,8 @@ def cuda(compilers: Path, folder: Path) -> dict[str, str]:
 
 
 def link(at: Path, target: Path) -> None:
-    if not at.is_symlink():
+    if not at.is_symlink() or at.readlink() != target:
+        at.unlink(missing_ok=True)
         at.symlink_to(target)
 
 

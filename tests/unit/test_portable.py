@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,6 +27,16 @@ def engine_with(variant: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command, env={"INFERD_CPU_VARIANT": variant}, capture_output=True, text=True, check=False
     )
+
+
+def program(name: str) -> Any:
+    """A module of the folder ``packaging``."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"packaging/{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def companion(site: Path, version: str) -> Path:
@@ -149,11 +160,7 @@ def test_a_portable_build_has_the_defaults_of_llama_cpp() -> None:
 def test_the_compiler_for_arm_is_told_the_version_in_the_words_of_zig(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = importlib.util.spec_from_file_location("toolchain", ROOT / "packaging/toolchain.py")
-    assert spec is not None
-    assert spec.loader is not None
-    toolchain = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(toolchain)
+    toolchain = program("toolchain")
     zig = tmp_path / f"inferd/build/ziglang-{toolchain.ZIG}/ziglang/zig"
     zig.parent.mkdir(parents=True)
     zig.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
@@ -168,3 +175,24 @@ def test_the_compiler_for_arm_is_told_the_version_in_the_words_of_zig(
     sve = told("aarch64", "-march=armv8.6-a+dotprod+fp16+sve")
     assert sve == ["-mcpu=generic+v8_6a+dotprod+fullfp16+sve"]
     assert told("x86_64", "-march=armv8-a") == ["-march=armv8-a"]
+
+
+def test_old_headers_of_vulkan_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = program("gpu")
+    (tmp_path / "build").mkdir()
+    monkeypatch.setenv("VULKAN_SDK", str(tmp_path))
+    with pytest.raises(SystemExit, match="install the headers of Vulkan"):
+        gpu.vulkan(tmp_path, tmp_path / "build")
+    for name in gpu.HEADERS:
+        (tmp_path / "include" / name).mkdir(parents=True)
+    core = tmp_path / "include/vulkan/vulkan_core.h"
+    core.write_text(f"#define VK_HEADER_VERSION {gpu.OLDEST_HEADERS - 1}\n")
+    with pytest.raises(SystemExit, match="has older headers"):
+        gpu.vulkan(tmp_path, tmp_path / "build")
+    core.write_text(f"#define VK_HEADER_VERSION {gpu.OLDEST_HEADERS}\n")
+    (tmp_path / "build" / "libvulkan.so").touch()
+    assert gpu.vulkan(tmp_path, tmp_path / "build") == {
+        "Vulkan_INCLUDE_DIR": str(tmp_path / "build" / "include"),
+        "Vulkan_LIBRARY": str(tmp_path / "build" / "libvulkan.so"),
+    }
+    assert (tmp_path / "build/include/vulkan/vulkan_core.h").is_file()
