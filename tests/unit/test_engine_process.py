@@ -49,7 +49,7 @@ async def hosted(
     **options: object,
 ) -> AsyncIterator[HostedModel]:
     where = random_llama() if path is None else path
-    wanted = {"n_ctx": 256, "n_parallel": 1, "threads": 1, **options}
+    wanted = {"n_ctx": 4096, "n_parallel": 1, "threads": 1, **options}
     load = Load(name="test", model="test", path=str(where), **wanted)  # type: ignore[arg-type]
     model = HostedModel(load, [os.open(where, os.O_RDONLY)], progress, check_files, patience)
     try:
@@ -59,8 +59,9 @@ async def hosted(
         await model.close()
 
 
-def ask(text: str = "Count.", max_tokens: int = 200) -> GenerateRequest:
-    grammar = "root ::= [a-z]{400}"  # so that no answer ends by itself
+def ask(text: str = "Count.", max_tokens: int = 3000) -> GenerateRequest:
+    """An answer that goes on while the test does something, however slow the test's own process is."""
+    grammar = "root ::= [a-z] root"  # so that no answer ends by itself
     return generate_request(
         messages=(Message("user", text),),
         max_tokens=max_tokens,
