@@ -219,7 +219,7 @@ def test_progress_off_a_terminal_is_a_line_for_each_step(capsys: pytest.CaptureF
     assert err.splitlines() == [
         "Downloading the model …",
         "Downloading the model, try 2 ([Errno 111] Connection refused) …",
-        "Downloading the model: process 7 does it …",
+        "Downloading the model (by process 7) …",
         "Verifying the model …",
         "Loading the model …",
         "of a later version …",
@@ -241,6 +241,6 @@ def test_progress_on_a_terminal_is_a_bar(
     drawn = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
     assert re.search(r"50/98 MB \d+\.\d MB/s +\d+:\d\d:\d\d", drawn)
     assert "Downloading the model, try 2 ([Errno 111] Connection refused)" in drawn
-    assert "Downloading the model: process 7 does it" in drawn
+    assert "Downloading the model (by process 7)" in drawn
     assert "Loading the model" in drawn
     assert capsys.readouterr().out == ""

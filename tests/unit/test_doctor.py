@@ -270,7 +270,7 @@ def test_doctor_on_tcp_addresses(
             assert findings(capsys, 1)["inference socket"]["detail"].endswith(" answers")
     assert findings(capsys, 0)["inference socket"]["detail"].endswith(" is free")
     monkeypatch.setenv("INFERD_TCP", "192.0.2.1:47321")
-    assert "no address of this machine" in findings(capsys, 1)["inference socket"]["detail"]
+    assert "not an address of this machine" in findings(capsys, 1)["inference socket"]["detail"]
     monkeypatch.setenv("INFERD_TCP", "0.0.0.0:47321")
     assert "without an API key" in findings(capsys, 1)["sockets"]["detail"]
 

@@ -160,7 +160,9 @@ class TestHub:
 
     def test_a_file_without_a_known_hash_needs_one(self, store: ModelStore, hub: TlsServer) -> None:
         hub.plan = [status(200, ETag='"abc"')]
-        with pytest.raises(FetchError, match=r"the hub tells no sha256 of hf:org/repo/m\.gguf; give it with"):
+        with pytest.raises(
+            FetchError, match=r"the hub reports no sha256 of hf:org/repo/m\.gguf; give it with"
+        ):
             pinned(store, "hf:org/repo/m.gguf")
         model = pinned(store, "hf:org/repo/m.gguf", sha256=GGUF_DIGEST)
         assert (model.sha256, model.size_bytes, model.sources) == (GGUF_DIGEST, None, ("hf:org/repo/m.gguf",))

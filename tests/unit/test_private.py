@@ -121,7 +121,7 @@ def test_a_config_file_that_others_may_write_steers_no_client(
     assert Client().address == "tcp://127.0.0.1:9"
     path.chmod(0o666)
     for client in (Client, AsyncClient, AdminClient):
-        with pytest.raises(ConfigError, match="who could send your prompts elsewhere"):
+        with pytest.raises(ConfigError, match="who could redirect your prompts"):
             client()
 
 
@@ -134,5 +134,5 @@ def test_a_planted_config_does_not_start_a_daemon(short_dir: Path) -> None:
     os.chown(config(short_dir / ".inferd" / "config.json", 0o644), NOBODY, NOBODY)
     done = inferd("run", "hello")
     assert done.returncode == 1
-    assert "belongs to another user, who could send your prompts elsewhere" in done.stderr
+    assert "belongs to another user, who could redirect your prompts" in done.stderr
     assert not inferd.is_running()

@@ -190,7 +190,7 @@ async def test_connection_refused() -> None:
 
 @pytest.mark.parametrize("url", ["http://xn--", "http://[v1.x]", "http://a/" + "x" * 70_000])
 def test_an_invalid_address(url: str) -> None:
-    with pytest.raises(ConfigError, match="is no address of a server"):
+    with pytest.raises(ConfigError, match="is not the address of a server"):
         Upstream(url, 30.0)
 
 

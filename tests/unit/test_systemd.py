@@ -160,7 +160,10 @@ def test_sockets_for_another_process_are_ignored(short_dir: Path, passing: Passi
 
 def test_a_socket_of_no_surface_is_refused_and_closed(short_dir: Path, passing: Passing) -> None:
     passing.pass_on("v1:else", unix(short_dir / "a"), unix(short_dir / "b"))
-    with pytest.raises(AddressError, match=r"else .* is that of no surface; name it v1, v2, admin by"):
+    with pytest.raises(
+        AddressError,
+        match=r"else .* belongs to no surface; .* FileDescriptorName= to one of v1, v2, admin",
+    ):
         systemd.passed_sockets(ADDRESSES, has_key=False)
 
 
@@ -192,6 +195,6 @@ def test_a_descriptor_that_is_not_a_socket_is_refused(short_dir: Path, passing: 
     with (short_dir / "file").open("w") as file:
         os.dup2(file.fileno(), systemd.FIRST_FD)
     os.environ["LISTEN_FDS"] = "1"
-    with pytest.raises(AddressError, match="is no socket"):
+    with pytest.raises(AddressError, match="is not a socket"):
         systemd.passed_sockets(ADDRESSES, has_key=False)
     os.close(systemd.FIRST_FD)

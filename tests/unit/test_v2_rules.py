@@ -109,12 +109,12 @@ RULES: list[tuple[dict[str, Any], str]] = [
     ({"attachments": [NOTE, {**NOTE, "id": "u", "bytes": "/w=="}]}, "attachments[1] is not valid UTF-8"),
     (
         {"messages": [user({"type": "thinking", "text": "hm"})]},
-        "messages[0].content[0] may only stand in a message of the assistant",
+        "messages[0].content[0] is allowed only in an assistant message",
     ),
-    ({"messages": [user(USE)]}, "messages[0].content[0] may only stand in a message of the assistant"),
+    ({"messages": [user(USE)]}, "messages[0].content[0] is allowed only in an assistant message"),
     (
         {"messages": [assistant(USE), assistant(RESULT)]},
-        "messages[1].content[0] may only stand in a message of the user",
+        "messages[1].content[0] is allowed only in a user message",
     ),
     (
         {"messages": [assistant(USE, {**USE, "input": "{}"})]},
@@ -153,22 +153,22 @@ RULES: list[tuple[dict[str, Any], str]] = [
     *(
         (
             {"raw": True, "messages": messages},
-            "messages must be one of the user with nothing but text if raw is true",
+            "with raw, messages must be one user message of text only",
         )
         for messages in ([user(TEXT), user(TEXT)], [assistant(TEXT)])
     ),
-    ({"begun": True}, "messages must end with one of the assistant with nothing but text if begun is true"),
+    ({"begun": True}, "with begun, the last message must be an assistant message of text only"),
     (
         {"begun": True, "messages": [user(TEXT), assistant(USE)]},
-        "messages must end with one of the assistant with nothing but text if begun is true",
+        "with begun, the last message must be an assistant message of text only",
     ),
     (
         {"begun": True, "messages": [assistant(TEXT)]},
-        "messages must hold one before that of the assistant if begun is true",
+        "with begun, messages must hold another message before the last one",
     ),
     (
         {"begun": True, "messages": [user(TEXT), assistant(TEXT)], "json_schema": {}},
-        "begun goes with no grammar and no schema, which hold for a whole answer",
+        "begun excludes grammar and schema, which apply to a whole answer",
     ),
     (
         {"logprobs": 0, "tools": [tool()]},

@@ -107,7 +107,7 @@ def _wait_for_boot(settings: Settings, show: Callable[[Frame], None]) -> None:
                 raise BootFailed(_why(settings, child)) from None
         finally:
             if child is not None and child.returncode is None:
-                child.returncode = 0  # it outlives us; Popen would warn that it was not waited for
+                child.returncode = 0  # it outlives this command, of which Popen would warn
 
 
 def _why(settings: Settings, child: subprocess.Popen[bytes] | None) -> str:
@@ -139,7 +139,7 @@ def _start(settings: Settings) -> subprocess.Popen[bytes]:
     path = log_path(settings)
     ensure_private_dir(path.parent)
     with contextlib.suppress(FileNotFoundError):
-        path.replace(path.with_suffix(".log.1"))  # it may tell why the last daemon ended
+        path.replace(path.with_suffix(".log.1"))  # it may hold the reason why the last daemon ended
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     output = os.open(path, flags, 0o600)
     command = [sys.executable, "-m", "inferd", "serve"]

@@ -219,7 +219,7 @@ class Chat:
             return False
         obey = self._commands().get(word)
         if obey is None:
-            say(f"{word} is no command; /help lists them, and // begins a question with a slash", err=True)
+            say(f"{word} is not a command; /help lists them, and // begins a question with a slash", err=True)
             return True
         try:
             obey(rest.strip())
@@ -303,7 +303,7 @@ class Chat:
         except (KeyError, TypeError):
             sound = False
         if not sound or not isinstance(found.get("system"), str | None):
-            raise UsageError(f"{name} is no conversation that /save wrote")
+            raise UsageError(f"{name} was not written by /save")
         self.turns, self.system = turns, found["system"]
         say(f"({len(turns)} turns)", err=True)
 

@@ -116,7 +116,7 @@ def _fits(path: Path) -> Finding | None:
     size = path.stat().st_size
     if size < memory:
         return None
-    detail = f"{path} has {size / 1e9:.1f} GB, this machine {memory / 1e9:.1f} GB of memory"
+    detail = f"{path} has {size / 1e9:.1f} GB, and this machine has {memory / 1e9:.1f} GB of memory"
     return Finding("model", "warn", detail, "choose a smaller model, or a smaller quantisation of it")
 
 
@@ -158,7 +158,7 @@ def _openai(entry: OpenAICompatEntry) -> Finding:
         return Finding(name, "fail", silent, "start that server, or mend its base_url")
     if entry.api_key is None and not _is_here(entry.base_url):
         advice = "set OPENAI_API_KEY, or the variable that its api_key_env names"
-        return Finding(name, "warn", f"{entry.base_url} will be asked without a key", advice)
+        return Finding(name, "warn", f"{entry.base_url} gets requests without a key", advice)
     return Finding(name, "ok", f"{entry.base_url} can be reached")
 
 

@@ -72,14 +72,14 @@ def _directory(name: str, path: Path, variable: str, private: bool = False) -> F
     ``variable`` is the environment variable that selects another directory.
     """
     there = _nearest(path)
-    elsewhere = f"name another place by {variable}"
+    elsewhere = f"name another directory in {variable}"
     if not there.is_dir():
         return Finding(name, "fail", f"{there} is not a directory", f"move it away, or {elsewhere}")
     if os.statvfs(there).f_flag & os.ST_RDONLY:
         return Finding(name, "fail", f"{path} is on a file system that is read-only", elsewhere)
     if there != path:
         if os.access(there, os.W_OK | os.X_OK):
-            return Finding(name, "ok", f"{path} will be made when it is needed")
+            return Finding(name, "ok", f"{path} is made when it is needed")
         advice = f"make {there} writable for this user, or {elsewhere}"
         return Finding(name, "fail", f"{path} cannot be made in {there}", advice)
     if not os.access(path, os.W_OK | os.X_OK):
@@ -149,7 +149,7 @@ def _unix(name: str, path: Path, running: bool) -> Finding:
     if not os.path.lexists(path):
         return Finding(name, "ok", f"{path} is free")
     if path.is_symlink() or not path.is_socket():
-        return Finding(name, "fail", f"{path} is in the way and not a socket", "move it away")
+        return Finding(name, "fail", f"{path} is not a socket and occupies the path", "move it away")
     if not running and _listens(path):
         return Finding(name, "ok", f"{path} starts a daemon for the first client")
     with socket.socket(socket.AF_UNIX) as sock:
@@ -187,7 +187,7 @@ def _tcp(name: str, address: str, settings: Settings, running: bool) -> Finding:
                     "is taken by another program",
                     "choose another port, or stop that program",
                 ),
-                errno.EADDRNOTAVAIL: ("is no address of this machine", "choose one of `ip address`"),
+                errno.EADDRNOTAVAIL: ("is not an address of this machine", "choose one of `ip address`"),
                 errno.EACCES: ("is a port for root alone", "choose a port from 1024 on"),
             }.get(error.errno or 0, (f"cannot be bound: {error.strerror}", "choose another address"))
             return Finding(name, "fail", f"{address} {reason}", advice)
@@ -225,5 +225,5 @@ def open_files(settings: Settings) -> Findings:
         )
         yield Finding("open files", "warn", detail, "raise the hard limit, or lower --max-connections")
     else:
-        many = "as many as it likes" if limit == resource.RLIM_INFINITY else str(limit)
-        yield Finding("open files", "ok", f"{many} a process")
+        many = "any number of" if limit == resource.RLIM_INFINITY else str(limit)
+        yield Finding("open files", "ok", f"a process may have {many} open files")

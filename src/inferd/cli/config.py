@@ -32,7 +32,7 @@ _file = click.option(
     "path",
     type=KindType(FilePath()),
     metavar="PATH",
-    help="The config file; without it INFERD_CONFIG, or ~/.inferd/config.json where there is one.",
+    help="The config file. The default is INFERD_CONFIG, else ~/.inferd/config.json if it exists.",
 )
 
 
@@ -43,7 +43,7 @@ def config_command() -> None:
 
 @config_command.command("show")
 @_file
-@click.option("--origin", is_flag=True, help="Say where each value came from.")
+@click.option("--origin", is_flag=True, help="Print the source of each value.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def show(path: Path | None, origin: bool, as_json: bool) -> None:
     """Print the value of every option, and the backends."""

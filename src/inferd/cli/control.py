@@ -87,8 +87,8 @@ def reload_command() -> None:
 def _named() -> int:
     """The process of the daemon that ``INFERD_ADDRESS`` names.
 
-    The number that a daemon behind a forwarded socket states is that of a process of its own machine, so it
-    counts only if the socket was made by that process or its parent, such as systemd.
+    A daemon behind a forwarded socket reports the number of a process on its own machine. The number
+    therefore counts only if the socket was made by that process or its parent, such as systemd.
     """
     address = admin_address()
     with AdminClient(address, timeout=ANSWER_SECS) as admin:

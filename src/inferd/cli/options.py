@@ -182,7 +182,7 @@ def tool_choices(tools: str | None, tool_choice: str | None, thinking: bool | No
         choices["tools"] = inputs.tools(tools)
     if tool_choice is not None:
         if tools is None:
-            raise UsageError("--tool-choice needs --tools FILE, which says what there is to choose from")
+            raise UsageError("--tool-choice needs the tools of --tools FILE")
         if tool_choice not in (*TOOL_CHOICES, *(tool["name"] for tool in choices["tools"])):
             raise UsageError(
                 f"--tool-choice {tool_choice} is none of the tools, and not auto, none or required"

@@ -113,7 +113,7 @@ def _note(details: Mapping[str, Any]) -> str:
     if "attempt" in details:
         return f", try {details['attempt']} ({details.get('reason', '')})"
     if "waiting_for_pid" in details:
-        return f": process {details['waiting_for_pid'] or '?'} does it"
+        return f" (by process {details['waiting_for_pid'] or '?'})"
     return ""
 
 

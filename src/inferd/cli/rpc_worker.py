@@ -35,7 +35,7 @@ _START_SECS = 60.0
     type=click.IntRange(0, 512),
     default=0,
     show_default=True,
-    help="Threads of a CPU; 0 is one for each core.",
+    help="The number of CPU threads; 0 means one for each core.",
 )
 @click.option(
     "--i-know",

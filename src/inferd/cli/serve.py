@@ -24,7 +24,8 @@ def _flag(option: Option) -> click.Option:
     if isinstance(option.kind, Boolean):
         names = f"{flag}/{flag.replace('--', '--no-', 1)}"
         return click.Option([names], default=None, help=described)
-    # Only here: with them, even as None, click makes an option's value optional and reads `-5` as a flag.
+    # Only for this kind: with these arguments, even as None, click makes the value of an option optional and
+    # reads `-5` as a flag.
     bare: dict[str, Any] = {}
     if isinstance(option.kind, HttpAddress):
         bare = {"is_flag": False, "flag_value": option.kind.bare}
@@ -51,7 +52,7 @@ _CONFIG = click.Option(
     ["--config"],
     type=KindType(FilePath()),
     metavar="PATH",
-    help="The config file; without it ~/.inferd/config.json where there is one. [INFERD_CONFIG]",
+    help="The config file. The default is ~/.inferd/config.json, if it exists. [INFERD_CONFIG]",
 )
 
 

@@ -37,8 +37,10 @@ def service_command() -> None:
 
 
 @service_command.command("install")
-@click.option("--on-demand", is_flag=True, help="Start it for the first client, and end it when it is idle.")
-@click.option("--gpu", is_flag=True, help="Allow what drivers of GPUs need.")
+@click.option(
+    "--on-demand", is_flag=True, help="Start the daemon for the first client, and stop it when idle."
+)
+@click.option("--gpu", is_flag=True, help="Permit the actions that GPU drivers need.")
 def install_command(on_demand: bool, gpu: bool) -> None:
     """Start the daemon now, at each login and after a crash."""
     settings = sources.read({}).settings

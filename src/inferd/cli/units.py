@@ -19,19 +19,19 @@ ON_DEMAND_IDLE_SECS = 900
 
 _LIFE = """\
 WorkingDirectory=/
-# 1 and 2 are for people to mend: another start would find the same.
+# After exit status 1 or 2 a restart would fail again: a person must correct the cause.
 Restart=on-failure
 RestartSec=1
 RestartPreventExitStatus=1 2
-# A model may have to be fetched first.
+# The daemon may download a model first.
 TimeoutStartSec=infinity
-# The requests that run may finish.
+# Running requests may finish.
 TimeoutStopSec=60
 WatchdogSec=60
 """
 
 _HARDENED = """\
-# Memory holds prompts and answers: none of it belongs into a core dump.
+# Memory holds prompts and answers, which must not reach a core dump.
 LimitCORE=0
 LimitNOFILE=8192
 TasksMax=512
@@ -53,7 +53,7 @@ SystemCallFilter=@chown
 """
 
 _WITHOUT_GPU = """\
-# Drivers of GPUs make code while they run.
+# GPU drivers generate code at run time.
 MemoryDenyWriteExecute=yes
 """
 
@@ -119,7 +119,7 @@ StateDirectory=inferd
 StateDirectoryMode=0700
 LogsDirectory=inferd
 LogsDirectoryMode=0700
-# Members of the group may come in.
+# Members of the group may connect.
 RuntimeDirectory=inferd
 RuntimeDirectoryMode=0750
 {_LIFE}{_HARDENED}{_WITHOUT_GPU}{_SYSTEM_ONLY}

@@ -33,7 +33,7 @@ class Endpoint:
         """The error of a failed connection."""
         if isinstance(error, PermissionError) and self.surface == "admin":
             return NotPermitted(
-                f"the status socket {self.text} is for the user alone who runs the daemon; requests are"
+                f"the status socket {self.text} is only for the user that runs the daemon; requests are"
                 " possible for members of its group all the same"
             )
         if isinstance(error, PermissionError):
@@ -73,7 +73,7 @@ def endpoint(address: Address, surface: paths.Surface) -> Endpoint:
         return Endpoint(text, surface, None)
     host, _, port = place.rpartition(":")
     if scheme != "tcp" or not host or not port.isdecimal() or int(port) > 65535:
-        raise UsageError(f"{text} is no address; give a Unix socket's path or tcp://IP:port")
+        raise UsageError(f"{text} is not an address; give a Unix socket's path or tcp://IP:port")
     return Endpoint(text, surface, (host.strip("[]"), int(port)))
 
 

@@ -79,5 +79,5 @@ def _head_at(held: bytearray, at: int) -> tuple[int, int] | None:
             start = at + place + 2
             return None if start > len(held) else (start, size)
     if len(held) - at >= _LONGEST_HEAD:
-        raise ProtocolError("the daemon sent what is no frame; is this inferd's socket?")
+        raise ProtocolError("the daemon sent something other than a frame; is this inferd's socket?")
     return None

@@ -150,7 +150,7 @@ class PendingRequest(ABC, Generic[E, D]):
     def take(self, line: bytes) -> E | D | None:
         """The event of a line; ``None`` for a frame without an event.
 
-        Raises RequestFailed for an error frame, ProtocolError for a line that is no reply to this request.
+        Raises RequestFailed for an error frame, ProtocolError for a line that is not a reply to this request.
         """
         try:
             frame = orjson.loads(line)
@@ -162,7 +162,7 @@ class PendingRequest(ABC, Generic[E, D]):
                 failed.details = {key: frame[key] for key in frame if key not in _ERROR_KEYS}
                 raise failed
             if frame["id"] != self._id:
-                raise ProtocolError("the daemon answered another request than the one that was sent")
+                raise ProtocolError("the daemon answered a different request")
             if kind == "progress":
                 if self.on_progress is not None:
                     self.on_progress(frame["phase"], frame)
@@ -170,7 +170,7 @@ class PendingRequest(ABC, Generic[E, D]):
             return self.event(kind, frame)
         except (orjson.JSONDecodeError, LookupError, TypeError, AttributeError):
             raise ProtocolError(
-                "the daemon sent a line that is no response; is this inferd's socket?"
+                "the daemon sent a line that is not a response; is this inferd's socket?"
             ) from None
 
     @abstractmethod

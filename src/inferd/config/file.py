@@ -91,14 +91,14 @@ def read_file(path: Path) -> ConfigFile:
         with path.open("rb") as stream:
             danger = written_by_others(path, stream.fileno())
             if danger is not None:
-                fail(f"is refused: {danger}, who could send your prompts elsewhere")
+                fail(f"is refused: {danger}, who could redirect your prompts")
             data = stream.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError:
         fail("there is no such file")
     except OSError as error:
         fail(f"cannot be read: {error.strerror}")
     if len(data) > MAX_FILE_BYTES:
-        fail(f"is larger than {MAX_FILE_BYTES} bytes, so it is no config file")
+        fail(f"is larger than {MAX_FILE_BYTES} bytes, so it is not a config file")
     try:
         raw = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_sound, parse_int=_number)
         _check_kinds(raw)
@@ -128,10 +128,10 @@ def _sound(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _number(text: str) -> int | float:
-    """A number.
+    """Parses a number.
 
-    Parses a number. A very long integer becomes a float, so that the error is that of the key's bound, and
-    not that of Python's parser.
+    A very long integer becomes a float. The error then names the bound of the key, and does not come from
+    Python's parser.
     """
     return int(text) if len(text) <= 20 else float(text)
 

@@ -70,5 +70,5 @@ def _file(env: Mapping[str, str]) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     if danger is not None:
-        raise ConfigError(f"config file {path}: is refused: {danger}, who could send your prompts elsewhere")
+        raise ConfigError(f"config file {path}: is refused: {danger}, who could redirect your prompts")
     return found if isinstance(found, dict) else {}

@@ -100,8 +100,8 @@ def passed_sockets(addresses: Mapping[str, str], *, has_key: bool) -> dict[str, 
             if surface is None or surface in passed:
                 bound.close()
                 raise AddressError(
-                    f"the passed socket {name or number} at {bound.address} is that of no surface;"
-                    f" name it {', '.join(addresses)} by FileDescriptorName= in its socket unit, each once"
+                    f"the passed socket {name or number} at {bound.address} belongs to no surface;"
+                    f" in its socket unit set FileDescriptorName= to one of {', '.join(addresses)}, each once"
                 )
             passed[surface] = bound
     except AddressError:
@@ -120,7 +120,7 @@ def _adopt(fd: int, has_key: bool) -> Bound:
     try:
         sock = socket.socket(fileno=fd)
     except OSError as error:
-        raise AddressError(f"the passed descriptor {fd} is no socket: {error.strerror}") from error
+        raise AddressError(f"the passed descriptor {fd} is not a socket: {error.strerror}") from error
     try:
         listens = sock.type == socket.SOCK_STREAM and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
         if not listens:

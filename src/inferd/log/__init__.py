@@ -35,7 +35,7 @@ MAX_QUEUED = 16384  # a disk that stalls must not turn into memory
 CLOSE_SECS = 2.0
 COUNT_EACH_SECS = 60.0
 # Each wake-up of the log thread costs the event loop the interpreter lock, so under load it writes many
-# records at a time. What a killed daemon can lose is this much of its log.
+# records at a time. A killed daemon can lose this much of its log.
 LINGER_SECS = 0.02
 
 TRACE, DEBUG, INFO, WARN, ERROR, OFF = range(6)
@@ -146,7 +146,7 @@ def pass_on(level: int, take: Callable[[Record], None]) -> None:
 class ActivityLog:
     """The running log; :meth:`close` writes what is queued and makes every :class:`Log` silent again.
 
-    ``text`` gets the complaints about ``file``, and the events where they are ``shown``.
+    ``text`` gets the faults of ``file``, and with ``shown`` also the events.
     """
 
     def __init__(

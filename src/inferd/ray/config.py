@@ -25,7 +25,7 @@ def content_of(config: str | dict[str, Any]) -> dict[str, Any]:
     except ValueError as error:
         raise ConfigError(f"config file {config}: is not JSON: {error}") from None
     if not isinstance(content, dict):
-        raise ConfigError(f"config file {config}: is no object")
+        raise ConfigError(f"config file {config}: is not an object")
     return content
 
 

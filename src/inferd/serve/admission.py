@@ -59,7 +59,7 @@ class Permit:
         self._admission._rest(self, give_up)
 
     def resume(self) -> None:
-        """The client reads again."""
+        """Records that the client reads again."""
         self._admission._resting.pop(self, None)
 
     def __enter__(self) -> Permit:

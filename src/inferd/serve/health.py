@@ -80,5 +80,5 @@ async def _within(limit_secs: float, slot: BackendSlot) -> int | None:
     if not look.done():
         await asyncio.wait((look,))
     if look.cancelled():
-        raise Unavailable(f"{slot.backend.name} did not say in {limit_secs:g} s how it is")
+        raise Unavailable(f"{slot.backend.name} did not report its health within {limit_secs:g} s")
     return look.result()

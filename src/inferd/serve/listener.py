@@ -60,7 +60,7 @@ class ConnectionLimit:
         return True
 
     def leave(self, owner: Hashable) -> None:
-        """Counts one connection of ``owner`` less, because it has ended."""
+        """Removes an ended connection of ``owner`` from the count."""
         self.taken -= 1
         self._owners[owner] -= 1
         if not self._owners[owner]:

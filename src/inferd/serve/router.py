@@ -113,9 +113,12 @@ class Router:
         return _unsupported(fit.backend, needs - fit.able)
 
     def queue_for(self, needs: frozenset[str] = TEXT, model: str | None = None) -> str:
-        """The name of the queue for a request: that of the backend that :meth:`dispatch` would choose now or,
-        if it would raise, of the backend that the request waits for. A pool has one queue, named for its
-        first backend."""
+        """The name of the queue for a request.
+
+        This is the name of the backend that :meth:`dispatch` would choose now. If :meth:`dispatch` would
+        raise, it is the name of the backend that the request waits for. A pool has one queue, named for its
+        first backend.
+        """
         members = self._candidates(model)
         able = [member for member in members if needs <= member.able] or members
         chosen = next((member for member in able if member.fit()), able[0] if able else None)
@@ -223,8 +226,8 @@ class Router:
 
 
 _IN_A_REQUEST = {
-    "raw": "takes no prompt without a chat template and continues no answer; leave out raw and begun",
-    "logprobs": "tells no probabilities of tokens; leave out logprobs",
+    "raw": "cannot take a prompt without a chat template or continue an answer; leave out raw and begun",
+    "logprobs": "reports no token probabilities; leave out logprobs",
 }
 """For each capability of the daemon's own engine: the error text for a backend without it."""
 
@@ -247,7 +250,7 @@ def _unsupported(backend: Backend, lacking: frozenset[str]) -> InferdError:
             return Unsupported(f'backend "{name}" does not advertise {capability} capability')
     if {"vision", "audio"}.isdisjoint(lacking):
         has = f"it has {', '.join(adapters)}" if adapters else "its entry of the configuration lists none"
-        return InvalidRequest(f'backend "{name}" has no LoRA adapter of the name that `lora` gives; {has}')
+        return InvalidRequest(f'backend "{name}" has no LoRA adapter of the name in `lora`; {has}')
     kind = "image" if "vision" in lacking else "audio"
     return AttachmentUnsupported(f'backend "{name}" takes no {kind} attachments')
 

@@ -204,7 +204,7 @@ class RequestContext(Generic[R]):
 
 
 class Surface(ABC, Generic[R]):
-    """``parse`` raises DecodeError. ``validate`` raises why a well-formed request cannot be served."""
+    """``parse`` raises DecodeError. ``validate`` raises the error of a request that cannot be served."""
 
     name: ClassVar[str]
     encode_error = staticmethod(encode_error)

@@ -17,7 +17,7 @@ from inferd.serve.surface import Surface
 from inferd.wire import attachments, framed
 
 Reserve = Callable[[int], None]
-"""Reserves memory for a number of bytes before they are read, or raises why they must not be read."""
+"""Reserves memory for a number of bytes before they are read. Raises if they must not be read."""
 
 
 class Wire(ABC):

@@ -127,7 +127,7 @@ def _list(repo: str, revision: str | None, cancelled: threading.Event) -> _Listi
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise FetchError(f"the hub's list of the files of {repo} cannot be read") from error
     if not re.fullmatch(r"[0-9a-f]{40}", listing.sha):
-        raise FetchError(f"the hub tells no commit of {repo}")
+        raise FetchError(f"the hub reports no commit of {repo}")
     return listing
 
 
@@ -151,7 +151,7 @@ def digest_of(source: Https, cancelled: threading.Event) -> tuple[Https, str, in
     headers = heads[-1].headers
     digest = re.fullmatch(r'"([0-9a-f]{64})"', headers.get(_DIGEST_HEADER, ""))
     if digest is None:
-        raise FetchError(f"the hub tells no sha256 of {source.url}; give it with --sha256")
+        raise FetchError(f"the hub reports no sha256 of {source.url}; give it with --sha256")
     commit = headers.get("X-Repo-Commit", "")
     if re.fullmatch(r"[0-9a-f]{40}", commit):
         source = Https.of_hub(f"{source.origin.repo}/{source.origin.filename}@{commit}")

@@ -100,9 +100,9 @@ def _check_history(request: Request) -> None:
         for path, block in _walk(message.content, f"messages[{i}].content"):
             if isinstance(block, Thinking | ToolUse):
                 if message.role != "assistant":
-                    raise invalid(f"{path} may only stand in a message of the assistant")
+                    raise invalid(f"{path} is allowed only in an assistant message")
             elif isinstance(block, ToolResult) and message.role != "user":
-                raise invalid(f"{path} may only stand in a message of the user")
+                raise invalid(f"{path} is allowed only in a user message")
             if isinstance(block, ToolUse):
                 if not block.tool_call_id or not block.name:
                     raise invalid(f"{path} must have non-empty tool_call_id and name")
@@ -144,13 +144,13 @@ def _check_prompt(request: Request) -> None:
         raise invalid("raw and begun exclude each other")
     messages = request.messages
     if request.raw and not (len(messages) == 1 and messages[0].role == "user" and _is_text(messages[0])):
-        raise invalid("messages must be one of the user with nothing but text if raw is true")
+        raise invalid("with raw, messages must be one user message of text only")
     if request.begun and not (messages[-1].role == "assistant" and _is_text(messages[-1])):
-        raise invalid("messages must end with one of the assistant with nothing but text if begun is true")
+        raise invalid("with begun, the last message must be an assistant message of text only")
     if request.begun and len(messages) < 2:
-        raise invalid("messages must hold one before that of the assistant if begun is true")
+        raise invalid("with begun, messages must hold another message before the last one")
     if request.begun and (request.grammar or request.schema):
-        raise invalid("begun goes with no grammar and no schema, which hold for a whole answer")
+        raise invalid("begun excludes grammar and schema, which apply to a whole answer")
     for name in ("raw", "begun", "logprobs"):
         wish = getattr(request, name)
         if wish is None or wish is False:

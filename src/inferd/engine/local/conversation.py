@@ -40,7 +40,7 @@ class Reader(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """What is known of a conversation: its answers whose tokens were kept, and the time that its template
+    """The kept state of a conversation: its answers whose tokens were kept, and the time that its template
     sees, in seconds since 1970 (0: the present)."""
 
     answers: Sequence[Kept] = ()

@@ -171,8 +171,8 @@ class EmbeddingModel(Backend):
             )
             if embedder.pooling == "none":
                 raise ModelError(
-                    f"{config.path} does not say how its vectors are pooled: it is no embedding model, or "
-                    "embed_pooling has to be set to mean, cls or last"
+                    f"{config.path} does not say how its vectors are pooled: it is not an embedding model,"
+                    " or embed_pooling must be set to mean, cls or last"
                 )
             if not embedder.warm_up():
                 raise ModelError(f"llama.cpp cannot compute with {config.path}")

@@ -230,7 +230,7 @@ class LlamaCpp(Backend):
             if not engine.warm_up():
                 raise ModelError(f"llama.cpp cannot decode with {config.path}")
         if n_ctx < config.n_ctx:
-            _log.info("context limited to what the model was trained for", asked=config.n_ctx, n_ctx=n_ctx)
+            _log.info("context limited to the training context of the model", asked=config.n_ctx, n_ctx=n_ctx)
         if not model.has_chat_template and not config.chat_template:
             _log.warn("the model has no chat template; it is prompted as ChatML", model=config.model)
         _log.info("model loaded", model=config.model, description=model.description, bytes=model.size)

@@ -191,7 +191,7 @@ class DaemonStates:
             state = m.decode(m.LeavingState, body)
             number, gone = await self._loop.run_in_executor(None, self._store.save, state, fds[0])
         except msgspec.MsgspecError:
-            self._process.kill("it sent something that is no message")
+            self._process.kill("it sent an unknown message")
             return
         finally:
             m.close_all(fds)

@@ -47,7 +47,7 @@ _FAULT_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 # The statuses from 400 to 499 that the operator or the server must fix, not the client.
 _NOT_THE_CLIENTS_FAULT = frozenset({401, 403, 408, 429})
 
-# How a connection fails that the server has closed.
+# The errors of a connection that the server has closed.
 _CLOSED = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
 
 # The longest wait for the end of a response after the end of the answer, to keep the connection.
@@ -90,7 +90,7 @@ class Upstream:
             host = self._url.host
         except (httpx.InvalidURL, UnicodeError) as reason:
             raise ConfigError(
-                f"{_shortened(base_url)} is no address of a server ({_shortened(str(reason))}); correct it"
+                f"{_shortened(base_url)} is not the address of a server ({_shortened(str(reason))})"
             ) from None
         self.host = f"{host}:{self._url.port}" if self._url.port else host
         self._timeout_secs = timeout_secs

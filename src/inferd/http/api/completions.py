@@ -46,7 +46,7 @@ def read(body: Any) -> Completion:
         if count > MAX_LOGPROBS:
             raise fields.bad("logprobs", f"must be at most {MAX_LOGPROBS}")
         if fields.flag("echo"):
-            raise fields.unsupported("echo", "cannot be had together with logprobs")
+            raise fields.unsupported("echo", "cannot be combined with logprobs")
         options.want_logprobs(generation, fields, "logprobs", count)
     wants_usage = fields.object("stream_options")
     return Completion(

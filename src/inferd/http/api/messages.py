@@ -80,7 +80,7 @@ def _prefill(fields: Fields, generation: Generation) -> None:
         ("output_config", "response_format" in own),
     ):
         if there:
-            raise fields.unsupported(name, "cannot be had when the last message is of the assistant")
+            raise fields.unsupported(name, "cannot be combined with a last message of the assistant")
     own["begun"] = True
 
 

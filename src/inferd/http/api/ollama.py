@@ -57,7 +57,7 @@ def read_generate(body: Any) -> OllamaAnswer:
     if fields.flag("raw") or suffix:
         for name in ("system", "images", "think"):
             if fields.raw(name):
-                raise fields.unsupported(name, "cannot be had together with raw or suffix")
+                raise fields.unsupported(name, "cannot be combined with raw or suffix")
         generation.options["raw"] = True
         if suffix:
             generation.options["suffix"] = suffix

@@ -9,8 +9,8 @@ program, file or other process. Three independent layers of Linux enforce that:
 * seccomp: sockets, programs, other processes, and every system call that changes a file system are refused.
 
 :func:`enter` skips layers that the system lacks, and reports them. The profile ``gpu`` omits Landlock,
-because drivers open devices and libraries whose names inferd cannot know; ``rpc`` and ``worker`` permit TCP
-to the workers of a model and from its engine; ``off`` is for a debugger.
+because drivers open devices and libraries whose names inferd cannot know. ``rpc`` permits an engine to
+connect to its workers over TCP; ``worker`` permits a worker to accept an engine. ``off`` is for a debugger.
 """
 
 from __future__ import annotations

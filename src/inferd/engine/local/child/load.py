@@ -67,7 +67,7 @@ def load_model(load: Load, fds: Sequence[int], progress: Progress) -> LlamaCpp |
     cancelled = threading.Event()  # never set: the daemon ends the process to stop a load
     for key, useless in (("lora", load.adapters), ("draft", load.draft_model)):
         if embeds and useless:
-            raise ModelError(f"{load.name!r} makes no text, so its `{key}` is of no use: take it out")
+            raise ModelError(f"{load.name!r} generates no text, so its `{key}` has no use: remove it")
     if embeds:
         return EmbeddingModel.load(config, pooling=load.embed_pooling, progress=progress, cancelled=cancelled)
     return LlamaCpp.load(config, progress=progress, cancelled=cancelled)

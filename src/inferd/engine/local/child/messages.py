@@ -85,19 +85,20 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     ``memory_bytes`` limits the model's memory, 0 sets no limit. ``name`` is the config entry's, ``model`` the
     model's, ``path`` is only for display. ``n_ctx`` is the context of one request in tokens, ``n_parallel``
     the number of concurrent requests. ``n_gpu_layers`` -1 is all; ``threads`` 0 lets the loop choose;
-    ``flash_attention`` is ``auto``, ``on`` or ``off``. ``embed``: the model makes vectors or scores;
-    ``None``: it does if its file names a pooling and ``vectors_wanted``. ``embed_pooling`` ``None`` keeps the
-    file's. ``force_backend`` is the required kind of device.
+    ``flash_attention`` is ``auto``, ``on`` or ``off``. With ``embed`` the model makes vectors or
+    scores; with ``None`` it does so if its file names a pooling and ``vectors_wanted`` is set.
+    ``embed_pooling`` ``None`` keeps the file's pooling. ``force_backend`` is the required kind of device.
 
     ``parts`` is the number of the model's files; ``projector`` and ``draft_model`` add one descriptor each;
     the last descriptors are those of the ``adapters``. ``cache_mib`` bounds the memory of saved prefixes;
-    ``ahead_tokens`` bounds what is computed of the next prompt after an answer; ``keep_thinking`` keeps
-    earlier thinking that the template would leave out; ``drafts`` are ``auto``, ``on`` or ``off``. The daemon
-    keeps files of states if ``files`` is set; the engine saves one after ``file_after_ms`` without a job.
-    ``cage`` is a profile of :mod:`inferd.engine.local.child.cage`. ``chat_template`` is Jinja that replaces
-    the model's own. ``workers`` are the RPC workers that compute a part of it: without a GPU here the last
-    ``worker_layers`` layers (-1: all), and else ``n_gpu_layers`` together with the GPU. A load waits at most
-    ``worker_absent_secs`` for a worker that cannot be reached.
+    ``ahead_tokens`` bounds the part of the next prompt that is computed after an answer; ``keep_thinking``
+    keeps earlier thinking that the template would leave out; ``drafts`` are ``auto``, ``on`` or ``off``. The
+    daemon keeps files of states if ``files`` is set; the engine saves one after ``file_after_ms`` without a
+    job. ``cage`` is a profile of :mod:`inferd.engine.local.child.cage`. ``chat_template`` is Jinja that
+    replaces the model's own. ``workers`` are the RPC workers that compute a part of the model. Without a GPU
+    here they compute the last ``worker_layers`` layers (-1: all). With a GPU they and the GPU together
+    compute ``n_gpu_layers`` layers. A load waits at most ``worker_absent_secs`` for a worker that cannot be
+    reached.
     """
 
     name: str

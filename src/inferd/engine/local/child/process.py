@@ -183,7 +183,7 @@ class EngineProcess:
         try:
             self._handle(kind, job, body, fds)
         except (msgspec.MsgspecError, ValueError, KeyError, OSError, UnicodeDecodeError):
-            self.kill("it sent something that is no message")
+            self.kill("it sent an unknown message")
 
     def _handle(self, kind: int, job: int, body: bytes, fds: list[int]) -> None:
         if kind >= m.FRAMES:

@@ -46,7 +46,7 @@ HEALTHY_SECS = 10.0
 """After serving for this long a process counts as healthy, and the back-off starts again."""
 LOOP_DEATHS, LOOP_SECS = 3, 60.0
 WORKER_SECS = 15.0
-"""How long a restarted process waits for an RPC worker, whose end may have caused that of the process."""
+"""How long a restarted process waits for an RPC worker. The end of the worker may have ended the process."""
 CANCEL_GRACE_SECS = 0.25
 """How long a cancelled request waits for the process to end it; a deadline is at most this late."""
 
@@ -283,8 +283,8 @@ class HostedModel(Backend):
             yield
         except (msgspec.MsgspecError, ValueError) as error:
             if self._process is not None:
-                self._process.kill("it sent something that is no answer")
-            raise BackendInternal("the engine sent something that is no answer") from error
+                self._process.kill("it sent an unreadable answer")
+            raise BackendInternal("the engine sent an unreadable answer") from error
 
 
 def _ignore(phase: str, details: dict[str, object]) -> None: ...

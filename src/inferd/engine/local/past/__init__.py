@@ -1,1 +1,1 @@
-"""What a conversation keeps for its next request: the tokens of its answers, its date, its next prompt."""
+"""State kept for a conversation's next request: the tokens of its answers, its date, its next prompt."""

@@ -1,9 +1,9 @@
 """Keeps the time that the template of a conversation sees.
 
 Many templates put the date into the system prompt. When the date changes, all tokens after it differ from
-those in the prefix cache. So the template sees the time of a conversation's first request, for a day. A
-conversation is known by its messages up to the first of the user; a request without an answer among its
-messages begins one.
+those in the prefix cache. So the template sees the time of a conversation's first request, for a day. The
+messages up to the first user message identify a conversation. A request without an answer among its messages
+begins a conversation.
 
 Belongs to one model. Thread-safe.
 """

@@ -136,7 +136,7 @@ def listed(conjunction: Conjunction) -> list[Any] | None:
 
 
 def scalar(conjunction: Conjunction, types: set[str]) -> dict[str, Any]:
-    """The schema of the values that are of these ``types`` without members."""
+    """The schema of the values of these ``types``, which have no members."""
     limits = [{key: schema[key] for key in _LIMITS if key in schema} for schema in conjunction]
     schema: dict[str, Any] = {"type": sorted(types - {"integer"} if "number" in types else types)}
     given = [each for each in limits if each]
@@ -148,16 +148,16 @@ def scalar(conjunction: Conjunction, types: set[str]) -> dict[str, Any]:
 
 
 def string(conjunction: Conjunction) -> dict[str, Any]:
-    """The schema of the values that are texts."""
+    """The schema of the strings among the values."""
     limits = [{key: schema[key] for key in _OF_A_TEXT if key in schema} for schema in conjunction]
     return {"type": "string", "allOf": [each for each in limits if each]}
 
 
 @dataclass(frozen=True, slots=True)
 class Members:
-    """``named`` are the schemas of the declared members. ``others`` are those of further members, by the
-    pattern that a name contains; ``None`` stands with those of names without a pattern. There are ``least``
-    to ``most`` members."""
+    """``named`` are the schemas of the declared members. ``others`` are the schemas of further members, by
+    the pattern that their names contain; ``None`` marks the schemas of names that contain no pattern. There
+    are ``least`` to ``most`` members."""
 
     named: dict[str, Parts]
     required: set[str]
@@ -191,7 +191,7 @@ def members(conjunction: Conjunction) -> Members:
 
 
 def _parts_of(schema: Mapping[str, Any], name: str) -> list[Any]:
-    """What one schema says of the member ``name``."""
+    """The schemas that one schema applies to the member ``name``."""
     properties, patterns = schema.get("properties") or {}, schema.get("patternProperties") or {}
     found = [part for pattern, part in patterns.items() if matches(pattern, name)]
     if name in properties:
@@ -205,7 +205,7 @@ def _others_of(schema: Mapping[str, Any]) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Items:
-    """The schemas of the first items and those of each further one, and how many items there are."""
+    """The schemas of the first items, the schemas of each further item, and the bounds of their number."""
 
     first: list[Parts]
     further: Parts

@@ -140,8 +140,8 @@ class Format:
         return self.add(f"upto_{len(self._rules)}[lazy]", f"/(?s:.*?)(?:{pattern})/{without}")
 
     def raw(self, texts: Sequence[str] | str | None, ends: list[str], others: Sequence[str] = ()) -> str:
-        """Raw text and its end: one of ``texts``, a match of that expression, or any text without one of the
-        ``others``."""
+        """Raw text and its end. ``texts`` lists the allowed texts, or is an expression for them. With
+        ``None`` any text without one of the ``others`` is allowed."""
         if isinstance(texts, str):
             return self._matching(texts, ends)
         if texts is None or any(end in text for end in ends for text in texts):
@@ -150,7 +150,7 @@ class Format:
         return f"({either}) ({last})"
 
     def _matching(self, expression: str, ends: list[str]) -> str:
-        """A text that matches an expression, up to one of ``ends``, none of which it contains."""
+        """A match of the expression without any of the ``ends``, followed by one of the ``ends``."""
         number = len(self._rules)
         text = self.add(f"TEXT_{number}", expression)
         if any(self._special.search(end) for end in ends):
@@ -192,8 +192,10 @@ class Format:
         return "" if tagged is None else str(self._nodes[self._nodes[tagged]["child"]].get("literal", ""))
 
     def _call_arguments(self, i: int, tool: str) -> str | None:
-        """The arguments of a call where the parser takes any of them any number of times: in the order of the
-        schema, each at most once. ``None`` for other parsers."""
+        """The arguments of a call: in the order of the schema, each at most once.
+
+        This replaces a parser that accepts any argument any number of times. ``None`` for other parsers.
+        """
         arguments = self._nodes[i]
         if arguments["type"] == "rule" and arguments["name"] == DICT:
             return self._members(self, tool, arguments["name"])

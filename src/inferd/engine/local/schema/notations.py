@@ -1,9 +1,9 @@
-"""The arguments of a call in notations of which llama.cpp's parser takes any values.
+"""The arguments of a call in notations other than JSON, for which llama.cpp's parser accepts any value.
 
 Gemma 4 writes ``{name:<|"|>text<|"|>,count:3,list:[1,2]}``, with the members of an object in the order in
 which its template shows them, sorted by name. LFM2.5 writes ``name="text", count=3, list=[1, 2]``, as Python
-does. The expressions here follow the schema of the tool. They may be narrower than it: members that it does
-not declare come after the declared ones, and have short names.
+does. The expressions here follow the schema of the tool. They may be narrower than the
+schema: undeclared members come after the declared ones, and have short names.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Texts = Callable[[Any], "Sequence[str] | str | None"]
 Takes = Callable[[str], bool]
 """Whether llguidance accepts a grammar."""
 Bounds = Callable[[str, str], str]
-"""What else an expression of names says, given the texts before and behind a name."""
+"""The further conditions on a name, as an expression, given the texts before and after the name."""
 
 
 class _Notation(Protocol):
@@ -61,7 +61,7 @@ class _Notation(Protocol):
         """Terminals of names with their colons."""
 
     def in_order(self, names: Iterable[str]) -> list[str]:
-        """The names as an object has them."""
+        """The names in the order in which an object has them."""
 
 
 class _Gemma:
@@ -294,10 +294,10 @@ class _Values:
         return self._form.add(self._form.fresh("other"), " | ".join(options)) if options else ""
 
     def _names(self, pattern: str | None, named: list[str], patterns: list[str]) -> str:
-        """The expression for names that are not ``named`` and contain the pattern, or for ``None`` none of
-        the ``patterns``.
+        """The expression for names that are not ``named`` and contain the ``pattern``.
 
-        Empty if no expression can describe these names.
+        For ``None`` the names contain none of the ``patterns``. Empty if no expression can describe the
+        names.
         """
         wholes = [raw_texts.whole(each) for each in (patterns if pattern is None else [pattern])]
 
@@ -312,7 +312,7 @@ class _Values:
         return " | ".join(self._form.add(self._form.fresh("NAME"), each) for each in taken)
 
     def _listed(self, parts: list[str], needed: list[bool], comma: str) -> str:
-        """The parts in their order, with commas between them; those that are not needed may be left out."""
+        """The parts in their order, with commas between them. A part that is not needed may be absent."""
         rest = ""
         beginnings = [] if any(needed) else [""]
         for part, is_needed in reversed(list(zip(parts, needed, strict=True))):

@@ -62,7 +62,7 @@ def nodes(schema: Any) -> Iterator[dict[str, Any]]:
 
 
 def count(root: Any) -> int:
-    """How many schemas there are where the keywords of any draft have some, up to one beyond the limit."""
+    """The number of schemas under the keywords of any draft. Stops counting beyond ``MAX_SCHEMAS``."""
     left, found = [root], 0
     while left and found <= MAX_SCHEMAS:
         node = left.pop()
