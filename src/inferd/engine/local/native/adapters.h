@@ -1,4 +1,4 @@
-// The LoRA adapters of a model, and which of them has the turn.
+// The LoRA adapters of a model, and their turns in the decoding steps.
 //
 // llama.cpp computes a whole batch with one adapter or none. Decoding sequences with the same adapter share their
 // steps; different adapters take turns of a few steps each, because llama.cpp rebuilds the graph at every change.

@@ -24,7 +24,7 @@ bool add_worker(const std::string &endpoint);
 // only if it cannot listen there.
 void serve_worker(const std::string &endpoint, int threads);
 
-// Whether a device is that of an RPC worker. ggml takes those for GPUs.
+// Whether a device belongs to an RPC worker. ggml reports such a device as a GPU.
 bool is_remote(ggml_backend_dev_t device);
 
 // A function of the CPU backend by its name, or null. The variant that contains it is known only at run time.

@@ -3,9 +3,10 @@
 // A batch is a set of whole sequences. llama.cpp ends the process for an empty batch, a batch larger than its context
 // and a position beyond the model's training context, so `compute` checks first.
 //
-// A `ThreadGovernor` chooses the number of threads. Only batches of about the same size compare, so a batch of n tokens
-// counts as a step of log2(n) sequences that took log2(n) times as long as one of its tokens. A batch that takes far
-// longer than one thread alone would need is cut off and repeated with fewer threads.
+// A `ThreadGovernor` chooses the number of threads. It compares only steps with the same number of rows, but batches
+// have any size. So a batch of n tokens is reported as a step of log2(n) rows, and its time as log2(n) times the time
+// of one of its tokens. A batch that takes far longer than one thread alone would need is cut off and repeated with
+// fewer threads.
 #pragma once
 
 #include <algorithm>

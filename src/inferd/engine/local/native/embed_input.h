@@ -2,7 +2,7 @@
 //
 // A text becomes a sequence between the model's special tokens. A query and a document become one sequence, by the
 // file's `rerank` template if it has one, else joined by the tokenizer's separators, as in
-// `[CLS] query [SEP] document [SEP]`. Text of a client never becomes a control token; only the template's own does.
+// `[CLS] query [SEP] document [SEP]`. Text of a client never becomes a control token; only text of the template does.
 #pragma once
 
 #include <cstdint>
@@ -66,7 +66,7 @@ class EmbedInput {
         llama_token control = LLAMA_TOKEN_NULL;
     };
 
-    // Splits the template at its control tokens, once, so that the pieces between them, filled in, are tokenised as
+    // Splits the template at its control tokens, once. Later the pieces between them are filled in and tokenised as
     // plain text.
     void cut_template(const std::string &source) {
         size_t from = 0;

@@ -1,13 +1,14 @@
 // The jobs shared by the event loop and the engine thread.
 //
 // Ownership of a `Job`:
-// - Before `submit`, the caller owns it, a preparing thread. From then on `jobs_` owns the memory.
+// - Before `submit`, the caller (a preparing thread) owns it. From then on `jobs_` owns the memory.
 // - The engine thread gets a pointer from `intake`. Until it publishes the job as finished, it alone reads and writes
 //   the fields, except those that the mutex guards. The other side sees only the guarded ones, through `cancel` and
 //   `collect`; `cancel` also stops its sampler, which allows that from any thread. Frames move from `staged` (the
 //   engine's) to `out` (guarded) in `publish`.
 // - Once `publish` has set `finished`, the engine thread no longer uses its pointers. `collect` then hands the job,
-//   with all its fields, to its caller. A dropped job is deleted instead: by `publish`, or by `cancel` if it has finished.
+//   with all its fields, to its caller. A dropped job is deleted instead: by `publish`, or by `cancel` if it has
+//   finished.
 //
 // Ownership of the exchange's fields: the mutex guards `jobs_`, `inbox_`, `ready_`, `last_id_`, `stopping_`, `called_`
 // and `interruptible_`. The atomics are read without it: `interrupt_` between the nodes of a step, so that a cancel

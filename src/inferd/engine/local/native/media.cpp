@@ -72,7 +72,7 @@ std::unique_ptr<Projector> Projector::make(const std::string &path, const llama_
         params.n_threads = threads;
         params.media_marker = projector->marker_.c_str();
         params.warmup = false;
-        // ggml takes a worker on another host for a GPU, and the projector would go there.
+        // ggml reports a worker on another host as a GPU. The projector must not be loaded there.
         ggml_backend_dev_t gpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_GPU);
         params.use_gpu = !gpu || !is_remote(gpu);
         projector->state_->ctx.reset(mtmd_init_from_file(path.c_str(), model, params));

@@ -43,7 +43,7 @@ class ThreadGovernor {
         const bool known = (rows == 0 || pace.steps >= kEnough) && (prompt == 0 || prompt_pace_ > 0);
         if (!known && one_token_ == 0) return 0;
         const double usual = known ? (rows ? pace.mean : 0) + prompt * prompt_pace_ : (rows + prompt) * one_token_;
-        // Until the pace is known, no more than one thread would need. A probe of more threads gets less patience.
+        // Until the pace is known, the limit is the time of one thread. A probe of more threads gets less patience.
         const int patience = !known ? 1 : probing_ && candidate_ > threads_ ? 3 : 8;
         return now + std::max<int64_t>(static_cast<int64_t>(usual * patience), kShortestCut);
     }
@@ -63,7 +63,7 @@ class ThreadGovernor {
         return from + row * (rows - below);
     }
 
-    // Whether a comparison of thread counts is running or due. It needs steps without drafts, which alone compare.
+    // Whether a comparison of thread counts is running or due. Only steps without drafts can be compared.
     bool comparing(int64_t now) const { return probing_ || (next_probe_ != 0 && now >= next_probe_ && max_ > 1); }
 
     // A step took `elapsed`; `drafted` of its rows were drafts.

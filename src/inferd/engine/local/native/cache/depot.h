@@ -196,7 +196,7 @@ class Depot {
     std::vector<Stored> kept_, outdated_;
     std::vector<Delivery> delivered_;
     std::vector<Sequence> refused_;
-    // The engine thread's own: files asked for, and when. The mutex guards the fields above.
+    // Only the engine thread uses these: the files asked for, and when. The mutex guards the fields above.
     std::vector<std::pair<uint32_t, int64_t>> asked_;
 };
 

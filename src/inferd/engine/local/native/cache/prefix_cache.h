@@ -2,8 +2,8 @@
 //
 // A finished request leaves its cells in its slot, which is then idle. Before a slot is reused, its sequence can be
 // saved as a snapshot in memory. `plan` finds the longest prefix of a prompt among idle slots, snapshots and running
-// requests and returns the steps to take; the caller moves the cells and reports back. Of states in files the cache
-// knows the tokens; `plan` asks for a file that holds more than every other place.
+// requests and returns the steps to take; the caller moves the cells and reports back. The cache knows the tokens of
+// the states in files. `plan` asks for a file if it holds a longer prefix than every other place.
 //
 // Over 400 lines, because every choice here weighs the same slots, snapshots and files against each other.
 //
@@ -26,8 +26,8 @@ class PrefixCache {
   public:
     // Fewer common tokens do not matter for the choice of a place.
     static constexpr size_t kLeastShared = 16;
-    // A request that drops fewer of the last tokens continues the conversation; one that drops more begins another with
-    // the same head.
+    // A request that drops fewer tokens of the end continues the conversation. A request that drops more begins another
+    // conversation with the same head.
     static constexpr size_t kLeastSaved = 32;
     // Fewer tokens are not worth a file.
     static constexpr size_t kLeastFiled = 64;
@@ -336,7 +336,7 @@ class PrefixCache {
         return best;
     }
 
-    // The most tokens of the prompt that a running request is going to compute.
+    // The longest prefix of the prompt that a running request is still computing, in tokens; 0 without one.
     size_t being_computed(const Wanted &wanted, const std::vector<Live> &live) const {
         size_t most = 0;
         for (const auto &each : live) {

@@ -1,6 +1,7 @@
-// Limits for llama.cpp's grammar engine. A grammar comes from a client, and the engine expects trusted ones: a failed
-// assertion ends the process, a parse error prints the grammar to stderr, and an ambiguous grammar can take longer than
-// the age of the universe to refuse one token. With patches/grammars.patch the engine calls these functions instead.
+// Limits for llama.cpp's grammar engine. A grammar comes from a client, but the engine expects trusted grammars: a
+// failed assertion ends the process, a parse error prints the grammar to stderr, and an ambiguous grammar can take
+// longer than the age of the universe to refuse one token. With patches/grammars.patch the engine calls these functions
+// instead.
 #pragma once
 
 #include <atomic>
@@ -15,7 +16,7 @@ inline thread_local std::string grammar_error;     // the reason why the last pa
 inline thread_local int64_t grammar_deadline = 0;  // of `thread_time`; matching gives up after it
 inline thread_local const std::atomic<bool> *grammar_stop = nullptr;  // ends matching once it is set
 
-// Throws if `holds` is false, once the deadline of this thread has passed, and once its client has left.
+// Throws if `holds` is false, if the deadline of this thread has passed, or if its client has left.
 void grammar_step(bool holds);
 
 // Keeps the reason of a parse error for the client.

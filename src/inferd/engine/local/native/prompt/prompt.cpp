@@ -21,7 +21,7 @@ namespace inferd {
 
 namespace {
 
-// What the templates of this thread take for the present; 0: the clock's.
+// The time that the templates of this thread see as the present; 0: the clock's.
 thread_local std::time_t present = 0;
 
 // While it lives, the templates of its thread see this time.
@@ -54,8 +54,9 @@ uint64_t hash_of(const std::string &text, size_t from, size_t to, uint64_t hash 
     return hash;
 }
 
-// Applies the template. If it omits text, tries again without the thoughts of earlier turns, which some templates put
-// in place of the text, and with system messages as the user's if the user has none. Throws if text is still missing.
+// Applies the template. If the prompt lacks text of a message, tries again without the thoughts of earlier turns, which
+// some templates put in place of the text. If there is no user message, the second try also turns system messages into
+// user messages. Throws if text is still missing.
 template <typename Apply>
 common_chat_params apply_whole(common_chat_templates_inputs &inputs, Apply apply) {
     common_chat_params params = apply();
@@ -165,8 +166,8 @@ bool Prompts::supports(const char *capability) const noexcept {
     }
 }
 
-// Renders a call with an object among its arguments. llama.cpp's interpreter prints an object as nothing. A template
-// that shows no calls, or refuses this conversation, tells nothing.
+// Renders a call with an object among its arguments, because llama.cpp's interpreter prints an object as nothing. True
+// also for a template that shows no calls or refuses this conversation.
 bool Prompts::shows_nested_arguments() const noexcept {
     try {
         common_chat_templates_inputs inputs;
@@ -243,7 +244,8 @@ const std::string *Prompts::control_at(const std::string &text, size_t at) const
     return found;
 }
 
-// The end of an answer's rendered text: the first control token that is not its own. 0 if its own differ.
+// The end of an answer's rendered text: the first control token after the answer's own control tokens. 0 if the prompt
+// has other control tokens in the answer.
 size_t Prompts::end_of_turn(const std::string &prompt, const KeptAnswer &answer) const {
     std::vector<std::string> own;
     for (llama_token token : answer.tokens) {

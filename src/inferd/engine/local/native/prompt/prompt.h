@@ -64,9 +64,9 @@ class Prompts {
     // - `messages`, `tools`: as in OpenAI's chat completions. The text of a content part of type `media_marker` is the
     //   projector's marker, the number of the medium and `>`.
     // - `begun`: the beginning of the assistant's answer.
-    // - `now`: the time that the template sees, in seconds since 1970; the clock's if absent.
+    // - `now`: the time that the template sees, in seconds since 1970; by default the clock's time.
     // - `thinking`: false asks the template to let the model answer at once.
-    // - `text_only`: true if the answer will not be parsed. That saves making the parser, several times the cost of the
+    // - `text_only`: true if the answer will not be parsed. Then no parser is made, which would cost several times the
     //   rest.
     // - `form`: makes the parser and grammar for more than text and thoughts; an object with `tools`, `tool_choice`
     //   ("auto", "required") and `json_schema`. Its schemas may differ from those shown to the model.
@@ -75,7 +75,7 @@ class Prompts {
                 Rendered &out, std::string &error) const noexcept;
 
     // A prompt without a template: `text` verbatim, control tokens included. With a `suffix` the model fills in the
-    // middle, with the control tokens that its vocabulary has for that.
+    // middle; the vocabulary must have the control tokens for that.
     bool raw(const std::string &text, const std::string *suffix, Rendered &out, std::string &error) const noexcept;
 
     bool supports_thinking() const noexcept;

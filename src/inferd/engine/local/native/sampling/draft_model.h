@@ -4,8 +4,8 @@
 // computed; where they differ from the tokens of the job, the rest is cut off. All jobs of a step are drafted together.
 // A draft ends where the small model is unsure.
 //
-// `Earnings` compares the time that the drafts took with the time that their accepted tokens saved. While they do not
-// pay, nothing is drafted, for longer each time.
+// `Earnings` compares the time that the drafts took with the time that their accepted tokens saved. If the
+// drafts do not pay, drafting pauses, each time for longer.
 //
 // Belongs to the engine thread. Times are microseconds.
 #pragma once
@@ -132,9 +132,9 @@ class DraftModel {
         return token_us_ * static_cast<double>(wanted.tokens->size() - known);
     }
 
-    // Fills the `draft` of each job, which stays empty while its slot lacks more tokens than `allowance` µs compute;
-    // that many are computed in each call. Returns the µs spent on the drafts, without the missing tokens; negative if
-    // llama.cpp failed or the step was cut off.
+    // Fills the `draft` of each job. If a slot lacks tokens of its job, each call computes as many of them as fit into
+    // `allowance` µs; the draft stays empty until none is missing. Returns the µs spent on the drafts, without the
+    // missing tokens; negative if llama.cpp failed or the step was cut off.
     double draft(std::vector<DraftWanted> &all, double allowance) {
         const size_t limit = std::clamp<size_t>(static_cast<size_t>(allowance / token_us_), kLeastChunk, n_batch_);
         std::vector<DraftWanted *> active, next;
@@ -178,7 +178,7 @@ class DraftModel {
     Earnings earnings;
 
   private:
-    static constexpr size_t kLeastChunk = 16;  // missing tokens that a call computes at least
+    static constexpr size_t kLeastChunk = 16;  // missing tokens that each call may compute, whatever the allowance
     static constexpr int kFew = 8;             // so many missing tokens take hardly longer than one
     static constexpr double kSure = 0.5;       // a draft ends when it is less likely than this as a whole
 
@@ -190,7 +190,7 @@ class DraftModel {
 
     static void smooth(double &mean, double value) { mean += (value - mean) / 8; }
 
-    // How many tokens of a slot are those of a job; the job's last token is always computed.
+    // How many tokens of a slot agree with a job. The last token of the job does not count: it is always computed.
     static size_t agreed(const Tokens &held, const Tokens &tokens) {
         const size_t most = std::min(held.size(), tokens.size() - 1);
         return std::mismatch(held.begin(), held.begin() + most, tokens.begin()).first - held.begin();
@@ -210,7 +210,7 @@ class DraftModel {
         const size_t end = std::min(wanted.tokens->size(), known + limit - batch_.n_tokens);
         for (size_t i = known; i < end; i++) {
             const llama_token token = (*wanted.tokens)[i];
-            if (token < 0 || token >= n_vocab_) return false;  // the tokens before it are computed all the same
+            if (token < 0 || token >= n_vocab_) return false;  // the tokens before it stay in the batch
             add(wanted.slot, token, i, i + 1 == wanted.tokens->size());
         }
         chances_[wanted.slot] = 1;
@@ -267,7 +267,7 @@ class DraftModel {
     std::vector<int> rows_;        // the row of each slot's logits
     std::vector<double> chances_;  // of each slot's draft as a whole
     llama_batch batch_;
-    double step_us_ = 1, token_us_ = 1;  // of a step of one token for each job, and of each of many tokens
+    double step_us_ = 1, token_us_ = 1;  // of a step with one token of each job; of a token in a large step
 };
 
 }  // namespace inferd

@@ -63,8 +63,8 @@ class Drafter {
         return n;
     }
 
-    // How many tokens of the draft are worth their time in a step of `rows` rows without them. A draft must hardly slow
-    // the other sequences (`kMostSlower`).
+    // How many tokens of the draft are worth their time in a step that has `rows` rows without them. A draft may slow
+    // the other sequences only a little (`kMostSlower`).
     size_t worth(const ThreadGovernor &governor, int sequences, int rows, size_t most) const {
         const double plain = governor.usual(sequences);
         if (plain == 0) return 0;
@@ -120,7 +120,7 @@ class Drafter {
         return from_ == Source::forced ? forced_chance_ : model_chance_;
     }
 
-    // Ends the draft before the end of the answer, media, and what a step has no room for.
+    // Cuts the draft before an end of the answer and before media, and to the size that a step has room for.
     void cut(const llama_vocab *vocab) {
         at_ = 0;
         const auto no_text = [&](llama_token token) { return token < 0 || llama_vocab_is_eog(vocab, token); };
@@ -140,7 +140,7 @@ class Drafter {
         if (source_ == 0) find(tokens);
         if (source_ == 0) return;
         for (size_t i = source_; draft_.size() < kMost; i++) {
-            // Past the end the draft continues with itself, as in a text that repeats itself.
+            // Past the end of `tokens` the draft continues with its own tokens: the text is periodic.
             draft_.push_back(i < tokens.size() ? tokens[i] : draft_[i - tokens.size()]);
         }
     }
@@ -165,7 +165,7 @@ class Drafter {
     size_t at_ = 0;       // draft tokens that the answer has matched
     size_t source_ = 0;   // index of the token that the repeated text continues with; 0: nothing repeats
     size_t matched_ = 0;  // equal tokens before it
-    // Acceptance rates by source: of forced tokens, of a draft model's, and of repeated ones by the length of the match.
+    // Acceptance rates by source: forced tokens, tokens of a draft model, repeated tokens by the length of the match.
     float forced_chance_ = 0.9f, model_chance_ = 0.8f;
     std::array<float, 5> repeat_chance_ = {0.4f, 0.5f, 0.7f, 0.8f, 0.9f};
 };

@@ -99,8 +99,8 @@ constexpr size_t kMaxItems = 20'000;
 constexpr size_t kMaxGrammar = 60'000;
 
 // The lengths of text in JSON strings by which llguidance slices the vocabulary. A mask takes a slice as a whole where
-// the grammar allows all of it, and walks through the tokens of the others. Its own slices are 10, 30 and any length;
-// with these, masks of strings with a `maxLength` take three quarters of the time.
+// the grammar allows all of it, and walks through the tokens of the others. The default slices of llguidance are
+// 10, 30 and any length. With these slices, masks of strings with a `maxLength` take three quarters of the time.
 constexpr int kSliceLengths[] = {1, 2, 3, 4, 5, 6, 8, 12};
 
 std::vector<std::string> slices() {
@@ -150,7 +150,7 @@ std::vector<llama_token> tokens_of(const llama_vocab *vocab, const std::string &
     };
     auto tokens = make(text);
     if (is_text(tokens)) return tokens;
-    // Some vocabularies put a blank before any text. A leading line break takes it, and both are removed again.
+    // Some vocabularies put a blank before any text. Tokenise with a leading line break, and remove both again.
     const auto first = make("\n");
     auto all = make("\n" + text);
     if (all.size() < first.size() || !std::equal(first.begin(), first.end(), all.begin())) return tokens;

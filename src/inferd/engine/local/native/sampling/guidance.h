@@ -61,7 +61,7 @@ class GuideStop final : public Stoppable {
     std::atomic<bool> stopped_{false};
 };
 
-// One answer on its way through a grammar.
+// The position of one answer in a grammar.
 class Guide {
   public:
     // `kind` is "json_schema" or "lark"; null with the library's reason in `error`.
@@ -78,7 +78,7 @@ class Guide {
     // token.
     void wait_for(std::vector<std::string> words, std::vector<llama_token> tokens) noexcept;
 
-    // Whether `token` may come next; an end token may where the grammar accepts.
+    // Whether `token` may come next. An end token may come where the grammar accepts the answer.
     bool allows(llama_token token) noexcept;
     // A bit for each token that may come next, in words of 32; null if none may.
     const uint32_t *mask() noexcept;
