@@ -1,7 +1,7 @@
-"""Builds of inferd to measure: a wheel, a commit of this repository (anything that git resolves), or
-``installed``, the inferd of the Python that runs this.
+"""The builds of inferd to measure: a wheel, a commit, or ``installed``.
 
-Each wheel and commit is installed into an environment of its own under ``build/bench-ci``, once.
+A commit is anything that git resolves in this repository; ``installed`` is the inferd of the running Python.
+Each wheel and commit is installed once, into a separate environment under ``build/bench-ci``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def python_of(build: str) -> Path:
-    """The interpreter that has ``build`` installed."""
+    """The interpreter of the environment in which ``build`` is installed."""
     if build == "installed":
         return Path(sys.executable)
     wheel = Path(build)

@@ -1,12 +1,12 @@
 """Compares two builds of inferd in pairs: ``python bench/ci.py [BASE] HEAD [OPTIONS]``.
 
-A build is a wheel, a commit of this repository (anything that git resolves), or ``installed``, the inferd of
-the Python that runs this. Each wheel and commit is installed into an environment of its own under
-``build/bench-ci``. Both builds serve at the same time and take turns; see ``pairs.py`` for the arithmetic.
-The table goes to stdout, ``ci.json`` (in the format of pytest-benchmark) and ``ci.svg`` into ``--out``. The
-exit status is 1 only if a ratio's whole interval lies beyond its bound.
+A build is a wheel, a commit (anything that git resolves in this repository), or ``installed``, the inferd of
+the running Python. Each wheel and commit is installed into a separate environment under ``build/bench-ci``.
 
-With HEAD alone its numbers are shown and nothing is judged; ``--short`` takes few rounds.
+Both builds serve at the same time and take turns; ``pairs.py`` describes the arithmetic. The table goes to
+stdout; ``ci.json`` (in the format of pytest-benchmark) and ``ci.svg`` go into ``--out``. The exit status is 1
+only if the whole interval of a ratio lies beyond its bound. With HEAD alone the script shows its numbers and
+judges nothing; ``--short`` takes few rounds.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def decode(python: Path, options: argparse.Namespace) -> Iterator[Measure]:
 
 @contextlib.contextmanager
 def agent(python: Path, options: argparse.Namespace) -> Iterator[Measure]:
-    """A new session in each round; its later turns repeat what came before."""
+    """Measures a new session in each round; its later turns repeat everything before them."""
     model = servers.model_file(options)
     rng = random.Random(1)
     with servers.Inferd(model, threads=options.threads, slots=2, python=python) as server:
@@ -148,7 +148,7 @@ CASES = {
 
 
 def run_case(case: str, pythons: list[Path], options: argparse.Namespace) -> list[Metric]:
-    """All rounds of one case; the last of ``pythons`` is head, and a first one base."""
+    """All rounds of one case; the last of ``pythons`` is head, the first of two is base."""
     metrics = [
         Metric(case, name, unit, more_is_better=unit.endswith("/s"), bound=BOUNDS[case])
         for name, unit in METRICS[case]
@@ -245,7 +245,9 @@ def main() -> int:
     parser.add_argument("--case", action="append", choices=list(CASES), help="default: all")
     parser.add_argument("--rounds", type=int, help="default: 15, with --short 5")
     parser.add_argument("--short", action="store_true", help="few rounds; never fails on speed")
-    parser.add_argument("--threads", type=int, default=0, help="of a decode step; 0: inferd's own choice")
+    parser.add_argument(
+        "--threads", type=int, default=0, help="threads of a decode step; 0: inferd's own choice"
+    )
     parser.add_argument("--model", type=Path, help="a GGUF file; default: the store's default model")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "bench", help="folder of the results")
     options = parser.parse_args()

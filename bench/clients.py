@@ -1,7 +1,7 @@
-"""The client's side of one streamed request, as thin for one server as for the other.
+"""The client's side of one streamed request, equally thin for every server.
 
-A stream is a socket that notes when each token arrived. ``drive`` runs any number of streams in one thread.
-The clock is ``time.perf_counter``, in seconds; all tokens of one read arrived at the same moment.
+A stream is a socket that records the arrival time of each token. ``drive`` runs any number of streams in one
+thread. Times are of ``time.perf_counter``, in seconds; all tokens of one read have the same time.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Address:
 
 
 class Stream:
-    """One request on a connection of its own. ``failed`` is the server's reason when it gave one."""
+    """One request on its own connection. ``failed`` is the server's reason if it gave one."""
 
     def __init__(self, address: Address, request: bytes) -> None:
         self.sock = address.connect()
@@ -76,7 +76,7 @@ class Stream:
         self.sock.sendall(self._request)
 
     def receive(self) -> None:
-        """Reads once, and notes what came."""
+        """Reads once, and records the received tokens."""
         data = self.sock.recv(65536)
         now = time.perf_counter()
         if not data:
@@ -101,7 +101,7 @@ class Stream:
         self.sock.close()
 
     def leave(self) -> float:
-        """Closes the connection in the middle of the answer; returns when."""
+        """Closes the connection during the answer; returns the time."""
         self.done = True
         self.sock.close()
         return time.perf_counter()
@@ -112,11 +112,11 @@ class Stream:
 
     @property
     def tokens_per_second(self) -> float:
-        """Of the tokens after the first."""
+        """The tokens per second after the first token."""
         return (self.tokens - 1) / (self.arrivals[-1] - self.arrivals[0])
 
     def gaps_ms(self, after: float = 0.0, before: float = float("inf")) -> list[float]:
-        """Milliseconds between tokens that arrived in a span of time."""
+        """Milliseconds between the tokens that arrived in a span of time."""
         times = [at for at in self.arrivals if after <= at <= before]
         return [(late - early) * 1e3 for early, late in itertools.pairwise(times)]
 
@@ -217,7 +217,7 @@ class SseStream(Stream):
 
 
 def drive(streams: Sequence[Stream], until: Callable[[], bool] | None = None) -> None:
-    """Receives on all streams until each is done, or until ``until`` says so after some read."""
+    """Receives on all streams until each is done, or until ``until`` returns true after a read."""
     with selectors.DefaultSelector() as selector:
         for stream in streams:
             if not stream.done:
@@ -234,7 +234,7 @@ def drive(streams: Sequence[Stream], until: Callable[[], bool] | None = None) ->
 
 
 def ask(stream: Stream) -> Stream:
-    """Sends one request and waits for its end; raises RuntimeError when the server refused it."""
+    """Sends one request and waits for its end. Raises RuntimeError if the server refused it."""
     stream.send()
     drive([stream])
     if stream.failed:

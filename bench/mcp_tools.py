@@ -1,10 +1,9 @@
-"""The tools of published MCP servers: is each served, or refused by name and path?
+"""Checks whether inferd serves the tools of published MCP servers, or refuses each by name and path.
 
     python -m bench.mcp_tools --model FILE.gguf [PACKAGE …]
 
-Installs the newest version of each server from npm into a temporary folder, asks it over its standard input
-and output for its tools, and gives their schemas to the check that a daemon makes of a request. Nothing is
-kept.
+Installs the newest version of each server from npm into a temporary folder, requests its tools over its
+standard input and output, and passes their schemas to the daemon's check of a request. Nothing is kept.
 """
 
 from __future__ import annotations
@@ -99,7 +98,8 @@ def result(stream: Any, request_id: int) -> dict[str, Any]:
 
 
 def check(guides: Guides, tools: list[dict[str, Any]]) -> tuple[int, list[str], list[str]]:
-    """How many are enforced in all; what is checked at the end and what is refused, by name and path."""
+    """The number of fully enforced tools; the tools that are checked at the end or refused, by name and
+    path."""
     whole = 0
     at_end: dict[str, list[str]] = {}
     refused = []
@@ -123,7 +123,7 @@ def check(guides: Guides, tools: list[dict[str, Any]]) -> tuple[int, list[str], 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("packages", nargs="*", help="some of the servers; all without")
+    parser.add_argument("packages", nargs="*", help="the servers to test; default: all")
     args = parser.parse_args()
     path = args.model
     fd = os.open(path, os.O_RDONLY)

@@ -1,9 +1,9 @@
 """Makes the tables of docs/benchmarks.md from docs/benchmarks.json: ``python -m bench.page [--take FILE]
 [--check]``.
 
-``--take`` first adds the reports of a ``results.json`` of bench/run.py to docs/benchmarks.json, each in the
-place of an older one of its name. ``--check`` writes nothing, and exits with 1 when the page is not what the
-numbers make.
+``--take`` first adds the reports of a ``results.json`` of bench/run.py to docs/benchmarks.json; each replaces
+the older report of the same name. ``--check`` writes nothing, and exits with 1 if the page does not match the
+numbers.
 """
 
 from __future__ import annotations

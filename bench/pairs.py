@@ -1,9 +1,9 @@
-"""Two builds compared in pairs: what a ratio is worth, and when it counts as a regression.
+"""The arithmetic of comparing two builds in pairs: a ratio, its interval, and the rule for a regression.
 
-In each round both builds are measured once, one after the other, so that a slow minute of the machine hits
-both. The ratio of a metric is the median of the rounds' ratios; its interval holds 95 % of the medians that
-resampled rounds give (a bootstrap, with a fixed seed: the same numbers give the same interval). A regression
-is a ratio whose whole interval lies beyond the metric's bound.
+Each round measures both builds one after the other, so that a slow minute of the machine affects both. The
+ratio of a metric is the median of the rounds' ratios. Its interval holds 95 % of the medians of resampled
+rounds (a bootstrap with a fixed seed, so the same numbers give the same interval). A regression is a ratio
+whose whole interval lies beyond the metric's bound.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Metric:
     head: list[float] = field(default_factory=list)
 
     def ratios(self) -> list[float]:
-        """Head over base, one for each round."""
+        """The ratio of head to base in each round."""
         return [head / base for base, head in zip(self.base, self.head, strict=True)]
 
     def ratio(self) -> float:
@@ -45,6 +45,6 @@ class Metric:
         return medians[int(0.025 * RESAMPLES)], medians[int(0.975 * RESAMPLES)]
 
     def regressed(self) -> bool:
-        """Whether head is worse by more than the bound, beyond doubt."""
+        """Whether the whole interval shows head worse than the bound."""
         low, high = self.interval()
         return high < 1 / self.bound if self.more_is_better else low > self.bound

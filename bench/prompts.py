@@ -1,4 +1,4 @@
-"""Prompts that no cache can have seen: each begins with words drawn from the case's own random generator."""
+"""Prompts that no cache can hold: each begins with words drawn from the case's own random generator."""
 
 from __future__ import annotations
 
@@ -99,7 +99,8 @@ def words(rng: random.Random, count: int) -> str:
 
 
 def story(rng: random.Random, extra_words: int = 0) -> list[dict[str, str]]:
-    """Asks for a long answer; ``extra_words`` make the prompt longer, by a little more than a token each."""
+    """Requests a long answer. Each of ``extra_words`` makes the prompt longer by a little more than a
+    token."""
     return [
         {"role": "system", "content": f"{words(rng, 6)}. You are a storyteller. {words(rng, extra_words)}"},
         {"role": "user", "content": f"Write a very long story about the {words(rng, 2)} with many details."},
@@ -112,6 +113,6 @@ def short(rng: random.Random) -> list[dict[str, str]]:
 
 
 def chatml(messages: list[dict[str, str]]) -> str:
-    """The text of a prompt, as a chat model of the ChatML family reads it."""
+    """The text of a prompt in the format of the ChatML family."""
     turns = "".join(f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n" for turn in messages)
     return f"{turns}<|im_start|>assistant\n"

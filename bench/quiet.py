@@ -1,8 +1,8 @@
-"""Measuring on a machine that others use too.
+"""Measures on a machine that other programs use, too.
 
-A turn counts only when hardly anything else ran meanwhile: the time that all processors were busy, less what
-the bench and its servers used, tells what the rest of the machine did. A disturbed turn is taken again once
-the machine is quiet; when patience is at its end it counts all the same, and the report says so.
+A turn counts only if almost nothing else ran meanwhile. The load of the rest of the machine is the time that
+all processors were busy, minus the time that the bench and its servers used. A disturbed turn is repeated
+once the machine is quiet. If the patience runs out, the disturbed turn counts, and the report says so.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ RESOLUTION_SECS = 0.04
 LOOK_SECS = 0.5
 
 SERVERS: set[int] = set()
-"""The processes that take part."""
+"""The measured processes."""
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def family(pid: int) -> list[int]:
-    """A process and all below it: the engines of a daemon are processes of their own."""
+    """A process and all of its descendants: the engines of a daemon are separate processes."""
     found = [pid]
     for each in found:
         try:
@@ -43,7 +43,7 @@ def family(pid: int) -> list[int]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """What a process has used of the processor so far; 0 when it is gone."""
+    """The processor time that a process has used; 0 if it has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -52,7 +52,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def _foreign_seconds() -> float:
-    """Processor time that went to neither us nor our servers, since the start of the machine."""
+    """The processor time since the start of the machine that neither the bench nor its servers used."""
     user, nice, system, _, _, irq, softirq, steal = map(
         int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
     )
@@ -67,7 +67,7 @@ def _look() -> None:
 
 
 class Watch:
-    """``patience`` is the seconds that one case may spend on waiting and on turns that do not count."""
+    """``patience`` is the time in seconds that one case may spend on waits and on turns that do not count."""
 
     def __init__(self, report: Report, patience: float) -> None:
         self._report = report
@@ -76,12 +76,12 @@ class Watch:
         self._repeated = 0
 
     def undisturbed(self, turn: Callable[[], T]) -> T:
-        """Runs a turn, which adds its samples to the report, until one counts."""
+        """Repeats a turn, which adds its samples to the report, until one counts."""
         while True:
             samples = copy.deepcopy(self._report.samples)
             began = time.monotonic()
             quiet, result = self._watched(turn)
-            # One mark for each turn, so that a long case is seen to be alive: `~` does not count.
+            # One mark for each turn shows that a long case is alive; `~` marks a turn that does not count.
             print("." if quiet else "~", end="", file=sys.stderr, flush=True)
             if quiet or self._patience <= 0:
                 break

@@ -1,6 +1,6 @@
-"""What a case hands back: samples by contestant and metric, ratios of medians, and what was missing.
+"""The result of a case: samples by contestant and metric, ratios of medians, and missing contestants.
 
-A sample is a list of numbers in one unit. Nothing here judges a number: a bench reports, it never asserts.
+A sample is a list of numbers in one unit. Nothing here judges a number: a bench reports and never asserts.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Sample:
 
 @dataclass
 class Ratio:
-    """``of`` over ``to``, medians of one metric."""
+    """The ratio of ``of`` to ``to``, medians of one metric."""
 
     metric: str
     of: str
@@ -62,7 +62,7 @@ class Report:
         self.samples.append(Sample(contestant, metric, unit, numbers))
 
     def version(self, what: str, version: str) -> None:
-        """Notes the version of a contestant."""
+        """Records the version of a contestant."""
         cast("dict[str, str]", self.machine["versions"])[what] = version
 
     def median(self, contestant: str, metric: str) -> float | None:
@@ -77,7 +77,8 @@ class Report:
         return found[0].values if found else []
 
     def paired(self, of: tuple[str, str], to: tuple[str, str]) -> None:
-        """Notes the median of the rounds' ratios of two (contestant, metric) that were measured in each."""
+        """Records the median of the rounds' ratios of two (contestant, metric) that were measured in each
+        round."""
         above, below = self.values(*of), self.values(*to)
         if not above or len(above) != len(below) or 0 in below:
             return
@@ -86,7 +87,7 @@ class Report:
         self.ratios.append(Ratio(metric, of[0], to[0], value))
 
     def ratio(self, metric: str, of: str, to: str) -> None:
-        """Notes the ratio of two medians, when two contestants have them."""
+        """Records the ratio of two medians, if both contestants have them."""
         above, below = self.median(of, metric), self.median(to, metric)
         if of != to and above is not None and below:
             self.ratios.append(Ratio(metric, of, to, above / below))
@@ -99,7 +100,7 @@ def quantile(values: Sequence[float], q: float) -> float:
 
 
 def machine() -> dict[str, object]:
-    """The machine in words that fit any: no names, no addresses."""
+    """A description of the machine without names and addresses."""
     cpu, flags = platform.machine(), ""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -119,28 +120,32 @@ def machine() -> dict[str, object]:
 
 
 def options(about: str) -> argparse.ArgumentParser:
-    """The options that every case takes; ``run.py`` passes them on."""
+    """The options of every case; ``run.py`` passes them on."""
     parser = argparse.ArgumentParser(description=about)
-    parser.add_argument("--seed", type=int, default=1, help="of prompts and orders")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the prompts and orders")
     parser.add_argument("--repeats", type=int, default=5, help="rounds; each contestant runs once in each")
     parser.add_argument(
-        "--threads", type=int, default=min(2, os.cpu_count() or 1), help="of every contestant"
+        "--threads", type=int, default=min(2, os.cpu_count() or 1), help="threads of every contestant"
     )
     parser.add_argument("--model", type=Path, help="a GGUF file; default: the store's default model")
-    parser.add_argument("--peer-python", type=Path, default=Path(sys.executable), help="that has the peers")
+    parser.add_argument(
+        "--peer-python", type=Path, default=Path(sys.executable), help="the Python with the peers"
+    )
     parser.add_argument(
         "--against", metavar="BUILD", help="an earlier inferd to measure beside this one: a wheel or a commit"
     )
     parser.add_argument("--head", type=int, default=1500, help="tokens of a long system prompt")
     cache = Path(tempfile.gettempdir()) / "inferd-cargo"
-    parser.add_argument("--cargo-cache", type=Path, default=cache, help="where cargo puts the Rust inferd")
-    parser.add_argument("--patience", type=float, default=120, help="seconds to wait for others to be quiet")
+    parser.add_argument(
+        "--cargo-cache", type=Path, default=cache, help="the directory in which cargo builds the Rust inferd"
+    )
+    parser.add_argument("--patience", type=float, default=120, help="seconds to wait for a quiet machine")
     parser.add_argument("--out", type=Path, help="write the report here as JSON instead of to stdout")
     return parser
 
 
 def main(case: str, about: str, run: Callable[[argparse.Namespace, Report], None]) -> None:
-    """Runs one case in this process and writes its report. SIGTERM ends its servers too."""
+    """Runs one case in this process and writes its report. SIGTERM also ends its servers."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     chosen = options(about).parse_args()
     report = Report(case, about, machine=machine())

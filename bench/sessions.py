@@ -1,9 +1,9 @@
-"""What the cases of the prefix cache share: servers that keep what they computed, and conversations that
-grow.
+"""Code shared by the cases of the prefix cache: servers that keep computed prompts, and growing
+conversations.
 
-Both servers run with as many slots, the same context and flash attention off; llama-server keeps its prompt
-cache, in its slots and in memory, as it does by default. A conversation is a long system prompt and turns;
-each turn brings the server's own last answer back, as a client does, with a tool's result of about a hundred
+Both servers run with as many slots, the same context and without flash attention. llama-server keeps its
+default prompt cache, in its slots and in memory. A conversation is a long system prompt and turns. Like a
+client, each turn sends back the server's own last answer, followed by a tool's result of about a hundred
 tokens.
 """
 
@@ -30,7 +30,7 @@ _TOKENS_A_WORD = 1.25
 
 
 def head(rng: random.Random, tokens: int) -> list[dict[str, str]]:
-    """A system prompt of about so many tokens."""
+    """A system prompt of about this many tokens."""
     text = prompts.words(rng, round(tokens / _TOKENS_A_WORD))
     return [{"role": "system", "content": f"You are an agent. {text}"}]
 
@@ -40,7 +40,7 @@ def question(rng: random.Random) -> dict[str, str]:
 
 
 def continued(server: servers.Server, messages: list[dict[str, str]]) -> Stream:
-    """Asks, and adds the answer to the conversation."""
+    """Sends a turn, and adds the answer to the conversation."""
     stream = ask(server.stream(messages, N_PREDICT))
     messages.append({"role": "assistant", "content": "".join(stream.text)})
     return stream
@@ -63,7 +63,7 @@ def settings(options: Namespace, report: Report, slots: int, n_ctx: int) -> dict
 def both(
     options: Namespace, report: Report, slots: int, n_ctx: int, rng: random.Random
 ) -> Iterator[list[servers.Server]]:
-    """inferd, its earlier build if one was given, and llama-server, all warm. Notes the missing ones."""
+    """inferd, its earlier build if one was given, and llama-server, all warm. Reports the missing ones."""
     model: Path = servers.model_file(options)
     room = settings(options, report, slots, n_ctx)
     makers: dict[str, Callable[[], servers.Server]] = {
@@ -84,8 +84,10 @@ Turn = Callable[[servers.Server, random.Random, Report, int], None]
 
 
 def rounds(options: Namespace, report: Report, slots: int, n_ctx: int, *turns: Turn) -> None:
-    """In each round every server has the same ``turns``, of words that no other round has; each gets the
-    tokens of a long system prompt. Which one comes first changes from round to round."""
+    """Runs the ``turns`` with every server in each round, with new words for each round.
+
+    Each turn gets the length of a long system prompt in tokens. The order of the servers alternates.
+    """
     rng = random.Random(options.seed)
     watch = quiet.Watch(report, options.patience)
     with both(options, report, slots, n_ctx, rng) as running:

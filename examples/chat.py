@@ -1,4 +1,4 @@
-"""A conversation: each line of stdin is a question, and the answers know what was said before.
+"""A conversation: each line of stdin is a question, and each answer takes the earlier ones into account.
 
 printf 'My name is Ada.\nWhat is my name?\n' | python examples/chat.py
 """

@@ -3,8 +3,8 @@
     python examples/document.py README.md "What is this?"
     python examples/document.py photo.png "What is this?"
 
-Files travel as raw bytes behind the request, so the size of a request line is nobody's concern. A picture
-needs a model that sees.
+Files are sent as raw bytes after the request, so the limit of a request line does not apply. A picture needs
+a model that accepts images.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Stream an answer to the terminal, and try again when the daemon is only busy.
+"""Stream an answer to the terminal, and retry while the daemon is busy.
 
 python examples/generate.py "Why is the sky blue?"
 """

@@ -1,4 +1,4 @@
-"""Several questions at once with asyncio; those that take too long are cancelled, and free their place.
+"""Several questions at once with asyncio. A question that takes too long is cancelled, which frees its slot.
 
 python examples/many.py "Name a river." "Name a hill." "Name a lake."
 """

@@ -1,4 +1,4 @@
-"""Find the lines of stdin that are closest in meaning to a query; `--rerank` has a ranking model judge them.
+"""Find the lines of stdin closest in meaning to a query; with `--rerank` a ranking model scores them.
 
 inferd serve --embed --model-path embedding-model.gguf
 python examples/search.py "big cats" < animals.txt

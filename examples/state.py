@@ -1,4 +1,4 @@
-"""What the daemon serves and does; with `--watch`, what it says about itself until it ends.
+"""The state of the daemon; with `--watch`, its events until it ends.
 
 python examples/state.py
 """

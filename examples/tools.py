@@ -1,4 +1,4 @@
-"""Let the model call functions of ours until it can answer.
+"""Let the model call local functions until it can answer.
 
 python examples/tools.py "What is the weather in Paris?"
 """

@@ -1,16 +1,17 @@
-"""Pins what inferd needs, and writes down what it is made of.
+"""Pins the dependencies of inferd, and writes its bill of materials.
 
 Run it when a dependency changes, and before a release:
 
     pip install uv pip-audit packaging
     python packaging/freeze.py
 
-``requirements.txt`` has every package that a user's machine gets, with the extras ``http`` and ``bedrock``;
-``build-requirements.txt`` what compiles inferd; each at one version with the hashes of its files: ``pip
-install --require-hashes -r`` takes nothing else. Both become ``sbom.cdx.json``, in CycloneDX, with the
-licence that each package declares, and with the sources that are compiled in. At the end the audit asks a
-public list which of it is known to be vulnerable; any finding ends this with 1. ``--no-audit`` leaves it
-out, ``--keep-locks`` writes only the bill.
+``requirements.txt`` has every package of a user's installation, with the extras ``http`` and ``bedrock``;
+``build-requirements.txt`` has the packages that compile inferd. Each package has one version and the hashes
+of its files, as ``pip install --require-hashes -r`` requires. Both lists become ``sbom.cdx.json``, in
+CycloneDX, with the declared licence of each package, and with the sources that are compiled in. At the end an
+audit asks a public list for known vulnerabilities; with any finding the exit status is 1.
+
+``--no-audit`` skips the audit, ``--keep-locks`` writes only the bill of materials.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def compile_lock(source: list[str], lock: str) -> None:
 
 
 def build_requirements() -> list[str]:
-    """Of pyproject.toml: what the build asks for, and what it lets CMake and ninja be."""
+    """From pyproject.toml: the build requirements, and the versions of CMake and ninja."""
     text = (ROOT / "pyproject.toml").read_text()
     lists = re.findall(r"(?m)^(?:build\.)?requires = \[(.*?)\]", text)
     return [word for part in lists for word in re.findall(r'"([^"]+)"', part)]
@@ -125,7 +126,7 @@ def bill_of_materials() -> dict[str, Any]:
 
 
 def packages(lock: Path) -> list[dict[str, Any]]:
-    """The packages of a lock as CycloneDX has them, without licences."""
+    """The packages of a lock in CycloneDX form, without licences."""
     found = []
     for line in lock.read_text().replace("\\\n", " ").splitlines():
         words, *hashes = line.split("--hash=sha256:")
@@ -144,7 +145,7 @@ def packages(lock: Path) -> list[dict[str, Any]]:
 
 
 def licences(components: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """What each package says of its licence in its metadata, which pip reads from the index."""
+    """The licence of each package, from its metadata, which pip reads from the index."""
     wanted = [(each["name"], each["version"]) for each in components]
     told: dict[tuple[str, str], list[dict[str, Any]]] = {}
     while rest := [each for each in wanted if each not in told]:
@@ -171,7 +172,8 @@ def reported(requirements: list[str]) -> dict[tuple[str, str], list[dict[str, An
 
 
 def licence(metadata: dict[str, Any]) -> list[dict[str, Any]]:
-    """From the expression of SPDX, else the classifiers, else the field of older metadata."""
+    """The licence from the SPDX expression, else from the classifiers, else from the field of older
+    metadata."""
     if "license_expression" in metadata:
         return [{"expression": metadata["license_expression"]}]
     classifiers = [each for each in metadata.get("classifier", []) if each.startswith("License ::")]

@@ -1,11 +1,11 @@
-"""What a companion package is compiled with, beside the compiler of ``toolchain.py``.
+"""The toolchain of a companion package, besides the compiler of ``toolchain.py``.
 
 Vulkan: the headers and ``glslc`` of the system (Debian: libvulkan-dev, spirv-headers, glslc) or of the Vulkan
 SDK in ``$VULKAN_SDK``, and the system's C++ compiler for the generator of shaders. An old ``glslc`` leaves
-the shaders for matrix units out; CMake prints which extensions it lacks.
+the shaders for matrix units out; CMake prints the missing extensions.
 
-CUDA: NVIDIA's compiler and libraries from the package index. The driver's own library comes with the driver
-of the machine that runs the companion; to the linker, an empty library shows its name.
+CUDA: NVIDIA's compiler and libraries from the package index. The driver's library is part of the machine that
+runs the companion; the linker gets an empty library of the same name.
 """
 
 from __future__ import annotations
@@ -33,14 +33,16 @@ NO_C23_FUNCTIONS = """\
 #undef __GLIBC_USE_IEC_60559_FUNCS_EXT_C23
 #define __GLIBC_USE_IEC_60559_FUNCS_EXT_C23 0
 """
-"""Of Zig's headers of glibc: they declare functions of newer versions, such as sinpi, which CUDA declares
-otherwise."""
+"""A header in front of Zig's glibc headers. Those declare functions of newer versions, such as sinpi, which
+CUDA declares differently."""
 
 
 def defines(companion: str, compilers: Path, folder: Path) -> dict[str, str]:
-    """What CMake is told to build ``companion`` with the ``compilers`` of ``toolchain.bring``. ``folder``
-    keeps what that needs. Raises CalledProcessError when pip cannot install, SystemExit when the system lacks
-    a package."""
+    """The CMake settings to build ``companion`` with the ``compilers`` of ``toolchain.bring``.
+
+    ``folder`` stores the files that the build needs. Raises CalledProcessError if pip cannot install,
+    SystemExit if the system lacks a package.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     return (cuda if companion == "cuda" else vulkan)(compilers, folder)
 
@@ -99,7 +101,7 @@ def link(at: Path, target: Path) -> None:
 
 
 def empty_library(compilers: Path, soname: str, file: Path) -> Path:
-    """A library without symbols: what is linked with it looks for ``soname`` when it is loaded."""
+    """A library without symbols. A program that is linked with it looks for ``soname`` when it is loaded."""
     if not file.is_file():
         options = ["-shared", f"-Wl,-soname,{soname}", "-o", str(file), "-x", "c", "/dev/null"]
         subprocess.run([compilers / "clang", *options], check=True)

@@ -1,7 +1,7 @@
-"""Records docs/session.svg: a real session in a terminal, played back in real time.
+"""Records docs/session.svg: a real terminal session, played back in real time.
 
 ``python packaging/session.py`` runs the commands below, one after another, with the ``inferd`` on PATH. Each
-piece of output appears in the picture when it came. Without animations the whole session is visible.
+piece of output appears in the picture at its original time. Without animations the whole session is visible.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ OUT = Path(__file__).parents[1] / "docs" / "session.svg"
 
 
 class Screen:
-    """Pieces of text, each with its place, its class and the second in which it appears."""
+    """Pieces of text, each with its position, its class and the second at which it appears."""
 
     def __init__(self) -> None:
         self.pieces: list[tuple[float, int, int, str, str]] = []
@@ -47,7 +47,7 @@ class Screen:
 
 
 def record(screen: Screen, folder: Path) -> float:
-    """Runs the commands in ``folder``; the length of the session in seconds."""
+    """Runs the commands in ``folder``; returns the length of the session in seconds."""
     now = 0.3
     for command in COMMANDS:
         screen.write(now, "$ ", "prompt")

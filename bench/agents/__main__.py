@@ -1,12 +1,10 @@
 """Runs the agents: ``python -m bench.agents --bin DIR[:DIR] [AGENT …]``.
 
-Each agent that is installed in one of the directories gets a repository with a misspelt word, a daemon of its
-own that answers by a script, and one prompt. It passes if it ends with 0 and the word is right. Ends with 1
-when one of them failed. ``--record DIR`` keeps the requests for ``bench.agents.cached``; agents that can go
-on with a conversation then get a second prompt.
-
-With ``--model FILE`` the daemon answers with that model in place of the script, and an agent passes if it
-ends with 0 and has said something.
+Each agent that is installed in one of the directories gets a repository with a misspelt word, its own daemon
+with a scripted backend, and one prompt. An agent passes if its exit status is 0 and the word is corrected.
+The exit status is 1 if an agent fails. ``--record DIR`` stores the requests for ``bench.agents.cached``;
+agents that can continue a conversation then get a second prompt. With ``--model FILE`` the model answers
+instead of the script, and an agent passes if its exit status is 0 and it prints text.
 """
 
 from __future__ import annotations
@@ -53,7 +51,8 @@ CONTINUED: Mapping[str, Sequence[str]] = {
 
 
 def run(agent: str, path: str, record: Path | None, model: Path | None) -> str:
-    """One agent; what went wrong, or nothing. With a ``record`` it gets a second prompt where it can."""
+    """Runs one agent; returns the fault, or an empty text. With a ``record`` the agent gets a second prompt,
+    if it can continue a conversation."""
     with tempfile.TemporaryDirectory(prefix="ifa-", dir="/tmp") as folder:
         home, work, port = Path(folder, "h"), Path(folder, "work"), free_port()
         home.mkdir()
@@ -95,7 +94,8 @@ def run(agent: str, path: str, record: Path | None, model: Path | None) -> str:
 
 
 def _ask(agent: str, arguments: Sequence[str], env: Mapping[str, str], work: Path, file: Path | None) -> str:
-    """A turn of an agent, after which ``file`` has to be right; what went wrong, or nothing."""
+    """Runs one turn of an agent, after which ``file`` must be correct; returns the fault, or an empty
+    text."""
     command = [sys.executable, "-m", "inferd", "agent", agent, "--", *arguments]
     done = subprocess.run(
         command,
@@ -138,9 +138,9 @@ def version(agent: str, path: str) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--bin", required=True, help="where the agents are installed")
-    parser.add_argument("--model", type=Path, metavar="FILE", help="a GGUF file that answers")
-    parser.add_argument("--record", type=Path, metavar="DIR", help="where the requests are kept")
+    parser.add_argument("--bin", required=True, help="directories of the installed agents")
+    parser.add_argument("--model", type=Path, metavar="FILE", help="a GGUF file to answer with")
+    parser.add_argument("--record", type=Path, metavar="DIR", help="a directory for the requests")
     parser.add_argument("agents", nargs="*", default=tuple(ARGUMENTS))
     given = parser.parse_args()
     path = f"{given.bin}{os.pathsep}{os.environ['PATH']}"

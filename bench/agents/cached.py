@@ -1,8 +1,9 @@
-"""How much of an agent's request was cached: ``python -m bench.agents.cached FILE … [--template FILE …]``.
+"""Measures which part of an agent's requests is cached: ``python -m bench.agents.cached FILE … [--template
+FILE …]``.
 
-The files are what ``bench.agents --record`` kept. The requests go in their order to an engine with a small
-random model and a large context, once for each chat template. A row of the table is a request that goes on
-with the conversation of the one before it: its number, how many tokens that one had, and how many of them
+The files are records of ``bench.agents --record``. The requests go in order to an engine with a small random
+model and a large context, once for each chat template. A row of the table is a request that continues the
+conversation of the previous request: its number, the tokens of the previous request, and how many of these
 were cached.
 """
 
@@ -50,7 +51,7 @@ def load(path: Path, template: str) -> LlamaCpp:
 
 
 async def usages(model: LlamaCpp, asked: list[GenerateRequest]) -> list[Usage]:
-    """What each request took, one after the other."""
+    """The usage of each request, one after the other."""
     found = []
     await model.start()
     try:
@@ -65,7 +66,7 @@ async def usages(model: LlamaCpp, asked: list[GenerateRequest]) -> list[Usage]:
 
 
 def goes_on(first: GenerateRequest, second: GenerateRequest) -> bool:
-    """Whether the second request is the conversation of the first with more behind it."""
+    """Whether the second request continues the conversation of the first."""
     return (
         len(second.messages) > len(first.messages)
         and second.messages[0] == first.messages[0]

@@ -1,7 +1,8 @@
-"""Writes a small real model that takes the prompts of agents: ``python -m bench.agents.long_model FILE``.
+"""Writes a small real model for the prompts of agents: ``python -m bench.agents.long_model FILE``.
 
-It is the default model with a context of 32,768 tokens instead of 8,192 (YaRN) and with the chat template of
-Qwen 2.5, which has tools. The template comes from the sources of llama.cpp that the build has fetched.
+The model is the default model with a context of 32,768 tokens instead of 8,192 (YaRN), and with the chat
+template of Qwen 2.5, which supports tools. The template comes from the sources of llama.cpp that the build
+has downloaded.
 """
 
 from __future__ import annotations

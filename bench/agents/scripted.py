@@ -1,8 +1,10 @@
-"""A daemon whose backend edits a file: it reads it, edits it, and says that it is done.
+"""A daemon whose scripted backend reads a file, edits it, and reports that it is done.
 
-The calls are made of the tools that the agent offers, whatever their names: a tool that reads and one that
-edits, or else a shell. An agent that offers no tools is answered with the whole file, as aider reads it. The
-program takes the path of the file, the old text and the new text, and a file for a record of all requests.
+The script calls the tools that the agent offers, whatever their names: a tool that reads and a tool that
+edits, or else a shell. An agent without tools, such as aider, gets the whole corrected file as text.
+
+The arguments of the program are the path of the file, the old text, the new text, and a file for a record of
+all requests.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ SHELLS = ("exec_command", "shell", "shell_command", "local_shell", "bash")
 
 
 class Scripted(Mock):
-    """Answers by what the conversation holds so far. It keeps nothing between requests."""
+    """Chooses its answer by the conversation so far. It keeps no state between requests."""
 
     def __init__(self, path: str, old: str, new: str, record: str | None) -> None:
         able = Capabilities(v2=True, tools=True, thinking=True, n_ctx=WINDOW)
@@ -72,7 +74,7 @@ class Scripted(Mock):
         return [(shell.name, {key: command if is_list else shlex.join(command)})]
 
     def _filled(self, tool: Tool) -> dict[str, Any]:
-        """The arguments, by what the names of the fields say."""
+        """The arguments of a call, chosen by the names of the tool's fields."""
         found: dict[str, Any] = {}
         for key in _properties(tool):
             small = key.lower()

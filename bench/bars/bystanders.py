@@ -1,8 +1,8 @@
-"""The round trip of one client on the mock while others send large requests.
+"""Measures the round trip of one client on the mock while other clients send large requests.
 
-``python -m bench.bars.bystanders`` tells the median and the longest, in milliseconds, beside nothing, beside
-lines of 8 MB, and beside text attachments of 64 MiB. The senders are processes of their own. Ends with 1 when
-a round trip took longer than 20 ms.
+``python -m bench.bars.bystanders`` prints the median and the longest round trip in milliseconds: without
+other clients, beside lines of 8 MB, and beside text attachments of 64 MiB. The senders run in separate
+processes. The exit status is 1 if a round trip takes longer than 20 ms.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def plain_line() -> bytes:
 
 
 def rich_line() -> bytes:
-    """Of escapes and of characters of several bytes."""
+    """Texts of escapes, and of characters of several bytes."""
     return _line('line "one"\n\tÄpfel 東京 \\ ' * (LINE_BYTES // 36))
 
 
@@ -83,7 +83,7 @@ def round_trips(process: DaemonProcess, count: int) -> list[float]:
 
 @contextlib.contextmanager
 def beside(process: DaemonProcess, load: str, senders: int):  # type: ignore[no-untyped-def]
-    """Two or more processes that send while the block runs."""
+    """Runs two or more sending processes while the block runs."""
     answered, over = multiprocessing.Event(), multiprocessing.Event()
     surface = LOADS[load][0]
     address = process.uds if surface == "v1" else process.uds.with_name("infer.v2.sock")

@@ -1,19 +1,22 @@
-"""What the processes of models cost, and what their ends cost the clients.
+"""Measures the cost of the processes of models, and the cost of their crashes for clients.
 
-``python -m bench.bars.engines --model FILE.gguf [PART]...`` runs these parts, or all:
+``python -m bench.bars.engines --model FILE.gguf [PART]...`` runs all parts or the named ones:
 
-``alone``    a daemon without a model: time from its start to ready, and resident memory
-``crashes``  SIGSEGV in the engine under six streams, each time with two requests queued behind them: requests
-             without text or a typed error, connections that do not serve afterwards, processes left behind;
-             the time to the errors, and to the next token as a multiple of spawn to ready
-``loads``    PSS of the daemon and its children before and after a model was loaded and unloaded many times
-``switch``   round trips with one resident model, and with two in turns
-``headers``  models with damaged headers, first for the reader of headers, then loaded on demand: the daemon
-             has to live
-``cold``     a request for a model that is not loaded, until its first token, beside llama-server's start and
-             first token; the imports of both Pythons are subtracted (``--peer-python`` has xllamacpp)
+    alone    a daemon without a model: the time from its start until it is ready, and its resident memory
+    crashes  kills the engine (SIGSEGV) under six streams, each time with two requests queued behind them.
+             Counts requests without text or a typed error, dead connections, and remaining processes;
+             measures the time to the errors, and the time to the next token as a multiple of the time from
+             the start of a process until it is ready
+    loads    PSS of the daemon and its children before and after many loads and unloads of a model
+    switch   round trips with one resident model, and with two models in turn
+    headers  models with damaged headers, first for the reader of headers, then loaded on demand: the daemon
+             must survive
+    cold     the time to the first token of a request for a model that is not loaded, beside the start and
+             the first token of llama-server; the import times of both Pythons are subtracted
+             (``--peer-python`` has xllamacpp)
 
-Times on a busy machine say little by themselves; each is shown beside one of the same moment.
+Absolute times on a busy machine mean little, so each time is shown beside a reference time of the same
+moment.
 """
 
 from __future__ import annotations
@@ -77,7 +80,7 @@ def kilobytes(pid: int, file: str, key: str) -> int:
 
 
 def ask(wire: Wire, tokens: int, **more: object) -> None:
-    # No two alike: a request that was running at two crashes is a suspect and runs alone.
+    # All different: a request that was running at two crashes is a suspect and runs alone.
     content = f"Write the numbers from one to a thousand. {next(_numbers)}"
     message = {"role": "user", "content": content}
     wire.send({"messages": [message], "max_tokens": tokens, "temperature": 0, **more})
@@ -261,7 +264,7 @@ def is_readable(path: Path) -> bool:
 
 
 def damaged(sound: bytes, end: int, draw: random.Random) -> bytes:
-    """A copy with a fault among its keys, in its list of tensors, or in its length."""
+    """A copy of the model with a fault in its keys, its list of tensors, or its length."""
     file = bytearray(sound)
     at = draw.choice((draw.randrange(4, 600), draw.randrange(end - 900, end)))
     fault = draw.randrange(4)
@@ -354,7 +357,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--count", type=int, help="how often, instead of what the bars ask for")
+    parser.add_argument("--count", type=int, help="the number of repetitions; default: that of the bars")
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--peer-python", default=sys.executable)
     options = parser.parse_args()

@@ -1,10 +1,11 @@
-"""What a flood, and readers that do not read, leave to one honest client of another process.
+"""Measures how a flood of requests, and clients that do not read, affect one honest client in another
+process.
 
-``python -m bench.bars.fairness --model FILE.gguf`` has a process with 60 connections send a request on each,
-and the next one a millisecond after each answer or refusal, for ``--secs`` seconds, once while one request is
-served at a time and once while four are. The honest client, which has one connection, has to get a quarter of
-the answers. On the mock, four clients ask for long answers that they do not read; an honest request may take
-twice its time alone. Ends with 1 when either fails.
+``python -m bench.bars.fairness --model FILE.gguf`` starts a process with 60 connections. Each connection
+sends a request, and the next one a millisecond after each answer or refusal, for ``--secs`` seconds: once
+while the daemon serves one request at a time, and once while it serves four. The honest client has one
+connection and must get a quarter of the answers. On the mock, four clients request long answers and do not
+read them; an honest request may take twice its undisturbed time. The exit status is 1 if either check fails.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from tests.daemon_process import DaemonProcess, Wire
 CONNECTIONS = 60
 READERS = 4
 TOKENS = 4
-REST_SECS = 1.5  # after one, a client that does not read gives its place to others
+REST_SECS = 1.5  # after this time a client that does not read loses its permit to others
 
 
 def ask(tokens: int = TOKENS, name: str = "q") -> bytes:
@@ -36,7 +37,7 @@ def ask(tokens: int = TOKENS, name: str = "q") -> bytes:
 
 
 def flood(address: Path, answered: Synchronized[int], over: Event) -> None:
-    """60 connections, each a thread that repeats its request at once."""
+    """60 connections, each with a thread that repeats its request at once."""
 
     def repeat() -> None:
         with Wire(address) as wire:
@@ -55,7 +56,7 @@ def flood(address: Path, answered: Synchronized[int], over: Event) -> None:
 
 
 def share(process: DaemonProcess, secs: float) -> tuple[int, int, int]:
-    """Answers of the flood, of the honest client, and its refusals."""
+    """The answers of the flood, the answers of the honest client, and its refusals."""
     answered, over = multiprocessing.Value("i", 0), multiprocessing.Event()
     other = multiprocessing.Process(target=flood, args=(process.uds, answered, over))
     other.start()
@@ -76,15 +77,15 @@ def share(process: DaemonProcess, secs: float) -> tuple[int, int, int]:
 
 
 def beside_readers(directory: Path) -> tuple[float, float, float]:
-    """The time of an honest request in milliseconds: alone, and the first and the median of the next beside
-    four readers that do not read."""
+    """The time of an honest request in milliseconds: alone, then the first one and the median of the later
+    ones beside four clients that do not read."""
     process = DaemonProcess(directory, {"active_permits": READERS}, {"tape": ["word "], "repeat": 3000})
     process.wait_ready()
     with process.connect() as wire, contextlib.ExitStack() as held:
         alone = [honest_ms(wire) for _ in range(50)]
         for _ in range(READERS):
             reader = held.enter_context(process.connect())
-            reader.send(ask(3000, "x" * 1024))  # the id stands in each frame and fills every buffer
+            reader.send(ask(3000, "x" * 1024))  # each frame repeats the id, which fills every buffer
         time.sleep(REST_SECS)
         beside = [honest_ms(wire) for _ in range(50)]
     process.end()

@@ -1,17 +1,17 @@
-"""What the HTTP bridge costs, and how it compares with llama-server on the same model.
+"""Measures the overhead of the HTTP bridge, and compares it with llama-server on the same model.
 
-``python -m bench.bars.http`` tells, each from turns that alternate:
+``python -m bench.bars.http`` prints these measurements, each from alternating turns:
 
 * the time to the first token over HTTP and over the Unix socket, on the mock, which answers at once;
 * the same over TLS;
-* what 1,000 idle keep-alive connections cost in memory and processor time;
+* the memory and processor time of 1,000 idle keep-alive connections;
 * with ``--model FILE.gguf``: the time to the first token, and short chat completions per second over eight
   connections, of inferd and of llama-server (package xllamacpp).
 
-Ends with 1 when a bar is missed: at most 0.7 ms more than the Unix socket, at least 1.5 times llama-server's
-requests per second, at most half of its time to the first token. On a busy machine the first quarter of the
-times (p25) tells more than the median, and the processor time of a request more than how many there are in a
-second.
+The exit status is 1 if a bar is missed: at most 0.7 ms more than the Unix socket, at least 1.5 times the
+requests per second of llama-server, at most half of its time to the first token. On a busy machine the first
+quartile (p25) of the times is more reliable than the median, and the processor time of a request more
+reliable than the requests per second.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _NUMBERS = itertools.count()
 
 
 class HttpClient:
-    """A keep-alive connection that asks for chat completions."""
+    """A keep-alive connection that requests chat completions."""
 
     def __init__(self, port: int, tls: ssl.SSLContext | None = None) -> None:
         self._port = port
@@ -63,7 +63,8 @@ class HttpClient:
             self._sock = self._tls.wrap_socket(self._sock, server_hostname="localhost")
 
     def ask(self, *, stream: bool, max_tokens: int) -> float:
-        """One completion; the seconds to its first word, or to its end if it is not streamed."""
+        """Requests one completion; returns the seconds to its first word, or to its end if it is not
+        streamed."""
         prompt = f"Number {next(_NUMBERS)}: name a colour."
         body = json.dumps(
             {
@@ -81,7 +82,7 @@ class HttpClient:
         return secs[0] if stream else secs[1]
 
     def _send(self, request: bytes) -> tuple[float, float] | None:
-        """Seconds to the first word and to the end; ``None`` if the connection had been closed."""
+        """The seconds to the first word and to the end; ``None`` if the connection was already closed."""
         began = time.perf_counter()
         got, first = b"", 0.0
         try:
@@ -135,7 +136,7 @@ class UnixClient:
 
 
 def alternate(count: int, *asks: Callable[[], float]) -> list[list[float]]:
-    """The times of each, taken in turns; the first few only warm up."""
+    """The times of each contestant, measured in turns; the first few turns only warm up."""
     times: list[list[float]] = [[] for _ in asks]
     for number in range(count + WARM):
         for ask, found in zip(asks, times, strict=True):
@@ -155,7 +156,7 @@ def show(name: str, times: Sequence[float]) -> None:
 
 
 def share(count: int) -> bool:
-    """The bridge's share of the time to the first token, plain and over TLS."""
+    """Measures the bridge's part of the time to the first token, plain and over TLS."""
     authority = trustme.CA()
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         chain, key = Path(folder, "chain.pem"), Path(folder, "key.pem")
@@ -205,7 +206,7 @@ def _takes(port: int, tls: ssl.SSLContext | None = None) -> bool:
 
 
 def idle(process: BridgeProcess) -> None:
-    """What connections cost that ask for nothing."""
+    """Measures the cost of idle connections."""
     pid = bridge_pid(process)
     before = memory(pid)
     open_ones = [HttpClient(process.port) for _ in range(IDLE)]
@@ -255,14 +256,14 @@ def rate(port: int, requests: int) -> float:
 
 
 def processors(pid: int, port: int) -> float:
-    """Processor seconds of a request of eight connections, in a server and all of its processes."""
+    """The processor seconds of a request over eight connections, in a server and all of its processes."""
     before = sum(map(processor, family(pid)))
     rate(port, 16)
     return (sum(map(processor, family(pid))) - before) / 16
 
 
 def peers(model: Path, threads: int, count: int, rounds: int) -> bool:
-    """inferd and llama-server side by side."""
+    """Compares inferd and llama-server side by side."""
     options = {"model_path": model, "threads": threads, "n_ctx": 2048, "active_permits": CONNECTIONS}
     with (
         BridgeProcess(**options) as ours,

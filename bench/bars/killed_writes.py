@@ -1,9 +1,9 @@
-"""A writer of cache files that is killed in the middle leaves none that is cut short, and no leftover.
+"""Checks that a killed writer of cache files leaves no truncated file and no temporary file.
 
 ``python -m bench.bars.killed_writes [--kills 50] [--mib 24]`` starts a process that writes states one after
-the other, kills it with SIGKILL at a random moment, and opens the directory as the next daemon does. It ends
-with 1 when a file there is not sound, when something else than files and the key is left, or when the files
-take more than their budget.
+the other, kills it with SIGKILL at a random moment, and opens the directory as the next daemon does. The exit
+status is 1 if a file is damaged, if anything besides state files and the key remains, or if the files exceed
+their budget.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def write_for_ever(directory: Path, mib: int) -> None:
 
 
 def faults(directory: Path, mib: int) -> tuple[int, list[str]]:
-    """How many files there are, and what is wrong with them."""
+    """The number of files, and the fault, if any."""
     parts = len([*directory.glob("*.part")])
     files = StateFiles(directory, BUDGET_FILES * (mib + 1) << 20)
     found = [] if not files.removed else [f"{files.removed} files were damaged"]

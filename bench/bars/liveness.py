@@ -1,9 +1,9 @@
-"""A daemon whose engine process has been stopped: deadlines, what is told, and the end.
+"""Checks a daemon whose engine process is stopped: its deadlines, its reports, and its exit.
 
-``python -m bench.bars.liveness --model FILE.gguf`` stops the engine's process (SIGSTOP) within an answer. A
-request with a deadline has to be answered in time, ``inferd status`` and ``inferd doctor`` have to say what
-is wrong within 10 s, and SIGTERM has to end the daemon with 0 within its drain time and 5 s. Ends with 1 when
-one of these fails.
+``python -m bench.bars.liveness --model FILE.gguf`` stops the engine's process (SIGSTOP) during an answer. A
+request with a deadline must be answered in time. ``inferd status`` and ``inferd doctor`` must report the
+fault within 10 s. SIGTERM must end the daemon with exit status 0 within its drain time and 5 s. The exit
+status is 1 if one of these fails.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def engine(process: DaemonProcess) -> int:
 
 
 def says(process: DaemonProcess, *command: str) -> str:
-    """The output of ``inferd COMMAND`` for the user whose daemon it is."""
+    """The output of ``inferd COMMAND``, run as the daemon's user."""
     environment = {
         "PATH": os.environ["PATH"],
         "PYTHONPATH": os.pathsep.join(sys.path),
@@ -55,7 +55,7 @@ def says(process: DaemonProcess, *command: str) -> str:
 
 
 def secs_until(process: DaemonProcess, command: str, stopped: float) -> float:
-    """The time from ``stopped`` until the command has told of an engine that is stuck."""
+    """The time from ``stopped`` until the command reports that an engine is stuck."""
     while "no sign of life for" not in says(process, command) and time.monotonic() - stopped < 25:
         time.sleep(0.5)
     return time.monotonic() - stopped

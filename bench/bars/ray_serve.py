@@ -31,14 +31,14 @@ PATIENCE_SECS = 240.0
 
 
 class Load:
-    """Clients that each ask again as soon as they have an answer. ``ends`` counts how requests ended."""
+    """Clients, each of which repeats its request after every answer. ``ends`` counts how requests ended."""
 
     def __init__(self, url: str) -> None:
         self._url = url
         self._ending = False
         self.ends: Counter[str] = Counter()
         self.streaming = 0
-        """The requests of which a part of the answer has come."""
+        """The number of requests that have received a part of the answer."""
 
     async def run(self, clients: int, meanwhile: Callable[[Load], Awaitable[None]]) -> None:
         async with httpx.AsyncClient(timeout=PATIENCE_SECS) as http:
@@ -111,7 +111,7 @@ def application(**more: Any) -> Any:
 
 
 def lost(ends: Counter[str]) -> list[str]:
-    """The ends that must not be: of a request without a token, and without an error."""
+    """The forbidden ends: all except a whole answer and an error after a token."""
     return [end for end in ends if end != "answered" and not end.startswith("error after a token")]
 
 
@@ -157,10 +157,10 @@ def main() -> int:
     good = True
     try:
         ray.init(address=cluster.address, log_to_driver=False)
-        # A proxy on each node would share the port, for the nodes are on one machine.
+        # The nodes are on one machine, so proxies on both would share the port.
         serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
         if "node" in parts:
-            # Each node has room for one replica, and the head for the ingress besides.
+            # Each node has room for one replica; the head also has room for the ingress.
             serve.run(application(min_replicas=2, max_replicas=2), name="bars")
             good &= asyncio.run(killed_node(cluster, second, url))
             serve.delete("bars")

@@ -1,10 +1,11 @@
-"""A model over two hosts, namespaces of this machine: its text, its speed, and the death of a worker.
+"""Checks a model split over two hosts (namespaces of this machine): its text, its speed, the death of a
+worker.
 
-``python -m bench.bars.rpc --model FILE.gguf`` needs root and ``ip``. One daemon has the whole model, another
-has half of its layers, and a worker in the other namespace has the rest. The texts at temperature 0 must be
-equal, decoding has to reach 0.9 of the local speed (the median of interleaved rounds), and when the worker
-is killed, the request gets a typed error and the daemon serves the next one. Ends with 1 if one of these
-fails.
+``python -m bench.bars.rpc --model FILE.gguf`` needs root and ``ip``. One daemon holds the whole model.
+Another daemon holds half of its layers, and a worker in the other namespace holds the rest. The texts at
+temperature 0 must be equal. Decoding must reach 0.9 of the local speed (the median of interleaved rounds).
+When the worker is killed, the request must get a typed error, and the daemon must serve the next request. The
+exit status is 1 if one of these fails.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def ip(*arguments: str) -> None:
 
 @contextlib.contextmanager
 def network() -> Iterator[None]:
-    """Two namespaces with a cable between them."""
+    """Two namespaces connected by a virtual cable."""
     for name in NAMESPACES:
         ip("netns", "add", name)
     try:

@@ -1,6 +1,6 @@
-"""30,000 requests with a stderr that nobody reads are 30,000 records in the activity log.
+"""Checks that 30,000 requests with an unread stderr produce 30,000 records in the activity log.
 
-``python -m bench.bars.unread_stderr`` ends with 1 when a record is missing.
+``python -m bench.bars.unread_stderr`` ends with exit status 1 if a record is missing.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""An agent's session: a long system prompt, and six turns that each bring a hundred new ones.
+"""An agent's session: a long system prompt, and six turns that add a hundred new tokens each.
 
-Each turn repeats all that came before. Measured is the time to the first token: of the first turn, of those
-behind it, and of the last request sent once more. In each round every server has a new session of the same
-words. The processor time of a turn holds its answer; on a machine that others use too it says more than the
-time to the first token.
+Each turn repeats everything before it. The case measures the time to the first token of the first turn, of
+the later turns, and of the last request sent again. Each round has a new session, with the same words for
+every server. The processor time of a turn includes its answer; on a shared machine it is more reliable than
+the time to the first token.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""One stream: tokens per second and time to first token, through each server and in bare loops.
+"""One stream: tokens per second and time to the first token, through each server and in bare loops.
 
-Every contestant runs the same model, threads, prompt, context size, greedy sampling and flash attention off
-(on a CPU it slows decoding). llama-server runs once more with its own default of that, inferd with its own
-choice of threads, and with its answers as typed blocks (v2). In each round every contestant answers the same
-new prompt once; the order turns from round to round.
+Every contestant has the same model, threads, prompt, context size, greedy sampling and no flash attention (on
+a CPU it slows decoding). llama-server takes part a second time with its default flash attention. inferd takes
+part again with its own choice of threads, and with typed blocks (v2). In each round every contestant answers
+the same new prompt once; the order rotates from round to round.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def as_text(messages: list[dict[str, str]]) -> str:
 
 
 class Contest:
-    """The contestants that came up, and what each measured."""
+    """The contestants that started, and their measurements."""
 
     def __init__(self, report: Report, patience: float) -> None:
         self.report = report
@@ -46,7 +46,7 @@ class Contest:
     def through(
         self, name: str, server: servers.Process, start: Callable[[list[dict[str, str]], int], Stream]
     ) -> None:
-        """Adds a server, whose streams ``start`` makes; what it measures is what its client sees."""
+        """Adds a server, whose streams ``start`` makes. Its client measures it."""
 
         def turn(messages: list[dict[str, str]]) -> None:
             stream = ask(start(messages, N_PREDICT))
@@ -60,7 +60,7 @@ class Contest:
         self.turns[name], self._processes[name] = turn, server
 
     def loop(self, loop: servers.Loop, line: Callable[[list[dict[str, str]]], str]) -> None:
-        """Adds a bare loop; ``line`` makes what it reads."""
+        """Adds a bare loop; ``line`` makes its input."""
 
         def turn(messages: list[dict[str, str]]) -> None:
             answer = loop.ask(line(messages))
@@ -76,12 +76,13 @@ class Contest:
         seed = rng.random()
         names = list(self.turns)
         for name in names[first % len(names) :] + names[: first % len(names)]:
-            # The same prompt for all; a turn that is taken again gets the next one, as a server may remember.
+            # The same prompt for all. A repeated turn gets a new prompt, because a server may have cached it.
             self.watch.undisturbed(functools.partial(self.turn, name, random.Random(seed)))
             time.sleep(REST_SECS)
 
     def turn(self, name: str, rng: random.Random) -> None:
-        """Takes a turn; a contestant whose process ends is missing from then on, with its signal."""
+        """Takes a turn. A contestant whose process has ended is reported as missing, with its signal, and
+        skipped from then on."""
         if name not in self.turns:
             return
         try:

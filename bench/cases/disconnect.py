@@ -1,9 +1,9 @@
-"""From a client's leaving to the slot being free, beside a busy neighbour.
+"""The time from a client's disconnection until its slot is free, beside a busy neighbour.
 
-Two slots: a neighbour answers at length in one, a victim holds the other, and a third request waits. The
-victim leaves, in the middle of its answer or of its long prompt; the time until the waiting request's first
-token, less what the same request takes beside the same neighbour when a slot is free, is the time to free
-the slot.
+There are two slots: a neighbour generates a long answer in one, a victim holds the other, and a third request
+waits. The victim disconnects during its answer or during its long prompt. The result is the time until the
+first token of the waiting request, minus the time of the same request beside the same neighbour with a free
+slot.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ N_CTX = 4096
 NEIGHBOUR_TOKENS = 1500
 VICTIM_TOKENS = 400
 PROMPT_WORDS = 1600
-# How far into its prompt the victim leaves; the prompt takes seconds.
+# Seconds from the start of the prompt until the victim disconnects; the prompt takes longer.
 LEAVE_AFTER_SECS = 0.4
 REST_SECS = 2.0
 
 
 class Scene:
-    """One server with its neighbour running."""
+    """One server with its running neighbour."""
 
     def __init__(self, server: servers.Server, rng: random.Random) -> None:
         self.server = server
@@ -48,7 +48,7 @@ class Scene:
         return stream
 
     def first_token_since(self, start: float, stream: Stream) -> float:
-        """Milliseconds; the neighbour ran all the while, or RuntimeError says that it did not."""
+        """A measurement in milliseconds. Raises RuntimeError if the neighbour did not run all the time."""
         drive([self.neighbour, stream], until=lambda: bool(stream.arrivals) or stream.done)
         if not stream.arrivals or self.neighbour.done:
             raise RuntimeError(f"{self.server.name} ended early: {stream.failed or self.neighbour.failed}")

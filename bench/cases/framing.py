@@ -1,6 +1,7 @@
-"""Framing: what a token frame and the splitting of lines cost, from the micro-benchmarks of ``bench/micro``.
+"""Framing: the cost of a token frame and of splitting lines, from the micro-benchmarks of ``bench/micro``.
 
-A contestant's copy of the bytes into its buffer counts; reading from a socket in place does without it.
+Each contestant copies the bytes into its buffer, and this copy counts. Reading from a socket in place would
+not need it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from bench.servers import ROOT
 
 def run(options: argparse.Namespace, report: Report) -> None:
     watch = quiet.Watch(report, options.patience)
-    # One process for each round: a layout of memory that favours one contestant does not stay.
+    # One process for each round: a memory layout that favours one contestant does not persist.
     for _ in range(options.repeats):
         watch.undisturbed(lambda: measure(report))
     for sample in list(report.samples):
@@ -43,7 +44,7 @@ def measure(report: Report) -> None:
 
 
 def collect(bench: dict[str, object], report: Report) -> None:
-    """One micro-benchmark's median: time for a frame, bandwidth for splitting."""
+    """The median of one micro-benchmark: time for a frame, bandwidth for splitting."""
     found = re.search(r"\[(.*)\]", str(bench["name"]))
     extra, stats = bench["extra_info"], bench["stats"]
     assert found is not None

@@ -1,16 +1,19 @@
-"""The router of pools against simulated upstreams: what a decision costs, and how long requests wait.
+"""The router of pools with simulated upstreams: the cost of a decision, and the waits of requests.
 
-The daemon's own admission and router run on an event loop whose time is simulated, so that an hour passes in
-seconds and the other work of the machine does not matter. Requests arrive at random (Poisson) for 0.95 of
-what all upstreams together can serve. Each upstream serves one request at a time, every second one twice as
-fast as the others, and what it is sent beyond that waits there. The contestants get the same requests:
+The daemon's own admission and router run on an event loop with simulated time, so an hour passes in seconds
+and the load of the machine does not matter. Requests arrive at random (Poisson), at 0.95 of the capacity of
+all upstreams together. Each upstream serves one request at a time; every second upstream is twice as fast as
+the others. Further requests wait at their upstream. All contestants get the same requests:
 
-- ``inferd`` sends each upstream up to 64 requests, as without ``max_requests``; with ``limits known`` it
-  sends one. With ``conversations`` each request belongs to one of 500, of which each stays where it was.
-- ``load of others``: a fifth of the load is of clients that the router hears of only every 2 s.
-- ``spill``: a local backend with two permits and two remote ones with two places each, all equally fast. 0.9
-  of what the local one can serve arrives at it alone, and 2.5 of that at the three.
-- ``least connections`` knows at every moment how many requests each upstream has, and ``random`` nothing.
+- ``inferd`` sends each upstream up to 64 requests, the default of ``max_requests``; with ``limits known`` it
+  sends one. With ``conversations`` each request belongs to one of 500 conversations, and each conversation
+  returns to its upstream.
+- ``load of others``: a fifth of the load comes from other clients, which the router learns only every 2 s.
+- ``spill``: a local backend with two permits and two remote backends with two slots each, all equally fast.
+  0.9 of the capacity of the local backend arrives at it alone, and 2.5 of that capacity at the three
+  together.
+- ``least connections`` knows the number of requests of each upstream at every moment; ``random`` knows
+  nothing.
 """
 
 from __future__ import annotations
@@ -41,7 +44,7 @@ DECISIONS = 20_000
 
 
 class _Selector(selectors.SelectSelector):
-    """Waits for nothing: the time that it was to wait has passed at once."""
+    """Does not wait: the simulated time has already passed."""
 
     now = 0.0
 
@@ -52,7 +55,7 @@ class _Selector(selectors.SelectSelector):
 
 @contextlib.contextmanager
 def simulated() -> Iterator[asyncio.AbstractEventLoop]:
-    """An event loop on which waiting takes no time."""
+    """An event loop whose waits take no time."""
     selector = _Selector()
     loop = asyncio.SelectorEventLoop(selector)
     loop.time = lambda: selector.now  # type: ignore[method-assign]
@@ -63,7 +66,8 @@ def simulated() -> Iterator[asyncio.AbstractEventLoop]:
 
 
 class Upstream:
-    """One request at a time, ``rate`` times as fast as the slowest; ``has`` counts what it was sent."""
+    """An upstream for one request at a time, ``rate`` times as fast as the slowest. ``has`` counts its
+    requests."""
 
     def __init__(self, rate: float) -> None:
         self.rate = rate
@@ -71,7 +75,7 @@ class Upstream:
         self._free = asyncio.Semaphore(1)
 
     async def serve(self, work: float) -> float:
-        """Serves a request; when it began."""
+        """Serves a request; returns the time at which it began."""
         self.has += 1
         try:
             async with self._free:
@@ -86,14 +90,14 @@ Serve = Callable[[float], Awaitable[float]]
 
 
 def routed(limit: int, conversations: int = 0) -> Callable[[list[Upstream]], tuple[Serve, Router]]:
-    """The daemon's router; each upstream is sent ``limit`` requests at once."""
+    """The daemon's router; each upstream gets at most ``limit`` requests at once."""
     rng = random.Random(0)
 
     def make(upstreams: list[Upstream]) -> tuple[Serve, Router]:
         loop = asyncio.get_running_loop()
         backends = [Mock(f"u{number}") for number in range(len(upstreams))]
         route = Route(serves="m", remote=True, limit=limit)
-        # A pool has two backends at least; one that is never ready changes nothing.
+        # A pool has at least two backends; a backend that is never ready has no effect.
         spare = Mock("spare", is_ready=False)
         router = Router([*backends, spare], loop.time, routes=dict.fromkeys([*backends, spare], route))
         admission = Admission(1, 10**6)
@@ -126,7 +130,7 @@ Make = Callable[[list[Upstream]], tuple[Serve, Router | None]]
 
 
 def waits(size: int, seed: int, make: Make, others: float) -> list[float]:
-    """How long each of our requests waited until it was served, in seconds."""
+    """The wait of each of our requests until it was served, in seconds."""
     with simulated() as loop:
         return loop.run_until_complete(_simulate(size, seed, make, others))
 
@@ -162,7 +166,7 @@ async def _drop(serving: Awaitable[float]) -> None:
 
 
 async def _look(upstreams: list[Upstream], router: Router) -> None:
-    """What the daemon's health watch finds among the metrics of each upstream."""
+    """Reports the load of each upstream, as the daemon's health checks do."""
     while True:
         await asyncio.sleep(LOOK_SECS)
         for slot, upstream in zip(router.members, upstreams, strict=False):
@@ -170,7 +174,7 @@ async def _look(upstreams: list[Upstream], router: Router) -> None:
 
 
 class Slots(Upstream):
-    """Two requests at a time."""
+    """A backend that serves two requests at a time."""
 
     def __init__(self) -> None:
         super().__init__(1.0)
@@ -178,7 +182,7 @@ class Slots(Upstream):
 
 
 async def _spill(seed: int, alone: bool) -> list[float]:
-    """How long requests waited at a local backend alone, and with two remote ones beside it, in seconds."""
+    """The waits of requests in seconds: at a local backend alone, and with two remote backends beside it."""
     rng = random.Random(seed)
     loop = asyncio.get_running_loop()
     local, *remote = backends = [Mock("local"), Mock("one"), Mock("two")]
@@ -205,7 +209,7 @@ async def _spill(seed: int, alone: bool) -> list[float]:
 
 
 def decision_micros(size: int, conversations: int) -> float:
-    """Processor time of one decision with so many upstreams, all of them at work."""
+    """The processor time of one decision among so many upstreams, all of them busy."""
     backends = [Mock(f"u{number}") for number in range(size)]
     spare = Mock("spare", is_ready=False)
     route = Route(serves="m", remote=True, limit=64)

@@ -1,7 +1,7 @@
-"""A long request, and the same after the server was stopped and started again.
+"""A long request, and the same request after a restart of the server.
 
-inferd keeps what it has computed in files; it runs once more without them, and llama-server has none.
-Measured is the time to the first token before and after the restart, and what the file takes.
+inferd keeps computed prompts in files. It takes part a second time without files; llama-server has none. The
+case measures the time to the first token before and after the restart, and the size of the files.
 """
 
 from __future__ import annotations

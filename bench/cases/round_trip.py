@@ -1,7 +1,8 @@
-"""The daemon's own share: requests to the mock backend, beside bare echoes and the Rust inferd 0.2.1.
+"""The daemon's own cost: requests to the mock backend, beside plain echo servers and the Rust inferd 0.2.1.
 
-One connection, one request after the other, blocking: the round trip. Sixteen connections with one request
-under way on each, from one process: requests per second. The answer of the mock is one token and ``done``.
+The round trip is measured with one blocking connection and one request after the other. The requests per
+second are measured with sixteen connections of one process, with one request in progress on each. The mock
+answers with one token and ``done``.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Echo(servers.Server):
 
 
 def answered(data: bytes) -> bool:
-    """Whether the last line is whole and ends the answer: ``done``, or the echo of the request."""
+    """Whether the last line is complete and ends the answer: ``done``, or the echo of the request."""
     return data.endswith(b"\n") and (b'"type":"done"' in data or data == REQUEST)
 
 
@@ -52,7 +53,7 @@ def round_trip(sock: socket.socket) -> None:
 
 
 def round_trips(address: Address, count: int) -> list[float]:
-    """Microseconds of each."""
+    """The round trip of each request in microseconds."""
     clock = time.perf_counter
     times = []
     with address.connect() as sock:

@@ -1,12 +1,14 @@
-"""Answers held to a JSON Schema: what the schema costs, and what is gained by the text that it leaves no
-choice about.
+"""Answers constrained to a JSON Schema: the cost of the schema, and the gain from text that the schema
+forces.
 
-Each contestant answers one prompt in four ways: freely, by a schema of six strings, by one of twelve, and by
-one of twelve fields as programs ask for them: a few texts, and numbers, dates, flags and choices. All is
-greedy, with one stream and the prompt cache off. Answers are cut after 128 tokens, free ones after 64, so
-that five rounds on two cores take less than three minutes. Two daemons take part, one without drafts. The
-processor time of an answer holds its prompt; on a machine that others use too it says more than the tokens
-per second. The masks are computed apart, for each token of one answer after the other.
+Each contestant answers one prompt in four ways: freely, with a schema of six strings, with a schema of twelve
+strings, and with twelve fields of a typical program: a few texts, and numbers, dates, flags and choices.
+Sampling is greedy, with one stream and without a prompt cache. Answers end after 128 tokens, free answers
+after 64, so that five rounds on two cores take less than three minutes. Two daemons take part, one of them
+without drafts.
+
+The processor time of an answer includes its prompt; on a shared machine it is more reliable than the tokens
+per second. The masks are computed separately, for each token of one answer after the other.
 """
 
 from __future__ import annotations
@@ -66,7 +68,7 @@ WAYS = {"freely": None, "6 strings": strings(6), "12 strings": strings(12), "12 
 def stream_of(
     server: servers.Server, messages: list[dict[str, str]], schema: dict[str, Any] | None
 ) -> Stream:
-    """A request for an answer by the schema, or for free text without one."""
+    """A request for an answer that follows the schema, or for free text without a schema."""
     budget = N_FREE if schema is None else N_PREDICT
     if isinstance(server, servers.Inferd):
         ours = {"cache": False} | ({"json_schema": schema} if schema else {})
@@ -90,7 +92,7 @@ def turn(report: Report, server: servers.Server, way: str, rng: random.Random) -
 
 
 def masks(report: Report, options: argparse.Namespace) -> None:
-    """The time for the mask at each token of answers that walk through the schemas."""
+    """The time to compute the mask at each token of answers that follow the schemas."""
     from inferd.engine.local import _llama
     from inferd.engine.local.schema.guides import Guides
 

@@ -1,7 +1,7 @@
-"""Four clients at once whose prompts begin with the same long head: four agents with one system prompt.
+"""Four clients at once, whose prompts begin with the same long head: four agents with one system prompt.
 
-Measured is the time until the last of them has its first token. A server that computes the head once needs
-little more than for one client alone, which is measured before, with another head.
+The case measures the time until the last client has its first token. A server that computes the head only
+once needs little more time than for a single client, which is measured before, with another head.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""A pool of a local engine and two llama-servers, with requests that arrive whether or not there is room.
+"""A pool of a local engine and two llama-servers, with requests that arrive independently of the free slots.
 
-The three engines share one machine, so they take turns on one core, and the speed of one does not depend on
-the load of the others. Each llama-server has the share of the core with which it serves as many requests as
-the local engine, as on three machines of equal speed. First the local engine alone tells how long requests
-wait when 0.9 of what it can serve arrives at random (Poisson). Then 2.5 of that arrives at the pool, and once
-more while one llama-server is killed and started again.
+The three engines share one machine. They take turns on one core, so the speed of one does not depend on the
+load of the others. Each llama-server has the share of the core with which it serves as many requests as the
+local engine, as on three machines of equal speed. First the local engine alone shows the waits of requests
+that arrive at random (Poisson) at 0.9 of its capacity. Then 2.5 of that capacity arrives at the pool, and
+once more while one llama-server is killed and started again.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _signal(pid: int, number: int) -> None:
 
 
 class Pooled(servers.Server):
-    """The daemon, whose entry ``here`` is its own engine."""
+    """The daemon; ``here`` is the entry of its own engine."""
 
     def __init__(self, model: Path, upstreams: Sequence[servers.LlamaServer]) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class Pooled(servers.Server):
 
 
 class Outcome:
-    """What became of requests: how long each waited, in ms, and how many ended in which way."""
+    """The outcomes of requests: the wait of each in ms, and the number of each kind of end."""
 
     def __init__(self) -> None:
         self.waits: list[float] = []

@@ -1,4 +1,5 @@
-"""Cold start: from the command to a socket that answers, on the mock backend, beside an empty Python."""
+"""Cold start: the time from the command to a socket that answers, on the mock backend, beside an empty
+Python."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ def command(code: list[str]) -> float:
 
 
 def to_socket() -> float:
-    """Milliseconds from the start of the daemon to the first connection that it takes."""
+    """Milliseconds from the start of the daemon to its first accepted connection."""
     server = servers.Inferd()
     start = time.perf_counter()
     server.start(server.command())

@@ -1,8 +1,9 @@
-"""Several streams at once: tokens per second in total, and what a long prompt that arrives does to them.
+"""Several streams at once: tokens per second in total, and the effect of a long prompt that arrives.
 
-For 1, 4 and 8 streams both servers have one slot more than streams, and the same room in each. First the
-streams run alone. Then they run again, and once each has begun to answer a prompt of about 2,000 tokens
-arrives: the gaps between their tokens are those from its arrival to its first token.
+For 1, 4 and 8 streams both servers have one slot more than streams, and the same context in each slot. First
+the streams run alone. Then they run again, and a prompt of about 2,000 tokens arrives once each stream has
+begun to answer. The gaps are those between tokens of the streams, from the arrival of the prompt to its first
+token.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from bench.report import Report, main, quantile
 STREAMS = (1, 4, 8)
 N_CTX = 4096
 N_PREDICT = 96
-# Enough to go on until the long prompt is through.
+# Enough tokens to last until the long prompt is computed.
 N_PREDICT_BESIDE = 1500
 LONG_PROMPT_WORDS = 1600
 # Time for a server to notice that the clients have left.
@@ -36,7 +37,7 @@ def start(server: servers.Server, rng: random.Random, count: int, n_predict: int
 
 
 def alone(server: servers.Server, rng: random.Random, count: int, report: Report) -> None:
-    """What counts is the time in which every stream was answering."""
+    """Counts only the time during which every stream is answering."""
     streams = start(server, rng, count, N_PREDICT)
     drive(streams)
     for stream in streams:
@@ -59,7 +60,7 @@ def beside_a_long_prompt(server: servers.Server, rng: random.Random, count: int,
     if not late.arrivals:
         raise RuntimeError(f"{server.name} answered the long prompt: {late.failed}")
     first = late.arrivals[0]
-    # A gap counts when it overlaps the time of the prompt, so the last token before it belongs to it.
+    # A gap counts if it overlaps the time of the prompt, so the last token before that time counts, too.
     gaps = []
     for stream in streams:
         before = max(at for at in stream.arrivals if at <= late.sent_at)

@@ -1,6 +1,6 @@
-"""What a line and a frame cost, in nanoseconds: our compiled and plain code beside orjson and msgspec.
+"""The cost of a line and a frame in nanoseconds: inferd's compiled and plain code beside orjson and msgspec.
 
-``pytest bench/micro`` runs these; ``bench/run.py framing`` does too, and adds the ratios.
+``pytest bench/micro`` runs these; ``bench/run.py framing`` also runs them, and adds the ratios.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Token(msgspec.Struct, tag_field="type", tag="token"):
 
 
 def encoders(text: str) -> dict[str, Callable[[], Any]]:
-    """Each makes the bytes of one frame; the empty call is what the measuring itself costs."""
+    """Each function makes the bytes of one frame; the empty call shows the cost of the measurement itself."""
     frame = {"type": "token", "id": "q7", "content": text}
     struct, encoder, buffer = Token("q7", text), msgspec.json.Encoder(), bytearray(8192)
     dumps = functools.partial(json.dumps, frame, ensure_ascii=False, separators=(",", ":"))
@@ -64,7 +64,7 @@ def test_all_make_the_same_frame(text: str) -> None:
         assert encoders(text)[contestant]() == PREFIX + orjson.dumps(text)[1:-1] + SUFFIX
 
 
-# Splitting: 60 KB of lines that the socket has read, of one length; memchr over the same bytes is the bound.
+# Splitting: 60 KB of received lines of equal length. memchr over the same bytes is the lower bound.
 
 LENGTHS = {"lines of 100 B": 100, "lines of 4 KB": 4000, "one line of 60 KB": 60_000}
 BYTES = 60_000

@@ -1,4 +1,4 @@
-"""What a round trip costs when nothing is done: echoes on a Unix socket, by blocking reads or by uvloop.
+"""Echo servers on a Unix socket, by blocking reads or by uvloop: the cost of a round trip without any work.
 
 Arguments: ``blocking`` or ``uvloop``, and the socket's path. ``blocking`` serves one connection at a time.
 """

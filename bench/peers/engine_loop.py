@@ -1,7 +1,7 @@
-"""inferd's own backend with no daemon and no socket around it.
+"""inferd's own backend, without a daemon or a socket.
 
 Arguments: model, threads, n_ctx. Each line of stdin is a JSON object with ``messages`` and ``n_predict``;
-each line of stdout is one with ``prefill_ms`` and ``times`` (seconds of the clock at each token).
+each line of stdout is a JSON object with ``prefill_ms`` and ``times`` (seconds of the clock at each token).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Measures the fast path of the installed inferd; prints nanoseconds by the name of the work, as JSON.
+"""Measures the fast path of the installed inferd; prints nanoseconds for each measurement, as JSON.
 
 It uses only names that every version has, so that two versions can be compared.
 """
@@ -18,7 +18,7 @@ BATCHES = 40
 
 
 def nanoseconds(work: Callable[[], Any], calls: int) -> float:
-    """Of one call, in the fastest of many batches."""
+    """Nanoseconds of one call, in the fastest of many batches."""
     best = float("inf")
     for _ in range(BATCHES):
         start = time.perf_counter_ns()

@@ -1,8 +1,8 @@
-"""llama-server as the xllamacpp wheel carries it, in a process of its own; run by the peers' Python.
+"""llama-server from the xllamacpp wheel, in a separate process; run by the peers' Python.
 
 Arguments: one JSON object with ``model``, ``port``, ``threads``, ``n_ctx`` (of one slot), ``slots``,
 ``flash_attention`` (``auto``, ``on`` or ``off``), ``embedding`` to serve embeddings instead of text, and
-``n_grams`` to draft from them. Prints one line once it listens, and ends on SIGTERM.
+``n_grams`` to draft from n-grams. Prints one line once it listens, and ends on SIGTERM.
 """
 
 import json

@@ -1,8 +1,8 @@
-"""The client crates 0.2.1 and 0.8.0 of the Rust inferd against this daemon.
+"""Tests the client crates 0.2.1 and 0.8.0 of the Rust inferd against this daemon.
 
-``python -m bench.peers.rust_clients`` has cargo build the programs in ``rust/``, below ``--target``; cargo
-brings the crates by name and version. The programs talk to a daemon with the mock backend. Ends with 1 when a
-check fails, and says so where cargo is missing.
+``python -m bench.peers.rust_clients`` builds the programs in ``rust/`` with cargo, below ``--target``; cargo
+downloads the crates by name and version. The programs talk to a daemon with the mock backend. The exit status
+is 1 if a check fails. Without cargo the script only prints that.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""sentence-transformers on the CPU, in a process of its own; run by the peers' Python.
+"""sentence-transformers on the CPU, in a separate process; run by the peers' Python.
 
-Arguments: the model's directory, threads. Each line of stdin is a JSON array of texts; each line of stdout a
-JSON object with ``seconds`` (from the texts to an array of vectors) and the ``first`` vector.
+Arguments: the model's directory, threads. Each line of stdin is a JSON array of texts. Each line of stdout is
+a JSON object with ``seconds`` (from the texts to an array of vectors) and the ``first`` vector.
 """
 
 import json

@@ -1,1 +1,2 @@
-"""The unmodified SDKs of other services, of two generations each, against a daemon with a real model."""
+"""Tests the unmodified SDKs of other services, in two generations each, against a daemon with a real
+model."""

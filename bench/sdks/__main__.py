@@ -1,8 +1,8 @@
 """Runs the SDKs: ``python -m bench.sdks --work DIR``.
 
-Installs two generations of the Python SDKs and the Node SDKs, and frameworks that are built on them, into
-DIR, from the package indexes that pip and npm use, starts a daemon with the default model and its HTTP
-bridge, and prints a table. Ends with 1 when a check failed. ``--only`` runs a part.
+Installs two generations of the Python SDKs and the Node SDKs, and frameworks built on them, into DIR, from
+the package indexes that pip and npm use. Then starts a daemon with the default model and its HTTP bridge, and
+prints a table. The exit status is 1 if a check fails. ``--only`` runs one part.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ NODE = {
 
 
 def python_of(work: Path, age: str) -> list[str]:
-    """The command of an environment with the SDKs of an age."""
+    """The command that runs Python in the environment of one generation of SDKs."""
     home = work / f"python-{age}"
     python = home / "bin" / "python"
     if not python.exists():
@@ -51,7 +51,7 @@ def python_of(work: Path, age: str) -> list[str]:
 
 
 def node_of(work: Path, age: str) -> list[str]:
-    """The same for Node; empty where there is none."""
+    """The same for Node; empty without Node."""
     npm, node = shutil.which("npm"), shutil.which("node")
     if npm is None or node is None:
         return []

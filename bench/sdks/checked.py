@@ -11,7 +11,7 @@ from typing import Any
 
 
 def check(package: str, name: str, run: Callable[[], Any]) -> None:
-    """``run`` returns whether its answer is right; an error that it raises is printed."""
+    """``run`` returns whether its answer is correct; an error that it raises is printed."""
     try:
         wrong = "" if run() else "an empty answer"
     except Exception as error:

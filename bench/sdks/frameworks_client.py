@@ -1,7 +1,7 @@
-"""The checks of the frameworks, by the Python of their environment: ``frameworks_client.py BASE MODEL``.
+"""The checks of the frameworks, run by the Python of their environment: ``frameworks_client.py BASE MODEL``.
 
-Writes a JSON object a line, as ``python_client.py`` does: text, a stream, a tool call and structured output,
-where the framework has them. The model is small, so a check looks at the form of an answer alone.
+Writes one JSON object a line, as ``python_client.py`` does: text, a stream, a tool call and structured
+output, if the framework supports them. The model is small, so the checks examine only the form of an answer.
 """
 
 from __future__ import annotations

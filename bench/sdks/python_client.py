@@ -1,6 +1,6 @@
-"""The checks of the Python SDKs, by the Python of their environment: ``python_client.py BASE MODEL``.
+"""The checks of the Python SDKs, run by the Python of their environment: ``python_client.py BASE MODEL``.
 
-Writes a JSON object a line: the SDK with its version, the check, and nothing or what went wrong.
+Writes one JSON object a line: the SDK with its version, the check, and an empty text or the error.
 """
 
 from __future__ import annotations

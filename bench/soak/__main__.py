@@ -1,8 +1,9 @@
 """Mixed load on a daemon with a real model, for a time: ``python -m bench.soak --model FILE --minutes 30``.
 
-Guests of all kinds visit it side by side while its configuration is changed under them. Afterwards every
-request must have had its terminal frame, and the daemon must hold what it held before: memory, descriptors,
-threads, tasks, backends, and the whole context for as many requests as run at once. Exit status 1 when not.
+Clients of all kinds visit the daemon at the same time, while its configuration changes. Afterwards every
+request must have had its terminal frame. The daemon must hold as much as before: memory, descriptors,
+threads, tasks, backends, and the whole context for as many requests as run at once. Else the exit status is
+1.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ MOST_FINDINGS = 20
 REST_SECS = 30.0
 STEADY_LOOKS = 20
 PROMPT_MARGIN = 80
-"""What a chat template adds to a prompt, and some tokens of answer."""
+"""Tokens that a chat template adds to a prompt, and some tokens of answer."""
 
 
 class Soak:
-    """One run. ``findings`` says what went wrong, ``outcomes`` what came of the visits."""
+    """One run. ``findings`` are the faults, ``outcomes`` the results of the visits."""
 
     def __init__(self, model: Path, seed: int, visits: Sequence[Visit]) -> None:
         self.served = Served(model)
@@ -103,10 +104,10 @@ class Soak:
                 self.findings.append(f"{name}: {type(error).__name__}: {error}")
 
     async def _at_rest(self, guest: Guest, most_tasks: int | None = None) -> dict[str, Any]:
-        """The inventory when nothing runs and no client is connected.
+        """The inventory of an idle daemon without clients.
 
-        A task that ends may take a moment: it is the first inventory with at most ``most_tasks``, or without
-        that number the last of STEADY_LOOKS with the same number of tasks.
+        A task may take a moment to end. So this is the first inventory with at most ``most_tasks``, or
+        without that number the last of STEADY_LOOKS inventories with the same number of tasks.
         """
         await guest.client.aclose()
         looks: list[int] = []
@@ -124,7 +125,7 @@ class Soak:
             await asyncio.sleep(0.05)
 
     async def _fill(self, guest: Guest) -> None:
-        """As many answers at once as there is room for, each to the end of its context."""
+        """Requests as many answers at once as the daemon can run, each to the end of its context."""
         prompt = "word " * (N_CTX - PROMPT_MARGIN)
         asked = [
             guest.client.generate(prompt, max_tokens=N_CTX, grammar='root ::= "a" root')
@@ -156,8 +157,10 @@ async def soak(
     visits: Sequence[Visit] = VISITS,
     fill: bool = True,
 ) -> list[str]:
-    """Runs it, shows what came of it line by line, and returns the findings. Whether it is to ``fill`` all of
-    the context before and after decides half of the time of a short run."""
+    """Runs the soak, prints its outcomes line by line, and returns the findings.
+
+    ``fill``: whether to fill all of the context before and after; this takes half of the time of a short run.
+    """
     run = Soak(model, seed, visits)
     try:
         before, after = await run.run(seconds, show, fill)
@@ -181,7 +184,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", type=Path, required=True, help="a GGUF file that makes text")
+    parser.add_argument("--model", type=Path, required=True, help="a GGUF file of a text model")
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()

@@ -1,7 +1,7 @@
-"""The daemon under load: ``inferd serve``, which on SIGUSR1 also tells what no client can see.
+"""The daemon under load: ``inferd serve``, which reports further numbers on SIGUSR1.
 
-``python -m bench.soak.daemon REPORT``: the report is a file of JSON, written anew for each signal, with the
-tasks of the event loop, and the backends and their streams that the process still holds.
+``python -m bench.soak.daemon REPORT``: the report is a JSON file, rewritten for each signal, with the tasks
+of the event loop, and the backends and their streams that the process still holds.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The kinds of load: each is one visit to the daemon, good or bad, that checks what it is answered.
+"""The kinds of load: each is one visit to the daemon, regular or malformed, that checks the answer.
 
-A visit returns what came of it in a word. Whatever it raises is a finding, but for ``queue_full``, which all
-can meet: a request without its terminal frame, an error not deserved, an answer that does not add up.
+A visit returns its outcome in a word. Every exception that it raises is a finding, except ``queue_full``,
+which any visit can meet: a request without its terminal frame, an undeserved error, an inconsistent answer.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ FAT_ID = "x" * 20_000
 
 
 class Guest:
-    """Where the daemon is, and whose visits these are."""
+    """The daemon's addresses, and the name of the visitor."""
 
     def __init__(self, runtime: Path, chance: random.Random) -> None:
         self.runtime = runtime
@@ -59,7 +59,7 @@ class Guest:
 
 
 class Raw:
-    """A bare connection, to do what no client library does."""
+    """A plain connection, to do things that no client library does."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -103,7 +103,7 @@ def v1(prompt: str, **more: Any) -> bytes:
     return json.dumps({"id": "s", "messages": messages, "max_tokens": 8, **more}).encode() + b"\n"
 
 
-# Requests that are answered.
+# Answered requests.
 
 
 async def short(guest: Guest) -> str:
@@ -147,7 +147,7 @@ async def schema(guest: Guest) -> str:
 
 
 async def pipelined(guest: Guest) -> str:
-    """Three requests in one write, and no more to come: all are answered in order, then it is over."""
+    """Sends three requests in one write and then no more: all are answered in order."""
     with await guest.raw() as raw:
         await raw.send(b"".join(v1(guest.prompt(2), id=str(i), max_tokens=3) for i in range(3)))
         raw.sock.shutdown(socket.SHUT_WR)
@@ -174,7 +174,7 @@ async def watcher(guest: Guest) -> str:
     return "done"
 
 
-# Requests that are refused.
+# Refused requests.
 
 
 async def burst(guest: Guest) -> str:
@@ -203,7 +203,7 @@ async def too_long(guest: Guest) -> str:
 
 
 async def invalid(guest: Guest) -> str:
-    """A request that cannot be served leaves its connection to the next one."""
+    """Sends a request that cannot be served; the connection must then serve the next one."""
     with await guest.raw() as raw:
         await raw.send(b'{"id":"s","messages":[]}\n' + v1(guest.prompt(2), grammar="root ::= (") + v1("Hi"))
         for _ in range(2):
@@ -227,7 +227,7 @@ MALFORMED = (
 
 
 async def malformed(guest: Guest) -> str:
-    """Bytes that are no request are answered with the reason, and the connection ends."""
+    """Sends bytes that are not a request; the daemon must answer with the reason and close the connection."""
     for line, code in MALFORMED:
         with await guest.raw(guest.chance.choice(("infer.sock", "infer.v2.sock"))) as raw:
             await raw.send(line)
@@ -238,7 +238,7 @@ async def malformed(guest: Guest) -> str:
 
 
 async def cut(guest: Guest) -> str:
-    """The end of the stream in the middle of a line ends the line."""
+    """Ends the stream in the middle of a line; the end must end the line, too."""
     with await guest.raw() as raw:
         await raw.send(v1(guest.prompt(2))[: guest.chance.randint(5, 40)])
         raw.sock.shutdown(socket.SHUT_WR)
@@ -248,11 +248,11 @@ async def cut(guest: Guest) -> str:
     return "refused"
 
 
-# Guests that leave, and guests that are slow.
+# Clients that disconnect, and slow clients.
 
 
 async def leaver(guest: Guest) -> str:
-    """Leaves after some tokens, or while it waits for the first one."""
+    """Disconnects after some tokens, or while it waits for the first one."""
     tokens = guest.chance.choice((0, 0, 1, 2, 5))
     async with guest.client.generate(guest.prompt(guest.chance.choice((2, 150)))) as answer:
         if not tokens:
@@ -264,7 +264,7 @@ async def leaver(guest: Guest) -> str:
 
 
 async def hung_up(guest: Guest) -> str:
-    """Is cancelled as a task, whatever it is doing."""
+    """A client whose task is cancelled at any moment."""
     task = asyncio.create_task(guest.client.messages(guest.prompt(100), max_tokens=100).result())
     await asyncio.sleep(guest.chance.random())
     task.cancel()
@@ -284,7 +284,7 @@ async def reconnecter(guest: Guest) -> str:
 
 
 async def half_attached(guest: Guest) -> str:
-    """Announces an attachment and leaves in the middle of it."""
+    """Announces an attachment and disconnects in the middle of it."""
     attachment = {"kind": "text", "id": "a", "size": 5_000_000}
     block = {"type": "text", "attachment_id": "a"}
     request = {"messages": [{"role": "user", "content": [block]}], "attachments": [attachment]}
@@ -294,7 +294,7 @@ async def half_attached(guest: Guest) -> str:
 
 
 async def slow(guest: Guest) -> str:
-    """Reads its answer in small pieces, each after a pause; what it does not read waits for it."""
+    """Reads its answer in small pieces with pauses; the unread part must wait."""
     with await guest.raw() as raw:
         await raw.send(v1(guest.prompt(2), id=FAT_ID, max_tokens=40))
         frame = await raw.terminal(16_384, 0.02)
@@ -302,7 +302,7 @@ async def slow(guest: Guest) -> str:
 
 
 async def deaf(guest: Guest) -> str:
-    """Reads nothing at all, and leaves."""
+    """Reads nothing, and disconnects."""
     with await guest.raw() as raw:
         await raw.send(v1(guest.prompt(2), id=FAT_ID, max_tokens=60))
         await asyncio.sleep(guest.chance.random() * 3)
@@ -310,7 +310,7 @@ async def deaf(guest: Guest) -> str:
 
 
 async def idle(guest: Guest) -> str:
-    """Says nothing for longer than the daemon puts up with."""
+    """Sends nothing for longer than the daemon allows."""
     with await guest.raw() as raw:
         await raw.end()
     return "dropped"

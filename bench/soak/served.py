@@ -1,4 +1,4 @@
-"""The daemon of a soak: its configurations, its reloads, and what it holds."""
+"""The daemon of a soak: its configurations, its reloads, and its inventory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ PATIENCE_SECS = 300.0
 
 
 def config(model: Path, n_batch: int, queue_depth: int, log_level: str) -> str:
-    """A configuration; another ``n_batch`` makes another model of the same file, which takes a moment."""
+    """A configuration. Another ``n_batch`` makes another model of the same file, which takes a moment to
+    load."""
     text = {"kind": "llamacpp", "name": f"text-{n_batch}", "model_path": str(model), "n_ctx": N_CTX}
     return json.dumps(
         {
@@ -39,7 +40,7 @@ def config(model: Path, n_batch: int, queue_depth: int, log_level: str) -> str:
 
 
 class Served:
-    """A running daemon in a home of its own."""
+    """A running daemon with its own home directory."""
 
     def __init__(self, model: Path) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="ifd-", dir="/tmp"))
@@ -71,7 +72,7 @@ class Served:
         )
 
     async def ready(self) -> None:
-        """Raises RuntimeError when it does not become ready."""
+        """Waits until the daemon is ready. Raises RuntimeError if it is not ready in time."""
         await until(lambda: _listens(self.runtime / "admin.sock") or self.process.poll() is not None)
         try:
             async with AsyncAdminClient(self.runtime / "admin.sock", PATIENCE_SECS) as admin:
@@ -80,7 +81,7 @@ class Served:
             raise RuntimeError(f"the daemon did not start: {error}\n{self.output()}") from None
 
     async def reload(self) -> str:
-        """The next of a round of configurations, some of which cannot be used; what came of it."""
+        """Applies the next configuration of a cycle, some of which are invalid; returns the outcome."""
         text = self._turns[self._reloads % len(self._turns)]
         self._reloads += 1
         return await self._take_on(text)
@@ -103,7 +104,7 @@ class Served:
         return (self.home / "output").read_text(errors="replace")[-4000:]
 
     async def inventory(self) -> dict[str, Any]:
-        """What the process holds, once it is idle; memory in MiB."""
+        """The inventory of the process once it is idle; memory in MiB."""
         self._report.unlink(missing_ok=True)
         self.process.send_signal(signal.SIGUSR1)
         await until(self._report.exists)
@@ -117,7 +118,7 @@ class Served:
         }
 
     def memory(self) -> dict[str, float]:
-        """Resident memory, and what of it is not backed by a file, as mapped weights are."""
+        """The resident memory, and the part that no file backs, unlike mapped weights."""
         names = {"VmRSS:": "resident MiB", "RssAnon:": "anonymous MiB"}
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         lines = [line.split() for line in status.splitlines()]
@@ -136,7 +137,7 @@ class Served:
 
 
 def _target(fd: Path) -> str:
-    """What a descriptor is; sockets and pipes without their numbers."""
+    """The kind of a descriptor; sockets and pipes without their numbers."""
     try:
         return str(fd.readlink()).partition(":[")[0]
     except FileNotFoundError:
@@ -152,6 +153,6 @@ async def until(condition: Any) -> None:
 
 
 def _listens(path: Path) -> bool:
-    """Whether a client can connect: a socket's file exists a moment before that."""
+    """Whether a client can connect: the socket's file appears a moment before that."""
     with socket.socket(socket.AF_UNIX) as client:
         return client.connect_ex(str(path)) == 0

@@ -101,7 +101,10 @@ def test_a_message_of_the_assistant_at_the_end_is_continued() -> None:
     for more, reason in (
         ({"tools": [{"name": "f"}]}, "tools cannot be combined with a last message of the assistant"),
         ({"thinking": {"type": "adaptive"}}, "thinking cannot be combined"),
-        ({"output_config": {"format": {"type": "json_schema", "schema": {}}}}, "output_config cannot be combined"),
+        (
+            {"output_config": {"format": {"type": "json_schema", "schema": {}}}},
+            "output_config cannot be combined",
+        ),
         ({"messages": [*HI, {"role": "assistant", "content": [call]}]}, "only if that message is text"),
         ({"messages": [{"role": "assistant", "content": "{"}]}, "must have a message before that"),
     ):

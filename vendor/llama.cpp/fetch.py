@@ -1,16 +1,15 @@
-"""Brings llama.cpp's sources, as `pin.json` names them and `patches/` changes them, into this folder.
+"""Fetches llama.cpp's sources at the version of `pin.json` into this folder, and applies `patches/`.
 
-CMake runs it at every configure; it returns at once when the sources are already those of the pin. By hand:
+CMake runs it at every configure; it returns at once if the sources already match the pin. By hand:
 
     python vendor/llama.cpp/fetch.py [SDIST]
 
-Without SDIST the source distribution that carries the sources comes from the user's cache, or by pip from
-the package index that pip is configured for. Nothing is unpacked before its SHA-256 matches the pin. The
-stamp, written last, is what makes an unpacked tree complete: an interrupted run leaves none, and a changed
-pin or patch makes the old one void.
+Without SDIST the source distribution comes from the user's cache, or pip downloads it from the configured
+package index. Nothing is unpacked before its SHA-256 matches the pin. The stamp is written last and marks a
+complete tree: an interrupted run leaves no stamp, and a changed pin or patch makes the old stamp invalid.
 
-A patch applies as a whole or not at all: each of its lines has to be where the patch says, so that an upgrade
-which moves one of them fails here and not in the engine.
+A patch applies completely or not at all: each of its lines must be at the stated position. An upgrade that
+moves one of them therefore fails here, and not in the engine.
 """
 
 from __future__ import annotations
@@ -35,11 +34,11 @@ PATCHES = HERE / "patches"
 
 
 class FetchFailed(Exception):
-    """The sources could not be brought; the text says why."""
+    """The sources cannot be fetched; the text gives the reason."""
 
 
 def cache_dir() -> Path:
-    """The folder of the user's cache that holds the downloaded source distribution."""
+    """The cache directory of the downloaded source distribution."""
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA", "~/AppData/Local")
     elif sys.platform == "darwin":
@@ -60,14 +59,14 @@ def sha256(path: Path) -> str:
 def verify(path: Path, pin: dict[str, str]) -> None:
     actual = sha256(path)
     if actual != pin["sha256"]:
-        raise FetchFailed(f"{path} has SHA-256 {actual}, but the pin wants {pin['sha256']}")
+        raise FetchFailed(f"{path} has SHA-256 {actual}, but the pin requires {pin['sha256']}")
 
 
 def download(pin: dict[str, str], target: Path) -> None:
-    """Downloads the pinned source distribution to ``target``, which appears only when it is verified.
+    """Downloads the pinned source distribution to ``target``, which appears only after verification.
 
-    pip asks the package's build backend for its metadata before it keeps the file. Where that backend is
-    installed, as it is while inferd is built, pip is told to use it instead of bringing it once more.
+    pip asks the package's build backend for its metadata before it keeps the file. If that backend is
+    installed, as during a build of inferd, pip uses it instead of downloading it again.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
@@ -78,10 +77,10 @@ def download(pin: dict[str, str], target: Path) -> None:
         if importlib.util.find_spec("scikit_build_core"):
             command.append("--no-build-isolation")
         if subprocess.run(command, check=False).returncode != 0:
-            raise FetchFailed("pip could not download them; its output above says why")
+            raise FetchFailed("pip could not download the sources; its output above gives the reason")
         archive = Path(scratch) / pin["sdist"]
         if not archive.is_file():
-            raise FetchFailed(f"pip brought no {pin['sdist']}")
+            raise FetchFailed(f"pip has not downloaded {pin['sdist']}")
         verify(archive, pin)
         archive.replace(target)
 
@@ -91,7 +90,7 @@ def wanted(name: str, pin: dict[str, list[str]]) -> bool:
 
 
 def hunks(patch: Path) -> Iterator[tuple[str, int, list[str], list[str]]]:
-    """Each hunk of a unified diff: the file, the line from which on it changes, the lines before and after.
+    """Each hunk of a unified diff: the file, the first line that it changes, the lines before and after.
 
     The file has the first name of a header without its ``a/``; a new file begins at line 0.
     """
@@ -114,15 +113,15 @@ def hunks(patch: Path) -> Iterator[tuple[str, int, list[str], list[str]]]:
 
 
 def apply(patch: Path, tree: Path) -> None:
-    """Changes the files of ``tree`` as a unified diff says."""
-    moved: dict[str, int] = {}  # by how many lines the hunks so far have moved the rest of a file
+    """Applies a unified diff to the files of ``tree``."""
+    moved: dict[str, int] = {}  # the lines by which the earlier hunks have moved the rest of a file
     for name, at, old, new in hunks(patch):
         target = tree / name
         lines = target.read_text().split("\n") if at else [""]
         first = max(at - 1, 0) + moved.get(name, 0)
         if (at == 0 and target.exists()) or lines[first : first + len(old)] != old:
             raise FetchFailed(
-                f"{patch.name} does not fit {name} at line {at}: see what changed, and make the patch anew"
+                f"{patch.name} does not fit {name} at line {at}: read the change, and write the patch again"
             )
         lines[first : first + len(old)] = new
         moved[name] = moved.get(name, 0) + len(new) - len(old)
@@ -131,7 +130,8 @@ def apply(patch: Path, tree: Path) -> None:
 
 
 def unpack(archive: Path, pin: dict[str, str | list[str]]) -> None:
-    """Replaces what an earlier run unpacked. Files get the present time, so that a build sees them change."""
+    """Replaces the files of an earlier run. New files get the present time, so that a build notices the
+    change."""
     STAMP.unlink(missing_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=".unpack-", dir=HERE))
     try:
@@ -199,7 +199,7 @@ def main(arguments: list[str]) -> int:
     try:
         bring(Path(arguments[0]) if arguments else None)
     except (FetchFailed, OSError, tarfile.TarError) as error:
-        print(f"llama.cpp's sources could not be brought: {error}", file=sys.stderr)
+        print(f"llama.cpp's sources cannot be fetched: {error}", file=sys.stderr)
         return 1
     return 0
 

@@ -1,1 +1,1 @@
-"""ggml's CUDA backend for inferd of the same version, which finds and loads it by itself."""
+"""ggml's CUDA backend for inferd. An inferd of the same version finds and loads it."""

@@ -1,1 +1,1 @@
-"""ggml's Vulkan backend for inferd of the same version, which finds and loads it by itself."""
+"""ggml's Vulkan backend for inferd. An inferd of the same version finds and loads it."""
