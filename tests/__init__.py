@@ -1,4 +1,4 @@
-"""The tests. This file is imported before everything that they need, so that all of that is compiled once."""
+"""The tests. This file is imported before all other modules, so that each of those is compiled only once."""
 
 import os
 import sys

@@ -1,6 +1,6 @@
-"""A stand-in for AWS Bedrock on the loopback interface.
+"""An imitation of AWS Bedrock on the loopback interface.
 
-It checks signatures with the rules published by AWS and `hmac` alone, and speaks the binary event stream. A
+It checks signatures by AWS's published rules, with `hmac` alone, and writes the binary event stream. A
 script, which runs in a thread of its connection, makes the answers and may misbehave.
 """
 

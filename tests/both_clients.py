@@ -1,4 +1,4 @@
-"""``AsyncClient`` with the blocking client's methods, so that one test is a test of both.
+"""``AsyncClient`` with the blocking client's methods, so that one test covers both.
 
 The asyncio client runs each blocking call of a test on its own event loop. Both clients must behave alike.
 """

@@ -26,7 +26,7 @@ from tests.remote_server import RemoteServer
 # A thread may need a moment to stop.
 ENDING_SECS = 100.0
 
-# A background job of a shell ignores Ctrl-C, and so would every process that the tests start and interrupt.
+# A background job of a shell ignores Ctrl-C, and processes inherit that: the tests could not interrupt them.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -194,7 +194,7 @@ class DaemonProcess:
         return self
 
     def note_resources(self) -> None:
-        """Makes the present resources the baseline of the idle daemon, after an engine was replaced."""
+        """Makes the present resources the baseline of the idle daemon, after a new engine has started."""
         self._at_ready = self._resources()
 
     def connect(self, surface: str = "v1") -> Wire:

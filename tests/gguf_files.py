@@ -1,4 +1,4 @@
-"""What the writers of model files share."""
+"""Code shared by the writers of model files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import gguf
 
 
 def copy_keys(reader: gguf.GGUFReader, writer: gguf.GGUFWriter, prefix: str = "") -> None:
-    """Copies the keys that begin with ``prefix``, except those that the writer makes itself."""
+    """Copies the keys that begin with ``prefix``, except those that the writer itself adds."""
     for field in reader.fields.values():
         if field.name.startswith(prefix) and not field.name.startswith(("GGUF.", "general.architecture")):
             writer.add_key_value(field.name, field.contents(), *field.types[:2])

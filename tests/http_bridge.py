@@ -74,7 +74,7 @@ class BridgeProcess:
         return self
 
     def _answers(self) -> bool:
-        """Whether the port is open; a cheaper question than one over HTTP."""
+        """Whether the port is open. This is cheaper than a request over HTTP."""
         assert self.process.poll() is None, self.stderr
         with socket.socket() as sock:
             return sock.connect_ex(("127.0.0.1", self.port)) == 0

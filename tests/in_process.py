@@ -1,6 +1,7 @@
-"""The serving half of the daemon on the test's own event loop, and a client that shares it.
+"""The serving half of the daemon on the test's own event loop, and a client on the same loop.
 
-It exposes what a separate process would hide: the mock's gate, the admission's counters, and exact timing.
+It gives a test access to internals that a separate process would hide: the mock's gate, the counters of the
+admission, and exact timing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Chat templates rendered by Jinja2, configured as in transformers: the reference for our own rendering."""
+"""Chat templates rendered by Jinja2, configured as in transformers: the reference for inferd's rendering."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A package that is imported with its first use: an SDK takes a second in each worker, and is used in one."""
+"""A package that is imported at its first use. An SDK takes a second in each worker, and only one worker uses
+it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The live objects of requests: those of the classes that exist once per connection or request."""
+"""The live objects of requests: instances of the classes that exist once per connection or request."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def requests() -> list[object]:
 
 
 def forget_tracebacks(values: object) -> None:
-    """An exception among the values of a test outlives the test, and with it the frames that raised it."""
+    """Removes the tracebacks of exceptions among the values, which would keep the frames of a test alive."""
     if isinstance(values, BaseException):
         values.__traceback__ = values.__context__ = values.__cause__ = None
     elif isinstance(values, Mapping):

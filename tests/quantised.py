@@ -1,4 +1,4 @@
-"""The random model with its layers quantised, for what F32 weights do not reach."""
+"""The random model with quantised layers, for code that F32 weights do not reach."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from tests.tiny_llama import random_llama
 
 
 def quantised_llama(path: Path, kind: str = "Q4_0") -> Path:
-    """Writes the random model to ``path``, with the matrices of its layers as ``kind``; returns the path."""
+    """Writes the random model to ``path``, with ``kind`` as the type of its layers' matrices; returns the
+    path."""
     reader, writer = gguf.GGUFReader(random_llama()), gguf.GGUFWriter(path, "llama")
     copy_keys(reader, writer)
     for tensor in reader.tensors:

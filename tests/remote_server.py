@@ -35,11 +35,11 @@ class Request:
 
 
 class Hangup(Exception):
-    """The script wants the connection cut."""
+    """The script requests a cut of the connection."""
 
 
 class Exchange:
-    """One request and the way to answer it."""
+    """One request, and the methods to answer it."""
 
     def __init__(self, connection: socket.socket, request: Request, keep: bool) -> None:
         self.connection = connection
@@ -69,7 +69,7 @@ class Exchange:
         self.end()
 
     def stream(self, *events: dict[str, Any] | bytes) -> None:
-        """A whole stream of events, with its mark of the end."""
+        """A whole stream of events, with its end marker."""
         self.head(content_type="text/event-stream")
         for event in events:
             self.chunk(event if isinstance(event, bytes) else data(event))
@@ -92,7 +92,7 @@ def data(event: dict[str, Any]) -> bytes:
 
 
 def delta(**fields: Any) -> dict[str, Any]:
-    """A chunk of an answer."""
+    """A chunk of an answer in the form of OpenAI's API."""
     return {"choices": [{"index": 0, "delta": fields, "finish_reason": None}]}
 
 

@@ -1,6 +1,7 @@
 """Eighty JSON Schemas in the style of Pydantic, Zod, OpenAPI and MCP servers.
 
-``SERVED`` are sampled and validated; ``REFUSED`` has a schema and the JSON pointer that the refusal names.
+The schemas in ``SERVED`` are sampled and validated. ``REFUSED`` holds pairs of a schema and the JSON pointer
+in its refusal.
 """
 
 from __future__ import annotations

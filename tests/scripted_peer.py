@@ -1,4 +1,4 @@
-"""A scripted peer of a client: it behaves as a daemon, or misbehaves."""
+"""A scripted peer of a client, which can follow or break the daemon's protocol."""
 
 from __future__ import annotations
 
@@ -74,7 +74,8 @@ def frames(*bodies: dict[str, object]) -> Script:
 
 
 def after_attachments(script: Script) -> Script:
-    """``script`` for each request, when its attachments have come; each must end with its only newline."""
+    """Runs ``script`` for each request once its attachments have arrived. Each request must have only one
+    newline, at its end."""
     request, missing = b"", 0
 
     def wait(connection: socket.socket, line: bytes) -> None:

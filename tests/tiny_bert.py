@@ -20,7 +20,7 @@ WIDTH, HEADS, FEED_FORWARD, LAYERS = 32, 2, 64, 2
 
 
 def word(text: str) -> int:
-    """The token of one of WORDS."""
+    """The token of a word in WORDS."""
     return FIRST_WORD + WORDS.index(text)
 
 
@@ -35,10 +35,11 @@ def write_bert(
     matrices: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
     rounded_to: gguf.GGMLQuantizationType | None = None,
 ) -> Path:
-    """A model file; with pooling RANK it has a classifier head. ``template`` is for reranking.
+    """Writes a model file; returns its path.
 
-    Without ``special`` the file does not say which of its tokens are special. The matrices of its layers have
-    the type ``matrices``. Their values are those that the type ``rounded_to`` can hold.
+    With pooling RANK the model has a classifier head. ``template`` is for reranking. Without ``special`` the
+    file does not mark its special tokens. The matrices of its layers have the type ``matrices``. Their values
+    are rounded to values of the type ``rounded_to``.
     """
     random = np.random.default_rng(3)
     writer = gguf.GGUFWriter(path, "bert")

@@ -1,9 +1,11 @@
 """Small models with the tokenizer and chat template of the demo model, each written in a moment.
 
-The next token of ``write_llama`` depends on nothing: an answer under a grammar is random and ends.
-``random_llama`` has random weights, so that each token depends on all before it; it never ends its turn and
-writes no control token. They have only the first tokens of the tokenizer, from which the later ones are
-merged, and so load in an eighth of the time; ``whole`` is for tests that need more likely tokens.
+The next token of ``write_llama`` is independent of the context: an answer under a grammar is random and ends.
+``random_llama`` has random weights, so each token depends on all tokens before it. It never ends its turn and
+writes no control token.
+
+The models have only the first tokens of the tokenizer, from which the later ones are merged. So they load in
+an eighth of the time. ``whole`` keeps all tokens, for tests that need more likely tokens.
 """
 
 from __future__ import annotations
@@ -45,11 +47,10 @@ def write_llama(
     whole: bool = False,
     **sampling: float,
 ) -> Path:
-    """Writes a model of one layer whose likely tokens are those that end something; returns its path.
+    """Writes a model of one layer, which prefers tokens that end something; returns its path.
 
-    An ``eager`` one ends its turn as soon as it may.
-    Its file recommends ``sampling`` and has the further ``keys``. With several ``files`` it is a split model,
-    and the path is the first's.
+    An ``eager`` model ends its turn as soon as it may. Its file recommends ``sampling`` and has the further
+    ``keys``. With several ``files`` the model is split, and the path is that of the first file.
     """
     width = WIDTH
     tokenizer = _whole_tokenizer() if whole else _tokenizer()
@@ -71,8 +72,10 @@ def write_llama(
 
 @cache
 def random_llama(layers: int = 2, seed: int = 7) -> Path:
-    """The path of a model, which lasts as long as this process. Models of one ``seed`` are of one family:
-    they differ only in the number of their equal ``layers``."""
+    """The path of a model, which lasts as long as this process.
+
+    Models of one ``seed`` form a family: they differ only in the number of their equal ``layers``.
+    """
     directory = Path(tempfile.mkdtemp(prefix="inferd-tests-"))
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     width, random = RANDOM_WIDTH, np.random.default_rng(seed)
@@ -82,7 +85,7 @@ def random_llama(layers: int = 2, seed: int = 7) -> Path:
     output[control] = 0.0
     tensors = {"token_embd.weight": embeddings, "output.weight": output}
     matrices = {name: random.standard_normal((width, width), dtype=np.float32) / 8 for name in _LAYER}
-    matrices["attn_output"] *= 6  # or the average over a long prompt would hardly count
+    matrices["attn_output"] *= 6  # otherwise the average over a long prompt would have little effect
     _write([directory / "random.gguf"], _tokenizer(), tensors, matrices, layers=layers, heads=2)
     return directory / "random.gguf"
 
@@ -118,8 +121,8 @@ def _write(
     heads: int,
     **more: float,
 ) -> None:
-    """The files, each with header, keys, the list of its tensors, the tensors. Each layer has the same
-    ``matrices``."""
+    """Writes the files, each with header, keys, the list of its tensors, and the tensors. Each layer has the
+    same ``matrices``."""
     vocabulary, width = tensors["output.weight"].shape
     ones = np.ones(width, dtype=np.float32)
     tensors = {**tensors, "output_norm.weight": ones}
@@ -155,7 +158,7 @@ def _write(
 def write_model(
     path: Path, keys: Mapping[str, str | int | float | Sequence[int]], tensors: Mapping[str, Floats]
 ) -> Path:
-    """Writes a file with these keys beside the tokenizer's; returns its path."""
+    """Writes a file with these keys in addition to the tokenizer's; returns its path."""
     _write_file(path, _entries(keys, _tokenizer()), tensors)
     return path
 
@@ -202,7 +205,7 @@ def _value(value: str | int | float | Sequence[int]) -> bytes:
 
 @cache
 def _whole_tokenizer() -> dict[str, bytes]:
-    """The keys that describe the tokenizer, each with its type and value as in the file."""
+    """The keys of the tokenizer, each with its type and value as in the file."""
     found = {}
     with demo_model().open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         (n_keys,) = struct.unpack_from("<Q", data, 16)
@@ -228,7 +231,7 @@ def _tokenizer() -> dict[str, bytes]:
 
 
 def _count(value: bytes) -> int:
-    """Of the items of a list, which begins with its type, the type of its items and their count."""
+    """The header of a list: its type, the type of its items and their count."""
     (count,) = struct.unpack_from("<Q", value, 8)
     return int(count)
 
@@ -245,7 +248,7 @@ def _first(value: bytes, count: int) -> bytes:
 
 
 def _behind(data: mmap.mmap, kind: int, at: int) -> int:
-    """The end of the value of this type that begins at ``at``."""
+    """The end of the value of this type at ``at``."""
     if kind == _STRING:
         return at + 8 + int.from_bytes(data[at : at + 8], "little")
     if kind != _ARRAY:

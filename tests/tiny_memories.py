@@ -1,6 +1,6 @@
-"""Small models with random weights and another kind of memory: recurrent, hybrid, a sliding window.
+"""Small random models with other kinds of memory: recurrent, hybrid, a sliding window.
 
-Each token depends on those before it, and none is a control token, as in ``random_llama``.
+Each token depends on the tokens before it, and none is a control token, as in ``random_llama``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A model of 16 KiB for tests of the store and of downloads, which do not look into files."""
+"""A model of 16 KiB for tests of the store and of downloads, which do not read the content of files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def stock(store: ModelStore, name: str, content: bytes) -> Path:
 
 
 def put(store: ModelStore, content: bytes) -> Path:
-    """Write ``content`` to the path of the tiny model's blob, as a broken disk or another tool might."""
+    """Writes ``content`` to the path of the tiny model's blob, as a broken disk or another tool might."""
     path = store.blob_path(DIGEST)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)

@@ -64,7 +64,7 @@ class _Writer:
 
 
 def write_vision_projector(path: Path, text_width: int) -> Path:
-    """In the form of Gemma 3's, for a text model whose embeddings have ``text_width`` numbers."""
+    """A projector in the form of Gemma 3's, for a text model whose embeddings have ``text_width`` numbers."""
     side, patch = 32, 2
     writer = _Writer(path, "v", "gemma3", text_width)
     writer.numbers("vision", image_size=side, patch_size=patch)
@@ -80,7 +80,7 @@ def write_vision_projector(path: Path, text_width: int) -> Path:
 
 
 def write_audio_projector(path: Path, text_width: int) -> Path:
-    """In the form of Qwen2-Audio's, which hears 30 s at a time."""
+    """A projector in the form of Qwen2-Audio's, whose window is 30 s long."""
     mel = 128
     writer = _Writer(path, "a", "qwen2a", text_width)
     writer.numbers("audio", num_mel_bins=mel)

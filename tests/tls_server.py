@@ -32,7 +32,7 @@ class Request:
 
 
 class Answer(http.server.BaseHTTPRequestHandler):
-    """One exchange; a behaviour writes the answer with the methods here."""
+    """One exchange; a behaviour writes the answer with these methods."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -88,7 +88,7 @@ Behaviour = Callable[[Answer], None]
 
 
 def serve(answer: Answer) -> None:
-    """Answers correctly."""
+    """Answers as a correct server does."""
     answer.send(answer.begin())
 
 
@@ -124,7 +124,7 @@ def ignoring_ranges(answer: Answer) -> None:
 
 
 def plain(body: bytes, code: int = 200, **headers: object) -> Behaviour:
-    """Sends ``body`` with these headers, even if they are wrong."""
+    """Sends ``body`` with these headers, even if they are wrong for it."""
 
     def behave(answer: Answer) -> None:
         answer.head(code, **headers)

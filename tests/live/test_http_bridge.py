@@ -43,7 +43,7 @@ def bridge() -> Iterator[Callable[..., BridgeProcess]]:
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[BridgeProcess]:
-    """The bridge of the tests that change nothing in it."""
+    """The shared bridge, for tests that do not change it."""
     with BridgeProcess(mock={}, http_hosts="box.example", http_origins="https://app.example") as process:
         yield process
 

@@ -47,5 +47,5 @@ def test_a_model_of_the_store_is_listed_and_loaded_by_its_name(tmp_path: Path) -
 
 
 def state(process: BridgeProcess) -> object:
-    """The state that the bridge tells of the model."""
+    """The state of the model as the bridge reports it."""
     return web.get(f"{process.base}/v1/models/talker").json()["state"]

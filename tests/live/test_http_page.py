@@ -181,7 +181,7 @@ def test_model_output_is_never_executed(bridge: Start, browser: Browser) -> None
     assert browser.js("return window.owned") is None
     links = browser.js("return [...document.querySelectorAll('.text a')].map(each => each.href)")
     assert links == ["http://127.0.0.1:9/pixel.png"]
-    # It is all there, as text.
+    # All of it appears, as text.
     shown = browser.js(f"return {LAST}.textContent")
     assert shown.count("window.owned = 1") == text.count("window.owned = 1")
     # The policy holds even where the page itself would make HTML of it.

@@ -24,20 +24,20 @@ CHUNK = bytes(1024 * 1024)
 
 
 def most_resident(process: DaemonProcess) -> int:
-    """Bytes, the most so far."""
+    """Bytes; the maximum so far."""
     status = Path(f"/proc/{process.process.pid}/status").read_text()
     (kibibytes,) = re.findall(r"^VmHWM:\s+(\d+) kB$", status, re.M)
     return int(kibibytes) * 1024
 
 
 def closed(process: DaemonProcess) -> int:
-    """Connections, those that the log only counts included."""
+    """The number of connections, including those that the log only counts."""
     counted = process.events("connections_closed")
     return len(process.events("connection_closed")) + sum(event["count"] for event in counted)
 
 
 def all_but_the_last_byte(wire: Wire) -> None:
-    """Sends as far as the daemon takes it."""
+    """Sends as many bytes as the daemon accepts."""
     wire.send(json.dumps(REQUEST).encode() + b"\n")
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         for _ in range(SIZE // len(CHUNK) - 1):

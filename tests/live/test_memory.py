@@ -25,7 +25,7 @@ KINDS = {
 
 
 def resident(process: DaemonProcess, what: str) -> int:
-    """Bytes; ``VmRSS`` is now, ``VmHWM`` the most since the last reset."""
+    """Bytes; ``VmRSS`` is the present value, ``VmHWM`` the maximum since the last reset."""
     status = Path(f"/proc/{process.process.pid}/status").read_text()
     (kibibytes,) = re.findall(rf"^{what}:\s+(\d+) kB$", status, re.M)
     return int(kibibytes) * 1024

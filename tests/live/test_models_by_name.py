@@ -50,7 +50,7 @@ def shared() -> Iterator[DaemonProcess]:
 
 @pytest.fixture
 def process(shared: DaemonProcess) -> Iterator[DaemonProcess]:
-    """The shared daemon; what a test has loaded is unloaded after it."""
+    """The shared daemon; models that a test has loaded are unloaded after it."""
     yield shared
     with AdminClient(shared.admin) as admin:
         for row in admin.status().backends:

@@ -52,7 +52,7 @@ def asked(connection: Wire, request: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def talks(exchange: Exchange) -> None:
-    """Thinks, speaks, and calls a tool if there is one."""
+    """Thinks, answers in text, and calls a tool if there is one."""
     events = [delta(role="assistant", content=None), delta(reasoning_content="hm"), delta(content=ANSWER)]
     if exchange.request.json.get("tools"):
         calls = [{"index": 0, "id": "c1", "function": {"name": "look", "arguments": '{"at":'}}]

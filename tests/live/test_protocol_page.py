@@ -43,7 +43,7 @@ def examples() -> Iterator[Example]:
 
 
 EXAMPLES = list(examples())
-# For the daemon's own HTTP bridge alone: it is believed only with a token that no client has.
+# Only for the daemon's own HTTP bridge: it needs a token that no client has.
 BRIDGE_FIELDS = {"on_behalf_of"}
 CALLING = [
     {"thinking": "I have to look."},

@@ -1,4 +1,4 @@
-"""A few seconds of the soak on a small model, with the guests that cost it little."""
+"""A few seconds of the soak on a small model, with the clients that need little time."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ def test_each_surface_on_tcp_with_the_key(daemon: Start) -> None:
     }
     process = daemon(**options, api_key="k").wait_ready()
     assert sockets(process) == {"admin.sock", "inferd.sock"}
-    # The admin socket is the first of all, then come the surfaces in their order.
+    # First the admin socket, then the surfaces in their order.
     addresses = [event["address"] for event in process.wait_event("listening", 6)][1:5]
     for surface, address in zip(LAST, addresses, strict=True):
         port = int(address.rpartition(":")[2])

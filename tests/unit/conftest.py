@@ -43,7 +43,7 @@ def peer(short_dir: Path) -> Iterator[Callable[[Script], Peer]]:
 
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file of a model whose next token depends on nothing."""
+    """The file of a model whose next token is independent of the context."""
     from tests.tiny_llama import write_llama  # imports NumPy, which few tests need
 
     return write_llama(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
@@ -51,7 +51,7 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=["blocking", "asyncio"])
 def clients(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """``clients.client``, ``.admin`` and ``.dial`` of one kind, all to be called as the blocking ones."""
+    """``clients.client``, ``.admin`` and ``.dial`` of one kind, all called like the blocking ones."""
     loop = asyncio.new_event_loop()
     yield both_clients.Blocking if request.param == "blocking" else both_clients.Asyncio(loop)
     loop.close()

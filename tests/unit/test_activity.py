@@ -33,7 +33,7 @@ class Activity:
 
     @property
     def entries(self) -> dict[str, dict[str, Any]]:
-        """The events by name; the last of each."""
+        """The last event of each name."""
         return {entry["msg"]: entry for entry in map(orjson.loads, self.text.splitlines())}
 
 

@@ -115,7 +115,7 @@ async def test_adapters_do_not_share_cached_prefixes(pirate: Path, poet: Path) -
 
 @pytest.fixture
 def no_adapters(tmp_path: Path, pirate: Path) -> list[Path]:
-    """A model, an adapter for a model of another width, and one that is cut short."""
+    """A model, an adapter for a model of another width, and a truncated adapter."""
     wide = write_adapter(tmp_path / "wide.gguf", seed=3, width=32)
     short = tmp_path / "short.gguf"
     short.write_bytes(pirate.read_bytes()[:-2000])

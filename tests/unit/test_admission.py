@@ -30,7 +30,7 @@ class Queue:
         deadline: float | None = None,
         owner: Hashable = None,
     ) -> None:
-        """A request arrives and has taken its place when this returns."""
+        """Lets a request arrive; returns when it has its place."""
         self._ends[name] = asyncio.Event()
 
         async def request() -> None:

@@ -1,4 +1,4 @@
-"""The next prompt computed ahead: what a template makes of earlier thinking is in the cache when it comes."""
+"""The next prompt computed ahead: the cache holds it, with the template's changes to earlier thinking."""
 
 from __future__ import annotations
 

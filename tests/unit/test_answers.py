@@ -40,7 +40,8 @@ def as_it_came(message: Message) -> Message:
 
 
 def in_other_words(message: Message) -> Message:
-    """Arguments in another order, with spaces, whole numbers as floats; other ids; the text in parts."""
+    """The same answers with arguments in another order, with spaces, whole numbers as floats; other ids; text
+    in parts."""
 
     def floats(value: object) -> object:
         if isinstance(value, dict):

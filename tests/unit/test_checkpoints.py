@@ -41,7 +41,7 @@ async def test_the_same_request_again_computes_little_and_says_the_same(architec
 async def test_a_history_that_is_written_in_another_way_begins_at_the_last_user_message(
     architecture: str, unified: bool
 ) -> None:
-    """For example, if a template drops the thinking of earlier turns."""
+    """A template may do this if it drops the thinking of earlier turns."""
     options = {"n_parallel": 2, "kv_unified": unified}
     path = random_model(architecture)
     async with backend(path, **options) as engine:

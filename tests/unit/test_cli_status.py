@@ -65,7 +65,7 @@ def admin(home: Path) -> Any:
 
 
 def snapshot(lifecycle: dict[str, object], **more: object) -> dict[str, object]:
-    """A whole snapshot of a daemon that has done nothing."""
+    """A complete snapshot of a daemon that has served no request."""
     return {
         "status": "snapshot",
         "lifecycle": lifecycle,

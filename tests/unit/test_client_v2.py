@@ -35,7 +35,7 @@ def block(**fields: object) -> dict[str, object]:
 
 
 def sent(server: Peer) -> v2.Request:
-    """The first request as the daemon understands it, with its attachments; it must be a valid one."""
+    """The first request as the daemon parses it, with its attachments; it must be valid."""
     request = v2.parse(server.lines[0].removesuffix(b"\n"))
     raw = b"".join(server.lines[1:])
     assert attachments.raw_size(request.attachments or (), attachments.DEFAULT_MAX_BYTES) == len(raw)

@@ -60,7 +60,7 @@ async def test_an_answer_without_a_call_is_text() -> None:
 
 async def test_the_grammar_takes_over_where_the_marker_ends() -> None:
     async with backend(demo_model()) as engine:
-        # The model is led to the marker by its own first turn; what follows is the grammar's.
+        # The model's first turn leads it to the marker; the grammar determines the rest.
         asked = request(
             Message("user", f"Repeat exactly: {generic_tools.MARKER}"), tools=(WEATHER,), max_tokens=80
         )

@@ -1,4 +1,4 @@
-"""The date in a prompt: a conversation keeps that of its beginning for a day, and its cached prefix."""
+"""The date in a prompt: a conversation keeps its first date for a day, and so its cached prefix."""
 
 from __future__ import annotations
 

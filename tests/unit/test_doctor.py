@@ -35,7 +35,7 @@ def findings(capsys: pytest.CaptureFixture[str], exit_code: int) -> dict[str, di
 
 @pytest.fixture
 def quick_doctor(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A doctor that does not load the engine."""
+    """Runs doctor without loading the engine."""
     monkeypatch.setattr(doctor, "_ENGINE_CODE", 'print(\'[[], "native", "", 1, {}]\')')
     return home
 
@@ -230,7 +230,7 @@ def test_doctor_on_the_daemon_of_another_user(quick_doctor: Path) -> None:
     runtime.mkdir(mode=0o755)
     quick_doctor.chmod(0o755)
     settings = sources.read({}).settings
-    list(check_places.sockets(settings))  # loads what nobody may not be able to read
+    list(check_places.sockets(settings))  # loads files that the other user may not read
     reading, writing = os.pipe()
     with Lock.acquire(runtime / "inferd.lock"), socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(runtime / "infer.sock"))
@@ -345,7 +345,7 @@ def test_doctor_on_a_remote_backend(
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
         write_config(quick_doctor, kind="openai-compat", base_url=url, model="m")
         assert findings(capsys, 0)["backend far"]["state"] == "ok"
-        # As seen from here the name is no loopback address, and nothing is asked of it but a connection.
+        # For the check this name is not a loopback address; the check only connects to it.
         monkeypatch.setattr(check_models, "_is_here", lambda url: False)
         assert "without a key" in findings(capsys, 0)["backend far"]["detail"]
         monkeypatch.setenv("OPENAI_API_KEY", "k")

@@ -54,15 +54,18 @@ def texts(found: list[tuple[str, Done]]) -> list[tuple[str, str, int]]:
 
 
 def accepted(found: list[tuple[str, Done]]) -> list[tuple[int, int]]:
-    """Draft tokens computed and accepted, of each answer."""
+    """The numbers of draft tokens computed and accepted, for each answer."""
     uses = [done.drafts for _, done in found if done.drafts is not None]
     assert len(uses) == len(found)
     return [(use.drafted, use.accepted) for use in uses]
 
 
 def every_answer_had_drafts(found: list[tuple[str, Done]]) -> bool:
-    """Whether drafts were accepted in each. On a busy machine an answer may get none in time; the tests then
-    ask again, until their time limit."""
+    """Whether each answer had accepted drafts.
+
+    On a busy machine an answer may get none in time. The tests then repeat the request, until their time
+    limit.
+    """
     return all(right > 0 for _, right in accepted(found))
 
 

@@ -68,7 +68,7 @@ def test_drafts_are_as_long_as_they_speed_up_a_step(model: Model) -> None:
     assert drafter.worth(steps_cost(*FLAT), 1, 1, 15) == len(TEXT)
     assert drafter.worth(steps_cost(*FLAT), 1, 1, 3) == 3
     assert drafter.worth(steps_cost(*STEEP), 1, 1, 15) == 0
-    # Four rows cost twice as much as one: worth it as a whole and not in parts.
+    # Four rows cost twice as much as one: drafts pay as a whole but not in parts.
     assert drafter.worth(steps_cost(10, 19, 20, 20, 90, 90, 90, 90, 90), 1, 1, 15) == 3
 
 

@@ -23,7 +23,7 @@ from tests.unit.test_engine_process import ask, begin, finish, hosted, pid_of
 
 
 def wait_no_longer(model: HostedModel) -> None:
-    """Shortens the time limits of the present process, which has been stopped, and not of the next one."""
+    """Shortens the time limits of the present, stopped process, but not of the next one."""
     assert model._serving is not None
     model._serving._patience = Patience(slow_secs=0.1, hang_secs=0.3)
 
@@ -35,7 +35,7 @@ def used_by_thread(pid: int) -> dict[int, int]:
 
 
 async def loop_thread_of(model: HostedModel) -> int:
-    """The thread of the token loop, which works most during an answer."""
+    """The thread of the token loop: the thread with the most work during an answer."""
     await finish(await model.generate(ask(max_tokens=1)))
     before = used_by_thread(pid_of(model))
     await finish(await model.generate(ask(max_tokens=100)))
@@ -72,7 +72,7 @@ async def test_a_stopped_thread_counts_as_hung(running: bool) -> None:
         assert tracer.stdin is not None
         assert tracer.stdout is not None
         assert await tracer.stdout.readline() == b"attached\n", await tracer.communicate()
-        # Only now, or the answer could end before its thread is stopped.
+        # Not earlier, or the answer could end before its thread is stopped.
         stream = await begin(model, ask()) if running else await model.generate(ask())
         tracer.stdin.write(b"\n")
         assert await tracer.stdout.readline() == b"stopped\n", await tracer.communicate()

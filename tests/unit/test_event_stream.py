@@ -24,7 +24,7 @@ RECORDED = (
     b'{"bytes":"eyJjaG9pY2VzIjpbeyJpbmRleCI6MCwibWVzc2FnZSI6eyJyb2xlIjoiYXNzaXN0YW50IiwiY29udGVudCI6Ikkif'
     b'Swic3RvcF9yZWFzb24iOm51bGx9XX0=","p":"abcdefghijklmnopqrstuvwxyzABCDEFGHIJK"}\x11\x061?'
 )
-"""What Bedrock has sent to somebody."""
+"""A message that Bedrock has sent."""
 
 
 def test_a_recorded_message() -> None:

@@ -1,4 +1,4 @@
-"""A process that floods the daemon leaves a share of the service to another."""
+"""A process that floods the daemon leaves another process its share of the service."""
 
 from __future__ import annotations
 

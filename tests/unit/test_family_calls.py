@@ -106,7 +106,7 @@ def shown_calls(of_family: Family, prepared: Prepared, n: int) -> str:
     asked, _ = text()
     called = Message("assistant", "", tool_calls=calls)
     _, answered = text(called)
-    if "Paulo" not in answered:  # it shows a call with its result only
+    if "Paulo" not in answered:  # it shows a call only together with its result
         _, answered = text(called, *(Message("tool", "RESULT", tool_call_id=call.id) for call in calls))
     at = next(i for i, (one, other) in enumerate(zip(asked + "\0", answered, strict=False)) if one != other)
     words = [word.decode() for word in (prepared.prompt.triggers or ((), ()))[0]]

@@ -62,7 +62,7 @@ def by_feed(splitter: Any, piece: bytes) -> None:
 
 
 def in_place(splitter: Any, piece: bytes) -> None:
-    """As a socket reads: as much as the buffer holds, again and again."""
+    """Feeds bytes as a socket does: as many as the buffer holds, repeatedly."""
     at = 0
     while at < len(piece) and not splitter.oversized:
         buffer = splitter.get_buffer(-1)

@@ -55,7 +55,7 @@ def pull(
 
 @contextmanager
 def ordinary_user() -> Iterator[int]:
-    """The uid to switch to, since root ignores permissions. Undone at the end."""
+    """The uid to switch to, because permissions do not bind root. Undone at the end."""
     uid = os.geteuid()
     try:
         yield uid or 65534

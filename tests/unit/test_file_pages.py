@@ -1,4 +1,4 @@
-"""The pages of a mapped file that are given back."""
+"""The pages of a mapped file that inferd gives back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SIZE = 4 << 20
 
 
 def resident(path: Path) -> int:
-    """The bytes of this process's mappings of a file that are in memory."""
+    """The resident bytes of this process's mappings of a file."""
     found, ours = 0, False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if "-" in line.split(" ", 1)[0]:

@@ -25,7 +25,7 @@ Capture = pytest.CaptureFixture[str]
 
 
 def ollama(home: Path) -> Path:
-    """Ollama's folder with the models ``tiny`` and ``tiny:see``, and a manifest that is none."""
+    """Ollama's folder with the models ``tiny`` and ``tiny:see``, and an invalid manifest."""
     blobs, models = home / "blobs", home / "manifests" / "registry.ollama.ai" / "library"
     blobs.mkdir(parents=True)
     for content in (GGUF, EYES):

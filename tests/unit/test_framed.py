@@ -174,7 +174,7 @@ async def test_the_embed_socket_knows_lines_alone(path: Path) -> None:
 @pytest.mark.parametrize("surface", [TextSurface(), BlockSurface()])
 async def test_bytes_of_neither_form_are_answered_with_a_line(path: Path, surface: Surface[Any]) -> None:
     async with serving(path, surface=surface) as server:
-        # The head of no frame is answered at once, and other bytes at the end of the line.
+        # An invalid head is answered at once, other bytes at the end of the line.
         for start in (b"\xff\xff\xff\xff\xff\xff", b"\x80\x07\x07", b"\xff\xff\xff\x7f\x01", b"\x07\x03\n"):
             client = await server.connect()
             await client.send(start)
@@ -301,7 +301,7 @@ async def test_a_client_that_leaves_frees_its_place(path: Path) -> None:
 
 
 class Failing(Mock):
-    """Raises a schema violation, which clients of this wire do not know."""
+    """Raises a schema violation, a code that clients of this wire do not know."""
 
     def __init__(self) -> None:
         super().__init__(error=SchemaViolation("the answer does not follow the schema"))

@@ -1,4 +1,4 @@
-"""What a stream tells while its model is loaded, as the unmodified SDKs read it."""
+"""The reports of a stream while its model is loaded, as the unmodified SDKs read them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ STEP = "loading the model: reading the file, 42 %"
 
 
 class Loading:
-    """A reply that waits for the load of its model until the client has been ``told`` of it."""
+    """A reply that waits for the load of its model until the client has been ``told``."""
 
     def __init__(self, made: answer.Answer, told: asyncio.Event) -> None:
         self._events = self._made(made, told)
@@ -53,7 +53,7 @@ class Loading:
 
 
 def streamed(dialect: Dialect, path: str, monkeypatch: pytest.MonkeyPatch) -> bytes:
-    """The whole body of a stream that tells twice that its model is being loaded."""
+    """The whole body of a stream that reports the load of its model twice."""
     monkeypatch.setattr(answer, "LOAD_SECS", 0.0)
     sent: list[bytes] = []
 
@@ -156,7 +156,7 @@ def test_a_stream_tells_the_load_and_every_sdk_reads_the_answer(
 
 
 def test_a_silent_response_sends_events(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Codex gives up after a time without an event, whatever comments come."""
+    """Codex gives up after a time without an event; comments do not count."""
     dialect = responses.read({"model": "m", "stream": True, "input": "hi"})
     body = streamed(dialect, "/v1/responses", monkeypatch).decode()
     events = [json.loads(line[6:]) for line in body.splitlines() if line.startswith("data: ")]

@@ -63,7 +63,7 @@ def pair() -> Iterator[tuple[LastingConnection, socket.socket]]:
 
 
 async def turns() -> None:
-    """Returns after the loop has seen what has arrived by now."""
+    """Returns after the loop has processed all data that has arrived."""
     for _ in range(3):
         await asyncio.sleep(0)
 
@@ -97,7 +97,7 @@ async def test_an_idle_connection_that_the_daemon_closed_is_not_used() -> None:
 
 
 async def test_nothing_is_read_until_a_task_waits_for_it() -> None:
-    """So a client that does not read slows the daemon down."""
+    """Backpressure: a client that does not read must slow the daemon down."""
     with pair() as (connection, far):
         far.sendall(b"first\n")
         assert await connection.line() == b"first"

@@ -1,4 +1,5 @@
-"""A value of any type in any place of a body is accepted or refused, and never an error of the bridge."""
+"""A value of any type, anywhere in a body, is accepted or refused, and never an internal error of the
+bridge."""
 
 from __future__ import annotations
 

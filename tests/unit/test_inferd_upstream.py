@@ -55,7 +55,7 @@ async def behind(
 
 
 def plain(request: GenerateRequest) -> GenerateRequest:
-    """Comparable by value, without the fields that the receiving side sets."""
+    """The request in a form that compares by value, without the fields that the receiving side sets."""
 
     def part(content: Any) -> Any:
         return content if isinstance(content, str) else (content.kind, bytes(content.data), content.mime)

@@ -1,4 +1,4 @@
-"""Memory that requests hold before they are admitted: one budget, shares of it, and early refusals."""
+"""Memory that requests hold before admission: one budget, its shares, and early refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The modules that a start imports: most of the time to the first socket, or to a command's end, is theirs.
+"""The modules imported at a start, which take most of the time to the first socket or to the end of a
+command.
 
 Each module listed here takes milliseconds. Code that needs one imports it in the function that uses it.
 """
@@ -61,7 +62,7 @@ NEVER = {
     "tomllib", "truststore", "urllib.request", "xml", "zipfile",
 }  # fmt: skip
 
-# The daemon needs them, but its sockets do not. An early client waits in the socket for them.
+# The daemon needs them, but its sockets do not: an early client waits in the socket.
 AFTER_THE_SOCKETS = {
     "asyncio", "concurrent", "ctypes", "hashlib", "inferd.engine.backend", "inferd.engine.events",
     "inferd.engine.requests", "inferd.sampling", "inferd.serve.connection", "inferd.serve.session",

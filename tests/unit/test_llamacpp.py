@@ -61,7 +61,7 @@ def ask(text: str, max_tokens: int = 24, **options: object) -> GenerateRequest:
 
 
 async def read(stream: Stream) -> tuple[str, Done]:
-    """The concatenation of all frames, each checked to be whole, and the end of the stream."""
+    """The concatenation of all frames, each checked to be complete, and the end of the stream."""
     text = ""
     async for event in stream:
         if isinstance(event, Done):
@@ -73,7 +73,7 @@ async def read(stream: Stream) -> tuple[str, Done]:
 
 
 async def pieces(stream: Stream) -> list[str]:
-    """The frames' texts."""
+    """The texts of the frames."""
     lines = [line async for event in stream if isinstance(event, Frames) for line in event.data.splitlines()]
     return [orjson.loads(line)["t"] for line in lines]
 

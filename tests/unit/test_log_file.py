@@ -17,7 +17,7 @@ from tests.unit.test_log import entries
 
 
 class TestFile:
-    """Guards of the file: F-4, its mode, and links."""
+    """The guards of the file: F-4, its mode, and links."""
 
     def write(self, directory: Path, *messages: str) -> None:
         activity = log.setup("info", directory, stderr=False)

@@ -52,7 +52,7 @@ async def test_a_greedy_token_is_the_likeliest_and_the_sums_are_of_probabilities
             assert 0.3 < sum(map(math.exp, values)) <= 1 + 1e-6
         assert max(math.exp(token["logprob"]) for token in tokens) > 0.5
 
-        # They are the model's own, whatever is done to them before a token is drawn.
+        # They are the model's own, before any step of the sampler changes them.
         warm = {"temperature": 2.0, "top_k": 1, "presence_penalty": 1e-30}
         others, end = await told(engine, ask("Name three rivers.", 12, frame=FRAME, logprobs=0, **warm))
         assert [token["logprob"] for token in tokens_of(others, end)] == [
@@ -62,7 +62,7 @@ async def test_a_greedy_token_is_the_likeliest_and_the_sums_are_of_probabilities
 
 
 async def test_a_token_that_the_model_would_not_choose_has_its_own_probability() -> None:
-    """A grammar decides the token, but the model's probability of it is reported."""
+    """A grammar decides the token; the reported probability is the model's."""
     async with backend() as engine:
         frames, done = await told(
             engine, ask("Anything.", 8, frame=FRAME, logprobs=20, grammar='root ::= "0123"')

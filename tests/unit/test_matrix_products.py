@@ -29,7 +29,7 @@ def test_a_quantized_matrix_gives_the_products_of_the_values_that_it_holds(
     exact = vectors(floats, texts, threads=1)
     assert np.abs(exact).max() > 1.5
     for threads in (1, 3):
-        # The only difference allowed: a kernel rounds the other side of the product to 8 bits.
+        # The only allowed difference: a kernel rounds the other factor to 8 bits.
         assert np.abs(exact - vectors(quantized, texts, threads=threads)).max() < 0.15
 
 

@@ -222,7 +222,7 @@ NO_SOUNDS = [
     (Media("audio", b"RIFF...", mime="audio/wav"), "not audio/wav"),
     (Media("audio", b"RIFF....WAVE but no sound", mime="audio/wav"), "cannot be decoded"),
     (Media("audio", b"\xff\xfb no sound either", mime="audio/mpeg"), "cannot be decoded"),
-    # What is no sound goes to a decoder of pictures in the end, which asks for no bounds.
+    # Bytes that are not a sound would reach a decoder of pictures, which has no bounds.
     (Media("audio", bytes(png(picture(3)).data), mime="audio/mpeg"), "not audio/mpeg"),
     (Media("audio", b"", mime="audio/mpeg"), "has 1 to"),
 ]

@@ -67,7 +67,7 @@ def path(short_dir: Path) -> Path:
 
 
 class _Framing(Mock):
-    """A mock that hands over its whole tape as frames, at once, and ends when it is told to."""
+    """A mock that returns its whole tape as frames at once, and ends when the test says so."""
 
     def __init__(self, **knobs: Any) -> None:
         super().__init__(**knobs)
@@ -152,7 +152,7 @@ async def test_the_time_of_a_reader_is_not_the_time_of_the_backend(
         gate.open()
         (session,) = server.service.sessions
         await until(lambda: session._conn.blocked)
-        clock.now = 100.0  # the time that the client takes
+        clock.now = 100.0  # the time of the client
         assert json.loads(await client.line())["type"] == "token"
         gate.open(2)
         assert json.loads(await client.line())["type"] == "token"
@@ -184,7 +184,7 @@ async def test_backend_failures_count_for_the_backend_and_its_breaker(path: Path
             assert (await client.frame())["code"] == "backend_unavailable"
         report = seen(server)
         assert report["metrics"]["backends"]["broken"]["errors"] == {"backend_unavailable": FAILURES}
-        # The one that no backend was let to serve is an error of the surface alone.
+        # A request that reached no backend is an error of the surface alone.
         assert report["metrics"]["surfaces"]["v1"]["errors"] == {"backend_unavailable": FAILURES + 1}
         assert [(row["name"], row["breaker"], row["ready"]) for row in report["backends"]] == [
             ("broken", "open", True)

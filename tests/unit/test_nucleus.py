@@ -12,7 +12,7 @@ from inferd.engine.local._llama import nucleus, nucleus_of_llama_cpp
 
 
 def row(size: int, spread: float, seed: int) -> array[float]:
-    """Logits of a made-up model: the greater ``spread``, the surer it is."""
+    """Logits of an invented model; a greater ``spread`` makes it surer."""
     draw = random.Random(seed)
     return array("f", (draw.gauss(0, spread) for _ in range(size)))
 

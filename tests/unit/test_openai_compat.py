@@ -69,7 +69,7 @@ async def answer(remote: Start, script: Script, **fields: Any) -> list[Event]:
 
 
 def ended(events: list[Event], reason: str, *texts: str) -> None:
-    """Asserts that these texts were the answer."""
+    """Asserts that the answer consists of these texts."""
     *others, done = events
     assert [event.text for event in others if isinstance(event, Text)] == list(texts)
     assert isinstance(done, Done)

@@ -40,7 +40,7 @@ def program(name: str) -> Any:
 
 
 def companion(site: Path, version: str) -> Path:
-    """A companion package in the folder ``site``, as pip would install it; its library."""
+    """Makes a companion package in the folder ``site``, as pip would install it; returns its library."""
     library = site / "inferd_vulkan" / "libggml-vulkan.so"
     library.parent.mkdir()
     library.touch()

@@ -18,7 +18,7 @@ OTHER = "A story: " + " ".join(f"Then {name} went home." for name in ("Ann", "Bo
 
 
 async def cold(request: GenerateRequest, **options: object) -> str:
-    """The answer of an engine that holds nothing."""
+    """The answer of an engine with an empty cache."""
     async with backend(n_parallel=1, **options) as fresh:
         return (await ask_with(fresh, request))[0]
 
@@ -48,7 +48,7 @@ async def test_a_conversation_computes_only_new_tokens() -> None:
         history = (Message("user", LONG), Message("assistant", text), Message("user", "Go on."))
         _, second = await ask_with(engine, replace(ask("", 8), messages=history))
     held = done.usage.prompt_tokens + done.usage.completion_tokens
-    # All that the slot holds: the answer's own tokens too, however its text would be tokenised now.
+    # Everything in the slot, including the tokens of the answer as they were generated.
     assert held - 2 <= second.usage.cached_tokens <= held
 
 

@@ -62,7 +62,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def fail(store: ModelStore, text: str) -> str:
-    """The reason why the source could not deliver; the store is as clean as before."""
+    """The reason why the source failed. The store must be as clean as before."""
     with pytest.raises(FetchError) as caught:
         load(store, tiny(text), auto_pull=True)
     assert files(store.home) == LOCKS

@@ -1,4 +1,4 @@
-"""One queue per model: a busy model delays no request for another."""
+"""Each model has its own queue: a busy model delays no request for another."""
 
 from __future__ import annotations
 

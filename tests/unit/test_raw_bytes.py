@@ -24,7 +24,7 @@ IMPLEMENTATIONS = pytest.mark.parametrize("impl", [_fastpath, _purepath], ids=["
 both_loops = pytest.mark.both_loops
 CAP = 16
 
-# Each stream is lines and, where a line says how many, the raw bytes behind it.
+# Each stream consists of lines. A line may announce a number of raw bytes that follow it.
 CORPUS = {
     "between lines": [b"3", b"abc", b"x"],
     "newlines inside": [b"4", b"\n\r\n\n", b"x", b"2", b"\n\n"],
@@ -48,7 +48,7 @@ def stream(parts: list[bytes]) -> bytes:
 
 
 class Taker:
-    """Takes a splitter's bytes as a connection does: a line, and what it announces right behind it."""
+    """Takes a splitter's bytes as a connection does: a line, and then the bytes that it announces."""
 
     def __init__(self, splitter: Any) -> None:
         self._splitter = splitter

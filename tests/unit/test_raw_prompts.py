@@ -18,7 +18,7 @@ from tests.unit.test_llamacpp import FRAME, backend, read
 
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 BEFORE, BEHIND, HERE = 3, 4, 5
-"""Control tokens of the vocabulary that the tests take for those of a text to be filled in."""
+"""Control tokens of the vocabulary that the tests use as the tokens of fill-in-the-middle."""
 
 
 def loaded(path: Path) -> _llama.Model:

@@ -131,7 +131,7 @@ class TestRedaction:
 
 
 def assert_linear(items: list[Any], tail: bool) -> None:
-    """``tail`` says that nothing which could fail follows ``items``."""
+    """Asserts that the items are linear. With ``tail`` no part after ``items`` can fail."""
     for index, (op, argument) in enumerate(items):
         last = tail and index == len(items) - 1
         if op in (rc.MAX_REPEAT, rc.MIN_REPEAT):

@@ -122,7 +122,7 @@ CONVERSATIONS: dict[str, tuple[tuple[Message, ...], dict[str, Any]]] = {
     ),
 }
 
-# What differs for a reason of its own.
+# Differences with a special reason.
 KNOWN = {
     "StepFun3.5-Flash": "inferd trims texts, which prevents endless thinking",
     "fireworks-ai-llama-3-firefunction-v2": "Jinja2 fails: the template needs the variable `functions`",
@@ -175,8 +175,11 @@ def theirs(
 
 
 def form_of(message: Message, as_text: bool, nothing: object, named: bool, typed: bool) -> dict[str, Any]:
-    """A message as transformers takes it: the arguments of calls are objects, or text; an empty content is
-    ``nothing``, or absent; results have the name of their tool; contents are texts, or typed parts."""
+    """A message in the form of transformers.
+
+    The arguments of calls are objects, or text. An empty content is ``nothing``, or absent. Results have the
+    name of their tool. Contents are texts, or typed parts.
+    """
     content: object = message.content
     if typed and not message.tool_calls:
         content = [{"type": "text", "text": content}]

@@ -132,7 +132,7 @@ def test_the_reason_for_a_refusal_goes_to_the_client_only() -> None:
         assert "why" not in error.logged
 
 
-# Names that are not fields of the wire, and fields that the tables describe in words.
+# Names that are not wire fields, and fields that the tables describe in words.
 NOT_IN_A_ROW = {
     "messages",
     "frame",

@@ -19,7 +19,7 @@ DONE = Done("end", Usage(2, 3))
 
 
 class Source:
-    """A source of given events; an exception among them is raised."""
+    """A source of given events; it raises an exception among them."""
 
     def __init__(self, *events: Event | Exception) -> None:
         self.events = asyncio.Queue[Event | Exception]()
@@ -45,7 +45,7 @@ class Source:
             self.left = True
 
     async def rest(self) -> list[Event]:
-        """What is left of the stream; the source must be, too."""
+        """The remaining events of the stream; the source must have ended, too."""
         found = [event async for event in self.stream]
         await until(lambda: not self.running)
         assert self.left or not self.given

@@ -95,7 +95,7 @@ def test_failures_that_count(clock: Clock, error: Exception) -> None:
 
 
 class Broken(Mock):
-    """A backend whose model cannot be loaded any more."""
+    """A backend whose model can no longer be loaded."""
 
     def engine_state(self) -> EngineState:
         return EngineState(pid=0, memory_bytes=0, file_bytes=0, restarts=3, problem="the file was changed")
@@ -210,7 +210,7 @@ def test_requests_from_before_the_opening_do_not_count(clock: Clock) -> None:
     assert not refused(router)
 
 
-# What backends can do.
+# The capabilities of backends.
 
 
 def test_the_first_that_has_all_that_is_needed(clock: Clock) -> None:

@@ -81,7 +81,7 @@ def test_a_guide_that_waits_for_a_call_stops_too() -> None:
 
 
 async def test_a_cancelled_job_stops_its_guide_at_once(tiny_llama: Path) -> None:
-    """Here before the loop runs, which would otherwise look at the cancel after its step only."""
+    """A cancel before the loop runs: otherwise the loop would notice it only after its step."""
     engine = await asyncio.to_thread(load, tiny_llama)
     family = engine._family
     prompt = family.prompt(ask("Why?"), NOTHING, thinking=False)
@@ -117,7 +117,7 @@ async def test_an_answer_cancelled_within_its_grammar_is_cancelled_and_not_refus
 
 
 async def test_a_grammar_of_the_client_is_not_matched_any_further() -> None:
-    """This one reaches its limit of processor time, and is refused, unless a cancel ends it before."""
+    """Without a cancel this schema reaches its limit of processor time, and is refused."""
     async with backend() as engine:
         stream = await engine.generate(ask("Hi", grammar='root ::= ("a"?){400}'))
         await until(lambda: engine.pulse().busy_ms > 100)

@@ -51,7 +51,7 @@ SYSTEM_PRIVILEGES = {
     "ProtectControlGroups": "yes",
 }
 MOST_EXPOSURE = 20
-"""In tenths, of the system unit; a service without any of its options has 96."""
+"""The exposure of the system unit in tenths; a service without any of its options has 96."""
 
 
 def section(unit: str) -> dict[str, str]:
@@ -139,7 +139,7 @@ def test_systemd_finds_the_units_hardly_exposed(tmp_path: Path) -> None:
     assert analyze(*arguments, home=tmp_path).returncode != 0  # so the checker looks at it
 
 
-# What the command does.
+# The effects of the command.
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ def path(short_dir: Path) -> Path:
     return short_dir / "s"
 
 
-# What is not a request.
+# Invalid requests.
 
 NOT_JSON = {
     "not JSON": b"hello\n",
@@ -209,7 +209,7 @@ async def test_a_long_line_arrives_while_a_request_runs(path: Path) -> None:
         assert [frame["id"] for frame in frames] == ["a", "a", "b", "b", "c", "c"]
 
 
-# Readers that do not read.
+# Clients that do not read.
 
 
 async def fill(client: Client, gate: Gate, server: Any) -> None:

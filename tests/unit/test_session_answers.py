@@ -28,11 +28,11 @@ def path(short_dir: Path) -> Path:
     return short_dir / "s"
 
 
-# The stages and what they answer.
+# The answers of the stages.
 
 
 class Scripted(Backend):
-    """Plays its events; an exception among them is raised in its turn."""
+    """Sends its events in order; it raises an exception among them."""
 
     kind = "llamacpp"
     name = "scripted"
@@ -259,7 +259,7 @@ Deadlines = list[tuple[Callable[[], object], asyncio.TimerHandle]]
 
 
 def deadlines_of(monkeypatch: pytest.MonkeyPatch) -> Deadlines:
-    """Each deadline of more than 300 s from now on, as its callback and timer. No other timer is as late."""
+    """The callback and timer of each deadline more than 300 s from now. No other timer is as late."""
     loop, found = asyncio.get_running_loop(), Deadlines()
     call_at = loop.call_at
 

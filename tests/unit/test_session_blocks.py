@@ -313,7 +313,7 @@ async def test_an_unexpected_failure_before_the_request_is_complete_closes(path:
         assert await client.rest() == b""
 
 
-# What backends can do.
+# The capabilities of backends.
 
 TOOL = {"name": "f", "description": "", "input_schema": {}}
 SOUND = [{"kind": "audio", "id": "a", "sample_rate": 16000, "bytes": "AACAPw=="}]

@@ -20,7 +20,7 @@ def store(tmp_path: Path) -> ModelStore:
 
 
 class TestNames:
-    """F-21: nothing from outside becomes a path that leaves the store."""
+    """F-21: no external name becomes a path outside the store."""
 
     BAD = (
         "",

@@ -16,7 +16,7 @@ PART = re.compile(r"(?<=<!-- keywords -->\n)(.*?)(?=<!-- /keywords -->)", re.S)
 STRING: dict[str, Any] = {"type": "string"}
 TWO = {"a": {"type": "integer"}, "b": {"type": "integer"}}
 
-# What the table says of a keyword → a value of the schema that has it.
+# A keyword as the table names it → a value of the schema with that keyword.
 TRIED: dict[str, dict[str, Any]] = {
     "`type`, `enum`, `const`": {"type": ["string", "null"], "enum": ["a", None]},
     "`properties`, `required`, `additionalProperties`": {

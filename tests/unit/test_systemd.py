@@ -90,7 +90,7 @@ def passing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Passing]:
 
 
 class Passing:
-    """Listening sockets where a manager would put them, though not from descriptor 3 on."""
+    """Listening sockets as a manager would pass them, but not from descriptor 3 on."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._monkeypatch = monkeypatch

@@ -22,7 +22,7 @@ NAMESPACE = "{% set ns = namespace(x=[], s='x') %}"
 DOUBLED = NAMESPACE + "{% for i in range(27) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}"
 SHARED = "{% set ns = namespace(x=['x' * 1000000]) %}" + "{% set ns.x = [ns.x, ns.x] %}" * 8
 
-# Each passes a bound of ours by little: without the bound it ends, after some seconds or some hundred MB.
+# Each exceeds a bound only a little: without the bound it would end after some seconds or some hundred MB.
 BEYOND = [
     # memory
     ("{% for i in range(3000000) %}x{% endfor %}", MEMORY),

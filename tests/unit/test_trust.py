@@ -1,4 +1,4 @@
-"""A client sends nothing to a socket that another user may have planted."""
+"""A client sends nothing to a socket that another user may have placed there."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def served_by(uid: int, path: Path) -> Iterator[subprocess.Popen[str]]:
 
 @pytest.fixture
 def planted() -> Iterator[Path]:
-    """A directory in /tmp that another user made first."""
+    """A directory in /tmp that another user has created first."""
     path = Path(tempfile.mkdtemp(prefix="i", dir="/tmp"))
     os.chown(path, OTHER, OTHER)
     path.chmod(0o755)

@@ -25,7 +25,7 @@ def store(tmp_path: Path) -> ModelStore:
 
 @pytest.fixture
 def full(store: ModelStore, tmp_path: Path) -> ModelStore:
-    """A store into which inferd has put the tiny model."""
+    """A store to which inferd has added the tiny model."""
     (tmp_path / "good").write_bytes(CONTENT)
     load(store, tiny(f"file:{tmp_path}/good"), auto_pull=True).close()
     return store

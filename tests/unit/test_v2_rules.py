@@ -42,7 +42,7 @@ def nested(block: object) -> dict[str, object]:
     return {**RESULT, "content": [TEXT, {**RESULT, "content": [block]}]}
 
 
-# In the order in which they are looked for.
+# In the order of the checks.
 RULES: list[tuple[dict[str, Any], str]] = [
     ({"messages": []}, "messages must not be empty"),
     ({"attachments": [NOTE] * 33}, "attachments must hold at most 32"),

@@ -33,7 +33,7 @@ class Step:
         shutil.copy(VENDOR / "llama.cpp" / "fetch.py", self.folder)
 
     def pin(self, archive: bytes, paths: list[str], **changes: str) -> None:
-        """Writes a pin for the archive and puts the archive where the step looks first."""
+        """Writes a pin for the archive, and puts the archive into the cache that the step searches first."""
         pin = {
             "package": "inferd-no-such-package",
             "version": "1.0",
@@ -63,7 +63,7 @@ class Step:
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
     def files(self) -> set[str]:
-        """Everything there besides the step itself, the stamp included."""
+        """All files there except the step itself, including the stamp."""
         found = (file for file in self.folder.rglob("*") if file.is_file())
         return {file.relative_to(self.folder).as_posix() for file in found} - {
             "fetch.py",

@@ -171,7 +171,8 @@ def near_valid(draw: st.DrawFn, kind: type[Flat], required: dict[str, st.SearchS
 def check(
     raw: bytes, parse: Callable[[bytes], Any], validate: Callable[[Any], None], keys: tuple[str, ...]
 ) -> Any:
-    """The request if it is valid. The result equals that of an independent parser, with each key once."""
+    """The request if the line is valid. It must equal the result of an independent parser, with each key
+    once."""
     found = result_of(parse, raw)
     if isinstance(found, InvalidRequest):
         assert isinstance(found, DecodeError)
