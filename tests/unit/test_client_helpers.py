@@ -99,9 +99,11 @@ def test_the_line_of_v1_is_used_up_to_its_end(
     assert [name for name, server in servers.items() if server.lines] == [surface]
 
 
-def test_the_requests_of_two_programs_have_different_ids() -> None:
-    assert Core("/s", {}).next_id() == f"c{os.getpid()}-1"
-    assert Core("/s", {}, "mine-").next_id() == "mine-1"
+def test_the_requests_of_two_programs_or_clients_have_different_ids() -> None:
+    ids = [Core("/s", {}).next_id() for _ in range(2)]
+    assert len(set(ids)) == 2
+    assert all(each.startswith(f"c{os.getpid()}-") for each in ids)
+    assert [Core("/s", {}, "mine-").next_id() for _ in range(2)] == ["mine-1", "mine-1"]
 
 
 # Conversations.

@@ -47,6 +47,10 @@ class SurfaceAddresses(TypedDict, total=False):
     admin: Address | None
 
 
+_numbers = itertools.count(1)
+"""Shared by the clients of a program without an ``id_prefix``."""
+
+
 class Core:
     """Builds requests with unique ids."""
 
@@ -71,9 +75,9 @@ class Core:
         self._blocks: type[MessagesRequest] = FramedMessagesRequest if framed else MessagesRequest
         self.incoming_v2: type[Incoming] = FramedIncoming if framed else Incoming
         """The class that splits v2 answers."""
-        # With the pid, the requests of several programs differ in status, top and the log.
+        # All requests differ in status, top and the log: those of several programs by the pid.
         self._id_prefix = f"c{os.getpid()}-" if id_prefix is None else id_prefix
-        self._numbers = itertools.count(1)
+        self._numbers = _numbers if id_prefix is None else itertools.count(1)
 
     def next_id(self) -> str:
         return f"{self._id_prefix}{next(self._numbers)}"
