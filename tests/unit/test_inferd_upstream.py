@@ -21,6 +21,7 @@ from inferd.engine.remote.inferd import Inferd
 from inferd.engine.requests import EmbedRequest, GenerateRequest, Media, Message, RankRequest, Tool, ToolCall
 from inferd.errors import InferdError, PromptTooLong, QueueFull, RequestFailed, Unavailable, UpstreamFull
 from inferd.sampling import SamplingParams
+from inferd.serve.surface import RequestContext
 from inferd.serve.surfaces.v1 import TextSurface
 from inferd.serve.surfaces.v2 import BlockSurface
 from inferd.serve.surfaces.vectors import EmbedSurface, RerankSurface
@@ -251,6 +252,29 @@ async def test_a_full_upstream_queue_is_reported(short_dir: Path) -> None:
             await client.send(ask())
             assert (await client.frame())["code"] == QueueFull.code
             assert not near.service.metrics.backends["up"].breaker
+
+
+async def test_the_place_in_the_upstream_queue_is_shown_and_listed(short_dir: Path) -> None:
+    def step(phase: str, **more: int) -> dict[str, object]:
+        return {"type": "progress", "id": "q", "model": "", "phase": phase, **more}
+
+    async with (
+        behind(short_dir / "far", Mock()) as (far, upstream),
+        serving(short_dir / "near", upstream) as near,
+    ):
+        client = await near.connect()
+        with await far.admission.of("mock").admit("another"):
+            await client.send(ask(progress=True))
+            assert await client.frame() == step("queued", position=1)
+            (context,) = near.admission.running_requests()
+            assert isinstance(context, RequestContext)
+            assert context.row(None)["position"] == 1
+        assert await client.frame() == step("started")
+        assert (await client.frame())["type"] == "token"
+        assert context.row(None)["position"] is None
+        assert (await client.frame())["type"] == "done"
+        del context
+        await upstream.close()  # its idle connection would outlive the daemon that is near
 
 
 async def test_vectors_and_scores(short_dir: Path) -> None:

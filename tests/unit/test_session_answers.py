@@ -273,6 +273,25 @@ def deadlines_of(monkeypatch: pytest.MonkeyPatch) -> Deadlines:
     return found
 
 
+async def test_a_waiting_request_is_told_its_place(path: Path) -> None:
+    async with serving(path) as server:
+        first, second = await server.connect(), await server.connect()
+        with await server.admission.of("mock").admit("another"):
+            await first.send(ask())
+            await until(lambda: server.admission.waiting == 1)
+            await second.send(ask(progress=True, model="mock"))
+            told = [await second.frame()]
+        assert (await first.frame())["type"] == "token"  # it has not asked for its place
+        while (frame := await second.frame())["type"] == "progress":
+            told.append(frame)
+        assert [(frame["phase"], frame.get("position")) for frame in told] == [
+            ("queued", 2),
+            ("queued", 1),
+            ("started", None),
+        ]
+        assert told[0]["model"] == "mock"
+
+
 async def test_a_running_request_is_cancelled_at_its_deadline(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

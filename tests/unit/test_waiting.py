@@ -34,6 +34,15 @@ def test_ordinals() -> None:
     assert " ".join(map(waiting.ordinal, numbers)) == told
 
 
+def test_the_place_in_the_queue(capsys: pytest.CaptureFixture[str]) -> None:
+    line = waiting.Waiting(None)  # type: ignore[arg-type]
+    line.phase("queued", {"position": 2})
+    assert line._state() == "2nd in the queue"
+    line.phase("started", {})
+    assert line._step == ""
+    assert capsys.readouterr().err == ""
+
+
 def test_without_a_terminal_each_step_of_a_load_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     line = waiting.Waiting(None)  # type: ignore[arg-type]
     for phase, share in (

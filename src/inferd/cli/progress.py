@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from inferd.cli.say import say
 from inferd.controls import one_line
+from inferd.wire.bounds import QUEUE_STEPS
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -49,6 +50,8 @@ class Progress:
 
     def phase(self, name: str, details: Mapping[str, Any]) -> None:
         """Shows a step, with the bytes done and in total, or a fraction, if ``details`` has them."""
+        if name in QUEUE_STEPS:
+            return
         if name == "loaded":
             self.end()
             return

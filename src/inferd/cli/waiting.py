@@ -1,9 +1,8 @@
 """A status line on stderr while a request waits for its answer.
 
-It appears on a terminal only, and after a second. The line shows the loading of the model as the connection
-of the request reports it, and everything else as the admin socket reports it. Without an admin socket, as
-over TCP, the line shows the loading and the time. Without a terminal, each step of a load is printed as a
-line.
+It appears on a terminal only, and after a second. The line shows the loading of the model and the place in
+the queue as the connection of the request reports them, and everything else as the admin socket reports it.
+Without a terminal, each step of a load is printed as a line.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from inferd.client.address import Addresses
 from inferd.client.admin import AdminClient, Status
 from inferd.controls import one_line
 from inferd.errors import InferdError
+from inferd.wire.bounds import QUEUE_STEPS
 
 FIRST_SECS = 1.0
 NEXT_SECS = 0.5
@@ -63,9 +63,10 @@ class Waiting:
             self._show("")
 
     def phase(self, name: str, details: Mapping[str, Any]) -> None:
-        """Shows one step of loading the model. The request waits until the model is loaded."""
-        if name == "loaded":
-            self._step = ""
+        """Shows one step of the wait for the model or for the request's turn."""
+        position = details.get("position")
+        if name == "loaded" or name in QUEUE_STEPS:
+            self._step = f"{ordinal(position)} in the queue" if isinstance(position, int) else ""
         elif sys.stderr.isatty():
             share = details.get("progress")
             self._step = title(name) + (f" ({share:.0%})" if isinstance(share, float) else "")

@@ -22,6 +22,7 @@ from inferd.errors import (
     RequestFailed,
     UsageError,
 )
+from inferd.wire.bounds import QUEUE_STEPS as QUEUE_STEPS
 
 MAX_LINE_BYTES = 65_536
 """The longest request line, without the newline, that a daemon accepts by default. An operator may set

@@ -82,6 +82,9 @@ class Stream(ABC, AsyncIterator[Event]):
     raises a failure after the start as one of ``generate``'s errors, which ends the stream.
     """
 
+    on_wait: Callable[[str, Mapping[str, object]], object] | None = None
+    """Called with each step of a wait at an upstream daemon before the first event, and its details."""
+
     def prompt_read(self) -> float | None:
         """The share of the prompt, 0 to 1, that has been computed; ``None`` if it is not known."""
         return None

@@ -22,6 +22,7 @@ from inferd.http.api.request import Dialect
 from inferd.http.exchange import Exchange
 from inferd.http.failures import Failure
 from inferd.http.upstream import Reply
+from inferd.wire.bounds import QUEUE_STEPS
 
 SILENCE_SECS = 10.0
 """Silence after which a stream sends a keep-alive."""
@@ -80,6 +81,8 @@ class Answer:
 
     def show_load(self, phase: str, details: Mapping[str, Any]) -> None:
         """Tells a step of the model's load to the client of a stream."""
+        if phase in QUEUE_STEPS:
+            return
         before, share = self._step, details.get("progress")
         self._step = "" if phase == "loaded" else STEPS.get(phase, phase)
         if self._step and isinstance(share, float):

@@ -73,7 +73,18 @@ class Permit:
 class _Waiter:
     """A request in the queue; ``turn`` is done once it has left the queue."""
 
-    __slots__ = ("caller", "choice", "holder", "overdue", "owner", "priority", "process", "turn")
+    __slots__ = (
+        "caller",
+        "choice",
+        "holder",
+        "overdue",
+        "owner",
+        "place",
+        "priority",
+        "process",
+        "tell",
+        "turn",
+    )
 
     def __init__(
         self,
@@ -83,7 +94,10 @@ class _Waiter:
         holder: object,
         choice: Choice | None,
         process: Process,
+        tell: Callable[[int], object] | None,
     ) -> None:
+        self.tell = tell
+        self.place = 0
         self.process = process
         self.choice = choice
         self.overdue = False
@@ -107,6 +121,9 @@ class Admission:
         self.waiting = 0
         self._choosing = 0
         """The number of waiting requests with a choice."""
+        self._listening = 0
+        """The number of waiting requests that are told their places."""
+        self._telling = False
         self._active = 0
         """The number of running requests that count among the ``active_permits``."""
         self._shares = Shares(self.look_again)
@@ -154,6 +171,7 @@ class Admission:
         holder: object = None,
         owner: Hashable = None,
         choice: Choice | None = None,
+        tell: Callable[[int], object] | None = None,
         *,
         again: bool = False,
     ) -> Permit:
@@ -161,12 +179,13 @@ class Admission:
 
         ``priority`` is ``interactive`` or ``batch``, ``deadline`` a time of the event loop's clock.
         ``holder`` represents the request in listings. With ``again``, the request retries after its backend
-        failed: it goes to the front of the queue and is never refused. Raises AdmissionClosed, QueueFull,
-        DeadlineExceeded, and the errors of ``choice``.
+        failed: it goes to the front of the queue and is never refused. While it waits, ``tell`` is called
+        with each place that it takes in the order of service, from 1, and then with 0 if it may run. Raises
+        AdmissionClosed, QueueFull, DeadlineExceeded, and the errors of ``choice``.
         """
         process = self._shares.come(owner, caller)
         try:
-            waiter = _Waiter(owner, caller, priority, holder, choice, process)
+            waiter = _Waiter(owner, caller, priority, holder, choice, process, tell)
             if again or not self._closed:
                 if choice is None:
                     if self._has_room_for(waiter):
@@ -222,13 +241,18 @@ class Admission:
         else:
             line.append(waiter)
         self.waiting += 1
+        self._listening += waiter.tell is not None
+        self._moved()
         self._reclaim()
         alarms = [] if deadline is None else [loop.call_at(deadline, self._too_late, waiter)]
         if waiter.choice is not None:
             self._choosing += 1
             alarms.append(loop.call_later(waiter.choice.spill_after_secs, self._overdue, waiter))
         try:
-            return await waiter.turn
+            permit = await waiter.turn
+            if waiter.tell is not None and waiter.place:
+                waiter.tell(0)
+            return permit
         except asyncio.CancelledError:
             if waiter.turn.cancelled():
                 self._leave(waiter)
@@ -261,7 +285,21 @@ class Admission:
             if not lines:
                 del turns[waiter.owner]
             self.waiting -= 1
+            self._listening -= waiter.tell is not None
+            self._moved()
             self._tell_idle()
+
+    def _moved(self) -> None:
+        if self._listening and not self._telling:
+            self._telling = True
+            asyncio.get_running_loop().call_soon(self._tell_places)
+
+    def _tell_places(self) -> None:
+        self._telling = False
+        for place, waiter in enumerate(self._in_line(), start=1):
+            if waiter.tell is not None and waiter.place != place:
+                waiter.place = place
+                waiter.tell(place)
 
     def _release(self, permit: Permit) -> None:
         self._running.remove(permit)

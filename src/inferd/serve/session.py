@@ -50,6 +50,7 @@ from inferd.serve.router import Router
 from inferd.serve.surface import R, RequestContext, Surface, WireRequest, ms_since
 from inferd.serve.wires import Lines, Wire, recognise
 from inferd.wire import long_texts
+from inferd.wire.bounds import QUEUE_STEPS
 from inferd.wire.frames import check_id, encode_progress
 
 # Why a request was ended early, besides the reasons that the connection reports.
@@ -58,6 +59,8 @@ _DEADLINE, _STOP = "deadline", "stop"
 # After a refusal for a full queue the connection is not read for this time, which doubles with each further
 # refusal. So a client that retries at once cannot keep the event loop busy.
 FIRST_PAUSE_SECS, LONGEST_PAUSE_SECS = 0.01, 0.5
+
+QUEUED, STARTED = QUEUE_STEPS
 
 _log = log.get("session")
 _accepted = Burst(_log, "connection_accepted", "connections_accepted")
@@ -123,6 +126,13 @@ class Service(Generic[R]):
 
 def _this_task() -> asyncio.Task[None]:
     return cast("asyncio.Task[None]", asyncio.current_task())
+
+
+def _show_place(show: Callable[[str, Mapping[str, object]], None], place: int) -> None:
+    if place:
+        show(QUEUED, {"position": place})
+    else:
+        show(STARTED, {})
 
 
 def _pass_deadline(context: RequestContext[R]) -> None:
@@ -263,6 +273,8 @@ class Session(Generic[R]):
                 return True
             return isinstance(raw, bytes) and not surface.may_carry_raw(raw)
         self._context = context = RequestContext(request, self._conn, arrived, self._log_fields, self._peer)
+        if request.progress:
+            context.show = functools.partial(self._show_step, request)
         if (behalf := request.on_behalf_of) is not None and self._service.believes(behalf.token):
             context.ask_for(behalf.caller)
         whole = False  # unread bytes of this request must never be parsed as the next one
@@ -313,8 +325,7 @@ class Session(Generic[R]):
         if not request.model or models is None:
             answer = await self._admit(context, deadline, request.model or None)
         else:
-            show = functools.partial(self._show_load, request) if request.progress else None
-            async with models.hold(request.model, deadline, context.stay(), show) as model:
+            async with models.hold(request.model, deadline, context.stay(), context.show) as model:
                 answer = await self._admit(context, deadline, model)
         if answer.get("stop_reason") == "cancelled":
             too_late = isinstance(context.interruption, DeadlineExceeded)
@@ -323,7 +334,7 @@ class Session(Generic[R]):
             self._metrics.done += 1
         _log.info("request_done", **answer, **context.fields(), **self._log_fields)
 
-    def _show_load(self, request: WireRequest, phase: str, details: Mapping[str, object]) -> None:
+    def _show_step(self, request: WireRequest, phase: str, details: Mapping[str, object]) -> None:
         if not self._conn.blocked:  # skipped for a slow reader: a later frame replaces it
             self._conn.write(encode_progress(request.id, request.model or "", phase, details))
 
@@ -347,6 +358,7 @@ class Session(Generic[R]):
             context,
             context.owner,
             choice,
+            None if context.show is None else functools.partial(_show_place, context.show),
         )
         permit = await admit()
         context.queue_ms = ms_since(context.arrived)

@@ -70,7 +70,8 @@ class RequestContext(Generic[R]):
     ``permit`` is the request's permit; ``prompt_read`` gives the share of the prompt that has been computed,
     if the backend knows it. For the fairness of the queue, ``caller`` identifies the process and ``owner``
     the user. ``route`` is the reason for the choice of a pool's backend. ``engine_request`` is the
-    request to a generating backend, kept while a retry is possible.
+    request to a generating backend, kept while a retry is possible. ``show`` sends a step of the wait to a
+    client that wants such steps. ``position`` is the place in the queue of an upstream daemon, if any.
     """
 
     __slots__ = (
@@ -84,10 +85,12 @@ class RequestContext(Generic[R]):
         "large",
         "owner",
         "permit",
+        "position",
         "prompt_read",
         "queue_ms",
         "request",
         "route",
+        "show",
         "source",
         "streaming",
         "tokens",
@@ -104,6 +107,8 @@ class RequestContext(Generic[R]):
         self.owner: Hashable = peer.owner
         self.queue_ms = 0.0
         self.permit: Permit | None = None
+        self.position: int | None = None
+        self.show: Callable[[str, Mapping[str, object]], None] | None = None
         self.large = False
         self.backend: str | None = None
         self.route = ""
@@ -162,6 +167,13 @@ class RequestContext(Generic[R]):
         if self.interruption is not None:
             end()
 
+    def wait_upstream(self, phase: str, details: Mapping[str, object]) -> None:
+        """Records a step of the wait at an upstream daemon, and shows it."""
+        position = details.get("position")
+        self.position = position if phase == "queued" and isinstance(position, int) else None
+        if self.show is not None:
+            self.show(phase, details)
+
     async def let_client_read(self) -> None:
         """Waits until the client has read or the request is to end. Meanwhile others may claim its permit."""
         if self.interruption is None:
@@ -193,7 +205,7 @@ class RequestContext(Generic[R]):
             "id": self.request.id[:_LOGGED_ID_CHARS],
             **self.source,
             "priority": self.request.priority or "interactive",
-            "position": position,
+            "position": self.position if position is None else position,
             "age_ms": round(ms_since(self.arrived), 3),
             "queue_ms": round(self.queue_ms, 3),
             "backend": self.backend,

@@ -9,6 +9,9 @@ JSON, BLOB = 1, 2
 MAX_ATTACHMENTS = 32
 """Attachments of one request."""
 
+QUEUE_STEPS = ("queued", "started")
+"""The phases of a ``progress`` frame that are about the queue; all others are about the load of the model."""
+
 PRIORITIES = ("interactive", "batch")
 
 MAX_SAMPLING_NUMBER = 100.0

@@ -118,11 +118,11 @@ def encode_error(
     return encode(frame)
 
 
-_SHOWN = frozenset(("progress", "downloaded_bytes", "total_bytes"))
+_SHOWN = frozenset(("position", "progress", "downloaded_bytes", "total_bytes"))
 
 
 def encode_progress(request_id: str, model: str, phase: str, details: Mapping[str, Any]) -> bytes:
-    """The ``progress`` frame of a request that waits for its model. It includes the numbers in ``details``,
-    but no paths."""
+    """The ``progress`` frame of a request that waits for its model or its turn. It includes the numbers in
+    ``details``, but no paths."""
     shown = {key: details[key] for key in details if key in _SHOWN}
     return encode({"type": "progress", "id": request_id, "model": model, "phase": phase, **shown})

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from array import array
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ from inferd.client import messages as blocks
 from inferd.client import vectors
 from inferd.client.address import Surface, endpoint
 from inferd.client.async_channel import AsyncChannel, AsyncReply
+from inferd.client.protocol import QUEUE_STEPS, OnProgress
 from inferd.config.entries import InferdEntry
 from inferd.engine.backend import Accelerator, Backend, Capabilities, Finished, Stream
 from inferd.engine.events import (
@@ -61,6 +62,8 @@ _STOP_REASONS: dict[str, StopReason] = {
     "tool_use": "tool_use",
     "cancelled": "cancelled",
 }
+# The steps of a wait there which a client here is told.
+_STEPS = {*QUEUE_STEPS, "waiting", "checking_local", "verify", "mmap", "kv_cache", "loaded"}
 _TIMES = ("prefill_ms", "decode_ms", "ttft_ms", "tokens_per_second")
 
 
@@ -119,15 +122,24 @@ class Inferd(Backend):
             raise NotReady
         if request.max_tokens == 0:
             return Finished(Done("length", Usage(0, 0)))
-        return RemoteStream(self._answer(request), self._running)
 
-    async def _answer(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+        def show(phase: str, frame: Mapping[str, Any]) -> None:
+            if stream.on_wait is not None and phase in _STEPS:
+                numbers = {name: frame.get(name) for name in ("position", "progress")}
+                told = {name: number for name, number in numbers.items() if isinstance(number, int | float)}
+                stream.on_wait(phase, told)
+
+        stream = RemoteStream(self._answer(request, show), self._running)
+        return stream
+
+    async def _answer(self, request: GenerateRequest, show: OnProgress) -> AsyncGenerator[Event, None]:
         channel = self._channels["v2"]
         with self._translated():
             if _size(request) > _ASIDE_CHARS:
                 outgoing = await asyncio.to_thread(self._request, request)
             else:
                 outgoing = self._request(request)
+            outgoing.on_progress = show
             await channel.connect(CONNECT_SECS)
             async with AsyncReply(channel, outgoing) as reply:
                 async for event in reply:
@@ -161,6 +173,7 @@ class Inferd(Backend):
             "tools": tools or None,
             "tool_choice": choice if tools else None,
             "model": self._entry.model or None,
+            "progress": True,
         }
         return {name: value for name, value in given.items() if value is not None}
 

@@ -84,6 +84,7 @@ class Generation(Surface[R]):
         try:
             context.on_interrupt(stream.cancel)
             context.prompt_read = stream.prompt_read
+            stream.on_wait = context.wait_upstream
             async for event in stream:
                 if isinstance(event, Done):
                     return event
@@ -109,6 +110,7 @@ class Generation(Surface[R]):
                     await context.let_client_read()
                     last = clock()
         finally:
+            stream.on_wait = None  # which holds the context, which holds the stream
             stream.close()
         context.streaming = True
         raise Unavailable("backend ended stream without terminal frame")
