@@ -19,6 +19,8 @@ from inferd.errors import InvalidRequest
 from tests.cases import cases
 from tests.unit.test_llamacpp import load_model
 
+SCHEMA_2020 = "https://json-schema.org/draft/2020-12/schema"
+
 
 @cache
 def guides() -> Guides:
@@ -209,6 +211,26 @@ def test_a_check_is_by_the_declared_draft_with_formats() -> None:
     assert price.fault("19.999") == "/ breaks `multipleOf`"
     exclusive = '{"$schema":"http://json-schema.org/draft-04/schema#","minimum":1,"exclusiveMinimum":true}'
     assert Check(schema_check.read(exclusive), frozenset()).fault("1") == "/ breaks `minimum`"
+
+
+@cases(
+    "schema, fits, others",
+    [
+        ({"oneOf": [{"type": "string"}, {"type": "null"}]}, ["a", None], [1]),
+        ({"oneOf": [{"minimum": 1}, {"type": "integer"}]}, [0, 1.5], [1, 0.5]),
+        ({"not": {"type": "string"}}, [1], ["a"]),
+        ({"type": "object", "if": {"required": ["a"]}, "then": {"required": ["b"]}}, [{}], [{"a": 1}]),
+        ({"type": "array", "contains": {"const": 1}, "maxContains": 1}, [[1, 2]], [[], [1, 1]]),
+        ({"anyOf": [{"prefixItems": [{"const": 1}]}], "unevaluatedItems": False}, [[1]], [[1, 2]]),
+        ({"$defs": {"a": {"$schema": SCHEMA_2020, "not": {"const": 1}}}, "$ref": "#/$defs/a"}, [2], [1]),
+    ],
+)
+def test_a_check_takes_each_part_of_a_schema_by_itself(
+    schema: dict[str, Any], fits: list[Any], others: list[Any]
+) -> None:
+    check = Check(schema_check.read(json.dumps(schema)), frozenset())
+    assert [check.fault(json.dumps(value)) for value in fits] == [None] * len(fits)
+    assert all("breaks" in (check.fault(json.dumps(value)) or "") for value in others)
 
 
 def test_a_pattern_that_backtracks_without_end_is_given_up() -> None:

@@ -7,7 +7,6 @@ definitions that use each other twice have exponentially many parts.
 
 from __future__ import annotations
 
-import copy
 import json
 import threading
 import time
@@ -16,6 +15,7 @@ from decimal import Decimal
 from functools import cache
 from typing import Any
 
+import attrs
 import jsonschema
 import referencing
 import regex
@@ -120,10 +120,7 @@ def _bounded(keyword: Any) -> Any:
 def _evolve(validator: Any, **changes: Any) -> Any:
     """The validator of a part. jsonschema's own function takes the class that is registered for the part's
     ``$schema``, whose keywords are not bounded."""
-    other = copy.copy(validator)
-    for name, value in changes.items():
-        setattr(other, name, value)
-    return other
+    return attrs.evolve(validator, **changes)
 
 
 class Check:
@@ -139,8 +136,8 @@ class Check:
                 node = node[int(part)] if isinstance(node, list) else node[part]
             node.setdefault("allOf", []).append({"anyOf": node.pop("oneOf")})
         if _any(schema, lambda node: "patternProperties" in node):
-            # These two match the patterns without a time limit.
-            _without(schema, ("unevaluatedProperties", "unevaluatedItems"))
+            # jsonschema would match the patterns without a time limit.
+            _without(schema, "unevaluatedProperties")
         bounded = {key: _bounded(draft.VALIDATORS[key]) for key in _REFERENCES if key in draft.VALIDATORS}
         kind = validators.extend(draft, {**_KEYWORDS, **bounded})
         kind.evolve = _evolve
@@ -170,11 +167,10 @@ def _any(schema: Any, test: Any) -> bool:
     return any(test(node) for node in nodes(schema))
 
 
-def _without(schema: Any, keys: tuple[str, ...]) -> None:
+def _without(schema: Any, key: str) -> None:
     for node in list(nodes(schema)):
-        for key in keys:
-            if isinstance(node.get(key), bool | dict):
-                del node[key]
+        if isinstance(node.get(key), bool | dict):
+            del node[key]
 
 
 def matches(pattern: str, text: str) -> bool:
