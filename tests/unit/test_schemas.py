@@ -19,7 +19,8 @@ from inferd.errors import InvalidRequest
 from tests.cases import cases
 from tests.unit.test_llamacpp import load_model
 
-SCHEMA_2020 = "https://json-schema.org/draft/2020-12/schema"
+DRAFT_4 = "http://json-schema.org/draft-04/schema#"
+DRAFT_2020 = "https://json-schema.org/draft/2020-12/schema"
 
 
 @cache
@@ -180,23 +181,58 @@ def test_an_answer_cannot_spell_a_declared_name_with_escapes() -> None:
     assert not allows(held, '{"\\u0061":2}')
 
 
-def test_bounds_beyond_float64_are_kept() -> None:
-    held = hold({"type": "integer", "minimum": 0, "maximum": 2**64 - 1})
-    assert allows(held, str(2**62))
-    assert not allows(held, str(2**64))
+@cases(
+    "schema, inside, outside",
+    [
+        ({"type": "integer", "minimum": 0, "maximum": 2**64 - 1}, [0, 2**62], [-1, 2**64]),
+        (
+            {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1},
+            [-(2**62), 2**62],
+            [-(2**63) - 1, 2**63],
+        ),
+        ({"type": "integer", "minimum": -(2**63)}, [-(2**62), 0, 2**63], [-(2**63) - 1]),
+        ({"type": "integer", "minimum": 2**61 + 1}, [2**61 + 512], [0, 2**61]),
+        ({"type": "integer", "maximum": -(10**18)}, [-(10**18)], [0, -(10**18) + 1]),
+        ({"type": "integer", "minimum": -(10**400), "maximum": 10**400}, [0, 2**62], []),
+        ({"type": "integer", "exclusiveMaximum": 2**61}, [0, 2**61 - 256], [2**61]),
+        ({"type": "integer", "exclusiveMinimum": 2**53}, [2**53 + 2], [2**53]),
+        ({"type": "integer", "exclusiveMinimum": 0, "exclusiveMaximum": 3}, [1, 2], [0, 3]),
+        ({"type": "integer", "exclusiveMinimum": 1.5, "maximum": 3.9}, [2, 3], [1, 4]),
+        ({"type": "integer", "$schema": DRAFT_4, "minimum": 1, "exclusiveMinimum": True}, [2], [0, 1]),
+        ({"type": "number", "exclusiveMaximum": 1}, ["0.99999999999999", 0.5], ["0." + "9" * 20, 1]),
+        ({"type": "number", "exclusiveMinimum": 0}, ["0.0000000000000001", 3], [0, "0." + "0" * 400 + "1"]),
+        ({"type": "number", "exclusiveMinimum": 2.5, "minimum": 3}, [3, 7.25], [2.9, 2.5]),
+        ({"type": "number", "exclusiveMinimum": 2**60}, [2**61], [2**60]),
+        ({"type": "number", "maximum": 0.9999999999999999}, ["0.999999999999999"], [1]),
+        ({"type": "number", "minimum": 1e-300, "maximum": 1e300}, ["0.0000000000000001", 1.5], [0, -1]),
+        ({"type": "number", "maximum": 3.16973216538893e17}, [3 * 10**17], [316973216538893000]),
+        (
+            {"type": "number", "minimum": -7.45540923983432e-09},
+            ["-0.000000001"],
+            ["-0.000000007455409239834321"],
+        ),
+    ],
+)
+def test_bounds_mean_the_same_to_the_grammar_and_to_the_check(
+    schema: dict[str, Any], inside: list[Any], outside: list[Any]
+) -> None:
+    """Also those that a float64 cannot hold, or llguidance."""
+    held = hold(schema)
+    assert held.dropped == ()
+    assert [value for value in inside if not allows(held, str(value))] == []
+    assert [value for value in inside if held.check.fault(str(value))] == []
+    assert [value for value in outside if allows(held, str(value))] == []
 
 
-def test_an_exclusive_bound_means_the_same_to_the_grammar_and_to_the_check() -> None:
-    for schema, inside, outside in (
-        ({"exclusiveMaximum": 1}, ("0.99999999999999", "0.5"), ("0.99999999999999999999", "1")),
-        ({"exclusiveMinimum": 0}, ("0.0000000000000001", "3"), ("0", "0." + "0" * 400 + "1")),
-        ({"exclusiveMinimum": 2.5, "minimum": 3}, ("3", "7.25"), ("2.9", "2.5000000000000000001")),
-    ):
-        held = hold({"type": "number", **schema})
-        assert [allows(held, text) for text in (*inside, *outside)] == [True, True, False, False], schema
-        assert [held.check.fault(text) for text in inside] == [None, None]
-    whole = hold({"type": "integer", "exclusiveMinimum": 0, "exclusiveMaximum": 3})
-    assert [allows(whole, text) for text in "0123"] == [False, True, True, False]
+def test_bounds_that_cannot_be_held_are_refused_or_checked() -> None:
+    with pytest.raises(InvalidRequest, match=r"at /exclusiveMinimum: .* leave no integer"):
+        hold({"type": "integer", "exclusiveMinimum": 1, "exclusiveMaximum": 2})
+    for bounds in ({"minimum": 2**63}, {"minimum": 2**53 + 1, "maximum": 2**53 + 1}):
+        with pytest.raises(InvalidRequest, match="at /minimum: `minimum`: the bounds are too large or too"):
+            hold({"type": "integer", **bounds})
+        held = hold({"type": "integer", **bounds}, lenient=True)
+        assert held.dropped == tuple(f"/{key}" for key in bounds)
+        assert held.check.fault("0") == "/ breaks `minimum`"
 
 
 def test_a_check_is_by_the_declared_draft_with_formats() -> None:
@@ -207,8 +243,10 @@ def test_a_check_is_by_the_declared_draft_with_formats() -> None:
     assert check.fault('{"d":"2026-02-30"}') == "/d breaks `format`"
     assert check.fault('{"d":NaN}') == "it is not JSON, or nests too deeply"
     price = Check(schema_check.read('{"multipleOf": 0.01}'), frozenset())
-    assert price.fault("19.99") is None
-    assert price.fault("19.999") == "/ breaks `multipleOf`"
+    for text in ("19.99", "1" * 400, "1e300"):
+        assert price.fault(text) is None
+    for text in ("19.999", "1e-300", "1e999"):
+        assert price.fault(text) == "/ breaks `multipleOf`"
     exclusive = '{"$schema":"http://json-schema.org/draft-04/schema#","minimum":1,"exclusiveMinimum":true}'
     assert Check(schema_check.read(exclusive), frozenset()).fault("1") == "/ breaks `minimum`"
 
@@ -222,7 +260,7 @@ def test_a_check_is_by_the_declared_draft_with_formats() -> None:
         ({"type": "object", "if": {"required": ["a"]}, "then": {"required": ["b"]}}, [{}], [{"a": 1}]),
         ({"type": "array", "contains": {"const": 1}, "maxContains": 1}, [[1, 2]], [[], [1, 1]]),
         ({"anyOf": [{"prefixItems": [{"const": 1}]}], "unevaluatedItems": False}, [[1]], [[1, 2]]),
-        ({"$defs": {"a": {"$schema": SCHEMA_2020, "not": {"const": 1}}}, "$ref": "#/$defs/a"}, [2], [1]),
+        ({"$defs": {"a": {"$schema": DRAFT_2020, "not": {"const": 1}}}, "$ref": "#/$defs/a"}, [2], [1]),
     ],
 )
 def test_a_check_takes_each_part_of_a_schema_by_itself(

@@ -7,6 +7,7 @@ because every turn of a conversation repeats its tools and formats.
 from __future__ import annotations
 
 import importlib
+import json
 import time
 from dataclasses import dataclass
 from functools import lru_cache
@@ -141,4 +142,4 @@ class Guides:
 
 def json_text(schema: dict[str, Any], options: dict[str, Any] = OPTIONS) -> bytes:
     """The schema as text for llguidance."""
-    return orjson.dumps({**schema, "x-guidance": options})
+    return json.dumps({**schema, "x-guidance": options}).encode()  # orjson refuses integers beyond 64 bits

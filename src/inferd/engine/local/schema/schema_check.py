@@ -8,10 +8,11 @@ definitions that use each other twice have exponentially many parts.
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from collections.abc import Iterator
-from decimal import Decimal
+from fractions import Fraction
 from functools import cache
 from typing import Any
 
@@ -213,8 +214,8 @@ def _additional_properties(validator: Any, part: Any, instance: Any, schema: Any
 def _multiple_of(validator: Any, divisor: Any, instance: Any, schema: Any) -> Errors:
     if isinstance(instance, bool) or not isinstance(instance, int | float):
         return
-    # As decimal numbers: 19.99 is a multiple of 0.01, which float division denies.
-    if Decimal(repr(instance)) % Decimal(repr(divisor)) != 0:
+    # As they are written: 19.99 is a multiple of 0.01, which float division denies.
+    if abs(instance) == math.inf or Fraction(repr(instance)) % Fraction(repr(divisor)) != 0:
         yield ValidationError("not a multiple")
 
 

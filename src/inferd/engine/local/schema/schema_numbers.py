@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from decimal import Decimal
-from typing import Any
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from typing import Any, TypeGuard
 
 from inferd.engine.local.schema.schema_places import refusal, step
 
 Digits = tuple[int, int]
 ONE: Digits = (1, 0)
-_LARGEST = 2**63 - 1024
 EXACT = 2**53  # integers up to here are exact as float64, in which llguidance keeps a bound
-_SMALLEST = 1e-16  # replaces the float64 next to 0, which has 324 digits
+_LARGEST = 2**63 - 1024  # the largest bound of llguidance
+_LONG = 10**17  # a bound of 19 digits needs another bound on its far side
+_SMALLEST = Decimal("1e-16")  # of a fraction; the float64 next to 0 has 324 digits
 _LOWER, _UPPER = ("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")
 _SIZES = (("minLength", "maxLength"), ("minItems", "maxItems"), ("minProperties", "maxProperties"))
 
@@ -25,9 +26,7 @@ def check_bounds(node: dict[str, Any], pointer: str) -> None:
     pairs = [(low, high) for low in _LOWER for high in _UPPER] + list(_SIZES)
     for low, high in pairs:
         least, most = node.get(low), node.get(high)
-        if isinstance(least, bool) or isinstance(most, bool):  # the style of draft 4
-            continue
-        if not isinstance(least, int | float) or not isinstance(most, int | float):
+        if not _is_number(least) or not _is_number(most):  # absent, or in the style of draft 4
             continue
         if least > most or (least == most and (low.startswith("excl") or high.startswith("excl"))):
             raise refusal(step(pointer, low), f"`{low}` {least} and `{high}` {most} leave no value")
@@ -37,18 +36,32 @@ def check_bounds(node: dict[str, Any], pointer: str) -> None:
             raise refusal(step(pointer, key), f"`{key}` is beyond what a float64 can hold")
 
 
-def hold_bounds(node: dict[str, Any]) -> None:
-    """Changes bounds to equal ones that llguidance accepts, or one step narrower."""
-    _close_bounds(node)
+def hold_bounds(node: dict[str, Any], pointer: str) -> list[str]:
+    """Changes the bounds to inclusive ones that llguidance holds exactly, equal or narrower.
+
+    Returns the bounds that cannot be enforced, and leaves them in the node. Raises ``InvalidRequest`` if they
+    leave no integer.
+    """
+    whole = node.get("type") == "integer"
+    lows, highs = ([key for key in keys if _is_number(node.get(key))] for keys in (_LOWER, _UPPER))
+    low = max((_inside(node, key, whole) for key in lows), default=None)
+    high = min((_inside(node, key, whole) for key in highs), default=None)
+    if low is not None and high is not None and low > high and whole and high >= -EXACT and low <= EXACT:
+        raise refusal(step(pointer, lows[0]), f"`{lows[0]}` and `{highs[0]}` leave no integer")
+    if high is not None:
+        high = min(high, _LARGEST)
+    elif low is not None and low >= _LONG:
+        high = _LARGEST
+    if low is not None:
+        low = max(low, -_LARGEST)
+    elif high is not None and high <= -_LONG:
+        low = -_LARGEST
+    if low is not None and high is not None and low > high:
+        return lows + highs  # those of draft 4 remain beside them, and mean nothing alone
     for key in (*_LOWER, *_UPPER):
-        bound = node.get(key)
-        if isinstance(bound, int) and not isinstance(bound, bool) and abs(bound) > EXACT:
-            node[key] = _inside(bound, upwards=key in _LOWER)
-    # llguidance counts in int64: a bound of 19 digits needs another bound on its far side.
-    if any(_is_beyond(node.get(key), 1) for key in _LOWER) and not any(key in node for key in _UPPER):
-        node["maximum"] = _LARGEST
-    if any(_is_beyond(node.get(key), -1) for key in _UPPER) and not any(key in node for key in _LOWER):
-        node["minimum"] = -_LARGEST
+        node.pop(key, None)
+    node |= {key: bound for key, bound in (("minimum", low), ("maximum", high)) if bound is not None}
+    return []
 
 
 def is_too_large(divisor: Digits) -> bool:
@@ -72,35 +85,35 @@ def least_common(one: Digits, other: Digits) -> Digits:
     return found, exponent
 
 
-def _inside(bound: int, *, upwards: bool) -> int:
-    """The nearest integer inside the bound that is exact as a float64."""
-    nearest = float(bound)
-    if upwards and nearest < bound:
-        nearest = math.nextafter(nearest, math.inf)
-    if not upwards and nearest > bound:
-        nearest = math.nextafter(nearest, -math.inf)
-    return int(nearest)
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _close_bounds(node: dict[str, Any]) -> None:
-    """Turns exclusive bounds of fractions into inclusive ones, a step further in.
+def _inside(node: dict[str, Any], key: str, whole: bool) -> float:
+    """The nearest inclusive bound inside that of ``key`` which llguidance holds exactly.
 
-    llguidance compares decimals, with bounds of 15 digits. A decimal closer to the bound than float64
-    resolves equals the bound once it is read.
+    llguidance compares decimals, with bounds of 15 digits, of which 22 stand behind the point. A decimal
+    closer to a bound than float64 resolves equals the bound once it is read: so an exclusive bound moves by
+    its last digit.
     """
-    if node.get("type") == "integer":
-        return
-    for key, to, inclusive in (("exclusiveMinimum", 1, "minimum"), ("exclusiveMaximum", -1, "maximum")):
-        bound = node.get(key)
-        if isinstance(bound, bool) or not isinstance(bound, int | float) or abs(bound) > EXACT:
-            continue
+    bound, up = node[key], key in _LOWER
+    exclusive = key.startswith("exclusive") or node.get(f"exclusive{key.capitalize()}") is True  # of draft 4
+    if whole and abs(bound) >= EXACT:
+        near = float(max(-(2**64), min(2**64, bound)))
+        if exclusive or (near < bound if up else near > bound):
+            near = math.nextafter(near, math.inf if up else -math.inf)
+        return int(near)
+    if abs(bound) >= EXACT:
+        exact = Decimal(bound)
+        unit = Decimal(1).scaleb(exact.adjusted() - 14)
+    else:
         exact = Decimal(repr(bound))
-        nearest = float(exact + to * Decimal(10) ** (exact.adjusted() - 14)) if bound else to * _SMALLEST
-        held = node.get(inclusive, nearest)
-        if isinstance(held, int | float):
-            node[inclusive] = max(held, nearest) if to > 0 else min(held, nearest)
-            del node[key]
-
-
-def _is_beyond(bound: Any, sign: int) -> bool:
-    return isinstance(bound, int | float) and not isinstance(bound, bool) and bound * sign >= 10**17
+        unit = Decimal(1).scaleb(max(-22, min(0, exact.adjusted() - 14))) if exact else _SMALLEST
+    if whole:
+        unit = Decimal(1)
+    inside = exact.quantize(unit, ROUND_CEILING if up else ROUND_FLOOR)
+    if exclusive and inside == exact:
+        inside += unit if up else -unit
+    if 0 < abs(inside) < _SMALLEST:
+        inside = (_SMALLEST if up else Decimal(0)) if inside > 0 else (Decimal(0) if up else -_SMALLEST)
+    return int(inside) if inside == inside.to_integral_value() else float(inside)

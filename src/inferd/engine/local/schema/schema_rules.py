@@ -290,7 +290,8 @@ class _Rewriter:
             self._drop(node, pointer, "pattern", why)
 
     def _numbers(self, node: dict[str, Any], pointer: str) -> None:
-        schema_numbers.hold_bounds(node)
+        for key in schema_numbers.hold_bounds(node, pointer):
+            self._drop(node, pointer, key, "the bounds are too large or too close to be enforced")
         if "multipleOf" in node:
             self._divisor(node, pointer)
         for key in ("const", "enum"):
