@@ -150,6 +150,27 @@ def test_a_state_that_is_larger_than_the_budget_is_not_kept(directory: Path) -> 
     assert [path.name for path in directory.iterdir()] == ["key"]
 
 
+@pytest.mark.parametrize("room", [1, 2, 3])
+def test_files_that_are_written_at_once_share_the_budget(
+    room: int, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget = room * (len(STATE) + 500)
+    files = StateFiles(directory, budget)
+    save(files, head(b"old"))
+    write_all, second = states._write_all, []
+
+    def write_and_save_another(fd: int, data: bytes | memoryview) -> None:
+        monkeypatch.setattr(states, "_write_all", write_all)
+        second.append(save(files, head(b"second")))
+        write_all(fd, data)
+
+    monkeypatch.setattr(states, "_write_all", write_and_save_another)
+    assert save(files, head(b"first"))
+    assert bool(second[0]) == (room > 1)
+    assert sum(path.stat().st_size for path in directory.glob("*.state")) <= budget
+    assert [kept.head.tokens for kept in files.files()] == [b"old", b"second", b"first"][3 - room :]
+
+
 def test_a_disk_that_is_nearly_full_is_left_alone(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = StateFiles(directory, 1 << 20)
     monkeypatch.setattr(states, "FREE_BYTES", 1 << 62)

@@ -83,6 +83,8 @@ class StateFiles:
         self._lock = threading.Lock()
         self._files: dict[int, Kept] = {}
         self._last = 0
+        self._unfinished = 0
+        """The bytes of the files that are being written."""
         self.removed = 0
         """The number of removed files: damaged, cut short, or made with another key."""
         ensure_private_dir(directory)
@@ -142,17 +144,22 @@ class StateFiles:
         if len(packed) > MAX_HEAD_BYTES or whole > self._budget or os.fstat(fd).st_size != head.size:
             return 0, []
         with self._lock:
+            if self._unfinished + whole > self._budget:
+                return 0, []
             own = {n for n in replaces if n in self._files and self._files[n].head.owner == head.owner}
             gone = self._make_room(whole, head.owner, own)
+            self._unfinished += whole
+        path = None
         try:
             free = os.statvfs(self._directory)
-            if free.f_bavail * free.f_frsize < whole + FREE_BYTES:
-                return 0, gone
-            path = self._write(packed, fd, head.size)
+            if free.f_bavail * free.f_frsize >= whole + FREE_BYTES:
+                path = self._write(packed, fd, head.size)
         except OSError as error:
             _log.warn("cache_not_saved", error=error.strerror)
-            return 0, gone
         with self._lock:
+            self._unfinished -= whole
+            if path is None:
+                return 0, gone
             kept = self._add(path, head, whole - head.size - _MAC_BYTES)
             for number in own & self._files.keys():
                 self._remove(self._files[number])
@@ -189,7 +196,7 @@ class StateFiles:
         """Removes files until ``size`` bytes and a file of ``owner`` fit: first the ``replaced``, then the
         least recently used. Returns the numbers of the removed files."""
         gone = []
-        total = sum(kept.bytes for kept in self._files.values())
+        total = self._unfinished + sum(kept.bytes for kept in self._files.values())
         own = sum(kept.head.owner == owner for kept in self._files.values())
         for kept in sorted(self._files.values(), key=lambda kept: (kept.number not in replaced, _used(kept))):
             full = total + size > self._budget
