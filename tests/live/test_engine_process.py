@@ -142,6 +142,22 @@ def test_a_crash_ends_the_running_request_and_no_other(
     assert number.name in died[0]["reason"]
 
 
+def test_a_crash_loop_opens_the_breaker(daemon: Start, config: Path) -> None:
+    process = serve(daemon, config)
+    with process.subscribe() as admin, process.connect() as wire:
+        for deaths in range(1, 4):
+            process.wait_event("engine_started", deaths)
+            os.kill(engine(process), signal.SIGKILL)
+            process.wait_event("engine_died", deaths)
+        while (frame := admin.frame())["status"] != "breaker":
+            pass
+        assert (frame["backend"], frame["state"]) == ("chat", "open")
+        ask(wire)
+        refused = [*wire.frames()][-1]
+        assert (refused["type"], refused["code"]) == ("error", "backend_unavailable")
+    assert len(process.events("engine_crash_loop")) == 1
+
+
 def test_a_deadline_is_answered_though_the_engine_is_stopped(daemon: Start, config: Path) -> None:
     process = serve(daemon, config)
     child = engine(process)

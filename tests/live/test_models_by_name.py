@@ -241,29 +241,53 @@ def serves(client: httpx.Client) -> bool:
     return False
 
 
-def test_five_models_share_the_room_for_two(daemon: Start, short_dir: Path) -> None:
+@pytest.mark.parametrize(("models", "room"), [(2, 1), (5, 2)])
+def test_models_share_the_room_for_fewer(models: int, room: int, daemon: Start, short_dir: Path) -> None:
+    """Several clients of each model send their requests at the same time; each is answered by its model."""
     store = ModelStore(short_dir / "models")
-    names = [f"m{number}" for number in range(5)]
+    names = [f"m{number}" for number in range(models)]
     for number, name in enumerate(names):
         path = stock(store, name, write_llama(short_dir / "m.gguf", temp=number / 10).read_bytes())
     with path.open("rb") as file:
         need = read_card(file.fileno()).memory_bytes(8192, 1)
-    room = {"active_permits": 1, "memory_budget_bytes": 2 * need + need // 2}
-    process = daemon(MODELS_HOME=store.home, threads=1, **room).wait_ready()
+    options = {"active_permits": 1, "memory_budget_bytes": room * need + need // 2}
+    process = daemon(MODELS_HOME=store.home, threads=1, **options).wait_ready()
     question = [{"role": "user", "content": "hi"}]
     with ExitStack() as open_wires:
-        wires = [open_wires.enter_context(process.connect()) for _ in names]
-        for name, wire in zip(names, wires, strict=True):
+        wires = [(name, open_wires.enter_context(process.connect())) for name in names * 3]
+        for name, wire in wires:
             wire.send({"id": name, "messages": question, "max_tokens": 8, "model": name})
-        for name, wire in zip(names, wires, strict=True):
+        for name, wire in wires:
             done = [*wire.frames()][-1]
             assert (done["type"], done.get("model")) == ("done", name), done
     loaded: set[str] = set()
-    process.wait_event("model_resident", 5)
+    process.wait_event("model_resident", models)
     for event in process.events():
         if event["msg"] == "model_resident":
             loaded.add(event["model"])
-            assert len(loaded) <= 2
+            assert len(loaded) <= room
         elif event["msg"] == "model_unloaded":
             loaded.remove(event["model"])
+    process.note_resources()
+
+
+def test_a_damaged_model_costs_its_own_requests_and_nothing_else(daemon: Start, short_dir: Path) -> None:
+    store = ModelStore(short_dir / "models")
+    sound = write_llama(short_dir / "m.gguf").read_bytes()
+    tensors = sound.index(b"blk.0.ffn_down")
+    garbled = sound[:tensors] + bytes(range(256)) + sound[tensors + 256 :]
+    for name, data in {
+        "sound": sound,
+        "cut": sound[:-5000],
+        "garbled": garbled,
+        "short": sound[:100],
+    }.items():
+        stock(store, name, data)
+    process = daemon(MODELS_HOME=store.home, threads=1, active_permits=1).wait_ready()
+    for _ in range(2):
+        for name in ("cut", "garbled", "short"):
+            refused = ask(process, model=name)
+            assert (refused["type"], refused["code"]) == ("error", "internal"), refused
+            assert "load" in refused["message"] or "damaged" in refused["message"]
+    assert ask(process, model="sound")["type"] == "done"
     process.note_resources()

@@ -10,6 +10,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -269,6 +270,30 @@ async def test_a_crash_loop_is_reported_and_fails_waiting_requests() -> None:
             os.kill(last, signal.SIGKILL)
             await until(lambda last=last: pid_of(model) != last)  # type: ignore[misc]
             assert told.is_set() == (deaths == 3)
+
+
+async def test_each_restart_waits_longer_until_a_process_was_healthy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waits: list[int] = []
+
+    class BackOff(tuple[float, ...]):
+        __slots__ = ()
+
+        def __getitem__(self, number: Any) -> Any:
+            waits.append(number)
+            return 0.0
+
+    assert supervisor.BACK_OFF_SECS == (0.0, 1.0, 5.0, 30.0)
+    monkeypatch.setattr(supervisor, "BACK_OFF_SECS", BackOff(supervisor.BACK_OFF_SECS))
+    async with hosted() as model:
+        for healthy_secs in (60.0, 60.0, 60.0, 60.0, 60.0, 0.0):
+            monkeypatch.setattr(supervisor, "HEALTHY_SECS", healthy_secs)
+            await until(lambda: model._serving is not None)
+            os.kill(pid_of(model), signal.SIGKILL)
+            await until(lambda: model._serving is None)
+        await until(lambda: model._serving is not None)
+    assert waits == [0, 1, 2, 3, 3, 0]
 
 
 async def test_a_file_that_was_changed_is_not_loaded_again() -> None:
