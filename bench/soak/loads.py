@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from bench.soak.served import KEPT
 from inferd import AsyncAdminClient, AsyncClient, Attachment, Done, RequestFailed, Text, ToolUse
 
 SILENCE_SECS = 240.0
@@ -46,6 +47,10 @@ class Guest:
         self.runtime = runtime
         self.chance = chance
         self.client = AsyncClient(runtime / "infer.sock", timeout=SILENCE_SECS)
+
+    def model(self) -> str | None:
+        """The model to ask: the first one, or the one that no reload replaces."""
+        return self.chance.choice((None, KEPT))
 
     def prompt(self, words: int = 12) -> str:
         topic = self.chance.choice(TOPICS)
@@ -107,12 +112,15 @@ def v1(prompt: str, **more: Any) -> bytes:
 
 
 async def short(guest: Guest) -> str:
-    return (await guest.client.generate(guest.prompt(), max_tokens=8).result()).stop_reason
+    asked = guest.client.generate(guest.prompt(), model=guest.model(), max_tokens=8)
+    return (await asked.result()).stop_reason
 
 
 async def long(guest: Guest) -> str:
     said = ""
-    async with guest.client.generate(guest.prompt(150), max_tokens=guest.chance.randint(20, 80)) as answer:
+    tokens = guest.chance.randint(20, 80)
+    asked = guest.client.generate(guest.prompt(150), model=guest.model(), max_tokens=tokens)
+    async with asked as answer:
         async for event in answer:
             if isinstance(event, Done):
                 assert event.content == said, "the answer is not the sum of its tokens"
@@ -122,7 +130,8 @@ async def long(guest: Guest) -> str:
 
 
 async def conversation(guest: Guest) -> str:
-    chat = guest.client.chat("Be brief.", max_tokens=12, session=f"s{guest.chance.randint(0, 3)}")
+    session = f"s{guest.chance.randint(0, 3)}"
+    chat = guest.client.chat("Be brief.", model=guest.model(), max_tokens=12, session=session)
     for _ in range(3):
         await chat.ask([Attachment("text", guest.prompt().encode()), "Go on."]).result()
     assert len(chat.turns) in (0, 2, 4, 6), "a turn is missing"
@@ -130,7 +139,9 @@ async def conversation(guest: Guest) -> str:
 
 
 async def tool(guest: Guest) -> str:
-    asked = guest.client.messages(guest.prompt(2), tools=[TOOL], tool_choice="required", max_tokens=60)
+    asked = guest.client.messages(
+        guest.prompt(2), model=guest.model(), tools=[TOOL], tool_choice="required", max_tokens=60
+    )
     async with asked as answer:
         events = [event async for event in answer]
     called = any(isinstance(event, ToolUse) for event in events)
@@ -140,7 +151,8 @@ async def tool(guest: Guest) -> str:
 
 
 async def schema(guest: Guest) -> str:
-    done = await guest.client.generate("Invent a person.", json_schema=PERSON, max_tokens=60).result()
+    asked = guest.client.generate("Invent a person.", model=guest.model(), json_schema=PERSON, max_tokens=60)
+    done = await asked.result()
     if done.stop_reason == "end":
         assert json.loads(done.content).keys() == {"name", "age"}
     return done.stop_reason
@@ -188,7 +200,8 @@ async def burst(guest: Guest) -> str:
 
 async def hurried(guest: Guest) -> str:
     try:
-        answer = guest.client.generate(guest.prompt(60), deadline_ms=guest.chance.randint(1, 400))
+        limit = guest.chance.randint(1, 400)
+        answer = guest.client.generate(guest.prompt(60), model=guest.model(), deadline_ms=limit)
         return (await answer.result()).stop_reason
     except RequestFailed as error:
         return _expect(error, "deadline_exceeded")
@@ -254,7 +267,8 @@ async def cut(guest: Guest) -> str:
 async def leaver(guest: Guest) -> str:
     """Disconnects after some tokens, or while it waits for the first one."""
     tokens = guest.chance.choice((0, 0, 1, 2, 5))
-    async with guest.client.generate(guest.prompt(guest.chance.choice((2, 150)))) as answer:
+    prompt = guest.prompt(guest.chance.choice((2, 150)))
+    async with guest.client.generate(prompt, model=guest.model()) as answer:
         if not tokens:
             await asyncio.sleep(guest.chance.random() * 0.5)
         for _ in range(tokens):
@@ -265,7 +279,8 @@ async def leaver(guest: Guest) -> str:
 
 async def hung_up(guest: Guest) -> str:
     """A client whose task is cancelled at any moment."""
-    task = asyncio.create_task(guest.client.messages(guest.prompt(100), max_tokens=100).result())
+    asked = guest.client.messages(guest.prompt(100), model=guest.model(), max_tokens=100)
+    task = asyncio.create_task(asked.result())
     await asyncio.sleep(guest.chance.random())
     task.cancel()
     try:
@@ -318,7 +333,8 @@ async def idle(guest: Guest) -> str:
 
 async def blocks(guest: Guest) -> str:
     said: list[str] = []
-    async with guest.client.messages(guest.prompt(), max_tokens=30, stop=["the"]) as answer:
+    asked = guest.client.messages(guest.prompt(), model=guest.model(), max_tokens=30, stop=["the"])
+    async with asked as answer:
         async for event in answer:
             if isinstance(event, Text):
                 said.append(event.text)

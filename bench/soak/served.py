@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -22,17 +23,26 @@ N_CTX = 512
 ACTIVE_PERMITS = 4
 QUEUE_DEPTH = 16
 IDLE_SECS = 2
+KEPT = "kept"
+"""The model that no reload replaces."""
+CACHE_MIB, CACHE_DISK_MIB = 24, 40
+"""The budgets of the prefix cache, so small that prefixes are evicted all the time."""
 PATIENCE_SECS = 300.0
 
 
-def config(model: Path, n_batch: int, queue_depth: int, log_level: str) -> str:
-    """A configuration. Another ``n_batch`` makes another model of the same file, which takes a moment to
-    load."""
-    text = {"kind": "llamacpp", "name": f"text-{n_batch}", "model_path": str(model), "n_ctx": N_CTX}
+def config(model: Path, name: str, queue_depth: int, log_level: str) -> str:
+    """A configuration with two models of one file. A reload with another ``name`` loads the first model again
+    and keeps the second."""
+    text = {"kind": "llamacpp", "name": name, "model_path": str(model), "n_ctx": N_CTX}
     return json.dumps(
         {
-            "backends": [text, {"kind": "mock", "name": "vectors", "embed": True}],
-            "engine": {"active_permits": ACTIVE_PERMITS, "queue_depth": queue_depth, "n_batch": n_batch},
+            "backends": [text, {**text, "name": KEPT}, {"kind": "mock", "name": "vectors", "embed": True}],
+            "engine": {
+                "active_permits": ACTIVE_PERMITS,
+                "queue_depth": queue_depth,
+                "cache_mib": CACHE_MIB,
+                "cache_disk_mib": CACHE_DISK_MIB,
+            },
             "limits": {"idle_timeout_secs": IDLE_SECS},
             "log_level": log_level,
         }
@@ -48,9 +58,9 @@ class Served:
         self._report = self.home / "report.json"
         self._config = self.home / "config.json"
         self._output = (self.home / "output").open("w+")
-        loud, quiet = config(model, 512, QUEUE_DEPTH, "info"), config(model, 512, QUEUE_DEPTH - 2, "debug")
-        other = config(model, 256, QUEUE_DEPTH, "info")
-        broken, missing = loud[:-1], config(self.home / "none.gguf", 128, QUEUE_DEPTH, "info")
+        loud, quiet = config(model, "a", QUEUE_DEPTH, "info"), config(model, "a", QUEUE_DEPTH - 2, "debug")
+        other = config(model, "b", QUEUE_DEPTH, "info")
+        broken, missing = loud[:-1], config(self.home / "none.gguf", "c", QUEUE_DEPTH, "info")
         self._first = loud
         self._turns = (quiet, loud, broken, other, missing, loud)
         self._reloads = 0
@@ -104,7 +114,7 @@ class Served:
         return (self.home / "output").read_text(errors="replace")[-4000:]
 
     async def inventory(self) -> dict[str, Any]:
-        """The inventory of the process once it is idle; memory in MiB."""
+        """The inventory of the process and of the engine of ``KEPT`` once they are idle; memory in MiB."""
         self._report.unlink(missing_ok=True)
         self.process.send_signal(signal.SIGUSR1)
         await until(self._report.exists)
@@ -115,14 +125,42 @@ class Served:
             "threads": sorted((task / "comm").read_text().strip() for task in (proc / "task").iterdir()),
             "descriptors": sorted(name for name in descriptors if name),
             **self.memory(),
+            **await self.engine(),
         }
 
     def memory(self) -> dict[str, float]:
         """The resident memory, and the part that no file backs, unlike mapped weights."""
-        names = {"VmRSS:": "resident MiB", "RssAnon:": "anonymous MiB"}
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        lines = [line.split() for line in status.splitlines()]
-        return {names[line[0]]: round(int(line[1]) / 1024, 1) for line in lines if line[0] in names}
+        return _memory(self.process.pid)
+
+    async def engine(self) -> dict[str, Any]:
+        """The restarts and the memory of the engine of ``KEPT``."""
+        async with AsyncAdminClient(self.runtime / "admin.sock", PATIENCE_SECS) as admin:
+            rows = (await admin.status()).backends
+        found = next(row["engine"] for row in rows if row["name"] == KEPT)
+        return {
+            "engine restarts": found["restarts"],
+            **{f"engine's {name}": size for name, size in _memory(found["pid"]).items()},
+        }
+
+    async def beyond_budget(self) -> list[str]:
+        """The faults of a prefix cache that exceeds its budgets; empty without a fault."""
+        async with AsyncAdminClient(self.runtime / "admin.sock", PATIENCE_SECS) as admin:
+            backends = (await admin.status()).metrics["backends"]
+        found = [
+            f"{name} holds {row['cache_bytes']} bytes of prefixes"
+            for name, row in backends.items()
+            if row["cache_bytes"] > CACHE_MIB << 20
+        ]
+        files = self.cache_files_bytes()
+        return [*found, *([f"the files have {files} bytes"] if files > CACHE_DISK_MIB << 20 else [])]
+
+    def cache_files_bytes(self) -> int:
+        """The size of all files of the prefix cache, unfinished ones included."""
+        sizes = []
+        for path in (self.home / ".inferd" / "cache").glob("*.*"):  # not the key
+            with contextlib.suppress(FileNotFoundError):  # removed in between
+                sizes.append(path.stat().st_size)
+        return sum(sizes)
 
     def stop(self) -> int:
         """The exit status."""
@@ -134,6 +172,12 @@ class Served:
 
     def clean(self) -> None:
         shutil.rmtree(self.home)
+
+
+def _memory(pid: int) -> dict[str, float]:
+    names = {"VmRSS:": "resident MiB", "RssAnon:": "anonymous MiB"}
+    lines = [line.split() for line in Path(f"/proc/{pid}/status").read_text().splitlines()]
+    return {names[line[0]]: round(int(line[1]) / 1024, 1) for line in lines if line[0] in names}
 
 
 def _target(fd: Path) -> str:
