@@ -7,7 +7,7 @@
              Counts requests without text or a typed error, dead connections, and remaining processes;
              measures the time to the errors, and the time to the next token as a multiple of the time from
              the start of a process until it is ready
-    loads    PSS of the daemon and its children before and after many loads and unloads of a model
+    loads    PSS of the daemon and its children after the first load and unload of a model, and after many
     switch   round trips with one resident model, and with two models in turn
     headers  models with damaged headers, first for the reader of headers, then loaded on demand: the daemon
              must survive
@@ -169,9 +169,13 @@ def loads(directory: Path, model: Path, count: int) -> None:
     store = ModelStore(directory / "models")
     stock(store, "visitor", write_llama(directory / "visitor.gguf").read_bytes())
 
-    def pss(process: DaemonProcess) -> int:
+    def pss(process: DaemonProcess) -> tuple[float, float]:
+        """In MiB, with and without the pages of files, whose share changes with every other process."""
         pids = [process.process.pid, *children(process.process.pid)]
-        return sum(kilobytes(pid, "smaps_rollup", "Pss:") for pid in pids)
+        whole, anonymous = (
+            sum(kilobytes(pid, "smaps_rollup", key) for pid in pids) / 1024 for key in ("Pss:", "Pss_Anon:")
+        )
+        return whole, anonymous
 
     with (
         serving(directory / "l", backend="mock", MODELS_HOME=store.home, core_dumps="true") as process,
@@ -190,7 +194,10 @@ def loads(directory: Path, model: Path, count: int) -> None:
         for _ in range(count):
             visit()
         after = pss(process)
-    say(f"loads: {before / 1024:.2f} MiB of PSS before {count} loads, {after / 1024:.2f} MiB after")
+    say(
+        f"loads: {before[0]:.2f} MiB of PSS before {count} loads, {after[0]:.2f} MiB after; without pages of"
+        f" files {before[1]:.2f} and {after[1]:.2f}"
+    )
 
 
 def switch(directory: Path, model: Path, count: int) -> None:
@@ -298,7 +305,7 @@ def cold(directory: Path, model: Path, count: int) -> None:
             last(wire)
             admin.unload("cold")
             until(lambda: not children(process.process.pid))
-            ours.append(took - import_secs(sys.executable, "inferd.engine.local.host"))
+            ours.append(took - import_secs(sys.executable, "inferd.engine.local.child.host"))
             theirs.append(llama_server_secs(model) - import_secs(peer_python, "xllamacpp"))
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     median = statistics.median
