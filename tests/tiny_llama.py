@@ -35,7 +35,7 @@ VOCABULARY = 8192
 _ALIGNMENT = 32
 _UINT16, _UINT32, _INT32, _FLOAT32, _STRING, _ARRAY = 2, 4, 5, 6, 8, 9
 _WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-_CONTROL = 3  # the type of a token that is no text
+_NORMAL, _CONTROL = 1, 3  # the types of a token that is text, and of one that is none
 
 
 def write_llama(
@@ -45,15 +45,18 @@ def write_llama(
     keys: Mapping[str, int] | None = None,
     eager: bool = False,
     whole: bool = False,
+    vocabulary: int = 0,
     **sampling: float,
 ) -> Path:
     """Writes a model of one layer, which prefers tokens that end something; returns its path.
 
     An ``eager`` model ends its turn as soon as it may. Its file recommends ``sampling`` and has the further
     ``keys``. With several ``files`` the model is split, and the path is that of the first file.
+    Unlikely tokens are added until there are ``vocabulary`` tokens.
     """
     width = WIDTH
     tokenizer = _whole_tokenizer() if whole else _tokenizer()
+    tokenizer = _longer(tokenizer, vocabulary)
     tokens = _texts(tokenizer["tokenizer.ggml.tokens"])
     output = np.zeros((len(tokens), width), dtype=np.float32)
     output[:, 0] = [LIKELY if text[:1] and text[0] in ENDS else 0.0 for text in tokens]
@@ -228,6 +231,18 @@ def _tokenizer() -> dict[str, bytes]:
         items = found[f"tokenizer.ggml.{name}"]
         found[f"tokenizer.ggml.{name}"] = _first(items, _count(items) - less)
     return found
+
+
+def _longer(tokenizer: Mapping[str, bytes], vocabulary: int) -> Mapping[str, bytes]:
+    """The tokenizer with at least so many tokens."""
+    tokens, types = (tokenizer[f"tokenizer.ggml.{name}"] for name in ("tokens", "token_type"))
+    more = range(_count(tokens), vocabulary)
+    if not more:
+        return tokenizer
+    count = struct.pack("<Q", vocabulary)
+    tokens = tokens[:8] + count + tokens[16:] + b"".join(_text(f"<more {number}>") for number in more)
+    types = types[:8] + count + types[16:] + struct.pack("<i", _NORMAL) * len(more)
+    return {**tokenizer, "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types}
 
 
 def _count(value: bytes) -> int:

@@ -287,14 +287,7 @@ cdef class Engine:
             c_grammar.triggers = prompt.rendered.triggers
             c_grammar.trigger_tokens = prompt.rendered.trigger_tokens
             c_grammar.prefill = prompt.rendered.prefill
-        params.temperature = sampling.temperature
-        params.top_p = sampling.top_p
-        params.top_k = min(sampling.top_k, 2**31 - 1)
-        params.min_p = sampling.min_p
-        params.repeat_penalty = sampling.repeat_penalty
-        params.presence_penalty = sampling.presence_penalty
-        params.frequency_penalty = sampling.frequency_penalty
-        params.seed = sampling.seed
+        params = settings_of(sampling)
         with nogil:
             job.get().sampler = Sampler.make(self.model.vocab, params, c_grammar, error)
         if not job.get().sampler:

@@ -1,4 +1,35 @@
-# Top-p sampling as Python functions, ours and llama.cpp's. Part of _llama.pyx.
+# Sampling as Python functions: a whole draw, and top-p alone, ours and llama.cpp's. Part of _llama.pyx.
+
+
+cdef SamplingParams settings_of(sampling):
+    """The settings of an :class:`inferd.sampling.SamplingParams` in which no value is ``None``."""
+    cdef SamplingParams settings
+    settings.temperature = sampling.temperature
+    settings.top_p = sampling.top_p
+    settings.top_k = min(sampling.top_k, 2**31 - 1)
+    settings.min_p = sampling.min_p
+    settings.repeat_penalty = sampling.repeat_penalty
+    settings.presence_penalty = sampling.presence_penalty
+    settings.frequency_penalty = sampling.frequency_penalty
+    settings.seed = sampling.seed
+    return settings
+
+
+def draws(Model model, const float[::1] logits, sampling, int count):
+    """The first ``count`` tokens that a request with this ``sampling`` draws from equal logits."""
+    cdef SamplingParams settings = settings_of(sampling)
+    cdef Grammar none
+    cdef string error
+    cdef unique_ptr[Sampler] sampler
+    cdef vector[llama_token] drawn
+    cdef int i
+    if logits.shape[0] != llama_vocab_n_tokens(model.vocab):
+        raise ValueError(logits.shape[0])
+    with nogil:
+        sampler = Sampler.make(model.vocab, settings, none, error)
+        for i in range(count):
+            drawn.push_back(sampler.get().sample(&logits[0]))
+    return drawn
 
 
 def nucleus(const float[::1] logits, float top_p):
