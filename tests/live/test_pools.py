@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from inferd.client import AdminClient
 from inferd.config import sources
 from tests.daemon_process import DaemonProcess, until
@@ -123,11 +125,25 @@ def test_a_reload_changes_pools_without_rebuilding_backends(
     assert not process.events("backend_closed")
 
 
-def test_the_configuration_of_the_page(tmp_path: Path) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "scale.md").read_text()
-    for shown in re.findall(r"^```json\n(.*?)^```$", page, re.M | re.S):
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = ["scale.md", "rpc.md", *sorted(page.name for page in DOCS.glob("upstream-*.md"))]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_configuration_of_a_page(name: str, tmp_path: Path) -> None:
+    shown = re.findall(r"^```json\n(.*?)^```$", (DOCS / name).read_text(), re.M | re.S)
+    assert shown
+    for text in shown:
         path = tmp_path / "config.json"
-        path.write_text(shown)
-        settings, notes = sources.load({"config": path}, {"HOME": str(tmp_path)})
+        path.write_text(text)
+        settings, notes = sources.load({"config": path}, {"HOME": str(tmp_path), "LITELLM_MASTER_KEY": "k"})
         assert notes == []
         assert settings.backends
+
+
+def test_every_page_is_listed_as_run_or_not_run() -> None:
+    overview = (DOCS / "scale.md").read_text()
+    for name in PAGES[2:]:
+        not_run = f"[{name}]({name}) | not run |" in overview
+        assert not_run or f"[{name}]({name}) | run" in overview
+        assert ("**not run**" in (DOCS / name).read_text()) == not_run

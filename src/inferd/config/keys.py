@@ -107,7 +107,7 @@ BACKEND_KEYS: dict[str, tuple[Key, ...]] = {
         Key(
             "rpc",
             Workers(),
-            "The workers on other hosts that compute a part of the model (docs/scale.md). Without a GPU on "
+            "The workers on other hosts that compute a part of the model (docs/rpc.md). Without a GPU on "
             "this host, each worker and this host get an equal share of the layers; `n_gpu_layers` sets the "
             "number of layers for all workers together.",
         ),
