@@ -2,7 +2,8 @@
 
 ``python -m bench.bars.ray_serve`` needs ``ray[serve]`` and serves the default model. Clients stream short
 answers without pause. A request without a part of its answer must be served when the node dies. A request
-with a part may end with an error in the shape of its API, and with nothing else. Ends with 1 otherwise.
+with a part may end with an error in the shape of its API, and with nothing else. Ends with 1 otherwise. On a
+busy machine each step takes longer: ``--patience`` is the limit of a step and of a request, in seconds.
 """
 
 from __future__ import annotations
@@ -27,25 +28,34 @@ from inferd.ray import build_app
 
 MODEL = "smollm2-135m-instruct"
 CLIENTS = 8
-PATIENCE_SECS = 240.0
 
 
 class Load:
     """Clients, each of which repeats its request after every answer. ``ends`` counts how requests ended."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, patience: float) -> None:
         self._url = url
+        self._patience = patience
         self._ending = False
         self.ends: Counter[str] = Counter()
         self.streaming = 0
         """The number of requests that have received a part of the answer."""
 
     async def run(self, clients: int, meanwhile: Callable[[Load], Awaitable[None]]) -> None:
-        async with httpx.AsyncClient(timeout=PATIENCE_SECS) as http:
+        async with httpx.AsyncClient(timeout=self._patience) as http:
             tasks = [asyncio.create_task(self._client(http, number)) for number in range(clients)]
             await meanwhile(self)
             self._ending = True
             await asyncio.gather(*tasks)
+
+    async def until(self, condition: Callable[[], bool]) -> float:
+        """Waits for a condition; returns the seconds. Raises TimeoutError."""
+        started = time.monotonic()
+        while not condition():
+            if time.monotonic() - started > self._patience:
+                raise TimeoutError(f"still waiting after {self._patience:.0f} s; so far {dict(self.ends)}")
+            await asyncio.sleep(0.2)
+        return time.monotonic() - started
 
     async def _client(self, http: httpx.AsyncClient, number: int) -> None:
         turn = 0
@@ -83,16 +93,6 @@ class Load:
             self.streaming -= came
 
 
-async def until(condition: Callable[[], bool], seconds: float = PATIENCE_SECS) -> float:
-    """Waits for a condition; returns the seconds. Raises TimeoutError."""
-    started = time.monotonic()
-    while not condition():
-        if time.monotonic() - started > seconds:
-            raise TimeoutError
-        await asyncio.sleep(0.2)
-    return time.monotonic() - started
-
-
 def replicas() -> int:
     """The running replicas of the model."""
     for application in serve.status().applications.values():
@@ -115,29 +115,29 @@ def lost(ends: Counter[str]) -> list[str]:
     return [end for end in ends if end != "answered" and not end.startswith("error after a token")]
 
 
-async def killed_node(cluster: Cluster, node: Any, url: str) -> bool:
+async def killed_node(cluster: Cluster, node: Any, url: str, patience: float) -> bool:
     async def kill(load: Load) -> None:
-        await until(lambda: load.ends["answered"] >= 2 * CLIENTS)
-        await until(lambda: load.streaming >= 3)
+        await load.until(lambda: load.ends["answered"] >= 2 * CLIENTS)
+        await load.until(lambda: load.streaming >= 3)
         before = load.ends["answered"]
         await asyncio.to_thread(cluster.remove_node, node, False)
         print(f"a node was killed after {before} answers", flush=True)
-        await until(lambda: load.ends["answered"] >= before + 4 * CLIENTS)
+        await load.until(lambda: load.ends["answered"] >= before + 4 * CLIENTS)
 
-    load = Load(url)
+    load = Load(url, patience)
     await load.run(CLIENTS, kill)
     print(dict(load.ends), flush=True)
     return not lost(load.ends)
 
 
-async def scaled(url: str) -> bool:
+async def scaled(url: str, patience: float) -> bool:
     async def up(load: Load) -> None:
-        print(f"3 replicas after {await until(lambda: replicas() == 3):.0f} s", flush=True)
+        print(f"3 replicas after {await load.until(lambda: replicas() == 3):.0f} s", flush=True)
 
     async def down(load: Load) -> None:
-        print(f"1 replica after {await until(lambda: replicas() == 1):.0f} s", flush=True)
+        print(f"1 replica after {await load.until(lambda: replicas() == 1):.0f} s", flush=True)
 
-    busy, quiet = Load(url), Load(url)
+    busy, quiet = Load(url, patience), Load(url, patience)
     await busy.run(3 * CLIENTS, up)
     await quiet.run(1, down)
     print(dict(busy.ends), dict(quiet.ends), flush=True)
@@ -147,7 +147,9 @@ async def scaled(url: str) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--part", choices=("node", "scale"), action="append")
-    parts = parser.parse_args().part or ["node", "scale"]
+    parser.add_argument("--patience", type=float, default=240.0)
+    options = parser.parse_args()
+    parts = options.part or ["node", "scale"]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -162,7 +164,7 @@ def main() -> int:
         if "node" in parts:
             # Each node has room for one replica; the head also has room for the ingress.
             serve.run(application(min_replicas=2, max_replicas=2), name="bars")
-            good &= asyncio.run(killed_node(cluster, second, url))
+            good &= asyncio.run(killed_node(cluster, second, url, options.patience))
             serve.delete("bars")
             second = None
         if "scale" in parts:
@@ -171,7 +173,7 @@ def main() -> int:
             cluster.add_node(num_cpus=3)
             quick = {"upscale_delay_s": 1.0, "downscale_delay_s": 5.0, "metrics_interval_s": 1.0}
             serve.run(application(min_replicas=1, max_replicas=3, autoscaling=quick), name="bars")
-            good &= asyncio.run(scaled(url))
+            good &= asyncio.run(scaled(url, options.patience))
     finally:
         with contextlib.suppress(Exception):
             serve.shutdown()
