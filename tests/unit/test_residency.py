@@ -332,6 +332,38 @@ async def test_a_stop_ends_the_waiting(tmp_path: Path) -> None:
     assert home.made[0].closed
 
 
+async def test_a_model_whose_configuration_changes_is_unloaded_after_its_requests(tmp_path: Path) -> None:
+    entry = LlamaCppEntry(name="tall", model=ModelSpec(name="a"), n_ctx=16, preload=False, pin=True)
+    home = Home(tmp_path, backends=(entry,), keep_alive_secs=600.0)
+    before = home.models.settings
+    for name in ("tall", "b"):
+        await home.use(name)
+    home.models.follow(before.replaced(queue_depth=before.queue_depth + 1))
+    assert home.resident() == {"tall", "b"}
+    async with home.models.hold("tall", None):
+        home.models.follow(before.replaced(backends=(entry._replace(system="Be brief."),)))
+        assert home.resident() == {"tall", "b"}
+    await until(lambda: home.resident() == {"b"})
+    await home.use("tall")
+    assert home.entries[-1].system == "Be brief."
+    home.models.follow(home.models.settings.replaced(n_batch=before.n_batch * 2))
+    await until(lambda: not home.resident())
+    await home.models.close()
+    assert all(model.closed for model in home.made)
+
+
+async def test_a_model_that_is_loaded_during_a_change_is_unloaded_too(tmp_path: Path) -> None:
+    home = Home(tmp_path, keep_alive_secs=600.0)
+    home.gate.clear()
+    use = asyncio.create_task(home.use("a"))
+    await until(lambda: bool(home.made))
+    home.models.follow(home.models.settings.replaced(n_batch=64))
+    home.gate.set()
+    await use
+    await until(lambda: not home.resident())
+    await home.models.close()
+
+
 async def test_the_listing_has_the_metadata_of_each_file(tmp_path: Path) -> None:
     home = Home(tmp_path)
     await home.use("a")

@@ -291,7 +291,8 @@ class Daemon:
             backends = await self._backends.make(settings, self._show_restarting)
             await self._backends.until_ready(backends, settings.ready_timeout_secs)
             self._backends.use(backends)
-            self._settings = self._models.settings = settings
+            self._settings = settings
+            self._models.follow(settings)
             self._activity.level = log.parse_level(settings.log_level)
             self._admin_places.limit = settings.max_connections
             raise_descriptor_limit(settings.max_connections)

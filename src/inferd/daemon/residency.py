@@ -21,6 +21,7 @@ from inferd import log
 from inferd.config.entries import LlamaCppEntry
 from inferd.config.settings import Settings
 from inferd.daemon.backends import Build, in_thread, started
+from inferd.daemon.build import build_key
 from inferd.engine.backend import Backend
 from inferd.errors import (
     AdmissionClosed,
@@ -47,10 +48,13 @@ _log = log.get("residency")
 class _Resident:
     """A model loaded on demand. ``until`` is its unload time by the event loop's clock. A pinned model is
     neither unloaded by time nor to make room. A ``leaving`` model is unloaded when its last request ends.
-    ``releases`` counts explicit unloads by the owner. With ``drained`` set, the model takes no further
-    requests; the future is done when the last one ends."""
+    ``releases`` counts explicit unloads. ``recipe`` determines the backend. With ``drained`` set, the model
+    takes no further requests; the future is done when the last one ends."""
 
-    def __init__(self, backend: Backend, slot: BackendSlot, estimate: int, pinned: bool) -> None:
+    def __init__(
+        self, backend: Backend, slot: BackendSlot, estimate: int, pinned: bool, recipe: tuple[object, ...]
+    ) -> None:
+        self.recipe = recipe
         self.backend = backend
         self.slot = slot
         self.estimate = estimate
@@ -214,13 +218,14 @@ class Residency:
             def progress(phase: str, details: Mapping[str, object]) -> None:
                 loop.call_soon_threadsafe(self._advance, name, phase, details)
 
-            settings = self.settings
+            settings, recipe = self.settings, self._recipe(name)
             backend = await started(lambda: self._build(settings, entry, progress, cancelled), cancelled)
             slot = self._router.add(backend)
-            resident = self._residents[name] = _Resident(backend, slot, estimate, entry.pin)
+            resident = self._residents[name] = _Resident(backend, slot, estimate, entry.pin, recipe)
             resident.last_used = loop.time()
             self._stays(resident, USUAL)
             self._let_idle(name, resident)
+            resident.leaving = recipe != self._recipe(name)  # of a reload meanwhile
             _log.info("model_resident", model=name, n_ctx=entry.n_ctx, estimate_bytes=estimate)
             self._tell(name, "resident", {"n_ctx": entry.n_ctx})
 
@@ -296,6 +301,23 @@ class Residency:
         if self._residents.get(name) is resident and not resident.users:
             self._unload(name, "it was idle for a while")
 
+    def follow(self, settings: Settings) -> None:
+        """Applies a new configuration. A model that would now be loaded otherwise is unloaded after its
+        requests."""
+        self.settings = settings
+        for name, resident in [*self._residents.items()]:
+            if resident.recipe != self._recipe(name):
+                self._release(name, resident, "its configuration has changed")
+
+    def _recipe(self, name: str) -> tuple[object, ...]:
+        return build_key(self.settings, self._directory.entry(name))
+
+    def _release(self, name: str, resident: _Resident, reason: str) -> asyncio.Task[None] | None:
+        """Unloads a model once its current requests have ended; returns the unloading if it has none."""
+        resident.pinned, resident.leaving = False, True
+        resident.releases += 1
+        return None if resident.users else self._unload(name, reason)
+
     async def release(self, name: str) -> int:
         """Unloads a model once its current requests have ended. Returns their number.
 
@@ -309,10 +331,9 @@ class Residency:
                     f"the configuration keeps {name!r} loaded; give its entry `preload`: false and reload"
                 )
             raise ModelNotFound(name, loaded=False)
-        resident.pinned, resident.leaving = False, True
-        resident.releases += 1
-        if not resident.users:
-            await self.unload(name, "it was asked for")
+        unloading = self._release(name, resident, "it was asked for")
+        if unloading is not None:
+            await asyncio.shield(unloading)
         return resident.users
 
     async def unload(self, name: str, reason: str) -> None:
