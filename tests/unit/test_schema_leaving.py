@@ -5,19 +5,25 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
 from inferd.engine.events import Frames
 from inferd.engine.local import _llama
-from inferd.engine.local.conversation import NOTHING
-from inferd.engine.local.schema import schema_check
+from inferd.engine.local.conversation import NOTHING, prepare
+from inferd.engine.local.schema import family_guides, notations, schema_check
+from inferd.engine.local.schema.family_repairs import repaired
 from inferd.engine.local.suggested import DEFAULTS
+from inferd.engine.requests import GenerateRequest
 from inferd.errors import InvalidRequest
 from tests.daemon_process import PATIENCE_SECS
 from tests.in_process import until
+from tests.unit.test_conversation import TEMPLATES, WEATHER, request
+from tests.unit.test_family_calls import family
 from tests.unit.test_llamacpp import ask, backend, load, read
 from tests.unit.test_schemas import guides, hold, hold_tool, properties
 
@@ -46,6 +52,20 @@ def test_a_client_that_leaves_ends_the_validation_of_its_schema(draft: str) -> N
     with left, pytest.raises(InvalidRequest, match="its client has left"):
         schema_check.read(text)
     assert "properties" in schema_check.read(text)
+
+
+@pytest.mark.parametrize("name", ["Qwen-Qwen2.5-7B-Instruct", "google-gemma-4-31B-it"])
+def test_a_client_that_leaves_ends_the_work_on_the_format_of_its_calls(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = request(tools=(WEATHER,), tool_choice="required", thinking=False)
+    of_family = family(TEMPLATES / f"{name}.jinja")
+    prepared = prepare(of_family, asked)
+    syntax, left = repaired(prepared.prompt.syntax), _llama.Cancellation()
+    left.cancel()
+    monkeypatch.setattr(notations, "alternatives", None)  # to look for alternatives would be an error
+    with left, pytest.raises(InvalidRequest, match="its client has left"):
+        family_guides.calls(of_family.guides, prepared.prompt, syntax, prepared.tools, required=True)
 
 
 def test_a_guide_stops_when_the_client_of_its_preparation_leaves() -> None:
@@ -78,6 +98,62 @@ def test_a_guide_that_waits_for_a_call_stops_too() -> None:
         guide.accept_text(b"<call>")
     assert guide.stopped
     assert not guide.allows(100)
+
+
+async def test_a_client_that_leaves_ends_the_preparation_of_its_request(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, told = threading.Event(), threading.Event()
+
+    def endless(request: GenerateRequest) -> None:
+        begun.set()
+        end = time.monotonic() + PATIENCE_SECS
+        try:
+            while time.monotonic() < end:
+                _llama.stop_if_cancelled()
+        except InvalidRequest:
+            told.set()
+            raise
+        raise InvalidRequest("nothing told it of the cancel")
+
+    engine = await asyncio.to_thread(load, tiny_llama)
+    await engine.start()
+    monkeypatch.setattr(engine, "_prepare", endless)
+    asked = asyncio.create_task(engine.generate(ask("Why?")))
+    await asyncio.to_thread(begun.wait)
+    asked.cancel()
+    await asyncio.wait((asked,))
+    await engine.close()
+    assert asked.cancelled()
+    assert told.is_set()
+
+
+async def test_an_answer_is_dropped_when_its_client_left_during_its_preparation(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, left, jobs = threading.Event(), threading.Event(), []
+
+    def slow(request: GenerateRequest) -> Any:
+        answer = prepare_really(request)
+        jobs.append(answer[0])
+        begun.set()
+        left.wait()
+        return answer
+
+    engine = await asyncio.to_thread(load, tiny_llama)
+    await engine.start()
+    prepare_really: Any = engine._prepare
+    monkeypatch.setattr(engine, "_prepare", slow)
+    asked = asyncio.create_task(engine.generate(ask("Why?", 5)))
+    await asyncio.to_thread(begun.wait)
+    asked.cancel()
+    left.set()
+    await asyncio.wait((asked,))
+    await until(lambda: engine.pulse().busy_ms == 0)
+    rest = engine._engine.collect(jobs[0])
+    await engine.close()
+    assert asked.cancelled()
+    assert rest == (b"", None)
 
 
 async def test_a_cancelled_job_stops_its_guide_at_once(tiny_llama: Path) -> None:
