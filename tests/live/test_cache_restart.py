@@ -140,6 +140,24 @@ def test_a_restarted_engine_has_it_too(daemon: Start, config: Path) -> None:
     process.note_resources()
 
 
+def test_the_log_says_why_a_prompt_was_computed_and_where_its_time_went(daemon: Start, config: Path) -> None:
+    process = serve(daemon, config, log="debug")
+    for text in (LONG, LONG[:80] + "Something else. " * 30, LONG):
+        ask(process, text)
+    missed = process.wait_event("prompt not cached", 2)
+    assert [line["reason"] for line in missed] == ["first", "changed"]
+    assert (missed[0]["equal_tokens"], 16 <= missed[1]["equal_tokens"] < missed[1]["prompt_tokens"]) == (
+        0,
+        True,
+    )
+    timed = process.wait_event("request timed", 3)
+    assert len(process.events("prompt not cached")) == 2
+    for line in timed:
+        parts = [line[f"{part}_ms"] for part in ("thread", "prepare", "prefill", "loop", "first")]
+        assert all(isinstance(part, float) for part in parts)
+        assert line["first_ms"] > 0
+
+
 def test_without_a_budget_nothing_is_written(daemon: Start, config: Path) -> None:
     process = serve(daemon, config, cache_disk_mib=0)
     ask(process)

@@ -22,6 +22,7 @@ from inferd.cli import check_models, check_places, doctor
 from inferd.config import sources
 from inferd.store.runtime import Lock
 from tests.cases import cases
+from tests.unit.test_cli_status import ENGINE
 
 
 def findings(capsys: pytest.CaptureFixture[str], exit_code: int) -> dict[str, dict[str, str]]:
@@ -55,6 +56,21 @@ def test_doctor_for_people(quick_doctor: Path, capsys: pytest.CaptureFixture[str
     out = capsys.readouterr().out
     assert re.search(r"^ok    runtime directory  ", out, re.MULTILINE)
     assert re.search(r"^ +→ run: inferd pull", out, re.MULTILINE)
+
+
+@cases(
+    "engine, state, said",
+    [
+        ({}, "ok", "process 81, caged"),
+        ({"restarts": 2, "last_end": "SIGSEGV"}, "warn", "started again 2 times, last because of: SIGSEGV"),
+        ({"silent_secs": 12.0}, "warn", "no sign of life for 12 s"),
+        ({"problem": "the file was changed"}, "fail", "the file was changed"),
+        ({"cage": {"landlock": "this kernel has none", "seccomp": "yes"}}, "warn", "landlock: this kernel"),
+    ],
+)
+def test_doctor_on_the_process_of_a_model(engine: dict[str, object], state: str, said: str) -> None:
+    found = doctor._engine_process("chat", {**ENGINE, **engine})
+    assert (found.name, found.state, said in found.detail) == ("engine chat", state, True)
 
 
 @pytest.mark.parametrize(

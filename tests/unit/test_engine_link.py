@@ -47,6 +47,18 @@ async def test_messages_of_every_size_arrive_in_order() -> None:
     await until(lambda: other.closed)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such sockets")
+async def test_all_messages_of_one_turn_leave_in_one_write() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # which keeps each write apart
+    with closing(theirs):
+        one = End(ours)
+        for job in range(6):
+            one.link.send(3, job, b"token")
+        received = await asyncio.to_thread(theirs.recv, 65536)
+        assert received == b"".join(HEADER.pack(5, job, 3, 0) + b"token" for job in range(6))
+        one.link.close()
+
+
 async def test_descriptors_come_with_their_message() -> None:
     one, other = map(End, socket.socketpair())
     pipes = [os.pipe() for _ in range(3)]
