@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inferd.cli.columns import terminal_width
 from inferd.cli.wrapping import Wrapper, _cells
 
 
@@ -51,3 +54,11 @@ def test_nothing_is_lost_and_every_line_fits(text: str, columns: int, piece: int
     lines = show(text, columns, piece)
     assert "".join(lines) == text.replace("\n", "")
     assert all(sum(map(_cells, line.rstrip(" "))) < columns for line in lines)
+
+
+@pytest.mark.parametrize(("known", "width"), [(0, 80), (132, 132)])
+def test_a_terminal_of_unknown_size_has_80_columns(
+    known: int, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((known, known)))
+    assert terminal_width() == width

@@ -32,9 +32,14 @@ def wrapped(text: str, width: int) -> list[str]:
     return textwrap.wrap(text, max(width, 20), subsequent_indent=indent + "  ", break_on_hyphens=False)
 
 
+def terminal_width() -> int:
+    """The columns of the terminal on stdout; 80 where it does not know them. (Python 3.10 takes its 0.)"""
+    return shutil.get_terminal_size().columns or 80
+
+
 def screen_width() -> int:
     """The columns of the terminal on stdout; practically unlimited for a pipe."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_COLUMNS
+    return terminal_width() if sys.stdout.isatty() else PIPE_COLUMNS
 
 
 def cut(text: str, width: int) -> str:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import TextIO
 
-from inferd.cli.columns import duration, rate
+from inferd.cli.columns import duration, rate, terminal_width
 from inferd.cli.say import say
 from inferd.cli.wrapping import Wrapper
 from inferd.client import Done, MessageDone
@@ -27,7 +26,7 @@ class Answer:
 
     def write(self, text: str) -> None:
         if self._terminal:
-            self._stream.write(self._wrapper.feed(harmless(text), shutil.get_terminal_size().columns))
+            self._stream.write(self._wrapper.feed(harmless(text), terminal_width()))
         else:
             self._stream.write(text)
         self._stream.flush()

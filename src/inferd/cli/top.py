@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import os
 import select
-import shutil
 import sys
 import time
 from collections import deque
@@ -16,7 +15,7 @@ from typing import Any
 
 import click
 
-from inferd.cli.columns import aligned, duration, rate
+from inferd.cli.columns import aligned, duration, rate, terminal_width
 from inferd.cli.status import ANSWER_SECS, admin_address, overview
 from inferd.client.admin import AdminClient, Frame, Status
 from inferd.errors import UsageError
@@ -149,9 +148,7 @@ def top_command(interval: float) -> None:
         while True:
             able = state.capabilities or able
             trends.add(state)
-            lines = overview(
-                dataclasses.replace(state, capabilities=able), shutil.get_terminal_size().columns
-            )
+            lines = overview(dataclasses.replace(state, capabilities=able), terminal_width())
             lines[2:2] = ["", *trends.table()]
             live.update(Text("\n".join(lines), no_wrap=True, overflow="ellipsis"), refresh=True)
             if pressed(interval) in LEAVE:
