@@ -100,14 +100,14 @@ def floor(python: str, wheel: Path, scratch: Path) -> str:
         capture_output=True,
         text=True,
     ).stdout.strip()
-    machine = os.uname().machine
+    machine = wheel.stem.rpartition("-")[2].split("_", 3)[-1]  # of manylinux_2_28_x86_64
     # The wheel itself has a tag of its own, which is not the question here.
     needed = requirements(wheel)
     for newest in FLOORS:
         # pip takes each tag literally: a system with glibc 2.n takes the wheels of all before.
         tags = [f"manylinux_2_{minor}_{machine}" for minor in range(5, newest + 1)]
         tags += [f"manylinux{year}_{machine}" for year in ("1", "2010", "2014")] + [f"linux_{machine}"]
-        command = [python, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed"]
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed"]
         command += ["--target", str(scratch), "--only-binary", ":all:"]
         command += ["--python-version", version, "--implementation", "cp", *needed]
         command += [f"--platform={tag}" for tag in tags]
@@ -135,12 +135,17 @@ def by_tools(wheel: Path, wheelhouse: Path, python: str, scratch: Path) -> None:
     places |= {"UV_TOOL_BIN_DIR": str(user.venv / "bin")}
     offline = ["--no-index", "--find-links", str(wheelhouse)]
     user.run("uv", "tool", "install", "--quiet", *offline, "--python", its_python, str(wheel), **places)
-    told = user.run("inferd", "--version", "--verbose")
+    told = parts(user.run("inferd", "--version", "--verbose"))
     spec = ["--python", its_python, "--spec", str(wheel), "--pip-args", " ".join(offline)]
-    again = user.run("pipx", "run", *spec, "inferd", "--version", "--verbose", **places)
-    if "\nCPU variant " not in told or again != told:
+    again = parts(user.run("pipx", "run", *spec, "inferd", "--version", "--verbose", **places))
+    if not any(line.startswith("CPU variant ") for line in told) or again != told:
         raise Failed(f"uv gives {told!r}, and pipx {again!r}")
     print("uv tool install and pipx run start it")
+
+
+def parts(version: str) -> list[str]:
+    """What ``inferd --version --verbose`` prints, without the path of the documentation."""
+    return [line for line in version.splitlines() if not line.startswith("documentation ")]
 
 
 def native_answer(inferd: str, environment: dict[str, str]) -> str:
@@ -152,12 +157,12 @@ def native_answer(inferd: str, environment: dict[str, str]) -> str:
 
 
 def check(wheel: Path, python: str, second: str, native: str | None, tools: bool, scratch: Path) -> None:
-    wheelhouse = scratch / "wheelhouse"
-    subprocess.run(
-        [python, "-m", "pip", "download", "--quiet", "--only-binary", ":all:", "--dest", wheelhouse, wheel],
-        check=True,
-    )
     user = Machine(scratch / "user", python)
+    wheelhouse = scratch / "wheelhouse"
+    pip = user.venv / "bin" / "pip"
+    subprocess.run(
+        [pip, "download", "--quiet", "--only-binary", ":all:", "--dest", wheelhouse, wheel], check=True
+    )
     compilers = [shutil.which(name, path=user.environment["PATH"]) for name in ("cc", "c++", "gcc", "clang")]
     if any(compilers):
         raise Failed(f"the PATH has a compiler: {compilers}")
