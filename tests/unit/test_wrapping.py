@@ -47,6 +47,7 @@ def test_no_word_is_broken(piece: int) -> None:
 def test_a_word_longer_than_the_line_and_text_without_spaces() -> None:
     assert show("ab " + "x" * 25, 11, 1) == ["ab ", "x" * 10, "x" * 10, "x" * 5]
     assert show("漢字かな交じり文", 11, 1) == ["漢字かな交", "じり文"]
+    assert show("-aaa漢", 5, 1) == ["-aaa", "漢"]
 
 
 @given(st.text("ab -漢é\n", max_size=200), st.integers(5, 40), st.integers(1, 9))

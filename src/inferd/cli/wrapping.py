@@ -29,7 +29,7 @@ class Wrapper:
         if self._column + cells > width and char not in " \t":
             word = self._word
             size = sum(map(_cells, word))
-            if 0 < size < min(self._column, width):
+            if 0 < size < self._column and size + cells <= width:
                 written = f"\x1b[{size}D\x1b[K\n{word}{char}"
                 self._column = size
             else:  # the word fills the line, or the break is between two words
