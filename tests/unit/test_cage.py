@@ -73,6 +73,7 @@ may = {
     "memory": lambda: os.close(os.memfd_create("x")) or bytearray(1 << 24),
     "an event loop": lambda: asyncio.new_event_loop().close(),
     "chance": lambda: os.urandom(8),
+    "chance, as a wheel's C++ library asks for it": lambda: open("/dev/urandom", "rb").read(8),
     "the listener": lambda: listener.fileno(),
 }
 for name, attempt in may.items():

@@ -5,7 +5,8 @@ templates and grammars are untrusted; code that takes over llama.cpp through one
 program, file or other process. Three independent layers of Linux enforce that:
 
 * ``no_new_privs`` and resource limits: no privileges by exec, no core dump, which would hold prompts;
-* Landlock: no path can be opened, except the files whose descriptors the process was given;
+* Landlock: no path can be opened, except the files whose descriptors the process was given, and the source of
+  random numbers;
 * seccomp: sockets, programs, other processes, and every system call that changes a file system are refused.
 
 :func:`enter` skips layers that the system lacks, and reports them. The profile ``gpu`` omits Landlock,
@@ -75,6 +76,7 @@ _READ_FILE = 1 << 2
 _FILE_RIGHTS = (0, 13, 14, 15, 15, 16, 16, 16)
 _BIND_TCP, _CONNECT_TCP = 1, 2
 _SCOPES = 0b11  # abstract Unix sockets, signals
+_RANDOM = "/dev/urandom"  # which std::random_device of libc++ opens, in wheels
 
 
 def _landlock(libc: ctypes.CDLL, files: Sequence[int], ports: Sequence[int], use: int) -> str:
@@ -89,8 +91,13 @@ def _landlock(libc: ctypes.CDLL, files: Sequence[int], ports: Sequence[int], use
     ruleset = libc.syscall(_LANDLOCK_CREATE, attributes, ctypes.c_size_t(len(attributes)), 0)
     if ruleset < 0:
         return os.strerror(ctypes.get_errno())
-    try:
-        for fd in files:
+    with contextlib.ExitStack() as closing:
+        closing.callback(os.close, ruleset)
+        readable = list(files)
+        with contextlib.suppress(FileNotFoundError):
+            readable.append(os.open(_RANDOM, os.O_RDONLY | os.O_CLOEXEC))
+            closing.callback(os.close, readable[-1])
+        for fd in readable:
             rule = struct.pack("<Qi", _READ_FILE, fd)
             if libc.syscall(_LANDLOCK_ADD, ruleset, 1, rule, 0) < 0:
                 return os.strerror(ctypes.get_errno())
@@ -99,8 +106,6 @@ def _landlock(libc: ctypes.CDLL, files: Sequence[int], ports: Sequence[int], use
                 return os.strerror(ctypes.get_errno())
         if libc.syscall(_LANDLOCK_RESTRICT, ruleset, 0) < 0:
             return os.strerror(ctypes.get_errno())
-    finally:
-        os.close(ruleset)
     return "yes"
 
 
