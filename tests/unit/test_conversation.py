@@ -24,6 +24,7 @@ from inferd.engine.local.schema.guides import Guides
 from inferd.engine.local.streams.typed_stream import TypedStream
 from inferd.engine.requests import GenerateRequest, Message, Tool, ToolCall
 from inferd.errors import InvalidRequest
+from inferd.store.gguf import has_thinking
 from inferd.wire import v2
 from tests.cases import cases
 from tests.requests import generate_request
@@ -293,6 +294,23 @@ def test_every_vendored_template_keeps_an_ordinary_conversation(model: _llama.Mo
     )
     prompt = model.text(prepare(templates(model, path.stem), request(*messages)).prompt.tokens).decode()
     assert all(word in prompt for message in messages for word in str(message.content).split())
+
+
+def test_the_template_in_a_file_tells_of_thinking_and_tools(model: _llama.Model) -> None:
+    """As llama.cpp finds by rendering. Its parsers of some families also accept thinking without a place."""
+    without_place = {
+        "Kimi-K2-Instruct",
+        "moonshotai-Kimi-K2",
+        "LFM2-8B-A1B",
+        "unsloth-mistral-Devstral-Small-2507",
+    }
+    texts = {path.stem: path.read_text() for path in TEMPLATES.glob("*.jinja")}
+    found = {name: _llama.Templates(model, text) for name, text in texts.items()}
+    thinking = {name for name in texts if found[name].thinking}
+    assert {name for name, text in texts.items() if has_thinking(text)} == thinking - without_place
+    tools = {name for name in texts if found[name].tools}
+    of_its_own = {"fireworks-ai-llama-3-firefunction-v2"}  # it renders tools in another way
+    assert {name for name, text in texts.items() if "tools" in text} == tools | of_its_own
 
 
 @pytest.mark.parametrize("family", ["Qwen-Qwen3-0.6B", "deepseek-ai-DeepSeek-V3.1", "GLM-4.6"])

@@ -20,6 +20,7 @@ def test_it_shows_a_chat_model(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     for part in ("llama", "Q4_1", "135 million", "8,192 tokens", "text", "for 4 requests of"):
         assert part in out
+    assert "chat template    yes\n" in out
 
 
 def test_it_shows_one_for_vectors_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

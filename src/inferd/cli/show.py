@@ -49,6 +49,8 @@ def show_command(name: str, as_json: bool) -> None:
         say_json({"name": name, "path": str(path), **asdict(card), **told})
         return
     makes = "vectors" if card.pooling else "scores" if card.ranks else "text"
+    has = [what for what, there in (("tools", card.tools), ("thinking", card.thinking)) if there]
+    template = f"yes, with {' and '.join(has)}" if has else "yes" if card.chat_template else "none"
     rows = [
         ("name", name),
         ("file", path),
@@ -59,7 +61,7 @@ def show_command(name: str, as_json: bool) -> None:
         ("quantisation", card.quantisation or "-"),
         ("trained context", f"{card.context:,} tokens"),
         ("makes", makes),
-        ("chat template", "yes, with tools" if card.tools else "yes" if card.chat_template else "none"),
+        ("chat template", template),
         ("adapters", ", ".join(adapters) or "none"),
         ("memory", f"about {megabytes(needed)} for {settings.active_permits} requests of {n_ctx:,} tokens"),
     ]

@@ -153,6 +153,7 @@ class Directory:
                 "embed": card.pooling,
                 "rerank": card.ranks,
                 "tools": card.tools,
+                "thinking": card.thinking,
             }
         return row
 

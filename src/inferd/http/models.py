@@ -110,6 +110,7 @@ class Models:
                 ),
                 n_ctx=int(row.get("context") or 0),
                 tools=bool(row.get("tools")),
+                thinking=bool(row.get("thinking")),
                 wire_name=str(row["name"]),
                 loaded=bool(row.get("resident")),
                 on_demand=bool(row.get("resident")),

@@ -60,6 +60,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     file_bytes: int
     chat_template: bool
     tools: bool
+    thinking: bool
     pooling: bool
     ranks: bool
     parts: int = 1
@@ -81,6 +82,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _PROCESS_BYTES = 96 << 20
+_THINKING = ("reasoning_content", "</think>", "[THINK]", "<|channel|>")
 _SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 MAX_PARTS = 1000
 
@@ -136,6 +138,11 @@ def card_of_files(paths: Sequence[Path]) -> ModelCard:
         finally:
             os.close(fd)
     return whole_card(cards[0], cards[1:])
+
+
+def has_thinking(template: str) -> bool:
+    """Whether a chat template has a place for thinking."""
+    return any(mark in template for mark in _THINKING)
 
 
 def read_vocabulary(fd: int, path: object = "the file") -> list[bytes]:
@@ -313,6 +320,7 @@ def _card(values: Mapping[str, Value], lengths: Mapping[str, int], parameters: i
         file_bytes=size,
         chat_template=bool(template),
         tools="tools" in template,
+        thinking=has_thinking(template),
         pooling=pooling in (1, 2, 3),
         ranks=pooling == 4,
         parts=split if isinstance(split, int) and 0 < split < 10_000 else 1,
