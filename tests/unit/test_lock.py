@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 import subprocess
@@ -216,6 +217,22 @@ class TestLook:
         with Lock.acquire(path):
             assert is_held(path)
         assert not is_held(path)
+
+    def test_is_held_does_not_block_a_start_in_a_container(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The daemon before was killed. It had the pid that this one has, such as 1."""
+        Lock.acquire(path).release()
+        path.write_text(f"{os.getpid()}\n")
+        looker = os.open(path, os.O_RDONLY)
+        fcntl.flock(looker, fcntl.LOCK_SH)
+
+        def end_looking(_: float) -> None:
+            fcntl.flock(looker, fcntl.LOCK_UN)
+
+        monkeypatch.setattr(runtime.time, "sleep", end_looking)
+        Lock.acquire(path).release()
+        os.close(looker)
 
     def test_is_held_does_not_block_a_start(self, path: Path) -> None:
         Lock.acquire(path).release()

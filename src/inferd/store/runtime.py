@@ -158,7 +158,10 @@ def _take(fd: int) -> None:
 
 def _has_living_holder(fd: int) -> bool:
     try:
-        os.kill(int(os.pread(fd, 32, 0)), 0)
+        pid = int(os.pread(fd, 32, 0))
+        if pid == os.getpid():  # of a killed daemon: in a container each daemon may have this pid
+            return False
+        os.kill(pid, 0)
     except PermissionError:
         return True
     except (OSError, ValueError, OverflowError):
