@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from inferd.engine.requests import FrameTemplate, GenerateRequest
+from inferd.serve import session
 from inferd.serve.connection import LARGE_BYTES
 from inferd.serve.surfaces.v2 import BlockSurface
 from inferd.wire import long_texts, v2
@@ -79,6 +80,26 @@ async def test_large_work_is_done_in_a_thread(
             await client.send(request_)
             assert await done(client)
             assert surface.on_loop == on_loop
+
+
+async def test_a_large_line_that_no_thread_can_read_gets_an_error(
+    short_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def no_thread(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async with serving(short_dir / "s", surface=BlockSurface(), max_frame_bytes=2**24) as server:
+        client = await server.connect()
+        monkeypatch.setattr(session.asyncio, "to_thread", no_thread)
+        await client.send(ask(TEXT))
+        frame = await client.frame()
+        monkeypatch.undo()
+        assert (frame["code"], frame["message"]) == (
+            "internal",
+            "internal error; the daemon's log says more",
+        )
+        assert await client.rest() == b""
+        assert server.service.memory.reserved == 0
 
 
 async def test_a_large_line_holds_few_names(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,6 +61,7 @@ _DEADLINE, _STOP = "deadline", "stop"
 FIRST_PAUSE_SECS, LONGEST_PAUSE_SECS = 0.01, 0.5
 
 QUEUED, STARTED = QUEUE_STEPS
+_UNEXPECTED = "internal error; the daemon's log says more"
 
 _log = log.get("session")
 _accepted = Burst(_log, "connection_accepted", "connections_accepted")
@@ -272,6 +273,11 @@ class Session(Generic[R]):
             if surface.may_carry_raw is None:
                 return True
             return isinstance(raw, bytes) and not surface.may_carry_raw(raw)
+        except Exception as error:  # as when no thread can be started
+            self._reserved.release()
+            _log.error("request_error", code="internal", error=faults.describe(error), **self._log_fields)
+            self._write_error("", BackendInternal(_UNEXPECTED))
+            return False
         self._context = context = RequestContext(request, self._conn, arrived, self._log_fields, self._peer)
         if request.progress:
             context.show = functools.partial(self._show_step, request)
@@ -304,7 +310,7 @@ class Session(Generic[R]):
         except Exception as error:
             what = faults.describe(error)
             _log.error("request_error", code="internal", error=what, **context.fields(), **self._log_fields)
-            self._fail(context, BackendInternal("internal error; the daemon's log says more"))
+            self._fail(context, BackendInternal(_UNEXPECTED))
         finally:
             self._context = context.permit = None
             self._reserved.release()
