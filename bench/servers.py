@@ -374,7 +374,7 @@ def bare_loop(model: Path, threads: int, n_ctx: int) -> Loop:
     program = Path(tempfile.gettempdir()) / f"inferd-bare-loop-{os.getuid()}"
     headers = [f"-I{ROOT / 'vendor/llama.cpp' / part}" for part in ("include", "ggml/include")]
     # The patched grammars of llama.cpp call functions of the second file.
-    sources = [PEERS / "bare_loop.cpp", ROOT / "src/inferd/engine/local/native/guards/grammar.cpp"]
+    sources = [PEERS / "bare_loop.cpp", ROOT / "src/inferd/engine/local/native/guards/grammar_limits.cpp"]
     command = [
         compiler,
         "-O2",

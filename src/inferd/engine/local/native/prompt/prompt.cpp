@@ -5,7 +5,7 @@
 #include <exception>
 #include <stdexcept>
 
-#include "guards/budget.h"
+#include "guards/template_limits.h"
 #include "guards/cancel.h"
 #include "chat.h"
 #include "common.h"

@@ -18,7 +18,7 @@
 #include <vector>
 
 #include "sampling/gbnf.h"
-#include "guards/grammar.h"
+#include "guards/grammar_limits.h"
 #include "sampling/guidance.h"
 #include "llama.h"
 #include "sampling/nucleus.h"

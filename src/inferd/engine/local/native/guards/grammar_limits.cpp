@@ -1,4 +1,4 @@
-#include "grammar.h"
+#include "grammar_limits.h"
 
 #include <stdexcept>
 

@@ -1,10 +1,10 @@
-#include "budget.h"
+#include "template_limits.h"
 
 #include <exception>
 #include <stdexcept>
 
 #include "cancel.h"
-#include "grammar.h"
+#include "grammar_limits.h"
 #include "jinja/bounds.h"
 
 namespace inferd {
