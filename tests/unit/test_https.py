@@ -561,7 +561,7 @@ class TestRedirects:
             listener.setblocking(False)
             server.plan = [redirect(location.format(port=listener.getsockname()[1]))]
             scheme = location.partition(":")[0]
-            assert f"the server redirects to {scheme}:, and only https is spoken" in fail(store, server.url)
+            assert f"the server redirects to {scheme}:, and inferd uses only https" in fail(store, server.url)
             with pytest.raises(BlockingIOError):
                 listener.accept()
         assert len(server.requests) == 1

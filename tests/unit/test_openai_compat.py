@@ -1,7 +1,4 @@
-"""The openai-compat backend against a misbehaving server.
-
-(Over 400 lines, because text, vectors and scores share the server and its failures.)
-"""
+"""The openai-compat backend against a misbehaving server."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The upstream of a remote backend: its failures, and the clean-up of its streams.
-
-(Over 400 lines, because statuses, connections, TLS and streams fail against one scripted server.)
-"""
+"""The upstream of a remote backend: its failures, and the clean-up of its streams."""
 
 from __future__ import annotations
 

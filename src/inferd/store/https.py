@@ -297,6 +297,8 @@ def _exchange(
                     yield from response.iter_raw()
                     return
             if following.url.scheme != "https":
-                raise FetchError(f"the server redirects to {following.url.scheme}:, and only https is spoken")
+                raise FetchError(
+                    f"the server redirects to {following.url.scheme}:, and inferd uses only https"
+                )
             request = following
         raise FetchError(f"the server redirects more than {MAX_REDIRECTS} times")

@@ -3,8 +3,6 @@
 It uses three kinds of threads. The event loop's thread owns the streams. A small pool renders, tokenises and
 parses grammars, so that no request blocks the event loop. One engine thread decodes; it signals a descriptor
 once a step, and :meth:`LlamaCpp._wake` wakes the streams with new output.
-
-(Over 400 lines, because the load, the requests and the end of a backend share its model and its threads.)
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ _log = log.get("llamacpp")
 GGML_WARN, GGML_ERROR = 3, 4
 
 PREPARING_STACK_BYTES = 256 << 20
-"""Enough for the deepest expression and value of a chat template that template_limits.cpp allows. Only the used part
-takes memory."""
+"""Enough for the deepest expression and value of a chat template that template_limits.cpp allows. Only the
+used part takes memory."""
 
 
 def pass_on_log(at_least: int = 0) -> str:
