@@ -21,7 +21,7 @@ KEYS = sorted(v2.Request.__struct_fields__)
 
 
 def check(data: bytes) -> None:
-    """One line, as the splitter would hand it on, all the way to the engine's request."""
+    """Parses one line, as the splitter would pass it on, and converts it to the engine's request."""
     line = data.replace(b"\n", b" ")
     request = outcome(v2.parse, memoryview(line))
     if isinstance(request, InferdError):

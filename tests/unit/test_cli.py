@@ -304,7 +304,7 @@ def test_list_shows_catalogue_and_store(home: Path, capsys: pytest.CaptureFixtur
 
 @pytest.fixture
 def handlers() -> Iterator[None]:
-    """A command that handles signals leaves our process as it was."""
+    """Restores the signal handlers that a command has set."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     for number, handler in before.items():

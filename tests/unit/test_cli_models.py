@@ -28,7 +28,7 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
-    """A command that handles signals leaves our process as it was."""
+    """Restores the signal handlers that a command has set."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     for number, handler in before.items():

@@ -1,7 +1,7 @@
 """kill -9 during downloads: the store stays valid, and the next process resumes.
 
-The processes are forked from one that has imported everything, so that each costs milliseconds, and killed
-after a random number of reported steps, or a little later.
+The processes are forked from a process that has imported everything, so each costs only milliseconds. Each is
+killed after a random number of reported steps, or a little later.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ CONVERSATIONS: dict[str, tuple[tuple[Message, ...], dict[str, Any]]] = {
         ),
         {"tools": TOOLS},
     ),
-    "a call behind text": (
+    "a call after text": (
         (
             SYSTEM,
             ASKED,
@@ -116,7 +116,7 @@ CONVERSATIONS: dict[str, tuple[tuple[Message, ...], dict[str, Any]]] = {
         ),
         {"tools": TOOLS},
     ),
-    "a call behind thoughts": (
+    "a call after thoughts": (
         (ASKED, Message("assistant", "", tool_calls=(WEATHER,), thinking="I look."), SUNNY),
         {"tools": TOOLS, "thinking": True},
     ),
@@ -222,7 +222,7 @@ def rewritings(family: Family, messages: Sequence[Message]) -> Iterator[tuple[st
     for others in turns.stricter(given):
         as_text = not any(message.tool_calls for message in others)
         yield (
-            "a call with text is written into the text"
+            "inferd writes a call beside text into the text"
             if as_text
             else "text before a call becomes a message of its own",
             others,

@@ -1,8 +1,8 @@
 """A status line on stderr while a request waits for its answer.
 
-It appears on a terminal only, and after a second. The line shows the loading of the model and the place in
-the queue as the connection of the request reports them, and everything else as the admin socket reports it.
-Without a terminal, each step of a load is printed as a line.
+It appears on a terminal only, and after a second. The loading of the model and the place in the queue are
+reported on the connection of the request, everything else on the admin socket. Without a terminal, each step
+of a load is printed as a line.
 """
 
 from __future__ import annotations

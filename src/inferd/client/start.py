@@ -11,7 +11,7 @@ COMMAND = (sys.executable, "-m", "inferd", "start")
 
 
 def check(wanted: bool, address: object) -> None:
-    """Raises UsageError if a daemon is wanted at an address where ``start`` does not start one."""
+    """Raises UsageError if ``start`` is combined with an address."""
     if wanted and address is not None:
         raise UsageError("a daemon is started at the default address alone; leave out address or start")
 

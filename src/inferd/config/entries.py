@@ -147,7 +147,7 @@ def kind_of(entry: BackendEntry) -> str:
 
 
 def surfaces_of(entry: BackendEntry) -> frozenset[str]:
-    """Those of ``embed`` and ``rerank`` that the entry itself enables."""
+    """The surfaces, of ``embed`` and ``rerank``, that the entry itself enables."""
     if isinstance(entry, LlamaCppEntry):
         if not entry.embed:
             return frozenset()

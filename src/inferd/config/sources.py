@@ -55,7 +55,7 @@ def read(
 ) -> LoadedConfig:
     """Reads every source.
 
-    ``flags`` maps option names, and ``config`` for the config file, to parsed values; ``None``: not given.
+    ``flags`` maps option names to parsed values, and ``config`` to a path; ``None`` means not given.
     With ``as_0_2`` two things are as in inferd 0.2.1. If the named config file is missing, the result has a
     note instead of an error. A request line may have 64 MiB, because the clients of 0.2.1 cannot send a long
     prompt in another way. Raises UsageError for mutually exclusive flags and ConfigError for an invalid

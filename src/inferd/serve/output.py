@@ -33,7 +33,7 @@ class Output(asyncio.BufferedProtocol):
         self.framed = False
         """Whether each line that is written goes out as a frame."""
         self.blocked = False
-        """Whether the client has more unread than the high-water mark."""
+        """Whether the unread output exceeds the high-water mark."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)

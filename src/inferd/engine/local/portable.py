@@ -16,7 +16,7 @@ from inferd.errors import ConfigError
 
 _llama = find_spec("inferd.engine.local._llama")
 GGML = Path((_llama and _llama.origin) or __file__).parent / "ggml"
-"""Next to the extension module, which an editable install keeps apart from the Python files."""
+"""The folder of ggml's libraries, beside the extension module and not always beside the Python files."""
 COMPANIONS = {"inferd-cuda": "libggml-cuda.so", "inferd-vulkan": "libggml-vulkan.so"}
 """Distribution → its shared library, in the package of the same name."""
 

@@ -157,7 +157,7 @@ class EngineProcess:
         return self.loaded
 
     def prompt_read(self, job: int) -> float | None:
-        """The share of a job's prompt that had been computed a second ago, if the process has said so."""
+        """The share of a job's prompt that had been computed a second ago, if the process has reported it."""
         return self._pulse.read.get(job)
 
     # Jobs.

@@ -32,7 +32,7 @@ OPTIONS: dict[str, Any] = {
     "lenient": False,
 }
 TOOL_OPTIONS = {**OPTIONS, "key_separator": ": ", "item_separator": ", "}
-"""With the blanks in a call's arguments that chat templates write and models have learnt."""
+"""Permits the blanks that chat templates write into a call's arguments, because models have learnt them."""
 _KEPT = 256
 MOST_SECONDS = 10.0
 """The limit of processor time for one schema, checked before each of its parts."""
