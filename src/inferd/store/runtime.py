@@ -143,7 +143,7 @@ def is_held(path: Path) -> bool:
 def _take(fd: int) -> None:
     """Locks the file; BlockingIOError if another process holds it.
 
-    :func:`is_held` takes a shared lock for a moment. So this function waits for a lock without a living holder.
+    :func:`is_held` takes a shared lock briefly. So this function waits for a lock without a living holder.
     """
     give_up = time.monotonic() + LOOK_SECS
     while True:
