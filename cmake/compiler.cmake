@@ -1,4 +1,4 @@
-# What holds for every object of the build: C++17, position-independent, hidden symbols, ccache.
+# Settings of every object of the build: C++17, position-independent, hidden symbols, ccache.
 
 if(NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
     set(CMAKE_BUILD_TYPE Release)
@@ -8,7 +8,7 @@ set(CMAKE_CXX_STANDARD 17)
 set(CMAKE_CXX_STANDARD_REQUIRED ON)
 set(CMAKE_POSITION_INDEPENDENT_CODE ON)
 
-# Another package in the same process may carry a llama.cpp or ggml of its own.
+# Another package in the same process may contain another llama.cpp or ggml.
 set(CMAKE_C_VISIBILITY_PRESET hidden)
 set(CMAKE_CXX_VISIBILITY_PRESET hidden)
 set(CMAKE_VISIBILITY_INLINES_HIDDEN ON)

@@ -32,7 +32,7 @@ endfunction()
 
 # add_quoted_includes(<target> <folder>…)
 #
-# Folders whose headers are found by #include "" alone: some share their name with one of the system or of llama.cpp.
+# Folders whose headers are found only by #include "": some have the name of a header of the system or llama.cpp.
 function(add_quoted_includes target)
     foreach(folder IN LISTS ARGN)
         get_filename_component(folder ${folder} ABSOLUTE)

@@ -1,9 +1,8 @@
-# INFERD_PORTABLE: one build for every CPU of an architecture, as the wheels need it.
+# INFERD_PORTABLE: one build for every CPU of an architecture, for wheels.
 #
 # ggml and its backends become shared libraries in the folder inferd/engine/local/ggml. The engine loads the backends
-# when it starts, and among the variants of the CPU backend the best that the machine can run. llama.cpp itself
-# stays static: only C functions cross the border of the shared libraries, so each of them may hold a C++ runtime
-# of its own. Without this option everything is static and compiled for the building machine's CPU.
+# when it starts, and of the CPU variants the best that the machine can run. llama.cpp itself stays static. The
+# shared libraries have C interfaces only, so each of them may contain its own C++ runtime. Without this option everything is static and compiled for the building machine's CPU.
 
 option(INFERD_PORTABLE "Build all CPU variants, chosen at run time, instead of this machine's own" OFF)
 set(INFERD_COMPANION "" CACHE STRING "Build this GPU backend (cuda, vulkan) for a companion package")
@@ -16,7 +15,7 @@ endif()
 set(GGML_NATIVE OFF)
 set(GGML_BACKEND_DL ON)
 set(GGML_CPU_ALL_VARIANTS ON)
-# llama.cpp's own defaults, which ggml alone has off: it is added before llama.cpp here.
+# llama.cpp sets these options; ggml alone has them off, and here it is added before llama.cpp.
 set(GGML_LLAMAFILE_DEFAULT ON)
 set(GGML_CUDA_GRAPHS_DEFAULT ON)
 set(GGML_BUILD_NUMBER ${LLAMA_BUILD_NUMBER})
@@ -31,8 +30,8 @@ set(BUILD_SHARED_LIBS ON)
 add_subdirectory(${LLAMA_DIR}/ggml ggml EXCLUDE_FROM_ALL)
 set(BUILD_SHARED_LIBS OFF)
 
-# No version in the names, because a wheel holds no symbolic links; and names of our own, because the dynamic linker
-# would take a library of the same name that another package of the process has loaded.
+# The names have no version, because a wheel cannot contain symbolic links. They are unique to inferd, because the
+# dynamic linker would use a library of the same name that another package of the process has loaded.
 foreach(library ggml ggml-base)
     set_property(TARGET ${library} PROPERTY VERSION)
     set_property(TARGET ${library} PROPERTY SOVERSION)

@@ -1,5 +1,5 @@
 // @ts-check
-// Asking the bridge: with the key of this tab, and errors as sentences.
+// Requests to the bridge, with the key of this tab; errors are sentences.
 
 import { at } from "./dom.js";
 
@@ -15,10 +15,10 @@ export class ApiError extends Error {
 
 /** @type {Promise<boolean> | null} */
 let asking = null;
-/** A key was asked for and refused to be given: only the button asks again. */
+/** The user has declined to enter a key: only the button asks again. */
 let declined = false;
 
-/** Asks for a key; whether one was given. @param {string} reason @returns {Promise<boolean>} */
+/** Asks the user for a key; true if one was entered. @param {string} reason @returns {Promise<boolean>} */
 export function askForKey(reason) {
   const dialog = at("key-dialog");
   at("key-button").hidden = false;
@@ -43,7 +43,7 @@ export function askForKey(reason) {
   return asking;
 }
 
-/** One request; asks for a key where one is needed. Throws ApiError.
+/** Sends one request; asks for a key if the bridge requires one. Throws ApiError.
  * @param {string} path @param {{body?: any, signal?: AbortSignal}} [more] @returns {Promise<Response>} */
 export async function ask(path, { body, signal } = {}) {
   for (;;) {

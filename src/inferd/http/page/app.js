@@ -49,7 +49,7 @@ async function look() {
     health("gone", failed.status === 401 ? "needs a key" : failed.status ? "not ready" : "not reachable");
   } finally {
     looking = false;
-    // A page that is not seen asks for nothing.
+    // A hidden page sends no requests.
     if (!document.hidden) alarm = setTimeout(look, view() === "chat" ? SLOW_MS : FAST_MS);
   }
 }

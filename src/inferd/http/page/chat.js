@@ -44,7 +44,7 @@ export function start() {
   const prompt = at("prompt");
   prompt.addEventListener("input", grow);
   prompt.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
-    // An input method takes Enter for itself while it composes.
+    // While an input method composes a character, Enter belongs to it.
     if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
     event.preventDefault();
     if (!running) void send();
@@ -93,7 +93,7 @@ export function offer(served) {
   able();
 }
 
-/** Offers what the chosen model can do. */
+/** Shows the controls for the features of the chosen model. */
 function able() {
   const can = models.find((model) => model.id === at("model").value)?.capabilities ?? [];
   at("attach").hidden = !can.includes("vision");
@@ -149,7 +149,7 @@ async function send() {
   await answer();
 }
 
-/** Asks for the next answer of the open conversation. */
+/** Requests the next answer of the open conversation. */
 async function answer() {
   const conversation = open;
   const asked = settings();
@@ -208,7 +208,7 @@ async function answer() {
   }
 }
 
-/** @param {any} usage @param {number} first ms to the first token @param {number} rest ms behind it */
+/** @param {any} usage @param {number} first ms to the first token @param {number} rest ms after it */
 function stats(usage, first, rest) {
   const tokens = usage.completion_tokens;
   const cached = usage.prompt_tokens_details?.cached_tokens ?? 0;
@@ -273,7 +273,7 @@ function render(shown, message) {
   foot.textContent = [message.cut, message.stats].filter(Boolean).join(" ");
 }
 
-/** Puts what can be done with a message under it. @param {HTMLElement} shown @param {Message} message */
+/** Adds the buttons below a message. @param {HTMLElement} shown @param {Message} message */
 function actions(shown, message) {
   const acts = make("span", { class: "acts" });
   shown.lastElementChild?.append(acts);
@@ -302,7 +302,7 @@ function actions(shown, message) {
   });
 }
 
-/** Drops a message and all behind it. @param {number} place */
+/** Drops a message and all messages after it. @param {number} place */
 function cutFrom(place) {
   open.messages.length = place;
   save(open);
@@ -372,14 +372,14 @@ function save(conversation) {
   all = all.filter((each) => each.id !== conversation.id);
   if (conversation.messages.length) all.unshift(conversation);
   all = all.slice(0, KEPT);
-  // Pictures would fill the store of the browser: they last as long as the tab.
+  // Pictures would fill the browser's storage, so they are kept only as long as the tab.
   const lean = (/** @type {string} */ key, /** @type {any} */ value) => (key === "pictures" ? undefined : value);
   for (let count = all.length; count > 0; count = Math.floor(count / 2)) {
     try {
       localStorage.setItem(STORE, JSON.stringify(all.slice(0, count), lean));
       break;
     } catch {
-      // The store is full: the older half goes.
+      // The storage is full: drop the older half.
     }
   }
   if (!all.length) localStorage.removeItem(STORE);

@@ -1,5 +1,5 @@
 // @ts-check
-// Building elements. Text is always text: nothing in this page parses HTML.
+// Builds elements. Text stays text: this page never parses HTML.
 
 /** The element of an id, which the page has.
  * @param {string} id @returns {any} */
@@ -23,7 +23,7 @@ export function make(name, given = {}, ...children) {
   return element;
 }
 
-/** A button that copies a text. Off loopback, browsers allow it only with TLS; else there is none.
+/** A button that copies a text; empty without TLS off loopback, where browsers forbid copying.
  * @param {string} text @param {string} kind @returns {Node | string} */
 export function copier(text, kind) {
   if (!navigator.clipboard) return "";
@@ -36,7 +36,7 @@ export function copier(text, kind) {
   return button;
 }
 
-/** Tells it to a screen reader, without showing it. @param {string} text */
+/** Announces a text to screen readers, without showing it. @param {string} text */
 export function say(text) {
   at("said").textContent = text;
 }

@@ -1,5 +1,5 @@
 // @ts-check
-// What the daemon does now: plots out of the differences between two states, and the requests in it.
+// The activity of the daemon: plots from the differences between two states, and the list of requests.
 
 import { at, make, size, time } from "./dom.js";
 import { Plot } from "./plot.js";

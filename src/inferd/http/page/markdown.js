@@ -1,10 +1,10 @@
 // @ts-check
-// Markdown as elements. Everything is built node by node with text in it, so that nothing a model writes is
-// ever parsed as HTML. Pictures become links: the page loads nothing from elsewhere.
+// Markdown as elements. The elements are built node by node from text, so text of a model is never parsed as
+// HTML. Pictures become links: the page loads nothing from elsewhere.
 
 import { copier, make } from "./dom.js";
 
-// Patterns see lines that a model wrote, as long as it likes: each is one pass over its line.
+// The patterns read lines of any length that a model wrote, so each takes only one pass over its line.
 const FENCE = /^ {0,3}(```+|~~~+)([^`]*)$/;
 const HEADING = /^(#{1,6})[ \t](.*)$/;
 const ITEM = /^([ \t]*)([-*+]|\d{1,9}[.)])[ \t]+(.*)$/;
@@ -38,7 +38,7 @@ function blocks(lines) {
   return found;
 }
 
-/** Where the block that begins at a line ends. @param {string[]} lines @param {number} at */
+/** The end of the block that begins at a line. @param {string[]} lines @param {number} at */
 function endOf(lines, at) {
   const fence = FENCE.exec(lines[at]);
   let end = at + 1;
@@ -70,7 +70,7 @@ function isRule(line) {
   return /^(?:-{3,}|\*{3,}|_{3,})$/.test(line.replaceAll(" ", ""));
 }
 
-/** Whether a line parts a table's head from its rows. @param {string} line */
+/** Whether a line separates a table's head from its rows. @param {string} line */
 function isRuled(line) {
   return cells(line).every((cell) => /^:?-+:?$/.test(cell));
 }
@@ -86,7 +86,7 @@ function block(lines, depth) {
   const fence = FENCE.exec(first);
   if (fence) return code(lines, fence);
   const heading = HEADING.exec(first);
-  // The page has the first level for itself.
+  // The first level of headings belongs to the page.
   if (heading) return make(`h${Math.min(heading[1].length + 1, 6)}`, {}, ...inline(heading[2].trim()));
   if (isRule(first)) return make("hr");
   if (ITEM.test(first)) return list(lines, depth);
@@ -178,7 +178,7 @@ function inline(text, depth = 0) {
   return nodes;
 }
 
-/** What begins at a place, if it is more than a character.
+/** The element that begins at a position; null for a plain character.
  * @param {string} text @param {number} at @param {number} depth
  * @returns {{node: Node | string, end: number} | null} */
 function special(text, at, depth) {

@@ -1,10 +1,10 @@
 // @ts-check
-// The models that are served: what each is, and whether it is in memory.
+// The served models: their properties, and whether each is in memory.
 
 import { ask, lines } from "./api.js";
 import { at, make, say, short, size } from "./dom.js";
 
-/** @type {Map<string, string>} what a model is being told to do */
+/** @type {Map<string, string>} the pending command of each model */
 const busy = new Map();
 let shown = "";
 /** @type {any[]} */
@@ -19,7 +19,7 @@ export function update(models, state) {
   }
   const loaded = models.filter((model) => model.state === "loaded").length;
   at("models-lead").textContent = `${loaded} of ${models.length} ${models.length === 1 ? "model is" : "models are"} in memory. A request that names another one loads it.`;
-  // Only what has changed is drawn anew, or the focus would be lost each second.
+  // Only changed parts are redrawn: otherwise the focus would be lost each second.
   const sketch = JSON.stringify([models, [...memory], [...busy]]);
   if (sketch === shown) return;
   shown = sketch;

@@ -65,7 +65,7 @@ export class Plot {
   }
 }
 
-/** One line and the area under it; a moment without a value is passed over.
+/** One line and the area under it; a moment without a value is skipped.
  * @param {(number | null)[]} line @param {number} at @param {number} most */
 function paths(line, at, most) {
   const step = WIDTH / (KEPT - 1);
