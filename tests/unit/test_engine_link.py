@@ -9,14 +9,17 @@ import struct
 import sys
 import tracemalloc
 from contextlib import closing
+from pathlib import Path
 
 import msgspec
 import pytest
 
 from inferd.engine.local.child import messages as m
+from inferd.engine.local.child import process
 from inferd.engine.local.child.link import HEADER, MAX_BODY_BYTES, Link
 from inferd.engine.requests import GenerateRequest, Media, Message, Tool
-from tests.in_process import until
+from inferd.errors import ModelError
+from tests.in_process import PATIENCE_SECS, until
 
 
 class End:
@@ -90,6 +93,41 @@ async def test_a_peer_that_violates_the_protocol_is_disconnected(data: bytes) ->
         theirs.sendall(data)
         await until(lambda: end.closed)
         assert end.seen == []
+
+
+# An engine process that answers its load with the bytes MESSAGE.
+LYING = """
+import socket
+link = socket.socket(fileno=0)
+link.recv(65536)
+link.sendall(MESSAGE)
+while link.recv(65536): pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (m.LOADED, b"\xc1"),  # no msgpack
+        (m.LOADED, m.encode("ready")),  # another type
+        (m.PROGRESS, m.encode(("mmap", 1))),
+        (m.FRAMES, b"{}"),  # of a job that nobody has sent
+        (200, b""),  # of no kind
+    ],
+)
+async def test_an_engine_that_sends_an_invalid_message_is_killed(
+    kind: int, body: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = HEADER.pack(len(body), 9, kind, 0) + body
+    (tmp_path / "lying.py").write_text(LYING.replace("MESSAGE", repr(message)))
+    monkeypatch.setattr(process, "PROGRAM", "lying")
+    monkeypatch.setattr(process, "environment", lambda: {"PYTHONPATH": str(tmp_path)})
+    ends: list[str] = []
+    engine = process.EngineProcess("n", ends.append, process.Patience(hang_secs=1e6))
+    load = m.Load(name="n", model="m", path="p")
+    with pytest.raises(ModelError, match="it sent an unknown message"):
+        await asyncio.wait_for(engine.load(load, (), lambda phase, details: None), PATIENCE_SECS)
+    await until(lambda: ends == ["it sent an unknown message"])
 
 
 async def test_a_closed_link_holds_no_buffer() -> None:

@@ -25,7 +25,10 @@ class TestFile:
             log.get("x").info(message)
         activity.close()
 
-    def test_it_is_private(self, tmp_path: Path) -> None:
+    def test_it_is_private(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(
+            os, "fchmod", lambda fd, mode: None
+        )  # it is never readable, not even for a moment
         old = os.umask(0)
         try:
             self.write(tmp_path / "logs", "event")

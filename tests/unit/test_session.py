@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from inferd.engine.mock import Mock
-from inferd.serve import auth, output
+from inferd.serve import auth, connection, output
 from tests.cases import cases
 from tests.in_process import DONE, TOKEN, Client, Gate, ask, error, serving, until
 
@@ -346,6 +346,7 @@ async def test_an_auth_line_of_exactly_4_kib_is_read() -> None:
 
 async def test_silence_is_closed_without_a_byte(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auth, "TIMEOUT_SECS", 0.05)
+    monkeypatch.setattr(connection, "PIECE_SECS", 3600.0)
     async with serving("127.0.0.1:0", api_key=KEY) as server:
         client = await server.connect()
         await client.send(b'{"type":')

@@ -221,7 +221,10 @@ KEY = "k" * 32
 
 
 @both_loops
-async def test_silent_clients_without_the_key_do_not_block_the_keyholder() -> None:
+async def test_silent_clients_without_the_key_do_not_block_the_keyholder(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(auth, "TIMEOUT_SECS", 3600.0)
     async with serving("127.0.0.1:0", api_key=KEY, max_connections=2, max_strangers=4) as server:
         strangers = [await server.connect() for _ in range(12)]
         for stranger in strangers[:8]:  # each newcomer beyond four displaces the oldest
