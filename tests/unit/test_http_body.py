@@ -14,6 +14,7 @@ from inferd.http import body, keys
 from inferd.http.body import ClientGone
 from inferd.http.failures import BadField, HttpFailure
 from inferd.http.keys import Key, Keys
+from tests.in_process import PATIENCE_SECS
 
 SCOPE: dict[str, Any] = {"headers": []}
 
@@ -59,7 +60,7 @@ async def test_a_body_over_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_body_that_stops(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(body, "PIECE_SECS", 0.01)
     with pytest.raises(HttpFailure) as caught:
-        await body.read_bytes(SCOPE, Receive([piece(b"1", more=True)]))
+        await asyncio.wait_for(body.read_bytes(SCOPE, Receive([piece(b"1", more=True)])), PATIENCE_SECS)
     assert caught.value.kind == "timeout"
 
 

@@ -74,8 +74,9 @@ def test_a_changed_byte_is_detected(at: str, directory: Path) -> None:
     files = StateFiles(directory, 1 << 20)
     number = save(files, head())
     (kept,) = files.files()
-    places = {"magic": 0, "head": 30, "head code": kept.offset - 1, "state": kept.offset + 9, "code": -1}
     data = bytearray(kept.path.read_bytes())
+    owner = data.index(b"chat")  # a value of the head, which stays readable
+    places = {"magic": 0, "head": owner, "head code": kept.offset - 1, "state": kept.offset + 9, "code": -1}
     data[places[at]] ^= 4
     kept.path.write_bytes(data)
     again = StateFiles(directory, 1 << 20)
@@ -179,9 +180,12 @@ def test_a_disk_that_is_nearly_full_is_left_alone(directory: Path, monkeypatch: 
 
 
 def test_an_engine_that_lies_about_the_size_costs_its_state(directory: Path) -> None:
-    files = StateFiles(directory, 1 << 20)
-    assert save(files, head(), state=STATE[:-1]) == 0
-    assert [path.name for path in directory.iterdir()] == ["key"]
+    number = save(StateFiles(directory, 1 << 20), head(b"one"))
+    (size,) = (path.stat().st_size for path in directory.glob("*.state"))
+    files = StateFiles(directory, size * 3 // 2)  # no room for two
+    for state in (STATE[:-1], STATE + b"1"):
+        assert save(files, head(b"two"), state=state) == 0
+        assert read(files, number) == STATE
 
 
 def test_a_state_that_ends_early_is_an_error(tmp_path: Path) -> None:
