@@ -324,11 +324,13 @@ async def test_unreadable_chunks(remote: Start, junk: bytes) -> None:
 
 async def test_the_key_is_in_no_error(remote: Start) -> None:
     def echo(exchange: Exchange) -> None:
-        quoted = orjson.dumps({"error": {"code": exchange.request.headers["authorization"], "message": "no"}})
-        exchange.whole(401, quoted)
+        given = exchange.request.headers["authorization"]
+        key = given.removeprefix("Bearer ")
+        exchange.whole(401, orjson.dumps({"error": {"code": given, "message": f"{key} is not a key"}}))
 
     _, error = await fails(remote, echo, api_key=Secret("sk-1"))
     assert "does not accept the key: status 401" in str(error)
+    assert "… is not a key" in str(error)
     assert "sk-1" not in str(error)
 
 
