@@ -339,7 +339,7 @@ def test_chat(daemon: Daemon) -> None:
         terminal.expect("Ctrl-C ends an answer early")
         terminal.expect(">")
         terminal.type("/nonsense\r")
-        terminal.expect("/nonsense is no command")
+        terminal.expect("/nonsense is not a command")
         terminal.expect(">")
         terminal.type("again\r")
         served.release()

@@ -130,6 +130,6 @@ async def test_an_adapter_of_another_model_is_refused(no_adapters: list[Path]) -
 
 
 async def test_a_model_that_makes_vectors_takes_no_adapter(pirate: Path) -> None:
-    with pytest.raises(ModelError, match="its `lora` is of no use"):
+    with pytest.raises(ModelError, match="its `lora` has no use"):
         async with engine(pirate, embed=True):
             pass

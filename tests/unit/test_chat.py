@@ -154,7 +154,7 @@ def test_options_are_set_with_the_bounds_of_the_command_line(
     err = capsys.readouterr().err
     assert "/set top_p: 7.0 is not in the range" in err
     assert "'stop' cannot be set; one of max_tokens, temperature" in err
-    assert "/what is no command" in err
+    assert "/what is not a command" in err
     chat.ask("a")
     assert chat.command("/set temperature")
     chat.ask("b")

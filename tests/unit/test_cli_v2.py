@@ -105,7 +105,7 @@ def test_json_is_one_object_with_every_block(
         (["--tools", "{}/[]"], "must hold a JSON array of tools"),
         (["--tools", "{}/deep"], "deep nests too deeply"),
         (["--json-schema", "{}/long"], "long nests too deeply or has a number of too many digits"),
-        (["--tool-choice", "required"], "needs --tools FILE"),
+        (["--tool-choice", "required"], "needs the tools of --tools FILE"),
     ],
 )
 def test_an_unusable_file_is_reported_before_connecting(

@@ -104,4 +104,4 @@ def test_no_advice_to_join_a_group_without_access_to_the_status() -> None:
     denied = PermissionError(13, "Permission denied")
     assert "group" in str(endpoint("/x/infer.sock", "v1").unreachable(denied))
     told = str(endpoint("/x/admin.sock", "admin").unreachable(denied))
-    assert "is for the user alone who runs the daemon" in told
+    assert "is only for the user that runs the daemon" in told
