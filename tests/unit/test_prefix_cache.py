@@ -73,6 +73,40 @@ def test_another_conversation_with_the_same_head_keeps_the_first() -> None:
     assert (plan[0], plan[3], plan[4]) == (0, True, 300)  # the only slot: it is saved first
 
 
+def held_by_two(recent: list[int], **more: bytes) -> PrefixCache:
+    """A cache whose slot 1 was used last and holds ``recent``."""
+    cache = PrefixCache(2, 1000)
+    cache.leave(0, [7] * 400, **more)
+    assert cache.plan([8]) is not None  # time passes
+    cache.leave(1, recent)
+    return cache
+
+
+def test_a_branch_takes_the_slot_that_is_unused_for_longest() -> None:
+    plan = held_by_two(prompt(*range(1000, 1500))).plan(prompt(1))
+    assert plan is not None
+    assert (plan[0], plan[1], plan[3], plan[4]) == (0, 1, True, 300)
+
+
+def test_a_branch_takes_the_slot_of_a_conversation_that_keeps_half_or_is_the_oldest() -> None:
+    for cache in (held_by_two(prompt(*range(40))), held_by_two(prompt(*range(1000, 1500)), session=b"s")):
+        plan = cache.plan(prompt(1))
+        assert plan is not None
+        assert (plan[0], plan[1], plan[3], plan[4]) == (1, -1, True, 300)
+
+
+def test_a_long_slot_is_not_copied_for_a_short_head() -> None:
+    for length, copied in ((16 * 32, True), (16 * 32 + 1, False)):
+        for slots in (2, 3):  # the last one is empty
+            cache = PrefixCache(slots, 0)
+            cache.leave(0, [7] * 400)
+            assert cache.plan([8]) is not None
+            cache.leave(1, HEAD[:16] + [9] * (length - 16))
+            plan = cache.plan(HEAD[:16] + [5] * 50)
+            assert plan is not None
+            assert (plan[0], plan[1], plan[4]) == ((0, 2)[slots - 2], *((1, 16) if copied else (-1, 0)))
+
+
 def test_a_continued_conversation_may_drop_its_last_answer_unsaved() -> None:
     cache = PrefixCache(2, 1000)
     cache.leave(0, prompt(*range(40)), session=b"s")

@@ -107,6 +107,17 @@ async def test_without_memory_for_states_the_reason_is_eviction() -> None:
     assert done.usage.cached_tokens < 32
 
 
+@pytest.mark.parametrize("session", ["", "s"])
+async def test_a_named_conversation_keeps_its_slot(session: str) -> None:
+    named = replace(ask(LONG, 4), session=session)
+    async with backend(n_parallel=2, cache_mib=0) as engine:
+        await ask_with(engine, named)
+        for text in (OTHER, OTHER.replace("home", "away").replace("story", "tale")):
+            await answer(engine, f"{text[8:40]} {text}", 4)
+        _, done = await ask_with(engine, named)
+    assert (done.usage.cached_tokens == done.usage.prompt_tokens - 2) == bool(session)
+
+
 async def test_a_request_abandoned_in_its_prompt_keeps_the_computed_prefix() -> None:
     request = ask(LONG * 4, 4)
     async with backend(n_parallel=1, n_ctx=4096, n_batch=64) as engine:

@@ -29,6 +29,8 @@ class PrefixCache {
     // A request that drops fewer tokens of the end continues the conversation. A request that drops more begins another
     // conversation with the same head.
     static constexpr size_t kLeastSaved = 32;
+    // A slot is copied whole, which costs less for each of its tokens than a thirtieth of computing one.
+    static constexpr size_t kMostCopied = 32;
     // Fewer tokens are not worth a file.
     static constexpr size_t kLeastFiled = 64;
     // The most sequences remembered as impossible to save in a file.
@@ -355,21 +357,22 @@ class PrefixCache {
     }
 
     void place(Source &best, const Wanted &wanted, Plan &plan) {
-        if (best.keep.prompt < kLeastShared) {
+        const int other = other_slot(best, wanted);
+        const bool costly = other >= 0 && slots_[best.slot].sequence.tokens.size() > kMostCopied * best.keep.held;
+        if (best.keep.prompt < kLeastShared || costly) {
             // Keep the match of the slot that is taken, however short.
             plan.slot = victim();
             const Sequence &held = slots_[plan.slot].sequence;
             const Found found = match(held, wanted);
             best = {found.keep, found.rewind, &held.tokens, &held.checkpoints, plan.slot, false, nullptr, 0};
             plan.save = worth_saving(plan.slot, best.keep.held);
+        } else if (other >= 0) {
+            plan.slot = other;
+            plan.copy_from = best.slot;
+            plan.save = worth_saving(other, 0);
         } else if (best.slot >= 0 && !best.live) {
-            const Sequence &held = slots_[best.slot].sequence;
-            const bool same = !held.session.empty() && held.session == *wanted.session;
-            const bool branches = !same && held.tokens.size() >= best.keep.held + kLeastSaved;
-            const int other = branches ? empty_slot() : -1;
-            plan.slot = other >= 0 ? other : best.slot;
-            plan.copy_from = other >= 0 ? best.slot : -1;
-            plan.save = branches && other < 0 && worth_saving(best.slot, best.keep.held);
+            plan.slot = best.slot;
+            plan.save = branches(best, wanted) && worth_saving(best.slot, best.keep.held);
         } else {
             plan.slot = victim();
             plan.copy_from = best.slot;
@@ -387,6 +390,24 @@ class PrefixCache {
             plan.prompt.assign(best.tokens->begin(), kept);
             plan.prompt.insert(plan.prompt.end(), prompt.begin() + plan.keep.prompt, prompt.end());
         }
+    }
+
+    // Whether the request begins another conversation with the head of the one in the idle slot `best`.
+    bool branches(const Source &best, const Wanted &wanted) const {
+        if (best.slot < 0 || best.live) return false;
+        const Sequence &held = slots_[best.slot].sequence;
+        const bool same = !held.session.empty() && held.session == *wanted.session;
+        return !same && held.tokens.size() >= best.keep.held + kLeastSaved;
+    }
+
+    // The slot for a conversation that branches, or -1 for the one that it branches from. That one gives way only if no
+    // slot is empty, and if it keeps half of its tokens or has been unused for longest.
+    int other_slot(const Source &best, const Wanted &wanted) const {
+        if (!branches(best, wanted)) return -1;
+        const int empty = empty_slot();
+        if (empty >= 0 || best.keep.held * 2 >= slots_[best.slot].sequence.tokens.size()) return empty;
+        const int given = oldest();
+        return given == best.slot ? -1 : given;
     }
 
     // Whether cutting a slot to `kept` tokens would lose tokens that no snapshot holds.
