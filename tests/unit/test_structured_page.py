@@ -49,6 +49,9 @@ ROWS: dict[str, list[Tried]] = {
         object_({"a": 1, "b": 2}, {"c": 1}, properties=TWO, additionalProperties=False),
     ],
     "`patternProperties`": [object_({"x-a": "a", "y": 1}, {"x-a": 1}, patternProperties={"^x-": STRING})],
+    "`patternProperties` with patterns that match the same name": [
+        object_({"ab": 1}, {"ab": "a"}, {"ax": "a"}, patternProperties={"^a": TWO["a"], "b$": TWO["b"]})
+    ],
     "`propertyNames` with `enum`, `const` or `pattern`": [
         object_({"a": 1}, {"c": 1}, propertyNames={"enum": ["a", "b"]}),
         object_({"a": 1}, {"b": 1}, propertyNames={"const": "a"}),
@@ -100,6 +103,10 @@ ROWS: dict[str, list[Tried]] = {
         number(2.5, 0, 2.6, exclusiveMinimum=0, maximum=2.5),
     ],
     "`multipleOf`": [number(19.99, 19.999, multipleOf=0.01), number(6, 7, multipleOf=3)],
+    "`multipleOf` above 50,000 without trailing zeros, or of digits like 0.07": [
+        number(140002, 140003, multipleOf=70001),
+        number(0.14, 0.15, multipleOf=0.07),
+    ],
     "integers beyond 2^53 in `const` and `enum`": [
         ({"const": 2**53 + 1}, [2**53 + 1], [2**53 + 2]),
         ({"enum": [-(2**60), "a"]}, [-(2**60), "a"], [-(2**61), "b"]),

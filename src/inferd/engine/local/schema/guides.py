@@ -120,7 +120,7 @@ class Guides:
             return self._compiles(part)
 
         rewritten = schema_rules.rewrite(root, lenient=lenient, is_tool=is_tool, compiles=compiles)
-        check = Check(schema_check.parse(text), rewritten.alternatives)
+        check = Check(schema_check.parse(text))
         schema, dropped = rewritten.schema, rewritten.dropped
         try:
             self._guidance.guide(b"json_schema", json_text(schema))

@@ -26,7 +26,8 @@ from jsonschema_specifications import REGISTRY as SPECIFICATIONS
 from referencing.jsonschema import specification_with
 
 from inferd.engine.local import _llama
-from inferd.engine.local.schema.schema_places import MAX_SCHEMAS, count, nodes, refusal, step
+from inferd.engine.local.schema.schema_places import MAX_SCHEMAS, count, nodes, refusal, schemas, step
+from inferd.engine.local.schema.schema_rules import may_match_twice
 
 PATTERN_SECONDS = 0.2
 MOST_SECONDS = 2.0
@@ -125,16 +126,12 @@ def _evolve(validator: Any, **changes: Any) -> Any:
 
 
 class Check:
-    """Tests values against ``schema``. Changes it: a ``oneOf`` in ``alternatives`` becomes an ``anyOf``."""
+    """Tests values against ``schema``. Changes it: a ``oneOf`` whose branches may match together becomes an
+    ``anyOf``."""
 
-    def __init__(self, schema: dict[str, Any], alternatives: frozenset[str]) -> None:
+    def __init__(self, schema: dict[str, Any]) -> None:
         draft = _draft_of(schema)
-        for pointer in alternatives:
-            *path, _ = pointer.split("/")[1:]
-            node: Any = schema
-            for part in path:
-                part = part.replace("~1", "/").replace("~0", "~")
-                node = node[int(part)] if isinstance(node, list) else node[part]
+        for node in [node for node in schemas(schema) if may_match_twice(schema, node)]:
             node.setdefault("allOf", []).append({"anyOf": node.pop("oneOf")})
         if _any(schema, lambda node: "patternProperties" in node):
             # jsonschema would match the patterns without a time limit.

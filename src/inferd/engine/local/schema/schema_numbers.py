@@ -17,8 +17,9 @@ _SMALLEST = Decimal("1e-16")  # of a fraction; the float64 next to 0 has 324 dig
 _LOWER, _UPPER = ("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")
 _SIZES = (("minLength", "maxLength"), ("minItems", "maxItems"), ("minProperties", "maxProperties"))
 
-MAX_DIGITS, MAX_DIVISOR = 50_000, 5_000_000
-"""The limits of a divisor, without trailing zeros and in all. Making its grammar takes quadratic time."""
+MAX_DIGITS, MAX_DIVISOR, MAX_DIVISORS = 50_000, 5_000_000, 200_000
+"""The limits of a divisor, without trailing zeros and in all, and of the sum of a schema's divisors without
+trailing zeros. Making the grammar of a divisor takes quadratic time: a second for this sum."""
 
 
 def check_bounds(node: dict[str, Any], pointer: str) -> None:

@@ -20,6 +20,21 @@ ONE = frozenset(
 )
 LIST = frozenset(("allOf", "anyOf", "items", "oneOf", "prefixItems"))
 MAP = frozenset(("$defs", "definitions", "dependentSchemas", "patternProperties", "properties"))
+KEYWORDS = (
+    ONE
+    | LIST
+    | MAP
+    | frozenset(
+        (
+            *("$anchor", "$dynamicRef", "$id", "$recursiveRef", "$ref", "const", "dependencies"),
+            *("dependentRequired", "enum", "exclusiveMaximum", "exclusiveMinimum", "format", "id"),
+            *("maxContains", "maxItems", "maxLength", "maxProperties", "maximum", "minContains"),
+            *("minItems", "minLength", "minProperties", "minimum", "multipleOf", "pattern", "required"),
+            *("type", "uniqueItems"),
+        )
+    )
+)
+"""The keywords that say which values are valid."""
 _ANY_ONE = ONE | {"contentSchema"}
 _ANY_MAP = MAP | {"dependencies"}
 
@@ -75,6 +90,26 @@ def count(root: Any) -> int:
             elif key in _ANY_ONE:
                 left.append(value)
     return found
+
+
+def schemas(root: Any) -> Iterator[dict[str, Any]]:
+    """Each schema where keywords have some, and where references refer to."""
+    left, seen = [root], set()
+    while left:
+        node = left.pop()
+        if not isinstance(node, dict) or id(node) in seen:
+            continue
+        seen.add(id(node))
+        yield node
+        for key, value in node.items():
+            if key in LIST and isinstance(value, list):
+                left += value
+            elif key in MAP and isinstance(value, dict):
+                left += value.values()
+            elif key in ONE:
+                left.append(value)
+            elif key == "$ref" and isinstance(value, str):
+                left.append(target(root, value))
 
 
 def followed(root: Any, node: Any) -> Any:

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, unquote
 
 from inferd.engine.local.schema import schema_numbers, schema_patterns
 from inferd.engine.local.schema.schema_places import (
+    KEYWORDS,
     LIST,
     MAP,
     MAX_DEPTH,
@@ -50,12 +51,11 @@ Compiles = Callable[[dict[str, Any]], bool]
 class Rewritten:
     """``schema`` is for the grammar; ``dropped`` are JSON pointers to the keywords that it does not enforce.
 
-    ``alternatives`` are the pointers among them of each ``oneOf`` enforced as ``anyOf``.
+    Among them is each ``oneOf`` enforced as ``anyOf``.
     """
 
     schema: dict[str, Any]
     dropped: tuple[str, ...]
-    alternatives: frozenset[str]
 
 
 def rewrite(root: dict[str, Any], *, lenient: bool, is_tool: bool, compiles: Compiles) -> Rewritten:
@@ -73,7 +73,7 @@ def rewrite(root: dict[str, Any], *, lenient: bool, is_tool: bool, compiles: Com
         raise refusal("/not", "no value can follow this schema")
     if is_tool and schema.get("properties") and not _SAYS_MORE & schema.keys():
         schema["additionalProperties"] = False
-    return Rewritten(schema, tuple(work.dropped), frozenset(work.alternatives))
+    return Rewritten(schema, tuple(work.dropped))
 
 
 class _Rewriter:
@@ -84,9 +84,10 @@ class _Rewriter:
         self._old_draft = bool(_OLD_DRAFTS.search(str(root.get("$schema", ""))))
         self._seen: dict[int, Any] = {}  # by the id() of the node, which the root keeps alive
         self._combines = any(_COMBINES & node.keys() for node in nodes(root))
+        self._divisors: set[schema_numbers.Digits] = set()
         self._multiple = schema_numbers.ONE  # of all divisors, which may apply to one value
+        self._referred = set(_parts_of_references(root))
         self.dropped: list[str] = []
-        self.alternatives: list[str] = []
 
     def schema(self, node: Any, pointer: str, depth: int) -> Any:
         """The replacement of the schema ``node``; ``False`` if no value can match it."""
@@ -101,8 +102,8 @@ class _Rewriter:
         self._seen[id(node)] = node
         if len(self._seen) > MAX_SCHEMAS:
             raise refusal("", f"it holds more than {MAX_SCHEMAS} schemas")
-        for key in ("x-guidance", "$schema"):
-            node.pop(key, None)
+        for key in node.keys() - (KEYWORDS | self._referred - {"x-guidance", "$schema"}):  # annotations
+            del node[key]
         if "$ref" in node and self._old_draft:
             for key in [key for key in node if key not in _STANDS_ASIDE and key != "$ref"]:
                 del node[key]
@@ -111,11 +112,11 @@ class _Rewriter:
         if self._negation(node, pointer) is False:
             return False
         self._conditions(node, pointer)
-        self._arrays(node, pointer)
+        names = self._arrays(node, pointer)
         self._objects(node, pointer)
         self._strings(node, pointer)
         self._numbers(node, pointer)
-        self._children(node, pointer, depth)
+        self._children(node, pointer, depth, names)
         self._disjoint(node, pointer)
         return node
 
@@ -127,9 +128,9 @@ class _Rewriter:
         del node[key]
         self.dropped.append(step(pointer, key))
 
-    def _children(self, node: dict[str, Any], pointer: str, depth: int) -> None:
+    def _children(self, node: dict[str, Any], pointer: str, depth: int, names: Mapping[str, str]) -> None:
         for key, value in list(node.items()):
-            at = step(pointer, key)
+            at = step(pointer, names.get(key, key))
             if key in LIST and isinstance(value, list):
                 parts = [self.schema(part, step(at, i), depth + 1) for i, part in enumerate(value)]
                 if key in ("anyOf", "oneOf") and any(part is not False for part in parts):
@@ -188,8 +189,11 @@ class _Rewriter:
             elif key in node:
                 self._drop(node, pointer, key)
 
-    def _arrays(self, node: dict[str, Any], pointer: str) -> None:
+    def _arrays(self, node: dict[str, Any], pointer: str) -> Mapping[str, str]:
+        """Returns the client's names of keywords that it renames."""
+        names = {}
         if isinstance(node.get("items"), list):  # a tuple in the syntax up to draft 7
+            names = {"prefixItems": "items", "items": "additionalItems"}
             node["prefixItems"] = node.pop("items")
             if "additionalItems" in node:
                 node["items"] = node["additionalItems"]
@@ -206,6 +210,7 @@ class _Rewriter:
                 self._drop(node, pointer, "contains")
         for key in ("minContains", "maxContains"):
             node.pop(key, None)
+        return names
 
     def _objects(self, node: dict[str, Any], pointer: str) -> None:
         if "propertyNames" in node:
@@ -229,16 +234,22 @@ class _Rewriter:
         for pattern in list(node.get("patternProperties") or ()):
             rewritten = schema_patterns.without_look_around(pattern)
             if not self._compiles({"type": "object", "patternProperties": {rewritten: True}}):
-                why = f"the pattern {json.dumps(pattern)} is not supported"
-                self._drop(node, pointer, "patternProperties", why)
-                if node.get("additionalProperties") is False:
-                    del node["additionalProperties"]
+                self._drop_patterns(node, pointer, f"the pattern {json.dumps(pattern)} is not supported")
                 break
             if rewritten != pattern:
                 schemas = node["patternProperties"].items()
                 node["patternProperties"] = {
                     rewritten if key == pattern else key: value for key, value in schemas
                 }
+
+        patterns = dict.fromkeys(node.get("patternProperties") or (), True)
+        if len(patterns) > 1 and not self._compiles({"type": "object", "patternProperties": patterns}):
+            self._drop_patterns(node, pointer, "two of its patterns match the same name")
+
+    def _drop_patterns(self, node: dict[str, Any], pointer: str, why: str) -> None:
+        self._drop(node, pointer, "patternProperties", why)
+        if node.get("additionalProperties") is False:
+            del node["additionalProperties"]
 
     def _property_names(self, node: dict[str, Any], pointer: str) -> None:
         names = node["propertyNames"]
@@ -303,19 +314,28 @@ class _Rewriter:
     def _divisor(self, node: dict[str, Any], pointer: str) -> None:
         mine = schema_numbers.digits(node["multipleOf"])
         together = schema_numbers.least_common(self._multiple, mine) if self._combines else mine
-        if not schema_numbers.is_too_large(together):
-            self._multiple = together
-        else:
+        divisors = self._divisors | {mine}
+        if schema_numbers.is_too_large(together):
             which = "it" if together == mine else "its least common multiple with others"
             self._drop(node, pointer, "multipleOf", f"{which} is too large")
+        elif sum(found for found, _ in divisors) > schema_numbers.MAX_DIVISORS:
+            self._drop(node, pointer, "multipleOf", "there are too many large divisors")
+        elif not self._compiles({"type": "number", "multipleOf": node["multipleOf"]}):
+            self._drop(node, pointer, "multipleOf", "llguidance cannot write its digits")
+        else:
+            self._multiple, self._divisors = together, divisors
 
     def _disjoint(self, node: dict[str, Any], pointer: str) -> None:
-        branches = node.get("oneOf")
-        if isinstance(branches, list) and not _are_disjoint(
-            [followed(self._root, branch) for branch in branches]
-        ):
-            self.alternatives.append(step(pointer, "oneOf"))
+        if may_match_twice(self._root, node):
             self.dropped.append(step(pointer, "oneOf"))
+
+
+def _parts_of_references(root: Any) -> Iterator[str]:
+    """The keys on the way to the targets of references, which may lie outside of the known keywords."""
+    for node in nodes(root):
+        if isinstance(node.get("$ref"), str):
+            for part in unquote(node["$ref"]).split("/"):
+                yield part.replace("~1", "/").replace("~0", "~")
 
 
 def _constraints(names: dict[str, Any]) -> set[str]:
@@ -339,9 +359,13 @@ def _values(value: Any) -> Iterator[Any]:
         yield value
 
 
-def _are_disjoint(branches: list[Any]) -> bool:
-    """Whether clearly no value matches two of the schemas."""
-    return all(_are_two_disjoint(one, other) for i, one in enumerate(branches) for other in branches[i + 1 :])
+def may_match_twice(root: Any, node: dict[str, Any]) -> bool:
+    """Whether the node has a ``oneOf`` with two branches that are not clearly disjoint."""
+    branches = node.get("oneOf")
+    if not isinstance(branches, list):
+        return False
+    ends = [followed(root, branch) for branch in branches]
+    return not all(_are_two_disjoint(one, other) for i, one in enumerate(ends) for other in ends[i + 1 :])
 
 
 def _are_two_disjoint(one: Any, other: Any) -> bool:
