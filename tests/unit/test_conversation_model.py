@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,7 +16,7 @@ from inferd.engine.requests import FrameTemplate, GenerateRequest, Message, Tool
 from inferd.errors import InvalidRequest, ToolCallMalformed
 from tests.demo_model import demo_model
 from tests.unit.test_conversation import WEATHER, request, summary
-from tests.unit.test_llamacpp import backend
+from tests.unit.test_llamacpp import ask, backend, read
 
 # On the real model.
 
@@ -105,3 +106,14 @@ async def test_a_call_that_cannot_be_read_is_an_error_without_its_text() -> None
             with pytest.raises(ToolCallMalformed) as raised:
                 await anext(stream)
         assert "no" not in str(raised.value).split()
+
+
+async def test_the_reading_of_an_answer_delays_no_other_request() -> None:
+    async with backend(demo_model(), n_parallel=1) as engine:
+        gate = threading.Event()
+        reading = engine._reading.submit(gate.wait)
+        try:
+            _, done = await read(await engine.generate(ask("Hi.", 1)))
+            assert (done.stop_reason, reading.done()) == ("length", False)
+        finally:
+            gate.set()

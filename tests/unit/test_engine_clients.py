@@ -43,8 +43,9 @@ async def test_a_reader_that_does_not_read_rests_and_another_is_served() -> None
 
 
 def slow(text: str) -> GenerateRequest:
-    """A request whose schema takes some seconds to be made into a grammar."""
-    schema = {"type": "object", "properties": {f"p{n}": {"type": "string"} for n in range(400)}}
+    """A request whose schema takes about a second to compile into a grammar."""
+    names = [f"p{n}" for n in range(4000)]
+    schema = {"type": "object", "properties": {name: {"type": "string"} for name in names}, "required": names}
     return generate_request(messages=(Message("user", text),), json_schema=json.dumps(schema), max_tokens=2)
 
 
