@@ -1,4 +1,4 @@
-"""Products with quantized matrices, whose kernels `patches/panels.patch` adds to llama.cpp."""
+"""Products with matrices of the types whose kernels the patches of llama.cpp change: panels and attention."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tests.unit.test_embedding import raw
 Type = gguf.GGMLQuantizationType
 
 
-@cases("matrices", [Type.Q4_1, Type.Q8_0])
-def test_a_quantized_matrix_gives_the_products_of_the_values_that_it_holds(
+@cases("matrices", [Type.Q4_1, Type.Q8_0, Type.F16])
+def test_a_matrix_gives_the_products_of_the_values_that_it_holds(
     tmp_path: Path, matrices: gguf.GGMLQuantizationType
 ) -> None:
     # A row of 49 blocks does not fit a panel. Three threads split 32 rows into parts that are no multiple of
