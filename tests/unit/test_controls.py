@@ -15,7 +15,7 @@ import orjson
 import pytest
 
 from inferd import cli, log
-from inferd.cli import progress
+from inferd.cli import progress, say
 from inferd.controls import harmless, json_escaped, one_line, to_json
 from inferd.store.models import Manifest, ModelStore
 from tests.scripted_peer import Peer, Script
@@ -58,9 +58,21 @@ def test_every_command_prints_through_the_filter() -> None:
     assert set(printing) == {("say.py", "click.echo")}
 
 
+def test_the_filter_of_the_commands(capsys: Capture) -> None:
+    say.say(HOSTILE)
+    say.say(HOSTILE, err=True)
+    say.say_json({"text": HOSTILE})
+    say.say_status(HOSTILE)
+    out, err = capsys.readouterr()
+    assert out.count("gpj") == err.count("gpj") == 2
+    before, status = err.split("\n\r")  # the status line begins with its own control
+    assert not CONTROL.search(out + before + status)
+
+
 def test_an_error_of_a_server(home: Path, peer: Callable[[Script], Peer], capsys: Capture) -> None:
     def refuse(connection: Any, line: bytes) -> None:
-        frame = {"id": json.loads(line)["id"], "type": "error", "code": "internal", "message": HOSTILE}
+        text = f"{HOSTILE}\nforged"
+        frame = {"id": json.loads(line)["id"], "type": "error", "code": "internal", "message": text}
         connection.sendall(orjson.dumps(frame) + b"\n")
 
     daemon = peer(refuse)
