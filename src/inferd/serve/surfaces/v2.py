@@ -129,7 +129,7 @@ def _of_assistant(message: v2.Message, media: Attachments) -> list[Message]:
 
 
 def _of_user(message: v2.Message, media: Attachments) -> Iterator[Message]:
-    """A tool result is a separate message, so the blocks before and after it are, too."""
+    """A tool result becomes a separate message, and so do the blocks before it and the blocks after it."""
     around: list[v2.Block] = []
     for block in message.content:
         if isinstance(block, v2.ToolResult):
