@@ -7,7 +7,9 @@ import contextlib
 import functools
 import json
 import socket
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -320,6 +322,26 @@ async def test_log_lines_dropped_in_a_flood_are_counted(
     finally:
         activity.close()
     assert len([event for event in events(short_dir) if event["msg"] == "came"]) < 1000
+
+
+def test_a_flood_that_lasts_is_one_record_a_second(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, due = 100.0, list[Callable[[], object]]()
+    loop = SimpleNamespace(time=lambda: now, call_at=lambda when, call: due.append(call))
+    monkeypatch.setattr(log_limit, "asyncio", SimpleNamespace(get_running_loop=lambda: loop))
+    counter = log_limit.Burst(log.get("session"), "came", "came_too")
+    activity = log.setup("info", short_dir, stderr=False)
+    try:
+        for number in (100, 100, 100, 1, 2):
+            for _ in range(number):
+                counter.info()
+            now += log_limit.SPAN_SECS
+            while due:
+                due.pop()()
+    finally:
+        activity.close()
+    counts = [event["count"] for event in events(short_dir) if event["msg"] == "came_too"]
+    assert counts == [100 - log_limit.LIMIT, 100, 100, 1]
+    assert [event["msg"] for event in events(short_dir)].count("came") == log_limit.LIMIT + 2
 
 
 def events(directory: Path) -> list[dict[str, Any]]:

@@ -1,13 +1,13 @@
 """Rate limit for log events that clients cause.
 
 The first ``LIMIT`` events of a second are written one by one. The others are counted and written as one
-number, so that a flood cannot push other events out of the log.
+number. While such a flood lasts, the number alone is written in each second, so that a flood cannot push
+other events out of the log.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 
 from inferd import log
 
@@ -25,23 +25,25 @@ class Burst:
         self._event = event
         self._counted = counted
         self._began = 0.0
-        self._written = 0
+        self._seen = 0
+        self._limit = LIMIT
         self._left_out = 0
 
     def info(self, **fields: object) -> None:
         """Writes the event, or counts it. Call it on the event loop."""
-        now = time.monotonic()
-        if now - self._began >= SPAN_SECS:
+        now = asyncio.get_running_loop().time()
+        passed = now - self._began
+        if passed >= SPAN_SECS:
             self._flush()
-            self._began, self._written = now, 0
-        if self._written < LIMIT:
-            self._written += 1
+            lasts = self._seen > LIMIT and passed < 2 * SPAN_SECS
+            self._began, self._seen, self._limit = now, 0, 0 if lasts else LIMIT
+        self._seen += 1
+        if self._seen <= self._limit:
             self._log.info(self._event, **fields)
         else:
             self._left_out += 1
             if self._left_out == 1:
-                rest = self._began + SPAN_SECS - now
-                asyncio.get_running_loop().call_later(rest, self._flush)
+                asyncio.get_running_loop().call_at(self._began + SPAN_SECS, self._flush)
 
     def _flush(self) -> None:
         if self._left_out:
