@@ -155,7 +155,7 @@ def main() -> int:
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-    second = cluster.add_node(num_cpus=2)
+    second = cluster.add_node(num_cpus=2 if "node" in parts else 3)
     good = True
     try:
         ray.init(address=cluster.address, log_to_driver=False)
@@ -166,11 +166,8 @@ def main() -> int:
             serve.run(application(min_replicas=2, max_replicas=2), name="bars")
             good &= asyncio.run(killed_node(cluster, second, url, options.patience))
             serve.delete("bars")
-            second = None
-        if "scale" in parts:
-            if second is not None:
-                cluster.remove_node(second)
             cluster.add_node(num_cpus=3)
+        if "scale" in parts:
             quick = {"upscale_delay_s": 1.0, "downscale_delay_s": 5.0, "metrics_interval_s": 1.0}
             serve.run(application(min_replicas=1, max_replicas=3, autoscaling=quick), name="bars")
             good &= asyncio.run(scaled(url, options.patience))
