@@ -97,7 +97,7 @@ async def test_unused_backends_are_closed() -> None:
     (one,) = await exchange.take_on("one")
     with pytest.raises(ModelError):
         await exchange.backends.make(settings("one", "two", "stone"), show)
-    made = [backend for backend in exchange.backends._recipes if backend is not one]
+    made = [backend for backend in exchange.backends._build_keys if backend is not one]
     await exchange.backends.discard()
     assert [backend.closed for backend in made if isinstance(backend, Mortal)] == [1]
     assert one.closed == 0
@@ -137,7 +137,7 @@ async def test_a_cancel_stops_the_build_and_waits_for_it() -> None:
     making.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(making, 100)
-    assert not exchange.backends._recipes
+    assert not exchange.backends._build_keys
 
 
 async def test_waiting_for_a_backend_times_out() -> None:

@@ -42,7 +42,7 @@ class Backends:
     def __init__(self, router: Router, build: Build) -> None:
         self._router = router
         self._build = build
-        self._recipes: dict[Backend, tuple[object, ...]] = {}
+        self._build_keys: dict[Backend, tuple[object, ...]] = {}
         self._routes: dict[Backend, Route] = {}
         """The routes of the backends made last, for the router and clients."""
         self._retiring: set[asyncio.Task[None]] = set()
@@ -59,7 +59,9 @@ class Backends:
             if isinstance(entry, LlamaCppEntry) and not entry.preload:
                 continue
             wanted = build_key(settings, entry)
-            there = (backend for backend, made in self._recipes.items() if made == wanted and backend.alive())
+            there = (
+                backend for backend, made in self._build_keys.items() if made == wanted and backend.alive()
+            )
             backend = next(there, None) or await self._make(settings, entry, wanted, show)
             routes[backend] = route_of(entry)
         self._routes = routes
@@ -76,7 +78,7 @@ class Backends:
             loop.call_soon_threadsafe(pace.show, phase, details)
 
         backend = await started(lambda: self._build(settings, entry, progress, cancelled), cancelled)
-        self._recipes[backend] = wanted
+        self._build_keys[backend] = wanted
         return backend
 
     async def until_ready(self, backends: Sequence[Backend], patience: float) -> None:
@@ -102,7 +104,7 @@ class Backends:
     def use(self, backends: Sequence[Backend]) -> None:
         """Routes to ``backends``, which :meth:`make` returned, from the next request on."""
         for member in self._router.replace(backends, self._routes):
-            del self._recipes[member.backend]
+            del self._build_keys[member.backend]
             task = asyncio.get_running_loop().create_task(self._retire(member))
             self._retiring.add(task)
             task.add_done_callback(self._retiring.discard)
@@ -116,9 +118,9 @@ class Backends:
     async def discard(self) -> None:
         """Closes the backends that were made but are not used."""
         used = {member.backend for member in self._router.members}
-        unused = [backend for backend in self._recipes if backend not in used]
+        unused = [backend for backend in self._build_keys if backend not in used]
         for backend in unused:
-            del self._recipes[backend]  # first: a reload during the close must not adopt it
+            del self._build_keys[backend]  # first: a reload during the close must not adopt it
         for backend in unused:
             await backend.close()
 
@@ -130,7 +132,7 @@ class Backends:
         """Closes all backends. No request may be running."""
         if self._retiring:
             await asyncio.wait(tuple(self._retiring))
-        for backend in reversed(self._recipes):
+        for backend in reversed(self._build_keys):
             await backend.close()
 
 

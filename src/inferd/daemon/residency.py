@@ -48,13 +48,13 @@ _log = log.get("residency")
 class _Resident:
     """A model loaded on demand. ``until`` is its unload time by the event loop's clock. A pinned model is
     neither unloaded by time nor to make room. A ``leaving`` model is unloaded when its last request ends.
-    ``releases`` counts explicit unloads. ``recipe`` determines the backend. With ``drained`` set, the model
-    takes no further requests; the future is done when the last one ends."""
+    ``releases`` counts explicit unloads. The ``build_key`` determines the backend. With ``drained`` set, the
+    model takes no further requests; the future is done when the last one ends."""
 
     def __init__(
-        self, backend: Backend, slot: BackendSlot, estimate: int, pinned: bool, recipe: tuple[object, ...]
+        self, backend: Backend, slot: BackendSlot, estimate: int, pinned: bool, build_key: tuple[object, ...]
     ) -> None:
-        self.recipe = recipe
+        self.build_key = build_key
         self.backend = backend
         self.slot = slot
         self.estimate = estimate
@@ -218,14 +218,14 @@ class Residency:
             def progress(phase: str, details: Mapping[str, object]) -> None:
                 loop.call_soon_threadsafe(self._advance, name, phase, details)
 
-            settings, recipe = self.settings, self._recipe(name)
+            settings, key = self.settings, self._build_key(name)
             backend = await started(lambda: self._build(settings, entry, progress, cancelled), cancelled)
             slot = self._router.add(backend)
-            resident = self._residents[name] = _Resident(backend, slot, estimate, entry.pin, recipe)
+            resident = self._residents[name] = _Resident(backend, slot, estimate, entry.pin, key)
             resident.last_used = loop.time()
             self._stays(resident, USUAL)
             self._let_idle(name, resident)
-            resident.leaving = recipe != self._recipe(name)  # of a reload meanwhile
+            resident.leaving = key != self._build_key(name)  # after a reload meanwhile
             _log.info("model_resident", model=name, n_ctx=entry.n_ctx, estimate_bytes=estimate)
             self._tell(name, "resident", {"n_ctx": entry.n_ctx})
 
@@ -306,10 +306,10 @@ class Residency:
         requests."""
         self.settings = settings
         for name, resident in [*self._residents.items()]:
-            if resident.recipe != self._recipe(name):
+            if resident.build_key != self._build_key(name):
                 self._release(name, resident, "its configuration has changed")
 
-    def _recipe(self, name: str) -> tuple[object, ...]:
+    def _build_key(self, name: str) -> tuple[object, ...]:
         return build_key(self.settings, self._directory.entry(name))
 
     def _release(self, name: str, resident: _Resident, reason: str) -> asyncio.Task[None] | None:
