@@ -58,6 +58,8 @@ def test_each_agent_is_pointed_at_the_bridge(bridge: BridgeProcess, tmp_path: Pa
             assert "ANTHROPIC_API_KEY" not in seen["env"]
         if name in ("pi", "aider"):
             assert "models.json" in seen["files"]
+        if name == "qwen":
+            assert "defaults.json" in seen["files"]
 
 
 def test_the_window_and_a_quarter_of_it_are_set() -> None:
@@ -68,6 +70,9 @@ def test_the_window_and_a_quarter_of_it_are_set() -> None:
     assert "model_context_window=32768" in AGENTS["codex"](served).arguments
     config = json.loads(AGENTS["opencode"](served).env["OPENCODE_CONFIG_CONTENT"])
     assert config["provider"]["inferd"]["models"]["m"]["limit"] == {"context": 32_768, "output": 8192}
+    qwen = AGENTS["qwen"](served)
+    assert json.loads(qwen.files["defaults.json"])["model"]["generationConfig"]["contextWindowSize"] == 32_768
+    assert qwen.env["QWEN_CODE_MAX_OUTPUT_TOKENS"] == "8192"
     assert set(INSTALL) == set(AGENTS)
 
 

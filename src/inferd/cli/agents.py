@@ -110,7 +110,8 @@ def opencode(served: Served) -> Launch:
 
 
 def qwen(served: Served) -> Launch:
-    """Qwen Code."""
+    """Qwen Code, which reads the window from its settings. The user's own settings precede these defaults."""
+    defaults = {"model": {"generationConfig": {"contextWindowSize": served.window}}}
     return Launch(
         program="qwen",
         arguments=("--auth-type", "openai"),
@@ -118,7 +119,10 @@ def qwen(served: Served) -> Launch:
             "OPENAI_BASE_URL": f"{served.base}/v1",
             "OPENAI_API_KEY": served.key,
             "OPENAI_MODEL": served.model,
+            "QWEN_CODE_MAX_OUTPUT_TOKENS": str(served.output),
+            "QWEN_CODE_SYSTEM_DEFAULTS_PATH": f"{DIRECTORY}/defaults.json",
         },
+        files={"defaults.json": json.dumps(defaults)},
     )
 
 
