@@ -29,7 +29,7 @@ WRONG, RIGHT = "hello wrold", "hello world"
 PROMPT = f"In greeting.txt, replace '{WRONG}' by '{RIGHT}'."
 SECOND = "Thank you. Say in one word which file that was."
 RESULT = {True: "one correct edit", False: "one turn"}
-START_SECS, AGENT_SECS = 60, 600
+START_SECS, AGENT_SECS = 300, 600
 
 ARGUMENTS: Mapping[str, Sequence[str]] = {
     "claude": ("-p", PROMPT, "--allowedTools", "Read,Edit"),
