@@ -228,6 +228,14 @@ def test_logprobs(client: openai.OpenAI) -> None:
     )
     told = [chunk.choices[0].logprobs for chunk in chunks]
     assert [token for logprobs in told if logprobs for token in logprobs.content or []] == tokens
+    function: Any = {"type": "function", "function": {"name": "clock"}}
+    for choice in ("auto", "required"):
+        beside = client.chat.completions.create(
+            messages=ask("Say hello."), logprobs=True, tools=[function], tool_choice=choice, **options
+        ).choices[0]
+        tokens = (beside.logprobs and beside.logprobs.content) or []
+        assert "".join(token.token for token in tokens) == (beside.message.content or "")
+        assert bool(tokens) == (choice == "auto")
     legacy = client.completions.create(prompt="Say hello.", logprobs=2, **options).choices[0]
     assert legacy.logprobs is not None
     assert "".join(legacy.logprobs.tokens or []) == legacy.text

@@ -367,7 +367,7 @@ async def test_a_possible_call_start_is_kept_when_the_answer_is_cut() -> None:
 
     with ThreadPoolExecutor(1) as pool:
         for text, shown in ((b"a <tool_", ["a ", "<tool_"]), (b"a <tool_call>{", ["a "])):
-            stream = TypedStream(Cut(text), generic_tools.Reader(required=False), pool, tool_required=False)
+            stream = TypedStream(Cut(text), generic_tools.Reader(required=False), pool, request())
             *events, done = [await anext(stream) for _ in range(len(shown) + 1)]
             assert events == [Text(piece) for piece in shown]
             assert isinstance(done, Done)

@@ -91,6 +91,8 @@ async def test_a_schema_that_no_grammar_can_express_is_refused() -> None:
 
 async def test_a_call_that_cannot_be_read_is_an_error_without_its_text() -> None:
     class Broken:
+        places = ()
+
         def feed(self, text: str, *, last: bool) -> list[Event] | None:
             return None if last else []
 
@@ -102,7 +104,7 @@ async def test_a_call_that_cannot_be_read_is_an_error_without_its_text() -> None
             request(max_tokens=50, frame=FrameTemplate(b"", b"\n"), grammar='root ::= "no"')
         )
         with ThreadPoolExecutor(1) as pool:
-            stream = TypedStream(source, Broken(), pool, tool_required=False)
+            stream = TypedStream(source, Broken(), pool, request())
             with pytest.raises(ToolCallMalformed) as raised:
                 await anext(stream)
         assert "no" not in str(raised.value).split()

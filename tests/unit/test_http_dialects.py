@@ -182,11 +182,6 @@ def test_each_api_reports_logprobs_in_its_own_form() -> None:
     [
         (chat.read, {"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         (chat.read, {"top_logprobs": 1}, "top_logprobs"),
-        (
-            chat.read,
-            {"logprobs": True, "tools": [{"type": "function", "function": {"name": "f"}}]},
-            "logprobs",
-        ),
         (chat.read, {"logprobs": True, "reasoning_effort": "low"}, "logprobs"),
         (completions.read, {"prompt": "hi", "logprobs": 21}, "logprobs"),
         (completions.read, {"prompt": "hi", "logprobs": 1, "echo": True}, "echo"),
@@ -207,11 +202,13 @@ def test_invalid_and_contradictory_options_are_refused(read: Any, more: dict[str
     assert caught.value.param == param
 
 
-def test_logprobs_are_allowed_with_tools_that_are_not_called() -> None:
+def test_logprobs_are_allowed_with_tools() -> None:
     tools = [{"type": "function", "function": {"name": "f"}}]
-    body = {"model": "m", "messages": HI, "logprobs": True, "tools": tools, "tool_choice": "none"}
+    body = {"model": "m", "messages": HI, "logprobs": True, "tools": tools}
     assert chat.read(body).generation.options["logprobs"] == 0
-    named = {"model": "m", "input": "hi", "include": ["message.output_text.logprobs"]}
+    assert ollama.read_chat(body).generation.options["logprobs"] == 0
+    function = {"type": "function", "name": "f"}
+    named = {"model": "m", "input": "hi", "include": ["message.output_text.logprobs"], "tools": [function]}
     assert responses.read(named).generation.options["logprobs"] == 0
 
 

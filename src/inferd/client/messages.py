@@ -148,7 +148,7 @@ class MessagesRequest(PendingRequest[Event, MessageDone]):
         delta = block["delta"]
         if self.blocks and self.blocks[-1]["type"] == kind:
             self.blocks[-1]["text"] += delta
-        else:
+        elif delta:  # a last frame may hold only the records of tokens
             self.blocks.append({"type": kind, "text": delta})
         self._logprobs += logprobs
         return Text(delta, tuple(logprobs)) if kind == "text" else Thinking(delta)

@@ -88,7 +88,8 @@ class GenerateRequest(Struct, frozen=True, kw_only=True):
 
     ``raw``: the text of the only message is the whole prompt, without a template; with a ``suffix`` the model
     fills in the middle. ``begun``: the last message is the beginning of the answer. ``logprobs`` asks for the
-    probability of each token and of that many alternatives. None of these combines with tools or thinking.
+    probability of each token of the text and of that many alternatives. None of these combines with thinking,
+    and only ``logprobs`` with tools.
     """
 
     messages: tuple[Message, ...]

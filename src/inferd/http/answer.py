@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -154,16 +155,7 @@ class Answer:
             return done
         calls = [block for block in done.content if block["type"] == "tool_use"]
         kept = tuple(block for block in done.content if block not in calls[1:])
-        return MessageDone(
-            content=kept,
-            stop_reason=done.stop_reason,
-            input_tokens=done.input_tokens,
-            output_tokens=done.output_tokens,
-            cached_tokens=done.cached_tokens,
-            model=done.model,
-            backend=done.backend,
-            timings=done.timings,
-        )
+        return replace(done, content=kept)
 
     def _early_end(self, done: MessageDone) -> Failure | None:
         if done.stop_reason == "cancelled":

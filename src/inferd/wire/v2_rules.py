@@ -137,7 +137,7 @@ def _check_constraints(request: Request) -> None:
 
 
 def _check_prompt(request: Request) -> None:
-    """Checks ``suffix``, ``raw``, ``begun`` and ``logprobs``, which apply only to plain text."""
+    """Checks ``suffix``, ``raw`` and ``begun``, which apply only to plain text, and ``logprobs``."""
     if request.suffix is not None and not request.raw:
         raise invalid("suffix is for raw prompts; set raw to true")
     if request.raw and request.begun:
@@ -155,7 +155,7 @@ def _check_prompt(request: Request) -> None:
         wish = getattr(request, name)
         if wish is None or wish is False:
             continue
-        if request.tools and request.tool_choice != "none":
+        if name != "logprobs" and request.tools and request.tool_choice != "none":
             raise invalid(f'{name} and tools exclude each other; leave one out, or set tool_choice to "none"')
         if request.thinking:
             raise invalid(f"{name} and thinking exclude each other; leave one out")

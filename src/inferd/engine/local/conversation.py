@@ -24,12 +24,15 @@ from inferd.engine.local.schema import family_guides
 from inferd.engine.local.schema.family_grammar import NoCalls
 from inferd.engine.local.schema.family_repairs import repaired
 from inferd.engine.local.schema.guides import Guides, Held
+from inferd.engine.local.streams.token_records import Place
 from inferd.engine.requests import GenerateRequest, Media, Message, Tool, ToolCall
 from inferd.errors import InvalidRequest, PromptTooLong
 
 
 class Reader(Protocol):
-    """Parses an answer while it grows."""
+    """Parses an answer while it grows. ``places`` are those of the text in the last events."""
+
+    places: Sequence[Place]
 
     def feed(self, text: str, *, last: bool) -> list[Event] | None:
         """The events of more text, ``last`` with its end; ``None`` if the answer does not parse."""
@@ -209,7 +212,8 @@ def _with_tools(
     )
     syntax = repaired(prompt.syntax)
     guide = family_guides.calls(family.guides, prompt, syntax, held, required)
-    return Prepared(prompt, _FamilyReader(_llama.Reply(syntax)), guide=guide, tools=held)
+    reader = _FamilyReader(_llama.Reply(syntax, places=request.logprobs is not None))
+    return Prepared(prompt, reader, guide=guide, tools=held)
 
 
 def _first_that_renders(*renders: Callable[[], _llama.Prompt]) -> _llama.Prompt:
@@ -315,12 +319,14 @@ class _FamilyReader:
 
     def __init__(self, reply: _llama.Reply) -> None:
         self._reply = reply
+        self.places: Sequence[Place] = ()
 
     def feed(self, text: str, *, last: bool) -> list[Event] | None:
         news = self._reply.feed(text.encode(), last=last)
         if news is None:
             return None
         found = orjson.loads(news)
+        self.places = found.get("places", ())
         events: list[Event] = []
         if found.get("thinking"):
             events.append(Thinking(found["thinking"]))

@@ -14,6 +14,7 @@ import orjson
 from inferd.engine.events import Event, Text, ToolUse
 from inferd.engine.local import _llama
 from inferd.engine.local.schema.guides import Guides, Held
+from inferd.engine.local.streams.token_records import Place
 from inferd.engine.requests import Tool, ToolCall
 
 MARKER = "<tool_call>"
@@ -62,6 +63,8 @@ class Reader:
     def __init__(self, required: bool) -> None:
         self._in_call = required
         self._held = ""
+        self.places: Sequence[Place] = ()
+        self._shown_bytes = 0
 
     def feed(self, text: str, *, last: bool) -> list[Event] | None:
         """The events of more text, ``last`` with its end; ``None`` for a call that does not parse."""
@@ -74,7 +77,7 @@ class Reader:
             elif not last:
                 shown, rest = self._split_before_marker()
             if shown:
-                events.append(Text(shown))
+                events.append(self._text(shown))
             self._held = rest
         if self._in_call and last:
             try:
@@ -86,7 +89,12 @@ class Reader:
 
     def cut(self) -> list[Event]:
         """The text held back as a possible marker; half a call gives no event."""
-        return [Text(self._held)] if self._held and not self._in_call else []
+        return [self._text(self._held)] if self._held and not self._in_call else []
+
+    def _text(self, shown: str) -> Text:
+        begin, self._shown_bytes = self._shown_bytes, self._shown_bytes + len(shown.encode())
+        self.places = ((begin, self._shown_bytes),)
+        return Text(shown)
 
     def _split_before_marker(self) -> tuple[str, str]:
         """The text to emit, and the end that may begin the marker."""

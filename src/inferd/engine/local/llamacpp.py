@@ -43,7 +43,7 @@ from inferd.engine.local.schema.guides import Guides
 from inferd.engine.local.states import EngineStates, Send
 from inferd.engine.local.streams.checked_stream import CheckedStream
 from inferd.engine.local.streams.job_stream import JobStream, Trace
-from inferd.engine.local.streams.typed_stream import RAW_FRAMES, TypedStream
+from inferd.engine.local.streams.typed_stream import TypedStream, raw_frames
 from inferd.engine.local.suggested import DEFAULTS, suggested
 from inferd.engine.requests import GenerateRequest
 from inferd.errors import (
@@ -291,8 +291,7 @@ class LlamaCpp(Backend):
         stream: Stream = self._open(job, keeper, trace, as_text=prepared.reader is None)
         pool = self._reading
         if prepared.reader is not None:
-            required = request.tool_choice == "required" or bool(request.tool_name)
-            stream = TypedStream(stream, prepared.reader, pool, tool_required=required, keeper=keeper)
+            stream = TypedStream(stream, prepared.reader, pool, request, keeper)
         if prepared.held is not None or prepared.tools:
             stream = CheckedStream(stream, prepared.held, prepared.tools, prepared.unenforced, pool)
         return stream
@@ -319,7 +318,7 @@ class LlamaCpp(Backend):
             kept = self._answers.of(request, thoughts=self._thoughts)
             past = Past(kept, self._dates.of(request, int(clock())))
         prepared = prepare(self._family, request, past)
-        frame = request.frame if prepared.reader is None else RAW_FRAMES
+        frame = request.frame if prepared.reader is None else raw_frames(request)
         defaults = self._suggested if request.model_defaults else DEFAULTS
         sampling = request.sampling.over(replace(defaults, seed=secrets.randbits(32)))
         _log.debug("sampling", seed=sampling.seed)

@@ -95,9 +95,6 @@ def choose_tools(
 
 def want_logprobs(generation: Generation, fields: Fields, name: str, count: int) -> None:
     """Requests log probabilities with ``count`` alternatives a token; errors name the field ``name``."""
-    chosen = generation.options.get("tool_choice")
-    if generation.options.get("tools") and chosen != "none":
-        raise fields.unsupported(name, "cannot be combined with tools; leave one out")
     if generation.options.get("thinking"):
         raise fields.unsupported(name, "cannot be combined with thinking; leave one out")
     generation.options["logprobs"] = count

@@ -244,7 +244,8 @@ class BlockWriter:
         content = done.content if done.content and self.template is None else b""
         if done.logprobs:
             frame = self._with_logprobs
-            return frame.prefix + content + frame.opening + done.logprobs + frame.suffix
+            records = frame.prefix + content + frame.opening + done.logprobs + frame.suffix
+            return self._close() + records
         if content:
             self._open = self._text
             self._pieces.append(content)

@@ -166,9 +166,9 @@ cdef class Reply:
 
     cdef unique_ptr[CReply] reply
 
-    def __cinit__(self, bytes syntax):
+    def __cinit__(self, bytes syntax, *, bint places=False):
         cdef string error
-        self.reply = CReply.make(syntax, error)
+        self.reply = CReply.make(syntax, places, error)
         if not self.reply:
             raise ValueError(error.decode("utf-8", "replace"))
 

@@ -54,5 +54,5 @@ cdef extern from "native/prompt/prompt.h" namespace "inferd" nogil:
 cdef extern from "native/prompt/reply.h" namespace "inferd" nogil:
     cdef cppclass CReply "inferd::Reply":
         @staticmethod
-        unique_ptr[CReply] make(const string& syntax, string& error)
+        unique_ptr[CReply] make(const string& syntax, cbool places, string& error)
         cbool feed(const string& text, cbool last, string& news, string& error)

@@ -1,7 +1,8 @@
 """Turns a stream of raw text into events of text, thinking and tool calls.
 
-The token loop delivers the answer's raw text as ``RAW_FRAMES``. A reader parses it in a thread of the pool,
-because a family's parser reads the whole answer again for every piece.
+The token loop delivers the answer's raw text, with the records of its tokens if the request asks for
+probabilities. A reader parses it in a thread of the pool, because a family's parser reads the whole answer
+again for every piece.
 """
 
 from __future__ import annotations
@@ -19,20 +20,25 @@ from inferd.engine.backend import Stream
 from inferd.engine.events import Done, Event, Frames, Text, Thinking, ToolUse
 from inferd.engine.local.conversation import Reader
 from inferd.engine.local.past.answers import Keeper, Turn
-from inferd.engine.requests import FrameTemplate
+from inferd.engine.local.streams.token_records import RECORD_FRAMES, TokenRecords
+from inferd.engine.requests import FrameTemplate, GenerateRequest
 from inferd.errors import ToolCallMalformed
 
 _log = log.get("llamacpp")
 
-RAW_FRAMES = FrameTemplate(b"", b"\n")
+_RAW_FRAMES = FrameTemplate(b"", b"\n")
 """One line for each piece of text, escaped as in a JSON string and so without newlines."""
 
 
-class TypedStream(Stream):
-    """``source`` yields ``RAW_FRAMES``; with ``tool_required`` an answer without a tool call counts as
-    unfinished.
+def raw_frames(request: GenerateRequest) -> FrameTemplate:
+    """The frames that a :class:`TypedStream` for this request reads."""
+    return _RAW_FRAMES if request.logprobs is None else RECORD_FRAMES
 
-    ``keeper`` gets the whole answer.
+
+class TypedStream(Stream):
+    """``source`` yields the ``raw_frames`` of ``request``; ``keeper`` gets the whole answer.
+
+    If the request requires a tool call, an answer without one counts as unfinished.
     """
 
     def __init__(
@@ -40,14 +46,14 @@ class TypedStream(Stream):
         source: Stream,
         reader: Reader,
         pool: Executor,
-        *,
-        tool_required: bool,
+        request: GenerateRequest,
         keeper: Keeper | None = None,
     ) -> None:
         self._source = source
         self._reader = reader
         self._pool = pool
-        self._tool_required = tool_required
+        self._tool_required = request.tool_choice == "required" or bool(request.tool_name)
+        self._records = None if request.logprobs is None else TokenRecords(request.frame)
         self._events: deque[Event] = deque()
         self._chars = 0
         self._called = False
@@ -58,15 +64,20 @@ class TypedStream(Stream):
         while not self._events:
             event = await anext(self._source)
             if isinstance(event, Frames):
-                escaped = event.data.replace(b"\n", b"")
-                await self._read(orjson.loads(b'"' + escaped + b'"'), last=False)
+                await self._read(self._raw(event.data), last=False)
             elif isinstance(event, Done):
                 if event.stop_reason in ("end", "stop"):
                     await self._read("", last=True)
                 else:
-                    self._events.extend(self._reader.cut())
+                    self._events.extend(map(self._with_records, self._reader.cut()))
                 self._events.append(self._end(event))
         return self._events.popleft()
+
+    def _raw(self, data: bytes) -> str:
+        if self._records is not None:
+            return self._records.take(data)
+        text: str = orjson.loads(b'"' + data.replace(b"\n", b"") + b'"')
+        return text
 
     async def _read(self, text: str, *, last: bool) -> None:
         self._chars += len(text)
@@ -84,7 +95,12 @@ class TypedStream(Stream):
                 self._turn.text.append(event.text)
             elif isinstance(event, Thinking):
                 self._turn.thinking.append(event.text)
-            self._events.append(event)
+            self._events.append(self._with_records(event))
+
+    def _with_records(self, event: Event) -> Event:
+        if self._records is None or not isinstance(event, Text):
+            return event
+        return self._records.shown(event, self._reader.places)
 
     def _checked(self, use: ToolUse) -> ToolUse:
         try:
@@ -108,7 +124,12 @@ class TypedStream(Stream):
             self._keeper.keep(self._turn)
         if self._called and done.stop_reason in ("end", "stop"):
             done = replace(done, stop_reason="tool_use")
-        return replace(done, content=None, tool_missing=self._tool_required and not self._called)
+        return replace(
+            done,
+            content=None,
+            tool_missing=self._tool_required and not self._called,
+            logprobs=b"" if self._records is None else self._records.late,
+        )
 
     def prompt_read(self) -> float | None:
         return self._source.prompt_read()

@@ -1,13 +1,17 @@
 #include "prompt/reply.h"
 
+#include <algorithm>
+
+#include "chat-peg-parser.h"
 #include "chat.h"
 #include "guarded.h"
 #include "json.h"
 
 namespace inferd {
 
-std::unique_ptr<Reply> Reply::make(const std::string &syntax, std::string &error) noexcept {
+std::unique_ptr<Reply> Reply::make(const std::string &syntax, bool places, std::string &error) noexcept {
     std::unique_ptr<Reply> reply(new Reply());
+    reply->wants_places_ = places;
     const bool ok = guarded(error, [&] {
         const common_json parsed = common_json::parse(syntax);
         auto params = std::make_unique<common_chat_parser_params>();
@@ -35,6 +39,13 @@ bool Reply::feed(const std::string &text, bool last, std::string &news, std::str
                 shown = whole.size();
             }
         };
+        if (wants_places_) {
+            common_json found = common_json::array();
+            for (const auto &[begin, end] : places(message.content, shown_text_)) {
+                found.push_back(std::vector<size_t>{begin, end});
+            }
+            out["places"] = found;
+        }
         show("thinking", message.reasoning_content, shown_thinking_);
         show("text", message.content, shown_text_);
         // The last call may still grow until the answer has ended.
@@ -47,6 +58,28 @@ bool Reply::feed(const std::string &text, bool last, std::string &news, std::str
         if (!tools.empty()) out["tools"] = tools;
         news = out.dump_safe();
     });
+}
+
+// Where the bytes of `content` from `from` on stand in the answer. `common_chat_parse` keeps no places, so this parses
+// once more.
+std::vector<std::array<size_t, 2>> Reply::places(const std::string &content, size_t from) const {
+    if (from >= content.size()) return {};
+    if (params_->parser.empty()) return {{from, content.size()}};
+    const size_t before = params_->generation_prompt.size();
+    const std::string whole = params_->generation_prompt + text_;
+    common_peg_parse_context context(whole, COMMON_PEG_PARSE_FLAG_LENIENT);
+    const common_peg_parse_result result = params_->parser.parse(context);
+    std::vector<std::array<size_t, 2>> found;
+    size_t at = 0;
+    context.ast.visit(result, [&](const common_peg_ast_node &node) {
+        if (node.tag != common_chat_peg_builder::CONTENT) return;
+        const size_t size = node.text.size();
+        const bool same = content.compare(at, size, node.text) == 0;
+        const size_t begin = std::max(node.start + (from > at ? from - at : 0), before);
+        if (same && begin < node.start + size) found.push_back({begin - before, node.start + size - before});
+        at = std::min(at + size, content.size());
+    });
+    return found;
 }
 
 }  // namespace inferd

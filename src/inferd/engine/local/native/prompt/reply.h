@@ -3,8 +3,10 @@
 // Nothing here throws: a false return leaves the reason in `error`. A `Reply` is used by one thread at a time.
 #pragma once
 
+#include <array>
 #include <memory>
 #include <string>
+#include <vector>
 
 struct common_chat_parser_params;
 
@@ -13,18 +15,21 @@ namespace inferd {
 // An answer, parsed while it grows.
 class Reply {
   public:
-    // `syntax` comes from `render`.
-    static std::unique_ptr<Reply> make(const std::string &syntax, std::string &error) noexcept;
+    // `syntax` comes from `render`. With `places`, news tell where their text stands.
+    static std::unique_ptr<Reply> make(const std::string &syntax, bool places, std::string &error) noexcept;
     ~Reply();
 
     // Takes more text of the answer, `last` with its end. Sets `news` to a JSON object with the new parts: `thinking`
-    // and `text` (strings to append), `tools` (whole calls: id, name, arguments as JSON text). False: the answer does
-    // not fit the family's format.
+    // and `text` (strings to append), `tools` (whole calls: id, name, arguments as JSON text), `places` (of `text` in
+    // the answer: [begin, end) in bytes; fewer if the parser changed bytes). False: the answer does not fit the
+    // family's format.
     bool feed(const std::string &text, bool last, std::string &news, std::string &error) noexcept;
 
   private:
     Reply() = default;
+    std::vector<std::array<size_t, 2>> places(const std::string &content, size_t from) const;
 
+    bool wants_places_ = false;
     std::unique_ptr<common_chat_parser_params> params_;
     std::string text_;
     size_t shown_text_ = 0, shown_thinking_ = 0, shown_tools_ = 0;
