@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -128,3 +129,17 @@ def test_a_template_file_that_cannot_be_used_is_named(
         path.write_bytes(data)
     with pytest.raises(ConfigError, match=reason):
         build(settings, entry._replace(chat_template_file=path))
+
+
+@pytest.mark.parametrize("n_ctx", [None, 256])
+async def test_a_model_that_may_not_fit_is_loaded_with_a_warning(
+    n_ctx: int | None, settings: Settings, entry: LlamaCppEntry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[dict[str, object]] = []
+    monkeypatch.setattr(local, "_log", SimpleNamespace(warn=lambda msg, **fields: told.append(fields)))
+    for budget_mib in (100_000, 64):
+        limited = settings.replaced(memory_budget_bytes=budget_mib << 20)
+        await build(limited, entry._replace(n_ctx=n_ctx)).close()
+    (fields,) = told
+    assert (fields["model"], fields["available_mib"]) == ("chat", 64)
+    assert int(str(fields["needed_mib"])) > 64

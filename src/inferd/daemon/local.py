@@ -26,6 +26,8 @@ from inferd.store.models import ModelStore
 
 MAX_TEMPLATE_BYTES = 1 << 20
 
+_log = log.get("models")
+
 
 def load(
     settings: Settings,
@@ -107,15 +109,23 @@ def _most_memory(settings: Settings, card: ModelCard, n_ctx: int, beside: Sequen
 
 
 def _fitting_context(settings: Settings, entry: LlamaCppEntry, card: ModelCard | None) -> int:
-    """The context size that the entry sets, else the largest that is likely to fit in memory."""
-    if entry.n_ctx is not None:
-        return entry.n_ctx
+    """The context size that the entry sets, else the largest that is likely to fit in memory. The log has a
+    warning if none is."""
     if card is None:
-        return memory.CONTEXTS[0]
+        return memory.CONTEXTS[0] if entry.n_ctx is None else entry.n_ctx
     held = memory.part_here(card, len(entry.rpc), entry.n_gpu_layers)
-    sizes = memory.context_sizes(held, None, settings.active_permits)
+    sizes = memory.context_sizes(held, entry.n_ctx, settings.active_permits)
     budget = memory.budget_bytes(0, settings.memory_budget_bytes)
-    return next((n for n, size in sizes if not budget or size <= budget), sizes[-1][0])
+    n_ctx, size = next(((n, size) for n, size in sizes if not budget or size <= budget), sizes[-1])
+    limit = settings.memory_budget_bytes or memory.available_bytes()
+    if limit and size > limit:
+        _log.warn(
+            "the model may not fit in memory; lower n_ctx or active_permits, or take a smaller model",
+            model=entry.name,
+            needed_mib=size >> 20,
+            available_mib=limit >> 20,
+        )
+    return n_ctx if entry.n_ctx is None else entry.n_ctx
 
 
 def _check_workers(entry: LlamaCppEntry) -> None:
