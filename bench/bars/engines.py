@@ -39,6 +39,7 @@ from datetime import datetime
 from http.client import HTTPConnection
 from pathlib import Path
 
+from bench.servers import Unavailable, require_module
 from inferd.client.admin import AdminClient
 from inferd.errors import ModelError
 from inferd.store.gguf import card_of_files
@@ -287,6 +288,10 @@ def damaged(sound: bytes, end: int, draw: random.Random) -> bytes:
 
 
 def cold(directory: Path, model: Path, count: int) -> None:
+    try:
+        require_module(Path(peer_python), "xllamacpp", "xllamacpp")
+    except Unavailable as missing:
+        raise SystemExit(f"cold: llama-server is {missing}") from None
     store = ModelStore(directory / "models")
     stock(store, "cold", model.read_bytes())
     ours, theirs = [], []
