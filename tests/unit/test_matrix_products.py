@@ -19,7 +19,7 @@ def test_a_matrix_gives_the_products_of_the_values_that_it_holds(
     tmp_path: Path, matrices: gguf.GGMLQuantizationType
 ) -> None:
     # A row of 49 blocks does not fit a panel. Three threads split 32 rows into parts that are no multiple of
-    # a panel's 8; for q8_0 they are too few for panels. One to ten words are batches of every rest of the 4
+    # a panel; for q8_0 they are too few for panels. One to ten words are batches of every rest of the 4
     # columns, and 38 exceed the limit of 32.
     texts = [" ".join(WORDS[:words]).encode() for words in (*range(1, 11), 38)]
     floats, quantized = (
