@@ -201,9 +201,10 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
+    sys.stdout.reconfigure(line_buffering=True)
     findings = asyncio.run(soak(chosen.model.resolve(), chosen.minutes * 60, chosen.seed))
-    for finding in findings[:MOST_FINDINGS]:
-        print(f"FOUND {finding}", file=sys.stderr)
+    for finding, count in Counter(findings).most_common(MOST_FINDINGS):
+        print(f"FOUND {count} times: {finding}", file=sys.stderr)
     print(f"{len(findings)} findings")
     return 1 if findings else 0
 

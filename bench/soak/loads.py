@@ -15,9 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from bench.soak.served import KEPT
-from inferd import AsyncAdminClient, AsyncClient, Attachment, Done, RequestFailed, Text, ToolUse
+from inferd import (
+    AnswerCancelled,
+    AsyncAdminClient,
+    AsyncClient,
+    Attachment,
+    Done,
+    RequestFailed,
+    Text,
+    ToolUse,
+)
 
-SILENCE_SECS = 240.0
+SILENCE_SECS = 600.0
 """Longer than any request may wait for its turn on a busy machine."""
 
 TOPICS = ("rivers", "mountains", "the sea", "bread", "winter", "trains", "a small town", "music")
@@ -36,8 +45,8 @@ PERSON = {
     "required": ["name", "age"],
     "additionalProperties": False,
 }
-FAT_ID = "x" * 20_000
-"""Stands in every frame of the answer, so that a few tokens fill all buffers."""
+FAT = {"id": "x" * 1024, "max_tokens": 300, "grammar": "root ::= [a-z ]{400}"}
+"""Of a request whose answer fills all buffers: the id stands in every frame."""
 
 
 class Guest:
@@ -205,6 +214,8 @@ async def hurried(guest: Guest) -> str:
         return (await answer.result()).stop_reason
     except RequestFailed as error:
         return _expect(error, "deadline_exceeded")
+    except AnswerCancelled:
+        return "cancelled"
 
 
 async def too_long(guest: Guest) -> str:
@@ -311,15 +322,15 @@ async def half_attached(guest: Guest) -> str:
 async def slow(guest: Guest) -> str:
     """Reads its answer in small pieces with pauses; the unread part must wait."""
     with await guest.raw() as raw:
-        await raw.send(v1(guest.prompt(2), id=FAT_ID, max_tokens=40))
-        frame = await raw.terminal(16_384, 0.02)
+        await raw.send(v1(guest.prompt(2), **FAT))
+        frame = await raw.terminal(4096, 0.02)
     return str(frame["stop_reason"] if frame["type"] == "done" else _only_full(frame))
 
 
 async def deaf(guest: Guest) -> str:
     """Reads nothing, and disconnects."""
     with await guest.raw() as raw:
-        await raw.send(v1(guest.prompt(2), id=FAT_ID, max_tokens=60))
+        await raw.send(v1(guest.prompt(2), **FAT))
         await asyncio.sleep(guest.chance.random() * 3)
     return "left"
 

@@ -36,7 +36,7 @@ def config(model: Path, name: str, queue_depth: int, log_level: str) -> str:
     text = {"kind": "llamacpp", "name": name, "model_path": str(model), "n_ctx": N_CTX}
     return json.dumps(
         {
-            "backends": [text, {**text, "name": KEPT}, {"kind": "mock", "name": "vectors", "embed": True}],
+            "backends": [text, {**text, "name": KEPT}, {"kind": "mock", "name": "vectors"}],
             "engine": {
                 "active_permits": ACTIVE_PERMITS,
                 "queue_depth": queue_depth,
