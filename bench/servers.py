@@ -214,7 +214,7 @@ class Inferd(Server):
 
     def v2_stream(self, messages: list[dict[str, str]], max_tokens: int) -> Stream:
         """The same server with typed blocks, on the socket that the daemon opens for them."""
-        return BlockStream(Address.unix(self.home / "inferd" / "infer.v2.sock"), messages, max_tokens)
+        return BlockStream(Address.unix(self.home / "infer.v2.sock"), messages, max_tokens)
 
 
 EARLIER = "inferd, earlier"
