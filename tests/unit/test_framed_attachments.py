@@ -97,6 +97,15 @@ async def test_a_blob_beyond_the_cap_is_refused_before_it_is_read(path: Path) ->
         assert await frames.next() is None
 
 
+async def test_a_blob_is_reserved_before_it_is_read(path: Path) -> None:
+    async with serving(path, Listening(), max_input_memory_bytes=100, surface=FramedSurface()) as server:
+        client = await server.connect()
+        await client.send(request(**TWO), blob("p", b"x" * 101)[:-101])
+        frames = Frames(client)
+        assert await frames.answer() == [refusal("frame_too_large", "attachments exceed 100 byte cap")]
+        assert await frames.next() is None
+
+
 async def test_a_refusal_that_needs_no_blob_comes_at_once(path: Path) -> None:
     async with serving(path, Listening(), surface=FramedSurface()) as server:
         for listed, code in (
