@@ -1,4 +1,4 @@
-// A bare token loop in C++ on the very libraries that the engine links: what decoding costs with nothing around it.
+// A bare token loop in C++ on the libraries that the engine links: the cost of decoding alone.
 //
 // Arguments: model, threads, n_ctx. Each line of stdin is "n_predict HEX", the prompt's text in hex; each line of
 // stdout is a JSON object with prefill_ms and times (seconds of the clock at each token).

@@ -1,5 +1,5 @@
-// The checks of the Node SDKs that are installed where this file lies: node node_client.mjs BASE MODEL.
-// Writes a JSON object a line: the SDK with its version, the check, and nothing or what went wrong.
+// The checks of the Node SDKs installed in the directory of this file: node node_client.mjs BASE MODEL.
+// Writes one JSON object a line: the SDK with its version, the check, and an empty text or the error.
 
 import { readFileSync } from "node:fs";
 import Anthropic from "@anthropic-ai/sdk";

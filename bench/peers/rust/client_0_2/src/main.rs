@@ -1,5 +1,5 @@
-//! The client crate 0.2.1 against a daemon whose sockets are at their default places, below XDG_RUNTIME_DIR.
-//! Prints a line for each check, and ends with 1 when one failed.
+//! The client crate 0.2.1 against a daemon whose sockets have their default paths below XDG_RUNTIME_DIR.
+//! Prints a line for each check. The exit status is 1 if one fails.
 
 use inferd_client::*;
 use tokio_stream::StreamExt;
