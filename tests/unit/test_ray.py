@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
+import sys
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from inferd.client.framed import FramedIncoming, FramedMessagesRequest
-from inferd.errors import BootFailed, ConfigError, UsageError
+from inferd.errors import BootFailed, ConfigError, ConnectionLost, UsageError
 from inferd.ray import build_app
 from inferd.ray.config import config_of, settings_of
 from inferd.ray.replica import Replica
@@ -68,6 +72,67 @@ async def frames(replica: Replica, most: int, **options: Any) -> list[dict[str, 
             break
     await answer.aclose()
     return found
+
+
+class Dead(Exception):
+    """Stands for Ray's error of a dead replica."""
+
+
+class Handle:
+    """A deployment whose calls answer with ``scripts``, one after another; an exception ends an answer."""
+
+    def __init__(self, *scripts: list[dict[str, Any] | Exception]) -> None:
+        self._scripts = list(scripts)
+        self.call = SimpleNamespace(remote=self._remote)
+
+    def _remote(self, surface: str, data: bytes) -> AsyncIterator[bytes]:
+        assert (surface, data) == ("v1", b"request")
+        return self._answer(self._scripts.pop(0))
+
+    async def _answer(self, script: list[dict[str, Any] | Exception]) -> AsyncIterator[bytes]:
+        for each in script:
+            if isinstance(each, Exception):
+                raise each
+            yield json.dumps(each).encode() + b"\n"
+
+
+FAILED = {"type": "error", "id": "q", "code": "backend_unavailable", "message": "it crashed"}
+LATE = {**FAILED, "reason": "deadline_exceeded"}
+WAITS = {"type": "progress", "id": "q", "model": "", "phase": "queued", "position": 1}
+WORD = {"type": "token", "id": "q", "content": "a"}
+DONE = {"type": "done", "id": "q"}
+
+
+@pytest.mark.parametrize(
+    ("scripts", "seen"),
+    [
+        ([[WORD, DONE]], ["token", "done"]),
+        ([[Dead()], [WAITS, Dead()], [WORD, DONE]], ["progress", "token", "done"]),
+        ([[WAITS, FAILED], [WORD, DONE]], ["progress", "token", "done"]),
+        ([[FAILED], [FAILED]], ["error"]),
+        ([[LATE]], ["error"]),
+        ([[WORD, FAILED]], ["token", "error"]),
+        ([[WORD, Dead()]], ["token", "lost"]),
+    ],
+)
+async def test_a_request_is_repeated_before_its_first_token_only(
+    scripts: list[list[dict[str, Any] | Exception]], seen: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = {"RayError": Dead, "DeploymentHandle": object, "DeploymentResponseGenerator": object}
+    for name in ("ray", "ray.exceptions", "ray.serve", "ray.serve.handle"):
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(**parts))
+    monkeypatch.delitem(sys.modules, "inferd.ray.ingress", raising=False)
+    ingress = importlib.import_module("inferd.ray.ingress")
+    monkeypatch.delitem(sys.modules, "inferd.ray.ingress")
+    monkeypatch.setattr(ingress, "_PAUSE_SECS", 0)
+    connection = ingress.RayConnection(Handle(*scripts), "v1", b"request")
+    found: list[str] = []
+    while not {"done", "error", "lost"} & set(found):
+        try:
+            found.append(json.loads(await connection.line())["type"])
+        except ConnectionLost:
+            found.append("lost")
+    assert found == seen
 
 
 async def test_a_replica_answers_cancels_and_fails_with_its_daemon() -> None:

@@ -1,7 +1,7 @@
 """The HTTP bridge as the ingress of a Serve application. Its requests go through the handles of the models.
 
-A request whose replica dies is sent to another one while no part of its answer has come. After that its
-client gets an error.
+A request whose replica dies is sent to another one while no part of its answer has come, and one whose model
+fails there is sent once more. After that its client gets an error.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from inferd.client.admin import Status
 from inferd.client.async_channel import Channel
 from inferd.client.framed import FramedIncoming
 from inferd.client.protocol import D, E, Incoming, PendingRequest
-from inferd.errors import ConnectionLost
+from inferd.errors import ConnectionLost, Unavailable
 from inferd.http import endpoints
 from inferd.http.api.request import Generation
 from inferd.http.app import Bridge, Options
@@ -151,6 +151,16 @@ class RayChannel(Channel):
         """Does nothing: a call carries one request."""
 
 
+def _kind(line: bytes) -> str:
+    """The type of a frame; ``failure`` for an error that another try may not meet, such as a crash."""
+    try:
+        frame = orjson.loads(line)
+        failed = frame["type"] == "error" and frame["code"] == Unavailable.code and "reason" not in frame
+        return "failure" if failed else str(frame["type"])
+    except (orjson.JSONDecodeError, LookupError, TypeError):
+        return ""  # the reader of the line reports it
+
+
 class RayConnection:
     """One request, and its answer from a replica."""
 
@@ -161,6 +171,7 @@ class RayConnection:
         self._surface = surface
         self._data = data
         self._tries = 0
+        self._failed = False
         self._answered = False
         self._call()
 
@@ -172,23 +183,35 @@ class RayConnection:
 
     async def line(self) -> bytes:
         """The next line of the answer. Raises ConnectionLost if its replica dies."""
-        while (line := self._incoming.line()) is None:
-            try:
-                piece = await self._response.__anext__()
-            except StopAsyncIteration:
-                piece = b""
-            except RayError as error:
-                _log.warn("replica_lost", error=type(error).__name__, answered=self._answered)
-                if self._answered or self._tries == TRIES:
-                    raise ConnectionLost(
-                        "the replica that worked on this request has ended; send the request again"
-                    ) from None
-                await asyncio.sleep(_PAUSE_SECS)
-                self._call()
+        while True:
+            if (line := self._incoming.line()) is None:
+                await self._read()
                 continue
-            self._answered = self._answered or bool(piece)
-            self._incoming.feed(piece)
-        return line
+            kind = "" if self._answered else _kind(line)
+            if kind == "failure" and not self._failed:
+                _log.warn("request_retried", code=Unavailable.code)
+                self._failed = True
+                await self._call_again()
+                continue
+            self._answered = kind != "progress"
+            return line
+
+    async def _read(self) -> None:
+        try:
+            self._incoming.feed(await self._response.__anext__())
+        except StopAsyncIteration:
+            self._incoming.feed(b"")
+        except RayError as error:
+            _log.warn("replica_lost", error=type(error).__name__, answered=self._answered)
+            if self._answered or self._tries == TRIES:
+                raise ConnectionLost(
+                    "the replica that worked on this request has ended; send the request again"
+                ) from None
+            await self._call_again()
+
+    async def _call_again(self) -> None:
+        await asyncio.sleep(_PAUSE_SECS)
+        self._call()
 
     def close(self) -> None:
         """Cancels the call, and so its request, unless it is over."""
