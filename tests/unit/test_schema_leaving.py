@@ -41,6 +41,13 @@ def test_a_client_that_leaves_ends_the_work_on_its_schema() -> None:
         assert work(schema).dropped == ()  # the next client is not affected
 
 
+def test_a_client_that_leaves_ends_the_work_before_the_next_compilation() -> None:
+    left = _llama.Cancellation()
+    left.cancel()
+    with left, pytest.raises(InvalidRequest, match="its client has left"):
+        guides().grammar(ANY_TEXT)
+
+
 @pytest.mark.parametrize(
     "draft", ["draft-04/schema#", "draft-07/schema#", "draft/2019-09/schema", "draft/2020-12/schema"]
 )

@@ -10,9 +10,7 @@ void grammar_step(bool holds) {
     if (!holds) throw std::runtime_error("the grammar engine met a state it does not handle");
     static thread_local unsigned steps = 0;
     if (++steps % 256 != 0) return;
-    if (is_cancelled() || (grammar_stop && grammar_stop->load(std::memory_order_relaxed))) {
-        throw std::runtime_error("its client has left");
-    }
+    if (is_cancelled() || (grammar_stop && grammar_stop->load(std::memory_order_relaxed))) throw ClientLeft();
     if (thread_time() > grammar_deadline) throw std::runtime_error("the grammar is too ambiguous");
 }
 

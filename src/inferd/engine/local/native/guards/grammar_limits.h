@@ -8,6 +8,7 @@
 #include <chrono>
 #include <cstdint>
 #include <ctime>
+#include <stdexcept>
 #include <string>
 
 namespace inferd {
@@ -15,6 +16,11 @@ namespace inferd {
 inline thread_local std::string grammar_error;     // the reason why the last parse on this thread failed
 inline thread_local int64_t grammar_deadline = 0;  // of `thread_time`; matching gives up after it
 inline thread_local const std::atomic<bool> *grammar_stop = nullptr;  // ends matching once it is set
+
+class ClientLeft final : public std::runtime_error {
+  public:
+    ClientLeft() : std::runtime_error("its client has left") {}
+};
 
 // Throws if `holds` is false, if the deadline of this thread has passed, or if its client has left.
 void grammar_step(bool holds);

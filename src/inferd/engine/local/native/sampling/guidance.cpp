@@ -273,9 +273,7 @@ std::unique_ptr<Guide> Guide::make(std::shared_ptr<GuidanceVocab> vocab, const c
         made->matcher_ = library.new_matcher(&init, kind, grammar.c_str());
         made->stop_ = std::make_shared<GuideStop>(made->matcher_);
         made->mask_.resize(library.matcher_get_mask_byte_size(made->matcher_) / sizeof(uint32_t));
-        const Watch watch(*made->stop_);
         const bool begins = made->mask() != nullptr;
-        throw_if_cancelled();
         if (const char *reason = library.matcher_get_error(made->matcher_)) throw std::runtime_error(reason);
         if (!begins) throw std::runtime_error("no answer can follow it");
         guide = std::move(made);

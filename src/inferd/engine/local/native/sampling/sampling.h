@@ -69,7 +69,8 @@ class Sampler {
         stopped_.store(true, std::memory_order_relaxed);
         if (guide_) guide_->stop()->stop();
     }
-    bool stopped() const noexcept { return stopped_.load(std::memory_order_relaxed); }
+    // Whether `stop` ended what `sample` computed.
+    bool stopped() const noexcept { return matching_stopped_ || (guide_ && guide_->stop()->stopped()); }
 
     // Whether a grammar or a guide constrains the answer.
     bool constrained() const noexcept { return grammar_ || guide_; }
@@ -93,6 +94,9 @@ class Sampler {
             llama_sampler_accept(chain_.get(), token);
             penalties_.accept(token);
             return token;
+        } catch (const ClientLeft &) {
+            matching_stopped_ = true;
+            return -1;
         } catch (const std::exception &) {
             return -1;  // the grammar allows no token, or not within its time limit
         }
@@ -244,6 +248,7 @@ class Sampler {
     Owned grammar_;
     std::unique_ptr<Guide> guide_;
     std::atomic<bool> stopped_{false};
+    bool matching_stopped_ = false;
     std::vector<llama_token_data> candidates_;
 };
 
