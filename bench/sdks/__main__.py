@@ -2,13 +2,15 @@
 
 Installs two generations of the Python SDKs and the Node SDKs, and frameworks built on them, into DIR, from
 the package indexes that pip and npm use. Then starts a daemon with the default model and its HTTP bridge, and
-prints a table. The exit status is 1 if a check fails. ``--only`` runs one part.
+prints a table. The exit status is 1 if a check fails. ``--only`` runs one part; ``typed`` asks for answers
+that follow Pydantic models and Zod schemas.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -36,11 +38,15 @@ PYTHON = {
 NODE = {
     "old": ("openai@5", "@anthropic-ai/sdk@0.91.1", "ollama@0.6.0"),
     "new": ("openai@6.49.0", "@anthropic-ai/sdk@1.14.0", "ollama@0.6.4"),
+    "typed": ("openai@6.49.0", "@anthropic-ai/sdk@1.14.0", "ollama@0.6.4", "zod@4.6.7"),
 }
+PARTS = (*PYTHON, "typed")
 
 
 def python_of(work: Path, age: str) -> list[str]:
     """The command that runs Python in the environment of one generation of SDKs."""
+    if age == "typed":
+        return [sys.executable, str(HERE / "typed_client.py")]  # the tests need the same SDKs
     home = work / f"python-{age}"
     python = home / "bin" / "python"
     if not python.exists():
@@ -59,31 +65,37 @@ def node_of(work: Path, age: str) -> list[str]:
     if not (home / "node_modules").exists():
         home.mkdir(parents=True, exist_ok=True)
         subprocess.run([npm, "install", "--silent", "--prefix", home, *NODE[age]], check=True)
-    shutil.copy(HERE / "node_client.mjs", home)
-    return [node, str(home / "node_client.mjs")]
+    client = "typed_client.mjs" if age == "typed" else "node_client.mjs"
+    shutil.copy(HERE / client, home)
+    return [node, str(home / client)]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--only", choices=tuple(PYTHON))
+    parser.add_argument("--only", choices=PARTS)
     given = parser.parse_args()
     work = given.work.absolute()
-    ages = tuple(PYTHON) if given.only is None else (given.only,)
+    ages = PARTS if given.only is None else (given.only,)
     commands = [python_of(work, age) for age in ages] + [node_of(work, age) for age in ages if age in NODE]
     failed = 0
     demo_model()
     with BridgeProcess(MODELS_HOME=paths.models_home(), n_ctx=2048) as process:
         model = process.status().backends[0]["model"]
+        environment = {**os.environ, "HOME": str(process.dir), "XDG_RUNTIME_DIR": str(process.dir)}
         for command in filter(None, commands):
             with subprocess.Popen(
-                [*command, process.base, model], stdout=subprocess.PIPE, text=True
+                [*command, process.base, model, sys.executable],
+                env=environment,
+                stdout=subprocess.PIPE,
+                text=True,
             ) as client:
                 assert client.stdout is not None
                 for line in client.stdout:
                     told = json.loads(line)
                     failed += bool(told["wrong"])
-                    print(f"| {told['sdk']} | {told['check']} | {told['wrong'] or 'passed'} |", flush=True)
+                    outcome = told["wrong"] or told.get("note", "passed")
+                    print(f"| {told['sdk']} | {told['check']} | {outcome} |", flush=True)
             failed += bool(client.returncode)
     return 1 if failed else 0
 

@@ -15,7 +15,7 @@ from typing import Any
 import more_frameworks
 from checked import check
 
-BASE, MODEL = sys.argv[1:]
+BASE, MODEL = sys.argv[1:3]
 HELLO = "Say hello."
 CITY = {"type": "string", "maxLength": 12}
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from checked import check
 
-BASE, MODEL = sys.argv[1:]
+BASE, MODEL = sys.argv[1:3]
 HI = [{"role": "user", "content": "Say hello."}]
 SCHEMA = {
     "type": "object",
