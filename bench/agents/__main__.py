@@ -10,6 +10,7 @@ instead of the script, and an agent passes if its exit status is 0 and it prints
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import shutil
@@ -50,7 +51,7 @@ CONTINUED: Mapping[str, Sequence[str]] = {
 }
 
 
-def run(agent: str, path: str, record: Path | None, model: Path | None) -> str:
+def run(agent: str, path: str, record: Path | None, model: Path | None, secs: float) -> str:
     """Runs one agent; returns the fault, or an empty text. With a ``record`` the agent gets a second prompt,
     if it can continue a conversation."""
     with tempfile.TemporaryDirectory(prefix="ifa-", dir="/tmp") as folder:
@@ -82,37 +83,54 @@ def run(agent: str, path: str, record: Path | None, model: Path | None) -> str:
             daemon = subprocess.Popen(script, env=env, stdin=subprocess.DEVNULL, stderr=errors)
             try:
                 _wait(f"http://127.0.0.1:{port}/health")
-                wrong = _ask(agent, ARGUMENTS[agent], env, work, file if model is None else None)
+                wrong = _ask(agent, ARGUMENTS[agent], env, work, file if model is None else None, secs)
                 if not wrong and record is not None and agent in CONTINUED:
-                    wrong = _ask(agent, CONTINUED[agent], env, work, file)
-                return wrong
-            except subprocess.TimeoutExpired:
-                return f"did not end within {AGENT_SECS} s"
+                    wrong = _ask(agent, CONTINUED[agent], env, work, file, secs)
             finally:
                 daemon.send_signal(signal.SIGTERM)
                 daemon.wait()
+        return f"{wrong}; {_requests(home)}" if wrong else ""
 
 
-def _ask(agent: str, arguments: Sequence[str], env: Mapping[str, str], work: Path, file: Path | None) -> str:
+def _ask(
+    agent: str, arguments: Sequence[str], env: Mapping[str, str], work: Path, file: Path | None, secs: float
+) -> str:
     """Runs one turn of an agent, after which ``file`` must be correct; returns the fault, or an empty
     text."""
-    command = [sys.executable, "-m", "inferd", "agent", agent, "--", *arguments]
-    done = subprocess.run(
-        command,
+    with subprocess.Popen(
+        [sys.executable, "-m", "inferd", "agent", agent, "--", *arguments],
         env=env,
         cwd=work,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=AGENT_SECS,
-    )
-    tail = " / ".join(done.stdout.split("\n")[-12:])
-    if file is None and not done.stdout.strip():
+        start_new_session=True,
+    ) as done:
+        try:
+            said, _ = done.communicate(timeout=secs)
+        except subprocess.TimeoutExpired:
+            os.killpg(done.pid, signal.SIGKILL)  # the agent, too
+            return f"did not end within {secs:g} s"
+    tail = " / ".join(said.split("\n")[-12:])
+    if file is None and not said.strip():
         return f"said nothing ({done.returncode})"
     if file is not None and file.read_text().strip() != RIGHT:
         return f"the file is not corrected ({done.returncode}): {tail}"
     return f"ended with {done.returncode}: {tail}" if done.returncode else ""
+
+
+def _requests(home: Path) -> str:
+    """What the bridge has answered, for the reason of a fault."""
+    log = home / "logs" / "http" / "inferd.ndjson"
+    events = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    told = [
+        f"{event['path']} {event['status']}{' abandoned' * event['gone']}"
+        f" ({event['input_tokens']} + {event['output_tokens']} tokens, {event['total_ms'] / 1e3:.0f} s)"
+        for event in events
+        if event["msg"] == "http_request" and event["method"] == "POST"
+    ]
+    return f"requests: {', '.join(told) or 'none'}"
 
 
 def _wait(url: str) -> None:
@@ -140,6 +158,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--bin", required=True, help="directories of the installed agents")
     parser.add_argument("--model", type=Path, metavar="FILE", help="a GGUF file to answer with")
+    parser.add_argument("--secs", type=float, default=AGENT_SECS, help="the most time of a turn")
     parser.add_argument("--record", type=Path, metavar="DIR", help="a directory for the requests")
     parser.add_argument("agents", nargs="*", default=tuple(ARGUMENTS))
     given = parser.parse_args()
@@ -149,7 +168,7 @@ def main() -> int:
         if shutil.which(agent, path=path) is None:
             print(f"| {agent} | not installed |", flush=True)
             continue
-        wrong = run(agent, path, given.record, given.model)
+        wrong = run(agent, path, given.record, given.model, given.secs)
         failed += bool(wrong)
         print(f"| {agent} {version(agent, path)} | {wrong or RESULT[given.model is None]} |", flush=True)
     return 1 if failed else 0
