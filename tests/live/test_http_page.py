@@ -13,11 +13,13 @@ import pytest
 
 from inferd.store.models import ModelStore
 from tests.browser import Browser, needs_browser
+from tests.daemon_process import until
 from tests.http_bridge import BridgeProcess, web
 from tests.tiny_llama import random_llama
 from tests.tiny_model import stock
 
 KEY = "sk-inferd-0123456789abcdef"
+PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 HTML = {"Accept": "text/html,application/xhtml+xml"}
 ENTER, ESCAPE = "\ue007", "\ue00c"
 LAST = "[...document.querySelectorAll('.message.assistant .text')].at(-1)"
@@ -152,6 +154,46 @@ def test_a_chat_streams_stops_and_survives_a_reload(bridge: Start, browser: Brow
     loaded = browser.js("return performance.getEntriesByType('resource').map(each => each.name)")
     assert loaded
     assert all(url.startswith(process.base) for url in loaded)
+
+
+DROP = """
+const bytes = Uint8Array.from(atob(arguments[0]), (each) => each.charCodeAt(0));
+const data = new DataTransfer();
+data.items.add(new File([bytes], "dot.png", { type: "image/png" }));
+document.querySelector("#log").dispatchEvent(new DragEvent("drop", { dataTransfer: data, bubbles: true }));
+"""
+
+
+@needs_browser
+def test_a_picture_is_dropped_and_the_model_is_switched(
+    bridge: Start, browser: Browser, tmp_path: Path
+) -> None:
+    stock(ModelStore(tmp_path), "talker", random_llama().read_bytes())
+    process = bridge(MODELS_HOME=tmp_path, threads=1, n_ctx=256)
+    chat(browser, process)
+    browser.js(DROP, PNG)
+    browser.until("return document.querySelector('.pictures img')")
+    send(browser, "what is this?")
+    browser.until(f"{IDLE} && {LAST}.innerText === 'mock-response'")
+    assert browser.js("return document.querySelector('.message.user img').src.startsWith('data:image/png')")
+
+    browser.until("return document.querySelector('#model [value=talker]')")
+    browser.click("#model [value=talker]")
+    browser.js(DROP, PNG)
+    browser.until("return document.querySelector('#notice').innerText.includes('does not take pictures')")
+    browser.click("#fresh")
+    browser.click("#settings-button")
+    browser.type("#set-max_tokens", "2")
+    send(browser, "hello")
+
+    def models() -> list[str]:
+        events = process.events("http_request")
+        return [event["model"] for event in events if event["path"].endswith("/completions")]
+
+    until(lambda: len(models()) == 2)  # the model is loaded first
+    assert models() == ["mock", "talker"]
+    chat(browser, process)
+    assert browser.js("return document.querySelector('#model').value") == "talker"
 
 
 INJECTIONS = (
