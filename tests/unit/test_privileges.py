@@ -48,7 +48,8 @@ KNOWN_LOADERS: dict[str, tuple[str, ...]] = {
     "__init__.py": ("importlib.import_module",),  # two modules of our own, by names that are in its text
     "engine/local/schema/guides.py": ("importlib",),  # the file of llguidance, in the process of a model
     "store/wheel.py": ("importlib.util",),  # looks whether pip is there
-    "engine/local/portable.py": ("importlib.metadata", "importlib.util"),  # looks which companions are there
+    # Looks which companions are there; doctor loads one to say why it cannot be loaded.
+    "engine/local/portable.py": ("importlib.metadata", "importlib.util", "ctypes"),
     "engine/local/states.py": ("importlib.util",),  # looks where the compiled engine is
     "daemon/bridge.py": ("importlib.util",),  # looks whether the extra inferd[http] is there
     "coredump.py": ("ctypes",),  # prctl
