@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import pytest
 
 from inferd.config.entries import BackendEntry, LlamaCppEntry, MockEntry, OpenAICompatEntry
 from inferd.config.settings import Settings
-from inferd.daemon.backends import Backends
+from inferd.daemon import backends
+from inferd.daemon.backends import Backends, in_thread
 from inferd.daemon.build import build_key
 from inferd.engine.mock import Mock
 from inferd.errors import BootCancelled, ModelError
@@ -176,3 +178,21 @@ async def test_a_backend_that_is_being_closed_is_not_adopted() -> None:
     go_on.set()
     await discarding
     await backends.close()
+
+
+async def test_the_phases_of_a_call_come_before_its_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the call ends before anyone waits for it, as this executor's do."""
+
+    class AtOnce(Executor):
+        def __init__(self, *_: object, **__: object) -> None:
+            pass
+
+        def submit(self, call: Callable[..., Any], /, *args: Any, **__: Any) -> Future[Any]:
+            done: Future[Any] = Future()
+            done.set_result(call(*args))
+            return done
+
+    monkeypatch.setattr(backends, "ThreadPoolExecutor", AtOnce)
+    loop, seen = asyncio.get_running_loop(), list[str]()
+    await in_thread(lambda: loop.call_soon_threadsafe(seen.append, "phase"), threading.Event())
+    assert seen == ["phase"]

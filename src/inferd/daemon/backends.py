@@ -175,6 +175,9 @@ async def in_thread(call: Callable[[], T], cancelled: threading.Event) -> T:
     running = asyncio.get_running_loop().run_in_executor(thread, call)
     thread.shutdown(wait=False)  # the thread ends with the call instead of staying in a pool
     try:
+        # From Python 3.14 on, a call that has already ended gives its result at once. What it has scheduled
+        # on the loop before, such as a phase of a load, comes first.
+        await asyncio.sleep(0)
         return await asyncio.shield(running)
     except asyncio.CancelledError:
         cancelled.set()
