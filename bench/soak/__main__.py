@@ -70,7 +70,7 @@ class Soak:
         await self.served.reset()
         if fill:
             await self._fill(guest)
-        after = await self._at_rest(guest, most_tasks=before["tasks"])
+        after = await self._at_rest(guest, before)
         self._compare(before, after)
         return before, after
 
@@ -115,11 +115,12 @@ class Soak:
                 self.outcomes[name, "FAILED"] += 1
                 self.findings.append(f"{name}: {type(error).__name__}: {error}")
 
-    async def _at_rest(self, guest: Guest, most_tasks: int | None = None) -> dict[str, Any]:
+    async def _at_rest(self, guest: Guest, before: dict[str, Any] | None = None) -> dict[str, Any]:
         """The inventory of an idle daemon without clients.
 
-        A task may take a moment to end. So this is the first inventory with at most ``most_tasks``, or
-        without that number the last of STEADY_LOOKS inventories with the same number of tasks.
+        A task may take a moment to end, and so may the process of a replaced model, with the thread that
+        waits for it. So this is the first inventory without more tasks and threads than ``before``, or
+        without that inventory the last of STEADY_LOOKS inventories with the same number of tasks.
         """
         await guest.client.aclose()
         looks: list[int] = []
@@ -131,7 +132,7 @@ class Soak:
                 found = await self.served.inventory()
                 looks = [*looks, found["tasks"]][-STEADY_LOOKS:]
                 steady = looks == [looks[0]] * STEADY_LOOKS
-                settled = steady if most_tasks is None else looks[-1] <= most_tasks
+                settled = steady if before is None else not _more(before, found)
                 if settled or time.monotonic() > patience:
                     return found
             await asyncio.sleep(0.05)
@@ -160,6 +161,11 @@ class Soak:
         for name, slack in MEMORY_SLACK_MIB.items():
             if after[name] > before[name] + slack:
                 self.findings.append(f"{name}: {before[name]} before, {after[name]} after")
+
+
+def _more(before: dict[str, Any], after: dict[str, Any]) -> bool:
+    """Whether ``after`` has more tasks or threads than ``before``."""
+    return after["tasks"] > before["tasks"] or bool(Counter(after["threads"]) - Counter(before["threads"]))
 
 
 async def soak(
