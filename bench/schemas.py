@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,11 @@ async def sample(engine: LlamaCpp, name: str, seed: int, max_tokens: int) -> dic
 
 
 def is_valid(schema: dict[str, Any], text: str) -> bool:
-    kind = validators.validator_for(schema, default=jsonschema.Draft202012Validator)
-    return bool(kind(schema, format_checker=kind.FORMAT_CHECKER).is_valid(json.loads(text)))
+    """Judged in decimal numbers: in binary ones, jsonschema finds that 19.88 is no multiple of 0.01."""
+    exact = json.loads(json.dumps(schema), parse_float=Decimal)
+    kind = validators.validator_for(exact, default=jsonschema.Draft202012Validator)
+    checked = kind(exact, format_checker=kind.FORMAT_CHECKER)
+    return bool(checked.is_valid(json.loads(text, parse_float=Decimal)))
 
 
 def begins_one(engine: LlamaCpp, schema: object, text: str) -> bool:
