@@ -1,7 +1,8 @@
 """Generates the files below ``share``: man pages and completion scripts.
 
 ``python -m inferd.cli.share DIRECTORY`` writes them: ``man/man1`` for man, and a script each for bash, zsh
-and fish, in the directory that the shell searches. Wheels of ``packaging/wheels.py`` include them.
+and fish, in the directory that the shell searches. The wheels that ``packaging/wheels.py``
+builds include these files.
 """
 
 from __future__ import annotations

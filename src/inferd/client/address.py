@@ -78,7 +78,7 @@ def endpoint(address: Address, surface: paths.Surface) -> Endpoint:
 
 
 class Addresses:
-    """The addresses given to a client; ``None`` where none was given.
+    """The address of each surface, as given to a client (``None``: not given) or else derived.
 
     An unknown v2 address falls back to the v1 address, which accepts v2 requests in frames.
     """

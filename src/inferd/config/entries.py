@@ -1,9 +1,9 @@
 """The configured backends: one class per kind.
 
 An entry is complete: defaults are filled in and secrets looked up, so that a backend is built from its entry
-and the common settings alone. ``serves`` is a second name by which requests select the entry; entries with
-the same ``serves`` form a pool; ``None`` means the name of its model. ``max_requests`` limits the concurrent
-requests of a pool to a remote entry.
+and the common settings alone. ``serves`` is a further name by which requests may ask for the entry, besides
+its own name and its model's. Entries with the same ``serves`` form a pool. ``None``: the model's name, if the
+entry names a model. ``max_requests`` limits the concurrent requests of a pool to a remote entry.
 """
 
 from __future__ import annotations

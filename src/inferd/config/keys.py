@@ -49,8 +49,9 @@ LORA_KEYS = (
 _SERVES = Key(
     "serves",
     Name(),
-    "Another name by which requests may ask for the entry; when absent, the name of the entry's "
-    "model. Entries that serve the same name form a pool (docs/scale.md).",
+    "A further name by which requests may ask for the entry, besides its own name and its model's. "
+    "Entries with the same `serves` form a pool (docs/scale.md). When absent: the model's name, if the entry "
+    "names a model.",
 )
 _MAX_REQUESTS = Key(
     "max_requests",

@@ -33,7 +33,7 @@ class Peer:
         self._known: tuple[int | None] | None = None
 
     def uid(self, client: Place, server: Place) -> int | None:
-        """As :func:`uid_of`."""
+        """The result of :func:`uid_of` at the first call."""
         if self._known is None:
             self._known = (uid_of(client, server),)
         return self._known[0]

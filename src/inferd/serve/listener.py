@@ -161,7 +161,7 @@ class Listener:
         return taken
 
     def _tell_refusals(self, peer: Peer) -> None:
-        """Logs the first refusal at once, and the number of refusals a second later."""
+        """Logs the first refusal at once and, if more follow within a second, the total after that second."""
         places = self._places
         _log.warn(
             "too_many_connections",

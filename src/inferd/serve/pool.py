@@ -103,7 +103,10 @@ class BackendSlot:
         return model in (self.backend.name, self.backend.model) or model == self.route.serves != ""
 
     def release(self) -> None:
-        """Removes the backend; results of its last requests no longer reach the breaker."""
+        """Marks the backend as removed, after the router has dropped it.
+
+        Resets its breaker, which no longer gets the results of the requests that still run.
+        """
         self.breaker.reset()
         self._released = asyncio.get_running_loop().create_future()
         if not self.running:

@@ -241,7 +241,8 @@ def attempt(
 
     Returns a Setback for a failure that may be repeated, and raises FetchError for any other failure.
 
-    A redirect with the header ``stop_at`` is the response and is not followed.
+    A redirect that carries the header named by ``stop_at`` is returned as the response instead of being
+    followed.
     """
     import httpx
 

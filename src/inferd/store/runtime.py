@@ -101,7 +101,7 @@ class Lock:
         return _is_current(self.path, self._fd)
 
     def release(self) -> None:
-        """Idempotent."""
+        """Releases the lock. Idempotent."""
         if self._fd >= 0:
             self._write_pid(b"")
             os.close(self._fd)
@@ -122,7 +122,10 @@ class Lock:
 
 
 def is_held(path: Path) -> bool:
-    """Whether a running process holds the lock. Creates nothing, and never keeps a process from the lock."""
+    """Whether a running process holds the lock.
+
+    Creates nothing. Holds a shared lock for a moment, which :func:`_take` waits out.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:

@@ -23,7 +23,9 @@ REPORT_SECS = 0.25  # smooth for a progress bar, and rare enough for the buffer 
 
 
 class Reporter:
-    """Reports the progress of one download, at most once in REPORT_SECS."""
+    """Reports the progress of one download: at most one report in REPORT_SECS, except for the end and
+    :meth:`report_now`.
+    """
 
     def __init__(self, progress: Progress, source_url: str, total: int | None) -> None:
         self.total = total
@@ -39,7 +41,7 @@ class Reporter:
             self.report_now(done, **more)
 
     def report_now(self, done: int, **more: object) -> None:
-        """As :meth:`report`, but never skipped."""
+        """As :meth:`report`, also if the last report was made less than REPORT_SECS ago."""
         self._done, self._next = done, time.monotonic() + REPORT_SECS
         details = {"downloaded_bytes": done, "total_bytes": self.total, "source_url": self._source_url}
         self._progress("download", {**details, **more})

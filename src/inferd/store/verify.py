@@ -48,7 +48,7 @@ class OpenModel:
         return [self.fd, *(part.fd for part in self.parts)]
 
     def close(self) -> None:
-        """Idempotent; a file that was mapped from the descriptor stays mapped."""
+        """Closes the descriptors. Idempotent. A file that was mapped from one of them stays mapped."""
         for part in self.parts:
             part.close()
         if self.projector is not None:

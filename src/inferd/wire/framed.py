@@ -41,8 +41,10 @@ def is_framed(first: bytes) -> bool | None:
 
     The head of a frame begins with a byte of 0x80 or more, or has the kind as its second byte; a line of JSON
     never does. A byte order mark could be the head of a frame of a megabyte or more, and is taken for a head
-    if a kind follows. A first newline byte means an empty line, whose sender may be waiting for the answer;
-    as a frame length, ten bytes, it is too short for any request.
+    if a kind follows.
+
+    A first newline (0x0A) is an empty line: its sender may already wait for the answer, so no second byte is
+    awaited. Read as a frame's length it would be 10, too short for any request.
     """
     if first[:1] == b"\n":
         return False

@@ -294,10 +294,10 @@ class _Values:
         return self._form.add(self._form.fresh("other"), " | ".join(options)) if options else ""
 
     def _names(self, pattern: str | None, named: list[str], patterns: list[str]) -> str:
-        """The expression for names that are not ``named`` and contain the ``pattern``.
+        """The expression for names that match ``pattern`` and are not ``named``.
 
-        For ``None`` the names contain none of the ``patterns``. Empty if no expression can describe the
-        names.
+        With ``pattern`` ``None``: the names that match none of ``patterns`` and are not ``named``. Empty if
+        no expression can describe the names.
         """
         wholes = [raw_texts.whole(each) for each in (patterns if pattern is None else [pattern])]
 
