@@ -149,7 +149,7 @@ def _converted(raw: Any) -> Any:
 
 
 def _check_kinds(raw: Any) -> None:
-    """Names the nearest kind for an unknown one; msgspec checks the rest of the shape."""
+    """Raises ValueError, with the nearest kind, for an unknown kind. msgspec checks the rest of the shape."""
     listed = raw.get("backends") if isinstance(raw, dict) else None
     for position, entry in enumerate(listed if isinstance(listed, list) else ()):
         kind = entry.get("kind") if isinstance(entry, dict) else None
@@ -160,7 +160,7 @@ def _check_kinds(raw: Any) -> None:
 
 
 def _unknown(raw: Any) -> Iterator[str]:
-    """A sentence for each unknown key; ``raw`` may be otherwise invalid."""
+    """Yields a sentence for each unknown key. ``raw`` may be invalid in other ways."""
     if not isinstance(raw, dict):
         return
     yield from _unknown_in(raw, shape()[1], "")

@@ -295,7 +295,10 @@ class Choice:
         raise self._router.refuse(self._needs, self._model)
 
     def may_retry(self, slot: BackendSlot) -> bool:
-        """Whether another backend of the pool may serve the request after ``slot`` failed; true only once."""
+        """Whether another backend of the pool may serve the request after ``slot`` failed.
+
+        Only the first call can return true: a request is retried once.
+        """
         if self._failed is not None:
             return False
         self._failed = slot

@@ -28,7 +28,7 @@ class Decoder:
         self._line_chars = self._data_chars = 0
 
     def feed(self, chunk: bytes, *, last: bool = False) -> list[str]:
-        """The data of the events that ``chunk`` completes; ``last`` at the end of the stream."""
+        """The data of the events that ``chunk`` completes. ``last``: the stream ends with ``chunk``."""
         text = self._text.decode(chunk, final=last) + ("\n\n" if last else "")
         first, *more = text.split("\n")
         self._line.append(first)

@@ -37,7 +37,7 @@ class Writer(Protocol):
         """The bytes to send now for a part of the answer; may be empty."""
 
     def end(self, done: Done, backend: Backend, timings: dict[str, float] | None) -> bytes:
-        """The bytes still to send, ``done`` last; ``timings`` in milliseconds."""
+        """The rest of the bytes to send, which end with ``done``. ``timings`` are in milliseconds."""
 
 
 class Generation(Surface[R]):
@@ -116,7 +116,7 @@ class Generation(Surface[R]):
         raise Unavailable("backend ended stream without terminal frame")
 
     async def _asked(self, context: RequestContext[R], template: FrameTemplate | None) -> GenerateRequest:
-        """The engine's request; a retry gets that of the first attempt."""
+        """The request for the engine. It is made once: a retry sends that of the first attempt again."""
         if context.engine_request is None:
             asked = context.request, template, context.scope
             if context.large:
