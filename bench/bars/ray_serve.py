@@ -155,7 +155,7 @@ def main() -> int:
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-    second = cluster.add_node(num_cpus=2 if "node" in parts else 3)
+    second = cluster.add_node(num_cpus=2 if "node" in parts else 4)
     good = True
     try:
         ray.init(address=cluster.address, log_to_driver=False)
@@ -166,7 +166,7 @@ def main() -> int:
             serve.run(application(min_replicas=2, max_replicas=2), name="bars")
             good &= asyncio.run(killed_node(cluster, second, url, options.patience))
             serve.delete("bars")
-            cluster.add_node(num_cpus=3)
+            cluster.add_node(num_cpus=4)  # two replicas, and the ingress if Ray places it here
         if "scale" in parts:
             quick = {"upscale_delay_s": 1.0, "downscale_delay_s": 5.0, "metrics_interval_s": 1.0}
             serve.run(application(min_replicas=1, max_replicas=3, autoscaling=quick), name="bars")
