@@ -17,19 +17,8 @@ import pytest
 
 from tests.http_bridge import BridgeProcess, web
 from tests.tiny_llama import write_llama
+from tests.unit.test_answers import EDIT, TEMPLATE
 
-TEMPLATE = Path(__file__).parents[2] / "vendor/llama.cpp/models/templates/Qwen-Qwen2.5-7B-Instruct.jinja"
-PROPERTIES = {
-    "path": {"type": "string", "maxLength": 12},
-    "line": {"enum": [1, 2]},
-    "place": {"enum": [{"x": 2.5}]},
-}
-EDIT = {
-    "type": "object",
-    "properties": PROPERTIES,
-    "required": list(PROPERTIES),
-    "additionalProperties": False,
-}
 DESCRIPTION = "Changes a file."
 SYSTEM = "You are an agent. " + "Work step by step. " * 20
 Json = dict[str, Any]

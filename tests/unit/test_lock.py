@@ -218,14 +218,14 @@ class TestLook:
             assert is_held(path)
         assert not is_held(path)
 
-    @pytest.mark.parametrize("left", ["", "4194305\n", f"{os.getpid()}\n"])
+    @pytest.mark.parametrize("left", ["", "4194305\n", "{pid}\n"])
     def test_is_held_does_not_block_a_start(
         self, left: str, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """``left`` is what the daemon before left behind: it stopped, or was killed. In a container it had
         the pid that this one has. No process has a pid above 4194304."""
         Lock.acquire(path).release()
-        path.write_text(left)
+        path.write_text(left.format(pid=os.getpid()))
         with path.open() as looker:
             fcntl.flock(looker, fcntl.LOCK_SH)  # as is_held does
             monkeypatch.setattr(runtime.time, "sleep", lambda _: fcntl.flock(looker, fcntl.LOCK_UN))
