@@ -1,4 +1,5 @@
-# The prefix cache as a Python class, without a model. Part of _llama.pyx.
+# A Python class over the native prefix cache, without a model, for tests. The token loop uses the C++ class.
+# Part of _llama.pyx.
 
 
 cdef class PrefixCache:

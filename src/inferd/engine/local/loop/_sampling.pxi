@@ -1,4 +1,5 @@
-# Sampling as Python functions: a whole draw, and top-p alone, ours and llama.cpp's. Part of _llama.pyx.
+# Python functions over the native sampling, for tests and benches: a whole draw, and top-p alone, ours and
+# llama.cpp's. The token loop samples in C++; a request uses only settings_of of this file. Part of _llama.pyx.
 
 
 cdef SamplingParams settings_of(sampling):
