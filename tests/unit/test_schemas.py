@@ -68,7 +68,16 @@ REFUSED = [
         {"type": "object", "properties": {"a": True, "b": True}, "minProperties": 1},
         "at /minProperties: `minProperties`",
     ),
+    (
+        {"type": "object", "properties": {"a": {"$ref": "#", "required": ["b"]}}},
+        "at /properties/a/required: `required`",
+    ),
 ]
+
+
+def test_keywords_beside_a_reference_to_a_schema_around_it_are_dropped_for_tools() -> None:
+    schema = {"type": "object", "properties": {"a": {"$ref": "#", "required": ["b"]}}}
+    assert hold_tool(schema).dropped == ("/properties/a/required",)
 
 
 @cases("schema, where", REFUSED)

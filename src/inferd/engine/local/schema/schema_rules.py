@@ -88,6 +88,7 @@ class _Rewriter:
         self._multiple = schema_numbers.ONE  # of all divisors, which may apply to one value
         self._referred = set(_parts_of_references(root))
         self.dropped: list[str] = []
+        self._open: set[int] = set()  # the schemas whose parts are being rewritten, by id()
 
     def schema(self, node: Any, pointer: str, depth: int) -> Any:
         """The replacement of the schema ``node``; ``False`` if no value can match it."""
@@ -107,10 +108,11 @@ class _Rewriter:
         if "$ref" in node and self._old_draft:
             for key in [key for key in node if key not in _STANDS_ASIDE and key != "$ref"]:
                 del node[key]
-        self._references(node, pointer, depth)
-        schema_numbers.check_bounds(node, pointer)
         if self._negation(node, pointer) is False:
             return False
+        self._open.add(id(node))
+        self._references(node, pointer, depth)
+        schema_numbers.check_bounds(node, pointer)
         self._conditions(node, pointer)
         names = self._arrays(node, pointer)
         self._objects(node, pointer)
@@ -118,6 +120,7 @@ class _Rewriter:
         self._numbers(node, pointer)
         self._children(node, pointer, depth, names)
         self._disjoint(node, pointer)
+        self._open.discard(id(node))
         return node
 
     def _drop(self, node: dict[str, Any], pointer: str, key: str, why: str = "it cannot be enforced") -> None:
@@ -153,6 +156,9 @@ class _Rewriter:
             raise refusal(at, "`$ref` may only refer to a place in the same schema, such as #/$defs/NAME")
         if target == "#" or target.startswith("#/"):
             parent, name = resolve(self._root, target, at)
+            if id(self._root if parent is None else parent[name]) in self._open:
+                for key in [key for key in node if key not in ("$ref", "$defs", "definitions")]:
+                    self._drop(node, pointer, key, "it cannot be held beside a `$ref` to a schema around it")
             if parent is not None:
                 parent[name] = self.schema(parent[name], unquote(target[1:]), depth + 1)
         node["$ref"] = quote(target, safe="#/%~!$&'()*+,;=:@-._")  # llguidance wants a URI
