@@ -13,6 +13,8 @@ import pytest
 from inferd import log
 from inferd.engine.mock import Mock
 from inferd.errors import BackendInternal, InvalidRequest
+from inferd.serve import session
+from inferd.serve.log_limit import Burst
 from tests.in_process import serving
 
 PROMPT, ANSWER, GRAMMAR = "a-private-question", "a-private-answer", "a-private-grammar"
@@ -38,7 +40,10 @@ class Activity:
 
 
 @pytest.fixture
-def activity(tmp_path: Path) -> Iterator[Activity]:
+def activity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Activity]:
+    for name in ("accepted", "closed"):  # the connections of a test before are no flood of this one
+        events = Burst(log.get("session"), f"connection_{name}", f"connections_{name}")
+        monkeypatch.setattr(session, f"_{name}", events)
     running = Activity(tmp_path)
     yield running
     running.close()
