@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Any
 from urllib.parse import unquote
 
@@ -49,13 +49,17 @@ def step(pointer: str, key: object) -> str:
     return f"{pointer}/{str(key).replace('~', '~0').replace('/', '~1')}"
 
 
+def keys_of(target: str) -> list[str]:
+    """The keys of a reference to a place in the schema, behind that of the document."""
+    return [part.replace("~1", "/").replace("~0", "~") for part in unquote(target).split("/")]
+
+
 def resolve(root: Any, target: str, at: str) -> tuple[Any, Any]:
     """The container of the target of a reference, and its key there; (None, None) for the root itself."""
     parent: Any = None
     name: Any = None
     node = root
-    for part in unquote(target[1:]).split("/")[1:]:
-        part = part.replace("~1", "/").replace("~0", "~")
+    for part in keys_of(target)[1:]:
         name = int(part) if isinstance(node, list) and part.isdecimal() else part
         known = name in node if isinstance(node, dict) else isinstance(name, int) and name < len(node)
         if not isinstance(node, dict | list) or not known:
@@ -82,13 +86,8 @@ def count(root: Any) -> int:
     while left and found <= MAX_SCHEMAS:
         node = left.pop()
         found += isinstance(node, bool | dict)
-        for key, value in node.items() if isinstance(node, dict) else ():
-            if key in LIST and isinstance(value, list):
-                left += value
-            elif key in _ANY_MAP and isinstance(value, dict):
-                left += value.values()
-            elif key in _ANY_ONE:
-                left.append(value)
+        if isinstance(node, dict):
+            left += _parts(node, _ANY_MAP, _ANY_ONE)
     return found
 
 
@@ -101,15 +100,20 @@ def schemas(root: Any) -> Iterator[dict[str, Any]]:
             continue
         seen.add(id(node))
         yield node
-        for key, value in node.items():
-            if key in LIST and isinstance(value, list):
-                left += value
-            elif key in MAP and isinstance(value, dict):
-                left += value.values()
-            elif key in ONE:
-                left.append(value)
-            elif key == "$ref" and isinstance(value, str):
-                left.append(target(root, value))
+        left += _parts(node, MAP, ONE)
+        if isinstance(node.get("$ref"), str):
+            left.append(target(root, node["$ref"]))
+
+
+def _parts(node: dict[str, Any], maps: Set[str], ones: Set[str]) -> Iterator[Any]:
+    """The values where keywords of the node have schemas."""
+    for key, value in node.items():
+        if key in LIST and isinstance(value, list):
+            yield from value
+        elif key in maps and isinstance(value, dict):
+            yield from value.values()
+        elif key in ones:
+            yield value
 
 
 def followed(root: Any, node: Any) -> Any:

@@ -25,6 +25,7 @@ from inferd.engine.local.schema.schema_places import (
     MAX_SCHEMAS,
     ONE,
     followed,
+    keys_of,
     nodes,
     refusal,
     resolve,
@@ -340,8 +341,7 @@ def _parts_of_references(root: Any) -> Iterator[str]:
     """The keys on the way to the targets of references, which may lie outside of the known keywords."""
     for node in nodes(root):
         if isinstance(node.get("$ref"), str):
-            for part in unquote(node["$ref"]).split("/"):
-                yield part.replace("~1", "/").replace("~0", "~")
+            yield from keys_of(node["$ref"])
 
 
 def _constraints(names: dict[str, Any]) -> set[str]:
