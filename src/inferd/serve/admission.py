@@ -2,17 +2,19 @@
 
 At most ``active_permits`` requests run, and ``queue_depth`` more wait. ``interactive`` requests are served
 before ``batch`` ones. Within a priority, users take turns, then the processes of each user, and the requests
-of one process run in order of arrival. A full queue is shared by the same rule. A new request displaces the
-last request of the user with the most waiting requests, unless the user of the new request would then have
-more requests than that user keeps. If the users are even, the same rule holds for the processes of the new
-request's user. Otherwise the new request is refused. A request leaves the queue when it is cancelled or its
-deadline passes. :class:`Shares` bounds the permits that one user or process may hold.
+of one process run in order of arrival. A full queue is divided in the same way. A new request displaces a
+waiting one: the last request of the user that has the most requests, running ones included. It does so only
+if its own user then has no more requests than the displaced user. If the users are even, the processes of the
+new request's user are compared by the same rule. Without a request to displace, the new request is refused. A
+waiting request leaves the queue when it is cancelled or its deadline passes. :class:`Shares` bounds the
+permits that one user or process may hold.
 
-A request for a pool of backends has a :class:`Choice`, which may find it a slot on a remote backend, at once
-or while it waits. Such a request does not count among the ``active_permits``.
+A request for a pool of backends has a :class:`Choice`. The choice may send the request to a remote backend,
+at once or while the request waits. A request on a remote backend of a pool takes none of the
+``active_permits``.
 
-A running request that waits for its client to read keeps its permit only while no other request waits: after
-``REST_SECS`` it is ended.
+A running request may wait for its client to read the answer. If other requests wait for a permit meanwhile,
+the request is ended after ``REST_SECS``.
 
 (Over 400 lines, because every decision weighs the same running and waiting requests.)
 """
@@ -37,8 +39,8 @@ _NEWEST_PART = 0.2
 
 
 class Permit:
-    """The permission to run, given back at the end of its ``with`` block. ``holder`` represents the request
-    in listings; ``slot`` is the backend that its choice took."""
+    """The permission to run one request. It is given back at the end of its ``with`` block. ``holder`` is the
+    object that represents the request in listings, ``slot`` the backend that the request's choice took."""
 
     __slots__ = ("_admission", "began", "caller", "holder", "owner", "process", "slot")
 
@@ -71,7 +73,7 @@ class Permit:
 
 
 class _Waiter:
-    """A request in the queue; ``turn`` is done once it has left the queue."""
+    """A request in the queue. The future ``turn`` is done once the request has left the queue."""
 
     __slots__ = (
         "caller",
@@ -142,13 +144,13 @@ class Admission:
 
     @property
     def retry_after_secs(self) -> float | None:
-        """The estimated seconds until a permit is free; ``None`` before the first request has ended."""
+        """The estimated seconds until a permit is free. ``None`` before any request has ended."""
         return None if self._mean_secs is None else self._mean_secs / self.active_permits
 
     @property
     def refusal(self) -> AdmissionClosed | QueueFull | None:
-        """The error with which a new request is refused now, unless it displaces another one in the queue;
-        ``None`` if it would be admitted or queued.
+        """The error for a new request that displaces no waiting one. ``None`` if a new request would now be
+        admitted or queued.
         """
         if self._closed:
             return AdmissionClosed()
@@ -160,7 +162,8 @@ class Admission:
         return self._active < self.active_permits
 
     def _wait_behind(self, ahead: int) -> float:
-        """The estimated wait in seconds after ``ahead`` requests; 0 before the first request has ended."""
+        """Estimates how long a request waits behind ``ahead`` others, in seconds. Returns 0 before any
+        request has ended."""
         return 0.0 if self._mean_secs is None else (ahead + 1) * self._mean_secs / self.active_permits
 
     async def admit(
@@ -178,10 +181,11 @@ class Admission:
         """Waits for a permit for a request of the process ``caller`` of the user ``owner``.
 
         ``priority`` is ``interactive`` or ``batch``, ``deadline`` a time of the event loop's clock.
-        ``holder`` represents the request in listings. With ``again``, the request retries after its backend
-        failed: it goes to the front of the queue and is never refused. While it waits, ``tell`` is called
-        with each place that it takes in the order of service, from 1, and then with 0 if it may run. Raises
-        AdmissionClosed, QueueFull, DeadlineExceeded, and the errors of ``choice``.
+        ``holder`` represents the request in listings. ``again`` marks the retry of a request whose backend
+        failed: it goes to the front of the queue and is never refused. While the request waits, ``tell`` is
+        called with each new position in the order of service, from 1. If it has been called, it is called
+        with 0 when the request may run. Raises AdmissionClosed, QueueFull, DeadlineExceeded, and the errors
+        of ``choice``.
         """
         process = self._shares.come(owner, caller)
         try:
@@ -206,7 +210,8 @@ class Admission:
         return self._has_room() and self._shares.allow(waiter.process, self.active_permits, free)
 
     def _make_way_for(self, waiter: _Waiter) -> None:
-        """Finds a place in the queue for a new request. Raises the refusal if it finds none."""
+        """Makes room in the queue for a new request, by displacing another one if need be. Raises the refusal
+        if there is no room."""
         refusal = self.refusal
         if refusal is None and self.waiting >= self.queue_depth:
             refusal = QueueFull(self.retry_after_secs)  # the free permits are beyond its share
@@ -325,7 +330,7 @@ class Admission:
             pass
 
     def _call_choosing(self) -> bool:
-        """Starts the first request in line that can run, and returns whether one could."""
+        """Starts the first waiting request that can run. Returns False if none can."""
         for ahead, waiter in enumerate([*self._in_line()]):
             if waiter.turn.done():
                 continue
@@ -348,7 +353,8 @@ class Admission:
         return False
 
     def _call_next(self, *, regardless: bool = False) -> bool:
-        """Gives a permit to the next request in line whose share allows it, and returns whether one did."""
+        """Gives a permit to the first waiting request whose share allows one. Returns False if there is no
+        such request."""
         for turns in self._queues.values():
             for lines in turns.values():
                 for line in lines.values():
@@ -359,7 +365,7 @@ class Admission:
         return False
 
     def _call(self, waiter: _Waiter, slot: BackendSlot | None) -> None:
-        """Ends the wait of a request with a permit."""
+        """Gives a waiting request its permit, which ends its wait."""
         permit = self._begin(waiter, slot)
         self._leave(waiter)
         turns = self._queues[waiter.priority]
@@ -372,7 +378,7 @@ class Admission:
     # A full queue.
 
     def _displaced_by(self, newcomer: _Waiter) -> _Waiter | None:
-        """The waiting request to displace; ``None`` if the newcomer is refused."""
+        """Returns the waiting request that the newcomer displaces, or ``None`` if the newcomer is refused."""
         waiting = list(self._in_line())[::-1]  # of equals, displace the last in line
         everyone: list[Permit | _Waiter] = [*self._running, *waiting]
         places = Counter(request.owner for request in everyone)
@@ -387,7 +393,7 @@ class Admission:
         return next(waiter for waiter in own if waiter.caller == caller)
 
     def _in_line(self) -> Iterator[_Waiter]:
-        """The waiting requests, in the order of service."""
+        """Yields the waiting requests in the order of service."""
         for turns in self._queues.values():
             yield from _in_turn(_in_turn(lines.values()) for lines in turns.values())
 
@@ -398,7 +404,8 @@ class Admission:
         self._reclaim()
 
     def _reclaim(self) -> None:
-        """Ends requests that rest too long, at most one for each waiting request."""
+        """Ends the requests that have waited too long for their clients, at most one for each waiting
+        request."""
         if self._rest_alarm is not None:
             self._rest_alarm.cancel()
             self._rest_alarm = None
@@ -415,8 +422,9 @@ class Admission:
     # Changes, and the end.
 
     def resize(self, active_permits: int, queue_depth: int) -> None:
-        """Changes both limits. With more permits the next requests start at once. With fewer, running and
-        queued requests stay, and no other starts or joins until the counts are below the limits."""
+        """Changes both limits. If there are more permits, the next waiting requests start at once. If a limit
+        is lower, running and queued requests stay, but no request starts or joins the queue until the count
+        is below the limit."""
         self.active_permits = max(1, active_permits)
         self.queue_depth = queue_depth
         self.look_again()
@@ -426,16 +434,17 @@ class Admission:
         self._closed = True
 
     def release_waiters(self) -> None:
-        """Releases all waiting requests, even beyond the permits, to send their last frame and end."""
+        """Lets all waiting requests run, even beyond the permits, so that each sends its last frame
+        and ends."""
         while self._call_next(regardless=True):
             pass
 
     def running_requests(self) -> list[object]:
-        """The holders of the running requests, in no order."""
+        """Returns the holders of the running requests, in no particular order."""
         return [permit.holder for permit in self._running]
 
     def queued_requests(self) -> Iterator[object]:
-        """The holders of the waiting requests, in the order of service."""
+        """Yields the holders of the waiting requests in the order of service."""
         return (waiter.holder for waiter in self._in_line())
 
     async def idle(self) -> None:
@@ -450,6 +459,6 @@ class Admission:
 
 
 def _in_turn(lines: Iterable[Iterable[_Waiter]]) -> Iterator[_Waiter]:
-    """Interleaves the lines: the first of each, then the second of each."""
+    """Interleaves the lines: yields the first item of each, then the second of each, and so on."""
     for round_ in itertools.zip_longest(*lines):
         yield from (waiter for waiter in round_ if waiter is not None)

@@ -1,7 +1,7 @@
 """API key authentication of TCP connections.
 
-The first line of the connection must be ``{"type":"auth","key":"…"}``. On any other line the daemon closes
-the connection without sending a byte, so that a port scan does not identify the service.
+The first line of the connection must be ``{"type":"auth","key":"…"}``. If the line is any other, the daemon
+closes the connection without sending a byte, so that a port scan does not identify the service.
 """
 
 from __future__ import annotations
@@ -37,17 +37,18 @@ def _read(line: bytes) -> _AuthLine | None:
 
 
 def is_auth_line(line: bytes) -> bool:
-    """Whether ``line`` has the form of an auth line. The key in it may be right or wrong."""
+    """Whether ``line`` has the form of an auth line. Its key is not checked."""
     return len(line) <= MAX_LINE_BYTES and _read(line) is not None
 
 
 class ApiKey:
-    """The configured key; not empty."""
+    """The configured key, which is not empty."""
 
     def __init__(self, key: str) -> None:
         self._key = key.encode()
 
     def opens_with(self, line: bytes) -> bool:
-        """Whether ``line`` is an auth line with this key. The time taken reveals nothing about the key."""
+        """Whether ``line`` is an auth line with this key. The time of the comparison reveals nothing about
+        the key."""
         given = _read(line) if len(line) <= MAX_LINE_BYTES else None
         return given is not None and fastpath.keys_equal(given.key.encode(), self._key)

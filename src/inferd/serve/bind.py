@@ -1,7 +1,8 @@
 """Binds the daemon's listening sockets.
 
-Each function returns a :class:`Bound`, whose socket listens and is non-blocking, or raises AddressError with
-a remedy. Sockets that a service manager opened are in :mod:`inferd.daemon.systemd`.
+:func:`bind_unix` and :func:`bind_tcp` return a :class:`Bound`, whose socket listens and is non-blocking. They
+raise AddressError with a remedy. :mod:`inferd.daemon.systemd` takes over sockets that a service manager
+opened.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ MAX_UNIX_PATH_BYTES = 103 if sys.platform == "darwin" else 107  # sun_path less 
 
 
 class Bound(NamedTuple):
-    """A listening socket. ``address`` is for messages, ``file`` the path, device and inode of its file.
+    """A listening socket. ``address`` is its address as shown in messages. ``file`` holds the path, device
+    and inode of a Unix socket's file.
 
-    ``sock`` is readable when a connection waits to be accepted.
+    ``sock`` becomes readable when a connection waits to be accepted.
     """
 
     sock: socket.socket
@@ -36,12 +38,14 @@ class Bound(NamedTuple):
     is_tcp: bool = False
 
     def accept(self) -> tuple[socket.socket, peer.Peer]:
-        """The next connection and its peer; raises as ``socket.accept`` does."""
+        """Accepts the next connection and returns it with its peer. Raises the errors of
+        ``socket.accept``."""
         sock, _ = self.sock.accept()
         return sock, peer.of(sock)
 
     def is_there(self) -> bool:
-        """Whether the socket's file, if it has one, exists and is still its own."""
+        """Whether the file of this socket still exists and has not been replaced. True for a socket without a
+        file."""
         if self.file is None:
             return True
         path, device, inode = self.file
@@ -62,7 +66,8 @@ class Bound(NamedTuple):
 
 
 def bind_unix(path: Path, mode: int, group: str | None = None) -> Bound:
-    """A Unix socket at ``path`` with file mode ``mode``, owned by ``group`` if given."""
+    """Binds a Unix socket at ``path`` with the file mode ``mode``. Its file belongs to ``group``, if one is
+    given."""
     if len(os.fsencode(path)) > MAX_UNIX_PATH_BYTES:
         raise AddressError(
             f"socket path {path} is longer than the {MAX_UNIX_PATH_BYTES} bytes that the system allows;"
@@ -93,7 +98,8 @@ def bind_unix(path: Path, mode: int, group: str | None = None) -> Bound:
 
 
 def _give_to(path: Path, gid: int) -> os.stat_result:
-    """Changes the group of the socket at ``path`` unless ``gid`` is -1. Raises OSError for other files."""
+    """Changes the group of the socket at ``path``, unless ``gid`` is -1. Raises OSError if ``path`` is not a
+    socket."""
     if not hasattr(os, "O_PATH"):
         found = path.lstat()
         if stat.S_ISSOCK(found.st_mode):
@@ -159,7 +165,8 @@ def check_key(address: str, *, has_key: bool) -> None:
 
 
 def bind_tcp(address: str, *, has_key: bool) -> Bound:
-    """A TCP socket on a literal ``IP:port``. Only a loopback address may be bound without an API key."""
+    """Binds a TCP socket on a literal ``IP:port``. Without an API key, the address must be a loopback
+    address."""
     ip, port = parse_tcp(address)
     check_key(address, has_key=has_key)
     family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
@@ -176,6 +183,6 @@ def bind_tcp(address: str, *, has_key: bool) -> Bound:
 
 
 def tcp_address(sock: socket.socket) -> str:
-    """The bound address of a TCP socket, in the form that :func:`parse_tcp` takes."""
+    """Returns the bound address of a TCP socket, in the form that :func:`parse_tcp` reads."""
     host, port = sock.getsockname()[:2]
     return f"{host}:{port}" if sock.family == socket.AF_INET else f"[{host}]:{port}"

@@ -1,7 +1,7 @@
 """The circuit breaker of a backend.
 
-Three failures within a minute open it for half a minute. After half a minute, one request at a time may probe
-the backend: a success closes the breaker, and a failure opens the breaker again.
+Three failures within a minute open the breaker, and the backend gets no requests for half a minute. After
+that, one request at a time may probe the backend. A success closes the breaker, and a failure opens it again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _log = log.get("router")
 
 
 class Breaker:
-    """Counts the failures of one backend entry; times come from ``clock``, in seconds."""
+    """Counts the failures of one backend entry. ``clock`` returns the time in seconds."""
 
     def __init__(self, name: str, clock: Clock, on_change: OnBreaker) -> None:
         self._name = name
@@ -75,7 +75,7 @@ class Breaker:
                 self._open(now)
 
     def trip(self) -> None:
-        """Opens the breaker at once, for a backend that counts its own failures."""
+        """Opens the breaker at once. Called by a backend that counts its own failures."""
         if self._open_until is None or self._clock() >= self._open_until:
             self._open(self._clock())
 

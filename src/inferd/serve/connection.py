@@ -1,18 +1,20 @@
-"""One accepted socket of an inference surface: it reads lines or frames, and detects the end. Output writes.
+"""One accepted socket of an inference surface. It reads lines or frames, and detects the end of the
+connection. Its base class :class:`Output` writes.
 
-* Bytes are read into the splitter in place. While no task waits for a line, reading pauses once one frame is
-  held, so a connection holds at most one frame and one read.
-* If raw bytes may follow a line, reading stops at the line until it is known whether they do. They are then
-  read in place, into memory for all of them.
-* Between the parts of a frame, and before it is known whether a client sends lines or frames, at most one
-  read happens that no task waits for.
+* Bytes are read directly into the buffer of the splitter. While no task waits for a line, reading pauses as
+  soon as the splitter holds one line or frame. So a connection holds at most one of them and the bytes of one
+  read.
+* If raw bytes may follow a line, reading pauses after the line until the line has been parsed. Raw bytes are
+  then read directly into one buffer that has room for all of them.
+* Between the parts of a frame, at most one read happens that no task waits for. The same holds before it is
+  known whether a client sends lines or frames.
 * Once a client has started a line or its raw bytes, it must send ``PIECE_BYTES``, or the rest, every
   ``PIECE_SECS``, or it is dropped. A client that sends nothing between two requests for ``idle_timeout`` is
   dropped, too.
-* ``reserve`` is called before a line grows beyond ``LARGE_BYTES``. While a request runs, at most that much of
-  the next line is read.
-* ``on_gone`` is called once when the client no longer reads the answers: it closed its socket, the connection
-  was reset, or one of these timeouts passed. A client that only shut down its sending side is not gone.
+* ``reserve`` is called when a line grows beyond ``LARGE_BYTES``. While a request runs, reading pauses once
+  more than ``LARGE_BYTES`` of the next line are held.
+* ``on_gone`` is called once, when the client can get no more answers: it closed its socket, the connection
+  was reset, or a timeout passed. A client that only shut down its sending side still gets its answers.
 """
 
 from __future__ import annotations
@@ -44,20 +46,24 @@ _DROPPED = bytearray(16 * 1024)
 
 
 class Connection(Output):
-    """``max_line`` is the longest line in bytes. The timeouts are in seconds; 0 waits for ever.
+    """``max_line`` is the length limit of a line in bytes. The timeouts are in seconds, and 0 means no
+    timeout.
 
-    At most one task waits for input. The future it waits for decides where arriving bytes go:
+    At most one task waits for input. The future that this task awaits decides where arriving bytes go:
 
-    * ``_line_waiter``, in :meth:`next_line`: into the splitter, until it holds a line or the end has come;
+    * ``_line_waiter``, in :meth:`next_line`: into the splitter, until it holds a line or the input ends;
     * ``_more_waiter``, in :meth:`next_head` and :meth:`opening`: into the splitter, one read at a time;
-    * ``_raw_waiter``, in :meth:`read_raw`: past the splitter into ``_raw``, the part still to be filled.
+    * ``_raw_waiter``, in :meth:`read_raw`: past the splitter into ``_raw``, the part of the buffer still to
+      be filled.
 
-    Without a future the splitter takes all bytes until :meth:`_pause`, which clears ``_reading``.
+    Without a future, the splitter takes all bytes until :meth:`_pause` pauses reading and clears
+    ``_reading``.
 
-    The end: with ``_eof`` the client sends no more, but may still read. With ``_dropping`` the last frame is
-    written, and input is read and discarded. With ``_closing`` the daemon closes, so the loss of the
-    connection is not reported. ``closed`` is done when the transport is closed. The first sign that a client
-    has left is reported, once: :meth:`_gone` clears ``_on_gone``.
+    Four attributes describe the end. ``_eof``: the client sends no more, but may still read. ``_dropping``:
+    the last frame is written, and further input is discarded. ``_closing``: the daemon itself closes the
+    connection, so its loss is not reported. ``closed``: a future that is done when the transport is closed.
+    :meth:`_gone` reports the first sign that the client has left, and then clears ``_on_gone``, so that no
+    other sign is reported.
     """
 
     def __init__(
@@ -112,11 +118,12 @@ class Connection(Output):
     # Reading.
 
     async def next_line(self, at_most: int | None = None) -> bytes | memoryview | None:
-        """The next line, ``None`` at the end of the input. One beyond LARGE_BYTES is not copied.
+        """Waits for the next line. Returns ``None`` at the end of the input, and a memoryview for a line
+        beyond LARGE_BYTES.
 
-        Raises FrameTooLarge for a line beyond the cap, and for bytes beyond ``at_most`` without a newline.
-        With ``at_most`` nothing is read beyond the line, since frames may follow it. If ``reserve`` raises,
-        its error propagates and the rest of the line stays unread.
+        Raises FrameTooLarge for a line longer than ``max_line``, or if more than ``at_most`` bytes arrive
+        without a newline. With ``at_most``, reading pauses after the line, since frames may follow it. Errors
+        of ``reserve`` propagate, and the rest of the line then stays unread.
         """
         line = self._take_line()
         if line is not None and (at_most is not None or self._raw_may_follow(line)):
@@ -142,12 +149,13 @@ class Connection(Output):
             self._clear_read_alarm()
 
     def expect_either(self) -> None:
-        """The next bytes may be lines or frames."""
+        """Prepares for input whose form, lines or frames, is not known yet."""
         self._splitter.framed = True
 
     async def opening(self, is_known: Callable[[bytes], bool | None]) -> bool:
-        """The result of ``is_known`` for the first bytes. It is called again with more bytes while it returns
-        ``None``. False if the input ends first. The bytes stay, as neither lines nor frames yet."""
+        """Returns the result of ``is_known`` for the first bytes, which stay in the buffer. While
+        ``is_known`` returns ``None``, it is called again with more bytes. If the input ends first, the result
+        is False."""
         self.expect_either()
         while True:
             first = self.first(OPENING_BYTES)
@@ -157,19 +165,21 @@ class Connection(Output):
             await self._more()
 
     def first(self, size: int) -> bytes:
-        """The first bytes held, at most ``size`` of them."""
+        """Returns the first bytes of the buffer, at most ``size``, without taking them."""
         return self._splitter.peek(size)
 
     def begin_lines(self) -> None:
-        """The next bytes are lines. A byte order mark before the first line is dropped."""
+        """Treats the next bytes as lines. Drops a byte order mark before the first line."""
         if self.first(3) == codecs.BOM_UTF8:
             self._splitter.take_into(memoryview(bytearray(3)))
         self._splitter.framed = False
 
     async def next_head(self, *, begun: bool = False) -> tuple[int, int] | None:
-        """Takes the next frame's head: its kind and its payload's size. ``None`` at the end of the input.
+        """Reads the next frame's head, and returns the frame's kind and the size of its payload, or ``None``
+        at the end of the input.
 
-        ``begun`` means that an earlier frame began the request. Raises FrameTooLarge and MalformedFrame.
+        ``begun`` means that the frame belongs to a request that an earlier frame began. Raises FrameTooLarge
+        and MalformedFrame.
         """
         while (head := self._splitter.next_head()) is None:
             if self._eof:
@@ -199,9 +209,10 @@ class Connection(Output):
         return self._may_carry_raw is not None and (isinstance(line, memoryview) or self._may_carry_raw(line))
 
     async def read_raw(self, size: int) -> memoryview | None:
-        """The ``size`` raw bytes after the last line; ``None`` if the input ends first.
+        """Reads the ``size`` raw bytes after the last line or frame head. Returns ``None`` if the input ends
+        first.
 
-        Raises InputMemoryFull, with the bytes unread, if the system has no memory for them.
+        Raises InputMemoryFull if the system has no memory for the bytes, which then stay unread.
         """
         memory = room_for(size)
         held = self._splitter.take_into(memory)
@@ -235,7 +246,8 @@ class Connection(Output):
             self._raw_waiter.set_result(True)
 
     def _went_on(self, done: int) -> None:
-        """``done`` bytes of a line or of its raw bytes have arrived; the next ones must arrive in time."""
+        """Records that ``done`` bytes of a line or of raw bytes have arrived. After each ``PIECE_BYTES``, the
+        read timeout starts again."""
         if done >= self._piece_end:
             self._piece_end = done + PIECE_BYTES
             self._set_read_alarm(PIECE_SECS, "read timeout")
@@ -325,7 +337,8 @@ class Connection(Output):
     # The end.
 
     async def linger(self) -> None:
-        """Ends the output after the last write, then reads and drops input for a second."""
+        """Shuts down the sending side after the last write, then reads and drops input for at most
+        ``LINGER_SECS``."""
         self._dropping = True
         self._flush()
         if not self._transport.is_closing() and not self._eof:
@@ -334,8 +347,8 @@ class Connection(Output):
             await asyncio.wait((self.closed,), timeout=LINGER_SECS)
 
     async def close(self) -> None:
-        """Closes the connection after the last write, or at once if the client is gone, and waits for that. A
-        cancellation closes at once, too."""
+        """Closes the connection after the last write, or at once if the client has left, and waits until it
+        is closed. If the waiting task is cancelled, the connection is closed at once."""
         self._closing = True
         if self.gone_because:
             self._transport.abort()

@@ -1,4 +1,4 @@
-"""Request deadlines: times of the event loop's clock, and an alarm for one."""
+"""Request deadlines, as times of the event loop's clock, and an alarm that rings at such a time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from inferd.serve.surface import WireRequest
 
 
 def deadline_of(request: WireRequest) -> float | None:
-    """The deadline, counted from now, on the event loop's clock; ``None`` for a request without one."""
+    """Returns the time at which the request's ``deadline_ms``, counted from now, have passed, or ``None``
+    without a deadline."""
     if request.deadline_ms is None:
         return None
     return asyncio.get_running_loop().time() + request.deadline_ms / 1e3

@@ -1,9 +1,10 @@
 """Detects a departed client, even while its connection is not read.
 
-A reader sees end of file both for a closed socket and for one whose sending side was shut down. The kernel
-distinguishes them by the hang-up condition, which it sets when both directions are closed: on a Unix socket
-as soon as the client closes, on TCP when it resets. epoll reports a hang-up even for a descriptor registered
-without events. So one epoll watches every connection, read from or not, and costs nothing until it fires.
+A reader gets the same end of file whether the client closed its socket or only shut down its sending side.
+The kernel distinguishes the two: it reports a hang-up only once both directions are closed. That happens on a
+Unix socket as soon as the client closes, and on TCP when the client resets the connection. epoll reports a
+hang-up even for a descriptor registered without events. So one epoll watches every connection, whether it is
+read or not, and costs nothing until a hang-up.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from collections.abc import Callable
 class HangupWatch:
     """Calls back once for each watched descriptor that hangs up.
 
-    Without epoll, :meth:`watch` does nothing, and the first failed write reveals a departed client.
+    On a system without epoll, :meth:`watch` does nothing, and the first failed write shows that the client
+    has left.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -37,7 +39,7 @@ class HangupWatch:
                 self._epoll.register(fd, select.EPOLLET)
 
     def forget(self, fd: int, gone: Callable[[], None]) -> None:
-        """Ends the watch begun with these arguments; a reused descriptor is left alone."""
+        """Ends the watch that was begun with these arguments. A new watch of a reused descriptor stays."""
         if self._epoll is not None and self._callbacks.get(fd) == gone:
             del self._callbacks[fd]
             with contextlib.suppress(OSError):  # closing a descriptor takes it out of the epoll

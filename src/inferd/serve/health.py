@@ -1,8 +1,8 @@
 """Health checks of the remote backends of the pools.
 
 Each backend is polled every ``LOOK_SECS``. After two failures in a row it gets no requests until it answers
-again. That answer also closes its breaker, once the breaker may be probed, so that no client's request has to
-be the probe.
+again. If its breaker is half-open, a successful poll also closes the breaker, so that no client's request has
+to be the probe.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ _log = log.get("health")
 
 
 class HealthWatch:
-    """``on_news`` is called after each round, since slots may have become free for waiting requests."""
+    """Polls the backends. It calls ``on_news`` after each round, since a waiting request may now
+    get a slot."""
 
     def __init__(self, router: Router, on_news: Callable[[], None]) -> None:
         self._router = router

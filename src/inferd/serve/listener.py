@@ -1,8 +1,8 @@
 """Accepts connections on one listening socket and serves each in its own task.
 
-No error of ``accept`` ends the listening. A client that has left meanwhile is skipped; on any other error,
-such as a shortage of descriptors, accepting pauses. Connections beyond the limit are closed at once, and
-logged at most once a second. Keepalive probes detect a vanished TCP peer.
+The listener survives every error of ``accept``. It skips a client that has already left. On any other error,
+such as a shortage of descriptors, it pauses accepting. Connections beyond the limit are closed at once, and
+the log gets at most one record of them a second. Keepalive probes detect a vanished TCP peer.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ _numbers = itertools.count(1)
 
 
 class ConnectionLimit:
-    """The limit and the count of open connections, shared by several listeners.
+    """Limits and counts the open connections of several listeners together.
 
-    ``limit`` bounds the total, and ``per_owner`` the connections of one user or, over TCP, of one host; a
-    ``per_owner`` of 0 is no limit. Both may be changed at any time.
+    ``limit`` bounds the total. ``per_owner`` bounds the connections of one user or, over TCP, of one host,
+    and 0 means no such bound. Both may be changed at any time.
     """
 
     __slots__ = ("_owners", "limit", "per_owner", "taken")
@@ -68,12 +68,12 @@ class ConnectionLimit:
 
 
 class Listener:
-    """``serve(sock, peer, number)`` serves one connection until it ends, and closes ``sock``. ``on_change``
-    is called whenever a connection has opened or closed.
+    """Accepts connections, and passes each to ``serve(sock, peer, number)``, which serves it until it ends
+    and closes ``sock``. ``on_change`` is called whenever a connection has opened or closed.
 
-    With ``strangers``, while ``asks_key()`` holds, a new TCP connection does not count towards the limit. It
-    is served by ``serve(sock, peer, number, enter)``, which calls ``enter()`` once the client has sent the
-    key. ``enter()`` returns False if the limit is reached.
+    If ``strangers`` is given and ``asks_key()`` is true, a new TCP connection does not count towards the
+    limit until the client has sent the API key. Then ``serve(sock, peer, number, enter)`` calls ``enter()``,
+    which returns False if the limit is reached.
     """
 
     def __init__(
@@ -107,11 +107,11 @@ class Listener:
             check_key(self.address, has_key=has_key)
 
     def is_there(self) -> bool:
-        """Whether clients can still find the socket."""
+        """Whether clients can still connect: false once the socket's file is deleted or replaced."""
         return self._bound.is_there()
 
     def stop(self) -> None:
-        """Accepts no new connection; open connections stay. Idempotent."""
+        """Stops accepting connections. Open connections stay. A second call does nothing."""
         if self._accepting:
             self._accepting = False
             if self._rest is not None:
@@ -120,7 +120,8 @@ class Listener:
             self._bound.close()
 
     async def close(self, grace: float) -> None:
-        """Stops, and closes every connection after its last write, or at once after ``grace`` seconds."""
+        """Stops accepting, and closes every connection after its last write. Connections that are still open
+        after ``grace`` seconds are closed at once."""
         self.stop()
         for timeout in (grace, None):
             if self._connections:
@@ -161,7 +162,8 @@ class Listener:
         return taken
 
     def _tell_refusals(self, peer: Peer) -> None:
-        """Logs the first refusal at once and, if more follow within a second, the total after that second."""
+        """Logs the first refused connection at once. If more are refused within the next second, their total
+        is logged after it."""
         places = self._places
         _log.warn(
             "too_many_connections",

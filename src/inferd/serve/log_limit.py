@@ -1,7 +1,7 @@
 """Rate limit for log events that clients cause.
 
-The first ``LIMIT`` events of a second are written one by one. The others are counted and written as one
-number. While such a flood lasts, the number alone is written in each second, so that a flood cannot push
+The first ``LIMIT`` events of a second are logged one by one. The others are counted, and one record reports
+their number. If the flood goes on, each further second gets only such a record, so that a flood cannot push
 other events out of the log.
 """
 
@@ -18,7 +18,8 @@ SPAN_SECS = 1.0
 
 
 class Burst:
-    """One kind of event: ``event`` names a single one, ``counted`` the number of the rest."""
+    """Logs one kind of event. ``event`` is the name of the record for one event, ``counted`` the name of the
+    record with the number of the others."""
 
     def __init__(self, events: log.Log, event: str, counted: str) -> None:
         self._log = events
@@ -30,7 +31,7 @@ class Burst:
         self._left_out = 0
 
     def info(self, **fields: object) -> None:
-        """Writes the event, or counts it. Call it on the event loop."""
+        """Logs the event or counts it. Must be called on the event loop."""
         now = asyncio.get_running_loop().time()
         passed = now - self._began
         if passed >= SPAN_SECS:

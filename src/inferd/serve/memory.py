@@ -1,9 +1,9 @@
-"""The input memory of requests before admission: long lines and attachments.
+"""A limit on the memory for the input of requests: for long lines and attachments.
 
 A request reserves its bytes before they are read, and keeps the reservation until it ends. All connections
-share one budget. A user (over TCP, a host) may hold at most half of the memory that others leave free, so
-that one user never takes the whole budget. A request of a user that holds no bytes may reserve all of the
-free memory.
+share one budget. A user (over TCP, a host) may hold at most half of the memory that the others do not hold,
+so that several requests of one user never take the whole budget. The exception is the first reservation of a
+user that holds nothing: it may take all of the free memory.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ HUGE_BYTES = 4 * 1024 * 1024
 
 
 class InputMemory:
-    """``limit`` is in bytes and may be changed at any time; ``reserved`` counts the bytes held now."""
+    """The budget. ``limit`` is its size in bytes, and may be changed at any time. ``reserved`` is the number
+    of bytes that requests hold now."""
 
     __slots__ = ("_owners", "limit", "reserved")
 
@@ -32,7 +33,7 @@ class InputMemory:
         self._owners: Counter[Hashable] = Counter()
 
     def of(self, owner: Hashable) -> Reservation:
-        """An empty reservation for one request of ``owner``."""
+        """Returns an empty reservation for one request of ``owner``."""
         return Reservation(self, owner)
 
     def _take(self, owner: Hashable, size: int) -> None:
@@ -63,20 +64,20 @@ class Reservation:
         self.size = 0
 
     def add(self, size: int) -> None:
-        """Reserves ``size`` more bytes. Raises InputMemoryFull, or AttachmentTooLarge for more than the whole
-        budget; then nothing more is reserved."""
+        """Reserves ``size`` more bytes. Raises AttachmentTooLarge if ``size`` exceeds the whole budget, and
+        InputMemoryFull if the bytes are not free now. On an error the reservation is unchanged."""
         self._memory._take(self._owner, size)
         self.size += size
 
     def release(self) -> None:
-        """Releases all bytes. Idempotent."""
+        """Releases all bytes. A second call does nothing."""
         if self.size:
             self._memory._give_back(self._owner, self.size)
             self.size = 0
 
 
 def room_for(size: int) -> memoryview:
-    """Memory for ``size`` bytes of a request. Raises InputMemoryFull if the system has none."""
+    """Allocates ``size`` bytes for a request. Raises InputMemoryFull if the system has no memory left."""
     if size <= SMALL_BYTES:
         return memoryview(bytearray(size))
     # In a private mapping only written pages take memory, so the announced size alone costs nothing.

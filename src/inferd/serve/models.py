@@ -8,9 +8,9 @@ from typing import NamedTuple, Protocol
 
 
 class Stay(NamedTuple):
-    """How long a model is to stay loaded after a request: ``secs``, negative for always, or ``None`` for the
-    configured time. ``by_owner`` is true for requests of the daemon's own user and of root. Only they may
-    shorten a stay or pin a model."""
+    """How long a model stays loaded after a request. ``secs`` is negative for ever, and ``None`` for the
+    configured time. ``by_owner`` is true if the daemon's own user or root sent the request. Only these two
+    may shorten the stay or pin the model."""
 
     secs: float | None = None
     by_owner: bool = False
@@ -28,9 +28,9 @@ class ModelDirectory(Protocol):
     def hold(
         self, name: str, deadline: float | None, stay: Stay, show: Show | None
     ) -> AbstractAsyncContextManager[str]:
-        """Keeps the model loaded while the block runs, and yields the name to dispatch by.
+        """Keeps the model loaded while the block runs. Yields the name by which the router finds the model.
 
-        ``deadline`` is a time of the event loop's clock. ``show`` is called during the load. Raises
-        ModelNotFound, ModelTooLarge, ModelError for a file that cannot be loaded, QueueFull if too many
-        requests wait for the load, DeadlineExceeded, and AdmissionClosed.
+        ``deadline`` is a time of the event loop's clock. ``show`` is called with the progress of a load.
+        Raises ModelNotFound, ModelTooLarge, DeadlineExceeded and AdmissionClosed. Raises ModelError if the
+        file cannot be loaded, and QueueFull if too many requests wait for the load.
         """

@@ -1,8 +1,8 @@
 """The writing half of a connection.
 
-* ``write`` never waits. ``writable`` waits while the client has more unread bytes than the high-water mark. A
-  client that keeps it waiting longer than the write timeout is dropped.
-* All writes of one event loop iteration are sent together, up to a size.
+* ``write`` never waits. ``writable`` waits while more than ``HIGH_WATER_BYTES`` of output wait for the client
+  to read. A client that does not read them within the write timeout is dropped.
+* All writes of one event loop iteration are sent together, up to ``FLUSH_BYTES``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FLUSH_PIECES = 64
 
 
 class Output(asyncio.BufferedProtocol):
-    """``write_timeout`` is in seconds; 0 waits for ever."""
+    """``write_timeout`` is in seconds, and 0 means no timeout."""
 
     _transport: asyncio.Transport
 
@@ -40,9 +40,11 @@ class Output(asyncio.BufferedProtocol):
         self._transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
 
     def write(self, data: bytes) -> None:
-        """Sends ``data``, which is whole lines, at the end of this loop iteration or once the client reads.
+        """Sends ``data``, which must be whole lines, at the end of this loop iteration, or later when the
+        client reads again.
 
-        The writes of one iteration are sent together: each send costs a system call on both sides.
+        The writes of one iteration are sent together, since each send costs one system call here and one in
+        the client.
         """
         if self.framed:
             data = frame_lines(data)
@@ -58,7 +60,7 @@ class Output(asyncio.BufferedProtocol):
             self._transport.write(unsent[0] if len(unsent) == 1 else b"".join(unsent))
 
     async def writable(self) -> None:
-        """Waits until the client has read, or until :meth:`wait_no_more`."""
+        """Waits until the client has read enough, or until :meth:`wait_no_more` is called."""
         if self.blocked:
             self._write_waiter = self._loop.create_future()
             try:
@@ -67,7 +69,7 @@ class Output(asyncio.BufferedProtocol):
                 self._write_waiter = None
 
     def wait_no_more(self) -> None:
-        """Ends the current wait for the client. Later waits are not affected."""
+        """Ends the current call of :meth:`writable`. Later calls wait as usual."""
         if self._write_waiter is not None and not self._write_waiter.done():
             self._write_waiter.set_result(None)
 
@@ -87,5 +89,5 @@ class Output(asyncio.BufferedProtocol):
             self._write_alarm = self._loop.call_later(self._write_timeout, self._gone, "write timeout")
 
     def _gone(self, why: str) -> None:
-        """Called when the client has kept :meth:`writable` waiting for too long."""
+        """Called when the client has not read for the write timeout."""
         raise NotImplementedError

@@ -1,6 +1,7 @@
 """The identity of the peer of a connection, as far as the system reports it.
 
-Recorded with every connection and request, and used for fairness between callers, never for access control.
+The identity is logged with every connection and request, and used to share the daemon fairly between callers.
+It is never used for access control.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ _SOL_LOCAL, _LOCAL_PEERCRED, _LOCAL_PEERPID = 0, 1, 2
 
 
 class Peer(NamedTuple):
-    """``address`` is set only for TCP, uid and gid only for a Unix socket, ``sid`` only for a named pipe.
+    """The identity of a peer. ``address`` is set only for TCP, ``uid``, ``gid`` and ``pid`` only for a Unix
+    socket, ``sid`` and ``pid`` only for a named pipe.
 
     A field that is unknown is ``None``.
     """
@@ -32,18 +34,18 @@ class Peer(NamedTuple):
 
     @property
     def caller(self) -> Hashable:
-        """A key shared by all connections of one process or, over TCP, of one host."""
+        """The key of the peer's process. Over TCP it is the key of the peer's host."""
         return self.address if self.address is not None else (self.owner, self.pid)
 
     @property
     def owner(self) -> Hashable:
-        """A key shared by all connections of one user or, over TCP, of one host."""
+        """The key of the peer's user. Over TCP it is the key of the peer's host."""
         if self.address is not None:
             return self.address
         return self.uid if self.sid is None else self.sid
 
     def fields(self) -> dict[str, object]:
-        """The fields of the peer in a log record."""
+        """Returns the fields of a log record that describe the peer."""
         if self.address is not None:
             return {"peer": f"tcp:{self.address}"}
         if self.sid is not None:
@@ -52,7 +54,8 @@ class Peer(NamedTuple):
 
 
 def of(sock: socket.socket) -> Peer:
-    """The peer of a connected socket. Never fails: unavailable fields stay unknown."""
+    """Returns the peer of a connected socket. Never raises: a field that the system does not report stays
+    unknown."""
     if sock.family != socket.AF_UNIX:
         with contextlib.suppress(OSError):
             return Peer("tcp", address=sock.getpeername()[0])
@@ -68,6 +71,6 @@ def of(sock: socket.socket) -> Peer:
 
 
 def parse_xucred(data: bytes) -> tuple[int, int]:
-    """The uid and gid from a ``struct xucred``."""
+    """Returns the uid and gid in a ``struct xucred``, the peer credentials of macOS."""
     _, uid, _, *groups = _XUCRED.unpack(data)
     return uid, groups[0]

@@ -1,12 +1,12 @@
 """The router's backends, and the pools they form.
 
-Backends whose routes ``serve`` one name form a pool. Local backends run on the daemon's permits. Remote
-backends, up to ``limit`` requests each, take the requests that a local one would serve too late. The least
-loaded remote backend is chosen. A conversation returns to the backend of its last turn, unless that backend
-is busier.
+Several backends that serve one name form a pool, if at least one is remote. A local backend runs requests on
+the daemon's permits. If a request would wait too long for a permit, a remote backend serves it. Each remote
+backend serves up to ``limit`` requests at a time. The least loaded remote backend is chosen, except that a
+conversation returns to the backend of its last turn if that backend is hardly busier.
 
-A :class:`Choice` picks a backend for one request. It is asked for a slot when the request arrives, and again
-whenever a slot may have become free. Everything here runs on the event loop.
+A :class:`Choice` picks the backend for one request, when the request arrives and again whenever a slot may
+have become free. Everything here runs on the event loop.
 """
 
 from __future__ import annotations
@@ -21,19 +21,22 @@ from inferd.errors import BackendError, InferdError
 from inferd.serve.breaker import Breaker
 
 TEXT = frozenset({"text"})
-"""The needs of a v1 request. Other needs have the names in :class:`~inferd.engine.backend.Capabilities`."""
+"""The capabilities that a v1 request needs. :class:`~inferd.engine.backend.Capabilities` has the names of the
+others."""
 
 AFFINITY_SLACK = 1
-"""How many more requests than the least loaded backend the backend of a conversation may have."""
+"""A conversation returns to its backend if that has at most this many requests more than the least loaded
+one."""
 
 MAX_CONVERSATIONS = 4096
-"""The conversations of a pool whose backend is remembered; the least recently used is forgotten."""
+"""The number of conversations whose backend is remembered. Beyond it the least recently used one is
+forgotten."""
 
 
 class Route(NamedTuple):
-    """The routing of a backend: the name that it ``serves`` besides its own, whether it is ``remote``, and
-    the ``limit`` of concurrent requests as a remote backend of a pool. ``aliases`` are further names for it;
-    they are resolved before the router."""
+    """How requests reach a backend. ``serves`` is a name that it serves besides its own, which backends of a
+    pool share. ``limit`` bounds the concurrent requests of a ``remote`` backend of a pool. ``aliases`` are
+    further names; the router never sees them, since they are resolved before."""
 
     serves: str = ""
     remote: bool = False
@@ -45,18 +48,18 @@ ALONE = Route()
 
 
 def pool_names(routes: Collection[Route]) -> set[str]:
-    """The names served by pools: by several backends, of which at least one is remote."""
+    """Returns the names that pools serve: names of several backends, at least one of them remote."""
     served = Counter(route.serves for route in routes)
     # Local models alone never form a pool: two of one name are different models.
     return {route.serves for route in routes if route.remote and route.serves and served[route.serves] > 1}
 
 
 class BackendSlot:
-    """One backend of the router, its breaker, and how many requests are ``running`` on it.
+    """One backend of the router, and its state. ``running`` counts the requests that run on it.
 
-    ``outstanding`` counts the slots taken by requests of its pool. ``others`` counts the requests of other
-    clients, as the backend reports them. ``failures`` counts the failed health checks in a row, and
-    ``healthy`` is false after too many.
+    ``outstanding`` counts the requests that a choice has sent to the backend. ``others`` counts the requests
+    of other clients, as the backend reports them. ``failures`` counts the health checks that failed in a row.
+    After too many failures, ``healthy`` is false. ``here`` is false for a remote backend of a pool.
     """
 
     __slots__ = (
@@ -84,11 +87,12 @@ class BackendSlot:
         self.forget_health()
         self.follow(ALONE)
         self.idle_since = now
-        """When its last request ended, or the backend was added, by the router's clock."""
+        """The time on the router's clock when the last request ended. Before the first request, the time when
+        the backend was added."""
         self._released: asyncio.Future[None] | None = None
 
     def follow(self, route: Route) -> None:
-        """Applies another route."""
+        """Replaces the route."""
         self.route = route
         self.here = not route.remote
         self.limit = route.limit
@@ -105,7 +109,7 @@ class BackendSlot:
     def release(self) -> None:
         """Marks the backend as removed, after the router has dropped it.
 
-        Resets its breaker, which no longer gets the results of the requests that still run.
+        Resets its breaker. Requests that still run no longer report their results to the breaker.
         """
         self.breaker.reset()
         self._released = asyncio.get_running_loop().create_future()
@@ -122,7 +126,8 @@ class BackendSlot:
         return self.healthy and self.backend.ready() and self.breaker.lets_pass()
 
     def has_room(self) -> bool:
-        """Whether the backend has a free slot. While its breaker awaits a probe, it has one slot."""
+        """Whether the backend may get one more request. While its breaker is not closed, it gets one request
+        at a time."""
         return self.outstanding < self.limit and (not self.outstanding or self.breaker.state == "closed")
 
     def taken(self) -> None:
@@ -155,7 +160,7 @@ class BackendSlot:
 
 
 def adapter(name: str) -> str:
-    """The need of a request that names a LoRA adapter."""
+    """Returns the name of the capability to apply the LoRA adapter ``name``."""
     return f"lora {name}"
 
 
@@ -169,7 +174,7 @@ _CAPABILITIES = ("v2", "tools", "vision", "audio", "embed", "rerank", "raw", "lo
 
 
 class Pool:
-    """The backends of one name that can serve a request, in order of priority."""
+    """The backends of one name that have the capabilities for a request, in order of priority."""
 
     __slots__ = ("_known", "here", "remote")
 
@@ -183,7 +188,7 @@ class Pool:
         return any(slot.fit() for slot in (*self.here, *self.remote) if slot is not without)
 
     def local(self, without: BackendSlot | None) -> BackendSlot | None:
-        """The least loaded of the fit local backends."""
+        """Returns the least loaded local backend that takes requests, other than ``without``."""
         best: BackendSlot | None = None
         for slot in self.here:
             if (best is None or slot.outstanding < best.outstanding) and slot is not without and slot.fit():
@@ -191,7 +196,8 @@ class Pool:
         return best
 
     def least(self, without: BackendSlot | None, conversation: Hashable) -> tuple[BackendSlot | None, str]:
-        """The remote backend to choose, and the reason: ``spill`` or ``affinity``."""
+        """Returns the remote backend for the request, and the reason: ``affinity`` if it served the
+        conversation before, else ``spill``."""
         best: BackendSlot | None = None
         load = 0
         for slot in self.remote:
@@ -215,7 +221,7 @@ class Pool:
 
 
 class Known:
-    """The last backend of each conversation."""
+    """Remembers the last remote backend of each conversation."""
 
     def __init__(self) -> None:
         self._slots: OrderedDict[Hashable, BackendSlot] = OrderedDict()
@@ -234,20 +240,20 @@ class Known:
 
 
 class Pools(Protocol):
-    """The router, as a choice uses it."""
+    """The part of the router that a choice uses."""
 
     spill_after_secs: float
 
     def pools(self, needs: frozenset[str], model: str | None) -> Sequence[Pool]:
-        """The pools that can serve the request, in order of priority. Raises as ``dispatch``."""
+        """Returns the pools with the needed capabilities, in order of priority. Raises ModelNotFound."""
 
     def refuse(self, needs: frozenset[str], model: str | None) -> InferdError:
-        """The error that says why no backend serves the request now."""
+        """Returns the error that says why no backend serves the request now."""
 
 
 class Choice:
-    """Picks the backend of one request. ``conversation`` returns the key of its conversation, or ``None``.
-    ``why`` is the reason for the last choice."""
+    """Picks the backend of one request. ``conversation()`` returns the key of the request's conversation, or
+    ``None``. ``why`` is the reason for the last choice."""
 
     __slots__ = ("_conversation", "_failed", "_key", "_model", "_needs", "_router", "why")
 
@@ -268,14 +274,14 @@ class Choice:
 
     @property
     def spill_after_secs(self) -> float:
-        """How long the request may wait for a local backend when a remote one has room."""
+        """How many seconds the request may wait for a local backend while a remote one has room."""
         return self._router.spill_after_secs
 
     def take(self, room: bool, wait_secs: float) -> BackendSlot | None:
-        """The backend that serves the request now, or ``None`` if the request must wait.
+        """Takes the backend that serves the request now. Returns ``None`` if the request must wait.
 
-        ``room``: a permit is free for a local backend. ``wait_secs`` is the estimated wait for a permit.
-        Raises NoBackend, or another reason why no pool can serve.
+        ``room`` says that a permit is free for a local backend. ``wait_secs`` is the estimated wait for a
+        permit. Raises NoBackend or another error if no pool can serve the request.
         """
         failed = self._failed
         for pool in self._router.pools(self._needs, self._model):
@@ -297,7 +303,7 @@ class Choice:
     def may_retry(self, slot: BackendSlot) -> bool:
         """Whether another backend of the pool may serve the request after ``slot`` failed.
 
-        Only the first call can return true: a request is retried once.
+        Returns true at most once, since a request is retried only once.
         """
         if self._failed is not None:
             return False

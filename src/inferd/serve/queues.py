@@ -1,7 +1,8 @@
-"""One bounded queue per model, so that requests for a busy or slow model do not block those for another.
+"""One bounded queue for each model, so that requests for a busy or slow model do not block requests for
+another.
 
-``active_permits`` and ``queue_depth`` apply to each queue. The connection limit bounds the total, since each
-connection has one request at a time.
+``active_permits`` and ``queue_depth`` are limits of each queue. The total over all queues is bounded by the
+connection limit, since a connection has one request at a time.
 """
 
 from __future__ import annotations
@@ -43,11 +44,12 @@ class Queues:
         return sum(queue.waiting for queue in self._queues.values())
 
     def running_requests(self) -> list[object]:
-        """The holders of the running requests, in no order."""
+        """Returns the holders of the running requests, in no particular order."""
         return [holder for queue in self._queues.values() for holder in queue.running_requests()]
 
     def queued_requests(self) -> Iterator[tuple[int, object]]:
-        """The queued requests, queue by queue: the position in the queue, from 1, and the holder."""
+        """Yields the queued requests of one queue after another: the position in its queue, from 1, and the
+        holder."""
         for queue in self._queues.values():
             yield from enumerate(queue.queued_requests(), start=1)
 

@@ -1,12 +1,12 @@
 """Chooses the backend of a request.
 
 Backends are in order of priority. A request goes to the first backend that is ready, has the needed
-capabilities, and whose breaker admits it. Several backends that serve one name form a pool, and
-:mod:`inferd.serve.pool` chooses among them. Each error class declares whether it counts as a failure for the
-breaker. Client errors, a full queue and cancellations never count.
+capabilities, and has a breaker that admits it. For a pool of backends that serve one name,
+:mod:`inferd.serve.pool` chooses instead. Each error class declares whether the breaker counts it as a
+failure. Client errors, a full queue and cancellations never count.
 
-Backends can be replaced while requests run. A request ends on the backend it started on, and
-:meth:`BackendSlot.released` waits until a removed backend has ended its last request.
+Backends can be replaced while requests run. A running request stays on its backend, and
+:meth:`BackendSlot.released` returns once a removed backend has ended its last request.
 """
 
 from __future__ import annotations
@@ -36,11 +36,13 @@ MAX_KEPT_POOLS = 1024
 """The cached combinations of needs and model; bounded, since a client can name any number of models."""
 
 NO_TEXT = "no_text"
-"""The ``reason`` in the error's details for a model that makes only embeddings or scores."""
+"""The ``reason`` in the details of an error, if a request for text names a model that makes only embeddings
+or scores."""
 
 
 class Dispatch:
-    """``with router.dispatch() as backend: …``. The breaker counts how the block ends."""
+    """Use it as ``with router.dispatch() as backend: …``. The backend's breaker gets the result of
+    the block."""
 
     __slots__ = ("_clock", "_member", "_probe")
 
@@ -61,7 +63,8 @@ def _ignore(name: str, state: str) -> None: ...
 
 
 class Router:
-    """``backends`` in order of priority; ``clock`` is monotonic, in seconds."""
+    """Chooses among ``backends``, which are in order of priority. ``clock`` is monotonic and
+    returns seconds."""
 
     def __init__(
         self,
@@ -86,11 +89,13 @@ class Router:
         self.replace(backends, routes or {})
 
     def dispatch(self, needs: frozenset[str] = TEXT, model: str | None = None) -> Dispatch:
-        """The backend for the next request; with ``model`` only those of that name, or that model, count.
+        """Chooses the backend for a request. With ``model``, only backends with that name or model are
+        considered.
 
-        Raises NoBackend if the request may be served later: a capable backend is not ready or its breaker is
-        open, or no backend is fit. Raises ModelBroken if only a reload helps, ModelNotFound if no backend has
-        that name or model, and else the Unsupported for the capability that the first fit backend lacks.
+        Raises ModelNotFound if no backend has that name or model. Raises ModelBroken if every capable backend
+        needs a reload. Raises NoBackend if the request may be served later: a capable backend exists, or no
+        backend takes requests now. Otherwise raises the error for the capability that the first ready backend
+        lacks.
         """
         for member in self._named(model):
             if needs <= member.able and member.fit():
@@ -98,11 +103,11 @@ class Router:
         raise self.refuse(needs, model)
 
     def dispatch_to(self, slot: BackendSlot) -> Dispatch:
-        """The backend that a choice took for its request."""
+        """Dispatches to the backend that a :class:`Choice` has taken."""
         return Dispatch(slot, self._clock)
 
     def refuse(self, needs: frozenset[str], model: str | None) -> InferdError:
-        """Why no backend serves the request now; see :meth:`dispatch`."""
+        """Returns the error that :meth:`dispatch` raises if no backend serves the request now."""
         members = self._named(model)
         fit = next((member for member in members if member.fit()), None)
         able = [member for member in members if needs <= member.able]
@@ -115,9 +120,9 @@ class Router:
     def queue_for(self, needs: frozenset[str] = TEXT, model: str | None = None) -> str:
         """The name of the queue for a request.
 
-        This is the name of the backend that :meth:`dispatch` would choose now. If :meth:`dispatch` would
-        raise, it is the name of the backend that the request waits for. A pool has one queue, named for its
-        first backend.
+        It is the name of the backend that :meth:`dispatch` would choose now. If no backend takes requests
+        now, it is the name of the first capable one. All backends of a pool share one queue, which has the
+        name of the first.
         """
         members = self._candidates(model)
         able = [member for member in members if needs <= member.able] or members
@@ -138,8 +143,8 @@ class Router:
     # Pools.
 
     def pools(self, needs: frozenset[str], model: str | None) -> Sequence[Pool]:
-        """The pools that can serve the request, in order of priority. A backend outside a pool counts as a
-        pool of one. Raises ModelNotFound."""
+        """Returns the pools with the needed capabilities, in order of priority. A backend outside a pool
+        counts as a pool of one. Raises ModelNotFound."""
         found = self._pools.get((needs, model))
         if found is None:
             groups: dict[Hashable, list[BackendSlot]] = {}
@@ -173,7 +178,8 @@ class Router:
     def replace(
         self, backends: Sequence[Backend], routes: Mapping[Backend, Route] | None = None
     ) -> list[BackendSlot]:
-        """Serves with ``backends`` from the next request on; a backend that stays keeps its breaker.
+        """Replaces the configured backends: the next request is served by ``backends``. A backend that stays
+        keeps its breaker.
 
         Returns the removed backends; see :meth:`BackendSlot.released`.
         """
@@ -197,24 +203,24 @@ class Router:
         return slot
 
     def remove(self, slot: BackendSlot) -> None:
-        """Removes an added backend; see :meth:`BackendSlot.released`."""
+        """Removes a backend that :meth:`add` added. See :meth:`BackendSlot.released`."""
         self._added.remove(slot)
         self._pools.clear()
         slot.release()
 
     def idle_secs(self, slot: BackendSlot) -> float:
-        """The seconds since a request last ran on a backend."""
+        """The seconds since the last request on a backend ended, or 0 while one runs."""
         return 0.0 if slot.running else max(0.0, self._clock() - slot.idle_since)
 
     def all_members(self) -> tuple[BackendSlot, ...]:
         return (*self.members, *self._added)
 
     def serves(self, model: str) -> bool:
-        """Whether a configured backend has that name or model."""
+        """Whether a configured backend has ``model`` as its name, its model, or the name that it serves."""
         return any(member.is_named(model) for member in self.members)
 
     def names(self) -> set[str]:
-        """The names by which a request may address the configured backends."""
+        """The values of ``model`` with which a request reaches a configured backend."""
         members = self.members
         named = {name for member in members for name in (member.backend.name, member.backend.model)}
         return named | {member.route.serves for member in members if member.route.serves}
@@ -256,6 +262,6 @@ def _unsupported(backend: Backend, lacking: frozenset[str]) -> InferdError:
 
 
 def is_broken(backend: Backend) -> bool:
-    """Whether the backend's model can no longer be loaded."""
+    """Whether the backend's model cannot be loaded any more, so that only a reload helps."""
     state = backend.engine_state()
     return state is not None and bool(state.problem)

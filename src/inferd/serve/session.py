@@ -1,9 +1,9 @@
 """Serves one connection: checks the API key, then serves one request after another until the client leaves.
 
-A request goes parse → validate → admission → dispatch → generate → stream, and ends with exactly one terminal
-frame. Only this module writes error frames. When the client leaves, the session's task is cancelled at any
-stage, and the ``with`` blocks release the place in the queue, the backend's slot and the breaker's probe.
-Nothing is written after that.
+The stages of a request are parse → validate → admission → dispatch → generate → stream. It ends with exactly
+one terminal frame. Only this module writes error frames. When the client leaves, the session's task is
+cancelled, whatever the stage. The ``with`` blocks then release the place in the queue, the backend's slot and
+the breaker's probe, and nothing more is written.
 
 (Over 400 lines, because it is the whole path of a request, for every surface.)
 """
@@ -70,10 +70,11 @@ _closed = Burst(_log, "connection_closed", "connections_closed")
 
 @dataclass(slots=True, kw_only=True)
 class Service(Generic[R]):
-    """The state shared by all sessions of a surface. ``api_key`` is required only on TCP.
+    """The state shared by all sessions of a surface. Only TCP clients must send ``api_key``.
 
-    Key and limits may be changed at any time. Open connections stay authenticated, and keep their line limit
-    and timeouts. ``bridge_token`` identifies the HTTP bridge that this daemon started; empty without one.
+    The key and the limits may be changed at any time. An open connection stays authenticated, and keeps its
+    line limit and its timeouts. ``bridge_token`` identifies the HTTP bridge that this daemon started. It is
+    empty if the daemon started none.
     """
 
     surface: Surface[R]
@@ -98,9 +99,10 @@ class Service(Generic[R]):
     async def serve(
         self, sock: socket.socket, peer: Peer, number: int, enter: Callable[[], bool] = lambda: True
     ) -> None:
-        """Serves an accepted socket until it is closed; ``number`` names the connection in the log.
+        """Serves an accepted socket until it is closed. ``number`` identifies the connection in the log.
 
-        ``enter`` is called once the client may send requests. It returns False at the connection limit.
+        ``enter`` is called when the client has authenticated. If it returns False, the connection limit is
+        reached, and the connection is closed.
         """
         session = Session(self, sock, peer, number, enter)
         metrics = self.metrics.surfaces[self.surface.name]
@@ -142,7 +144,7 @@ def _pass_deadline(context: RequestContext[R]) -> None:
 
 
 class Session(Generic[R]):
-    """The conversation over one connection."""
+    """The requests and answers of one connection."""
 
     def __init__(
         self, service: Service[R], sock: socket.socket, peer: Peer, number: int, enter: Callable[[], bool]
@@ -171,8 +173,8 @@ class Session(Generic[R]):
         self._context: RequestContext[R] | None = None
 
     async def run(self) -> None:
-        """Returns when the socket is closed. A cancellation closes it after the last write, a second at
-        once."""
+        """Serves the connection, and returns when the socket is closed. If the task is cancelled, the socket
+        is closed after the last write. A second cancellation closes it at once."""
         _accepted.info(**self._log_fields)
         conn = self._conn
         try:
@@ -231,7 +233,7 @@ class Session(Generic[R]):
         return wire
 
     async def _authenticate(self, key: auth.ApiKey) -> bool:
-        """Whether the first line holds the key. Nothing is written either way."""
+        """Reads the first line. Returns whether it holds the key. Writes nothing in either case."""
         silence = asyncio.get_running_loop().call_later(auth.TIMEOUT_SECS, _this_task().cancel)
         accepted = False
         self._conn.begin_lines()
@@ -248,7 +250,7 @@ class Session(Generic[R]):
         return accepted
 
     async def _answer(self, wire: Wire, raw: bytes | memoryview) -> bool:
-        """Serves the request whose JSON is ``raw``, a memoryview if it is large.
+        """Serves the request whose JSON is ``raw``. A large request is a memoryview.
 
         Returns whether the connection stays open.
         """
@@ -317,7 +319,7 @@ class Session(Generic[R]):
         return whole
 
     def _make_room(self, request: R, size: int) -> None:
-        """Reserves memory for the attachments. Raises early if the request cannot be served anyway."""
+        """Reserves memory for the attachments. Raises before that if no backend can serve the request."""
         # Whether a named model takes them is known only once it is loaded.
         if size > LARGE_BYTES and (request.model is None or self._service.models is None):
             self._service.router.dispatch(self._surface.needs(request), request.model)
@@ -349,7 +351,8 @@ class Session(Generic[R]):
     ) -> dict[str, object]:
         """Serves the request once it is admitted. Returns the log fields of the answer.
 
-        If a backend of a pool fails before its first output, another one serves the request; once.
+        If a backend of a pool fails before its first output, the request is retried once on another backend
+        of the pool.
         """
         request, service = context.request, self._service
         needs = self._surface.needs(request)

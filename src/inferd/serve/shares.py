@@ -1,10 +1,11 @@
 """The number of permits that each user, and each process of a user, may hold.
 
-All present users have equal shares of the permits, and the processes of a user divide its share equally;
-shares are rounded up. A user or process may exceed its share with permits that the others do not need. For
-each other one, within its share, one permit more than its peak so far is kept free. A user or process is
-present while it has a running or waiting request, and for ``STAY_SECS`` after its last request. So a client
-that sends one request after another finds a free permit after each pause.
+All present users have equal shares of the permits, and the processes of a user divide its share equally.
+Shares are rounded up. A user or process may exceed its share with permits that the others leave free. For
+each other user or process, enough permits stay free that it can hold one more than its peak so far, but not
+more than its share. A user or process is present while it has a running or waiting request, and for
+``STAY_SECS`` after its last request. So a client that sends one request after another finds a free permit
+after the short pause between two requests.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ STAY_SECS = 0.1
 
 
 class _Holder:
-    """``running`` counts the permits held now, ``most`` the peak."""
+    """``running`` is the number of permits held now, ``most`` the largest number held so far."""
 
     __slots__ = ("most", "running")
 
@@ -29,14 +30,14 @@ class _Holder:
         self.most = max(self.most, self.running)
 
     def kept(self, share: int) -> int:
-        """The number of free permits that others must leave for this user or process, whose share is
-        ``share``.
+        """Returns how many permits the others must leave free for this user or process. ``share`` is its
+        share of the permits.
         """
         return max(0, min(share, self.most + 1) - self.running)
 
 
 class User(_Holder):
-    """The permits of a user, and its processes."""
+    """The permits and the processes of a user."""
 
     __slots__ = ("processes",)
 
@@ -87,7 +88,7 @@ class Shares:
         return process
 
     def go(self, process: Process, owner: Hashable, caller: Hashable) -> None:
-        """Records that a request has ended or was refused."""
+        """Records that a request of the process has ended or was refused."""
         process.requests -= 1
         if not process.requests:
             loop = asyncio.get_running_loop()
@@ -101,7 +102,8 @@ class Shares:
         self._freed()
 
     def allow(self, process: Process, permits: int, free: int) -> bool:
-        """Whether the process may take one of the ``free`` permits, of ``permits`` in all."""
+        """Whether the process may take a permit. ``permits`` is the number of all permits, ``free`` the
+        number of free ones."""
         user = process.user
         share = _part(permits, len(self._users))
         own = _part(share, len(user.processes))

@@ -1,7 +1,7 @@
-"""Connections that have not sent the API key yet. They have a small limit of their own.
+"""Connections that have not sent the API key yet. Their number has a small limit of its own.
 
-At the limit, a new connection displaces the oldest connection of the host with the most. A client with the
-key sends it at once, so it passes before a flood of silent connections displaces it.
+At the limit, a new connection displaces the oldest connection of the host that has the most connections here.
+A client with the key sends it at once, so a flood of silent connections does not displace it in time.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ LIMIT = 64
 
 
 class Strangers:
-    """Shared by all listeners that ask for a key."""
+    """The connections without a key, of all listeners that ask for one."""
 
     def __init__(self, limit: int = LIMIT) -> None:
         self._limit = limit

@@ -1,6 +1,6 @@
 """The interface between a session and its surface: the codec, and the calls to the engine.
 
-A session knows the stages of a request but not its fields, so one class serves every surface.
+The session knows the stages of a request, but not its fields. So one session class serves every surface.
 """
 
 from __future__ import annotations
@@ -59,19 +59,20 @@ def _unknown() -> None:
 
 
 def ms_since(start: float) -> float:
-    """Milliseconds since ``start`` of the monotonic clock."""
+    """Returns the milliseconds since ``start``, a time of the monotonic clock."""
     return (time.monotonic() - start) * 1e3
 
 
 class RequestContext(Generic[R]):
-    """One request in progress: its caller, its stage, and whether it is to end early.
+    """One request in progress: its caller, its stage, and whether it shall end early.
 
-    ``source`` holds the connection's log fields. ``tokens`` counts the chunks of the answer so far.
-    ``permit`` is the request's permit; ``prompt_read`` gives the share of the prompt that has been computed,
-    if the backend knows it. For the fairness of the queue, ``caller`` identifies the process and ``owner``
-    the user. ``route`` is the reason for the choice of a pool's backend. ``engine_request`` is the
-    request to a generating backend, kept while a retry is possible. ``show`` sends a step of the wait to a
-    client that wants such steps. ``position`` is the place in the queue of an upstream daemon, if any.
+    ``source`` holds the log fields of the connection. ``tokens`` counts the chunks of the answer so far.
+    ``prompt_read()`` returns the share of the prompt that has been computed, or ``None`` if it is not known.
+    The queue uses ``caller``, which identifies the process, and ``owner``, which identifies the user, to be
+    fair. ``route`` says why the backend was chosen from its pool. ``engine_request`` is the converted request
+    for the backend, which is kept while a retry is possible. ``show`` sends a progress frame, and is ``None``
+    unless the client wants progress. ``position`` is the position in the queue of an upstream daemon, if the
+    request waits there.
     """
 
     __slots__ = (
@@ -121,12 +122,13 @@ class RequestContext(Generic[R]):
 
     @property
     def scope(self) -> str:
-        """Identifies the owner. Requests of different scopes never share cached computations."""
+        """The owner, as a string. Requests with different scopes never share cached computations."""
         return repr(self.owner)
 
     @property
     def untouched(self) -> bool:
-        """Whether no part of an answer has been sent, and the client still wants one."""
+        """Whether nothing of the answer has been sent and the request has not been ended early, so that a
+        retry is possible."""
         return not self.tokens and not self.streaming and self.interruption is None
 
     def conversation(self, surface: Surface[R]) -> Callable[[], Hashable]:
@@ -141,9 +143,10 @@ class RequestContext(Generic[R]):
     def ask_for(self, caller: str) -> None:
         """Records that the request comes from a client of the HTTP bridge.
 
-        The request is queued under the name of this client.
+        From then on the queue treats the request as one of this client.
 
-        ``caller`` is ``uid:N``, for a user as on a Unix socket, or ``key:NAME``.
+        ``caller`` is ``uid:N`` for a local user, who then counts as the same user as on a Unix socket, or
+        ``key:NAME`` for a key.
         """
         kind, _, name = caller.partition(":")
         self.owner = int(name) if kind == "uid" and name.isdecimal() else caller
@@ -151,31 +154,34 @@ class RequestContext(Generic[R]):
         self.source = {**self.source, "caller": caller[:_LOGGED_ID_CHARS]}
 
     def stay(self) -> Stay:
-        """How long the request wants its model to stay loaded."""
+        """Returns how long the request wants its model to stay loaded."""
         return Stay(self.request.keep_alive, by_owner=self.owner in (0, os.getuid()))
 
     def interrupt(self, reason: InferdError) -> None:
-        """Asks for an early end. An answer that cannot report a partial end fails with ``reason``."""
+        """Asks for an early end of the request. A surface whose answers cannot end early raises ``reason``
+        instead."""
         self.interruption = reason
         self.conn.wait_no_more()
         if self._on_interrupt is not None:
             self._on_interrupt()
 
     def on_interrupt(self, end: Callable[[], object]) -> None:
-        """Sets the callback for an early end. It is called at once if the request is already to end."""
+        """Sets the callback for an early end. If an early end has been asked for already, it is called at
+        once."""
         self._on_interrupt = end
         if self.interruption is not None:
             end()
 
     def wait_upstream(self, phase: str, details: Mapping[str, object]) -> None:
-        """Records a step of the wait at an upstream daemon, and shows it."""
+        """Records the progress of the request at an upstream daemon, and shows it to the client."""
         position = details.get("position")
         self.position = position if phase == "queued" and isinstance(position, int) else None
         if self.show is not None:
             self.show(phase, details)
 
     async def let_client_read(self) -> None:
-        """Waits until the client has read or the request is to end. Meanwhile others may claim its permit."""
+        """Waits until the client has read enough or the request shall end early. Meanwhile a waiting request
+        may claim the permit."""
         if self.interruption is None:
             if self.permit is not None:
                 self.permit.rest(self._give_up)
@@ -200,7 +206,8 @@ class RequestContext(Generic[R]):
         }
 
     def row(self, position: int | None) -> dict[str, object]:
-        """The row of the request in a listing; ``position`` is its place in the queue, from 1, if any."""
+        """Returns the row of the request in a listing. ``position`` is its position in the queue, from 1, or
+        ``None``."""
         return {
             "id": self.request.id[:_LOGGED_ID_CHARS],
             **self.source,
@@ -216,7 +223,8 @@ class RequestContext(Generic[R]):
 
 
 class Surface(ABC, Generic[R]):
-    """``parse`` raises DecodeError. ``validate`` raises the error of a request that cannot be served."""
+    """One kind of request and its answers. ``parse`` raises DecodeError. ``validate`` raises the error of an
+    invalid request."""
 
     name: ClassVar[str]
     encode_error = staticmethod(encode_error)
@@ -229,10 +237,11 @@ class Surface(ABC, Generic[R]):
 
     @abstractmethod
     def needs(self, request: R) -> frozenset[str]:
-        """The capabilities that the request needs; see :mod:`inferd.serve.router`."""
+        """Returns the names of the capabilities that the request needs. See :mod:`inferd.serve.router`."""
 
     def head(self, request: R, /) -> Hashable:
-        """A key shared by all turns of the request's conversation; ``None`` if it belongs to none."""
+        """Returns a key that is the same for all turns of a conversation, or ``None`` for a request outside a
+        conversation."""
         return None
 
     @abstractmethod
@@ -241,8 +250,8 @@ class Surface(ABC, Generic[R]):
     ) -> dict[str, object]:
         """Serves the request with ``backend`` and writes the answer, including the terminal frame.
 
-        Counts the backend's work in ``metrics``. Returns the log fields of the answer. Raises the error for
-        an error frame.
+        Counts the backend's work in ``metrics``. Returns the log fields of the answer. An error that is
+        raised becomes the error frame.
         """
 
     # A surface may accept lines, frames, or both.
@@ -260,11 +269,13 @@ class Surface(ABC, Generic[R]):
     # Content after a request. A surface without such content overrides nothing here.
 
     may_carry_raw: Callable[[bytes], bool] | None = None
-    """Whether content could follow a line or frame. Called before parsing, so a yes may be wrong."""
+    """Whether content could follow a line or frame. It is called before the line is parsed, so true may turn
+    out wrong."""
 
     def raw_size(self, request: R, max_attachment_bytes: int) -> int:
-        """The number of raw bytes after the request's line. Raises FrameTooLarge before any is read."""
+        """Returns the number of raw bytes that follow the request's line. Raises FrameTooLarge if they exceed
+        the limit."""
         return 0
 
     def assign(self, request: R, raw: memoryview) -> None:
-        """Gives the request the bytes that followed its line."""
+        """Stores the bytes that followed the request's line in the request."""

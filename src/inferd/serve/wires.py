@@ -1,8 +1,8 @@
 """The two wire forms of requests, and their detection.
 
-``Lines`` is newline-delimited JSON, with raw bytes after a line. ``Frames`` is the framed wire of
-:mod:`inferd.wire.framed`. A connection keeps its form to the end. Both raise FrameTooLarge, NotJson and
-MalformedFrame if the rest of the stream cannot be trusted.
+``Lines`` is newline-delimited JSON, and raw bytes may follow a line. ``Frames`` is the framed wire of
+:mod:`inferd.wire.framed`. A connection keeps its form to the end. Both raise FrameTooLarge, NotJson or
+MalformedFrame if the rest of the stream cannot be parsed reliably.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Reserve = Callable[[int], None]
 
 
 class Wire(ABC):
-    """The form of a connection; ``surface`` parses its requests."""
+    """The form of a connection. ``surface`` parses its requests."""
 
     def __init__(self, conn: Connection, surface: Surface[Any]) -> None:
         self.surface = surface
@@ -29,11 +29,12 @@ class Wire(ABC):
 
     @abstractmethod
     async def next_request(self) -> bytes | memoryview | None:
-        """The JSON of the next request; ``None`` at the end of the input."""
+        """Returns the JSON of the next request, or ``None`` at the end of the input."""
 
     @abstractmethod
     async def receive(self, request: Any, max_attachment_bytes: int, reserve: Reserve) -> None:
-        """Reads the content that follows the request. Raises FrameTooLarge before any of it is read."""
+        """Reads the content that follows the request. Raises FrameTooLarge, before reading too much, if the
+        content exceeds the limit."""
 
 
 class Lines(Wire):
@@ -51,7 +52,8 @@ class Lines(Wire):
 
 
 class Frames(Wire):
-    """``reserve`` is for large requests; ``head`` is the head of the first frame, if already taken."""
+    """The framed form. ``reserve`` reserves memory for large requests. ``head`` is the head of the first
+    frame, if it has already been read."""
 
     def __init__(
         self, conn: Connection, surface: Surface[Any], reserve: Reserve, head: framed.Head | None = None
@@ -86,7 +88,8 @@ class Frames(Wire):
             framed.assign(attachment, await self._payload(head, framed.BLOB, request.id))
 
     async def _next_head(self, request_id: str) -> framed.Head:
-        """The head of the next frame, which the request requires."""
+        """Returns the head of the next frame. Raises MalformedFrame if the input ends, since the request
+        needs the frame."""
         head = await self._conn.next_head(begun=True)
         if head is None:
             raise MalformedFrame("stream ended before all attachments were sent", request_id)
@@ -103,9 +106,9 @@ class Frames(Wire):
 
 
 async def recognise(conn: Connection, surface: Surface[Any], reserve: Reserve) -> Wire:
-    """The form of a fresh connection to a socket of ``surface``, by its first bytes.
+    """Detects the form of a new connection to a socket of ``surface`` by its first bytes.
 
-    Bytes that fit neither form are treated as the socket's own form, whose error describes them.
+    If the bytes fit neither form, the error is that of the socket's own form.
     """
     frames = surface.frames
     if frames is None:

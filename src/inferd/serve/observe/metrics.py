@@ -1,8 +1,8 @@
 """The daemon's own metrics: plain numbers, updated where the events happen.
 
-Every request and every chunk of an answer is counted, so counting is one addition; the reader does the rest
-of the work. The numbers only grow, also across a reload, and start at zero with the daemon. All updates
-happen on the event loop's thread.
+Every request and every chunk of an answer is counted, so an update must be cheap: it is an addition. Sums and
+quantiles are computed when the metrics are read. The counters start at zero with the daemon and are kept
+across a reload. All updates happen on the event loop's thread.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ _SHOWN_QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
 
 class Histogram:
-    """Counts of values up to each of ``bounds``, and beyond the last; ``total`` is their sum. The last
-    ``KEPT`` values are kept."""
+    """Counts values in buckets. Each of ``bounds`` is the largest value of a bucket, and one more bucket has
+    the larger values. ``total`` is the sum of all values, and ``recent`` holds the last ``KEPT`` ones."""
 
     __slots__ = ("bounds", "counts", "recent", "total")
 
@@ -56,8 +56,8 @@ class Histogram:
         self.recent.append(value)
 
     def summary(self) -> dict[str, object]:
-        """The histogram as plain values. ``counts`` has one more item than ``bounds``, for larger values. The
-        quantiles are over the last ``KEPT`` values, ``None`` without values."""
+        """Returns the histogram as plain values. The quantiles are those of the last ``KEPT`` values, or
+        ``None`` without values."""
         recent = sorted(self.recent)
         return {
             "count": sum(self.counts),
@@ -69,14 +69,15 @@ class Histogram:
 
 
 def quantile(ordered: Sequence[float], share: float) -> float | None:
-    """The smallest value that at least ``share`` of the values do not exceed; ``None`` without values."""
+    """Returns the smallest value ``v`` for which at least ``share`` of the values are ``v`` or less, or
+    ``None`` without values."""
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else None
 
 
 class SurfaceMetrics:
-    """The metrics of one surface. Every request is counted once: as answered (``done``), by the code of its
-    error, or by the reason of its early end. An error without a request, such as a line over the limit, is
-    counted, too."""
+    """The metrics of one surface. Every request is counted once: in ``done`` if it was answered, in
+    ``errors`` by the code of its error, or in ``cancels`` by the reason of its early end. ``errors`` also
+    counts errors without a request, such as a line over the limit."""
 
     def __init__(self) -> None:
         self.connections_open = 0
@@ -100,11 +101,11 @@ class SurfaceMetrics:
 class BackendMetrics:
     """The metrics of one configured backend.
 
-    ``ttft`` is the time from the arrival of a request to the first chunk of its answer, ``inter_token`` the
-    time between chunks, without the time in which the client did not read. Both cover only streamed answers.
-    ``prefill`` (of the tokens that were not cached) and ``decode`` are measured by the backend, in tokens per
-    second. ``breaker`` counts changes to each state, ``routed`` the reasons why requests of its pool were
-    sent to it.
+    ``ttft`` is the time from the arrival of a request to the first chunk of its answer. ``inter_token`` is
+    the time between two chunks, less the time spent waiting for the client to read. Both are measured for
+    streamed answers only. ``prefill`` and ``decode`` are speeds in tokens per second, from times that the
+    backend measured; ``prefill`` does not count cached tokens. ``breaker`` counts the changes of the breaker
+    to each state. ``routed`` counts, for each reason, the requests of a pool that were sent to the backend.
     """
 
     def __init__(self) -> None:
@@ -157,7 +158,7 @@ class Metrics:
         self.backends[backend].breaker[state] += 1
 
     def summary(self) -> dict[str, object]:
-        """All metrics, in the form of a snapshot."""
+        """Returns all metrics in the form that a snapshot has."""
         return {
             "surfaces": {name: metrics.summary() for name, metrics in self.surfaces.items()},
             "backends": {name: metrics.summary() for name, metrics in self.backends.items()},

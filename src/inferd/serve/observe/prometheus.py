@@ -1,7 +1,7 @@
-"""The metrics for Prometheus: the families, and a server for ``GET /metrics`` on h11.
+"""The metrics for Prometheus: the metric families, and an HTTP server for ``GET /metrics``, built with h11.
 
-Imported only if metrics are enabled. Each connection gets one answer. A client that sends anything else, or
-nothing, holds one of a few connections for a few seconds.
+This module is imported only if metrics are enabled. Each connection gets one answer. There are at most
+``MAX_CONNECTIONS``, and each is closed after ``TIMEOUT_SECS``, whatever the client sends.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Exporter:
         self._encode, self._content_type = choose_encoder("")
 
     async def serve(self, sock: socket.socket, peer: Peer, number: int) -> None:
-        """One scrape; closes ``sock``."""
+        """Serves one scrape, and closes ``sock``."""
         with sock, contextlib.suppress(OSError, asyncio.TimeoutError):
             await asyncio.wait_for(self._exchange(sock), TIMEOUT_SECS)
 
@@ -72,7 +72,8 @@ class Exporter:
         return 200, self._content_type, await self._metrics()
 
     async def _metrics(self) -> bytes:
-        """All families, encoded one by one, so that a scrape does not delay answers for long."""
+        """Encodes the families one by one, and lets the event loop run in between, so that a scrape does not
+        delay answers."""
         parts = []
         for family in self._registry.collect():
             parts.append(self._encode(_Only(family)))
@@ -103,7 +104,7 @@ class _Only(Collector):
 
 
 class InferdCollector(Collector):
-    """Builds the families from the plain numbers, for each scrape."""
+    """Builds the metric families for each scrape, from the daemon's own metrics."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot

@@ -23,7 +23,7 @@ class Residents(Protocol):
         """The models that are loading now."""
 
     def stay(self, slot: BackendSlot) -> dict[str, object]:
-        """How long a backend stays loaded: ``pinned`` and ``stays_secs``."""
+        """Returns ``pinned`` and ``stays_secs``: how long a backend stays loaded."""
 
 
 class Snapshot:
@@ -43,7 +43,8 @@ class Snapshot:
         return time.monotonic() - self._began
 
     def snapshot(self) -> dict[str, object]:
-        """The details of a ``snapshot`` frame: running requests by age, waiting ones in order of service."""
+        """Returns the details of a ``snapshot`` frame. Running requests are listed from the oldest on,
+        waiting ones in the order of service."""
         admission = self.admission
         running = sorted(_contexts(admission.running_requests()), key=lambda context: context.arrived)
         return {
@@ -63,7 +64,8 @@ class Snapshot:
         }
 
     def backends(self) -> list[dict[str, Any]]:
-        """The backends in order of priority, with the state that may keep each from serving."""
+        """Lists the backends in order of priority. Each row has the state that decides whether the backend
+        gets requests."""
         return [
             {
                 "name": member.backend.name,
@@ -87,7 +89,7 @@ class Snapshot:
 
 
 def _engine(backend: Backend) -> dict[str, object] | None:
-    """The state of the backend's process; ``None`` for a backend without one."""
+    """Returns the state of the backend's engine process, or ``None`` for a backend without such a process."""
     state = backend.engine_state()
     return None if state is None else {**state._asdict(), "cage": dict(state.cage)}
 

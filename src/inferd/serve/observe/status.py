@@ -1,11 +1,13 @@
 """The state of the daemon, published on the admin socket.
 
 A subscriber gets one ``capabilities`` frame for each backend, the current lifecycle frame, and then each
-event as it is published. Publishing never blocks. Unread frames are kept for a slow subscriber up to a limit;
-beyond it the subscriber is disconnected, and may reconnect. A subscriber may ask for a snapshot, for the
-models, to unload a model, or to download one, and gets the answer among the events. All other input is
-ignored. Models are unloaded one after another; the same limit applies to the waiting requests for it. A
-subscriber has one download at a time, which ends when the subscriber leaves.
+event as it is published. Publishing never blocks. For a slow subscriber, up to ``MAX_UNREAD_EVENTS`` frames
+are kept. A subscriber with more is disconnected, and may reconnect.
+
+A subscriber may request a snapshot, the list of models, the unloading of a model, or a download. It gets the
+answers among the events. All other input is ignored. The requests to unload are served one after another, and
+at most ``MAX_UNREAD_EVENTS`` of them may wait. A subscriber has one download at a time. The download is
+cancelled when the subscriber leaves.
 """
 
 from __future__ import annotations
@@ -38,10 +40,10 @@ async def _no_download(name: str, show: ShowPull) -> str:
 
 
 class StatusBoard:
-    """The current state and its subscribers. ``report`` returns the details of a snapshot, and
-    ``list_models`` the rows of the models. ``unload`` unloads a model, and returns how many requests still
-    run on it. ``pull`` downloads a model, and returns its name. All methods run on the event loop's
-    thread."""
+    """The current state and its subscribers. It calls the functions that it is given: ``report`` returns the
+    details of a snapshot, ``list_models`` returns one row for each model, ``unload`` unloads a model and
+    returns the number of requests that still run on it, and ``pull`` downloads a model and returns its name.
+    All methods run on the event loop's thread."""
 
     def __init__(
         self,
@@ -64,21 +66,24 @@ class StatusBoard:
         self.publish_event(frame)
 
     def publish_event(self, frame: bytes) -> None:
-        """Sends a frame to the present subscribers, without keeping it. The lifecycle frame stays."""
+        """Sends a frame to the present subscribers. New subscribers do not get it: they get the lifecycle
+        frame."""
         for subscriber in tuple(self._subscribers):
             subscriber.send(frame)
 
     def publish_capabilities(self, frame: bytes) -> None:
-        """Sends a ``capabilities`` frame to every subscriber, and to each new one."""
+        """Sends a ``capabilities`` frame to every subscriber, and keeps it for new subscribers."""
         self._capabilities.append(frame)
         self.publish_event(frame)
 
     def forget_capabilities(self) -> None:
-        """Drops the kept ``capabilities`` frames, so that new subscribers get only those published later."""
+        """Drops the kept ``capabilities`` frames. New subscribers then get only the frames that are published
+        later."""
         self._capabilities.clear()
 
     async def serve(self, sock: socket.socket) -> None:
-        """Serves one subscriber until it leaves. On cancellation, frames already sent are still flushed."""
+        """Serves one subscriber until it leaves. If the task is cancelled, the frames that were sent before
+        are still written."""
         subscriber = Subscriber(self)
         loop = asyncio.get_running_loop()
         connecting = loop.create_task(loop.connect_accepted_socket(lambda: subscriber, sock))
@@ -94,13 +99,13 @@ class StatusBoard:
             await subscriber.end_pull()
 
     def welcome(self, subscriber: Subscriber) -> None:
-        """Sends a new subscriber the current state, and every frame from then on."""
+        """Sends the current state to a new subscriber, and registers it for all further frames."""
         for frame in (*self._capabilities, self._lifecycle):
             subscriber.send(frame)
         self._subscribers.add(subscriber)
 
     def snapshot(self) -> bytes:
-        """The frame that answers a snapshot request."""
+        """Returns the frame that answers a snapshot request."""
         return admin.snapshot(self._lifecycle, self._report())
 
     def forget(self, subscriber: Subscriber) -> None:
@@ -127,7 +132,8 @@ class Subscriber(asyncio.Protocol):
         self._pull_cancelled = False
 
     def send(self, frame: bytes) -> None:
-        """Sends ``frame`` now or as soon as the subscriber reads; a subscriber that has left misses it."""
+        """Sends ``frame`` at once, or when the subscriber reads again. Does nothing if the subscriber has
+        left."""
         if self._transport.is_closing():
             return
         if not self._blocked:
@@ -138,7 +144,7 @@ class Subscriber(asyncio.Protocol):
             self.abort()
 
     def finish(self) -> None:
-        """Closes the connection after the last frame."""
+        """Closes the connection once all frames are written."""
         self._finishing = True
         if not self._unread:
             self._transport.close()
@@ -229,7 +235,8 @@ class Subscriber(asyncio.Protocol):
             await asyncio.wait((self._pulling,))
 
     def _cancel_pull(self) -> None:
-        """Cancels the download, at most once: a second cancellation would interrupt the clean-up."""
+        """Cancels the download. Further calls do nothing, since a second cancellation would interrupt the
+        clean-up."""
         if self._pulling is not None and not self._pull_cancelled:
             self._pull_cancelled = True
             self._pulling.cancel()

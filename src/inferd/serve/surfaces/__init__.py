@@ -1,1 +1,2 @@
-"""The surfaces: how each wire's requests reach a backend, and how its frames are written."""
+"""The surfaces: how the requests of each wire reach a backend, and how the frames of the answer are
+written."""

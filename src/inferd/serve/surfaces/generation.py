@@ -1,7 +1,7 @@
 """Streamed answers: each event of a backend's stream is written as it arrives.
 
-Surfaces differ in the form of their frames, which a :class:`Writer` encodes. Frames that a backend made from
-the writer's template pass through unchanged.
+Surfaces differ in the form of their frames. A :class:`Writer` encodes the frames of one surface. A backend
+may also make frames itself, from the writer's template; they are sent unchanged.
 """
 
 from __future__ import annotations
@@ -29,27 +29,29 @@ MAX_ANSWER_BYTES = 64 * 1024 * 1024
 
 
 class Writer(Protocol):
-    """The frames of one answer; ``template`` is for text, ``None`` if the client wants no deltas."""
+    """Encodes the frames of one answer. ``template`` is the form of a text frame, or ``None`` if the client
+    wants no deltas."""
 
     template: FrameTemplate | None
 
     def event(self, event: Text | Thinking | ToolUse) -> bytes:
-        """The bytes to send now for a part of the answer; may be empty."""
+        """Returns the bytes to send now for a part of the answer. They may be empty."""
 
     def end(self, done: Done, backend: Backend, timings: dict[str, float] | None) -> bytes:
-        """The rest of the bytes to send, which end with ``done``. ``timings`` are in milliseconds."""
+        """Returns the last bytes to send. They end with the frame for ``done``. ``timings`` are in
+        milliseconds."""
 
 
 class Generation(Surface[R]):
-    """A surface of generated answers."""
+    """A surface whose answers are generated and streamed."""
 
     @abstractmethod
     def writer(self, request: R) -> Writer: ...
 
     @abstractmethod
     def engine_request(self, request: R, template: FrameTemplate | None, scope: str = "") -> GenerateRequest:
-        """Converts a valid request for the backends; requests of one ``scope`` share computed prefixes. Call
-        it once: it may take bytes out of ``request``."""
+        """Converts a valid request into a request to a backend. Requests with the same ``scope`` may share
+        computed prefixes. Call it only once, since it may remove bytes from ``request``."""
 
     async def answer(
         self, context: RequestContext[R], backend: Backend, metrics: BackendMetrics
@@ -75,7 +77,7 @@ class Generation(Surface[R]):
     async def _stream(
         self, context: RequestContext[R], backend: Backend, writer: Writer, metrics: BackendMetrics
     ) -> Done:
-        """Writes the events, and returns the last one."""
+        """Writes the events of the answer, and returns the last event."""
         conn = context.conn
         stream = await backend.generate(await self._asked(context, writer.template))
         clock = time.monotonic
@@ -116,7 +118,7 @@ class Generation(Surface[R]):
         raise Unavailable("backend ended stream without terminal frame")
 
     async def _asked(self, context: RequestContext[R], template: FrameTemplate | None) -> GenerateRequest:
-        """The request for the engine. It is made once: a retry sends that of the first attempt again."""
+        """Returns the request to the backend. It is converted once, and a retry sends it again."""
         if context.engine_request is None:
             asked = context.request, template, context.scope
             if context.large:
@@ -131,7 +133,8 @@ HEAD_CHARS = 4096
 
 
 def head_of(session: str | None, texts: Iterable[str]) -> Hashable:
-    """A key shared by the turns of one conversation: its name, else its first two messages."""
+    """Returns a key that is the same for all turns of a conversation: its session name, or else its first two
+    messages."""
     return session or tuple(text[:HEAD_CHARS] for text in itertools.islice(texts, 2))
 
 
@@ -166,7 +169,7 @@ def _count(done: Done, metrics: BackendMetrics) -> None:
 
 
 def _timings(context: RequestContext[R], done: Done) -> dict[str, float] | None:
-    """The timings for the client, in milliseconds; ``None`` if the backend measures none."""
+    """Returns the timings for the client, in milliseconds, or ``None`` if the backend measures none."""
     if done.timings is None:
         return None
     times = {name: round(value, 3) for name, value in asdict(done.timings).items()}
@@ -180,7 +183,8 @@ def generate_request(
     scope: str,
     **own: Any,
 ) -> GenerateRequest:
-    """Converts a valid request for the backends; ``own`` has the fields that the wires read differently."""
+    """Converts a valid request into a request to a backend. ``own`` has the fields that differ between the
+    wires."""
     return GenerateRequest(
         messages=tuple(messages),
         max_tokens=request.max_tokens,

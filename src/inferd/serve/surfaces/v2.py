@@ -1,4 +1,4 @@
-"""The v2 surface, typed blocks in, typed blocks out: in lines, and in frames."""
+"""The v2 surface: requests and answers of typed blocks, sent as lines or as frames."""
 
 from __future__ import annotations
 
@@ -102,9 +102,11 @@ class FramedSurface(_Blocks):
 
 
 def conversation(request: v2.Request) -> list[Message]:
-    """Converts the messages of a valid request for the engine, with attachments in place.
+    """Converts the messages of a valid request for the engine. Each attachment is put in the place of its
+    reference.
 
-    The bytes of text attachments are dropped here: freeing them later would cost the event loop milliseconds.
+    The bytes of text attachments are freed here, since freeing them later would block the event loop for
+    milliseconds.
     """
     media = {attachment.id: attachment for attachment in request.attachments or ()}
     messages: list[Message] = []
@@ -129,7 +131,8 @@ def _of_assistant(message: v2.Message, media: Attachments) -> list[Message]:
 
 
 def _of_user(message: v2.Message, media: Attachments) -> Iterator[Message]:
-    """A tool result becomes a separate message, and so do the blocks before it and the blocks after it."""
+    """Converts a user message. Each tool result becomes a message of its own. The blocks between two results
+    become one message."""
     around: list[v2.Block] = []
     for block in message.content:
         if isinstance(block, v2.ToolResult):
@@ -144,7 +147,7 @@ def _of_user(message: v2.Message, media: Attachments) -> Iterator[Message]:
 
 
 def _words(message: v2.Message) -> str:
-    """The text of a message, without its attachments."""
+    """Returns the text of a message without its attachments."""
     return "\n".join(block.text or "" for block in message.content if isinstance(block, v2.Text))
 
 
@@ -157,7 +160,7 @@ def _flat(blocks: Iterable[v2.Block]) -> Iterator[v2.Block]:
 
 
 def _content(blocks: Iterable[v2.Block], media: Attachments) -> str | tuple[str | Media, ...]:
-    """Joins consecutive texts with newlines. Content with only text becomes a plain string."""
+    """Joins consecutive texts with newlines. If there is only text, returns a plain string."""
     parts: list[str | Media] = []
     for block in _flat(blocks):
         part = _part(block, media)
@@ -194,8 +197,8 @@ def _part(block: v2.Block, media: Attachments) -> str | Media | None:
 
 
 class BlockWriter:
-    """Encodes frames of blocks. Without deltas, each block is one frame, sent when the next block begins or
-    the answer ends."""
+    """Encodes an answer as frames of blocks. If the client wants no deltas, each block is one frame, which is
+    sent when the next block begins or the answer ends."""
 
     def __init__(self, request: v2.Request) -> None:
         self._id = request.id
@@ -240,7 +243,7 @@ class BlockWriter:
         )
 
     def _rest(self, done: Done) -> bytes:
-        """The text and the token records that no frame has carried yet."""
+        """Encodes the text and the token probabilities that no frame has carried yet."""
         content = done.content if done.content and self.template is None else b""
         if done.logprobs:
             frame = self._with_logprobs

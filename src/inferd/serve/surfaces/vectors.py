@@ -1,4 +1,4 @@
-"""The embed and rerank surfaces: one request, one frame."""
+"""The embed and rerank surfaces. The answer to a request is one frame."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ENCODE_ASIDE_BYTES = 256 * 1024
 
 
 class UnarySurface(Surface[R], Generic[R, A]):
-    """A surface whose answer is one frame. A request that is to end early ends with an error instead."""
+    """A surface whose answer is one frame. A request that is ended early gets an error frame instead."""
 
     @abstractmethod
     async def call(self, request: R, backend: Backend) -> A: ...
@@ -31,7 +31,7 @@ class UnarySurface(Surface[R], Generic[R, A]):
 
     @abstractmethod
     def size(self, answer: A) -> int:
-        """The approximate number of bytes to encode."""
+        """Returns the approximate number of bytes to encode."""
 
     async def answer(
         self, context: RequestContext[R], backend: Backend, metrics: BackendMetrics
