@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from inferd.engine.backend import Backend
 
 _NEEDED = {"v1": None, "v2": None, "embed": "embed", "rerank": "rerank", "framed": None}
-"""The capability of a backend that each surface needs; all backends generate text."""
+"""The capability that each surface needs. ``None`` stands for text, which needs no special capability."""
 
 _log = log.get("addresses")
 
 
 def surfaces(settings: Settings, backends: Sequence[Backend]) -> list[str]:
-    """The names of the configured surfaces for which at least one backend has the capability."""
+    """Returns the names of the configured surfaces that at least one backend can serve."""
     able = [backend.capabilities() for backend in backends]
     served = []
     for name, needed in _NEEDED.items():
@@ -34,17 +34,19 @@ def surfaces(settings: Settings, backends: Sequence[Backend]) -> list[str]:
 
 
 def of_text(settings: Settings) -> list[str]:
-    """The names of the configured surfaces that every backend supports."""
+    """Returns the names of the configured surfaces for text, which need no special capability of a
+    backend."""
     return [name for name, needed in _NEEDED.items() if needed is None and name in settings.surfaces]
 
 
 def configured(settings: Settings) -> dict[str, str]:
-    """The address of each surface, served or not, and of the admin socket."""
+    """Returns the address of the admin socket and of every surface, even of a surface that is not served."""
     return {name: str(tcp or path) for name, (tcp, path) in _pairs(settings).items()}
 
 
 def for_clients(settings: Settings) -> dict[str, str]:
-    """The addresses in the form for clients on this machine: a path, or ``tcp://IP:port``."""
+    """Returns the same addresses in the form that clients on this machine use: a path, or
+    ``tcp://IP:port``."""
     found: dict[str, str] = {}
     for name, (tcp, path) in _pairs(settings).items():
         if tcp is None:
@@ -58,7 +60,8 @@ def for_clients(settings: Settings) -> dict[str, str]:
 
 
 def bind_surface(settings: Settings, name: str, passed: Mapping[str, Bound]) -> Bound:
-    """The listening socket of a surface or of ``admin``: a socket from the service manager, else a new one.
+    """Returns the listening socket of a surface or of ``admin``. It is the socket that the service manager
+    passed, if there is one, or else a new one.
 
     Raises AddressError.
     """
@@ -76,14 +79,15 @@ def bind_surface(settings: Settings, name: str, passed: Mapping[str, Bound]) -> 
 
 
 def check_keys(settings: Settings, passed: Mapping[str, Bound]) -> None:
-    """Raises AddressError, as binding would, for a surface on a network address without a key."""
+    """Raises AddressError if a surface has a network address and no API key is set. Binding would raise the
+    same error later."""
     for name, (tcp, _) in _pairs(settings).items():
         if tcp is not None and name in settings.surfaces and name not in passed:
             bind.check_key(tcp, has_key=settings.api_key is not None)
 
 
 def bind_metrics(address: str, group: str | None) -> Bound:
-    """The listening socket of the metrics, on a Unix socket's path or a loopback ``IP:port``.
+    """Binds the socket for the metrics. ``address`` is the path of a Unix socket or a loopback ``IP:port``.
 
     Raises AddressError.
     """
@@ -93,7 +97,7 @@ def bind_metrics(address: str, group: str | None) -> Bound:
 
 
 def _pairs(settings: Settings) -> dict[str, tuple[str | None, Path | None]]:
-    """For each surface its TCP address, or else the path of its Unix socket."""
+    """Returns for each surface its TCP address, if it has one, and the path of its Unix socket."""
     return {
         "v1": (settings.tcp, settings.uds),
         "v2": (settings.v2_tcp, settings.v2_addr),

@@ -1,8 +1,8 @@
-"""The configured backends: built in order, used by the router, and replaced while requests run.
+"""Builds the configured backends in order, passes them to the router, and replaces them while requests run.
 
-:meth:`Backends.make` builds the backends of a configuration that do not exist yet, without effect on
-requests. :meth:`Backends.use` then switches the router to the new list, and closes each dropped backend after
-its last request. A backend with unchanged entry and settings is kept, unless it has died.
+:meth:`Backends.make` builds those backends of a configuration that do not exist yet. Requests do not notice
+this. :meth:`Backends.use` then switches the router to the new list, and closes each dropped backend after its
+last request. A backend whose entry and settings are unchanged is kept, unless it has died.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from inferd.wire import admin
 from inferd.wire.bounds import WIRE_VERSION
 
 READY_POLL_SECS = 0.05
-# The shortest interval between progress events of one phase; people and waiting programs need no more.
+# The shortest interval between two progress events of one phase. Neither people nor programs need more
+# events.
 PROGRESS_SECS = 0.1
 
 Build = Callable[[Settings, BackendEntry, Progress, threading.Event], Backend]
@@ -37,22 +38,25 @@ _log = log.get("backends")
 
 
 class Backends:
-    """``build`` builds a backend, and runs in its own thread. All methods run on the event loop."""
+    """The configured backends. ``build`` builds one backend, and is called in a thread of its own. All
+    methods run on the event loop."""
 
     def __init__(self, router: Router, build: Build) -> None:
         self._router = router
         self._build = build
         self._build_keys: dict[Backend, tuple[object, ...]] = {}
         self._routes: dict[Backend, Route] = {}
-        """The routes of the backends made last, for the router and clients."""
+        """The routes of the backends that the last :meth:`make` returned, for the router and for clients."""
         self._retiring: set[asyncio.Task[None]] = set()
 
     async def make(self, settings: Settings, show: Show) -> list[Backend]:
-        """The started backends of ``settings``, in order, without the ones loaded on demand.
+        """Builds and starts the backends of ``settings``, and returns them in order. Entries that are loaded
+        on demand are left out.
 
-        ``show`` is called with the phases of the builds.
+        ``show`` is called with the progress of each build.
 
-        Raises the error of a failed build. A cancellation aborts the build, and waits until it has stopped.
+        Raises the error of a failed build. If the task is cancelled, it first waits until the running build
+        has stopped.
         """
         routes: dict[Backend, Route] = {}
         for entry in settings.backends:
@@ -82,7 +86,8 @@ class Backends:
         return backend
 
     async def until_ready(self, backends: Sequence[Backend], patience: float) -> None:
-        """Waits until all made backends are ready. Raises ModelError after ``patience`` seconds."""
+        """Waits until all ``backends`` are ready. Raises ModelError if one is not ready after ``patience``
+        seconds."""
         loop = asyncio.get_running_loop()
         give_up = loop.time() + patience
         while waiting := [backend.name for backend in backends if not backend.ready()]:
@@ -94,7 +99,8 @@ class Backends:
             await asyncio.sleep(READY_POLL_SECS)
 
     def capabilities_frames(self) -> list[bytes]:
-        """The ``capabilities`` frame of each backend made last, in order."""
+        """Returns one ``capabilities`` frame for each backend that the last :meth:`make` returned, in
+        order."""
         pools = pool_names(self._routes.values())
         return [
             capabilities_frame(backend, route, pooled=route.serves in pools)
@@ -102,7 +108,7 @@ class Backends:
         ]
 
     def use(self, backends: Sequence[Backend]) -> None:
-        """Routes to ``backends``, which :meth:`make` returned, from the next request on."""
+        """Makes the router use ``backends``, which :meth:`make` returned, from the next request on."""
         for member in self._router.replace(backends, self._routes):
             del self._build_keys[member.backend]
             task = asyncio.get_running_loop().create_task(self._retire(member))
@@ -116,7 +122,7 @@ class Backends:
         _log.info("backend_closed", backend=name)
 
     async def discard(self) -> None:
-        """Closes the backends that were made but are not used."""
+        """Closes the backends that :meth:`make` built but the router does not use."""
         used = {member.backend for member in self._router.members}
         unused = [backend for backend in self._build_keys if backend not in used]
         for backend in unused:
@@ -125,7 +131,7 @@ class Backends:
             await backend.close()
 
     def dead(self) -> list[str]:
-        """The names of the used backends with a dead thread."""
+        """Returns the names of the router's backends that have died."""
         return [member.backend.name for member in self._router.members if not member.backend.alive()]
 
     async def close(self) -> None:
@@ -137,7 +143,8 @@ class Backends:
 
 
 async def started(build: Callable[[], Backend], cancelled: threading.Event) -> Backend:
-    """Builds a backend in a thread and starts it. A failure or a cancellation closes it."""
+    """Builds a backend in a thread and starts it. If the start fails or the task is cancelled, the backend is
+    closed."""
     made: list[Backend] = []
     try:
         await in_thread(lambda: made.append(build()), cancelled)
@@ -150,8 +157,8 @@ async def started(build: Callable[[], Backend], cancelled: threading.Event) -> B
 
 
 class Pace:
-    """Forwards progress when the phase changes or completes, and otherwise at most every
-    ``PROGRESS_SECS``."""
+    """Passes progress on to ``show``: each change and each completion of a phase, and other progress at most
+    every ``PROGRESS_SECS``."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, show: Show) -> None:
         self._loop = loop
@@ -170,7 +177,8 @@ class Pace:
 
 
 async def in_thread(call: Callable[[], T], cancelled: threading.Event) -> T:
-    """Runs ``call`` in its own thread. A cancellation sets ``cancelled`` and waits for the call."""
+    """Runs ``call`` in a thread of its own. If the task is cancelled, sets ``cancelled`` and waits until the
+    call ends."""
     thread = ThreadPoolExecutor(1, thread_name_prefix="inferd-load")
     running = asyncio.get_running_loop().run_in_executor(thread, call)
     thread.shutdown(wait=False)  # the thread ends with the call instead of staying in a pool
@@ -187,7 +195,8 @@ async def in_thread(call: Callable[[], T], cancelled: threading.Event) -> T:
 
 
 def capabilities_frame(backend: Backend, route: Route, *, pooled: bool) -> bytes:
-    """The ``capabilities`` frame of a backend: its capabilities, and the names that requests may use."""
+    """Returns the ``capabilities`` frame of a backend. It has the backend's capabilities, and the names by
+    which requests may address it."""
     able = backend.capabilities()._asdict()
     accelerator = able.pop("accelerator")._asdict()
     kind = accelerator.pop("kind")

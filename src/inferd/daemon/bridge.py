@@ -1,8 +1,8 @@
-"""The HTTP bridge as a child process: its socket, its start, its restarts and its end.
+"""Runs the HTTP bridge as a child process: binds its socket, and starts, restarts and ends the process.
 
-The socket is bound here and outlives the child, so clients wait in its backlog while a new child starts. The
-child reads its setup as one line from standard input, and exits at end of file, when the daemon is gone. It
-runs this interpreter with fixed arguments.
+The daemon binds the socket, which stays open if the child dies. So clients wait in its backlog while a new
+child starts. The child reads its setup as one line from standard input. It exits at end of file, which means
+that the daemon is gone. The child's command is this Python interpreter with fixed arguments.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ from inferd.serve import bind
 
 COMMAND = (sys.executable, "-m", "inferd.http")
 PAUSES_SECS = (0.0, 1.0, 5.0, 30.0)
-"""The delay before the first, the second, … restart. A child that has run for 10 s resets the sequence."""
+"""The delays before the first restart, the second, and so on. After a child has run for ``STABLE_SECS``, the
+next delay is the first one again."""
 
 STABLE_SECS = 10.0
 STOP_SECS = 20.0
-"""How long a child may take to exit; it drains its requests first."""
+"""How long a child may take to finish its requests and exit."""
 
 NEEDED = ("starlette", "uvicorn", "httptools")
 
@@ -39,7 +40,8 @@ _log = log.get("bridge")
 
 
 def check(settings: Settings) -> None:
-    """Raises the errors that would keep the bridge from starting."""
+    """Checks the packages, the files and the address that the bridge needs. Raises ConfigError or
+    AddressError."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(
@@ -54,12 +56,12 @@ def check(settings: Settings) -> None:
 
 
 def has_keys(settings: Settings) -> bool:
-    """Whether HTTP clients need a key."""
+    """Whether HTTP clients must send an API key."""
     return settings.http_key_file is not None or settings.api_key is not None
 
 
 def setup_of(settings: Settings, fd: int, token: str) -> Mapping[str, object]:
-    """The setup of a bridge on the listening socket ``fd``; see :class:`inferd.http.server.Setup`."""
+    """Returns the setup of a bridge on the listening socket ``fd``. See :class:`inferd.http.server.Setup`."""
     key = None if settings.api_key is None else settings.api_key.reveal()
     return {
         "fd": fd,
@@ -86,7 +88,8 @@ def _path(path: Path | None) -> str | None:
 
 
 def bind_address(settings: Settings) -> bind.Bound:
-    """The listening socket. Raises AddressError, which names the process that holds the address, if known."""
+    """Binds the listening socket. Raises AddressError. If the address is taken, the error names the process
+    that holds it, if that is known."""
     address = str(settings.http)
     try:
         return bind.bind_tcp(address, has_key=has_keys(settings))
@@ -97,7 +100,7 @@ def bind_address(settings: Settings) -> bind.Bound:
 
 
 class HttpBridge:
-    """The child and its supervisor. ``token`` authenticates the child to the daemon."""
+    """Supervises the child process. The child authenticates to the daemon with ``token``."""
 
     def __init__(self, settings: Settings) -> None:
         self.token = secrets.token_hex(32)
@@ -113,7 +116,8 @@ class HttpBridge:
         _log.info("http_listening", address=self._bound.address)
 
     def stop(self) -> None:
-        """Drains the child: it finishes its requests and accepts no new connection. Idempotent."""
+        """Tells the child to accept no new connection and to exit after its requests. A second call does
+        nothing."""
         if self._told_to_stop.is_set():
             return  # a second signal would kill it at once
         self._told_to_stop.set()
@@ -123,7 +127,7 @@ class HttpBridge:
                 self._child.terminate()
 
     async def close(self) -> None:
-        """Stops the child, and kills it after ``STOP_SECS``."""
+        """Stops the child and waits for its end. Kills it if it still runs after ``STOP_SECS``."""
         self.stop()
         if self._task is None:
             return

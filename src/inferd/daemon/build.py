@@ -28,8 +28,8 @@ MAX_SEQUENCES = 256
 def build_backend(
     settings: Settings, entry: BackendEntry, progress: Progress, cancelled: threading.Event
 ) -> Backend:
-    """Builds the backend of ``entry``, including its model. Blocks; raises BootCancelled soon after
-    ``cancelled`` is set. A daemon imports only the backends that it has."""
+    """Builds the backend of ``entry``, including its model. Blocks meanwhile. Raises BootCancelled soon after
+    ``cancelled`` is set. Each kind of backend is imported only when an entry needs it."""
     if isinstance(entry, MockEntry):
         from inferd.engine.mock import Mock
 
@@ -56,7 +56,8 @@ def build_backend(
 
 
 def build_key(settings: Settings, entry: BackendEntry) -> tuple[object, ...]:
-    """Everything that determines the backend of ``entry``: equal keys give equal backends."""
+    """Returns everything that determines the backend of ``entry``. Backends with equal keys are
+    interchangeable."""
     if not isinstance(entry, InferdEntry) or entry.model:  # otherwise it is also the model's name
         entry = entry._replace(serves=None)  # only the router uses it, like the next one
     if not isinstance(entry, MockEntry | LlamaCppEntry):
@@ -76,7 +77,7 @@ def build_key(settings: Settings, entry: BackendEntry) -> tuple[object, ...]:
 
 
 def _stamps(entry: LlamaCppEntry) -> list[tuple[int, int]]:
-    """Changes when the chat template or an adapter file of an entry changes."""
+    """Returns a value that changes whenever the chat template or an adapter file of an entry changes."""
     stamps = []
     for path in (entry.chat_template_file, *(adapter.path for adapter in entry.lora)):
         with contextlib.suppress(OSError):
@@ -87,7 +88,7 @@ def _stamps(entry: LlamaCppEntry) -> list[tuple[int, int]]:
 
 
 def route_of(entry: BackendEntry) -> Route:
-    """The route of the backend of ``entry``."""
+    """Returns the route of the backend of ``entry``."""
     if isinstance(entry, MockEntry):
         return Route(serves=entry.serves or "")
     if isinstance(entry, LlamaCppEntry):
@@ -98,14 +99,14 @@ def route_of(entry: BackendEntry) -> Route:
 
 
 def _left_open(settings: Settings) -> dict[str, bool]:
-    """Whether to offer embed/rerank through a server that does not declare them: if the setting is on and no
-    other entry declares them."""
+    """Returns whether to offer ``embed`` and ``rerank`` through a server whose entry does not declare them.
+    That is so if the setting is on and no entry declares the surface."""
     said = frozenset[str]().union(*map(surfaces_of, settings.backends))
     return {name: getattr(settings, name) and name not in said for name in ("embed", "rerank")}
 
 
 def _engine_options(settings: Settings) -> dict[str, Any]:
-    """The engine options common to all models."""
+    """Returns the engine options that are the same for all models."""
     return {
         "n_parallel": min(max(1, settings.active_permits), MAX_SEQUENCES),
         "require_gpu": settings.require_gpu,

@@ -1,11 +1,12 @@
-"""The daemon: builds everything from Settings, in one order, and tears it down in reverse.
+"""The daemon: builds all its parts from Settings in a fixed order, and closes them in reverse order.
 
-Boot: lock and admin socket (places.py), signals, configuration, backends, capabilities, inference sockets,
-ready. With a model to load, inference sockets open only once every backend is ready. A signal at any point
-ends the boot cleanly; a failure is published on the admin socket and raised. Reload: new backends are built
-alongside the old and swapped in atomically, or the old configuration stays. Stop: no new connections and no
-new requests; running requests get ``drain_timeout_secs``, then end as ``cancelled``. A second signal ends the
-process at once.
+The boot takes the lock and the admin socket (places.py), then handles signals, checks the configuration,
+builds the backends, publishes their capabilities, and opens the inference sockets. If a model is to be
+loaded, these sockets open only once every backend is ready. A signal ends the boot cleanly at any point. An
+error of the boot is published on the admin socket and raised. A reload builds new backends while the old ones
+serve, and then switches to all of them at once. If it fails, the old configuration stays in effect. A stop
+refuses new connections and new requests. Running requests get ``drain_timeout_secs``, then end as
+``cancelled``. A second signal ends the process at once.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
 
 # How often the daemon checks that its lock and its sockets still exist.
 LOOK_SECS = 2.0
-# Large requests are validated and converted in threads; few, because of the GIL.
+# Large requests are validated and converted in threads. There are few threads, because of the GIL.
 WORKER_THREADS = 4
 
 _log = log.get("daemon")
@@ -84,7 +85,7 @@ def serve(
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
-    """A uvloop event loop if uvloop is installed, else asyncio's."""
+    """Returns an event loop of uvloop if that is installed, or else of asyncio."""
     try:
         import uvloop
     except ImportError:
@@ -93,8 +94,8 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
 
 
 def _worker_threads() -> ThreadPoolExecutor:
-    """The thread pool of ``asyncio.to_thread``. All threads are started now, so that an idle daemon has the
-    same threads before and after any load."""
+    """Returns the thread pool for ``asyncio.to_thread``. All threads are started now, so that an idle daemon
+    has the same threads before and after any load."""
     pool = ThreadPoolExecutor(WORKER_THREADS, thread_name_prefix="inferd-work")
     started = threading.Barrier(WORKER_THREADS + 1)
     for _ in range(WORKER_THREADS):
@@ -104,7 +105,8 @@ def _worker_threads() -> ThreadPoolExecutor:
 
 
 class Daemon:
-    """One run of the daemon. ``given`` is the first configuration."""
+    """One run of the daemon. ``given`` is the first configuration, and ``read`` reads it again for a
+    reload."""
 
     def __init__(
         self,
@@ -276,7 +278,7 @@ class Daemon:
     # Reload.
 
     async def _reload(self) -> None:
-        """Applies the current configuration. On failure the old one stays in effect."""
+        """Reads and applies the configuration. If that fails, the old configuration stays in effect."""
         _log.info("reloading")
         systemd.notify_reloading()
         self._board.publish(admin.restarting("config", {}))
@@ -334,7 +336,8 @@ class Daemon:
         self._loop.call_soon_threadsafe(handler)
 
     def _on_reload_signal(self) -> None:
-        """Reloads as soon as the daemon is ready. A running reload is cancelled in favour of the new one."""
+        """Reloads as soon as the daemon is ready. If a reload is running, it is cancelled and started
+        again."""
         self._reload_wanted = True
         self._woken.set()
         if self._ready and self._work is not None:
@@ -357,7 +360,7 @@ class Daemon:
             self._work.cancel()
 
     def _watch_idleness(self) -> None:
-        """Stops the daemon when no client has been connected for ``idle_exit_secs``."""
+        """Starts the timer that stops the daemon after ``idle_exit_secs`` without a client connection."""
         if self._idle_alarm is not None:
             self._idle_alarm.cancel()
             self._idle_alarm = None
@@ -384,7 +387,7 @@ def _describe(error: Exception) -> str:
 
 
 def _reloadable(old: Settings, new: Settings) -> Settings:
-    """``new``, with the old values of settings that need a restart. The log names these settings."""
+    """Returns ``new``, with the old values of settings that need a restart. The log names these settings."""
     fixed = [
         option
         for option in OPTIONS

@@ -12,7 +12,7 @@ _log = log.get("daemon")
 
 
 def raise_descriptor_limit(connections: int) -> None:
-    """Raises the descriptor limit for ``connections`` as far as allowed; the default is often lower."""
+    """Raises the limit of open descriptors, as far as the system allows, to what ``connections`` need."""
     wanted = connections + OTHER_DESCRIPTORS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -1,8 +1,8 @@
-"""The models that a request may name: the configured ones, and all others in the store.
+"""The models that a request may name: those of the configuration, and all others in the store.
 
-A configured entry with ``"preload": false`` is loaded when a request names it, with its own options. A stored
-model without an entry is served with the defaults. Nothing here loads a model. Methods that read the store
-block.
+A configured entry with ``"preload": false`` is loaded with its own options when a request names it. A stored
+model without an entry is loaded with the default options. This module only looks models up; it loads none.
+Methods that read the store block.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ MAX_NAME_CHARS = 128
 
 
 class Directory:
-    """Looks names up in ``settings``, which may be replaced, in the router, and in the store."""
+    """Looks names up in the router, in ``settings`` and in the store. ``settings`` may be replaced at any
+    time."""
 
     def __init__(self, router: Router, settings: Settings) -> None:
         self.settings = settings
@@ -32,8 +33,9 @@ class Directory:
         self._cards: dict[str, ModelCard] = {}
 
     def resolve(self, name: str) -> str:
-        """Resolves a name, alias or entry to the one name under which its model is loaded and dispatched. An
-        unknown name is returned unchanged. Raises ModelNotFound for an impossible name."""
+        """Resolves a model's name, an alias or the name of an entry to the name under which the model is
+        loaded and dispatched. Returns an unknown name unchanged. Raises ModelNotFound for a name that is too
+        long."""
         if len(name) > MAX_NAME_CHARS:  # too long for a store, and the search for similar names is slow
             raise ModelNotFound(name[:MAX_NAME_CHARS] + "…")
         if self._router.serves(name):
@@ -52,14 +54,16 @@ class Directory:
         return name
 
     def entry(self, name: str) -> LlamaCppEntry:
-        """The entry to load for a resolved name. An ``n_ctx`` of ``None`` is still to be chosen."""
+        """Returns the entry to load for a resolved name. If its ``n_ctx`` is ``None``, the caller chooses the
+        context size."""
         for entry in self.settings.backends:
             if isinstance(entry, LlamaCppEntry) and entry.name == name and not entry.preload:
                 return entry
         return LlamaCppEntry(name=name, model=ModelSpec(name=name))
 
     def card(self, name: str) -> ModelCard:
-        """The model card of a resolved name's file. Raises ModelNotFound with a remedy, and ModelError."""
+        """Returns the model card, read from the file of a resolved name. Raises ModelError, or ModelNotFound
+        with a remedy."""
         entry = self.entry(name)
         if entry.model is not None:
             name = entry.model.name
@@ -74,7 +78,8 @@ class Directory:
         return self._read(name, [path.with_name(each) for each in part_names(path.name)] or [path])
 
     def card_with_draft(self, name: str) -> ModelCard:
-        """``card`` as a load counts it: with the entry's draft model, if that can be read."""
+        """Returns the model card that includes the entry's draft model, if the draft model's file can be
+        read."""
         card, entry = self.card(name), self.entry(name)
         if entry.draft is None or self.settings.drafts == "off":
             return card
@@ -92,7 +97,7 @@ class Directory:
             raise ModelNotFound(name, (), missing=True) from None
 
     def _digests(self, name: str) -> tuple[str, ...]:
-        """The digests of the files of a stored model. Raises ModelNotFound."""
+        """Returns the digests of the files of a stored model. Raises ModelNotFound."""
         known = lookup(name)
         if known is not None:
             return (known.sha256,)
@@ -118,9 +123,9 @@ class Directory:
         return names
 
     def listing(self, is_resident: Callable[[str], bool]) -> list[dict[str, object]]:
-        """Every model that a request may name, with the metadata of its file.
+        """Returns one row for every model that is loaded on demand, with the metadata from its file.
 
-        A model whose file is missing is left out.
+        A stored model without its file is left out.
         """
         rows: list[dict[str, object]] = []
         told: set[str] = set()
@@ -159,12 +164,13 @@ class Directory:
 
 
 def _of_entry(entry: LlamaCppEntry) -> dict[str, object]:
-    """The metadata of a model that only its entry holds."""
+    """Returns the metadata that the entry of a model has: its aliases and its LoRA adapters."""
     adapters = [adapter.name for adapter in entry.lora]
     return {"aliases": list(entry.aliases), **({"lora": adapters} if adapters else {})}
 
 
 def with_context(entry: LlamaCppEntry, card: ModelCard, n_ctx: int) -> LlamaCppEntry:
-    """``entry`` with a context size, and with ``embed`` from the model's file unless the entry sets it."""
+    """Returns ``entry`` with the context size ``n_ctx``. If the entry does not set ``embed``, it is set from
+    the model's card."""
     embed = entry.embed if entry.embed is not None else (card.pooling or card.ranks or None)
     return entry._replace(n_ctx=n_ctx, embed=embed)

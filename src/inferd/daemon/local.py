@@ -1,4 +1,4 @@
-"""Builds the backends of local models: a verified file for an engine process."""
+"""Builds the backends of local models: verifies the model's file, and prepares an engine process for it."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def load(
     progress: Progress,
     cancelled: threading.Event,
 ) -> Backend:
-    """The backend of ``entry``, whose ``start`` loads the model; ``options`` are the :class:`Load` fields
-    common to all models. Blocks while the file is fetched and verified."""
+    """Returns the backend of ``entry``. Its ``start`` method loads the model. ``options`` are the fields of
+    :class:`Load` that are the same for all models. Blocks while the file is fetched and verified."""
     with contextlib.ExitStack() as held:
         model = held.enter_context(_open_model(settings, entry, progress, cancelled))
 
@@ -93,7 +93,8 @@ def load(
 
 
 def _card(model: verify.OpenModel) -> ModelCard | None:
-    """The model card from the header; ``None`` for a header that only llama.cpp can read."""
+    """Returns the model card from the file's header, or ``None`` if :mod:`inferd.store.gguf` cannot read the
+    header."""
     try:
         card, *parts = [read_card(fd, model.path) for fd in model.fds]
     except ModelError:
@@ -102,15 +103,16 @@ def _card(model: verify.OpenModel) -> ModelCard | None:
 
 
 def _most_memory(settings: Settings, card: ModelCard, n_ctx: int, beside: Sequence[int]) -> int:
-    """The most memory that the process of a model may take, including the files ``beside`` the model."""
+    """Returns the memory limit of a model's engine process, in bytes. It includes the files ``beside`` the
+    model: its projector and its adapters."""
     needed = card.memory_bytes(n_ctx or card.context, max(1, settings.active_permits), settings.n_batch)
     needed += 2 * sum(os.fstat(fd).st_size for fd in beside)
     return settings.engine_memory_factor * needed
 
 
 def _fitting_context(settings: Settings, entry: LlamaCppEntry, card: ModelCard | None) -> int:
-    """The context size that the entry sets, else the largest that is likely to fit in memory. The log has a
-    warning if none is."""
+    """Returns the context size that the entry sets, or else the largest one that is likely to fit in memory.
+    Logs a warning if the model is not likely to fit."""
     if card is None:
         return memory.CONTEXTS[0] if entry.n_ctx is None else entry.n_ctx
     held = memory.part_here(card, len(entry.rpc), entry.n_gpu_layers)
@@ -129,7 +131,8 @@ def _fitting_context(settings: Settings, entry: LlamaCppEntry, card: ModelCard |
 
 
 def _check_workers(entry: LlamaCppEntry) -> None:
-    """Raises ConfigError for a worker that a prompt would reach unprotected."""
+    """Raises ConfigError if the connection to an RPC worker is not protected, unless the entry allows
+    that."""
     for endpoint in () if entry.rpc_unprotected else entry.rpc:
         if not is_protected(parts_of(endpoint)[0]):
             raise ConfigError(
@@ -140,7 +143,7 @@ def _check_workers(entry: LlamaCppEntry) -> None:
 
 
 def _template(path: Path | None) -> str:
-    """The chat template in a file; empty without one. Raises ConfigError."""
+    """Returns the chat template in a file, or an empty string without a file. Raises ConfigError."""
     if path is None:
         return ""
     try:
@@ -156,7 +159,7 @@ def _template(path: Path | None) -> str:
 
 
 def _changes(path: Path, fds: Sequence[int]) -> Callable[[], None]:
-    """Returns a check that raises ModelError once one of the files has changed."""
+    """Returns a function that raises ModelError if one of the files has changed since."""
 
     def stamps() -> list[tuple[int, int]]:
         return [(found.st_size, found.st_mtime_ns) for found in map(os.fstat, fds)]

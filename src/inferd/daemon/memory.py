@@ -10,17 +10,18 @@ from msgspec.structs import replace
 from inferd.store.gguf import ModelCard
 
 CONTEXTS = (16384, 8192, 4096, 2048)
-"""The default context sizes: the largest that fits is used."""
+"""The context sizes to choose from by default. The largest that fits in memory is used."""
 
 SHARE = 0.8
-"""The share of the available memory that models may take; the rest is for everything else."""
+"""The share of the available memory that models may take. The rest is left to other programs."""
 
 _CGROUP = Path("/sys/fs/cgroup")
 
 
 def budget_bytes(used: int, asked: int = 0) -> int:
-    """The bytes that all models together may take: ``asked``, or a share of the memory that is available or
-    already ``used`` by models. 0 if unknown."""
+    """Returns how many bytes all models together may take. This is ``asked`` if it is not 0. Otherwise it is
+    ``SHARE`` of the available memory plus the bytes that models have ``used`` already, or 0 if the available
+    memory is unknown."""
     if asked:
         return asked
     available = available_bytes()
@@ -28,18 +29,19 @@ def budget_bytes(used: int, asked: int = 0) -> int:
 
 
 def context_sizes(card: ModelCard, n_ctx: int | None, permits: int) -> Sequence[tuple[int, int]]:
-    """The possible context sizes of a model, largest first, with the bytes that each takes. An ``n_ctx`` of
-    ``None`` allows all of ``CONTEXTS``; 0 is the model's training context."""
+    """Returns pairs of a possible context size and the bytes that the model then takes, the largest first.
+    With an ``n_ctx`` of ``None`` the sizes are ``CONTEXTS``, and with 0 the only size is the model's training
+    context."""
     wanted = CONTEXTS if n_ctx is None else (n_ctx or card.context,)
     contexts = dict.fromkeys(min(n, card.context or n) for n in wanted)
     return [(n, card.memory_bytes(n, 1 if card.pooling or card.ranks else max(1, permits))) for n in contexts]
 
 
 def part_here(card: ModelCard, workers: int, layers: int = -1) -> ModelCard:
-    """The card of the part of a model that stays on this host.
+    """Returns a card of the part of a model that this host holds.
 
-    The RPC ``workers`` compute ``layers`` of the model together; with -1, each worker and this host get an
-    equal share.
+    The RPC ``workers`` together hold ``layers`` of the model's layers. With -1, this host and each worker
+    hold an equal share.
     """
     if not workers or not card.layers:
         return card
@@ -50,12 +52,14 @@ def part_here(card: ModelCard, workers: int, layers: int = -1) -> ModelCard:
 
 
 def worker_layers(card: ModelCard, workers: int, layers: int = -1) -> int:
-    """The layers of a model that its ``workers`` compute: ``layers``, or an equal share each."""
+    """Returns how many layers the ``workers`` hold together: ``layers``, or with -1 an equal share for each
+    worker and this host."""
     return layers if layers >= 0 else card.layers * workers // (workers + 1)
 
 
 def available_bytes() -> int:
-    """The bytes available without swapping, within the limit of the control group; 0 if unknown."""
+    """Returns the bytes that are available without swapping and within the limit of the cgroup, or 0 if
+    unknown."""
     system = _meminfo()
     group = _group_room()
     return min(system, group) if system and group else system or group
@@ -72,7 +76,7 @@ def _meminfo() -> int:
 
 
 def _group_room() -> int:
-    """The bytes that the control group of this process may still take; 0 without a limit."""
+    """Returns the bytes that the cgroup of this process may still take, or 0 if it has no limit."""
     try:
         path = Path("/proc/self/cgroup").read_text().rpartition("::")[2].strip().lstrip("/")
         group = _CGROUP / path

@@ -1,9 +1,9 @@
-"""The places by which clients find a daemon: its lock and its listening sockets.
+"""The lock and the listening sockets of a daemon, by which clients find it.
 
-They are taken without asyncio, before the rest of the daemon is imported, so that an early client waits in a
-socket instead of finding none. First is the lock, then the admin socket. The sockets of v1, v2 and the framed
-wire follow at once if no model is loaded at the start, since then the daemon is ready soon. All others are
-bound when every backend is ready.
+They are taken before asyncio and the rest of the daemon are imported, so that an early client can connect and
+wait. The lock is taken first, then the admin socket. If no model is loaded at the start, the daemon is ready
+soon, so the sockets of v1, v2 and the framed wire are bound at once, too. All other sockets are bound when
+every backend is ready.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ _log = log.get("front")
 
 
 class Places:
-    """The places of one run. ``early``: bind the sockets of text now, if no model is to be loaded.
+    """The lock and the sockets of one run. With ``early``, the sockets of v1, v2 and the framed wire are
+    bound at once, unless a model is to be loaded.
 
-    Raises LockHeld and AddressError. :meth:`close` gives everything back.
+    Raises LockHeld and AddressError. :meth:`close` releases everything.
     """
 
     def __init__(self, given: LoadedConfig, *, early: bool) -> None:
@@ -52,7 +53,8 @@ class Places:
             self._held = held.pop_all()
 
     def bind(self, settings: Settings, names: Sequence[str]) -> dict[str, Bound]:
-        """The sockets of the named surfaces. Raises AddressError, unless the surface is on by default."""
+        """Binds the sockets of the named surfaces that are not bound yet, and returns them all. If a surface
+        cannot be bound, raises AddressError; but a surface that is only on by default is left out."""
         for name in names:
             if name in self._sockets:
                 continue
@@ -70,7 +72,7 @@ class Places:
         return {name: bound for name, bound in found if bound is not None}
 
     def close(self) -> None:
-        """Closes the sockets and releases the lock. Idempotent."""
+        """Closes the sockets and releases the lock. A second call does nothing."""
         self._held.close()
 
 

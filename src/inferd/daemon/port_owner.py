@@ -1,4 +1,5 @@
-"""Finds the process of this user that holds a TCP port, for the error message of a taken port."""
+"""Finds the process that holds a TCP port, for the error message about a taken port. It finds only processes
+of this user."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ _LISTEN = "0A"
 
 
 def of(address: str) -> str | None:
-    """The name and pid of the process that listens on the port of ``IP:port``; ``None`` if unknown."""
+    """Returns the name and pid of the process that listens on the port of ``IP:port``, or ``None`` if it is
+    not found."""
     port = int(address.rpartition(":")[2])
     inodes = {inode for table in ("tcp", "tcp6") for inode in _listening(table, port)}
     if not inodes:
@@ -22,7 +24,7 @@ def of(address: str) -> str | None:
 
 
 def _listening(table: str, port: int) -> list[str]:
-    """The inodes of the sockets that listen on the port."""
+    """Returns the inodes of the sockets that listen on the port, from one of the tables in /proc/net."""
     try:
         rows = Path(f"/proc/net/{table}").read_text().splitlines()[1:]
     except OSError:

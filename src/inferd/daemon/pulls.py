@@ -1,8 +1,8 @@
-"""Downloads of models that clients of the admin socket ask for.
+"""Downloads models for clients of the admin socket.
 
-A client names a model of the catalogue or of the store, or a repository or file of the hub (``hf:``). Any
-other source is for ``inferd pull``, whose user can read the files and reach the hosts that it names. With
-``auto_pull`` off, the daemon downloads nothing.
+A client names a model of the catalogue or of the store, or with ``hf:`` a repository or file of the hub.
+Other sources, such as URLs and local files, are left to ``inferd pull``, which runs with the rights of its
+user. With ``auto_pull`` off, the daemon downloads nothing.
 """
 
 from __future__ import annotations
@@ -29,17 +29,19 @@ _log = log.get("pulls")
 
 
 class Pulls:
-    """``settings`` returns the current settings. All methods run on the event loop."""
+    """Downloads models, several at a time. ``settings()`` returns the current settings. All methods run on
+    the event loop."""
 
     def __init__(self, settings: Callable[[], Settings]) -> None:
         self._settings = settings
         self._running = 0
 
     async def pull(self, text: str, show: Show) -> str:
-        """Puts a model into the store, unless it is there, and returns its name. ``show`` is called with the
-        phases of :mod:`inferd.store.fetch`. A cancellation ends the download, which a later one resumes.
+        """Downloads a model unless the store has it, and returns its name. ``show`` is called with the phases
+        of :mod:`inferd.store.fetch`. If the task is cancelled, the download stops, and the next call for the
+        model resumes it.
 
-        Raises ModelNotFound, InvalidRequest for a download that is not allowed, and StoreError.
+        Raises ModelNotFound, StoreError, and InvalidRequest if the download is not allowed.
         """
         settings = self._settings()
         if not settings.auto_pull:

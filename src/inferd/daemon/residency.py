@@ -1,10 +1,10 @@
-"""Models on demand: loaded when a request names them, kept while in use, unloaded when idle.
+"""Loads models on demand, when a request names them, keeps them while they are used, and unloads idle ones.
 
 The preloaded backends of the configuration always stay loaded. Any other model of
-:mod:`inferd.daemon.directory` is loaded when a request names it. Requests wait for the load outside the
-queue, so they take no place in it. Before a load, its memory is estimated from the header of the file. Idle
-models are unloaded to make room, the least recently used first. A model that cannot fit is refused, and the
-error states the sizes. A request that names a model never starts a download.
+:mod:`inferd.daemon.directory` is loaded when a request names it. A request that waits for a load is not in
+the queue yet. Before a load, the memory that the model needs is estimated from the header of its file. If
+memory is short, idle models are unloaded, the least recently used first. If the model cannot fit even so, the
+request is refused with an error that states the sizes. A request that names a model never starts a download.
 """
 
 from __future__ import annotations
@@ -46,10 +46,11 @@ _log = log.get("residency")
 
 
 class _Resident:
-    """A model loaded on demand. ``until`` is its unload time by the event loop's clock. A pinned model is
-    neither unloaded by time nor to make room. A ``leaving`` model is unloaded when its last request ends.
-    ``releases`` counts explicit unloads. The ``build_key`` determines the backend. With ``drained`` set, the
-    model takes no further requests; the future is done when the last one ends."""
+    """A model that was loaded on demand. It is unloaded at ``until``, a time of the event loop's clock. A
+    ``pinned`` model is unloaded neither then nor to make room. A ``leaving`` model is unloaded when its last
+    request ends. ``releases`` counts the unloads that were asked for, and ``users`` the requests that use the
+    model. If ``build_key`` changes with the configuration, the model is unloaded. While ``drained`` is set,
+    the model gets no new requests, and the future is done when the last running one ends."""
 
     def __init__(
         self, backend: Backend, slot: BackendSlot, estimate: int, pinned: bool, build_key: tuple[object, ...]
@@ -68,13 +69,13 @@ class _Resident:
         self.drained: asyncio.Future[None] | None = None
 
     def memory_bytes(self) -> int:
-        """The memory that the model takes, or will take once all its pages are touched."""
+        """Returns the estimated bytes of the model, or those of its process now if they are more."""
         state = self.backend.engine_state()
         return max(self.estimate, 0 if state is None else state.memory_bytes)
 
 
 class _Loading:
-    """A running load: its phase, and the callbacks for the next phases."""
+    """A running load: its current phase, and the callbacks that are called with each further phase."""
 
     def __init__(self, task: asyncio.Task[None]) -> None:
         self.task = task
@@ -89,7 +90,7 @@ class _Loading:
 
 
 class Residency:
-    """The :class:`~inferd.serve.models.ModelDirectory` of the stored models. Runs on the event loop."""
+    """Implements :class:`~inferd.serve.models.ModelDirectory`. Runs on the event loop."""
 
     def __init__(self, router: Router, build: Build, settings: Settings, tell: Tell) -> None:
         self.settings = settings
@@ -144,7 +145,7 @@ class Residency:
                     resident.drained.set_result(None)
 
     def _stays(self, resident: _Resident, stay: Stay) -> None:
-        """Sets how long a model stays after a request. Only a request of the owner can shorten it."""
+        """Sets how long a model stays loaded. Only the daemon's own user and root can shorten that time."""
         settings, now = self.settings, resident.last_used
         usual = now + (settings.keep_alive_secs or math.inf)
         if stay.secs is not None and stay.by_owner:
@@ -165,7 +166,7 @@ class Residency:
     async def _wait_for(self, name: str, deadline: float | None, show: Show | None) -> None:
         """Waits for the load of a model.
 
-        All waiting requests share one load, which continues if they leave.
+        All requests that wait for a model share one load. The load goes on even if all of them are cancelled.
         """
         if self._closing:
             raise AdmissionClosed
@@ -235,7 +236,7 @@ class Residency:
             self._loads[name].advance(phase, details)
 
     async def _make_room(self, name: str, card: ModelCard) -> tuple[LlamaCppEntry, int]:
-        """Unloads idle models to make room. Returns the entry to load and its estimate in bytes."""
+        """Unloads idle models if memory is short. Returns the entry to load and its estimated bytes."""
         from inferd.daemon import memory
         from inferd.daemon.directory import with_context
 
@@ -261,7 +262,7 @@ class Residency:
                 await self._drain(name, sizes[-1][1], budget, used)
 
     async def _drain(self, name: str, needed: int, budget: int, used: int) -> None:
-        """Unloads the least recently used model once its requests have ended; it gets no new ones.
+        """Unloads the least recently used busy model once its requests have ended. It gets no new ones.
 
         Raises ModelTooLarge if ``name`` would not fit even with all unpinned models unloaded.
         """
@@ -283,7 +284,7 @@ class Residency:
             await self.unload(victim, "another model needs its memory")
 
     def _used(self) -> int:
-        """The memory of all loaded models, in bytes."""
+        """Returns the memory that all loaded models take, in bytes."""
         used = sum(resident.memory_bytes() for resident in self._residents.values())
         for member in self._router.members:
             state = member.backend.engine_state()
@@ -302,7 +303,7 @@ class Residency:
             self._unload(name, "it was idle for a while")
 
     def follow(self, settings: Settings) -> None:
-        """Applies a new configuration. A model that would now be loaded otherwise is unloaded after its
+        """Applies a new configuration. A model with an outdated ``build_key`` is unloaded after its
         requests."""
         self.settings = settings
         for name, resident in [*self._residents.items()]:
@@ -313,13 +314,14 @@ class Residency:
         return build_key(self.settings, self._directory.entry(name))
 
     def _release(self, name: str, resident: _Resident, reason: str) -> asyncio.Task[None] | None:
-        """Unloads a model once its current requests have ended; returns the unloading if it has none."""
+        """Unloads a model after its current requests. If it has none, returns the task that unloads
+        it now."""
         resident.pinned, resident.leaving = False, True
         resident.releases += 1
         return None if resident.users else self._unload(name, reason)
 
     async def release(self, name: str) -> int:
-        """Unloads a model once its current requests have ended. Returns their number.
+        """Unloads a model once its current requests have ended. Returns the number of these requests.
 
         Raises ModelNotFound for a model that is not loaded, and InvalidRequest for a preloaded model.
         """
@@ -337,13 +339,13 @@ class Residency:
         return resident.users
 
     async def unload(self, name: str, reason: str) -> None:
-        """Ends the process of a model, after its last requests."""
+        """Unloads a model, if it is still loaded, and waits until its process has ended."""
         if name in self._residents:
             await asyncio.shield(self._unload(name, reason))
 
     def _unload(self, name: str, reason: str) -> asyncio.Task[None]:
-        """Removes a model at once, so that a later request loads it again. The returned task ends the
-        process. It outlives a cancelled caller, since nothing else refers to the process."""
+        """Removes a model at once, so that a later request loads it again. Returns the task that ends the
+        process. The task outlives a cancelled caller, since nothing else would end the process."""
         resident = self._residents.pop(name)
         if resident.alarm is not None:
             resident.alarm.cancel()
@@ -360,7 +362,7 @@ class Residency:
         self._tell(name, "unloaded", {"reason": reason})
 
     def stop(self) -> None:
-        """Starts no more loads, and refuses the requests that wait for one."""
+        """Starts no more loads, cancels the running ones, and refuses the requests that wait for them."""
         self._closing = True
         for load in self._loads.values():
             load.task.cancel()
@@ -376,18 +378,18 @@ class Residency:
     # Listings.
 
     async def listing(self) -> list[dict[str, object]]:
-        """Every model that a request may name, with the metadata of its file."""
+        """Returns the rows of :meth:`Directory.listing`."""
         return await in_thread(
             lambda: self._directory.listing(self._residents.__contains__), threading.Event()
         )
 
     def loading(self) -> list[dict[str, object]]:
-        """The models that are loading, and how many requests wait for each."""
+        """Returns the models that are loading, and the number of requests that wait for each."""
         return [{"name": name, "waiting": self._waiting.get(name, 0)} for name in self._loads]
 
     def stay(self, slot: BackendSlot) -> dict[str, object]:
-        """How long an unused backend stays loaded, in seconds; ``None`` until its memory is needed. A pinned
-        one stays for good."""
+        """Returns how long a backend stays loaded without requests. A ``pinned`` one is never unloaded. If
+        ``stays_secs`` is ``None``, another one stays until its memory is needed."""
         resident = next((each for each in self._residents.values() if each.slot is slot), None)
         if resident is None:
             return {"pinned": True, "stays_secs": None}

@@ -1,7 +1,7 @@
 """The server: the surfaces on their sockets, and their shared limits.
 
-All sockets are bound before any is served. A reload changes the limits and the key while requests
-run. A drain accepts no new request, lets running requests finish for a time, and cancels the rest.
+A reload changes the limits and the key while requests run. A drain lets running requests finish for some
+time, and then cancels the rest.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from inferd.serve.surfaces.v1 import TextSurface
 from inferd.serve.surfaces.v2 import BlockSurface, FramedSurface
 from inferd.serve.surfaces.vectors import EmbedSurface, RerankSurface
 
-# A cancelled request ends within one step of its backend; after this time it is cut off.
+# How long the drain waits for cancelled requests to end. A request usually ends within one step of its
+# backend.
 CANCEL_GRACE_SECS = 5.0
 # How long a client may take to read the last output before the daemon closes its connection.
 FLUSH_GRACE_SECS = 1.0
@@ -40,7 +41,7 @@ _log = log.get("front")
 
 
 class Server:
-    """``on_change`` is called whenever a client connection has opened or closed."""
+    """Serves the surfaces. ``on_change`` is called whenever a client connection has opened or closed."""
 
     def __init__(
         self,
@@ -65,7 +66,7 @@ class Server:
     def serve(
         self, settings: Settings, sockets: Mapping[str, Bound], held: contextlib.AsyncExitStack
     ) -> None:
-        """Serves the surfaces on their ``sockets``."""
+        """Starts to serve each surface on its socket. ``held`` closes the listeners in the end."""
         surfaces = _surfaces()
         hangups = HangupWatch(asyncio.get_running_loop())
         held.callback(hangups.close)
@@ -97,17 +98,18 @@ class Server:
             held.push_async_callback(listener.close, FLUSH_GRACE_SECS)
 
     def trust(self, bridge_token: str) -> None:
-        """Trusts the HTTP bridge with this token to name the clients of its requests."""
+        """Lets the HTTP bridge name the client of each request. The bridge proves its identity with
+        ``bridge_token``."""
         for service in self._services:
             service.bridge_token = bridge_token
 
     def check_keys(self, settings: Settings) -> None:
-        """Raises AddressError if an address must not be served with the key of ``settings``."""
+        """Raises AddressError if ``settings`` have no API key although a served address needs one."""
         for listener in self.listeners:
             listener.check_key(has_key=settings.api_key is not None)
 
     def follow(self, settings: Settings, backends: Sequence[Backend]) -> None:
-        """Applies new limits and a new key. Logs the surfaces that need a restart."""
+        """Applies new limits and a new key. Logs the new surfaces that only a restart would serve."""
         self._router.spill_after_secs = settings.spill_after_ms / 1e3
         self.admission.resize(settings.active_permits, settings.queue_depth)
         self.places.limit = settings.max_connections
@@ -125,13 +127,13 @@ class Server:
                 _log.warn("a restart is needed to serve another surface", surface=name)
 
     def stop(self) -> None:
-        """Accepts no new connection; open connections stay."""
+        """Stops accepting connections. Open connections stay."""
         for listener in self.listeners:
             listener.stop()
 
     async def drain(self, patience: float) -> None:
-        """Lets requests finish for ``patience`` seconds, cancels the rest, and closes the connections after
-        the last output."""
+        """Waits ``patience`` seconds for requests to finish, and cancels the rest. Then closes each
+        connection after its last output."""
         idle = asyncio.get_running_loop().create_task(self.admission.idle())
         await asyncio.wait((idle,), timeout=patience)
         if not idle.done():

@@ -23,11 +23,11 @@ _log = log.get("daemon")
 
 
 def run(read: Callable[[], LoadedConfig], build: Build | None = None) -> int:
-    """Serves until it is stopped; returns 0. Raises the InferdError of a failed boot.
+    """Runs a daemon until it is stopped, and returns 0. Raises the InferdError of a failed boot.
 
-    ``read`` reads the configuration, now and for each reload. Its findings in the config file are reported
-    once the admin socket is open. ``build`` is a function that builds the backends in place of the usual one;
-    it may be slow.
+    ``read`` reads the configuration, now and for each reload. An error in the config file is raised only once
+    the admin socket is open, so that clients can see it there. ``build`` replaces the function that builds
+    backends. It may be slow.
     """
     # Others find the lock and the sockets before the daemon handles these signals, which therefore wait.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))

@@ -1,8 +1,9 @@
 """The protocols between the daemon and a systemd-style service manager.
 
-To the manager: ready, reloading, stopping, and watchdog pings. From the manager: sockets that it opened
-before the start, and keeps open after the exit. Without a manager nothing happens. The variables are removed
-from the environment, so that no child uses them.
+The daemon tells the manager that it is ready, reloads or stops, and sends watchdog pings. The manager may
+pass sockets that it opened before the start of the daemon; it keeps them open after the daemon's exit.
+Without a manager nothing happens. The variables for passed sockets are removed from the environment, so that
+no child process uses them.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _log = log.get("systemd")
 
 
 def notify(*states: str) -> None:
-    """Sends assignments such as ``READY=1``, if a manager listens."""
+    """Sends assignments such as ``READY=1`` to the manager, if there is one."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if address:
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
@@ -38,14 +39,15 @@ def notify(*states: str) -> None:
 
 
 def notify_reloading() -> None:
-    """Announces a reload; a later ``READY=1`` ends it."""
+    """Tells the manager that a reload begins. A later ``READY=1`` tells it that the reload has ended."""
     notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
 
 class Watchdog:
-    """Pings the manager twice per watchdog interval, as long as ``dead`` returns no names.
+    """Pings the manager twice in each watchdog interval. Sends no ping while ``dead()`` returns the names of
+    dead backends.
 
-    The timer runs on the event loop, so a hung loop sends no ping.
+    The timer runs on the event loop. So a hung event loop sends no ping either.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, dead: Callable[[], Sequence[str]]) -> None:
@@ -72,7 +74,7 @@ class Watchdog:
 
 
 def _patience_secs() -> float:
-    """The watchdog interval of the manager, in seconds; 0 without a watchdog."""
+    """Returns the watchdog interval of the manager, in seconds, or 0 without a watchdog."""
     if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return 0.0
     with contextlib.suppress(ValueError):
@@ -81,11 +83,11 @@ def _patience_secs() -> float:
 
 
 def passed_sockets(addresses: Mapping[str, str], *, has_key: bool) -> dict[str, Bound]:
-    """The listening sockets passed to this process, by surface name.
+    """Returns the listening sockets that the manager passed to this process, by surface name.
 
-    ``addresses`` are the configured ones, by surface name. A socket belongs to the surface of its name, else
-    to the surface of its address. Raises AddressError for a socket that matches no surface, does not listen,
-    or needs an API key.
+    ``addresses`` are the configured addresses, by surface name. A socket belongs to the surface whose name it
+    has, or else to the surface whose address it has. Raises AddressError if a socket matches no surface, does
+    not listen, or needs an API key that is not set.
     """
     variables = {name: os.environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")}
     if variables["LISTEN_PID"] != str(os.getpid()) or not variables["LISTEN_FDS"].isdecimal():
@@ -116,7 +118,7 @@ def _surface_at(address: str, addresses: Mapping[str, str]) -> str | None:
 
 
 def _adopt(fd: int, has_key: bool) -> Bound:
-    """The listening socket ``fd``. Its file, if any, still belongs to the manager."""
+    """Takes over the listening socket ``fd``. The manager still owns the file of a Unix socket."""
     try:
         sock = socket.socket(fileno=fd)
     except OSError as error:
