@@ -1,10 +1,10 @@
 """The interface between the daemon and its backends.
 
-The data of requests and answers is in ``requests.py`` and ``events.py``. ``generate`` raises a typed error
-before any output, or returns a :class:`Stream` of events that ends with exactly one ``Done``. A stream that
-ends without ``Done`` is a failure of the backend. Every wire surface presents the same events, so a backend
-knows no wire format. A ``FrameTemplate`` lets a backend with its own fast path wrap its text in the bytes of
-a frame without knowing their meaning.
+``requests.py`` defines the requests, ``events.py`` the answers. ``generate`` either raises a typed error
+before any output, or returns a :class:`Stream` of events that ends with exactly one ``Done``. If a stream
+ends without ``Done``, the backend has failed. The wire surfaces encode these events, so a backend knows no
+wire format. A backend may build the frames of its text itself, which is faster: it puts the text between the
+bytes of a ``FrameTemplate``, whose meaning it need not know.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from inferd.errors import EmbedUnsupported, RerankUnsupported
 
 
 class Accelerator(NamedTuple):
-    """The device of the model: ``kind`` is ``cpu``, ``cuda``, ``metal``, ``vulkan``, ``remote`` …
+    """The device that computes the model; ``kind`` is ``cpu``, ``cuda``, ``metal``, ``vulkan``, ``remote`` …
 
-    ``cpu_variant`` is the variant of the CPU backend, which is used with a GPU, too; empty for a remote
-    model.
+    ``cpu_variant`` names the variant of llama.cpp's CPU backend, which also works beside a GPU. It is empty
+    for a remote model.
     """
 
     kind: str = "cpu"
@@ -34,8 +34,8 @@ class Accelerator(NamedTuple):
 
 
 class Capabilities(NamedTuple):
-    """The features of a backend; ``lora`` names its adapters. ``raw``: a request may bring its own prompt or
-    a part of it."""
+    """The features of a backend. ``lora`` lists the names of its adapters. With ``raw``, a request may bring
+    a finished prompt or the beginning of the answer."""
 
     v2: bool = False
     vision: bool = False
@@ -54,13 +54,14 @@ class Capabilities(NamedTuple):
 
 
 class EngineState(NamedTuple):
-    """The process of a model: ``file_bytes`` is the size of its files, ``restarts`` counts since the daemon's
-    start, ``last_end`` is the reason why the last process ended.
+    """The state of the engine process of a model. ``file_bytes`` is the size of the model's files.
+    ``restarts`` is the number of restarts since the daemon started. ``last_end`` is the reason why the last
+    process ended.
 
-    ``silent_secs`` is the time without a sign of life, 0 while it is usual; ``problem`` is the reason why the
-    model does not serve. ``cage`` gives each layer of the sandbox: ``yes``, or why it is missing.
-    ``cache_disk_bytes`` is the size of the files of computed prompts; ``cache_files_removed`` counts removed
-    damaged or foreign files.
+    ``silent_secs`` is the time since the process's last sign of life, or 0 if that time is normal.
+    ``problem`` is the reason why the model does not serve. ``cage`` maps each layer of the sandbox to
+    ``yes``, or to the reason why it is missing. ``cache_disk_bytes`` is the size of the prefix cache's files;
+    ``cache_files_removed`` is the number of its files that were removed because they were damaged or foreign.
     """
 
     pid: int = 0
@@ -78,24 +79,25 @@ class EngineState(NamedTuple):
 class Stream(ABC, AsyncIterator[Event]):
     """The events of one request, pulled by the session.
 
-    A backend pauses a stream that is not pulled (a slow client) without slowing the others. ``__anext__``
-    raises a failure after the start as one of ``generate``'s errors, which ends the stream.
+    If a slow client does not pull a stream, the backend pauses that stream and does not slow the others. If a
+    request fails after its start, ``__anext__`` raises one of ``generate``'s errors, and the stream ends.
     """
 
     on_wait: Callable[[str, Mapping[str, object]], object] | None = None
-    """Called with each step of a wait at an upstream daemon before the first event, and its details."""
+    """Called while the request waits at an upstream daemon, before the first event: with the name and the
+    details of each step."""
 
     def prompt_read(self) -> float | None:
-        """The share of the prompt, 0 to 1, that has been computed; ``None`` if it is not known."""
+        """Returns the computed share of the prompt, from 0 to 1, or ``None`` if it is not known."""
         return None
 
     @abstractmethod
     def cancel(self) -> None:
-        """Ends the request soon: the remaining events, then ``Done("cancelled")``, still arrive."""
+        """Asks for an early end: the stream still delivers the events so far, then ``Done("cancelled")``."""
 
     @abstractmethod
     def close(self) -> None:
-        """Drops the request and its output. Idempotent; never blocks."""
+        """Drops the request and its output. May be called again; never blocks."""
 
 
 class Finished(Stream):
@@ -118,7 +120,7 @@ class Finished(Stream):
 
 
 class Backend(ABC):
-    """One configured backend: ``name`` of its config entry, ``kind``, ``model``."""
+    """One configured backend. ``name`` is the name of its config entry."""
 
     name: str
     kind: str
@@ -126,31 +128,32 @@ class Backend(ABC):
 
     @abstractmethod
     def ready(self) -> bool:
-        """Whether the backend would serve ``generate`` now."""
+        """Returns whether the backend can serve a request now."""
 
     def alive(self) -> bool:
-        """Whether the backend's threads still run; without them only a restart helps."""
+        """Returns whether the backend's threads still run. If not, only a restart of the process helps."""
         return True
 
     async def look(self) -> int | None:
         """Checks a remote backend's health.
 
-        Returns the number of requests that the server has from all clients; ``None`` if the server does not
-        report it. Raises Unavailable if the server does not serve.
+        Returns the number of requests that the server has from all clients, or ``None`` if the server does
+        not report it. Raises Unavailable if the server does not serve.
         """
         return None
 
     def engine_state(self) -> EngineState | None:
-        """The state of the engine process, if the backend has one."""
+        """Returns the state of the engine process, or ``None`` if the backend has none."""
         return None
 
     def on_crash_loop(self, call: Callable[[], None]) -> None:
-        """Registers ``call``, called each time that the engine process has died too often."""
+        """Registers ``call``, which the backend calls each time that the engine process has died too
+        often."""
         return
 
     @abstractmethod
     def capabilities(self) -> Capabilities:
-        """The backend's features; constant once it is ready."""
+        """Returns the backend's features. They do not change once the backend is ready."""
 
     @abstractmethod
     async def start(self) -> None:
@@ -160,18 +163,18 @@ class Backend(ABC):
     async def generate(self, request: GenerateRequest) -> Stream:
         """Starts a request.
 
-        Raises ``InvalidRequest`` if the client must change the request, else ``NotReady``, ``Unavailable`` or
-        ``BackendInternal``.
+        Raises ``InvalidRequest`` if the client must change the request. Otherwise raises ``NotReady``,
+        ``Unavailable`` or ``BackendInternal``.
         """
 
     async def embed(self, request: EmbedRequest) -> Embeddings:
-        """The vectors of texts. Raises the errors of ``generate``, and ``EmbedUnsupported``."""
+        """Returns the vectors of the texts. Raises ``generate``'s errors, and ``EmbedUnsupported``."""
         raise EmbedUnsupported(f"backend {self.name!r} cannot embed")
 
     async def rank(self, request: RankRequest) -> Ranking:
-        """The scores of documents. Raises the errors of ``generate``, and ``RerankUnsupported``."""
+        """Returns the scores of the documents. Raises ``generate``'s errors, and ``RerankUnsupported``."""
         raise RerankUnsupported(f"backend {self.name!r} cannot rerank")
 
     @abstractmethod
     async def close(self) -> None:
-        """Ends every stream and frees the model. Idempotent."""
+        """Ends every stream and frees the model. May be called again."""

@@ -1,4 +1,4 @@
-"""The answers of a backend: the events of a stream, vectors and scores. Immutable, as the requests are."""
+"""The answers of a backend: the events of a stream, vectors and scores. All of them are immutable."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from msgspec import Struct
 from inferd.engine.requests import ToolCall
 
 StopReason = Literal["end", "stop", "length", "tool_use", "cancelled", "error"]
-"""``end``: the model ended its turn; ``stop``: a stop string; ``length``: budget or context ran out."""
+"""``end``: the model ended its turn. ``stop``: a stop string appeared. ``length``: the token limit or the
+context was reached."""
 
 
 class Usage(Struct, frozen=True):
-    """Token counts; ``cached_tokens`` of the prompt came from the KV cache."""
+    """The token counts of a request. ``cached_tokens`` is the part of the prompt that came from the KV
+    cache."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -23,10 +25,11 @@ class Usage(Struct, frozen=True):
 class CacheUse(Struct, frozen=True):
     """The effect of a backend's prefix cache on a request.
 
-    ``miss`` is empty if the cache had at least half of the prompt, else the reason: ``first`` (no similar
-    prompt was computed), ``changed`` (an early difference), ``evicted``, ``other user``, ``opted out``, or
-    ``model`` (computed for another model, build or context). ``held_bytes`` is the cache's current memory
-    outside the slots; ``held_tokens`` are the tokens in idle slots and in that memory.
+    ``miss`` is empty if the cache had at least half of the prompt. Otherwise it is the reason: ``first`` (no
+    similar prompt was computed before), ``changed`` (the prompt differs early), ``evicted``, ``other user``,
+    ``opted out``, or ``model`` (the state was computed for another model, build or context). ``held_bytes``
+    is the memory that the cache uses outside the slots. ``held_tokens`` is the number of tokens in that
+    memory and in idle slots.
     """
 
     miss: str
@@ -35,14 +38,15 @@ class CacheUse(Struct, frozen=True):
 
 
 class DraftUse(Struct, frozen=True):
-    """Speculative decoding: draft tokens computed, and accepted."""
+    """The numbers of draft tokens that speculative decoding computed and accepted."""
 
     drafted: int
     accepted: int
 
 
 class Timings(Struct, frozen=True):
-    """Milliseconds from the moment the backend took the request; tokens per second of decoding."""
+    """Times in milliseconds, counted from the moment when the backend took the request, and the speed of
+    decoding."""
 
     prefill_ms: float
     decode_ms: float
@@ -69,7 +73,7 @@ class ToolUse(Struct, frozen=True):
 
 
 class Frames(Struct, frozen=True):
-    """One or more finished token frames, built from the request's :class:`FrameTemplate`."""
+    """The bytes of one or more token frames, built from the request's :class:`FrameTemplate`."""
 
     data: bytes
 
@@ -77,11 +81,11 @@ class Frames(Struct, frozen=True):
 class Done(Struct, frozen=True):
     """The end of a stream.
 
-    ``content`` is the whole answer as the inside of a JSON string (escaped, UTF-8, no quotes), or ``None``
-    from a backend that sent the answer as :class:`Text` events. ``tool_missing``: a tool call was required
-    and the budget ended before one. ``unenforced`` lists the keywords of the schema, or of a tool's schema,
-    that did not constrain the answer: the tool's name or nothing, ``#``, and a JSON pointer. ``logprobs`` are
-    records of tokens that no frame carried, JSON objects separated by commas.
+    ``content`` is the whole answer, escaped as inside a JSON string (UTF-8, without quotes), or ``None`` if
+    the backend sent the answer as :class:`Text` events. ``tool_missing`` means that a tool call was required
+    and the answer ended without one. ``unenforced`` lists the schema keywords that did not constrain the
+    answer. Each item is the tool's name (empty for the answer's own schema), ``#``, and a JSON pointer.
+    ``logprobs`` holds the token records that no frame carried, as JSON objects separated by commas.
     """
 
     stop_reason: StopReason
@@ -99,7 +103,8 @@ Event = Text | Thinking | ToolUse | Frames | Done
 
 
 class Embeddings(Struct, frozen=True):
-    """One vector for each input: rows of ``width`` little-endian float32 in one buffer."""
+    """One vector for each input. ``vectors`` holds all of them, each as ``width`` little-endian float32
+    numbers."""
 
     vectors: bytes
     width: int
@@ -107,7 +112,7 @@ class Embeddings(Struct, frozen=True):
 
 
 class Ranking(Struct, frozen=True):
-    """One score for each document, in order; higher is better."""
+    """One score for each document, in the documents' order. A higher score is better."""
 
     scores: tuple[float, ...]
     input_tokens: int

@@ -1,7 +1,7 @@
-"""A backend without a model: it answers every request with its tape.
+"""A backend without a model. It answers every request with the items of its tape.
 
-It implements the whole interface, so that the layers above it can be tested without weights. Its options set
-the speed (``pace`` is awaited before each event), the length and the failures of an answer.
+It implements the whole interface, so the layers above can be tested without a model. Its options set the
+speed, the length and the failures of an answer: each event waits for ``pace``.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _WIDTH, _MAX_WIDTH = 8, 65_536
 
 
 class Mock(Backend):
-    """Serves the items of ``tape``, each as one token; an item that is a string is text.
+    """Serves the items of ``tape``. Each item counts as one token. A string becomes a text event.
 
-    ``drop_after`` ends each stream without ``Done`` after that many tokens. ``generate``, ``embed`` and
-    ``rank`` raise ``error``; ``is_ready`` may change at any time. Vectors and scores depend only on the
-    number of bytes of a text; a shorter document scores higher.
+    If ``drop_after`` is set, each stream ends after that many tokens, without ``Done``. If ``error`` is set,
+    ``generate``, ``embed`` and ``rank`` raise it. A test may change ``is_ready`` at any time. Vectors and
+    scores depend only on a text's number of bytes, and a shorter document scores higher.
     """
 
     kind = "mock"

@@ -1,7 +1,7 @@
-"""The requests to a backend: immutable data, validated.
+"""The requests to a backend, as immutable, validated data.
 
-They are structs of msgspec: compared by type and value, copied with changes by ``msgspec.structs.replace``,
-and sent to the process of a model as they are.
+They are msgspec structs. They compare by type and value, ``msgspec.structs.replace`` copies one with changes,
+and the engine process gets them unchanged.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from inferd.sampling import NOTHING_GIVEN, SamplingParams
 class Media(Struct, frozen=True, eq=False):
     """An image or a sound in a message.
 
-    ``kind`` is ``image`` or ``audio``. With a ``mime`` type ``data`` is an encoded file; without one it is
+    ``kind`` is ``image`` or ``audio``. If ``mime`` is set, ``data`` is an encoded file. Otherwise it is raw:
     ``width`` x ``height`` interleaved RGB bytes, or little-endian float32 mono samples at ``sample_rate`` Hz.
     """
 
@@ -29,7 +29,7 @@ class Media(Struct, frozen=True, eq=False):
 
 
 class ToolCall(Struct, frozen=True):
-    """A call that the model made; ``arguments`` is a JSON object as text."""
+    """A tool call by the model. ``arguments`` is the text of a JSON object."""
 
     id: str
     name: str
@@ -37,7 +37,7 @@ class ToolCall(Struct, frozen=True):
 
 
 class Tool(Struct, frozen=True):
-    """A function that the model may call; ``schema`` is the JSON Schema of its arguments as JSON text."""
+    """A function that the model may call. ``schema`` is the JSON text of its arguments' JSON Schema."""
 
     name: str
     description: str
@@ -48,8 +48,8 @@ class Message(Struct, frozen=True):
     """One turn of the conversation.
 
     ``role`` is ``system``, ``user``, ``assistant``, or ``tool`` for the result of the call ``tool_call_id``.
-    ``content`` is text, or texts and media in order. An assistant's turn may carry its ``thinking`` and
-    ``tool_calls``.
+    ``content`` is a text, or a sequence of texts and media. An assistant's turn may also have ``thinking``
+    and ``tool_calls``.
     """
 
     role: str
@@ -62,7 +62,8 @@ class Message(Struct, frozen=True):
 class FrameTemplate(Struct, frozen=True):
     """The bytes before and after the JSON-escaped text of a token frame.
 
-    If the request asks for probabilities, ``opening`` and the records of the tokens follow the text.
+    If the request asks for probabilities, the text is followed by ``opening``, the token records and
+    ``suffix``.
     """
 
     prefix: bytes
@@ -73,23 +74,23 @@ class FrameTemplate(Struct, frozen=True):
 class GenerateRequest(Struct, frozen=True, kw_only=True):
     """A validated request to a backend.
 
-    A ``max_tokens`` of ``None`` leaves the limit to the backend. ``json_schema`` is the schema as JSON text
-    and excludes ``grammar`` (GBNF). ``schema_lenient`` drops a keyword that cannot be enforced, if the
-    finished answer can be checked for it. ``frame`` is ``None`` if the client wants no token frames. Requests
-    of one ``scope`` may reuse each other's computed prefixes, unless ``cache`` is false; ``session`` is the
-    client's name for the conversation. ``model_defaults`` fills settings that ``sampling`` leaves open with
-    the publisher's recommendation. ``priority`` (``interactive`` or ``batch``) is for a backend with its own
-    queue.
+    If ``max_tokens`` is ``None``, the backend sets the limit. ``json_schema`` is JSON text and excludes
+    ``grammar`` (GBNF). With ``schema_lenient``, a keyword that cannot be enforced is dropped if the finished
+    answer can be checked for it. ``frame`` is ``None`` if the client wants no token frames. Requests with the
+    same ``scope`` may reuse each other's computed prefixes, unless ``cache`` is false. ``session`` is the
+    client's name for the conversation. With ``model_defaults``, the publisher's recommendation replaces each
+    setting that ``sampling`` leaves open. Only a backend with its own queue uses ``priority``
+    (``interactive`` or ``batch``).
 
-    ``typed`` asks for thinking and tool calls as separate events; without it the model answers at once, in
-    text. ``thinking`` ``None`` leaves that to the model. ``tool_choice`` is ``auto``, ``none`` or
-    ``required``; with a ``tool_name`` that tool is required. ``lora`` names an adapter of the model, empty
-    for none.
+    With ``typed``, thinking and tool calls are separate events; without it, the model answers in text and
+    does not think first. If ``thinking`` is ``None``, the model decides whether it thinks. ``tool_choice`` is
+    ``auto``, ``none`` or ``required``. If ``tool_name`` is set, the model must call that tool. ``lora`` is
+    the name of an adapter, or empty.
 
-    ``raw``: the text of the only message is the whole prompt, without a template; with a ``suffix`` the model
-    fills in the middle. ``begun``: the last message is the beginning of the answer. ``logprobs`` asks for the
-    probability of each token of the text and of that many alternatives. None of these combines with thinking,
-    and only ``logprobs`` with tools.
+    With ``raw``, the text of the only message is the whole prompt, and no template is applied. If ``suffix``
+    is set, the model fills in the text between the two. With ``begun``, the last message is the beginning of
+    the answer. ``logprobs`` asks for the probability of each text token and of that many alternatives. None
+    of these options combines with thinking; ``logprobs`` alone combines with tools.
     """
 
     messages: tuple[Message, ...]
@@ -118,7 +119,8 @@ class GenerateRequest(Struct, frozen=True, kw_only=True):
 
 
 class EmbedRequest(Struct, frozen=True, kw_only=True):
-    """Texts to embed, none empty; ``dimensions`` truncates vectors, ``task`` selects the family's prefix."""
+    """Texts to embed; none is empty. ``dimensions`` truncates the vectors. ``task`` selects the prefix of the
+    model family."""
 
     inputs: tuple[str, ...]
     dimensions: int | None = None
@@ -126,7 +128,7 @@ class EmbedRequest(Struct, frozen=True, kw_only=True):
 
 
 class RankRequest(Struct, frozen=True):
-    """Documents, none empty, to be scored against a query."""
+    """Documents to score against a query. No document is empty."""
 
     query: str
     documents: tuple[str, ...]

@@ -1,8 +1,8 @@
 """Renders a conversation for the template of a model's family, and parses the answer.
 
-If the template supports tools, llama.cpp renders, constrains and parses the family's format. Other families
-use the format of :mod:`inferd.engine.local.generic_tools`. Everything here is slow, so it runs off the event
-loop.
+If the template supports tools, llama.cpp renders and parses the family's own format for calls. Otherwise
+calls use the format of :mod:`inferd.engine.local.generic_tools`. Everything here is slow, so it does not run
+on the event loop.
 """
 
 from __future__ import annotations
@@ -30,21 +30,23 @@ from inferd.errors import InvalidRequest, PromptTooLong
 
 
 class Reader(Protocol):
-    """Parses an answer while it grows. ``places`` are those of the text in the last events."""
+    """Parses an answer while it grows. ``places`` tells where the text of the last events stands in the raw
+    answer."""
 
     places: Sequence[Place]
 
     def feed(self, text: str, *, last: bool) -> list[Event] | None:
-        """The events of more text, ``last`` with its end; ``None`` if the answer does not parse."""
+        """Returns the events that ``text`` completes, or ``None`` if the answer cannot be parsed. ``last``
+        means that the answer ends after ``text``."""
 
     def cut(self) -> list[Event]:
-        """The events of text held back, for an answer that was cut off."""
+        """Ends an answer that was cut off. Returns the events of the text that was held back."""
 
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """The kept state of a conversation: its answers whose tokens were kept, and the time that its template
-    sees, in seconds since 1970 (0: the present)."""
+    """What is kept of a conversation: the answers whose tokens were kept, and the time that its template
+    gets, in seconds since 1970. The time 0 means the present."""
 
     answers: Sequence[Kept] = ()
     now: int = 0
@@ -55,11 +57,11 @@ NOTHING = Past()
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A request, ready for the token loop.
+    """A request that is ready for the token loop.
 
-    ``grammar`` is the client's GBNF; ``guide`` replaces it and the prompt's own grammar. Without a ``reader``
-    the answer is plain text. ``held`` is the schema of the answer and ``tools`` are the schemas of its calls,
-    by name: both are checked at the end.
+    ``grammar`` is the client's GBNF. A ``guide`` replaces it, and also the grammar that belongs to the
+    prompt. Without a ``reader``, the answer is plain text. ``held`` is the schema of the answer; ``tools``
+    are the schemas of calls by the tool's name. The finished answer and its calls are checked against them.
     """
 
     prompt: _llama.Prompt
@@ -71,8 +73,8 @@ class Prepared:
 
     @property
     def unenforced(self) -> tuple[str, ...]:
-        """The list for ``Done``: each pointer after the name of its tool, empty for the answer's own
-        schema."""
+        """The list for ``Done.unenforced``: a tool's name, or nothing for the answer's own schema, ``#`` and
+        a JSON pointer."""
         schemas = {"": self.held} if self.held else self.tools
         return tuple(f"{name}#{pointer}" for name, held in schemas.items() for pointer in held.dropped)
 
@@ -81,8 +83,8 @@ class Prepared:
 class Family:
     """The templates, guides and limits of a loaded model.
 
-    ``n_batch`` is the number of tokens in a step of its engine. A text of more than ``most_chars`` cannot fit
-    its context of ``n_ctx`` tokens.
+    ``n_batch`` is the maximum number of tokens in one step of the engine. A text longer than ``most_chars``
+    characters cannot fit the context of ``n_ctx`` tokens.
     """
 
     templates: _llama.Templates
@@ -93,7 +95,7 @@ class Family:
     n_ctx: int = 0
 
     def prompt(self, request: GenerateRequest, past: Past, *, thinking: bool) -> _llama.Prompt:
-        """The prompt of a request without tools."""
+        """Returns the prompt of a request without tools."""
         messages = request.messages
         if request.raw:
             text = turns.text(messages[-1])
@@ -118,8 +120,8 @@ class Family:
             )
 
     def render(self, messages: Sequence[Message], past: Past, **more: object) -> _llama.Prompt:
-        """The prompt of a conversation with this ``past``; ``more`` are further keys of the template's
-        request."""
+        """Returns the prompt of a conversation. ``past`` is what is kept of it. ``more`` are further keys for
+        the template's input."""
         self._check_size(sum(len(turns.text(message)) for message in messages))
         # Each medium keeps its number, whatever the order in the messages and the template.
         parts = [part for message in messages for part in turns.media(message)]
@@ -143,7 +145,7 @@ class Family:
 
 
 def shows_earlier_thoughts(templates: _llama.Templates, model: _llama.Model) -> bool:
-    """Whether the template shows the thinking of an answer once the user has spoken again."""
+    """Returns whether a prompt still shows the thinking of an answer after the next user message."""
     thought = "an earlier thought"
     messages = [
         {"role": "user", "content": "Why?"},
@@ -158,10 +160,10 @@ def shows_earlier_thoughts(templates: _llama.Templates, model: _llama.Model) -> 
 
 
 def prepare(family: Family, request: GenerateRequest, past: Past = NOTHING) -> Prepared:
-    """Renders the conversation with this ``past``.
+    """Renders the conversation, and chooses the reader and the guide of its answer.
 
-    Raises ``InvalidRequest`` for content that the family cannot express and ``AttachmentUnsupported`` for
-    media that the model does not support.
+    Raises ``InvalidRequest`` for content that the model's template cannot express, and
+    ``AttachmentUnsupported`` for media that the model does not support.
     """
     tools = _tools(request)
     required = bool(tools) and (request.tool_choice == "required" or bool(request.tool_name))
@@ -217,7 +219,7 @@ def _with_tools(
 
 
 def _first_that_renders(*renders: Callable[[], _llama.Prompt]) -> _llama.Prompt:
-    """The first prompt that the template accepts; else raises its first refusal."""
+    """Returns the first prompt that the template accepts. If it refuses all, raises the first refusal."""
     refusals: list[InvalidRequest] = []
     for render in renders:
         try:
@@ -244,7 +246,7 @@ def _with_generic_tools(
 
 
 def _tools(request: GenerateRequest) -> tuple[Tool, ...]:
-    """The tools the model may call in this answer."""
+    """Returns the tools that the model may call in this answer."""
     if request.tool_choice == "none":
         return ()
     if request.tool_name:
@@ -253,7 +255,8 @@ def _tools(request: GenerateRequest) -> tuple[Tool, ...]:
 
 
 def _message(message: Message, place: Callable[[Media], str]) -> dict[str, object]:
-    """A message in the form of OpenAI's chat completions; ``place`` returns the text for a medium."""
+    """Returns a message in the form of OpenAI's chat completions. ``place`` returns the text that represents
+    an image or a sound."""
     content: object = message.content
     if not isinstance(message.content, str):
         content = [
@@ -285,7 +288,8 @@ def _tool(tool: Tool) -> dict[str, object]:
 
 
 def _with_all_keys(tool: Tool) -> Tool:
-    """The tool for templates that fail if a schema has no ``required`` or a parameter no single ``type``."""
+    """Returns the tool with ``required`` and with one ``type`` for each parameter. Some templates fail
+    without them."""
     schema = orjson.loads(tool.schema)
     parameters = {}
     for name, part in (schema.get("properties") or {}).items():
@@ -296,8 +300,9 @@ def _with_all_keys(tool: Tool) -> Tool:
 
 
 def _with_named_arrays(tool: Tool) -> Tool:
-    """The tool for templates that read the ``items`` of an array, where llama.cpp's interpreter finds a
-    method. gpt-oss's template writes the type ``["string[]"]`` like an array of strings."""
+    """Returns the tool with arrays typed like ``["string[]"]``, which gpt-oss's template shows as arrays of
+    strings. The template would read the ``items`` of an array, but llama.cpp's interpreter finds a method of
+    that name."""
 
     def named(part: Any) -> Any:
         if isinstance(part, list):
@@ -315,7 +320,7 @@ def _with_named_arrays(tool: Tool) -> Tool:
 
 
 class _FamilyReader:
-    """An answer in a format that llama.cpp parses."""
+    """Reads an answer in a format that llama.cpp parses."""
 
     def __init__(self, reply: _llama.Reply) -> None:
         self._reply = reply

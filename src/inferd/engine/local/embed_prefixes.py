@@ -1,8 +1,8 @@
 """The prefixes of embedding models, by family and task.
 
-Such models were trained with a short instruction before each text, and give worse vectors without it. The
-family is recognised by ``general.architecture`` and ``general.name`` of the model file. An unknown family, or
-a text without a task, gets no prefix.
+Such models were trained with a short instruction before each text, and their vectors are worse without it.
+The keys ``general.architecture`` and ``general.name`` of the model file identify the family. A text gets no
+prefix if the family is unknown or the request names no task.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _FAMILIES = (
 
 
 def prefixes(architecture: str, name: str) -> Mapping[str, str]:
-    """The prefix of each task that this model knows."""
+    """Returns the prefixes of this model, by the name of the task."""
     words = " ".join(re.split(r"[\W_]+", name.lower())).strip()
     for architectures, pattern, found in _FAMILIES:
         if re.fullmatch(architectures, architecture) and re.search(pattern, words):

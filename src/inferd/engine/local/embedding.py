@@ -1,9 +1,10 @@
 """Embedding and ranking models on llama.cpp, as a :class:`~inferd.engine.backend.Backend`.
 
-A request becomes a job: its texts as token sequences, which a small pool makes and checks before any is
-computed. One thread computes batches of whole sequences. A batch takes one sequence of each job in turn until
-it is full, so concurrent requests share it and a short one never waits for a long one. The GIL is free while
-a batch is computed. The next batch omits a cancelled job; a batch whose jobs are all cancelled is cut off.
+A request becomes a job. A small pool of threads first converts all its texts to token sequences and checks
+them. Then one thread computes batches of whole sequences. A batch takes one sequence of each job in turn
+until it is full, so concurrent requests share a batch, and a short request never waits for a long one. The
+GIL is released while a batch is computed. A cancelled job is left out of the next batch. If all jobs of a
+batch are cancelled, the batch is interrupted.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ _CPU_BATCH_TOKENS = 256
 
 
 def _strips_accents(model: _llama.Model) -> bool:
-    """Whether the tokenizer decomposes text and drops its marks, by the file's metadata as llama.cpp reads
-    them."""
+    """Returns whether the tokenizer removes accents. Reads the model file's metadata in the way of
+    llama.cpp."""
     if _llama.metadata(model, "tokenizer.ggml.model") != "bert":
         return False
     lowercase = _llama.metadata(model, "tokenizer.ggml.normalizer.lowercase") or "true"
@@ -60,7 +61,8 @@ def _strips_accents(model: _llama.Model) -> bool:
 
 
 class _Job:
-    """One request: ``sequences`` from the pool, ``rows`` from the computing thread, in the same order."""
+    """One request. The pool makes its ``sequences``; the computing thread adds the ``rows`` in the same
+    order."""
 
     def __init__(self, finish: Callable[[bytes], Any], future: asyncio.Future[Any]) -> None:
         self.finish = finish
@@ -71,7 +73,7 @@ class _Job:
         self.cancelled = False
 
     def prepare(self, sequences: Iterator[bytes]) -> None:
-        """Makes the sequences until all are made or the client has left."""
+        """Makes the sequences. Stops early if the client leaves."""
         for sequence in sequences:
             if self.cancelled:
                 return
@@ -82,7 +84,8 @@ class _Job:
         return sum(map(len, self.sequences)) // _TOKEN_BYTES
 
     def settle(self, result: object) -> None:
-        """Ends the wait on the event loop, which raises ``result`` if it is an exception."""
+        """Gives ``result`` to the waiting coroutine, or raises it there if it is an exception. Called from
+        any thread."""
         self.future.get_loop().call_soon_threadsafe(self._settle, result)
 
     def _settle(self, result: object) -> None:
@@ -95,7 +98,7 @@ class _Job:
 
 
 class EmbeddingModel(Backend):
-    """One loaded model that makes vectors, or scores if it pools by ``rank``. Made by :meth:`load`."""
+    """One loaded model that makes vectors, or scores if its pooling is ``rank``. :meth:`load` makes it."""
 
     kind = "llamacpp"
 
@@ -135,11 +138,11 @@ class EmbeddingModel(Backend):
         progress: Progress,
         cancelled: threading.Event,
     ) -> EmbeddingModel:
-        """Loads the model and makes its context; blocks.
+        """Loads the model and makes its context. Blocks until that is done.
 
-        ``config.n_ctx`` is the most tokens of one input; options for generation are ignored. ``pooling`` is
-        ``mean``, ``cls``, ``last`` or ``rank``; ``None`` keeps the model file's. Progress and errors as for
-        ``LlamaCpp.load``.
+        ``config.n_ctx`` is the maximum number of tokens of one input. Options for generation are ignored.
+        ``pooling`` is ``mean``, ``cls``, ``last`` or ``rank``, or ``None`` for the model file's own.
+        ``progress`` and the errors are those of ``LlamaCpp.load``.
         """
 
         def report(fraction: float) -> bool:
@@ -196,7 +199,7 @@ class EmbeddingModel(Backend):
         return self._capabilities
 
     def pulse(self) -> Pulse:
-        """The progress of the computing thread."""
+        """Returns the progress of the computing thread."""
         began = self._batch_began
         busy_ms = 0.0 if began is None else max(0.001, (time.monotonic() - began) * 1e3)
         return Pulse(steps=self._batches, busy_ms=busy_ms)
@@ -247,7 +250,8 @@ class EmbeddingModel(Backend):
         return (unicodedata.normalize("NFD", text) if self._strips_accents else text).encode()
 
     def _checked(self, what: str, tokenize: Callable[..., bytes], *texts: bytes) -> bytes:
-        """The tokens of ``texts``, checked for llama.cpp's limits. Raises InvalidRequest."""
+        """Returns the tokens of ``texts``. Raises InvalidRequest for no token or too many; ``what`` names the
+        texts in its message."""
         try:
             tokens = tokenize(*texts)
         except ValueError as error:
@@ -271,7 +275,8 @@ class EmbeddingModel(Backend):
         return scores
 
     async def _compute(self, sequences: Iterator[bytes], finish: Callable[[bytes], R]) -> tuple[R, int]:
-        """The result of ``finish`` for the rows of all sequences, and the number of their tokens."""
+        """Computes the rows of all ``sequences``. Returns what ``finish`` makes of the rows, and the number
+        of tokens."""
         if not self.ready() or self._loop is None:
             raise NotReady
         job = _Job(finish, self._loop.create_future())
@@ -313,7 +318,8 @@ class EmbeddingModel(Backend):
                 self._keep(batch, rows)
 
     def _next_batch(self) -> list[tuple[_Job, bytes]]:
-        """Waits for work. Returns an empty batch when the backend closes, which ends every job."""
+        """Waits for work and returns the next batch. If the backend closes, ends every job and returns an
+        empty batch."""
         with self._changed:
             last, self._batch = self._batch, []
             self._batch_began = None

@@ -1,11 +1,11 @@
-"""Gives back the memory of a mapped model file that nothing reads any more.
+"""Releases the memory of a mapped model file after a load.
 
-llama.cpp maps the file. Weights that it rearranges for the processor, or sends to a GPU, are copied from
-there, and the pages that they came from stay resident. After a load all pages of the file are given back;
-those that are still read come again from the system's cache of the file.
+llama.cpp maps the file into memory. It copies weights that it rearranges for the processor or sends to a GPU,
+and the pages of the originals stay resident although nothing reads them again. So ``give_back`` releases all
+pages of the file after a load. If a page is still needed, the system reads it again from its page cache.
 
-The sandbox of an engine forbids to open the list of mappings, so ``hold`` opens it before. On a system
-without such a list, nothing is given back.
+The list of mappings is a file, which the sandbox of an engine forbids to open, so ``hold`` opens it before.
+On a system without this file, nothing is released.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _held: list[int] = []
 
 
 def hold() -> None:
-    """Opens the list of mappings for the life of the process."""
+    """Opens the list of mappings, which stays open for the life of the process."""
     with suppress(OSError):
         _held.append(os.open(_MAPS, os.O_RDONLY | os.O_CLOEXEC))
 
 
 def give_back(*files: int) -> int:
-    """Gives back the resident pages of the open ``files``; returns the bytes of their mappings."""
+    """Releases the resident pages of the open ``files``. Returns the size of their mappings in bytes."""
     wanted = {str(os.fstat(file).st_ino) for file in files}
     libc = ctypes.CDLL(None, use_errno=True)
     libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)

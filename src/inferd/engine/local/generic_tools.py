@@ -1,8 +1,8 @@
 """Tool calls for models whose template does not support tools.
 
-The system message describes the tools and asks the model to write a call as one JSON object, after
-``<tool_call>`` if it may also answer in text. A guide constrains the answer: from the first character if a
-call is required, else from the marker on.
+The system message describes the tools and asks the model to write a call as one JSON object. If the model may
+also answer in text, the marker ``<tool_call>`` precedes the object. A guide (a grammar for the answer)
+constrains the answer from the first character if a call is required, else from the marker on.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MARKER = "<tool_call>"
 
 
 def instructions(tools: Sequence[Tool], required: bool) -> str:
-    """The system message's text about the tools."""
+    """Returns the text about the tools for the system message."""
     described = [
         {"name": tool.name, "description": tool.description, "parameters": orjson.Fragment(tool.schema)}
         for tool in tools
@@ -36,7 +36,8 @@ def instructions(tools: Sequence[Tool], required: bool) -> str:
 
 
 def guide(guides: Guides, held: Mapping[str, Held], required: bool) -> _llama.Guide:
-    """A guide for one call: from the first token on if it is ``required``, else from the marker on."""
+    """Returns a guide for one call. It applies from the first token on if a call is ``required``, else from
+    the marker on."""
     calls = []
     rules = []
     for i, (name, each) in enumerate(held.items()):
@@ -53,12 +54,12 @@ def guide(guides: Guides, held: Mapping[str, Held], required: bool) -> _llama.Gu
 
 
 def as_text(call: ToolCall) -> str:
-    """The text of an earlier turn's call in the conversation."""
+    """Returns the text that represents the call of an earlier turn in the prompt."""
     return f'{MARKER}{{"name": {orjson.dumps(call.name).decode()}, "arguments": {call.arguments}}}'
 
 
 class Reader:
-    """Parses an answer while it grows. The answer is text up to the marker, and at most one call after it."""
+    """Parses an answer while it grows. The answer is text, optionally followed by the marker and one call."""
 
     def __init__(self, required: bool) -> None:
         self._in_call = required
@@ -67,7 +68,8 @@ class Reader:
         self._shown_bytes = 0
 
     def feed(self, text: str, *, last: bool) -> list[Event] | None:
-        """The events of more text, ``last`` with its end; ``None`` for a call that does not parse."""
+        """Returns the events that ``text`` completes, or ``None`` if the call cannot be parsed. ``last``
+        means that the answer ends after ``text``."""
         self._held += text
         events: list[Event] = []
         if not self._in_call:
@@ -88,7 +90,8 @@ class Reader:
         return events
 
     def cut(self) -> list[Event]:
-        """The text held back as a possible marker; half a call gives no event."""
+        """Ends an answer that was cut off. Returns the text that was held back as a possible marker. An
+        unfinished call gives no event."""
         return [self._text(self._held)] if self._held and not self._in_call else []
 
     def _text(self, shown: str) -> Text:
@@ -97,7 +100,7 @@ class Reader:
         return Text(shown)
 
     def _split_before_marker(self) -> tuple[str, str]:
-        """The text to emit, and the end that may begin the marker."""
+        """Splits the text that was held back into the part to emit and an end that may begin the marker."""
         for n in range(min(len(self._held), len(MARKER) - 1), 0, -1):
             if self._held.endswith(MARKER[:n]):
                 return self._held[:-n], self._held[-n:]

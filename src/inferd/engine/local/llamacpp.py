@@ -1,8 +1,8 @@
-"""The llama.cpp backend: the token loop as a :class:`~inferd.engine.backend.Backend`.
+"""The llama.cpp backend, which wraps the token loop as a :class:`~inferd.engine.backend.Backend`.
 
-It uses three kinds of threads. The event loop's thread owns the streams. A small pool renders, tokenises and
-parses grammars, so that no request blocks the event loop. One engine thread decodes; it signals a descriptor
-once a step, and :meth:`LlamaCpp._wake` wakes the streams with new output.
+It uses three kinds of threads. The event loop's thread owns the streams. A small pool renders and tokenises
+prompts and parses grammars, so that no request blocks the event loop. One engine thread decodes. It signals a
+file descriptor after each step; then :meth:`LlamaCpp._wake` wakes the streams that have new output.
 """
 
 from __future__ import annotations
@@ -68,18 +68,18 @@ MAX_TOKENS = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LlamaCppConfig:
-    """The model to load and the options to serve it.
+    """The model to load, and its options.
 
-    ``name`` is the config entry's, ``model`` the model's. ``fd`` is the open, verified file to load,
-    ``parts`` are the further files of a split model; ``path`` is only for display. ``n_ctx`` is the context
-    of one request in tokens, ``n_parallel`` the number of concurrent requests. ``n_gpu_layers`` -1 is all,
-    on GPUs and RPC workers; ``output_here`` keeps the vocabulary's matrix on this CPU;
-    ``threads`` 0 lets the loop choose; ``flash_attention`` and ``drafts`` are ``auto``, ``on`` or ``off``.
-    ``projector`` is the GGUF file of the encoder for images and sounds. ``chat_template`` replaces the
-    model's own; empty keeps it. ``draft_fd`` is the open file of a small model of the same vocabulary, which
-    drafts for this one. ``ahead_tokens`` bounds the work of :mod:`~inferd.engine.local.past.ahead` after an
-    answer; 0 is none. ``keep_thinking`` keeps earlier thinking that the template would leave out.
-    ``adapters`` come with their open files.
+    ``name`` is the name of the config entry, ``model`` that of the model. ``fd`` is the open, verified file
+    to load; ``parts`` are the descriptors of a split model's other files. ``path`` is for display only.
+    ``n_ctx`` is the context of one request in tokens. ``n_parallel`` is the number of concurrent requests. If
+    ``n_gpu_layers`` is -1, GPUs and RPC workers compute all layers. ``output_here`` keeps the output matrix
+    on this CPU. If ``threads`` is 0, the token loop chooses. ``flash_attention`` and ``drafts`` are ``auto``,
+    ``on`` or ``off``. ``projector`` is the GGUF file of the encoder for images and sounds. ``chat_template``
+    replaces the model's own template unless it is empty. ``draft_fd`` is the open file of a small draft model
+    with the same vocabulary. ``ahead_tokens`` limits the tokens that :mod:`~inferd.engine.local.past.ahead`
+    computes after an answer. ``keep_thinking`` keeps earlier thinking that the template would omit.
+    ``adapters`` are pairs of an adapter and its open file.
     """
 
     name: str
@@ -108,7 +108,7 @@ class LlamaCppConfig:
 
 
 class LlamaCpp(Backend):
-    """One loaded model, its context, and the thread that decodes. Made by :meth:`load`."""
+    """One loaded model, its context, and its engine thread. :meth:`load` makes it."""
 
     kind = "llamacpp"
 
@@ -143,7 +143,7 @@ class LlamaCpp(Backend):
             adapter.name: (number, b"\0" + adapter.key.encode())
             for number, (adapter, _) in enumerate(config.adapters)
         }
-        """The number of each adapter, and the suffix of the scopes computed with it."""
+        """The number of each adapter, and the suffix for the scope of requests that use it."""
         self._suggested = suggested(functools.partial(_llama.metadata, model))
         self._answers = Answers()
         self._dates = Dates()
@@ -161,10 +161,11 @@ class LlamaCpp(Backend):
 
     @classmethod
     def load(cls, config: LlamaCppConfig, *, progress: Progress, cancelled: threading.Event) -> LlamaCpp:
-        """Loads the model and makes its context; blocks.
+        """Loads the model and makes its context. Blocks until that is done.
 
-        ``progress`` gets the phases ``mmap`` (``path``, ``progress`` 0 to 1) and ``kv_cache`` (``n_ctx``).
-        Raises ``ModelError`` with llama.cpp's reason, and ``BootCancelled`` soon after ``cancelled`` is set.
+        ``progress`` is called with the phases ``mmap`` (details: ``path``, and ``progress`` from 0 to 1) and
+        ``kv_cache`` (``n_ctx``). Raises ``ModelError`` with llama.cpp's reason. If ``cancelled`` is set,
+        raises ``BootCancelled`` soon after.
         """
 
         def report(fraction: float) -> bool:
@@ -249,7 +250,7 @@ class LlamaCpp(Backend):
         return self._capabilities
 
     def pulse(self) -> Pulse:
-        """The progress of the token loop."""
+        """Returns the progress of the token loop."""
         steps, busy_us, predicted_us = self._engine.pulse()
         return Pulse(steps=steps, busy_ms=busy_us / 1e3, predicted_ms=predicted_us / 1e3)
 
@@ -259,7 +260,7 @@ class LlamaCpp(Backend):
         self._thread.start()
 
     def keep_states(self, send: Send, idle_ms: int) -> None:
-        """Starts saving states in files of the daemon, which ``send`` reaches."""
+        """Begins to exchange cache states with the daemon's files. ``send`` sends a message to the daemon."""
         self.states = EngineStates(self._engine, send, idle_ms)
 
     async def generate(self, request: GenerateRequest) -> Stream:
@@ -312,7 +313,8 @@ class LlamaCpp(Backend):
         return answer
 
     def _prepare(self, request: GenerateRequest) -> tuple[int, Prepared, Ended] | Done:
-        """Renders and tokenises the prompt, parses the grammar, and queues the job; runs in the pool."""
+        """Renders and tokenises the prompt, parses the grammar, and queues the job. Runs in a thread of the
+        pool."""
         past = NOTHING
         if request.cache:
             kept = self._answers.of(request, thoughts=self._thoughts)
@@ -343,7 +345,7 @@ class LlamaCpp(Backend):
         return job, prepared, Ended(request, prepared.prompt, past.now, scope, adapter)
 
     def _drop(self, submitted: asyncio.Future[tuple[int, Prepared, Ended] | Done]) -> None:
-        """Drops a request whose client left during its preparation."""
+        """Drops a request whose client has left while the request was prepared."""
         if not submitted.cancelled() and submitted.exception() is None:
             answer = submitted.result()
             if not isinstance(answer, Done):

@@ -1,4 +1,4 @@
-"""Helpers of a load: llama.cpp's log lines, the preparing threads, and the device."""
+"""Helpers for loading a model: llama.cpp's log lines, the threads that prepare requests, and the device."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ _log = log.get("llamacpp")
 GGML_WARN, GGML_ERROR = 3, 4
 
 PREPARING_STACK_BYTES = 256 << 20
-"""Enough for the deepest expression and value of a chat template that template_limits.cpp allows. Only the
-used part takes memory."""
+"""The stack size of a preparing thread. It suffices for the deepest expression and value of a chat template
+that template_limits.cpp allows. Only the used part of a stack takes memory."""
 
 
 def pass_on_log(at_least: int = 0) -> str:
-    """Moves llama.cpp's log lines to inferd's log; returns the last error among them, or ``""``."""
+    """Moves llama.cpp's log lines to inferd's log, lines below the level ``at_least`` as debug lines. Returns
+    the last error among them, or ``""``."""
     last_error = ""
     for level, text in _llama.drain_log():
         if level == GGML_ERROR:
@@ -36,8 +37,8 @@ def pass_on_log(at_least: int = 0) -> str:
 
 @contextmanager
 def loading(cancelled: threading.Event) -> Iterator[None]:
-    """Surrounds a load: adds llama.cpp's reason to a ``ModelError``; raises ``BootCancelled`` if
-    ``cancelled`` is set."""
+    """Surrounds a load. Adds llama.cpp's reason to a ``ModelError``. Raises ``BootCancelled`` if the load
+    succeeds but ``cancelled`` is set."""
     try:
         yield
     except ModelError as error:
@@ -49,10 +50,10 @@ def loading(cancelled: threading.Event) -> Iterator[None]:
 
 
 def preparing_threads(count: int = 2) -> ThreadPoolExecutor:
-    """``count`` threads that render, tokenise and parse grammars: one for each concurrent request, so that no
-    request waits for the preparation of another.
+    """Starts ``count`` threads that render and tokenise prompts and parse grammars. With one for each
+    concurrent request, no request waits for the preparation of another.
 
-    Raises ModelError if the system has no memory for their stacks.
+    Raises ModelError if the system has no memory for the threads' stacks.
     """
     pool = ThreadPoolExecutor(count, thread_name_prefix="inferd-prepare")
     all_started = threading.Barrier(count)
@@ -79,7 +80,8 @@ def ended_on_error(pool: ThreadPoolExecutor) -> Iterator[None]:
 
 
 def accelerator_of(n_gpu_layers: int, n_layer: int) -> Accelerator:
-    """The device of a model of ``n_layer`` layers; ``n_gpu_layers`` -1 is all."""
+    """Returns the device of a model with ``n_layer`` layers. If ``n_gpu_layers`` is -1, the GPU computes all
+    layers."""
     devices = _llama.devices()
     gpu = next((d for d in devices if d[0] in ("gpu", "igpu")), None)
     if gpu is None or n_gpu_layers == 0:

@@ -1,7 +1,8 @@
-"""Checks and decodes the images and sounds of a request for a projector.
+"""Checks and decodes the images and sounds of a request before the projector encodes them.
 
-The limits here apply to one item; the wire limits the items and bytes of a request. A picture can unpack to a
-thousand times its size, so its dimensions are checked before a pixel is decoded.
+The limits here apply to one image or sound; the wire layer limits the number and the bytes of a request's
+attachments. A picture can unpack to a thousand times its size, so its dimensions are checked before a pixel
+is decoded.
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ AUDIO_TYPES = {
 }
 
 Item = tuple[str, bool, int, int, "bytes | memoryview"]
-"""(kind, encoded, width, height, bytes, never empty), as the engine takes it."""
+"""The engine's form of an attachment: (kind, whether it is an encoded file, width, height, bytes). The bytes
+are never empty."""
 
 
 def to_item(media: Media, projector: _llama.Projector | None) -> Item:
-    """The item for a medium. Raises ``AttachmentUnsupported`` for a kind that the model does not support."""
+    """Returns the engine's form of an attachment. Raises ``AttachmentUnsupported`` if the model does not
+    support its kind or type, and ``InvalidRequest`` if it is invalid."""
     if projector is None or not (projector.vision if media.kind == "image" else projector.audio):
         raise AttachmentUnsupported(f"the model takes no {media.kind} attachments")
     if media.kind == "image":

@@ -1,7 +1,8 @@
 """The files of a portable build: ggml with its CPU variants, and companion packages with a GPU backend.
 
-A build for one machine has none of them: everything is compiled into ``_llama``. ``INFERD_CPU_VARIANT`` names
-a CPU variant; by default inferd uses the best one that the machine can run.
+A build for one machine has none of these files: everything is compiled into ``_llama``. The variable
+``INFERD_CPU_VARIANT`` selects a CPU variant. By default inferd uses the best variant that the machine can
+run.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from inferd.errors import ConfigError
 
 _llama = find_spec("inferd.engine.local._llama")
 GGML = Path((_llama and _llama.origin) or __file__).parent / "ggml"
-"""The folder of ggml's libraries, beside the extension module and not always beside the Python files."""
+"""The folder of ggml's libraries. It is beside the extension module, which may be in another folder than the
+Python files."""
 COMPANIONS = {"inferd-cuda": "libggml-cuda.so", "inferd-vulkan": "libggml-vulkan.so"}
-"""Distribution → its shared library, in the package of the same name."""
+"""The name of each companion distribution, and the shared library in its package."""
 
 
 class Companion(NamedTuple):
-    """An installed companion package; ``problem`` is the reason why its library is not loaded."""
+    """An installed companion package. ``problem`` is the reason why its library does not fit, or empty."""
 
     name: str
     file: Path
@@ -30,15 +32,16 @@ class Companion(NamedTuple):
 
 
 def variants() -> list[str]:
-    """The names of the CPU variants of this build. A build for one machine has only ``native``."""
+    """Returns the names of the CPU variants of this build. In a build for one machine, this is ``native``
+    alone."""
     found = sorted(file.stem.removeprefix("libggml-cpu-") for file in GGML.glob("libggml-cpu-*.so"))
     return found or ["native"]
 
 
 def chosen_variant() -> str:
-    """The CPU variant that INFERD_CPU_VARIANT names, or ``""`` if the variable is not set.
+    """Returns the CPU variant that INFERD_CPU_VARIANT names, or ``""`` if the variable is not set.
 
-    Raises ConfigError if this build does not have it.
+    Raises ConfigError if this build does not have that variant.
     """
     name = os.environ.get("INFERD_CPU_VARIANT", "")
     if name and name not in variants():
@@ -47,15 +50,15 @@ def chosen_variant() -> str:
 
 
 def cannot_run(variant: str) -> str:
-    """The message for a missing CPU backend: the machine cannot run ``variant``, or for ``""`` any of
-    them."""
+    """Returns the error message for a machine that cannot run ``variant``, or cannot run any variant if
+    ``variant`` is empty."""
     if variant:
         return f"this processor cannot run the CPU variant {variant}; unset INFERD_CPU_VARIANT"
     return f"no CPU backend in {GGML} could be loaded; install inferd again"
 
 
 def companions() -> list[Companion]:
-    """The installed companion packages, in the order of loading."""
+    """Returns the installed companion packages, in the order in which they are loaded."""
     found = []
     for name, library in COMPANIONS.items():
         spec = find_spec(name.replace("-", "_"))
@@ -80,8 +83,9 @@ def companions() -> list[Companion]:
 
 
 def not_loaded(companion: Companion) -> str:
-    """Why the library of ``companion`` is not loaded, or ``""``. The linker names what is missing, such
-    as the library of the GPU's driver. This loads the library: import the engine first."""
+    """Returns the reason why the library of ``companion`` cannot be loaded, or ``""``. The reason may be the
+    linker's, such as a missing library of the GPU's driver. Import the engine before, because this call loads
+    the library."""
     if not companion.problem:
         import ctypes  # most installs have no companion
 
@@ -93,5 +97,5 @@ def not_loaded(companion: Companion) -> str:
 
 
 def companion_files() -> list[Path]:
-    """The libraries of the companions that fit this inferd."""
+    """Returns the libraries of the companions that fit this inferd."""
     return [companion.file for companion in companions() if not companion.problem]

@@ -1,7 +1,8 @@
 """Tells whether this machine runs on its battery.
 
-The files of the kernel are opened by ``supplies``, before the sandbox of an engine forbids that, and read
-again later. On a system without them the answer is no.
+``supplies`` opens the kernel's files about the batteries before an engine enters its sandbox, which forbids
+opening files. Later the open files are read again. On a system without such files, ``on_battery`` returns
+false.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ _SUPPLIES = Path("/sys/class/power_supply")
 
 
 class Supplies:
-    """The batteries of the machine. Those of a mouse or a headset do not count."""
+    """The batteries of the machine, except those of devices such as a mouse or a headset."""
 
     def __init__(self, place: Path = _SUPPLIES) -> None:
         self._status: list[int] = []
@@ -40,5 +41,5 @@ class Supplies:
 
 @cache
 def supplies() -> Supplies:
-    """The batteries of this machine. Their files stay open for the life of the process."""
+    """Returns the batteries of this machine. Their files stay open for the life of the process."""
     return Supplies()

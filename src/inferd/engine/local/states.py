@@ -1,8 +1,8 @@
-"""Moves states between the token loop of an engine process and the daemon's files.
+"""Moves computed prompts (states of the KV cache) between an engine process and the daemon's files.
 
-At its start the daemon tells the engine which files exist. If a request begins with the prefix in a file, the
-engine asks for it and gets its descriptor; only that request waits. A state to be saved reaches the daemon in
-a memory file. The engine opens no file and knows no path. One state at a time is being saved.
+When the engine starts, the daemon tells it which files exist. If a request begins with the tokens of a file,
+the engine asks for the file and gets its descriptor; only that request waits. The engine sends a state to
+save as a memory file, and the daemon saves one state at a time. The engine opens no file and knows no path.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Send = Callable[[int, int, bytes, Sequence[int]], None]
 
 
 class EngineStates:
-    """The engine's end. ``wake`` and ``receive`` run on the event loop."""
+    """The engine's side. ``wake`` and ``receive`` run on the event loop."""
 
     def __init__(self, engine: Engine, send: Send, idle_ms: int) -> None:
         self._engine = engine
@@ -47,7 +47,7 @@ class EngineStates:
         engine.open_files(idle_ms)
 
     def wake(self) -> None:
-        """Looks whether the token loop wants a file or has a state to save."""
+        """Asks the daemon for files that the token loop wants, and sends it a state to save, if any."""
         for number in self._engine.files_wanted():
             self._send(m.WANTED, number, b"", ())
         state = self._engine.leaving()
@@ -104,26 +104,29 @@ class EngineStates:
 
 
 class StateStore(Protocol):
-    """The files of one model. Every method blocks, except ``bytes`` and ``removed``."""
+    """The files with the states of one model. Every method blocks, except ``bytes`` and ``removed``."""
 
     def bytes(self) -> int:
-        """The bytes of the files."""
+        """Returns the size of all files in bytes."""
 
     def removed(self) -> int:
-        """How many files were removed because they were damaged or foreign."""
+        """Returns how many files were removed because they were damaged or foreign."""
 
     def open(self, made_by: str) -> list[m.KeptState]:
-        """The existing files. ``made_by`` names the model, the build and the context."""
+        """Returns the existing files. ``made_by`` is the fingerprint of the build, the device and the
+        context."""
 
     def fetch(self, number: int) -> tuple[int, int, int] | None:
-        """A descriptor of an undamaged file, and offset and size of its state."""
+        """Returns the descriptor of a file, and the offset and size of its state, or ``None`` if the file is
+        damaged."""
 
     def save(self, state: m.LeavingState, fd: int) -> tuple[int, list[int]]:
-        """The number of the new file, or 0, and the numbers of deleted files."""
+        """Saves a state. Returns the number of the new file, or 0 if none was made, and the numbers of
+        deleted files."""
 
 
 class DaemonStates:
-    """The daemon's end, for one process. All methods run on the event loop."""
+    """The daemon's side, for one engine process. All methods run on the event loop."""
 
     def __init__(self, store: StateStore, process: EngineProcess) -> None:
         self._store = store
@@ -143,9 +146,10 @@ class DaemonStates:
             self._process.tell_states(m.KEPT, 0, m.encode(kept))
 
     async def flush(self) -> None:
-        """Saves every state that is in no file; takes a few seconds, and the last write to the disk, at most.
+        """Saves every state that is not in a file yet. Takes at most ``FLUSH_SECS``, and the time to finish
+        the last write.
 
-        The limit of a step is for the engine: a write that has begun is finished, however busy the disk is.
+        ``FLUSH_STEP_SECS`` limits the engine, not the disk: a write that has begun is always finished.
         """
         self._process.tell_states(m.FLUSH)
         give_up = self._loop.time() + FLUSH_SECS
@@ -201,8 +205,9 @@ class DaemonStates:
 
 
 def fingerprint(load: m.Load, capabilities: Capabilities) -> str:
-    """Names everything that a state depends on besides the model's file: the build, the device and the
-    context, its size included: some models scale positions differently in a long context."""
+    """Returns a digest of everything that a state depends on, except the model's file: the build, the device,
+    the context and its size. The size matters because some models scale positions differently in a long
+    context."""
     parts = (
         __version__,
         _build(),
@@ -216,7 +221,7 @@ def fingerprint(load: m.Load, capabilities: Capabilities) -> str:
 
 @lru_cache(maxsize=1)
 def _build() -> str:
-    """The digest of the compiled engine."""
+    """Returns the digest of the compiled engine module, or ``""`` if it cannot be read."""
     found = importlib.util.find_spec("inferd.engine.local._llama")
     with contextlib.suppress(OSError):
         if found is not None and found.origin is not None:

@@ -1,7 +1,8 @@
 """Sampling defaults for requests that leave settings open.
 
-``DEFAULTS`` are those of inferd 0.2.1, which v1 keeps. ``suggested`` reads the publisher's recommendation
-from the model's file (``general.sampling.*``), on top of a temperature that suits small and large models.
+``DEFAULTS`` are the defaults of inferd 0.2.1, which v1 still uses. ``suggested`` reads the publisher's
+recommendation from the model's file (``general.sampling.*``). A setting without a recommendation gets its
+value of ``UNSUGGESTED``, whose temperature suits small and large models.
 """
 
 from __future__ import annotations
@@ -36,9 +37,10 @@ _KEYS: dict[str, tuple[str, float, float]] = {
 
 
 def suggested(metadata: Callable[[str], str]) -> SamplingParams:
-    """The settings for a model; ``metadata`` returns a value of its file as text, empty if missing.
+    """Returns the recommended settings of a model. ``metadata`` returns the text of a metadata key of the
+    model's file, or an empty text.
 
-    A value outside the range of requests is ignored.
+    A value is ignored if a request could not set it, because it is out of range.
     """
     found: dict[str, Any] = {}
     for key, (name, least, most) in _KEYS.items():

@@ -1,1 +1,1 @@
-"""Models that answer elsewhere, over HTTP."""
+"""Backends that use a model server over the network."""

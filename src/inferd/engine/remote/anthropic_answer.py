@@ -1,6 +1,7 @@
 """Assembles an answer from the event stream of Anthropic's Messages API.
 
-A tool call becomes one event. Unknown kinds of events and blocks are ignored, as the API asks of clients.
+A tool call becomes one event. The API asks clients to ignore unknown kinds of events and blocks; this module
+does.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ _decode = msgspec.json.Decoder(_Event).decode
 
 
 class Answer:
-    """An answer while it is read."""
+    """Collects the parts of one answer while its events arrive."""
 
     def __init__(self, request: GenerateRequest) -> None:
         self._tool_required = request.tool_choice == "required" or bool(request.tool_name)
@@ -80,10 +81,10 @@ class Answer:
         self._calls: dict[int, tuple[_Block, list[str]]] = {}
 
     def feed(self, data: bytes) -> Iterator[Event]:
-        """The events for one event of the API; the last one gives ``Done``.
+        """Yields the backend's events for one event of the API. The API's last event yields ``Done``.
 
-        Raises InvalidRequest and Unavailable for errors that the server reports, ToolCallMalformed, and
-        BackendInternal for a malformed event.
+        Raises InvalidRequest or Unavailable for an error that the server reports, ToolCallMalformed for a
+        malformed tool call, and BackendInternal for a malformed event.
         """
         try:
             event = _decode(data)
@@ -106,7 +107,7 @@ class Answer:
             yield self._end()
 
     def _count(self, usage: _Usage | None) -> None:
-        """Takes token counts; those of a later event replace earlier ones."""
+        """Notes token counts. The counts of a later event replace earlier ones."""
         if usage is not None:
             for name in usage.__struct_fields__:
                 if (value := getattr(usage, name)) is not None:
@@ -131,7 +132,8 @@ class Answer:
             yield Text(delta.text)
 
     def _call(self, block: _Block, pieces: list[str]) -> Iterator[Event]:
-        """The call, unless it was cut off. Only the end of the answer tells whether the budget cut it."""
+        """Yields the call if its arguments are a complete JSON object. If not, ``_end`` decides whether the
+        token limit cut it off."""
         arguments = "".join(pieces) or "{}"
         try:
             whole = isinstance(orjson.loads(arguments), dict)
@@ -158,7 +160,7 @@ class Answer:
 
 
 def fault(name: str, text: str) -> InvalidRequest | Unavailable:
-    """The error for a fault reported within an answer."""
+    """Returns the error for a fault that the server reported in the middle of an answer."""
     name, text = fault_of({"code": name, "message": text})
     if name in ("invalid_request_error", "validationException"):
         return InvalidRequest(f"the model's server refused the request: {text or 'it gave no reason'}")

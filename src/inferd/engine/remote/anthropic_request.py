@@ -1,6 +1,7 @@
 """Builds requests for Anthropic's Messages API on Bedrock.
 
-Checks that the service makes anyway are left to it: its reason reaches the client as an ``InvalidRequest``.
+This module does not repeat the checks of the service. If the service refuses a request, its reason reaches
+the client as an ``InvalidRequest``.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ Json = dict[str, Any]
 
 
 def request_body(request: GenerateRequest) -> bytes:
-    """The JSON of a request. Encodes its pictures, which is slow.
+    """Returns the JSON body of a request. Call it in a thread if the request has large pictures: encoding
+    them is slow.
 
-    Raises InvalidRequest for options that the API does not have, and AttachmentUnsupported for sounds.
+    Raises InvalidRequest for an option that the API does not have, and AttachmentUnsupported for a sound.
     """
     if request.grammar:
         raise InvalidRequest(
@@ -56,17 +58,17 @@ def request_body(request: GenerateRequest) -> bytes:
 
 
 def _max_tokens(request: GenerateRequest, *, thinks: bool) -> int:
-    """The limit for the answer; thoughts count, too."""
+    """Returns the token limit of the answer, which includes the thinking."""
     if request.max_tokens is None:
         return MAX_TOKENS + MIN_THINKING_TOKENS if thinks else MAX_TOKENS
     return request.max_tokens
 
 
 def _thinking(request: GenerateRequest) -> Json | None:
-    """Half of the tokens are for thoughts.
+    """Returns the field ``thinking``, which reserves half of the tokens for thoughts.
 
-    The answer to a tool result continues without thinking: the API requires the signed thoughts before the
-    call, which the conversation here does not keep.
+    After a tool result the model continues without thinking: the API would require the signed thoughts before
+    the call, and the conversation here does not keep them.
     """
     if not request.thinking or request.messages[-1].role == "tool":
         return None
@@ -80,10 +82,10 @@ def _thinking(request: GenerateRequest) -> Json | None:
 
 
 def _tools(request: GenerateRequest) -> Json:
-    """The part of the request about tools.
+    """Returns the fields of the request that concern tools.
 
-    With the choice ``none`` it lists tools only if the history has calls, because these must be of listed
-    tools.
+    With the choice ``none``, the tools are listed only if the conversation contains calls, because the API
+    accepts calls of listed tools only.
     """
     called = any(message.tool_calls for message in request.messages)
     if not request.tools or (request.tool_choice == "none" and not called):
@@ -116,10 +118,10 @@ class _Turn:
 
 
 def _conversation(messages: Sequence[Message]) -> tuple[str, list[Json]]:
-    """The system prompt, and alternating turns of user and assistant.
+    """Returns the system prompt, and the turns, which alternate between user and assistant.
 
-    Omits empty texts, which the API refuses. Tool results come first in their turn, because they must
-    directly follow their calls.
+    Empty texts are omitted, because the API refuses them. Tool results come first in their turn, because they
+    must directly follow their calls.
     """
     system: list[str] = []
     turns: list[_Turn] = []

@@ -1,7 +1,7 @@
-"""Models of Anthropic on AWS Bedrock: ``InvokeModelWithResponseStream``.
+"""The backend for Anthropic's models on AWS Bedrock, which calls ``InvokeModelWithResponseStream``.
 
-Requests are signed with SigV4 or carry a bearer token; botocore has the signer and the decoder of AWS's
-binary event stream. The credentials leave this module in the headers of a request and nowhere else.
+Requests are signed with SigV4 or carry a bearer token. botocore provides the signer and the decoder of AWS's
+binary event stream. The credentials leave this module only in the headers of a request.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ Signer = Callable[[str, bytes], Mapping[str, str]]
 
 
 class Bedrock(Backend):
-    """Raises ConfigError if botocore is not installed or the entry has no credentials."""
+    """One model on Bedrock. Raises ConfigError if botocore is not installed or the entry has no
+    credentials."""
 
     kind = "bedrock-invoke"
 
@@ -108,7 +109,7 @@ class Bedrock(Backend):
 
 
 def url_of(entry: BedrockEntry) -> str:
-    """The URL to invoke the entry's model. Raises ConfigError for an invalid region name."""
+    """Returns the URL that invokes the entry's model. Raises ConfigError for an invalid region name."""
     if not _REGION.fullmatch(entry.region):
         raise ConfigError(
             f"backend {entry.name!r}: {entry.region!r} is no AWS region; give one like us-east-1"
@@ -122,7 +123,7 @@ def url_of(entry: BedrockEntry) -> str:
 
 
 def signer_of(entry: BedrockEntry) -> Signer:
-    """The signer of the entry's requests."""
+    """Returns the signer for the entry's requests. Raises ConfigError without usable credentials."""
     if entry.bearer_token is not None:
         headers = {**_HEADERS, "authorization": f"Bearer {_sendable(entry, entry.bearer_token.reveal())}"}
         return lambda url, body: headers
@@ -148,7 +149,7 @@ def _sendable(entry: BedrockEntry, key: str) -> str:
 
 
 def signed(auth: Any, method: str, url: str, headers: Mapping[str, str], body: bytes) -> dict[str, str]:
-    """The headers with their signature; ``auth`` is a signer of botocore."""
+    """Returns the headers with the signature added. ``auth`` is one of botocore's signers."""
     from botocore.awsrequest import AWSRequest
 
     request = AWSRequest(method, url, headers=headers, data=body)
@@ -178,9 +179,9 @@ class Decoder:
         self._damage = (ParserError, LookupError, ValueError, struct.error)
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """The events that ``data`` completes.
+        """Yields the model's events that ``data`` completes.
 
-        Raises BackendInternal for damaged data, and
+        Raises BackendInternal for damaged data, and the error of
         :func:`~inferd.engine.remote.anthropic_answer.fault` for an exception in the stream.
         """
         self._buffer.add_data(data)
@@ -206,7 +207,8 @@ def _damaged() -> BackendInternal:
 
 
 def _failure(headers: Mapping[str, Any], payload: bytes) -> InferdError:
-    """The error for a modelled ``exception``, or for an ``error``, which is not modelled."""
+    """Returns the error for an ``exception`` message, which has a type, or an ``error`` message, which has a
+    code."""
     name = str(headers.get(":exception-type") or headers.get(":error-code"))
     try:
         text = msgspec.json.decode(payload, type=_Exception).message

@@ -1,4 +1,5 @@
-"""Turns the error frame of another inferd into the same error, so that the client gets the same code."""
+"""Converts the error frame of an upstream inferd to the same error here, so that the client gets the same
+code."""
 
 from __future__ import annotations
 
@@ -35,8 +36,9 @@ _AS_THERE: dict[str, type[InferdError]] = {
 
 
 def error_of(backend: str, failed: RequestFailed) -> InferdError:
-    """The error for the frame that the daemon of ``backend`` sent. An unknown code is a failure of that
-    daemon. So is a model that it does not have: the config entry names it, not the client."""
+    """Returns the error for an error frame from the daemon of ``backend``. An unknown code becomes
+    BackendInternal. A missing model becomes Unavailable, because the config entry named the model and the
+    client did not."""
     error: InferdError
     if failed.wire_code == "queue_full":
         error = UpstreamFull(str(failed), failed.retry_after_secs)

@@ -1,11 +1,10 @@
 """HTTP client code shared by the remote backends.
 
-An :class:`Upstream` is one server. It raises every failure as one of the errors of :mod:`inferd.errors`, and
-closes the connection at once when a response is abandoned.
+An :class:`Upstream` is one server. It converts every failure to an error of :mod:`inferd.errors`. If a
+response is abandoned, it closes the connection at once.
 
-The server's explanation of an error reaches the client only if the client must change its request: such an
-error is not logged, because the text may quote the prompt. Of other failures only the name of the fault is
-passed on.
+The server's explanation of an error status reaches the client. It is not logged, because it may quote the
+prompt.
 """
 
 from __future__ import annotations
@@ -30,10 +29,10 @@ from inferd.errors import BackendInternal, ConfigError, InferdError, InvalidRequ
 from inferd.redaction import redact
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
-"""A server's number of tokens, within the integers that JSON carries exactly."""
+"""A token count from a server, limited to the integers that JSON carries exactly."""
 
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""The exceptions of decoding malformed, unexpected or too deeply nested JSON."""
+"""The exceptions that decoding raises for malformed, unexpected or too deeply nested JSON."""
 
 CONNECT_SECS = 10.0
 # Servers commonly close a connection after 5 s of idling; a request must not race with that.
@@ -57,8 +56,8 @@ _ENDING_SECS = 0.1
 class _PooledClient:
     """An HTTP client with at most one connection.
 
-    httpx's pool loses connections of requests cancelled at a bad moment, and cleans up others only when it is
-    used. So each connection has its own pool and is closed with it.
+    httpx's pool can lose the connection of a cancelled request, and cleans up other connections only when it
+    is used. So each connection gets a pool of its own and is closed with that pool.
     """
 
     def __init__(self, client: httpx.AsyncClient) -> None:
@@ -79,9 +78,9 @@ class _PooledClient:
 class Upstream:
     """The server at ``base_url``.
 
-    Connecting may take ``CONNECT_SECS``. After that ``timeout_secs`` is the longest silence, before the first
-    byte and between any two; the whole response may take longer. Redirects are not followed: the key may not
-    be meant for the next host. Raises ConfigError for an invalid ``base_url``.
+    Connecting may take ``CONNECT_SECS``. After that, the server may be silent for ``timeout_secs`` before the
+    first byte and between two reads; the whole response may take longer. Redirects are not followed, because
+    the API key may not be meant for the other host. Raises ConfigError for an invalid ``base_url``.
     """
 
     def __init__(self, base_url: str, timeout_secs: float) -> None:
@@ -113,7 +112,7 @@ class Upstream:
 
     @contextmanager
     def _checkout(self) -> Iterator[_PooledClient]:
-        """A client for one request; kept for the next one if the request succeeds."""
+        """Lends a client for one request. If the request succeeds, the client is kept for the next one."""
         if self._idle:
             line, expiry = self._idle.popitem()
             expiry.cancel()
@@ -136,17 +135,18 @@ class Upstream:
         self._drop(line)
 
     def _drop(self, line: _PooledClient) -> None:
-        """Closes the client in a separate task, because the request's task may be cancelled again."""
+        """Closes the client in a separate task, so that a second cancel of the request does not interrupt
+        it."""
         dropping = asyncio.ensure_future(line.close())
         self._dropping.add(dropping)
         dropping.add_done_callback(self._dropping.discard)
 
     @asynccontextmanager
     async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> AsyncIterator[httpx.Response]:
-        """The response to a request; read its body with ``aiter_raw``.
+        """Sends a request and gives its response. Read the body with ``aiter_raw``.
 
-        Raises, also while the body is read: InvalidRequest if the server refuses the request itself,
-        Unsupported if it does not implement it, else Unavailable.
+        Raises InvalidRequest if the server refuses this request, Unsupported if it does not implement such
+        requests, else Unavailable. Unavailable may also come while the body is read.
         """
         async with self._ask("POST", url, body, headers) as response:
             if response.status_code != 200:
@@ -154,7 +154,7 @@ class Upstream:
             yield response
 
     async def get(self, url: str, headers: Mapping[str, str], *, at_most: int) -> tuple[int, bytes]:
-        """The status of the response, an error status included, and its body.
+        """Returns the status and the body of the response, also for an error status.
 
         Raises Unavailable and BackendInternal.
         """
@@ -193,13 +193,14 @@ class Upstream:
             raise Unavailable(f"{self.host} broke off the connection ({what})") from None
 
     async def read(self, url: str, body: bytes, headers: Mapping[str, str], *, at_most: int) -> bytes:
-        """The whole body of the response, at most ``at_most`` bytes. Raises as :meth:`post`, and
-        BackendInternal."""
+        """Returns the whole body of the response. Raises the errors of :meth:`post`, and BackendInternal if
+        the body is longer than ``at_most`` bytes."""
         async with self.post(url, body, headers) as response:
             return await self.read_all(response, at_most=at_most)
 
     async def read_all(self, response: httpx.Response, *, at_most: int) -> bytes:
-        """The whole body of a response, at most ``at_most`` bytes. Raises BackendInternal."""
+        """Returns the whole body of a response. Raises BackendInternal if it is longer than ``at_most``
+        bytes."""
         answer = bytearray()
         async for chunk in response.aiter_raw():
             answer += chunk
@@ -229,15 +230,14 @@ class Upstream:
 
 
 async def let_end(chunks: AsyncIterator[bytes]) -> None:
-    """Reads the rest of a response after the answer, if it comes soon, so that the connection can be
-    reused."""
+    """Reads the response to its end, if the end comes soon, so that the connection can be reused."""
     with anyio.move_on_after(_ENDING_SECS):
         async for _ in chunks:
             pass
 
 
 def _reason(error: BaseException) -> str:
-    """The message of the system or the TLS library for a failure to connect."""
+    """Returns the message of the system or of the TLS library that explains a failed connect."""
     while root := error.__cause__ or error.__context__:
         error = root
     if isinstance(error, ssl.SSLCertVerificationError):
@@ -250,10 +250,11 @@ def _reason(error: BaseException) -> str:
 
 
 def refusal(host: str, status: int, headers: Mapping[str, str], body: bytes, secret: str = "") -> InferdError:
-    """The error for a response with an error status; ``headers`` with lower-case names.
+    """Returns the error for a response with an error status. The names in ``headers`` are in lower case.
 
-    The server's explanation reaches the client, without ``secret`` and other text that looks like a key. It
-    does not reach the log, because it may quote the request.
+    The error contains the server's explanation for the client. If the server does not blame the request,
+    ``secret`` and other text that looks like a key are removed. The log does not get the explanation, because
+    it may quote the request.
     """
     name, text = _explanation(body)
     name = name or _name_in(headers.get("x-amzn-errortype", ""))
@@ -283,7 +284,7 @@ def refusal(host: str, status: int, headers: Mapping[str, str], body: bytes, sec
 
 
 def _explanation(body: bytes) -> tuple[str, str]:
-    """The result of :func:`fault_of` for the body of a response."""
+    """Calls :func:`fault_of` with the error in the body of a response."""
     try:
         answer = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -292,7 +293,8 @@ def _explanation(body: bytes) -> tuple[str, str]:
 
 
 def fault_of(error: Any) -> tuple[str, str]:
-    """The name of a fault, such as ``rate_limit_exceeded``, and its description; each may be empty.
+    """Returns the name of a fault, such as ``rate_limit_exceeded``, and its description. Each is empty if
+    missing.
 
     ``error`` is a text, or an object in one of the usual forms.
     """
@@ -307,7 +309,8 @@ def fault_of(error: Any) -> tuple[str, str]:
 
 
 def _name_in(error_type: str) -> str:
-    """The fault's name in AWS's header, which may add a colon and a URL."""
+    """Returns the name of the fault from AWS's header. In the header, a colon and a URL may follow the
+    name."""
     name = error_type.partition(":")[0]
     return name if _FAULT_NAME.fullmatch(name) else ""
 
@@ -318,7 +321,8 @@ def _shortened(text: str) -> str:
 
 
 def _retry_after_secs(value: str) -> int | None:
-    """The seconds to wait; the value is a number or a date."""
+    """Returns the seconds to wait by a ``Retry-After`` value, a number or a date; ``None`` if it is
+    neither."""
     if value.isascii() and value.isdigit():
         return int(value[:9])
     try:

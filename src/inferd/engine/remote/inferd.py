@@ -1,8 +1,8 @@
-"""A backend that uses another inferd as its upstream, over inferd's own protocol.
+"""A backend that sends its requests to another inferd daemon, over inferd's own protocol.
 
-Text, blocks, tools and attachments go to its v2 socket, as lines with attachment bytes after them; texts to
-embed or rank go to its sockets for those. Requests and answers arrive complete: errors keep their codes, the
-usage its cached tokens. Closing the connection cancels an abandoned request upstream.
+Conversations go to the upstream's v2 socket, as lines followed by the attachments' bytes. Texts to embed or
+rank go to the upstream's sockets for these. Error codes and token counts, cached tokens included, are passed
+on. If a request is abandoned, closing the connection cancels it upstream.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ _TIMES = ("prefill_ms", "decode_ms", "ttft_ms", "tokens_per_second")
 
 
 class Inferd(Backend):
-    """The daemon of ``entry``. The features of its model are not known in advance."""
+    """The daemon of ``entry``. The features of its model are not known in advance, so images, sounds, tools
+    and thinking are all offered."""
 
     kind = "inferd"
 
@@ -109,15 +110,16 @@ class Inferd(Backend):
         self._open = True
 
     async def look(self) -> int | None:
-        """Connects: a daemon that takes requests accepts connections. It does not report their number
-        here."""
+        """Checks the daemon's health by connecting to it. Returns ``None``, because connecting does not tell
+        the daemon's load."""
         for channel in self._channels.values():
             with self._translated():
                 await channel.connect(CONNECT_SECS)
         return None
 
     async def generate(self, request: GenerateRequest) -> Stream:
-        """The stream raises the daemon's errors, and can be cancelled while the daemon is silent."""
+        """Starts a request. The stream raises the daemon's errors, and can be cancelled while the daemon is
+        silent."""
         if not self._open:
             raise NotReady
         if request.max_tokens == 0:
@@ -151,7 +153,7 @@ class Inferd(Backend):
         )
 
     def _options(self, request: GenerateRequest) -> dict[str, Any]:
-        """The options of the request, without its messages."""
+        """Returns the request's options in the form of v2, without the messages."""
         sampling = request.sampling
         choice: Any = {"name": request.tool_name} if request.tool_name else request.tool_choice
         tools = [
@@ -205,7 +207,7 @@ class Inferd(Backend):
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
-        """Turns errors of the daemon and the connection into a backend's errors."""
+        """Converts the errors of the daemon and of the connection to a backend's errors."""
         try:
             yield
         except RequestFailed as failed:
@@ -279,7 +281,8 @@ def _event(event: blocks.Event | blocks.MessageDone) -> Event:
 
 
 def _size(request: GenerateRequest) -> int:
-    """The approximate number of characters to encode; attachments are sent unchanged."""
+    """Returns the approximate number of characters to encode. Attachments do not count, because they are not
+    encoded."""
     contents = (message.content for message in request.messages)
     parts = ((content,) if isinstance(content, str) else content for content in contents)
     return sum(len(part) for texts in parts for part in texts if isinstance(part, str))

@@ -1,7 +1,7 @@
-"""The health and load of a server with OpenAI's API.
+"""Checks the health and the load of a server with OpenAI's API.
 
-Servers report their health at ``/health``, or at least answer at ``/v1/models``. vLLM, SGLang and
-llama-server report their load in their metrics.
+Most servers report their health at ``/health``; the others answer at ``/v1/models``. vLLM, SGLang and
+llama-server also report their load, in ``/metrics``.
 """
 
 from __future__ import annotations
@@ -21,14 +21,16 @@ _REQUESTS = re.compile(
 
 
 def _does_not_serve(status: int) -> bool:
-    """A server that redirects, has no such path, refuses access or limits the rate still serves."""
+    """Returns whether the status means that the server does not serve. A redirect, an unknown path, refused
+    access and a rate limit do not mean that."""
     return status >= 500 and status != 501
 
 
 async def look(upstream: Upstream, base_url: str, headers: Mapping[str, str]) -> int | None:
-    """The server's number of requests, queued ones included; ``None`` if it does not report that.
+    """Returns the number of requests that the server computes or queues, or ``None`` if it does not report
+    that.
 
-    Raises Unavailable if it cannot be reached or reports that it does not serve.
+    Raises Unavailable if the server cannot be reached or reports that it does not serve.
     """
     for path in ("/health", "/v1/models"):
         status, _ = await upstream.get(base_url + path, headers, at_most=_MAX_BYTES)

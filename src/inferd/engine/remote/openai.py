@@ -1,8 +1,7 @@
-"""A backend that uses a server with OpenAI's API: chat completions, embeddings, rerank.
+"""A backend that uses a server with OpenAI's API for chat completions, embeddings and reranking.
 
-Options that a request leaves open are not sent, so that the server's defaults apply. The backend accepts the
-known deviations of such servers. Any other malformed response is the server's failure; the backend never
-guesses.
+Options that a request leaves open are not sent, so the server's defaults apply. The backend accepts the known
+deviations of such servers from the API. It refuses any other malformed response as a failure of the server.
 """
 
 from __future__ import annotations
@@ -80,10 +79,11 @@ class _Scores(msgspec.Struct):
 
 
 class OpenAICompat(Backend):
-    """The server of ``entry`` and one of its models.
+    """One model of the server of ``entry``.
 
-    ``embed`` and ``rerank`` apply if the entry leaves them open. An entry that declares that its model embeds
-    or ranks is used for that only. The features of the model are not known in advance.
+    ``embed`` and ``rerank`` apply if the entry leaves them open. If the entry declares that its model embeds
+    or ranks, the backend does not generate text. Otherwise images, tools and thinking are all offered,
+    because the model's features are not known in advance.
     """
 
     kind = "openai-compat"
@@ -128,7 +128,8 @@ class OpenAICompat(Backend):
         self._open = True
 
     async def generate(self, request: GenerateRequest) -> Stream:
-        """The stream raises the server's errors, and can be cancelled while the server is silent."""
+        """Starts a request. The stream raises the server's errors, and can be cancelled while the server is
+        silent."""
         if not self._open:
             raise NotReady
         if not self._capabilities.v2:
@@ -159,7 +160,7 @@ class OpenAICompat(Backend):
             yield event
 
     async def _stream(self, body: bytes) -> AsyncGenerator[str, None]:
-        """The data of the server's events, up to its end marker."""
+        """Yields the data of each of the server's events, up to and including the end marker."""
         decoder = sse.Decoder()
         async with self._upstream.post(
             f"{self._base_url}/v1/chat/completions", body, {**self._headers, "accept": "text/event-stream"}
@@ -258,7 +259,8 @@ class OpenAICompat(Backend):
 
 
 async def _next(pieces: AsyncGenerator[str, None], *, soon: bool) -> str | None:
-    """The next chunk; ``None`` at the end, or if ``soon`` and it does not come in time."""
+    """Returns the next chunk, or ``None`` at the end. With ``soon``, also returns ``None`` if no chunk comes
+    within ``_SETTLING_SECS``."""
     with anyio.move_on_after(_SETTLING_SECS if soon else None):
         return await anext(pieces, None)
     return None

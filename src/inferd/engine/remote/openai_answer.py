@@ -1,7 +1,7 @@
 """Assembles an answer from the chunks of OpenAI's chat completions.
 
-Tool calls come in chunks, too. Each becomes one event once the server reports the finish reason. Without
-usage data each text chunk counts as one token.
+Tool calls come in chunks, too. Each call becomes one event after the end of the answer. If the server sends
+no usage data, each text chunk counts as one token.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class _Call:
 
 
 class Answer:
-    """Takes the chunks of ``host``'s answer, which must call a tool if ``tool_required``."""
+    """Collects the chunks of an answer from ``host``. With ``tool_required``, the answer must call a tool."""
 
     def __init__(self, host: str, *, tool_required: bool) -> None:
         self._host = host
@@ -88,11 +88,11 @@ class Answer:
 
     @property
     def finished(self) -> bool:
-        """Whether the server has reported the finish reason; the token counts may still follow."""
+        """Whether the server has reported the finish reason. The token counts may follow later."""
         return self._finish is not None
 
     def feed(self, data: str) -> Iterator[Event]:
-        """The events of one chunk; ``END`` ends an answer without a finish reason.
+        """Yields the events of one chunk. ``END`` also ends an answer that has no finish reason.
 
         Raises the error reported in the chunk, or one of UNREADABLE if the chunk is malformed.
         """
@@ -146,9 +146,10 @@ class Answer:
             call.arguments += function.arguments or ""
 
     def end(self) -> Iterator[Event]:
-        """The remaining events after the end of the stream; none if the answer is unfinished.
+        """Yields the tool calls and ``Done`` after the end of the server's stream, or nothing if the answer
+        is unfinished.
 
-        Raises ToolCallMalformed.
+        Raises ToolCallMalformed for a call that cannot be read, unless the token limit cut it off.
         """
         if self._finish is None:
             return
@@ -182,14 +183,15 @@ class Answer:
 
 
 def _number(count: object) -> int | None:
-    """A count of tokens; ``None`` if it is not a number. Some servers send floats, others null."""
+    """Returns a token count as an integer, or ``None`` if it is none. Some servers send floats, others
+    null."""
     if isinstance(count, float) and count.is_integer():
         count = int(count)
     return count if isinstance(count, int) and 0 <= count <= _MAX_COUNT else None
 
 
 def _whole(call: _Call) -> ToolCall | None:
-    """The call if it is complete."""
+    """Returns the call, or ``None`` if it is incomplete."""
     arguments = call.arguments.strip() or "{}"
     try:
         is_object = isinstance(orjson.loads(arguments), dict)

@@ -22,7 +22,7 @@ _NEUTRAL = {"min_p": 0.0, "repeat_penalty": 1.0, "presence_penalty": 0.0, "frequ
 
 
 def chat(model: str, request: GenerateRequest, *, top_k: bool = False) -> bytes:
-    """The body of the request, with ``top_k`` if the server supports it."""
+    """Returns the body of the request. ``top_k`` means that the server supports the option of that name."""
     body: dict[str, Any] = {
         "model": model,
         "messages": [_message(message) for message in request.messages],
@@ -51,7 +51,8 @@ def chat(model: str, request: GenerateRequest, *, top_k: bool = False) -> bytes:
 
 
 def _sampling(sampling: SamplingParams) -> dict[str, float | None]:
-    """The given settings, except neutral ones, which the server need not support."""
+    """Returns the given settings. A setting with a neutral value becomes ``None``, because the server need
+    not support it."""
     given = asdict(sampling)
     return {name: None if value == _NEUTRAL.get(name) else value for name, value in given.items()}
 

@@ -1,6 +1,6 @@
 """Encodes images as files, for servers that take no raw pixels.
 
-A file is passed on unchanged; the server decides whether it can read it.
+An image that already is a file is passed on unchanged. The server decides whether it can read the file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _LARGE_BYTES = 256 * 1024
 
 
 def are_large(messages: Iterable[Message]) -> bool:
-    """Whether encoding the images of a conversation would block the event loop for too long."""
+    """Returns whether encoding the images of a conversation would block the event loop for too long."""
     contents = (message.content for message in messages if not isinstance(message.content, str))
     images = (part for content in contents for part in content if isinstance(part, Media))
     return sum(len(image.data) for image in images) >= _LARGE_BYTES

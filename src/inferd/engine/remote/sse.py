@@ -1,8 +1,8 @@
 """Parses the server-sent events of model servers: the data of each event, without comments.
 
-The data of an event named ``error`` becomes the JSON object ``{"error": …}``, the form of other servers.
-Chunks have any size. Lines end as in the standard. The end of the stream also ends an event, because some
-servers omit the blank line after the last one.
+Some servers report an error as an event named ``error``, others in the data as ``{"error": …}``. The first
+form is converted to the second. Chunks may have any size. Lines end with CR, LF or both, as the standard
+allows. The end of the stream also ends an event, because some servers omit the last blank line.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ MAX_EVENT_CHARS = 16 * 1024 * 1024
 
 
 class Decoder:
-    """Raises ValueError for invalid UTF-8, and for an event longer than ``MAX_EVENT_CHARS``."""
+    """Parses one stream. Raises ValueError for invalid UTF-8, and for an event longer than
+    ``MAX_EVENT_CHARS``."""
 
     def __init__(self) -> None:
         utf8 = codecs.getincrementaldecoder("utf-8-sig")()
@@ -28,7 +29,8 @@ class Decoder:
         self._line_chars = self._data_chars = 0
 
     def feed(self, chunk: bytes, *, last: bool = False) -> list[str]:
-        """The data of the events that ``chunk`` completes. ``last``: the stream ends with ``chunk``."""
+        """Returns the data of the events that ``chunk`` completes. With ``last``, the stream ends after
+        ``chunk``."""
         text = self._text.decode(chunk, final=last) + ("\n\n" if last else "")
         first, *more = text.split("\n")
         self._line.append(first)
@@ -44,8 +46,8 @@ class Decoder:
         return found
 
     def _take(self, line: str) -> str | None:
-        """The data of the event that ``line`` ends; ``None`` if the line ends no event, or an event without
-        data.
+        """Returns the data of the event that ``line`` ends, or ``None``: the line ends no event, or the event
+        has no data.
         """
         if line:
             field, _, value = line.partition(":")

@@ -21,11 +21,11 @@ _EVENTS_AHEAD = 64
 
 
 class RemoteStream(Stream):
-    """The events of ``source``, which reads an answer from a server.
+    """The events of ``source``, a generator that reads an answer from a server.
 
-    ``source`` is an async generator that sends the request at its first event. Closing the stream closes it
-    and its connection. It may be a few events ahead of the consumer. ``running`` holds this stream while it
-    is being read.
+    ``source`` sends the request when its first event is requested. Closing the stream closes ``source`` and
+    its connection. ``source`` may be up to ``_EVENTS_AHEAD`` events ahead of the consumer. ``running``
+    contains this stream until ``source`` ends.
     """
 
     def __init__(self, source: AsyncGenerator[Event, None], running: set[RemoteStream]) -> None:
@@ -109,7 +109,8 @@ class RemoteStream(Stream):
         self._leave()
 
     def _leave(self) -> None:
-        """Cancels the task that reads the answer, at most once: a second cancel would disturb its cleanup."""
+        """Cancels the task that reads the answer, at most once. A second cancel would interrupt the task's
+        cleanup."""
         if not self._leaving:
             self._leaving = True
             self._task.cancel()

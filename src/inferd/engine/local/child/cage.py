@@ -248,7 +248,7 @@ def _seccomp(libc: ctypes.CDLL, profile: str) -> str:
 
 
 def _filter(architecture: int, column: int, profile: str) -> bytes:
-    """The BPF program. Jumps are relative and forward; every check ends in its own return."""
+    """Returns the BPF program. Jumps are relative and forward; every check ends in its own return."""
     out: list[tuple[int, int, int, int]] = []
 
     def load(offset: int) -> None:

@@ -82,7 +82,7 @@ class Job:
         return m.pack(request)
 
     async def next(self) -> Message:
-        """The next message of the process. Raises the error that ended the job."""
+        """Returns the next message of the process. Raises the error that ended the job."""
         await self._until(lambda: bool(self._messages))
         if self._messages:
             return self._messages.popleft()
@@ -104,7 +104,7 @@ class Job:
             self.process.tell(m.CREDIT, self._number, m.CREDIT_BODY.pack(size))
 
     def prompt_read(self) -> float | None:
-        """The share of the prompt that has been computed, if known."""
+        """Returns the share of the prompt that has been computed, if known."""
         return None if self.process is None else self.process.prompt_read(self._number)
 
     def cancel(self) -> None:
@@ -192,7 +192,7 @@ class JobQueue:
         self._call_next()
 
     def take_running(self) -> set[Job]:
-        """The jobs of a process that has ended; they lose their turns."""
+        """Returns the jobs of a process that has ended; they lose their turns."""
         running, self.running = self.running, set()
         return running
 
@@ -238,7 +238,7 @@ def _close_packed(packing: asyncio.Future[Packed]) -> None:
 
 
 def _size(request: GenerateRequest) -> int:
-    """The approximate number of bytes to pack."""
+    """Returns the approximate number of bytes to pack."""
     size = 0
     for message in request.messages:
         if isinstance(message.content, str):

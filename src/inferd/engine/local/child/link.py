@@ -99,8 +99,8 @@ class Link:
         self._flushing = False
 
     def _take(self) -> tuple[bytes, tuple[int, ...]]:
-        """The next bytes to write: either one message with descriptors, or all messages before the next
-        message with descriptors.
+        """Returns the next bytes to write: either one message with descriptors, or all messages before the
+        next message with descriptors.
         """
         if self._out[0][1]:
             return self._out.popleft()

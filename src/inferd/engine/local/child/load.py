@@ -74,8 +74,8 @@ def load_model(load: Load, fds: Sequence[int], progress: Progress) -> LlamaCpp |
 
 
 def _offloaded_layers(load: Load) -> int:
-    """The layers that this process's CPU does not compute. llama.cpp distributes them by memory over the GPUs
-    and the workers."""
+    """Returns the layers that this process's CPU does not compute. llama.cpp distributes them by memory over
+    the GPUs and the workers."""
     if load.workers and not _has_gpu():
         return load.worker_layers
     if load.workers and load.force_backend == "cpu":
@@ -105,8 +105,8 @@ def limit_memory(load: Load, profile: str) -> None:
 
 
 def cage_profile(load: Load) -> str:
-    """The sandbox profile for this load (:mod:`~inferd.engine.local.child.cage`), looser for GPU drivers and
-    for a model with workers."""
+    """Returns the sandbox profile for this load (:mod:`~inferd.engine.local.child.cage`), looser for GPU
+    drivers and for a model with workers."""
     on_gpu = load.n_gpu_layers != 0 and load.force_backend != "cpu"
     if load.cage == "cpu" and on_gpu and _has_gpu():
         return "gpu"

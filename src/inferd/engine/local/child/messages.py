@@ -235,7 +235,7 @@ def decode(kind: type[T], body: bytes | memoryview) -> T:
 
 
 def pack(value: object, buffers: Sequence[bytes | memoryview] = ()) -> tuple[bytes, list[int]]:
-    """The body and the descriptors of a message; a large body goes in the descriptor's file."""
+    """Returns the body and the descriptors of a message; a large body goes in the descriptor's file."""
     head = msgspec.msgpack.encode(value)
     parts = [_LENGTH.pack(len(head)), head, *buffers]
     size = sum(map(len, parts))
@@ -262,7 +262,8 @@ def close_all(fds: Iterable[int]) -> None:
 
 
 def unpack(kind: type[T], body: bytes, fds: Sequence[int]) -> tuple[T, memoryview]:
-    """The value of a packed body, and the buffers after it; closes ``fds``. Raises as :func:`decode`."""
+    """Returns the value of a packed body, and the buffers after it; closes ``fds``. Raises as
+    :func:`decode`."""
     whole = memoryview(body)
     if fds:
         try:
@@ -279,7 +280,7 @@ def unpack(kind: type[T], body: bytes, fds: Sequence[int]) -> tuple[T, memoryvie
 
 
 def memory_file() -> int:
-    """The descriptor of an empty memory file."""
+    """Returns the descriptor of an empty memory file."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("inferd", os.MFD_CLOEXEC)
     with tempfile.TemporaryFile() as file:
@@ -290,7 +291,7 @@ def memory_file() -> int:
 
 
 def take_apart(request: GenerateRequest) -> tuple[tuple[GenerateRequest, list[int]], list[memoryview]]:
-    """The request without the data of its media, their sizes, and the data."""
+    """Returns the request without the data of its media, their sizes, and the data."""
     buffers: list[memoryview] = []
     sizes: list[int] = []
 
@@ -311,7 +312,7 @@ def take_apart(request: GenerateRequest) -> tuple[tuple[GenerateRequest, list[in
 
 
 def pack_generate(request: GenerateRequest) -> tuple[bytes, list[int]]:
-    """A request followed by its media."""
+    """Returns a request followed by its media."""
     return pack(*take_apart(request))
 
 

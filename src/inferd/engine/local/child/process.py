@@ -58,7 +58,7 @@ _log = log.get("engine")
 
 
 def environment() -> dict[str, str]:
-    """The variables that a process with llama.cpp gets."""
+    """Returns the variables that a process with llama.cpp gets."""
     return {name: value for name, value in os.environ.items() if _PASSED_ON.fullmatch(name)}
 
 
@@ -157,7 +157,8 @@ class EngineProcess:
         return self.loaded
 
     def prompt_read(self, job: int) -> float | None:
-        """The share of a job's prompt that had been computed a second ago, if the process has reported it."""
+        """Returns the share of a job's prompt that had been computed a second ago, if the process has
+        reported it."""
         return self._pulse.read.get(job)
 
     # Jobs.
@@ -314,7 +315,7 @@ class EngineProcess:
 
 
 def _ending(code: int) -> str:
-    """The end of a process in words."""
+    """Returns the end of a process in words."""
     if code >= 0:
         return f"it left with exit status {code}"
     with contextlib.suppress(ValueError):

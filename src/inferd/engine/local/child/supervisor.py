@@ -236,7 +236,7 @@ class HostedModel(Backend):
     # Requests.
 
     def job(self, request: EngineRequest) -> Job:
-        """A request for the process.
+        """Returns a request for the process.
 
         Raises NotReady before the model is loaded, and InvalidRequest if the request ended a process before.
         """

@@ -33,7 +33,7 @@ class Suspects:
         self._convicted: dict[bytes, float] = {}
 
     def runs_alone(self, request: EngineRequest, now: float) -> bool:
-        """Whether the request is a suspect. Raises InvalidRequest if the request is refused
+        """Returns whether the request is a suspect. Raises InvalidRequest if the request is refused
         because it ended its process before."""
         if not self._deaths and not self._convicted:
             return False

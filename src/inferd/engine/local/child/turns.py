@@ -22,7 +22,7 @@ _SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")
 
 
 def fitting(messages: Sequence[Message], templates: _llama.Templates) -> Sequence[Message]:
-    """The messages with calls in a form that the template renders: as text, or one in each turn."""
+    """Returns the messages with calls in a form that the template renders: as text, or one in each turn."""
     if not any(message.tool_calls or message.role == "tool" for message in messages):
         return messages
     if not templates.tools and not templates.calls:
@@ -35,7 +35,7 @@ def fitting(messages: Sequence[Message], templates: _llama.Templates) -> Sequenc
 
 
 def alternating(messages: Sequence[Message]) -> Iterator[Message]:
-    """The messages with neighbours of one role joined; the rewriting can produce such neighbours."""
+    """Yields the messages with neighbours of one role joined; the rewriting can produce such neighbours."""
     last: Message | None = None
     for message in messages:
         if last is not None and last.role == message.role:
@@ -50,7 +50,7 @@ def alternating(messages: Sequence[Message]) -> Iterator[Message]:
 
 
 def without_tools(message: Message) -> Message:
-    """The message for a template without tools."""
+    """Returns the message for a template without tools."""
     if message.role == "tool":
         return Message("user", _around(message.content, "<tool_response>", "</tool_response>"))
     return _calls_as_text(message)
@@ -95,7 +95,7 @@ def text(message: Message) -> str:
 
 
 def media(message: Message) -> list[Media]:
-    """The pictures and sounds of the message."""
+    """Returns the pictures and sounds of the message."""
     if isinstance(message.content, str):
         return []
     return [part for part in message.content if isinstance(part, Media)]
@@ -107,7 +107,7 @@ def _calls_as_text(message: Message) -> Message:
 
 
 def _with_flat_arguments(message: Message) -> Message:
-    """The message with JSON text in place of objects and arrays among the arguments of its calls."""
+    """Returns the message with JSON text in place of objects and arrays among the arguments of its calls."""
     calls = tuple(replace(call, arguments=_flat(call.arguments)) for call in message.tool_calls)
     return replace(message, tool_calls=calls)
 

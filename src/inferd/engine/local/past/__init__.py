@@ -1,1 +1,2 @@
-"""State kept for a conversation's next request: the tokens of its answers, its date, its next prompt."""
+"""What a model keeps for the next request of a conversation: its answers' tokens, its date, its next
+prompt."""

@@ -1,14 +1,14 @@
 """Computes the beginning of a conversation's next prompt while nothing else runs.
 
-Many templates leave out the thinking of earlier turns once the user speaks again. Then all tokens after the
-first thought that is left out differ from those in the slot, and the next request would compute them while
-its client waits. But as soon as the answer has ended, inferd knows the prompt of the next request up to the
-text of the user.
+Many templates omit the thinking of earlier turns once the user speaks again. Then the next prompt differs
+from the tokens in the slot from the first omitted thought on, and the model would compute the difference
+while the client waits. But inferd knows the next prompt up to the user's text as soon as the answer has
+ended.
 
-The work begins a moment after the last request has ended, not on battery, and is bounded. The next request
-ends it; what is computed by then stays in the cache.
+The computation begins ``PAUSE_SECS`` after the answer, unless the machine runs on battery, and its tokens are
+limited. The next request stops it. Tokens computed by then stay in the cache.
 
-Belongs to one model and to the event loop.
+An ``Ahead`` belongs to one model and runs on the event loop.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from inferd.errors import InferdError
 _log = log.get("llamacpp")
 
 PAUSE_SECS = 0.25
-"""The time without a request before the work begins."""
+"""The time after an answer before the computation begins. A request in that time prevents it."""
 
 LEAST_TOKENS = 64
-"""Fewer tokens take no time that a client would notice."""
+"""Fewer tokens than these are not computed ahead, because a client would not notice the time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A request whose answer has ended by itself: its prompt, the time that its template saw, and the scope
-    and adapter of its engine job."""
+    """A request whose answer has ended by itself. ``now`` is the time that its template got; ``scope`` and
+    ``adapter`` are those of its engine job."""
 
     request: GenerateRequest
     prompt: _llama.Prompt
@@ -55,7 +55,7 @@ class Ended:
 class Ahead:
     """Computes ahead for a template that leaves out earlier thinking.
 
-    ``most`` is the maximum number of tokens computed after one answer; with 0 nothing is computed.
+    ``most`` is the maximum number of tokens to compute after one answer; 0 disables the computation.
     """
 
     def __init__(
@@ -79,9 +79,9 @@ class Ahead:
         self._computed: asyncio.Future[None] | None = None
 
     def answered(self, ended: Ended, turn: Turn) -> None:
-        """Begins the work after the answer ``turn`` has ended.
+        """Begins to compute the next prompt after the answer ``turn``.
 
-        Does nothing unless the next prompt may leave out a thought.
+        Does nothing if the next prompt cannot omit a thought, or if ``turn`` has tool calls.
         """
         thought = bool(turn.thinking) or any(message.thinking for message in ended.request.messages)
         if self._most == 0 or turn.calls or not thought or not ended.request.cache:
@@ -91,7 +91,7 @@ class Ahead:
         self._work = asyncio.get_running_loop().create_task(self._run(ended, turn))
 
     def stop(self) -> None:
-        """Ends the work, because a request has come."""
+        """Stops the computation, because a request has arrived."""
         if self._work is not None:
             self._work.cancel()
             self._work = None
@@ -103,14 +103,14 @@ class Ahead:
             self._job = 0
 
     def wake(self) -> None:
-        """Collects the job if it has ended; called when the engine has news."""
+        """Collects the job if it has ended. The backend calls this when the engine has new output."""
         if self._job and self._engine.collect(self._job)[1] is not None:
             self._job = 0
             if self._computed is not None and not self._computed.done():
                 self._computed.set_result(None)
 
     async def computed(self) -> bool:
-        """Waits until the work has ended; returns whether any was running."""
+        """Waits until the computation has ended. Returns whether it computed anything."""
         if self._work is None:
             return False
         await asyncio.wait((self._work,))
@@ -144,9 +144,10 @@ class Ahead:
     def _next_prompt(
         self, ended: Ended, turn: Turn, cancellation: _llama.Cancellation
     ) -> _llama.Prompt | None:
-        """The known beginning of the next prompt; ``None`` if nearly all of it is computed already.
+        """Returns the known beginning of the next prompt, or ``None`` if nearly all of it is computed
+        already.
 
-        Runs in the pool.
+        Runs in a thread of the pool.
         """
         answer = Message("assistant", "".join(turn.text), thinking="".join(turn.thinking))
         messages = (*ended.request.messages, answer, Message("user", "Next."))

@@ -1,12 +1,12 @@
-"""Keeps the tokens of earlier answers for the next prompts of their conversations.
+"""Keeps the tokens of answers, which later prompts of the same conversation reuse.
 
-The next request of a conversation contains the answer, and the model's template rewrites it: it changes the
-spaces and the order of a call's arguments, and strips the text. Then neither text nor tokens match the prefix
-cache, and everything after them would be computed again. A turn with the same text, thoughts and calls at the
-same place of the same conversation has the same meaning, so its original tokens replace it in the prompt. A
-turn with any difference is rendered normally.
+The next request of a conversation contains the answer. The model's template may write it differently than the
+model did: it reorders a call's arguments, changes their spaces, and strips the text. Then the tokens differ
+from those in the prefix cache, and the model would have to compute everything after them again. To avoid
+that, an assistant turn with the same text, thoughts and calls, at the same place of the conversation, is
+replaced in the prompt by its original tokens. A turn with any difference is rendered normally.
 
-Belongs to one model. Thread-safe.
+An ``Answers`` belongs to one model and is thread-safe.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import orjson
 from inferd.engine.requests import GenerateRequest, Message, ToolCall
 
 MOST_BYTES = 16 << 20
-"""The limit for all answers together."""
+"""The memory limit for all kept answers together."""
 
 Kept = tuple[int, int, bytes]
-"""The length of the text of the prompt before an answer, the hash of that text, and the answer's token
+"""A kept answer: the length and the hash of the prompt's text before the answer, and the answer's token
 ids."""
 
 _ENTRY_BYTES = 200
@@ -33,7 +33,7 @@ _ENTRY_BYTES = 200
 
 @dataclass(slots=True)
 class Turn:
-    """An answer as the client received it, piece by piece."""
+    """The pieces of an answer, as the client received them."""
 
     thinking: list[str] = field(default_factory=list)
     text: list[str] = field(default_factory=list)
@@ -50,7 +50,7 @@ class Answers:
     def keep(self, request: GenerateRequest, prompt: tuple[int, int], turn: Turn, tokens: bytes) -> None:
         """Keeps the tokens of the finished answer to ``request``.
 
-        ``prompt`` holds the length and the hash of the rendered request.
+        ``prompt`` is the length and the hash of the rendered prompt's text.
         """
         key = _key(
             request.scope, len(request.messages), "".join(turn.thinking), "".join(turn.text), turn.calls
@@ -63,10 +63,10 @@ class Answers:
                 self._drop(next(iter(self._kept)))
 
     def of(self, request: GenerateRequest, *, thoughts: bool = True) -> list[Kept]:
-        """The kept answers among the messages of ``request``, in order.
+        """Returns the kept answers among the messages of ``request``, in order.
 
-        Without ``thoughts``, an answer with thinking is left out if it precedes the last message of the user:
-        its tokens include the thinking, which the template does not show.
+        If ``thoughts`` is false, answers with thinking before the last user message are left out: the kept
+        tokens include the thinking, and the template does not show it.
         """
         found = []
         asked = max((i for i, message in enumerate(request.messages) if message.role == "user"), default=0)
@@ -90,8 +90,8 @@ class Answers:
 
 
 class Keeper:
-    """Keeps the answer to one request: set ``tokens`` when it ends by itself, then call ``keep``. After that
-    ``ended`` gets the answer."""
+    """Keeps the answer to one request. If the answer ends by itself, set ``tokens`` and then call ``keep``,
+    which also calls ``ended`` with the answer."""
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class Keeper:
 
 
 def _text(message: Message) -> str | None:
-    """The text of a message; ``None`` if it contains media."""
+    """Returns the text of a message, or ``None`` if the message contains media."""
     if isinstance(message.content, str):
         return message.content
     parts = [part for part in message.content if isinstance(part, str)]
@@ -127,7 +127,7 @@ def _key(scope: str, place: int, thinking: str, text: str, calls: Sequence[ToolC
 
 
 def _value(arguments: str) -> object:
-    """The arguments of a call in a form that is equal for equal values."""
+    """Returns the arguments of a call, normalised: arguments with the same meaning compare equal."""
     try:
         return _plain(orjson.loads(arguments))
     except orjson.JSONDecodeError:

@@ -1,11 +1,11 @@
-"""Keeps the time that the template of a conversation sees.
+"""Gives all prompts of a conversation the same date for their chat template.
 
-Many templates put the date into the system prompt. When the date changes, all tokens after it differ from
-those in the prefix cache. So the template sees the time of a conversation's first request, for a day. The
-messages up to the first user message identify a conversation. A request without an answer among its messages
-begins a conversation.
+Many templates put the date into the system prompt. When the date changes, no token after it can come from the
+prefix cache. So for a day, the template of each later request gets the time of the conversation's first
+request. A conversation is identified by its messages up to the first user message. A request without an
+earlier answer begins a new conversation.
 
-Belongs to one model. Thread-safe.
+A ``Dates`` belongs to one model and is thread-safe.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ class Dates:
         self._lock = threading.Lock()
 
     def of(self, request: GenerateRequest, now: int) -> int:
-        """The time for the template of ``request``, in seconds since 1970 like ``now``."""
+        """Returns the time that the template of ``request`` gets. It and ``now`` are in seconds since
+        1970."""
         key = _key(request)
         continues = any(message.role == "assistant" for message in request.messages)
         with self._lock:

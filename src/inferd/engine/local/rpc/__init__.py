@@ -1,1 +1,1 @@
-"""A model over several hosts: the addresses of its workers, and the process of a worker."""
+"""Models computed on several hosts: the addresses of the workers, and the process of a worker."""

@@ -1,7 +1,7 @@
 """The process of an RPC worker: ``python -m inferd.engine.local.rpc.serve IP:port threads``.
 
-It serves the devices of this machine to one engine after another, in a sandbox with a listening socket and
-nothing else. ``inferd rpc-worker`` starts it, and starts it again when it ends.
+It lends the devices of this machine to one engine at a time. Its sandbox permits a listening socket and
+nothing else. ``inferd rpc-worker`` starts the process, and restarts it when it ends.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ _PROTOCOL = 7
 
 
 def parts_of(endpoint: str) -> tuple[str, int]:
-    """The address and port of ``IP:port``."""
+    """Returns the address and port of ``IP:port``."""
     host, _, port = endpoint.rpartition(":")
     return host, int(port)
 
@@ -87,7 +87,8 @@ def _exactly(sock: socket.socket, size: int) -> bytes:
 
 
 def is_protected(host: str) -> bool:
-    """Whether traffic to or from the IPv4 address ``host`` stays on this machine or in a WireGuard tunnel."""
+    """Returns whether traffic to or from the IPv4 address ``host`` stays on this machine or in a WireGuard
+    tunnel."""
     if ipaddress.ip_address(host).is_loopback:
         return True
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -100,7 +101,8 @@ def is_protected(host: str) -> bool:
 
 
 def _interface_kind(address: str) -> str:
-    """The kernel's type of the interface with the local ``address``; empty if it has none or is unknown."""
+    """Returns the kernel's type of the interface with the local ``address``; empty if it has none or is
+    unknown."""
     import fcntl
 
     for _, name in socket.if_nameindex():

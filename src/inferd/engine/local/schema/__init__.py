@@ -1,2 +1,2 @@
-"""Answers constrained to a schema: grammars for llguidance, formats of model families, and the final
+"""Constrains answers to a JSON Schema: grammars for llguidance, the formats of model families, and the final
 check."""

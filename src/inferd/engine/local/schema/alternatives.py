@@ -55,7 +55,7 @@ class Budget:
 def alternatives(
     parts: Parts, root: Mapping[str, Any], budget: Budget | None = None, steps: int = 0
 ) -> list[Conjunction]:
-    """The conjunctions, one of which a value must match; empty if none can."""
+    """Returns the conjunctions, one of which a value must match; empty if none can."""
     budget = budget or Budget()
     found: list[Conjunction] = [[]]
     for part in parts:
@@ -82,7 +82,7 @@ def alternatives(
 
 
 def parameters(root: Mapping[str, Any]) -> tuple[dict[str, Any], set[str]]:
-    """The schemas of the parameters that a call may have, and the names of those that it must have.
+    """Returns the schemas of the parameters that a call may have, and the names of those that it must have.
 
     A parameter with several schemas may match any of them.
     """
@@ -103,12 +103,12 @@ def parameters(root: Mapping[str, Any]) -> tuple[dict[str, Any], set[str]]:
 
 
 def says_nothing(conjunction: Conjunction) -> bool:
-    """Whether every value matches."""
+    """Returns whether every value matches."""
     return not any(_OF_A_KIND & schema.keys() for schema in conjunction)
 
 
 def kinds(conjunction: Conjunction) -> set[str]:
-    """The types that a value may have."""
+    """Returns the types that a value may have."""
     found = set(TYPES)
     for schema in conjunction:
         if "type" in schema:
@@ -118,7 +118,7 @@ def kinds(conjunction: Conjunction) -> set[str]:
 
 
 def listed(conjunction: Conjunction) -> list[Any] | None:
-    """The values of an ``enum`` or ``const``, ``None`` without one."""
+    """Returns the values of an ``enum`` or ``const``, ``None`` without one."""
     given = [
         [schema["const"]] if "const" in schema else schema["enum"]
         for schema in conjunction
@@ -136,7 +136,7 @@ def listed(conjunction: Conjunction) -> list[Any] | None:
 
 
 def scalar(conjunction: Conjunction, types: set[str]) -> dict[str, Any]:
-    """The schema of the values of these ``types``, which have no members."""
+    """Returns the schema of the values of these ``types``, which have no members."""
     limits = [{key: schema[key] for key in _LIMITS if key in schema} for schema in conjunction]
     schema: dict[str, Any] = {"type": sorted(types - {"integer"} if "number" in types else types)}
     given = [each for each in limits if each]
@@ -148,7 +148,7 @@ def scalar(conjunction: Conjunction, types: set[str]) -> dict[str, Any]:
 
 
 def string(conjunction: Conjunction) -> dict[str, Any]:
-    """The schema of the strings among the values."""
+    """Returns the schema of the strings among the values."""
     limits = [{key: schema[key] for key in _OF_A_TEXT if key in schema} for schema in conjunction]
     return {"type": "string", "allOf": [each for each in limits if each]}
 
@@ -167,7 +167,7 @@ class Members:
 
 
 def members(conjunction: Conjunction) -> Members:
-    """The members of an object."""
+    """Returns the members of an object."""
     required = {name for schema in conjunction for name in schema.get("required") or ()}
     names = [name for schema in conjunction for name in schema.get("properties") or ()]
     names += [name for schema in conjunction for name in schema.get("required") or ()]
@@ -191,7 +191,7 @@ def members(conjunction: Conjunction) -> Members:
 
 
 def _parts_of(schema: Mapping[str, Any], name: str) -> list[Any]:
-    """The schemas that one schema applies to the member ``name``."""
+    """Returns the schemas that one schema applies to the member ``name``."""
     properties, patterns = schema.get("properties") or {}, schema.get("patternProperties") or {}
     found = [part for pattern, part in patterns.items() if matches(pattern, name)]
     if name in properties:
@@ -214,7 +214,7 @@ class Items:
 
 
 def items(conjunction: Conjunction) -> Items:
-    """The items of an array."""
+    """Returns the items of an array."""
     count = max((len(schema.get("prefixItems") or ()) for schema in conjunction), default=0)
     first: list[Parts] = [[_item(schema, number) for schema in conjunction] for number in range(count)]
     most = [schema["maxItems"] for schema in conjunction if "maxItems" in schema]
@@ -228,6 +228,6 @@ def _item(schema: Mapping[str, Any], number: int) -> Any:
 
 
 def type_of(value: Any) -> str:
-    """The JSON type of a value."""
+    """Returns the JSON type of a value."""
     names = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
     return names.get(type(value), "null")

@@ -75,7 +75,7 @@ class Format:
         self._fresh = 0
 
     def root(self, *, free_text: bool = False) -> str:
-        """The rule of the whole answer, including the part that is already in the prompt.
+        """Returns the rule of the whole answer, including the part that is already in the prompt.
 
         With ``free_text`` a message may be any text up to its end.
         """
@@ -83,7 +83,7 @@ class Format:
         return self.add("whole", self._expression(self._root))
 
     def calls(self) -> str:
-        """The rule of one or several tool calls; adds the rules it needs to :meth:`text`."""
+        """Returns the rule of one or several tool calls; adds the rules it needs to :meth:`text`."""
         nodes = self._nodes
         triggers = sorted(name for name, i in self._named.items() if nodes[i].get("trigger"))
         # A family with a section around its calls has a rule for each; the outer rule refers to the inner
@@ -100,12 +100,12 @@ class Format:
         return name.partition("[")[0]
 
     def fresh(self, name: str) -> str:
-        """A name that no rule has."""
+        """Returns a name that no rule has."""
         self._fresh += 1
         return f"{name}_{self._fresh}"
 
     def value(self, text: bytes) -> str:
-        """A rule for a JSON value of the schema."""
+        """Returns a rule for a JSON value of the schema."""
         if text not in self._values:
             self._values[text] = self.add(f"json_{len(self._rules)}", f"%json {text.decode()}")
         return self._values[text]
@@ -150,7 +150,7 @@ class Format:
         return f"({either}) ({last})"
 
     def _matching(self, expression: str, ends: list[str]) -> str:
-        """A match of the expression without any of the ``ends``, followed by one of the ``ends``."""
+        """Returns a match of the expression without any of the ``ends``, followed by one of the ``ends``."""
         number = len(self._rules)
         text = self.add(f"TEXT_{number}", expression)
         if any(self._special.search(end) for end in ends):
@@ -160,21 +160,21 @@ class Format:
         return self.add(f"RAW_{number}", f"{with_end} & ~/(?s:.*)(?:{pattern})(?s:.+)/")
 
     def text(self, start: str) -> str:
-        """The whole grammar, starting with the expression ``start``."""
+        """Returns the whole grammar, starting with the expression ``start``."""
         rules = [f"{name}: {body}" for name, body in self._rules.items()]
         return "\n".join(("%llguidance {}", f"start: {start}", *rules))
 
     # Nodes.
 
     def _arguments(self) -> Iterator[tuple[int, str]]:
-        """The tags around the arguments of a call, and the tool of each."""
+        """Yields the tags around the arguments of a call, and the tool of each."""
         for node in self._nodes:
             if node["type"] == "tag" and node["tag"] == "tool":
                 tool = self._literal_in("tool-name", node["child"])
                 yield from ((part, tool) for part in self._tagged("tool-args", node["child"]))
 
     def _tagged(self, tag: str, i: int) -> Iterator[int]:
-        """The nodes with the tag, at or below a node."""
+        """Yields the nodes with the tag, at or below a node."""
         left, seen = [i], set()
         while left:
             at = left.pop()
@@ -187,12 +187,12 @@ class Format:
             left += [node["child"]] if "child" in node else reversed(node.get("children", ()))
 
     def _literal_in(self, tag: str, i: int) -> str:
-        """The text of the first node with the tag; empty if it has none."""
+        """Returns the text of the first node with the tag; empty if it has none."""
         tagged = next(self._tagged(tag, i), None)
         return "" if tagged is None else str(self._nodes[self._nodes[tagged]["child"]].get("literal", ""))
 
     def _call_arguments(self, i: int, tool: str) -> str | None:
-        """The arguments of a call: in the order of the schema, each at most once.
+        """Returns the arguments of a call: in the order of the schema, each at most once.
 
         This replaces a parser that accepts any argument any number of times. ``None`` for other parsers.
         """
@@ -204,7 +204,7 @@ class Format:
         return self._in_order(arguments, tool) if arguments["type"] == "repetition" else None
 
     def _are_keywords(self, i: int) -> bool:
-        """Whether the first argument is written as ``name=``."""
+        """Returns whether the first argument is written as ``name=``."""
         opened = next(self._tagged("tool-arg-open", i), None)
         inner = {} if opened is None else self._nodes[self._nodes[opened]["child"]]
         names = inner.get("children", ())
@@ -226,7 +226,7 @@ class Format:
         return " ".join(out)
 
     def _inside(self, name: str) -> set[str]:
-        """The rules that a rule refers to, directly or not."""
+        """Returns the rules that a rule refers to, directly or not."""
         seen: set[str] = set()
         left = [self._nodes[self._named[name]]["child"]]
         while left:
@@ -240,11 +240,11 @@ class Format:
         return seen
 
     def knows(self, name: str) -> bool:
-        """Whether the parser has a rule of that name."""
+        """Returns whether the parser has a rule of that name."""
         return name in self._named
 
     def rule(self, name: str) -> str:
-        """A named rule of the parser."""
+        """Returns a named rule of the parser."""
         around = self._texts
         texts = self._texts_of(name) or around
         mine = f"r{self._named[name]}"
@@ -260,7 +260,7 @@ class Format:
         return mine
 
     def _expression(self, i: int) -> str:
-        """The node as an expression; empty for a node without text."""
+        """Returns the node as an expression; empty for a node without text."""
         node = self._nodes[i]
         kind = node["type"]
         if kind in ("epsilon", "start", "end", "and", "not"):
@@ -303,7 +303,7 @@ class Format:
         raise Inexpressible(kind)
 
     def _flat(self, i: int) -> list[int]:
-        """The parts of a sequence, nested sequences flattened."""
+        """Returns the parts of a sequence, nested sequences flattened."""
         node = self._nodes[i]
         if node["type"] == "sequence":
             return [part for child in node["children"] for part in self._flat(child)]
@@ -355,7 +355,7 @@ class Format:
         return " ".join(out)
 
     def _end_of(self, until: dict[str, Any], following: list[int]) -> str:
-        """The delimiter of a text that the following literals begin with."""
+        """Returns the delimiter of a text that the following literals begin with."""
         text = ""
         for node in map(self._resolved, following):
             if node["type"] == "literal":
@@ -371,7 +371,7 @@ class Format:
         raise Inexpressible("text that ends before something unknown")
 
     def _is_value(self, node: dict[str, Any]) -> bool:
-        """Whether the node is a JSON value that the parser reads as any text up to its end."""
+        """Returns whether the node is a JSON value that the parser reads as any text up to its end."""
         if self._value is None or node["type"] != "tag" or node["tag"] != "tool-arg-value":
             return False
         child = self._nodes[node["child"]]

@@ -44,7 +44,7 @@ def calls_form(
     typed: bool = False,
     listed: bool = False,
 ) -> dict[str, object]:
-    """The form of an answer with calls of these tools. ``typed`` gives each parameter one ``type``;
+    """Returns the form of an answer with calls of these tools. ``typed`` gives each parameter one ``type``;
     ``listed`` puts the type of an array into a list."""
     shapes = [
         {"name": tool.name, "description": "", "parameters": _shape(held[tool.name].schema, typed, listed)}
@@ -57,7 +57,7 @@ def calls_form(
 
 
 def answer(guides: Guides, prompt: _llama.Prompt, held: Held) -> _llama.Guide | None:
-    """A guide for thoughts and a JSON value; ``None`` if the grammar cannot express the format."""
+    """Returns a guide for thoughts and a JSON value; ``None`` if the grammar cannot express the format."""
 
     def schema_of(name: str) -> bytes | None:
         return held.text if name in _ANSWER_SCHEMA else None
@@ -68,7 +68,8 @@ def answer(guides: Guides, prompt: _llama.Prompt, held: Held) -> _llama.Guide | 
 def calls(
     guides: Guides, prompt: _llama.Prompt, syntax: bytes, held: Mapping[str, Held], required: bool
 ) -> _llama.Guide | None:
-    """A guide for calls: from the first token on if one is ``required``, else from the beginning of a call.
+    """Returns a guide for calls: from the first token on if one is ``required``, else from the beginning of a
+    call.
 
     ``syntax`` is the prompt's, or a repaired one. ``None`` if the grammar cannot express the format or all
     schemas together are too large: then llama.cpp's own grammar enforces the form, and the arguments are
@@ -139,7 +140,7 @@ def _calls(guides: Guides, prompt: _llama.Prompt, form: Format, required: bool) 
 
 
 def _whole(guides: Guides, form: Format, *, free_text: bool = False) -> _llama.Guide | None:
-    """A guide for the whole answer; ``None`` if the grammar cannot express the format."""
+    """Returns a guide for the whole answer; ``None`` if the grammar cannot express the format."""
     try:
         guide = guides.grammar(form.text(form.root(free_text=free_text)))
     except Inexpressible:
@@ -148,7 +149,7 @@ def _whole(guides: Guides, form: Format, *, free_text: bool = False) -> _llama.G
 
 
 def _thoughts(form: Format, prompt: _llama.Prompt) -> str:
-    """The expression for optional or required thoughts before a call."""
+    """Returns the expression for optional or required thoughts before a call."""
     start, ends = prompt.thinking[0].decode(), [end.decode() for end in prompt.thinking[1]]
     if not ends:
         return ""
@@ -160,7 +161,7 @@ def _thoughts(form: Format, prompt: _llama.Prompt) -> str:
 
 
 def _shape(schema: Mapping[str, Any], typed: bool, listed: bool) -> dict[str, object]:
-    """The part of a tool's schema that the parser needs: the names and types of its parameters."""
+    """Returns the part of a tool's schema that the parser needs: the names and types of its parameters."""
     declared, needed = parameters(schema)
     properties = {
         name: _shape_of_types(_types(part, schema), typed, listed) for name, part in declared.items()
@@ -183,7 +184,7 @@ def _shape_of_types(types: set[str], typed: bool, listed: bool) -> dict[str, obj
 
 
 def _types(schema: Any, root: Mapping[str, Any]) -> set[str]:
-    """The types that a value of the schema may have."""
+    """Returns the types that a value of the schema may have."""
     found: set[str] = set()
     try:
         ways = alternatives([schema], root)
@@ -197,7 +198,7 @@ def _types(schema: Any, root: Mapping[str, Any]) -> set[str]:
 
 
 def _texts(guides: Guides, schema: Any, root: Mapping[str, Any]) -> Sequence[str] | str | None:
-    """The allowed raw texts: a list, an expression, or ``None`` for any."""
+    """Returns the allowed raw texts: a list, an expression, or ``None`` for any."""
     given = raw_texts.given(schema, root)
     if given is not None or _types(schema, root) != {"string"}:
         return given
@@ -210,7 +211,7 @@ def _without_expression(texts: Sequence[str] | str | None, simple: bool) -> Sequ
 
 
 def _with_definitions(schema: Any, root: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema of a parameter with its definitions, usable on its own."""
+    """Returns the schema of a parameter with its definitions, usable on its own."""
     if not isinstance(schema, dict):
         return {}
     definitions = {key: root[key] for key in ("$defs", "definitions") if key in root and key not in schema}

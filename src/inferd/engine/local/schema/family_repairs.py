@@ -18,7 +18,7 @@ _PROBE_ID = "call00001"  # the id of the calls that llama.cpp renders to detect 
 
 
 def repaired(syntax: bytes) -> bytes:
-    """The ``syntax`` of a prompt with tools, with a parser that matches the template."""
+    """Returns the ``syntax`` of a prompt with tools, with a parser that matches the template."""
     whole = orjson.loads(syntax)
     arena = orjson.loads(whole["parser"])
     nodes = _Nodes(arena["parsers"])

@@ -1,7 +1,8 @@
-"""Turns the JSON Schemas of a request into guides for the token loop and checks of the finished answer.
+"""Converts a request's JSON Schemas to guides, which constrain the token loop, and to checks of the finished
+answer.
 
-llguidance's shared library is the extension module of its Python package. Rewritten schemas are cached,
-because every turn of a conversation repeats its tools and formats.
+llguidance is loaded from the extension module of its Python package. Rewritten schemas are cached, because
+every request of a conversation repeats its tools and formats.
 """
 
 from __future__ import annotations
@@ -32,16 +33,17 @@ OPTIONS: dict[str, Any] = {
     "lenient": False,
 }
 TOOL_OPTIONS = {**OPTIONS, "key_separator": ": ", "item_separator": ", "}
-"""Permits the blanks that chat templates write into a call's arguments, because models have learnt them."""
+"""The options for a call's arguments. They permit the spaces that chat templates write there, because models
+have learnt these."""
 _KEPT = 256
 MOST_SECONDS = 10.0
-"""The limit of processor time for one schema, checked before each of its parts."""
+"""The limit of processor time for one schema. It is checked before each part of the schema is compiled."""
 
 
 def _open_library() -> str:
-    """Loads llguidance, before the sandbox blocks opening files.
+    """Loads llguidance. The import runs before the sandbox forbids opening files.
 
-    Returns the reason if loading fails, else an empty text.
+    Returns the reason if loading fails, or an empty text.
     """
     try:
         _llama.open_guidance(importlib.import_module("llguidance._lib").__file__ or "")
@@ -57,8 +59,9 @@ _PROBLEM = _open_library()
 class Held:
     """An enforced schema.
 
-    ``schema`` is the rewritten one and ``text`` its JSON for llguidance. ``dropped`` are the JSON pointers of
-    keywords that llguidance does not enforce; ``check`` tests a value against the original schema.
+    ``schema`` is the rewritten schema, and ``text`` is its JSON for llguidance. ``dropped`` lists the JSON
+    pointers of the keywords that llguidance does not enforce. ``check`` tests a value against the original
+    schema.
     """
 
     schema: dict[str, Any]
@@ -68,7 +71,8 @@ class Held:
 
 
 class Guides:
-    """The guides of one model; ``control`` are the ids of its control tokens by their text. Thread-safe."""
+    """Makes the guides of one model. ``control`` maps the text of each control token to its id.
+    Thread-safe."""
 
     def __init__(self, model: _llama.Model) -> None:
         if _PROBLEM:
@@ -78,13 +82,14 @@ class Guides:
         self.control = {text.decode(errors="replace"): i for text, i in model.control_tokens.items() if text}
 
     def answer(self, schema: str, *, lenient: bool) -> Held:
-        """Raises ``InvalidRequest`` with JSON pointer and keyword for a keyword that cannot be enforced;
-        ``lenient`` drops it if the finished answer can be checked for it."""
+        """Compiles the schema of an answer. Raises ``InvalidRequest`` with its JSON pointer for a keyword
+        that cannot be enforced. With ``lenient``, drops the keyword instead if the finished answer can be
+        checked for it."""
         return self._held(schema, lenient, False)
 
     def tool(self, tool: Tool) -> Held:
-        """Drops keywords that cannot be enforced. ``InvalidRequest`` names a tool whose schema is
-        unusable."""
+        """Compiles the schema of a tool's arguments. Drops keywords that cannot be enforced. If the schema is
+        unusable, raises ``InvalidRequest`` with the tool's name."""
         try:
             return self._held(tool.schema, True, True)
         except InvalidRequest as error:
@@ -92,18 +97,19 @@ class Guides:
             raise InvalidRequest(f"the input_schema of the tool {name}: {error}") from None
 
     def value(self, held: Held) -> _llama.Guide:
-        """A guide for the value alone."""
+        """Returns a guide for an answer that is one JSON value and nothing else."""
         return self._guidance.guide(b"json_schema", held.text)
 
     def grammar(self, lark: str) -> _llama.Guide:
-        """A guide for a grammar in llguidance's Lark. Raises ``InvalidRequest`` if that is too large."""
+        """Returns a guide for a grammar in llguidance's Lark syntax. Raises ``InvalidRequest`` if the grammar
+        is too large."""
         try:
             return self._guidance.guide(b"lark", lark.encode())
         except ValueError as error:
             raise InvalidRequest(f"the schemas of the tools cannot be used together: {error}") from None
 
     def takes(self, lark: str) -> bool:
-        """Whether llguidance accepts the grammar."""
+        """Returns whether llguidance accepts the Lark grammar."""
         try:
             self._guidance.guide(b"lark", f"%llguidance {{}}\n{lark}".encode())
         except ValueError:
@@ -141,5 +147,5 @@ class Guides:
 
 
 def json_text(schema: dict[str, Any], options: dict[str, Any] = OPTIONS) -> bytes:
-    """The schema as text for llguidance."""
+    """Returns the schema as JSON text for llguidance."""
     return json.dumps({**schema, "x-guidance": options}).encode()  # orjson refuses integers beyond 64 bits

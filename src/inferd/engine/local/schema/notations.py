@@ -46,7 +46,7 @@ class _Notation(Protocol):
         """Any value that the parser reads."""
 
     def text(self, conjunction: Conjunction, texts: Sequence[str] | str | None) -> str:
-        """The expression for a string that matches the schema, or for one of the ``texts``."""
+        """Returns the expression for a string that matches the schema, or for one of the ``texts``."""
 
     def scalars(self, schema: dict[str, Any]) -> str:
         """A number, a boolean or null."""
@@ -55,13 +55,14 @@ class _Notation(Protocol):
         """A value."""
 
     def name(self, name: str) -> str | None:
-        """The expression for a member's name and its colon; ``None`` if the parser cannot read the name."""
+        """Returns the expression for a member's name and its colon; ``None`` if the parser cannot read the
+        name."""
 
     def names(self, bounds: Bounds) -> list[str]:
         """Terminals of names with their colons."""
 
     def in_order(self, names: Iterable[str]) -> list[str]:
-        """The names in the order in which an object has them."""
+        """Returns the names in the order in which an object has them."""
 
 
 class _Gemma:
@@ -177,7 +178,7 @@ class _Values:
         self._depth = 0
 
     def keywords(self) -> str:
-        """The arguments as ``name=value``; the parser reads only declared ones."""
+        """Returns the arguments as ``name=value``; the parser reads only declared ones."""
         ways = []
         comma = f'"," {self._form.space()}'
         known, _ = alternatives.parameters(self._root)
@@ -190,7 +191,7 @@ class _Values:
         return f"({' | '.join(dict.fromkeys(ways))})"
 
     def value(self, parts: Parts) -> str | None:
-        """The expression for a value that matches all the schemas; ``None`` if no value can."""
+        """Returns the expression for a value that matches all the schemas; ``None`` if no value can."""
         if any(part is False for part in parts):
             return None
         schemas = [part for part in parts if isinstance(part, dict)]
@@ -283,7 +284,8 @@ class _Values:
         return f'"{{" {self._listed(parts, needed, self._notation.comma)} "}}"'
 
     def _others(self, found: alternatives.Members) -> str:
-        """The expression for a member that is not declared; empty if the object can have no such member."""
+        """Returns the expression for a member that is not declared; empty if the object can have no such
+        member."""
         patterns = [pattern for pattern, _ in found.others if pattern is not None]
         options = []
         for pattern, parts in found.others:
@@ -294,7 +296,7 @@ class _Values:
         return self._form.add(self._form.fresh("other"), " | ".join(options)) if options else ""
 
     def _names(self, pattern: str | None, named: list[str], patterns: list[str]) -> str:
-        """The expression for names that match ``pattern`` and are not ``named``.
+        """Returns the expression for names that match ``pattern`` and are not ``named``.
 
         With ``pattern`` ``None``: the names that match none of ``patterns`` and are not ``named``. Empty if
         no expression can describe the names.
@@ -312,7 +314,8 @@ class _Values:
         return " | ".join(self._form.add(self._form.fresh("NAME"), each) for each in taken)
 
     def _listed(self, parts: list[str], needed: list[bool], comma: str) -> str:
-        """The parts in their order, with commas between them. A part that is not needed may be absent."""
+        """Returns the parts in their order, with commas between them. A part that is not needed may be
+        absent."""
         rest = ""
         beginnings = [] if any(needed) else [""]
         for part, is_needed in reversed(list(zip(parts, needed, strict=True))):

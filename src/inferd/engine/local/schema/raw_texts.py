@@ -32,7 +32,7 @@ FORMATS = {
 
 
 def given(schema: Any, root: Mapping[str, Any]) -> Sequence[str] | None:
-    """The texts that the schema allows, if it lists them and allows nothing else."""
+    """Returns the texts that the schema allows, if it lists them and allows nothing else."""
     for part in _parts(schema, root):
         values = [part["const"]] if "const" in part else part.get("enum") or ()
         texts = [value for value in values if isinstance(value, str) and value]
@@ -42,7 +42,7 @@ def given(schema: Any, root: Mapping[str, Any]) -> Sequence[str] | None:
 
 
 def expression(schema: Any, root: Mapping[str, Any]) -> str | None:
-    """The texts that match the schema of a string, as an expression; ``None`` for any."""
+    """Returns the texts that match the schema of a string, as an expression; ``None`` for any."""
     regexes = []
     for part in _parts(schema, root):
         if "pattern" in part:
@@ -69,8 +69,8 @@ def _parts(schema: Any, root: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def whole(pattern: str) -> str | None:
-    """A regular expression for a whole text that contains the pattern; ``None`` if its anchors are not at its
-    ends or belong to one of several alternatives."""
+    """Returns a regular expression for a whole text that contains the pattern; ``None`` if its anchors are
+    not at its ends or belong to one of several alternatives."""
     starts = pattern.startswith("^")
     ends = pattern.endswith("$") and not re.search(r"(?<!\\)(?:\\\\)*\\\$\Z", pattern)
     inner = pattern[starts : len(pattern) - ends]
@@ -84,7 +84,7 @@ def whole(pattern: str) -> str | None:
 
 
 def _has_alternatives(bare: str) -> bool:
-    """Whether the pattern, without escapes and classes, has a ``|`` outside of all groups."""
+    """Returns whether the pattern, without escapes and classes, has a ``|`` outside of all groups."""
     depth = 0
     for char in bare:
         depth += (char == "(") - (char == ")")

@@ -38,7 +38,7 @@ _WITHOUT_FORMATS = jsonschema.FormatChecker(formats=())
 
 
 def read(text: str) -> dict[str, Any]:
-    """The schema in ``text``, a JSON object.
+    """Returns the schema in ``text``, a JSON object.
 
     Raises ``InvalidRequest`` if it is too large, if it is invalid by its own draft, or if the preparation is
     cancelled: validating a large schema takes seconds.
@@ -67,7 +67,7 @@ def parse(text: str) -> dict[str, Any]:
 
 @cache
 def _validator_of(draft: Any) -> Any:
-    """The validator of the draft's schemas, which polls for a cancel at each reference.
+    """Returns the validator of the draft's schemas, which polls for a cancel at each reference.
 
     For a part with ``$schema`` jsonschema would use the class registered for that draft, not this one.
     """
@@ -120,8 +120,8 @@ def _bounded(keyword: Any) -> Any:
 
 
 def _evolve(validator: Any, **changes: Any) -> Any:
-    """The validator of a part. jsonschema's own function takes the class that is registered for the part's
-    ``$schema``, whose keywords are not bounded."""
+    """Returns the validator of a part. jsonschema's own function takes the class that is registered for the
+    part's ``$schema``, whose keywords are not bounded."""
     return attrs.evolve(validator, **changes)
 
 
@@ -142,7 +142,8 @@ class Check:
         self._validator = kind(schema, format_checker=draft.FORMAT_CHECKER, registry=referencing.Registry())
 
     def fault(self, text: str) -> str | None:
-        """The JSON pointer and keyword at which the JSON value in ``text`` breaks the schema, or ``None``."""
+        """Returns the JSON pointer and keyword at which the JSON value in ``text`` breaks the schema, or
+        ``None``."""
         _check.end = time.thread_time() + MOST_SECONDS
         try:
             value = json.loads(text, parse_constant=_refuse_constant)
@@ -172,7 +173,8 @@ def _without(schema: Any, key: str) -> None:
 
 
 def matches(pattern: str, text: str) -> bool:
-    """Whether the text contains the pattern, by ECMAScript's rules; false if matching takes too long."""
+    """Returns whether the text contains the pattern, by ECMAScript's rules; false if matching takes too
+    long."""
     try:
         return regex.search(pattern, text, regex.ASCII, timeout=PATTERN_SECONDS) is not None
     except TimeoutError:
@@ -225,7 +227,7 @@ def _unique_items(validator: Any, unique: Any, instance: Any, schema: Any) -> Er
 
 
 def _plain_numbers(value: Any) -> Any:
-    """The value with 1.0 as 1, which JSON Schema holds equal."""
+    """Returns the value with 1.0 as 1, which JSON Schema holds equal."""
     if isinstance(value, list):
         return [_plain_numbers(item) for item in value]
     if isinstance(value, dict):

@@ -71,13 +71,13 @@ def is_too_large(divisor: Digits) -> bool:
 
 
 def digits(number: float) -> Digits:
-    """The digits of the number as an integer, without trailing zeros, and their exponent of 10."""
+    """Returns the digits of the number as an integer, without trailing zeros, and their exponent of 10."""
     _, found, exponent = Decimal(str(number)).normalize().as_tuple()
     return int("".join(map(str, found))), int(exponent)
 
 
 def least_common(one: Digits, other: Digits) -> Digits:
-    """The least common multiple, in the form of :func:`digits`."""
+    """Returns the least common multiple, in the form of :func:`digits`."""
     exponent = min(one[1], other[1])
     a, b = (number * 10 ** (up - exponent) for number, up in (one, other))
     found = math.lcm(a, b)
@@ -91,7 +91,7 @@ def _is_number(value: Any) -> TypeGuard[float]:
 
 
 def _inside(node: dict[str, Any], key: str, whole: bool) -> float:
-    """The nearest inclusive bound inside that of ``key`` which llguidance holds exactly.
+    """Returns the nearest inclusive bound inside that of ``key`` which llguidance holds exactly.
 
     llguidance compares decimals, with bounds of 15 digits, of which 22 stand behind the point. A decimal
     closer to a bound than float64 resolves equals the bound once it is read: so an exclusive bound moves by

@@ -23,5 +23,5 @@ _EQUAL = {
 
 
 def without_look_around(pattern: str) -> str:
-    """The equivalent pattern if known, else ``pattern`` itself."""
+    """Returns the equivalent pattern if known, else ``pattern`` itself."""
     return _EQUAL.get(pattern, pattern)

@@ -45,17 +45,18 @@ def refusal(pointer: str, reason: str) -> InvalidRequest:
 
 
 def step(pointer: str, key: object) -> str:
-    """The JSON pointer of the member or item ``key``."""
+    """Returns the JSON pointer of the member or item ``key``."""
     return f"{pointer}/{str(key).replace('~', '~0').replace('/', '~1')}"
 
 
 def keys_of(target: str) -> list[str]:
-    """The keys of a reference to a place in the schema, behind that of the document."""
+    """Returns the keys of a reference to a place in the schema, behind that of the document."""
     return [part.replace("~1", "/").replace("~0", "~") for part in unquote(target).split("/")]
 
 
 def resolve(root: Any, target: str, at: str) -> tuple[Any, Any]:
-    """The container of the target of a reference, and its key there; (None, None) for the root itself."""
+    """Returns the container of the target of a reference, and its key there; (None, None) for the root
+    itself."""
     parent: Any = None
     name: Any = None
     node = root
@@ -69,7 +70,7 @@ def resolve(root: Any, target: str, at: str) -> tuple[Any, Any]:
 
 
 def nodes(schema: Any) -> Iterator[dict[str, Any]]:
-    """All objects in the schema, also those that are not schemas."""
+    """Yields all objects in the schema, also those that are not schemas."""
     left = [schema]
     while left:
         node = left.pop()
@@ -81,7 +82,8 @@ def nodes(schema: Any) -> Iterator[dict[str, Any]]:
 
 
 def count(root: Any) -> int:
-    """The number of schemas under the keywords of any draft. Stops counting beyond ``MAX_SCHEMAS``."""
+    """Returns the number of schemas under the keywords of any draft. Stops counting beyond
+    ``MAX_SCHEMAS``."""
     left, found = [root], 0
     while left and found <= MAX_SCHEMAS:
         node = left.pop()
@@ -92,7 +94,7 @@ def count(root: Any) -> int:
 
 
 def schemas(root: Any) -> Iterator[dict[str, Any]]:
-    """Each schema where keywords have some, and where references refer to."""
+    """Yields each schema where keywords have some, and where references refer to."""
     left, seen = [root], set()
     while left:
         node = left.pop()
@@ -106,7 +108,7 @@ def schemas(root: Any) -> Iterator[dict[str, Any]]:
 
 
 def _parts(node: dict[str, Any], maps: Set[str], ones: Set[str]) -> Iterator[Any]:
-    """The values where keywords of the node have schemas."""
+    """Yields the values where keywords of the node have schemas."""
     for key, value in node.items():
         if key in LIST and isinstance(value, list):
             yield from value
@@ -117,7 +119,7 @@ def _parts(node: dict[str, Any], maps: Set[str], ones: Set[str]) -> Iterator[Any
 
 
 def followed(root: Any, node: Any) -> Any:
-    """The schema at the end of a chain of references within the schema."""
+    """Returns the schema at the end of a chain of references within the schema."""
     for _ in range(MAX_DEPTH):
         if not isinstance(node, dict) or not str(node.get("$ref", "")).startswith("#/"):
             return node
@@ -127,7 +129,8 @@ def followed(root: Any, node: Any) -> Any:
 
 
 def target(root: Any, reference: str) -> Any:
-    """The target of a reference within the schema; ``True``, which allows everything, if it has none."""
+    """Returns the target of a reference within the schema; ``True``, which allows everything, if it has
+    none."""
     if reference != "#" and not reference.startswith("#/"):
         return True
     try:

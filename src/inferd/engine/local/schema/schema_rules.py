@@ -92,7 +92,7 @@ class _Rewriter:
         self._open: set[int] = set()  # the schemas whose parts are being rewritten, by id()
 
     def schema(self, node: Any, pointer: str, depth: int) -> Any:
-        """The replacement of the schema ``node``; ``False`` if no value can match it."""
+        """Returns the replacement of the schema ``node``; ``False`` if no value can match it."""
         if node is True or node is False:
             return node
         if not isinstance(node, dict):
@@ -338,14 +338,15 @@ class _Rewriter:
 
 
 def _parts_of_references(root: Any) -> Iterator[str]:
-    """The keys on the way to the targets of references, which may lie outside of the known keywords."""
+    """Yields the keys on the way to the targets of references, which may lie outside of the known
+    keywords."""
     for node in nodes(root):
         if isinstance(node.get("$ref"), str):
             yield from keys_of(node["$ref"])
 
 
 def _constraints(names: dict[str, Any]) -> set[str]:
-    """The constraints of a schema of property names, which are strings."""
+    """Returns the constraints of a schema of property names, which are strings."""
     said = set(names) - {"$comment", "default", "description", "examples", "title"}
     return said - {"type"} if names.get("type", "string") == "string" else said
 
@@ -366,7 +367,7 @@ def _values(value: Any) -> Iterator[Any]:
 
 
 def may_match_twice(root: Any, node: dict[str, Any]) -> bool:
-    """Whether the node has a ``oneOf`` with two branches that are not clearly disjoint."""
+    """Returns whether the node has a ``oneOf`` with two branches that are not clearly disjoint."""
     branches = node.get("oneOf")
     if not isinstance(branches, list):
         return False

@@ -1,1 +1,2 @@
-"""The events of an answer: the text of a job, its blocks, and their check against a schema."""
+"""The streams of a local answer: the text of a job, its parsing into events, and its check against a
+schema."""

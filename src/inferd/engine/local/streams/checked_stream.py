@@ -1,6 +1,6 @@
 """A stream whose finished answer is checked against its schemas.
 
-The token loop enforces the part of a schema that a grammar can express. This checks the whole schema. It runs
+The token loop enforces the part of a schema that a grammar can express. This stream checks the whole schema,
 in a thread of the pool, because a schema and a value may be large.
 """
 
@@ -23,11 +23,11 @@ _log = log.get("llamacpp")
 
 
 class CheckedStream(Stream):
-    """The events of ``source``; raises ``SchemaViolation`` in place of ``Done``, ``ToolCallMalformed`` in
-    place of a call.
+    """The events of ``source``. If the answer breaks its schema, raises ``SchemaViolation`` instead of
+    ``Done``. If a call breaks its tool's schema, raises ``ToolCallMalformed`` instead of the call.
 
-    ``held`` is the schema of the whole answer, ``tools`` are the schemas of the calls by name. ``unenforced``
-    goes into ``Done``.
+    ``held`` is the schema of the whole answer; ``tools`` are the schemas of calls by the tool's name.
+    ``unenforced`` is copied into ``Done``.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The output of a job of the token loop as a :class:`~inferd.engine.backend.Stream` of finished frames."""
+"""Wraps the output of one job of the token loop as a :class:`~inferd.engine.backend.Stream` of frames."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ _log = log.get("llamacpp")
 
 @dataclass(slots=True)
 class Trace:
-    """Moments of a request in its engine process, in seconds of one clock: it ``arrived``, a thread of the
-    pool ``began`` with it, it was ``submitted`` to the token loop, its ``first`` frames were collected."""
+    """The moments in seconds when a request ``arrived`` in its engine process, when a thread of the pool
+    ``began`` to prepare it, when it was ``submitted`` to the token loop, and when its ``first`` frames were
+    collected."""
 
     arrived: float
     began: float = 0.0
@@ -29,8 +30,9 @@ class Trace:
     first: float = 0.0
 
     def tell(self, result: _llama.Result) -> None:
-        """Logs the milliseconds of each part, for a developer. ``loop_ms`` is the time from the submission to
-        the first text in the token loop, ``prefill_ms`` the part of it that computed the prompt."""
+        """Logs the duration of each part in milliseconds, at the level debug. ``loop_ms`` is the time from
+        the submission to the first text in the token loop; ``prefill_ms`` is the part of it that computed the
+        prompt."""
         prefill_ms, loop_ms = result[5], result[7]
         _log.debug(
             "request timed",
@@ -43,11 +45,11 @@ class Trace:
 
 
 class JobStream(Stream):
-    """One job's events. Events that are not pulled stay with the loop, which pauses this job only.
+    """The events of one job. If they are not pulled, the token loop keeps them and pauses this job alone.
 
-    ``keeper`` gets the tokens of the answer, and its text if ``as_text``. ``finish`` converts a result to the
-    last event. ``forget`` is called once, when the job needs no more wake-ups. ``trace`` is logged at the
-    end.
+    ``keeper`` gets the tokens of the answer, and with ``as_text`` also its text. ``finish`` converts the
+    job's result to the last event. ``forget`` is called when the job needs no more wake-ups. ``trace`` is
+    logged at the end.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""The records of the tokens of an answer with tool calls, which wait until a reader has parsed its text.
+"""Keeps the records of an answer's tokens (their log probabilities) until a reader has parsed the text.
 
-A token of a call, or of a mark of the family's format, has no record in the answer.
+Tokens of tool calls and of the format's markers have no record in the answer.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from inferd.engine.requests import FrameTemplate
 from inferd.fastpath import escape_json
 
 Place = Sequence[int]
-"""Where a text stands in the raw answer: its begin and its end in bytes."""
+"""Where a text stands in the raw answer: the offsets of its beginning and its end in bytes."""
 
 RECORD_FRAMES = FrameTemplate(b"", b"\n", b"\t")
-"""A line with escaped text, a tab, and the records of the tokens that begin in it."""
+"""Each frame is a line: escaped text, a tab, and the records of the tokens that begin in the text."""
 
 
 class TokenRecords:
-    """The records of one answer. Its text becomes frames of ``frame``, or else the records are ``late``."""
+    """The records of one answer. With a ``frame`` template, the frames carry the records; without one,
+    ``late`` has them."""
 
     def __init__(self, frame: FrameTemplate | None) -> None:
         self._frame = frame
@@ -31,7 +32,7 @@ class TokenRecords:
         self._late: list[bytes] = []
 
     def take(self, frames: bytes) -> str:
-        """Takes ``RECORD_FRAMES`` and returns their text."""
+        """Keeps the records of frames in the form of ``RECORD_FRAMES``, and returns the frames' text."""
         texts = []
         for line in frames.splitlines():
             escaped, _, records = line.partition(b"\t")
@@ -42,7 +43,8 @@ class TokenRecords:
         return "".join(texts)
 
     def shown(self, text: Text, places: Sequence[Place]) -> Text | Frames:
-        """The event for a text that stands at ``places``, which come after those of earlier texts."""
+        """Returns the event for a text that stands at ``places`` of the raw answer. Call it in the order of
+        the texts."""
         records = b",".join(self._at(places))
         if self._frame is not None:
             escaped = escape_json(text.text)
@@ -53,7 +55,7 @@ class TokenRecords:
 
     @property
     def late(self) -> bytes:
-        """The records that no frame has carried, for the end of the answer."""
+        """The records that no frame carried. They are sent with the end of the answer."""
         return b",".join(self._late)
 
     def _at(self, places: Sequence[Place]) -> Iterator[bytes]:

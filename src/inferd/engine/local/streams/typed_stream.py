@@ -1,8 +1,8 @@
-"""Turns a stream of raw text into events of text, thinking and tool calls.
+"""Converts a stream of raw text to events of text, thinking and tool calls.
 
-The token loop delivers the answer's raw text, with the records of its tokens if the request asks for
-probabilities. A reader parses it in a thread of the pool, because a family's parser reads the whole answer
-again for every piece.
+The token loop delivers the raw text of the answer. If the request asks for probabilities, the records of the
+tokens come with it. A reader parses the text in a thread of the pool, because llama.cpp's parsers read the
+whole answer again for every piece.
 """
 
 from __future__ import annotations
@@ -27,18 +27,19 @@ from inferd.errors import ToolCallMalformed
 _log = log.get("llamacpp")
 
 _RAW_FRAMES = FrameTemplate(b"", b"\n")
-"""One line for each piece of text, escaped as in a JSON string and so without newlines."""
+"""Each frame is a line: a piece of text, escaped as in a JSON string, so that it contains no newline."""
 
 
 def raw_frames(request: GenerateRequest) -> FrameTemplate:
-    """The frames that a :class:`TypedStream` for this request reads."""
+    """Returns the template of the frames that a :class:`TypedStream` reads for this request."""
     return _RAW_FRAMES if request.logprobs is None else RECORD_FRAMES
 
 
 class TypedStream(Stream):
-    """``source`` yields the ``raw_frames`` of ``request``; ``keeper`` gets the whole answer.
+    """The parsed events of ``source``, which yields the ``raw_frames`` of ``request``. ``keeper`` gets the
+    whole answer.
 
-    If the request requires a tool call, an answer without one counts as unfinished.
+    If the request requires a tool call and the answer has none, ``Done.tool_missing`` is set.
     """
 
     def __init__(
