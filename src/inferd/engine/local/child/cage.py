@@ -1,17 +1,21 @@
-"""The sandbox of an engine process, which may only compute on the descriptors it holds.
+"""The sandbox of an engine process. Inside it, the process can only compute with the descriptors that it
+holds.
 
-:func:`enter` is called once, before a byte of a model is read, and cannot be undone. Model files, chat
-templates and grammars are untrusted; code that takes over llama.cpp through one of them reaches no network,
-program, file or other process. Three independent layers of Linux enforce that:
+The process calls :func:`enter` once, before it reads a byte of a model. A process cannot leave its sandbox.
+Model files, chat templates and grammars are untrusted. If one of them takes over llama.cpp, the sandbox keeps
+it from the network, programs, files and other processes. Three independent layers of Linux enforce that:
 
-* ``no_new_privs`` and resource limits: no privileges by exec, no core dump, which would hold prompts;
-* Landlock: no path can be opened, except the files whose descriptors the process was given, and the source of
+* ``no_new_privs`` and resource limits: exec gives no privileges, and a crash writes no core dump, which would
+  contain prompts;
+* Landlock: the process can open no path, except the files whose descriptors it was given and the source of
   random numbers;
-* seccomp: sockets, programs, other processes, and every system call that changes a file system are refused.
+* seccomp: the kernel refuses system calls for sockets, programs, other processes and changes of a file
+  system.
 
-:func:`enter` skips layers that the system lacks, and reports them. The profile ``gpu`` omits Landlock,
-because drivers open devices and libraries whose names inferd cannot know. ``rpc`` permits an engine to
-connect to its workers over TCP; ``worker`` permits a worker to accept an engine. ``off`` is for a debugger.
+If the system lacks a layer, :func:`enter` skips and reports it. The profiles ``gpu`` and ``worker-gpu`` omit
+Landlock, because GPU drivers open devices and libraries whose names inferd cannot know. The profile ``rpc``
+permits an engine to connect to its workers over TCP. The profile ``worker`` permits a worker to accept an
+engine. The profile ``off`` applies no sandbox; it is for a debugger.
 """
 
 from __future__ import annotations
@@ -35,10 +39,12 @@ _SIGKILL = 9
 
 
 def enter(profile: str, files: Sequence[int] = (), ports: Sequence[int] = ()) -> dict[str, str]:
-    """Confines this process; ``files`` are descriptors that may be opened again through /dev/fd.
+    """Applies the sandbox to this process. ``files`` are descriptors whose files the process may open again
+    through /dev/fd.
 
-    ``ports`` are the TCP ports that ``rpc`` may connect to, or ``worker`` listen on. Returns the state of
-    each layer: ``yes``, or why it is missing. Call it before the process has a second thread.
+    ``ports`` are the TCP ports to which ``rpc`` may connect, or on which ``worker`` may listen. Returns the
+    state of each layer: ``yes``, or the reason why it is missing. Call this before the process starts a
+    second thread.
     """
     if profile == "off":
         return {"cage": "off"}
@@ -60,8 +66,8 @@ def enter(profile: str, files: Sequence[int] = (), ports: Sequence[int] = ()) ->
 
 
 def die_with_parent(parent: int) -> None:
-    """Makes the system kill this process when the thread that started it ends; ``parent`` is that thread's
-    process."""
+    """Asks the system to kill this process when the thread that started it ends. ``parent`` is the process of
+    that thread."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
@@ -248,7 +254,8 @@ def _seccomp(libc: ctypes.CDLL, profile: str) -> str:
 
 
 def _filter(architecture: int, column: int, profile: str) -> bytes:
-    """Returns the BPF program. Jumps are relative and forward; every check ends in its own return."""
+    """Returns the BPF program. Jumps are relative and go forward. Each check ends with its own return
+    instructions."""
     out: list[tuple[int, int, int, int]] = []
 
     def load(offset: int) -> None:
@@ -258,7 +265,7 @@ def _filter(architecture: int, column: int, profile: str) -> bytes:
         out.append((_RET, 0, 0, value))
 
     def only(number: int, *checks: tuple[int, int, int, int]) -> None:
-        """Adds ``checks`` that decide one system call."""
+        """Adds the instructions ``checks``, which decide about the system call ``number``."""
         if number >= 0:
             out.append((_JEQ, 0, len(checks), number))
             out.extend(checks)

@@ -1,12 +1,12 @@
 """The engine process of one model: ``python -m inferd.engine.local.child.host``.
 
-Only this process runs llama.cpp. The daemon starts it with a socket as standard input, sends the model's
-descriptors and requests over it, and receives frames, results and log lines
-(:mod:`inferd.engine.local.child.messages`). The process ends when the socket closes. The daemon holds the
-other end, so no engine outlives its daemon.
+llama.cpp runs in this process, not in the daemon. The daemon starts the process with a socket as its standard
+input. Over the socket, the daemon sends the model's descriptors and the requests, and receives frames,
+results and log lines (:mod:`inferd.engine.local.child.messages`). The process ends when the daemon's end of
+the socket closes, so no engine outlives its daemon.
 
-For a debugger: with a file as its argument the program loads that file in the foreground, answers the lines
-of its standard input, and runs without a sandbox.
+For a debugger, pass a model file as the argument. Then the program loads the file, answers each line of its
+standard input, and runs without a sandbox.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _log = log.get("engine")
 
 
 class Host:
-    """The serving end of the link. Everything but the load runs on the event loop."""
+    """The engine's end of the link. Everything runs on the event loop, except loading the model."""
 
     def __init__(self, sock: socket.socket, load: m.Load, fds: list[int], held: dict[str, str]) -> None:
         self._loop = asyncio.get_running_loop()
@@ -117,7 +117,7 @@ class Host:
         job.task.add_done_callback(lambda task: self._end(number, job, task))
 
     def _end(self, number: int, job: _Job, task: asyncio.Task[None]) -> None:
-        """Sends the end of a job that did not send it itself."""
+        """Sends the last message of a job that was cancelled or failed."""
         del self._jobs[number]
         if task.cancelled():
             if job.dropped:
@@ -176,7 +176,7 @@ class Host:
 class _Job:
     """A running request.
 
-    ``sent`` counts the bytes of its events that the daemon has not passed on to the client yet.
+    ``sent`` is the number of bytes of its events that the daemon has not passed on to the client yet.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -192,13 +192,13 @@ class _Job:
         self._wake()
 
     async def room(self) -> None:
-        """Waits until the daemon has yet to pass on fewer than ``WINDOW_BYTES`` of the sent events."""
+        """Waits while ``WINDOW_BYTES`` or more of the sent bytes are not passed on to the client."""
         while self.sent >= m.WINDOW_BYTES:
             self._room = self._loop.create_future()
             await self._room
 
     def cancel(self) -> None:
-        """Ends the job soon: cancels its stream, or else its task at once."""
+        """Ends the job soon. Cancels its stream, or its task if it has no stream yet."""
         if self.stream is not None:
             self.stream.cancel()
         elif self.task is not None:
@@ -215,7 +215,7 @@ class _Job:
 
 
 def _tell(error: BaseException) -> None:
-    """Logs the class and the place of an error that inferd did not raise on purpose."""
+    """Logs the class and the place of an unexpected exception."""
     if m.failure(error).kind == "BackendInternal":
         place = error.__traceback__
         while place is not None and place.tb_next is not None:
@@ -231,12 +231,12 @@ def _plain(fields: Mapping[str, object]) -> dict[str, object]:
 
 
 def _leave() -> None:
-    """Exits without cleanup: the daemon has gone or has closed the link, and no state here needs saving."""
+    """Exits without cleanup, because the daemon has closed the link and nothing here needs saving."""
     os._exit(0)
 
 
 def _event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
-    """uvloop's factory if it is installed; imports its modules."""
+    """Returns uvloop's factory if uvloop is installed, else asyncio's. Imports the modules of uvloop."""
     try:
         import uvloop
     except ImportError:
@@ -251,7 +251,8 @@ async def _serve(sock: socket.socket, load: m.Load, fds: list[int], held: dict[s
 
 
 def serve() -> None:
-    """Serves the daemon at the other end of standard input until that end closes."""
+    """Serves the daemon over the socket at standard input. The process ends when the daemon closes the
+    socket."""
     cage.die_with_parent(os.getppid())
     faulthandler.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # from a terminal; the daemon ends this process

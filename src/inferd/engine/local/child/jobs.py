@@ -1,9 +1,9 @@
-"""Requests sent to an engine process: the queued, the running, and their results.
+"""The requests to an engine process: their queue, and the messages that come back.
 
-A :class:`Job` waits for its turn, goes to the process, and collects the messages that come back.
-:class:`JobQueue` admits at most ``limit`` jobs at once, in order of arrival. A job keeps its turn until the
-process reports its end, even after its client has left: work without a client still counts. A job suspected
-of crashing processes runs alone.
+A :class:`Job` waits in the queue, sends its request to the process, and collects the messages that come back.
+:class:`JobQueue` runs at most ``limit`` jobs at once and starts them in order of arrival. A job without a
+client still counts against ``limit`` until the process reports its end, because the process still works on
+it. A job that is suspected of crashing processes runs alone.
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ LARGE_REQUEST_CHARS = 256 << 10
 
 
 class Job:
-    """One request; ``alone`` if it must not run with others. All methods are for the event loop."""
+    """One request. With ``alone``, it does not run together with other requests. Call all methods on the
+    event loop."""
 
     def __init__(self, jobs: JobQueue, request: EngineRequest, *, alone: bool) -> None:
         self.request = request
         self.alone = alone
         self.process: EngineProcess | None = None
         self.ended = False
-        """Whether the process has finished it, or never got it."""
+        """Whether the process has finished the job or never got it."""
         self._jobs = jobs
         self._number = 0
         self._messages: deque[Message] = deque()
@@ -46,9 +47,9 @@ class Job:
         self._waiter: asyncio.Future[None] | None = None
 
     async def begin(self) -> bool:
-        """Waits for the job's turn and sends the request to the process.
+        """Waits in the queue, then sends the request to the process.
 
-        Returns False if the consumer left before that.
+        Returns False if the client left before the request was sent.
         """
         self._jobs.join(self)
         try:
@@ -82,7 +83,7 @@ class Job:
         return m.pack(request)
 
     async def next(self) -> Message:
-        """Returns the next message of the process. Raises the error that ended the job."""
+        """Returns the process's next message about the job. If the job has failed, raises its error."""
         await self._until(lambda: bool(self._messages))
         if self._messages:
             return self._messages.popleft()
@@ -99,12 +100,12 @@ class Job:
         self._wake()
 
     def credit(self, size: int) -> None:
-        """Tells the process that the daemon passed on ``size`` bytes of events."""
+        """Tells the process that ``size`` more bytes of the job's events were passed on to the client."""
         if self.process is not None:
             self.process.tell(m.CREDIT, self._number, m.CREDIT_BODY.pack(size))
 
     def prompt_read(self) -> float | None:
-        """Returns the share of the prompt that has been computed, if known."""
+        """Returns the computed share of the prompt, from 0 to 1, or ``None`` if it is not known."""
         return None if self.process is None else self.process.prompt_read(self._number)
 
     def cancel(self) -> None:
@@ -113,7 +114,7 @@ class Job:
             self.process.tell(m.CANCEL, self._number)
 
     def leave(self) -> None:
-        """Ends the job, whose consumer has gone. Idempotent."""
+        """Ends the job, because nobody reads its messages any more. May be called again."""
         if self._left:
             return
         self._left = True
@@ -126,7 +127,7 @@ class Job:
         self._wake()
 
     def fail(self, error: InferdError) -> None:
-        """Ends the job's wait with ``error``."""
+        """Makes the coroutine that waits for the job raise ``error``."""
         self._error = error
         self._wake()
 
@@ -155,7 +156,7 @@ class Job:
         self._messages.clear()
 
     def start(self, process: EngineProcess) -> None:
-        """Ends the job's wait, because its turn has come."""
+        """Takes the job out of its wait in the queue, to run on ``process``."""
         self.process = process
         self._wake()
 
@@ -165,7 +166,7 @@ class Job:
 
 
 class JobQueue:
-    """Admits at most ``limit`` jobs at once to the process last given to :meth:`serve`."""
+    """Runs at most ``limit`` jobs at once, on the process that :meth:`serve` was last called with."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -174,7 +175,7 @@ class JobQueue:
         self._process: EngineProcess | None = None
 
     def serve(self, process: EngineProcess | None) -> None:
-        """Lets the jobs run on ``process``; with ``None`` they wait."""
+        """Runs the jobs on ``process``. If it is ``None``, the jobs wait."""
         self._process = process
         self._call_next()
 
@@ -192,12 +193,12 @@ class JobQueue:
         self._call_next()
 
     def take_running(self) -> set[Job]:
-        """Returns the jobs of a process that has ended; they lose their turns."""
+        """Returns and removes the running jobs, after their process has ended."""
         running, self.running = self.running, set()
         return running
 
     def fail_waiting(self, error: Callable[[], InferdError]) -> None:
-        """Fails all queued jobs."""
+        """Fails all queued jobs, each with a new ``error()``."""
         queue, self._queue = self._queue, deque()
         for job in queue:
             job.ended = True
@@ -220,7 +221,7 @@ Packed = tuple[bytes, list[int]]
 async def _pack_aside(request: GenerateRequest) -> Packed:
     """Packs a request in a separate thread.
 
-    If the client leaves before the thread is done, closes the descriptors of the packed request.
+    If the client leaves before that is done, the descriptors of the packed request are closed afterwards.
     """
     thread = ThreadPoolExecutor(1, thread_name_prefix="inferd-pack")
     packing = asyncio.get_running_loop().run_in_executor(thread, m.pack_generate, request)
@@ -238,7 +239,7 @@ def _close_packed(packing: asyncio.Future[Packed]) -> None:
 
 
 def _size(request: GenerateRequest) -> int:
-    """Returns the approximate number of bytes to pack."""
+    """Returns the approximate number of bytes to pack for a request."""
     size = 0
     for message in request.messages:
         if isinstance(message.content, str):

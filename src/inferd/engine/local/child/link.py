@@ -1,12 +1,11 @@
 """Messages between the daemon and an engine process, over a stream socket pair.
 
-A message is a header (:data:`HEADER`: bytes of the body, job, kind, number of descriptors) and a body.
-Descriptors are attached to the first byte of their message. All messages sent within one turn of the event
-loop leave in one write, so a step of the engine costs one write for all its requests. This module does not
-interpret kinds.
+A message is a :data:`HEADER` and a body. Descriptors are attached to the first byte of their message.
+Messages without descriptors that are sent within one iteration of the event loop leave in one write, so a
+step of the engine costs one write for all its requests. This module does not interpret the kinds of messages.
 
-A :class:`Link` never blocks. It ends when the peer breaks the rules or closes its end: ``on_closed`` is
-called once, from the event loop.
+A :class:`Link` never blocks. If the peer sends a malformed message or closes its end, the link closes and
+calls ``on_closed`` once, on the event loop.
 """
 
 from __future__ import annotations
@@ -21,21 +20,22 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 HEADER = struct.Struct("<IIBB")
-"""Bytes of the body, job, kind, number of descriptors."""
+"""The size of the body in bytes, the number of the job, the kind, and the number of descriptors."""
 
 MAX_BODY_BYTES = 8 << 20
-"""A larger body goes in a memory file; a peer that announces more ends the link."""
+"""The limit for a body. A header that announces more closes the link. Large data travels in a memory file
+instead."""
 MAX_FDS = 4
 _READ_BYTES = 256 << 10
 _INT_BYTES = array.array("i").itemsize
 _RIGHTS_BYTES = socket.CMSG_SPACE(MAX_FDS * _INT_BYTES)
 
 OnMessage = Callable[[int, int, bytes, list[int]], None]
-"""Called with kind, job, body and descriptors; the receiver closes the descriptors."""
+"""Called with the kind, job, body and descriptors of a message. The receiver must close the descriptors."""
 
 
 class Link:
-    """One end of the pair. All methods are for the thread of the event loop that creates it."""
+    """One end of the socket pair. Call all methods on the event loop that created it."""
 
     def __init__(self, sock: socket.socket, on_message: OnMessage, on_closed: Callable[[], None]) -> None:
         self._loop = asyncio.get_running_loop()
@@ -52,7 +52,8 @@ class Link:
         self._loop.add_reader(sock, self._readable)
 
     def send(self, kind: int, job: int = 0, body: bytes = b"", fds: Sequence[int] = ()) -> None:
-        """Sends a message soon. The link owns ``fds`` and closes them once they are sent."""
+        """Queues a message, which is sent soon. The link takes over ``fds`` and closes them once they are
+        sent."""
         if self.closed:
             _close_all(fds)
             return
@@ -62,12 +63,12 @@ class Link:
             self._loop.call_soon(self._flush)
 
     def drain(self) -> None:
-        """Delivers the messages that the peer sent before it ended."""
+        """Delivers all messages that have arrived. Called after the peer has ended."""
         while not self.closed and self._readable():
             pass
 
     def close(self) -> None:
-        """Closes this end and drops unsent messages. Idempotent; does not call ``on_closed``."""
+        """Closes this end and drops unsent messages. Does not call ``on_closed``. May be called again."""
         if not self.closed:
             self.closed = True
             self._loop.remove_reader(self._sock)
@@ -85,7 +86,7 @@ class Link:
             self._on_closed()
 
     def _flush(self) -> None:
-        """Writes the queue in order; waits for the socket when it is full."""
+        """Writes the queued messages in order. If the socket is full, continues when it is writable."""
         try:
             while self._out and not self.closed:
                 data, fds = self._take()
@@ -99,8 +100,8 @@ class Link:
         self._flushing = False
 
     def _take(self) -> tuple[bytes, tuple[int, ...]]:
-        """Returns the next bytes to write: either one message with descriptors, or all messages before the
-        next message with descriptors.
+        """Removes from the queue what one write sends: either one message with descriptors, or all messages
+        before the next message with descriptors.
         """
         if self._out[0][1]:
             return self._out.popleft()
@@ -128,7 +129,7 @@ class Link:
         self._flush()
 
     def _readable(self) -> bool:
-        """Reads once; true if bytes came."""
+        """Reads once. Returns whether bytes arrived."""
         try:
             n, ancillary, flags, _ = self._sock.recvmsg_into(
                 [self._buffer],
@@ -156,7 +157,8 @@ class Link:
         return True
 
     def _parse(self, data: memoryview) -> int:
-        """Delivers the whole messages in ``data``; returns their bytes. Ends the link at a malformed one."""
+        """Delivers the complete messages in ``data`` and returns their size in bytes. Closes the link at a
+        malformed message."""
         at = 0
         while not self.closed and len(data) - at >= HEADER.size:
             size, job, kind, n_fds = HEADER.unpack_from(data, at)
@@ -177,7 +179,8 @@ class Link:
 
 
 def receive(sock: socket.socket) -> tuple[int, int, bytes, list[int]]:
-    """Waits for the next message: kind, job, body, descriptors. Raises EOFError at the end of the link."""
+    """Waits for the next message and returns its kind, job, body and descriptors. Raises EOFError if the link
+    is closed."""
     head, ancillary, _, _ = sock.recvmsg(HEADER.size, _RIGHTS_BYTES, socket.MSG_WAITALL)
     if len(head) < HEADER.size:
         raise EOFError

@@ -19,10 +19,9 @@ from inferd.progress import Progress
 
 
 def load_model(load: Load, fds: Sequence[int], progress: Progress) -> LlamaCpp | EmbeddingModel:
-    """Loads the model whose descriptors are ``fds``: its files in order, its projector, its draft model, its
-    adapters. Blocks.
+    """Loads the model. Blocks. Raises ModelError.
 
-    Raises ModelError.
+    ``fds`` are its files in order, then the projector, the draft model and the adapters, as far as given.
     """
     model_fd = fds[0]
     embeds = load.embed
@@ -74,8 +73,8 @@ def load_model(load: Load, fds: Sequence[int], progress: Progress) -> LlamaCpp |
 
 
 def _offloaded_layers(load: Load) -> int:
-    """Returns the layers that this process's CPU does not compute. llama.cpp distributes them by memory over
-    the GPUs and the workers."""
+    """Returns the number of layers that GPUs and RPC workers compute instead of this CPU. llama.cpp
+    distributes these layers over them by memory."""
     if load.workers and not _has_gpu():
         return load.worker_layers
     if load.workers and load.force_backend == "cpu":
@@ -88,13 +87,13 @@ def _has_gpu() -> bool:
 
 
 _OTHER_BYTES = 1 << 30
-"""Memory of an engine besides its model: for the interpreter, pictures and sounds."""
+"""The memory that an engine needs besides its model: for the interpreter, pictures and sounds."""
 
 
 def limit_memory(load: Load, profile: str) -> None:
-    """Limits the process's memory to the model's expected need; mapped files do not count.
+    """Limits the memory of this process to the model's expected need. Mapped files do not count.
 
-    A GPU driver reserves far more than it uses, so a process with one has no limit.
+    A process with a GPU gets no limit, because GPU drivers reserve far more memory than they use.
     """
     if load.memory_bytes and profile in ("cpu", "rpc") and sys.platform == "linux":
         most = load.memory_bytes + (load.cache_mib << 20) + _OTHER_BYTES
@@ -105,8 +104,8 @@ def limit_memory(load: Load, profile: str) -> None:
 
 
 def cage_profile(load: Load) -> str:
-    """Returns the sandbox profile for this load (:mod:`~inferd.engine.local.child.cage`), looser for GPU
-    drivers and for a model with workers."""
+    """Returns the sandbox profile for this load (see :mod:`~inferd.engine.local.child.cage`). A GPU and RPC
+    workers need a profile that permits more."""
     on_gpu = load.n_gpu_layers != 0 and load.force_backend != "cpu"
     if load.cage == "cpu" and on_gpu and _has_gpu():
         return "gpu"
@@ -118,7 +117,8 @@ def worker_ports(load: Load) -> list[int]:
 
 
 def preload_modules(load: Load) -> None:
-    """Imports the modules and opens the files that this load needs later: the sandbox blocks that."""
+    """Imports the modules and opens the files that this load needs later, because the sandbox forbids opening
+    files."""
     import concurrent.futures.thread  # noqa: F401
     import encodings.idna  # noqa: F401
     import traceback  # noqa: F401

@@ -1,8 +1,9 @@
 """The messages between the daemon and an engine process: their kinds and bodies.
 
-Frames, texts and vectors are raw bytes; every other body is msgpack of the type named after its kind. Large
-bodies and the media of a request travel in a memory file: one descriptor, no copy through the socket. The
-daemon trusts no byte of an engine: a body that does not decode to its type ends that engine.
+Frames and texts are raw bytes, and so are vectors after their header. Every other body is the msgpack of the
+type that the comment beside its kind names. Large bodies, such as the media of a request, travel in a memory
+file, whose descriptor is sent instead. The daemon does not trust an engine: if a body does not decode to its
+type, the daemon kills that engine.
 """
 
 from __future__ import annotations
@@ -55,24 +56,25 @@ VECTORS = 27  # packed: (width, tokens), rows; the job has ended
 SCORES = 28  # (scores, tokens); the job has ended
 
 ENDS = frozenset((DONE, FAILED, GONE, VECTORS, SCORES))
-"""The last message of a job is one of these."""
+"""The kinds of a job's last message."""
 
 WINDOW_BYTES = 64 << 10
-"""The bytes of a job's events that an engine sends ahead of the daemon's CREDIT; then it pauses the job."""
+"""An engine pauses a job when it has sent this many bytes of events without a CREDIT from the daemon."""
 
 INLINE_BYTES = 128 << 10
-"""A packed body up to this size goes through the socket."""
+"""A packed body up to this size is sent over the socket. A larger one goes in a memory file."""
 
 CREDIT_BODY = struct.Struct("<I")
 STATE_BODY = struct.Struct("<QQ")
-"""The offset of the state in its file, and its bytes."""
+"""The offset of the state in its file, and the size of the state in bytes."""
 _LENGTH = struct.Struct("<I")
 
 T = TypeVar("T")
 
 
 class Adapter(msgspec.Struct, frozen=True):
-    """A LoRA adapter by its ``name`` in requests; ``key`` distinguishes its file and its ``scale``."""
+    """A LoRA adapter. Requests use its ``name``. ``key`` identifies the combination of its file and its
+    ``scale``."""
 
     name: str
     key: str
@@ -80,25 +82,26 @@ class Adapter(msgspec.Struct, frozen=True):
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
-    """The model to load and the options to serve it; the descriptors come with the message.
+    """The model to load, and its options. The descriptors come with the message.
 
-    ``memory_bytes`` limits the model's memory, 0 sets no limit. ``name`` is the config entry's, ``model`` the
-    model's, ``path`` is only for display. ``n_ctx`` is the context of one request in tokens, ``n_parallel``
-    the number of concurrent requests. ``n_gpu_layers`` -1 is all; ``threads`` 0 lets the loop choose;
-    ``flash_attention`` is ``auto``, ``on`` or ``off``. With ``embed`` the model makes vectors or
-    scores; with ``None`` it does so if its file names a pooling and ``vectors_wanted`` is set.
-    ``embed_pooling`` ``None`` keeps the file's pooling. ``force_backend`` is the required kind of device.
+    ``memory_bytes`` is the memory that the model needs besides its mapped files; 0 sets no limit. ``name`` is
+    the name of the config entry, ``model`` that of the model. ``path`` is for display only. ``n_ctx`` is the
+    context of one request in tokens. ``n_parallel`` is the number of concurrent requests. If ``n_gpu_layers``
+    is -1, the GPU computes all layers. If ``threads`` is 0, the token loop chooses. ``flash_attention`` is
+    ``auto``, ``on`` or ``off``. If ``embed`` is true, the model makes vectors or scores. If ``embed`` is
+    ``None``, it does so if ``vectors_wanted`` is set and its file names a pooling. If ``embed_pooling`` is
+    ``None``, the file's pooling applies. ``force_backend`` is the required kind of device.
 
-    ``parts`` is the number of the model's files; ``projector`` and ``draft_model`` add one descriptor each;
-    the last descriptors are those of the ``adapters``. ``cache_mib`` bounds the memory of saved prefixes;
-    ``ahead_tokens`` bounds the part of the next prompt that is computed after an answer; ``keep_thinking``
-    keeps earlier thinking that the template would leave out; ``drafts`` are ``auto``, ``on`` or ``off``. The
-    daemon keeps files of states if ``files`` is set; the engine saves one after ``file_after_ms`` without a
-    job. ``cage`` is a profile of :mod:`inferd.engine.local.child.cage`. ``chat_template`` is Jinja that
-    replaces the model's own. ``workers`` are the RPC workers that compute a part of the model. Without a GPU
-    here they compute the last ``worker_layers`` layers (-1: all). With a GPU they and the GPU together
-    compute ``n_gpu_layers`` layers. A load waits at most ``worker_absent_secs`` for a worker that cannot be
-    reached.
+    ``parts`` is the number of the model's files. ``projector`` and ``draft_model`` add one descriptor each.
+    The last descriptors are those of the ``adapters``. ``cache_mib`` limits the memory of saved prefixes.
+    ``ahead_tokens`` limits the part of the next prompt that is computed after an answer. ``keep_thinking``
+    keeps earlier thinking that the template would omit. ``drafts`` is ``auto``, ``on`` or ``off``. If
+    ``files`` is set, the daemon keeps cache states in files, and the engine offers one after
+    ``file_after_ms`` without a job. ``cage`` is a profile of :mod:`inferd.engine.local.child.cage`.
+    ``chat_template`` is the Jinja text that replaces the model's own template. ``workers`` are the addresses
+    of RPC workers, which compute a part of the model. Without a GPU here, they compute the last
+    ``worker_layers`` layers (-1: all). With a GPU, they and the GPU together compute ``n_gpu_layers`` layers.
+    A load waits at most ``worker_absent_secs`` for a worker that cannot be reached.
     """
 
     name: str
@@ -138,16 +141,17 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True):
-    """A model is ready; ``cage`` gives each layer of the sandbox: ``yes``, or why it is missing."""
+    """Reports that a model is loaded. ``cage`` maps each layer of the sandbox to ``yes``, or to the reason
+    why it is missing."""
 
     capabilities: Capabilities
     cage: dict[str, str] = {}
 
 
 class Pulse(msgspec.Struct, frozen=True, kw_only=True):
-    """The state of an engine: the number of its steps, the time since the current one began (0: none is
-    running), and its expected time (0: not known). ``read`` is the share of each job's prompt that has been
-    computed, 0 to 1."""
+    """The state of an engine. ``steps`` counts its steps. ``busy_ms`` is the time since the current step
+    began, or 0 if none is running. ``predicted_ms`` is the expected time of that step, or 0 if it is not
+    known. ``read`` maps each job to the computed share of its prompt, from 0 to 1."""
 
     steps: int = 0
     busy_ms: float = 0.0
@@ -156,8 +160,8 @@ class Pulse(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class KeptState(msgspec.Struct, frozen=True, kw_only=True):
-    """A file with a state of ``size`` bytes. ``tokens`` are 32-bit ids in native byte order; ``usable``
-    false: it was made for another model, build or context."""
+    """A file with a state of ``size`` bytes. ``tokens`` holds 32-bit ids in native byte order. ``usable`` is
+    false if the state was made for another model, build or context."""
 
     number: int
     scope: bytes
@@ -168,7 +172,8 @@ class KeptState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LeavingState(msgspec.Struct, frozen=True, kw_only=True):
-    """A state to save in a file, and the numbers of the files that it makes useless."""
+    """A state to save in a file. ``replaces`` lists the numbers of the files that the new file makes
+    useless."""
 
     scope: bytes
     session: bytes
@@ -177,7 +182,7 @@ class LeavingState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """An error of ``kind``, the name of a class of :mod:`inferd.errors`, with its ``details``."""
+    """An error. ``kind`` is the name of its class in :mod:`inferd.errors`."""
 
     kind: str
     message: str
@@ -203,7 +208,7 @@ _NAMED = {
 
 
 def failure(error: BaseException) -> Failure:
-    """Makes the message for an error. The message omits the text of an unexpected exception."""
+    """Converts an exception to a message. The text of an unexpected exception is left out."""
     for kind in type(error).__mro__:
         if kind.__name__ in _NAMED:
             details = error.details if isinstance(error, InferdError) else {}
@@ -223,7 +228,8 @@ _decoders: dict[Any, msgspec.msgpack.Decoder[Any]] = {}
 
 
 def decode(kind: type[T], body: bytes | memoryview) -> T:
-    """Decodes ``body`` as a ``kind``. Raises ``msgspec.DecodeError``, also as ``msgspec.ValidationError``."""
+    """Decodes ``body`` as a ``kind``. Raises ``msgspec.DecodeError``; its subclass ``ValidationError`` if the
+    type is wrong."""
     decoder = _decoders.get(kind)
     if decoder is None:
         decoder = _decoders[kind] = msgspec.msgpack.Decoder(kind)
@@ -235,7 +241,8 @@ def decode(kind: type[T], body: bytes | memoryview) -> T:
 
 
 def pack(value: object, buffers: Sequence[bytes | memoryview] = ()) -> tuple[bytes, list[int]]:
-    """Returns the body and the descriptors of a message; a large body goes in the descriptor's file."""
+    """Returns the body and the descriptors of a message. A large body is written to a memory file, whose
+    descriptor is returned."""
     head = msgspec.msgpack.encode(value)
     parts = [_LENGTH.pack(len(head)), head, *buffers]
     size = sum(map(len, parts))
@@ -262,7 +269,7 @@ def close_all(fds: Iterable[int]) -> None:
 
 
 def unpack(kind: type[T], body: bytes, fds: Sequence[int]) -> tuple[T, memoryview]:
-    """Returns the value of a packed body, and the buffers after it; closes ``fds``. Raises as
+    """Returns the value of a packed body, and the buffers after it. Closes ``fds``. Raises the errors of
     :func:`decode`."""
     whole = memoryview(body)
     if fds:
@@ -280,7 +287,7 @@ def unpack(kind: type[T], body: bytes, fds: Sequence[int]) -> tuple[T, memoryvie
 
 
 def memory_file() -> int:
-    """Returns the descriptor of an empty memory file."""
+    """Returns the descriptor of an empty file in memory."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("inferd", os.MFD_CLOEXEC)
     with tempfile.TemporaryFile() as file:
@@ -291,7 +298,8 @@ def memory_file() -> int:
 
 
 def take_apart(request: GenerateRequest) -> tuple[tuple[GenerateRequest, list[int]], list[memoryview]]:
-    """Returns the request without the data of its media, their sizes, and the data."""
+    """Separates the media's data from a request. Returns the request without the data, the sizes of the data,
+    and the data."""
     buffers: list[memoryview] = []
     sizes: list[int] = []
 
@@ -312,7 +320,7 @@ def take_apart(request: GenerateRequest) -> tuple[tuple[GenerateRequest, list[in
 
 
 def pack_generate(request: GenerateRequest) -> tuple[bytes, list[int]]:
-    """Returns a request followed by its media."""
+    """Packs a request, with the data of its media after it."""
     return pack(*take_apart(request))
 
 

@@ -1,12 +1,13 @@
-"""The daemon's side of one engine process: starts, loads, feeds, watches and ends it.
+"""The daemon's side of one engine process. It starts the process, loads the model, sends jobs, watches the
+process and ends it.
 
-The event loop's thread starts the process, because the system kills it when the thread that started it ends.
-Every message is validated. ``on_exit`` is called once, with the reason, after the process was reaped; before
-that, every running job gets ``lost``.
+The event loop's thread starts the process, because the system kills the process when the thread that started
+it ends. Every message is validated. After the process has ended, each running job gets ``lost``; then
+``on_exit`` is called once, with the reason.
 
-A process that answers no ping, or whose step takes far longer than predicted, counts as hung and is killed,
-even if it was only stopped. Times are of the monotonic clock, which does not count the machine's sleep; time
-in which the daemon itself did not run does not count either.
+A process is hung, and is killed, if it answers no ping or if a step takes far longer than predicted. This
+also kills a process that was merely stopped (SIGSTOP). Times are those of the monotonic clock, which does not
+run while the machine sleeps. Time in which the daemon itself did not run does not count either.
 """
 
 from __future__ import annotations
@@ -58,15 +59,16 @@ _log = log.get("engine")
 
 
 def environment() -> dict[str, str]:
-    """Returns the variables that a process with llama.cpp gets."""
+    """Returns the environment variables for a process that runs llama.cpp."""
     return {name: value for name, value in os.environ.items() if _PASSED_ON.fullmatch(name)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
-    """Limits for a process without a sign of life: after ``slow_secs`` it is reported, after ``hang_secs``
-    killed. A step of the loop is reported once it takes ``slow_secs`` longer than predicted. It may take
-    ``predicted_factor`` times its predicted time, if that is longer than ``hang_secs``."""
+    """The time limits of a process. If it gives no sign of life, it is reported after ``slow_secs`` and
+    killed after ``hang_secs``. A step of the token loop is reported once it takes ``slow_secs`` longer than
+    predicted. The process is killed once a step takes both ``hang_secs`` and ``predicted_factor`` times its
+    predicted time."""
 
     slow_secs: float = 4.0
     hang_secs: float = 30.0
@@ -74,25 +76,25 @@ class Patience:
 
 
 class Receiver(Protocol):
-    """The receiver of a job's messages."""
+    """Receives the messages of a job."""
 
     def take(self, kind: int, body: bytes, fds: list[int]) -> None:
-        """Takes a message of the job; the last one is one of ``messages.ENDS``."""
+        """Takes a message about the job. The kind of the last message is one of ``messages.ENDS``."""
 
     def lost(self) -> None:
-        """Reports that the process ended before the job."""
+        """Called if the process ends before the job does."""
 
 
 class EngineProcess:
-    """Made by :meth:`start`; await :meth:`load` before the first :meth:`submit`."""
+    """A running engine process. Await :meth:`load` before the first :meth:`submit`."""
 
     def __init__(self, name: str, on_exit: Callable[[str], None], patience: Patience) -> None:
         self.name = name
         self.loaded: m.Loaded | None = None
         self.on_state: Callable[[int, int, bytes, list[int]], None] | None = None
-        """Called with the messages about files of states."""
+        """Called with the messages about the files of cache states."""
         self.slow_secs = 0.0
-        """The time without a sign of life, from ``patience.slow_secs`` on; else 0."""
+        """The time without a sign of life, or 0 while it is below ``patience.slow_secs``."""
         self._loop = asyncio.get_running_loop()
         self._on_exit = on_exit
         self._patience = patience
@@ -137,11 +139,12 @@ class EngineProcess:
 
     @property
     def running(self) -> bool:
-        """Whether the process takes work."""
+        """Whether the process accepts jobs."""
         return self.loaded is not None and not self._link.closed
 
     def memory_bytes(self) -> int:
-        """Resident memory, the mapped model included; 0 if the system does not report it."""
+        """Returns the resident memory of the process in bytes, mapped model included, or 0 if the system does
+        not report it."""
         try:
             pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
         except (OSError, ValueError, IndexError):
@@ -149,7 +152,7 @@ class EngineProcess:
         return pages * os.sysconf("SC_PAGE_SIZE")
 
     async def load(self, load: m.Load, fds: Sequence[int], progress: Progress) -> m.Loaded:
-        """Loads a model; the caller keeps ``fds``. Raises ModelError, also when the process ends."""
+        """Loads a model. Does not close ``fds``. Raises ModelError if loading fails or the process ends."""
         self._progress = progress
         self._link.send(m.LOAD, 0, m.encode(load), [os.dup(fd) for fd in fds])
         self._beat_soon()
@@ -157,14 +160,13 @@ class EngineProcess:
         return self.loaded
 
     def prompt_read(self, job: int) -> float | None:
-        """Returns the share of a job's prompt that had been computed a second ago, if the process has
-        reported it."""
+        """Returns the computed share of a job's prompt, from 0 to 1, as the process last reported it."""
         return self._pulse.read.get(job)
 
     # Jobs.
 
     def submit(self, kind: int, body: bytes, fds: Sequence[int], receiver: Receiver) -> int:
-        """Sends a job; closes ``fds`` once they are sent."""
+        """Sends a job and returns its number. Closes ``fds`` once they are sent."""
         self._last_job = self._last_job % 0xFFFFFFFF + 1
         self._jobs[self._last_job] = receiver
         self._link.send(kind, self._last_job, body, fds)
@@ -172,12 +174,12 @@ class EngineProcess:
         return self._last_job
 
     def tell(self, kind: int, job: int, body: bytes = b"") -> None:
-        """Sends CANCEL, DROP or CREDIT for a job; does nothing if it has ended."""
+        """Sends CANCEL, DROP or CREDIT for a job. Does nothing if the job has ended."""
         if job in self._jobs:
             self._link.send(kind, job, body)
 
     def tell_states(self, kind: int, number: int = 0, body: bytes = b"", fds: Sequence[int] = ()) -> None:
-        """Sends KEPT, STATE, SAVED or FLUSH; closes ``fds`` once they are sent."""
+        """Sends KEPT, STATE, SAVED or FLUSH. Closes ``fds`` once they are sent."""
         self._link.send(kind, number, body, fds)
 
     def _receive(self, kind: int, job: int, body: bytes, fds: list[int]) -> None:
@@ -219,7 +221,7 @@ class EngineProcess:
     # The watch.
 
     def _beat_soon(self) -> None:
-        """Looks for a sign of life within a second."""
+        """Makes the next check for a sign of life come within a second."""
         now = self._loop.time()
         if self._beat is None or self._beat_due > now + _BUSY_BEAT_SECS:
             self._arm_beat(_BUSY_BEAT_SECS)
@@ -256,13 +258,13 @@ class EngineProcess:
     # The end.
 
     def kill(self, reason: str) -> None:
-        """Kills the process; ``on_exit`` gets the reason."""
+        """Kills the process. ``on_exit`` gets the first ``reason``."""
         self._reason = self._reason or reason
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
 
     async def close(self) -> None:
-        """Ends the process and waits for that, a few seconds at most."""
+        """Ends the process, and waits for its end at most ``END_SECS`` and ``KILL_SECS``."""
         self._reason = self._reason or "the daemon has no more use for it"
         self._link.close()
         await asyncio.wait((self._ended,), timeout=END_SECS)
@@ -273,13 +275,14 @@ class EngineProcess:
             _log.error("engine_stays", engine=self.name, pid=self.pid)
 
     def _hung_up(self) -> None:
-        """The link is closed: the process is ending, or broke the rules and is killed."""
+        """Called when the link is closed. If the process does not end by itself, it is killed."""
         with contextlib.suppress(ProcessLookupError):
             if self._process.poll() is None:
                 self._loop.call_later(END_SECS, self.kill, "it closed its link")
 
     def _reap(self) -> None:
-        """Waits for the process in a separate thread, because no other wait is portable."""
+        """Waits for the end of the process. Runs in a separate thread, because other ways to wait are not
+        portable."""
         code = self._process.wait()
         with contextlib.suppress(RuntimeError):  # the event loop is closed: the daemon ends, too
             self._loop.call_soon_threadsafe(self._exited, code)
@@ -315,7 +318,7 @@ class EngineProcess:
 
 
 def _ending(code: int) -> str:
-    """Returns the end of a process in words."""
+    """Describes the exit code of a process in words."""
     if code >= 0:
         return f"it left with exit status {code}"
     with contextlib.suppress(ValueError):

@@ -1,10 +1,10 @@
-"""A model in an engine process, as a :class:`~inferd.engine.backend.Backend` of the daemon.
+"""The daemon's :class:`~inferd.engine.backend.Backend` for a model in an engine process.
 
-A supervisor restarts the process when it dies or hangs, at once and then with increasing back-off. Running
-requests end with an error that says so; the client may repeat them. Queued requests wait for the new process.
-A request that was running at two deaths is a suspect and runs alone from then on. A request that is alone at
-its second or later death is convicted and refused for a time. Three deaths within a minute without a
-conviction open the circuit breaker.
+It restarts the process when the process dies or hangs: the first time at once, then with increasing back-off.
+Running requests fail with an error that tells the client to send them again. Queued requests wait for the new
+process. A request that was running at two deaths is a suspect and runs alone from then on. A request that
+runs alone at its second or a later death is convicted and refused for a time. Three deaths within a minute
+without a conviction open the circuit breaker.
 """
 
 from __future__ import annotations
@@ -43,12 +43,14 @@ from inferd.progress import Progress
 
 BACK_OFF_SECS = (0.0, 1.0, 5.0, 30.0)
 HEALTHY_SECS = 10.0
-"""After serving for this long a process counts as healthy, and the back-off starts again."""
+"""After a process has served for this long, the back-off starts again from its first value."""
 LOOP_DEATHS, LOOP_SECS = 3, 60.0
 WORKER_SECS = 15.0
-"""How long a restarted process waits for an RPC worker. The end of the worker may have ended the process."""
+"""How long a restarted process waits for an RPC worker. The worker may be restarting too, because its end can
+end the process."""
 CANCEL_GRACE_SECS = 0.25
-"""How long a cancelled request waits for the process to end it; a deadline is at most this late."""
+"""How long a cancelled request waits until the process ends it. A request ends at most this long after its
+deadline."""
 
 T = TypeVar("T")
 
@@ -56,10 +58,9 @@ _log = log.get("engine")
 
 
 class HostedModel(Backend):
-    """The model of ``load``. This object owns ``fds``, its verified file and its projector, and passes them
-    to each process. ``check_files`` raises ModelError for a file that has changed since. ``system`` is the
-    system prompt of requests without one. ``states`` keeps files of computed prompts, also for the next
-    daemon.
+    """The model of ``load``. It owns ``fds``, the model's verified files, and passes them to each process
+    that it starts. ``check_files`` raises ModelError if a file has changed. ``system`` is the system prompt
+    of requests without one. ``states`` keeps computed prompts in files, which the next daemon can use, too.
     """
 
     kind = "llamacpp"
@@ -104,7 +105,7 @@ class HostedModel(Backend):
         self._on_crash_loop = call
 
     async def start(self) -> None:
-        """Starts the process and loads the model. Raises ModelError."""
+        """Starts the process and loads the model. Raises ModelError if that fails."""
         self._loaded = await self._launch(self._progress)
 
     def ready(self) -> bool:
@@ -192,7 +193,7 @@ class HostedModel(Backend):
         self._restarting = asyncio.get_running_loop().create_task(self._restart())
 
     async def _restart(self) -> None:
-        """Starts new processes, with back-off, until one serves."""
+        """Starts a new process, with back-off, and repeats that until one serves."""
         while True:
             await asyncio.sleep(BACK_OFF_SECS[min(self._in_a_row, len(BACK_OFF_SECS) - 1)])
             self._in_a_row += 1
@@ -236,9 +237,9 @@ class HostedModel(Backend):
     # Requests.
 
     def job(self, request: EngineRequest) -> Job:
-        """Returns a request for the process.
+        """Makes the job of a request.
 
-        Raises NotReady before the model is loaded, and InvalidRequest if the request ended a process before.
+        Raises NotReady before the model is loaded, and InvalidRequest if the request is convicted.
         """
         if not self.ready():
             raise NotReady
@@ -262,7 +263,7 @@ class HostedModel(Backend):
         return Ranking(scores, tokens)
 
     async def _call(self, request: EngineRequest, kind: int, result: type[T]) -> tuple[T, memoryview]:
-        """Runs a request with a packed answer, and returns this answer."""
+        """Runs a request whose answer is a single packed message, and returns the answer."""
         job = self.job(request)
         try:
             await job.begin()
@@ -278,7 +279,8 @@ class HostedModel(Backend):
 
     @contextlib.contextmanager
     def believed(self) -> Iterator[None]:
-        """Surrounds the decoding of a message: kills a process that sends a malformed one."""
+        """Surrounds the decoding of a message. If the message is malformed, kills the process and raises
+        BackendInternal."""
         try:
             yield
         except (msgspec.MsgspecError, ValueError) as error:
@@ -291,7 +293,8 @@ def _ignore(phase: str, details: dict[str, object]) -> None: ...
 
 
 class _HostedStream(Stream):
-    """The events of a job. The process pauses the job while ``WINDOW_BYTES`` of them are not pulled."""
+    """The events of a job. The process pauses the job while the client has not pulled ``WINDOW_BYTES`` of
+    them."""
 
     def __init__(self, model: HostedModel, job: Job) -> None:
         self._model = model
@@ -358,7 +361,7 @@ class _HostedStream(Stream):
         return self._job.prompt_read()
 
     def cancel(self) -> None:
-        """Cancels the job; does not wait for a process that does not answer in time."""
+        """Cancels the job. Waits at most ``CANCEL_GRACE_SECS`` for the process to confirm."""
         if self._over or self._cancelled:
             return
         self._cancelled = True

@@ -1,9 +1,9 @@
 """Finds the requests that crash engine processes.
 
-A request is identified by a keyed hash that means nothing outside this daemon; its text is not kept. Running
-at one death proves little, because other requests ran, too. A request that was running at two deaths runs
-alone from then on. Only a request that runs alone at its second or later death is convicted and refused for
-ten minutes.
+A request is identified by a keyed hash, whose key exists in this daemon alone; its text is not kept. If a
+process dies, each request that was running becomes a possible cause. A request that was running at two deaths
+is a suspect and runs alone from then on. If a request runs alone at its second or a later death, it is
+convicted and refused for ten minutes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MOST_KEPT = 1000
 
 
 class Suspects:
-    """Times are seconds of a monotonic clock."""
+    """Counts the deaths of each request. All times are seconds of a monotonic clock."""
 
     def __init__(self) -> None:
         self._key = secrets.token_bytes(32)
@@ -33,8 +33,7 @@ class Suspects:
         self._convicted: dict[bytes, float] = {}
 
     def runs_alone(self, request: EngineRequest, now: float) -> bool:
-        """Returns whether the request is a suspect. Raises InvalidRequest if the request is refused
-        because it ended its process before."""
+        """Returns whether the request is a suspect. Raises InvalidRequest if it is convicted."""
         if not self._deaths and not self._convicted:
             return False
         self._forget(now)
@@ -47,7 +46,8 @@ class Suspects:
         return self._deaths.get(known, (0, 0.0))[0] >= DEATHS_FOR_SUSPICION
 
     def engine_died(self, running: Sequence[EngineRequest], now: float) -> bool:
-        """Records that ``running`` were running when a process died; true if one of them is convicted."""
+        """Records that the requests ``running`` were running when a process died. Returns whether one of them
+        is convicted."""
         self._forget(now)
         for request in running:
             known = self._fingerprint(request)

@@ -1,7 +1,7 @@
-"""Rewrites the messages of a conversation for templates with fewer features than clients use.
+"""Rewrites the messages of a conversation for templates that lack features that clients use.
 
-The rewriting omits nothing, pictures and sounds included: parts that a template does not support become text,
-or change their order.
+No content is lost, pictures and sounds included. Parts that a template does not support become text or change
+their order.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ _SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")
 
 
 def fitting(messages: Sequence[Message], templates: _llama.Templates) -> Sequence[Message]:
-    """Returns the messages with calls in a form that the template renders: as text, or one in each turn."""
+    """Returns the messages with their tool calls in a form that the template renders, such as text or one
+    call in each turn."""
     if not any(message.tool_calls or message.role == "tool" for message in messages):
         return messages
     if not templates.tools and not templates.calls:
@@ -35,7 +36,8 @@ def fitting(messages: Sequence[Message], templates: _llama.Templates) -> Sequenc
 
 
 def alternating(messages: Sequence[Message]) -> Iterator[Message]:
-    """Yields the messages with neighbours of one role joined; the rewriting can produce such neighbours."""
+    """Yields the messages, and joins neighbours of the same role into one. Rewriting can produce such
+    neighbours."""
     last: Message | None = None
     for message in messages:
         if last is not None and last.role == message.role:
@@ -50,17 +52,19 @@ def alternating(messages: Sequence[Message]) -> Iterator[Message]:
 
 
 def without_tools(message: Message) -> Message:
-    """Returns the message for a template without tools."""
+    """Returns the message with its tool calls or its tool result as text."""
     if message.role == "tool":
         return Message("user", _around(message.content, "<tool_response>", "</tool_response>"))
     return _calls_as_text(message)
 
 
 def stricter(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
-    """The same conversation for templates that refuse it or omit a part, least changed first.
+    """Yields rewritten conversations for templates that refuse the original or omit a part. The least changed
+    one comes first.
 
-    Ids become nine letters and digits. A text with calls becomes a separate message. A user's text after tool
-    results is joined to the last of them. Finally, calls and results become text.
+    First, the ids of calls become nine letters and digits. Then the text of a turn with calls becomes a
+    separate message, or a user's text after tool results is joined to the last result, or both. Last, calls
+    and results become text.
     """
     with_ids = [_with_short_ids(message) for message in messages]
     apart = [part for message in with_ids for part in _apart(message)]
@@ -95,7 +99,7 @@ def text(message: Message) -> str:
 
 
 def media(message: Message) -> list[Media]:
-    """Returns the pictures and sounds of the message."""
+    """Returns the images and sounds of the message."""
     if isinstance(message.content, str):
         return []
     return [part for part in message.content if isinstance(part, Media)]
@@ -107,7 +111,7 @@ def _calls_as_text(message: Message) -> Message:
 
 
 def _with_flat_arguments(message: Message) -> Message:
-    """Returns the message with JSON text in place of objects and arrays among the arguments of its calls."""
+    """Returns the message with flat call arguments: JSON text replaces each object or array among them."""
     calls = tuple(replace(call, arguments=_flat(call.arguments)) for call in message.tool_calls)
     return replace(message, tool_calls=calls)
 
@@ -128,7 +132,8 @@ def _json(value: object) -> str:
 
 
 def _one_call_each(messages: Sequence[Message]) -> Iterator[Message]:
-    """Splits several calls of a turn into one turn each, followed by the result of its call."""
+    """Splits a turn with several calls into turns with one call each. The result of each call follows its
+    turn."""
     results = {message.tool_call_id: message for message in messages if message.role == "tool"}
     moved: set[str] = set()
     for message in messages:
@@ -146,7 +151,7 @@ def _one_call_each(messages: Sequence[Message]) -> Iterator[Message]:
 
 
 def joined(first: Content, second: Content) -> Content:
-    """Both contents, the second one on a new line."""
+    """Returns both contents as one. Texts are joined by a newline."""
     if isinstance(first, str) and isinstance(second, str):
         return f"{first}\n{second}"
     return (*_parts(first), *_parts(second))

@@ -1,8 +1,9 @@
-"""llama.cpp's RPC workers: other hosts that compute a part of a model's layers.
+"""Connects to llama.cpp's RPC workers, which compute a part of a model's layers on other hosts.
 
-The engine process is their client, and connects when it loads a model. ggml aborts a process whose worker
-cannot be reached or breaks off: :func:`reach` finds out before a load, and the supervisor restarts the engine
-after that. The protocol has no encryption, no keys, and no limit on what its server does for a client.
+The engine process is the workers' client, and connects when it loads a model. If ggml cannot reach a worker,
+or loses it later, it aborts the engine process. So :func:`reach` checks each worker before a load, and the
+supervisor restarts an engine that lost a worker. The protocol has no encryption and no keys, and a worker
+does not restrict what a client asks of it.
 """
 
 from __future__ import annotations
@@ -23,20 +24,21 @@ _PAUSE_SECS = 0.1
 _HELLO, _CAPABILITIES_BYTES = 14, 24
 _SIZE = struct.Struct("<Q")
 _PROTOCOL = 7
-"""The major version in ggml-rpc.h."""
+"""The major version of the protocol, from ggml-rpc.h."""
 
 
 def parts_of(endpoint: str) -> tuple[str, int]:
-    """Returns the address and port of ``IP:port``."""
+    """Splits ``IP:port`` into the address and the port."""
     host, _, port = endpoint.rpartition(":")
     return host, int(port)
 
 
 def reach(endpoint: str, absent_secs: float = 0.0, seconds: float = REACH_SECS) -> None:
-    """Waits until a worker at ``endpoint`` greets, at most ``seconds``. Raises ModelError if no worker does.
+    """Waits at most ``seconds`` until the worker at ``endpoint`` answers a greeting. Raises ModelError if it
+    does not.
 
-    A worker serves one client at a time; the others wait for its greeting. ``absent_secs`` is the time for
-    which a worker may be missing, because it is just restarted.
+    A worker serves one client at a time, and another client gets no answer until then. If the connection is
+    refused, tries again for ``absent_secs``, because the worker may be restarting.
     """
     end = time.monotonic() + absent_secs
     while True:
@@ -50,7 +52,7 @@ def reach(endpoint: str, absent_secs: float = 0.0, seconds: float = REACH_SECS) 
 
 
 class _Refused(Exception):
-    """The worker may still be starting."""
+    """Raised if the worker cannot be reached. It may still be starting."""
 
 
 def _greet(endpoint: str, seconds: float) -> None:
@@ -87,7 +89,7 @@ def _exactly(sock: socket.socket, size: int) -> bytes:
 
 
 def is_protected(host: str) -> bool:
-    """Returns whether traffic to or from the IPv4 address ``host`` stays on this machine or in a WireGuard
+    """Returns whether traffic with the IPv4 address ``host`` stays on this machine or in a WireGuard
     tunnel."""
     if ipaddress.ip_address(host).is_loopback:
         return True
@@ -101,8 +103,8 @@ def is_protected(host: str) -> bool:
 
 
 def _interface_kind(address: str) -> str:
-    """Returns the kernel's type of the interface with the local ``address``; empty if it has none or is
-    unknown."""
+    """Returns the kernel's type of the network interface that has the local ``address``, or ``""`` if the
+    interface is unknown or has no type."""
     import fcntl
 
     for _, name in socket.if_nameindex():

@@ -1,9 +1,9 @@
-"""The schema of a tool as alternatives without references and combinations, for notations other than JSON.
+"""Resolves the schema of a tool to a list of alternatives, for call notations other than JSON.
 
-A *conjunction* is a list of schemas, all of which a value must match. Only their keywords other than
-``$ref``, ``allOf``, ``anyOf`` and ``oneOf`` count, because :func:`alternatives` has resolved these. A
-``oneOf`` counts as an ``anyOf``. :mod:`~inferd.engine.local.schema.schema_rules` has rewritten the schema
-before.
+Each alternative is a *conjunction*: a list of schemas, all of which a value must match. Ignore ``$ref``,
+``allOf``, ``anyOf`` and ``oneOf`` in these schemas, because :func:`alternatives` has resolved them. A
+``oneOf`` is treated as an ``anyOf``. The schema was rewritten by
+:mod:`~inferd.engine.local.schema.schema_rules` before.
 """
 
 from __future__ import annotations
@@ -33,15 +33,16 @@ _OF_A_KIND = frozenset(
 
 Conjunction = list[Mapping[str, Any]]
 Parts = Sequence[Any]
-"""Schemas, all of which a value must match: objects or booleans."""
+"""Schemas (objects or booleans), all of which a value must match."""
 
 
 class TooManyAlternatives(Exception):
-    """The schema is not a short list of alternatives."""
+    """Raised if a schema has too many alternatives."""
 
 
 class Budget:
-    """The work left for alternatives: definitions that use each other twice have exponentially many parts."""
+    """Limits the work of resolving alternatives, because definitions that use each other twice have
+    exponentially many parts."""
 
     def __init__(self, left: int = 2_000) -> None:
         self._left = left
@@ -55,7 +56,8 @@ class Budget:
 def alternatives(
     parts: Parts, root: Mapping[str, Any], budget: Budget | None = None, steps: int = 0
 ) -> list[Conjunction]:
-    """Returns the conjunctions, one of which a value must match; empty if none can."""
+    """Returns the alternatives of a value that matches all ``parts``, each as a conjunction. The list is
+    empty if no value matches."""
     budget = budget or Budget()
     found: list[Conjunction] = [[]]
     for part in parts:
@@ -82,9 +84,9 @@ def alternatives(
 
 
 def parameters(root: Mapping[str, Any]) -> tuple[dict[str, Any], set[str]]:
-    """Returns the schemas of the parameters that a call may have, and the names of those that it must have.
+    """Returns the schemas of all parameters of a tool by name, and the names of the required ones.
 
-    A parameter with several schemas may match any of them.
+    If alternatives declare the same parameter with different schemas, the result is their ``anyOf``.
     """
     try:
         ways = alternatives([root], root)
@@ -103,12 +105,12 @@ def parameters(root: Mapping[str, Any]) -> tuple[dict[str, Any], set[str]]:
 
 
 def says_nothing(conjunction: Conjunction) -> bool:
-    """Returns whether every value matches."""
+    """Returns whether every value matches the conjunction."""
     return not any(_OF_A_KIND & schema.keys() for schema in conjunction)
 
 
 def kinds(conjunction: Conjunction) -> set[str]:
-    """Returns the types that a value may have."""
+    """Returns the types that a value of the conjunction may have."""
     found = set(TYPES)
     for schema in conjunction:
         if "type" in schema:
@@ -118,7 +120,7 @@ def kinds(conjunction: Conjunction) -> set[str]:
 
 
 def listed(conjunction: Conjunction) -> list[Any] | None:
-    """Returns the values of an ``enum`` or ``const``, ``None`` without one."""
+    """Returns the values that ``enum`` and ``const`` allow, or ``None`` if the conjunction has neither."""
     given = [
         [schema["const"]] if "const" in schema else schema["enum"]
         for schema in conjunction
@@ -136,7 +138,7 @@ def listed(conjunction: Conjunction) -> list[Any] | None:
 
 
 def scalar(conjunction: Conjunction, types: set[str]) -> dict[str, Any]:
-    """Returns the schema of the values of these ``types``, which have no members."""
+    """Returns the schema of those values whose type is one of ``types``: numbers, booleans or null."""
     limits = [{key: schema[key] for key in _LIMITS if key in schema} for schema in conjunction]
     schema: dict[str, Any] = {"type": sorted(types - {"integer"} if "number" in types else types)}
     given = [each for each in limits if each]
@@ -148,16 +150,16 @@ def scalar(conjunction: Conjunction, types: set[str]) -> dict[str, Any]:
 
 
 def string(conjunction: Conjunction) -> dict[str, Any]:
-    """Returns the schema of the strings among the values."""
+    """Returns the schema of those values that are strings."""
     limits = [{key: schema[key] for key in _OF_A_TEXT if key in schema} for schema in conjunction]
     return {"type": "string", "allOf": [each for each in limits if each]}
 
 
 @dataclass(frozen=True, slots=True)
 class Members:
-    """``named`` are the schemas of the declared members. ``others`` are the schemas of further members, by
-    the pattern that their names contain; ``None`` marks the schemas of names that contain no pattern. There
-    are ``least`` to ``most`` members."""
+    """The members of an object. ``named`` maps the name of each declared member to its schemas. ``others``
+    are the schemas of undeclared members, each with the pattern that the member's name must match. The
+    pattern ``None`` is for names that match no pattern. An object has ``least`` to ``most`` members."""
 
     named: dict[str, Parts]
     required: set[str]
@@ -167,7 +169,7 @@ class Members:
 
 
 def members(conjunction: Conjunction) -> Members:
-    """Returns the members of an object."""
+    """Returns the members of those values that are objects."""
     required = {name for schema in conjunction for name in schema.get("required") or ()}
     names = [name for schema in conjunction for name in schema.get("properties") or ()]
     names += [name for schema in conjunction for name in schema.get("required") or ()]
@@ -191,7 +193,7 @@ def members(conjunction: Conjunction) -> Members:
 
 
 def _parts_of(schema: Mapping[str, Any], name: str) -> list[Any]:
-    """Returns the schemas that one schema applies to the member ``name``."""
+    """Returns the schemas that ``schema`` applies to the member ``name``."""
     properties, patterns = schema.get("properties") or {}, schema.get("patternProperties") or {}
     found = [part for pattern, part in patterns.items() if matches(pattern, name)]
     if name in properties:
@@ -205,7 +207,8 @@ def _others_of(schema: Mapping[str, Any]) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Items:
-    """The schemas of the first items, the schemas of each further item, and the bounds of their number."""
+    """The items of an array: the schemas of each of the ``first`` items, the schemas of every ``further``
+    item, and the ``least`` and ``most`` number of items."""
 
     first: list[Parts]
     further: Parts
@@ -214,7 +217,7 @@ class Items:
 
 
 def items(conjunction: Conjunction) -> Items:
-    """Returns the items of an array."""
+    """Returns the items of those values that are arrays."""
     count = max((len(schema.get("prefixItems") or ()) for schema in conjunction), default=0)
     first: list[Parts] = [[_item(schema, number) for schema in conjunction] for number in range(count)]
     most = [schema["maxItems"] for schema in conjunction if "maxItems" in schema]
@@ -228,6 +231,6 @@ def _item(schema: Mapping[str, Any], number: int) -> Any:
 
 
 def type_of(value: Any) -> str:
-    """Returns the JSON type of a value."""
+    """Returns the name of the JSON type of a value."""
     names = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
     return names.get(type(value), "null")

@@ -1,9 +1,10 @@
-"""Translates a family's format to a grammar for llguidance, with JSON Schemas for its JSON values.
+"""Translates the answer format of a model family to a grammar for llguidance, with JSON Schemas for its
+values.
 
-llama.cpp detects how a family writes tool calls and thoughts, and represents that as a parser: a list of
-numbered nodes such as literals, sequences and choices. This module turns the nodes into rules of llguidance's
-Lark. A node of type ``schema`` has a name (``tool-NAME-schema``, ``tool-NAME-arg-PARAMETER-schema``,
-``response-format-schema``), and gets the schema of that name.
+llama.cpp detects how a family writes tool calls and thoughts. It represents the format as a parser: a list of
+numbered nodes such as literals, sequences and choices. This module converts the nodes to rules in
+llguidance's Lark syntax. A node of type ``schema`` has a name (``tool-NAME-schema``,
+``tool-NAME-arg-PARAMETER-schema``, ``response-format-schema``); the JSON Schema of that name replaces it.
 
 (Over 400 lines, because the rules of all types of nodes refer to each other.)
 """
@@ -21,24 +22,26 @@ from inferd.engine.local.schema import lark
 _LONGEST = 20  # blanks in a row; without a limit a model may write them endlessly
 
 DICT, KEYWORDS = "gemma4-dict", "python-or-json-value"
-"""The rules of notations that the parser takes with any values: Gemma 4's, and one like Python's."""
+"""The parser's rules for the notations of Gemma 4 and LFM2.5. They accept any values."""
 
 
 class Inexpressible(Exception):
-    """Raised for a family's format with a part that the grammar cannot express."""
+    """Raised if the grammar cannot express a part of the family's format."""
 
 
 class NoCalls(Exception):
-    """llama.cpp has not detected how the family writes calls."""
+    """Raised if llama.cpp has not detected how the family writes calls."""
 
 
 class Format:
-    """The parser ``syntax`` of a rendered prompt; ``control`` are the ids of control tokens by their text.
+    """The format of the answer to one rendered prompt. ``syntax`` is the parser in JSON. ``control`` maps the
+    text of each control token to its id.
 
-    ``schema_of`` returns the JSON text of the schema for the name of a ``schema`` node or a rule, ``None``
-    for raw text. ``texts_of`` returns the allowed raw texts of a rule, as a list or an expression, ``None``
-    for any. ``requires`` returns whether a tool requires a parameter. ``members`` returns the expression
-    for a tool's arguments in a notation of :mod:`~inferd.engine.local.schema.notations`, given by its rule.
+    ``schema_of`` returns the JSON text of the schema for the name of a ``schema`` node or a rule, or ``None``
+    for raw text. ``texts_of`` returns the raw texts that a rule allows: a list, an expression, or ``None``
+    for any text. ``requires`` returns whether a tool requires a parameter. ``members`` returns the expression
+    for a tool's arguments in a notation of :mod:`~inferd.engine.local.schema.notations`, which the name of
+    the notation's rule identifies.
     """
 
     def __init__(
@@ -75,15 +78,16 @@ class Format:
         self._fresh = 0
 
     def root(self, *, free_text: bool = False) -> str:
-        """Returns the rule of the whole answer, including the part that is already in the prompt.
+        """Returns the rule for the whole answer, including the part that is already in the prompt.
 
-        With ``free_text`` a message may be any text up to its end.
+        With ``free_text``, a text at the end of a sequence may contain anything but its delimiters.
         """
         self._free_text = free_text
         return self.add("whole", self._expression(self._root))
 
     def calls(self) -> str:
-        """Returns the rule of one or several tool calls; adds the rules it needs to :meth:`text`."""
+        """Returns the expression for one or several tool calls. Adds the rules that it needs to the
+        grammar."""
         nodes = self._nodes
         triggers = sorted(name for name, i in self._named.items() if nodes[i].get("trigger"))
         # A family with a section around its calls has a rule for each; the outer rule refers to the inner
@@ -95,26 +99,27 @@ class Format:
         return " | ".join(self.rule(name) for name in outermost)
 
     def add(self, name: str, body: str) -> str:
-        """Adds a rule, with its attributes in brackets after the name; returns a reference to it."""
+        """Adds a rule to the grammar and returns a reference to it. ``name`` may end with attributes in
+        brackets."""
         self._rules[name] = body
         return name.partition("[")[0]
 
     def fresh(self, name: str) -> str:
-        """Returns a name that no rule has."""
+        """Returns a new name for a rule, which begins with ``name``."""
         self._fresh += 1
         return f"{name}_{self._fresh}"
 
     def value(self, text: bytes) -> str:
-        """Returns a rule for a JSON value of the schema."""
+        """Returns the rule for a JSON value that matches the schema ``text``."""
         if text not in self._values:
             self._values[text] = self.add(f"json_{len(self._rules)}", f"%json {text.decode()}")
         return self._values[text]
 
     def literal(self, text: str) -> str:
-        """``text``, with control tokens as tokens.
+        """Returns the expression for the literal ``text``, in which control tokens are tokens.
 
-        Other marks become separate parts, too: among texts with a common beginning llguidance takes the
-        longest part, and so skips a rule with shorter parts.
+        Other markers become separate parts, too. If several literals begin alike, llguidance takes the
+        longest one, and would skip a rule with shorter literals.
         """
         parts = []
         for part in filter(None, self._marks.split(text)):
@@ -122,15 +127,16 @@ class Format:
         return " ".join(parts)
 
     def space(self) -> str:
-        """Optional blanks."""
+        """Returns the expression for optional white space."""
         return self.add("SPACE", f"/[ \\n\\t]{{1,{_LONGEST}}}/") + "?"
 
     def text_without_brace(self) -> str:
-        """Any text that does not begin with a brace."""
+        """Returns the expression for any text that does not begin with a brace, or for no text."""
         return self.add("PLAIN", "/[^{\\s](?s:.*)/") + "?"
 
     def up_to(self, ends: list[str], others: Sequence[str] = ()) -> str:
-        """Any text up to and including the first of ``ends``, and without the ``others`` before it."""
+        """Returns the expression for any text up to and including the first of ``ends``. The text may not
+        contain any of ``others``."""
         if any(self._special.search(end) for end in ends):
             choice = " | ".join(self.literal(end) for end in ends)
             return f"({self._any_text()})? ({choice})"
@@ -140,8 +146,8 @@ class Format:
         return self.add(f"upto_{len(self._rules)}[lazy]", f"/(?s:.*?)(?:{pattern})/{without}")
 
     def raw(self, texts: Sequence[str] | str | None, ends: list[str], others: Sequence[str] = ()) -> str:
-        """Raw text and its end. ``texts`` lists the allowed texts, or is an expression for them. With
-        ``None`` any text without one of the ``others`` is allowed."""
+        """Returns the expression for a raw text and one of its ``ends``. ``texts`` is a list of the allowed
+        texts or an expression for them. If it is ``None``, any text without one of ``others`` is allowed."""
         if isinstance(texts, str):
             return self._matching(texts, ends)
         if texts is None or any(end in text for end in ends for text in texts):
@@ -150,7 +156,8 @@ class Format:
         return f"({either}) ({last})"
 
     def _matching(self, expression: str, ends: list[str]) -> str:
-        """Returns a match of the expression without any of the ``ends``, followed by one of the ``ends``."""
+        """Returns an expression for a text that matches ``expression`` and contains none of ``ends``,
+        followed by one of them."""
         number = len(self._rules)
         text = self.add(f"TEXT_{number}", expression)
         if any(self._special.search(end) for end in ends):
@@ -160,21 +167,21 @@ class Format:
         return self.add(f"RAW_{number}", f"{with_end} & ~/(?s:.*)(?:{pattern})(?s:.+)/")
 
     def text(self, start: str) -> str:
-        """Returns the whole grammar, starting with the expression ``start``."""
+        """Returns the whole grammar. ``start`` is the expression that it begins with."""
         rules = [f"{name}: {body}" for name, body in self._rules.items()]
         return "\n".join(("%llguidance {}", f"start: {start}", *rules))
 
     # Nodes.
 
     def _arguments(self) -> Iterator[tuple[int, str]]:
-        """Yields the tags around the arguments of a call, and the tool of each."""
+        """Yields the number of each node around the arguments of a call, and the name of its tool."""
         for node in self._nodes:
             if node["type"] == "tag" and node["tag"] == "tool":
                 tool = self._literal_in("tool-name", node["child"])
                 yield from ((part, tool) for part in self._tagged("tool-args", node["child"]))
 
     def _tagged(self, tag: str, i: int) -> Iterator[int]:
-        """Yields the nodes with the tag, at or below a node."""
+        """Yields the numbers of the nodes with this tag, among node ``i`` and the nodes below it."""
         left, seen = [i], set()
         while left:
             at = left.pop()
@@ -187,14 +194,15 @@ class Format:
             left += [node["child"]] if "child" in node else reversed(node.get("children", ()))
 
     def _literal_in(self, tag: str, i: int) -> str:
-        """Returns the text of the first node with the tag; empty if it has none."""
+        """Returns the literal in the first node with this tag at or below node ``i``, or ``""`` if there is
+        none."""
         tagged = next(self._tagged(tag, i), None)
         return "" if tagged is None else str(self._nodes[self._nodes[tagged]["child"]].get("literal", ""))
 
     def _call_arguments(self, i: int, tool: str) -> str | None:
-        """Returns the arguments of a call: in the order of the schema, each at most once.
+        """Returns an expression for the arguments of a call: each at most once, in the order of the schema.
 
-        This replaces a parser that accepts any argument any number of times. ``None`` for other parsers.
+        It replaces a node that accepts any argument any number of times. Returns ``None`` for other nodes.
         """
         arguments = self._nodes[i]
         if arguments["type"] == "rule" and arguments["name"] == DICT:
@@ -204,7 +212,7 @@ class Format:
         return self._in_order(arguments, tool) if arguments["type"] == "repetition" else None
 
     def _are_keywords(self, i: int) -> bool:
-        """Returns whether the first argument is written as ``name=``."""
+        """Returns whether the first argument begins with ``name=``."""
         opened = next(self._tagged("tool-arg-open", i), None)
         inner = {} if opened is None else self._nodes[self._nodes[opened]["child"]]
         names = inner.get("children", ())
@@ -226,7 +234,7 @@ class Format:
         return " ".join(out)
 
     def _inside(self, name: str) -> set[str]:
-        """Returns the rules that a rule refers to, directly or not."""
+        """Returns the names of all rules that a rule refers to, directly or through other rules."""
         seen: set[str] = set()
         left = [self._nodes[self._named[name]]["child"]]
         while left:
@@ -240,11 +248,11 @@ class Format:
         return seen
 
     def knows(self, name: str) -> bool:
-        """Returns whether the parser has a rule of that name."""
+        """Returns whether the parser has a rule with this name."""
         return name in self._named
 
     def rule(self, name: str) -> str:
-        """Returns a named rule of the parser."""
+        """Adds the parser's rule ``name`` to the grammar, if needed, and returns a reference to it."""
         around = self._texts
         texts = self._texts_of(name) or around
         mine = f"r{self._named[name]}"
@@ -260,7 +268,7 @@ class Format:
         return mine
 
     def _expression(self, i: int) -> str:
-        """Returns the node as an expression; empty for a node without text."""
+        """Returns the expression for node ``i``, or ``""`` if the node matches no text."""
         node = self._nodes[i]
         kind = node["type"]
         if kind in ("epsilon", "start", "end", "and", "not"):
@@ -303,7 +311,7 @@ class Format:
         raise Inexpressible(kind)
 
     def _flat(self, i: int) -> list[int]:
-        """Returns the parts of a sequence, nested sequences flattened."""
+        """Returns the parts of a sequence, including the parts of nested sequences."""
         node = self._nodes[i]
         if node["type"] == "sequence":
             return [part for child in node["children"] for part in self._flat(child)]
@@ -355,7 +363,7 @@ class Format:
         return " ".join(out)
 
     def _end_of(self, until: dict[str, Any], following: list[int]) -> str:
-        """Returns the delimiter of a text that the following literals begin with."""
+        """Returns the delimiter of a text: the one that the nodes ``following`` the text begin with."""
         text = ""
         for node in map(self._resolved, following):
             if node["type"] == "literal":
@@ -371,7 +379,8 @@ class Format:
         raise Inexpressible("text that ends before something unknown")
 
     def _is_value(self, node: dict[str, Any]) -> bool:
-        """Returns whether the node is a JSON value that the parser reads as any text up to its end."""
+        """Returns whether the node is a JSON value for which the parser accepts any text up to a
+        delimiter."""
         if self._value is None or node["type"] != "tag" or node["tag"] != "tool-arg-value":
             return False
         child = self._nodes[node["child"]]
@@ -406,7 +415,7 @@ class Format:
         return choice + "?" if len(given) < len(options) else choice
 
     def _text_without(self, ends: list[str]) -> str:
-        """Any text, or none, at the end of an answer or a message."""
+        """Returns the expression for any text without ``ends``, or for no text."""
         if not ends:
             return f"{self._any_text()}?"
         pattern = "|".join(map(lark.regex_quoted, ends))

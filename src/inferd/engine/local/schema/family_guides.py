@@ -1,7 +1,8 @@
-"""Guides for families with their own answer format: thoughts, then calls or a JSON value.
+"""Makes the guides of model families with their own answer format: thoughts, then calls or a JSON value.
 
-The format comes from llama.cpp's parser of the family (:mod:`~inferd.engine.local.schema.family_grammar`).
-The parser is made for a ``form``: the tools with only the parts of their schemas that the parser needs.
+The format comes from llama.cpp's parser for the family (:mod:`~inferd.engine.local.schema.family_grammar`).
+llama.cpp makes the parser for a ``form``, which describes the tools by the parts of their schemas that the
+parser needs.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ from inferd.errors import InvalidRequest
 
 _NOT_IN_RULES = re.compile("[^a-zA-Z0-9-]+")  # llama.cpp replaces them with a dash in rule names
 _RULES = ("tool-{tool}-arg-{parameter}", "ling3-arg-{tool}-{parameter}", "kimi-k3-arg-{tool}-{parameter}")
-"""llama.cpp's name of a parameter's rule, by family."""
+"""The names that llama.cpp gives to the rule of a parameter. They depend on the family."""
 _ANSWER_SCHEMA = ("response-format", "response-format-schema")
 
 ANSWER = {"json_schema": {"type": "object", "properties": {}}}
-"""The form of an answer that is one JSON value."""
+"""The ``form`` for an answer that is one JSON value."""
 
 
 def calls_form(
@@ -44,8 +45,8 @@ def calls_form(
     typed: bool = False,
     listed: bool = False,
 ) -> dict[str, object]:
-    """Returns the form of an answer with calls of these tools. ``typed`` gives each parameter one ``type``;
-    ``listed`` puts the type of an array into a list."""
+    """Returns the ``form`` for an answer that may call these tools. With ``typed``, each parameter gets
+    exactly one ``type``. With ``listed``, the type of an array parameter is written as a list."""
     shapes = [
         {"name": tool.name, "description": "", "parameters": _shape(held[tool.name].schema, typed, listed)}
         for tool in tools
@@ -57,7 +58,8 @@ def calls_form(
 
 
 def answer(guides: Guides, prompt: _llama.Prompt, held: Held) -> _llama.Guide | None:
-    """Returns a guide for thoughts and a JSON value; ``None`` if the grammar cannot express the format."""
+    """Returns a guide for thoughts followed by a JSON value, or ``None`` if the grammar cannot express the
+    format."""
 
     def schema_of(name: str) -> bytes | None:
         return held.text if name in _ANSWER_SCHEMA else None
@@ -68,12 +70,12 @@ def answer(guides: Guides, prompt: _llama.Prompt, held: Held) -> _llama.Guide | 
 def calls(
     guides: Guides, prompt: _llama.Prompt, syntax: bytes, held: Mapping[str, Held], required: bool
 ) -> _llama.Guide | None:
-    """Returns a guide for calls: from the first token on if one is ``required``, else from the beginning of a
-    call.
+    """Returns a guide for tool calls. It applies from the first token on if a call is ``required``, else from
+    the beginning of a call.
 
-    ``syntax`` is the prompt's, or a repaired one. ``None`` if the grammar cannot express the format or all
-    schemas together are too large: then llama.cpp's own grammar enforces the form, and the arguments are
-    checked at the end.
+    ``syntax`` is the prompt's syntax, which may be repaired. Returns ``None`` if the grammar cannot express
+    the format, or if all schemas together are too large. Then llama.cpp's own grammar enforces the format,
+    and the arguments are checked at the end.
     """
     schemas: dict[str, bytes | None] = {}
     texts: dict[str, Sequence[str] | str | None] = {}
@@ -140,7 +142,7 @@ def _calls(guides: Guides, prompt: _llama.Prompt, form: Format, required: bool) 
 
 
 def _whole(guides: Guides, form: Format, *, free_text: bool = False) -> _llama.Guide | None:
-    """Returns a guide for the whole answer; ``None`` if the grammar cannot express the format."""
+    """Returns a guide for the whole answer, or ``None`` if the grammar cannot express the format."""
     try:
         guide = guides.grammar(form.text(form.root(free_text=free_text)))
     except Inexpressible:
@@ -149,7 +151,8 @@ def _whole(guides: Guides, form: Format, *, free_text: bool = False) -> _llama.G
 
 
 def _thoughts(form: Format, prompt: _llama.Prompt) -> str:
-    """Returns the expression for optional or required thoughts before a call."""
+    """Returns the expression for the thoughts before a call, or ``""`` if there are none. Thoughts that the
+    prompt has begun are required; others are optional."""
     start, ends = prompt.thinking[0].decode(), [end.decode() for end in prompt.thinking[1]]
     if not ends:
         return ""
@@ -161,7 +164,8 @@ def _thoughts(form: Format, prompt: _llama.Prompt) -> str:
 
 
 def _shape(schema: Mapping[str, Any], typed: bool, listed: bool) -> dict[str, object]:
-    """Returns the part of a tool's schema that the parser needs: the names and types of its parameters."""
+    """Returns the part of a tool's schema that the parser needs: the names and the types of the
+    parameters."""
     declared, needed = parameters(schema)
     properties = {
         name: _shape_of_types(_types(part, schema), typed, listed) for name, part in declared.items()
@@ -184,7 +188,7 @@ def _shape_of_types(types: set[str], typed: bool, listed: bool) -> dict[str, obj
 
 
 def _types(schema: Any, root: Mapping[str, Any]) -> set[str]:
-    """Returns the types that a value of the schema may have."""
+    """Returns the types that a value of ``schema`` may have."""
     found: set[str] = set()
     try:
         ways = alternatives([schema], root)
@@ -198,7 +202,7 @@ def _types(schema: Any, root: Mapping[str, Any]) -> set[str]:
 
 
 def _texts(guides: Guides, schema: Any, root: Mapping[str, Any]) -> Sequence[str] | str | None:
-    """Returns the allowed raw texts: a list, an expression, or ``None`` for any."""
+    """Returns the texts that a parameter may have: a list, an expression, or ``None`` for any text."""
     given = raw_texts.given(schema, root)
     if given is not None or _types(schema, root) != {"string"}:
         return given
@@ -211,7 +215,8 @@ def _without_expression(texts: Sequence[str] | str | None, simple: bool) -> Sequ
 
 
 def _with_definitions(schema: Any, root: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the schema of a parameter with its definitions, usable on its own."""
+    """Returns the schema of a parameter with the definitions of the tool's schema, so that it can be used on
+    its own."""
     if not isinstance(schema, dict):
         return {}
     definitions = {key: root[key] for key in ("$defs", "definitions") if key in root and key not in schema}

@@ -1,8 +1,8 @@
-"""Repairs llama.cpp's parsers where they differ from the output of a chat template.
+"""Repairs llama.cpp's parsers where they do not match what a chat template writes.
 
-llama.cpp detects a family's format by comparing renderings, with errors for some templates. Each function
-here fixes one such error in the list of nodes (see :mod:`~inferd.engine.local.schema.family_grammar`) and
-leaves every other parser unchanged.
+llama.cpp detects the format of a model family by comparing rendered conversations. For some templates it
+makes errors. Each function here fixes one such error in the parser's list of nodes (see
+:mod:`~inferd.engine.local.schema.family_grammar`), and does not change other parsers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _PROBE_ID = "call00001"  # the id of the calls that llama.cpp renders to detect 
 
 
 def repaired(syntax: bytes) -> bytes:
-    """Returns the ``syntax`` of a prompt with tools, with a parser that matches the template."""
+    """Returns the ``syntax`` of a prompt with tools, with its parser repaired."""
     whole = orjson.loads(syntax)
     arena = orjson.loads(whole["parser"])
     nodes = _Nodes(arena["parsers"])
@@ -59,7 +59,8 @@ class _Nodes:
 
 
 def _id_of_the_probe(nodes: _Nodes, node: Node) -> None:
-    """Solar Open: the text before a tool's name contains the call's id, which varies."""
+    """Solar Open: the parser expects a fixed call id before a tool's name. The id varies, so any id is
+    accepted."""
     before, found, behind = node["literal"].partition(_PROBE_ID)
     if found and behind:
         until = nodes.add(type="until", delimiters=[behind])
@@ -69,7 +70,8 @@ def _id_of_the_probe(nodes: _Nodes, node: Node) -> None:
 
 
 def _mark_of_arguments_twice(nodes: _Nodes, node: Node) -> None:
-    """Mistral Small 3.2: the mark before the arguments comes after the id, and not also after the name."""
+    """Mistral Small 3.2: the parser expects the marker before the arguments twice, after the name and after
+    the id. The template writes it after the id only."""
     children = nodes.children(node)
     for opening, option, mark in zip(children, children[1:], children[2:], strict=False):
         if opening["type"] != "atomic" or option["type"] != "repetition" or mark["type"] != "literal":
@@ -81,7 +83,8 @@ def _mark_of_arguments_twice(nodes: _Nodes, node: Node) -> None:
 
 
 def _commas_outside_of_an_array(nodes: _Nodes, rule: Node) -> None:
-    """MiniMax: a comma separates two calls only if calls are items of an array."""
+    """MiniMax: the parser expects a comma between two calls. The template writes one only if the calls are
+    items of an array."""
     before = ""
     left = [rule["child"]]
     while left:
@@ -109,7 +112,7 @@ def _are_tools(nodes: _Nodes, choice: Node) -> bool:
 
 
 def _ids_behind_arguments(nodes: _Nodes, rule: Node) -> None:
-    """Apriel: a call that has a result is shown with its id as the last member."""
+    """Apriel: a call that has a result may have its id as the last member."""
     parts = nodes.children(nodes.all[rule["child"]]) if "children" in nodes.all[rule["child"]] else []
     if [part["literal"] for part in parts if part["type"] == "literal"][:2] != ["<tool_calls>", "["]:
         return
@@ -128,20 +131,23 @@ def _ids_behind_arguments(nodes: _Nodes, rule: Node) -> None:
 
 
 def _no_argument(nodes: _Nodes, node: Node) -> None:
-    """LFM2.5: the parser wants an argument in each call of a tool that has parameters."""
+    """LFM2.5: the parser requires an argument in each call of a tool that has parameters. A call without
+    arguments is accepted."""
     arguments = nodes.all[node["child"]]
     if arguments["type"] == "sequence" and nodes.children(arguments)[0]["type"] == "choice":
         node["child"] = nodes.add(type="repetition", child=node["child"], min_count=0, max_count=1)
 
 
 def _scalars_of_python(nodes: _Nodes, node: Node) -> None:
-    """Templates that print a parameter as Python does: the parser turns these words into JSON."""
+    """Some templates write a parameter as Python does. The words ``True``, ``False`` and ``None`` are
+    accepted, too; llama.cpp converts them to JSON."""
     words = [nodes.literal(word) for word in ("True", "False", "None")]
     node["child"] = nodes.add(type="choice", children=[*words, node["child"]])
 
 
 def _text_behind_the_prompt(nodes: _Nodes, root: Node, prompt: str) -> None:
-    """Command R+: a text omits the mark that already ends the prompt, and ends where a call begins."""
+    """Command R+: the parser expects a marker before the text that the prompt already ends with. The text
+    begins without it, and ends where a call begins."""
     if root["type"] != "sequence":
         return
     children = nodes.children(root)
@@ -171,7 +177,7 @@ def _first_literal(nodes: _Nodes, node: Node) -> str:
 
 
 def _marks_between_calls(nodes: _Nodes, rules: dict[str, int], prompt: str) -> None:
-    """Functionary 3.2: the mark at the end of the prompt precedes each further call."""
+    """Functionary 3.2: the marker that ends the prompt also precedes each further call."""
     if "tools" not in rules or not prompt.endswith(">>>"):
         return
     calls = nodes.all[nodes.all[rules["tools"]]["child"]]
@@ -184,7 +190,8 @@ def _marks_between_calls(nodes: _Nodes, rules: dict[str, int], prompt: str) -> N
 
 
 def _text_before_calls(nodes: _Nodes, rule: int, tools: list[int], call: int) -> None:
-    """Functionary 3.2: a text may contain the mark, and ends where the mark and the name of a tool follow."""
+    """Functionary 3.2: a text may contain the marker. It ends where the marker and the name of a tool
+    follow."""
     heads = [f">>>{_first_literal(nodes, nodes.all[tool])}\n" for tool in tools]
     further = nodes.add(type="repetition", child=call, min_count=0, max_count=-1)
     for node in list(nodes.all):

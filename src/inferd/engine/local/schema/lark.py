@@ -1,6 +1,6 @@
-"""Parts of expressions in llguidance's Lark: texts, repetitions and classes of characters.
+"""Builds parts of expressions in llguidance's Lark syntax: literals, repetitions and character classes.
 
-A ``node`` is one of llama.cpp's parser (see :mod:`~inferd.engine.local.schema.family_grammar`).
+A ``node`` is a node of one of llama.cpp's parsers (see :mod:`~inferd.engine.local.schema.family_grammar`).
 """
 
 from __future__ import annotations

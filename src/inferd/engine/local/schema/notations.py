@@ -1,9 +1,10 @@
-"""The arguments of a call in notations other than JSON, for which llama.cpp's parser accepts any value.
+"""Makes expressions for call arguments in notations other than JSON. llama.cpp's parser for these notations
+accepts any value.
 
-Gemma 4 writes ``{name:<|"|>text<|"|>,count:3,list:[1,2]}``, with the members of an object in the order in
-which its template shows them, sorted by name. LFM2.5 writes ``name="text", count=3, list=[1, 2]``, as Python
-does. The expressions here follow the schema of the tool. They may be narrower than the
-schema: undeclared members come after the declared ones, and have short names.
+Gemma 4 writes ``{name:<|"|>text<|"|>,count:3,list:[1,2]}``. The members of an object are sorted by name, as
+its template shows them. LFM2.5 writes ``name="text", count=3, list=[1, 2]``, as Python does. The expressions
+follow the schema of the tool. They may allow less than the schema: undeclared members must come after the
+declared ones, and must have short names.
 """
 
 from __future__ import annotations
@@ -32,37 +33,39 @@ _WORDS = {"boolean": ("True", "False"), "null": ("None",)}
 _OBJECT = {"type": "object"}
 
 Texts = Callable[[Any], "Sequence[str] | str | None"]
-"""The allowed raw texts of the schema of a string: a list, an expression, or ``None`` for any."""
+"""Returns the texts that the schema of a string allows: a list, an expression, or ``None`` for any text."""
 Takes = Callable[[str], bool]
-"""Whether llguidance accepts a grammar."""
+"""Returns whether llguidance accepts a grammar."""
 Bounds = Callable[[str, str], str]
-"""The further conditions on a name, as an expression, given the texts before and after the name."""
+"""Returns further conditions on a name as an expression. The arguments are the texts before and after the
+name."""
 
 
 class _Notation(Protocol):
     comma: str
 
     def anything(self) -> str:
-        """Any value that the parser reads."""
+        """Returns the expression for any value that the parser can read."""
 
     def text(self, conjunction: Conjunction, texts: Sequence[str] | str | None) -> str:
-        """Returns the expression for a string that matches the schema, or for one of the ``texts``."""
+        """Returns the expression for a string that matches the conjunction, or, if ``texts`` is given, is one
+        of them."""
 
     def scalars(self, schema: dict[str, Any]) -> str:
-        """A number, a boolean or null."""
+        """Returns the expression for a number, a boolean or null."""
 
     def given(self, value: Any) -> str:
-        """A value."""
+        """Returns the expression for this one value."""
 
     def name(self, name: str) -> str | None:
-        """Returns the expression for a member's name and its colon; ``None`` if the parser cannot read the
-        name."""
+        """Returns the expression for the name of a member and its colon, or ``None`` if the parser cannot
+        read the name."""
 
     def names(self, bounds: Bounds) -> list[str]:
-        """Terminals of names with their colons."""
+        """Returns regular expressions for the names of undeclared members, with their colons."""
 
     def in_order(self, names: Iterable[str]) -> list[str]:
-        """Returns the names in the order in which an object has them."""
+        """Returns the names in the order in which an object writes them."""
 
 
 class _Gemma:
@@ -152,18 +155,18 @@ class _Python:
 
 
 def keywords(form: Format, schema: Mapping[str, Any], texts: Texts, takes: Takes) -> str:
-    """LFM2.5's arguments."""
+    """Returns the expression for a call's arguments in the notation of LFM2.5."""
     return _Values(form, schema, texts, takes, _Python(form)).keywords()
 
 
 def members(form: Format, schema: Mapping[str, Any], texts: Texts, takes: Takes) -> str:
-    """Gemma 4's arguments."""
+    """Returns the expression for a call's arguments in the notation of Gemma 4."""
     held = _Values(form, schema, texts, takes, _Gemma(form)).value([schema, _OBJECT])
     return form.rule(DICT) if held is None else held
 
 
 class _Values:
-    """The expressions for the values of one tool's ``schema``."""
+    """Makes the expressions for the values of one tool's ``schema``."""
 
     def __init__(
         self, form: Format, schema: Mapping[str, Any], texts: Texts, takes: Takes, notation: _Notation
@@ -178,7 +181,8 @@ class _Values:
         self._depth = 0
 
     def keywords(self) -> str:
-        """Returns the arguments as ``name=value``; the parser reads only declared ones."""
+        """Returns the expression for arguments written as ``name=value``. Undeclared arguments are left out,
+        because the parser cannot read them."""
         ways = []
         comma = f'"," {self._form.space()}'
         known, _ = alternatives.parameters(self._root)
@@ -191,7 +195,7 @@ class _Values:
         return f"({' | '.join(dict.fromkeys(ways))})"
 
     def value(self, parts: Parts) -> str | None:
-        """Returns the expression for a value that matches all the schemas; ``None`` if no value can."""
+        """Returns the expression for a value that matches all the schemas, or ``None`` if no value can."""
         if any(part is False for part in parts):
             return None
         schemas = [part for part in parts if isinstance(part, dict)]
@@ -284,8 +288,7 @@ class _Values:
         return f'"{{" {self._listed(parts, needed, self._notation.comma)} "}}"'
 
     def _others(self, found: alternatives.Members) -> str:
-        """Returns the expression for a member that is not declared; empty if the object can have no such
-        member."""
+        """Returns the expression for an undeclared member, or ``""`` if the object cannot have any."""
         patterns = [pattern for pattern, _ in found.others if pattern is not None]
         options = []
         for pattern, parts in found.others:
@@ -296,10 +299,10 @@ class _Values:
         return self._form.add(self._form.fresh("other"), " | ".join(options)) if options else ""
 
     def _names(self, pattern: str | None, named: list[str], patterns: list[str]) -> str:
-        """Returns the expression for names that match ``pattern`` and are not ``named``.
+        """Returns the expression for names that match ``pattern`` and are not in ``named``.
 
-        With ``pattern`` ``None``: the names that match none of ``patterns`` and are not ``named``. Empty if
-        no expression can describe the names.
+        If ``pattern`` is ``None``, the names must match none of ``patterns`` instead. Returns ``""`` if no
+        expression can describe the names.
         """
         wholes = [raw_texts.whole(each) for each in (patterns if pattern is None else [pattern])]
 
@@ -314,8 +317,8 @@ class _Values:
         return " | ".join(self._form.add(self._form.fresh("NAME"), each) for each in taken)
 
     def _listed(self, parts: list[str], needed: list[bool], comma: str) -> str:
-        """Returns the parts in their order, with commas between them. A part that is not needed may be
-        absent."""
+        """Returns the expression for the parts in their order, with commas between them. A part may be absent
+        unless it is ``needed``."""
         rest = ""
         beginnings = [] if any(needed) else [""]
         for part, is_needed in reversed(list(zip(parts, needed, strict=True))):
@@ -329,5 +332,5 @@ class _Values:
 
 
 def _times(least: int, most: int | None) -> str:
-    """``least`` to ``most`` times, as an expression."""
+    """Returns the operator that repeats an expression ``least`` to ``most`` times."""
     return "*" if least <= 0 and most is None else f"{{{max(least, 0)},{'' if most is None else most}}}"

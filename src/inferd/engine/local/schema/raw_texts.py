@@ -1,7 +1,7 @@
-"""Constraints on a tool's parameter in families that write its text without quotes.
+"""Constrains the text of a tool's parameter in model families that write it without quotes.
 
-Literals or an expression of llguidance's Lark constrain such a text. An expression may be narrower than the
-schema, never wider on purpose: the finished arguments are checked in any case.
+Literals or a Lark expression for llguidance constrain such a text. An expression may allow less than the
+schema. The finished arguments are checked against the schema in any case.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ FORMATS = {
 
 
 def given(schema: Any, root: Mapping[str, Any]) -> Sequence[str] | None:
-    """Returns the texts that the schema allows, if it lists them and allows nothing else."""
+    """Returns the texts that the schema allows, or ``None`` unless the schema lists them and allows nothing
+    else."""
     for part in _parts(schema, root):
         values = [part["const"]] if "const" in part else part.get("enum") or ()
         texts = [value for value in values if isinstance(value, str) and value]
@@ -42,7 +43,7 @@ def given(schema: Any, root: Mapping[str, Any]) -> Sequence[str] | None:
 
 
 def expression(schema: Any, root: Mapping[str, Any]) -> str | None:
-    """Returns the texts that match the schema of a string, as an expression; ``None`` for any."""
+    """Returns an expression for the texts that match the schema of a string, or ``None`` if any text does."""
     regexes = []
     for part in _parts(schema, root):
         if "pattern" in part:
@@ -55,7 +56,7 @@ def expression(schema: Any, root: Mapping[str, Any]) -> str | None:
 
 
 def _parts(schema: Any, root: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yields all schemas that a value of ``schema`` must satisfy, each once."""
+    """Yields each schema that a value of ``schema`` must match: itself, its references and its ``allOf``."""
     left, seen = [schema], set()
     while left:
         part = left.pop()
@@ -69,8 +70,9 @@ def _parts(schema: Any, root: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def whole(pattern: str) -> str | None:
-    """Returns a regular expression for a whole text that contains the pattern; ``None`` if its anchors are
-    not at its ends or belong to one of several alternatives."""
+    """Returns a regular expression for a whole text that contains a match of ``pattern``, or ``None`` if
+    there is none here: an anchor is not at an end of the pattern, or belongs to one of several
+    alternatives."""
     starts = pattern.startswith("^")
     ends = pattern.endswith("$") and not re.search(r"(?<!\\)(?:\\\\)*\\\$\Z", pattern)
     inner = pattern[starts : len(pattern) - ends]
@@ -84,7 +86,8 @@ def whole(pattern: str) -> str | None:
 
 
 def _has_alternatives(bare: str) -> bool:
-    """Returns whether the pattern, without escapes and classes, has a ``|`` outside of all groups."""
+    """Returns whether a pattern has a ``|`` outside of all groups. ``bare`` is the pattern without escapes
+    and classes."""
     depth = 0
     for char in bare:
         depth += (char == "(") - (char == ")")

@@ -1,8 +1,8 @@
 """Validates a finished value against its JSON Schema, under the draft that the schema declares.
 
-The grammar enforces most of the schema. This checks the whole schema again. Patterns are matched within a
-time limit, because a client controls both the pattern and, in effect, the text. So is the whole schema:
-definitions that use each other twice have exponentially many parts.
+The grammar enforces most of a schema; this module checks all of it. Matching a pattern has a time limit,
+because the client controls both the pattern and, in effect, the text. Checking a value has a time limit, too,
+because definitions that use each other twice have exponentially many parts.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from inferd.engine.local.schema.schema_rules import may_match_twice
 
 PATTERN_SECONDS = 0.2
 MOST_SECONDS = 2.0
-"""Of processor time for one value."""
+"""The limit of processor time for checking one value."""
 Errors = Iterator[ValidationError]
 _LATEST = jsonschema.Draft202012Validator
 _WITHOUT_FORMATS = jsonschema.FormatChecker(formats=())
 
 
 def read(text: str) -> dict[str, Any]:
-    """Returns the schema in ``text``, a JSON object.
+    """Returns the schema in ``text``, which must be a JSON object.
 
-    Raises ``InvalidRequest`` if it is too large, if it is invalid by its own draft, or if the preparation is
-    cancelled: validating a large schema takes seconds.
+    Raises ``InvalidRequest`` if the schema is too large or is invalid by its own draft. Stops if the request
+    is cancelled, because validating a large schema takes seconds.
     """
     try:
         schema = parse(text)
@@ -60,16 +60,18 @@ def read(text: str) -> dict[str, Any]:
 
 
 def parse(text: str) -> dict[str, Any]:
-    """Another copy of a schema that :func:`read` has accepted."""
+    """Returns another copy of a schema that :func:`read` has accepted."""
     schema: dict[str, Any] = json.loads(text, parse_constant=_refuse_constant)
     return schema
 
 
 @cache
 def _validator_of(draft: Any) -> Any:
-    """Returns the validator of the draft's schemas, which polls for a cancel at each reference.
+    """Returns a validator for schemas of the draft. It polls at each reference whether the request is
+    cancelled.
 
-    For a part with ``$schema`` jsonschema would use the class registered for that draft, not this one.
+    ``$schema`` is removed from the parts of the meta-schema: for a part with ``$schema``, jsonschema would
+    use the class that it has registered for the draft, which does not poll.
     """
     keywords = {key: _cancellable(draft.VALIDATORS[key]) for key in _REFERENCES if key in draft.VALIDATORS}
     specification = specification_with(draft.META_SCHEMA["$schema"])
@@ -103,11 +105,11 @@ def _draft_of(schema: dict[str, Any]) -> Any:
 
 
 class _TooLong(Exception):
-    """A check has used its processor time."""
+    """Raised when a check has used its processor time."""
 
 
 _check = threading.local()
-"""``end`` is the thread's processor time at which its check gives up."""
+"""``end`` is the processor time of the thread at which its current check gives up."""
 
 
 def _bounded(keyword: Any) -> Any:
@@ -120,14 +122,14 @@ def _bounded(keyword: Any) -> Any:
 
 
 def _evolve(validator: Any, **changes: Any) -> Any:
-    """Returns the validator of a part. jsonschema's own function takes the class that is registered for the
-    part's ``$schema``, whose keywords are not bounded."""
+    """Returns the validator for a part of a schema. jsonschema's own function would use the class that it has
+    registered for the part's ``$schema``, which has no time limit."""
     return attrs.evolve(validator, **changes)
 
 
 class Check:
-    """Tests values against ``schema``. Changes it: a ``oneOf`` whose branches may match together becomes an
-    ``anyOf``."""
+    """Tests values against ``schema``. Changes ``schema``: a ``oneOf`` becomes an ``anyOf`` if two of its
+    branches may match the same value."""
 
     def __init__(self, schema: dict[str, Any]) -> None:
         draft = _draft_of(schema)
@@ -142,8 +144,8 @@ class Check:
         self._validator = kind(schema, format_checker=draft.FORMAT_CHECKER, registry=referencing.Registry())
 
     def fault(self, text: str) -> str | None:
-        """Returns the JSON pointer and keyword at which the JSON value in ``text`` breaks the schema, or
-        ``None``."""
+        """Returns where the JSON value in ``text`` breaks the schema, as a JSON pointer and a keyword, or
+        ``None`` if it is valid."""
         _check.end = time.thread_time() + MOST_SECONDS
         try:
             value = json.loads(text, parse_constant=_refuse_constant)
@@ -173,8 +175,8 @@ def _without(schema: Any, key: str) -> None:
 
 
 def matches(pattern: str, text: str) -> bool:
-    """Returns whether the text contains the pattern, by ECMAScript's rules; false if matching takes too
-    long."""
+    """Returns whether the text contains a match of the pattern, by the rules of ECMAScript. Returns false if
+    matching takes too long."""
     try:
         return regex.search(pattern, text, regex.ASCII, timeout=PATTERN_SECONDS) is not None
     except TimeoutError:
@@ -219,7 +221,8 @@ def _multiple_of(validator: Any, divisor: Any, instance: Any, schema: Any) -> Er
 
 
 def _unique_items(validator: Any, unique: Any, instance: Any, schema: Any) -> Errors:
-    """Linear; jsonschema compares each pair of items if they cannot be sorted."""
+    """Checks ``uniqueItems`` in linear time. jsonschema compares each pair of items if they cannot be
+    sorted."""
     if unique and isinstance(instance, list):
         texts = {json.dumps(_plain_numbers(item), sort_keys=True) for item in instance}
         if len(texts) < len(instance):
@@ -227,7 +230,7 @@ def _unique_items(validator: Any, unique: Any, instance: Any, schema: Any) -> Er
 
 
 def _plain_numbers(value: Any) -> Any:
-    """Returns the value with 1.0 as 1, which JSON Schema holds equal."""
+    """Returns the value with each whole float as an integer: for JSON Schema, 1.0 and 1 are equal."""
     if isinstance(value, list):
         return [_plain_numbers(item) for item in value]
     if isinstance(value, dict):

@@ -1,4 +1,5 @@
-"""Numbers in JSON Schemas: bounds that llguidance handles correctly, and limits on its work."""
+"""Converts the numbers in a JSON Schema to bounds that llguidance handles correctly, and limits llguidance's
+work."""
 
 from __future__ import annotations
 
@@ -18,12 +19,13 @@ _LOWER, _UPPER = ("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum"
 _SIZES = (("minLength", "maxLength"), ("minItems", "maxItems"), ("minProperties", "maxProperties"))
 
 MAX_DIGITS, MAX_DIVISOR, MAX_DIVISORS = 50_000, 5_000_000, 200_000
-"""The limits of a divisor, without trailing zeros and in all, and of the sum of a schema's divisors without
-trailing zeros. Making the grammar of a divisor takes quadratic time: a second for this sum."""
+"""The limits of ``multipleOf``: for one divisor without its trailing zeros, for one divisor as a whole, and
+for the sum of a schema's divisors without their trailing zeros. The grammar of a divisor takes quadratic time
+to make; this sum takes a second."""
 
 
 def check_bounds(node: dict[str, Any], pointer: str) -> None:
-    """Refuses bounds that exclude each other, before compiling anything."""
+    """Raises ``InvalidRequest`` for bounds that exclude each other. Called before anything is compiled."""
     pairs = [(low, high) for low in _LOWER for high in _UPPER] + list(_SIZES)
     for low, high in pairs:
         least, most = node.get(low), node.get(high)
@@ -38,10 +40,11 @@ def check_bounds(node: dict[str, Any], pointer: str) -> None:
 
 
 def hold_bounds(node: dict[str, Any], pointer: str) -> list[str]:
-    """Changes the bounds to inclusive ones that llguidance holds exactly, equal or narrower.
+    """Replaces the bounds of ``node`` by inclusive ones, equal or narrower, that llguidance represents
+    exactly.
 
-    Returns the bounds that cannot be enforced, and leaves them in the node. Raises ``InvalidRequest`` if they
-    leave no integer.
+    If the bounds cannot be enforced, returns their keywords and does not change the node. Raises
+    ``InvalidRequest`` if no integer is between the bounds.
     """
     whole = node.get("type") == "integer"
     lows, highs = ([key for key in keys if _is_number(node.get(key))] for keys in (_LOWER, _UPPER))
@@ -71,13 +74,13 @@ def is_too_large(divisor: Digits) -> bool:
 
 
 def digits(number: float) -> Digits:
-    """Returns the digits of the number as an integer, without trailing zeros, and their exponent of 10."""
+    """Returns a number as an integer without trailing zeros and an exponent of 10."""
     _, found, exponent = Decimal(str(number)).normalize().as_tuple()
     return int("".join(map(str, found))), int(exponent)
 
 
 def least_common(one: Digits, other: Digits) -> Digits:
-    """Returns the least common multiple, in the form of :func:`digits`."""
+    """Returns the least common multiple. All numbers have the form that :func:`digits` returns."""
     exponent = min(one[1], other[1])
     a, b = (number * 10 ** (up - exponent) for number, up in (one, other))
     found = math.lcm(a, b)
@@ -91,11 +94,12 @@ def _is_number(value: Any) -> TypeGuard[float]:
 
 
 def _inside(node: dict[str, Any], key: str, whole: bool) -> float:
-    """Returns the nearest inclusive bound inside that of ``key`` which llguidance holds exactly.
+    """Returns the inclusive bound that replaces the bound ``key``: the nearest one inside it that llguidance
+    represents exactly.
 
-    llguidance compares decimals, with bounds of 15 digits, of which 22 stand behind the point. A decimal
-    closer to a bound than float64 resolves equals the bound once it is read: so an exclusive bound moves by
-    its last digit.
+    llguidance compares decimal numbers. Its bounds have at most 15 digits, and at most 22 places after the
+    point. A number that is very close to a bound becomes equal to it when a client reads it as a float64. So
+    an exclusive bound is moved by one unit of its last digit.
     """
     bound, up = node[key], key in _LOWER
     exclusive = key.startswith("exclusive") or node.get(f"exclusive{key.capitalize()}") is True  # of draft 4

@@ -1,7 +1,7 @@
-"""Equivalents without look-around for the patterns of common libraries.
+"""Equivalent patterns without look-around for patterns of common libraries.
 
-llguidance turns a pattern into an automaton, which has no look-around. The patterns here are those of
-Pydantic and Zod, compared as whole strings.
+llguidance compiles a pattern to an automaton, which cannot look around. The patterns here come from Pydantic
+and Zod. A pattern must be equal to one of them as a whole.
 """
 
 from __future__ import annotations
@@ -23,5 +23,5 @@ _EQUAL = {
 
 
 def without_look_around(pattern: str) -> str:
-    """Returns the equivalent pattern if known, else ``pattern`` itself."""
+    """Returns the equivalent of ``pattern`` if this module knows one, else ``pattern`` itself."""
     return _EQUAL.get(pattern, pattern)

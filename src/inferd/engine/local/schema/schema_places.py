@@ -1,4 +1,4 @@
-"""Places in a JSON Schema, and refusals that name them."""
+"""Walks the places of a JSON Schema, and makes errors that name a place."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ KEYWORDS = (
         )
     )
 )
-"""The keywords that say which values are valid."""
+"""The keywords that decide which values are valid. All others are annotations."""
 _ANY_ONE = ONE | {"contentSchema"}
 _ANY_MAP = MAP | {"dependencies"}
 
@@ -45,18 +45,18 @@ def refusal(pointer: str, reason: str) -> InvalidRequest:
 
 
 def step(pointer: str, key: object) -> str:
-    """Returns the JSON pointer of the member or item ``key``."""
+    """Returns the JSON pointer of the member or item ``key`` of the place ``pointer``."""
     return f"{pointer}/{str(key).replace('~', '~0').replace('/', '~1')}"
 
 
 def keys_of(target: str) -> list[str]:
-    """Returns the keys of a reference to a place in the schema, behind that of the document."""
+    """Splits a reference into its unescaped keys. The first one stands for the document."""
     return [part.replace("~1", "/").replace("~0", "~") for part in unquote(target).split("/")]
 
 
 def resolve(root: Any, target: str, at: str) -> tuple[Any, Any]:
-    """Returns the container of the target of a reference, and its key there; (None, None) for the root
-    itself."""
+    """Returns the object or list that contains the target of a reference, and the target's key in it. Returns
+    (None, None) for the root. Raises ``InvalidRequest`` if the target does not exist."""
     parent: Any = None
     name: Any = None
     node = root
@@ -70,7 +70,7 @@ def resolve(root: Any, target: str, at: str) -> tuple[Any, Any]:
 
 
 def nodes(schema: Any) -> Iterator[dict[str, Any]]:
-    """Yields all objects in the schema, also those that are not schemas."""
+    """Yields each JSON object in the schema, also objects that are not schemas."""
     left = [schema]
     while left:
         node = left.pop()
@@ -82,8 +82,7 @@ def nodes(schema: Any) -> Iterator[dict[str, Any]]:
 
 
 def count(root: Any) -> int:
-    """Returns the number of schemas under the keywords of any draft. Stops counting beyond
-    ``MAX_SCHEMAS``."""
+    """Counts the schemas that are values of keywords of any draft. Stops soon after ``MAX_SCHEMAS``."""
     left, found = [root], 0
     while left and found <= MAX_SCHEMAS:
         node = left.pop()
@@ -94,7 +93,7 @@ def count(root: Any) -> int:
 
 
 def schemas(root: Any) -> Iterator[dict[str, Any]]:
-    """Yields each schema where keywords have some, and where references refer to."""
+    """Yields the root, each schema that is the value of a keyword, and each target of a reference."""
     left, seen = [root], set()
     while left:
         node = left.pop()
@@ -108,7 +107,7 @@ def schemas(root: Any) -> Iterator[dict[str, Any]]:
 
 
 def _parts(node: dict[str, Any], maps: Set[str], ones: Set[str]) -> Iterator[Any]:
-    """Yields the values where keywords of the node have schemas."""
+    """Yields the schemas that are values of the node's keywords."""
     for key, value in node.items():
         if key in LIST and isinstance(value, list):
             yield from value
@@ -119,7 +118,7 @@ def _parts(node: dict[str, Any], maps: Set[str], ones: Set[str]) -> Iterator[Any
 
 
 def followed(root: Any, node: Any) -> Any:
-    """Returns the schema at the end of a chain of references within the schema."""
+    """Follows a chain of references from ``node`` and returns the schema at its end."""
     for _ in range(MAX_DEPTH):
         if not isinstance(node, dict) or not str(node.get("$ref", "")).startswith("#/"):
             return node
@@ -129,8 +128,8 @@ def followed(root: Any, node: Any) -> Any:
 
 
 def target(root: Any, reference: str) -> Any:
-    """Returns the target of a reference within the schema; ``True``, which allows everything, if it has
-    none."""
+    """Returns the target of a reference. If the target is not in the schema, returns ``True``, the schema
+    that allows everything."""
     if reference != "#" and not reference.startswith("#/"):
         return True
     try:

@@ -1,10 +1,11 @@
 """Rewrites JSON Schemas to a form that llguidance can enforce.
 
-:func:`rewrite` makes an equal or narrower schema that llguidance accepts. It refuses a keyword that it cannot
-enforce by JSON pointer. For a lenient caller it drops and lists the keyword instead, and the caller checks
-the finished answer. It keeps the order of properties, because the grammar writes them in that order.
+:func:`rewrite` makes an equivalent or narrower schema that llguidance accepts. If a keyword cannot be
+enforced, it raises an error with the keyword's JSON pointer. With ``lenient``, it removes and lists the
+keyword instead, and the caller checks the finished answer. It keeps the order of properties, because the
+grammar requires that order.
 
-The walk tells schemas from names: a property may be called ``type`` or ``pattern``.
+The rewriting distinguishes keywords from names, because a property may be called ``type`` or ``pattern``.
 """
 
 from __future__ import annotations
@@ -50,21 +51,19 @@ Compiles = Callable[[dict[str, Any]], bool]
 
 @dataclass(frozen=True, slots=True)
 class Rewritten:
-    """``schema`` is for the grammar; ``dropped`` are JSON pointers to the keywords that it does not enforce.
-
-    Among them is each ``oneOf`` enforced as ``anyOf``.
-    """
+    """``schema`` is for the grammar. ``dropped`` lists the JSON pointers of the keywords that it does not
+    enforce, or enforces in part: a ``oneOf`` as an ``anyOf``."""
 
     schema: dict[str, Any]
     dropped: tuple[str, ...]
 
 
 def rewrite(root: dict[str, Any], *, lenient: bool, is_tool: bool, compiles: Compiles) -> Rewritten:
-    """Changes ``root``, which is valid by its draft; ``compiles`` tells whether llguidance accepts a small
-    schema.
+    """Rewrites ``root``, valid by its draft. ``compiles`` returns whether llguidance accepts a schema.
 
-    With ``is_tool`` the root describes an object. If it declares properties and does not mention others, it
-    is closed. Raises ``InvalidRequest`` with the JSON pointer and the keyword.
+    With ``is_tool``, the root is the schema of an object. If it declares properties and no keyword concerns
+    undeclared ones, these are forbidden. Raises ``InvalidRequest`` with the JSON pointer of a keyword that
+    cannot be used.
     """
     work = _Rewriter(root, lenient, compiles)
     if is_tool:
@@ -92,7 +91,7 @@ class _Rewriter:
         self._open: set[int] = set()  # the schemas whose parts are being rewritten, by id()
 
     def schema(self, node: Any, pointer: str, depth: int) -> Any:
-        """Returns the replacement of the schema ``node``; ``False`` if no value can match it."""
+        """Returns the schema that replaces ``node``, or ``False`` if no value can match it."""
         if node is True or node is False:
             return node
         if not isinstance(node, dict):
@@ -125,7 +124,7 @@ class _Rewriter:
         return node
 
     def _drop(self, node: dict[str, Any], pointer: str, key: str, why: str = "it cannot be enforced") -> None:
-        """Removes a keyword that the grammar cannot enforce."""
+        """Removes a keyword that the grammar cannot enforce. Unless lenient, raises ``InvalidRequest``."""
         if not self._lenient:
             remedy = "remove it, or check the answer for it by schema_lenient (OpenAI's API: strict false)"
             raise refusal(step(pointer, key), f"`{key}`: {why}; {remedy}")
@@ -197,7 +196,7 @@ class _Rewriter:
                 self._drop(node, pointer, key)
 
     def _arrays(self, node: dict[str, Any], pointer: str) -> Mapping[str, str]:
-        """Returns the client's names of keywords that it renames."""
+        """Rewrites the keywords about arrays. Returns the client's name of each keyword that it renames."""
         names = {}
         if isinstance(node.get("items"), list):  # a tuple in the syntax up to draft 7
             names = {"prefixItems": "items", "items": "additionalItems"}
@@ -338,15 +337,14 @@ class _Rewriter:
 
 
 def _parts_of_references(root: Any) -> Iterator[str]:
-    """Yields the keys on the way to the targets of references, which may lie outside of the known
-    keywords."""
+    """Yields the keys in references to other schemas. Some of these keys are not keywords of JSON Schema."""
     for node in nodes(root):
         if isinstance(node.get("$ref"), str):
             yield from keys_of(node["$ref"])
 
 
 def _constraints(names: dict[str, Any]) -> set[str]:
-    """Returns the constraints of a schema of property names, which are strings."""
+    """Returns the keywords in ``names`` that constrain property names, which are strings anyway."""
     said = set(names) - {"$comment", "default", "description", "examples", "title"}
     return said - {"type"} if names.get("type", "string") == "string" else said
 
@@ -367,7 +365,7 @@ def _values(value: Any) -> Iterator[Any]:
 
 
 def may_match_twice(root: Any, node: dict[str, Any]) -> bool:
-    """Returns whether the node has a ``oneOf`` with two branches that are not clearly disjoint."""
+    """Returns whether one value may match two branches of the node's ``oneOf``."""
     branches = node.get("oneOf")
     if not isinstance(branches, list):
         return False
