@@ -1,9 +1,9 @@
 """The models that inferd knows by a short name.
 
-A :class:`CatalogueModel` is pinned by the sha256 of the model file, so a source can fail but cannot
-substitute another file. The sources are tried in order; :mod:`inferd.store.sources` defines their forms. A
-:class:`HubModel` names a repository of the hub. The first pull gets the hashes from the hub, and the
-manifest in the store keeps them with the commit; from then on the model is pinned, too.
+A :class:`CatalogueModel` is pinned: its entry has the sha256 of the model file, so a source cannot substitute
+another file. Its sources are tried in order. :mod:`inferd.store.sources` defines their forms. A
+:class:`HubModel` names a repository of the hub. The first pull gets the hashes and the commit from the hub,
+and records them in the manifest in the store. From then on, this model is pinned, too.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from inferd.config.settings import DEFAULT_MODEL
 
 
 class CatalogueModel(msgspec.Struct, frozen=True, kw_only=True):
-    """One model file, the further ``parts`` of a split model, and its ``projector``. ``size_bytes`` is
-    ``None`` only if a config file defines the model without a size."""
+    """One model file, the further ``parts`` of a split model, and the ``projector`` that encodes images or
+    audio. ``size_bytes`` is ``None`` if the size is not known before the download."""
 
     name: str
     sha256: str
@@ -32,15 +32,15 @@ class CatalogueModel(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def files(self) -> tuple[CatalogueModel, ...]:
-        """All its files, this one first."""
+        """All files of the model, this one first."""
         return (self, *self.parts, *(() if self.projector is None else (self.projector,)))
 
 
 class HubModel(msgspec.Struct, frozen=True, kw_only=True):
     """A name for ``source``, which has the form ``hf:ORG/REPO[:QUANT]``.
 
-    ``license`` is the publisher's; a pull records the licence that the hub reports. ``size_bytes`` is the
-    approximate download size, with the projector; ``None`` if unknown.
+    ``license`` is used if the hub reports no licence at the pull. ``size_bytes`` is the approximate size of
+    the download, including the projector, or ``None`` if unknown.
     """
 
     name: str
@@ -158,5 +158,5 @@ _BY_ALIAS = {alias: model for model in _MODELS for alias in model.aliases}
 
 
 def lookup(name: str) -> CatalogueModel | None:
-    """The entry of that name or alias."""
+    """Returns the model whose name or alias is ``name``, or ``None``."""
     return CATALOGUE.get(name) or _BY_ALIAS.get(name)

@@ -1,11 +1,13 @@
-"""Resolves a model's name to an open, verified file, and downloads it if needed.
+"""Resolves a model's name to an open, verified file. Downloads the file if it is missing.
 
-Every function blocks and runs in its own thread. ``cancelled`` ends it with BootCancelled within about
-POLL_SECS; no child process and no temporary file remains except the resumable part of a download.
+Every function blocks, so call it in a thread. After ``cancelled`` is set, it raises BootCancelled within
+about POLL_SECS. It then leaves no child process and no temporary file, except the received part of a download
+that can be resumed.
 
-``progress(phase, details)`` gets the phases of the status stream: those of :mod:`inferd.store.verify`, and
-``download`` {downloaded_bytes, total_bytes, source_url; waiting_for_pid while another process downloads;
-attempt and reason in the pause before a retry}.
+``progress(phase, details)`` is called with the phases of :mod:`inferd.store.verify` and with ``download``.
+The details of ``download`` are ``downloaded_bytes``, ``total_bytes`` and ``source_url``. While another
+process downloads the file, ``waiting_for_pid`` is added. In the pause before a retry, ``attempt`` and
+``reason`` are added.
 """
 
 from __future__ import annotations
@@ -48,7 +50,8 @@ _log = log.get("store")
 
 
 def resolve(store: ModelStore, spec: ModelSpec) -> CatalogueModel:
-    """The pinned model for ``spec``: its own sha256, else the catalogue's, else the store's."""
+    """Returns the pinned model for ``spec``. The sha256 is that of ``spec``, or else of the catalogue, or
+    else of the store."""
     known = lookup(spec.name)
     if spec.sha256 is not None:
         digest = check_sha256(spec.sha256)
@@ -94,7 +97,8 @@ def _further(manifest: Manifest, part: Part) -> CatalogueModel:
 
 
 def _sources_of(origin: Provenance | None) -> tuple[str, ...]:
-    """Sources to fetch the file from again; not local files, which another user might not be able to read."""
+    """Returns the sources from which the file can be fetched again. A local file is no such source, since
+    another user may not be able to read it."""
     return () if origin is None or origin.registry == "file" or not origin.text else (origin.text,)
 
 
@@ -111,10 +115,11 @@ def ensure_model(
     progress: Progress,
     cancelled: threading.Event,
 ) -> OpenModel:
-    """The model, from the store or, with ``auto_pull``, from its sources.
+    """Opens the model from the store. If files are missing and ``auto_pull`` is true, first downloads them.
 
-    ``verify`` is ``auto`` (hash unless the stamp of the last verification still matches) or ``always``.
-    Raises StoreError, FetchError with every source's reason, HashMismatch, BootCancelled.
+    ``verify`` says when to hash the files: ``always``, or with ``auto`` only if the stamp of the last
+    verification does not match. Raises StoreError, HashMismatch, BootCancelled, and FetchError with the
+    reason why each source failed.
     """
     model = spec if isinstance(spec, CatalogueModel) else _pinned(store, spec, auto_pull, progress, cancelled)
     path = store.blob_path(model.sha256)
@@ -138,7 +143,8 @@ def ensure_model(
 def _pinned(
     store: ModelStore, spec: ModelSpec, auto_pull: bool, progress: Progress, cancelled: threading.Event
 ) -> CatalogueModel:
-    """The pinned model for ``spec``; asks the hub for a :class:`HubModel` if downloads are allowed."""
+    """Returns the pinned model for ``spec``. Asks the hub about a :class:`HubModel` that the store lacks, if
+    ``auto_pull`` is true."""
     known = HUB_MODELS.get(spec.name)
     if known is not None and auto_pull and spec.sha256 is None and store.manifest(spec.name) is None:
         return pin_known(store, known, progress, cancelled)
@@ -150,7 +156,7 @@ def _fits(size: int | None, model: CatalogueModel) -> bool:
 
 
 def _is_listed(store: ModelStore, model: CatalogueModel) -> bool:
-    """Whether the name has a readable manifest that refers to this blob."""
+    """Whether the model's name has a readable manifest that lists exactly its files."""
     with suppress(StoreError):
         manifest = store.manifest(model.name)
         return manifest is not None and manifest.digests == tuple(file.sha256 for file in model.files)
@@ -158,7 +164,8 @@ def _is_listed(store: ModelStore, model: CatalogueModel) -> bool:
 
 
 def _fetch(store: ModelStore, model: CatalogueModel, progress: Progress, cancelled: threading.Event) -> None:
-    """Downloads a missing blob and writes a missing manifest, or waits for another process that does so."""
+    """Downloads missing blobs and writes a missing manifest. If another process is doing so, waits for it
+    first."""
     name_lock = store.name_lock(model.name)
     with store.writing():
         make_dirs(name_lock.parent)
@@ -192,7 +199,7 @@ def _fetch(store: ModelStore, model: CatalogueModel, progress: Progress, cancell
 def _bring_blob(
     store: ModelStore, model: CatalogueModel, progress: Progress, cancelled: threading.Event
 ) -> Provenance | None:
-    """Downloads one file into the store if it is missing; returns its provenance."""
+    """Downloads one file into the store if it is missing. Returns the file's provenance."""
     lock = store.blob_lock(model.sha256)
     with Lock.wait(lock, cancelled, _waiting(store, model, lock, progress)):
         if _fits(store.blob_size(model.sha256), model):
@@ -201,14 +208,15 @@ def _bring_blob(
 
 
 def _first_source(model: CatalogueModel) -> Provenance | None:
-    """The provenance to record for a file that was already in the store."""
+    """Returns the provenance to record for a file that was already in the store: its first source."""
     with suppress(FetchError):
         return sources.parse(model.sources[0]).provenance() if model.sources else None
     return None
 
 
 def _waiting(store: ModelStore, model: CatalogueModel, lock: Path, progress: Progress) -> Callable[[], None]:
-    """The callback for each poll of a lock that another process holds: shows that process's download."""
+    """Returns a callback that reports the progress of the process that holds ``lock``. It is called at each
+    poll of the lock."""
     partial = store.partial_dir(model.sha256)
     first = sources.shown(model.sources[0]) if model.sources else ""
     reporters: dict[str, Reporter] = {}
@@ -226,7 +234,7 @@ def _waiting(store: ModelStore, model: CatalogueModel, lock: Path, progress: Pro
 def _download(
     store: ModelStore, model: CatalogueModel, progress: Progress, cancelled: threading.Event
 ) -> Provenance:
-    """Tries the sources in order, and installs the file from the first source that works.
+    """Tries the sources in order. Installs the file from the first source that works.
 
     The caller holds the locks.
     """
@@ -266,9 +274,11 @@ def _link(
     progress: Progress,
     cancelled: threading.Event,
 ) -> bool:
-    """Hard-links the file of another program into the store; False if only a copy is possible.
+    """Hard-links the file of another program into the store. Returns False if it cannot be linked, so that
+    the caller copies it.
 
-    Verifies the file under its new name. Raises HashMismatch and leaves the other program's file alone.
+    Verifies the linked file before it is installed. If the hash is wrong, raises HashMismatch and leaves the
+    other program's file alone.
     """
     partial = store.partial_dir(model.sha256)
     # Not data.tmp: a download would write through the link into the other program's file.

@@ -1,8 +1,9 @@
-"""Models of other programs on this machine: Ollama, the Hugging Face hub's cache, LM Studio.
+"""Models that other programs have on this machine: Ollama, the cache of the Hugging Face hub, and LM Studio.
 
-:func:`find` lists them and writes nothing. An import verifies their content. On one file system the store
-hard-links the file: nothing is copied, and the model stays when the other program deletes it. If the other
-program changes the file later, its hash no longer matches, and it is refused like any damaged file.
+:func:`find` lists these models and writes nothing. An import verifies a model's file, and hard-links it into
+the store if both are on one file system. Then nothing is copied, and the model stays if the other program
+deletes its file. If the other program changes the file later, the hash no longer matches, and the store
+refuses the model like any damaged file.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ _UNFIT = re.compile(r"[^\w.+:@-]+")
 
 @dataclass(frozen=True, slots=True)
 class Foreign:
-    """A model of another program: its files in order, their hashes if the program records them, and its
-    projector."""
+    """A model of another program. ``files`` are in the order of a split model. ``digests`` has the sha256 of
+    each file, or ``None`` if the program does not record it."""
 
     name: str
     files: tuple[Path, ...]
@@ -52,7 +53,7 @@ class _OllamaManifest(msgspec.Struct):
 
 
 def home_of(program: str, env: Mapping[str, str]) -> Path:
-    """The directory of a program's models."""
+    """Returns the directory in which a program keeps its models."""
     home = Path(env.get("HOME") or Path.home())
     if program == "ollama":
         return Path(env.get("OLLAMA_MODELS") or home / ".ollama" / "models")
@@ -64,7 +65,8 @@ def home_of(program: str, env: Mapping[str, str]) -> Path:
 
 
 def find(program: str, home: Path) -> list[Foreign]:
-    """The GGUF models in the folder of a program, sorted by name. Raises StoreError if it does not exist."""
+    """Returns the GGUF models in the folder ``home`` of a program, sorted by name. Raises StoreError if the
+    folder does not exist."""
     if not home.is_dir():
         raise StoreError(f"there is no folder {home}; name that of {program} with --path")
     finders = {"ollama": _ollama, "hub": _hub, "lmstudio": _lm_studio}
@@ -72,7 +74,8 @@ def find(program: str, home: Path) -> list[Foreign]:
 
 
 def _ollama(home: Path) -> Iterator[Foreign]:
-    """``manifests/HOST/NAMESPACE/MODEL/TAG`` name the blobs in ``blobs/sha256-HEX``."""
+    """Finds the models of Ollama. Each manifest ``manifests/HOST/NAMESPACE/MODEL/TAG`` names its blobs
+    ``blobs/sha256-HEX``."""
     for path in (home / "manifests").glob("*/*/*/*"):
         with suppress(OSError, *UNREADABLE):
             with path.open("rb") as file:
@@ -98,19 +101,21 @@ def _ollama_blobs(home: Path, manifest: _OllamaManifest, kind: str) -> list[tupl
 
 
 def _hub(home: Path) -> Iterator[Foreign]:
-    """``models--ORG--REPO/snapshots/COMMIT/FILE`` point to ``blobs/SHA256``."""
+    """Finds the models in the hub's cache. ``models--ORG--REPO/snapshots/COMMIT/FILE`` are links to
+    ``blobs/SHA256``."""
     for snapshot in home.glob("models--*/snapshots/*"):
         yield from _in_folder(snapshot)
 
 
 def _lm_studio(home: Path) -> Iterator[Foreign]:
-    """``ORG/REPO/FILE``."""
+    """Finds the models of LM Studio, which are at ``ORG/REPO/FILE``."""
     for folder in home.glob("*/*"):
         yield from _in_folder(folder)
 
 
 def _in_folder(folder: Path) -> Iterator[Foreign]:
-    """The models of one repository, with the projector in the same folder."""
+    """Finds the models in the folder of one repository. If the folder has a projector, it belongs to each of
+    them."""
     names = sorted(path for path in folder.rglob("*.gguf") if path.is_file())
     projectors = [path for path in names if path.name.lower().startswith("mmproj")]
     for path in names:
@@ -124,11 +129,12 @@ def _in_folder(folder: Path) -> Iterator[Foreign]:
 
 
 def told_digest(path: Path) -> str | None:
-    """The sha256 in the file's name in the hub's cache or in Ollama's store."""
+    """Returns the sha256 that is part of a file's name in the hub's cache and in Ollama's store, or ``None``
+    for another name."""
     match = _NAMED_BY_DIGEST.fullmatch(Path(os.path.realpath(path)).name)
     return None if match is None else match[1]
 
 
 def _fit(name: str) -> str:
-    """Changes ``name`` so that it is valid as a name in the store."""
+    """Returns ``name``, changed so that it is a valid name in the store."""
     return _UNFIT.sub("-", name).strip(".-") or "model"

@@ -1,7 +1,7 @@
 """Reads the header of a GGUF file without llama.cpp.
 
 Files are untrusted: counts and sizes are bounded, and reading stops at ``MAX_HEADER_BYTES``. Lists are
-skipped, except for their lengths and the numbers of short ones.
+skipped. Only their lengths are kept, and the largest number of a short list.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ _QUANTISATIONS = {
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
-    """A model as its file describes it. A missing number is 0, a missing text is empty.
+    """A model as its file describes it. A number that the file lacks is 0, and a missing text is empty.
 
-    ``parameters`` counts weights; ``width`` is the length of an embedding; ``kv_bytes_per_token`` is the size
-    of one token's KV cache at 16 bits. ``parts`` is the number of files of a split model. ``pooling``: it
-    makes vectors; ``ranks``: scores.
+    ``parameters`` is the number of weights. ``width`` is the length of an embedding. ``kv_bytes_per_token``
+    is the size of the KV cache of one token, with 16-bit numbers. ``parts`` is the number of files of a split
+    model. ``pooling`` is true if the model makes embeddings, and ``ranks`` if it makes rerank scores.
     """
 
     architecture: str
@@ -66,14 +66,15 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     parts: int = 1
 
     def memory_bytes(self, n_ctx: int, n_parallel: int, n_batch: int = 512) -> int:
-        """The approximate memory of a process for ``n_parallel`` requests of ``n_ctx`` tokens each: the
-        weights, the KV cache, the buffers of a step, and the process itself."""
+        """Estimates the memory of an engine process that runs ``n_parallel`` requests of ``n_ctx`` tokens
+        each. It counts the weights, the KV cache, the buffers of one decoding step, and the process itself.
+        """
         cache = self.kv_bytes_per_token * n_ctx * n_parallel
         step = 4 * n_batch * max(4096, self.vocabulary // 4)
         return self.file_bytes + cache + step + _PROCESS_BYTES
 
     def with_draft(self, draft: ModelCard) -> ModelCard:
-        """The card by which ``memory_bytes`` counts a draft model, too."""
+        """Returns a card whose :meth:`memory_bytes` includes the draft model."""
         return replace(
             self,
             file_bytes=self.file_bytes + draft.file_bytes,
@@ -88,7 +89,8 @@ MAX_PARTS = 1000
 
 
 def part_names(name: str) -> list[str]:
-    """The names of all files of a split model whose first file is ``name``; empty if it is not split."""
+    """Returns the names of all files of a split model, if ``name`` is the name of its first file. Otherwise
+    returns an empty list."""
     match = _SPLIT_NAME.fullmatch(name)
     if match is None or int(match["number"]) != 1 or not 1 < int(match["count"]) <= MAX_PARTS:
         return []
@@ -97,13 +99,13 @@ def part_names(name: str) -> list[str]:
 
 
 def plain_name(name: str) -> str:
-    """A file's name without its suffix and without the numbers of a split model."""
+    """Returns a file's name without the suffix ``.gguf`` and without the numbers of a split model."""
     match = _SPLIT_NAME.fullmatch(name)
     return match["stem"] if match is not None else name.removesuffix(".gguf")
 
 
 def whole_card(card: ModelCard, parts: Iterable[ModelCard]) -> ModelCard:
-    """The card of a split model, merged from its first file's ``card`` and the other ``parts``."""
+    """Merges the ``card`` of the first file of a split model with the cards of its other ``parts``."""
     others = list(parts)
     return replace(
         card,
@@ -113,7 +115,8 @@ def whole_card(card: ModelCard, parts: Iterable[ModelCard]) -> ModelCard:
 
 
 def read_card(fd: int, path: object = "the file") -> ModelCard:
-    """The card of the model in an open file. Raises ModelError if the GGUF header is invalid or cut short."""
+    """Reads the card of the model in an open file. Raises ModelError if the GGUF header is invalid or cut
+    short."""
     size = os.fstat(fd).st_size
     reader = _Reader(fd, min(size, MAX_HEADER_BYTES))
     try:
@@ -126,7 +129,7 @@ def read_card(fd: int, path: object = "the file") -> ModelCard:
 
 
 def card_of_files(paths: Sequence[Path]) -> ModelCard:
-    """The card of the model in the files ``paths``, which are in the order of the model's parts.
+    """Reads the card of the model in the files ``paths``. The files of a split model must be in order.
 
     Raises ModelError and OSError.
     """
@@ -141,12 +144,13 @@ def card_of_files(paths: Sequence[Path]) -> ModelCard:
 
 
 def has_thinking(template: str) -> bool:
-    """Whether a chat template has a place for thinking."""
+    """Whether a chat template mentions the model's thinking."""
     return any(mark in template for mark in _THINKING)
 
 
 def read_vocabulary(fd: int, path: object = "the file") -> list[bytes]:
-    """The texts of a model's tokens by id; empty if it has none. Raises ModelError as ``read_card``."""
+    """Returns the texts of a model's tokens in the order of their ids, or an empty list if the file has none.
+    Raises ModelError."""
     reader = _Reader(fd, min(os.fstat(fd).st_size, MAX_HEADER_BYTES))
     try:
         return reader.texts("tokenizer.ggml.tokens", reader.head(path)[1])
@@ -158,13 +162,15 @@ MOST_MORE_TOKENS = 256
 
 
 def same_vocabulary(one: Sequence[bytes], other: Sequence[bytes]) -> bool:
-    """Whether tokens have the same ids in both; the longer may end with a few more (draft_model.h)."""
+    """Whether the tokens have the same ids in both vocabularies. The longer one may have up to
+    ``MOST_MORE_TOKENS`` more at its end (see draft_model.h)."""
     count = min(len(one), len(other))
     return abs(len(one) - len(other)) <= MOST_MORE_TOKENS and one[:count] == other[:count]
 
 
 class _Reader:
-    """Reads the first ``limit`` bytes of a file sequentially. Raises EOFError beyond them."""
+    """Reads a file from its start. Raises EOFError if more than ``limit`` bytes are needed, or more than the
+    file has."""
 
     def __init__(self, fd: int, limit: int) -> None:
         self._fd = fd
@@ -195,7 +201,8 @@ class _Reader:
         return struct.unpack(layout, self.take(struct.calcsize(layout)))
 
     def head(self, path: object) -> tuple[int, int]:
-        """The numbers of tensors and keys. Raises ModelError."""
+        """Reads the start of the header. Returns the number of tensors and the number of keys. Raises
+        ModelError."""
         if self.take(4) != b"GGUF":
             raise ModelError(f"{path} is no GGUF file")
         version, n_tensors, n_keys = self.unpack("<IQQ")
@@ -212,7 +219,7 @@ class _Reader:
         return self.take(size).decode("utf-8", "replace")
 
     def values(self, n_keys: int) -> tuple[dict[str, Value], dict[str, int]]:
-        """Strings and numbers by key, and the lengths of lists by key."""
+        """Reads all keys. Returns the strings and numbers by key, and the lengths of the lists by key."""
         values: dict[str, Value] = {}
         lengths: dict[str, int] = {}
         for _ in range(n_keys):
@@ -231,7 +238,8 @@ class _Reader:
         return values, lengths
 
     def _pass_over_list(self) -> tuple[int, Value | None]:
-        """The length of a list, and its largest number if the list is short: heads may differ by layer."""
+        """Skips a list. Returns its length, and the largest number of a short list. Such a list may hold the
+        number of attention heads of each layer."""
         kind, count = self.unpack("<IQ")
         if kind == _TEXT:
             self._pass_over_texts(count)
@@ -246,7 +254,8 @@ class _Reader:
         return count, None
 
     def _pass_over_texts(self, count: int) -> None:
-        """Skips texts; a vocabulary has some hundred thousand, so the chunk in memory is walked in place."""
+        """Skips ``count`` texts. A vocabulary may have several hundred thousand, so the loop avoids a call
+        for each text."""
         length_at = _LENGTH.unpack_from
         while count:
             self.skip(*self.unpack("<Q"))  # reads the next chunk
@@ -260,7 +269,7 @@ class _Reader:
             self.skip(0)  # may be beyond the end
 
     def texts(self, wanted: str, n_keys: int) -> list[bytes]:
-        """The texts of the list ``wanted``; empty without it."""
+        """Returns the texts of the list with the key ``wanted``, or an empty list without that key."""
         for _ in range(n_keys):
             key = self.text()
             (kind,) = self.unpack("<I")
@@ -278,7 +287,7 @@ class _Reader:
         return []
 
     def tensor_sizes(self, n_tensors: int) -> Iterator[int]:
-        """The number of elements of each tensor."""
+        """Yields the number of elements of each tensor."""
         for _ in range(n_tensors):
             self.text()
             (n_dimensions,) = self.unpack("<I")

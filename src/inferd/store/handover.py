@@ -17,10 +17,11 @@ AHEAD = 16  # items buffered ahead of the consumer
 
 
 def iterate_in_thread(items: Generator[T], cancelled: threading.Event) -> Generator[T]:
-    """Yields ``items``, produced in another thread; raises BootCancelled within POLL_SECS of ``cancelled``.
+    """Runs the generator ``items`` in another thread, and yields what it yields. Raises BootCancelled at most
+    POLL_SECS after ``cancelled`` is set.
 
-    An exception of the generator is raised here. If the consumer leaves early, the thread is not joined: it
-    ends with its current item, and process exit does not wait for it either.
+    An exception of ``items`` is raised here. If the consumer stops early, nothing waits for the thread. It
+    ends after its current item, and does not delay the exit of the process.
     """
     handed: queue.Queue[tuple[T] | BaseException | None] = queue.Queue(AHEAD)
     left = threading.Event()

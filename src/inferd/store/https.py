@@ -1,11 +1,12 @@
-"""``https://HOST/PATH`` and ``hf:ORG/REPO/FILE[@REVISION]``, a file of the Hugging Face hub.
+"""Downloads from ``https://HOST/PATH``, and from ``hf:ORG/REPO/FILE[@REVISION]``, a file of the Hugging Face
+hub.
 
-An interrupted download resumes, in this process or a later one, if the server's ETag and size are unchanged.
-Transient failures (a connection cut or silent, 429, 500 …) are retried up to TRIES times in a row, with
-exponential back-off. Redirects must be https as well. Only the hub itself receives the token of
-``HF_TOKEN``.
+An interrupted download is resumed, by this process or a later one, if the server still reports the same ETag
+and size. Transient failures, such as a broken or silent connection or the status 429 or 500, are retried with
+exponential back-off. After TRIES failures in a row the download fails. A redirect must lead to https, too.
+The token in ``HF_TOKEN`` is sent to the hub's own host only.
 
-The HTTP exchange runs in its own thread, because a resolver or a connect can hang for longer than a
+The HTTP exchange runs in a thread of its own, because a name lookup or a connect can block for longer than a
 cancellation may take. That thread never touches the store.
 """
 
@@ -56,7 +57,7 @@ _RANGE = re.compile(r"bytes (\d{1,19})-\d{1,19}/(\d{1,19})", re.ASCII)
 
 @dataclass(frozen=True)
 class Head:
-    """Status and headers of the last response, after all redirects."""
+    """The status and headers of the last response, after all redirects."""
 
     status: int
     headers: httpx.Headers
@@ -64,9 +65,9 @@ class Head:
 
 @dataclass(frozen=True)
 class Setback:
-    """The reason why a try failed that may be repeated.
+    """A failure after which a retry makes sense.
 
-    ``pause_secs`` is the pause that the server asks for in ``Retry-After``.
+    ``pause_secs`` is the value of the header ``Retry-After``, if the server sent one.
     """
 
     reason: str
@@ -75,7 +76,8 @@ class Setback:
 
 @dataclass(frozen=True)
 class Https(Source):
-    """Fetches ``location``; ``url`` is for display. ``headers`` may hold secrets and go to its host only."""
+    """Fetches ``location``. ``url`` is the same source as shown to users, without secrets. ``headers`` may
+    hold a secret, and are sent only to the host of ``location``."""
 
     resumable: ClassVar[bool] = True
 
@@ -86,7 +88,8 @@ class Https(Source):
 
     @classmethod
     def parse(cls, text: str) -> Https:
-        """The source for an https URL; its query may hold a secret, so it is sent but not shown."""
+        """Returns the source for an https URL. The URL's query may hold a secret, so it is sent but never
+        shown."""
         try:
             parts = urlsplit(text)
             reachable = bool(parts.hostname) and parts.port != 0
@@ -101,7 +104,7 @@ class Https(Source):
 
     @classmethod
     def of_hub(cls, text: str) -> Https:
-        """The source for the text after ``hf:``."""
+        """Returns the source for the text after ``hf:``."""
         match = _HUB_FILE.fullmatch(text)
         if match is None or not text.isprintable() or {"", ".", ".."} & set(match["file"].split("/")):
             raise FetchError(f"it is not of the form {_FORM}")
@@ -127,7 +130,7 @@ class Https(Source):
         persist(lambda: self._receive(sink, reporter), sink.cancelled, wait, lambda: sink.received)
 
     def _receive(self, sink: Sink, reporter: Reporter) -> Setback | None:
-        """One try to download the missing bytes; ``None`` when the file is complete."""
+        """Tries once to download the missing bytes. Returns ``None`` if the file is then complete."""
         if sink.received and sink.received == sink.expected:
             return None
         headers = {**self.headers, "Accept-Encoding": "identity"}
@@ -153,7 +156,8 @@ class Https(Source):
         return attempt("GET", self.location, headers, sink.cancelled, take)
 
     def _begin(self, head: Head, sink: Sink) -> Setback | None:
-        """Prepares the sink for the body after ``head``, if the response matches the request."""
+        """Prepares the sink for the body of the response with this ``head``. Returns a Setback or raises
+        FetchError if there is no usable body."""
         etag, length = head.headers.get("ETag", ""), head.headers.get("Content-Length", "")
         etag = etag if etag.isascii() else ""  # others cannot be sent in a request header
         if head.headers.get("Content-Encoding", "identity") != "identity":
@@ -178,7 +182,7 @@ class Https(Source):
 
 
 def hub_access() -> tuple[str, dict[str, str]]:
-    """The hub's address, and the headers that authenticate the user. Raises FetchError."""
+    """Returns the hub's address, and the headers that authenticate the user. Raises FetchError."""
     hub = os.environ.get("HF_ENDPOINT", "").rstrip("/") or HUB
     if not hub.startswith("https://"):
         raise FetchError(f"HF_ENDPOINT is {hub!r} and not an https address")
@@ -189,12 +193,12 @@ def hub_access() -> tuple[str, dict[str, str]]:
 
 
 def whole_number(text: str) -> int | None:
-    """The number in a header; ``None`` if it is missing or invalid."""
+    """Returns the number in a header's ``text``, or ``None`` if there is no valid number."""
     return int(text) if re.fullmatch(r"[0-9]{1,15}", text) else None
 
 
 def refused(head: Head) -> Setback:
-    """Classifies an error response: returns a Setback if a retry may help, else raises FetchError."""
+    """Classifies an error response. Returns a Setback if a retry may help, and raises FetchError if not."""
     import httpx
 
     reason = f"the server answers {head.status} {httpx.codes.get_reason_phrase(head.status)}".rstrip()
@@ -211,9 +215,10 @@ def persist(
     wait: Callable[[Setback, int], None],
     received: Callable[[], int],
 ) -> None:
-    """Calls ``once`` until it succeeds, and ``wait`` for each pause.
+    """Calls ``once`` until it returns ``None``. Calls ``wait`` before the pause after each failure.
 
-    Raises FetchError after TRIES failures in a row.
+    Raises FetchError after TRIES failures in a row, or if the server asks for too long a pause. ``received``
+    returns the number of received bytes. A try that received GOOD_TRY_BYTES is not counted as a failure.
     """
     tries, best = 0, received()
     while setback := once():
@@ -237,12 +242,11 @@ def attempt(
     take: Callable[[Generator[Head | bytes]], Setback | None],
     stop_at: str | None = None,
 ) -> Setback | None:
-    """Makes one HTTP exchange; ``take`` reads the response.
+    """Makes one HTTP exchange. ``take`` reads the response, and its result is returned.
 
-    Returns a Setback for a failure that may be repeated, and raises FetchError for any other failure.
+    Returns a Setback if the exchange fails and a retry may help. Raises FetchError for any other failure.
 
-    A redirect that carries the header named by ``stop_at`` is returned as the response instead of being
-    followed.
+    A redirect whose response has the header ``stop_at`` is not followed. It counts as the last response.
     """
     import httpx
 
@@ -273,7 +277,7 @@ def attempt(
 def _exchange(
     method: str, location: str, headers: dict[str, str], stop_at: str | None
 ) -> Generator[Head | bytes]:
-    """Yields the head of the response, then its body as it arrives."""
+    """Yields the head of the last response, and then the pieces of its body as they arrive."""
     import httpx
     import truststore
 

@@ -1,9 +1,9 @@
 """Queries the Hugging Face hub: selects a file of a repository, and gets a file's sha256.
 
-``hf:ORG/REPO[:QUANT][@REVISION]`` names a repository. The GGUF file of the quantisation QUANT is selected,
-with all parts of a split model and its projector. The hub's responses are untrusted: a name in them is used
-only as a source that :mod:`inferd.store.https` accepts, and every file is pinned by the sha256 that the hub
-reports.
+``hf:ORG/REPO[:QUANT][@REVISION]`` names a repository. From it, the GGUF file of the quantisation QUANT is
+selected, with all parts of a split model and with the projector. The hub's responses are untrusted:
+:mod:`inferd.store.https` checks each name in them before it is used, and every file is pinned by the sha256
+that the hub reports.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from inferd.store.https import Head, Https, Setback, attempt, hub_access, persis
 
 MAX_LISTING_BYTES = 16 << 20
 USUAL_QUANTS = ("Q4_K_M", "Q4_0", "Q8_0")
-"""Preferred quantisations if none is requested: the first that exists, else the only file."""
+"""The preferred quantisations if none is requested. The first one that the repository has is chosen. If it
+has none of them, it must have only one model."""
 USUAL_PROJECTORS = ("F16", "BF16", "Q8_0")
 
 _DIGEST_HEADER = "X-Linked-Etag"
@@ -37,7 +38,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Chosen:
-    """A model of a repository: the sources of its first file and its projector, at one commit."""
+    """A model of a repository. The sources of its first file and of its projector name the commit."""
 
     source: str
     projector: str | None
@@ -55,12 +56,13 @@ class _Listing(msgspec.Struct):
 
 
 def is_repository(text: str) -> bool:
-    """Whether a source names a repository of the hub rather than a file."""
+    """Whether a source names a repository of the hub, and not a file in one."""
     return text.startswith("hf:") and _REPOSITORY.fullmatch(text[3:]) is not None
 
 
 def choose(text: str, cancelled: threading.Event) -> Chosen:
-    """Selects the files of a repository. Raises FetchError that lists the choices, BootCancelled."""
+    """Selects the files of a repository. Raises BootCancelled, and FetchError, which lists the choices if the
+    selection is not clear."""
     match = _REPOSITORY.fullmatch(text.removeprefix("hf:"))
     if match is None:
         raise FetchError(f"{text} is not of the form hf:ORG/REPO or hf:ORG/REPO:QUANT")
@@ -92,7 +94,8 @@ def _is_later_part(name: str) -> bool:
 
 
 def _of_quant(names: Sequence[str], quants: Sequence[str]) -> str | None:
-    """The shortest name that has, as a whole word, the first of the quantisations found in any name."""
+    """Returns the shortest name that contains a quantisation as a whole word. The first of ``quants`` that
+    any name contains is used."""
     for quant in quants:
         word = re.compile(rf"(?:^|[-._/]){re.escape(quant)}(?:[-._/]|$)", re.IGNORECASE)
         found = [name for name in names if word.search(name)]
@@ -132,7 +135,8 @@ def _list(repo: str, revision: str | None, cancelled: threading.Event) -> _Listi
 
 
 def digest_of(source: Https, cancelled: threading.Event) -> tuple[Https, str, int | None]:
-    """The source at its revision's current commit, with the sha256 and size that the hub reports."""
+    """Returns the source at the current commit of its revision, and the sha256 and size that the hub reports
+    for the file."""
     heads: list[Head] = []
 
     def take(parts: Generator[Head | bytes]) -> Setback | None:

@@ -1,4 +1,5 @@
-"""The model store: blobs by content, manifests by name, on a file system that other tools may share.
+"""The model store on disk: model files named by their hash, and manifests named by the model. Other tools may
+share it.
 
 ::
 
@@ -10,9 +11,9 @@
     HOME/locks/NAME.lock, .HASH.lock          held while a name or a blob is being written
     HOME/locks/quarantine/                    files with the wrong content
 
-Every write is atomic: a temporary file is written, synced and renamed, and the directory synced; a blob comes
-before the manifest that names it. :func:`check_name` or :func:`check_sha256` validates every external name
-before it becomes a path (F-21). Only
+Every write is atomic: a temporary file is written, synced and renamed, and then the directory is synced. A
+blob is written before the manifest that names it. :func:`check_name` or :func:`check_sha256` validates every
+name from outside before it becomes part of a path (F-21 in SECURITY.md). Only
 :func:`inferd.store.upkeep.remove` deletes files that this package did not write.
 """
 
@@ -47,7 +48,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def check_name(name: str) -> str:
-    """Returns ``name`` if it is valid as a file name in the store, else raises StoreError."""
+    """Returns ``name`` if it is valid as a file name in the store. Otherwise raises StoreError."""
     if (
         not name
         or name.startswith(".")
@@ -64,14 +65,14 @@ def check_name(name: str) -> str:
 
 
 def check_sha256(digest: str) -> str:
-    """Returns ``digest`` in lower case if it is a sha256 in hex, else raises StoreError."""
+    """Returns ``digest`` in lower case if it is a sha256 in hex. Otherwise raises StoreError."""
     if not _SHA256.fullmatch(digest.lower()):
         raise StoreError(f"{digest!r} is not a sha256; it must be 64 hex digits")
     return digest.lower()
 
 
 def same_digest(expected: str, actual: str) -> bool:
-    """Constant-time comparison of two hex digests (F-5)."""
+    """Compares two hex digests in constant time (F-5 in SECURITY.md)."""
     return hmac.compare_digest(expected.encode(), actual.encode())
 
 
@@ -85,7 +86,8 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def text(self) -> str:
-        """The source in the form of :func:`inferd.store.sources.parse`; empty for an unknown registry."""
+        """The source in the form that :func:`inferd.store.sources.parse` reads. Empty for an unknown
+        registry."""
         forms = {
             "https": f"https://{self.repo}/{self.filename}",
             "hf": f"hf:{self.repo}/{self.filename}@{self.revision}",
@@ -96,7 +98,7 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
-    """A further file of a split model, or its projector."""
+    """A further file of a model: a part of a split model, or the projector."""
 
     blob: str
     size_bytes: int
@@ -108,7 +110,8 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """``manifests/NAME.json``. ``blob`` is ``sha256:HEX``, ``produced_at`` RFC 3339 in UTC."""
+    """The content of ``manifests/NAME.json``. ``blob`` has the form ``sha256:HEX``. ``produced_at`` is a time
+    in UTC in the form of RFC 3339."""
 
     schema_version: int = SCHEMA_VERSION
     name: str
@@ -124,17 +127,17 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def sha256(self) -> str:
-        """The blob's digest in hex; the first file's of a split model."""
+        """The digest of the model's file in hex. For a split model, that of its first file."""
         return self.blob.removeprefix("sha256:")
 
     @property
     def digests(self) -> tuple[str, ...]:
-        """The digests of all its files."""
+        """The digests of all files of the model."""
         return (self.sha256, *(part.sha256 for part in self.further))
 
     @property
     def further(self) -> tuple[Part, ...]:
-        """All its files except the first."""
+        """All files of the model except the first."""
         return self.parts if self.projector is None else (*self.parts, self.projector)
 
     @property
@@ -143,7 +146,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Stamp(msgspec.Struct, frozen=True, kw_only=True):
-    """The file attributes that a blob had right after its hash was verified."""
+    """The attributes of a blob's file at the time when its hash was verified."""
 
     size: int
     mtime_ns: int
@@ -155,7 +158,7 @@ class Stamp(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelStore:
-    """The store in the directory ``home``, which the first write creates."""
+    """The store in the directory ``home``. The first write creates the directory."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -166,34 +169,35 @@ class ModelStore:
     # Places.
 
     def blob_path(self, sha256: str) -> Path:
-        """The path of the blob, whether or not it exists."""
+        """Returns the path of the blob, which need not exist."""
         digest = check_sha256(sha256)
         return self.home / "blobs" / "sha256" / digest[:2] / digest / "data"
 
     def partial_dir(self, sha256: str) -> Path:
-        """The directory in which the blob with the hash ``sha256`` is downloaded."""
+        """Returns the directory into which the blob is downloaded."""
         digest = check_sha256(sha256)
         return self.home / "blobs" / "sha256" / digest[:2] / f".partial-{digest}"
 
     def manifest_path(self, name: str) -> Path:
-        """The path of the manifest, whether or not it exists."""
+        """Returns the path of the manifest, which need not exist."""
         return self.home / "manifests" / f"{check_name(name)}.json"
 
     def name_lock(self, name: str) -> Path:
-        """The lock of ``name``, which a process holds while it fetches the model of this name."""
+        """Returns the path of the lock that a process holds while it fetches the model ``name``."""
         return self.home / "locks" / f"{check_name(name)}.lock"
 
     def blob_lock(self, sha256: str) -> Path:
-        """The lock of the blob, which a process holds while it writes the blob.
+        """Returns the path of the lock that a process holds while it writes the blob.
 
-        The name's lock is not enough: two names may refer to one blob.
+        The lock of the name is not enough, since two names may refer to the same blob.
         """
         return self.home / "locks" / f".{check_sha256(sha256)}.lock"
 
     # Manifests.
 
     def manifest(self, name: str) -> Manifest | None:
-        """The manifest of ``name``; ``None`` if it does not exist, StoreError if it cannot be read."""
+        """Reads the manifest of ``name``. Returns ``None`` if it does not exist. Raises StoreError if it
+        cannot be read."""
         path = self.manifest_path(name)
         try:
             with path.open("rb") as file:
@@ -215,7 +219,7 @@ class ModelStore:
         return manifest
 
     def list(self) -> Sequence[Manifest]:
-        """Every readable manifest, sorted by name. Unreadable manifests are named in the log."""
+        """Returns all readable manifests, sorted by name. The log names the unreadable ones."""
         found = []
         for name, manifest in self._manifests():
             if isinstance(manifest, StoreError):
@@ -225,7 +229,8 @@ class ModelStore:
         return sorted(found, key=lambda manifest: manifest.name)
 
     def names_of(self, sha256: str) -> Sequence[str]:
-        """The names that refer to the blob, and those whose unreadable manifest may refer to it."""
+        """Returns the names of the manifests that refer to the blob. An unreadable manifest may refer to it,
+        so its name is included."""
         return sorted(
             name
             for name, manifest in self._manifests()
@@ -244,7 +249,7 @@ class ModelStore:
                     yield name, manifest
 
     def write_manifest(self, manifest: Manifest) -> None:
-        """Writes ``manifest`` durably; its blob must be in place. The caller holds the name's lock."""
+        """Writes ``manifest`` durably. Its blobs must be in place. The caller holds the name's lock."""
         path = self.manifest_path(manifest.name)
         with self.writing():
             make_dirs(path.parent)
@@ -255,7 +260,7 @@ class ModelStore:
             write_whole(path, msgspec.json.format(msgspec.json.encode(fields), indent=2) + b"\n")
 
     def remove_manifest(self, name: str) -> None:
-        """Removes the manifest of ``name`` durably, if it exists. The caller holds the name's lock."""
+        """Removes the manifest of ``name`` durably, if there is one. The caller holds the name's lock."""
         path = self.manifest_path(name)
         with self.writing():
             path.unlink(missing_ok=True)
@@ -265,7 +270,7 @@ class ModelStore:
     # Blobs.
 
     def blob_size(self, sha256: str) -> int | None:
-        """The size of the blob's file; ``None`` if it does not exist."""
+        """Returns the size of the blob's file, or ``None`` if it does not exist."""
         path = self.blob_path(sha256)
         absent = suppress(FileNotFoundError, NotADirectoryError)
         with explained(f"look into the model store at {self.home}"), absent:
@@ -273,13 +278,13 @@ class ModelStore:
         return None
 
     def is_blob(self, sha256: str, fd: int) -> bool:
-        """Whether the open file ``fd`` is the file now at the blob's path."""
+        """Whether the open file ``fd`` is the file that is now at the blob's path."""
         with suppress(OSError):
             return os.path.samestat(self.blob_path(sha256).lstat(), os.fstat(fd))
         return False
 
     def install(self, sha256: str, data: Path) -> None:
-        """Moves the finished, synced file ``data`` to the blob's path."""
+        """Moves the file ``data``, which must be complete and synced, to the blob's path."""
         path = self.blob_path(sha256)
         with self.writing():
             make_dirs(path.parent)
@@ -288,7 +293,7 @@ class ModelStore:
             sync_dir(path.parent)
 
     def remove_blob(self, sha256: str) -> int:
-        """Deletes the blob and its metadata; returns the size of the blob in bytes.
+        """Deletes the blob and its metadata. Returns the size of the blob in bytes.
 
         The caller holds the blob's lock.
         """
@@ -302,7 +307,8 @@ class ModelStore:
         return size
 
     def is_stamped(self, sha256: str, found: os.stat_result) -> bool:
-        """Whether the file with attributes ``found`` was verified and no other user could have changed it."""
+        """Whether a file with the attributes ``found`` was verified before, and no other user could have
+        changed it since."""
         path = self.blob_path(sha256)
         with suppress(OSError, *UNREADABLE):
             stamp = msgspec.json.decode(path.with_name("verified.json").read_bytes(), type=Stamp)
@@ -312,7 +318,7 @@ class ModelStore:
     def write_stamp(self, sha256: str, found: os.stat_result) -> None:
         """Records that the file was verified.
 
-        In a read-only store nothing is recorded, and the file is verified again next time.
+        A read-only store cannot record it, so the file is verified again the next time.
         """
         try:
             data = msgspec.json.encode(Stamp.of(found)) + b"\n"
@@ -321,12 +327,13 @@ class ModelStore:
             _log.debug("stamp_not_written", sha256=sha256, reason=error)
 
     def _is_private(self, directory: Path) -> bool:
-        """Whether only this user can write to ``directory`` or move it, up to the store's home."""
+        """Whether only this user and root can write to ``directory`` and to all its parents within
+        the store."""
         inside = [directory, *(parent for parent in directory.parents if parent.is_relative_to(self.home))]
         return all(_only_ours(path.stat()) for path in inside)
 
     def quarantine(self, path: Path) -> Path:
-        """Moves a file with wrong content to quarantine; returns its new path."""
+        """Moves a file with wrong content to quarantine. Returns its new path."""
         directory = self.home / "locks" / "quarantine"
         moment = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         with self.writing():
@@ -344,7 +351,8 @@ class ModelStore:
         return place
 
     def writing(self) -> AbstractContextManager[None]:
-        """Context of every write: turns an OSError into a StoreError with advice."""
+        """Returns the context manager around every write. It turns an OSError into a StoreError with
+        advice."""
         return explained(
             f"write the model store at {self.home}",
             "make it writable, free some space on it, or set MODELS_HOME to another directory",
@@ -356,7 +364,7 @@ def _only_ours(found: os.stat_result) -> bool:
 
 
 def make_dirs(path: Path) -> None:
-    """Creates ``path`` and its parents durably: the directories survive a power failure."""
+    """Creates ``path`` and its parents durably, so that they survive a power failure."""
     if not path.is_dir():
         make_dirs(path.parent)
         path.mkdir(mode=0o755, exist_ok=True)
@@ -364,7 +372,7 @@ def make_dirs(path: Path) -> None:
 
 
 def sync_dir(path: Path) -> None:
-    """Makes the directory's entries durable."""
+    """Makes the entries of a directory durable."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)

@@ -6,8 +6,8 @@
     .partial-HASH/source.json   their source, so that a later process can resume
     .partial-HASH/scratch/      temporary files of the source
 
-Only the holder of the blob's lock touches them. ``data.tmp`` is append-only and becomes the blob only after
-its whole content has the right hash, so a process may die at any moment.
+Only the holder of the blob's lock touches these files. ``data.tmp`` is only appended to, and it becomes the
+blob only once its whole content has the right hash. So a process may die at any moment without harm.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ HASH_CHUNK_BYTES = 4 << 20  # small enough to notice a cancellation between two
 
 
 class Mark(msgspec.Struct, frozen=True, kw_only=True):
-    """``source.json``: the source of ``data.tmp``, the server's name for this version, and its whole size."""
+    """The content of ``source.json``: the source of ``data.tmp``, the ETag of the version on the server, and
+    the size of the whole file."""
 
     url: str
     etag: str = ""
@@ -37,14 +38,14 @@ class Mark(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_mark(partial: Path) -> Mark | None:
-    """The mark of the download in ``partial``; ``None`` if it is missing or unreadable."""
+    """Reads ``source.json`` in ``partial``. Returns ``None`` if it is missing or unreadable."""
     with suppress(OSError, *UNREADABLE):
         return msgspec.json.decode((partial / "source.json").read_bytes(), type=Mark)
     return None
 
 
 def check_room(store: ModelStore, needed: int) -> None:
-    """Raises StoreError unless ``needed`` + SPARE_BYTES bytes are free on the store's disk."""
+    """Raises StoreError if fewer than ``needed`` + SPARE_BYTES bytes are free on the store's disk."""
     free = shutil.disk_usage(store.home).free
     if free < needed + SPARE_BYTES:
         raise StoreError(
@@ -54,7 +55,7 @@ def check_room(store: ModelStore, needed: int) -> None:
 
 
 def largest_file(directory: Path) -> int:
-    """The size of the largest file under ``directory``: the download itself."""
+    """Returns the size of the largest file under ``directory``, which is the download itself."""
     largest = 0
     for folder, _, names in os.walk(directory):
         for name in names:
@@ -64,10 +65,11 @@ def largest_file(directory: Path) -> int:
 
 
 class Sink:
-    """Writes ``data.tmp`` in the directory ``partial``; ``limit`` is the model's size if known.
+    """Writes ``data.tmp`` in the directory ``partial``. ``limit`` is the size of the model's file, if known.
 
-    With ``resume`` it keeps the bytes that an earlier process received from the same ``url``. ``in_parts``:
-    the content came in several ranges, so a wrong hash may be due to a seam.
+    With ``resume``, the bytes that an earlier process received from the same ``url`` are kept. ``in_parts``
+    is true if the content came in several ranges. Then a wrong hash may mean that the ranges do not belong
+    together.
     """
 
     def __init__(
@@ -110,11 +112,11 @@ class Sink:
 
     @property
     def expected(self) -> int | None:
-        """The size of the whole file; ``None`` if unknown."""
+        """The size of the whole file, or ``None`` if unknown."""
         return self.mark.size if self._limit is None else self._limit
 
     def writing(self) -> AbstractContextManager[None]:
-        """Context of every write into the store's directories."""
+        """Returns the context manager around every write into the store's directories."""
         return self._store.writing()
 
     def restart(self) -> None:
@@ -127,7 +129,7 @@ class Sink:
         self.received, self.in_parts, self._hash = 0, False, hashlib.sha256()
 
     def remember(self, etag: str, size: int | None) -> None:
-        """Records the version of the source, before the first byte is written."""
+        """Records the version of the source. Called before the first byte is written."""
         self.mark = Mark(url=self.mark.url, etag=etag, size=size)
         with self.writing():
             write_whole(self._partial / "source.json", msgspec.json.encode(self.mark))
@@ -135,13 +137,15 @@ class Sink:
                 check_room(self._store, size - self.received)
 
     def check_room(self, needed: int) -> None:
-        """Raises StoreError unless the store's disk has room for ``needed`` more bytes and SPARE_BYTES."""
+        """Raises StoreError if fewer than ``needed`` + SPARE_BYTES more bytes are free on the store's
+        disk."""
         check_room(self._store, needed)
 
     def write(self, chunk: bytes) -> None:
         """Appends ``chunk``.
 
-        Raises BootCancelled, FetchError for too many bytes, and StoreError for a full disk.
+        Raises BootCancelled, FetchError if there are more bytes than expected, and StoreError if the disk is
+        full.
         """
         self._check_cancelled()
         if self.expected is not None and self.received + len(chunk) > self.expected:
@@ -156,7 +160,7 @@ class Sink:
         self.received += len(chunk)
 
     def finish(self) -> str:
-        """Syncs the file; returns its sha256 in hex."""
+        """Syncs the file. Returns its sha256 in hex."""
         with self.writing():
             os.fsync(self._fd)
         return self._hash.hexdigest()

@@ -1,6 +1,7 @@
-"""Turns a user's source into a pinned model: its name, and the sha256 of its file.
+"""Turns a source that a user names into a pinned model, which has a name and the sha256 of its file.
 
-A local file is hashed, the hub reports the sha256 of its files, and the user gives it for any other source.
+A local file is hashed. The hub reports the sha256 of its files. For any other source the user must give the
+sha256.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ def pin(
     progress: Progress,
     cancelled: threading.Event,
 ) -> CatalogueModel:
-    """The model of the source ``text``, called ``name`` or after its file.
+    """Returns the model from the source ``text``. It gets the name ``name``, or else the name of its file.
 
-    Raises StoreError if the name is taken by another model or the file cannot be pinned, FetchError if the
-    source cannot be reached, ModelError if a local file is not GGUF, BootCancelled.
+    Raises StoreError if another model has the name or the file cannot be pinned. Raises FetchError if the
+    source cannot be reached, ModelError if a local file is not a GGUF file, and BootCancelled.
     """
     if hub.is_repository(text):
         return _pin_repository(store, text, name, sha256, license, progress, cancelled)
@@ -88,7 +89,7 @@ def _pin_repository(
     progress: Progress,
     cancelled: threading.Event,
 ) -> CatalogueModel:
-    """The model of a repository of the hub, with its projector."""
+    """Pins a model of a repository of the hub, with its projector."""
     chosen = hub.choose(text, cancelled)
     license = license or chosen.license
     model = pin(
@@ -111,7 +112,8 @@ def _pin_repository(
 def pin_known(
     store: ModelStore, model: HubModel, progress: Progress, cancelled: threading.Event
 ) -> CatalogueModel:
-    """The current model on the hub for a name of the catalogue; raises as :func:`pin` does."""
+    """Pins a model of the catalogue at its current version on the hub. Raises the same errors as
+    :func:`pin`."""
     found = _pin_repository(store, model.source, model.name, None, "", progress, cancelled)
     return found if found.license else replace(found, license=model.license)
 
@@ -119,9 +121,10 @@ def pin_known(
 def pin_foreign(
     store: ModelStore, model: Foreign, *, name: str, progress: Progress, cancelled: threading.Event
 ) -> CatalogueModel:
-    """The model of another program, called ``name``; a file without a recorded hash is hashed.
+    """Pins a model of another program under ``name``. Hashes each file for which that program records no
+    hash.
 
-    Raises as :func:`pin` does.
+    Raises the same errors as :func:`pin`.
     """
 
     def file(path: Path, digest: str | None) -> CatalogueModel:
@@ -145,7 +148,7 @@ def pin_foreign(
 def _pin_part(
     model: CatalogueModel, first: Source, name: str, progress: Progress, cancelled: threading.Event
 ) -> CatalogueModel:
-    """A further file of a split model, in the directory of the first."""
+    """Pins a further file of a split model. It is in the same directory as the first file."""
     size: int | None
     if isinstance(first, LocalFile):
         path = first.path.with_name(name)
@@ -182,7 +185,8 @@ def _check_free(store: ModelStore, name: str, digest: str) -> None:
 def _look_at(
     path: Path, progress: Progress, cancelled: threading.Event, *, first: bool = True
 ) -> tuple[str, int]:
-    """Returns the sha256 and the size of a local model file; ``first`` marks the first file of a model."""
+    """Returns the sha256 and the size of a local model file. With ``first``, raises StoreError if the file is
+    part of a split model, but not its first file."""
     with open_file(path, None, progress=progress, cancelled=cancelled) as opened:
         _check_magic(opened)
         with suppress(ModelError):  # llama.cpp may read a header that we cannot

@@ -1,7 +1,8 @@
 """Directories and locks shared by several processes and users.
 
-A lock is ``flock`` on a file that is never unlinked: else two processes could hold "the" lock on two files.
-The kernel releases the lock when its process ends, however it ends. The pid in the file is informational.
+A lock is an ``flock`` on a file. The file is never unlinked, because two processes could then hold the same
+lock on two different files. The kernel releases the lock when the process ends, even if it crashes. The pid
+in the file is only for display and for the wait in :func:`_take`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ POLL_SECS = 0.1  # the latest that a waiter notices a cancellation
 
 @contextmanager
 def explained(what: str, advice: str = "") -> Iterator[None]:
-    """Turns an OSError of the body into a StoreError: ``cannot WHAT: REASON``, then the advice."""
+    """Turns an OSError of the block into a StoreError with the message ``cannot WHAT: REASON`` and the
+    advice."""
     try:
         yield
     except OSError as error:
@@ -34,16 +36,16 @@ def explained(what: str, advice: str = "") -> Iterator[None]:
 
 
 def make_private_dir(path: Path) -> None:
-    """Creates ``path`` and its missing parents with mode 0700; existing directories keep their mode."""
+    """Creates ``path`` and its missing parents with mode 0700. Existing directories keep their mode."""
     with explained(f"make the directory {path}"):
         private.make_private_dirs(path)
 
 
 def ensure_private_dir(path: Path) -> None:
-    """Does the same as :func:`make_private_dir`, and refuses a directory that another user made or can
-    redirect.
+    """Calls :func:`make_private_dir`. Raises StoreError if the directory, or a link in its place, belongs to
+    another user.
 
-    For inferd's default directories: one of them is below the world-writable ``/tmp``.
+    Used for inferd's default directories, one of which is below the world-writable ``/tmp``.
     """
     make_private_dir(path)
     with explained(f"use the directory {path}"):
@@ -55,7 +57,7 @@ def ensure_private_dir(path: Path) -> None:
 
 
 class Lock:
-    """A held lock; :meth:`release` or the end of the process frees it."""
+    """A held lock. It is released by :meth:`release` or at the end of the process."""
 
     def __init__(self, path: Path, fd: int) -> None:
         self.path = path
@@ -63,7 +65,8 @@ class Lock:
 
     @classmethod
     def acquire(cls, path: Path) -> Lock:
-        """Takes the lock, or raises LockHeld at once. Raises StoreError if the path cannot hold a lock."""
+        """Takes the lock. Raises LockHeld at once if another process holds it. Raises StoreError if the file
+        cannot be locked."""
         make_private_dir(path.parent)
         while True:
             fd = _open(path)
@@ -97,11 +100,11 @@ class Lock:
         raise BootCancelled(f"the wait for the lock at {path} was cancelled")
 
     def is_current(self) -> bool:
-        """Whether the file at the lock's path is still the one that is locked."""
+        """Whether the file at the lock's path is still the locked file."""
         return _is_current(self.path, self._fd)
 
     def release(self) -> None:
-        """Releases the lock. Idempotent."""
+        """Releases the lock. A second call does nothing."""
         if self._fd >= 0:
             self._write_pid(b"")
             os.close(self._fd)
@@ -124,7 +127,8 @@ class Lock:
 def is_held(path: Path) -> bool:
     """Whether a running process holds the lock.
 
-    Creates nothing. Holds a shared lock for a moment, which :func:`_take` waits out.
+    Does not create the file. The check takes a shared lock for a moment; :func:`_take` waits until such a
+    lock is gone.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -144,9 +148,10 @@ def is_held(path: Path) -> bool:
 
 
 def _take(fd: int) -> None:
-    """Locks the file; BlockingIOError if another process holds it.
+    """Locks the file. Raises BlockingIOError if another process holds the lock.
 
-    :func:`is_held` takes a shared lock briefly. So this function waits for a lock without a living holder.
+    :func:`is_held` takes a shared lock for a moment. So if the pid in the file is not that of a running
+    process, this function waits a little for the lock.
     """
     give_up = time.monotonic() + LOOK_SECS
     while True:
@@ -173,7 +178,8 @@ def _has_living_holder(fd: int) -> bool:
 
 
 def holder(path: Path) -> int | None:
-    """The pid that the lock's holder wrote, for display; ``None`` if unknown."""
+    """Returns the pid that the lock's holder wrote into the file, or ``None`` if unknown. Only for
+    display."""
     with suppress(OSError, ValueError), path.open("rb") as file:
         return int(file.read(32)) or None
     return None

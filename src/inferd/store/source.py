@@ -1,8 +1,9 @@
 """The base class of all sources of a model file.
 
-A source writes the file into a :class:`~inferd.store.partial.Sink`, which hashes and counts the bytes, and
-stops within POLL_SECS of a cancellation. A source that fails raises FetchError, whose text completes
-"SOURCE: "; a failure of the store itself is another StoreError and ends the fetch.
+A source writes the file into a :class:`~inferd.store.partial.Sink`, which hashes and counts the bytes. It
+stops within POLL_SECS of a cancellation. If the source fails, it raises FetchError, whose message is shown
+after "SOURCE: ", and the next source is tried. Any other StoreError is a failure of the store itself and ends
+the fetch.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ REPORT_SECS = 0.25  # smooth for a progress bar, and rare enough for the buffer 
 
 
 class Reporter:
-    """Reports the progress of one download: at most one report in REPORT_SECS, except for the end and
-    :meth:`report_now`.
+    """Reports the progress of one download. It makes at most one report in REPORT_SECS, but always one at the
+    end.
     """
 
     def __init__(self, progress: Progress, source_url: str, total: int | None) -> None:
@@ -35,31 +36,32 @@ class Reporter:
         self._next = 0.0
 
     def report(self, done: int, **more: object) -> None:
-        """Reports ``done`` received bytes; ``more`` is added to the details unchanged."""
+        """Reports that ``done`` bytes have been received. ``more`` is added to the details."""
         complete = done == self.total and self._done != done
         if complete or time.monotonic() >= self._next:
             self.report_now(done, **more)
 
     def report_now(self, done: int, **more: object) -> None:
-        """As :meth:`report`, also if the last report was made less than REPORT_SECS ago."""
+        """Makes a report even if the last one was made less than REPORT_SECS ago."""
         self._done, self._next = done, time.monotonic() + REPORT_SECS
         details = {"downloaded_bytes": done, "total_bytes": self.total, "source_url": self._source_url}
         self._progress("download", {**details, **more})
 
 
 class Source(ABC):
-    """One source of one file. ``url`` is for display and holds no secret."""
+    """One source of one file. ``url`` is shown to users and holds no secret."""
 
     url: str
     resumable: ClassVar[bool] = False
-    """Whether :meth:`copy` resumes after the bytes that the sink already holds of the same ``url``."""
+    """Whether :meth:`copy` continues after the bytes that the sink already holds from the same ``url``."""
 
     @abstractmethod
     def provenance(self) -> Provenance:
-        """The source's entry in the manifest."""
+        """Returns the entry for this source in a manifest."""
 
     def extra_bytes(self) -> int:
-        """The space on the store's disk that the source needs in addition to the file itself."""
+        """Returns the number of bytes that the source needs on the store's disk in addition to the file
+        itself."""
         return 0
 
     @abstractmethod

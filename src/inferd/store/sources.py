@@ -1,4 +1,4 @@
-"""The kinds of sources of a model file, by their textual form.
+"""The kinds of sources of a model file, and the text that names each.
 
 ``https://HOST/PATH`` and ``hf:ORG/REPO/FILE[@REVISION]``  :mod:`inferd.store.https`
 ``pypi:PACKAGE==VERSION/PATH/IN/WHEEL``  :mod:`inferd.store.wheel`
@@ -26,19 +26,20 @@ SCHEMES = ("https", "hf", "pypi", "file", "link")
 
 
 def is_source(text: str) -> bool:
-    """Whether ``text`` is a source rather than a model's name."""
+    """Whether ``text`` names a source, and not a model."""
     scheme, colon, rest = text.partition(":")
     return bool(colon) and (scheme in SCHEMES or rest.startswith("//"))
 
 
 def shown(text: str) -> str:
-    """``text`` without possible secrets and without details that users do not need."""
+    """Returns ``text`` without parts that may be secret and without details that users do not need."""
     text = text.partition("#")[0]
     return re.sub(r"//[^/]*@", "//", text.partition("?")[0]) if text.startswith("https:") else text
 
 
 def parse(text: str) -> Source:
-    """The source that ``text`` names; FetchError if its kind is unknown or it is malformed."""
+    """Returns the source that ``text`` names. Raises FetchError if the text is malformed or of an unknown
+    kind."""
     scheme, colon, rest = text.partition(":")
     if colon and scheme == "https":
         return Https.parse(text)
@@ -58,7 +59,8 @@ def parse(text: str) -> Source:
 
 @dataclass(frozen=True)
 class LocalFile(Source):
-    """``file:PATH``; with ``link``, the store may hard-link the file of another program."""
+    """A local file, ``file:PATH``. With ``link``, the store may hard-link the file, which belongs to another
+    program."""
 
     path: Path
     link: bool = False

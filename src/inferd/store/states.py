@@ -1,17 +1,18 @@
 """The prefix cache on disk: KV states of earlier prompts, kept across restarts.
 
-A prompt can be rebuilt from its KV state, so the directory has mode 0700 and its files 0600. Each file names
-the model, the build and the context of its state, and the scope of its owner. Two authentication codes
-(HMAC-SHA256, with a key that never leaves the directory) protect it: one over its head, checked when the
-directory is opened, and one over the whole file, checked before the state is used. A file that is damaged,
-cut short, or made with another key is removed, counted and never used.
+A prompt can be rebuilt from its KV state. So the directory has mode 0700, and its files have mode 0600. The
+head of each file names the model, the build and the context of the state, and the scope of the client that
+owns it. Two authentication codes protect a file (HMAC-SHA256, with a key that is stored in the directory).
+The first covers the head, and is checked when the directory is opened. The second covers the whole file, and
+is checked before the state is used. A file that is damaged, cut short, or made with another key is never
+used. It is removed and counted.
 
-A file is written under a temporary name and renamed when complete; the next daemon removes the leftovers of a
-killed one. All files together stay within a budget of bytes; the least recently used are removed. Several
-daemons may share a directory: each tolerates files that another one has removed.
+A file is written under a temporary name and renamed when it is complete. If a daemon is killed, the next one
+removes the temporary files. All files together stay within a budget of bytes: the least recently used ones
+are removed. Several daemons may share a directory, since each tolerates that another one removes files.
 
-An engine process does not see the directory; it gets the descriptor of one file. Every method blocks, so call
-them in a thread; all are thread-safe.
+An engine process has no access to the directory. It gets the descriptor of one file at a time. Every method
+blocks, so call it in a thread. All methods are thread-safe.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ from inferd.store.runtime import ensure_private_dir
 MAGIC = b"inferds1"
 MAX_HEAD_BYTES = 8 << 20
 MAX_FILES = 256
-"""Limit per backend; the engine keeps the tokens of each file in memory."""
+"""The largest number of files of one backend, since its engine keeps the tokens of each file in memory."""
 FREE_BYTES = 1 << 30
-"""The free disk space left to other programs."""
+"""The disk space that is left free for other programs."""
 
 _SUFFIX, _TEMP, _KEY = ".state", ".part", "key"
 _MAC_BYTES = 32
@@ -48,8 +49,8 @@ _log = log.get("cache")
 
 
 class Head(msgspec.Struct, frozen=True, kw_only=True):
-    """The head of a file: ``owner`` is the config entry; ``made_by`` the model, build and context; ``tokens``
-    32-bit little-endian ids; ``size`` the bytes of the state."""
+    """The head of a file. ``owner`` is the name of the config entry. ``made_by`` identifies the model, the
+    build and the context. ``tokens`` are 32-bit little-endian ids. ``size`` is that of the state in bytes."""
 
     owner: str
     made_by: str
@@ -61,7 +62,8 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A file of the cache; ``number`` is its id in this process, ``offset`` the start of its state."""
+    """A file of the cache. ``number`` identifies it within this process. ``offset`` is where the state
+    begins."""
 
     number: int
     path: Path
@@ -74,8 +76,8 @@ class Kept:
 
 
 class StateFiles:
-    """The files in ``directory``, of at most ``budget`` bytes together. Raises StoreError if the directory is
-    not private, OSError if it cannot be used."""
+    """The files in ``directory``, which together take at most ``budget`` bytes. Raises StoreError if the
+    directory belongs to another user, and OSError if it cannot be used."""
 
     def __init__(self, directory: Path, budget: int) -> None:
         self._directory = directory
@@ -101,7 +103,8 @@ class StateFiles:
             return list(self._files.values())
 
     def of(self, owner: str, made_by: str) -> tuple[list[Kept], list[Kept]]:
-        """The files of ``owner``: those of ``made_by``, and the others, which it removes."""
+        """Returns two lists of the files of ``owner``: those made by ``made_by``, and the others, which it
+        removes."""
         with self._lock:
             own = [kept for kept in self._files.values() if kept.head.owner == owner]
             usable = [kept for kept in own if kept.head.made_by == made_by]
@@ -111,8 +114,8 @@ class StateFiles:
             return usable, outdated
 
     def fetch(self, number: int, owner: str) -> tuple[int, int, int] | None:
-        """A descriptor of the file, and the offset and size of its state; ``None`` if it is missing or
-        damaged."""
+        """Returns a descriptor of the file, and the offset and size of its state. Returns ``None`` if the
+        file is missing or damaged."""
         with self._lock:
             kept = self._files.get(number)
         if kept is None or kept.head.owner != owner:
@@ -137,8 +140,8 @@ class StateFiles:
         return fd, kept.offset, kept.head.size
 
     def save(self, head: Head, fd: int, replaces: Iterable[int] = ()) -> tuple[int, list[int]]:
-        """Stores the state at the start of ``fd``. Returns the number of its file, or 0 if it was not kept,
-        and the numbers of the removed files."""
+        """Stores the state that the file ``fd`` holds. Returns the number of the new file, or 0 if the state
+        was not stored, and the numbers of the files that were removed."""
         packed = msgspec.msgpack.encode(head)
         whole = len(MAGIC) + 4 + len(packed) + 2 * _MAC_BYTES + head.size
         if len(packed) > MAX_HEAD_BYTES or whole > self._budget or os.fstat(fd).st_size != head.size:
@@ -169,8 +172,8 @@ class StateFiles:
     # Writing.
 
     def _write(self, packed: bytes, fd: int, size: int) -> Path:
-        """Writes a complete file under its final name. An engine that changes ``fd`` meanwhile harms only
-        itself."""
+        """Writes a file, and renames it when it is complete. If the engine changes ``fd`` meanwhile, that
+        harms only the engine."""
         name = secrets.token_hex(12)
         temp, path = self._directory / (name + _TEMP), self._directory / (name + _SUFFIX)
         out = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -193,8 +196,9 @@ class StateFiles:
         return path
 
     def _make_room(self, size: int, owner: str = "", replaced: Container[int] = ()) -> list[int]:
-        """Removes files until ``size`` bytes and a file of ``owner`` fit: first the ``replaced``, then the
-        least recently used. Returns the numbers of the removed files."""
+        """Removes files until a new file of ``size`` bytes fits into the budget, and into the limit of files
+        of ``owner``. Removes first the ``replaced`` files, then the least recently used. Returns their
+        numbers."""
         gone = []
         total = self._unfinished + sum(kept.bytes for kept in self._files.values())
         own = sum(kept.head.owner == owner for kept in self._files.values())
@@ -210,7 +214,8 @@ class StateFiles:
     # Reading.
 
     def _look(self, path: Path) -> None:
-        """Lists a file if the code of its head is valid, and removes it otherwise."""
+        """Adds a file to the list if the authentication code of its head is valid. Otherwise removes the
+        file."""
         try:
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError:
@@ -244,7 +249,8 @@ class StateFiles:
         return (head, offset) if status.st_size == offset + head.size + _MAC_BYTES else None
 
     def _is_sound(self, fd: int, kept: Kept) -> bool:
-        """Whether the file is unchanged since it was listed, and its code valid."""
+        """Whether the head of the file is unchanged since it was listed, and the code over the whole file is
+        valid."""
         found = self._read_head(fd)
         if found is None or found[0] != kept.head:
             return False
@@ -277,7 +283,7 @@ class StateFiles:
             path.unlink()
 
     def _sweep(self) -> None:
-        """Removes the leftovers of killed daemons."""
+        """Removes the temporary files of killed daemons."""
         for path in self._directory.glob(f"*{_TEMP}"):
             with contextlib.suppress(OSError):
                 fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -289,7 +295,7 @@ class StateFiles:
 
 
 def usage(directory: Path) -> list[os.stat_result]:
-    """Size and last use of each file, for display."""
+    """Returns the attributes of each file, from which its size and last use can be shown."""
     found = []
     for path in _by_use(directory):
         with contextlib.suppress(OSError):
@@ -298,7 +304,7 @@ def usage(directory: Path) -> list[os.stat_result]:
 
 
 def clear(directory: Path) -> int:
-    """Removes all files, and returns their number. A running daemon tolerates it."""
+    """Removes all files, and returns their number. A running daemon tolerates the removal."""
     count = 0
     for path in _by_use(directory):
         with contextlib.suppress(FileNotFoundError):
@@ -308,7 +314,7 @@ def clear(directory: Path) -> int:
 
 
 def _by_use(directory: Path) -> list[Path]:
-    """The files, the least recently used first."""
+    """Returns the files in the order of their last use, the oldest first."""
     found = []
     for path in directory.glob(f"*{_SUFFIX}"):
         with contextlib.suppress(OSError):
@@ -324,7 +330,7 @@ def _used(kept: Kept) -> int:
 
 
 def _key(path: Path) -> bytes:
-    """The key of the directory; creates it if it is missing or invalid."""
+    """Returns the key of the directory. Creates the key if it is missing or invalid."""
     for _ in range(3):
         try:
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -351,7 +357,7 @@ def _key(path: Path) -> bytes:
 
 
 def _chunks(fd: int, offset: int, size: int) -> Iterator[memoryview]:
-    """``size`` bytes of a file in chunks; OSError if it has fewer."""
+    """Yields ``size`` bytes of a file in chunks. Raises OSError if the file has fewer."""
     buffer = memoryview(bytearray(min(size, _CHUNK_BYTES)))
     end = offset + size
     while offset < end:

@@ -1,8 +1,9 @@
 """Removal from the store: a model by its name, and unused files.
 
-``remove`` deletes the model that the user names, whichever program wrote it. ``collect`` deletes only files
-of inferd: blobs without a name, broken downloads and, on request, quarantined files. Neither touches a file
-that another process is fetching. A manifest is always removed before its blob, so that every name has a blob.
+``remove`` deletes the model that the user names, even if another program put it there. ``collect`` deletes
+only files of inferd: blobs to which no name refers, unfinished downloads and, on request, quarantined files.
+Neither touches a file that another process is fetching. A manifest is always removed before its blob, so that
+no name is left without its blob.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ _QUARANTINED = re.compile(r"\d{8}T\d{6}Z-sha-mismatch(-\d+)?\.bin")
 
 @dataclass(frozen=True)
 class Removed:
-    """The result of ``remove``: the freed bytes, and the other names that still need the blob."""
+    """The result of ``remove``: the bytes that it freed, and the other names that still need a blob of the
+    model."""
 
     name: str
     freed_bytes: int
@@ -36,7 +38,7 @@ class Removed:
 
 @dataclass(frozen=True)
 class Rubbish:
-    """An unused file; ``what`` describes it for people."""
+    """An unused file. ``what`` describes it for users."""
 
     what: str
     path: Path
@@ -44,7 +46,7 @@ class Rubbish:
 
 
 def remove(store: ModelStore, name: str) -> Removed:
-    """Deletes the model ``name``: its manifest, and its blob unless another name refers to the blob.
+    """Deletes the manifest of the model ``name``, and those of its blobs to which no other name refers.
 
     Raises StoreError if the model does not exist, or if another process is fetching the model.
     """
@@ -70,9 +72,9 @@ def remove(store: ModelStore, name: str) -> Removed:
 
 
 def _digests(store: ModelStore, name: str) -> tuple[str, ...]:
-    """The blobs of ``name``; empty if the manifest is unreadable.
+    """Returns the digests of the blobs of ``name``. Returns none if the manifest is unreadable.
 
-    An unreadable manifest can be removed, too.
+    So a model with an unreadable manifest can be removed, too.
     """
     try:
         manifest = store.manifest(name)
@@ -85,11 +87,11 @@ def _digests(store: ModelStore, name: str) -> tuple[str, ...]:
 
 
 def collect(store: ModelStore, *, quarantine: bool, dry_run: bool) -> Iterator[Rubbish]:
-    """Deletes the unused files that inferd wrote, and returns them.
+    """Yields each unused file that inferd wrote, and then deletes it.
 
-    With ``dry_run``, returns them and deletes nothing.
+    With ``dry_run``, deletes nothing.
 
-    An unreadable manifest keeps every blob, since the manifest may refer to any blob.
+    While a manifest is unreadable, no blob is deleted, since that manifest may refer to any of them.
     """
     for path in sorted((store.home / "blobs" / "sha256").glob("[0-9a-f][0-9a-f]/*")):
         if rubbish := _rubbish(store, path):
@@ -111,7 +113,8 @@ def _digest_in(path: Path) -> str:
 
 
 def _rubbish(store: ModelStore, path: Path) -> Rubbish | None:
-    """Describes the entry ``path`` of ``blobs/sha256/AA`` if it is unused; ``None`` if it must stay."""
+    """Describes the entry ``path`` of ``blobs/sha256/AA`` if it is unused. Returns ``None`` if it
+    must stay."""
     digest = _digest_in(path)
     if not _DIGEST.fullmatch(digest) or path.is_symlink() or not path.is_dir():
         return None
@@ -132,13 +135,13 @@ def _held(lock: Path, what: str) -> Lock:
 
 
 def _is_ours(partial: Path) -> bool:
-    """Whether inferd made this download directory: no other tool writes these files."""
+    """Whether inferd made this download directory. No other tool writes files of these names."""
     names = {path.name for path in partial.iterdir()}
     return not names or bool(names & {"scratch", "source.json"})
 
 
 def _discard(partial: Path) -> int:
-    """Deletes a download directory; returns its size in bytes. The caller holds the blob's lock."""
+    """Deletes a download directory. Returns its size in bytes. The caller holds the blob's lock."""
     if not partial.is_dir() or partial.is_symlink():
         return 0
     size = largest_file(partial)

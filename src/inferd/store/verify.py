@@ -1,8 +1,8 @@
 """Opens model files and verifies their hashes.
 
-The engine loads the model from the verified descriptor, not from the path (F-6). ``progress`` gets
-``checking_local`` {path}, ``verify`` {path; progress 0-1} and ``quarantine`` {path, expected_sha256,
-actual_sha256, quarantine_path}.
+The engine loads the model from the descriptor that was verified, not from the path (F-6 in SECURITY.md).
+``progress`` is called with these phases: ``checking_local`` {path}, ``verify`` {path, and progress from 0 to
+1}, and ``quarantine`` {path, expected_sha256, actual_sha256, quarantine_path}.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ HASH_CHUNK_BYTES = 4 << 20  # hashed without the GIL; small enough to notice a c
 
 @dataclass(slots=True)
 class OpenModel:
-    """A model file, open for reading: load from ``fd``; ``path`` is for display. ``sha256`` is set if known.
-    ``parts`` are the further files of a split model, in order; ``projector`` encodes images or audio."""
+    """A model file that is open for reading. Load it from ``fd``; ``path`` is only for display. ``sha256`` is
+    ``None`` if it is not known. ``parts`` are the further files of a split model, in order. ``projector`` is
+    the file of the model that encodes images or audio."""
 
     path: Path
     fd: int
@@ -44,11 +45,12 @@ class OpenModel:
 
     @property
     def fds(self) -> list[int]:
-        """The descriptors of its files, except the projector's."""
+        """The descriptors of the model's files, without that of the projector."""
         return [self.fd, *(part.fd for part in self.parts)]
 
     def close(self) -> None:
-        """Closes the descriptors. Idempotent. A file that was mapped from one of them stays mapped."""
+        """Closes the descriptors. A second call does nothing. A file that was mapped from a descriptor stays
+        mapped."""
         for part in self.parts:
             part.close()
         if self.projector is not None:
@@ -67,10 +69,11 @@ class OpenModel:
 def open_blob(
     store: ModelStore, model: CatalogueModel, verify: str, progress: Progress, cancelled: threading.Event
 ) -> OpenModel:
-    """Opens the file of ``model`` in the store, and verifies its hash unless a stamp proves it.
+    """Opens the files of ``model`` in the store. Verifies the hash of each, unless a stamp shows that it was
+    verified before and is unchanged; with ``verify="always"``, always verifies it.
 
-    Raises StoreError if the file cannot be opened or read. If the hash is wrong, moves the file to quarantine
-    and raises HashMismatch. Raises BootCancelled after a cancellation.
+    Raises StoreError if a file cannot be opened or read. If a hash is wrong, moves the file to quarantine and
+    raises HashMismatch. Raises BootCancelled after a cancellation.
     """
     path = store.blob_path(model.sha256)
     try:
@@ -102,10 +105,11 @@ def open_file(
     progress: Progress,
     cancelled: threading.Event,
 ) -> OpenModel:
-    """A model file outside the store, verified if ``sha256`` is given; it is never moved or changed. For the
-    first file of a split model, the others are opened too; ``sha256`` is that of the first.
+    """Opens a model file outside the store, which is never moved or changed. Verifies the file if ``sha256``
+    is given. If it is the first file of a split model, opens the other files, too; ``sha256`` is that of the
+    first.
 
-    Raises ModelError if it cannot be opened, HashMismatch, BootCancelled.
+    Raises ModelError if a file cannot be opened, HashMismatch, and BootCancelled.
     """
     expected = None if sha256 is None else check_sha256(sha256)
     progress("checking_local", {"path": str(path)})
@@ -139,7 +143,7 @@ def _regular(opened: OpenModel) -> os.stat_result:
 
 
 def hash_open(opened: OpenModel, progress: Progress, cancelled: threading.Event) -> str:
-    """The sha256 of the open file in hex; StoreError if the file changes meanwhile."""
+    """Returns the sha256 of the open file in hex. Raises StoreError if the file changes meanwhile."""
     details: dict[str, object] = {"path": str(opened.path)}
     progress("verify", details)
     before = os.fstat(opened.fd)
@@ -169,7 +173,8 @@ def _refuse_blob(
     progress: Progress,
     cancelled: threading.Event,
 ) -> StoreError:
-    """Moves the open blob to quarantine, unless it was replaced meanwhile; returns the error to raise."""
+    """Moves the open blob to quarantine, unless it has been replaced meanwhile. Returns the error to
+    raise."""
     try:
         with Lock.wait(store.blob_lock(model.sha256), cancelled, lambda: None):
             if store.is_blob(model.sha256, opened.fd):
@@ -182,7 +187,8 @@ def _refuse_blob(
 def set_aside(
     store: ModelStore, model: CatalogueModel, path: Path, actual: str, progress: Progress
 ) -> HashMismatch:
-    """Moves the file at ``path`` to quarantine; returns the error. The caller holds the blob's lock."""
+    """Moves the file at ``path`` to quarantine. Returns the error to raise. The caller holds the
+    blob's lock."""
     place = store.quarantine(path)
     details = {
         "path": path,

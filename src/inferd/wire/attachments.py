@@ -1,9 +1,9 @@
 """Attachments of a request: their metadata and their bytes.
 
-An attachment carries its bytes as base64 in ``bytes``, or announces in ``size`` the number of raw bytes after
-the line. The raw bytes of all attachments follow in order, without separators. This framing is the same for
-every kind, so that the next line is found even after a refused request. On the framed wire the content of an
-attachment without ``bytes`` follows in a blob (:mod:`inferd.wire.framed`).
+An attachment has its content as base64 in ``bytes``, or in ``size`` the number of raw bytes that follow the
+line. The raw bytes of all attachments follow in order, without separators. These rules are the same for every
+kind of attachment, so that the daemon finds the next line even if it refuses the request. On the framed wire,
+the content of an attachment without ``bytes`` follows in a blob (:mod:`inferd.wire.framed`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ Size = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class _Attachment(msgspec.Struct, kw_only=True, tag_field="kind"):
-    """``data`` is the content, decoded from base64 or set by :func:`assign`."""
+    """The fields of every kind of attachment. ``data`` is the content, which is decoded from base64 or set by
+    :func:`assign`."""
 
     id: str
     data: memoryview | None = msgspec.field(name="bytes", default=None)
@@ -37,12 +38,13 @@ class _Attachment(msgspec.Struct, kw_only=True, tag_field="kind"):
 
     @property
     def content(self) -> memoryview:
-        """The bytes; empty before :func:`assign` has set them."""
+        """The bytes of the content. They are empty until :func:`assign` sets them."""
         return memoryview(b"") if self.data is None else self.data
 
 
 class Image(_Attachment, tag="image", kw_only=True):
-    """An encoded file with a ``mime`` type, or interleaved RGB bytes without one."""
+    """An image. With a ``mime`` type, the content is an encoded file. Without one, it is interleaved RGB
+    bytes."""
 
     width: U32 | None = None
     height: U32 | None = None
@@ -50,22 +52,24 @@ class Image(_Attachment, tag="image", kw_only=True):
 
 
 class Audio(_Attachment, tag="audio", kw_only=True):
-    """An encoded file with a ``mime`` type, or little-endian float32 mono samples without one."""
+    """A recording. With a ``mime`` type, the content is an encoded file. Without one, it is little-endian
+    float32 mono samples."""
 
     sample_rate: U32 | None = None
     mime: str | None = None
 
 
 class Text(_Attachment, tag="text", kw_only=True):
-    """UTF-8 text."""
+    """A text in UTF-8."""
 
 
 class Video(_Attachment, tag="video", kw_only=True):
-    """Reserved."""
+    """A video. The kind is reserved: every request with one is refused."""
 
 
 class Unknown(msgspec.Struct, kw_only=True, tag_field="kind", tag="unknown"):
-    """A kind unknown to this version; only the framing fields are read."""
+    """A kind that this version does not know. Only the fields that tell where the next line begins
+    are read."""
 
     id: str = ""
     size: Size | None = None
@@ -79,9 +83,10 @@ KEYS = frozenset({"kind", "id", "bytes", "size", "width", "height", "sample_rate
 def read(attachments: Sequence[Attachment], request_id: str, *, content_follows: bool = False) -> None:
     """Checks that each attachment of a parsed request has the fields that it needs.
 
-    Raises DecodeError for an incomplete attachment.
+    Raises DecodeError if a field is missing.
 
-    With ``content_follows``, the content of an attachment without ``bytes`` follows in a blob.
+    ``content_follows`` is true on the framed wire, where the content of an attachment without ``bytes``
+    follows in a blob.
     """
     for i, attachment in enumerate(attachments):
         where = f"$.attachments[{i}]"
@@ -107,7 +112,7 @@ def _missing(attachment: Image | Audio | Text | Video, content_follows: bool) ->
 
 
 def is_canonical_base64(text: str, data: memoryview) -> bool:
-    """Whether ``text``, which decodes to ``data``, is its canonical encoding."""
+    """Whether ``text``, which decodes to ``data``, is the canonical base64 encoding of ``data``."""
     return base64.b64encode(data[-(len(data) % 3 or 3) :]).decode() == text[-4:]
 
 
@@ -115,7 +120,8 @@ def is_canonical_base64(text: str, data: memoryview) -> bool:
 
 
 def raw_size(attachments: Sequence[Attachment], max_bytes: int) -> int:
-    """The number of raw bytes after the line. Raises AttachmentTooLarge before any of them is read."""
+    """Returns the number of raw bytes that follow the line. Raises AttachmentTooLarge if they exceed
+    a limit."""
     total = 0
     for i, attachment in enumerate(attachments):
         total = add_size(i, attachment.size or 0, total, max_bytes)
@@ -123,7 +129,8 @@ def raw_size(attachments: Sequence[Attachment], max_bytes: int) -> int:
 
 
 def add_size(i: int, size: int, total: int, max_bytes: int) -> int:
-    """``total`` plus the ``size`` of the attachment at index ``i``. Raises AttachmentTooLarge."""
+    """Returns ``total`` plus the ``size`` of the attachment with index ``i``. Raises AttachmentTooLarge if
+    either exceeds its limit."""
     if size > max_bytes:
         raise AttachmentTooLarge(f"attachments[{i}] exceeds {max_bytes} byte cap", max_bytes)
     if total + size > MAX_TOGETHER_BYTES:
@@ -132,7 +139,8 @@ def add_size(i: int, size: int, total: int, max_bytes: int) -> int:
 
 
 def assign(attachments: Sequence[Attachment], raw: memoryview) -> None:
-    """Gives each attachment with a ``size`` its part of ``raw``, which holds all of them, without copying."""
+    """Sets the content of each attachment with a ``size`` to its part of ``raw``, without copying. ``raw``
+    holds the bytes of all of them."""
     start = 0
     for attachment in attachments:
         if attachment.size is not None:
@@ -146,7 +154,8 @@ def assign(attachments: Sequence[Attachment], raw: memoryview) -> None:
 
 
 def check_list(attachments: Sequence[Attachment]) -> dict[str, Attachment]:
-    """The attachments by their ids. Raises InvalidRequest."""
+    """Returns the attachments by their ids. Raises InvalidRequest if an id is missing or used twice, a kind
+    is unknown, or there are too many attachments."""
     by_id: dict[str, Attachment] = {}
     check_count(attachments)
     for attachment in attachments:
@@ -161,19 +170,20 @@ def check_list(attachments: Sequence[Attachment]) -> dict[str, Attachment]:
 
 
 def check_count(attachments: Sequence[Attachment]) -> None:
-    """Raises InvalidRequest for more attachments than a request may have."""
+    """Raises InvalidRequest if there are more than MAX_ATTACHMENTS."""
     if len(attachments) > MAX_ATTACHMENTS:
         raise invalid(f"attachments must hold at most {MAX_ATTACHMENTS}")
 
 
 def refuse_video(attachments: Sequence[Attachment]) -> None:
-    """Raises AttachmentUnsupported if one is a video."""
+    """Raises AttachmentUnsupported if an attachment is a video."""
     if any(isinstance(attachment, Video) for attachment in attachments):
         raise AttachmentUnsupported("video attachments are not supported; send single frames as images")
 
 
 def check_contents(attachments: Sequence[Attachment]) -> None:
-    """Raises InvalidRequest for bytes not in their declared format, AttachmentUnsupported for video."""
+    """Checks the content of all attachments. Raises InvalidRequest if a content does not have its declared
+    format, and AttachmentUnsupported for a video."""
     total = 0
     refuse_video(attachments)
     for i, attachment in enumerate(attachments):
@@ -218,12 +228,12 @@ def _check_file(mime: str, known: tuple[str, ...], content: memoryview, where: s
 
 
 def drop_texts(attachments: Sequence[Attachment]) -> None:
-    """Releases the bytes of texts, once :func:`text_of` has read them."""
+    """Frees the bytes of text attachments. Called after :func:`text_of` has read them."""
     for attachment in attachments:
         if isinstance(attachment, Text):
             attachment.data = None
 
 
 def text_of(attachment: Text) -> str:
-    """The text of a valid text attachment."""
+    """Returns the text of a valid text attachment."""
     return fastpath.decode_utf8(attachment.content)

@@ -1,4 +1,5 @@
-"""Constants that a client shares with the daemon. Nothing is imported, so that a client starts quickly."""
+"""Constants that the client shares with the daemon. This module imports nothing, so that a client starts
+quickly."""
 
 WIRE_VERSION = 1
 """The version of the framed wire."""

@@ -1,8 +1,8 @@
-"""The embed surface: texts in, one vector per text out.
+"""The embed surface: a request has texts, and the answer has one vector for each text.
 
-``parse`` raises ``DecodeError`` for a line that is not a request; the connection is then closed. ``validate``
-raises ``InvalidRequest`` for a request with invalid values; the connection stays open. The encoder returns a
-whole line. For many vectors it takes milliseconds, and releases the GIL meanwhile.
+``parse`` raises ``DecodeError`` if a line is not a request, and the connection is then closed. ``validate``
+raises ``InvalidRequest`` if a request has invalid values, and the connection then stays open. The encoder
+returns a whole line. Many vectors take milliseconds to encode, but the GIL is released meanwhile.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ MAX_INPUTS = 2048
 
 
 class Request(Flat, kw_only=True):
-    """Texts to embed, as parsed; ``encoding`` is the encoding of the vectors, ``None`` for float."""
+    """A parsed request with texts to embed. ``encoding`` is the encoding of the vectors in the answer, and
+    ``None`` means float."""
 
     input: list[str]
     dimensions: U32 | None = None
@@ -48,7 +49,7 @@ parse = Parser(Request).parse
 
 
 def validate(request: Request) -> None:
-    """Raises InvalidRequest."""
+    """Raises InvalidRequest if a value is out of its bounds."""
     check_texts("input", request.input, MAX_INPUTS)
     if request.dimensions == 0:
         raise invalid("dimensions must be at least 1")
@@ -61,7 +62,8 @@ def validate(request: Request) -> None:
 def encode_embeddings(
     request: Request, vectors: bytes, width: int, *, input_tokens: int, model: str, backend: str
 ) -> bytes:
-    """The ``embeddings`` frame; ``vectors`` are rows of ``width`` little-endian float32."""
+    """Encodes the ``embeddings`` frame. ``vectors`` holds one row after another, each of ``width``
+    little-endian float32 numbers."""
     rows: list[str] | orjson.Fragment
     if request.encoding == "base64":
         size = 4 * width

@@ -1,6 +1,6 @@
-"""Requests that are one flat JSON object: code shared by embed and rerank.
+"""The code that embed and rerank share. Their requests are flat JSON objects.
 
-A ``None`` field was absent or ``null``.
+A field is ``None`` if it was absent or ``null``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from inferd.wire.sampling import U32, Behalf, KeepAlive, invalid
 
 
 class Flat(msgspec.Struct, kw_only=True):
-    """The fields for identification and queueing."""
+    """The fields that identify a request and that decide its place in the queue."""
 
     id: str = ""
     priority: str | None = None
@@ -31,7 +31,7 @@ T = TypeVar("T", bound=Flat)
 
 
 class Parser(Generic[T]):
-    """Parses requests of one kind from their lines."""
+    """Parses the requests of one kind."""
 
     def __init__(self, kind: type[T]) -> None:
         self._decoder = msgspec.json.Decoder(kind)
@@ -39,7 +39,7 @@ class Parser(Generic[T]):
         self._needles = tuple(f'"{key}"'.encode() for key in self._keys)
 
     def parse(self, line: bytes | memoryview) -> T:
-        """The request on one line, without its newline. Raises DecodeError."""
+        """Parses the request on one line, which is given without its newline. Raises DecodeError."""
         raw = bytes(line)
         request = frames.decode(self._decoder, raw)
         # A repeated key repeats as bytes, so counting bytes clears nearly every line without a second parse.
@@ -51,7 +51,8 @@ class Parser(Generic[T]):
 
 
 def check_texts(name: str, texts: list[str], most: int) -> None:
-    """Raises InvalidRequest unless there are 1 to ``most`` texts and none is empty."""
+    """Raises InvalidRequest if there is no text, if there are more than ``most`` texts, or if a text is
+    empty. ``name`` is the field's name."""
     if not texts:
         raise invalid(f"{name} must not be empty")
     if len(texts) > most:

@@ -1,9 +1,9 @@
-"""The framed wire: v2's JSON in length-prefixed frames, distinguished from lines by the first bytes.
+"""The framed wire: the JSON of v2 in length-prefixed frames. The first bytes distinguish it from lines.
 
-A frame is the length of its payload (LEB128, at most 64 MiB), one byte for its kind, and the payload:
-``JSON`` or ``BLOB``. A request is a JSON frame with ``"wire_version": 1``. Each of its attachments follows in
-order, as a JSON frame that describes it and one blob frame. :class:`inferd.fastpath.LineSplitter` reads
-heads. Answers are encoded as lines, which :func:`inferd.fastpath.frame_lines` converts to frames.
+A frame is the length of its payload (LEB128, at most 64 MiB), one byte for its kind, ``JSON`` or ``BLOB``,
+and the payload. A request is a JSON frame with ``"wire_version": 1``. Its attachments follow in order. Each
+is one JSON frame, the descriptor, and one blob frame. :class:`inferd.fastpath.LineSplitter` reads the heads
+of frames. Answers are encoded as lines, which :func:`inferd.fastpath.frame_lines` converts to frames.
 """
 
 from __future__ import annotations
@@ -28,23 +28,24 @@ Head = tuple[int, int]
 """A frame's kind and the size of its payload."""
 
 MAX_DESCRIPTOR_BYTES = 64 * 1024
-"""The longest descriptor of an attachment."""
+"""The size limit of the descriptor of an attachment."""
 
 LONGEST_OPENING = 5
-"""The number of first bytes from which :func:`is_framed` always decides."""
+"""With this number of first bytes, :func:`is_framed` never returns ``None``."""
 
 _BOM = b"\xef\xbb\xbf"
 
 
 def is_framed(first: bytes) -> bool | None:
-    """Whether a connection that begins with ``first`` uses frames; ``None`` if more bytes are needed.
+    """Whether a connection that begins with ``first`` uses frames. ``None`` if more bytes are needed to tell.
 
-    The head of a frame begins with a byte of 0x80 or more, or has the kind as its second byte; a line of JSON
-    never does. A byte order mark could be the head of a frame of a megabyte or more, and is taken for a head
-    if a kind follows.
+    The head of a frame has a first byte of 0x80 or more, or the kind as its second byte. A line of JSON has
+    neither. A byte order mark may begin a line or be the start of the head of a frame of a megabyte or more.
+    It counts as a head if the kind follows in its place.
 
-    A first newline (0x0A) is an empty line: its sender may already wait for the answer, so no second byte is
-    awaited. Read as a frame's length it would be 10, too short for any request.
+    If the first byte is a newline (0x0A), the connection sends lines, and the first line is empty. Its sender
+    may already wait for the answer, so no second byte is awaited. As the length of a frame, the byte would
+    mean 10, which is too short for any request.
     """
     if first[:1] == b"\n":
         return False
@@ -58,7 +59,7 @@ def is_framed(first: bytes) -> bool | None:
 
 
 def could_be_json(first: bytes) -> bool:
-    """Whether bytes that are not a head could begin a line of JSON."""
+    """Whether ``first``, which is not the head of a frame, could begin a line of JSON."""
     return first.removeprefix(_BOM)[:1] in (b"{", b" ", b"\t", b"\r", b"\n", b"")
 
 
@@ -74,7 +75,7 @@ CODES = frozenset(
         "wire_version_unsupported",
     }
 )
-"""The error codes that clients of this wire know. They cannot decode a frame with another code."""
+"""The error codes that clients of this wire know. A client cannot decode a frame with any other code."""
 
 _NEAREST = {"deadline_exceeded": "backend_unavailable", "model_not_found": "invalid_request"}
 
@@ -86,7 +87,8 @@ def encode_error(
     retry_after_secs: float | None = None,
     details: Mapping[str, Any] | None = None,
 ) -> bytes:
-    """The ``error`` frame, with the nearest of ``CODES``; ``reason`` is the original code."""
+    """Encodes the ``error`` frame. A code outside ``CODES`` is replaced by the nearest one, and ``reason``
+    holds the original code."""
     if code not in CODES:
         details = {"reason": code, **(details or {})}
         code = _NEAREST.get(code, "internal")
@@ -99,7 +101,7 @@ class _Version(msgspec.Struct):
 
 
 class _Descriptor(msgspec.Struct):
-    """The frame that describes a blob, sent before it."""
+    """The JSON frame that describes a blob. It is sent before the blob."""
 
     type: Literal["attachment_blob"]
     attachment_id: str
@@ -111,7 +113,8 @@ _descriptor_decoder = msgspec.json.Decoder(_Descriptor)
 
 
 def parse(payload: bytes) -> v2.Request:
-    """The request in a JSON frame. Raises DecodeError, WireVersionUnsupported for another version."""
+    """Parses the request in a JSON frame. Raises DecodeError, and WireVersionUnsupported for another version
+    of the wire."""
     version = frames.decode(_version_decoder, payload)
     if type(version.wire_version) is not int or version.wire_version != WIRE_VERSION:
         raise WireVersionUnsupported(version.wire_version, WIRE_VERSION, version.id)
@@ -119,12 +122,13 @@ def parse(payload: bytes) -> v2.Request:
 
 
 def content_may_follow(payload: bytes) -> bool:
-    """Whether blobs could follow a JSON frame that is not a valid request. Only False is certain."""
+    """Whether blobs could follow a JSON frame that is not a valid request. False is certain; True may be
+    wrong."""
     return b'"attachments"' in payload or frames.has_escaped_key_letter(payload)
 
 
 def validate(request: v2.Request) -> None:
-    """Checks the rules of v2, and those of this wire alone. Raises InvalidRequest."""
+    """Checks the rules of v2, and the rules that only this wire has. Raises InvalidRequest."""
     if request.tool_choice is not None:
         if not request.tools:
             raise invalid("tool_choice requires a non-empty tools array")
@@ -137,9 +141,11 @@ def validate(request: v2.Request) -> None:
 
 
 def expected(request: v2.Request) -> list[tuple[int, Attachment]]:
-    """The attachments whose blobs follow the request, with their indices; not those with inline bytes.
+    """Returns the attachments whose content follows the request in a blob, each with its index. Attachments
+    with ``bytes`` are left out.
 
-    Raises InvalidRequest and AttachmentUnsupported if the request can be refused before any blob is read.
+    Raises InvalidRequest for too many attachments, and AttachmentUnsupported for a video. So such a request
+    is refused before a blob is read.
     """
     listed = request.attachments or ()
     attachments.check_count(listed)
@@ -152,7 +158,8 @@ def expected(request: v2.Request) -> list[tuple[int, Attachment]]:
 
 
 def read_descriptor(payload: bytes | memoryview, attachment: Attachment, request_id: str) -> int:
-    """The size of the next blob, whose descriptor must match ``attachment``. Raises MalformedFrame."""
+    """Returns the size of the next blob, from its descriptor. Raises MalformedFrame if that is not the
+    descriptor of ``attachment``."""
     try:
         descriptor = _descriptor_decoder.decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -163,6 +170,6 @@ def read_descriptor(payload: bytes | memoryview, attachment: Attachment, request
 
 
 def assign(attachment: Attachment, blob: memoryview) -> None:
-    """Sets the content of an attachment to its blob."""
+    """Sets the content of an attachment to ``blob``."""
     if not isinstance(attachment, attachments.Unknown):
         attachment.data = blob

@@ -1,9 +1,9 @@
-"""The frames of every surface: one JSON object per line, parsed strictly and encoded compactly.
+"""The frames of all surfaces: JSON objects, one on each line, parsed strictly and encoded compactly.
 
-A line passes three checks: all of it is UTF-8, it is one JSON object with the types that the surface
-declares, and no known key is repeated. A failure raises a ``DecodeError`` that names the field and the
-expected type, and carries the line's ``id`` if the line was an object with a string ``id``. A line that is
-not JSON raises ``NotJson``. A ``DecodeError`` never quotes more of the line than a key.
+A line must pass three checks: all of it is UTF-8, it is one JSON object with the types that the surface
+declares, and no known key is repeated. A line that is not JSON raises ``NotJson``. Any other failure raises a
+``DecodeError`` that names the field and the expected type. If the line was an object with a string ``id``,
+the error has this id. The error never quotes more of the line than a key.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _ESCAPED_KEY_LETTER = re.compile(rb"\\u00[567]")
 
 
 def decode(decoder: msgspec.json.Decoder[T], raw: bytes) -> T:
-    """The object on the line ``raw``. Raises DecodeError, and NotJson if it is not JSON."""
+    """Decodes the object on the line ``raw``. Raises DecodeError, and NotJson if the line is not JSON."""
     try:
         if not raw.isascii():
             raw.decode()  # msgspec validates only the strings that it keeps
@@ -47,7 +47,8 @@ def decode(decoder: msgspec.json.Decoder[T], raw: bytes) -> T:
 
 
 def _misfit(raw: bytes, reason: str) -> DecodeError:
-    """The error for a field of the wrong type. The decoder stops there, so the rest is checked here."""
+    """Returns the error for a field of the wrong type. The decoder stopped at that field, so this function
+    checks that the rest is JSON, too."""
     try:
         found = orjson.loads(raw)
     except orjson.JSONDecodeError:
@@ -57,13 +58,14 @@ def _misfit(raw: bytes, reason: str) -> DecodeError:
 
 
 class Pairs(list["tuple[str, Any]"]):
-    """A JSON object as an ordered list of pairs, repeated keys included."""
+    """A JSON object as a list of pairs of key and value, in order. A repeated key is in the list each
+    time."""
 
     def get(self, key: str) -> Any:
         return next((value for name, value in self if name == key), None)
 
     def require_unique(self, keys: frozenset[str], where: str) -> None:
-        """Raises DecodeError if one of ``keys`` is repeated in this object."""
+        """Raises DecodeError if the object has one of ``keys`` more than once."""
         seen = [name for name, _ in self if name in keys]
         for name in seen:
             if seen.count(name) > 1:
@@ -76,9 +78,9 @@ def has_escaped_key_letter(raw: bytes) -> bool:
 
 
 def pairs(raw: bytes) -> Pairs:
-    """Parses a line into pairs of key and value.
+    """Parses a line into pairs of key and value. Repeated keys are kept.
 
-    Repeated keys are kept. The line must already be known to be one valid JSON object.
+    The caller must know already that the line is one valid JSON object.
     """
     hook: Callable[[list[tuple[str, Any]]], Pairs] = Pairs
     try:
@@ -90,13 +92,14 @@ def pairs(raw: bytes) -> Pairs:
 
 
 def check_id(request_id: str) -> None:
-    """Raises InvalidRequest for an id beyond ``MAX_ID_BYTES``, since every frame of the answer repeats it."""
+    """Raises InvalidRequest for an id of more than ``MAX_ID_BYTES``. The limit exists because every frame of
+    the answer repeats the id."""
     if len(request_id) > MAX_ID_BYTES or len(request_id.encode()) > MAX_ID_BYTES:
         raise InvalidRequest(f"invalid request: id must have at most {MAX_ID_BYTES} bytes")
 
 
 def encode(frame: dict[str, Any]) -> bytes:
-    """One frame as a line."""
+    """Encodes one frame as a line."""
     return orjson.dumps(frame, option=orjson.OPT_APPEND_NEWLINE)
 
 
@@ -107,8 +110,8 @@ def encode_error(
     retry_after_secs: float | None = None,
     details: Mapping[str, Any] | None = None,
 ) -> bytes:
-    """The ``error`` frame of every surface; ``retry_after_secs`` is sent in whole milliseconds, ``details``
-    as further keys."""
+    """Encodes the ``error`` frame of every surface. ``retry_after_secs`` is sent as whole milliseconds, and
+    ``details`` as further keys."""
     # A message may quote a file name, which need not be valid UTF-8.
     message = message.encode("utf-8", "backslashreplace").decode()
     frame: dict[str, Any] = {"type": "error", "id": request_id, "code": code, "message": message}
@@ -122,7 +125,7 @@ _SHOWN = frozenset(("position", "progress", "downloaded_bytes", "total_bytes"))
 
 
 def encode_progress(request_id: str, model: str, phase: str, details: Mapping[str, Any]) -> bytes:
-    """The ``progress`` frame of a request that waits for its model or its turn. It includes the numbers in
-    ``details``, but no paths."""
+    """Encodes the ``progress`` frame of a request that waits for its model or in the queue. Only the numbers
+    in ``details`` are sent, not the paths."""
     shown = {key: details[key] for key in details if key in _SHOWN}
     return encode({"type": "progress", "id": request_id, "model": model, "phase": phase, **shown})

@@ -1,7 +1,7 @@
-"""Parses large requests without holding the GIL over their long texts.
+"""Parses large requests. The GIL is not held while their long texts are read.
 
-A JSON decoder holds the GIL until it has read the whole line. So the long strings are first extracted without
-the GIL. The small rest is then parsed, with a placeholder for each string.
+A JSON decoder holds the GIL until it has read the whole line. So the long strings are extracted first,
+without the GIL, and each is replaced by a placeholder. The small rest is then parsed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ _BASE64_STEP = 1024 * 1024
 
 
 def parse(parse_small: Callable[[bytes], T], line: bytes | memoryview) -> T:
-    """The request of ``line``, as ``parse_small`` reads it. Raises DecodeError."""
+    """Parses the request on ``line``. ``parse_small`` parses the line with placeholders. Raises
+    DecodeError."""
     mark = secrets.token_hex(_MARK_CHARS // 2)
     try:
         rest, texts = fastpath.set_aside(line, LONG_BYTES, mark.encode())
@@ -53,7 +54,7 @@ def parse(parse_small: Callable[[bytes], T], line: bytes | memoryview) -> T:
 
 
 class _Texts:
-    """The extracted texts, and the mark that replaced them."""
+    """The extracted texts. Each placeholder is the mark followed by the number of its text."""
 
     def __init__(self, mark: str, texts: list[str]) -> None:
         self._mark = mark
@@ -61,7 +62,7 @@ class _Texts:
         self._texts = texts
 
     def of(self, text: str) -> str:
-        """``text``, or the extracted text if ``text`` is a mark."""
+        """Returns the extracted text if ``text`` is a placeholder. Otherwise returns ``text``."""
         return self._texts[int(text[_MARK_CHARS:])] if text.startswith(self._mark) else text
 
     def put_into(self, struct: msgspec.Struct) -> None:
@@ -89,7 +90,8 @@ class _Texts:
         return b'"%b"' % fastpath.escape_json(self._texts[int(mark[1])])
 
     def _content(self, data: memoryview) -> memoryview:
-        """The bytes of an attachment."""
+        """Returns the content of an attachment, decoded from the extracted text if ``data`` is a
+        placeholder."""
         if len(data) != _MARK_DATA_BYTES:
             return data
         mark = b64encode(data).decode()

@@ -1,8 +1,9 @@
-"""The rerank surface: a query and documents in, scores of the documents out, the best first.
+"""The rerank surface: a request has a query and documents, and the answer has the scores of the documents,
+the best first.
 
-``parse`` raises ``DecodeError`` for a line that is not a request; the connection is then closed. ``validate``
-raises ``InvalidRequest`` for a request with invalid values; the connection stays open. The encoder returns a
-whole line.
+``parse`` raises ``DecodeError`` if a line is not a request, and the connection is then closed. ``validate``
+raises ``InvalidRequest`` if a request has invalid values, and the connection then stays open. The encoder
+returns a whole line.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ MAX_DOCUMENTS = 256
 
 
 class Request(Flat, kw_only=True):
-    """Documents to rank, as parsed; only the best ``top_n`` are returned."""
+    """A parsed request with documents to rank. The answer has only the best ``top_n``."""
 
     query: str
     documents: list[str]
@@ -35,7 +36,7 @@ parse = Parser(Request).parse
 
 
 def validate(request: Request) -> None:
-    """Raises InvalidRequest."""
+    """Raises InvalidRequest if a value is out of its bounds."""
     if not request.query:
         raise invalid("query must not be empty")
     check_texts("documents", request.documents, MAX_DOCUMENTS)
@@ -46,7 +47,8 @@ def validate(request: Request) -> None:
 def encode_rerank(
     request: Request, scores: Sequence[float], *, input_tokens: int, model: str, backend: str
 ) -> bytes:
-    """The ``rerank`` frame; ``scores`` are float32, one per document. Equal scores keep their order."""
+    """Encodes the ``rerank`` frame. ``scores`` has one float32 for each document. Documents with equal scores
+    keep their order."""
     order = sorted(range(len(scores)), key=lambda index: -scores[index])[: request.top_n]
     texts = float_rows(array("f", scores), 1)[2:-2].split(b"],[")
     return frames.encode(

@@ -1,7 +1,8 @@
-"""The fields common to the requests of all generation surfaces: sampling, queueing and ownership.
+"""The fields that the requests of all generation surfaces share: those for sampling, for the queue and for
+the owner.
 
 ``read`` is part of parsing and raises DecodeError. ``check`` is part of validation and raises InvalidRequest.
-A ``None`` field was absent or ``null``.
+A field is ``None`` if it was absent or ``null``.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ KeepAlive = Annotated[float, msgspec.Meta(ge=-1, le=1e9)]
 
 
 class Behalf(msgspec.Struct):
-    """The HTTP bridge's client for whom a request is made, and the token that identifies the bridge."""
+    """The HTTP client for which the HTTP bridge makes a request, and the token that identifies the bridge."""
 
     caller: str
     token: str
 
 
 class Sampling(msgspec.Struct, kw_only=True):
-    """The parsed fields that the requests of all generation surfaces share."""
+    """The parsed fields that all requests to generation surfaces have."""
 
     id: str = ""
     temperature: float | None = None
@@ -69,7 +70,7 @@ class Sampling(msgspec.Struct, kw_only=True):
     model_defaults: bool | None = None
 
     def params(self) -> SamplingParams:
-        """The settings of the sampler."""
+        """Returns the settings of the sampler."""
         given = _sampler(self)
         return NOTHING_GIVEN if given == _NOTHING else SamplingParams(**dict(zip(NAMES, given, strict=True)))
 
@@ -79,14 +80,14 @@ _NOTHING = (None,) * len(NAMES)
 
 
 def invalid(reason: str) -> InvalidRequest:
-    """The error for a well-typed request that cannot be served."""
+    """Returns the error for a request whose fields have the right types, but a value that is not allowed."""
     return InvalidRequest(f"invalid request: {reason}")
 
 
 def read(request: Sampling) -> None:
-    """Checks the constraints that the field types do not express.
+    """Checks what the types of the fields do not express, and normalises some values.
 
-    A ``null`` schema and a seed of -1 become absent, and a single stop string becomes a list.
+    A ``null`` schema and a seed of -1 are treated as absent. A single stop string becomes a list.
     """
     if request.seed == -1:
         request.seed = None
@@ -98,7 +99,8 @@ def read(request: Sampling) -> None:
 
 
 def read_object(raw: msgspec.Raw, where: str, request_id: str) -> msgspec.Raw:
-    """``raw`` if it is a JSON object, empty if it is absent or ``null``. Raises DecodeError otherwise."""
+    """Returns ``raw`` if it is a JSON object, and an empty ``Raw`` if it is absent or ``null``. Otherwise
+    raises DecodeError."""
     text = bytes(raw)
     if text == b"null":
         return msgspec.Raw()

@@ -1,8 +1,8 @@
-"""The v1 surface: text in, text out.
+"""The v1 surface: requests and answers are plain text.
 
-``parse`` raises ``DecodeError`` for a line that is not a request; the connection is then closed. ``validate``
-raises ``InvalidRequest`` for a request with invalid values; the connection stays open. A ``None`` field was
-absent or ``null``. The encoders return whole lines.
+``parse`` raises ``DecodeError`` if a line is not a request, and the connection is then closed. ``validate``
+raises ``InvalidRequest`` if a request has invalid values, and the connection then stays open. A field is
+``None`` if it was absent or ``null``. The encoders return whole lines.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ IMAGE_TOKEN_BUDGETS = (70, 140, 280, 560, 1120)
 
 
 class Message(msgspec.Struct):
-    """One turn; ``role`` is one of ``ROLES``, ``content`` may be empty."""
+    """One message of a conversation. ``role`` is one of ``ROLES``. ``content`` may be empty."""
 
     role: str
     content: str
 
 
 class Request(Sampling, kw_only=True):
-    """A generation request, as parsed."""
+    """A parsed request to generate an answer."""
 
     messages: list[Message]
     image_token_budget: U32 | None = None
@@ -45,7 +45,7 @@ _NEEDLES = tuple((key, f'"{key}"'.encode()) for key in Request.__struct_fields__
 
 
 def parse(line: bytes | memoryview) -> Request:
-    """The request on one line, without its newline. Raises DecodeError."""
+    """Parses the request on one line, which is given without its newline. Raises DecodeError."""
     raw = bytes(line)
     request = frames.decode(_decoder, raw)
     if _may_repeat_a_key(raw, request):
@@ -97,9 +97,9 @@ TOKEN_SUFFIX = b'"}\n'
 
 
 def token_prefix(request_id: str) -> bytes:
-    """A token frame up to its content.
+    """Encodes the start of a token frame, up to its content.
 
-    The JSON-escaped content goes between this prefix and ``TOKEN_SUFFIX``.
+    A whole frame is this prefix, the JSON-escaped content, and ``TOKEN_SUFFIX``.
     """
     return b'{"type":"token","id":' + orjson.dumps(request_id) + b',"content":"'
 
@@ -117,7 +117,8 @@ def encode_done(
     timings: dict[str, float] | None,
     unenforced: tuple[str, ...] = (),
 ) -> bytes:
-    """The ``done`` frame. ``content``, if bytes, is the inside of an already escaped JSON string."""
+    """Encodes the ``done`` frame. If ``content`` is bytes, it is already JSON-escaped, without the quotes
+    around it."""
     usage = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
     if cached_tokens:
         usage["cached_tokens"] = cached_tokens

@@ -1,9 +1,10 @@
-"""The v2 surface: typed content blocks, tools and attachments in, frames of blocks out.
+"""The v2 surface: requests have typed content blocks, tools and attachments, and answers are frames of
+blocks.
 
-``parse`` raises ``DecodeError`` for a line that is not a request; the connection is then closed. Blocks and
-attachments of unknown kinds parse; :mod:`inferd.wire.v2_rules` decides whether the request can be served. A
-``None`` field was absent or ``null``. JSON that only passes through (schemas, tool inputs) is kept as text.
-The encoders return whole lines.
+``parse`` raises ``DecodeError`` if a line is not a request, and the connection is then closed. It accepts
+blocks and attachments of unknown kinds; :mod:`inferd.wire.v2_rules` then refuses the request. A field is
+``None`` if it was absent or ``null``. Schemas and tool inputs are kept as JSON text, since they are only
+passed on. The encoders return whole lines.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ RESPONSE_FORMATS = ("json_schema", "json_object")
 
 
 class _Block(msgspec.Struct, kw_only=True, tag_field="type"):
-    """A piece of a message's content."""
+    """One block of a message's content."""
 
 
 class Text(_Block, tag="text", kw_only=True):
-    """``text``, or the content of a text attachment."""
+    """A text: either ``text``, or the content of a text attachment."""
 
     text: str | None = None
     attachment_id: str | None = None
@@ -51,13 +52,13 @@ class Video(_Block, tag="video", kw_only=True):
 
 
 class Thinking(_Block, tag="thinking", kw_only=True):
-    """The assistant's reasoning before its answer."""
+    """The reasoning of the assistant before its answer."""
 
     text: str
 
 
 class ToolUse(_Block, tag="tool_use", kw_only=True):
-    """A tool call by the assistant; ``input`` should be an object."""
+    """A tool call by the assistant. ``input`` is the JSON object of its arguments."""
 
     tool_call_id: str
     name: str
@@ -72,7 +73,7 @@ class ToolResult(_Block, tag="tool_result", kw_only=True):
 
 
 class Unknown(_Block, tag="unknown", kw_only=True):
-    """A block type unknown to this version."""
+    """A block of a type that this version does not know."""
 
 
 Block = Union[Text, Image, Audio, Video, Thinking, ToolUse, ToolResult, Unknown]  # noqa: UP007
@@ -81,14 +82,14 @@ _BLOCK_KEYS = frozenset({"type", "text", "attachment_id", "tool_call_id", "name"
 
 
 class Message(msgspec.Struct):
-    """One turn; ``role`` is ``system``, ``user`` or ``assistant``."""
+    """One message of a conversation. ``role`` is ``system``, ``user`` or ``assistant``."""
 
     role: str
     content: list[Block]
 
 
 class Tool(msgspec.Struct):
-    """A function that the model may call; ``input_schema`` is the JSON Schema of its input."""
+    """A function that the model may call. ``input_schema`` is the JSON Schema of the function's input."""
 
     name: str
     description: str
@@ -100,7 +101,8 @@ class _Function(msgspec.Struct):
 
 
 class ToolName(msgspec.Struct):
-    """The choice of one tool; ``function`` holds its name in OpenAI's form, until ``parse`` converts it."""
+    """The choice of one tool by its name. A request in OpenAI's form has the name in ``function``, and
+    ``parse`` moves it to ``name``."""
 
     name: str = ""
     function: _Function | None = None
@@ -111,9 +113,9 @@ class _NamedSchema(msgspec.Struct):
 
 
 class ResponseFormat(msgspec.Struct):
-    """The format of the answer: any JSON object, or JSON that follows ``schema``.
+    """The format of the answer: any JSON object, or JSON that conforms to ``schema``.
 
-    ``json_schema`` holds the schema in OpenAI's form, until ``parse`` converts it.
+    A request in OpenAI's form has the schema in ``json_schema``, and ``parse`` moves it to ``schema``.
     """
 
     type: str
@@ -126,7 +128,7 @@ Logprobs = Annotated[int, msgspec.Meta(ge=0, le=MAX_LOGPROBS)]
 
 
 class Request(Sampling, kw_only=True):
-    """A generation request, as parsed."""
+    """A parsed request to generate an answer."""
 
     messages: list[Message]
     attachments: list[Attachment] | None = None
@@ -141,7 +143,7 @@ class Request(Sampling, kw_only=True):
 
     @property
     def schema(self) -> str:
-        """The JSON Schema that the answer must follow; empty without one."""
+        """The JSON Schema to which the answer must conform. Empty if there is none."""
         if self.response_format is None:
             return bytes(self.json_schema).decode()
         if self.response_format.type == "json_object":
@@ -161,14 +163,15 @@ _KEYS_OF = {
 
 
 def may_carry_raw(line: bytes) -> bool:
-    """Whether raw bytes could follow the line. Only False is certain."""
+    """Whether raw bytes could follow the line. False is certain; True may be wrong."""
     return b'"size"' in line or frames.has_escaped_key_letter(line)
 
 
 def parse(line: bytes | memoryview, *, content_follows: bool = False) -> Request:
-    """The request on one line, without its newline. Raises DecodeError.
+    """Parses the request on one line, which is given without its newline. Raises DecodeError.
 
-    With ``content_follows``, the content of attachments without ``bytes`` follows in blobs.
+    ``content_follows`` is true on the framed wire, where the content of an attachment without ``bytes``
+    follows in a blob.
     """
     raw = bytes(line)
     try:
@@ -229,7 +232,8 @@ def _read_object(raw: msgspec.Raw, where: str, request_id: str) -> None:
 
 
 def _with_known_kinds(raw: bytes) -> bytes | None:
-    """The line with stand-ins; ``None`` if it has no unknown kind."""
+    """Returns the line with each block or attachment of an unknown kind replaced by a stand-in. Returns
+    ``None`` if there is none."""
     try:
         line = orjson.loads(raw)
     except orjson.JSONDecodeError:
@@ -266,8 +270,8 @@ def _replace(items: Any, tag: str, known: frozenset[str]) -> bool:
 
 
 def _read_exactly(line: Pairs, request: Request) -> None:
-    """Rejects two faults that the JSON decoder accepts: repeated known keys, and base64 with stray bits at
-    its end.
+    """Raises DecodeError for two faults that the JSON decoder accepts: a known key that is repeated, and
+    base64 with stray bits at its end.
     """
     line.require_unique(_KEYS, "$")
     for key, known in _KEYS_OF.items():
@@ -301,17 +305,18 @@ def _require_unique_in_blocks(content: list[Pairs], where: str) -> None:
 
 TEXT_SUFFIX = b'"}}\n'
 LOGPROBS_OPENING, LOGPROBS_SUFFIX = b'"},"logprobs":[', b"]}\n"
-"""The end of a delta frame with logprobs: the token records go between the two."""
+"""The end of a delta frame with token probabilities. The records of the tokens go between these two."""
 
 
 def delta_prefix(request_id: str, kind: Literal["text", "thinking"]) -> bytes:
-    """A frame up to its delta. The JSON-escaped delta goes between this prefix and ``TEXT_SUFFIX``."""
+    """Encodes the start of a frame, up to its delta. A whole frame is this prefix, the JSON-escaped delta,
+    and ``TEXT_SUFFIX``."""
     block = b',"block":{"type":"' + kind.encode() + b'","delta":"'
     return b'{"type":"frame","id":' + orjson.dumps(request_id) + block
 
 
 def encode_tool_use(request_id: str, tool_call_id: str, tool: str, arguments: str) -> bytes:
-    """The frame of a complete tool call; ``arguments`` is a JSON object as text."""
+    """Encodes the frame of a complete tool call. ``arguments`` is a JSON object as text."""
     compact = msgspec.json.format(arguments.encode(), indent=-1)
     block = {
         "type": "tool_use",
@@ -335,7 +340,7 @@ def encode_done(
     tool_choice_unsatisfied: bool,
     unenforced: tuple[str, ...] = (),
 ) -> bytes:
-    """The ``done`` frame."""
+    """Encodes the ``done`` frame."""
     usage = {"input_tokens": input_tokens, "output_tokens": output_tokens}
     if cached_tokens:
         usage["cached_tokens"] = cached_tokens

@@ -1,6 +1,6 @@
-"""Validation of a v2 request: the rules of messages, attachments and tools.
+"""Validates a v2 request: checks the rules for messages, attachments and tools.
 
-Only the first fault, in the order of :func:`validate`, is reported, with the path of the wrong value.
+:func:`validate` reports only the first fault that it finds, with the path of the wrong value.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _REFERS_TO: dict[type[Block], tuple[str, type[Attachment]]] = {
 
 
 def validate(request: Request) -> None:
-    """Raises InvalidRequest, and AttachmentUnsupported for video."""
+    """Raises InvalidRequest, and AttachmentUnsupported for a video."""
     if not request.messages:
         raise invalid("messages must not be empty")
     by_id = attachments.check_list(request.attachments or ())
@@ -68,7 +68,7 @@ def _check_tool_names(request: Request) -> None:
 
 
 def _walk(blocks: Sequence[Block], path: str, depth: int = 0) -> Iterator[tuple[str, Block]]:
-    """Yields every block with its path; the blocks inside a tool result follow it."""
+    """Yields every block with its path. After a tool result come the blocks inside it."""
     if depth > MAX_DEPTH:
         raise invalid(f"{path} is nested too deeply")
     for j, block in enumerate(blocks):
@@ -94,7 +94,8 @@ def _check_block(block: Block, path: str, by_id: Mapping[str, Attachment]) -> No
 
 
 def _check_history(request: Request) -> None:
-    """Tool calls come from the assistant, each with a unique id; the user answers each after the call."""
+    """Checks that the assistant makes the tool calls, that each call has an id of its own, and that a user
+    message gives its result later."""
     called: set[str] = set()
     for i, message in enumerate(request.messages):
         for path, block in _walk(message.content, f"messages[{i}].content"):
@@ -116,7 +117,7 @@ def _check_history(request: Request) -> None:
 
 
 def _check_constraints(request: Request) -> None:
-    """At most one option may constrain the form of the answer."""
+    """Checks that at most one option constrains the form of the answer, and that a chosen tool exists."""
     choice = request.tool_choice
     names = {tool.name for tool in request.tools or ()}
     if isinstance(choice, ToolName) and choice.name not in names:
@@ -137,7 +138,8 @@ def _check_constraints(request: Request) -> None:
 
 
 def _check_prompt(request: Request) -> None:
-    """Checks ``suffix``, ``raw`` and ``begun``, which apply only to plain text, and ``logprobs``."""
+    """Checks ``suffix``, ``raw``, ``begun`` and ``logprobs``. All but ``logprobs`` apply only to messages of
+    plain text."""
     if request.suffix is not None and not request.raw:
         raise invalid("suffix is for raw prompts; set raw to true")
     if request.raw and request.begun:
