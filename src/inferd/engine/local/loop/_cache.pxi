@@ -3,9 +3,9 @@
 
 
 cdef class PrefixCache:
-    """The prefix cache of prefix_cache.h. Its states have a ``size`` but no bytes.
+    """The prefix cache of prefix_cache.h. Its states have a ``size`` and no content.
 
-    ``pieces`` are the texts of the vocabulary by token, empty for a control token.
+    ``pieces`` lists the text of each token of the vocabulary. The text of a control token is empty.
     """
 
     cdef CPrefixCache* cache
@@ -19,17 +19,17 @@ cdef class PrefixCache:
 
     @property
     def bytes(self) -> int:
-        """Bytes of all snapshots and checkpoints."""
+        """The size of all snapshots and checkpoints in bytes."""
         return self.cache.bytes()
 
     def plan(self, prompt, *, bytes scope=b"", bytes session=b"", bint opted_out=False, bint may_fetch=True, live=(),
              n_max=1 << 30):
-        """Plans where to begin with ``prompt``, all of whose tokens may be reused. ``live`` are the running jobs as
+        """Plans where to begin with ``prompt``, whose tokens may all be reused. ``live`` lists the running jobs as
         (slot, tokens, n_past, scope).
 
-        Returns ``None`` to wait, the id of a file to load, or (slot, slot to copy from or -1, tokens of the snapshot
-        to load or ``None``, whether to save the slot first, tokens kept, prompt tokens that they replace, the prompt
-        with the kept tokens, reason of a miss).
+        Returns ``None`` if the job must wait, or the id of a file to load first. Otherwise returns (slot, slot to copy
+        from or -1, tokens of the snapshot to load or ``None``, whether to save the slot first, number of tokens kept,
+        number of prompt tokens that they replace, the prompt with the kept tokens, reason of a miss).
         """
         cdef vector[llama_token] tokens = prompt
         cdef vector[vector[llama_token]] all_tokens = [each[1] for each in live]
@@ -71,7 +71,7 @@ cdef class PrefixCache:
         self.cache.leave(slot, move(sequence))
 
     def save(self, tokens, *, size_t size, bytes scope=b"", bytes session=b"") -> bool:
-        """Keeps a state of ``size`` bytes; false when it is larger than the budget."""
+        """Keeps a state of ``size`` bytes. Returns false if it is larger than the budget."""
         cdef Sequence sequence
         sequence.tokens = tokens
         sequence.scope = scope
@@ -94,7 +94,7 @@ cdef class PrefixCache:
             self.cache.outdated(stored.sequence)
 
     def filed(self, tokens, *, bytes scope=b"") -> bool:
-        """Whether a file holds all of ``tokens``."""
+        """Returns whether a file contains all of ``tokens``."""
         cdef Sequence sequence
         sequence.tokens = tokens
         sequence.scope = scope

@@ -8,15 +8,16 @@ cdef extern from "native/guards/cancel.h" namespace "inferd" nogil:
 
 
 def stop_if_cancelled():
-    """Raises ``InvalidRequest`` if this thread's preparation is cancelled."""
+    """Raises ``InvalidRequest`` if the request that this thread prepares is cancelled."""
     if is_cancelled():
         raise InvalidRequest("its client has left")
 
 
 cdef class Cancellation:
-    """``with cancellation: …`` surrounds a preparation; ``cancel`` from another thread makes it raise soon.
+    """``with cancellation: …`` surrounds the preparation of a request. If another thread calls ``cancel``, the
+    preparation soon raises an error.
 
-    It raises ``InvalidRequest`` like any other refusal, although the client has gone.
+    The error is ``InvalidRequest``, as for any other refusal, although the client has gone.
     """
 
     cdef CancelFlag flag

@@ -61,7 +61,7 @@ POOLINGS = {"unspecified": -1, "none": 0, "mean": 1, "cls": 2, "last": 3, "rank"
 
 
 def metadata(Model model, str key) -> str:
-    """A string of the model file's metadata; ``""`` if the key is missing."""
+    """Returns a value of the model file's metadata as text, or ``""`` if the key is missing."""
     cdef char value[512]
     cdef bytes c_key = key.encode()
     if llama_model_meta_val_str(model.model, c_key, value, sizeof(value)) < 0:
@@ -70,9 +70,9 @@ def metadata(Model model, str key) -> str:
 
 
 def file_pooling(int fd) -> str:
-    """The pooling in the metadata of an open model file, a key of POOLINGS.
+    """Returns the pooling that the metadata of an open model file names, as a key of POOLINGS.
 
-    Does not read the weights. Returns ``unspecified`` for an unreadable file: its load reports the reason.
+    Does not read the weights. Returns ``unspecified`` for an unreadable file; loading it later reports the reason.
     """
     cdef gguf_init_params params
     cdef gguf_context* header
@@ -104,7 +104,8 @@ def file_pooling(int fd) -> str:
 
 
 def unit_vectors(bytes rows, int width, int dimensions) -> bytes:
-    """The first ``dimensions`` of each row of ``width`` float32, scaled to length 1; a zero row stays zero.
+    """Returns the first ``dimensions`` numbers of each row of ``width`` float32, scaled to length 1. A zero row stays
+    zero.
 
     Raises ``ValueError`` for a number that is not finite.
     """
@@ -136,13 +137,13 @@ cdef bytes as_bytes(const Tokens& tokens):
 
 
 cdef class Embedder:
-    """A model's context for embeddings, or for scores when it pools by ``rank``.
+    """A model's context for embeddings, or for scores if its pooling is ``rank``.
 
-    ``n_ctx`` is the most tokens of one sequence and of a batch, ``n_seq`` the most sequences of a batch. The
-    property ``n_ctx`` is the number that llama.cpp granted. ``pooling`` is a key of ``POOLINGS``; ``unspecified``
-    keeps the model file's. ``threads`` 0 lets the context choose; ``flash_attention`` is ``on``, ``off`` or
-    ``auto``. Sequences are bytes: int32 token ids. Everything is thread-safe except ``compute``, which is for one
-    thread at a time. Raises ``ModelError``.
+    ``n_ctx`` is the maximum number of tokens of one sequence and of a batch. ``n_seq`` is the maximum number of
+    sequences of a batch. The property ``n_ctx`` is the number that llama.cpp granted. ``pooling`` is a key of
+    ``POOLINGS``; ``unspecified`` keeps the pooling of the model file. If ``threads`` is 0, the context chooses.
+    ``flash_attention`` is ``on``, ``off`` or ``auto``. A sequence is given as the bytes of its int32 token ids. All
+    methods are thread-safe, except that one thread at a time may call ``compute``. Raises ``ModelError``.
     """
 
     cdef Model model
@@ -175,7 +176,8 @@ cdef class Embedder:
 
     @property
     def width(self) -> int:
-        """Floats of a row: the vector's width, or the number of the classifier's outputs. The first is the score."""
+        """The number of floats in a row: the width of a vector, or the number of the classifier's outputs. The first
+        output is the score."""
         return self.context.get().width()
 
     @property
@@ -185,9 +187,9 @@ cdef class Embedder:
                 return name
 
     def text(self, bytes text) -> bytes:
-        """The tokens of one text (UTF-8), with the model's special tokens; may be empty.
+        """Returns the tokens of one text (UTF-8), with the model's special tokens. There may be none.
 
-        Raises ``ValueError`` if the tokenizer fails; so does ``pair``.
+        Raises ``ValueError`` if the tokenizer fails.
         """
         cdef string c_text = text
         cdef Tokens tokens
@@ -196,7 +198,8 @@ cdef class Embedder:
         return as_bytes(tokens)
 
     def pair(self, bytes query, bytes document) -> bytes:
-        """The tokens of a query with a document, in the format of the model's family."""
+        """Returns the tokens of a query and a document, in the format of the model's family. Raises as ``text``
+        does."""
         cdef string c_query = query, c_document = document
         cdef Tokens tokens
         with nogil:
@@ -204,7 +207,7 @@ cdef class Embedder:
         return as_bytes(tokens)
 
     def warm_up(self) -> bool:
-        """Computes 16 tokens twice on one thread. False if llama.cpp cannot compute at all."""
+        """Computes 16 tokens twice on one thread. Returns false if llama.cpp cannot compute at all."""
         cdef Tokens tokens
         cdef llama_token token = max(0, llama_vocab_bos(self.model.vocab))
         cdef cbool done
@@ -214,9 +217,10 @@ cdef class Embedder:
         return done
 
     def compute(self, sequences):
-        """The rows of a batch, one float32 row of ``width`` for each sequence; ``None`` if interrupted.
+        """Computes a batch. Returns one row of ``width`` float32 numbers for each sequence, or ``None`` if
+        interrupted.
 
-        Raises ``RuntimeError`` if llama.cpp fails (its log has the reason) and for a batch beyond the limits.
+        Raises ``RuntimeError`` if the batch exceeds the limits or if llama.cpp fails. llama.cpp's log has the reason.
         """
         cdef vector[Tokens] batch
         cdef bytes sequence
@@ -236,7 +240,7 @@ cdef class Embedder:
         return rows if outcome == EMBED_DONE else None
 
     def interrupt(self):
-        """Ends the current ``compute`` and every further one until ``resume``."""
+        """Ends the current ``compute`` and each later one, until ``resume`` is called."""
         self.context.get().interrupt()
 
     def resume(self):

@@ -8,9 +8,9 @@ cdef extern from *:
 
 
 def open_guidance(str library) -> str:
-    """Loads llguidance from the library with its C interface, once; returns its version.
+    """Loads llguidance from the shared library with its C interface, at the first call. Returns its version.
 
-    Raises ``ModelError`` if a function is missing.
+    Raises ``ModelError`` if the library or one of its functions is missing.
     """
     cdef string path = library.encode(), version, error
     cdef cbool ok
@@ -22,7 +22,7 @@ def open_guidance(str library) -> str:
 
 
 cdef class Guidance:
-    """A model's vocabulary for llguidance; call ``open_guidance`` first."""
+    """A model's vocabulary for llguidance. Call ``open_guidance`` before."""
 
     cdef Model model
     cdef shared_ptr[GuidanceVocab] guided
@@ -32,8 +32,8 @@ cdef class Guidance:
         self.guided.reset(new GuidanceVocab(model.vocab))
 
     def guide(self, bytes kind, bytes grammar) -> Guide:
-        """A guide for a ``json_schema`` or a ``lark`` grammar. Raises ``ValueError`` with llguidance's reason, and
-        ``InvalidRequest`` when the preparation is cancelled.
+        """Returns a guide for a grammar of this ``kind``: ``json_schema`` or ``lark``. Raises ``ValueError`` with
+        llguidance's reason if it refuses the grammar, and ``InvalidRequest`` if the request is cancelled.
         """
         cdef Guide made = Guide()
         cdef string text = grammar, error
@@ -50,18 +50,19 @@ cdef class Guidance:
 
 
 cdef class Guide:
-    """The position of one answer in a grammar; ``Engine.submit`` consumes it."""
+    """The state of one answer in a grammar, which decides what tokens may come next. ``Engine.submit`` consumes the
+    guide."""
 
     cdef Model model
     cdef unique_ptr[CGuide] guide
     cdef shared_ptr[GuideStop] stop
 
     def wait_for(self, words, tokens):
-        """Allows every token until the answer contains one of the ``words`` (bytes) or ``tokens``."""
+        """Allows every token until one of ``words`` (bytes) or ``tokens`` appears in the answer."""
         self.guide.get().wait_for(words, tokens)
 
     def accept_text(self, bytes text) -> bool:
-        """Advances by a text; false if the grammar does not allow it."""
+        """Advances by a text. Returns false if the grammar does not allow it."""
         cdef string c_text = text
         cdef cbool fits
         with nogil:
@@ -69,19 +70,19 @@ cdef class Guide:
         return fits
 
     def allows(self, llama_token token) -> bool:
-        """Whether the token may come next."""
+        """Returns whether the token may come next."""
         return self.guide.get().allows(token)
 
     def accept(self, llama_token token) -> bool:
-        """Advances by a token; false if it is not allowed."""
+        """Advances by a token. Returns false if the grammar does not allow it."""
         return self.guide.get().accept(token)
 
     def forced(self):
-        """The token ids that the grammar forces next."""
+        """Returns the ids of the tokens that must come next, because the grammar allows no others."""
         return self.guide.get().forced()
 
     def choices(self) -> int:
-        """How many tokens may come next."""
+        """Returns how many tokens may come next."""
         cdef const uint32_t* mask
         cdef int word, count = 0
         with nogil:
@@ -93,7 +94,7 @@ cdef class Guide:
 
     @property
     def stopped(self) -> bool:
-        """Whether a cancel has ended it, also after ``Engine.submit`` has consumed it."""
+        """Whether a cancel has ended the guide. Works also after ``Engine.submit`` has consumed it."""
         return self.stop.get().stopped()
 
     @property
@@ -103,5 +104,5 @@ cdef class Guide:
 
     @property
     def complete(self) -> bool:
-        """Whether only the end can follow."""
+        """Whether the answer must end here."""
         return self.guide.get().complete()

@@ -2,20 +2,21 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
 """The token loop on llama.cpp's C API.
 
-``Model`` (in ``_model.pxi``) is a loaded GGUF file; it renders and tokenises prompts. ``Engine`` is one context
-with a fixed number of sequences. One thread runs ``Engine.run`` and never holds the GIL there. Numbers and bytes
-enter the loop, bytes leave it; no pointer and no Python object crosses.
+``Model`` (in ``_model.pxi``) is a loaded GGUF file. ``Engine`` is one context with a fixed number of sequences. One
+thread runs ``Engine.run`` without the GIL. Numbers and bytes enter the loop, and bytes leave it. No Python object is
+used inside the loop.
 
-A step takes in new jobs and cancels, gives free slots to waiting jobs, fills one batch (``Engine.fill_batch``),
-decodes it, samples tokens from the rows of logits, appends the finished frames, publishes them and wakes the event
-loop once.
+Each turn of the loop takes in new jobs and cancels, and gives free slots to waiting jobs. Then it fills one batch
+(``Engine.fill_batch``), decodes the batch, samples tokens from the rows of logits, and appends the frames. Last, it
+publishes the frames and wakes the event loop once.
 
-A job is the list of its tokens (prompt and answer) and ``n_past``, the number of them in the KV cache. Prefill,
-decoding, repair after an interrupted step and prefix reuse are one operation: decode the missing tokens.
+A job is the list of its tokens (prompt and answer) and ``n_past``, the number of these tokens in the KV cache.
+Prefill, decoding, repair after an interrupted step and prefix reuse are the same operation: decode the tokens that are
+missing in the cache.
 
-A finished job leaves its cells in its slot. ``PrefixCache`` indexes the slots, memory and files, and plans where
-the next job begins. A job whose prefix is in a file waits for it. ``Depot`` passes states to the files and back
-while the loop keeps running.
+A finished job leaves its cells of the KV cache in its slot. ``PrefixCache`` indexes the prefixes in slots, memory and
+files, and plans where the next job begins. If a job's prefix is in a file, the job waits for the file. ``Depot`` moves
+states to the files and back while the loop keeps running.
 
 (Over 400 lines, because every method works on the same state of the loop; the rest is in the headers.)
 """
@@ -58,7 +59,7 @@ cdef struct StepGuard:
 
 
 cdef cbool give_up(void* data) noexcept nogil:
-    """llama.cpp calls this between the nodes of a step's graph; true aborts the step."""
+    """llama.cpp calls this between the nodes of a step's graph. If it returns true, the step is aborted."""
     cdef StepGuard* guard = <StepGuard*>data
     return guard.exchange.interrupted() or (guard.deadline_us != 0 and llama_time_us() > guard.deadline_us)
 
@@ -73,15 +74,14 @@ cdef enum:
 
 
 cdef class Engine:
-    """``n_seq`` sequences of ``n_ctx`` tokens each on one model, and the loop that serves them.
+    """One context on a model, with ``n_seq`` sequences of ``n_ctx`` tokens each, and the loop that serves them.
 
-    ``flash_attention`` is ``on``, ``off`` or ``auto`` (llama.cpp's choice); ``kv_type`` ``f16`` or ``q8_0``;
-    ``threads`` 0 lets the loop choose. With ``unified`` the sequences share one cache of ``n_ctx`` tokens.
-    ``cache_bytes`` bounds the memory for states of earlier requests outside the slots. ``drafts`` controls
-    speculative decoding: ``off`` never drafts, ``auto`` drafts where measurements say that it pays, ``on`` drafts
-    whenever the tokens are likely; ``draft_model`` is a small model that drafts, too. A job names one of the
-    ``adapters`` by its number.
-    ``submit``, ``cancel``, ``ready``, ``collect``, ``stop`` and the methods for files are thread-safe.
+    ``flash_attention`` is ``on``, ``off`` or ``auto`` (llama.cpp's choice). ``kv_type`` is ``f16`` or ``q8_0``. If
+    ``threads`` is 0, the loop chooses. With ``unified``, the sequences share one cache of ``n_ctx`` tokens.
+    ``cache_bytes`` limits the memory for states of earlier requests outside the slots. ``drafts`` controls speculative
+    decoding: ``off`` never drafts, ``auto`` drafts if measurements show that it pays, ``on`` drafts whenever the
+    tokens are likely. ``draft_model`` is a small model that also makes drafts. A job names one of the ``adapters`` by
+    its number. ``submit``, ``cancel``, ``ready``, ``collect``, ``stop`` and the methods for files are thread-safe.
     """
 
     cdef Model model
@@ -214,8 +214,8 @@ cdef class Engine:
         self.pool = NULL
 
     def warm_up(self) -> bool:
-        """Decodes one token twice on one thread, which brings the weights into memory and measures the
-        single-thread time of a token. False when llama.cpp cannot decode at all."""
+        """Decodes one token twice on one thread. This reads the weights into memory and measures the time of a token
+        on a single thread. Returns false if llama.cpp cannot decode at all."""
         cdef int code = 0, _turn
         cdef int64_t started
         cdef Job job
@@ -240,7 +240,7 @@ cdef class Engine:
     # The event loop's side.
 
     def fileno(self) -> int:
-        """The descriptor that is readable when ``ready`` has something."""
+        """Returns the file descriptor that becomes readable when ``ready`` has ids to return."""
         return self.exchange.fd()
 
     def submit(self, Prompt prompt, *, int max_tokens, sampling, bytes grammar, stops, frame, Guide guide=None,
@@ -248,14 +248,15 @@ cdef class Engine:
                int logprobs=-1) -> int:
         """Queues a job and returns its id.
 
-        ``sampling`` is an :class:`inferd.sampling.SamplingParams` in which no value is ``None``. ``grammar`` is
-        GBNF that replaces the prompt's own; ``guide`` replaces both and is consumed. ``stops`` are UTF-8 byte
-        strings in addition to the prompt's; ``frame`` is the (prefix, opening, suffix) of a token frame, or ``None``
-        for no frames. ``logprobs`` is the number of alternatives reported for each token, -1 for no probabilities;
-        their records (logprobs.h) stand between ``opening`` and ``suffix``, separated by commas.
-        Jobs of one ``scope`` reuse each other's prefixes unless ``use_cache`` is false; ``session`` names a
-        conversation. ``adapter`` is the number of the LoRA adapter, -1 for none; each ``scope`` has one adapter.
-        Raises ``InvalidRequest`` for a grammar that does not parse and for a prompt that does not fit.
+        ``sampling`` is an :class:`inferd.sampling.SamplingParams` in which no value is ``None``. ``grammar`` is GBNF
+        that replaces the grammar of the prompt. ``guide`` replaces both grammars and is consumed. ``stops`` are stop
+        strings (UTF-8) in addition to those of the prompt. ``frame`` is the (prefix, opening, suffix) of a token
+        frame, or ``None`` for no frames. ``logprobs`` is the number of alternatives to report for each token, or -1
+        for no probabilities. The records of the tokens (logprobs.h) are written between ``opening`` and ``suffix``,
+        separated by commas. Jobs with the same ``scope`` reuse each other's prefixes, unless ``use_cache`` is false.
+        All jobs of a ``scope`` must use the same adapter. ``session`` names a conversation. ``adapter`` is the number
+        of the LoRA adapter, or -1 for none. Raises ``InvalidRequest`` for a grammar that does not parse and for a
+        prompt that does not fit.
         """
         cdef SamplingParams params
         cdef Grammar c_grammar
@@ -314,21 +315,21 @@ cdef class Engine:
         return id
 
     def cancel(self, uint64_t id, bint drop):
-        """Ends a job within a step; with ``drop`` its output is discarded and its id becomes invalid."""
+        """Ends a job within one step. With ``drop``, its output is discarded and its id becomes invalid."""
         with nogil:
             self.exchange.cancel(id, drop)
 
     def ready(self):
-        """The ids of jobs with new output."""
+        """Returns the ids of the jobs that have new output."""
         return self.exchange.ready()
 
     def collect(self, uint64_t id):
-        """(finished frames, None) or, at the end of a job, (frames, its result).
+        """Returns (frames, ``None``), or (frames, result) once the job has ended.
 
-        The result is (finish, error, content as the inside of a JSON string, prompt tokens, completion tokens,
+        The result is (finish, error, content escaped as inside a JSON string, prompt tokens, completion tokens,
         prefill ms, decode ms, ms to the first text or 0, cached prompt tokens, the reason of a cache miss or ``""``,
-        records of tokens that no frame carried, draft tokens computed, draft tokens accepted, ids of the answer's
-        tokens as int32).
+        token records that no frame carried, draft tokens computed, draft tokens accepted, ids of the answer's tokens
+        as int32).
         """
         cdef string out
         cdef unique_ptr[Job] whole
@@ -348,7 +349,7 @@ cdef class Engine:
             (<char*>(job.tokens.data() + job.n_prompt))[:job.n_completion() * sizeof(llama_token)])
 
     def prompt_read(self, uint64_t id) -> float:
-        """The share of a job's prompt, 0 to 1, that has been computed or found in the cache."""
+        """Returns the share of a job's prompt, from 0 to 1, that has been computed or found in the cache."""
         cdef double share
         with nogil:
             share = self.exchange.read_share(id)
@@ -356,24 +357,26 @@ cdef class Engine:
 
     @property
     def cache_bytes(self) -> int:
-        """Memory used by snapshots, in bytes."""
+        """The memory that snapshots use, in bytes."""
         return self.cache.bytes()
 
     @property
     def cache_tokens(self) -> int:
-        """Tokens held by idle slots and snapshots."""
+        """The number of tokens in idle slots and snapshots."""
         return self.cache.tokens()
 
     # Files of states. The daemon, at the other end of the link, keeps them.
 
     def open_files(self, int64_t idle_ms):
-        """Starts saving states to files: before they are evicted, and after ``idle_ms`` without a job."""
+        """Starts saving states to files. A state is saved before it is evicted, and after ``idle_ms`` without a
+        job."""
         self.idle_after = milliseconds(idle_ms)
         with nogil:
             self.depot.open()
 
     def file_kept(self, uint32_t id, tokens, size_t size, *, bytes scope, bytes session, bint usable=True):
-        """Registers the file ``id``, a state of ``size`` bytes; ``usable`` if this context can load it."""
+        """Registers the file ``id`` with a state of ``size`` bytes. ``usable`` means that this context can load the
+        state."""
         cdef Stored file
         cdef cbool c_usable = usable
         file.id = id
@@ -385,11 +388,11 @@ cdef class Engine:
             self.depot.kept(move(file), c_usable)
 
     def files_wanted(self):
-        """The ids of files that jobs wait for, each returned once."""
+        """Returns the ids of the files that jobs wait for. Each id is returned once."""
         return self.depot.wanted()
 
     def file_delivered(self, uint32_t id, int fd, size_t offset, size_t size):
-        """Reads the state of the file ``id``; a ``fd`` of -1 reports that the file is gone."""
+        """Reads the state of the file ``id`` from ``fd``. If ``fd`` is -1, the file is gone."""
         cdef unique_ptr[StateBytes] data
         with nogil:
             if fd >= 0:
@@ -397,19 +400,21 @@ cdef class Engine:
             self.depot.delivered(id, move(data), size)
 
     def leaving(self) -> LeavingState:
-        """The next state to be written to a file, or ``None``; the caller then calls ``file_saved``."""
+        """Returns the next state to write to a file, or ``None``. When the state is written, call ``file_saved``."""
         cdef LeavingState state = LeavingState()
         state.snapshot = self.depot.leaving(state.replaces)
         return state if state.snapshot else None
 
     def file_saved(self, uint32_t id, gone):
-        """Reports that the state is in the file ``id`` (0: it was not written) and the files ``gone`` are deleted."""
+        """Reports that the state is in the file ``id`` and that the files ``gone`` are deleted. The id 0 means that
+        the state was not written."""
         cdef vector[uint32_t] c_gone = gone
         with nogil:
             self.depot.saved(id, c_gone)
 
     def flush_files(self):
-        """Starts saving every state that is in no file; ``files_flushed`` is true once when that is done."""
+        """Starts saving every state that is not in a file yet. When that is done, ``files_flushed`` returns true
+        once."""
         with nogil:
             self.depot.flush()
 
@@ -417,21 +422,21 @@ cdef class Engine:
         return self.depot.flushed()
 
     def pulse(self):
-        """(turns of the loop so far, µs since the current one began or 0, its expected µs or 0)."""
+        """Returns (turns of the loop so far, µs since the current turn began or 0, expected µs of this turn or 0)."""
         cdef uint64_t steps = 0
         cdef int64_t busy_us = 0, predicted_us = 0
         self.exchange.pulse(steps, busy_us, predicted_us)
         return steps, busy_us, predicted_us
 
     def stop(self):
-        """Ends ``run`` within a step; unfinished jobs stay unfinished."""
+        """Ends ``run`` within one step. Unfinished jobs stay unfinished."""
         with nogil:
             self.exchange.stop()
 
     # The engine thread's side.
 
     def run(self):
-        """The loop; returns after ``stop``."""
+        """Runs the loop until ``stop`` is called."""
         cdef cbool idle = False
         with nogil:
             while self.exchange.intake(self.waiting, self.running, self.active, self.n_seq, self.idle_after, idle):
@@ -512,7 +517,7 @@ cdef class Engine:
         return self.cache.plan(wanted, self.live)
 
     cdef void seat(self, Job* job, const Plan& plan) noexcept nogil:
-        """Gives a job its slot, with the part of its prompt that the plan found."""
+        """Gives a job its slot, which then holds the part of the prompt that the plan found in the cache."""
         cdef Match keep = plan.keep
         cdef cbool ok = True
         if plan.save:
@@ -608,13 +613,14 @@ cdef class Engine:
             self.lose_context()
 
     cdef cbool fill_batch(self) noexcept nogil:
-        """Puts the tokens of the next step into the batch. True if they belong to a prompt.
+        """Puts the tokens of the next step into the batch. Returns true if they belong to a prompt.
 
-        A batch holds either the next token of every decoding sequence or a chunk of one prompt. llama.cpp would split
-        a mixed batch the same way, and so the numbers computed for a prompt never depend on the other sequences.
+        A batch holds either the next token of each decoding sequence, or a chunk of one prompt. llama.cpp would split
+        a mixed batch in the same way. Unmixed batches also make the numbers computed for a prompt independent of other
+        sequences.
 
-        Prompt and decoding steps alternate. While no sequence decodes, every step is a prompt step. While no prompt
-        waits, or a full shared cache holds prompts back (``hold_prompts``), every step is a decoding step.
+        Prompt steps and decoding steps alternate. While no sequence decodes, every step is a prompt step. Every step
+        is a decoding step while no prompt waits, or while a full shared cache holds prompts back (``hold_prompts``).
         """
         cdef Job* job
         cdef Job* prompt = NULL
@@ -686,7 +692,8 @@ cdef class Engine:
             self.batch.logits[job.logits_row] = True
 
     cdef void look_for_drafts(self, size_t decoders, int adapter) noexcept nogil:
-        """Drafts for every sequence of the step, ``decoders`` in all; asks the draft model for those that need it."""
+        """Makes a draft for each of the ``decoders`` sequences of the step. Asks the draft model for sequences whose
+        draft is unsure."""
         cdef Job* job
         cdef DraftWanted want
         cdef double plain = self.governor.usual(<int>decoders), longest = 0
@@ -724,7 +731,8 @@ cdef class Engine:
                 i += 1
 
     cdef void settle_drafts(self, int rows, int drafted) noexcept nogil:
-        """Reports to the draft model what its drafts in the step cost and saved, in the time of steps without them."""
+        """Reports to the draft model how much time its drafts cost and saved in this step, compared with steps without
+        drafts."""
         cdef Job* job
         cdef double accepted = 0, plain = self.governor.usual(rows - drafted)
         for job in self.batched:
@@ -734,10 +742,10 @@ cdef class Engine:
             self.draft_us + self.governor.usual(rows) - plain, accepted / self.batched.size() * plain)
 
     cdef void add_draft(self, Job* job, size_t decoders) noexcept nogil:
-        """Adds the draft after the last token of a sequence, one of ``decoders``.
+        """Adds the draft of one of the ``decoders`` sequences to the batch, after the sequence's last token.
 
         The draft takes at most its share of the remaining rows. While the governor compares thread counts, ``auto``
-        adds none, because only steps without drafts compare.
+        adds no draft, because the comparison needs steps without drafts.
         """
         cdef size_t i, most
         if self.hold_drafts or job.logits_row < 0:
@@ -752,7 +760,8 @@ cdef class Engine:
             self.batch.logits[self.batch.n_tokens - 1] = True
 
     cdef void advance(self, Job* job) noexcept nogil:
-        """Samples tokens from the rows of logits while the draft is right; the first differing token is the last."""
+        """Samples tokens from the rows of logits for as long as they equal the draft. The first token that differs is
+        the last."""
         cdef size_t came = 0
         while True:
             self.next_token(job, job.logits_row + <int>came)
@@ -812,7 +821,7 @@ cdef class Engine:
             self.write(job, text)
 
     cdef void write(self, Job* job, const string& text) noexcept nogil:
-        """Appends text to the answer and stages it as a frame for the next publish."""
+        """Appends text to the answer, and a frame with this text to those that the next publish sends."""
         cdef size_t before = job.content.size()
         if text.empty():
             return
@@ -832,7 +841,7 @@ cdef class Engine:
         job.error = error
 
     cdef void leave(self, Job* job) noexcept nogil:
-        """A finished job gives its slot back."""
+        """Takes the slot from a finished job."""
         cdef size_t i
         for i in range(self.running.size()):
             if self.running[i] == job:
@@ -843,7 +852,7 @@ cdef class Engine:
         self.close_job(job)
 
     cdef void keep(self, Job* job) noexcept nogil:
-        """Keeps a finished job's cells in its slot, up to its first image or sound."""
+        """Keeps the KV cells of a finished job in its slot, up to the job's first image or sound."""
         cdef Sequence sequence
         cdef size_t n = job.n_kept()
         if self.ctx != NULL and (n == 0 or not c_cut(self.ctx, job.slot, n, self.n_swa)):
@@ -874,7 +883,8 @@ cdef class Engine:
     # When a step does not succeed.
 
     cdef void take_back(self, Job* job) noexcept nogil:
-        """Removes cells beyond ``n_past`` from this job's slot, or goes back to its last checkpoint."""
+        """Removes the cells beyond ``n_past`` from the job's slot. If the model cannot do that, goes back to the last
+        checkpoint."""
         cdef shared_ptr[const Checkpoint] last = job.checkpoints.at_most(job.n_past)
         if self.any_cut:
             if c_cut(self.ctx, job.slot, job.n_past, self.n_swa):
@@ -886,8 +896,8 @@ cdef class Engine:
         job.fall_back_to(0)
 
     cdef void make_room(self, cbool for_prompt) noexcept nogil:
-        """Makes room in a full shared cache: evicts an idle slot; else a prompt waits for the decoding jobs; else
-        the youngest job fails."""
+        """Makes room in a full shared cache. Evicts an idle slot if there is one. Otherwise a prompt waits for the
+        decoding jobs. If that is impossible, the youngest job fails."""
         cdef Job* job
         cdef Job* youngest = self.active[0]
         cdef int slot = self.cache.oldest()
@@ -910,7 +920,8 @@ cdef class Engine:
         self.leave(youngest)
 
     cdef void lose_context(self) noexcept nogil:
-        """Handles a failure of llama.cpp: this step's requests fail, the context is recreated, the others restart."""
+        """Handles a failure of llama.cpp. The jobs of this step fail, the context is made again, and the other jobs
+        start again."""
         cdef size_t i = 0
         cdef Job* job
         for job in self.batched:
@@ -952,7 +963,7 @@ cdef class LeavingState:
         return self.snapshot.get().sequence.session
 
     def write(self, int fd) -> bool:
-        """Writes the state at the beginning of a file; false when there is no room."""
+        """Writes the state at the beginning of a file. Returns false if there is no room."""
         cdef cbool ok
         with nogil:
             ok = write_file(fd, self.snapshot.get()[0])

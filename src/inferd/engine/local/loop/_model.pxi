@@ -9,7 +9,8 @@ cdef extern from "stdio.h" nogil:
 
 
 cdef str in_a_sentence(const string& error):
-    """llama.cpp's message on one line. A parser quotes the text after an error; at the end it quotes nothing."""
+    """Returns llama.cpp's message on one line. A parser's message ends with the text at an error; at the end of the
+    input there is none, so "the end" is added."""
     cdef str words = " ".join(error.decode("utf-8", "replace").split())
     return words + " the end" if words.endswith(" at") else words
 
@@ -19,7 +20,7 @@ MISS_NAMES = ("", "first", "changed", "evicted", "other user", "opted out", "mod
 
 
 def devices():
-    """The devices of llama.cpp as (kind, name, description, bytes of memory), kind as in ggml."""
+    """Returns the devices of llama.cpp as (kind, name, description, bytes of memory). The kinds are ggml's."""
     return [
         (d.kind.decode(), d.name.decode(), d.description.decode("utf-8", "replace"), d.memory_total)
         for d in c_devices()
@@ -27,14 +28,16 @@ def devices():
 
 
 def cpu_variant() -> str:
-    """The variant of the CPU backend in use: ``haswell``; ``native`` in a build for one machine."""
+    """Returns the variant of the CPU backend in use, such as ``haswell``. In a build for one machine, it is
+    ``native``."""
     return c_cpu_variant().decode()
 
 
 def add_worker(str endpoint) -> bool:
-    """Adds the devices of the RPC worker at ``endpoint`` (``IP:port``, reachable) for the models loaded afterwards.
+    """Adds the devices of the RPC worker at ``endpoint`` (``IP:port``) for models loaded afterwards. The worker must
+    be reachable.
 
-    False if it has none.
+    Returns false if the worker has no device.
     """
     cdef string where = endpoint.encode()
     cdef cbool added
@@ -51,22 +54,22 @@ def serve_worker(str endpoint, int threads):
 
 
 def system_info() -> str:
-    """The instruction sets that this build uses on this machine, as llama.cpp prints them."""
+    """Returns the instruction sets that this build uses on this machine, in llama.cpp's words."""
     return llama_print_system_info().decode()
 
 
 def useful_threads() -> int:
-    """Threads worth using here: performance cores that this process may run on."""
+    """Returns the number of threads worth using: the number of performance cores that this process may run on."""
     return c_useful_threads()
 
 
 def drain_log():
-    """llama.cpp's log lines since the last call: (ggml log level, text), oldest first, at most 1,000."""
+    """Returns llama.cpp's log lines since the last call as (ggml log level, text), oldest first, at most 1,000."""
     return [(line.first, line.second.decode("utf-8", "replace").rstrip()) for line in c_drain_log()]
 
 
 cdef class TextStream:
-    """The text of a token stream: whole characters only, cut before the first stop string."""
+    """Converts a stream of tokens to text. Releases whole characters, and no text from the first stop string on."""
 
     cdef CTextStream stream
 
@@ -75,20 +78,21 @@ cdef class TextStream:
         self.stream.set_stops(c_stops)
 
     def push(self, bytes piece):
-        """Takes a token's bytes; returns (text to release, whether a stop string was completed)."""
+        """Takes the bytes of a token. Returns (text to release, whether a stop string was completed)."""
         cdef string out
         stopped = self.stream.push(piece, len(piece), out)
         return <bytes>out, stopped
 
     def finish(self) -> bytes:
-        """The text held back for a possible stop string."""
+        """Returns the text that was held back because it might have begun a stop string."""
         cdef string out
         self.stream.finish(out)
         return out
 
 
 cdef class ThreadGovernor:
-    """Chooses the threads of a decode step (threads.h); times in microseconds of a monotonic clock."""
+    """Chooses the number of threads of a decode step. See threads.h. All times are microseconds of a monotonic
+    clock."""
 
     cdef CThreadGovernor* governor
 
@@ -144,12 +148,12 @@ cdef cbool on_progress(float progress, void* data) noexcept nogil:
 
 
 cdef class Model:
-    """A model loaded from an open file; ``parts`` are the further files of a split model, in order.
+    """A model loaded from an open file. ``parts`` are the other files of a split model, in order.
 
-    With ``output_here`` the matrix of the vocabulary stays on the CPU even if the last layer is elsewhere: a worker
-    then returns a few kilobytes for each token, not its logits. ``report(progress)`` is called with 0 to 1 during the
-    load and ends it by returning false. Raises ``ModelError`` for a file that llama.cpp cannot load,
-    ``BootCancelled`` if ``report`` ended the load, and the exceptions of ``report``.
+    With ``output_here``, the output matrix stays on this CPU even if the last layer is elsewhere. Then a worker
+    returns a few kilobytes for each token instead of all logits. During the load, ``report`` is called with the
+    progress from 0 to 1; if it returns false, the load ends with ``BootCancelled``. Raises ``ModelError`` for a file
+    that llama.cpp cannot load. An exception of ``report`` also ends the load and is raised.
     """
 
     cdef llama_model* model
@@ -207,7 +211,7 @@ cdef class Model:
 
     @property
     def n_ctx_train(self) -> int:
-        """The context that the model was trained with, in tokens."""
+        """The length of the context that the model was trained with, in tokens."""
         return llama_model_n_ctx_train(self.model)
 
     @property
@@ -216,24 +220,25 @@ cdef class Model:
 
     @property
     def size(self) -> int:
-        """Bytes of all tensors."""
+        """The size of all tensors in bytes."""
         return llama_model_size(self.model)
 
     @property
     def longest_token(self) -> int:
-        """Bytes of the longest text of a token."""
+        """The length of the longest text of a token in bytes."""
         cdef int32_t token, longest = 1
         for token in range(llama_vocab_n_tokens(self.vocab)):
             longest = max(longest, -llama_token_to_piece(self.vocab, token, NULL, 0, 0, True))
         return longest
 
     def tokens(self, bytes text):
-        """The token ids of a text. Control tokens in it are plain text."""
+        """Returns the token ids of a text. Names of control tokens in the text are plain text."""
         cdef string c_text = text
         return common_tokenize(self.vocab, c_text, False, False)
 
     def text(self, tokens) -> bytes:
-        """The text of token ids, control tokens included; bytes, because a token may end inside a character."""
+        """Returns the text of token ids, control tokens included, as bytes, because a token may end inside a
+        character."""
         cdef string text, piece
         cdef llama_token token
         cdef int n
@@ -248,14 +253,14 @@ cdef class Model:
 
     @property
     def description(self) -> str:
-        """Architecture, size and quantisation, as llama.cpp prints them."""
+        """The architecture, size and quantisation in llama.cpp's words."""
         cdef char text[256]
         llama_model_desc(self.model, text, sizeof(text))
         return text.decode("utf-8", "replace")
 
     @property
     def control_tokens(self):
-        """The ids of the control tokens by their text (bytes)."""
+        """Maps the text of each control token (bytes) to its id."""
         cdef int32_t token
         return {
             self.text([token]): token
@@ -271,8 +276,8 @@ cdef class Model:
 cdef class Adapter:
     """A LoRA adapter for ``model``, loaded from an open file. Raises ``ModelError``.
 
-    ``scale`` is its strength, 1 is that of the file. Load it before the context that uses it. It lives as long as
-    the model.
+    ``scale`` multiplies the adapter's effect. Load an adapter before making the context that uses it. It lives as long
+    as the model.
     """
 
     cdef Model model
@@ -322,10 +327,10 @@ cdef class Projector:
 
     @property
     def sample_rate(self) -> int:
-        """Hz of the samples it takes; 0 without audio."""
+        """The sample rate of its sounds in Hz, or 0 if it takes no sounds."""
         return self.projector.get().sample_rate()
 
     @property
     def marker(self) -> str:
-        """The beginning of a medium's placeholder in a conversation; its number and ``>`` follow."""
+        """The beginning of the placeholder for an image or a sound in a conversation. Its number and ``>`` follow."""
         return self.projector.get().marker().decode()

@@ -1,13 +1,13 @@
 # Prompts and answers by llama.cpp's chat templates and parsers. Part of _llama.pyx.
 
 cdef str refusal_of_template(const string& error):
-    """A template's own message, without the interpreter's frames."""
+    """Returns the template's own error message, without the interpreter's stack."""
     cdef str words = in_a_sentence(error)
     return words.rpartition("Error: ")[2] if "While executing" in words else words
 
 
 cdef class Templates:
-    """The model's chat templates, or ``source`` (Jinja) instead of them."""
+    """The model's chat templates. ``source`` (Jinja) replaces them unless it is empty."""
 
     cdef Model model
     cdef unique_ptr[Prompts] prompts
@@ -28,7 +28,7 @@ cdef class Templates:
 
     @property
     def tools(self) -> bool:
-        """Whether the template itself describes tools to the model."""
+        """Whether the template describes tools to the model."""
         return self.prompts.get().supports_tools()
 
     @property
@@ -47,12 +47,12 @@ cdef class Templates:
         return self.prompts.get().supports_nested_arguments()
 
     def render(self, bytes request, Projector projector=None, items=(), int n_batch=0, kept=()) -> Prompt:
-        """Renders and tokenises a conversation: JSON with the keys that prompt.h lists.
+        """Renders and tokenises a conversation. ``request`` is JSON with the keys that prompt.h lists.
 
-        ``items`` are its media as (kind, encoded, width, height, buffer), which ``projector`` encodes; ``n_batch``
-        is the number of tokens in a step of the engine. ``kept`` are the answers in it whose tokens are known, as
-        (length of the prompt before, its hash, token ids). Raises ``InvalidRequest`` if the template or the projector
-        refuses.
+        ``items`` lists the images and sounds of the conversation as (kind, encoded, width, height, buffer);
+        ``projector`` encodes them. ``n_batch`` is the maximum number of tokens in a step of the engine. ``kept`` lists
+        the answers in the conversation whose tokens are known, as (length of the prompt before the answer, hash of
+        that prompt, token ids). Raises ``InvalidRequest`` if the template or the projector refuses the conversation.
         """
         cdef string text = request, error
         cdef MediaInput media
@@ -82,9 +82,10 @@ cdef class Templates:
         return prompt
 
     def raw(self, bytes text, suffix=None) -> Prompt:
-        """A prompt without a template: ``text``, or ``text`` and ``suffix`` around a middle that the model fills in.
+        """Returns a prompt without a template. With a ``suffix``, the model fills in the text between ``text`` and
+        ``suffix``.
 
-        Raises ``InvalidRequest`` for a ``suffix`` if the model has no tokens for that.
+        Raises ``InvalidRequest`` for a ``suffix`` if the model has no tokens for filling in.
         """
         cdef string c_text = text, c_suffix = suffix or b"", error
         cdef const string* behind = NULL
@@ -100,7 +101,7 @@ cdef class Templates:
 
 
 cdef class Prompt:
-    """A rendered conversation: its token ids, and the data to constrain and parse the answer."""
+    """A rendered conversation: its token ids, and the data that constrains and parses the answer."""
 
     cdef Rendered rendered
 
@@ -114,33 +115,34 @@ cdef class Prompt:
 
     @property
     def last_turn(self) -> int:
-        """The number of tokens before the last message whose text the template shows as it is; 0 without one."""
+        """The number of tokens before the last message whose text the template shows unchanged, or 0 if there is
+        none."""
         return self.rendered.turns.back() if self.rendered.turns.size() else 0
 
     def head(self, size_t n) -> Prompt:
-        """The first ``n`` tokens as a prompt of their own, without a grammar."""
+        """Returns the first ``n`` tokens as a separate prompt without a grammar."""
         cdef Prompt prompt = Prompt()
         prompt.rendered.tokens.assign(self.rendered.tokens.begin(), self.rendered.tokens.begin() + n)
         return prompt
 
     @property
     def text(self):
-        """Length and hash of the text that was tokenised."""
+        """The length and the hash of the text that was tokenised."""
         return self.rendered.length, self.rendered.hash
 
     @property
     def media(self):
-        """(position among the tokens, embeddings) of each medium, in the order of the prompt."""
+        """The (position among the tokens, embeddings) of each image or sound, in the order of the prompt."""
         return [(span.at, tuple(span.embeddings)) for span in self.rendered.media]
 
     @property
     def grammar(self) -> bytes:
-        """GBNF of the family's tool calls or output format; empty if nothing constrains the answer."""
+        """The GBNF of the family's tool calls or output format, or empty if nothing constrains the answer."""
         return self.rendered.grammar
 
     @property
     def triggers(self):
-        """(words, token ids) that begin a call; ``None`` if only a pattern recognises one."""
+        """The (words, token ids) that begin a call, or ``None`` if llama.cpp has no words that begin one."""
         if self.rendered.trigger_words.empty():
             return None
         return self.rendered.trigger_words, self.rendered.trigger_tokens
@@ -152,17 +154,17 @@ cdef class Prompt:
 
     @property
     def thinking(self):
-        """(start mark, end marks) of the family's thoughts as bytes; empty if it has none."""
+        """The (start marker, end markers) of the family's thoughts as bytes, empty if it has none."""
         return self.rendered.think_start, self.rendered.think_ends
 
     @property
     def syntax(self) -> bytes:
-        """The parser of the answer, for ``Reply``."""
+        """The parser of the answer in JSON, for ``Reply``."""
         return self.rendered.syntax
 
 
 cdef class Reply:
-    """Parses a growing answer in its family's format into text, thinking and tool calls."""
+    """Parses a growing answer in the format of its model family. The parts are text, thinking and tool calls."""
 
     cdef unique_ptr[CReply] reply
 
@@ -173,7 +175,7 @@ cdef class Reply:
             raise ValueError(error.decode("utf-8", "replace"))
 
     def feed(self, bytes text, *, bint last):
-        """The new parts after more text, as JSON (see reply.h); ``None`` if the answer does not parse."""
+        """Returns the new parts after more text, as JSON (see reply.h), or ``None`` if the answer cannot be parsed."""
         cdef string c_text = text, news, error
         cdef cbool ok
         with nogil:

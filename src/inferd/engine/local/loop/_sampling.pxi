@@ -3,7 +3,7 @@
 
 
 cdef SamplingParams settings_of(sampling):
-    """The settings of an :class:`inferd.sampling.SamplingParams` in which no value is ``None``."""
+    """Converts an :class:`inferd.sampling.SamplingParams` in which no value is ``None``."""
     cdef SamplingParams settings
     settings.temperature = sampling.temperature
     settings.top_p = sampling.top_p
@@ -17,7 +17,8 @@ cdef SamplingParams settings_of(sampling):
 
 
 def draws(Model model, const float[::1] logits, sampling, int count):
-    """The first ``count`` tokens that a request with this ``sampling`` draws from equal logits."""
+    """Returns the first ``count`` tokens that a request with this ``sampling`` draws if the logits are the same each
+    time."""
     cdef SamplingParams settings = settings_of(sampling)
     cdef Grammar none
     cdef string error
@@ -34,7 +35,7 @@ def draws(Model model, const float[::1] logits, sampling, int count):
 
 
 def nucleus(const float[::1] logits, float top_p):
-    """The ids of the likeliest tokens whose probabilities add up to ``top_p``, in no order; see nucleus.h."""
+    """Returns the ids of the likeliest tokens whose probabilities add up to ``top_p``, in any order. See nucleus.h."""
     cdef vector[llama_token_data] found
     cdef llama_token_data one
     c_nucleus(&logits[0], <int32_t>logits.shape[0], top_p, found)
@@ -42,7 +43,7 @@ def nucleus(const float[::1] logits, float top_p):
 
 
 def nucleus_of_llama_cpp(const float[::1] logits, float top_p):
-    """The same ids from llama.cpp's own sampler, which sorts."""
+    """Returns the same ids from llama.cpp's own sampler, which sorts all tokens."""
     cdef vector[llama_token_data] all_of_them
     cdef llama_token_data one
     cdef llama_token_data_array array
