@@ -1,11 +1,11 @@
 """inferd: one warm model for every program on a machine.
 
-The packages, in the order of a request's path: ``fastpath`` splits lines and encodes frames. ``wire`` defines
-the formats, and ``serve`` handles connections and queues. ``engine`` generates the text. ``store`` downloads
-and verifies models. ``daemon`` assembles the parts. ``client`` and ``cli`` are the other end of the socket.
+The packages: ``fastpath`` splits lines and encodes frames. ``wire`` defines the formats of requests and
+answers. ``serve`` handles connections and queues. ``engine`` generates the text. ``store`` downloads and
+verifies models. ``daemon`` assembles these parts. ``client`` and ``cli`` are the other end of the socket.
 
-The public names are the client's classes and the errors they raise. Each name is imported on first use, so
-that ``import inferd`` is cheap.
+The public names are the classes of the client and the errors that they raise. Each name is imported on first
+use, so that ``import inferd`` is fast.
 """
 
 from __future__ import annotations

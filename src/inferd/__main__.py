@@ -1,4 +1,4 @@
-"""``python -m inferd`` is the command ``inferd``."""
+"""Runs the command ``inferd`` as ``python -m inferd``."""
 
 import sys
 

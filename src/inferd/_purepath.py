@@ -1,7 +1,7 @@
 """The pure Python implementation of :mod:`inferd.fastpath`, and the oracle of its tests.
 
-The docstrings here also document the compiled twins. The compiled twins are faster, and only in this module
-is a line a copy of the received bytes.
+The docstrings here also document the compiled functions of the same names. Those are faster. They also return
+a line without copying the received bytes, which this module does not.
 """
 
 from __future__ import annotations
@@ -41,23 +41,23 @@ _ESCAPES = str.maketrans({chr(c): f"\\u{c:04x}" for c in range(0x20)} | _SHORT_E
 class LineSplitter:
     """Splits a byte stream into lines of at most ``cap`` bytes, for one connection and one thread.
 
-    Bytes enter through ``get_buffer`` and ``buffer_updated``, as of an ``asyncio.BufferedProtocol``, so the
-    socket reads in place. ``next_line`` returns lines in order.
+    Bytes are added by ``get_buffer`` and ``buffer_updated``, as in an ``asyncio.BufferedProtocol``, so the
+    socket reads directly into the buffer. ``next_line`` returns the lines in order.
 
-    * A line ends with ``\\n``, which is not part of it. One ``\\r`` before that is removed, too, but counts
-      towards the cap; the ``\\n`` does not count.
-    * ``has_line`` is true if ``next_line`` would return a line or raise. Once the next line is known to
-      exceed the cap, all held bytes are dropped and ``oversized`` is set. From then on ``next_line`` raises
-      ``FrameTooLarge`` and further input is dropped.
-    * At most the cap and one read chunk is held, and the memory of a long line is released once it is taken.
-      To keep this bound, ``get_buffer`` raises ``BufferError`` if waiting lines fill more than half the cap:
-      pause the transport while ``has_line``.
-    * A line is a read-only memoryview; drop it before more bytes arrive. A view kept longer still shows the
-      same bytes, but costs extra memory.
-    * The bytes after a line are not examined before the next call or read, so that ``take_into`` can take raw
-      bytes right after a line.
-    * While ``framed`` is set, newlines have no meaning: ``peek`` shows the held bytes, ``next_head`` takes
-      the head of a frame, and ``take_into`` its payload.
+    * A line ends with ``\\n``, which is not part of the line and does not count towards the cap. One ``\\r``
+      before the ``\\n`` is removed, too, but counts towards the cap.
+    * ``has_line`` is true if ``next_line`` would return a line or raise an error. If the next line exceeds
+      the cap, all buffered bytes are dropped and ``oversized`` is set. From then on ``next_line`` raises
+      ``FrameTooLarge``, and further input is dropped.
+    * The buffer holds at most the cap and the bytes of one read. The memory of a long line is released once
+      the line is taken. To keep this bound, ``get_buffer`` raises ``BufferError`` if whole lines fill more
+      than half the cap. So pause the transport while ``has_line`` is true.
+    * A line is a read-only memoryview. Drop it before more bytes arrive. If it is kept longer, its bytes stay
+      the same, but that costs extra memory.
+    * The bytes after a line are not examined before the next call or read. So ``take_into`` can take raw
+      bytes that follow a line.
+    * While ``framed`` is set, newlines have no meaning. ``peek`` shows the buffered bytes, ``next_head``
+      takes the head of a frame, and ``take_into`` takes the payload.
     """
 
     def __init__(self, cap: int) -> None:
@@ -72,12 +72,13 @@ class LineSplitter:
 
     @property
     def buffered(self) -> int:
-        """The number of bytes held, whole lines included."""
+        """The number of bytes in the buffer, including those of whole lines."""
         return len(self._held)
 
     @property
     def framed(self) -> bool:
-        """True if the held bytes are frames, or if it is not yet known whether they are lines."""
+        """True if the buffered bytes are frames, or if it is not known yet whether they are lines or
+        frames."""
         return self._framed
 
     @framed.setter
@@ -87,28 +88,30 @@ class LineSplitter:
 
     @property
     def has_line(self) -> bool:
-        """Whether ``next_line`` would return a line or raise."""
+        """Whether ``next_line`` would return a line or raise an error."""
         self._look()
         return self.oversized or self._newline >= 0
 
     def get_buffer(self, sizehint: int = -1) -> memoryview:
-        """Writable memory of at least one byte for the next read; the hint is ignored."""
+        """Returns writable memory of at least one byte for the next read. ``sizehint`` is ignored."""
         self._check_room()
         return memoryview(self._chunk)
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Takes the first ``nbytes`` bytes of the last ``get_buffer`` memory."""
+        """Records that ``nbytes`` bytes were written to the start of the memory that the last ``get_buffer``
+        returned."""
         if not 0 <= nbytes <= len(self._chunk):
             raise ValueError("nbytes does not fit the buffer that get_buffer gave")
         self._receive(memoryview(self._chunk)[:nbytes])
 
     def feed(self, data: Buffer) -> None:
-        """Takes a copy of ``data``, which counts as one read chunk."""
+        """Adds a copy of ``data``, as if one read had returned it."""
         self._check_room()
         self._receive(data)
 
     def next_line(self) -> memoryview | None:
-        """The next line; ``None`` if none is complete. Raises ``FrameTooLarge`` for a line beyond the cap."""
+        """Takes the next line. Returns ``None`` if no line is complete. Raises ``FrameTooLarge`` for a line
+        beyond the cap."""
         self._look()
         if self.oversized:
             raise FrameTooLarge(self.cap)
@@ -117,14 +120,15 @@ class LineSplitter:
         return self._take(self._newline, self._newline + 1)
 
     def take_tail(self) -> memoryview | None:
-        """At the end of the stream: the next line, then the bytes after the last newline, then None."""
+        """Used at the end of the stream. Takes the next line. After the last line, returns the bytes after
+        the last newline, and then ``None``."""
         line = self.next_line()
         if line is None and self._held:
             return self._take(len(self._held), len(self._held))
         return line
 
     def take_into(self, buffer: memoryview) -> int:
-        """Moves as many held bytes as fit, lines or not, to the front of ``buffer``.
+        """Moves as many buffered bytes as fit to the front of ``buffer``, regardless of newlines.
 
         Returns the number of moved bytes.
         """
@@ -135,14 +139,16 @@ class LineSplitter:
         return size
 
     def peek(self, size: int) -> bytes:
-        """The first bytes held, at most ``size`` of them, without taking them."""
+        """Returns the first buffered bytes, at most ``size``, without taking them."""
         return bytes(self._held[:size])
 
     def next_head(self) -> tuple[int, int] | None:
-        """Takes the head of the next frame: the kind (1 for JSON, 2 for a blob) and the payload's size.
+        """Takes the head of the next frame. Returns the kind (1 for JSON, 2 for a blob) and the payload's
+        size.
 
-        ``None`` while the head is incomplete. Raises FrameTooLarge for a payload beyond ``MAX_FRAME_BYTES``
-        and MalformedFrame for any other invalid head; the bytes then stay.
+        Returns ``None`` while the head is incomplete. Raises FrameTooLarge for a payload beyond
+        ``MAX_FRAME_BYTES``, and MalformedFrame for any other invalid head. After an error the bytes are still
+        in the buffer.
         """
         size = 0
         for i, byte in enumerate(self._held[:_MAX_LENGTH_BYTES]):
@@ -197,27 +203,28 @@ class LineSplitter:
 
 
 def escape_json(text: str) -> bytes:
-    """``text`` as the inside of a JSON string, in UTF-8, without the quotes.
+    """Returns ``text`` as a JSON string in UTF-8, without the quotes around it.
 
-    Only the characters that JSON requires are escaped, in the short form if one exists. Raises ``ValueError``
-    for a lone surrogate, which UTF-8 cannot encode.
+    Escapes only the characters that JSON requires to be escaped, in the short form if there is one. Raises
+    ``ValueError`` for a lone surrogate, which UTF-8 cannot encode.
     """
     return text.translate(_ESCAPES).encode()
 
 
 def token_frame(prefix: bytes, text: str, suffix: bytes) -> bytes:
-    """``text``, escaped by :func:`escape_json`, between ``prefix`` and ``suffix``."""
+    """Returns ``prefix``, the text escaped by :func:`escape_json`, and ``suffix``."""
     return prefix + escape_json(text) + suffix
 
 
 def count_names(line: bytes) -> int:
-    """The number of quotes followed by a colon: an upper bound of the names in a line of JSON."""
+    """Returns the number of quotes that a colon follows. A line of JSON has at most this many names."""
     return len(_NAME_END.findall(line))
 
 
 def set_aside(line: bytes | memoryview, longest: int, mark: bytes) -> tuple[bytes, list[str]]:
-    """Replaces each JSON string of more than ``longest`` bytes by ``mark`` and its number in eight digits.
-    Returns the line and the decoded strings. Raises ValueError for an invalid string."""
+    """Replaces each JSON string of more than ``longest`` bytes by a string of ``mark`` and the number of the
+    replaced string, in eight digits. Returns the new line and the decoded strings. Raises ValueError for an
+    invalid string."""
     texts: list[str] = []
 
     def replace(string: re.Match[bytes]) -> bytes:
@@ -232,7 +239,7 @@ def set_aside(line: bytes | memoryview, longest: int, mark: bytes) -> tuple[byte
 
 
 def is_utf8(data: bytes | memoryview) -> bool:
-    """Whether the bytes are UTF-8. The compiled twin releases the GIL."""
+    """Whether the bytes are UTF-8. The compiled function releases the GIL."""
     try:
         str(data, "utf-8")
     except UnicodeDecodeError:
@@ -241,7 +248,8 @@ def is_utf8(data: bytes | memoryview) -> bool:
 
 
 def decode_utf8(data: bytes | memoryview) -> str:
-    """The decoded text. Raises ValueError if it is not UTF-8. The compiled twin releases the GIL."""
+    """Returns the decoded text. Raises ValueError if it is not UTF-8. The compiled function releases
+    the GIL."""
     return str(data, "utf-8")
 
 
@@ -262,19 +270,19 @@ def _head(size: int) -> bytes:
 
 
 def keys_equal(a: bytes, b: bytes) -> bool:
-    """Whether two keys are equal, in a time that depends on neither key nor its length.
+    """Whether two keys are equal. The time of the comparison depends on neither the keys nor their lengths.
 
-    This holds for keys up to 4,096 bytes, the limit of an auth line.
+    This holds for keys of up to 4,096 bytes, the size limit of an auth line.
     """
     size = max(_KEY_BOUND, len(a), len(b))
     return hmac.compare_digest(a.ljust(size, b"\0"), b.ljust(size, b"\0")) & (len(a) == len(b))
 
 
 def float_rows(values: Buffer, width: int) -> bytes:
-    """A buffer of whole rows of ``width`` float32 as a JSON array of arrays.
+    """Encodes a buffer of whole rows of ``width`` float32 numbers as a JSON array of arrays.
 
-    Each number has the fewest digits that read back as the same float32, and never reads as an integer.
-    Raises ``ValueError`` for a number that is not finite.
+    Each number has as few digits as possible, but reads back as the same float32. It always has a fraction or
+    an exponent. Raises ``ValueError`` for a number that is not finite.
     """
     numbers = memoryview(values).cast("B")
     if width < 1 or len(numbers) % (4 * width):

@@ -1,9 +1,9 @@
-"""Neutralises control characters in untrusted text for a terminal.
+"""Removes or escapes control characters in untrusted text that is shown on a terminal.
 
-A server's error, a manifest of a shared store, a file name and a model's answer can hold escape sequences,
-which control a terminal, and bidirectional overrides, which reorder the displayed text. All output of the
-commands and of the log passes through one of these functions. Joiners, spaces and marks that scripts need are
-kept.
+The error of a server, a manifest of a shared store, a file name or a model's answer may contain escape
+sequences, which control a terminal, or bidirectional overrides, which reorder the displayed text. All output
+of the commands and of the log passes through one of these functions. Joiners, spaces and marks that some
+writing systems need are kept.
 """
 
 from __future__ import annotations
@@ -20,22 +20,23 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 def harmless(text: str) -> str:
-    """``text`` with each control character replaced by U+FFFD, except line feeds and tabs."""
+    """Returns ``text`` with each control character replaced by U+FFFD. Line feeds and tabs are kept."""
     return re.sub(_LINES, REPLACEMENT, text)
 
 
 def one_line(value: object) -> str:
-    """``str(value)`` with each control character replaced by U+FFFD, including line feeds and tabs."""
+    """Returns ``str(value)`` with each control character replaced by U+FFFD. Line feeds and tabs are
+    replaced, too."""
     return re.sub(_ALL, REPLACEMENT, str(value))
 
 
 def json_escaped(document: str) -> str:
-    r"""The one-line JSON ``document``, with each control character as ``\uXXXX``."""
+    r"""Returns ``document``, which is JSON on one line, with each control character escaped as ``\uXXXX``."""
     return re.sub(_ALL, lambda found: f"\\u{ord(found[0]):04x}", document)
 
 
 def to_json(value: Any, *, ascii_only: bool = False) -> str:
-    """``value`` as one line of JSON without control characters."""
+    """Encodes ``value`` as one line of JSON without control characters."""
     import json
 
     return json_escaped(json.dumps(value, ensure_ascii=ascii_only))

@@ -1,8 +1,9 @@
 """Disables core dumps of processes that hold prompts and answers.
 
-A core size limit of zero stops dumps into files. A dump collector ignores the limit, so on Linux the process
-is also marked undumpable. Other programs of the same user then cannot attach a debugger or read
-``/proc/PID/mem``. A child process that executes a program is dumpable again until it calls :func:`forbid`.
+A core size limit of zero prevents dumps into files. A program that collects dumps ignores the limit, so on
+Linux the process is also marked as not dumpable. As a side effect, other programs of the same user cannot
+attach a debugger or read ``/proc/PID/mem``. A child process that executes a program is dumpable again until
+it calls :func:`forbid`.
 """
 
 from __future__ import annotations

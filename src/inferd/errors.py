@@ -1,6 +1,6 @@
 """The one exception tree.
 
-Class attributes classify an error, so that no layer matches on its text:
+Class attributes classify an error, so that no code has to match its message:
 
 * ``code``       the wire code of the error frame that a client sees (only ``serve.session`` writes it);
 * ``exit_code``  the exit status of a command that ends with the error (only ``cli`` uses it);
@@ -41,7 +41,7 @@ class InferdError(Exception):
 
 
 class InvalidRequest(InferdError):
-    """A well-formed request with invalid values: an empty list, a number out of range."""
+    """A request with the right form but an invalid value, such as an empty list or a number out of range."""
 
     code = "invalid_request"
     exit_code = 5
@@ -51,7 +51,7 @@ class InvalidRequest(InferdError):
 class DecodeError(InvalidRequest):
     """JSON that is not a request: a field has the wrong type, is missing, or is given twice.
 
-    ``request_id`` is the request's ``id`` if the JSON was an object with a string ``id``, else ``""``.
+    ``request_id`` is the request's ``id``. It is ``""`` unless the JSON was an object with a string ``id``.
     """
 
     def __init__(self, message: str, request_id: str = "") -> None:
@@ -60,7 +60,7 @@ class DecodeError(InvalidRequest):
 
 
 class NotJson(DecodeError):
-    """Bytes that are not JSON in UTF-8; the bytes after them cannot be trusted either."""
+    """Bytes that are not JSON in UTF-8. It is then unknown where the next request begins."""
 
     closes = True
 
@@ -118,9 +118,10 @@ class AttachmentTooLarge(FrameTooLarge):
 
 
 class ModelNotFound(InferdError):
-    """A request names a model that is not available; ``near`` are similar names.
+    """A request names a model that is not available. ``near`` are similar names.
 
-    ``missing``: the model is known, but its file is not in the store. A request never starts a download.
+    ``missing`` is true if the model is known but its file is not in the store. A request never starts a
+    download.
     """
 
     code = "model_not_found"
@@ -145,9 +146,9 @@ class ModelNotFound(InferdError):
 
 
 class QueueFull(InferdError):
-    """Every place of the admission queue is taken.
+    """The admission queue is full.
 
-    ``retry_after_secs`` estimates when the next place becomes free; ``None`` if unknown.
+    ``retry_after_secs`` estimates when a request can be admitted again. It is ``None`` if unknown.
     """
 
     code = "queue_full"
@@ -172,7 +173,7 @@ class InputMemoryFull(InferdError):
 
 
 class AdmissionClosed(InferdError):
-    """The daemon is draining."""
+    """The daemon is about to stop, and accepts no new requests."""
 
     code = "backend_unavailable"
     exit_code = 4
@@ -209,7 +210,7 @@ class DeadlineExceeded(InferdError):
 
 
 class BackendError(InferdError):
-    """Base of the errors that a backend raises before or in the stream."""
+    """Base of the errors that a backend raises before or during its answer."""
 
     code = "backend_unavailable"
     exit_code = 4
@@ -220,7 +221,8 @@ class BackendError(InferdError):
 
 
 class NoBackend(BackendError):
-    """No configured backend is ready, capable and unblocked by its breaker."""
+    """No configured backend can serve the request now: none is ready, has the capability, and has a closed
+    breaker."""
 
     counts = False
     elsewhere = False
@@ -230,7 +232,7 @@ class NoBackend(BackendError):
 
 
 class ModelBroken(BackendError):
-    """The model file has changed or cannot be loaded; only a reload helps."""
+    """The model file has changed or cannot be loaded. Only a reload helps."""
 
     retryable = False
     counts = False
@@ -250,11 +252,12 @@ class NotReady(BackendError):
 
 
 class Unavailable(BackendError):
-    """The backend cannot serve now; the message gives the reason."""
+    """The backend cannot serve now. The message gives the reason."""
 
 
 class UpstreamFull(BackendError):
-    """The queue of an upstream daemon is full; ``retry_after_secs`` as in :class:`QueueFull`."""
+    """The queue of an upstream daemon is full. ``retry_after_secs`` has the same meaning as in
+    :class:`QueueFull`."""
 
     code = "queue_full"
     counts = False
@@ -265,7 +268,8 @@ class UpstreamFull(BackendError):
 
 
 class ModelTooLarge(BackendError):
-    """A model does not fit the memory budget even after every evictable model is unloaded; sizes in bytes."""
+    """A model would not fit into the memory budget even if every model that may be unloaded were unloaded.
+    The sizes are in bytes."""
 
     retryable = False
     counts = False
@@ -280,23 +284,25 @@ class ModelTooLarge(BackendError):
 
 
 class EngineEnded(Unavailable):
-    """The engine process of the request has died or hung; a new one is started.
+    """The engine process of the request has died or hung. A new one is started.
 
-    The supervisor limits restarts itself, so the breaker does not count the lost requests.
+    The breaker does not count the lost requests, since the supervisor of the engine limits the restarts
+    itself.
     """
 
     counts = False
 
 
 class BackendInternal(BackendError):
-    """The backend failed through its own fault."""
+    """The backend failed for a reason of its own, not because of the request."""
 
     code = "internal"
     retryable = False
 
 
 class Unsupported(BackendError):
-    """No available backend has the capability that the request needs; not a failure of a backend."""
+    """No available backend has the capability that the request needs. The breaker does not count this as a
+    failure."""
 
     code = "internal"
     retryable = False
@@ -323,7 +329,7 @@ class AttachmentUnsupported(Unsupported):
 
 
 class ToolCallMalformed(BackendError):
-    """The model wrote a tool call that cannot be parsed; the message does not quote it."""
+    """The model wrote a tool call that cannot be parsed. The message does not quote the call."""
 
     code = "tool_call_malformed"
     counts = False
@@ -331,7 +337,8 @@ class ToolCallMalformed(BackendError):
 
 
 class SchemaViolation(BackendError):
-    """The finished answer violates a schema part that the grammar cannot enforce; the message says where."""
+    """The finished answer violates a part of the schema that the grammar cannot enforce. The message says
+    which part."""
 
     code = "schema_violation"
     counts = False
@@ -348,7 +355,7 @@ class OperatorError(InferdError):
 
 
 class ConfigError(OperatorError):
-    """A flag, an environment variable or the config file holds an invalid value."""
+    """A flag, an environment variable or the config file has an invalid value."""
 
 
 class UsageError(ConfigError):
@@ -380,11 +387,11 @@ class FetchError(StoreError):
 
 
 class HashMismatch(StoreError):
-    """A model file does not have the expected hash; in the store it was moved to quarantine."""
+    """A model file does not have the expected hash. A file in the store has been moved to quarantine."""
 
 
 class ServiceError(OperatorError):
-    """The system's service manager is missing or fails."""
+    """The service manager of the system is missing or has failed."""
 
 
 class BootCancelled(OperatorError):
@@ -416,7 +423,7 @@ class SurfaceNotServed(DaemonUnreachable):
 
 
 class DaemonUntrusted(OperatorError):
-    """Another user serves the daemon's socket, possibly to read prompts."""
+    """Another user serves the daemon's socket, perhaps in order to read prompts."""
 
     exit_code = 3
 
@@ -429,7 +436,7 @@ class ConnectionLost(OperatorError):
 
 
 class AnswerCancelled(InferdError):
-    """The daemon ended an answer early; ``done`` is its last event, with the partial result."""
+    """The daemon ended an answer early. ``done`` is the last event of the answer, with the partial result."""
 
     exit_code = 4
     retryable = True
@@ -448,7 +455,7 @@ class KeyRefused(ConnectionLost):
 
 
 class BootFailed(OperatorError):
-    """The daemon could not start; the message is the daemon's own."""
+    """The daemon could not start. The message comes from the daemon."""
 
 
 class ProtocolError(InferdError):
@@ -478,10 +485,12 @@ _MEANING: dict[str, type[InferdError]] = {
 
 
 class RequestFailed(InferdError):
-    """An error frame received by a client: ``wire_code``, the daemon's message, and its ``details``.
+    """A client received an error frame. ``wire_code`` and ``details`` are those of the frame, and the message
+    is the daemon's.
 
-    ``exit_code``, ``fault`` and ``retryable`` are those of the class with that code; an unknown code counts
-    as ``internal``. ``retry_after_secs`` estimates when a retry may succeed; ``None`` if unknown.
+    ``exit_code``, ``fault`` and ``retryable`` are those of the class with the same code. An unknown code
+    counts as ``internal``. ``retry_after_secs`` estimates when a retry may succeed. It is ``None`` if
+    unknown.
     """
 
     def __init__(self, wire_code: str, message: str, retry_after_secs: float | None = None) -> None:

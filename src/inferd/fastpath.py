@@ -1,8 +1,10 @@
-"""The hot path of the wire: line splitting, token frames, vectors, and the comparison of keys.
+"""The functions of the wire that must be fast: splitting lines, encoding token frames and vectors, and
+comparing keys.
 
-Two implementations share the same names: ``_fastpath``, compiled, and ``_purepath``, plain Python, whose
-docstrings document both. ``INFERD_IMPL`` selects ``c`` (the default) or ``python``. It is read once. An
-unavailable choice is an error, without a fallback.
+There are two implementations with the same names: ``_fastpath`` is compiled, and ``_purepath`` is plain
+Python. The docstrings of ``_purepath`` document both. The environment variable ``INFERD_IMPL`` selects ``c``
+(the default) or ``python``. It is read once. If the selected one is unavailable, that is an error, and the
+other one is not used.
 """
 
 from __future__ import annotations

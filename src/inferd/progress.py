@@ -1,8 +1,9 @@
-"""How the loading of a model is reported."""
+"""The type of the callback that reports the loading of a model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 Progress = Callable[[str, dict[str, object]], None]
-"""Called with a phase and its details, the fields of the admin socket's ``loading_model`` frame."""
+"""Called with a phase and its details. Both become fields of the ``loading_model`` frame on the admin
+socket."""

@@ -1,7 +1,7 @@
-"""Redacts secrets in log records, by their shape or by their field name.
+"""Redacts secrets in log records. It recognises them by their form or by the name of their field.
 
-A secret of a known shape is replaced by a marker that names the kind. Text without a known shape cannot be
-found, so callers must not log prompts, answers or keys in the first place.
+A secret of a known form is replaced by a marker that names its kind. A secret of another form is not
+recognised, so callers must not log prompts, answers or keys in the first place.
 """
 
 from __future__ import annotations
@@ -56,14 +56,15 @@ SHORTEST_SECRET = 11
 
 @lru_cache(maxsize=1024)  # field names come from the code, not from clients
 def marker_of_name(name: str) -> str | None:
-    """The marker logged instead of a value named ``name``; ``None`` for an ordinary name."""
+    """Returns the marker to log instead of the value of a field ``name``. Returns ``None`` if the name does
+    not suggest a secret."""
     if re.search(rf"{_SENSITIVE}\Z", name, re.IGNORECASE):
         return "[REDACTED:secret-kv]"
     return "[REDACTED:auth-header]" if re.search(r"authorization\Z", name, re.IGNORECASE) else None
 
 
 def redact(text: str) -> str:
-    """``text`` with every secret of a known shape replaced by its marker."""
+    """Returns ``text`` with every secret of a known form replaced by a marker."""
     if len(text) < SHORTEST_SECRET and ":" not in text and "=" not in text:
         return text
     for pattern, marker in _redactions():

@@ -1,4 +1,4 @@
-"""The sampling parameters, one object from the wire to the token loop."""
+"""The sampling parameters, as one object from the wire to the token loop."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from msgspec.structs import replace
 class SamplingParams(Struct, frozen=True, kw_only=True):
     """The sampling settings of one request, already validated.
 
-    ``None`` means that the client did not give the value and the backend's default applies. ``temperature``
-    0 is greedy. ``top_k`` 0, ``min_p`` 0, ``repeat_penalty`` 1 and a penalty of 0 switch a step off. A given
-    ``seed`` makes the answer repeatable.
+    ``None`` means that the client did not set the value, and the backend's default applies. A ``temperature``
+    of 0 is greedy sampling. A sampling step is off if its ``top_k`` is 0, its ``min_p`` 0, its
+    ``repeat_penalty`` 1, or another penalty 0. With a ``seed``, the same request gets the same answer again.
     """
 
     temperature: float | None = None
@@ -24,7 +24,7 @@ class SamplingParams(Struct, frozen=True, kw_only=True):
     seed: int | None = None
 
     def over(self, defaults: SamplingParams) -> SamplingParams:
-        """These settings, and ``defaults`` for each that is ``None``."""
+        """Returns these settings, with each ``None`` replaced by the value of ``defaults``."""
         missing = {name: getattr(defaults, name) for name in NAMES if getattr(self, name) is None}
         return replace(self, **missing) if missing else self
 

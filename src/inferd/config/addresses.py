@@ -33,7 +33,8 @@ class HttpsUrl(Kind):
 
 
 class TcpAddress(Kind):
-    """A literal ``IP:port``; IPv6 in brackets. Host names are refused: a resolver could redirect them."""
+    """A literal ``IP:port``, with an IPv6 address in brackets. Host names are refused, since a name lookup
+    could lead to another host."""
 
     @property
     def metavar(self) -> str:
@@ -56,7 +57,7 @@ class TcpAddress(Kind):
 
 
 class Workers(Words):
-    """Addresses of RPC workers, whose protocol knows IPv4 only."""
+    """Addresses of RPC workers. Their protocol supports only IPv4."""
 
     def __init__(self) -> None:
         super().__init__("IP:PORT")
@@ -76,7 +77,8 @@ class Workers(Words):
 
 
 class HttpAddress(TcpAddress):
-    """An address to serve HTTP on; the bare option means the default address of Ollama clients."""
+    """An address to serve HTTP on. The option without a value means the address that Ollama clients use by
+    default."""
 
     bare = "127.0.0.1:11434"
 
@@ -85,7 +87,7 @@ class HttpAddress(TcpAddress):
 
 
 class LocalAddress(Kind):
-    """The path of a Unix socket, or a loopback address of TCP."""
+    """The path of a Unix socket, or a TCP address on the loopback interface."""
 
     @property
     def metavar(self) -> str:
@@ -134,8 +136,9 @@ CALLS = ("/chat/completions", "/completions", "/embeddings", "/rerank", "/messag
 class ServerUrl(Kind):
     """The address of a remote server: scheme, host, and the base path of its API.
 
-    A trailing slash is removed, and so is the trailing ``/v1`` that other tools expect. User names are
-    refused as secrets, queries and fragments because they would end up inside a path.
+    A trailing slash is removed, and so is a trailing ``/v1``, which other tools expect. User names are
+    refused, since they may come with a password. Queries and fragments are refused, since paths are appended
+    to the address.
     """
 
     @property
@@ -162,7 +165,8 @@ class ServerUrl(Kind):
 
 
 class Endpoint(ServerUrl):
-    """Overrides a service's endpoint; the empty string keeps the default. A bare host means https."""
+    """Overrides a service's endpoint. The empty string keeps the default. A host without a scheme means
+    https."""
 
     @property
     def description(self) -> str:

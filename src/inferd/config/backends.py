@@ -1,8 +1,8 @@
-"""The backends configured by flags, environment and config file together.
+"""Combines flags, environment and config file to the list of backends.
 
-The file lists the entries. Flags and variables for a kind of backend override the first entry of that kind;
-without a list, they define the only entry. Secrets come from the environment or a flag, never from the file,
-which only names variables.
+The file lists the entries. A flag or variable for a kind of backend overrides the first entry of that kind.
+If the file has no list, the flags and variables define the only entry. Secrets come from the environment or a
+flag. The file never holds one; it only names the variables.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ def entries(
     env: Env,
     notes: list[str],
 ) -> tuple[BackendEntry, ...]:
-    """The complete entries in order of priority, at least one.
+    """Returns the complete entries in order of priority. There is at least one.
 
-    ``settings`` has the values of all options, ``chosen`` the explicitly given ones, ``listed`` the entries
-    of the file. Raises ConfigError if a backend lacks a required value.
+    ``settings`` has the values of all options, ``chosen`` only those that were given explicitly, and
+    ``listed`` the entries of the file. Raises ConfigError if a backend lacks a required value.
     """
     found: list[Fields] = [dict(fields) for fields in listed]
     if "backend" in chosen and listed:
@@ -79,12 +79,13 @@ def entries(
 
 
 def _is_explicit(name: str, given: OptionValue) -> bool:
-    """Whether the option overrides an entry: a variable with a secret is only a fallback for its key."""
+    """Whether the option overrides the value of an entry. A secret in a variable does not, since it is only
+    used if the entry has none."""
     return given.place == "flag" or (given.place == "env" and not _BY_NAME[name].secret)
 
 
 def _lay_over(fields: Fields, settings: Settings, names: list[str]) -> None:
-    """Sets the fields of an entry to the values of the options ``names``, which are of its kind."""
+    """Overrides the fields of an entry with the values of the options ``names``, which are for its kind."""
     kind = fields["kind"]
     if kind != "llamacpp":
         for name in names:
@@ -124,7 +125,8 @@ def _complete(fields: Fields, settings: Settings, env: Env, notes: list[str]) ->
 
 
 def _check_needed(fields: Fields, kind: str, needed: tuple[str, ...]) -> None:
-    """Raises ConfigError for missing fields: options are not checked for them, unlike the config file."""
+    """Raises ConfigError if a required field is missing. For the config file this is checked before, but not
+    for flags and variables."""
     missing = [_BY_NAME[_REMOTE[kind] + name] for name in needed if name not in fields]
     if missing:
         flags = " and ".join(f"{option.flag} (or {option.env})" for option in missing)
@@ -212,7 +214,8 @@ def _bedrock(fields: Fields, env: Env, notes: list[str]) -> BedrockEntry:
 def _first_secret(
     entry: str, named: str | None, others: tuple[str, ...], env: Env, notes: list[str], *, otherwise: str
 ) -> Secret | None:
-    """The secret in the variable that the file names, else in the first of ``others`` that is set."""
+    """Returns the secret in the variable ``named``, which the file names. Without ``named``, returns the
+    secret in the first of ``others`` that is set."""
     names = ((named,) if named is not None else ()) + others
     found = next((name for name in names if env.get(name)), None)
     if named is not None and found != named:

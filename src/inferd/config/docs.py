@@ -78,12 +78,12 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def markdown() -> str:
-    """The whole of docs/config.md."""
+    """Returns the content of docs/config.md."""
     return "\n".join([_HEAD, *_options(), _FILE_HEAD, *_backends()]) + "\n"
 
 
 def schema() -> str:
-    """The config file's JSON Schema."""
+    """Returns the JSON Schema of the config file."""
     made = {"$schema": DIALECT, **msgspec.json.schema(shape()[0])}
     for part in made["$defs"].values():
         if "properties" in part:
@@ -141,7 +141,7 @@ def _keys(keys: tuple[Key, ...]) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Writes or checks the files; returns the exit code."""
+    """Writes or checks the files. Returns the exit code."""
     status = 0
     for path, text in ((Path("docs/config.md"), markdown()), (Path("docs/config.schema.json"), schema())):
         if arguments != ["--check"]:

@@ -1,9 +1,10 @@
-"""The configured backends: one class per kind.
+"""The entries of configured backends, with one class for each kind.
 
-An entry is complete: defaults are filled in and secrets looked up, so that a backend is built from its entry
-and the common settings alone. ``serves`` is a further name by which requests may ask for the entry, besides
-its own name and its model's. Entries with the same ``serves`` form a pool. ``None``: the model's name, if the
-entry names a model. ``max_requests`` limits the concurrent requests of a pool to a remote entry.
+An entry is complete: defaults are filled in and secrets are looked up. So a backend can be built from its
+entry and the common settings alone. Requests may address an entry by its own name, by the name of its model,
+or by ``serves``. If ``serves`` is ``None``, it is the name of the model, if the entry names one. Several
+entries with the same ``serves``, one of them remote, form a pool. ``max_requests`` limits the concurrent
+requests that a pool sends to a remote entry.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from inferd.config.kinds import Secret
 
 
 class ModelSpec(NamedTuple):
-    """A model by name; without ``sha256``, the catalogue or the store gives its hash."""
+    """A model by its name. Without ``sha256``, its hash comes from the catalogue or the store."""
 
     name: str
     sha256: str | None = None
@@ -36,23 +37,24 @@ MAX_REQUESTS = 64
 
 
 class MockEntry(NamedTuple):
-    """Answers without a model, for tests and for trying out a client."""
+    """A backend that answers without a model, for tests and for trying out a client."""
 
     name: str
     serves: str | None = None
 
 
 class LlamaCppEntry(NamedTuple):
-    """A local model; exactly one of ``model`` and ``model_path`` is set.
+    """A local model. Either ``model`` or ``model_path`` is set.
 
-    ``embed``: the model makes vectors instead of text, or scores if ``embed_pooling`` is ``rank``; with
-    ``None`` the model decides, if embedding or ranking is enabled. ``mmproj`` is the projector, a file or a
-    model of the store. ``n_ctx`` ``None``: up to 16,384, as far as model and memory allow. ``preload``: load
-    at the start and keep loaded; else load on demand, and with ``pin`` keep loaded then. ``system`` is the
-    system prompt of requests that have none. ``chat_template_file`` replaces the model's template. ``lora``
-    are adapters that requests may select. ``draft`` is a small model that drafts for this one.
-    ``rpc`` are the addresses (``IP:port``) of workers that compute a part of the model; ``rpc_unprotected``
-    permits those whose network is neither local nor a tunnel.
+    With ``embed``, the model makes embeddings instead of text, or rerank scores if ``embed_pooling`` is
+    ``rank``. If ``embed`` is ``None`` and embedding or reranking is enabled, the model's file decides.
+    ``mmproj`` is the projector, a file or a model of the store. If ``n_ctx`` is ``None``, the context has up
+    to 16,384 tokens, as far as model and memory allow. With ``preload``, the model is loaded at the start and
+    stays loaded. Otherwise it is loaded on demand, and stays loaded from then on with ``pin``. ``system`` is
+    the system prompt of requests that have none. ``chat_template_file`` replaces the model's chat template.
+    ``lora`` are the adapters that requests may select. ``draft`` is a small model for speculative decoding.
+    ``rpc`` are the addresses (``IP:port``) of workers that hold a part of the model. ``rpc_unprotected`` also
+    permits workers that are neither on this machine nor behind an encrypted tunnel.
     """
 
     name: str
@@ -80,8 +82,9 @@ class LlamaCppEntry(NamedTuple):
 class OpenAICompatEntry(NamedTuple):
     """A server with the OpenAI API below ``base_url``, which does not include ``/v1``.
 
-    ``embed`` and ``rerank``: whether the server offers it; ``None`` follows the setting of the same name.
-    ``top_k``: whether the server supports that parameter. ``timeout_secs`` limits the silence of the server.
+    ``embed`` and ``rerank`` say whether the server offers these surfaces. ``None`` means the setting of the
+    same name. ``top_k`` says whether the server supports that parameter. ``timeout_secs`` is how long the
+    server may send nothing.
     """
 
     name: str
@@ -97,9 +100,9 @@ class OpenAICompatEntry(NamedTuple):
 
 
 class BedrockEntry(NamedTuple):
-    """A model of AWS Bedrock; either ``bearer_token`` or both parts of the access key are set.
+    """A model of AWS Bedrock. Either ``bearer_token`` or both parts of the access key are set.
 
-    ``endpoint`` replaces the region's endpoint. ``timeout_secs`` limits the silence of the server.
+    ``endpoint`` replaces the region's endpoint. ``timeout_secs`` is how long the server may send nothing.
     """
 
     name: str
@@ -116,8 +119,9 @@ class BedrockEntry(NamedTuple):
 
 
 class InferdEntry(NamedTuple):
-    """Another daemon: the addresses (socket path or ``IP:port``) of its v2, embed and rerank surfaces, at
-    least one of them. ``model`` is the model to request; empty for the daemon's first one."""
+    """Another daemon. The three addresses are those of its v2, embed and rerank surfaces, each a socket path
+    or ``IP:port``. At least one is set. ``model`` is the model to request. If it is empty, the daemon's first
+    model is used."""
 
     name: str
     address: str | None = None
@@ -142,12 +146,12 @@ _KINDS: dict[type[BackendEntry], str] = {
 
 
 def kind_of(entry: BackendEntry) -> str:
-    """The ``kind`` of an entry in the config file."""
+    """Returns the ``kind`` that an entry has in the config file."""
     return _KINDS[type(entry)]
 
 
 def surfaces_of(entry: BackendEntry) -> frozenset[str]:
-    """The surfaces, of ``embed`` and ``rerank``, that the entry itself enables."""
+    """Returns which of the surfaces ``embed`` and ``rerank`` the entry itself enables."""
     if isinstance(entry, LlamaCppEntry):
         if not entry.embed:
             return frozenset()

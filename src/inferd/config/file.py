@@ -1,8 +1,9 @@
-"""The config file: its shape, and its parser.
+"""Parses and checks the config file.
 
-The shape is built from the option table and, for the backends, from the tables of keys. msgspec checks types
-and bounds, the kinds check strings. A file that cannot be read, parsed or validated raises ConfigError with
-file, key and reason. An unknown key is only a warning, since it may belong to a newer inferd.
+The type of the whole file is built from the option table and, for the backends, from the tables of keys.
+msgspec checks types and bounds, and the kinds (:mod:`inferd.config.kinds`) check strings. If a file cannot be
+read or is invalid, a ConfigError names the file, the key and the reason. An unknown key is only a warning,
+since a newer inferd may know it.
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ from inferd.errors import ConfigError
 from inferd.private import written_by_others
 
 MAX_FILE_BYTES = 1024 * 1024
-"""Far above any real config file, so that a wrong path (a model, a device) fails at once."""
+"""No real config file is nearly as large. With the limit, a wrong path, such as that of a model, fails at
+once."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def _struct(name: str, fields: list[tuple[str, Any, bool]], **options: Any) -> Any:
-    """A msgspec struct of (name, type, required) fields."""
+    """Returns a msgspec struct type with the given fields, each as (name, type, required)."""
     rows = [(key, kind) if needed else (key, Union[kind, None], None) for key, kind, needed in fields]  # noqa: UP007
     return msgspec.defstruct(name, rows, kw_only=True, **options)
 
@@ -42,15 +44,15 @@ def _rows(keys: tuple[Key, ...]) -> list[tuple[str, Any, bool]]:
 
 
 def _documented(kind: Kind, doc: str) -> Any:
-    """The type of a value, with the description that an editor shows for its key."""
+    """Returns the type of a value, with the description that an editor shows for its key."""
     return Annotated[kind.file_type, msgspec.Meta(description=doc)]
 
 
 @cache
 def shape() -> tuple[Any, dict[str, Any]]:
-    """The whole file as a msgspec type, and its known keys as nested dictionaries.
+    """Returns the msgspec type of the whole file, and its known keys as nested dictionaries.
 
-    Only a process that has a file makes it: it takes longer than anything else of this package.
+    The type is built only if there is a file, since that takes longer than anything else in this package.
     """
     projector: Any = Union[FilePath().file_type, _struct("Projector", _rows(MODEL_KEYS))]  # noqa: UP007
     model = _struct("Model", [*_rows(MODEL_KEYS), ("mmproj", projector, False)])
@@ -116,7 +118,8 @@ def read_file(path: Path) -> ConfigFile:
 
 
 def _sound(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of ``pairs``; ValueError for a repeated key, or a lone surrogate in a string."""
+    """Returns the object of ``pairs``. Raises ValueError for a repeated key, or for a lone surrogate in a
+    string."""
     result = dict(pairs)
     for name, value in pairs:
         if any(_SURROGATE.search(text) for text in (name, value) if isinstance(text, str)):
@@ -130,7 +133,7 @@ def _sound(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _number(text: str) -> int | float:
     """Parses a number.
 
-    A very long integer becomes a float. The error then names the bound of the key, and does not come from
+    A very long integer becomes a float, so that the error names the bound of the key, and is not one of
     Python's parser.
     """
     return int(text) if len(text) <= 20 else float(text)
@@ -141,7 +144,8 @@ def _shown(key: str) -> str:
 
 
 def _converted(raw: Any) -> Any:
-    """``raw`` as the type of the file. An error also lists unknown keys: a missing key may be misspelt."""
+    """Converts ``raw`` to the type of the file. An error also lists the unknown keys, since one may be a
+    missing key that is misspelt."""
     try:
         return msgspec.convert(raw, shape()[0])
     except msgspec.ValidationError as error:
@@ -149,7 +153,8 @@ def _converted(raw: Any) -> Any:
 
 
 def _check_kinds(raw: Any) -> None:
-    """Raises ValueError, with the nearest kind, for an unknown kind. msgspec checks the rest of the shape."""
+    """Raises ValueError for an unknown kind of backend, and names the most similar kind. msgspec checks
+    everything else."""
     listed = raw.get("backends") if isinstance(raw, dict) else None
     for position, entry in enumerate(listed if isinstance(listed, list) else ()):
         kind = entry.get("kind") if isinstance(entry, dict) else None
@@ -192,7 +197,7 @@ def _unknown_in(raw: Any, known: Mapping[str, Any], where: str) -> Iterator[str]
 
 
 def _nearest(key: str, known: Mapping[str, Any], where: str) -> str | None:
-    """The most similar key of the same section, else of another section, else ``None``."""
+    """Returns the most similar key of the same section, or else of another section, or else ``None``."""
     if (beside := nearest(key, known)) is not None:
         return where + beside
     elsewhere = {leaf: f"{name}.{leaf}" for name, leaves in shape()[1].items() for leaf in leaves or ()}
@@ -282,7 +287,7 @@ def _adapters(nodes: Sequence[Any], where: str) -> tuple[Adapter, ...]:
 
 
 def _model(node: Any, where: str) -> dict[str, Any]:
-    """The fields of an entry that come from a model object."""
+    """Returns the fields of an entry that its object ``model`` sets."""
     fields: dict[str, Any] = {"model": _spec(node, where)}
     if isinstance(node.mmproj, str):
         fields["mmproj"] = _parse(FilePath(), node.mmproj, f"{where}.mmproj")

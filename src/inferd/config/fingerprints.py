@@ -1,7 +1,7 @@
-"""Hashes of a running daemon's settings: comparable, but not readable.
+"""Hashes of a running daemon's settings. A client can compare them, but cannot read the settings.
 
-A command compares them with its own, since its environment and config file have no effect on the models and
-limits of a running daemon.
+A command compares them with the hashes of its own settings. It warns about a difference, since its
+environment and config file have no effect on a running daemon.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _NAMES = {"backends"} | (
 
 
 def of(settings: Settings) -> dict[str, str]:
-    """Option name → short hash of its value, for the options that affect serving."""
+    """Returns a short hash of the value of each option that affects serving, by option name."""
     return {
         name: hashlib.sha256(repr(getattr(settings, name)).encode()).hexdigest()[:12]
         for name in sorted(_NAMES)
@@ -30,7 +30,7 @@ def of(settings: Settings) -> dict[str, str]:
 
 
 def differing(given: LoadedConfig, running: Mapping[str, str]) -> list[str]:
-    """The places (variables, keys of the config file) whose values differ from the running daemon's."""
+    """Returns the variables and config file keys whose values differ from those of the running daemon."""
     ours = of(given.settings)
     other = {name for name, value in ours.items() if running.get(name, value) != value}
     places = dict.fromkeys(place for name, place in given.origins.items() if name in other)

@@ -20,7 +20,7 @@ def _no_aliases(env: Mapping[str, str] | None = None) -> Mapping[str, str]:
 
 
 class HttpOptions:
-    """Rows of :class:`inferd.config.settings.Settings`."""
+    """Part of the option table, see :class:`inferd.config.settings.Settings`."""
 
     http: str | None = option(
         _HTTP,

@@ -1,6 +1,4 @@
-"""The keys that each object of the config file may have.
-
-The objects are a backend of each kind, a model and an adapter.
+"""The keys of the objects in the config file that describe a backend of each kind, a model, or an adapter.
 
 Each key has a kind, which checks and describes its value, and a sentence for the documentation.
 """
@@ -17,7 +15,7 @@ from inferd.config.settings import OPTIONS
 
 
 class Key(NamedTuple):
-    """One key of an object in the file."""
+    """One key of such an object."""
 
     name: str
     kind: Kind

@@ -1,8 +1,9 @@
-"""The types of options.
+"""The types of option values, called kinds.
 
-A kind parses text (a flag, a variable, a string of the config file) into a value, or raises ``ValueError``
-whose text completes "… must be". It also gives the msgspec type that validates the config file, so that a
-bound is written once. Only a process with a config file imports msgspec.
+A kind parses the text of a flag, of a variable or of a string in the config file. For an invalid text it
+raises a ``ValueError`` whose message is shown after "… must be". A kind also has the msgspec type that
+validates the config file, so that each bound is written only once. msgspec is imported only if there is a
+config file.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 
 class Secret:
-    """A secret value: its repr hides it, only :meth:`reveal` returns it."""
+    """A secret value. Its repr hides the value, and only :meth:`reveal` returns it."""
 
     __slots__ = ("_value",)
 
@@ -40,12 +41,12 @@ class Kind(ABC):
     @property
     @abstractmethod
     def metavar(self) -> str:
-        """The placeholder in ``--help``."""
+        """The placeholder for the value in ``--help``."""
 
     @property
     @abstractmethod
     def description(self) -> str:
-        """The valid values, as a noun phrase."""
+        """A noun phrase that describes the valid values."""
 
     @property
     def file_type(self) -> Any:
@@ -56,20 +57,20 @@ class Kind(ABC):
 
     @abstractmethod
     def parse(self, text: str) -> object:
-        """The value of ``text``; raises ``ValueError`` with the valid values."""
+        """Parses ``text``. Raises ``ValueError`` with a description of the valid values."""
 
     @property
     def ignores_unusable_variables(self) -> bool:
-        """Whether an invalid environment variable is ignored with a warning; otherwise it is an error."""
+        """Whether an invalid environment variable is ignored with a warning. If not, it is an error."""
         return False
 
     def of_file(self, value: Any) -> object:
-        """The value of a config file's ``value``, which has the type :attr:`file_type`."""
+        """Converts ``value``, which comes from the config file and has the type :attr:`file_type`."""
         return self.parse(value) if isinstance(value, str) else value
 
 
 class Choice(Kind):
-    """One of a few words; ``numbers`` maps integers that the config file may use instead."""
+    """One of a few words. ``numbers`` maps integers to the words: the config file may use these instead."""
 
     def __init__(
         self,
@@ -109,8 +110,8 @@ LOG_LEVELS = ("off", "error", "warn", "info", "debug", "trace")
 class LogLevel(Kind):
     """A log level in any case, its number, or filters in the form of Rust's ``env_logger``.
 
-    Of several filters, separated by commas, the last one for inferd applies, else the global one. An invalid
-    variable is ignored with a warning, as in inferd 0.2.1.
+    Several filters are separated by commas. The last one for inferd applies, or else the global one. An
+    invalid variable is ignored with a warning, as in inferd 0.2.1.
     """
 
     @property
@@ -142,7 +143,8 @@ class LogLevel(Kind):
 
 
 class Boolean(Kind):
-    """A switch; in a variable ``1``/``true``/``yes``/``on`` or ``0``/``false``/``no``/``off``."""
+    """A switch. In a variable, its value is ``1``, ``true``, ``yes`` or ``on``, or ``0``, ``false``, ``no``
+    or ``off``."""
 
     @property
     def metavar(self) -> str:
@@ -166,7 +168,7 @@ class Boolean(Kind):
 
 
 class FilePath(Kind):
-    """A file path; a leading ``~/`` is the home directory."""
+    """A file path. A leading ``~/`` means the home directory."""
 
     @property
     def metavar(self) -> str:
@@ -186,7 +188,8 @@ class FilePath(Kind):
 
 
 class Name(Kind):
-    """A name that is safe to show and to use as a file name: no path separators, no control characters."""
+    """A name that is safe to show and to use as a file name. It has no path separators and no control
+    characters."""
 
     def __init__(self, what: str = "NAME") -> None:
         self.what = what
@@ -206,7 +209,7 @@ class Name(Kind):
 
 
 class Text(Kind):
-    """Printable text; must not be empty if ``needed``."""
+    """Printable text. If ``needed``, it must not be empty."""
 
     def __init__(self, what: str = "TEXT", needed: bool = False) -> None:
         self.what = what
@@ -244,7 +247,7 @@ class Paragraphs(Kind):
 
 
 class Sha256(Kind):
-    """A SHA-256 in hexadecimal, kept in lower case."""
+    """A SHA-256 in hexadecimal digits. It is converted to lower case."""
 
     @property
     def metavar(self) -> str:
@@ -261,7 +264,7 @@ class Sha256(Kind):
 
 
 class SecretText(Kind):
-    """A secret; with ``optional``, an empty text means that no secret is set."""
+    """A secret. If ``optional``, an empty text means that there is no secret."""
 
     def __init__(self, optional: bool = False) -> None:
         self.optional = optional
@@ -281,7 +284,7 @@ class SecretText(Kind):
 
 
 class Words(Kind):
-    """Words without blanks: separated by commas; an array in the config file."""
+    """Words without blanks. They are separated by commas, and an array in the config file."""
 
     def __init__(self, what: str = "WORD") -> None:
         self.what = what
@@ -305,15 +308,15 @@ class Words(Kind):
         return self._checked(value)
 
     def _checked(self, words: Sequence[str]) -> tuple[str, ...]:
-        """The words as a value. Raises ValueError for a word that is not of this kind."""
+        """Returns the words as a value. Raises ValueError if a word is invalid."""
         if any(not word or not word.isprintable() or set(word) & set(" ,") for word in words):
             raise ValueError(self.description)
         return tuple(words)
 
 
 class Aliases(Kind):
-    """Patterns of names and the names they map to: ``PATTERN=NAME`` separated by commas; an object in the
-    config file."""
+    """Maps patterns of names to names. In text each pair is ``PATTERN=NAME``, and commas separate the pairs.
+    In the config file it is an object."""
 
     @property
     def metavar(self) -> str:

@@ -16,7 +16,7 @@ OTHER_DESCRIPTORS = 256
 
 
 class LimitOptions:
-    """Rows of :class:`inferd.config.settings.Settings`."""
+    """Part of the option table, see :class:`inferd.config.settings.Settings`."""
 
     active_permits: int = option(
         _LIMITS,

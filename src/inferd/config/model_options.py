@@ -1,4 +1,4 @@
-"""The options of the served models: each configures a backend."""
+"""The options for the served models. Each option configures a backend."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MODEL, _OPENAI, _BEDROCK, _ENGINE = "Model", "OpenAI-compatible server", "AWS B
 
 
 class ModelOptions:
-    """Rows of :class:`inferd.config.settings.Settings`."""
+    """Part of the option table, see :class:`inferd.config.settings.Settings`."""
 
     backend: str = option(
         _MODEL,

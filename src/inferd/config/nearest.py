@@ -1,4 +1,4 @@
-"""Finds the known name that resembles a misspelt one."""
+"""Finds the known name that is most similar to a misspelt one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ LIKENESS = 0.75
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The most similar known name, or ``None``. Leading dashes are ignored."""
+    """Returns the most similar known name, or ``None`` if none is similar. Leading dashes are ignored."""
     import difflib  # only a misspelt name needs it
 
     stripped = {each.lstrip("-"): each for each in known}

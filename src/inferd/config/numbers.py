@@ -66,7 +66,7 @@ class Number(Kind):
 
 
 class Seconds(Kind):
-    """A span of time; zero is allowed unless ``positive``."""
+    """A duration in seconds. If ``positive``, zero is not allowed."""
 
     def __init__(self, positive: bool = False, maximum: float = 86400.0 * 365) -> None:
         self.positive = positive

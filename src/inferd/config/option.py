@@ -1,4 +1,4 @@
-"""An option, its declaration as a row of the option table, its value with its origin, and a file of them."""
+"""The types of an option, of its value together with the value's origin, and of a parsed config file."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from inferd.errors import ConfigError
 
 
 class Option(NamedTuple):
-    """One row of the table; ``flag``, ``env`` or ``key`` is ``None`` if the option has none.
+    """One row of the option table. ``flag``, ``env`` or ``key`` is ``None`` if the option has no flag, no
+    environment variable or no key in the config file.
 
-    ``reload``: a reload can change the value in a running daemon.
+    ``reload`` is true if a reload can change the value in a running daemon.
     """
 
     name: str
@@ -32,7 +33,7 @@ class Option(NamedTuple):
         return isinstance(self.kind, SecretText)
 
     def default_for(self, env: Mapping[str, str] | None) -> object:
-        """The default, which for a path depends on the environment."""
+        """Returns the default. For a path it depends on the environment."""
         return self.default(env) if callable(self.default) else self.default
 
 
@@ -48,7 +49,8 @@ def option(
     default_doc: str = "",
     reload: bool = False,
 ) -> Any:
-    """A row of Settings, still without its name; by default the flag and the variable are derived from it."""
+    """Declares an option as an attribute of Settings. Unless given, the flag and the variable are later
+    derived from the attribute's name."""
     return Option(
         name="",
         kind=kind,
@@ -64,14 +66,14 @@ def option(
 
 
 def named(row: Option, name: str) -> Option:
-    """The row of :func:`option` that has this name."""
+    """Returns the row that :func:`option` made, completed with its name."""
     upper = name.upper()
     flag = None if row.flag is None else "--" + name.replace("_", "-")
     return row._replace(name=name, flag=flag, env=f"INFERD_{upper}" if row.env == "" else row.env)
 
 
 class OptionValue(NamedTuple):
-    """The value of an option, with the flag, variable or key as its origin."""
+    """The value of an option. ``origin`` names the flag, the variable or the key that set it."""
 
     value: Any
     origin: str
@@ -79,7 +81,8 @@ class OptionValue(NamedTuple):
 
 
 class ConfigFile(NamedTuple):
-    """A parsed file: option name → (key, value), the backends' fields in order, and warnings."""
+    """A parsed config file. ``values`` maps an option name to its key and value. ``backends`` has the fields
+    of each backend, in order."""
 
     values: Mapping[str, tuple[str, Any]] = MappingProxyType({})
     backends: tuple[dict[str, Any], ...] = ()
@@ -87,7 +90,8 @@ class ConfigFile(NamedTuple):
 
 
 def variable(name: str, kind: Kind, text: str) -> Any:
-    """Parses ``text``, the content of the environment variable ``name``; ConfigError if it is invalid."""
+    """Parses ``text``, the content of the environment variable ``name``. Raises ConfigError if it is
+    invalid."""
     try:
         return kind.parse(text)
     except ValueError as reason:

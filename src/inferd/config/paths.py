@@ -1,9 +1,9 @@
 """The paths of inferd's sockets, lock, logs, history and models.
 
-The daemon and every client use these rules, so that they find each other. Each function reads the given
-environment (default: ``os.environ``), creates no file, and works even if no directory exists yet. An empty
-variable counts as unset, and so does a relative ``XDG_RUNTIME_DIR`` or ``XDG_DATA_HOME``, as the XDG base
-directory specification requires.
+The daemon and every client use these rules, so that they find each other. Each function reads the environment
+``env`` (by default ``os.environ``). It creates no file, and works even if no directory exists yet. An empty
+variable counts as unset. A relative ``XDG_RUNTIME_DIR`` or ``XDG_DATA_HOME`` counts as unset, too, as the XDG
+base directory specification requires.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ def _home(env: Env) -> Path | None:
 
 
 def runtime_dir(env: Env = None) -> Path:
-    """The directory of the sockets and the lock.
+    """Returns the directory of the sockets and the lock.
 
-    A shell of cron, su or ssh may lack the ``XDG_RUNTIME_DIR`` of a login session. A user therefore has two
-    possible directories, one with the variable and one without it. The directory in which a daemon runs is
-    preferred, whether or not the variable is set.
+    A process of cron, su or ssh may lack the ``XDG_RUNTIME_DIR`` of a login session. A user therefore has two
+    possible directories: one if the variable is set, and one if it is not. If a daemon runs in one of the
+    two, that one is returned, whether or not the variable is set.
     """
     parent = _absolute(env, "TMPDIR" if sys.platform == "darwin" else "XDG_RUNTIME_DIR")
     home = _home(env)
@@ -116,12 +116,12 @@ def admin_socket_path(env: Env = None) -> Path:
 
 
 def lock_path(env: Env = None) -> Path:
-    """The lock that a running daemon holds."""
+    """Returns the path of the lock that a running daemon holds."""
     return runtime_dir(env) / "inferd.lock"
 
 
 def state_dir(env: Env = None) -> Path:
-    """``~/.inferd``; without a home directory, the runtime directory."""
+    """Returns ``~/.inferd``, or the runtime directory if there is no home directory."""
     home = _home(env)
     return home / ".inferd" if home is not None else runtime_dir(env)
 
@@ -147,7 +147,7 @@ def cache_dir(env: Env = None) -> Path:
 
 
 def models_home(env: Env = None) -> Path:
-    """The model store, which other tools may share by ``MODELS_HOME``."""
+    """Returns the directory of the model store. Other tools may share the store: ``MODELS_HOME`` names it."""
     named = (os.environ if env is None else env).get("MODELS_HOME", "")
     if named:
         return Path(named).expanduser()

@@ -1,10 +1,10 @@
 """Every option of the daemon, defined once.
 
-An attribute of :class:`Settings` declares an option: its type and bounds, its default, its flag, its
+Each attribute of :class:`Settings` declares an option: its type and bounds, its default, its flag, its
 environment variable, its key in ``config.json``, whether it is secret, whether a reload can change it, and a
-sentence of documentation. The rows are in four files, ``*_options.py``. ``OPTIONS`` is the table of all
+sentence of documentation. The attributes are in four files, ``*_options.py``. ``OPTIONS`` is the table of all
 options. The flags of ``inferd serve``, the parsers of environment and config file, and docs/config.md are
-generated from it; no default or bound is defined elsewhere.
+generated from this table. No default or bound is defined elsewhere.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ __all__ = ["DEFAULT_MODEL", "EXCLUSIVE", "OPTIONS", "TRANSPORTS", "Option", "Set
 
 
 class Settings(LimitOptions, HttpOptions, SocketOptions, ModelOptions):
-    """The daemon's settings, made by :func:`inferd.config.sources.read`; they do not change.
+    """The daemon's settings. :func:`inferd.config.sources.read` makes them, and they never change.
 
-    Of the TCP address and the Unix socket of a surface exactly one is set. A valid configuration has at least
-    one backend. Durations are in seconds, sizes in bytes.
+    For each surface, either the TCP address or the Unix socket is set. A valid configuration has at least one
+    backend. Durations are in seconds, sizes in bytes.
     """
 
     backends: tuple[BackendEntry, ...]
@@ -45,12 +45,12 @@ class Settings(LimitOptions, HttpOptions, SocketOptions, ModelOptions):
         raise AttributeError(f"settings do not change; use replaced({name}=…)")
 
     def replaced(self, **values: Any) -> Settings:
-        """These settings with other ``values``."""
+        """Returns a copy of these settings with other ``values``."""
         return Settings(**{**self.__dict__, **values})
 
     @property
     def surfaces(self) -> frozenset[str]:
-        """The surfaces to serve, if a backend is capable of them."""
+        """The surfaces to serve. A surface that no backend can serve is left out later."""
         asked = {"v1", "framed"}.union(*map(surfaces_of, self.backends))
         return frozenset(asked | {name for name in ("v2", "embed", "rerank") if getattr(self, name)})
 

@@ -13,7 +13,7 @@ _SOCKETS = "Sockets"
 
 
 class SocketOptions:
-    """Rows of :class:`inferd.config.settings.Settings`."""
+    """Part of the option table, see :class:`inferd.config.settings.Settings`."""
 
     lock: Path = option(
         _SOCKETS,

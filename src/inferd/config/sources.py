@@ -1,9 +1,9 @@
 """Merges flags, environment and config file into Settings.
 
-The precedence is: flag, environment, config file, default. Of mutually exclusive options, the one from the
-lower-precedence source is ignored. :func:`read` does not raise an error of the config file or the backends: a
-daemon needs its lock and its admin socket before it can report the error, so it is returned for the boot to
-raise later.
+A flag has precedence over the environment, the environment over the config file, and the file over the
+default. Of two mutually exclusive options, the one from the source with lower precedence is ignored.
+:func:`read` does not raise an error in the config file or in the backends, but returns it. The boot raises it
+once the daemon has its lock and its admin socket, and so can report the error there.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from inferd.errors import ConfigError, UsageError
 OTHER_VARIABLES = frozenset(
     {"INFERD_ADDRESS", "INFERD_CONFIG", "INFERD_IMPL", "INFERD_CPU_VARIANT", "INFERD_CLI_LOG"}
 )
-"""Variables with the prefix INFERD_ that are no options: the clients' address, the config file, two switches,
-and one of inferd 0.2.1."""
+"""Variables with the prefix INFERD_ that set no option: the address for clients, the path of the config file,
+two switches, and one variable of inferd 0.2.1."""
 
 
 MAX_LINE_BYTES_0_2 = 64 * 1024 * 1024
@@ -34,12 +34,12 @@ MAX_LINE_BYTES_0_2 = 64 * 1024 * 1024
 
 
 class LoadedConfig(NamedTuple):
-    """Settings, with ``notes`` to log and the ``problem`` that ends the boot.
+    """Settings, with ``notes`` to log and, if there is one, the ``problem`` that ends the boot.
 
-    If the file is the problem, the settings come from flags, environment and defaults alone. If only a secret
-    or an option for serving is missing (``serving``), they are complete except for backends or key, and a
-    client can use them. ``origins`` maps each given option to its flag, its variable, or its key in the file
-    at ``path``.
+    If the problem is in the config file, the settings come from flags, environment and defaults alone.
+    ``serving`` is true if the problem concerns only serving, such as a missing secret. The settings then lack
+    the backends or the key, but a client can use them. ``origins`` maps each option that was given to its
+    flag, its variable, or its key in the file at ``path``.
     """
 
     settings: Settings
@@ -53,13 +53,13 @@ class LoadedConfig(NamedTuple):
 def read(
     flags: Mapping[str, object], env: Mapping[str, str] | None = None, *, as_0_2: bool = False
 ) -> LoadedConfig:
-    """Reads every source.
+    """Reads flags, environment and config file.
 
-    ``flags`` maps option names to parsed values, and ``config`` to a path; ``None`` means not given.
-    With ``as_0_2`` two things are as in inferd 0.2.1. If the named config file is missing, the result has a
-    note instead of an error. A request line may have 64 MiB, because the clients of 0.2.1 cannot send a long
-    prompt in another way. Raises UsageError for mutually exclusive flags and ConfigError for an invalid
-    variable or key file.
+    ``flags`` maps option names to parsed values, and ``config`` to the path of the file. A value of ``None``
+    means that the flag was not given. ``as_0_2`` changes two things to the behaviour of inferd 0.2.1: a
+    missing config file that was named is a note instead of an error, and a request line may have 64 MiB,
+    since the clients of 0.2.1 cannot send a long prompt in another way. Raises UsageError for mutually
+    exclusive flags, and ConfigError for an invalid variable or key file.
     """
     env = os.environ if env is None else env
     unusable: list[str] = []
@@ -113,9 +113,9 @@ def _file(path: Path, *, required: bool) -> ConfigFile:
 def load(
     flags: Mapping[str, object], env: Mapping[str, str] | None = None, *, serving: bool = True
 ) -> tuple[Settings, list[str]]:
-    """Reads every source as :func:`read` does, and raises the problem at once.
+    """Calls :func:`read`, and raises the problem if there is one. Returns the settings and the notes.
 
-    With ``serving`` false, a problem that concerns only serving is not raised.
+    If ``serving`` is false, a problem that concerns only serving is not raised.
     """
     result = read(flags, env)
     if result.problem is not None and (serving or not result.serving):
@@ -175,7 +175,8 @@ def _check_exclusive(level: Mapping[str, OptionValue], error: type[ConfigError],
 
 
 def config_path(flags: Mapping[str, object], env: Mapping[str, str]) -> tuple[Path, bool]:
-    """The config file, and whether it was named explicitly and so must exist."""
+    """Returns the path of the config file, and whether it was named explicitly, so that the file must
+    exist."""
     flag = flags.get("config")
     if isinstance(flag, Path):
         return flag, True
@@ -212,7 +213,7 @@ def _origins(chosen: Mapping[str, OptionValue]) -> dict[str, str]:
 
 
 def _settings(chosen: Mapping[str, OptionValue], env: Mapping[str, str]) -> Settings:
-    """The settings without backends, and without the key from ``api_key_env``."""
+    """Returns the settings without the backends and without the key that ``api_key_env`` names."""
     values: dict[str, Any] = {option.name: option.default_for(env) for option in OPTIONS}
     values.update({name: given.value for name, given in chosen.items()})
     for tcp, *_, local in TRANSPORTS:
@@ -231,13 +232,14 @@ def _settings(chosen: Mapping[str, OptionValue], env: Mapping[str, str]) -> Sett
 
 
 def _implicit_surfaces(chosen: Mapping[str, OptionValue]) -> frozenset[Literal["v2", "framed"]]:
-    """The surfaces that are served by default."""
+    """Returns the surfaces that are served only by default, without an option for them."""
     asked = {"v2": ("v2", "v2_addr", "v2_tcp"), "framed": ("framed_addr",)}
     return frozenset(name for name in ("v2", "framed") if not any(option in chosen for option in asked[name]))
 
 
 def _api_key(settings: Settings, env: Mapping[str, str]) -> Secret | None:
-    """The key of TCP clients; ConfigError if the file names an unset variable."""
+    """Returns the API key for TCP clients. Raises ConfigError if the config file names a variable that is not
+    set."""
     name = settings.api_key_env
     if name is None:
         return settings.api_key

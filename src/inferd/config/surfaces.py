@@ -1,8 +1,9 @@
-"""The default addresses of the daemon's surfaces for a client.
+"""The addresses at which a client finds the surfaces of the daemon by default.
 
-``INFERD_ADDRESS`` names a socket of any daemon, and with it ``INFERD_ADMIN_ADDR`` that daemon's admin socket.
-Without ``INFERD_ADDRESS``, clients use the daemon's variables and config file. An address is a Unix socket's
-path or ``tcp://IP:port``. An unreadable config file is ignored here; the daemon reports it.
+``INFERD_ADDRESS`` names a socket of a daemon. If it is set, ``INFERD_ADMIN_ADDR`` names the admin socket of
+the same daemon. If it is not set, clients read the variables and the config file of the daemon. An address is
+the path of a Unix socket or ``tcp://IP:port``. An invalid config file is ignored here, since the daemon
+reports it.
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ _PLACES: dict[Surface, tuple[str, str, str]] = {
 
 
 def addresses(env: Mapping[str, str] | None = None) -> dict[Surface, str]:
-    """The addresses in the environment and the config file; other surfaces are missing.
+    """Returns the addresses that the environment and the config file set. Other surfaces are not in the
+    result.
 
-    Raises ConfigError for a config file that another user may write.
+    Raises ConfigError if another user may write the config file.
     """
     env = os.environ if env is None else env
     named = env.get("INFERD_ADDRESS")

@@ -1,15 +1,16 @@
-"""The activity log: one event a line, to ``inferd.ndjson`` and as short text to stderr.
+"""The activity log. Each event is a line of JSON in ``inferd.ndjson`` and a line of short text on stderr.
 
 The contract of this module:
 
-* A call never blocks and never raises: it puts a record on a queue, and a thread of its own redacts,
-  serialises and writes it. A call below the level costs one comparison. Before :func:`setup` every call is
+* A call never blocks and never raises: it puts a record on a queue. A separate thread redacts, serialises and
+  writes the record. A call below the log level costs only one comparison. Before :func:`setup`, every call is
   below the level.
-* Every value is redacted before it is serialised, on both sinks. Callers must not log prompts or answers.
-* The file never waits for stderr. The events that a stalled reader of stderr misses are dropped from stderr,
-  and counted on both sinks.
-* When the file cannot be written, stderr says so once. Until the file can be written again, the events go to
-  stderr alone.
+* Every value is redacted before it is written to the file or to stderr. Callers must not log prompts or
+  answers.
+* Writing to the file never waits for stderr. If the reader of stderr stalls, events are dropped from stderr,
+  and their number is reported in both places.
+* If the file cannot be written, stderr says so once. Until the file can be written again, the events go only
+  to stderr.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ Record = tuple[float, int, str, str, Mapping[str, object]]  # Unix time, level, 
 
 
 def parse_level(text: str) -> int:
-    """The number of a level name; ``0`` means ``off``. Raises ConfigError for any other text."""
+    """Returns the number of the level with the name ``text``. ``0`` is another name for ``off``. Raises
+    ConfigError for an unknown name."""
     level = LEVELS.get("off" if text.strip() == "0" else text.strip().lower())
     if level is None:
         raise ConfigError(f"log level {text!r} is unknown; use one of {', '.join(LEVELS)}")
@@ -62,7 +64,8 @@ def parse_level(text: str) -> int:
 
 
 def _clean(value: object, name: str = "") -> Any:
-    """A redacted copy of ``value`` that orjson can serialise; ``name`` is the key that it stands under."""
+    """Returns a redacted copy of ``value`` that orjson can serialise. ``name`` is the key of the value in the
+    record."""
     if type(value) is str and len(value) < SHORTEST_SECRET and value.isalnum() and value.isascii():
         marker = marker_of_name(name)
         return value if marker is None else marker
@@ -87,13 +90,13 @@ def _clean(value: object, name: str = "") -> Any:
 
 @lru_cache(maxsize=1024)
 def _clean_name(msg: str) -> str:
-    """The name of an event; there are as many as there are calls in the code."""
+    """Returns the redacted name of an event. The names are in the code, so there are few enough to cache."""
     cleaned: str = _clean(msg)
     return cleaned
 
 
 class Log:
-    """The events of one component. ``msg`` is the event's name; fields are its data."""
+    """Logs the events of one component. ``msg`` is the name of the event, and ``fields`` are its data."""
 
     __slots__ = ("component",)
 
@@ -122,31 +125,33 @@ class Log:
 
 
 def get(component: str) -> Log:
-    """The log of a component, e.g. ``get("session")``; usable at any time, silent before :func:`setup`."""
+    """Returns the log of a component, such as ``get("session")``. It may be used at any time, but logs
+    nothing before :func:`setup`."""
     return Log(component)
 
 
 def level() -> int:
-    """The level below which nothing is written."""
+    """Returns the current level. Events below it are not written."""
     return _active.level
 
 
 def relay(level: int, component: str, msg: str, fields: Mapping[str, object]) -> None:
-    """Writes an event of another process of this daemon."""
+    """Logs an event that happened in another process of this daemon."""
     if _active.level <= level < OFF:
         _active.put((time.time(), level, component, msg, fields))
 
 
 def pass_on(level: int, take: Callable[[Record], None]) -> None:
-    """Gives each event to ``take``, unchanged, in the thread where it happens; another process writes it."""
+    """Makes this process call ``take`` with each event, in the thread that logs it, instead of writing it.
+    Another process then writes the event."""
     global _active
     _active = _Passing(level, take)
 
 
 class ActivityLog:
-    """The running log; :meth:`close` writes what is queued and makes every :class:`Log` silent again.
+    """The running log. :meth:`close` writes the queued events and ends all logging.
 
-    ``text`` gets the faults of ``file``, and with ``shown`` also the events.
+    ``text`` reports errors of ``file``. If ``shown``, it also shows the events.
     """
 
     def __init__(
@@ -166,14 +171,14 @@ class ActivityLog:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Starts this log, which replaces the log that was active before."""
+        """Starts this log. It replaces the log that was active before."""
         global _active
         self._thread = threading.Thread(target=self._write_all, name="log", daemon=True)
         self._thread.start()
         _active = self
 
     def put(self, record: Record) -> None:
-        """Queues a record. When ``MAX_QUEUED`` records wait already, drops and counts the new record."""
+        """Queues a record. If ``MAX_QUEUED`` records wait already, drops and counts the new one."""
         if self._records.qsize() < MAX_QUEUED:
             self._records.put(record)
         else:
@@ -182,7 +187,7 @@ class ActivityLog:
     def close(self) -> None:
         """Writes the queued events and ends the log.
 
-        Gives up on a disk or a reader that is stuck. Idempotent.
+        Waits at most ``CLOSE_SECS`` for a disk or a reader that is stuck. A second call does nothing.
         """
         global _active
         if self._thread is None:
@@ -217,7 +222,7 @@ class ActivityLog:
 
 
 class Count:
-    """Reports a number that grows as an event, at once or once a minute."""
+    """Reports a growing number as events. An event has the growth since the one before."""
 
     def __init__(self, event: str) -> None:
         self._event = event
@@ -225,8 +230,8 @@ class Count:
         self._due = 0.0
 
     def entries(self, now: int, *, at_once: bool) -> list[dict[str, Any]]:
-        """The event with the number added since the last event; empty if that number is 0 or the event is not
-        due yet.
+        """Returns the event to log now, if there is one. Without ``at_once`` there is one event in
+        ``COUNT_EACH_SECS``. If the number has not grown, there is none.
         """
         if now == self._told or not (at_once or time.monotonic() >= self._due):
             return []
@@ -268,7 +273,7 @@ def _entry(record: Record) -> dict[str, Any]:
 
 
 def _timestamp(seconds: float) -> str:
-    """RFC 3339, UTC, milliseconds."""
+    """Returns a time in UTC in the form of RFC 3339, with milliseconds."""
     whole = int(seconds)
     return f"{_whole_seconds(whole)}.{int((seconds - whole) * 1000):03d}Z"
 
@@ -279,10 +284,10 @@ def _whole_seconds(seconds: int) -> str:
 
 
 def setup(level: str, directory: Path | None, stderr: bool = True) -> ActivityLog:
-    """Starts to write the events of ``level`` and above: to ``directory``/inferd.ndjson unless it is
-    ``None``, and to stderr.
+    """Starts logging the events of ``level`` and above. They go to inferd.ndjson in ``directory``, unless
+    that is ``None``, and to stderr, if ``stderr`` is true.
 
-    One at a time in a process. Raises ConfigError for an unknown level.
+    A process has one log at a time. Raises ConfigError for an unknown level.
     """
     number = parse_level(level)
     text = TextSink(sys.stderr, None if directory is None else directory / BACKGROUND_NAME)

@@ -1,4 +1,4 @@
-"""How unexpected exceptions are logged: class and location, never the message."""
+"""Describes unexpected exceptions for the log: by class and location, never by message."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 
 
 def describe(error: BaseException) -> str:
-    """The class of the error and where it was raised, without the message, which may quote a prompt."""
+    """Returns the class of the error and the place where it was raised. The message is left out, since it may
+    quote a prompt."""
     place = traceback.extract_tb(error.__traceback__)
     where = f" at {Path(place[-1].filename).name}:{place[-1].lineno}" if place else ""
     return f"{type(error).__name__}{where}"

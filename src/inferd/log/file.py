@@ -1,7 +1,7 @@
 """The file of the activity log: NDJSON with rotation.
 
-The file is ours alone: mode 0600, never through a symlink. Every line in it is one whole JSON object, also
-after a crash in the middle of a write or of a rotation.
+Only this user can read the file (mode 0600), and a symbolic link in its place is refused. Every new line is a
+whole JSON object, even after a crash during a write or a rotation.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ KEPT_FILES = 3
 
 
 def _line(entry: Mapping[str, Any]) -> bytes:
-    """``entry`` as a line of the file, which people read with ``tail`` and ``cat``."""
+    """Encodes ``entry`` as a line. Control characters are escaped, since people show the file with ``tail``
+    and ``cat``."""
     import orjson  # in the thread that writes: the start of a daemon does not wait for it
 
     line = orjson.dumps(entry)
@@ -31,8 +32,8 @@ def _line(entry: Mapping[str, Any]) -> bytes:
 
 
 class FileSink:
-    """NDJSON with rotation. The file's inode and size are looked up before each write, so that a file which
-    was moved away, deleted or filled by another process is handled like our own rotation."""
+    """Writes NDJSON and rotates the file. The inode and the size of the file are looked up before each write.
+    So the file may also be moved, deleted or filled by another process."""
 
     def __init__(self, directory: Path, complain: Callable[[Mapping[str, Any]], None]) -> None:
         self._path = directory / FILE_NAME
@@ -80,7 +81,8 @@ class FileSink:
             raise
 
     def _ready(self) -> int:
-        """Ensures that the descriptor refers to the file at the path; returns the size of the file."""
+        """Opens the file unless the descriptor already refers to the file at the path. Returns the size of
+        the file."""
         if self._fd >= 0:
             ours = os.fstat(self._fd)
             with suppress(FileNotFoundError):

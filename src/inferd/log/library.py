@@ -1,7 +1,8 @@
-"""Redirects errors reported by asyncio, the interpreter and libraries to the activity log.
+"""Redirects to the activity log the errors that asyncio, the interpreter and libraries report.
 
-By default they reach stderr unredacted, and may quote a prompt or a key. The log gets the class of an error
-and where it was raised. Of a library's message it gets only the format string.
+By default these errors are written to stderr without redaction, and may quote a prompt or a key. The log gets
+only the class of an error and the place where it was raised. Of a library's log message it gets only the
+format string.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _log = log.get("library")
 
 
 class _Handler(logging.Handler):
-    """Records of the standard library's ``logging``."""
+    """Logs the records of the standard library's ``logging``."""
 
     def emit(self, record: logging.LogRecord) -> None:
         fields: dict[str, object] = {
@@ -40,7 +41,7 @@ _handler = _Handler(logging.WARNING)
 
 
 def capture(loop: asyncio.AbstractEventLoop) -> None:
-    """Captures these errors from now on, for one event loop at a time."""
+    """Starts to redirect the errors. Only one event loop can be redirected at a time."""
     loop.set_exception_handler(_of_asyncio)
     sys.unraisablehook = _unraisable
     threading.excepthook = _of_thread
@@ -48,7 +49,7 @@ def capture(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def release() -> None:
-    """Restores the interpreter's own reporting."""
+    """Restores the default reporting."""
     sys.unraisablehook = sys.__unraisablehook__
     threading.excepthook = threading.__excepthook__
     logging.getLogger().removeHandler(_handler)

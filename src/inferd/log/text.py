@@ -1,9 +1,9 @@
 """The activity log as short text on stderr.
 
-A thread of its own writes to stderr, so that a reader that stalls holds up neither the daemon nor the file.
-While the reader stalls, events are kept up to a limit. Events beyond the limit are dropped and counted, and
-the count is written when the reader reads again. Controls in values are escaped, so that no value can drive a
-terminal.
+A separate thread writes to stderr, so that a reader that stalls delays neither the daemon nor the log file.
+While the reader stalls, up to ``MAX_KEPT`` events are kept. Further events are dropped and counted, and their
+number is written when the reader reads again. Control characters in values are escaped, so that no value can
+control a terminal.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any, ClassVar, TextIO
 
 MAX_KEPT = 4096
-"""Events that wait for a reader of stderr."""
+"""The number of events that may wait for a reader of stderr."""
 
 CLOSE_SECS = 2.0
 
 BACKGROUND_NAME = "background.log"
-"""The file beside the activity log that has stdout and stderr of a daemon without a terminal."""
+"""The file for stdout and stderr of a daemon without a terminal. It is in the directory of the
+activity log."""
 
 MAX_BACKGROUND_BYTES = 16 * 1024 * 1024
 
@@ -35,7 +36,8 @@ _WORD = re.compile(r"""[^ "']+""")
 
 
 class TextSink:
-    """Short text for people. :meth:`write` never blocks; ``missed`` counts the dropped events."""
+    """Writes events as short text for people. :meth:`write` never blocks. ``missed`` counts the dropped
+    events."""
 
     _COLOURS: ClassVar = {"error": "31", "warn": "33", "info": "32"}
 
@@ -50,9 +52,9 @@ class TextSink:
         self._thread.start()
 
     def write(self, entries: Sequence[Entry]) -> None:
-        """Hands the events to the writing thread.
+        """Passes the events to the thread that writes.
 
-        When ``MAX_KEPT`` events wait already, drops and counts the others.
+        If more than ``MAX_KEPT`` events would wait, drops and counts the rest.
         """
         room = MAX_KEPT - (self._taken - self._written)
         kept = entries[:room]
@@ -63,13 +65,14 @@ class TextSink:
             self.start()
 
     def close(self) -> None:
-        """Ends the thread after the last event; gives up on a reader that does not read."""
+        """Ends the thread after the last event. Waits at most ``CLOSE_SECS`` for a reader that does
+        not read."""
         if self._thread is not None:
             self._batches.put(None)
             self._thread.join(CLOSE_SECS)
 
     def start(self) -> None:
-        """Starts the thread, as the first event does otherwise. Idempotent."""
+        """Starts the thread, if it does not run yet. The first event starts it, too."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._write_all, name="log-stderr", daemon=True)
             self._thread.start()
@@ -86,7 +89,8 @@ class TextSink:
             self._written += len(entries)
 
     def _put(self, text: str) -> None:
-        """Writes to the descriptor: a stuck writer that held the stream's lock would hold up exit."""
+        """Writes to the descriptor, not to the stream, since a blocked write would hold the stream's lock and
+        so delay the exit."""
         with suppress(OSError, ValueError):  # the reader has left, or the stream is closed
             fd = _descriptor(self._stream)
             if fd is None:
@@ -101,9 +105,10 @@ class TextSink:
                     select.select([], [fd], [])
 
     def _rotate(self, fd: int) -> None:
-        """Keeps ``background``, if stderr is that file, from growing for ever; stdout is there as well.
+        """If stderr is the file ``background`` and has grown too large, renames the file and continues in a
+        new one. Stdout follows if it is the same file.
 
-        A file that a person chose for stderr is left alone.
+        Any other file that a user chose for stderr is left alone.
         """
         if self._background is None or os.fstat(fd).st_size < MAX_BACKGROUND_BYTES:
             return
@@ -124,7 +129,7 @@ class TextSink:
 
 
 def short_text(entry: Entry, colour: str | None = None) -> str:
-    """An event on one line; ``colour`` is the terminal's number for its level."""
+    """Returns an event as one line. ``colour`` is the number of a terminal colour for its level."""
     head = f"{entry['level'].upper():5}"
     if colour is not None:
         head = f"\x1b[{colour}m{head}\x1b[0m"

@@ -1,11 +1,11 @@
-"""inferd on Ray Serve: models on the hosts of a cluster, behind the APIs of the HTTP bridge.
+"""inferd on Ray Serve: runs models on the hosts of a cluster, and serves them through the HTTP bridge.
 
-:func:`build_app` makes a Serve application. Each model of the configuration is a deployment, whose replicas
-each run a daemon with that model (:mod:`inferd.ray.replica`). The ingress is the HTTP bridge, which sends a
-request through the handle of its model (:mod:`inferd.ray.ingress`).
+:func:`build_app` makes a Serve application. Each model of the configuration is a deployment. Each replica of
+a deployment runs a daemon with that model (:mod:`inferd.ray.replica`). The ingress is the HTTP bridge, which
+sends each request through the handle of its model (:mod:`inferd.ray.ingress`).
 
-Ray starts, scales and replaces the replicas. Its consistent-hash router sends the requests of a conversation
-to one replica, whose cache holds their prefix.
+Ray starts, scales and replaces the replicas. Its consistent-hash router sends all requests of a conversation
+to the same replica, which has their prefix in its cache.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from inferd.ray.config import config_of, content_of, settings_of
 
 ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
 SHUTDOWN_SECS = 3600.0
-"""How long a replica that leaves may finish its requests."""
+"""How long a replica that Ray removes may take to finish its requests."""
 
 
 class Arguments(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The arguments of the application. ``config`` is the path of a config file, or its content.
 
-    The numbers are those of each model; ``autoscaling`` holds further options of Ray's ``AutoscalingConfig``.
-    ``open``: clients need no key.
+    The numbers of replicas, CPUs and GPUs are for each model; ``ingress_replicas`` is for the ingress.
+    ``autoscaling`` holds further options of Ray's ``AutoscalingConfig``. With ``open``, clients need no key.
     """
 
     config: str | dict[str, Any]
@@ -42,9 +42,9 @@ class Arguments(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 def build_app(arguments: Mapping[str, Any]) -> Any:
-    """The Serve application of a configuration; see :class:`Arguments`.
+    """Returns the Serve application of a configuration. See :class:`Arguments`.
 
-    Raises UsageError for an unknown argument, ConfigError for an invalid configuration.
+    Raises UsageError for an invalid argument, and ConfigError for an invalid configuration.
     """
     try:
         given = msgspec.convert(arguments, Arguments, strict=False)

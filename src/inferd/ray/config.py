@@ -15,7 +15,8 @@ from inferd.errors import ConfigError
 
 
 def content_of(config: str | dict[str, Any]) -> dict[str, Any]:
-    """The content of a config file, or of the path of one. Raises ConfigError."""
+    """Returns the content of a config file. ``config`` is the content itself or the path of the file. Raises
+    ConfigError."""
     if isinstance(config, dict):
         return config
     try:
@@ -30,7 +31,7 @@ def content_of(config: str | dict[str, Any]) -> dict[str, Any]:
 
 
 def settings_of(content: Mapping[str, Any]) -> Settings:
-    """The settings of a configuration; of this process's environment only the key counts.
+    """Returns the settings of a configuration. From the environment of this process only the API key is read.
 
     Raises ConfigError.
     """
@@ -45,7 +46,7 @@ def settings_of(content: Mapping[str, Any]) -> Settings:
 
 
 def config_of(content: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The configuration of the replicas of one entry."""
+    """Returns the configuration for the replicas of one entry."""
     own = {key: value for key, value in content.items() if key != "http"}
     if "backends" in own:
         own["backends"] = [entry for entry in own["backends"] if entry.get("name") == name]

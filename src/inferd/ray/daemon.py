@@ -1,4 +1,5 @@
-"""The daemon of a replica: ``python -m inferd.ray.daemon CONFIG``. It ends with the Ray actor."""
+"""The daemon of a replica, started as ``python -m inferd.ray.daemon CONFIG``. It ends when the Ray actor
+ends."""
 
 from __future__ import annotations
 

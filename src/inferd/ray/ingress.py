@@ -1,7 +1,7 @@
-"""The HTTP bridge as the ingress of a Serve application. Its requests go through the handles of the models.
+"""The HTTP bridge as the ingress of a Serve application. It sends requests through the handles of the models.
 
-A request whose replica dies is sent to another one while no part of its answer has come, and one whose model
-fails there is sent once more. After that its client gets an error.
+If the replica of a request dies before any part of the answer has come, the request is sent to another
+replica. If the model fails there, the request is sent once more. After that its client gets an error.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _log = log.get("ray")
 
 
 class Ingress:
-    """The ingress of the models behind ``handles``; ``config`` is the whole configuration."""
+    """The ingress for the models behind ``handles``. ``config`` is the whole configuration."""
 
     def __init__(self, config: Mapping[str, Any], is_open: bool, *handles: DeploymentHandle) -> None:
         settings = settings_of(config)
@@ -73,7 +73,7 @@ class Ingress:
 
 
 class _Peer:
-    """The user of a connection, as the bridge's gate asks for it."""
+    """Tells the bridge's gate which user a connection belongs to."""
 
     def __init__(self, uid: int | None) -> None:
         self._uid = uid
@@ -83,7 +83,7 @@ class _Peer:
 
 
 class RayUpstream(Upstream):
-    """The deployments as the daemon of the bridge."""
+    """Takes the place of the daemon behind the bridge: sends requests to the deployments."""
 
     def __init__(self, models: Models, handles: Sequence[DeploymentHandle]) -> None:
         super().__init__({}, models)
@@ -100,7 +100,7 @@ class RayUpstream(Upstream):
             await asyncio.wait([self._load])
 
     async def _follow(self) -> None:
-        """Waits for a replica of each model, and lists its capabilities."""
+        """Waits for a replica of each model, and registers the model's capabilities."""
         told: list[Mapping[str, Any]] = []
         for handle in self._deployments:
             frames = await self._capabilities(handle)
@@ -128,7 +128,7 @@ class RayUpstream(Upstream):
         return RayChannel(handle, surface)
 
     async def refresh_models(self) -> None:
-        """Does nothing: the models are those of the configuration."""
+        """Does nothing, since the models are always those of the configuration."""
 
     async def unload(self, model: Model) -> int:
         raise HttpFailure("not_served", "Ray Serve decides how many replicas of a model are loaded")
@@ -138,7 +138,7 @@ class RayUpstream(Upstream):
 
 
 class RayChannel(Channel):
-    """Calls of a deployment. ``handle`` streams; its options name the conversation."""
+    """Calls a deployment. ``handle`` must stream, and its options identify the conversation."""
 
     def __init__(self, handle: DeploymentHandle, surface: Surface) -> None:
         self._handle = handle
@@ -148,11 +148,12 @@ class RayChannel(Channel):
         return RayConnection(self._handle, self._surface, b"".join(request.pieces))
 
     def give_back(self, connection: object) -> None:
-        """Does nothing: a call carries one request."""
+        """Does nothing, since each call carries only one request."""
 
 
 def _kind(line: bytes) -> str:
-    """The type of a frame; ``failure`` for an error that another try may not meet, such as a crash."""
+    """Returns the type of a frame. Returns ``failure`` for an error, such as a crash, after which a retry may
+    succeed."""
     try:
         frame = orjson.loads(line)
         failed = frame["type"] == "error" and frame["code"] == Unavailable.code and "reason" not in frame
@@ -182,7 +183,7 @@ class RayConnection:
         self._response: DeploymentResponseGenerator = self._handle.call.remote(self._surface, self._data)
 
     async def line(self) -> bytes:
-        """The next line of the answer. Raises ConnectionLost if its replica dies."""
+        """Returns the next line of the answer. Raises ConnectionLost if the replica dies."""
         while True:
             if (line := self._incoming.line()) is None:
                 await self._read()
@@ -214,5 +215,5 @@ class RayConnection:
         self._call()
 
     def close(self) -> None:
-        """Cancels the call, and so its request, unless it is over."""
+        """Cancels the call and its request, unless they have ended."""
         self._response.cancel()

@@ -1,7 +1,7 @@
-"""A replica of a model: a daemon of its own, as a child of the Ray actor.
+"""A replica of a model. The Ray actor starts a daemon as its child process.
 
-A call carries the bytes of one request of a surface, and yields the bytes of its answer. The daemon therefore
-queues, cancels and reports errors as for any other client.
+A call sends the bytes of one request to a surface of the daemon, and yields the bytes of the answer. So
+queueing, cancellation and errors work as for any other client.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _STOP_SECS = 30.0
 
 
 class Replica:
-    """``config`` is the configuration of the daemon. The constructor returns when the model is loaded."""
+    """Runs a daemon with the configuration ``config``. The constructor returns when the model is loaded."""
 
     async def __init__(self, config: Mapping[str, Any]) -> None:  # type: ignore[misc]
         self._dir = Path(tempfile.mkdtemp(prefix="inferd-ray-"))
@@ -39,7 +39,8 @@ class Replica:
         await self._wait_ready()
 
     async def _wait_ready(self) -> None:
-        """Follows the boot of the daemon. Raises BootFailed with its last words."""
+        """Waits until the daemon is ready. Raises BootFailed with the last line of its stderr if it ends
+        before."""
         while True:
             try:
                 async with AsyncAdminClient(self._addresses.of("admin")) as admin:
@@ -54,17 +55,18 @@ class Replica:
             self._capabilities.append(frame)
 
     def check_health(self) -> None:
-        """Raises BootFailed if the daemon has ended; Ray then replaces the replica."""
+        """Raises BootFailed if the daemon has ended. Ray then replaces the replica."""
         if self._process.poll() is not None:
             lines = (self._dir / "stderr").read_text(errors="replace").strip().splitlines()
             raise BootFailed(lines[-1] if lines else "the daemon has ended")
 
     async def capabilities(self) -> Sequence[Mapping[str, Any]]:
-        """The frames that describe the model, as on the admin socket."""
+        """Returns the ``capabilities`` frames of the daemon's admin socket, which describe the model."""
         return self._capabilities
 
     async def call(self, surface: Surface, data: bytes) -> AsyncIterator[bytes]:
-        """Sends a request; yields pieces of its answer. Cancelling the call cancels the request."""
+        """Sends a request and yields the pieces of its answer. If the call is cancelled, the request is
+        cancelled, too."""
         reader, writer = await asyncio.open_unix_connection(self._addresses.of(surface))
         try:
             writer.write(data)
@@ -85,7 +87,7 @@ class Replica:
 
 
 def _start(config: Mapping[str, Any], directory: Path) -> subprocess.Popen[bytes]:
-    """Starts a daemon whose files are all in ``directory``, which is this user's alone."""
+    """Starts a daemon that keeps its files in ``directory``, to which only this user has access."""
     path = directory / "config.json"
     path.write_text(json.dumps(config))
     path.chmod(0o600)
