@@ -17,10 +17,13 @@ from inferd.config.settings import Settings
 from inferd.daemon import backends
 from inferd.daemon.backends import Backends, in_thread
 from inferd.daemon.build import build_key
+from inferd.daemon.residency import Residency
+from inferd.daemon.room import Room
 from inferd.engine.mock import Mock
 from inferd.errors import BootCancelled, ModelError
 from inferd.http.models import Models
 from inferd.progress import Progress
+from inferd.serve.queues import Queues
 from inferd.serve.router import Router
 from tests.cases import cases
 
@@ -57,12 +60,17 @@ def settings(*names: str, **more: Any) -> Settings:
 def show(phase: str, details: Mapping[str, object]) -> None: ...
 
 
+def backends_of(router: Router) -> Backends:
+    models = Residency(router, build, Settings(), lambda name, state, details: None)
+    return Backends(router, build, Room(router, Queues(1, 0), models))
+
+
 class Exchange:
     """Backends with a router."""
 
     def __init__(self) -> None:
         self.router = Router(())
-        self.backends = Backends(self.router, build)
+        self.backends = backends_of(self.router)
 
     async def take_on(self, *names: str) -> list[Mortal]:
         made = await self.backends.make(settings(*names), show)
@@ -100,7 +108,7 @@ async def test_unused_backends_are_closed() -> None:
     with pytest.raises(ModelError):
         await exchange.backends.make(settings("one", "two", "stone"), show)
     made = [backend for backend in exchange.backends._build_keys if backend is not one]
-    await exchange.backends.discard()
+    await exchange.backends.settle()
     assert [backend.closed for backend in made if isinstance(backend, Mortal)] == [1]
     assert one.closed == 0
     await exchange.backends.close()
@@ -162,7 +170,7 @@ def test_options_of_the_engine_are_part_of_the_build_key(change: dict[str, Any])
 
 async def test_a_backend_that_is_being_closed_is_not_adopted() -> None:
     router = Router(())
-    backends = Backends(router, build)
+    backends = backends_of(router)
     (unused,) = await backends.make(settings("a"), lambda phase, details: None)
     closing, go_on = asyncio.Event(), asyncio.Event()
 
@@ -171,7 +179,7 @@ async def test_a_backend_that_is_being_closed_is_not_adopted() -> None:
         await go_on.wait()
 
     unused.close = close  # type: ignore[method-assign]
-    discarding = asyncio.ensure_future(backends.discard())
+    discarding = asyncio.ensure_future(backends.settle())
     await closing.wait()
     (made,) = await backends.make(settings("a"), lambda phase, details: None)
     assert made is not unused

@@ -75,6 +75,8 @@ def reload_command() -> None:
         for frame in events:
             if frame["status"] == "restarting":
                 began = True
+                if frame.get("phase") == "making_room":
+                    say(f"unloading {frame['unloading']!r} first, because not all fits in memory …", err=True)
             elif frame["status"] == "reload_failed":
                 failure = str(frame.get("message"))
             elif frame["status"] == "ready" and began:

@@ -1,22 +1,24 @@
 """Builds the configured backends in order, passes them to the router, and replaces them while requests run.
 
-:meth:`Backends.make` builds those backends of a configuration that do not exist yet. Requests do not notice
-this. :meth:`Backends.use` then switches the router to the new list, and closes each dropped backend after its
-last request. A backend whose entry and settings are unchanged is kept, unless it has died.
+:meth:`Backends.make` builds those backends of a configuration that do not exist yet. Requests notice this
+only if old models must make room (:mod:`inferd.daemon.room`). :meth:`Backends.use` then switches the router
+to the new list, and closes each dropped backend after its last request. A backend whose entry and settings
+are unchanged is kept, unless it has died.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from inferd import log
 from inferd.config.entries import BackendEntry, LlamaCppEntry
 from inferd.config.settings import Settings
 from inferd.daemon.build import build_key, route_of
+from inferd.daemon.room import Room
 from inferd.engine.backend import Backend
 from inferd.errors import ModelError
 from inferd.progress import Progress
@@ -41,9 +43,10 @@ class Backends:
     """The configured backends. ``build`` builds one backend, and is called in a thread of its own. All
     methods run on the event loop."""
 
-    def __init__(self, router: Router, build: Build) -> None:
+    def __init__(self, router: Router, build: Build, room: Room) -> None:
         self._router = router
         self._build = build
+        self._room = room
         self._build_keys: dict[Backend, tuple[object, ...]] = {}
         self._routes: dict[Backend, Route] = {}
         """The routes of the backends that the last :meth:`make` returned, for the router and for clients."""
@@ -59,20 +62,29 @@ class Backends:
         has stopped.
         """
         routes: dict[Backend, Route] = {}
-        for entry in settings.backends:
-            if isinstance(entry, LlamaCppEntry) and not entry.preload:
-                continue
-            wanted = build_key(settings, entry)
+        entries = [
+            (entry, build_key(settings, entry))
+            for entry in settings.backends
+            if not isinstance(entry, LlamaCppEntry) or entry.preload
+        ]
+        keys = [key for _, key in entries]
+        leaving = [slot for slot in self._router.members if self._build_keys[slot.backend] not in keys]
+        for entry, wanted in entries:
             there = (
                 backend for backend, made in self._build_keys.items() if made == wanted and backend.alive()
             )
-            backend = next(there, None) or await self._make(settings, entry, wanted, show)
+            backend = next(there, None) or await self._make(settings, entry, wanted, leaving, show)
             routes[backend] = route_of(entry)
         self._routes = routes
         return list(routes)
 
     async def _make(
-        self, settings: Settings, entry: BackendEntry, wanted: tuple[object, ...], show: Show
+        self,
+        settings: Settings,
+        entry: BackendEntry,
+        wanted: tuple[object, ...],
+        leaving: Sequence[BackendSlot],
+        show: Show,
     ) -> Backend:
         loop = asyncio.get_running_loop()
         pace = Pace(loop, show)
@@ -81,7 +93,13 @@ class Backends:
         def progress(phase: str, details: Mapping[str, object]) -> None:
             loop.call_soon_threadsafe(pace.show, phase, details)
 
-        backend = await started(lambda: self._build(settings, entry, progress, cancelled), cancelled)
+        async def make_room(backend: Backend) -> None:
+            if self._router.members:  # else this is the start: the first models are loaded as configured
+                await self._room.make(settings, backend, self._build_keys, leaving, show)
+
+        backend = await started(
+            lambda: self._build(settings, entry, progress, cancelled), cancelled, make_room
+        )
         self._build_keys[backend] = wanted
         return backend
 
@@ -111,24 +129,39 @@ class Backends:
         """Makes the router use ``backends``, which :meth:`make` returned, from the next request on."""
         for member in self._router.replace(backends, self._routes):
             del self._build_keys[member.backend]
-            task = asyncio.get_running_loop().create_task(self._retire(member))
-            self._retiring.add(task)
-            task.add_done_callback(self._retiring.discard)
+            self._in_background(self._retire(member, at_once=self._room.rests(member)))
 
-    async def _retire(self, member: BackendSlot) -> None:
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Runs ``work`` in a task that outlives a cancelled caller; :meth:`close` waits for it."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+        return task
+
+    async def _retire(self, member: BackendSlot, *, at_once: bool) -> None:
         name = member.backend.name
-        await member.released()
+        if not at_once:
+            await member.released()
         await member.backend.close()
         _log.info("backend_closed", backend=name)
 
-    async def discard(self) -> None:
-        """Closes the backends that :meth:`make` built but the router does not use."""
+    async def settle(self) -> str:
+        """Ends a reload: closes the backends that :meth:`make` built but the router does not use, and wakes
+        the router's backends that made room for them. Returns the end of a sentence that says so. Idempotent.
+        """
+        try:
+            await self._discard()
+        finally:
+            woken = self._room.end()
+        return f"; {' and '.join(woken)} had made room, and is loaded again" if woken else ""
+
+    async def _discard(self) -> None:
         used = {member.backend for member in self._router.members}
         unused = [backend for backend in self._build_keys if backend not in used]
         for backend in unused:
             del self._build_keys[backend]  # first: a reload during the close must not adopt it
-        for backend in unused:
-            await backend.close()
+        if unused:
+            await asyncio.wait([self._in_background(backend.close()) for backend in unused])
 
     def dead(self) -> list[str]:
         """Returns the names of the router's backends that have died."""
@@ -142,12 +175,20 @@ class Backends:
             await backend.close()
 
 
-async def started(build: Callable[[], Backend], cancelled: threading.Event) -> Backend:
-    """Builds a backend in a thread and starts it. If the start fails or the task is cancelled, the backend is
-    closed."""
+async def _at_once(backend: Backend) -> None: ...
+
+
+async def started(
+    build: Callable[[], Backend],
+    cancelled: threading.Event,
+    before: Callable[[Backend], Awaitable[None]] = _at_once,
+) -> Backend:
+    """Builds a backend in a thread, awaits ``before``, and starts the backend. If the start fails or the task
+    is cancelled, the backend is closed."""
     made: list[Backend] = []
     try:
         await in_thread(lambda: made.append(build()), cancelled)
+        await before(made[0])
         await made[0].start()
     except BaseException:
         for backend in made:

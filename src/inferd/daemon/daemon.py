@@ -4,9 +4,9 @@ The boot takes the lock and the admin socket (places.py), then handles signals, 
 builds the backends, publishes their capabilities, and opens the inference sockets. If a model is to be
 loaded, these sockets open only once every backend is ready. A signal ends the boot cleanly at any point. An
 error of the boot is published on the admin socket and raised. A reload builds new backends while the old ones
-serve, and then switches to all of them at once. If it fails, the old configuration stays in effect. A stop
-refuses new connections and new requests. Running requests get ``drain_timeout_secs``, then end as
-``cancelled``. A second signal ends the process at once.
+serve or, if memory is short, rest (room.py), and then switches to all of them at once. If it fails, the old
+configuration stays in effect. A stop refuses new connections and new requests. Running requests get
+``drain_timeout_secs``, then end as ``cancelled``. A second signal ends the process at once.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from inferd.daemon.backends import Backends, Build, in_thread
 from inferd.daemon.descriptors import raise_descriptor_limit
 from inferd.daemon.places import Places
 from inferd.daemon.residency import Residency
+from inferd.daemon.room import Room
 from inferd.daemon.server import FLUSH_GRACE_SECS, Server
 from inferd.errors import AddressError, BootCancelled, InferdError
 from inferd.log import library
@@ -124,9 +125,9 @@ class Daemon:
         self._places = places
         self._metrics = Metrics()
         router = self._router = Router((), on_breaker=self._tell_breaker)
-        self._backends = Backends(router, build)
         self._models = Residency(router, build, settings, self._tell_model)
         self._server = Server(settings, router, self._metrics, self._watch_idleness, self._models)
+        self._backends = Backends(router, build, Room(router, self._server.admission, self._models))
         self._snapshot = Snapshot(self._server.admission, router, self._metrics, self._models)
         self._board = StatusBoard(self._report, self._models.listing, self._models.release, self._pull)
         self._admin_places = ConnectionLimit(settings.max_connections)
@@ -305,10 +306,11 @@ class Daemon:
                 self._board.publish_capabilities(frame)
             _log.info("reloaded", backends=[backend.name for backend in backends])
         except Exception as error:
-            _log.error("reload_failed", error=_describe(error))
-            self._board.publish_event(admin.reload_failed(_describe(error)))
+            reason = _describe(error) + await self._backends.settle()
+            _log.error("reload_failed", error=reason)
+            self._board.publish_event(admin.reload_failed(reason))
         finally:
-            await self._backends.discard()
+            await self._backends.settle()
             if not self._stopping:
                 self._board.publish(admin.READY)
                 systemd.notify("READY=1")

@@ -59,7 +59,7 @@ def load(
             *([] if draft is None else [draft.fd]),
             *lora,
         ]
-        n_ctx = _fitting_context(settings, entry, card)
+        n_ctx, estimate = _fitting_context(settings, entry, card)
         _check_workers(entry)
         wanted = Load(
             name=entry.name,
@@ -89,7 +89,15 @@ def load(
         )
         states = state_files(settings, entry.name, model)
         kept = [os.dup(fd) for fd in fds]
-    return HostedModel(wanted, kept, progress, _changes(model.path, kept), system=entry.system, states=states)
+    return HostedModel(
+        wanted,
+        kept,
+        progress,
+        _changes(model.path, kept),
+        system=entry.system,
+        states=states,
+        estimate_bytes=estimate or sum(os.fstat(fd).st_size for fd in kept),
+    )
 
 
 def _card(model: verify.OpenModel) -> ModelCard | None:
@@ -110,11 +118,11 @@ def _most_memory(settings: Settings, card: ModelCard, n_ctx: int, beside: Sequen
     return settings.engine_memory_factor * needed
 
 
-def _fitting_context(settings: Settings, entry: LlamaCppEntry, card: ModelCard | None) -> int:
-    """Returns the context size that the entry sets, or else the largest one that is likely to fit in memory.
-    Logs a warning if the model is not likely to fit."""
+def _fitting_context(settings: Settings, entry: LlamaCppEntry, card: ModelCard | None) -> tuple[int, int]:
+    """Returns the context size that the entry sets, or else the largest one that is likely to fit in memory,
+    and the bytes that the model then needs, 0 if unknown. Logs a warning if no size is likely to fit."""
     if card is None:
-        return memory.CONTEXTS[0] if entry.n_ctx is None else entry.n_ctx
+        return memory.CONTEXTS[0] if entry.n_ctx is None else entry.n_ctx, 0
     held = memory.part_here(card, len(entry.rpc), entry.n_gpu_layers)
     sizes = memory.context_sizes(held, entry.n_ctx, settings.active_permits)
     budget = memory.budget_bytes(0, settings.memory_budget_bytes)
@@ -127,7 +135,7 @@ def _fitting_context(settings: Settings, entry: LlamaCppEntry, card: ModelCard |
             needed_mib=size >> 20,
             available_mib=limit >> 20,
         )
-    return n_ctx if entry.n_ctx is None else entry.n_ctx
+    return n_ctx if entry.n_ctx is None else entry.n_ctx, size
 
 
 def _check_workers(entry: LlamaCppEntry) -> None:

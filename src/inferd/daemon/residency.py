@@ -71,7 +71,7 @@ class _Resident:
     def memory_bytes(self) -> int:
         """Returns the estimated bytes of the model, or those of its process now if they are more."""
         state = self.backend.engine_state()
-        return max(self.estimate, 0 if state is None else state.memory_bytes)
+        return max(self.estimate, 0 if state is None else state.taken_bytes)
 
 
 class _Loading:
@@ -251,14 +251,7 @@ class Residency:
             if fitting is not None:
                 n_ctx, size = fitting
                 return with_context(entry, card, n_ctx), size
-            idle = [
-                (resident.last_used, other)
-                for other, resident in self._residents.items()
-                if not resident.users and not resident.pinned and other not in self._waiting
-            ]
-            if idle:
-                await self.unload(min(idle)[1], "another model needs its memory")
-            else:
+            if not await self.unload_idle("another model needs its memory"):
                 await self._drain(name, sizes[-1][1], budget, used)
 
     async def _drain(self, name: str, needed: int, budget: int, used: int) -> None:
@@ -285,11 +278,12 @@ class Residency:
 
     def _used(self) -> int:
         """Returns the memory that all loaded models take, in bytes."""
-        used = sum(resident.memory_bytes() for resident in self._residents.values())
-        for member in self._router.members:
-            state = member.backend.engine_state()
-            used += 0 if state is None else state.memory_bytes
-        return used
+        states = [member.backend.engine_state() for member in self._router.members]
+        return self.used_by_residents() + sum(0 if state is None else state.taken_bytes for state in states)
+
+    def used_by_residents(self) -> int:
+        """Returns the memory that the models on demand take, in bytes."""
+        return sum(resident.memory_bytes() for resident in self._residents.values())
 
     # Unloading.
 
@@ -337,6 +331,14 @@ class Residency:
         if unloading is not None:
             await asyncio.shield(unloading)
         return resident.users
+
+    async def unload_idle(self, reason: str) -> bool:
+        """Unloads the least recently used idle model. Returns whether there was one."""
+        free = {name for name, each in self._residents.items() if not each.users and not each.pinned}
+        idle = sorted(free - self._waiting.keys(), key=lambda name: self._residents[name].last_used)
+        if idle:
+            await self.unload(idle[0], reason)
+        return bool(idle)
 
     async def unload(self, name: str, reason: str) -> None:
         """Unloads a model, if it is still loaded, and waits until its process has ended."""

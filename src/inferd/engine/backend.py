@@ -55,8 +55,8 @@ class Capabilities(NamedTuple):
 
 class EngineState(NamedTuple):
     """The state of the engine process of a model. ``file_bytes`` is the size of the model's files.
-    ``restarts`` is the number of restarts since the daemon started. ``last_end`` is the reason why the last
-    process ended.
+    ``estimate_bytes`` is the memory that the process may need, or 0 while the model is at rest. ``restarts``
+    is the number of restarts since the daemon started. ``last_end`` is the reason why the last process ended.
 
     ``silent_secs`` is the time since the process's last sign of life, or 0 if that time is normal.
     ``problem`` is the reason why the model does not serve. ``cage`` maps each layer of the sandbox to
@@ -74,6 +74,12 @@ class EngineState(NamedTuple):
     cage: Mapping[str, str] = MappingProxyType({})
     cache_disk_bytes: int = 0
     cache_files_removed: int = 0
+    estimate_bytes: int = 0
+
+    @property
+    def taken_bytes(self) -> int:
+        """Returns the memory that the process takes, or will take once it has touched all its pages."""
+        return max(self.estimate_bytes, self.memory_bytes)
 
 
 class Stream(ABC, AsyncIterator[Event]):
@@ -174,6 +180,15 @@ class Backend(ABC):
     async def rank(self, request: RankRequest) -> Ranking:
         """Returns the scores of the documents. Raises ``generate``'s errors, and ``RerankUnsupported``."""
         raise RerankUnsupported(f"backend {self.name!r} cannot rerank")
+
+    async def rest(self) -> None:
+        """Gives back the memory of a model in a process. Running requests fail; later ones wait for
+        :meth:`wake`."""
+        return
+
+    def wake(self) -> None:
+        """Loads the model again after :meth:`rest`, in the background."""
+        return
 
     @abstractmethod
     async def close(self) -> None:

@@ -16,6 +16,8 @@ at once or while the request waits. A request on a remote backend of a pool take
 A running request may wait for its client to read the answer. If other requests wait for a permit meanwhile,
 the request is ended after ``REST_SECS``.
 
+A paused queue gives no permits. Its requests wait while the model behind it is replaced.
+
 (Over 400 lines, because every decision weighs the same running and waiting requests.)
 """
 
@@ -134,6 +136,8 @@ class Admission:
         self._giving_up: set[Permit] = set()
         self._rest_alarm: asyncio.TimerHandle | None = None
         self._closed = False
+        self._paused = False
+        self._quiet: asyncio.Future[None] | None = None
         self._queues: dict[str, _Turns] = {"interactive": OrderedDict(), "batch": OrderedDict()}
         self._idle: asyncio.Future[None] | None = None
         self._mean_secs: float | None = None
@@ -159,7 +163,7 @@ class Admission:
         return None
 
     def _has_room(self) -> bool:
-        return self._active < self.active_permits
+        return self._active < self.active_permits and not self._paused
 
     def _wait_behind(self, ahead: int) -> float:
         """Estimates how long a request waits behind ``ahead`` others, in seconds. Returns 0 before any
@@ -319,6 +323,8 @@ class Admission:
             took = asyncio.get_running_loop().time() - permit.began
             mean = took if self._mean_secs is None else self._mean_secs
             self._mean_secs = mean + _NEWEST_PART * (took - mean)
+            if self._quiet is not None and not self._active and not self._quiet.done():
+                self._quiet.set_result(None)
         self.look_again()
         self._tell_idle()
 
@@ -427,6 +433,18 @@ class Admission:
         is below the limit."""
         self.active_permits = max(1, active_permits)
         self.queue_depth = queue_depth
+        self.look_again()
+
+    async def pause(self) -> None:
+        """Gives no permits until :meth:`resume`; returns once the running requests have ended."""
+        self._paused = True
+        if self._active:
+            self._quiet = asyncio.get_running_loop().create_future()
+            await self._quiet
+
+    def resume(self) -> None:
+        """Gives permits again after :meth:`pause`."""
+        self._paused = False
         self.look_again()
 
     def close(self) -> None:

@@ -127,7 +127,11 @@ class Router:
         members = self._candidates(model)
         able = [member for member in members if needs <= member.able] or members
         chosen = next((member for member in able if member.fit()), able[0] if able else None)
-        return "" if chosen is None else self._queue_names.get(chosen.route.serves, chosen.backend.name)
+        return "" if chosen is None else self.queue_of(chosen)
+
+    def queue_of(self, slot: BackendSlot) -> str:
+        """Returns the name of the queue in front of a backend."""
+        return self._queue_names.get(slot.route.serves, slot.backend.name)
 
     def _candidates(self, model: str | None) -> Sequence[BackendSlot]:
         if model is None:

@@ -61,6 +61,7 @@ class HostedModel(Backend):
     """The model of ``load``. It owns ``fds``, the model's verified files, and passes them to each process
     that it starts. ``check_files`` raises ModelError if a file has changed. ``system`` is the system prompt
     of requests without one. ``states`` keeps computed prompts in files, which the next daemon can use, too.
+    ``estimate_bytes`` is the memory that a process may need.
     """
 
     kind = "llamacpp"
@@ -74,6 +75,7 @@ class HostedModel(Backend):
         patience: Patience | None = None,
         system: str = "",
         states: StateStore | None = None,
+        estimate_bytes: int = 0,
     ) -> None:
         self.name = load.name
         self.model = load.model
@@ -84,6 +86,7 @@ class HostedModel(Backend):
         self._progress = progress
         self._check_files = check_files
         self._system = system
+        self._estimate_bytes = estimate_bytes
         self._file_bytes = sum(os.fstat(fd).st_size for fd in fds)
         self._patience = patience or Patience()
         self._loaded: m.Loaded | None = None
@@ -93,11 +96,11 @@ class HostedModel(Backend):
         self._suspects = Suspects()
         self._restarting: asyncio.Task[None] | None = None
         self._deaths: deque[float] = deque(maxlen=LOOP_DEATHS)
-        self._in_a_row = 0
+        self._in_a_row = self._restarts = 0
         self._served_since = 0.0
-        self._restarts = 0
         self._last_reason = ""
         self._broken = ""
+        self._resting = False
         self._closed = False
         self._on_crash_loop: Callable[[], None] = lambda: None
 
@@ -132,6 +135,7 @@ class HostedModel(Backend):
             cage=self._loaded.cage if self._loaded is not None else {},
             cache_disk_bytes=self._store.bytes() if self._store is not None else 0,
             cache_files_removed=self._store.removed() if self._store is not None else 0,
+            estimate_bytes=0 if self._resting else self._estimate_bytes,
         )
 
     # The process.
@@ -157,7 +161,7 @@ class HostedModel(Backend):
         return loaded
 
     def _died(self, process: EngineProcess, reason: str) -> None:
-        if process is not self._serving or self._closed:
+        if process is not self._serving:
             return  # already replaced, or :meth:`_launch` reports it
         self._process = self._serving = None
         self._jobs.serve(None)
@@ -217,6 +221,14 @@ class HostedModel(Backend):
         if self._closed:
             return
         self._closed = True
+        await self.rest()
+        self._jobs.fail_waiting(lambda: Unavailable("the backend is closing"))
+        for fd in self._fds:
+            os.close(fd)
+        self._fds.clear()
+
+    async def rest(self) -> None:
+        self._resting = True
         self._jobs.serve(None)
         if self._restarting is not None:
             self._restarting.cancel()
@@ -224,15 +236,22 @@ class HostedModel(Backend):
         running = self._jobs.take_running()
         for job in running:
             job.fail(Unavailable("the backend is closing"))
-        self._jobs.fail_waiting(lambda: Unavailable("the backend is closing"))
-        if self._process is not None:
-            if self._states is not None and self._process.running and not running:
-                await self._states.flush()
-            await self._process.close()
-            self._process = None
-        for fd in self._fds:
-            os.close(fd)
-        self._fds.clear()
+        process, self._process, self._serving = self._process, None, None
+        if process is not None:
+            self._last_reason = "a reload needed its memory"
+            # Nothing else refers to the process, so a cancelled caller must not keep it alive.
+            await asyncio.shield(self._end(process, flush=process.running and not running))
+
+    async def _end(self, process: EngineProcess, *, flush: bool) -> None:
+        if flush and self._states is not None:
+            await self._states.flush()
+        await process.close()
+
+    def wake(self) -> None:
+        if self._resting:
+            self._resting = False
+            self._in_a_row = 0
+            self._restarting = asyncio.get_running_loop().create_task(self._restart())
 
     # Requests.
 

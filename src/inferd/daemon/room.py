@@ -1,0 +1,102 @@
+"""Room in memory for the models of a reload.
+
+A new model is loaded beside the old ones if all fit into the memory budget. Otherwise idle models on demand
+are unloaded. If that is not enough, models that the new configuration drops are put to rest, one after
+another: the queue of such a model gives no permits, its running requests end, and its process gives back its
+memory. Its queued requests wait until the reload has ended. Then they run on the new model, or on the old one
+if the reload has failed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Protocol
+
+from inferd import log
+from inferd.config.settings import Settings
+from inferd.engine.backend import Backend
+from inferd.serve.admission import Admission
+from inferd.serve.queues import Queues
+from inferd.serve.router import BackendSlot, Router
+
+_log = log.get("backends")
+
+
+class Residents(Protocol):
+    """The models on demand."""
+
+    def used_by_residents(self) -> int:
+        """Their memory, in bytes."""
+
+    async def unload_idle(self, reason: str) -> bool:
+        """Unloads the least recently used idle model. Returns whether there was one."""
+
+
+class Room:
+    """For one reload at a time. All methods run on the event loop."""
+
+    def __init__(self, router: Router, queues: Queues, models: Residents) -> None:
+        self._router = router
+        self._queues = queues
+        self._models = models
+        self._resting: list[BackendSlot] = []
+        self._paused: list[Admission] = []
+
+    async def make(
+        self,
+        settings: Settings,
+        backend: Backend,
+        others: Collection[Backend],
+        leaving: Sequence[BackendSlot],
+        show: Callable[[str, Mapping[str, object]], None],
+    ) -> None:
+        """Returns once ``backend`` fits beside the ``others``, or if nothing more can leave.
+
+        ``show`` is called before a model is put to rest.
+        """
+        awake = [slot for slot in leaving if _taken_by(slot.backend)]
+        while not self._fits(settings, backend, others):
+            if await self._models.unload_idle("the configuration needs its memory"):
+                continue
+            if not awake:
+                return
+            slot = awake.pop(0)
+            about = {"unloading": slot.backend.name, "running": slot.running}
+            _log.info("making_room", loading=backend.name, **about)
+            show("making_room", about)
+            await self._put_to_rest(slot)
+
+    def _fits(self, settings: Settings, backend: Backend, others: Collection[Backend]) -> bool:
+        from inferd.daemon import memory
+
+        used = self._models.used_by_residents() + sum(map(_taken_by, others))
+        budget = memory.budget_bytes(used, settings.memory_budget_bytes)
+        return not budget or used + _taken_by(backend) <= budget
+
+    async def _put_to_rest(self, slot: BackendSlot) -> None:
+        queue = self._queues.of(self._router.queue_of(slot))
+        self._resting.append(slot)
+        self._paused.append(queue)
+        await queue.pause()
+        await slot.backend.rest()
+        _log.info("model_rests", backend=slot.backend.name)
+
+    def rests(self, slot: BackendSlot) -> bool:
+        """Whether the backend was put to rest for the current reload."""
+        return slot in self._resting
+
+    def end(self) -> list[str]:
+        """Ends the reload: wakes the models that still serve, and returns their names; all queues go on."""
+        woken = [slot.backend for slot in self._resting if slot in self._router.members]
+        for backend in woken:
+            backend.wake()
+        for queue in self._paused:
+            queue.resume()
+        self._resting.clear()
+        self._paused.clear()
+        return [backend.name for backend in woken]
+
+
+def _taken_by(backend: Backend) -> int:
+    state = backend.engine_state()
+    return 0 if state is None else state.taken_bytes

@@ -1,0 +1,121 @@
+"""Room for the models of a reload: what makes room, in which order, and when it returns."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from inferd.config.settings import Settings
+from inferd.daemon.room import Room
+from inferd.engine.backend import EngineState
+from inferd.engine.mock import Mock
+from inferd.serve.pool import BackendSlot
+from inferd.serve.queues import Queues
+from inferd.serve.router import Router
+from tests.in_process import until
+from tests.unit.test_residency import MIB, Home
+
+
+class Large(Mock):
+    """A mock that takes a mebibyte unless it rests."""
+
+    resting = False
+
+    def engine_state(self) -> EngineState:
+        return EngineState(estimate_bytes=0 if self.resting else MIB)
+
+    async def rest(self) -> None:
+        self.resting = True
+
+    def wake(self) -> None:
+        self.resting = False
+
+
+class Reload:
+    """A reload that drops the backends ``a``, ``b`` and ``c`` for new ones."""
+
+    def __init__(self, home: Home, budget: int) -> None:
+        self.home = home
+        self.settings = Settings(memory_budget_bytes=budget)
+        self.queues = Queues(1, 4)
+        self.old = [Large(name) for name in "abc"]
+        self.router: Router = home.router
+        self.router.replace(self.old)
+        self.room = Room(self.router, self.queues, home.models)
+        self.told: list[object] = []
+
+    async def make(self) -> None:
+        await self.room.make(
+            self.settings,
+            Large("new"),
+            self.old,
+            self.router.members,
+            lambda phase, details: self.told.append(details["unloading"]),
+        )
+
+    def resting(self) -> list[str]:
+        return [backend.name for backend in self.old if backend.resting]
+
+    def slot(self, name: str) -> BackendSlot:
+        return next(slot for slot in self.router.members if slot.backend.name == name)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("room_for", "resting"), [(4, []), (3, ["a"]), (2, ["a", "b"]), (0, ["a", "b", "c"])]
+)
+async def test_no_more_models_rest_than_must(home: Home, room_for: int, resting: list[str]) -> None:
+    reload = Reload(home, max(1, room_for * MIB))
+    await reload.make()
+    assert reload.resting() == reload.told == resting
+    assert [name for name in "abc" if reload.room.rests(reload.slot(name))] == resting
+    assert reload.room.end() == resting
+    assert reload.resting() == []
+
+
+async def test_idle_models_on_demand_leave_first(home: Home) -> None:
+    await home.use("a")
+    await home.use("b")
+    assert home.resident() == {"a", "b"}
+    reload = Reload(home, 4 * MIB + home.need("b"))
+    await reload.make()
+    assert [model.closed for model in home.made] == [True, False], "the least recently used one"
+    assert reload.resting() == []
+    await home.models.close()
+
+
+async def test_a_model_rests_once_its_requests_have_ended_and_queued_ones_wait(home: Home) -> None:
+    reload = Reload(home, 3 * MIB)
+    queue = reload.queues.of("a")
+    running = await queue.admit("caller")
+    queued = asyncio.ensure_future(queue.admit("caller"))
+    making = asyncio.ensure_future(reload.make())
+    await until(lambda: reload.told == ["a"])
+    await asyncio.sleep(0)
+    assert (reload.resting(), making.done()) == ([], False)
+    with running:
+        pass
+    await making
+    assert reload.resting() == ["a"]
+    late = asyncio.ensure_future(queue.admit("another"))
+    await asyncio.sleep(0)
+    assert (queued.done(), late.done(), queue.waiting) == (False, False, 2)
+    reload.room.end()
+    with await queued:
+        pass
+    with await late:
+        pass
+
+
+async def test_a_model_that_was_replaced_does_not_return(home: Home) -> None:
+    reload = Reload(home, 2 * MIB)
+    await reload.make()
+    reload.router.replace(reload.old[1:])
+    assert reload.room.end() == ["b"]
+    assert reload.resting() == ["a"]
