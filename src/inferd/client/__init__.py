@@ -1,6 +1,7 @@
-"""Clients of the daemon: ``Client`` for requests, ``AdminClient`` for the state, and both for asyncio.
+"""The clients of the daemon: ``Client`` sends requests, ``AdminClient`` reads the state. Each has a version
+for asyncio.
 
-Nothing of the engine is imported, and each name is imported on first use.
+The engine is never imported, and each name is imported on first use.
 """
 
 from __future__ import annotations

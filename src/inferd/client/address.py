@@ -1,9 +1,9 @@
-"""The addresses of a daemon's surfaces, and the errors of a failed connection.
+"""Finds the addresses of a daemon's surfaces, and makes the errors of failed connections.
 
-An address is a Unix socket's path or ``tcp://IP:port``. A client may get the address of one surface only. It
-then looks for the other surfaces next to the given socket, if the file name of that socket is a default name.
-Without any given address it looks at the default addresses. It never looks for a surface of one daemon at the
-default address of another daemon.
+An address is the path of a Unix socket or ``tcp://IP:port``. A client may be given the address of v1 alone.
+If that is a socket with a default file name, the client looks for the other surfaces in the same directory. A
+client without an address uses the default addresses. A client with an address never uses the default ones,
+since those may belong to another daemon.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ Address = str | os.PathLike[str]
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A parsed address. ``tcp`` is a host and a port; it is ``None`` for a Unix socket."""
+    """A parsed address. ``tcp`` is a host and a port, or ``None`` for a Unix socket."""
 
     text: str
     surface: paths.Surface
     tcp: tuple[str, int] | None
 
     def unreachable(self, error: OSError) -> DaemonUnreachable:
-        """The error of a failed connection."""
+        """Returns the error to raise for a failed connection."""
         if isinstance(error, PermissionError) and self.surface == "admin":
             return NotPermitted(
                 f"the status socket {self.text} is only for the user that runs the daemon; requests are"
@@ -57,7 +57,7 @@ class Endpoint:
         )
 
     def _runs_without(self) -> bool:
-        """Whether the directory of the missing socket holds a daemon's v1 socket."""
+        """Whether the directory of the missing socket has the v1 socket of a daemon."""
         return Path(self.text).with_name(paths.socket_path("v1").name).exists()
 
 
@@ -78,16 +78,17 @@ def endpoint(address: Address, surface: paths.Surface) -> Endpoint:
 
 
 class Addresses:
-    """The address of each surface, as given to a client (``None``: not given) or else derived.
+    """The address of each surface. It is the one that the client was given, or else derived. A given address
+    of ``None`` means that there is none.
 
-    An unknown v2 address falls back to the v1 address, which accepts v2 requests in frames.
+    If the address of v2 is unknown, that of v1 is used, since v1 sockets accept v2 requests in frames.
     """
 
     def __init__(self, given: Mapping[paths.Surface, Address | None]) -> None:
         self._given = given
 
     def of(self, surface: paths.Surface) -> Address:
-        """The address of ``surface``. Raises UsageError if the address is unknown."""
+        """Returns the address of ``surface``. Raises UsageError if it is unknown."""
         found = self.find(surface)
         given = self._given["v1"]
         if found is None and surface == "v2" and given is not None:
@@ -101,7 +102,7 @@ class Addresses:
         return found
 
     def find(self, surface: paths.Surface) -> Address | None:
-        """The address of ``surface``; ``None`` if the address is unknown."""
+        """Returns the address of ``surface``, or ``None`` if it is unknown."""
         given, default = self._given.get(surface), paths.socket_path(surface)
         if given is not None:
             return given
@@ -114,6 +115,7 @@ class Addresses:
 
 
 def default_admin_address() -> Address:
-    """The admin socket from the environment or the config file, else the default one."""
+    """Returns the address of the admin socket in the environment or the config file, or else the
+    default one."""
     found = surfaces.addresses()
     return Addresses({"v1": found.get("v1"), "admin": found.get("admin")}).of("admin")

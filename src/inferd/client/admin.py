@@ -1,6 +1,7 @@
-"""The admin client: the state of a daemon.
+"""The admin client, which reads the state of a daemon.
 
-The admin socket opens before the models are loaded, so a client can wait on it for a daemon that boots.
+The admin socket opens before the models are loaded. So a client can wait there until a starting daemon is
+ready.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ Frame = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The state at connection time: a capabilities frame for each backend, and the lifecycle frame."""
+    """The state when the client connected: a ``capabilities`` frame for each backend, and the lifecycle
+    frame."""
 
     capabilities: tuple[Frame, ...]
     lifecycle: Frame
@@ -28,7 +30,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The state of a daemon; rows and numbers have the form of the wire."""
+    """The state of a daemon. Rows and numbers are those of the ``snapshot`` frame."""
 
     lifecycle: Frame
     capabilities: tuple[Frame, ...]
@@ -43,7 +45,7 @@ class Status:
     metrics: Frame
     loading: tuple[Frame, ...] = ()
     settings: Frame = field(default_factory=dict)
-    """Hashes for a command to compare its own settings with those of the daemon."""
+    """Hashes of the daemon's settings. A command compares them with those of its own settings."""
 
 
 _FACTS = ("lifecycle", "version", "pid", "uptime_secs", "active_permits", "queue_depth", "metrics")
@@ -51,7 +53,7 @@ _ROWS = ("running", "waiting", "backends")
 
 
 class Inquiry:
-    """Collects the frames after :data:`admin.SNAPSHOT_REQUEST`, up to its answer."""
+    """Collects the frames that arrive after :data:`admin.SNAPSHOT_REQUEST`, up to its answer."""
 
     def __init__(self) -> None:
         self._capabilities: list[Frame] = []
@@ -59,7 +61,7 @@ class Inquiry:
     def take(self, frame: Frame) -> Status | None:
         """Takes one frame; returns the state if it is the last frame of the answer, else ``None``.
 
-        Raises ProtocolError for an incomplete answer.
+        Raises ProtocolError if the answer is incomplete.
         """
         if frame["status"] == "capabilities":
             self._capabilities.append(frame)
@@ -78,10 +80,11 @@ class Inquiry:
 
 
 class Removal:
-    """Collects the frames after ``request``, up to its answer."""
+    """Collects the frames that arrive after ``request``, up to its answer."""
 
     def __init__(self, name: str) -> None:
-        """Makes the request for the model ``name``. Raises UsageError for a name that no model can have."""
+        """Makes the request to unload the model ``name``. Raises UsageError for a name that no model can
+        have."""
         self._name = name
         try:
             self.request = admin.unload_request(name)
@@ -91,9 +94,10 @@ class Removal:
             raise UsageError("no model has such a long name")
 
     def take(self, frame: Frame) -> int | None:
-        """Takes one frame; returns ``None`` unless it is the answer.
+        """Takes one frame. If it is the answer, returns the number of requests that still run on the model.
+        Otherwise returns ``None``.
 
-        The answer gives the number of requests that still run on the model. Raises RequestFailed.
+        Raises RequestFailed if the daemon refuses the request.
         """
         if frame["status"] == "refused" and frame.get("model") == self._name:
             raise RequestFailed(str(frame.get("code")), str(frame.get("message")))
@@ -117,9 +121,9 @@ class Opening:
 
 
 def is_ready(frame: Frame) -> bool:
-    """Whether the daemon serves requests, as it also does during a reload.
+    """Whether the daemon serves requests. It does so during a reload, too.
 
-    Raises BootFailed with the daemon's message.
+    Raises BootFailed, with the daemon's message, if the daemon could not start.
     """
     if frame["status"] == "failed":
         raise BootFailed(str(frame.get("message", "the daemon could not start")))
@@ -127,10 +131,10 @@ def is_ready(frame: Frame) -> bool:
 
 
 class AdminClient:
-    """A subscription to the admin socket at ``address`` (default: the default one).
+    """A subscription to the admin socket at ``address``, by default the one of :func:`default_admin_address`.
 
-    ``timeout``, in seconds, bounds connecting and each wait for a frame. An idle daemon sends no frames, so
-    pass ``None`` for a long subscription.
+    ``timeout`` limits the time to connect and each wait for a frame, in seconds. An idle daemon sends no
+    frames, so pass ``None`` for a long subscription.
     """
 
     def __init__(self, address: Address | None = None, timeout: float | None = None) -> None:
@@ -139,26 +143,27 @@ class AdminClient:
         self._connection = Connection(where, timeout=timeout, connect_timeout=timeout)
 
     def events(self) -> Iterator[Frame]:
-        """Yields frames as they arrive, the snapshot first. Raises ConnectionLost when the daemon exits."""
+        """Yields frames as they arrive. The first ones are those of the current state. Raises ConnectionLost
+        when the daemon exits."""
         while True:
             yield admin.parse(self._connection.line())
 
     def snapshot(self) -> Snapshot:
-        """The state of the daemon. Call it before any other method."""
+        """Returns the state of the daemon when the client connected. Call it before any other method."""
         opening = Opening()
         return next(state for frame in self.events() if (state := opening.take(frame)) is not None)
 
     def status(self) -> Status:
-        """The state of the daemon with its requests, backends and metrics.
+        """Returns the state of the daemon, with its requests, backends and metrics.
 
-        May be called repeatedly; ``capabilities`` holds the frames since the previous call.
+        It may be called repeatedly. ``capabilities`` has only the frames since the previous call.
         """
         self._connection.send([admin.SNAPSHOT_REQUEST])
         inquiry = Inquiry()
         return next(state for frame in self.events() if (state := inquiry.take(frame)) is not None)
 
     def unload(self, name: str) -> int:
-        """Unloads a model once no request uses it.
+        """Asks the daemon to unload a model once no request uses it.
 
         Returns the number of requests that use the model now. Raises RequestFailed.
         """
@@ -167,7 +172,7 @@ class AdminClient:
         return next(left for frame in self.events() if (left := removal.take(frame)) is not None)
 
     def wait_ready(self, on_event: Callable[[Frame], None] = lambda frame: None) -> None:
-        """Waits until the daemon is ready, and passes every frame to ``on_event``.
+        """Waits until the daemon is ready. Calls ``on_event`` with every frame until then.
 
         Raises BootFailed with the daemon's message if it cannot start, and ConnectionLost if it exits.
         """
@@ -177,7 +182,7 @@ class AdminClient:
                 return
 
     def close(self) -> None:
-        """Ends the subscription. Idempotent."""
+        """Ends the subscription. A second call does nothing."""
         self._connection.close()
 
     def __enter__(self) -> AdminClient:

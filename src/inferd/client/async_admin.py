@@ -21,7 +21,8 @@ class AsyncAdminClient:
         self._connection: AsyncConnection | None = None
 
     async def event(self) -> Frame:
-        """The next frame; the snapshot comes first. Raises ConnectionLost when the daemon exits."""
+        """Returns the next frame. The first ones are those of the current state. Raises ConnectionLost when
+        the daemon exits."""
         connection = await self._connected()
         return admin.parse(await connection.line())
 
@@ -31,14 +32,14 @@ class AsyncAdminClient:
             yield await self.event()
 
     async def snapshot(self) -> Snapshot:
-        """The state of the daemon. Call it before any other method."""
+        """Returns the state of the daemon when the client connected. Call it before any other method."""
         opening = Opening()
         while (state := opening.take(await self.event())) is None:
             pass
         return state
 
     async def status(self) -> Status:
-        """The state of the daemon, as :meth:`AdminClient.status` returns it."""
+        """Returns the state of the daemon: see :meth:`AdminClient.status`."""
         connection = await self._connected()
         await connection.send([admin.SNAPSHOT_REQUEST])
         inquiry = Inquiry()
@@ -47,7 +48,8 @@ class AsyncAdminClient:
         return state
 
     async def models(self) -> Sequence[Frame]:
-        """The models in the daemon's store, which a request may name. Rows have the form of the wire."""
+        """Returns the models that a request may name, besides those that are always loaded. Rows have the
+        form of the ``models`` frame."""
         connection = await self._connected()
         await connection.send([admin.MODELS_REQUEST])
         while (frame := await self.event())["status"] != "models":
@@ -56,7 +58,7 @@ class AsyncAdminClient:
         return rows
 
     async def unload(self, name: str) -> int:
-        """Unloads a model, as :meth:`AdminClient.unload` does."""
+        """Unloads a model: see :meth:`AdminClient.unload`."""
         removal = Removal(name)
         connection = await self._connected()
         await connection.send([removal.request])
@@ -65,9 +67,9 @@ class AsyncAdminClient:
         return left
 
     async def pull(self, name: str) -> AsyncIterator[Frame]:
-        """Downloads a model, and yields the frames of its steps; the last has the status ``pulled``.
+        """Downloads a model, and yields a frame for each step. The last frame has the status ``pulled``.
 
-        Closing the client cancels the download. Raises RequestFailed.
+        Closing the client cancels the download. Raises RequestFailed if the download fails.
         """
         connection = await self._connected()
         await connection.send([admin.pull_request(name)])
@@ -82,7 +84,7 @@ class AsyncAdminClient:
                 return
 
     async def wait_ready(self, on_event: Callable[[Frame], None] = lambda frame: None) -> None:
-        """Waits until the daemon is ready, as :meth:`AdminClient.wait_ready` does."""
+        """Waits until the daemon is ready: see :meth:`AdminClient.wait_ready`."""
         ready = False
         while not ready:
             frame = await self.event()
@@ -90,7 +92,7 @@ class AsyncAdminClient:
             ready = is_ready(frame)
 
     async def aclose(self) -> None:
-        """Ends the subscription. Idempotent."""
+        """Ends the subscription. A second call does nothing."""
         if self._connection is not None:
             self._connection.close()
 

@@ -1,7 +1,7 @@
-"""The asyncio connections of a client to one surface, and their replies.
+"""The asyncio connections of a client to one surface, and the replies that they receive.
 
-The same as :mod:`inferd.client.channel` for asyncio, except that a request is sent when its reply is entered
-or first read.
+This is :mod:`inferd.client.channel` for asyncio, with one difference: a request is sent only when its reply
+is entered or first read.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _CLOSED = "the reply was closed before it was complete"
 
 
 class Connection(Protocol):
-    """The connection of one reply."""
+    """The connection over which one reply arrives."""
 
     @property
     def lapsed(self) -> bool: ...
@@ -37,18 +37,18 @@ class Connection(Protocol):
 
 
 class Channel(ABC):
-    """Sends requests, and gives each the connection of its reply."""
+    """Sends requests, and returns for each the connection of its reply."""
 
     @abstractmethod
     async def ask(self, request: PendingRequest[E, D], *, anew: bool = False) -> Connection:
-        """Sends a request, on a new connection if ``anew``. Returns the connection of the reply."""
+        """Sends a request. With ``anew``, uses a new connection. Returns the connection of the reply."""
 
     @abstractmethod
     def give_back(self, connection: Any) -> None:
-        """Keeps the connection of a finished request for the next one."""
+        """Keeps the connection of a finished request for the next request."""
 
     async def follow(self, plan: Plan[T]) -> T:
-        """Runs the requests of a plan."""
+        """Sends the requests of a plan one after the other, and returns the plan's result."""
         try:
             request = next(plan)
             while True:
@@ -60,9 +60,9 @@ class Channel(ABC):
 
 
 class AsyncChannel(Channel):
-    """``timeout`` bounds each wait for the daemon, in seconds; ``None`` waits for ever. ``incoming`` splits
-    the received bytes, and must match the form of the requests. ``connection`` is the class of the
-    connections."""
+    """The asyncio connections to one surface. ``timeout`` limits each wait for the daemon, in seconds, and
+    ``None`` means no limit. ``incoming`` splits the received bytes; it must match the form of the requests.
+    ``connection`` is the class of the connections."""
 
     def __init__(
         self,
@@ -80,11 +80,11 @@ class AsyncChannel(Channel):
         self._idle: ConnectionPool[AsyncConnection] = ConnectionPool()
 
     async def connect(self, timeout: float | None) -> None:
-        """Connects, unless it is connected. ``timeout``, in seconds, bounds only the connecting."""
+        """Connects, unless a connection is open. ``timeout`` limits only the time to connect, in seconds."""
         self._idle.give_back(await self.take(self._timeout if timeout is None else timeout))
 
     async def take(self, connect_timeout: float | None) -> AsyncConnection:
-        """A connection for one request."""
+        """Returns a connection for one request: an idle one, or else a new one."""
         return self._idle.take() or await self._connect(connect_timeout)
 
     async def _connect(self, connect_timeout: float | None) -> AsyncConnection:
@@ -107,15 +107,15 @@ class AsyncChannel(Channel):
         self._idle.give_back(connection)
 
     def close(self) -> None:
-        """Closes the idle connections; running requests continue. Idempotent."""
+        """Closes the idle connections. Running requests continue. A second call does nothing."""
         self._idle.close()
 
 
 class AsyncReply(AsyncIterator[E | D], Generic[E, D]):
-    """The events of one request; the last event has the type ``D``.
+    """The events of one reply. The last event has the type ``D``.
 
-    Closing the reply earlier, or cancelling the task that reads the reply, closes its connection and so
-    cancels the request. Use a reply in an ``async with``.
+    If the reply is closed before its end, or the task that reads it is cancelled, the connection is closed,
+    which cancels the request. Use a reply in an ``async with``.
     """
 
     _connection: Connection | None = None
@@ -126,7 +126,8 @@ class AsyncReply(AsyncIterator[E | D], Generic[E, D]):
         self._request = request
 
     async def __anext__(self) -> E | D:
-        """The next event. Raises RequestFailed for an error frame, ConnectionLost if the reply breaks off."""
+        """Returns the next event. Raises RequestFailed for an error frame, and ConnectionLost if the reply
+        breaks off."""
         if self._over:
             raise StopAsyncIteration
         try:
@@ -158,9 +159,10 @@ class AsyncReply(AsyncIterator[E | D], Generic[E, D]):
         return await (await self._started(anew=True)).line()
 
     async def result(self) -> D:
-        """Reads to the end, and returns the last event.
+        """Reads the reply to its end, and returns the last event.
 
-        Raises ConnectionLost if the reply was closed earlier, and AnswerCancelled if the daemon ended it.
+        Raises ConnectionLost if the reply was closed before its end, and AnswerCancelled if the daemon ended
+        the answer early.
         """
         async for _ in self:
             pass
@@ -170,7 +172,8 @@ class AsyncReply(AsyncIterator[E | D], Generic[E, D]):
         return self._request.done
 
     async def aclose(self) -> None:
-        """Cancels the request unless it is finished. Idempotent, and allowed while another task reads."""
+        """Cancels the request, unless it is finished. It may be called repeatedly, and while another task
+        reads the reply."""
         self._close()
 
     async def __aenter__(self) -> Self:

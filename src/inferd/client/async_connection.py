@@ -1,8 +1,9 @@
-"""One asyncio connection to a daemon: it sends byte strings and receives lines.
+"""One asyncio connection to a daemon. It sends byte strings and receives lines.
 
-One task uses it at a time, but any task may close it. Every failure closes the connection and raises a typed
-error, as on a blocking one. It uses the bare socket, because a transport would discard what the daemon sent
-before it stopped reading. Between two operations it is not registered with an event loop.
+Only one task may use a connection at a time, but any task may close it. Every failure closes the connection
+and raises the same error as on a blocking connection. It uses the socket without a transport of asyncio: if
+the daemon closes the connection, a transport would discard bytes that the daemon sent before. Between two
+operations the socket is not registered with an event loop.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ BACKLOG_PAUSE_SECS = 0.005
 
 
 class AsyncConnection:
-    """A connected socket; see :class:`inferd.client.connection.Connection`."""
+    """A connected socket. See :class:`inferd.client.connection.Connection`."""
 
     def __init__(self, connected: socket.socket, incoming: Incoming, timeout: float | None) -> None:
         self._socket = connected
@@ -47,7 +48,7 @@ class AsyncConnection:
         connect_timeout: float | None = None,
         incoming: type[Incoming] = Incoming,
     ) -> AsyncConnection:
-        """Connects; ``incoming`` splits the received bytes. Raises DaemonUnreachable."""
+        """Connects. ``incoming`` is the class that splits the received bytes. Raises DaemonUnreachable."""
         keyed = api_key if endpoint.tcp is not None and api_key else None
         try:
             connected = await _connect(endpoint, connect_timeout)
@@ -61,7 +62,7 @@ class AsyncConnection:
     async def send(self, pieces: Sequence[Bytes]) -> None:
         """Sends all of the pieces.
 
-        A peer that has already closed is not an error here, since its last data is still to be read.
+        It is no error if the peer has already closed the connection, since its last data can still be read.
         """
         try:
             for piece in pieces:
@@ -82,11 +83,12 @@ class AsyncConnection:
 
     @property
     def lapsed(self) -> bool:
-        """Whether the daemon closed the idle connection just as the last request was sent."""
+        """Whether the daemon closed the idle connection before it saw the last request, so that the request
+        can be sent again."""
         return self._incoming.lapsed
 
     async def line(self) -> bytes:
-        """The next line, without its newline."""
+        """Receives the next line. Returns it without its newline."""
         try:
             while (line := self._incoming.line()) is None:
                 try:
@@ -102,13 +104,14 @@ class AsyncConnection:
         return line
 
     def alive(self) -> bool:
-        """Whether the connection is open with nothing to read, as required between two requests."""
+        """Whether the connection is open and has nothing to read. Only then may the next request use it."""
         return is_quiet(self._socket)
 
     def close(self) -> None:
-        """Closes the connection, which cancels its running request. Idempotent.
+        """Closes the connection, which cancels its running request. A second call does nothing.
 
-        A task that waits on it reads the end of the stream, and then releases the socket.
+        If a task waits for the connection, that task sees the end of the stream, and then releases the
+        socket.
         """
         if self._closed:
             return
@@ -142,7 +145,8 @@ class AsyncConnection:
 
 
 async def _within(limit_secs: float | None, operation: Coroutine[Any, Any, R]) -> R:
-    """Raises TimeoutError. ``asyncio.wait_for`` of Python 3.10 and 3.11 can lose a cancellation."""
+    """Awaits ``operation``. Raises TimeoutError after ``limit_secs``. Replaces ``asyncio.wait_for``, which
+    can lose a cancellation in Python 3.10 and 3.11."""
     if limit_secs is None:
         return await operation
     task = asyncio.ensure_future(operation)

@@ -4,9 +4,9 @@
         async for event in answer:
             ...
 
-It behaves and raises as described in :mod:`inferd.client.blocking`. A request is sent when its reply is
-entered or first read. Cancelling a task that waits for a reply cancels the request. Tasks may share a client,
-and a client is not bound to an event loop.
+It behaves as described in :mod:`inferd.client.blocking`, and raises the same errors. A request is sent when
+its reply is entered or first read. If a task that waits for a reply is cancelled, the request is cancelled.
+Several tasks may share a client, and a client is not bound to one event loop.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ AsyncAnswer = AsyncReply[Event, MessageDone]
 class AsyncClient:
     """:class:`inferd.Client` for asyncio, with the same arguments.
 
-    With ``start``, entering the ``async with`` or calling :meth:`connect` starts a daemon if none runs.
+    With ``start``, a daemon is started if none runs, when the ``async with`` is entered or :meth:`connect` is
+    called.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class AsyncClient:
         self.address = self._core.addresses.of("v1")
 
     async def connect(self, timeout: float | None = None, surface: Surface = "v1") -> None:
-        """Connects, unless it is connected. ``timeout``, in seconds, bounds only the connecting."""
+        """Connects, unless a connection is open. ``timeout`` limits only the time to connect, in seconds."""
         try:
             await self._channel(surface).connect(timeout)
         except DaemonUnreachable:
@@ -93,7 +94,7 @@ class AsyncClient:
         return AsyncReply(self._channel("v2"), self._core.messages(messages, options, on_progress))
 
     def chat(self, system: str | None = None, **options: Unpack[Tooling]) -> AsyncChat:
-        """A conversation: see :meth:`inferd.Client.chat`."""
+        """Starts a conversation: see :meth:`inferd.Client.chat`."""
         return AsyncChat(self, self._core.conversation(system, options))
 
     async def embed(
@@ -104,7 +105,7 @@ class AsyncClient:
         dimensions: int | None = None,
         model: str | None = None,
     ) -> Embeddings:
-        """The embeddings of one or many texts: see :meth:`inferd.Client.embed`."""
+        """Returns the embeddings of one or many texts: see :meth:`inferd.Client.embed`."""
         return await self._channel("embed").follow(self._core.embed(texts, task, dimensions, model))
 
     async def rerank(
@@ -115,16 +116,17 @@ class AsyncClient:
         top_n: int | None = None,
         model: str | None = None,
     ) -> Ranking:
-        """The documents ranked by relevance to the query: see :meth:`inferd.Client.rerank`."""
+        """Returns the documents, ranked by relevance to the query: see :meth:`inferd.Client.rerank`."""
         return await self._channel("rerank").follow(self._core.rerank(query, documents, top_n, model))
 
     async def status(self) -> Status:
-        """The state of the daemon, with its running and queued requests. Also works while it boots."""
+        """Returns the state of the daemon, with its running and queued requests. Works even while the daemon
+        starts."""
         async with AsyncAdminClient(self._core.addresses.of("admin"), self._timeout) as admin:
             return await admin.status()
 
     async def aclose(self) -> None:
-        """Closes the idle connections; running requests continue. Idempotent."""
+        """Closes the idle connections. Running requests continue. A second call does nothing."""
         for channel in self._channels.values():
             channel.close()
         self._channels = {}
@@ -152,23 +154,25 @@ class AsyncClient:
 
 
 class AsyncChat:
-    """A conversation. It keeps a question once the question has an answer, even a partial one."""
+    """A conversation. A question becomes part of it as soon as any part of the answer has arrived."""
 
     def __init__(self, client: AsyncClient, conversation: Conversation) -> None:
         self._client = client
         self._conversation = conversation
 
     def ask(self, content: Content) -> AsyncAnswer:
-        """The answer to a text, or to a list of texts, attachments and blocks. One answer at a time."""
+        """Asks for an answer to ``content``, which is a text or a list of texts, attachments and blocks. Read
+        each answer before the next question."""
         return self._client._ask(self._conversation, content)
 
     @property
     def turns(self) -> list[dict[str, Any]]:
-        """The turns so far, without the system message, in the form of :meth:`AsyncClient.messages`."""
+        """The turns so far without the system message, in the form that :meth:`AsyncClient.messages`
+        takes."""
         return self._conversation.turns
 
     def clear(self) -> None:
-        """Forgets all turns; the system message stays."""
+        """Forgets all turns. The system message stays."""
         self._conversation.clear()
 
 

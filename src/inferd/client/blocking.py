@@ -4,10 +4,10 @@
         for event in answer:
             ...
 
-Each surface has its own connections, opened on first use. Closing a reply early cancels its request in the
-daemon. Several threads may share a client, but not a reply. Errors come from ``inferd.errors``: RequestFailed
-for an error frame, DaemonUnreachable, ConnectionLost, ProtocolError, and UsageError for values that JSON
-cannot hold.
+Each surface has connections of its own, which are opened on first use. If a reply is closed before its end,
+the daemon cancels the request. Several threads may share a client, but not a reply. The errors are in
+``inferd.errors``: RequestFailed for an error frame, DaemonUnreachable, ConnectionLost, ProtocolError, and
+UsageError for a value that JSON cannot express.
 """
 
 from __future__ import annotations
@@ -37,15 +37,18 @@ Answer = Reply[Event, MessageDone]
 
 
 class Client:
-    """Connects to v1 at ``address``, and to ``v2``, ``embed``, ``rerank`` and ``admin`` at their addresses.
+    """The client of a daemon. ``address`` is the address of v1, and ``v2``, ``embed``, ``rerank`` and
+    ``admin`` are those of the other surfaces.
 
-    An address is a Unix socket's path, or ``tcp://IP:port``, which may need an ``api_key``. The default is
-    the surface's default socket, or the socket next to ``address`` if that is another daemon's
-    ``infer.sock``. ``timeout`` bounds each wait for the daemon, in seconds; ``None`` waits for ever.
-    ``id_prefix`` begins the ids of the client's requests, as shown by status and the log; by default it
-    contains the pid. With ``start`` it connects at once, and starts a daemon in the background if none runs;
-    BootFailed gives the reason of a failed start. Otherwise it connects on :meth:`connect` or the first
-    request.
+    An address is the path of a Unix socket or ``tcp://IP:port``. A TCP address may need an ``api_key``.
+    Without addresses, the client uses the default sockets. If ``address`` is a socket with a default name,
+    the client looks for the other surfaces in the same directory. ``timeout`` limits each wait for the
+    daemon, in seconds, and ``None`` means no limit. ``id_prefix`` is the start of the ids of the client's
+    requests, which status and the log show. By default it contains the pid.
+
+    With ``start``, the constructor connects, and starts a daemon in the background if none runs. It raises
+    BootFailed, with the reason, if the daemon cannot start. Without ``start``, the client connects when
+    :meth:`connect` is called or the first request is sent.
     """
 
     def __init__(
@@ -72,7 +75,7 @@ class Client:
                 self.connect()
 
     def connect(self, timeout: float | None = None, surface: Surface = "v1") -> None:
-        """Connects, unless it is connected. ``timeout``, in seconds, bounds only the connecting."""
+        """Connects, unless a connection is open. ``timeout`` limits only the time to connect, in seconds."""
         self._channel(surface).connect(timeout)
 
     def generate(
@@ -82,11 +85,12 @@ class Client:
         on_progress: OnProgress | None = None,
         **sampling: Unpack[Sampling],
     ) -> Generation:
-        """Starts generating text (on v1, or on v2 if the request is too long for a line).
+        """Starts generating text. The request is sent on v1, or on v2 if it is too long for a line.
 
-        ``messages`` is one user message, or turns of ``{"role", "content"}``. Events are :class:`Token`, and
-        one final :class:`Done`. While the request waits for its model to load, reading the reply calls
-        ``on_progress`` with each phase of the load and its details.
+        ``messages`` is the text of one user message, or a list of turns ``{"role", "content"}``. The events
+        are of the class :class:`Token`, and the last one is a :class:`Done`. If ``on_progress`` is given,
+        reading the reply calls it with each step while the request waits in the queue or for its model to
+        load. Its arguments are the phase and the details.
         """
         surface, request = self._core.generate(messages, sampling, on_progress)
         return Reply(self._channel(surface), request)
@@ -98,17 +102,17 @@ class Client:
         on_progress: OnProgress | None = None,
         **options: Unpack[Tooling],
     ) -> Answer:
-        """Starts generating typed blocks (on v2).
+        """Starts generating typed blocks. The request is sent on v2.
 
-        ``messages`` is one user message, or turns of ``{"role", "content"}``, where ``content`` is a text or
-        a list of texts, instances of :class:`Attachment`, and blocks of the wire. ``tool_choice`` is
-        ``auto``, ``none``, ``required`` or ``{"name": …}``. Events are :class:`Text`, :class:`Thinking` and
-        :class:`ToolUse`, and one final :class:`MessageDone`.
+        ``messages`` is the text of one user message, or a list of turns ``{"role", "content"}``. ``content``
+        is a text, or a list of texts, instances of :class:`Attachment`, and blocks in the form of the wire.
+        ``tool_choice`` is ``auto``, ``none``, ``required`` or ``{"name": …}``. The events are of the classes
+        :class:`Text`, :class:`Thinking` and :class:`ToolUse`, and the last one is a :class:`MessageDone`.
         """
         return Reply(self._channel("v2"), self._core.messages(messages, options, on_progress))
 
     def chat(self, system: str | None = None, **options: Unpack[Tooling]) -> Chat:
-        """A conversation (on v2); the options apply to each of its answers."""
+        """Starts a conversation on v2. The options apply to each of its answers."""
         return Chat(self, self._core.conversation(system, options))
 
     def embed(
@@ -119,8 +123,8 @@ class Client:
         dimensions: int | None = None,
         model: str | None = None,
     ) -> Embeddings:
-        """The embeddings of one or many texts. A long list is sent in several requests, one after the other;
-        a RequestFailed after the first request names the index of its first text."""
+        """Returns the embeddings of one or many texts. A long list is sent in several requests, one after the
+        other. If a later request fails, RequestFailed names the index of the first text of that request."""
         return self._channel("embed").follow(self._core.embed(texts, task, dimensions, model))
 
     def rerank(
@@ -131,16 +135,18 @@ class Client:
         top_n: int | None = None,
         model: str | None = None,
     ) -> Ranking:
-        """The documents ranked by relevance to the query; with ``top_n`` only the best ``top_n``."""
+        """Returns the documents, ranked by relevance to the query. With ``top_n``, returns only the best
+        ``top_n``."""
         return self._channel("rerank").follow(self._core.rerank(query, documents, top_n, model))
 
     def status(self) -> Status:
-        """The state of the daemon, with its running and queued requests. Also works while it boots."""
+        """Returns the state of the daemon, with its running and queued requests. Works even while the daemon
+        starts."""
         with AdminClient(self._core.addresses.of("admin"), self._timeout) as admin:
             return admin.status()
 
     def close(self) -> None:
-        """Closes the idle connections; running requests continue. Idempotent."""
+        """Closes the idle connections. Running requests continue. A second call does nothing."""
         for channel in self._channels.values():
             channel.close()
         self._channels = {}
@@ -169,23 +175,24 @@ class Client:
 
 
 class Chat:
-    """A conversation. It keeps a question once the question has an answer, even a partial one."""
+    """A conversation. A question becomes part of it as soon as any part of the answer has arrived."""
 
     def __init__(self, client: Client, conversation: Conversation) -> None:
         self._client = client
         self._conversation = conversation
 
     def ask(self, content: Content) -> Answer:
-        """Asks a text, or a list of texts, attachments and blocks. One answer at a time."""
+        """Asks for an answer to ``content``, which is a text or a list of texts, attachments and blocks. Read
+        each answer before the next question."""
         return self._client._ask(self._conversation, content)
 
     @property
     def turns(self) -> list[dict[str, Any]]:
-        """The turns so far, without the system message, in the form of :meth:`Client.messages`."""
+        """The turns so far without the system message, in the form that :meth:`Client.messages` takes."""
         return self._conversation.turns
 
     def clear(self) -> None:
-        """Forgets all turns; the system message stays."""
+        """Forgets all turns. The system message stays."""
         self._conversation.clear()
 
 
@@ -201,8 +208,9 @@ def dial_and_wait_ready(
 ) -> Client:
     """Waits until the daemon is ready, and returns a connected client.
 
-    Before that the daemon's socket may not exist. Retries after 100 ms, doubling up to 5 s, and raises
-    DaemonUnreachable after ``limit_secs``. The last pause ends at ``limit_secs``.
+    The daemon's socket need not exist yet. The first retry is after 100 ms, and each further pause is twice
+    as long, up to 5 s. Raises DaemonUnreachable after ``limit_secs``. The last pause is shortened, so that
+    the last try is made at that time.
     """
     client = Client(address, api_key, timeout, **elsewhere)
     backoff = Backoff(limit_secs, clock)

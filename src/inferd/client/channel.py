@@ -1,7 +1,8 @@
-"""The blocking connections of a client to one surface, and their replies.
+"""The blocking connections of a client to one surface, and the replies that they receive.
 
-Each running request has its own connection, so several may run at once. Closing a reply early closes the
-connection, which cancels the request in the daemon. The connection of a finished request is reused.
+Each running request has a connection of its own, so several may run at once. If a reply is closed before its
+end, the connection is closed, and the daemon cancels the request. The connection of a finished request is
+reused.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
 
 class Channel:
-    """``timeout`` bounds each wait for the daemon, in seconds; ``None`` waits for ever."""
+    """The blocking connections to one surface. ``timeout`` limits each wait for the daemon, in seconds, and
+    ``None`` means no limit."""
 
     def __init__(
         self,
@@ -38,17 +40,17 @@ class Channel:
         self._idle: ConnectionPool[Connection] = ConnectionPool()
 
     def connect(self, timeout: float | None) -> None:
-        """Connects, unless it is connected. ``timeout``, in seconds, bounds only the connecting."""
+        """Connects, unless a connection is open. ``timeout`` limits only the time to connect, in seconds."""
         self._idle.give_back(self._take(self._timeout if timeout is None else timeout))
 
     def ask(self, request: PendingRequest[E, D], *, anew: bool = False) -> Connection:
-        """Sends a request, on a new connection if ``anew``. Returns the connection of the reply."""
+        """Sends a request. With ``anew``, uses a new connection. Returns the connection of the reply."""
         connection = self._connect(self._timeout) if anew else self._take(self._timeout)
         connection.ask(request.pieces)
         return connection
 
     def follow(self, plan: Plan[T]) -> T:
-        """Runs the requests of a plan."""
+        """Sends the requests of a plan one after the other, and returns the plan's result."""
         try:
             request = next(plan)
             while True:
@@ -59,11 +61,11 @@ class Channel:
             return result
 
     def give_back(self, connection: Connection) -> None:
-        """Keeps the connection of a finished request for the next one."""
+        """Keeps the connection of a finished request for the next request."""
         self._idle.give_back(connection)
 
     def close(self) -> None:
-        """Closes the idle connections; running requests continue. Idempotent."""
+        """Closes the idle connections. Running requests continue. A second call does nothing."""
         self._idle.close()
 
     def _take(self, connect_timeout: float | None) -> Connection:
@@ -80,9 +82,10 @@ class Channel:
 
 
 class Reply(Iterator[E | D], Generic[E, D]):
-    """The events of one request; the last event has the type ``D``.
+    """The events of one reply. The last event has the type ``D``.
 
-    Closing the reply earlier closes its connection and so cancels the request. Use a reply in a ``with``.
+    If the reply is closed before its end, the connection is closed, which cancels the request. Use a reply in
+    a ``with``.
     """
 
     _connection: Connection | None = None
@@ -93,7 +96,8 @@ class Reply(Iterator[E | D], Generic[E, D]):
         self._connection = channel.ask(request)
 
     def __next__(self) -> E | D:
-        """The next event. Raises RequestFailed for an error frame, ConnectionLost if the reply breaks off."""
+        """Returns the next event. Raises RequestFailed for an error frame, and ConnectionLost if the reply
+        breaks off."""
         if self._connection is None:
             raise StopIteration
         try:
@@ -117,9 +121,10 @@ class Reply(Iterator[E | D], Generic[E, D]):
         return self._connection.line()
 
     def result(self) -> D:
-        """Reads to the end, and returns the last event.
+        """Reads the reply to its end, and returns the last event.
 
-        Raises ConnectionLost if the reply was closed earlier, and AnswerCancelled if the daemon ended it.
+        Raises ConnectionLost if the reply was closed before its end, and AnswerCancelled if the daemon ended
+        the answer early.
         """
         for _ in self:
             pass
@@ -129,7 +134,7 @@ class Reply(Iterator[E | D], Generic[E, D]):
         return self._request.done
 
     def close(self) -> None:
-        """Cancels the request unless it is finished. Idempotent."""
+        """Cancels the request, unless it is finished. A second call does nothing."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None

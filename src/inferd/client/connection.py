@@ -1,7 +1,7 @@
-"""One blocking connection to a daemon: it sends byte strings and receives lines.
+"""One blocking connection to a daemon. It sends byte strings and receives lines.
 
-One thread uses it at a time. Every failure closes the connection and raises a typed error: DaemonUnreachable
-if no daemon answered, ConnectionLost if an answer ended early.
+Only one thread may use a connection at a time. Every failure closes the connection and raises an error:
+DaemonUnreachable if no daemon accepts the connection, ConnectionLost if an answer is cut short.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from inferd.client.trust import require_trusted
 class Connection:
     """A connected socket.
 
-    On TCP the ``api_key``, if given, is sent first. ``connect_timeout`` bounds the connecting and ``timeout``
-    every later wait for the daemon, in seconds; ``None`` waits for ever.
+    On TCP the ``api_key``, if given, is sent first. ``connect_timeout`` limits the time to connect, and
+    ``timeout`` each later wait for the daemon. Both are in seconds, and ``None`` means no limit.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Connection:
     def send(self, pieces: Sequence[Bytes]) -> None:
         """Sends all of the pieces.
 
-        A peer that has already closed is not an error here, since its last data is still to be read.
+        It is no error if the peer has already closed the connection, since its last data can still be read.
         """
         try:
             for piece in pieces:
@@ -65,11 +65,12 @@ class Connection:
 
     @property
     def lapsed(self) -> bool:
-        """Whether the daemon closed the idle connection just as the last request was sent."""
+        """Whether the daemon closed the idle connection before it saw the last request, so that the request
+        can be sent again."""
         return self._incoming.lapsed
 
     def line(self) -> bytes:
-        """The next line, without its newline."""
+        """Receives the next line. Returns it without its newline."""
         try:
             while (line := self._incoming.line()) is None:
                 try:
@@ -85,16 +86,16 @@ class Connection:
         return line
 
     def alive(self) -> bool:
-        """Whether the connection is open with nothing to read, as required between two requests."""
+        """Whether the connection is open and has nothing to read. Only then may the next request use it."""
         return is_quiet(self._socket)
 
     def close(self) -> None:
-        """Closes the connection, which cancels its running request. Idempotent."""
+        """Closes the connection, which cancels its running request. A second call does nothing."""
         self._socket.close()
 
 
 def is_quiet(sock: socket.socket) -> bool:
-    """Whether the socket has nothing to read, not even an end of file."""
+    """Whether the socket has nothing to read, and its end has not been reached either."""
     readable = select.poll()
     readable.register(sock, select.POLLIN)
     return not readable.poll(0)

@@ -1,4 +1,4 @@
-"""A conversation: its turns, and the request for the next answer."""
+"""Keeps the turns of a conversation, and makes the request for the next answer."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from inferd.client.messages import Content, MessagesRequest
 
 
 class Conversation:
-    """Keeps a question once the question has an answer, even a partial one.
+    """The turns of a conversation. A question becomes a turn as soon as any part of the answer has arrived.
 
-    A question without an answer can be asked again.
+    A question that got no answer is dropped, so that it can be asked again.
     """
 
     def __init__(
@@ -29,13 +29,13 @@ class Conversation:
 
     @property
     def turns(self) -> list[dict[str, Any]]:
-        """The turns so far, without the system message; each ``{"role", "content"}``."""
+        """The turns so far without the system message, each as ``{"role", "content"}``."""
         if self._answer is None or not self._answer.blocks:
             return list(self._settled)
         return [*self._settled, self._question, {"role": "assistant", "content": list(self._answer.blocks)}]
 
     def ask(self, request_id: str, content: Content) -> MessagesRequest:
-        """The request for an answer to ``content``."""
+        """Returns the request for an answer to ``content``."""
         self._settled = self.turns
         self._question = {"role": "user", "content": content}
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
@@ -43,5 +43,5 @@ class Conversation:
         return self._answer
 
     def clear(self) -> None:
-        """Forgets all turns; the system message stays."""
+        """Forgets all turns. The system message stays."""
         self._settled, self._answer = [], None

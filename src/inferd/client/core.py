@@ -1,5 +1,5 @@
-"""Code shared by the blocking and the asyncio client: requests from arguments, back-off, and idle
-connections."""
+"""Code that the blocking and the asyncio client share. It makes requests from arguments, computes the pauses
+between retries, and keeps idle connections."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from inferd.config import surfaces
 FIRST_PAUSE_SECS = 0.1
 LONGEST_PAUSE_SECS = 5.0
 MAX_IDLE = 16
-"""The most idle connections kept for each surface."""
+"""The largest number of idle connections that are kept for each surface."""
 
 
 class Tooling(Sampling, total=False):
-    """The options of a v2 answer; ``tools`` are ``{"name", "description", "input_schema"}``."""
+    """The options of an answer on v2. Each of the ``tools`` is
+    ``{"name", "description", "input_schema"}``."""
 
     tools: Sequence[Mapping[str, Any]] | None
     tool_choice: str | Mapping[str, str] | None
@@ -39,7 +40,7 @@ class Tooling(Sampling, total=False):
 
 
 class SurfaceAddresses(TypedDict, total=False):
-    """Addresses of the surfaces other than v1."""
+    """The addresses of the surfaces other than v1."""
 
     v2: Address | None
     embed: Address | None
@@ -48,7 +49,7 @@ class SurfaceAddresses(TypedDict, total=False):
 
 
 _numbers = itertools.count(1)
-"""Shared by the clients of a program without an ``id_prefix``."""
+"""Numbers the requests of all clients of a process that have no ``id_prefix``."""
 
 
 class Core:
@@ -59,7 +60,8 @@ class Core:
     ) -> None:
         found = surfaces.addresses() if address is None else {}
         self.api_key: str | None = None
-        """The key from the environment, for an address from the environment."""
+        """The API key from the environment. It is used only if the address, too, comes from the environment
+        or the config file."""
         if found:
             self.api_key = os.environ.get("INFERD_API_KEY") or None
         self.addresses = Addresses(
@@ -85,7 +87,8 @@ class Core:
     def generate(
         self, messages: str | Sequence[Mapping[str, str]], sampling: Sampling, on_progress: OnProgress | None
     ) -> tuple[Surface, PendingRequest[Token, Done]]:
-        """A text request and its surface: v2 if the request is too long for a line of v1."""
+        """Returns a request for text and its surface. The surface is v2 if the request is too long for a line
+        of v1."""
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
         options = {**given(sampling, Sampling), **_wants(on_progress)}
         request_id = self.next_id()
@@ -127,7 +130,8 @@ def _wants(on_progress: OnProgress | None) -> dict[str, object]:
 
 
 class Backoff:
-    """Retry delays: 100 ms, doubling up to 5 s, and never past ``limit_secs`` from now."""
+    """Computes the pauses between retries. The first is 100 ms, and each further one twice as long, up to 5
+    s. No pause goes beyond ``limit_secs`` from now."""
 
     def __init__(self, limit_secs: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -135,18 +139,18 @@ class Backoff:
         self._pause = FIRST_PAUSE_SECS
 
     def left(self) -> float:
-        """Seconds left before the limit; 0 after it."""
+        """Returns the seconds until the limit, or 0 after it."""
         return max(self._end - self._clock(), 0.0)
 
     def pause(self) -> float:
-        """Seconds to wait before the next try; 0 if no time is left for one."""
+        """Returns the seconds to wait before the next try, or 0 if the limit is reached."""
         pause = min(self._pause, self.left())
         self._pause = min(2 * self._pause, LONGEST_PAUSE_SECS)
         return pause
 
 
 class Closable(Protocol):
-    """A connection, as the pool sees it."""
+    """The methods of a connection that the pool uses."""
 
     def alive(self) -> bool: ...
 
@@ -164,7 +168,7 @@ class ConnectionPool(Generic[C]):
         self._closed = False
 
     def take(self) -> C | None:
-        """The most recently used connection that is still open."""
+        """Takes the most recently used connection that is still open. Returns ``None`` if there is none."""
         while True:
             try:
                 connection = self._kept.pop()
@@ -181,7 +185,8 @@ class ConnectionPool(Generic[C]):
             self._kept.append(connection)
 
     def close(self) -> None:
-        """Closes the idle connections, and from now on every connection that is given back. Idempotent."""
+        """Closes the idle connections, and from now on each connection that is given back. A second call does
+        nothing."""
         self._closed = True
         while self._kept:
             self._kept.pop().close()

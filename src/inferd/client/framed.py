@@ -1,8 +1,8 @@
 """v2 requests and answers in length-prefixed frames.
 
-A line holds at most 64 KiB and a request at most 32 attachments, which is too little for a long conversation.
-A frame holds up to 64 MiB. Long texts are still sent as attachments, so that the daemon need not scan them
-for keys.
+A line has at most 64 KiB and a request at most 32 attachments, which is too little for a long conversation. A
+frame has up to 64 MiB. Even here, long texts are sent as attachments, so that the daemon need not parse them
+as part of the JSON.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _LONGEST_HEAD = 6
 
 
 def head(size: int, kind: int) -> bytes:
-    """The frame head for a payload of ``size`` bytes."""
+    """Encodes the head of a frame with a payload of ``size`` bytes."""
     data = bytearray()
     while size >= 0x80:
         data.append(size & 0x7F | 0x80)
@@ -49,7 +49,8 @@ class FramedMessagesRequest(MessagesRequest):
 
 
 class FramedIncoming(Incoming):
-    """Splits the received bytes of a framed connection into payloads, which are JSON like the lines."""
+    """Splits the received bytes of a framed connection into payloads. A payload has the same JSON as a line
+    would have."""
 
     def __init__(self, address: str, *, tcp: bool) -> None:
         super().__init__(address, tcp=tcp)
@@ -71,7 +72,8 @@ class FramedIncoming(Incoming):
 
 
 def _head_at(held: bytearray, at: int) -> tuple[int, int] | None:
-    """The start and the size of the payload of the frame at ``at``; ``None`` while its head is incomplete."""
+    """Returns the start and the size of the payload of the frame at ``at``, or ``None`` if the head is
+    incomplete."""
     size = 0
     for place, byte in enumerate(held[at : at + _LONGEST_HEAD]):
         size |= (byte & 0x7F) << (7 * place)

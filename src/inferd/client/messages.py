@@ -1,7 +1,7 @@
 """Typed blocks (v2): the content of a conversation, and the blocks of an answer.
 
 A message's ``content`` is a text or a list of texts, attachments and blocks in the form of the wire.
-Attachments follow the request line as raw bytes. So do long texts, if the line would exceed its limit.
+Attachments follow the request line as raw bytes. If the line would exceed its limit, long texts do so, too.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _ID_BYTES = 64
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """Bytes in a message: UTF-8 text, or a picture or sound.
+    """Bytes that are part of a message: a UTF-8 text, a picture or a sound.
 
-    An encoded file has a ``mime`` type; without a ``mime`` type the bytes are interleaved RGB of ``width`` x
-    ``height``, or little-endian float32 mono samples at ``sample_rate`` Hz.
+    With a ``mime`` type, a picture or sound is an encoded file. Without one, a picture is interleaved RGB of
+    ``width`` x ``height`` pixels, and a sound is little-endian float32 mono samples at ``sample_rate`` Hz.
     """
 
     kind: Literal["image", "audio", "text"]
@@ -40,10 +40,10 @@ Content = str | Sequence["str | Attachment | Block"]
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A piece of the answer's text, in whole characters.
+    """A piece of the answer's text. It never ends within a character.
 
-    ``logprobs``, if requested, holds the tokens of this piece, each with ``token``, ``bytes``, ``logprob``
-    and ``top_logprobs``.
+    If requested, ``logprobs`` has the tokens of this piece, each with ``token``, ``bytes``, ``logprob`` and
+    ``top_logprobs``.
     """
 
     text: str
@@ -68,12 +68,13 @@ class ToolUse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MessageDone:
-    """The end of an answer: all of its blocks, the reason it ended, and its cost (times in milliseconds).
+    """The end of an answer. It has all blocks of the answer, the reason why it ended, its token counts, and
+    its timings in milliseconds.
 
-    ``content`` can be sent as the assistant's turn of the next request. ``tool_choice_unsatisfied`` is true
-    if a required tool was not called. ``unenforced`` lists the parts of the JSON Schema, or of a tool's
-    schema (after the tool's name), that were checked only at the end. ``logprobs`` holds the tokens of the
-    text, as in :class:`Text`.
+    ``content`` can be sent as the assistant's turn in the next request. ``tool_choice_unsatisfied`` is true
+    if a required tool was not called. ``unenforced`` lists the parts of the JSON Schema that were checked
+    only at the end of the answer. A part of a tool's schema is listed with the tool's name before it.
+    ``logprobs`` has the tokens of the whole text, as in :class:`Text`.
     """
 
     content: tuple[Block, ...]
@@ -90,7 +91,7 @@ class MessageDone:
 
 
 def tool_result(call: ToolUse | str, content: Content) -> Block:
-    """The block that answers a tool call, given as the call or its id."""
+    """Returns the block with the result of a tool call. ``call`` is the call itself or its id."""
     call_id = call if isinstance(call, str) else call.tool_call_id
     return {"type": "tool_result", "tool_call_id": call_id, "content": content}
 
@@ -99,7 +100,7 @@ Event = Text | Thinking | ToolUse
 
 
 class MessagesRequest(PendingRequest[Event, MessageDone]):
-    """One answer on v2. ``blocks`` holds the answer so far, in the form of a turn's content."""
+    """A request on v2. ``blocks`` has the answer so far, in the form of the content of a turn."""
 
     def __init__(
         self, request_id: str, turns: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
@@ -114,7 +115,7 @@ class MessagesRequest(PendingRequest[Event, MessageDone]):
         super().__init__(request_id, body, outgoing.raw)
 
     def _fit(self, outgoing: Outgoing, body: Mapping[str, Any]) -> None:
-        """Makes the request fit the limits of the wire."""
+        """Moves texts into attachments, so that the request fits the limits of the wire."""
         outgoing.shorten(body)
 
     def event(self, kind: str, frame: Mapping[str, Any]) -> Event | MessageDone:
@@ -155,7 +156,7 @@ class MessagesRequest(PendingRequest[Event, MessageDone]):
 
 
 class Outgoing:
-    """Messages in the form of the wire, with the bytes that follow the line."""
+    """Converts messages to the form of the wire, and collects the bytes that follow the line."""
 
     def __init__(self) -> None:
         self.attachments: list[dict[str, Any]] = []
@@ -166,7 +167,7 @@ class Outgoing:
         return {"messages": [{**each, "content": self._content(each["content"])} for each in messages]}
 
     def shorten(self, body: Mapping[str, Any]) -> None:
-        """Moves texts out of the line, the longest first, until it fits."""
+        """Moves texts from the line to attachments, the longest first, until the line fits its limit."""
         excess = len(encode({**body, "attachments": self.attachments})) + _ID_BYTES - MAX_LINE_BYTES
         for block in sorted(self._texts, key=lambda block: len(block["text"]), reverse=True):
             if excess <= 0:
@@ -176,8 +177,8 @@ class Outgoing:
             block["attachment_id"] = self._attach(Attachment("text", text.encode()))
 
     def move_long_texts(self, least: int, most: int) -> None:
-        """Moves the longest texts, of ``least`` characters or more, out of the line, up to ``most``
-        attachments in all."""
+        """Moves texts of at least ``least`` characters to attachments, the longest first, until there are
+        ``most`` attachments."""
         room = most - len(self.attachments)
         long = [block for block in self._texts if len(block["text"]) >= least]
         for block in sorted(long, key=lambda block: len(block["text"]), reverse=True)[: max(room, 0)]:

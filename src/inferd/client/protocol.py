@@ -1,8 +1,8 @@
-"""The client protocol without I/O, shared by the blocking and the asyncio client.
+"""The protocol of the client, without I/O. The blocking and the asyncio client share it.
 
-A driver connects and sends ``opening(...)``. For each request it sends the ``pieces``, feeds received bytes
-to the connection's ``Incoming``, and passes each line from there to the request, until the request is
-``done``.
+A client connects, and on TCP with a key sends ``opening(...)``. For each request it sends the ``pieces``, and
+feeds the received bytes to the ``Incoming`` of the connection. It passes each line from there to the request,
+until the request is ``done``.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ def check_whole(done: object) -> None:
 
 
 def opening(api_key: str) -> bytes:
-    """The first bytes of a TCP connection with a key."""
+    """Returns the first bytes to send on a TCP connection with a key."""
     return encode({"type": "auth", "key": api_key}) + b"\n"
 
 
 def encode(value: object) -> bytes:
-    """``value`` as JSON. Raises UsageError for a value that JSON cannot hold."""
+    """Encodes ``value`` as JSON. Raises UsageError for a value that JSON cannot express."""
     try:
         return orjson.dumps(value)
     except orjson.JSONEncodeError as error:
@@ -61,8 +61,8 @@ def encode(value: object) -> bytes:
 
 
 class Incoming:
-    """Splits the received bytes of one connection into lines, and makes the error for each way in which the
-    connection can end.
+    """Splits the received bytes of one connection into lines. It also makes the errors for the ways in which
+    the connection can end.
     """
 
     def __init__(self, address: str, *, tcp: bool) -> None:
@@ -75,20 +75,20 @@ class Incoming:
         self._requests = 0
         self._unheard = False
         self.lapsed = False
-        """Whether the daemon closed the connection between two requests, before it saw the second one."""
+        """Whether the daemon closed the connection between two requests, before it saw the second."""
 
     def expect(self) -> None:
-        """Prepares for the lines of one more reply. Call this before the request is sent."""
+        """Prepares for the lines of one more reply. Call it before the request is sent."""
         self._requests += 1
         self._unheard = True
 
     def line(self) -> bytes | None:
-        """The next line, without its newline; ``None`` while it is incomplete."""
+        """Returns the next line without its newline, or ``None`` while the line is incomplete."""
         return self._lines.popleft() if self._lines else None
 
     def feed(self, data: bytes) -> None:
-        """Takes received bytes. Raises ConnectionLost for empty ``data``, the end of the stream, and
-        ProtocolError for a line that exceeds its limit."""
+        """Takes received bytes. Empty ``data`` means the end of the stream and raises ConnectionLost. A line
+        that exceeds its limit raises ProtocolError."""
         if not data:
             self.lapsed = self._unheard and self._requests > 1
             raise self._ended()
@@ -112,11 +112,11 @@ class Incoming:
             raise ProtocolError(f"the daemon at {self._address} sent a line that does not end")
 
     def silent(self) -> ConnectionLost:
-        """The error if the daemon sends nothing before the timeout."""
+        """Returns the error to raise if the daemon sends nothing before the timeout."""
         return ConnectionLost(f"the daemon at {self._address} did not answer in time")
 
     def deaf(self) -> ConnectionLost:
-        """The error if the daemon does not read before the timeout."""
+        """Returns the error to raise if the daemon does not read before the timeout."""
         return ConnectionLost(f"the daemon at {self._address} did not take the request in time")
 
     def _ended(self) -> ConnectionLost:
@@ -130,11 +130,11 @@ class Incoming:
 
 
 class PendingRequest(ABC, Generic[E, D]):
-    """One request: the ``pieces`` to send, and the parser of its reply.
+    """One request. It has the ``pieces`` to send, and parses its reply.
 
-    ``done`` is the last event of the reply, once it has arrived. ``raw`` are the bytes that follow the line.
-    While the request waits for a model to load, ``on_progress`` is called with the phases of the load and
-    their details. Raises UsageError for a ``body`` that JSON cannot hold.
+    ``done`` is the last event of the reply, or ``None`` before it has arrived. ``raw`` are the bytes that
+    follow the line. ``on_progress`` is called with the phase and the details of each ``progress`` frame.
+    Raises UsageError for a ``body`` that JSON cannot express.
     """
 
     done: D | None = None
@@ -145,13 +145,14 @@ class PendingRequest(ABC, Generic[E, D]):
         self.pieces = self._written({"id": request_id, **body}, raw)
 
     def _written(self, body: dict[str, Any], raw: Sequence[Bytes]) -> tuple[Bytes, ...]:
-        """The bytes of the request."""
+        """Encodes the request."""
         return (encode(body) + b"\n", *raw)
 
     def take(self, line: bytes) -> E | D | None:
-        """The event of a line; ``None`` for a frame without an event.
+        """Returns the event on a line, or ``None`` for a frame without an event.
 
-        Raises RequestFailed for an error frame, ProtocolError for a line that is not a reply to this request.
+        Raises RequestFailed for an error frame, and ProtocolError for a line that is not part of the reply to
+        this request.
         """
         try:
             frame = orjson.loads(line)
@@ -176,7 +177,8 @@ class PendingRequest(ABC, Generic[E, D]):
 
     @abstractmethod
     def event(self, kind: str, frame: Mapping[str, Any]) -> E | D | None:
-        """The event of a frame. Raises LookupError, TypeError or AttributeError for a malformed frame."""
+        """Returns the event of a frame. Raises LookupError, TypeError or AttributeError for a malformed
+        frame."""
 
     def _failed(self, code: str, message: str) -> RequestFailed:
         return RequestFailed(code, message)

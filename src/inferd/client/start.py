@@ -1,4 +1,4 @@
-"""Starting a daemon in the background for a client, as ``inferd run`` does."""
+"""Starts a daemon in the background for a client, as ``inferd run`` does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ COMMAND = (sys.executable, "-m", "inferd", "start")
 
 
 def check(wanted: bool, address: object) -> None:
-    """Raises UsageError if ``start`` is combined with an address."""
+    """Raises UsageError if a client has ``start`` together with an address."""
     if wanted and address is not None:
         raise UsageError("a daemon is started at the default address alone; leave out address or start")
 

@@ -1,6 +1,6 @@
-"""Text answers (v1): the tokens as they arrive, then the whole answer.
+"""Text answers on v1: first the tokens as they arrive, then the whole answer.
 
-A request too long for a line of v1 is sent on v2.
+A request that is too long for a line of v1 is sent on v2.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from inferd.errors import UsageError
 
 
 class Sampling(TypedDict, total=False):
-    """The options of a generation. An absent option, or ``None``, leaves the daemon's default."""
+    """The options of a generation. If an option is absent or ``None``, the daemon's default applies."""
 
     temperature: float | None
     top_p: float | None
@@ -42,9 +42,10 @@ class Sampling(TypedDict, total=False):
 
 
 def given(options: Sampling, kind: type[Sampling] = Sampling) -> dict[str, object]:
-    """The options that are not ``None``, ready for the wire.
+    """Returns the options that are not ``None``, for the wire.
 
-    Raises TypeError for an option that ``kind`` does not have.
+    Raises TypeError for an option that ``kind`` does not have, and UsageError for a number that is not
+    finite.
     """
     for name in options.keys() - kind.__annotations__.keys():
         raise TypeError(f"a generation has no option {name!r}")
@@ -56,14 +57,15 @@ def given(options: Sampling, kind: type[Sampling] = Sampling) -> dict[str, objec
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A piece of the answer, in whole characters."""
+    """A piece of the answer. It never ends within a character."""
 
     content: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
-    """The end of an answer: its whole text, the reason it ended, and its cost (times in milliseconds).
+    """The end of an answer. It has the whole text, the reason why the answer ended, its token counts, and its
+    timings in milliseconds.
 
     ``unenforced`` lists the parts of the JSON Schema that were checked only at the end of the answer.
     """
@@ -80,7 +82,7 @@ class Done:
 
 
 class TextRequest(PendingRequest[Token, Done]):
-    """One answer on v1."""
+    """A request for text on v1."""
 
     def event(self, kind: str, frame: Mapping[str, Any]) -> Token | Done:
         if kind == "token":
@@ -106,7 +108,8 @@ _STOP_REASONS = {"end_turn": "end", "stop_sequence": "end", "max_tokens": "lengt
 
 
 class LongTextRequest(PendingRequest[Token, Done]):
-    """The same answer on v2, where the longest texts follow the line as raw bytes."""
+    """A request for text on v2, where the longest texts follow the line as raw bytes. Its events are the same
+    as on v1."""
 
     def __init__(self, inner: messages.MessagesRequest) -> None:
         self._id = inner._id

@@ -1,9 +1,9 @@
-"""Checks that a Unix socket's server may be sent a prompt.
+"""Checks whether the server of a Unix socket may be sent a prompt.
 
-In a world-writable directory such as /tmp, another user can create the socket's directory first and
-impersonate the daemon. A server that runs as this user or as root is trusted. Another user is trusted if the
-owner of the parent directory granted it the path: /run/inferd of the user inferd, but not a stranger's
-/tmp/inferd-1000.
+In a directory that everyone may write, such as /tmp, another user can create the socket's directory first and
+so impersonate the daemon. A server that runs as this user or as root is trusted. Another user is trusted if a
+trusted user created the path for them, in a directory that others cannot write. So /run/inferd of the user
+inferd is trusted, but not /tmp/inferd-1000 of another user.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ _UCRED = struct.Struct("3i")  # Linux: pid, uid, gid
 
 
 def require_trusted(connected: socket.socket, path: str) -> None:
-    """Raises DaemonUntrusted if the server of a socket, connected to ``path``, runs as an untrusted user."""
+    """Raises DaemonUntrusted if the server at ``path``, to which ``connected`` is connected, runs as an
+    untrusted user."""
     server = _server_uid(connected, path)
     trusted = {0, os.geteuid()}
     if server not in trusted and server not in _owners(Path(path).absolute(), trusted):
@@ -32,7 +33,8 @@ def require_trusted(connected: socket.socket, path: str) -> None:
 
 
 def server_pid(connected: socket.socket) -> int | None:
-    """The process that made the socket at the other end; ``None`` where the system does not tell."""
+    """Returns the pid of the process that made the server's socket, or ``None`` on a system that does not
+    tell it."""
     return _credentials(connected)[0] if sys.platform == "linux" else None
 
 
@@ -46,10 +48,11 @@ def _credentials(connected: socket.socket) -> tuple[int, int]:
 
 
 def _owners(path: Path, trusted: set[int]) -> set[int]:
-    """The trusted owners along ``path``: the initial ``trusted`` and, from the root down, each owner that a
-    trusted one let in.
+    """Returns the trusted owners along ``path``: ``trusted``, and each owner of a file or directory whose
+    parent only trusted owners can write. The path is checked from the root down.
 
-    Both the given path and the resolved path are walked, since another user can make either.
+    Both the given path and the resolved path are checked, since another user may have created a part of
+    either.
     """
     found = set(trusted)
     for way in (path, path.resolve()):

@@ -1,4 +1,4 @@
-"""Embeddings of texts, and scores of documents. Long lists are sent in several requests."""
+"""Requests for embeddings of texts and for scores of documents. A long list is sent in several requests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ Frame = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Embeddings:
-    """One vector for each text, in the order of the texts. Each has ``dimensions`` numbers and the norm 1."""
+    """One vector for each text, in the order of the texts. Each vector has ``dimensions`` numbers and the
+    norm 1."""
 
     embeddings: list[list[float]]
     dimensions: int
@@ -31,7 +32,7 @@ class Embeddings:
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """The index of a document in the request, and its score; higher is better."""
+    """The index of a document in the caller's list, and its score. A higher score is better."""
 
     index: int
     score: float
@@ -39,7 +40,7 @@ class Ranked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranking:
-    """The documents, the best first; equal scores keep the order of the request."""
+    """The documents, the best first. Documents with equal scores keep the order of the caller's list."""
 
     results: list[Ranked]
     model: str
@@ -48,7 +49,8 @@ class Ranking:
 
 
 class WholeRequest(PendingRequest[Frame, Frame]):
-    """A request with a one-frame reply. ``start`` is the index of its first text in the caller's list."""
+    """A request whose reply is one frame. ``start`` is the index of the request's first text in the caller's
+    list."""
 
     def __init__(self, request_id: str, body: Mapping[str, Any], start: int) -> None:
         super().__init__(request_id, body)
@@ -70,7 +72,7 @@ class WholeRequest(PendingRequest[Frame, Frame]):
 
 T = TypeVar("T")
 Plan = Generator[WholeRequest, Frame, T]
-"""Yields requests, receives the reply frame of each, and returns the combined result."""
+"""A generator that yields requests, receives the reply frame of each, and returns the combined result."""
 
 
 def embed(next_id: Callable[[], str], texts: Sequence[str], options: Mapping[str, Any]) -> Plan[Embeddings]:
@@ -99,7 +101,7 @@ def rerank(
 ) -> Plan[Ranking]:
     """Ranks any number of documents, in batches.
 
-    Batches do not change the scores, because a score does not depend on the other documents.
+    The batches do not change the scores, because a score does not depend on the other documents.
     """
     options = options or {}
     results: list[Ranked] = []
@@ -117,7 +119,8 @@ def rerank(
 
 
 def _batches(texts: Sequence[str], room: int, most: int) -> Iterator[tuple[int, list[str]]]:
-    """Splits the texts into batches that fit on a line, each with its first index; yields at least one."""
+    """Splits the texts into batches of at most ``most`` texts and ``room`` bytes. Yields each batch with the
+    index of its first text, and at least one batch."""
     start, batch, left = 0, list[str](), room
     for place, text in enumerate(texts):
         size = len(encode(text)) + 1

@@ -1,4 +1,4 @@
-"""``python -m inferd.http`` runs the bridge; the daemon starts it by this command."""
+"""Runs the bridge as ``python -m inferd.http``, the command by which the daemon starts it."""
 
 import atexit
 import gc

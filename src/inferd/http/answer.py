@@ -1,8 +1,8 @@
-"""The ASGI response of one generation: turns the daemon's events into one API's bytes.
+"""The ASGI response of one generation. It converts the events of the daemon into the bytes of one API.
 
-Nothing is sent before the first event, so that a refusal can set the status. When the client closes its
-connection, the reply is closed, which frees the daemon's slot within a decode step. A stream always ends
-properly: with the dialect's final event, or with an error in its form.
+Nothing is sent before the first event, so that an error before it can still set the status. If the client
+closes its connection, the reply is closed, which frees the slot in the daemon within one decoding step. A
+stream always ends with the final event of its API, or with an error in the form of that API.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from inferd.http.upstream import Reply
 from inferd.wire.bounds import QUEUE_STEPS
 
 SILENCE_SECS = 10.0
-"""Silence after which a stream sends a keep-alive."""
+"""A stream sends a keep-alive after this many seconds without output."""
 
 LOAD_SECS = 1.0
-"""The same while the model is loaded; the keep-alive then tells the step. A load that fails sooner can still
-set the status of the response."""
+"""The same while the model is loaded. The keep-alive then shows the step of the load. If the load fails
+before, the error can still set the status of the response."""
 
 STEPS = {
     "waiting": "waiting for memory",
@@ -46,7 +46,7 @@ _log = log.get("http")
 
 
 class Answer:
-    """Renders a reply as a response in ``dialect``, which it writes by ``send``."""
+    """Writes a reply as a response in the format of ``dialect``. ``send`` is the ASGI callable."""
 
     _reply: Reply
 
@@ -81,7 +81,7 @@ class Answer:
             await reply.aclose()
 
     def show_load(self, phase: str, details: Mapping[str, Any]) -> None:
-        """Tells a step of the model's load to the client of a stream."""
+        """Shows a step of the model's load to the client, if the answer is streamed."""
         if phase in QUEUE_STEPS:
             return
         before, share = self._step, details.get("progress")
@@ -170,7 +170,8 @@ class Answer:
         return failures.of(error)
 
     async def _write(self, data: bytes, *, last: bool = False) -> None:
-        """Sends a chunk of a stream; headers and the dialect's first event precede the first chunk."""
+        """Sends a chunk of a stream. Before the first chunk, it sends the headers and the first event of the
+        API."""
         self._last_sent = self._loop.time()
         if not self._opened:
             self._opened = True
@@ -185,7 +186,8 @@ class Answer:
             await self._write(data)
 
     def _break_silence(self) -> None:
-        """Sends a keep-alive after each silence."""
+        """Sends a keep-alive if the stream has been silent for too long, and sets the timer for the next
+        check."""
         now, limit = self._loop.time(), LOAD_SECS if self._step else SILENCE_SECS
         if self._alarm is None:
             self._last_sent = now
@@ -199,7 +201,8 @@ class Answer:
 
 
 def log_line(error: Exception) -> str:
-    """Describes an unexpected exception by class and location, never by its message, which may quote."""
+    """Describes an unexpected exception by class and location. The message is left out, since it may quote a
+    prompt."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -210,7 +213,7 @@ def log_line(error: Exception) -> str:
 async def send_json(
     send: Send, value: object, exchange: Exchange, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> None:
-    """Sends a whole JSON response."""
+    """Sends a JSON response as a whole."""
     data = orjson.dumps(value)
     exchange.status = status
     start: Message = {
@@ -227,7 +230,7 @@ async def send_json(
 
 
 async def send_failure(send: Send, failure: Failure, exchange: Exchange) -> None:
-    """Sends an error response in the shape of the exchange's API."""
+    """Sends an error response in the form of the request's API."""
     exchange.error = failure.kind
     told = failure.body(exchange.api, exchange.id)
     await send_json(send, told, exchange, failure.status(exchange.api), dict(failure.headers()))

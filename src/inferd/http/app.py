@@ -1,7 +1,8 @@
-"""The ASGI application: routing, and the operations that the endpoints share.
+"""The ASGI application. It routes requests, and has the operations that the endpoints share.
 
-An endpoint reads the body with its API's module, finds the model, and answers through :class:`Answer`. A
-known path with another method is a 405, an unknown path a 404; both have the error shape of the path's API.
+An endpoint reads the body with the module of its API, finds the model, and answers through :class:`Answer`.
+An unknown path gets the status 404, and a known path with another method 405. Both errors have the form of
+the path's API.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ Handler = Callable[["Call"], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """Settings of the bridge; ``addresses`` are those of the daemon's surfaces."""
+    """The settings of the bridge. ``addresses`` are those of the daemon's surfaces."""
 
     addresses: Mapping[str, str]
     keys: Keys
@@ -46,7 +47,7 @@ class Options:
 
 @dataclass(slots=True)
 class Call:
-    """One request at its endpoint."""
+    """One request that has reached its endpoint."""
 
     bridge: Bridge
     scope: Scope
@@ -70,11 +71,11 @@ class Call:
         await self.send({"type": "http.response.body", "body": data})
 
     async def body(self, convert: Callable[[Any], R]) -> R:
-        """Returns the body, converted by ``convert``. Raises as :func:`inferd.http.body.read`."""
+        """Returns the body, converted by ``convert``. Raises the errors of :func:`inferd.http.body.read`."""
         return await body.read(self.scope, self.receive, convert)
 
     async def unless_gone(self, work: Coroutine[Any, Any, R]) -> R:
-        """Awaits ``work``; if the client disconnects first, cancels it and raises ClientGone."""
+        """Awaits ``work``. If the client disconnects first, cancels ``work`` and raises ClientGone."""
         loop = asyncio.get_running_loop()
         task, watch = loop.create_task(work), loop.create_task(body.until_gone(self.receive))
         try:
@@ -112,7 +113,7 @@ class Call:
         await answer.serve(reply, self.receive)
 
     async def count(self, generation: Generation) -> int:
-        """Counts the tokens of a request's prompt with the model's own template."""
+        """Counts the tokens of a request's prompt, as the model's own chat template renders it."""
         model = await self.model(generation.model, "v2")
         self.exchange.model = model.name
         generation.max_tokens = 0
@@ -134,8 +135,8 @@ class Bridge:
         self._options = options
 
     def app(self, routes: Mapping[str, Mapping[str, Handler]], scope_of: Callable[[str], str]) -> ASGIApp:
-        """The ASGI application of ``routes``: the handlers of each path by method. ``scope_of`` returns the
-        scope that a path requires of a key."""
+        """Returns the ASGI application for ``routes``, which has the handlers of each path by method.
+        ``scope_of`` returns the scope that a key needs for a path."""
         endpoints = {path: _Endpoint(self, path, methods) for path, methods in routes.items()}
         matched = [Route(path, endpoint) for path, endpoint in endpoints.items()]
         router = Router(matched, redirect_slashes=False, default=_not_found, lifespan=self._lifespan)
@@ -163,7 +164,7 @@ class Bridge:
 
 
 class _Endpoint:
-    """The handlers of a path, by method. HEAD runs the handler of GET; the server drops the body."""
+    """The handlers of a path, by method. HEAD runs the handler of GET, and the server drops the body."""
 
     def __init__(self, bridge: Bridge, path: str, methods: Mapping[str, Handler]) -> None:
         self._bridge = bridge

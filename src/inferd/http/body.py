@@ -1,4 +1,4 @@
-"""Reads the body of a request within limits of size and time, and parses large ones in a thread."""
+"""Reads the body of a request within limits of size and time. A large body is parsed in a thread."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from starlette.types import Receive, Scope
 from inferd.http.failures import BadField, HttpFailure
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
-# Time for each MiB, or the rest; the same as on the daemon's own sockets.
+# How long a client may take for each PIECE_BYTES, or for the rest. The daemon's own sockets have the same
+# limit.
 PIECE_SECS = 30.0
 PIECE_BYTES = 1024 * 1024
 # A body of this size or more is parsed in a thread, so that it does not block other requests.
@@ -30,7 +31,7 @@ class ClientGone(Exception):
 async def read_bytes(scope: Scope, receive: Receive) -> bytes:
     """Reads the whole body. Raises HttpFailure if it is too large or too slow, and ClientGone.
 
-    ``whole`` in the scope says that the body arrived together with the head.
+    If ``whole`` is in the scope, the body arrived together with the head.
     """
     if scope.get("whole"):
         return (await _piece(receive))[0]  # it is here, so it needs no time limit
@@ -54,7 +55,7 @@ async def read_bytes(scope: Scope, receive: Receive) -> bytes:
 
 
 async def _piece(receive: Receive) -> tuple[bytes, bool]:
-    """The next bytes of the body, and whether more follow."""
+    """Returns the next bytes of the body, and whether more follow."""
     message = await receive()
     if message["type"] == "http.disconnect":
         raise ClientGone
@@ -62,9 +63,10 @@ async def _piece(receive: Receive) -> tuple[bytes, bool]:
 
 
 class _TimeLimit:
-    """Cancels the block after ``PIECE_SECS`` and raises HttpFailure for it, unless extended.
+    """Cancels the block after ``PIECE_SECS``, and raises HttpFailure. :meth:`extend` starts the time again.
 
-    ``asyncio.wait_for`` would run each read in a task of its own, and ``asyncio.timeout`` needs Python 3.11.
+    It replaces ``asyncio.timeout``, which needs Python 3.11, and ``asyncio.wait_for``, which would run each
+    read in a task of its own.
     """
 
     def __enter__(self) -> _TimeLimit:
@@ -99,15 +101,15 @@ def _too_large() -> HttpFailure:
 
 
 async def until_gone(receive: Receive) -> None:
-    """Waits until the client has closed its connection. The body must have been read before."""
+    """Waits until the client has closed its connection. Call it only after the body has been read."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
 async def read(scope: Scope, receive: Receive, convert: Callable[[Any], R]) -> R:
-    """Parses the body as JSON and converts it, in a thread if it is large.
+    """Parses the body as JSON, and converts it with ``convert``. A large body is handled in a thread.
 
-    Raises BadField, as :func:`read_bytes`, and as ``convert``.
+    Raises BadField, and the errors of :func:`read_bytes` and of ``convert``.
     """
     data = await read_bytes(scope, receive)
     if len(data) < LARGE_BYTES:

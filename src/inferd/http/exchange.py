@@ -1,4 +1,4 @@
-"""One HTTP request and its response, shared by gate, endpoints, log and metrics."""
+"""One HTTP request and its response. The gate, the endpoints, the log and the metrics share this object."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _MAX_DEADLINE_MS = 2**31 - 1
 
 @dataclass(slots=True)
 class Exchange:
-    """``api`` selects the shape of errors. ``path`` is the client's own text until the request is ``routed``,
-    and then the pattern of the endpoint."""
+    """One HTTP request and its response. ``api`` selects the form of errors. ``path`` is the path that the
+    client sent, and once the request is ``routed``, the pattern of the endpoint."""
 
     method: str
     path: str
@@ -45,7 +45,7 @@ class Exchange:
     ttft_secs: float | None = None
 
     def first_token(self) -> None:
-        """Records the time of the first event."""
+        """Records the time at which the first event arrived."""
         if self.ttft_secs is None:
             self.ttft_secs = time.monotonic() - self.started
 
@@ -57,25 +57,26 @@ class Exchange:
 
 
 def api_of(path: str) -> Api:
-    """The API that a path belongs to."""
+    """Returns the API that a path belongs to."""
     if path.startswith("/api/") or path == "/api":
         return "ollama"
     return "anthropic" if path.startswith("/v1/messages") else "openai"
 
 
 def headers_of(scope: Scope) -> dict[bytes, bytes]:
-    """The request's headers; of several with one name, the first."""
+    """Returns the request's headers. Of several headers with the same name, the first one counts."""
     return dict(reversed(scope["headers"]))
 
 
 def header(headers: Mapping[bytes, bytes], name: bytes) -> str:
-    """The text of a header, or the empty string."""
+    """Returns the text of a header, or an empty string without it."""
     value = headers.get(name)
     return "" if value is None else value.decode("latin-1")
 
 
 def asker_of(headers: Mapping[bytes, bytes], caller: str) -> Asker:
-    """The caller, with the priority, deadline and adapter in the request's headers. Raises BadField."""
+    """Returns the caller, with the priority, deadline and adapter from the request's headers. Raises
+    BadField."""
     priority, deadline = header(headers, b"x-inferd-priority"), header(headers, b"x-inferd-deadline-ms")
     if priority and priority not in _PRIORITIES:
         raise BadField("X-Inferd-Priority", "X-Inferd-Priority must be interactive or batch")

@@ -1,7 +1,9 @@
-"""Failures, and how each API reports them: status, retry headers, and the body in the API's own shape.
+"""Failures, and how each API reports them: by the status, the retry headers, and a body in the form of the
+API.
 
-The table has one row for each kind of failure. The request's path selects the shape, never its headers. A
-failure that a retry cannot fix carries ``x-should-retry: false``, because the SDKs otherwise retry every 5xx.
+The table ``ROWS`` has one row for each kind of failure. The request's path selects the form of the body; the
+headers do not matter. If a retry cannot help, the response has ``x-should-retry: false``, because the SDKs
+otherwise retry after every status 5xx.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ LONGEST_RETRY_SECS = 30
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A kind of failure; ``ollama`` is its status in Ollama's API if it differs from ``status``."""
+    """A kind of failure. ``ollama`` is its status in Ollama's API, if that is not ``status``."""
 
     status: int
     openai_type: str
@@ -74,7 +76,7 @@ _KIND_OF_CODE = {
 
 
 class HttpFailure(InferdError):
-    """A failure detected by the bridge itself; ``kind`` is a key of the table."""
+    """A failure that the bridge itself detects. ``kind`` is a key of ``ROWS``."""
 
     def __init__(self, kind: str, message: str, retry_after: int | None = None) -> None:
         super().__init__(message)
@@ -83,7 +85,8 @@ class HttpFailure(InferdError):
 
 
 class BadField(HttpFailure):
-    """An invalid or unsupported field; ``param`` is its path, ``None`` for the body as a whole."""
+    """An invalid or unsupported field. ``param`` is the path of the field, or ``None`` if the body as a whole
+    is invalid."""
 
     fault = "client"
 
@@ -94,7 +97,7 @@ class BadField(HttpFailure):
 
 
 class UnknownModel(HttpFailure):
-    """A model name that the daemon does not serve."""
+    """A request names a model that the daemon does not serve."""
 
     fault = "client"
 
@@ -105,7 +108,7 @@ class UnknownModel(HttpFailure):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """A failure as reported to the client."""
+    """A failure as the client sees it."""
 
     kind: str
     message: str
@@ -123,14 +126,14 @@ class Failure:
         return (self.row.ollama if api == "ollama" else None) or self.row.status
 
     def headers(self) -> list[tuple[str, str]]:
-        """The headers that tell the client whether and when to retry."""
+        """Returns the headers that tell the client whether and when to retry."""
         if not self.row.retry:
             return [("x-should-retry", "false")]
         seconds = DEFAULT_RETRY_SECS if self.retry_after is None else self.retry_after
         return [("retry-after", str(min(max(seconds, 1), LONGEST_RETRY_SECS)))]
 
     def openai(self) -> dict[str, Any]:
-        """OpenAI's ``error`` object."""
+        """Returns the ``error`` object of OpenAI's APIs."""
         return {
             "message": self.message,
             "type": self.row.openai_type,
@@ -139,7 +142,8 @@ class Failure:
         }
 
     def anthropic(self) -> dict[str, Any]:
-        """Anthropic's ``error`` object. Agents parse the numbers in the message for a long prompt."""
+        """Returns the ``error`` object of Anthropic's API. If a prompt is too long, agents parse the numbers
+        in the message."""
         message = self.message
         if self.numbers is not None:
             message = f"prompt is too long: {self.numbers[0]} tokens > {self.numbers[1]} maximum"
@@ -148,7 +152,7 @@ class Failure:
         return {"type": self.row.anthropic_type, "message": message}
 
     def body(self, api: Api, request_id: str) -> dict[str, Any]:
-        """The body of an error response."""
+        """Returns the body of an error response."""
         if api == "anthropic":
             return {"type": "error", "error": self.anthropic(), "request_id": request_id}
         if api == "ollama":
@@ -156,7 +160,7 @@ class Failure:
         return {"error": self.openai()}
 
     def ollama(self) -> str:
-        """Ollama's error message."""
+        """Returns the error message of Ollama's API."""
         if self.kind == "queue_full":
             return f"server busy, please try again. {self.message}"
         if self.model is not None:
@@ -198,7 +202,8 @@ def _of_frame(error: RequestFailed) -> Failure:
 
 
 def cancelled(*, had_deadline: bool) -> Failure:
-    """The failure for an answer that the daemon ended early: at the deadline, or because it is stopping."""
+    """Returns the failure for an answer that the daemon ended early, at the deadline or because the daemon is
+    stopping."""
     if had_deadline:
         return Failure(kind="deadline_exceeded", message="the deadline passed while the request ran")
     return Failure(kind="unavailable", message="the daemon is stopping; the answer is not complete")

@@ -1,8 +1,9 @@
 """Access control for every request, before its endpoint runs.
 
-The checks are, in this order: the name in ``Host`` (against DNS rebinding), the ``Origin`` of a web page, the
-key or else the user of the loopback peer, the key's scope and limits. The gate also adds a request id to each
-response, writes the access log (never a body, a query or a key), and updates the metrics.
+The gate checks, in this order, the name in ``Host`` (against DNS rebinding), the ``Origin`` of a web page,
+and the key with its scope and limits. If no keys are configured, it checks the user of the loopback peer
+instead of a key. It also adds a request id to each response, writes the access log (never a body, a query or
+a key), and updates the metrics.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ from inferd.http.metrics import Metrics, family_of
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 OPEN_PATHS = frozenset({"/", "/health", "/api/hello", "/api/version"})
-"""Paths that reveal nothing about models or clients. Like the files of the page, they need no key."""
+"""Paths that reveal nothing about models or clients. They need no key, and neither do the files of
+the page."""
 
 QUIET_PATHS = frozenset({"/status"})
-"""The page polls these every second; they are logged only at debug level."""
+"""The page polls these paths every second. Such requests are logged only at debug level."""
 
 _ALLOWED_HEADERS = (
     b"authorization, content-type, x-api-key, x-inferd-priority, x-inferd-deadline-ms, x-inferd-lora"
@@ -42,8 +44,8 @@ _log = log.get("http")
 
 
 class Gate:
-    """Middleware around ``app``. ``hosts`` and ``origins`` are allowed in addition to loopback's;
-    ``scope_of`` returns the scope that a path requires of a key."""
+    """ASGI middleware around ``app``. ``hosts`` and ``origins`` are allowed in addition to those of the
+    loopback interface. ``scope_of`` returns the scope that a key needs for a path."""
 
     def __init__(
         self,
@@ -205,7 +207,7 @@ def _is_open(path: str) -> bool:
 
 
 def _name_of(host: str) -> str:
-    """The name in a Host header, without the port and the brackets of an IPv6 address."""
+    """Returns the name in a Host header, without the port and without the brackets of an IPv6 address."""
     name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
     return name.lower().rstrip(".")
 
@@ -216,7 +218,8 @@ def _secret_of(headers: Mapping[bytes, bytes]) -> str:
 
 
 def _local_caller(scope: Scope, *, needs_owner: bool) -> str:
-    """The user of a loopback peer. Without keys only the bridge's user and root pass, as on a Unix socket."""
+    """Returns the user of a loopback peer. With ``needs_owner``, raises HttpFailure unless it is the bridge's
+    own user or root."""
     peer: local_user.Peer = scope["peer"]
     uid = peer.uid(scope["client"], scope["server"]) if scope["client"] else None
     if needs_owner and uid not in _OWNERS:
@@ -226,7 +229,7 @@ def _local_caller(scope: Scope, *, needs_owner: bool) -> str:
 
 
 async def _preflight(send: Send, exchange: Exchange) -> None:
-    """Answers OPTIONS after the origin was checked."""
+    """Answers an OPTIONS request whose origin has been checked."""
     headers = [
         (b"access-control-allow-methods", _ALLOWED_METHODS),
         (b"access-control-allow-headers", _ALLOWED_HEADERS),

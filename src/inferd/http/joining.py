@@ -1,7 +1,7 @@
-"""A transport that joins the writes of one turn of the event loop.
+"""A transport that joins the writes of one iteration of the event loop.
 
-The head of a response and its first event, or the last token and the end of a stream, are written one after
-the other. Joined, they cost one system call and wake the client once.
+The head of a response and its first event are written one directly after the other, and so are the last token
+and the end of a stream. Joined, they cost only one system call, and wake the client only once.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class JoiningTransport(asyncio.Transport):
-    """Buffers writes until the turn ends and delegates everything else to ``inner``."""
+    """Buffers writes until the end of the iteration, and passes everything else on to ``inner``."""
 
     def __init__(self, inner: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__()

@@ -1,12 +1,12 @@
-"""Named keys of HTTP clients, from a file that is read again when it changes.
+"""The named keys of HTTP clients. The file with the keys is read again when it changes.
 
-A line has a name, the key, and optionally scopes and limits. Blank lines and lines that begin with # are
-skipped:
+A line of the file has a name, the key, and optionally scopes and limits. Blank lines and lines that begin
+with # are skipped:
 
     alice   sk-K3Y...   scopes=generate,embed   requests=60   tokens=100000
 
-Scopes are ``generate``, ``embed`` and ``admin``; the default is ``generate`` and ``embed``. Limits are per
-minute. Keys are compared by their hashes, so the time of a comparison reveals nothing about a key.
+The scopes are ``generate``, ``embed`` and ``admin``. By default a key has ``generate`` and ``embed``. Limits
+are per minute. Keys are compared by their hashes, so the time of a comparison reveals nothing about a key.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ _log = log.get("http")
 
 
 class Allowance:
-    """A budget that refills over a minute. A request may overdraw it; the next waits for the refill."""
+    """A budget that refills within a minute. A request may overdraw the budget, and the next one then waits
+    for the refill."""
 
     def __init__(self, limit: int, clock: Callable[[], float]) -> None:
         self.limit = limit
@@ -45,7 +46,7 @@ class Allowance:
         self._seen = clock()
 
     def wait_secs(self) -> float:
-        """Seconds until the next request is allowed; 0 if it is allowed now."""
+        """Returns the seconds until the next request is allowed, or 0 if it is allowed now."""
         now = self._clock()
         self._left = min(self._left + (now - self._seen) * self.limit / MINUTE_SECS, float(self.limit))
         self._seen = now
@@ -58,7 +59,8 @@ class Allowance:
 
 @dataclass(slots=True, eq=False)
 class Key:
-    """One key. ``digest`` is the SHA-256 of its text; ``None`` means no limit."""
+    """One key. ``digest`` is the SHA-256 of its text. ``requests`` and ``tokens`` are limits per minute, and
+    ``None`` means no limit."""
 
     name: str
     digest: bytes
@@ -69,7 +71,8 @@ class Key:
     _allowances: dict[str, Allowance] = field(default_factory=dict)
 
     def admit(self) -> int:
-        """Admits one request and returns 0, or refuses it and returns the seconds until a retry."""
+        """Admits one request and returns 0. If a limit is reached, returns the seconds until a retry
+        instead."""
         waits = [self._of("requests", self.requests), self._of("tokens", self.tokens)]
         wait = max((allowance.wait_secs() for allowance in waits if allowance is not None), default=0.0)
         if wait > 0:
@@ -91,7 +94,7 @@ class Key:
         return self._allowances[name]
 
     def adopt(self, other: Key) -> None:
-        """Keeps the budgets that the same key had before its file changed."""
+        """Takes over the budgets of ``other``, the same key before the file changed."""
         if (self.requests, self.tokens) == (other.requests, other.tokens):
             self._allowances = other._allowances
 
@@ -134,7 +137,8 @@ def _parse_line(words: list[str], where: str) -> Key:
 
 
 class Keys:
-    """The active keys: those of the file ``path``, or else one ``single`` key, or none."""
+    """The active keys. They are those of the file ``path``. Without a file there is the one key ``single``,
+    or none."""
 
     def __init__(self, path: Path | None, single: str | None = None) -> None:
         self._path = path
@@ -150,11 +154,11 @@ class Keys:
 
     @property
     def any(self) -> bool:
-        """Whether clients need a key."""
+        """Whether clients must send a key."""
         return bool(self._keys)
 
     def find(self, secret: str) -> Key | None:
-        """The key with the text ``secret``, or ``None``."""
+        """Returns the key whose text is ``secret``, or ``None``."""
         self._refresh()
         given, found = digest_of(secret), None
         # No early exit, so that the time does not depend on the position of the key.
@@ -164,7 +168,7 @@ class Keys:
         return found
 
     def _refresh(self) -> None:
-        """Reloads the file if it changed; an invalid file leaves the keys unchanged."""
+        """Reads the file again if it has changed. If it is invalid, the keys stay unchanged."""
         now = time.monotonic()
         if self._path is None or now - self._checked < CHECK_SECS:
             return

@@ -1,4 +1,4 @@
-"""Looks up the user of a loopback peer in the kernel, by the connection's addresses.
+"""Asks the kernel for the user of a loopback peer, by the addresses of the connection.
 
 Only Linux supports this (``sock_diag``). On other systems, and for a peer in another network namespace, the
 result is ``None``.
@@ -27,20 +27,22 @@ Place = tuple[str, int]
 
 
 class Peer:
-    """The user of one connection, looked up once, because the owner of a socket does not change."""
+    """The user of one connection. It is looked up only once, because the owner of a socket does not
+    change."""
 
     def __init__(self) -> None:
         self._known: tuple[int | None] | None = None
 
     def uid(self, client: Place, server: Place) -> int | None:
-        """The result of :func:`uid_of` at the first call."""
+        """Returns the result of :func:`uid_of`, which is called only the first time."""
         if self._known is None:
             self._known = (uid_of(client, server),)
         return self._known[0]
 
 
 def uid_of(client: Place, server: Place) -> int | None:
-    """The uid that owns the client's end of the TCP connection from ``client`` to ``server``."""
+    """Returns the uid that owns the client's end of the TCP connection from ``client`` to ``server``, or
+    ``None`` if unknown."""
     if not sys.platform.startswith("linux"):
         return None
     try:

@@ -1,4 +1,5 @@
-"""Prometheus metrics of the bridge, by path, client family and status; never by text of a client."""
+"""The Prometheus metrics of the bridge. Their labels are the path, the client family and the status. Text
+that a client sent is never a label."""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ _PATTERNS = tuple((name, re.compile(pattern, re.IGNORECASE)) for name, pattern i
 
 @lru_cache(maxsize=256)
 def family_of(agent: str) -> str:
-    """The family of a client by its User-Agent header."""
+    """Returns the family of a client, from its User-Agent header."""
     for name, pattern in _PATTERNS:
         if pattern.search(agent):
             return name
@@ -100,6 +101,6 @@ class Metrics:
         self._open.dec()
 
     def render(self) -> tuple[bytes, str]:
-        """The metrics as text, and their content type."""
+        """Returns the metrics as text, and their content type."""
         encode, content_type = choose_encoder("")
         return encode(self._registry), content_type

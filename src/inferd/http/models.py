@@ -1,8 +1,9 @@
 """Resolves the model names in requests.
 
-A name is that of a model, the same with ``:latest``, an alias of the configuration (``claude-*`` = NAME), or
-``default``, which selects the daemon's first capable backend. The name of a backend, its aliases and its pool
-are names, too. So are the names of the models in the daemon's store, which are loaded on request.
+A request may name a model by its own name, by that name with ``:latest``, by an alias of the configuration
+(``claude-*`` = NAME), or by ``default``, which means the daemon's first capable backend. The name of a
+backend, its aliases and the name of its pool are accepted, too. So are the names of the models in the
+daemon's store, which are loaded on request.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ _TASKS: tuple[Task, ...] = ("v2", "embed", "rerank")
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model that requests can name. Values that the daemon does not know are 0 or empty.
+    """A model that requests can name. A value that the daemon does not know is 0 or empty.
 
-    ``n_ctx`` is the context in tokens, ``size`` the size of the file in bytes, ``width``
-    the length of an embedding. ``wire_name`` is the name sent
-    to the daemon, of a pool rather than of one of its backends; if empty, the daemon chooses the first
-    capable backend. ``on_demand`` is true if a request loaded the model. ``load`` is the done share of the
-    current step of its load, ``None`` unless it is being loaded.
+    ``n_ctx`` is the context size in tokens, ``size`` the size of the file in bytes, and ``width`` the length
+    of an embedding. ``wire_name`` is the name that is sent to the daemon. For a pool it is the name of the
+    pool. If it is empty, the daemon chooses the first capable backend. ``on_demand`` is true if a request
+    loaded the model. While the model is being loaded, ``load`` is the finished share of the current step, and
+    otherwise ``None``.
     """
 
     name: str
@@ -52,7 +53,7 @@ class Model:
 
     @property
     def state(self) -> str:
-        """``loaded``, ``loading``, or ``stored``."""
+        """The state: ``loaded``, ``loading`` or ``stored``."""
         return "loaded" if self.loaded else "stored" if self.load is None else "loading"
 
     @property
@@ -64,7 +65,7 @@ class Model:
 
 
 class Models:
-    """The models that the daemon serves now. ``aliases`` maps name patterns to models."""
+    """The models that the daemon serves now. ``aliases`` maps patterns of names to models."""
 
     def __init__(self, aliases: Mapping[str, str]) -> None:
         self._aliases = dict(aliases)
@@ -101,7 +102,7 @@ class Models:
         self._names += pinned  # last, since a pool may share the name of one of its backends
 
     def update_stored(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Replaces the list of models that the daemon can load on request."""
+        """Replaces the models that the daemon can load on request."""
         self._stored = [
             Model(
                 name=str(row["name"]),
@@ -121,7 +122,7 @@ class Models:
         self._entries = {alias: str(row["name"]) for row in rows for alias in row.get("aliases", ())}
 
     def tell(self, name: str, state: str, details: Mapping[str, Any]) -> None:
-        """Takes a daemon's event on the load of a model."""
+        """Records an event of the daemon about the load of a model."""
         if state == "loading":
             share = details.get("progress")
             self._loads[name] = float(share) if isinstance(share, float | int) else 0.0
@@ -129,7 +130,7 @@ class Models:
             self._loads.pop(name, None)
 
     def all(self) -> list[Model]:
-        """The models, each once."""
+        """Returns all models, each once."""
         models: dict[str, Model] = {}
         for model in (*self._served.values(), *self._further, *self._stored):
             models.setdefault(model.name, self._with_file(model))
@@ -152,7 +153,7 @@ class Models:
         )
 
     def find(self, name: str, task: Task | None = None) -> Model:
-        """Finds the model with a name; if ``task`` is given, the model must support it.
+        """Returns the model that ``name`` means. If ``task`` is given, the model must support it.
 
         Raises UnknownModel, and HttpFailure while the daemon is not ready.
         """

@@ -55,7 +55,7 @@ async def _answer(call: Call, read: Any) -> None:
 
 
 async def _load_or_unload(call: Call, generation: Generation, wish: str) -> None:
-    """Serves an empty request: loads the model, or unloads it after its requests."""
+    """Serves an empty request. It loads the model, or unloads it once no request uses it."""
     model = await call.model(generation.model, "v2")
     if wish == "unload":
         await call.bridge.upstream.refresh_models()
@@ -79,7 +79,7 @@ def _details(model: Model) -> dict[str, Any]:
 
 
 def _parameter_size(count: int) -> str:
-    """Formats a number of parameters as Ollama does: 134.52M, 7.62B."""
+    """Formats a number of parameters as Ollama does, such as 134.52M or 7.62B."""
     if not count:
         return ""
     unit, name = (1e9, "B") if count >= 1e9 else (1e6, "M")
@@ -150,7 +150,8 @@ async def _pull(call: Call) -> None:
 
 
 async def _download(call: Call, name: str, streams: bool) -> None:
-    """Answers with the steps of a download. A failure before the first step sets the status."""
+    """Downloads a model, and answers with the steps of the download. A failure before the first step sets the
+    HTTP status."""
     exchange, digest = call.exchange, ""
     try:
         async for frame in call.bridge.upstream.pull(name):
@@ -176,12 +177,12 @@ async def _write_line(call: Call, line: Mapping[str, object], *, last: bool) -> 
 
 
 def _digest_of(frame: Frame) -> str:
-    """The digest of the file, which is the name of its directory in the store."""
+    """Returns the digest of a file, which is the name of the file's directory in the store."""
     return PurePath(str(frame["path"])).parent.name if frame.get("phase") == "checking_local" else ""
 
 
 def _step(frame: Frame, digest: str) -> dict[str, object]:
-    """A step of a download in Ollama's form."""
+    """Returns a step of a download in Ollama's form."""
     if frame["status"] == "pulled":
         return _PULLED
     if frame["phase"] == "download":
@@ -236,7 +237,8 @@ async def _embeddings(call: Call) -> None:
 async def _embedded(
     call: Call, fields: Fields, texts: list[str], dimensions: int | None, cut: bool
 ) -> tuple[Embeddings, list[int]]:
-    """Returns the vectors and, with ``cut``, the indices of the shortened texts."""
+    """Embeds the texts. With ``cut``, shortens the texts that are too long. Returns the vectors and the
+    indices of the shortened texts."""
     model = await call.model(ollama.model_of(fields), "embed")
     call.exchange.model = model.name
 

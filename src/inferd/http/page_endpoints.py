@@ -1,8 +1,8 @@
-"""The page at `/`: its files, and the daemon's state that it shows.
+"""Serves the page at `/`: its files, and the state of the daemon that it shows.
 
-The files contain no secrets and need no key. At `/` a browser gets the page; Ollama's clients, which probe
-`/` without accepting HTML, get Ollama's greeting. The page may run only its own scripts, load only from this
-server, and never turn text into HTML.
+The files contain no secrets and need no key. At `/`, a browser gets the page. Ollama's clients, which request
+`/` without accepting HTML, get Ollama's greeting. The page's security policy lets it run only its own
+scripts, load only from this server, and never convert text to HTML.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ async def _send(call: Call, name: str) -> None:
 
 
 def told(status: Status, *, names: bool) -> dict[str, Any]:
-    """The daemon's state for the page; ``names`` includes the callers, which not every key may see."""
+    """Returns the daemon's state for the page. With ``names`` it includes the callers, which not every key
+    may see."""
 
     def row(request: Mapping[str, Any]) -> dict[str, Any]:
         shown = {name: request[name] for name in _ROW}

@@ -1,8 +1,9 @@
-"""uvicorn's HTTP/1.1 connection, with added limits for the request head, idle time and connections.
+"""uvicorn's HTTP/1.1 connection, with limits for the request head, the idle time and the number of
+connections.
 
-The head of a request may take 30 seconds and 64 KiB; between two requests a client may idle for
-``timeout_keep_alive`` seconds. If a client closes its connection, or only its sending side, every request on
-the connection ends, including pipelined ones.
+The head of a request may take 30 seconds and have 64 KiB. Between two requests a client may be idle for
+``timeout_keep_alive`` seconds. If a client closes its connection, or only its sending side, all requests on
+the connection end, including pipelined ones.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""The process of the bridge: uvicorn with its own connections and signals, on an already bound socket.
+"""The process of the bridge. It runs uvicorn on a socket that is already bound, with connection and signal
+handling of its own.
 
-The daemon runs ``python -m inferd.http`` and writes one line of JSON, a :class:`Setup`, to its standard
-input. When that input ends, the daemon has ended, and the bridge stops.
+The daemon runs ``python -m inferd.http``, and writes a :class:`Setup` as one line of JSON to the standard
+input of the process. When that input ends, the daemon has ended, and the bridge stops.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ SWITCH_SECS = 0.0005
 
 
 class Setup(msgspec.Struct, kw_only=True):
-    """Settings of a bridge process. ``fd`` is the listening socket; ``addresses`` are the daemon's."""
+    """The settings of a bridge process. ``fd`` is the listening socket. ``addresses`` are those of the
+    daemon's surfaces."""
 
     fd: int
     version: str
@@ -59,12 +61,12 @@ class Setup(msgspec.Struct, kw_only=True):
 
 
 def setup(values: Mapping[str, object]) -> Setup:
-    """Converts plain values to a setup."""
+    """Converts plain values to a :class:`Setup`."""
     return msgspec.convert(values, Setup)
 
 
 def main() -> int:
-    """Runs the bridge of a daemon. Returns 0 when it is stopped."""
+    """Runs the bridge of a daemon until it is stopped. Returns 0."""
     given = msgspec.json.decode(sys.stdin.buffer.readline(), type=Setup)
     if given.version != __version__:
         raise ConfigError(
@@ -74,7 +76,7 @@ def main() -> int:
 
 
 def run(setup: Setup, *, supervised: bool = False) -> int:
-    """Serves until a signal, or the end of standard input if ``supervised``. Raises ConfigError."""
+    """Serves until a signal. If ``supervised``, serves only until standard input ends. Raises ConfigError."""
     keys = Keys(Path(setup.key_file) if setup.key_file else None, setup.single_key)
     bridge = Bridge(
         Options(
@@ -135,7 +137,8 @@ def _end_of_daemon(loop: asyncio.AbstractEventLoop, server: _Server) -> None:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, which exits normally on a signal and wakes only once a second when idle."""
+    """uvicorn's server, changed so that it exits normally on a signal, and wakes only once a second when
+    idle."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)

@@ -1,10 +1,10 @@
 """The two formats of a streamed answer: server-sent events, and lines of JSON (NDJSON).
 
-Each event is one ``bytes`` object, written at once. SSE parsers skip comments, which keep proxies and clients
-from timing out during a long prompt.
+Each event is one ``bytes`` object and is written at once. SSE parsers skip comments, so comments can keep
+proxies and clients from timing out during a long prompt.
 
-U+0085, U+2028 and U+2029 are escaped. JSON allows them unescaped in a string, but clients that split a stream
-like ``str.splitlines``, such as those built on httpx's ``iter_lines``, end the line there.
+U+0085, U+2028 and U+2029 are escaped. JSON does not require that, but some clients, such as those that use
+``iter_lines`` of httpx, split a stream into lines at these characters.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ _LINE_ENDS = re.compile(rb"\xc2\x85|\xe2\x80[\xa8\xa9]")
 
 
 def comment(text: str) -> bytes:
-    """A line that SSE parsers skip. ``text`` is one line."""
+    """Encodes a comment, which SSE parsers skip. ``text`` must be one line."""
     return f": {text}\n\n".encode()
 
 
 def sse(data: Any, event: str | None = None) -> bytes:
-    """One server-sent event with a JSON value."""
+    """Encodes one server-sent event with a JSON value."""
     name = b"" if event is None else b"event: " + event.encode() + b"\n"
     return name + b"data: " + _on_one_line(orjson.dumps(data)) + b"\n\n"
 
 
 def ndjson(value: Any) -> bytes:
-    """One line of NDJSON."""
+    """Encodes one line of NDJSON."""
     return _on_one_line(orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE))
 
 

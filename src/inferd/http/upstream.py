@@ -1,8 +1,9 @@
-"""The bridge as a client of the daemon: sends requests over shared connections and tracks the models.
+"""The bridge as a client of the daemon. It sends requests over shared connections, and follows the state of
+the models.
 
-The bridge is an ordinary client. It names the caller of each request (``on_behalf_of``). The daemon accepts
-that name only with the token that it gave to the bridge it started; without the token it attributes every
-request to the bridge's own user.
+The bridge is an ordinary client. It names the caller of each request (``on_behalf_of``). The daemon believes
+this only with the token that it gave to the bridge that it started. Without the token, every request counts
+as one of the bridge's own user.
 """
 
 from __future__ import annotations
@@ -37,15 +38,15 @@ Reply = AsyncReply[Event, MessageDone]
 _SURFACES: tuple[paths.Surface, ...] = ("v1", "v2", "embed", "rerank", "admin")
 
 LISTING_SECS = 5.0
-"""Timeout for the daemon's listing of its store."""
+"""How long the daemon may take to list its store."""
 
 _log = log.get("http")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asker:
-    """The caller of a request, ``uid:N`` or ``key:NAME``, with the request's priority and deadline, and the
-    adapter that is to write its text."""
+    """The caller of a request, ``uid:N`` or ``key:NAME``, and the request's priority, deadline and LoRA
+    adapter."""
 
     caller: str
     priority: str | None = None
@@ -54,12 +55,13 @@ class Asker:
 
     @property
     def is_own_user(self) -> bool:
-        """Whether the caller is the user of the bridge, or root."""
+        """Whether the caller is the bridge's own user or root."""
         return self.caller in (f"uid:{os.getuid()}", "uid:0")
 
 
 class Upstream:
-    """``addresses`` are those of the daemon's surfaces; ``token`` is set if the daemon started the bridge."""
+    """The client of the daemon. ``addresses`` are those of the daemon's surfaces. ``token`` is set if the
+    daemon started the bridge."""
 
     def __init__(
         self,
@@ -82,8 +84,8 @@ class Upstream:
     def generate(
         self, generation: Generation, model: Model, asker: Asker, on_load: OnProgress | None = None
     ) -> Reply:
-        """Creates a request for an answer; it is sent when the reply is entered or read. ``on_load`` is
-        called with the steps of the load of the model that it waits for."""
+        """Creates a request for an answer. It is sent when the reply is entered or first read. ``on_load`` is
+        called with each step while the request waits in the queue or for its model to load."""
         options = {**generation.options, **self._common(asker, model, generation.keep_alive)}
         # Without a limit in the request, the answer may use the whole context.
         most = generation.max_tokens if generation.max_tokens is not None else model.n_ctx or None
@@ -107,7 +109,7 @@ class Upstream:
         model: Model,
         keep_alive: float | None = None,
     ) -> Embeddings:
-        """Computes the vectors of texts. Raises RequestFailed."""
+        """Computes the embeddings of texts. Raises RequestFailed."""
         options = self._common(asker, model, keep_alive)
         if dimensions is not None:
             options["dimensions"] = dimensions
@@ -139,7 +141,7 @@ class Upstream:
         return f"http-{next(self._numbers)}"
 
     def _channel(self, surface: Surface, model: Model, generation: Generation | None = None) -> Channel:
-        """The connections for a request to ``model``."""
+        """Returns the connections to use for a request to ``model``."""
         channel = self._channels.get(surface)
         if channel is None:
             where = endpoint(self._addresses.of(surface), surface)
@@ -165,7 +167,7 @@ class Upstream:
                 self.models.update_stored(await admin.models())
 
     async def unload(self, model: Model) -> int:
-        """Unloads a model once no request uses it.
+        """Asks the daemon to unload a model once no request uses it.
 
         Returns the number of requests that still use the model. Raises RequestFailed.
         """
@@ -187,7 +189,7 @@ class Upstream:
             return state
 
     async def aclose(self) -> None:
-        """Stops following the daemon and closes the idle connections; running requests continue."""
+        """Stops following the daemon, and closes the idle connections. Running requests continue."""
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.wait([self._watch])

@@ -1,1 +1,2 @@
-"""The APIs, one module each: pure functions from a body to a request and from events to bytes."""
+"""The APIs. Each module converts the body of a request to a request to the daemon, and the events of the
+answer to bytes."""

@@ -1,12 +1,14 @@
-"""The canonical form of a conversation, the same for every API.
+"""Converts the conversations of every API to one canonical form.
 
-The same history must always render to the same text, or the daemon's prefix cache misses. Nothing is lost:
+The same history must always give the same prompt, or else the daemon's prefix cache misses. No content is
+lost:
 
-* leading system texts become one system message, joined by blank lines;
-* a later system message becomes text of the user, because many chat templates refuse it or drop others for
-  it; the first such message precedes the user's own text;
-* consecutive messages of one role are merged; a string equals a list of one block; ``null`` is empty;
-* arguments of a call keep their bytes; a reused call id is made distinct from the earlier one.
+* system texts at the start are joined by blank lines to one system message;
+* a later system message becomes text of the user, because many chat templates refuse a second system message
+  or keep only one; the first such text is put before the user's own text;
+* consecutive messages of one role are merged, a string is treated as a list of one text block, and ``null``
+  as an empty list;
+* the arguments of a tool call keep their bytes; if two calls have the same id, the second gets another one.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ def text_block(text: str) -> dict[str, Any]:
 
 
 class Turns:
-    """Collects the messages of a conversation, in their order."""
+    """Collects the messages of a conversation in order."""
 
     def __init__(self) -> None:
         self._system: list[str] = []
@@ -39,10 +41,10 @@ class Turns:
         self._used: set[str] = set()
         self._calls: list[tuple[str, str]] = []
         self.ignored: set[str] = set()
-        """The types of blocks that were left out."""
+        """The types of the blocks that were left out."""
 
     def system(self, text: str) -> None:
-        """Adds a system text; after the first turn it becomes text of the user."""
+        """Adds a system text. After the first turn, it is added as text of the user."""
         if text.startswith(BILLING_LINE):
             text = text.partition("\n")[2].lstrip("\n")
         if not text:
@@ -66,7 +68,8 @@ class Turns:
         self._add("assistant", blocks)
 
     def call(self, call_id: str, name: str, arguments: str, where: str) -> None:
-        """Adds a tool call; ``arguments`` is the JSON text of an object, at the path ``where``."""
+        """Adds a tool call. ``arguments`` is the JSON text of an object, and ``where`` its path in
+        the body."""
         try:
             if not isinstance(orjson.loads(arguments or "{}"), dict):
                 raise ValueError
@@ -87,7 +90,8 @@ class Turns:
         self._add("assistant", [block])
 
     def result(self, call_id: str | None, name: str | None, blocks: list[Block], where: str) -> None:
-        """Adds a call's result. Without an id it answers the first open call, of that ``name`` if given."""
+        """Adds the result of a tool call. Without ``call_id``, the result belongs to the first call that has
+        none yet. With a ``name``, only calls of that name count."""
         if call_id:
             own = self._ids.get(call_id)
         else:

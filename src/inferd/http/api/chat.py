@@ -54,7 +54,7 @@ def _first(*values: int | None) -> int | None:
 
 
 def _refuse(fields: Fields) -> None:
-    """Refuses features of the API that this server does not support, rather than dropping them."""
+    """Raises BadField for a feature of the API that this server does not support, instead of ignoring it."""
     if (n := fields.integer("n")) is not None and n != 1:
         raise fields.unsupported("n", "must be 1; send the request again for another answer")
     if fields.raw("logit_bias"):
@@ -102,7 +102,7 @@ def _assistant(turns: Turns, message: Fields) -> None:
 
 
 def joined_text(message: Fields) -> str:
-    """Returns the content of a message as one text. Raises BadField for content other than text."""
+    """Returns the content of a message as one text. Raises BadField if it has other content than text."""
     blocks = parts(message)
     if any(not isinstance(block, dict) for block in blocks):
         raise message.bad("content", "of this role must be text")
@@ -110,7 +110,7 @@ def joined_text(message: Fields) -> str:
 
 
 def parts(message: Fields) -> list[Block]:
-    """The content of a message: a string, ``null``, or a list of parts."""
+    """Converts the content of a message, which is a string, ``null`` or a list of parts, to blocks."""
     content = message.raw("content")
     if content is None or isinstance(content, str):
         return [text_block(content or "")]
@@ -166,9 +166,9 @@ def _function(fields: Fields) -> Fields:
 
 
 def add_format(options: dict[str, Any], fields: Fields | None) -> None:
-    """Adds the ``response_format`` of v2, if it is not plain text.
+    """Adds the ``response_format`` of v2, unless the format is plain text.
 
-    A schema that is ``strict: false`` may have keywords that can only be checked at the end.
+    With ``strict: false``, a schema may have keywords that can be checked only at the end of the answer.
     """
     kind = None if fields is None else fields.required_text("type")
     if fields is None or kind == "text":
@@ -268,7 +268,7 @@ def _logprobs(tokens: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
 
 
 def usage(done: MessageDone) -> dict[str, Any]:
-    """OpenAI's usage of a completion."""
+    """Returns the ``usage`` object of a completion in OpenAI's form."""
     return {
         "prompt_tokens": done.input_tokens,
         "completion_tokens": done.output_tokens,

@@ -1,4 +1,4 @@
-"""OpenAI's legacy completions: the prompt verbatim, without the model's template."""
+"""OpenAI's legacy completions. The prompt is used as it is, without the model's chat template."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def read(body: Any) -> Completion:
 
 
 class Completion(Dialect):
-    """One text completion; ``echo`` is text to put before the answer."""
+    """One text completion. ``echo`` is the text to put before the answer."""
 
     api = "openai"
     media_type = stream.EVENT_STREAM
@@ -106,7 +106,7 @@ class Completion(Dialect):
         }
 
     def _logprobs(self, tokens: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """The four lists of the legacy format."""
+        """Returns the log probabilities in the legacy format, which has four lists."""
         offsets: list[int] = []
         for token in tokens:
             offsets.append(self._told)

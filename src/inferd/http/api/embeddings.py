@@ -15,7 +15,7 @@ from inferd.http.api.fields import Fields
 
 @dataclass(frozen=True, slots=True)
 class EmbedBody:
-    """Texts to embed, and whether to encode the vectors as base64."""
+    """The texts to embed, and whether to encode the vectors as base64."""
 
     model: str
     texts: list[str]
@@ -43,7 +43,7 @@ def _has_tokens(given: Any) -> bool:
 
 
 def answer(body: EmbedBody, made: Embeddings) -> dict[str, Any]:
-    """The answer; the vectors are in the order of the texts."""
+    """Returns the body of the answer. The vectors are in the order of the texts."""
     vectors: Sequence[Any] = made.embeddings
     if body.base64:
         vectors = [as_base64(vector) for vector in vectors]
@@ -59,7 +59,7 @@ def answer(body: EmbedBody, made: Embeddings) -> dict[str, Any]:
 
 
 def as_base64(vector: Sequence[float]) -> str:
-    """A vector as base64 of little-endian float32."""
+    """Encodes a vector of little-endian float32 numbers as base64."""
     floats = array("f", vector)
     if byteorder == "big":
         floats.byteswap()
@@ -68,7 +68,7 @@ def as_base64(vector: Sequence[float]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class RerankBody:
-    """Documents to rank; ``with_documents`` returns their texts, too."""
+    """The documents to rank. With ``with_documents``, the answer has their texts, too."""
 
     model: str
     query: str
@@ -95,7 +95,7 @@ def read_rerank(body: Any) -> RerankBody:
 
 
 def rerank_answer(body: RerankBody, ranking: Ranking) -> dict[str, Any]:
-    """The answer, with the best document first."""
+    """Returns the body of the answer, with the best document first."""
     results: list[dict[str, Any]] = []
     for ranked in ranking.results:
         result: dict[str, Any] = {"index": ranked.index, "relevance_score": ranked.score}

@@ -1,4 +1,4 @@
-"""Reads the fields of a JSON body. A wrong type is an error that names the field; ``null`` means absent.
+"""Reads the fields of a JSON body. A wrong type is an error that names the field. ``null`` means absent.
 
 Unknown fields are ignored. An error names the field by its path in the body, such as ``messages[1].content``.
 """
@@ -28,16 +28,16 @@ class Fields:
         return f"{self._path}.{name}" if self._path else name
 
     def bad(self, name: str, expected: str, code: str | None = None) -> BadField:
-        """The error for a field; ``expected`` completes the sentence after the field's path."""
+        """Returns the error for a field. ``expected`` is the rest of the sentence after the field's path."""
         where = self.path(name) if name else self._path
         return BadField(where or None, f"{where or 'the body'} {expected}", code)
 
     def unsupported(self, name: str, sentence: str) -> BadField:
-        """The error for a valid value that this server does not support."""
+        """Returns the error for a valid value that this server does not support."""
         return self.bad(name, sentence, "unsupported_value")
 
     def raw(self, name: str) -> Any:
-        """The value, of any type; ``None`` if absent."""
+        """Returns the value, which may have any type, or ``None`` if absent."""
         return self._values.get(name)
 
     def __contains__(self, name: str) -> bool:
@@ -76,7 +76,7 @@ class Fields:
         return None if value is None else int(value)
 
     def count(self, name: str) -> int | None:
-        """An integer of at least 0, clamped to 2^31 - 1."""
+        """Returns an integer of at least 0. A larger value than 2^31 - 1 is reduced to that."""
         if name not in self._values:
             return None
         value = self.integer(name)
@@ -95,12 +95,12 @@ class Fields:
         return None if value is None else Fields(value, self.path(name))
 
     def objects(self, name: str) -> Iterator[Fields]:
-        """The elements of an array of objects; none if it is absent."""
+        """Yields the elements of an array of objects. Yields none if the array is absent."""
         for number, item in enumerate(self.items(name) or ()):
             yield Fields(item, f"{self.path(name)}[{number}]")
 
     def texts(self, name: str) -> list[str] | None:
-        """An array of strings, or one string as an array of one."""
+        """Returns an array of strings. A single string counts as an array of one."""
         value = self._values.get(name)
         if isinstance(value, str):
             return [value]

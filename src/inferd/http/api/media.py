@@ -1,4 +1,4 @@
-"""Decodes base64 pictures and sounds of a body to attachments of v2. Nothing is fetched from a URL."""
+"""Decodes the base64 pictures and sounds in a body to attachments of v2. Nothing is fetched from a URL."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _DATA_URI = re.compile(r"data:([\w/+.-]*)(?:;[\w=.-]+)*;base64,", re.IGNORECASE)
 
 
 def image_of_url(url: str, where: str) -> Attachment:
-    """The picture of a ``data:`` URI."""
+    """Decodes the picture in a ``data:`` URI."""
     head = _DATA_URI.match(url)
     if head is None:
         raise BadField(
@@ -33,7 +33,8 @@ def image_of_url(url: str, where: str) -> Attachment:
 
 
 def image(text: str, where: str) -> Attachment:
-    """The picture in base64 text. Its first bytes determine the type, not the client's declaration."""
+    """Decodes a picture from base64. Its type is determined by its first bytes, not by the type that the
+    client declares."""
     data = _decode(text, where)
     for magic, mime in _MAGIC:
         if magic.match(data):
@@ -42,7 +43,7 @@ def image(text: str, where: str) -> Attachment:
 
 
 def audio(text: str, form: str, where: str) -> Attachment:
-    """The sound in base64 text; ``form`` is ``wav``, ``mp3`` or ``flac``."""
+    """Decodes a sound from base64. ``form`` is ``wav``, ``mp3`` or ``flac``."""
     if form not in _AUDIO_TYPES:
         raise BadField(where, f"{where} must be in the format wav, mp3 or flac", "unsupported_value")
     return Attachment("audio", _decode(text, where), mime=_AUDIO_TYPES[form])

@@ -1,4 +1,4 @@
-"""Anthropic's answer: one message, whole or as events."""
+"""Anthropic's answer: one message, sent as a whole or as events."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SIGNATURE = "inferd"
 
 
 class MessageAnswer(Dialect):
-    """One message; ``stops`` are the stop strings of the request."""
+    """One message. ``stops`` are the stop strings of the request."""
 
     api = "anthropic"
     media_type = stream.EVENT_STREAM

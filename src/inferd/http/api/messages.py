@@ -1,6 +1,7 @@
-"""Anthropic's messages: parses the body, for every version of the API.
+"""Parses the body of Anthropic's messages API, for every version of the API.
 
-Unknown fields and betas are ignored. ``temperature``, ``top_p`` and ``top_k`` apply in every version.
+Unknown fields and betas are ignored. ``temperature``, ``top_p`` and ``top_k`` have an effect in every
+version.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ def read(body: Any) -> MessageAnswer:
 
 
 def read_for_count(body: Any) -> Generation:
-    """Parses a request for a token count: the body of a message request; ``max_tokens`` may be missing."""
+    """Parses a request for a token count. Its body is that of a message request, but ``max_tokens`` may be
+    missing."""
     generation = _read(Fields(body)).generation
     generation.max_tokens, generation.stream = 0, False
     return generation
@@ -67,7 +69,7 @@ def _read(fields: Fields) -> MessageAnswer:
 
 
 def _prefill(fields: Fields, generation: Generation) -> None:
-    """Makes the last message the beginning of the answer."""
+    """Makes the last message, which is one of the assistant, the beginning of the answer."""
     begun = generation.turns[-1]["content"]
     if any(isinstance(block, Attachment) or block["type"] != "text" for block in begun):
         raise fields.unsupported("messages", "may end with the assistant only if that message is text")
@@ -95,7 +97,8 @@ def _thinking(fields: Fields) -> bool | None:
 
 
 def _format(fields: Fields) -> dict[str, Any] | None:
-    """The format of the answer, from ``output_config``, or from ``output_format`` as before 2026."""
+    """Returns the format of the answer. It is in ``output_config``, or, as before 2026, in
+    ``output_format``."""
     config = fields.object("output_config")
     form = (config.object("format") if config is not None else None) or fields.object("output_format")
     if form is None:
@@ -175,7 +178,7 @@ def _assistant(turns: Turns, message: Fields) -> None:
 
 
 def _content(turns: Turns, block: Fields) -> list[Block]:
-    """The text or picture of a block; empty for blocks that this server ignores."""
+    """Returns the text or picture of a block. Returns an empty list for a block that this server ignores."""
     kind = block.required_text("type")
     if kind == "text":
         return [text_block(block.required_text("text"))]

@@ -1,7 +1,7 @@
-"""Ollama's chat and generate: parses the bodies.
+"""Parses the bodies of Ollama's chat and generate APIs.
 
-Answers are streamed unless ``stream`` is false. ``null`` and unknown options are ignored. The context is the
-model's own; ``num_ctx`` has no effect.
+Answers are streamed unless ``stream`` is false. ``null`` and unknown options are ignored. ``num_ctx`` has no
+effect, since the context size is fixed when the model is loaded.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _LEVELS = ("low", "medium", "high", "max")
 
 
 def model_of(fields: Fields) -> str:
-    """The model's name, which some clients send as ``name``."""
+    """Returns the model's name. Some clients send it as ``name`` instead of ``model``."""
     name = fields.text("model") or fields.text("name")
     if not name:
         raise fields.bad("model", "is required and must be a string")
@@ -65,7 +65,8 @@ def read_generate(body: Any) -> OllamaAnswer:
 
 
 def _load_reason(fields: Fields, empty: bool) -> str | None:
-    """The purpose of an empty request, ``load`` or ``unload``; ``None`` for other requests."""
+    """Returns the purpose of an empty request, ``load`` or ``unload``. Returns ``None`` for any other
+    request."""
     if not empty:
         return None
     return "unload" if keep_alive_of(fields) == 0 else "load"
@@ -77,7 +78,8 @@ _MOST_SECS = 1e9
 
 
 def keep_alive_of(fields: Fields) -> float | None:
-    """Seconds for which the model stays loaded, -1 for always; from a number or a duration like ``1h30m``."""
+    """Returns for how many seconds the model stays loaded, or -1 for ever. The field is a number or a
+    duration such as ``1h30m``."""
     stay = fields.raw("keep_alive")
     if stay is None:
         return None

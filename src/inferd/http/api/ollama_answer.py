@@ -1,4 +1,5 @@
-"""Ollama's answers: one object, or lines of objects (NDJSON); the last has ``done`` and the figures."""
+"""Ollama's answers: one object, or a stream of objects, one on each line (NDJSON). The last object has
+``done``, the token counts and the times."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ _NS_PER_MS = 1_000_000
 
 
 class OllamaAnswer(Dialect):
-    """An answer of /api/chat, or else of /api/generate. For an empty request, which only loads or unloads the
-    model, ``load`` is the reason of the answer: ``load`` or ``unload``."""
+    """An answer of /api/chat or /api/generate. ``load`` is set for an empty request, which only loads or
+    unloads the model. It is the ``done_reason`` of the answer, ``load`` or ``unload``."""
 
     api = "ollama"
     media_type = stream.NDJSON
@@ -58,7 +59,7 @@ class OllamaAnswer(Dialect):
         return {**told, **_logprobs(done.logprobs), **_figures(done)}
 
     def loaded(self) -> dict[str, Any]:
-        """The answer to a request that only loads or unloads the model."""
+        """Returns the answer to a request that only loads or unloads the model."""
         return {**self._body(""), "done": True, "done_reason": self.load}
 
     def _line(self, text: str, **more: Any) -> bytes:
@@ -76,7 +77,7 @@ def _logprobs(tokens: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def now() -> str:
-    """The current time in Ollama's format."""
+    """Returns the current time in Ollama's format."""
     return datetime.now(timezone.utc).isoformat().replace("+00:00", "Z")
 
 
@@ -85,7 +86,7 @@ def _call(call_id: str, name: str, arguments: dict[str, Any], index: int) -> dic
 
 
 def _figures(done: MessageDone) -> dict[str, Any]:
-    """The end of an answer; durations are in nanoseconds."""
+    """Returns the token counts and the times at the end of an answer. Times are in nanoseconds."""
     times = done.timings
     prompt = round(times.get("prefill_ms", 0.0) * _NS_PER_MS)
     answer = round(times.get("decode_ms", 0.0) * _NS_PER_MS)

@@ -1,4 +1,4 @@
-"""Options that the APIs share, in the form of v2."""
+"""Reads the options that the APIs share, and converts them to the form of v2."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max", "ultra")
 
 
 def sampling(fields: Fields) -> dict[str, Any]:
-    """The sampling options; the daemon applies its defaults for absent ones."""
+    """Returns the sampling options that the request sets. For the others the daemon's defaults apply."""
     options: dict[str, Any] = {}
     for name in _NUMBERS:
         if (value := fields.number(name)) is not None:
@@ -36,7 +36,7 @@ def sampling(fields: Fields) -> dict[str, Any]:
 
 
 def stops(fields: Fields, name: str) -> list[str]:
-    """The stop strings, at most 16."""
+    """Returns the stop strings. There may be at most 16."""
     found = [text for text in fields.texts(name) or () if text]
     if len(found) > MAX_STOPS:
         raise fields.bad(name, f"must hold at most {MAX_STOPS} strings")
@@ -49,13 +49,14 @@ def add_stops(options: dict[str, Any], found: list[str]) -> None:
 
 
 def session(options: dict[str, Any], name: str | None) -> None:
-    """Sets the session, which keeps a conversation on its cache slot."""
+    """Sets the session name, by which the daemon finds the cached prefix of a conversation."""
     if name:
         options["session"] = name.encode()[:_SESSION_BYTES].decode(errors="ignore")
 
 
 def thinking_of_effort(fields: Fields, name: str) -> bool | None:
-    """Whether to think, by a reasoning effort; ``None`` if it is absent."""
+    """Returns whether the model shall think, according to the reasoning effort. Returns ``None`` if the
+    effort is absent."""
     effort = fields.text(name)
     if effort is None:
         return None
@@ -65,7 +66,7 @@ def thinking_of_effort(fields: Fields, name: str) -> bool | None:
 
 
 def tool(name: str, description: str | None, schema: Any) -> dict[str, Any]:
-    """A tool in the form of v2; without a schema its input is an empty object."""
+    """Returns a tool in the form of v2. Without a schema, its input is an empty object."""
     return {
         "name": name,
         "description": description or "",
@@ -78,7 +79,8 @@ def choose_tools(
 ) -> None:
     """Adds the tools and the tool choice to the request.
 
-    ``choice`` is ``auto``, ``none``, ``required``, ``{"name"}`` or ``None``; ``allowed`` restricts the tools.
+    ``choice`` is ``auto``, ``none``, ``required``, ``{"name"}`` or ``None``. With ``allowed``, only the tools
+    of these names are used.
     """
     if allowed is not None:
         tools = [each for each in tools if each["name"] in allowed]
@@ -94,14 +96,15 @@ def choose_tools(
 
 
 def want_logprobs(generation: Generation, fields: Fields, name: str, count: int) -> None:
-    """Requests log probabilities with ``count`` alternatives a token; errors name the field ``name``."""
+    """Requests log probabilities with ``count`` alternatives for each token. ``name`` is the field that an
+    error names."""
     if generation.options.get("thinking"):
         raise fields.unsupported(name, "cannot be combined with thinking; leave one out")
     generation.options["logprobs"] = count
 
 
 def top_logprobs(fields: Fields) -> int:
-    """The number of alternatives; 0 if it is absent."""
+    """Returns the number of alternatives for each token, or 0 if the field is absent."""
     count = fields.count("top_logprobs") or 0
     if count > MAX_LOGPROBS:
         raise fields.bad("top_logprobs", f"must be at most {MAX_LOGPROBS}")
@@ -109,5 +112,5 @@ def top_logprobs(fields: Fields) -> int:
 
 
 def json_text(value: Any) -> str:
-    """A JSON value as text, with keys in their order."""
+    """Returns a JSON value as text. The order of its keys is kept."""
     return orjson.dumps(value).decode()

@@ -1,7 +1,7 @@
-"""The common form of every API's request (turns of typed blocks as in v2, and options), and of its answer.
+"""The common form of the requests of all APIs, which is turns of typed blocks as in v2, and options; and the
+base class of their answers.
 
-A ``Dialect`` turns the events of the daemon's answer into the bytes of one API. It does no I/O and serves one
-answer.
+A ``Dialect`` converts the events of one answer of the daemon to the bytes of one API. It does no I/O.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from inferd.http.failures import Api, Failure
 @dataclass(kw_only=True)
 class Generation:
     """A request for an answer. ``turns`` and ``options`` are in the form of v2. Without ``max_tokens`` the
-    answer may use the whole context. ``one_call`` keeps only the first tool call. ``keep_alive`` is the time
-    in seconds for which the model stays loaded after the request, negative for always. ``ignored`` names the
-    parts of the request that have no effect here, for the log; ``num_ctx`` is the context that a client of
-    Ollama asks for."""
+    answer may use the whole context. With ``one_call``, all tool calls but the first are dropped.
+    ``keep_alive`` is how long the model stays loaded after the request, in seconds; a negative value means
+    for ever. ``ignored`` names, for the log, the parts of the request that have no effect here. ``num_ctx``
+    is the context size that a client of Ollama requests."""
 
     model: str
     turns: list[dict[str, Any]]
@@ -37,8 +37,9 @@ class Generation:
 class Dialect(ABC):
     """One answer in the format of an API.
 
-    A streamed answer calls ``start``, then ``loading`` while the model is loaded, then ``event`` for each
-    event, then ``end`` or ``failed``. Any other answer calls ``whole``.
+    For a streamed answer, ``start`` is called first, then ``loading`` while the model is loaded, then
+    ``event`` for each event, and at last ``end`` or ``failed``. For any other answer, only ``whole`` is
+    called.
     """
 
     api: ClassVar[Api]
@@ -47,11 +48,12 @@ class Dialect(ABC):
 
     @property
     def silence(self) -> bytes:
-        """The keep-alive of a silent stream, to be sent at once; empty if the format has none."""
+        """The bytes of a keep-alive for a silent stream. Empty if the format has none."""
         return b""
 
     def loading(self, step: str) -> bytes:
-        """A step of the load of the model that the stream waits for, as a comment and a keep-alive."""
+        """Returns a keep-alive that shows, as a comment, a step of the load of the model for which the stream
+        waits."""
         return stream.comment(f"loading the model: {step}") + self.silence
 
     @abstractmethod
@@ -71,17 +73,18 @@ class Dialect(ABC):
 
 
 def text_of(done: MessageDone, kind: str) -> str:
-    """The text of an answer's blocks of one kind, ``text`` or ``thinking``."""
+    """Returns the text of all blocks of one kind, ``text`` or ``thinking``, in an answer."""
     return "".join(block["text"] for block in done.content if block["type"] == kind)
 
 
 def calls_of(done: MessageDone) -> list[dict[str, Any]]:
-    """The ``tool_use`` blocks of an answer."""
+    """Returns the ``tool_use`` blocks of an answer."""
     return [dict(block) for block in done.content if block["type"] == "tool_use"]
 
 
 def reasoning_tokens(done: MessageDone) -> int:
-    """The tokens of the thinking, which the daemon does not count: its share of the answer's characters."""
+    """Estimates the number of tokens of the thinking, which the daemon does not count. The estimate is based
+    on its share of the answer's characters."""
     thought = len(text_of(done, "thinking"))
     if not thought:
         return 0

@@ -1,7 +1,7 @@
-"""OpenAI's response: the object, and the events that build it item by item.
+"""The answer of OpenAI's responses API: one object, or the events that build it item by item.
 
-Agents read an answer only from ``response.output_item.done``, so each item ends with that event, which holds
-the complete item. Events are numbered; ``created`` and the last event carry the same id.
+Agents read an answer only from ``response.output_item.done``. So each item ends with that event, which has
+the complete item. Events are numbered. ``created`` and the last event have the same response id.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Tools:
         self._namespaced: dict[str, tuple[str, str]] = {}
 
     def add_namespaced(self, namespace: str, name: str) -> str:
-        """Adds a tool of a namespace and returns the model's name for it."""
+        """Adds a tool of a namespace. Returns the name by which the model knows the tool."""
         own = f"{namespace}{_SEPARATOR}{name}"
         self._namespaced[own] = (namespace, name)
         return own
@@ -61,7 +61,7 @@ class Tools:
         return f"{namespace}{_SEPARATOR}{name}" if namespace else name
 
     def client_name(self, name: str) -> dict[str, str]:
-        """The client's ``name`` of a call, and its ``namespace`` if any."""
+        """Returns the ``name`` by which the client knows the tool, and its ``namespace`` if it has one."""
         if name in self._namespaced:
             namespace, own = self._namespaced[name]
             return {"name": own, "namespace": namespace}
@@ -69,7 +69,7 @@ class Tools:
 
 
 class Response(Dialect):
-    """One response. ``body`` is the request; the response repeats some of its fields."""
+    """One response. ``body`` is the body of the request, since the response repeats some of its fields."""
 
     api = "openai"
     media_type = stream.EVENT_STREAM
@@ -165,7 +165,7 @@ class Response(Dialect):
         return self._event(f"response.output_item.{kind}", output_index=len(self._output), item=item)
 
     def _part_event(self, kind: str, **values: Any) -> bytes:
-        """An event about the only part of the open item."""
+        """Returns an event about the open item. Such an item has only one part."""
         item = self._open or {}
         index = "content_index" if item["type"] == "message" else "summary_index"
         place = {"item_id": item["id"], "output_index": len(self._output), index: 0}
@@ -185,7 +185,7 @@ class Response(Dialect):
         return closed + self._item_event("added", self._open) + self._part_event(name, part=part)
 
     def _close(self) -> bytes:
-        """Ends the open item with its complete text."""
+        """Returns the events that end the open item with its complete text."""
         if self._open is None:
             return b""
         text, tokens = "".join(self._text), self._logprobs
@@ -241,7 +241,7 @@ def _id(kind: str) -> str:
 
 
 def _error(failure: Failure) -> dict[str, str]:
-    """The error of a response. Agents start over unless the code rules out a retry."""
+    """Returns the error of a response. Agents send the request again unless the code rules out a retry."""
     told = failure.openai()
     code = told["code"] or "server_error"
     if failure.kind in ("useless_answer", "invalid_request"):
@@ -250,7 +250,7 @@ def _error(failure: Failure) -> dict[str, str]:
 
 
 def _events(done: MessageDone) -> Iterator[Event]:
-    """The events of an answer that was not streamed."""
+    """Yields the events of an answer that was not streamed."""
     for block in done.content:
         if block["type"] == "text":
             yield Text(block["text"], done.logprobs)

@@ -1,7 +1,9 @@
-"""OpenAI's responses: parses the body. Nothing is stored, so references to earlier responses are refused.
+"""Parses the body of OpenAI's responses API. Nothing is stored, so references to earlier responses are
+refused.
 
-Items with text or calls are never dropped; definitions of tools that this server cannot run are. The model
-sees a namespaced tool under a combined name; the answer has the client's namespace and name.
+Items with text or tool calls are never dropped. Definitions of tools that this server cannot run are dropped.
+The model sees a tool of a namespace under a combined name, and the answer has the client's namespace and
+name.
 """
 
 from __future__ import annotations
@@ -147,7 +149,8 @@ def _part(part: Fields) -> Block:
 
 
 def _thinking(item: Fields) -> str:
-    """The text of a reasoning item: its ``encrypted_content``, else its content, else its summary."""
+    """Returns the text of a reasoning item, from its ``encrypted_content``, or else its content, or else its
+    summary."""
     if own := item.text("encrypted_content"):
         return own
     for name in ("content", "summary"):
