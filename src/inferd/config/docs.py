@@ -23,19 +23,19 @@ _HEAD = """\
 
 <!-- Made by `python -m inferd.config.docs` from the option table in src/inferd/config. -->
 
-A flag of `inferd serve` takes precedence over the environment, the environment over the config file, and the
-config file over the default. An empty variable counts as not set. The log notes each flag and variable that
-overrides the config file. It also notes each unknown variable that begins with `INFERD_`, with the nearest
-known name. Secrets never appear in `--help`, in logs or in errors. `inferd config show --origin` prints every
-value with its source.
+A value can come from four places. A flag of `inferd serve` has precedence over the environment, the
+environment over the config file, and the config file over the default. An empty variable counts as not set.
+The log notes each flag and each variable that overrides the config file. It also notes each unknown variable
+that begins with `INFERD_`, with the nearest known name. Secrets never appear in `--help`, in logs or in
+errors. `inferd config show --origin` prints every value with its source.
 
-Below, *live* marks an option that a running daemon can change: `inferd reload`, or the signal SIGHUP, makes
-the daemon read its configuration again. A change of any other option needs a restart.
+*Live* marks an option that a running daemon can change. To apply a change, run `inferd reload` or send
+SIGHUP: the daemon then reads its configuration again. A change of any other option needs a restart.
 
 The *runtime directory* is `$XDG_RUNTIME_DIR/inferd`, else `~/.inferd/run`, else `/tmp/inferd-UID`; on macOS
-it is `$TMPDIR/inferd`. The config file is `~/.inferd/config.json`, which may be absent, or the file that
-`--config` or `INFERD_CONFIG` names, which must exist. inferd refuses a config file that another user owns,
-or can write or replace.
+it is `$TMPDIR/inferd`. The config file is the file that `--config` or `INFERD_CONFIG` names. By default it is
+`~/.inferd/config.json`, if that file exists. inferd refuses a config file that another user owns, or can
+write or replace.
 """
 
 _FILE_HEAD = """\
@@ -43,10 +43,10 @@ _FILE_HEAD = """\
 
 The config file is one JSON object. If the file has an error, the daemon does not start, and the message names
 the file, the key and the reason. An unknown key gets a warning with the nearest known name. A config file has
-`backends`, a list of entries in order of priority, or `model`, a model object, which is short for a list of
-one `llamacpp` entry. Without `backends` and `model`, the daemon serves the default model or the model of
-`--model`. The config file has no secrets, only the names of the environment variables that hold secrets. The
-sections above give the config key of each option; a dot in a key means an object inside an object.
+either `backends` or `model`. `backends` is a list of entries in order of priority. `model` is a model object,
+and means a list with one `llamacpp` entry. Without both, the daemon serves the default model or the model of
+`--model`. The config file contains no secrets, only the names of environment variables that hold secrets. The
+sections above give the config key of each option. A dot in a key means an object inside an object.
 docs/config.schema.json describes the file as a JSON Schema.
 
 ```json
@@ -61,15 +61,15 @@ docs/config.schema.json describes the file as a JSON Schema.
 
 _KEYS = {
     "openai-compat": """
-The first of these that is set is the key of an entry: for the first entry of this kind `--openai-api-key`,
-then the variable that `api_key_env` names, `INFERD_OPENAI_API_KEY`, `OPENAI_API_KEY`. If none of them is set,
-inferd sends no key.
+The API key of an entry is the first of these that is set: `--openai-api-key` (for the first entry of this
+kind), the variable that `api_key_env` names, `INFERD_OPENAI_API_KEY`, `OPENAI_API_KEY`. If none of them is
+set, inferd sends no key.
 """,
     "bedrock-invoke": """
-The first of these that is set is the bearer token of an entry: for the first entry of this kind
-`--bedrock-bearer-token`, then the variable that `bearer_token_env` names, `AWS_BEARER_TOKEN_BEDROCK`. If none
-of them is set, inferd signs each request with `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`, and with
-`AWS_SESSION_TOKEN` if it is set. Without a bearer token and without these two keys the daemon does not start.
+The bearer token of an entry is the first of these that is set: `--bedrock-bearer-token` (for the first entry
+of this kind), the variable that `bearer_token_env` names, `AWS_BEARER_TOKEN_BEDROCK`. If none of them is set,
+inferd signs each request with `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`, and with `AWS_SESSION_TOKEN`
+if it is set. Without a bearer token and without these two keys, the daemon does not start.
 """,
 }
 
@@ -125,8 +125,8 @@ def _backends() -> Iterator[str]:
     for kind, keys in BACKEND_KEYS.items():
         yield f'### backends[] of `"kind": "{kind}"`\n\n{_keys(keys)}'
         if kind in TAKES_MODEL:
-            yield "- `model`: a model object; excludes `model_path`."
-            yield "- `lora`: a list of adapter objects. The LoRA adapters that a request may name."
+            yield "- `model`: a model object. Cannot be combined with `model_path`."
+            yield "- `lora`: a list of adapter objects. These are the LoRA adapters that a request may name."
         yield _KEYS.get(kind, "")
     yield f"### a model object\n\n{_keys(MODEL_KEYS)}"
     yield "- `mmproj`: a path, or a model object without `mmproj`. The projector for pictures or sounds.\n"

@@ -26,16 +26,18 @@ class HttpOptions:
         _HTTP,
         HttpAddress(),
         None,
-        "Serve the APIs of OpenAI, Anthropic and Ollama over HTTP on this address; the flag alone means"
-        " 127.0.0.1:11434. Needs the extra inferd[http]; beyond loopback keys are required.",
+        "Serve the APIs of OpenAI, Anthropic and Ollama over HTTP on this address. Without an address, the "
+        "flag means 127.0.0.1:11434. This needs the extra inferd[http]. An address beyond loopback requires"
+        " keys.",
         key="http.addr",
     )
     http_key_file: Path | None = option(
         _HTTP,
         FilePath(),
         None,
-        "The file of the keys for HTTP clients, one key a line: name, key, scopes, limits. The bridge "
-        "reads this file again when it changes. Without this file the API key, if set, is the only key.",
+        "The file with the keys for HTTP clients. Each line has a name, a key, scopes and limits. The "
+        "bridge reads the file again when it changes. Without this file, HTTP clients use the API key, if "
+        "one is set.",
         key="http.key_file",
     )
     http_cert: Path | None = option(
@@ -49,15 +51,14 @@ class HttpOptions:
         _HTTP,
         FilePath(),
         None,
-        "The private key (PEM) of the certificate. By default the private key is in the file of the "
-        "certificate.",
+        "The private key (PEM) of the certificate. By default it is in the file of the certificate.",
         key="http.key",
     )
     http_hosts: tuple[str, ...] = option(
         _HTTP,
         Words("NAME"),
         (),
-        "The host names that HTTP clients may send in `Host`, besides localhost and IP addresses.",
+        "Host names that HTTP clients may send in `Host`, in addition to localhost and IP addresses.",
         key="http.hosts",
         default_doc="none",
     )
@@ -65,7 +66,7 @@ class HttpOptions:
         _HTTP,
         Words("ORIGIN"),
         (),
-        "The origins of web pages that may use the HTTP bridge, besides the origins on this machine.",
+        "Web pages of these origins may use the HTTP bridge, in addition to pages of this machine.",
         key="http.origins",
         default_doc="none",
     )
@@ -80,7 +81,7 @@ class HttpOptions:
         _HTTP,
         Aliases(),
         _no_aliases,
-        "Further names of models for HTTP clients, by patterns: `claude-*=NAME,gpt-*=NAME`.",
+        "Additional model names for HTTP clients, as patterns: `claude-*=NAME,gpt-*=NAME`.",
         key="http.aliases",
         default_doc="none",
     )

@@ -31,25 +31,25 @@ MODEL_KEYS = (
     Key(
         "sha256",
         Sha256(),
-        "The hash of the file; without it inferd looks the name up in the store and the catalogue.",
+        "The SHA-256 of the file. If absent, inferd looks up the name in the store and the catalogue.",
     ),
-    Key("source_url", HttpsUrl(), "The address of the file; empty if it is in the store."),
+    Key("source_url", HttpsUrl(), "The address of the file, or empty if the file is in the store."),
     Key("size_bytes", Integer(1, 2**63 - 1), "The size of the file in bytes."),
-    Key("license", Text(), "The licence, stored with the file."),
+    Key("license", Text(), "The licence, which is stored with the file."),
 )
 
 LORA_KEYS = (
-    Key("name", Name(), "The name by which a request asks for the adapter.", required=True),
+    Key("name", Name(), "The name of the adapter in requests.", required=True),
     Key("path", FilePath(), "The GGUF file of the adapter.", required=True),
-    Key("scale", Number(-100, 100), "The strength of the adapter; 1 when absent."),
+    Key("scale", Number(-100, 100), "The strength of the adapter. The default is 1."),
 )
 
 _SERVES = Key(
     "serves",
     Name(),
-    "A further name by which requests may ask for the entry, besides its own name and its model's. "
-    "Entries with the same `serves` form a pool (docs/scale.md). When absent: the model's name, if the entry "
-    "names a model.",
+    "An additional name of the entry in requests, beside its own name and its model's. Entries with the "
+    "same `serves` form a pool (docs/scale.md). The default is the model's name, if the entry names a "
+    "model.",
 )
 _MAX_REQUESTS = Key(
     "max_requests",
@@ -60,94 +60,100 @@ _MAX_REQUESTS = Key(
 BACKEND_KEYS: dict[str, tuple[Key, ...]] = {
     "llamacpp": (
         _NAME,
-        Key("model_path", FilePath(), "A GGUF file; excludes `model`."),
-        Key("aliases", Words("NAME"), "Further names by which a request may ask for the entry."),
+        Key("model_path", FilePath(), "A GGUF file to serve. Cannot be combined with `model`."),
+        Key("aliases", Words("NAME"), "Additional names of the entry in requests."),
         Key(
             "preload",
             Boolean(),
-            "`true`, the default: the daemon loads the model at its start and keeps it loaded. `false`: the "
-            "daemon loads the model when a request names it.",
+            "`true`, the default: the daemon loads the model when it starts, and keeps it loaded. `false`: "
+            "the daemon loads the model when a request names it.",
         ),
-        Key("pin", Boolean(), "The daemon keeps the model loaded once a request has loaded it."),
+        Key("pin", Boolean(), "Once a request has loaded the model, the daemon keeps it loaded."),
         Key("system", Paragraphs(), "The system prompt for requests that have no system message."),
         Key("chat_template_file", FilePath(), "A Jinja template to use instead of the model's own."),
         Key(
             "n_ctx",
             _KINDS["n_ctx"],
-            "The context of one request in tokens; the top-level `n_ctx` when absent.",
+            "The maximum number of tokens of one request. The default is the top-level `n_ctx`.",
         ),
         Key(
             "n_gpu_layers",
             _KINDS["n_gpu_layers"],
-            "The number of layers to keep on a GPU; the top-level `n_gpu_layers` when absent.",
+            "The number of layers to keep on a GPU. The default is the top-level `n_gpu_layers`.",
         ),
-        Key("mmproj", FilePath(), "The GGUF file of the projector for pictures or sounds."),
+        Key("mmproj", FilePath(), "The GGUF file of the projector, which encodes pictures or sounds."),
         Key(
             "draft",
             Name(),
-            "A small model with the same vocabulary, by its name in the store or the catalogue; it drafts "
-            "tokens for this model, as `engine.drafts` says.",
+            "The name of a draft model in the store or the catalogue: a small model with the same "
+            "vocabulary, which guesses tokens in advance. `engine.drafts` says when it is used.",
         ),
         Key(
             "draft_path",
             FilePath(),
-            "The GGUF file of the small model that drafts tokens for this model; excludes `draft`.",
+            "The GGUF file of the draft model. Cannot be combined with `draft`.",
         ),
-        Key("embed", Boolean(), "The model makes embeddings, or ranks documents, instead of text."),
+        Key(
+            "embed",
+            Boolean(),
+            "Whether the model makes embeddings or ranks documents, instead of generating text.",
+        ),
         Key(
             "embed_pooling",
             Choice(("mean", "cls", "last", "rank"), numbers={1: "mean", 2: "cls", 3: "last", 4: "rank"}),
-            "How the vectors of the tokens are pooled, `rank` for a ranking model; llama.cpp's "
-            "numbers 1 to 4 mean the same. The model file's value when absent.",
+            "How the vectors of the tokens are combined; `rank` is for a ranking model. llama.cpp's numbers"
+            " 1 to 4 mean the same. The default is the value in the model file.",
         ),
         Key(
-            "embed_n_ctx", Integer(1), "The maximum number of tokens of one input to embed; 2048 when absent."
+            "embed_n_ctx",
+            Integer(1),
+            "The maximum number of tokens of one input to embed. The default is 2048.",
         ),
         Key(
             "rpc",
             Workers(),
-            "The workers on other hosts that compute a part of the model (docs/rpc.md). Without a GPU on "
-            "this host, each worker and this host get an equal share of the layers; `n_gpu_layers` sets the "
-            "number of layers for all workers together.",
+            "The addresses of workers on other hosts, which compute a part of the model (docs/rpc.md). If "
+            "this host has no GPU, this host and each worker get an equal share of the layers, and "
+            "`n_gpu_layers` sets the number of layers of all workers together.",
         ),
         Key(
             "rpc_unprotected",
             Boolean(),
-            "The entry may name workers outside this machine and WireGuard, although the protocol of the "
-            "workers has no encryption and no keys.",
+            "Permit `rpc` to name workers on an unprotected network, outside this machine and WireGuard. "
+            "The protocol of the workers has no encryption and no keys.",
         ),
         _SERVES,
     ),
     "openai-compat": (
         _NAME,
-        Key("base_url", ServerUrl(), "The server, without the `/v1` of its API.", required=True),
-        Key("model", _KINDS["openai_model"], "The server's name of the model.", required=True),
+        Key(
+            "base_url", ServerUrl(), "The address of the server, without the `/v1` of its API.", required=True
+        ),
+        Key("model", _KINDS["openai_model"], "The name of the model on that server.", required=True),
         Key(
             "api_key_env",
             Name(),
-            "The name of the environment variable that holds the key; see below for the default.",
+            "The name of the environment variable that holds the API key. The default is described below.",
         ),
         Key(
             "timeout_secs",
             _KINDS["openai_timeout_secs"],
-            "The maximum time without a byte from the server, in seconds; then the request fails. 300 when "
-            "absent.",
+            "A request fails after this many seconds without a byte from the server. The default is 300.",
         ),
         Key(
             "embed",
             Boolean(),
-            "Whether the server makes embeddings; when absent, the option `embed` decides.",
+            "Whether the server makes embeddings. If absent, the option `embed` decides.",
         ),
         Key(
             "rerank",
             Boolean(),
-            "Whether the server ranks documents; when absent, the option `rerank` decides.",
+            "Whether the server ranks documents. If absent, the option `rerank` decides.",
         ),
         Key(
             "top_k",
             Boolean(),
-            "Whether the server accepts the field `top_k`, which OpenAI refuses. When absent, `top_k` is not "
-            "sent.",
+            "Whether to send the field `top_k`, which OpenAI refuses. The default is `false`.",
         ),
         _SERVES,
         _MAX_REQUESTS,
@@ -159,43 +165,46 @@ BACKEND_KEYS: dict[str, tuple[Key, ...]] = {
         Key(
             "bearer_token_env",
             Name(),
-            "The name of the environment variable that holds a bearer token; see below for the default.",
+            "The name of the environment variable that holds the bearer token. The default is described "
+            "below.",
         ),
-        Key("endpoint", Endpoint(), "A server to use instead of AWS's own."),
+        Key("endpoint", Endpoint(), "The address of a server to use instead of AWS's own server."),
         Key(
             "timeout_secs",
             _KINDS["bedrock_timeout_secs"],
-            "The maximum time without a byte from the server, in seconds; then the request fails. 300 when "
-            "absent.",
+            "A request fails after this many seconds without a byte from the server. The default is 300.",
         ),
         _SERVES,
         _MAX_REQUESTS,
     ),
     "inferd": (
         _NAME,
-        Key("address", DaemonAddress(), "The address of the other daemon's v2 surface, for text."),
+        Key("address", DaemonAddress(), "The other daemon's address for text (its v2 surface)."),
         Key(
             "embed_address",
             DaemonAddress(),
-            "The address of the other daemon's embed surface, for embeddings.",
+            "The other daemon's address for embeddings (its embed surface).",
         ),
         Key(
             "rerank_address",
             DaemonAddress(),
-            "The address of the other daemon's rerank surface, for rankings.",
+            "The other daemon's address for rankings (its rerank surface).",
         ),
-        Key("model", Name(), "The model to ask for; the other daemon's first model when absent."),
+        Key(
+            "model",
+            Name(),
+            "The name of the model on the other daemon. The default is that daemon's first model.",
+        ),
         Key(
             "api_key_env",
             Name(),
-            "The name of the environment variable that holds the key of the other daemon. A TCP address "
-            "requires a key.",
+            "The name of the environment variable that holds the API key of the other daemon. A TCP address"
+            " requires a key.",
         ),
         Key(
             "timeout_secs",
             _KINDS["openai_timeout_secs"],
-            "The maximum time without a byte from the server, in seconds; then the request fails. 300 when "
-            "absent.",
+            "A request fails after this many seconds without a byte from the server. The default is 300.",
         ),
         _SERVES,
         _MAX_REQUESTS,

@@ -22,8 +22,8 @@ class LimitOptions:
         _LIMITS,
         Integer(0, 1_000_000),
         4,
-        "The maximum number of requests that run at the same time for one model; 0 counts as 1. A local "
-        "model decodes at most 256 requests at a time.",
+        "The maximum number of requests that one model serves at the same time. 0 counts as 1. A local "
+        "model serves at most 256.",
         key="engine.active_permits",
         reload=True,
     )
@@ -31,7 +31,7 @@ class LimitOptions:
         _LIMITS,
         Integer(0, 1_000_000),
         10,
-        "The maximum number of requests that wait for one model; a further request is refused.",
+        "The maximum number of requests that wait for one model. A further request is refused.",
         key="engine.queue_depth",
         reload=True,
     )
@@ -39,9 +39,9 @@ class LimitOptions:
         _LIMITS,
         Integer(0, 3_600_000),
         500,
-        "The longest expected wait for a local model of a pool, in milliseconds. A request that would "
-        "wait longer goes to a remote backend of the same pool. With 0 no request waits for the local "
-        "model.",
+        "The longest time in milliseconds that a request of a pool waits for the local model. If the "
+        "expected or the actual wait is longer, the request goes to a remote backend of the pool. With 0, "
+        "no request waits for the local model.",
         key="engine.spill_after_ms",
         reload=True,
     )
@@ -49,7 +49,7 @@ class LimitOptions:
         _LIMITS,
         Seconds(),
         30.0,
-        "The maximum time for a backend to become ready after it is built; with 0 the backend must be "
+        "The maximum time for a backend to become ready after it is built. With 0, the backend must be "
         "ready at once.",
         reload=True,
     )
@@ -57,15 +57,15 @@ class LimitOptions:
         _LIMITS,
         Seconds(),
         10.0,
-        "The maximum time for which a stopping daemon lets running and waiting requests finish.",
+        "When the daemon stops, running and waiting requests have this time to finish.",
         reload=True,
     )
     write_timeout_secs: float = option(
         _LIMITS,
         Seconds(),
         60.0,
-        "The maximum time for which a client may leave its answer unread; then the daemon closes the "
-        "connection. 0 sets no limit.",
+        "The daemon closes a connection if the client does not read its answer for this time. 0 means no "
+        "limit.",
         key="limits.write_timeout_secs",
         reload=True,
     )
@@ -73,7 +73,7 @@ class LimitOptions:
         _LIMITS,
         Seconds(),
         0.0,
-        "The maximum time for which a connection may stay open without a request; 0 sets no limit.",
+        "The daemon closes a connection after this time without a request. 0 means no limit.",
         key="limits.idle_timeout_secs",
         reload=True,
     )
@@ -81,7 +81,7 @@ class LimitOptions:
         _LIMITS,
         Seconds(),
         0.0,
-        "The daemon stops after this time without a connected client; with 0 it never stops by itself.",
+        "The daemon stops after this time without a connected client. With 0, it never stops by itself.",
         reload=True,
     )
     max_frame_bytes: int = option(
@@ -104,9 +104,9 @@ class LimitOptions:
         _LIMITS,
         Integer(1024, 2**40),
         384 * 1024 * 1024,
-        "The maximum memory for the attachments and long lines of all requests together, in bytes; a "
-        "request that would exceed it is refused. One user may hold at most half of the memory that the "
-        "other users leave free.",
+        "The maximum memory in bytes for the attachments and long lines of all requests together. A request"
+        " that would exceed it is refused. One user may hold at most half of the memory that the other "
+        "users leave free.",
         key="limits.max_input_memory_bytes",
         reload=True,
     )
@@ -114,9 +114,9 @@ class LimitOptions:
         _LIMITS,
         Integer(0, 2**48),
         0,
-        "The maximum memory for all local models together, in bytes. A model that a request names is "
-        "loaded only if it fits after idle models are unloaded. 0 means four fifths of the memory that "
-        "is available when a model is loaded.",
+        "The maximum memory in bytes for all local models together. To load a model that a request names, "
+        "the daemon may unload idle models; if the model does not fit even then, it is not loaded. 0 means "
+        "four fifths of the memory that is available at the time of the load.",
         key="limits.memory_budget_bytes",
         reload=True,
     )
@@ -124,8 +124,8 @@ class LimitOptions:
         _LIMITS,
         Integer(0, 1000),
         2,
-        "The memory limit of a model's process on a CPU: this many times the memory that inferd "
-        "estimates from the model file. The memory of threads and caches is added. 0 sets no limit.",
+        "Limits the memory of a model's process on a CPU to this many times the memory that inferd "
+        "estimates from the model file, plus the memory for threads and caches. 0 means no limit.",
         key="limits.engine_memory_factor",
         reload=True,
     )
@@ -133,9 +133,9 @@ class LimitOptions:
         _LIMITS,
         Seconds(),
         900.0,
-        "The time for which a model that was loaded for a request stays loaded after its last request. "
-        "With 0 the model stays until another model needs its memory. The models of the configuration "
-        "always stay loaded.",
+        "A model that was loaded for a request is unloaded after this time without a request. With 0, it "
+        "stays loaded until another model needs its memory. The models of the configuration always stay "
+        "loaded.",
         key="limits.keep_alive_secs",
         reload=True,
     )
@@ -143,8 +143,8 @@ class LimitOptions:
         _LIMITS,
         Seconds(),
         86400.0,
-        "The maximum `keep_alive` that a request may set, unless it comes from the daemon's own user or "
-        "root.",
+        "The maximum `keep_alive` that a request may set. Requests of the daemon's own user and of root "
+        "have no maximum.",
         key="limits.keep_alive_max_secs",
         reload=True,
     )
@@ -152,7 +152,7 @@ class LimitOptions:
         _LIMITS,
         Integer(1, 1_000_000),
         1024,
-        "The maximum number of open connections; a further connection is closed at once.",
+        "The maximum number of open connections. A further connection is closed at once.",
         key="limits.max_connections",
         reload=True,
     )
@@ -160,8 +160,8 @@ class LimitOptions:
         _LIMITS,
         Integer(0, 1_000_000),
         0,
-        "The maximum number of open connections of one user or, over TCP, of one host; a further "
-        "connection is closed at once. 0 sets no limit.",
+        "The maximum number of open connections of one user or, over TCP, of one host. A further connection"
+        " is closed at once. 0 means no limit.",
         key="limits.max_connections_per_uid",
         reload=True,
     )
@@ -169,7 +169,7 @@ class LimitOptions:
         _STORE,
         Boolean(),
         True,
-        "The daemon downloads a configured model that is not in the store.",
+        "Download a configured model that is not in the store.",
         key="auto_pull",
         reload=True,
     )
@@ -188,7 +188,7 @@ class LimitOptions:
         _STORE,
         Choice(("auto", "always")),
         "auto",
-        "When the daemon hashes a stored model again: `always` at every load, `auto` only if the file "
+        "When the daemon checks the hash of a stored model. `always`: at every load. `auto`: if the file "
         "may have changed.",
         reload=True,
     )
@@ -196,7 +196,7 @@ class LimitOptions:
         _LOG,
         LogLevel(),
         "info",
-        "The least severe level of the events that are logged.",
+        "Events below this level are not logged.",
         env="INFERD_LOG",
         key="log_level",
         reload=True,
@@ -212,6 +212,6 @@ class LimitOptions:
         _LOG,
         Boolean(),
         False,
-        "Allow core dumps, which hold prompts and answers, and debuggers of the same user.",
+        "Allow core dumps, which contain prompts and answers, and debuggers of the same user.",
         key="core_dumps",
     )

@@ -22,14 +22,14 @@ class ModelOptions:
         _MODEL,
         Choice(("llamacpp", "openai-compat", "bedrock-invoke", "mock")),
         "llamacpp",
-        "The kind of backend to serve. Of a config file, only the entries of this kind are served.",
+        "The kind of backend to serve. Entries of other kinds in the config file are ignored.",
         reload=True,
     )
     model: str = option(
         _MODEL,
         Name(),
         DEFAULT_MODEL,
-        "The model to serve, by its name in the catalogue or the store.",
+        "The name of the model to serve, in the catalogue or the store.",
         reload=True,
     )
     model_path: Path | None = option(
@@ -43,16 +43,16 @@ class ModelOptions:
         _MODEL,
         Sha256(),
         None,
-        "The SHA-256 that the model file must have; it is checked before the file is loaded.",
+        "The SHA-256 that the model file must have. The daemon checks it before it loads the file.",
         reload=True,
     )
     n_ctx: int | None = option(
         _MODEL,
         Integer(0),
         None,
-        "The context of one request in tokens, prompt and answer together; 0 means the model's training "
-        "context. The default is 16384 or the training context, whichever is smaller. If memory is "
-        "short, the default is less, but at least 2048.",
+        "The maximum number of tokens of one request, prompt and answer together. 0 means the context that "
+        "the model was trained with. The default is 16384 or the training context, whichever is smaller. If"
+        " memory is short, the default is less, but at least 2048.",
         key="n_ctx",
         reload=True,
     )
@@ -60,7 +60,8 @@ class ModelOptions:
         _MODEL,
         Integer(-1),
         -1,
-        "The number of the model's layers to keep on a GPU; -1 means as many as fit, 0 uses the CPU only.",
+        "The number of the model's layers to keep on a GPU. -1 means as many as fit. 0 means that the CPU "
+        "computes everything.",
         key="n_gpu_layers",
         reload=True,
     )
@@ -68,8 +69,8 @@ class ModelOptions:
         _MODEL,
         Choice(("cpu", "cuda", "metal", "rocm", "vulkan")),
         None,
-        "The accelerator that models must use: `cpu` does not use a GPU; with another value the "
-        "daemon does not start without that accelerator.",
+        "The accelerator that models must use. With `cpu`, the daemon uses no GPU. With another value, it "
+        "does not start without that accelerator.",
         flag=False,
         reload=True,
     )
@@ -77,54 +78,52 @@ class ModelOptions:
         _MODEL,
         Boolean(),
         False,
-        "The daemon refuses to start if the model would run on the CPU.",
+        "Refuse to start if the model would run on the CPU.",
         reload=True,
     )
     openai_base_url: str | None = option(
         _OPENAI,
         ServerUrl(),
         None,
-        "The server that requests are forwarded to, without the `/v1` of its API; needed for a "
-        "backend of the kind"
-        " openai-compat.",
+        "The address of the server that requests are forwarded to, without the `/v1` of its API. A backend "
+        "of the kind openai-compat needs it.",
         reload=True,
     )
     openai_model: str | None = option(
         _OPENAI,
         Text("NAME", needed=True),
         None,
-        "The server's name of the model; needed for a backend of the kind openai-compat.",
+        "The name of the model on that server. A backend of the kind openai-compat needs it.",
         reload=True,
     )
     openai_api_key: Secret | None = option(
         _OPENAI,
         SecretText(optional=True),
         None,
-        "The key for the server; an empty text means no key. Prefer the variable to the flag, because "
-        "every user of the machine can see a flag. Without flag and variable, the variable "
-        "OPENAI_API_KEY is used.",
+        "The API key for the server. An empty text means no key. Prefer the variable to the flag, because "
+        "every user of the machine can see a flag. If neither is set, the variable OPENAI_API_KEY is used.",
         reload=True,
     )
     openai_timeout_secs: float = option(
         _OPENAI,
         Seconds(positive=True),
         300.0,
-        "The maximum time without a byte from the server; then the request fails.",
+        "A request fails after this time without a byte from the server.",
         reload=True,
     )
     bedrock_region: str | None = option(
         _BEDROCK,
         Name("REGION"),
         None,
-        "The AWS region of the model; needed for a backend of the kind bedrock-invoke.",
+        "The AWS region of the model. A backend of the kind bedrock-invoke needs it.",
         reload=True,
     )
     bedrock_model_id: str | None = option(
         _BEDROCK,
         Text("ID", needed=True),
         None,
-        "The id of the model, such as `anthropic.claude-3-5-sonnet-20241022-v2:0`; needed for a backend of"
-        " the kind bedrock-invoke.",
+        "The id of the model, such as `anthropic.claude-3-5-sonnet-20241022-v2:0`. A backend of the kind "
+        "bedrock-invoke needs it.",
         reload=True,
     )
     bedrock_bearer_token: Secret | None = option(
@@ -132,8 +131,8 @@ class ModelOptions:
         SecretText(),
         None,
         "The bearer token for AWS Bedrock. Prefer the variable to the flag, because every user of the "
-        "machine can see a flag. Without flag and variable, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY "
-        "sign the requests.",
+        "machine can see a flag. If neither is set, requests are signed with AWS_ACCESS_KEY_ID and "
+        "AWS_SECRET_ACCESS_KEY.",
         env="AWS_BEARER_TOKEN_BEDROCK",
         reload=True,
     )
@@ -141,22 +140,22 @@ class ModelOptions:
         _BEDROCK,
         Endpoint(),
         None,
-        "A server to use instead of AWS's own for the region, such as a VPC endpoint.",
+        "The address of a server to use instead of AWS's own server for the region, such as a VPC endpoint.",
         reload=True,
     )
     bedrock_timeout_secs: float = option(
         _BEDROCK,
         Seconds(positive=True),
         300.0,
-        "The maximum time without a byte from AWS Bedrock; then the request fails.",
+        "A request fails after this time without a byte from AWS Bedrock.",
         reload=True,
     )
     threads: int = option(
         _ENGINE,
         Integer(0, 512),
         0,
-        "The number of threads of the token loop; with 0 the loop chooses the number by the load of the "
-        "machine.",
+        "The number of threads that compute the tokens. With 0, the daemon chooses the number by the load "
+        "of the machine.",
         key="engine.threads",
         reload=True,
     )
@@ -164,7 +163,7 @@ class ModelOptions:
         _ENGINE,
         Integer(1, 65536),
         512,
-        "The maximum number of tokens that one step of the token loop computes.",
+        "The maximum number of tokens that the model computes in one step.",
         key="engine.n_batch",
         reload=True,
     )
@@ -172,8 +171,8 @@ class ModelOptions:
         _ENGINE,
         Choice(("auto", "on", "off")),
         "auto",
-        "Flash attention: `on`, `off`, or `auto`. On a CPU `auto` means off, because flash attention "
-        "slows decoding there; on a GPU llama.cpp chooses.",
+        "Whether to use flash attention. With `auto`, it is off on a CPU, where it slows decoding, and "
+        "llama.cpp decides on a GPU.",
         key="engine.flash_attention",
         reload=True,
     )
@@ -181,7 +180,7 @@ class ModelOptions:
         _ENGINE,
         Choice(("f16", "q8_0")),
         "f16",
-        "The number format of the KV cache; q8_0 takes half the memory of f16.",
+        "The number format of the KV cache. q8_0 takes half the memory of f16.",
         key="engine.kv_cache_type",
         reload=True,
     )
@@ -189,7 +188,7 @@ class ModelOptions:
         _ENGINE,
         Boolean(),
         False,
-        "All slots share one KV cache, instead of one KV cache for each slot.",
+        "Let all slots share one KV cache. By default each slot has its own KV cache.",
         key="engine.kv_unified",
         reload=True,
     )
@@ -197,8 +196,8 @@ class ModelOptions:
         _ENGINE,
         Integer(0, 1 << 20),
         1024,
-        "The maximum memory of each model for computed prompts outside the slots, in MiB; with 0 no "
-        "prompt is kept there.",
+        "The maximum memory in MiB in which each model keeps computed prompts outside its slots. With 0, no"
+        " prompt is kept there.",
         key="engine.cache_mib",
         reload=True,
     )
@@ -206,8 +205,8 @@ class ModelOptions:
         _ENGINE,
         Integer(0, 1 << 24),
         2048,
-        "The maximum size of all files of computed prompts, in MiB for all models together; the files "
-        "survive a restart. With 0 the daemon writes no files. The text of a prompt can be rebuilt from "
+        "The maximum size in MiB of all files of computed prompts, for all models together. The files "
+        "survive a restart. With 0, the daemon writes no files. The text of a prompt can be rebuilt from "
         "its file. A computed prompt larger than `engine.cache_mib` gets no file.",
         key="engine.cache_disk_mib",
         reload=True,
@@ -216,9 +215,10 @@ class ModelOptions:
         _ENGINE,
         Integer(0, 1 << 20),
         8192,
-        "The maximum number of tokens of the next prompt that the daemon computes after an answer with "
-        "thinking, while no other request runs. Many templates leave out earlier thinking, which changes "
-        "all later tokens of the prompt. The daemon computes nothing ahead on battery, or with 0.",
+        "Many templates omit earlier thinking, which changes all later tokens of the next prompt. "
+        "Therefore, after an answer with thinking, the daemon computes up to this number of tokens of the "
+        "next prompt in advance, while no other request runs and the machine does not run on battery. 0 "
+        "disables this.",
         key="engine.ahead_tokens",
         reload=True,
     )
@@ -226,9 +226,9 @@ class ModelOptions:
         _ENGINE,
         Boolean(),
         False,
-        "The daemon keeps the thinking of earlier answers in the prompt, although the template would "
-        "leave it out, if the client sends the thinking back. A new message then needs less computing, "
-        "but the context fills faster.",
+        "Keep the thinking of earlier answers in the prompt, even if the template would omit it. This "
+        "requires that the client sends the thinking back. A new message then needs less computing, but the"
+        " context fills faster.",
         key="engine.keep_thinking",
         reload=True,
     )
@@ -236,9 +236,9 @@ class ModelOptions:
         _ENGINE,
         Choice(("auto", "on", "off")),
         "auto",
-        "Speculative decoding from forced text, n-grams, and the `draft` model of an entry. `auto` "
-        "drafts tokens if measurements show that this is faster, `on` whenever a guess is likely to be "
-        "right, `off` never.",
+        "When to guess tokens in advance (speculative decoding). The guesses come from text that a schema "
+        "forces, from n-grams, and from the `draft` model of an entry. `auto`: if measurements show that "
+        "this is faster. `on`: whenever a guess is likely to be right. `off`: never.",
         key="engine.drafts",
         reload=True,
     )

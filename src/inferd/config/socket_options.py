@@ -19,106 +19,109 @@ class SocketOptions:
         _SOCKETS,
         FilePath(),
         paths.lock_path,
-        "The lock file that keeps a second daemon from starting.",
+        "The lock file. It prevents a second daemon from starting.",
         default_doc="`inferd.lock` in the runtime directory",
     )
     tcp: str | None = option(
         _SOCKETS,
         TcpAddress(),
         None,
-        "Listen on this TCP address instead of the Unix socket; beyond loopback an API key is required.",
+        "Serve v1 on this TCP address instead of its Unix socket. An address beyond loopback requires an "
+        "API key.",
         key="listen.tcp",
     )
     uds: Path | None = option(
         _SOCKETS,
         FilePath(),
         paths.inference_socket_path,
-        "The path of the Unix socket of v1.",
+        "The path of the Unix socket for v1, which serves text.",
         default_doc="`infer.sock` in the runtime directory",
     )
     v2: bool = option(
         _SOCKETS,
         Boolean(),
         True,
-        "The daemon serves typed blocks (v2) on a separate socket.",
+        "Serve v2 (typed blocks, tools, attachments) on a separate socket.",
     )
     v2_tcp: str | None = option(
         _SOCKETS,
         TcpAddress(),
         None,
-        "Serve v2 on this TCP address instead of its Unix socket; beyond loopback an API key is required.",
+        "Serve v2 on this TCP address instead of its Unix socket. An address beyond loopback requires an "
+        "API key.",
         key="listen.tcp_v2",
     )
     v2_addr: Path | None = option(
         _SOCKETS,
         FilePath(),
         paths.v2_socket_path,
-        "The path of the Unix socket of v2.",
+        "The path of the Unix socket for v2.",
         default_doc="`infer.v2.sock` beside `--uds` when that is given, else in the runtime directory",
     )
     framed_addr: Path = option(
         _SOCKETS,
         FilePath(),
         paths.framed_socket_path,
-        "The Unix socket for length-prefixed frames, which clients of inferd 0.4 to 0.8 send.",
+        "The path of the Unix socket for length-prefixed frames, which clients of inferd 0.4 to 0.8 send.",
         default_doc="`inferd.sock` beside `--uds` when that is given, else in the runtime directory",
     )
     embed: bool = option(
         _SOCKETS,
         Boolean(),
         False,
-        "The daemon serves embeddings on a separate socket, if a model makes embeddings. The key `embed` "
-        "of a backend in the config file does the same. Without this key the model file decides whether "
-        "a model embeds.",
+        "Serve embeddings on a separate socket, if a model makes embeddings. The key `embed` of a backend "
+        "in the config file does the same. If a backend does not have this key, the model file decides "
+        "whether its model makes embeddings.",
     )
     embed_tcp: str | None = option(
         _SOCKETS,
         TcpAddress(),
         None,
-        "Serve embed on this TCP address instead of its Unix socket; beyond loopback an API key is required.",
+        "Serve embeddings on this TCP address instead of their Unix socket. An address beyond loopback "
+        "requires an API key.",
         key="listen.tcp_embed",
     )
     embed_addr: Path | None = option(
         _SOCKETS,
         FilePath(),
         paths.embed_socket_path,
-        "The path of the Unix socket of embed.",
+        "The path of the Unix socket for embeddings.",
         default_doc="`infer.embed.sock` in the runtime directory",
     )
     rerank: bool = option(
         _SOCKETS,
         Boolean(),
         False,
-        "The daemon serves rankings of documents on a separate socket, if a model ranks documents. The "
-        "key `embed` of a backend in the config file does the same. Without this key the model file "
-        "decides whether a model ranks.",
+        "Serve rankings of documents on a separate socket, if a model ranks documents. The key `embed` of a"
+        " backend in the config file does the same. If a backend does not have this key, the model file "
+        "decides whether its model ranks.",
     )
     rerank_tcp: str | None = option(
         _SOCKETS,
         TcpAddress(),
         None,
-        "Serve rerank on this TCP address instead of its Unix socket; beyond loopback an API key is "
-        "required.",
+        "Serve rankings on this TCP address instead of their Unix socket. An address beyond loopback "
+        "requires an API key.",
         key="listen.tcp_rerank",
     )
     rerank_addr: Path | None = option(
         _SOCKETS,
         FilePath(),
         paths.rerank_socket_path,
-        "The path of the Unix socket of rerank.",
+        "The path of the Unix socket for rankings.",
         default_doc="`infer.rerank.sock` in the runtime directory",
     )
     group: str | None = option(
         _SOCKETS,
         Name("GROUP"),
         None,
-        "The group whose members may connect to the Unix sockets for requests.",
+        "The members of this group may connect to the Unix sockets for requests.",
     )
     admin_addr: Path = option(
         _SOCKETS,
         FilePath(),
         paths.admin_socket_path,
-        "The path of the admin socket, a Unix socket that reports the daemon's state.",
+        "The path of the admin socket. This Unix socket reports the daemon's state.",
         key="admin_addr",
         default_doc="`admin.sock` in the runtime directory",
     )
@@ -126,15 +129,15 @@ class SocketOptions:
         _SOCKETS,
         LocalAddress(),
         None,
-        "Serve metrics in the format of Prometheus on this Unix socket or loopback address.",
+        "Serve metrics for Prometheus on this Unix socket or loopback address.",
         key="metrics_addr",
     )
     api_key: Secret | None = option(
         _SOCKETS,
         SecretText(),
         None,
-        "The API key that a TCP client must send. Every user of the machine can see a flag, so prefer "
-        "the variable or --api-key-file.",
+        "The API key that a TCP client must send. Prefer the variable or --api-key-file, because every user"
+        " of the machine can see a flag.",
         reload=True,
     )
     api_key_file: Path | None = option(
@@ -148,7 +151,7 @@ class SocketOptions:
         _SOCKETS,
         Name("VARIABLE"),
         None,
-        "The name of an environment variable; the value of this variable is the API key for TCP clients.",
+        "The name of the environment variable that holds the API key for TCP clients.",
         flag=False,
         env=None,
         key="listen.api_key_env",
