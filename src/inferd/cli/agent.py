@@ -32,16 +32,20 @@ _NO_KEY = "inferd"
 
 
 @click.command("agent", context_settings={"ignore_unknown_options": True})
-@click.option("--url", metavar="URL", help="The HTTP bridge; by default the address of the configuration.")
-@click.option("--model", metavar="NAME", help="The model; by default the first one of the daemon.")
+@click.option(
+    "--url",
+    metavar="URL",
+    help=("The URL of the HTTP bridge. The default is the address in the configuration."),
+)
+@click.option("--model", metavar="NAME", help="The model. The default is the daemon's first model.")
 @click.argument("agent", type=click.Choice(tuple(AGENTS)))
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def agent_command(url: str | None, model: str | None, agent: str, arguments: tuple[str, ...]) -> int:
     """Run a coding agent on the models of this machine.
 
-    It needs a daemon with an HTTP bridge (`inferd serve --http`) and the agent itself. The command sets
-    address, key, model and context window; ARGUMENTS go to the agent, after `--` if they could be options
-    of inferd. INFERD_API_KEY holds the key.
+    The agent must be installed, and a daemon with an HTTP bridge must run (`inferd serve --http`). The
+    command sets the agent's address, key, model and context window. The key is that of INFERD_API_KEY.
+    ARGUMENTS are passed to the agent. Write `--` before them if they could be options of inferd.
 
         inferd agent claude -- -p "Explain this repository."
     """

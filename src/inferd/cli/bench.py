@@ -216,23 +216,29 @@ def _verdict(streams: Sequence[Streams]) -> str:
 
 
 @click.command("bench")
-@click.option("--model", metavar="NAME", help="A model of the store; by default the daemon's first model.")
 @click.option(
-    "--tokens", type=click.IntRange(2, 4096), default=48, show_default=True, help="Tokens of an answer."
+    "--model", metavar="NAME", help=("A model of the store. The default is the daemon's first model.")
+)
+@click.option(
+    "--tokens",
+    type=click.IntRange(2, 4096),
+    default=48,
+    show_default=True,
+    help=("The number of tokens of each answer."),
 )
 @click.option(
     "--rounds",
     type=click.IntRange(1, 100),
     default=3,
     show_default=True,
-    help="Rounds; each number is their median.",
+    help="The number of rounds. Each result is the median of the rounds.",
 )
 @click.option(
     "--streams",
     type=click.IntRange(1, 256),
-    help="Upper limit on answers at once; by default the daemon's limit, up to 16.",
+    help="The maximum number of answers at the same time. The default is the daemon's limit, but at most 16.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object; times are in seconds.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with times in seconds.")
 @connection_options
 def bench_command(
     model: str | None,
@@ -245,7 +251,8 @@ def bench_command(
 ) -> None:
     """Measure the speed of a model on this machine.
 
-    Prints tokens per second, the first token, answers at once, and what the cache saves.
+    Print the tokens per second, the time to the first token, the speed of several answers at once, and the
+    time that the cache saves.
 
     It takes a minute with a small model. Starts a daemon in the background when none runs.
     """

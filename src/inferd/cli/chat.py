@@ -85,9 +85,9 @@ def chat_command(
     api_key_file: Path | None,
     **options: Any,
 ) -> None:
-    """Chat with the model. Starts a daemon in the background when none runs.
+    """Chat with the model. If no daemon runs, start one in the background.
 
-    Pictures, sounds and files are sent with the first question. When the model calls a tool, the chat asks
+    Pictures, sounds and files are sent with the first question. If the model calls a tool, the chat asks you
     for the result.
     """
     if not (sys.stdin.isatty() and sys.stdout.isatty()):

@@ -16,7 +16,7 @@ COMMANDS = {
     "run": ("run", "Answer one prompt: the words of PROMPT, then piped input."),
     "start": ("start", "Start a daemon in the background, and wait until it is ready."),
     "chat": ("chat", "Chat with the model."),
-    "embed": ("vectors", "Print the vector of each TEXT, one JSON array a line."),
+    "embed": ("vectors", "Print the vector of each TEXT as one line with a JSON array."),
     "rerank": ("vectors", "Rank the DOCUMENTs by how well they answer QUERY."),
     "status": ("status", "Show the daemon's requests, backends and numbers."),
     "top": ("top", "Show speeds, queue, backends and requests, live. q quits."),
@@ -34,7 +34,7 @@ COMMANDS = {
     "load": ("loaded", "Load a stored model into the daemon, before the first request."),
     "unload": ("loaded", "Unload a model."),
     "ps": ("loaded", "List the loaded models, and how long each stays loaded."),
-    "verify": ("models", "Hash stored models again; without NAME all of them."),
+    "verify": ("models", "Check the hashes of stored models, or of all models without NAME."),
     "rm": ("models", "Delete models from the store."),
     "gc": ("models", "Delete files in the store that no model needs."),
     "cache": ("cache", "Show or delete the files of computed prompts."),
@@ -89,7 +89,7 @@ class _Commands(click.Group):
     cls=_Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]}
 )
 @click.option("-V", "--version", is_flag=True, help="Show the version.")
-@click.option("--verbose", is_flag=True, help="With --version: also show the engine's build.")
+@click.option("--verbose", is_flag=True, help="With --version, also show how the engine was built.")
 @click.pass_context
 def app(context: click.Context, version: bool, verbose: bool) -> None:
     """Local inference: one model in memory for every program of this machine."""

@@ -32,7 +32,10 @@ _file = click.option(
     "path",
     type=KindType(FilePath()),
     metavar="PATH",
-    help="The config file. The default is INFERD_CONFIG, else ~/.inferd/config.json if it exists.",
+    help=(
+        "The config file. The default is the file that INFERD_CONFIG names, else ~/.inferd/config.json, if "
+        "it exists."
+    ),
 )
 
 
@@ -116,7 +119,12 @@ def schema() -> None:
 @config_command.command("init")
 @_file
 @click.option("--model", type=KindType(Name()), default=DEFAULT_MODEL, show_default=True, metavar="NAME")
-@click.option("--model-path", type=KindType(FilePath()), metavar="PATH", help="A GGUF file instead.")
+@click.option(
+    "--model-path",
+    type=KindType(FilePath()),
+    metavar="PATH",
+    help=("A GGUF file to serve instead of a named model."),
+)
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 def init(path: Path | None, model: str, model_path: Path | None, force: bool) -> None:
     """Write a config file with one backend, for you to edit."""

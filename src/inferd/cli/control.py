@@ -31,7 +31,7 @@ SILENCE_SECS = 0.5
 def stop_command() -> None:
     """Stop the daemon, and wait until it has ended.
 
-    The daemon lets running requests finish, for a limited time.
+    The daemon gives running requests a limited time to finish.
     """
     if os.environ.get("INFERD_ADDRESS"):
         named = _named()

@@ -71,7 +71,8 @@ def _stays(row: Frame) -> str:
     type=Number(FOREVER, 1e9),
     metavar="SECONDS",
     help=(
-        "Seconds for which it stays loaded without a request; -1 is forever. The default is keep_alive_secs."
+        "The model stays loaded for this time without a request; -1 means forever. The default is "
+        "keep_alive_secs."
     ),
 )
 @connection_options

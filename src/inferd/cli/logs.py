@@ -23,7 +23,7 @@ POLL_SECS = 0.2
 @click.command("logs")
 @click.option("-n", "--lines", type=click.IntRange(0), default=20, show_default=True, metavar="N")
 @click.option("-f", "--follow", is_flag=True, help="Print new lines as they are written.")
-@click.option("--json", "as_json", is_flag=True, help="Print each line as its JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print each line as JSON.")
 def logs_command(lines: int, follow: bool, as_json: bool) -> None:
     """Show the last lines of the activity log."""
     path = settings_of_daemon().log_dir / FILE_NAME

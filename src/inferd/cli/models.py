@@ -33,9 +33,11 @@ PROGRAMS = ("ollama", "hub", "lmstudio")
 Show = Callable[[str, dict[str, object]], None]
 T = TypeVar("T")
 
-_NAME = click.option("--name", metavar="NAME", help="The name in the store; by default the name of its file.")
+_NAME = click.option(
+    "--name", metavar="NAME", help=("The name in the store. The default is the name of the file.")
+)
 _LICENSE = click.option(
-    "--license", "licence", default="", metavar="TEXT", help="The licence, stored with the model."
+    "--license", "licence", default="", metavar="TEXT", help="The licence, which is stored with the model."
 )
 
 
@@ -87,7 +89,7 @@ def _bring(
 @click.command("pull")
 @click.argument("model", metavar="MODEL")
 @_NAME
-@click.option("--sha256", metavar="HEX", help="The SHA-256 of the file; not needed for the hub.")
+@click.option("--sha256", metavar="HEX", help="The SHA-256 of the file. Files of the hub do not need it.")
 @_LICENSE
 def pull_command(model: str, name: str | None, sha256: str | None, licence: str) -> None:
     """Download and verify a model.
@@ -120,8 +122,8 @@ def pull_command(model: str, name: str | None, sha256: str | None, licence: str)
     "program",
     type=click.Choice(PROGRAMS),
     help=(
-        "Import models of Ollama, of the Hugging Face hub's cache, or of LM Studio; without a copy "
-        "if both are on one file system. Without NAME, list them."
+        "Import models of Ollama, of the Hugging Face hub's cache, or of LM Studio. They are not copied if "
+        "the store is on the same file system. Without NAME, the command lists the models."
     ),
 )
 @click.option(
@@ -186,7 +188,7 @@ def _import_from(
 def rm_command(names: tuple[str, ...]) -> None:
     """Delete models from the store.
 
-    A daemon that has loaded a model keeps it in memory until the daemon unloads it or stops.
+    If a daemon has loaded the model, it stays in memory until the daemon unloads it or stops.
     """
     from inferd.store.upkeep import remove
 
@@ -203,7 +205,8 @@ def rm_command(names: tuple[str, ...]) -> None:
 @click.command("verify")
 @click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=stored_models)
 def verify_command(names: tuple[str, ...]) -> int:
-    """Hash stored models again; without NAME all of them. A damaged file is moved to quarantine."""
+    """Check the hashes of stored models, or of all models without NAME. Damaged files are moved to
+    quarantine."""
     from inferd.store.fetch import ensure_model
 
     store = open_store()
@@ -227,12 +230,12 @@ def verify_command(names: tuple[str, ...]) -> int:
 
 
 @click.command("gc")
-@click.option("--quarantine", is_flag=True, help="Delete the quarantined files too.")
+@click.option("--quarantine", is_flag=True, help="Also delete the quarantined files.")
 @click.option("--dry-run", is_flag=True, help="Only list the files.")
 def gc_command(quarantine: bool, dry_run: bool) -> None:
     """Delete files in the store that no model needs.
 
-    Such files are models without a name, and parts of downloads.
+    These are models without a name, and parts of abandoned downloads.
     """
     from inferd.store.upkeep import collect
 

@@ -93,13 +93,13 @@ def connection_options(command: F) -> F:
         click.option(
             "--api-key-file",
             type=click.Path(path_type=Path, dir_okay=False),
-            help="File with the key for a TCP address. The default is INFERD_API_KEY.",
+            help="The file with the API key for a TCP address. The default is the key in INFERD_API_KEY.",
         ),
         click.option(
             "--address",
             metavar="PATH|tcp://IP:PORT",
             envvar="INFERD_ADDRESS",
-            help="Use the daemon at this address, and start none. The default is INFERD_ADDRESS.",
+            help="Use the daemon at this address, and do not start one. The default is INFERD_ADDRESS.",
         ),
     ):
         command = option(command)
@@ -116,21 +116,21 @@ def attachment_options(command: F) -> F:
                 type=path,
                 multiple=True,
                 metavar="FILE",
-                help="A picture for the model; may be repeated.",
+                help="A picture for the model. May be given several times.",
             ),
             click.option(
                 "--audio",
                 type=path,
                 multiple=True,
                 metavar="FILE",
-                help="A sound for the model; may be repeated.",
+                help="A sound for the model. May be given several times.",
             ),
             click.option(
                 "--file",
                 type=path,
                 multiple=True,
                 metavar="FILE",
-                help="A text file for the model, `-` for stdin; may be repeated.",
+                help="A text file for the model, or `-` for stdin. May be given several times.",
             ),
         )
     ):
@@ -157,17 +157,19 @@ def tool_options(command: F) -> F:
                 "--tools",
                 metavar="FILE|JSON",
                 help=(
-                    "JSON array of tools that the model may call: name, description, input_schema; "
-                    "or in OpenAI's form."
+                    "A JSON array of the tools that the model may call. Each has name, description and "
+                    "input_schema, or OpenAI's form."
                 ),
             ),
             click.option(
                 "--tool-choice",
                 metavar="auto|none|required|NAME",
-                help="Whether a tool must be called, and which.",
+                help="Whether the model must call a tool, and which one.",
             ),
             click.option(
-                "--thinking/--no-thinking", default=None, help="Make a model that can think do so, or not."
+                "--thinking/--no-thinking",
+                default=None,
+                help=("Let the model think before it answers, or not, if it can think."),
             ),
         )
     ):
@@ -200,41 +202,51 @@ def sampling_options(command: F) -> F:
             click.option(
                 "--model",
                 metavar="NAME",
-                help="A model of the store; it is loaded if necessary. By default the daemon's first model.",
+                help=(
+                    "A model of the store, which is loaded if necessary. The default is the daemon's first "
+                    "model."
+                ),
             ),
             click.option("--system", metavar="TEXT", help="A system message before the conversation."),
             click.option(
-                "--max-tokens", type=COUNT, metavar="N", help="Upper limit on the tokens of an answer."
+                "--max-tokens", type=COUNT, metavar="N", help="The maximum number of tokens of an answer."
             ),
             click.option(
-                "--lora", metavar="NAME", help="A LoRA adapter of the model's entry; by default none."
+                "--lora",
+                metavar="NAME",
+                help=("A LoRA adapter that the model's entry lists. The default is none."),
             ),
             click.option(
                 "--temperature",
                 type=Number(0.0, MAX_SAMPLING_NUMBER),
                 metavar="X",
-                help="0 always takes the likeliest token. The default is that of the model's file, else 0.6.",
+                help=(
+                    "The sampling temperature; 0 always takes the likeliest token. The default is the value"
+                    " in the model's file, else 0.6."
+                ),
             ),
             click.option(
                 "--top-p",
                 type=Number(0.0, 1.0, min_open=True),
                 metavar="X",
-                help="Sample from the likeliest X of the probability.",
+                help="Sample from the likeliest tokens whose probabilities add up to X.",
             ),
             click.option(
-                "--top-k", type=COUNT, metavar="N", help="Sample from the N likeliest tokens; 0 is off."
+                "--top-k", type=COUNT, metavar="N", help="Sample from the N likeliest tokens. 0 is off."
             ),
             click.option(
                 "--min-p",
                 type=Number(0.0, 1.0),
                 metavar="X",
-                help="Exclude tokens less likely than X times the likeliest; 0 is off.",
+                help=(
+                    "Exclude tokens whose probability is below X times that of the likeliest token. 0 is off."
+                ),
             ),
             click.option(
                 "--repeat-penalty",
                 type=Number(0.0, MAX_SAMPLING_NUMBER, min_open=True),
                 metavar="X",
-                help="Divide the odds of repeated tokens by X; 1 is off.",
+                help="Above 1, make tokens that have occurred less likely. 1 is off.",
             ),
             click.option(
                 "--presence-penalty",
@@ -252,43 +264,49 @@ def sampling_options(command: F) -> F:
                 "--seed",
                 type=click.IntRange(-1, 2**32 - 1),
                 metavar="N",
-                help="The same seed gives the same answer; -1 is random.",
+                help="The seed of sampling. The same seed gives the same answer. -1 chooses a random seed.",
             ),
             click.option(
-                "--stop", multiple=True, metavar="TEXT", help="End before this text; may be repeated."
+                "--stop",
+                multiple=True,
+                metavar="TEXT",
+                help=("End the answer before this text. May be given several times."),
             ),
             click.option(
                 "--grammar",
                 type=click.Path(path_type=Path, dir_okay=False),
                 metavar="FILE",
-                help="GBNF grammar that the answer must follow.",
+                help="A GBNF grammar that the answer must follow.",
             ),
             click.option(
                 "--json-schema",
                 metavar="FILE|JSON",
-                help="JSON Schema that the answer must follow.",
+                help="A JSON Schema that the answer must follow.",
             ),
             click.option(
                 "--schema-lenient",
                 is_flag=True,
                 default=None,
-                help="Accept keywords of the schema that can only be checked at the end.",
+                help=(
+                    "Accept keywords of the schema that cannot be enforced during generation. The finished "
+                    "answer is checked for them."
+                ),
             ),
             click.option(
                 "--deadline",
                 type=Number(0.001, 4_000_000.0),
                 metavar="SECONDS",
-                help="Cancel the request if its answer has not ended by then.",
+                help="Cancel the request if its answer has not ended after this time.",
             ),
             click.option(
                 "--session",
                 metavar="NAME",
-                help="The name of the conversation: a hint to keep its computed prompt.",
+                help="The name of the conversation. It helps the daemon to keep the computed prompt.",
             ),
             click.option(
                 "--priority",
                 type=click.Choice(PRIORITIES),
-                help="batch waits behind every interactive request.",
+                help="A batch request waits behind all interactive requests.",
             ),
         )
     ):

@@ -35,21 +35,21 @@ _START_SECS = 60.0
     type=click.IntRange(0, 512),
     default=0,
     show_default=True,
-    help="The number of CPU threads; 0 means one for each core.",
+    help="The number of CPU threads. 0 means one for each core.",
 )
 @click.option(
     "--i-know",
     is_flag=True,
-    help="Listen on a network without protection, where everyone may use this worker and read its traffic.",
+    help="Listen on an unprotected network, where everyone can use this worker and read its traffic.",
 )
 def rpc_worker_command(listen: str, threads: int, i_know: bool) -> None:
     """Compute a part of a model for an inferd on another host.
 
-    The other host names this worker in `rpc` of its model's entry. The worker uses the GPUs of this machine,
-    or else its CPU, and serves one model at a time. It stores nothing.
+    On the other host, list this worker in `rpc` of the model's entry. The worker uses the GPUs of this
+    machine, or else its CPU. It serves one model at a time and stores nothing.
 
-    The protocol has no encryption and no keys. The worker therefore listens only on the loopback
-    interface, which SSH can forward to, or on the address of a WireGuard interface.
+    The protocol has no encryption and no keys. Therefore the worker listens on the loopback interface, to
+    which SSH can forward a port, or on the address of a WireGuard interface, and nowhere else.
     """
     _check(listen, i_know)
     signal.signal(signal.SIGTERM, _stop)

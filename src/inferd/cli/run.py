@@ -34,8 +34,10 @@ from inferd.client import Client, Done, MessageDone, Text, ToolUse
 @sampling_options
 @attachment_options
 @tool_options
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object when the answer is complete.")
-@click.option("--verbose", is_flag=True, help="Print tokens and times of the answer on stderr.")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole answer as one JSON object.")
+@click.option(
+    "--verbose", is_flag=True, help=("Print the number of tokens and the times of the answer on stderr.")
+)
 @connection_options
 def run_command(
     prompt: tuple[str, ...],
@@ -56,8 +58,8 @@ def run_command(
 
     Without PROMPT, or with `-`, the whole prompt is read from stdin.
 
-    Each call of a tool is printed as one line of JSON. If no daemon runs, the command starts one in the
-    background. That daemon stops after 15 idle minutes.
+    Each tool call of the model is printed as one line of JSON. If no daemon runs, the command starts one in
+    the background. That daemon stops after 15 idle minutes.
     """
     attached = attachments(image, audio, file)
     blocks = tool_choices(tools, tool_choice, thinking)

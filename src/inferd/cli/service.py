@@ -38,9 +38,11 @@ def service_command() -> None:
 
 @service_command.command("install")
 @click.option(
-    "--on-demand", is_flag=True, help="Start the daemon for the first client, and stop it when idle."
+    "--on-demand",
+    is_flag=True,
+    help=("Start the daemon when the first client connects, and stop it when it is idle."),
 )
-@click.option("--gpu", is_flag=True, help="Permit the actions that GPU drivers need.")
+@click.option("--gpu", is_flag=True, help="Omit the restrictions that GPU drivers do not work with.")
 def install_command(on_demand: bool, gpu: bool) -> None:
     """Start the daemon now, at each login and after a crash."""
     settings = sources.read({}).settings

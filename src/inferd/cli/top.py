@@ -128,7 +128,7 @@ def _ended(state: Status) -> int:
     default=1.0,
     show_default=True,
     metavar="SECONDS",
-    help="Seconds between updates.",
+    help="The time in seconds between updates.",
 )
 def top_command(interval: float) -> None:
     """Show speeds, queue, backends and requests, live. q quits."""

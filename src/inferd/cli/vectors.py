@@ -27,8 +27,8 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
 @click.command("embed")
 @click.argument("texts", metavar="TEXT...", nargs=-1)
 @_model
-@click.option("--task", metavar="NAME", help="The use of the vectors, such as retrieval_query.")
-@click.option("--dimensions", type=int, metavar="N", help="Shorten the vectors to N numbers.")
+@click.option("--task", metavar="NAME", help="What the vectors are used for, such as retrieval_query.")
+@click.option("--dimensions", type=int, metavar="N", help="Shorten each vector to N numbers.")
 @_json
 @connection_options
 def embed_command(
@@ -40,7 +40,7 @@ def embed_command(
     address: str | None,
     api_key_file: Path | None,
 ) -> None:
-    """Print the vector of each TEXT, one JSON array a line.
+    """Print the vector of each TEXT as one line with a JSON array.
 
     Without TEXT, or with `-`, each line of stdin is a text. The daemon must serve a model for embeddings.
     """
@@ -70,7 +70,7 @@ def rerank_command(
 ) -> None:
     """Rank the DOCUMENTs by how well they answer QUERY.
 
-    Prints the place, score and text of each, the best first.
+    Print the place, score and text of each document, the best first.
 
     Without DOCUMENT, or with `-`, each line of stdin is a document. The daemon must serve a model that ranks.
     """
