@@ -1,7 +1,8 @@
-"""The command lines ``inferd`` and ``inferd-daemon`` (``inferd serve``); ``inferdctl`` is in ctl.py.
+"""The entry points of the commands ``inferd`` and ``inferd-daemon`` (which is ``inferd serve``). ctl.py has
+``inferdctl``.
 
-Each command is a module that is imported when the command runs, so that ``inferd status`` is quick. This
-module imports almost nothing: the rest is imported under :func:`collect_less`.
+Each command is a module that is imported only when the command runs, so that ``inferd status`` is quick. This
+module imports almost nothing itself, so that everything else is imported after :func:`collect_less`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from inferd.collecting import collect_less
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs ``inferd`` with ``arguments`` (default: the process's own); returns the exit code."""
+    """Runs ``inferd`` with ``arguments``, by default those of the process. Returns the exit code."""
     if arguments is None:
         collect_less()
     from inferd.cli.commands import app
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def daemon_main(arguments: Sequence[str] | None = None) -> int:
-    """Runs ``inferd-daemon`` as :func:`main` does."""
+    """Runs ``inferd-daemon`` in the same way as :func:`main`."""
     if arguments is None:
         collect_less()
     from inferd.cli.running import run_command

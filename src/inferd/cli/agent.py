@@ -1,4 +1,4 @@
-"""``inferd agent``: a coding agent on this machine's models."""
+"""``inferd agent``: runs a coding agent on the models of this machine."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def agent_command(url: str | None, model: str | None, agent: str, arguments: tup
 
 
 def find(url: str | None, model: str | None) -> Served:
-    """The model to use at ``url``. Raises DaemonUnreachable, and UsageError for an unknown model."""
+    """Returns the model to use at ``url``. Raises DaemonUnreachable, and UsageError for an unknown model."""
     settings, _ = sources.load({}, serving=False)
     if url is None:
         scheme = "http" if settings.http_cert is None else "https"
@@ -91,7 +91,7 @@ def find(url: str | None, model: str | None) -> Served:
 
 
 def run(launch: Launch, program: str, arguments: tuple[str, ...]) -> int:
-    """Runs the agent until it ends; returns its exit status."""
+    """Runs the agent until it ends. Returns its exit status."""
     with tempfile.TemporaryDirectory(prefix="inferd-agent-") as directory:
         for name, text in launch.files.items():
             Path(directory, name).write_text(text, "utf-8")
@@ -102,6 +102,6 @@ def run(launch: Launch, program: str, arguments: tuple[str, ...]) -> int:
 
 
 def environment(given: Mapping[str, str], launch: Launch, directory: str) -> dict[str, str]:
-    """The environment of the agent."""
+    """Returns the environment for the agent."""
     own = {name: value.replace(DIRECTORY, directory) for name, value in launch.env.items()}
     return {**{name: value for name, value in given.items() if name not in launch.unset}, **own}

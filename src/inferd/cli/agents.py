@@ -1,7 +1,7 @@
-"""Variables, arguments and files that point each coding agent at this machine's models.
+"""The variables, arguments and files by which each coding agent uses the models of this machine.
 
-One pure function per agent. Each function also sets the context window: most agents assume 200,000 tokens or
-more for an unknown model, and then send prompts that do not fit.
+There is one pure function for each agent. It also sets the context window, since most agents assume 200,000
+tokens or more for an unknown model, and then send prompts that do not fit.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ _COMPACT_PERCENT = 80
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
-    """A served model: ``base`` is the server's address without a path, ``window`` the context in tokens."""
+    """A served model. ``base`` is the server's address without a path, ``window`` the context size in
+    tokens."""
 
     base: str
     key: str
@@ -34,9 +35,9 @@ class Served:
 class Launch:
     """A program with its arguments, its environment, and the files of its private directory.
 
-    ``unset`` names the variables to remove, because they would point the program to another server.
-    ``DIRECTORY`` in arguments and variables is replaced by the path of the private directory, which holds the
-    ``files``.
+    ``unset`` names the variables to remove, because they would make the program use another server. ``files``
+    are written to a private directory. ``DIRECTORY`` in arguments and variables is replaced by the path of
+    this directory.
     """
 
     program: str
@@ -50,7 +51,7 @@ DIRECTORY = "{directory}"
 
 
 def claude(served: Served) -> Launch:
-    """Claude Code."""
+    """Returns how to launch Claude Code."""
     return Launch(
         program="claude",
         env={
@@ -68,7 +69,7 @@ def claude(served: Served) -> Launch:
 
 
 def codex(served: Served) -> Launch:
-    """Codex."""
+    """Returns how to launch Codex."""
     provider = {
         "name": "inferd",
         "base_url": f"{served.base}/v1",
@@ -88,7 +89,7 @@ def codex(served: Served) -> Launch:
 
 
 def opencode(served: Served) -> Launch:
-    """opencode."""
+    """Returns how to launch opencode."""
     config = {
         "provider": {
             "inferd": {
@@ -110,7 +111,8 @@ def opencode(served: Served) -> Launch:
 
 
 def qwen(served: Served) -> Launch:
-    """Qwen Code, which reads the window from its settings. The user's own settings precede these defaults."""
+    """Returns how to launch Qwen Code, which reads the window from its settings. The user's own settings
+    override these defaults."""
     defaults = {"model": {"generationConfig": {"contextWindowSize": served.window}}}
     return Launch(
         program="qwen",
@@ -127,7 +129,7 @@ def qwen(served: Served) -> Launch:
 
 
 def pi(served: Served) -> Launch:
-    """pi, which reads its models from a file."""
+    """Returns how to launch pi, which reads its models from a file."""
     models = {
         "providers": {
             "inferd": {
@@ -157,7 +159,7 @@ def pi(served: Served) -> Launch:
 
 
 def aider(served: Served) -> Launch:
-    """aider, which reads context windows from a file."""
+    """Returns how to launch aider, which reads context windows from a file."""
     name = f"openai/{served.model}"
     limits = {
         "max_input_tokens": served.window,

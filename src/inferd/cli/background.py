@@ -1,7 +1,7 @@
 """Connects to the daemon, and starts a daemon in the background if none runs.
 
-A separate lock serialises starts, so that two simultaneous commands share one daemon. The daemon's lock
-decides whether one runs, never a pid or a stale socket file.
+A lock of its own serialises starts, so that two commands at the same time start only one daemon. Whether a
+daemon runs is decided by the daemon's lock, never by a pid or by a socket file.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ from inferd.log.text import BACKGROUND_NAME
 from inferd.store.runtime import Lock, ensure_private_dir, is_held
 
 IDLE_EXIT_SECS = 900
-"""A daemon that was started in the background stops by itself."""
+"""A daemon that was started in the background stops by itself after this time without a client."""
 
 POLL_SECS = 0.05
 LAST_WORDS_SECS = 10.0
-"""A daemon that has closed its admin socket soon writes its last line and exits."""
+"""How long to wait for a daemon that has closed its admin socket. It soon writes its last line and exits."""
 
 ROUNDS = 3
-"""Attempts before giving up: a daemon found while it is stopping may exit before we connect."""
+"""The number of attempts to connect. Several are needed, since a daemon that is stopping may exit before this
+command connects."""
 
 
 _NOT_SERVED: dict[Surface, str] = {
@@ -48,10 +49,10 @@ _NOT_SERVED: dict[Surface, str] = {
 
 
 def connect(client: Client, target: Target, show: Callable[[Frame], None], *, compare: bool = True) -> None:
-    """Connects the client, and starts a daemon if needed; ``show`` is called with each status frame of the
+    """Connects the client, and starts a daemon if none runs. Calls ``show`` with each status frame of the
     daemon's boot.
 
-    With ``compare``, warns if an already running daemon has other settings than this command.
+    With ``compare``, warns if a daemon that already ran has other settings than this command.
     """
     started = False
     for _ in range(ROUNDS):
@@ -78,7 +79,7 @@ def connect(client: Client, target: Target, show: Callable[[Frame], None], *, co
 
 
 def log_path(settings: Settings) -> Path:
-    """The file that gets a background daemon's stdout and stderr."""
+    """Returns the path of the file for the stdout and stderr of a background daemon."""
     return settings.log_dir / BACKGROUND_NAME
 
 
@@ -111,7 +112,7 @@ def _wait_for_boot(settings: Settings, show: Callable[[Frame], None]) -> None:
 
 
 def _why(settings: Settings, child: subprocess.Popen[bytes] | None) -> str:
-    """The reason why a daemon ended, if it could not report it on its admin socket."""
+    """Returns the reason why a daemon ended, if the daemon could not report it on its admin socket."""
     if child is not None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(LAST_WORDS_SECS)
@@ -120,7 +121,8 @@ def _why(settings: Settings, child: subprocess.Popen[bytes] | None) -> str:
 
 
 def _booting_daemon(settings: Settings) -> tuple[AdminClient, subprocess.Popen[bytes] | None]:
-    """A client of the daemon's admin socket, and the daemon's process if we started it."""
+    """Returns a client of the daemon's admin socket. Also returns the daemon's process, if this function
+    started it."""
     child: subprocess.Popen[bytes] | None = None
     while True:
         with contextlib.suppress(DaemonUnreachable):
@@ -160,14 +162,14 @@ def _start(settings: Settings) -> subprocess.Popen[bytes]:
 
 
 def _absolute(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment with absolute paths, for a process in another directory."""
+    """Returns the environment with absolute paths, for a process in another directory."""
     names = ["INFERD_CONFIG", *(option.env for option in OPTIONS if isinstance(option.kind, FilePath))]
     given = {name: Path(environment[name]).expanduser() for name in names if name and environment.get(name)}
     return {**environment, **{name: str(Path.cwd() / path) for name, path in given.items()}}
 
 
 def _last_words(settings: Settings) -> str:
-    """The last line of the daemon's stderr."""
+    """Returns the last line of the daemon's stderr."""
     try:
         lines = log_path(settings).read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError:

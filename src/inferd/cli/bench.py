@@ -1,7 +1,8 @@
 """``inferd bench``: measures the speed of the daemon's model on this machine.
 
-The measurements are a client's: the times of the first and the last chunk of each answer. Each prompt is
-new, so only the measurement of the cache uses the cache. Load by other programs makes the numbers worse.
+It measures as a client: the times when the first and the last chunk of each answer arrive. Each prompt is
+new, so the cache has an effect only on the measurement of the cache. Other programs that run meanwhile make
+the numbers worse.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ from inferd.client import Client, Done, Token
 from inferd.errors import DaemonUnreachable, RequestFailed
 
 LONG_PIECES = 90
-"""Pieces of a prompt of about a thousand tokens; halved until the prompt fits the context."""
+"""The number of notes in the long prompt, which then has about a thousand tokens. It is halved until the
+prompt fits the context."""
 READING = 10.0
-"""Tokens per second: faster than a person reads."""
+"""A speed in tokens per second. An answer at this speed comes faster than a person reads."""
 MOST_STREAMS = 16
 BAR = 30
 
@@ -39,7 +41,8 @@ _THINGS = ("river", "clock", "garden", "engine", "letter", "island", "winter", "
 
 @dataclass(frozen=True)
 class Streams:
-    """``count`` concurrent answers: tokens per second of all together, and of the slowest."""
+    """The speeds of ``count`` concurrent answers, in tokens per second: of all answers together, and of the
+    slowest."""
 
     count: int
     together: float
@@ -48,8 +51,8 @@ class Streams:
 
 @dataclass(frozen=True)
 class Measured:
-    """Results in seconds, tokens, and tokens per second. On the second send of the long prompt,
-    ``long_cached`` of its ``long_tokens`` were in the cache."""
+    """The results, in seconds, tokens, and tokens per second. When the long prompt was sent for the second
+    time, ``long_cached`` of its ``long_tokens`` were in the cache."""
 
     model: str
     backend: str
@@ -75,12 +78,12 @@ class _Timed:
 
     @property
     def rate(self) -> float:
-        """Tokens per second after the first token."""
+        """The tokens per second after the first token."""
         return (self.done.completion_tokens - 1) / max(self.ended - self.first, 1e-9)
 
 
 class Bench:
-    """Runs the measurements through one client; calls ``note`` with the name of each step."""
+    """Runs the measurements through one client. Calls ``note`` with the name of each step."""
 
     def __init__(self, client: Client, model: str | None, tokens: int, note: Callable[[str], None]) -> None:
         self._client = client
@@ -126,7 +129,7 @@ class Bench:
         return " ".join([*notes, "What is late?"])
 
     def _twice(self) -> tuple[_Timed, _Timed]:
-        """Sends a long prompt twice; halves it until it fits the context."""
+        """Sends a long prompt twice. Halves the prompt until it fits the context."""
         while True:
             prompt = self._long(self._pieces)
             try:
@@ -157,7 +160,8 @@ class Bench:
             return list(pool.map(lambda prompt: self._ask(prompt, self._tokens), prompts))
 
     def _together(self, timed: Sequence[_Timed]) -> tuple[float, float]:
-        """Tokens per second of all answers together, and of the slowest; the median of sequential ones."""
+        """Returns the tokens per second of all answers together, and of the slowest. If the answers did not
+        overlap, returns the median twice."""
         rates = [each.rate for each in timed]
         began, ended = max(each.first for each in timed), min(each.ended for each in timed)
         if ended <= began:  # they did not overlap
@@ -166,13 +170,13 @@ class Bench:
 
 
 def bar(value: float, most: float, width: int = BAR) -> str:
-    """A bar whose length shows ``value``; the bar for ``most`` is ``width`` characters long."""
+    """Returns a bar whose length shows ``value``. The bar for ``most`` is ``width`` characters long."""
     eighths = round(value / most * width * 8) if most > 0 else 0
     return "█" * (eighths // 8) + _BLOCKS[eighths % 8].strip()
 
 
 def report(found: Measured) -> list[str]:
-    """The report: the numbers in sentences, and the streams as a plot."""
+    """Returns the report: the numbers in sentences, and the speeds of concurrent answers as a plot."""
     computed = found.long_tokens - found.long_cached
     prefill = found.long_tokens / found.long_first if found.long_first > 0 else 0.0
     lines = [

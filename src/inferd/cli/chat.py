@@ -105,7 +105,7 @@ def chat_command(
 
 
 class Chat:
-    """The conversation. It keeps a question once the question has an answer, even a partial one."""
+    """The conversation. A question becomes part of it as soon as any text of the answer has arrived."""
 
     def __init__(
         self,
@@ -128,12 +128,12 @@ class Chat:
         self._asked_at = 0
 
     def connect(self, *, compare: bool = False) -> None:
-        """Connects to the daemon; starts a new daemon if the old one has stopped."""
+        """Connects to the daemon. Starts a new daemon if the old one has stopped."""
         with Progress() as progress:
             background.connect(self._client, self._daemon, progress.frame, compare=compare)
 
     def ask(self, text: str) -> None:
-        """Sends ``text`` with the attachments, and writes the answer."""
+        """Sends ``text`` with the attachments that have not been sent yet, and writes the answer."""
         text = "\n\n".join((*self._files, text))
         attached: list[Any] = [*self._attached]
         self._files.clear()
@@ -141,7 +141,7 @@ class Chat:
         self._ask([*attached, text] if attached else text)
 
     def _ask(self, question: str | list[Any]) -> None:
-        """Sends the question, and the results of the tools that the model calls."""
+        """Sends the question. As long as the model calls tools, asks for their results and sends them."""
         self._last, self._asked_at = question, len(self.turns)
         choices = dict(self._choices)
         calls = self._answer(question, choices)
@@ -160,7 +160,7 @@ class Chat:
     def _answer(self, content: str | list[Any], choices: dict[str, Any]) -> list[ToolUse]:
         """Streams one answer, and returns its tool calls.
 
-        Ctrl-C ends the answer, and an error is printed; after both the chat continues.
+        Ctrl-C ends only the answer, and an error is only printed. In both cases the chat continues.
         """
         question = {"role": "user", "content": content}
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
@@ -200,9 +200,10 @@ class Chat:
     def _events(
         self, turns: list[dict[str, Any]], choices: dict[str, Any], on_progress: OnProgress
     ) -> Iterator[Any]:
-        """The events of the answer.
+        """Yields the events of the answer.
 
-        A request with text alone goes over v1, which every daemon serves; any other request goes over v2.
+        A request with nothing but text is sent on v1, which every daemon serves. Any other request is sent on
+        v2.
         """
         text_alone = all(isinstance(turn["content"], str) for turn in turns)
         if text_alone and not {"tools", "thinking"} & choices.keys():
@@ -213,7 +214,7 @@ class Chat:
                 yield from events
 
     def command(self, line: str) -> bool:
-        """Runs a line that starts with a slash; ``False`` ends the chat."""
+        """Runs a line that starts with a slash. Returns False to end the chat."""
         word, _, rest = line.partition(" ")
         if word in _LEAVE:
             return False
@@ -268,7 +269,7 @@ class Chat:
         say(f"(model: {name or 'the own one of the daemon'})", err=True)
 
     def _set(self, words: str) -> None:
-        """Sets an option, with the parser and bounds of the command line."""
+        """Sets an option. The value is parsed and checked as on the command line."""
         name, _, value = words.partition(" ")
         flag = f"--{name.replace('_', '-')}"
         option = next((each for each in chat_command.params if flag in each.opts and name in SETTABLE), None)
@@ -338,7 +339,7 @@ def _converse(chat: Chat) -> None:
 
 
 def _ask_for_result(call: ToolUse) -> str | None:
-    """Asks for the result of a tool call in the terminal; returns ``None`` after Ctrl-C or Ctrl-D."""
+    """Asks for the result of a tool call in the terminal. Returns ``None`` after Ctrl-C or Ctrl-D."""
     from prompt_toolkit import PromptSession
 
     try:
@@ -348,7 +349,7 @@ def _ask_for_result(call: ToolUse) -> str | None:
 
 
 def _history_file() -> Path:
-    """The history file, created readable by its owner only."""
+    """Returns the path of the history file. Creates the file so that only its owner can read it."""
     path = paths.history_path()
     ensure_private_dir(path.parent)
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))

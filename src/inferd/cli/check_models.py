@@ -1,6 +1,6 @@
-"""Checks of ``inferd doctor``: the models and the remote servers.
+"""The checks of ``inferd doctor`` for the models and the remote servers.
 
-A model is hashed only if the daemon would hash it. The check of a server only connects to it, and sends no
+A model is hashed only if the daemon would hash it, too. The check of a server connects to it, but sends no
 request.
 """
 
@@ -109,7 +109,8 @@ def _file(path: Path, sha256: str | None) -> Finding:
 
 
 def _fits(path: Path) -> Finding | None:
-    """A finding if the model is too large; ``None`` if it fits or its size is unknown."""
+    """Returns a finding if the model is too large for the memory. Returns ``None`` if it fits or its size is
+    unknown."""
     if not {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= set(getattr(os, "sysconf_names", ())):
         return None
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -141,7 +142,7 @@ def _daemons(entry: InferdEntry) -> Findings:
 
 
 def _unserved(path: str) -> str:
-    """The reason why the Unix socket is not served; empty if the socket is served."""
+    """Returns the reason why no process serves the Unix socket, or an empty string if one does."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(CONNECT_SECS)
         try:
@@ -183,7 +184,7 @@ def _is_here(url: str) -> bool:
 
 
 def _unreachable(url: str) -> str:
-    """The reason why ``url`` cannot be reached; empty if ``url`` can be reached."""
+    """Returns the reason why ``url`` cannot be reached, or an empty string if it can."""
     parts = urlsplit(url)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:

@@ -1,6 +1,6 @@
-"""Checks of ``inferd doctor``: the directories, sockets, ports and limits that a daemon needs.
+"""The checks of ``inferd doctor`` for the directories, sockets, ports and limits that a daemon needs.
 
-The checks create and remove nothing. If no daemon runs, a port is tested by binding it for a moment.
+The checks create and remove nothing. A port is tested only if no daemon runs, by binding it for a moment.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _directory(name: str, path: Path, variable: str, private: bool = False) -> F
 
 
 def _sockets(settings: Settings) -> Iterator[tuple[str, str | None, Path | None]]:
-    """(name, TCP address, path) of every socket of the daemon."""
+    """Yields the name, the TCP address and the path of every socket of the daemon."""
     yield "admin socket", None, settings.admin_addr
     names = {
         "v1": "inference socket",
@@ -132,7 +132,7 @@ def sockets(settings: Settings) -> Findings:
 
 
 def _listens(path: Path) -> bool:
-    """Whether a process listens on the socket, found without connecting; Linux only."""
+    """Whether a process listens on the socket. It is found out without connecting, and only on Linux."""
     try:
         rows = Path("/proc/net/unix").read_text().splitlines()
     except OSError:

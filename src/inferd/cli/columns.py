@@ -1,6 +1,6 @@
-"""Plain-text tables for commands that must start quickly: without importing rich.
+"""Plain-text tables for commands that must start quickly. It does not import rich.
 
-A daemon's frames may quote clients, so no control character reaches the terminal.
+The frames of a daemon may quote clients, so control characters are removed before text reaches the terminal.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PIPE_COLUMNS = 10_000
 
 
 def aligned(rows: Iterable[Sequence[object]]) -> list[str]:
-    """The rows as lines; each column is as wide as its longest cell.
+    """Formats the rows as lines. Each column is as wide as its longest cell.
 
     All rows must have the same number of cells.
     """
@@ -27,18 +27,20 @@ def aligned(rows: Iterable[Sequence[object]]) -> list[str]:
 
 
 def wrapped(text: str, width: int) -> list[str]:
-    """The text as lines that fit ``width``; the lines after the first are indented further."""
+    """Splits the text into lines that fit ``width``. The lines after the first are indented further."""
     indent = " " * (len(text) - len(text.lstrip()))
     return textwrap.wrap(text, max(width, 20), subsequent_indent=indent + "  ", break_on_hyphens=False)
 
 
 def terminal_width() -> int:
-    """The columns of the terminal on stdout; 80 where it does not know them. (Python 3.10 takes its 0.)"""
+    """Returns the number of columns of the terminal on stdout, or 80 if it is unknown. (Python 3.10 would
+    return the 0 that such a terminal reports.)"""
     return shutil.get_terminal_size().columns or 80
 
 
 def screen_width() -> int:
-    """The columns of the terminal on stdout; practically unlimited for a pipe."""
+    """Returns the number of columns of the terminal on stdout. For a pipe the number is practically
+    unlimited."""
     return terminal_width() if sys.stdout.isatty() else PIPE_COLUMNS
 
 
@@ -47,7 +49,7 @@ def cut(text: str, width: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time in a suitable unit: ``0.42 ms``, ``85 ms``, ``3.1 s``, ``12 min``, ``5 h``."""
+    """Formats a time in a suitable unit, such as ``0.42 ms``, ``85 ms``, ``3.1 s``, ``12 min`` or ``5 h``."""
     for limit, unit, name in ((1, 1e-3, "ms"), (120, 1, "s"), (7200, 60, "min"), (172800, 3600, "h")):
         if seconds < limit:
             return f"{_short(seconds / unit)} {name}"
@@ -59,7 +61,7 @@ def megabytes(size: int) -> str:
 
 
 def rate(per_second: float | None) -> str:
-    """A speed in tokens per second; ``-`` if unknown."""
+    """Formats a speed in tokens per second, or ``-`` if it is unknown."""
     return "-" if per_second is None else _short(per_second)
 
 
@@ -72,7 +74,7 @@ def _short(value: float) -> str:
 
 
 def caller(row: dict[str, object]) -> str:
-    """The caller of a request: a user and a command, or an address."""
+    """Returns the caller of a request: a user and a command, or an address."""
     pid, uid = row.get("peer_pid"), row.get("peer_uid")
     if not isinstance(pid, int):
         return str(row.get("peer"))
@@ -90,7 +92,8 @@ def _user(uid: object) -> str:
 
 
 def _command(pid: int, uid: object) -> str:
-    """The name of the process, if it still runs as this user; else empty."""
+    """Returns the name of the process, or an empty string if the process does not run as user ``uid`` any
+    more."""
     process = Path(f"/proc/{pid}")
     try:
         if process.stat().st_uid != uid:

@@ -1,4 +1,4 @@
-"""The group of commands; a command's module is imported on demand."""
+"""The group of commands. The module of a command is imported only when the command is needed."""
 
 from __future__ import annotations
 

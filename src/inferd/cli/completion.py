@@ -1,4 +1,4 @@
-"""``inferd completion``: the script by which a shell completes commands, options and names of models.
+"""``inferd completion``: prints the script by which a shell completes commands, options and names of models.
 
 The script calls ``inferd`` with a variable in its environment, and click prints the completions.
 """
@@ -31,7 +31,7 @@ def completion_command(shell: str) -> None:
 
 
 def script(shell: str) -> str:
-    """The completion script of one of SHELLS."""
+    """Returns the completion script of one of SHELLS."""
     from inferd.cli.commands import app
 
     kinds = {"bash": BashComplete, "zsh": ZshComplete, "fish": FishComplete}

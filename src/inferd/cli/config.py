@@ -1,7 +1,7 @@
-"""``inferd config``: the effective configuration, and the config file.
+"""``inferd config``: shows and checks the effective configuration, and writes the config file.
 
-``show`` and ``check`` read every source as ``inferd serve`` does, so they report the configuration of a
-daemon started now. Secrets are never printed.
+``show`` and ``check`` read flags, environment and config file as ``inferd serve`` does. So they report the
+configuration that a daemon would have if it started now. Secrets are never printed.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def check(file: Path | None) -> None:
 
 
 def _check_models(given: LoadedConfig) -> None:
-    """Raises an error for a model unknown to store and catalogue, or a missing file."""
+    """Raises an error if neither the store nor the catalogue has a model, or if a file is missing."""
     from inferd.store.fetch import resolve
     from inferd.store.models import ModelStore
 
@@ -136,7 +136,8 @@ def init(path: Path | None, model: str, model_path: Path | None, force: bool) ->
 
 
 def _write(path: Path, text: str, force: bool) -> None:
-    """Writes a file atomically, readable by its owner only; replaces an existing file only with ``force``."""
+    """Writes a file atomically, so that only its owner can read it. Replaces an existing file only with
+    ``force``."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         make_private_dirs(path.parent)
@@ -182,7 +183,7 @@ def _shown(value: Any) -> Any:
 
 
 def _text(value: Any) -> str:
-    """The value as users write it."""
+    """Formats the value as users write it."""
     if isinstance(value, dict):
         return ", ".join(f"{key} {_text(given)}" for key, given in value.items())
     if isinstance(value, bool):

@@ -1,7 +1,7 @@
-"""``inferd stop`` and ``reload``: signals to the daemon's process.
+"""``inferd stop`` and ``inferd reload``, which send signals to the daemon's process.
 
-Without ``INFERD_ADDRESS`` the process is the holder of the lock. With it, the process serves the admin socket
-of that daemon.
+Without ``INFERD_ADDRESS``, it is the process that holds the lock. With ``INFERD_ADDRESS``, it is the process
+that serves the admin socket of that daemon.
 """
 
 from __future__ import annotations
@@ -87,10 +87,10 @@ def reload_command() -> None:
 
 
 def _named() -> int:
-    """The process of the daemon that ``INFERD_ADDRESS`` names.
+    """Returns the pid of the daemon that ``INFERD_ADDRESS`` names.
 
-    A daemon behind a forwarded socket reports the number of a process on its own machine. The number
-    therefore counts only if the socket was made by that process or its parent, such as systemd.
+    If the socket is forwarded from another machine, the pid that the daemon reports belongs to a process
+    there. So the pid is used only if the socket was made by that process or by its parent, such as systemd.
     """
     address = admin_address()
     with AdminClient(address, timeout=ANSWER_SECS) as admin:
@@ -117,7 +117,8 @@ def _has_ended(pid: int) -> bool:
 
 
 def _stat(pid: int) -> list[str]:
-    """The state of a process, its parent and further facts; nothing where there is no ``/proc``."""
+    """Returns the state of a process, the pid of its parent and further facts. Returns an empty list on a
+    system without ``/proc``."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -126,7 +127,7 @@ def _stat(pid: int) -> list[str]:
 
 
 def _running(lock: Path) -> int | None:
-    """The process of the daemon; ``None`` if no daemon runs."""
+    """Returns the pid of the daemon, or ``None`` if no daemon runs."""
     if not is_held(lock):
         return None
     pid = holder(lock)

@@ -1,8 +1,9 @@
 """``inferdctl``: the commands of inferd 0.2.1, with its output and exit codes.
 
-stdout is machine-readable: ``status`` and ``watch`` print one JSON object per line, with sorted keys, and
-``doctor`` one line per check. An error is a line on stderr that begins with ``error:``, and exit code 2. Exit
-code 1: the daemon is not ready, or a check failed. Both options may precede or follow the command.
+Its output is for programs: ``status`` and ``watch`` print one JSON object on each line, with sorted keys, and
+``doctor`` prints one line for each check. An error is printed to stderr as a line that begins with
+``error:``, and the exit code is 2. The exit code 1 means that the daemon is not ready or a check failed. Both
+options may stand before or after the command.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs ``inferdctl`` with ``arguments`` (default: the process's own); returns the exit code."""
+    """Runs ``inferdctl`` with ``arguments``, by default those of the process. Returns the exit code."""
     if arguments is None:
         collect_less()
     given = sys.argv[1:] if arguments is None else arguments
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _globals(command: F) -> F:
-    """Adds ``--config`` and ``--admin-addr``, which the group and each command accept."""
+    """Adds ``--config`` and ``--admin-addr``, which both the group and each command accept."""
     for name, where in (("admin_addr", "The admin socket to talk to."), ("config", "The config file.")):
         flag = "--" + name.replace("_", "-")
         command = click.option(flag, name, type=KindType(FilePath()), metavar="PATH", help=where)(command)
@@ -67,7 +68,7 @@ def ctl(context: click.Context, /, **flags: Path | None) -> None:
 
 
 def _command(work: Callable[[LoadedConfig], int]) -> Callable[[LoadedConfig], int]:
-    """Makes a command of the group that gets the configuration."""
+    """Makes ``work`` a command of the group. It is called with the configuration."""
 
     @_globals
     @click.pass_obj

@@ -14,7 +14,7 @@ ASK_SECS = 1.0
 
 
 def tell(settings: Settings) -> None:
-    """Names on stderr the variables and keys that have no effect on the running daemon."""
+    """Prints to stderr the variables and keys that have no effect on the running daemon."""
     with contextlib.suppress(InferdError):
         given = sources.read({})
         if not given.origins:

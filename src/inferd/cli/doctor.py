@@ -1,7 +1,7 @@
-"""``inferd doctor``: finds faults of this machine, and names remedies.
+"""``inferd doctor``: finds faults of this machine, and suggests remedies.
 
-A check changes nothing, and an exception in it is a finding, too. The engine is tested in a separate process,
-so that a crash of native code becomes a finding.
+A check changes nothing. If it raises an exception, that is a finding, too. The engine is tested in a process
+of its own, so that a crash of native code becomes a finding.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def doctor_command(as_json: bool) -> int:
 
 
 def examine() -> Findings:
-    """All findings, in the order in which a daemon would encounter their causes."""
+    """Yields all findings, in the order in which a daemon would meet their causes."""
     given = sources.read({})
     settings = given.settings
     if given.problem is not None:
@@ -183,7 +183,8 @@ def _devices(
     threads: int,
     companions: dict[str, str],
 ) -> Findings:
-    """``companions`` has for each the reason why it is not loaded, or ``""``."""
+    """Reports the devices for computation. ``companions`` has, for each companion package, the reason why it
+    is not loaded, or ``""``."""
     sets = " ".join(re.findall(r"(\w+) = 1", features))
     yield Finding("engine", "ok", f"CPU variant {variant}; {threads} useful threads; {sets}")
     for companion, problem in companions.items():
@@ -222,7 +223,7 @@ def _daemon(settings: Settings) -> Findings:
 
 
 def _engine_process(name: str, engine: dict[str, Any]) -> Finding:
-    """The state of a model's process, and the parts of its sandbox that are not in force."""
+    """Reports the state of a model's process, and the parts of its sandbox that are not active."""
     what = f"engine {name}"
     if engine["problem"]:
         return Finding(what, "fail", engine["problem"], "mend the model, then reload: inferd reload")

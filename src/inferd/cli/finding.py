@@ -1,4 +1,4 @@
-"""A line of the report of ``inferd doctor``."""
+"""The result of one check of ``inferd doctor``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ State = Literal["ok", "warn", "fail"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """``advice`` is the remedy; empty if the check passed."""
+    """One line of the report. ``advice`` is the remedy. It is empty if the check passed."""
 
     name: str
     state: State

@@ -1,4 +1,4 @@
-"""``inferd http``: the HTTP bridge alone, in the foreground, in front of a running daemon."""
+"""``inferd http``: runs only the HTTP bridge, in the foreground, for a daemon that already runs."""
 
 from __future__ import annotations
 

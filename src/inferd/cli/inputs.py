@@ -31,7 +31,7 @@ TYPES: dict[Literal["image", "audio"], dict[str, str]] = {
 
 
 def media(kind: Literal["image", "audio"], path: Path) -> Attachment:
-    """Reads an image or a sound from a file; the suffix of the file's name gives the format."""
+    """Reads an image or a sound from a file. The suffix of the file's name determines the format."""
     mime = TYPES[kind].get(path.suffix.lower())
     if mime is None:
         known = ", ".join(TYPES[kind])
@@ -40,12 +40,12 @@ def media(kind: Literal["image", "audio"], path: Path) -> Attachment:
 
 
 def text_file(path: Path) -> Attachment:
-    """A text file as an attachment; ``-`` is stdin."""
+    """Reads a text file as an attachment. ``-`` means stdin."""
     return Attachment("text", (_stdin() if path == STDIN else text(path)).encode())
 
 
 def text(path: Path) -> str:
-    """A file of UTF-8 text."""
+    """Reads a file of UTF-8 text."""
     try:
         return _read(path).decode()
     except UnicodeDecodeError:
@@ -53,7 +53,7 @@ def text(path: Path) -> str:
 
 
 def json_object(given: str) -> dict[str, Any]:
-    """A JSON object, given inline or as a file name."""
+    """Returns a JSON object. ``given`` is the JSON itself or the name of a file."""
     found = _json(given)
     if not isinstance(found, dict):
         raise UsageError(f"{_named(given)} must hold a JSON object")
@@ -61,9 +61,10 @@ def json_object(given: str) -> dict[str, Any]:
 
 
 def tools(given: str) -> list[dict[str, Any]]:
-    """One tool or a list of tools in wire form, given inline or as a file name.
+    """Returns the tools in the form of the wire. ``given`` is the JSON of one tool or of a list of tools, or
+    the name of a file.
 
-    Also accepts OpenAI's form, an object ``function`` whose schema is called ``parameters``.
+    OpenAI's form is accepted, too. It has an object ``function`` whose schema is called ``parameters``.
     """
     found = _json(given)
     return [_tool(each, given) for each in (found if isinstance(found, list) else [found])]
@@ -85,9 +86,10 @@ def _tool(given: Any, source: str) -> dict[str, Any]:
 
 
 def prompt(words: Sequence[str], *, stdin_taken: bool = False) -> str:
-    """The prompt: the words, followed by piped input; ``-`` is stdin alone.
+    """Returns the prompt: the words, and then the piped input. With ``-`` or without words, the prompt is
+    stdin alone.
 
-    ``stdin_taken``: another option of the request has already read stdin.
+    ``stdin_taken`` means that another option of the request has already read stdin.
     """
     text = " ".join(words)
     if any(0xD800 <= ord(char) <= 0xDFFF for char in text):
@@ -108,7 +110,7 @@ def prompt(words: Sequence[str], *, stdin_taken: bool = False) -> str:
 
 
 def lines(arguments: tuple[str, ...], what: str) -> list[str]:
-    """The arguments; without any, or for ``-``, the lines of stdin."""
+    """Returns the arguments. Without arguments, or for ``-``, returns the lines of stdin."""
     if arguments and arguments != ("-",):
         return list(arguments)
     if not arguments and _stdin_is_terminal():
@@ -130,7 +132,7 @@ def _json(given: str) -> Any:
 
 
 def _is_inline(given: str) -> bool:
-    """Whether ``given`` is JSON itself rather than the name of a file."""
+    """Whether ``given`` is JSON itself, and not the name of a file."""
     return given.lstrip().startswith(("{", "["))
 
 
@@ -150,7 +152,7 @@ def _read(path: Path) -> bytes:
 
 
 def _stdin_is_terminal() -> bool:
-    """Whether stdin is a terminal; true also for a process without a stdin."""
+    """Whether stdin is a terminal. True also for a process without stdin."""
     return sys.stdin is None or sys.stdin.closed or sys.stdin.isatty()
 
 

@@ -1,4 +1,5 @@
-"""The kinds of the option table as types of click's options; imports no client, to keep ``serve`` small."""
+"""The kinds of the option table, as types of click's options. This module imports no client, so that
+``serve`` stays small."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ else:
 
 
 class KindType(ParamType):
-    """A kind of the option table as the type of a click option."""
+    """A kind of the option table, as the type of a click option."""
 
     def __init__(self, kind: Kind) -> None:
         self.kind = kind

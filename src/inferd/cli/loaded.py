@@ -1,4 +1,4 @@
-"""``inferd ps``, ``load`` and ``unload``: the models that a daemon has in memory."""
+"""``inferd ps``, ``load`` and ``unload``, for the models that a daemon has in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``inferd logs``: the activity log, as short text."""
+"""``inferd logs``: shows the activity log as short text."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _show(line: bytes, as_json: bool) -> None:
 
 
 def _following(path: Path) -> Iterator[bytes]:
-    """Complete lines appended to the file from now on, also after a rotation."""
+    """Yields the complete lines that are appended to the file from now on. Continues after a rotation."""
     position = path.stat().st_size if path.exists() else 0
     number = path.stat().st_ino if path.exists() else 0
     while True:

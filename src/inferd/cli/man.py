@@ -1,4 +1,4 @@
-"""Generates man pages from the commands' help: ``inferd.1``, an ``inferd-COMMAND.1`` per command,
+"""Generates man pages from the help of the commands: ``inferd.1``, one ``inferd-COMMAND.1`` for each command,
 ``inferd-daemon.1`` and ``inferdctl.1``.
 """
 
@@ -12,7 +12,7 @@ from inferd import __version__
 
 
 def pages() -> dict[str, str]:
-    """File name → page."""
+    """Returns the pages by file name."""
     from inferd.cli.commands import app
     from inferd.cli.ctl import ctl
     from inferd.cli.serve import daemon_command
@@ -72,6 +72,6 @@ def _paragraphs(text: str) -> Iterator[str]:
 
 
 def _text(text: str) -> str:
-    """The text, escaped for roff."""
+    """Returns the text, escaped for roff."""
     escaped = text.replace("\\", "\\e").replace("-", "\\-").replace("'", "\\(aq").replace("`", "\\(ga")
     return f"\\&{escaped}" if escaped.startswith(".") else escaped

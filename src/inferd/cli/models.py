@@ -1,4 +1,5 @@
-"""``inferd pull``, ``import``, ``list``, ``rm``, ``verify`` and ``gc``: the model store and the catalogue."""
+"""``inferd pull``, ``import``, ``list``, ``rm``, ``verify`` and ``gc``, for the model store and the
+catalogue."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ _LICENSE = click.option(
 
 
 def _interruptible(work: Callable[[Show, threading.Event], T]) -> T:
-    """Runs ``work`` and shows its progress. Ctrl-C cancels the work and waits for its clean-up."""
+    """Runs ``work`` and shows its progress. After Ctrl-C, cancels ``work`` and waits until it has
+    cleaned up."""
     cancelled = threading.Event()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # In a thread, because KeyboardInterrupt is raised in the main thread only.
@@ -59,9 +61,9 @@ def _interruptible(work: Callable[[Show, threading.Event], T]) -> T:
 def fetch_shown(
     store: ModelStore, find: Callable[[Show, threading.Event], CatalogueModel | ModelSpec], again: bool = True
 ) -> OpenModel:
-    """Fetches the model that ``find`` returns, unless it is stored.
+    """Fetches the model that ``find`` returns, unless the store has it.
 
-    With ``again``, a stored model is hashed again.
+    With ``again``, a model in the store is hashed again.
     """
     from inferd.store.fetch import ensure_model
 
@@ -288,7 +290,8 @@ def list_command(as_json: bool) -> None:
 
 
 def _memory(settings: Settings, paths: Sequence[Path]) -> int | None:
-    """The memory that the model in these files needs, in bytes; ``None`` for an unreadable header."""
+    """Returns how many bytes of memory the model in these files needs, or ``None`` if a header is
+    unreadable."""
     from inferd.daemon.memory import context_sizes
     from inferd.store.gguf import card_of_files
 

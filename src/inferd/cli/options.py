@@ -1,4 +1,4 @@
-"""Options shared by several commands, and their combined meaning."""
+"""The options that several commands share, and the functions that evaluate them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Number(click.FloatRange):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The surface of a daemon to connect to. A daemon at an explicit address is never started."""
+    """The surface of a daemon to connect to. If the address is given explicitly, no daemon is started."""
 
     settings: Settings
     address: str
@@ -51,7 +51,7 @@ class Target:
         return key.reveal() if key is not None else None
 
     def client(self) -> Client:
-        """A client of this surface."""
+        """Returns a client for this surface."""
         if self.surface == "v2" and self.v2_address is None:
             at: dict[str, Any] = {"address": self.address}
         else:
@@ -67,7 +67,7 @@ def _command_name() -> str:
 
 
 def target(address: str | None, api_key_file: Path | None, surface: Surface = "v1") -> Target:
-    """The daemon at ``--address``, else that of the configuration."""
+    """Returns the daemon at ``--address``, or else the one of the configuration."""
     settings, _ = sources.load({"api_key_file": api_key_file}, serving=False)
     if address is not None:
         beside = Addresses({"v1": address, surface: None} if surface != "v1" else {"v1": address})
@@ -139,7 +139,7 @@ def attachment_options(command: F) -> F:
 
 
 def attachments(image: Sequence[Path], audio: Sequence[Path], file: Sequence[Path]) -> list[Attachment]:
-    """The attachments of these options. Raises UsageError for an unreadable file."""
+    """Returns the attachments that these options name. Raises UsageError for an unreadable file."""
     if list(file).count(inputs.STDIN) > 1:
         raise UsageError("`--file -` is given twice, but stdin can be read once")
     return [
@@ -178,7 +178,7 @@ def tool_options(command: F) -> F:
 
 
 def tool_choices(tools: str | None, tool_choice: str | None, thinking: bool | None) -> dict[str, Any]:
-    """The keyword arguments of ``Client.messages`` for the tool options that were given."""
+    """Returns the keyword arguments of ``Client.messages`` for the tool options that were given."""
     choices: dict[str, Any] = {}
     if tools is not None:
         choices["tools"] = inputs.tools(tools)
@@ -196,7 +196,7 @@ def tool_choices(tools: str | None, tool_choice: str | None, thinking: bool | No
 
 
 def sampling_options(command: F) -> F:
-    """Adds the options of a generation; the daemon checks their bounds and sets their defaults."""
+    """Adds the options of a generation. The daemon checks their bounds and sets their defaults."""
     for option in reversed(
         (
             click.option(
@@ -315,7 +315,7 @@ def sampling_options(command: F) -> F:
 
 
 def _check(choices: Mapping[str, Any]) -> None:
-    """Raises UsageError for values that the daemon would refuse."""
+    """Raises UsageError for a value that the daemon would refuse."""
     from inferd.sampling import NAMES  # both import msgspec, which a request without options does not need
     from inferd.wire.sampling import Sampling, check
 
@@ -336,7 +336,8 @@ def sampling(
     deadline: float | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """The keyword arguments of ``Client.generate`` for the sampling options; most keep their names."""
+    """Returns the keyword arguments of ``Client.generate`` for the sampling options. Most have the same
+    names."""
     if grammar is not None and json_schema is not None:
         raise UsageError("--grammar and --json-schema exclude each other; give one of them")
     for name, given in (*options.items(), *(("stop", text) for text in stop)):

@@ -15,7 +15,7 @@ from inferd.errors import Unavailable
 class Answer:
     """Streams text to stdout and flushes it.
 
-    On a terminal, control characters are neutralised and words wrapped; a pipe gets the text unchanged.
+    On a terminal, control characters are replaced and words are wrapped. A pipe gets the text unchanged.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -33,14 +33,14 @@ class Answer:
         self._last = text[-1:] or self._last
 
     def end(self) -> None:
-        """Ends the answer, so that other output starts on a new line."""
+        """Ends the answer. Further output starts on a new line."""
         if self._last not in ("", "\n"):
             self._stream.write("\n")
         self._stream.flush()
 
 
 def check_done(done: Done | MessageDone) -> None:
-    """Reports an incomplete answer on stderr; raises Unavailable if the daemon ended the answer early."""
+    """Reports an incomplete answer on stderr. Raises Unavailable if the daemon ended the answer early."""
     if done.stop_reason in ("length", "max_tokens"):
         tokens = done.completion_tokens if isinstance(done, Done) else done.output_tokens
         say(f"(cut after {tokens} tokens, by --max-tokens or the model's context)", err=True)
@@ -51,7 +51,7 @@ def check_done(done: Done | MessageDone) -> None:
 
 
 def summary(done: Done | MessageDone) -> str:
-    """One line with the tokens and times of an answer."""
+    """Returns one line with the tokens and times of an answer."""
     if isinstance(done, Done):
         read, written = done.prompt_tokens, done.completion_tokens
     else:

@@ -1,6 +1,7 @@
 """Shows the steps of loading a model on stderr.
 
-On a terminal each step is a progress bar that is removed when done; elsewhere one line at its start.
+On a terminal, each step has a progress bar, which is removed at its end. Elsewhere, one line is printed at
+the start of each step.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ _TITLES = {
 
 
 def title(phase: str) -> str:
-    """The displayed name of a phase."""
+    """Returns the name of a phase as it is shown."""
     return one_line(_TITLES.get(phase, phase))
 
 
 class Progress:
-    """Displays status frames or (phase, details) pairs; use it in a ``with``."""
+    """Shows the progress from status frames, or from phases with details. Use it in a ``with``."""
 
     def __init__(self) -> None:
         self._bars: Bars | None = None
@@ -49,7 +50,8 @@ class Progress:
             self.phase(str(frame.get("phase", "")), frame)
 
     def phase(self, name: str, details: Mapping[str, Any]) -> None:
-        """Shows a step, with the bytes done and in total, or a fraction, if ``details`` has them."""
+        """Shows a step. If ``details`` has them, shows the finished and the total bytes, or the finished
+        share."""
         if name in QUEUE_STEPS:
             return
         if name == "loaded":
@@ -105,14 +107,14 @@ class Progress:
         self.end()
 
     def end(self) -> None:
-        """Removes the bar, so that other text can be written. Idempotent."""
+        """Removes the bar, so that other text can be written. A second call does nothing."""
         if self._bars is not None:
             self._bars.stop()
             self._bars = self._task = None
 
 
 def _note(details: Mapping[str, Any]) -> str:
-    """A note on a download that waits or is retried."""
+    """Returns a note about a download that waits or is retried."""
     if "attempt" in details:
         return f", try {details['attempt']} ({details.get('reason', '')})"
     if "waiting_for_pid" in details:

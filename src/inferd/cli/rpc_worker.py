@@ -1,4 +1,4 @@
-"""``inferd rpc-worker``: computes a part of another host's model."""
+"""``inferd rpc-worker``: computes a part of a model for another host."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Runs a command and maps its error to an exit code.
 
-Only this module does so: the code is that of the error's class, 2 for an invalid command line, 130 after
-Ctrl-C, and 141 after a broken pipe on stdout.
+Only this module decides the exit code. It is the one of the error's class, 2 for an invalid command line, 130
+after Ctrl-C, and 141 after a broken pipe on stdout.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def run_command(
 ) -> int:
     """Runs ``command`` and returns the exit code.
 
-    An error is printed to stderr as one line, which begins with ``prefix``, by default the name of the
+    An error is printed to stderr as one line. The line begins with ``prefix``, by default the name of the
     program. The exit code after an error is ``failure``, by default the ``exit_code`` of the error's class.
     """
 
@@ -79,7 +79,8 @@ def run_command(
 
 
 def _prepare_streams() -> None:
-    """Prints characters that the locale cannot encode as ``?``, and opens a closed stderr on /dev/null."""
+    """Makes stdout and stderr print ``?`` for characters that the locale cannot encode. Opens /dev/null if
+    stderr is closed."""
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123 - for the rest of the process
     for stream in (sys.stdout, sys.stderr):
@@ -92,7 +93,7 @@ def _is_open(stream: TextIO | None) -> bool:
 
 
 def _abandon_stdout() -> None:
-    """Keeps Python's flush at exit from failing on the broken pipe."""
+    """Redirects stdout to /dev/null, so that Python's flush at exit does not fail on the broken pipe."""
     if _is_open(sys.stdout):
         with contextlib.suppress(OSError), open(os.devnull, "w") as nothing:  # noqa: PTH123
             os.dup2(nothing.fileno(), sys.stdout.fileno())

@@ -1,6 +1,7 @@
-"""Printing. Every command prints through this module, which neutralises terminal controls in the text.
+"""Prints the output of all commands. It replaces control characters in the text, so that no text can control
+the terminal.
 
-:class:`inferd.cli.output.Answer` streams answers through the same filter.
+:class:`inferd.cli.output.Answer` applies the same filter to streamed answers.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from inferd.controls import harmless, to_json
 
 
 def say(text: object = "", *, err: bool = False, head: str = "") -> None:
-    """Prints ``text`` and a line feed to stdout or stderr; ``head`` may hold click's colours."""
+    """Prints ``head``, ``text`` and a line feed to stdout or, with ``err``, to stderr. ``head`` is trusted
+    text and may have colours."""
     click.echo(head + harmless(str(text)), err=err)
 
 
 def say_status(text: str) -> None:
-    """Replaces the status line on stderr by ``text``, without a line feed; an empty ``text`` removes the
-    status line.
+    """Replaces the status line on stderr by ``text``, without a line feed. An empty ``text`` removes the
+    line.
     """
     click.echo("\r\x1b[K" + harmless(text), err=True, nl=False)
 

@@ -1,4 +1,4 @@
-"""``inferd serve``: its flags come from the option table."""
+"""``inferd serve``, whose flags come from the option table."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _flag(option: Option) -> click.Option:
 
 
 def _default(option: Option) -> str | None:
-    """The default in words; ``None`` if obvious."""
+    """Returns a description of the default, or ``None`` if the default is obvious."""
     if option.default_doc:
         return f"default {option.default_doc.replace('`', '')}"
     if option.default is None or isinstance(option.kind, Boolean):
@@ -73,7 +73,7 @@ def _run(read: Callable[[], LoadedConfig]) -> int:
 
 
 def flags_of(names: Collection[str]) -> list[click.Option]:
-    """The flags of the named options, and ``--config``."""
+    """Returns the flags of the named options, and ``--config``."""
     return [
         _CONFIG,
         *(_flag(option) for option in OPTIONS if option.flag is not None and option.name in names),
@@ -89,7 +89,7 @@ serve_command = click.Command(
 
 
 def daemon_command() -> click.Command:
-    """``inferd-daemon``, which reads the configuration as inferd 0.2.1 did."""
+    """Returns the command ``inferd-daemon``, which reads the configuration as inferd 0.2.1 did."""
     command = click.Command(
         "inferd-daemon",
         callback=_serve_as_0_2,

@@ -1,7 +1,8 @@
 """``inferd service``: runs the daemon as a user service of systemd or launchd.
 
-Written files carry a mark; files without it are never replaced or removed. The service takes its settings
-from the config file; it does not see the environment of this command, and the command says so.
+The files that the command writes have a mark. Files without this mark are never replaced or removed. The
+service gets its settings from the config file. It does not see the environment of this command, and the
+command says so.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def uninstall_command() -> None:
 
 
 class Manager(ABC):
-    """The user's service manager; its methods raise ServiceError."""
+    """The service manager of the user. Its methods raise ServiceError."""
 
     hint: str
 
@@ -83,11 +84,11 @@ class Manager(ABC):
 
     @abstractmethod
     def install(self, settings: Settings, *, on_demand: bool, gpu: bool) -> list[Path]:
-        """Writes the service's files and starts it; returns the files."""
+        """Writes the files of the service and starts the service. Returns the files."""
 
     @abstractmethod
     def uninstall(self) -> list[Path]:
-        """Stops the service and removes its files; returns the files."""
+        """Stops the service and removes its files. Returns the files."""
 
     @abstractmethod
     def is_running(self) -> bool:
@@ -115,7 +116,7 @@ class Manager(ABC):
 
 
 class Systemd(Manager):
-    """systemd's user manager."""
+    """The user manager of systemd."""
 
     hint = "it ends when you log out, unless you run: loginctl enable-linger"
 
@@ -156,7 +157,7 @@ class Systemd(Manager):
 
 
 class Launchd(Manager):
-    """launchd, in the session of the user logged in at the screen."""
+    """launchd, in the session of the user who is logged in at the screen."""
 
     hint = "it ends when you log out"
 
@@ -202,7 +203,7 @@ def _manager() -> Manager:
 
 
 def _command() -> list[str]:
-    """The command that starts this installation from any directory."""
+    """Returns the command that starts this installation from any directory."""
     return [sys.executable, "-m", "inferd", "serve"]
 
 

@@ -1,7 +1,7 @@
 """Generates the files below ``share``: man pages and completion scripts.
 
-``python -m inferd.cli.share DIRECTORY`` writes them: ``man/man1`` for man, and a script each for bash, zsh
-and fish, in the directory that the shell searches. The wheels that ``packaging/wheels.py``
+``python -m inferd.cli.share DIRECTORY`` writes the man pages to ``man/man1``. It also writes one script for
+each of bash, zsh and fish, to the directory that the shell searches. The wheels that ``packaging/wheels.py``
 builds include these files.
 """
 
@@ -21,13 +21,13 @@ SCRIPTS = {
 
 
 def files() -> dict[str, str]:
-    """Path below ``share`` → text."""
+    """Returns the text of each file by its path below ``share``."""
     pages = {f"man/man1/{name}": page for name, page in man.pages().items()}
     return pages | {path: script(shell) + "\n" for shell, path in SCRIPTS.items()}
 
 
 def main(arguments: list[str]) -> int:
-    """Writes the files below the given directory; returns the exit code."""
+    """Writes the files below the given directory. Returns the exit code."""
     (directory,) = arguments
     for path, text in files().items():
         file = Path(directory) / path

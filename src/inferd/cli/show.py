@@ -1,4 +1,4 @@
-"""``inferd show``: the metadata of a model's file."""
+"""``inferd show``: shows the metadata of a model's file."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def show_command(name: str, as_json: bool) -> None:
 
 
 def _entries(settings: Settings, name: str) -> Iterator[LlamaCppEntry]:
-    """The entries of the configuration with a stored model or a model path called ``name``."""
+    """Yields the entries of the configuration whose stored model or model path is ``name``."""
     for entry in settings.backends:
         if isinstance(entry, LlamaCppEntry):
             of_store = entry.model is not None and entry.model.name == name

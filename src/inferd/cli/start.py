@@ -1,4 +1,4 @@
-"""``inferd start``: a daemon in the background."""
+"""``inferd start``: starts a daemon in the background."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``inferd status`` and ``watch``: the state and the events of a running daemon."""
+"""``inferd status`` and ``inferd watch``, which show the state and the events of a running daemon."""
 
 from __future__ import annotations
 
@@ -40,16 +40,17 @@ _FIXED = ("id", "type", "status")
 
 
 def settings_of_daemon() -> Settings:
-    """The settings that locate the daemon; an unreadable config file must not hide a running daemon."""
+    """Returns the settings by which the daemon is found. If the config file is invalid, the other sources are
+    used, so that the commands still find a running daemon."""
     from inferd.config import sources
 
     return sources.read({}).settings
 
 
 def admin_address() -> Path:
-    """The address of the admin socket.
+    """Returns the address of the admin socket.
 
-    The options are loaded only if a variable or the config file could change it.
+    The options are loaded only if a variable or the config file could change the address.
     """
     if os.environ.get("INFERD_ADDRESS"):
         return Path(default_admin_address())
@@ -99,7 +100,7 @@ def _details(frame: Frame) -> dict[str, Any]:
 
 
 def overview(state: Status, width: int = PIPE_COLUMNS) -> list[str]:
-    """The whole state in lines of at most ``width`` characters."""
+    """Formats the whole state as lines of at most ``width`` characters."""
     lines = [*wrapped(_headline(state), width), *wrapped(_totals(state), width)]
     if state.backends or state.capabilities:
         lines += ["", *_backends(state, width)]
@@ -128,7 +129,8 @@ def _totals(state: Status) -> str:
 
 
 def _backends(state: Status, width: int) -> list[str]:
-    """The backends as a table; below each its capabilities, process, cache and drafts."""
+    """Formats the backends as a table. Below each are lines about its capabilities, process, cache and
+    drafts."""
     states = {row["name"]: row for row in state.backends}
     rows: list[tuple[object, ...]] = [
         ("backend", "state", "prompt", "cached", "answer", "first", "prefill/s", "decode/s")
@@ -171,7 +173,8 @@ def _condition(row: Frame | None) -> str:
 
 
 def engine_line(row: Frame | None) -> str:
-    """One line on the state of the backend's process; empty for a backend without a process."""
+    """Returns one line about the state of the backend's process, or an empty string for a backend without a
+    process."""
     engine = (row or {}).get("engine")
     if not engine:
         return ""
@@ -188,7 +191,8 @@ def engine_line(row: Frame | None) -> str:
 
 
 def cache_line(row: Frame | None, numbers: Frame | None) -> str:
-    """One line on the use of the backend's prefix cache; empty for a cache without use and without files."""
+    """Returns one line about the use of the backend's prefix cache. It is empty if the cache was not used and
+    has no files."""
     held = numbers or {}
     reasons = {name: count for name, count in held.get("cache_misses", {}).items() if count}
     hits, misses = held.get("cache_hits", 0), sum(reasons.values())
@@ -207,7 +211,8 @@ def cache_line(row: Frame | None, numbers: Frame | None) -> str:
 
 
 def guess_line(numbers: Frame | None) -> str:
-    """Speculative decoding, and the routing of a pool's requests; empty without either."""
+    """Returns one line about speculative decoding and about the routing of a pool's requests. It is empty if
+    there is neither."""
     held = numbers or {}
     parts = []
     if held.get("drafted_tokens"):
@@ -223,7 +228,7 @@ def _counts(named: Mapping[str, int]) -> str:
 
 
 def _numbers(numbers: Frame | None) -> tuple[object, ...]:
-    """Token counts, and the medians of times and speeds."""
+    """Returns the token counts, and the medians of times and speeds."""
     if numbers is None:
         return (0, 0, 0, "-", "-", "-")
     return (
@@ -237,7 +242,7 @@ def _numbers(numbers: Frame | None) -> tuple[object, ...]:
 
 
 def _abilities(frame: Frame) -> str:
-    """The backend's kind, model and capabilities."""
+    """Returns one line with the backend's kind, model and capabilities."""
     shown = [str(frame.get("backend"))]
     if frame.get("model") not in (None, "", frame.get("name")):
         shown.append(f"model {frame['model']}")

@@ -1,4 +1,4 @@
-"""The model store of the commands, and the completion of its names."""
+"""Opens the model store for the commands, and completes the names of its models."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def open_store() -> ModelStore:
-    """The store that the settings name."""
+    """Returns the store that the settings name."""
     from inferd.store.models import ModelStore
 
     settings, _ = sources.load({}, serving=False)
@@ -22,5 +22,5 @@ def open_store() -> ModelStore:
 
 
 def stored_models(context: click.Context, parameter: click.Parameter, incomplete: str) -> Sequence[str]:
-    """The names of models in the store, for completion."""
+    """Returns the names of models in the store, for the completion of a shell."""
     return [each.name for each in open_store().list() if each.name.startswith(incomplete)]

@@ -1,4 +1,4 @@
-"""``inferd top``: the daemon's activity, redrawn each second."""
+"""``inferd top``: shows the daemon's activity, and redraws it every second."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from inferd.client.admin import AdminClient, Frame, Status
 from inferd.errors import UsageError
 
 KEPT = 60
-"""The number of past points that are drawn."""
+"""The number of past values that are drawn."""
 
 LEAVE = ("q", "Q", "\x04")
 """The keys that quit, besides Ctrl-C."""
@@ -30,7 +30,7 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 
 def sparkline(values: Sequence[float | None]) -> str:
-    """A bar for each value, scaled to the highest; a blank for ``None``."""
+    """Draws a bar for each value, scaled to the highest value. ``None`` is a blank."""
     most = max((value for value in values if value is not None), default=0.0)
     steps = len(_BARS) - 1
     return "".join(
@@ -39,14 +39,14 @@ def sparkline(values: Sequence[float | None]) -> str:
 
 
 class Trend:
-    """The history of one value; ``show`` formats it."""
+    """The history of one value. ``show`` formats the value."""
 
     def __init__(self, show: Callable[[float], str]) -> None:
         self.values: deque[float | None] = deque(maxlen=KEPT)
         self._show = show
 
     def cells(self) -> tuple[str, str, str]:
-        """The current value, the highest drawn value, and the sparkline."""
+        """Returns the current value, the highest value that is drawn, and the sparkline."""
         known = [value for value in self.values if value is not None]
         now = self.values[-1]
         return (
@@ -57,7 +57,7 @@ class Trend:
 
 
 class Trends:
-    """Rates derived from consecutive snapshots."""
+    """Rates that are computed from consecutive snapshots."""
 
     def __init__(self) -> None:
         self._before: Status | None = None
@@ -72,7 +72,7 @@ class Trends:
         }
 
     def add(self, state: Status) -> None:
-        """Adds a newer snapshot. The first snapshot gives no rate: it is only the base for the second one."""
+        """Adds a newer snapshot. The first snapshot gives no rate, since a rate is the difference of two."""
         before, self._before = self._before, state
         if before is None or state.uptime_secs <= before.uptime_secs:
             return
@@ -103,7 +103,8 @@ class Trends:
 
 
 def _between(before: Status, after: Status, part: str, name: str) -> tuple[int, float]:
-    """The count and the sum of a histogram's new values between two snapshots, over all its owners."""
+    """Returns the count and the sum of the values that a histogram got between two snapshots. ``part`` is
+    ``backends`` or ``surfaces``, and the histograms of all its members are added."""
 
     def total(state: Status, of: str) -> float:
         return float(sum(owner[name][of] for owner in state.metrics[part].values()))
@@ -158,7 +159,7 @@ def top_command(interval: float) -> None:
 
 @contextlib.contextmanager
 def _keys() -> Iterator[Callable[[float], str]]:
-    """Yields a function that waits some seconds for a key; ``""`` if none was pressed."""
+    """Yields a function that waits some seconds for a key, and returns ``""`` if none is pressed."""
     if not sys.stdin.isatty():
         yield _no_key
         return

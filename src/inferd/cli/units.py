@@ -1,7 +1,7 @@
-"""Service definitions of the daemon: systemd units and a launchd property list.
+"""The service definitions of the daemon: systemd units and a launchd property list.
 
-They share one module, so that they agree. ``packaging/`` has them as files for packagers;
-``python -m inferd.cli.units packaging`` writes those, and a test compares.
+All are in one module, so that they agree. ``packaging/`` has them as files for packagers.
+``python -m inferd.cli.units packaging`` writes these files, and a test compares them with this module.
 """
 
 from __future__ import annotations
@@ -79,9 +79,10 @@ RemoveIPC=yes
 
 
 def user_unit(command: Sequence[str], *, gpu: bool = False, on_demand: bool = False) -> str:
-    """The unit of a user's daemon, for that user's service manager.
+    """Returns the unit of a user's daemon, for the service manager of that user.
 
-    It uses no option that needs namespaces: many systems deny those to users, and the unit would not start.
+    It has no option that needs namespaces. Many systems deny namespaces to users, and the unit would not
+    start there.
     """
     idle = f"Environment=INFERD_IDLE_EXIT_SECS={ON_DEMAND_IDLE_SECS}\n" if on_demand else ""
     return f"""\
@@ -99,7 +100,7 @@ WantedBy=default.target
 
 
 def system_unit(command: Sequence[str]) -> str:
-    """The unit of a system-wide daemon, which runs as its own user (see :func:`sysusers`).
+    """Returns the unit of a system-wide daemon, which runs as a user of its own (see :func:`sysusers`).
 
     Its state is in /var/lib/inferd, its log in /var/log/inferd, its sockets in /run/inferd.
     """
@@ -129,9 +130,9 @@ WantedBy=multi-user.target
 
 
 def user_socket() -> str:
-    """The sockets that systemd opens to start a user's daemon for its first client.
+    """Returns the socket unit by which systemd starts a user's daemon when its first client connects.
 
-    Not the admin socket: a status query must not start a daemon.
+    The admin socket is not in it, since a status query must not start a daemon.
     """
     return """\
 [Unit]
@@ -151,12 +152,12 @@ WantedBy=sockets.target
 
 
 def sysusers() -> str:
-    """The user of the system unit, for systemd-sysusers."""
+    """Returns the definition of the system unit's user, for systemd-sysusers."""
     return 'u inferd - "Local inference daemon" /var/lib/inferd\n'
 
 
 def launch_agent(command: Sequence[str], log: Path) -> bytes:
-    """The property list of a user's daemon, for launchd; its output goes to ``log``."""
+    """Returns the property list of a user's daemon, for launchd. The daemon's output goes to ``log``."""
     agent: dict[str, object] = {
         "Label": LABEL,
         "ProgramArguments": list(command),
@@ -181,13 +182,13 @@ def _line(command: Sequence[str]) -> str:
 
 
 def _quoted(word: str) -> str:
-    """A word of a command quoted for systemd, which expands ``%`` and ``$`` unless they are doubled."""
+    """Quotes a word of a command for systemd, which expands ``%`` and ``$`` unless they are doubled."""
     escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
     return escaped if escaped and not set(escaped) & set(" \t\"';") else f'"{escaped}"'
 
 
 def files() -> dict[str, bytes]:
-    """Path below ``packaging/`` → content."""
+    """Returns the content of each file by its path below ``packaging/``."""
     texts = {
         "systemd/inferd.service": system_unit(["/usr/bin/inferd", "serve"]),
         "systemd/inferd.sysusers.conf": sysusers(),

@@ -1,4 +1,4 @@
-"""``inferd embed`` and ``inferd rerank``: vectors of texts, and documents ranked by a query."""
+"""``inferd embed`` and ``inferd rerank``, which print the vectors of texts and rank documents by a query."""
 
 from __future__ import annotations
 

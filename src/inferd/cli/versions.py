@@ -11,13 +11,13 @@ import inferd
 
 
 def documentation() -> Path | None:
-    """The folder of the installed documentation."""
+    """Returns the folder of the installed documentation, or ``None``."""
     folders = (Path(each) / "docs" for each in inferd.__path__)
     return next((folder for folder in folders if folder.is_dir()), None)
 
 
 def lines() -> Iterator[str]:
-    """One line for each component. Loads the engine."""
+    """Yields one line for each component. Loads the engine."""
     from inferd.engine.local import _llama, portable
 
     yield f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"

@@ -1,8 +1,8 @@
 """A status line on stderr while a request waits for its answer.
 
-It appears on a terminal only, and after a second. The loading of the model and the place in the queue are
-reported on the connection of the request, everything else on the admin socket. Without a terminal, each step
-of a load is printed as a line.
+The line appears only on a terminal, and only after a second. The steps of a model's load and the position in
+the queue come from the connection of the request. Everything else comes from the admin socket. Without a
+terminal, each step of a load is printed as a line.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _ORDINALS = {1: "st", 2: "nd", 3: "rd"}
 
 
 class Waiting:
-    """The status line; use it in a ``with``. :meth:`over` removes the line."""
+    """The status line. Use it in a ``with``. :meth:`over` removes the line."""
 
     def __init__(self, daemon: Target) -> None:
         self._daemon = daemon
@@ -55,7 +55,8 @@ class Waiting:
         self.over()
 
     def over(self) -> None:
-        """Removes the status line when the answer begins. Does not wait for the daemon. Idempotent."""
+        """Removes the status line. Called when the answer begins. Does not wait for the daemon. A second call
+        does nothing."""
         if self._over.is_set():
             return
         with self._lock:
@@ -63,7 +64,7 @@ class Waiting:
             self._show("")
 
     def phase(self, name: str, details: Mapping[str, Any]) -> None:
-        """Shows one step of the wait for the model or for the request's turn."""
+        """Shows one step of the wait for the model or in the queue."""
         position = details.get("position")
         if name == "loaded" or name in QUEUE_STEPS:
             self._step = f"{ordinal(position)} in the queue" if isinstance(position, int) else ""
@@ -101,7 +102,7 @@ class Waiting:
 
 
 def admin_of(daemon: Target) -> Path | None:
-    """The admin socket of the daemon, if known."""
+    """Returns the admin socket of the daemon, or ``None`` if it is unknown."""
     if daemon.startable:
         return daemon.settings.admin_addr
     found = Addresses({"v1": daemon.address}).find("admin")
@@ -109,7 +110,7 @@ def admin_of(daemon: Target) -> Path | None:
 
 
 def describe(state: Status, pid: int) -> str:
-    """The state of the waiting request of process ``pid``."""
+    """Describes the state of the request of the process ``pid``."""
     for row in state.waiting:
         if row.get("peer_pid") == pid:
             return f"{ordinal(row['position'])} in the queue"
@@ -123,6 +124,6 @@ def describe(state: Status, pid: int) -> str:
 
 
 def ordinal(number: int) -> str:
-    """1st, 2nd, 3rd, 4th, 11th, 21st, …"""
+    """Returns ``number`` as an ordinal: 1st, 2nd, 3rd, 4th, 11th, 21st, …"""
     ending = "th" if number % 100 in (11, 12, 13) else _ORDINALS.get(number % 10, "th")
     return f"{number}{ending}"

@@ -1,7 +1,7 @@
 """Word wrap for an answer that is streamed to a terminal.
 
-A word is written as it arrives. If the word does not fit on the line, it is erased and written again on the
-next line. The last column stays empty, since terminals differ in the cursor position after it.
+A word is written as its characters arrive. If it turns out not to fit on the line, it is erased and written
+again on the next line. The last column stays empty, since terminals differ in where the cursor goes after it.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import unicodedata
 
 
 class Wrapper:
-    """Wraps chunks of text; tracks the cursor's column and the word at the cursor."""
+    """Wraps chunks of text. It keeps track of the cursor's column and of the word at the cursor."""
 
     def __init__(self) -> None:
         self._column = 0
         self._word = ""
 
     def feed(self, text: str, columns: int) -> str:
-        """The output for ``text`` on a terminal that is ``columns`` wide."""
+        """Returns the output for ``text`` on a terminal with ``columns`` columns."""
         return "".join(self._put(char, columns - 1) for char in text)
 
     def _put(self, char: str, width: int) -> str:
@@ -41,7 +41,7 @@ class Wrapper:
 
 
 def _cells(char: str) -> int:
-    """The number of columns that a character takes."""
+    """Returns the number of columns that a character takes."""
     if unicodedata.combining(char) or unicodedata.category(char) in ("Cf", "Mn", "Me"):
         return 0
     return 2 if unicodedata.east_asian_width(char) in "WF" else 1
