@@ -301,7 +301,7 @@ def sampling_options(command: F) -> F:
             click.option(
                 "--session",
                 metavar="NAME",
-                help="The name of the conversation. It helps the daemon to keep the computed prompt.",
+                help="The name of the conversation, which helps the daemon to keep the computed prompt.",
             ),
             click.option(
                 "--priority",

@@ -226,9 +226,9 @@ class ModelOptions:
         _ENGINE,
         Boolean(),
         False,
-        "Keep the thinking of earlier answers in the prompt, even if the template would omit it. This "
-        "requires that the client sends the thinking back. A new message then needs less computing, but the"
-        " context fills faster.",
+        "Keep the thinking of earlier answers in the prompt, even if the template would omit it, provided "
+        "that the client sends the thinking back. A new message then needs less computing, but the context "
+        "fills faster.",
         key="engine.keep_thinking",
         reload=True,
     )

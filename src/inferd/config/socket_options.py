@@ -19,7 +19,7 @@ class SocketOptions:
         _SOCKETS,
         FilePath(),
         paths.lock_path,
-        "The lock file. It prevents a second daemon from starting.",
+        "The lock file, which prevents a second daemon from starting.",
         default_doc="`inferd.lock` in the runtime directory",
     )
     tcp: str | None = option(
@@ -121,7 +121,7 @@ class SocketOptions:
         _SOCKETS,
         FilePath(),
         paths.admin_socket_path,
-        "The path of the admin socket. This Unix socket reports the daemon's state.",
+        "The path of the admin socket, a Unix socket that reports the daemon's state.",
         key="admin_addr",
         default_doc="`admin.sock` in the runtime directory",
     )

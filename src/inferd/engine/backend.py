@@ -159,7 +159,7 @@ class Backend(ABC):
 
     @abstractmethod
     def capabilities(self) -> Capabilities:
-        """Returns the backend's features. They do not change once the backend is ready."""
+        """Returns the backend's features, which do not change once the backend is ready."""
 
     @abstractmethod
     async def start(self) -> None:

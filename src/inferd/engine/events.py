@@ -25,11 +25,11 @@ class Usage(Struct, frozen=True):
 class CacheUse(Struct, frozen=True):
     """The effect of a backend's prefix cache on a request.
 
-    ``miss`` is empty if the cache had at least half of the prompt. Otherwise it is the reason: ``first`` (no
-    similar prompt was computed before), ``changed`` (the prompt differs early), ``evicted``, ``other user``,
-    ``opted out``, or ``model`` (the state was computed for another model, build or context). ``held_bytes``
-    is the memory that the cache uses outside the slots. ``held_tokens`` is the number of tokens in that
-    memory and in idle slots.
+    ``miss`` is empty if the cache had at least half of the prompt. Otherwise ``miss`` is the reason:
+    ``first`` (no similar prompt was computed before), ``changed`` (the prompt differs early), ``evicted``,
+    ``other user``, ``opted out``, or ``model`` (the state was computed for another model, build or context).
+    ``held_bytes`` is the memory that the cache uses outside the slots. ``held_tokens`` is the number of
+    tokens in that memory and in idle slots.
     """
 
     miss: str

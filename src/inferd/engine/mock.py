@@ -1,7 +1,7 @@
-"""A backend without a model. It answers every request with the items of its tape.
+"""A backend without a model, which answers every request with the items of its tape.
 
-It implements the whole interface, so the layers above can be tested without a model. Its options set the
-speed, the length and the failures of an answer: each event waits for ``pace``.
+The mock implements the whole interface, so the layers above can be tested without a model. The mock's options
+set the speed, the length and the failures of an answer.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ _WIDTH, _MAX_WIDTH = 8, 65_536
 class Mock(Backend):
     """Serves the items of ``tape``. Each item counts as one token. A string becomes a text event.
 
-    If ``drop_after`` is set, each stream ends after that many tokens, without ``Done``. If ``error`` is set,
-    ``generate``, ``embed`` and ``rank`` raise it. A test may change ``is_ready`` at any time. Vectors and
-    scores depend only on a text's number of bytes, and a shorter document scores higher.
+    Each event waits for ``pace``. If ``drop_after`` is set, each stream ends after that many tokens, without
+    ``Done``. If ``error`` is set, ``generate``, ``embed`` and ``rank`` raise it. A test may change
+    ``is_ready`` at any time. Vectors and scores depend only on a text's number of bytes, and a shorter
+    document scores higher.
     """
 
     kind = "mock"

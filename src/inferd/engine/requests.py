@@ -1,7 +1,7 @@
 """The requests to a backend, as immutable, validated data.
 
-They are msgspec structs. They compare by type and value, ``msgspec.structs.replace`` copies one with changes,
-and the engine process gets them unchanged.
+The requests are msgspec structs, which compare by type and value. ``msgspec.structs.replace`` copies a
+request with changes. The engine process gets requests unchanged.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from inferd.sampling import NOTHING_GIVEN, SamplingParams
 class Media(Struct, frozen=True, eq=False):
     """An image or a sound in a message.
 
-    ``kind`` is ``image`` or ``audio``. If ``mime`` is set, ``data`` is an encoded file. Otherwise it is raw:
-    ``width`` x ``height`` interleaved RGB bytes, or little-endian float32 mono samples at ``sample_rate`` Hz.
+    ``kind`` is ``image`` or ``audio``. If ``mime`` is set, ``data`` is an encoded file. If not, ``data`` is
+    raw: ``width`` x ``height`` interleaved RGB bytes, or little-endian float32 mono samples at
+    ``sample_rate`` Hz.
     """
 
     kind: Literal["image", "audio"]

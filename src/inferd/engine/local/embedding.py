@@ -1,7 +1,7 @@
 """Embedding and ranking models on llama.cpp, as a :class:`~inferd.engine.backend.Backend`.
 
 A request becomes a job. A small pool of threads first converts all its texts to token sequences and checks
-them. Then one thread computes batches of whole sequences. A batch takes one sequence of each job in turn
+them. One further thread computes batches of whole sequences. A batch takes one sequence of each job in turn
 until it is full, so concurrent requests share a batch, and a short request never waits for a long one. The
 GIL is released while a batch is computed. A cancelled job is left out of the next batch. If all jobs of a
 batch are cancelled, the batch is interrupted.

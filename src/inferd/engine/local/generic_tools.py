@@ -36,8 +36,8 @@ def instructions(tools: Sequence[Tool], required: bool) -> str:
 
 
 def guide(guides: Guides, held: Mapping[str, Held], required: bool) -> _llama.Guide:
-    """Returns a guide for one call. It applies from the first token on if a call is ``required``, else from
-    the marker on."""
+    """Returns a guide for one call. The guide applies from the first token on if a call is ``required``, else
+    from the marker on."""
     calls = []
     rules = []
     for i, (name, each) in enumerate(held.items()):

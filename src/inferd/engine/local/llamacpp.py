@@ -1,8 +1,8 @@
 """The llama.cpp backend, which wraps the token loop as a :class:`~inferd.engine.backend.Backend`.
 
 It uses three kinds of threads. The event loop's thread owns the streams. A small pool renders and tokenises
-prompts and parses grammars, so that no request blocks the event loop. One engine thread decodes. It signals a
-file descriptor after each step; then :meth:`LlamaCpp._wake` wakes the streams that have new output.
+prompts and parses grammars, so that no request blocks the event loop. One engine thread decodes, and signals
+a file descriptor after each step; then :meth:`LlamaCpp._wake` wakes the streams that have new output.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """HTTP client code shared by the remote backends.
 
-An :class:`Upstream` is one server. It converts every failure to an error of :mod:`inferd.errors`. If a
-response is abandoned, it closes the connection at once.
+An :class:`Upstream` is one server. Its methods convert every failure to an error of :mod:`inferd.errors`. If
+a response is abandoned, its connection is closed at once.
 
-The server's explanation of an error status reaches the client. It is not logged, because it may quote the
-prompt.
+The server's explanation of an error status reaches the client, but not the log, because the explanation may
+quote the prompt.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A backend that uses a server with OpenAI's API for chat completions, embeddings and reranking.
 
 Options that a request leaves open are not sent, so the server's defaults apply. The backend accepts the known
-deviations of such servers from the API. It refuses any other malformed response as a failure of the server.
+deviations of such servers from the API. Any other malformed response counts as a failure of the server.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ input. Over the socket, the daemon sends the model's descriptors and the request
 results and log lines (:mod:`inferd.engine.local.child.messages`). The process ends when the daemon's end of
 the socket closes, so no engine outlives its daemon.
 
-For a debugger, pass a model file as the argument. Then the program loads the file, answers each line of its
+For a debugger, pass a model file as the argument: the program loads the file, answers each line of its
 standard input, and runs without a sandbox.
 """
 

@@ -1,13 +1,13 @@
-"""The daemon's side of one engine process. It starts the process, loads the model, sends jobs, watches the
+"""The daemon's side of one engine process: starts the process, loads the model, sends jobs, watches the
 process and ends it.
 
 The event loop's thread starts the process, because the system kills the process when the thread that started
 it ends. Every message is validated. After the process has ended, each running job gets ``lost``; then
 ``on_exit`` is called once, with the reason.
 
-A process is hung, and is killed, if it answers no ping or if a step takes far longer than predicted. This
-also kills a process that was merely stopped (SIGSTOP). Times are those of the monotonic clock, which does not
-run while the machine sleeps. Time in which the daemon itself did not run does not count either.
+A process is hung, and is killed, if it answers no ping or if a step takes far longer than predicted. A
+process that was merely stopped (SIGSTOP) is killed, too. Times are those of the monotonic clock, which does
+not run while the machine sleeps. Time in which the daemon itself did not run does not count either.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """The daemon's :class:`~inferd.engine.backend.Backend` for a model in an engine process.
 
-It restarts the process when the process dies or hangs: the first time at once, then with increasing back-off.
-Running requests fail with an error that tells the client to send them again. Queued requests wait for the new
-process. A request that was running at two deaths is a suspect and runs alone from then on. A request that
-runs alone at its second or a later death is convicted and refused for a time. Three deaths within a minute
-without a conviction open the circuit breaker.
+This supervisor restarts the process when the process dies or hangs: the first time at once, then with
+increasing back-off. Running requests fail with an error that tells the client to send them again. Queued
+requests wait for the new process. A request that was running at two deaths is a suspect and runs alone from
+then on. A request that runs alone at its second or a later death is convicted and refused for a time. Three
+deaths within a minute without a conviction open the circuit breaker.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ _log = log.get("engine")
 
 
 class HostedModel(Backend):
-    """The model of ``load``. It owns ``fds``, the model's verified files, and passes them to each process
-    that it starts. ``check_files`` raises ModelError if a file has changed. ``system`` is the system prompt
-    of requests without one. ``states`` keeps computed prompts in files, which the next daemon can use, too.
-    ``estimate_bytes`` is the memory that a process may need.
+    """The model of ``load``. This object owns ``fds``, the model's verified files, and passes them to each
+    process that it starts. ``check_files`` raises ModelError if a file has changed. ``system`` is the system
+    prompt of requests without one. ``states`` keeps computed prompts in files, which the next daemon can use,
+    too. ``estimate_bytes`` is the memory that a process may need.
     """
 
     kind = "llamacpp"

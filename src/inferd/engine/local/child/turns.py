@@ -62,9 +62,9 @@ def stricter(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
     """Yields rewritten conversations for templates that refuse the original or omit a part. The least changed
     one comes first.
 
-    First, the ids of calls become nine letters and digits. Then the text of a turn with calls becomes a
-    separate message, or a user's text after tool results is joined to the last result, or both. Last, calls
-    and results become text.
+    In the first rewriting, the ids of calls become nine letters and digits. In the next ones, the text of a
+    turn with calls becomes a separate message, or a user's text after tool results is joined to the last
+    result, or both. In the last one, calls and results become text.
     """
     with_ids = [_with_short_ids(message) for message in messages]
     apart = [part for message in with_ids for part in _apart(message)]

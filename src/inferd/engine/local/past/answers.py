@@ -1,10 +1,11 @@
 """Keeps the tokens of answers, which later prompts of the same conversation reuse.
 
 The next request of a conversation contains the answer. The model's template may write it differently than the
-model did: it reorders a call's arguments, changes their spaces, and strips the text. Then the tokens differ
-from those in the prefix cache, and the model would have to compute everything after them again. To avoid
-that, an assistant turn with the same text, thoughts and calls, at the same place of the conversation, is
-replaced in the prompt by its original tokens. A turn with any difference is rendered normally.
+model did: it reorders a call's arguments, changes their spaces, and strips the text. Then the tokens of the
+answer differ from those in the prefix cache, and the model would have to compute everything after them again.
+To avoid that, an assistant turn with the same text, thoughts and calls, at the same place of the
+conversation, is replaced in the prompt by its original tokens. A turn with any difference is rendered
+normally.
 
 An ``Answers`` belongs to one model and is thread-safe.
 """

@@ -29,8 +29,8 @@ class Dates:
         self._lock = threading.Lock()
 
     def of(self, request: GenerateRequest, now: int) -> int:
-        """Returns the time that the template of ``request`` gets. It and ``now`` are in seconds since
-        1970."""
+        """Returns the time that the template of ``request`` gets. Both ``now`` and the result are in seconds
+        since 1970."""
         key = _key(request)
         continues = any(message.role == "assistant" for message in request.messages)
         with self._lock:

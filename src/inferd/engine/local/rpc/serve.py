@@ -1,7 +1,7 @@
 """The process of an RPC worker: ``python -m inferd.engine.local.rpc.serve IP:port threads``.
 
-It lends the devices of this machine to one engine at a time. Its sandbox permits a listening socket and
-nothing else. ``inferd rpc-worker`` starts the process, and restarts it when it ends.
+An RPC worker lends the devices of this machine to one engine at a time. The worker's sandbox permits a
+listening socket and nothing else. ``inferd rpc-worker`` starts the process, and restarts it when it ends.
 """
 
 from __future__ import annotations

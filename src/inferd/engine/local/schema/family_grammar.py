@@ -1,8 +1,8 @@
 """Translates the answer format of a model family to a grammar for llguidance, with JSON Schemas for its
 values.
 
-llama.cpp detects how a family writes tool calls and thoughts. It represents the format as a parser: a list of
-numbered nodes such as literals, sequences and choices. This module converts the nodes to rules in
+llama.cpp detects how a family writes tool calls and thoughts, and represents the format as a parser: a list
+of numbered nodes such as literals, sequences and choices. This module converts the nodes to rules in
 llguidance's Lark syntax. A node of type ``schema`` has a name (``tool-NAME-schema``,
 ``tool-NAME-arg-PARAMETER-schema``, ``response-format-schema``); the JSON Schema of that name replaces it.
 
@@ -202,7 +202,8 @@ class Format:
     def _call_arguments(self, i: int, tool: str) -> str | None:
         """Returns an expression for the arguments of a call: each at most once, in the order of the schema.
 
-        It replaces a node that accepts any argument any number of times. Returns ``None`` for other nodes.
+        The expression replaces a node that accepts any argument any number of times. Returns ``None`` for
+        other nodes.
         """
         arguments = self._nodes[i]
         if arguments["type"] == "rule" and arguments["name"] == DICT:

@@ -70,12 +70,12 @@ def answer(guides: Guides, prompt: _llama.Prompt, held: Held) -> _llama.Guide | 
 def calls(
     guides: Guides, prompt: _llama.Prompt, syntax: bytes, held: Mapping[str, Held], required: bool
 ) -> _llama.Guide | None:
-    """Returns a guide for tool calls. It applies from the first token on if a call is ``required``, else from
-    the beginning of a call.
+    """Returns a guide for tool calls. The guide applies from the first token on if a call is ``required``,
+    else from the beginning of a call.
 
     ``syntax`` is the prompt's syntax, which may be repaired. Returns ``None`` if the grammar cannot express
-    the format, or if all schemas together are too large. Then llama.cpp's own grammar enforces the format,
-    and the arguments are checked at the end.
+    the format, or if all schemas together are too large. Without a guide, llama.cpp's own grammar enforces
+    the format, and the arguments are checked at the end.
     """
     schemas: dict[str, bytes | None] = {}
     texts: dict[str, Sequence[str] | str | None] = {}

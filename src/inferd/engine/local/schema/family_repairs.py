@@ -190,7 +190,7 @@ def _marks_between_calls(nodes: _Nodes, rules: dict[str, int], prompt: str) -> N
 
 
 def _text_before_calls(nodes: _Nodes, rule: int, tools: list[int], call: int) -> None:
-    """Functionary 3.2: a text may contain the marker. It ends where the marker and the name of a tool
+    """Functionary 3.2: a text may contain the marker, and ends where the marker and the name of a tool
     follow."""
     heads = [f">>>{_first_literal(nodes, nodes.all[tool])}\n" for tool in tools]
     further = nodes.add(type="repetition", child=call, min_count=0, max_count=-1)

@@ -3,8 +3,8 @@ accepts any value.
 
 Gemma 4 writes ``{name:<|"|>text<|"|>,count:3,list:[1,2]}``. The members of an object are sorted by name, as
 its template shows them. LFM2.5 writes ``name="text", count=3, list=[1, 2]``, as Python does. The expressions
-follow the schema of the tool. They may allow less than the schema: undeclared members must come after the
-declared ones, and must have short names.
+follow the schema of the tool. The expressions may allow less than the schema: undeclared members must come
+after the declared ones, and must have short names.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ def parse(text: str) -> dict[str, Any]:
 
 @cache
 def _validator_of(draft: Any) -> Any:
-    """Returns a validator for schemas of the draft. It polls at each reference whether the request is
+    """Returns a validator for schemas of the draft, which polls at each reference whether the request is
     cancelled.
 
     ``$schema`` is removed from the parts of the meta-schema: for a part with ``$schema``, jsonschema would

@@ -97,9 +97,9 @@ def _inside(node: dict[str, Any], key: str, whole: bool) -> float:
     """Returns the inclusive bound that replaces the bound ``key``: the nearest one inside it that llguidance
     represents exactly.
 
-    llguidance compares decimal numbers. Its bounds have at most 15 digits, and at most 22 places after the
-    point. A number that is very close to a bound becomes equal to it when a client reads it as a float64. So
-    an exclusive bound is moved by one unit of its last digit.
+    llguidance compares decimal numbers. The bounds for llguidance have at most 15 digits, and at most 22
+    places after the point. A number that is very close to a bound becomes equal to it when a client reads it
+    as a float64. So an exclusive bound is moved by one unit of its last digit.
     """
     bound, up = node[key], key in _LOWER
     exclusive = key.startswith("exclusive") or node.get(f"exclusive{key.capitalize()}") is True  # of draft 4

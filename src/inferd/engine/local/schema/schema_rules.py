@@ -2,8 +2,8 @@
 
 :func:`rewrite` makes an equivalent or narrower schema that llguidance accepts. If a keyword cannot be
 enforced, it raises an error with the keyword's JSON pointer. With ``lenient``, it removes and lists the
-keyword instead, and the caller checks the finished answer. It keeps the order of properties, because the
-grammar requires that order.
+keyword instead, and the caller checks the finished answer. The order of properties is kept, because the
+grammar requires it.
 
 The rewriting distinguishes keywords from names, because a property may be called ``type`` or ``pattern``.
 """

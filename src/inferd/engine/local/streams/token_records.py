@@ -55,7 +55,7 @@ class TokenRecords:
 
     @property
     def late(self) -> bytes:
-        """The records that no frame carried. They are sent with the end of the answer."""
+        """The records that no frame carried, which are sent with the end of the answer."""
         return b",".join(self._late)
 
     def _at(self, places: Sequence[Place]) -> Iterator[bytes]:
