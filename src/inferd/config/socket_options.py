@@ -56,14 +56,18 @@ class SocketOptions:
         FilePath(),
         paths.v2_socket_path,
         "The path of the Unix socket for v2.",
-        default_doc="`infer.v2.sock` beside `--uds` when that is given, else in the runtime directory",
+        default_doc=(
+            "`infer.v2.sock` in the directory of `--uds` if that is given, else in the runtime directory"
+        ),
     )
     framed_addr: Path = option(
         _SOCKETS,
         FilePath(),
         paths.framed_socket_path,
         "The path of the Unix socket for length-prefixed frames, which clients of inferd 0.4 to 0.8 send.",
-        default_doc="`inferd.sock` beside `--uds` when that is given, else in the runtime directory",
+        default_doc=(
+            "`inferd.sock` in the directory of `--uds` if that is given, else in the runtime directory"
+        ),
     )
     embed: bool = option(
         _SOCKETS,

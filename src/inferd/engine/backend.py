@@ -83,7 +83,7 @@ class EngineState(NamedTuple):
 
 
 class Stream(ABC, AsyncIterator[Event]):
-    """The events of one request, pulled by the session.
+    """The events of one request. The session pulls one event after the other.
 
     If a slow client does not pull a stream, the backend pauses that stream and does not slow the others. If a
     request fails after its start, ``__anext__`` raises one of ``generate``'s errors, and the stream ends.

@@ -90,8 +90,9 @@ class GenerateRequest(Struct, frozen=True, kw_only=True):
 
     With ``raw``, the text of the only message is the whole prompt, and no template is applied. If ``suffix``
     is set, the model fills in the text between the two. With ``begun``, the last message is the beginning of
-    the answer. ``logprobs`` asks for the probability of each text token and of that many alternatives. None
-    of these options combines with thinking; ``logprobs`` alone combines with tools.
+    the answer. ``logprobs`` asks for the probability of each text token and of that many alternatives.
+    ``raw``, ``begun`` and ``logprobs`` cannot be combined with thinking. Of the three, only ``logprobs`` can
+    be combined with tools.
     """
 
     messages: tuple[Message, ...]

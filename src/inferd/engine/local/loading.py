@@ -50,7 +50,7 @@ def loading(cancelled: threading.Event) -> Iterator[None]:
 
 
 def preparing_threads(count: int = 2) -> ThreadPoolExecutor:
-    """Starts ``count`` threads that render and tokenise prompts and parse grammars. With one for each
+    """Starts ``count`` threads that render and tokenise prompts and parse grammars. With one thread for each
     concurrent request, no request waits for the preparation of another.
 
     Raises ModelError if the system has no memory for the threads' stacks.

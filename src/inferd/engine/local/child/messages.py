@@ -99,9 +99,9 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     ``files`` is set, the daemon keeps cache states in files, and the engine offers one after
     ``file_after_ms`` without a job. ``cage`` is a profile of :mod:`inferd.engine.local.child.cage`.
     ``chat_template`` is the Jinja text that replaces the model's own template. ``workers`` are the addresses
-    of RPC workers, which compute a part of the model. Without a GPU here, they compute the last
-    ``worker_layers`` layers (-1: all). With a GPU, they and the GPU together compute ``n_gpu_layers`` layers.
-    A load waits at most ``worker_absent_secs`` for a worker that cannot be reached.
+    of RPC workers, which compute a part of the model. Without a GPU here, the workers compute the last
+    ``worker_layers`` layers (-1: all). With a GPU, the workers and the GPU together compute ``n_gpu_layers``
+    layers. A load waits at most ``worker_absent_secs`` for a worker that cannot be reached.
     """
 
     name: str

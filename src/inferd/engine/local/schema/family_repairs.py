@@ -146,8 +146,8 @@ def _scalars_of_python(nodes: _Nodes, node: Node) -> None:
 
 
 def _text_behind_the_prompt(nodes: _Nodes, root: Node, prompt: str) -> None:
-    """Command R+: the parser expects a marker before the text that the prompt already ends with. The text
-    begins without it, and ends where a call begins."""
+    """Command R+: the parser expects a marker before a text, but the prompt already ends with this marker. A
+    text begins without the marker, and ends where a call begins."""
     if root["type"] != "sequence":
         return
     children = nodes.children(root)

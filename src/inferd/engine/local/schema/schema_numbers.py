@@ -74,7 +74,7 @@ def is_too_large(divisor: Digits) -> bool:
 
 
 def digits(number: float) -> Digits:
-    """Returns a number as an integer without trailing zeros and an exponent of 10."""
+    """Returns ``number`` as a pair: an integer without trailing zeros, and an exponent of 10."""
     _, found, exponent = Decimal(str(number)).normalize().as_tuple()
     return int("".join(map(str, found))), int(exponent)
 
