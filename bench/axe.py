@@ -1,8 +1,9 @@
-"""Accessibility of the page: ``python -m bench.axe FILE``, with axe.min.js of the npm package axe-core.
+"""Checks the accessibility of the page: ``python -m bench.axe FILE``. FILE is axe.min.js of the npm package
+axe-core.
 
-It brings the page of a daemon into each of its states in Chromium, also while an answer is streamed, a model
-is downloaded and a model is loaded. axe-core checks each state in light and dark, and at the width of a
-phone. Ends with 1 when it finds a violation that is serious or critical.
+It brings the page of a daemon into each of its states in Chromium, including those while an answer is
+streamed, a model is downloaded and a model is loaded. axe-core checks each state in light and dark, and at
+the width of a phone. The exit status is 1 if there is a serious or critical violation.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The builds of inferd to measure: a wheel, a commit, or ``installed``.
+"""The builds of inferd that can be measured: a wheel, a commit, or ``installed``.
 
 A commit is anything that git resolves in this repository; ``installed`` is the inferd of the running Python.
 Each wheel and commit is installed once, into a separate environment under ``build/bench-ci``.

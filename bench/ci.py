@@ -3,10 +3,10 @@
 A build is a wheel, a commit (anything that git resolves in this repository), or ``installed``, the inferd of
 the running Python. Each wheel and commit is installed into a separate environment under ``build/bench-ci``.
 
-Both builds serve at the same time and take turns; ``pairs.py`` describes the arithmetic. The table goes to
-stdout; ``ci.json`` (in the format of pytest-benchmark) and ``ci.svg`` go into ``--out``. The exit status is 1
-only if the whole interval of a ratio lies beyond its bound. With HEAD alone the script shows its numbers and
-judges nothing; ``--short`` takes few rounds.
+Both builds run at the same time and are measured in turns. ``pairs.py`` describes the arithmetic. The table
+is printed to stdout. ``ci.json`` (in the format of pytest-benchmark) and ``ci.svg`` are written to ``--out``.
+The exit status is 1 only if the whole interval of a ratio lies beyond its bound. With HEAD alone, the script
+only prints its numbers. ``--short`` measures few rounds.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The client's side of one streamed request, equally thin for every server.
+"""The client of one streamed request. It does equally little work for every server.
 
 A stream is a socket that records the arrival time of each token. ``drive`` runs any number of streams in one
-thread. Times are of ``time.perf_counter``, in seconds; all tokens of one read have the same time.
+thread. Times are those of ``time.perf_counter``, in seconds. All tokens of one read get the same time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Benchmarks measure one thing at a time."""
+"""Makes sure that benchmarks run one at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Checks whether inferd serves the tools of published MCP servers, or refuses each by name and path.
+"""Checks the tools of published MCP servers: inferd must accept each tool, or refuse it with its name and the
+path of the fault.
 
     python -m bench.mcp_tools --model FILE.gguf [PACKAGE …]
 

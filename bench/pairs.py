@@ -1,4 +1,5 @@
-"""The arithmetic of comparing two builds in pairs: a ratio, its interval, and the rule for a regression.
+"""The arithmetic for the comparison of two builds in pairs: a ratio, its interval, and the rule for a
+regression.
 
 Each round measures both builds one after the other, so that a slow minute of the machine affects both. The
 ratio of a metric is the median of the rounds' ratios. Its interval holds 95 % of the medians of resampled

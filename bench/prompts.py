@@ -1,4 +1,4 @@
-"""Prompts that no cache can hold: each begins with words drawn from the case's own random generator."""
+"""Prompts that no cache can contain. Each begins with random words from the generator of the case."""
 
 from __future__ import annotations
 

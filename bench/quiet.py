@@ -1,8 +1,9 @@
-"""Measures on a machine that other programs use, too.
+"""Makes measurements possible on a machine that other programs use, too.
 
-A turn counts only if almost nothing else ran meanwhile. The load of the rest of the machine is the time that
-all processors were busy, minus the time that the bench and its servers used. A disturbed turn is repeated
-once the machine is quiet. If the patience runs out, the disturbed turn counts, and the report says so.
+A turn counts only if almost nothing else ran meanwhile. The load of other programs is the time that all
+processors were busy, minus the time that the benchmark and its servers used. A disturbed turn is repeated
+once the machine is quiet. If that takes longer than ``--patience``, the disturbed turn counts, and the report
+says so.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Writes a model with random weights of the size of a real one: ``python -m bench.random_model FILE``.
 
-It is a llama of 1.2 billion parameters by default, with the tokenizer and chat template of the default model.
-It computes at the speed of a trained model of its size; its text means nothing.
+By default it is a llama with 1.2 billion parameters, and with the tokenizer and chat template of the default
+model. It is as fast as a trained model of its size, but its text means nothing.
 """
 
 from __future__ import annotations

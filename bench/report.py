@@ -1,6 +1,6 @@
 """The result of a case: samples by contestant and metric, ratios of medians, and missing contestants.
 
-A sample is a list of numbers in one unit. Nothing here judges a number: a bench reports and never asserts.
+A sample is a list of numbers in one unit. Nothing here judges a number, since a benchmark only reports.
 """
 
 from __future__ import annotations

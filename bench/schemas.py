@@ -1,4 +1,5 @@
-"""Samples answers under the eighty schemas of the tests from a real model, and validates them by jsonschema.
+"""Samples answers that conform to the eighty schemas of the tests from a real model, and validates them with
+jsonschema.
 
     python -m bench.schemas --model FILE.gguf [--samples 20] [--max-tokens 300] [--jsonl FILE]
 

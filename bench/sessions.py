@@ -1,9 +1,9 @@
-"""Code shared by the cases of the prefix cache: servers that keep computed prompts, and growing
+"""Code that the cases of the prefix cache share: servers that keep computed prompts, and growing
 conversations.
 
-Both servers run with as many slots, the same context and without flash attention. llama-server keeps its
-default prompt cache, in its slots and in memory. A conversation is a long system prompt and turns. Like a
-client, each turn sends back the server's own last answer, followed by a tool's result of about a hundred
+Both servers have the same number of slots, the same context and no flash attention. llama-server keeps its
+default prompt cache, in its slots and in memory. A conversation is a long system prompt and turns. As a
+client would do, each turn sends the server's last answer back, followed by a tool result of about a hundred
 tokens.
 """
 

@@ -5,13 +5,14 @@ Run it when a dependency changes, and before a release:
     pip install uv pip-audit packaging
     python packaging/freeze.py
 
-``requirements.txt`` has every package of a user's installation, with the extras ``http`` and ``bedrock``;
-``build-requirements.txt`` has the packages that compile inferd. Each package has one version and the hashes
-of its files, as ``pip install --require-hashes -r`` requires. Both lists become ``sbom.cdx.json``, in
-CycloneDX, with the declared licence of each package, and with the sources that are compiled in. At the end an
-audit asks a public list for known vulnerabilities; with any finding the exit status is 1.
+``requirements.txt`` has every package of a user's installation with the extras ``http`` and ``bedrock``.
+``build-requirements.txt`` has the packages that are needed to compile inferd. Each package has one version
+and the hashes of its files, as ``pip install --require-hashes -r`` requires. From both lists the script
+writes ``sbom.cdx.json`` in the CycloneDX format, with the declared licence of each package, and with the
+sources that are compiled into inferd. At the end an audit looks the packages up in a public list of
+vulnerabilities. If it finds any, the exit status is 1.
 
-``--no-audit`` skips the audit, ``--keep-locks`` writes only the bill of materials.
+``--no-audit`` skips the audit. ``--keep-locks`` writes only the bill of materials.
 """
 
 from __future__ import annotations

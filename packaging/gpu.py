@@ -1,11 +1,11 @@
-"""The toolchain of a companion package, besides the compiler of ``toolchain.py``.
+"""The tools that a companion package needs in addition to the compiler of ``toolchain.py``.
 
 Vulkan: the headers and ``glslc`` of the system (Debian: libvulkan-dev, spirv-headers, glslc) or of the Vulkan
-SDK in ``$VULKAN_SDK``, and the system's C++ compiler for the generator of shaders. An old ``glslc`` leaves
-the shaders for matrix units out; CMake prints the missing extensions.
+SDK in ``$VULKAN_SDK``, and the system's C++ compiler for the generator of shaders. An old ``glslc`` cannot
+compile the shaders for matrix units, so they are left out, and CMake prints the missing extensions.
 
-CUDA: NVIDIA's compiler and libraries from the package index. The driver's library is part of the machine that
-runs the companion; the linker gets an empty library of the same name.
+CUDA: NVIDIA's compiler and libraries from the package index. The library of the driver comes from the machine
+on which the companion runs. To link without it, the linker gets an empty library of the same name.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Installs the wheels on a machine with a GPU, and measures: ``packaging/test_gpu.py WHEELHOUSE MODEL``.
 
-WHEELHOUSE holds the wheels of inferd, of one companion (``inferd-cuda`` or ``inferd-vulkan``) and of all
-their dependencies; no index is used. MODEL is one GGUF file, or two: the second model does not fit the GPU
-and must still answer. All measurements go through the daemon, as for users: the chosen device, ``inferd
-bench`` with 1 to 32 answers at once, the greedy text twice, the time to cancel an answer, and the same
-without the GPU. The numbers are printed as JSON; the exit code is 1 at the first step that fails.
-``--without-gpu`` takes a wheelhouse without a companion and skips the steps that need a GPU, to test the
-script itself.
+WHEELHOUSE has the wheels of inferd, of one companion (``inferd-cuda`` or ``inferd-vulkan``) and of all their
+dependencies. No package index is used. MODEL is one GGUF file, or two. The second model does not fit into the
+memory of the GPU, and must answer all the same. Everything is measured through the daemon, as users would use
+it: the chosen device, ``inferd bench`` with 1 to 32 answers at once, the same greedy answer twice, the time
+to cancel an answer, and all this without the GPU. The numbers are printed as JSON. At the first step that
+fails, the script ends with the exit code 1. ``--without-gpu`` takes a wheelhouse without a companion and
+skips the steps that need a GPU, so that the script itself can be tested.
 """
 
 from __future__ import annotations

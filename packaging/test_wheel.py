@@ -1,12 +1,13 @@
 """Installs a wheel as a user would, and uses it: ``python packaging/test_wheel.py WHEEL [OPTIONS]``.
 
-The wheel and its dependencies (also wheels, downloaded first) go into a fresh environment, without an index,
-with a PATH that has no compiler. Then the README's main job runs, on the CPU variant that inferd chooses and
-on ``--second``. Each variant must give the same answer every time. (Two variants add in another order, so
-their texts may differ; with ``--native``, the text of the first is compared with that of an inferd compiled
-for this machine.) The packages must agree with each other, and uninstalling must leave nothing of inferd.
-Prints the sizes, and the time from the start of the installation to the first word. Exits with 1 at the first
-step that fails. The model comes from the user's store, or is downloaded into it before the time starts.
+The dependencies are wheels, too, and are downloaded first. All wheels are installed into a fresh environment,
+without a package index, and with a PATH that has no compiler. Then the main example of the README runs, on
+the CPU variant that inferd chooses and on ``--second``. Each variant must give the same answer every time.
+(Two variants add numbers in a different order, so their texts may differ. With ``--native``, the text of the
+first variant is compared with that of an inferd that was compiled for this machine.) The packages must agree
+with each other, and uninstalling must leave nothing of inferd. The script prints the sizes, and the time from
+the start of the installation to the first word. At the first step that fails, it exits with 1. The model
+comes from the user's store, or is downloaded into it before the time starts.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A C++ compiler for the oldest glibc that the wheels support, without a container.
 
-``ziglang`` on the package index is clang with the headers and the symbols of every glibc. pip installs one
-version of it into the user's cache. Four small scripts call it, because CMake and ccache need a compiler that
-is a file and whose name shows its kind. The scripts have the same path for every checkout, so that ccache
+The package ``ziglang`` contains clang, and the headers and symbols of every glibc. pip installs one version
+of it into the user's cache. Four small scripts call it, because CMake and ccache need a compiler that is a
+file, and whose name shows what it compiles. The scripts have the same path for every checkout, so that ccache
 shares objects. Zig also compiles for other architectures.
 """
 

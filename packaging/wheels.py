@@ -6,9 +6,9 @@ A wheel runs on every CPU of its architecture and with every glibc from 2.28 on,
 further Python compiles only inferd's two extensions. (One wheel for all of them is impossible: the stable ABI
 has had the buffer protocol only since Python 3.11, and inferd supports 3.10.)
 
-auditwheel decides whether a wheel may have its tag, by the version of every symbol that it uses from the
-system. If inferd's wheel exceeds its maximum size, the exit status is 1. ``--companion`` builds
-``inferd-cuda`` or ``inferd-vulkan`` in the same directory; see ``gpu.py``.
+auditwheel checks whether a wheel may have its platform tag, by the version of every symbol that it uses from
+the system. If the wheel of inferd exceeds its maximum size, the exit status is 1. ``--companion`` builds
+``inferd-cuda`` or ``inferd-vulkan`` in the same directory (see ``gpu.py``).
 """
 
 from __future__ import annotations

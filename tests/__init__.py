@@ -1,4 +1,5 @@
-"""The tests. This file is imported before all other modules, so that each of those is compiled only once."""
+"""The tests. This file is imported before all other test modules, so that each of those is compiled only
+once."""
 
 import os
 import sys

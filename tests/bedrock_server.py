@@ -1,7 +1,8 @@
 """An imitation of AWS Bedrock on the loopback interface.
 
-It checks signatures by AWS's published rules, with `hmac` alone, and writes the binary event stream. A
-script, which runs in a thread of its connection, makes the answers and may misbehave.
+It checks signatures by AWS's published rules, using only `hmac`, and writes the binary event stream. The
+answers come from a script of the test, which may misbehave. The script of each connection runs in a thread of
+its own.
 """
 
 from __future__ import annotations

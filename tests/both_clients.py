@@ -1,6 +1,6 @@
-"""``AsyncClient`` with the blocking client's methods, so that one test covers both.
+"""``AsyncClient`` with the methods of the blocking client, so that one test covers both clients.
 
-The asyncio client runs each blocking call of a test on its own event loop. Both clients must behave alike.
+Each blocking call of a test runs the asyncio client on an event loop. Both clients must behave alike.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A real browser for tests: Chromium without a window, driven over WebDriver's HTTP. Closed at the end."""
+"""A real browser for tests: Chromium without a window, controlled over WebDriver. It is closed at the end."""
 
 from __future__ import annotations
 

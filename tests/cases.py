@@ -1,8 +1,8 @@
-"""One test with many cases: all of them run, and each failure is shown with its values.
+"""Makes one test of many cases. All cases run, and each failure is shown with its values.
 
-``@cases("text, level", [("0", "off"), ("1", "error")])`` has the syntax of ``pytest.mark.parametrize``, and
-costs one test instead of one per row. All rows share the fixtures of the test, so use it only if a row
-changes no shared state.
+``@cases("text, level", [("0", "off"), ("1", "error")])`` has the syntax of ``pytest.mark.parametrize``, but
+counts as one test instead of one for each row. All rows share the fixtures of the test, so use it only if no
+row changes shared state.
 """
 
 from __future__ import annotations

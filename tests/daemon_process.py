@@ -1,8 +1,9 @@
 """A real daemon process on real sockets, and a plain socket client to talk to it.
 
-Options are given by name and reach the daemon as its environment variables. With ``mock`` knobs this file is
-the daemon's main program: the same daemon, with a mock backend that has a tape, a fault, or a gate. The gate
-lets one event pass for each byte written by :meth:`DaemonProcess.release`.
+Options are given by name, and the daemon gets them as environment variables. If a test gives settings for the
+``mock``, this file is the main program of the process. It runs the same daemon, but with a mock backend that
+has prepared events, a fault, or a gate. The gate lets one event pass for each byte that
+:meth:`DaemonProcess.release` writes.
 """
 
 from __future__ import annotations

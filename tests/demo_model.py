@@ -1,4 +1,5 @@
-"""The real model of the tests: the catalogue's default, from the user's store (downloaded if missing)."""
+"""The real model of the tests. It is the default model of the catalogue, taken from the user's store, and
+downloaded if it is missing."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""The serving half of the daemon on the test's own event loop, and a client on the same loop.
+"""Runs the part of the daemon that serves requests on the event loop of the test, and a client on the same
+loop.
 
-It gives a test access to internals that a separate process would hide: the mock's gate, the counters of the
-admission, and exact timing.
+So a test has access to internals that a separate process would hide: the gate of the mock backend, the
+counters of the queue, and exact timing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Chat templates rendered by Jinja2, configured as in transformers: the reference for inferd's rendering."""
+"""Renders chat templates with Jinja2, configured as in transformers. The results are the reference for
+inferd's rendering."""
 
 from __future__ import annotations
 

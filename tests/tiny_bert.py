@@ -1,4 +1,5 @@
-"""A BERT with random weights and 64 words: meaningless, but with every step from text to vector or score."""
+"""A BERT with random weights and 64 words. Its results are meaningless, but it has every step from a text to
+a vector or a score."""
 
 from __future__ import annotations
 

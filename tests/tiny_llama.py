@@ -1,11 +1,11 @@
-"""Small models with the tokenizer and chat template of the demo model, each written in a moment.
+"""Small models with the tokenizer and chat template of the demo model. Each is written in a moment.
 
 The next token of ``write_llama`` is independent of the context: an answer under a grammar is random and ends.
 ``random_llama`` has random weights, so each token depends on all tokens before it. It never ends its turn and
 writes no control token.
 
-The models have only the first tokens of the tokenizer, from which the later ones are merged. So they load in
-an eighth of the time. ``whole`` keeps all tokens, for tests that need more likely tokens.
+The models have only the first tokens of the tokenizer, of which the later ones are merged, so that they load
+in an eighth of the time. With ``whole``, a model has all tokens, for tests that need the more likely ones.
 """
 
 from __future__ import annotations

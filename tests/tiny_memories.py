@@ -1,4 +1,4 @@
-"""Small random models with other kinds of memory: recurrent, hybrid, a sliding window.
+"""Small random models with other kinds of memory: recurrent, hybrid, and with a sliding window.
 
 Each token depends on the tokens before it, and none is a control token, as in ``random_llama``.
 """

@@ -1,4 +1,5 @@
-"""Projectors with random weights: meaningless, but with every step from an image to text."""
+"""Projectors with random weights. Their results are meaningless, but they have every step from an image to
+text."""
 
 from __future__ import annotations
 

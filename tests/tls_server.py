@@ -1,7 +1,7 @@
-"""An https server on loopback that misbehaves according to its plan.
+"""An https server on the loopback interface, which misbehaves according to a plan.
 
-``plan`` holds one behaviour for each of the next requests; later requests are served correctly: with an ETag,
-ranges and If-Range. ``requests`` are the received ones.
+``plan`` has one behaviour for each of the next requests. Later requests are served correctly, with an ETag,
+ranges and If-Range. ``requests`` are the requests that were received.
 """
 
 from __future__ import annotations

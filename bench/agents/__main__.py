@@ -1,10 +1,11 @@
 """Runs the agents: ``python -m bench.agents --bin DIR[:DIR] [AGENT …]``.
 
-Each agent that is installed in one of the directories gets a repository with a misspelt word, its own daemon
-with a scripted backend, and one prompt. An agent passes if its exit status is 0 and the word is corrected.
-The exit status is 1 if an agent fails. ``--record DIR`` stores the requests for ``bench.agents.cached``;
-agents that can continue a conversation then get a second prompt. With ``--model FILE`` the model answers
-instead of the script, and an agent passes if its exit status is 0 and it prints text.
+Each agent that is installed in one of the directories gets a repository with a misspelt word, a daemon of its
+own with a scripted backend, and one prompt. An agent passes if its exit status is 0 and the word is
+corrected. If an agent fails, the exit status of the script is 1. With ``--record DIR``, the requests are
+stored for ``bench.agents.cached``, and agents that can continue a conversation get a second prompt. With
+``--model FILE`` a model answers instead of the script, and an agent passes if its exit status is 0 and it
+prints text.
 """
 
 from __future__ import annotations

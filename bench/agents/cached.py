@@ -1,10 +1,10 @@
-"""Measures which part of an agent's requests is cached: ``python -m bench.agents.cached FILE … [--template
-FILE …]``.
+"""Measures how much of an agent's requests comes from the cache:
+``python -m bench.agents.cached FILE … [--template FILE …]``.
 
-The files are records of ``bench.agents --record``. The requests go in order to an engine with a small random
-model and a large context, once for each chat template. A row of the table is a request that continues the
-conversation of the previous request: its number, the tokens of the previous request, and how many of these
-were cached.
+The files are written by ``bench.agents --record``. Their requests are sent in order to an engine with a small
+random model and a large context, once for each chat template. Each row of the table is a request that
+continues the conversation of the previous request. The row has the request's number, the number of tokens of
+the previous request, and how many of these were cached.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Measures the round trip of one client on the mock while other clients send large requests.
+"""Measures the round trip of one client of the mock backend while other clients send large requests.
 
 ``python -m bench.bars.bystanders`` prints the median and the longest round trip in milliseconds: without
-other clients, beside lines of 8 MB, and beside text attachments of 64 MiB. The senders run in separate
-processes. The exit status is 1 if a round trip takes longer than 20 ms.
+other clients, while others send lines of 8 MB, and while others send text attachments of 64 MiB. The other
+clients run in processes of their own. The exit status is 1 if a round trip takes longer than 20 ms.
 """
 
 from __future__ import annotations

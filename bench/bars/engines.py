@@ -1,4 +1,4 @@
-"""Measures the cost of the processes of models, and the cost of their crashes for clients.
+"""Measures what the engine processes cost, and what their crashes cost the clients.
 
 ``python -m bench.bars.engines --model FILE.gguf [PART]...`` runs all parts or the named ones:
 
@@ -15,8 +15,8 @@
              the first token of llama-server; the import times of both Pythons are subtracted
              (``--peer-python`` has xllamacpp)
 
-Absolute times on a busy machine mean little, so each time is shown beside a reference time of the same
-moment.
+Absolute times on a busy machine mean little, so each time is shown together with a reference time that was
+measured at the same moment.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """Measures how a flood of requests, and clients that do not read, affect one honest client in another
 process.
 
-``python -m bench.bars.fairness --model FILE.gguf`` starts a process with 60 connections. Each connection
-sends a request, and the next one a millisecond after each answer or refusal, for ``--secs`` seconds: once
-while the daemon serves one request at a time, and once while it serves four. The honest client has one
-connection and must get a quarter of the answers. On the mock, four clients request long answers and do not
-read them; an honest request may take twice its undisturbed time. The exit status is 1 if either check fails.
+``python -m bench.bars.fairness --model FILE.gguf`` starts a process with 60 connections. For ``--secs``
+seconds, each connection sends a request, and a millisecond after each answer or refusal the next one. The
+measurement runs twice: the daemon serves one request at a time, and then four. The honest client has one
+connection and must get a quarter of the answers. The second check uses the mock backend. Four clients request
+long answers and do not read them, and an honest request may take at most twice its undisturbed time. The exit
+status is 1 if either check fails.
 """
 
 from __future__ import annotations

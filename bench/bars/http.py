@@ -1,18 +1,19 @@
 """Measures the overhead of the HTTP bridge, and compares it with llama-server on the same model.
 
-``python -m bench.bars.http`` prints these measurements, each from alternating turns:
+``python -m bench.bars.http`` prints these measurements. The two sides of each are measured in alternation:
 
-* the time to the first token over HTTP and over the Unix socket, on the mock, which answers at once;
+* the time to the first token over HTTP and over the Unix socket, with the mock backend, which answers at
+  once;
 * the same over TLS;
 * the memory and processor time of 1,000 idle keep-alive connections;
 * the share of a core that the bridge takes for four streams of 200 tokens per second;
 * with ``--model FILE.gguf``: the time to the first token, and short chat completions per second over
   ``--connections``, of inferd and of llama-server (package xllamacpp).
 
-The exit status is 1 if a bar is missed: at most 0.7 ms more than the Unix socket, at most 10 % of a core, at
-least 1.5 times the requests per second of llama-server, at most half of its time to the first token. On a
-busy machine the first quartile (p25) of the times is more reliable than the median, and the processor time of
-a request more reliable than the requests per second.
+The exit status is 1 if the bridge misses a bar: at most 0.7 ms more than the Unix socket, at most 10 % of a
+core, at least 1.5 times the requests per second of llama-server, and at most half of the time to the first
+token of llama-server. On a busy machine the first quartile (p25) of the times is more reliable than the
+median, and the processor time of a request is more reliable than the requests per second.
 """
 
 from __future__ import annotations

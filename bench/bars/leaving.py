@@ -1,7 +1,7 @@
-"""Measures how long clients that leave slow preparations behind delay another client.
+"""Measures how long another client is delayed by clients that left while their requests were being prepared.
 
-``python -m bench.bars.leaving --model FILE.gguf``: the time to the first token of a plain request, alone and
-just after ten clients have left the preparations of large schemas behind, in pairs.
+``python -m bench.bars.leaving --model FILE.gguf`` prints the time to the first token of a plain request. It
+measures pairs: the request alone, and the request just after ten clients with large schemas have left.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""inferd on a Ray cluster of two nodes of this machine: a node killed under load, 1 to 3 replicas and back.
+"""Checks inferd on a Ray cluster with two nodes on this machine: kills a node under load, and scales from 1
+to 3 replicas and back.
 
 ``python -m bench.bars.ray_serve`` needs ``ray[serve]`` and serves the default model. Clients stream short
-answers without pause. A request without a part of its answer must be served when the node dies. A request
-with a part may end with an error in the shape of its API, and with nothing else. Ends with 1 otherwise. On a
-busy machine each step takes longer: ``--patience`` is the limit of a step and of a request, in seconds.
+answers without pause. When the node dies, a request that has got no part of its answer must still be served.
+A request that has got a part may instead end with an error in the form of its API. Anything else is a
+failure, and the exit status is 1. On a busy machine each step takes longer: ``--patience`` is the limit for a
+step and for a request, in seconds.
 """
 
 from __future__ import annotations

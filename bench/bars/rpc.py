@@ -1,5 +1,5 @@
-"""Checks a model split over two hosts (namespaces of this machine): its text, its speed, the death of a
-worker.
+"""Checks a model that is split over two hosts, which are network namespaces of this machine: its text, its
+speed, and the death of a worker.
 
 ``python -m bench.bars.rpc --model FILE.gguf`` needs root and ``ip``. One daemon holds the whole model.
 Another daemon holds half of its layers, and a worker in the other namespace holds the rest. The texts at

@@ -1,9 +1,9 @@
-"""An agent's session: a long system prompt, and six turns that add a hundred new tokens each.
+"""The session of an agent: a long system prompt, and six turns that each add a hundred new tokens.
 
 Each turn repeats everything before it. The case measures the time to the first token of the first turn, of
-the later turns, and of the last request sent again. Each round has a new session, with the same words for
-every server. The processor time of a turn includes its answer; on a shared machine it is more reliable than
-the time to the first token.
+the later turns, and of the last request when it is sent again. Each round has a new session, and every server
+gets the same words. The processor time of a turn includes its answer. On a shared machine it is more reliable
+than the time to the first token.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""One stream: tokens per second and time to the first token, through each server and in bare loops.
+"""The tokens per second and the time to the first token of one stream, through each server and in bare token
+loops.
 
-Every contestant has the same model, threads, prompt, context size, greedy sampling and no flash attention (on
-a CPU it slows decoding). llama-server takes part a second time with its default flash attention. inferd takes
-part again with its own choice of threads, and with typed blocks (v2). In each round every contestant answers
-the same new prompt once; the order rotates from round to round.
+Every contestant has the same model, threads, prompt and context size, samples greedily, and has no flash
+attention, which on a CPU slows decoding. llama-server takes part a second time with its default flash
+attention. inferd also takes part with its own choice of threads, and with typed blocks (v2). In each round
+every contestant answers the same new prompt once. The order rotates from round to round.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""The time from a client's disconnection until its slot is free, beside a busy neighbour.
+"""The time from a client's disconnection until its slot is free, while another slot is busy.
 
-There are two slots: a neighbour generates a long answer in one, a victim holds the other, and a third request
+There are two slots. A neighbour generates a long answer in one, a victim holds the other, and a third request
 waits. The victim disconnects during its answer or during its long prompt. The result is the time until the
-first token of the waiting request, minus the time of the same request beside the same neighbour with a free
-slot.
+waiting request has its first token, minus the time that the same request needs with the same neighbour and a
+free slot.
 """
 
 from __future__ import annotations

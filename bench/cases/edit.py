@@ -1,9 +1,10 @@
-"""Drafts from earlier text: their gain for answers that repeat the prompt, and their cost for prose.
+"""Speculative decoding from earlier text: the gain for answers that repeat the prompt, and the cost for
+prose.
 
-The prompt has a file of 120 lines and asks for the whole file with one name changed; the prose is a story.
-The answers are greedy and end after some hundred tokens. There is one stream, and the prompt caches are off.
-llama-server takes part twice: with its defaults, and with its own drafts from n-grams. The processor time of
-an answer includes its prompt.
+One prompt has a file of 120 lines and asks for the whole file with one name changed. The other asks for a
+story. The answers are sampled greedily and end after some hundred tokens. There is one stream, and the prompt
+caches are off. llama-server takes part twice: with its defaults, and with its own drafts from n-grams. The
+processor time of an answer includes that of its prompt.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Embeddings: 1,000 short texts in one request, per second, and the time of a single text.
+"""Embeddings: the texts per second of a request with 1,000 short texts, and the time of a single text.
 
 inferd and llama-server run the same model file (MiniLM in f16) behind a socket and return numbers as JSON;
 the time ends when the whole answer has arrived. sentence-transformers runs the original weights in its own

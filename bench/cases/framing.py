@@ -1,7 +1,8 @@
-"""Framing: the cost of a token frame and of splitting lines, from the micro-benchmarks of ``bench/micro``.
+"""Framing: the cost of encoding a token frame and of splitting lines, from the micro-benchmarks of
+``bench/micro``.
 
-Each contestant copies the bytes into its buffer, and this copy counts. Reading from a socket in place would
-not need it.
+Each contestant copies the bytes into its buffer, and the copy is part of the time. A connection that reads
+directly into the buffer does not need this copy.
 """
 
 from __future__ import annotations

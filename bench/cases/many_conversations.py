@@ -1,8 +1,8 @@
 """Twelve conversations in turn on four slots, more than the slots can hold.
 
-Each conversation has its own system prompt, a fifth as long as in the other cases. They take turns one after
-the other, so a server that keeps only its slots has always just evicted the next conversation. The case
-measures the time to the first token of all turns but the first.
+Each conversation has a system prompt of its own, a fifth as long as in the other cases. The conversations
+take turns in a fixed order. So a server that caches only what is in its slots has always just evicted the
+conversation that comes next. The case measures the time to the first token of all turns but the first.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The router of pools with simulated upstreams: the cost of a decision, and the waits of requests.
+"""The routing in pools, with simulated upstreams: the cost of a decision, and how long requests wait.
 
 The daemon's own admission and router run on an event loop with simulated time, so an hour passes in seconds
 and the load of the machine does not matter. Requests arrive at random (Poisson), at 0.95 of the capacity of

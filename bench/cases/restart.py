@@ -1,7 +1,8 @@
-"""A long request, and the same request after a restart of the server.
+"""A long request, before and after a restart of the server.
 
-inferd keeps computed prompts in files. It takes part a second time without files; llama-server has none. The
-case measures the time to the first token before and after the restart, and the size of the files.
+inferd keeps computed prompts in files. It takes part a second time without these files, and llama-server has
+no such files. The case measures the time to the first token before and after the restart, and the size of the
+files.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The daemon's own cost: requests to the mock backend, beside plain echo servers and the Rust inferd 0.2.1.
+"""The cost of the daemon itself: requests to the mock backend, compared with plain echo servers and the Rust
+inferd 0.2.1.
 
 The round trip is measured with one blocking connection and one request after the other. The requests per
 second are measured with sixteen connections of one process, with one request in progress on each. The mock

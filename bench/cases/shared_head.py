@@ -1,7 +1,8 @@
-"""Four clients at once, whose prompts begin with the same long head: four agents with one system prompt.
+"""Four clients at once whose prompts have the same long beginning, like four agents with one system prompt.
 
-The case measures the time until the last client has its first token. A server that computes the head only
-once needs little more time than for a single client, which is measured before, with another head.
+The case measures the time until the last client has its first token. A server that computes the common
+beginning only once needs little more time than for a single client. The time of a single client is measured
+before, with another beginning.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A pool of a local engine and two llama-servers, with requests that arrive independently of the free slots.
+"""A pool of a local engine and two llama-servers. Requests arrive at random, whether or not a slot is free.
 
 The three engines share one machine. They take turns on one core, so the speed of one does not depend on the
 load of the others. Each llama-server has the share of the core with which it serves as many requests as the

@@ -1,5 +1,5 @@
-"""Cold start: the time from the command to a socket that answers, on the mock backend, beside an empty
-Python."""
+"""Cold start: the time from the command until the socket answers, with the mock backend, compared with an
+empty Python program."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""Several streams at once: tokens per second in total, and the effect of a long prompt that arrives.
+"""Several streams at once: their tokens per second in total, and the effect of a long prompt that arrives
+meanwhile.
 
-For 1, 4 and 8 streams both servers have one slot more than streams, and the same context in each slot. First
-the streams run alone. Then they run again, and a prompt of about 2,000 tokens arrives once each stream has
-begun to answer. The gaps are those between tokens of the streams, from the arrival of the prompt to its first
-token.
+There are 1, 4 and 8 streams. Both servers have one slot more than there are streams, and the same context in
+each slot. First the streams run alone. Then they run again, and a prompt of about 2,000 tokens arrives once
+each stream has begun to answer. The gaps are the times between two tokens of a stream, from the arrival of
+the prompt until its first token.
 """
 
 from __future__ import annotations

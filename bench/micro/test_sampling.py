@@ -1,8 +1,8 @@
-"""The cost of drawing a token, by the size of the vocabulary: the whole chain of a request.
+"""The cost of sampling a token with the whole sampler chain of a request, by the size of the vocabulary.
 
-``pytest bench/micro/test_sampling.py`` runs these. ``default`` are the settings of a request without any
-(temperature 1, ``top_k`` 64, ``top_p`` 0.95); ``top_p alone`` is without ``top_k``. The logits are normal
-with a deviation of 4, like those of a small model.
+``pytest bench/micro/test_sampling.py`` runs these. ``default`` are the settings that apply to a request
+without any (temperature 1, ``top_k`` 64, ``top_p`` 0.95). ``top_p alone`` is without ``top_k``. The logits
+have a normal distribution with a standard deviation of 4, like those of a small model.
 """
 
 from __future__ import annotations

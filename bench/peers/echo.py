@@ -1,4 +1,5 @@
-"""Echo servers on a Unix socket, by blocking reads or by uvloop: the cost of a round trip without any work.
+"""Echo servers on a Unix socket, with blocking reads or with uvloop. They show the cost of a round trip
+without any work.
 
 Arguments: ``blocking`` or ``uvloop``, and the socket's path. ``blocking`` serves one connection at a time.
 """

@@ -1,4 +1,4 @@
-"""inferd's own backend, without a daemon or a socket.
+"""Runs the backend of inferd without a daemon and without a socket.
 
 Arguments: model, threads, n_ctx. Each line of stdin is a JSON object with ``messages`` and ``n_predict``;
 each line of stdout is a JSON object with ``prefill_ms`` and ``times`` (seconds of the clock at each token).

@@ -1,4 +1,4 @@
-"""llama-server from the xllamacpp wheel, in a separate process; run by the peers' Python.
+"""Runs llama-server from the xllamacpp wheel. The Python of the peers runs this file in a process of its own.
 
 Arguments: one JSON object with ``model``, ``port``, ``threads``, ``n_ctx`` (of one slot), ``slots``,
 ``flash_attention`` (``auto``, ``on`` or ``off``), ``embedding`` to serve embeddings instead of text, and

@@ -1,4 +1,4 @@
-"""A bare token loop on llama-cpp-python's low-level API; run by the peers' Python.
+"""A bare token loop on the low-level API of llama-cpp-python. The Python of the peers runs this file.
 
 Arguments: model, threads, n_ctx. Each line of stdin is ``n_predict HEX``, the prompt's text in hex; each line
 of stdout is a JSON object with ``prefill_ms`` and ``times`` (seconds of the clock at each token).

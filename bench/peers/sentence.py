@@ -1,4 +1,4 @@
-"""sentence-transformers on the CPU, in a separate process; run by the peers' Python.
+"""Runs sentence-transformers on the CPU. The Python of the peers runs this file in a process of its own.
 
 Arguments: the model's directory, threads. Each line of stdin is a JSON array of texts. Each line of stdout is
 a JSON object with ``seconds`` (from the texts to an array of vectors) and the ``first`` vector.

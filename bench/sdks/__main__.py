@@ -1,9 +1,9 @@
 """Runs the SDKs: ``python -m bench.sdks --work DIR``.
 
 Installs two generations of the Python SDKs and the Node SDKs, and frameworks built on them, into DIR, from
-the package indexes that pip and npm use. Then starts a daemon with the default model and its HTTP bridge, and
-prints a table. The exit status is 1 if a check fails. ``--only`` runs one part; ``typed`` asks for answers
-that follow Pydantic models and Zod schemas.
+the package indexes that pip and npm use. Then starts a daemon with the default model and its HTTP bridge,
+runs the checks, and prints a table. The exit status is 1 if a check fails. ``--only`` runs one part. The part
+``typed`` requests answers that conform to Pydantic models and Zod schemas.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The checks of further frameworks for ``frameworks_client.py``; ``place`` makes the type of an output."""
+"""The checks of further frameworks for ``frameworks_client.py``. ``place`` makes the type of an output."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """Ten Pydantic models, each answered through three SDKs, as a tool and by inferd's own client:
 ``typed_client.py BASE MODEL``, with the address of the daemon in ``INFERD_ADDRESS``.
 
-Writes a JSON object a line, as ``python_client.py`` does. Pydantic itself validates each answer. The eleventh
-model has a keyword that cannot be enforced: its refusal must name the keyword and the place.
+Writes one JSON object on each line, as ``python_client.py`` does. Pydantic itself validates each answer. An
+eleventh model has a keyword that cannot be enforced. The request must be refused, and the error must name the
+keyword and its place.
 """
 
 from __future__ import annotations

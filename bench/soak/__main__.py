@@ -1,10 +1,11 @@
-"""Mixed load on a daemon with a real model, for a time: ``python -m bench.soak --model FILE --minutes 30``.
+"""Puts a mixed load on a daemon with a real model for some time:
+``python -m bench.soak --model FILE --minutes 30``.
 
-Clients of all kinds visit the daemon at the same time, while its configuration changes. Afterwards every
-request must have had its terminal frame. The daemon must hold as much as before: memory, descriptors,
-threads, tasks, backends, and the whole context for as many requests as run at once. The same holds for the
-memory of an engine that no reload replaces. The prefix cache must stay within its budgets. Else the exit
-status is 1.
+Clients of all kinds use the daemon at the same time, while its configuration changes. Afterwards every
+request must have had its terminal frame. The daemon must then have no more memory, descriptors, threads,
+tasks and backends than before, and still the whole context for as many requests as run at once. The memory of
+an engine that no reload replaces must not have grown either. The prefix cache must stay within its budgets.
+If any of this fails, the exit status is 1.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The daemon under load: ``inferd serve``, which reports further numbers on SIGUSR1.
+"""The daemon of a soak: ``inferd serve``, extended to report further numbers on SIGUSR1.
 
-``python -m bench.soak.daemon REPORT``: the report is a JSON file, rewritten for each signal, with the tasks
-of the event loop, and the backends and their streams that the process still holds.
+``python -m bench.soak.daemon REPORT`` writes a JSON file, again for each signal. It has the tasks of the
+event loop, and the backends and streams that still exist in the process.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""The kinds of load: each is one visit to the daemon, regular or malformed, that checks the answer.
+"""The kinds of load. Each is one visit to the daemon, with regular or malformed requests, and checks the
+answer.
 
-A visit returns its outcome in a word. Every exception that it raises is a finding, except ``queue_full``,
-which any visit can meet: a request without its terminal frame, an undeserved error, an inconsistent answer.
+A visit returns its outcome as one word. Every exception that it raises is a finding, such as a request
+without its terminal frame, an error without cause, or an inconsistent answer. The only exception is
+``queue_full``, which any visit may get.
 """
 
 from __future__ import annotations

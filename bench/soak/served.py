@@ -1,4 +1,4 @@
-"""The daemon of a soak: its configurations, its reloads, and its inventory."""
+"""Runs the daemon of a soak: writes its configurations, reloads it, and counts what it holds."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Runs a fuzz test for longer, guided by coverage: ``python tests/fuzz/run.py TARGET [OPTIONS]``.
+"""Runs a fuzz test for a longer time, guided by coverage: ``python tests/fuzz/run.py TARGET [OPTIONS]``.
 
-Needs ``pip install atheris``; OPTIONS are libFuzzer's. For ten minutes with a persistent corpus:
-``python tests/fuzz/run.py v1_request -max_total_time=600 CORPUS_DIR``. It ends at the first finding, which
-Hypothesis stores: under pytest the test of that name then fails with the shrunk finding.
+It needs ``pip install atheris``. OPTIONS are those of libFuzzer. This runs for ten minutes with a corpus that
+is kept: ``python tests/fuzz/run.py v1_request -max_total_time=600 CORPUS_DIR``. The run ends at the first
+finding. Hypothesis stores the finding, so that the same test fails under pytest with a minimal example.
 """
 
 from __future__ import annotations

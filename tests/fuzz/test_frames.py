@@ -1,4 +1,5 @@
-"""Frames: both splitters in lockstep, lines as frames, and sessions, each against a simple parser."""
+"""Frames: both line splitters step by step, the conversion of lines to frames, and whole sessions, each
+compared with a simple parser."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The two line splitters in lockstep, compared with each other and with the input bytes."""
+"""Both line splitters get the same input step by step, and are compared with each other and with the input
+bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""``inferd agent``: the arguments, environment and files of each agent, recorded by a stand-in program."""
+"""``inferd agent``: the arguments, environment and files of each agent, recorded by a program in place of the
+agent."""
 
 from __future__ import annotations
 

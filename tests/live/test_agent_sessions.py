@@ -1,7 +1,7 @@
-"""A session over HTTP in the manner of each of five agents computes only what is new in each request.
+"""A session over HTTP, in the manner of each of five agents, computes only the new part of each request.
 
-A session has turns with tools and two prompts, or a prompt for each answer by a schema, on Qwen 2.5's
-template. The agents differ in their API, and in the way in which they send an answer back.
+A session has two prompts and turns with tools, or one prompt for each answer with a schema, with the chat
+template of Qwen 2.5. The agents differ in their API, and in how they send an answer back.
 """
 
 from __future__ import annotations

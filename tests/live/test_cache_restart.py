@@ -1,4 +1,4 @@
-"""The files of the prefix cache in the real daemon: they survive a restart, for their user only."""
+"""The files of the prefix cache in the real daemon: they survive a restart, but only for their user."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The real commands as processes of their own, against a real daemon; the model is real where it matters."""
+"""The real commands, each in a process of its own, against a real daemon. The model is real where it
+matters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The daemon's life: boot in order, readiness, signals at any point, drain, idle exit."""
+"""The life of the daemon: the order of the boot, readiness, signals at any point, the drain, and the idle
+exit."""
 
 from __future__ import annotations
 

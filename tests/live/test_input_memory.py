@@ -1,4 +1,4 @@
-"""The memory of a real daemon while many clients withhold the last byte of their attachments."""
+"""The memory of a real daemon while many clients send all of their attachments but the last byte."""
 
 from __future__ import annotations
 

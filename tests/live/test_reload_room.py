@@ -1,4 +1,5 @@
-"""A reload whose models do not fit into memory together: the old one makes room, and returns if it must."""
+"""A reload whose old and new models do not fit into memory together: the old model makes room, and is loaded
+again if the reload fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model over two hosts: real workers, real engines, and their deaths."""
+"""A model that is split over two hosts: real workers, real engines, and what happens if one of them dies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A busy daemon in ``inferd status``, in ``inferd top``, and in a scrape of its metrics."""
+"""A busy daemon as shown by ``inferd status``, by ``inferd top``, and by a scrape of its metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The transcripts: each conversation sent whole, byte by byte, cut at every point, and with a tail.
+"""Replays the transcripts. Each conversation is sent as a whole, byte by byte, cut at every point, and with
+another request after it.
 
 A transcript is NDJSON. The first line has its subject, whether the connection is ``open`` or ``closed`` at
 its end, and the surface if it is not v1. The others have the bytes sent (``in``; ``in_hex`` if they are not

@@ -1,4 +1,5 @@
-"""v2 with the real default model: text, tools, structured answers, replayed results, the ends of answers."""
+"""v2 with the real default model: text, tools, structured answers, tool results that are sent back, and the
+ends of answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LoRA adapters: selected by name per request, and never mixed up."""
+"""LoRA adapters: each request selects one by its name, and adapters are never mixed up."""
 
 from __future__ import annotations
 

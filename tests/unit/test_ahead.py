@@ -1,4 +1,5 @@
-"""The next prompt computed ahead: the cache holds it, with the template's changes to earlier thinking."""
+"""The next prompt of a conversation, computed ahead: it is in the cache, with the changes that the template
+makes to earlier thinking."""
 
 from __future__ import annotations
 

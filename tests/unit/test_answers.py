@@ -1,4 +1,4 @@
-"""Answers in the next prompt keep their tokens, even if the client or the template rewrites them."""
+"""An answer in the next prompt keeps its tokens, even if the client or the template rewrites its text."""
 
 from __future__ import annotations
 

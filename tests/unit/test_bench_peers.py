@@ -1,4 +1,5 @@
-"""The bare loop in C++ links against the patched libraries of the engine, and peers may fail."""
+"""The bare loop in C++ links against the patched libraries of the engine, and a peer that fails does not stop
+a benchmark."""
 
 from __future__ import annotations
 

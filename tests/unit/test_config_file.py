@@ -1,4 +1,4 @@
-"""Reading config.json: refusals with their reasons, and backends from its entries."""
+"""Reading config.json: errors with their reasons, and the backends of its entries."""
 
 from __future__ import annotations
 

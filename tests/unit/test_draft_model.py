@@ -1,4 +1,4 @@
-"""A draft model: its drafts never change an answer, and stop where they do not pay."""
+"""A draft model: its drafts never change an answer, and drafting stops where it does not save time."""
 
 from __future__ import annotations
 

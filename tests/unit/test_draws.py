@@ -1,4 +1,4 @@
-"""A token is drawn from the candidates that the settings leave, with their probabilities."""
+"""A token is sampled from the candidates that the settings leave, according to their probabilities."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The prefix that a model's family puts before a text."""
+"""The prefix that models of a family need before a text to embed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Vectors: correct values on a real model, and every step and refusal on tiny random ones."""
+"""Embeddings: correct values with a real model, and every step and error with tiny random models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A model in its own process: the guarantees of its supervisor if the process dies, hangs or lies."""
+"""A model in a process of its own: what the supervisor guarantees if the process dies, hangs or sends false
+messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The arguments of calls in the notations of the families: held to the schemas of their tools.
+"""The arguments of tool calls in the notation of each model family: they must conform to the schemas of the
+tools.
 
 (Over 400 lines, because most of it is schemas, with values that follow them and values that do not.)
 """

@@ -1,4 +1,4 @@
-"""Every vendored template's own rendering of calls, parsed whole and character by character.
+"""Tool calls as every vendored template renders them, parsed as a whole and character by character.
 
 docs/structured.md lists the templates whose calls cannot be parsed; this module generates its table.
 """

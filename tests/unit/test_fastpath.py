@@ -1,4 +1,5 @@
-"""Both implementations of the fast path run the same cases; expected values are here or from orjson.
+"""Both implementations of the fast path run the same cases. The expected values are written here or come from
+orjson.
 
 (Over 400 lines, because everything with two implementations is tested here, and nowhere else.)
 """

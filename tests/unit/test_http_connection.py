@@ -1,4 +1,5 @@
-"""A connection of the bridge: writes of one turn are sent together, and its user is looked up once."""
+"""A connection of the bridge: the writes of one loop iteration are sent together, and the user is looked up
+once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reports of a stream while its model is loaded, as the unmodified SDKs read them."""
+"""What a stream reports while its model is loaded, as the unmodified SDKs read it."""
 
 from __future__ import annotations
 

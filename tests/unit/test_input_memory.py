@@ -1,4 +1,5 @@
-"""Memory that requests hold before admission: one budget, its shares, and early refusals."""
+"""The memory that requests hold before they are admitted: one budget, the shares of users, and early
+refusals."""
 
 from __future__ import annotations
 

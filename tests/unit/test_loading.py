@@ -1,4 +1,4 @@
-"""Loading a model: refusals, progress and cancellation."""
+"""Loading a model: errors, progress and cancellation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Large requests are read like small ones, and other threads run meanwhile."""
+"""Large requests give the same results as small ones, and other threads can run while they are parsed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Products with matrices of the types whose kernels the patches of llama.cpp change: panels and attention."""
+"""Matrix products with the quantisation types whose kernels the patches of llama.cpp change, and
+attention."""
 
 from __future__ import annotations
 

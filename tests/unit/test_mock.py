@@ -1,4 +1,4 @@
-"""The mock backend keeps the contract of the interface, knob by knob."""
+"""The mock backend keeps the contract of the interface, with each of its settings."""
 
 from __future__ import annotations
 

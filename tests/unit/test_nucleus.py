@@ -1,4 +1,4 @@
-"""Top-p without a sort selects the same candidates as llama.cpp's sampler."""
+"""Top-p without sorting selects the same candidates as llama.cpp's sampler."""
 
 from __future__ import annotations
 

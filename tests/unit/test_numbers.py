@@ -1,6 +1,6 @@
-"""Numbers that llama.cpp's `common` prints through C++ streams in the linked module.
+"""The numbers that llama.cpp's `common` prints through C++ streams in the linked module.
 
-A stream that finds no facet for numbers drops the number and all text that follows, without an error.
+If a C++ stream finds no facet for numbers, it drops the number and all further text without an error.
 """
 
 from __future__ import annotations

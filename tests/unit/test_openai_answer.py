@@ -1,4 +1,4 @@
-"""Answers assembled from the streams of servers with OpenAI's API, oddities included."""
+"""Answers that are assembled from the streams of servers with OpenAI's API, including unusual streams."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests to an OpenAI-compatible server whose client leaves or does not read."""
+"""Requests to an OpenAI-compatible server if the client leaves or does not read."""
 
 from __future__ import annotations
 

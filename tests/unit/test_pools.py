@@ -1,4 +1,5 @@
-"""Pools: the choice of a backend, the spilling of waiting requests, and retries after a failure."""
+"""Pools: the choice of a backend, sending waiting requests to remote backends, and retries after a
+failure."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The daemon contains no code that starts programs or runs code from outside, with three exceptions.
 
-The files of the daemon are all except the commands' and the clients'. One of them may start pip, for a model
-from a package index; two start the daemon's own interpreter, as the process of a model and as the HTTP
-bridge.
+The files of the daemon are all files except those of the commands and the clients. One of them may start pip,
+for a model from a package index. Two start the Python interpreter of the daemon, one as the process of a
+model and one as the HTTP bridge.
 """
 
 from __future__ import annotations

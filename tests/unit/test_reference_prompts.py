@@ -1,7 +1,7 @@
-"""Seventy chat templates and twelve conversations: our prompts against those of Jinja2.
+"""Seventy chat templates and twelve conversations: inferd's prompts, compared with those of Jinja2.
 
-A table of docs/structured.md, generated here, lists every difference with its reason. A prompt that differs
-because we rewrote the messages must equal Jinja2's prompt of the rewritten ones.
+This module generates a table in docs/structured.md, which lists every difference with its reason. If a prompt
+differs because inferd rewrote the messages, it must equal Jinja2's prompt of the rewritten messages.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Room for the models of a reload: what makes room, in which order, and when it returns."""
+"""Memory for the models of a reload: which models are unloaded for it, in which order, and when they are
+loaded again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Models on demand: loaded once for all requests, kept while in use, and never evicting a busy model."""
+"""Models on demand: each is loaded once for all requests, is kept while it is used, and never evicts a busy
+model."""
 
 from __future__ import annotations
 

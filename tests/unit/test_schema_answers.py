@@ -1,4 +1,5 @@
-"""Answers under eighty JSON Schemas, by a model without preferences, validated by jsonschema."""
+"""Answers of a model without preferences that must conform to eighty JSON Schemas, validated with
+jsonschema."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A client that leaves ends the work on its schema or grammar: validation, compilation, masks."""
+"""If a client leaves, the work on its schema or grammar ends: validation, compilation and masks."""
 
 from __future__ import annotations
 

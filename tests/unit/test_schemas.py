@@ -1,4 +1,5 @@
-"""JSON Schemas: enforced, rewritten, dropped and refused keywords, and bounds for hostile schemas."""
+"""JSON Schemas: the keywords that are enforced, rewritten, dropped or refused, and the bounds for hostile
+schemas."""
 
 from __future__ import annotations
 

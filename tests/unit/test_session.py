@@ -1,4 +1,5 @@
-"""The rows of the framing table, order, slow readers and the key, over a real socket, on both event loops."""
+"""Each row of the framing table, the order of answers, slow readers and the API key, over a real socket, on
+both event loops."""
 
 from __future__ import annotations
 

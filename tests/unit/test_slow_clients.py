@@ -1,4 +1,4 @@
-"""Clients that trickle, idle, flood or vanish, over a real socket."""
+"""Clients that send slowly, send nothing, send too much or vanish, over a real socket."""
 
 from __future__ import annotations
 

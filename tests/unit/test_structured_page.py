@@ -1,4 +1,4 @@
-"""docs/structured.md: its table matches the engine's treatment of each keyword."""
+"""The table in docs/structured.md matches how the engine treats each keyword."""
 
 from __future__ import annotations
 

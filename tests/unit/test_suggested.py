@@ -1,4 +1,4 @@
-"""Sampling settings of a model's file are the defaults of requests, except on v1."""
+"""The sampling settings in a model's file are the defaults of requests, except on v1."""
 
 from __future__ import annotations
 

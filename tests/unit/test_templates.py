@@ -1,4 +1,4 @@
-"""Excessive chat templates: each is refused with its reason, in bounded time, memory and stack."""
+"""Chat templates that need too much time, memory or stack: each is refused with the reason, within bounds."""
 
 from __future__ import annotations
 

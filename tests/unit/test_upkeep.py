@@ -1,4 +1,4 @@
-"""Removal from the store by name, the collection of unused files, and the files that must stay."""
+"""Removing models from the store by name, deleting unused files, and the files that must stay."""
 
 from __future__ import annotations
 

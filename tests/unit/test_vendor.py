@@ -1,6 +1,6 @@
 """The step that fetches and patches llama.cpp's sources.
 
-The step runs as in a build, as a separate program, in a folder with the test's own pin.
+As in a build, the step runs as a separate program. It runs in a folder with a pin of the test.
 """
 
 from __future__ import annotations

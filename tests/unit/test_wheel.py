@@ -1,7 +1,7 @@
 """The contents of a wheel of this tree: the package, its two extensions, the licences, and nothing else.
 
-The wheel is built in the tree's build directory, which takes seconds after an install from the tree, and
-without build isolation, so that no package index is needed.
+The wheel is built in the build directory of the tree, which takes only seconds after an install from the
+tree. It is built without build isolation, so that no package index is needed.
 """
 
 from __future__ import annotations
