@@ -258,7 +258,7 @@ def bench_command(
     Print the tokens per second, the time to the first token, the speed of several answers at once, and the
     time that the cache saves.
 
-    It takes a minute with a small model. Starts a daemon in the background when none runs.
+    The command takes a minute with a small model. If no daemon runs, it starts one in the background.
     """
 
     def note(text: str) -> None:

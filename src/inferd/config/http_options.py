@@ -51,7 +51,8 @@ class HttpOptions:
         _HTTP,
         FilePath(),
         None,
-        "The private key (PEM) of the certificate. By default it is in the file of the certificate.",
+        "The private key (PEM) of the certificate. By default the private key is in the file of the "
+        "certificate.",
         key="http.key",
     )
     http_hosts: tuple[str, ...] = option(

@@ -137,7 +137,8 @@ class Backend(ABC):
         """Returns whether the backend can serve a request now."""
 
     def alive(self) -> bool:
-        """Returns whether the backend's threads still run. If not, only a restart of the process helps."""
+        """Returns whether the backend's threads still run. If the threads have ended, only a restart of the
+        process helps."""
         return True
 
     async def look(self) -> int | None:

@@ -61,7 +61,8 @@ class Prepared:
 
     ``grammar`` is the client's GBNF. A ``guide`` replaces it, and also the grammar that belongs to the
     prompt. Without a ``reader``, the answer is plain text. ``held`` is the schema of the answer; ``tools``
-    are the schemas of calls by the tool's name. The finished answer and its calls are checked against them.
+    are the schemas of calls by the tool's name. The finished answer and its calls are checked against these
+    schemas.
     """
 
     prompt: _llama.Prompt
@@ -219,7 +220,8 @@ def _with_tools(
 
 
 def _first_that_renders(*renders: Callable[[], _llama.Prompt]) -> _llama.Prompt:
-    """Returns the first prompt that the template accepts. If it refuses all, raises the first refusal."""
+    """Returns the first prompt that the template accepts. If the template refuses all prompts, raises the
+    first refusal."""
     refusals: list[InvalidRequest] = []
     for render in renders:
         try:

@@ -132,8 +132,8 @@ class Answer:
             yield Text(delta.text)
 
     def _call(self, block: _Block, pieces: list[str]) -> Iterator[Event]:
-        """Yields the call if its arguments are a complete JSON object. If not, ``_end`` decides whether the
-        token limit cut it off."""
+        """Yields the call if its arguments are a complete JSON object. For an incomplete call, ``_end``
+        decides whether the token limit cut it off."""
         arguments = "".join(pieces) or "{}"
         try:
             whole = isinstance(orjson.loads(arguments), dict)

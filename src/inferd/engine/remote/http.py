@@ -78,9 +78,9 @@ class _PooledClient:
 class Upstream:
     """The server at ``base_url``.
 
-    Connecting may take ``CONNECT_SECS``. After that, the server may be silent for ``timeout_secs`` before the
-    first byte and between two reads; the whole response may take longer. Redirects are not followed, because
-    the API key may not be meant for the other host. Raises ConfigError for an invalid ``base_url``.
+    Connecting may take ``CONNECT_SECS``. Once connected, the server may be silent for ``timeout_secs`` before
+    the first byte and between two reads; the whole response may take longer. Redirects are not followed,
+    because the API key may not be meant for the other host. Raises ConfigError for an invalid ``base_url``.
     """
 
     def __init__(self, base_url: str, timeout_secs: float) -> None:

@@ -65,7 +65,7 @@ def environment() -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
-    """The time limits of a process. If it gives no sign of life, it is reported after ``slow_secs`` and
+    """The time limits of a process. A process without a sign of life is reported after ``slow_secs`` and
     killed after ``hang_secs``. A step of the token loop is reported once it takes ``slow_secs`` longer than
     predicted. The process is killed once a step takes both ``hang_secs`` and ``predicted_factor`` times its
     predicted time."""
@@ -264,7 +264,8 @@ class EngineProcess:
             self._process.kill()
 
     async def close(self) -> None:
-        """Ends the process, and waits for its end at most ``END_SECS`` and ``KILL_SECS``."""
+        """Ends the process and waits for its end. Kills the process after ``END_SECS``, and then waits at
+        most ``KILL_SECS``."""
         self._reason = self._reason or "the daemon has no more use for it"
         self._link.close()
         await asyncio.wait((self._ended,), timeout=END_SECS)

@@ -37,7 +37,7 @@ def reach(endpoint: str, absent_secs: float = 0.0, seconds: float = REACH_SECS) 
     """Waits at most ``seconds`` until the worker at ``endpoint`` answers a greeting. Raises ModelError if it
     does not.
 
-    A worker serves one client at a time, and another client gets no answer until then. If the connection is
+    A worker serves one client at a time. While it does, other clients get no answer. If the connection is
     refused, tries again for ``absent_secs``, because the worker may be restarting.
     """
     end = time.monotonic() + absent_secs

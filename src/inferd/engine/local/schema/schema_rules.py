@@ -61,9 +61,9 @@ class Rewritten:
 def rewrite(root: dict[str, Any], *, lenient: bool, is_tool: bool, compiles: Compiles) -> Rewritten:
     """Rewrites ``root``, valid by its draft. ``compiles`` returns whether llguidance accepts a schema.
 
-    With ``is_tool``, the root is the schema of an object. If it declares properties and no keyword concerns
-    undeclared ones, these are forbidden. Raises ``InvalidRequest`` with the JSON pointer of a keyword that
-    cannot be used.
+    With ``is_tool``, the root is the schema of an object. If the root declares properties and no keyword
+    concerns undeclared ones, these are forbidden. Raises ``InvalidRequest`` with the JSON pointer of a
+    keyword that cannot be used.
     """
     work = _Rewriter(root, lenient, compiles)
     if is_tool:

@@ -45,7 +45,8 @@ class Trace:
 
 
 class JobStream(Stream):
-    """The events of one job. If they are not pulled, the token loop keeps them and pauses this job alone.
+    """The events of one job. If the client does not pull events, the token loop keeps them and pauses this
+    job alone.
 
     ``keeper`` gets the tokens of the answer, and with ``as_text`` also its text. ``finish`` converts the
     job's result to the last event. ``forget`` is called when the job needs no more wake-ups. ``trace`` is
