@@ -7,10 +7,12 @@ import asyncio
 import pytest
 from msgspec.structs import replace
 
+from inferd.engine.backend import Stream
 from inferd.engine.events import Done
 from inferd.engine.local.llamacpp import LlamaCpp
 from inferd.engine.requests import GenerateRequest, Message
 from tests.in_process import until
+from tests.tiny_llama import VOCABULARY
 from tests.unit.test_llamacpp import answer, ask, backend, read
 
 LONG = "Here is a list of things to remember: " + ", ".join(f"thing {n}" for n in range(60)) + ". "
@@ -23,23 +25,87 @@ async def cold(request: GenerateRequest, **options: object) -> str:
         return (await ask_with(fresh, request))[0]
 
 
+async def end_of(stream: Stream) -> Done:
+    *_, done = [event async for event in stream]
+    assert isinstance(done, Done)
+    return done
+
+
 async def ask_with(engine: LlamaCpp, request: GenerateRequest) -> tuple[str, Done]:
     return await read(await engine.generate(request))
 
 
 @pytest.mark.parametrize("unified", [False, True], ids=["separate", "unified"])
-async def test_the_same_request_again_computes_two_tokens_and_says_the_same(unified: bool) -> None:
+@pytest.mark.parametrize("seed", [None, 7], ids=["greedy", "seeded"])
+async def test_the_same_request_again_computes_only_the_answer_and_says_the_same(
+    unified: bool, seed: int | None
+) -> None:
+    request = ask(LONG) if seed is None else ask(LONG, temperature=1.0, seed=seed)
     async with backend(n_parallel=2, kv_unified=unified) as engine:
-        first, done = await answer(engine, LONG)
+        first, done = await ask_with(engine, request)
         assert done.usage.cached_tokens == 0
         assert done.cache is not None
         assert done.cache.miss == "first"
-        again, repeated = await answer(engine, LONG)
+        before = engine._engine.computed
+        again, repeated = await ask_with(engine, request)
+        # The first token needs no step, and the last one is in no step.
+        assert engine._engine.computed - before == repeated.usage.completion_tokens - 1
     assert again == first
     assert repeated.usage.prompt_tokens == done.usage.prompt_tokens
-    assert repeated.usage.cached_tokens == done.usage.prompt_tokens - 2
+    assert repeated.usage.cached_tokens == done.usage.prompt_tokens
     assert repeated.cache is not None
     assert repeated.cache.miss == ""
+
+
+async def test_the_same_prompt_is_answered_by_the_settings_of_each_request() -> None:
+    """Each engine's second request takes the first token from the kept logits."""
+    asked = [
+        ask(LONG, temperature=1.5, seed=11),
+        ask(LONG, frame=None, logprobs=5),
+        ask(LONG, repeat_penalty=1.5),
+        replace(ask(LONG), json_schema='{"enum": ["left", "right"]}'),
+        ask(LONG, 1),
+    ]
+    for request in asked:
+        async with backend(n_parallel=1) as engine:
+            await answer(engine, LONG)
+            done = await end_of(await engine.generate(request))
+        assert done.usage.cached_tokens == done.usage.prompt_tokens
+        async with backend(n_parallel=1) as fresh:
+            alone = await end_of(await fresh.generate(request))
+        assert (done.content, done.logprobs) == (alone.content, alone.logprobs)
+
+
+async def test_equal_requests_at_once_compute_their_prompt_once() -> None:
+    async with backend(n_parallel=3) as engine:
+        answers = await asyncio.gather(*(answer(engine, LONG) for _ in range(3)))
+        computed = engine._engine.computed
+    (text, done), *_ = answers
+    assert [each for each, _ in answers] == [text] * 3
+    assert computed == done.usage.prompt_tokens + 3 * (done.usage.completion_tokens - 1)
+
+
+@pytest.mark.parametrize("prompt", [LONG, "Hi"])
+async def test_another_token_in_the_prompt_is_computed(prompt: str) -> None:
+    for other in (prompt + "!", prompt[:-1], "x" + prompt[1:]):
+        async with backend(n_parallel=1) as engine:
+            await answer(engine, prompt)
+            text, done = await answer(engine, other)
+            assert done.usage.cached_tokens <= done.usage.prompt_tokens - 2
+        assert text == await cold(ask(other))
+
+
+async def test_kept_logits_count_in_the_budget() -> None:
+    async with backend(n_parallel=1) as engine:
+        _, done = await answer(engine, LONG)
+        assert done.cache is not None
+        assert done.cache.held_bytes == 4 * VOCABULARY
+    async with backend(n_parallel=1, cache_mib=0) as engine:
+        await answer(engine, LONG)
+        _, done = await answer(engine, LONG)
+        assert done.usage.cached_tokens == done.usage.prompt_tokens - 2
+        assert done.cache is not None
+        assert done.cache.held_bytes == 0
 
 
 async def test_a_conversation_computes_only_new_tokens() -> None:
@@ -69,7 +135,7 @@ async def test_users_never_share() -> None:
         _, other = await ask_with(engine, replace(ask(LONG), scope="unix:2"))
         assert (other.usage.cached_tokens, other.cache and other.cache.miss) == (0, "other user")
         _, own = await ask_with(engine, replace(ask(LONG), scope="unix:1"))
-        assert own.usage.cached_tokens == own.usage.prompt_tokens - 2
+        assert own.usage.cached_tokens == own.usage.prompt_tokens
 
 
 @pytest.mark.parametrize("unified", [False, True], ids=["separate", "unified"])
@@ -93,7 +159,7 @@ async def test_more_conversations_than_slots_come_back_from_memory() -> None:
         again = [await ask_with(engine, request) for request in asked]
     for (text, done), (text_again, done_again) in zip(first, again, strict=True):
         assert text_again == text
-        assert done_again.usage.cached_tokens == done.usage.prompt_tokens - 2
+        assert done_again.usage.cached_tokens == done.usage.prompt_tokens
     assert again[-1][1].cache is not None
     assert 0 < again[-1][1].cache.held_bytes <= 1024 << 20
 

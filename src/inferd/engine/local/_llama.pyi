@@ -180,6 +180,7 @@ class Engine:
     n_ctx: int
     n_seq: int
     n_batch: int
+    computed: int
     drafts: bool
     def __init__(
         self,

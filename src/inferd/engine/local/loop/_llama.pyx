@@ -94,6 +94,7 @@ cdef class Engine:
     cdef readonly int n_ctx
     cdef readonly int n_seq
     cdef readonly int n_batch
+    cdef readonly uint64_t computed  # tokens of prompts, answers and drafts
     cdef int n_swa
     cdef Projector projector
     cdef StepGuard guard
@@ -444,6 +445,10 @@ cdef class Engine:
                 self.depot.settle(self.cache[0], self.waiting)
                 self.retire_cancelled()
                 self.seat_waiting()
+                # A prompt that was wholly in the cache has its first token already.
+                if not self.touched.empty():
+                    self.exchange.publish(self.touched)
+                    self.touched.clear()
                 if idle or self.depot.flushing():
                     self.depot.file_one(self.ctx, self.cache[0])
                 self.step()
@@ -513,6 +518,7 @@ cdef class Engine:
             live.shared = other.uses_cache and other.media.empty()
             live.checkpoints = &other.checkpoints
             live.marks = &other.marks
+            live.logits = &other.logits
             self.live.push_back(live)
         return self.cache.plan(wanted, self.live)
 
@@ -541,7 +547,14 @@ cdef class Engine:
         job.slot = plan.slot
         job.seated_us = llama_time_us()
         self.running.push_back(job)
-        self.active.push_back(job)
+        if ok and plan.logits:
+            job.logits = plan.logits
+            self.touched.push_back(job)
+            self.next_token(job, floats_of(job.logits.get()[0]))
+        if job.finish == Finish.running:
+            self.active.push_back(job)
+        else:
+            self.leave(job)
 
     cdef cbool copy(self, int src, int dst, size_t n) noexcept nogil:
         """Copies at least the first ``n`` tokens of one slot to another."""
@@ -557,6 +570,7 @@ cdef class Engine:
                 sequence.tokens.assign(live.tokens[0].begin(), live.tokens[0].begin() + live.n_past)
                 sequence.scope = live.scope[0]
                 sequence.checkpoints = live.checkpoints[0]
+                sequence.logits = live.logits[0]
                 return c_copy(self.ctx, src, dst, &sequence, self.cache[0])
         return c_copy(self.ctx, src, dst, NULL, self.cache[0])
 
@@ -587,6 +601,7 @@ cdef class Engine:
         # 0: computed; 2: aborted by `give_up`; 1: the KV cache has no room; other: llama.cpp failed.
         if code == 0:
             self.governor.measured(started + elapsed, rows, prompt, elapsed, drafted)
+            self.computed += rows + prompt
             self.hold_drafts = False
             for job in self.batched:
                 job.n_past += job.in_step
@@ -764,7 +779,7 @@ cdef class Engine:
         the last."""
         cdef size_t came = 0
         while True:
-            self.next_token(job, job.logits_row + <int>came)
+            self.next_token(job, llama_get_logits_ith(self.ctx, job.logits_row + <int>came))
             if job.finish != Finish.running or came == job.n_draft:
                 break
             if job.tokens.back() != job.drafter.draft()[came]:
@@ -779,18 +794,19 @@ cdef class Engine:
         elif came < job.n_draft:
             self.take_back(job)
 
-    cdef void next_token(self, Job* job, int row) noexcept nogil:
-        """Samples one token of the answer, or its end, from one row of logits."""
-        cdef const float* logits = llama_get_logits_ith(self.ctx, row)
+    cdef void next_token(self, Job* job, const float* logits) noexcept nogil:
+        """Samples one token of the answer, or its end."""
         cdef llama_token token = -1
         cdef char small[256]
         cdef string piece, text
         cdef int n
-        cdef cbool shown
-        if job.prefilled_us == 0:
+        cdef cbool shown, first = job.prefilled_us == 0
+        if first:
             job.prefilled_us = llama_time_us()
         if logits != NULL:
             token = job.sampler.get().sample(logits)
+        if first and token >= 0 and not job.logits and job.uses_cache and job.media.empty():
+            job.logits = keep_logits(logits, llama_vocab_n_tokens(self.model.vocab), job.n_prompt, self.cache[0])
         if token < 0 and job.sampler.get().stopped():
             job.finish = Finish.cancelled
         elif token < 0 and job.sampler.get().constrained():
@@ -863,6 +879,8 @@ cdef class Engine:
         sequence.session = job.session
         sequence.checkpoints = job.checkpoints
         sequence.checkpoints.cut(n)
+        if job.logits and job.logits.get().n <= n:
+            sequence.logits = job.logits
         self.cache.leave(job.slot, move(sequence))
 
     cdef void close_job(self, Job* job) noexcept nogil:

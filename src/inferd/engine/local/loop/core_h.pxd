@@ -212,6 +212,7 @@ cdef extern from "native/cache/prefix_cache.h" namespace "inferd" nogil:
         string scope
         string session
         Checkpoints checkpoints
+        shared_ptr[const Checkpoint] logits
     cdef cppclass Stored:
         uint32_t id
         Sequence sequence
@@ -233,6 +234,7 @@ cdef extern from "native/cache/prefix_cache.h" namespace "inferd" nogil:
         cbool shared
         const Checkpoints* checkpoints
         const vector[size_t]* marks
+        const shared_ptr[const Checkpoint]* logits
     ctypedef uint8_t StateBytes "uint8_t[]"
     cdef cppclass Snapshot:
         Sequence sequence
@@ -247,6 +249,7 @@ cdef extern from "native/cache/prefix_cache.h" namespace "inferd" nogil:
         Match keep
         shared_ptr[const Checkpoint] rewind
         Checkpoints checkpoints
+        shared_ptr[const Checkpoint] logits
         vector[llama_token] prompt
         Miss miss
     cdef cppclass CPrefixCache "inferd::PrefixCache":
@@ -282,6 +285,8 @@ cdef extern from "native/cache/state.h" namespace "inferd" nogil:
     void keep_checkpoint(
         llama_context* ctx, int slot, size_t n, Checkpoints& checkpoints, CPrefixCache& cache, double token_us
     )
+    shared_ptr[const Checkpoint] keep_logits(const float* logits, int n_vocab, size_t n, CPrefixCache& cache)
+    const float* floats_of(const Checkpoint& logits)
 
 
 cdef extern from "<chrono>" namespace "std::chrono" nogil:
@@ -322,6 +327,7 @@ cdef extern from "native/exchange.h" namespace "inferd" nogil:
         size_t n_cached
         vector[size_t] marks
         Checkpoints checkpoints
+        shared_ptr[const Checkpoint] logits
         Miss miss
         uint32_t fetching
         cbool fetched

@@ -14,9 +14,9 @@
 // and `interruptible_`. The atomics are read without it: `interrupt_` between the nodes of a step, so that a cancel
 // takes effect within it, and the others by the watchdog. Only the engine thread writes those others. `fds_` are fixed.
 //
-// The engine thread takes the mutex three times a step (`intake`, `begin_step`, `publish`), holds it only to move
-// pointers and append bytes, and never touches Python. A `publish` with new output writes to the wake-up descriptor
-// once.
+// The engine thread takes the mutex three or four times a step (`intake`, `begin_step`, `publish`). It holds the mutex
+// only to move pointers and append bytes, and never touches Python. A `publish` with new output writes to the wake-up
+// descriptor once.
 //
 // Over 400 lines, because every function here depends on the ownership rules above.
 #pragma once
@@ -76,6 +76,7 @@ struct Job {
     size_t n_cached = 0;              // how many of them came from the cache
     std::vector<size_t> marks;        // positions of checkpoints, ascending; empty in models that can drop a tail
     Checkpoints checkpoints;
+    Checkpoints::Each logits;  // after the prompt; null in a job that shares nothing, or without room
     Miss miss = Miss::none;
     uint32_t fetching = 0;  // the file it waits for, 0 = none
     bool fetched = false;   // it has waited for a file
@@ -130,8 +131,8 @@ struct Job {
         for (const auto &span : media) extra += span.n_cells - std::min(span.n_cells, span.n_pos);
         return extra;
     }
-    // How many tokens from the start may come from the cache: none of media, and at least two are computed again,
-    // because ggml computes a single token with other kernels than several.
+    // How many tokens from the start may come from the cache without the logits: none of media, and at least two are
+    // computed again, because ggml computes a single token with other kernels than several.
     size_t n_reusable() const {
         const size_t end = media.empty() ? tokens.size() : media[0].at;
         return std::min(end, tokens.size() > 2 ? tokens.size() - 2 : 0);

@@ -2,7 +2,8 @@
 //
 // A recurrent layer keeps the state of the last token only. While a prompt is computed, the engine copies that state
 // where later prompts are likely to differ: before the first and the last user message, before the last message, and a
-// few tokens before the end. Checkpoints belong to the sequence and move with it, shared and unchanged.
+// few tokens before the end. Checkpoints belong to the sequence and move with it, shared and unchanged. So do the
+// logits that a prompt ends with, in every model: an equal prompt needs no step for its first token.
 #pragma once
 
 #include <atomic>
@@ -14,9 +15,10 @@
 
 namespace inferd {
 
-// The bytes of all checkpoints.
+// The bytes of all checkpoints and kept logits.
 using CheckpointBytes = std::shared_ptr<std::atomic<size_t>>;
 
+// The state after the first `n` tokens of a sequence, or the logits after them.
 struct Checkpoint {
     Checkpoint(size_t n_tokens, std::unique_ptr<uint8_t[]> state, size_t n_bytes, CheckpointBytes all)
         : n(n_tokens), data(std::move(state)), size(n_bytes), total(std::move(all)) {
@@ -26,7 +28,7 @@ struct Checkpoint {
     Checkpoint(const Checkpoint &) = delete;
     Checkpoint &operator=(const Checkpoint &) = delete;
 
-    const size_t n;  // tokens
+    const size_t n;
     const std::unique_ptr<uint8_t[]> data;
     const size_t size;
     const CheckpointBytes total;

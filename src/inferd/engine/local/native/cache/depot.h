@@ -44,8 +44,8 @@ class Depot {
     void saved(uint32_t id, std::vector<uint32_t> gone) {
         change([&] {
             gone_.insert(gone_.end(), gone.begin(), gone.end());
-            if (leaving_ && id != 0) kept_.push_back({id, leaving_->sequence, leaving_->size});
-            if (leaving_ && id == 0) refused_.push_back(leaving_->sequence);
+            if (leaving_ && id != 0) kept_.push_back({id, named(leaving_->sequence), leaving_->size});
+            if (leaving_ && id == 0) refused_.push_back(named(leaving_->sequence));
             leaving_.reset();
             taken_ = false;
         });
@@ -150,7 +150,7 @@ class Depot {
             if (ctx && slot >= 0) {
                 const size_t size = llama_state_seq_get_size_ext(ctx, slot, 0);
                 if (size > cache.budget()) {  // it could not be loaded again
-                    cache.no_file(cache.held(slot));
+                    cache.no_file(named(cache.held(slot)));
                     return exchange_.call();
                 }
                 State state = read_state(ctx, slot, size);

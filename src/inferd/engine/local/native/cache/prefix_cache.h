@@ -255,7 +255,7 @@ class PrefixCache {
 
     struct Source {
         Match keep;
-        Checkpoints::Each rewind;
+        Checkpoints::Each rewind, logits;
         const Tokens *tokens = nullptr;
         const Checkpoints *checkpoints = nullptr;
         int slot = -1;
@@ -264,36 +264,42 @@ class PrefixCache {
         uint64_t used = 0;
     };
 
-    // A match with a prompt, and the checkpoint at its end if the model needs one.
+    // A match with a prompt, the checkpoint at its end if the model needs one, and the logits if all of it matches.
     struct Found {
         Match keep;
-        Checkpoints::Each rewind;
+        Checkpoints::Each rewind, logits;
     };
 
     Found match(const Tokens &held, size_t n_held, const std::string &scope, const Checkpoints *checkpoints,
-                const Wanted &wanted) const {
+                const Checkpoints::Each *logits, const Wanted &wanted) const {
         if (scope != *wanted.scope) return {};
-        const Match all = match(held, n_held, wanted);
-        if (any_cut_ || all.held == n_held) return {all, nullptr};
+        if (logits && *logits && (any_cut_ ? (*logits)->n <= n_held : (*logits)->n == n_held)) {
+            const size_t n = wanted.prompt->size();
+            const Match whole = match(held, (*logits)->n, n, wanted);
+            if (whole.held == (*logits)->n && whole.prompt == n) return {whole, nullptr, *logits};
+        }
+        const Match all = match(held, n_held, wanted.n_reusable, wanted);
+        if (any_cut_ || all.held == n_held) return {all, nullptr, nullptr};
         Checkpoints::Each back = checkpoints ? checkpoints->at_most(all.held) : nullptr;
         while (back) {
-            const Match keep = match(held, back->n, wanted);
-            if (keep.held == back->n) return {keep, back};
+            const Match keep = match(held, back->n, wanted.n_reusable, wanted);
+            if (keep.held == back->n) return {keep, back, nullptr};
             back =
                 checkpoints->at_most(back->n - 1);  // inside a stretch of equal text: no token ends there in both
         }
         return {};
     }
 
-    Match match(const Tokens &held, size_t n_held, const Wanted &wanted) const {
+    // The match with the first `n` tokens of the prompt.
+    Match match(const Tokens &held, size_t n_held, size_t n, const Wanted &wanted) const {
         const Tokens &prompt = *wanted.prompt;
-        const Match match = match_prefix(held, n_held, prompt, wanted.n_reusable, &text_of_);
+        const Match match = match_prefix(held, n_held, prompt, n, &text_of_);
         if (match.held + prompt.size() - match.prompt <= wanted.n_max) return match;
-        return match_prefix(held, n_held, prompt, wanted.n_reusable);
+        return match_prefix(held, n_held, prompt, n);
     }
 
     Found match(const Sequence &held, const Wanted &wanted) const {
-        return match(held.tokens, held.tokens.size(), held.scope, &held.checkpoints, wanted);
+        return match(held.tokens, held.tokens.size(), held.scope, &held.checkpoints, &held.logits, wanted);
     }
 
     // The place with the longest match; among equals an idle slot, then the most recently used.
@@ -306,19 +312,23 @@ class PrefixCache {
         for (const auto &snapshot : snapshots_) {
             const Sequence &held = snapshot->sequence;
             const Found found = match(held, wanted);
-            offer({found.keep, found.rewind, &held.tokens, &held.checkpoints, -1, false, snapshot, held.used});
+            offer({found.keep, found.rewind, found.logits, &held.tokens, &held.checkpoints, -1, false, snapshot,
+                   held.used});
         }
         for (const auto &each : live) {
             if (!each.shared) continue;
-            const Found found = match(*each.tokens, each.n_past, *each.scope, each.checkpoints, wanted);
-            offer({found.keep, found.rewind, each.tokens, each.checkpoints, each.slot, true, nullptr, clock_});
+            const Found found =
+                match(*each.tokens, each.n_past, *each.scope, each.checkpoints, each.logits, wanted);
+            offer({found.keep, found.rewind, found.logits, each.tokens, each.checkpoints, each.slot, true, nullptr,
+                   clock_});
         }
         for (int i = 0; i < static_cast<int>(slots_.size()); i++) {
             const Sequence &held = slots_[i].sequence;
             if (slots_[i].busy) continue;
             const Found found = match(held, wanted);
             const uint64_t used = clock_ + 1 + held.used;
-            offer({found.keep, found.rewind, &held.tokens, &held.checkpoints, i, false, nullptr, used});
+            offer(
+                {found.keep, found.rewind, found.logits, &held.tokens, &held.checkpoints, i, false, nullptr, used});
         }
         return best;
     }
@@ -359,12 +369,14 @@ class PrefixCache {
     void place(Source &best, const Wanted &wanted, Plan &plan) {
         const int other = other_slot(best, wanted);
         const bool costly = other >= 0 && slots_[best.slot].sequence.tokens.size() > kMostCopied * best.keep.held;
-        if (best.keep.prompt < kLeastShared || costly) {
+        if ((best.keep.prompt < kLeastShared && !best.logits) || costly) {
             // Keep the match of the slot that is taken, however short.
             plan.slot = victim();
             const Sequence &held = slots_[plan.slot].sequence;
             const Found found = match(held, wanted);
-            best = {found.keep, found.rewind, &held.tokens, &held.checkpoints, plan.slot, false, nullptr, 0};
+            best = {found.keep,   found.rewind,      found.logits,
+                    &held.tokens, &held.checkpoints, plan.slot,
+                    false,        nullptr,           0};
             plan.save = worth_saving(plan.slot, best.keep.held);
         } else if (other >= 0) {
             plan.slot = other;
@@ -382,6 +394,7 @@ class PrefixCache {
         }
         plan.keep = best.keep;
         plan.rewind = best.rewind;
+        plan.logits = best.logits;
         if (best.checkpoints) plan.checkpoints = *best.checkpoints;
         plan.checkpoints.cut(plan.keep.held);
         const Tokens &prompt = *wanted.prompt;
@@ -428,15 +441,17 @@ class PrefixCache {
         return empty >= 0 ? empty : oldest();
     }
 
-    // Drops the checkpoints of the first idle slot in eviction order; false if no idle slot has any.
+    // Drops the checkpoints and logits of the first idle slot in eviction order; false if no idle slot has any.
     bool drop_checkpoints() {
         Sequence *oldest = nullptr;
         for (auto &slot : slots_) {
-            if (slot.busy || slot.sequence.checkpoints.empty()) continue;
+            if (slot.busy || (slot.sequence.checkpoints.empty() && !slot.sequence.logits)) continue;
             if (!oldest || sooner(slot.sequence, *oldest)) oldest = &slot.sequence;
         }
-        if (oldest) oldest->checkpoints.cut(0);
-        return oldest != nullptr;
+        if (!oldest) return false;
+        oldest->checkpoints.cut(0);
+        oldest->logits.reset();
+        return true;
     }
 
     void drop(size_t i) {

@@ -21,9 +21,15 @@ struct Sequence {
     Tokens tokens;
     std::string scope;
     std::string session;
-    Checkpoints checkpoints;  // in a model that cannot drop a tail
-    uint64_t used = 0;        // the clock of `PrefixCache` at its last use
+    Checkpoints checkpoints;   // in a model that cannot drop a tail
+    Checkpoints::Each logits;  // after the prompt that it begins with, or null
+    uint64_t used = 0;         // the clock of `PrefixCache` at its last use
 };
+
+// What names a sequence, without the memory of its checkpoints and logits.
+inline Sequence named(const Sequence &sequence) {
+    return {sequence.tokens, sequence.scope, sequence.session, {}, nullptr, sequence.used};
+}
 
 // The state of a sequence as llama.cpp writes it.
 struct Snapshot {
@@ -42,7 +48,7 @@ struct Stored {
 // A request that is about to get a slot.
 struct Wanted {
     const Tokens *prompt;
-    size_t n_reusable;  // tokens from the start that may come from the cache
+    size_t n_reusable;  // tokens from the start that may come from the cache without the logits
     size_t n_max;       // the longest prompt, in tokens
     const std::string *scope;
     const std::string *session;
@@ -60,6 +66,7 @@ struct Live {
     bool shared;  // false: it opted out
     const Checkpoints *checkpoints = nullptr;
     const std::vector<size_t> *marks = nullptr;  // positions of its further checkpoints
+    const Checkpoints::Each *logits = nullptr;
 };
 
 struct Plan {
@@ -72,6 +79,7 @@ struct Plan {
     Match keep;                         // the part of the source that matches the prompt
     Checkpoints::Each rewind;           // the checkpoint to return to; null: the source can be cut, or need not be
     Checkpoints checkpoints;            // of the kept part of the source
+    Checkpoints::Each logits;           // after the prompt, if the source holds all of it
     Tokens prompt;           // the prompt with the source's tokens, where their ids differ and the text is the same
     Miss miss = Miss::none;  // the reason, when less than half of the prompt is found
 };

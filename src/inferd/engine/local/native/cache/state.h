@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <new>
 #include <string>
@@ -111,6 +112,23 @@ inline void keep_checkpoint(llama_context *ctx, int slot, size_t n, Checkpoints 
     } catch (...) {
         // Out of memory: no checkpoint.
     }
+}
+
+// A copy of the `n_vocab` logits that follow `n` tokens; null if there is no room.
+inline Checkpoints::Each keep_logits(const float *logits, int n_vocab, size_t n, PrefixCache &cache) noexcept {
+    try {
+        const size_t size = sizeof(float) * n_vocab;
+        if (!cache.reserve(size)) return nullptr;
+        std::unique_ptr<uint8_t[]> data(new uint8_t[size]);
+        std::memcpy(data.get(), logits, size);
+        return std::make_shared<Checkpoint>(n, std::move(data), size, cache.checkpoint_bytes());
+    } catch (...) {
+        return nullptr;  // out of memory
+    }
+}
+
+inline const float *floats_of(const Checkpoint &logits) {
+    return reinterpret_cast<const float *>(logits.data.get());
 }
 
 // Returns `slot` to a checkpoint of its sequence. On failure empties it and returns false.
