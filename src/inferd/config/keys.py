@@ -39,7 +39,7 @@ MODEL_KEYS = (
 )
 
 LORA_KEYS = (
-    Key("name", Name(), "The name of the adapter in requests.", required=True),
+    Key("name", Name(), "The name that requests use for the adapter.", required=True),
     Key("path", FilePath(), "The GGUF file of the adapter.", required=True),
     Key("scale", Number(-100, 100), "The strength of the adapter. The default is 1."),
 )
@@ -47,9 +47,9 @@ LORA_KEYS = (
 _SERVES = Key(
     "serves",
     Name(),
-    "An additional name of the entry in requests, beside its own name and its model's. Entries with the "
-    "same `serves` form a pool (docs/scale.md). The default is the model's name, if the entry names a "
-    "model.",
+    "A name that requests may use for the entry, in addition to its own name and its model's name. Entries "
+    "with the same `serves` form a pool (docs/scale.md). The default is the model's name, if the entry "
+    "names a model.",
 )
 _MAX_REQUESTS = Key(
     "max_requests",
@@ -61,7 +61,7 @@ BACKEND_KEYS: dict[str, tuple[Key, ...]] = {
     "llamacpp": (
         _NAME,
         Key("model_path", FilePath(), "A GGUF file to serve. Cannot be combined with `model`."),
-        Key("aliases", Words("NAME"), "Additional names of the entry in requests."),
+        Key("aliases", Words("NAME"), "Additional names that requests may use for the entry."),
         Key(
             "preload",
             Boolean(),

@@ -1,4 +1,4 @@
-"""Embedding and ranking models on llama.cpp, as a :class:`~inferd.engine.backend.Backend`.
+"""The :class:`~inferd.engine.backend.Backend` for embedding and ranking models on llama.cpp.
 
 A request becomes a job. A small pool of threads first converts all its texts to token sequences and checks
 them. One further thread computes batches of whole sequences. A batch takes one sequence of each job in turn

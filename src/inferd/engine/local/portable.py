@@ -32,8 +32,8 @@ class Companion(NamedTuple):
 
 
 def variants() -> list[str]:
-    """Returns the names of the CPU variants of this build. In a build for one machine, this is ``native``
-    alone."""
+    """Returns the names of the CPU variants of this build. A build for one machine has one variant,
+    ``native``."""
     found = sorted(file.stem.removeprefix("libggml-cpu-") for file in GGML.glob("libggml-cpu-*.so"))
     return found or ["native"]
 

@@ -199,7 +199,7 @@ class Upstream:
             return await self.read_all(response, at_most=at_most)
 
     async def read_all(self, response: httpx.Response, *, at_most: int) -> bytes:
-        """Returns the whole body of a response. Raises BackendInternal if it is longer than ``at_most``
+        """Returns the whole body of a response. Raises BackendInternal if the body is longer than ``at_most``
         bytes."""
         answer = bytearray()
         async for chunk in response.aiter_raw():

@@ -228,8 +228,8 @@ _decoders: dict[Any, msgspec.msgpack.Decoder[Any]] = {}
 
 
 def decode(kind: type[T], body: bytes | memoryview) -> T:
-    """Decodes ``body`` as a ``kind``. Raises ``msgspec.DecodeError``; its subclass ``ValidationError`` if the
-    type is wrong."""
+    """Decodes ``body`` as a ``kind``. Raises ``msgspec.DecodeError``, or its subclass ``ValidationError`` if
+    the type is wrong."""
     decoder = _decoders.get(kind)
     if decoder is None:
         decoder = _decoders[kind] = msgspec.msgpack.Decoder(kind)

@@ -124,7 +124,8 @@ class _Rewriter:
         return node
 
     def _drop(self, node: dict[str, Any], pointer: str, key: str, why: str = "it cannot be enforced") -> None:
-        """Removes a keyword that the grammar cannot enforce. Unless lenient, raises ``InvalidRequest``."""
+        """Removes a keyword that the grammar cannot enforce. Unless the caller is lenient, raises
+        ``InvalidRequest``."""
         if not self._lenient:
             remedy = "remove it, or check the answer for it by schema_lenient (OpenAI's API: strict false)"
             raise refusal(step(pointer, key), f"`{key}`: {why}; {remedy}")
