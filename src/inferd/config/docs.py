@@ -33,9 +33,9 @@ errors. `inferd config show --origin` prints every value with its source.
 SIGHUP: the daemon then reads its configuration again. A change of any other option needs a restart.
 
 The *runtime directory* is `$XDG_RUNTIME_DIR/inferd`, else `~/.inferd/run`, else `/tmp/inferd-UID`; on macOS
-it is `$TMPDIR/inferd`. The config file is the file that `--config` or `INFERD_CONFIG` names. The
-default is `~/.inferd/config.json`, if that file exists. inferd refuses a config file that another user owns, or
-can write or replace.
+it is `$TMPDIR/inferd`. The config file is the file that `--config` or `INFERD_CONFIG` names. The default is
+`~/.inferd/config.json`, if that file exists. inferd refuses a config file that another user owns, or can
+write or replace.
 """
 
 _FILE_HEAD = """\

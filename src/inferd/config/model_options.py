@@ -43,7 +43,7 @@ class ModelOptions:
         _MODEL,
         Sha256(),
         None,
-        "The SHA-256 that the model file must have. The daemon checks it before it loads the file.",
+        "The SHA-256 that the model file must have. The daemon checks the hash before it loads the file.",
         reload=True,
     )
     n_ctx: int | None = option(

@@ -168,7 +168,7 @@ class Format:
         return self.add(f"RAW_{number}", f"{with_end} & ~/(?s:.*)(?:{pattern})(?s:.+)/")
 
     def text(self, start: str) -> str:
-        """Returns the whole grammar. ``start`` is the expression that it begins with."""
+        """Returns the whole grammar. ``start`` is the expression that the grammar begins with."""
         rules = [f"{name}: {body}" for name, body in self._rules.items()]
         return "\n".join(("%llguidance {}", f"start: {start}", *rules))
 

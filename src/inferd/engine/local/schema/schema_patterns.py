@@ -1,4 +1,4 @@
-"""Equivalent patterns without look-around for patterns of common libraries.
+"""Replaces patterns of common libraries by equivalent patterns without look-around.
 
 llguidance compiles a pattern to an automaton, which cannot look around. The patterns here come from Pydantic
 and Zod. A pattern must be equal to one of them as a whole.

@@ -1,9 +1,9 @@
 """Rewrites JSON Schemas to a form that llguidance can enforce.
 
-:func:`rewrite` makes an equivalent or narrower schema that llguidance accepts. If a keyword cannot be
-enforced, it raises an error with the keyword's JSON pointer. With ``lenient``, it removes and lists the
-keyword instead, and the caller checks the finished answer. The order of properties is kept, because the
-grammar requires it.
+:func:`rewrite` makes an equivalent or narrower schema that llguidance accepts. A keyword that cannot be
+enforced is an error with the keyword's JSON pointer. With ``lenient``, the keyword is removed and listed
+instead, and the caller checks the finished answer. The order of properties is kept, because the grammar
+requires it.
 
 The rewriting distinguishes keywords from names, because a property may be called ``type`` or ``pattern``.
 """
