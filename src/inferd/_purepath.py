@@ -1,7 +1,7 @@
 """The pure Python implementation of :mod:`inferd.fastpath`, and the oracle of its tests.
 
-The docstrings here also document the compiled functions of the same names. Those are faster. They also return
-a line without copying the received bytes, which this module does not.
+The docstrings here also document the compiled functions of the same names. The compiled functions are faster,
+and return a line without copying the received bytes, while this module copies them.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class LineSplitter:
     * The buffer holds at most the cap and the bytes of one read. The memory of a long line is released once
       the line is taken. To keep this bound, ``get_buffer`` raises ``BufferError`` if whole lines fill more
       than half the cap. So pause the transport while ``has_line`` is true.
-    * A line is a read-only memoryview. Drop it before more bytes arrive. If it is kept longer, its bytes stay
-      the same, but that costs extra memory.
+    * A line is a read-only memoryview. Drop the view before more bytes arrive. A view that is kept longer
+      shows the same bytes, but costs extra memory.
     * The bytes after a line are not examined before the next call or read. So ``take_into`` can take raw
       bytes that follow a line.
     * While ``framed`` is set, newlines have no meaning. ``peek`` shows the buffered bytes, ``next_head``
@@ -248,7 +248,7 @@ def is_utf8(data: bytes | memoryview) -> bool:
 
 
 def decode_utf8(data: bytes | memoryview) -> str:
-    """Returns the decoded text. Raises ValueError if it is not UTF-8. The compiled function releases
+    """Returns the decoded text. Raises ValueError if the bytes are not UTF-8. The compiled function releases
     the GIL."""
     return str(data, "utf-8")
 
@@ -272,7 +272,7 @@ def _head(size: int) -> bytes:
 def keys_equal(a: bytes, b: bytes) -> bool:
     """Whether two keys are equal. The time of the comparison depends on neither the keys nor their lengths.
 
-    This holds for keys of up to 4,096 bytes, the size limit of an auth line.
+    The guarantee holds for keys of up to 4,096 bytes, the size limit of an auth line.
     """
     size = max(_KEY_BOUND, len(a), len(b))
     return hmac.compare_digest(a.ljust(size, b"\0"), b.ljust(size, b"\0")) & (len(a) == len(b))
@@ -281,8 +281,8 @@ def keys_equal(a: bytes, b: bytes) -> bool:
 def float_rows(values: Buffer, width: int) -> bytes:
     """Encodes a buffer of whole rows of ``width`` float32 numbers as a JSON array of arrays.
 
-    Each number has as few digits as possible, but reads back as the same float32. It always has a fraction or
-    an exponent. Raises ``ValueError`` for a number that is not finite.
+    Each number has as few digits as possible, but reads back as the same float32. Each number has a fraction
+    or an exponent. Raises ``ValueError`` for a number that is not finite.
     """
     numbers = memoryview(values).cast("B")
     if width < 1 or len(numbers) % (4 * width):

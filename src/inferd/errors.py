@@ -51,7 +51,8 @@ class InvalidRequest(InferdError):
 class DecodeError(InvalidRequest):
     """JSON that is not a request: a field has the wrong type, is missing, or is given twice.
 
-    ``request_id`` is the request's ``id``. It is ``""`` unless the JSON was an object with a string ``id``.
+    ``request_id`` is the request's ``id``. ``request_id`` is ``""`` unless the JSON was an object with a
+    string ``id``.
     """
 
     def __init__(self, message: str, request_id: str = "") -> None:
@@ -60,7 +61,7 @@ class DecodeError(InvalidRequest):
 
 
 class NotJson(DecodeError):
-    """Bytes that are not JSON in UTF-8. It is then unknown where the next request begins."""
+    """Bytes that are not JSON in UTF-8. Where the next request begins is then unknown."""
 
     closes = True
 
@@ -110,7 +111,7 @@ class FrameTooLarge(InferdError):
 
 
 class AttachmentTooLarge(FrameTooLarge):
-    """Announced attachments exceed ``cap`` bytes; none of their bytes was read."""
+    """Announced attachments exceed ``cap`` bytes. None of the bytes was read."""
 
     def __init__(self, message: str, cap: int) -> None:
         InferdError.__init__(self, message)
@@ -148,7 +149,7 @@ class ModelNotFound(InferdError):
 class QueueFull(InferdError):
     """The admission queue is full.
 
-    ``retry_after_secs`` estimates when a request can be admitted again. It is ``None`` if unknown.
+    ``retry_after_secs`` estimates when a request can be admitted again, and is ``None`` if that is unknown.
     """
 
     code = "queue_full"
@@ -161,8 +162,8 @@ class QueueFull(InferdError):
 
 
 class InputMemoryFull(InferdError):
-    """No memory is left for a long line or for attachments. Their bytes stay unread, so the connection is
-    closed after the error frame."""
+    """No memory is left for a long line or for attachments. The bytes of the request stay unread, so the
+    connection is closed after the error frame."""
 
     code = "queue_full"
     exit_code = 4
@@ -489,8 +490,8 @@ class RequestFailed(InferdError):
     is the daemon's.
 
     ``exit_code``, ``fault`` and ``retryable`` are those of the class with the same code. An unknown code
-    counts as ``internal``. ``retry_after_secs`` estimates when a retry may succeed. It is ``None`` if
-    unknown.
+    counts as ``internal``. ``retry_after_secs`` estimates when a retry may succeed, and is ``None`` if that
+    is unknown.
     """
 
     def __init__(self, wire_code: str, message: str, retry_after_secs: float | None = None) -> None:

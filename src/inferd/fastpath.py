@@ -3,8 +3,8 @@ comparing keys.
 
 There are two implementations with the same names: ``_fastpath`` is compiled, and ``_purepath`` is plain
 Python. The docstrings of ``_purepath`` document both. The environment variable ``INFERD_IMPL`` selects ``c``
-(the default) or ``python``. It is read once. If the selected one is unavailable, that is an error, and the
-other one is not used.
+(the default) or ``python``. The variable is read once. If the selected implementation is unavailable, that is
+an error, and the other one is not used.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Redacts secrets in log records. It recognises them by their form or by the name of their field.
+"""Redacts secrets in log records. A secret is recognised by its form or by the name of its field.
 
 A secret of a known form is replaced by a marker that names its kind. A secret of another form is not
 recognised, so callers must not log prompts, answers or keys in the first place.

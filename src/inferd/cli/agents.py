@@ -1,7 +1,7 @@
 """The variables, arguments and files by which each coding agent uses the models of this machine.
 
-There is one pure function for each agent. It also sets the context window, since most agents assume 200,000
-tokens or more for an unknown model, and then send prompts that do not fit.
+There is one pure function for each agent. The function also sets the context window, since most agents assume
+200,000 tokens or more for an unknown model, and then send prompts that do not fit.
 """
 
 from __future__ import annotations

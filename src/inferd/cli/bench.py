@@ -1,8 +1,8 @@
 """``inferd bench``: measures the speed of the daemon's model on this machine.
 
-It measures as a client: the times when the first and the last chunk of each answer arrive. Each prompt is
-new, so the cache has an effect only on the measurement of the cache. Other programs that run meanwhile make
-the numbers worse.
+The command measures as a client does: the times when the first and the last chunk of each answer arrive. Each
+prompt is new, so the cache has an effect only on the measurement of the cache. Other programs that run
+meanwhile make the numbers worse.
 """
 
 from __future__ import annotations

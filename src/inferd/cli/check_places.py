@@ -132,7 +132,7 @@ def sockets(settings: Settings) -> Findings:
 
 
 def _listens(path: Path) -> bool:
-    """Whether a process listens on the socket. It is found out without connecting, and only on Linux."""
+    """Whether a process listens on the socket. Does not connect to the socket. Works only on Linux."""
     try:
         rows = Path("/proc/net/unix").read_text().splitlines()
     except OSError:

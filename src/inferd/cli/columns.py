@@ -1,4 +1,4 @@
-"""Plain-text tables for commands that must start quickly. It does not import rich.
+"""Plain-text tables for commands that must start quickly. This module does not import rich.
 
 The frames of a daemon may quote clients, so control characters are removed before text reaches the terminal.
 """

@@ -1,6 +1,6 @@
 """``inferdctl``: the commands of inferd 0.2.1, with its output and exit codes.
 
-Its output is for programs: ``status`` and ``watch`` print one JSON object on each line, with sorted keys, and
+The output is for programs: ``status`` and ``watch`` print one JSON object on each line, with sorted keys, and
 ``doctor`` prints one line for each check. An error is printed to stderr as a line that begins with
 ``error:``, and the exit code is 2. The exit code 1 means that the daemon is not ready or a check failed. Both
 options may stand before or after the command.

@@ -1,7 +1,7 @@
 """``inferd doctor``: finds faults of this machine, and suggests remedies.
 
-A check changes nothing. If it raises an exception, that is a finding, too. The engine is tested in a process
-of its own, so that a crash of native code becomes a finding.
+A check changes nothing. If a check raises an exception, that is a finding, too. The engine is tested in a
+process of its own, so that a crash of native code becomes a finding.
 """
 
 from __future__ import annotations

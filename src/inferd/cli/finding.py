@@ -11,7 +11,7 @@ State = Literal["ok", "warn", "fail"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the report. ``advice`` is the remedy. It is empty if the check passed."""
+    """One line of the report. ``advice`` is the remedy, and is empty if the check passed."""
 
     name: str
     state: State

@@ -64,7 +64,7 @@ def tools(given: str) -> list[dict[str, Any]]:
     """Returns the tools in the form of the wire. ``given`` is the JSON of one tool or of a list of tools, or
     the name of a file.
 
-    OpenAI's form is accepted, too. It has an object ``function`` whose schema is called ``parameters``.
+    OpenAI's form of a tool, an object ``function`` whose schema is called ``parameters``, is accepted, too.
     """
     found = _json(given)
     return [_tool(each, given) for each in (found if isinstance(found, list) else [found])]

@@ -1,8 +1,8 @@
 """``inferd service``: runs the daemon as a user service of systemd or launchd.
 
 The files that the command writes have a mark. Files without this mark are never replaced or removed. The
-service gets its settings from the config file. It does not see the environment of this command, and the
-command says so.
+service gets its settings from the config file. The service does not see the environment of this command, and
+the command says so.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def uninstall_command() -> None:
 
 
 class Manager(ABC):
-    """The service manager of the user. Its methods raise ServiceError."""
+    """The service manager of the user. All methods raise ServiceError."""
 
     hint: str
 

@@ -1,8 +1,8 @@
 """Generates the files below ``share``: man pages and completion scripts.
 
-``python -m inferd.cli.share DIRECTORY`` writes the man pages to ``man/man1``. It also writes one script for
-each of bash, zsh and fish, to the directory that the shell searches. The wheels that ``packaging/wheels.py``
-builds include these files.
+``python -m inferd.cli.share DIRECTORY`` writes the man pages to ``man/man1``. The same command writes one
+completion script for each of bash, zsh and fish, to the directory that the shell searches. The wheels that
+``packaging/wheels.py`` builds include these files.
 """
 
 from __future__ import annotations

@@ -191,8 +191,8 @@ def engine_line(row: Frame | None) -> str:
 
 
 def cache_line(row: Frame | None, numbers: Frame | None) -> str:
-    """Returns one line about the use of the backend's prefix cache. It is empty if the cache was not used and
-    has no files."""
+    """Returns one line about the use of the backend's prefix cache, or an empty string if the cache was not
+    used and has no files."""
     held = numbers or {}
     reasons = {name: count for name, count in held.get("cache_misses", {}).items() if count}
     hits, misses = held.get("cache_hits", 0), sum(reasons.values())
@@ -211,8 +211,8 @@ def cache_line(row: Frame | None, numbers: Frame | None) -> str:
 
 
 def guess_line(numbers: Frame | None) -> str:
-    """Returns one line about speculative decoding and about the routing of a pool's requests. It is empty if
-    there is neither."""
+    """Returns one line about speculative decoding and about the routing of a pool's requests, or an empty
+    string if there is neither."""
     held = numbers or {}
     parts = []
     if held.get("drafted_tokens"):

@@ -81,8 +81,8 @@ RemoveIPC=yes
 def user_unit(command: Sequence[str], *, gpu: bool = False, on_demand: bool = False) -> str:
     """Returns the unit of a user's daemon, for the service manager of that user.
 
-    It has no option that needs namespaces. Many systems deny namespaces to users, and the unit would not
-    start there.
+    The unit has no option that needs namespaces. Many systems deny namespaces to users, and the unit would
+    not start there.
     """
     idle = f"Environment=INFERD_IDLE_EXIT_SECS={ON_DEMAND_IDLE_SECS}\n" if on_demand else ""
     return f"""\
@@ -102,7 +102,8 @@ WantedBy=default.target
 def system_unit(command: Sequence[str]) -> str:
     """Returns the unit of a system-wide daemon, which runs as a user of its own (see :func:`sysusers`).
 
-    Its state is in /var/lib/inferd, its log in /var/log/inferd, its sockets in /run/inferd.
+    The state of the daemon is in /var/lib/inferd, its log in /var/log/inferd, and its sockets are in
+    /run/inferd.
     """
     return f"""\
 [Unit]

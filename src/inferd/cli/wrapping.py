@@ -1,6 +1,6 @@
 """Word wrap for an answer that is streamed to a terminal.
 
-A word is written as its characters arrive. If it turns out not to fit on the line, it is erased and written
+A word is written as its characters arrive. A word that turns out not to fit on the line is erased and written
 again on the next line. The last column stays empty, since terminals differ in where the cursor goes after it.
 """
 
@@ -10,7 +10,7 @@ import unicodedata
 
 
 class Wrapper:
-    """Wraps chunks of text. It keeps track of the cursor's column and of the word at the cursor."""
+    """Wraps chunks of text. Keeps track of the cursor's column and of the word at the cursor."""
 
     def __init__(self) -> None:
         self._column = 0

@@ -66,7 +66,7 @@ _SERVING = {"embed": " --embed", "rerank": " --rerank"}
 
 
 def endpoint(address: Address, surface: paths.Surface) -> Endpoint:
-    """Parses an address. Raises UsageError if it is invalid."""
+    """Parses an address. Raises UsageError for an invalid address."""
     text = os.fspath(address)
     scheme, separator, place = text.rpartition("://")
     if not separator:
@@ -78,8 +78,8 @@ def endpoint(address: Address, surface: paths.Surface) -> Endpoint:
 
 
 class Addresses:
-    """The address of each surface. It is the one that the client was given, or else derived. A given address
-    of ``None`` means that there is none.
+    """The addresses of the surfaces. Each is the address that the client was given, or else a derived one. A
+    given address of ``None`` means that the client was not given one.
 
     If the address of v2 is unknown, that of v1 is used, since v1 sockets accept v2 requests in frames.
     """
@@ -88,7 +88,7 @@ class Addresses:
         self._given = given
 
     def of(self, surface: paths.Surface) -> Address:
-        """Returns the address of ``surface``. Raises UsageError if it is unknown."""
+        """Returns the address of ``surface``. Raises UsageError if the address is unknown."""
         found = self.find(surface)
         given = self._given["v1"]
         if found is None and surface == "v2" and given is not None:
@@ -102,7 +102,7 @@ class Addresses:
         return found
 
     def find(self, surface: paths.Surface) -> Address | None:
-        """Returns the address of ``surface``, or ``None`` if it is unknown."""
+        """Returns the address of ``surface``, or ``None`` if the address is unknown."""
         given, default = self._given.get(surface), paths.socket_path(surface)
         if given is not None:
             return given

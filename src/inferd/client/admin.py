@@ -59,7 +59,7 @@ class Inquiry:
         self._capabilities: list[Frame] = []
 
     def take(self, frame: Frame) -> Status | None:
-        """Takes one frame; returns the state if it is the last frame of the answer, else ``None``.
+        """Takes one frame. If the frame completes the answer, returns the state. Otherwise returns ``None``.
 
         Raises ProtocolError if the answer is incomplete.
         """
@@ -94,8 +94,8 @@ class Removal:
             raise UsageError("no model has such a long name")
 
     def take(self, frame: Frame) -> int | None:
-        """Takes one frame. If it is the answer, returns the number of requests that still run on the model.
-        Otherwise returns ``None``.
+        """Takes one frame. If the frame is the answer, returns the number of requests that still run on the
+        model. For any other frame, returns ``None``.
 
         Raises RequestFailed if the daemon refuses the request.
         """
@@ -113,7 +113,8 @@ class Opening:
         self._capabilities: list[Frame] = []
 
     def take(self, frame: Frame) -> Snapshot | None:
-        """Takes one frame; returns the state if it is the last frame of the answer, else ``None``."""
+        """Takes one frame. If the frame completes the answer, returns the state. Otherwise returns
+        ``None``."""
         if frame["status"] != "capabilities":
             return Snapshot(tuple(self._capabilities), frame)
         self._capabilities.append(frame)
@@ -121,7 +122,7 @@ class Opening:
 
 
 def is_ready(frame: Frame) -> bool:
-    """Whether the daemon serves requests. It does so during a reload, too.
+    """Whether the daemon serves requests. The daemon also serves requests during a reload.
 
     Raises BootFailed, with the daemon's message, if the daemon could not start.
     """
@@ -143,20 +144,21 @@ class AdminClient:
         self._connection = Connection(where, timeout=timeout, connect_timeout=timeout)
 
     def events(self) -> Iterator[Frame]:
-        """Yields frames as they arrive. The first ones are those of the current state. Raises ConnectionLost
+        """Yields frames as they arrive. The first frames describe the current state. Raises ConnectionLost
         when the daemon exits."""
         while True:
             yield admin.parse(self._connection.line())
 
     def snapshot(self) -> Snapshot:
-        """Returns the state of the daemon when the client connected. Call it before any other method."""
+        """Returns the state of the daemon when the client connected. Call this method before any other."""
         opening = Opening()
         return next(state for frame in self.events() if (state := opening.take(frame)) is not None)
 
     def status(self) -> Status:
         """Returns the state of the daemon, with its requests, backends and metrics.
 
-        It may be called repeatedly. ``capabilities`` has only the frames since the previous call.
+        This method may be called repeatedly. ``capabilities`` of the result has only the frames since the
+        previous call.
         """
         self._connection.send([admin.SNAPSHOT_REQUEST])
         inquiry = Inquiry()
@@ -174,7 +176,8 @@ class AdminClient:
     def wait_ready(self, on_event: Callable[[Frame], None] = lambda frame: None) -> None:
         """Waits until the daemon is ready. Calls ``on_event`` with every frame until then.
 
-        Raises BootFailed with the daemon's message if it cannot start, and ConnectionLost if it exits.
+        Raises BootFailed with the daemon's message if the daemon cannot start, and ConnectionLost if the
+        daemon exits.
         """
         for frame in self.events():
             on_event(frame)

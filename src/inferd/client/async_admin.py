@@ -13,7 +13,7 @@ from inferd.wire import admin
 
 
 class AsyncAdminClient:
-    """:class:`AdminClient` for asyncio. It connects on entry of ``async with``, or on first use."""
+    """:class:`AdminClient` for asyncio. The client connects on entry of ``async with``, or on first use."""
 
     def __init__(self, address: Address | None = None, timeout: float | None = None) -> None:
         self.address: Address = default_admin_address() if address is None else address
@@ -21,8 +21,8 @@ class AsyncAdminClient:
         self._connection: AsyncConnection | None = None
 
     async def event(self) -> Frame:
-        """Returns the next frame. The first ones are those of the current state. Raises ConnectionLost when
-        the daemon exits."""
+        """Returns the next frame. The first frames describe the current state. Raises ConnectionLost when the
+        daemon exits."""
         connection = await self._connected()
         return admin.parse(await connection.line())
 
@@ -32,7 +32,7 @@ class AsyncAdminClient:
             yield await self.event()
 
     async def snapshot(self) -> Snapshot:
-        """Returns the state of the daemon when the client connected. Call it before any other method."""
+        """Returns the state of the daemon when the client connected. Call this method before any other."""
         opening = Opening()
         while (state := opening.take(await self.event())) is None:
             pass

@@ -172,8 +172,8 @@ class AsyncReply(AsyncIterator[E | D], Generic[E, D]):
         return self._request.done
 
     async def aclose(self) -> None:
-        """Cancels the request, unless it is finished. It may be called repeatedly, and while another task
-        reads the reply."""
+        """Cancels the request, unless the request is finished. This method may be called repeatedly, and
+        while another task reads the reply."""
         self._close()
 
     async def __aenter__(self) -> Self:

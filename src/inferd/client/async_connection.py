@@ -1,9 +1,9 @@
 """One asyncio connection to a daemon. It sends byte strings and receives lines.
 
 Only one task may use a connection at a time, but any task may close it. Every failure closes the connection
-and raises the same error as on a blocking connection. It uses the socket without a transport of asyncio: if
-the daemon closes the connection, a transport would discard bytes that the daemon sent before. Between two
-operations the socket is not registered with an event loop.
+and raises the same error as on a blocking connection. The connection uses the socket without a transport of
+asyncio: if the daemon closes the connection, a transport would discard bytes that the daemon sent before.
+Between two operations the socket is not registered with an event loop.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class AsyncConnection:
         return self._incoming.lapsed
 
     async def line(self) -> bytes:
-        """Receives the next line. Returns it without its newline."""
+        """Receives the next line. Returns the line without its newline."""
         try:
             while (line := self._incoming.line()) is None:
                 try:
@@ -104,7 +104,7 @@ class AsyncConnection:
         return line
 
     def alive(self) -> bool:
-        """Whether the connection is open and has nothing to read. Only then may the next request use it."""
+        """Whether the connection is open and has nothing to read, so that the next request may use it."""
         return is_quiet(self._socket)
 
     def close(self) -> None:

@@ -4,9 +4,9 @@
         async for event in answer:
             ...
 
-It behaves as described in :mod:`inferd.client.blocking`, and raises the same errors. A request is sent when
-its reply is entered or first read. If a task that waits for a reply is cancelled, the request is cancelled.
-Several tasks may share a client, and a client is not bound to one event loop.
+This client behaves as described in :mod:`inferd.client.blocking`, and raises the same errors. A request is
+sent when its reply is entered or first read. If a task that waits for a reply is cancelled, the request is
+cancelled. Several tasks may share a client, and a client is not bound to one event loop.
 """
 
 from __future__ import annotations

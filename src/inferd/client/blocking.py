@@ -46,9 +46,9 @@ class Client:
     daemon, in seconds, and ``None`` means no limit. ``id_prefix`` is the start of the ids of the client's
     requests, which status and the log show. By default it contains the pid.
 
-    With ``start``, the constructor connects, and starts a daemon in the background if none runs. It raises
-    BootFailed, with the reason, if the daemon cannot start. Without ``start``, the client connects when
-    :meth:`connect` is called or the first request is sent.
+    With ``start``, the constructor connects, and starts a daemon in the background if none runs. If the
+    daemon cannot start, the constructor raises BootFailed with the reason. Without ``start``, the client
+    connects when :meth:`connect` is called or the first request is sent.
     """
 
     def __init__(
@@ -88,9 +88,9 @@ class Client:
         """Starts generating text. The request is sent on v1, or on v2 if it is too long for a line.
 
         ``messages`` is the text of one user message, or a list of turns ``{"role", "content"}``. The events
-        are of the class :class:`Token`, and the last one is a :class:`Done`. If ``on_progress`` is given,
-        reading the reply calls it with each step while the request waits in the queue or for its model to
-        load. Its arguments are the phase and the details.
+        are of the class :class:`Token`, and the last one is a :class:`Done`. ``on_progress(phase, details)``
+        is called while the reply is read: with each step, as long as the request waits in the queue or for
+        its model to load.
         """
         surface, request = self._core.generate(messages, sampling, on_progress)
         return Reply(self._channel(surface), request)
@@ -210,7 +210,7 @@ def dial_and_wait_ready(
 
     The daemon's socket need not exist yet. The first retry is after 100 ms, and each further pause is twice
     as long, up to 5 s. Raises DaemonUnreachable after ``limit_secs``. The last pause is shortened, so that
-    the last try is made at that time.
+    the last try is made when ``limit_secs`` have passed.
     """
     client = Client(address, api_key, timeout, **elsewhere)
     backoff = Backoff(limit_secs, clock)

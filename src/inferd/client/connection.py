@@ -19,7 +19,7 @@ class Connection:
     """A connected socket.
 
     On TCP the ``api_key``, if given, is sent first. ``connect_timeout`` limits the time to connect, and
-    ``timeout`` each later wait for the daemon. Both are in seconds, and ``None`` means no limit.
+    ``timeout`` each later wait for the daemon. Both timeouts are in seconds, and ``None`` means no limit.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Connection:
         return self._incoming.lapsed
 
     def line(self) -> bytes:
-        """Receives the next line. Returns it without its newline."""
+        """Receives the next line. Returns the line without its newline."""
         try:
             while (line := self._incoming.line()) is None:
                 try:
@@ -86,7 +86,7 @@ class Connection:
         return line
 
     def alive(self) -> bool:
-        """Whether the connection is open and has nothing to read. Only then may the next request use it."""
+        """Whether the connection is open and has nothing to read, so that the next request may use it."""
         return is_quiet(self._socket)
 
     def close(self) -> None:

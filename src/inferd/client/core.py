@@ -1,5 +1,5 @@
-"""Code that the blocking and the asyncio client share. It makes requests from arguments, computes the pauses
-between retries, and keeps idle connections."""
+"""Code that the blocking and the asyncio client share: for making requests from arguments, for the pauses
+between retries, and for keeping idle connections."""
 
 from __future__ import annotations
 
@@ -130,8 +130,8 @@ def _wants(on_progress: OnProgress | None) -> dict[str, object]:
 
 
 class Backoff:
-    """Computes the pauses between retries. The first is 100 ms, and each further one twice as long, up to 5
-    s. No pause goes beyond ``limit_secs`` from now."""
+    """Computes the pauses between retries. The first pause is 100 ms, and each further pause is twice as
+    long, up to 5 s. No pause goes beyond ``limit_secs`` from now."""
 
     def __init__(self, limit_secs: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

@@ -40,7 +40,7 @@ Content = str | Sequence["str | Attachment | Block"]
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A piece of the answer's text. It never ends within a character.
+    """A piece of the answer's text. A piece never ends within a character.
 
     If requested, ``logprobs`` has the tokens of this piece, each with ``token``, ``bytes``, ``logprob`` and
     ``top_logprobs``.
@@ -68,7 +68,7 @@ class ToolUse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MessageDone:
-    """The end of an answer. It has all blocks of the answer, the reason why it ended, its token counts, and
+    """The end of an answer: all blocks of the answer, the reason why the answer ended, its token counts, and
     its timings in milliseconds.
 
     ``content`` can be sent as the assistant's turn in the next request. ``tool_choice_unsatisfied`` is true

@@ -1,8 +1,8 @@
 """The protocol of the client, without I/O. The blocking and the asyncio client share it.
 
 A client connects, and on TCP with a key sends ``opening(...)``. For each request it sends the ``pieces``, and
-feeds the received bytes to the ``Incoming`` of the connection. It passes each line from there to the request,
-until the request is ``done``.
+feeds the received bytes to the ``Incoming`` of the connection. The client passes each line from ``Incoming``
+to the request, until the request is ``done``.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def encode(value: object) -> bytes:
 
 
 class Incoming:
-    """Splits the received bytes of one connection into lines. It also makes the errors for the ways in which
-    the connection can end.
+    """Splits the received bytes of one connection into lines, and makes the errors for the ways in which the
+    connection can end.
     """
 
     def __init__(self, address: str, *, tcp: bool) -> None:
@@ -78,7 +78,7 @@ class Incoming:
         """Whether the daemon closed the connection between two requests, before it saw the second."""
 
     def expect(self) -> None:
-        """Prepares for the lines of one more reply. Call it before the request is sent."""
+        """Prepares for the lines of one more reply. Call this method before the request is sent."""
         self._requests += 1
         self._unheard = True
 
@@ -130,7 +130,7 @@ class Incoming:
 
 
 class PendingRequest(ABC, Generic[E, D]):
-    """One request. It has the ``pieces`` to send, and parses its reply.
+    """One request: has the ``pieces`` to send, and parses the reply.
 
     ``done`` is the last event of the reply, or ``None`` before it has arrived. ``raw`` are the bytes that
     follow the line. ``on_progress`` is called with the phase and the details of each ``progress`` frame.

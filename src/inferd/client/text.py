@@ -57,14 +57,14 @@ def given(options: Sampling, kind: type[Sampling] = Sampling) -> dict[str, objec
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A piece of the answer. It never ends within a character."""
+    """A piece of the answer. A piece never ends within a character."""
 
     content: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
-    """The end of an answer. It has the whole text, the reason why the answer ended, its token counts, and its
+    """The end of an answer: its whole text, the reason why the answer ended, its token counts, and its
     timings in milliseconds.
 
     ``unenforced`` lists the parts of the JSON Schema that were checked only at the end of the answer.
@@ -108,8 +108,8 @@ _STOP_REASONS = {"end_turn": "end", "stop_sequence": "end", "max_tokens": "lengt
 
 
 class LongTextRequest(PendingRequest[Token, Done]):
-    """A request for text on v2, where the longest texts follow the line as raw bytes. Its events are the same
-    as on v1."""
+    """A request for text on v2, where the longest texts follow the line as raw bytes. The events of the reply
+    are those of a request on v1."""
 
     def __init__(self, inner: messages.MessagesRequest) -> None:
         self._id = inner._id

@@ -51,8 +51,8 @@ def _owners(path: Path, trusted: set[int]) -> set[int]:
     """Returns the trusted owners along ``path``: ``trusted``, and each owner of a file or directory whose
     parent only trusted owners can write. The path is checked from the root down.
 
-    Both the given path and the resolved path are checked, since another user may have created a part of
-    either.
+    Both the given path and the path after resolving links are checked, since another user may have created a
+    part of either path.
     """
     found = set(trusted)
     for way in (path, path.resolve()):

@@ -57,7 +57,7 @@ class TcpAddress(Kind):
 
 
 class Workers(Words):
-    """Addresses of RPC workers. Their protocol supports only IPv4."""
+    """Addresses of RPC workers. The protocol of RPC workers supports only IPv4."""
 
     def __init__(self) -> None:
         super().__init__("IP:PORT")

@@ -2,7 +2,7 @@
 
 The file lists the entries. A flag or variable for a kind of backend overrides the first entry of that kind.
 If the file has no list, the flags and variables define the only entry. Secrets come from the environment or a
-flag. The file never holds one; it only names the variables.
+flag. The config file never contains a secret, only the name of the variable with it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def entries(
     env: Env,
     notes: list[str],
 ) -> tuple[BackendEntry, ...]:
-    """Returns the complete entries in order of priority. There is at least one.
+    """Returns the complete entries, at least one, in order of priority.
 
     ``settings`` has the values of all options, ``chosen`` only those that were given explicitly, and
     ``listed`` the entries of the file. Raises ConfigError if a backend lacks a required value.

@@ -1,7 +1,7 @@
 """Writes docs/config.md and docs/config.schema.json from the option table.
 
-``python -m inferd.config.docs`` writes both files below the current directory. With ``--check`` it writes
-nothing, and exits with 1 if one of the files is stale.
+``python -m inferd.config.docs`` writes both files below the current directory. With ``--check``, the command
+writes nothing, and exits with 1 if one of the files is outdated.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 An entry is complete: defaults are filled in and secrets are looked up. So a backend can be built from its
 entry and the common settings alone. Requests may address an entry by its own name, by the name of its model,
-or by ``serves``. If ``serves`` is ``None``, it is the name of the model, if the entry names one. Several
+or by ``serves``. A ``serves`` of ``None`` means the name of the model, if the entry names a model. Several
 entries with the same ``serves``, one of them remote, form a pool. ``max_requests`` limits the concurrent
 requests that a pool sends to a remote entry.
 """
@@ -50,11 +50,11 @@ class LlamaCppEntry(NamedTuple):
     ``rank``. If ``embed`` is ``None`` and embedding or reranking is enabled, the model's file decides.
     ``mmproj`` is the projector, a file or a model of the store. If ``n_ctx`` is ``None``, the context has up
     to 16,384 tokens, as far as model and memory allow. With ``preload``, the model is loaded at the start and
-    stays loaded. Otherwise it is loaded on demand, and stays loaded from then on with ``pin``. ``system`` is
-    the system prompt of requests that have none. ``chat_template_file`` replaces the model's chat template.
-    ``lora`` are the adapters that requests may select. ``draft`` is a small model for speculative decoding.
-    ``rpc`` are the addresses (``IP:port``) of workers that hold a part of the model. ``rpc_unprotected`` also
-    permits workers that are neither on this machine nor behind an encrypted tunnel.
+    stays loaded. Without ``preload``, the model is loaded on demand, and with ``pin`` it then stays loaded.
+    ``system`` is the system prompt of requests that have none. ``chat_template_file`` replaces the model's
+    chat template. ``lora`` are the adapters that requests may select. ``draft`` is a small model for
+    speculative decoding. ``rpc`` are the addresses (``IP:port``) of workers that hold a part of the model.
+    ``rpc_unprotected`` also permits workers that are neither on this machine nor behind an encrypted tunnel.
     """
 
     name: str
@@ -120,8 +120,8 @@ class BedrockEntry(NamedTuple):
 
 class InferdEntry(NamedTuple):
     """Another daemon. The three addresses are those of its v2, embed and rerank surfaces, each a socket path
-    or ``IP:port``. At least one is set. ``model`` is the model to request. If it is empty, the daemon's first
-    model is used."""
+    or ``IP:port``. At least one is set. ``model`` is the model to request. An empty ``model`` means the
+    daemon's first model."""
 
     name: str
     address: str | None = None

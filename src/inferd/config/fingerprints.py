@@ -1,7 +1,7 @@
 """Hashes of a running daemon's settings. A client can compare them, but cannot read the settings.
 
-A command compares them with the hashes of its own settings. It warns about a difference, since its
-environment and config file have no effect on a running daemon.
+A command compares these hashes with those of its own settings. The command warns about a difference, since
+its environment and config file have no effect on a running daemon.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ LOG_LEVELS = ("off", "error", "warn", "info", "debug", "trace")
 class LogLevel(Kind):
     """A log level in any case, its number, or filters in the form of Rust's ``env_logger``.
 
-    Several filters are separated by commas. The last one for inferd applies, or else the global one. An
+    Several filters are separated by commas. The last filter for inferd applies, or else the global filter. An
     invalid variable is ignored with a warning, as in inferd 0.2.1.
     """
 
@@ -188,8 +188,8 @@ class FilePath(Kind):
 
 
 class Name(Kind):
-    """A name that is safe to show and to use as a file name. It has no path separators and no control
-    characters."""
+    """A name that is safe to show and to use as a file name. Such a name has no path separators and no
+    control characters."""
 
     def __init__(self, what: str = "NAME") -> None:
         self.what = what
@@ -247,7 +247,7 @@ class Paragraphs(Kind):
 
 
 class Sha256(Kind):
-    """A SHA-256 in hexadecimal digits. It is converted to lower case."""
+    """A SHA-256 in hexadecimal digits. The digits are converted to lower case."""
 
     @property
     def metavar(self) -> str:
@@ -284,7 +284,8 @@ class SecretText(Kind):
 
 
 class Words(Kind):
-    """Words without blanks. They are separated by commas, and an array in the config file."""
+    """Words without blanks. In text the words are separated by commas. In the config file they are an
+    array."""
 
     def __init__(self, what: str = "WORD") -> None:
         self.what = what

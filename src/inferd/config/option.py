@@ -90,7 +90,7 @@ class ConfigFile(NamedTuple):
 
 
 def variable(name: str, kind: Kind, text: str) -> Any:
-    """Parses ``text``, the content of the environment variable ``name``. Raises ConfigError if it is
+    """Parses ``text``, the content of the environment variable ``name``. Raises ConfigError if ``text`` is
     invalid."""
     try:
         return kind.parse(text)

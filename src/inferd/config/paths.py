@@ -1,9 +1,9 @@
 """The paths of inferd's sockets, lock, logs, history and models.
 
 The daemon and every client use these rules, so that they find each other. Each function reads the environment
-``env`` (by default ``os.environ``). It creates no file, and works even if no directory exists yet. An empty
-variable counts as unset. A relative ``XDG_RUNTIME_DIR`` or ``XDG_DATA_HOME`` counts as unset, too, as the XDG
-base directory specification requires.
+``env`` (by default ``os.environ``). No function creates a file, and each works even if no directory exists
+yet. An empty variable counts as unset. A relative ``XDG_RUNTIME_DIR`` or ``XDG_DATA_HOME`` counts as unset,
+too, as the XDG base directory specification requires.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The addresses at which a client finds the surfaces of the daemon by default.
 
-``INFERD_ADDRESS`` names a socket of a daemon. If it is set, ``INFERD_ADMIN_ADDR`` names the admin socket of
-the same daemon. If it is not set, clients read the variables and the config file of the daemon. An address is
-the path of a Unix socket or ``tcp://IP:port``. An invalid config file is ignored here, since the daemon
-reports it.
+``INFERD_ADDRESS`` names a socket of a daemon. With ``INFERD_ADDRESS``, ``INFERD_ADMIN_ADDR`` names the admin
+socket of the same daemon. Without ``INFERD_ADDRESS``, clients read the variables and the config file of the
+daemon. An address is the path of a Unix socket or ``tcp://IP:port``. An invalid config file is ignored here,
+since the daemon reports it.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def configured(settings: Settings) -> dict[str, str]:
 
 
 def for_clients(settings: Settings) -> dict[str, str]:
-    """Returns the same addresses in the form that clients on this machine use: a path, or
+    """Returns the address of each surface in the form that clients on this machine use: a path, or
     ``tcp://IP:port``."""
     found: dict[str, str] = {}
     for name, (tcp, path) in _pairs(settings).items():
@@ -60,8 +60,8 @@ def for_clients(settings: Settings) -> dict[str, str]:
 
 
 def bind_surface(settings: Settings, name: str, passed: Mapping[str, Bound]) -> Bound:
-    """Returns the listening socket of a surface or of ``admin``. It is the socket that the service manager
-    passed, if there is one, or else a new one.
+    """Returns the listening socket of a surface or of ``admin``. If the service manager passed a socket for
+    it, returns that one, or else a new one.
 
     Raises AddressError.
     """
@@ -79,8 +79,8 @@ def bind_surface(settings: Settings, name: str, passed: Mapping[str, Bound]) -> 
 
 
 def check_keys(settings: Settings, passed: Mapping[str, Bound]) -> None:
-    """Raises AddressError if a surface has a network address and no API key is set. Binding would raise the
-    same error later."""
+    """Raises AddressError if a surface has a network address and no API key is set. :func:`bind_surface`
+    would raise the same error later."""
     for name, (tcp, _) in _pairs(settings).items():
         if tcp is not None and name in settings.surfaces and name not in passed:
             bind.check_key(tcp, has_key=settings.api_key is not None)

@@ -132,7 +132,7 @@ class Backends:
             self._in_background(self._retire(member, at_once=self._room.rests(member)))
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Runs ``work`` in a task that outlives a cancelled caller; :meth:`close` waits for it."""
+        """Runs ``work`` in a task that outlives a cancelled caller. :meth:`close` waits for the task."""
         task = asyncio.get_running_loop().create_task(work)
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
@@ -147,7 +147,8 @@ class Backends:
 
     async def settle(self) -> str:
         """Ends a reload: closes the backends that :meth:`make` built but the router does not use, and wakes
-        the router's backends that made room for them. Returns the end of a sentence that says so. Idempotent.
+        the router's backends that made room for them. Returns the end of a sentence that says so. A second
+        call does nothing.
         """
         try:
             await self._discard()
@@ -236,8 +237,8 @@ async def in_thread(call: Callable[[], T], cancelled: threading.Event) -> T:
 
 
 def capabilities_frame(backend: Backend, route: Route, *, pooled: bool) -> bytes:
-    """Returns the ``capabilities`` frame of a backend. It has the backend's capabilities, and the names by
-    which requests may address it."""
+    """Returns the ``capabilities`` frame of a backend, with the capabilities, and with the names by which
+    requests may address the backend."""
     able = backend.capabilities()._asdict()
     accelerator = able.pop("accelerator")._asdict()
     kind = accelerator.pop("kind")

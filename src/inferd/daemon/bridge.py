@@ -1,8 +1,8 @@
 """Runs the HTTP bridge as a child process: binds its socket, and starts, restarts and ends the process.
 
 The daemon binds the socket, which stays open if the child dies. So clients wait in its backlog while a new
-child starts. The child reads its setup as one line from standard input. It exits at end of file, which means
-that the daemon is gone. The child's command is this Python interpreter with fixed arguments.
+child starts. The child reads its setup as one line from standard input. The child exits at end of file, which
+means that the daemon is gone. The child's command is this Python interpreter with fixed arguments.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class HttpBridge:
                 self._child.terminate()
 
     async def close(self) -> None:
-        """Stops the child and waits for its end. Kills it if it still runs after ``STOP_SECS``."""
+        """Stops the child and waits for its end. Kills the child if it still runs after ``STOP_SECS``."""
         self.stop()
         if self._task is None:
             return

@@ -99,8 +99,8 @@ def route_of(entry: BackendEntry) -> Route:
 
 
 def _left_open(settings: Settings) -> dict[str, bool]:
-    """Returns whether to offer ``embed`` and ``rerank`` through a server whose entry does not declare them.
-    That is so if the setting is on and no entry declares the surface."""
+    """Returns whether to offer ``embed`` and ``rerank`` through a server whose entry does not declare them. A
+    surface is offered in this way if its setting is on and no entry declares the surface."""
     said = frozenset[str]().union(*map(surfaces_of, settings.backends))
     return {name: getattr(settings, name) and name not in said for name in ("embed", "rerank")}
 

@@ -4,8 +4,8 @@ The boot takes the lock and the admin socket (places.py), then handles signals, 
 builds the backends, publishes their capabilities, and opens the inference sockets. If a model is to be
 loaded, these sockets open only once every backend is ready. A signal ends the boot cleanly at any point. An
 error of the boot is published on the admin socket and raised. A reload builds new backends while the old ones
-serve or, if memory is short, rest (room.py), and then switches to all of them at once. If it fails, the old
-configuration stays in effect. A stop refuses new connections and new requests. Running requests get
+serve or, if memory is short, rest (room.py), and then switches to all of them at once. If a reload fails, the
+old configuration stays in effect. A stop refuses new connections and new requests. Running requests get
 ``drain_timeout_secs``, then end as ``cancelled``. A second signal ends the process at once.
 """
 
@@ -106,8 +106,7 @@ def _worker_threads() -> ThreadPoolExecutor:
 
 
 class Daemon:
-    """One run of the daemon. ``given`` is the first configuration, and ``read`` reads it again for a
-    reload."""
+    """One run of the daemon. ``given`` is the first configuration, and ``read`` reads the next."""
 
     def __init__(
         self,
@@ -338,8 +337,7 @@ class Daemon:
         self._loop.call_soon_threadsafe(handler)
 
     def _on_reload_signal(self) -> None:
-        """Reloads as soon as the daemon is ready. If a reload is running, it is cancelled and started
-        again."""
+        """Reloads as soon as the daemon is ready. A reload that is running is cancelled and started again."""
         self._reload_wanted = True
         self._woken.set()
         if self._ready and self._work is not None:

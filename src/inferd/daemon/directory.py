@@ -1,7 +1,7 @@
 """The models that a request may name: those of the configuration, and all others in the store.
 
 A configured entry with ``"preload": false`` is loaded with its own options when a request names it. A stored
-model without an entry is loaded with the default options. This module only looks models up; it loads none.
+model without an entry is loaded with the default options. This module only looks models up, and loads none.
 Methods that read the store block.
 """
 

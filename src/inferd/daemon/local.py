@@ -36,8 +36,9 @@ def load(
     progress: Progress,
     cancelled: threading.Event,
 ) -> Backend:
-    """Returns the backend of ``entry``. Its ``start`` method loads the model. ``options`` are the fields of
-    :class:`Load` that are the same for all models. Blocks while the file is fetched and verified."""
+    """Returns the backend of ``entry``. The backend's ``start`` method loads the model. ``options`` are the
+    fields of :class:`Load` that are the same for all models. Blocks while the file is fetched and verified.
+    """
     with contextlib.ExitStack() as held:
         model = held.enter_context(_open_model(settings, entry, progress, cancelled))
 
@@ -111,8 +112,8 @@ def _card(model: verify.OpenModel) -> ModelCard | None:
 
 
 def _most_memory(settings: Settings, card: ModelCard, n_ctx: int, beside: Sequence[int]) -> int:
-    """Returns the memory limit of a model's engine process, in bytes. It includes the files ``beside`` the
-    model: its projector and its adapters."""
+    """Returns the memory limit of a model's engine process, in bytes. The limit includes the files ``beside``
+    the model: its projector and its adapters."""
     needed = card.memory_bytes(n_ctx or card.context, max(1, settings.active_permits), settings.n_batch)
     needed += 2 * sum(os.fstat(fd).st_size for fd in beside)
     return settings.engine_memory_factor * needed

@@ -19,9 +19,9 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def budget_bytes(used: int, asked: int = 0) -> int:
-    """Returns how many bytes all models together may take. This is ``asked`` if it is not 0. Otherwise it is
-    ``SHARE`` of the available memory plus the bytes that models have ``used`` already, or 0 if the available
-    memory is unknown."""
+    """Returns how many bytes all models together may take: ``asked`` if that is not 0. If ``asked`` is 0,
+    returns ``SHARE`` of the available memory plus the bytes that models have ``used`` already, or 0 if the
+    available memory is unknown."""
     if asked:
         return asked
     available = available_bytes()
@@ -76,7 +76,7 @@ def _meminfo() -> int:
 
 
 def _group_room() -> int:
-    """Returns the bytes that the cgroup of this process may still take, or 0 if it has no limit."""
+    """Returns the bytes that the cgroup of this process may still take, or 0 if the cgroup has no limit."""
     try:
         path = Path("/proc/self/cgroup").read_text().rpartition("::")[2].strip().lstrip("/")
         group = _CGROUP / path

@@ -1,9 +1,9 @@
 """The lock and the listening sockets of a daemon, by which clients find it.
 
-They are taken before asyncio and the rest of the daemon are imported, so that an early client can connect and
-wait. The lock is taken first, then the admin socket. If no model is loaded at the start, the daemon is ready
-soon, so the sockets of v1, v2 and the framed wire are bound at once, too. All other sockets are bound when
-every backend is ready.
+The lock and the first sockets are taken before asyncio and the rest of the daemon are imported, so that an
+early client can connect and wait. The lock is taken first, then the admin socket. If no model is loaded at
+the start, the daemon is ready soon, so the sockets of v1, v2 and the framed wire are bound at once, too. All
+other sockets are bound when every backend is ready.
 """
 
 from __future__ import annotations
@@ -53,8 +53,9 @@ class Places:
             self._held = held.pop_all()
 
     def bind(self, settings: Settings, names: Sequence[str]) -> dict[str, Bound]:
-        """Binds the sockets of the named surfaces that are not bound yet, and returns them all. If a surface
-        cannot be bound, raises AddressError; but a surface that is only on by default is left out."""
+        """Binds the sockets of the named surfaces that are not bound yet, and returns them all. Raises
+        AddressError if a surface cannot be bound. A surface that is only on by default is left out instead.
+        """
         for name in names:
             if name in self._sockets:
                 continue

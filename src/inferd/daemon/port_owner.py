@@ -1,5 +1,5 @@
-"""Finds the process that holds a TCP port, for the error message about a taken port. It finds only processes
-of this user."""
+"""Finds the process that holds a TCP port, for the error message about a taken port. Only processes of this
+user are found."""
 
 from __future__ import annotations
 

@@ -50,7 +50,8 @@ class _Resident:
     ``pinned`` model is unloaded neither then nor to make room. A ``leaving`` model is unloaded when its last
     request ends. ``releases`` counts the unloads that were asked for, and ``users`` the requests that use the
     model. If ``build_key`` changes with the configuration, the model is unloaded. While ``drained`` is set,
-    the model gets no new requests, and the future is done when the last running one ends."""
+    the model gets no new requests. This future is done when the last running one ends.
+    """
 
     def __init__(
         self, backend: Backend, slot: BackendSlot, estimate: int, pinned: bool, build_key: tuple[object, ...]
@@ -255,7 +256,7 @@ class Residency:
                 await self._drain(name, sizes[-1][1], budget, used)
 
     async def _drain(self, name: str, needed: int, budget: int, used: int) -> None:
-        """Unloads the least recently used busy model once its requests have ended. It gets no new ones.
+        """Unloads the least recently used busy model after its running requests. It gets no new ones.
 
         Raises ModelTooLarge if ``name`` would not fit even with all unpinned models unloaded.
         """
@@ -297,8 +298,7 @@ class Residency:
             self._unload(name, "it was idle for a while")
 
     def follow(self, settings: Settings) -> None:
-        """Applies a new configuration. A model with an outdated ``build_key`` is unloaded after its
-        requests."""
+        """Applies a new configuration. Unloads models with an outdated ``build_key`` after their requests."""
         self.settings = settings
         for name, resident in [*self._residents.items()]:
             if resident.build_key != self._build_key(name):
@@ -308,8 +308,7 @@ class Residency:
         return build_key(self.settings, self._directory.entry(name))
 
     def _release(self, name: str, resident: _Resident, reason: str) -> asyncio.Task[None] | None:
-        """Unloads a model after its current requests. If it has none, returns the task that unloads
-        it now."""
+        """Unloads a model after its current requests. Without any, returns the task that unloads it now."""
         resident.pinned, resident.leaving = False, True
         resident.releases += 1
         return None if resident.users else self._unload(name, reason)

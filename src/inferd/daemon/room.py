@@ -1,10 +1,10 @@
-"""Room in memory for the models of a reload.
+"""Makes room in memory for the models of a reload.
 
-A new model is loaded beside the old ones if all fit into the memory budget. Otherwise idle models on demand
-are unloaded. If that is not enough, models that the new configuration drops are put to rest, one after
-another: the queue of such a model gives no permits, its running requests end, and its process gives back its
-memory. Its queued requests wait until the reload has ended. Then they run on the new model, or on the old one
-if the reload has failed.
+A new model is loaded beside the old ones if all fit into the memory budget. If they do not fit, idle models
+on demand are unloaded. If that is not enough, models that the new configuration drops are put to rest, one
+after another: the queue of such a model gives no permits, its running requests end, and its process gives
+back its memory. The queued requests of such a model wait until the reload has ended. Then these requests run
+on the new model, or on the old one if the reload has failed.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ class Residents(Protocol):
     """The models on demand."""
 
     def used_by_residents(self) -> int:
-        """Their memory, in bytes."""
+        """Returns the memory that the models on demand take, in bytes."""
 
     async def unload_idle(self, reason: str) -> bool:
         """Unloads the least recently used idle model. Returns whether there was one."""
 
 
 class Room:
-    """For one reload at a time. All methods run on the event loop."""
+    """Makes room for one reload at a time. All methods run on the event loop."""
 
     def __init__(self, router: Router, queues: Queues, models: Residents) -> None:
         self._router = router
@@ -50,7 +50,8 @@ class Room:
         leaving: Sequence[BackendSlot],
         show: Callable[[str, Mapping[str, object]], None],
     ) -> None:
-        """Returns once ``backend`` fits beside the ``others``, or if nothing more can leave.
+        """Puts models to rest until ``backend`` fits beside the ``others``, or until no more models can
+        leave.
 
         ``show`` is called before a model is put to rest.
         """
@@ -86,7 +87,8 @@ class Room:
         return slot in self._resting
 
     def end(self) -> list[str]:
-        """Ends the reload: wakes the models that still serve, and returns their names; all queues go on."""
+        """Ends the reload. Wakes the resting models that still serve, and returns their names. All queues go
+        on."""
         woken = [slot.backend for slot in self._resting if slot in self._router.members]
         for backend in woken:
             backend.wake()

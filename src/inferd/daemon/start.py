@@ -27,7 +27,7 @@ def run(read: Callable[[], LoadedConfig], build: Build | None = None) -> int:
 
     ``read`` reads the configuration, now and for each reload. An error in the config file is raised only once
     the admin socket is open, so that clients can see it there. ``build`` replaces the function that builds
-    backends. It may be slow.
+    backends, and may be slow.
     """
     # Others find the lock and the sockets before the daemon handles these signals, which therefore wait.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))

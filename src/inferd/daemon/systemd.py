@@ -1,7 +1,7 @@
 """The protocols between the daemon and a systemd-style service manager.
 
 The daemon tells the manager that it is ready, reloads or stops, and sends watchdog pings. The manager may
-pass sockets that it opened before the start of the daemon; it keeps them open after the daemon's exit.
+pass sockets that it opened before the start of the daemon, and that it keeps open after the daemon's exit.
 Without a manager nothing happens. The variables for passed sockets are removed from the environment, so that
 no child process uses them.
 """

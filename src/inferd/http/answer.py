@@ -1,4 +1,5 @@
-"""The ASGI response of one generation. It converts the events of the daemon into the bytes of one API.
+"""The ASGI response of one generation. This module converts the events of the daemon into the bytes of one
+API.
 
 Nothing is sent before the first event, so that an error before it can still set the status. If the client
 closes its connection, the reply is closed, which frees the slot in the daemon within one decoding step. A

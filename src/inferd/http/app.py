@@ -1,4 +1,4 @@
-"""The ASGI application. It routes requests, and has the operations that the endpoints share.
+"""The ASGI application: the routing of requests, and the operations that the endpoints share.
 
 An endpoint reads the body with the module of its API, finds the model, and answers through :class:`Answer`.
 An unknown path gets the status 404, and a known path with another method 405. Both errors have the form of

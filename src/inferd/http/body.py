@@ -29,7 +29,7 @@ class ClientGone(Exception):
 
 
 async def read_bytes(scope: Scope, receive: Receive) -> bytes:
-    """Reads the whole body. Raises HttpFailure if it is too large or too slow, and ClientGone.
+    """Reads the whole body. Raises ClientGone, and HttpFailure if the body is too large or too slow.
 
     If ``whole`` is in the scope, the body arrived together with the head.
     """
@@ -65,8 +65,8 @@ async def _piece(receive: Receive) -> tuple[bytes, bool]:
 class _TimeLimit:
     """Cancels the block after ``PIECE_SECS``, and raises HttpFailure. :meth:`extend` starts the time again.
 
-    It replaces ``asyncio.timeout``, which needs Python 3.11, and ``asyncio.wait_for``, which would run each
-    read in a task of its own.
+    This class replaces ``asyncio.timeout``, which needs Python 3.11, and ``asyncio.wait_for``, which would
+    run each read in a task of its own.
     """
 
     def __enter__(self) -> _TimeLimit:
@@ -101,7 +101,8 @@ def _too_large() -> HttpFailure:
 
 
 async def until_gone(receive: Receive) -> None:
-    """Waits until the client has closed its connection. Call it only after the body has been read."""
+    """Waits until the client has closed its connection. Call this function only after the body has
+    been read."""
     while (await receive())["type"] != "http.disconnect":
         pass
 

@@ -173,8 +173,8 @@ _OWN_CHECK = ("/api/pull",)
 
 
 def scope_of(path: str) -> str:
-    """Returns the scope that a key needs for a path. It is empty for read-only paths, which any key may use,
-    and for endpoints that check the scope themselves."""
+    """Returns the scope that a key needs for a path. The scope is empty for read-only paths, which any key
+    may use, and for endpoints that check the scope themselves."""
     if path in ("/metrics", "/unload"):
         return "admin"
     if path in (*_TELLING, *_OWN_CHECK) or path.startswith(("/v1/models/", "/models/")):

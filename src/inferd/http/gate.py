@@ -2,8 +2,8 @@
 
 The gate checks, in this order, the name in ``Host`` (against DNS rebinding), the ``Origin`` of a web page,
 and the key with its scope and limits. If no keys are configured, it checks the user of the loopback peer
-instead of a key. It also adds a request id to each response, writes the access log (never a body, a query or
-a key), and updates the metrics.
+instead of a key. The gate also adds a request id to each response, writes the access log (never a body, a
+query or a key), and updates the metrics.
 """
 
 from __future__ import annotations

@@ -137,8 +137,7 @@ def _parse_line(words: list[str], where: str) -> Key:
 
 
 class Keys:
-    """The active keys. They are those of the file ``path``. Without a file there is the one key ``single``,
-    or none."""
+    """The active keys: those of the file ``path``, or without a file the one key ``single``, or none."""
 
     def __init__(self, path: Path | None, single: str | None = None) -> None:
         self._path = path
@@ -168,7 +167,7 @@ class Keys:
         return found
 
     def _refresh(self) -> None:
-        """Reads the file again if it has changed. If it is invalid, the keys stay unchanged."""
+        """Reads the file again if the file has changed. An invalid file leaves the keys unchanged."""
         now = time.monotonic()
         if self._path is None or now - self._checked < CHECK_SECS:
             return

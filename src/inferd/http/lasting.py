@@ -1,7 +1,8 @@
 """A connection to the daemon that stays registered with the bridge's event loop.
 
 :class:`AsyncConnection` registers its socket for each read, because a client may use several event loops.
-That takes about ten system calls for each request. The bridge has only one loop, so it need not do that.
+Registering takes about ten system calls for each request. The bridge has only one loop, so its connections
+stay registered.
 
 The socket is read only while a task waits for it. If something arrives at another time, the socket is no
 longer watched until the next wait. So if an HTTP client does not read, the daemon is slowed down. And if the
@@ -19,7 +20,7 @@ from inferd.client.protocol import READ_BYTES, Bytes, Incoming
 
 
 class LastingConnection(AsyncConnection):
-    """A connected socket for one event loop. It has no timeout."""
+    """A connected socket for one event loop, without a timeout."""
 
     def __init__(self, connected: socket.socket, incoming: Incoming, timeout: float | None) -> None:
         super().__init__(connected, incoming, timeout)

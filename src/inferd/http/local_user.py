@@ -27,7 +27,7 @@ Place = tuple[str, int]
 
 
 class Peer:
-    """The user of one connection. It is looked up only once, because the owner of a socket does not
+    """The user of one connection. The user is looked up only once, because the owner of a socket does not
     change."""
 
     def __init__(self) -> None:

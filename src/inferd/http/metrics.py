@@ -1,5 +1,5 @@
-"""The Prometheus metrics of the bridge. Their labels are the path, the client family and the status. Text
-that a client sent is never a label."""
+"""The Prometheus metrics of the bridge. The labels are the path, the client family and the status. Text that
+a client sent is never a label."""
 
 from __future__ import annotations
 

@@ -27,10 +27,10 @@ class Model:
     """A model that requests can name. A value that the daemon does not know is 0 or empty.
 
     ``n_ctx`` is the context size in tokens, ``size`` the size of the file in bytes, and ``width`` the length
-    of an embedding. ``wire_name`` is the name that is sent to the daemon. For a pool it is the name of the
-    pool. If it is empty, the daemon chooses the first capable backend. ``on_demand`` is true if a request
-    loaded the model. While the model is being loaded, ``load`` is the finished share of the current step, and
-    otherwise ``None``.
+    of an embedding. ``wire_name`` is the name that is sent to the daemon, for a pool the name of the pool.
+    With an empty ``wire_name``, the daemon chooses the first capable backend. ``on_demand`` is true if a
+    request loaded the model. While the model is being loaded, ``load`` is the finished share of the current
+    step, and otherwise ``None``.
     """
 
     name: str

@@ -55,7 +55,7 @@ async def _answer(call: Call, read: Any) -> None:
 
 
 async def _load_or_unload(call: Call, generation: Generation, wish: str) -> None:
-    """Serves an empty request. It loads the model, or unloads it once no request uses it."""
+    """Serves an empty request, which loads the model, or unloads the model once no request uses it."""
     model = await call.model(generation.model, "v2")
     if wish == "unload":
         await call.bridge.upstream.refresh_models()

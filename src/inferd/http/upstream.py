@@ -1,9 +1,9 @@
-"""The bridge as a client of the daemon. It sends requests over shared connections, and follows the state of
-the models.
+"""The bridge as a client of the daemon. This module sends requests over shared connections, and follows the
+state of the models.
 
-The bridge is an ordinary client. It names the caller of each request (``on_behalf_of``). The daemon believes
-this only with the token that it gave to the bridge that it started. Without the token, every request counts
-as one of the bridge's own user.
+The bridge is an ordinary client. Each request names the HTTP client on whose behalf it is sent
+(``on_behalf_of``). The daemon believes this only with the token that it gave to the bridge that it started.
+Without the token, every request counts as one of the bridge's own user.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ class Upstream:
     def generate(
         self, generation: Generation, model: Model, asker: Asker, on_load: OnProgress | None = None
     ) -> Reply:
-        """Creates a request for an answer. It is sent when the reply is entered or first read. ``on_load`` is
-        called with each step while the request waits in the queue or for its model to load."""
+        """Creates a request for an answer. The request is sent when the reply is entered or first read.
+        ``on_load`` is called with each step while the request waits in the queue or for its model to load."""
         options = {**generation.options, **self._common(asker, model, generation.keep_alive)}
         # Without a limit in the request, the answer may use the whole context.
         most = generation.max_tokens if generation.max_tokens is not None else model.n_ctx or None

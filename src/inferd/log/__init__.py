@@ -125,7 +125,7 @@ class Log:
 
 
 def get(component: str) -> Log:
-    """Returns the log of a component, such as ``get("session")``. It may be used at any time, but logs
+    """Returns the log of a component, such as ``get("session")``. The log may be used at any time, but logs
     nothing before :func:`setup`."""
     return Log(component)
 
@@ -171,7 +171,7 @@ class ActivityLog:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Starts this log. It replaces the log that was active before."""
+        """Starts this log, and ends the use of the log that was active before."""
         global _active
         self._thread = threading.Thread(target=self._write_all, name="log", daemon=True)
         self._thread.start()
@@ -284,8 +284,8 @@ def _whole_seconds(seconds: int) -> str:
 
 
 def setup(level: str, directory: Path | None, stderr: bool = True) -> ActivityLog:
-    """Starts logging the events of ``level`` and above. They go to inferd.ndjson in ``directory``, unless
-    that is ``None``, and to stderr, if ``stderr`` is true.
+    """Starts logging the events of ``level`` and above: to inferd.ndjson in ``directory``, unless that is
+    ``None``, and to stderr, if ``stderr`` is true.
 
     A process has one log at a time. Raises ConfigError for an unknown level.
     """

@@ -1,8 +1,8 @@
 """Redirects to the activity log the errors that asyncio, the interpreter and libraries report.
 
 By default these errors are written to stderr without redaction, and may quote a prompt or a key. The log gets
-only the class of an error and the place where it was raised. Of a library's log message it gets only the
-format string.
+only the class of an error and the place where it was raised. Of a library's log message the activity log gets
+only the format string.
 """
 
 from __future__ import annotations

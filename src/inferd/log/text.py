@@ -72,7 +72,7 @@ class TextSink:
             self._thread.join(CLOSE_SECS)
 
     def start(self) -> None:
-        """Starts the thread, if it does not run yet. The first event starts it, too."""
+        """Starts the thread, unless it runs already. The first event starts the thread, too."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._write_all, name="log-stderr", daemon=True)
             self._thread.start()

@@ -4,8 +4,8 @@
 a deployment runs a daemon with that model (:mod:`inferd.ray.replica`). The ingress is the HTTP bridge, which
 sends each request through the handle of its model (:mod:`inferd.ray.ingress`).
 
-Ray starts, scales and replaces the replicas. Its consistent-hash router sends all requests of a conversation
-to the same replica, which has their prefix in its cache.
+Ray starts, scales and replaces the replicas. Ray's consistent-hash router sends all requests of a
+conversation to the same replica, which has their prefix in its cache.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The HTTP bridge as the ingress of a Serve application. It sends requests through the handles of the models.
+"""The HTTP bridge as the ingress of a Serve application. The ingress sends requests through the handles of
+the models.
 
 If the replica of a request dies before any part of the answer has come, the request is sent to another
 replica. If the model fails there, the request is sent once more. After that its client gets an error.

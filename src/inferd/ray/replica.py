@@ -39,8 +39,8 @@ class Replica:
         await self._wait_ready()
 
     async def _wait_ready(self) -> None:
-        """Waits until the daemon is ready. Raises BootFailed with the last line of its stderr if it ends
-        before."""
+        """Waits until the daemon is ready. If the daemon ends before, raises BootFailed with the last line of
+        the daemon's stderr."""
         while True:
             try:
                 async with AsyncAdminClient(self._addresses.of("admin")) as admin:

@@ -3,11 +3,11 @@
 At most ``active_permits`` requests run, and ``queue_depth`` more wait. ``interactive`` requests are served
 before ``batch`` ones. Within a priority, users take turns, then the processes of each user, and the requests
 of one process run in order of arrival. A full queue is divided in the same way. A new request displaces a
-waiting one: the last request of the user that has the most requests, running ones included. It does so only
-if its own user then has no more requests than the displaced user. If the users are even, the processes of the
-new request's user are compared by the same rule. Without a request to displace, the new request is refused. A
-waiting request leaves the queue when it is cancelled or its deadline passes. :class:`Shares` bounds the
-permits that one user or process may hold.
+waiting one: the last request of the user that has the most requests, running ones included. The new request
+does so only if its own user then has no more requests than the displaced user. If the users are even, the
+processes of the new request's user are compared by the same rule. Without a request to displace, the new
+request is refused. A waiting request leaves the queue when it is cancelled or its deadline passes.
+:class:`Shares` bounds the permits that one user or process may hold.
 
 A request for a pool of backends has a :class:`Choice`. The choice may send the request to a remote backend,
 at once or while the request waits. A request on a remote backend of a pool takes none of the
@@ -16,7 +16,7 @@ at once or while the request waits. A request on a remote backend of a pool take
 A running request may wait for its client to read the answer. If other requests wait for a permit meanwhile,
 the request is ended after ``REST_SECS``.
 
-A paused queue gives no permits. Its requests wait while the model behind it is replaced.
+A paused queue gives no permits. The requests of the queue wait while the model behind it is replaced.
 
 (Over 400 lines, because every decision weighs the same running and waiting requests.)
 """
@@ -41,8 +41,9 @@ _NEWEST_PART = 0.2
 
 
 class Permit:
-    """The permission to run one request. It is given back at the end of its ``with`` block. ``holder`` is the
-    object that represents the request in listings, ``slot`` the backend that the request's choice took."""
+    """The permission to run one request. The permit is given back at the end of its ``with`` block.
+    ``holder`` is the object that represents the request in listings, ``slot`` the backend that the request's
+    choice took."""
 
     __slots__ = ("_admission", "began", "caller", "holder", "owner", "process", "slot")
 
@@ -187,9 +188,9 @@ class Admission:
         ``priority`` is ``interactive`` or ``batch``, ``deadline`` a time of the event loop's clock.
         ``holder`` represents the request in listings. ``again`` marks the retry of a request whose backend
         failed: it goes to the front of the queue and is never refused. While the request waits, ``tell`` is
-        called with each new position in the order of service, from 1. If it has been called, it is called
-        with 0 when the request may run. Raises AdmissionClosed, QueueFull, DeadlineExceeded, and the errors
-        of ``choice``.
+        called with each new position in the order of service, from 1. If ``tell`` has been called, it is
+        called with 0 when the request may run. Raises AdmissionClosed, QueueFull, DeadlineExceeded, and the
+        errors of ``choice``.
         """
         process = self._shares.come(owner, caller)
         try:
@@ -436,7 +437,7 @@ class Admission:
         self.look_again()
 
     async def pause(self) -> None:
-        """Gives no permits until :meth:`resume`; returns once the running requests have ended."""
+        """Gives no permits until :meth:`resume` is called. Returns once the running requests have ended."""
         self._paused = True
         if self._active:
             self._quiet = asyncio.get_running_loop().create_future()
@@ -448,7 +449,7 @@ class Admission:
         self.look_again()
 
     def close(self) -> None:
-        """Refuses new requests from now on; queued and running requests stay."""
+        """Refuses new requests from now on. Queued and running requests stay."""
         self._closed = True
 
     def release_waiters(self) -> None:

@@ -37,7 +37,7 @@ def _read(line: bytes) -> _AuthLine | None:
 
 
 def is_auth_line(line: bytes) -> bool:
-    """Whether ``line`` has the form of an auth line. Its key is not checked."""
+    """Whether ``line`` has the form of an auth line. The key in the line is not checked."""
     return len(line) <= MAX_LINE_BYTES and _read(line) is not None
 
 

@@ -1,8 +1,8 @@
 """Binds the daemon's listening sockets.
 
-:func:`bind_unix` and :func:`bind_tcp` return a :class:`Bound`, whose socket listens and is non-blocking. They
-raise AddressError with a remedy. :mod:`inferd.daemon.systemd` takes over sockets that a service manager
-opened.
+:func:`bind_unix` and :func:`bind_tcp` return a :class:`Bound`, whose socket listens and is non-blocking. Both
+functions raise AddressError with a remedy. :mod:`inferd.daemon.systemd` takes over sockets that a service
+manager opened.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class Bound(NamedTuple):
 
 
 def bind_unix(path: Path, mode: int, group: str | None = None) -> Bound:
-    """Binds a Unix socket at ``path`` with the file mode ``mode``. Its file belongs to ``group``, if one is
-    given."""
+    """Binds a Unix socket at ``path`` with the file mode ``mode``. The socket's file belongs to ``group``, if
+    one is given."""
     if len(os.fsencode(path)) > MAX_UNIX_PATH_BYTES:
         raise AddressError(
             f"socket path {path} is longer than the {MAX_UNIX_PATH_BYTES} bytes that the system allows;"
@@ -127,7 +127,7 @@ def _group_id(group: str) -> int:
 
 
 def _make_way(path: Path) -> None:
-    """Removes a stale socket at ``path``. Raises AddressError for anything else there."""
+    """Removes a stale socket at ``path``. Raises AddressError if anything else is at ``path``."""
     try:
         found = path.lstat()
     except FileNotFoundError:

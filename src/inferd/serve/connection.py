@@ -1,5 +1,5 @@
-"""One accepted socket of an inference surface. It reads lines or frames, and detects the end of the
-connection. Its base class :class:`Output` writes.
+"""One accepted socket of an inference surface. :class:`Connection` reads lines or frames, and detects the end
+of the connection. Its base class :class:`Output` writes.
 
 * Bytes are read directly into the buffer of the splitter. While no task waits for a line, reading pauses as
   soon as the splitter holds one line or frame. So a connection holds at most one of them and the bytes of one
@@ -100,7 +100,7 @@ class Connection(Output):
         self.closed: asyncio.Future[None] = self._loop.create_future()
 
     async def open(self, sock: socket.socket, on_gone: Callable[[], object]) -> bool:
-        """Takes over the accepted socket. Returns False if its client has already left."""
+        """Takes over the accepted socket. Returns False if the client has already left."""
         fd = sock.fileno()
         try:
             await self._loop.connect_accepted_socket(lambda: self, sock)
@@ -234,7 +234,7 @@ class Connection(Output):
         return memory.toreadonly()
 
     def stop_reading(self, error: InferdError) -> None:
-        """Ends the wait for the content of a request; the waiting call raises ``error``."""
+        """Ends the wait for the content of a request. The call that waits raises ``error``."""
         for waiter in (self._raw_waiter, self._more_waiter):
             if waiter is not None and not waiter.done():
                 waiter.set_exception(error)

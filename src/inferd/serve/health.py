@@ -1,8 +1,8 @@
 """Health checks of the remote backends of the pools.
 
-Each backend is polled every ``LOOK_SECS``. After two failures in a row it gets no requests until it answers
-again. If its breaker is half-open, a successful poll also closes the breaker, so that no client's request has
-to be the probe.
+Each backend is polled every ``LOOK_SECS``. After two failures in a row, a backend gets no requests until it
+answers a poll again. If its breaker is half-open, a successful poll also closes the breaker, so that no
+client's request has to be the probe.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _log = log.get("health")
 
 
 class HealthWatch:
-    """Polls the backends. It calls ``on_news`` after each round, since a waiting request may now
-    get a slot."""
+    """Polls the backends, and calls ``on_news`` after each round, since a waiting request may then get a
+    slot."""
 
     def __init__(self, router: Router, on_news: Callable[[], None]) -> None:
         self._router = router

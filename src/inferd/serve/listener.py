@@ -1,8 +1,8 @@
 """Accepts connections on one listening socket and serves each in its own task.
 
-The listener survives every error of ``accept``. It skips a client that has already left. On any other error,
-such as a shortage of descriptors, it pauses accepting. Connections beyond the limit are closed at once, and
-the log gets at most one record of them a second. Keepalive probes detect a vanished TCP peer.
+The listener survives every error of ``accept``. A client that has already left is skipped. On any other
+error, such as a shortage of descriptors, accepting pauses. Connections beyond the limit are closed at once,
+and the log gets at most one record of them a second. Keepalive probes detect a vanished TCP peer.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class ConnectionLimit:
     """Limits and counts the open connections of several listeners together.
 
     ``limit`` bounds the total. ``per_owner`` bounds the connections of one user or, over TCP, of one host,
-    and 0 means no such bound. Both may be changed at any time.
+    and 0 means no such bound. Both limits may be changed at any time.
     """
 
     __slots__ = ("_owners", "limit", "per_owner", "taken")

@@ -1,8 +1,8 @@
 """Rate limit for log events that clients cause.
 
-The first ``LIMIT`` events of a second are logged one by one. The others are counted, and one record reports
-their number. If the flood goes on, each further second gets only such a record, so that a flood cannot push
-other events out of the log.
+The first ``LIMIT`` events of a second are logged one by one. Further events of the same second are counted,
+and one record reports their number. If the flood goes on, each further second gets only such a record, so
+that a flood cannot push other events out of the log.
 """
 
 from __future__ import annotations

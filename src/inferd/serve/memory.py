@@ -54,7 +54,7 @@ class InputMemory:
 
 
 class Reservation:
-    """The bytes that one request has reserved. They stay reserved until the request ends."""
+    """The bytes that one request has reserved. A reservation lasts until the request ends."""
 
     __slots__ = ("_memory", "_owner", "size")
 

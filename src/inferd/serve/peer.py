@@ -1,7 +1,7 @@
 """The identity of the peer of a connection, as far as the system reports it.
 
 The identity is logged with every connection and request, and used to share the daemon fairly between callers.
-It is never used for access control.
+The identity is never used for access control.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ forgotten."""
 class Route(NamedTuple):
     """How requests reach a backend. ``serves`` is a name that it serves besides its own, which backends of a
     pool share. ``limit`` bounds the concurrent requests of a ``remote`` backend of a pool. ``aliases`` are
-    further names; the router never sees them, since they are resolved before."""
+    further names, which are resolved before a request reaches the router."""
 
     serves: str = ""
     remote: bool = False
@@ -126,8 +126,8 @@ class BackendSlot:
         return self.healthy and self.backend.ready() and self.breaker.lets_pass()
 
     def has_room(self) -> bool:
-        """Whether the backend may get one more request. While its breaker is not closed, it gets one request
-        at a time."""
+        """Whether the backend may get one more request. While its breaker is not closed, a backend gets one
+        request at a time."""
         return self.outstanding < self.limit and (not self.outstanding or self.breaker.state == "closed")
 
     def taken(self) -> None:

@@ -66,7 +66,7 @@ class Queues:
             queue.look_again()
 
     def close(self) -> None:
-        """Refuses new requests from now on; queued and running requests stay."""
+        """Refuses new requests from now on. Queued and running requests stay."""
         self._closed = True
         for queue in self._queues.values():
             queue.close()

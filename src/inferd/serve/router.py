@@ -94,8 +94,8 @@ class Router:
 
         Raises ModelNotFound if no backend has that name or model. Raises ModelBroken if every capable backend
         needs a reload. Raises NoBackend if the request may be served later: a capable backend exists, or no
-        backend takes requests now. Otherwise raises the error for the capability that the first ready backend
-        lacks.
+        backend takes requests now. In all other cases, raises the error for the capability that the first
+        ready backend lacks.
         """
         for member in self._named(model):
             if needs <= member.able and member.fit():
@@ -120,9 +120,9 @@ class Router:
     def queue_for(self, needs: frozenset[str] = TEXT, model: str | None = None) -> str:
         """The name of the queue for a request.
 
-        It is the name of the backend that :meth:`dispatch` would choose now. If no backend takes requests
-        now, it is the name of the first capable one. All backends of a pool share one queue, which has the
-        name of the first.
+        The queue has the name of the backend that :meth:`dispatch` would choose now. If no backend takes
+        requests now, the queue has the name of the first capable one. All backends of a pool share one queue,
+        which has the name of the first.
         """
         members = self._candidates(model)
         able = [member for member in members if needs <= member.able] or members

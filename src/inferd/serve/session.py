@@ -1,9 +1,9 @@
 """Serves one connection: checks the API key, then serves one request after another until the client leaves.
 
-The stages of a request are parse → validate → admission → dispatch → generate → stream. It ends with exactly
-one terminal frame. Only this module writes error frames. When the client leaves, the session's task is
-cancelled, whatever the stage. The ``with`` blocks then release the place in the queue, the backend's slot and
-the breaker's probe, and nothing more is written.
+The stages of a request are parse → validate → admission → dispatch → generate → stream. Each request ends
+with exactly one terminal frame. Only this module writes error frames. When the client leaves, the session's
+task is cancelled, whatever the stage. The ``with`` blocks then release the place in the queue, the backend's
+slot and the breaker's probe, and nothing more is written.
 
 (Over 400 lines, because it is the whole path of a request, for every surface.)
 """
@@ -73,7 +73,7 @@ class Service(Generic[R]):
     """The state shared by all sessions of a surface. Only TCP clients must send ``api_key``.
 
     The key and the limits may be changed at any time. An open connection stays authenticated, and keeps its
-    line limit and its timeouts. ``bridge_token`` identifies the HTTP bridge that this daemon started. It is
+    line limit and its timeouts. ``bridge_token`` identifies the HTTP bridge that this daemon started, and is
     empty if the daemon started none.
     """
 
@@ -101,8 +101,8 @@ class Service(Generic[R]):
     ) -> None:
         """Serves an accepted socket until it is closed. ``number`` identifies the connection in the log.
 
-        ``enter`` is called when the client has authenticated. If it returns False, the connection limit is
-        reached, and the connection is closed.
+        ``enter`` is called when the client has authenticated. If ``enter`` returns False, the connection
+        limit is reached, and the connection is closed.
         """
         session = Session(self, sock, peer, number, enter)
         metrics = self.metrics.surfaces[self.surface.name]
@@ -233,7 +233,8 @@ class Session(Generic[R]):
         return wire
 
     async def _authenticate(self, key: auth.ApiKey) -> bool:
-        """Reads the first line. Returns whether it holds the key. Writes nothing in either case."""
+        """Reads the first line, and returns whether the line has the right key. Writes nothing in either
+        case."""
         silence = asyncio.get_running_loop().call_later(auth.TIMEOUT_SECS, _this_task().cancel)
         accepted = False
         self._conn.begin_lines()

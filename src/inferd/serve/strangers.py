@@ -1,4 +1,5 @@
-"""Connections that have not sent the API key yet. Their number has a small limit of its own.
+"""Connections that have not sent the API key yet. The number of these connections has a small limit of its
+own.
 
 At the limit, a new connection displaces the oldest connection of the host that has the most connections here.
 A client with the key sends it at once, so a flood of silent connections does not displace it in time.
@@ -31,7 +32,7 @@ class Strangers:
         self._number += 1
 
     def discard(self, host: Hashable, connection: object) -> bool:
-        """Removes ``connection``. Returns whether it was present."""
+        """Removes ``connection``. Returns whether ``connection`` was present."""
         connections = self._hosts.get(host, OrderedDict())
         if connections.pop(connection, None) is None:
             return False

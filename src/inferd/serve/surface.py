@@ -143,7 +143,7 @@ class RequestContext(Generic[R]):
     def ask_for(self, caller: str) -> None:
         """Records that the request comes from a client of the HTTP bridge.
 
-        From then on the queue treats the request as one of this client.
+        From then on, the queue treats the request as one of this HTTP client.
 
         ``caller`` is ``uid:N`` for a local user, who then counts as the same user as on a Unix socket, or
         ``key:NAME`` for a key.
@@ -273,8 +273,8 @@ class Surface(ABC, Generic[R]):
     out wrong."""
 
     def raw_size(self, request: R, max_attachment_bytes: int) -> int:
-        """Returns the number of raw bytes that follow the request's line. Raises FrameTooLarge if they exceed
-        the limit."""
+        """Returns the number of raw bytes that follow the request's line. Raises FrameTooLarge if the bytes
+        exceed the limit."""
         return 0
 
     def assign(self, request: R, raw: memoryview) -> None:

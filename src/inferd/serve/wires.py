@@ -1,8 +1,8 @@
 """The two wire forms of requests, and their detection.
 
 ``Lines`` is newline-delimited JSON, and raw bytes may follow a line. ``Frames`` is the framed wire of
-:mod:`inferd.wire.framed`. A connection keeps its form to the end. Both raise FrameTooLarge, NotJson or
-MalformedFrame if the rest of the stream cannot be parsed reliably.
+:mod:`inferd.wire.framed`. A connection keeps its form to the end. Both classes raise FrameTooLarge, NotJson
+or MalformedFrame if the rest of the stream cannot be parsed reliably.
 """
 
 from __future__ import annotations

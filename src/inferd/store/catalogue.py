@@ -1,7 +1,7 @@
 """The models that inferd knows by a short name.
 
 A :class:`CatalogueModel` is pinned: its entry has the sha256 of the model file, so a source cannot substitute
-another file. Its sources are tried in order. :mod:`inferd.store.sources` defines their forms. A
+another file. The sources of a model are tried in order. :mod:`inferd.store.sources` defines their forms. A
 :class:`HubModel` names a repository of the hub. The first pull gets the hashes and the commit from the hub,
 and records them in the manifest in the store. From then on, this model is pinned, too.
 """

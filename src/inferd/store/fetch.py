@@ -1,8 +1,8 @@
 """Resolves a model's name to an open, verified file. Downloads the file if it is missing.
 
-Every function blocks, so call it in a thread. After ``cancelled`` is set, it raises BootCancelled within
-about POLL_SECS. It then leaves no child process and no temporary file, except the received part of a download
-that can be resumed.
+Every function blocks, so call it in a thread. After ``cancelled`` is set, every function raises BootCancelled
+within about POLL_SECS. No child process and no temporary file is then left, except the received part of a
+download that can be resumed.
 
 ``progress(phase, details)`` is called with the phases of :mod:`inferd.store.verify` and with ``download``.
 The details of ``download`` are ``downloaded_bytes``, ``total_bytes`` and ``source_url``. While another
@@ -215,8 +215,8 @@ def _first_source(model: CatalogueModel) -> Provenance | None:
 
 
 def _waiting(store: ModelStore, model: CatalogueModel, lock: Path, progress: Progress) -> Callable[[], None]:
-    """Returns a callback that reports the progress of the process that holds ``lock``. It is called at each
-    poll of the lock."""
+    """Returns a callback for each poll of ``lock``. The callback reports the progress of the process that
+    holds the lock."""
     partial = store.partial_dir(model.sha256)
     first = sources.shown(model.sources[0]) if model.sources else ""
     reporters: dict[str, Reporter] = {}

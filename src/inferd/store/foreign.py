@@ -1,9 +1,9 @@
 """Models that other programs have on this machine: Ollama, the cache of the Hugging Face hub, and LM Studio.
 
 :func:`find` lists these models and writes nothing. An import verifies a model's file, and hard-links it into
-the store if both are on one file system. Then nothing is copied, and the model stays if the other program
-deletes its file. If the other program changes the file later, the hash no longer matches, and the store
-refuses the model like any damaged file.
+the store if both are on one file system. With a hard link, nothing is copied, and the model stays if the
+other program deletes its file. If the other program changes the file later, the hash no longer matches, and
+the store refuses the model like any damaged file.
 """
 
 from __future__ import annotations

@@ -67,7 +67,8 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
 
     def memory_bytes(self, n_ctx: int, n_parallel: int, n_batch: int = 512) -> int:
         """Estimates the memory of an engine process that runs ``n_parallel`` requests of ``n_ctx`` tokens
-        each. It counts the weights, the KV cache, the buffers of one decoding step, and the process itself.
+        each. The estimate includes the weights, the KV cache, the buffers of one decoding step, and the
+        process itself.
         """
         cache = self.kv_bytes_per_token * n_ctx * n_parallel
         step = 4 * n_batch * max(4096, self.vocabulary // 4)
@@ -89,8 +90,8 @@ MAX_PARTS = 1000
 
 
 def part_names(name: str) -> list[str]:
-    """Returns the names of all files of a split model, if ``name`` is the name of its first file. Otherwise
-    returns an empty list."""
+    """Returns the names of all files of a split model, if ``name`` is the name of its first file. For any
+    other ``name``, returns an empty list."""
     match = _SPLIT_NAME.fullmatch(name)
     if match is None or int(match["number"]) != 1 or not 1 < int(match["count"]) <= MAX_PARTS:
         return []
@@ -238,8 +239,8 @@ class _Reader:
         return values, lengths
 
     def _pass_over_list(self) -> tuple[int, Value | None]:
-        """Skips a list. Returns its length, and the largest number of a short list. Such a list may hold the
-        number of attention heads of each layer."""
+        """Skips a list. Returns the length of the list, and for a short list its largest number. A short list
+        may have the number of attention heads of each layer."""
         kind, count = self.unpack("<IQ")
         if kind == _TEXT:
             self._pass_over_texts(count)

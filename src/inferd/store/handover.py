@@ -20,8 +20,8 @@ def iterate_in_thread(items: Generator[T], cancelled: threading.Event) -> Genera
     """Runs the generator ``items`` in another thread, and yields what it yields. Raises BootCancelled at most
     POLL_SECS after ``cancelled`` is set.
 
-    An exception of ``items`` is raised here. If the consumer stops early, nothing waits for the thread. It
-    ends after its current item, and does not delay the exit of the process.
+    An exception of ``items`` is raised here. If the consumer stops early, nothing waits for the thread. The
+    thread ends after its current item, and does not delay the exit of the process.
     """
     handed: queue.Queue[tuple[T] | BaseException | None] = queue.Queue(AHEAD)
     left = threading.Event()

@@ -7,7 +7,7 @@ exponential back-off. After TRIES failures in a row the download fails. A redire
 The token in ``HF_TOKEN`` is sent to the hub's own host only.
 
 The HTTP exchange runs in a thread of its own, because a name lookup or a connect can block for longer than a
-cancellation may take. That thread never touches the store.
+cancellation may take. The thread of the exchange never touches the store.
 """
 
 from __future__ import annotations
@@ -246,7 +246,7 @@ def attempt(
 
     Returns a Setback if the exchange fails and a retry may help. Raises FetchError for any other failure.
 
-    A redirect whose response has the header ``stop_at`` is not followed. It counts as the last response.
+    A redirect whose response has the header ``stop_at`` is not followed, but counts as the last response.
     """
     import httpx
 

@@ -48,7 +48,8 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def check_name(name: str) -> str:
-    """Returns ``name`` if it is valid as a file name in the store. Otherwise raises StoreError."""
+    """Returns ``name`` if it is valid as a file name in the store. Raises StoreError if ``name`` is
+    invalid."""
     if (
         not name
         or name.startswith(".")
@@ -65,7 +66,7 @@ def check_name(name: str) -> str:
 
 
 def check_sha256(digest: str) -> str:
-    """Returns ``digest`` in lower case if it is a sha256 in hex. Otherwise raises StoreError."""
+    """Returns ``digest`` in lower case if it is a sha256 in hex. Raises StoreError for any other text."""
     if not _SHA256.fullmatch(digest.lower()):
         raise StoreError(f"{digest!r} is not a sha256; it must be 64 hex digits")
     return digest.lower()
@@ -196,8 +197,8 @@ class ModelStore:
     # Manifests.
 
     def manifest(self, name: str) -> Manifest | None:
-        """Reads the manifest of ``name``. Returns ``None`` if it does not exist. Raises StoreError if it
-        cannot be read."""
+        """Reads the manifest of ``name``. Returns ``None`` if there is no manifest. Raises StoreError if the
+        manifest cannot be read."""
         path = self.manifest_path(name)
         try:
             with path.open("rb") as file:
@@ -249,7 +250,8 @@ class ModelStore:
                     yield name, manifest
 
     def write_manifest(self, manifest: Manifest) -> None:
-        """Writes ``manifest`` durably. Its blobs must be in place. The caller holds the name's lock."""
+        """Writes ``manifest`` durably. The blobs of the manifest must be in place. The caller holds the
+        name's lock."""
         path = self.manifest_path(manifest.name)
         with self.writing():
             make_dirs(path.parent)
@@ -333,7 +335,7 @@ class ModelStore:
         return all(_only_ours(path.stat()) for path in inside)
 
     def quarantine(self, path: Path) -> Path:
-        """Moves a file with wrong content to quarantine. Returns its new path."""
+        """Moves a file with wrong content to quarantine. Returns the new path of the file."""
         directory = self.home / "locks" / "quarantine"
         moment = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         with self.writing():
@@ -351,7 +353,7 @@ class ModelStore:
         return place
 
     def writing(self) -> AbstractContextManager[None]:
-        """Returns the context manager around every write. It turns an OSError into a StoreError with
+        """Returns the context manager around every write, which turns an OSError into a StoreError with
         advice."""
         return explained(
             f"write the model store at {self.home}",

@@ -38,7 +38,7 @@ class Mark(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_mark(partial: Path) -> Mark | None:
-    """Reads ``source.json`` in ``partial``. Returns ``None`` if it is missing or unreadable."""
+    """Reads ``source.json`` in ``partial``. Returns ``None`` if the file is missing or unreadable."""
     with suppress(OSError, *UNREADABLE):
         return msgspec.json.decode((partial / "source.json").read_bytes(), type=Mark)
     return None
@@ -68,7 +68,7 @@ class Sink:
     """Writes ``data.tmp`` in the directory ``partial``. ``limit`` is the size of the model's file, if known.
 
     With ``resume``, the bytes that an earlier process received from the same ``url`` are kept. ``in_parts``
-    is true if the content came in several ranges. Then a wrong hash may mean that the ranges do not belong
+    is true if the content came in several ranges. A wrong hash may then mean that the ranges do not belong
     together.
     """
 
@@ -160,7 +160,7 @@ class Sink:
         self.received += len(chunk)
 
     def finish(self) -> str:
-        """Syncs the file. Returns its sha256 in hex."""
+        """Syncs the file. Returns the sha256 of the file in hex."""
         with self.writing():
             os.fsync(self._fd)
         return self._hash.hexdigest()

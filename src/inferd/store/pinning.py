@@ -38,7 +38,7 @@ def pin(
     progress: Progress,
     cancelled: threading.Event,
 ) -> CatalogueModel:
-    """Returns the model from the source ``text``. It gets the name ``name``, or else the name of its file.
+    """Returns the model from the source ``text``. The model is called ``name``, or else like its file.
 
     Raises StoreError if another model has the name or the file cannot be pinned. Raises FetchError if the
     source cannot be reached, ModelError if a local file is not a GGUF file, and BootCancelled.
@@ -148,7 +148,7 @@ def pin_foreign(
 def _pin_part(
     model: CatalogueModel, first: Source, name: str, progress: Progress, cancelled: threading.Event
 ) -> CatalogueModel:
-    """Pins a further file of a split model. It is in the same directory as the first file."""
+    """Pins a further file of a split model, which is in the same directory as the first file."""
     size: int | None
     if isinstance(first, LocalFile):
         path = first.path.with_name(name)

@@ -57,7 +57,7 @@ def ensure_private_dir(path: Path) -> None:
 
 
 class Lock:
-    """A held lock. It is released by :meth:`release` or at the end of the process."""
+    """A held lock. :meth:`release` or the end of the process releases the lock."""
 
     def __init__(self, path: Path, fd: int) -> None:
         self.path = path
@@ -127,8 +127,8 @@ class Lock:
 def is_held(path: Path) -> bool:
     """Whether a running process holds the lock.
 
-    Does not create the file. The check takes a shared lock for a moment; :func:`_take` waits until such a
-    lock is gone.
+    Does not create the file. The check takes a shared lock for a moment. :func:`_take` waits until such a
+    shared lock is gone.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)

@@ -1,7 +1,7 @@
 """The base class of all sources of a model file.
 
-A source writes the file into a :class:`~inferd.store.partial.Sink`, which hashes and counts the bytes. It
-stops within POLL_SECS of a cancellation. If the source fails, it raises FetchError, whose message is shown
+A source writes the file into a :class:`~inferd.store.partial.Sink`, which hashes and counts the bytes. A
+source stops within POLL_SECS of a cancellation. A source that fails raises FetchError, whose message is shown
 after "SOURCE: ", and the next source is tried. Any other StoreError is a failure of the store itself and ends
 the fetch.
 """
@@ -24,9 +24,7 @@ REPORT_SECS = 0.25  # smooth for a progress bar, and rare enough for the buffer 
 
 
 class Reporter:
-    """Reports the progress of one download. It makes at most one report in REPORT_SECS, but always one at the
-    end.
-    """
+    """Reports the progress of one download: at most once in REPORT_SECS, but always at the end."""
 
     def __init__(self, progress: Progress, source_url: str, total: int | None) -> None:
         self.total = total

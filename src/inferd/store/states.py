@@ -3,16 +3,16 @@
 A prompt can be rebuilt from its KV state. So the directory has mode 0700, and its files have mode 0600. The
 head of each file names the model, the build and the context of the state, and the scope of the client that
 owns it. Two authentication codes protect a file (HMAC-SHA256, with a key that is stored in the directory).
-The first covers the head, and is checked when the directory is opened. The second covers the whole file, and
-is checked before the state is used. A file that is damaged, cut short, or made with another key is never
-used. It is removed and counted.
+The first code covers the head, and is checked when the directory is opened. The second code covers the whole
+file, and is checked before the state is used. A file that is damaged, cut short, or made with another key is
+never used, but removed and counted.
 
 A file is written under a temporary name and renamed when it is complete. If a daemon is killed, the next one
 removes the temporary files. All files together stay within a budget of bytes: the least recently used ones
 are removed. Several daemons may share a directory, since each tolerates that another one removes files.
 
-An engine process has no access to the directory. It gets the descriptor of one file at a time. Every method
-blocks, so call it in a thread. All methods are thread-safe.
+An engine process has no access to the directory. The daemon passes it the descriptor of one file at a time.
+Every method blocks, so call it in a thread. All methods are thread-safe.
 """
 
 from __future__ import annotations
@@ -214,8 +214,7 @@ class StateFiles:
     # Reading.
 
     def _look(self, path: Path) -> None:
-        """Adds a file to the list if the authentication code of its head is valid. Otherwise removes the
-        file."""
+        """Adds a file to the list if the authentication code of its head is valid. Removes any other file."""
         try:
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError:

@@ -113,8 +113,8 @@ def _digest_in(path: Path) -> str:
 
 
 def _rubbish(store: ModelStore, path: Path) -> Rubbish | None:
-    """Describes the entry ``path`` of ``blobs/sha256/AA`` if it is unused. Returns ``None`` if it
-    must stay."""
+    """Describes the entry ``path`` of ``blobs/sha256/AA`` if the entry is unused. Returns ``None`` if the
+    entry must stay."""
     digest = _digest_in(path)
     if not _DIGEST.fullmatch(digest) or path.is_symlink() or not path.is_dir():
         return None
@@ -141,7 +141,8 @@ def _is_ours(partial: Path) -> bool:
 
 
 def _discard(partial: Path) -> int:
-    """Deletes a download directory. Returns its size in bytes. The caller holds the blob's lock."""
+    """Deletes a download directory. Returns the size of the directory in bytes. The caller holds the blob's
+    lock."""
     if not partial.is_dir() or partial.is_symlink():
         return 0
     size = largest_file(partial)

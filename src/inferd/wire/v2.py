@@ -1,10 +1,10 @@
 """The v2 surface: requests have typed content blocks, tools and attachments, and answers are frames of
 blocks.
 
-``parse`` raises ``DecodeError`` if a line is not a request, and the connection is then closed. It accepts
-blocks and attachments of unknown kinds; :mod:`inferd.wire.v2_rules` then refuses the request. A field is
-``None`` if it was absent or ``null``. Schemas and tool inputs are kept as JSON text, since they are only
-passed on. The encoders return whole lines.
+``parse`` raises ``DecodeError`` if a line is not a request, and the connection is then closed. ``parse``
+accepts blocks and attachments of unknown kinds, and :mod:`inferd.wire.v2_rules` then refuses the request. A
+field is ``None`` if it was absent or ``null``. Schemas and tool inputs are kept as JSON text, since they are
+only passed on. The encoders return whole lines.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ _KEYS_OF = {
 
 
 def may_carry_raw(line: bytes) -> bool:
-    """Whether raw bytes could follow the line. False is certain; True may be wrong."""
+    """Whether raw bytes could follow the line. A result of False is certain, but True may be wrong."""
     return b'"size"' in line or frames.has_escaped_key_letter(line)
 
 

@@ -102,7 +102,8 @@ def _assistant(turns: Turns, message: Fields) -> None:
 
 
 def joined_text(message: Fields) -> str:
-    """Returns the content of a message as one text. Raises BadField if it has other content than text."""
+    """Returns the content of a message as one text. Raises BadField if the message has other content than
+    text."""
     blocks = parts(message)
     if any(not isinstance(block, dict) for block in blocks):
         raise message.bad("content", "of this role must be text")

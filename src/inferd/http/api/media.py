@@ -33,7 +33,7 @@ def image_of_url(url: str, where: str) -> Attachment:
 
 
 def image(text: str, where: str) -> Attachment:
-    """Decodes a picture from base64. Its type is determined by its first bytes, not by the type that the
+    """Decodes a picture from base64. The first bytes of the picture determine its type, not the type that the
     client declares."""
     data = _decode(text, where)
     for magic, mime in _MAGIC:

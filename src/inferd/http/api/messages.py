@@ -37,7 +37,7 @@ def read(body: Any) -> MessageAnswer:
 
 
 def read_for_count(body: Any) -> Generation:
-    """Parses a request for a token count. Its body is that of a message request, but ``max_tokens`` may be
+    """Parses a request for a token count. The body is that of a message request, but ``max_tokens`` may be
     missing."""
     generation = _read(Fields(body)).generation
     generation.max_tokens, generation.stream = 0, False
@@ -97,7 +97,7 @@ def _thinking(fields: Fields) -> bool | None:
 
 
 def _format(fields: Fields) -> dict[str, Any] | None:
-    """Returns the format of the answer. It is in ``output_config``, or, as before 2026, in
+    """Returns the format of the answer, from ``output_config``, or, as before 2026, from
     ``output_format``."""
     config = fields.object("output_config")
     form = (config.object("format") if config is not None else None) or fields.object("output_format")

@@ -1,7 +1,7 @@
-"""The common form of the requests of all APIs, which is turns of typed blocks as in v2, and options; and the
-base class of their answers.
+"""The common form of the requests of all APIs, and the base class of their answers. A request has turns of
+typed blocks as in v2, and options.
 
-A ``Dialect`` converts the events of one answer of the daemon to the bytes of one API. It does no I/O.
+A ``Dialect`` converts the events of one answer of the daemon to the bytes of one API, without I/O.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from inferd.http.failures import Api, Failure
 class Generation:
     """A request for an answer. ``turns`` and ``options`` are in the form of v2. Without ``max_tokens`` the
     answer may use the whole context. With ``one_call``, all tool calls but the first are dropped.
-    ``keep_alive`` is how long the model stays loaded after the request, in seconds; a negative value means
-    for ever. ``ignored`` names, for the log, the parts of the request that have no effect here. ``num_ctx``
-    is the context size that a client of Ollama requests."""
+    ``keep_alive`` is how many seconds the model stays loaded after the request. A negative ``keep_alive``
+    means for ever. ``ignored`` names, for the log, the parts of the request that have no effect here.
+    ``num_ctx`` is the context size that a client of Ollama requests."""
 
     model: str
     turns: list[dict[str, Any]]

@@ -165,7 +165,7 @@ class Response(Dialect):
         return self._event(f"response.output_item.{kind}", output_index=len(self._output), item=item)
 
     def _part_event(self, kind: str, **values: Any) -> bytes:
-        """Returns an event about the open item. Such an item has only one part."""
+        """Returns an event about the only part of the open item."""
         item = self._open or {}
         index = "content_index" if item["type"] == "message" else "summary_index"
         place = {"item_id": item["id"], "output_index": len(self._output), index: 0}

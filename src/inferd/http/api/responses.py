@@ -103,7 +103,7 @@ def _item(turns: Turns, item: Fields, tools: Tools) -> None:
 
 
 def _other(turns: Turns, item: Fields, kind: str) -> None:
-    """Adds the text of an item of another type. Raises BadField if it has none."""
+    """Adds the text of an item of another type. Raises BadField if the item has no text."""
     for name in ("content", "output", "text", "summary"):
         if isinstance(item.raw(name), str | list):
             blocks = _parts(item, name)

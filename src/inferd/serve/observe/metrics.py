@@ -102,10 +102,11 @@ class BackendMetrics:
     """The metrics of one configured backend.
 
     ``ttft`` is the time from the arrival of a request to the first chunk of its answer. ``inter_token`` is
-    the time between two chunks, less the time spent waiting for the client to read. Both are measured for
-    streamed answers only. ``prefill`` and ``decode`` are speeds in tokens per second, from times that the
-    backend measured; ``prefill`` does not count cached tokens. ``breaker`` counts the changes of the breaker
-    to each state. ``routed`` counts, for each reason, the requests of a pool that were sent to the backend.
+    the time between two chunks, less the time spent waiting for the client to read. ``ttft`` and
+    ``inter_token`` are measured for streamed answers only. ``prefill`` and ``decode`` are speeds in tokens
+    per second, from times that the backend measured; ``prefill`` does not count cached tokens. ``breaker``
+    counts the changes of the breaker to each state. ``routed`` counts, for each reason, the requests of a
+    pool that were sent to the backend.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,8 @@
 """The metrics for Prometheus: the metric families, and an HTTP server for ``GET /metrics``, built with h11.
 
-This module is imported only if metrics are enabled. Each connection gets one answer. There are at most
-``MAX_CONNECTIONS``, and each is closed after ``TIMEOUT_SECS``, whatever the client sends.
+This module is imported only if metrics are enabled. Each connection gets one answer. At most
+``MAX_CONNECTIONS`` connections are open at a time, and each is closed after ``TIMEOUT_SECS``, whatever the
+client sends.
 """
 
 from __future__ import annotations

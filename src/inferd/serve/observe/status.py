@@ -4,8 +4,8 @@ A subscriber gets one ``capabilities`` frame for each backend, the current lifec
 event as it is published. Publishing never blocks. For a slow subscriber, up to ``MAX_UNREAD_EVENTS`` frames
 are kept. A subscriber with more is disconnected, and may reconnect.
 
-A subscriber may request a snapshot, the list of models, the unloading of a model, or a download. It gets the
-answers among the events. All other input is ignored. The requests to unload are served one after another, and
+A subscriber may request a snapshot, the list of models, the unloading of a model, or a download. The answers
+arrive among the events. All other input is ignored. The requests to unload are served one after another, and
 at most ``MAX_UNREAD_EVENTS`` of them may wait. A subscriber has one download at a time. The download is
 cancelled when the subscriber leaves.
 """
@@ -40,10 +40,10 @@ async def _no_download(name: str, show: ShowPull) -> str:
 
 
 class StatusBoard:
-    """The current state and its subscribers. It calls the functions that it is given: ``report`` returns the
-    details of a snapshot, ``list_models`` returns one row for each model, ``unload`` unloads a model and
-    returns the number of requests that still run on it, and ``pull`` downloads a model and returns its name.
-    All methods run on the event loop's thread."""
+    """The current state of the daemon, and the subscribers of this state. The board calls four functions:
+    ``report`` returns the details of a snapshot, ``list_models`` returns one row for each model, ``unload``
+    unloads a model and returns the number of requests that still run on it, and ``pull`` downloads a model
+    and returns its name. All methods run on the event loop's thread."""
 
     def __init__(
         self,

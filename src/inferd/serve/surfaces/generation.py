@@ -1,7 +1,7 @@
 """Streamed answers: each event of a backend's stream is written as it arrives.
 
-Surfaces differ in the form of their frames. A :class:`Writer` encodes the frames of one surface. A backend
-may also make frames itself, from the writer's template; they are sent unchanged.
+Surfaces differ in the form of their frames. A :class:`Writer` encodes the frames of one surface. If a backend
+itself makes frames from the writer's template, these frames are sent unchanged.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class Writer(Protocol):
     template: FrameTemplate | None
 
     def event(self, event: Text | Thinking | ToolUse) -> bytes:
-        """Returns the bytes to send now for a part of the answer. They may be empty."""
+        """Returns the bytes to send now for a part of the answer, which may be empty."""
 
     def end(self, done: Done, backend: Backend, timings: dict[str, float] | None) -> bytes:
-        """Returns the last bytes to send. They end with the frame for ``done``. ``timings`` are in
+        """Returns the last bytes to send, which end with the frame for ``done``. ``timings`` are in
         milliseconds."""
 
 
@@ -51,7 +51,7 @@ class Generation(Surface[R]):
     @abstractmethod
     def engine_request(self, request: R, template: FrameTemplate | None, scope: str = "") -> GenerateRequest:
         """Converts a valid request into a request to a backend. Requests with the same ``scope`` may share
-        computed prefixes. Call it only once, since it may remove bytes from ``request``."""
+        computed prefixes. Call this method only once, since it may remove bytes from ``request``."""
 
     async def answer(
         self, context: RequestContext[R], backend: Backend, metrics: BackendMetrics
@@ -118,7 +118,8 @@ class Generation(Surface[R]):
         raise Unavailable("backend ended stream without terminal frame")
 
     async def _asked(self, context: RequestContext[R], template: FrameTemplate | None) -> GenerateRequest:
-        """Returns the request to the backend. It is converted once, and a retry sends it again."""
+        """Returns the request to the backend. The request is converted once, and a retry sends the converted
+        request again."""
         if context.engine_request is None:
             asked = context.request, template, context.scope
             if context.large:
