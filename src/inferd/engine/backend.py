@@ -55,8 +55,9 @@ class Capabilities(NamedTuple):
 
 class EngineState(NamedTuple):
     """The state of the engine process of a model. ``file_bytes`` is the size of the model's files.
-    ``estimate_bytes`` is the memory that the process may need, or 0 while the model is at rest. ``restarts``
-    is the number of restarts since the daemon started. ``last_end`` is the reason why the last process ended.
+    ``estimate_bytes`` is the memory that the process may need, or 0 between :meth:`Backend.rest` and
+    :meth:`Backend.wake`. ``restarts`` is the number of restarts since the daemon started. ``last_end`` is the
+    reason why the last process ended.
 
     ``silent_secs`` is the time since the process's last sign of life, or 0 if that time is normal.
     ``problem`` is the reason why the model does not serve. ``cage`` maps each layer of the sandbox to
@@ -183,12 +184,12 @@ class Backend(ABC):
         raise RerankUnsupported(f"backend {self.name!r} cannot rerank")
 
     async def rest(self) -> None:
-        """Gives back the memory of a model in a process. Running requests fail; later ones wait for
+        """Ends the engine process, to release its memory. Running requests fail. Later requests wait for
         :meth:`wake`."""
         return
 
     def wake(self) -> None:
-        """Loads the model again after :meth:`rest`, in the background."""
+        """Loads the model again after :meth:`rest`. The load runs in the background."""
         return
 
     @abstractmethod

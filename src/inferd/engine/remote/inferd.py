@@ -1,8 +1,8 @@
 """A backend that sends its requests to another inferd daemon, over inferd's own protocol.
 
 Conversations go to the upstream's v2 socket, as lines followed by the attachments' bytes. Texts to embed or
-rank go to the upstream's sockets for these. Error codes and token counts, cached tokens included, are passed
-on. If a request is abandoned, closing the connection cancels it upstream.
+rank go to the upstream's embed and rerank sockets. Error codes and token counts, cached tokens included, are
+passed on. If a request is abandoned, closing the connection cancels it upstream.
 """
 
 from __future__ import annotations

@@ -183,8 +183,8 @@ class Answer:
 
 
 def _number(count: object) -> int | None:
-    """Returns a token count as an integer, or ``None`` if it is none. Some servers send floats, others
-    null."""
+    """Returns a token count as an integer, or ``None`` if ``count`` is not a valid count. Some servers send
+    floats, others null."""
     if isinstance(count, float) and count.is_integer():
         count = int(count)
     return count if isinstance(count, int) and 0 <= count <= _MAX_COUNT else None

@@ -61,7 +61,7 @@ class HostedModel(Backend):
     """The model of ``load``. This object owns ``fds``, the model's verified files, and passes them to each
     process that it starts. ``check_files`` raises ModelError if a file has changed. ``system`` is the system
     prompt of requests without one. ``states`` keeps computed prompts in files, which the next daemon can use,
-    too. ``estimate_bytes`` is the memory that a process may need.
+    too. ``estimate_bytes`` is the memory that such a process may need.
     """
 
     kind = "llamacpp"
