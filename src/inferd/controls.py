@@ -11,8 +11,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-# C0 and C1 controls, line and paragraph separator, and the embeddings, overrides and isolates of bidi.
-# Not compiled here: `re` does so for the first text, and many processes never have one.
+# C0 and C1 controls, line and paragraph separator, and the embeddings, overrides and isolates of bidi. The
+# patterns are not compiled here. `re` compiles them for the first text, and many processes never have one.
 _LINES = "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 _ALL = "[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 

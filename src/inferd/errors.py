@@ -149,7 +149,7 @@ class ModelNotFound(InferdError):
 class QueueFull(InferdError):
     """The admission queue is full.
 
-    ``retry_after_secs`` estimates when a request can be admitted again, and is ``None`` if that is unknown.
+    ``retry_after_secs`` estimates after how many seconds a request can be admitted. ``None`` means unknown.
     """
 
     code = "queue_full"
@@ -206,8 +206,8 @@ class DeadlineExceeded(InferdError):
     retryable = True
 
 
-# Errors of a backend. ``counts``: the circuit breaker counts it as a failure of the backend.
-# ``elsewhere``: another backend of the same model may be able to serve the request.
+# Errors of a backend. If ``counts`` is true, the circuit breaker counts the error as a failure of the
+# backend. If ``elsewhere`` is true, another backend of the same model may be able to serve the request.
 
 
 class BackendError(InferdError):
@@ -222,8 +222,8 @@ class BackendError(InferdError):
 
 
 class NoBackend(BackendError):
-    """No configured backend can serve the request now: none is ready, has the capability, and has a closed
-    breaker."""
+    """No configured backend can serve the request now. A backend must be ready, have the capability, and have
+    a breaker that lets the request pass."""
 
     counts = False
     elsewhere = False
@@ -490,8 +490,8 @@ class RequestFailed(InferdError):
     is the daemon's.
 
     ``exit_code``, ``fault`` and ``retryable`` are those of the class with the same code. An unknown code
-    counts as ``internal``. ``retry_after_secs`` estimates when a retry may succeed, and is ``None`` if that
-    is unknown.
+    counts as ``internal``. ``retry_after_secs`` estimates after how many seconds a retry may succeed.
+    ``None`` means unknown.
     """
 
     def __init__(self, wire_code: str, message: str, retry_after_secs: float | None = None) -> None:

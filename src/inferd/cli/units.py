@@ -1,6 +1,6 @@
 """The service definitions of the daemon: systemd units and a launchd property list.
 
-All are in one module, so that they agree. ``packaging/`` has them as files for packagers.
+All service definitions are in one module, so that they agree. ``packaging/`` has them as files for packagers.
 ``python -m inferd.cli.units packaging`` writes these files, and a test compares them with this module.
 """
 

@@ -1,5 +1,5 @@
-"""The clients of the daemon: ``Client`` sends requests, ``AdminClient`` reads the state. Each has a version
-for asyncio.
+"""The clients of the daemon: ``Client`` sends requests, ``AdminClient`` reads the state. Each class has a
+version for asyncio.
 
 The engine is never imported, and each name is imported on first use.
 """

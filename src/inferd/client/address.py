@@ -1,9 +1,9 @@
 """Finds the addresses of a daemon's surfaces, and makes the errors of failed connections.
 
 An address is the path of a Unix socket or ``tcp://IP:port``. A client may be given the address of v1 alone.
-If that is a socket with a default file name, the client looks for the other surfaces in the same directory. A
-client without an address uses the default addresses. A client with an address never uses the default ones,
-since those may belong to another daemon.
+If this address is a socket with a default file name, the client looks for the other surfaces in the same
+directory. A client without an address uses the default addresses. A client with an address never uses the
+default ones, since those may belong to another daemon.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Addresses:
     """The addresses of the surfaces. Each is the address that the client was given, or else a derived one. A
     given address of ``None`` means that the client was not given one.
 
-    If the address of v2 is unknown, that of v1 is used, since v1 sockets accept v2 requests in frames.
+    If the address of v2 is unknown, the address of v1 is used, since v1 sockets accept v2 requests in frames.
     """
 
     def __init__(self, given: Mapping[paths.Surface, Address | None]) -> None:

@@ -77,7 +77,8 @@ class Core:
         self._blocks: type[MessagesRequest] = FramedMessagesRequest if framed else MessagesRequest
         self.incoming_v2: type[Incoming] = FramedIncoming if framed else Incoming
         """The class that splits v2 answers."""
-        # All requests differ in status, top and the log: those of several programs by the pid.
+        # The ids of all requests in status, top and the log are different. The pid distinguishes those of
+        # several programs.
         self._id_prefix = f"c{os.getpid()}-" if id_prefix is None else id_prefix
         self._numbers = _numbers if id_prefix is None else itertools.count(1)
 

@@ -1,8 +1,8 @@
 """v2 requests and answers in length-prefixed frames.
 
 A line has at most 64 KiB and a request at most 32 attachments, which is too little for a long conversation. A
-frame has up to 64 MiB. Even here, long texts are sent as attachments, so that the daemon need not parse them
-as part of the JSON.
+frame has up to 64 MiB. Even in frames, long texts are sent as attachments, so that the daemon need not parse
+them as part of the JSON.
 """
 
 from __future__ import annotations

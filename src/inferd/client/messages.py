@@ -22,8 +22,9 @@ _ID_BYTES = 64
 class Attachment:
     """Bytes that are part of a message: a UTF-8 text, a picture or a sound.
 
-    With a ``mime`` type, a picture or sound is an encoded file. Without one, a picture is interleaved RGB of
-    ``width`` x ``height`` pixels, and a sound is little-endian float32 mono samples at ``sample_rate`` Hz.
+    With a ``mime`` type, a picture or sound is an encoded file. Without a ``mime`` type, a picture is
+    interleaved RGB of ``width`` x ``height`` pixels, and a sound is little-endian float32 mono samples at
+    ``sample_rate`` Hz.
     """
 
     kind: Literal["image", "audio", "text"]

@@ -125,8 +125,8 @@ def _complete(fields: Fields, settings: Settings, env: Env, notes: list[str]) ->
 
 
 def _check_needed(fields: Fields, kind: str, needed: tuple[str, ...]) -> None:
-    """Raises ConfigError if a required field is missing. For the config file this is checked before, but not
-    for flags and variables."""
+    """Raises ConfigError if a required field is missing. A missing key in the config file is found before,
+    but not a missing flag or variable."""
     missing = [_BY_NAME[_REMOTE[kind] + name] for name in needed if name not in fields]
     if missing:
         flags = " and ".join(f"{option.flag} (or {option.env})" for option in missing)

@@ -14,7 +14,8 @@ from inferd.config.model_options import ModelOptions
 from inferd.config.settings import OPTIONS, Settings
 from inferd.config.sources import LoadedConfig
 
-# Options that concern only the start of the process, and secrets, which must not even be compared.
+# The options that are left out: those that concern only the start of the process, and secrets, which must not
+# even be compared.
 _LEFT_OUT = {"idle_exit_secs", "log_dir", "core_dumps", *(option.name for option in OPTIONS if option.secret)}
 _NAMES = {"backends"} | (
     (vars(ModelOptions).keys() | vars(LimitOptions).keys()) & {option.name for option in OPTIONS}

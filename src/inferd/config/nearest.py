@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-# The similarity of a misspelt name; below it, names share little more than letters, and a hint misleads.
+# The least similarity of a misspelt name. Names that are less similar share little more than letters, and a
+# hint would mislead.
 LIKENESS = 0.75
 
 

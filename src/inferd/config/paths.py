@@ -42,8 +42,8 @@ def runtime_dir(env: Env = None) -> Path:
     """Returns the directory of the sockets and the lock.
 
     A process of cron, su or ssh may lack the ``XDG_RUNTIME_DIR`` of a login session. A user therefore has two
-    possible directories: one if the variable is set, and one if it is not. If a daemon runs in one of the
-    two, that one is returned, whether or not the variable is set.
+    possible directories: one if the variable is set, and one if it is not. If a daemon runs in one of the two
+    directories, this directory is returned, whether or not the variable is set.
     """
     parent = _absolute(env, "TMPDIR" if sys.platform == "darwin" else "XDG_RUNTIME_DIR")
     home = _home(env)

@@ -88,8 +88,8 @@ def _path(path: Path | None) -> str | None:
 
 
 def bind_address(settings: Settings) -> bind.Bound:
-    """Binds the listening socket. Raises AddressError. If the address is taken, the error names the process
-    that holds it, if that is known."""
+    """Binds the listening socket. Raises AddressError, which names the process that holds the address, if
+    such a process is found."""
     address = str(settings.http)
     try:
         return bind.bind_tcp(address, has_key=has_keys(settings))

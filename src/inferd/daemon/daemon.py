@@ -278,7 +278,7 @@ class Daemon:
     # Reload.
 
     async def _reload(self) -> None:
-        """Reads and applies the configuration. If that fails, the old configuration stays in effect."""
+        """Reads and applies the configuration. If a step fails, the old configuration stays in effect."""
         _log.info("reloading")
         systemd.notify_reloading()
         self._board.publish(admin.restarting("config", {}))

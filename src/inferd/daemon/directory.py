@@ -54,8 +54,8 @@ class Directory:
         return name
 
     def entry(self, name: str) -> LlamaCppEntry:
-        """Returns the entry to load for a resolved name. If its ``n_ctx`` is ``None``, the caller chooses the
-        context size."""
+        """Returns the entry to load for a resolved name. If ``n_ctx`` of the entry is ``None``, the caller
+        chooses the context size."""
         for entry in self.settings.backends:
             if isinstance(entry, LlamaCppEntry) and entry.name == name and not entry.preload:
                 return entry

@@ -79,7 +79,8 @@ def load(
                 for adapter, fd in zip(entry.lora, lora, strict=True)
             ),
             workers=entry.rpc,
-            # One more than the layers, because llama.cpp counts the vocabulary's matrix, which stays here.
+            # One more than the layers, because llama.cpp also counts the matrix of the vocabulary, which
+            # stays on this host.
             worker_layers=-1 if card is None else memory.worker_layers(card, len(entry.rpc)) + 1,
             embed=entry.embed,
             vectors_wanted=settings.embed or settings.rerank,

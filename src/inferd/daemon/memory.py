@@ -19,8 +19,8 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def budget_bytes(used: int, asked: int = 0) -> int:
-    """Returns how many bytes all models together may take: ``asked`` if that is not 0. If ``asked`` is 0,
-    returns ``SHARE`` of the available memory plus the bytes that models have ``used`` already, or 0 if the
+    """Returns how many bytes all models together may take: ``asked``, unless ``asked`` is 0. If ``asked`` is
+    0, returns ``SHARE`` of the available memory plus the bytes that models have ``used`` already, or 0 if the
     available memory is unknown."""
     if asked:
         return asked

@@ -1,10 +1,10 @@
 """Makes room in memory for the models of a reload.
 
 A new model is loaded beside the old ones if all fit into the memory budget. If they do not fit, idle models
-on demand are unloaded. If that is not enough, models that the new configuration drops are put to rest, one
-after another: the queue of such a model gives no permits, its running requests end, and its process gives
-back its memory. The queued requests of such a model wait until the reload has ended. Then these requests run
-on the new model, or on the old one if the reload has failed.
+on demand are unloaded. If there is still too little memory, models that the new configuration drops are put
+to rest, one after another. The queue of such a model gives no permits, its running requests end, and its
+process gives back its memory. The queued requests of such a model wait until the reload has ended. Then these
+requests run on the new model, or on the old one if the reload has failed.
 """
 
 from __future__ import annotations

@@ -29,7 +29,8 @@ def run(read: Callable[[], LoadedConfig], build: Build | None = None) -> int:
     the admin socket is open, so that clients can see it there. ``build`` replaces the function that builds
     backends, and may be slow.
     """
-    # Others find the lock and the sockets before the daemon handles these signals, which therefore wait.
+    # Other processes find the lock and the sockets before the daemon handles these signals. So the signals
+    # are blocked until then.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
     try:
         _run(read, build)

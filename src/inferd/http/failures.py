@@ -28,7 +28,8 @@ LONGEST_RETRY_SECS = 30
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A kind of failure. ``ollama`` is its status in Ollama's API, if that is not ``status``."""
+    """A kind of failure. ``status`` is the HTTP status. ``ollama`` is the status in Ollama's API, if it
+    differs."""
 
     status: int
     openai_type: str

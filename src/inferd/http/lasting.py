@@ -5,8 +5,8 @@ Registering takes about ten system calls for each request. The bridge has only o
 stay registered.
 
 The socket is read only while a task waits for it. If something arrives at another time, the socket is no
-longer watched until the next wait. So if an HTTP client does not read, the daemon is slowed down. And if the
-daemon closes an idle connection, that is noticed without a system call.
+longer watched until the next wait. So if an HTTP client does not read, the daemon is slowed down. And the
+bridge notices without a system call that the daemon has closed an idle connection.
 """
 
 from __future__ import annotations

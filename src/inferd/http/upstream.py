@@ -175,7 +175,7 @@ class Upstream:
             return await admin.unload(model.wire_name)
 
     async def pull(self, name: str) -> AsyncIterator[Frame]:
-        """Downloads a model to the daemon's store; see :meth:`AsyncAdminClient.pull`."""
+        """Downloads a model to the daemon's store. See :meth:`AsyncAdminClient.pull`."""
         async with AsyncAdminClient(self._addresses.of("admin")) as admin:
             async for frame in admin.pull(name):
                 yield frame

@@ -102,7 +102,8 @@ class FileSink:
         return found.st_size
 
     def _rotate(self) -> None:
-        # From the oldest on, each step a rename: a crash between two leaves a gap, which the next one fills.
+        # The files are renamed one by one, the oldest first. A crash in between leaves a gap, which the next
+        # rotation fills.
         self.close()
         gap = next((n for n in range(1, KEPT_FILES) if not self._numbered(n).exists()), KEPT_FILES)
         for number in range(gap, 0, -1):

@@ -1,8 +1,8 @@
 """Health checks of the remote backends of the pools.
 
 Each backend is polled every ``LOOK_SECS``. After two failures in a row, a backend gets no requests until it
-answers a poll again. If its breaker is half-open, a successful poll also closes the breaker, so that no
-client's request has to be the probe.
+answers a poll again. If the backend's breaker is half-open, a successful poll also closes the breaker, so
+that no client's request has to be the probe.
 """
 
 from __future__ import annotations

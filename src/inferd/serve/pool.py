@@ -2,8 +2,9 @@
 
 Several backends that serve one name form a pool, if at least one is remote. A local backend runs requests on
 the daemon's permits. If a request would wait too long for a permit, a remote backend serves it. Each remote
-backend serves up to ``limit`` requests at a time. The least loaded remote backend is chosen, except that a
-conversation returns to the backend of its last turn if that backend is hardly busier.
+backend serves up to ``limit`` requests at a time. The least loaded remote backend is chosen, with one
+exception: a conversation returns to the backend of its last turn, unless that backend has over
+``AFFINITY_SLACK`` requests more.
 
 A :class:`Choice` picks the backend for one request, when the request arrives and again whenever a slot may
 have become free. Everything here runs on the event loop.
@@ -50,7 +51,7 @@ ALONE = Route()
 def pool_names(routes: Collection[Route]) -> set[str]:
     """Returns the names that pools serve: names of several backends, at least one of them remote."""
     served = Counter(route.serves for route in routes)
-    # Local models alone never form a pool: two of one name are different models.
+    # Local models alone never form a pool, since two local models with the same name are different models.
     return {route.serves for route in routes if route.remote and route.serves and served[route.serves] > 1}
 
 

@@ -1,7 +1,7 @@
 """Chooses the backend of a request.
 
 Backends are in order of priority. A request goes to the first backend that is ready, has the needed
-capabilities, and has a breaker that admits it. For a pool of backends that serve one name,
+capabilities, and has a breaker that admits it. Among the backends of a pool, which serve one name,
 :mod:`inferd.serve.pool` chooses instead. Each error class declares whether the breaker counts it as a
 failure. Client errors, a full queue and cancellations never count.
 
@@ -122,7 +122,7 @@ class Router:
 
         The queue has the name of the backend that :meth:`dispatch` would choose now. If no backend takes
         requests now, the queue has the name of the first capable one. All backends of a pool share one queue,
-        which has the name of the first.
+        which has the name of the first backend.
         """
         members = self._candidates(model)
         able = [member for member in members if needs <= member.able] or members
@@ -185,7 +185,7 @@ class Router:
         """Replaces the configured backends: the next request is served by ``backends``. A backend that stays
         keeps its breaker.
 
-        Returns the removed backends; see :meth:`BackendSlot.released`.
+        Returns the removed backends. See :meth:`BackendSlot.released`.
         """
         before = {member.backend: member for member in self.members}
         self.members = tuple(

@@ -174,7 +174,7 @@ class Session(Generic[R]):
 
     async def run(self) -> None:
         """Serves the connection, and returns when the socket is closed. If the task is cancelled, the socket
-        is closed after the last write. A second cancellation closes it at once."""
+        is closed after the last write. A second cancellation closes the socket at once."""
         _accepted.info(**self._log_fields)
         conn = self._conn
         try:
@@ -187,7 +187,7 @@ class Session(Generic[R]):
             _closed.info(reason=conn.gone_because or "end", **self._log_fields)
 
     def interrupt(self, reason: InferdError) -> None:
-        """Ends the running or waiting request, if any; see :meth:`RequestContext.interrupt`."""
+        """Ends the running or waiting request, if there is one. See :meth:`RequestContext.interrupt`."""
         if self._context is not None:
             self._context.interrupt(reason)
 

@@ -128,7 +128,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def sha256(self) -> str:
-        """The digest of the model's file in hex. For a split model, that of its first file."""
+        """The digest of the model's file in hex, or of the first file of a split model."""
         return self.blob.removeprefix("sha256:")
 
     @property

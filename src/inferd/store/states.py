@@ -172,8 +172,8 @@ class StateFiles:
     # Writing.
 
     def _write(self, packed: bytes, fd: int, size: int) -> Path:
-        """Writes a file, and renames it when it is complete. If the engine changes ``fd`` meanwhile, that
-        harms only the engine."""
+        """Writes a file, and renames it when it is complete. An engine that changes ``fd`` meanwhile harms
+        only itself."""
         name = secrets.token_hex(12)
         temp, path = self._directory / (name + _TEMP), self._directory / (name + _SUFFIX)
         out = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)

@@ -43,8 +43,8 @@ class _Attachment(msgspec.Struct, kw_only=True, tag_field="kind"):
 
 
 class Image(_Attachment, tag="image", kw_only=True):
-    """An image. With a ``mime`` type, the content is an encoded file. Without one, it is interleaved RGB
-    bytes."""
+    """An image. With a ``mime`` type, the content is an encoded file. Without a ``mime`` type, the content is
+    interleaved RGB bytes."""
 
     width: U32 | None = None
     height: U32 | None = None
@@ -52,8 +52,8 @@ class Image(_Attachment, tag="image", kw_only=True):
 
 
 class Audio(_Attachment, tag="audio", kw_only=True):
-    """A recording. With a ``mime`` type, the content is an encoded file. Without one, it is little-endian
-    float32 mono samples."""
+    """A recording. With a ``mime`` type, the content is an encoded file. Without a ``mime`` type, the content
+    is little-endian float32 mono samples."""
 
     sample_rate: U32 | None = None
     mime: str | None = None

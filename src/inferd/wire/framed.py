@@ -3,9 +3,9 @@ uses frames or lines.
 
 A frame is the length of its payload (LEB128, at most 64 MiB), one byte for its kind, ``JSON`` or ``BLOB``,
 and the payload. A request is a JSON frame with ``"wire_version": 1``. The attachments of a request follow in
-order. Each is one JSON frame, the descriptor, and one blob frame. :class:`inferd.fastpath.LineSplitter` reads
-the heads of frames. Answers are encoded as lines, which :func:`inferd.fastpath.frame_lines` converts to
-frames.
+order. Each attachment is one JSON frame, the descriptor, and one blob frame.
+:class:`inferd.fastpath.LineSplitter` reads the heads of frames. Answers are encoded as lines, which
+:func:`inferd.fastpath.frame_lines` converts to frames.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def expected(request: v2.Request) -> list[tuple[int, Attachment]]:
 
 
 def read_descriptor(payload: bytes | memoryview, attachment: Attachment, request_id: str) -> int:
-    """Returns the size of the next blob, from its descriptor. Raises MalformedFrame if that is not the
+    """Returns the size of the next blob, from its descriptor. Raises MalformedFrame if ``payload`` is not the
     descriptor of ``attachment``."""
     try:
         descriptor = _descriptor_decoder.decode(payload)

@@ -138,8 +138,8 @@ def _check_constraints(request: Request) -> None:
 
 
 def _check_prompt(request: Request) -> None:
-    """Checks ``suffix``, ``raw``, ``begun`` and ``logprobs``. All but ``logprobs`` apply only to messages of
-    plain text."""
+    """Checks ``suffix``, ``raw``, ``begun`` and ``logprobs``. ``suffix``, ``raw`` and ``begun`` apply only to
+    messages of plain text."""
     if request.suffix is not None and not request.raw:
         raise invalid("suffix is for raw prompts; set raw to true")
     if request.raw and request.begun:

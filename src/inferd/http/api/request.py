@@ -38,8 +38,8 @@ class Dialect(ABC):
     """One answer in the format of an API.
 
     For a streamed answer, ``start`` is called first, then ``loading`` while the model is loaded, then
-    ``event`` for each event, and at last ``end`` or ``failed``. For any other answer, only ``whole`` is
-    called.
+    ``event`` for each event, and at last ``end`` or ``failed``. For an answer that is not streamed, only
+    ``whole`` is called.
     """
 
     api: ClassVar[Api]

@@ -149,7 +149,7 @@ class BackendMetrics:
 
 
 class Metrics:
-    """All metrics, by surface and by backend name. A name appears on first use."""
+    """The metrics of all surfaces and of all backends, each by name. A name appears when it is first used."""
 
     def __init__(self) -> None:
         self.surfaces: defaultdict[str, SurfaceMetrics] = defaultdict(SurfaceMetrics)
