@@ -44,12 +44,12 @@ def _lines(name: str, report: Mapping[str, Any]) -> Iterator[str]:
     disturbed = settings.get("turns_disturbed", 0)
     head = settings.get("head_tokens")
     yield (
-        f"{settings.get('model', 'no model')}, {settings['threads']} threads,"
+        f"Settings: {settings.get('model', 'no model')}, {settings['threads']} threads,"
         f" {rounds} round{'s' if rounds != 1 else ''}"
-        + (f", system prompt of {head} tokens" if head else "")
-        + (f", {disturbed} turns beside other programs" if disturbed else "")
-        + f"; {machine['cores']} cores ({', '.join(machine['features']) or 'no AVX2'}),"
-        f" load {machine['load_average']}, {machine['system']}, Python {machine['python']};"
+        + (f", a system prompt of {head} tokens" if head else "")
+        + (f"; {disturbed} turns ran beside other programs" if disturbed else "")
+        + f". Machine: {machine['cores']} cores ({', '.join(machine['features']) or 'no AVX2'}),"
+        f" load {machine['load_average']}, {machine['system']}, Python {machine['python']}. Versions:"
         f" {', '.join(f'{what} {version}' for what, version in machine.get('versions', {}).items())}."
     )
     yield ""

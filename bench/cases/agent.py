@@ -1,4 +1,4 @@
-"""The session of an agent: a long system prompt, and six turns that each add a hundred new tokens.
+"""Plays the session of an agent: a long system prompt, then six turns that each add a hundred new tokens.
 
 Each turn repeats everything before it. The case measures the time to the first token of the first turn, of
 the later turns, and of the last request when it is sent again. Each round has a new session, and every server

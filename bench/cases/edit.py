@@ -1,5 +1,5 @@
-"""Speculative decoding from earlier text: the gain for answers that repeat the prompt, and the cost for
-prose.
+"""Measures speculative decoding from earlier text: the gain for answers that repeat the prompt, and the cost
+for prose.
 
 One prompt has a file of 120 lines and asks for the whole file with one name changed. The other asks for a
 story. The answers are sampled greedily and end after some hundred tokens. There is one stream, and the prompt

@@ -1,4 +1,4 @@
-"""Twelve conversations in turn on four slots, more than the slots can hold.
+"""Twelve conversations take turns on four slots, which cannot hold all of them.
 
 Each conversation has a system prompt of its own, a fifth as long as in the other cases. The conversations
 take turns in a fixed order. So a server that caches only what is in its slots has always just evicted the

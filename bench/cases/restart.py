@@ -1,4 +1,4 @@
-"""A long request, before and after a restart of the server.
+"""Measures a long request before and after a restart of the server.
 
 inferd keeps computed prompts in files. It takes part a second time without these files, and llama-server has
 no such files. The case measures the time to the first token before and after the restart, and the size of the

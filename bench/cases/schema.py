@@ -1,5 +1,5 @@
-"""Answers constrained to a JSON Schema: the cost of the schema, and the gain from text that the schema
-forces.
+"""Measures answers constrained to a JSON Schema: the cost of the schema, and the gain from text that the
+schema forces.
 
 Each contestant answers one prompt in four ways: freely, with a schema of six strings, with a schema of twelve
 strings, and with twelve fields of a typical program: a few texts, and numbers, dates, flags and choices.

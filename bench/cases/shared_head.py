@@ -1,4 +1,5 @@
-"""Four clients at once whose prompts have the same long beginning, like four agents with one system prompt.
+"""Four clients send requests at once. Their prompts have the same long beginning, like four agents with one
+system prompt.
 
 The case measures the time until the last client has its first token. A server that computes the common
 beginning only once needs little more time than for a single client. The time of a single client is measured
