@@ -1,4 +1,4 @@
-"""One asyncio connection to a daemon. It sends byte strings and receives lines.
+"""One asyncio connection to a daemon, which sends byte strings and receives lines.
 
 Only one task may use a connection at a time, but any task may close it. Every failure closes the connection
 and raises the same error as on a blocking connection. The connection uses the socket without a transport of

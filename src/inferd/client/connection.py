@@ -1,4 +1,4 @@
-"""One blocking connection to a daemon. It sends byte strings and receives lines.
+"""One blocking connection to a daemon, which sends byte strings and receives lines.
 
 Only one thread may use a connection at a time. Every failure closes the connection and raises an error:
 DaemonUnreachable if no daemon accepts the connection, ConnectionLost if an answer is cut short.

@@ -74,7 +74,7 @@ class MessageDone:
 
     ``content`` can be sent as the assistant's turn in the next request. ``tool_choice_unsatisfied`` is true
     if a required tool was not called. ``unenforced`` lists the parts of the JSON Schema that were checked
-    only at the end of the answer. A part of a tool's schema is listed with the tool's name before it.
+    only at the end of the answer. If the schema is that of a tool, the tool's name precedes each part.
     ``logprobs`` has the tokens of the whole text, as in :class:`Text`.
     """
 

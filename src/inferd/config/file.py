@@ -1,9 +1,9 @@
 """Parses and checks the config file.
 
-The type of the whole file is built from the option table and, for the backends, from the tables of keys.
-msgspec checks types and bounds, and the kinds (:mod:`inferd.config.kinds`) check strings. If a file cannot be
-read or is invalid, a ConfigError names the file, the key and the reason. An unknown key is only a warning,
-since a newer inferd may know it.
+The type of the whole file is built from the option table and, for the backends, from the tables of keys. The
+library msgspec checks types and bounds, and the kinds (:mod:`inferd.config.kinds`) check strings. If a file
+cannot be read or is invalid, a ConfigError names the file, the key and the reason. An unknown key is only a
+warning, since a newer inferd may know it.
 """
 
 from __future__ import annotations

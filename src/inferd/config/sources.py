@@ -56,10 +56,10 @@ def read(
     """Reads flags, environment and config file.
 
     ``flags`` maps option names to parsed values, and ``config`` to the path of the file. A value of ``None``
-    means that the flag was not given. ``as_0_2`` changes two things to the behaviour of inferd 0.2.1: a
-    missing config file that was named is a note instead of an error, and a request line may have 64 MiB,
-    since the clients of 0.2.1 cannot send a long prompt in another way. Raises UsageError for mutually
-    exclusive flags, and ConfigError for an invalid variable or key file.
+    means that the flag was not given. With ``as_0_2``, two things are as in inferd 0.2.1. If the config file
+    was named but is missing, that is a note instead of an error. A request line may have 64 MiB, since the
+    clients of 0.2.1 cannot send a long prompt in another way. Raises UsageError for mutually exclusive flags,
+    and ConfigError for an invalid variable or key file.
     """
     env = os.environ if env is None else env
     unusable: list[str] = []

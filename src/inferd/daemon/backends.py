@@ -58,8 +58,7 @@ class Backends:
 
         ``show`` is called with the progress of each build.
 
-        Raises the error of a failed build. If the task is cancelled, it first waits until the running build
-        has stopped.
+        Raises the error of a failed build. A cancelled task first waits until the running build has stopped.
         """
         routes: dict[Backend, Route] = {}
         entries = [

@@ -218,8 +218,8 @@ def _secret_of(headers: Mapping[bytes, bytes]) -> str:
 
 
 def _local_caller(scope: Scope, *, needs_owner: bool) -> str:
-    """Returns the user of a loopback peer. With ``needs_owner``, raises HttpFailure unless it is the bridge's
-    own user or root."""
+    """Returns the user of a loopback peer. With ``needs_owner``, raises HttpFailure unless that user is the
+    bridge's own user or root."""
     peer: local_user.Peer = scope["peer"]
     uid = peer.uid(scope["client"], scope["server"]) if scope["client"] else None
     if needs_owner and uid not in _OWNERS:

@@ -94,7 +94,8 @@ class Key:
         return self._allowances[name]
 
     def adopt(self, other: Key) -> None:
-        """Takes over the budgets of ``other``, the same key before the file changed."""
+        """Takes over the budgets of ``other``, the same key before the file changed, if the limits are the
+        same."""
         if (self.requests, self.tokens) == (other.requests, other.tokens):
             self._allowances = other._allowances
 

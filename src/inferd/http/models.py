@@ -1,9 +1,9 @@
 """Resolves the model names in requests.
 
-A request may name a model by its own name, by that name with ``:latest``, by an alias of the configuration
-(``claude-*`` = NAME), or by ``default``, which means the daemon's first capable backend. The name of a
-backend, its aliases and the name of its pool are accepted, too. So are the names of the models in the
-daemon's store, which are loaded on request.
+A request may name a model by its own name, by that name with ``:latest``, or by an alias of the configuration
+(``claude-*`` = NAME). The name ``default`` means the daemon's first capable backend. The name of a backend,
+its aliases and the name of its pool are accepted, too. So are the names of the models in the daemon's store,
+which are loaded on request.
 """
 
 from __future__ import annotations

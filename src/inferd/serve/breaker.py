@@ -1,7 +1,8 @@
 """The circuit breaker of a backend.
 
 Three failures within a minute open the breaker, and the backend gets no requests for half a minute. After
-that, one request at a time may probe the backend. A success closes the breaker, and a failure opens it again.
+this half minute, one request at a time may probe the backend. A success closes the breaker, and a failure
+opens it again.
 """
 
 from __future__ import annotations

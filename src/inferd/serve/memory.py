@@ -1,9 +1,9 @@
 """A limit on the memory for the input of requests: for long lines and attachments.
 
 A request reserves its bytes before they are read, and keeps the reservation until it ends. All connections
-share one budget. A user (over TCP, a host) may hold at most half of the memory that the others do not hold,
-so that several requests of one user never take the whole budget. The exception is the first reservation of a
-user that holds nothing: it may take all of the free memory.
+share one budget. A user (over TCP, a host) may hold at most half of the memory that the others do not hold.
+So several requests of one user never take the whole budget. The exception is the first reservation of a user
+that holds nothing: it may take all of the free memory.
 """
 
 from __future__ import annotations

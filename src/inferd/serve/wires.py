@@ -33,7 +33,7 @@ class Wire(ABC):
 
     @abstractmethod
     async def receive(self, request: Any, max_attachment_bytes: int, reserve: Reserve) -> None:
-        """Reads the content that follows the request. Raises FrameTooLarge, before reading too much, if the
+        """Reads the content that follows the request. Raises FrameTooLarge as soon as it is known that the
         content exceeds the limit."""
 
 

@@ -218,7 +218,8 @@ def persist(
     """Calls ``once`` until it returns ``None``. Calls ``wait`` before the pause after each failure.
 
     Raises FetchError after TRIES failures in a row, or if the server asks for too long a pause. ``received``
-    returns the number of received bytes. A try that received GOOD_TRY_BYTES is not counted as a failure.
+    returns the number of received bytes. After a try that received GOOD_TRY_BYTES, the count of failures
+    starts again.
     """
     tries, best = 0, received()
     while setback := once():

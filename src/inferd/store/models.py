@@ -230,8 +230,8 @@ class ModelStore:
         return sorted(found, key=lambda manifest: manifest.name)
 
     def names_of(self, sha256: str) -> Sequence[str]:
-        """Returns the names of the manifests that refer to the blob. An unreadable manifest may refer to it,
-        so its name is included."""
+        """Returns the names of the manifests that refer to the blob. The names of unreadable manifests are
+        included, since such a manifest may refer to the blob."""
         return sorted(
             name
             for name, manifest in self._manifests()

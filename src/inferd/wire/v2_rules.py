@@ -94,8 +94,8 @@ def _check_block(block: Block, path: str, by_id: Mapping[str, Attachment]) -> No
 
 
 def _check_history(request: Request) -> None:
-    """Checks that the assistant makes the tool calls, that each call has an id of its own, and that a user
-    message gives its result later."""
+    """Checks that only the assistant calls tools, that each call has an id of its own, and that each tool
+    result is in a user message after its call."""
     called: set[str] = set()
     for i, message in enumerate(request.messages):
         for path, block in _walk(message.content, f"messages[{i}].content"):
