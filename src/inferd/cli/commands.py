@@ -20,7 +20,7 @@ COMMANDS = {
     "rerank": ("vectors", "Rank the DOCUMENTs by how well they answer QUERY."),
     "status": ("status", "Show the daemon's requests, backends and numbers."),
     "top": ("top", "Show speeds, queue, backends and requests, live. q quits."),
-    "watch": ("status", "Print the daemon's events until it ends."),
+    "watch": ("status", "Print the daemon's events until the daemon ends."),
     "logs": ("logs", "Show the last lines of the activity log."),
     "reload": (
         "control",

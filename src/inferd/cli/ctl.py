@@ -60,7 +60,7 @@ def _globals(command: F) -> F:
 @click.version_option(__version__, "-V", "--version", prog_name="inferdctl", message="%(prog)s %(version)s")
 @click.pass_context
 def ctl(context: click.Context, /, **flags: Path | None) -> None:
-    """Look at inferd and fetch its models; the commands of inferd 0.2.1."""
+    """Show the state of inferd and fetch its models, with the commands of inferd 0.2.1."""
     context.obj = flags
     if context.invoked_subcommand is None:
         say(context.get_help(), err=True)
@@ -90,7 +90,7 @@ def _line(frame: Frame) -> str:
 
 @_command
 def status(given: LoadedConfig) -> int:
-    """Print the daemon's state as JSON; exit 1 unless it is ready."""
+    """Print the daemon's state as JSON. Exit 1 unless the daemon is ready."""
     with _admin(given, ANSWER_SECS) as admin:
         lifecycle = admin.snapshot().lifecycle
     say(_line(lifecycle))
@@ -99,7 +99,7 @@ def status(given: LoadedConfig) -> int:
 
 @_command
 def watch(given: LoadedConfig) -> int:
-    """Print the daemon's events as JSON, one per line, until it ends."""
+    """Print the daemon's events as JSON, one per line, until the daemon ends."""
     with _admin(given, None) as admin:
         for frame in admin.events():
             say(_line(frame))
@@ -109,7 +109,7 @@ def watch(given: LoadedConfig) -> int:
 
 @_command
 def pull(given: LoadedConfig) -> int:
-    """Fetch and verify the models of the configuration; no daemon is needed."""
+    """Fetch and verify the models of the configuration. No daemon is needed."""
     from inferd.cli.models import fetch_shown
     from inferd.store.models import ModelStore
 
@@ -128,7 +128,7 @@ def pull(given: LoadedConfig) -> int:
 
 @_command
 def doctor(given: LoadedConfig) -> int:
-    """Check the configuration, the models and the daemon; exit 1 if a check fails."""
+    """Check the configuration, the models and the daemon. Exit 1 if a check fails."""
     sound = True
     for well, label, detail in (*_config(given), *_daemon(given)):
         say(f"[{' ok ' if well else 'FAIL'}] {label}: {detail}")

@@ -280,7 +280,7 @@ def _stage(row: Frame) -> str:
 @click.command("watch")
 @click.option("--json", "as_json", is_flag=True, help="Print each event as one JSON object a line.")
 def watch_command(as_json: bool) -> None:
-    """Print the daemon's events until it ends."""
+    """Print the daemon's events until the daemon ends."""
     import json
 
     last: Frame = {"status": ""}

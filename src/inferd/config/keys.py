@@ -54,7 +54,7 @@ _SERVES = Key(
 _MAX_REQUESTS = Key(
     "max_requests",
     Integer(1, 1_000_000),
-    f"The maximum number of requests that the entry runs at once in its pool; {MAX_REQUESTS} when absent.",
+    f"The maximum number of requests that the entry runs at once in its pool. The default is {MAX_REQUESTS}.",
 )
 
 BACKEND_KEYS: dict[str, tuple[Key, ...]] = {

@@ -70,9 +70,8 @@ def _parts(schema: Any, root: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def whole(pattern: str) -> str | None:
-    """Returns a regular expression for a whole text that contains a match of ``pattern``, or ``None`` if
-    there is none here: an anchor is not at an end of the pattern, or belongs to one of several
-    alternatives."""
+    """Returns a regular expression for a whole text that contains a match of ``pattern``. Returns ``None`` if
+    an anchor is not at an end of the pattern, or belongs to one of several alternatives."""
     starts = pattern.startswith("^")
     ends = pattern.endswith("$") and not re.search(r"(?<!\\)(?:\\\\)*\\\$\Z", pattern)
     inner = pattern[starts : len(pattern) - ends]
