@@ -41,7 +41,7 @@ def script(shell: str) -> str:
 def answer(command: click.Command) -> int | None:
     """If the completion script started this process, prints the completions and returns the exit code.
 
-    Otherwise returns ``None``.
+    Returns ``None`` for any other process.
     """
     instruction = os.environ.get(VARIABLE)
     return shell_complete(command, {}, "inferd", VARIABLE, instruction) if instruction else None

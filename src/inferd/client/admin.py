@@ -59,7 +59,7 @@ class Inquiry:
         self._capabilities: list[Frame] = []
 
     def take(self, frame: Frame) -> Status | None:
-        """Takes one frame. If the frame completes the answer, returns the state. Otherwise returns ``None``.
+        """Takes one frame. Returns the state if the frame completes the answer, and ``None`` if it does not.
 
         Raises ProtocolError if the answer is incomplete.
         """
@@ -113,8 +113,8 @@ class Opening:
         self._capabilities: list[Frame] = []
 
     def take(self, frame: Frame) -> Snapshot | None:
-        """Takes one frame. If the frame completes the answer, returns the state. Otherwise returns
-        ``None``."""
+        """Takes one frame. Returns the state if the frame completes the answer, and ``None`` if it
+        does not."""
         if frame["status"] != "capabilities":
             return Snapshot(tuple(self._capabilities), frame)
         self._capabilities.append(frame)

@@ -62,7 +62,8 @@ class AsyncConnection:
     async def send(self, pieces: Sequence[Bytes]) -> None:
         """Sends all of the pieces.
 
-        It is no error if the peer has already closed the connection, since its last data can still be read.
+        If the peer has already closed the connection, no error is raised, since its last data can still be
+        read.
         """
         try:
             for piece in pieces:

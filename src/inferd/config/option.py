@@ -33,7 +33,7 @@ class Option(NamedTuple):
         return isinstance(self.kind, SecretText)
 
     def default_for(self, env: Mapping[str, str] | None) -> object:
-        """Returns the default. For a path it depends on the environment."""
+        """Returns the default of the option. The default of a path depends on the environment."""
         return self.default(env) if callable(self.default) else self.default
 
 

@@ -146,8 +146,8 @@ class Backends:
 
     async def settle(self) -> str:
         """Ends a reload: closes the backends that :meth:`make` built but the router does not use, and wakes
-        the router's backends that made room for them. Returns the end of a sentence that says so. A second
-        call does nothing.
+        the router's backends that made room for them. Returns a clause about the backends that were woken,
+        which is added to the error of a failed reload. A second call does nothing.
         """
         try:
             await self._discard()

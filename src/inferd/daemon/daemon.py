@@ -106,7 +106,7 @@ def _worker_threads() -> ThreadPoolExecutor:
 
 
 class Daemon:
-    """One run of the daemon. ``given`` is the first configuration, and ``read`` reads the next."""
+    """One run of the daemon. ``given`` is the first configuration. A reload calls ``read``."""
 
     def __init__(
         self,

@@ -46,7 +46,7 @@ _log = log.get("residency")
 
 
 class _Resident:
-    """A model that was loaded on demand. It is unloaded at ``until``, a time of the event loop's clock. A
+    """A model that was loaded on demand, and is unloaded at ``until``, a time of the event loop's clock. A
     ``pinned`` model is unloaded neither then nor to make room. A ``leaving`` model is unloaded when its last
     request ends. ``releases`` counts the unloads that were asked for, and ``users`` the requests that use the
     model. If ``build_key`` changes with the configuration, the model is unloaded. While ``drained`` is set,
@@ -256,7 +256,7 @@ class Residency:
                 await self._drain(name, sizes[-1][1], budget, used)
 
     async def _drain(self, name: str, needed: int, budget: int, used: int) -> None:
-        """Unloads the least recently used busy model after its running requests. It gets no new ones.
+        """Unloads the least recently used busy model after its running requests, and gives it no new ones.
 
         Raises ModelTooLarge if ``name`` would not fit even with all unpinned models unloaded.
         """

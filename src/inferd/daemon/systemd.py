@@ -39,7 +39,8 @@ def notify(*states: str) -> None:
 
 
 def notify_reloading() -> None:
-    """Tells the manager that a reload begins. A later ``READY=1`` tells it that the reload has ended."""
+    """Tells the manager that a reload begins. A later ``READY=1`` tells the manager that the reload has
+    ended."""
     notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
 

@@ -2,6 +2,6 @@
 
 The bridge runs in a process of its own, and is an ordinary client of the daemon. ``server`` starts it,
 ``app`` routes requests, ``api`` translates bodies and answers without I/O, and ``upstream`` talks to the
-daemon. The package is imported only if the bridge is used. It needs the packages of the extra
+daemon. The package is imported only if the bridge is used. The bridge needs the packages of the extra
 ``inferd[http]``.
 """

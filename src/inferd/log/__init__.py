@@ -222,7 +222,7 @@ class ActivityLog:
 
 
 class Count:
-    """Reports a growing number as events. An event has the growth since the one before."""
+    """Reports a growing number as events. Each event gives the growth since the event before."""
 
     def __init__(self, event: str) -> None:
         self._event = event

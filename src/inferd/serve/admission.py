@@ -5,7 +5,7 @@ before ``batch`` ones. Within a priority, users take turns, then the processes o
 of one process run in order of arrival. A full queue is divided in the same way. A new request displaces a
 waiting one: the last request of the user that has the most requests, running ones included. The new request
 does so only if its own user then has no more requests than the displaced user. If the users are even, the
-processes of the new request's user are compared by the same rule. Without a request to displace, the new
+processes of the new request's user are compared by the same rule. If there is no request to displace, the new
 request is refused. A waiting request leaves the queue when it is cancelled or its deadline passes.
 :class:`Shares` bounds the permits that one user or process may hold.
 

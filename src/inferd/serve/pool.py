@@ -35,9 +35,10 @@ forgotten."""
 
 
 class Route(NamedTuple):
-    """How requests reach a backend. ``serves`` is a name that it serves besides its own, which backends of a
-    pool share. ``limit`` bounds the concurrent requests of a ``remote`` backend of a pool. ``aliases`` are
-    further names, which are resolved before a request reaches the router."""
+    """How requests reach a backend. ``serves`` is a further name by which requests reach the backend. The
+    backends of a pool have the same ``serves``. ``limit`` bounds the concurrent requests of a ``remote``
+    backend of a pool. ``aliases`` are further names, which are resolved before a request reaches the router.
+    """
 
     serves: str = ""
     remote: bool = False

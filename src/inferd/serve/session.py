@@ -320,7 +320,8 @@ class Session(Generic[R]):
         return whole
 
     def _make_room(self, request: R, size: int) -> None:
-        """Reserves memory for the attachments. Raises before that if no backend can serve the request."""
+        """Reserves memory for the attachments. If no backend can serve the request, raises an error before
+        anything is reserved."""
         # Whether a named model takes them is known only once it is loaded.
         if size > LARGE_BYTES and (request.model is None or self._service.models is None):
             self._service.router.dispatch(self._surface.needs(request), request.model)

