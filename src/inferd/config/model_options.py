@@ -86,14 +86,14 @@ class ModelOptions:
         ServerUrl(),
         None,
         "The address of the server that requests are forwarded to, without the `/v1` of its API. A backend "
-        "of the kind openai-compat needs it.",
+        "of the kind openai-compat needs this option.",
         reload=True,
     )
     openai_model: str | None = option(
         _OPENAI,
         Text("NAME", needed=True),
         None,
-        "The name of the model on that server. A backend of the kind openai-compat needs it.",
+        "The name of the model on that server. A backend of the kind openai-compat needs this option.",
         reload=True,
     )
     openai_api_key: Secret | None = option(
@@ -115,7 +115,7 @@ class ModelOptions:
         _BEDROCK,
         Name("REGION"),
         None,
-        "The AWS region of the model. A backend of the kind bedrock-invoke needs it.",
+        "The AWS region of the model. A backend of the kind bedrock-invoke needs this option.",
         reload=True,
     )
     bedrock_model_id: str | None = option(
@@ -123,7 +123,7 @@ class ModelOptions:
         Text("ID", needed=True),
         None,
         "The id of the model, such as `anthropic.claude-3-5-sonnet-20241022-v2:0`. A backend of the kind "
-        "bedrock-invoke needs it.",
+        "bedrock-invoke needs this option.",
         reload=True,
     )
     bedrock_bearer_token: Secret | None = option(

@@ -33,7 +33,7 @@ class Suspects:
         self._convicted: dict[bytes, float] = {}
 
     def runs_alone(self, request: EngineRequest, now: float) -> bool:
-        """Returns whether the request is a suspect. Raises InvalidRequest if it is convicted."""
+        """Returns whether the request is a suspect. Raises InvalidRequest if the request is convicted."""
         if not self._deaths and not self._convicted:
             return False
         self._forget(now)

@@ -118,8 +118,8 @@ class Format:
     def literal(self, text: str) -> str:
         """Returns the expression for the literal ``text``, in which control tokens are tokens.
 
-        Other markers become separate parts, too. If several literals begin alike, llguidance takes the
-        longest one, and would skip a rule with shorter literals.
+        Other markers of the format become separate parts of the expression, too. If several literals begin
+        alike, llguidance takes the longest one, and would skip a rule with shorter literals.
         """
         parts = []
         for part in filter(None, self._marks.split(text)):
