@@ -322,14 +322,27 @@ async def test_unreadable_chunks(remote: Start, junk: bytes) -> None:
     assert str(error).endswith(" sent an answer that cannot be read")
 
 
-async def test_the_key_is_in_no_error(remote: Start) -> None:
+@pytest.mark.parametrize("status", [400, 401, 500])
+async def test_the_key_is_in_no_error(remote: Start, status: int) -> None:
     def echo(exchange: Exchange) -> None:
         given = exchange.request.headers["authorization"]
         key = given.removeprefix("Bearer ")
-        exchange.whole(401, orjson.dumps({"error": {"code": given, "message": f"{key} is not a key"}}))
+        exchange.whole(status, orjson.dumps({"error": {"code": given, "message": f"{key} is not a key"}}))
 
     _, error = await fails(remote, echo, api_key=Secret("sk-1"))
-    assert "does not accept the key: status 401" in str(error)
+    assert f"status {status}" in str(error)
+    assert "… is not a key" in str(error)
+    assert "sk-1" not in str(error)
+
+
+async def test_the_key_is_in_no_error_of_a_stream(remote: Start) -> None:
+    def echo(exchange: Exchange) -> None:
+        key = exchange.request.headers["authorization"].removeprefix("Bearer ")
+        exchange.head()
+        exchange.chunk(data(delta(content="x")))
+        exchange.chunk(data({"error": {"code": 400, "message": f"{key} is not a key"}}))
+
+    _, error = await fails(remote, echo, api_key=Secret("sk-1"))
     assert "… is not a key" in str(error)
     assert "sk-1" not in str(error)
 

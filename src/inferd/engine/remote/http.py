@@ -167,7 +167,7 @@ class Upstream:
     ) -> AsyncIterator[httpx.Response]:
         headers = {"accept-encoding": "identity", **headers}
         try:
-            with self._checkout() as line:
+            with without_keys(headers), self._checkout() as line:
                 request = line.client.build_request(
                     method, url, content=body, headers=headers, extensions={"trace": line.trace}
                 )
@@ -216,8 +216,7 @@ class Upstream:
                 body += chunk
                 if len(body) > _MAX_ERROR_BYTES:
                     break
-        secret = response.request.headers.get("authorization", "").removeprefix("Bearer ")
-        return refusal(self.host, response.status_code, response.headers, bytes(body), secret)
+        return refusal(self.host, response.status_code, response.headers, bytes(body))
 
     async def close(self) -> None:
         self._open = False
@@ -227,6 +226,20 @@ class Upstream:
             self._drop(line)
         if self._dropping:
             await asyncio.wait(self._dropping)
+
+
+@contextmanager
+def without_keys(headers: Mapping[str, str]) -> Iterator[None]:
+    """Removes the keys in the ``headers`` of a request from the message of an InferdError that the block
+    raises. The message may quote a server, and the server may repeat the key."""
+    try:
+        yield
+    except InferdError as error:
+        sent = httpx.Headers(headers)
+        for name in ("authorization", "x-amz-security-token"):
+            if key := sent.get(name, "").removeprefix("Bearer "):
+                error.args = tuple(text.replace(key, "…") for text in error.args)
+        raise
 
 
 async def let_end(chunks: AsyncIterator[bytes]) -> None:
@@ -249,12 +262,11 @@ def _reason(error: BaseException) -> str:
     return error.strerror or str(error) if isinstance(error, OSError) else str(error)
 
 
-def refusal(host: str, status: int, headers: Mapping[str, str], body: bytes, secret: str = "") -> InferdError:
+def refusal(host: str, status: int, headers: Mapping[str, str], body: bytes) -> InferdError:
     """Returns the error for a response with an error status. The names in ``headers`` are in lower case.
 
-    The error contains the server's explanation for the client. If the server does not blame the request,
-    ``secret`` and other text that looks like a key are removed. The log does not get the explanation, because
-    it may quote the request.
+    The error contains the server's explanation for the client. If the server does not blame the request, text
+    that looks like a key is removed. The log does not get the explanation, because it may quote the request.
     """
     name, text = _explanation(body)
     name = name or _name_in(headers.get("x-amzn-errortype", ""))
@@ -268,9 +280,7 @@ def refusal(host: str, status: int, headers: Mapping[str, str], body: bytes, sec
         return Unavailable(
             f"{host} redirects elsewhere (status {status}); configure the address that it redirects to"
         )
-    text = redact(text)  # before `secret`: removing a short secret can disguise another key
-    if secret:
-        text = text.replace(secret, "…")
+    text = redact(text)
     said = f"; it says: {text}" if text else ""
     if status in (401, 403):
         refused = f"{host} does not accept the key: status {status}{why}; check the configured one"

@@ -22,7 +22,7 @@ from inferd.config.entries import OpenAICompatEntry
 from inferd.engine.backend import Accelerator, Backend, Capabilities, Finished, Stream
 from inferd.engine.events import Done, Embeddings, Event, Ranking, Usage
 from inferd.engine.remote import openai_request, pictures, sse
-from inferd.engine.remote.http import UNREADABLE, Count, Upstream, let_end
+from inferd.engine.remote.http import UNREADABLE, Count, Upstream, let_end, without_keys
 from inferd.engine.remote.look import look
 from inferd.engine.remote.openai_answer import END, Answer
 from inferd.engine.remote.stream import RemoteStream
@@ -147,10 +147,11 @@ class OpenAICompat(Backend):
         required = request.tool_choice == "required" or bool(request.tool_name)
         answer = Answer(self._upstream.host, tool_required=required)
         try:
-            async with aclosing(self._stream(body)) as pieces:
-                while (data := await _next(pieces, soon=answer.finished)) is not None:
-                    for event in answer.feed(data):
-                        yield event
+            with without_keys(self._headers):
+                async with aclosing(self._stream(body)) as pieces:
+                    while (data := await _next(pieces, soon=answer.finished)) is not None:
+                        for event in answer.feed(data):
+                            yield event
         except UNREADABLE:
             raise self._unreadable() from None
         except Unavailable:
