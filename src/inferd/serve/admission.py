@@ -71,7 +71,7 @@ class Permit:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._admission._shares.go(self.process, self.owner, self.caller)
+        self._admission._shares.go(self.process)
         self._admission._release(self)
 
 
@@ -207,7 +207,7 @@ class Admission:
                 self._make_way_for(waiter)
             return await self._wait_in_line(waiter, deadline, again)
         except BaseException:
-            self._shares.go(process, owner, caller)
+            self._shares.go(process)
             raise
 
     def _has_room_for(self, waiter: _Waiter) -> bool:

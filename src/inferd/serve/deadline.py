@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from inferd.serve.surface import WireRequest
 
@@ -17,12 +16,16 @@ def deadline_of(request: WireRequest) -> float | None:
     return asyncio.get_running_loop().time() + request.deadline_ms / 1e3
 
 
-@contextlib.contextmanager
-def alarm(when: float | None, ring: Callable[[], object]) -> Iterator[None]:
-    """Calls ``ring`` at ``when`` of the event loop's clock, unless the block ends first."""
-    handle = None if when is None else asyncio.get_running_loop().call_at(when, ring)
-    try:
-        yield
-    finally:
-        if handle is not None:
-            handle.cancel()
+class Alarm:
+    """Calls ``ring`` at ``when`` of the event loop's clock, unless its ``with`` block ends first."""
+
+    __slots__ = ("_handle",)
+
+    def __init__(self, when: float | None, ring: Callable[[], object]) -> None:
+        self._handle = None if when is None else asyncio.get_running_loop().call_at(when, ring)
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None:
+        if self._handle is not None:
+            self._handle.cancel()

@@ -37,7 +37,7 @@ from inferd.errors import (
 from inferd.log import faults
 from inferd.serve import auth
 from inferd.serve.connection import LARGE_BYTES, Connection
-from inferd.serve.deadline import alarm, deadline_of
+from inferd.serve.deadline import Alarm, deadline_of
 from inferd.serve.hangup import HangupWatch
 from inferd.serve.log_limit import Burst
 from inferd.serve.memory import InputMemory
@@ -136,11 +136,6 @@ def _show_place(show: Callable[[str, Mapping[str, object]], None], place: int) -
         show(QUEUED, {"position": place})
     else:
         show(STARTED, {})
-
-
-def _pass_deadline(context: RequestContext[R]) -> None:
-    # A new exception each time: a shared one would keep the frames of every raise alive.
-    context.interrupt(DeadlineExceeded("the deadline passed while the request ran"))
 
 
 class Session(Generic[R]):
@@ -289,7 +284,7 @@ class Session(Generic[R]):
         whole = False  # unread bytes of this request must never be parsed as the next one
         try:
             deadline = deadline_of(request)
-            with alarm(deadline, self._miss_deadline):
+            with Alarm(deadline, self._miss_deadline):
                 await wire.receive(
                     request, self._service.max_attachment_bytes, functools.partial(self._make_room, request)
                 )
@@ -388,7 +383,7 @@ class Session(Generic[R]):
                     with dispatch as backend:
                         context.backend = backend.name
                         metrics = service.metrics.backends[backend.name]
-                        with alarm(deadline, functools.partial(_pass_deadline, context)):
+                        with Alarm(deadline, context.pass_deadline):
                             return await self._surface.answer(context, backend, metrics)
             except BackendError as error:
                 context.permit = None

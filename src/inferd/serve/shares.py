@@ -49,13 +49,14 @@ class User(_Holder):
 class Process(_Holder):
     """The permits of a process, and the number of its requests."""
 
-    __slots__ = ("leaving", "requests", "user")
+    __slots__ = ("caller", "owner", "requests", "user")
 
-    def __init__(self, user: User) -> None:
+    def __init__(self, user: User, owner: Hashable, caller: Hashable) -> None:
         super().__init__()
         self.user = user
+        self.owner = owner
+        self.caller = caller
         self.requests = 0
-        self.leaving: asyncio.TimerHandle | None = None
 
     def begin(self) -> None:
         super().begin()
@@ -72,6 +73,9 @@ class Shares:
     def __init__(self, freed: Callable[[], None]) -> None:
         self._freed = freed
         self._users: dict[Hashable, User] = {}
+        self._leaving: dict[Process, float] = {}
+        """When each process without a request is forgotten, in this order."""
+        self._alarm: asyncio.TimerHandle | None = None
 
     def come(self, owner: Hashable, caller: Hashable) -> Process:
         """Registers a request of the process ``caller`` of the user ``owner``."""
@@ -80,26 +84,38 @@ class Shares:
             user = self._users[owner] = User()
         process = user.processes.get(caller)
         if process is None:
-            process = user.processes[caller] = Process(user)
-        if process.leaving is not None:
-            process.leaving.cancel()
-            process.leaving = None
+            process = user.processes[caller] = Process(user, owner, caller)
+        elif not process.requests:
+            del self._leaving[process]
         process.requests += 1
         return process
 
-    def go(self, process: Process, owner: Hashable, caller: Hashable) -> None:
+    def go(self, process: Process) -> None:
         """Records that a request of the process has ended or was refused."""
         process.requests -= 1
         if not process.requests:
             loop = asyncio.get_running_loop()
-            process.leaving = loop.call_later(STAY_SECS, self._forget, owner, caller)
+            self._leaving[process] = due = loop.time() + STAY_SECS
+            if self._alarm is None:  # one timer for all: most processes come back before it rings
+                self._alarm = loop.call_at(due, self._forget)
 
-    def _forget(self, owner: Hashable, caller: Hashable) -> None:
-        processes = self._users[owner].processes
-        del processes[caller]
-        if not processes:
-            del self._users[owner]
-        self._freed()
+    def _forget(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        self._alarm = None
+        forgotten = False
+        while self._leaving:
+            process, due = next(iter(self._leaving.items()))
+            if due > now:
+                self._alarm = loop.call_at(due, self._forget)
+                break
+            del self._leaving[process]
+            del process.user.processes[process.caller]
+            if not process.user.processes:
+                del self._users[process.owner]
+            forgotten = True
+        if forgotten:
+            self._freed()
 
     def allow(self, process: Process, permits: int, free: int) -> bool:
         """Whether the process may take a permit. ``permits`` is the number of all permits, ``free`` the

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from inferd.engine.backend import Backend
 from inferd.engine.requests import GenerateRequest
-from inferd.errors import AnswerUnread, InferdError
+from inferd.errors import AnswerUnread, DeadlineExceeded, InferdError
 from inferd.serve.admission import Permit
 from inferd.serve.connection import Connection
 from inferd.serve.models import Stay
@@ -164,6 +164,11 @@ class RequestContext(Generic[R]):
         self.conn.wait_no_more()
         if self._on_interrupt is not None:
             self._on_interrupt()
+
+    def pass_deadline(self) -> None:
+        """Interrupts the request because its deadline has passed."""
+        # A new exception each time: a shared one would keep the frames of every raise alive.
+        self.interrupt(DeadlineExceeded("the deadline passed while the request ran"))
 
     def on_interrupt(self, end: Callable[[], object]) -> None:
         """Sets the callback for an early end. If an early end has been asked for already, it is called at
