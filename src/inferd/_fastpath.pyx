@@ -7,7 +7,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_RawFree, PyMem_RawMalloc, PyMem_Realloc
 from cpython.memoryview cimport PyMemoryView_FromObject
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
-from libc.string cimport memchr, memcpy, memmove
+from libc.string cimport memchr, memcmp, memcpy, memmove
 
 cimport cython
 
@@ -55,6 +55,9 @@ cdef enum:
     MAX_LENGTH_BYTES = 5
     JSON_KIND = 1
     BLOB_KIND = 2
+    # At most this many names are compared, in this many open objects: a comparison with all takes time.
+    MAX_HELD_NAMES = 256
+    MAX_OPEN_OBJECTS = 64
     # Values of the next newline's position: not searched yet, and none found.
     UNSEEN = -2
     NONE = -1
@@ -128,6 +131,68 @@ def count_names(bytes line not None):
         names += before > start and (before - 1)[0] == b'"'
         colon += 1
     return names
+
+
+cdef struct Name:
+    const char* data
+    Py_ssize_t size
+
+
+def may_repeat_a_name(bytes line not None):
+    cdef const char* here = PyBytes_AS_STRING(line)
+    cdef const char* end = here + PyBytes_GET_SIZE(line)
+    cdef const char* low
+    cdef Name[MAX_HELD_NAMES] names
+    cdef int[MAX_OPEN_OBJECTS] firsts  # of each open object: the index of its first name
+    cdef int held = 0
+    cdef int depth = 0
+    cdef int i
+    while here < end:
+        if here[0] == b'{':
+            if depth == MAX_OPEN_OBJECTS:
+                return True
+            firsts[depth] = held
+            depth += 1
+        elif here[0] == b'}' and depth > 0:
+            depth -= 1
+            held = firsts[depth]
+        elif here[0] == b'"':
+            low = here + 1
+            here = _string_end(low, end)
+            if _is_name(here, end):
+                if held == MAX_HELD_NAMES or memchr(low, b'\\', here - low) != NULL:
+                    return True
+                for i in range(firsts[depth - 1] if depth > 0 else 0, held):
+                    if names[i].size == here - low and memcmp(names[i].data, low, here - low) == 0:
+                        return True
+                names[held] = Name(low, here - low)
+                held += 1
+        here += 1
+    return False
+
+
+cdef const char* _string_end(const char* low, const char* end) noexcept:
+    """The quote after the inside of a JSON string that begins at ``low``, or ``end``."""
+    cdef const char* quote = low
+    cdef const char* first
+    while True:
+        quote = <const char*>memchr(quote, b'"', end - quote)
+        if quote == NULL:
+            return end
+        first = quote
+        while first > low and (first - 1)[0] == b'\\':
+            first -= 1
+        if (quote - first) % 2 == 0:
+            return quote
+        quote += 1
+
+
+cdef bint _is_name(const char* quote, const char* end) noexcept:
+    """Whether a colon follows the string that ends with ``quote``."""
+    quote += 1
+    while quote < end and quote[0] in (b' ', b'\t', b'\r', b'\n'):
+        quote += 1
+    return quote < end and quote[0] == b':'
 
 
 def set_aside(line not None, Py_ssize_t longest, bytes mark not None):
@@ -288,3 +353,4 @@ def keys_equal(bytes a not None, bytes b not None):
 
 
 include "_floats.pxi"
+include "_records.pxi"

@@ -12,11 +12,14 @@ import json
 import math
 import re
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from inferd.errors import FrameTooLarge, MalformedFrame
+from inferd.redaction import SHORTEST_SECRET, marker_of_name
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Container
+
     from typing_extensions import Buffer
 
 _READ_CHUNK = 4096
@@ -34,6 +37,8 @@ _KEY_BOUND = 4096
 
 _NAME_END = re.compile(rb'"[ \t\r\n]*:')
 _STRING = re.compile(rb'"([^"\\]*(?:\\.[^"\\]*)*)"', re.S)
+_NAME_OR_BRACE = re.compile(_STRING.pattern + rb"([ \t\r\n]*:)?|[{}]", re.S)
+_MAX_HELD_NAMES, _MAX_OPEN_OBJECTS = 256, 64
 _SHORT_ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r", "\b": "\\b", "\f": "\\f"}
 _ESCAPES = str.maketrans({chr(c): f"\\u{c:04x}" for c in range(0x20)} | _SHORT_ESCAPES)
 
@@ -221,6 +226,26 @@ def count_names(line: bytes) -> int:
     return len(_NAME_END.findall(line))
 
 
+def may_repeat_a_name(line: bytes) -> bool:
+    """Whether an object in a line of JSON has a name twice. Only False is certain: a name with an escape, or
+    more names and open objects than are compared, count as a repetition."""
+    names: list[bytes] = []
+    firsts: list[int] = []  # of each open object: the index of its first name
+    for token in _NAME_OR_BRACE.finditer(line):
+        if token[0] == b"{":
+            if len(firsts) == _MAX_OPEN_OBJECTS:
+                return True
+            firsts.append(len(names))
+        elif token[0] == b"}" and firsts:
+            del names[firsts.pop() :]
+        elif token[2] is not None:
+            before = names[firsts[-1] if firsts else 0 :]
+            if len(names) == _MAX_HELD_NAMES or b"\\" in token[1] or token[1] in before:
+                return True
+            names.append(token[1])
+    return False
+
+
 def set_aside(line: bytes | memoryview, longest: int, mark: bytes) -> tuple[bytes, list[str]]:
     """Replaces each JSON string of more than ``longest`` bytes by a string of ``mark`` and the number of the
     replaced string, in eight digits. Returns the new line and the decoded strings. Raises ValueError for an
@@ -267,6 +292,34 @@ def _head(size: int) -> bytes:
         head.append(0x80 | (size & 0x7F))
         size >>= 7
     return bytes((*head, size, 1))
+
+
+def add_fields(entry: dict[str, Any], fields: dict[str, object], clean: Callable[[Any, str], object]) -> None:
+    """Adds the ``fields`` of a log record that ``entry`` lacks. Numbers, ``None`` and short words go in as
+    they are, all other values as ``clean(value, name)``."""
+    for name, value in fields.items():
+        if name in entry:
+            continue
+        if type(value) is str:
+            plain = len(value) < SHORTEST_SECRET and _is_word(value) and marker_of_name(name) is None
+        else:
+            plain = value is None or type(value) is float or (type(value) is int and 0 <= value < 2**63)
+        entry[name] = value if plain else clean(value, name)
+
+
+def joined_fields(entry: dict[str, Any], left_out: Container[str], plain: Callable[[Any], str]) -> str:
+    """`` name=value`` for each field of ``entry`` that is neither ``None`` nor ``left_out``. Numbers and
+    words are written as they are, all other values as ``plain(value)``."""
+    text = ""
+    for name, value in entry.items():
+        if value is not None and name not in left_out:
+            as_it_is = type(value) is int or type(value) is float or (type(value) is str and _is_word(value))
+            text += f" {name}={value!s}" if as_it_is else f" {name}={plain(value)}"
+    return text
+
+
+def _is_word(text: str) -> bool:
+    return text.isascii() and text.isalnum()
 
 
 def keys_equal(a: bytes, b: bytes) -> bool:

@@ -1,5 +1,5 @@
-"""The functions of the wire that must be fast: splitting lines, encoding token frames and vectors, and
-comparing keys.
+"""The functions of the wire and of the log that must be fast: splitting lines, finding repeated names,
+encoding token frames and vectors, comparing keys, and writing the fields of log records.
 
 There are two implementations with the same names: ``_fastpath`` is compiled, and ``_purepath`` is plain
 Python. The docstrings of ``_purepath`` document both. The environment variable ``INFERD_IMPL`` selects ``c``
@@ -24,13 +24,16 @@ if TYPE_CHECKING or IMPLEMENTATION == "c":
         from inferd._fastpath import (
             MAX_FRAME_BYTES,
             LineSplitter,
+            add_fields,
             count_names,
             decode_utf8,
             escape_json,
             float_rows,
             frame_lines,
             is_utf8,
+            joined_fields,
             keys_equal,
+            may_repeat_a_name,
             set_aside,
             token_frame,
         )
@@ -43,13 +46,16 @@ else:
     from inferd._purepath import (
         MAX_FRAME_BYTES,
         LineSplitter,
+        add_fields,
         count_names,
         decode_utf8,
         escape_json,
         float_rows,
         frame_lines,
         is_utf8,
+        joined_fields,
         keys_equal,
+        may_repeat_a_name,
         set_aside,
         token_frame,
     )
@@ -58,13 +64,16 @@ __all__ = [
     "IMPLEMENTATION",
     "MAX_FRAME_BYTES",
     "LineSplitter",
+    "add_fields",
     "count_names",
     "decode_utf8",
     "escape_json",
     "float_rows",
     "frame_lines",
     "is_utf8",
+    "joined_fields",
     "keys_equal",
+    "may_repeat_a_name",
     "set_aside",
     "token_frame",
 ]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from inferd import _fastpath, _purepath
 from inferd.errors import FrameTooLarge, InferdError, MalformedFrame
 from inferd.serve.surfaces.v2 import FramedSurface
-from inferd.wire import attachments, framed
+from inferd.wire import attachments, framed, frames
 from tests.fuzz.test_v2_framing import FILE_CAP, exchange
 
 MAX = _purepath.MAX_FRAME_BYTES
@@ -118,6 +118,30 @@ NAMES = st.lists(
 @given(line=NAMES.map(b"".join))
 def test_both_parsers_count_names_alike(line: bytes) -> None:
     assert _fastpath.count_names(line) == _purepath.count_names(line)
+
+
+OBJECTS = st.recursive(
+    st.sampled_from([b"1", b"null", b'"a"', b'"\\\\"', b'"\\"a\\":"', b'"{"']),
+    lambda values: st.one_of(
+        st.lists(values, max_size=3).map(lambda items: b"[" + b",".join(items) + b"]"),
+        st.lists(st.tuples(st.sampled_from([b'"a"', b'"b" ', b'""', b'"\\u0061"']), values), max_size=3).map(
+            lambda items: b"{" + b",".join(name + b":" + value for name, value in items) + b"}"
+        ),
+    ),
+)
+
+
+@given(line=OBJECTS)
+def test_a_repeated_name_is_found(line: bytes) -> None:
+    def repeats(value: object) -> bool:
+        if isinstance(value, frames.Pairs):
+            names = [name for name, _ in value]
+            return len(names) > len(set(names)) or any(repeats(inner) for _, inner in value)
+        return isinstance(value, list) and any(map(repeats, value))
+
+    found = _fastpath.may_repeat_a_name(line)
+    assert found == _purepath.may_repeat_a_name(line)
+    assert found == (repeats(frames.pairs(line)) or b"u0061" in line)
 
 
 async def answers(pieces: list[bytes]) -> list[tuple[str, str]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import itertools
+import json
 import os
 import socket
 import subprocess
@@ -17,7 +18,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import orjson
 import pytest
@@ -402,6 +403,85 @@ class TestFrames:
             impl.escape_json(text)
         with pytest.raises(ValueError, match="surrogates"):
             impl.token_frame(b"p", text, b"s")
+
+
+@IMPLEMENTATIONS
+class TestNames:
+    @pytest.mark.parametrize(
+        "line",
+        [
+            b"",
+            b"{}",
+            b'{"a":{"a":{"a":1}},"b":[{"a":1},{"a":2}]}',
+            b'[{"a":1},{"a":2}]',
+            b'{"a":"a","b":"\\"a\\":","c":"{\\"a\\":1,\\"a\\":2}"}',
+            b'{"a":"\\\\","b":"\\\\\\"","aa":["a","a"],"A":1,"":2}',
+            json.dumps([{f"{i}": i for i in range(256)}] * 3).encode(),
+            b'{"a":' * 64 + b"1" + b"}" * 64,
+        ],
+    )
+    def test_none_is_repeated(self, impl: ModuleType, line: bytes) -> None:
+        assert not impl.may_repeat_a_name(line)
+
+    @pytest.mark.parametrize(
+        "line",
+        [
+            b'{"a":1,"a":1}',
+            b'{"a":{"b":{"c":1}},"a":1}',
+            b'[1,{"b":[{"a":1,"c":"\\"","a":2}]}]',
+            b'{"a" \t\r\n:1,"b":2,"a":1}',
+            b'{"":1,"":2}',
+        ],
+    )
+    def test_one_is_repeated(self, impl: ModuleType, line: bytes) -> None:
+        assert impl.may_repeat_a_name(line)
+
+    @pytest.mark.parametrize(
+        "line",
+        [
+            b'{"\\u0061":1}',
+            json.dumps({f"{i}": i for i in range(257)}).encode(),
+            b'{"a":' * 65 + b"1" + b"}" * 65,
+        ],
+        ids=["an escape", "many names", "many objects"],
+    )
+    def test_what_is_not_compared_may_repeat(self, impl: ModuleType, line: bytes) -> None:
+        assert impl.may_repeat_a_name(line)
+
+
+@IMPLEMENTATIONS
+class TestRecords:
+    FIELDS: ClassVar[dict[str, object]] = {
+        "none": None,
+        "float": 0.25,
+        "int": 3,
+        "large": 2**63,
+        "negative": -1,
+        "true": True,
+        "word": "mock1",
+        "empty": "",
+        "long": "abcdefghijk",
+        "accent": "\u00e9t\u00e9",
+        "spaced": "a b",
+        "token": "secret",
+        "list": [1],
+    }
+
+    def test_only_numbers_and_short_words_are_added_as_they_are(self, impl: ModuleType) -> None:
+        entry = {"int": 0}
+        impl.add_fields(entry, self.FIELDS, lambda value, name: (name, value))
+        cleaned = {"large", "negative", "true", "empty", "long", "accent", "spaced", "token", "list"}
+        assert {name for name, value in entry.items() if value == (name, self.FIELDS[name])} == cleaned
+        assert entry["int"] == 0
+        assert entry["none"] is None
+        assert (entry["float"], entry["word"]) == (0.25, "mock1")
+        assert list(entry) == ["int", *(name for name in self.FIELDS if name != "int")]
+
+    def test_only_numbers_and_words_are_joined_as_they_are(self, impl: ModuleType) -> None:
+        assert impl.joined_fields(self.FIELDS, {"spaced", "token"}, lambda value: f"<{value}>") == (
+            f" float=0.25 int=3 large={2**63} negative=-1 true=<True> word=mock1 empty=<>"
+            " long=abcdefghijk accent=<\u00e9t\u00e9> list=<[1]>"
+        )
 
 
 @IMPLEMENTATIONS

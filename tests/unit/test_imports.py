@@ -21,7 +21,7 @@ CYTHON = {".pyx", ".pxd", ".pxi"}
 FILES = sorted(file for file in SOURCE.rglob("*") if file.suffix in PYTHON | CYTHON)
 
 GROUND = {"collecting", "controls", "coredump", "errors", "log", "private"}
-FAST = {"fastpath", "_fastpath", "_purepath", "_json", "_text", "_floats", "_line_splitter"}
+FAST = {"fastpath", "_fastpath", "_purepath", "_json", "_text", "_floats", "_line_splitter", "_records"}
 BELOW_WIRE = GROUND | FAST | {"config", "sampling", "progress"}
 BELOW_SERVE = BELOW_WIRE | {"wire", "engine", "store"}
 BELOW_CLI = BELOW_SERVE | {"serve", "daemon", "client"}
@@ -33,11 +33,11 @@ ALLOWED: dict[str, set[str]] = {
     "controls": set(),
     "coredump": set(),
     "private": set(),
-    "log": {"controls", "errors", "private", "redaction"},
+    "log": {"controls", "errors", "fastpath", "private", "redaction"},
     "sampling": set(),
     "progress": set(),
     "config": GROUND,
-    **dict.fromkeys(FAST, GROUND | FAST),
+    **dict.fromkeys(FAST, {"errors", "redaction"} | FAST),
     "wire": BELOW_WIRE,
     "engine": BELOW_WIRE | {"redaction", "client"},
     "store": BELOW_WIRE,

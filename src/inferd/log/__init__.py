@@ -25,6 +25,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from inferd import fastpath
 from inferd.errors import ConfigError
 from inferd.log.file import FILE_NAME as FILE_NAME
 from inferd.log.file import FileSink
@@ -48,7 +49,6 @@ LEVELS: Mapping[str, int] = {
     "debug": DEBUG,
     "trace": TRACE,
 }
-_SMALL = 2**63
 _NAMES = {number: name for name, number in LEVELS.items()}
 
 Record = tuple[float, int, str, str, Mapping[str, object]]  # Unix time, level, component, message, fields
@@ -261,11 +261,7 @@ def _entry(record: Record) -> dict[str, Any]:
         "msg": _clean_name(msg),
     }
     try:
-        for name, value in fields.items():
-            if name not in entry:
-                # Most fields of a record are numbers or nothing, which go in as they are.
-                plain = value is None or type(value) is float or (type(value) is int and -1 < value < _SMALL)
-                entry[name] = value if plain else _clean(value, name)
+        fastpath.add_fields(entry, dict(fields), _clean)
     except Exception as error:  # a value that cannot be rendered must not end the log
         unwritable = {"event": msg, "reason": type(error).__name__}
         return _entry((created, ERROR, "log", "record_unwritable", unwritable))

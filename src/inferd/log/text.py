@@ -18,6 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, TextIO
 
+from inferd import fastpath
+
 MAX_KEPT = 4096
 """The number of events that may wait for a reader of stderr."""
 
@@ -133,9 +135,7 @@ def short_text(entry: Entry, colour: str | None = None) -> str:
     head = f"{entry['level'].upper():5}"
     if colour is not None:
         head = f"\x1b[{colour}m{head}\x1b[0m"
-    fields = "".join(
-        f" {name}={_plain(value)}" for name, value in entry.items() if name not in _HEAD and value is not None
-    )
+    fields = fastpath.joined_fields(dict(entry), _HEAD, _plain)
     msg = entry["msg"] if entry["msg"].isprintable() else repr(entry["msg"])
     return f"{entry['t']} {head} {entry['component']}: {msg}{fields}"
 
@@ -148,10 +148,6 @@ def _descriptor(stream: TextIO) -> int | None:
 
 
 def _plain(value: object) -> str:
-    if type(value) is str and value.isalnum():
-        return value
-    if type(value) is int or type(value) is float:
-        return repr(value)
     text = value if isinstance(value, str) else _json(value)
     return text if text.isprintable() and _WORD.fullmatch(text) else repr(text)
 

@@ -15,6 +15,7 @@ import msgspec
 import orjson
 
 from inferd.errors import DecodeError
+from inferd.fastpath import may_repeat_a_name
 from inferd.wire import attachments, frames, sampling
 from inferd.wire.attachments import Attachment
 from inferd.wire.frames import Pairs
@@ -181,7 +182,8 @@ def parse(line: bytes | memoryview, *, content_follows: bool = False) -> Request
         if known is None:
             raise
         request = frames.decode(_decoder, known)
-    _read_exactly(frames.pairs(raw), request)
+    if request.attachments or may_repeat_a_name(raw):
+        _read_exactly(frames.pairs(raw), request)
     for i, message in enumerate(request.messages):
         if message.role not in ROLES:
             where = f"$.messages[{i}].role"
